@@ -1,0 +1,78 @@
+//! The vsock socket the agent listens on.
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use crate::AGENT_PORT;
+
+/// How many connections may wait to be accepted.
+const BACKLOG: i32 = 64;
+
+/// A listening vsock socket that takes connections from the host only.
+///
+/// A guest with vsock's loopback transport could otherwise let any of its users ask the agent, which
+/// runs as root, to run a command.
+#[derive(Debug)]
+pub struct Listener {
+    socket: OwnedFd,
+}
+
+impl Listener {
+    /// Listens on [`AGENT_PORT`].
+    ///
+    /// # Errors
+    /// `EAFNOSUPPORT` where the kernel has no vsock; `EADDRINUSE` where an agent runs already.
+    pub fn bind() -> io::Result<Self> {
+        // SAFETY: a call without pointers.
+        let fd = check(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
+        // SAFETY: the descriptor is new and nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: all zeroes is a valid address.
+        let mut address: libc::sockaddr_vm = unsafe { MaybeUninit::zeroed().assume_init() };
+        address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+        address.svm_cid = libc::VMADDR_CID_ANY;
+        address.svm_port = AGENT_PORT;
+        // SAFETY: the address is a whole `sockaddr_vm`, and its length is given.
+        check(unsafe { libc::bind(fd, (&raw const address).cast(), size_of::<libc::sockaddr_vm>() as libc::socklen_t) })?;
+        // SAFETY: a call without pointers.
+        check(unsafe { libc::listen(fd, BACKLOG) })?;
+        Ok(Self { socket })
+    }
+
+    /// Waits for a connection. `None` for one that is not from the host, or was gone again.
+    ///
+    /// # Errors
+    /// Where no connection can be taken, for now or for ever.
+    pub fn accept(&self) -> io::Result<Option<OwnedFd>> {
+        // SAFETY: all zeroes is a valid address.
+        let mut address: libc::sockaddr_vm = unsafe { MaybeUninit::zeroed().assume_init() };
+        let mut length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+        // SAFETY: `address` has room for `length` bytes.
+        let fd = unsafe {
+            libc::accept4(self.socket.as_raw_fd(), (&raw mut address).cast(), &raw mut length, libc::SOCK_CLOEXEC)
+        };
+        match check(fd) {
+            Ok(fd) => {
+                // SAFETY: the descriptor is new and nobody else's.
+                let connection = unsafe { OwnedFd::from_raw_fd(fd) };
+                Ok((address.svm_cid == libc::VMADDR_CID_HOST).then_some(connection))
+            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::ECONNABORTED | libc::ECONNRESET)) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl AsFd for Listener {
+    /// Readable when a connection waits.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn check(outcome: libc::c_int) -> io::Result<libc::c_int> {
+    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(outcome) }
+}

@@ -1,0 +1,139 @@
+//! The guest's end: serves connections from the host, one operation each.
+//!
+//! [`Agent::serve`] takes any connected stream socket and returns when it is done with it; whoever
+//! accepts connections gives each a thread of its own. A fault on a connection ends that connection.
+//! The agent trusts the host, which owns the guest anyway; it accepts nobody else (see [`Listener`]).
+
+mod children;
+mod environment;
+mod exec;
+mod listener;
+mod spawn;
+mod start;
+mod system;
+mod users;
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+pub use children::{Child, Children};
+pub use environment::{PATH, for_user as environment_for};
+pub use listener::Listener;
+pub use spawn::{Program, Stdio, spawn};
+pub use users::User;
+
+use crate::protocol::{Connection, ProtocolError, ToGuest, ToHost};
+use crate::tree::{self, Entry, TreeError, TreeWriter};
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct Agent {
+    /// The commands that run, and who takes their exit status.
+    pub children: Children,
+    is_init: bool,
+}
+
+impl Agent {
+    /// An agent; `is_init` where this process is the guest's first one, which adopts orphans and
+    /// is asked, by its signals, to stop the guest.
+    #[must_use]
+    pub fn new(is_init: bool) -> Self {
+        Self { children: Children::new(is_init), is_init }
+    }
+
+    /// Serves one connection to its end.
+    ///
+    /// # Errors
+    /// What was wrong with the connection. The other end has been told, where it could be.
+    pub fn serve(&self, socket: OwnedFd) -> Result<(), ProtocolError> {
+        let mut connection = Connection::new(socket);
+        let outcome = connection.greet().and_then(|()| self.operate(&mut connection));
+        match &outcome {
+            // Nobody is there to be told.
+            Ok(()) | Err(ProtocolError::Closed | ProtocolError::Truncated | ProtocolError::Io(_)) => {}
+            Err(error) => {
+                let _ = connection.writer.send(&ToHost::Failed(error.to_string()));
+            }
+        }
+        outcome
+    }
+
+    fn operate(&self, connection: &mut Connection) -> Result<(), ProtocolError> {
+        let request = match connection.reader.receive() {
+            // A host that only looks whether the agent is there.
+            Err(ProtocolError::Closed) => return Ok(()),
+            request => request?,
+        };
+        match request {
+            ToGuest::Ping => connection.writer.send(&ToHost::Pong(system::facts(self.is_init))),
+            ToGuest::Exec(request) => exec::run(&self.children, connection, &request),
+            ToGuest::Write { destination } => write_tree(connection, &from_home(&destination)),
+            ToGuest::Read { source } => read_tree(connection, &from_home(&source)),
+            ToGuest::Sync => {
+                rustix::fs::sync();
+                connection.writer.send(&ToHost::Done)
+            }
+            ToGuest::SetHostname(name) => connection.writer.send(&match system::set_hostname(&name) {
+                Ok(()) => ToHost::Done,
+                Err(error) => ToHost::Failed(format!("cannot set the host name to {name:?}: {error}")),
+            }),
+            ToGuest::Shutdown { reboot } => {
+                // Before it begins: afterwards there may be nobody to answer.
+                connection.writer.send(&ToHost::Done)?;
+                system::shut_down(&self.children, self.is_init, reboot);
+                Ok(())
+            }
+            ToGuest::Stdin(_)
+            | ToGuest::StdinEnd
+            | ToGuest::Resize(_)
+            | ToGuest::Signal(_)
+            | ToGuest::OutputClosed(_)
+            | ToGuest::Tree(_) => Err(ProtocolError::Unexpected("it belongs to no request")),
+        }
+    }
+}
+
+/// A path of the host's for this guest: a relative one starts at the agent's home, as scp's do.
+fn from_home(path: &OsStr) -> PathBuf {
+    Path::new(&User::own().home).join(path)
+}
+
+fn write_tree(connection: &mut Connection, destination: &Path) -> Result<(), ProtocolError> {
+    let mut tree = TreeWriter::new(destination);
+    while !tree.is_complete() {
+        let ToGuest::Tree(entry) = connection.reader.receive()? else {
+            return Err(ProtocolError::Unexpected("not part of a tree"));
+        };
+        if let Err(error) = tree.accept(entry) {
+            connection.writer.send(&ToHost::Failed(error.to_string()))?;
+            return pass_over_tree(connection);
+        }
+    }
+    connection.writer.send(&ToHost::Copied(tree.summary()))
+}
+
+/// Reads on until the host has seen the answer and leaves: to close earlier could cost it the answer.
+fn pass_over_tree(connection: &mut Connection) -> Result<(), ProtocolError> {
+    loop {
+        match connection.reader.receive() {
+            Ok(ToGuest::Tree(Entry::End)) | Err(ProtocolError::Closed) => return Ok(()),
+            Ok(_) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn read_tree(connection: &mut Connection, source: &Path) -> Result<(), ProtocolError> {
+    let writer = &mut connection.writer;
+    let sent = tree::send(source, &mut |entry| {
+        writer.queue(&ToHost::Tree(entry))?;
+        // Small entries share a system call.
+        if writer.pending() >= crate::protocol::MAX_DATA { Ok(writer.flush()?) } else { Ok(()) }
+    });
+    match sent {
+        Ok(()) => writer.flush(),
+        Err(TreeError::Stream(error)) => Err(error),
+        Err(error) => writer.send(&ToHost::Failed(error.to_string())),
+    }
+}

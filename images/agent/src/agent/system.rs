@@ -1,0 +1,68 @@
+//! What concerns the guest as a whole: its facts, its name, its end.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Signal, getpid, kill_process};
+use rustix::system::RebootCommand;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::children::Children;
+use super::environment::{self, Lookup, look_up};
+use super::spawn::{Program, Stdio, spawn};
+use super::users::User;
+use crate::protocol::{ExitStatus, Facts};
+
+/// What the guest tells about itself.
+pub fn facts(is_init: bool) -> Facts {
+    let uptime = clock_gettime(ClockId::Boottime);
+    Facts {
+        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        uptime: Duration::new(uptime.tv_sec.try_into().unwrap_or(0), uptime.tv_nsec.try_into().unwrap_or(0)),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        is_init,
+    }
+}
+
+/// Sets the kernel's host name.
+pub fn set_hostname(name: &str) -> io::Result<()> {
+    Ok(rustix::system::sethostname(name.as_bytes())?)
+}
+
+/// Begins to stop the guest.
+///
+/// The first process takes the same way as for busybox's `reboot` and `poweroff`: a signal to
+/// itself, which its main thread acts on. Another guest's own service manager is asked; where none
+/// answers, file systems are synced and the machine stopped as it is.
+pub fn shut_down(children: &Children, is_init: bool, reboot: bool) {
+    if is_init {
+        let _ = kill_process(getpid(), if reboot { Signal::TERM } else { Signal::USR2 });
+        return;
+    }
+    let verb = if reboot { "reboot" } else { "poweroff" };
+    if run(children, &["systemctl", verb]) || run(children, &[verb]) {
+        return;
+    }
+    rustix::fs::sync();
+    let _ = rustix::system::reboot(if reboot { RebootCommand::Restart } else { RebootCommand::PowerOff });
+}
+
+/// Runs a command of the system without input or output; whether it succeeded.
+fn run(children: &Children, argv: &[&str]) -> bool {
+    let started = (|| -> io::Result<_> {
+        let Lookup::Found(path) = look_up(argv[0].as_ref(), environment::PATH.as_ref()) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let program = Program {
+            path: std::ffi::CString::new(path.into_encoded_bytes())?,
+            argv: argv.iter().map(|word| std::ffi::CString::new(*word)).collect::<Result<_, _>>()?,
+            env: environment::to_c_strings(environment::for_user(&User::own()))?,
+            cwd: None,
+        };
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        children.spawn(|| spawn(&program, Stdio::Descriptors([null.as_fd(); 3])))
+    })();
+    started.is_ok_and(|child| children.reap(child) == ExitStatus::Exited(0))
+}

@@ -1,0 +1,112 @@
+//! The guest's users, read from `/etc/passwd` and `/etc/group` by hand.
+//!
+//! The C library's look-ups load modules at run time, which a static binary cannot; local files are
+//! what a guest's image comes with.
+
+use std::fs;
+
+/// One line of `/etc/passwd`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// Its name.
+    pub name: String,
+    /// User id.
+    pub uid: u32,
+    /// Primary group id.
+    pub gid: u32,
+    /// Home directory.
+    pub home: String,
+    /// Login shell.
+    pub shell: String,
+}
+
+impl User {
+    /// The user this process runs as. For root it is known without a look at a file.
+    #[must_use]
+    pub fn own() -> Self {
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let unnamed = |name: &str, home: &str| Self {
+            name: name.to_owned(),
+            uid,
+            gid,
+            home: home.to_owned(),
+            shell: "/bin/sh".to_owned(),
+        };
+        if uid == 0 {
+            return unnamed("root", "/root");
+        }
+        find(&read("/etc/passwd"), |user| user.uid == uid).unwrap_or_else(|| unnamed("", "/"))
+    }
+
+    /// The user with this name, or with this number.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let passwd = read("/etc/passwd");
+        find(&passwd, |user| user.name == name)
+            .or_else(|| name.parse().ok().and_then(|uid| find(&passwd, |user| user.uid == uid)))
+    }
+
+    /// The ids of all groups the user is in.
+    #[must_use]
+    pub fn groups(&self) -> Vec<u32> {
+        groups_of(self, &read("/etc/group"))
+    }
+}
+
+fn read(path: &str) -> String {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+fn find(passwd: &str, is_it: impl Fn(&User) -> bool) -> Option<User> {
+    passwd.lines().filter_map(parse_user).find(is_it)
+}
+
+/// `name:password:uid:gid:comment:home:shell`, as passwd(5) has it.
+fn parse_user(line: &str) -> Option<User> {
+    let mut fields = line.split(':');
+    let name = fields.next().filter(|name| !name.is_empty())?.to_owned();
+    let uid = fields.nth(1)?.parse().ok()?;
+    let gid = fields.next()?.parse().ok()?;
+    let or = |field: Option<&str>, default: &str| match field {
+        Some(text) if !text.is_empty() => text.to_owned(),
+        _ => default.to_owned(),
+    };
+    let home = or(fields.nth(1), "/");
+    let shell = or(fields.next(), "/bin/sh");
+    Some(User { name, uid, gid, home, shell })
+}
+
+/// `name:password:gid:member,member`, as group(5) has it.
+fn groups_of(user: &User, group: &str) -> Vec<u32> {
+    let mut groups = vec![user.gid];
+    for line in group.lines() {
+        let mut fields = line.split(':');
+        let (Some(gid), Some(members)) = (fields.nth(2).and_then(|gid| gid.parse().ok()), fields.next()) else {
+            continue;
+        };
+        if members.split(',').any(|member| member == user.name) && !groups.contains(&gid) {
+            groups.push(gid);
+        }
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nbroken:x\nadmin:x:1000:1000:,,,:/home/admin:\n";
+    const GROUP: &str = "root:x:0:\nsudo:x:27:other,admin\nadmin:x:1000:admin\nbad:x:y:admin\n";
+
+    #[test]
+    fn a_user_is_found_past_broken_lines() {
+        let user = find(PASSWD, |user| user.name == "admin").expect("there");
+        assert_eq!((user.uid, user.home.as_str(), user.shell.as_str()), (1000, "/home/admin", "/bin/sh"));
+    }
+
+    #[test]
+    fn groups_are_the_primary_one_and_the_memberships() {
+        let user = find(PASSWD, |user| user.uid == 1000).expect("there");
+        assert_eq!(groups_of(&user, GROUP), [1000, 27]);
+    }
+}

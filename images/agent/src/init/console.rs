@@ -1,0 +1,53 @@
+//! A shell on the serial console, for a guest started with `wisp.console=shell`.
+
+use std::ffi::CString;
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use wisp_agent::agent::{Agent, Program, Stdio, User, environment_for, spawn};
+
+const TERMINAL: &std::ffi::CStr = c"/dev/ttyS0";
+
+/// A shell that ends sooner was not ended by a person.
+const SHORT: Duration = Duration::from_secs(1);
+
+/// So many of those in a row, and it is given up: the terminal or the shell is broken.
+const SHORT_LIVES: u32 = 3;
+
+/// Keeps a shell on the console: a new one whenever the last has ended.
+pub fn keep_shell(agent: &'static Agent) {
+    let started = thread::Builder::new().name("console".into()).spawn(move || {
+        let mut short = 0;
+        while short < SHORT_LIVES {
+            let began = Instant::now();
+            if let Err(error) = run_shell(agent) {
+                eprintln!("wisp-init: no shell on the console: {error}");
+                return;
+            }
+            short = if began.elapsed() < SHORT { short + 1 } else { 0 };
+        }
+        eprintln!("wisp-init: no more shells on the console: the last {SHORT_LIVES} ended at once");
+    });
+    if let Err(error) = started {
+        eprintln!("wisp-init: no shell on the console: {error}");
+    }
+}
+
+/// Runs a login shell to its end.
+fn run_shell(agent: &Agent) -> io::Result<()> {
+    let mut env: Vec<CString> = environment_for(&User::own())
+        .into_iter()
+        .map(|(name, value)| CString::new([name.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat()))
+        .collect::<Result<_, _>>()?;
+    env.push(c"TERM=vt102".into());
+    let shell = Program {
+        path: c"/bin/sh".into(),
+        argv: vec![c"/bin/sh".into(), c"-l".into()],
+        env,
+        cwd: None,
+    };
+    let child = agent.children.spawn(|| spawn(&shell, Stdio::Terminal(TERMINAL)))?;
+    agent.children.reap(child);
+    Ok(())
+}

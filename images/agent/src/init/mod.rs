@@ -1,0 +1,86 @@
+//! Process 1 of a guest.
+//!
+//! [`run`] reads as the order of things: say that user space runs, listen, say that the agent is
+//! ready; then mount, name and wire up what commands expect, while the host's first connection
+//! already waits in the listener's queue; then serve. So a command never runs before all is mounted.
+
+mod command_line;
+mod console;
+mod mounts;
+mod network;
+mod signals;
+mod standard;
+mod stop;
+
+use std::fs;
+
+use wisp_agent::agent::{Agent, Listener};
+use wisp_agent::{AGENT_PORT, MARK_AGENT_READY, MARK_INIT_STARTED};
+
+pub use signals::Signals;
+
+use self::command_line::CommandLine;
+use crate::boot_timer::BootTimer;
+use crate::serve;
+
+/// Runs the guest, until it is stopped.
+pub fn run() -> ! {
+    let mut timer = BootTimer::open();
+    if timer.is_none() {
+        mounts::mount_devices();
+        timer = BootTimer::open();
+    }
+    if let Some(timer) = &timer {
+        timer.mark(MARK_INIT_STARTED);
+    }
+    let timer = standard::keep_clear_of(timer);
+
+    let listener = Listener::bind();
+    if let (Ok(_), Some(timer)) = (&listener, &timer) {
+        timer.mark(MARK_AGENT_READY);
+    }
+    drop(timer);
+
+    // Before any thread, which inherits what is blocked.
+    let signals = Signals::take_over();
+    mounts::mount_all();
+    let command_line = CommandLine::read();
+    set_hostname(&command_line);
+    if let Err(errno) = network::bring_up_loopback() {
+        eprintln!("wisp-init: cannot bring up lo: {errno}");
+    }
+    let agent = Box::leak(Box::new(Agent::new(true)));
+    if command_line.console_shell {
+        console::keep_shell(agent);
+    }
+    match &listener {
+        Ok(_) => eprintln!("wisp-init: ready, agent on vsock port {AGENT_PORT}"),
+        Err(error) => eprintln!("wisp-init: ready, without an agent: cannot listen on vsock port {AGENT_PORT}: {error}"),
+    }
+
+    match signals {
+        Ok(mut signals) => {
+            serve::run(agent, listener.as_ref().ok(), Some(&mut signals));
+            stop::stop(agent, &mut signals)
+        }
+        // Nothing can be reaped or stopped; what there is can still be served.
+        Err(error) => {
+            eprintln!("wisp-init: cannot take signals: {error}");
+            serve::run(agent, listener.as_ref().ok(), None);
+            stop::power_off(signals::Ending::PowerOff)
+        }
+    }
+}
+
+/// The name from the kernel's command line, else from `/etc/hostname`, else `wisp`.
+fn set_hostname(command_line: &CommandLine) {
+    let name = command_line
+        .hostname
+        .clone()
+        .or_else(|| fs::read_to_string("/etc/hostname").ok().map(|text| text.trim().to_owned()))
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "wisp".to_owned());
+    if let Err(errno) = rustix::system::sethostname(name.as_bytes()) {
+        eprintln!("wisp-init: cannot set the host name to {name:?}: {errno}");
+    }
+}

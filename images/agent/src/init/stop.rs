@@ -1,0 +1,69 @@
+//! The orderly end: every process gets the time it needs, within bounds, and every disk is clean.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use rustix::system::RebootCommand;
+use wisp_agent::agent::Agent;
+use wisp_agent::poll::{Interest, poll};
+
+use super::mounts;
+use super::signals::{Ending, Signals};
+
+/// How long processes have after SIGTERM. Most are gone at once, and then nothing is waited for.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How long the kernel has to end them after SIGKILL; one stuck on a dead disk is left behind.
+const KILL_GRACE: Duration = Duration::from_secs(1);
+
+/// Stops all processes and the machine.
+pub fn stop(agent: &Agent, signals: &mut Signals) -> ! {
+    agent.children.stop();
+    signal_all(Signal::TERM);
+    // A stopped process gets the first signal when it goes on.
+    signal_all(Signal::CONT);
+    if !wait_until_all_are_gone(agent, signals, GRACE) {
+        signal_all(Signal::KILL);
+        wait_until_all_are_gone(agent, signals, KILL_GRACE);
+    }
+    rustix::fs::sync();
+    mounts::unmount_disks();
+    power_off(signals.ending())
+}
+
+/// Ends the machine as it is.
+pub fn power_off(ending: Ending) -> ! {
+    let command = match ending {
+        Ending::PowerOff => RebootCommand::PowerOff,
+        Ending::Restart => RebootCommand::Restart,
+    };
+    if let Err(errno) = rustix::system::reboot(command) {
+        eprintln!("wisp-init: cannot stop the machine: {errno}");
+    }
+    // Process 1 must not end: the kernel would panic.
+    loop {
+        std::thread::park();
+    }
+}
+
+fn signal_all(signal: Signal) {
+    // SAFETY: a call without pointers; -1 means every process but this one (and the kernel's threads).
+    unsafe { libc::kill(-1, signal.as_raw()) };
+}
+
+/// Reaps until no child is left, orphans of all kinds included, or until the time is up.
+fn wait_until_all_are_gone(agent: &Agent, signals: &mut Signals, within: Duration) -> bool {
+    let deadline = Instant::now() + within;
+    loop {
+        // The answer to another signal stands already: the guest is ending.
+        let _ = signals.act(agent);
+        if !agent.children.reap_orphans() {
+            return true;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || poll([Some((signals.as_fd(), Interest::Read))], Some(left)).is_err() {
+            return false;
+        }
+    }
+}

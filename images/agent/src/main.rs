@@ -1,0 +1,84 @@
+//! `wisp-init`: the first process of a Wisp guest, and its agent.
+//!
+//! As process 1 it is a whole init: it mounts the kernel's file systems, serves the host over vsock,
+//! reaps orphans and stops the machine (see [`init`]). In a guest with an init of its own it runs as
+//! `wisp-init --agent`, started by that init, and only serves.
+//!
+//! Under software KVM each system call before the agent is ready costs a good part of a millisecond of
+//! boot. Hence no Rust runtime (`no_main`: no handlers, no signal stack), one malloc arena, and an
+//! order of work in which what the host waits for comes first.
+
+#![cfg_attr(not(test), no_main)]
+#![cfg_attr(test, allow(dead_code, reason = "the entry is not built for tests"))]
+
+mod boot_timer;
+mod init;
+mod serve;
+
+use wisp_agent::agent::{Agent, Listener};
+use wisp_agent::{AGENT_PORT, MARK_AGENT_READY};
+
+use crate::boot_timer::BootTimer;
+
+const USAGE: &str = "\
+wisp-init: the first process of a Wisp guest, and its agent
+
+  wisp-init              as process 1: bring the guest up and serve the host
+  wisp-init --agent      serve the host, in a guest with an init of its own
+  wisp-init --version    print the version";
+
+/// The C library's entry, in place of Rust's.
+#[cfg(not(test))]
+#[unsafe(no_mangle)]
+pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) -> libc::c_int {
+    prepare();
+    // The kernel gives process 1 its own command line's words; none of them concerns us.
+    if rustix::process::getpid().as_raw_nonzero().get() == 1 {
+        init::run();
+    }
+    run_as_command(std::env::args().nth(1).as_deref())
+}
+
+/// What Rust's runtime would have done, as far as it is wanted.
+#[cfg(not(test))]
+fn prepare() {
+    // SAFETY: no thread runs yet; the values are ones these calls take.
+    unsafe {
+        // Each thread would reserve an arena of its own, by four system calls.
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Runs in a guest with another init; returns the exit code.
+fn run_as_command(argument: Option<&str>) -> libc::c_int {
+    match argument {
+        Some("--agent") => run_as_agent(),
+        Some("--version") => {
+            println!("wisp-init {}", env!("CARGO_PKG_VERSION"));
+            0
+        }
+        Some("--help") => {
+            println!("{USAGE}");
+            0
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            2
+        }
+    }
+}
+
+fn run_as_agent() -> libc::c_int {
+    match Listener::bind() {
+        Ok(listener) => {
+            if let Some(timer) = BootTimer::open() {
+                timer.mark(MARK_AGENT_READY);
+            }
+            serve::run(Box::leak(Box::new(Agent::new(false))), Some(&listener), None)
+        }
+        Err(error) => {
+            eprintln!("wisp-init: cannot listen on vsock port {AGENT_PORT}: {error}");
+            1
+        }
+    }
+}

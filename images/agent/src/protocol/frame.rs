@@ -1,0 +1,203 @@
+//! A frame: a little-endian u32 length, then that many bytes, which are one message in postcard's encoding.
+//!
+//! The length is checked against [`MAX_FRAME`] before anything is allocated for it, and a frame must
+//! be its message to the last byte. Neither end trusts the other here: every fault is an error that
+//! ends one connection.
+
+use std::io;
+use std::ops::Range;
+
+use postcard::ser_flavors::Flavor;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The most bytes one data frame carries.
+pub const MAX_DATA: usize = 64 * 1024;
+
+/// The longest frame, without its length: a full data frame and room for its header.
+pub const MAX_FRAME: usize = MAX_DATA + 1024;
+
+/// The bytes of the length that precedes a frame.
+pub const LENGTH_BYTES: usize = 4;
+
+/// What can be wrong with a connection or with what arrived on it.
+#[derive(Debug, Error)]
+pub enum ProtocolError {
+    /// A frame is longer than either end may send.
+    #[error("a frame of {length} bytes is longer than the limit of {MAX_FRAME}")]
+    TooLong {
+        /// The length announced.
+        length: usize,
+    },
+    /// A message to send would not fit into a frame.
+    #[error("the request does not fit into a frame of {MAX_FRAME} bytes")]
+    RequestTooLong,
+    /// A frame does not hold a message, or something behind it.
+    #[error("malformed frame: {0}")]
+    Malformed(postcard::Error),
+    /// A frame that does not belong here.
+    #[error("unexpected frame: {0}")]
+    Unexpected(&'static str),
+    /// The stream ended within a frame.
+    #[error("the connection ended within a frame")]
+    Truncated,
+    /// The stream ended where a frame was due.
+    #[error("the connection was closed by the other end")]
+    Closed,
+    /// The two ends speak different versions.
+    #[error("the other end speaks protocol version {theirs}, this one {ours}")]
+    VersionMismatch {
+        /// This end's version.
+        ours: u32,
+        /// The other end's.
+        theirs: u32,
+    },
+    /// Reading or writing failed.
+    #[error("connection: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<rustix::io::Errno> for ProtocolError {
+    fn from(errno: rustix::io::Errno) -> Self {
+        Self::Io(errno.into())
+    }
+}
+
+/// Appends `message` to `output` as one frame; a message that is too long leaves `output` as it was.
+///
+/// # Errors
+/// [`ProtocolError::RequestTooLong`].
+pub fn encode<M: Serialize>(message: &M, output: &mut Vec<u8>) -> Result<(), ProtocolError> {
+    let start = output.len();
+    output.extend_from_slice(&[0; LENGTH_BYTES]);
+    let flavor = Limited { limit: start + LENGTH_BYTES + MAX_FRAME, output };
+    if postcard::serialize_with_flavor(message, flavor).is_err() {
+        output.truncate(start);
+        return Err(ProtocolError::RequestTooLong);
+    }
+    let length = output.len() - start - LENGTH_BYTES;
+    let length = u32::try_from(length).map_err(|_| ProtocolError::RequestTooLong)?;
+    output[start..start + LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+    Ok(())
+}
+
+/// Decodes the bytes of one frame (without the length).
+///
+/// # Errors
+/// [`ProtocolError::Malformed`] where the bytes are not one message, or one and more.
+pub fn decode<'a, M: Deserialize<'a>>(frame: &'a [u8]) -> Result<M, ProtocolError> {
+    let (message, rest) = postcard::take_from_bytes(frame).map_err(ProtocolError::Malformed)?;
+    if rest.is_empty() { Ok(message) } else { Err(ProtocolError::Malformed(postcard::Error::DeserializeBadEncoding)) }
+}
+
+/// Where the first frame in `bytes` lies: `Ok(Ok(range))` once it is complete, else `Ok(Err(n))`,
+/// where `n` is how many bytes the whole frame, or its length, needs.
+///
+/// # Errors
+/// [`ProtocolError::TooLong`].
+pub fn locate(bytes: &[u8]) -> Result<Result<Range<usize>, usize>, ProtocolError> {
+    let Some(length) = bytes.first_chunk::<LENGTH_BYTES>() else {
+        return Ok(Err(LENGTH_BYTES));
+    };
+    let length = u32::from_le_bytes(*length) as usize;
+    if length > MAX_FRAME {
+        return Err(ProtocolError::TooLong { length });
+    }
+    let end = LENGTH_BYTES + length;
+    Ok(if bytes.len() < end { Err(end) } else { Ok(LENGTH_BYTES..end) })
+}
+
+/// A vector that takes no more bytes than `limit` in all.
+struct Limited<'a> {
+    output: &'a mut Vec<u8>,
+    limit: usize,
+}
+
+impl Flavor for Limited<'_> {
+    type Output = ();
+
+    fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
+        if data.len() > self.limit - self.output.len() {
+            return Err(postcard::Error::SerializeBufferFull);
+        }
+        self.output.extend_from_slice(data);
+        Ok(())
+    }
+
+    fn try_push(&mut self, data: u8) -> postcard::Result<()> {
+        self.try_extend(&[data])
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::{Bytes, ExecRequest, ToGuest, ToHost};
+
+    fn round_trip(message: &ToGuest<'_>) {
+        let mut bytes = Vec::new();
+        encode(message, &mut bytes).expect("fits");
+        let range = locate(&bytes).expect("short enough").expect("complete");
+        assert_eq!(range.end, bytes.len());
+        assert_eq!(&decode::<ToGuest<'_>>(&bytes[range]).expect("decodes"), message);
+    }
+
+    #[test]
+    fn a_full_data_frame_fits() {
+        round_trip(&ToGuest::Stdin(Bytes(&[7; MAX_DATA])));
+    }
+
+    #[test]
+    fn a_request_that_is_too_long_leaves_the_output_as_it_was() {
+        let request = ExecRequest { argv: vec![OsString::from("x".repeat(MAX_FRAME))], ..Default::default() };
+        let mut output = b"before".to_vec();
+        let error = encode(&ToGuest::Exec(request), &mut output).expect_err("too long");
+        assert!(matches!(error, ProtocolError::RequestTooLong));
+        assert_eq!(output, b"before");
+    }
+
+    #[test]
+    fn a_length_over_the_limit_is_refused_from_its_four_bytes() {
+        assert!(matches!(locate(&u32::MAX.to_le_bytes()), Err(ProtocolError::TooLong { .. })));
+    }
+
+    #[test]
+    fn bytes_behind_a_message_are_refused() {
+        let mut bytes = Vec::new();
+        encode(&ToGuest::Ping, &mut bytes).expect("fits");
+        bytes.push(0);
+        assert!(decode::<ToGuest<'_>>(&bytes[LENGTH_BYTES..]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2048)) {
+            let _ = locate(&bytes);
+            let _ = decode::<ToGuest<'_>>(&bytes);
+            let _ = decode::<ToHost<'_>>(&bytes);
+        }
+
+        #[test]
+        fn requests_survive_the_way(
+            argv in proptest::collection::vec("[ -~]{0,20}", 0..8),
+            env in proptest::collection::vec(("[A-Z]{1,8}", "[ -~]{0,20}"), 0..8),
+            user in proptest::option::of("[a-z]{1,8}"),
+        ) {
+            round_trip(&ToGuest::Exec(ExecRequest {
+                argv: argv.into_iter().map(Into::into).collect(),
+                env: env.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+                cwd: None,
+                terminal: None,
+                user,
+            }));
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The main thread's loop: takes connections, gives each a thread, and acts on signals.
+
+use std::ops::ControlFlow;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use wisp_agent::agent::{Agent, Listener};
+use wisp_agent::poll::{Interest, poll};
+use wisp_agent::protocol::ProtocolError;
+
+use crate::init::Signals;
+
+/// How many connections are served at once; each may hold a few descriptors and a thread.
+const MAX_SESSIONS: usize = 64;
+
+/// A session's stack: a tree of the greatest depth fits. Pages not touched cost nothing.
+const STACK_BYTES: usize = 512 * 1024;
+
+/// How long to leave the listener alone when no connection can be taken (no descriptors, no memory).
+const RECOVERY: Duration = Duration::from_secs(1);
+
+/// Serves until a signal's action asks to stop, or for ever; returns the exit code.
+///
+/// Without a listener only signals are acted on; without signals, only connections.
+pub fn run(agent: &'static Agent, listener: Option<&Listener>, signals: Option<&mut Signals>) -> libc::c_int {
+    // A command that closed its input shows as an error of the write.
+    // SAFETY: the disposition is one this call takes, and no handler is involved.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    let mut signals = signals;
+    let mut recovering = false;
+    loop {
+        let slots = [
+            listener.filter(|_| !recovering).map(|listener| (listener.as_fd(), Interest::Read)),
+            signals.as_ref().map(|signals| (signals.as_fd(), Interest::Read)),
+        ];
+        let ready = match poll(slots, recovering.then_some(RECOVERY)) {
+            Ok(ready) => ready,
+            Err(error) => {
+                eprintln!("wisp-init: poll: {error}");
+                return 1;
+            }
+        };
+        recovering = false;
+        if ready[1].read
+            && let Some(signals) = signals.as_deref_mut()
+            && let ControlFlow::Break(()) = signals.act(agent)
+        {
+            return 0;
+        }
+        if ready[0].read
+            && let Some(listener) = listener
+        {
+            recovering = take_connection(agent, listener).is_err();
+        }
+    }
+}
+
+static SESSIONS: AtomicUsize = AtomicUsize::new(0);
+
+fn take_connection(agent: &'static Agent, listener: &Listener) -> std::io::Result<()> {
+    let Some(socket) = listener.accept()? else { return Ok(()) };
+    if SESSIONS.load(Ordering::Relaxed) >= MAX_SESSIONS {
+        eprintln!("wisp-init: refused a connection: {MAX_SESSIONS} are being served");
+        return Ok(());
+    }
+    SESSIONS.fetch_add(1, Ordering::Relaxed);
+    let session = thread::Builder::new().name("session".into()).stack_size(STACK_BYTES).spawn(move || {
+        match agent.serve(socket) {
+            // The host went away, which it may at any time.
+            Ok(()) | Err(ProtocolError::Closed | ProtocolError::Truncated | ProtocolError::Io(_)) => {}
+            Err(error) => eprintln!("wisp-init: closed a connection: {error}"),
+        }
+        SESSIONS.fetch_sub(1, Ordering::Relaxed);
+    });
+    if session.is_err() {
+        SESSIONS.fetch_sub(1, Ordering::Relaxed);
+    }
+    session.map(drop)
+}

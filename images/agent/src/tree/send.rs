@@ -1,0 +1,122 @@
+//! The sending end: a walk through a file or a directory.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::buffer::spare_capacity;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+
+use super::{Attributes, Entry, MAX_DEPTH, TreeError};
+use crate::protocol::{Bytes, MAX_DATA};
+
+/// Hands the entries of the file or directory at `source` to `emit`, [`Entry::End`] last.
+///
+/// `source` itself may be a symbolic link, which is followed; links inside a directory are sent as links.
+///
+/// # Errors
+/// The first thing that cannot be read, or what `emit` returned.
+pub fn send(source: &Path, emit: &mut dyn FnMut(Entry<'_>) -> Result<(), TreeError>) -> Result<(), TreeError> {
+    let name = own_name(source)?;
+    let stat = rustix::fs::stat(source).map_err(TreeError::io("read", source))?;
+    let mut walk = Walk { emit, path: source.to_owned(), depth: 0, buffer: Vec::new() };
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => walk.file(CWD, source.as_os_str(), name, OFlags::empty())?,
+        FileType::Directory => {
+            let fd = walk.open(CWD, source.as_os_str(), OFlags::DIRECTORY)?;
+            walk.directory(fd, name)?;
+        }
+        _ => return Err(TreeError::NotCopyable(source.to_owned())),
+    }
+    (walk.emit)(Entry::End)
+}
+
+/// The name `source` goes under; `.` and `..` go under the name of what they stand for.
+fn own_name(source: &Path) -> Result<OsString, TreeError> {
+    if let Some(name) = source.file_name()
+        && !source.as_os_str().as_bytes().ends_with(b"/.")
+    {
+        return Ok(name.to_owned());
+    }
+    let real = std::fs::canonicalize(source)
+        .map_err(|error| TreeError::Io { action: "read", path: source.to_owned(), source: error })?;
+    real.file_name().map(OsStr::to_owned).ok_or(TreeError::NoName(real))
+}
+
+struct Walk<'a> {
+    emit: &'a mut dyn FnMut(Entry<'_>) -> Result<(), TreeError>,
+    /// Where the walk is, for messages.
+    path: PathBuf,
+    depth: usize,
+    buffer: Vec<u8>,
+}
+
+impl Walk<'_> {
+    fn open(&self, parent: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> Result<OwnedFd, TreeError> {
+        // NONBLOCK: a pipe that took a file's place meanwhile must not hold the walk up.
+        let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(TreeError::io("open", &self.path))
+    }
+
+    fn directory(&mut self, fd: OwnedFd, name: OsString) -> Result<(), TreeError> {
+        if self.depth == MAX_DEPTH {
+            return Err(TreeError::TooDeep(self.path.clone()));
+        }
+        self.depth += 1;
+        let stat = rustix::fs::fstat(&fd).map_err(TreeError::io("read", &self.path))?;
+        (self.emit)(Entry::Directory { name, attributes: Attributes::of(&stat) })?;
+        let mut listing = Dir::read_from(&fd).map_err(TreeError::io("read", &self.path))?;
+        while let Some(entry) = listing.read() {
+            let entry = entry.map_err(TreeError::io("read", &self.path))?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name != "." && name != ".." {
+                self.path.push(name);
+                self.child(fd.as_fd(), name)?;
+                self.path.pop();
+            }
+        }
+        self.depth -= 1;
+        (self.emit)(Entry::EndOfDirectory)
+    }
+
+    fn child(&mut self, parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), TreeError> {
+        let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(TreeError::io("read", &self.path))?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => self.file(parent, name, name.to_owned(), OFlags::NOFOLLOW),
+            FileType::Directory => {
+                let fd = self.open(parent, name, OFlags::DIRECTORY | OFlags::NOFOLLOW)?;
+                self.directory(fd, name.to_owned())
+            }
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(parent, name, Vec::new())
+                    .map_err(TreeError::io("read", &self.path))?;
+                (self.emit)(Entry::Symlink { name: name.to_owned(), target: OsString::from_vec(target.into_bytes()) })
+            }
+            _ => (self.emit)(Entry::Skipped { name: name.to_owned() }),
+        }
+    }
+
+    fn file(&mut self, parent: BorrowedFd<'_>, at: &OsStr, name: OsString, flags: OFlags) -> Result<(), TreeError> {
+        let fd = self.open(parent, at, flags)?;
+        let stat = rustix::fs::fstat(&fd).map_err(TreeError::io("read", &self.path))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(TreeError::NotCopyable(self.path.clone()));
+        }
+        (self.emit)(Entry::File { name, attributes: Attributes::of(&stat) })?;
+        self.buffer.reserve_exact(MAX_DATA);
+        loop {
+            self.buffer.clear();
+            let count = rustix::io::retry_on_intr(|| rustix::io::read(&fd, spare_capacity(&mut self.buffer)))
+                .map_err(TreeError::io("read", &self.path))?;
+            if count == 0 {
+                return (self.emit)(Entry::EndOfFile);
+            }
+            // An allocator may have rounded the capacity up.
+            for part in self.buffer.chunks(MAX_DATA) {
+                (self.emit)(Entry::Data(Bytes(part)))?;
+            }
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Connections that are not as they should be, and the short requests.
+
+mod support;
+
+use std::io::{Read, Write};
+
+use support::{Host, command, exited, raw_connection};
+use wisp_agent::protocol::{Bytes, Connection, Hello, ProtocolError, ToGuest, ToHost, VERSION};
+
+/// Sends `bytes` in place of a hello, and what follows it, and reads to the end of the connection.
+fn speak(bytes: &[u8]) -> Result<(), ProtocolError> {
+    let (mut socket, server) = raw_connection();
+    // The agent may be gone before it has all of it.
+    let _ = socket.write_all(bytes);
+    let _ = socket.shutdown(std::net::Shutdown::Write);
+    let _ = socket.read_to_end(&mut Vec::new());
+    server.join().expect("the agent does not panic")
+}
+
+#[test]
+fn malformed_frames_end_their_connection_and_no_other() {
+    let mut other = Host::exec(command(&["cat"]));
+    let hello = [1, 0, 0, 0, 1];
+
+    assert!(matches!(speak(b"GET / HTTP/1.1\r\n\r\n"), Err(ProtocolError::TooLong { .. })));
+    assert!(matches!(speak(&[0xff; 64]), Err(ProtocolError::TooLong { .. })));
+    assert!(matches!(speak(&[2, 0, 0, 0, 1, 1]), Err(ProtocolError::Malformed(_))));
+    assert!(matches!(speak(&[&hello[..], &[1, 0, 0, 0, 0xee]].concat()), Err(ProtocolError::Malformed(_))));
+    assert!(matches!(speak(&[&hello[..], &[9, 0, 0, 0, 1]].concat()), Err(ProtocolError::Truncated)));
+    assert!(matches!(speak(&hello), Ok(())), "to look whether the agent is there is no fault");
+
+    other.stdin(b"still here");
+    other.send(&ToGuest::StdinEnd);
+    let outcome = other.finish();
+    assert_eq!((outcome.stdout.as_str(), outcome.end), ("still here", exited(0)));
+}
+
+#[test]
+fn a_host_of_another_version_is_told_ours() {
+    let (socket, server) = raw_connection();
+    let mut connection = Connection::new(socket.into());
+    connection.writer.send(&Hello { version: VERSION + 1 }).expect("sent");
+    assert_eq!(connection.reader.receive::<Hello>().expect("a hello"), Hello { version: VERSION });
+    let outcome = server.join().expect("the agent does not panic");
+    assert!(matches!(outcome, Err(ProtocolError::VersionMismatch { ours: VERSION, .. })));
+}
+
+#[test]
+fn a_frame_out_of_place_is_refused_by_a_sentence() {
+    let mut host = Host::connect();
+    host.send(&ToGuest::Stdin(Bytes(b"?")));
+    assert!(matches!(host.receive(), ToHost::Failed(message) if message.contains("unexpected frame")));
+}
+
+#[test]
+fn a_ping_tells_the_guests_facts() {
+    let mut host = Host::connect();
+    host.send(&ToGuest::Ping);
+    let ToHost::Pong(facts) = host.receive() else { panic!("no pong") };
+    assert!(!facts.is_init && !facts.hostname.is_empty() && !facts.uptime.is_zero(), "{facts:?}");
+    assert_eq!(facts.agent_version, env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn a_host_name_the_kernel_refuses_is_told() {
+    let mut host = Host::connect();
+    host.send(&ToGuest::SetHostname("x".repeat(65)));
+    assert!(matches!(host.receive(), ToHost::Failed(_)));
+}

@@ -1,0 +1,228 @@
+//! `wisp doctor`: can this host run guests, and which command mends what is missing.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::output::{self, Output, Screen, Tone};
+use crate::host::probe::{self, Finding, Status};
+
+/// Columns left of what was found: a mark, a blank, the part's name and two blanks.
+const INDENT: usize = 19;
+/// The widest line, where the terminal is wider: longer ones are hard to read.
+const LONGEST_LINE: usize = 100;
+
+/// Checks whether this host can run guests, and names the command that mends what is missing.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp doctor                  everything about this host
+  wisp doctor && wisp launch   launch only where guests can run
+
+Exit code: 0 if guests can run here, else 1.")]
+pub struct Args {}
+
+/// Looks at the host and prints what there is to say.
+pub fn run(_args: &Args, output: Output) -> anyhow::Result<ExitCode> {
+    let findings = probe::examine();
+    let guests_run = can_run_guests(&findings);
+    match output {
+        Output::Json => output::print_json(&Report {
+            can_run_guests: guests_run,
+            software_kvm: probe::is_software_kvm(),
+            findings: &findings,
+        })?,
+        Output::Table => {
+            output::print(&render(&findings, Screen::stdout()))?;
+            output::next(if guests_run {
+                "run"
+            } else {
+                "doctor   (once that is mended)"
+            });
+        }
+    }
+    Ok(if guests_run {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What `--output json` prints.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Report<'a> {
+    can_run_guests: bool,
+    software_kvm: bool,
+    findings: &'a [Finding],
+}
+
+fn can_run_guests(findings: &[Finding]) -> bool {
+    findings
+        .iter()
+        .all(|finding| finding.status != Status::Fail)
+}
+
+fn render(findings: &[Finding], screen: Screen) -> String {
+    let mut lines: Vec<String> = findings
+        .iter()
+        .flat_map(|finding| finding_lines(finding, screen))
+        .collect();
+    lines.push(String::new());
+    lines.push(summary(findings, screen));
+    lines.join("\n")
+}
+
+fn finding_lines(finding: &Finding, screen: Screen) -> Vec<String> {
+    let (mark, tone) = match finding.status {
+        Status::Ok => ("✓", Tone::Good),
+        Status::Warn => ("!", Tone::Warning),
+        Status::Fail => ("✗", Tone::Bad),
+    };
+    let width = screen.width.unwrap_or(LONGEST_LINE).min(LONGEST_LINE);
+    let wrap = |text: &str| output::wrap(text, width.saturating_sub(INDENT).max(20));
+
+    let mut texts = wrap(&finding.found);
+    if let Some(explanation) = &finding.explanation {
+        texts.extend(
+            wrap(explanation)
+                .iter()
+                .map(|line| screen.paint(Tone::Quiet, line)),
+        );
+    }
+    texts.extend(output::mend_lines(&finding.mends, screen));
+
+    let name = format!("{:1$}", finding.name, INDENT - 2);
+    let first = format!(
+        "{} {}",
+        screen.paint(tone, mark),
+        screen.paint(Tone::Strong, &name)
+    );
+    let left = std::iter::once(first).chain(std::iter::repeat(" ".repeat(INDENT)));
+    left.zip(texts).map(|(left, text)| left + &text).collect()
+}
+
+fn summary(findings: &[Finding], screen: Screen) -> String {
+    let number = |status| {
+        findings
+            .iter()
+            .filter(|finding| finding.status == status)
+            .count()
+    };
+    let improvable = match number(Status::Warn) {
+        0 => String::new(),
+        1 => " One thing could be better.".to_owned(),
+        several => format!(" {several} things could be better."),
+    };
+    let verdict = match number(Status::Fail) {
+        0 => screen.paint(Tone::Good, "Guests can run here."),
+        1 => screen.paint(
+            Tone::Bad,
+            "Guests cannot run here: one thing is to be mended.",
+        ),
+        several => {
+            let text = format!("Guests cannot run here: {several} things are to be mended.");
+            screen.paint(Tone::Bad, &text)
+        }
+    };
+    verdict + &improvable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::probe::Mend;
+
+    fn finding(name: &'static str, status: Status) -> Finding {
+        Finding {
+            name,
+            status,
+            found: "found".into(),
+            explanation: None,
+            mends: Vec::new(),
+        }
+    }
+
+    fn mend(purpose: &'static str, command: &str) -> Mend {
+        Mend {
+            purpose,
+            command: command.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_good_host_is_ticked_through() {
+        let text = render(&[finding("CPU", Status::Ok)], Screen::PLAIN);
+        assert_eq!(text, "✓ CPU              found\n\nGuests can run here.");
+    }
+
+    #[test]
+    fn the_mending_commands_stand_under_what_they_mend() {
+        let mut missing = finding("/dev/kvm", Status::Fail);
+        missing.mends = vec![mend("for good", "sudo one"), mend("for now", "sudo two")];
+        let text = render(&[missing, finding("passt", Status::Warn)], Screen::PLAIN);
+        assert_eq!(
+            text.lines().collect::<Vec<_>>(),
+            [
+                "✗ /dev/kvm         found",
+                "                   → for good:",
+                "                       sudo one",
+                "                   → for now:",
+                "                       sudo two",
+                "! passt            found",
+                "",
+                "Guests cannot run here: one thing is to be mended. One thing could be better.",
+            ]
+        );
+    }
+
+    #[test]
+    fn explanations_are_wrapped_and_commands_are_not() {
+        let mut missing = finding("Memory", Status::Warn);
+        missing.explanation = Some("word ".repeat(40));
+        missing.mends = vec![mend("for good", &"x".repeat(90))];
+        let lines = finding_lines(
+            &missing,
+            Screen {
+                width: Some(60),
+                colour: false,
+            },
+        );
+        let (command, others) = lines.split_last().expect("several lines");
+        assert!(
+            others.iter().all(|line| line.chars().count() <= 60),
+            "{others:?}"
+        );
+        assert!(command.ends_with(&"x".repeat(90)));
+    }
+
+    #[test]
+    fn only_a_failure_keeps_guests_from_running() {
+        assert!(can_run_guests(&[
+            finding("a", Status::Ok),
+            finding("b", Status::Warn)
+        ]));
+        assert!(!can_run_guests(&[
+            finding("a", Status::Ok),
+            finding("b", Status::Fail)
+        ]));
+    }
+
+    #[test]
+    fn the_report_has_the_shape_that_is_promised() {
+        let findings = [finding("CPU", Status::Ok)];
+        let report = Report {
+            can_run_guests: true,
+            software_kvm: false,
+            findings: &findings,
+        };
+        assert_eq!(
+            serde_json::to_value(&report).expect("it is plain data"),
+            serde_json::json!({
+                "CanRunGuests": true,
+                "SoftwareKvm": false,
+                "Findings": [{ "Name": "CPU", "Status": "ok", "Found": "found" }],
+            })
+        );
+    }
+}

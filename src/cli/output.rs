@@ -1,0 +1,426 @@
+//! What every subcommand prints with: tables, JSON, errors with their advice, the next command.
+//!
+//! Results go to standard output, and everything said about them to standard error, so that a pipe
+//! carries results only. Colour appears on terminals, and only where `NO_COLOR` is not set.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use comfy_table::{Attribute, CellAlignment, Color, ContentArrangement, LineStyle, TableStyle};
+use serde::Serialize;
+
+use crate::ec2::Ec2Error;
+use crate::host::probe::{KvmAccessError, Mend};
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs, in the shapes of the EC2 API.
+    Json,
+}
+
+/// Where something is printed, as far as that decides how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Screen {
+    /// Its width in columns; none where it is no terminal.
+    pub width: Option<usize>,
+    /// Whether it shows colours.
+    pub colour: bool,
+}
+
+impl Screen {
+    /// No terminal: a pipe or a file.
+    pub const PLAIN: Screen = Screen {
+        width: None,
+        colour: false,
+    };
+
+    /// Standard output.
+    pub fn stdout() -> Self {
+        Screen::of(&io::stdout())
+    }
+
+    /// Standard error.
+    pub fn stderr() -> Self {
+        Screen::of(&io::stderr())
+    }
+
+    fn of(stream: &(impl IsTerminal + rustix::fd::AsFd)) -> Self {
+        if !stream.is_terminal() {
+            return Screen::PLAIN;
+        }
+        let columns = rustix::termios::tcgetwinsize(stream).map_or(0, |size| size.ws_col);
+        let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let is_dumb = std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+        Screen {
+            width: Some(if columns == 0 { 80 } else { columns.into() }),
+            colour: !is_set("NO_COLOR") && !is_dumb,
+        }
+    }
+
+    /// `text` in a tone, where the screen shows colours.
+    pub fn paint(self, tone: Tone, text: &str) -> String {
+        let code = match tone {
+            Tone::Plain => return text.to_owned(),
+            Tone::Strong => "1",
+            Tone::Quiet => "2",
+            Tone::Good => "32",
+            Tone::Warning => "33",
+            Tone::Bad => "31",
+        };
+        if self.colour {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+}
+
+/// What a piece of text is to convey besides its words. Never the only carrier of a meaning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tone {
+    /// Nothing.
+    #[default]
+    Plain,
+    /// What the eye is to find first.
+    Strong,
+    /// What it may pass over.
+    Quiet,
+    /// All is well.
+    Good,
+    /// Something could be better.
+    Warning,
+    /// Something is wrong.
+    Bad,
+}
+
+/// A cell of a [`Table`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cell {
+    text: String,
+    tone: Tone,
+}
+
+impl Cell {
+    /// A cell in a tone.
+    pub fn new(text: impl Into<String>, tone: Tone) -> Self {
+        Cell {
+            text: text.into(),
+            tone,
+        }
+    }
+}
+
+impl<T: Into<String>> From<T> for Cell {
+    fn from(text: T) -> Self {
+        Cell::new(text, Tone::Plain)
+    }
+}
+
+/// On which side of its column a text stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Align {
+    /// Words.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// Columns under their titles, two blanks apart; no lines, no wrapping, so that `grep` and `awk`
+/// work on it.
+pub struct Table {
+    table: comfy_table::Table,
+    columns: Vec<Align>,
+}
+
+impl Table {
+    /// An empty table with these columns.
+    pub fn new(screen: Screen, columns: &[(&str, Align)]) -> Self {
+        let mut table = comfy_table::Table::new();
+        let nothing = LineStyle::none();
+        let style = TableStyle::new()
+            .header_separator(nothing)
+            .row_separator(nothing);
+        table
+            .load_style(style)
+            .set_content_arrangement(ContentArrangement::Disabled);
+        if screen.colour {
+            table.enforce_styling();
+        } else {
+            table.force_no_tty();
+        }
+        let mut table = Table {
+            table,
+            columns: columns.iter().map(|(_, align)| *align).collect(),
+        };
+        let titles = columns
+            .iter()
+            .map(|(title, _)| Cell::new(*title, Tone::Quiet))
+            .collect();
+        let titles = table.styled(titles);
+        table.table.set_header(titles);
+        for column in table.table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+        table
+    }
+
+    /// Adds a row, a cell for each column.
+    pub fn row(&mut self, cells: Vec<Cell>) {
+        debug_assert_eq!(cells.len(), self.columns.len());
+        let cells = self.styled(cells);
+        self.table.add_row(cells);
+    }
+
+    /// The titles, and then a line for each row.
+    pub fn lines(&self) -> Vec<String> {
+        self.table.trim_fmt().lines().map(str::to_owned).collect()
+    }
+
+    fn styled(&self, cells: Vec<Cell>) -> Vec<comfy_table::Cell> {
+        let columns = self.columns.iter();
+        cells
+            .into_iter()
+            .zip(columns)
+            .map(|(cell, align)| styled(cell, *align))
+            .collect()
+    }
+}
+
+fn styled(cell: Cell, align: Align) -> comfy_table::Cell {
+    let styled = comfy_table::Cell::new_owned(cell.text).set_alignment(match align {
+        Align::Left => CellAlignment::Left,
+        Align::Right => CellAlignment::Right,
+    });
+    match cell.tone {
+        Tone::Plain => styled,
+        Tone::Strong => styled.add_attribute(Attribute::Bold),
+        Tone::Quiet => styled.add_attribute(Attribute::Dim),
+        Tone::Good => styled.fg(Color::DarkGreen),
+        Tone::Warning => styled.fg(Color::DarkYellow),
+        Tone::Bad => styled.fg(Color::DarkRed),
+    }
+}
+
+/// Prints results. A reader that has read enough, such as `head`, is no error.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| match text.ends_with('\n') {
+            true => Ok(()),
+            false => stdout.write_all(b"\n"),
+        });
+    match written.and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+/// Prints results as JSON.
+pub fn print_json(results: &impl Serialize) -> anyhow::Result<()> {
+    Ok(print(&serde_json::to_string_pretty(results)?)?)
+}
+
+/// Names the next useful command, without the `wisp` it begins with.
+pub fn next(command: &str) {
+    let label = Screen::stderr().paint(Tone::Quiet, "Next:");
+    say(&format!("{label} wisp {command}"));
+}
+
+/// Says something that is no result. There is nobody to tell if that fails.
+pub fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Prints what went wrong and what to do about it.
+pub fn print_error(error: &anyhow::Error) {
+    say(&error_text(error, Screen::stderr()));
+}
+
+fn error_text(error: &anyhow::Error, screen: Screen) -> String {
+    let mut text = format!("{} {error:#}", screen.paint(Tone::Bad, "error:"));
+    for cause in error.chain() {
+        if let Some(hint) = cause.downcast_ref::<Ec2Error>().and_then(Ec2Error::hint) {
+            let label = screen.paint(Tone::Quiet, "hint:");
+            let _ = write!(text, "\n{label}  {hint}");
+        }
+        if let Some(access) = cause.downcast_ref::<KvmAccessError>() {
+            for line in mend_lines(&access.mends(), screen) {
+                let _ = write!(text, "\n  {line}");
+            }
+        }
+    }
+    text
+}
+
+/// The commands that mend something. One stands alone, several say what each is for. A command is
+/// never wrapped: it is to be copied.
+pub fn mend_lines(mends: &[Mend], screen: Screen) -> Vec<String> {
+    let command = |mend: &Mend| screen.paint(Tone::Strong, &mend.command);
+    match mends {
+        [only] => vec![format!("→ {}", command(only))],
+        several => several
+            .iter()
+            .flat_map(|mend| {
+                [
+                    format!("→ {}:", mend.purpose),
+                    format!("    {}", command(mend)),
+                ]
+            })
+            .collect(),
+    }
+}
+
+/// Breaks a text between words into lines of up to `width` characters; a longer word stands alone.
+pub fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    for word in text.split_whitespace() {
+        let needed = line.chars().count() + 1 + word.chars().count();
+        if !line.is_empty() && needed > width {
+            lines.push(std::mem::take(&mut line));
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    lines.push(line);
+    lines
+}
+
+/// A duration in the units that people use for one so long: `85 µs`, `9.1 ms`, `1.25 s`,
+/// `2 min 5 s`, `3 h 4 min`, `2 d 3 h`.
+pub fn duration(duration: Duration) -> String {
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+    const DAY: u64 = 24 * HOUR;
+    let pair = |large: u64, large_unit: &str, small: u64, small_unit: &str| match small {
+        0 => format!("{large} {large_unit}"),
+        small => format!("{large} {large_unit} {small} {small_unit}"),
+    };
+    let micros = duration.as_micros();
+    let seconds = duration.as_secs();
+    match micros {
+        0..1_000 => format!("{micros} µs"),
+        1_000..100_000 => format!("{}.{} ms", micros / 1_000, micros / 100 % 10),
+        100_000..1_000_000 => format!("{} ms", micros / 1_000),
+        1_000_000..60_000_000 => format!("{}.{:02} s", seconds, micros / 10_000 % 100),
+        _ if seconds < HOUR => pair(seconds / MINUTE, "min", seconds % MINUTE, "s"),
+        _ if seconds < DAY => pair(seconds / HOUR, "h", seconds % HOUR / MINUTE, "min"),
+        _ => pair(seconds / DAY, "d", seconds % DAY / HOUR, "h"),
+    }
+}
+
+/// A number of bytes in the largest binary unit that leaves something before the point, rounded
+/// down: `512 B`, `1.5 KiB`, `23.1 GiB`.
+pub fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let exponent = bytes.ilog2() / 10;
+    let scaled = (u128::from(bytes) * 10) >> (10 * exponent);
+    let unit = UNITS[exponent as usize - 1];
+    match scaled % 10 {
+        0 => format!("{} {unit}", scaled / 10),
+        tenth => format!("{}.{tenth} {unit}", scaled / 10),
+    }
+}
+
+/// `1 volume`, `2 volumes`.
+pub fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ec2::catalogue;
+
+    const COLOUR: Screen = Screen {
+        width: Some(80),
+        colour: true,
+    };
+
+    fn table(screen: Screen) -> Vec<String> {
+        let mut table = Table::new(screen, &[("NAME", Align::Left), ("vCPUs", Align::Right)]);
+        table.row(vec![Cell::new("web", Tone::Strong), "2".into()]);
+        table.row(vec!["database".into(), "16".into()]);
+        table.lines()
+    }
+
+    #[test]
+    fn a_table_is_aligned_and_has_no_lines() {
+        assert_eq!(
+            table(Screen::PLAIN),
+            ["NAME      vCPUs", "web           2", "database     16"]
+        );
+    }
+
+    #[test]
+    fn a_table_is_coloured_only_where_colours_show() {
+        assert!(table(COLOUR)[1].contains("\x1b[1m"));
+        assert!(
+            table(Screen::PLAIN)
+                .iter()
+                .all(|line| !line.contains('\x1b'))
+        );
+    }
+
+    #[test]
+    fn an_error_brings_its_hint_through_its_context() {
+        let unknown = catalogue::find("t3.micr0").expect_err("unknown");
+        let error = anyhow::Error::new(unknown).context("nothing was launched");
+        assert_eq!(
+            error_text(&error, Screen::PLAIN),
+            "error: nothing was launched: InvalidParameterValue: \
+             Invalid value 't3.micr0' for InstanceType.\nhint:  Did you mean t3.micro?"
+        );
+    }
+
+    #[test]
+    fn an_error_of_kvm_brings_the_command_that_mends_it() {
+        let error = anyhow::Error::new(KvmAccessError::NodeMissing);
+        let text = error_text(&error, Screen::PLAIN);
+        assert!(
+            text.ends_with("\n  → sudo mknod -m 0660 /dev/kvm c 10 232"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn text_is_wrapped_between_words() {
+        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrap("unbreakable no", 4), ["unbreakable", "no"]);
+        assert_eq!(wrap("", 4), [""]);
+    }
+
+    #[test]
+    fn durations_read_naturally() {
+        let shown = |micros| duration(Duration::from_micros(micros));
+        assert_eq!(shown(85), "85 µs");
+        assert_eq!(shown(9_150), "9.1 ms");
+        assert_eq!(shown(380_000), "380 ms");
+        assert_eq!(shown(1_259_999), "1.25 s");
+        assert_eq!(shown(125_000_000), "2 min 5 s");
+        assert_eq!(shown(3_600_000_000), "1 h");
+        assert_eq!(shown(183_600_000_000), "2 d 3 h");
+        assert!(duration(Duration::MAX).ends_with(" h"));
+    }
+
+    #[test]
+    fn sizes_read_naturally() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1024), "1 KiB");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(1024 * 1024 - 1), "1023.9 KiB");
+        assert_eq!(bytes(u64::MAX), "15.9 EiB");
+    }
+}

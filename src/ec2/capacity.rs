@@ -1,0 +1,406 @@
+//! Whether a host has room for an instance.
+//!
+//! Memory is never promised twice. vCPUs may outnumber the host's CPUs where the caller allows it,
+//! up to what the monitor can run.
+
+use std::fmt;
+
+use super::catalogue;
+use super::error::Ec2Error;
+use super::instance_type::InstanceType;
+use super::size::{MemorySize, approximate_mib};
+
+/// The most vCPUs that the monitor gives a guest.
+pub const MAX_VCPUS: u32 = 64;
+
+/// What a host has for a new instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostCapacity {
+    /// CPUs that may be used.
+    pub cpus: u32,
+    /// Memory that nothing uses yet.
+    pub memory_mib: u64,
+}
+
+/// What an instance is to get.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Request {
+    /// The type it is of.
+    pub instance_type: &'static InstanceType,
+    /// vCPUs: the type's, or what overrides it.
+    pub vcpus: u32,
+    /// Memory: the type's, or what overrides it.
+    pub memory_mib: u64,
+}
+
+impl Request {
+    /// What the type gives.
+    pub fn of_type(instance_type: &'static InstanceType) -> Self {
+        Request {
+            instance_type,
+            vcpus: instance_type.vcpus,
+            memory_mib: instance_type.memory_mib,
+        }
+    }
+
+    /// What the type gives, or what overrides it. Refuses a type that can never run here, and a
+    /// number of vCPUs that no guest has.
+    pub fn new(
+        instance_type: &'static InstanceType,
+        vcpus: Option<u32>,
+        memory: Option<MemorySize>,
+    ) -> Result<Self, Ec2Error> {
+        if let Err(reason) = instance_type.launchable() {
+            return Err(Ec2Error::NotLaunchable {
+                instance_type: instance_type.name,
+                reason,
+            });
+        }
+        if let Some(vcpus) = vcpus
+            && !(1..=MAX_VCPUS).contains(&vcpus)
+        {
+            return Err(Ec2Error::InvalidParameterValue {
+                parameter: "VCpus",
+                given: vcpus.to_string(),
+                rule: format!("a guest has 1 to {MAX_VCPUS} vCPUs."),
+            });
+        }
+        let of_type = Request::of_type(instance_type);
+        Ok(Request {
+            vcpus: vcpus.unwrap_or(of_type.vcpus),
+            memory_mib: memory.map_or(of_type.memory_mib, MemorySize::mib),
+            ..of_type
+        })
+    }
+
+    /// Whether the type is as EC2 has it, without override.
+    fn is_pure(&self) -> bool {
+        *self == Request::of_type(self.instance_type)
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let vcpus = count(self.vcpus, "vCPU");
+        let memory = approximate_mib(self.memory_mib);
+        if self.is_pure() {
+            write!(f, "{} has {vcpus} and {memory}", self.instance_type.name)
+        } else {
+            write!(f, "{vcpus} and {memory} were asked for")
+        }
+    }
+}
+
+/// What a host lacks for an instance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shortage {
+    /// What was asked for.
+    pub request: Request,
+    /// What the host has.
+    pub host: HostCapacity,
+    /// What is short.
+    pub lacking: Lacking,
+    /// The largest type that fits: of the same family if one does, else of any.
+    pub largest: Option<&'static InstanceType>,
+}
+
+/// What is short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lacking {
+    /// More vCPUs than the monitor can run, on any host.
+    Monitor,
+    /// CPUs only: memory would do.
+    Cpus,
+    /// Memory only: CPUs would do.
+    Memory,
+    /// Both.
+    CpusAndMemory,
+}
+
+impl Lacking {
+    /// In a word or two, for a table.
+    pub fn brief(self) -> &'static str {
+        match self {
+            Lacking::Monitor | Lacking::Cpus => "CPUs",
+            Lacking::Memory => "memory",
+            Lacking::CpusAndMemory => "CPUs, memory",
+        }
+    }
+}
+
+impl Shortage {
+    /// What to do about it.
+    pub fn hint(&self) -> String {
+        let mut advice = match self.largest {
+            Some(largest) => format!(
+                "The largest that fits{} is {} ({}, {}).",
+                if self.request.instance_type.family() == largest.family() {
+                    " of its family"
+                } else {
+                    ""
+                },
+                largest.name,
+                count(largest.vcpus, "vCPU"),
+                approximate_mib(largest.memory_mib),
+            ),
+            None => "No type fits: free some memory, or ask for less with --memory.".to_owned(),
+        };
+        if self.lacking == Lacking::Cpus {
+            advice.push_str(" --overcommit lets vCPUs share the host's CPUs.");
+        }
+        advice
+    }
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; ", self.request)?;
+        match self.lacking {
+            Lacking::Monitor => write!(f, "a guest has at most {MAX_VCPUS} vCPUs."),
+            Lacking::Cpus | Lacking::Memory | Lacking::CpusAndMemory => write!(
+                f,
+                "this host has {} and {} free.",
+                count(self.host.cpus, "CPU"),
+                approximate_mib(self.host.memory_mib),
+            ),
+        }
+    }
+}
+
+/// Whether the host has room for the instance. With `overcommit`, vCPUs may outnumber its CPUs.
+pub fn check(request: &Request, host: HostCapacity, overcommit: bool) -> Result<(), Ec2Error> {
+    let Some(lacking) = lacking(request, host, overcommit) else {
+        return Ok(());
+    };
+    Err(Ec2Error::InsufficientCapacity(Box::new(Shortage {
+        request: *request,
+        host,
+        lacking,
+        largest: largest_fitting(request.instance_type, host, overcommit),
+    })))
+}
+
+/// What the host lacks for the instance; none if it has room.
+pub fn lacking(request: &Request, host: HostCapacity, overcommit: bool) -> Option<Lacking> {
+    if request.vcpus > MAX_VCPUS {
+        return Some(Lacking::Monitor);
+    }
+    let lacks_cpus = request.vcpus > host.cpus && !overcommit;
+    let lacks_memory = request.memory_mib > host.memory_mib;
+    match (lacks_cpus, lacks_memory) {
+        (false, false) => None,
+        (true, false) => Some(Lacking::Cpus),
+        (false, true) => Some(Lacking::Memory),
+        (true, true) => Some(Lacking::CpusAndMemory),
+    }
+}
+
+/// Whether the type can be launched on a host of this capacity.
+pub fn fits(instance_type: &'static InstanceType, host: HostCapacity, overcommit: bool) -> bool {
+    instance_type.launchable().is_ok()
+        && lacking(&Request::of_type(instance_type), host, overcommit).is_none()
+}
+
+/// The largest type that fits: of the same family if one does, else nearest to its purpose.
+fn largest_fitting(
+    asked: &InstanceType,
+    host: HostCapacity,
+    overcommit: bool,
+) -> Option<&'static InstanceType> {
+    catalogue::all()
+        .iter()
+        .filter(|candidate| fits(candidate, host, overcommit))
+        .max_by_key(|candidate| {
+            let same_family = candidate.family() == asked.family();
+            let same_category = candidate.category == asked.category;
+            let newness = candidate.parts.generation;
+            (
+                same_family,
+                candidate.vcpus,
+                candidate.memory_mib,
+                same_category,
+                newness,
+            )
+        })
+}
+
+/// `1 CPU`, `2 CPUs`.
+fn count(number: u32, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ec2::error::ErrorCode;
+    use crate::ec2::instance_type::NotLaunchable;
+    use proptest::prelude::*;
+
+    const LAPTOP: HostCapacity = HostCapacity {
+        cpus: 2,
+        memory_mib: 23_703,
+    };
+
+    fn of_type(name: &str) -> Request {
+        Request::of_type(catalogue::find(name).expect(name))
+    }
+
+    fn shortage(name: &str, host: HostCapacity, overcommit: bool) -> Shortage {
+        match check(&of_type(name), host, overcommit) {
+            Err(Ec2Error::InsufficientCapacity(shortage)) => *shortage,
+            other => panic!("{name}: {other:?} is no shortage"),
+        }
+    }
+
+    #[test]
+    fn what_fits_fits_to_the_last_mebibyte() {
+        let request = of_type("t3.small");
+        let exact = HostCapacity {
+            cpus: 2,
+            memory_mib: 2048,
+        };
+        assert_eq!(check(&request, exact, false), Ok(()));
+        let short = HostCapacity {
+            memory_mib: 2047,
+            ..exact
+        };
+        assert_eq!(lacking(&request, short, true), Some(Lacking::Memory));
+    }
+
+    #[test]
+    fn a_shortage_says_what_was_asked_what_there_is_and_what_fits() {
+        let error = check(&of_type("m5.4xlarge"), LAPTOP, false).expect_err("too large");
+        assert_eq!(error.code(), ErrorCode::InsufficientInstanceCapacity);
+        assert_eq!(
+            error.to_string(),
+            "InsufficientInstanceCapacity: m5.4xlarge has 16 vCPUs and 64 GiB; \
+             this host has 2 CPUs and 23.1 GiB free."
+        );
+        assert_eq!(
+            error.hint().as_deref(),
+            Some("The largest that fits of its family is m5.large (2 vCPUs, 8 GiB).")
+        );
+    }
+
+    #[test]
+    fn overcommitting_is_offered_where_only_cpus_are_short() {
+        let shortage = shortage("c5.xlarge", LAPTOP, false);
+        assert_eq!(shortage.lacking, Lacking::Cpus);
+        assert!(
+            shortage
+                .hint()
+                .ends_with("--overcommit lets vCPUs share the host's CPUs.")
+        );
+    }
+
+    #[test]
+    fn overcommitting_stretches_cpus_and_never_memory() {
+        assert_eq!(check(&of_type("c5.2xlarge"), LAPTOP, true), Ok(()));
+        let shortage = shortage("c5.4xlarge", LAPTOP, true);
+        assert_eq!(shortage.lacking, Lacking::Memory);
+        assert_eq!(
+            shortage.largest.map(|largest| largest.name),
+            Some("c5.2xlarge")
+        );
+    }
+
+    #[test]
+    fn more_vcpus_than_the_monitor_runs_fit_nowhere() {
+        let huge = HostCapacity {
+            cpus: 512,
+            memory_mib: 8 << 20,
+        };
+        let shortage = shortage("c6i.24xlarge", huge, true);
+        assert_eq!(shortage.lacking, Lacking::Monitor);
+        assert_eq!(
+            shortage.largest.map(|largest| largest.name),
+            Some("c6i.16xlarge")
+        );
+        assert!(
+            shortage
+                .to_string()
+                .ends_with("a guest has at most 64 vCPUs.")
+        );
+    }
+
+    #[test]
+    fn the_largest_of_another_family_stands_in() {
+        let shortage = shortage(
+            "i3.large",
+            HostCapacity {
+                cpus: 1,
+                memory_mib: 1500,
+            },
+            false,
+        );
+        assert_eq!(
+            shortage.largest.map(|largest| largest.name),
+            Some("t2.micro")
+        );
+        assert_eq!(
+            shortage.hint(),
+            "The largest that fits is t2.micro (1 vCPU, 1 GiB)."
+        );
+    }
+
+    #[test]
+    fn a_host_without_memory_fits_nothing() {
+        let shortage = shortage(
+            "t3.nano",
+            HostCapacity {
+                cpus: 8,
+                memory_mib: 100,
+            },
+            false,
+        );
+        assert_eq!(shortage.largest, None);
+        assert!(shortage.hint().starts_with("No type fits"));
+    }
+
+    #[test]
+    fn overrides_replace_what_the_type_gives() {
+        let micro = catalogue::find("t3.micro").expect("it is there");
+        let request = Request::new(micro, Some(1), MemorySize::from_mib(256)).expect("allowed");
+        assert_eq!((request.vcpus, request.memory_mib), (1, 256));
+        assert_eq!(request.to_string(), "1 vCPU and 256 MiB were asked for");
+        assert_eq!(Request::new(micro, None, None), Ok(Request::of_type(micro)));
+        for vcpus in [0, 65, u32::MAX] {
+            let error = Request::new(micro, Some(vcpus), None).expect_err("not allowed");
+            assert_eq!(error.code(), ErrorCode::InvalidParameterValue);
+        }
+    }
+
+    #[test]
+    fn a_type_that_can_never_run_is_unsupported_even_with_overrides() {
+        let arm = catalogue::find("t4g.micro").expect("it is there");
+        let error = Request::new(arm, Some(1), MemorySize::from_mib(256)).expect_err("Arm");
+        let reason = NotLaunchable::Architecture;
+        assert_eq!(
+            error,
+            Ec2Error::NotLaunchable {
+                instance_type: "t4g.micro",
+                reason
+            }
+        );
+        assert_eq!(
+            error.to_string(),
+            "Unsupported: t4g.micro cannot run here: its processors are Arm, \
+             and Wisp runs x86_64 guests."
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_offered_instead_fits(cpus in 0..200_u32, memory_mib in 0..5_000_000_u64, overcommit: bool) {
+            let host = HostCapacity { cpus, memory_mib };
+            for instance_type in catalogue::all() {
+                let refused = check(&Request::of_type(instance_type), host, overcommit);
+                if let Err(Ec2Error::InsufficientCapacity(shortage)) = refused
+                    && let Some(largest) = shortage.largest
+                {
+                    prop_assert!(fits(largest, host, overcommit));
+                }
+            }
+        }
+    }
+}

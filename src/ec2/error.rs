@@ -1,0 +1,282 @@
+//! What can be wrong with a request, by cause; each with EC2's own code and what to do about it.
+
+use std::fmt;
+
+use super::capacity::Shortage;
+use super::id::{DIGITS, InstanceId};
+use super::instance_type::NotLaunchable;
+
+/// EC2's error codes, spelled as the API spells them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorCode {
+    /// The instance is in a state that does not allow the action.
+    IncorrectInstanceState,
+    /// The host has no room for the instance.
+    InsufficientInstanceCapacity,
+    /// An image identifier is not well formed.
+    InvalidAmiIdMalformed,
+    /// There is no such image.
+    InvalidAmiIdNotFound,
+    /// An instance identifier is not well formed.
+    InvalidInstanceIdMalformed,
+    /// There is no such instance.
+    InvalidInstanceIdNotFound,
+    /// A parameter's value is not allowed.
+    InvalidParameterValue,
+    /// What was asked for exists, but not here.
+    Unsupported,
+}
+
+impl ErrorCode {
+    /// The code as the API spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ErrorCode::IncorrectInstanceState => "IncorrectInstanceState",
+            ErrorCode::InsufficientInstanceCapacity => "InsufficientInstanceCapacity",
+            ErrorCode::InvalidAmiIdMalformed => "InvalidAMIID.Malformed",
+            ErrorCode::InvalidAmiIdNotFound => "InvalidAMIID.NotFound",
+            ErrorCode::InvalidInstanceIdMalformed => "InvalidInstanceID.Malformed",
+            ErrorCode::InvalidInstanceIdNotFound => "InvalidInstanceID.NotFound",
+            ErrorCode::InvalidParameterValue => "InvalidParameterValue",
+            ErrorCode::Unsupported => "Unsupported",
+        }
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A request that EC2's rules refuse. Prints as `CODE: sentence`; [`Ec2Error::hint`] says what to
+/// do about it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ec2Error {
+    /// There is no such instance type.
+    UnknownInstanceType {
+        /// The type or family asked for.
+        given: String,
+        /// What may have been meant, closest first.
+        closest: Vec<&'static str>,
+    },
+    /// The type exists, and cannot run here whatever the host has.
+    NotLaunchable {
+        /// The type asked for.
+        instance_type: &'static str,
+        /// What keeps it from running.
+        reason: NotLaunchable,
+    },
+    /// The host has no room for the instance.
+    InsufficientCapacity(Box<Shortage>),
+    /// A parameter's value is not allowed.
+    InvalidParameterValue {
+        /// The parameter, as the API names it.
+        parameter: &'static str,
+        /// The value that was given.
+        given: String,
+        /// What the values are, as a sentence.
+        rule: String,
+    },
+    /// An identifier is not well formed.
+    MalformedId {
+        /// The code, which depends on the kind of thing.
+        code: ErrorCode,
+        /// The kind of thing.
+        noun: &'static str,
+        /// What its identifiers begin with.
+        prefix: &'static str,
+        /// What was given.
+        given: String,
+    },
+    /// There is nothing of that identifier or name.
+    NotFound {
+        /// The code, which depends on the kind of thing.
+        code: ErrorCode,
+        /// The kind of thing.
+        noun: &'static str,
+        /// What was given.
+        given: String,
+    },
+    /// An abbreviated identifier, or a name, stands for several things.
+    AmbiguousReference {
+        /// The kind of thing.
+        noun: &'static str,
+        /// What was given.
+        given: String,
+        /// The identifiers it may stand for.
+        matches: Vec<String>,
+    },
+    /// The instance is in a state that does not allow the action.
+    IncorrectInstanceState {
+        /// Which instance.
+        instance: InstanceId,
+        /// The state it is in.
+        state: &'static str,
+        /// What was to happen to it, as a participle: `started`.
+        action: &'static str,
+    },
+}
+
+impl Ec2Error {
+    /// EC2's code.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Ec2Error::UnknownInstanceType { .. }
+            | Ec2Error::InvalidParameterValue { .. }
+            | Ec2Error::AmbiguousReference { .. } => ErrorCode::InvalidParameterValue,
+            Ec2Error::NotLaunchable { .. } => ErrorCode::Unsupported,
+            Ec2Error::InsufficientCapacity(_) => ErrorCode::InsufficientInstanceCapacity,
+            Ec2Error::MalformedId { code, .. } | Ec2Error::NotFound { code, .. } => *code,
+            Ec2Error::IncorrectInstanceState { .. } => ErrorCode::IncorrectInstanceState,
+        }
+    }
+
+    /// What to do about it, as one line; none where the sentence says it all.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Ec2Error::UnknownInstanceType { closest, .. } => Some(match closest.as_slice() {
+                [] => "`wisp types` lists the instance types.".to_owned(),
+                names => format!("Did you mean {}?", one_of(names)),
+            }),
+            Ec2Error::NotLaunchable { .. } => {
+                Some("`wisp types --fits` lists the types that this host can run.".to_owned())
+            }
+            Ec2Error::InsufficientCapacity(shortage) => Some(shortage.hint()),
+            Ec2Error::InvalidParameterValue { .. } => None,
+            Ec2Error::MalformedId { noun, prefix, .. } => Some(format!(
+                "An {noun}'s identifier is {prefix}- and {DIGITS} digits 0-9, a-f; \
+                 its beginning will do."
+            )),
+            Ec2Error::NotFound { code, .. } => Some(match code {
+                ErrorCode::InvalidAmiIdNotFound => "`wisp image ls` lists the images.".to_owned(),
+                _ => "`wisp ls` lists the instances.".to_owned(),
+            }),
+            Ec2Error::AmbiguousReference { matches, .. } => {
+                Some(format!("Write more of it: {}.", one_of(matches)))
+            }
+            Ec2Error::IncorrectInstanceState { instance, .. } => {
+                Some(format!("`wisp show {instance}` says more about its state."))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Ec2Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.code())?;
+        match self {
+            Ec2Error::UnknownInstanceType { given, .. } => {
+                write!(f, "Invalid value '{given}' for InstanceType.")
+            }
+            Ec2Error::NotLaunchable {
+                instance_type,
+                reason,
+            } => {
+                write!(f, "{instance_type} cannot run here: {reason}.")
+            }
+            Ec2Error::InsufficientCapacity(shortage) => write!(f, "{shortage}"),
+            Ec2Error::InvalidParameterValue {
+                parameter,
+                given,
+                rule,
+            } => {
+                write!(f, "Invalid value '{given}' for {parameter}: {rule}")
+            }
+            Ec2Error::MalformedId { noun, given, .. } => {
+                write!(f, "Invalid {noun} id: '{given}'.")
+            }
+            Ec2Error::NotFound { noun, given, .. } => {
+                write!(f, "The {noun} '{given}' does not exist.")
+            }
+            Ec2Error::AmbiguousReference {
+                noun,
+                given,
+                matches,
+            } => {
+                write!(f, "'{given}' stands for {} {noun}s.", matches.len())
+            }
+            Ec2Error::IncorrectInstanceState {
+                instance,
+                state,
+                action,
+            } => write!(
+                f,
+                "The instance '{instance}' is {state}, a state from which it cannot be {action}."
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Ec2Error {}
+
+/// `a`, `a or b`, `a, b or c`.
+fn one_of<T: AsRef<str>>(names: &[T]) -> String {
+    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    match names.split_last() {
+        None => String::new(),
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ec2::id::ImageId;
+
+    #[test]
+    fn an_unknown_type_reads_as_in_ec2() {
+        let error = Ec2Error::UnknownInstanceType {
+            given: "t9.big".to_owned(),
+            closest: Vec::new(),
+        };
+        assert_eq!(
+            error.to_string(),
+            "InvalidParameterValue: Invalid value 't9.big' for InstanceType."
+        );
+        assert_eq!(
+            error.hint().as_deref(),
+            Some("`wisp types` lists the instance types.")
+        );
+    }
+
+    #[test]
+    fn what_may_have_been_meant_is_offered() {
+        let error = Ec2Error::UnknownInstanceType {
+            given: "t3.lage".to_owned(),
+            closest: vec!["t3.large", "t3a.large", "t2.large"],
+        };
+        assert_eq!(
+            error.hint().as_deref(),
+            Some("Did you mean t3.large, t3a.large or t2.large?")
+        );
+    }
+
+    #[test]
+    fn a_missing_thing_carries_its_kinds_code_and_where_to_look() {
+        let error = ImageId::not_found("ami-0a1");
+        assert_eq!(
+            error.to_string(),
+            "InvalidAMIID.NotFound: The image 'ami-0a1' does not exist."
+        );
+        assert_eq!(
+            error.hint().as_deref(),
+            Some("`wisp image ls` lists the images.")
+        );
+    }
+
+    #[test]
+    fn a_wrong_state_is_named() {
+        let error = Ec2Error::IncorrectInstanceState {
+            instance: "i-0123456789abcdef0".parse().expect("well formed"),
+            state: "terminated",
+            action: "started",
+        };
+        assert_eq!(
+            error.to_string(),
+            "IncorrectInstanceState: The instance 'i-0123456789abcdef0' is terminated, \
+             a state from which it cannot be started."
+        );
+    }
+}

@@ -1,0 +1,295 @@
+//! Identifiers as EC2 writes them: a prefix, a dash and seventeen lower-case hexadecimal digits.
+//!
+//! The kind of thing is part of the type, so an image's identifier can never stand where an
+//! instance's belongs. Making one is pure: the caller brings the random bytes.
+
+use std::fmt;
+use std::hash::Hash;
+use std::marker::PhantomData;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{Ec2Error, ErrorCode};
+
+/// Hexadecimal digits in an identifier.
+pub const DIGITS: usize = 17;
+/// Random bytes that make the digits; half of the first one is left unused.
+pub const RANDOM_BYTES: usize = DIGITS.div_ceil(2);
+
+const NUMBER_MASK: u128 = (1 << (4 * DIGITS)) - 1;
+
+/// What an identifier names, and EC2's words for it.
+pub trait Kind: Copy + fmt::Debug + Ord + Hash + 'static {
+    /// What stands before the dash.
+    const PREFIX: &'static str;
+    /// What it names, in a sentence.
+    const NOUN: &'static str;
+    /// EC2's code for an identifier that is not well formed.
+    const MALFORMED: ErrorCode;
+    /// EC2's code for an identifier of nothing.
+    const NOT_FOUND: ErrorCode;
+}
+
+/// Instances: `i-…`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Instance {}
+
+impl Kind for Instance {
+    const PREFIX: &'static str = "i";
+    const NOUN: &'static str = "instance";
+    const MALFORMED: ErrorCode = ErrorCode::InvalidInstanceIdMalformed;
+    const NOT_FOUND: ErrorCode = ErrorCode::InvalidInstanceIdNotFound;
+}
+
+/// Images: `ami-…`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Image {}
+
+impl Kind for Image {
+    const PREFIX: &'static str = "ami";
+    const NOUN: &'static str = "image";
+    const MALFORMED: ErrorCode = ErrorCode::InvalidAmiIdMalformed;
+    const NOT_FOUND: ErrorCode = ErrorCode::InvalidAmiIdNotFound;
+}
+
+/// An instance's identifier.
+pub type InstanceId = Id<Instance>;
+/// An image's identifier.
+pub type ImageId = Id<Image>;
+
+/// The identifier of a `K`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String", bound = "")]
+pub struct Id<K: Kind> {
+    /// The seventeen digits.
+    number: u128,
+    kind: PhantomData<K>,
+}
+
+impl<K: Kind> Id<K> {
+    /// The identifier that these random bytes spell.
+    pub fn from_random(bytes: [u8; RANDOM_BYTES]) -> Self {
+        let number = bytes
+            .iter()
+            .fold(0, |number, byte| number << 8 | u128::from(*byte));
+        Id {
+            number: number & NUMBER_MASK,
+            kind: PhantomData,
+        }
+    }
+
+    /// Whether `text` has the form of such an identifier or of the beginning of one. Anything else
+    /// a person types can only be a name.
+    pub fn looks_like(text: &str) -> bool {
+        digits_after_prefix::<K>(text)
+            .is_some_and(|digits| (1..=DIGITS).contains(&digits.len()) && is_lower_hex(digits))
+    }
+
+    /// Whether this identifier begins with `prefix`, as typed: `i-0a1`.
+    pub fn starts_with(&self, prefix: &str) -> bool {
+        self.to_string().starts_with(prefix)
+    }
+
+    /// The one of the `known` identifiers that `reference`, an identifier or an unambiguous
+    /// beginning of one, stands for.
+    pub fn find(reference: &str, known: impl IntoIterator<Item = Self>) -> Result<Self, Ec2Error> {
+        if !Self::looks_like(reference) {
+            return Err(Self::malformed(reference));
+        }
+        let mut matches: Vec<Self> = known
+            .into_iter()
+            .filter(|id| id.starts_with(reference))
+            .collect();
+        matches.sort_unstable();
+        matches.dedup();
+        match matches.as_slice() {
+            [] => Err(Self::not_found(reference)),
+            [only] => Ok(*only),
+            several => Err(Ec2Error::AmbiguousReference {
+                noun: K::NOUN,
+                given: reference.to_owned(),
+                matches: several.iter().map(Self::to_string).collect(),
+            }),
+        }
+    }
+
+    /// The error for a `reference`, an identifier or a name, to nothing.
+    pub fn not_found(reference: &str) -> Ec2Error {
+        Ec2Error::NotFound {
+            code: K::NOT_FOUND,
+            noun: K::NOUN,
+            given: reference.to_owned(),
+        }
+    }
+
+    fn malformed(given: &str) -> Ec2Error {
+        Ec2Error::MalformedId {
+            code: K::MALFORMED,
+            noun: K::NOUN,
+            prefix: K::PREFIX,
+            given: given.to_owned(),
+        }
+    }
+}
+
+fn digits_after_prefix<K: Kind>(text: &str) -> Option<&str> {
+    text.strip_prefix(K::PREFIX)?.strip_prefix('-')
+}
+
+fn is_lower_hex(digits: &str) -> bool {
+    digits
+        .bytes()
+        .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+impl<K: Kind> FromStr for Id<K> {
+    type Err = Ec2Error;
+
+    fn from_str(text: &str) -> Result<Self, Ec2Error> {
+        digits_after_prefix::<K>(text)
+            .filter(|digits| digits.len() == DIGITS && is_lower_hex(digits))
+            .and_then(|digits| u128::from_str_radix(digits, 16).ok())
+            .map(|number| Id {
+                number,
+                kind: PhantomData,
+            })
+            .ok_or_else(|| Self::malformed(text))
+    }
+}
+
+impl<K: Kind> TryFrom<String> for Id<K> {
+    type Error = Ec2Error;
+
+    fn try_from(text: String) -> Result<Self, Ec2Error> {
+        text.parse()
+    }
+}
+
+impl<K: Kind> From<Id<K>> for String {
+    fn from(id: Id<K>) -> String {
+        id.to_string()
+    }
+}
+
+impl<K: Kind> fmt::Display for Id<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}-{:0DIGITS$x}", K::PREFIX, self.number))
+    }
+}
+
+impl<K: Kind> fmt::Debug for Id<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn instance(text: &str) -> InstanceId {
+        text.parse().expect(text)
+    }
+
+    #[test]
+    fn random_bytes_spell_seventeen_digits() {
+        let bytes = [0xf1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 0x01];
+        assert_eq!(
+            InstanceId::from_random(bytes).to_string(),
+            "i-123456789abcdef01"
+        );
+        assert_eq!(
+            ImageId::from_random([0; RANDOM_BYTES]).to_string(),
+            "ami-00000000000000000"
+        );
+    }
+
+    #[test]
+    fn a_malformed_identifier_is_refused_with_its_kinds_code() {
+        for text in [
+            "",
+            "i",
+            "i-",
+            "i-0a1b",
+            "i-0123456789abcdef",
+            "i-0123456789abcdef012",
+            "i-0123456789ABCDEF0",
+            "i-0123456789abcdefg",
+            "i-+123456789abcdef0",
+            "ami-0123456789abcdef0",
+            "i-0123456789abcdé0",
+        ] {
+            let error = text.parse::<InstanceId>().expect_err(text);
+            assert_eq!(
+                error.code(),
+                ErrorCode::InvalidInstanceIdMalformed,
+                "{text}"
+            );
+        }
+        let error = "i-0123456789abcdef0"
+            .parse::<ImageId>()
+            .expect_err("an instance's");
+        assert_eq!(error.code(), ErrorCode::InvalidAmiIdMalformed);
+    }
+
+    #[test]
+    fn a_beginning_finds_the_only_identifier_that_has_it() {
+        let known = [
+            instance("i-0a1b0000000000000"),
+            instance("i-0a2b0000000000000"),
+        ];
+        assert_eq!(InstanceId::find("i-0a1", known), Ok(known[0]));
+        assert_eq!(InstanceId::find("i-0a2b0000000000000", known), Ok(known[1]));
+        let code = |reference| {
+            InstanceId::find(reference, known)
+                .expect_err(reference)
+                .code()
+        };
+        assert_eq!(code("i-0a"), ErrorCode::InvalidParameterValue);
+        assert_eq!(code("i-ff"), ErrorCode::InvalidInstanceIdNotFound);
+        assert_eq!(code("web-1"), ErrorCode::InvalidInstanceIdMalformed);
+    }
+
+    #[test]
+    fn a_name_does_not_look_like_an_identifier() {
+        assert!(InstanceId::looks_like("i-0a1"));
+        for name in [
+            "i-",
+            "web",
+            "i-am-a-name",
+            "ami-0a1",
+            "i-0123456789abcdef01",
+        ] {
+            assert!(!InstanceId::looks_like(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_identifier_is_a_string_in_json() {
+        let id = instance("i-0123456789abcdef0");
+        let json = serde_json::to_string(&id).expect("a string");
+        assert_eq!(json, "\"i-0123456789abcdef0\"");
+        assert_eq!(
+            serde_json::from_str::<InstanceId>(&json).expect("reads back"),
+            id
+        );
+        assert!(serde_json::from_str::<InstanceId>("\"i-1\"").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read_back(bytes: [u8; RANDOM_BYTES]) {
+            let id = ImageId::from_random(bytes);
+            prop_assert!(ImageId::looks_like(&id.to_string()));
+            prop_assert_eq!(id.to_string().parse::<ImageId>(), Ok(id));
+        }
+
+        #[test]
+        fn reading_never_panics(text in ".*") {
+            let _ = text.parse::<InstanceId>();
+            let _ = InstanceId::find(&text, []);
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! EC2's rules, pure: names, sizes, identifiers, capacity and error codes.
+//!
+//! Nothing here does I/O, knows KVM or reads a clock, and nothing here imports another room: the
+//! caller passes in what the host has, and random bytes where an identifier is to be made.
+
+pub mod capacity;
+pub mod catalogue;
+pub mod describe;
+pub mod error;
+pub mod id;
+pub mod instance_type;
+pub mod size;
+pub mod type_name;
+
+pub use capacity::{HostCapacity, Request};
+pub use error::{Ec2Error, ErrorCode};
+pub use id::{ImageId, InstanceId};
+pub use instance_type::InstanceType;
+pub use size::MemorySize;

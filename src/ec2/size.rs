@@ -1,0 +1,268 @@
+//! Memory sizes as people write and read them: `256M`, `1.5 GiB`, `512`.
+//!
+//! Units are binary, as EC2's are, and a size is a whole number of MiB: the granularity in which
+//! instance types count. What [`MemorySize`] prints, it also reads.
+
+use std::fmt;
+use std::num::NonZero;
+use std::str::FromStr;
+
+const MIB_PER_GIB: u64 = 1024;
+const MIB_PER_TIB: u64 = 1024 * MIB_PER_GIB;
+const BYTES_PER_MIB: u64 = 1024 * 1024;
+
+/// Digits after the point that are read. A MiB is 2^-20 TiB, which has twenty of them.
+const MAX_FRACTION_DIGITS: usize = 20;
+
+/// An amount of memory: a whole number of MiB, more than none, whose count of bytes fits 64 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemorySize(NonZero<u64>);
+
+impl MemorySize {
+    /// The largest size: one MiB more, and its count of bytes no longer fits 64 bits.
+    pub const MAX: MemorySize =
+        MemorySize(NonZero::new(u64::MAX / BYTES_PER_MIB).expect("2^44 - 1 is not zero"));
+
+    /// `mib` MiB; none if that is no memory at all, or more than [`MemorySize::MAX`].
+    pub fn from_mib(mib: u64) -> Option<Self> {
+        NonZero::new(mib)
+            .map(MemorySize)
+            .filter(|size| *size <= Self::MAX)
+    }
+
+    /// This size in MiB.
+    pub fn mib(self) -> u64 {
+        self.0.get()
+    }
+
+    /// This size in bytes.
+    pub fn bytes(self) -> u64 {
+        self.mib() * BYTES_PER_MIB
+    }
+}
+
+/// Why a text is not a memory size.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SizeError {
+    /// Nothing was written.
+    #[error("a memory size is missing: write one such as 256M or 1G")]
+    Empty,
+    /// It does not start with a number.
+    #[error("{0:?} is not a memory size: write a number and a unit, such as 256M or 1G")]
+    NotANumber(String),
+    /// It is below zero.
+    #[error("{0:?} is negative: a guest needs some memory")]
+    Negative(String),
+    /// It is zero.
+    #[error("{0:?} is no memory at all: a guest needs some")]
+    Zero(String),
+    /// The unit is none of the known ones.
+    #[error("the unit {0:?} is not known: use M, MiB, G, GiB, T or TiB (without a unit: MiB)")]
+    UnknownUnit(String),
+    /// It is not a whole number of MiB.
+    #[error("{0:?} is not a whole number of MiB: round it, and write it in M")]
+    NotWholeMib(String),
+    /// It does not fit 64 bits of bytes.
+    #[error("{0:?} is more memory than a computer can address")]
+    TooLarge(String),
+}
+
+impl FromStr for MemorySize {
+    type Err = SizeError;
+
+    fn from_str(text: &str) -> Result<Self, SizeError> {
+        let given = text.trim();
+        if given.is_empty() {
+            return Err(SizeError::Empty);
+        }
+        if let Some(rest) = given.strip_prefix('-')
+            && rest.starts_with(|c: char| c.is_ascii_digit())
+        {
+            return Err(SizeError::Negative(given.to_owned()));
+        }
+        let number_end = given
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(given.len());
+        let (number, unit) = given.split_at(number_end);
+        let (whole, fraction) =
+            split_number(number).ok_or_else(|| SizeError::NotANumber(given.to_owned()))?;
+        let mib_per_unit = mib_per_unit(unit.trim())?;
+        let mib = to_mib(whole, fraction, mib_per_unit, given)?;
+        if mib == 0 {
+            return Err(SizeError::Zero(given.to_owned()));
+        }
+        MemorySize::from_mib(mib).ok_or_else(|| SizeError::TooLarge(given.to_owned()))
+    }
+}
+
+/// The digits before and after the point; none if there are no digits before it, or two points.
+fn split_number(number: &str) -> Option<(&str, &str)> {
+    let (whole, fraction) = match number.split_once('.') {
+        Some((_, "")) => return None,
+        Some(parts) => parts,
+        None => (number, ""),
+    };
+    (!whole.is_empty() && !fraction.contains('.')).then_some((whole, fraction))
+}
+
+fn mib_per_unit(unit: &str) -> Result<u64, SizeError> {
+    match unit.to_ascii_lowercase().as_str() {
+        "" | "m" | "mi" | "mib" => Ok(1),
+        "g" | "gi" | "gib" => Ok(MIB_PER_GIB),
+        "t" | "ti" | "tib" => Ok(MIB_PER_TIB),
+        _ => Err(SizeError::UnknownUnit(unit.to_owned())),
+    }
+}
+
+/// `whole.fraction` units in MiB, exactly.
+fn to_mib(whole: &str, fraction: &str, mib_per_unit: u64, given: &str) -> Result<u64, SizeError> {
+    let too_large = || SizeError::TooLarge(given.to_owned());
+    let not_whole = || SizeError::NotWholeMib(given.to_owned());
+
+    let whole: u64 = whole.parse().map_err(|_| too_large())?;
+    let whole_mib = whole.checked_mul(mib_per_unit).ok_or_else(too_large)?;
+
+    let fraction = fraction.trim_end_matches('0');
+    if fraction.is_empty() {
+        return Ok(whole_mib);
+    }
+    if fraction.len() > MAX_FRACTION_DIGITS {
+        return Err(not_whole());
+    }
+    // Twenty digits times 2^20 stay below 2^87.
+    let digits: u128 = fraction.parse().map_err(|_| not_whole())?;
+    let scaled = digits * u128::from(mib_per_unit);
+    let scale = 10_u128.pow(fraction.len() as u32);
+    if !scaled.is_multiple_of(scale) {
+        return Err(not_whole());
+    }
+    let fraction_mib = u64::try_from(scaled / scale).map_err(|_| too_large())?;
+    whole_mib.checked_add(fraction_mib).ok_or_else(too_large)
+}
+
+impl fmt::Display for MemorySize {
+    /// In GiB where that is exact to a quarter, else in MiB.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = self.mib();
+        if mib < MIB_PER_GIB || !mib.is_multiple_of(MIB_PER_GIB / 4) {
+            return f.pad(&format!("{mib} MiB"));
+        }
+        let hundredths = mib % MIB_PER_GIB * 100 / MIB_PER_GIB;
+        let fraction = match hundredths {
+            0 => String::new(),
+            50 => ".5".to_owned(),
+            other => format!(".{other}"),
+        };
+        f.pad(&format!("{}{fraction} GiB", mib / MIB_PER_GIB))
+    }
+}
+
+/// `mib` MiB rounded down for people, who compare rather than calculate: `23.1 GiB`, `640 MiB`.
+pub fn approximate_mib(mib: u64) -> String {
+    if mib < MIB_PER_GIB {
+        return format!("{mib} MiB");
+    }
+    let tenths = mib % MIB_PER_GIB * 10 / MIB_PER_GIB;
+    match (mib / MIB_PER_GIB, tenths) {
+        (gib, 0) => format!("{gib} GiB"),
+        (gib, tenths) => format!("{gib}.{tenths} GiB"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn mib(text: &str) -> u64 {
+        text.parse::<MemorySize>().expect(text).mib()
+    }
+
+    fn error(text: &str) -> SizeError {
+        text.parse::<MemorySize>().expect_err(text)
+    }
+
+    #[test]
+    fn every_way_to_write_a_size_is_read() {
+        for text in [
+            "256", "256M", "256m", "256Mi", "256MiB", "256 MiB", " 0.25G ",
+        ] {
+            assert_eq!(mib(text), 256, "{text}");
+        }
+        for text in ["1G", "1g", "1GiB", "1024", "1.0G", "1.000 gib"] {
+            assert_eq!(mib(text), 1024, "{text}");
+        }
+        assert_eq!(mib("1.5G"), 1536);
+        assert_eq!(mib("2T"), 2 * 1024 * 1024);
+        assert_eq!(mib("0.00000095367431640625T"), 1);
+    }
+
+    #[test]
+    fn a_wrong_size_says_what_is_wrong() {
+        assert_eq!(error("  "), SizeError::Empty);
+        assert_eq!(error("lots"), SizeError::NotANumber("lots".into()));
+        assert_eq!(error(".5G"), SizeError::NotANumber(".5G".into()));
+        assert_eq!(error("1.G"), SizeError::NotANumber("1.G".into()));
+        assert_eq!(error("1.2.3G"), SizeError::NotANumber("1.2.3G".into()));
+        assert_eq!(error("-1G"), SizeError::Negative("-1G".into()));
+        assert_eq!(error("0"), SizeError::Zero("0".into()));
+        assert_eq!(error("0.0G"), SizeError::Zero("0.0G".into()));
+        assert_eq!(error("1GB"), SizeError::UnknownUnit("GB".into()));
+        assert_eq!(error("1k"), SizeError::UnknownUnit("k".into()));
+        assert_eq!(error("1.5"), SizeError::NotWholeMib("1.5".into()));
+        assert_eq!(error("0.1G"), SizeError::NotWholeMib("0.1G".into()));
+    }
+
+    #[test]
+    fn a_size_whose_bytes_overflow_is_too_large() {
+        let max = MemorySize::MAX;
+        assert_eq!(mib(&max.mib().to_string()), max.mib());
+        assert!(max.bytes() > u64::MAX - BYTES_PER_MIB);
+        for text in [
+            (max.mib() + 1).to_string(),
+            "18446744073709551615T".to_owned(),
+            "99999999999999999999999999".to_owned(),
+        ] {
+            assert_eq!(error(&text), SizeError::TooLarge(text.clone()));
+        }
+    }
+
+    #[test]
+    fn sizes_print_as_people_say_them() {
+        let shown = |mib| MemorySize::from_mib(mib).expect("not zero").to_string();
+        assert_eq!(shown(1), "1 MiB");
+        assert_eq!(shown(512), "512 MiB");
+        assert_eq!(shown(1024), "1 GiB");
+        assert_eq!(shown(1536), "1.5 GiB");
+        assert_eq!(shown(15616), "15.25 GiB");
+        assert_eq!(shown(1025), "1025 MiB");
+        assert_eq!(shown(4 * 1024 * 1024), "4096 GiB");
+    }
+
+    #[test]
+    fn an_approximation_never_promises_more_than_there_is() {
+        assert_eq!(approximate_mib(0), "0 MiB");
+        assert_eq!(approximate_mib(1023), "1023 MiB");
+        assert_eq!(approximate_mib(2048), "2 GiB");
+        assert_eq!(approximate_mib(23_703), "23.1 GiB");
+        assert_eq!(approximate_mib(2047), "1.9 GiB");
+    }
+
+    proptest! {
+        #[test]
+        fn reading_never_panics(text in ".*") {
+            let _ = text.parse::<MemorySize>();
+        }
+
+        #[test]
+        fn reading_what_looks_like_a_size_never_panics(text in "-?[0-9]{0,30}\\.?[0-9]{0,30} ?[kKmMgGtT]?i?B?") {
+            let _ = text.parse::<MemorySize>();
+        }
+
+        #[test]
+        fn what_is_printed_is_read_back(mib in 1..=MemorySize::MAX.mib()) {
+            let size = MemorySize::from_mib(mib).expect("within the range");
+            prop_assert_eq!(size.to_string().parse::<MemorySize>(), Ok(size));
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! How an instance type's name is read: `c6i.2xlarge` is c (compute optimised), 6 (sixth
+//! generation), i (Intel) and a size.
+
+/// What a family of instance types is made for, which its name's first letters say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Category {
+    /// `t`: a baseline, and credits to exceed it.
+    Burstable,
+    /// `m`: memory and CPU in balance.
+    GeneralPurpose,
+    /// `c`: much CPU for the memory.
+    ComputeOptimised,
+    /// `r`, `x`, `z`, `u`: much memory for the CPU.
+    MemoryOptimised,
+    /// `d`, `h`, `i`: fast or large disks of its own.
+    StorageOptimised,
+    /// `f`, `g`, `p`, `inf`, `trn`, `dl`, `vt`: GPUs and other accelerators.
+    Accelerated,
+}
+
+impl Category {
+    /// What the letters that a name begins with stand for.
+    pub fn of_series(series: &str) -> Option<Self> {
+        Some(match series {
+            "t" => Category::Burstable,
+            "m" => Category::GeneralPurpose,
+            "c" => Category::ComputeOptimised,
+            "r" | "x" | "z" | "u" => Category::MemoryOptimised,
+            "d" | "h" | "i" => Category::StorageOptimised,
+            "f" | "g" | "p" | "inf" | "trn" | "dl" | "vt" => Category::Accelerated,
+            _ => return None,
+        })
+    }
+
+    /// The category as EC2's pages call it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Category::Burstable => "burstable",
+            Category::GeneralPurpose => "general purpose",
+            Category::ComputeOptimised => "compute optimised",
+            Category::MemoryOptimised => "memory optimised",
+            Category::StorageOptimised => "storage optimised",
+            Category::Accelerated => "accelerated",
+        }
+    }
+
+    /// What to choose it for.
+    pub fn explanation(self) -> &'static str {
+        match self {
+            Category::Burstable => "saves CPU credits while idle, spends them when busy",
+            Category::GeneralPurpose => "CPU and memory in balance, for everyday work",
+            Category::ComputeOptimised => "more CPU for the memory: builds, batch work, web",
+            Category::MemoryOptimised => "more memory for the CPU: databases, caches",
+            Category::StorageOptimised => "large or fast local disks: search, analytics",
+            Category::Accelerated => "GPUs: machine learning, graphics, video",
+        }
+    }
+}
+
+/// The parts of an instance type's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TypeName<'a> {
+    /// Everything before the dot: `x2iedn`.
+    pub family: &'a str,
+    /// The letters it begins with: `x`.
+    pub series: &'a str,
+    /// The digits after those: 2.
+    pub generation: u32,
+    /// The letters after those: `iedn`.
+    pub attributes: &'a str,
+    /// Everything after the dot: `32xlarge`.
+    pub size: &'a str,
+}
+
+/// A part of a name and what it means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamePart<'a> {
+    /// The letters, as they stand in the name.
+    pub text: &'a str,
+    /// Their meaning, in a few words.
+    pub meaning: String,
+}
+
+impl<'a> TypeName<'a> {
+    /// Takes a name apart; none if it is not made like one.
+    pub fn parse(name: &'a str) -> Option<Self> {
+        let (family, size) = name.split_once('.')?;
+        if size.is_empty() {
+            return None;
+        }
+        let digits_start = family.find(|c: char| c.is_ascii_digit())?;
+        let (series, rest) = family.split_at(digits_start);
+        let digits_end = rest
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(rest.len());
+        let (generation, attributes) = rest.split_at(digits_end);
+        let is_letters = |text: &str| text.bytes().all(|byte| byte.is_ascii_lowercase());
+        if series.is_empty() || !is_letters(series) || !is_letters(attributes) {
+            return None;
+        }
+        let generation = generation.parse().ok()?;
+        Some(TypeName {
+            family,
+            series,
+            generation,
+            attributes,
+            size,
+        })
+    }
+
+    /// The name read from left to right. `digits` of the generation and each attribute are a part.
+    pub fn reading(&self) -> Vec<NamePart<'a>> {
+        let attributes_start = self.family.len() - self.attributes.len();
+        let generation = &self.family[self.series.len()..attributes_start];
+        let category =
+            Category::of_series(self.series).map_or("a family of its own", Category::title);
+
+        let mut parts = vec![
+            NamePart {
+                text: self.series,
+                meaning: category.to_owned(),
+            },
+            NamePart {
+                text: generation,
+                meaning: format!("{} generation", ordinal(self.generation)),
+            },
+        ];
+        parts.extend((0..self.attributes.len()).map(|at| {
+            let text = &self.attributes[at..=at];
+            NamePart {
+                text,
+                meaning: attribute_meaning(text).to_owned(),
+            }
+        }));
+        parts.push(NamePart {
+            text: self.size,
+            meaning: size_meaning(self.size),
+        });
+        parts
+    }
+
+    /// What the family's name says, on one line: `compute optimised, sixth generation, Intel`.
+    pub fn family_reading(&self) -> String {
+        let mut parts = self.reading();
+        parts.pop();
+        let meanings: Vec<String> = parts.into_iter().map(|part| part.meaning).collect();
+        meanings.join(", ")
+    }
+}
+
+fn ordinal(generation: u32) -> String {
+    const WORDS: [&str; 9] = [
+        "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth",
+    ];
+    generation
+        .checked_sub(1)
+        .and_then(|index| WORDS.get(index as usize))
+        .map_or_else(|| format!("{generation}th"), |word| (*word).to_owned())
+}
+
+fn attribute_meaning(letter: &str) -> &'static str {
+    match letter {
+        "a" => "AMD",
+        "b" => "block storage",
+        "d" => "local disks",
+        "e" => "extra memory",
+        "g" => "Graviton (Arm)",
+        "i" => "Intel",
+        "n" => "network",
+        "z" => "high frequency",
+        _ => "an option of its own",
+    }
+}
+
+fn size_meaning(size: &str) -> String {
+    if let Some(rest) = size.strip_prefix("metal") {
+        return match rest
+            .strip_prefix('-')
+            .and_then(|size| size.strip_suffix("xl"))
+        {
+            Some(times) => format!("size: a whole machine, as large as a {times}xlarge"),
+            None => "size: a whole machine, without a hypervisor".to_owned(),
+        };
+    }
+    match (size, size.strip_suffix("xlarge")) {
+        ("nano", _) => "size: the smallest".to_owned(),
+        ("micro", _) => "size: twice a nano".to_owned(),
+        ("small", _) => "size: twice a micro".to_owned(),
+        ("medium", _) => "size: twice a small".to_owned(),
+        ("large", _) => "size: twice a medium".to_owned(),
+        ("xlarge", _) => "size: twice a large".to_owned(),
+        (_, Some(times)) => format!("size: {times} times an xlarge"),
+        _ => "size".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn reading(name: &str) -> Vec<(&str, String)> {
+        TypeName::parse(name)
+            .expect(name)
+            .reading()
+            .into_iter()
+            .map(|part| (part.text, part.meaning))
+            .collect()
+    }
+
+    #[test]
+    fn a_name_is_read_from_left_to_right() {
+        assert_eq!(
+            reading("c6i.2xlarge"),
+            [
+                ("c", "compute optimised".to_owned()),
+                ("6", "sixth generation".to_owned()),
+                ("i", "Intel".to_owned()),
+                ("2xlarge", "size: 2 times an xlarge".to_owned()),
+            ]
+        );
+        let texts: Vec<&str> = reading("x2iedn.metal")
+            .iter()
+            .map(|(text, _)| *text)
+            .collect();
+        assert_eq!(texts, ["x", "2", "i", "e", "d", "n", "metal"]);
+    }
+
+    #[test]
+    fn a_family_is_read_on_one_line() {
+        let name = TypeName::parse("t4g.nano").expect("a name");
+        assert_eq!(
+            name.family_reading(),
+            "burstable, fourth generation, Graviton (Arm)"
+        );
+    }
+
+    #[test]
+    fn a_size_says_how_it_compares() {
+        assert_eq!(size_meaning("micro"), "size: twice a nano");
+        assert_eq!(
+            size_meaning("metal"),
+            "size: a whole machine, without a hypervisor"
+        );
+        assert_eq!(
+            size_meaning("metal-24xl"),
+            "size: a whole machine, as large as a 24xlarge"
+        );
+    }
+
+    #[test]
+    fn what_is_not_made_like_a_name_has_no_parts() {
+        for text in [
+            "",
+            "t3",
+            "t3.",
+            ".large",
+            "3.large",
+            "t.large",
+            "T3.large",
+            "t3é.large",
+        ] {
+            assert_eq!(TypeName::parse(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn reading_never_panics(text in "[a-z]{0,4}[0-9]{0,12}[a-zé]{0,4}\\.?[a-z0-9-]{0,12}") {
+            if let Some(name) = TypeName::parse(&text) {
+                let read: String = name.reading().iter().map(|part| part.text).collect();
+                prop_assert_eq!(read, text.replacen('.', "", 1));
+            }
+        }
+    }
+}

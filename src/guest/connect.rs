@@ -1,0 +1,156 @@
+//! Connects to a guest's agent through the monitor's socket.
+//!
+//! The monitor takes `CONNECT <port>\n`, answers `OK <host port>\n` once the guest has accepted, and
+//! from then on passes bytes both ways. Where the guest refuses it closes the connection.
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use wisp_agent::AGENT_PORT;
+use wisp_agent::protocol::Connection;
+
+use super::Error;
+
+/// The longest path a Unix socket's address holds (unix(7)), its final NUL taken off.
+const LONGEST_ADDRESS: usize = 107;
+
+/// Longer than any answer: `OK 4294967295\n`.
+const LONGEST_ANSWER: usize = 32;
+
+/// A connection to a guest's agent, good for one operation.
+#[derive(Debug)]
+pub struct Agent {
+    pub(super) connection: Connection,
+}
+
+impl Agent {
+    /// Connects to the agent of the guest whose monitor offers `socket`, within `timeout`.
+    ///
+    /// # Errors
+    /// [`Error::NotListening`] where the guest runs no agent (yet); [`Error::TimedOut`].
+    pub fn connect(socket: &Path, timeout: Duration) -> Result<Self, Error> {
+        Self::connect_to_port(socket, AGENT_PORT, timeout)
+    }
+
+    /// As [`connect`](Self::connect), to another vsock port.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn connect_to_port(socket: &Path, port: u32, timeout: Duration) -> Result<Self, Error> {
+        let deadline = Instant::now() + timeout;
+        let mut stream = open(socket).map_err(|source| Error::Connect { socket: socket.to_owned(), source })?;
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::WouldBlock => Error::TimedOut(timeout),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                Error::NotListening { port }
+            }
+            _ => Error::Connect { socket: socket.to_owned(), source: error },
+        };
+        request_port(&mut stream, port, deadline).map_err(failed)?.map_err(|answer| Error::BadAnswer { answer })?;
+        let mut agent = Self { connection: Connection::new(stream.into()) };
+        agent.limit(Some(deadline.saturating_duration_since(Instant::now())))?;
+        agent.connection.greet().map_err(Error::within(timeout))?;
+        agent.limit(None)?;
+        Ok(agent)
+    }
+
+    /// How long each wait for the guest may last from now on. (Zero would mean for ever.)
+    pub(super) fn limit(&self, timeout: Option<Duration>) -> Result<(), Error> {
+        let timeout = timeout.map(|timeout| timeout.max(Duration::from_millis(1)));
+        for direction in [Timeout::Recv, Timeout::Send] {
+            set_socket_timeout(self.connection.reader.as_fd(), direction, timeout)
+                .map_err(Error::local("set a time-out"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Connects to a Unix socket, by way of its directory where its path is too long for an address.
+fn open(socket: &Path) -> io::Result<UnixStream> {
+    if socket.as_os_str().as_bytes().len() <= LONGEST_ADDRESS {
+        return UnixStream::connect(socket);
+    }
+    let (Some(directory), Some(name)) = (socket.parent(), socket.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    use std::os::fd::AsRawFd;
+    let directory = std::fs::File::open(directory)?;
+    UnixStream::connect(Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name))
+}
+
+/// Asks for the port; `Ok(Err(answer))` is an answer that makes no sense.
+fn request_port(stream: &mut UnixStream, port: u32, deadline: Instant) -> io::Result<Result<(), String>> {
+    stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+    let mut answer = Vec::new();
+    // One byte at a time: what follows the line is the agent's.
+    while answer.last() != Some(&b'\n') && answer.len() < LONGEST_ANSWER {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        answer.push(byte[0]);
+    }
+    let answer = String::from_utf8_lossy(&answer);
+    let port = answer.strip_prefix("OK ").and_then(|rest| rest.strip_suffix('\n'));
+    Ok(match port.map(str::parse::<u32>) {
+        Some(Ok(_)) => Ok(()),
+        _ => Err(answer.into_owned()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use super::*;
+
+    /// A monitor that takes one connection and answers with `answer`.
+    fn monitor(directory: &Path, answer: &'static [u8]) -> std::path::PathBuf {
+        let path = directory.join("vsock.sock");
+        let listener = UnixListener::bind(&path).expect("bound");
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("accepted");
+            let mut line = [0; 13];
+            stream.read_exact(&mut line).expect("a line");
+            assert_eq!(&line, b"CONNECT 1024\n");
+            stream.write_all(answer).expect("answered");
+        });
+        path
+    }
+
+    fn connect(answer: &'static [u8]) -> Error {
+        let home = tempfile::tempdir().expect("a directory");
+        let socket = monitor(home.path(), answer);
+        Agent::connect(&socket, Duration::from_secs(20)).expect_err("no agent")
+    }
+
+    #[test]
+    fn a_connection_closed_without_an_answer_means_nobody_listens() {
+        assert!(matches!(connect(b""), Error::NotListening { port: 1024 }));
+    }
+
+    #[test]
+    fn an_answer_of_another_kind_is_told() {
+        assert!(matches!(connect(b"HELLO\n"), Error::BadAnswer { .. }));
+    }
+
+    #[test]
+    fn a_guest_that_goes_after_the_answer_is_gone() {
+        assert!(matches!(connect(b"OK 1073741824\n"), Error::GuestGone));
+    }
+
+    #[test]
+    fn no_monitor_is_an_error_with_its_path() {
+        let error = Agent::connect(Path::new("/no/such/vsock.sock"), Duration::from_secs(1)).expect_err("none");
+        assert!(error.to_string().contains("/no/such/vsock.sock"), "{error}");
+    }
+}

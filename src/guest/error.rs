@@ -1,0 +1,117 @@
+//! What can go wrong between the host and an agent.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+use wisp_agent::protocol::ProtocolError;
+use wisp_agent::tree::TreeError;
+
+/// Why an operation in a guest failed.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The monitor's socket cannot be connected to.
+    #[error("cannot connect to the guest's socket {}: {source}", socket.display())]
+    Connect {
+        /// The socket.
+        socket: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The guest refused the connection.
+    #[error("nothing in the guest listens on vsock port {port}: it is still booting, or has no agent")]
+    NotListening {
+        /// The port.
+        port: u32,
+    },
+    /// The monitor's socket spoke otherwise than a monitor does.
+    #[error("the guest's socket answered {answer:?} instead of OK and a port")]
+    BadAnswer {
+        /// What it said.
+        answer: String,
+    },
+    /// The guest took too long.
+    #[error("the guest's agent did not answer within {} s", .0.as_secs_f32())]
+    TimedOut(Duration),
+    /// The connection failed, or what came over it was not the protocol.
+    #[error("the guest's agent: {0}")]
+    Protocol(ProtocolError),
+    /// The connection ended before the operation: the guest was stopped, or its agent ended.
+    #[error("the guest closed the connection: it was stopped, or its agent has ended")]
+    GuestGone,
+    /// The agent failed, and says why.
+    #[error("the guest: {0}")]
+    Guest(String),
+    /// The program is not in the guest.
+    #[error("the guest: {0}")]
+    CommandNotFound(String),
+    /// The program cannot be executed.
+    #[error("the guest: {0}")]
+    NotExecutable(String),
+    /// A file of the host, or the stream of files, failed a copy.
+    #[error(transparent)]
+    Copy(TreeError),
+    /// A stream of this process failed.
+    #[error("cannot {action}: {source}")]
+    Local {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A signal to this process ended a terminal session; the command in the guest was hung up.
+    #[error("ended by signal {0}")]
+    Interrupted(i32),
+}
+
+impl Error {
+    /// The exit code that a shell gives a command which fails so: 127 not found, 126 not executable,
+    /// 128 and the signal; 1 for all else.
+    #[must_use]
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::CommandNotFound(_) => 127,
+            Self::NotExecutable(_) => 126,
+            Self::Interrupted(signal) => 128 + signal,
+            _ => 1,
+        }
+    }
+
+    /// As an operation of bounded time sees a failure of its connection.
+    pub(super) fn within(timeout: Duration) -> impl Fn(ProtocolError) -> Self {
+        move |error| match error {
+            // What a socket with a time-out reports (socket(7)).
+            ProtocolError::Io(error) if error.kind() == io::ErrorKind::WouldBlock => Self::TimedOut(timeout),
+            other => other.into(),
+        }
+    }
+
+    pub(super) fn local(action: &'static str) -> impl FnOnce(rustix::io::Errno) -> Self {
+        move |errno| Self::Local { action, source: errno.into() }
+    }
+}
+
+impl From<ProtocolError> for Error {
+    fn from(error: ProtocolError) -> Self {
+        match error {
+            ProtocolError::Closed | ProtocolError::Truncated => Self::GuestGone,
+            ProtocolError::Io(error)
+                if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) =>
+            {
+                Self::GuestGone
+            }
+            other => Self::Protocol(other),
+        }
+    }
+}
+
+impl From<TreeError> for Error {
+    fn from(error: TreeError) -> Self {
+        match error {
+            TreeError::Stream(error) => error.into(),
+            TreeError::OtherEnd(message) => Self::Guest(message),
+            other => Self::Copy(other),
+        }
+    }
+}

@@ -1,0 +1,440 @@
+//! Runs a command in a guest with this process's streams, as if it ran here.
+//!
+//! Two threads share the connection: the caller's takes the frames that come and writes the output;
+//! the other sends what goes: input, signals, sizes. So output that nobody reads (a pager) keeps no
+//! signal from the guest. The first tells the second by [`Shared`] what it should know.
+//!
+//! Without a terminal, SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 to this process go to the
+//! command instead. With one, control keys reach the guest as bytes; a signal from elsewhere ends
+//! the session, and the guest hangs the command up.
+//!
+//! Input is read only as the command takes it, up to a window of 64 KiB ahead, and no more once it ended.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::thread;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+use rustix::net::Shutdown;
+use rustix::termios::isatty;
+use wisp_agent::poll::{Interest, poll};
+use wisp_agent::protocol::{
+    Bytes, Connection, ExecFailure, ExecRequest, ExitStatus, FrameReader, FrameWriter, MAX_DATA, OutputStream,
+    ProtocolError, STDIN_WINDOW, ToGuest, ToHost,
+};
+
+use super::signals::Signals;
+use super::terminal::{RawMode, window_size};
+use super::{Agent, Error};
+
+/// Signals a command without a terminal gets in this process's place.
+const FORWARDED: [i32; 6] =
+    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+
+/// Signals taken while a command has a terminal.
+const WITH_TERMINAL: [i32; 5] = [libc::SIGWINCH, libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+
+/// The descriptors a command's streams are joined to.
+#[derive(Debug, Clone, Copy)]
+pub struct Streams<'a> {
+    /// Read from; put into raw mode if it is a terminal and the command gets one.
+    pub input: BorrowedFd<'a>,
+    /// Written to.
+    pub output: BorrowedFd<'a>,
+    /// Written to.
+    pub error: BorrowedFd<'a>,
+}
+
+impl Streams<'static> {
+    /// This process's own standard streams.
+    #[must_use]
+    pub fn own() -> Self {
+        Self { input: rustix::stdio::stdin(), output: rustix::stdio::stdout(), error: rustix::stdio::stderr() }
+    }
+}
+
+impl Agent {
+    /// Runs a command to its end, joined to `streams`.
+    ///
+    /// Where this process's output is closed by its reader, the command meets SIGPIPE in the guest,
+    /// and its status tells so.
+    ///
+    /// A process runs one command at a time this way: its signals can go to one only.
+    ///
+    /// # Errors
+    /// [`Error::CommandNotFound`], [`Error::NotExecutable`] or [`Error::Guest`] where it could not be
+    /// started; [`Error::GuestGone`] where the guest ended before it; [`Error::Interrupted`].
+    pub fn exec(mut self, request: ExecRequest, streams: Streams<'_>) -> Result<ExitStatus, Error> {
+        let has_terminal = request.terminal.is_some();
+        let wanted: &[i32] = if has_terminal { &WITH_TERMINAL } else { &FORWARDED };
+        let signals =
+            Signals::take(wanted).map_err(|source| Error::Local { action: "take over signals", source })?;
+        let raw_mode = (has_terminal && isatty(streams.input)).then(|| RawMode::enter(streams.input)).transpose();
+        let _raw_mode =
+            raw_mode.map_err(|source| Error::Local { action: "put the terminal into raw mode", source })?;
+        let shared = Shared::new(has_terminal)?;
+        self.connection.writer.queue(&ToGuest::Exec(request))?;
+
+        let Connection { writer, reader } = &mut self.connection;
+        thread::scope(|scope| {
+            let sender = Sender { shared: &shared, writer, signals: &signals, streams, window: 0, input_ended: false };
+            let sender = thread::Builder::new().name("guest-exec-input".into()).spawn_scoped(scope, || sender.run());
+            let sender = sender.map_err(|source| Error::Local { action: "start a thread", source })?;
+            let outcome = receive(&shared, reader, streams);
+            shared.finish();
+            // The sender may be waiting for the guest to take something.
+            let _ = rustix::net::shutdown(reader.as_fd(), Shutdown::Both);
+            if sender.join().is_err() {
+                log::error!("the thread that sends input to the guest panicked");
+            }
+            match shared.interrupted.load(Ordering::Acquire) {
+                0 => outcome,
+                signal => outcome.map_err(|_| Error::Interrupted(signal)),
+            }
+        })
+    }
+}
+
+/// What the receiving thread tells the sending one, and back.
+struct Shared {
+    has_terminal: bool,
+    /// Bytes of input the guest has room for, beyond those the sender knows of.
+    credit: AtomicUsize,
+    output_closed: AtomicBool,
+    error_closed: AtomicBool,
+    finished: AtomicBool,
+    /// The signal that ended a terminal session.
+    interrupted: AtomicI32,
+    /// Readable when one of the others has changed.
+    changed: OwnedFd,
+}
+
+impl Shared {
+    fn new(has_terminal: bool) -> Result<Self, Error> {
+        let changed =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(Error::local("make an event counter"))?;
+        Ok(Self {
+            has_terminal,
+            credit: AtomicUsize::new(STDIN_WINDOW),
+            output_closed: AtomicBool::new(false),
+            error_closed: AtomicBool::new(false),
+            finished: AtomicBool::new(false),
+            interrupted: AtomicI32::new(0),
+            changed,
+        })
+    }
+
+    fn notify(&self) {
+        // It fails only where the counter is full, and then it is readable.
+        let _ = rustix::io::write(&self.changed, &1u64.to_ne_bytes());
+    }
+
+    fn finish(&self) {
+        self.finished.store(true, Ordering::Release);
+        self.notify();
+    }
+}
+
+/// Takes what comes from the guest, to the command's end.
+fn receive(shared: &Shared, reader: &mut FrameReader, streams: Streams<'_>) -> Result<ExitStatus, Error> {
+    loop {
+        match reader.receive()? {
+            ToHost::Output(stream, bytes) => {
+                let (fd, closed) = match stream {
+                    OutputStream::Stdout => (streams.output, &shared.output_closed),
+                    OutputStream::Stderr => (streams.error, &shared.error_closed),
+                };
+                if closed.load(Ordering::Relaxed) {
+                    continue;
+                }
+                match write_all(fd, bytes.0) {
+                    Ok(()) => {}
+                    Err(Errno::PIPE) => {
+                        closed.store(true, Ordering::Release);
+                        shared.notify();
+                    }
+                    Err(errno) => return Err(Error::local("write the command's output")(errno)),
+                }
+            }
+            ToHost::StdinCredit(credit) => {
+                shared.credit.fetch_add(credit as usize, Ordering::AcqRel);
+                shared.notify();
+            }
+            ToHost::Exited(status) => return Ok(status),
+            ToHost::ExecFailed { cause, message } => {
+                return Err(match cause {
+                    ExecFailure::NotFound => Error::CommandNotFound(message),
+                    ExecFailure::NotExecutable => Error::NotExecutable(message),
+                    ExecFailure::Other => Error::Guest(message),
+                });
+            }
+            ToHost::Failed(message) => return Err(Error::Guest(message)),
+            _ => return Err(ProtocolError::Unexpected("it does not belong to a running command").into()),
+        }
+    }
+}
+
+fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match rustix::io::write(fd, bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::INTR) => {}
+            // Somebody else put the terminal or pipe we share with them into non-blocking mode.
+            Err(Errno::AGAIN) => {
+                poll([Some((fd, Interest::Write))], None).map_err(|_| Errno::IO)?;
+            }
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// The thread that sends.
+struct Sender<'a> {
+    shared: &'a Shared,
+    writer: &'a mut FrameWriter,
+    signals: &'a Signals,
+    streams: Streams<'a>,
+    /// How many bytes of input may be sent now.
+    window: usize,
+    input_ended: bool,
+}
+
+impl Sender<'_> {
+    fn run(mut self) {
+        if let Err(error) = self.send() {
+            // The receiving thread meets the same end, and reports it.
+            log::debug!("no more input to the guest: {error}");
+        }
+    }
+
+    fn send(&mut self) -> Result<(), ProtocolError> {
+        let mut buffer = Vec::new();
+        let (mut output_closed, mut error_closed) = (false, false);
+        loop {
+            self.writer.flush()?;
+            let shared = self.shared;
+            let wants_input = !self.input_ended && self.window > 0;
+            let slots = [
+                Some((shared.changed.as_fd(), Interest::Read)),
+                Some((self.signals.as_fd(), Interest::Read)),
+                wants_input.then_some((self.streams.input, Interest::Read)),
+            ];
+            let [changed, signal, input] = poll(slots, None)?;
+            if changed.read {
+                let mut count = [0; 8];
+                let _ = rustix::io::read(&shared.changed, &mut count);
+            }
+            if shared.finished.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            // A guest that gives more credit than it has room for harms itself only.
+            self.window = self.window.saturating_add(shared.credit.swap(0, Ordering::AcqRel)).min(STDIN_WINDOW);
+            self.tell_closed(&mut output_closed, &shared.output_closed, OutputStream::Stdout)?;
+            self.tell_closed(&mut error_closed, &shared.error_closed, OutputStream::Stderr)?;
+            if signal.read {
+                self.take_signals()?;
+            }
+            if input.read {
+                self.take_input(&mut buffer)?;
+            }
+        }
+    }
+
+    fn tell_closed(
+        &mut self,
+        told: &mut bool,
+        closed: &AtomicBool,
+        stream: OutputStream,
+    ) -> Result<(), ProtocolError> {
+        if !*told && closed.load(Ordering::Acquire) {
+            *told = true;
+            self.writer.queue(&ToGuest::OutputClosed(stream))?;
+        }
+        Ok(())
+    }
+
+    fn take_signals(&mut self) -> Result<(), ProtocolError> {
+        while let Some(signal) = self.signals.next() {
+            if !self.shared.has_terminal {
+                self.writer.queue(&ToGuest::Signal(signal))?;
+            } else if signal == libc::SIGWINCH {
+                if let Some(size) = window_size(self.streams.input) {
+                    self.writer.queue(&ToGuest::Resize(size))?;
+                }
+            } else {
+                self.shared.interrupted.store(signal, Ordering::Release);
+                let _ = rustix::net::shutdown(self.writer.as_fd(), Shutdown::Both);
+                return Err(ProtocolError::Closed);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_input(&mut self, buffer: &mut Vec<u8>) -> Result<(), ProtocolError> {
+        buffer.resize(self.window.min(MAX_DATA), 0);
+        match rustix::io::read(self.streams.input, &mut buffer[..]) {
+            Err(Errno::INTR | Errno::AGAIN) => Ok(()),
+            // An input that cannot be read (closed, or a terminal that is gone) holds nothing more.
+            Ok(0) | Err(_) => {
+                self.input_ended = true;
+                self.writer.queue(&ToGuest::StdinEnd)
+            }
+            Ok(count) => {
+                self.window -= count;
+                self.writer.queue(&ToGuest::Stdin(Bytes(&buffer[..count])))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{PipeReader, Read, Write};
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    use rustix::process::{Signal, getpid, kill_process};
+    use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+    use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+
+    use super::*;
+    use crate::guest::terminal;
+    use crate::guest::testing::{agent, shell};
+
+    /// One command at a time.
+    fn turn() -> MutexGuard<'static, ()> {
+        static TURN: Mutex<()> = Mutex::new(());
+        TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn null() -> File {
+        File::options().read(true).write(true).open("/dev/null").expect("there is one")
+    }
+
+    /// Runs `script` with `input`; its status and both outputs.
+    fn run(script: &str, input: impl AsFd) -> (Result<ExitStatus, Error>, String, String) {
+        let _turn = turn();
+        let (mut output, stdout) = std::io::pipe().expect("a pipe");
+        let (mut error, stderr) = std::io::pipe().expect("a pipe");
+        let read = |pipe: &mut PipeReader| {
+            let mut text = String::new();
+            pipe.read_to_string(&mut text).expect("UTF-8");
+            text
+        };
+        thread::scope(|scope| {
+            let output = scope.spawn(move || read(&mut output));
+            let error = scope.spawn(move || read(&mut error));
+            let streams = Streams { input: input.as_fd(), output: stdout.as_fd(), error: stderr.as_fd() };
+            let status = agent().exec(shell(script), streams);
+            drop((stdout, stderr));
+            (status, output.join().expect("read"), error.join().expect("read"))
+        })
+    }
+
+    #[test]
+    fn streams_and_exit_code_are_the_commands_own() {
+        let (mut file, path) = tempfile::NamedTempFile::new().expect("a file").into_parts();
+        file.write_all(&vec![b'x'; 1_000_000]).expect("written");
+        let (status, output, error) = run("wc -c; echo err >&2; exit 9", File::open(&path).expect("there"));
+        assert_eq!(status.expect("ran"), ExitStatus::Exited(9));
+        assert_eq!((output.trim(), error.as_str()), ("1000000", "err\n"));
+    }
+
+    #[test]
+    fn an_input_without_anything_is_at_its_end_at_once() {
+        let (status, output, _) = run("cat; echo done", null());
+        assert_eq!((status.expect("ran").exit_code(), output.as_str()), (0, "done\n"));
+    }
+
+    #[test]
+    fn a_command_that_reads_nothing_leaves_the_rest_of_the_input() {
+        let (mut file, path) = tempfile::NamedTempFile::new().expect("a file").into_parts();
+        file.write_all(&vec![b'x'; 1_000_000]).expect("written");
+        let mut input = File::open(&path).expect("there");
+        let (status, _, _) = run("exit 0", &input);
+        assert_eq!(status.expect("ran").exit_code(), 0);
+        let mut rest = Vec::new();
+        input.read_to_end(&mut rest).expect("read");
+        assert!(rest.len() >= 1_000_000 - 3 * STDIN_WINDOW, "{} left", rest.len());
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_exit_code_127() {
+        let _turn = turn();
+        let null = null();
+        let streams = Streams { input: null.as_fd(), output: null.as_fd(), error: null.as_fd() };
+        let request = ExecRequest { argv: vec!["no-such-program".into()], ..Default::default() };
+        let error = agent().exec(request, streams).expect_err("not there");
+        assert_eq!(error.to_string(), "the guest: no-such-program: command not found");
+        assert_eq!(error.exit_code(), 127);
+    }
+
+    #[test]
+    fn a_reader_that_goes_ends_the_command_as_sigpipe_does() {
+        let _turn = turn();
+        let (mut reader, writer) = std::io::pipe().expect("a pipe");
+        let null = null();
+        let status = thread::scope(|scope| {
+            scope.spawn(move || reader.read_exact(&mut [0; 2]).expect("some output"));
+            agent().exec(shell("exec yes"), Streams { input: null.as_fd(), output: writer.as_fd(), error: null.as_fd() })
+        });
+        assert_eq!(status.expect("ran"), ExitStatus::Signaled(libc::SIGPIPE));
+    }
+
+    #[test]
+    fn a_signal_to_this_process_goes_to_the_command() {
+        let _turn = turn();
+        let (mut reader, writer) = std::io::pipe().expect("a pipe");
+        let null = null();
+        let status = thread::scope(|scope| {
+            scope.spawn(move || {
+                reader.read_exact(&mut [0; 3]).expect("it runs");
+                kill_process(getpid(), Signal::TERM).expect("sent");
+            });
+            let streams = Streams { input: null.as_fd(), output: writer.as_fd(), error: null.as_fd() };
+            agent().exec(shell("echo up; exec sleep 1000"), streams)
+        });
+        assert_eq!(status.expect("ran").exit_code(), 128 + libc::SIGTERM);
+    }
+
+    #[test]
+    fn a_terminal_is_raw_while_a_command_has_it_and_its_size_follows() {
+        let _turn = turn();
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+        unlockpt(&master).expect("unlocked");
+        let tty = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("its other end");
+        let resize = |rows, columns| {
+            tcsetwinsize(&master, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).expect("set");
+        };
+        let echoes = || tcgetattr(&tty).expect("modes").local_modes.contains(LocalModes::ECHO);
+        let wait_for = |text: &str| {
+            let mut seen = String::new();
+            while !seen.contains(text) {
+                let mut buffer = [0; 256];
+                let count = rustix::io::read(&master, &mut buffer[..]).expect("output");
+                seen += &String::from_utf8_lossy(&buffer[..count]);
+            }
+        };
+        resize(30, 90);
+        let request = ExecRequest {
+            terminal: terminal::request(&tty),
+            ..shell("stty size; trap 'stty size; exit 0' WINCH; echo trapped; while :; do read line; done")
+        };
+        let status = thread::scope(|scope| {
+            scope.spawn(|| {
+                wait_for("30 90");
+                wait_for("trapped");
+                assert!(!echoes());
+                resize(40, 120);
+                // The kernel sends it to a terminal's foreground, which this test is not.
+                kill_process(getpid(), Signal::WINCH).expect("sent");
+                wait_for("40 120");
+            });
+            agent().exec(request, Streams { input: tty.as_fd(), output: tty.as_fd(), error: tty.as_fd() })
+        });
+        assert_eq!(status.expect("ran"), ExitStatus::Exited(0));
+        assert!(echoes(), "the terminal has its modes back");
+    }
+}

@@ -1,0 +1,33 @@
+//! The host's end of the guest agent: commands, copies and the guest's end, over vsock.
+//!
+//! [`Agent::connect`] goes through the Unix socket at which a monitor offers its guest's vsock ports.
+//! One connection carries one operation, so each operation takes the [`Agent`] it is called on:
+//!
+//! ```no_run
+//! # use std::{path::Path, time::Duration};
+//! # use wisp::guest::{Agent, ExecRequest, Streams};
+//! let agent = Agent::connect(Path::new("vsock.sock"), Duration::from_secs(10))?;
+//! let request = ExecRequest { argv: vec!["uname".into(), "-r".into()], ..Default::default() };
+//! let code = agent.exec(request, Streams::own())?.exit_code();
+//! # Ok::<(), wisp::guest::Error>(())
+//! ```
+//!
+//! What is said on the wire is `wisp_agent::protocol`'s affair. The guest is not trusted: it can end
+//! an operation with an error, never this process. Nothing here knows of instances or of KVM.
+
+mod connect;
+mod copy;
+mod error;
+mod exec;
+mod shutdown;
+mod signals;
+pub mod terminal;
+
+#[cfg(test)]
+mod testing;
+
+pub use connect::Agent;
+pub use error::Error;
+pub use exec::Streams;
+pub use wisp_agent::protocol::{ExecRequest, ExitStatus, Facts, TerminalRequest, WindowSize};
+pub use wisp_agent::tree::Summary;

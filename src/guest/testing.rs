@@ -1,0 +1,24 @@
+//! An agent that runs in the test's own process, at the other end of a socket pair.
+
+use std::os::unix::net::UnixStream;
+use std::sync::LazyLock;
+use std::thread;
+
+use wisp_agent::protocol::Connection;
+
+use super::{Agent, ExecRequest};
+
+/// A connection to the agent, after both have said hello.
+pub fn agent() -> Agent {
+    static GUEST: LazyLock<wisp_agent::agent::Agent> = LazyLock::new(|| wisp_agent::agent::Agent::new(false));
+    let (host, guest) = UnixStream::pair().expect("a socket pair");
+    thread::spawn(move || GUEST.serve(guest.into()));
+    let mut connection = Connection::new(host.into());
+    connection.greet().expect("hello");
+    Agent { connection }
+}
+
+/// A request to run a shell script.
+pub fn shell(script: &str) -> ExecRequest {
+    ExecRequest { argv: vec!["sh".into(), "-c".into(), script.into()], ..Default::default() }
+}

@@ -1,0 +1,522 @@
+//! Why KVM cannot be used. Pure: judged from facts alone.
+
+use rustix::io::Errno;
+
+use super::facts::{Cpu, DeviceNode, KVM_MODULES, KvmFacts, RIVAL_MODULES, Surroundings};
+
+/// The only version of KVM's API there has been since Linux 2.6.22.
+const API_VERSION: i32 = 12;
+
+/// Why KVM cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KvmAccessError {
+    /// The processor's virtualisation is switched off, or was never there.
+    #[error(
+        "/dev/kvm is missing: this CPU's virtualisation is switched off. Restart into the firmware \
+         set-up (BIOS) and enable {switch}"
+    )]
+    NoVirtualisation {
+        /// What the switch is called on such a processor.
+        switch: &'static str,
+    },
+    /// The host is a virtual machine whose hypervisor passes no virtualisation on.
+    #[error(
+        "/dev/kvm is missing: this host is itself a virtual machine, and its hypervisor does not \
+         pass virtualisation on. Enable nested virtualisation where it runs, or use another host"
+    )]
+    NoNestedVirtualisation,
+    /// The processor could, but the module is not loaded.
+    #[error("/dev/kvm is missing: the kernel module {module} is not loaded")]
+    ModuleNotLoaded {
+        /// The module for this processor.
+        module: &'static str,
+    },
+    /// The module is loaded, and this container was not given the device.
+    #[error("/dev/kvm is missing: this container was started without it")]
+    NotInContainer,
+    /// The module is loaded, and the device's node is gone.
+    #[error("/dev/kvm is missing although KVM is loaded: its device node is gone")]
+    NodeMissing,
+    /// The user is not in the device's group.
+    #[error("/dev/kvm is for the group {group}, and {user} is not in it")]
+    NotInGroup {
+        /// The device's group.
+        group: String,
+        /// Who runs this process.
+        user: String,
+    },
+    /// The user was added to the group after logging in.
+    #[error("{user} was added to the group {group}, which counts from the next login")]
+    StaleLogin {
+        /// The device's group.
+        group: String,
+        /// Who runs this process.
+        user: String,
+    },
+    /// Nobody but root may use the device.
+    #[error("/dev/kvm is for root alone (its mode is {mode:04o})")]
+    RootOnly {
+        /// Its permission bits.
+        mode: u32,
+        /// Who runs this process.
+        user: String,
+        /// Whether there is a group to give it to.
+        has_kvm_group: bool,
+    },
+    /// The node's permissions allow it, and something else does not.
+    #[error(
+        "opening /dev/kvm is forbidden although its permissions allow it: {}",
+        if *in_container { "this container was started without the device" }
+        else { "a security module or a device control group stands in the way" }
+    )]
+    Forbidden {
+        /// Whether this process runs in a container.
+        in_container: bool,
+    },
+    /// The device cannot be opened for a reason of its own.
+    #[error("/dev/kvm cannot be opened: {0}")]
+    OpenFailed(Errno),
+    /// The device speaks another API.
+    #[error("/dev/kvm speaks version {found} of its API, and not {API_VERSION}")]
+    WrongApiVersion {
+        /// The version it speaks.
+        found: i32,
+    },
+    /// The kernel is too old, or built without something.
+    #[error("this kernel's KVM lacks {}", .0.join(", "))]
+    MissingCapabilities(Vec<&'static str>),
+    /// Another hypervisor uses the processor's virtualisation.
+    #[error(
+        "another hypervisor is using the CPU's virtualisation: {}",
+        holder(rivals)
+    )]
+    Busy {
+        /// The modules of other hypervisors that are loaded.
+        rivals: Vec<&'static str>,
+    },
+    /// A virtual machine cannot be created for a reason of its own.
+    #[error("KVM cannot create a virtual machine: {0}")]
+    CreateVmFailed(Errno),
+}
+
+/// Whether KVM can be used.
+pub fn judge(kvm: &KvmFacts, surroundings: &Surroundings) -> Result<(), KvmAccessError> {
+    judge_device(kvm, surroundings)?;
+    judge_interface(kvm)?;
+    judge_creation(kvm, surroundings)
+}
+
+/// Whether the device is there and opens.
+pub(super) fn judge_device(
+    kvm: &KvmFacts,
+    surroundings: &Surroundings,
+) -> Result<(), KvmAccessError> {
+    let Err(errno) = kvm.opened else {
+        return Ok(());
+    };
+    Err(match (errno, &kvm.node) {
+        // The node may stand there before the module is loaded: systemd makes it at boot.
+        (Errno::NOENT | Errno::NODEV | Errno::NXIO, _) => why_missing(surroundings),
+        (Errno::ACCESS, Some(node)) => why_denied(node, surroundings),
+        (Errno::ACCESS, None) | (Errno::PERM, _) => KvmAccessError::Forbidden {
+            in_container: surroundings.in_container,
+        },
+        (other, _) => KvmAccessError::OpenFailed(other),
+    })
+}
+
+/// Whether the device has what the monitor needs.
+pub(super) fn judge_interface(kvm: &KvmFacts) -> Result<(), KvmAccessError> {
+    match &kvm.interface {
+        Some(interface) if interface.api_version != API_VERSION => {
+            Err(KvmAccessError::WrongApiVersion {
+                found: interface.api_version,
+            })
+        }
+        Some(interface) if !interface.missing.is_empty() => Err(
+            KvmAccessError::MissingCapabilities(interface.missing.clone()),
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a virtual machine could be created, if that was tried.
+pub(super) fn judge_creation(
+    kvm: &KvmFacts,
+    surroundings: &Surroundings,
+) -> Result<(), KvmAccessError> {
+    match kvm.created_vm {
+        Some(Err(errno)) => Err(create_vm_error(errno, surroundings)),
+        _ => Ok(()),
+    }
+}
+
+/// Why KVM refused to create a virtual machine.
+pub fn create_vm_error(errno: Errno, surroundings: &Surroundings) -> KvmAccessError {
+    if errno != Errno::BUSY {
+        return KvmAccessError::CreateVmFailed(errno);
+    }
+    let is_rival = |module: &&'static str| RIVAL_MODULES.contains(module);
+    KvmAccessError::Busy {
+        rivals: surroundings
+            .modules
+            .iter()
+            .copied()
+            .filter(is_rival)
+            .collect(),
+    }
+}
+
+/// Whether KVM, if it works, does so without the processor's help.
+pub fn is_software(cpu: &Cpu) -> bool {
+    !cpu.has_vmx && !cpu.has_svm
+}
+
+fn why_missing(surroundings: &Surroundings) -> KvmAccessError {
+    let cpu = &surroundings.cpu;
+    let is_kvm = |module: &&'static str| KVM_MODULES.contains(module);
+    if surroundings.modules.iter().any(is_kvm) {
+        return match surroundings.in_container {
+            true => KvmAccessError::NotInContainer,
+            false => KvmAccessError::NodeMissing,
+        };
+    }
+    match cpu {
+        Cpu { has_vmx: true, .. } => KvmAccessError::ModuleNotLoaded {
+            module: "kvm_intel",
+        },
+        Cpu { has_svm: true, .. } => KvmAccessError::ModuleNotLoaded { module: "kvm_amd" },
+        Cpu {
+            is_virtual: true, ..
+        } => KvmAccessError::NoNestedVirtualisation,
+        Cpu { vendor, .. } => KvmAccessError::NoVirtualisation {
+            switch: match vendor.as_str() {
+                "GenuineIntel" => "Intel Virtualization Technology (VT-x)",
+                "AuthenticAMD" | "HygonGenuine" => "SVM Mode (AMD-V)",
+                _ => "hardware virtualisation",
+            },
+        },
+    }
+}
+
+fn why_denied(node: &DeviceNode, surroundings: &Surroundings) -> KvmAccessError {
+    let user = &surroundings.user;
+    let group_may = node.mode & 0o060 == 0o060;
+    let others_may = node.mode & 0o006 == 0o006;
+    let in_group = user.groups.contains(&node.group);
+    if user.uid == 0 || others_may || (group_may && in_group) {
+        return KvmAccessError::Forbidden {
+            in_container: surroundings.in_container,
+        };
+    }
+    // Joining root's group is no advice.
+    if !group_may || node.group == 0 {
+        return KvmAccessError::RootOnly {
+            mode: node.mode,
+            user: user.name.clone(),
+            has_kvm_group: surroundings.has_kvm_group,
+        };
+    }
+    let group = node
+        .group_name
+        .clone()
+        .unwrap_or_else(|| node.group.to_string());
+    let user_name = user.name.clone();
+    if user.listed_groups.contains(&node.group) {
+        KvmAccessError::StaleLogin {
+            group,
+            user: user_name,
+        }
+    } else {
+        KvmAccessError::NotInGroup {
+            group,
+            user: user_name,
+        }
+    }
+}
+
+fn holder(rivals: &[&str]) -> &'static str {
+    match rivals {
+        ["vboxdrv", ..] => "VirtualBox, by what is loaded",
+        ["vmmon", ..] => "VMware, by what is loaded",
+        _ => "no known one is loaded",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::probe::facts::{KvmInterface, User};
+
+    const KVM_GROUP: u32 = 104;
+
+    fn working() -> KvmFacts {
+        KvmFacts {
+            node: Some(node(0o660, KVM_GROUP)),
+            opened: Ok(()),
+            interface: Some(KvmInterface {
+                api_version: 12,
+                missing: Vec::new(),
+                max_vcpus: 1024,
+            }),
+            created_vm: Some(Ok(())),
+        }
+    }
+
+    fn node(mode: u32, group: u32) -> DeviceNode {
+        let group_name = Some(if group == 0 { "root" } else { "kvm" }.to_owned());
+        DeviceNode {
+            mode,
+            group,
+            group_name,
+        }
+    }
+
+    fn failing(errno: Errno, node: Option<DeviceNode>) -> KvmFacts {
+        KvmFacts {
+            node,
+            opened: Err(errno),
+            interface: None,
+            created_vm: None,
+        }
+    }
+
+    fn laptop() -> Surroundings {
+        Surroundings {
+            cpu: Cpu {
+                vendor: "GenuineIntel".into(),
+                has_vmx: true,
+                ..Cpu::default()
+            },
+            modules: vec!["kvm_intel"],
+            user: User {
+                name: "ann".into(),
+                uid: 1000,
+                ..User::default()
+            },
+            has_kvm_group: true,
+            ..Surroundings::default()
+        }
+    }
+
+    fn commands(error: &KvmAccessError) -> Vec<String> {
+        error.mends().into_iter().map(|mend| mend.command).collect()
+    }
+
+    fn denied(node: DeviceNode, surroundings: &Surroundings) -> KvmAccessError {
+        judge(&failing(Errno::ACCESS, Some(node)), surroundings).expect_err("denied")
+    }
+
+    fn missing(surroundings: &Surroundings) -> KvmAccessError {
+        judge(&failing(Errno::NOENT, None), surroundings).expect_err("missing")
+    }
+
+    #[test]
+    fn a_working_kvm_is_accepted() {
+        assert_eq!(judge(&working(), &laptop()), Ok(()));
+    }
+
+    #[test]
+    fn an_unloaded_module_is_named_for_its_processor() {
+        let intel = Surroundings {
+            modules: Vec::new(),
+            ..laptop()
+        };
+        assert_eq!(
+            missing(&intel),
+            KvmAccessError::ModuleNotLoaded {
+                module: "kvm_intel"
+            }
+        );
+        let cpu = Cpu {
+            has_svm: true,
+            ..Cpu::default()
+        };
+        let amd = Surroundings { cpu, ..intel };
+        assert_eq!(commands(&missing(&amd))[0], "sudo modprobe kvm_amd");
+    }
+
+    #[test]
+    fn a_node_without_a_module_behind_it_counts_as_missing() {
+        let surroundings = Surroundings {
+            modules: Vec::new(),
+            ..laptop()
+        };
+        let kvm = failing(Errno::NODEV, Some(node(0o660, KVM_GROUP)));
+        let error = judge(&kvm, &surroundings).expect_err("not loaded");
+        assert_eq!(
+            error,
+            KvmAccessError::ModuleNotLoaded {
+                module: "kvm_intel"
+            }
+        );
+    }
+
+    #[test]
+    fn switched_off_virtualisation_leads_to_the_firmware() {
+        let cpu = Cpu {
+            vendor: "AuthenticAMD".into(),
+            ..Cpu::default()
+        };
+        let error = missing(&Surroundings {
+            cpu,
+            modules: Vec::new(),
+            ..laptop()
+        });
+        assert_eq!(
+            error,
+            KvmAccessError::NoVirtualisation {
+                switch: "SVM Mode (AMD-V)"
+            }
+        );
+        assert_eq!(commands(&error), ["systemctl reboot --firmware-setup"]);
+    }
+
+    #[test]
+    fn a_virtual_machine_without_nesting_is_told_so() {
+        let cpu = Cpu {
+            is_virtual: true,
+            ..Cpu::default()
+        };
+        let error = missing(&Surroundings {
+            cpu,
+            modules: Vec::new(),
+            ..laptop()
+        });
+        assert_eq!(error, KvmAccessError::NoNestedVirtualisation);
+    }
+
+    #[test]
+    fn a_container_is_told_to_bring_the_device() {
+        let container = Surroundings {
+            in_container: true,
+            ..laptop()
+        };
+        assert_eq!(missing(&container), KvmAccessError::NotInContainer);
+        assert_eq!(
+            commands(&missing(&container)),
+            ["docker run --device /dev/kvm IMAGE"]
+        );
+        let forbidden = judge(
+            &failing(Errno::PERM, Some(node(0o660, KVM_GROUP))),
+            &container,
+        );
+        assert_eq!(
+            forbidden,
+            Err(KvmAccessError::Forbidden { in_container: true })
+        );
+    }
+
+    #[test]
+    fn a_lost_node_is_made_again() {
+        assert_eq!(missing(&laptop()), KvmAccessError::NodeMissing);
+    }
+
+    #[test]
+    fn who_is_not_in_the_group_is_told_how_to_join() {
+        let error = denied(node(0o660, KVM_GROUP), &laptop());
+        assert_eq!(
+            error.to_string(),
+            "/dev/kvm is for the group kvm, and ann is not in it"
+        );
+        assert_eq!(
+            commands(&error),
+            [
+                "sudo usermod -aG kvm ann && newgrp kvm",
+                "sudo setfacl -m u:ann:rw /dev/kvm"
+            ]
+        );
+    }
+
+    #[test]
+    fn who_joined_the_group_since_is_told_to_log_in_again() {
+        let mut surroundings = laptop();
+        surroundings.user.listed_groups.push(KVM_GROUP);
+        let error = denied(node(0o660, KVM_GROUP), &surroundings);
+        assert_eq!(commands(&error), ["newgrp kvm"]);
+    }
+
+    #[test]
+    fn a_device_for_root_alone_is_given_to_a_group() {
+        let error = denied(node(0o600, 0), &laptop());
+        assert_eq!(
+            error.to_string(),
+            "/dev/kvm is for root alone (its mode is 0600)"
+        );
+        let expected = "sudo chgrp kvm /dev/kvm && sudo chmod 0660 /dev/kvm";
+        assert_eq!(commands(&error)[0], expected);
+        let without_group = Surroundings {
+            has_kvm_group: false,
+            ..laptop()
+        };
+        let error = denied(node(0o600, 0), &without_group);
+        assert_eq!(
+            commands(&error)[..2],
+            ["sudo groupadd --system kvm", expected]
+        );
+    }
+
+    #[test]
+    fn joining_roots_group_is_never_advised() {
+        let error = denied(node(0o660, 0), &laptop());
+        assert!(matches!(error, KvmAccessError::RootOnly { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_permissions_allow_and_is_denied_is_forbidden_by_something_else() {
+        let forbidden = KvmAccessError::Forbidden {
+            in_container: false,
+        };
+        let mut member = laptop();
+        member.user.groups.push(KVM_GROUP);
+        assert_eq!(denied(node(0o660, KVM_GROUP), &member), forbidden);
+        assert_eq!(denied(node(0o666, 0), &laptop()), forbidden);
+        let mut root = laptop();
+        root.user.uid = 0;
+        assert_eq!(denied(node(0o600, 0), &root), forbidden);
+    }
+
+    #[test]
+    fn an_old_kernel_is_told_what_it_lacks() {
+        let mut kvm = working();
+        kvm.interface.as_mut().expect("it works").missing = vec!["KVM_CAP_IRQFD", "KVM_CAP_PIT2"];
+        let error = judge(&kvm, &laptop()).expect_err("too old");
+        assert_eq!(
+            error.to_string(),
+            "this kernel's KVM lacks KVM_CAP_IRQFD, KVM_CAP_PIT2"
+        );
+        kvm.interface.as_mut().expect("it works").api_version = 11;
+        let error = judge(&kvm, &laptop());
+        assert_eq!(error, Err(KvmAccessError::WrongApiVersion { found: 11 }));
+    }
+
+    #[test]
+    fn a_rival_that_holds_the_processor_is_named() {
+        let kvm = KvmFacts {
+            created_vm: Some(Err(Errno::BUSY)),
+            ..working()
+        };
+        let mut surroundings = laptop();
+        surroundings.modules.push("vboxdrv");
+        let error = judge(&kvm, &surroundings).expect_err("busy");
+        assert!(
+            error.to_string().ends_with("VirtualBox, by what is loaded"),
+            "{error}"
+        );
+        assert_eq!(
+            commands(&error),
+            ["sudo modprobe -r vboxnetflt vboxnetadp vboxdrv"]
+        );
+        let error = create_vm_error(Errno::NOMEM, &surroundings);
+        assert_eq!(error, KvmAccessError::CreateVmFailed(Errno::NOMEM));
+    }
+
+    #[test]
+    fn any_other_failure_to_open_is_passed_on() {
+        let error = judge(
+            &failing(Errno::MFILE, Some(node(0o660, KVM_GROUP))),
+            &laptop(),
+        );
+        assert_eq!(error, Err(KvmAccessError::OpenFailed(Errno::MFILE)));
+    }
+}

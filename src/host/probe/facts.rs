@@ -1,0 +1,414 @@
+//! The facts about a host, read and not judged. What cannot be read is absent, never an error.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use kvm_ioctls::{Cap, Kvm};
+use rustix::fs::Access;
+use rustix::io::Errno;
+
+use super::parse;
+
+/// The device that KVM is reached through.
+pub const KVM_DEVICE: &str = "/dev/kvm";
+
+/// Everything that is judged.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// What KVM answers.
+    pub kvm: KvmFacts,
+    /// What the host is.
+    pub surroundings: Surroundings,
+    /// CPUs that this process may use.
+    pub cpus: u32,
+    /// Memory that can be had without swapping.
+    pub memory_available_mib: u64,
+    /// When the kernel backs memory with huge pages; none if it cannot.
+    pub huge_pages: Option<HugePages>,
+    /// Where Wisp keeps its data; none if no variable of the environment tells.
+    pub home: Option<HomeFacts>,
+    /// Programs that Wisp can make use of, and whether each is installed.
+    pub helpers: Vec<(Helper, bool)>,
+}
+
+impl Facts {
+    /// Looks at this host.
+    pub fn read(data_directory: Option<PathBuf>) -> Self {
+        Facts {
+            kvm: kvm(KvmDepth::CreateVm),
+            surroundings: Surroundings::read(),
+            cpus: usable_cpus(),
+            memory_available_mib: memory_available_mib(),
+            huge_pages: parse::huge_pages(&text("/sys/kernel/mm/transparent_hugepage/enabled")),
+            home: data_directory.map(HomeFacts::read),
+            helpers: HELPERS
+                .map(|helper| (helper, is_installed(helper.program)))
+                .to_vec(),
+        }
+    }
+}
+
+/// What KVM answers.
+#[derive(Clone, Debug)]
+pub struct KvmFacts {
+    /// The device's node; none if there is none.
+    pub node: Option<DeviceNode>,
+    /// Whether the device could be opened.
+    pub opened: Result<(), Errno>,
+    /// What it says of itself; none if it was not opened.
+    pub interface: Option<KvmInterface>,
+    /// Whether a virtual machine could be created; none if that was not tried.
+    pub created_vm: Option<Result<(), Errno>>,
+}
+
+/// A device node's owners and permissions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceNode {
+    /// Permission bits.
+    pub mode: u32,
+    /// The group it belongs to.
+    pub group: u32,
+    /// That group's name, if it has one.
+    pub group_name: Option<String>,
+}
+
+/// What an opened `/dev/kvm` says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvmInterface {
+    /// The version of its API.
+    pub api_version: i32,
+    /// What the monitor needs and it lacks.
+    pub missing: Vec<&'static str>,
+    /// The most vCPUs a machine can have.
+    pub max_vcpus: usize,
+}
+
+/// How far to go when asking KVM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvmDepth {
+    /// Open the device and ask for its capabilities.
+    Open,
+    /// Create an empty virtual machine, too.
+    CreateVm,
+}
+
+/// What the monitor asks of KVM, by the names of its documentation.
+pub const REQUIRED_CAPABILITIES: [(Cap, &str); 16] = [
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::SetIdentityMapAddr, "KVM_CAP_SET_IDENTITY_MAP_ADDR"),
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::Pit2, "KVM_CAP_PIT2"),
+    (Cap::PitState2, "KVM_CAP_PIT_STATE2"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::MpState, "KVM_CAP_MP_STATE"),
+    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
+    (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
+    (Cap::Xsave, "KVM_CAP_XSAVE"),
+    (Cap::Xcrs, "KVM_CAP_XCRS"),
+    (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK"),
+];
+
+/// The node of `/dev/kvm`; none if there is none.
+pub fn kvm_node() -> Option<DeviceNode> {
+    let metadata = fs::metadata(KVM_DEVICE).ok()?;
+    let group = metadata.gid();
+    let groups = text("/etc/group");
+    let group_name = parse::groups(&groups).find(|known| known.id == group);
+    Some(DeviceNode {
+        mode: metadata.mode() & 0o7777,
+        group,
+        group_name: group_name.map(|group| group.name.to_owned()),
+    })
+}
+
+/// Asks KVM.
+pub fn kvm(depth: KvmDepth) -> KvmFacts {
+    let node = kvm_node();
+    let kvm = match Kvm::new() {
+        Ok(kvm) => kvm,
+        Err(error) => {
+            let opened = Err(errno(&error));
+            return KvmFacts {
+                node,
+                opened,
+                interface: None,
+                created_vm: None,
+            };
+        }
+    };
+    let interface = KvmInterface {
+        api_version: kvm.get_api_version(),
+        missing: REQUIRED_CAPABILITIES
+            .into_iter()
+            .filter(|(capability, _)| !kvm.check_extension(*capability))
+            .map(|(_, name)| name)
+            .collect(),
+        max_vcpus: kvm.get_max_vcpus(),
+    };
+    let created_vm = match depth {
+        KvmDepth::Open => None,
+        KvmDepth::CreateVm => Some(kvm.create_vm().map(drop).map_err(|error| errno(&error))),
+    };
+    KvmFacts {
+        node,
+        opened: Ok(()),
+        interface: Some(interface),
+        created_vm,
+    }
+}
+
+fn errno(error: &kvm_ioctls::Error) -> Errno {
+    Errno::from_raw_os_error(error.errno())
+}
+
+/// What the host is, as far as it decides who may use KVM.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Its processor.
+    pub cpu: Cpu,
+    /// Whether this process runs in a container.
+    pub in_container: bool,
+    /// Which of the modules that matter here are loaded.
+    pub modules: Vec<&'static str>,
+    /// Who runs this process.
+    pub user: User,
+    /// Whether a group `kvm` exists.
+    pub has_kvm_group: bool,
+}
+
+/// Modules that bring KVM to a processor.
+pub const KVM_MODULES: [&str; 3] = ["kvm_intel", "kvm_amd", "kvm_pvm"];
+/// Modules of other hypervisors, which keep the processor's virtualisation to themselves.
+pub const RIVAL_MODULES: [&str; 2] = ["vboxdrv", "vmmon"];
+
+impl Surroundings {
+    /// Looks around.
+    pub fn read() -> Self {
+        let groups = text("/etc/group");
+        let is_loaded = |module: &&str| Path::new("/sys/module").join(module).exists();
+        Surroundings {
+            cpu: parse::cpuinfo(&text("/proc/cpuinfo")),
+            in_container: [
+                "/.dockerenv",
+                "/run/.containerenv",
+                "/run/systemd/container",
+            ]
+            .iter()
+            .any(|mark| Path::new(mark).exists()),
+            modules: KVM_MODULES
+                .into_iter()
+                .chain(RIVAL_MODULES)
+                .filter(is_loaded)
+                .collect(),
+            user: User::read(&groups),
+            has_kvm_group: parse::groups(&groups).any(|group| group.name == "kvm"),
+        }
+    }
+}
+
+/// A processor.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cpu {
+    /// Its name.
+    pub model: String,
+    /// Its maker, as CPUID spells it.
+    pub vendor: String,
+    /// Intel's virtualisation is there and not switched off.
+    pub has_vmx: bool,
+    /// AMD's virtualisation is there and not switched off.
+    pub has_svm: bool,
+    /// It is itself a virtual one.
+    pub is_virtual: bool,
+}
+
+/// Who runs this process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct User {
+    /// The name.
+    pub name: String,
+    /// The number: 0 is root.
+    pub uid: u32,
+    /// The groups that this process is in: those of the time of login.
+    pub groups: Vec<u32>,
+    /// The groups that `/etc/group` lists the user in: those of the next login.
+    pub listed_groups: Vec<u32>,
+}
+
+impl User {
+    fn read(group_file: &str) -> Self {
+        let uid = rustix::process::geteuid().as_raw();
+        let name = parse::user_name(&text("/etc/passwd"), uid)
+            .or_else(|| std::env::var("USER").ok())
+            .unwrap_or_else(|| uid.to_string());
+        let mut groups: Vec<u32> = rustix::process::getgroups()
+            .map(|groups| groups.into_iter().map(|group| group.as_raw()).collect())
+            .unwrap_or_default();
+        groups.push(rustix::process::getegid().as_raw());
+        let listed_groups = parse::groups(group_file)
+            .filter(|group| group.has_member(&name))
+            .map(|group| group.id)
+            .collect();
+        User {
+            name,
+            uid,
+            groups,
+            listed_groups,
+        }
+    }
+}
+
+/// When the kernel backs memory with huge pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HugePages {
+    /// Wherever it can.
+    Always,
+    /// Where a program asks for it, as the monitor can.
+    OnRequest,
+    /// Nowhere.
+    Never,
+}
+
+/// The directory that Wisp keeps its data in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HomeFacts {
+    /// Where it is, or will be.
+    pub path: PathBuf,
+    /// Whether it can be written, or made.
+    pub writable: Result<(), Errno>,
+    /// Space that is free in its file system.
+    pub free_mib: Option<u64>,
+}
+
+impl HomeFacts {
+    fn read(path: PathBuf) -> Self {
+        // What does not exist yet is made, so its nearest ancestor decides.
+        let existing = path
+            .ancestors()
+            .find(|ancestor| ancestor.exists())
+            .unwrap_or(&path);
+        let existing = if existing.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            existing
+        };
+        let writable = if existing.is_dir() {
+            rustix::fs::access(existing, Access::WRITE_OK | Access::EXEC_OK)
+        } else {
+            Err(Errno::NOTDIR)
+        };
+        let free_mib = rustix::fs::statvfs(existing)
+            .ok()
+            .map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) / (1024 * 1024));
+        HomeFacts {
+            path,
+            writable,
+            free_mib,
+        }
+    }
+}
+
+/// A program that Wisp can make use of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Helper {
+    /// What it is called.
+    pub program: &'static str,
+    /// What it is for.
+    pub purpose: &'static str,
+    /// The Debian package that has it.
+    pub package: &'static str,
+}
+
+/// The programs that Wisp can make use of. It runs guests without any of them.
+pub const HELPERS: [Helper; 4] = [
+    Helper {
+        program: "passt",
+        purpose: "a guest's network without root",
+        package: "passt",
+    },
+    Helper {
+        program: "qemu-img",
+        purpose: "importing foreign disk images",
+        package: "qemu-utils",
+    },
+    Helper {
+        program: "mke2fs",
+        purpose: "making ext4 volumes",
+        package: "e2fsprogs",
+    },
+    Helper {
+        program: "ssh",
+        purpose: "`wisp ssh`",
+        package: "openssh-client",
+    },
+];
+
+/// Whether a program can be found. Some stand where only root's path leads.
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|directory| rustix::fs::access(directory.join(program), Access::EXEC_OK).is_ok())
+}
+
+/// CPUs that this process may use.
+pub fn usable_cpus() -> u32 {
+    // Fails only where the host has more CPUs than a CpuSet has bits.
+    rustix::thread::sched_getaffinity(None).map_or_else(
+        |_| std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32),
+        |set| set.count(),
+    )
+}
+
+/// Memory that can be had without swapping, under the limit of a container's control group.
+pub fn memory_available_mib() -> u64 {
+    let available = parse::meminfo_mib(&text("/proc/meminfo"), "MemAvailable").unwrap_or(0);
+    let room = parse::cgroup_room_mib(
+        &text("/sys/fs/cgroup/memory.max"),
+        &text("/sys/fs/cgroup/memory.current"),
+        &text("/sys/fs/cgroup/memory.stat"),
+    )
+    .or_else(|| {
+        parse::cgroup_room_mib(
+            &text("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+            &text("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+            &text("/sys/fs/cgroup/memory/memory.stat"),
+        )
+    });
+    room.map_or(available, |room| room.min(available))
+}
+
+/// A file's text, or none of it.
+fn text(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_not_there_yet_is_judged_by_its_nearest_ancestor() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let home = HomeFacts::read(directory.path().join("not/there/yet"));
+        assert_eq!(home.writable, Ok(()));
+        assert!(home.free_mib.is_some());
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_no_directory() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let home = HomeFacts::read(file.path().join("wisp"));
+        assert_eq!(home.writable, Err(Errno::NOTDIR));
+    }
+
+    #[test]
+    fn a_shell_is_installed_and_nonsense_is_not() {
+        assert!(is_installed("sh"));
+        assert!(!is_installed("no-such-program-anywhere"));
+    }
+}

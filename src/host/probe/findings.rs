@@ -1,0 +1,437 @@
+//! What there is to say about a host, part by part. Pure: judged from facts alone.
+
+use serde::Serialize;
+
+use super::access::{self, KvmAccessError};
+use super::facts::{
+    Facts, Helper, HomeFacts, HugePages, KVM_MODULES, REQUIRED_CAPABILITIES, Surroundings,
+};
+use super::mend::Mend;
+
+/// Less free memory than this, and even a small guest may not start.
+const SCARCE_MEMORY_MIB: u64 = 128;
+/// Less free memory than this, and few instance types fit.
+const LITTLE_MEMORY_MIB: u64 = 1024;
+/// Less free space than this, and an image cannot be unpacked.
+const SCARCE_SPACE_MIB: u64 = 64;
+/// Less free space than this, and imported images and volumes soon fill it.
+const LITTLE_SPACE_MIB: u64 = 2048;
+
+/// How a part of the host does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// As it should be.
+    Ok,
+    /// Guests run, and could run better.
+    Warn,
+    /// Guests do not run.
+    Fail,
+}
+
+/// What was found about one part of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Finding {
+    /// Which part.
+    pub name: &'static str,
+    /// How it does.
+    pub status: Status,
+    /// What was found, in a few words.
+    pub found: String,
+    /// What that means, where it needs saying.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<String>,
+    /// The commands that mend it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mends: Vec<Mend>,
+}
+
+impl Finding {
+    fn ok(name: &'static str, found: impl Into<String>) -> Self {
+        Finding {
+            name,
+            status: Status::Ok,
+            found: found.into(),
+            explanation: None,
+            mends: Vec::new(),
+        }
+    }
+
+    fn warn(name: &'static str, found: impl Into<String>) -> Self {
+        Finding {
+            status: Status::Warn,
+            ..Finding::ok(name, found)
+        }
+    }
+
+    fn fail(name: &'static str, found: impl Into<String>) -> Self {
+        Finding {
+            status: Status::Fail,
+            ..Finding::ok(name, found)
+        }
+    }
+
+    fn explained(self, explanation: impl Into<String>) -> Self {
+        Finding {
+            explanation: Some(explanation.into()),
+            ..self
+        }
+    }
+
+    fn mended_by(self, purpose: &'static str, command: impl Into<String>) -> Self {
+        Finding {
+            mends: vec![Mend::new(purpose, command)],
+            ..self
+        }
+    }
+}
+
+/// What there is to say about the host, in the order in which to mend it.
+pub fn judge(facts: &Facts) -> Vec<Finding> {
+    let mut findings = vec![cpu(facts)];
+    findings.extend(kvm(facts));
+    findings.push(memory(facts.memory_available_mib));
+    findings.extend(facts.huge_pages.map(huge_pages));
+    findings.extend(home(facts.home.as_ref()));
+    findings.extend(
+        facts
+            .helpers
+            .iter()
+            .map(|(helper, installed)| self::helper(helper, *installed)),
+    );
+    findings
+}
+
+fn cpu(facts: &Facts) -> Finding {
+    let model = match facts.surroundings.cpu.model.as_str() {
+        "" => "an unnamed CPU",
+        model => model,
+    };
+    let plural = if facts.cpus == 1 { "" } else { "s" };
+    Finding::ok("CPU", format!("{model}, {} CPU{plural} usable", facts.cpus))
+}
+
+/// The device, then what it offers, then a machine: a step is judged if the one before succeeded.
+fn kvm(facts: &Facts) -> Vec<Finding> {
+    let failed = |name, error: KvmAccessError| Finding {
+        mends: error.mends(),
+        ..Finding::fail(name, error.to_string())
+    };
+    let mut findings = Vec::from_iter(virtualisation(&facts.surroundings));
+    if let Err(error) = access::judge_device(&facts.kvm, &facts.surroundings) {
+        findings.push(failed("/dev/kvm", error));
+        return findings;
+    }
+    findings.push(Finding::ok("/dev/kvm", "opens"));
+    if let Err(error) = access::judge_interface(&facts.kvm) {
+        findings.push(failed("KVM interface", error));
+        return findings;
+    }
+    findings.extend(facts.kvm.interface.as_ref().map(|interface| {
+        let found = format!(
+            "version {}, all {} capabilities needed, up to {} vCPUs",
+            interface.api_version,
+            REQUIRED_CAPABILITIES.len(),
+            interface.max_vcpus,
+        );
+        Finding::ok("KVM interface", found)
+    }));
+    match access::judge_creation(&facts.kvm, &facts.surroundings) {
+        Err(error) => findings.push(failed("Virtual machine", error)),
+        Ok(()) => findings.push(Finding::ok(
+            "Virtual machine",
+            "one was created and released",
+        )),
+    }
+    findings
+}
+
+/// What kind of KVM there is. Where there can be none, the missing device says all there is to say.
+fn virtualisation(surroundings: &Surroundings) -> Option<Finding> {
+    const NAME: &str = "Virtualisation";
+    let cpu = &surroundings.cpu;
+    let extension =
+        match (cpu.has_vmx, cpu.has_svm) {
+            (true, _) => "VT-x",
+            (_, true) => "AMD-V",
+            _ => {
+                let module = surroundings
+                    .modules
+                    .iter()
+                    .find(|module| KVM_MODULES.contains(module))?;
+                return Some(Finding::warn(NAME, format!("software KVM ({module})")).explained(
+                "The CPU shows neither vmx nor svm, so guest kernels are emulated: booting and \
+                 system calls take many times longer, while programs run at full speed.",
+            ));
+            }
+        };
+    if cpu.is_virtual {
+        return Some(Finding::ok(NAME, format!("hardware ({extension}), nested")).explained(
+            "This host is itself a virtual machine: guests run, and each exit to Wisp costs more.",
+        ));
+    }
+    Some(Finding::ok(NAME, format!("hardware ({extension})")))
+}
+
+fn memory(available_mib: u64) -> Finding {
+    const NAME: &str = "Memory";
+    let found = format!("{} free", size(available_mib));
+    match available_mib {
+        ..SCARCE_MEMORY_MIB => Finding::fail(NAME, found)
+            .explained("No guest fits: close some programs.")
+            .mended_by("to see what uses it", "ps -eo rss,comm --sort=-rss | head"),
+        SCARCE_MEMORY_MIB..LITTLE_MEMORY_MIB => Finding::warn(NAME, found)
+            .explained("Only the smallest instance types fit.")
+            .mended_by("to see which", "wisp types --fits"),
+        _ => Finding::ok(NAME, found),
+    }
+}
+
+fn huge_pages(setting: HugePages) -> Finding {
+    const NAME: &str = "Huge pages";
+    match setting {
+        HugePages::Always => Finding::ok(NAME, "always"),
+        HugePages::OnRequest => Finding::ok(NAME, "on request (madvise)"),
+        HugePages::Never => Finding::warn(NAME, "never")
+            .explained("Large guests use memory faster in huge pages.")
+            .mended_by(
+                "until the next reboot",
+                "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled",
+            ),
+    }
+}
+
+fn home(home: Option<&HomeFacts>) -> Vec<Finding> {
+    const NAME: &str = "Data directory";
+    let Some(home) = home else {
+        return vec![
+            Finding::fail(NAME, "neither WISP_HOME nor HOME is set")
+                .mended_by("to keep data there", "export WISP_HOME=/var/tmp/wisp"),
+        ];
+    };
+    let path = home.path.display();
+    if let Err(errno) = home.writable {
+        return vec![
+            Finding::fail(NAME, format!("{path} cannot be written: {errno}"))
+                .mended_by("to keep data elsewhere", "export WISP_HOME=/var/tmp/wisp"),
+        ];
+    }
+    let mut findings = vec![Finding::ok(NAME, path.to_string())];
+    findings.extend(home.free_mib.map(space));
+    findings
+}
+
+fn space(free_mib: u64) -> Finding {
+    const NAME: &str = "Disk space";
+    let found = format!("{} free", size(free_mib));
+    let elsewhere = (
+        "to keep data elsewhere",
+        "export WISP_HOME=/path/with/more/space",
+    );
+    match free_mib {
+        ..SCARCE_SPACE_MIB => Finding::fail(NAME, found)
+            .explained("Images and volumes do not fit.")
+            .mended_by(elsewhere.0, elsewhere.1),
+        SCARCE_SPACE_MIB..LITTLE_SPACE_MIB => Finding::warn(NAME, found)
+            .explained("A few images and volumes fill it.")
+            .mended_by(elsewhere.0, elsewhere.1),
+        _ => Finding::ok(NAME, found),
+    }
+}
+
+fn helper(helper: &Helper, installed: bool) -> Finding {
+    let Helper {
+        program,
+        purpose,
+        package,
+    } = helper;
+    if installed {
+        return Finding::ok(program, format!("installed, for {purpose}"));
+    }
+    Finding::warn(program, format!("not installed; optional, for {purpose}"))
+        .mended_by("to install it", format!("sudo apt install {package}"))
+}
+
+/// Rounded down, as people compare sizes.
+fn size(mib: u64) -> String {
+    match (mib / 1024, mib % 1024 * 10 / 1024) {
+        (0, _) => format!("{mib} MiB"),
+        (gib, 0) => format!("{gib} GiB"),
+        (gib, tenth) => format!("{gib}.{tenth} GiB"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::probe::facts::{Cpu, HELPERS, KvmFacts, KvmInterface};
+    use rustix::io::Errno;
+
+    fn laptop() -> Facts {
+        Facts {
+            kvm: KvmFacts {
+                node: None,
+                opened: Ok(()),
+                interface: Some(KvmInterface {
+                    api_version: 12,
+                    missing: Vec::new(),
+                    max_vcpus: 1024,
+                }),
+                created_vm: Some(Ok(())),
+            },
+            surroundings: Surroundings {
+                cpu: Cpu {
+                    model: "Test CPU".into(),
+                    has_vmx: true,
+                    ..Cpu::default()
+                },
+                modules: vec!["kvm_intel"],
+                ..Surroundings::default()
+            },
+            cpus: 8,
+            memory_available_mib: 16_000,
+            huge_pages: Some(HugePages::OnRequest),
+            home: Some(HomeFacts {
+                path: "/home/ann/.local/share/wisp".into(),
+                writable: Ok(()),
+                free_mib: Some(50_000),
+            }),
+            helpers: HELPERS.map(|helper| (helper, true)).to_vec(),
+        }
+    }
+
+    fn find(facts: &Facts, name: &str) -> Option<Finding> {
+        judge(facts)
+            .into_iter()
+            .find(|finding| finding.name == name)
+    }
+
+    fn status(facts: &Facts, name: &str) -> Option<Status> {
+        find(facts, name).map(|finding| finding.status)
+    }
+
+    #[test]
+    fn a_good_host_has_nothing_to_mend() {
+        for finding in judge(&laptop()) {
+            assert_eq!(finding.status, Status::Ok, "{finding:?}");
+            assert!(finding.mends.is_empty(), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn software_kvm_is_explained_and_is_no_failure() {
+        let mut facts = laptop();
+        facts.surroundings.cpu.has_vmx = false;
+        facts.surroundings.modules = vec!["kvm_pvm"];
+        let finding = find(&facts, "Virtualisation").expect("it is judged");
+        assert_eq!(finding.status, Status::Warn);
+        assert_eq!(finding.found, "software KVM (kvm_pvm)");
+        assert!(
+            finding
+                .explanation
+                .is_some_and(|text| text.contains("guest kernels are emulated"))
+        );
+    }
+
+    #[test]
+    fn software_kvm_that_may_not_be_opened_is_still_software_kvm() {
+        let mut facts = laptop();
+        facts.surroundings.cpu.has_vmx = false;
+        facts.surroundings.modules = vec!["kvm_pvm"];
+        facts.kvm.opened = Err(Errno::ACCESS);
+        assert_eq!(status(&facts, "Virtualisation"), Some(Status::Warn));
+        assert_eq!(status(&facts, "/dev/kvm"), Some(Status::Fail));
+    }
+
+    #[test]
+    fn a_processor_without_virtualisation_is_one_problem_and_not_two() {
+        let mut facts = laptop();
+        facts.surroundings.cpu.has_vmx = false;
+        facts.surroundings.modules.clear();
+        facts.kvm.opened = Err(Errno::NOENT);
+        let failures = judge(&facts)
+            .into_iter()
+            .filter(|finding| finding.status == Status::Fail);
+        assert_eq!(
+            failures.map(|finding| finding.name).collect::<Vec<_>>(),
+            ["/dev/kvm"]
+        );
+    }
+
+    #[test]
+    fn nesting_is_mentioned() {
+        let mut facts = laptop();
+        facts.surroundings.cpu.is_virtual = true;
+        let finding = find(&facts, "Virtualisation").expect("it is judged");
+        assert_eq!(
+            (finding.status, finding.found.as_str()),
+            (Status::Ok, "hardware (VT-x), nested")
+        );
+    }
+
+    #[test]
+    fn a_device_that_does_not_open_ends_the_questions_to_kvm() {
+        let mut facts = laptop();
+        facts.kvm.opened = Err(Errno::NOENT);
+        facts.surroundings.modules.clear();
+        let finding = find(&facts, "/dev/kvm").expect("it is judged");
+        assert_eq!(finding.status, Status::Fail);
+        assert_eq!(finding.mends[0].command, "sudo modprobe kvm_intel");
+        assert_eq!(status(&facts, "KVM interface"), None);
+        assert_eq!(status(&facts, "Virtual machine"), None);
+    }
+
+    #[test]
+    fn a_busy_processor_fails_at_the_virtual_machine() {
+        let mut facts = laptop();
+        facts.kvm.created_vm = Some(Err(Errno::BUSY));
+        assert_eq!(status(&facts, "/dev/kvm"), Some(Status::Ok));
+        assert_eq!(status(&facts, "Virtual machine"), Some(Status::Fail));
+    }
+
+    #[test]
+    fn little_memory_warns_and_next_to_none_fails() {
+        let judged = |mib| memory(mib).status;
+        assert_eq!(judged(127), Status::Fail);
+        assert_eq!(judged(128), Status::Warn);
+        assert_eq!(judged(1023), Status::Warn);
+        assert_eq!(judged(1024), Status::Ok);
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_fails() {
+        let mut facts = laptop();
+        facts.home.as_mut().expect("it is there").writable = Err(Errno::ROFS);
+        assert_eq!(status(&facts, "Data directory"), Some(Status::Fail));
+        assert_eq!(status(&facts, "Disk space"), None);
+        facts.home = None;
+        assert_eq!(status(&facts, "Data directory"), Some(Status::Fail));
+    }
+
+    #[test]
+    fn little_space_warns_and_next_to_none_fails() {
+        assert_eq!(space(63).status, Status::Fail);
+        assert_eq!(space(64).status, Status::Warn);
+        assert_eq!(space(2048).status, Status::Ok);
+    }
+
+    #[test]
+    fn a_missing_helper_is_optional_and_says_how_to_get_it() {
+        let mut facts = laptop();
+        facts.helpers[1].1 = false;
+        let finding = find(&facts, "qemu-img").expect("it is judged");
+        assert_eq!(finding.status, Status::Warn);
+        assert_eq!(
+            finding.found,
+            "not installed; optional, for importing foreign disk images"
+        );
+        assert_eq!(finding.mends[0].command, "sudo apt install qemu-utils");
+    }
+
+    #[test]
+    fn huge_pages_that_are_off_warn() {
+        assert_eq!(huge_pages(HugePages::Never).status, Status::Warn);
+        assert_eq!(huge_pages(HugePages::Always).status, Status::Ok);
+    }
+}

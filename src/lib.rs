@@ -1,0 +1,2 @@
+//! Wisp: EC2 on one Linux machine.
+pub mod vmm;

@@ -1,0 +1,145 @@
+//! The kernel command line: every option that a machine adds is added here, with its reason.
+
+use super::BootError;
+use crate::vmm::config::{DiskAccess, MachineConfig};
+use crate::vmm::devices::pvpanic;
+use crate::vmm::memory::VIRTIO_MMIO_SIZE;
+use crate::vmm::virtio::mmio::Slot;
+
+/// `COMMAND_LINE_SIZE` of x86 less the final NUL.
+const LIMIT: usize = 2047;
+
+/// For every machine.
+const ALWAYS: &[&str] = &[
+    // The serial port is the console; there is one.
+    "console=ttyS0",
+    "8250.nr_uarts=1",
+    // A restart pulls the i8042's reset line: the monitor tells it apart from a crash.
+    "reboot=k",
+    // A panic restarts at once, after it was reported.
+    "panic=-1",
+    // The i8042 is there for ctrl-alt-del: nothing is to be probed on it.
+    "i8042.noaux",
+    "i8042.nomux",
+    "i8042.dumbkbd",
+    // The host keeps the clocks: no watchdog over them, no test of the timer's wiring.
+    "tsc=reliable",
+    "no_timer_check",
+    // The monitor's seed and the CPU's random numbers are good, so that nothing waits for entropy.
+    "random.trust_bootloader=on",
+    "random.trust_cpu=on",
+];
+
+/// Where KVM emulates the guest's kernel: what the emulator cannot do is switched off. `clearcpuid` takes bit
+/// numbers (smap popcnt cx16 smep umip fsgsbase pcid invpcid rdrand rdseed bmi1 bmi2 avx erms fsrm). The parameter
+/// with a dot in its name is the embedded kernel's own; others ignore it.
+const SOFTWARE_KVM: &[&str] = &[
+    "wisp.software_kvm",
+    "noxsave",
+    "clearcpuid=308,151,141,295,514,288,145,298,158,306,291,296,156,297,580",
+    // Nothing to patch for one CPU or many, and no page tables split to protect code that is emulated anyway.
+    "noreplace-smp",
+    "rodata=off",
+];
+
+/// The whole command line of a machine whose virtio devices are at `slots`.
+pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> String {
+    let mut options: Vec<String> = ALWAYS.iter().map(ToString::to_string).collect();
+    options.push(format!("wisp.pvpanic_port={:#x}", pvpanic::PORT));
+    if software_kvm {
+        options.extend(SOFTWARE_KVM.iter().map(ToString::to_string));
+    }
+    if let Some(index) = config.disks.iter().position(|disk| disk.root) {
+        let mode = if config.disks[index].access == DiskAccess::ReadOnly { "ro" } else { "rw" };
+        options.push(format!("root=/dev/{} {mode}", disk_name(index)));
+    }
+    if !config.kernel.cmdline.trim().is_empty() {
+        options.push(config.kernel.cmdline.trim().to_string());
+    }
+    for slot in slots {
+        options.push(format!("virtio_mmio.device={VIRTIO_MMIO_SIZE:#x}@{:#x}:{}", slot.address, slot.irq));
+    }
+    // What follows `--` would be init's: the machine's options stand before it.
+    match options.iter().position(|option| option.split_whitespace().any(|word| word == "--")) {
+        Some(index) => {
+            let with_init = options.remove(index);
+            options.push(with_init);
+        }
+        None => {}
+    }
+    options.join(" ")
+}
+
+/// The name that Linux gives to the virtio disk with this index.
+pub fn disk_name(index: usize) -> String {
+    let letter = char::from(b'a' + u8::try_from(index % 26).expect("a remainder of 26 fits"));
+    format!("vd{letter}")
+}
+
+/// Checks that a kernel can read `cmdline` as it stands.
+pub(super) fn check(cmdline: &str) -> Result<(), BootError> {
+    if let Some(position) = cmdline.bytes().position(|byte| matches!(byte, 0 | b'\n' | b'\r')) {
+        return Err(BootError::CommandLineByte(position));
+    }
+    if cmdline.len() > LIMIT {
+        return Err(BootError::CommandLineTooLong { length: cmdline.len(), limit: LIMIT });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::config::{BootProtocol, CpuConfig, DiskConfig, DiskFormat, KernelConfig};
+
+    fn config(cmdline: &str) -> MachineConfig {
+        let disk = |id: &str, root| DiskConfig {
+            id: id.into(),
+            path: "disk".into(),
+            format: DiskFormat::Raw,
+            access: DiskAccess::Ephemeral,
+            root,
+        };
+        MachineConfig {
+            cpus: CpuConfig { count: 1, threads_per_core: 1 },
+            memory_mib: 256,
+            kernel: KernelConfig {
+                path: "vmlinux".into(),
+                initrd: None,
+                cmdline: cmdline.into(),
+                protocol: BootProtocol::Auto,
+            },
+            disks: vec![disk("a", false), disk("b", true)],
+            vsock: None,
+        }
+    }
+
+    #[test]
+    fn root_and_devices_are_named() {
+        let slots = [Slot { address: 0xd000_0000, irq: 5 }, Slot { address: 0xd000_1000, irq: 6 }];
+        let line = assemble(&config("quiet"), &slots, false);
+        assert!(line.contains("root=/dev/vdb rw quiet"), "{line}");
+        assert!(line.ends_with("virtio_mmio.device=0x1000@0xd0000000:5 virtio_mmio.device=0x1000@0xd0001000:6"), "{line}");
+        assert!(!line.contains("software_kvm"), "{line}");
+    }
+
+    #[test]
+    fn software_kvm_gets_its_options() {
+        let line = assemble(&config(""), &[], true);
+        assert!(line.contains("noxsave clearcpuid=308,"), "{line}");
+    }
+
+    #[test]
+    fn options_for_init_stay_last() {
+        let slots = [Slot { address: 0xd000_0000, irq: 5 }];
+        let line = assemble(&config("quiet -- single"), &slots, false);
+        assert!(line.ends_with("virtio_mmio.device=0x1000@0xd0000000:5 quiet -- single"), "{line}");
+    }
+
+    #[test]
+    fn what_a_kernel_cannot_read_is_refused() {
+        assert!(matches!(check(&"x".repeat(2048)), Err(BootError::CommandLineTooLong { length: 2048, .. })));
+        assert!(matches!(check("a\nb"), Err(BootError::CommandLineByte(1))));
+        assert!(check(&"x".repeat(2047)).is_ok());
+    }
+}

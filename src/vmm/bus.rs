@@ -1,0 +1,154 @@
+//! Address decoding: which device an access to a port or to the MMIO gap is meant for.
+//!
+//! A bus is filled before the machine runs and never changes after, so that vCPUs look devices up without a lock;
+//! each device has a lock of its own. An access that no device answers reads as all ones and writes nothing, as on
+//! a PC's own bus.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A device that answers accesses within a range of addresses.
+pub trait BusDevice: Send {
+    /// Reads `data.len()` bytes (1 to 8) at `offset` within the device's range. `data` holds all ones before.
+    fn read(&mut self, offset: u64, data: &mut [u8]);
+    /// Writes `data` (1 to 8 bytes) at `offset` within the device's range.
+    fn write(&mut self, offset: u64, data: &[u8]);
+}
+
+/// A device on a bus; devices are shared with the threads that feed them.
+pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
+
+/// One address space: ports, or memory-mapped I/O.
+#[derive(Default)]
+pub struct Bus {
+    /// Sorted by `start`; ranges do not overlap.
+    ranges: Vec<Range>,
+}
+
+struct Range {
+    start: u64,
+    length: u64,
+    device: SharedDevice,
+}
+
+/// A range that is already another device's.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the addresses from {start:#x}, {length:#x} bytes long, overlap another device's")]
+pub struct Overlap {
+    /// The first address.
+    pub start: u64,
+    /// How many there are.
+    pub length: u64,
+}
+
+impl Bus {
+    /// Gives the `length` addresses from `start` to `device`.
+    pub fn insert(&mut self, start: u64, length: u64, device: SharedDevice) -> Result<(), Overlap> {
+        let overlap = Overlap { start, length };
+        let end = start.checked_add(length).ok_or(Overlap { start, length })?;
+        let index = self.ranges.partition_point(|range| range.start < start);
+        let before = index.checked_sub(1).and_then(|index| self.ranges.get(index));
+        if before.is_some_and(|range| range.start + range.length > start)
+            || self.ranges.get(index).is_some_and(|range| range.start < end)
+        {
+            return Err(overlap);
+        }
+        self.ranges.insert(index, Range { start, length, device });
+        Ok(())
+    }
+
+    /// Serves a read.
+    pub fn read(&self, address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if let Some((offset, device)) = self.find(address, data.len()) {
+            device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+        }
+    }
+
+    /// Serves a write.
+    pub fn write(&self, address: u64, data: &[u8]) {
+        if let Some((offset, device)) = self.find(address, data.len()) {
+            device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+        }
+    }
+
+    /// The device whose range holds the whole access.
+    fn find(&self, address: u64, length: usize) -> Option<(u64, &SharedDevice)> {
+        let index = self.ranges.partition_point(|range| range.start <= address).checked_sub(1)?;
+        let range = &self.ranges[index];
+        let offset = address - range.start;
+        let end = offset.checked_add(length as u64)?;
+        (end <= range.length).then_some((offset, &range.device))
+    }
+}
+
+impl fmt::Debug for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.ranges.iter().map(|range| (range.start, range.length))).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Recorder(Vec<(u64, Vec<u8>)>);
+
+    impl BusDevice for Recorder {
+        fn read(&mut self, offset: u64, data: &mut [u8]) {
+            data.fill(offset as u8);
+        }
+        fn write(&mut self, offset: u64, data: &[u8]) {
+            self.0.push((offset, data.to_vec()));
+        }
+    }
+
+    fn recorder() -> Arc<Mutex<Recorder>> {
+        Arc::new(Mutex::new(Recorder::default()))
+    }
+
+    #[test]
+    fn accesses_reach_the_device_with_their_offset() {
+        let (mut bus, device) = (Bus::default(), recorder());
+        bus.insert(0x100, 8, device.clone()).unwrap();
+        let mut data = [0; 2];
+        bus.read(0x103, &mut data);
+        bus.write(0x107, &[9]);
+        assert_eq!(data, [3, 3]);
+        assert_eq!(device.lock().unwrap().0, [(7, vec![9])]);
+    }
+
+    #[test]
+    fn nobody_answers_with_ones() {
+        let (mut bus, device) = (Bus::default(), recorder());
+        bus.insert(0x100, 8, device.clone()).unwrap();
+        for address in [0, 0xff, 0x108, u64::MAX] {
+            let mut data = [0; 4];
+            bus.read(address, &mut data);
+            assert_eq!(data, [0xff; 4], "{address:#x}");
+            bus.write(address, &[1]);
+        }
+        assert!(device.lock().unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn an_access_across_a_device_s_end_reaches_nobody() {
+        let mut bus = Bus::default();
+        bus.insert(0x100, 8, recorder()).unwrap();
+        let mut data = [0; 4];
+        bus.read(0x106, &mut data);
+        assert_eq!(data, [0xff; 4]);
+    }
+
+    #[test]
+    fn overlapping_devices_are_refused() {
+        let mut bus = Bus::default();
+        bus.insert(0x100, 8, recorder()).unwrap();
+        for (start, length) in [(0x100, 1), (0x107, 2), (0xf9, 8), (u64::MAX, 2)] {
+            assert_eq!(bus.insert(start, length, recorder()), Err(Overlap { start, length }));
+        }
+        bus.insert(0x108, 8, recorder()).unwrap();
+        bus.insert(0xf8, 8, recorder()).unwrap();
+    }
+}

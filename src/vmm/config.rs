@@ -1,0 +1,238 @@
+//! What a machine is made of: plain data, written as JSON beside the instance, validated before anything is built.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The most virtual CPUs that a machine can have: what the embedded kernel is built for.
+pub const MAX_VCPUS: u32 = 64;
+/// The least memory that a machine can have, in MiB: below it the embedded kernel and its agent do not fit.
+pub const MIN_MEMORY_MIB: u64 = 64;
+/// The most disks that a machine can have: what is left of the interrupt lines, see [`crate::vmm::machine`].
+pub const MAX_DISKS: usize = 12;
+
+/// Everything that [`Machine::new`](crate::vmm::Machine::new) needs to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// Virtual CPUs and their topology.
+    pub cpus: CpuConfig,
+    /// Guest memory, in MiB.
+    pub memory_mib: u64,
+    /// What boots.
+    pub kernel: KernelConfig,
+    /// Block devices in the order in which the guest sees them: `/dev/vda`, `/dev/vdb` ...
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// The vsock device, if there is to be one.
+    #[serde(default)]
+    pub vsock: Option<VsockConfig>,
+}
+
+/// Virtual CPUs: one socket, `count / threads_per_core` cores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CpuConfig {
+    /// How many, 1 to [`MAX_VCPUS`].
+    pub count: u32,
+    /// 1 or 2; `count` must be a multiple of it.
+    pub threads_per_core: u32,
+}
+
+/// A kernel, what it is told and how it is entered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelConfig {
+    /// An ELF `vmlinux` or a `bzImage`.
+    pub path: PathBuf,
+    /// An initial RAM disk, in any format that the kernel unpacks.
+    #[serde(default)]
+    pub initrd: Option<PathBuf>,
+    /// Options of the image or of the user; the machine's own are added by [`crate::vmm::boot::cmdline`].
+    #[serde(default)]
+    pub cmdline: String,
+    /// How the kernel is entered.
+    #[serde(default)]
+    pub protocol: BootProtocol,
+}
+
+/// The ways into a kernel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootProtocol {
+    /// PVH where an ELF kernel has the note for it, else the 64-bit Linux boot protocol.
+    #[default]
+    Auto,
+    /// The 64-bit entry of the Linux boot protocol (`Documentation/arch/x86/boot.rst`).
+    Linux64,
+    /// Xen's PVH direct boot; the kernel must have the note.
+    Pvh,
+}
+
+/// One block device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// What `get-id` answers; the guest shows it as the disk's serial number. 20 bytes at most.
+    pub id: String,
+    /// The image file.
+    pub path: PathBuf,
+    /// The file's format.
+    pub format: DiskFormat,
+    /// What may be written, and what becomes of it.
+    pub access: DiskAccess,
+    /// Whether the guest's root file system is on it.
+    #[serde(default)]
+    pub root: bool,
+}
+
+/// The formats of disk images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// The disk's bytes as they are.
+    Raw,
+    /// QEMU's copy-on-write format, version 2 or 3.
+    Qcow2,
+}
+
+/// What a guest may do with a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskAccess {
+    /// Writes reach the file.
+    ReadWrite,
+    /// Writes are refused; the device says that it is read-only.
+    ReadOnly,
+    /// Writes go to a copy-on-write layer that is gone when the machine ends; the file is never written.
+    Ephemeral,
+}
+
+/// The vsock device: streams between guest and host without a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context id, 3 or more.
+    pub cid: u32,
+    /// The Unix socket on which the host reaches the guest; the guest reaches the host at `<path>_<port>`.
+    pub path: PathBuf,
+}
+
+/// Why a configuration cannot make a machine.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// The vCPU count is out of range.
+    #[error("a machine has 1 to {MAX_VCPUS} vCPUs, not {0}")]
+    CpuCount(u32),
+    /// The topology does not divide.
+    #[error("{threads_per_core} threads per core do not divide {count} vCPUs; 1 or 2 are possible")]
+    Topology {
+        /// vCPUs asked for.
+        count: u32,
+        /// Threads per core asked for.
+        threads_per_core: u32,
+    },
+    /// Too little memory.
+    #[error("a machine needs at least {MIN_MEMORY_MIB} MiB of memory, not {0} MiB")]
+    Memory(u64),
+    /// Too many disks.
+    #[error("a machine has at most {MAX_DISKS} disks, not {0}")]
+    DiskCount(usize),
+    /// A disk's id does not fit into virtio-blk's 20 bytes.
+    #[error("the disk id {0:?} is longer than the 20 bytes that virtio-blk has for it")]
+    DiskId(String),
+    /// More than one root.
+    #[error("{0} disks are marked as the root; at most one can be")]
+    Roots(usize),
+    /// CIDs 0 to 2 are taken (virtio 1.2, section 5.10.4).
+    #[error("the vsock context id {0} is reserved; a guest's is 3 or more")]
+    Cid(u32),
+}
+
+impl MachineConfig {
+    /// Checks what can be checked without touching the host.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let CpuConfig { count, threads_per_core } = self.cpus;
+        if !(1..=MAX_VCPUS).contains(&count) {
+            return Err(ConfigError::CpuCount(count));
+        }
+        if !matches!(threads_per_core, 1 | 2) || count % threads_per_core != 0 {
+            return Err(ConfigError::Topology { count, threads_per_core });
+        }
+        if self.memory_mib < MIN_MEMORY_MIB {
+            return Err(ConfigError::Memory(self.memory_mib));
+        }
+        if self.disks.len() > MAX_DISKS {
+            return Err(ConfigError::DiskCount(self.disks.len()));
+        }
+        if let Some(disk) = self.disks.iter().find(|disk| disk.id.len() > 20) {
+            return Err(ConfigError::DiskId(disk.id.clone()));
+        }
+        let roots = self.disks.iter().filter(|disk| disk.root).count();
+        if roots > 1 {
+            return Err(ConfigError::Roots(roots));
+        }
+        match &self.vsock {
+            Some(vsock) if vsock.cid < 3 => Err(ConfigError::Cid(vsock.cid)),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> MachineConfig {
+        MachineConfig {
+            cpus: CpuConfig { count: 2, threads_per_core: 2 },
+            memory_mib: 256,
+            kernel: KernelConfig {
+                path: "vmlinux".into(),
+                initrd: None,
+                cmdline: String::new(),
+                protocol: BootProtocol::Auto,
+            },
+            disks: vec![],
+            vsock: None,
+        }
+    }
+
+    #[test]
+    fn a_sound_configuration_passes_and_survives_json() {
+        let config = config();
+        assert_eq!(config.validate(), Ok(()));
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<MachineConfig>(&json).unwrap(), config);
+    }
+
+    #[test]
+    fn vcpus_out_of_range_are_refused() {
+        for count in [0, 65, u32::MAX] {
+            let mut config = config();
+            config.cpus = CpuConfig { count, threads_per_core: 1 };
+            assert_eq!(config.validate(), Err(ConfigError::CpuCount(count)));
+        }
+    }
+
+    #[test]
+    fn a_topology_that_does_not_divide_is_refused() {
+        let mut config = config();
+        config.cpus = CpuConfig { count: 3, threads_per_core: 2 };
+        assert_eq!(config.validate(), Err(ConfigError::Topology { count: 3, threads_per_core: 2 }));
+    }
+
+    #[test]
+    fn too_little_memory_is_refused() {
+        let mut config = config();
+        config.memory_mib = 63;
+        assert_eq!(config.validate(), Err(ConfigError::Memory(63)));
+    }
+
+    #[test]
+    fn reserved_context_ids_are_refused() {
+        let mut config = config();
+        config.vsock = Some(VsockConfig { cid: 2, path: "v.sock".into() });
+        assert_eq!(config.validate(), Err(ConfigError::Cid(2)));
+    }
+}

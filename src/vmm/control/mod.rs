@@ -1,0 +1,125 @@
+//! How other processes talk to a running machine: lines of JSON over a Unix socket, `control.sock` beside it.
+//!
+//! A client sends [`Request`]s and reads one [`Message`] for each, in order. After [`Request::Subscribe`], messages
+//! about the machine's life come between them. The process that started a machine may be its *owner*: it has a
+//! connection from the beginning, and when that closes, the machine ends.
+
+mod client;
+mod server;
+
+use std::io;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::end::End;
+use super::timeline::{ExitRecord, TimelineRecord};
+
+pub use client::{ClientError, ControlClient};
+pub(super) use server::ControlServer;
+
+/// The name of the control socket in a machine's folder.
+pub const SOCKET: &str = "control.sock";
+/// The longest line, in bytes; a client that sends more is dropped.
+const LINE_LIMIT: usize = 64 << 10;
+
+/// What a client asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum Request {
+    /// How the machine is; answered with [`Message::Status`].
+    Status,
+    /// Be told when the agent is ready (at once if it is) and when the machine ends; answered with [`Message::Done`].
+    Subscribe,
+    /// Press ctrl-alt-del; answered with [`Message::Done`], or [`Message::Failed`] if the guest has no keyboard driver.
+    CtrlAltDel,
+    /// End the machine now; answered with [`Message::Ended`] where the client subscribed.
+    Kill {
+        /// Who wants it, in a few words: it becomes part of the machine's end.
+        by: String,
+    },
+}
+
+/// What a machine says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "kebab-case")]
+pub enum Message {
+    /// The machine's status.
+    Status(Box<Status>),
+    /// A request was carried out.
+    Done,
+    /// A request could not be carried out.
+    Failed {
+        /// Why, in a sentence.
+        why: String,
+    },
+    /// The guest's agent answers.
+    Ready,
+    /// The machine has come to its end; the connection closes after this.
+    Ended {
+        /// How.
+        end: End,
+        /// The last status.
+        status: Box<Status>,
+    },
+}
+
+/// A machine in figures.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The monitor's process id.
+    pub pid: u32,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// Guest memory, in MiB.
+    pub memory_mib: u64,
+    /// Whether guest kernels are emulated on this host.
+    pub software_kvm: bool,
+    /// The boot's marks.
+    pub timeline: TimelineRecord,
+    /// Exits by reason.
+    pub exits: Vec<ExitRecord>,
+    /// What the guest's drivers did wrong, by device.
+    pub guest_faults: Vec<GuestFaultRecord>,
+    /// Bytes of guest memory that the host holds in RAM.
+    pub guest_resident_bytes: u64,
+    /// Bytes that the monitor holds in RAM besides.
+    pub monitor_resident_bytes: u64,
+}
+
+/// A device's faults.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestFaultRecord {
+    /// The device.
+    pub device: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// Why there is no control socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The socket could not be made.
+    #[error("the control socket {} cannot be made: {source}", path.display())]
+    Listen {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_and_messages_are_lines_of_json() {
+        let request = serde_json::to_string(&Request::Kill { by: "a test".into() }).unwrap();
+        assert_eq!(request, r#"{"op":"kill","by":"a test"}"#);
+        let message = Message::Ended { end: End::PowerOff, status: Box::default() };
+        let line = serde_json::to_string(&message).unwrap();
+        assert!(!line.contains('\n'));
+        assert_eq!(serde_json::from_str::<Message>(&line).unwrap(), message);
+    }
+}

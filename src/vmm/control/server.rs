@@ -1,0 +1,207 @@
+//! The machine's end of its control socket: connections, their half-read lines, and who is to be told what.
+//!
+//! It waits for nothing itself: [`crate::vmm::monitor`] tells it when a socket can be read. A client that does not
+//! read its messages is dropped, so that it holds up nobody.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use super::{ControlError, LINE_LIMIT, Message, Request};
+
+/// The most clients at a time.
+const MAX_CLIENTS: usize = 64;
+
+/// The server.
+#[derive(Debug)]
+pub(in crate::vmm) struct ControlServer {
+    listener: UnixListener,
+    clients: HashMap<i32, Client>,
+}
+
+#[derive(Debug)]
+struct Client {
+    stream: UnixStream,
+    line: Vec<u8>,
+    subscribed: bool,
+    owner: bool,
+}
+
+/// What came of reading from a client.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::vmm) struct Incoming {
+    /// Whole requests, in order; what could not be understood has been answered already.
+    pub requests: Vec<Request>,
+    /// The client is gone.
+    pub closed: bool,
+    /// It was the machine's owner.
+    pub owner: bool,
+}
+
+impl ControlServer {
+    /// Makes the socket at `path`.
+    pub fn bind(path: &Path) -> Result<ControlServer, ControlError> {
+        let failed = |source| ControlError::Listen { path: path.to_path_buf(), source };
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(ControlServer { listener, clients: HashMap::new() })
+    }
+
+    /// The listening socket's descriptor.
+    pub fn listener(&self) -> i32 {
+        self.listener.as_raw_fd()
+    }
+
+    /// Takes the machine's owner: subscribed from the beginning. Returns the descriptor to wait on.
+    pub fn adopt_owner(&mut self, stream: UnixStream) -> io::Result<i32> {
+        self.insert(stream, true)
+    }
+
+    /// Takes a client that connects. Returns the descriptor to wait on.
+    pub fn accept(&mut self) -> io::Result<i32> {
+        let (stream, _) = self.listener.accept()?;
+        if self.clients.len() >= MAX_CLIENTS {
+            return Err(io::Error::other("too many clients on the control socket"));
+        }
+        self.insert(stream, false)
+    }
+
+    fn insert(&mut self, stream: UnixStream, owner: bool) -> io::Result<i32> {
+        stream.set_nonblocking(true)?;
+        let fd = stream.as_raw_fd();
+        self.clients.insert(fd, Client { stream, line: Vec::new(), subscribed: owner, owner });
+        Ok(fd)
+    }
+
+    /// Reads what the client with descriptor `fd` has sent.
+    pub fn read(&mut self, fd: i32) -> Incoming {
+        let Some(client) = self.clients.get_mut(&fd) else {
+            return Incoming { requests: Vec::new(), closed: true, owner: false };
+        };
+        let owner = client.owner;
+        let mut buffer = [0; 4096];
+        let closed = loop {
+            match client.stream.read(&mut buffer) {
+                Ok(0) => break true,
+                Ok(count) => client.line.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break true,
+            }
+            if client.line.len() > LINE_LIMIT {
+                log::warn!("a control client was dropped: its request is longer than {LINE_LIMIT} bytes");
+                break true;
+            }
+        };
+        let requests = self.take_requests(fd);
+        if closed {
+            self.clients.remove(&fd);
+        }
+        Incoming { requests, closed, owner }
+    }
+
+    fn take_requests(&mut self, fd: i32) -> Vec<Request> {
+        let mut requests = Vec::new();
+        while let Some(client) = self.clients.get_mut(&fd) {
+            let Some(end) = client.line.iter().position(|byte| *byte == b'\n') else { break };
+            let line: Vec<u8> = client.line.drain(..=end).collect();
+            match serde_json::from_slice(&line) {
+                Ok(request) => requests.push(request),
+                Err(error) => self.send(fd, &Message::Failed { why: format!("not a request: {error}") }),
+            }
+        }
+        requests
+    }
+
+    /// Has the client told of the machine's life from now on.
+    pub fn subscribe(&mut self, fd: i32) {
+        if let Some(client) = self.clients.get_mut(&fd) {
+            client.subscribed = true;
+        }
+    }
+
+    /// Sends a message to one client.
+    pub fn send(&mut self, fd: i32, message: &Message) {
+        let Some(client) = self.clients.get_mut(&fd) else { return };
+        let mut line = serde_json::to_vec(message).expect("messages are plain data");
+        line.push(b'\n');
+        if client.stream.write_all(&line).is_err() {
+            self.clients.remove(&fd);
+        }
+    }
+
+    /// Sends a message to all who subscribed.
+    pub fn broadcast(&mut self, message: &Message) {
+        let subscribed: Vec<i32> = self.clients.iter().filter(|(_, client)| client.subscribed).map(|(fd, _)| *fd).collect();
+        subscribed.into_iter().for_each(|fd| self.send(fd, message));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server() -> (ControlServer, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        (ControlServer::bind(&folder.path().join("control.sock")).unwrap(), folder)
+    }
+
+    #[test]
+    fn requests_come_whole_however_they_arrive() {
+        let (mut server, folder) = server();
+        let mut client = UnixStream::connect(folder.path().join("control.sock")).unwrap();
+        let fd = server.accept().unwrap();
+        client.write_all(b"{\"op\":\"sta").unwrap();
+        assert_eq!(server.read(fd).requests, []);
+        client.write_all(b"tus\"}\n{\"op\":\"subscribe\"}\n").unwrap();
+        assert_eq!(server.read(fd).requests, [Request::Status, Request::Subscribe]);
+    }
+
+    #[test]
+    fn nonsense_is_answered_and_the_client_stays() {
+        let (mut server, folder) = server();
+        let mut client = UnixStream::connect(folder.path().join("control.sock")).unwrap();
+        let fd = server.accept().unwrap();
+        client.write_all(b"hello\n{\"op\":\"status\"}\n").unwrap();
+        assert_eq!(server.read(fd).requests, [Request::Status]);
+        let mut answer = [0; 512];
+        let count = client.read(&mut answer).unwrap();
+        assert!(std::str::from_utf8(&answer[..count]).unwrap().contains("not a request"));
+    }
+
+    #[test]
+    fn an_endless_line_is_not_kept() {
+        let (mut server, folder) = server();
+        let mut client = UnixStream::connect(folder.path().join("control.sock")).unwrap();
+        let fd = server.accept().unwrap();
+        let mut closed = false;
+        client.set_nonblocking(true).unwrap();
+        for _ in 0..64 {
+            let _ = client.write(&[b'x'; 4096]);
+            closed |= server.read(fd).closed;
+        }
+        assert!(closed);
+    }
+
+    #[test]
+    fn only_subscribers_hear_of_the_machine_s_life() {
+        let (mut server, _folder) = server();
+        let (mut owner, stream) = UnixStream::pair().unwrap();
+        server.adopt_owner(stream).unwrap();
+        server.broadcast(&Message::Ready);
+        let mut line = [0; 64];
+        let count = owner.read(&mut line).unwrap();
+        assert_eq!(&line[..count], b"{\"message\":\"ready\"}\n");
+    }
+
+    #[test]
+    fn an_owner_that_leaves_is_told_apart() {
+        let (mut server, _folder) = server();
+        let (owner, stream) = UnixStream::pair().unwrap();
+        let fd = server.adopt_owner(stream).unwrap();
+        drop(owner);
+        assert_eq!(server.read(fd), Incoming { requests: vec![], closed: true, owner: true });
+    }
+}

@@ -1,0 +1,125 @@
+//! Hosts where KVM runs without VMX or SVM ("software KVM"): guest user code runs natively there, guest kernel code
+//! is emulated, and the emulator does not know every instruction.
+//!
+//! Two that it lacks can be helped from here: `int3` in the kernel (its own self-test, and jump labels while they
+//! are patched) becomes the #BP that it stands for, and `fwait` is stepped over. Any other ends the machine with a
+//! sentence that names the instruction.
+
+use iced_x86::{Decoder, DecoderOptions, FastFormatter, Instruction};
+use kvm_bindings::kvm_regs;
+use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::exit::EmulationFailure;
+use crate::vmm::memory::GuestMemory;
+
+const INT3: u8 = 0xcc;
+const FWAIT: u8 = 0x9b;
+/// The vector of the breakpoint exception, #BP.
+const BREAKPOINT_VECTOR: u8 = 3;
+/// An x86 instruction has 15 bytes at most.
+const INSTRUCTION_MAX: usize = 15;
+
+/// Whether this host's CPU shows neither VMX nor SVM, so that a KVM that works emulates guest kernels.
+pub fn is_software_kvm() -> bool {
+    use std::arch::x86_64::__cpuid;
+    const VMX: u32 = 1 << 5;
+    const SVM: u32 = 1 << 2;
+    let vmx = __cpuid(1).ecx & VMX != 0;
+    let svm = __cpuid(0x8000_0000).eax >= 0x8000_0001 && __cpuid(0x8000_0001).ecx & SVM != 0;
+    !vmx && !svm
+}
+
+/// Does for the guest what the emulator could not, where that is possible. Returns whether the vCPU can go on.
+pub fn assist(vcpu: &VcpuFd, memory: &GuestMemory, failure: &EmulationFailure) -> Result<bool, kvm_ioctls::Error> {
+    let mut regs = vcpu.get_regs()?;
+    let bytes = instruction_bytes(vcpu, memory, &regs, failure);
+    match bytes.first() {
+        Some(&FWAIT) => {
+            regs.rip += 1;
+            vcpu.set_regs(&regs)?;
+            Ok(true)
+        }
+        Some(&INT3) => {
+            regs.rip += 1;
+            vcpu.set_regs(&regs)?;
+            let mut events = vcpu.get_vcpu_events()?;
+            events.exception.injected = 1;
+            events.exception.nr = BREAKPOINT_VECTOR;
+            events.exception.has_error_code = 0;
+            vcpu.set_vcpu_events(&events)?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// The bytes at the instruction pointer: KVM's own, else read through the guest's page tables; fewer than 15 where
+/// memory ends.
+pub fn instruction_bytes(
+    vcpu: &VcpuFd,
+    memory: &GuestMemory,
+    regs: &kvm_regs,
+    failure: &EmulationFailure,
+) -> Vec<u8> {
+    if !failure.instruction_bytes.is_empty() {
+        return failure.instruction_bytes.clone();
+    }
+    let mut bytes = Vec::with_capacity(INSTRUCTION_MAX);
+    for offset in 0..INSTRUCTION_MAX as u64 {
+        let byte = vcpu
+            .translate_gva(regs.rip.wrapping_add(offset))
+            .ok()
+            .filter(|translation| translation.valid != 0)
+            .and_then(|translation| memory.read_obj::<u8>(GuestAddress(translation.physical_address)).ok());
+        match byte {
+            Some(byte) => bytes.push(byte),
+            None => break,
+        }
+    }
+    bytes
+}
+
+/// The sentence about an instruction that the host could not emulate.
+pub fn describe(rip: u64, bytes: &[u8], software_kvm: bool) -> String {
+    let instruction = disassemble(rip, bytes).unwrap_or_else(|| "an instruction that cannot be read".to_string());
+    let advice = if software_kvm {
+        "This host has KVM without VMX or SVM, which emulates guest kernels and lacks this instruction: use the \
+         embedded kernel (leave --kernel out) or one built with its configuration, or a host with hardware KVM, \
+         where this kernel needs no change"
+    } else {
+        "The guest ran code that KVM has to emulate (device memory, or a damaged instruction pointer) and cannot"
+    };
+    format!("the host could not emulate `{instruction}` at {rip:#x}. {advice}")
+}
+
+/// The first instruction in `bytes`, in Intel's syntax.
+fn disassemble(rip: u64, bytes: &[u8]) -> Option<String> {
+    let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    decoder.decode_out(&mut instruction);
+    if instruction.is_invalid() {
+        return None;
+    }
+    let mut text = String::new();
+    FastFormatter::new().format(&instruction, &mut text);
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sentence_names_instruction_and_address() {
+        let sentence = describe(0xffff_ffff_8100_0000, &[0x0f, 0x01, 0xca, 0x90], true);
+        assert!(sentence.contains("`clac` at 0xffffffff81000000"), "{sentence}");
+        assert!(sentence.contains("hardware KVM"), "{sentence}");
+    }
+
+    #[test]
+    fn bytes_that_are_no_instruction_are_said_to_be_none() {
+        let sentence = describe(0x10, &[], false);
+        assert!(sentence.contains("cannot be read"), "{sentence}");
+    }
+}

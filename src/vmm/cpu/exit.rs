@@ -1,0 +1,259 @@
+//! Raw KVM exits, parsed once into one typed enum: no other file reads `kvm_run`.
+//!
+//! Source: the kernel's `Documentation/virt/kvm/api.rst`, section 5, "The kvm_run structure".
+
+use kvm_bindings::{
+    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN,
+    KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT,
+    KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_SYSTEM_EVENT_CRASH,
+    KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
+};
+use kvm_ioctls::VcpuFd;
+
+/// Why a vCPU came back from the guest.
+#[derive(Debug)]
+pub enum Exit<'a> {
+    /// The guest reads `data.len() / size` times `size` bytes from a port; the answer goes into `data`.
+    PortRead {
+        /// The port.
+        port: u16,
+        /// Bytes of one access: 1, 2 or 4.
+        size: usize,
+        /// Where the answer goes; several accesses where the instruction was repeated.
+        data: &'a mut [u8],
+    },
+    /// The guest wrote to a port.
+    PortWrite {
+        /// The port.
+        port: u16,
+        /// Bytes of one access: 1, 2 or 4.
+        size: usize,
+        /// What was written; several accesses where the instruction was repeated.
+        data: &'a [u8],
+    },
+    /// The guest reads from an address without memory.
+    MmioRead {
+        /// The guest physical address.
+        address: u64,
+        /// Where the answer goes.
+        data: &'a mut [u8],
+    },
+    /// The guest wrote to an address without memory.
+    MmioWrite {
+        /// The guest physical address.
+        address: u64,
+        /// What was written.
+        data: &'a [u8],
+    },
+    /// A signal came, or `immediate_exit` was set.
+    Interrupted,
+    /// HLT, where the interrupt controller is not KVM's own.
+    Halt,
+    /// The CPU shut down: a triple fault.
+    Shutdown,
+    /// The guest asked KVM for an end (no x86 guest of ours does, but KVM has the exit).
+    SystemEvent(SystemEvent),
+    /// KVM had to emulate an instruction and could not.
+    EmulationFailure(EmulationFailure),
+    /// Another internal error of KVM's, by its number, with the data that came with it.
+    InternalError {
+        /// `suberror` of the exit.
+        suberror: u32,
+        /// The words that KVM added.
+        data: Vec<u64>,
+    },
+    /// The hardware refused to enter the guest, with its own reason.
+    EntryFailure {
+        /// The hardware's code.
+        reason: u64,
+    },
+    /// An exit that a machine like this one does not have.
+    Unexpected {
+        /// KVM's number for it.
+        reason: u32,
+    },
+}
+
+/// Ends that a guest asks of KVM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SystemEvent {
+    /// Power off.
+    Shutdown,
+    /// Restart.
+    Reset,
+    /// The guest crashed.
+    Crash,
+    /// Any other, by its number.
+    Other(u32),
+}
+
+/// What KVM told of an instruction that it could not emulate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmulationFailure {
+    /// The bytes at the instruction pointer, 15 at most; empty where KVM did not give them.
+    pub instruction_bytes: Vec<u8>,
+}
+
+/// The names under which exits are counted, in the order of [`Exit::kind`].
+pub const KINDS: [&str; 12] = [
+    "port read",
+    "port write",
+    "mmio read",
+    "mmio write",
+    "interrupted",
+    "halt",
+    "shutdown",
+    "system event",
+    "emulation failure",
+    "internal error",
+    "entry failure",
+    "unexpected",
+];
+
+impl Exit<'_> {
+    /// The index in [`KINDS`].
+    pub fn kind(&self) -> usize {
+        match self {
+            Exit::PortRead { .. } => 0,
+            Exit::PortWrite { .. } => 1,
+            Exit::MmioRead { .. } => 2,
+            Exit::MmioWrite { .. } => 3,
+            Exit::Interrupted => 4,
+            Exit::Halt => 5,
+            Exit::Shutdown => 6,
+            Exit::SystemEvent(_) => 7,
+            Exit::EmulationFailure(_) => 8,
+            Exit::InternalError { .. } => 9,
+            Exit::EntryFailure { .. } => 10,
+            Exit::Unexpected { .. } => 11,
+        }
+    }
+}
+
+/// Runs the guest on this vCPU until it comes back. Errors are KVM_RUN's, less the interruptions.
+pub fn run(vcpu: &mut VcpuFd) -> Result<Exit<'_>, kvm_ioctls::Error> {
+    match vcpu.run() {
+        Ok(_) => {}
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(Exit::Interrupted),
+        Err(error) => return Err(error),
+    }
+    Ok(parse(vcpu.get_kvm_run()))
+}
+
+fn parse(run: &mut kvm_run) -> Exit<'_> {
+    match run.exit_reason {
+        KVM_EXIT_IO => parse_port(run),
+        KVM_EXIT_MMIO => {
+            // SAFETY: with this exit reason, `mmio` is the member of the union that KVM filled in.
+            let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
+            let length = (mmio.len as usize).min(mmio.data.len());
+            match mmio.is_write {
+                0 => Exit::MmioRead { address: mmio.phys_addr, data: &mut mmio.data[..length] },
+                _ => Exit::MmioWrite { address: mmio.phys_addr, data: &mmio.data[..length] },
+            }
+        }
+        KVM_EXIT_INTR | KVM_EXIT_IRQ_WINDOW_OPEN => Exit::Interrupted,
+        KVM_EXIT_HLT => Exit::Halt,
+        KVM_EXIT_SHUTDOWN => Exit::Shutdown,
+        KVM_EXIT_SYSTEM_EVENT => {
+            // SAFETY: with this exit reason, `system_event` is the member of the union that KVM filled in.
+            let event = unsafe { run.__bindgen_anon_1.system_event.type_ };
+            Exit::SystemEvent(match event {
+                KVM_SYSTEM_EVENT_SHUTDOWN => SystemEvent::Shutdown,
+                KVM_SYSTEM_EVENT_RESET => SystemEvent::Reset,
+                KVM_SYSTEM_EVENT_CRASH => SystemEvent::Crash,
+                other => SystemEvent::Other(other),
+            })
+        }
+        KVM_EXIT_INTERNAL_ERROR => parse_internal_error(run),
+        KVM_EXIT_FAIL_ENTRY => {
+            // SAFETY: with this exit reason, `fail_entry` is the member of the union that KVM filled in.
+            let reason = unsafe { run.__bindgen_anon_1.fail_entry.hardware_entry_failure_reason };
+            Exit::EntryFailure { reason }
+        }
+        reason => Exit::Unexpected { reason },
+    }
+}
+
+fn parse_port(run: &mut kvm_run) -> Exit<'_> {
+    // SAFETY: with this exit reason, `io` is the member of the union that KVM filled in.
+    let io = unsafe { run.__bindgen_anon_1.io };
+    let length = usize::from(io.size) * io.count as usize;
+    // SAFETY: KVM places the data of a port access inside the vCPU's own mapping, `data_offset` bytes behind the
+    // start of `kvm_run`, with `size * count` bytes; the mapping lives as long as the borrow of `run`.
+    let data = unsafe {
+        let start = std::ptr::from_mut(run).cast::<u8>().add(io.data_offset as usize);
+        std::slice::from_raw_parts_mut(start, length)
+    };
+    let size = usize::from(io.size).max(1);
+    match u32::from(io.direction) {
+        KVM_EXIT_IO_IN => Exit::PortRead { port: io.port, size, data },
+        _ => Exit::PortWrite { port: io.port, size, data },
+    }
+}
+
+fn parse_internal_error(run: &mut kvm_run) -> Exit<'_> {
+    // SAFETY: with this exit reason, `internal` and, for an emulation failure, `emulation_failure` are the members
+    // of the union that KVM filled in; both begin with the same two words.
+    let internal = unsafe { run.__bindgen_anon_1.internal };
+    if internal.suberror != KVM_INTERNAL_ERROR_EMULATION {
+        let count = (internal.ndata as usize).min(internal.data.len());
+        return Exit::InternalError { suberror: internal.suberror, data: internal.data[..count].to_vec() };
+    }
+    // SAFETY: as above.
+    let failure = unsafe { run.__bindgen_anon_1.emulation_failure };
+    let told = failure.ndata >= 1
+        && failure.flags & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) != 0;
+    let instruction_bytes = if told {
+        // SAFETY: the flag says that size and bytes are valid.
+        let instruction = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
+        let length = usize::from(instruction.insn_size).min(instruction.insn_bytes.len());
+        instruction.insn_bytes[..length].to_vec()
+    } else {
+        Vec::new()
+    };
+    Exit::EmulationFailure(EmulationFailure { instruction_bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_name_of_its_own() {
+        let mut names = KINDS.to_vec();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), KINDS.len());
+        assert_eq!(KINDS[Exit::Unexpected { reason: 0 }.kind()], "unexpected");
+        assert_eq!(KINDS[Exit::Shutdown.kind()], "shutdown");
+    }
+
+    #[test]
+    fn an_emulation_failure_keeps_its_instruction_bytes() {
+        let mut run = kvm_run { exit_reason: KVM_EXIT_INTERNAL_ERROR, ..Default::default() };
+        let mut failure = kvm_bindings::kvm_run__bindgen_ty_1__bindgen_ty_14::default();
+        failure.suberror = KVM_INTERNAL_ERROR_EMULATION;
+        failure.ndata = 3;
+        failure.flags = u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES);
+        failure.__bindgen_anon_1.__bindgen_anon_1.insn_size = 2;
+        failure.__bindgen_anon_1.__bindgen_anon_1.insn_bytes[..2].copy_from_slice(&[0x0f, 0x0b]);
+        run.__bindgen_anon_1.emulation_failure = failure;
+        let Exit::EmulationFailure(failure) = parse(&mut run) else { panic!("not an emulation failure") };
+        assert_eq!(failure.instruction_bytes, [0x0f, 0x0b]);
+    }
+
+    #[test]
+    fn a_write_without_memory_is_a_typed_mmio_write() {
+        let mut run = kvm_run { exit_reason: KVM_EXIT_MMIO, ..Default::default() };
+        // SAFETY: writing plain integers to a member of the union.
+        unsafe {
+            run.__bindgen_anon_1.mmio.phys_addr = 0xd000_0050;
+            run.__bindgen_anon_1.mmio.len = 4;
+            run.__bindgen_anon_1.mmio.is_write = 1;
+            run.__bindgen_anon_1.mmio.data = [1, 2, 3, 4, 5, 6, 7, 8];
+        }
+        let Exit::MmioWrite { address, data } = parse(&mut run) else { panic!("not an MMIO write") };
+        assert_eq!((address, data), (0xd000_0050, &[1, 2, 3, 4][..]));
+    }
+}

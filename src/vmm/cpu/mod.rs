@@ -1,0 +1,8 @@
+//! Virtual CPUs: what they can do ([`cpuid`]), how they start ([`registers`]), why they stop ([`exit`]), and the
+//! thread in which each of them runs ([`vcpu`]). [`emulation`] is what differs where KVM emulates guest kernels.
+
+pub mod cpuid;
+pub mod emulation;
+pub mod exit;
+pub mod registers;
+pub mod vcpu;

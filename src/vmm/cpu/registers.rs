@@ -1,0 +1,237 @@
+//! The state in which a vCPU begins: what the two boot protocols demand, and what firmware would have set.
+
+use kvm_bindings::{
+    Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+};
+use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::vmm::boot::{BootState, Entry};
+use crate::vmm::error::Error;
+use crate::vmm::memory::GuestMemory;
+
+/// Page tables that map the first GiB to itself in pages of 2 MiB, for the 64-bit entry.
+const PML4: GuestAddress = GuestAddress(0x9000);
+const PDPT: GuestAddress = GuestAddress(0xa000);
+const PAGE_DIRECTORY: GuestAddress = GuestAddress(0xb000);
+const PAGE_PRESENT_WRITABLE: u64 = 0x3;
+const PAGE_HUGE: u64 = 0x80;
+/// The global descriptor table, and an empty interrupt descriptor table behind it.
+const GDT: GuestAddress = GuestAddress(0x500);
+const IDT: GuestAddress = GuestAddress(0x520);
+/// A stack for the few instructions that need one before the kernel has its own.
+const BOOT_STACK: u64 = 0x8ff0;
+
+const CR0_PE: u64 = 1;
+const CR0_ET: u64 = 1 << 4;
+const CR0_PG: u64 = 1 << 31;
+const CR4_PAE: u64 = 1 << 5;
+const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
+/// Bit 1 of RFLAGS is always set.
+const RFLAGS_RESERVED: u64 = 2;
+
+const MSR_IA32_SYSENTER_CS: u32 = 0x174;
+const MSR_IA32_SYSENTER_ESP: u32 = 0x175;
+const MSR_IA32_SYSENTER_EIP: u32 = 0x176;
+const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+const MSR_STAR: u32 = 0xc000_0081;
+const MSR_LSTAR: u32 = 0xc000_0082;
+const MSR_CSTAR: u32 = 0xc000_0083;
+const MSR_SYSCALL_MASK: u32 = 0xc000_0084;
+const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
+const MSR_IA32_TSC: u32 = 0x10;
+/// Fast string operations, as firmware enables them.
+const MISC_ENABLE_FAST_STRING: u64 = 1;
+/// MTRRs enabled, memory write-back by default.
+const MTRR_ENABLE_WRITE_BACK: u64 = (1 << 11) | 6;
+
+/// Offsets of the local vector table's two pins in the local APIC's page (Intel SDM volume 3A, table 11-1), and the
+/// delivery modes that go into them.
+const LVT_LINT0: usize = 0x350;
+const LVT_LINT1: usize = 0x360;
+const DELIVERY_NMI: u32 = 0x400;
+const DELIVERY_EXTINT: u32 = 0x700;
+
+/// Sets what every vCPU has, whether it boots the machine or waits for another to start it.
+pub fn set_common(vcpu: &VcpuFd) -> Result<(), Error> {
+    set_msrs(vcpu)?;
+    let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
+    vcpu.set_fpu(&fpu).map_err(Error::kvm("set a vCPU's floating-point state"))?;
+    set_local_interrupts(vcpu)
+}
+
+/// Sets the registers of the boot protocol on the vCPU that boots the machine.
+pub fn set_boot(vcpu: &VcpuFd, memory: &GuestMemory, boot: &BootState) -> Result<(), Error> {
+    let mut sregs = vcpu.get_sregs().map_err(Error::kvm("read a vCPU's system registers"))?;
+    let mut regs = kvm_regs { rflags: RFLAGS_RESERVED, ..Default::default() };
+    match boot.entry {
+        Entry::Linux64(entry) => {
+            regs.rip = entry.0;
+            regs.rsi = boot.params.0;
+            regs.rsp = BOOT_STACK;
+            regs.rbp = BOOT_STACK;
+            set_long_mode(&mut sregs, memory)?;
+        }
+        Entry::Pvh(entry) => {
+            regs.rip = entry.0;
+            regs.rbx = boot.params.0;
+            set_protected_mode(&mut sregs, memory)?;
+        }
+    }
+    vcpu.set_sregs(&sregs).map_err(Error::kvm("set a vCPU's system registers"))?;
+    vcpu.set_regs(&regs).map_err(Error::kvm("set a vCPU's registers"))
+}
+
+/// A flat segment and its descriptor (Intel SDM volume 3A, section 3.4.5).
+#[derive(Clone, Copy)]
+struct FlatSegment {
+    selector: u16,
+    /// Type field: code, data or TSS.
+    kind: u8,
+    long: bool,
+    code_or_data: bool,
+}
+
+const SELECTOR_CODE: u16 = 0x10;
+const SELECTOR_DATA: u16 = 0x18;
+const SELECTOR_TSS: u16 = 0x20;
+const TYPE_CODE: u8 = 0xb;
+const TYPE_DATA: u8 = 0x3;
+const TYPE_BUSY_TSS: u8 = 0xb;
+
+impl FlatSegment {
+    fn kvm(self) -> kvm_segment {
+        kvm_segment {
+            base: 0,
+            limit: if self.code_or_data { 0xffff_ffff } else { 0x67 },
+            selector: self.selector,
+            type_: self.kind,
+            present: 1,
+            dpl: 0,
+            db: u8::from(self.code_or_data && !self.long),
+            s: u8::from(self.code_or_data),
+            l: u8::from(self.long),
+            g: u8::from(self.code_or_data),
+            ..Default::default()
+        }
+    }
+
+    fn descriptor(self) -> u64 {
+        let segment = self.kvm();
+        let limit = if segment.g == 1 { 0xf_ffff } else { u64::from(segment.limit) };
+        let access = u64::from(segment.type_) | u64::from(segment.s) << 4 | u64::from(segment.present) << 7;
+        let flags = u64::from(segment.l) << 1 | u64::from(segment.db) << 2 | u64::from(segment.g) << 3;
+        (limit & 0xffff) | access << 40 | (limit >> 16) << 48 | flags << 52
+    }
+}
+
+fn set_segments(sregs: &mut kvm_sregs, memory: &GuestMemory, long: bool) -> Result<(), Error> {
+    let code = FlatSegment { selector: SELECTOR_CODE, kind: TYPE_CODE, long, code_or_data: true };
+    let data = FlatSegment { selector: SELECTOR_DATA, kind: TYPE_DATA, long: false, code_or_data: true };
+    let tss = FlatSegment { selector: SELECTOR_TSS, kind: TYPE_BUSY_TSS, long: false, code_or_data: false };
+    let table = [0, 0, code.descriptor(), data.descriptor(), tss.descriptor(), 0];
+    for (index, descriptor) in table.iter().enumerate() {
+        memory.write_obj(*descriptor, GuestAddress(GDT.0 + 8 * index as u64)).map_err(no_room("descriptor table"))?;
+    }
+    sregs.cs = code.kvm();
+    for segment in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
+        *segment = data.kvm();
+    }
+    sregs.tr = tss.kvm();
+    sregs.gdt.base = GDT.0;
+    sregs.gdt.limit = (size_of_val(&table) - 1) as u16;
+    sregs.idt.base = IDT.0 + 0x20;
+    sregs.idt.limit = 7;
+    Ok(())
+}
+
+fn set_long_mode(sregs: &mut kvm_sregs, memory: &GuestMemory) -> Result<(), Error> {
+    set_segments(sregs, memory, true)?;
+    let write = |value: u64, address: u64| memory.write_obj(value, GuestAddress(address)).map_err(no_room("page tables"));
+    write(PDPT.0 | PAGE_PRESENT_WRITABLE, PML4.0)?;
+    write(PAGE_DIRECTORY.0 | PAGE_PRESENT_WRITABLE, PDPT.0)?;
+    for index in 0..512 {
+        write((index << 21) | PAGE_PRESENT_WRITABLE | PAGE_HUGE, PAGE_DIRECTORY.0 + 8 * index)?;
+    }
+    sregs.cr3 = PML4.0;
+    sregs.cr4 |= CR4_PAE;
+    sregs.cr0 |= CR0_PE | CR0_PG | CR0_ET;
+    sregs.efer |= EFER_LME | EFER_LMA;
+    Ok(())
+}
+
+fn set_protected_mode(sregs: &mut kvm_sregs, memory: &GuestMemory) -> Result<(), Error> {
+    set_segments(sregs, memory, false)?;
+    sregs.cr0 = CR0_PE | CR0_ET;
+    sregs.cr4 = 0;
+    Ok(())
+}
+
+fn no_room(what: &'static str) -> impl FnOnce(vm_memory::GuestMemoryError) -> Error {
+    move |_| Error::Boot(crate::vmm::boot::BootError::Table(what))
+}
+
+fn set_msrs(vcpu: &VcpuFd) -> Result<(), Error> {
+    let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+    let entries = [
+        entry(MSR_IA32_SYSENTER_CS, 0),
+        entry(MSR_IA32_SYSENTER_ESP, 0),
+        entry(MSR_IA32_SYSENTER_EIP, 0),
+        entry(MSR_STAR, 0),
+        entry(MSR_CSTAR, 0),
+        entry(MSR_LSTAR, 0),
+        entry(MSR_KERNEL_GS_BASE, 0),
+        entry(MSR_SYSCALL_MASK, 0),
+        entry(MSR_IA32_TSC, 0),
+        entry(MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
+        entry(MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK),
+    ];
+    let msrs = Msrs::from_entries(&entries).expect("eleven entries are within KVM's limit");
+    let set = vcpu.set_msrs(&msrs).map_err(Error::kvm("set a vCPU's model-specific registers"))?;
+    if set < entries.len() {
+        log::warn!("KVM does not know the model-specific register {:#x}; the guest boots without it", entries[set].index);
+    }
+    Ok(())
+}
+
+/// Pin 0 takes the interrupts of the 8259, pin 1 the NMI, as the MP table says.
+fn set_local_interrupts(vcpu: &VcpuFd) -> Result<(), Error> {
+    let mut apic = vcpu.get_lapic().map_err(Error::kvm("read a local APIC"))?;
+    for (offset, mode) in [(LVT_LINT0, DELIVERY_EXTINT), (LVT_LINT1, DELIVERY_NMI)] {
+        let mut register = 0_u32;
+        for (shift, byte) in apic.regs[offset..offset + 4].iter().enumerate() {
+            register |= u32::from(*byte as u8) << (8 * shift);
+        }
+        register = (register & !0x700) | mode;
+        for (byte, value) in apic.regs[offset..offset + 4].iter_mut().zip(register.to_le_bytes()) {
+            *byte = value as _;
+        }
+    }
+    vcpu.set_lapic(&apic).map_err(Error::kvm("set a local APIC"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::memory;
+
+    #[test]
+    fn descriptors_are_the_architectures() {
+        let code = FlatSegment { selector: SELECTOR_CODE, kind: TYPE_CODE, long: true, code_or_data: true };
+        let data = FlatSegment { selector: SELECTOR_DATA, kind: TYPE_DATA, long: false, code_or_data: true };
+        assert_eq!(code.descriptor(), 0x00af_9b00_0000_ffff);
+        assert_eq!(data.descriptor(), 0x00cf_9300_0000_ffff);
+    }
+
+    #[test]
+    fn long_mode_maps_the_first_gib_to_itself() {
+        let memory = memory::allocate(64).unwrap();
+        let mut sregs = kvm_sregs::default();
+        set_long_mode(&mut sregs, &memory).unwrap();
+        assert_eq!(sregs.cr3, PML4.0);
+        let last: u64 = memory.read_obj(GuestAddress(PAGE_DIRECTORY.0 + 8 * 511)).unwrap();
+        assert_eq!(last, (511 << 21) | 0x83);
+    }
+}

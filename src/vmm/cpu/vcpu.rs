@@ -1,0 +1,217 @@
+//! One virtual CPU: a named thread that runs the guest, serves its accesses to devices, and leaves when told to.
+//!
+//! A vCPU is told by a flag and a signal. The signal's handler sets `immediate_exit` in the thread's own `kvm_run`,
+//! so that a signal which arrives just before KVM_RUN is not lost (api.rst, "KVM_SET_SIGNAL_MASK", the paragraph on
+//! `immediate_exit`).
+
+use std::cell::Cell;
+use std::os::unix::thread::JoinHandleExt;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use kvm_bindings::kvm_run;
+use kvm_ioctls::VcpuFd;
+
+use super::emulation;
+use super::exit::{self, EmulationFailure, Exit, SystemEvent};
+use crate::vmm::bus::Bus;
+use crate::vmm::end::{End, EndSender, KvmFailure};
+use crate::vmm::error::Error;
+use crate::vmm::memory::GuestMemory;
+use crate::vmm::timeline::{ExitCounters, Mark, Timeline};
+
+/// What every vCPU of a machine shares.
+#[derive(Debug)]
+pub struct VcpuContext {
+    /// Devices on I/O ports.
+    pub ports: Bus,
+    /// Devices in the MMIO gap.
+    pub mmio: Bus,
+    /// Guest memory, to read instructions from.
+    pub memory: GuestMemory,
+    /// Whether guest kernels are emulated here.
+    pub software_kvm: bool,
+    /// Exits by reason.
+    pub exits: Arc<ExitCounters>,
+    /// The boot's marks.
+    pub timeline: Arc<Timeline>,
+    /// Where the first end goes.
+    pub ends: EndSender,
+    /// Set to have all vCPUs leave.
+    pub stop: AtomicBool,
+}
+
+/// A vCPU whose thread runs.
+#[derive(Debug)]
+pub struct VcpuHandle {
+    thread: JoinHandle<()>,
+}
+
+/// The signal that kicks a vCPU out of the guest.
+fn kick_signal() -> i32 {
+    libc::SIGRTMIN()
+}
+
+thread_local! {
+    static KVM_RUN: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
+}
+
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let run = KVM_RUN.with(Cell::get);
+    if !run.is_null() {
+        // SAFETY: the pointer is this thread's own `kvm_run`, mapped for as long as it is set; the field is a byte
+        // that KVM reads once for each KVM_RUN.
+        unsafe { ptr::write_volatile(&raw mut (*run).immediate_exit, 1) };
+    }
+}
+
+/// Installs the kick signal's handler; once for a process, before any vCPU runs.
+pub fn install_kick_handler() -> Result<(), Error> {
+    vmm_sys_util::signal::register_signal_handler(kick_signal(), on_kick)
+        .map_err(|error| Error::Host { what: "a signal handler", source: error.into() })
+}
+
+impl VcpuHandle {
+    /// Starts the thread of vCPU `id`.
+    pub fn spawn(id: u32, fd: VcpuFd, context: Arc<VcpuContext>) -> Result<VcpuHandle, Error> {
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{id}"))
+            .stack_size(256 << 10)
+            .spawn(move || Vcpu { id, fd, context }.run())
+            .map_err(Error::host("a thread for a vCPU"))?;
+        Ok(VcpuHandle { thread })
+    }
+
+    /// Interrupts the guest on this vCPU, so that it looks at [`VcpuContext::stop`].
+    pub fn kick(&self) {
+        // SAFETY: the thread has not been joined, so its id is valid; the signal has a handler.
+        unsafe { libc::pthread_kill(self.thread.as_pthread_t(), kick_signal()) };
+    }
+
+    /// Waits for the thread to end.
+    pub fn join(self) {
+        if self.thread.join().is_err() {
+            log::error!("a vCPU's thread panicked");
+        }
+    }
+}
+
+struct Vcpu {
+    id: u32,
+    fd: VcpuFd,
+    context: Arc<VcpuContext>,
+}
+
+/// What comes after an exit.
+enum Next {
+    Run,
+    Leave(Option<End>),
+}
+
+impl Vcpu {
+    fn run(mut self) {
+        KVM_RUN.with(|run| run.set(self.fd.get_kvm_run()));
+        if self.id == 0 {
+            self.context.timeline.mark(Mark::FirstInstruction);
+        }
+        let end = loop {
+            if self.context.stop.load(Ordering::Acquire) {
+                break None;
+            }
+            if let Next::Leave(end) = self.step() {
+                break end;
+            }
+        };
+        KVM_RUN.with(|run| run.set(ptr::null_mut()));
+        if let Some(end) = end {
+            self.context.ends.send(end);
+        }
+    }
+
+    /// Runs the guest once and serves what it wants.
+    fn step(&mut self) -> Next {
+        let context = Arc::clone(&self.context);
+        let exit = match exit::run(&mut self.fd) {
+            Ok(exit) => exit,
+            Err(error) => return self.fail(format!("KVM_RUN failed: {error}"), &[]),
+        };
+        context.exits.count(exit.kind());
+        match exit {
+            Exit::PortRead { port, size, data } => {
+                data.chunks_mut(size).for_each(|access| context.ports.read(u64::from(port), access));
+                Next::Run
+            }
+            Exit::PortWrite { port, size, data } => {
+                data.chunks(size).for_each(|access| context.ports.write(u64::from(port), access));
+                Next::Run
+            }
+            Exit::MmioRead { address, data } => {
+                context.mmio.read(address, data);
+                Next::Run
+            }
+            Exit::MmioWrite { address, data } => {
+                context.mmio.write(address, data);
+                Next::Run
+            }
+            Exit::Interrupted => {
+                self.fd.set_kvm_immediate_exit(0);
+                self.trace_position();
+                Next::Run
+            }
+            Exit::Halt => Next::Run,
+            Exit::Shutdown | Exit::SystemEvent(SystemEvent::Crash) => Next::Leave(Some(End::TripleFault)),
+            Exit::SystemEvent(SystemEvent::Reset) => Next::Leave(Some(End::Reboot)),
+            Exit::SystemEvent(SystemEvent::Shutdown) => Next::Leave(Some(End::PowerOff)),
+            Exit::SystemEvent(SystemEvent::Other(kind)) => {
+                self.fail(format!("KVM reported the system event {kind}, which no guest of this kind has"), &[])
+            }
+            Exit::EmulationFailure(failure) => self.emulation_failure(&failure),
+            Exit::InternalError { suberror, data } => {
+                self.fail(format!("KVM reported its internal error {suberror} with {data:x?}"), &[])
+            }
+            Exit::EntryFailure { reason } => {
+                self.fail(format!("the processor refused to enter the guest, reason {reason:#x}"), &[])
+            }
+            Exit::Unexpected { reason } => self.fail(format!("KVM came back with the unexpected exit {reason}"), &[]),
+        }
+    }
+
+    /// Where the guest was when it was kicked: a profiler is a script that kicks, at the log level `trace`.
+    fn trace_position(&self) {
+        if log::log_enabled!(log::Level::Trace) {
+            if let Ok(regs) = self.fd.get_regs() {
+                log::trace!("vcpu{} at {:#x}", self.id, regs.rip);
+            }
+        }
+    }
+
+    fn emulation_failure(&mut self, failure: &EmulationFailure) -> Next {
+        let context = &self.context;
+        if context.software_kvm {
+            match emulation::assist(&self.fd, &context.memory, failure) {
+                Ok(true) => return Next::Run,
+                Ok(false) => {}
+                Err(error) => return self.fail(format!("KVM would not step over an instruction: {error}"), &[]),
+            }
+        }
+        let (rip, bytes) = match self.fd.get_regs() {
+            Ok(regs) => (regs.rip, emulation::instruction_bytes(&self.fd, &context.memory, &regs, failure)),
+            Err(_) => (0, failure.instruction_bytes.clone()),
+        };
+        self.fail(emulation::describe(rip, &bytes, context.software_kvm), &bytes)
+    }
+
+    fn fail(&self, message: String, bytes: &[u8]) -> Next {
+        let registers = match (self.fd.get_regs(), self.fd.get_sregs()) {
+            (Ok(regs), Ok(sregs)) => format!(
+                "{regs:#x?}\ncr0={:#x} cr2={:#x} cr3={:#x} cr4={:#x} efer={:#x} cs={:#x?}",
+                sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4, sregs.efer, sregs.cs
+            ),
+            (Err(error), _) | (_, Err(error)) => format!("unreadable: {error}"),
+        };
+        let instruction_bytes = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
+        Next::Leave(Some(End::KvmError(KvmFailure { vcpu: self.id, message, instruction_bytes, registers })))
+    }
+}

@@ -1,0 +1,65 @@
+//! The boot timer: a port on which a guest says how far it has come. Writes are marks on the boot's timeline; other
+//! values are ignored, and reads answer with the last value.
+
+use std::sync::Arc;
+
+use crate::vmm::bus::BusDevice;
+use crate::vmm::timeline::{Mark, Timeline};
+
+/// Told when the guest says that its agent answers.
+pub type OnReady = Box<dyn FnMut() + Send>;
+
+/// The port's device; one byte wide.
+pub struct BootTimer {
+    timeline: Arc<Timeline>,
+    on_ready: OnReady,
+    last: u8,
+}
+
+impl BootTimer {
+    /// `on_ready` is called at each ready mark: once for each boot of the guest's user space.
+    pub fn new(timeline: Arc<Timeline>, on_ready: OnReady) -> BootTimer {
+        BootTimer { timeline, on_ready, last: 0 }
+    }
+}
+
+impl BusDevice for BootTimer {
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data[0] = self.last;
+    }
+
+    fn write(&mut self, _offset: u64, data: &[u8]) {
+        self.last = data[0];
+        match data[0] {
+            wisp_agent::MARK_INIT_STARTED => self.timeline.mark(Mark::InitStarted),
+            wisp_agent::MARK_AGENT_READY => {
+                self.timeline.mark(Mark::AgentReady);
+                (self.on_ready)();
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[test]
+    fn ready_is_marked_and_told() {
+        let (timeline, told) = (Arc::new(Timeline::default()), Arc::new(AtomicU32::new(0)));
+        let counter = Arc::clone(&told);
+        let on_ready = Box::new(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+        });
+        let mut timer = BootTimer::new(Arc::clone(&timeline), on_ready);
+        timer.write(0, &[wisp_agent::MARK_INIT_STARTED]);
+        timer.write(0, &[77]);
+        assert_eq!(told.load(Ordering::Relaxed), 0);
+        timer.write(0, &[wisp_agent::MARK_AGENT_READY]);
+        assert_eq!(told.load(Ordering::Relaxed), 1);
+        assert!(timeline.record().at(Mark::InitStarted).is_some());
+        assert!(timeline.record().at(Mark::AgentReady).is_some());
+    }
+}

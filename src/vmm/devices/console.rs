@@ -1,0 +1,165 @@
+//! Where the serial port's output goes: a bounded log file, and whoever is attached.
+//!
+//! Nothing here blocks a vCPU: an attached reader that does not keep up loses bytes, and the log keeps the last
+//! one to two times [`LOG_LIMIT`] bytes in two files.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::vmm::timeline::{Mark, Timeline};
+
+/// When the log has this many bytes, it becomes `<name>.1` and a new one begins.
+pub const LOG_LIMIT: u64 = 1 << 20;
+
+/// The console's output side, shared between the serial port and the machine's own thread.
+#[derive(Debug, Clone)]
+pub struct Console(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    timeline: Arc<Timeline>,
+    sinks: Mutex<Sinks>,
+}
+
+#[derive(Debug)]
+struct Sinks {
+    log: Option<BoundedLog>,
+    attached: Vec<UnixStream>,
+}
+
+impl Console {
+    /// A console that logs to `log`, if given.
+    pub fn new(log: Option<&Path>, timeline: Arc<Timeline>) -> io::Result<Console> {
+        let log = log.map(BoundedLog::create).transpose()?;
+        Ok(Console(Arc::new(Inner { timeline, sinks: Mutex::new(Sinks { log, attached: Vec::new() }) })))
+    }
+
+    /// Sends all output from now on to `stream` too, until it is closed.
+    pub fn attach(&self, stream: UnixStream) -> io::Result<()> {
+        stream.set_nonblocking(true)?;
+        self.sinks().attached.push(stream);
+        Ok(())
+    }
+
+    /// The end for the serial port.
+    pub fn writer(&self) -> ConsoleWriter {
+        ConsoleWriter(self.clone())
+    }
+
+    fn sinks(&self) -> std::sync::MutexGuard<'_, Sinks> {
+        self.0.sinks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes to a [`Console`]; never fails, so that a full disk does not disturb the guest.
+#[derive(Debug)]
+pub struct ConsoleWriter(Console);
+
+impl Write for ConsoleWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.0.timeline.mark(Mark::FirstConsoleByte);
+        let mut sinks = self.0.sinks();
+        if let Some(log) = &mut sinks.log {
+            log.write(bytes);
+        }
+        sinks.attached.retain_mut(|stream| match stream.write(bytes) {
+            Ok(_) => true,
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        });
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A log file that does not grow beyond twice [`LOG_LIMIT`].
+#[derive(Debug)]
+struct BoundedLog {
+    path: PathBuf,
+    file: File,
+    length: u64,
+    failed: bool,
+}
+
+impl BoundedLog {
+    fn create(path: &Path) -> io::Result<BoundedLog> {
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+        let length = file.metadata()?.len();
+        Ok(BoundedLog { path: path.to_path_buf(), file, length, failed: false })
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        let result = self.rotate_if_full().and_then(|()| self.file.write_all(bytes));
+        match result {
+            Ok(()) => {
+                self.length += bytes.len() as u64;
+                self.failed = false;
+            }
+            Err(error) if !self.failed => {
+                log::warn!("{} cannot be written: {error}; console output is lost", self.path.display());
+                self.failed = true;
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn rotate_if_full(&mut self) -> io::Result<()> {
+        if self.length < LOG_LIMIT {
+            return Ok(());
+        }
+        let mut old = self.path.clone().into_os_string();
+        old.push(".1");
+        std::fs::rename(&self.path, old)?;
+        *self = BoundedLog::create(&self.path)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn a_flood_stays_within_its_bound() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("console.log");
+        let console = Console::new(Some(&path), Arc::new(Timeline::default())).unwrap();
+        let mut writer = console.writer();
+        for _ in 0..80 {
+            writer.write_all(&[b'x'; 65_536]).unwrap();
+        }
+        let size: u64 = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
+        assert!(size <= 2 * LOG_LIMIT + 65_536, "{size}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_reader_that_does_not_keep_up_blocks_nobody() {
+        let console = Console::new(None, Arc::new(Timeline::default())).unwrap();
+        let (mut near, far) = UnixStream::pair().unwrap();
+        console.attach(far).unwrap();
+        let mut writer = console.writer();
+        for _ in 0..100 {
+            writer.write_all(&[b'x'; 65_536]).unwrap();
+        }
+        let mut buffer = [0; 16];
+        near.read_exact(&mut buffer).unwrap();
+        assert_eq!(buffer, [b'x'; 16]);
+    }
+
+    #[test]
+    fn the_first_byte_is_marked() {
+        let timeline = Arc::new(Timeline::default());
+        let console = Console::new(None, Arc::clone(&timeline)).unwrap();
+        assert_eq!(timeline.record().at(Mark::FirstConsoleByte), None);
+        console.writer().write_all(b"L").unwrap();
+        assert!(timeline.record().at(Mark::FirstConsoleByte).is_some());
+    }
+}

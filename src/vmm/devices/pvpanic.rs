@@ -1,0 +1,56 @@
+//! The pvpanic port: a guest's kernel says that it panicked, or that it powers off (QEMU, `docs/specs/pvpanic`).
+//!
+//! Without ACPI this is the only way for a PC to power itself off; the embedded kernel has a patch for it.
+
+use crate::vmm::bus::BusDevice;
+use crate::vmm::end::{End, EndSender};
+
+/// The port that the specification gives to an ISA device.
+pub const PORT: u16 = 0x505;
+/// Event bits of the specification.
+const PANICKED: u8 = 1 << 0;
+const SHUTDOWN: u8 = 1 << 2;
+
+/// The device; one byte wide. Reads tell which events it knows.
+#[derive(Debug)]
+pub struct Pvpanic {
+    ends: EndSender,
+}
+
+impl Pvpanic {
+    /// Ends go to `ends`.
+    pub fn new(ends: EndSender) -> Pvpanic {
+        Pvpanic { ends }
+    }
+}
+
+impl BusDevice for Pvpanic {
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data[0] = PANICKED | SHUTDOWN;
+    }
+
+    fn write(&mut self, _offset: u64, data: &[u8]) {
+        if data[0] & PANICKED != 0 {
+            self.ends.send(End::Panic);
+        } else if data[0] & SHUTDOWN != 0 {
+            self.ends.send(End::PowerOff);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::end::end_channel;
+
+    #[test]
+    fn panic_and_power_off_are_told_apart() {
+        for (event, end) in [(PANICKED, End::Panic), (SHUTDOWN, End::PowerOff), (PANICKED | SHUTDOWN, End::Panic)] {
+            let (sender, receiver) = end_channel().unwrap();
+            let mut device = Pvpanic::new(sender);
+            device.write(0, &[0x80]);
+            device.write(0, &[event]);
+            assert_eq!(receiver.take(), Some(end));
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The serial port: a 16550 at COM1, the guest's console. Registers are vm-superio's; this file feeds them.
+//!
+//! Output goes to the [`Console`](super::console::Console) byte by byte. Input waits in a bounded buffer until the
+//! guest has emptied the 16550's own, and whoever brings it is told when there is room.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vm_superio::serial::{Serial as Registers, SerialEvents};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::console::ConsoleWriter;
+use crate::vmm::bus::BusDevice;
+use crate::vmm::irq::IrqLine;
+
+/// COM1's first port, its number of ports and its interrupt line.
+pub const PORT: u16 = 0x3f8;
+/// See [`PORT`].
+pub const LENGTH: u64 = 8;
+/// See [`PORT`].
+pub const IRQ: u32 = 4;
+
+/// How many input bytes wait for a guest that does not read.
+const INPUT_LIMIT: usize = 4096;
+
+impl vm_superio::Trigger for IrqLine {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        IrqLine::trigger(self);
+        Ok(())
+    }
+}
+
+/// Notes that the guest has read all input.
+struct InputEvents {
+    emptied: Arc<AtomicBool>,
+}
+
+impl SerialEvents for InputEvents {
+    fn buffer_read(&self) {}
+    fn out_byte(&self) {}
+    fn tx_lost_byte(&self) {}
+    fn in_buffer_empty(&self) {
+        self.emptied.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The port.
+pub struct Serial {
+    registers: Registers<IrqLine, InputEvents, ConsoleWriter>,
+    waiting: VecDeque<u8>,
+    emptied: Arc<AtomicBool>,
+    /// Written when there is room for input again.
+    room: EventFd,
+}
+
+impl Serial {
+    /// Output goes to `output`; `room` is written whenever input was refused and would be taken now.
+    pub fn new(irq: IrqLine, output: ConsoleWriter, room: EventFd) -> Serial {
+        let emptied = Arc::new(AtomicBool::new(false));
+        let events = InputEvents { emptied: Arc::clone(&emptied) };
+        Serial { registers: Registers::with_events(irq, events, output), waiting: VecDeque::new(), emptied, room }
+    }
+
+    /// How many bytes of input are taken now.
+    pub fn input_room(&self) -> usize {
+        INPUT_LIMIT - self.waiting.len()
+    }
+
+    /// Takes input for the guest, as much as there is room for, and returns how much that was.
+    pub fn input(&mut self, bytes: &[u8]) -> usize {
+        let taken = bytes.len().min(self.input_room());
+        self.waiting.extend(&bytes[..taken]);
+        self.feed();
+        taken
+    }
+
+    /// Moves waiting input into the 16550's buffer.
+    fn feed(&mut self) {
+        while !self.waiting.is_empty() && self.registers.fifo_capacity() > 0 {
+            let count = self.registers.fifo_capacity().min(self.waiting.len());
+            let bytes: Vec<u8> = self.waiting.iter().take(count).copied().collect();
+            match self.registers.enqueue_raw_bytes(&bytes) {
+                Ok(0) | Err(_) => break,
+                Ok(taken) => drop(self.waiting.drain(..taken)),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serial").field("waiting", &self.waiting.len()).finish_non_exhaustive()
+    }
+}
+
+impl BusDevice for Serial {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data[0] = self.registers.read(offset as u8);
+        if self.emptied.swap(false, Ordering::Relaxed) {
+            let was_full = self.input_room() == 0;
+            self.feed();
+            if was_full {
+                // The counter cannot overflow: one is added for each time that the buffer was full.
+                let _ = self.room.write(1);
+            }
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        // The registers report a console that cannot be written, which the console itself counts.
+        let _ = self.registers.write(offset as u8, data[0]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::devices::console::Console;
+    use crate::vmm::timeline::Timeline;
+
+    const LINE_STATUS: u64 = 5;
+    const DATA_READY: u8 = 1;
+
+    fn serial() -> Serial {
+        let console = Console::new(None, Arc::new(Timeline::default())).unwrap();
+        Serial::new(IrqLine::new().unwrap(), console.writer(), EventFd::new(libc::EFD_NONBLOCK).unwrap())
+    }
+
+    fn read(serial: &mut Serial, offset: u64) -> u8 {
+        let mut data = [0xff];
+        serial.read(offset, &mut data);
+        data[0]
+    }
+
+    #[test]
+    fn input_beyond_the_fifo_arrives_whole() {
+        let mut serial = serial();
+        let sent: Vec<u8> = (0..1000_u32).map(|n| n as u8).collect();
+        assert_eq!(serial.input(&sent), 1000);
+        let mut received = Vec::new();
+        while read(&mut serial, LINE_STATUS) & DATA_READY != 0 {
+            received.push(read(&mut serial, 0));
+        }
+        assert_eq!(received, sent);
+    }
+
+    #[test]
+    fn input_for_a_guest_that_never_reads_is_bounded() {
+        let mut serial = serial();
+        let taken = serial.input(&[b'x'; 3 * INPUT_LIMIT]);
+        assert!(taken <= INPUT_LIMIT + 64, "{taken}");
+        assert_eq!(serial.input(b"more"), 0);
+    }
+
+    #[test]
+    fn room_is_told_when_a_full_buffer_moves() {
+        let mut serial = serial();
+        while serial.input(&[b'x'; 512]) > 0 {}
+        assert!(serial.room.read().is_err());
+        while read(&mut serial, LINE_STATUS) & DATA_READY != 0 && serial.input_room() == 0 {
+            read(&mut serial, 0);
+        }
+        assert!(serial.room.read().is_ok());
+    }
+}

@@ -1,0 +1,121 @@
+//! How a machine's life ends: told apart, because what a person does next differs.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Why a machine stopped running.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
+pub enum End {
+    /// The guest asked for a restart (through the i8042's reset line).
+    Reboot,
+    /// The guest powered off.
+    PowerOff,
+    /// The guest's kernel panicked and said so.
+    Panic,
+    /// A fault while handling a fault while handling a fault: the CPU shut down.
+    TripleFault,
+    /// KVM could not go on.
+    KvmError(KvmFailure),
+    /// The monitor was told to end: by its control socket, or by a signal.
+    Killed {
+        /// Who asked, in a few words.
+        by: String,
+    },
+}
+
+/// What is known when KVM gives up on a vCPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvmFailure {
+    /// Which vCPU.
+    pub vcpu: u32,
+    /// One sentence: what happened and, where it is known, what to do.
+    pub message: String,
+    /// The bytes at the instruction pointer, in hexadecimal, where KVM gave them or they could be read.
+    pub instruction_bytes: String,
+    /// The registers, rendered for the log.
+    pub registers: String,
+}
+
+impl End {
+    /// Whether the guest ended as it was meant to.
+    pub fn is_orderly(&self) -> bool {
+        matches!(self, End::Reboot | End::PowerOff | End::Killed { .. })
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Reboot => write!(f, "the guest asked for a reboot"),
+            End::PowerOff => write!(f, "the guest powered off"),
+            End::Panic => write!(f, "the guest's kernel panicked"),
+            End::TripleFault => write!(f, "the guest ended in a triple fault"),
+            End::KvmError(failure) => write!(f, "vCPU {}: {}", failure.vcpu, failure.message),
+            End::Killed { by } => write!(f, "the machine was ended by {by}"),
+        }
+    }
+}
+
+/// Where vCPUs and devices say that the machine has come to its end. The first end counts.
+#[derive(Debug, Clone)]
+pub struct EndSender(Arc<EndState>);
+
+/// Where the machine learns of it.
+#[derive(Debug)]
+pub struct EndReceiver(Arc<EndState>);
+
+#[derive(Debug)]
+struct EndState {
+    end: Mutex<Option<End>>,
+    event: EventFd,
+}
+
+/// A pair for one machine.
+pub fn end_channel() -> io::Result<(EndSender, EndReceiver)> {
+    let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+    let state = Arc::new(EndState { end: Mutex::new(None), event });
+    Ok((EndSender(Arc::clone(&state)), EndReceiver(state)))
+}
+
+impl EndSender {
+    /// Says how the machine ends, unless that is settled.
+    pub fn send(&self, end: End) {
+        let mut slot = self.0.end.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.is_none() {
+            *slot = Some(end);
+            // The counter is written once for each machine: it cannot overflow.
+            let _ = self.0.event.write(1);
+        }
+    }
+}
+
+impl EndReceiver {
+    /// Readable once there is an end.
+    pub fn event(&self) -> &EventFd {
+        &self.0.event
+    }
+
+    /// The end, if it has come.
+    pub fn take(&self) -> Option<End> {
+        self.0.end.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_end_counts() {
+        let (sender, receiver) = end_channel().unwrap();
+        assert_eq!(receiver.take(), None);
+        sender.send(End::Panic);
+        sender.send(End::Reboot);
+        assert_eq!(receiver.take(), Some(End::Panic));
+    }
+}

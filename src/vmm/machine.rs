@@ -1,0 +1,344 @@
+//! A machine, from its parts: read top-down, this is the room's list of contents.
+//!
+//! [`Machine::new`] checks the configuration, opens KVM, lays out memory, loads the kernel, wires the devices and
+//! creates the vCPUs, in that order; nothing of the guest runs before all of it has succeeded. [`Machine::run`] starts
+//! the vCPUs and hands the process to the [`monitor`](super::monitor) until there is an [`End`].
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::boot::{self, BootState, cmdline};
+use super::bus::{Bus, SharedDevice};
+use super::config::MachineConfig;
+use super::control::{ControlServer, GuestFaultRecord, SOCKET, Status};
+use super::cpu::vcpu::{VcpuContext, VcpuHandle, install_kick_handler};
+use super::cpu::{cpuid, emulation, registers};
+use super::devices::boot_timer::BootTimer;
+use super::devices::console::Console;
+use super::devices::i8042::{self, I8042};
+use super::devices::pvpanic::{self, Pvpanic};
+use super::devices::rtc::{self, Rtc};
+use super::devices::serial::{self, Serial};
+use super::end::{End, EndReceiver, EndSender, end_channel};
+use super::error::Error;
+use super::fault::GuestFaults;
+use super::irq::IrqLine;
+use super::memory::{self, GuestMemory, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
+use super::monitor::Monitor;
+use super::timeline::{ExitCounters, Mark, Timeline};
+use super::virtio::VirtioDevice;
+use super::virtio::block::{Block, Disk};
+use super::virtio::mmio::{MmioTransport, Slot, register};
+use super::virtio::rng::Rng;
+use super::virtio::vsock::Vsock;
+
+/// The keyboard's interrupt line.
+const KEYBOARD_IRQ: u32 = 1;
+/// Lines for virtio devices: what the PC's own devices leave of the I/O APIC's 24 pins (0 timer, 1 keyboard,
+/// 2 cascade, 4 serial port, 8 clock, 13 coprocessor).
+const VIRTIO_IRQS: [u32; 17] = [5, 6, 7, 9, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
+
+/// What KVM must be able to do.
+const CAPABILITIES: &[(Cap, &str)] = &[
+    (Cap::Irqchip, "an interrupt controller (KVM_CAP_IRQCHIP)"),
+    (Cap::Pit2, "a timer (KVM_CAP_PIT2)"),
+    (Cap::Irqfd, "interrupts through eventfds (KVM_CAP_IRQFD)"),
+    (Cap::Ioeventfd, "notifications through eventfds (KVM_CAP_IOEVENTFD)"),
+    (Cap::UserMemory, "guest memory from user space (KVM_CAP_USER_MEMORY)"),
+    (Cap::ImmediateExit, "immediate exits (KVM_CAP_IMMEDIATE_EXIT)"),
+    (Cap::ExtCpuid, "CPUID settings (KVM_CAP_EXT_CPUID)"),
+    (Cap::SetTssAddr, "a place for its task state (KVM_CAP_SET_TSS_ADDR)"),
+];
+
+/// What a machine needs of the process that it runs in.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// The machine's own folder: its control socket, console log and copy-on-write layers go there.
+    pub folder: PathBuf,
+    /// The connection of the process that owns the machine; when it closes, the machine ends.
+    pub owner: Option<UnixStream>,
+    /// A terminal for the serial port: gets its output, and what it sends is the port's input.
+    pub console: Option<UnixStream>,
+    /// When the user's command began, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub process_start_ns: Option<u64>,
+}
+
+/// A machine that is ready to run.
+#[derive(Debug)]
+pub struct Machine {
+    config: MachineConfig,
+    /// Dropping it ends the guest for KVM: it stays for as long as anything of the machine does.
+    _vm: VmFd,
+    vcpus: Vec<VcpuFd>,
+    context: VcpuContext,
+    devices: Devices,
+    ends: EndReceiver,
+    ready: EventFd,
+    control: ControlServer,
+    owner: Option<UnixStream>,
+    console_terminal: Option<UnixStream>,
+}
+
+/// Devices that are talked to from outside the guest.
+#[derive(Debug)]
+pub(super) struct Devices {
+    pub(super) console: Console,
+    pub(super) serial: Arc<Mutex<Serial>>,
+    /// Written when the serial port takes input again.
+    pub(super) serial_room: EventFd,
+    pub(super) i8042: Arc<Mutex<I8042>>,
+    virtio: Vec<Arc<Mutex<MmioTransport>>>,
+    faults: Vec<(String, Arc<GuestFaults>)>,
+}
+
+impl Machine {
+    /// Builds the machine that `config` describes.
+    pub fn new(config: MachineConfig, surroundings: Surroundings) -> Result<Machine, Error> {
+        let timeline = Arc::new(Timeline::default());
+        timeline.mark(Mark::MonitorStart);
+        if let Some(start) = surroundings.process_start_ns {
+            timeline.mark_at(Mark::ProcessStart, start);
+        }
+        config.validate()?;
+        install_kick_handler()?;
+        let control = ControlServer::bind(&surroundings.folder.join(SOCKET))?;
+
+        let kvm = open_kvm()?;
+        let vm = create_vm(&kvm)?;
+        let memory = memory::allocate(config.memory_mib)?;
+        register_memory(&vm, &memory)?;
+        timeline.mark(Mark::MemoryReady);
+
+        let slots = virtio_slots(&config);
+        let software_kvm = emulation::is_software_kvm();
+        let cmdline = cmdline::assemble(&config, &slots, software_kvm);
+        log::info!("kernel command line: {cmdline}");
+        let boot = boot::load(&memory, &config, &cmdline)?;
+        timeline.mark(Mark::KernelLoaded);
+
+        let (end_sender, ends) = end_channel().map_err(Error::host("an eventfd"))?;
+        let ready = new_eventfd()?;
+        let (mut ports, mut mmio) = (Bus::default(), Bus::default());
+        let console = new_console(&surroundings.folder, &timeline)?;
+        let mut devices = wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, console)?;
+        wire_virtio(&vm, &mut mmio, &mut devices, &memory, &config, &slots, &surroundings.folder)?;
+        let vcpus = create_vcpus(&kvm, &vm, &memory, &config, &boot)?;
+
+        let exits = Arc::new(ExitCounters::default());
+        let stop = AtomicBool::new(false);
+        let context = VcpuContext { ports, mmio, memory, software_kvm, exits, timeline, ends: end_sender, stop };
+        let (owner, console_terminal) = (surroundings.owner, surroundings.console);
+        Ok(Machine { config, _vm: vm, vcpus, context, devices, ends, ready, control, owner, console_terminal })
+    }
+
+    /// Runs the guest to its end. When this returns, no thread of the machine is left and its disks are flushed.
+    pub fn run(self) -> Result<End, Error> {
+        let context = Arc::new(self.context);
+        let monitor = Monitor::new(self.control, self.owner, self.console_terminal, &self.devices, &self.ends, &self.ready)?;
+        let spawn = |(id, fd)| VcpuHandle::spawn(id, fd, Arc::clone(&context));
+        let mut running = Running { context: Arc::clone(&context), vcpus: Vec::new(), devices: &self.devices };
+        for vcpu in (0..).zip(self.vcpus) {
+            running.vcpus.push(spawn(vcpu)?);
+        }
+        let status = || status(&self.config, &context, &self.devices);
+        let (end, mut control) = monitor.run(&status);
+        let last_status = status();
+        drop(running);
+        log::info!("{end}");
+        control.broadcast(&super::control::Message::Ended { end: end.clone(), status: Box::new(last_status) });
+        Ok(end)
+    }
+}
+
+/// A machine whose vCPUs run; they are stopped, and then the devices, when it is dropped.
+struct Running<'a> {
+    context: Arc<VcpuContext>,
+    vcpus: Vec<VcpuHandle>,
+    devices: &'a Devices,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.context.stop.store(true, Ordering::Release);
+        self.vcpus.iter().for_each(VcpuHandle::kick);
+        self.vcpus.drain(..).for_each(VcpuHandle::join);
+        for device in &self.devices.virtio {
+            device.lock().unwrap_or_else(PoisonError::into_inner).shut_down();
+        }
+    }
+}
+
+fn open_kvm() -> Result<Kvm, Error> {
+    let kvm = Kvm::new().map_err(|error| Error::OpenKvm(error.into()))?;
+    match CAPABILITIES.iter().find(|(capability, _)| !kvm.check_extension(*capability)) {
+        Some((_, name)) => Err(Error::Capability(name)),
+        None => Ok(kvm),
+    }
+}
+
+/// Creates the virtual machine with its interrupt controllers and timer, which are KVM's own.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
+    let vm = kvm.create_vm().map_err(Error::kvm("create a virtual machine"))?;
+    let tss = memory::KVM_TSS_ADDRESS as usize;
+    vm.set_tss_address(tss).map_err(Error::kvm("place its task state segment"))?;
+    vm.create_irq_chip().map_err(Error::kvm("create an interrupt controller"))?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(Error::kvm("create a timer"))?;
+    Ok(vm)
+}
+
+fn register_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), Error> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the region is mapped for the life of the process, with this address and size, and slots do not overlap.
+        unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("register guest memory"))?;
+    }
+    Ok(())
+}
+
+/// Creates all vCPUs, and sets the first to the kernel's entry; the others wait for it to start them.
+fn create_vcpus(
+    kvm: &Kvm,
+    vm: &VmFd,
+    memory: &GuestMemory,
+    config: &MachineConfig,
+    boot: &BootState,
+) -> Result<Vec<VcpuFd>, Error> {
+    let supported = kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .map_err(Error::kvm("tell which CPU features it supports"))?;
+    let mut vcpus = Vec::with_capacity(config.cpus.count as usize);
+    for id in 0..config.cpus.count {
+        let vcpu = vm.create_vcpu(id.into()).map_err(Error::kvm("create a vCPU"))?;
+        let cpuid = cpuid::for_vcpu(&supported, id, config.cpus);
+        vcpu.set_cpuid2(&cpuid).map_err(Error::kvm("set a vCPU's CPUID"))?;
+        registers::set_common(&vcpu)?;
+        if id == 0 {
+            registers::set_boot(&vcpu, memory, boot)?;
+        }
+        vcpus.push(vcpu);
+    }
+    Ok(vcpus)
+}
+
+fn new_eventfd() -> Result<EventFd, Error> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::host("an eventfd"))
+}
+
+fn new_console(folder: &Path, timeline: &Arc<Timeline>) -> Result<Console, Error> {
+    let path = folder.join("console.log");
+    Console::new(Some(&path), Arc::clone(timeline)).map_err(|source| Error::File { path, source })
+}
+
+/// A new interrupt line that leads to pin `gsi` of the I/O APIC.
+fn wire_irq(vm: &VmFd, gsi: u32) -> Result<IrqLine, Error> {
+    let line = IrqLine::new().map_err(Error::host("an eventfd"))?;
+    vm.register_irqfd(line.eventfd(), gsi).map_err(Error::kvm("route an interrupt line"))?;
+    Ok(line)
+}
+
+/// Wires the PC's own devices.
+fn wire_ports(
+    vm: &VmFd,
+    bus: &mut Bus,
+    timeline: &Arc<Timeline>,
+    ends: &EndSender,
+    ready: &EventFd,
+    console: Console,
+) -> Result<Devices, Error> {
+    let serial_room = new_eventfd()?;
+    let room = serial_room.try_clone().map_err(Error::host("an eventfd"))?;
+    let serial = Arc::new(Mutex::new(Serial::new(wire_irq(vm, serial::IRQ)?, console.writer(), room)));
+    let i8042 = Arc::new(Mutex::new(I8042::new(ends.clone(), wire_irq(vm, KEYBOARD_IRQ)?)));
+    let ready = ready.try_clone().map_err(Error::host("an eventfd"))?;
+    // Each write adds one to a counter that would take centuries to overflow.
+    let on_ready = Box::new(move || drop(ready.write(1)));
+    let boot_timer = Arc::new(Mutex::new(BootTimer::new(Arc::clone(timeline), on_ready)));
+    let devices: [(u16, u64, SharedDevice); 5] = [
+        (i8042::PORT, i8042::LENGTH, i8042.clone()),
+        (rtc::PORT, rtc::LENGTH, Arc::new(Mutex::new(Rtc::default()))),
+        (serial::PORT, serial::LENGTH, serial.clone()),
+        (pvpanic::PORT, 1, Arc::new(Mutex::new(Pvpanic::new(ends.clone())))),
+        (wisp_agent::BOOT_TIMER_PORT, 1, boot_timer),
+    ];
+    for (port, length, device) in devices {
+        bus.insert(port.into(), length, device).expect("the ports of the PC's devices do not overlap");
+    }
+    Ok(Devices { console, serial, serial_room, i8042, virtio: Vec::new(), faults: Vec::new() })
+}
+
+/// Where the virtio devices of `config` are, in the order of [`wire_virtio`].
+fn virtio_slots(config: &MachineConfig) -> Vec<Slot> {
+    let count = config.disks.len() + usize::from(config.vsock.is_some()) + 1;
+    let address = |index: usize| VIRTIO_MMIO_START + index as u64 * VIRTIO_MMIO_SIZE;
+    VIRTIO_IRQS.iter().take(count).enumerate().map(|(index, irq)| Slot { address: address(index), irq: *irq }).collect()
+}
+
+/// Wires the virtio devices: disks in their order, the entropy device, vsock.
+fn wire_virtio(
+    vm: &VmFd,
+    bus: &mut Bus,
+    devices: &mut Devices,
+    memory: &GuestMemory,
+    config: &MachineConfig,
+    slots: &[Slot],
+    folder: &Path,
+) -> Result<(), Error> {
+    let mut parts: Vec<(String, Box<dyn VirtioDevice>)> = Vec::new();
+    for (index, disk) in config.disks.iter().enumerate() {
+        let device = Block::new(Disk::open(disk, folder)?, &disk.id, index);
+        parts.push((format!("block{index}"), Box::new(device)));
+    }
+    parts.push(("rng".into(), Box::new(Rng::default())));
+    if let Some(vsock) = &config.vsock {
+        parts.push(("vsock".into(), Box::new(Vsock::new(vsock)?)));
+    }
+    for ((name, device), slot) in parts.into_iter().zip(slots) {
+        let faults = Arc::new(GuestFaults::new(name.clone()));
+        let line = wire_irq(vm, slot.irq)?;
+        let transport = MmioTransport::new(device, memory.clone(), line, Arc::clone(&faults))
+            .map_err(Error::host("an eventfd"))?;
+        if transport.has_thread() {
+            let address = IoEventAddress::Mmio(slot.address + register::QUEUE_NOTIFY);
+            for (queue, kick) in (0_u32..).zip(transport.kicks()) {
+                vm.register_ioevent(kick, &address, queue).map_err(Error::kvm("route a queue's notifications"))?;
+            }
+        }
+        let transport = Arc::new(Mutex::new(transport));
+        bus.insert(slot.address, VIRTIO_MMIO_SIZE, transport.clone()).expect("slots do not overlap");
+        devices.virtio.push(transport);
+        devices.faults.push((name, faults));
+    }
+    Ok(())
+}
+
+fn status(config: &MachineConfig, context: &VcpuContext, devices: &Devices) -> Status {
+    let guest = memory::resident_bytes(&context.memory).unwrap_or(0);
+    let faults = devices.faults.iter().filter(|(_, faults)| faults.count() > 0);
+    Status {
+        pid: std::process::id(),
+        vcpus: config.cpus.count,
+        memory_mib: config.memory_mib,
+        software_kvm: context.software_kvm,
+        timeline: context.timeline.record(),
+        exits: context.exits.record(),
+        guest_faults: faults
+            .map(|(device, faults)| GuestFaultRecord { device: device.clone(), count: faults.count() })
+            .collect(),
+        guest_resident_bytes: guest,
+        monitor_resident_bytes: memory::process_resident_bytes().saturating_sub(guest),
+    }
+}

@@ -1,0 +1,181 @@
+//! Guest physical memory and its layout.
+//!
+//! ```text
+//! 0x0000_0000  page tables, GDT, boot parameters, command line      (below 640 KiB)
+//! 0x000f_0000  MP table, where the kernel looks for it
+//! 0x0010_0000  kernel, then everything else; the initrd at the end
+//! 0xc000_0000  end of low memory; the 32-bit MMIO gap begins
+//! 0xd000_0000  virtio-mmio devices, one page each
+//! 0xfec0_0000  I/O APIC, local APIC, KVM's own pages
+//! 0x1_0000_0000  the rest of the memory
+//! ```
+//!
+//! Memory is mapped privately and without reservation: the host pays for a page when the guest first touches it.
+//! Mappings begin at a multiple of 2 MiB and ask for transparent huge pages.
+
+use std::io;
+
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
+
+/// The guest's memory, as every device sees it.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+
+/// One mebibyte.
+pub const MIB: u64 = 1 << 20;
+/// Where the gap for 32-bit devices begins and low memory ends.
+pub const MMIO_GAP_START: u64 = 0xc000_0000;
+/// Where the gap ends and high memory begins.
+pub const MMIO_GAP_END: u64 = 0x1_0000_0000;
+/// The first virtio-mmio device; the next is [`VIRTIO_MMIO_SIZE`] further.
+pub const VIRTIO_MMIO_START: u64 = 0xd000_0000;
+/// The size of a virtio-mmio device's window.
+pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// Three pages that KVM needs on Intel hosts for real mode (KVM_SET_TSS_ADDR).
+pub const KVM_TSS_ADDRESS: u64 = 0xfffb_d000;
+/// The I/O APIC's registers.
+pub const IO_APIC_ADDRESS: u32 = 0xfec0_0000;
+/// The local APICs' registers.
+pub const LOCAL_APIC_ADDRESS: u32 = 0xfee0_0000;
+
+/// Where the extended BIOS data area would begin: conventional memory ends here.
+pub const EBDA_START: u64 = 0x9_fc00;
+/// Where the kernel looks for the MP table, and up to where.
+pub const MP_TABLE_START: u64 = 0xf_0000;
+/// The first address above the legacy area, where kernels are loaded.
+pub const HIGH_MEMORY_START: u64 = MIB;
+
+const HUGE_PAGE: u64 = 2 * MIB;
+
+/// Why there is no guest memory.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The size does not fit into an address space.
+    #[error("{0} MiB of guest memory are more than an address space holds")]
+    TooLarge(u64),
+    /// The host would not map it.
+    #[error("{mib} MiB of guest memory cannot be mapped: {source}")]
+    Map {
+        /// The size of the guest's memory.
+        mib: u64,
+        /// Why.
+        source: MmapRegionError,
+    },
+    /// The host would not set its paging up.
+    #[error("the host would not let guest memory be lazily mapped: {0}")]
+    Advise(#[source] io::Error),
+}
+
+/// The ranges of guest physical addresses that are memory, lowest first, as `(start, length)` in bytes.
+pub fn ranges(memory_mib: u64) -> Result<Vec<(GuestAddress, usize)>, MemoryError> {
+    let too_large = || MemoryError::TooLarge(memory_mib);
+    let size = memory_mib.checked_mul(MIB).filter(|size| *size < 1 << 46).ok_or_else(too_large)?;
+    let low = size.min(MMIO_GAP_START);
+    let mut ranges = vec![(GuestAddress(0), low as usize)];
+    if size > low {
+        ranges.push((GuestAddress(MMIO_GAP_END), (size - low) as usize));
+    }
+    Ok(ranges)
+}
+
+/// Maps `memory_mib` MiB of zeroes that cost nothing until they are touched.
+pub fn allocate(memory_mib: u64) -> Result<GuestMemory, MemoryError> {
+    let regions = ranges(memory_mib)?
+        .into_iter()
+        .map(|(start, length)| allocate_region(memory_mib, start, length))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(GuestMemory::from_regions(regions).expect("the ranges are sorted and do not overlap"))
+}
+
+fn allocate_region(mib: u64, start: GuestAddress, length: usize) -> Result<GuestRegionMmap<()>, MemoryError> {
+    let mapped = map_aligned(length).map_err(|source| MemoryError::Map { mib, source: MmapRegionError::Mmap(source) })?;
+    // SAFETY: `map_aligned` returned `length` bytes of private anonymous memory that nothing else refers to.
+    let region = unsafe { MmapRegion::build_raw(mapped, length, libc::PROT_READ | libc::PROT_WRITE, MAP_FLAGS) }
+        .map_err(|source| MemoryError::Map { mib, source })?;
+    // The mapping lives as long as the process: `MmapRegion::build_raw` does not own it. A monitor has one machine.
+    Ok(GuestRegionMmap::new(region, start).expect("the ranges end below the top of the address space"))
+}
+
+const MAP_FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
+/// Maps `length` bytes at a multiple of 2 MiB, so that a huge page of the host can back a huge page of the guest.
+fn map_aligned(length: usize) -> io::Result<*mut u8> {
+    let slack = HUGE_PAGE as usize;
+    let padded = length.checked_add(slack).ok_or(io::ErrorKind::OutOfMemory)?;
+    // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), padded, libc::PROT_READ | libc::PROT_WRITE, MAP_FLAGS, -1, 0) };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let head = address.align_offset(slack);
+    // SAFETY: head is below 2 MiB, so both cut-off ends and the kept middle lie within the mapping just made.
+    let aligned = unsafe {
+        let aligned = address.add(head);
+        if head > 0 {
+            libc::munmap(address, head);
+        }
+        if slack > head {
+            libc::munmap(aligned.add(length), slack - head);
+        }
+        libc::madvise(aligned, length, libc::MADV_HUGEPAGE);
+        libc::madvise(aligned, length, libc::MADV_DONTDUMP);
+        aligned
+    };
+    Ok(aligned.cast())
+}
+
+/// How many bytes of `memory` the host holds in RAM now, from `mincore(2)`.
+pub fn resident_bytes(memory: &GuestMemory) -> io::Result<u64> {
+    use vm_memory::GuestMemoryBackend;
+    let page = 4096_usize;
+    let mut resident = 0;
+    for region in memory.iter() {
+        let mut pages = vec![0_u8; region.size().div_ceil(page)];
+        // SAFETY: the region is mapped for its whole size, and `pages` has a byte for each of its pages.
+        if unsafe { libc::mincore(region.as_ptr().cast(), region.size(), pages.as_mut_ptr()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        resident += pages.iter().filter(|page| *page & 1 == 1).count() as u64 * page as u64;
+    }
+    Ok(resident)
+}
+
+/// How many bytes this process holds in RAM, guest memory and all (`/proc/self/statm`); 0 where that is unreadable.
+pub fn process_resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
+    #[test]
+    fn memory_up_to_the_gap_is_one_range() {
+        assert_eq!(ranges(3072).unwrap(), vec![(GuestAddress(0), 3072 << 20)]);
+    }
+
+    #[test]
+    fn memory_above_the_gap_goes_on_behind_it() {
+        let expected = vec![(GuestAddress(0), 3072 << 20), (GuestAddress(MMIO_GAP_END), 1024 << 20)];
+        assert_eq!(ranges(4096).unwrap(), expected);
+    }
+
+    #[test]
+    fn an_impossible_size_is_refused() {
+        assert!(matches!(ranges(u64::MAX), Err(MemoryError::TooLarge(u64::MAX))));
+    }
+
+    #[test]
+    fn memory_is_aligned_zeroed_and_lazy() {
+        let memory = allocate(64).unwrap();
+        let host = memory.get_host_address(GuestAddress(0)).unwrap();
+        assert_eq!(host as usize % HUGE_PAGE as usize, 0);
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(0x10_0000)).unwrap(), 0);
+        memory.write_obj(1_u8, GuestAddress(0x10_0000)).unwrap();
+        let resident = resident_bytes(&memory).unwrap();
+        assert!(resident >= 4096 && resident <= 8 * MIB, "{resident} bytes of 64 MiB are resident");
+    }
+}

@@ -1,0 +1,212 @@
+//! The machine's own thread: it waits for the machine's end, and serves whoever talks to the machine meanwhile.
+//!
+//! What it waits on: the end, the agent's ready, signals, the control socket and its clients, and the console's
+//! terminal. It never polls.
+
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::PoisonError;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::control::{ControlServer, Message, Request, Status};
+use super::end::{End, EndReceiver};
+use super::error::Error;
+use super::machine::Devices;
+
+/// Signals that end the machine.
+const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
+/// The thread's state.
+pub(super) struct Monitor<'a> {
+    epoll: Epoll,
+    control: ControlServer,
+    console: Option<UnixStream>,
+    devices: &'a Devices,
+    ends: &'a EndReceiver,
+    ready: &'a EventFd,
+    signals: OwnedFd,
+    was_ready: bool,
+}
+
+impl<'a> Monitor<'a> {
+    /// Waits on everything; must be called before the machine's threads start, which inherit the blocked signals.
+    pub(super) fn new(
+        mut control: ControlServer,
+        owner: Option<UnixStream>,
+        console: Option<UnixStream>,
+        devices: &'a Devices,
+        ends: &'a EndReceiver,
+        ready: &'a EventFd,
+    ) -> Result<Monitor<'a>, Error> {
+        let what = "to wait for the machine's end";
+        let epoll = Epoll::new().map_err(Error::host(what))?;
+        let signals = block_end_signals().map_err(Error::host(what))?;
+        let mut watched = vec![
+            ends.event().as_raw_fd(),
+            ready.as_raw_fd(),
+            signals.as_raw_fd(),
+            control.listener(),
+            devices.serial_room.as_raw_fd(),
+        ];
+        if let Some(owner) = owner {
+            watched.push(control.adopt_owner(owner).map_err(Error::host(what))?);
+        }
+        if let Some(console) = &console {
+            watched.push(console.as_raw_fd());
+            let output = console.try_clone().and_then(|console| devices.console.attach(console));
+            output.map_err(Error::host(what))?;
+        }
+        let monitor = Monitor { epoll, control, console, devices, ends, ready, signals, was_ready: false };
+        for fd in watched {
+            monitor.watch(fd).map_err(Error::host(what))?;
+        }
+        Ok(monitor)
+    }
+
+    /// Serves until the machine has come to its end, and returns the end and those who are to be told of it.
+    pub(super) fn run(mut self, status: &dyn Fn() -> Status) -> (End, ControlServer) {
+        loop {
+            if let Some(end) = self.ends.take() {
+                return (end, self.control);
+            }
+            let mut events = [EpollEvent::default(); 16];
+            let count = match self.epoll.wait(-1, &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                Err(error) => return (End::Killed { by: format!("an error of the host's: {error}") }, self.control),
+            };
+            for event in &events[..count] {
+                if let Some(end) = self.handle(event.fd(), status) {
+                    return (end, self.control);
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, fd: i32, status: &dyn Fn() -> Status) -> Option<End> {
+        if fd == self.ends.event().as_raw_fd() {
+            return self.ends.take();
+        }
+        if fd == self.signals.as_raw_fd() {
+            return Some(End::Killed { by: "a signal".into() });
+        }
+        if fd == self.ready.as_raw_fd() {
+            // Resets the counter.
+            let _ = self.ready.read();
+            self.was_ready = true;
+            self.control.broadcast(&Message::Ready);
+        } else if fd == self.control.listener() {
+            match self.control.accept() {
+                Ok(client) => self.watch_or_log(client),
+                Err(error) => log::warn!("a control client was turned away: {error}"),
+            }
+        } else if fd == self.devices.serial_room.as_raw_fd() {
+            let _ = self.devices.serial_room.read();
+            self.resume_console();
+        } else if self.console.as_ref().is_some_and(|console| console.as_raw_fd() == fd) {
+            self.read_console();
+        } else {
+            return self.serve_client(fd, status);
+        }
+        None
+    }
+
+    fn serve_client(&mut self, fd: i32, status: &dyn Fn() -> Status) -> Option<End> {
+        let incoming = self.control.read(fd);
+        for request in incoming.requests {
+            match request {
+                Request::Status => self.control.send(fd, &Message::Status(Box::new(status()))),
+                Request::Subscribe => {
+                    self.control.subscribe(fd);
+                    self.control.send(fd, &Message::Done);
+                    if self.was_ready {
+                        self.control.send(fd, &Message::Ready);
+                    }
+                }
+                Request::CtrlAltDel => {
+                    let answer = self.press_ctrl_alt_del();
+                    self.control.send(fd, &answer);
+                }
+                Request::Kill { by } => return Some(End::Killed { by }),
+            }
+        }
+        (incoming.closed && incoming.owner).then(|| End::Killed { by: "the exit of the command that started it".into() })
+    }
+
+    fn press_ctrl_alt_del(&self) -> Message {
+        let mut i8042 = self.devices.i8042.lock().unwrap_or_else(PoisonError::into_inner);
+        if i8042.press_ctrl_alt_del() {
+            Message::Done
+        } else {
+            Message::Failed { why: "the guest has no keyboard driver that listens for ctrl-alt-del".into() }
+        }
+    }
+
+    /// Takes as much from the console's terminal as the serial port has room for. Without room the terminal is not
+    /// waited on, until the port says that there is some.
+    fn read_console(&mut self) {
+        let mut serial = self.devices.serial.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(console) = &mut self.console else { return };
+        let mut buffer = [0; 1024];
+        let room = serial.input_room().min(buffer.len());
+        let read = if room == 0 { None } else { Some(console.read(&mut buffer[..room])) };
+        match read {
+            Some(Ok(count)) if count > 0 => {
+                serial.input(&buffer[..count]);
+            }
+            Some(Err(error)) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Some(_) => {
+                self.unwatch_console();
+                self.console = None;
+            }
+            None => self.unwatch_console(),
+        }
+    }
+
+    fn resume_console(&mut self) {
+        if let Some(console) = &self.console {
+            // It is waited on already if it was not full.
+            let _ = self.watch(console.as_raw_fd());
+        }
+    }
+
+    fn unwatch_console(&self) {
+        if let Some(console) = &self.console {
+            let _ = self.epoll.ctl(ControlOperation::Delete, console.as_raw_fd(), EpollEvent::default());
+        }
+    }
+
+    fn watch(&self, fd: i32) -> io::Result<()> {
+        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64))
+    }
+
+    fn watch_or_log(&self, fd: i32) {
+        if let Err(error) = self.watch(fd) {
+            log::warn!("a control client cannot be waited on: {error}");
+        }
+    }
+}
+
+/// Blocks the signals that end a machine, for this thread and all that it starts, and has them read from a descriptor.
+fn block_end_signals() -> io::Result<OwnedFd> {
+    // SAFETY: `set` is initialised by sigemptyset before it is used; signalfd returns a new descriptor that nobody
+    // else owns.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in END_SIGNALS {
+            libc::sigaddset(&mut set, signal);
+        }
+        let error = libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        if error != 0 {
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        match libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            -1 => Err(io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! One request of virtio-blk: read from its chain, carried out on the disk, answered with a status byte
+//! (specification, section 5.2.6).
+
+use vm_memory::GuestAddress;
+
+use super::disk::{Disk, SECTOR};
+use crate::vmm::fault::GuestFaults;
+use crate::vmm::memory::GuestMemory;
+use crate::vmm::virtio::queue::{self, Buffer, Chain, QueueError};
+
+/// The size of the header before the data.
+const HEADER: u64 = 16;
+/// The size of the answer to `GET_ID`.
+pub const ID_LENGTH: usize = 20;
+/// The most sectors that one segment of a discard or of a write of zeroes covers: 2 GiB.
+pub const MAX_RANGE_SECTORS: u32 = 1 << 22;
+/// The most segments in such a request.
+pub const MAX_RANGES: u32 = 16;
+/// The size of a segment.
+const RANGE: u64 = 16;
+/// A segment's flag: the space may be given back.
+const RANGE_UNMAP: u32 = 1;
+
+/// Request types.
+mod kind {
+    pub const IN: u32 = 0;
+    pub const OUT: u32 = 1;
+    pub const FLUSH: u32 = 4;
+    pub const GET_ID: u32 = 8;
+    pub const DISCARD: u32 = 11;
+    pub const WRITE_ZEROES: u32 = 13;
+}
+
+/// The answer's last byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// Done.
+    Ok = 0,
+    /// Failed: by the disk, or because it asked for what cannot be.
+    IoError = 1,
+    /// The device does not do this.
+    Unsupported = 2,
+}
+
+/// A request as the driver put it.
+#[derive(Debug)]
+pub struct Request<'a> {
+    chain: &'a Chain,
+    kind: u32,
+    sector: u64,
+    status: GuestAddress,
+}
+
+impl<'a> Request<'a> {
+    /// Reads the header and finds the status byte; a chain without room for either is a fault of the ring's.
+    pub fn parse(memory: &GuestMemory, queue: usize, chain: &'a Chain) -> Result<Request<'a>, QueueError> {
+        let mut header = [0; HEADER as usize];
+        let length = queue::read_from(memory, &chain.readable, &mut header) as u64;
+        if length < HEADER {
+            return Err(QueueError::TooShort { queue, length, needed: HEADER });
+        }
+        let last = chain.writable.last().ok_or(QueueError::TooShort { queue, length: 0, needed: 1 })?;
+        let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        Ok(Request {
+            chain,
+            kind: word(0),
+            sector: u64::from(word(8)) | u64::from(word(12)) << 32,
+            status: GuestAddress(last.address.0 + u64::from(last.length) - 1),
+        })
+    }
+
+    /// Carries the request out. Returns how many bytes of the chain were written, the status among them.
+    pub fn execute(&self, memory: &GuestMemory, disk: &mut Disk, id: &[u8; ID_LENGTH], faults: &GuestFaults) -> u32 {
+        let (status, written) = match self.kind {
+            kind::IN => self.read(memory, disk, faults),
+            kind::OUT => (self.write(memory, disk, faults), 0),
+            kind::FLUSH => (report("flush", disk.flush()), 0),
+            kind::GET_ID => (Status::Ok, queue::write_to(memory, &self.data_out(), id) as u32),
+            kind::DISCARD | kind::WRITE_ZEROES => (self.ranges(memory, disk, faults), 0),
+            _ => (Status::Unsupported, 0),
+        };
+        let answer = [Buffer { address: self.status, length: 1 }];
+        queue::write_to(memory, &answer, &[status as u8]);
+        written + 1
+    }
+
+    /// Device-writable buffers less the status byte.
+    fn data_out(&self) -> Vec<Buffer> {
+        queue::subrange(&self.chain.writable, 0, queue::total_length(&self.chain.writable) - 1)
+    }
+
+    /// Device-readable buffers less the header.
+    fn data_in(&self) -> Vec<Buffer> {
+        queue::subrange(&self.chain.readable, HEADER, u64::MAX)
+    }
+
+    fn read(&self, memory: &GuestMemory, disk: &Disk, faults: &GuestFaults) -> (Status, u32) {
+        let buffers = self.data_out();
+        let Some(offset) = self.checked_offset(disk, queue::total_length(&buffers), faults) else {
+            return (Status::IoError, 0);
+        };
+        let status = report("read", disk.read(&queue::volatile_slices(memory, &buffers), offset));
+        (status, queue::total_length(&buffers) as u32)
+    }
+
+    fn write(&self, memory: &GuestMemory, disk: &Disk, faults: &GuestFaults) -> Status {
+        let buffers = self.data_in();
+        if disk.is_read_only() {
+            faults.record(&"a write to a read-only disk");
+            return Status::IoError;
+        }
+        let Some(offset) = self.checked_offset(disk, queue::total_length(&buffers), faults) else {
+            return Status::IoError;
+        };
+        report("write", disk.write(&queue::volatile_slices(memory, &buffers), offset))
+    }
+
+    /// The byte offset of the request, if its whole sectors lie on the disk.
+    fn checked_offset(&self, disk: &Disk, length: u64, faults: &GuestFaults) -> Option<u64> {
+        let whole = length > 0 && length % SECTOR == 0;
+        let end = self.sector.checked_add(length / SECTOR);
+        if !whole || end.is_none_or(|end| end > disk.sectors()) {
+            faults.record(&format!(
+                "{length} bytes at sector {} of a disk with {} sectors",
+                self.sector,
+                disk.sectors()
+            ));
+            return None;
+        }
+        Some(self.sector * SECTOR)
+    }
+
+    /// `DISCARD` and `WRITE_ZEROES`: a list of ranges.
+    fn ranges(&self, memory: &GuestMemory, disk: &mut Disk, faults: &GuestFaults) -> Status {
+        let buffers = self.data_in();
+        let length = queue::total_length(&buffers);
+        if disk.is_read_only() {
+            faults.record(&"a discard on a read-only disk");
+            return Status::IoError;
+        }
+        if length == 0 || length % RANGE != 0 || length / RANGE > u64::from(MAX_RANGES) {
+            faults.record(&format!("a list of ranges with {length} bytes"));
+            return Status::IoError;
+        }
+        let mut bytes = vec![0; length as usize];
+        queue::read_from(memory, &buffers, &mut bytes);
+        for range in bytes.chunks_exact(RANGE as usize) {
+            let status = self.range(range, disk, faults);
+            if status != Status::Ok {
+                return status;
+            }
+        }
+        Status::Ok
+    }
+
+    fn range(&self, bytes: &[u8], disk: &mut Disk, faults: &GuestFaults) -> Status {
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let (sector, count, flags) = (u64::from(word(0)) | u64::from(word(4)) << 32, word(8), word(12));
+        let end = sector.checked_add(u64::from(count));
+        if count > MAX_RANGE_SECTORS || end.is_none_or(|end| end > disk.sectors()) {
+            faults.record(&format!("a range of {count} sectors at sector {sector}"));
+            return Status::IoError;
+        }
+        let (offset, length) = (sector * SECTOR, u64::from(count) * SECTOR);
+        match (self.kind, flags) {
+            (kind::DISCARD, 0) => report("discard", disk.discard(offset, length)),
+            (kind::WRITE_ZEROES, 0 | RANGE_UNMAP) => {
+                report("write of zeroes", disk.write_zeroes(offset, length, flags == RANGE_UNMAP))
+            }
+            // Flags that the device does not know (section 5.2.6.2).
+            _ => Status::Unsupported,
+        }
+    }
+}
+
+/// The status of what the host's disk did; its errors are the host's, and are logged.
+fn report(what: &str, result: std::io::Result<()>) -> Status {
+    match result {
+        Ok(()) => Status::Ok,
+        Err(error) => {
+            log::error!("a disk's {what} failed on the host: {error}");
+            Status::IoError
+        }
+    }
+}

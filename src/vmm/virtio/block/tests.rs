@@ -1,0 +1,159 @@
+use super::*;
+use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
+use crate::vmm::fault::GuestFaults;
+use crate::vmm::irq::IrqLine;
+use crate::vmm::memory::{self, GuestMemory};
+use crate::vmm::virtio::mmio::{Interrupt, status};
+use crate::vmm::virtio::queue::tests::{NEXT, WRITE, queue_with};
+use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress};
+
+const HEADER_AT: u64 = 0x10_0000;
+const DATA_AT: u64 = 0x20_0000;
+const STATUS_AT: u64 = 0x30_0000;
+
+struct Bench {
+    folder: tempfile::TempDir,
+    memory: GuestMemory,
+    disk: Disk,
+}
+
+fn bench(access: DiskAccess) -> Bench {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    let content: Vec<u8> = (0..64 * 512_u32).map(|n| (n / 512) as u8).collect();
+    std::fs::write(&path, content).unwrap();
+    let config = DiskConfig { id: "disk".into(), path, format: DiskFormat::Raw, access, root: false };
+    let disk = Disk::open(&config, folder.path()).unwrap();
+    Bench { folder, memory: memory::allocate(64).unwrap(), disk }
+}
+
+impl Bench {
+    /// One request of `kind` at `sector` with `length` bytes of data; `flags` says who writes the data.
+    fn request(&mut self, kind: u32, sector: u64, length: u32, flags: u16) -> u8 {
+        let mut header = [0; 16];
+        header[..4].copy_from_slice(&kind.to_le_bytes());
+        header[8..].copy_from_slice(&sector.to_le_bytes());
+        self.memory.write_slice(&header, GuestAddress(HEADER_AT)).unwrap();
+        self.memory.write_obj(0xee_u8, GuestAddress(STATUS_AT)).unwrap();
+        let mut descriptors = vec![(HEADER_AT, 16, NEXT, 1)];
+        if length > 0 {
+            descriptors.push((DATA_AT, length, NEXT | flags, 2));
+        }
+        descriptors.push((STATUS_AT, 1, WRITE, 0));
+        let chain = queue_with(&self.memory, &descriptors, &[0]).pop().unwrap().unwrap();
+        let request = Request::parse(&self.memory, 0, &chain).unwrap();
+        request.execute(&self.memory, &mut self.disk, b"an-id\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", &GuestFaults::new("test"));
+        self.memory.read_obj(GuestAddress(STATUS_AT)).unwrap()
+    }
+
+    fn data(&self, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.memory.read_slice(&mut bytes, GuestAddress(DATA_AT)).unwrap();
+        bytes
+    }
+}
+
+#[test]
+fn reads_and_writes_move_whole_sectors() {
+    let mut bench = bench(DiskAccess::ReadWrite);
+    assert_eq!(bench.request(0, 3, 1024, WRITE), 0);
+    assert_eq!(bench.data(1024), [[3; 512], [4; 512]].concat());
+    bench.memory.write_slice(&[0xab; 512], GuestAddress(DATA_AT)).unwrap();
+    assert_eq!(bench.request(1, 63, 512, 0), 0);
+    assert_eq!(bench.request(4, 0, 0, 0), 0);
+    let file = std::fs::read(bench.folder.path().join("disk")).unwrap();
+    assert_eq!(file[63 * 512..], [0xab; 512]);
+}
+
+#[test]
+fn requests_beyond_the_disk_fail_and_write_nothing() {
+    let mut bench = bench(DiskAccess::ReadWrite);
+    for (kind, sector, length, flags) in [(0, 64, 512, WRITE), (0, 63, 1024, WRITE), (1, u64::MAX, 512, 0), (1, 0, 100, 0)] {
+        assert_eq!(bench.request(kind, sector, length, flags), 1, "kind {kind}, sector {sector}");
+    }
+    assert_eq!(std::fs::metadata(bench.folder.path().join("disk")).unwrap().len(), 64 * 512);
+}
+
+#[test]
+fn a_read_only_disk_refuses_writes() {
+    let mut bench = bench(DiskAccess::ReadOnly);
+    assert_eq!(bench.request(1, 0, 512, 0), 1);
+    assert_eq!(bench.request(11, 0, 16, 0), 1);
+    assert_eq!(bench.request(0, 0, 512, WRITE), 0);
+}
+
+#[test]
+fn get_id_answers_with_the_id() {
+    let mut bench = bench(DiskAccess::ReadOnly);
+    assert_eq!(bench.request(8, 0, 20, WRITE), 0);
+    assert_eq!(&bench.data(20)[..6], b"an-id\0");
+}
+
+#[test]
+fn unknown_requests_are_unsupported() {
+    assert_eq!(bench(DiskAccess::ReadOnly).request(99, 0, 0, 0), 2);
+}
+
+#[test]
+fn ranges_are_zeroed_and_checked() {
+    let mut bench = bench(DiskAccess::ReadWrite);
+    let range = |sector: u64, count: u32, flags: u32| {
+        [sector.to_le_bytes().to_vec(), count.to_le_bytes().to_vec(), flags.to_le_bytes().to_vec()].concat()
+    };
+    let cases = [(range(2, 2, 0), 0), (range(2, 2, 8), 2), (range(63, 2, 0), 1), (range(u64::MAX, 1, 0), 1)];
+    for (bytes, expected) in cases {
+        bench.memory.write_slice(&bytes, GuestAddress(DATA_AT)).unwrap();
+        assert_eq!(bench.request(13, 0, 16, 0), expected);
+    }
+    assert_eq!(bench.request(0, 1, 2048, WRITE), 0);
+    assert_eq!(bench.data(2048), [[1; 512], [0; 512], [0; 512], [4; 512]].concat());
+}
+
+#[test]
+fn a_bad_ring_needs_a_reset_and_the_thread_ends() {
+    let Bench { folder: _folder, memory, disk } = bench(DiskAccess::ReadWrite);
+    let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
+    let faults = Arc::new(GuestFaults::new("test"));
+    let mut device = Block::new(disk, "id", 0);
+    let activation = Activation {
+        memory: memory.clone(),
+        queues: vec![queue_with(&memory, &[(HEADER_AT, 16, NEXT, 0)], &[0])],
+        interrupt: Arc::clone(&interrupt),
+        features: VERSION_1,
+        faults: Arc::clone(&faults),
+    };
+    device.activate(activation).unwrap();
+    device.worker.take().unwrap().join_for_test();
+    assert_eq!(faults.count(), 1);
+    assert_ne!(interrupt.device_status() & status::DEVICE_NEEDS_RESET, 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+    #[test]
+    fn arbitrary_requests_are_answered_or_refused(
+        header in any::<[u8; 16]>(),
+        kind in prop_oneof![Just(0_u32), Just(1), Just(4), Just(8), Just(11), Just(13), any::<u32>()],
+        sector in prop_oneof![0_u64..70, any::<u64>()],
+        lengths in proptest::collection::vec((1_u32..2000, any::<bool>()), 1..6),
+    ) {
+        let mut bench = bench(DiskAccess::Ephemeral);
+        let mut header = header;
+        header[..4].copy_from_slice(&kind.to_le_bytes());
+        header[8..].copy_from_slice(&sector.to_le_bytes());
+        bench.memory.write_slice(&header, GuestAddress(HEADER_AT)).unwrap();
+        let count = lengths.len() as u16;
+        let mut descriptors = vec![(HEADER_AT, 16, NEXT, 1)];
+        descriptors.extend(lengths.iter().enumerate().map(|(index, (length, write))| {
+            let index = index as u16 + 1;
+            let flags = if *write { WRITE } else { 0 } | if index < count { NEXT } else { 0 };
+            (DATA_AT + u64::from(index) * 0x1000, *length, flags, index + 1)
+        }));
+        let Ok(Some(chain)) = queue_with(&bench.memory, &descriptors, &[0]).pop() else { return Ok(()) };
+        if let Ok(request) = Request::parse(&bench.memory, 0, &chain) {
+            let written = request.execute(&bench.memory, &mut bench.disk, &[0; 20], &GuestFaults::new("test"));
+            prop_assert!(u64::from(written) <= super::super::queue::total_length(&chain.writable));
+        }
+    }
+}

@@ -1,0 +1,583 @@
+//! The MMIO transport (specification, section 4.2): a device's registers, status and notifications.
+//!
+//! Register accesses come from any vCPU, one at a time (the bus has a lock for each device). The device's own thread
+//! touches only [`Interrupt`], which is made of atomics.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::queue::Virtqueue;
+use super::{Activation, VirtioDevice};
+use crate::vmm::bus::BusDevice;
+use crate::vmm::fault::GuestFaults;
+use crate::vmm::irq::IrqLine;
+use crate::vmm::memory::GuestMemory;
+
+/// Where a device's registers are, and which line is its interrupt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    /// The guest physical address of the first register.
+    pub address: u64,
+    /// The line's number: a pin of the I/O APIC.
+    pub irq: u32,
+}
+
+/// Register offsets (table 4.1).
+pub mod register {
+    /// "virt" in ASCII.
+    pub const MAGIC_VALUE: u64 = 0x000;
+    /// 2: not a legacy device.
+    pub const VERSION: u64 = 0x004;
+    /// What the device is.
+    pub const DEVICE_ID: u64 = 0x008;
+    /// Who made it.
+    pub const VENDOR_ID: u64 = 0x00c;
+    /// 32 of the features offered.
+    pub const DEVICE_FEATURES: u64 = 0x010;
+    /// Which 32.
+    pub const DEVICE_FEATURES_SEL: u64 = 0x014;
+    /// 32 of the features taken.
+    pub const DRIVER_FEATURES: u64 = 0x020;
+    /// Which 32.
+    pub const DRIVER_FEATURES_SEL: u64 = 0x024;
+    /// Which queue the queue registers mean.
+    pub const QUEUE_SEL: u64 = 0x030;
+    /// The queue's largest size.
+    pub const QUEUE_NUM_MAX: u64 = 0x034;
+    /// The queue's size.
+    pub const QUEUE_NUM: u64 = 0x038;
+    /// Whether the queue is in use.
+    pub const QUEUE_READY: u64 = 0x044;
+    /// "There are new buffers in this queue."
+    pub const QUEUE_NOTIFY: u64 = 0x050;
+    /// Why there was an interrupt.
+    pub const INTERRUPT_STATUS: u64 = 0x060;
+    /// Which of it was seen.
+    pub const INTERRUPT_ACK: u64 = 0x064;
+    /// The device's status.
+    pub const STATUS: u64 = 0x070;
+    /// Descriptor table, low half; the high half follows.
+    pub const QUEUE_DESC_LOW: u64 = 0x080;
+    /// See [`QUEUE_DESC_LOW`].
+    pub const QUEUE_DESC_HIGH: u64 = 0x084;
+    /// Available ring.
+    pub const QUEUE_DRIVER_LOW: u64 = 0x090;
+    /// See [`QUEUE_DRIVER_LOW`].
+    pub const QUEUE_DRIVER_HIGH: u64 = 0x094;
+    /// Used ring.
+    pub const QUEUE_DEVICE_LOW: u64 = 0x0a0;
+    /// See [`QUEUE_DEVICE_LOW`].
+    pub const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
+    /// Shared memory region selector; no device here has one, so its length reads as all ones.
+    pub const SHM_SEL: u64 = 0x0ac;
+    /// Changes whenever the configuration does.
+    pub const CONFIG_GENERATION: u64 = 0x0fc;
+    /// The device's configuration space begins here.
+    pub const CONFIG: u64 = 0x100;
+}
+
+const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+const VERSION: u32 = 2;
+/// "WISP" in ASCII; drivers print it, no more.
+const VENDOR: u32 = u32::from_le_bytes(*b"WISP");
+
+/// Device status bits (section 2.1).
+pub mod status {
+    /// The guest has noticed the device.
+    pub const ACKNOWLEDGE: u32 = 1;
+    /// The guest knows how to drive it.
+    pub const DRIVER: u32 = 2;
+    /// The driver is set up.
+    pub const DRIVER_OK: u32 = 4;
+    /// Features are settled.
+    pub const FEATURES_OK: u32 = 8;
+    /// The device has met an error from which it cannot recover.
+    pub const DEVICE_NEEDS_RESET: u32 = 64;
+    /// The driver has given up.
+    pub const FAILED: u32 = 128;
+}
+
+/// Interrupt status bits.
+const USED_BUFFER: u32 = 1;
+const CONFIG_CHANGE: u32 = 2;
+
+/// `VIRTIO_F_VERSION_1`, which every device here demands.
+pub const VERSION_1: u64 = 1 << 32;
+/// `VIRTIO_F_INDIRECT_DESC`.
+pub const INDIRECT_DESC: u64 = 1 << 28;
+/// `VIRTIO_F_EVENT_IDX`.
+pub const EVENT_IDX: u64 = 1 << 29;
+
+/// How a device tells its driver something; shared with the device's thread.
+#[derive(Debug)]
+pub struct Interrupt {
+    line: IrqLine,
+    status: AtomicU32,
+    device_status: AtomicU32,
+    config_generation: AtomicU32,
+}
+
+impl Interrupt {
+    /// Interrupts go to `line`.
+    pub fn new(line: IrqLine) -> Interrupt {
+        Interrupt {
+            line,
+            status: AtomicU32::new(0),
+            device_status: AtomicU32::new(0),
+            config_generation: AtomicU32::new(0),
+        }
+    }
+
+    /// "Buffers were used."
+    pub fn signal_used(&self) {
+        self.signal(USED_BUFFER);
+    }
+
+    /// "The configuration has changed."
+    pub fn signal_config_change(&self) {
+        self.config_generation.fetch_add(1, Ordering::Release);
+        self.signal(CONFIG_CHANGE);
+    }
+
+    /// The device cannot go on (section 2.1.2): says so in its status, and to a driver that listens.
+    pub fn need_reset(&self) {
+        let before = self.device_status.fetch_or(status::DEVICE_NEEDS_RESET, Ordering::AcqRel);
+        if before & status::DRIVER_OK != 0 {
+            self.signal(CONFIG_CHANGE);
+        }
+    }
+
+    /// The device's status bits.
+    pub fn device_status(&self) -> u32 {
+        self.device_status.load(Ordering::Acquire)
+    }
+
+    fn signal(&self, reason: u32) {
+        self.status.fetch_or(reason, Ordering::SeqCst);
+        self.line.trigger();
+    }
+}
+
+/// A virtio device on the MMIO bus.
+#[derive(Debug)]
+pub struct MmioTransport {
+    device: Box<dyn VirtioDevice>,
+    memory: GuestMemory,
+    interrupt: Arc<Interrupt>,
+    faults: Arc<GuestFaults>,
+    queues: Vec<Queue>,
+    kicks: Vec<Arc<EventFd>>,
+    device_features_select: u32,
+    driver_features_select: u32,
+    driver_features: u64,
+    queue_select: usize,
+    activated: bool,
+}
+
+impl MmioTransport {
+    /// Puts `device` behind registers; interrupts go to `line`.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: GuestMemory,
+        line: IrqLine,
+        faults: Arc<GuestFaults>,
+    ) -> std::io::Result<MmioTransport> {
+        let sizes = device.queue_sizes();
+        let queues = sizes.iter().map(|size| Queue::new(*size).expect("queue sizes are powers of two")).collect();
+        let kick = |_| Ok(Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?));
+        let kicks = sizes.iter().map(kick).collect::<std::io::Result<_>>()?;
+        Ok(MmioTransport {
+            device,
+            memory,
+            interrupt: Arc::new(Interrupt::new(line)),
+            faults,
+            queues,
+            kicks,
+            device_features_select: 0,
+            driver_features_select: 0,
+            driver_features: 0,
+            queue_select: 0,
+            activated: false,
+        })
+    }
+
+    /// The eventfds that notifications of the queues go to, in the queues' order: to be registered with KVM.
+    pub fn kicks(&self) -> &[Arc<EventFd>] {
+        &self.kicks
+    }
+
+    /// Whether notifications are to be routed to [`kicks`](MmioTransport::kicks) by KVM.
+    pub fn has_thread(&self) -> bool {
+        self.device.has_thread()
+    }
+
+    /// Stops the device for good: when this returns, nothing of it runs and everything it wrote is with its backend.
+    pub fn shut_down(&mut self) {
+        self.device.reset();
+    }
+
+    fn status(&self) -> u32 {
+        self.interrupt.device_status()
+    }
+
+    fn read_register(&self, offset: u64) -> u32 {
+        let queue = self.queues.get(self.queue_select);
+        match offset {
+            register::MAGIC_VALUE => MAGIC,
+            register::VERSION => VERSION,
+            register::DEVICE_ID => self.device.device_type(),
+            register::VENDOR_ID => VENDOR,
+            register::DEVICE_FEATURES => half(self.device.features(), self.device_features_select),
+            register::QUEUE_NUM_MAX => queue.map_or(0, |queue| queue.max_size().into()),
+            register::QUEUE_READY => queue.map_or(0, |queue| queue.ready().into()),
+            register::INTERRUPT_STATUS => self.interrupt.status.load(Ordering::SeqCst),
+            register::STATUS => self.status(),
+            register::CONFIG_GENERATION => self.interrupt.config_generation.load(Ordering::Acquire),
+            // "No such region": its length and base read as -1 (section 4.2.2).
+            register::SHM_SEL..=0xbc => u32::MAX,
+            _ => 0,
+        }
+    }
+
+    fn write_register(&mut self, offset: u64, value: u32) {
+        match offset {
+            register::DEVICE_FEATURES_SEL => self.device_features_select = value,
+            register::DRIVER_FEATURES_SEL => self.driver_features_select = value,
+            register::DRIVER_FEATURES => self.take_features(value),
+            register::QUEUE_SEL => self.queue_select = value as usize,
+            register::QUEUE_NOTIFY => self.notify(value as usize),
+            register::INTERRUPT_ACK => {
+                self.interrupt.status.fetch_and(!value, Ordering::SeqCst);
+            }
+            register::STATUS => self.set_status(value),
+            register::QUEUE_NUM..=register::QUEUE_DEVICE_HIGH => self.set_up_queue(offset, value),
+            _ => {}
+        }
+    }
+
+    fn take_features(&mut self, value: u32) {
+        if self.status() & (status::FEATURES_OK | status::DRIVER) != status::DRIVER {
+            return self.faults.record(&"features written outside of their negotiation");
+        }
+        match self.driver_features_select {
+            0 => self.driver_features = self.driver_features & !0xffff_ffff | u64::from(value),
+            1 => self.driver_features = self.driver_features & 0xffff_ffff | u64::from(value) << 32,
+            _ => {}
+        }
+    }
+
+    /// Queues are set up between `FEATURES_OK` and `DRIVER_OK` (section 3.1.1), one by one, until they are ready.
+    fn set_up_queue(&mut self, offset: u64, value: u32) {
+        if self.status() & (status::FEATURES_OK | status::DRIVER_OK) != status::FEATURES_OK {
+            return self.faults.record(&"a queue was changed outside of the device's set-up");
+        }
+        let Some(queue) = self.queues.get_mut(self.queue_select) else {
+            return self.faults.record(&"a queue was set up that the device does not have");
+        };
+        if queue.ready() && offset != register::QUEUE_READY {
+            return self.faults.record(&"a queue was changed while it was ready");
+        }
+        match offset {
+            register::QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
+            register::QUEUE_READY => queue.set_ready(value == 1),
+            register::QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
+            register::QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
+            register::QUEUE_DRIVER_LOW => queue.set_avail_ring_address(Some(value), None),
+            register::QUEUE_DRIVER_HIGH => queue.set_avail_ring_address(None, Some(value)),
+            register::QUEUE_DEVICE_LOW => queue.set_used_ring_address(Some(value), None),
+            register::QUEUE_DEVICE_HIGH => queue.set_used_ring_address(None, Some(value)),
+            _ => {}
+        }
+    }
+
+    /// Notifications that did not stay in the kernel: the device serves them here, or its thread is woken.
+    fn notify(&mut self, queue: usize) {
+        if !self.activated || self.status() & status::DEVICE_NEEDS_RESET != 0 {
+            return;
+        }
+        if !self.device.has_thread() {
+            self.device.notify(queue);
+        } else if let Some(kick) = self.kicks.get(queue) {
+            // The write fails only if the counter is full, which means that the thread is to wake anyway.
+            let _ = kick.write(1);
+        }
+    }
+
+    fn set_status(&mut self, value: u32) {
+        if value == 0 {
+            return self.reset();
+        }
+        let before = self.status();
+        // Bits are only ever added (section 2.1.1); the device's own bit is not the driver's to clear.
+        if before & !status::DEVICE_NEEDS_RESET & !value != 0 {
+            return self.faults.record(&"a status bit was cleared without a reset");
+        }
+        let mut after = value & !status::DEVICE_NEEDS_RESET | before & status::DEVICE_NEEDS_RESET;
+        let added = after & !before;
+        if added & status::FEATURES_OK != 0 && !self.features_are_acceptable() {
+            // The driver reads the status back and sees that the bit did not stay (section 3.1.1, step 6).
+            self.faults.record(&"the driver took features that are not offered, or not VIRTIO_F_VERSION_1");
+            after &= !status::FEATURES_OK;
+        }
+        self.interrupt.device_status.fetch_or(after, Ordering::AcqRel);
+        if added & status::DRIVER_OK != 0 && after & status::FEATURES_OK != 0 && !self.activated {
+            self.activate();
+        }
+    }
+
+    fn features_are_acceptable(&self) -> bool {
+        self.driver_features & !self.device.features() == 0 && self.driver_features & VERSION_1 != 0
+    }
+
+    fn activate(&mut self) {
+        let event_idx = self.driver_features & EVENT_IDX != 0;
+        let mut queues = Vec::with_capacity(self.queues.len());
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            queue.set_event_idx(event_idx);
+            if queue.ready() && !queue.is_valid(&self.memory) {
+                self.faults.record(&format!("queue {index} has rings that overlap or lie outside guest memory"));
+                return self.interrupt.need_reset();
+            }
+            let own = Queue::try_from(queue.state()).expect("the state of a queue makes a queue");
+            let interrupt = Arc::clone(&self.interrupt);
+            queues.push(Virtqueue::new(index, own, self.memory.clone(), interrupt, Arc::clone(&self.kicks[index])));
+        }
+        let activation = Activation {
+            memory: self.memory.clone(),
+            queues,
+            interrupt: Arc::clone(&self.interrupt),
+            features: self.driver_features,
+            faults: Arc::clone(&self.faults),
+        };
+        match self.device.activate(activation) {
+            Ok(()) => self.activated = true,
+            Err(error) => {
+                log::error!("{error}");
+                self.interrupt.need_reset();
+            }
+        }
+    }
+
+    fn reset(&mut self) {
+        if self.activated {
+            self.device.reset();
+        }
+        self.activated = false;
+        self.queues.iter_mut().for_each(QueueT::reset);
+        // A notification from before the reset is not one for the queues after it.
+        self.kicks.iter().for_each(|kick| drop(kick.read()));
+        self.device_features_select = 0;
+        self.driver_features_select = 0;
+        self.driver_features = 0;
+        self.queue_select = 0;
+        self.interrupt.status.store(0, Ordering::SeqCst);
+        self.interrupt.device_status.store(0, Ordering::Release);
+    }
+}
+
+/// The low (0) or high (1) half of `value`; others read as 0 (section 4.2.2).
+fn half(value: u64, select: u32) -> u32 {
+    match select {
+        0 => value as u32,
+        1 => (value >> 32) as u32,
+        _ => 0,
+    }
+}
+
+impl BusDevice for MmioTransport {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        if offset >= register::CONFIG {
+            data.fill(0);
+            self.device.read_config(offset - register::CONFIG, data);
+        } else if data.len() == 4 && offset % 4 == 0 {
+            data.copy_from_slice(&self.read_register(offset).to_le_bytes());
+        } else {
+            self.faults.record(&"a register was read with the wrong width");
+            data.fill(0);
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if offset >= register::CONFIG {
+            self.device.write_config(offset - register::CONFIG, data);
+        } else if let (Ok(bytes), 0) = (<[u8; 4]>::try_from(data), offset % 4) {
+            self.write_register(offset, u32::from_le_bytes(bytes));
+        } else {
+            self.faults.record(&"a register was written with the wrong width");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::memory;
+    use crate::vmm::virtio::ActivateError;
+    use proptest::prelude::*;
+
+    /// A device that only remembers what was done to it.
+    #[derive(Debug, Default)]
+    struct Probe {
+        activations: usize,
+        features: u64,
+    }
+
+    impl VirtioDevice for Probe {
+        fn device_type(&self) -> u32 {
+            4
+        }
+        fn queue_sizes(&self) -> &'static [u16] {
+            &[256, 64]
+        }
+        fn features(&self) -> u64 {
+            VERSION_1 | EVENT_IDX | 1
+        }
+        fn read_config(&self, offset: u64, data: &mut [u8]) {
+            super::super::read_config_bytes(&[1, 2, 3, 4], offset, data);
+        }
+        fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+            assert_eq!(self.activations, 0, "activated twice without a reset");
+            self.activations += 1;
+            self.features = activation.features;
+            Ok(())
+        }
+        fn reset(&mut self) {
+            self.activations = 0;
+        }
+    }
+
+    fn transport() -> MmioTransport {
+        let memory = memory::allocate(64).unwrap();
+        let faults = Arc::new(GuestFaults::new("probe"));
+        MmioTransport::new(Box::new(Probe::default()), memory, IrqLine::new().unwrap(), faults).unwrap()
+    }
+
+    fn read(transport: &mut MmioTransport, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        transport.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn write(transport: &mut MmioTransport, offset: u64, value: u32) {
+        transport.write(offset, &value.to_le_bytes());
+    }
+
+    /// Takes `features` and sets both queues up, as a driver does.
+    fn bring_up(transport: &mut MmioTransport, features: u64) {
+        use status::*;
+        write(transport, register::STATUS, ACKNOWLEDGE);
+        write(transport, register::STATUS, ACKNOWLEDGE | DRIVER);
+        for (select, half) in [(0, features as u32), (1, (features >> 32) as u32)] {
+            write(transport, register::DRIVER_FEATURES_SEL, select);
+            write(transport, register::DRIVER_FEATURES, half);
+        }
+        write(transport, register::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        for queue in 0..2_u32 {
+            let base = 0x10_0000 + queue * 0x1_0000;
+            write(transport, register::QUEUE_SEL, queue);
+            write(transport, register::QUEUE_NUM, 64);
+            write(transport, register::QUEUE_DESC_LOW, base);
+            write(transport, register::QUEUE_DRIVER_LOW, base + 0x1000);
+            write(transport, register::QUEUE_DEVICE_LOW, base + 0x2000);
+            write(transport, register::QUEUE_READY, 1);
+        }
+        write(transport, register::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+    }
+
+    #[test]
+    fn a_driver_finds_the_device() {
+        let mut transport = transport();
+        assert_eq!(read(&mut transport, register::MAGIC_VALUE), 0x7472_6976);
+        assert_eq!(read(&mut transport, register::VERSION), 2);
+        assert_eq!(read(&mut transport, register::DEVICE_ID), 4);
+        assert_eq!(read(&mut transport, register::QUEUE_NUM_MAX), 256);
+        assert_eq!(read(&mut transport, register::CONFIG), 0x0403_0201);
+    }
+
+    #[test]
+    fn a_driver_that_follows_the_rules_activates_it() {
+        let mut transport = transport();
+        bring_up(&mut transport, VERSION_1 | 1);
+        assert!(transport.activated);
+        assert_eq!(transport.driver_features, VERSION_1 | 1);
+        assert_eq!(transport.faults.count(), 0);
+    }
+
+    #[test]
+    fn features_that_are_not_offered_are_not_accepted() {
+        for features in [VERSION_1 | 2, 1] {
+            let mut transport = transport();
+            bring_up(&mut transport, features);
+            assert!(!transport.activated);
+            assert_eq!(read(&mut transport, register::STATUS) & status::FEATURES_OK, 0);
+        }
+    }
+
+    #[test]
+    fn rings_outside_memory_need_a_reset() {
+        let mut transport = transport();
+        write(&mut transport, register::STATUS, 1);
+        write(&mut transport, register::STATUS, 3);
+        write(&mut transport, register::DRIVER_FEATURES_SEL, 1);
+        write(&mut transport, register::DRIVER_FEATURES, 1);
+        write(&mut transport, register::STATUS, 11);
+        write(&mut transport, register::QUEUE_NUM, 64);
+        write(&mut transport, register::QUEUE_DESC_HIGH, 0xffff_ffff);
+        write(&mut transport, register::QUEUE_DRIVER_LOW, 0x1000);
+        write(&mut transport, register::QUEUE_DEVICE_LOW, 0x2000);
+        write(&mut transport, register::QUEUE_READY, 1);
+        write(&mut transport, register::STATUS, 15);
+        assert_ne!(read(&mut transport, register::STATUS) & status::DEVICE_NEEDS_RESET, 0);
+        assert!(!transport.activated);
+    }
+
+    #[test]
+    fn a_reset_starts_all_over() {
+        let mut transport = transport();
+        bring_up(&mut transport, VERSION_1);
+        transport.interrupt.need_reset();
+        write(&mut transport, register::STATUS, 0);
+        assert_eq!(read(&mut transport, register::STATUS), 0);
+        assert_eq!(read(&mut transport, register::INTERRUPT_STATUS), 0);
+        bring_up(&mut transport, VERSION_1);
+        assert!(transport.activated);
+    }
+
+    #[test]
+    fn an_interrupt_tells_its_reason_until_it_is_acknowledged() {
+        let mut transport = transport();
+        bring_up(&mut transport, VERSION_1);
+        transport.interrupt.signal_used();
+        transport.interrupt.signal_config_change();
+        assert_eq!(read(&mut transport, register::INTERRUPT_STATUS), USED_BUFFER | CONFIG_CHANGE);
+        write(&mut transport, register::INTERRUPT_ACK, USED_BUFFER);
+        assert_eq!(read(&mut transport, register::INTERRUPT_STATUS), CONFIG_CHANGE);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+        #[test]
+        fn arbitrary_accesses_never_panic(
+            accesses in proptest::collection::vec((any::<bool>(), 0_u64..0x140, 1_usize..=8, any::<u64>(), any::<bool>()), 0..200),
+            up in any::<bool>(),
+        ) {
+            let mut transport = transport();
+            if up {
+                bring_up(&mut transport, VERSION_1 | EVENT_IDX);
+            }
+            for (is_write, offset, width, value, tame) in accesses {
+                let (offset, width) = if tame { (offset & !3, 4) } else { (offset, width) };
+                let value = if tame { value & 0xff } else { value };
+                let mut data = value.to_le_bytes();
+                if is_write {
+                    transport.write(offset, &data[..width]);
+                } else {
+                    transport.read(offset, &mut data[..width]);
+                }
+            }
+        }
+    }
+}

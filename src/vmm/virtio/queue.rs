@@ -1,0 +1,409 @@
+//! Virtqueues: a guest's rings as checked descriptor chains (specification, section 2.7).
+//!
+//! virtio-queue reads the rings; this file decides what a chain may be. A chain is taken whole before a device sees
+//! it: every buffer lies in guest memory and has a length, device-readable buffers come before device-writable ones,
+//! and the chain ends. What does not hold to that is a [`QueueError`], after which the device needs a reset: the
+//! driver's idea of the ring and the device's have parted.
+
+use std::sync::Arc;
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
+use virtio_queue::{DescriptorChain, Queue, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::mmio::Interrupt;
+use crate::vmm::memory::GuestMemory;
+
+/// A driver's mistake in a ring.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum QueueError {
+    /// The ring itself cannot be read or written.
+    #[error("queue {queue}: the ring is not sound: {reason}")]
+    Ring {
+        /// Which queue.
+        queue: usize,
+        /// What virtio-queue said.
+        reason: String,
+    },
+    /// A chain has a loop, an index out of range, a bad indirect table, or over 4 GiB.
+    #[error("queue {queue}: the chain at descriptor {head} has no end (a loop, a bad index, or a bad indirect table)")]
+    Endless {
+        /// Which queue.
+        queue: usize,
+        /// The chain's first descriptor.
+        head: u16,
+    },
+    /// A chain without a single buffer.
+    #[error("queue {queue}: the chain at descriptor {head} is empty")]
+    Empty {
+        /// Which queue.
+        queue: usize,
+        /// The chain's first descriptor.
+        head: u16,
+    },
+    /// A buffer without a byte.
+    #[error("queue {queue}: a buffer at {address:#x} has no length")]
+    ZeroLength {
+        /// Which queue.
+        queue: usize,
+        /// The buffer's address.
+        address: u64,
+    },
+    /// A buffer outside guest memory.
+    #[error("queue {queue}: a buffer at {address:#x}, {length} bytes long, is outside guest memory")]
+    OutsideMemory {
+        /// Which queue.
+        queue: usize,
+        /// The buffer's address.
+        address: u64,
+        /// The buffer's length.
+        length: u32,
+    },
+    /// A device-readable buffer behind a device-writable one, or a chain of the wrong kind for this queue.
+    #[error("queue {queue}: a buffer at {address:#x} has the wrong direction")]
+    WrongDirection {
+        /// Which queue.
+        queue: usize,
+        /// The buffer's address.
+        address: u64,
+    },
+    /// A chain too short for what the device exchanges on this queue.
+    #[error("queue {queue}: a chain has {length} bytes where {needed} are needed")]
+    TooShort {
+        /// Which queue.
+        queue: usize,
+        /// What there is.
+        length: u64,
+        /// What is needed.
+        needed: u64,
+    },
+}
+
+/// A queue in a device's hands.
+#[derive(Debug)]
+pub struct Virtqueue {
+    index: usize,
+    queue: Queue,
+    memory: GuestMemory,
+    interrupt: Arc<Interrupt>,
+    kick: Arc<EventFd>,
+}
+
+impl Virtqueue {
+    /// `queue` must be valid for `memory`; `kick` is readable when the driver has notified.
+    pub fn new(index: usize, queue: Queue, memory: GuestMemory, interrupt: Arc<Interrupt>, kick: Arc<EventFd>) -> Virtqueue {
+        Virtqueue { index, queue, memory, interrupt, kick }
+    }
+
+    /// The eventfd that the driver's notifications are written to.
+    pub fn kick(&self) -> &EventFd {
+        &self.kick
+    }
+
+    /// The queue's number.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The next chain that the driver made available.
+    pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
+        use virtio_queue::QueueOwnedT;
+        let ring = |error: virtio_queue::Error| QueueError::Ring { queue: self.index, reason: error.to_string() };
+        let chain = {
+            let mut available = self.queue.iter(&self.memory).map_err(ring)?;
+            available.next()
+        };
+        chain.map(|chain| Chain::parse(self.index, chain, &self.memory)).transpose()
+    }
+
+    /// Puts the chain popped last back, to be popped again.
+    pub fn undo_pop(&mut self) {
+        use virtio_queue::QueueOwnedT;
+        self.queue.go_to_previous_position();
+    }
+
+    /// Hands the chain that began at `head` back, `written` bytes of it written.
+    pub fn add_used(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
+        self.queue
+            .add_used(&self.memory, head, written)
+            .map_err(|error| QueueError::Ring { queue: self.index, reason: error.to_string() })
+    }
+
+    /// Interrupts the driver, if it wants to know of what was used since the last time (section 2.7.7).
+    pub fn notify(&mut self) -> Result<(), QueueError> {
+        let wanted = self
+            .queue
+            .needs_notification(&self.memory)
+            .map_err(|error| QueueError::Ring { queue: self.index, reason: error.to_string() })?;
+        if wanted {
+            self.interrupt.signal_used();
+        }
+        Ok(())
+    }
+
+    /// Asks the driver for no notifications while the device looks at the ring anyway.
+    pub fn disable_notifications(&mut self) -> Result<(), QueueError> {
+        self.queue
+            .disable_notification(&self.memory)
+            .map_err(|error| QueueError::Ring { queue: self.index, reason: error.to_string() })
+    }
+
+    /// Asks for notifications again. Returns whether chains came in between, which must be looked at first.
+    pub fn enable_notifications(&mut self) -> Result<bool, QueueError> {
+        self.queue
+            .enable_notification(&self.memory)
+            .map_err(|error| QueueError::Ring { queue: self.index, reason: error.to_string() })
+    }
+}
+
+/// One buffer of a chain, inside guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buffer {
+    /// Where it begins.
+    pub address: GuestAddress,
+    /// Its length in bytes, never 0.
+    pub length: u32,
+}
+
+/// A descriptor chain whose every buffer was checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// The index of the first descriptor: what [`Virtqueue::add_used`] takes.
+    pub head: u16,
+    /// Device-readable buffers, in order.
+    pub readable: Vec<Buffer>,
+    /// Device-writable buffers, in order; all behind the readable ones.
+    pub writable: Vec<Buffer>,
+}
+
+impl Chain {
+    fn parse(queue: usize, mut chain: DescriptorChain<&GuestMemory>, memory: &GuestMemory) -> Result<Chain, QueueError> {
+        let head = chain.head_index();
+        let mut parsed = Chain { head, readable: Vec::new(), writable: Vec::new() };
+        let mut goes_on = true;
+        for descriptor in chain.by_ref() {
+            goes_on = descriptor.has_next();
+            let (address, length) = (descriptor.addr(), descriptor.len());
+            if length == 0 {
+                return Err(QueueError::ZeroLength { queue, address: address.0 });
+            }
+            if !memory.check_range(address, length as usize) {
+                return Err(QueueError::OutsideMemory { queue, address: address.0, length });
+            }
+            let buffer = Buffer { address, length };
+            if descriptor.is_write_only() {
+                parsed.writable.push(buffer);
+            } else if parsed.writable.is_empty() {
+                parsed.readable.push(buffer);
+            } else {
+                return Err(QueueError::WrongDirection { queue, address: address.0 });
+            }
+        }
+        match (goes_on, parsed.readable.is_empty() && parsed.writable.is_empty()) {
+            (true, _) => Err(QueueError::Endless { queue, head }),
+            (false, true) => Err(QueueError::Empty { queue, head }),
+            (false, false) => Ok(parsed),
+        }
+    }
+}
+
+/// The bytes in `buffers` together.
+pub fn total_length(buffers: &[Buffer]) -> u64 {
+    buffers.iter().map(|buffer| u64::from(buffer.length)).sum()
+}
+
+/// The part of `buffers` that begins `skip` bytes in and is at most `length` bytes long.
+pub fn subrange(buffers: &[Buffer], skip: u64, length: u64) -> Vec<Buffer> {
+    let (mut skip, mut left) = (skip, length);
+    let mut part = Vec::with_capacity(buffers.len());
+    for buffer in buffers {
+        let size = u64::from(buffer.length);
+        if skip >= size {
+            skip -= size;
+            continue;
+        }
+        let take = (size - skip).min(left);
+        if take == 0 {
+            break;
+        }
+        part.push(Buffer { address: GuestAddress(buffer.address.0 + skip), length: take as u32 });
+        left -= take;
+        skip = 0;
+    }
+    part
+}
+
+/// Reads from the beginning of `buffers` until `data` is full. Returns how many bytes there were.
+pub fn read_from(memory: &GuestMemory, buffers: &[Buffer], data: &mut [u8]) -> usize {
+    let mut done = 0;
+    for buffer in buffers {
+        let count = (buffer.length as usize).min(data.len() - done);
+        if count == 0 || memory.read_slice(&mut data[done..done + count], buffer.address).is_err() {
+            break;
+        }
+        done += count;
+    }
+    done
+}
+
+/// Writes `data` to the beginning of `buffers`. Returns how many bytes fitted.
+pub fn write_to(memory: &GuestMemory, buffers: &[Buffer], data: &[u8]) -> usize {
+    let mut done = 0;
+    for buffer in buffers {
+        let count = (buffer.length as usize).min(data.len() - done);
+        if count == 0 || memory.write_slice(&data[done..done + count], buffer.address).is_err() {
+            break;
+        }
+        done += count;
+    }
+    done
+}
+
+/// The host's view of `buffers`, for vectored I/O straight on guest memory. A buffer that crosses a hole of guest
+/// memory cannot be: [`Chain`] checked it.
+pub fn volatile_slices<'a>(memory: &'a GuestMemory, buffers: &[Buffer]) -> Vec<VolatileSlice<'a>> {
+    let slices = buffers.iter().flat_map(|buffer| memory.get_slices(buffer.address, buffer.length as usize));
+    slices.filter_map(Result::ok).collect()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::vmm::irq::IrqLine;
+    use crate::vmm::memory;
+    use proptest::prelude::*;
+    use virtio_queue::desc::RawDescriptor;
+    use virtio_queue::desc::split::Descriptor;
+    use virtio_queue::mock::MockSplitQueue;
+
+    pub(in crate::vmm::virtio) const NEXT: u16 = 1;
+    pub(in crate::vmm::virtio) const WRITE: u16 = 2;
+    pub(in crate::vmm::virtio) const INDIRECT: u16 = 4;
+    const SIZE: u16 = 16;
+
+    /// A driver's end of a queue: descriptors are put down as given, sound or not.
+    pub(in crate::vmm::virtio) fn queue_with(
+        memory: &GuestMemory,
+        descriptors: &[(u64, u32, u16, u16)],
+        heads: &[u16],
+    ) -> Virtqueue {
+        let mock = MockSplitQueue::new(memory, SIZE);
+        for (index, &(address, length, flags, next)) in descriptors.iter().enumerate() {
+            let descriptor = RawDescriptor::from(Descriptor::new(address, length, flags, next));
+            mock.desc_table().store(index as u16, descriptor).unwrap();
+        }
+        for (index, head) in heads.iter().enumerate() {
+            mock.avail().ring().ref_at(index % SIZE as usize).unwrap().store(u16::to_le(*head));
+        }
+        mock.avail().idx().store(u16::to_le(heads.len() as u16));
+        let queue: Queue = mock.create_queue().unwrap();
+        let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
+        Virtqueue::new(0, queue, memory.clone(), interrupt, Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()))
+    }
+
+    fn pop(descriptors: &[(u64, u32, u16, u16)]) -> Result<Option<Chain>, QueueError> {
+        queue_with(&memory::allocate(64).unwrap(), descriptors, &[0]).pop()
+    }
+
+    #[test]
+    fn a_sound_chain_is_split_by_direction() {
+        let chain = pop(&[(0x10_0000, 16, NEXT, 1), (0x20_0000, 512, NEXT | WRITE, 2), (0x30_0000, 1, WRITE, 0)]);
+        let chain = chain.unwrap().unwrap();
+        assert_eq!((chain.readable.len(), chain.writable.len()), (1, 2));
+        assert_eq!(total_length(&chain.writable), 513);
+    }
+
+    #[test]
+    fn an_empty_ring_has_no_chain() {
+        let memory = memory::allocate(64).unwrap();
+        assert_eq!(queue_with(&memory, &[], &[]).pop(), Ok(None));
+    }
+
+    #[test]
+    fn a_chain_with_a_loop_is_refused() {
+        let looped = pop(&[(0x10_0000, 16, NEXT, 1), (0x20_0000, 16, NEXT, 0)]);
+        assert_eq!(looped, Err(QueueError::Endless { queue: 0, head: 0 }));
+    }
+
+    #[test]
+    fn a_chain_that_leads_outside_the_table_is_refused() {
+        assert_eq!(pop(&[(0x10_0000, 16, NEXT, 99)]), Err(QueueError::Endless { queue: 0, head: 0 }));
+    }
+
+    #[test]
+    fn buffers_outside_memory_are_refused() {
+        for address in [64 << 20, u64::MAX - 4, (64 << 20) - 8] {
+            let outside = QueueError::OutsideMemory { queue: 0, address, length: 16 };
+            assert_eq!(pop(&[(address, 16, 0, 0)]), Err(outside));
+        }
+    }
+
+    #[test]
+    fn a_buffer_without_length_is_refused() {
+        assert_eq!(pop(&[(0x10_0000, 0, 0, 0)]), Err(QueueError::ZeroLength { queue: 0, address: 0x10_0000 }));
+    }
+
+    #[test]
+    fn a_readable_buffer_behind_a_writable_one_is_refused() {
+        let wrong = pop(&[(0x10_0000, 16, NEXT | WRITE, 1), (0x20_0000, 16, 0, 0)]);
+        assert_eq!(wrong, Err(QueueError::WrongDirection { queue: 0, address: 0x20_0000 }));
+    }
+
+    #[test]
+    fn more_available_chains_than_the_ring_holds_are_refused() {
+        let memory = memory::allocate(64).unwrap();
+        let mut queue = queue_with(&memory, &[(0x10_0000, 16, 0, 0)], &[0; 40]);
+        assert!(matches!(queue.pop(), Err(QueueError::Ring { queue: 0, .. })));
+    }
+
+    #[test]
+    fn an_indirect_table_is_followed_and_a_bad_one_refused() {
+        let memory = memory::allocate(64).unwrap();
+        let inner = RawDescriptor::from(Descriptor::new(0x20_0000, 64, 0, 0));
+        memory.write_obj(inner, GuestAddress(0x10_0000)).unwrap();
+        let chain = queue_with(&memory, &[(0x10_0000, 16, INDIRECT, 0)], &[0]).pop().unwrap().unwrap();
+        assert_eq!(chain.readable, [Buffer { address: GuestAddress(0x20_0000), length: 64 }]);
+        let odd = queue_with(&memory, &[(0x10_0000, 17, INDIRECT, 0)], &[0]).pop();
+        assert_eq!(odd, Err(QueueError::Endless { queue: 0, head: 0 }));
+    }
+
+    #[test]
+    fn a_subrange_crosses_buffers() {
+        let buffer = |address, length| Buffer { address: GuestAddress(address), length };
+        let buffers = [buffer(0x1000, 16), buffer(0x3000, 512), buffer(0x5000, 1)];
+        assert_eq!(subrange(&buffers, 10, 20), [buffer(0x100a, 6), buffer(0x3000, 14)]);
+        assert_eq!(subrange(&buffers, 528, 9), [buffer(0x5000, 1)]);
+        assert_eq!(subrange(&buffers, 600, 9), []);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+        #[test]
+        fn arbitrary_rings_give_sound_chains_or_errors(
+            descriptors in proptest::collection::vec((any::<u32>(), any::<u32>(), any::<u16>(), any::<u16>()), 1..16),
+            heads in proptest::collection::vec(any::<u16>(), 0..40),
+            shape in 0_u8..3,
+        ) {
+            let memory = memory::allocate(64).unwrap();
+            let descriptors: Vec<_> = descriptors
+                .into_iter()
+                .map(|(address, length, flags, next)| match shape {
+                    0 => (u64::from(address) << 8, length, flags, next),
+                    1 => (u64::from(address % (64 << 20)), length % 8192, flags & 3, next % 20),
+                    _ => (u64::from(address % 0x4000), length % 256 * 16, flags & 7, next % 16),
+                })
+                .collect();
+            let heads: Vec<u16> = heads.into_iter().map(|head| if shape == 0 { head } else { head % 18 }).collect();
+            let mut queue = queue_with(&memory, &descriptors, &heads);
+            for _ in 0..64 {
+                let Ok(Some(chain)) = queue.pop() else { continue };
+                for buffer in chain.readable.iter().chain(&chain.writable) {
+                    prop_assert!(buffer.length > 0);
+                    prop_assert!(memory.check_range(buffer.address, buffer.length as usize));
+                }
+                let _ = queue.add_used(chain.head, 0);
+                let _ = queue.notify();
+            }
+        }
+    }
+}

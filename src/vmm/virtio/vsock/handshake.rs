@@ -1,0 +1,103 @@
+//! The line with which a client on the host says which port of the guest's it wants: `CONNECT <port>\n`.
+
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+
+/// The longest line: `CONNECT 4294967295\n`.
+const LINE_LIMIT: usize = 19;
+
+/// A client that has not finished its line.
+#[derive(Debug)]
+pub struct Handshake {
+    stream: UnixStream,
+    line: Vec<u8>,
+}
+
+/// How far a client has come.
+#[derive(Debug)]
+pub enum Progress {
+    /// More of the line is to come.
+    Waiting(Handshake),
+    /// It wants this port.
+    Connect(UnixStream, u32),
+    /// It left, or wrote something else.
+    Refused,
+}
+
+impl Handshake {
+    /// For a stream that does not block.
+    pub fn new(stream: UnixStream) -> Handshake {
+        Handshake { stream, line: Vec::with_capacity(LINE_LIMIT) }
+    }
+
+    /// The client's socket.
+    pub fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    /// Reads what there is of the line, byte by byte: what follows it is the guest's.
+    pub fn advance(mut self) -> Progress {
+        loop {
+            let mut byte = [0];
+            match self.stream.read(&mut byte) {
+                Ok(0) => return Progress::Refused,
+                Ok(_) if byte[0] == b'\n' => {
+                    return match parse(&self.line) {
+                        Some(port) => Progress::Connect(self.stream, port),
+                        None => Progress::Refused,
+                    };
+                }
+                Ok(_) if self.line.len() == LINE_LIMIT => return Progress::Refused,
+                Ok(_) => self.line.push(byte[0]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Waiting(self),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Progress::Refused,
+            }
+        }
+    }
+}
+
+fn parse(line: &[u8]) -> Option<u32> {
+    let port = std::str::from_utf8(line).ok()?.strip_prefix("CONNECT ")?;
+    port.bytes().all(|byte| byte.is_ascii_digit()).then(|| port.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn advance(written: &[u8], rest: &mut Vec<u8>) -> Progress {
+        let (mut client, stream) = UnixStream::pair().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        client.write_all(written).unwrap();
+        let progress = Handshake::new(stream).advance();
+        if let Progress::Connect(stream, _) = &progress {
+            let mut stream = stream.try_clone().unwrap();
+            let mut buffer = [0; 64];
+            if let Ok(count) = stream.read(&mut buffer) {
+                rest.extend_from_slice(&buffer[..count]);
+            }
+        }
+        progress
+    }
+
+    #[test]
+    fn what_follows_the_line_is_not_taken() {
+        let mut rest = Vec::new();
+        assert!(matches!(advance(b"CONNECT 1024\nhello", &mut rest), Progress::Connect(_, 1024)));
+        assert_eq!(rest, b"hello");
+    }
+
+    #[test]
+    fn half_a_line_waits() {
+        assert!(matches!(advance(b"CONNECT 10", &mut Vec::new()), Progress::Waiting(_)));
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for line in ["GET / HTTP/1.1\r\n", "CONNECT \n", "CONNECT 4294967296\n", "CONNECT +5\n", "CONNECT 111111111111111111111"] {
+            assert!(matches!(advance(line.as_bytes(), &mut Vec::new()), Progress::Refused), "{line}");
+        }
+    }
+}

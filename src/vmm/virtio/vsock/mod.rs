@@ -1,0 +1,108 @@
+//! The vsock device (specification, section 5.10): streams between guest and host, on the host's side through Unix
+//! sockets, without a network and without a kernel module.
+//!
+//! - **Host to guest**: a client connects to the device's socket and writes `CONNECT <port>\n`. When the guest
+//!   accepts, it reads `OK <its own port>\n`, and the stream is the guest's; when nobody listens, it reads the end.
+//! - **Guest to host**: a connection to port *n* of the host (context id 2) goes to the Unix socket
+//!   `<the device's socket>_<n>`, and is refused where there is none.
+//!
+//! One thread has everything; [`connection`] is one stream's state.
+
+mod connection;
+mod handshake;
+mod packet;
+mod service;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
+use super::worker::Worker;
+use super::{ActivateError, Activation, VirtioDevice, read_config_bytes};
+use crate::vmm::config::VsockConfig;
+use service::Service;
+
+/// The device's id (section 5).
+const DEVICE_TYPE: u32 = 19;
+/// Receive, transmit, event.
+const QUEUE_SIZES: &[u16] = &[256, 256, 16];
+
+/// Why the device cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum VsockError {
+    /// The socket on which the host reaches the guest could not be made.
+    #[error("the vsock socket {} cannot be made: {source}", path.display())]
+    Listen {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The device.
+#[derive(Debug)]
+pub struct Vsock {
+    cid: u32,
+    path: PathBuf,
+    listener: UnixListener,
+    worker: Option<Worker>,
+}
+
+impl Vsock {
+    /// Makes the device and its socket; the socket's file is removed when the device is dropped.
+    pub fn new(config: &VsockConfig) -> Result<Vsock, VsockError> {
+        let failed = |source| VsockError::Listen { path: config.path.clone(), source };
+        let listener = UnixListener::bind(&config.path).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(Vsock { cid: config.cid, path: config.path.clone(), listener, worker: None })
+    }
+
+    /// The socket's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Vsock {
+    fn drop(&mut self) {
+        self.worker = None;
+        // It may be gone with its folder.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn device_type(&self) -> u32 {
+        DEVICE_TYPE
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        VERSION_1 | EVENT_IDX | INDIRECT_DESC
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&u64::from(self.cid).to_le_bytes(), offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let failed = |source| ActivateError { device: "vsock", source };
+        let listener: OwnedFd = self.listener.try_clone().map_err(failed)?.into();
+        let (cid, path) = (u64::from(self.cid), self.path.clone());
+        let worker = Worker::spawn("vsock", move |wakeups| {
+            Service::new(cid, path, UnixListener::from(listener), activation, wakeups).run();
+        });
+        self.worker = Some(worker.map_err(failed)?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+    }
+}

@@ -1,0 +1,126 @@
+//! The header of a vsock packet (specification, section 5.10.6): 44 bytes, little-endian.
+
+/// The header's size in bytes.
+pub const HEADER_SIZE: usize = 44;
+/// The most data that one packet carries, in bytes (Linux's `VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`).
+pub const MAX_DATA: u32 = 64 << 10;
+/// The host's context id.
+pub const HOST_CID: u64 = 2;
+
+/// `VIRTIO_VSOCK_TYPE_STREAM`, the one type that the device has.
+pub const TYPE_STREAM: u16 = 1;
+
+/// Operations.
+pub mod op {
+    /// Asks for a connection.
+    pub const REQUEST: u16 = 1;
+    /// Accepts one.
+    pub const RESPONSE: u16 = 2;
+    /// Ends one, or refuses one.
+    pub const RST: u16 = 3;
+    /// Closes one or both directions.
+    pub const SHUTDOWN: u16 = 4;
+    /// Carries data.
+    pub const RW: u16 = 5;
+    /// Tells how much the sender can take.
+    pub const CREDIT_UPDATE: u16 = 6;
+    /// Asks for that.
+    pub const CREDIT_REQUEST: u16 = 7;
+}
+
+/// Flag of `SHUTDOWN`: the sender receives no more.
+pub const SHUTDOWN_RECEIVE: u32 = 1;
+/// Flag of `SHUTDOWN`: the sender sends no more.
+pub const SHUTDOWN_SEND: u32 = 2;
+
+/// A packet's header.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Header {
+    /// The sender's context id.
+    pub src_cid: u64,
+    /// The receiver's.
+    pub dst_cid: u64,
+    /// The sender's port.
+    pub src_port: u32,
+    /// The receiver's port.
+    pub dst_port: u32,
+    /// Bytes of data that follow.
+    pub len: u32,
+    /// The connection's type.
+    pub kind: u16,
+    /// One of [`op`].
+    pub op: u16,
+    /// The operation's flags.
+    pub flags: u32,
+    /// How much the sender buffers for this connection.
+    pub buf_alloc: u32,
+    /// How much of what it received has left its buffer.
+    pub fwd_cnt: u32,
+}
+
+impl Header {
+    /// From its bytes.
+    pub fn from_bytes(bytes: &[u8; HEADER_SIZE]) -> Header {
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
+        let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        Header {
+            src_cid: long(0),
+            dst_cid: long(8),
+            src_port: word(16),
+            dst_port: word(20),
+            len: word(24),
+            kind: half(28),
+            op: half(30),
+            flags: word(32),
+            buf_alloc: word(36),
+            fwd_cnt: word(40),
+        }
+    }
+
+    /// As bytes.
+    pub fn to_bytes(&self) -> [u8; HEADER_SIZE] {
+        let mut bytes = [0; HEADER_SIZE];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(0, &self.src_cid.to_le_bytes());
+        put(8, &self.dst_cid.to_le_bytes());
+        put(16, &self.src_port.to_le_bytes());
+        put(20, &self.dst_port.to_le_bytes());
+        put(24, &self.len.to_le_bytes());
+        put(28, &self.kind.to_le_bytes());
+        put(30, &self.op.to_le_bytes());
+        put(32, &self.flags.to_le_bytes());
+        put(36, &self.buf_alloc.to_le_bytes());
+        put(40, &self.fwd_cnt.to_le_bytes());
+        bytes
+    }
+
+    /// The answer to a packet that belongs to no connection.
+    pub fn reset_for(&self) -> Header {
+        Header {
+            src_cid: self.dst_cid,
+            dst_cid: self.src_cid,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            kind: self.kind,
+            op: op::RST,
+            ..Header::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn bytes_and_header_are_the_same(low in any::<[u8; 32]>(), high in any::<[u8; 12]>()) {
+            let mut bytes = [0; HEADER_SIZE];
+            bytes[..32].copy_from_slice(&low);
+            bytes[32..].copy_from_slice(&high);
+            prop_assert_eq!(Header::from_bytes(&bytes).to_bytes(), bytes);
+        }
+    }
+}

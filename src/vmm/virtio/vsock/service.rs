@@ -1,0 +1,354 @@
+//! The vsock device's thread: queues on one side, Unix sockets on the other, connections between them.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+
+use rustix::io::IoSliceMut;
+use vmm_sys_util::epoll::EventSet;
+
+use super::connection::{Connection, Key};
+use super::handshake::{Handshake, Progress};
+use super::packet::{HEADER_SIZE, HOST_CID, Header, MAX_DATA, TYPE_STREAM, op};
+use crate::vmm::memory::GuestMemory;
+use crate::vmm::virtio::Activation;
+use crate::vmm::virtio::queue::{self, Buffer, QueueError};
+use crate::vmm::virtio::worker::Wakeups;
+
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+
+/// Tokens of what the thread waits on; sockets have those from [`FIRST_SOCKET`].
+const LISTENER: u64 = 0;
+const RECEIVE_KICK: u64 = 1;
+const TRANSMIT_KICK: u64 = 2;
+const FIRST_SOCKET: u64 = 16;
+
+/// Ports that the host's ends of connections get; below are those that a guest may name.
+const FIRST_HOST_PORT: u32 = 1 << 30;
+/// Most connections, and most clients that have not said which port they want.
+const MAX_CONNECTIONS: usize = 1024;
+const MAX_HANDSHAKES: usize = 64;
+/// Most resets that wait for packets without a connection; a guest that does not take them gets no more.
+const MAX_STRAY_RESETS: usize = 128;
+
+/// What the thread has.
+pub(super) struct Service {
+    cid: u64,
+    path: PathBuf,
+    listener: UnixListener,
+    activation: Activation,
+    wakeups: Wakeups,
+    connections: HashMap<Key, Connection>,
+    handshakes: HashMap<u64, Handshake>,
+    /// The connection of each socket that is waited on.
+    sockets: HashMap<u64, Key>,
+    /// Connections that may have packets for the guest, each once, in turn.
+    ready: VecDeque<Key>,
+    stray_resets: VecDeque<Header>,
+    next_token: u64,
+    next_port: u32,
+}
+
+impl Service {
+    pub(super) fn new(
+        cid: u64,
+        path: PathBuf,
+        listener: UnixListener,
+        activation: Activation,
+        wakeups: Wakeups,
+    ) -> Service {
+        Service {
+            cid,
+            path,
+            listener,
+            activation,
+            wakeups,
+            connections: HashMap::new(),
+            handshakes: HashMap::new(),
+            sockets: HashMap::new(),
+            ready: VecDeque::new(),
+            stray_resets: VecDeque::new(),
+            next_token: FIRST_SOCKET,
+            next_port: FIRST_HOST_PORT,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        if let Err(error) = self.listen() {
+            log::error!("the vsock thread cannot wait for its sockets: {error}");
+            return self.activation.interrupt.need_reset();
+        }
+        loop {
+            if let Err(error) = self.serve_guest() {
+                self.activation.faults.record(&error);
+                return self.activation.interrupt.need_reset();
+            }
+            let mut events = Vec::new();
+            if !self.wakeups.wait(-1, |token, kinds| events.push((token, kinds))) {
+                return;
+            }
+            for (token, kinds) in events {
+                self.handle(token, kinds);
+            }
+        }
+    }
+
+    fn listen(&self) -> io::Result<()> {
+        let kick = |queue: usize| self.activation.queues[queue].kick().as_raw_fd();
+        self.wakeups.add(kick(RECEIVE), EventSet::IN, RECEIVE_KICK)?;
+        self.wakeups.add(kick(TRANSMIT), EventSet::IN, TRANSMIT_KICK)?;
+        self.wakeups.add(self.listener.as_raw_fd(), EventSet::IN, LISTENER)
+    }
+
+    fn handle(&mut self, token: u64, kinds: EventSet) {
+        match token {
+            LISTENER => self.accept(),
+            RECEIVE_KICK | TRANSMIT_KICK => {
+                let queue = if token == RECEIVE_KICK { RECEIVE } else { TRANSMIT };
+                // Resets the counter; the queues are served in every round anyway.
+                let _ = self.activation.queues[queue].kick().read();
+            }
+            socket => self.handle_socket(socket, kinds),
+        }
+    }
+
+    /// Takes one client; if there are more, the listener stays readable.
+    fn accept(&mut self) {
+        let Ok((stream, _)) = self.listener.accept() else { return };
+        if self.handshakes.len() >= MAX_HANDSHAKES || self.connections.len() >= MAX_CONNECTIONS {
+            log::warn!("a vsock client was turned away: there are too many already");
+            return;
+        }
+        if let Some(token) = self.watch(&stream) {
+            self.advance_handshake(token, Handshake::new(stream));
+        }
+    }
+
+    /// Waits on a host's socket: each change is told once, so that a socket is read and written until it blocks.
+    fn watch(&mut self, stream: &UnixStream) -> Option<u64> {
+        let token = self.next_token;
+        self.next_token += 1;
+        let kinds = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        let watched = stream
+            .set_nonblocking(true)
+            .and_then(|()| self.wakeups.add(stream.as_raw_fd(), kinds, token));
+        match watched {
+            Ok(()) => Some(token),
+            Err(error) => {
+                log::warn!("a vsock client's socket cannot be waited on: {error}");
+                None
+            }
+        }
+    }
+
+    fn advance_handshake(&mut self, token: u64, handshake: Handshake) {
+        match handshake.advance() {
+            Progress::Waiting(handshake) => {
+                self.handshakes.insert(token, handshake);
+            }
+            Progress::Refused => {}
+            Progress::Connect(stream, guest_port) => {
+                let key = Key { guest_port, host_port: self.free_host_port(guest_port) };
+                self.sockets.insert(token, key);
+                self.connections.insert(key, Connection::from_host(key, self.cid, stream));
+                self.ready.push_back(key);
+            }
+        }
+    }
+
+    fn free_host_port(&mut self, guest_port: u32) -> u32 {
+        loop {
+            let host_port = self.next_port;
+            self.next_port = self.next_port.checked_add(1).filter(|port| *port < u32::MAX).unwrap_or(FIRST_HOST_PORT);
+            if !self.connections.contains_key(&Key { guest_port, host_port }) {
+                return host_port;
+            }
+        }
+    }
+
+    fn handle_socket(&mut self, token: u64, kinds: EventSet) {
+        if let Some(handshake) = self.handshakes.remove(&token) {
+            return self.advance_handshake(token, handshake);
+        }
+        let Some(key) = self.sockets.get(&token).copied() else { return };
+        let Some(connection) = self.connections.get_mut(&key) else { return };
+        if kinds.intersects(EventSet::HANG_UP | EventSet::ERROR) {
+            connection.set_hung_up();
+        }
+        if kinds.intersects(EventSet::IN | EventSet::READ_HANG_UP) {
+            connection.set_readable();
+        }
+        if kinds.contains(EventSet::OUT) {
+            connection.flush();
+        }
+        self.queue_if_ready(key);
+    }
+
+    /// Puts a connection into the line of those that have packets for the guest, or forgets it.
+    fn queue_if_ready(&mut self, key: Key) {
+        let Some(connection) = self.connections.get(&key) else { return };
+        if connection.is_closed() {
+            self.connections.remove(&key);
+            self.sockets.retain(|_, other| *other != key);
+        } else if connection.wants_to_send() && !self.ready.contains(&key) {
+            self.ready.push_back(key);
+        }
+    }
+
+    /// Takes all that the guest has sent and gives it all that there is and that it has room for.
+    fn serve_guest(&mut self) -> Result<(), QueueError> {
+        loop {
+            let taken = self.take_packets()?;
+            let given = self.give_packets()?;
+            if !taken && !given {
+                return Ok(());
+            }
+        }
+    }
+
+    fn take_packets(&mut self) -> Result<bool, QueueError> {
+        let mut any = false;
+        loop {
+            self.activation.queues[TRANSMIT].disable_notifications()?;
+            while let Some(chain) = self.activation.queues[TRANSMIT].pop()? {
+                any = true;
+                if let Some(Buffer { address, .. }) = chain.writable.first() {
+                    return Err(QueueError::WrongDirection { queue: TRANSMIT, address: address.0 });
+                }
+                self.take_packet(&chain.readable)?;
+                self.activation.queues[TRANSMIT].add_used(chain.head, 0)?;
+            }
+            self.activation.queues[TRANSMIT].notify()?;
+            if !self.activation.queues[TRANSMIT].enable_notifications()? {
+                return Ok(any);
+            }
+        }
+    }
+
+    fn take_packet(&mut self, buffers: &[Buffer]) -> Result<(), QueueError> {
+        let mut bytes = [0; HEADER_SIZE];
+        let length = queue::read_from(&self.activation.memory, buffers, &mut bytes);
+        if length < HEADER_SIZE {
+            let (length, needed) = (length as u64, HEADER_SIZE as u64);
+            return Err(QueueError::TooShort { queue: TRANSMIT, length, needed });
+        }
+        let header = Header::from_bytes(&bytes);
+        let total = queue::total_length(buffers) - HEADER_SIZE as u64;
+        let data_length = if header.op == op::RW { header.len } else { 0 };
+        if data_length > MAX_DATA || u64::from(data_length) > total {
+            self.activation.faults.record(&format!("a vsock packet says that it has {} bytes of {total}", header.len));
+            self.reset_stray(&header);
+            return Ok(());
+        }
+        let data_buffers = queue::subrange(buffers, HEADER_SIZE as u64, data_length.into());
+        let mut data = vec![0; data_length as usize];
+        queue::read_from(&self.activation.memory, &data_buffers, &mut data);
+        self.dispatch(&header, &data);
+        Ok(())
+    }
+
+    fn dispatch(&mut self, header: &Header, data: &[u8]) {
+        if header.src_cid != self.cid || header.dst_cid != HOST_CID || header.kind != TYPE_STREAM {
+            return self.reset_stray(header);
+        }
+        let key = Key { guest_port: header.src_port, host_port: header.dst_port };
+        if header.op == op::REQUEST {
+            return self.connect_to_host(key, header);
+        }
+        match self.connections.get_mut(&key) {
+            Some(connection) => {
+                connection.receive(header, data);
+                self.queue_if_ready(key);
+            }
+            None => self.reset_stray(header),
+        }
+    }
+
+    /// The guest asks for a port of the host's.
+    fn connect_to_host(&mut self, key: Key, request: &Header) {
+        if self.connections.contains_key(&key) || self.connections.len() >= MAX_CONNECTIONS {
+            return self.reset_stray(request);
+        }
+        let mut path = self.path.clone().into_os_string();
+        path.push(format!("_{}", key.host_port));
+        let Ok(stream) = UnixStream::connect(&path) else { return self.reset_stray(request) };
+        let Some(token) = self.watch(&stream) else { return self.reset_stray(request) };
+        self.sockets.insert(token, key);
+        self.connections.insert(key, Connection::from_guest(request, stream));
+        self.ready.push_back(key);
+    }
+
+    /// Answers a packet that belongs to no connection; a reset is not answered.
+    fn reset_stray(&mut self, header: &Header) {
+        if header.op != op::RST && self.stray_resets.len() < MAX_STRAY_RESETS {
+            self.stray_resets.push_back(header.reset_for());
+        }
+    }
+
+    fn give_packets(&mut self) -> Result<bool, QueueError> {
+        let mut any = false;
+        while !self.ready.is_empty() || !self.stray_resets.is_empty() {
+            let Some(chain) = self.activation.queues[RECEIVE].pop()? else {
+                // No room: the driver's next notification brings the thread back here.
+                if self.activation.queues[RECEIVE].enable_notifications()? {
+                    continue;
+                }
+                break;
+            };
+            if let Some(Buffer { address, .. }) = chain.readable.first() {
+                return Err(QueueError::WrongDirection { queue: RECEIVE, address: address.0 });
+            }
+            let (length, needed) = (queue::total_length(&chain.writable), HEADER_SIZE as u64 + 1);
+            if length < needed {
+                return Err(QueueError::TooShort { queue: RECEIVE, length, needed });
+            }
+            match self.next_packet(&chain.writable) {
+                Some(header) => {
+                    any = true;
+                    queue::write_to(&self.activation.memory, &chain.writable, &header.to_bytes());
+                    let written = HEADER_SIZE as u32 + header.len;
+                    self.activation.queues[RECEIVE].add_used(chain.head, written)?;
+                }
+                None => self.activation.queues[RECEIVE].undo_pop(),
+            }
+        }
+        if any {
+            self.activation.queues[RECEIVE].notify()?;
+        }
+        Ok(any)
+    }
+
+    /// The next packet of whoever's turn it is; its data is in `buffers` behind the header's place already.
+    fn next_packet(&mut self, buffers: &[Buffer]) -> Option<Header> {
+        if let Some(reset) = self.stray_resets.pop_front() {
+            return Some(reset);
+        }
+        let key = self.ready.pop_front()?;
+        let memory = &self.activation.memory;
+        let connection = self.connections.get_mut(&key)?;
+        let packet = connection.next_packet(|stream, limit| {
+            let buffers = queue::subrange(buffers, HEADER_SIZE as u64, limit.into());
+            read_into_guest(memory, stream, &buffers)
+        });
+        self.queue_if_ready(key);
+        packet
+    }
+}
+
+/// Reads from a socket straight into guest memory.
+fn read_into_guest(memory: &GuestMemory, stream: &UnixStream, buffers: &[Buffer]) -> io::Result<usize> {
+    let slices = queue::volatile_slices(memory, buffers);
+    let guards: Vec<_> = slices.iter().map(|slice| slice.ptr_guard_mut()).collect();
+    let mut vectors: Vec<IoSliceMut> = guards
+        .iter()
+        .map(|guard| {
+            // SAFETY: the guard keeps the range mapped and valid for writes of its whole length. The guest may change
+            // it at the same time; only the kernel writes through the slice, and nothing reads it back.
+            IoSliceMut::new(unsafe { std::slice::from_raw_parts_mut(guard.as_ptr(), guard.len()) })
+        })
+        .collect();
+    Ok(rustix::io::readv(stream, &mut vectors)?)
+}
