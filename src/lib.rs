@@ -1,2 +1,20 @@
-//! Wisp: EC2 on one Linux machine.
+//! Wisp: EC2 on one Linux machine. Real Linux guests under KVM, in a monitor of its own, with the nouns and manners
+//! of Amazon EC2.
+//!
+//! The library behind the binary, room by room; arrows point down only:
+//!
+//! - [`cli`]: one file a subcommand;
+//! - [`cloud`]: what the subcommands do;
+//! - [`ec2`]: EC2's rules, pure;
+//! - [`host`]: the host's side of an instance;
+//! - [`guest`]: the host's end of the guest's agent;
+//! - [`vmm`]: the virtual machine monitor.
+//!
+//! `docs/architecture.md` tells the story of one boot through them.
+
+pub mod cli;
+pub mod cloud;
+pub mod ec2;
+pub mod guest;
+pub mod host;
 pub mod vmm;

@@ -78,7 +78,7 @@ impl Agent {
 
         let Connection { writer, reader } = &mut self.connection;
         thread::scope(|scope| {
-            let sender = Sender { shared: &shared, writer, signals: &signals, streams, window: 0, input_ended: false };
+            let sender = Sender { shared: &shared, writer, signals: &signals, streams, window: STDIN_WINDOW, input_ended: false };
             let sender = thread::Builder::new().name("guest-exec-input".into()).spawn_scoped(scope, || sender.run());
             let sender = sender.map_err(|source| Error::Local { action: "start a thread", source })?;
             let outcome = receive(&shared, reader, streams);
@@ -116,7 +116,7 @@ impl Shared {
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(Error::local("make an event counter"))?;
         Ok(Self {
             has_terminal,
-            credit: AtomicUsize::new(STDIN_WINDOW),
+            credit: AtomicUsize::new(0),
             output_closed: AtomicBool::new(false),
             error_closed: AtomicBool::new(false),
             finished: AtomicBool::new(false),

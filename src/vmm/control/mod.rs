@@ -7,7 +7,8 @@
 mod client;
 mod server;
 
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -94,6 +95,14 @@ pub struct GuestFaultRecord {
     pub device: String,
     /// How many.
     pub count: u64,
+}
+
+/// Sends one message to a connection that has no server yet, where a machine could not even be built. It is a
+/// courtesy: if the other end is gone, nobody is told.
+pub fn send_once(mut stream: UnixStream, message: &Message) {
+    let mut line = serde_json::to_vec(message).expect("messages are plain data");
+    line.push(b'\n');
+    let _ = stream.write_all(&line);
 }
 
 /// Why there is no control socket.

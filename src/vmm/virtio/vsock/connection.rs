@@ -118,11 +118,6 @@ impl Connection {
         }
     }
 
-    /// The host's socket.
-    pub fn stream(&self) -> &UnixStream {
-        &self.stream
-    }
-
     /// Whether nothing is left to do.
     pub fn is_closed(&self) -> bool {
         self.state == State::Closed

@@ -30,11 +30,6 @@ impl Handshake {
         Handshake { stream, line: Vec::with_capacity(LINE_LIMIT) }
     }
 
-    /// The client's socket.
-    pub fn stream(&self) -> &UnixStream {
-        &self.stream
-    }
-
     /// Reads what there is of the line, byte by byte: what follows it is the guest's.
     pub fn advance(mut self) -> Progress {
         loop {

@@ -1,0 +1,100 @@
+//! The bundle: `image.toml`, the kernel and the root file system in a tar archive, compressed with zstd.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+
+use anyhow::Context;
+use sha2::{Digest, Sha256};
+
+use crate::EPOCH;
+use crate::inputs::hex;
+
+/// Slow and small: it is done once and read often.
+const COMPRESSION_LEVEL: i32 = 19;
+/// How far back zstd looks for repetitions, as a power of two: 128 MiB, which every decoder allows.
+const WINDOW_LOG: u32 = 27;
+
+/// What the manifest says of a component.
+#[derive(Debug)]
+pub struct Component<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its version.
+    pub version: &'a str,
+    /// Its licence, as SPDX names it.
+    pub licence: &'a str,
+    /// Where its source is.
+    pub source: &'a str,
+}
+
+/// The manifest of a bundle with these files, which are read for their digests.
+pub fn manifest(kernel: &Path, root: &Path, components: &[Component]) -> anyhow::Result<String> {
+    let (kernel, root) = (sha256(kernel)?, sha256(root)?);
+    let mut text = format!(
+        r#"name = "tiny"
+description = "Linux with busybox and the Wisp agent, as small as it can be and still be useful"
+architecture = "x86_64"
+default_user = "root"
+
+[kernel]
+file = "vmlinux"
+sha256 = "{kernel}"
+cmdline = "quiet init=/sbin/wisp-init"
+# The 64-bit protocol brings a seed for the random generator, which PVH has no place for.
+protocol = "linux64"
+
+[root]
+file = "root.ext4"
+sha256 = "{root}"
+format = "raw"
+file_system = "ext4"
+"#
+    );
+    for Component { name, version, licence, source } in components {
+        text.push_str(&format!(
+            "\n[[component]]\nname = {name:?}\nversion = {version:?}\nlicence = {licence:?}\nsource = {source:?}\n"
+        ));
+    }
+    Ok(text)
+}
+
+/// Writes the archive and, beside it, its SHA-256. Returns the archive's size in bytes.
+pub fn archive(output: &Path, manifest: &str, kernel: &Path, root: &Path) -> anyhow::Result<u64> {
+    let file = File::create(output).with_context(|| output.display().to_string())?;
+    let mut encoder = zstd::Encoder::new(file, COMPRESSION_LEVEL)?;
+    encoder.window_log(WINDOW_LOG)?;
+    encoder.long_distance_matching(true)?;
+    let mut archive = tar::Builder::new(encoder);
+    append(&mut archive, "image.toml", manifest.len() as u64, manifest.as_bytes())?;
+    for (name, path) in [("vmlinux", kernel), ("root.ext4", root)] {
+        let file = File::open(path).with_context(|| path.display().to_string())?;
+        append(&mut archive, name, file.metadata()?.len(), file)?;
+    }
+    archive.into_inner()?.finish()?;
+    fs::write(output.with_file_name("tiny.sha256"), format!("{}\n", sha256(output)?))?;
+    Ok(fs::metadata(output)?.len())
+}
+
+fn append<W: io::Write>(archive: &mut tar::Builder<W>, name: &str, size: u64, content: impl Read) -> anyhow::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_path(name)?;
+    header.set_size(size);
+    header.set_mode(0o600);
+    header.set_mtime(EPOCH as u64);
+    header.set_cksum();
+    Ok(archive.append(&header, content)?)
+}
+
+/// The SHA-256 of a file, in hexadecimal.
+fn sha256(path: &Path) -> anyhow::Result<String> {
+    let mut hasher = Sha256::new();
+    let mut file = File::open(path).with_context(|| path.display().to_string())?;
+    let mut block = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok(hex(&hasher.finalize())),
+            count => hasher.update(&block[..count]),
+        }
+    }
+}

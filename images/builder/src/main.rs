@@ -1,0 +1,73 @@
+//! Builds the embedded image from a kernel, a busybox and a wisp-init; `scripts/rebuild-images` calls it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Parser;
+use wisp_image_builder::bundle::{self, Component};
+use wisp_image_builder::inputs;
+use wisp_image_builder::rootfs::Rootfs;
+
+/// Builds images/tiny's bundle.
+#[derive(Debug, Parser)]
+struct Args {
+    /// The repository.
+    #[arg(long, default_value = ".")]
+    repository: PathBuf,
+    /// The kernel: an ELF vmlinux.
+    #[arg(long)]
+    kernel: PathBuf,
+    /// What the kernel is: its release and its source package's version.
+    #[arg(long)]
+    kernel_version: String,
+    /// A static busybox.
+    #[arg(long)]
+    busybox: PathBuf,
+    /// The busybox package's version.
+    #[arg(long)]
+    busybox_version: String,
+    /// A static wisp-init.
+    #[arg(long)]
+    init: PathBuf,
+}
+
+/// The root file system's size: room for a learner's experiments; what is not used takes no space.
+const ROOT_MIB: u64 = 256;
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let tiny = args.repository.join("images/tiny");
+    let scratch = tiny.join("scratch");
+    fs::create_dir_all(&scratch)?;
+    let root = scratch.join("root.ext4");
+    let rootfs =
+        Rootfs { busybox: args.busybox, init: args.init, files: tiny.join("files"), size_mib: ROOT_MIB };
+    rootfs.write(&root).context("the root file system")?;
+    let components = [
+        Component {
+            name: "Linux",
+            version: &args.kernel_version,
+            licence: "GPL-2.0-only",
+            source: "Debian package linux-source-6.12, with the configuration and patches in images/kernel",
+        },
+        Component {
+            name: "busybox",
+            version: &args.busybox_version,
+            licence: "GPL-2.0-only",
+            source: "Debian package busybox-static, source package busybox",
+        },
+        Component {
+            name: "wisp-init",
+            version: env!("CARGO_PKG_VERSION"),
+            licence: "Apache-2.0",
+            source: "images/agent in Wisp's repository; linked with the GNU C library (LGPL-2.1-or-later)",
+        },
+    ];
+    let manifest = bundle::manifest(&args.kernel, &root, &components)?;
+    let size = bundle::archive(&tiny.join("tiny.tar.zst"), &manifest, &args.kernel, &root)?;
+    fs::write(tiny.join("inputs.sha256"), format!("{}\n", inputs::digest(&args.repository)?))?;
+    fs::remove_dir_all(&scratch)?;
+    println!("images/tiny/tiny.tar.zst: {size} bytes");
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! The root file system of `tiny`: busybox, wisp-init, and the few files that programs look for; ext4, with a journal.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use mkext4::sink::FileSink;
+use mkext4::{FsBuilder, InodeHandle, Meta, Options, ROOT};
+
+use crate::EPOCH;
+
+/// The file system's identity: fixed, so that equal inputs give equal bytes.
+const UUID: [u8; 16] = *b"wisp-tiny-rootfs";
+/// Its journal, in blocks of 4 KiB: the least that ext4 takes.
+const JOURNAL_BLOCKS: u32 = 1024;
+
+/// What goes into the file system.
+#[derive(Debug)]
+pub struct Rootfs {
+    /// A static busybox.
+    pub busybox: PathBuf,
+    /// A static wisp-init.
+    pub init: PathBuf,
+    /// A folder whose files are put into the root as they are (`etc/passwd` ...).
+    pub files: PathBuf,
+    /// The file system's size in MiB; what is not used takes no space.
+    pub size_mib: u64,
+}
+
+/// Empty directories.
+const DIRECTORIES: [&str; 12] =
+    ["/dev", "/proc", "/sys", "/run", "/mnt", "/opt", "/srv", "/home", "/var", "/var/log", "/var/lib", "/usr"];
+
+impl Rootfs {
+    /// Writes the file system to `image`.
+    pub fn write(&self, image: &Path) -> anyhow::Result<()> {
+        let mut options = Options::new(self.size_mib << 20, UUID, EPOCH);
+        options.label = Some("tiny".into());
+        options.journal_blocks = Some(JOURNAL_BLOCKS);
+        options.reserved_percent = 0;
+        let mut tree = Tree { builder: FsBuilder::new(options)?, directories: vec![("/".into(), ROOT)], files: vec![] };
+        for path in DIRECTORIES {
+            tree.directory(path, 0o755)?;
+        }
+        for (path, mode) in [("/tmp", 0o1777), ("/var/tmp", 0o1777), ("/root", 0o700)] {
+            tree.directory(path, mode)?;
+        }
+        tree.file("/bin/busybox", 0o755, &self.busybox)?;
+        tree.file("/sbin/wisp-init", 0o755, &self.init)?;
+        for applet in applets(&self.busybox)? {
+            tree.symlink(&format!("/{applet}"), "/bin/busybox")?;
+        }
+        tree.symlink("/sbin/init", "/sbin/wisp-init")?;
+        tree.copy_folder(&self.files)?;
+        tree.seal(image)
+    }
+}
+
+/// The paths under which busybox is found, from `busybox --list-full`.
+fn applets(busybox: &Path) -> anyhow::Result<Vec<String>> {
+    let output = Command::new(busybox).arg("--list-full").output().context("busybox --list-full")?;
+    let mut applets: Vec<String> = String::from_utf8(output.stdout)?.lines().map(str::to_string).collect();
+    // Its own init is not this image's: wisp-init is.
+    applets.retain(|path| !matches!(path.as_str(), "bin/busybox" | "sbin/init" | "linuxrc" | "init"));
+    applets.sort();
+    if applets.len() < 100 {
+        bail!("{} lists {} applets only: is it a busybox?", busybox.display(), applets.len());
+    }
+    Ok(applets)
+}
+
+struct Tree {
+    builder: FsBuilder,
+    directories: Vec<(String, InodeHandle)>,
+    files: Vec<(InodeHandle, PathBuf)>,
+}
+
+impl Tree {
+    fn meta(mode: u16) -> Meta {
+        Meta::new(mode, 0, 0, (EPOCH, 0))
+    }
+
+    /// The directory at `path`, made with its parents where it does not exist.
+    fn directory(&mut self, path: &str, mode: u16) -> anyhow::Result<InodeHandle> {
+        if let Some((_, handle)) = self.directories.iter().find(|(known, _)| known == path) {
+            return Ok(*handle);
+        }
+        let (parent, name) = self.parent(path)?;
+        let handle = self.builder.mkdir(parent, name, Self::meta(mode))?;
+        self.directories.push((path.to_string(), handle));
+        Ok(handle)
+    }
+
+    fn parent<'a>(&mut self, path: &'a str) -> anyhow::Result<(InodeHandle, &'a str)> {
+        let (parent, name) = path.rsplit_once('/').context("a path begins with a slash")?;
+        let parent = if parent.is_empty() { "/" } else { parent };
+        Ok((self.directory(parent, 0o755)?, name))
+    }
+
+    fn file(&mut self, path: &str, mode: u16, source: &Path) -> anyhow::Result<()> {
+        let size = fs::metadata(source).with_context(|| source.display().to_string())?.len();
+        let (parent, name) = self.parent(path)?;
+        let handle = self.builder.file(parent, name, Self::meta(mode), size)?;
+        self.files.push((handle, source.to_path_buf()));
+        Ok(())
+    }
+
+    fn symlink(&mut self, path: &str, target: &str) -> anyhow::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        self.builder.symlink(parent, name, target, Self::meta(0o777))?;
+        Ok(())
+    }
+
+    fn copy_folder(&mut self, folder: &Path) -> anyhow::Result<()> {
+        let mut pending = vec![folder.to_path_buf()];
+        let mut files = Vec::new();
+        while let Some(current) = pending.pop() {
+            for entry in fs::read_dir(&current).with_context(|| current.display().to_string())? {
+                let path = entry?.path();
+                if path.is_dir() { pending.push(path) } else { files.push(path) }
+            }
+        }
+        files.sort();
+        for source in files {
+            let path = format!("/{}", source.strip_prefix(folder)?.display());
+            self.file(&path, 0o644, &source)?;
+        }
+        Ok(())
+    }
+
+    fn seal(self, image: &Path) -> anyhow::Result<()> {
+        let layout = self.builder.seal()?;
+        let mut sink = FileSink::create(image, layout.image_len())?;
+        let mut writer = layout.writer(&mut sink)?;
+        for (handle, source) in self.files {
+            writer.fill(handle, &mut io::BufReader::new(File::open(&source)?))?;
+        }
+        writer.finish()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,370 @@
+//! `wisp run`: boots an image, runs a command or a shell in it, and leaves nothing behind.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{IsTerminal, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::console;
+use super::output;
+use super::timeline;
+use crate::cloud::image::Image;
+use crate::cloud::run::{Boot, EphemeralInstance, ExtraDisk, RunError, RunSpec};
+use crate::ec2::capacity::{self, HostCapacity, Request};
+use crate::ec2::catalogue;
+use crate::ec2::size::MemorySize;
+use crate::guest::{self, Agent, ExecRequest, ExitStatus, Streams, terminal};
+use crate::host::home::Home;
+use crate::host::probe;
+use crate::vmm::config::{BootProtocol, CpuConfig, DiskFormat};
+use crate::vmm::end::End;
+use crate::vmm::timeline::Mark;
+
+/// The size of a guest of which none was said: EC2 has no type this small, and it boots soonest.
+const DEFAULT_VCPUS: u32 = 1;
+const DEFAULT_MEMORY_MIB: u64 = 256;
+/// The type that an override without a type is an override of; every one of its figures is replaced.
+const OVERRIDDEN_TYPE: &str = "t2.nano";
+/// How long a guest may take to boot: with hardware KVM, and where its kernel is emulated.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
+const EMULATED_BOOT_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long an agent that is ready may take to answer, and a guest to shut down.
+const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(90);
+/// Work that takes longer than this is shown on a terminal.
+const SHOW_AFTER: Duration = Duration::from_secs(1);
+
+/// Boots an image, runs a command (or a shell on this terminal) in it, and terminates it.
+///
+/// The exit code is the command's; standard input, output and error are passed through, signals are forwarded.
+/// What the guest writes to its root file system is gone afterwards.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp run                                      a shell in the embedded image
+  wisp run -- uname -a                          one command
+  echo hello | wisp run -- wc -c                standard input is passed through
+  wisp run --type c6i.large -- nproc            an instance type's vCPUs and memory
+  wisp run --disk data.img -- ls -l /dev/vdb    a disk of yours, writable
+  wisp run --kernel vmlinux --disk root.ext4:ro --console
+                                                any kernel, on its serial console (ctrl-] leaves)")]
+pub struct Args {
+    /// An image's name or id, or a bundle's directory; `tiny`, which is inside the binary, if left out.
+    #[arg(value_name = "IMAGE", conflicts_with = "kernel")]
+    image: Option<String>,
+
+    /// An instance type, which decides vCPUs and memory (see `wisp types`); 1 vCPU and 256 MiB if left out.
+    #[arg(long = "type", value_name = "TYPE")]
+    instance_type: Option<String>,
+
+    /// vCPUs, in place of the type's.
+    #[arg(long, value_name = "N")]
+    vcpus: Option<u32>,
+
+    /// Memory, in place of the type's: 256M, 2G, or a number of MiB.
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<MemorySize>,
+
+    /// Allow more vCPUs than this host has CPUs.
+    #[arg(long)]
+    overcommit: bool,
+
+    /// A kernel to boot in place of an image: an ELF vmlinux or a bzImage.
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+
+    /// An initial RAM disk for --kernel.
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+
+    /// How --kernel is entered; `auto` is PVH where the kernel has its note.
+    #[arg(long, value_name = "PROTOCOL", requires = "kernel", value_parser = parse_protocol, default_value = "auto")]
+    protocol: BootProtocol,
+
+    /// A disk, raw or qcow2, writable unless :ro follows; repeat for more. With --kernel, the first is the root.
+    #[arg(long = "disk", value_name = "FILE[:ro]")]
+    disks: Vec<OsString>,
+
+    /// Options for the kernel command line, behind the image's.
+    #[arg(long, value_name = "OPTIONS")]
+    cmdline: Option<String>,
+
+    /// Show the serial console in place of the agent's command; ctrl-] leaves it and ends the guest.
+    #[arg(long, conflicts_with = "command")]
+    console: bool,
+
+    /// How long the guest may take to boot, in seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: Option<u64>,
+
+    /// Show afterwards where the boot's time went.
+    #[arg(long)]
+    timeline: bool,
+
+    /// The command and its arguments; a login shell if left out.
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// Runs it; `began_ns` is when this process began.
+pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
+    let request = size(&args)?;
+    let disks = args.disks.iter().map(|disk| parse_disk(disk)).collect::<anyhow::Result<Vec<_>>>()?;
+    probe::kvm_access()?;
+    let home = Home::open()?;
+    let spec = RunSpec {
+        cpus: cpus(&request),
+        memory_mib: request.memory_mib,
+        boot: boot(&args, &home)?,
+        disks,
+        cmdline: args.cmdline.clone(),
+        console: args.console,
+    };
+    let mut instance = EphemeralInstance::start(&home, &spec, began_ns)?;
+    let outcome = if args.console {
+        run_console(&mut instance)
+    } else {
+        run_command(&args, &spec, &mut instance)
+    };
+    let (end, status) = instance.kill()?;
+    if let Err(error) = timeline::keep(&home, &status) {
+        log::warn!("the timeline cannot be kept: {error:#}");
+    }
+    let code = outcome?;
+    if args.timeline {
+        output::say(&timeline::render(&status, output::Screen::stderr()));
+    }
+    log::info!("{end}");
+    Ok(ExitCode::from(code))
+}
+
+/// vCPUs and memory that were asked for, if this host has them.
+fn size(args: &Args) -> anyhow::Result<Request> {
+    let request = match &args.instance_type {
+        Some(name) => Request::new(catalogue::find(name)?, args.vcpus, args.memory)?,
+        None => {
+            let memory = args.memory.map_or_else(|| format!("{DEFAULT_MEMORY_MIB}M").parse(), Ok)?;
+            let vcpus = args.vcpus.unwrap_or(DEFAULT_VCPUS);
+            Request::new(catalogue::find(OVERRIDDEN_TYPE)?, Some(vcpus), Some(memory))?
+        }
+    };
+    let probe::Resources { cpus, memory_mib } = probe::resources();
+    capacity::check(&request, HostCapacity { cpus, memory_mib }, args.overcommit)?;
+    Ok(request)
+}
+
+/// The type's topology, unless it does not divide an overriding number of vCPUs.
+fn cpus(request: &Request) -> CpuConfig {
+    let threads = request.instance_type.threads_per_core;
+    let threads_per_core = if request.vcpus % threads == 0 { threads } else { 1 };
+    CpuConfig { count: request.vcpus, threads_per_core }
+}
+
+fn boot(args: &Args, home: &Home) -> anyhow::Result<Boot> {
+    let Some(kernel) = &args.kernel else {
+        return Ok(Boot::Image(Box::new(Image::resolve(home, args.image.as_deref())?)));
+    };
+    let initrd = args.initrd.as_deref().map(absolute).transpose()?;
+    Ok(Boot::Kernel { kernel: absolute(kernel)?, initrd, protocol: args.protocol })
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    path.canonicalize().with_context(|| format!("{} cannot be opened", path.display()))
+}
+
+fn parse_protocol(text: &str) -> Result<BootProtocol, String> {
+    match text {
+        "auto" => Ok(BootProtocol::Auto),
+        "linux64" => Ok(BootProtocol::Linux64),
+        "pvh" => Ok(BootProtocol::Pvh),
+        _ => Err("it is one of auto, linux64, pvh".into()),
+    }
+}
+
+/// `FILE[:ro]`; the format is told by the file's first bytes.
+fn parse_disk(text: &OsString) -> anyhow::Result<ExtraDisk> {
+    let bytes = text.as_bytes();
+    let (path, read_only) = match bytes.strip_suffix(b":ro") {
+        Some(path) => (path, true),
+        None => (bytes.strip_suffix(b":rw").unwrap_or(bytes), false),
+    };
+    let path = absolute(Path::new(std::ffi::OsStr::from_bytes(path)))?;
+    let mut magic = [0; 4];
+    let count = File::open(&path).and_then(|mut file| file.read(&mut magic));
+    let count = count.with_context(|| format!("{} cannot be read", path.display()))?;
+    let format = if magic[..count] == *b"QFI\xfb" { DiskFormat::Qcow2 } else { DiskFormat::Raw };
+    Ok(ExtraDisk { path, format, read_only })
+}
+
+/// The serial console, until the guest ends or the user leaves.
+fn run_console(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
+    let stream = instance.take_console().context("the instance was started without a console")?;
+    match console::join(stream)? {
+        console::Left::ByEscape => {
+            output::say("Left the console; the guest was ended.");
+            Ok(0)
+        }
+        console::Left::GuestEnded => {
+            let (end, _) = instance.wait_ended(Some(SHUTDOWN_TIMEOUT))?;
+            output::say(&format!("The machine has ended: {end}."));
+            Ok(u8::from(!end.is_orderly()))
+        }
+    }
+}
+
+/// The agent's command, and with a disk that outlives the guest, an orderly end.
+fn run_command(args: &Args, spec: &RunSpec, instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
+    wait_ready(args, instance)?;
+    let interactive = args.command.is_empty() && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    if interactive {
+        greet(spec, instance)?;
+    }
+    let agent = Agent::connect(&instance.vsock(), AGENT_TIMEOUT)?;
+    let code = match agent.exec(exec_request(args), Streams::own()) {
+        Ok(status) => exit_code(&status),
+        Err(guest::Error::GuestGone) => return guest_ended(instance),
+        Err(error @ guest::Error::CommandNotFound(_)) => complain(error, 127),
+        Err(error @ guest::Error::NotExecutable(_)) => complain(error, 126),
+        Err(guest::Error::Interrupted(signal)) => return Ok(exit_code(&ExitStatus::Signaled(signal))),
+        Err(error) => return Err(error.into()),
+    };
+    if spec.writes_last() {
+        Agent::connect(&instance.vsock(), AGENT_TIMEOUT)?.shutdown(false, AGENT_TIMEOUT)?;
+        instance.wait_ended(Some(SHUTDOWN_TIMEOUT)).context("the guest did not shut down in time")?;
+    }
+    if interactive {
+        output::next("timeline   (where that boot's time went)");
+    }
+    Ok(code)
+}
+
+fn wait_ready(args: &Args, instance: &mut EphemeralInstance) -> Result<(), RunError> {
+    let default = if probe::is_software_kvm() { EMULATED_BOOT_TIMEOUT } else { BOOT_TIMEOUT };
+    let timeout = args.timeout.map_or(default, Duration::from_secs);
+    let first = timeout.min(SHOW_AFTER);
+    match instance.wait_ready(first) {
+        Err(RunError::NotReady { .. }) if timeout > first => {}
+        result => return result,
+    }
+    let spinner = boot_spinner();
+    let result = instance.wait_ready(timeout - first);
+    spinner.finish_and_clear();
+    match result {
+        Err(RunError::NotReady { console, .. }) => Err(RunError::NotReady { after: timeout, console }),
+        result => result,
+    }
+}
+
+/// Shown on a terminal only.
+fn boot_spinner() -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("the template is well-formed");
+    let spinner = ProgressBar::new_spinner().with_style(style).with_elapsed(SHOW_AFTER);
+    spinner.set_message("The guest is booting");
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
+}
+
+/// What a person sees before the shell's first prompt.
+fn greet(spec: &RunSpec, instance: &mut EphemeralInstance) -> anyhow::Result<()> {
+    let boot = instance.status()?.timeline.between(Mark::ProcessStart, Mark::AgentReady).unwrap_or(0);
+    output::say(&format!(
+        "{} is up after {}: {}, {} MiB. Leave it with `exit`; nothing of it will be left.",
+        instance.id(),
+        output::duration(Duration::from_nanos(boot)),
+        output::count(spec.cpus.count as usize, "vCPU"),
+        spec.memory_mib,
+    ));
+    Ok(())
+}
+
+fn exec_request(args: &Args) -> ExecRequest {
+    let argv = match args.command.as_slice() {
+        [] => vec!["/bin/sh".into(), "-l".into()],
+        command => command.to_vec(),
+    };
+    let terminal = if std::io::stdout().is_terminal() { terminal::request(std::io::stdin()) } else { None };
+    ExecRequest { argv, terminal, ..ExecRequest::default() }
+}
+
+/// The guest ended while the command ran: in order, if it was told to.
+fn guest_ended(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
+    let (end, _) = instance.wait_ended(Some(SHUTDOWN_TIMEOUT))?;
+    match end {
+        End::PowerOff | End::Reboot => {
+            output::say(&format!("The machine has ended: {end}."));
+            Ok(0)
+        }
+        end => anyhow::bail!("{end}, while the command ran{}", instance.console_tail()),
+    }
+}
+
+fn complain(error: guest::Error, code: u8) -> u8 {
+    output::print_error(&error.into());
+    code
+}
+
+fn exit_code(status: &ExitStatus) -> u8 {
+    // A status has eight bits, and so has a signal's number with 128.
+    (status.exit_code() & 0xff) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(words: &[&str]) -> Result<Args, clap::Error> {
+        Line::try_parse_from([&["run"], words].concat()).map(|line| line.args)
+    }
+
+    #[test]
+    fn the_default_size_is_small() {
+        let request = size(&parse(&[]).unwrap()).unwrap();
+        assert_eq!((request.vcpus, request.memory_mib), (1, 256));
+        assert_eq!(cpus(&request), CpuConfig { count: 1, threads_per_core: 1 });
+    }
+
+    #[test]
+    fn overrides_without_a_type_are_taken() {
+        let request = size(&parse(&["--vcpus", "2", "--memory", "128M", "--overcommit"]).unwrap()).unwrap();
+        assert_eq!((request.vcpus, request.memory_mib), (2, 128));
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        for words in [&["tiny", "--kernel", "k"][..], &["--initrd", "i"], &["--console", "--", "ls"], &["--timeout", "0"]] {
+            assert!(parse(words).is_err(), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn the_command_is_what_follows_the_dashes() {
+        let args = parse(&["tiny", "--", "ls", "--help"]).unwrap();
+        assert_eq!(args.image.as_deref(), Some("tiny"));
+        assert_eq!(args.command, ["ls", "--help"]);
+    }
+
+    #[test]
+    fn a_disk_s_format_and_access_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        std::fs::write(&path, b"QFI\xfb and more").unwrap();
+        let text = OsString::from(format!("{}:ro", path.display()));
+        let disk = parse_disk(&text).unwrap();
+        assert_eq!((disk.format, disk.read_only), (DiskFormat::Qcow2, true));
+        std::fs::write(&path, b"").unwrap();
+        assert_eq!(parse_disk(&path.into_os_string()).unwrap().format, DiskFormat::Raw);
+    }
+}

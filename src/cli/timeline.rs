@@ -1,0 +1,141 @@
+//! `wisp timeline`: where the last boot's time went, phase by phase, and how often the guest left, and why.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
+use crate::host::home::Home;
+use crate::vmm::control::Status;
+use crate::vmm::timeline::{Mark, TimelineRecord};
+
+/// The widest bar, in columns.
+const BAR: usize = 40;
+
+/// Shows where the time of the last `wisp run` went, from the command to the guest's agent.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp run -- true && wisp timeline      a boot and its phases
+  wisp timeline --output json            in nanoseconds")]
+pub struct Args {}
+
+/// A timeline as it is kept and printed as JSON; times are nanoseconds since the command began.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Report {
+    #[serde(flatten)]
+    status: Status,
+}
+
+/// Prints the last run's timeline.
+pub fn run(_args: &Args, output: Output) -> anyhow::Result<ExitCode> {
+    let path = Home::open()?.last_timeline();
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            anyhow::bail!("no guest has run yet in this data directory: start one with `wisp run`")
+        }
+        Err(error) => return Err(error).with_context(|| format!("{} cannot be read", path.display())),
+    };
+    let report: Report = serde_json::from_str(&text)
+        .with_context(|| format!("{} is damaged; the next `wisp run` writes it anew", path.display()))?;
+    match output {
+        Output::Json => output::print_json(&report)?,
+        Output::Table => output::print(&render(&report.status, Screen::stdout()))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Keeps the timeline of a run for [`run`].
+pub fn keep(home: &Home, status: &Status) -> anyhow::Result<()> {
+    let report = serde_json::to_vec_pretty(&Report { status: status.clone() })?;
+    Ok(crate::host::home::write_private(&home.last_timeline(), &report)?)
+}
+
+/// A table of phases with bars, and one of exits.
+pub fn render(status: &Status, screen: Screen) -> String {
+    let mut lines = phase_lines(&status.timeline, screen);
+    lines.push(String::new());
+    let mut exits = status.exits.clone();
+    exits.sort_by_key(|exit| std::cmp::Reverse(exit.count));
+    let mut table = Table::new(screen, &[("Exit", Align::Left), ("Count", Align::Right)]);
+    for exit in &exits {
+        table.row(vec![Cell::from(exit.reason.clone()), Cell::from(exit.count.to_string())]);
+    }
+    lines.extend(table.lines());
+    lines.push(String::new());
+    lines.push(format!(
+        "{} and {} MiB; {} of guest memory touched, {} for the monitor itself{}",
+        output::count(status.vcpus as usize, "vCPU"),
+        status.memory_mib,
+        output::bytes(status.guest_resident_bytes),
+        output::bytes(status.monitor_resident_bytes),
+        if status.software_kvm { "; software KVM: the guest's kernel was emulated" } else { "" },
+    ));
+    lines.join("\n")
+}
+
+fn phase_lines(timeline: &TimelineRecord, screen: Screen) -> Vec<String> {
+    // Phases follow one another in time, whatever the order of their marks' list.
+    let mut marks = timeline.marks.clone();
+    marks.sort_by_key(|record| record.at_ns);
+    let Some((first, last)) = marks.first().zip(marks.last()) else { return vec!["Nothing was marked.".into()] };
+    let (start, total) = (first.at_ns, (last.at_ns - first.at_ns).max(1));
+    let columns = [("Phase", Align::Left), ("Took", Align::Right), ("Reached", Align::Right), ("", Align::Left)];
+    let mut table = Table::new(screen, &columns);
+    for pair in marks.windows(2) {
+        let (from, to) = (pair[0].at_ns - start, pair[1].at_ns - start);
+        let column = |at: u64| (at as u128 * BAR as u128 / u128::from(total)) as usize;
+        let (left, right) = (column(from).min(BAR - 1), column(to).max(column(from) + 1).min(BAR));
+        let bar = format!("{}{}", " ".repeat(left), "█".repeat(right - left.min(right)));
+        table.row(vec![
+            Cell::from(phase(pair[1].mark)),
+            Cell::new(output::duration(Duration::from_nanos(to - from)), Tone::Strong),
+            Cell::from(output::duration(Duration::from_nanos(to))),
+            Cell::new(bar, Tone::Good),
+        ]);
+    }
+    table.lines()
+}
+
+fn phase(mark: Mark) -> String {
+    mark.phase().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::timeline::MarkRecord;
+
+    fn status() -> Status {
+        let marks = Mark::ALL.into_iter().enumerate();
+        let marks = marks.map(|(index, mark)| MarkRecord { mark, at_ns: 1000 + 1_000_000 * (index as u64).pow(2) });
+        Status { vcpus: 1, memory_mib: 256, timeline: TimelineRecord { marks: marks.collect() }, ..Status::default() }
+    }
+
+    #[test]
+    fn every_phase_has_a_line_with_a_bar() {
+        let text = render(&status(), Screen::PLAIN);
+        for mark in &Mark::ALL[1..] {
+            let line = text.lines().find(|line| line.contains(mark.phase())).unwrap();
+            assert!(line.contains('█'), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_timeline_survives_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path()).unwrap();
+        keep(&home, &status()).unwrap();
+        let text = std::fs::read_to_string(home.last_timeline()).unwrap();
+        assert_eq!(serde_json::from_str::<Report>(&text).unwrap().status, status());
+    }
+
+    #[test]
+    fn a_timeline_without_marks_says_so() {
+        assert!(render(&Status::default(), Screen::PLAIN).contains("Nothing was marked."));
+    }
+}

@@ -1,0 +1,202 @@
+//! The image inside the binary: `tiny`, a kernel and a root file system of some megabytes, unpacked once.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::image::{MANIFEST, Manifest};
+use crate::ec2::id::ImageId;
+use crate::host::home::{Home, HomeError};
+
+/// The image's name.
+pub const NAME: &str = "tiny";
+
+/// The bundle, as `images/tiny` keeps it: a tar archive, compressed with zstd; and its SHA-256.
+const ARCHIVE: &[u8] = include_bytes!("../../images/tiny/tiny.tar.zst");
+const ARCHIVE_SHA256: &str = include_str!("../../images/tiny/tiny.sha256");
+
+/// Begins the names of directories that are being unpacked into.
+const UNFINISHED: &str = ".unpacking-";
+
+/// Why the embedded image is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum EmbeddedError {
+    /// The data directory is unusable.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// It could not be written.
+    #[error("the embedded image cannot be unpacked into {}: {source}", folder.display())]
+    Unpack {
+        /// Where.
+        folder: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The binary is damaged.
+    #[error("the image inside this binary is damaged ({0}): build or install wisp again")]
+    Damaged(String),
+}
+
+/// The embedded image's id: it changes when its content does.
+pub fn id() -> ImageId {
+    let digits = &ARCHIVE_SHA256.trim()[..17];
+    format!("ami-{digits}").parse().expect("the first 17 digits of a SHA-256 make an id")
+}
+
+/// The bundle's directory; it is unpacked now if it has not been. Any number of processes may do this at a time.
+pub fn unpacked(home: &Home) -> Result<PathBuf, EmbeddedError> {
+    let folder = home.images().join(id().to_string());
+    if folder.join(MANIFEST).is_file() {
+        return Ok(folder);
+    }
+    // One process unpacks, the others wait for it and find the image.
+    let _lock = home.lock(&home.images())?;
+    if !folder.join(MANIFEST).is_file() {
+        unpack(&home.images(), &folder)?;
+    }
+    Ok(folder)
+}
+
+fn unpack(images: &Path, folder: &Path) -> Result<(), EmbeddedError> {
+    let failed = |source| EmbeddedError::Unpack { folder: folder.to_path_buf(), source };
+    remove_unfinished(images).map_err(failed)?;
+    let scratch = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(images).map_err(failed)?;
+    unpack_archive(ARCHIVE, scratch.path()).map_err(failed)?;
+    verify(scratch.path())?;
+    // What is under the final name is whole: a directory is renamed into place, never filled in place.
+    fs::rename(scratch.path(), folder).map_err(failed)?;
+    // The directory has moved: there is nothing left to remove.
+    let _ = scratch.keep();
+    Ok(())
+}
+
+/// What a process left that was killed while it unpacked; called under the lock, so nobody is at it now.
+fn remove_unfinished(images: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(images)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn unpack_archive(archive: &[u8], folder: &Path) -> io::Result<()> {
+    let mut entries = tar::Archive::new(zstd::Decoder::new(archive)?);
+    for entry in entries.entries()? {
+        let mut entry = entry?;
+        let path = entry.path()?.into_owned();
+        let name = path.file_name().filter(|_| path.components().count() == 1);
+        let name = name.ok_or_else(|| io::Error::other(format!("{} is not a plain file name", path.display())))?;
+        write_sparse(&folder.join(name), &mut entry)?;
+    }
+    Ok(())
+}
+
+/// Writes a file, with holes for blocks of zeroes: a file system is mostly empty.
+fn write_sparse(path: &Path, content: &mut impl Read) -> io::Result<()> {
+    use std::io::{Seek, SeekFrom};
+    let mut file = crate::host::home::private_file(path)?;
+    let mut block = vec![0; 64 << 10];
+    let mut length = 0;
+    loop {
+        let count = read_full(content, &mut block)?;
+        if count == 0 {
+            break;
+        }
+        if block[..count].iter().any(|byte| *byte != 0) {
+            file.seek(SeekFrom::Start(length))?;
+            file.write_all(&block[..count])?;
+        }
+        length += count as u64;
+    }
+    file.set_len(length)
+}
+
+/// Reads until `buffer` is full or there is no more.
+fn read_full(content: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match content.read(&mut buffer[done..])? {
+            0 => break,
+            count => done += count,
+        }
+    }
+    Ok(done)
+}
+
+/// Checks every file against the manifest's digests.
+fn verify(folder: &Path) -> Result<(), EmbeddedError> {
+    let damaged = |reason: String| EmbeddedError::Damaged(reason);
+    let text = fs::read_to_string(folder.join(MANIFEST)).map_err(|error| damaged(format!("{MANIFEST}: {error}")))?;
+    let manifest = Manifest::parse(&text).map_err(damaged)?;
+    for (file, expected) in manifest.digests() {
+        let actual = sha256(&folder.join(file)).map_err(|error| damaged(format!("{file}: {error}")))?;
+        if actual != expected {
+            return Err(damaged(format!("{file} has the SHA-256 {actual} instead of {expected}")));
+        }
+    }
+    Ok(())
+}
+
+/// The SHA-256 of a file, in hexadecimal.
+fn sha256(path: &Path) -> io::Result<String> {
+    let mut file = fs::File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut block = vec![0; 256 << 10];
+    loop {
+        match read_full(&mut file, &mut block)? {
+            0 => break,
+            count => hasher.update(&block[..count]),
+        }
+    }
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn the_archive_has_the_digest_that_its_id_is_made_of() {
+        let digest: String = Sha256::digest(ARCHIVE).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(digest, ARCHIVE_SHA256.trim());
+    }
+
+    #[test]
+    fn first_runs_at_the_same_time_all_find_it_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path()).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| verify(&unpacked(&home).unwrap()).unwrap());
+            }
+        });
+        let left: Vec<_> = fs::read_dir(home.images()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left.len(), 2, "the image and the lock, not {left:?}");
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path()).unwrap();
+        let left = home.images().join(format!("{UNFINISHED}abc"));
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("vmlinux"), "half").unwrap();
+        unpacked(&home).unwrap();
+        assert!(!left.exists());
+    }
+
+    #[test]
+    fn blocks_of_zeroes_become_holes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let content = [vec![0; 1 << 20], b"end".to_vec()].concat();
+        write_sparse(&path, &mut content.as_slice()).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), content);
+        assert!(path.metadata().unwrap().blocks() * 512 < 512 << 10);
+    }
+}

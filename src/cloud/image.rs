@@ -1,0 +1,276 @@
+//! Images (AMIs): bundles of a kernel, a root file system and what there is to know about them.
+//!
+//! A bundle is a directory with `image.toml` and the files that it names, all of them directly in it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::embedded::{self, EmbeddedError};
+use crate::ec2::error::Ec2Error;
+use crate::ec2::id::ImageId;
+use crate::host::home::Home;
+use crate::vmm::config::{BootProtocol, DiskFormat};
+
+/// The manifest's file name.
+pub const MANIFEST: &str = "image.toml";
+/// The longest manifest that is read, in bytes.
+const MANIFEST_LIMIT: u64 = 256 << 10;
+
+/// `image.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The image's name.
+    pub name: String,
+    /// What it is, in a sentence.
+    #[serde(default)]
+    pub description: String,
+    /// The processor that it runs on: `x86_64`.
+    pub architecture: String,
+    /// Who commands run as.
+    pub default_user: String,
+    /// The kernel.
+    pub kernel: KernelEntry,
+    /// The initial RAM disk, if there is one.
+    #[serde(default)]
+    pub initrd: Option<FileEntry>,
+    /// The root file system, if there is one.
+    #[serde(default)]
+    pub root: Option<RootEntry>,
+    /// What it is made of.
+    #[serde(default, rename = "component")]
+    pub components: Vec<Component>,
+}
+
+/// A file of the bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Its name in the bundle.
+    pub file: String,
+    /// Its SHA-256, in hexadecimal.
+    pub sha256: String,
+}
+
+/// The kernel's file and how it boots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelEntry {
+    /// Its name in the bundle.
+    pub file: String,
+    /// Its SHA-256, in hexadecimal.
+    pub sha256: String,
+    /// Options for its command line.
+    #[serde(default)]
+    pub cmdline: String,
+    /// How it is entered.
+    #[serde(default)]
+    pub protocol: BootProtocol,
+}
+
+/// The root file system's file and what is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RootEntry {
+    /// Its name in the bundle.
+    pub file: String,
+    /// Its SHA-256, in hexadecimal.
+    pub sha256: String,
+    /// The disk image's format.
+    pub format: DiskFormat,
+    /// The file system on it, as Linux names it.
+    pub file_system: String,
+}
+
+/// A program in the image: its version, its licence, and where its source is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Component {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its licence, as SPDX names it.
+    pub licence: String,
+    /// Where its source is.
+    pub source: String,
+}
+
+/// Why an image cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// There is no such image.
+    #[error(transparent)]
+    Ec2(#[from] Ec2Error),
+    /// The embedded image could not be unpacked.
+    #[error(transparent)]
+    Embedded(#[from] EmbeddedError),
+    /// A directory without a manifest.
+    #[error("{} is not an image bundle: its {MANIFEST} cannot be read: {source}", folder.display())]
+    NoManifest {
+        /// The directory.
+        folder: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A manifest that is not one.
+    #[error("{}: {reason}", path.display())]
+    BadManifest {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file that the manifest names is not there.
+    #[error("the bundle {} has no file {file}, which its {MANIFEST} names", folder.display())]
+    MissingFile {
+        /// The bundle.
+        folder: PathBuf,
+        /// The file.
+        file: String,
+    },
+}
+
+/// An image that can be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Its bundle.
+    pub folder: PathBuf,
+    /// What it is.
+    pub manifest: Manifest,
+}
+
+impl Image {
+    /// Finds an image by what a user calls it: the name or id of the embedded one (which is also meant when nothing
+    /// is said), or a bundle's directory.
+    pub fn resolve(home: &Home, reference: Option<&str>) -> Result<Image, ImageError> {
+        let reference = reference.unwrap_or(embedded::NAME);
+        if reference == embedded::NAME || reference == embedded::id().to_string() {
+            return Image::open(&embedded::unpacked(home)?);
+        }
+        if reference.contains('/') || Path::new(reference).join(MANIFEST).exists() {
+            return Image::open(Path::new(reference));
+        }
+        Err(ImageId::not_found(reference).into())
+    }
+
+    /// Opens the bundle in `folder` and checks that it is whole. Digests are not computed: that takes the time of
+    /// reading every file.
+    pub fn open(folder: &Path) -> Result<Image, ImageError> {
+        let unreadable = |source| ImageError::NoManifest { folder: folder.to_path_buf(), source };
+        let path = folder.join(MANIFEST);
+        if path.metadata().map_err(unreadable)?.len() > MANIFEST_LIMIT {
+            let reason = format!("it is longer than {MANIFEST_LIMIT} bytes");
+            return Err(ImageError::BadManifest { path, reason });
+        }
+        let text = std::fs::read_to_string(&path).map_err(unreadable)?;
+        let manifest = Manifest::parse(&text).map_err(|reason| ImageError::BadManifest { path, reason })?;
+        let folder = folder.canonicalize().map_err(unreadable)?;
+        for file in manifest.files() {
+            if !folder.join(file).is_file() {
+                return Err(ImageError::MissingFile { folder, file: file.into() });
+            }
+        }
+        Ok(Image { folder, manifest })
+    }
+}
+
+impl Manifest {
+    /// Reads a manifest; the error is a sentence.
+    pub fn parse(text: &str) -> Result<Manifest, String> {
+        let manifest: Manifest = toml::from_str(text).map_err(|error| error.to_string())?;
+        if manifest.architecture != "x86_64" {
+            return Err(format!("its architecture is {:?}; only x86_64 images run here", manifest.architecture));
+        }
+        if let Some(file) = manifest.files().find(|file| !is_plain_name(file)) {
+            return Err(format!("{file:?} is not the name of a file directly in the bundle"));
+        }
+        Ok(manifest)
+    }
+
+    /// The names of the files that it speaks of.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        self.digests().map(|(file, _)| file)
+    }
+
+    /// The files with their SHA-256.
+    pub fn digests(&self) -> impl Iterator<Item = (&str, &str)> {
+        let kernel = (self.kernel.file.as_str(), self.kernel.sha256.as_str());
+        let initrd = self.initrd.as_ref().map(|entry| (entry.file.as_str(), entry.sha256.as_str()));
+        let root = self.root.as_ref().map(|entry| (entry.file.as_str(), entry.sha256.as_str()));
+        std::iter::once(kernel).chain(initrd).chain(root)
+    }
+}
+
+fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['/', '\0']) && name != "." && name != ".."
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+        name = "test"
+        architecture = "x86_64"
+        default_user = "root"
+        [kernel]
+        file = "vmlinux"
+        sha256 = "00"
+        cmdline = "quiet"
+        protocol = "linux64"
+        [root]
+        file = "root.ext4"
+        sha256 = "11"
+        format = "raw"
+        file_system = "ext4"
+    "#;
+
+    fn bundle(text: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in [(MANIFEST, text), ("vmlinux", "k"), ("root.ext4", "r")] {
+            std::fs::write(folder.path().join(name), content).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn a_whole_bundle_is_opened() {
+        let folder = bundle(TEXT);
+        let image = Image::open(folder.path()).unwrap();
+        assert_eq!(image.manifest.digests().collect::<Vec<_>>(), [("vmlinux", "00"), ("root.ext4", "11")]);
+        assert_eq!(image.manifest.kernel.protocol, BootProtocol::Linux64);
+    }
+
+    #[test]
+    fn a_file_that_is_missing_is_named() {
+        let folder = bundle(TEXT);
+        std::fs::remove_file(folder.path().join("root.ext4")).unwrap();
+        let error = Image::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("no file root.ext4"), "{error}");
+    }
+
+    #[test]
+    fn names_that_lead_out_of_the_bundle_are_refused() {
+        for name in ["../vmlinux", "/etc/passwd", "..", ""] {
+            let error = Manifest::parse(&TEXT.replace("\"vmlinux\"", &format!("{name:?}"))).unwrap_err();
+            assert!(error.contains("directly in the bundle"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn other_architectures_and_unknown_keys_are_refused() {
+        assert!(Manifest::parse(&TEXT.replace("x86_64", "arm64")).unwrap_err().contains("arm64"));
+        assert!(Manifest::parse(&format!("colour = 1\n{TEXT}")).is_err());
+    }
+
+    #[test]
+    fn an_unknown_image_has_ec2_s_code() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path()).unwrap();
+        let error = Image::resolve(&home, Some("ami-0123456789abcdef0")).unwrap_err().to_string();
+        assert!(error.starts_with("InvalidAMIID.NotFound"), "{error}");
+    }
+}

@@ -1,0 +1,436 @@
+//! An instance for the length of one command: `wisp run`.
+//!
+//! It lives in a folder under `instances/`, which its monitor's lock guards. The monitor ends when the command that
+//! owns it does, however that ends; what is left of an instance whose processes were all killed is swept away by the
+//! next one.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use super::image::Image;
+use crate::ec2::id::InstanceId;
+use crate::host::home::{Home, HomeError, private_file, write_private};
+use crate::host::monitor_process::{self, Inherited};
+use crate::vmm::config::{
+    BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, MachineConfig, VsockConfig,
+};
+use crate::vmm::control::{ClientError, ControlClient, Message, Request, Status};
+use crate::vmm::end::End;
+
+/// The guest's context id; each monitor has a vsock device of its own, so that all can be the same.
+const GUEST_CID: u32 = 3;
+/// The vsock socket's name in an instance's folder.
+const VSOCK: &str = "vsock.sock";
+/// The console log's.
+const CONSOLE_LOG: &str = "console.log";
+/// How long a monitor may take to end once it was told to.
+const END_TIMEOUT: Duration = Duration::from_secs(20);
+/// How much of the console is shown when something went wrong, in lines.
+const CONSOLE_LINES: usize = 12;
+
+/// Why an instance could not be started, or came to a bad end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The data directory is unusable.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// The instance's folder could not be made.
+    #[error("the instance's folder {} cannot be made: {source}", path.display())]
+    Folder {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The monitor's process could not be started.
+    #[error("the monitor's process cannot be started: {0}")]
+    Spawn(#[source] io::Error),
+    /// The monitor could not build the machine.
+    #[error("{0}")]
+    Refused(String),
+    /// The guest ended before its agent was ready.
+    #[error("{end}, before its agent was ready{console}")]
+    EndedEarly {
+        /// How it ended.
+        end: Box<End>,
+        /// Its last console lines.
+        console: ConsoleTail,
+    },
+    /// The agent did not become ready in time.
+    #[error(
+        "the guest runs, but its agent was not ready after {} s{console}\n\
+         Give it longer with --timeout, or look at its console with --console", after.as_secs()
+    )]
+    NotReady {
+        /// How long was waited.
+        after: Duration,
+        /// The last console lines.
+        console: ConsoleTail,
+    },
+    /// The monitor's control socket failed.
+    #[error(transparent)]
+    Control(#[from] ClientError),
+}
+
+/// The last lines of a console, as part of an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsoleTail(Vec<String>);
+
+impl std::fmt::Display for ConsoleTail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0.is_empty() {
+            return write!(f, "; it wrote nothing to its console");
+        }
+        write!(f, ". The last lines of its console:")?;
+        self.0.iter().try_for_each(|line| write!(f, "\n  | {line}"))
+    }
+}
+
+/// What is to run.
+#[derive(Debug, Clone)]
+pub struct RunSpec {
+    /// vCPUs and their topology.
+    pub cpus: CpuConfig,
+    /// Guest memory, in MiB.
+    pub memory_mib: u64,
+    /// What boots.
+    pub boot: Boot,
+    /// Further disks, in order.
+    pub disks: Vec<ExtraDisk>,
+    /// Options for the kernel command line, behind the image's.
+    pub cmdline: Option<String>,
+    /// Whether the serial port gets a terminal.
+    pub console: bool,
+}
+
+/// What boots.
+#[derive(Debug, Clone)]
+pub enum Boot {
+    /// An image: its root file system gets a layer that is gone with the instance.
+    Image(Box<Image>),
+    /// A kernel, with or without an initrd; the first disk is the root if there is no initrd.
+    Kernel {
+        /// The kernel's file.
+        kernel: PathBuf,
+        /// The initrd's.
+        initrd: Option<PathBuf>,
+        /// How it is entered.
+        protocol: BootProtocol,
+    },
+}
+
+/// A disk that the user brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtraDisk {
+    /// Its image's file.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: DiskFormat,
+    /// Whether it may be written.
+    pub read_only: bool,
+}
+
+impl RunSpec {
+    /// Whether the guest can write something that outlives it.
+    pub fn writes_last(&self) -> bool {
+        self.disks.iter().any(|disk| !disk.read_only)
+    }
+
+    /// The machine, with its vsock socket in `folder`.
+    fn machine(&self, id: &InstanceId, folder: &Path) -> MachineConfig {
+        let (mut kernel, mut disks) = match &self.boot {
+            Boot::Image(image) => image_machine(image),
+            Boot::Kernel { kernel, initrd, protocol } => {
+                let (path, initrd) = (kernel.clone(), initrd.clone());
+                (KernelConfig { path, initrd, cmdline: String::new(), protocol: *protocol }, Vec::new())
+            }
+        };
+        for (index, disk) in self.disks.iter().enumerate() {
+            let access = if disk.read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
+            let id = format!("disk{index}");
+            disks.push(DiskConfig { id, path: disk.path.clone(), format: disk.format, access, root: false });
+        }
+        if let Some(options) = &self.cmdline {
+            kernel.cmdline = format!("{} {options}", kernel.cmdline).trim().to_string();
+        }
+        if matches!(self.boot, Boot::Image(_)) {
+            kernel.cmdline.push_str(&format!(" wisp.hostname={}", hostname(id)));
+        } else if kernel.initrd.is_none() && !names_root(&kernel.cmdline) && !disks.is_empty() {
+            disks[0].root = true;
+        }
+        let vsock = Some(VsockConfig { cid: GUEST_CID, path: folder.join(VSOCK) });
+        MachineConfig { cpus: self.cpus, memory_mib: self.memory_mib, kernel, disks, vsock }
+    }
+}
+
+/// An image's kernel and root disk.
+fn image_machine(image: &Image) -> (KernelConfig, Vec<DiskConfig>) {
+    let manifest = &image.manifest;
+    let kernel = KernelConfig {
+        path: image.folder.join(&manifest.kernel.file),
+        initrd: manifest.initrd.as_ref().map(|entry| image.folder.join(&entry.file)),
+        cmdline: manifest.kernel.cmdline.clone(),
+        protocol: manifest.kernel.protocol,
+    };
+    let root = manifest.root.as_ref().map(|root| DiskConfig {
+        id: "root".into(),
+        path: image.folder.join(&root.file),
+        format: root.format,
+        access: DiskAccess::Ephemeral,
+        root: true,
+    });
+    (kernel, root.into_iter().collect())
+}
+
+fn names_root(cmdline: &str) -> bool {
+    cmdline.split_whitespace().any(|option| option.starts_with("root="))
+}
+
+/// What the guest calls itself: short, and different for each instance.
+fn hostname(id: &InstanceId) -> String {
+    let id = id.to_string();
+    id[..id.len().min(10)].to_string()
+}
+
+/// A running instance; when it is dropped, nothing of it is left.
+#[derive(Debug)]
+pub struct EphemeralInstance {
+    id: InstanceId,
+    folder: PathBuf,
+    monitor: Child,
+    control: ControlClient,
+    /// The end of a console's terminal, until it is taken.
+    console: Option<UnixStream>,
+    /// How the machine ended, once that is known.
+    ended: Option<(End, Status)>,
+    ready: bool,
+}
+
+impl EphemeralInstance {
+    /// Starts an instance; `began_ns` is when the user's command began.
+    pub fn start(home: &Home, spec: &RunSpec, began_ns: u64) -> Result<EphemeralInstance, RunError> {
+        let (id, folder, lock) = make_folder(home)?;
+        let started = EphemeralInstance::spawn(id, &folder, lock, spec, began_ns);
+        if started.is_err() {
+            // The error that is on its way says more than one about this would.
+            let _ = fs::remove_dir_all(&folder);
+        }
+        started
+    }
+
+    fn spawn(
+        id: InstanceId,
+        folder: &Path,
+        lock: fs::File,
+        spec: &RunSpec,
+        began_ns: u64,
+    ) -> Result<EphemeralInstance, RunError> {
+        let failed = |source| RunError::Folder { path: folder.to_path_buf(), source };
+        let config = serde_json::to_vec_pretty(&spec.machine(&id, folder)).expect("a configuration is plain data");
+        write_private(&folder.join(monitor_process::CONFIG), &config).map_err(failed)?;
+        let (owner, monitor_owner) = UnixStream::pair().map_err(RunError::Spawn)?;
+        let console = if spec.console { Some(UnixStream::pair().map_err(RunError::Spawn)?) } else { None };
+        let (console, monitor_console) = console.unzip();
+        let inherited = Inherited { lock, owner: monitor_owner, console: monitor_console };
+        let monitor = monitor_process::spawn(folder, inherited, began_ns).map_err(RunError::Spawn)?;
+        let control = ControlClient::new(owner)?;
+        Ok(EphemeralInstance { id, folder: folder.to_path_buf(), monitor, control, console, ended: None, ready: false })
+    }
+
+    /// The instance's id.
+    pub fn id(&self) -> &InstanceId {
+        &self.id
+    }
+
+    /// The socket through which the guest's agent is reached.
+    pub fn vsock(&self) -> PathBuf {
+        self.folder.join(VSOCK)
+    }
+
+    /// Takes the console's terminal, if the instance was started with one.
+    pub fn take_console(&mut self) -> Option<UnixStream> {
+        self.console.take()
+    }
+
+    /// Waits until the agent answers, at most for `timeout`.
+    pub fn wait_ready(&mut self, timeout: Duration) -> Result<(), RunError> {
+        let deadline = Instant::now() + timeout;
+        while !self.ready {
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            match self.next_message(Some(left)) {
+                Ok(()) => {}
+                Err(RunError::Control(ClientError::Io(error))) if is_timeout(&error) => {
+                    return Err(RunError::NotReady { after: timeout, console: self.console_tail() });
+                }
+                Err(error) => return Err(error),
+            }
+            if let Some((end, _)) = &self.ended {
+                return Err(RunError::EndedEarly { end: Box::new(end.clone()), console: self.console_tail() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the machine has ended, at most for `timeout` where there is one.
+    pub fn wait_ended(&mut self, timeout: Option<Duration>) -> Result<(End, Status), RunError> {
+        loop {
+            if let Some(ended) = &self.ended {
+                return Ok(ended.clone());
+            }
+            self.next_message(timeout)?;
+        }
+    }
+
+    /// Ends the machine now.
+    pub fn kill(&mut self) -> Result<(End, Status), RunError> {
+        if self.ended.is_none() {
+            self.control.send(&Request::Kill { by: "wisp run".into() })?;
+        }
+        self.wait_ended(Some(END_TIMEOUT))
+    }
+
+    /// The machine in figures, now.
+    pub fn status(&mut self) -> Result<Status, RunError> {
+        self.control.send(&Request::Status)?;
+        loop {
+            match self.control.receive(Some(END_TIMEOUT))? {
+                Message::Status(status) => return Ok(*status),
+                message => self.note(message)?,
+            }
+        }
+    }
+
+    fn next_message(&mut self, timeout: Option<Duration>) -> Result<(), RunError> {
+        let message = self.control.receive(timeout)?;
+        self.note(message)
+    }
+
+    fn note(&mut self, message: Message) -> Result<(), RunError> {
+        match message {
+            Message::Ready => self.ready = true,
+            Message::Ended { end, status } => self.ended = Some((end, *status)),
+            Message::Failed { why } => return Err(RunError::Refused(why)),
+            Message::Status(_) | Message::Done => {}
+        }
+        Ok(())
+    }
+
+    /// The last lines of the console.
+    pub fn console_tail(&self) -> ConsoleTail {
+        let bytes = fs::read(self.folder.join(CONSOLE_LOG)).unwrap_or_default();
+        ConsoleTail(last_lines(&bytes, CONSOLE_LINES))
+    }
+}
+
+impl Drop for EphemeralInstance {
+    fn drop(&mut self) {
+        if self.kill().is_err() {
+            // It does not answer, or could not start: the process is ended, if there is one.
+            let _ = self.monitor.kill();
+        }
+        let _ = self.monitor.wait();
+        if let Err(error) = fs::remove_dir_all(&self.folder) {
+            log::warn!("{} cannot be removed: {error}", self.folder.display());
+        }
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// Makes a folder with a lock that is held, and removes those whose instance is gone. Both happen under one lock, so
+/// that a folder without a holder is never one that is just being made.
+fn make_folder(home: &Home) -> Result<(InstanceId, PathBuf, fs::File), RunError> {
+    let instances = home.instances();
+    let _all = home.lock(&instances)?;
+    sweep(&instances);
+    let mut random = [0; 9];
+    let failed = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| RunError::Folder { path, source }
+    };
+    getrandom(&mut random, GetRandomFlags::empty()).map_err(io::Error::from).map_err(failed(&instances))?;
+    let id = InstanceId::from_random(random);
+    let folder = instances.join(id.to_string());
+    fs::DirBuilder::new().mode(0o700).create(&folder).map_err(failed(&folder))?;
+    let lock = private_file(&folder.join(monitor_process::LOCK)).map_err(failed(&folder))?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from).map_err(failed(&folder))?;
+    Ok((id, folder, lock))
+}
+
+/// Removes the folders of instances whose monitor is gone.
+fn sweep(instances: &Path) {
+    let Ok(entries) = fs::read_dir(instances) else { return };
+    for folder in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
+        let Ok(lock) = private_file(&folder.join(monitor_process::LOCK)) else { continue };
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            log::info!("removing what is left of {}", folder.display());
+            if let Err(error) = fs::remove_dir_all(&folder) {
+                log::warn!("{} cannot be removed: {error}", folder.display());
+            }
+        }
+    }
+}
+
+/// The last `count` lines of what a console printed, without what would move a terminal's cursor.
+fn last_lines(bytes: &[u8], count: usize) -> Vec<String> {
+    let text = String::from_utf8_lossy(bytes);
+    let clean = |line: &str| line.chars().filter(|c| !c.is_control() || *c == '\t').collect::<String>();
+    let lines: Vec<String> = text.lines().map(clean).filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(count)..].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(boot: Boot, disks: Vec<ExtraDisk>) -> RunSpec {
+        let cpus = CpuConfig { count: 1, threads_per_core: 1 };
+        RunSpec { cpus, memory_mib: 256, boot, disks, cmdline: Some("quiet".into()), console: false }
+    }
+
+    fn kernel(initrd: Option<&str>) -> Boot {
+        let protocol = BootProtocol::Auto;
+        Boot::Kernel { kernel: "vmlinux".into(), initrd: initrd.map(PathBuf::from), protocol }
+    }
+
+    fn id() -> InstanceId {
+        InstanceId::from_random([7; 9])
+    }
+
+    #[test]
+    fn a_kernel_s_first_disk_is_its_root_unless_it_has_an_initrd() {
+        let disk = ExtraDisk { path: "d".into(), format: DiskFormat::Raw, read_only: true };
+        let machine = spec(kernel(None), vec![disk.clone()]).machine(&id(), Path::new("/f"));
+        assert!(machine.disks[0].root);
+        let machine = spec(kernel(Some("initrd")), vec![disk]).machine(&id(), Path::new("/f"));
+        assert!(!machine.disks[0].root);
+        assert_eq!(machine.kernel.cmdline, "quiet");
+    }
+
+    #[test]
+    fn what_nobody_holds_is_swept_and_what_somebody_holds_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path()).unwrap();
+        let (_, held, _lock) = make_folder(&home).unwrap();
+        let (_, left, lock) = make_folder(&home).unwrap();
+        drop(lock);
+        let (_, new, _new_lock) = make_folder(&home).unwrap();
+        assert!(held.exists() && new.exists() && !left.exists());
+    }
+
+    #[test]
+    fn console_lines_cannot_move_the_cursor() {
+        let lines = last_lines(b"one\r\n\x1b[2Jtwo\n\n\nthree\n", 2);
+        assert_eq!(lines, ["[2Jtwo", "three"]);
+    }
+}

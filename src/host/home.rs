@@ -1,0 +1,143 @@
+//! Wisp's data directory (`$WISP_HOME`): who may read it, and what lies where in it.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::probe;
+
+/// Why there is no data directory.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    /// No variable says where it is.
+    #[error("there is no place for wisp's data: set WISP_HOME to a directory, or HOME")]
+    Nowhere,
+    /// It cannot be made or used.
+    #[error("wisp's data directory {} cannot be used: {source}. Set WISP_HOME to a directory that you can write", path.display())]
+    Unusable {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It belongs to somebody else.
+    #[error("wisp's data directory {} belongs to another user (uid {owner}). Set WISP_HOME to a directory of your own", path.display())]
+    NotYours {
+        /// Where.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+}
+
+/// The data directory; it exists, is 0700 and this user's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    root: PathBuf,
+}
+
+impl Home {
+    /// The data directory of the environment, made where it does not exist.
+    pub fn open() -> Result<Home, HomeError> {
+        Home::at(&probe::data_directory().ok_or(HomeError::Nowhere)?)
+    }
+
+    /// The data directory at `path`.
+    pub fn at(path: &Path) -> Result<Home, HomeError> {
+        let failed = |source| HomeError::Unusable { path: path.to_path_buf(), source };
+        make_private(path).map_err(failed)?;
+        let root = path.canonicalize().map_err(failed)?;
+        let owner = root.metadata().map_err(failed)?.uid();
+        if owner != rustix::process::geteuid().as_raw() {
+            return Err(HomeError::NotYours { path: root, owner });
+        }
+        for folder in ["images", "instances"] {
+            make_private(&root.join(folder)).map_err(failed)?;
+        }
+        Ok(Home { root })
+    }
+
+    /// Where images are: a directory for each.
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    /// Where instances are: a directory for each.
+    pub fn instances(&self) -> PathBuf {
+        self.root.join("instances")
+    }
+
+    /// The boot timeline of the last `wisp run`.
+    pub fn last_timeline(&self) -> PathBuf {
+        self.root.join("last-timeline.json")
+    }
+
+    /// Waits for the lock of one of the directories above; it is held until the file is dropped.
+    pub fn lock(&self, folder: &Path) -> Result<File, HomeError> {
+        let path = folder.join(".lock");
+        let failed = |source| HomeError::Unusable { path: path.clone(), source };
+        let file = private_file(&path).map_err(failed)?;
+        flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+        Ok(file)
+    }
+}
+
+/// Makes a directory that only this user can enter, and its parents; takes others' permissions away from one that exists.
+fn make_private(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    let metadata = path.metadata()?;
+    if metadata.permissions().mode() & 0o077 != 0 && metadata.uid() == rustix::process::geteuid().as_raw() {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+/// Opens a file for reading and writing that only this user can read, and makes it where it does not exist.
+pub fn private_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Writes a file that only this user can read, whole or not at all.
+pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    io::Write::write_all(&mut file, content)?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        path.metadata().unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn everything_is_the_user_s_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(&folder.path().join("a/b")).unwrap();
+        assert_eq!(mode(&home.root), 0o700);
+        assert_eq!(mode(&home.instances()), 0o700);
+        write_private(&home.last_timeline(), b"{}").unwrap();
+        assert_eq!(mode(&home.last_timeline()), 0o600);
+    }
+
+    #[test]
+    fn a_directory_that_others_can_read_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        Home::at(folder.path()).unwrap();
+        assert_eq!(mode(folder.path()), 0o700);
+    }
+
+    #[test]
+    fn a_file_in_its_place_is_said_to_be_one() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(Home::at(file.path()), Err(HomeError::Unusable { .. })));
+    }
+}

@@ -1,0 +1,71 @@
+//! Monitor processes (`wisp vmm`): one for each running instance, started from this very binary.
+//!
+//! A monitor is in a session of its own, so that a terminal's signals do not reach it; it gets its sockets and its
+//! lock as inherited descriptors, and nothing else. Its standard error is `vmm.log` in its folder.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+
+/// The configuration's file name in an instance's folder.
+pub const CONFIG: &str = "config.json";
+/// The lock's: held by the monitor for as long as it lives.
+pub const LOCK: &str = "lock";
+/// The log's.
+pub const LOG: &str = "vmm.log";
+
+/// What a monitor inherits.
+#[derive(Debug)]
+pub struct Inherited {
+    /// The lock's open file; the lock is the monitor's as soon as it runs.
+    pub lock: File,
+    /// The monitor's end of its owner's connection.
+    pub owner: UnixStream,
+    /// The monitor's end of the console's terminal.
+    pub console: Option<UnixStream>,
+}
+
+/// Starts the monitor of the machine in `folder`. `began_ns` is when the user's command began.
+pub fn spawn(folder: &Path, inherited: Inherited, began_ns: u64) -> io::Result<Child> {
+    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join(LOG))?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("wisp").arg("vmm").arg(folder);
+    command.args(["--began-ns", &began_ns.to_string()]);
+    let mut kept: Vec<OwnedFd> = Vec::new();
+    let mut pass = |option: &str, fd: OwnedFd| {
+        command.args([option, &fd.as_raw_fd().to_string()]);
+        kept.push(fd);
+    };
+    pass("--lock-fd", inherited.lock.into());
+    pass("--owner-fd", inherited.owner.into());
+    if let Some(console) = inherited.console {
+        pass("--console-fd", console.into());
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    let numbers: Vec<i32> = kept.iter().map(AsRawFd::as_raw_fd).collect();
+    // SAFETY: between fork and exec, only fcntl and setsid are called, which are async-signal-safe; the descriptors
+    // are open, since `kept` lives until the child has started.
+    unsafe {
+        command.pre_exec(move || {
+            for number in &numbers {
+                let fd = BorrowedFd::borrow_raw(*number);
+                fcntl_setfd(fd, fcntl_getfd(fd)? - FdFlags::CLOEXEC)?;
+            }
+            rustix::process::setsid()?;
+            Ok(())
+        });
+    }
+    command.spawn()
+}
+
+/// Keeps an inherited descriptor from being inherited further.
+pub fn close_on_exec(fd: impl AsFd) -> io::Result<()> {
+    Ok(fcntl_setfd(&fd, fcntl_getfd(&fd)? | FdFlags::CLOEXEC)?)
+}
