@@ -17,7 +17,7 @@ const LONGEST_LINE: usize = 100;
 #[command(after_help = "\
 Examples:
   wisp doctor                  everything about this host
-  wisp doctor && wisp launch   launch only where guests can run
+  wisp doctor && wisp run      start a guest only where guests can run
 
 Exit code: 0 if guests can run here, else 1.")]
 pub struct Args {}
@@ -34,18 +34,10 @@ pub fn run(_args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         })?,
         Output::Table => {
             output::print(&render(&findings, Screen::stdout()))?;
-            output::next(if guests_run {
-                "run"
-            } else {
-                "doctor   (once that is mended)"
-            });
+            output::next(if guests_run { "run" } else { "doctor   (once that is mended)" });
         }
     }
-    Ok(if guests_run {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if guests_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What `--output json` prints.
@@ -58,16 +50,11 @@ struct Report<'a> {
 }
 
 fn can_run_guests(findings: &[Finding]) -> bool {
-    findings
-        .iter()
-        .all(|finding| finding.status != Status::Fail)
+    findings.iter().all(|finding| finding.status != Status::Fail)
 }
 
 fn render(findings: &[Finding], screen: Screen) -> String {
-    let mut lines: Vec<String> = findings
-        .iter()
-        .flat_map(|finding| finding_lines(finding, screen))
-        .collect();
+    let mut lines: Vec<String> = findings.iter().flat_map(|finding| finding_lines(finding, screen)).collect();
     lines.push(String::new());
     lines.push(summary(findings, screen));
     lines.join("\n")
@@ -84,31 +71,18 @@ fn finding_lines(finding: &Finding, screen: Screen) -> Vec<String> {
 
     let mut texts = wrap(&finding.found);
     if let Some(explanation) = &finding.explanation {
-        texts.extend(
-            wrap(explanation)
-                .iter()
-                .map(|line| screen.paint(Tone::Quiet, line)),
-        );
+        texts.extend(wrap(explanation).iter().map(|line| screen.paint(Tone::Quiet, line)));
     }
     texts.extend(output::mend_lines(&finding.mends, screen));
 
     let name = format!("{:1$}", finding.name, INDENT - 2);
-    let first = format!(
-        "{} {}",
-        screen.paint(tone, mark),
-        screen.paint(Tone::Strong, &name)
-    );
+    let first = format!("{} {}", screen.paint(tone, mark), screen.paint(Tone::Strong, &name));
     let left = std::iter::once(first).chain(std::iter::repeat(" ".repeat(INDENT)));
     left.zip(texts).map(|(left, text)| left + &text).collect()
 }
 
 fn summary(findings: &[Finding], screen: Screen) -> String {
-    let number = |status| {
-        findings
-            .iter()
-            .filter(|finding| finding.status == status)
-            .count()
-    };
+    let number = |status| findings.iter().filter(|finding| finding.status == status).count();
     let improvable = match number(Status::Warn) {
         0 => String::new(),
         1 => " One thing could be better.".to_owned(),
@@ -116,10 +90,7 @@ fn summary(findings: &[Finding], screen: Screen) -> String {
     };
     let verdict = match number(Status::Fail) {
         0 => screen.paint(Tone::Good, "Guests can run here."),
-        1 => screen.paint(
-            Tone::Bad,
-            "Guests cannot run here: one thing is to be mended.",
-        ),
+        1 => screen.paint(Tone::Bad, "Guests cannot run here: one thing is to be mended."),
         several => {
             let text = format!("Guests cannot run here: {several} things are to be mended.");
             screen.paint(Tone::Bad, &text)
@@ -134,20 +105,11 @@ mod tests {
     use crate::host::probe::Mend;
 
     fn finding(name: &'static str, status: Status) -> Finding {
-        Finding {
-            name,
-            status,
-            found: "found".into(),
-            explanation: None,
-            mends: Vec::new(),
-        }
+        Finding { name, status, found: "found".into(), explanation: None, mends: Vec::new() }
     }
 
     fn mend(purpose: &'static str, command: &str) -> Mend {
-        Mend {
-            purpose,
-            command: command.to_owned(),
-        }
+        Mend { purpose, command: command.to_owned() }
     }
 
     #[test]
@@ -181,41 +143,22 @@ mod tests {
         let mut missing = finding("Memory", Status::Warn);
         missing.explanation = Some("word ".repeat(40));
         missing.mends = vec![mend("for good", &"x".repeat(90))];
-        let lines = finding_lines(
-            &missing,
-            Screen {
-                width: Some(60),
-                colour: false,
-            },
-        );
+        let lines = finding_lines(&missing, Screen { width: Some(60), colour: false });
         let (command, others) = lines.split_last().expect("several lines");
-        assert!(
-            others.iter().all(|line| line.chars().count() <= 60),
-            "{others:?}"
-        );
+        assert!(others.iter().all(|line| line.chars().count() <= 60), "{others:?}");
         assert!(command.ends_with(&"x".repeat(90)));
     }
 
     #[test]
     fn only_a_failure_keeps_guests_from_running() {
-        assert!(can_run_guests(&[
-            finding("a", Status::Ok),
-            finding("b", Status::Warn)
-        ]));
-        assert!(!can_run_guests(&[
-            finding("a", Status::Ok),
-            finding("b", Status::Fail)
-        ]));
+        assert!(can_run_guests(&[finding("a", Status::Ok), finding("b", Status::Warn)]));
+        assert!(!can_run_guests(&[finding("a", Status::Ok), finding("b", Status::Fail)]));
     }
 
     #[test]
     fn the_report_has_the_shape_that_is_promised() {
         let findings = [finding("CPU", Status::Ok)];
-        let report = Report {
-            can_run_guests: true,
-            software_kvm: false,
-            findings: &findings,
-        };
+        let report = Report { can_run_guests: true, software_kvm: false, findings: &findings };
         assert_eq!(
             serde_json::to_value(&report).expect("it is plain data"),
             serde_json::json!({

@@ -18,11 +18,16 @@ use crate::vmm::timeline::monotonic_ns;
 
 /// EC2 on one Linux machine: real Linux guests under KVM, with EC2's nouns and manners.
 #[derive(Debug, Parser)]
-#[command(name = "wisp", version, max_term_width = 100, after_help = "\
+#[command(
+    name = "wisp",
+    version,
+    max_term_width = 100,
+    after_help = "\
 Try first:
   wisp run                     a Linux guest, and a shell in it
   wisp run -- uname -a         one command in a guest
-  wisp doctor                  can this host run guests?")]
+  wisp doctor                  can this host run guests?"
+)]
 struct Cli {
     /// How results are printed.
     #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
@@ -46,7 +51,8 @@ enum Command {
 pub fn main() -> ExitCode {
     let began_ns = monotonic_ns();
     let cli = Cli::parse();
-    let log = env_logger::Env::new().filter_or("WISP_LOG", if matches!(cli.command, Command::Vmm(_)) { "info" } else { "warn" });
+    let log = env_logger::Env::new()
+        .filter_or("WISP_LOG", if matches!(cli.command, Command::Vmm(_)) { "info" } else { "warn" });
     env_logger::Builder::from_env(log).format_target(false).init();
     let result = match cli.command {
         Command::Run(args) => run::run(args, began_ns),

@@ -34,10 +34,7 @@ pub struct Screen {
 
 impl Screen {
     /// No terminal: a pipe or a file.
-    pub const PLAIN: Screen = Screen {
-        width: None,
-        colour: false,
-    };
+    pub const PLAIN: Screen = Screen { width: None, colour: false };
 
     /// Standard output.
     pub fn stdout() -> Self {
@@ -56,10 +53,7 @@ impl Screen {
         let columns = rustix::termios::tcgetwinsize(stream).map_or(0, |size| size.ws_col);
         let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let is_dumb = std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
-        Screen {
-            width: Some(if columns == 0 { 80 } else { columns.into() }),
-            colour: !is_set("NO_COLOR") && !is_dumb,
-        }
+        Screen { width: Some(if columns == 0 { 80 } else { columns.into() }), colour: !is_set("NO_COLOR") && !is_dumb }
     }
 
     /// `text` in a tone, where the screen shows colours.
@@ -72,11 +66,7 @@ impl Screen {
             Tone::Warning => "33",
             Tone::Bad => "31",
         };
-        if self.colour {
-            format!("\x1b[{code}m{text}\x1b[0m")
-        } else {
-            text.to_owned()
-        }
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 }
 
@@ -108,10 +98,7 @@ pub struct Cell {
 impl Cell {
     /// A cell in a tone.
     pub fn new(text: impl Into<String>, tone: Tone) -> Self {
-        Cell {
-            text: text.into(),
-            tone,
-        }
+        Cell { text: text.into(), tone }
     }
 }
 
@@ -142,25 +129,15 @@ impl Table {
     pub fn new(screen: Screen, columns: &[(&str, Align)]) -> Self {
         let mut table = comfy_table::Table::new();
         let nothing = LineStyle::none();
-        let style = TableStyle::new()
-            .header_separator(nothing)
-            .row_separator(nothing);
-        table
-            .load_style(style)
-            .set_content_arrangement(ContentArrangement::Disabled);
+        let style = TableStyle::new().header_separator(nothing).row_separator(nothing);
+        table.load_style(style).set_content_arrangement(ContentArrangement::Disabled);
         if screen.colour {
             table.enforce_styling();
         } else {
             table.force_no_tty();
         }
-        let mut table = Table {
-            table,
-            columns: columns.iter().map(|(_, align)| *align).collect(),
-        };
-        let titles = columns
-            .iter()
-            .map(|(title, _)| Cell::new(*title, Tone::Quiet))
-            .collect();
+        let mut table = Table { table, columns: columns.iter().map(|(_, align)| *align).collect() };
+        let titles = columns.iter().map(|(title, _)| Cell::new(*title, Tone::Quiet)).collect();
         let titles = table.styled(titles);
         table.table.set_header(titles);
         for column in table.table.column_iter_mut() {
@@ -183,11 +160,7 @@ impl Table {
 
     fn styled(&self, cells: Vec<Cell>) -> Vec<comfy_table::Cell> {
         let columns = self.columns.iter();
-        cells
-            .into_iter()
-            .zip(columns)
-            .map(|(cell, align)| styled(cell, *align))
-            .collect()
+        cells.into_iter().zip(columns).map(|(cell, align)| styled(cell, *align)).collect()
     }
 }
 
@@ -209,12 +182,10 @@ fn styled(cell: Cell, align: Align) -> comfy_table::Cell {
 /// Prints results. A reader that has read enough, such as `head`, is no error.
 pub fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    let written = stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| match text.ends_with('\n') {
-            true => Ok(()),
-            false => stdout.write_all(b"\n"),
-        });
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| match text.ends_with('\n') {
+        true => Ok(()),
+        false => stdout.write_all(b"\n"),
+    });
     match written.and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
@@ -264,15 +235,9 @@ pub fn mend_lines(mends: &[Mend], screen: Screen) -> Vec<String> {
     let command = |mend: &Mend| screen.paint(Tone::Strong, &mend.command);
     match mends {
         [only] => vec![format!("→ {}", command(only))],
-        several => several
-            .iter()
-            .flat_map(|mend| {
-                [
-                    format!("→ {}:", mend.purpose),
-                    format!("    {}", command(mend)),
-                ]
-            })
-            .collect(),
+        several => {
+            several.iter().flat_map(|mend| [format!("→ {}:", mend.purpose), format!("    {}", command(mend))]).collect()
+        }
     }
 }
 
@@ -343,10 +308,7 @@ mod tests {
     use super::*;
     use crate::ec2::catalogue;
 
-    const COLOUR: Screen = Screen {
-        width: Some(80),
-        colour: true,
-    };
+    const COLOUR: Screen = Screen { width: Some(80), colour: true };
 
     fn table(screen: Screen) -> Vec<String> {
         let mut table = Table::new(screen, &[("NAME", Align::Left), ("vCPUs", Align::Right)]);
@@ -357,20 +319,13 @@ mod tests {
 
     #[test]
     fn a_table_is_aligned_and_has_no_lines() {
-        assert_eq!(
-            table(Screen::PLAIN),
-            ["NAME      vCPUs", "web           2", "database     16"]
-        );
+        assert_eq!(table(Screen::PLAIN), ["NAME      vCPUs", "web           2", "database     16"]);
     }
 
     #[test]
     fn a_table_is_coloured_only_where_colours_show() {
         assert!(table(COLOUR)[1].contains("\x1b[1m"));
-        assert!(
-            table(Screen::PLAIN)
-                .iter()
-                .all(|line| !line.contains('\x1b'))
-        );
+        assert!(table(Screen::PLAIN).iter().all(|line| !line.contains('\x1b')));
     }
 
     #[test]
@@ -388,10 +343,7 @@ mod tests {
     fn an_error_of_kvm_brings_the_command_that_mends_it() {
         let error = anyhow::Error::new(KvmAccessError::NodeMissing);
         let text = error_text(&error, Screen::PLAIN);
-        assert!(
-            text.ends_with("\n  → sudo mknod -m 0660 /dev/kvm c 10 232"),
-            "{text}"
-        );
+        assert!(text.ends_with("\n  → sudo mknod -m 0660 /dev/kvm c 10 232"), "{text}");
     }
 
     #[test]

@@ -37,6 +37,8 @@ const EMULATED_BOOT_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long an agent that is ready may take to answer, and a guest to shut down.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(90);
+/// What a kernel has in it that is built to be emulated: the option that tells it so.
+const EMULATION_OPTION: &[u8] = b"wisp.software_kvm";
 /// Work that takes longer than this is shown on a terminal.
 const SHOW_AFTER: Duration = Duration::from_secs(1);
 
@@ -115,9 +117,12 @@ pub struct Args {
 /// Runs it; `began_ns` is when this process began.
 pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
     let request = size(&args)?;
-    let disks = args.disks.iter().map(|disk| parse_disk(disk)).collect::<anyhow::Result<Vec<_>>>()?;
+    let disks = args.disks.iter().map(parse_disk).collect::<anyhow::Result<Vec<_>>>()?;
     probe::kvm_access()?;
     let home = Home::open()?;
+    if let Some(kernel) = &args.kernel {
+        warn_of_emulation(kernel)?;
+    }
     let spec = RunSpec {
         cpus: cpus(&request),
         memory_mib: request.memory_mib,
@@ -127,11 +132,7 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
         console: args.console,
     };
     let mut instance = EphemeralInstance::start(&home, &spec, began_ns)?;
-    let outcome = if args.console {
-        run_console(&mut instance)
-    } else {
-        run_command(&args, &spec, &mut instance)
-    };
+    let outcome = if args.console { run_console(&mut instance) } else { run_command(&args, &spec, &mut instance) };
     let (end, status) = instance.kill()?;
     if let Err(error) = timeline::keep(&home, &status) {
         log::warn!("the timeline cannot be kept: {error:#}");
@@ -162,7 +163,7 @@ fn size(args: &Args) -> anyhow::Result<Request> {
 /// The type's topology, unless it does not divide an overriding number of vCPUs.
 fn cpus(request: &Request) -> CpuConfig {
     let threads = request.instance_type.threads_per_core;
-    let threads_per_core = if request.vcpus % threads == 0 { threads } else { 1 };
+    let threads_per_core = if request.vcpus.is_multiple_of(threads) { threads } else { 1 };
     CpuConfig { count: request.vcpus, threads_per_core }
 }
 
@@ -200,6 +201,28 @@ fn parse_disk(text: &OsString) -> anyhow::Result<ExtraDisk> {
     let count = count.with_context(|| format!("{} cannot be read", path.display()))?;
     let format = if magic[..count] == *b"QFI\xfb" { DiskFormat::Qcow2 } else { DiskFormat::Raw };
     Ok(ExtraDisk { path, format, read_only })
+}
+
+/// Where guest kernels are emulated, one that is not built for it is slow beyond patience and cannot run programs: its
+/// user should know before waiting.
+fn warn_of_emulation(kernel: &Path) -> anyhow::Result<()> {
+    if !probe::is_software_kvm() {
+        return Ok(());
+    }
+    let content = std::fs::read(kernel).with_context(|| format!("{} cannot be read", kernel.display()))?;
+    if !contains(&content, EMULATION_OPTION) {
+        output::say(&format!(
+            "Note: this host has software KVM, which emulates guest kernels. {} is not built for that: it takes many \
+             minutes to boot and cannot run programs. The embedded kernel can (leave --kernel out); on hardware KVM \
+             this one needs no change.",
+            kernel.display()
+        ));
+    }
+    Ok(())
+}
+
+fn contains(content: &[u8], word: &[u8]) -> bool {
+    content.windows(word.len()).any(|window| window == word)
 }
 
 /// The serial console, until the guest ends or the user leaves.
@@ -344,7 +367,9 @@ mod tests {
 
     #[test]
     fn what_contradicts_itself_is_refused() {
-        for words in [&["tiny", "--kernel", "k"][..], &["--initrd", "i"], &["--console", "--", "ls"], &["--timeout", "0"]] {
+        for words in
+            [&["tiny", "--kernel", "k"][..], &["--initrd", "i"], &["--console", "--", "ls"], &["--timeout", "0"]]
+        {
             assert!(parse(words).is_err(), "{words:?}");
         }
     }

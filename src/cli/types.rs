@@ -41,8 +41,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         Some(word) => catalogue::select(word)?,
         None => catalogue::all().iter().collect(),
     };
-    let is_single =
-        matches!(types.as_slice(), [only] if args.selection.as_deref() == Some(only.name));
+    let is_single = matches!(types.as_slice(), [only] if args.selection.as_deref() == Some(only.name));
     if args.fits {
         types.retain(|candidate| verdict(candidate, host).is_ok());
     }
@@ -62,12 +61,10 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 }
 
 fn suggest_next(args: &Args, types: &[&'static InstanceType], host: HostCapacity) {
-    let fitting = types
-        .iter()
-        .find(|candidate| verdict(candidate, host).is_ok());
+    let fitting = types.iter().find(|candidate| verdict(candidate, host).is_ok());
     match fitting {
         Some(fitting) if args.fits || args.selection.is_some() => {
-            output::next(&format!("launch --type {}", fitting.name));
+            output::next(&format!("run --type {}", fitting.name));
         }
         Some(_) => output::next("types --fits"),
         None if args.fits && args.selection.is_none() => output::next("doctor"),
@@ -141,10 +138,7 @@ fn render_all(types: &[&'static InstanceType], host: HostCapacity, screen: Scree
     for category in types.chunk_by(|a, b| a.category == b.category) {
         let meaning = category[0].category;
         let title = screen.paint(Tone::Strong, &meaning.title().to_uppercase());
-        lines.push(format!(
-            "{title}  {}",
-            screen.paint(Tone::Quiet, meaning.explanation())
-        ));
+        lines.push(format!("{title}  {}", screen.paint(Tone::Quiet, meaning.explanation())));
         // One table for the category, so that columns align from family to family.
         let mut rows = table(category, host, screen).lines().into_iter();
         lines.extend(rows.next());
@@ -162,18 +156,11 @@ fn render_all(types: &[&'static InstanceType], host: HostCapacity, screen: Scree
 fn family_line(of: &InstanceType, screen: Screen) -> String {
     let reading = of.parts.family_reading();
     let (_, reading) = reading.split_once(", ").unwrap_or_default();
-    format!(
-        "{}  {}",
-        screen.paint(Tone::Strong, of.family()),
-        screen.paint(Tone::Quiet, reading)
-    )
+    format!("{}  {}", screen.paint(Tone::Strong, of.family()), screen.paint(Tone::Quiet, reading))
 }
 
 fn summary(types: &[&'static InstanceType], host: HostCapacity) -> String {
-    let fitting = types
-        .iter()
-        .filter(|candidate| verdict(candidate, host).is_ok())
-        .count();
+    let fitting = types.iter().filter(|candidate| verdict(candidate, host).is_ok()).count();
     let this_host = format!("this host: {}", free(host));
     match (fitting, types.len()) {
         (0, 0) => format!("None fits {this_host}."),
@@ -226,29 +213,17 @@ fn table(types: &[&'static InstanceType], host: HostCapacity, screen: Screen) ->
 fn extras(row: &InstanceType, is_wide: bool) -> String {
     let credits = row.credits.map(|credits| {
         let baseline = decimal(credits.baseline_percent);
-        if is_wide {
-            format!("baseline {baseline}%")
-        } else {
-            format!("{baseline}% base")
-        }
+        if is_wide { format!("baseline {baseline}%") } else { format!("{baseline}% base") }
     });
     let gpu = row.gpu.map(|gpu| {
         let times = if is_wide { " × " } else { "×" };
         format!("{}{times}{}", gpu.count, gpu.model)
     });
     let disks = row.instance_store.map(|store| {
-        if is_wide {
-            store.to_string()
-        } else {
-            format!("{}×{} {}", store.disks, store.disk_gb, store.kind.title())
-        }
+        if is_wide { store.to_string() } else { format!("{}×{} {}", store.disks, store.disk_gb, store.kind.title()) }
     });
     let mut extras = [credits, gpu, disks].into_iter().flatten();
-    if is_wide {
-        extras.collect::<Vec<_>>().join(", ")
-    } else {
-        extras.next().unwrap_or_default()
-    }
+    if is_wide { extras.collect::<Vec<_>>().join(", ") } else { extras.next().unwrap_or_default() }
 }
 
 fn memory(row: &InstanceType) -> String {
@@ -264,20 +239,14 @@ fn range(baseline: f64, peak: f64) -> String {
 }
 
 fn ebs_gbps(ebs: EbsBandwidth) -> String {
-    range(
-        f64::from(ebs.baseline_mbps) / 1000.0,
-        f64::from(ebs.maximum_mbps) / 1000.0,
-    )
+    range(f64::from(ebs.baseline_mbps) / 1000.0, f64::from(ebs.maximum_mbps) / 1000.0)
 }
 
 /// Rounded to two digits after the point, without trailing zeros.
 fn decimal(number: f64) -> String {
     // Formatting alone rounds a half to even, and 0.425 to 0.42.
     let rounded = (number * 100.0).round() / 100.0;
-    format!("{rounded:.2}")
-        .trim_end_matches('0')
-        .trim_end_matches('.')
-        .to_owned()
+    format!("{rounded:.2}").trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// One type in full, with how its name is read.
@@ -289,22 +258,13 @@ fn render_one(shown: &'static InstanceType, host: HostCapacity, screen: Screen) 
     ];
     lines.extend(shown.parts.reading().into_iter().map(|part| {
         // Padded before it is painted: what colours is no letter.
-        format!(
-            "  {}  {}",
-            screen.paint(Tone::Strong, &format!("{:<10}", part.text)),
-            part.meaning
-        )
+        format!("  {}  {}", screen.paint(Tone::Strong, &format!("{:<10}", part.text)), part.meaning)
     }));
     lines.push(String::new());
-    let labelled = details(shown)
-        .into_iter()
-        .chain([("Fits this host", fit_sentence(shown, host))]);
-    lines.extend(labelled.map(|(label, value)| {
-        format!(
-            "  {}  {value}",
-            screen.paint(Tone::Quiet, &format!("{label:<14}"))
-        )
-    }));
+    let labelled = details(shown).into_iter().chain([("Fits this host", fit_sentence(shown, host))]);
+    lines.extend(
+        labelled.map(|(label, value)| format!("  {}  {value}", screen.paint(Tone::Quiet, &format!("{label:<14}")))),
+    );
     lines.join("\n")
 }
 
@@ -314,10 +274,7 @@ fn details(shown: &InstanceType) -> Vec<(&'static str, String)> {
     let architectures: Vec<_> = shown.architectures.iter().map(|a| a.as_str()).collect();
     let network = shown.network;
     let mut details = vec![
-        (
-            "vCPUs",
-            format!("{} ({cores}, {threads} each)", shown.vcpus),
-        ),
+        ("vCPUs", format!("{} ({cores}, {threads} each)", shown.vcpus)),
         ("Memory", memory(shown)),
         ("Architecture", architectures.join(", ")),
         (
@@ -329,48 +286,24 @@ fn details(shown: &InstanceType) -> Vec<(&'static str, String)> {
                 plural_addresses(network.ipv4_per_interface),
             ),
         ),
-        (
-            "EBS",
-            shown
-                .ebs
-                .map_or_else(|| "shares the network".to_owned(), ebs_detail),
-        ),
-        (
-            "Instance store",
-            shown
-                .instance_store
-                .map_or_else(|| "none".to_owned(), |store| store.to_string()),
-        ),
+        ("EBS", shown.ebs.map_or_else(|| "shares the network".to_owned(), ebs_detail)),
+        ("Instance store", shown.instance_store.map_or_else(|| "none".to_owned(), |store| store.to_string())),
     ];
-    details.extend(shown.gpu.map(|gpu| {
-        (
-            "GPUs",
-            format!("{gpu}, {} each", approximate_mib(gpu.memory_mib)),
-        )
-    }));
+    details.extend(shown.gpu.map(|gpu| ("GPUs", format!("{gpu}, {} each", approximate_mib(gpu.memory_mib)))));
     details.extend(shown.credits.into_iter().flat_map(|credits| {
         let baseline = decimal(credits.baseline_percent);
         let (per_hour, maximum) = (decimal(credits.per_hour), decimal(credits.maximum));
         [
             ("CPU baseline", format!("{baseline}% of each vCPU")),
-            (
-                "CPU credits",
-                format!("{per_hour} earned an hour, {maximum} saved at most"),
-            ),
+            ("CPU credits", format!("{per_hour} earned an hour, {maximum} saved at most")),
         ]
     }));
-    details.push((
-        "Hibernation",
-        if shown.hibernation { "yes" } else { "no" }.to_owned(),
-    ));
+    details.push(("Hibernation", if shown.hibernation { "yes" } else { "no" }.to_owned()));
     details
 }
 
 fn plural_addresses(number: u32) -> String {
-    format!(
-        "{number} IPv4 address{}",
-        if number == 1 { "" } else { "es" }
-    )
+    format!("{number} IPv4 address{}", if number == 1 { "" } else { "es" })
 }
 
 fn ebs_detail(ebs: EbsBandwidth) -> String {
@@ -425,13 +358,9 @@ struct CreditInfo {
 
 impl Listing {
     fn new(types: &[&'static InstanceType], host: HostCapacity) -> Self {
-        let listed = |row: &&'static InstanceType| Listed {
-            info: InstanceTypeInfo::from(*row),
-            wisp: Remarks::new(row, host),
-        };
-        Listing {
-            instance_types: types.iter().map(listed).collect(),
-        }
+        let listed =
+            |row: &&'static InstanceType| Listed { info: InstanceTypeInfo::from(*row), wisp: Remarks::new(row, host) };
+        Listing { instance_types: types.iter().map(listed).collect() }
     }
 }
 
@@ -454,41 +383,23 @@ impl Remarks {
 mod tests {
     use super::*;
 
-    const LAPTOP: HostCapacity = HostCapacity {
-        cpus: 2,
-        memory_mib: 23_703,
-    };
+    const LAPTOP: HostCapacity = HostCapacity { cpus: 2, memory_mib: 23_703 };
 
     fn find(name: &str) -> &'static InstanceType {
         catalogue::find(name).expect(name)
     }
 
     fn widest(text: &str) -> usize {
-        text.lines()
-            .map(|line| line.chars().count())
-            .max()
-            .unwrap_or(0)
+        text.lines().map(|line| line.chars().count()).max().unwrap_or(0)
     }
 
     fn screen(width: usize) -> Screen {
-        Screen {
-            width: Some(width),
-            colour: false,
-        }
+        Screen { width: Some(width), colour: false }
     }
 
     /// Hosts that lack one thing or another.
-    const HOSTS: [HostCapacity; 3] = [
-        LAPTOP,
-        HostCapacity {
-            cpus: 1,
-            memory_mib: 200,
-        },
-        HostCapacity {
-            cpus: 512,
-            memory_mib: 200,
-        },
-    ];
+    const HOSTS: [HostCapacity; 3] =
+        [LAPTOP, HostCapacity { cpus: 1, memory_mib: 200 }, HostCapacity { cpus: 512, memory_mib: 200 }];
 
     #[test]
     fn the_whole_catalogue_fits_an_80_column_terminal() {
@@ -577,15 +488,9 @@ mod tests {
         let types = &value["InstanceTypes"];
         assert_eq!(types[0]["InstanceType"], "c5.xlarge");
         assert_eq!(types[0]["Wisp"]["FitsThisHost"], false);
-        assert_eq!(
-            types[0]["Wisp"]["Reason"],
-            "this host has 2 CPUs, 23.1 GiB free"
-        );
+        assert_eq!(types[0]["Wisp"]["Reason"], "this host has 2 CPUs, 23.1 GiB free");
         assert_eq!(types[1]["VCpuInfo"]["DefaultVCpus"], 1);
         assert_eq!(types[1]["Wisp"]["FitsThisHost"], true);
-        assert_eq!(
-            types[1]["Wisp"]["CpuCredits"]["BaselinePercentPerVCpu"],
-            5.0
-        );
+        assert_eq!(types[1]["Wisp"]["CpuCredits"]["BaselinePercentPerVCpu"], 5.0);
     }
 }

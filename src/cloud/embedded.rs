@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -62,7 +63,9 @@ pub fn unpacked(home: &Home) -> Result<PathBuf, EmbeddedError> {
 fn unpack(images: &Path, folder: &Path) -> Result<(), EmbeddedError> {
     let failed = |source| EmbeddedError::Unpack { folder: folder.to_path_buf(), source };
     remove_unfinished(images).map_err(failed)?;
-    let scratch = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(images).map_err(failed)?;
+    let private = fs::Permissions::from_mode(0o700);
+    let scratch =
+        tempfile::Builder::new().prefix(UNFINISHED).permissions(private).tempdir_in(images).map_err(failed)?;
     unpack_archive(ARCHIVE, scratch.path()).map_err(failed)?;
     verify(scratch.path())?;
     // What is under the final name is whole: a directory is renamed into place, never filled in place.

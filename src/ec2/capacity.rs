@@ -36,11 +36,7 @@ pub struct Request {
 impl Request {
     /// What the type gives.
     pub fn of_type(instance_type: &'static InstanceType) -> Self {
-        Request {
-            instance_type,
-            vcpus: instance_type.vcpus,
-            memory_mib: instance_type.memory_mib,
-        }
+        Request { instance_type, vcpus: instance_type.vcpus, memory_mib: instance_type.memory_mib }
     }
 
     /// What the type gives, or what overrides it. Refuses a type that can never run here, and a
@@ -51,10 +47,7 @@ impl Request {
         memory: Option<MemorySize>,
     ) -> Result<Self, Ec2Error> {
         if let Err(reason) = instance_type.launchable() {
-            return Err(Ec2Error::NotLaunchable {
-                instance_type: instance_type.name,
-                reason,
-            });
+            return Err(Ec2Error::NotLaunchable { instance_type: instance_type.name, reason });
         }
         if let Some(vcpus) = vcpus
             && !(1..=MAX_VCPUS).contains(&vcpus)
@@ -134,11 +127,7 @@ impl Shortage {
         let mut advice = match self.largest {
             Some(largest) => format!(
                 "The largest that fits{} is {} ({}, {}).",
-                if self.request.instance_type.family() == largest.family() {
-                    " of its family"
-                } else {
-                    ""
-                },
+                if self.request.instance_type.family() == largest.family() { " of its family" } else { "" },
                 largest.name,
                 count(largest.vcpus, "vCPU"),
                 approximate_mib(largest.memory_mib),
@@ -197,31 +186,17 @@ pub fn lacking(request: &Request, host: HostCapacity, overcommit: bool) -> Optio
 
 /// Whether the type can be launched on a host of this capacity.
 pub fn fits(instance_type: &'static InstanceType, host: HostCapacity, overcommit: bool) -> bool {
-    instance_type.launchable().is_ok()
-        && lacking(&Request::of_type(instance_type), host, overcommit).is_none()
+    instance_type.launchable().is_ok() && lacking(&Request::of_type(instance_type), host, overcommit).is_none()
 }
 
 /// The largest type that fits: of the same family if one does, else nearest to its purpose.
-fn largest_fitting(
-    asked: &InstanceType,
-    host: HostCapacity,
-    overcommit: bool,
-) -> Option<&'static InstanceType> {
-    catalogue::all()
-        .iter()
-        .filter(|candidate| fits(candidate, host, overcommit))
-        .max_by_key(|candidate| {
-            let same_family = candidate.family() == asked.family();
-            let same_category = candidate.category == asked.category;
-            let newness = candidate.parts.generation;
-            (
-                same_family,
-                candidate.vcpus,
-                candidate.memory_mib,
-                same_category,
-                newness,
-            )
-        })
+fn largest_fitting(asked: &InstanceType, host: HostCapacity, overcommit: bool) -> Option<&'static InstanceType> {
+    catalogue::all().iter().filter(|candidate| fits(candidate, host, overcommit)).max_by_key(|candidate| {
+        let same_family = candidate.family() == asked.family();
+        let same_category = candidate.category == asked.category;
+        let newness = candidate.parts.generation;
+        (same_family, candidate.vcpus, candidate.memory_mib, same_category, newness)
+    })
 }
 
 /// `1 CPU`, `2 CPUs`.
@@ -236,10 +211,7 @@ mod tests {
     use crate::ec2::instance_type::NotLaunchable;
     use proptest::prelude::*;
 
-    const LAPTOP: HostCapacity = HostCapacity {
-        cpus: 2,
-        memory_mib: 23_703,
-    };
+    const LAPTOP: HostCapacity = HostCapacity { cpus: 2, memory_mib: 23_703 };
 
     fn of_type(name: &str) -> Request {
         Request::of_type(catalogue::find(name).expect(name))
@@ -255,15 +227,9 @@ mod tests {
     #[test]
     fn what_fits_fits_to_the_last_mebibyte() {
         let request = of_type("t3.small");
-        let exact = HostCapacity {
-            cpus: 2,
-            memory_mib: 2048,
-        };
+        let exact = HostCapacity { cpus: 2, memory_mib: 2048 };
         assert_eq!(check(&request, exact, false), Ok(()));
-        let short = HostCapacity {
-            memory_mib: 2047,
-            ..exact
-        };
+        let short = HostCapacity { memory_mib: 2047, ..exact };
         assert_eq!(lacking(&request, short, true), Some(Lacking::Memory));
     }
 
@@ -276,21 +242,14 @@ mod tests {
             "InsufficientInstanceCapacity: m5.4xlarge has 16 vCPUs and 64 GiB; \
              this host has 2 CPUs and 23.1 GiB free."
         );
-        assert_eq!(
-            error.hint().as_deref(),
-            Some("The largest that fits of its family is m5.large (2 vCPUs, 8 GiB).")
-        );
+        assert_eq!(error.hint().as_deref(), Some("The largest that fits of its family is m5.large (2 vCPUs, 8 GiB)."));
     }
 
     #[test]
     fn overcommitting_is_offered_where_only_cpus_are_short() {
         let shortage = shortage("c5.xlarge", LAPTOP, false);
         assert_eq!(shortage.lacking, Lacking::Cpus);
-        assert!(
-            shortage
-                .hint()
-                .ends_with("--overcommit lets vCPUs share the host's CPUs.")
-        );
+        assert!(shortage.hint().ends_with("--overcommit lets vCPUs share the host's CPUs."));
     }
 
     #[test]
@@ -298,61 +257,28 @@ mod tests {
         assert_eq!(check(&of_type("c5.2xlarge"), LAPTOP, true), Ok(()));
         let shortage = shortage("c5.4xlarge", LAPTOP, true);
         assert_eq!(shortage.lacking, Lacking::Memory);
-        assert_eq!(
-            shortage.largest.map(|largest| largest.name),
-            Some("c5.2xlarge")
-        );
+        assert_eq!(shortage.largest.map(|largest| largest.name), Some("c5.2xlarge"));
     }
 
     #[test]
     fn more_vcpus_than_the_monitor_runs_fit_nowhere() {
-        let huge = HostCapacity {
-            cpus: 512,
-            memory_mib: 8 << 20,
-        };
+        let huge = HostCapacity { cpus: 512, memory_mib: 8 << 20 };
         let shortage = shortage("c6i.24xlarge", huge, true);
         assert_eq!(shortage.lacking, Lacking::Monitor);
-        assert_eq!(
-            shortage.largest.map(|largest| largest.name),
-            Some("c6i.16xlarge")
-        );
-        assert!(
-            shortage
-                .to_string()
-                .ends_with("a guest has at most 64 vCPUs.")
-        );
+        assert_eq!(shortage.largest.map(|largest| largest.name), Some("c6i.16xlarge"));
+        assert!(shortage.to_string().ends_with("a guest has at most 64 vCPUs."));
     }
 
     #[test]
     fn the_largest_of_another_family_stands_in() {
-        let shortage = shortage(
-            "i3.large",
-            HostCapacity {
-                cpus: 1,
-                memory_mib: 1500,
-            },
-            false,
-        );
-        assert_eq!(
-            shortage.largest.map(|largest| largest.name),
-            Some("t2.micro")
-        );
-        assert_eq!(
-            shortage.hint(),
-            "The largest that fits is t2.micro (1 vCPU, 1 GiB)."
-        );
+        let shortage = shortage("i3.large", HostCapacity { cpus: 1, memory_mib: 1500 }, false);
+        assert_eq!(shortage.largest.map(|largest| largest.name), Some("t2.micro"));
+        assert_eq!(shortage.hint(), "The largest that fits is t2.micro (1 vCPU, 1 GiB).");
     }
 
     #[test]
     fn a_host_without_memory_fits_nothing() {
-        let shortage = shortage(
-            "t3.nano",
-            HostCapacity {
-                cpus: 8,
-                memory_mib: 100,
-            },
-            false,
-        );
+        let shortage = shortage("t3.nano", HostCapacity { cpus: 8, memory_mib: 100 }, false);
         assert_eq!(shortage.largest, None);
         assert!(shortage.hint().starts_with("No type fits"));
     }
@@ -375,13 +301,7 @@ mod tests {
         let arm = catalogue::find("t4g.micro").expect("it is there");
         let error = Request::new(arm, Some(1), MemorySize::from_mib(256)).expect_err("Arm");
         let reason = NotLaunchable::Architecture;
-        assert_eq!(
-            error,
-            Ec2Error::NotLaunchable {
-                instance_type: "t4g.micro",
-                reason
-            }
-        );
+        assert_eq!(error, Ec2Error::NotLaunchable { instance_type: "t4g.micro", reason });
         assert_eq!(
             error.to_string(),
             "Unsupported: t4g.micro cannot run here: its processors are Arm, \

@@ -41,8 +41,7 @@ const HEADER: [&str; 22] = [
 /// How many names are offered for an unknown one.
 const SUGGESTIONS: usize = 3;
 
-static CATALOGUE: LazyLock<Vec<InstanceType>> =
-    LazyLock::new(|| parse(CSV).expect("a unit test reads every row"));
+static CATALOGUE: LazyLock<Vec<InstanceType>> = LazyLock::new(|| parse(CSV).expect("a unit test reads every row"));
 
 /// Every instance type, ordered by category, family and size.
 pub fn all() -> &'static [InstanceType] {
@@ -51,10 +50,7 @@ pub fn all() -> &'static [InstanceType] {
 
 /// The instance type of that name.
 pub fn find(name: &str) -> Result<&'static InstanceType, Ec2Error> {
-    all()
-        .iter()
-        .find(|known| known.name == name)
-        .ok_or_else(|| unknown(name, all().iter().map(|known| known.name)))
+    all().iter().find(|known| known.name == name).ok_or_else(|| unknown(name, all().iter().map(|known| known.name)))
 }
 
 /// The types that a word stands for: a type (`c6i.large`), a family (`c6i`, `c6i.*`), the letters
@@ -75,20 +71,12 @@ pub fn select(word: &str) -> Result<Vec<&'static InstanceType>, Ec2Error> {
     Err(if family.contains('.') {
         unknown(word, all().iter().map(|known| known.name))
     } else {
-        unknown(
-            word,
-            all()
-                .chunk_by(|a, b| a.family() == b.family())
-                .map(|f| f[0].family()),
-        )
+        unknown(word, all().chunk_by(|a, b| a.family() == b.family()).map(|f| f[0].family()))
     })
 }
 
 fn unknown(given: &str, names: impl Iterator<Item = &'static str>) -> Ec2Error {
-    Ec2Error::UnknownInstanceType {
-        given: given.to_owned(),
-        closest: closest(given, names),
-    }
+    Ec2Error::UnknownInstanceType { given: given.to_owned(), closest: closest(given, names) }
 }
 
 /// The names that differ from `given` by the fewest keystrokes, and by few at all; first those
@@ -97,10 +85,8 @@ fn closest(given: &str, names: impl Iterator<Item = &'static str>) -> Vec<&'stat
     let given = given.to_lowercase();
     // A third of the letters may be wrong. Anything that long is no misspelt name.
     let limit = given.chars().count().div_ceil(3).min(3);
-    let mut near: Vec<(usize, &'static str)> = names
-        .map(|name| (edit_distance(&given, name), name))
-        .filter(|(distance, _)| *distance <= limit)
-        .collect();
+    let mut near: Vec<(usize, &'static str)> =
+        names.map(|name| (edit_distance(&given, name), name)).filter(|(distance, _)| *distance <= limit).collect();
     let nearest = near.iter().map(|(distance, _)| *distance).min();
     near.retain(|(distance, _)| Some(*distance) == nearest);
     near.sort_by_key(|(_, name)| std::cmp::Reverse(common_prefix(&given, name)));
@@ -136,24 +122,16 @@ enum RowError {
     #[error("line {line} has {fields} fields")]
     FieldCount { line: usize, fields: usize },
     #[error("line {line}: {column} cannot be {value:?}")]
-    Field {
-        line: usize,
-        column: &'static str,
-        value: String,
-    },
+    Field { line: usize, column: &'static str, value: String },
 }
 
 fn parse(csv: &'static str) -> Result<Vec<InstanceType>, RowError> {
     let mut lines = csv.lines().enumerate();
-    if !lines
-        .next()
-        .is_some_and(|(_, header)| header.split(',').eq(HEADER))
-    {
+    if !lines.next().is_some_and(|(_, header)| header.split(',').eq(HEADER)) {
         return Err(RowError::Header);
     }
-    let mut types = lines
-        .map(|(index, text)| Row::new(index + 1, text)?.instance_type())
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut types =
+        lines.map(|(index, text)| Row::new(index + 1, text)?.instance_type()).collect::<Result<Vec<_>, _>>()?;
     // Stable: within a family the file's order is by size.
     types.sort_by_key(|row: &InstanceType| (row.category, row.family()));
     Ok(types)
@@ -169,33 +147,19 @@ impl Row {
     fn new(line: usize, text: &'static str) -> Result<Self, RowError> {
         let fields: Vec<_> = text.split(',').collect();
         if fields.len() != HEADER.len() {
-            return Err(RowError::FieldCount {
-                line,
-                fields: fields.len(),
-            });
+            return Err(RowError::FieldCount { line, fields: fields.len() });
         }
         Ok(Row { line, fields })
     }
 
     fn text(&self, column: &'static str) -> &'static str {
-        HEADER
-            .iter()
-            .position(|known| *known == column)
-            .map_or("", |index| self.fields[index])
+        HEADER.iter().position(|known| *known == column).map_or("", |index| self.fields[index])
     }
 
     /// A column's value, as `read` understands it.
-    fn read<T>(
-        &self,
-        column: &'static str,
-        read: impl FnOnce(&'static str) -> Option<T>,
-    ) -> Result<T, RowError> {
+    fn read<T>(&self, column: &'static str, read: impl FnOnce(&'static str) -> Option<T>) -> Result<T, RowError> {
         let value = self.text(column);
-        read(value).ok_or_else(|| RowError::Field {
-            line: self.line,
-            column,
-            value: value.to_owned(),
-        })
+        read(value).ok_or_else(|| RowError::Field { line: self.line, column, value: value.to_owned() })
     }
 
     /// Like [`Row::read`], where an empty column says that there is none.
@@ -231,9 +195,7 @@ impl Row {
             vcpus: self.number("vcpu")?,
             threads_per_core: self.number("threads_per_core")?,
             memory_mib: self.number("mem_mib")?,
-            architectures: self.read("arch", |value| {
-                value.split('/').map(Architecture::from_name).collect()
-            })?,
+            architectures: self.read("arch", |value| value.split('/').map(Architecture::from_name).collect())?,
             network: self.network()?,
             ebs: self.ebs()?,
             instance_store: self.read_optional("instance_disks", read_disks)?,
@@ -281,14 +243,9 @@ impl Row {
 /// `3x1980hdd`.
 fn read_disks(text: &str) -> Option<InstanceStore> {
     let (disks, disk) = text.split_once('x')?;
-    let (size, kind) = [DiskKind::Hdd, DiskKind::Ssd]
-        .into_iter()
-        .find_map(|kind| Some((disk.strip_suffix(kind.as_str())?, kind)))?;
-    let store = InstanceStore {
-        disks: disks.parse().ok()?,
-        disk_gb: size.parse().ok()?,
-        kind,
-    };
+    let (size, kind) =
+        [DiskKind::Hdd, DiskKind::Ssd].into_iter().find_map(|kind| Some((disk.strip_suffix(kind.as_str())?, kind)))?;
+    let store = InstanceStore { disks: disks.parse().ok()?, disk_gb: size.parse().ok()?, kind };
     store.disks.checked_mul(store.disk_gb)?;
     Some(store)
 }
@@ -298,12 +255,7 @@ fn read_gpu(text: &'static str) -> Option<Gpu> {
     let (count, gpu) = text.split_once('x')?;
     let (name, memory) = gpu.rsplit_once(' ')?;
     let (manufacturer, model) = name.split_once(' ')?;
-    Some(Gpu {
-        count: count.parse().ok()?,
-        manufacturer,
-        model,
-        memory_mib: memory.strip_suffix("MiB")?.parse().ok()?,
-    })
+    Some(Gpu { count: count.parse().ok()?, manufacturer, model, memory_mib: memory.strip_suffix("MiB")?.parse().ok()? })
 }
 
 #[cfg(test)]
@@ -330,16 +282,8 @@ mod tests {
             assert!((512..=4 << 20).contains(&row.memory_mib), "{name}");
             assert_eq!(row.memory_mib % 256, 0, "{name}");
             assert!(!row.architectures.is_empty(), "{name}");
-            assert_eq!(
-                row.bare_metal,
-                row.parts.size.starts_with("metal"),
-                "{name}"
-            );
-            assert_eq!(
-                row.gpu.is_some(),
-                row.category == Category::Accelerated,
-                "{name}"
-            );
+            assert_eq!(row.bare_metal, row.parts.size.starts_with("metal"), "{name}");
+            assert_eq!(row.gpu.is_some(), row.category == Category::Accelerated, "{name}");
             let is_arm = row.architectures.contains(&Architecture::Arm64);
             assert_eq!(is_arm, row.parts.attributes.contains('g'), "{name}");
         }
@@ -353,22 +297,13 @@ mod tests {
             assert!(network.baseline_gbps > 0.0, "{name}");
             assert!(network.baseline_gbps <= network.peak_gbps, "{name}");
             assert!(!network.label.is_empty(), "{name}");
-            assert!(
-                network.max_interfaces > 0 && network.ipv4_per_interface > 0,
-                "{name}"
-            );
+            assert!(network.max_interfaces > 0 && network.ipv4_per_interface > 0, "{name}");
             let Some(ebs) = row.ebs else {
                 assert_eq!(row.family(), "t2", "{name}");
                 continue;
             };
-            assert!(
-                ebs.baseline_mbps > 0 && ebs.baseline_mbps <= ebs.maximum_mbps,
-                "{name}"
-            );
-            assert!(
-                ebs.baseline_iops > 0 && ebs.baseline_iops <= ebs.maximum_iops,
-                "{name}"
-            );
+            assert!(ebs.baseline_mbps > 0 && ebs.baseline_mbps <= ebs.maximum_mbps, "{name}");
+            assert!(ebs.baseline_iops > 0 && ebs.baseline_iops <= ebs.maximum_iops, "{name}");
         }
     }
 
@@ -386,11 +321,7 @@ mod tests {
     fn every_burstable_rows_credits_follow_from_its_baseline() {
         for row in all() {
             let name = row.name;
-            assert_eq!(
-                row.credits.is_some(),
-                row.category == Category::Burstable,
-                "{name}"
-            );
+            assert_eq!(row.credits.is_some(), row.category == Category::Burstable, "{name}");
             let Some(credits) = row.credits else { continue };
             let earned = 60.0 * f64::from(row.vcpus) * credits.baseline_percent / 100.0;
             assert!((credits.per_hour - earned).abs() < 1e-9, "{name}");
@@ -402,26 +333,16 @@ mod tests {
     fn a_row_has_the_published_figures() {
         let row = find("i3.4xlarge").expect("it is there");
         assert_eq!((row.vcpus, row.memory_mib), (16, 124_928));
-        let store = InstanceStore {
-            disks: 2,
-            disk_gb: 1900,
-            kind: DiskKind::Ssd,
-        };
+        let store = InstanceStore { disks: 2, disk_gb: 1900, kind: DiskKind::Ssd };
         assert_eq!(row.instance_store, Some(store));
-        let gpu = find("p3.8xlarge")
-            .expect("it is there")
-            .gpu
-            .expect("it has some");
+        let gpu = find("p3.8xlarge").expect("it is there").gpu.expect("it has some");
         assert_eq!(gpu.to_string(), "4 × NVIDIA V100");
         assert_eq!(gpu.memory_mib, 16_384);
     }
 
     #[test]
     fn families_stand_together_and_grow() {
-        let families: Vec<_> = all()
-            .chunk_by(|a, b| a.family() == b.family())
-            .map(|f| f[0].family())
-            .collect();
+        let families: Vec<_> = all().chunk_by(|a, b| a.family() == b.family()).map(|f| f[0].family()).collect();
         let distinct: HashSet<_> = families.iter().collect();
         assert_eq!(families.len(), distinct.len());
         for pair in all().windows(2) {
@@ -434,18 +355,9 @@ mod tests {
 
     #[test]
     fn a_word_selects_a_type_a_family_a_series_or_a_category() {
-        let names = |word| -> Vec<&str> {
-            select(word)
-                .expect(word)
-                .iter()
-                .map(|selected| selected.name)
-                .collect()
-        };
+        let names = |word| -> Vec<&str> { select(word).expect(word).iter().map(|selected| selected.name).collect() };
         assert_eq!(names("c6i.large"), ["c6i.large"]);
-        assert_eq!(
-            names("d3"),
-            ["d3.xlarge", "d3.2xlarge", "d3.4xlarge", "d3.8xlarge"]
-        );
+        assert_eq!(names("d3"), ["d3.xlarge", "d3.2xlarge", "d3.4xlarge", "d3.8xlarge"]);
         assert_eq!(names("d3.*"), names("d3"));
         assert_eq!(names("d"), names("d3"));
         assert_eq!(names("accelerated").first(), Some(&"g4dn.xlarge"));
@@ -484,26 +396,14 @@ mod tests {
         let short = Row::new(7, "t3.micro,2").err();
         assert_eq!(short, Some(RowError::FieldCount { line: 7, fields: 2 }));
         let text = "t3.micro,two,1024,x86_64,1,1,1,1,0,,1,1,x,1,,1,1,1,0,,,";
-        let error = Row::new(7, text)
-            .expect("the fields are there")
-            .instance_type()
-            .err();
-        let wrong = RowError::Field {
-            line: 7,
-            column: "vcpu",
-            value: "two".to_owned(),
-        };
+        let error = Row::new(7, text).expect("the fields are there").instance_type().err();
+        let wrong = RowError::Field { line: 7, column: "vcpu", value: "two".to_owned() };
         assert_eq!(error, Some(wrong));
     }
 
     #[test]
     fn distance_counts_keystrokes() {
-        for (a, b, distance) in [
-            ("", "", 0),
-            ("", "abc", 3),
-            ("t3", "t3a", 1),
-            ("abc", "adc", 1),
-        ] {
+        for (a, b, distance) in [("", "", 0), ("", "abc", 3), ("t3", "t3a", 1), ("abc", "adc", 1)] {
             assert_eq!(edit_distance(a, b), distance, "{a} {b}");
             assert_eq!(edit_distance(b, a), distance, "{b} {a}");
         }

@@ -43,9 +43,7 @@ impl From<&InstanceType> for InstanceTypeInfo {
                 default_cores: row.vcpus / row.threads_per_core,
                 default_threads_per_core: row.threads_per_core,
             },
-            memory_info: MemoryInfo {
-                size_in_mib: row.memory_mib,
-            },
+            memory_info: MemoryInfo { size_in_mib: row.memory_mib },
             instance_storage_supported: row.instance_store.is_some(),
             instance_storage_info: row.instance_store.map(InstanceStorageInfo::new),
             ebs_info: EbsInfo::new(row.ebs),
@@ -99,11 +97,7 @@ impl InstanceStorageInfo {
     fn new(store: InstanceStore) -> Self {
         InstanceStorageInfo {
             total_size_in_gb: store.total_gb(),
-            disks: [DiskInfo {
-                size_in_gb: store.disk_gb,
-                count: store.disks,
-                r#type: store.kind.as_str(),
-            }],
+            disks: [DiskInfo { size_in_gb: store.disk_gb, count: store.disks, r#type: store.kind.as_str() }],
         }
     }
 }
@@ -132,11 +126,7 @@ struct EbsOptimizedInfo {
 impl EbsInfo {
     fn new(ebs: Option<EbsBandwidth>) -> Self {
         EbsInfo {
-            ebs_optimized_support: if ebs.is_some() {
-                "default"
-            } else {
-                "unsupported"
-            },
+            ebs_optimized_support: if ebs.is_some() { "default" } else { "unsupported" },
             ebs_optimized_info: ebs.map(|ebs| EbsOptimizedInfo {
                 baseline_bandwidth_in_mbps: ebs.baseline_mbps,
                 baseline_throughput: f64::from(ebs.baseline_mbps) / 8.0,
@@ -209,9 +199,7 @@ impl GpuInfo {
                 name: gpu.model,
                 manufacturer: gpu.manufacturer,
                 count: gpu.count,
-                memory_info: MemoryInfo {
-                    size_in_mib: gpu.memory_mib,
-                },
+                memory_info: MemoryInfo { size_in_mib: gpu.memory_mib },
             }],
             total_gpu_memory_in_mib: u64::from(gpu.count) * gpu.memory_mib,
         }
@@ -282,10 +270,7 @@ mod tests {
     fn what_a_type_lacks_is_left_out() {
         let burstable = described("t2.nano");
         assert_eq!(burstable["BurstablePerformanceSupported"], true);
-        assert_eq!(
-            burstable["EbsInfo"],
-            json!({ "EbsOptimizedSupport": "unsupported" })
-        );
+        assert_eq!(burstable["EbsInfo"], json!({ "EbsOptimizedSupport": "unsupported" }));
         assert_eq!(burstable.get("InstanceStorageInfo"), None);
         assert_eq!(burstable.get("GpuInfo"), None);
         assert_eq!(described("c5.metal").get("Hypervisor"), None);

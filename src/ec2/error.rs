@@ -149,12 +149,12 @@ impl Ec2Error {
                  its beginning will do."
             )),
             Ec2Error::NotFound { code, .. } => Some(match code {
-                ErrorCode::InvalidAmiIdNotFound => "`wisp image ls` lists the images.".to_owned(),
+                ErrorCode::InvalidAmiIdNotFound => {
+                    "`tiny` is the image inside wisp; the directory of a bundle is an image too.".to_owned()
+                }
                 _ => "`wisp ls` lists the instances.".to_owned(),
             }),
-            Ec2Error::AmbiguousReference { matches, .. } => {
-                Some(format!("Write more of it: {}.", one_of(matches)))
-            }
+            Ec2Error::AmbiguousReference { matches, .. } => Some(format!("Write more of it: {}.", one_of(matches))),
             Ec2Error::IncorrectInstanceState { instance, .. } => {
                 Some(format!("`wisp show {instance}` says more about its state."))
             }
@@ -169,18 +169,11 @@ impl fmt::Display for Ec2Error {
             Ec2Error::UnknownInstanceType { given, .. } => {
                 write!(f, "Invalid value '{given}' for InstanceType.")
             }
-            Ec2Error::NotLaunchable {
-                instance_type,
-                reason,
-            } => {
+            Ec2Error::NotLaunchable { instance_type, reason } => {
                 write!(f, "{instance_type} cannot run here: {reason}.")
             }
             Ec2Error::InsufficientCapacity(shortage) => write!(f, "{shortage}"),
-            Ec2Error::InvalidParameterValue {
-                parameter,
-                given,
-                rule,
-            } => {
+            Ec2Error::InvalidParameterValue { parameter, given, rule } => {
                 write!(f, "Invalid value '{given}' for {parameter}: {rule}")
             }
             Ec2Error::MalformedId { noun, given, .. } => {
@@ -189,21 +182,12 @@ impl fmt::Display for Ec2Error {
             Ec2Error::NotFound { noun, given, .. } => {
                 write!(f, "The {noun} '{given}' does not exist.")
             }
-            Ec2Error::AmbiguousReference {
-                noun,
-                given,
-                matches,
-            } => {
+            Ec2Error::AmbiguousReference { noun, given, matches } => {
                 write!(f, "'{given}' stands for {} {noun}s.", matches.len())
             }
-            Ec2Error::IncorrectInstanceState {
-                instance,
-                state,
-                action,
-            } => write!(
-                f,
-                "The instance '{instance}' is {state}, a state from which it cannot be {action}."
-            ),
+            Ec2Error::IncorrectInstanceState { instance, state, action } => {
+                write!(f, "The instance '{instance}' is {state}, a state from which it cannot be {action}.")
+            }
         }
     }
 }
@@ -227,18 +211,9 @@ mod tests {
 
     #[test]
     fn an_unknown_type_reads_as_in_ec2() {
-        let error = Ec2Error::UnknownInstanceType {
-            given: "t9.big".to_owned(),
-            closest: Vec::new(),
-        };
-        assert_eq!(
-            error.to_string(),
-            "InvalidParameterValue: Invalid value 't9.big' for InstanceType."
-        );
-        assert_eq!(
-            error.hint().as_deref(),
-            Some("`wisp types` lists the instance types.")
-        );
+        let error = Ec2Error::UnknownInstanceType { given: "t9.big".to_owned(), closest: Vec::new() };
+        assert_eq!(error.to_string(), "InvalidParameterValue: Invalid value 't9.big' for InstanceType.");
+        assert_eq!(error.hint().as_deref(), Some("`wisp types` lists the instance types."));
     }
 
     #[test]
@@ -247,22 +222,16 @@ mod tests {
             given: "t3.lage".to_owned(),
             closest: vec!["t3.large", "t3a.large", "t2.large"],
         };
-        assert_eq!(
-            error.hint().as_deref(),
-            Some("Did you mean t3.large, t3a.large or t2.large?")
-        );
+        assert_eq!(error.hint().as_deref(), Some("Did you mean t3.large, t3a.large or t2.large?"));
     }
 
     #[test]
     fn a_missing_thing_carries_its_kinds_code_and_where_to_look() {
         let error = ImageId::not_found("ami-0a1");
-        assert_eq!(
-            error.to_string(),
-            "InvalidAMIID.NotFound: The image 'ami-0a1' does not exist."
-        );
+        assert_eq!(error.to_string(), "InvalidAMIID.NotFound: The image 'ami-0a1' does not exist.");
         assert_eq!(
             error.hint().as_deref(),
-            Some("`wisp image ls` lists the images.")
+            Some("`tiny` is the image inside wisp; the directory of a bundle is an image too.")
         );
     }
 

@@ -70,13 +70,8 @@ pub struct Id<K: Kind> {
 impl<K: Kind> Id<K> {
     /// The identifier that these random bytes spell.
     pub fn from_random(bytes: [u8; RANDOM_BYTES]) -> Self {
-        let number = bytes
-            .iter()
-            .fold(0, |number, byte| number << 8 | u128::from(*byte));
-        Id {
-            number: number & NUMBER_MASK,
-            kind: PhantomData,
-        }
+        let number = bytes.iter().fold(0, |number, byte| number << 8 | u128::from(*byte));
+        Id { number: number & NUMBER_MASK, kind: PhantomData }
     }
 
     /// Whether `text` has the form of such an identifier or of the beginning of one. Anything else
@@ -97,10 +92,7 @@ impl<K: Kind> Id<K> {
         if !Self::looks_like(reference) {
             return Err(Self::malformed(reference));
         }
-        let mut matches: Vec<Self> = known
-            .into_iter()
-            .filter(|id| id.starts_with(reference))
-            .collect();
+        let mut matches: Vec<Self> = known.into_iter().filter(|id| id.starts_with(reference)).collect();
         matches.sort_unstable();
         matches.dedup();
         match matches.as_slice() {
@@ -116,20 +108,11 @@ impl<K: Kind> Id<K> {
 
     /// The error for a `reference`, an identifier or a name, to nothing.
     pub fn not_found(reference: &str) -> Ec2Error {
-        Ec2Error::NotFound {
-            code: K::NOT_FOUND,
-            noun: K::NOUN,
-            given: reference.to_owned(),
-        }
+        Ec2Error::NotFound { code: K::NOT_FOUND, noun: K::NOUN, given: reference.to_owned() }
     }
 
     fn malformed(given: &str) -> Ec2Error {
-        Ec2Error::MalformedId {
-            code: K::MALFORMED,
-            noun: K::NOUN,
-            prefix: K::PREFIX,
-            given: given.to_owned(),
-        }
+        Ec2Error::MalformedId { code: K::MALFORMED, noun: K::NOUN, prefix: K::PREFIX, given: given.to_owned() }
     }
 }
 
@@ -138,9 +121,7 @@ fn digits_after_prefix<K: Kind>(text: &str) -> Option<&str> {
 }
 
 fn is_lower_hex(digits: &str) -> bool {
-    digits
-        .bytes()
-        .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 impl<K: Kind> FromStr for Id<K> {
@@ -150,10 +131,7 @@ impl<K: Kind> FromStr for Id<K> {
         digits_after_prefix::<K>(text)
             .filter(|digits| digits.len() == DIGITS && is_lower_hex(digits))
             .and_then(|digits| u128::from_str_radix(digits, 16).ok())
-            .map(|number| Id {
-                number,
-                kind: PhantomData,
-            })
+            .map(|number| Id { number, kind: PhantomData })
             .ok_or_else(|| Self::malformed(text))
     }
 }
@@ -196,14 +174,8 @@ mod tests {
     #[test]
     fn random_bytes_spell_seventeen_digits() {
         let bytes = [0xf1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 0x01];
-        assert_eq!(
-            InstanceId::from_random(bytes).to_string(),
-            "i-123456789abcdef01"
-        );
-        assert_eq!(
-            ImageId::from_random([0; RANDOM_BYTES]).to_string(),
-            "ami-00000000000000000"
-        );
+        assert_eq!(InstanceId::from_random(bytes).to_string(), "i-123456789abcdef01");
+        assert_eq!(ImageId::from_random([0; RANDOM_BYTES]).to_string(), "ami-00000000000000000");
     }
 
     #[test]
@@ -222,31 +194,18 @@ mod tests {
             "i-0123456789abcdé0",
         ] {
             let error = text.parse::<InstanceId>().expect_err(text);
-            assert_eq!(
-                error.code(),
-                ErrorCode::InvalidInstanceIdMalformed,
-                "{text}"
-            );
+            assert_eq!(error.code(), ErrorCode::InvalidInstanceIdMalformed, "{text}");
         }
-        let error = "i-0123456789abcdef0"
-            .parse::<ImageId>()
-            .expect_err("an instance's");
+        let error = "i-0123456789abcdef0".parse::<ImageId>().expect_err("an instance's");
         assert_eq!(error.code(), ErrorCode::InvalidAmiIdMalformed);
     }
 
     #[test]
     fn a_beginning_finds_the_only_identifier_that_has_it() {
-        let known = [
-            instance("i-0a1b0000000000000"),
-            instance("i-0a2b0000000000000"),
-        ];
+        let known = [instance("i-0a1b0000000000000"), instance("i-0a2b0000000000000")];
         assert_eq!(InstanceId::find("i-0a1", known), Ok(known[0]));
         assert_eq!(InstanceId::find("i-0a2b0000000000000", known), Ok(known[1]));
-        let code = |reference| {
-            InstanceId::find(reference, known)
-                .expect_err(reference)
-                .code()
-        };
+        let code = |reference| InstanceId::find(reference, known).expect_err(reference).code();
         assert_eq!(code("i-0a"), ErrorCode::InvalidParameterValue);
         assert_eq!(code("i-ff"), ErrorCode::InvalidInstanceIdNotFound);
         assert_eq!(code("web-1"), ErrorCode::InvalidInstanceIdMalformed);
@@ -255,13 +214,7 @@ mod tests {
     #[test]
     fn a_name_does_not_look_like_an_identifier() {
         assert!(InstanceId::looks_like("i-0a1"));
-        for name in [
-            "i-",
-            "web",
-            "i-am-a-name",
-            "ami-0a1",
-            "i-0123456789abcdef01",
-        ] {
+        for name in ["i-", "web", "i-am-a-name", "ami-0a1", "i-0123456789abcdef01"] {
             assert!(!InstanceId::looks_like(name), "{name}");
         }
     }
@@ -271,10 +224,7 @@ mod tests {
         let id = instance("i-0123456789abcdef0");
         let json = serde_json::to_string(&id).expect("a string");
         assert_eq!(json, "\"i-0123456789abcdef0\"");
-        assert_eq!(
-            serde_json::from_str::<InstanceId>(&json).expect("reads back"),
-            id
-        );
+        assert_eq!(serde_json::from_str::<InstanceId>(&json).expect("reads back"), id);
         assert!(serde_json::from_str::<InstanceId>("\"i-1\"").is_err());
     }
 

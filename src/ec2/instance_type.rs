@@ -60,9 +60,7 @@ impl Architecture {
 
     /// The architecture that EC2 calls so.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::I386, Self::X86_64, Self::Arm64]
-            .into_iter()
-            .find(|known| known.as_str() == name)
+        [Self::I386, Self::X86_64, Self::Arm64].into_iter().find(|known| known.as_str() == name)
     }
 }
 
@@ -167,10 +165,7 @@ pub struct Gpu {
 
 impl fmt::Display for Gpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!(
-            "{} × {} {}",
-            self.count, self.manufacturer, self.model
-        ))
+        f.pad(&format!("{} × {} {}", self.count, self.manufacturer, self.model))
     }
 }
 

@@ -20,14 +20,11 @@ pub struct MemorySize(NonZero<u64>);
 
 impl MemorySize {
     /// The largest size: one MiB more, and its count of bytes no longer fits 64 bits.
-    pub const MAX: MemorySize =
-        MemorySize(NonZero::new(u64::MAX / BYTES_PER_MIB).expect("2^44 - 1 is not zero"));
+    pub const MAX: MemorySize = MemorySize(NonZero::new(u64::MAX / BYTES_PER_MIB).expect("2^44 - 1 is not zero"));
 
     /// `mib` MiB; none if that is no memory at all, or more than [`MemorySize::MAX`].
     pub fn from_mib(mib: u64) -> Option<Self> {
-        NonZero::new(mib)
-            .map(MemorySize)
-            .filter(|size| *size <= Self::MAX)
+        NonZero::new(mib).map(MemorySize).filter(|size| *size <= Self::MAX)
     }
 
     /// This size in MiB.
@@ -80,12 +77,9 @@ impl FromStr for MemorySize {
         {
             return Err(SizeError::Negative(given.to_owned()));
         }
-        let number_end = given
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(given.len());
+        let number_end = given.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(given.len());
         let (number, unit) = given.split_at(number_end);
-        let (whole, fraction) =
-            split_number(number).ok_or_else(|| SizeError::NotANumber(given.to_owned()))?;
+        let (whole, fraction) = split_number(number).ok_or_else(|| SizeError::NotANumber(given.to_owned()))?;
         let mib_per_unit = mib_per_unit(unit.trim())?;
         let mib = to_mib(whole, fraction, mib_per_unit, given)?;
         if mib == 0 {
@@ -184,9 +178,7 @@ mod tests {
 
     #[test]
     fn every_way_to_write_a_size_is_read() {
-        for text in [
-            "256", "256M", "256m", "256Mi", "256MiB", "256 MiB", " 0.25G ",
-        ] {
+        for text in ["256", "256M", "256m", "256Mi", "256MiB", "256 MiB", " 0.25G "] {
             assert_eq!(mib(text), 256, "{text}");
         }
         for text in ["1G", "1g", "1GiB", "1024", "1.0G", "1.000 gib"] {
@@ -218,11 +210,9 @@ mod tests {
         let max = MemorySize::MAX;
         assert_eq!(mib(&max.mib().to_string()), max.mib());
         assert!(max.bytes() > u64::MAX - BYTES_PER_MIB);
-        for text in [
-            (max.mib() + 1).to_string(),
-            "18446744073709551615T".to_owned(),
-            "99999999999999999999999999".to_owned(),
-        ] {
+        for text in
+            [(max.mib() + 1).to_string(), "18446744073709551615T".to_owned(), "99999999999999999999999999".to_owned()]
+        {
             assert_eq!(error(&text), SizeError::TooLarge(text.clone()));
         }
     }

@@ -90,52 +90,31 @@ impl<'a> TypeName<'a> {
         }
         let digits_start = family.find(|c: char| c.is_ascii_digit())?;
         let (series, rest) = family.split_at(digits_start);
-        let digits_end = rest
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(rest.len());
+        let digits_end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
         let (generation, attributes) = rest.split_at(digits_end);
         let is_letters = |text: &str| text.bytes().all(|byte| byte.is_ascii_lowercase());
         if series.is_empty() || !is_letters(series) || !is_letters(attributes) {
             return None;
         }
         let generation = generation.parse().ok()?;
-        Some(TypeName {
-            family,
-            series,
-            generation,
-            attributes,
-            size,
-        })
+        Some(TypeName { family, series, generation, attributes, size })
     }
 
     /// The name read from left to right. `digits` of the generation and each attribute are a part.
     pub fn reading(&self) -> Vec<NamePart<'a>> {
         let attributes_start = self.family.len() - self.attributes.len();
         let generation = &self.family[self.series.len()..attributes_start];
-        let category =
-            Category::of_series(self.series).map_or("a family of its own", Category::title);
+        let category = Category::of_series(self.series).map_or("a family of its own", Category::title);
 
         let mut parts = vec![
-            NamePart {
-                text: self.series,
-                meaning: category.to_owned(),
-            },
-            NamePart {
-                text: generation,
-                meaning: format!("{} generation", ordinal(self.generation)),
-            },
+            NamePart { text: self.series, meaning: category.to_owned() },
+            NamePart { text: generation, meaning: format!("{} generation", ordinal(self.generation)) },
         ];
         parts.extend((0..self.attributes.len()).map(|at| {
             let text = &self.attributes[at..=at];
-            NamePart {
-                text,
-                meaning: attribute_meaning(text).to_owned(),
-            }
+            NamePart { text, meaning: attribute_meaning(text).to_owned() }
         }));
-        parts.push(NamePart {
-            text: self.size,
-            meaning: size_meaning(self.size),
-        });
+        parts.push(NamePart { text: self.size, meaning: size_meaning(self.size) });
         parts
     }
 
@@ -149,9 +128,7 @@ impl<'a> TypeName<'a> {
 }
 
 fn ordinal(generation: u32) -> String {
-    const WORDS: [&str; 9] = [
-        "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth",
-    ];
+    const WORDS: [&str; 9] = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth"];
     generation
         .checked_sub(1)
         .and_then(|index| WORDS.get(index as usize))
@@ -174,10 +151,7 @@ fn attribute_meaning(letter: &str) -> &'static str {
 
 fn size_meaning(size: &str) -> String {
     if let Some(rest) = size.strip_prefix("metal") {
-        return match rest
-            .strip_prefix('-')
-            .and_then(|size| size.strip_suffix("xl"))
-        {
+        return match rest.strip_prefix('-').and_then(|size| size.strip_suffix("xl")) {
             Some(times) => format!("size: a whole machine, as large as a {times}xlarge"),
             None => "size: a whole machine, without a hypervisor".to_owned(),
         };
@@ -200,12 +174,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn reading(name: &str) -> Vec<(&str, String)> {
-        TypeName::parse(name)
-            .expect(name)
-            .reading()
-            .into_iter()
-            .map(|part| (part.text, part.meaning))
-            .collect()
+        TypeName::parse(name).expect(name).reading().into_iter().map(|part| (part.text, part.meaning)).collect()
     }
 
     #[test]
@@ -219,47 +188,26 @@ mod tests {
                 ("2xlarge", "size: 2 times an xlarge".to_owned()),
             ]
         );
-        let texts: Vec<&str> = reading("x2iedn.metal")
-            .iter()
-            .map(|(text, _)| *text)
-            .collect();
+        let texts: Vec<&str> = reading("x2iedn.metal").iter().map(|(text, _)| *text).collect();
         assert_eq!(texts, ["x", "2", "i", "e", "d", "n", "metal"]);
     }
 
     #[test]
     fn a_family_is_read_on_one_line() {
         let name = TypeName::parse("t4g.nano").expect("a name");
-        assert_eq!(
-            name.family_reading(),
-            "burstable, fourth generation, Graviton (Arm)"
-        );
+        assert_eq!(name.family_reading(), "burstable, fourth generation, Graviton (Arm)");
     }
 
     #[test]
     fn a_size_says_how_it_compares() {
         assert_eq!(size_meaning("micro"), "size: twice a nano");
-        assert_eq!(
-            size_meaning("metal"),
-            "size: a whole machine, without a hypervisor"
-        );
-        assert_eq!(
-            size_meaning("metal-24xl"),
-            "size: a whole machine, as large as a 24xlarge"
-        );
+        assert_eq!(size_meaning("metal"), "size: a whole machine, without a hypervisor");
+        assert_eq!(size_meaning("metal-24xl"), "size: a whole machine, as large as a 24xlarge");
     }
 
     #[test]
     fn what_is_not_made_like_a_name_has_no_parts() {
-        for text in [
-            "",
-            "t3",
-            "t3.",
-            ".large",
-            "3.large",
-            "t.large",
-            "T3.large",
-            "t3é.large",
-        ] {
+        for text in ["", "t3", "t3.", ".large", "3.large", "t.large", "T3.large", "t3é.large"] {
             assert_eq!(TypeName::parse(text), None, "{text}");
         }
     }

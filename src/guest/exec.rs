@@ -29,8 +29,7 @@ use super::terminal::{RawMode, window_size};
 use super::{Agent, Error};
 
 /// Signals a command without a terminal gets in this process's place.
-const FORWARDED: [i32; 6] =
-    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+const FORWARDED: [i32; 6] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
 
 /// Signals taken while a command has a terminal.
 const WITH_TERMINAL: [i32; 5] = [libc::SIGWINCH, libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
@@ -68,17 +67,22 @@ impl Agent {
     pub fn exec(mut self, request: ExecRequest, streams: Streams<'_>) -> Result<ExitStatus, Error> {
         let has_terminal = request.terminal.is_some();
         let wanted: &[i32] = if has_terminal { &WITH_TERMINAL } else { &FORWARDED };
-        let signals =
-            Signals::take(wanted).map_err(|source| Error::Local { action: "take over signals", source })?;
+        let signals = Signals::take(wanted).map_err(|source| Error::Local { action: "take over signals", source })?;
         let raw_mode = (has_terminal && isatty(streams.input)).then(|| RawMode::enter(streams.input)).transpose();
-        let _raw_mode =
-            raw_mode.map_err(|source| Error::Local { action: "put the terminal into raw mode", source })?;
+        let _raw_mode = raw_mode.map_err(|source| Error::Local { action: "put the terminal into raw mode", source })?;
         let shared = Shared::new(has_terminal)?;
         self.connection.writer.queue(&ToGuest::Exec(request))?;
 
         let Connection { writer, reader } = &mut self.connection;
         thread::scope(|scope| {
-            let sender = Sender { shared: &shared, writer, signals: &signals, streams, window: STDIN_WINDOW, input_ended: false };
+            let sender = Sender {
+                shared: &shared,
+                writer,
+                signals: &signals,
+                streams,
+                window: STDIN_WINDOW,
+                input_ended: false,
+            };
             let sender = thread::Builder::new().name("guest-exec-input".into()).spawn_scoped(scope, || sender.run());
             let sender = sender.map_err(|source| Error::Local { action: "start a thread", source })?;
             let outcome = receive(&shared, reader, streams);
@@ -112,8 +116,8 @@ struct Shared {
 
 impl Shared {
     fn new(has_terminal: bool) -> Result<Self, Error> {
-        let changed =
-            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(Error::local("make an event counter"))?;
+        let changed = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(Error::local("make an event counter"))?;
         Ok(Self {
             has_terminal,
             credit: AtomicUsize::new(0),
@@ -242,12 +246,7 @@ impl Sender<'_> {
         }
     }
 
-    fn tell_closed(
-        &mut self,
-        told: &mut bool,
-        closed: &AtomicBool,
-        stream: OutputStream,
-    ) -> Result<(), ProtocolError> {
+    fn tell_closed(&mut self, told: &mut bool, closed: &AtomicBool, stream: OutputStream) -> Result<(), ProtocolError> {
         if !*told && closed.load(Ordering::Acquire) {
             *told = true;
             self.writer.queue(&ToGuest::OutputClosed(stream))?;
@@ -378,7 +377,8 @@ mod tests {
         let null = null();
         let status = thread::scope(|scope| {
             scope.spawn(move || reader.read_exact(&mut [0; 2]).expect("some output"));
-            agent().exec(shell("exec yes"), Streams { input: null.as_fd(), output: writer.as_fd(), error: null.as_fd() })
+            agent()
+                .exec(shell("exec yes"), Streams { input: null.as_fd(), output: writer.as_fd(), error: null.as_fd() })
         });
         assert_eq!(status.expect("ran"), ExitStatus::Signaled(libc::SIGPIPE));
     }
@@ -416,6 +416,7 @@ mod tests {
                 let count = rustix::io::read(&master, &mut buffer[..]).expect("output");
                 seen += &String::from_utf8_lossy(&buffer[..count]);
             }
+            seen
         };
         resize(30, 90);
         let request = ExecRequest {
@@ -424,8 +425,7 @@ mod tests {
         };
         let status = thread::scope(|scope| {
             scope.spawn(|| {
-                wait_for("30 90");
-                wait_for("trapped");
+                assert!(wait_for("trapped").contains("30 90"));
                 assert!(!echoes());
                 resize(40, 120);
                 // The kernel sends it to a terminal's foreground, which this test is not.

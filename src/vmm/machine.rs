@@ -141,7 +141,8 @@ impl Machine {
     /// Runs the guest to its end. When this returns, no thread of the machine is left and its disks are flushed.
     pub fn run(self) -> Result<End, Error> {
         let context = Arc::new(self.context);
-        let monitor = Monitor::new(self.control, self.owner, self.console_terminal, &self.devices, &self.ends, &self.ready)?;
+        let monitor =
+            Monitor::new(self.control, self.owner, self.console_terminal, &self.devices, &self.ends, &self.ready)?;
         let spawn = |(id, fd)| VcpuHandle::spawn(id, fd, Arc::clone(&context));
         let mut running = Running { context: Arc::clone(&context), vcpus: Vec::new(), devices: &self.devices };
         for vcpu in (0..).zip(self.vcpus) {
@@ -309,8 +310,8 @@ fn wire_virtio(
     for ((name, device), slot) in parts.into_iter().zip(slots) {
         let faults = Arc::new(GuestFaults::new(name.clone()));
         let line = wire_irq(vm, slot.irq)?;
-        let transport = MmioTransport::new(device, memory.clone(), line, Arc::clone(&faults))
-            .map_err(Error::host("an eventfd"))?;
+        let transport =
+            MmioTransport::new(device, memory.clone(), line, Arc::clone(&faults)).map_err(Error::host("an eventfd"))?;
         if transport.has_thread() {
             let address = IoEventAddress::Mmio(slot.address + register::QUEUE_NOTIFY);
             for (queue, kick) in (0_u32..).zip(transport.kicks()) {

@@ -88,7 +88,8 @@ pub fn allocate(memory_mib: u64) -> Result<GuestMemory, MemoryError> {
 }
 
 fn allocate_region(mib: u64, start: GuestAddress, length: usize) -> Result<GuestRegionMmap<()>, MemoryError> {
-    let mapped = map_aligned(length).map_err(|source| MemoryError::Map { mib, source: MmapRegionError::Mmap(source) })?;
+    let mapped =
+        map_aligned(length).map_err(|source| MemoryError::Map { mib, source: MmapRegionError::Mmap(source) })?;
     // SAFETY: `map_aligned` returned `length` bytes of private anonymous memory that nothing else refers to.
     let region = unsafe { MmapRegion::build_raw(mapped, length, libc::PROT_READ | libc::PROT_WRITE, MAP_FLAGS) }
         .map_err(|source| MemoryError::Map { mib, source })?;
@@ -103,7 +104,8 @@ fn map_aligned(length: usize) -> io::Result<*mut u8> {
     let slack = HUGE_PAGE as usize;
     let padded = length.checked_add(slack).ok_or(io::ErrorKind::OutOfMemory)?;
     // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-    let address = unsafe { libc::mmap(std::ptr::null_mut(), padded, libc::PROT_READ | libc::PROT_WRITE, MAP_FLAGS, -1, 0) };
+    let address =
+        unsafe { libc::mmap(std::ptr::null_mut(), padded, libc::PROT_READ | libc::PROT_WRITE, MAP_FLAGS, -1, 0) };
     if address == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
@@ -176,6 +178,6 @@ mod tests {
         assert_eq!(memory.read_obj::<u64>(GuestAddress(0x10_0000)).unwrap(), 0);
         memory.write_obj(1_u8, GuestAddress(0x10_0000)).unwrap();
         let resident = resident_bytes(&memory).unwrap();
-        assert!(resident >= 4096 && resident <= 8 * MIB, "{resident} bytes of 64 MiB are resident");
+        assert!((4096..=8 * MIB).contains(&resident), "{resident} bytes of 64 MiB are resident");
     }
 }

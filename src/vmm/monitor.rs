@@ -133,7 +133,8 @@ impl<'a> Monitor<'a> {
                 Request::Kill { by } => return Some(End::Killed { by }),
             }
         }
-        (incoming.closed && incoming.owner).then(|| End::Killed { by: "the exit of the command that started it".into() })
+        (incoming.closed && incoming.owner)
+            .then(|| End::Killed { by: "the exit of the command that started it".into() })
     }
 
     fn press_ctrl_alt_del(&self) -> Message {

@@ -133,7 +133,10 @@ impl ExitCounters {
     pub fn record(&self) -> Vec<ExitRecord> {
         let counts = KINDS.iter().zip(&self.counts);
         let counts = counts.map(|(reason, count)| (reason, count.load(Ordering::Relaxed)));
-        counts.filter(|(_, count)| *count > 0).map(|(reason, count)| ExitRecord { reason: (*reason).into(), count }).collect()
+        counts
+            .filter(|(_, count)| *count > 0)
+            .map(|(reason, count)| ExitRecord { reason: (*reason).into(), count })
+            .collect()
     }
 }
 

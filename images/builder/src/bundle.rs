@@ -76,7 +76,12 @@ pub fn archive(output: &Path, manifest: &str, kernel: &Path, root: &Path) -> any
     Ok(fs::metadata(output)?.len())
 }
 
-fn append<W: io::Write>(archive: &mut tar::Builder<W>, name: &str, size: u64, content: impl Read) -> anyhow::Result<()> {
+fn append<W: io::Write>(
+    archive: &mut tar::Builder<W>,
+    name: &str,
+    size: u64,
+    content: impl Read,
+) -> anyhow::Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_path(name)?;
     header.set_size(size);

@@ -41,8 +41,7 @@ fn main() -> anyhow::Result<()> {
     let scratch = tiny.join("scratch");
     fs::create_dir_all(&scratch)?;
     let root = scratch.join("root.ext4");
-    let rootfs =
-        Rootfs { busybox: args.busybox, init: args.init, files: tiny.join("files"), size_mib: ROOT_MIB };
+    let rootfs = Rootfs { busybox: args.busybox, init: args.init, files: tiny.join("files"), size_mib: ROOT_MIB };
     rootfs.write(&root).context("the root file system")?;
     let components = [
         Component {

@@ -86,10 +86,7 @@ pub enum KvmAccessError {
     #[error("this kernel's KVM lacks {}", .0.join(", "))]
     MissingCapabilities(Vec<&'static str>),
     /// Another hypervisor uses the processor's virtualisation.
-    #[error(
-        "another hypervisor is using the CPU's virtualisation: {}",
-        holder(rivals)
-    )]
+    #[error("another hypervisor is using the CPU's virtualisation: {}", holder(rivals))]
     Busy {
         /// The modules of other hypervisors that are loaded.
         rivals: Vec<&'static str>,
@@ -107,10 +104,7 @@ pub fn judge(kvm: &KvmFacts, surroundings: &Surroundings) -> Result<(), KvmAcces
 }
 
 /// Whether the device is there and opens.
-pub(super) fn judge_device(
-    kvm: &KvmFacts,
-    surroundings: &Surroundings,
-) -> Result<(), KvmAccessError> {
+pub(super) fn judge_device(kvm: &KvmFacts, surroundings: &Surroundings) -> Result<(), KvmAccessError> {
     let Err(errno) = kvm.opened else {
         return Ok(());
     };
@@ -118,9 +112,9 @@ pub(super) fn judge_device(
         // The node may stand there before the module is loaded: systemd makes it at boot.
         (Errno::NOENT | Errno::NODEV | Errno::NXIO, _) => why_missing(surroundings),
         (Errno::ACCESS, Some(node)) => why_denied(node, surroundings),
-        (Errno::ACCESS, None) | (Errno::PERM, _) => KvmAccessError::Forbidden {
-            in_container: surroundings.in_container,
-        },
+        (Errno::ACCESS, None) | (Errno::PERM, _) => {
+            KvmAccessError::Forbidden { in_container: surroundings.in_container }
+        }
         (other, _) => KvmAccessError::OpenFailed(other),
     })
 }
@@ -129,22 +123,17 @@ pub(super) fn judge_device(
 pub(super) fn judge_interface(kvm: &KvmFacts) -> Result<(), KvmAccessError> {
     match &kvm.interface {
         Some(interface) if interface.api_version != API_VERSION => {
-            Err(KvmAccessError::WrongApiVersion {
-                found: interface.api_version,
-            })
+            Err(KvmAccessError::WrongApiVersion { found: interface.api_version })
         }
-        Some(interface) if !interface.missing.is_empty() => Err(
-            KvmAccessError::MissingCapabilities(interface.missing.clone()),
-        ),
+        Some(interface) if !interface.missing.is_empty() => {
+            Err(KvmAccessError::MissingCapabilities(interface.missing.clone()))
+        }
         _ => Ok(()),
     }
 }
 
 /// Whether a virtual machine could be created, if that was tried.
-pub(super) fn judge_creation(
-    kvm: &KvmFacts,
-    surroundings: &Surroundings,
-) -> Result<(), KvmAccessError> {
+pub(super) fn judge_creation(kvm: &KvmFacts, surroundings: &Surroundings) -> Result<(), KvmAccessError> {
     match kvm.created_vm {
         Some(Err(errno)) => Err(create_vm_error(errno, surroundings)),
         _ => Ok(()),
@@ -157,14 +146,7 @@ pub fn create_vm_error(errno: Errno, surroundings: &Surroundings) -> KvmAccessEr
         return KvmAccessError::CreateVmFailed(errno);
     }
     let is_rival = |module: &&'static str| RIVAL_MODULES.contains(module);
-    KvmAccessError::Busy {
-        rivals: surroundings
-            .modules
-            .iter()
-            .copied()
-            .filter(is_rival)
-            .collect(),
-    }
+    KvmAccessError::Busy { rivals: surroundings.modules.iter().copied().filter(is_rival).collect() }
 }
 
 /// Whether KVM, if it works, does so without the processor's help.
@@ -182,13 +164,9 @@ fn why_missing(surroundings: &Surroundings) -> KvmAccessError {
         };
     }
     match cpu {
-        Cpu { has_vmx: true, .. } => KvmAccessError::ModuleNotLoaded {
-            module: "kvm_intel",
-        },
+        Cpu { has_vmx: true, .. } => KvmAccessError::ModuleNotLoaded { module: "kvm_intel" },
         Cpu { has_svm: true, .. } => KvmAccessError::ModuleNotLoaded { module: "kvm_amd" },
-        Cpu {
-            is_virtual: true, ..
-        } => KvmAccessError::NoNestedVirtualisation,
+        Cpu { is_virtual: true, .. } => KvmAccessError::NoNestedVirtualisation,
         Cpu { vendor, .. } => KvmAccessError::NoVirtualisation {
             switch: match vendor.as_str() {
                 "GenuineIntel" => "Intel Virtualization Technology (VT-x)",
@@ -205,9 +183,7 @@ fn why_denied(node: &DeviceNode, surroundings: &Surroundings) -> KvmAccessError 
     let others_may = node.mode & 0o006 == 0o006;
     let in_group = user.groups.contains(&node.group);
     if user.uid == 0 || others_may || (group_may && in_group) {
-        return KvmAccessError::Forbidden {
-            in_container: surroundings.in_container,
-        };
+        return KvmAccessError::Forbidden { in_container: surroundings.in_container };
     }
     // Joining root's group is no advice.
     if !group_may || node.group == 0 {
@@ -217,21 +193,12 @@ fn why_denied(node: &DeviceNode, surroundings: &Surroundings) -> KvmAccessError 
             has_kvm_group: surroundings.has_kvm_group,
         };
     }
-    let group = node
-        .group_name
-        .clone()
-        .unwrap_or_else(|| node.group.to_string());
+    let group = node.group_name.clone().unwrap_or_else(|| node.group.to_string());
     let user_name = user.name.clone();
     if user.listed_groups.contains(&node.group) {
-        KvmAccessError::StaleLogin {
-            group,
-            user: user_name,
-        }
+        KvmAccessError::StaleLogin { group, user: user_name }
     } else {
-        KvmAccessError::NotInGroup {
-            group,
-            user: user_name,
-        }
+        KvmAccessError::NotInGroup { group, user: user_name }
     }
 }
 
@@ -254,46 +221,25 @@ mod tests {
         KvmFacts {
             node: Some(node(0o660, KVM_GROUP)),
             opened: Ok(()),
-            interface: Some(KvmInterface {
-                api_version: 12,
-                missing: Vec::new(),
-                max_vcpus: 1024,
-            }),
+            interface: Some(KvmInterface { api_version: 12, missing: Vec::new(), max_vcpus: 1024 }),
             created_vm: Some(Ok(())),
         }
     }
 
     fn node(mode: u32, group: u32) -> DeviceNode {
         let group_name = Some(if group == 0 { "root" } else { "kvm" }.to_owned());
-        DeviceNode {
-            mode,
-            group,
-            group_name,
-        }
+        DeviceNode { mode, group, group_name }
     }
 
     fn failing(errno: Errno, node: Option<DeviceNode>) -> KvmFacts {
-        KvmFacts {
-            node,
-            opened: Err(errno),
-            interface: None,
-            created_vm: None,
-        }
+        KvmFacts { node, opened: Err(errno), interface: None, created_vm: None }
     }
 
     fn laptop() -> Surroundings {
         Surroundings {
-            cpu: Cpu {
-                vendor: "GenuineIntel".into(),
-                has_vmx: true,
-                ..Cpu::default()
-            },
+            cpu: Cpu { vendor: "GenuineIntel".into(), has_vmx: true, ..Cpu::default() },
             modules: vec!["kvm_intel"],
-            user: User {
-                name: "ann".into(),
-                uid: 1000,
-                ..User::default()
-            },
+            user: User { name: "ann".into(), uid: 1000, ..User::default() },
             has_kvm_group: true,
             ..Surroundings::default()
         }
@@ -318,93 +264,43 @@ mod tests {
 
     #[test]
     fn an_unloaded_module_is_named_for_its_processor() {
-        let intel = Surroundings {
-            modules: Vec::new(),
-            ..laptop()
-        };
-        assert_eq!(
-            missing(&intel),
-            KvmAccessError::ModuleNotLoaded {
-                module: "kvm_intel"
-            }
-        );
-        let cpu = Cpu {
-            has_svm: true,
-            ..Cpu::default()
-        };
+        let intel = Surroundings { modules: Vec::new(), ..laptop() };
+        assert_eq!(missing(&intel), KvmAccessError::ModuleNotLoaded { module: "kvm_intel" });
+        let cpu = Cpu { has_svm: true, ..Cpu::default() };
         let amd = Surroundings { cpu, ..intel };
         assert_eq!(commands(&missing(&amd))[0], "sudo modprobe kvm_amd");
     }
 
     #[test]
     fn a_node_without_a_module_behind_it_counts_as_missing() {
-        let surroundings = Surroundings {
-            modules: Vec::new(),
-            ..laptop()
-        };
+        let surroundings = Surroundings { modules: Vec::new(), ..laptop() };
         let kvm = failing(Errno::NODEV, Some(node(0o660, KVM_GROUP)));
         let error = judge(&kvm, &surroundings).expect_err("not loaded");
-        assert_eq!(
-            error,
-            KvmAccessError::ModuleNotLoaded {
-                module: "kvm_intel"
-            }
-        );
+        assert_eq!(error, KvmAccessError::ModuleNotLoaded { module: "kvm_intel" });
     }
 
     #[test]
     fn switched_off_virtualisation_leads_to_the_firmware() {
-        let cpu = Cpu {
-            vendor: "AuthenticAMD".into(),
-            ..Cpu::default()
-        };
-        let error = missing(&Surroundings {
-            cpu,
-            modules: Vec::new(),
-            ..laptop()
-        });
-        assert_eq!(
-            error,
-            KvmAccessError::NoVirtualisation {
-                switch: "SVM Mode (AMD-V)"
-            }
-        );
+        let cpu = Cpu { vendor: "AuthenticAMD".into(), ..Cpu::default() };
+        let error = missing(&Surroundings { cpu, modules: Vec::new(), ..laptop() });
+        assert_eq!(error, KvmAccessError::NoVirtualisation { switch: "SVM Mode (AMD-V)" });
         assert_eq!(commands(&error), ["systemctl reboot --firmware-setup"]);
     }
 
     #[test]
     fn a_virtual_machine_without_nesting_is_told_so() {
-        let cpu = Cpu {
-            is_virtual: true,
-            ..Cpu::default()
-        };
-        let error = missing(&Surroundings {
-            cpu,
-            modules: Vec::new(),
-            ..laptop()
-        });
+        let cpu = Cpu { is_virtual: true, ..Cpu::default() };
+        let error = missing(&Surroundings { cpu, modules: Vec::new(), ..laptop() });
         assert_eq!(error, KvmAccessError::NoNestedVirtualisation);
     }
 
     #[test]
     fn a_container_is_told_to_bring_the_device() {
-        let container = Surroundings {
-            in_container: true,
-            ..laptop()
-        };
+        let container = Surroundings { in_container: true, ..laptop() };
         assert_eq!(missing(&container), KvmAccessError::NotInContainer);
-        assert_eq!(
-            commands(&missing(&container)),
-            ["docker run --device /dev/kvm IMAGE"]
-        );
-        let forbidden = judge(
-            &failing(Errno::PERM, Some(node(0o660, KVM_GROUP))),
-            &container,
-        );
-        assert_eq!(
-            forbidden,
-            Err(KvmAccessError::Forbidden { in_container: true })
-        );
+        assert_eq!(commands(&missing(&container)), ["docker run --device /dev/kvm IMAGE"]);
+        let forbidden = judge(&failing(Errno::PERM, Some(node(0o660, KVM_GROUP))), &container);
+        assert_eq!(forbidden, Err(KvmAccessError::Forbidden { in_container: true }));
     }
 
     #[test]
@@ -415,17 +311,8 @@ mod tests {
     #[test]
     fn who_is_not_in_the_group_is_told_how_to_join() {
         let error = denied(node(0o660, KVM_GROUP), &laptop());
-        assert_eq!(
-            error.to_string(),
-            "/dev/kvm is for the group kvm, and ann is not in it"
-        );
-        assert_eq!(
-            commands(&error),
-            [
-                "sudo usermod -aG kvm ann && newgrp kvm",
-                "sudo setfacl -m u:ann:rw /dev/kvm"
-            ]
-        );
+        assert_eq!(error.to_string(), "/dev/kvm is for the group kvm, and ann is not in it");
+        assert_eq!(commands(&error), ["sudo usermod -aG kvm ann && newgrp kvm", "sudo setfacl -m u:ann:rw /dev/kvm"]);
     }
 
     #[test]
@@ -439,21 +326,12 @@ mod tests {
     #[test]
     fn a_device_for_root_alone_is_given_to_a_group() {
         let error = denied(node(0o600, 0), &laptop());
-        assert_eq!(
-            error.to_string(),
-            "/dev/kvm is for root alone (its mode is 0600)"
-        );
+        assert_eq!(error.to_string(), "/dev/kvm is for root alone (its mode is 0600)");
         let expected = "sudo chgrp kvm /dev/kvm && sudo chmod 0660 /dev/kvm";
         assert_eq!(commands(&error)[0], expected);
-        let without_group = Surroundings {
-            has_kvm_group: false,
-            ..laptop()
-        };
+        let without_group = Surroundings { has_kvm_group: false, ..laptop() };
         let error = denied(node(0o600, 0), &without_group);
-        assert_eq!(
-            commands(&error)[..2],
-            ["sudo groupadd --system kvm", expected]
-        );
+        assert_eq!(commands(&error)[..2], ["sudo groupadd --system kvm", expected]);
     }
 
     #[test]
@@ -464,9 +342,7 @@ mod tests {
 
     #[test]
     fn what_permissions_allow_and_is_denied_is_forbidden_by_something_else() {
-        let forbidden = KvmAccessError::Forbidden {
-            in_container: false,
-        };
+        let forbidden = KvmAccessError::Forbidden { in_container: false };
         let mut member = laptop();
         member.user.groups.push(KVM_GROUP);
         assert_eq!(denied(node(0o660, KVM_GROUP), &member), forbidden);
@@ -481,10 +357,7 @@ mod tests {
         let mut kvm = working();
         kvm.interface.as_mut().expect("it works").missing = vec!["KVM_CAP_IRQFD", "KVM_CAP_PIT2"];
         let error = judge(&kvm, &laptop()).expect_err("too old");
-        assert_eq!(
-            error.to_string(),
-            "this kernel's KVM lacks KVM_CAP_IRQFD, KVM_CAP_PIT2"
-        );
+        assert_eq!(error.to_string(), "this kernel's KVM lacks KVM_CAP_IRQFD, KVM_CAP_PIT2");
         kvm.interface.as_mut().expect("it works").api_version = 11;
         let error = judge(&kvm, &laptop());
         assert_eq!(error, Err(KvmAccessError::WrongApiVersion { found: 11 }));
@@ -492,31 +365,19 @@ mod tests {
 
     #[test]
     fn a_rival_that_holds_the_processor_is_named() {
-        let kvm = KvmFacts {
-            created_vm: Some(Err(Errno::BUSY)),
-            ..working()
-        };
+        let kvm = KvmFacts { created_vm: Some(Err(Errno::BUSY)), ..working() };
         let mut surroundings = laptop();
         surroundings.modules.push("vboxdrv");
         let error = judge(&kvm, &surroundings).expect_err("busy");
-        assert!(
-            error.to_string().ends_with("VirtualBox, by what is loaded"),
-            "{error}"
-        );
-        assert_eq!(
-            commands(&error),
-            ["sudo modprobe -r vboxnetflt vboxnetadp vboxdrv"]
-        );
+        assert!(error.to_string().ends_with("VirtualBox, by what is loaded"), "{error}");
+        assert_eq!(commands(&error), ["sudo modprobe -r vboxnetflt vboxnetadp vboxdrv"]);
         let error = create_vm_error(Errno::NOMEM, &surroundings);
         assert_eq!(error, KvmAccessError::CreateVmFailed(Errno::NOMEM));
     }
 
     #[test]
     fn any_other_failure_to_open_is_passed_on() {
-        let error = judge(
-            &failing(Errno::MFILE, Some(node(0o660, KVM_GROUP))),
-            &laptop(),
-        );
+        let error = judge(&failing(Errno::MFILE, Some(node(0o660, KVM_GROUP))), &laptop());
         assert_eq!(error, Err(KvmAccessError::OpenFailed(Errno::MFILE)));
     }
 }

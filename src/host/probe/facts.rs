@@ -42,9 +42,7 @@ impl Facts {
             memory_available_mib: memory_available_mib(),
             huge_pages: parse::huge_pages(&text("/sys/kernel/mm/transparent_hugepage/enabled")),
             home: data_directory.map(HomeFacts::read),
-            helpers: HELPERS
-                .map(|helper| (helper, is_installed(helper.program)))
-                .to_vec(),
+            helpers: HELPERS.map(|helper| (helper, is_installed(helper.program))).to_vec(),
         }
     }
 }
@@ -133,12 +131,7 @@ pub fn kvm(depth: KvmDepth) -> KvmFacts {
         Ok(kvm) => kvm,
         Err(error) => {
             let opened = Err(errno(&error));
-            return KvmFacts {
-                node,
-                opened,
-                interface: None,
-                created_vm: None,
-            };
+            return KvmFacts { node, opened, interface: None, created_vm: None };
         }
     };
     let interface = KvmInterface {
@@ -154,12 +147,7 @@ pub fn kvm(depth: KvmDepth) -> KvmFacts {
         KvmDepth::Open => None,
         KvmDepth::CreateVm => Some(kvm.create_vm().map(drop).map_err(|error| errno(&error))),
     };
-    KvmFacts {
-        node,
-        opened: Ok(()),
-        interface: Some(interface),
-        created_vm,
-    }
+    KvmFacts { node, opened: Ok(()), interface: Some(interface), created_vm }
 }
 
 fn errno(error: &kvm_ioctls::Error) -> Errno {
@@ -193,18 +181,10 @@ impl Surroundings {
         let is_loaded = |module: &&str| Path::new("/sys/module").join(module).exists();
         Surroundings {
             cpu: parse::cpuinfo(&text("/proc/cpuinfo")),
-            in_container: [
-                "/.dockerenv",
-                "/run/.containerenv",
-                "/run/systemd/container",
-            ]
-            .iter()
-            .any(|mark| Path::new(mark).exists()),
-            modules: KVM_MODULES
-                .into_iter()
-                .chain(RIVAL_MODULES)
-                .filter(is_loaded)
-                .collect(),
+            in_container: ["/.dockerenv", "/run/.containerenv", "/run/systemd/container"]
+                .iter()
+                .any(|mark| Path::new(mark).exists()),
+            modules: KVM_MODULES.into_iter().chain(RIVAL_MODULES).filter(is_loaded).collect(),
             user: User::read(&groups),
             has_kvm_group: parse::groups(&groups).any(|group| group.name == "kvm"),
         }
@@ -249,16 +229,9 @@ impl User {
             .map(|groups| groups.into_iter().map(|group| group.as_raw()).collect())
             .unwrap_or_default();
         groups.push(rustix::process::getegid().as_raw());
-        let listed_groups = parse::groups(group_file)
-            .filter(|group| group.has_member(&name))
-            .map(|group| group.id)
-            .collect();
-        User {
-            name,
-            uid,
-            groups,
-            listed_groups,
-        }
+        let listed_groups =
+            parse::groups(group_file).filter(|group| group.has_member(&name)).map(|group| group.id).collect();
+        User { name, uid, groups, listed_groups }
     }
 }
 
@@ -287,28 +260,16 @@ pub struct HomeFacts {
 impl HomeFacts {
     fn read(path: PathBuf) -> Self {
         // What does not exist yet is made, so its nearest ancestor decides.
-        let existing = path
-            .ancestors()
-            .find(|ancestor| ancestor.exists())
-            .unwrap_or(&path);
-        let existing = if existing.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            existing
-        };
+        let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(&path);
+        let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
         let writable = if existing.is_dir() {
             rustix::fs::access(existing, Access::WRITE_OK | Access::EXEC_OK)
         } else {
             Err(Errno::NOTDIR)
         };
-        let free_mib = rustix::fs::statvfs(existing)
-            .ok()
-            .map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) / (1024 * 1024));
-        HomeFacts {
-            path,
-            writable,
-            free_mib,
-        }
+        let free_mib =
+            rustix::fs::statvfs(existing).ok().map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) / (1024 * 1024));
+        HomeFacts { path, writable, free_mib }
     }
 }
 
@@ -325,26 +286,10 @@ pub struct Helper {
 
 /// The programs that Wisp can make use of. It runs guests without any of them.
 pub const HELPERS: [Helper; 4] = [
-    Helper {
-        program: "passt",
-        purpose: "a guest's network without root",
-        package: "passt",
-    },
-    Helper {
-        program: "qemu-img",
-        purpose: "importing foreign disk images",
-        package: "qemu-utils",
-    },
-    Helper {
-        program: "mke2fs",
-        purpose: "making ext4 volumes",
-        package: "e2fsprogs",
-    },
-    Helper {
-        program: "ssh",
-        purpose: "`wisp ssh`",
-        package: "openssh-client",
-    },
+    Helper { program: "passt", purpose: "a guest's network without root", package: "passt" },
+    Helper { program: "qemu-img", purpose: "importing foreign disk images", package: "qemu-utils" },
+    Helper { program: "mke2fs", purpose: "making ext4 volumes", package: "e2fsprogs" },
+    Helper { program: "ssh", purpose: "`wisp ssh`", package: "openssh-client" },
 ];
 
 /// Whether a program can be found. Some stand where only root's path leads.
@@ -358,10 +303,8 @@ fn is_installed(program: &str) -> bool {
 /// CPUs that this process may use.
 pub fn usable_cpus() -> u32 {
     // Fails only where the host has more CPUs than a CpuSet has bits.
-    rustix::thread::sched_getaffinity(None).map_or_else(
-        |_| std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32),
-        |set| set.count(),
-    )
+    rustix::thread::sched_getaffinity(None)
+        .map_or_else(|_| std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32), |set| set.count())
 }
 
 /// Memory that can be had without swapping, under the limit of a container's control group.

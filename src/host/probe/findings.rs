@@ -3,9 +3,7 @@
 use serde::Serialize;
 
 use super::access::{self, KvmAccessError};
-use super::facts::{
-    Facts, Helper, HomeFacts, HugePages, KVM_MODULES, REQUIRED_CAPABILITIES, Surroundings,
-};
+use super::facts::{Facts, Helper, HomeFacts, HugePages, KVM_MODULES, REQUIRED_CAPABILITIES, Surroundings};
 use super::mend::Mend;
 
 /// Less free memory than this, and even a small guest may not start.
@@ -49,41 +47,23 @@ pub struct Finding {
 
 impl Finding {
     fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Finding {
-            name,
-            status: Status::Ok,
-            found: found.into(),
-            explanation: None,
-            mends: Vec::new(),
-        }
+        Finding { name, status: Status::Ok, found: found.into(), explanation: None, mends: Vec::new() }
     }
 
     fn warn(name: &'static str, found: impl Into<String>) -> Self {
-        Finding {
-            status: Status::Warn,
-            ..Finding::ok(name, found)
-        }
+        Finding { status: Status::Warn, ..Finding::ok(name, found) }
     }
 
     fn fail(name: &'static str, found: impl Into<String>) -> Self {
-        Finding {
-            status: Status::Fail,
-            ..Finding::ok(name, found)
-        }
+        Finding { status: Status::Fail, ..Finding::ok(name, found) }
     }
 
     fn explained(self, explanation: impl Into<String>) -> Self {
-        Finding {
-            explanation: Some(explanation.into()),
-            ..self
-        }
+        Finding { explanation: Some(explanation.into()), ..self }
     }
 
     fn mended_by(self, purpose: &'static str, command: impl Into<String>) -> Self {
-        Finding {
-            mends: vec![Mend::new(purpose, command)],
-            ..self
-        }
+        Finding { mends: vec![Mend::new(purpose, command)], ..self }
     }
 }
 
@@ -94,12 +74,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     findings.push(memory(facts.memory_available_mib));
     findings.extend(facts.huge_pages.map(huge_pages));
     findings.extend(home(facts.home.as_ref()));
-    findings.extend(
-        facts
-            .helpers
-            .iter()
-            .map(|(helper, installed)| self::helper(helper, *installed)),
-    );
+    findings.extend(facts.helpers.iter().map(|(helper, installed)| self::helper(helper, *installed)));
     findings
 }
 
@@ -114,10 +89,8 @@ fn cpu(facts: &Facts) -> Finding {
 
 /// The device, then what it offers, then a machine: a step is judged if the one before succeeded.
 fn kvm(facts: &Facts) -> Vec<Finding> {
-    let failed = |name, error: KvmAccessError| Finding {
-        mends: error.mends(),
-        ..Finding::fail(name, error.to_string())
-    };
+    let failed =
+        |name, error: KvmAccessError| Finding { mends: error.mends(), ..Finding::fail(name, error.to_string()) };
     let mut findings = Vec::from_iter(virtualisation(&facts.surroundings));
     if let Err(error) = access::judge_device(&facts.kvm, &facts.surroundings) {
         findings.push(failed("/dev/kvm", error));
@@ -139,10 +112,7 @@ fn kvm(facts: &Facts) -> Vec<Finding> {
     }));
     match access::judge_creation(&facts.kvm, &facts.surroundings) {
         Err(error) => findings.push(failed("Virtual machine", error)),
-        Ok(()) => findings.push(Finding::ok(
-            "Virtual machine",
-            "one was created and released",
-        )),
+        Ok(()) => findings.push(Finding::ok("Virtual machine", "one was created and released")),
     }
     findings
 }
@@ -151,25 +121,22 @@ fn kvm(facts: &Facts) -> Vec<Finding> {
 fn virtualisation(surroundings: &Surroundings) -> Option<Finding> {
     const NAME: &str = "Virtualisation";
     let cpu = &surroundings.cpu;
-    let extension =
-        match (cpu.has_vmx, cpu.has_svm) {
-            (true, _) => "VT-x",
-            (_, true) => "AMD-V",
-            _ => {
-                let module = surroundings
-                    .modules
-                    .iter()
-                    .find(|module| KVM_MODULES.contains(module))?;
-                return Some(Finding::warn(NAME, format!("software KVM ({module})")).explained(
+    let extension = match (cpu.has_vmx, cpu.has_svm) {
+        (true, _) => "VT-x",
+        (_, true) => "AMD-V",
+        _ => {
+            let module = surroundings.modules.iter().find(|module| KVM_MODULES.contains(module))?;
+            return Some(Finding::warn(NAME, format!("software KVM ({module})")).explained(
                 "The CPU shows neither vmx nor svm, so guest kernels are emulated: booting and \
                  system calls take many times longer, while programs run at full speed.",
             ));
-            }
-        };
+        }
+    };
     if cpu.is_virtual {
-        return Some(Finding::ok(NAME, format!("hardware ({extension}), nested")).explained(
-            "This host is itself a virtual machine: guests run, and each exit to Wisp costs more.",
-        ));
+        return Some(
+            Finding::ok(NAME, format!("hardware ({extension}), nested"))
+                .explained("This host is itself a virtual machine: guests run, and each exit to Wisp costs more."),
+        );
     }
     Some(Finding::ok(NAME, format!("hardware ({extension})")))
 }
@@ -195,10 +162,7 @@ fn huge_pages(setting: HugePages) -> Finding {
         HugePages::OnRequest => Finding::ok(NAME, "on request (madvise)"),
         HugePages::Never => Finding::warn(NAME, "never")
             .explained("Large guests use memory faster in huge pages.")
-            .mended_by(
-                "until the next reboot",
-                "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled",
-            ),
+            .mended_by("until the next reboot", "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"),
     }
 }
 
@@ -225,14 +189,11 @@ fn home(home: Option<&HomeFacts>) -> Vec<Finding> {
 fn space(free_mib: u64) -> Finding {
     const NAME: &str = "Disk space";
     let found = format!("{} free", size(free_mib));
-    let elsewhere = (
-        "to keep data elsewhere",
-        "export WISP_HOME=/path/with/more/space",
-    );
+    let elsewhere = ("to keep data elsewhere", "export WISP_HOME=/path/with/more/space");
     match free_mib {
-        ..SCARCE_SPACE_MIB => Finding::fail(NAME, found)
-            .explained("Images and volumes do not fit.")
-            .mended_by(elsewhere.0, elsewhere.1),
+        ..SCARCE_SPACE_MIB => {
+            Finding::fail(NAME, found).explained("Images and volumes do not fit.").mended_by(elsewhere.0, elsewhere.1)
+        }
         SCARCE_SPACE_MIB..LITTLE_SPACE_MIB => Finding::warn(NAME, found)
             .explained("A few images and volumes fill it.")
             .mended_by(elsewhere.0, elsewhere.1),
@@ -241,11 +202,7 @@ fn space(free_mib: u64) -> Finding {
 }
 
 fn helper(helper: &Helper, installed: bool) -> Finding {
-    let Helper {
-        program,
-        purpose,
-        package,
-    } = helper;
+    let Helper { program, purpose, package } = helper;
     if installed {
         return Finding::ok(program, format!("installed, for {purpose}"));
     }
@@ -273,19 +230,11 @@ mod tests {
             kvm: KvmFacts {
                 node: None,
                 opened: Ok(()),
-                interface: Some(KvmInterface {
-                    api_version: 12,
-                    missing: Vec::new(),
-                    max_vcpus: 1024,
-                }),
+                interface: Some(KvmInterface { api_version: 12, missing: Vec::new(), max_vcpus: 1024 }),
                 created_vm: Some(Ok(())),
             },
             surroundings: Surroundings {
-                cpu: Cpu {
-                    model: "Test CPU".into(),
-                    has_vmx: true,
-                    ..Cpu::default()
-                },
+                cpu: Cpu { model: "Test CPU".into(), has_vmx: true, ..Cpu::default() },
                 modules: vec!["kvm_intel"],
                 ..Surroundings::default()
             },
@@ -302,9 +251,7 @@ mod tests {
     }
 
     fn find(facts: &Facts, name: &str) -> Option<Finding> {
-        judge(facts)
-            .into_iter()
-            .find(|finding| finding.name == name)
+        judge(facts).into_iter().find(|finding| finding.name == name)
     }
 
     fn status(facts: &Facts, name: &str) -> Option<Status> {
@@ -327,11 +274,7 @@ mod tests {
         let finding = find(&facts, "Virtualisation").expect("it is judged");
         assert_eq!(finding.status, Status::Warn);
         assert_eq!(finding.found, "software KVM (kvm_pvm)");
-        assert!(
-            finding
-                .explanation
-                .is_some_and(|text| text.contains("guest kernels are emulated"))
-        );
+        assert!(finding.explanation.is_some_and(|text| text.contains("guest kernels are emulated")));
     }
 
     #[test]
@@ -350,13 +293,8 @@ mod tests {
         facts.surroundings.cpu.has_vmx = false;
         facts.surroundings.modules.clear();
         facts.kvm.opened = Err(Errno::NOENT);
-        let failures = judge(&facts)
-            .into_iter()
-            .filter(|finding| finding.status == Status::Fail);
-        assert_eq!(
-            failures.map(|finding| finding.name).collect::<Vec<_>>(),
-            ["/dev/kvm"]
-        );
+        let failures = judge(&facts).into_iter().filter(|finding| finding.status == Status::Fail);
+        assert_eq!(failures.map(|finding| finding.name).collect::<Vec<_>>(), ["/dev/kvm"]);
     }
 
     #[test]
@@ -364,10 +302,7 @@ mod tests {
         let mut facts = laptop();
         facts.surroundings.cpu.is_virtual = true;
         let finding = find(&facts, "Virtualisation").expect("it is judged");
-        assert_eq!(
-            (finding.status, finding.found.as_str()),
-            (Status::Ok, "hardware (VT-x), nested")
-        );
+        assert_eq!((finding.status, finding.found.as_str()), (Status::Ok, "hardware (VT-x), nested"));
     }
 
     #[test]
@@ -422,10 +357,7 @@ mod tests {
         facts.helpers[1].1 = false;
         let finding = find(&facts, "qemu-img").expect("it is judged");
         assert_eq!(finding.status, Status::Warn);
-        assert_eq!(
-            finding.found,
-            "not installed; optional, for importing foreign disk images"
-        );
+        assert_eq!(finding.found, "not installed; optional, for importing foreign disk images");
         assert_eq!(finding.mends[0].command, "sudo apt install qemu-utils");
     }
 

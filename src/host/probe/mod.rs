@@ -52,10 +52,7 @@ pub struct Resources {
 
 /// CPUs and memory that guests could have now.
 pub fn resources() -> Resources {
-    Resources {
-        cpus: facts::usable_cpus(),
-        memory_mib: facts::memory_available_mib(),
-    }
+    Resources { cpus: facts::usable_cpus(), memory_mib: facts::memory_available_mib() }
 }
 
 /// Where Wisp keeps its data: `$WISP_HOME`, else `$XDG_DATA_HOME/wisp`, else
@@ -83,17 +80,8 @@ mod tests {
     #[test]
     fn looking_at_this_host_finds_something_to_say_about_each_part() {
         let findings = examine();
-        for name in [
-            "CPU",
-            "Virtualisation",
-            "/dev/kvm",
-            "Memory",
-            "Data directory",
-        ] {
-            assert!(
-                findings.iter().any(|finding| finding.name == name),
-                "{name}"
-            );
+        for name in ["CPU", "Virtualisation", "/dev/kvm", "Memory", "Data directory"] {
+            assert!(findings.iter().any(|finding| finding.name == name), "{name}");
         }
     }
 }

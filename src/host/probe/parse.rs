@@ -25,9 +25,7 @@ pub(super) fn cpuinfo(text: &str) -> Cpu {
 
 /// A figure of `/proc/meminfo`, in MiB.
 pub(super) fn meminfo_mib(text: &str, name: &str) -> Option<u64> {
-    let value = text
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib / 1024)
 }
@@ -59,9 +57,7 @@ pub(super) fn huge_pages(text: &str) -> Option<HugePages> {
 
 /// The user's name in `/etc/passwd`.
 pub(super) fn user_name(passwd: &str, uid: u32) -> Option<String> {
-    let mut users = passwd
-        .lines()
-        .map(|line| line.split(':').collect::<Vec<_>>());
+    let mut users = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
     let user = users.find(|fields| fields.get(2).and_then(|id| id.parse().ok()) == Some(uid))?;
     user.first().map(|name| (*name).to_owned())
 }
@@ -94,19 +90,9 @@ pub(super) fn groups(text: &str) -> impl Iterator<Item = Group<'_>> {
 /// Where Wisp keeps its data, by these environment variables. Empty ones count as unset, and so
 /// does a relative `XDG_DATA_HOME`, as the XDG base directory specification demands.
 pub(super) fn data_directory(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let path = |name| {
-        variable(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let path = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     path("WISP_HOME")
-        .or_else(|| {
-            Some(
-                path("XDG_DATA_HOME")
-                    .filter(|home| home.is_absolute())?
-                    .join("wisp"),
-            )
-        })
+        .or_else(|| Some(path("XDG_DATA_HOME").filter(|home| home.is_absolute())?.join("wisp")))
         .or_else(|| Some(path("HOME")?.join(".local/share/wisp")))
 }
 
@@ -152,18 +138,9 @@ mod tests {
 
     #[test]
     fn the_chosen_huge_page_setting_stands_in_brackets() {
-        assert_eq!(
-            huge_pages("always [madvise] never\n"),
-            Some(HugePages::OnRequest)
-        );
-        assert_eq!(
-            huge_pages("[always] madvise never\n"),
-            Some(HugePages::Always)
-        );
-        assert_eq!(
-            huge_pages("always madvise [never]\n"),
-            Some(HugePages::Never)
-        );
+        assert_eq!(huge_pages("always [madvise] never\n"), Some(HugePages::OnRequest));
+        assert_eq!(huge_pages("[always] madvise never\n"), Some(HugePages::Always));
+        assert_eq!(huge_pages("always madvise [never]\n"), Some(HugePages::Never));
         assert_eq!(huge_pages("always"), None);
     }
 
@@ -173,9 +150,7 @@ mod tests {
         assert_eq!(user_name(passwd, 1000).as_deref(), Some("ann"));
         assert_eq!(user_name(passwd, 7), None);
         let text = "root:x:0:\nkvm:x:104:bob,ann\nbroken\n";
-        let kvm = groups(text)
-            .find(|group| group.name == "kvm")
-            .expect("it is there");
+        let kvm = groups(text).find(|group| group.name == "kvm").expect("it is there");
         assert_eq!(kvm.id, 104);
         assert!(kvm.has_member("ann") && !kvm.has_member("an") && !kvm.has_member(""));
     }
@@ -183,29 +158,15 @@ mod tests {
     #[test]
     fn the_data_directory_follows_the_environment() {
         let directory = |variables: &[(&str, &str)]| {
-            data_directory(|name| {
-                variables
-                    .iter()
-                    .find(|(known, _)| *known == name)
-                    .map(|(_, value)| value.into())
-            })
+            data_directory(|name| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into()))
         };
         let home = ("HOME", "/home/ann");
         let xdg = ("XDG_DATA_HOME", "/data");
-        assert_eq!(
-            directory(&[home]),
-            Some("/home/ann/.local/share/wisp".into())
-        );
+        assert_eq!(directory(&[home]), Some("/home/ann/.local/share/wisp".into()));
         assert_eq!(directory(&[home, xdg]), Some("/data/wisp".into()));
-        assert_eq!(
-            directory(&[home, xdg, ("WISP_HOME", "/w")]),
-            Some("/w".into())
-        );
+        assert_eq!(directory(&[home, xdg, ("WISP_HOME", "/w")]), Some("/w".into()));
         let relative = ("XDG_DATA_HOME", "data");
-        assert_eq!(
-            directory(&[home, relative, ("WISP_HOME", "")]),
-            Some("/home/ann/.local/share/wisp".into())
-        );
+        assert_eq!(directory(&[home, relative, ("WISP_HOME", "")]), Some("/home/ann/.local/share/wisp".into()));
         assert_eq!(directory(&[]), None);
     }
 }

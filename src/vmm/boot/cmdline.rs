@@ -40,6 +40,10 @@ const SOFTWARE_KVM: &[&str] = &[
     // Nothing to patch for one CPU or many, and no page tables split to protect code that is emulated anyway.
     "noreplace-smp",
     "rodata=off",
+    // The first per-CPU area in small pages: a huge one would be zeroed whole.
+    "percpu_alloc=page",
+    // Each page that is touched would be accounted for, at some thousand instructions for each program that starts.
+    "cgroup_disable=memory",
 ];
 
 /// The whole command line of a machine whose virtio devices are at `slots`.
@@ -60,12 +64,9 @@ pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> S
         options.push(format!("virtio_mmio.device={VIRTIO_MMIO_SIZE:#x}@{:#x}:{}", slot.address, slot.irq));
     }
     // What follows `--` would be init's: the machine's options stand before it.
-    match options.iter().position(|option| option.split_whitespace().any(|word| word == "--")) {
-        Some(index) => {
-            let with_init = options.remove(index);
-            options.push(with_init);
-        }
-        None => {}
+    if let Some(index) = options.iter().position(|option| option.split_whitespace().any(|word| word == "--")) {
+        let with_init = options.remove(index);
+        options.push(with_init);
     }
     options.join(" ")
 }
@@ -119,7 +120,10 @@ mod tests {
         let slots = [Slot { address: 0xd000_0000, irq: 5 }, Slot { address: 0xd000_1000, irq: 6 }];
         let line = assemble(&config("quiet"), &slots, false);
         assert!(line.contains("root=/dev/vdb rw quiet"), "{line}");
-        assert!(line.ends_with("virtio_mmio.device=0x1000@0xd0000000:5 virtio_mmio.device=0x1000@0xd0001000:6"), "{line}");
+        assert!(
+            line.ends_with("virtio_mmio.device=0x1000@0xd0000000:5 virtio_mmio.device=0x1000@0xd0001000:6"),
+            "{line}"
+        );
         assert!(!line.contains("software_kvm"), "{line}");
     }
 

@@ -143,7 +143,7 @@ fn load_initrd(memory: &GuestMemory, path: &Path, kernel_end: u64, memory_mib: u
     let mut file = open(path)?;
     let size = file.metadata().map_err(|source| read_error(path, source))?.len();
     let too_large = || BootError::InitrdTooLarge { path: path.to_path_buf(), size, memory_mib };
-    let low_end = memory.iter().next().map_or(0, |region| vm_memory::GuestMemoryRegion::len(region));
+    let low_end = memory.iter().next().map_or(0, vm_memory::GuestMemoryRegion::len);
     let address = low_end.checked_sub(size).ok_or_else(too_large)? & !0xfff;
     if address < kernel_end.max(HIGH_MEMORY_START) {
         return Err(too_large());
@@ -157,11 +157,7 @@ fn load_initrd(memory: &GuestMemory, path: &Path, kernel_end: u64, memory_mib: u
 fn open(path: &Path) -> Result<File, BootError> {
     let file = File::open(path).map_err(|source| read_error(path, source))?;
     let kind = file.metadata().map_err(|source| read_error(path, source))?;
-    if kind.is_file() {
-        Ok(file)
-    } else {
-        Err(read_error(path, io::Error::other("it is not a regular file")))
-    }
+    if kind.is_file() { Ok(file) } else { Err(read_error(path, io::Error::other("it is not a regular file"))) }
 }
 
 fn read_error(path: &Path, source: io::Error) -> BootError {

@@ -39,15 +39,15 @@ pub(super) fn write_zero_page(
     cmdline_length: u32,
     initrd: Option<Initrd>,
 ) -> Result<(), BootError> {
-    let mut params = boot_params::default();
-    params.hdr = header.unwrap_or(setup_header {
+    let own_header = setup_header {
         boot_flag: BOOT_FLAG,
         header: HEADER_MAGIC,
         version: PROTOCOL_VERSION,
         kernel_alignment: KERNEL_ALIGNMENT,
         loadflags: LOADED_HIGH,
         ..Default::default()
-    });
+    };
+    let mut params = boot_params { hdr: header.unwrap_or(own_header), ..Default::default() };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     params.hdr.cmd_line_ptr = COMMAND_LINE.0 as u32;
     params.hdr.cmdline_size = cmdline_length;
@@ -129,7 +129,7 @@ mod tests {
         let usable: u64 = params.e820_table[..usize::from(params.e820_entries)]
             .iter()
             .filter(|entry| { entry.r#type } == 1)
-            .map(|entry| { entry.size })
+            .map(|entry| entry.size)
             .sum();
         assert!(usable > 4095 * memory::MIB && usable < 4096 * memory::MIB, "{usable} bytes are usable");
     }

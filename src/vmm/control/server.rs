@@ -134,7 +134,8 @@ impl ControlServer {
 
     /// Sends a message to all who subscribed.
     pub fn broadcast(&mut self, message: &Message) {
-        let subscribed: Vec<i32> = self.clients.iter().filter(|(_, client)| client.subscribed).map(|(fd, _)| *fd).collect();
+        let subscribed: Vec<i32> =
+            self.clients.iter().filter(|(_, client)| client.subscribed).map(|(fd, _)| *fd).collect();
         subscribed.into_iter().for_each(|fd| self.send(fd, message));
     }
 }

@@ -56,12 +56,7 @@ pub fn assist(vcpu: &VcpuFd, memory: &GuestMemory, failure: &EmulationFailure) -
 
 /// The bytes at the instruction pointer: KVM's own, else read through the guest's page tables; fewer than 15 where
 /// memory ends.
-pub fn instruction_bytes(
-    vcpu: &VcpuFd,
-    memory: &GuestMemory,
-    regs: &kvm_regs,
-    failure: &EmulationFailure,
-) -> Vec<u8> {
+pub fn instruction_bytes(vcpu: &VcpuFd, memory: &GuestMemory, regs: &kvm_regs, failure: &EmulationFailure) -> Vec<u8> {
     if !failure.instruction_bytes.is_empty() {
         return failure.instruction_bytes.clone();
     }

@@ -4,9 +4,9 @@
 
 use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN,
-    KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT,
-    KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_SYSTEM_EVENT_CRASH,
-    KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
+    KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_INTERNAL_ERROR_EMULATION,
+    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
+    KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
 };
 use kvm_ioctls::VcpuFd;
 
@@ -202,8 +202,8 @@ fn parse_internal_error(run: &mut kvm_run) -> Exit<'_> {
     }
     // SAFETY: as above.
     let failure = unsafe { run.__bindgen_anon_1.emulation_failure };
-    let told = failure.ndata >= 1
-        && failure.flags & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) != 0;
+    let told =
+        failure.ndata >= 1 && failure.flags & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) != 0;
     let instruction_bytes = if told {
         // SAFETY: the flag says that size and bytes are valid.
         let instruction = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
@@ -232,12 +232,16 @@ mod tests {
     #[test]
     fn an_emulation_failure_keeps_its_instruction_bytes() {
         let mut run = kvm_run { exit_reason: KVM_EXIT_INTERNAL_ERROR, ..Default::default() };
-        let mut failure = kvm_bindings::kvm_run__bindgen_ty_1__bindgen_ty_14::default();
-        failure.suberror = KVM_INTERNAL_ERROR_EMULATION;
-        failure.ndata = 3;
-        failure.flags = u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES);
-        failure.__bindgen_anon_1.__bindgen_anon_1.insn_size = 2;
-        failure.__bindgen_anon_1.__bindgen_anon_1.insn_bytes[..2].copy_from_slice(&[0x0f, 0x0b]);
+        let mut failure = kvm_bindings::kvm_run__bindgen_ty_1__bindgen_ty_14 {
+            suberror: KVM_INTERNAL_ERROR_EMULATION,
+            ndata: 3,
+            flags: u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES),
+            ..Default::default()
+        };
+        let mut insn_bytes = [0; 15];
+        insn_bytes[..2].copy_from_slice(&[0x0f, 0x0b]);
+        failure.__bindgen_anon_1.__bindgen_anon_1 =
+            kvm_bindings::kvm_run__bindgen_ty_1__bindgen_ty_14__bindgen_ty_1__bindgen_ty_1 { insn_size: 2, insn_bytes };
         run.__bindgen_anon_1.emulation_failure = failure;
         let Exit::EmulationFailure(failure) = parse(&mut run) else { panic!("not an emulation failure") };
         assert_eq!(failure.instruction_bytes, [0x0f, 0x0b]);
@@ -246,13 +250,12 @@ mod tests {
     #[test]
     fn a_write_without_memory_is_a_typed_mmio_write() {
         let mut run = kvm_run { exit_reason: KVM_EXIT_MMIO, ..Default::default() };
-        // SAFETY: writing plain integers to a member of the union.
-        unsafe {
-            run.__bindgen_anon_1.mmio.phys_addr = 0xd000_0050;
-            run.__bindgen_anon_1.mmio.len = 4;
-            run.__bindgen_anon_1.mmio.is_write = 1;
-            run.__bindgen_anon_1.mmio.data = [1, 2, 3, 4, 5, 6, 7, 8];
-        }
+        run.__bindgen_anon_1.mmio = kvm_bindings::kvm_run__bindgen_ty_1__bindgen_ty_6 {
+            phys_addr: 0xd000_0050,
+            data: [1, 2, 3, 4, 5, 6, 7, 8],
+            len: 4,
+            is_write: 1,
+        };
         let Exit::MmioWrite { address, data } = parse(&mut run) else { panic!("not an MMIO write") };
         assert_eq!((address, data), (0xd000_0050, &[1, 2, 3, 4][..]));
     }

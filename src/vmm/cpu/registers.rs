@@ -1,8 +1,6 @@
 //! The state in which a vCPU begins: what the two boot protocols demand, and what firmware would have set.
 
-use kvm_bindings::{
-    Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
-};
+use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -149,7 +147,8 @@ fn set_segments(sregs: &mut kvm_sregs, memory: &GuestMemory, long: bool) -> Resu
 
 fn set_long_mode(sregs: &mut kvm_sregs, memory: &GuestMemory) -> Result<(), Error> {
     set_segments(sregs, memory, true)?;
-    let write = |value: u64, address: u64| memory.write_obj(value, GuestAddress(address)).map_err(no_room("page tables"));
+    let write =
+        |value: u64, address: u64| memory.write_obj(value, GuestAddress(address)).map_err(no_room("page tables"));
     write(PDPT.0 | PAGE_PRESENT_WRITABLE, PML4.0)?;
     write(PAGE_DIRECTORY.0 | PAGE_PRESENT_WRITABLE, PDPT.0)?;
     for index in 0..512 {
@@ -191,7 +190,10 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<(), Error> {
     let msrs = Msrs::from_entries(&entries).expect("eleven entries are within KVM's limit");
     let set = vcpu.set_msrs(&msrs).map_err(Error::kvm("set a vCPU's model-specific registers"))?;
     if set < entries.len() {
-        log::warn!("KVM does not know the model-specific register {:#x}; the guest boots without it", entries[set].index);
+        log::warn!(
+            "KVM does not know the model-specific register {:#x}; the guest boots without it",
+            entries[set].index
+        );
     }
     Ok(())
 }

@@ -180,10 +180,10 @@ impl Vcpu {
 
     /// Where the guest was when it was kicked: a profiler is a script that kicks, at the log level `trace`.
     fn trace_position(&self) {
-        if log::log_enabled!(log::Level::Trace) {
-            if let Ok(regs) = self.fd.get_regs() {
-                log::trace!("vcpu{} at {:#x}", self.id, regs.rip);
-            }
+        if log::log_enabled!(log::Level::Trace)
+            && let Ok(regs) = self.fd.get_regs()
+        {
+            log::trace!("vcpu{} at {:#x}", self.id, regs.rip);
         }
     }
 

@@ -135,7 +135,8 @@ mod tests {
         for _ in 0..80 {
             writer.write_all(&[b'x'; 65_536]).unwrap();
         }
-        let size: u64 = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
+        let size: u64 =
+            std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
         assert!(size <= 2 * LOG_LIMIT + 65_536, "{size}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
     }

@@ -86,7 +86,7 @@ impl BusDevice for Rtc {
 }
 
 fn bcd(value: u8) -> u8 {
-    (value / 10) << 4 | value % 10
+    ((value / 10) << 4) | (value % 10)
 }
 
 #[derive(Debug, PartialEq, Eq)]

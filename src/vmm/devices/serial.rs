@@ -152,7 +152,10 @@ mod tests {
     #[test]
     fn input_for_a_guest_that_never_reads_is_bounded() {
         let mut serial = serial();
-        let taken = serial.input(&[b'x'; 3 * INPUT_LIMIT]);
+        let mut taken = 0;
+        for _ in 0..10 {
+            taken += serial.input(&[b'x'; INPUT_LIMIT]);
+        }
         assert!(taken <= INPUT_LIMIT + 64, "{taken}");
         assert_eq!(serial.input(b"more"), 0);
     }

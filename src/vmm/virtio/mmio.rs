@@ -392,7 +392,7 @@ impl BusDevice for MmioTransport {
         if offset >= register::CONFIG {
             data.fill(0);
             self.device.read_config(offset - register::CONFIG, data);
-        } else if data.len() == 4 && offset % 4 == 0 {
+        } else if data.len() == 4 && offset.is_multiple_of(4) {
             data.copy_from_slice(&self.read_register(offset).to_le_bytes());
         } else {
             self.faults.record(&"a register was read with the wrong width");

@@ -7,8 +7,8 @@
 
 use std::sync::Arc;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 use virtio_queue::{DescriptorChain, Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::mmio::Interrupt;
@@ -91,7 +91,13 @@ pub struct Virtqueue {
 
 impl Virtqueue {
     /// `queue` must be valid for `memory`; `kick` is readable when the driver has notified.
-    pub fn new(index: usize, queue: Queue, memory: GuestMemory, interrupt: Arc<Interrupt>, kick: Arc<EventFd>) -> Virtqueue {
+    pub fn new(
+        index: usize,
+        queue: Queue,
+        memory: GuestMemory,
+        interrupt: Arc<Interrupt>,
+        kick: Arc<EventFd>,
+    ) -> Virtqueue {
         Virtqueue { index, queue, memory, interrupt, kick }
     }
 
@@ -177,7 +183,11 @@ pub struct Chain {
 }
 
 impl Chain {
-    fn parse(queue: usize, mut chain: DescriptorChain<&GuestMemory>, memory: &GuestMemory) -> Result<Chain, QueueError> {
+    fn parse(
+        queue: usize,
+        mut chain: DescriptorChain<&GuestMemory>,
+        memory: &GuestMemory,
+    ) -> Result<Chain, QueueError> {
         let head = chain.head_index();
         let mut parsed = Chain { head, readable: Vec::new(), writable: Vec::new() };
         let mut goes_on = true;

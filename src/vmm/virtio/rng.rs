@@ -90,7 +90,10 @@ mod tests {
     use std::sync::Arc;
     use vm_memory::{Bytes, GuestAddress};
 
-    fn active_rng(memory: &GuestMemory, descriptors: &[(u64, u32, u16, u16)]) -> (Rng, Arc<Interrupt>, Arc<GuestFaults>) {
+    fn active_rng(
+        memory: &GuestMemory,
+        descriptors: &[(u64, u32, u16, u16)],
+    ) -> (Rng, Arc<Interrupt>, Arc<GuestFaults>) {
         let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
         let faults = Arc::new(GuestFaults::new("rng"));
         let mut rng = Rng::default();

@@ -31,10 +31,8 @@ impl Worker {
         let stop = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let wakeups = Wakeups { epoll: Epoll::new()?, _stop: Arc::clone(&stop) };
         wakeups.add(stop.as_raw_fd(), EventSet::IN, STOP)?;
-        let thread = std::thread::Builder::new()
-            .name(name.to_string())
-            .stack_size(256 << 10)
-            .spawn(move || body(wakeups))?;
+        let thread =
+            std::thread::Builder::new().name(name.to_string()).stack_size(256 << 10).spawn(move || body(wakeups))?;
         Ok(Worker { stop, thread: Some(thread) })
     }
 }

@@ -17,7 +17,11 @@ pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 pub fn for_user(user: &User) -> Vec<(OsString, OsString)> {
     let variables =
         [("PATH", PATH), ("HOME", &user.home), ("USER", &user.name), ("LOGNAME", &user.name), ("SHELL", &user.shell)];
-    variables.into_iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| (name.into(), value.into())).collect()
+    variables
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect()
 }
 
 /// Sets a variable, over an earlier value.
@@ -33,15 +37,18 @@ pub fn set(variables: &mut Vec<(OsString, OsString)>, name: &OsStr, value: &OsSt
 /// # Errors
 /// `InvalidInput` where one holds a NUL, or a name is empty or holds `=`.
 pub fn to_c_strings(variables: Vec<(OsString, OsString)>) -> io::Result<Vec<CString>> {
-    variables.into_iter().map(|(name, value)| {
-        if name.is_empty() || name.as_bytes().contains(&b'=') {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no name of a variable")));
-        }
-        let mut both = name.into_vec();
-        both.push(b'=');
-        both.extend_from_slice(value.as_bytes());
-        Ok(CString::new(both)?)
-    }).collect()
+    variables
+        .into_iter()
+        .map(|(name, value)| {
+            if name.is_empty() || name.as_bytes().contains(&b'=') {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no name of a variable")));
+            }
+            let mut both = name.into_vec();
+            both.push(b'=');
+            both.extend_from_slice(value.as_bytes());
+            Ok(CString::new(both)?)
+        })
+        .collect()
 }
 
 /// What a look through `PATH` found.

@@ -34,7 +34,9 @@ impl Listener {
         address.svm_cid = libc::VMADDR_CID_ANY;
         address.svm_port = AGENT_PORT;
         // SAFETY: the address is a whole `sockaddr_vm`, and its length is given.
-        check(unsafe { libc::bind(fd, (&raw const address).cast(), size_of::<libc::sockaddr_vm>() as libc::socklen_t) })?;
+        check(unsafe {
+            libc::bind(fd, (&raw const address).cast(), size_of::<libc::sockaddr_vm>() as libc::socklen_t)
+        })?;
         // SAFETY: a call without pointers.
         check(unsafe { libc::listen(fd, BACKLOG) })?;
         Ok(Self { socket })

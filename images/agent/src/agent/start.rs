@@ -66,7 +66,8 @@ pub fn start(children: &Children, request: &ExecRequest) -> Result<Running, Star
     // program is looked up and the terminal opened with that user's rights, and the agent keeps its own.
     thread::scope(|scope| {
         let helper = thread::Builder::new().name("start-as-user".into()).spawn_scoped(scope, || {
-            assume(&user).map_err(|errno| StartError::other(format!("cannot become user {name:?}: {}", words(errno))))?;
+            assume(&user)
+                .map_err(|errno| StartError::other(format!("cannot become user {name:?}: {}", words(errno))))?;
             start_as(children, request, &user)
         });
         match helper.map(thread::ScopedJoinHandle::join) {
@@ -164,7 +165,9 @@ pub fn resize(master: impl AsFd, size: WindowSize) -> Result<(), Errno> {
 fn explain(error: &io::Error, program: &Program, name: &OsStr) -> StartError {
     let cwd = program.cwd.as_ref().map(|cwd| OsString::from_vec(cwd.as_bytes().to_vec()));
     match error.raw_os_error() {
-        Some(libc::ENOENT | libc::EACCES | libc::ENOTDIR) if cwd.as_ref().is_some_and(|cwd| !Path::new(cwd).is_dir()) => {
+        Some(libc::ENOENT | libc::EACCES | libc::ENOTDIR)
+            if cwd.as_ref().is_some_and(|cwd| !Path::new(cwd).is_dir()) =>
+        {
             let cwd = cwd.unwrap_or_default();
             StartError::other(format!("{}: cannot be the working directory: not a directory", cwd.display()))
         }

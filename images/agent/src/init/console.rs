@@ -41,12 +41,7 @@ fn run_shell(agent: &Agent) -> io::Result<()> {
         .map(|(name, value)| CString::new([name.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat()))
         .collect::<Result<_, _>>()?;
     env.push(c"TERM=vt102".into());
-    let shell = Program {
-        path: c"/bin/sh".into(),
-        argv: vec![c"/bin/sh".into(), c"-l".into()],
-        env,
-        cwd: None,
-    };
+    let shell = Program { path: c"/bin/sh".into(), argv: vec![c"/bin/sh".into(), c"-l".into()], env, cwd: None };
     let child = agent.children.spawn(|| spawn(&shell, Stdio::Terminal(TERMINAL)))?;
     agent.children.reap(child);
     Ok(())

@@ -13,6 +13,7 @@ mod standard;
 mod stop;
 
 use std::fs;
+use std::io;
 
 use wisp_agent::agent::{Agent, Listener};
 use wisp_agent::{AGENT_PORT, MARK_AGENT_READY, MARK_INIT_STARTED};
@@ -53,10 +54,7 @@ pub fn run() -> ! {
     if command_line.console_shell {
         console::keep_shell(agent);
     }
-    match &listener {
-        Ok(_) => eprintln!("wisp-init: ready, agent on vsock port {AGENT_PORT}"),
-        Err(error) => eprintln!("wisp-init: ready, without an agent: cannot listen on vsock port {AGENT_PORT}: {error}"),
-    }
+    announce(&listener);
 
     match signals {
         Ok(mut signals) => {
@@ -70,6 +68,17 @@ pub fn run() -> ! {
             stop::power_off(signals::Ending::PowerOff)
         }
     }
+}
+
+/// Says on the console that the guest is up, by one write: a formatted message takes one for each part.
+fn announce(listener: &io::Result<Listener>) {
+    let line = match listener {
+        Ok(_) => format!("wisp-init: ready, agent on vsock port {AGENT_PORT}\n"),
+        Err(error) => {
+            format!("wisp-init: ready, without an agent: cannot listen on vsock port {AGENT_PORT}: {error}\n")
+        }
+    };
+    let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
 }
 
 /// The name from the kernel's command line, else from `/etc/hostname`, else `wisp`.

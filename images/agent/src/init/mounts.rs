@@ -5,7 +5,7 @@ use std::fs;
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount, mount_remount, unmount, UnmountFlags};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
 /// A file system to mount.
 struct Mount {
@@ -19,7 +19,8 @@ struct Mount {
 const STRICT: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 const TEMPORARY: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 
-const DEVICES: Mount = Mount { kind: "devtmpfs", target: "/dev", flags: MountFlags::NOSUID, options: Some(c"mode=0755") };
+const DEVICES: Mount =
+    Mount { kind: "devtmpfs", target: "/dev", flags: MountFlags::NOSUID, options: Some(c"mode=0755") };
 
 /// In the order they are mounted: parents first.
 const MOUNTS: [Mount; 7] = [

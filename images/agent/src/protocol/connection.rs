@@ -158,7 +158,11 @@ impl FrameReader {
                 break range;
             }
             if self.fill(RecvFlags::empty())? == Fill::End {
-                return Err(if self.bytes.len() > self.start { ProtocolError::Truncated } else { ProtocolError::Closed });
+                return Err(if self.bytes.len() > self.start {
+                    ProtocolError::Truncated
+                } else {
+                    ProtocolError::Closed
+                });
             }
         };
         frame::decode(&self.bytes[frame])

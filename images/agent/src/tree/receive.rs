@@ -155,8 +155,8 @@ impl TreeWriter {
             Err(errno) => return Err(TreeError::io("create", &path)(errno)),
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(parent, name.as_os_str(), flags, Mode::empty())
-            .map_err(TreeError::io("open", &path))?;
+        let fd =
+            rustix::fs::openat(parent, name.as_os_str(), flags, Mode::empty()).map_err(TreeError::io("open", &path))?;
         self.directories.push(OpenDirectory { fd, path, attributes: created.then_some(attributes) });
         Ok(())
     }
@@ -211,8 +211,7 @@ impl TreeWriter {
         match rustix::fs::symlinkat(target, parent, name.as_os_str()) {
             Err(Errno::EXIST) => {
                 let temporary = temporary_name();
-                rustix::fs::symlinkat(target, parent, temporary.as_os_str())
-                    .map_err(TreeError::io("create", &path))?;
+                rustix::fs::symlinkat(target, parent, temporary.as_os_str()).map_err(TreeError::io("create", &path))?;
                 let replaced = rustix::fs::renameat(parent, temporary.as_os_str(), parent, name.as_os_str());
                 if replaced.is_err() {
                     let _ = rustix::fs::unlinkat(parent, temporary.as_os_str(), AtFlags::empty());
@@ -239,7 +238,8 @@ fn temporary_name() -> OsString {
 }
 
 fn apply(fd: BorrowedFd<'_>, attributes: Attributes, mask: u32, path: &Path) -> Result<(), TreeError> {
-    rustix::fs::fchmod(fd, Mode::from_raw_mode(attributes.mode & mask)).map_err(TreeError::io("set the mode of", path))?;
+    rustix::fs::fchmod(fd, Mode::from_raw_mode(attributes.mode & mask))
+        .map_err(TreeError::io("set the mode of", path))?;
     let times = Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: Timespec { tv_sec: attributes.modified, tv_nsec: attributes.nanoseconds.into() },

@@ -39,8 +39,11 @@ fn own_name(source: &Path) -> Result<OsString, TreeError> {
     {
         return Ok(name.to_owned());
     }
-    let real = std::fs::canonicalize(source)
-        .map_err(|error| TreeError::Io { action: "read", path: source.to_owned(), source: error })?;
+    let real = std::fs::canonicalize(source).map_err(|error| TreeError::Io {
+        action: "read",
+        path: source.to_owned(),
+        source: error,
+    })?;
     real.file_name().map(OsStr::to_owned).ok_or(TreeError::NoName(real))
 }
 
@@ -81,8 +84,8 @@ impl Walk<'_> {
     }
 
     fn child(&mut self, parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), TreeError> {
-        let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(TreeError::io("read", &self.path))?;
+        let stat =
+            rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(TreeError::io("read", &self.path))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => self.file(parent, name, name.to_owned(), OFlags::NOFOLLOW),
             FileType::Directory => {
@@ -90,8 +93,8 @@ impl Walk<'_> {
                 self.directory(fd, name.to_owned())
             }
             FileType::Symlink => {
-                let target = rustix::fs::readlinkat(parent, name, Vec::new())
-                    .map_err(TreeError::io("read", &self.path))?;
+                let target =
+                    rustix::fs::readlinkat(parent, name, Vec::new()).map_err(TreeError::io("read", &self.path))?;
                 (self.emit)(Entry::Symlink { name: name.to_owned(), target: OsString::from_vec(target.into_bytes()) })
             }
             _ => (self.emit)(Entry::Skipped { name: name.to_owned() }),

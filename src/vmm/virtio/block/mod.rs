@@ -66,11 +66,8 @@ impl Block {
         let mut id_bytes = [0; ID_LENGTH];
         let length = id.len().min(ID_LENGTH);
         id_bytes[..length].copy_from_slice(&id.as_bytes()[..length]);
-        let access = if disk.is_read_only() {
-            feature::RO
-        } else {
-            feature::FLUSH | feature::DISCARD | feature::WRITE_ZEROES
-        };
+        let access =
+            if disk.is_read_only() { feature::RO } else { feature::FLUSH | feature::DISCARD | feature::WRITE_ZEROES };
         Block {
             features: VERSION_1 | EVENT_IDX | INDIRECT_DESC | feature::SEG_MAX | feature::BLK_SIZE | access,
             config: config_space(&disk),

@@ -118,7 +118,7 @@ impl<'a> Request<'a> {
 
     /// The byte offset of the request, if its whole sectors lie on the disk.
     fn checked_offset(&self, disk: &Disk, length: u64, faults: &GuestFaults) -> Option<u64> {
-        let whole = length > 0 && length % SECTOR == 0;
+        let whole = length > 0 && length.is_multiple_of(SECTOR);
         let end = self.sector.checked_add(length / SECTOR);
         if !whole || end.is_none_or(|end| end > disk.sectors()) {
             faults.record(&format!(
@@ -139,7 +139,7 @@ impl<'a> Request<'a> {
             faults.record(&"a discard on a read-only disk");
             return Status::IoError;
         }
-        if length == 0 || length % RANGE != 0 || length / RANGE > u64::from(MAX_RANGES) {
+        if length == 0 || !length.is_multiple_of(RANGE) || length / RANGE > u64::from(MAX_RANGES) {
             faults.record(&format!("a list of ranges with {length} bytes"));
             return Status::IoError;
         }

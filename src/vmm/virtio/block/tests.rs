@@ -43,7 +43,12 @@ impl Bench {
         descriptors.push((STATUS_AT, 1, WRITE, 0));
         let chain = queue_with(&self.memory, &descriptors, &[0]).pop().unwrap().unwrap();
         let request = Request::parse(&self.memory, 0, &chain).unwrap();
-        request.execute(&self.memory, &mut self.disk, b"an-id\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", &GuestFaults::new("test"));
+        request.execute(
+            &self.memory,
+            &mut self.disk,
+            b"an-id\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            &GuestFaults::new("test"),
+        );
         self.memory.read_obj(GuestAddress(STATUS_AT)).unwrap()
     }
 
@@ -69,7 +74,9 @@ fn reads_and_writes_move_whole_sectors() {
 #[test]
 fn requests_beyond_the_disk_fail_and_write_nothing() {
     let mut bench = bench(DiskAccess::ReadWrite);
-    for (kind, sector, length, flags) in [(0, 64, 512, WRITE), (0, 63, 1024, WRITE), (1, u64::MAX, 512, 0), (1, 0, 100, 0)] {
+    for (kind, sector, length, flags) in
+        [(0, 64, 512, WRITE), (0, 63, 1024, WRITE), (1, u64::MAX, 512, 0), (1, 0, 100, 0)]
+    {
         assert_eq!(bench.request(kind, sector, length, flags), 1, "kind {kind}, sector {sector}");
     }
     assert_eq!(std::fs::metadata(bench.folder.path().join("disk")).unwrap().len(), 64 * 512);

@@ -91,7 +91,13 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused() {
-        for line in ["GET / HTTP/1.1\r\n", "CONNECT \n", "CONNECT 4294967296\n", "CONNECT +5\n", "CONNECT 111111111111111111111"] {
+        for line in [
+            "GET / HTTP/1.1\r\n",
+            "CONNECT \n",
+            "CONNECT 4294967296\n",
+            "CONNECT +5\n",
+            "CONNECT 111111111111111111111",
+        ] {
             assert!(matches!(advance(line.as_bytes(), &mut Vec::new()), Progress::Refused), "{line}");
         }
     }

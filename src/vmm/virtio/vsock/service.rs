@@ -132,9 +132,7 @@ impl Service {
         let token = self.next_token;
         self.next_token += 1;
         let kinds = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
-        let watched = stream
-            .set_nonblocking(true)
-            .and_then(|()| self.wakeups.add(stream.as_raw_fd(), kinds, token));
+        let watched = stream.set_nonblocking(true).and_then(|()| self.wakeups.add(stream.as_raw_fd(), kinds, token));
         match watched {
             Ok(()) => Some(token),
             Err(error) => {

@@ -1,0 +1,240 @@
+//! What the tests that boot guests share: the binary under test, a data directory of its own for each test, and
+//! deadlines. Nothing here sleeps; whatever a test starts is ended when the test is, passed or failed.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Longer than any guest here takes, where its kernel is emulated and two others run beside it.
+pub const DEADLINE: Duration = Duration::from_secs(300);
+
+/// A data directory and the binary that uses it.
+pub struct Wisp {
+    home: tempfile::TempDir,
+}
+
+/// What a command printed, and how it ended.
+#[derive(Debug)]
+pub struct Outcome {
+    pub code: Option<i32>,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+impl Wisp {
+    /// For tests that boot guests; says so where that is impossible.
+    pub fn new() -> Wisp {
+        if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+            panic!("this test boots a guest and needs /dev/kvm, which cannot be opened: {error} (see `wisp doctor`)");
+        }
+        Wisp::without_kvm()
+    }
+
+    /// For tests that boot none.
+    pub fn without_kvm() -> Wisp {
+        Wisp { home: tempfile::tempdir().expect("a temporary directory") }
+    }
+
+    /// The data directory.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// The command with these arguments.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wisp"));
+        command.args(args).env("WISP_HOME", self.home()).env_remove("WISP_LOG");
+        command
+    }
+
+    /// Runs the command to its end, with `input` as its standard input.
+    pub fn run_with_input(&self, args: &[&str], input: &[u8]) -> Outcome {
+        let mut running = self.start(args);
+        let mut stdin = running.stdin.take().expect("standard input is a pipe");
+        let input = input.to_vec();
+        let writer = thread::spawn(move || {
+            // A command that does not read its input is no failure.
+            let _ = stdin.write_all(&input);
+        });
+        let outcome = running.wait();
+        writer.join().expect("the writing thread");
+        outcome
+    }
+
+    /// Runs the command to its end, without input.
+    pub fn run(&self, args: &[&str]) -> Outcome {
+        self.run_with_input(args, b"")
+    }
+
+    /// Starts the command.
+    pub fn start(&self, args: &[&str]) -> Running {
+        let mut command = self.command(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running::new(command.spawn().expect("wisp starts"))
+    }
+
+    /// Unpacks the embedded image, if need be, and returns its bundle.
+    pub fn bundle(&self) -> PathBuf {
+        wisp::cloud::embedded::unpacked(&wisp::host::home::Home::at(self.home()).unwrap()).unwrap()
+    }
+
+    /// The folders of instances that are there.
+    pub fn instances(&self) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(self.home().join("instances")) else { return Vec::new() };
+        entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()
+    }
+}
+
+/// A command that runs; it is killed if the test ends before it.
+pub struct Running {
+    child: Child,
+    pub stdin: Option<ChildStdin>,
+    lines: mpsc::Receiver<Vec<u8>>,
+    seen: Vec<u8>,
+    stderr: Option<thread::JoinHandle<String>>,
+}
+
+impl Running {
+    fn new(mut child: Child) -> Running {
+        let mut stdout = BufReader::new(child.stdout.take().expect("standard output is a pipe"));
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            loop {
+                let mut line = Vec::new();
+                match stdout.read_until(b'\n', &mut line) {
+                    Ok(count) if count > 0 && sender.send(line).is_ok() => {}
+                    _ => break,
+                }
+            }
+        });
+        let mut stderr = child.stderr.take().expect("standard error is a pipe");
+        let stderr = thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = stderr.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        let stdin = child.stdin.take();
+        Running { child, stdin, lines, seen: Vec::new(), stderr: Some(stderr) }
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> i32 {
+        self.child.id().try_into().unwrap()
+    }
+
+    /// Sends a signal to the command.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: the child has not been waited for, so its id is its own.
+        assert_eq!(unsafe { libc::kill(self.pid(), signal) }, 0, "the command is there");
+    }
+
+    /// Waits for a line of standard output that contains `text`.
+    pub fn wait_for(&mut self, text: &str) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    self.seen.extend(&line);
+                    if String::from_utf8_lossy(&line).contains(text) {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    let _ = self.child.kill();
+                    let stderr = self.stderr.take().map(|thread| thread.join().unwrap_or_default());
+                    panic!(
+                        "{text:?} did not come ({error}); there was {:?}; {stderr:?}",
+                        String::from_utf8_lossy(&self.seen)
+                    );
+                }
+            }
+        }
+    }
+
+    /// Waits for the command to end.
+    pub fn wait(mut self) -> Outcome {
+        drop(self.stdin.take());
+        let deadline = Instant::now() + DEADLINE;
+        let mut timed_out = false;
+        // The channel closes when standard output does.
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => self.seen.extend(line),
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    timed_out = true;
+                    let _ = self.child.kill();
+                    break;
+                }
+            }
+        }
+        let status: ExitStatus = self.child.wait().expect("the command ends");
+        let stderr = self.stderr.take().map(|thread| thread.join().unwrap_or_default()).unwrap_or_default();
+        let stdout = std::mem::take(&mut self.seen);
+        assert!(
+            !timed_out,
+            "the command took too long; stdout {:?}, stderr {stderr}",
+            String::from_utf8_lossy(&stdout)
+        );
+        Outcome { code: status.code(), stdout, stderr }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Outcome {
+    /// Standard output as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Asserts the exit code, showing everything if it differs.
+    #[track_caller]
+    pub fn expect_code(self, code: i32) -> Outcome {
+        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.text(), self.stderr);
+        self
+    }
+}
+
+/// Waits until a process is no more (or a zombie that nobody has waited for).
+pub fn wait_until_gone(pid: u32) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    let timeout = Timespec { tv_sec: DEADLINE.as_secs() as i64, tv_nsec: 0 };
+    let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout)).unwrap();
+    assert_eq!(ended, 1, "process {pid:?} is still there");
+}
+
+/// Bytes that look random and are always the same.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// The SHA-256 of `bytes`, as `sha256sum` prints it.
+pub fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}

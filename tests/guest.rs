@@ -1,0 +1,132 @@
+//! What a guest does and how it ends, through the front door: `wisp run`. Each test boots one guest, or one for each
+//! thing that ends it.
+
+mod common;
+
+use common::{Wisp, noise, sha256};
+
+#[test]
+fn a_command_s_output_errors_and_exit_code_come_back_apart() {
+    let wisp = Wisp::new();
+    let script = "echo to-output; echo to-errors >&2; uname -sm; nproc; grep MemTotal /proc/meminfo; exit 7";
+    let outcome = wisp.run(&["run", "--", "sh", "-c", script]).expect_code(7);
+    let lines: Vec<String> = outcome.text().lines().map(str::to_string).collect();
+    assert_eq!(lines[..3], ["to-output", "Linux x86_64", "1"]);
+    assert_memory(&lines[3], 256);
+    assert_eq!(outcome.stderr, "to-errors\n");
+    assert!(wisp.instances().is_empty(), "something was left behind");
+}
+
+#[test]
+fn two_vcpus_and_a_gib_are_what_the_guest_sees() {
+    let script = "nproc; grep MemTotal /proc/meminfo; cat /sys/devices/system/cpu/cpu1/topology/thread_siblings_list";
+    let args = ["run", "--vcpus", "2", "--memory", "1G", "--overcommit", "--", "sh", "-c", script];
+    let outcome = Wisp::new().run(&args).expect_code(0);
+    let lines: Vec<String> = outcome.text().lines().map(str::to_string).collect();
+    assert_eq!((lines[0].as_str(), lines[2].as_str()), ("2", "1"), "one thread a core");
+    assert_memory(&lines[1], 1024);
+}
+
+#[test]
+fn the_smallest_guest_runs() {
+    let outcome =
+        Wisp::new().run(&["run", "--memory", "64M", "--", "grep", "MemTotal", "/proc/meminfo"]).expect_code(0);
+    let kib = mem_total_kib(&outcome.text());
+    assert!((44 << 10..64 << 10).contains(&kib), "{kib} KiB of 64 MiB");
+}
+
+/// `MemTotal` within 8% of `mib`: the rest is the kernel's own.
+fn assert_memory(line: &str, mib: u64) {
+    let kib = mem_total_kib(line);
+    assert!(kib <= mib << 10 && kib * 100 >= (mib << 10) * 92, "{kib} KiB of {mib} MiB");
+}
+
+fn mem_total_kib(line: &str) -> u64 {
+    line.split_whitespace().nth(1).unwrap_or_else(|| panic!("{line:?} is no MemTotal")).parse().unwrap()
+}
+
+#[test]
+fn eight_mib_go_through_vsock_both_ways_unchanged() {
+    let data = noise(8 << 20);
+    let script = "cat > /tmp/data; sha256sum /tmp/data >&2; cat /tmp/data";
+    let outcome = Wisp::new().run_with_input(&["run", "--", "sh", "-c", script], &data).expect_code(0);
+    assert_eq!(outcome.stderr.split_whitespace().next(), Some(sha256(&data).as_str()), "on the way in");
+    assert_eq!(sha256(&outcome.stdout), sha256(&data), "on the way out");
+}
+
+#[test]
+fn a_signal_reaches_the_command() {
+    let wisp = Wisp::new();
+    let script = "trap 'echo trapped; exit 3' TERM; echo waiting; while :; do read -t 600 nothing; done";
+    let mut running = wisp.start(&["run", "--", "sh", "-c", script]);
+    running.wait_for("waiting");
+    running.signal(libc::SIGTERM);
+    let outcome = running.wait();
+    assert_eq!((outcome.code, outcome.text().as_str()), (Some(3), "waiting\ntrapped\n"), "{}", outcome.stderr);
+}
+
+#[test]
+fn commands_that_cannot_run_have_the_shell_s_codes() {
+    let outcome = Wisp::new().run(&["run", "--", "no-such-command"]).expect_code(127);
+    assert!(outcome.stderr.contains("no-such-command"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_panic_is_told_with_the_console_s_last_lines() {
+    let outcome = Wisp::new().run(&["run", "--", "sh", "-c", "echo c > /proc/sysrq-trigger"]).expect_code(1);
+    assert!(outcome.stderr.contains("the guest's kernel panicked"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("sysrq triggered crash"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_guest_s_reboot_ends_it_and_is_told() {
+    let outcome = Wisp::new().run(&["run", "--", "reboot", "-f"]).expect_code(0);
+    assert!(outcome.stderr.contains("the guest asked for a reboot"), "{}", outcome.stderr);
+}
+
+#[test]
+fn the_serial_console_works_both_ways_and_power_off_ends_it() {
+    let wisp = Wisp::new();
+    let bundle = wisp.bundle();
+    let (kernel, root) = (bundle.join("vmlinux"), format!("{}:ro", bundle.join("root.ext4").display()));
+    let options = "quiet init=/sbin/wisp-init wisp.console=shell";
+    let args = ["run", "--kernel", kernel.to_str().unwrap(), "--disk", &root, "--cmdline", options, "--console"];
+    let mut running = wisp.start(&args);
+    running.wait_for("wisp-init: ready");
+    let mut stdin = running.stdin.take().unwrap();
+    std::io::Write::write_all(&mut stdin, b"echo from-$((6 * 7)); poweroff\n").unwrap();
+    running.wait_for("from-42");
+    let outcome = running.wait().expect_code(0);
+    assert!(outcome.stderr.contains("the guest powered off"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_kernel_with_the_pvh_note_boots_by_it() {
+    let wisp = Wisp::new();
+    let bundle = wisp.bundle();
+    let (kernel, root) = (bundle.join("vmlinux"), format!("{}:ro", bundle.join("root.ext4").display()));
+    let kernel = kernel.to_str().unwrap();
+    let options = "quiet init=/sbin/wisp-init";
+    let args = ["run", "--kernel", kernel, "--protocol", "pvh", "--disk", &root, "--cmdline", options, "--", "uname"];
+    assert_eq!(wisp.run(&args).expect_code(0).text(), "Linux\n");
+}
+
+#[test]
+fn a_bundle_s_directory_is_an_image_and_the_timeline_tells_of_it() {
+    let wisp = Wisp::new();
+    let bundle = wisp.bundle();
+    wisp.run(&["run", bundle.to_str().unwrap(), "--", "true"]).expect_code(0);
+    let outcome = wisp.run(&["timeline", "--output", "json"]).expect_code(0);
+    let timeline: serde_json::Value = serde_json::from_slice(&outcome.stdout).unwrap();
+    let marks = timeline["timeline"]["marks"].as_array().unwrap();
+    let reached: Vec<&str> = marks.iter().map(|mark| mark["mark"].as_str().unwrap()).collect();
+    for mark in ["process-start", "memory-ready", "kernel-loaded", "first-instruction", "init-started", "agent-ready"] {
+        assert!(reached.contains(&mark), "{mark} is not among {reached:?}");
+    }
+    let at: Vec<u64> = ["process-start", "kernel-loaded", "first-instruction", "init-started", "agent-ready"]
+        .iter()
+        .map(|name| marks.iter().find(|mark| mark["mark"] == *name).unwrap()["at_ns"].as_u64().unwrap())
+        .collect();
+    assert!(at.is_sorted(), "{at:?}");
+    assert!(timeline["exits"].as_array().unwrap().iter().any(|exit| exit["count"].as_u64() > Some(0)));
+}

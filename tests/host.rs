@@ -1,0 +1,40 @@
+//! What needs no guest: the catalogue and the doctor, through the front door.
+
+mod common;
+
+use common::Wisp;
+
+#[test]
+fn types_lists_the_catalogue_with_ec2_s_shapes() {
+    let outcome = Wisp::without_kvm().run(&["types", "t3.micro", "--output", "json"]).expect_code(0);
+    let listing: serde_json::Value = serde_json::from_slice(&outcome.stdout).unwrap();
+    let micro = &listing["InstanceTypes"][0];
+    assert_eq!(micro["InstanceType"], "t3.micro");
+    assert_eq!(micro["VCpuInfo"]["DefaultVCpus"], 2);
+    assert_eq!(micro["MemoryInfo"]["SizeInMiB"], 1024);
+}
+
+#[test]
+fn doctor_s_exit_code_is_its_verdict() {
+    let outcome = Wisp::without_kvm().run(&["doctor", "--output", "json"]);
+    let report: serde_json::Value = serde_json::from_slice(&outcome.stdout).unwrap();
+    let can_run = report["CanRunGuests"].as_bool().unwrap();
+    assert_eq!(outcome.code, Some(i32::from(!can_run)));
+    assert!(report["Findings"].as_array().unwrap().len() > 5);
+}
+
+#[test]
+fn a_home_that_cannot_be_used_is_named() {
+    let wisp = Wisp::new();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let output = wisp.command(&["run", "--", "true"]).env("WISP_HOME", file.path()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr.contains("cannot be used") && stderr.contains("WISP_HOME"), "{stderr}");
+}
+
+#[test]
+fn a_timeline_without_a_run_says_what_to_do() {
+    let outcome = Wisp::without_kvm().run(&["timeline"]).expect_code(1);
+    assert!(outcome.stderr.contains("wisp run"), "{}", outcome.stderr);
+}

@@ -1,0 +1,86 @@
+//! The house stays in order: rooms import downward only, and what is embedded is the repository's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Which rooms a room may import, besides itself (`docs/architecture.md`).
+const ALLOWED: [(&str, &[&str]); 6] = [
+    ("cli", &["cloud", "ec2", "host", "guest", "vmm"]),
+    ("cloud", &["ec2", "host", "guest", "vmm"]),
+    ("ec2", &[]),
+    ("host", &["vmm"]),
+    ("guest", &[]),
+    ("vmm", &[]),
+];
+
+fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
+
+/// The rooms that a source text names by `crate::<room>` or, in a room's own top file, by `super::<room>`.
+fn rooms_named(text: &str) -> Vec<String> {
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    code.flat_map(|line| {
+        line.match_indices("crate::").map(|(at, word)| {
+            let rest = &line[at + word.len()..];
+            rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
+        })
+    })
+    .collect()
+}
+
+#[test]
+fn rooms_import_downward_only() {
+    let source = repository().join("src");
+    let rooms: Vec<String> = fs::read_dir(&source)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    let mut looked_at = 0;
+    for room in &rooms {
+        let (_, allowed) = ALLOWED
+            .iter()
+            .find(|(name, _)| name == room)
+            .unwrap_or_else(|| panic!("src/{room} is no room of the house"));
+        for file in rust_files(&source.join(room)) {
+            for named in rooms_named(&fs::read_to_string(&file).unwrap()) {
+                looked_at += 1;
+                let fine = named == *room || allowed.contains(&named.as_str()) || !rooms.contains(&named);
+                assert!(fine, "{} imports crate::{named}, which {room} may not", file.display());
+            }
+        }
+    }
+    assert!(looked_at > 100, "only {looked_at} imports were found: does this test still read them?");
+}
+
+#[test]
+fn an_arrow_upward_would_be_noticed() {
+    assert_eq!(rooms_named("use crate::cli::run;\n// crate::vmm\nlet x = crate::ec2::id::Id;"), ["cli", "ec2"]);
+}
+
+#[test]
+fn the_embedded_image_is_built_from_this_repository() {
+    let built_from = fs::read_to_string(repository().join("images/tiny/inputs.sha256")).unwrap();
+    let now = wisp_image_builder::inputs::digest(&repository()).unwrap();
+    assert_eq!(
+        built_from.trim(),
+        now,
+        "the agent, the kernel's configuration or the recipe has changed since images/tiny was built: \
+         run scripts/rebuild-images (--agent, if the kernel is the same)"
+    );
+}

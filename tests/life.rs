@@ -1,0 +1,93 @@
+//! Processes: a guest's monitor ends with the command that owns it, however that ends, and nothing stays.
+
+mod common;
+
+use common::{Wisp, wait_until_gone};
+use wisp::vmm::control::{ControlClient, Message, Request};
+
+/// The one instance's monitor, asked for its process id.
+fn monitor_pid(wisp: &Wisp) -> u32 {
+    let instances = wisp.instances();
+    let [folder] = instances.as_slice() else { panic!("not one instance: {instances:?}") };
+    let mut control = ControlClient::connect(&folder.join("control.sock")).unwrap();
+    control.send(&Request::Status).unwrap();
+    match control.receive(Some(common::DEADLINE)).unwrap() {
+        Message::Status(status) => status.pid,
+        other => panic!("not a status: {other:?}"),
+    }
+}
+
+#[test]
+fn a_killed_command_takes_its_guest_along() {
+    let wisp = Wisp::new();
+    let mut running = wisp.start(&["run", "--", "sh", "-c", "echo up; exec cat"]);
+    running.wait_for("up");
+    let monitor = monitor_pid(&wisp);
+    running.signal(libc::SIGKILL);
+    wait_until_gone(monitor);
+    // What a killed command could not remove, the next one does.
+    let outcome = wisp.run(&["run", "--kernel", "/dev/null"]);
+    assert_eq!(outcome.code, Some(1));
+    assert!(wisp.instances().is_empty(), "the killed command's instance is still there");
+}
+
+#[test]
+fn a_killed_monitor_is_told_and_leaves_nothing() {
+    let wisp = Wisp::new();
+    let mut running = wisp.start(&["run", "--", "sh", "-c", "echo up; exec cat"]);
+    running.wait_for("up");
+    let monitor = monitor_pid(&wisp);
+    // SAFETY: the monitor was just there, and its parent has not waited for it.
+    assert_eq!(unsafe { libc::kill(monitor as i32, libc::SIGKILL) }, 0);
+    let outcome = running.wait().expect_code(1);
+    assert!(outcome.stderr.contains("error:"), "{}", outcome.stderr);
+    assert!(wisp.instances().is_empty());
+}
+
+#[test]
+fn a_client_that_never_reads_stalls_only_itself() {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    let wisp = Wisp::new();
+    let mut running = wisp.start(&["run", "--", "sh", "-c", "echo up; exec cat"]);
+    running.wait_for("up");
+    let socket = wisp.instances()[0].join("vsock.sock");
+    // A connection to the agent that is never read from or written to after its greeting.
+    let mut idle = UnixStream::connect(&socket).unwrap();
+    idle.write_all(b"CONNECT 1024\n").unwrap();
+    idle.set_read_timeout(Some(common::DEADLINE)).unwrap();
+    let mut answer = [0; 3];
+    idle.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"OK ");
+    // Nobody listens there: the connection ends without an answer.
+    let mut refused = UnixStream::connect(&socket).unwrap();
+    refused.set_read_timeout(Some(common::DEADLINE)).unwrap();
+    refused.write_all(b"CONNECT 4242\n").unwrap();
+    assert_eq!(refused.read(&mut answer).unwrap(), 0);
+    // A flood that nobody reads, while the first command and others go on.
+    let agent = || wisp::guest::Agent::connect(&socket, common::DEADLINE).unwrap();
+    agent().ping(common::DEADLINE).unwrap();
+    let (flood_reader, flood) = UnixStream::pair().unwrap();
+    let request = |script: &str| wisp::guest::ExecRequest {
+        argv: vec!["sh".into(), "-c".into(), script.into()],
+        ..Default::default()
+    };
+    let flooding = agent();
+    let flooder = std::thread::spawn(move || {
+        use std::os::fd::AsFd;
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let streams = wisp::guest::Streams { input: null.as_fd(), output: flood.as_fd(), error: flood.as_fd() };
+        flooding.exec(request("head -c 2097152 /dev/zero"), streams)
+    });
+    agent().ping(common::DEADLINE).unwrap();
+    let mut stdin = running.stdin.take().unwrap();
+    stdin.write_all(b"still here\n").unwrap();
+    running.wait_for("still here");
+    drop(stdin);
+    // The reader wakes up: everything is there.
+    let mut flood_reader = flood_reader;
+    let mut flooded = vec![0; 2_097_152];
+    flood_reader.read_exact(&mut flooded).unwrap();
+    assert_eq!(flooder.join().unwrap().unwrap().exit_code(), 0);
+    running.wait().expect_code(0);
+}

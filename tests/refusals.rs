@@ -1,0 +1,139 @@
+//! What is refused before any guest runs, and what is said of it.
+
+mod common;
+
+use std::fs;
+
+use common::Wisp;
+
+/// The command fails with 1, says all of `words`, and leaves nothing.
+#[track_caller]
+fn refuses(args: &[&str], words: &[&str]) {
+    let wisp = Wisp::new();
+    let outcome = wisp.run(args).expect_code(1);
+    for word in words {
+        assert!(outcome.stderr.contains(word), "{word:?} is not in: {}", outcome.stderr);
+    }
+    assert_eq!(outcome.text(), "");
+    assert!(wisp.instances().is_empty());
+}
+
+#[test]
+fn kernels_that_cannot_be_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = Wisp::new();
+    let vmlinux = fs::read(bundle.bundle().join("vmlinux")).unwrap();
+    let file = |name: &str, content: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let script = file("script", b"#!/bin/sh\necho I am no kernel\n");
+    refuses(&["run", "--kernel", &script], &["script is not a kernel", "ELF"]);
+    let short = file("short", &vmlinux[..vmlinux.len() / 2]);
+    refuses(&["run", "--kernel", &short], &["short cannot be loaded as an ELF kernel", "cut short"]);
+    let mut high = vmlinux[..4096].to_vec();
+    // The first segment's physical address: far above 256 MiB.
+    high[64 + 24..64 + 32].copy_from_slice(&0x9000_0000_u64.to_le_bytes());
+    high.resize(vmlinux.len(), 0);
+    let high = file("high", &high);
+    refuses(&["run", "--kernel", &high], &["high needs guest memory from 0x90000000", "256 MiB"]);
+    let missing = folder.path().join("missing");
+    refuses(&["run", "--kernel", missing.to_str().unwrap()], &["missing cannot be opened", "No such file"]);
+}
+
+#[test]
+fn an_initrd_that_does_not_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let initrd = folder.path().join("initrd");
+    fs::File::create(&initrd).unwrap().set_len(1 << 30).unwrap();
+    let kernel = Wisp::new();
+    let kernel_path = kernel.bundle().join("vmlinux");
+    let args = ["run", "--kernel", kernel_path.to_str().unwrap(), "--initrd", initrd.to_str().unwrap()];
+    refuses(&args, &["the initrd", "1073741824 bytes", "256 MiB"]);
+}
+
+#[test]
+fn command_lines_that_a_kernel_cannot_read() {
+    refuses(&["run", "--cmdline", &"x".repeat(3000), "--", "true"], &["kernel command line", "2047"]);
+}
+
+#[test]
+fn types_that_do_not_run_here() {
+    refuses(&["run", "--type", "c5.metal"], &["Unsupported", "c5.metal", "metal"]);
+    refuses(&["run", "--type", "t3.mciro"], &["InvalidParameterValue", "t3.mciro", "t3.micro"]);
+    refuses(&["run", "--memory", "100000G"], &["InsufficientInstanceCapacity", "largest"]);
+    refuses(&["run", "--vcpus", "65"], &["InvalidParameterValue", "65"]);
+}
+
+#[test]
+fn images_that_are_not_there() {
+    refuses(&["run", "ami-00000000000000000"], &["InvalidAMIID.NotFound", "ami-00000000000000000"]);
+    refuses(&["run", "/nonexistent"], &["/nonexistent is not an image bundle"]);
+}
+
+#[test]
+fn usage_errors_exit_with_2() {
+    let wisp = Wisp::without_kvm();
+    for args in [&["frobnicate"][..], &["run", "--memory", "-5"], &["run", "--memory", "12Q"], &["types", "--what"]] {
+        assert_eq!(wisp.run(args).code, Some(2), "{args:?}");
+    }
+}
+
+/// Loads from an address that no page table maps; without an interrupt table, that is a triple fault.
+const UNMAPPED_LOAD: [u8; 10] = [0x48, 0xa1, 0x00, 0x00, 0xff, 0xff, 0xff, 0x7f, 0x00, 0x00];
+/// `popcnt eax, ecx`: an instruction that software KVM does not emulate.
+const POPCNT: [u8; 4] = [0xf3, 0x0f, 0xb8, 0xc1];
+
+#[test]
+fn a_triple_fault_is_told_apart() {
+    let outcome = run_code(&UNMAPPED_LOAD);
+    assert!(outcome.stderr.contains("triple fault"), "{}", outcome.stderr);
+}
+
+#[test]
+fn an_instruction_that_the_host_cannot_emulate_is_named() {
+    let outcome = run_code(&[&POPCNT[..], &UNMAPPED_LOAD].concat());
+    if wisp::vmm::cpu::emulation::is_software_kvm() {
+        for word in ["could not emulate `popcnt eax,ecx` at 0x1000000", "the embedded kernel", "hardware KVM"] {
+            assert!(outcome.stderr.contains(word), "{word:?} is not in {}", outcome.stderr);
+        }
+    } else {
+        // Hardware runs it, and what follows.
+        assert!(outcome.stderr.contains("triple fault"), "{}", outcome.stderr);
+    }
+}
+
+/// Boots a kernel that consists of these instructions; it must fail, and leave nothing.
+fn run_code(code: &[u8]) -> common::Outcome {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = folder.path().join("kernel");
+    fs::write(&kernel, kernel_of(code)).unwrap();
+    let wisp = Wisp::new();
+    let outcome = wisp.run(&["run", "--kernel", kernel.to_str().unwrap(), "--", "true"]).expect_code(1);
+    assert!(wisp.instances().is_empty());
+    outcome
+}
+
+/// An ELF kernel with these instructions at its entry.
+fn kernel_of(code: &[u8]) -> Vec<u8> {
+    const ADDRESS: u64 = 0x100_0000;
+    let mut image = vec![0_u8; 120];
+    image[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(16, &2_u16.to_le_bytes());
+    put(18, &62_u16.to_le_bytes());
+    put(20, &1_u32.to_le_bytes());
+    put(24, &ADDRESS.to_le_bytes());
+    put(32, &64_u64.to_le_bytes());
+    put(52, &64_u16.to_le_bytes());
+    put(54, &56_u16.to_le_bytes());
+    put(56, &1_u16.to_le_bytes());
+    put(64, &1_u32.to_le_bytes());
+    put(72, &120_u64.to_le_bytes());
+    put(88, &ADDRESS.to_le_bytes());
+    put(96, &(code.len() as u64).to_le_bytes());
+    put(104, &4096_u64.to_le_bytes());
+    image.extend(code);
+    image
+}
