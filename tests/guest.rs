@@ -8,11 +8,13 @@ use common::{Wisp, noise, sha256};
 #[test]
 fn a_command_s_output_errors_and_exit_code_come_back_apart() {
     let wisp = Wisp::new();
-    let script = "echo to-output; echo to-errors >&2; uname -sm; nproc; grep MemTotal /proc/meminfo; exit 7";
+    let script = "echo to-output; echo to-errors >&2; uname -sm; nproc; grep MemTotal /proc/meminfo; \
+        cat /sys/class/misc/hw_random/rng_current; head -c 8 /dev/hwrng | wc -c; exit 7";
     let outcome = wisp.run(&["run", "--", "sh", "-c", script]).expect_code(7);
     let lines: Vec<String> = outcome.text().lines().map(str::to_string).collect();
     assert_eq!(lines[..3], ["to-output", "Linux x86_64", "1"]);
     assert_memory(&lines[3], 256);
+    assert_eq!(lines[4..], ["virtio_rng.0", "8"], "the entropy device");
     assert_eq!(outcome.stderr, "to-errors\n");
     assert!(wisp.instances().is_empty(), "something was left behind");
 }

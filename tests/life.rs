@@ -25,10 +25,27 @@ fn a_killed_command_takes_its_guest_along() {
     let monitor = monitor_pid(&wisp);
     running.signal(libc::SIGKILL);
     wait_until_gone(monitor);
-    // What a killed command could not remove, the next one does.
-    let outcome = wisp.run(&["run", "--kernel", "/dev/null"]);
-    assert_eq!(outcome.code, Some(1));
     assert!(wisp.instances().is_empty(), "the killed command's instance is still there");
+}
+
+#[test]
+fn what_two_killed_processes_left_goes_with_the_next_command() {
+    let wisp = Wisp::new();
+    let mut running = wisp.start(&["run", "--", "sh", "-c", "echo up; exec cat"]);
+    running.wait_for("up");
+    let monitor = monitor_pid(&wisp);
+    // The monitor is stopped first, so that it sees nothing of its owner's end.
+    for (pid, signal) in
+        [(monitor as i32, libc::SIGSTOP), (running.pid(), libc::SIGKILL), (monitor as i32, libc::SIGKILL)]
+    {
+        // SAFETY: both processes are this test's own, and nobody has waited for them.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+    wait_until_gone(monitor);
+    assert_eq!(wisp.instances().len(), 1);
+    let no_kernel = tempfile::NamedTempFile::new().unwrap();
+    wisp.run(&["run", "--kernel", no_kernel.path().to_str().unwrap()]).expect_code(1);
+    assert!(wisp.instances().is_empty());
 }
 
 #[test]
@@ -42,6 +59,24 @@ fn a_killed_monitor_is_told_and_leaves_nothing() {
     let outcome = running.wait().expect_code(1);
     assert!(outcome.stderr.contains("error:"), "{}", outcome.stderr);
     assert!(wisp.instances().is_empty());
+}
+
+#[test]
+fn ctrl_alt_del_asks_the_guest_for_an_orderly_end() {
+    let wisp = Wisp::new();
+    let mut running = wisp.start(&["run", "--", "sh", "-c", "echo up; exec cat"]);
+    running.wait_for("up");
+    let mut control = ControlClient::connect(&wisp.instances()[0].join("control.sock")).unwrap();
+    control.send(&Request::Subscribe).unwrap();
+    control.send(&Request::CtrlAltDel).unwrap();
+    let end = loop {
+        match control.receive(Some(common::DEADLINE)).unwrap() {
+            Message::Ended { end, .. } => break end,
+            Message::Failed { why } => panic!("{why}"),
+            _ => {}
+        }
+    };
+    assert_eq!(end, wisp::vmm::End::PowerOff);
 }
 
 #[test]

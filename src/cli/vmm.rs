@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use crate::host::monitor_process::{CONFIG, close_on_exec};
+use crate::host::probe;
 use crate::vmm::control::{self, Message};
 use crate::vmm::end::End;
 use crate::vmm::machine::Surroundings;
@@ -48,12 +49,22 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let surroundings =
         Surroundings { folder: args.folder.clone(), owner: Some(owner), console, process_start_ns: args.began_ns };
     let end = build_and_run(&args.folder, surroundings).inspect_err(|error| {
-        control::send_once(complaint, &Message::Failed { why: format!("{error:#}") });
-    })?;
-    if let End::KvmError(failure) = &end {
-        log::error!("instruction bytes: {}\n{}", failure.instruction_bytes, failure.registers);
+        control::send_once(&complaint, &Message::Failed { why: explain(error) });
+    });
+    if has_left(&complaint) {
+        // The owner was killed, or it would remove the folder itself.
+        let _ = fs::remove_dir_all(&args.folder);
     }
+    let end = end?;
     Ok(if end.is_orderly() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The error, with the advice of `wisp doctor` where KVM refused to make a virtual machine.
+fn explain(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<crate::vmm::Error>() {
+        Some(crate::vmm::Error::CreateVm(source)) => probe::create_vm_error(source.errno()).to_string(),
+        _ => format!("{error:#}"),
+    }
 }
 
 fn build_and_run(folder: &Path, surroundings: Surroundings) -> anyhow::Result<End> {
@@ -62,6 +73,13 @@ fn build_and_run(folder: &Path, surroundings: Surroundings) -> anyhow::Result<En
     let config: MachineConfig =
         serde_json::from_str(&text).with_context(|| format!("{} is not a machine's configuration", path.display()))?;
     Ok(Machine::new(config, surroundings)?.run()?)
+}
+
+/// Whether the other end of the owner's connection is closed.
+fn has_left(owner: &UnixStream) -> bool {
+    use rustix::net::{RecvFlags, recv};
+    let mut byte = [0];
+    matches!(recv(owner, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((0, _)))
 }
 
 /// Takes over a descriptor that was left open for this process.

@@ -337,8 +337,11 @@ impl Drop for EphemeralInstance {
             let _ = self.monitor.kill();
         }
         let _ = self.monitor.wait();
-        if let Err(error) = fs::remove_dir_all(&self.folder) {
-            log::warn!("{} cannot be removed: {error}", self.folder.display());
+        match fs::remove_dir_all(&self.folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                log::warn!("{} cannot be removed: {error}", self.folder.display());
+            }
+            _ => {}
         }
     }
 }

@@ -55,9 +55,19 @@ impl fmt::Display for End {
             End::PowerOff => write!(f, "the guest powered off"),
             End::Panic => write!(f, "the guest's kernel panicked"),
             End::TripleFault => write!(f, "the guest ended in a triple fault"),
-            End::KvmError(failure) => write!(f, "vCPU {}: {}", failure.vcpu, failure.message),
+            End::KvmError(failure) => failure.fmt(f),
             End::Killed { by } => write!(f, "the machine was ended by {by}"),
         }
+    }
+}
+
+impl fmt::Display for KvmFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vCPU {}: {}", self.vcpu, self.message)?;
+        if !self.instruction_bytes.is_empty() {
+            write!(f, "\n  instruction bytes: {}", self.instruction_bytes)?;
+        }
+        self.registers.lines().try_for_each(|line| write!(f, "\n  {line}"))
     }
 }
 

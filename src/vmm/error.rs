@@ -19,6 +19,9 @@ pub enum Error {
     /// `/dev/kvm` could not be opened.
     #[error("/dev/kvm cannot be opened: {0}")]
     OpenKvm(#[source] io::Error),
+    /// KVM would not make a virtual machine: another hypervisor may hold the CPU's extensions.
+    #[error("KVM refused to create a virtual machine: {0}")]
+    CreateVm(#[source] kvm_ioctls::Error),
     /// A KVM ioctl failed.
     #[error("KVM refused to {what}: {source}")]
     Kvm {

@@ -186,7 +186,7 @@ fn open_kvm() -> Result<Kvm, Error> {
 
 /// Creates the virtual machine with its interrupt controllers and timer, which are KVM's own.
 fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
-    let vm = kvm.create_vm().map_err(Error::kvm("create a virtual machine"))?;
+    let vm = kvm.create_vm().map_err(Error::CreateVm)?;
     let tss = memory::KVM_TSS_ADDRESS as usize;
     vm.set_tss_address(tss).map_err(Error::kvm("place its task state segment"))?;
     vm.create_irq_chip().map_err(Error::kvm("create an interrupt controller"))?;

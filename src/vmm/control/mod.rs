@@ -99,7 +99,7 @@ pub struct GuestFaultRecord {
 
 /// Sends one message to a connection that has no server yet, where a machine could not even be built. It is a
 /// courtesy: if the other end is gone, nobody is told.
-pub fn send_once(mut stream: UnixStream, message: &Message) {
+pub fn send_once(mut stream: &UnixStream, message: &Message) {
     let mut line = serde_json::to_vec(message).expect("messages are plain data");
     line.push(b'\n');
     let _ = stream.write_all(&line);

@@ -82,6 +82,42 @@ pub fn set_boot(vcpu: &VcpuFd, memory: &GuestMemory, boot: &BootState) -> Result
     vcpu.set_regs(&regs).map_err(Error::kvm("set a vCPU's registers"))
 }
 
+/// The registers in a few lines, for whoever has to find out what a guest was doing.
+pub fn describe(regs: &kvm_regs, sregs: &kvm_sregs) -> String {
+    format!(
+        "rip={:016x} rsp={:016x} rflags={:08x} cs={:04x}\n\
+         rax={:016x} rbx={:016x} rcx={:016x} rdx={:016x}\n\
+         rsi={:016x} rdi={:016x} rbp={:016x} r8 ={:016x}\n\
+         r9 ={:016x} r10={:016x} r11={:016x} r12={:016x}\n\
+         r13={:016x} r14={:016x} r15={:016x}\n\
+         cr0={:08x} cr2={:016x} cr3={:016x} cr4={:08x} efer={:04x}",
+        regs.rip,
+        regs.rsp,
+        regs.rflags,
+        sregs.cs.selector,
+        regs.rax,
+        regs.rbx,
+        regs.rcx,
+        regs.rdx,
+        regs.rsi,
+        regs.rdi,
+        regs.rbp,
+        regs.r8,
+        regs.r9,
+        regs.r10,
+        regs.r11,
+        regs.r12,
+        regs.r13,
+        regs.r14,
+        regs.r15,
+        sregs.cr0,
+        sregs.cr2,
+        sregs.cr3,
+        sregs.cr4,
+        sregs.efer,
+    )
+}
+
 /// A flat segment and its descriptor (Intel SDM volume 3A, section 3.4.5).
 #[derive(Clone, Copy)]
 struct FlatSegment {

@@ -16,6 +16,7 @@ use kvm_ioctls::VcpuFd;
 
 use super::emulation;
 use super::exit::{self, EmulationFailure, Exit, SystemEvent};
+use super::registers;
 use crate::vmm::bus::Bus;
 use crate::vmm::end::{End, EndSender, KvmFailure};
 use crate::vmm::error::Error;
@@ -205,10 +206,7 @@ impl Vcpu {
 
     fn fail(&self, message: String, bytes: &[u8]) -> Next {
         let registers = match (self.fd.get_regs(), self.fd.get_sregs()) {
-            (Ok(regs), Ok(sregs)) => format!(
-                "{regs:#x?}\ncr0={:#x} cr2={:#x} cr3={:#x} cr4={:#x} efer={:#x} cs={:#x?}",
-                sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4, sregs.efer, sregs.cs
-            ),
+            (Ok(regs), Ok(sregs)) => registers::describe(&regs, &sregs),
             (Err(error), _) | (_, Err(error)) => format!("unreadable: {error}"),
         };
         let instruction_bytes = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
