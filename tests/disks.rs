@@ -13,8 +13,8 @@ fn what_the_guest_writes_and_flushes_is_in_the_file() {
     let wisp = Wisp::new();
     let folder = tempfile::tempdir().unwrap();
     let (writable, read_only) = (folder.path().join("writable"), folder.path().join("read-only"));
-    let original = noise(4 * MIB);
-    fs::write(&writable, vec![0; 4 * MIB]).unwrap();
+    let original = noise(2 * MIB);
+    fs::write(&writable, vec![0; 2 * MIB]).unwrap();
     fs::write(&read_only, &original).unwrap();
     let script = "
         cat /sys/block/vdb/serial; echo; cat /sys/block/vdc/ro
@@ -22,7 +22,7 @@ fn what_the_guest_writes_and_flushes_is_in_the_file() {
         sha256sum /dev/vdb | cut -d' ' -f1
         dd if=/dev/zero of=/dev/vdc bs=4k count=1 conv=fsync 2>/dev/null && echo 'a read-only disk was written'
         blkdiscard -o 1048576 -l 65536 /dev/vdb || echo 'no discard'
-        dd if=/dev/vdb bs=4k count=1 skip=1024 2>/dev/null | wc -c
+        dd if=/dev/vdb bs=4k count=1 skip=512 2>/dev/null | wc -c
         exit 0";
     let read_only_arg = format!("{}:ro", read_only.display());
     let args = ["run", "--disk", writable.to_str().unwrap(), "--disk", &read_only_arg, "--", "sh", "-c", script];

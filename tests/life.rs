@@ -77,6 +77,8 @@ fn ctrl_alt_del_asks_the_guest_for_an_orderly_end() {
         }
     };
     assert_eq!(end, wisp::vmm::End::PowerOff);
+    let outcome = running.wait().expect_code(0);
+    assert!(outcome.stderr.contains("the guest powered off"), "{}", outcome.stderr);
 }
 
 #[test]
@@ -118,11 +120,12 @@ fn a_client_that_never_reads_stalls_only_itself() {
     let mut stdin = running.stdin.take().unwrap();
     stdin.write_all(b"still here\n").unwrap();
     running.wait_for("still here");
-    drop(stdin);
     // The reader wakes up: everything is there.
     let mut flood_reader = flood_reader;
     let mut flooded = vec![0; 2_097_152];
-    flood_reader.read_exact(&mut flooded).unwrap();
-    assert_eq!(flooder.join().unwrap().unwrap().exit_code(), 0);
+    let read = flood_reader.read_exact(&mut flooded);
+    assert_eq!(flooder.join().unwrap().map(|status| status.exit_code()).map_err(|error| error.to_string()), Ok(0));
+    read.unwrap();
+    drop(stdin);
     running.wait().expect_code(0);
 }

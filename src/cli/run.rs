@@ -133,11 +133,13 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
     };
     let mut instance = EphemeralInstance::start(&home, &spec, began_ns)?;
     let outcome = if args.console { run_console(&mut instance) } else { run_command(&args, &spec, &mut instance) };
-    let (end, status) = instance.kill()?;
+    let ended = instance.kill();
+    // What went wrong with the command says more than that its machine had gone already.
+    let code = outcome?;
+    let (end, status) = ended?;
     if let Err(error) = timeline::keep(&home, &status) {
         log::warn!("the timeline cannot be kept: {error:#}");
     }
-    let code = outcome?;
     if args.timeline {
         output::say(&timeline::render(&status, output::Screen::stderr()));
     }

@@ -132,6 +132,11 @@ impl Children {
         }
     }
 
+    /// Whether the machine is coming to its end.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
     /// From now on each child reaped anywhere shows as a SIGCHLD to this process.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);

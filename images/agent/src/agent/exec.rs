@@ -115,6 +115,10 @@ impl Session<'_> {
             if let Some(status) = draining
                 && (!(output.read || error.read) || self.drained >= DRAIN_LIMIT)
             {
+                // A command that the machine's end has killed did not end by itself: the host sees the guest go.
+                if self.children.is_stopping() && matches!(status, ExitStatus::Signaled(_)) {
+                    return Ok(());
+                }
                 return self.connection.writer.send(&ToHost::Exited(status));
             }
             if connection.read {
