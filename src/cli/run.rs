@@ -121,7 +121,7 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
     probe::kvm_access()?;
     let home = Home::open()?;
     if let Some(kernel) = &args.kernel {
-        warn_of_emulation(kernel)?;
+        warn_of_emulation(kernel);
     }
     let spec = RunSpec {
         cpus: cpus(&request),
@@ -207,12 +207,10 @@ fn parse_disk(text: &OsString) -> anyhow::Result<ExtraDisk> {
 
 /// Where guest kernels are emulated, one that is not built for it is slow beyond patience and cannot run programs: its
 /// user should know before waiting.
-fn warn_of_emulation(kernel: &Path) -> anyhow::Result<()> {
-    if !probe::is_software_kvm() {
-        return Ok(());
-    }
-    let content = std::fs::read(kernel).with_context(|| format!("{} cannot be read", kernel.display()))?;
-    if !contains(&content, EMULATION_OPTION) {
+fn warn_of_emulation(kernel: &Path) {
+    // A file that cannot be read is told of when it is to be loaded.
+    let content = if probe::is_software_kvm() { std::fs::read(kernel).ok() } else { None };
+    if content.is_some_and(|content| !contains(&content, EMULATION_OPTION)) {
         output::say(&format!(
             "Note: this host has software KVM, which emulates guest kernels. {} is not built for that: it takes many \
              minutes to boot and cannot run programs. The embedded kernel can (leave --kernel out); on hardware KVM \
@@ -220,7 +218,6 @@ fn warn_of_emulation(kernel: &Path) -> anyhow::Result<()> {
             kernel.display()
         ));
     }
-    Ok(())
 }
 
 fn contains(content: &[u8], word: &[u8]) -> bool {

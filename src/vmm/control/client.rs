@@ -58,9 +58,4 @@ impl ControlClient {
             Err(error) => Err(error.into()),
         }
     }
-
-    /// A second handle on the same connection, to send from another thread.
-    pub fn try_clone_stream(&self) -> io::Result<UnixStream> {
-        self.stream.try_clone()
-    }
 }

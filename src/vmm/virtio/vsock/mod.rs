@@ -16,7 +16,7 @@ mod service;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::worker::Worker;
@@ -59,11 +59,6 @@ impl Vsock {
         let listener = UnixListener::bind(&config.path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         Ok(Vsock { cid: config.cid, path: config.path.clone(), listener, worker: None })
-    }
-
-    /// The socket's path.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 }
 
