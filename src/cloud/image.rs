@@ -68,6 +68,9 @@ pub struct KernelEntry {
     /// How it is entered.
     #[serde(default)]
     pub protocol: BootProtocol,
+    /// Whether it knows `wisp.software_kvm`, with which it does without what KVM cannot emulate.
+    #[serde(default)]
+    pub software_kvm_aware: bool,
 }
 
 /// The root file system's file and what is in it.

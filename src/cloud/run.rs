@@ -150,7 +150,16 @@ impl RunSpec {
             Boot::Image(image) => image_machine(image),
             Boot::Kernel { kernel, initrd, protocol } => {
                 let (path, initrd) = (kernel.clone(), initrd.clone());
-                (KernelConfig { path, initrd, cmdline: String::new(), protocol: *protocol }, Vec::new())
+                (
+                    KernelConfig {
+                        path,
+                        initrd,
+                        cmdline: String::new(),
+                        protocol: *protocol,
+                        software_kvm_aware: false,
+                    },
+                    Vec::new(),
+                )
             }
         };
         for (index, disk) in self.disks.iter().enumerate() {
@@ -179,6 +188,7 @@ fn image_machine(image: &Image) -> (KernelConfig, Vec<DiskConfig>) {
         initrd: manifest.initrd.as_ref().map(|entry| image.folder.join(&entry.file)),
         cmdline: manifest.kernel.cmdline.clone(),
         protocol: manifest.kernel.protocol,
+        software_kvm_aware: manifest.kernel.software_kvm_aware,
     };
     let root = manifest.root.as_ref().map(|root| DiskConfig {
         id: "root".into(),

@@ -54,6 +54,9 @@ pub struct KernelConfig {
     /// How the kernel is entered.
     #[serde(default)]
     pub protocol: BootProtocol,
+    /// Whether the kernel knows `wisp.software_kvm`, with which it does without what KVM cannot emulate.
+    #[serde(default)]
+    pub software_kvm_aware: bool,
 }
 
 /// The ways into a kernel.
@@ -192,6 +195,7 @@ mod tests {
                 initrd: None,
                 cmdline: String::new(),
                 protocol: BootProtocol::Auto,
+                software_kvm_aware: false,
             },
             disks: vec![],
             vsock: None,

@@ -20,6 +20,7 @@ use super::config::MachineConfig;
 use super::control::{ControlServer, GuestFaultRecord, SOCKET, Status};
 use super::cpu::vcpu::{VcpuContext, VcpuHandle, install_kick_handler};
 use super::cpu::{cpuid, emulation, registers};
+use super::devices::acpi_pm::{self, AcpiPm};
 use super::devices::boot_timer::BootTimer;
 use super::devices::console::Console;
 use super::devices::i8042::{self, I8042};
@@ -42,8 +43,8 @@ use super::virtio::vsock::Vsock;
 /// The keyboard's interrupt line.
 const KEYBOARD_IRQ: u32 = 1;
 /// Lines for virtio devices: what the PC's own devices leave of the I/O APIC's 24 pins (0 timer, 1 keyboard,
-/// 2 cascade, 4 serial port, 8 clock, 13 coprocessor).
-const VIRTIO_IRQS: [u32; 17] = [5, 6, 7, 9, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
+/// 2 cascade, 4 serial port, 8 clock, 9 ACPI, 13 coprocessor).
+const VIRTIO_IRQS: [u32; 16] = [5, 6, 7, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
 
 /// What KVM must be able to do.
 const CAPABILITIES: &[(Cap, &str)] = &[
@@ -120,7 +121,7 @@ impl Machine {
         let software_kvm = emulation::is_software_kvm();
         let cmdline = cmdline::assemble(&config, &slots, software_kvm);
         log::info!("kernel command line: {cmdline}");
-        let boot = boot::load(&memory, &config, &cmdline)?;
+        let boot = boot::load(&memory, &config, &slots, &cmdline)?;
         timeline.mark(Mark::KernelLoaded);
 
         let (end_sender, ends) = end_channel().map_err(Error::host("an eventfd"))?;
@@ -268,10 +269,11 @@ fn wire_ports(
     // Each write adds one to a counter that would take centuries to overflow.
     let on_ready = Box::new(move || drop(ready.write(1)));
     let boot_timer = Arc::new(Mutex::new(BootTimer::new(Arc::clone(timeline), on_ready)));
-    let devices: [(u16, u64, SharedDevice); 5] = [
+    let devices: [(u16, u64, SharedDevice); 6] = [
         (i8042::PORT, i8042::LENGTH, i8042.clone()),
         (rtc::PORT, rtc::LENGTH, Arc::new(Mutex::new(Rtc::default()))),
         (serial::PORT, serial::LENGTH, serial.clone()),
+        (acpi_pm::PORT, acpi_pm::LENGTH, Arc::new(Mutex::new(AcpiPm::new(ends.clone())))),
         (pvpanic::PORT, 1, Arc::new(Mutex::new(Pvpanic::new(ends.clone())))),
         (wisp_agent::BOOT_TIMER_PORT, 1, boot_timer),
     ];

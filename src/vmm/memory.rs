@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! 0x0000_0000  page tables, GDT, boot parameters, command line      (below 640 KiB)
+//! 0x000e_0000  ACPI tables, and
 //! 0x000f_0000  MP table, where the kernel looks for it
 //! 0x0010_0000  kernel, then everything else; the initrd at the end
 //! 0xc000_0000  end of low memory; the 32-bit MMIO gap begins
@@ -40,6 +41,8 @@ pub const LOCAL_APIC_ADDRESS: u32 = 0xfee0_0000;
 
 /// Where the extended BIOS data area would begin: conventional memory ends here.
 pub const EBDA_START: u64 = 0x9_fc00;
+/// Where the kernel looks for ACPI's RSDP; the other tables follow it.
+pub const ACPI_START: u64 = 0xe_0000;
 /// Where the kernel looks for the MP table, and up to where.
 pub const MP_TABLE_START: u64 = 0xf_0000;
 /// The first address above the legacy area, where kernels are loaded.

@@ -43,6 +43,7 @@ sha256 = "{kernel}"
 cmdline = "quiet init=/sbin/wisp-init"
 # The 64-bit protocol brings a seed for the random generator, which PVH has no place for.
 protocol = "linux64"
+software_kvm_aware = true
 
 [root]
 file = "root.ext4"

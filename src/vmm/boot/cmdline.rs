@@ -18,41 +18,54 @@ const ALWAYS: &[&str] = &[
     "reboot=k",
     // A panic restarts at once, after it was reported.
     "panic=-1",
-    // The i8042 is there for ctrl-alt-del: nothing is to be probed on it.
-    "i8042.noaux",
-    "i8042.nomux",
-    "i8042.dumbkbd",
     // The host keeps the clocks: no watchdog over them, no test of the timer's wiring.
     "tsc=reliable",
     "no_timer_check",
+    // Lock prefixes cost nothing: thousands of them need not be patched away where there is one CPU.
+    "noreplace-smp",
     // The monitor's seed and the CPU's random numbers are good, so that nothing waits for entropy.
     "random.trust_bootloader=on",
     "random.trust_cpu=on",
 ];
 
-/// Where KVM emulates the guest's kernel: what the emulator cannot do is switched off. `clearcpuid` takes bit
-/// numbers (smap popcnt cx16 smep umip fsgsbase pcid invpcid rdrand rdseed bmi1 bmi2 avx erms fsrm). The parameter
-/// with a dot in its name is the embedded kernel's own; others ignore it.
-const SOFTWARE_KVM: &[&str] = &[
+/// For kernels other than the embedded one, which has no i8042 driver: the controller is there for ctrl-alt-del, so
+/// nothing is to be probed on it.
+const I8042: &[&str] = &["i8042.noaux", "i8042.nomux", "i8042.dumbkbd"];
+
+/// Where KVM emulates the guest's kernel, whichever it is: no page tables are split to protect code that is emulated
+/// anyway.
+const SOFTWARE_KVM: &[&str] = &["rodata=off"];
+
+/// There, for a kernel that switches off by itself what the emulator cannot do.
+const SOFTWARE_KVM_AWARE: &[&str] = &[
     "wisp.software_kvm",
-    "noxsave",
-    "clearcpuid=308,151,141,295,514,288,145,298,158,306,291,296,156,297,580",
-    // Nothing to patch for one CPU or many, and no page tables split to protect code that is emulated anyway.
-    "noreplace-smp",
-    "rodata=off",
-    // The first per-CPU area in small pages: a huge one would be zeroed whole.
-    "percpu_alloc=page",
     // Each page that is touched would be accounted for, at some thousand instructions for each program that starts.
     "cgroup_disable=memory",
+];
+
+/// There, for any other kernel. `clearcpuid` takes bit numbers (smap popcnt cx16 smep umip fsgsbase pcid invpcid rdrand
+/// rdseed bmi1 bmi2 avx erms fsrm).
+const SOFTWARE_KVM_UNAWARE: &[&str] = &[
+    "noxsave",
+    "clearcpuid=308,151,141,295,514,288,145,298,158,306,291,296,156,297,580",
+    // The first per-CPU area in small pages: a huge one would be zeroed whole.
+    "percpu_alloc=page",
+    // Interpreting tables takes minutes; the MP table says the same. A kernel without support for that one still boots.
+    "acpi=off",
 ];
 
 /// The whole command line of a machine whose virtio devices are at `slots`.
 pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> String {
     let mut options: Vec<String> = ALWAYS.iter().map(ToString::to_string).collect();
     options.push(format!("wisp.pvpanic_port={:#x}", pvpanic::PORT));
-    if software_kvm {
-        options.extend(SOFTWARE_KVM.iter().map(ToString::to_string));
-    }
+    let aware = config.kernel.software_kvm_aware;
+    let more: &[&[&str]] = match (software_kvm, aware) {
+        (false, true) => &[],
+        (false, false) => &[I8042],
+        (true, true) => &[SOFTWARE_KVM, SOFTWARE_KVM_AWARE],
+        (true, false) => &[I8042, SOFTWARE_KVM, SOFTWARE_KVM_UNAWARE],
+    };
+    options.extend(more.concat().iter().map(ToString::to_string));
     if let Some(index) = config.disks.iter().position(|disk| disk.root) {
         let mode = if config.disks[index].access == DiskAccess::ReadOnly { "ro" } else { "rw" };
         options.push(format!("root=/dev/{} {mode}", disk_name(index)));
@@ -109,6 +122,7 @@ mod tests {
                 initrd: None,
                 cmdline: cmdline.into(),
                 protocol: BootProtocol::Auto,
+                software_kvm_aware: false,
             },
             disks: vec![disk("a", false), disk("b", true)],
             vsock: None,
@@ -128,9 +142,13 @@ mod tests {
     }
 
     #[test]
-    fn software_kvm_gets_its_options() {
-        let line = assemble(&config(""), &[], true);
-        assert!(line.contains("noxsave clearcpuid=308,"), "{line}");
+    fn software_kvm_gets_the_options_that_the_kernel_needs() {
+        let mut config = config("");
+        let line = assemble(&config, &[], true);
+        assert!(line.contains("noxsave clearcpuid=308,") && !line.contains("wisp.software_kvm"), "{line}");
+        config.kernel.software_kvm_aware = true;
+        let line = assemble(&config, &[], true);
+        assert!(line.contains("wisp.software_kvm") && !line.contains("clearcpuid"), "{line}");
     }
 
     #[test]

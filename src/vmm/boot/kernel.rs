@@ -244,6 +244,7 @@ mod tests {
             initrd: None,
             cmdline: String::new(),
             protocol: BootProtocol::Auto,
+            software_kvm_aware: false,
         };
         load(&memory::allocate(64).unwrap(), &config, 64)
     }

@@ -1,10 +1,11 @@
-//! From files to a guest that can take its first instruction: kernel, initrd, command line, boot parameters and MP
-//! table, all in guest memory.
+//! From files to a guest that can take its first instruction: kernel, initrd, command line, boot parameters, ACPI
+//! and MP tables, all in guest memory.
 //!
 //! Two protocols: the 64-bit entry of the Linux boot protocol, with `boot_params` ("the zero page"), and PVH, with
 //! `hvm_start_info`. Which one is used follows from the kernel, see [`BootProtocol`](crate::vmm::config::BootProtocol).
 //! Whatever is wrong with a file is found here, before a vCPU exists.
 
+mod acpi;
 pub mod cmdline;
 mod kernel;
 pub mod mptable;
@@ -18,6 +19,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::vmm::config::MachineConfig;
 use crate::vmm::memory::{self, GuestMemory, HIGH_MEMORY_START};
+use crate::vmm::virtio::mmio::Slot;
 
 pub use kernel::Entry;
 
@@ -110,8 +112,14 @@ pub struct BootState {
     pub params: GuestAddress,
 }
 
-/// Puts everything into `memory`. `cmdline` is the whole command line, see [`cmdline::assemble`].
-pub fn load(memory: &GuestMemory, config: &MachineConfig, cmdline: &str) -> Result<BootState, BootError> {
+/// Puts everything into `memory`. `cmdline` is the whole command line, see [`cmdline::assemble`]; `slots` are where
+/// the virtio devices will be.
+pub fn load(
+    memory: &GuestMemory,
+    config: &MachineConfig,
+    slots: &[Slot],
+    cmdline: &str,
+) -> Result<BootState, BootError> {
     let kernel = kernel::load(memory, &config.kernel, config.memory_mib)?;
     let initrd = match &config.kernel.initrd {
         Some(path) => Some(load_initrd(memory, path, kernel.end, config.memory_mib)?),
@@ -122,9 +130,10 @@ pub fn load(memory: &GuestMemory, config: &MachineConfig, cmdline: &str) -> Resu
         .write_slice(format!("{cmdline}\0").as_bytes(), COMMAND_LINE)
         .map_err(|_| BootError::Table("command line"))?;
     let length = cmdline.len() as u32;
+    let rsdp = acpi::write(memory, config.cpus.count, slots)?;
     match kernel.entry {
-        Entry::Linux64(_) => params::write_zero_page(memory, kernel.setup_header, length, initrd)?,
-        Entry::Pvh(_) => params::write_pvh_start_info(memory, initrd)?,
+        Entry::Linux64(_) => params::write_zero_page(memory, kernel.setup_header, length, initrd, rsdp)?,
+        Entry::Pvh(_) => params::write_pvh_start_info(memory, initrd, rsdp)?,
     }
     mptable::write(memory, config.cpus.count)?;
     Ok(BootState { entry: kernel.entry, params: BOOT_PARAMS })
@@ -171,7 +180,7 @@ fn memory_map(memory: &GuestMemory) -> Vec<(u64, u64, bool)> {
     let mut map = vec![
         (0, memory::EBDA_START, true),
         (memory::EBDA_START, 0xa_0000 - memory::EBDA_START, false),
-        (memory::MP_TABLE_START, HIGH_MEMORY_START - memory::MP_TABLE_START, false),
+        (memory::ACPI_START, HIGH_MEMORY_START - memory::ACPI_START, false),
         (HIGH_MEMORY_START, low_end - HIGH_MEMORY_START, true),
     ];
     map.extend(memory.iter().skip(1).map(|region| (region.start_addr().0, region.len(), true)));

@@ -38,6 +38,7 @@ pub(super) fn write_zero_page(
     header: Option<setup_header>,
     cmdline_length: u32,
     initrd: Option<Initrd>,
+    rsdp: GuestAddress,
 ) -> Result<(), BootError> {
     let own_header = setup_header {
         boot_flag: BOOT_FLAG,
@@ -56,6 +57,7 @@ pub(super) fn write_zero_page(
         params.hdr.ramdisk_image = initrd.address.0 as u32;
         params.hdr.ramdisk_size = initrd.size as u32;
     }
+    params.acpi_rsdp_addr = rsdp.0;
     let map = memory_map(memory);
     params.e820_entries = map.len() as u8;
     for (entry, (addr, size, usable)) in params.e820_table.iter_mut().zip(map) {
@@ -89,13 +91,18 @@ unsafe impl ByteValued for Pvh<hvm_memmap_table_entry> {}
 unsafe impl ByteValued for Pvh<hvm_modlist_entry> {}
 
 /// Writes `hvm_start_info` (Xen, "x86/HVM direct boot ABI") to [`BOOT_PARAMS`], with its memory map and module list.
-pub(super) fn write_pvh_start_info(memory: &GuestMemory, initrd: Option<Initrd>) -> Result<(), BootError> {
+pub(super) fn write_pvh_start_info(
+    memory: &GuestMemory,
+    initrd: Option<Initrd>,
+    rsdp: GuestAddress,
+) -> Result<(), BootError> {
     let no_room = |_| BootError::Table("PVH start information");
     let map = memory_map(memory);
     let mut start_info = hvm_start_info {
         magic: PVH_MAGIC,
         version: 1,
         cmdline_paddr: COMMAND_LINE.0,
+        rsdp_paddr: rsdp.0,
         memmap_paddr: PVH_MEMMAP.0,
         memmap_entries: map.len() as u32,
         ..Default::default()
@@ -122,7 +129,7 @@ mod tests {
     #[test]
     fn the_zero_page_tells_memory_and_command_line() {
         let memory = memory::allocate(4096).unwrap();
-        write_zero_page(&memory, None, 7, None).unwrap();
+        write_zero_page(&memory, None, 7, None, GuestAddress(0xe_0000)).unwrap();
         let params: boot_params = memory.read_obj(BOOT_PARAMS).unwrap();
         assert_eq!({ params.hdr.cmd_line_ptr }, 0x2_0000);
         assert_eq!({ params.hdr.cmdline_size }, 7);
@@ -138,7 +145,7 @@ mod tests {
     fn every_boot_has_its_own_seed() {
         let seed = || {
             let memory = memory::allocate(64).unwrap();
-            write_zero_page(&memory, None, 7, None).unwrap();
+            write_zero_page(&memory, None, 7, None, GuestAddress(0xe_0000)).unwrap();
             let mut seed = [0; SEED_LENGTH];
             memory.read_slice(&mut seed, GuestAddress(SETUP_DATA.0 + 16)).unwrap();
             seed
@@ -150,7 +157,7 @@ mod tests {
     fn pvh_start_information_names_the_initrd() {
         let memory = memory::allocate(64).unwrap();
         let initrd = Initrd { address: GuestAddress(0x300_0000), size: 77 };
-        write_pvh_start_info(&memory, Some(initrd)).unwrap();
+        write_pvh_start_info(&memory, Some(initrd), GuestAddress(0xe_0000)).unwrap();
         let info: Pvh<hvm_start_info> = memory.read_obj(BOOT_PARAMS).unwrap();
         assert_eq!((info.0.magic, info.0.nr_modules), (PVH_MAGIC, 1));
         let module: Pvh<hvm_modlist_entry> = memory.read_obj(GuestAddress(info.0.modlist_paddr)).unwrap();

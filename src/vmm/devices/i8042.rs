@@ -12,11 +12,13 @@ use crate::vmm::irq::IrqLine;
 
 /// The first port; data is at offset 0, status and commands at offset 4.
 pub const PORT: u16 = 0x60;
+/// The command port, from [`PORT`].
+pub const COMMAND_OFFSET: u16 = 4;
 /// How many ports the range has; the ones between are not the controller's.
 pub const LENGTH: u64 = 5;
 
 const DATA: u64 = 0;
-const COMMAND: u64 = 4;
+const COMMAND: u64 = COMMAND_OFFSET as u64;
 
 /// Status register bits.
 const STATUS_OUTPUT_FULL: u8 = 0x01;
@@ -39,7 +41,7 @@ const COMMAND_ENABLE_KEYBOARD: u8 = 0xae;
 const COMMAND_READ_OUTPUT_PORT: u8 = 0xd0;
 const COMMAND_WRITE_OUTPUT_PORT: u8 = 0xd1;
 /// Pulse no line but the one of the reset.
-const COMMAND_PULSE_RESET: u8 = 0xfe;
+pub const RESET_COMMAND: u8 = 0xfe;
 
 const SELF_TEST_PASSED: u8 = 0x55;
 const PORT_TEST_PASSED: u8 = 0x00;
@@ -113,7 +115,7 @@ impl I8042 {
     fn command(&mut self, command: u8) {
         self.status |= STATUS_COMMAND;
         match command {
-            COMMAND_PULSE_RESET => self.ends.send(End::Reboot),
+            RESET_COMMAND => self.ends.send(End::Reboot),
             COMMAND_READ_CONTROL => self.answer(&[self.control]),
             COMMAND_WRITE_CONTROL | COMMAND_WRITE_OUTPUT_PORT => self.pending = Some(command),
             COMMAND_SELF_TEST => self.answer(&[SELF_TEST_PASSED]),
@@ -184,7 +186,7 @@ mod tests {
     #[test]
     fn the_reset_line_is_a_reboot() {
         let (mut device, ends) = controller();
-        device.write(COMMAND, &[COMMAND_PULSE_RESET]);
+        device.write(COMMAND, &[RESET_COMMAND]);
         assert_eq!(ends.take(), Some(End::Reboot));
     }
 

@@ -3,6 +3,7 @@
 //! A device's registers know nothing of buses, eventfds or KVM: [`wire`](crate::vmm::machine) connects them. Each
 //! implements [`BusDevice`](crate::vmm::bus::BusDevice) over offsets from its own first port.
 
+pub mod acpi_pm;
 pub mod boot_timer;
 pub mod console;
 pub mod i8042;

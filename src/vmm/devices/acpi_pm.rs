@@ -1,0 +1,99 @@
+//! ACPI's power-management registers (ACPI Specification 6.5, section 4.8.3): PM1 events, of which there are none, and
+//! PM1 control, through which a guest powers itself off.
+
+use crate::vmm::bus::BusDevice;
+use crate::vmm::end::{End, EndSender};
+
+/// The first port: the event block, then the control block.
+pub const PORT: u16 = 0x600;
+/// `PM1_EVT_LEN`: status and enable registers of 2 bytes each.
+pub const EVENT_LENGTH: u8 = 4;
+/// `PM1_CNT_LEN`.
+pub const CONTROL_LENGTH: u8 = 2;
+/// Ports in all.
+pub const LENGTH: u64 = EVENT_LENGTH as u64 + CONTROL_LENGTH as u64;
+/// The line of the system control interrupt, which is never raised.
+pub const SCI: u8 = 9;
+/// The value of `SLP_TYP` for S5, "soft off"; the DSDT's `_S5` states it.
+pub const SLEEP_TYPE_S5: u8 = 5;
+
+/// Offsets of the enable and control registers.
+const ENABLE: u64 = 2;
+const CONTROL: u64 = 4;
+/// PM1 control: ACPI is enabled (there is no other mode), and the sleep command.
+const SCI_EN: u8 = 1;
+const SLP_TYP_SHIFT: u16 = 10;
+const SLP_EN: u16 = 1 << 13;
+
+/// The registers.
+#[derive(Debug)]
+pub struct AcpiPm {
+    ends: EndSender,
+    enable: [u8; 2],
+    control: [u8; 2],
+}
+
+impl AcpiPm {
+    /// A power-off goes to `ends`.
+    pub fn new(ends: EndSender) -> AcpiPm {
+        AcpiPm { ends, enable: [0; 2], control: [SCI_EN, 0] }
+    }
+
+    fn register(&mut self, offset: u64) -> Option<&mut u8> {
+        match offset {
+            ENABLE..CONTROL => self.enable.get_mut((offset - ENABLE) as usize),
+            _ => self.control.get_mut(offset.checked_sub(CONTROL)? as usize),
+        }
+    }
+}
+
+impl BusDevice for AcpiPm {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        for (at, byte) in (offset..).zip(data) {
+            // No event ever happened: the status register is zero.
+            *byte = self.register(at).map_or(0, |register| *register);
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        for (at, byte) in (offset..).zip(data) {
+            if let Some(register) = self.register(at) {
+                *register = *byte;
+            }
+        }
+        let control = u16::from_le_bytes(self.control);
+        if control & SLP_EN != 0 && (control >> SLP_TYP_SHIFT & 7) as u8 == SLEEP_TYPE_S5 {
+            self.ends.send(End::PowerOff);
+        }
+        // SLP_EN is write-only, SCI_EN stays.
+        self.control[0] |= SCI_EN;
+        self.control[1] &= !(SLP_EN >> 8) as u8;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::end::end_channel;
+
+    #[test]
+    fn sleep_type_five_powers_off_and_others_do_not() {
+        let (sender, receiver) = end_channel().unwrap();
+        let mut device = AcpiPm::new(sender);
+        device.write(CONTROL, &(3_u16 << SLP_TYP_SHIFT | SLP_EN).to_le_bytes());
+        assert_eq!(receiver.take(), None);
+        device.write(CONTROL, &(u16::from(SLEEP_TYPE_S5) << SLP_TYP_SHIFT | SLP_EN).to_le_bytes());
+        assert_eq!(receiver.take(), Some(End::PowerOff));
+    }
+
+    #[test]
+    fn acpi_is_always_enabled_and_enable_bits_are_kept() {
+        let mut device = AcpiPm::new(end_channel().unwrap().0);
+        device.write(CONTROL, &[0, 0]);
+        device.write(0, &[0xff, 0xff]);
+        device.write(ENABLE, &[0x20, 0x01]);
+        let mut all = [0; LENGTH as usize];
+        device.read(0, &mut all);
+        assert_eq!(all, [0, 0, 0x20, 1, 1, 0]);
+    }
+}
