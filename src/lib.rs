@@ -17,4 +17,5 @@ pub mod cloud;
 pub mod ec2;
 pub mod guest;
 pub mod host;
+pub mod store;
 pub mod vmm;

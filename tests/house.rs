@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which rooms a room may import, besides itself (`docs/architecture.md`).
-const ALLOWED: [(&str, &[&str]); 6] = [
-    ("cli", &["cloud", "ec2", "host", "guest", "vmm"]),
-    ("cloud", &["ec2", "host", "guest", "vmm"]),
+const ALLOWED: [(&str, &[&str]); 7] = [
+    ("cli", &["cloud", "ec2", "store", "host", "guest", "vmm"]),
+    ("cloud", &["ec2", "store", "host", "guest", "vmm"]),
     ("ec2", &[]),
+    ("store", &["ec2"]),
     ("host", &["vmm"]),
     ("guest", &[]),
     ("vmm", &[]),

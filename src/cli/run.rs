@@ -120,9 +120,6 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
     let disks = args.disks.iter().map(parse_disk).collect::<anyhow::Result<Vec<_>>>()?;
     probe::kvm_access()?;
     let home = Home::open()?;
-    if let Some(kernel) = &args.kernel {
-        warn_of_emulation(kernel);
-    }
     let spec = RunSpec {
         cpus: cpus(&request),
         memory_mib: request.memory_mib,
@@ -174,7 +171,11 @@ fn boot(args: &Args, home: &Home) -> anyhow::Result<Boot> {
         return Ok(Boot::Image(Box::new(Image::resolve(home, args.image.as_deref())?)));
     };
     let initrd = args.initrd.as_deref().map(absolute).transpose()?;
-    Ok(Boot::Kernel { kernel: absolute(kernel)?, initrd, protocol: args.protocol })
+    let software_kvm_aware = is_software_kvm_aware(kernel);
+    if probe::is_software_kvm() && !software_kvm_aware {
+        warn_of_emulation(kernel);
+    }
+    Ok(Boot::Kernel { kernel: absolute(kernel)?, initrd, protocol: args.protocol, software_kvm_aware })
 }
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
@@ -205,19 +206,21 @@ fn parse_disk(text: &OsString) -> anyhow::Result<ExtraDisk> {
     Ok(ExtraDisk { path, format, read_only })
 }
 
+/// Whether a kernel is built to be emulated: then the option is in it. One that cannot be read is told of when it is to
+/// be loaded.
+fn is_software_kvm_aware(kernel: &Path) -> bool {
+    std::fs::read(kernel).is_ok_and(|content| contains(&content, EMULATION_OPTION))
+}
+
 /// Where guest kernels are emulated, one that is not built for it is slow beyond patience and cannot run programs: its
 /// user should know before waiting.
 fn warn_of_emulation(kernel: &Path) {
-    // A file that cannot be read is told of when it is to be loaded.
-    let content = if probe::is_software_kvm() { std::fs::read(kernel).ok() } else { None };
-    if content.is_some_and(|content| !contains(&content, EMULATION_OPTION)) {
-        output::say(&format!(
-            "Note: this host has software KVM, which emulates guest kernels. {} is not built for that: it takes many \
-             minutes to boot and cannot run programs. The embedded kernel can (leave --kernel out); on hardware KVM \
-             this one needs no change.",
-            kernel.display()
-        ));
-    }
+    output::say(&format!(
+        "Note: this host has software KVM, which emulates guest kernels. {} is not built for that: it takes many \
+         minutes to boot and cannot run programs. The embedded kernel can (leave --kernel out); on hardware KVM \
+         this one needs no change.",
+        kernel.display()
+    ));
 }
 
 fn contains(content: &[u8], word: &[u8]) -> bool {

@@ -124,6 +124,8 @@ pub enum Boot {
         initrd: Option<PathBuf>,
         /// How it is entered.
         protocol: BootProtocol,
+        /// Whether it is built to be emulated too.
+        software_kvm_aware: bool,
     },
 }
 
@@ -148,18 +150,10 @@ impl RunSpec {
     fn machine(&self, id: &InstanceId, folder: &Path) -> MachineConfig {
         let (mut kernel, mut disks) = match &self.boot {
             Boot::Image(image) => image_machine(image),
-            Boot::Kernel { kernel, initrd, protocol } => {
+            Boot::Kernel { kernel, initrd, protocol, software_kvm_aware } => {
                 let (path, initrd) = (kernel.clone(), initrd.clone());
-                (
-                    KernelConfig {
-                        path,
-                        initrd,
-                        cmdline: String::new(),
-                        protocol: *protocol,
-                        software_kvm_aware: false,
-                    },
-                    Vec::new(),
-                )
+                let (protocol, software_kvm_aware) = (*protocol, *software_kvm_aware);
+                (KernelConfig { path, initrd, cmdline: String::new(), protocol, software_kvm_aware }, Vec::new())
             }
         };
         for (index, disk) in self.disks.iter().enumerate() {
@@ -413,7 +407,12 @@ mod tests {
 
     fn kernel(initrd: Option<&str>) -> Boot {
         let protocol = BootProtocol::Auto;
-        Boot::Kernel { kernel: "vmlinux".into(), initrd: initrd.map(PathBuf::from), protocol }
+        Boot::Kernel {
+            kernel: "vmlinux".into(),
+            initrd: initrd.map(PathBuf::from),
+            protocol,
+            software_kvm_aware: false,
+        }
     }
 
     fn id() -> InstanceId {

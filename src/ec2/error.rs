@@ -25,6 +25,36 @@ pub enum ErrorCode {
     InvalidParameterValue,
     /// What was asked for exists, but not here.
     Unsupported,
+    /// The request would have succeeded, and nothing was to be done.
+    DryRunOperation,
+    /// A client token was used before, with other parameters.
+    IdempotentParameterMismatch,
+    /// An image has that name already.
+    InvalidAmiNameDuplicate,
+    /// A name that no image can have.
+    InvalidAmiNameMalformed,
+    /// There is no such key pair.
+    InvalidKeyPairNotFound,
+    /// A reservation identifier is not well formed.
+    InvalidReservationIdMalformed,
+    /// There is no such reservation.
+    InvalidReservationIdNotFound,
+    /// An image is made of the snapshot.
+    InvalidSnapshotInUse,
+    /// There is no such snapshot.
+    InvalidSnapshotNotFound,
+    /// A snapshot identifier is not well formed.
+    InvalidSnapshotIdMalformed,
+    /// There is no such volume.
+    InvalidVolumeNotFound,
+    /// A volume identifier is not well formed.
+    InvalidVolumeIdMalformed,
+    /// A volume or snapshot is in a state that does not allow the action.
+    IncorrectState,
+    /// The instance is protected against it.
+    OperationNotPermitted,
+    /// The volume is attached to an instance.
+    VolumeInUse,
 }
 
 impl ErrorCode {
@@ -39,6 +69,21 @@ impl ErrorCode {
             ErrorCode::InvalidInstanceIdNotFound => "InvalidInstanceID.NotFound",
             ErrorCode::InvalidParameterValue => "InvalidParameterValue",
             ErrorCode::Unsupported => "Unsupported",
+            ErrorCode::DryRunOperation => "DryRunOperation",
+            ErrorCode::IdempotentParameterMismatch => "IdempotentParameterMismatch",
+            ErrorCode::InvalidAmiNameDuplicate => "InvalidAMIName.Duplicate",
+            ErrorCode::InvalidAmiNameMalformed => "InvalidAMIName.Malformed",
+            ErrorCode::InvalidKeyPairNotFound => "InvalidKeyPair.NotFound",
+            ErrorCode::InvalidReservationIdMalformed => "InvalidReservationID.Malformed",
+            ErrorCode::InvalidReservationIdNotFound => "InvalidReservationID.NotFound",
+            ErrorCode::InvalidSnapshotInUse => "InvalidSnapshot.InUse",
+            ErrorCode::InvalidSnapshotNotFound => "InvalidSnapshot.NotFound",
+            ErrorCode::InvalidSnapshotIdMalformed => "InvalidSnapshotID.Malformed",
+            ErrorCode::InvalidVolumeNotFound => "InvalidVolume.NotFound",
+            ErrorCode::InvalidVolumeIdMalformed => "InvalidVolumeID.Malformed",
+            ErrorCode::IncorrectState => "IncorrectState",
+            ErrorCode::OperationNotPermitted => "OperationNotPermitted",
+            ErrorCode::VolumeInUse => "VolumeInUse",
         }
     }
 }
@@ -116,6 +161,15 @@ pub enum Ec2Error {
         /// What was to happen to it, as a participle: `started`.
         action: &'static str,
     },
+    /// A request that is refused for a reason of its own.
+    Refused {
+        /// EC2's code.
+        code: ErrorCode,
+        /// What is in the way, as a sentence.
+        what: String,
+        /// What to do about it, as a line.
+        hint: Option<String>,
+    },
 }
 
 impl Ec2Error {
@@ -129,6 +183,7 @@ impl Ec2Error {
             Ec2Error::InsufficientCapacity(_) => ErrorCode::InsufficientInstanceCapacity,
             Ec2Error::MalformedId { code, .. } | Ec2Error::NotFound { code, .. } => *code,
             Ec2Error::IncorrectInstanceState { .. } => ErrorCode::IncorrectInstanceState,
+            Ec2Error::Refused { code, .. } => *code,
         }
     }
 
@@ -145,12 +200,19 @@ impl Ec2Error {
             Ec2Error::InsufficientCapacity(shortage) => Some(shortage.hint()),
             Ec2Error::InvalidParameterValue { .. } => None,
             Ec2Error::MalformedId { noun, prefix, .. } => Some(format!(
-                "An {noun}'s identifier is {prefix}- and {DIGITS} digits 0-9, a-f; \
+                "The identifier of a {noun} is {prefix}- and {DIGITS} digits 0-9, a-f; \
                  its beginning will do."
             )),
             Ec2Error::NotFound { code, .. } => Some(match code {
                 ErrorCode::InvalidAmiIdNotFound => {
-                    "`tiny` is the image inside wisp; the directory of a bundle is an image too.".to_owned()
+                    "`tiny` is the image inside wisp; `wisp image ls` lists the others, and the directory of a bundle \
+                     is an image too."
+                        .to_owned()
+                }
+                ErrorCode::InvalidVolumeNotFound => "`wisp volume ls` lists the volumes.".to_owned(),
+                ErrorCode::InvalidSnapshotNotFound => "`wisp snapshot ls` lists the snapshots.".to_owned(),
+                ErrorCode::InvalidKeyPairNotFound => {
+                    "`wisp key ls` lists the key pairs, `wisp key create` makes one.".to_owned()
                 }
                 _ => "`wisp ls` lists the instances.".to_owned(),
             }),
@@ -158,6 +220,7 @@ impl Ec2Error {
             Ec2Error::IncorrectInstanceState { instance, .. } => {
                 Some(format!("`wisp show {instance}` says more about its state."))
             }
+            Ec2Error::Refused { hint, .. } => hint.clone(),
         }
     }
 }
@@ -188,6 +251,7 @@ impl fmt::Display for Ec2Error {
             Ec2Error::IncorrectInstanceState { instance, state, action } => {
                 write!(f, "The instance '{instance}' is {state}, a state from which it cannot be {action}.")
             }
+            Ec2Error::Refused { what, .. } => write!(f, "{what}"),
         }
     }
 }
@@ -231,7 +295,10 @@ mod tests {
         assert_eq!(error.to_string(), "InvalidAMIID.NotFound: The image 'ami-0a1' does not exist.");
         assert_eq!(
             error.hint().as_deref(),
-            Some("`tiny` is the image inside wisp; the directory of a bundle is an image too.")
+            Some(
+                "`tiny` is the image inside wisp; `wisp image ls` lists the others, and the directory of a bundle is an \
+                 image too."
+            )
         );
     }
 

@@ -53,6 +53,58 @@ impl Kind for Image {
     const NOT_FOUND: ErrorCode = ErrorCode::InvalidAmiIdNotFound;
 }
 
+/// Volumes: `vol-…`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Volume {}
+
+impl Kind for Volume {
+    const PREFIX: &'static str = "vol";
+    const NOUN: &'static str = "volume";
+    const MALFORMED: ErrorCode = ErrorCode::InvalidVolumeIdMalformed;
+    const NOT_FOUND: ErrorCode = ErrorCode::InvalidVolumeNotFound;
+}
+
+/// Snapshots of volumes: `snap-…`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Snapshot {}
+
+impl Kind for Snapshot {
+    const PREFIX: &'static str = "snap";
+    const NOUN: &'static str = "snapshot";
+    const MALFORMED: ErrorCode = ErrorCode::InvalidSnapshotIdMalformed;
+    const NOT_FOUND: ErrorCode = ErrorCode::InvalidSnapshotNotFound;
+}
+
+/// Reservations, the launches of instances: `r-…`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reservation {}
+
+impl Kind for Reservation {
+    const PREFIX: &'static str = "r";
+    const NOUN: &'static str = "reservation";
+    const MALFORMED: ErrorCode = ErrorCode::InvalidReservationIdMalformed;
+    const NOT_FOUND: ErrorCode = ErrorCode::InvalidReservationIdNotFound;
+}
+
+/// Key pairs: `key-…`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum KeyPair {}
+
+impl Kind for KeyPair {
+    const PREFIX: &'static str = "key";
+    const NOUN: &'static str = "key pair";
+    const MALFORMED: ErrorCode = ErrorCode::InvalidKeyPairNotFound;
+    const NOT_FOUND: ErrorCode = ErrorCode::InvalidKeyPairNotFound;
+}
+
+/// A volume's identifier.
+pub type VolumeId = Id<Volume>;
+/// A snapshot's identifier.
+pub type SnapshotId = Id<Snapshot>;
+/// A reservation's identifier.
+pub type ReservationId = Id<Reservation>;
+/// A key pair's identifier.
+pub type KeyPairId = Id<KeyPair>;
 /// An instance's identifier.
 pub type InstanceId = Id<Instance>;
 /// An image's identifier.

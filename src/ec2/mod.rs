@@ -10,10 +10,11 @@ pub mod error;
 pub mod id;
 pub mod instance_type;
 pub mod size;
+pub mod state;
 pub mod type_name;
 
 pub use capacity::{HostCapacity, Request};
 pub use error::{Ec2Error, ErrorCode};
-pub use id::{ImageId, InstanceId};
+pub use id::{ImageId, InstanceId, KeyPairId, ReservationId, SnapshotId, VolumeId};
 pub use instance_type::InstanceType;
 pub use size::MemorySize;

@@ -1,0 +1,282 @@
+//! The states of an instance's life, and what may happen in which.
+//!
+//! Source: EC2 API Reference, `InstanceState` and `StateReason`; EC2 User Guide, "Instance lifecycle".
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::Ec2Error;
+use super::id::InstanceId;
+
+/// The state of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InstanceState {
+    /// It is being made ready to run.
+    Pending,
+    /// Its machine runs; the guest may still boot.
+    Running,
+    /// It is being terminated.
+    ShuttingDown,
+    /// It is gone for good; its entry stays for an hour.
+    Terminated,
+    /// It is being stopped.
+    Stopping,
+    /// It does not run, and keeps its volumes.
+    Stopped,
+}
+
+impl InstanceState {
+    /// All of them.
+    pub const ALL: [InstanceState; 6] = [
+        InstanceState::Pending,
+        InstanceState::Running,
+        InstanceState::ShuttingDown,
+        InstanceState::Terminated,
+        InstanceState::Stopping,
+        InstanceState::Stopped,
+    ];
+
+    /// EC2's number for it (`InstanceState.Code`, its low byte).
+    pub fn code(self) -> u8 {
+        match self {
+            InstanceState::Pending => 0,
+            InstanceState::Running => 16,
+            InstanceState::ShuttingDown => 32,
+            InstanceState::Terminated => 48,
+            InstanceState::Stopping => 64,
+            InstanceState::Stopped => 80,
+        }
+    }
+
+    /// EC2's name for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            InstanceState::Pending => "pending",
+            InstanceState::Running => "running",
+            InstanceState::ShuttingDown => "shutting-down",
+            InstanceState::Terminated => "terminated",
+            InstanceState::Stopping => "stopping",
+            InstanceState::Stopped => "stopped",
+        }
+    }
+
+    /// Whether the instance has a machine now, or is about to have or to lose one.
+    pub fn has_machine(self) -> bool {
+        !matches!(self, InstanceState::Terminated | InstanceState::Stopped)
+    }
+
+    /// Whether one state can follow another, ever.
+    pub fn can_become(self, next: InstanceState) -> bool {
+        use InstanceState::*;
+        match self {
+            Pending => matches!(next, Running | ShuttingDown | Terminated | Stopped),
+            Running => matches!(next, Stopping | Stopped | ShuttingDown | Terminated),
+            Stopping => matches!(next, Stopped | ShuttingDown | Terminated),
+            Stopped => matches!(next, Pending | ShuttingDown | Terminated),
+            ShuttingDown => next == Terminated,
+            Terminated => false,
+        }
+    }
+}
+
+impl fmt::Display for InstanceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What a person asks of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// `StartInstances`.
+    Start,
+    /// `StopInstances`.
+    Stop,
+    /// `RebootInstances`.
+    Reboot,
+    /// `TerminateInstances`.
+    Terminate,
+    /// `ModifyInstanceAttribute`, of an attribute that needs the instance stopped.
+    ModifyStopped,
+    /// `ModifyInstanceAttribute`, of any other.
+    Modify,
+    /// Something that needs the guest: a command in it, its console, a copy.
+    Reach,
+    /// `AttachVolume`, `DetachVolume`.
+    ChangeVolumes,
+}
+
+/// What becomes of an action in a state where it is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is carried out.
+    Do,
+    /// It is done, or under way, already: EC2 answers with success.
+    Already,
+}
+
+impl Action {
+    /// Whether an instance in this state takes the action.
+    pub fn allowed(self, instance: InstanceId, state: InstanceState) -> Result<Verdict, Ec2Error> {
+        use InstanceState::*;
+        match (self, state) {
+            (Action::Start, Stopped)
+            | (Action::Stop, Pending | Running | Stopping)
+            | (Action::Reboot | Action::Reach, Running)
+            | (Action::Terminate, Pending | Running | Stopping | Stopped | ShuttingDown)
+            | (Action::ModifyStopped, Stopped)
+            | (Action::Modify, Pending | Running | Stopping | Stopped)
+            | (Action::ChangeVolumes, Running | Stopped) => Ok(Verdict::Do),
+            (Action::Start, Pending | Running) | (Action::Stop, Stopped) | (Action::Terminate, Terminated) => {
+                Ok(Verdict::Already)
+            }
+            _ => Err(Ec2Error::IncorrectInstanceState { instance, state: state.as_str(), action: self.participle() }),
+        }
+    }
+
+    fn participle(self) -> &'static str {
+        match self {
+            Action::Start => "started",
+            Action::Stop => "stopped",
+            Action::Reboot => "rebooted",
+            Action::Terminate => "terminated",
+            Action::ModifyStopped => "changed in this way: stop it first",
+            Action::Modify => "modified",
+            Action::Reach => "reached",
+            Action::ChangeVolumes => "given other volumes",
+        }
+    }
+}
+
+/// Why an instance is in its state (`StateReason`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct StateReason {
+    /// EC2's code: `Client.UserInitiatedShutdown`.
+    pub code: String,
+    /// The code, and a sentence.
+    pub message: String,
+}
+
+impl StateReason {
+    /// A command of the user's.
+    pub fn user_initiated() -> StateReason {
+        StateReason::new("Client.UserInitiatedShutdown", "User initiated shutdown")
+    }
+
+    /// The guest powered itself off.
+    pub fn instance_initiated() -> StateReason {
+        StateReason::new("Client.InstanceInitiatedShutdown", "Instance initiated shutdown")
+    }
+
+    /// Something broke: the guest's kernel, its monitor, the host.
+    pub fn internal_error(what: &str) -> StateReason {
+        StateReason::new("Server.InternalError", what)
+    }
+
+    /// The instance never ran.
+    pub fn launch_failed(what: &str) -> StateReason {
+        StateReason::new("Client.InternalError", what)
+    }
+
+    fn new(code: &str, what: &str) -> StateReason {
+        StateReason { code: code.into(), message: format!("{code}: {what}") }
+    }
+
+    /// Whether something broke.
+    pub fn is_failure(&self) -> bool {
+        self.code.ends_with("InternalError")
+    }
+}
+
+/// What a guest's own power-off does to its instance (`InstanceInitiatedShutdownBehavior`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ShutdownBehavior {
+    /// It is stopped.
+    #[default]
+    Stop,
+    /// It is terminated.
+    Terminate,
+}
+
+impl ShutdownBehavior {
+    /// EC2's name for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ShutdownBehavior::Stop => "stop",
+            ShutdownBehavior::Terminate => "terminate",
+        }
+    }
+}
+
+impl FromStr for ShutdownBehavior {
+    type Err = Ec2Error;
+
+    fn from_str(text: &str) -> Result<Self, Ec2Error> {
+        match text {
+            "stop" => Ok(ShutdownBehavior::Stop),
+            "terminate" => Ok(ShutdownBehavior::Terminate),
+            _ => Err(Ec2Error::InvalidParameterValue {
+                parameter: "InstanceInitiatedShutdownBehavior",
+                given: text.into(),
+                rule: "it is stop or terminate.".into(),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> InstanceId {
+        "i-0123456789abcdef0".parse().expect("well formed")
+    }
+
+    #[test]
+    fn codes_are_ec2_s() {
+        let codes: Vec<u8> = InstanceState::ALL.iter().map(|state| state.code()).collect();
+        assert_eq!(codes, [0, 16, 32, 48, 64, 80]);
+    }
+
+    #[test]
+    fn nothing_follows_terminated_and_all_leads_there() {
+        for state in InstanceState::ALL {
+            assert!(!InstanceState::Terminated.can_become(state));
+            assert_eq!(state.can_become(InstanceState::Terminated), state != InstanceState::Terminated);
+        }
+    }
+
+    #[test]
+    fn a_stopped_instance_becomes_running_by_way_of_pending() {
+        assert!(!InstanceState::Stopped.can_become(InstanceState::Running));
+        assert!(InstanceState::Stopped.can_become(InstanceState::Pending));
+        assert!(InstanceState::Pending.can_become(InstanceState::Running));
+    }
+
+    #[test]
+    fn what_is_done_already_succeeds() {
+        assert_eq!(Action::Start.allowed(id(), InstanceState::Running).unwrap(), Verdict::Already);
+        assert_eq!(Action::Stop.allowed(id(), InstanceState::Stopped).unwrap(), Verdict::Already);
+        assert_eq!(Action::Terminate.allowed(id(), InstanceState::Terminated).unwrap(), Verdict::Already);
+    }
+
+    #[test]
+    fn a_wrong_transition_has_ec2_s_code() {
+        for (action, state) in [
+            (Action::Start, InstanceState::Terminated),
+            (Action::Start, InstanceState::Stopping),
+            (Action::Stop, InstanceState::Terminated),
+            (Action::Reboot, InstanceState::Stopped),
+            (Action::ModifyStopped, InstanceState::Running),
+            (Action::Reach, InstanceState::Stopped),
+        ] {
+            let error = action.allowed(id(), state).unwrap_err().to_string();
+            assert!(error.starts_with("IncorrectInstanceState: "), "{error}");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! What Wisp remembers between commands: instances, volumes, snapshots, images, key pairs (SQLite, `wisp.db`).
+//!
+//! Each noun has a table of records; a record is one JSON document beside its key, so that a field more is no
+//! migration, and what must be unique or must refer to something is SQLite's to enforce. All changes of one step are one
+//! transaction: a process that is killed leaves the state before it or the state after it. Writers wait for each other.
+//!
+//! The schema has a version. An older store is brought up to date when it is opened; a newer one is refused untouched.
+
+mod client_token;
+mod image;
+mod instance;
+mod key_pair;
+mod schema;
+mod snapshot;
+mod table;
+mod volume;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+pub use client_token::ClientToken;
+pub use image::{ImageRecord, Visibility};
+pub use instance::{BlockDeviceMapping, InstanceRecord};
+pub use key_pair::KeyPairRecord;
+pub use snapshot::{SnapshotRecord, SnapshotState};
+pub use table::{Record, Transaction};
+pub use volume::{AttachmentRecord, VolumeRecord, VolumeState};
+
+/// The database's name in the data directory.
+pub const FILE: &str = "wisp.db";
+/// How long a writer waits for others. They hold the store for milliseconds, unless the disk is very slow.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file could not be made or opened.
+    #[error("the store {} cannot be opened: {source}", path.display())]
+    Open {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// Somebody used a newer Wisp here.
+    #[error(
+        "the store {} has version {found}, and this wisp knows versions up to {known}: a newer wisp was used here. \
+         Use that one, or another WISP_HOME; nothing was changed", path.display()
+    )]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The latest that is known.
+        known: i64,
+    },
+    /// SQLite failed: the disk is full, the file is damaged.
+    #[error("the store failed: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// A record that cannot be read back.
+    #[error("the store has a damaged record of {table} {key}: {source}")]
+    Record {
+        /// In which table.
+        table: &'static str,
+        /// Which.
+        key: String,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+/// The open store.
+#[derive(Debug)]
+pub struct Store {
+    connection: Connection,
+}
+
+impl Store {
+    /// Opens the store in `folder`, which is made if there is none, and brings its schema up to date.
+    pub fn open(folder: &Path) -> Result<Store, StoreError> {
+        let path = folder.join(FILE);
+        let failed = |source| StoreError::Open { path: path.clone(), source };
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = Connection::open_with_flags(&path, flags).map_err(failed)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
+        // Looked at before anything is set: a newer store is not touched.
+        schema::check(&connection, &path)?;
+        connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
+        // What a command reported has to survive a power cut.
+        connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+        connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
+        schema::migrate(&mut connection, &path)?;
+        Ok(Store { connection })
+    }
+
+    /// One step: all that `change` does happens, or, when it fails, nothing. Steps of other processes come before or
+    /// after it.
+    pub fn write<T, E: From<StoreError>>(&mut self, change: impl FnOnce(&Transaction) -> Result<T, E>) -> Result<T, E> {
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::Sqlite)?;
+        let transaction = Transaction::new(transaction);
+        let result = change(&transaction)?;
+        transaction.commit()?;
+        Ok(result)
+    }
+
+    /// A look at one moment's state.
+    pub fn read<T, E: From<StoreError>>(&mut self, look: impl FnOnce(&Transaction) -> Result<T, E>) -> Result<T, E> {
+        let transaction = self.connection.transaction().map_err(StoreError::Sqlite)?;
+        look(&Transaction::new(transaction))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn store() -> (Store, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        (Store::open(folder.path()).unwrap(), folder)
+    }
+
+    fn key(name: &str) -> KeyPairRecord {
+        KeyPairRecord {
+            id: "key-0123456789abcdef0".parse().unwrap(),
+            name: name.into(),
+            fingerprint: "SHA256:x".into(),
+            key_type: "ed25519".into(),
+            public_key: "ssh-ed25519 AAAA".into(),
+            created: 1,
+            tags: Default::default(),
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_there_after_reopening() {
+        let (mut store, folder) = store();
+        store.write::<_, StoreError>(|tx| tx.insert(&key("a"))).unwrap();
+        drop(store);
+        let mut store = Store::open(folder.path()).unwrap();
+        assert_eq!(store.read::<_, StoreError>(|tx| tx.get::<KeyPairRecord>("a")).unwrap(), Some(key("a")));
+        assert_eq!(store.read::<_, StoreError>(|tx| tx.get::<KeyPairRecord>("b")).unwrap(), None);
+    }
+
+    #[test]
+    fn a_step_that_fails_changes_nothing() {
+        let (mut store, _folder) = store();
+        let result = store.write::<(), StoreError>(|tx| {
+            tx.insert(&key("a"))?;
+            tx.insert(&key("a"))
+        });
+        assert!(matches!(result, Err(StoreError::Sqlite(_))));
+        assert_eq!(store.read::<_, StoreError>(|tx| tx.list::<KeyPairRecord>()).unwrap(), []);
+    }
+
+    #[test]
+    fn writers_of_two_processes_come_one_after_the_other() {
+        let (_, folder) = store();
+        let add = |name: &str| {
+            let mut store = Store::open(folder.path()).unwrap();
+            for number in 0..50 {
+                store.write::<_, StoreError>(|tx| tx.insert(&key(&format!("{name}{number}")))).unwrap();
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| add("a"));
+            scope.spawn(|| add("b"));
+        });
+        let mut store = Store::open(folder.path()).unwrap();
+        assert_eq!(store.read::<_, StoreError>(|tx| tx.list::<KeyPairRecord>()).unwrap().len(), 100);
+    }
+
+    #[test]
+    fn a_newer_store_is_refused_and_left_alone() {
+        let (store, folder) = store();
+        store.connection.pragma_update(None, "user_version", 1000).unwrap();
+        drop(store);
+        let before = std::fs::read(folder.path().join(FILE)).unwrap();
+        let error = Store::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("version 1000"), "{error}");
+        assert_eq!(std::fs::read(folder.path().join(FILE)).unwrap(), before);
+    }
+
+    #[test]
+    fn a_file_that_is_no_store_is_told_of() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(FILE), [b'x'; 4096]).unwrap();
+        let error = Store::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("not a database"), "{error}");
+    }
+}

@@ -1,0 +1,81 @@
+//! A table of records, and the transaction through which it is seen.
+
+use rusqlite::{OptionalExtension, params};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::StoreError;
+
+/// What a table holds.
+pub trait Record: Serialize + DeserializeOwned {
+    /// The table's name.
+    const TABLE: &'static str;
+
+    /// What the record is found by.
+    fn key(&self) -> String;
+}
+
+/// A step, or a look; see [`Store::write`](super::Store::write) and [`Store::read`](super::Store::read).
+#[derive(Debug)]
+pub struct Transaction<'a> {
+    transaction: rusqlite::Transaction<'a>,
+}
+
+impl<'a> Transaction<'a> {
+    pub(super) fn new(transaction: rusqlite::Transaction<'a>) -> Transaction<'a> {
+        Transaction { transaction }
+    }
+
+    pub(super) fn commit(self) -> Result<(), StoreError> {
+        Ok(self.transaction.commit()?)
+    }
+
+    /// The record with this key.
+    pub fn get<R: Record>(&self, key: &str) -> Result<Option<R>, StoreError> {
+        let text = format!("SELECT record FROM {} WHERE key = ?1", R::TABLE);
+        let mut statement = self.transaction.prepare_cached(&text)?;
+        let record = statement.query_row(params![key], |row| row.get::<_, String>(0)).optional()?;
+        record.map(|record| parse(key, &record)).transpose()
+    }
+
+    /// All records, by key.
+    pub fn list<R: Record>(&self) -> Result<Vec<R>, StoreError> {
+        let text = format!("SELECT key, record FROM {} ORDER BY key", R::TABLE);
+        let mut statement = self.transaction.prepare_cached(&text)?;
+        let mut rows = statement.query([])?;
+        let mut records = Vec::new();
+        while let Some(row) = rows.next()? {
+            records.push(parse(&row.get::<_, String>(0)?, &row.get::<_, String>(1)?)?);
+        }
+        Ok(records)
+    }
+
+    /// Adds a record; there must be none with its key.
+    pub fn insert<R: Record>(&self, record: &R) -> Result<(), StoreError> {
+        let text = format!("INSERT INTO {} (key, record) VALUES (?1, ?2)", R::TABLE);
+        self.transaction.prepare_cached(&text)?.execute(params![record.key(), render(record)])?;
+        Ok(())
+    }
+
+    /// Writes a record in the place of the one with its key, if there is one.
+    pub fn put<R: Record>(&self, record: &R) -> Result<(), StoreError> {
+        let text = format!("INSERT OR REPLACE INTO {} (key, record) VALUES (?1, ?2)", R::TABLE);
+        self.transaction.prepare_cached(&text)?.execute(params![record.key(), render(record)])?;
+        Ok(())
+    }
+
+    /// Removes the record with this key, if there is one.
+    pub fn remove<R: Record>(&self, key: &str) -> Result<(), StoreError> {
+        let text = format!("DELETE FROM {} WHERE key = ?1", R::TABLE);
+        self.transaction.prepare_cached(&text)?.execute(params![key])?;
+        Ok(())
+    }
+}
+
+fn parse<R: Record>(key: &str, record: &str) -> Result<R, StoreError> {
+    serde_json::from_str(record).map_err(|source| StoreError::Record { table: R::TABLE, key: key.to_string(), source })
+}
+
+fn render(record: &impl Record) -> String {
+    serde_json::to_string(record).expect("records are plain data with text for keys")
+}
