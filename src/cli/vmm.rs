@@ -3,16 +3,18 @@
 use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::Context;
 
-use crate::host::monitor_process::{CONFIG, close_on_exec};
+use crate::host::monitor_process::{CONFIG, close_on_exec, keep_open};
 use crate::host::probe;
 use crate::vmm::control::{self, Message};
 use crate::vmm::end::End;
-use crate::vmm::machine::Surroundings;
+use crate::vmm::end_record::EndRecord;
+use crate::vmm::machine::{Launcher, Surroundings};
 use crate::vmm::{Machine, MachineConfig};
 
 /// Runs the machine of an instance's folder.
@@ -26,9 +28,13 @@ pub struct Args {
     #[arg(long)]
     lock_fd: RawFd,
 
-    /// The descriptor of the owner's connection.
+    /// The descriptor of the owner's connection: the machine ends when it closes.
     #[arg(long)]
-    owner_fd: RawFd,
+    owner_fd: Option<RawFd>,
+
+    /// The descriptor of the connection of who only waits for the machine to be up.
+    #[arg(long, conflicts_with = "owner_fd")]
+    watcher_fd: Option<RawFd>,
 
     /// The descriptor of the console's terminal.
     #[arg(long)]
@@ -39,24 +45,62 @@ pub struct Args {
     began_ns: Option<u64>,
 }
 
-/// Runs the machine to its end. Why it could not be built is told to the owner, who is there to tell the user.
+/// Runs the machine to its end. Why it could not be built is told to who started it, who is there to tell the user.
+///
+/// A machine without an owner is an instance: how it ended is kept in its folder for the next command, and a guest that
+/// reboots goes on in the same process, which keeps its lock.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     // The lock is held for as long as this process lives.
-    let _lock = inherit(args.lock_fd)?;
-    let owner = UnixStream::from(inherit(args.owner_fd)?);
+    let lock = inherit(args.lock_fd)?;
+    let owner = args.owner_fd.map(inherit).transpose()?.map(UnixStream::from);
+    let watcher = args.watcher_fd.map(inherit).transpose()?.map(UnixStream::from);
     let console = args.console_fd.map(inherit).transpose()?.map(UnixStream::from);
-    let complaint = owner.try_clone().context("the owner's connection cannot be used")?;
-    let surroundings =
-        Surroundings { folder: args.folder.clone(), owner: Some(owner), console, process_start_ns: args.began_ns };
-    let end = build_and_run(&args.folder, surroundings).inspect_err(|error| {
-        control::send_once(&complaint, &Message::Failed { why: explain(error) });
-    });
-    if has_left(&complaint) {
+    let complaint = owner.as_ref().or(watcher.as_ref()).map(UnixStream::try_clone).transpose();
+    let complaint = complaint.context("the connection of who started the machine cannot be used")?;
+    let owned = owner.is_some();
+    let launcher = match (owner, watcher) {
+        (Some(owner), _) => Launcher::Owner(owner),
+        (None, Some(watcher)) => Launcher::Watcher(watcher),
+        (None, None) => Launcher::Nobody,
+    };
+    let surroundings = Surroundings { folder: args.folder.clone(), launcher, console, process_start_ns: args.began_ns };
+    let result = build_and_run(&args.folder, surroundings, owned);
+    if let Err(error) = &result {
+        let why = explain(error);
+        if !owned {
+            keep(&EndRecord::Failed { why: why.clone() }, &args.folder);
+        }
+        if let Some(stream) = &complaint {
+            control::send_once(stream, &Message::Failed { why });
+        }
+    }
+    if owned && complaint.as_ref().is_some_and(has_left) {
         // The owner was killed, or it would remove the folder itself.
         let _ = fs::remove_dir_all(&args.folder);
     }
-    let end = end?;
-    Ok(if end.is_orderly() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    match result? {
+        End::Reboot if !owned => Err(start_again(&args.folder, &lock)),
+        end if end.is_orderly() => Ok(ExitCode::SUCCESS),
+        _ => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// Runs the machine anew in the place of this process, as a PC does after a reset; returns only why that failed.
+fn start_again(folder: &Path, lock: &OwnedFd) -> anyhow::Error {
+    let inherited = match keep_open(lock) {
+        Ok(number) => number,
+        Err(error) => return anyhow::Error::new(error).context("the lock cannot be kept over the reboot"),
+    };
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("wisp").arg("vmm").arg(folder).args(["--lock-fd", &inherited.to_string()]);
+    anyhow::Error::new(command.exec()).context("the monitor cannot start again after the guest's reboot")
+}
+
+/// Writes how it ended. Whoever looks later finds a monitor that is gone, and no reason; this log tells more.
+fn keep(record: &EndRecord, folder: &Path) {
+    if let Err(error) = record.write(folder) {
+        log::error!("how the machine ended cannot be kept: {error}");
+    }
 }
 
 /// The error, with the advice of `wisp doctor` where KVM refused to make a virtual machine.
@@ -67,12 +111,31 @@ fn explain(error: &anyhow::Error) -> String {
     }
 }
 
-fn build_and_run(folder: &Path, surroundings: Surroundings) -> anyhow::Result<End> {
+fn build_and_run(folder: &Path, surroundings: Surroundings, owned: bool) -> anyhow::Result<End> {
     let path = folder.join(CONFIG);
     let text = fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
     let config: MachineConfig =
         serde_json::from_str(&text).with_context(|| format!("{} is not a machine's configuration", path.display()))?;
-    Ok(Machine::new(config, surroundings)?.run()?)
+    clear_leftovers(folder, &config).context("what an earlier machine left cannot be removed")?;
+    let conclude = |end: &End, status: &control::Status| {
+        if !owned && *end != End::Reboot {
+            keep(&EndRecord::Ended { end: end.clone(), status: Box::new(status.clone()) }, folder);
+        }
+    };
+    Ok(Machine::new(config, surroundings)?.run(conclude)?)
+}
+
+/// Removes the sockets and the end of a machine that ran here before. This process holds the lock: nobody uses them.
+fn clear_leftovers(folder: &Path, config: &MachineConfig) -> std::io::Result<()> {
+    EndRecord::clear(folder)?;
+    let vsock = config.vsock.as_ref().map(|vsock| vsock.path.clone());
+    for socket in std::iter::once(folder.join(control::SOCKET)).chain(vsock) {
+        match fs::remove_file(&socket) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Whether the other end of the owner's connection is closed.

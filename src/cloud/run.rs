@@ -1,6 +1,6 @@
 //! An instance for the length of one command: `wisp run`.
 //!
-//! It lives in a folder under `instances/`, which its monitor's lock guards. The monitor ends when the command that
+//! It lives in a folder under `runs/`, which its monitor's lock guards. The monitor ends when the command that
 //! owns it does, however that ends; what is left of an instance whose processes were all killed is swept away by the
 //! next one.
 
@@ -24,6 +24,7 @@ use crate::vmm::config::{
 };
 use crate::vmm::control::{ClientError, ControlClient, Message, Request, Status};
 use crate::vmm::end::End;
+use crate::vmm::machine::Launcher;
 
 /// The guest's context id; each monitor has a vsock device of its own, so that all can be the same.
 const GUEST_CID: u32 = 3;
@@ -243,7 +244,7 @@ impl EphemeralInstance {
         let (owner, monitor_owner) = UnixStream::pair().map_err(RunError::Spawn)?;
         let console = if spec.console { Some(UnixStream::pair().map_err(RunError::Spawn)?) } else { None };
         let (console, monitor_console) = console.unzip();
-        let inherited = Inherited { lock, owner: monitor_owner, console: monitor_console };
+        let inherited = Inherited { lock, launcher: Launcher::Owner(monitor_owner), console: monitor_console };
         let monitor = monitor_process::spawn(folder, inherited, began_ns).map_err(RunError::Spawn)?;
         let control = ControlClient::new(owner)?;
         Ok(EphemeralInstance { id, folder: folder.to_path_buf(), monitor, control, console, ended: None, ready: false })
@@ -357,17 +358,17 @@ fn is_timeout(error: &io::Error) -> bool {
 /// Makes a folder with a lock that is held, and removes those whose instance is gone. Both happen under one lock, so
 /// that a folder without a holder is never one that is just being made.
 fn make_folder(home: &Home) -> Result<(InstanceId, PathBuf, fs::File), RunError> {
-    let instances = home.instances();
-    let _all = home.lock(&instances)?;
-    sweep(&instances);
+    let runs = home.runs();
+    let _all = home.lock(&runs)?;
+    sweep(&runs);
     let mut random = [0; 9];
     let failed = |path: &Path| {
         let path = path.to_path_buf();
         move |source| RunError::Folder { path, source }
     };
-    getrandom(&mut random, GetRandomFlags::empty()).map_err(io::Error::from).map_err(failed(&instances))?;
+    getrandom(&mut random, GetRandomFlags::empty()).map_err(io::Error::from).map_err(failed(&runs))?;
     let id = InstanceId::from_random(random);
-    let folder = instances.join(id.to_string());
+    let folder = runs.join(id.to_string());
     fs::DirBuilder::new().mode(0o700).create(&folder).map_err(failed(&folder))?;
     let lock = private_file(&folder.join(monitor_process::LOCK)).map_err(failed(&folder))?;
     flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from).map_err(failed(&folder))?;
@@ -375,8 +376,8 @@ fn make_folder(home: &Home) -> Result<(InstanceId, PathBuf, fs::File), RunError>
 }
 
 /// Removes the folders of instances whose monitor is gone.
-fn sweep(instances: &Path) {
-    let Ok(entries) = fs::read_dir(instances) else { return };
+fn sweep(runs: &Path) {
+    let Ok(entries) = fs::read_dir(runs) else { return };
     for folder in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
         let Ok(lock) = private_file(&folder.join(monitor_process::LOCK)) else { continue };
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {

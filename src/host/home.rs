@@ -54,7 +54,7 @@ impl Home {
         if owner != rustix::process::geteuid().as_raw() {
             return Err(HomeError::NotYours { path: root, owner });
         }
-        for folder in ["images", "instances"] {
+        for folder in ["images", "instances", "runs", "volumes"] {
             make_private(&root.join(folder)).map_err(failed)?;
         }
         Ok(Home { root })
@@ -68,6 +68,21 @@ impl Home {
     /// Where instances are: a directory for each.
     pub fn instances(&self) -> PathBuf {
         self.root.join("instances")
+    }
+
+    /// Where the instances of `wisp run` are, which end with their command: a directory for each.
+    pub fn runs(&self) -> PathBuf {
+        self.root.join("runs")
+    }
+
+    /// Where the files of volumes and snapshots are.
+    pub fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
+    /// The data directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// The boot timeline of the last `wisp run`.

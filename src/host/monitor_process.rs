@@ -14,6 +14,8 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 
+use crate::vmm::machine::Launcher;
+
 /// The configuration's file name in an instance's folder.
 pub const CONFIG: &str = "config.json";
 /// The lock's: held by the monitor for as long as it lives.
@@ -26,8 +28,8 @@ pub const LOG: &str = "vmm.log";
 pub struct Inherited {
     /// The lock's open file; the lock is the monitor's as soon as it runs.
     pub lock: File,
-    /// The monitor's end of its owner's connection.
-    pub owner: UnixStream,
+    /// The monitor's end of the connection of who starts it.
+    pub launcher: Launcher,
     /// The monitor's end of the console's terminal.
     pub console: Option<UnixStream>,
 }
@@ -44,7 +46,11 @@ pub fn spawn(folder: &Path, inherited: Inherited, began_ns: u64) -> io::Result<C
         kept.push(fd);
     };
     pass("--lock-fd", inherited.lock.into());
-    pass("--owner-fd", inherited.owner.into());
+    match inherited.launcher {
+        Launcher::Owner(stream) => pass("--owner-fd", stream.into()),
+        Launcher::Watcher(stream) => pass("--watcher-fd", stream.into()),
+        Launcher::Nobody => {}
+    }
     if let Some(console) = inherited.console {
         pass("--console-fd", console.into());
     }
@@ -68,4 +74,10 @@ pub fn spawn(folder: &Path, inherited: Inherited, began_ns: u64) -> io::Result<C
 /// Keeps an inherited descriptor from being inherited further.
 pub fn close_on_exec(fd: impl AsFd) -> io::Result<()> {
     Ok(fcntl_setfd(&fd, fcntl_getfd(&fd)? | FdFlags::CLOEXEC)?)
+}
+
+/// Lets a descriptor outlive this process's program; returns its number.
+pub fn keep_open(fd: &OwnedFd) -> io::Result<i32> {
+    fcntl_setfd(fd, fcntl_getfd(fd)? - FdFlags::CLOEXEC)?;
+    Ok(fd.as_raw_fd())
 }

@@ -63,12 +63,23 @@ const CAPABILITIES: &[(Cap, &str)] = &[
 pub struct Surroundings {
     /// The machine's own folder: its control socket, console log and copy-on-write layers go there.
     pub folder: PathBuf,
-    /// The connection of the process that owns the machine; when it closes, the machine ends.
-    pub owner: Option<UnixStream>,
+    /// The connection of the process that started the machine.
+    pub launcher: Launcher,
     /// A terminal for the serial port: gets its output, and what it sends is the port's input.
     pub console: Option<UnixStream>,
     /// When the user's command began, in nanoseconds of `CLOCK_MONOTONIC`.
     pub process_start_ns: Option<u64>,
+}
+
+/// The connection of the process that started a machine: subscribed from the beginning (see [`super::control`]).
+#[derive(Debug)]
+pub enum Launcher {
+    /// It owns the machine: when it closes, the machine ends.
+    Owner(UnixStream),
+    /// It only watches; the machine outlives it.
+    Watcher(UnixStream),
+    /// There is none.
+    Nobody,
 }
 
 /// A machine that is ready to run.
@@ -83,7 +94,7 @@ pub struct Machine {
     ends: EndReceiver,
     ready: EventFd,
     control: ControlServer,
-    owner: Option<UnixStream>,
+    launcher: Launcher,
     console_terminal: Option<UnixStream>,
 }
 
@@ -135,15 +146,16 @@ impl Machine {
         let exits = Arc::new(ExitCounters::default());
         let stop = AtomicBool::new(false);
         let context = VcpuContext { ports, mmio, memory, software_kvm, exits, timeline, ends: end_sender, stop };
-        let (owner, console_terminal) = (surroundings.owner, surroundings.console);
-        Ok(Machine { config, _vm: vm, vcpus, context, devices, ends, ready, control, owner, console_terminal })
+        let (launcher, console_terminal) = (surroundings.launcher, surroundings.console);
+        Ok(Machine { config, _vm: vm, vcpus, context, devices, ends, ready, control, launcher, console_terminal })
     }
 
-    /// Runs the guest to its end. When this returns, no thread of the machine is left and its disks are flushed.
-    pub fn run(self) -> Result<End, Error> {
+    /// Runs the guest to its end. Then, when no thread of the machine is left and its disks are flushed, `conclude` is
+    /// called, and after it those who subscribed are told.
+    pub fn run(self, conclude: impl FnOnce(&End, &Status)) -> Result<End, Error> {
         let context = Arc::new(self.context);
         let monitor =
-            Monitor::new(self.control, self.owner, self.console_terminal, &self.devices, &self.ends, &self.ready)?;
+            Monitor::new(self.control, self.launcher, self.console_terminal, &self.devices, &self.ends, &self.ready)?;
         let spawn = |(id, fd)| VcpuHandle::spawn(id, fd, Arc::clone(&context));
         let mut running = Running { context: Arc::clone(&context), vcpus: Vec::new(), devices: &self.devices };
         for vcpu in (0..).zip(self.vcpus) {
@@ -154,6 +166,7 @@ impl Machine {
         let last_status = status();
         drop(running);
         log::info!("{end}");
+        conclude(&end, &last_status);
         control.broadcast(&super::control::Message::Ended { end: end.clone(), status: Box::new(last_status) });
         Ok(end)
     }

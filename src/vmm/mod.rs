@@ -15,6 +15,7 @@ pub mod control;
 pub mod cpu;
 pub mod devices;
 pub mod end;
+pub mod end_record;
 pub mod error;
 pub mod fault;
 pub mod irq;

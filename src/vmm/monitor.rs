@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::control::{ControlServer, Message, Request, Status};
 use super::end::{End, EndReceiver};
 use super::error::Error;
-use super::machine::Devices;
+use super::machine::{Devices, Launcher};
 
 /// Signals that end the machine.
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
@@ -35,7 +35,7 @@ impl<'a> Monitor<'a> {
     /// Waits on everything; must be called before the machine's threads start, which inherit the blocked signals.
     pub(super) fn new(
         mut control: ControlServer,
-        owner: Option<UnixStream>,
+        launcher: Launcher,
         console: Option<UnixStream>,
         devices: &'a Devices,
         ends: &'a EndReceiver,
@@ -51,8 +51,13 @@ impl<'a> Monitor<'a> {
             control.listener(),
             devices.serial_room.as_raw_fd(),
         ];
-        if let Some(owner) = owner {
-            watched.push(control.adopt_owner(owner).map_err(Error::host(what))?);
+        let launcher = match launcher {
+            Launcher::Owner(stream) => Some((stream, true)),
+            Launcher::Watcher(stream) => Some((stream, false)),
+            Launcher::Nobody => None,
+        };
+        if let Some((stream, owner)) = launcher {
+            watched.push(control.adopt_launcher(stream, owner).map_err(Error::host(what))?);
         }
         if let Some(console) = &console {
             watched.push(console.as_raw_fd());

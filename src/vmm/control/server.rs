@@ -54,9 +54,10 @@ impl ControlServer {
         self.listener.as_raw_fd()
     }
 
-    /// Takes the machine's owner: subscribed from the beginning. Returns the descriptor to wait on.
-    pub fn adopt_owner(&mut self, stream: UnixStream) -> io::Result<i32> {
-        self.insert(stream, true)
+    /// Takes the connection of who started the machine: subscribed from the beginning. Returns the descriptor to wait
+    /// on.
+    pub fn adopt_launcher(&mut self, stream: UnixStream, owner: bool) -> io::Result<i32> {
+        self.insert(stream, true, owner)
     }
 
     /// Takes a client that connects. Returns the descriptor to wait on.
@@ -65,13 +66,13 @@ impl ControlServer {
         if self.clients.len() >= MAX_CLIENTS {
             return Err(io::Error::other("too many clients on the control socket"));
         }
-        self.insert(stream, false)
+        self.insert(stream, false, false)
     }
 
-    fn insert(&mut self, stream: UnixStream, owner: bool) -> io::Result<i32> {
+    fn insert(&mut self, stream: UnixStream, subscribed: bool, owner: bool) -> io::Result<i32> {
         stream.set_nonblocking(true)?;
         let fd = stream.as_raw_fd();
-        self.clients.insert(fd, Client { stream, line: Vec::new(), subscribed: owner, owner });
+        self.clients.insert(fd, Client { stream, line: Vec::new(), subscribed, owner });
         Ok(fd)
     }
 
@@ -190,7 +191,7 @@ mod tests {
     fn only_subscribers_hear_of_the_machine_s_life() {
         let (mut server, _folder) = server();
         let (mut owner, stream) = UnixStream::pair().unwrap();
-        server.adopt_owner(stream).unwrap();
+        server.adopt_launcher(stream, true).unwrap();
         server.broadcast(&Message::Ready);
         let mut line = [0; 64];
         let count = owner.read(&mut line).unwrap();
@@ -201,7 +202,7 @@ mod tests {
     fn an_owner_that_leaves_is_told_apart() {
         let (mut server, _folder) = server();
         let (owner, stream) = UnixStream::pair().unwrap();
-        let fd = server.adopt_owner(stream).unwrap();
+        let fd = server.adopt_launcher(stream, true).unwrap();
         drop(owner);
         assert_eq!(server.read(fd), Incoming { requests: vec![], closed: true, owner: true });
     }

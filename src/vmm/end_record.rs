@@ -1,0 +1,76 @@
+//! How a machine ended, for those who were not there: `end.json` in its folder.
+
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::control::Status;
+use super::end::End;
+
+/// The record's name in a machine's folder.
+pub const FILE: &str = "end.json";
+
+/// What the monitor leaves when its machine has ended, or could not be built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum EndRecord {
+    /// The machine ran, and ended.
+    Ended {
+        /// How.
+        end: End,
+        /// Its last figures.
+        status: Box<Status>,
+    },
+    /// There was no machine.
+    Failed {
+        /// Why, in a sentence.
+        why: String,
+    },
+}
+
+impl EndRecord {
+    /// The record of the machine in `folder`; none while it runs, and where its monitor was killed.
+    pub fn read(folder: &Path) -> io::Result<Option<EndRecord>> {
+        match std::fs::read(folder.join(FILE)) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes it, whole or not at all.
+    pub fn write(&self, folder: &Path) -> io::Result<()> {
+        let bytes = serde_json::to_vec(self).expect("a record is plain data");
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        io::Write::write_all(&mut file, &bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(folder.join(FILE)).map_err(|error| error.error)?;
+        std::fs::File::open(folder)?.sync_all()
+    }
+
+    /// Removes that of an earlier machine.
+    pub fn clear(folder: &Path) -> io::Result<()> {
+        match std::fs::remove_file(folder.join(FILE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_back_and_cleared() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(EndRecord::read(folder.path()).unwrap(), None);
+        let record = EndRecord::Ended { end: End::Panic, status: Box::default() };
+        record.write(folder.path()).unwrap();
+        assert_eq!(EndRecord::read(folder.path()).unwrap(), Some(record));
+        EndRecord::clear(folder.path()).unwrap();
+        EndRecord::clear(folder.path()).unwrap();
+        assert_eq!(EndRecord::read(folder.path()).unwrap(), None);
+    }
+}
