@@ -1,5 +1,96 @@
 //! What the subcommands do, in EC2's words: the one room that sees store, host and monitor together.
+//!
+//! [`Cloud`] is the way in: it opens the data directory and the store and puts right what a process left that was
+//! killed. There is no daemon: each command is one process, commands at the same time meet in the store, and an
+//! instance's monitor lives on its own.
 
 pub mod embedded;
+mod error;
 pub mod image;
+pub mod launch;
+pub mod lifecycle;
+pub mod machine;
+pub mod modify;
+pub mod reconcile;
+pub mod registry;
+pub mod resolve;
 pub mod run;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::rand::{GetRandomFlags, getrandom};
+
+pub use error::CloudError;
+
+use crate::ec2::id::{Id, Kind, RANDOM_BYTES};
+use crate::host::home::Home;
+use crate::store::Store;
+
+/// The open data directory.
+#[derive(Debug)]
+pub struct Cloud {
+    home: Home,
+    store: Store,
+    notices: Vec<String>,
+}
+
+impl Cloud {
+    /// Opens the data directory, and reconciles the store with what really runs.
+    pub fn open() -> Result<Cloud, CloudError> {
+        let home = Home::open()?;
+        let store = Store::open(home.root())?;
+        let mut cloud = Cloud { home, store, notices: Vec::new() };
+        cloud.reconcile()?;
+        Ok(cloud)
+    }
+
+    /// The data directory.
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// What was put right since the last command, in sentences; each is told once.
+    pub fn take_notices(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notices)
+    }
+}
+
+/// Now, in seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// A new identifier.
+fn new_id<K: Kind>() -> Id<K> {
+    let mut random = [0; RANDOM_BYTES];
+    // Without flags, and for so few bytes, it fails only where the system call is not allowed; nothing would run there.
+    getrandom(&mut random, GetRandomFlags::empty()).expect("the host gives random numbers");
+    Id::from_random(random)
+}
+
+/// A time as EC2 writes it: `2026-11-23 08:40:00 GMT`.
+pub fn utc(seconds: u64) -> String {
+    render_time(seconds, "%Y-%m-%d %H:%M:%S GMT")
+}
+
+/// A time as the API writes it: `2026-11-23T08:40:00.000Z`.
+pub fn timestamp(seconds: u64) -> String {
+    render_time(seconds, "%Y-%m-%dT%H:%M:%S.000Z")
+}
+
+fn render_time(seconds: u64, format: &str) -> String {
+    let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::MAX).strftime(format).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_ec2_writes_them() {
+        assert_eq!(utc(0), "1970-01-01 00:00:00 GMT");
+        assert_eq!(utc(951_782_400), "2000-02-29 00:00:00 GMT");
+        assert_eq!(timestamp(951_782_400), "2000-02-29T00:00:00.000Z");
+    }
+}

@@ -176,7 +176,7 @@ impl RunSpec {
 }
 
 /// An image's kernel and root disk.
-fn image_machine(image: &Image) -> (KernelConfig, Vec<DiskConfig>) {
+pub(super) fn image_machine(image: &Image) -> (KernelConfig, Vec<DiskConfig>) {
     let manifest = &image.manifest;
     let kernel = KernelConfig {
         path: image.folder.join(&manifest.kernel.file),
@@ -200,7 +200,7 @@ fn names_root(cmdline: &str) -> bool {
 }
 
 /// What the guest calls itself: short, and different for each instance.
-fn hostname(id: &InstanceId) -> String {
+pub(super) fn hostname(id: &InstanceId) -> String {
     let id = id.to_string();
     id[..id.len().min(10)].to_string()
 }
@@ -330,8 +330,7 @@ impl EphemeralInstance {
 
     /// The last lines of the console.
     pub fn console_tail(&self) -> ConsoleTail {
-        let bytes = fs::read(self.folder.join(CONSOLE_LOG)).unwrap_or_default();
-        ConsoleTail(last_lines(&bytes, CONSOLE_LINES))
+        console_tail(&self.folder)
     }
 }
 
@@ -351,7 +350,7 @@ impl Drop for EphemeralInstance {
     }
 }
 
-fn is_timeout(error: &io::Error) -> bool {
+pub(super) fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
@@ -387,6 +386,12 @@ fn sweep(runs: &Path) {
             }
         }
     }
+}
+
+/// The last lines of the console of the machine in `folder`.
+pub(super) fn console_tail(folder: &Path) -> ConsoleTail {
+    let bytes = fs::read(folder.join(CONSOLE_LOG)).unwrap_or_default();
+    ConsoleTail(last_lines(&bytes, CONSOLE_LINES))
 }
 
 /// The last `count` lines of what a console printed, without what would move a terminal's cursor.

@@ -45,6 +45,9 @@ pub struct InstanceRecord {
     pub created: u64,
     /// When it was started last.
     pub launch_time: u64,
+    /// How often its machine has been started.
+    #[serde(default)]
+    pub starts: u32,
     /// When it was terminated.
     pub terminated: Option<u64>,
     /// The key pair whose public key is in the guest.

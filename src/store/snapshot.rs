@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Record;
-use crate::ec2::{SnapshotId, VolumeId};
+use crate::ec2::{ImageId, SnapshotId, VolumeId};
 
 /// A snapshot of a volume. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,9 @@ pub struct SnapshotRecord {
     pub description: String,
     /// Its file, in the folder of volumes: nothing writes it any more.
     pub file: String,
+    /// The image that it rests on, where it is of a root volume.
+    #[serde(default)]
+    pub image_id: Option<ImageId>,
     /// Its tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,

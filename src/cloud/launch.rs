@@ -1,0 +1,414 @@
+//! `RunInstances`: instances from an image, all or none.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+
+use sha2::{Digest, Sha256};
+
+use super::error::CloudError;
+use super::image::Image;
+use super::machine::{Folder, Monitor};
+use super::{Cloud, new_id, now};
+use crate::ec2::capacity::{self, HostCapacity, Request};
+use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
+use crate::ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId};
+use crate::host::{disk_image, probe};
+use crate::store::{
+    AttachmentRecord, BlockDeviceMapping, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord,
+    Transaction, VolumeRecord, VolumeState,
+};
+
+/// The most instances of one launch.
+pub const MAX_COUNT: u32 = 100;
+/// The name of a root volume's device, as EC2 calls it for Linux images.
+pub const ROOT_DEVICE: &str = "/dev/xvda";
+/// How long a client token is remembered, as in EC2.
+pub(super) const TOKEN_LIFETIME: u64 = 24 * 3600;
+/// The longest client token.
+const TOKEN_LENGTH: usize = 64;
+/// The type of root volumes.
+const ROOT_VOLUME_TYPE: &str = "gp3";
+
+/// What is to be launched.
+#[derive(Debug, Clone)]
+pub struct LaunchSpec {
+    /// Which image; the embedded one if left out.
+    pub image: Option<String>,
+    /// Type, vCPUs and memory.
+    pub size: Request,
+    /// Whether vCPUs or memory override the type's.
+    pub overridden: bool,
+    /// Whether more vCPUs than the host has CPUs are fine.
+    pub overcommit: bool,
+    /// How many.
+    pub count: u32,
+    /// The key pair whose public key the guest gets.
+    pub key_name: Option<String>,
+    /// User data, in base64.
+    pub user_data: Option<String>,
+    /// Tags of the instances; a name is one.
+    pub tags: BTreeMap<String, String>,
+    /// What a guest's own power-off does.
+    pub shutdown_behavior: ShutdownBehavior,
+    /// Whether `terminate` is refused.
+    pub termination_protection: bool,
+    /// Makes the launch happen once, however often it is asked for.
+    pub client_token: Option<String>,
+    /// Only check.
+    pub dry_run: bool,
+    /// Options for the kernel command line.
+    pub cmdline: Option<String>,
+}
+
+/// What came of a launch.
+#[derive(Debug)]
+pub struct Launched {
+    /// The instances, in their order.
+    pub instances: Vec<InstanceRecord>,
+    /// Connections to their monitors, where this call started them.
+    pub monitors: Vec<Monitor>,
+}
+
+/// An instance that is about to be: its folder exists and is locked.
+struct Prepared {
+    record: InstanceRecord,
+    volumes: Vec<VolumeRecord>,
+    folder: Folder,
+    lock: File,
+}
+
+impl Cloud {
+    /// Launches instances: when this returns, the machines run. A launch with a client token that was used before
+    /// returns the instances of that launch.
+    pub fn launch(&mut self, spec: &LaunchSpec) -> Result<Launched, CloudError> {
+        let (image_record, image) = self.image(spec.image.as_deref())?;
+        let parameters = digest(spec, &image_record);
+        if let Some(instances) = self.launched_before(spec, &parameters)? {
+            return Ok(Launched { instances, monitors: Vec::new() });
+        }
+        self.check_launch(spec)?;
+        if spec.dry_run {
+            return Err(Ec2Error::Refused {
+                code: ErrorCode::DryRunOperation,
+                what: "Request would have succeeded, but DryRun flag is set.".into(),
+                hint: None,
+            }
+            .into());
+        }
+        let prepared = match self.prepare(spec, &image_record, &image, &parameters)? {
+            Ok(prepared) => prepared,
+            // Another process was first with the token.
+            Err(instances) => return Ok(Launched { instances, monitors: Vec::new() }),
+        };
+        let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.id).collect();
+        match self.start_all(prepared, &image) {
+            Ok(monitors) => Ok(Launched { instances: self.settle_running(&ids)?, monitors }),
+            Err(error) => {
+                self.abandon(&ids, &error);
+                Err(error)
+            }
+        }
+    }
+
+    fn check_launch(&mut self, spec: &LaunchSpec) -> Result<(), CloudError> {
+        if !(1..=MAX_COUNT).contains(&spec.count) {
+            return Err(Ec2Error::InvalidParameterValue {
+                parameter: "MaxCount",
+                given: spec.count.to_string(),
+                rule: format!("one launch makes 1 to {MAX_COUNT} instances."),
+            }
+            .into());
+        }
+        if spec.client_token.as_ref().is_some_and(|token| token.is_empty() || token.len() > TOKEN_LENGTH) {
+            return Err(Ec2Error::InvalidParameterValue {
+                parameter: "ClientToken",
+                given: spec.client_token.clone().unwrap_or_default(),
+                rule: format!("a token has 1 to {TOKEN_LENGTH} characters."),
+            }
+            .into());
+        }
+        let (key, promised) = self.store.read::<_, CloudError>(|tx| {
+            let key = spec.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
+            Ok((key, promised_memory(tx)?))
+        })?;
+        if let (Some(name), None) = (&spec.key_name, key) {
+            return Err(Ec2Error::NotFound {
+                code: ErrorCode::InvalidKeyPairNotFound,
+                noun: "key pair",
+                given: name.clone(),
+            }
+            .into());
+        }
+        check_capacity(&spec.size, spec.count, promised, spec.overcommit)
+    }
+
+    /// The instances of an earlier launch with the same client token.
+    fn launched_before(
+        &mut self,
+        spec: &LaunchSpec,
+        parameters: &str,
+    ) -> Result<Option<Vec<InstanceRecord>>, CloudError> {
+        self.store.read(|tx| with_token(tx, spec.client_token.as_deref(), parameters))
+    }
+
+    /// Makes folders, root volumes and entries, all of them or none. The inner error is what another launch with the
+    /// same token made meanwhile.
+    fn prepare(
+        &mut self,
+        spec: &LaunchSpec,
+        image_record: &ImageRecord,
+        image: &Image,
+        parameters: &str,
+    ) -> Result<Result<Vec<Prepared>, Vec<InstanceRecord>>, CloudError> {
+        // Under these locks nobody sweeps away what has no entry yet.
+        let _instances = self.home.lock(&self.home.instances())?;
+        let _volumes = self.home.lock(&self.home.volumes())?;
+        let reservation = new_id();
+        let mut prepared = Vec::new();
+        for index in 0..spec.count {
+            match self.prepare_one(spec, image_record, image, reservation, index) {
+                Ok(one) => prepared.push(one),
+                Err(error) => {
+                    self.discard(&prepared);
+                    return Err(error);
+                }
+            }
+        }
+        let inserted = self.store.write::<_, CloudError>(|tx| {
+            if let Some(instances) = with_token(tx, spec.client_token.as_deref(), parameters)? {
+                return Ok(Err(instances));
+            }
+            if let Some(token) = &spec.client_token {
+                let (token, parameters) = (token.clone(), parameters.to_string());
+                tx.put(&ClientToken { token, parameters, reservation_id: reservation, created: now() })?;
+            }
+            for one in &prepared {
+                tx.insert(&one.record)?;
+                one.volumes.iter().try_for_each(|volume| tx.insert(volume))?;
+            }
+            Ok(Ok(()))
+        });
+        match inserted {
+            Ok(Ok(())) => Ok(Ok(prepared)),
+            Ok(Err(instances)) => {
+                self.discard(&prepared);
+                Ok(Err(instances))
+            }
+            Err(error) => {
+                self.discard(&prepared);
+                Err(error)
+            }
+        }
+    }
+
+    fn prepare_one(
+        &self,
+        spec: &LaunchSpec,
+        image_record: &ImageRecord,
+        image: &Image,
+        reservation_id: ReservationId,
+        launch_index: u32,
+    ) -> Result<Prepared, CloudError> {
+        let time = now();
+        let id: InstanceId = new_id();
+        let folder = Folder::of(&self.home, id);
+        folder.create()?;
+        let lock = folder.try_lock()?.expect("nobody knows the folder that was just made");
+        let root = self.make_root_volume(image_record, image, id, time).inspect_err(|_| {
+            // The error that is on its way says more than one about this would.
+            let _ = folder.remove();
+        })?;
+        let Request { instance_type, vcpus, memory_mib } = spec.size;
+        let record = InstanceRecord {
+            id,
+            reservation_id,
+            launch_index,
+            client_token: spec.client_token.clone(),
+            image_id: image_record.id,
+            image_name: image_record.name.clone(),
+            instance_type: instance_type.name.to_string(),
+            vcpus,
+            threads_per_core: threads_per_core(&spec.size),
+            memory_mib,
+            overridden: spec.overridden,
+            state: InstanceState::Pending,
+            state_reason: None,
+            state_transition_reason: String::new(),
+            created: time,
+            launch_time: time,
+            starts: 0,
+            terminated: None,
+            key_name: spec.key_name.clone(),
+            user_data: spec.user_data.clone(),
+            shutdown_behavior: spec.shutdown_behavior,
+            termination_protection: spec.termination_protection,
+            block_devices: root.iter().map(mapping).collect(),
+            cmdline: spec.cmdline.clone(),
+            tags: spec.tags.clone(),
+        };
+        Ok(Prepared { record, volumes: root.into_iter().collect(), folder, lock })
+    }
+
+    /// A copy-on-write layer over the image's root file system.
+    fn make_root_volume(
+        &self,
+        image_record: &ImageRecord,
+        image: &Image,
+        instance_id: InstanceId,
+        time: u64,
+    ) -> Result<Option<VolumeRecord>, CloudError> {
+        let Some(root) = &image.manifest.root else { return Ok(None) };
+        let id = new_id();
+        let file = volume_file(id, 1);
+        let path = self.home.volumes().join(&file);
+        let size = disk_image::create_layer(&path, &image.folder.join(&root.file), root.format, None)?;
+        Ok(Some(VolumeRecord {
+            id,
+            size,
+            volume_type: ROOT_VOLUME_TYPE.into(),
+            iops: None,
+            throughput: None,
+            state: VolumeState::InUse,
+            created: time,
+            snapshot_id: None,
+            image_id: Some(image_record.id),
+            file,
+            generation: 1,
+            attachment: Some(AttachmentRecord {
+                instance_id,
+                device_name: ROOT_DEVICE.into(),
+                attach_time: time,
+                delete_on_termination: true,
+            }),
+            tags: BTreeMap::new(),
+        }))
+    }
+
+    /// Removes what [`Cloud::prepare`] made. What cannot be removed has no entry: the next command sweeps it away.
+    fn discard(&self, prepared: &[Prepared]) {
+        for one in prepared {
+            for volume in &one.volumes {
+                let _ = std::fs::remove_file(self.home.volumes().join(&volume.file));
+            }
+            let _ = one.folder.remove();
+        }
+    }
+
+    fn start_all(&mut self, prepared: Vec<Prepared>, image: &Image) -> Result<Vec<Monitor>, CloudError> {
+        let mut monitors = Vec::new();
+        for Prepared { record, volumes, folder, lock } in prepared {
+            let config = folder.config(&self.home, &record, image, &volumes)?;
+            monitors.push(folder.spawn(&config, lock)?);
+        }
+        monitors.iter_mut().try_for_each(Monitor::wait_started)?;
+        Ok(monitors)
+    }
+
+    /// Marks instances whose machines were started as running, and returns their entries.
+    pub(super) fn settle_running(&mut self, ids: &[InstanceId]) -> Result<Vec<InstanceRecord>, CloudError> {
+        self.store.write(|tx| {
+            let mut records = Vec::new();
+            for id in ids {
+                let Some(mut record) = tx.get::<InstanceRecord>(&id.to_string())? else { continue };
+                if record.state == InstanceState::Pending {
+                    record.state = InstanceState::Running;
+                    record.state_reason = None;
+                    record.state_transition_reason.clear();
+                    record.starts += 1;
+                    tx.put(&record)?;
+                }
+                records.push(record);
+            }
+            Ok(records)
+        })
+    }
+
+    /// A launch that failed leaves nothing that runs: its instances are terminated, with the reason.
+    fn abandon(&mut self, ids: &[InstanceId], error: &CloudError) {
+        let reason = StateReason::launch_failed(&error.to_string());
+        for id in ids {
+            if let Err(error) = self.end_and_terminate(*id, &reason) {
+                log::warn!("{id} cannot be cleaned up now; the next command will: {error}");
+            }
+        }
+    }
+}
+
+/// The name of a volume's `generation`th file.
+pub(super) fn volume_file(id: crate::ec2::VolumeId, generation: u32) -> String {
+    format!("{id}.{generation}.qcow2")
+}
+
+fn mapping(volume: &VolumeRecord) -> BlockDeviceMapping {
+    let attachment = volume.attachment.as_ref().expect("it was made attached");
+    BlockDeviceMapping {
+        device_name: attachment.device_name.clone(),
+        volume_id: volume.id,
+        delete_on_termination: attachment.delete_on_termination,
+        attach_time: attachment.attach_time,
+    }
+}
+
+/// The type's topology, unless it does not divide an overriding number of vCPUs.
+pub fn threads_per_core(size: &Request) -> u32 {
+    let threads = size.instance_type.threads_per_core;
+    if size.vcpus.is_multiple_of(threads) { threads } else { 1 }
+}
+
+/// Memory that running instances may use up, in MiB.
+pub(super) fn promised_memory(tx: &Transaction) -> Result<u64, CloudError> {
+    let records: Vec<InstanceRecord> = tx.list()?;
+    Ok(records.iter().filter(|record| record.state.has_machine()).map(|record| record.memory_mib).sum())
+}
+
+/// Whether the host has room for `count` more instances of `size`. What running instances were promised counts as
+/// used, whether they have touched it or not.
+pub(super) fn check_capacity(size: &Request, count: u32, promised: u64, overcommit: bool) -> Result<(), CloudError> {
+    let probe::Resources { cpus, memory_mib } = probe::resources();
+    let free = memory_mib.saturating_sub(promised);
+    let all = Request { memory_mib: size.memory_mib.saturating_mul(count.into()), ..*size };
+    Ok(capacity::check(&all, HostCapacity { cpus, memory_mib: free }, overcommit)?)
+}
+
+/// The instances that were launched with `token`, if it was used; with other parameters, that is an error.
+fn with_token(
+    tx: &Transaction,
+    token: Option<&str>,
+    parameters: &str,
+) -> Result<Option<Vec<InstanceRecord>>, CloudError> {
+    let Some(token) = token else { return Ok(None) };
+    let Some(used) = tx.get::<ClientToken>(token)? else { return Ok(None) };
+    if used.created + TOKEN_LIFETIME <= now() {
+        return Ok(None);
+    }
+    if used.parameters != parameters {
+        return Err(Ec2Error::Refused {
+            code: ErrorCode::IdempotentParameterMismatch,
+            what: format!("The client token '{token}' was used for another launch, with other parameters."),
+            hint: Some("Use another token for another launch.".into()),
+        }
+        .into());
+    }
+    let mut instances: Vec<InstanceRecord> = tx.list()?;
+    instances.retain(|record| record.reservation_id == used.reservation_id);
+    instances.sort_by_key(|record| record.launch_index);
+    Ok(Some(instances))
+}
+
+/// A digest of what makes a launch this one.
+fn digest(spec: &LaunchSpec, image: &ImageRecord) -> String {
+    let parameters = serde_json::json!([
+        image.id,
+        spec.size.instance_type.name,
+        spec.size.vcpus,
+        spec.size.memory_mib,
+        spec.count,
+        spec.key_name,
+        spec.user_data,
+        spec.tags,
+        spec.shutdown_behavior,
+        spec.termination_protection,
+        spec.cmdline,
+    ]);
+    Sha256::digest(parameters.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,418 @@
+//! `StartInstances`, `StopInstances`, `RebootInstances`, `TerminateInstances`.
+//!
+//! Each has three steps: the store says that it has begun, which only one of several commands achieves; the machine
+//! follows; the store says how it came out. A command that is killed between two of them leaves the rest to
+//! [`Cloud::reconcile`].
+
+use std::fs::{self, File};
+use std::time::Duration;
+
+use super::error::CloudError;
+use super::launch::{check_capacity, promised_memory};
+use super::machine::{Folder, Monitor};
+use super::{Cloud, now, resolve, utc};
+use crate::ec2::capacity::Request;
+use crate::ec2::catalogue;
+use crate::ec2::state::{Action, InstanceState, StateReason, Verdict};
+use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
+use crate::host::{disk_image, probe};
+use crate::store::{InstanceRecord, SnapshotRecord, StoreError, Transaction, VolumeRecord, VolumeState};
+use crate::vmm::control;
+
+/// How long a guest may take to power off after its agent was asked to, and after ctrl-alt-del: with hardware KVM, and
+/// where its kernel is emulated. After both it is forced.
+const SHUTDOWN_TIMEOUTS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(120)];
+const CTRL_ALT_DEL_TIMEOUTS: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(60)];
+/// How long an agent may take to take a request.
+const AGENT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A state before and after a command (EC2 API Reference, `InstanceStateChange`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateChange {
+    /// Whose.
+    pub instance: InstanceId,
+    /// Before.
+    pub previous: InstanceState,
+    /// After.
+    pub current: InstanceState,
+}
+
+/// Instances that are being stopped or terminated, by this command.
+#[derive(Debug)]
+pub struct Ending {
+    /// What has changed so far.
+    pub changes: Vec<StateChange>,
+    _locks: Vec<File>,
+}
+
+impl Ending {
+    /// Those that have not ended already.
+    fn under_way(&self) -> Vec<InstanceId> {
+        let under_way = |change: &&StateChange| change.current.has_machine();
+        self.changes.iter().filter(under_way).map(|change| change.instance).collect()
+    }
+}
+
+impl Cloud {
+    /// The instance that `reference` stands for.
+    pub fn instance(&mut self, reference: &str) -> Result<InstanceRecord, CloudError> {
+        self.store.read(|tx| resolve::instance(tx, reference))
+    }
+
+    /// The instances that `references` stand for, each once.
+    pub fn instances(&mut self, references: &[String]) -> Result<Vec<InstanceRecord>, CloudError> {
+        self.store.read(|tx| {
+            let mut records: Vec<InstanceRecord> = Vec::new();
+            for reference in references {
+                let record = resolve::instance(tx, reference)?;
+                if records.iter().all(|known| known.id != record.id) {
+                    records.push(record);
+                }
+            }
+            Ok(records)
+        })
+    }
+
+    /// All instances, the oldest first.
+    pub fn all_instances(&mut self) -> Result<Vec<InstanceRecord>, CloudError> {
+        let mut records: Vec<InstanceRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
+        records.sort_by_key(|record| (record.created, record.reservation_id, record.launch_index));
+        Ok(records)
+    }
+
+    /// The volumes of an instance, in the order of its block devices.
+    pub fn volumes_of(&mut self, record: &InstanceRecord) -> Result<Vec<VolumeRecord>, CloudError> {
+        self.store.read(|tx| volumes_of(tx, record))
+    }
+
+    /// The folder of an instance.
+    pub fn folder(&self, id: InstanceId) -> Folder {
+        Folder::of(&self.home, id)
+    }
+
+    /// An instance whose guest can be reached now.
+    pub fn reachable(&mut self, reference: &str) -> Result<(InstanceRecord, Folder), CloudError> {
+        let record = self.instance(reference)?;
+        Action::Reach.allowed(record.id, record.state)?;
+        let folder = self.folder(record.id);
+        Ok((record, folder))
+    }
+
+    /// Starts a stopped instance. When this returns, its machine runs.
+    pub fn start(&mut self, id: InstanceId, overcommit: bool) -> Result<(StateChange, Option<Monitor>), CloudError> {
+        let folder = self.folder(id);
+        // Whoever has the lock runs it, or is about to.
+        let lock = folder.try_lock()?;
+        let begun = self.store.write::<_, CloudError>(|tx| {
+            let mut record = get(tx, id)?;
+            let previous = record.state;
+            if Action::Start.allowed(id, previous)? == Verdict::Already {
+                return Ok((previous, record, None));
+            }
+            let Some(lock) = lock else {
+                return Err(Ec2Error::IncorrectInstanceState { instance: id, state: "stopping", action: "started" }.into());
+            };
+            check_capacity(&size_of(&record)?, 1, promised_memory(tx)?, overcommit)?;
+            record.state = InstanceState::Pending;
+            record.state_reason = None;
+            record.state_transition_reason.clear();
+            record.launch_time = now();
+            tx.put(&record)?;
+            Ok((previous, record, Some(lock)))
+        })?;
+        let (previous, record, Some(lock)) = begun else {
+            return Ok((StateChange { instance: id, previous: begun.0, current: begun.0 }, None));
+        };
+        match self.start_machine(&record, &folder, lock) {
+            Ok(monitor) => {
+                self.settle_running(&[id])?;
+                Ok((StateChange { instance: id, previous, current: InstanceState::Pending }, Some(monitor)))
+            }
+            Err(error) => {
+                let reason = StateReason::internal_error(&error.to_string());
+                self.settle_stopped(id, &reason)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn start_machine(&mut self, record: &InstanceRecord, folder: &Folder, lock: File) -> Result<Monitor, CloudError> {
+        let image = self.open_image(record.image_id)?;
+        let volumes = self.volumes_of(record)?;
+        let config = folder.config(&self.home, record, &image, &volumes)?;
+        let mut monitor = folder.spawn(&config, lock)?;
+        monitor.wait_started()?;
+        Ok(monitor)
+    }
+
+    /// Says that instances are being stopped.
+    pub fn begin_stop(&mut self, ids: &[InstanceId]) -> Result<Ending, CloudError> {
+        self.begin(ids, Action::Stop, InstanceState::Stopping)
+    }
+
+    /// Says that instances are being terminated. A protected one keeps all of them alive.
+    pub fn begin_terminate(&mut self, ids: &[InstanceId]) -> Result<Ending, CloudError> {
+        self.store.read::<_, CloudError>(|tx| {
+            for id in ids {
+                let record = get(tx, *id)?;
+                if record.termination_protection && record.state != InstanceState::Terminated {
+                    return Err(Ec2Error::Refused {
+                        code: ErrorCode::OperationNotPermitted,
+                        what: format!(
+                            "The instance '{id}' may not be terminated. Modify its 'disableApiTermination' instance \
+                             attribute and try again."
+                        ),
+                        hint: Some(format!("`wisp modify {id} --termination-protection false` allows it.")),
+                    }
+                    .into());
+                }
+            }
+            Ok(())
+        })?;
+        self.begin(ids, Action::Terminate, InstanceState::ShuttingDown)
+    }
+
+    fn begin(&mut self, ids: &[InstanceId], action: Action, next: InstanceState) -> Result<Ending, CloudError> {
+        // First the locks, then the entries: an instance that is being stopped by nobody was left so by a command that
+        // was killed. A lock that another command has is that command's business, and so is the notice of its end.
+        let mut locks = Vec::new();
+        for id in ids {
+            let folder = self.folder(*id);
+            locks.extend(if folder.path().exists() { folder.try_lock_operation()? } else { None });
+        }
+        let changes = self.store.write::<_, CloudError>(|tx| {
+            let mut changes = Vec::new();
+            for id in ids {
+                let mut record = get(tx, *id)?;
+                let previous = record.state;
+                let current = match action.allowed(*id, previous)? {
+                    Verdict::Already => previous,
+                    Verdict::Do => next,
+                };
+                if current != previous {
+                    record.state = current;
+                    record.state_reason = Some(StateReason::user_initiated());
+                    record.state_transition_reason = format!("User initiated ({})", utc(now()));
+                    tx.put(&record)?;
+                }
+                changes.push(StateChange { instance: *id, previous, current });
+            }
+            Ok(changes)
+        })?;
+        Ok(Ending { changes, _locks: locks })
+    }
+
+    /// Brings instances that are being stopped to a stop, all at the same time.
+    pub fn finish_stop(&mut self, ending: Ending, force: bool) -> Result<(), CloudError> {
+        let manner = if force { Manner::Force } else { Manner::Orderly };
+        let settle = |cloud: &mut Cloud, id| cloud.settle_stopped(id, &StateReason::user_initiated());
+        self.finish(&ending.under_way(), manner, settle)
+    }
+
+    /// Brings instances that are being terminated to their end, all at the same time.
+    pub fn finish_terminate(&mut self, ending: Ending) -> Result<(), CloudError> {
+        let (mut forced, mut orderly) = (Vec::new(), Vec::new());
+        for id in ending.under_way() {
+            let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
+            // Where something outlives the instance, the guest gets to write what it has not yet written.
+            let outlived = record.block_devices.iter().any(|device| !device.delete_on_termination);
+            if outlived { orderly.push(id) } else { forced.push(id) }
+        }
+        let settle = |cloud: &mut Cloud, id| cloud.settle_terminated(id, &StateReason::user_initiated());
+        self.finish(&forced, Manner::Force, settle)?;
+        self.finish(&orderly, Manner::Orderly, settle)
+    }
+
+    fn finish(
+        &mut self,
+        ids: &[InstanceId],
+        manner: Manner,
+        settle: impl Fn(&mut Cloud, InstanceId) -> Result<(), CloudError>,
+    ) -> Result<(), CloudError> {
+        let folders: Vec<Folder> = ids.iter().map(|id| self.folder(*id)).collect();
+        let results: Vec<Result<Option<File>, CloudError>> = std::thread::scope(|scope| {
+            let ends: Vec<_> = folders.iter().map(|folder| scope.spawn(move || end_machine(folder, manner))).collect();
+            ends.into_iter().map(|end| end.join().expect("ending a machine does not panic")).collect()
+        });
+        let mut first_error = None;
+        for (id, result) in ids.iter().zip(results) {
+            // The lock is held until the store says how it came out.
+            let outcome = result.and_then(|_lock| settle(self, *id));
+            if let Err(error) = outcome {
+                first_error.get_or_insert(error);
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    /// Ends the machine, if there is one, and terminates the instance, in whatever state it is.
+    pub(super) fn end_and_terminate(&mut self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
+        let _lock = end_machine(&self.folder(id), Manner::Force)?;
+        self.settle_terminated(id, reason)
+    }
+
+    /// Reboots a running instance: the guest restarts, the instance keeps its identity, volumes and size.
+    pub fn reboot(&mut self, id: InstanceId) -> Result<(), CloudError> {
+        let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
+        Action::Reboot.allowed(id, record.state)?;
+        let folder = self.folder(id);
+        let asked = folder.agent(AGENT_TIMEOUT).and_then(|agent| {
+            agent.shutdown(true, AGENT_TIMEOUT).map_err(|source| CloudError::Guest { instance: id, source })
+        });
+        match asked {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                log::info!("{id}: the agent does not reboot it ({error}); pressing ctrl-alt-del");
+                folder.connect()?.demand(&control::Request::CtrlAltDel)
+            }
+        }
+    }
+
+    /// The instance has stopped: its volumes stay attached, its instance-store disks are gone.
+    pub(super) fn settle_stopped(&mut self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
+        self.folder(id).remove_instance_store()?;
+        self.store.write(|tx| {
+            let mut record = get(tx, id)?;
+            if record.state.can_become(InstanceState::Stopped) {
+                record.state = InstanceState::Stopped;
+                note_reason(&mut record, reason);
+                tx.put(&record)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The instance is gone: its entry stays for an hour, its volumes go or stay as they were meant to.
+    pub(super) fn settle_terminated(&mut self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
+        self.store.write::<_, CloudError>(|tx| {
+            let mut record = get(tx, id)?;
+            if record.state == InstanceState::Terminated {
+                return Ok(());
+            }
+            for mut volume in volumes_of(tx, &record)? {
+                if volume.attachment.as_ref().is_some_and(|attachment| attachment.delete_on_termination) {
+                    tx.remove::<VolumeRecord>(&volume.id.to_string())?;
+                } else {
+                    volume.attachment = None;
+                    volume.state = VolumeState::Available;
+                    tx.put(&volume)?;
+                }
+            }
+            record.state = InstanceState::Terminated;
+            record.terminated = Some(now());
+            record.block_devices.clear();
+            note_reason(&mut record, reason);
+            Ok(tx.put(&record)?)
+        })?;
+        self.folder(id).remove()?;
+        self.sweep_volumes()
+    }
+
+    /// Removes the files of volumes and snapshots that are gone, unless another image rests on them.
+    pub(super) fn sweep_volumes(&mut self) -> Result<(), CloudError> {
+        let folder = self.home.volumes();
+        let _lock = self.home.lock(&folder)?;
+        let mut kept: Vec<String> = self.store.read::<_, StoreError>(|tx| {
+            let volumes = tx.list::<VolumeRecord>()?.into_iter().map(|volume| volume.file);
+            let snapshots = tx.list::<SnapshotRecord>()?.into_iter().map(|snapshot| snapshot.file);
+            Ok(volumes.chain(snapshots).collect())
+        })?;
+        // What is beneath a file that is kept is kept.
+        let mut index = 0;
+        while index < kept.len() {
+            let path = folder.join(&kept[index]);
+            let beneath = if path.exists() { disk_image::backing_name(&path)? } else { None };
+            // One with a slash is an image's, in another folder.
+            kept.extend(beneath.filter(|name| !name.contains('/') && !kept.contains(name)));
+            index += 1;
+        }
+        for entry in fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))? {
+            let entry = entry.map_err(CloudError::file(&folder, "read"))?;
+            let name = entry.file_name();
+            let is_kept = name.to_str().is_none_or(|name| name.starts_with('.') || kept.iter().any(|known| known == name));
+            if !is_kept {
+                fs::remove_file(entry.path()).map_err(CloudError::file(entry.path(), "removed"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How a machine is brought to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// The agent is asked, then ctrl-alt-del is pressed, then it is forced.
+    Orderly,
+    /// At once.
+    Force,
+}
+
+/// Ends the machine of the instance in `folder`, if it has one, and returns the lock that its monitor held; none if the
+/// folder is gone.
+fn end_machine(folder: &Folder, manner: Manner) -> Result<Option<File>, CloudError> {
+    if !folder.path().exists() {
+        return Ok(None);
+    }
+    if let Some(lock) = folder.try_lock()? {
+        return Ok(Some(lock));
+    }
+    let mut monitor = match folder.connect() {
+        Ok(monitor) => monitor,
+        // It has just gone, or it was killed and its lock is about to be free.
+        Err(CloudError::Control { .. }) => return folder.lock().map(Some),
+        Err(error) => return Err(error),
+    };
+    match end_by(&mut monitor, folder, manner) {
+        Ok(()) | Err(CloudError::Control { .. }) => folder.lock().map(Some),
+        Err(error) => Err(error),
+    }
+}
+
+fn end_by(monitor: &mut Monitor, folder: &Folder, manner: Manner) -> Result<(), CloudError> {
+    monitor.subscribe()?;
+    if manner == Manner::Orderly {
+        let slow = usize::from(probe::is_software_kvm());
+        let asked = folder.agent(AGENT_TIMEOUT).map(|agent| agent.shutdown(false, AGENT_TIMEOUT).is_ok());
+        if asked.unwrap_or(false) && monitor.wait_ended(SHUTDOWN_TIMEOUTS[slow])? {
+            return Ok(());
+        }
+        match monitor.demand(&control::Request::CtrlAltDel) {
+            Ok(()) => {
+                if monitor.wait_ended(CTRL_ALT_DEL_TIMEOUTS[slow])? {
+                    return Ok(());
+                }
+            }
+            // There is no keyboard driver in that guest.
+            Err(CloudError::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    monitor.kill("wisp")?;
+    monitor.wait_ended(Duration::from_secs(60)).map(|_| ())
+}
+
+fn note_reason(record: &mut InstanceRecord, reason: &StateReason) {
+    record.state_reason = Some(reason.clone());
+    if reason.is_failure() || record.state_transition_reason.is_empty() {
+        let by = if *reason == StateReason::user_initiated() { "User initiated" } else { reason.code.as_str() };
+        record.state_transition_reason = format!("{by} ({})", utc(now()));
+    }
+}
+
+/// The entry of an instance.
+pub(super) fn get(tx: &Transaction, id: InstanceId) -> Result<InstanceRecord, CloudError> {
+    Ok(tx.get(&id.to_string())?.ok_or_else(|| InstanceId::not_found(&id.to_string()))?)
+}
+
+/// The volumes of an instance, in the order of its block devices.
+pub(super) fn volumes_of(tx: &Transaction, record: &InstanceRecord) -> Result<Vec<VolumeRecord>, CloudError> {
+    let ids = record.block_devices.iter().map(|device| device.volume_id.to_string());
+    let volumes = ids.map(|id| tx.get::<VolumeRecord>(&id)).collect::<Result<Vec<_>, _>>()?;
+    Ok(volumes.into_iter().flatten().collect())
+}
+
+/// An instance's type, vCPUs and memory.
+pub(super) fn size_of(record: &InstanceRecord) -> Result<Request, CloudError> {
+    let instance_type = catalogue::find(&record.instance_type)?;
+    Ok(Request { instance_type, vcpus: record.vcpus, memory_mib: record.memory_mib })
+}

@@ -1,0 +1,342 @@
+//! An instance's machine: its folder, its lock, the monitor's process, and talking to it.
+//!
+//! The lock in the folder tells the truth about who runs: the monitor holds it for as long as it lives, and before it
+//! the command that starts it.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::error::CloudError;
+use super::image::Image;
+use super::run::{ConsoleTail, console_tail, hostname, image_machine, is_timeout};
+use crate::ec2::InstanceId;
+use crate::ec2::catalogue;
+use crate::guest::Agent;
+use crate::host::home::{Home, private_file, write_private};
+use crate::host::monitor_process::{self, Inherited};
+use crate::store::{InstanceRecord, VolumeRecord};
+use crate::vmm::config::{CpuConfig, DiskAccess, DiskConfig, DiskFormat, MachineConfig, VsockConfig};
+use crate::vmm::control::{ClientError, ControlClient, Message, Request, SOCKET, Status};
+use crate::vmm::end::End;
+use crate::vmm::end_record::EndRecord;
+use crate::vmm::machine::Launcher;
+use crate::vmm::timeline::monotonic_ns;
+
+const GUEST_CID: u32 = 3;
+const VSOCK: &str = "vsock.sock";
+/// Held by the command that stops or terminates the instance.
+const OPERATION_LOCK: &str = "operation.lock";
+/// How long a monitor may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes of a GB, in which EC2 gives the size of instance-store disks.
+const GB: u64 = 1_000_000_000;
+
+/// The folder of an instance.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    id: InstanceId,
+    path: PathBuf,
+}
+
+impl Folder {
+    /// The folder of the instance `id`, whether it exists or not.
+    pub fn of(home: &Home, id: InstanceId) -> Folder {
+        Folder { id, path: home.instances().join(id.to_string()) }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes it.
+    pub fn create(&self) -> Result<(), CloudError> {
+        DirBuilder::new().mode(0o700).create(&self.path).map_err(CloudError::file(&self.path, "made"))
+    }
+
+    /// Removes it with all that is in it.
+    pub fn remove(&self) -> Result<(), CloudError> {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CloudError::file(&self.path, "removed")(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The lock, if nobody has it: then no monitor runs, and none is being started.
+    pub fn try_lock(&self) -> Result<Option<File>, CloudError> {
+        self.try_lock_file(monitor_process::LOCK)
+    }
+
+    /// The lock of commands that stop or terminate the instance, if nobody has it.
+    pub fn try_lock_operation(&self) -> Result<Option<File>, CloudError> {
+        self.try_lock_file(OPERATION_LOCK)
+    }
+
+    /// Waits for the lock: until the monitor's process is gone.
+    pub fn lock(&self) -> Result<File, CloudError> {
+        let path = self.path.join(monitor_process::LOCK);
+        let file = private_file(&path).map_err(CloudError::file(&path, "opened"))?;
+        flock(&file, FlockOperation::LockExclusive).map_err(|error| CloudError::file(&path, "locked")(error.into()))?;
+        Ok(file)
+    }
+
+    fn try_lock_file(&self, name: &str) -> Result<Option<File>, CloudError> {
+        let path = self.path.join(name);
+        let file = private_file(&path).map_err(CloudError::file(&path, "opened"))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(CloudError::file(&path, "locked")(error.into())),
+        }
+    }
+
+    /// How the last machine ended; none where its monitor was killed.
+    pub fn end(&self) -> Option<EndRecord> {
+        EndRecord::read(&self.path).unwrap_or_else(|error| {
+            log::warn!("{}: how its machine ended cannot be read: {error}", self.id);
+            None
+        })
+    }
+
+    /// The last lines of its console.
+    pub fn console_tail(&self) -> ConsoleTail {
+        console_tail(&self.path)
+    }
+
+    /// The last `limit` bytes that the guest wrote to its console.
+    pub fn console_output(&self, limit: usize) -> Result<Vec<u8>, CloudError> {
+        let path = self.path.join("console.log");
+        let mut bytes = Vec::new();
+        for path in [path.with_extension("log.1"), path] {
+            match fs::read(&path) {
+                Ok(more) => bytes.extend(more),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(CloudError::file(path, "read")(error)),
+            }
+        }
+        Ok(bytes.split_off(bytes.len().saturating_sub(limit)))
+    }
+
+    /// The agent of the instance's guest.
+    pub fn agent(&self, timeout: Duration) -> Result<Agent, CloudError> {
+        Agent::connect(&self.path.join(VSOCK), timeout)
+            .map_err(|source| CloudError::Guest { instance: self.id, source })
+    }
+
+    /// A connection to the instance's monitor.
+    pub fn connect(&self) -> Result<Monitor, CloudError> {
+        let client = ControlClient::connect(&self.path.join(SOCKET)).map_err(self.control_error())?;
+        Ok(Monitor { folder: self.clone(), client, ready: false, ended: None })
+    }
+
+    fn control_error(&self) -> impl Fn(ClientError) -> CloudError {
+        let instance = self.id;
+        move |source| CloudError::Control { instance, source }
+    }
+
+    /// Starts the monitor with this configuration. `lock` becomes its lock.
+    pub fn spawn(&self, config: &MachineConfig, lock: File) -> Result<Monitor, CloudError> {
+        let path = self.path.join(monitor_process::CONFIG);
+        let text = serde_json::to_vec_pretty(config).expect("a configuration is plain data");
+        write_private(&path, &text).map_err(CloudError::file(&path, "written"))?;
+        EndRecord::clear(&self.path).map_err(CloudError::file(&self.path, "cleaned"))?;
+        let spawn_error = |source| CloudError::Spawn { instance: self.id, source };
+        let (near, far) = UnixStream::pair().map_err(spawn_error)?;
+        let inherited = Inherited { lock, launcher: Launcher::Watcher(far), console: None };
+        // The child is not waited for: it outlives this process, which is short.
+        monitor_process::spawn(&self.path, inherited, monotonic_ns()).map_err(spawn_error)?;
+        let client = ControlClient::new(near).map_err(self.control_error())?;
+        Ok(Monitor { folder: self.clone(), client, ready: false, ended: None })
+    }
+
+    /// The machine of an instance with these volumes, in the order of its block devices.
+    pub fn config(
+        &self,
+        home: &Home,
+        record: &InstanceRecord,
+        image: &Image,
+        volumes: &[VolumeRecord],
+    ) -> Result<MachineConfig, CloudError> {
+        let (mut kernel, _) = image_machine(image);
+        if let Some(options) = &record.cmdline {
+            kernel.cmdline = format!("{} {options}", kernel.cmdline).trim().to_string();
+        }
+        kernel.cmdline.push_str(&format!(" wisp.hostname={}", hostname(&record.id)));
+        let mut disks: Vec<DiskConfig> = volumes.iter().map(|volume| volume_disk(home, volume)).collect();
+        if let Some(root) = disks.first_mut() {
+            root.root = true;
+        }
+        disks.extend(self.instance_store(record)?);
+        let cpus = CpuConfig { count: record.vcpus, threads_per_core: record.threads_per_core };
+        let vsock = Some(VsockConfig { cid: GUEST_CID, path: self.path.join(VSOCK) });
+        Ok(MachineConfig { cpus, memory_mib: record.memory_mib, kernel, disks, vsock })
+    }
+
+    /// Fresh, empty instance-store disks of the instance's type: sparse files, gone when it stops.
+    fn instance_store(&self, record: &InstanceRecord) -> Result<Vec<DiskConfig>, CloudError> {
+        self.remove_instance_store()?;
+        let Some(store) = catalogue::find(&record.instance_type)?.instance_store else { return Ok(Vec::new()) };
+        let disk = |index: u32| {
+            let path = self.path.join(format!("{EPHEMERAL}{index}"));
+            let file = private_file(&path).map_err(CloudError::file(&path, "made"))?;
+            file.set_len(u64::from(store.disk_gb) * GB).map_err(CloudError::file(&path, "made"))?;
+            let id = format!("ephemeral{index}");
+            Ok(DiskConfig { id, path, format: DiskFormat::Raw, access: DiskAccess::ReadWrite, root: false })
+        };
+        (0..store.disks).map(disk).collect()
+    }
+
+    /// Removes the instance-store disks, of which nothing outlives a stop.
+    pub fn remove_instance_store(&self) -> Result<(), CloudError> {
+        let failed = || CloudError::file(&self.path, "cleaned");
+        let Ok(entries) = fs::read_dir(&self.path) else { return Ok(()) };
+        for entry in entries {
+            let entry = entry.map_err(failed())?;
+            if entry.file_name().to_string_lossy().starts_with(EPHEMERAL) {
+                fs::remove_file(entry.path()).map_err(failed())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Begins the names of instance-store disks.
+const EPHEMERAL: &str = "ephemeral";
+
+/// A volume as a disk of a machine. virtio-blk has 20 bytes for its serial number: EC2's own, `vol` and the 17 digits.
+pub fn volume_disk(home: &Home, volume: &VolumeRecord) -> DiskConfig {
+    DiskConfig {
+        id: volume.id.to_string().replace('-', ""),
+        path: home.volumes().join(&volume.file),
+        format: DiskFormat::Qcow2,
+        access: DiskAccess::ReadWrite,
+        root: false,
+    }
+}
+
+/// A connection to an instance's monitor.
+#[derive(Debug)]
+pub struct Monitor {
+    folder: Folder,
+    client: ControlClient,
+    ready: bool,
+    ended: Option<(End, Status)>,
+}
+
+impl Monitor {
+    /// Waits until the machine is built: the guest runs. The error is why it could not be.
+    pub fn wait_started(&mut self) -> Result<(), CloudError> {
+        self.status().map(|_| ())
+    }
+
+    /// The machine in figures, now.
+    pub fn status(&mut self) -> Result<Status, CloudError> {
+        match self.ask(&Request::Status)? {
+            Message::Status(status) => Ok(*status),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Has [`wait_ready`](Monitor::wait_ready) and [`wait_ended`](Monitor::wait_ended) told of the machine's life.
+    pub fn subscribe(&mut self) -> Result<(), CloudError> {
+        self.demand(&Request::Subscribe)
+    }
+
+    /// Carries out a request that is answered with nothing but that it was.
+    pub fn demand(&mut self, request: &Request) -> Result<(), CloudError> {
+        match self.ask(request)? {
+            Message::Done => Ok(()),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Ends the machine now.
+    pub fn kill(&mut self, by: &str) -> Result<(), CloudError> {
+        self.send(&Request::Kill { by: by.into() })
+    }
+
+    /// Waits until the agent is ready; whether it is, at the end of `timeout`.
+    pub fn wait_ready(&mut self, timeout: Duration) -> Result<bool, CloudError> {
+        self.wait(timeout, |monitor| monitor.ready || monitor.ended.is_some())?;
+        match &self.ended {
+            Some((end, _)) if !self.ready => Err(CloudError::EndedEarly {
+                instance: self.folder.id,
+                end: end.to_string(),
+                console: self.folder.console_tail(),
+            }),
+            _ => Ok(self.ready),
+        }
+    }
+
+    /// Waits until the machine has ended; whether it has, at the end of `timeout`.
+    pub fn wait_ended(&mut self, timeout: Duration) -> Result<bool, CloudError> {
+        match self.wait(timeout, |monitor| monitor.ended.is_some()) {
+            Ok(()) => Ok(self.ended.is_some()),
+            // The monitor's process is gone: so is the machine.
+            Err(CloudError::Control { source: ClientError::Gone, .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn wait(&mut self, timeout: Duration, done: impl Fn(&Monitor) -> bool) -> Result<(), CloudError> {
+        let deadline = Instant::now() + timeout;
+        while !done(self) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            match self.client.receive(Some(left)) {
+                Ok(message) => self.note(message)?,
+                Err(ClientError::Io(error)) if is_timeout(&error) => return Ok(()),
+                Err(source) => return Err(self.folder.control_error()(source)),
+            }
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<Message, CloudError> {
+        self.send(request)?;
+        loop {
+            let message = self.client.receive(Some(ANSWER_TIMEOUT)).map_err(self.folder.control_error())?;
+            match message {
+                Message::Ready | Message::Ended { .. } => self.note(message)?,
+                Message::Failed { why } => return Err(CloudError::Refused { instance: self.folder.id, why }),
+                answer => return Ok(answer),
+            }
+        }
+    }
+
+    fn send(&mut self, request: &Request) -> Result<(), CloudError> {
+        match self.client.send(request) {
+            // What it said before it went explains more than the broken connection.
+            Err(ClientError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                match self.client.receive(Some(ANSWER_TIMEOUT)) {
+                    Ok(message) => self.note(message),
+                    Err(source) => Err(self.folder.control_error()(source)),
+                }
+            }
+            result => result.map_err(self.folder.control_error()),
+        }
+    }
+
+    fn note(&mut self, message: Message) -> Result<(), CloudError> {
+        match message {
+            Message::Ready => self.ready = true,
+            Message::Ended { end, status } => self.ended = Some((end, *status)),
+            Message::Failed { why } => return Err(CloudError::Refused { instance: self.folder.id, why }),
+            Message::Status(_) | Message::Done => {}
+        }
+        Ok(())
+    }
+
+    fn unexpected(&self, message: &Message) -> CloudError {
+        let why = format!("its monitor answered something else: {message:?}");
+        CloudError::Refused { instance: self.folder.id, why }
+    }
+}

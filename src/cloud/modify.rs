@@ -1,0 +1,79 @@
+//! `ModifyInstanceAttribute`, `CreateTags` and `DeleteTags` for instances.
+
+use super::Cloud;
+use super::error::CloudError;
+use super::launch::threads_per_core;
+use super::lifecycle::get;
+use crate::ec2::capacity::Request;
+use crate::ec2::state::{Action, ShutdownBehavior};
+use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
+use crate::store::InstanceRecord;
+
+/// What is to be changed; what is left out stays.
+#[derive(Debug, Clone, Default)]
+pub struct Modification {
+    /// Type, vCPUs and memory, and whether they override the type's; while stopped.
+    pub size: Option<(Request, bool)>,
+    /// User data, in base64, or none; while stopped.
+    pub user_data: Option<Option<String>>,
+    /// What the guest's own power-off does.
+    pub shutdown_behavior: Option<ShutdownBehavior>,
+    /// Whether `terminate` is refused.
+    pub termination_protection: Option<bool>,
+}
+
+impl Cloud {
+    /// Changes an instance's attributes, all or none.
+    pub fn modify(&mut self, id: InstanceId, change: &Modification) -> Result<InstanceRecord, CloudError> {
+        let needs_stop = change.size.is_some() || change.user_data.is_some();
+        self.store.write(|tx| {
+            let mut record = get(tx, id)?;
+            let action = if needs_stop { Action::ModifyStopped } else { Action::Modify };
+            action.allowed(id, record.state)?;
+            if let Some((size, overridden)) = &change.size {
+                record.instance_type = size.instance_type.name.to_string();
+                (record.vcpus, record.memory_mib) = (size.vcpus, size.memory_mib);
+                record.threads_per_core = threads_per_core(size);
+                record.overridden = *overridden;
+            }
+            if let Some(user_data) = &change.user_data {
+                record.user_data.clone_from(user_data);
+            }
+            if let Some(behavior) = change.shutdown_behavior {
+                record.shutdown_behavior = behavior;
+            }
+            if let Some(protection) = change.termination_protection {
+                record.termination_protection = protection;
+            }
+            tx.put(&record)?;
+            Ok(record)
+        })
+    }
+
+    /// Sets tags, and removes others.
+    pub fn tag(
+        &mut self,
+        id: InstanceId,
+        set: &[(String, String)],
+        remove: &[String],
+    ) -> Result<InstanceRecord, CloudError> {
+        self.store.write(|tx| {
+            let mut record = get(tx, id)?;
+            record.tags.extend(set.iter().cloned());
+            record.tags.retain(|key, _| !remove.contains(key));
+            if record.tags.len() > MAX_TAGS {
+                return Err(Ec2Error::Refused {
+                    code: ErrorCode::InvalidParameterValue,
+                    what: format!("The instance '{id}' would have {} tags; {MAX_TAGS} are possible.", record.tags.len()),
+                    hint: None,
+                }
+                .into());
+            }
+            tx.put(&record)?;
+            Ok(record)
+        })
+    }
+}
+
+/// The most tags of one resource (EC2 User Guide, "Tag restrictions").
+const MAX_TAGS: usize = 50;

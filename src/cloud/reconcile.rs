@@ -1,0 +1,186 @@
+//! Puts the store right with what really runs.
+//!
+//! Every command does this first. Who runs is told by locks: a lock that is free means that no monitor lives and that no
+//! command is about to start one. What it finds is said once, by the command that put it right.
+
+use std::fs;
+
+use super::error::CloudError;
+use super::launch::TOKEN_LIFETIME;
+use super::lifecycle::get;
+use super::machine::Folder;
+use super::{Cloud, now};
+use crate::ec2::InstanceId;
+use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
+use crate::host::monitor_process;
+use crate::store::{ClientToken, InstanceRecord, StoreError};
+use crate::vmm::end::End;
+use crate::vmm::end_record::EndRecord;
+
+/// How long a terminated instance stays visible, in seconds.
+const TERMINATED_LIFETIME: u64 = 3600;
+
+/// What became of an instance while nobody looked.
+struct Outcome {
+    terminated: bool,
+    reason: StateReason,
+    notice: Option<String>,
+}
+
+impl Cloud {
+    /// Brings the entries of instances whose machines have gone up to date, and removes what nothing owns.
+    pub(super) fn reconcile(&mut self) -> Result<(), CloudError> {
+        let records: Vec<InstanceRecord> = self.store.read::<_, StoreError>(|tx| tx.list())?;
+        for record in &records {
+            if record.state.has_machine() {
+                self.reconcile_instance(record.id)?;
+            }
+        }
+        self.forget_old(&records)?;
+        self.sweep_folders()
+    }
+
+    fn reconcile_instance(&mut self, id: InstanceId) -> Result<(), CloudError> {
+        let folder = self.folder(id);
+        let lock = if folder.path().exists() { folder.try_lock()? } else { None };
+        if folder.path().exists() && lock.is_none() {
+            return self.reconcile_alive(id, &folder);
+        }
+        // Read again, now that nobody else can change it.
+        let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
+        if !record.state.has_machine() {
+            return Ok(());
+        }
+        let outcome = judge(&record, folder.end());
+        if outcome.terminated {
+            self.settle_terminated(id, &outcome.reason)?;
+        } else {
+            self.settle_stopped(id, &outcome.reason)?;
+        }
+        self.notices.extend(outcome.notice);
+        Ok(())
+    }
+
+    /// The machine lives. If the command that was to end it does not, the end is still to come.
+    fn reconcile_alive(&mut self, id: InstanceId, folder: &Folder) -> Result<(), CloudError> {
+        let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
+        if !matches!(record.state, InstanceState::Stopping | InstanceState::ShuttingDown) {
+            return Ok(());
+        }
+        let Some(_operation) = folder.try_lock_operation()? else { return Ok(()) };
+        // The command may have come to its end in between.
+        if self.store.read::<_, CloudError>(|tx| get(tx, id))?.state != record.state {
+            return Ok(());
+        }
+        if record.state == InstanceState::ShuttingDown {
+            self.notices.push(format!("{id}: its termination was interrupted; it is terminated now."));
+            return self.end_and_terminate(id, &StateReason::user_initiated());
+        }
+        self.store.write::<_, CloudError>(|tx| {
+            let mut record = get(tx, id)?;
+            if record.state == InstanceState::Stopping {
+                record.state = InstanceState::Running;
+                record.state_reason = None;
+                record.state_transition_reason.clear();
+                tx.put(&record)?;
+            }
+            Ok(())
+        })?;
+        self.notices.push(format!("{id}: its stop was interrupted, and it still runs. `wisp stop {id}` stops it."));
+        Ok(())
+    }
+
+    /// Removes terminated instances after their hour, and old client tokens.
+    fn forget_old(&mut self, records: &[InstanceRecord]) -> Result<(), CloudError> {
+        let now = now();
+        let is_old = |record: &&InstanceRecord| {
+            record.terminated.is_some_and(|terminated| terminated + TERMINATED_LIFETIME <= now)
+        };
+        let old: Vec<&InstanceRecord> = records.iter().filter(is_old).collect();
+        let tokens: Vec<ClientToken> = self.store.read::<_, StoreError>(|tx| tx.list())?;
+        let expired: Vec<&ClientToken> = tokens.iter().filter(|token| token.created + TOKEN_LIFETIME <= now).collect();
+        if old.is_empty() && expired.is_empty() {
+            return Ok(());
+        }
+        self.store.write(|tx| {
+            old.iter().try_for_each(|record| tx.remove::<InstanceRecord>(&record.id.to_string()))?;
+            expired.iter().try_for_each(|token| tx.remove::<ClientToken>(&token.token))
+        })?;
+        Ok(())
+    }
+
+    /// Removes folders of instances that have no entry: a launch was killed before it made one, or a termination before
+    /// it removed the folder. Volumes' files likewise.
+    fn sweep_folders(&mut self) -> Result<(), CloudError> {
+        let folder = self.home.instances();
+        // A launch that is at it has the lock for milliseconds; what it makes has an entry when it lets go.
+        let _lock = self.home.lock(&folder)?;
+        let mut swept = false;
+        for entry in fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))? {
+            let path = entry.map_err(CloudError::file(&folder, "read"))?.path();
+            let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<InstanceId>().ok());
+            let Some(id) = id else { continue };
+            let record = self.store.read::<_, StoreError>(|tx| tx.get::<InstanceRecord>(&id.to_string()))?;
+            if record.is_none_or(|record| record.state == InstanceState::Terminated)
+                && let Some(_lock) = Folder::of(&self.home, id).try_lock()?
+            {
+                Folder::of(&self.home, id).remove()?;
+                swept = true;
+            }
+        }
+        if swept || self.has_stray_volumes()? { self.sweep_volumes() } else { Ok(()) }
+    }
+
+    /// Whether there are more files than volumes and snapshots: then it is worth a closer look.
+    fn has_stray_volumes(&mut self) -> Result<bool, CloudError> {
+        let folder = self.home.volumes();
+        let entries = fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))?;
+        let names: Vec<String> =
+            entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        let known: Vec<String> = self.store.read::<_, StoreError>(|tx| {
+            let volumes = tx.list::<crate::store::VolumeRecord>()?.into_iter().map(|volume| volume.file);
+            let snapshots = tx.list::<crate::store::SnapshotRecord>()?.into_iter().map(|snapshot| snapshot.file);
+            Ok(volumes.chain(snapshots).collect())
+        })?;
+        Ok(names.iter().any(|name| !name.starts_with('.') && !known.contains(name)))
+    }
+}
+
+/// What became of an instance that is said to have a machine and has none.
+fn judge(record: &InstanceRecord, end: Option<EndRecord>) -> Outcome {
+    let id = record.id;
+    let stopped = |reason: StateReason, notice: Option<String>| Outcome { terminated: false, reason, notice };
+    let failed = |what: String| {
+        let notice = format!("{id}: {what}; it is stopped now. `wisp console {id}` shows its last words.");
+        stopped(StateReason::internal_error(&what), Some(notice))
+    };
+    match (record.state, end) {
+        (InstanceState::ShuttingDown, _) => Outcome {
+            terminated: true,
+            reason: StateReason::user_initiated(),
+            notice: Some(format!("{id}: its termination was interrupted; it is terminated now.")),
+        },
+        (InstanceState::Pending, end) if record.starts == 0 => {
+            let why = match end {
+                Some(EndRecord::Failed { why }) => why,
+                _ => "its launch was interrupted".into(),
+            };
+            Outcome {
+                terminated: true,
+                reason: StateReason::launch_failed(&why),
+                notice: Some(format!("{id}: {why}; it is terminated now.")),
+            }
+        }
+        (InstanceState::Stopping, _) => stopped(StateReason::user_initiated(), None),
+        (_, Some(EndRecord::Ended { end: End::PowerOff | End::Reboot, .. })) => match record.shutdown_behavior {
+            ShutdownBehavior::Stop => stopped(StateReason::instance_initiated(), None),
+            ShutdownBehavior::Terminate => {
+                Outcome { terminated: true, reason: StateReason::instance_initiated(), notice: None }
+            }
+        },
+        (_, Some(EndRecord::Ended { end, .. })) => failed(end.to_string()),
+        (_, Some(EndRecord::Failed { why })) => failed(why),
+        (InstanceState::Pending, None) => failed("its start was interrupted".into()),
+        (_, None) => failed(format!("its monitor (`wisp vmm`) was killed, {} tells no end", monitor_process::LOG)),
+    }
+}

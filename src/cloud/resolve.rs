@@ -1,0 +1,65 @@
+//! What a person calls a thing: its identifier, an unambiguous beginning of it, or the value of its `Name` tag.
+
+use super::error::CloudError;
+use crate::ec2::id::{Id, Instance, Kind, Volume};
+use crate::ec2::{Ec2Error, InstanceId, VolumeId};
+use crate::store::{InstanceRecord, Transaction, VolumeRecord};
+
+/// The one of `known` (identifiers with their names) that `reference` stands for.
+fn find<K: Kind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Result<Id<K>, Ec2Error> {
+    let named: Vec<Id<K>> = known.iter().filter(|(_, name)| *name == Some(reference)).map(|(id, _)| *id).collect();
+    match named.as_slice() {
+        [only] => Ok(*only),
+        [] if Id::<K>::looks_like(reference) => Id::find(reference, known.iter().map(|(id, _)| *id)),
+        [] => Err(Id::<K>::not_found(reference)),
+        several => Err(Ec2Error::AmbiguousReference {
+            noun: K::NOUN,
+            given: reference.into(),
+            matches: several.iter().map(Id::to_string).collect(),
+        }),
+    }
+}
+
+/// The instance that `reference` stands for. A terminated one is found by its identifier only: its name may be
+/// another's by now.
+pub fn instance(tx: &Transaction, reference: &str) -> Result<InstanceRecord, CloudError> {
+    let records: Vec<InstanceRecord> = tx.list()?;
+    let gone = |record: &InstanceRecord| record.state == crate::ec2::state::InstanceState::Terminated;
+    let known: Vec<(Id<Instance>, Option<&str>)> =
+        records.iter().map(|record| (record.id, if gone(record) { None } else { record.name() })).collect();
+    let id: InstanceId = find(reference, &known)?;
+    Ok(records.into_iter().find(|record| record.id == id).expect("it was found among these"))
+}
+
+/// The volume that `reference` stands for.
+pub fn volume(tx: &Transaction, reference: &str) -> Result<VolumeRecord, CloudError> {
+    let records: Vec<VolumeRecord> = tx.list()?;
+    let known: Vec<(Id<Volume>, Option<&str>)> = records.iter().map(|record| (record.id, record.name())).collect();
+    let id: VolumeId = find(reference, &known)?;
+    Ok(records.into_iter().find(|record| record.id == id).expect("it was found among these"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> InstanceId {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_name_or_the_beginning_of_an_identifier_finds_it() {
+        let (a, b) = (id("i-0a000000000000000"), id("i-0b000000000000000"));
+        let known = [(a, Some("web")), (b, None)];
+        assert_eq!(find("web", &known), Ok(a));
+        assert_eq!(find("i-0b", &known), Ok(b));
+        assert!(matches!(find("i-0", &known), Err(Ec2Error::AmbiguousReference { .. })));
+        assert!(matches!(find("db", &known), Err(Ec2Error::NotFound { .. })));
+    }
+
+    #[test]
+    fn a_name_that_two_have_is_ambiguous() {
+        let known = [(id("i-0a000000000000000"), Some("web")), (id("i-0b000000000000000"), Some("web"))];
+        assert!(matches!(find("web", &known), Err(Ec2Error::AmbiguousReference { .. })));
+    }
+}
