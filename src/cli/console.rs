@@ -1,109 +1,86 @@
-//! A guest's serial console on this terminal, both ways.
+//! `wisp console`: what a guest wrote to its console.
 
-use std::io::{self, Read, Write};
-use std::net::Shutdown;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
-use wisp_agent::poll::{Interest, poll};
+use serde_json::json;
 
-use crate::guest::terminal::RawMode;
+use super::open_cloud;
+use super::output::{self, Output};
+use crate::cloud::timestamp;
 
-/// Ctrl-]: leaves the console.
-const ESCAPE: u8 = 0x1d;
+/// What EC2 shows of a console, in bytes.
+const LIMIT: usize = 64 << 10;
 
-/// How a console was left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Left {
-    /// The user typed the escape.
-    ByEscape,
-    /// The machine's end of it was closed.
-    GuestEnded,
+/// Prints what an instance wrote to its console: the last 64 KiB.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp console web
+  wisp console web --follow      and what it writes from now on, until it ends or you press ctrl-c")]
+pub struct Args {
+    /// The instance: its id, the beginning of it, or its name.
+    #[arg(value_name = "INSTANCE")]
+    instance: String,
+
+    /// Go on with what it writes from now on.
+    #[arg(long, short)]
+    follow: bool,
 }
 
-/// Joins standard input and output to a console until either end leaves.
-pub fn join(stream: UnixStream) -> anyhow::Result<Left> {
-    let stdin = io::stdin();
-    let is_terminal = io::IsTerminal::is_terminal(&stdin);
-    let raw = is_terminal.then(|| RawMode::enter(rustix::stdio::stdin())).transpose();
-    let _raw = raw.context("the terminal cannot be put into raw mode")?;
-    copy(&stream, rustix::stdio::stdin(), &mut io::stdout(), is_terminal)
+/// Prints it.
+pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
+    let mut cloud = open_cloud()?;
+    let record = cloud.instance(&args.instance)?;
+    let folder = cloud.folder(record.id);
+    let bytes = folder.console_output(LIMIT)?;
+    match output {
+        Output::Json => output::print_json(&json!({
+            "InstanceId": record.id,
+            "Output": String::from_utf8_lossy(&bytes),
+            "Timestamp": timestamp(record.launch_time),
+        }))?,
+        Output::Table => {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(&bytes).and_then(|()| stdout.flush()).context("standard output")?;
+        }
+    }
+    if args.follow && record.state.has_machine() {
+        follow(&folder)?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn copy(stream: &UnixStream, input: impl AsFd, output: &mut impl Write, is_terminal: bool) -> anyhow::Result<Left> {
-    let mut buffer = [0; 4096];
-    let mut input_open = true;
+/// Prints what is added to the log until the machine has ended.
+fn follow(folder: &crate::cloud::machine::Folder) -> anyhow::Result<()> {
+    let path = folder.path().join("console.log");
+    let mut log = File::open(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
+    log.seek(SeekFrom::End(0))?;
+    let mut monitor = folder.connect()?;
+    monitor.subscribe()?;
     loop {
-        let waits = [Some((stream.as_fd(), Interest::Read)), input_open.then(|| (input.as_fd(), Interest::Read))];
-        let [from_guest, from_user] = poll(waits, None).context("the console cannot be waited on")?;
-        if from_guest.read {
-            match (&*stream).read(&mut buffer) {
-                Ok(0) => return Ok(Left::GuestEnded),
-                Ok(count) => {
-                    output.write_all(&buffer[..count]).and_then(|()| output.flush()).context("standard output")?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Ok(Left::GuestEnded),
-            }
+        // The file's growth is looked at ten times a second, the machine's end is waited for meanwhile.
+        let ended = monitor.wait_ended(Duration::from_millis(100))?;
+        let mut more = Vec::new();
+        log.read_to_end(&mut more)?;
+        if log.stream_position()? > log.metadata()?.len() || is_rotated(&log, &path) {
+            log = File::open(&path)?;
+            log.read_to_end(&mut more)?;
         }
-        if from_user.read {
-            let count = rustix::io::read(&input, &mut buffer).unwrap_or(0);
-            let escape = if is_terminal { buffer[..count].iter().position(|byte| *byte == ESCAPE) } else { None };
-            let typed = &buffer[..escape.unwrap_or(count)];
-            // A guest that has ended is noticed where its output ends.
-            let _ = (&*stream).write_all(typed);
-            if escape.is_some() {
-                return Ok(Left::ByEscape);
-            }
-            if count == 0 {
-                // The guest's output goes on.
-                input_open = false;
-                let _ = stream.shutdown(Shutdown::Write);
-            }
+        let mut stdout = io::stdout().lock();
+        if stdout.write_all(&more).and_then(|()| stdout.flush()).is_err() || ended {
+            return Ok(());
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn output_is_shown_until_the_guest_ends() {
-        let (mut guest, stream) = UnixStream::pair().unwrap();
-        let (_keep_open, input) = UnixStream::pair().unwrap();
-        guest.write_all(b"booting\r\n").unwrap();
-        drop(guest);
-        let mut shown = Vec::new();
-        assert_eq!(copy(&stream, &input, &mut shown, false).unwrap(), Left::GuestEnded);
-        assert_eq!(shown, b"booting\r\n");
-    }
-
-    #[test]
-    fn the_escape_leaves_and_what_was_typed_before_it_arrives() {
-        let (mut guest, stream) = UnixStream::pair().unwrap();
-        let (mut keyboard, input) = UnixStream::pair().unwrap();
-        keyboard.write_all(b"ls\r\x1dmore").unwrap();
-        assert_eq!(copy(&stream, &input, &mut Vec::new(), true).unwrap(), Left::ByEscape);
-        drop(stream);
-        let mut typed = Vec::new();
-        guest.read_to_end(&mut typed).unwrap();
-        assert_eq!(typed, b"ls\r");
-    }
-
-    #[test]
-    fn without_a_terminal_there_is_no_escape() {
-        let (mut guest, stream) = UnixStream::pair().unwrap();
-        let (mut keyboard, input) = UnixStream::pair().unwrap();
-        keyboard.write_all(b"\x1d").unwrap();
-        drop(keyboard);
-        let reader = std::thread::spawn(move || {
-            let mut typed = Vec::new();
-            guest.read_to_end(&mut typed).unwrap();
-            typed
-        });
-        assert_eq!(copy(&stream, &input, &mut Vec::new(), false).unwrap(), Left::GuestEnded);
-        assert_eq!(reader.join().unwrap(), b"\x1d");
+fn is_rotated(log: &File, path: &std::path::Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (log.metadata(), path.metadata()) {
+        (Ok(open), Ok(named)) => open.ino() != named.ino(),
+        _ => false,
     }
 }

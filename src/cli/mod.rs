@@ -3,17 +3,35 @@
 pub mod output;
 
 mod console;
+mod cp;
 mod doctor;
+mod exec;
+mod guest_command;
+mod launch;
+mod ls;
+mod modify;
+mod reboot;
 mod run;
+mod serial;
+mod shapes;
+mod show;
+mod size;
+mod start;
+mod stop;
+mod tag;
+mod terminate;
 mod timeline;
 mod types;
 mod vmm;
+mod wait;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use self::output::Output;
+use crate::cloud::Cloud;
+use crate::cloud::lifecycle::StateChange;
 use crate::vmm::timeline::monotonic_ns;
 
 /// EC2 on one Linux machine: real Linux guests under KVM, with EC2's nouns and manners.
@@ -26,6 +44,7 @@ use crate::vmm::timeline::monotonic_ns;
 Try first:
   wisp run                     a Linux guest, and a shell in it
   wisp run -- uname -a         one command in a guest
+  wisp launch --name web       an instance that stays; then wisp ls, wisp exec web
   wisp doctor                  can this host run guests?"
 )]
 struct Cli {
@@ -40,6 +59,18 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
+    Launch(launch::Args),
+    Ls(ls::Args),
+    Show(show::Args),
+    Start(start::Args),
+    Stop(stop::Args),
+    Reboot(reboot::Args),
+    Terminate(terminate::Args),
+    Exec(exec::Args),
+    Cp(cp::Args),
+    Console(console::Args),
+    Modify(modify::Args),
+    Tag(tag::Args),
     Types(types::Args),
     Timeline(timeline::Args),
     Doctor(doctor::Args),
@@ -56,6 +87,18 @@ pub fn main() -> ExitCode {
     env_logger::Builder::from_env(log).format_target(false).init();
     let result = match cli.command {
         Command::Run(args) => run::run(args, began_ns),
+        Command::Launch(args) => launch::run(args, cli.output),
+        Command::Ls(args) => ls::run(&args, cli.output),
+        Command::Show(args) => show::run(&args, cli.output),
+        Command::Start(args) => start::run(&args, cli.output),
+        Command::Stop(args) => stop::run(&args, cli.output),
+        Command::Reboot(args) => reboot::run(&args, cli.output),
+        Command::Terminate(args) => terminate::run(&args, cli.output),
+        Command::Exec(args) => exec::run(args),
+        Command::Cp(args) => cp::run(&args),
+        Command::Console(args) => console::run(&args, cli.output),
+        Command::Modify(args) => modify::run(&args, cli.output),
+        Command::Tag(args) => tag::run(&args, cli.output),
         Command::Types(args) => types::run(&args, cli.output),
         Command::Timeline(args) => timeline::run(&args, cli.output),
         Command::Doctor(args) => doctor::run(&args, cli.output),
@@ -65,4 +108,26 @@ pub fn main() -> ExitCode {
         output::print_error(&error);
         ExitCode::FAILURE
     })
+}
+
+/// Opens the data directory; what was put right since the last command is said now.
+fn open_cloud() -> anyhow::Result<Cloud> {
+    let mut cloud = Cloud::open()?;
+    for notice in cloud.take_notices() {
+        output::say(&format!("{} {notice}", output::Screen::stderr().paint(output::Tone::Warning, "Note:")));
+    }
+    Ok(cloud)
+}
+
+/// Prints what a command did to instances' states.
+fn print_changes(list: &str, changes: &[StateChange], output: Output) -> anyhow::Result<()> {
+    match output {
+        Output::Json => output::print_json(&shapes::state_changes(list, changes))?,
+        Output::Table => {
+            let line =
+                |change: &StateChange| format!("{}  {} → {}\n", change.instance, change.previous, change.current);
+            output::print(&changes.iter().map(line).collect::<String>())?;
+        }
+    }
+    Ok(())
 }

@@ -2,24 +2,23 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{IsTerminal, Read};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
 
-use super::console;
-use super::output;
-use super::timeline;
+use super::guest_command::{self, Outcome};
+use super::size::SizeArgs;
+use super::wait::{self, AGENT_TIMEOUT, SHOW_AFTER};
+use super::{output, serial, timeline};
 use crate::cloud::image::Image;
+use crate::cloud::launch::threads_per_core;
 use crate::cloud::run::{Boot, EphemeralInstance, ExtraDisk, RunError, RunSpec};
-use crate::ec2::capacity::{self, HostCapacity, Request};
-use crate::ec2::catalogue;
-use crate::ec2::size::MemorySize;
-use crate::guest::{self, Agent, ExecRequest, ExitStatus, Streams, terminal};
+use crate::ec2::capacity::Request;
+use crate::guest::Agent;
 use crate::host::home::Home;
 use crate::host::probe;
 use crate::vmm::config::{BootProtocol, CpuConfig, DiskFormat};
@@ -29,19 +28,10 @@ use crate::vmm::timeline::Mark;
 /// The size of a guest of which none was said: EC2 has no type this small, and it boots soonest.
 const DEFAULT_VCPUS: u32 = 1;
 const DEFAULT_MEMORY_MIB: u64 = 256;
-/// The type that an override without a type is an override of; every one of its figures is replaced.
-const OVERRIDDEN_TYPE: &str = "t2.nano";
-/// How long a guest may take to boot: with hardware KVM, and where its kernel is emulated.
-const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
-const EMULATED_BOOT_TIMEOUT: Duration = Duration::from_secs(600);
-/// How long an agent that is ready may take to answer, and a guest to shut down.
-const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a guest may take to shut down.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(90);
 /// What a kernel has in it that is built to be emulated: the option that tells it so.
 const EMULATION_OPTION: &[u8] = b"wisp.software_kvm";
-/// Work that takes longer than this is shown on a terminal.
-const SHOW_AFTER: Duration = Duration::from_secs(1);
-
 /// Boots an image, runs a command (or a shell on this terminal) in it, and terminates it.
 ///
 /// The exit code is the command's; standard input, output and error are passed through, signals are forwarded.
@@ -61,21 +51,8 @@ pub struct Args {
     #[arg(value_name = "IMAGE", conflicts_with = "kernel")]
     image: Option<String>,
 
-    /// An instance type, which decides vCPUs and memory (see `wisp types`); 1 vCPU and 256 MiB if left out.
-    #[arg(long = "type", value_name = "TYPE")]
-    instance_type: Option<String>,
-
-    /// vCPUs, in place of the type's.
-    #[arg(long, value_name = "N")]
-    vcpus: Option<u32>,
-
-    /// Memory, in place of the type's: 256M, 2G, or a number of MiB.
-    #[arg(long, value_name = "SIZE")]
-    memory: Option<MemorySize>,
-
-    /// Allow more vCPUs than this host has CPUs.
-    #[arg(long)]
-    overcommit: bool,
+    #[command(flatten)]
+    size: SizeArgs,
 
     /// A kernel to boot in place of an image: an ELF vmlinux or a bzImage.
     #[arg(long, value_name = "FILE")]
@@ -146,24 +123,13 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
 
 /// vCPUs and memory that were asked for, if this host has them.
 fn size(args: &Args) -> anyhow::Result<Request> {
-    let request = match &args.instance_type {
-        Some(name) => Request::new(catalogue::find(name)?, args.vcpus, args.memory)?,
-        None => {
-            let memory = args.memory.map_or_else(|| format!("{DEFAULT_MEMORY_MIB}M").parse(), Ok)?;
-            let vcpus = args.vcpus.unwrap_or(DEFAULT_VCPUS);
-            Request::new(catalogue::find(OVERRIDDEN_TYPE)?, Some(vcpus), Some(memory))?
-        }
-    };
-    let probe::Resources { cpus, memory_mib } = probe::resources();
-    capacity::check(&request, HostCapacity { cpus, memory_mib }, args.overcommit)?;
+    let request = args.size.or_else(DEFAULT_VCPUS, DEFAULT_MEMORY_MIB)?;
+    args.size.check(&request)?;
     Ok(request)
 }
 
-/// The type's topology, unless it does not divide an overriding number of vCPUs.
 fn cpus(request: &Request) -> CpuConfig {
-    let threads = request.instance_type.threads_per_core;
-    let threads_per_core = if request.vcpus.is_multiple_of(threads) { threads } else { 1 };
-    CpuConfig { count: request.vcpus, threads_per_core }
+    CpuConfig { count: request.vcpus, threads_per_core: threads_per_core(request) }
 }
 
 fn boot(args: &Args, home: &Home) -> anyhow::Result<Boot> {
@@ -230,12 +196,12 @@ fn contains(content: &[u8], word: &[u8]) -> bool {
 /// The serial console, until the guest ends or the user leaves.
 fn run_console(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
     let stream = instance.take_console().context("the instance was started without a console")?;
-    match console::join(stream)? {
-        console::Left::ByEscape => {
+    match serial::join(stream)? {
+        serial::Left::ByEscape => {
             output::say("Left the console; the guest was ended.");
             Ok(0)
         }
-        console::Left::GuestEnded => {
+        serial::Left::GuestEnded => {
             let (end, _) = instance.wait_ended(Some(SHUTDOWN_TIMEOUT))?;
             output::say(&format!("The machine has ended: {end}."));
             Ok(u8::from(!end.is_orderly()))
@@ -246,18 +212,15 @@ fn run_console(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
 /// The agent's command, and with a disk that outlives the guest, an orderly end.
 fn run_command(args: &Args, spec: &RunSpec, instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
     wait_ready(args, instance)?;
-    let interactive = args.command.is_empty() && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    let interactive = guest_command::is_interactive(&args.command);
     if interactive {
         greet(spec, instance)?;
     }
     let agent = Agent::connect(&instance.vsock(), AGENT_TIMEOUT)?;
-    let code = match agent.exec(exec_request(args), Streams::own()) {
-        Ok(status) => exit_code(&status),
-        Err(guest::Error::GuestGone) => return guest_ended(instance),
-        Err(error @ guest::Error::CommandNotFound(_)) => complain(error, 127),
-        Err(error @ guest::Error::NotExecutable(_)) => complain(error, 126),
-        Err(guest::Error::Interrupted(signal)) => return Ok(exit_code(&ExitStatus::Signaled(signal))),
-        Err(error) => return Err(error.into()),
+    let code = match guest_command::run(agent, &args.command, None)? {
+        Outcome::Exited(code) => code,
+        Outcome::Interrupted(code) => return Ok(code),
+        Outcome::GuestGone => return guest_ended(instance),
     };
     if spec.writes_last() {
         Agent::connect(&instance.vsock(), AGENT_TIMEOUT)?.shutdown(false, AGENT_TIMEOUT)?;
@@ -270,29 +233,19 @@ fn run_command(args: &Args, spec: &RunSpec, instance: &mut EphemeralInstance) ->
 }
 
 fn wait_ready(args: &Args, instance: &mut EphemeralInstance) -> Result<(), RunError> {
-    let default = if probe::is_software_kvm() { EMULATED_BOOT_TIMEOUT } else { BOOT_TIMEOUT };
-    let timeout = args.timeout.map_or(default, Duration::from_secs);
+    let timeout = wait::boot_timeout(args.timeout);
     let first = timeout.min(SHOW_AFTER);
     match instance.wait_ready(first) {
         Err(RunError::NotReady { .. }) if timeout > first => {}
         result => return result,
     }
-    let spinner = boot_spinner();
+    let spinner = wait::spinner("The guest is booting");
     let result = instance.wait_ready(timeout - first);
     spinner.finish_and_clear();
     match result {
         Err(RunError::NotReady { console, .. }) => Err(RunError::NotReady { after: timeout, console }),
         result => result,
     }
-}
-
-/// Shown on a terminal only.
-fn boot_spinner() -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("the template is well-formed");
-    let spinner = ProgressBar::new_spinner().with_style(style).with_elapsed(SHOW_AFTER);
-    spinner.set_message("The guest is booting");
-    spinner.enable_steady_tick(Duration::from_millis(100));
-    spinner
 }
 
 /// What a person sees before the shell's first prompt.
@@ -308,15 +261,6 @@ fn greet(spec: &RunSpec, instance: &mut EphemeralInstance) -> anyhow::Result<()>
     Ok(())
 }
 
-fn exec_request(args: &Args) -> ExecRequest {
-    let argv = match args.command.as_slice() {
-        [] => vec!["/bin/sh".into(), "-l".into()],
-        command => command.to_vec(),
-    };
-    let terminal = if std::io::stdout().is_terminal() { terminal::request(std::io::stdin()) } else { None };
-    ExecRequest { argv, terminal, ..ExecRequest::default() }
-}
-
 /// The guest ended while the command ran: in order, if it was told to.
 fn guest_ended(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
     let (end, _) = instance.wait_ended(Some(SHUTDOWN_TIMEOUT))?;
@@ -327,16 +271,6 @@ fn guest_ended(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
         }
         end => anyhow::bail!("{end}, while the command ran{}", instance.console_tail()),
     }
-}
-
-fn complain(error: guest::Error, code: u8) -> u8 {
-    output::print_error(&error.into());
-    code
-}
-
-fn exit_code(status: &ExitStatus) -> u8 {
-    // A status has eight bits, and so has a signal's number with 128.
-    (status.exit_code() & 0xff) as u8
 }
 
 #[cfg(test)]

@@ -83,7 +83,9 @@ pub enum CloudError {
         console: ConsoleTail,
     },
     /// The guest's agent did not become ready in time.
-    #[error("{instance} is {state}, but its agent was not ready after {seconds} s{console}\nIt goes on booting: `wisp console {instance} --follow` shows it")]
+    #[error(
+        "{instance} is {state}, but its agent was not ready after {seconds} s{console}\nIt goes on booting: `wisp console {instance} --follow` shows it"
+    )]
     NotReady {
         /// Which instance.
         instance: InstanceId,

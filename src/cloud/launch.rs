@@ -14,8 +14,8 @@ use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use crate::ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId};
 use crate::host::{disk_image, probe};
 use crate::store::{
-    AttachmentRecord, BlockDeviceMapping, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord,
-    Transaction, VolumeRecord, VolumeState,
+    AttachmentRecord, BlockDeviceMapping, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, Transaction,
+    VolumeRecord, VolumeState,
 };
 
 /// The most instances of one launch.

@@ -110,7 +110,9 @@ impl Cloud {
                 return Ok((previous, record, None));
             }
             let Some(lock) = lock else {
-                return Err(Ec2Error::IncorrectInstanceState { instance: id, state: "stopping", action: "started" }.into());
+                return Err(
+                    Ec2Error::IncorrectInstanceState { instance: id, state: "stopping", action: "started" }.into()
+                );
             };
             check_capacity(&size_of(&record)?, 1, promised_memory(tx)?, overcommit)?;
             record.state = InstanceState::Pending;
@@ -329,7 +331,8 @@ impl Cloud {
         for entry in fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))? {
             let entry = entry.map_err(CloudError::file(&folder, "read"))?;
             let name = entry.file_name();
-            let is_kept = name.to_str().is_none_or(|name| name.starts_with('.') || kept.iter().any(|known| known == name));
+            let is_kept =
+                name.to_str().is_none_or(|name| name.starts_with('.') || kept.iter().any(|known| known == name));
             if !is_kept {
                 fs::remove_file(entry.path()).map_err(CloudError::file(entry.path(), "removed"))?;
             }

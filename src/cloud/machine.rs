@@ -63,7 +63,9 @@ impl Folder {
     /// Removes it with all that is in it.
     pub fn remove(&self) -> Result<(), CloudError> {
         match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CloudError::file(&self.path, "removed")(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(CloudError::file(&self.path, "removed")(error))
+            }
             _ => Ok(()),
         }
     }
@@ -230,6 +232,11 @@ pub struct Monitor {
 }
 
 impl Monitor {
+    /// The last lines of the guest's console.
+    pub fn console_tail(&self) -> ConsoleTail {
+        self.folder.console_tail()
+    }
+
     /// Waits until the machine is built: the guest runs. The error is why it could not be.
     pub fn wait_started(&mut self) -> Result<(), CloudError> {
         self.status().map(|_| ())

@@ -16,7 +16,7 @@ pub mod registry;
 pub mod resolve;
 pub mod run;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -24,7 +24,8 @@ pub use error::CloudError;
 
 use crate::ec2::id::{Id, Kind, RANDOM_BYTES};
 use crate::host::home::Home;
-use crate::store::Store;
+use crate::store::{InstanceRecord, Store};
+use machine::Monitor;
 
 /// The open data directory.
 #[derive(Debug)]
@@ -58,6 +59,16 @@ impl Cloud {
 /// Now, in seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The error for a guest whose agent took too long.
+pub fn error_not_ready(record: &InstanceRecord, monitor: &Monitor, after: Duration) -> CloudError {
+    CloudError::NotReady {
+        instance: record.id,
+        state: record.state.as_str(),
+        seconds: after.as_secs(),
+        console: monitor.console_tail(),
+    }
 }
 
 /// A new identifier.

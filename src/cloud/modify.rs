@@ -64,7 +64,10 @@ impl Cloud {
             if record.tags.len() > MAX_TAGS {
                 return Err(Ec2Error::Refused {
                     code: ErrorCode::InvalidParameterValue,
-                    what: format!("The instance '{id}' would have {} tags; {MAX_TAGS} are possible.", record.tags.len()),
+                    what: format!(
+                        "The instance '{id}' would have {} tags; {MAX_TAGS} are possible.",
+                        record.tags.len()
+                    ),
                     hint: None,
                 }
                 .into());

@@ -135,8 +135,7 @@ impl Cloud {
     fn has_stray_volumes(&mut self) -> Result<bool, CloudError> {
         let folder = self.home.volumes();
         let entries = fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))?;
-        let names: Vec<String> =
-            entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        let names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
         let known: Vec<String> = self.store.read::<_, StoreError>(|tx| {
             let volumes = tx.list::<crate::store::VolumeRecord>()?.into_iter().map(|volume| volume.file);
             let snapshots = tx.list::<crate::store::SnapshotRecord>()?.into_iter().map(|snapshot| snapshot.file);

@@ -5,8 +5,8 @@ use std::fs;
 use super::error::CloudError;
 use super::image::{Image, ImageError, MANIFEST};
 use super::{Cloud, embedded, now};
-use crate::ec2::id::Image as ImageKind;
 use crate::ec2::id::Id;
+use crate::ec2::id::Image as ImageKind;
 use crate::ec2::{Ec2Error, ImageId};
 use crate::store::{ImageRecord, InstanceRecord, StoreError, Transaction, Visibility};
 

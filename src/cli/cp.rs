@@ -1,0 +1,72 @@
+//! `wisp cp`: files into a guest and out of it.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::bail;
+
+use super::open_cloud;
+use super::output;
+use super::wait::{self, AGENT_TIMEOUT};
+
+/// Copies files and folders into an instance's guest, or out of it. It needs no network and no key.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp cp notes.txt web:/root/        into the guest
+  wisp cp web:/var/log ./logs         out of it, with all that is in it")]
+pub struct Args {
+    /// A path here, or INSTANCE:PATH.
+    #[arg(value_name = "SRC")]
+    source: String,
+
+    /// A path here, or INSTANCE:PATH. An existing folder takes the copy inside it.
+    #[arg(value_name = "DST")]
+    destination: String,
+}
+
+/// `INSTANCE:PATH`; a path with a slash before its colon is one of this host.
+fn in_guest(text: &str) -> Option<(&str, &str)> {
+    text.split_once(':').filter(|(instance, _)| !instance.is_empty() && !instance.contains('/'))
+}
+
+/// Copies.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let mut cloud = open_cloud()?;
+    let spinner = wait::spinner("Copying");
+    let mut copied = 0;
+    let mut progress = |bytes: u64| {
+        copied += bytes;
+        spinner.set_message(format!("Copying: {}", output::bytes(copied)));
+    };
+    let summary = match (in_guest(&args.source), in_guest(&args.destination)) {
+        (None, Some((instance, path))) => {
+            let (_, folder) = cloud.reachable(instance)?;
+            folder.agent(AGENT_TIMEOUT)?.copy_to_guest(Path::new(&args.source), OsStr::new(path), &mut progress)?
+        }
+        (Some((instance, path)), None) => {
+            let (_, folder) = cloud.reachable(instance)?;
+            folder.agent(AGENT_TIMEOUT)?.copy_from_guest(OsStr::new(path), Path::new(&args.destination), &mut progress)?
+        }
+        (None, None) => bail!("neither path is in a guest: write one of them as INSTANCE:PATH"),
+        (Some(_), Some(_)) => bail!("both paths are in guests: copy to this host first, and then to the other guest"),
+    };
+    spinner.finish_and_clear();
+    log::info!("{summary:?}");
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_colon_after_a_slash_is_part_of_a_path() {
+        assert_eq!(in_guest("web:/etc"), Some(("web", "/etc")));
+        assert_eq!(in_guest("web:"), Some(("web", "")));
+        assert_eq!(in_guest("./a:b"), None);
+        assert_eq!(in_guest(":b"), None);
+        assert_eq!(in_guest("plain"), None);
+    }
+}

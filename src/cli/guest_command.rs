@@ -1,0 +1,48 @@
+//! A command, or a shell, in a guest: what `wisp run` and `wisp exec` share.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+
+use super::output;
+use crate::guest::{self, Agent, ExecRequest, ExitStatus, Streams, terminal};
+
+/// How a command in a guest came out.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It ended, or could not be started; the exit code is what a shell would give.
+    Exited(u8),
+    /// A signal that this process got ended the wait for it.
+    Interrupted(u8),
+    /// The guest ended while it ran.
+    GuestGone,
+}
+
+/// Whether a shell is to be used by a person.
+pub fn is_interactive(command: &[OsString]) -> bool {
+    command.is_empty() && std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
+}
+
+/// Runs `command`, or a login shell, with this process's standard streams.
+pub fn run(agent: Agent, command: &[OsString], user: Option<String>) -> anyhow::Result<Outcome> {
+    let argv = if command.is_empty() { vec!["/bin/sh".into(), "-l".into()] } else { command.to_vec() };
+    let terminal = if std::io::stdout().is_terminal() { terminal::request(std::io::stdin()) } else { None };
+    let request = ExecRequest { argv, terminal, user, ..ExecRequest::default() };
+    Ok(match agent.exec(request, Streams::own()) {
+        Ok(status) => Outcome::Exited(exit_code(&status)),
+        Err(guest::Error::GuestGone) => Outcome::GuestGone,
+        Err(error @ guest::Error::CommandNotFound(_)) => Outcome::Exited(complain(error, 127)),
+        Err(error @ guest::Error::NotExecutable(_)) => Outcome::Exited(complain(error, 126)),
+        Err(guest::Error::Interrupted(signal)) => Outcome::Interrupted(exit_code(&ExitStatus::Signaled(signal))),
+        Err(error) => return Err(error.into()),
+    })
+}
+
+fn complain(error: guest::Error, code: u8) -> u8 {
+    output::print_error(&error.into());
+    code
+}
+
+fn exit_code(status: &ExitStatus) -> u8 {
+    // A status has eight bits, and so has a signal's number with 128.
+    (status.exit_code() & 0xff) as u8
+}

@@ -1,0 +1,165 @@
+//! `wisp launch`: instances that outlive the command.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use super::output::{self, Output};
+use super::size::SizeArgs;
+use super::{open_cloud, shapes, wait};
+use crate::cloud::error_not_ready;
+use crate::cloud::launch::{LaunchSpec, Launched};
+use crate::ec2::catalogue;
+use crate::ec2::state::ShutdownBehavior;
+use crate::store::InstanceRecord;
+
+/// The type of an instance of which none was said: the one that EC2 gives away.
+const DEFAULT_TYPE: &str = "t2.micro";
+
+/// Launches instances from an image, and prints their ids.
+///
+/// They run until they are stopped or terminated; `wisp ls` shows them. Either all of them start, or none does.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp launch --name web                          one instance, of type t2.micro
+  wisp launch --count 3 --type t3.nano            three at the same time
+  wisp launch --vcpus 1 --memory 128M             smaller than any type
+  wisp launch --tag team=red --tag stage=test     with tags
+  ID=$(wisp launch) && wisp exec $ID -- uname -a")]
+pub struct Args {
+    /// An image's name or id; `tiny`, which is inside the binary, if left out.
+    #[arg(value_name = "IMAGE")]
+    image: Option<String>,
+
+    #[command(flatten)]
+    size: SizeArgs,
+
+    /// How many instances.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    count: u32,
+
+    /// The value of their Name tag.
+    #[arg(long)]
+    name: Option<String>,
+
+    /// The key pair whose public key the guest gets (see `wisp key`).
+    #[arg(long, value_name = "NAME")]
+    key: Option<String>,
+
+    /// A tag; repeat for more.
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
+    tags: Vec<(String, String)>,
+
+    /// What the guest's own power-off does to the instance: stop or terminate.
+    #[arg(long, value_name = "BEHAVIOR", default_value = "stop")]
+    shutdown_behavior: ShutdownBehavior,
+
+    /// Refuse `wisp terminate` until the protection is taken off.
+    #[arg(long)]
+    termination_protection: bool,
+
+    /// Launch once, however often this command is repeated with this token.
+    #[arg(long, value_name = "TOKEN")]
+    client_token: Option<String>,
+
+    /// Check everything, launch nothing.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Options for the kernel command line, behind the image's.
+    #[arg(long, value_name = "OPTIONS")]
+    cmdline: Option<String>,
+
+    /// What to wait for: none (the machines run), running (the same), or ready (the guests' agents answer).
+    #[arg(long, value_enum, default_value_t = Wait::Ready)]
+    wait: Wait,
+
+    /// How long the guests may take to be ready, in seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: Option<u64>,
+}
+
+/// What a command that starts machines waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Wait {
+    /// Nothing more than that the machines run.
+    None,
+    /// That the machines run.
+    Running,
+    /// That the guests' agents answer.
+    Ready,
+}
+
+/// `KEY=VALUE`.
+pub fn parse_tag(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
+        _ => Err("a tag is KEY=VALUE".into()),
+    }
+}
+
+/// Launches them.
+pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
+    crate::host::probe::kvm_access()?;
+    let size = args.size.of_type(catalogue::find(DEFAULT_TYPE)?)?;
+    let mut tags: BTreeMap<String, String> = args.tags.into_iter().collect();
+    tags.extend(args.name.map(|name| ("Name".to_string(), name)));
+    let spec = LaunchSpec {
+        image: args.image,
+        size,
+        overridden: args.size.overrides(),
+        overcommit: args.size.overcommit,
+        count: args.count,
+        key_name: args.key,
+        user_data: None,
+        tags,
+        shutdown_behavior: args.shutdown_behavior,
+        termination_protection: args.termination_protection,
+        client_token: args.client_token,
+        dry_run: args.dry_run,
+        cmdline: args.cmdline,
+    };
+    let mut cloud = open_cloud()?;
+    let Launched { instances, monitors } = cloud.launch(&spec)?;
+    let all: Vec<&InstanceRecord> = instances.iter().collect();
+    match output {
+        Output::Json => output::print_json(&shapes::reservation(&all))?,
+        Output::Table => {
+            output::print(&instances.iter().map(|record| format!("{}\n", record.id)).collect::<String>())?;
+        }
+    }
+    if args.wait == Wait::Ready {
+        wait_ready(&instances, monitors, wait::boot_timeout(args.timeout))?;
+    }
+    if output == Output::Table {
+        match instances.as_slice() {
+            [only] => output::next(&format!("exec {} -- uname -a", only.name().unwrap_or(&only.id.to_string()))),
+            _ => output::next("ls"),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until every agent is ready. The first guest that ends early, or is too slow, is the error.
+pub fn wait_ready(
+    instances: &[InstanceRecord],
+    monitors: Vec<crate::cloud::machine::Monitor>,
+    timeout: Duration,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + timeout;
+    let total = monitors.len();
+    let spinner =
+        wait::spinner(if total == 1 { "The guest is booting".into() } else { format!("{total} guests are booting") });
+    for (done, (mut monitor, record)) in monitors.into_iter().zip(instances).enumerate() {
+        if total > 1 {
+            spinner.set_message(format!("{} of {total} guests are booting", total - done));
+        }
+        if !monitor.wait_ready(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)))? {
+            spinner.finish_and_clear();
+            return Err(error_not_ready(record, &monitor, timeout).into());
+        }
+    }
+    spinner.finish_and_clear();
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! `wisp ls`: the instances.
+
+use std::process::ExitCode;
+
+use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
+use super::{open_cloud, shapes};
+use crate::cloud::Cloud;
+use crate::ec2::size::approximate_mib;
+use crate::ec2::state::InstanceState;
+use crate::store::InstanceRecord;
+use crate::vmm::timeline::Mark;
+
+/// Lists the instances.
+#[derive(Debug, clap::Args)]
+#[command(
+    visible_alias = "ps",
+    after_help = "\
+Examples:
+  wisp ls                                    all instances
+  wisp ls --output json | jq -r '.Reservations[].Instances[].InstanceId'
+  wisp ls -q --state running                 only the ids of those that run"
+)]
+pub struct Args {
+    /// Only instances in this state; repeat for more.
+    #[arg(long = "state", value_name = "STATE", value_parser = parse_state)]
+    states: Vec<InstanceState>,
+
+    /// Only instances with this tag; repeat for more: all must match.
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = super::launch::parse_tag)]
+    tags: Vec<(String, String)>,
+
+    /// Only their ids.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+fn parse_state(text: &str) -> Result<InstanceState, String> {
+    let known = InstanceState::ALL.iter().find(|state| state.as_str() == text);
+    known.copied().ok_or_else(|| {
+        let names: Vec<&str> = InstanceState::ALL.iter().map(|state| state.as_str()).collect();
+        format!("it is one of {}", names.join(", "))
+    })
+}
+
+/// Prints them.
+pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
+    let mut cloud = open_cloud()?;
+    let mut instances = cloud.all_instances()?;
+    instances.retain(|record| {
+        (args.states.is_empty() || args.states.contains(&record.state))
+            && args.tags.iter().all(|(key, value)| record.tags.get(key) == Some(value))
+    });
+    if output == Output::Json {
+        output::print_json(&shapes::reservations(&instances))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.quiet {
+        output::print(&instances.iter().map(|record| format!("{}\n", record.id)).collect::<String>())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if instances.is_empty() {
+        output::say("No instances.");
+        output::next("launch --name first");
+        return Ok(ExitCode::SUCCESS);
+    }
+    output::print(&render(&cloud, &instances, Screen::stdout()))?;
+    suggest_next(&instances);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn suggest_next(instances: &[InstanceRecord]) {
+    let called = |record: &InstanceRecord| record.name().map_or_else(|| record.id.to_string(), str::to_owned);
+    if let Some(running) = instances.iter().find(|record| record.state == InstanceState::Running) {
+        output::next(&format!("exec {}", called(running)));
+    } else if let Some(stopped) = instances.iter().find(|record| record.state == InstanceState::Stopped) {
+        output::next(&format!("start {}", called(stopped)));
+    } else {
+        output::next("launch");
+    }
+}
+
+fn render(cloud: &Cloud, instances: &[InstanceRecord], screen: Screen) -> String {
+    let columns = [
+        ("Name", Align::Left),
+        ("Instance", Align::Left),
+        ("State", Align::Left),
+        ("Check", Align::Left),
+        ("Type", Align::Left),
+        ("vCPUs", Align::Right),
+        ("Memory", Align::Right),
+        ("Image", Align::Left),
+        ("Launched", Align::Left),
+    ];
+    let mut table = Table::new(screen, &columns);
+    for record in instances {
+        let (state, tone) = state_cell(record);
+        let (check, check_tone) = check_cell(cloud, record);
+        table.row(vec![
+            Cell::new(record.name().unwrap_or("-"), Tone::Strong),
+            Cell::from(record.id.to_string()),
+            Cell::new(state, tone),
+            Cell::new(check, check_tone),
+            Cell::from(format!("{}{}", record.instance_type, if record.overridden { "*" } else { "" })),
+            Cell::from(record.vcpus.to_string()),
+            Cell::from(approximate_mib(record.memory_mib)),
+            Cell::from(record.image_name.clone()),
+            Cell::new(crate::cloud::utc(record.launch_time), Tone::Quiet),
+        ]);
+    }
+    let mut lines = table.lines();
+    if instances.iter().any(|record| record.overridden) {
+        lines.push(screen.paint(Tone::Quiet, "* vCPUs or memory are not the type's"));
+    }
+    lines.join("\n")
+}
+
+/// The state, and whether something broke.
+pub fn state_cell(record: &InstanceRecord) -> (String, Tone) {
+    let failed = record.state_reason.as_ref().is_some_and(|reason| reason.is_failure());
+    match record.state {
+        state @ (InstanceState::Stopped | InstanceState::Terminated) if failed => {
+            (format!("{state} (failed)"), Tone::Bad)
+        }
+        state @ InstanceState::Running => (state.to_string(), Tone::Good),
+        state @ InstanceState::Terminated => (state.to_string(), Tone::Quiet),
+        state @ InstanceState::Stopped => (state.to_string(), Tone::Plain),
+        state => (state.to_string(), Tone::Warning),
+    }
+}
+
+/// EC2's status check: whether the guest is up.
+pub fn check_cell(cloud: &Cloud, record: &InstanceRecord) -> (&'static str, Tone) {
+    if record.state != InstanceState::Running {
+        return ("-", Tone::Quiet);
+    }
+    let status = cloud.folder(record.id).connect().and_then(|mut monitor| monitor.status());
+    match status {
+        Ok(status) if status.timeline.at(Mark::AgentReady).is_some() => ("ok", Tone::Good),
+        Ok(_) => ("initializing", Tone::Warning),
+        Err(_) => ("impaired", Tone::Bad),
+    }
+}

@@ -1,0 +1,62 @@
+//! `wisp modify`: an instance's attributes.
+
+use std::process::ExitCode;
+
+use super::output::{self, Output};
+use super::size::SizeArgs;
+use super::{open_cloud, shapes};
+use crate::cloud::modify::Modification;
+use crate::ec2::catalogue;
+use crate::ec2::state::ShutdownBehavior;
+
+/// Changes an instance: its type while it is stopped, its protection at any time.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp stop web && wisp modify web --type t3.small && wisp start web
+  wisp modify web --termination-protection true
+  wisp modify web --shutdown-behavior terminate")]
+pub struct Args {
+    /// The instance: its id, the beginning of it, or its name.
+    #[arg(value_name = "INSTANCE")]
+    instance: String,
+
+    #[command(flatten)]
+    size: SizeArgs,
+
+    /// What the guest's own power-off does to the instance: stop or terminate.
+    #[arg(long, value_name = "BEHAVIOR")]
+    shutdown_behavior: Option<ShutdownBehavior>,
+
+    /// Whether `wisp terminate` is refused: true or false.
+    #[arg(long, value_name = "BOOL")]
+    termination_protection: Option<bool>,
+}
+
+/// Changes it.
+pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
+    let mut cloud = open_cloud()?;
+    let record = cloud.instance(&args.instance)?;
+    let size = if args.size.is_empty() {
+        None
+    } else {
+        let request = args.size.of_type(catalogue::find(&record.instance_type)?)?;
+        args.size.check(&request)?;
+        Some((request, args.size.overrides()))
+    };
+    let change = Modification {
+        size,
+        user_data: None,
+        shutdown_behavior: args.shutdown_behavior,
+        termination_protection: args.termination_protection,
+    };
+    let record = cloud.modify(record.id, &change)?;
+    match output {
+        Output::Json => output::print_json(&shapes::instance(&record))?,
+        Output::Table => {
+            output::print(&format!("{}  modified", record.id))?;
+            output::next(&format!("show {}", args.instance));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,126 @@
+//! Instances, volumes and images in the shapes of the EC2 API, for `--output json`.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::cloud::lifecycle::StateChange;
+use crate::cloud::timestamp;
+use crate::ec2::state::InstanceState;
+use crate::store::{ImageRecord, InstanceRecord};
+
+/// An account's number, which every owner of a thing has in EC2; there is one account here.
+pub const OWNER: &str = "000000000000";
+
+/// `DescribeInstances`, grouped by reservation.
+pub fn reservations(instances: &[InstanceRecord]) -> Value {
+    let mut groups: Vec<Vec<&InstanceRecord>> = Vec::new();
+    for record in instances {
+        match groups.iter_mut().find(|group| group[0].reservation_id == record.reservation_id) {
+            Some(group) => group.push(record),
+            None => groups.push(vec![record]),
+        }
+    }
+    json!({"Reservations": groups.iter().map(|group| reservation(group)).collect::<Vec<_>>()})
+}
+
+/// `RunInstances`, and one of `DescribeInstances`' reservations.
+pub fn reservation(instances: &[&InstanceRecord]) -> Value {
+    json!({
+        "Groups": [],
+        "Instances": instances.iter().map(|record| instance(record)).collect::<Vec<_>>(),
+        "OwnerId": OWNER,
+        "ReservationId": instances.first().map(|record| record.reservation_id),
+    })
+}
+
+/// `Instance`.
+pub fn instance(record: &InstanceRecord) -> Value {
+    let devices: Vec<Value> = record
+        .block_devices
+        .iter()
+        .map(|device| {
+            json!({
+                "DeviceName": device.device_name,
+                "Ebs": {
+                    "AttachTime": timestamp(device.attach_time),
+                    "DeleteOnTermination": device.delete_on_termination,
+                    "Status": "attached",
+                    "VolumeId": device.volume_id,
+                },
+            })
+        })
+        .collect();
+    let mut value = json!({
+        "AmiLaunchIndex": record.launch_index,
+        "Architecture": "x86_64",
+        "BlockDeviceMappings": devices,
+        "ClientToken": record.client_token.clone().unwrap_or_default(),
+        "CpuOptions": {
+            "CoreCount": record.vcpus / record.threads_per_core,
+            "ThreadsPerCore": record.threads_per_core,
+        },
+        "Hypervisor": "kvm",
+        "ImageId": record.image_id,
+        "InstanceId": record.id,
+        "InstanceType": record.instance_type,
+        "LaunchTime": timestamp(record.launch_time),
+        "RootDeviceName": record.root().map(|root| root.device_name.as_str()),
+        "RootDeviceType": "ebs",
+        "State": state(record.state),
+        "StateTransitionReason": record.state_transition_reason,
+        "Tags": tags(&record.tags),
+        "VirtualizationType": "hvm",
+    });
+    if let Some(name) = &record.key_name {
+        value["KeyName"] = json!(name);
+    }
+    if let Some(reason) = &record.state_reason {
+        value["StateReason"] = json!({"Code": reason.code, "Message": reason.message});
+    }
+    value
+}
+
+/// `InstanceState`.
+pub fn state(state: InstanceState) -> Value {
+    json!({"Code": state.code(), "Name": state.as_str()})
+}
+
+/// `StartingInstances`, `StoppingInstances`, `TerminatingInstances`.
+pub fn state_changes(list: &str, changes: &[StateChange]) -> Value {
+    let change = |change: &StateChange| {
+        json!({
+            "CurrentState": state(change.current),
+            "InstanceId": change.instance,
+            "PreviousState": state(change.previous),
+        })
+    };
+    json!({list: changes.iter().map(change).collect::<Vec<_>>()})
+}
+
+/// A list of tags.
+pub fn tags(tags: &BTreeMap<String, String>) -> Value {
+    tags.iter().map(|(key, value)| json!({"Key": key, "Value": value})).collect()
+}
+
+/// `Image`.
+pub fn image(record: &ImageRecord, devices: Value) -> Value {
+    json!({
+        "Architecture": "x86_64",
+        "BlockDeviceMappings": devices,
+        "CreationDate": timestamp(record.created),
+        "Description": record.description,
+        "Hypervisor": "kvm",
+        "ImageId": record.id,
+        "ImageOwnerAlias": record.owner,
+        "ImageType": "machine",
+        "Name": record.name,
+        "OwnerId": OWNER,
+        "Public": record.visibility == crate::store::Visibility::Public,
+        "RootDeviceName": crate::cloud::launch::ROOT_DEVICE,
+        "RootDeviceType": "ebs",
+        "State": "available",
+        "Tags": tags(&record.tags),
+        "VirtualizationType": "hvm",
+    })
+}

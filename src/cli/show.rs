@@ -1,0 +1,110 @@
+//! `wisp show`: all there is to say about an instance.
+
+use std::process::ExitCode;
+
+use super::ls::{check_cell, state_cell};
+use super::output::{self, Output, Screen, Tone};
+use super::{open_cloud, shapes};
+use crate::cloud::utc;
+use crate::ec2::size::approximate_mib;
+use crate::ec2::state::InstanceState;
+use crate::store::{InstanceRecord, VolumeRecord};
+
+/// Shows all there is to say about an instance.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp show web                 by name
+  wisp show i-0a1b              by the beginning of its id
+  wisp show web --output json   as DescribeInstances prints it")]
+pub struct Args {
+    /// The instance: its id, the beginning of it, or its name.
+    #[arg(value_name = "INSTANCE")]
+    instance: String,
+}
+
+/// Prints it.
+pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
+    let mut cloud = open_cloud()?;
+    let record = cloud.instance(&args.instance)?;
+    if output == Output::Json {
+        output::print_json(&shapes::reservations(std::slice::from_ref(&record)))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let volumes = cloud.volumes_of(&record)?;
+    let screen = Screen::stdout();
+    let (check, tone) = check_cell(&cloud, &record);
+    let mut lines = lines(&record, &volumes, screen);
+    if record.state == InstanceState::Running {
+        lines.insert(2, line(screen, "Check", &screen.paint(tone, check)));
+    }
+    if record.state_reason.as_ref().is_some_and(|reason| reason.is_failure()) {
+        let tail = cloud.folder(record.id).console_tail().to_string();
+        lines.push(line(screen, "Console", tail.trim_start_matches(['.', ';', ' '])));
+    }
+    output::print(&lines.join("\n"))?;
+    match record.state {
+        InstanceState::Running => output::next(&format!("exec {} -- uptime", args.instance)),
+        InstanceState::Stopped => output::next(&format!("start {}", args.instance)),
+        _ => output::next("ls"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn line(screen: Screen, label: &str, text: &str) -> String {
+    format!("{} {text}", screen.paint(Tone::Quiet, &format!("{label:<16}")))
+}
+
+fn lines(record: &InstanceRecord, volumes: &[VolumeRecord], screen: Screen) -> Vec<String> {
+    let line = |label: &str, text: &str| line(screen, label, text);
+    let (state, tone) = state_cell(record);
+    let mut lines = vec![
+        line("Instance", &format!("{}  {}", record.id, screen.paint(Tone::Strong, record.name().unwrap_or("")))),
+        line("State", &screen.paint(tone, &state)),
+    ];
+    if let Some(reason) = &record.state_reason {
+        lines.push(line("State reason", &reason.message));
+    }
+    let cores = record.vcpus / record.threads_per_core;
+    lines.push(line(
+        "Type",
+        &format!(
+            "{}: {} ({}, {}), {}{}",
+            record.instance_type,
+            output::count(record.vcpus as usize, "vCPU"),
+            output::count(cores as usize, "core"),
+            output::count(record.threads_per_core as usize, "thread"),
+            approximate_mib(record.memory_mib),
+            if record.overridden { "; not the type's own figures" } else { "" }
+        ),
+    ));
+    lines.push(line("Image", &format!("{} ({})", record.image_name, record.image_id)));
+    lines.push(line("Launched", &utc(record.launch_time)));
+    for (index, volume) in volumes.iter().enumerate() {
+        let device = record.block_devices.iter().find(|device| device.volume_id == volume.id);
+        let goes = device.is_some_and(|device| device.delete_on_termination);
+        lines.push(line(
+            if index == 0 { "Root volume" } else { "Volume" },
+            &format!(
+                "{}  {}  {}  {}, {} on termination",
+                device.map_or("-", |device| device.device_name.as_str()),
+                volume.id,
+                output::bytes(volume.size),
+                volume.volume_type,
+                if goes { "deleted" } else { "kept" }
+            ),
+        ));
+    }
+    if let Some(key) = &record.key_name {
+        lines.push(line("Key pair", key));
+    }
+    lines.push(line("Power-off", &format!("the guest's own {}s the instance", record.shutdown_behavior.as_str())));
+    if record.termination_protection {
+        lines.push(line("Protection", "terminate is refused"));
+    }
+    for (key, value) in record.tags.iter().filter(|(key, _)| *key != "Name") {
+        lines.push(line("Tag", &format!("{key}={value}")));
+    }
+    lines.push(line("Reservation", &format!("{}, number {}", record.reservation_id, record.launch_index)));
+    lines
+}

@@ -1,0 +1,65 @@
+//! The options that decide an instance's size, for every subcommand that has them.
+
+use crate::ec2::capacity::{self, HostCapacity, Request};
+use crate::ec2::catalogue;
+use crate::ec2::size::MemorySize;
+use crate::ec2::{Ec2Error, InstanceType};
+use crate::host::probe;
+
+/// The type that an override without a type is an override of; every one of its figures is replaced.
+const OVERRIDDEN_TYPE: &str = "t2.nano";
+
+/// A type, or what overrides it.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct SizeArgs {
+    /// An instance type, which decides vCPUs and memory (see `wisp types`).
+    #[arg(long = "type", value_name = "TYPE")]
+    pub instance_type: Option<String>,
+
+    /// vCPUs, in place of the type's.
+    #[arg(long, value_name = "N")]
+    pub vcpus: Option<u32>,
+
+    /// Memory, in place of the type's: 256M, 2G, or a number of MiB.
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<MemorySize>,
+
+    /// Allow more vCPUs than this host has CPUs.
+    #[arg(long)]
+    pub overcommit: bool,
+}
+
+impl SizeArgs {
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        self.instance_type.is_none() && self.vcpus.is_none() && self.memory.is_none()
+    }
+
+    /// Whether vCPUs or memory are not the type's.
+    pub fn overrides(&self) -> bool {
+        self.vcpus.is_some() || self.memory.is_some()
+    }
+
+    /// What was asked for. What is left out is `instance_type`'s.
+    pub fn of_type(&self, instance_type: &'static InstanceType) -> Result<Request, Ec2Error> {
+        let named = self.instance_type.as_deref().map(catalogue::find).transpose()?;
+        Request::new(named.unwrap_or(instance_type), self.vcpus, self.memory)
+    }
+
+    /// What was asked for. What is left out is the type's; without a type it is this number of vCPUs and MiB.
+    pub fn or_else(&self, vcpus: u32, memory_mib: u64) -> Result<Request, Ec2Error> {
+        match &self.instance_type {
+            Some(name) => Request::new(catalogue::find(name)?, self.vcpus, self.memory),
+            None => {
+                let memory = self.memory.or_else(|| MemorySize::from_mib(memory_mib));
+                Request::new(catalogue::find(OVERRIDDEN_TYPE)?, Some(self.vcpus.unwrap_or(vcpus)), memory)
+            }
+        }
+    }
+
+    /// Checks that this host has room for it.
+    pub fn check(&self, request: &Request) -> Result<(), Ec2Error> {
+        let probe::Resources { cpus, memory_mib } = probe::resources();
+        capacity::check(request, HostCapacity { cpus, memory_mib }, self.overcommit)
+    }
+}

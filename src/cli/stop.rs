@@ -1,0 +1,42 @@
+//! `wisp stop`: instances stop running and keep their volumes.
+
+use std::process::ExitCode;
+
+use super::output::{self, Output};
+use super::{open_cloud, print_changes, wait};
+
+/// Stops instances; their volumes stay, and `wisp start` runs them again.
+///
+/// The guest's agent is asked to power off; then, after 60 s (120 s where guest kernels are emulated), ctrl-alt-del is
+/// pressed; then, after 20 s (60 s) more, the machine is forced to stop.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp stop web
+  wisp stop web --force      at once, like pulling the plug")]
+pub struct Args {
+    /// Instances: ids, beginnings of ids, or names.
+    #[arg(value_name = "INSTANCE", required = true)]
+    instances: Vec<String>,
+
+    /// At once, without asking the guest: what it has not written is lost.
+    #[arg(long)]
+    force: bool,
+}
+
+/// Stops them.
+pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
+    let mut cloud = open_cloud()?;
+    let ids: Vec<_> = cloud.instances(&args.instances)?.iter().map(|record| record.id).collect();
+    let ending = cloud.begin_stop(&ids)?;
+    let changes = ending.changes.clone();
+    let spinner = wait::spinner("Stopping");
+    let finished = cloud.finish_stop(ending, args.force);
+    spinner.finish_and_clear();
+    finished?;
+    print_changes("StoppingInstances", &changes, output)?;
+    if output == Output::Table {
+        output::next(&format!("start {}", args.instances[0]));
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,35 @@
+//! `wisp terminate`: instances end for good.
+
+use std::process::ExitCode;
+
+use super::output::{self, Output};
+use super::{open_cloud, print_changes, wait};
+
+/// Terminates instances. Volumes that are not kept go with them; the entries stay visible for an hour.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp terminate web
+  wisp terminate $(wisp ls -q)      all of them")]
+pub struct Args {
+    /// Instances: ids, beginnings of ids, or names.
+    #[arg(value_name = "INSTANCE", required = true)]
+    instances: Vec<String>,
+}
+
+/// Terminates them.
+pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
+    let mut cloud = open_cloud()?;
+    let ids: Vec<_> = cloud.instances(&args.instances)?.iter().map(|record| record.id).collect();
+    let ending = cloud.begin_terminate(&ids)?;
+    let changes = ending.changes.clone();
+    let spinner = wait::spinner("Terminating");
+    let finished = cloud.finish_terminate(ending);
+    spinner.finish_and_clear();
+    finished?;
+    print_changes("TerminatingInstances", &changes, output)?;
+    if output == Output::Table {
+        output::next("ls");
+    }
+    Ok(ExitCode::SUCCESS)
+}
