@@ -16,7 +16,7 @@ fn a_command_s_output_errors_and_exit_code_come_back_apart() {
     assert_memory(&lines[3], 256);
     assert_eq!(lines[4..], ["virtio_rng.0", "8"], "the entropy device");
     assert_eq!(outcome.stderr, "to-errors\n");
-    assert!(wisp.instances().is_empty(), "something was left behind");
+    assert!(wisp.runs().is_empty(), "something was left behind");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use wisp::vmm::control::{ControlClient, Message, Request};
 
 /// The one instance's monitor, asked for its process id.
 fn monitor_pid(wisp: &Wisp) -> u32 {
-    let instances = wisp.instances();
+    let instances = wisp.runs();
     let [folder] = instances.as_slice() else { panic!("not one instance: {instances:?}") };
     let mut control = ControlClient::connect(&folder.join("control.sock")).unwrap();
     control.send(&Request::Status).unwrap();
@@ -25,7 +25,7 @@ fn a_killed_command_takes_its_guest_along() {
     let monitor = monitor_pid(&wisp);
     running.signal(libc::SIGKILL);
     wait_until_gone(monitor);
-    assert!(wisp.instances().is_empty(), "the killed command's instance is still there");
+    assert!(wisp.runs().is_empty(), "the killed command's instance is still there");
 }
 
 #[test]
@@ -42,10 +42,10 @@ fn what_two_killed_processes_left_goes_with_the_next_command() {
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
     wait_until_gone(monitor);
-    assert_eq!(wisp.instances().len(), 1);
+    assert_eq!(wisp.runs().len(), 1);
     let no_kernel = tempfile::NamedTempFile::new().unwrap();
     wisp.run(&["run", "--kernel", no_kernel.path().to_str().unwrap()]).expect_code(1);
-    assert!(wisp.instances().is_empty());
+    assert!(wisp.runs().is_empty());
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn a_killed_monitor_is_told_and_leaves_nothing() {
     assert_eq!(unsafe { libc::kill(monitor as i32, libc::SIGKILL) }, 0);
     let outcome = running.wait().expect_code(1);
     assert!(outcome.stderr.contains("error:"), "{}", outcome.stderr);
-    assert!(wisp.instances().is_empty());
+    assert!(wisp.runs().is_empty());
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn ctrl_alt_del_asks_the_guest_for_an_orderly_end() {
     let wisp = Wisp::new();
     let mut running = wisp.start(&["run", "--", "sh", "-c", "echo up; exec cat"]);
     running.wait_for("up");
-    let mut control = ControlClient::connect(&wisp.instances()[0].join("control.sock")).unwrap();
+    let mut control = ControlClient::connect(&wisp.runs()[0].join("control.sock")).unwrap();
     control.send(&Request::Subscribe).unwrap();
     control.send(&Request::CtrlAltDel).unwrap();
     let end = loop {
@@ -88,7 +88,7 @@ fn a_client_that_never_reads_stalls_only_itself() {
     let wisp = Wisp::new();
     let mut running = wisp.start(&["run", "--", "sh", "-c", "echo up; exec cat"]);
     running.wait_for("up");
-    let socket = wisp.instances()[0].join("vsock.sock");
+    let socket = wisp.runs()[0].join("vsock.sock");
     // A connection to the agent that is never read from or written to after its greeting.
     let mut idle = UnixStream::connect(&socket).unwrap();
     idle.write_all(b"CONNECT 1024\n").unwrap();

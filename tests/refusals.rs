@@ -15,7 +15,7 @@ fn refuses(args: &[&str], words: &[&str]) {
         assert!(outcome.stderr.contains(word), "{word:?} is not in: {}", outcome.stderr);
     }
     assert_eq!(outcome.text(), "");
-    assert!(wisp.instances().is_empty());
+    assert!(wisp.runs().is_empty());
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn run_code(code: &[u8]) -> common::Outcome {
     fs::write(&kernel, kernel_of(code)).unwrap();
     let wisp = Wisp::new();
     let outcome = wisp.run(&["run", "--kernel", kernel.to_str().unwrap(), "--", "true"]).expect_code(1);
-    assert!(wisp.instances().is_empty());
+    assert!(wisp.runs().is_empty());
     outcome
 }
 

@@ -47,7 +47,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         (Some((instance, path)), None) => {
             let (_, folder) = cloud.reachable(instance)?;
-            folder.agent(AGENT_TIMEOUT)?.copy_from_guest(OsStr::new(path), Path::new(&args.destination), &mut progress)?
+            folder.agent(AGENT_TIMEOUT)?.copy_from_guest(
+                OsStr::new(path),
+                Path::new(&args.destination),
+                &mut progress,
+            )?
         }
         (None, None) => bail!("neither path is in a guest: write one of them as INSTANCE:PATH"),
         (Some(_), Some(_)) => bail!("both paths are in guests: copy to this host first, and then to the other guest"),

@@ -129,7 +129,8 @@ fn build_and_run(folder: &Path, surroundings: Surroundings, owned: bool) -> anyh
 fn clear_leftovers(folder: &Path, config: &MachineConfig) -> std::io::Result<()> {
     EndRecord::clear(folder)?;
     let vsock = config.vsock.as_ref().map(|vsock| vsock.path.clone());
-    for socket in std::iter::once(folder.join(control::SOCKET)).chain(vsock) {
+    let control = folder.join(control::SOCKET);
+    for socket in [control.with_extension("new"), control].into_iter().chain(vsock) {
         match fs::remove_file(&socket) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -253,21 +253,26 @@ impl Cloud {
         self.settle_terminated(id, reason)
     }
 
-    /// Reboots a running instance: the guest restarts, the instance keeps its identity, volumes and size.
-    pub fn reboot(&mut self, id: InstanceId) -> Result<(), CloudError> {
+    /// Reboots a running instance: the guest restarts, the instance keeps its identity, volumes and size. Returns a
+    /// connection to its new machine when that has started.
+    pub fn reboot(&mut self, id: InstanceId) -> Result<Monitor, CloudError> {
         let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
         Action::Reboot.allowed(id, record.state)?;
         let folder = self.folder(id);
-        let asked = folder.agent(AGENT_TIMEOUT).and_then(|agent| {
-            agent.shutdown(true, AGENT_TIMEOUT).map_err(|source| CloudError::Guest { instance: id, source })
-        });
-        match asked {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                log::info!("{id}: the agent does not reboot it ({error}); pressing ctrl-alt-del");
-                folder.connect()?.demand(&control::Request::CtrlAltDel)
-            }
-        }
+        let timeout = SHUTDOWN_TIMEOUTS[usize::from(probe::is_software_kvm())];
+        let restarted = folder.connect_after_reboot(timeout, || {
+            let asked = folder.agent(AGENT_TIMEOUT).and_then(|agent| {
+                agent.shutdown(true, AGENT_TIMEOUT).map_err(|source| CloudError::Guest { instance: id, source })
+            });
+            let Err(error) = asked else { return Ok(()) };
+            log::info!("{id}: the agent does not reboot it ({error}); pressing ctrl-alt-del");
+            folder.connect()?.demand(&control::Request::CtrlAltDel)
+        })?;
+        restarted.ok_or_else(|| {
+            let what = format!("{id} did not reboot within {} s; it may do so yet.", timeout.as_secs());
+            let hint = Some(format!("`wisp stop {id}` and `wisp start {id}` restart it in any case."));
+            Ec2Error::Refused { code: ErrorCode::IncorrectInstanceState, what, hint }.into()
+        })
     }
 
     /// The instance has stopped: its volumes stay attached, its instance-store disks are gone.

@@ -10,7 +10,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FlockOperation, flock, inotify};
 
 use super::error::CloudError;
 use super::image::Image;
@@ -135,6 +136,41 @@ impl Folder {
     pub fn connect(&self) -> Result<Monitor, CloudError> {
         let client = ControlClient::connect(&self.path.join(SOCKET)).map_err(self.control_error())?;
         Ok(Monitor { folder: self.clone(), client, ready: false, ended: None })
+    }
+
+    /// Does `request`, upon which the guest is to reboot, and waits at most for `timeout` until its machine has started
+    /// anew; returns a connection to it, or none in that time.
+    pub fn connect_after_reboot(
+        &self,
+        timeout: Duration,
+        request: impl FnOnce() -> Result<(), CloudError>,
+    ) -> Result<Option<Monitor>, CloudError> {
+        let failed = || CloudError::file(&self.path, "watched");
+        let deadline = Instant::now() + timeout;
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC).map_err(io::Error::from).map_err(failed())?;
+        // The control socket of the new machine is moved to its name.
+        inotify::add_watch(&watch, &self.path, inotify::WatchFlags::MOVED_TO)
+            .map_err(io::Error::from)
+            .map_err(failed())?;
+        request()?;
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&left)) {
+                Ok(0) => return Ok(None),
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(failed()(error.into())),
+            }
+            let mut events = inotify::Reader::new(&watch, &mut buffer);
+            let event = events.next().map_err(io::Error::from).map_err(failed())?;
+            if event.file_name().is_some_and(|name| name.to_bytes() == SOCKET.as_bytes()) {
+                let mut monitor = self.connect()?;
+                monitor.subscribe()?;
+                return Ok(Some(monitor));
+            }
+        }
     }
 
     fn control_error(&self) -> impl Fn(ClientError) -> CloudError {

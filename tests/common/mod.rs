@@ -84,10 +84,32 @@ impl Wisp {
         wisp::cloud::embedded::unpacked(&wisp::host::home::Home::at(self.home()).unwrap()).unwrap()
     }
 
+    /// The folders of machines that `wisp run` started.
+    pub fn runs(&self) -> Vec<PathBuf> {
+        self.folders("runs")
+    }
+
     /// The folders of instances that are there.
     pub fn instances(&self) -> Vec<PathBuf> {
-        let Ok(entries) = fs::read_dir(self.home().join("instances")) else { return Vec::new() };
+        self.folders("instances")
+    }
+
+    fn folders(&self, name: &str) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(self.home().join(name)) else { return Vec::new() };
         entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()
+    }
+}
+
+impl Drop for Wisp {
+    /// Ends every machine that the test left running. Monitors that nobody can reach hold no lock in this folder.
+    fn drop(&mut self) {
+        use wisp::vmm::control::{ControlClient, Request};
+        for folder in self.instances() {
+            let Ok(mut control) = ControlClient::connect(&folder.join("control.sock")) else { continue };
+            let _ = control.send(&Request::Kill { by: "the end of a test".into() });
+            // It closes the connection when it has ended.
+            while control.receive(Some(DEADLINE)).is_ok() {}
+        }
     }
 }
 

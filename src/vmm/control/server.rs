@@ -41,11 +41,13 @@ pub(in crate::vmm) struct Incoming {
 }
 
 impl ControlServer {
-    /// Makes the socket at `path`.
+    /// Makes the socket at `path`. It listens before it has its name: whoever sees it can connect.
     pub fn bind(path: &Path) -> Result<ControlServer, ControlError> {
         let failed = |source| ControlError::Listen { path: path.to_path_buf(), source };
-        let listener = UnixListener::bind(path).map_err(failed)?;
+        let unnamed = path.with_extension("new");
+        let listener = UnixListener::bind(&unnamed).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
+        std::fs::rename(&unnamed, path).map_err(failed)?;
         Ok(ControlServer { listener, clients: HashMap::new() })
     }
 

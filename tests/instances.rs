@@ -1,0 +1,204 @@
+//! Instances: what EC2 promises of their life, over real guests.
+
+mod common;
+
+use common::{Outcome, Wisp, wait_until_gone};
+use serde_json::Value;
+use wisp::vmm::control::{ControlClient, Message, Request};
+
+/// Smaller than any type: boots soonest.
+const SMALL: [&str; 4] = ["--vcpus", "1", "--memory", "192M"];
+
+fn launch(wisp: &Wisp, more: &[&str]) -> Outcome {
+    wisp.run(&[&["launch"], &SMALL[..], more].concat())
+}
+
+fn json(wisp: &Wisp, args: &[&str]) -> Value {
+    let outcome = wisp.run(&[args, &["--output", "json"]].concat()).expect_code(0);
+    serde_json::from_slice(&outcome.stdout).unwrap()
+}
+
+fn instances(wisp: &Wisp) -> Vec<Value> {
+    let listing = json(wisp, &["ls"]);
+    let groups = listing["Reservations"].as_array().unwrap();
+    groups.iter().flat_map(|group| group["Instances"].as_array().unwrap().clone()).collect()
+}
+
+fn state(wisp: &Wisp, instance: &str) -> String {
+    let shown = json(wisp, &["show", instance]);
+    shown["Reservations"][0]["Instances"][0]["State"]["Name"].as_str().unwrap().to_string()
+}
+
+fn reason(wisp: &Wisp, instance: &str) -> String {
+    let shown = json(wisp, &["show", instance]);
+    shown["Reservations"][0]["Instances"][0]["StateReason"]["Code"].as_str().unwrap().to_string()
+}
+
+#[track_caller]
+fn exec(wisp: &Wisp, instance: &str, script: &str) -> String {
+    wisp.run(&["exec", instance, "--", "sh", "-c", script]).expect_code(0).text().trim().to_string()
+}
+
+/// The process id of an instance's monitor.
+fn monitor(wisp: &Wisp, id: &str) -> u32 {
+    let mut control = ControlClient::connect(&wisp.home().join("instances").join(id).join("control.sock")).unwrap();
+    control.send(&Request::Status).unwrap();
+    match control.receive(Some(common::DEADLINE)).unwrap() {
+        Message::Status(status) => status.pid,
+        other => panic!("not a status: {other:?}"),
+    }
+}
+
+fn kill(pid: u32) {
+    // SAFETY: the monitor has just answered; it is this test's own.
+    assert_eq!(unsafe { libc::kill(pid as i32, libc::SIGKILL) }, 0);
+    wait_until_gone(pid);
+}
+
+#[test]
+fn an_instance_lives_as_in_ec2() {
+    let wisp = Wisp::new();
+    let token = ["--name", "web", "--client-token", "one", "--tag", "team=red"];
+    let id = launch(&wisp, &token).expect_code(0).text().trim().to_string();
+
+    // The same token is the same launch; with other parameters it is an error.
+    assert_eq!(launch(&wisp, &token).expect_code(0).text().trim(), id);
+    let other = launch(&wisp, &["--name", "db", "--client-token", "one"]).expect_code(1);
+    assert!(other.stderr.contains("IdempotentParameterMismatch"), "{}", other.stderr);
+
+    let all = instances(&wisp);
+    assert_eq!(all.len(), 1);
+    assert_eq!(all[0]["InstanceId"], id.as_str());
+    assert_eq!(all[0]["State"]["Code"], 16);
+    assert_eq!(all[0]["Tags"][1]["Value"], "red");
+
+    // Files get in and out; the guest's disk is the instance's own.
+    let folder = tempfile::tempdir().unwrap();
+    let (sent, back) = (folder.path().join("sent"), folder.path().join("back"));
+    std::fs::write(&sent, common::noise(100_000)).unwrap();
+    wisp.run(&["cp", sent.to_str().unwrap(), "web:/root/data"]).expect_code(0);
+    wisp.run(&["cp", "web:/root/data", back.to_str().unwrap()]).expect_code(0);
+    assert_eq!(std::fs::read(&back).unwrap(), common::noise(100_000));
+    let too_early = wisp.run(&["modify", "web", "--vcpus", "2", "--memory", "192M"]).expect_code(1);
+    assert!(too_early.stderr.contains("IncorrectInstanceState"), "{}", too_early.stderr);
+
+    // Stopped, it keeps its disk and takes another size.
+    wisp.run(&["stop", "web"]).expect_code(0);
+    assert_eq!(state(&wisp, "web"), "stopped");
+    assert_eq!(reason(&wisp, "web"), "Client.UserInitiatedShutdown");
+    let unreachable = wisp.run(&["exec", "web", "--", "true"]).expect_code(1);
+    assert!(unreachable.stderr.contains("IncorrectInstanceState"), "{}", unreachable.stderr);
+    wisp.run(&["modify", "web", "--vcpus", "2", "--memory", "256M"]).expect_code(0);
+    wisp.run(&["start", "web"]).expect_code(0);
+    let seen = exec(&wisp, "web", "sha256sum /root/data | cut -c1-64; nproc");
+    assert_eq!(seen, format!("{}\n2", common::sha256(&common::noise(100_000))));
+
+    // A reboot keeps all of it.
+    let boot = exec(&wisp, "web", "cat /proc/sys/kernel/random/boot_id");
+    wisp.run(&["reboot", "web"]).expect_code(0);
+    assert_ne!(exec(&wisp, "web", "cat /proc/sys/kernel/random/boot_id"), boot);
+    assert_eq!(exec(&wisp, "web", "wc -c < /root/data"), "100000");
+    assert_eq!(instances(&wisp)[0]["InstanceId"], id.as_str());
+
+    // Protected, it cannot be terminated; then it can, and nothing of it is left but its entry.
+    wisp.run(&["modify", "web", "--termination-protection", "true"]).expect_code(0);
+    let protected = wisp.run(&["terminate", "web"]).expect_code(1);
+    assert!(protected.stderr.contains("OperationNotPermitted"), "{}", protected.stderr);
+    wisp.run(&["modify", "web", "--termination-protection", "false"]).expect_code(0);
+    wisp.run(&["terminate", "web"]).expect_code(0);
+    assert_eq!(state(&wisp, &id), "terminated");
+    assert!(wisp.instances().is_empty());
+    assert_eq!(files(&wisp, "volumes"), Vec::<String>::new());
+}
+
+/// The files in a folder of the data directory, but for locks.
+fn files(wisp: &Wisp, folder: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(wisp.home().join(folder)).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| !name.starts_with('.')).collect()
+}
+
+#[test]
+fn ends_that_nobody_asked_for_are_told_apart() {
+    let wisp = Wisp::new();
+    let launched = launch(&wisp, &["--count", "3", "--shutdown-behavior", "terminate"]).expect_code(0).text();
+    let ids: Vec<&str> = launched.lines().collect();
+    assert_eq!(ids.len(), 3);
+    let names: Vec<String> = ids.iter().map(|id| exec(&wisp, id, "hostname")).collect();
+    assert!(names[0] != names[1] && names[1] != names[2], "{names:?}");
+
+    // A monitor that is killed: what the guest had synced is there when it starts again.
+    exec(&wisp, ids[0], "echo kept > /root/file; sync");
+    kill(monitor(&wisp, ids[0]));
+    let first = wisp.run(&["ls"]).expect_code(0);
+    assert!(first.stderr.contains(ids[0]) && first.stderr.contains("was killed"), "{}", first.stderr);
+    let second = wisp.run(&["ls"]).expect_code(0);
+    assert!(!second.stderr.contains("was killed"), "it is said once: {}", second.stderr);
+    assert_eq!(reason(&wisp, ids[0]), "Server.InternalError");
+    wisp.run(&["start", ids[0]]).expect_code(0);
+    assert_eq!(exec(&wisp, ids[0], "cat /root/file"), "kept");
+
+    // A guest's kernel that panics: stopped, failed, and its last words.
+    wisp.run(&["exec", ids[1], "--", "sh", "-c", "echo c > /proc/sysrq-trigger"]);
+    wait_until_state(&wisp, ids[1], "stopped");
+    assert_eq!(reason(&wisp, ids[1]), "Server.InternalError");
+    let shown = wisp.run(&["show", ids[1]]).expect_code(0).text();
+    assert!(shown.contains("stopped (failed)") && shown.contains("sysrq triggered crash"), "{shown}");
+    let console = wisp.run(&["console", ids[1]]).expect_code(0).text();
+    assert!(console.contains("Kernel panic"), "{console}");
+
+    // A guest that powers itself off, with the shutdown behaviour "terminate".
+    wisp.run(&["exec", ids[2], "--", "poweroff"]);
+    wait_until_state(&wisp, ids[2], "terminated");
+    assert_eq!(reason(&wisp, ids[2]), "Client.InstanceInitiatedShutdown");
+}
+
+/// Waits for the machine of an instance to end, and looks what became of it.
+#[track_caller]
+fn wait_until_state(wisp: &Wisp, id: &str, expected: &str) {
+    let folder = wisp.home().join("instances").join(id);
+    if let Ok(mut control) = ControlClient::connect(&folder.join("control.sock")) {
+        let _ = control.send(&Request::Subscribe);
+        while control.receive(Some(common::DEADLINE)).is_ok() {}
+    }
+    // The process is gone when its lock is free.
+    if let Ok(lock) = std::fs::File::open(folder.join("lock")) {
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockShared).unwrap();
+    }
+    assert_eq!(state(wisp, id), expected);
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_ec2_s_codes() {
+    let wisp = Wisp::new();
+    for (args, code) in [
+        (&["show", "i-0123456789abcdef0"][..], "InvalidInstanceID.NotFound"),
+        (&["stop", "nobody"], "InvalidInstanceID.NotFound"),
+        (&["launch", "ami-0123456789abcdef0"], "InvalidAMIID.NotFound"),
+        (&["launch", "--type", "t9.huge"], "InvalidParameterValue"),
+        (&["launch", "--count", "0"], "InvalidParameterValue"),
+        (&["launch", "--key", "none"], "InvalidKeyPair.NotFound"),
+        (&["launch", "--dry-run"], "DryRunOperation"),
+        (&["launch", "--memory", "8T", "--vcpus", "1"], "InsufficientInstanceCapacity"),
+    ] {
+        let outcome = wisp.run(args).expect_code(1);
+        assert!(outcome.stderr.contains(code), "{args:?}: {}", outcome.stderr);
+    }
+    assert_eq!(instances(&wisp), Vec::<Value>::new());
+}
+
+#[test]
+fn two_commands_at_the_same_time_do_not_collide() {
+    let wisp = Wisp::new();
+    let id = launch(&wisp, &["--name", "busy"]).expect_code(0).text().trim().to_string();
+    let stops: Vec<_> = (0..3).map(|_| wisp.start(&["stop", "busy"])).collect();
+    for stop in stops {
+        stop.wait().expect_code(0);
+    }
+    assert_eq!(state(&wisp, "busy"), "stopped");
+    let ends: Vec<_> = (0..2).map(|_| wisp.start(&["terminate", &id])).collect();
+    for end in ends {
+        end.wait().expect_code(0);
+    }
+    assert_eq!(state(&wisp, &id), "terminated");
+}
