@@ -297,7 +297,8 @@ impl Cloud {
     fn start_all(&mut self, prepared: Vec<Prepared>, image: &Image) -> Result<Vec<Monitor>, CloudError> {
         let mut monitors = Vec::new();
         for Prepared { record, volumes, folder, lock } in prepared {
-            let config = folder.config(&self.home, &record, image, &volumes)?;
+            let seed = self.write_seed(&folder, &record, &image.manifest.default_user)?;
+            let config = folder.config(&self.home, &record, image, &volumes, seed)?;
             monitors.push(folder.spawn(&config, lock)?);
         }
         monitors.iter_mut().try_for_each(Monitor::wait_started)?;

@@ -141,7 +141,8 @@ impl Cloud {
     fn start_machine(&mut self, record: &InstanceRecord, folder: &Folder, lock: File) -> Result<Monitor, CloudError> {
         let image = self.open_image(record.image_id)?;
         let volumes = self.volumes_of(record)?;
-        let config = folder.config(&self.home, record, &image, &volumes)?;
+        let seed = self.write_seed(folder, record, &image.manifest.default_user)?;
+        let config = folder.config(&self.home, record, &image, &volumes, seed)?;
         let mut monitor = folder.spawn(&config, lock)?;
         monitor.wait_started()?;
         Ok(monitor)

@@ -200,19 +200,23 @@ impl Folder {
         record: &InstanceRecord,
         image: &Image,
         volumes: &[VolumeRecord],
+        seed: Option<PathBuf>,
     ) -> Result<MachineConfig, CloudError> {
         let (mut kernel, _) = image_machine(image);
         if let Some(options) = &record.cmdline {
             kernel.cmdline = format!("{} {options}", kernel.cmdline).trim().to_string();
         }
         kernel.cmdline.push_str(&format!(" wisp.hostname={}", hostname(&record.id)));
+        if seed.is_some() {
+            kernel.cmdline.push_str(" wisp.seed");
+        }
         let mut disks: Vec<DiskConfig> = volumes.iter().map(|volume| volume_disk(home, volume)).collect();
         if let Some(root) = disks.first_mut() {
             root.root = true;
         }
         disks.extend(self.instance_store(record)?);
         let cpus = CpuConfig { count: record.vcpus, threads_per_core: record.threads_per_core };
-        let vsock = Some(VsockConfig { cid: GUEST_CID, path: self.path.join(VSOCK) });
+        let vsock = Some(VsockConfig { cid: GUEST_CID, path: self.path.join(VSOCK), seed });
         Ok(MachineConfig { cpus, memory_mib: record.memory_mib, kernel, disks, vsock })
     }
 

@@ -15,6 +15,7 @@ pub mod reconcile;
 pub mod registry;
 pub mod resolve;
 pub mod run;
+mod seed;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -170,7 +170,7 @@ impl RunSpec {
         } else if kernel.initrd.is_none() && !names_root(&kernel.cmdline) && !disks.is_empty() {
             disks[0].root = true;
         }
-        let vsock = Some(VsockConfig { cid: GUEST_CID, path: folder.join(VSOCK) });
+        let vsock = Some(VsockConfig { cid: GUEST_CID, path: folder.join(VSOCK), seed: None });
         MachineConfig { cpus: self.cpus, memory_mib: self.memory_mib, kernel, disks, vsock }
     }
 }

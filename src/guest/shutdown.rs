@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use wisp_agent::protocol::{Facts, ProtocolError, ToGuest, ToHost};
+use wisp_agent::protocol::{Facts, ProtocolError, ToGuest, ToHost, UserDataStatus};
 
 use super::{Agent, Error};
 
@@ -42,6 +42,17 @@ impl Agent {
     /// [`Error::TimedOut`], or what ended the connection.
     pub fn shutdown(self, reboot: bool, timeout: Duration) -> Result<(), Error> {
         self.demand(&ToGuest::Shutdown { reboot }, timeout)
+    }
+
+    /// How far the guest's user data is.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`], or what ended the connection.
+    pub fn user_data(mut self, timeout: Duration) -> Result<UserDataStatus, Error> {
+        match self.ask(&ToGuest::UserData, timeout)? {
+            ToHost::UserData(status) => Ok(status),
+            _ => Err(ProtocolError::Unexpected("it does not answer the request").into()),
+        }
     }
 
     fn demand(mut self, request: &ToGuest<'_>, timeout: Duration) -> Result<(), Error> {

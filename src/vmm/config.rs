@@ -119,6 +119,10 @@ pub struct VsockConfig {
     pub cid: u32,
     /// The Unix socket on which the host reaches the guest; the guest reaches the host at `<path>_<port>`.
     pub path: PathBuf,
+    /// A file that a guest reads when it connects to port [`wisp_agent::seed::SEED_PORT`] of the host: what it is told
+    /// at its first boot.
+    #[serde(default)]
+    pub seed: Option<PathBuf>,
 }
 
 /// Why a configuration cannot make a machine.
@@ -236,7 +240,7 @@ mod tests {
     #[test]
     fn reserved_context_ids_are_refused() {
         let mut config = config();
-        config.vsock = Some(VsockConfig { cid: 2, path: "v.sock".into() });
+        config.vsock = Some(VsockConfig { cid: 2, path: "v.sock".into(), seed: None });
         assert_eq!(config.validate(), Err(ConfigError::Cid(2)));
     }
 }

@@ -4,6 +4,7 @@
 //!   client (`wisp::guest`) and the agent speak through it.
 //! - [`tree`]: files and directories as a stream of entries, read at one end and written at the other.
 //! - [`agent`]: the guest's end: serves connections, runs commands.
+//! - [`seed`]: what the host tells a new instance.
 //! - [`poll`]: a typed `poll(2)`, which both ends wait with.
 //!
 //! The binary `wisp-init` of this package is the guest's first process; it calls [`agent`].
@@ -12,6 +13,7 @@
 pub mod agent;
 pub mod poll;
 pub mod protocol;
+pub mod seed;
 pub mod tree;
 
 /// The vsock port the agent listens on in the guest.

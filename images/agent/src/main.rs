@@ -74,7 +74,10 @@ fn run_as_agent() -> libc::c_int {
             if let Some(timer) = BootTimer::open() {
                 timer.mark(MARK_AGENT_READY);
             }
-            serve::run(Box::leak(Box::new(Agent::new(false))), Some(&listener), None)
+            let agent: &'static Agent = Box::leak(Box::new(Agent::new(false)));
+            // Without a thread for it the guest goes without keys and user data, and can still be reached.
+            let _ = std::thread::Builder::new().name("seed".into()).spawn(|| agent.apply_seed());
+            serve::run(agent, Some(&listener), None)
         }
         Err(error) => {
             eprintln!("wisp-init: cannot listen on vsock port {AGENT_PORT}: {error}");

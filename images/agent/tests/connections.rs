@@ -20,7 +20,7 @@ fn speak(bytes: &[u8]) -> Result<(), ProtocolError> {
 #[test]
 fn malformed_frames_end_their_connection_and_no_other() {
     let mut other = Host::exec(command(&["cat"]));
-    let hello = [1, 0, 0, 0, 1];
+    let hello = [1, 0, 0, 0, VERSION as u8];
 
     assert!(matches!(speak(b"GET / HTTP/1.1\r\n\r\n"), Err(ProtocolError::TooLong { .. })));
     assert!(matches!(speak(&[0xff; 64]), Err(ProtocolError::TooLong { .. })));

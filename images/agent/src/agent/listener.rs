@@ -24,15 +24,9 @@ impl Listener {
     /// # Errors
     /// `EAFNOSUPPORT` where the kernel has no vsock; `EADDRINUSE` where an agent runs already.
     pub fn bind() -> io::Result<Self> {
-        // SAFETY: a call without pointers.
-        let fd = check(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
-        // SAFETY: the descriptor is new and nobody else's.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: all zeroes is a valid address.
-        let mut address: libc::sockaddr_vm = unsafe { MaybeUninit::zeroed().assume_init() };
-        address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
-        address.svm_cid = libc::VMADDR_CID_ANY;
-        address.svm_port = AGENT_PORT;
+        let socket = new_socket()?;
+        let fd = socket.as_raw_fd();
+        let address = address(libc::VMADDR_CID_ANY, AGENT_PORT);
         // SAFETY: the address is a whole `sockaddr_vm`, and its length is given.
         check(unsafe {
             libc::bind(fd, (&raw const address).cast(), size_of::<libc::sockaddr_vm>() as libc::socklen_t)
@@ -66,6 +60,40 @@ impl Listener {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Connects to a vsock port of the host.
+///
+/// # Errors
+/// `ECONNRESET` where the host offers nothing on that port.
+pub fn connect_to_host(port: u32) -> io::Result<OwnedFd> {
+    let socket = new_socket()?;
+    let address = address(libc::VMADDR_CID_HOST, port);
+    // SAFETY: the address is a whole `sockaddr_vm`, and its length is given.
+    check(unsafe {
+        libc::connect(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_vm>() as libc::socklen_t,
+        )
+    })?;
+    Ok(socket)
+}
+
+fn new_socket() -> io::Result<OwnedFd> {
+    // SAFETY: a call without pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn address(cid: u32, port: u32) -> libc::sockaddr_vm {
+    // SAFETY: all zeroes is a valid address.
+    let mut address: libc::sockaddr_vm = unsafe { MaybeUninit::zeroed().assume_init() };
+    address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+    address.svm_cid = cid;
+    address.svm_port = port;
+    address
 }
 
 impl AsFd for Listener {

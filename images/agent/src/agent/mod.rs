@@ -7,6 +7,7 @@
 mod children;
 mod environment;
 mod exec;
+mod first_boot;
 mod listener;
 mod spawn;
 mod start;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 pub use children::{Child, Children};
 pub use environment::{PATH, for_user as environment_for};
+use first_boot::UserData;
 pub use listener::Listener;
 pub use spawn::{Program, Stdio, spawn};
 pub use users::User;
@@ -31,6 +33,7 @@ use crate::tree::{self, Entry, TreeError, TreeWriter};
 pub struct Agent {
     /// The commands that run, and who takes their exit status.
     pub children: Children,
+    user_data: UserData,
     is_init: bool,
 }
 
@@ -39,7 +42,12 @@ impl Agent {
     /// is asked, by its signals, to stop the guest.
     #[must_use]
     pub fn new(is_init: bool) -> Self {
-        Self { children: Children::new(is_init), is_init }
+        Self { children: Children::new(is_init), user_data: UserData::default(), is_init }
+    }
+
+    /// Applies what the host tells a new instance, if it tells anything; returns when its user data has run.
+    pub fn apply_seed(&self) {
+        first_boot::apply_seed(&self.children, &self.user_data);
     }
 
     /// Serves one connection to its end.
@@ -84,6 +92,7 @@ impl Agent {
                 system::shut_down(&self.children, self.is_init, reboot);
                 Ok(())
             }
+            ToGuest::UserData => connection.writer.send(&ToHost::UserData(self.user_data.status())),
             ToGuest::Stdin(_)
             | ToGuest::StdinEnd
             | ToGuest::Resize(_)

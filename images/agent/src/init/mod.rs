@@ -50,11 +50,17 @@ pub fn run() -> ! {
     if let Err(errno) = network::bring_up_loopback() {
         eprintln!("wisp-init: cannot bring up lo: {errno}");
     }
-    let agent = Box::leak(Box::new(Agent::new(true)));
+    let agent: &'static Agent = Box::leak(Box::new(Agent::new(true)));
     if command_line.console_shell {
         console::keep_shell(agent);
     }
     announce(&listener);
+    if command_line.seed {
+        let applying = std::thread::Builder::new().name("seed".into()).spawn(|| agent.apply_seed());
+        if let Err(error) = applying {
+            eprintln!("wisp-init: no thread for the seed: {error}");
+        }
+    }
 
     match signals {
         Ok(mut signals) => {

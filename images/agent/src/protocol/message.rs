@@ -54,6 +54,8 @@ pub enum ToGuest<'a> {
         /// Start it again.
         reboot: bool,
     },
+    /// How far is the user data? Answered by [`ToHost::UserData`].
+    UserData,
 }
 
 /// What the guest says.
@@ -88,6 +90,47 @@ pub enum ToHost<'a> {
     Done,
     /// The request failed: a sentence that names what it failed on.
     Failed(String),
+    /// How far the user data is.
+    UserData(UserDataStatus),
+}
+
+/// How far the user data is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserDataStatus {
+    /// Its state.
+    pub state: UserDataState,
+    /// Its exit code, as a shell would give it, once it has one.
+    pub exit: Option<i32>,
+}
+
+/// The states of user data.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UserDataState {
+    /// There is none.
+    #[default]
+    None,
+    /// It is no script: it was only stored.
+    Stored,
+    /// The script runs.
+    Running,
+    /// The script ended with success.
+    Finished,
+    /// The script ended otherwise, could not be run, or did not end before the machine did.
+    Failed,
+}
+
+impl UserDataState {
+    /// Its name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Stored => "stored",
+            Self::Running => "running",
+            Self::Finished => "finished",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// A command to run.

@@ -46,8 +46,7 @@ pub enum VsockError {
 /// The device.
 #[derive(Debug)]
 pub struct Vsock {
-    cid: u32,
-    path: PathBuf,
+    config: VsockConfig,
     listener: UnixListener,
     worker: Option<Worker>,
 }
@@ -58,7 +57,7 @@ impl Vsock {
         let failed = |source| VsockError::Listen { path: config.path.clone(), source };
         let listener = UnixListener::bind(&config.path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Vsock { cid: config.cid, path: config.path.clone(), listener, worker: None })
+        Ok(Vsock { config: config.clone(), listener, worker: None })
     }
 }
 
@@ -66,7 +65,7 @@ impl Drop for Vsock {
     fn drop(&mut self) {
         self.worker = None;
         // It may be gone with its folder.
-        let _ = std::fs::remove_file(&self.path);
+        let _ = std::fs::remove_file(&self.config.path);
     }
 }
 
@@ -84,15 +83,15 @@ impl VirtioDevice for Vsock {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&u64::from(self.cid).to_le_bytes(), offset, data);
+        read_config_bytes(&u64::from(self.config.cid).to_le_bytes(), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let failed = |source| ActivateError { device: "vsock", source };
         let listener: OwnedFd = self.listener.try_clone().map_err(failed)?.into();
-        let (cid, path) = (u64::from(self.cid), self.path.clone());
+        let config = self.config.clone();
         let worker = Worker::spawn("vsock", move |wakeups| {
-            Service::new(cid, path, UnixListener::from(listener), activation, wakeups).run();
+            Service::new(config, UnixListener::from(listener), activation, wakeups).run();
         });
         self.worker = Some(worker.map_err(failed)?);
         Ok(())

@@ -1,17 +1,20 @@
 //! The vsock device's thread: queues on one side, Unix sockets on the other, connections between them.
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::io::IoSliceMut;
 use vmm_sys_util::epoll::EventSet;
+use wisp_agent::seed::{MAX_SEED, SEED_PORT};
 
 use super::connection::{Connection, Key};
 use super::handshake::{Handshake, Progress};
 use super::packet::{HEADER_SIZE, HOST_CID, Header, MAX_DATA, TYPE_STREAM, op};
+use crate::vmm::config::VsockConfig;
 use crate::vmm::memory::GuestMemory;
 use crate::vmm::virtio::Activation;
 use crate::vmm::virtio::queue::{self, Buffer, QueueError};
@@ -38,6 +41,8 @@ const MAX_STRAY_RESETS: usize = 128;
 pub(super) struct Service {
     cid: u64,
     path: PathBuf,
+    /// What is offered at [`SEED_PORT`].
+    seed: Option<PathBuf>,
     listener: UnixListener,
     activation: Activation,
     wakeups: Wakeups,
@@ -54,15 +59,15 @@ pub(super) struct Service {
 
 impl Service {
     pub(super) fn new(
-        cid: u64,
-        path: PathBuf,
+        config: VsockConfig,
         listener: UnixListener,
         activation: Activation,
         wakeups: Wakeups,
     ) -> Service {
         Service {
-            cid,
-            path,
+            cid: config.cid.into(),
+            path: config.path,
+            seed: config.seed,
             listener,
             activation,
             wakeups,
@@ -270,9 +275,15 @@ impl Service {
         if self.connections.contains_key(&key) || self.connections.len() >= MAX_CONNECTIONS {
             return self.reset_stray(request);
         }
-        let mut path = self.path.clone().into_os_string();
-        path.push(format!("_{}", key.host_port));
-        let Ok(stream) = UnixStream::connect(&path) else { return self.reset_stray(request) };
+        let stream = match &self.seed {
+            Some(seed) if key.host_port == SEED_PORT => offer(seed),
+            _ => {
+                let mut path = self.path.clone().into_os_string();
+                path.push(format!("_{}", key.host_port));
+                UnixStream::connect(&path)
+            }
+        };
+        let Ok(stream) = stream else { return self.reset_stray(request) };
         let Some(token) = self.watch(&stream) else { return self.reset_stray(request) };
         self.sockets.insert(token, key);
         self.connections.insert(key, Connection::from_guest(request, stream));
@@ -334,6 +345,16 @@ impl Service {
         self.queue_if_ready(key);
         packet
     }
+}
+
+/// A stream from which the file at `path` can be read, and then its end. A socket holds a seed as a whole.
+fn offer(path: &Path) -> io::Result<UnixStream> {
+    let mut content = Vec::new();
+    File::open(path)?.take(MAX_SEED as u64).read_to_end(&mut content)?;
+    let (mut near, far) = UnixStream::pair()?;
+    near.set_nonblocking(true)?;
+    near.write_all(&content)?;
+    Ok(far)
 }
 
 /// Reads from a socket straight into guest memory.

@@ -1,0 +1,78 @@
+//! What a new instance is told over vsock: its identity, the key pair's public key, its user data.
+
+use std::path::PathBuf;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::Cloud;
+use super::error::CloudError;
+use super::machine::Folder;
+use crate::guest::Seed;
+use crate::host::home::write_private;
+use crate::store::{InstanceRecord, KeyPairRecord};
+
+/// The seed's name in an instance's folder.
+const FILE: &str = "seed";
+
+impl Cloud {
+    /// Writes the seed of an instance that has something to be told. Returns where it is.
+    pub(super) fn write_seed(
+        &mut self,
+        folder: &Folder,
+        record: &InstanceRecord,
+        default_user: &str,
+    ) -> Result<Option<PathBuf>, CloudError> {
+        let key = match &record.key_name {
+            // A key pair that was deleted since is no obstacle: EC2 starts the instance, and its disk has the key.
+            Some(name) => self.store.read::<_, CloudError>(|tx| Ok(tx.get::<KeyPairRecord>(name)?))?,
+            None => None,
+        };
+        if key.is_none() && record.user_data.is_none() {
+            return Ok(None);
+        }
+        let seed = Seed {
+            instance_id: record.id.to_string(),
+            default_user: default_user.to_string(),
+            public_keys: key.into_iter().map(|key| key.public_key).collect(),
+            // What is in the store was checked when it came in.
+            user_data: record.user_data.as_ref().and_then(|text| STANDARD.decode(text).ok()).map(unpack),
+        };
+        let path = folder.path().join(FILE);
+        write_private(&path, &seed.encode()).map_err(CloudError::file(&path, "written"))?;
+        Ok(Some(path))
+    }
+}
+
+/// User data without its compression; what is no sound gzip stays as it is.
+fn unpack(data: Vec<u8>) -> Vec<u8> {
+    use std::io::Read;
+    if !data.starts_with(&GZIP) {
+        return data;
+    }
+    let mut unpacked = Vec::new();
+    // What it unpacks to has to fit into a seed with all else.
+    let limit = (crate::guest::MAX_SEED - 16 * 1024) as u64;
+    match flate2::read::GzDecoder::new(data.as_slice()).take(limit).read_to_end(&mut unpacked) {
+        Ok(_) => unpacked,
+        Err(_) => data,
+    }
+}
+
+/// The first bytes of what gzip compressed (RFC 1952, section 2.3.1).
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn compressed_user_data_is_unpacked_and_other_is_not() {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(b"#!/bin/sh\n").unwrap();
+        assert_eq!(unpack(encoder.finish().unwrap()), b"#!/bin/sh\n");
+        assert_eq!(unpack(b"plain".to_vec()), b"plain");
+        assert_eq!(unpack(vec![0x1f, 0x8b, 0]), [0x1f, 0x8b, 0]);
+    }
+}
