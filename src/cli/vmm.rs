@@ -11,6 +11,7 @@ use anyhow::Context;
 
 use crate::host::monitor_process::{CONFIG, close_on_exec, keep_open};
 use crate::host::probe;
+use crate::vmm::console_socket;
 use crate::vmm::control::{self, Message};
 use crate::vmm::end::End;
 use crate::vmm::end_record::EndRecord;
@@ -129,7 +130,7 @@ fn build_and_run(folder: &Path, surroundings: Surroundings, owned: bool) -> anyh
 fn clear_leftovers(folder: &Path, config: &MachineConfig) -> std::io::Result<()> {
     EndRecord::clear(folder)?;
     let vsock = config.vsock.as_ref().map(|vsock| vsock.path.clone());
-    for socket in std::iter::once(folder.join(control::SOCKET)).chain(vsock) {
+    for socket in [control::SOCKET, console_socket::SOCKET].map(|name| folder.join(name)).into_iter().chain(vsock) {
         match fs::remove_file(&socket) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}
