@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use imago::file::File as ImageFile;
+use imago::format::drivers::FormatDriverInstance;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
-use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, StorageOpenOptions};
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, Storage, StorageOpenOptions};
 use rustix::fs::{FlockOperation, flock};
 
 use super::disk::SECTOR;
@@ -192,11 +193,21 @@ pub fn backing(path: &Path) -> Result<Option<Backing>, BlockError> {
     backing_of(&qcow2(&file, path, false)?, path)
 }
 
-/// Opens an image, and what is beneath it, without a lock on the file itself: to look at it, or to copy it while it is
-/// known not to change.
+/// Opens an image that nobody writes, and what is beneath it.
 pub fn open_to_read(path: &Path, format: DiskFormat) -> Result<FormatAccess<ImageFile>, BlockError> {
+    Ok(open(path, format, false)?.access)
+}
+
+/// The size of the disk in an image, in bytes. A machine may be writing it.
+pub fn virtual_size(path: &Path, format: DiskFormat) -> Result<u64, BlockError> {
     let file = open_file(path, false)?;
-    Ok(image(file, path, format, false, 0)?.access)
+    match format {
+        DiskFormat::Raw => {
+            let failed = |source| BlockError::Open { path: path.to_path_buf(), source };
+            storage(&file, path, false)?.size().map_err(failed)
+        }
+        DiskFormat::Qcow2 => Ok(qcow2(&file, path, false)?.size()),
+    }
 }
 
 /// Locks a file: against everybody if it is to be written, else against writers. A lock that the same open file has
