@@ -11,6 +11,7 @@ use anyhow::Context;
 
 use crate::host::monitor_process::{CONFIG, close_on_exec, keep_open};
 use crate::host::probe;
+use crate::vmm::console_socket;
 use crate::vmm::control::{self, Message};
 use crate::vmm::end::End;
 use crate::vmm::end_record::EndRecord;
@@ -130,7 +131,8 @@ fn clear_leftovers(folder: &Path, config: &MachineConfig) -> std::io::Result<()>
     EndRecord::clear(folder)?;
     let vsock = config.vsock.as_ref().map(|vsock| vsock.path.clone());
     let control = folder.join(control::SOCKET);
-    for socket in [control.with_extension("new"), control].into_iter().chain(vsock) {
+    let sockets = [control.with_extension("new"), control, folder.join(console_socket::SOCKET)];
+    for socket in sockets.into_iter().chain(vsock) {
         match fs::remove_file(&socket) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -7,7 +7,7 @@ use super::image::ImageError;
 use super::run::ConsoleTail;
 use crate::ec2::{Ec2Error, InstanceId};
 use crate::guest;
-use crate::host::disk_image::DiskImageError;
+use crate::host::disk_image;
 use crate::host::home::HomeError;
 use crate::store::StoreError;
 use crate::vmm::control::ClientError;
@@ -29,7 +29,7 @@ pub enum CloudError {
     Image(#[from] ImageError),
     /// A disk image cannot be made or read.
     #[error(transparent)]
-    DiskImage(#[from] DiskImageError),
+    DiskImage(#[from] disk_image::ImageError),
     /// A file of an instance or a volume.
     #[error("{} cannot be {action}: {source}", path.display())]
     File {

@@ -17,6 +17,7 @@ use crate::store::{
     AttachmentRecord, BlockDeviceMapping, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, Transaction,
     VolumeRecord, VolumeState,
 };
+use crate::vmm::config::DiskFormat;
 
 /// The most instances of one launch.
 pub const MAX_COUNT: u32 = 100;
@@ -261,7 +262,8 @@ impl Cloud {
         let id = new_id();
         let file = volume_file(id, 1);
         let path = self.home.volumes().join(&file);
-        let size = disk_image::create_layer(&path, &image.folder.join(&root.file), root.format, None)?;
+        disk_image::create_layer(&path, &image.folder.join(&root.file), root.format, None)?;
+        let size = disk_image::information(&path, DiskFormat::Qcow2)?.virtual_size;
         Ok(Some(VolumeRecord {
             id,
             size,

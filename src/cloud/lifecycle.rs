@@ -17,6 +17,7 @@ use crate::ec2::state::{Action, InstanceState, StateReason, Verdict};
 use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
 use crate::host::{disk_image, probe};
 use crate::store::{InstanceRecord, SnapshotRecord, StoreError, Transaction, VolumeRecord, VolumeState};
+use crate::vmm::config::DiskFormat;
 use crate::vmm::control;
 
 /// How long a guest may take to power off after its agent was asked to, and after ctrl-alt-del: with hardware KVM, and
@@ -329,16 +330,17 @@ impl Cloud {
         let mut index = 0;
         while index < kept.len() {
             let path = folder.join(&kept[index]);
-            let beneath = if path.exists() { disk_image::backing_name(&path)? } else { None };
-            // One with a slash is an image's, in another folder.
-            kept.extend(beneath.filter(|name| !name.contains('/') && !kept.contains(name)));
+            let beneath = if path.exists() { disk_image::information(&path, DiskFormat::Qcow2)?.backing } else { None };
+            // Some rest on an image's root file system, in another folder.
+            let beneath = beneath.filter(|backing| backing.path.parent() == Some(&folder));
+            let name = beneath.and_then(|backing| Some(backing.path.file_name()?.to_str()?.to_string()));
+            kept.extend(name.filter(|name| !kept.contains(name)));
             index += 1;
         }
         for entry in fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))? {
             let entry = entry.map_err(CloudError::file(&folder, "read"))?;
             let name = entry.file_name();
-            let is_kept =
-                name.to_str().is_none_or(|name| name.starts_with('.') || kept.iter().any(|known| known == name));
+            let is_kept = name.to_str().is_none_or(|name| name == ".lock" || kept.iter().any(|known| known == name));
             if !is_kept {
                 fs::remove_file(entry.path()).map_err(CloudError::file(entry.path(), "removed"))?;
             }

@@ -22,7 +22,7 @@ use crate::guest::Agent;
 use crate::host::home::{Home, private_file, write_private};
 use crate::host::monitor_process::{self, Inherited};
 use crate::store::{InstanceRecord, VolumeRecord};
-use crate::vmm::config::{CpuConfig, DiskAccess, DiskConfig, DiskFormat, MachineConfig, VsockConfig};
+use crate::vmm::config::{CpuConfig, DiskAccess, DiskConfig, DiskFormat, MAX_DISKS, MachineConfig, VsockConfig};
 use crate::vmm::control::{ClientError, ControlClient, Message, Request, SOCKET, Status};
 use crate::vmm::end::End;
 use crate::vmm::end_record::EndRecord;
@@ -215,9 +215,10 @@ impl Folder {
             root.root = true;
         }
         disks.extend(self.instance_store(record)?);
+        let disk_slots = (disks.len() + FREE_SLOTS).min(MAX_DISKS);
         let cpus = CpuConfig { count: record.vcpus, threads_per_core: record.threads_per_core };
         let vsock = Some(VsockConfig { cid: GUEST_CID, path: self.path.join(VSOCK), seed });
-        Ok(MachineConfig { cpus, memory_mib: record.memory_mib, kernel, disks, vsock })
+        Ok(MachineConfig { cpus, memory_mib: record.memory_mib, kernel, disks, disk_slots, vsock })
     }
 
     /// Fresh, empty instance-store disks of the instance's type: sparse files, gone when it stops.
@@ -248,6 +249,8 @@ impl Folder {
     }
 }
 
+/// Slots for volumes that are attached while the instance runs. A free one costs a guest some thousand instructions.
+const FREE_SLOTS: usize = 4;
 /// Begins the names of instance-store disks.
 const EPHEMERAL: &str = "ephemeral";
 
@@ -377,7 +380,7 @@ impl Monitor {
             Message::Ready => self.ready = true,
             Message::Ended { end, status } => self.ended = Some((end, *status)),
             Message::Failed { why } => return Err(CloudError::Refused { instance: self.folder.id, why }),
-            Message::Status(_) | Message::Done => {}
+            Message::Status(_) | Message::Done | Message::Attached { .. } => {}
         }
         Ok(())
     }

@@ -171,7 +171,7 @@ impl RunSpec {
             disks[0].root = true;
         }
         let vsock = Some(VsockConfig { cid: GUEST_CID, path: folder.join(VSOCK), seed: None });
-        MachineConfig { cpus: self.cpus, memory_mib: self.memory_mib, kernel, disks, vsock }
+        MachineConfig { cpus: self.cpus, memory_mib: self.memory_mib, kernel, disks, disk_slots: 0, vsock }
     }
 }
 
@@ -323,7 +323,7 @@ impl EphemeralInstance {
             Message::Ready => self.ready = true,
             Message::Ended { end, status } => self.ended = Some((end, *status)),
             Message::Failed { why } => return Err(RunError::Refused(why)),
-            Message::Status(_) | Message::Done => {}
+            Message::Status(_) | Message::Done | Message::Attached { .. } => {}
         }
         Ok(())
     }

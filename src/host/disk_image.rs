@@ -1,110 +1,263 @@
-//! Disk images as files: made, grown, looked at. A running machine reads and writes its images itself.
+//! Disk images, made and looked at while no machine has them: raw files, and qcow2 files alone or in layers.
 //!
-//! New images are written to be there after a power cut before these functions return.
+//! What is made here is durable when the call returns, whole or not there at all, and its owner's alone (0600). A layer
+//! names the file beneath it relative to its own folder, so that both can be moved together.
 
-use std::fs::File;
+use std::collections::HashMap;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Component, Path, PathBuf};
 
 use imago::file::File as ImageFile;
 use imago::qcow2::Qcow2;
-use imago::raw::Raw;
-use imago::{
-    DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, PermissiveImplicitOpenGate,
-    StorageOpenOptions,
-};
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, Mapping, Storage};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+use tempfile::NamedTempFile;
 
-use crate::vmm::config::DiskFormat;
+use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
+use crate::vmm::virtio::block::{self, Backing, BlockError, Disk, SECTOR};
 
-/// Why an image could not be made or read.
+/// How much is copied at a time: a multiple of the units below.
+const CHUNK: usize = 1 << 20;
+/// What is left out of a raw copy if it is zero: a page.
+const RAW_UNIT: usize = 4 << 10;
+/// What is left out of a qcow2 copy: a cluster, of which a part costs as much as the whole.
+const QCOW2_UNIT: usize = 64 << 10;
+
+/// Why an image could not be made, changed or read.
 #[derive(Debug, thiserror::Error)]
-#[error("the disk image {} cannot be {action}: {source}", path.display())]
-pub struct DiskImageError {
-    /// Which file.
-    pub path: PathBuf,
-    /// What was to be done with it, as a participle.
-    pub action: &'static str,
-    /// Why not.
-    pub source: io::Error,
+pub enum ImageError {
+    /// It is there.
+    #[error("{} exists already", .0.display())]
+    Exists(PathBuf),
+    /// The file beneath it, or the image itself, is not as it should be.
+    #[error(transparent)]
+    Image(#[from] BlockError),
+    /// It could not be written.
+    #[error("the disk image {} cannot be written: {source}", path.display())]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It could not be read.
+    #[error("the disk image {} cannot be read: {source}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The name cannot stand in a header.
+    #[error("the name of {} is not UTF-8, or too long for the header of a qcow2 file", .0.display())]
+    Name(PathBuf),
+    /// The layer would cut its disk off.
+    #[error("a layer of {size} bytes is too small for {}, which has {backing}", path.display())]
+    SmallLayer {
+        /// The file beneath it.
+        path: PathBuf,
+        /// Its size.
+        backing: u64,
+        /// The layer's.
+        size: u64,
+    },
+    /// No disk has this size.
+    #[error("{0} bytes are not a size of a disk, which has one or more sectors of {SECTOR} bytes")]
+    Size(u64),
 }
 
-fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> DiskImageError {
-    let path = path.to_path_buf();
-    move |source| DiskImageError { path, action, source }
+/// What there is to know about an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Information {
+    /// The size of the disk, in bytes.
+    pub virtual_size: u64,
+    /// What the file takes of the host's disk, in bytes, without the files beneath it.
+    pub allocated: u64,
+    /// The file beneath it, if it is a layer.
+    pub backing: Option<Backing>,
 }
 
-/// Makes a qcow2 image of `size` bytes of zeroes at `path`, where there must be nothing.
-pub fn create(path: &Path, size: u64) -> Result<(), DiskImageError> {
-    create_qcow2(path, size, None).map_err(failed(path, "made"))
+/// Makes an image of `size` zeroes, which take no space.
+pub fn create(path: &Path, format: DiskFormat, size: u64) -> Result<(), ImageError> {
+    check_size(size)?;
+    let file = new_file(path)?;
+    let made = match format {
+        DiskFormat::Raw => file.as_file().set_len(size),
+        DiskFormat::Qcow2 => format_qcow2(&file, size, None),
+    };
+    made.map_err(|source| ImageError::Write { path: path.to_path_buf(), source })?;
+    keep(file, path)
 }
 
-/// Makes a qcow2 image at `path`, where there must be nothing, that reads as `backing` until it is written. It has the
-/// size of `backing`, or a larger one. The backing file is named relative to the image: both can be moved together.
+/// Makes a qcow2 layer over `backing`: it reads as that does, and takes what is written. It has the size of `backing`, or
+/// `size`, which is no smaller. A machine may be writing `backing` still, as long as it goes on in the layer.
 pub fn create_layer(
     path: &Path,
     backing: &Path,
     backing_format: DiskFormat,
     size: Option<u64>,
-) -> Result<u64, DiskImageError> {
-    let own = virtual_size(backing, backing_format)?;
-    let size = size.map_or(own, |size| size.max(own));
-    let name = relative(backing, path).ok_or_else(|| io::Error::other("its backing file is not beside it"));
-    name.and_then(|name| create_qcow2(path, size, Some((name, format_name(backing_format)))))
-        .map_err(failed(path, "made"))?;
-    Ok(size)
+) -> Result<(), ImageError> {
+    let backing_size = block::virtual_size(backing, backing_format)?;
+    let size = size.unwrap_or(backing_size);
+    check_size(size)?;
+    if size < backing_size {
+        return Err(ImageError::SmallLayer { path: backing.to_path_buf(), backing: backing_size, size });
+    }
+    let name = relative(path, backing)?;
+    let file = new_file(path)?;
+    format_qcow2(&file, size, Some((name, format_name(backing_format))))
+        .map_err(|source| ImageError::Write { path: path.to_path_buf(), source })?;
+    keep(file, path)
 }
 
-/// The size in bytes of the disk that an image holds.
-pub fn virtual_size(path: &Path, format: DiskFormat) -> Result<u64, DiskImageError> {
-    open(path, format).map(|image| image.size()).map_err(failed(path, "read"))
+/// Gives an image that no machine has `size` bytes, no fewer than it has; the new ones are zeroes.
+pub fn grow(path: &Path, format: DiskFormat, size: u64) -> Result<(), ImageError> {
+    check_size(size)?;
+    let id = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let config = DiskConfig { id, path: path.to_path_buf(), format, access: DiskAccess::ReadWrite, root: false };
+    Ok(Disk::open(&config, folder_of(path))?.grow(size)?)
 }
 
-/// The name of the file that a qcow2 image rests on, as the image gives it, if it rests on one.
-pub fn backing_name(path: &Path) -> Result<Option<String>, DiskImageError> {
-    let name = || {
-        let options = StorageOpenOptions::new().write(false).filename(path);
-        let storage = ImageFile::from_open_file(File::open(path)?, options)?;
-        let image = Qcow2::<ImageFile>::builder(storage).backing(None).open(DenyImplicitOpenGate::default())?;
-        Ok(image.implicit_backing_file().cloned())
+/// Looks at an image. A machine may have it.
+pub fn information(path: &Path, format: DiskFormat) -> Result<Information, ImageError> {
+    let virtual_size = block::virtual_size(path, format)?;
+    let failed = |source| ImageError::Read { path: path.to_path_buf(), source };
+    let allocated = path.metadata().map_err(failed)?.blocks() * 512;
+    let backing = match format {
+        DiskFormat::Raw => None,
+        DiskFormat::Qcow2 => block::backing(path)?,
     };
-    name().map_err(failed(path, "read"))
+    Ok(Information { virtual_size, allocated, backing })
 }
 
-fn open(path: &Path, format: DiskFormat) -> io::Result<FormatAccess<ImageFile>> {
-    let options = StorageOpenOptions::new().write(false).filename(path);
-    let storage = ImageFile::from_open_file(File::open(path)?, options)?;
-    Ok(match format {
-        DiskFormat::Raw => FormatAccess::new(Raw::open_image(storage, false)?),
-        DiskFormat::Qcow2 => FormatAccess::new(
-            Qcow2::<ImageFile>::builder(storage).write(false).open(PermissiveImplicitOpenGate::default())?,
-        ),
-    })
+/// Copies what is on the disk `source`, from all of its layers, to a new file that needs no other. Zeroes take no space.
+pub fn convert(
+    source: &Path,
+    format: DiskFormat,
+    destination: &Path,
+    destination_format: DiskFormat,
+) -> Result<(), ImageError> {
+    let image = block::open_to_read(source, format)?;
+    check_size(image.size())?;
+    let file = new_file(destination)?;
+    let failed = |source| ImageError::Write { path: destination.to_path_buf(), source };
+    let target = match destination_format {
+        DiskFormat::Raw => {
+            file.as_file().set_len(image.size()).map_err(failed)?;
+            Target::Raw(file.as_file())
+        }
+        DiskFormat::Qcow2 => Target::Qcow2(new_qcow2(&file, image.size(), None).map_err(failed)?),
+    };
+    copy(&image, source, &target, destination)?;
+    target.flush().map_err(failed)?;
+    keep(file, destination)
 }
 
-fn create_qcow2(path: &Path, size: u64, backing: Option<(String, &str)>) -> io::Result<()> {
-    let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-    let result = write_qcow2(&file, size, backing).and_then(|()| sync_folder(path));
-    if result.is_err() {
-        // It would be in the way of the next attempt.
-        let _ = std::fs::remove_file(path);
+/// Where a copy goes.
+enum Target<'a> {
+    Raw(&'a File),
+    Qcow2(FormatAccess<ImageFile>),
+}
+
+impl Target<'_> {
+    fn unit(&self) -> usize {
+        match self {
+            Target::Raw(_) => RAW_UNIT,
+            Target::Qcow2(_) => QCOW2_UNIT,
+        }
     }
-    result
-}
 
-fn write_qcow2(file: &File, size: u64, backing: Option<(String, &str)>) -> io::Result<()> {
-    let mut builder = Qcow2::<ImageFile>::create_builder(ImageFile::try_from(file.try_clone()?)?).size(size);
-    if let Some((name, format)) = backing {
-        builder = builder.backing(name, format.to_string());
+    fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        match self {
+            Target::Raw(file) => file.write_all_at(bytes, offset),
+            Target::Qcow2(image) => image.write(bytes, offset),
+        }
     }
-    builder.create()?;
-    file.sync_all()
+
+    fn flush(&self) -> io::Result<()> {
+        match self {
+            Target::Raw(_) => Ok(()),
+            Target::Qcow2(image) => image.flush(),
+        }
+    }
 }
 
-/// Makes a new or removed name in a folder durable.
-pub fn sync_folder(path: &Path) -> io::Result<()> {
-    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    File::open(folder)?.sync_all()
+/// Copies all that is not zero.
+fn copy(image: &FormatAccess<ImageFile>, source: &Path, target: &Target, destination: &Path) -> Result<(), ImageError> {
+    let cannot_read = |error| ImageError::Read { path: source.to_path_buf(), source: error };
+    let cannot_write = |error| ImageError::Write { path: destination.to_path_buf(), source: error };
+    let mut holes = Holes::default();
+    let mut buffer = vec![0; CHUNK];
+    let mut offset = 0;
+    while offset < image.size() {
+        let empty = holes.empty_bytes(image, offset).map_err(cannot_read)?;
+        // A unit is left out whole or not at all, so that none is looked at twice.
+        offset += empty - empty % target.unit() as u64;
+        let length = (image.size() - offset).min(CHUNK as u64) as usize;
+        let chunk = &mut buffer[..length];
+        image.read(&mut *chunk, offset).map_err(cannot_read)?;
+        for (index, unit) in chunk.chunks(target.unit()).enumerate() {
+            if unit.iter().any(|byte| *byte != 0) {
+                target.write(unit, offset + (index * target.unit()) as u64).map_err(cannot_write)?;
+            }
+        }
+        offset += length as u64;
+    }
+    Ok(())
+}
+
+/// Finds what is empty without reading it: in an image's own tables, and where a file has holes.
+#[derive(Default)]
+struct Holes {
+    files: HashMap<PathBuf, File>,
+}
+
+impl Holes {
+    /// How many bytes from `offset` are known to be zero; there may be more.
+    fn empty_bytes(&mut self, image: &FormatAccess<ImageFile>, offset: u64) -> io::Result<u64> {
+        let mut empty = 0;
+        while offset + empty < image.size() {
+            let (mapping, length) = image.get_mapping(offset + empty, image.size() - offset - empty)?;
+            let zero = match mapping {
+                Mapping::Zero { .. } => length,
+                Mapping::Raw { storage, offset, .. } => match storage.get_filename() {
+                    Some(path) => self.hole(path, offset, length)?,
+                    None => 0,
+                },
+                _ => 0,
+            };
+            empty += zero;
+            if zero < length || length == 0 {
+                break;
+            }
+        }
+        Ok(empty)
+    }
+
+    /// How much of `length` bytes at `offset` of a file is a hole.
+    fn hole(&mut self, path: PathBuf, offset: u64, length: u64) -> io::Result<u64> {
+        let file = match self.files.entry(path) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                let file = File::open(entry.key())?;
+                entry.insert(file)
+            }
+        };
+        match rustix::fs::seek(&*file, SeekFrom::Data(offset)) {
+            Ok(data) => Ok(data.saturating_sub(offset).min(length)),
+            // No data behind this.
+            Err(Errno::NXIO) => Ok(length),
+            // A block device, or a file system without holes.
+            Err(_) => Ok(0),
+        }
+    }
+}
+
+fn check_size(size: u64) -> Result<(), ImageError> {
+    if size == 0 || !size.is_multiple_of(SECTOR) { Err(ImageError::Size(size)) } else { Ok(()) }
 }
 
 fn format_name(format: DiskFormat) -> &'static str {
@@ -114,54 +267,225 @@ fn format_name(format: DiskFormat) -> &'static str {
     }
 }
 
-/// `target` as seen from the folder of `from`; both are absolute.
-fn relative(target: &Path, from: &Path) -> Option<String> {
-    let folder = from.parent()?;
-    let common = folder.components().zip(target.components()).take_while(|(a, b)| a == b).count();
-    let up = folder.components().count() - common;
-    let mut path: PathBuf = std::iter::repeat_n("..", up).collect();
-    path.extend(target.components().skip(common));
-    path.to_str().map(str::to_owned)
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// A file that becomes `path` when it is complete.
+fn new_file(path: &Path) -> Result<NamedTempFile, ImageError> {
+    let failed = |source| ImageError::Write { path: path.to_path_buf(), source };
+    if path.symlink_metadata().is_ok() {
+        return Err(ImageError::Exists(path.to_path_buf()));
+    }
+    NamedTempFile::new_in(folder_of(path)).map_err(failed)
+}
+
+/// Gives a complete file its name, for good.
+fn keep(file: NamedTempFile, path: &Path) -> Result<(), ImageError> {
+    let failed = |source| ImageError::Write { path: path.to_path_buf(), source };
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist_noclobber(path).map_err(|error| match error.error.kind() {
+        io::ErrorKind::AlreadyExists => ImageError::Exists(path.to_path_buf()),
+        _ => failed(error.error),
+    })?;
+    File::open(folder_of(path)).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+fn format_qcow2(file: &NamedTempFile, size: u64, backing: Option<(String, &str)>) -> io::Result<()> {
+    new_qcow2(file, size, backing)?.flush()
+}
+
+/// Puts an empty qcow2 image into `file`, and opens it without what is beneath it.
+fn new_qcow2(file: &NamedTempFile, size: u64, backing: Option<(String, &str)>) -> io::Result<FormatAccess<ImageFile>> {
+    let mut builder = Qcow2::<ImageFile>::create_builder(ImageFile::try_from(file.as_file().try_clone()?)?).size(size);
+    if let Some((name, format)) = backing {
+        builder = builder.backing(name, format.to_string());
+    }
+    let image = builder.create_open(DenyImplicitOpenGate::default(), |image| {
+        Ok(Qcow2::<ImageFile>::builder(image).backing(None).write(true))
+    })?;
+    Ok(FormatAccess::new(image))
+}
+
+/// The name of `backing` as seen from the folder of `layer`.
+fn relative(layer: &Path, backing: &Path) -> Result<String, ImageError> {
+    let absolute =
+        |path: &Path| fs::canonicalize(path).map_err(|source| ImageError::Read { path: path.to_path_buf(), source });
+    let (folder, file) = (absolute(folder_of(layer))?, absolute(backing)?);
+    let common = folder.components().zip(file.components()).take_while(|(left, right)| left == right).count();
+    let mut name = PathBuf::new();
+    folder.components().skip(common).for_each(|_| name.push(Component::ParentDir));
+    name.extend(file.components().skip(common));
+    // A name with a colon before its first slash would be a protocol's for other programs.
+    let protocol = name.to_string_lossy().split('/').next().is_some_and(|first| first.contains(':'));
+    let name = if protocol { Path::new(".").join(name) } else { name };
+    match name.to_str() {
+        Some(name) if name.len() <= 1023 => Ok(name.to_string()),
+        _ => Err(ImageError::Name(backing.to_path_buf())),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
+    const MIB: u64 = 1 << 20;
+
+    /// What another implementation says about an image, after it has checked it.
+    fn qemu_img(path: &Path, format: &str) -> serde_json::Value {
+        if format == "qcow2" {
+            run(&["check", "-q", "-f", format, path.to_str().unwrap()]);
+        }
+        serde_json::from_slice(&run(&["info", "--output=json", "-f", format, path.to_str().unwrap()])).unwrap()
+    }
+
+    fn run(args: &[&str]) -> Vec<u8> {
+        let output = Command::new("qemu-img").args(args).output().unwrap_or_else(|error| {
+            panic!("qemu-img, of Debian's qemu-utils, is needed to check images against and cannot be run: {error}")
+        });
+        assert!(output.status.success(), "qemu-img {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+
+    fn read(path: &Path, format: DiskFormat) -> Vec<u8> {
+        let image = block::open_to_read(path, format).unwrap();
+        let mut bytes = vec![0; image.size() as usize];
+        image.read(bytes.as_mut_slice(), 0).unwrap();
+        bytes
+    }
+
+    fn write(path: &Path, format: DiskFormat, offset: u64, bytes: &mut [u8]) {
+        let config =
+            DiskConfig { id: "test".into(), path: path.into(), format, access: DiskAccess::ReadWrite, root: false };
+        let disk = Disk::open(&config, Path::new(".")).unwrap();
+        disk.write(&[vm_memory::VolatileSlice::from(bytes)], offset).unwrap();
+        disk.flush().unwrap();
+    }
 
     #[test]
-    fn a_layer_reads_as_its_backing_file_and_can_be_larger() {
+    fn a_new_image_is_empty_private_and_sound() {
         let folder = tempfile::tempdir().unwrap();
-        let (images, volumes) = (folder.path().join("images"), folder.path().join("volumes"));
-        std::fs::create_dir(&images).unwrap();
-        std::fs::create_dir(&volumes).unwrap();
-        std::fs::write(images.join("root"), vec![7; 1 << 20]).unwrap();
-        let layer = volumes.join("layer");
-        assert_eq!(create_layer(&layer, &images.join("root"), DiskFormat::Raw, None).unwrap(), 1 << 20);
-        let image = open(&layer, DiskFormat::Qcow2).unwrap();
-        let mut bytes = [0; 512];
-        image.read(&mut bytes[..], 4096).unwrap();
-        assert_eq!(bytes, [7; 512]);
-        let larger = volumes.join("larger");
-        assert_eq!(create_layer(&larger, &layer, DiskFormat::Qcow2, Some(2 << 20)).unwrap(), 2 << 20);
-        assert_eq!(virtual_size(&larger, DiskFormat::Qcow2).unwrap(), 2 << 20);
-        assert_eq!(backing_name(&larger).unwrap().as_deref(), Some("layer"));
-        assert_eq!(backing_name(&layer).unwrap().as_deref(), Some("../images/root"));
+        for (format, name) in [(DiskFormat::Raw, "raw"), (DiskFormat::Qcow2, "qcow2")] {
+            let path = folder.path().join(name);
+            create(&path, format, 64 * MIB).unwrap();
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+            assert_eq!(qemu_img(&path, name)["virtual-size"], 64 * MIB);
+            let information = information(&path, format).unwrap();
+            assert_eq!((information.virtual_size, information.backing), (64 * MIB, None));
+            assert!(information.allocated < MIB, "{}", information.allocated);
+            assert!(matches!(create(&path, format, MIB), Err(ImageError::Exists(_))));
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 
     #[test]
-    fn backing_files_are_named_relative_to_the_image() {
-        let name = |target: &str, from: &str| relative(Path::new(target), Path::new(from)).unwrap();
-        assert_eq!(name("/w/images/ami-1/root", "/w/volumes/vol-1"), "../images/ami-1/root");
-        assert_eq!(name("/w/volumes/vol-0", "/w/volumes/vol-1"), "vol-0");
+    fn sizes_that_no_disk_has_are_refused_and_leave_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        for size in [0, 513] {
+            assert!(matches!(create(&folder.path().join("disk"), DiskFormat::Raw, size), Err(ImageError::Size(_))));
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn a_file_that_is_there_is_not_overwritten() {
+    fn a_layer_is_over_its_backing_file_wherever_both_are_moved() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().join("home");
+        fs::create_dir_all(home.join("images")).unwrap();
+        fs::create_dir_all(home.join("volumes")).unwrap();
+        let (base, first, second) = (home.join("images/base"), home.join("volumes/first"), home.join("volumes/second"));
+        fs::write(&base, vec![7; MIB as usize]).unwrap();
+        create_layer(&first, &base, DiskFormat::Raw, None).unwrap();
+        write(&first, DiskFormat::Qcow2, 4096, &mut [8; 512]);
+        create_layer(&second, &first, DiskFormat::Qcow2, Some(2 * MIB)).unwrap();
+        write(&second, DiskFormat::Qcow2, 8192, &mut [9; 512]);
+        let information = information(&second, DiskFormat::Qcow2).unwrap();
+        assert_eq!(information.virtual_size, 2 * MIB);
+        assert_eq!(information.backing.unwrap().name, "first");
+
+        let moved = folder.path().join("moved");
+        fs::rename(&home, &moved).unwrap();
+        let (first, second) = (moved.join("volumes/first"), moved.join("volumes/second"));
+        let info = qemu_img(&first, "qcow2");
+        assert_eq!(
+            (&info["backing-filename"], &info["backing-filename-format"]),
+            (&"../images/base".into(), &"raw".into())
+        );
+        let bytes = read(&second, DiskFormat::Qcow2);
+        assert_eq!((bytes[0], bytes[4096], bytes[8192], bytes[8704]), (7, 8, 9, 7));
+        assert!(bytes[MIB as usize..].iter().all(|byte| *byte == 0));
+        qemu_img(&second, "qcow2");
+    }
+
+    #[test]
+    fn a_layer_smaller_than_its_backing_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (base, layer) = (folder.path().join("base"), folder.path().join("layer"));
+        create(&base, DiskFormat::Raw, MIB).unwrap();
+        let refused = create_layer(&layer, &base, DiskFormat::Raw, Some(MIB / 2));
+        assert!(matches!(refused, Err(ImageError::SmallLayer { .. })));
+        assert!(matches!(
+            create_layer(&layer, &folder.path().join("none"), DiskFormat::Raw, None),
+            Err(ImageError::Image(BlockError::Open { .. }))
+        ));
+        assert!(!layer.exists());
+    }
+
+    #[test]
+    fn images_grow_and_do_not_shrink() {
+        let folder = tempfile::tempdir().unwrap();
+        for (format, name) in [(DiskFormat::Raw, "raw"), (DiskFormat::Qcow2, "qcow2")] {
+            let path = folder.path().join(name);
+            create(&path, format, MIB).unwrap();
+            write(&path, format, MIB - 512, &mut [5; 512]);
+            grow(&path, format, 3 * MIB).unwrap();
+            assert_eq!(qemu_img(&path, name)["virtual-size"], 3 * MIB);
+            let bytes = read(&path, format);
+            assert_eq!((bytes[MIB as usize - 1], bytes[MIB as usize], bytes.len() as u64), (5, 0, 3 * MIB));
+            assert!(matches!(grow(&path, format, MIB), Err(ImageError::Image(BlockError::Shrink { .. }))));
+        }
+    }
+
+    #[test]
+    fn a_copy_is_flat_equal_and_sparse() {
+        let folder = tempfile::tempdir().unwrap();
+        let (base, layer) = (folder.path().join("base"), folder.path().join("layer"));
+        create(&base, DiskFormat::Raw, 64 * MIB).unwrap();
+        write(&base, DiskFormat::Raw, 10 * MIB, &mut vec![7; MIB as usize]);
+        create_layer(&layer, &base, DiskFormat::Raw, Some(80 * MIB)).unwrap();
+        write(&layer, DiskFormat::Qcow2, 10 * MIB + 4096, &mut [8; 512]);
+        write(&layer, DiskFormat::Qcow2, 80 * MIB - 512, &mut [9; 512]);
+        for (format, name) in [(DiskFormat::Raw, "raw"), (DiskFormat::Qcow2, "qcow2")] {
+            let copy = folder.path().join(name);
+            convert(&layer, DiskFormat::Qcow2, &copy, format).unwrap();
+            let information = information(&copy, format).unwrap();
+            assert_eq!((information.virtual_size, information.backing), (80 * MIB, None));
+            assert!(information.allocated < 3 * MIB, "{}", information.allocated);
+            run(&["compare", "-q", "-f", "qcow2", "-F", name, layer.to_str().unwrap(), copy.to_str().unwrap()]);
+            qemu_img(&copy, name);
+        }
+    }
+
+    #[test]
+    fn a_disk_that_a_machine_writes_is_not_copied() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk");
-        std::fs::write(&path, "mine").unwrap();
-        let error = create(&path, 1 << 20).unwrap_err().to_string();
-        assert!(error.contains("cannot be made"), "{error}");
-        assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+        create(&path, DiskFormat::Raw, MIB).unwrap();
+        let config = DiskConfig {
+            id: "test".into(),
+            path: path.clone(),
+            format: DiskFormat::Raw,
+            access: DiskAccess::ReadWrite,
+            root: false,
+        };
+        let _disk = Disk::open(&config, folder.path()).unwrap();
+        let copied = convert(&path, DiskFormat::Raw, &folder.path().join("copy"), DiskFormat::Raw);
+        assert!(matches!(copied, Err(ImageError::Image(BlockError::InUse(_)))));
+        assert!(information(&path, DiskFormat::Raw).is_ok());
     }
 }

@@ -24,6 +24,10 @@ pub struct MachineConfig {
     /// Block devices in the order in which the guest sees them: `/dev/vda`, `/dev/vdb` ...
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
+    /// How many disks there can be at a time, if more than there are in the beginning: the others can be put in while the
+    /// machine runs.
+    #[serde(default)]
+    pub disk_slots: usize,
     /// The vsock device, if there is to be one.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,
@@ -156,7 +160,19 @@ pub enum ConfigError {
     Cid(u32),
 }
 
+impl DiskConfig {
+    /// Checks what can be checked without touching the host.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.id.len() > 20 { Err(ConfigError::DiskId(self.id.clone())) } else { Ok(()) }
+    }
+}
+
 impl MachineConfig {
+    /// Slots for disks: those that are taken in the beginning, and those that are free.
+    pub fn all_disk_slots(&self) -> usize {
+        self.disks.len().max(self.disk_slots)
+    }
+
     /// Checks what can be checked without touching the host.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let CpuConfig { count, threads_per_core } = self.cpus;
@@ -169,12 +185,10 @@ impl MachineConfig {
         if self.memory_mib < MIN_MEMORY_MIB {
             return Err(ConfigError::Memory(self.memory_mib));
         }
-        if self.disks.len() > MAX_DISKS {
-            return Err(ConfigError::DiskCount(self.disks.len()));
+        if self.all_disk_slots() > MAX_DISKS {
+            return Err(ConfigError::DiskCount(self.all_disk_slots()));
         }
-        if let Some(disk) = self.disks.iter().find(|disk| disk.id.len() > 20) {
-            return Err(ConfigError::DiskId(disk.id.clone()));
-        }
+        self.disks.iter().try_for_each(DiskConfig::validate)?;
         let roots = self.disks.iter().filter(|disk| disk.root).count();
         if roots > 1 {
             return Err(ConfigError::Roots(roots));
@@ -202,6 +216,7 @@ mod tests {
                 software_kvm_aware: false,
             },
             disks: vec![],
+            disk_slots: 0,
             vsock: None,
         }
     }
@@ -235,6 +250,15 @@ mod tests {
         let mut config = config();
         config.memory_mib = 63;
         assert_eq!(config.validate(), Err(ConfigError::Memory(63)));
+    }
+
+    #[test]
+    fn free_slots_count_as_disks() {
+        let mut config = config();
+        config.disk_slots = MAX_DISKS;
+        assert_eq!(config.validate(), Ok(()));
+        config.disk_slots += 1;
+        assert_eq!(config.validate(), Err(ConfigError::DiskCount(MAX_DISKS + 1)));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::vmm::boot::BootError;
 use crate::vmm::config::ConfigError;
+use crate::vmm::console_socket::ConsoleSocketError;
 use crate::vmm::control::ControlError;
 use crate::vmm::memory::MemoryError;
 use crate::vmm::virtio::block::BlockError;
@@ -48,6 +49,9 @@ pub enum Error {
     /// The control socket could not be made.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The console's socket could not be made.
+    #[error(transparent)]
+    Console(#[from] ConsoleSocketError),
     /// A file of the machine's own could not be written.
     #[error("{} cannot be written: {source}", path.display())]
     File {

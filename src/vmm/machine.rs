@@ -17,7 +17,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::boot::{self, BootState, cmdline};
 use super::bus::{Bus, SharedDevice};
 use super::config::MachineConfig;
+use super::console_socket::{self, ConsoleSocket};
 use super::control::{ControlServer, GuestFaultRecord, SOCKET, Status};
+use super::cpu::time::CpuTime;
 use super::cpu::vcpu::{VcpuContext, VcpuHandle, install_kick_handler};
 use super::cpu::{cpuid, emulation, registers};
 use super::devices::acpi_pm::{self, AcpiPm};
@@ -27,6 +29,7 @@ use super::devices::i8042::{self, I8042};
 use super::devices::pvpanic::{self, Pvpanic};
 use super::devices::rtc::{self, Rtc};
 use super::devices::serial::{self, Serial};
+use super::disk_slots::{DiskSlot, DiskSlots};
 use super::end::{End, EndReceiver, EndSender, end_channel};
 use super::error::Error;
 use super::fault::GuestFaults;
@@ -35,7 +38,7 @@ use super::memory::{self, GuestMemory, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
 use super::monitor::Monitor;
 use super::timeline::{ExitCounters, Mark, Timeline};
 use super::virtio::VirtioDevice;
-use super::virtio::block::{Block, Disk};
+use super::virtio::block::{Block, Disk, DiskBay};
 use super::virtio::mmio::{MmioTransport, Slot, register};
 use super::virtio::rng::Rng;
 use super::virtio::vsock::Vsock;
@@ -61,7 +64,7 @@ const CAPABILITIES: &[(Cap, &str)] = &[
 /// What a machine needs of the process that it runs in.
 #[derive(Debug)]
 pub struct Surroundings {
-    /// The machine's own folder: its control socket, console log and copy-on-write layers go there.
+    /// The machine's own folder: its sockets, console log and copy-on-write layers go there.
     pub folder: PathBuf,
     /// The connection of the process that started the machine.
     pub launcher: Launcher,
@@ -95,17 +98,17 @@ pub struct Machine {
     ready: EventFd,
     control: ControlServer,
     launcher: Launcher,
-    console_terminal: Option<UnixStream>,
+    console_socket: ConsoleSocket,
 }
 
 /// Devices that are talked to from outside the guest.
 #[derive(Debug)]
 pub(super) struct Devices {
-    pub(super) console: Console,
     pub(super) serial: Arc<Mutex<Serial>>,
     /// Written when the serial port takes input again.
     pub(super) serial_room: EventFd,
     pub(super) i8042: Arc<Mutex<I8042>>,
+    pub(super) disks: DiskSlots,
     virtio: Vec<Arc<Mutex<MmioTransport>>>,
     faults: Vec<(String, Arc<GuestFaults>)>,
 }
@@ -139,15 +142,22 @@ impl Machine {
         let ready = new_eventfd()?;
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         let console = new_console(&surroundings.folder, &timeline)?;
-        let mut devices = wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, console)?;
+        let mut console_socket =
+            ConsoleSocket::bind(&surroundings.folder.join(console_socket::SOCKET), console.clone())?;
+        if let Some(terminal) = surroundings.console {
+            console_socket.attach(terminal).map_err(Error::host("a terminal for the console"))?;
+        }
+        let mut devices = wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console)?;
         wire_virtio(&vm, &mut mmio, &mut devices, &memory, &config, &slots, &surroundings.folder)?;
         let vcpus = create_vcpus(&kvm, &vm, &memory, &config, &boot)?;
 
         let exits = Arc::new(ExitCounters::default());
+        let cpu_time = CpuTime::new(config.cpus.count);
         let stop = AtomicBool::new(false);
-        let context = VcpuContext { ports, mmio, memory, software_kvm, exits, timeline, ends: end_sender, stop };
-        let (launcher, console_terminal) = (surroundings.launcher, surroundings.console);
-        Ok(Machine { config, _vm: vm, vcpus, context, devices, ends, ready, control, launcher, console_terminal })
+        let context =
+            VcpuContext { ports, mmio, memory, software_kvm, exits, cpu_time, timeline, ends: end_sender, stop };
+        let launcher = surroundings.launcher;
+        Ok(Machine { config, _vm: vm, vcpus, context, devices, ends, ready, control, launcher, console_socket })
     }
 
     /// Runs the guest to its end. Then, when no thread of the machine is left and its disks are flushed, `conclude` is
@@ -155,7 +165,7 @@ impl Machine {
     pub fn run(self, conclude: impl FnOnce(&End, &Status)) -> Result<End, Error> {
         let context = Arc::new(self.context);
         let monitor =
-            Monitor::new(self.control, self.launcher, self.console_terminal, &self.devices, &self.ends, &self.ready)?;
+            Monitor::new(self.control, self.launcher, self.console_socket, &self.devices, &self.ends, &self.ready)?;
         let spawn = |(id, fd)| VcpuHandle::spawn(id, fd, Arc::clone(&context));
         let mut running = Running { context: Arc::clone(&context), vcpus: Vec::new(), devices: &self.devices };
         for vcpu in (0..).zip(self.vcpus) {
@@ -272,7 +282,7 @@ fn wire_ports(
     timeline: &Arc<Timeline>,
     ends: &EndSender,
     ready: &EventFd,
-    console: Console,
+    console: &Console,
 ) -> Result<Devices, Error> {
     let serial_room = new_eventfd()?;
     let room = serial_room.try_clone().map_err(Error::host("an eventfd"))?;
@@ -293,17 +303,18 @@ fn wire_ports(
     for (port, length, device) in devices {
         bus.insert(port.into(), length, device).expect("the ports of the PC's devices do not overlap");
     }
-    Ok(Devices { console, serial, serial_room, i8042, virtio: Vec::new(), faults: Vec::new() })
+    let disks = DiskSlots::default();
+    Ok(Devices { serial, serial_room, i8042, disks, virtio: Vec::new(), faults: Vec::new() })
 }
 
 /// Where the virtio devices of `config` are, in the order of [`wire_virtio`].
 fn virtio_slots(config: &MachineConfig) -> Vec<Slot> {
-    let count = config.disks.len() + usize::from(config.vsock.is_some()) + 1;
+    let count = config.all_disk_slots() + usize::from(config.vsock.is_some()) + 1;
     let address = |index: usize| VIRTIO_MMIO_START + index as u64 * VIRTIO_MMIO_SIZE;
     VIRTIO_IRQS.iter().take(count).enumerate().map(|(index, irq)| Slot { address: address(index), irq: *irq }).collect()
 }
 
-/// Wires the virtio devices: disks in their order, the entropy device, vsock.
+/// Wires the virtio devices: disks in their order, slots without one, the entropy device, vsock.
 fn wire_virtio(
     vm: &VmFd,
     bus: &mut Bus,
@@ -314,9 +325,12 @@ fn wire_virtio(
     folder: &Path,
 ) -> Result<(), Error> {
     let mut parts: Vec<(String, Box<dyn VirtioDevice>)> = Vec::new();
-    for (index, disk) in config.disks.iter().enumerate() {
-        let device = Block::new(Disk::open(disk, folder)?, &disk.id, index);
-        parts.push((format!("block{index}"), Box::new(device)));
+    let mut bays = Vec::with_capacity(config.all_disk_slots());
+    for index in 0..config.all_disk_slots() {
+        let disk = config.disks.get(index).map(|disk| Disk::open(disk, folder)).transpose()?;
+        let bay = Arc::new(disk.map_or_else(DiskBay::default, DiskBay::with));
+        parts.push((format!("block{index}"), Box::new(Block::new(Arc::clone(&bay), index))));
+        bays.push(bay);
     }
     parts.push(("rng".into(), Box::new(Rng::default())));
     if let Some(vsock) = &config.vsock {
@@ -338,6 +352,12 @@ fn wire_virtio(
         devices.virtio.push(transport);
         devices.faults.push((name, faults));
     }
+    let interrupts = devices
+        .virtio
+        .iter()
+        .map(|transport| Arc::clone(transport.lock().unwrap_or_else(PoisonError::into_inner).interrupt()));
+    let slots = bays.into_iter().zip(interrupts).map(|(bay, interrupt)| DiskSlot { bay, interrupt });
+    devices.disks = DiskSlots::new(slots.collect(), folder);
     Ok(())
 }
 
@@ -351,6 +371,8 @@ fn status(config: &MachineConfig, context: &VcpuContext, devices: &Devices) -> S
         software_kvm: context.software_kvm,
         timeline: context.timeline.record(),
         exits: context.exits.record(),
+        cpu_time_ns: context.cpu_time.total_ns(),
+        disks: devices.disks.records(),
         guest_faults: faults
             .map(|(device, faults)| GuestFaultRecord { device: device.clone(), count: faults.count() })
             .collect(),

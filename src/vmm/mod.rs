@@ -11,9 +11,11 @@
 pub mod boot;
 pub mod bus;
 pub mod config;
+pub mod console_socket;
 pub mod control;
 pub mod cpu;
 pub mod devices;
+pub mod disk_slots;
 pub mod end;
 pub mod end_record;
 pub mod error;

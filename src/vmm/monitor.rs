@@ -1,17 +1,18 @@
 //! The machine's own thread: it waits for the machine's end, and serves whoever talks to the machine meanwhile.
 //!
-//! What it waits on: the end, the agent's ready, signals, the control socket and its clients, and the console's
-//! terminal. It never polls.
+//! What it waits on: the end, the agent's ready, signals, the control socket and its clients, and the console's socket
+//! and its terminal. It never polls. What a client asks of a disk it does itself, so that others wait meanwhile.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::console_socket::{ConsoleSocket, Wait};
 use super::control::{ControlServer, Message, Request, Status};
+use super::disk_slots::{SlotError, attached};
 use super::end::{End, EndReceiver};
 use super::error::Error;
 use super::machine::{Devices, Launcher};
@@ -23,7 +24,7 @@ const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 pub(super) struct Monitor<'a> {
     epoll: Epoll,
     control: ControlServer,
-    console: Option<UnixStream>,
+    console: ConsoleSocket,
     devices: &'a Devices,
     ends: &'a EndReceiver,
     ready: &'a EventFd,
@@ -36,7 +37,7 @@ impl<'a> Monitor<'a> {
     pub(super) fn new(
         mut control: ControlServer,
         launcher: Launcher,
-        console: Option<UnixStream>,
+        console: ConsoleSocket,
         devices: &'a Devices,
         ends: &'a EndReceiver,
         ready: &'a EventFd,
@@ -49,6 +50,7 @@ impl<'a> Monitor<'a> {
             ready.as_raw_fd(),
             signals.as_raw_fd(),
             control.listener(),
+            console.listener(),
             devices.serial_room.as_raw_fd(),
         ];
         let launcher = match launcher {
@@ -59,11 +61,7 @@ impl<'a> Monitor<'a> {
         if let Some((stream, owner)) = launcher {
             watched.push(control.adopt_launcher(stream, owner).map_err(Error::host(what))?);
         }
-        if let Some(console) = &console {
-            watched.push(console.as_raw_fd());
-            let output = console.try_clone().and_then(|console| devices.console.attach(console));
-            output.map_err(Error::host(what))?;
-        }
+        watched.extend(console.terminal());
         let monitor = Monitor { epoll, control, console, devices, ends, ready, signals, was_ready: false };
         for fd in watched {
             monitor.watch(fd).map_err(Error::host(what))?;
@@ -84,14 +82,14 @@ impl<'a> Monitor<'a> {
                 Err(error) => return (End::Killed { by: format!("an error of the host's: {error}") }, self.control),
             };
             for event in &events[..count] {
-                if let Some(end) = self.handle(event.fd(), status) {
+                if let Some(end) = self.handle(event.fd(), event.event_set(), status) {
                     return (end, self.control);
                 }
             }
         }
     }
 
-    fn handle(&mut self, fd: i32, status: &dyn Fn() -> Status) -> Option<End> {
+    fn handle(&mut self, fd: i32, events: EventSet, status: &dyn Fn() -> Status) -> Option<End> {
         if fd == self.ends.event().as_raw_fd() {
             return self.ends.take();
         }
@@ -110,9 +108,18 @@ impl<'a> Monitor<'a> {
             }
         } else if fd == self.devices.serial_room.as_raw_fd() {
             let _ = self.devices.serial_room.read();
-            self.resume_console();
-        } else if self.console.as_ref().is_some_and(|console| console.as_raw_fd() == fd) {
-            self.read_console();
+            let wait = self.console.resume();
+            self.wait_for(wait);
+        } else if fd == self.console.listener() {
+            match self.console.accept() {
+                Ok(terminal) => terminal.into_iter().for_each(|fd| self.watch_or_log(fd)),
+                Err(error) => log::warn!("a console's terminal was turned away: {error}"),
+            }
+        } else if self.console.terminal() == Some(fd) {
+            let serial = Arc::clone(&self.devices.serial);
+            let mut serial = serial.lock().unwrap_or_else(PoisonError::into_inner);
+            let wait = self.console.serve(events, &mut serial);
+            self.wait_for(wait);
         } else {
             return self.serve_client(fd, status);
         }
@@ -121,6 +128,8 @@ impl<'a> Monitor<'a> {
 
     fn serve_client(&mut self, fd: i32, status: &dyn Fn() -> Status) -> Option<End> {
         let incoming = self.control.read(fd);
+        let disks = &self.devices.disks;
+        let done = |()| Message::Done;
         for request in incoming.requests {
             match request {
                 Request::Status => self.control.send(fd, &Message::Status(Box::new(status()))),
@@ -135,6 +144,11 @@ impl<'a> Monitor<'a> {
                     let answer = self.press_ctrl_alt_del();
                     self.control.send(fd, &answer);
                 }
+                Request::AttachDisk { disk } => self.answer(fd, disks.attach(&disk).map(attached)),
+                Request::DetachDisk { id, force } => self.answer(fd, disks.detach(&id, force).map(done)),
+                Request::DiskSlot { id } => self.answer(fd, disks.slot_of(&id).map(attached)),
+                Request::ResizeDisk { id, size } => self.answer(fd, disks.resize(&id, size).map(done)),
+                Request::SwitchDisk { id, layer } => self.answer(fd, disks.switch(&id, &layer).map(done)),
                 Request::Kill { by } => return Some(End::Killed { by }),
             }
         }
@@ -151,37 +165,16 @@ impl<'a> Monitor<'a> {
         }
     }
 
-    /// Takes as much from the console's terminal as the serial port has room for. Without room the terminal is not
-    /// waited on, until the port says that there is some.
-    fn read_console(&mut self) {
-        let mut serial = self.devices.serial.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(console) = &mut self.console else { return };
-        let mut buffer = [0; 1024];
-        let room = serial.input_room().min(buffer.len());
-        let read = if room == 0 { None } else { Some(console.read(&mut buffer[..room])) };
-        match read {
-            Some(Ok(count)) if count > 0 => {
-                serial.input(&buffer[..count]);
-            }
-            Some(Err(error)) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-            Some(_) => {
-                self.unwatch_console();
-                self.console = None;
-            }
-            None => self.unwatch_console(),
-        }
+    fn answer(&mut self, fd: i32, outcome: Result<Message, SlotError>) {
+        let message = outcome.unwrap_or_else(|error| Message::Failed { why: error.to_string() });
+        self.control.send(fd, &message);
     }
 
-    fn resume_console(&mut self) {
-        if let Some(console) = &self.console {
-            // It is waited on already if it was not full.
-            let _ = self.watch(console.as_raw_fd());
-        }
-    }
-
-    fn unwatch_console(&self) {
-        if let Some(console) = &self.console {
-            let _ = self.epoll.ctl(ControlOperation::Delete, console.as_raw_fd(), EpollEvent::default());
+    /// Waits for other events of the console's terminal.
+    fn wait_for(&self, wait: Wait) {
+        let Wait::For(fd, events) = wait else { return };
+        if let Err(error) = self.epoll.ctl(ControlOperation::Modify, fd, EpollEvent::new(events, fd as u64)) {
+            log::warn!("the console's terminal cannot be waited on: {error}");
         }
     }
 

@@ -125,6 +125,7 @@ mod tests {
                 software_kvm_aware: false,
             },
             disks: vec![disk("a", false), disk("b", true)],
+            disk_slots: 0,
             vsock: None,
         }
     }

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::config::DiskConfig;
 use super::end::End;
 use super::timeline::{ExitRecord, TimelineRecord};
 
@@ -34,6 +35,40 @@ pub enum Request {
     Subscribe,
     /// Press ctrl-alt-del; answered with [`Message::Done`], or [`Message::Failed`] if the guest has no keyboard driver.
     CtrlAltDel,
+    /// Put a disk into the first free slot; answered with [`Message::Attached`]. The guest looks at the slot when it is told
+    /// to bind its driver to it.
+    AttachDisk {
+        /// The disk; its id is new to the machine.
+        disk: DiskConfig,
+    },
+    /// Take a disk out; answered with [`Message::Done`] when everything is written to its file, which is free then.
+    DetachDisk {
+        /// Which.
+        id: String,
+        /// Even if the guest's driver is still there: it gets errors for what it asks of the disk from now on.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Where a disk is; answered with [`Message::Attached`].
+    DiskSlot {
+        /// Which.
+        id: String,
+    },
+    /// Give a disk more bytes, and tell the guest; answered with [`Message::Done`].
+    ResizeDisk {
+        /// Which.
+        id: String,
+        /// How many bytes it is to have, no fewer than it has.
+        size: u64,
+    },
+    /// Have a disk written to a new layer from now on. Answered with [`Message::Done`] when the file that it was written
+    /// to is complete and durable, and will not change again. After [`Message::Failed`] the disk goes on as it was.
+    SwitchDisk {
+        /// Which.
+        id: String,
+        /// A qcow2 file whose backing file is the one that the disk is written to now.
+        layer: PathBuf,
+    },
     /// End the machine now; answered with [`Message::Ended`] where the client subscribed.
     Kill {
         /// Who wants it, in a few words: it becomes part of the machine's end.
@@ -53,6 +88,16 @@ pub enum Message {
     Failed {
         /// Why, in a sentence.
         why: String,
+    },
+    /// A disk is in a slot.
+    Attached {
+        /// The slot, counted from 0.
+        slot: usize,
+        /// What Linux calls the slot where it learns of it from its command line: what is written to `bind` or `unbind`
+        /// in `/sys/bus/platform/drivers/virtio-mmio`.
+        bus_device: String,
+        /// The same, where it learns of it from ACPI.
+        acpi_device: String,
     },
     /// The guest's agent answers.
     Ready,
@@ -80,6 +125,12 @@ pub struct Status {
     pub timeline: TimelineRecord,
     /// Exits by reason.
     pub exits: Vec<ExitRecord>,
+    /// What all vCPUs together had of the host's CPUs, in nanoseconds.
+    #[serde(default)]
+    pub cpu_time_ns: u64,
+    /// What was done to the disks that the machine has now, in the order of their slots.
+    #[serde(default)]
+    pub disks: Vec<DiskRecord>,
     /// What the guest's drivers did wrong, by device.
     pub guest_faults: Vec<GuestFaultRecord>,
     /// Bytes of guest memory that the host holds in RAM.
@@ -95,6 +146,25 @@ pub struct GuestFaultRecord {
     pub device: String,
     /// How many.
     pub count: u64,
+}
+
+/// What was done to a disk since it was put into the machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// The disk's name.
+    pub id: String,
+    /// Reads that succeeded.
+    pub reads: u64,
+    /// Writes that succeeded.
+    pub writes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Requests that failed on the host.
+    pub errors: u64,
+    /// The last of them, in a sentence.
+    pub last_error: Option<String>,
 }
 
 /// Sends one message to a connection that has no server yet, where a machine could not even be built. It is a

@@ -5,4 +5,5 @@ pub mod cpuid;
 pub mod emulation;
 pub mod exit;
 pub mod registers;
+pub mod time;
 pub mod vcpu;

@@ -17,6 +17,7 @@ use kvm_ioctls::VcpuFd;
 use super::emulation;
 use super::exit::{self, EmulationFailure, Exit, SystemEvent};
 use super::registers;
+use super::time::CpuTime;
 use crate::vmm::bus::Bus;
 use crate::vmm::end::{End, EndSender, KvmFailure};
 use crate::vmm::error::Error;
@@ -36,6 +37,8 @@ pub struct VcpuContext {
     pub software_kvm: bool,
     /// Exits by reason.
     pub exits: Arc<ExitCounters>,
+    /// What the vCPUs had of the host's CPUs.
+    pub cpu_time: CpuTime,
     /// The boot's marks.
     pub timeline: Arc<Timeline>,
     /// Where the first end goes.
@@ -114,6 +117,8 @@ enum Next {
 impl Vcpu {
     fn run(mut self) {
         KVM_RUN.with(|run| run.set(self.fd.get_kvm_run()));
+        let context = Arc::clone(&self.context);
+        let _counted = context.cpu_time.count_this_thread(self.id);
         if self.id == 0 {
             self.context.timeline.mark(Mark::FirstInstruction);
         }

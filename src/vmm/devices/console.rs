@@ -28,21 +28,26 @@ struct Inner {
 #[derive(Debug)]
 struct Sinks {
     log: Option<BoundedLog>,
-    attached: Vec<UnixStream>,
+    terminal: Option<UnixStream>,
 }
 
 impl Console {
     /// A console that logs to `log`, if given.
     pub fn new(log: Option<&Path>, timeline: Arc<Timeline>) -> io::Result<Console> {
         let log = log.map(BoundedLog::create).transpose()?;
-        Ok(Console(Arc::new(Inner { timeline, sinks: Mutex::new(Sinks { log, attached: Vec::new() }) })))
+        Ok(Console(Arc::new(Inner { timeline, sinks: Mutex::new(Sinks { log, terminal: None }) })))
     }
 
-    /// Sends all output from now on to `stream` too, until it is closed.
+    /// Sends all output from now on to `stream` too, and to no other, until it is closed.
     pub fn attach(&self, stream: UnixStream) -> io::Result<()> {
         stream.set_nonblocking(true)?;
-        self.sinks().attached.push(stream);
+        self.sinks().terminal = Some(stream);
         Ok(())
+    }
+
+    /// Sends output to the log only.
+    pub fn detach(&self) {
+        self.sinks().terminal = None;
     }
 
     /// The end for the serial port.
@@ -66,10 +71,12 @@ impl Write for ConsoleWriter {
         if let Some(log) = &mut sinks.log {
             log.write(bytes);
         }
-        sinks.attached.retain_mut(|stream| match stream.write(bytes) {
-            Ok(_) => true,
-            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
-        });
+        let result = sinks.terminal.as_mut().map(|terminal| terminal.write(bytes));
+        if let Some(Err(error)) = result
+            && error.kind() != io::ErrorKind::WouldBlock
+        {
+            sinks.terminal = None;
+        }
         Ok(bytes.len())
     }
 

@@ -136,10 +136,17 @@ impl Interrupt {
         self.signal(USED_BUFFER);
     }
 
-    /// "The configuration has changed."
-    pub fn signal_config_change(&self) {
-        self.config_generation.fetch_add(1, Ordering::Release);
-        self.signal(CONFIG_CHANGE);
+    /// Has `change` change the configuration, and tells a driver that listens. A driver reads the configuration piece by
+    /// piece, and the generation before and after (section 2.5.1): that changes on both sides of the change, so that
+    /// nobody takes pieces of two configurations for one.
+    pub fn change_config<T>(&self, change: impl FnOnce() -> T) -> T {
+        self.config_generation.fetch_add(1, Ordering::SeqCst);
+        let result = change();
+        self.config_generation.fetch_add(1, Ordering::SeqCst);
+        if self.device_status() & status::DRIVER_OK != 0 {
+            self.signal(CONFIG_CHANGE);
+        }
+        result
     }
 
     /// The device cannot go on (section 2.1.2): says so in its status, and to a driver that listens.
@@ -207,6 +214,11 @@ impl MmioTransport {
     /// The eventfds that notifications of the queues go to, in the queues' order: to be registered with KVM.
     pub fn kicks(&self) -> &[Arc<EventFd>] {
         &self.kicks
+    }
+
+    /// How the device tells its driver something.
+    pub fn interrupt(&self) -> &Arc<Interrupt> {
+        &self.interrupt
     }
 
     /// Whether notifications are to be routed to [`kicks`](MmioTransport::kicks) by KVM.
@@ -551,7 +563,7 @@ mod tests {
         let mut transport = transport();
         bring_up(&mut transport, VERSION_1);
         transport.interrupt.signal_used();
-        transport.interrupt.signal_config_change();
+        transport.interrupt.change_config(|| {});
         assert_eq!(read(&mut transport, register::INTERRUPT_STATUS), USED_BUFFER | CONFIG_CHANGE);
         write(&mut transport, register::INTERRUPT_ACK, USED_BUFFER);
         assert_eq!(read(&mut transport, register::INTERRUPT_STATUS), CONFIG_CHANGE);

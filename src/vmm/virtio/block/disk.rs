@@ -1,91 +1,41 @@
-//! Disk images: raw and qcow2 files through imago, with or without a layer of their own on top.
-//!
-//! A file that a machine writes is locked against every other machine; one that is only read is locked against
-//! writers (`flock(2)`; it goes with the process).
+//! A disk: an image that is read and written, counted, grown, and continued in a new layer while it is in use.
 
-use std::fs::{self, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use imago::file::File as ImageFile;
+use imago::format::PreallocateMode;
 use imago::io_buffers::{IoVector, IoVectorMut};
-use imago::qcow2::Qcow2;
-use imago::raw::Raw;
-use imago::{
-    DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, PermissiveImplicitOpenGate,
-    StorageOpenOptions,
-};
-use rustix::fs::{FlockOperation, flock};
 use vm_memory::VolatileSlice;
 
+use super::counters::DiskCounters;
+use super::image::{self, BlockError, Image};
 use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
 
 /// A disk's sector, in bytes: the unit of every virtio-blk address.
 pub const SECTOR: u64 = 512;
 
-/// Why a disk cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum BlockError {
-    /// The file could not be opened.
-    #[error("the disk image {} cannot be opened: {source}", path.display())]
-    Open {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Another process holds it.
-    #[error("the disk image {} is in use by another machine, which must end first", .0.display())]
-    InUse(PathBuf),
-    /// It is not a file that holds a disk.
-    #[error("{} is neither a regular file nor a block device", .0.display())]
-    NotADisk(PathBuf),
-    /// It is not in the format that was named.
-    #[error("{} is not a sound {format} image: {source}", path.display())]
-    Format {
-        /// Which file.
-        path: PathBuf,
-        /// Which format.
-        format: &'static str,
-        /// What imago said.
-        source: io::Error,
-    },
-    /// The copy-on-write layer of an ephemeral disk could not be made.
-    #[error("no copy-on-write layer for {} can be made in {}: {source}", path.display(), folder.display())]
-    Layer {
-        /// The image beneath it.
-        path: PathBuf,
-        /// Where it would have been.
-        folder: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The image has no sector.
-    #[error("the disk image {} is empty: a disk has at least one sector of {SECTOR} bytes", .0.display())]
-    Empty(PathBuf),
-}
-
 /// An open disk.
 #[derive(Debug)]
 pub struct Disk {
-    image: FormatAccess<ImageFile>,
-    read_only: bool,
-    /// A disk that is gone with the machine needs no durability.
-    ephemeral: bool,
+    id: String,
+    image: Image,
+    path: PathBuf,
+    format: DiskFormat,
+    access: DiskAccess,
+    counters: Arc<DiskCounters>,
 }
 
 impl Disk {
     /// Opens what `config` names; a copy-on-write layer is made, without a name, in `folder`.
     pub fn open(config: &DiskConfig, folder: &Path) -> Result<Disk, BlockError> {
-        let writable = config.access == DiskAccess::ReadWrite;
-        let base = open_image(&config.path, config.format, writable)?;
-        if base.size() < SECTOR {
+        let base = image::open(&config.path, config.format, config.access == DiskAccess::ReadWrite)?;
+        if base.access.size() < SECTOR {
             return Err(BlockError::Empty(config.path.clone()));
         }
-        let ephemeral = config.access == DiskAccess::Ephemeral;
-        let image = if ephemeral {
-            layer(base, folder).map_err(|source| BlockError::Layer {
+        let image = if config.access == DiskAccess::Ephemeral {
+            image::unnamed_layer(base, folder).map_err(|source| BlockError::Layer {
                 path: config.path.clone(),
                 folder: folder.to_path_buf(),
                 source,
@@ -93,97 +43,126 @@ impl Disk {
         } else {
             base
         };
-        Ok(Disk { image, read_only: config.access == DiskAccess::ReadOnly, ephemeral })
+        Ok(Disk {
+            id: config.id.clone(),
+            image,
+            path: config.path.clone(),
+            format: config.format,
+            access: config.access,
+            counters: Arc::new(DiskCounters::new(&config.id)),
+        })
+    }
+
+    /// The disk's name, from its configuration.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What was done to it.
+    pub fn counters(&self) -> &Arc<DiskCounters> {
+        &self.counters
     }
 
     /// The disk's size in whole sectors.
     pub fn sectors(&self) -> u64 {
-        self.image.size() / SECTOR
+        self.image.access.size() / SECTOR
     }
 
     /// Whether writes are refused.
     pub fn is_read_only(&self) -> bool {
-        self.read_only
+        self.access == DiskAccess::ReadOnly
     }
 
     /// Reads into `buffers` from `offset`.
     pub fn read(&self, buffers: &[VolatileSlice], offset: u64) -> io::Result<()> {
         let (vector, _guard) = IoVectorMut::from_volatile_slice(buffers);
-        self.image.readv(vector, offset)
+        let length = vector.len();
+        self.counters.read(length, self.image.access.readv(vector, offset))
     }
 
     /// Writes `buffers` at `offset`.
     pub fn write(&self, buffers: &[VolatileSlice], offset: u64) -> io::Result<()> {
         let (vector, _guard) = IoVector::from_volatile_slice(buffers);
-        self.image.writev(vector, offset)
+        let length = vector.len();
+        self.counters.write(length, self.image.access.writev(vector, offset))
     }
 
     /// Returns when everything written is on stable storage.
     pub fn flush(&self) -> io::Result<()> {
-        if self.read_only || self.ephemeral {
+        // A disk that is gone with the machine needs no durability.
+        if self.access != DiskAccess::ReadWrite {
             return Ok(());
         }
-        self.image.flush()?;
-        self.image.sync()
+        self.counters.other("flush", self.image.access.flush().and_then(|()| self.image.access.sync()))
     }
 
     /// Gives the space of a range back; what is read there afterwards is anything.
     pub fn discard(&mut self, offset: u64, length: u64) -> io::Result<()> {
-        match self.image.discard_to_any(offset, length) {
+        match self.image.access.discard_to_any(offset, length) {
             // A discard is advice: a file system that cannot punch holes ignores it.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
-            result => result,
+            result => self.counters.other("discard", result),
         }
     }
 
     /// Makes a range read as zeroes; with `unmap`, its space is given back where that is possible.
     pub fn write_zeroes(&mut self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
-        if unmap { self.image.discard_to_zero(offset, length) } else { self.image.write_zeroes(offset, length) }
+        let image = &mut self.image.access;
+        let result = if unmap { image.discard_to_zero(offset, length) } else { image.write_zeroes(offset, length) };
+        self.counters.other("write of zeroes", result)
     }
-}
 
-/// Opens and locks an image and everything beneath it.
-fn open_image(path: &Path, format: DiskFormat, writable: bool) -> Result<FormatAccess<ImageFile>, BlockError> {
-    let storage = open_storage(path, writable)?;
-    let bad = |format| move |source| BlockError::Format { path: path.to_path_buf(), format, source };
-    Ok(match format {
-        DiskFormat::Raw => FormatAccess::new(Raw::open_image(storage, writable).map_err(bad("raw"))?),
-        DiskFormat::Qcow2 => {
-            let builder = Qcow2::<ImageFile>::builder(storage).write(writable);
-            FormatAccess::new(builder.open(PermissiveImplicitOpenGate::default()).map_err(bad("qcow2"))?)
+    /// Gives the disk `size` bytes, no fewer than it has. The new ones read as zeroes; the new size is durable.
+    pub fn grow(&mut self, size: u64) -> Result<(), BlockError> {
+        let present = self.image.access.size();
+        if self.is_read_only() {
+            return Err(BlockError::NotWritten(self.id.clone(), "grow"));
         }
-    })
-}
-
-fn open_storage(path: &Path, writable: bool) -> Result<ImageFile, BlockError> {
-    let failed = |source| BlockError::Open { path: path.to_path_buf(), source };
-    let file = OpenOptions::new().read(true).write(writable).open(path).map_err(failed)?;
-    let kind = file.metadata().map_err(failed)?.file_type();
-    if !kind.is_file() && !std::os::unix::fs::FileTypeExt::is_block_device(&kind) {
-        return Err(BlockError::NotADisk(path.to_path_buf()));
+        if !size.is_multiple_of(SECTOR) {
+            return Err(BlockError::PartialSector(size));
+        }
+        if size < present {
+            return Err(BlockError::Shrink { id: self.id.clone(), size, present });
+        }
+        let grown = self.image.access.resize_grow(size, PreallocateMode::None).and_then(|()| self.flush());
+        grown.map_err(|source| BlockError::Host { id: self.id.clone(), what: "grow", source })
     }
-    let lock = if writable { FlockOperation::NonBlockingLockExclusive } else { FlockOperation::NonBlockingLockShared };
-    flock(&file, lock).map_err(|_| BlockError::InUse(path.to_path_buf()))?;
-    let options = StorageOpenOptions::new().write(writable).filename(path);
-    ImageFile::from_open_file(file, options).map_err(failed)
-}
 
-/// An unnamed qcow2 file over `base`: it takes all writes and is gone with the process.
-fn layer(base: FormatAccess<ImageFile>, folder: &Path) -> io::Result<FormatAccess<ImageFile>> {
-    let file: fs::File = tempfile::tempfile_in(folder)?;
-    let size = base.size();
-    let backing = Arc::new(base);
-    let layer = Qcow2::<ImageFile, Arc<FormatAccess<ImageFile>>>::create_builder(ImageFile::try_from(file)?)
-        .size(size)
-        .create_open(DenyImplicitOpenGate::default(), |image| {
-            Ok(Qcow2::<ImageFile, Arc<FormatAccess<ImageFile>>>::builder(image).backing(Some(backing)))
-        })?;
-    Ok(FormatAccess::new(layer))
+    /// The disk's file, to have what was written to it so far written out while the disk is in use: what a flush after
+    /// that waits for is only what came in between.
+    pub fn file(&self) -> io::Result<File> {
+        self.image.file.try_clone()
+    }
+
+    /// Goes on in `layer`, a qcow2 file over the present file, which is not written any more: it is durable, and locked
+    /// as one that is only read. After an error the disk is as it was.
+    pub fn switch(&mut self, layer: &Path) -> Result<(), BlockError> {
+        if self.access != DiskAccess::ReadWrite {
+            return Err(BlockError::NotWritten(self.id.clone(), "continue in a layer"));
+        }
+        let host = |source| BlockError::Host { id: self.id.clone(), what: "be written out", source };
+        self.flush().map_err(host)?;
+        let base = image::open_unlocked(&self.path, self.format)?;
+        let base_file = base.file.try_clone().map_err(host)?;
+        let over = image::open_layer(layer, base, &self.path)?;
+        let (size, present) = (over.access.size(), self.image.access.size());
+        if size < present {
+            return Err(BlockError::SmallLayer { layer: layer.to_path_buf(), size, present });
+        }
+        // The lock is never given up: it becomes one against writers, and then there are two of them.
+        image::lock(&self.image.file, &self.path, false)?;
+        image::lock(&base_file, &self.path, false)?;
+        self.image = over;
+        self.path = layer.to_path_buf();
+        self.format = DiskFormat::Qcow2;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn config(path: &Path, access: DiskAccess) -> DiskConfig {
         DiskConfig { id: "disk".into(), path: path.to_path_buf(), format: DiskFormat::Raw, access, root: false }

@@ -2,12 +2,18 @@
 //!
 //! Each device has a thread of its own, so that a slow disk stalls nothing else. A host's I/O error becomes the
 //! request's; a ring that is not sound becomes `DEVICE_NEEDS_RESET`.
+//!
+//! A device's disk lies in a [`DiskBay`] and can come and go. Without one, the device is a placeholder, which a driver
+//! passes over (section 4.2.2.2); a driver that was there when the disk was taken out gets errors until it leaves.
 
+mod bay;
+mod counters;
 mod disk;
+mod image;
 mod request;
 
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use vmm_sys_util::epoll::EventSet;
 
@@ -15,8 +21,11 @@ use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::queue::QueueError;
 use super::worker::{Wakeups, Worker};
 use super::{ActivateError, Activation, VirtioDevice, read_config_bytes};
-pub use disk::{BlockError, Disk, SECTOR};
-use request::{ID_LENGTH, MAX_RANGE_SECTORS, MAX_RANGES, Request};
+pub use bay::{DiskBay, Label};
+pub use counters::DiskCounters;
+pub use disk::{Disk, SECTOR};
+pub use image::{Backing, BlockError, backing, open_to_read, virtual_size};
+use request::{MAX_RANGE_SECTORS, MAX_RANGES, Request};
 
 /// The device's id (section 5).
 const DEVICE_TYPE: u32 = 2;
@@ -48,41 +57,28 @@ mod config {
     pub const SIZE: usize = 60;
 }
 
+/// What a placeholder says that it is (section 4.2.2.2).
+const PLACEHOLDER: u32 = 0;
+
 /// The device.
 #[derive(Debug)]
 pub struct Block {
-    /// Shared with the thread while there is one; nobody else locks it.
-    disk: Arc<Mutex<Disk>>,
-    id: [u8; ID_LENGTH],
-    features: u64,
-    config: [u8; config::SIZE],
+    bay: Arc<DiskBay>,
     thread_name: String,
     worker: Option<Worker>,
 }
 
 impl Block {
-    /// A device for `disk`, which answers `GET_ID` with `id` (cut off after 20 bytes); `index` names its thread.
-    pub fn new(disk: Disk, id: &str, index: usize) -> Block {
-        let mut id_bytes = [0; ID_LENGTH];
-        let length = id.len().min(ID_LENGTH);
-        id_bytes[..length].copy_from_slice(&id.as_bytes()[..length]);
-        let access =
-            if disk.is_read_only() { feature::RO } else { feature::FLUSH | feature::DISCARD | feature::WRITE_ZEROES };
-        Block {
-            features: VERSION_1 | EVENT_IDX | INDIRECT_DESC | feature::SEG_MAX | feature::BLK_SIZE | access,
-            config: config_space(&disk),
-            disk: Arc::new(Mutex::new(disk)),
-            id: id_bytes,
-            thread_name: format!("block{index}"),
-            worker: None,
-        }
+    /// A device for the disk in `bay`, or for one that will be there; `index` names its thread.
+    pub fn new(bay: Arc<DiskBay>, index: usize) -> Block {
+        Block { bay, thread_name: format!("block{index}"), worker: None }
     }
 }
 
-fn config_space(disk: &Disk) -> [u8; config::SIZE] {
+fn config_space(sectors: u64) -> [u8; config::SIZE] {
     let mut space = [0; config::SIZE];
     let mut put = |offset: usize, bytes: &[u8]| space[offset..offset + bytes.len()].copy_from_slice(bytes);
-    put(config::CAPACITY, &disk.sectors().to_le_bytes());
+    put(config::CAPACITY, &sectors.to_le_bytes());
     put(config::SEG_MAX, &SEGMENTS_MAX.to_le_bytes());
     put(config::BLK_SIZE, &(SECTOR as u32).to_le_bytes());
     put(config::MAX_DISCARD_SECTORS, &MAX_RANGE_SECTORS.to_le_bytes());
@@ -96,23 +92,29 @@ fn config_space(disk: &Disk) -> [u8; config::SIZE] {
 
 impl VirtioDevice for Block {
     fn device_type(&self) -> u32 {
-        DEVICE_TYPE
+        if self.bay.label().is_some() { DEVICE_TYPE } else { PLACEHOLDER }
     }
 
     fn queue_sizes(&self) -> &'static [u16] {
         QUEUE_SIZES
     }
 
+    /// A placeholder offers nothing, not even what a driver must take: none can set it up.
     fn features(&self) -> u64 {
-        self.features
+        let Some(disk) = self.bay.label() else { return 0 };
+        let access =
+            if disk.read_only { feature::RO } else { feature::FLUSH | feature::DISCARD | feature::WRITE_ZEROES };
+        VERSION_1 | EVENT_IDX | INDIRECT_DESC | feature::SEG_MAX | feature::BLK_SIZE | access
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config, offset, data);
+        if let Some(disk) = self.bay.label() {
+            read_config_bytes(&config_space(disk.sectors), offset, data);
+        }
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let service = Service { disk: Arc::clone(&self.disk), id: self.id, activation };
+        let service = Service { bay: Arc::clone(&self.bay), activation };
         let worker = Worker::spawn(&self.thread_name, move |wakeups| service.run(&wakeups));
         self.worker = Some(worker.map_err(|source| ActivateError { device: "block", source })?);
         Ok(())
@@ -121,17 +123,16 @@ impl VirtioDevice for Block {
     fn reset(&mut self) {
         self.worker = None;
         // What the guest wrote without a flush goes to the host's page cache no later than now.
-        let disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = disk.flush() {
-            log::error!("a disk could not be flushed: {error}");
+        if let Some(disk) = self.bay.hold().disk() {
+            // The disk counts and logs its errors; there is nobody else to tell.
+            let _ = disk.flush();
         }
     }
 }
 
 /// What the thread has.
 struct Service {
-    disk: Arc<Mutex<Disk>>,
-    id: [u8; ID_LENGTH],
+    bay: Arc<DiskBay>,
     activation: Activation,
 }
 
@@ -142,13 +143,11 @@ impl Service {
             log::error!("a disk's thread cannot wait for its queue: {error}");
             return self.activation.interrupt.need_reset();
         }
-        let disk = Arc::clone(&self.disk);
-        let mut disk = disk.lock().unwrap_or_else(PoisonError::into_inner);
         // Requests may have come before the thread was there.
         loop {
             // Reading resets the counter; there is nothing to read at the first round.
             let _ = self.activation.queues[0].kick().read();
-            if let Err(error) = self.serve(&mut disk) {
+            if let Err(error) = self.serve() {
                 self.activation.faults.record(&error);
                 return self.activation.interrupt.need_reset();
             }
@@ -159,13 +158,14 @@ impl Service {
     }
 
     /// Serves everything that is available.
-    fn serve(&mut self, disk: &mut Disk) -> Result<(), QueueError> {
+    fn serve(&mut self) -> Result<(), QueueError> {
         let Activation { memory, queues, faults, .. } = &mut self.activation;
         let queue = &mut queues[0];
         loop {
             queue.disable_notifications()?;
             while let Some(chain) = queue.pop()? {
-                let written = Request::parse(memory, queue.index(), &chain)?.execute(memory, disk, &self.id, faults);
+                let request = Request::parse(memory, queue.index(), &chain)?;
+                let written = request.execute(memory, self.bay.hold().disk(), faults);
                 queue.add_used(chain.head, written)?;
             }
             queue.notify()?;

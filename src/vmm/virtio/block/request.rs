@@ -70,14 +70,16 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Carries the request out. Returns how many bytes of the chain were written, the status among them.
-    pub fn execute(&self, memory: &GuestMemory, disk: &mut Disk, id: &[u8; ID_LENGTH], faults: &GuestFaults) -> u32 {
-        let (status, written) = match self.kind {
-            kind::IN => self.read(memory, disk, faults),
-            kind::OUT => (self.write(memory, disk, faults), 0),
-            kind::FLUSH => (report("flush", disk.flush()), 0),
-            kind::GET_ID => (Status::Ok, queue::write_to(memory, &self.data_out(), id) as u32),
-            kind::DISCARD | kind::WRITE_ZEROES => (self.ranges(memory, disk, faults), 0),
+    /// Carries the request out; without a disk, it fails. Returns how many bytes of the chain were written, the status
+    /// among them.
+    pub fn execute(&self, memory: &GuestMemory, disk: Option<&mut Disk>, faults: &GuestFaults) -> u32 {
+        let (status, written) = match (disk, self.kind) {
+            (None, _) => (Status::IoError, 0),
+            (Some(disk), kind::IN) => self.read(memory, disk, faults),
+            (Some(disk), kind::OUT) => (self.write(memory, disk, faults), 0),
+            (Some(disk), kind::FLUSH) => (status(disk.flush()), 0),
+            (Some(disk), kind::GET_ID) => (Status::Ok, self.get_id(memory, disk)),
+            (Some(disk), kind::DISCARD | kind::WRITE_ZEROES) => (self.ranges(memory, disk, faults), 0),
             _ => (Status::Unsupported, 0),
         };
         let answer = [Buffer { address: self.status, length: 1 }];
@@ -95,13 +97,21 @@ impl<'a> Request<'a> {
         queue::subrange(&self.chain.readable, HEADER, u64::MAX)
     }
 
+    /// The id, cut off after 20 bytes or followed by zeroes.
+    fn get_id(&self, memory: &GuestMemory, disk: &Disk) -> u32 {
+        let mut id = [0; ID_LENGTH];
+        let length = disk.id().len().min(ID_LENGTH);
+        id[..length].copy_from_slice(&disk.id().as_bytes()[..length]);
+        queue::write_to(memory, &self.data_out(), &id) as u32
+    }
+
     fn read(&self, memory: &GuestMemory, disk: &Disk, faults: &GuestFaults) -> (Status, u32) {
         let buffers = self.data_out();
         let Some(offset) = self.checked_offset(disk, queue::total_length(&buffers), faults) else {
             return (Status::IoError, 0);
         };
-        let status = report("read", disk.read(&queue::volatile_slices(memory, &buffers), offset));
-        (status, queue::total_length(&buffers) as u32)
+        let result = disk.read(&queue::volatile_slices(memory, &buffers), offset);
+        (status(result), queue::total_length(&buffers) as u32)
     }
 
     fn write(&self, memory: &GuestMemory, disk: &Disk, faults: &GuestFaults) -> Status {
@@ -113,7 +123,7 @@ impl<'a> Request<'a> {
         let Some(offset) = self.checked_offset(disk, queue::total_length(&buffers), faults) else {
             return Status::IoError;
         };
-        report("write", disk.write(&queue::volatile_slices(memory, &buffers), offset))
+        status(disk.write(&queue::volatile_slices(memory, &buffers), offset))
     }
 
     /// The byte offset of the request, if its whole sectors lie on the disk.
@@ -164,23 +174,15 @@ impl<'a> Request<'a> {
         }
         let (offset, length) = (sector * SECTOR, u64::from(count) * SECTOR);
         match (self.kind, flags) {
-            (kind::DISCARD, 0) => report("discard", disk.discard(offset, length)),
-            (kind::WRITE_ZEROES, 0 | RANGE_UNMAP) => {
-                report("write of zeroes", disk.write_zeroes(offset, length, flags == RANGE_UNMAP))
-            }
+            (kind::DISCARD, 0) => status(disk.discard(offset, length)),
+            (kind::WRITE_ZEROES, 0 | RANGE_UNMAP) => status(disk.write_zeroes(offset, length, flags == RANGE_UNMAP)),
             // Flags that the device does not know (section 5.2.6.2).
             _ => Status::Unsupported,
         }
     }
 }
 
-/// The status of what the host's disk did; its errors are the host's, and are logged.
-fn report(what: &str, result: std::io::Result<()>) -> Status {
-    match result {
-        Ok(()) => Status::Ok,
-        Err(error) => {
-            log::error!("a disk's {what} failed on the host: {error}");
-            Status::IoError
-        }
-    }
+/// The status of what the host's disk did. Its errors are the host's, which the disk counts.
+fn status(result: std::io::Result<()>) -> Status {
+    if result.is_ok() { Status::Ok } else { Status::IoError }
 }

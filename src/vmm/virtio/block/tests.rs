@@ -23,7 +23,7 @@ fn bench(access: DiskAccess) -> Bench {
     let path = folder.path().join("disk");
     let content: Vec<u8> = (0..64 * 512_u32).map(|n| (n / 512) as u8).collect();
     std::fs::write(&path, content).unwrap();
-    let config = DiskConfig { id: "disk".into(), path, format: DiskFormat::Raw, access, root: false };
+    let config = DiskConfig { id: "an-id".into(), path, format: DiskFormat::Raw, access, root: false };
     let disk = Disk::open(&config, folder.path()).unwrap();
     Bench { folder, memory: memory::allocate(64).unwrap(), disk }
 }
@@ -43,12 +43,7 @@ impl Bench {
         descriptors.push((STATUS_AT, 1, WRITE, 0));
         let chain = queue_with(&self.memory, &descriptors, &[0]).pop().unwrap().unwrap();
         let request = Request::parse(&self.memory, 0, &chain).unwrap();
-        request.execute(
-            &self.memory,
-            &mut self.disk,
-            b"an-id\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
-            &GuestFaults::new("test"),
-        );
+        request.execute(&self.memory, Some(&mut self.disk), &GuestFaults::new("test"));
         self.memory.read_obj(GuestAddress(STATUS_AT)).unwrap()
     }
 
@@ -122,7 +117,7 @@ fn a_bad_ring_needs_a_reset_and_the_thread_ends() {
     let Bench { folder: _folder, memory, disk } = bench(DiskAccess::ReadWrite);
     let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
     let faults = Arc::new(GuestFaults::new("test"));
-    let mut device = Block::new(disk, "id", 0);
+    let mut device = Block::new(Arc::new(DiskBay::with(disk)), 0);
     let activation = Activation {
         memory: memory.clone(),
         queues: vec![queue_with(&memory, &[(HEADER_AT, 16, NEXT, 0)], &[0])],
@@ -159,7 +154,7 @@ proptest! {
         }));
         let Ok(Some(chain)) = queue_with(&bench.memory, &descriptors, &[0]).pop() else { return Ok(()) };
         if let Ok(request) = Request::parse(&bench.memory, 0, &chain) {
-            let written = request.execute(&bench.memory, &mut bench.disk, &[0; 20], &GuestFaults::new("test"));
+            let written = request.execute(&bench.memory, Some(&mut bench.disk), &GuestFaults::new("test"));
             prop_assert!(u64::from(written) <= super::super::queue::total_length(&chain.writable));
         }
     }

@@ -1,0 +1,91 @@
+//! What was done to a disk, in figures, and the last thing that the host could not do.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::vmm::control::DiskRecord;
+
+/// A disk without room fails every request that writes: the log tells of one in a second.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The counters of one disk; they may be read while the disk is busy.
+#[derive(Debug)]
+pub struct DiskCounters {
+    id: String,
+    reads: AtomicU64,
+    writes: AtomicU64,
+    read_bytes: AtomicU64,
+    written_bytes: AtomicU64,
+    errors: AtomicU64,
+    last: Mutex<LastError>,
+}
+
+#[derive(Debug, Default)]
+struct LastError {
+    sentence: Option<String>,
+    logged: Option<Instant>,
+}
+
+impl DiskCounters {
+    /// Counters for the disk `id`, all zero.
+    pub(super) fn new(id: &str) -> DiskCounters {
+        let zero = AtomicU64::default;
+        DiskCounters {
+            id: id.to_string(),
+            reads: zero(),
+            writes: zero(),
+            read_bytes: zero(),
+            written_bytes: zero(),
+            errors: zero(),
+            last: Mutex::default(),
+        }
+    }
+
+    /// Counts a read of `length` bytes with its outcome, which it returns.
+    pub(super) fn read(&self, length: u64, result: io::Result<()>) -> io::Result<()> {
+        if result.is_ok() {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            self.read_bytes.fetch_add(length, Ordering::Relaxed);
+        }
+        self.other("read", result)
+    }
+
+    /// Counts a write of `length` bytes with its outcome, which it returns.
+    pub(super) fn write(&self, length: u64, result: io::Result<()>) -> io::Result<()> {
+        if result.is_ok() {
+            self.writes.fetch_add(1, Ordering::Relaxed);
+            self.written_bytes.fetch_add(length, Ordering::Relaxed);
+        }
+        self.other("write", result)
+    }
+
+    /// Counts what failed, and logs it if the last log line is a second old.
+    pub(super) fn other(&self, what: &str, result: io::Result<()>) -> io::Result<()> {
+        if let Err(error) = &result {
+            let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
+            let sentence = format!("the {what} failed on the host: {error}");
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+                last.logged = Some(Instant::now());
+                log::error!("disk {}: {sentence} ({count} errors so far)", self.id);
+            }
+            last.sentence = Some(sentence);
+        }
+        result
+    }
+
+    /// The counters as data.
+    pub fn record(&self) -> DiskRecord {
+        DiskRecord {
+            id: self.id.clone(),
+            reads: self.reads.load(Ordering::Relaxed),
+            writes: self.writes.load(Ordering::Relaxed),
+            read_bytes: self.read_bytes.load(Ordering::Relaxed),
+            written_bytes: self.written_bytes.load(Ordering::Relaxed),
+            errors: self.errors.load(Ordering::Relaxed),
+            last_error: self.last.lock().unwrap_or_else(PoisonError::into_inner).sentence.clone(),
+        }
+    }
+}

@@ -1,0 +1,500 @@
+//! Disks that come and go under a driver: what it writes is on them, whatever is done to them meanwhile.
+//!
+//! The driver is this test, on the registers and in the memory of a guest that has no CPU.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vm_memory::{Bytes, GuestAddress};
+use wisp::host::disk_image;
+use wisp::vmm::bus::BusDevice;
+use wisp::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
+use wisp::vmm::disk_slots::{DiskSlot, DiskSlots, SlotError};
+use wisp::vmm::fault::GuestFaults;
+use wisp::vmm::irq::IrqLine;
+use wisp::vmm::memory::{self, GuestMemory};
+use wisp::vmm::virtio::block::{Block, BlockError, DiskBay};
+use wisp::vmm::virtio::mmio::{MmioTransport, VERSION_1, register, status};
+
+const MIB: u64 = 1 << 20;
+const DESCRIPTORS: u64 = 0x10_0000;
+const AVAILABLE: u64 = 0x11_0000;
+const USED: u64 = 0x12_0000;
+const HEADER: u64 = 0x20_0000;
+const STATUS: u64 = 0x20_1000;
+const DATA: u64 = 0x21_0000;
+const QUEUE_SIZE: u16 = 16;
+/// Request types and answers of virtio-blk.
+const IN: u32 = 0;
+const OUT: u32 = 1;
+const FLUSH: u32 = 4;
+const OK: u8 = 0;
+const IO_ERROR: u8 = 1;
+/// Interrupt status bits.
+const CONFIG_CHANGE: u32 = 2;
+
+/// A machine's disk slots, without the machine.
+struct Bench {
+    folder: tempfile::TempDir,
+    memory: GuestMemory,
+    slots: DiskSlots,
+    transports: Vec<(Arc<Mutex<MmioTransport>>, IrqLine)>,
+}
+
+fn bench(count: usize) -> Bench {
+    let folder = tempfile::tempdir().unwrap();
+    let memory = memory::allocate(64).unwrap();
+    let (mut slots, mut transports) = (Vec::new(), Vec::new());
+    for index in 0..count {
+        let bay = Arc::new(DiskBay::default());
+        let line = IrqLine::new().unwrap();
+        let device = Box::new(Block::new(Arc::clone(&bay), index));
+        let faults = Arc::new(GuestFaults::new("block"));
+        let transport = MmioTransport::new(device, memory.clone(), line.try_clone().unwrap(), faults).unwrap();
+        slots.push(DiskSlot { bay, interrupt: Arc::clone(transport.interrupt()) });
+        transports.push((Arc::new(Mutex::new(transport)), line));
+    }
+    let slots = DiskSlots::new(slots, folder.path());
+    Bench { folder, memory, slots, transports }
+}
+
+impl Bench {
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// An image of this size, and a disk of the same name.
+    fn disk(&self, name: &str, format: DiskFormat, size: u64) -> DiskConfig {
+        disk_image::create(&self.path(name), format, size).unwrap();
+        DiskConfig { id: name.into(), path: self.path(name), format, access: DiskAccess::ReadWrite, root: false }
+    }
+
+    fn driver(&self, slot: usize) -> Driver {
+        let (transport, line) = &self.transports[slot];
+        let (transport, line) = (Arc::clone(transport), line.try_clone().unwrap());
+        Driver { memory: self.memory.clone(), transport, line, available: 0 }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.transports.iter().for_each(|(transport, _)| transport.lock().unwrap().shut_down());
+    }
+}
+
+/// A driver of one slot.
+struct Driver {
+    memory: GuestMemory,
+    transport: Arc<Mutex<MmioTransport>>,
+    line: IrqLine,
+    available: u16,
+}
+
+impl Driver {
+    fn read(&self, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        self.transport.lock().unwrap().read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn write(&self, offset: u64, value: u32) {
+        self.transport.lock().unwrap().write(offset, &value.to_le_bytes());
+    }
+
+    fn sectors(&self) -> u64 {
+        u64::from(self.read(register::CONFIG)) | u64::from(self.read(register::CONFIG + 4)) << 32
+    }
+
+    /// Sets the device up. Returns whether it let itself be.
+    fn bind(&mut self) -> bool {
+        use status::*;
+        self.unbind();
+        self.write(register::STATUS, ACKNOWLEDGE | DRIVER);
+        self.write(register::DRIVER_FEATURES_SEL, 1);
+        self.write(register::DRIVER_FEATURES, (VERSION_1 >> 32) as u32);
+        self.write(register::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        if self.read(register::STATUS) & FEATURES_OK == 0 {
+            return false;
+        }
+        self.memory.write_slice(&[0; 256], GuestAddress(AVAILABLE)).unwrap();
+        self.memory.write_slice(&[0; 256], GuestAddress(USED)).unwrap();
+        self.available = 0;
+        self.write(register::QUEUE_NUM, QUEUE_SIZE.into());
+        self.write(register::QUEUE_DESC_LOW, DESCRIPTORS as u32);
+        self.write(register::QUEUE_DRIVER_LOW, AVAILABLE as u32);
+        self.write(register::QUEUE_DEVICE_LOW, USED as u32);
+        self.write(register::QUEUE_READY, 1);
+        self.write(register::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+        true
+    }
+
+    fn unbind(&self) {
+        self.write(register::STATUS, 0);
+    }
+
+    /// Has the device carry out one request, and waits for its answer.
+    fn request(&mut self, kind: u32, sector: u64, data: &mut [u8]) -> u8 {
+        let mut header = [0; 16];
+        header[..4].copy_from_slice(&kind.to_le_bytes());
+        header[8..].copy_from_slice(&sector.to_le_bytes());
+        self.memory.write_slice(&header, GuestAddress(HEADER)).unwrap();
+        self.memory.write_slice(data, GuestAddress(DATA)).unwrap();
+        self.memory.write_obj(0xee_u8, GuestAddress(STATUS)).unwrap();
+        let written = if kind == IN { 2 } else { 0 };
+        self.descriptor(0, HEADER, 16, 1, if data.is_empty() { 2 } else { 1 });
+        self.descriptor(1, DATA, data.len() as u32, 1 | written, 2);
+        self.descriptor(2, STATUS, 1, 2, 0);
+        let ring = AVAILABLE + 4 + u64::from(self.available % QUEUE_SIZE) * 2;
+        self.memory.write_obj(0_u16, GuestAddress(ring)).unwrap();
+        self.available = self.available.wrapping_add(1);
+        self.memory.store(self.available, GuestAddress(AVAILABLE + 2), Ordering::Release).unwrap();
+        self.write(register::QUEUE_NOTIFY, 0);
+        while self.memory.load::<u16>(GuestAddress(USED + 2), Ordering::Acquire).unwrap() != self.available {
+            self.wait_for_interrupt();
+        }
+        self.memory.read_slice(data, GuestAddress(DATA)).unwrap();
+        self.memory.read_obj(GuestAddress(STATUS)).unwrap()
+    }
+
+    fn descriptor(&self, index: u64, address: u64, length: u32, flags: u16, next: u16) {
+        let at = |offset| GuestAddress(DESCRIPTORS + index * 16 + offset);
+        self.memory.write_obj(address, at(0)).unwrap();
+        self.memory.write_obj(length, at(8)).unwrap();
+        self.memory.write_obj(flags, at(12)).unwrap();
+        self.memory.write_obj(next, at(14)).unwrap();
+    }
+
+    fn wait_for_interrupt(&self) {
+        let deadline = Timespec { tv_sec: 60, tv_nsec: 0 };
+        // SAFETY: the eventfd is the line's, which outlives this.
+        let event =
+            unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(self.line.eventfd())) };
+        assert_ne!(poll(&mut [PollFd::new(&event, PollFlags::IN)], Some(&deadline)).unwrap(), 0, "no interrupt came");
+        self.line.eventfd().read().unwrap();
+        self.write(register::INTERRUPT_ACK, self.read(register::INTERRUPT_STATUS) & !CONFIG_CHANGE);
+    }
+}
+
+fn check(path: &Path) {
+    let output = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(path).output().unwrap_or_else(|error| {
+        panic!("qemu-img, of Debian's qemu-utils, is needed to check images with and cannot be run: {error}")
+    });
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn a_disk_comes_into_an_empty_slot_and_goes_when_its_driver_has() {
+    let bench = bench(2);
+    let mut driver = bench.driver(0);
+    assert_eq!(driver.read(register::DEVICE_ID), 0);
+    assert!(!driver.bind(), "a placeholder was set up");
+
+    let disk = bench.disk("first", DiskFormat::Raw, MIB);
+    assert_eq!(bench.slots.attach(&disk).unwrap(), 0);
+    assert_eq!(bench.slots.slot_of("first").unwrap(), 0);
+    assert_eq!((driver.read(register::DEVICE_ID), driver.sectors()), (2, 2048));
+    assert!(driver.bind());
+    assert_eq!(driver.request(OUT, 2047, &mut [0xab; 512]), OK);
+
+    assert!(matches!(bench.slots.detach("first", false), Err(SlotError::InUse(_))));
+    driver.unbind();
+    bench.slots.detach("first", false).unwrap();
+    assert_eq!((driver.read(register::DEVICE_ID), driver.sectors()), (0, 0));
+    assert!(!driver.bind(), "a placeholder was set up");
+    assert_eq!(fs::read(bench.path("first")).unwrap()[MIB as usize - 512..], [0xab; 512]);
+    // Nobody holds the file any more.
+    disk_image::grow(&bench.path("first"), DiskFormat::Raw, 2 * MIB).unwrap();
+    assert!(matches!(bench.slots.detach("first", true), Err(SlotError::Unknown(_))));
+}
+
+#[test]
+fn slots_are_filled_in_order_and_names_are_taken_once() {
+    let bench = bench(2);
+    for (index, name) in ["a", "b"].into_iter().enumerate() {
+        assert_eq!(bench.slots.attach(&bench.disk(name, DiskFormat::Qcow2, MIB)).unwrap(), index);
+    }
+    let third = bench.disk("c", DiskFormat::Raw, MIB);
+    assert!(matches!(bench.slots.attach(&third), Err(SlotError::Full(2))));
+    assert!(matches!(bench.slots.attach(&DiskConfig { id: "a".into(), ..third.clone() }), Err(SlotError::Taken(_))));
+    let long = DiskConfig { id: "x".repeat(21), ..third.clone() };
+    assert!(matches!(bench.slots.attach(&long), Err(SlotError::Config(_))));
+    bench.slots.detach("a", false).unwrap();
+    let absent = DiskConfig { path: bench.path("absent"), ..third.clone() };
+    assert!(matches!(bench.slots.attach(&absent), Err(SlotError::Disk(BlockError::Open { .. }))));
+    assert_eq!(bench.slots.attach(&third).unwrap(), 0);
+}
+
+#[test]
+fn a_driver_whose_disk_is_taken_by_force_gets_errors_until_it_leaves() {
+    let bench = bench(1);
+    let mut driver = bench.driver(0);
+    bench.slots.attach(&bench.disk("first", DiskFormat::Qcow2, MIB)).unwrap();
+    assert!(driver.bind());
+    assert_eq!(driver.request(OUT, 0, &mut [1; 4096]), OK);
+    bench.slots.detach("first", true).unwrap();
+    check(&bench.path("first"));
+    for kind in [IN, OUT, FLUSH] {
+        assert_eq!(driver.request(kind, 0, &mut [0; 512]), IO_ERROR);
+    }
+    let second = bench.disk("second", DiskFormat::Raw, MIB);
+    assert!(matches!(bench.slots.attach(&second), Err(SlotError::Full(1))));
+    driver.unbind();
+    bench.slots.attach(&second).unwrap();
+    assert!(driver.bind());
+    let mut data = [9; 512];
+    assert_eq!((driver.request(IN, 0, &mut data), data), (OK, [0; 512]));
+}
+
+#[test]
+fn a_driver_sees_its_disk_grow() {
+    let bench = bench(1);
+    for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
+        let name = format!("{format:?}");
+        bench.slots.attach(&bench.disk(&name, format, MIB)).unwrap();
+        let mut driver = bench.driver(0);
+        assert!(driver.bind());
+        assert_eq!(driver.request(OUT, 2048, &mut [7; 512]), IO_ERROR);
+        let generation = driver.read(register::CONFIG_GENERATION);
+        bench.slots.resize(&name, 2 * MIB).unwrap();
+        driver.wait_for_interrupt();
+        assert_eq!(driver.read(register::INTERRUPT_STATUS), CONFIG_CHANGE);
+        assert_ne!(driver.read(register::CONFIG_GENERATION), generation);
+        assert_eq!(driver.sectors(), 4096);
+        assert_eq!(driver.request(OUT, 4095, &mut [7; 512]), OK);
+        for (size, what) in [(MIB, "shrink"), (2 * MIB + 1, "a part of a sector")] {
+            assert!(matches!(bench.slots.resize(&name, size), Err(SlotError::Disk(_))), "{what}");
+        }
+        driver.unbind();
+        bench.slots.detach(&name, false).unwrap();
+        assert_eq!(disk_image::information(&bench.path(&name), format).unwrap().virtual_size, 2 * MIB);
+    }
+}
+
+#[test]
+fn no_write_is_lost_while_a_disk_is_continued_in_layers() {
+    const BLOCKS: u64 = 256;
+    const LAYERS: usize = 12;
+    for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
+        let bench = bench(1);
+        bench.slots.attach(&bench.disk("layer0", format, 64 * MIB)).unwrap();
+        let mut driver = bench.driver(0);
+        assert!(driver.bind());
+        let stop = AtomicBool::new(false);
+        let mut frozen: Vec<(PathBuf, Vec<u8>)> = Vec::new();
+        let (mut driver, written) = std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let mut written = vec![0_u64; BLOCKS as usize];
+                let mut count = 0_u64;
+                // Blocks lie apart, so that many clusters are touched; each bears the number of its last write.
+                while !stop.load(Ordering::Acquire) {
+                    count += 1;
+                    let block = count.wrapping_mul(0x9e37_79b9_7f4a_7c15) % BLOCKS;
+                    let mut data = count.to_le_bytes().repeat(512);
+                    assert_eq!(driver.request(OUT, block * 512, &mut data), OK);
+                    written[block as usize] = count;
+                    let other = count.wrapping_mul(0xd134_2543_de82_ef95) % BLOCKS;
+                    assert_eq!(driver.request(IN, other * 512, &mut data), OK);
+                    assert_eq!(data, written[other as usize].to_le_bytes().repeat(512), "block {other}");
+                }
+                (driver, written)
+            });
+            let mut present = (bench.path("layer0"), format);
+            for number in 1..=LAYERS {
+                let layer = bench.path(&format!("layer{number}"));
+                disk_image::create_layer(&layer, &present.0, present.1, None).unwrap();
+                bench.slots.switch("layer0", &layer).unwrap();
+                frozen.push((present.0.clone(), fs::read(&present.0).unwrap()));
+                present = (layer, DiskFormat::Qcow2);
+            }
+            stop.store(true, Ordering::Release);
+            writer.join().unwrap()
+        });
+        assert!(written.iter().max() > Some(&100), "too few writes came between the switches to show anything");
+        for (block, number) in (0..).zip(&written) {
+            let mut data = [0; 4096];
+            assert_eq!(driver.request(IN, block * 512, &mut data), OK);
+            assert_eq!(data[..], number.to_le_bytes().repeat(512), "block {block}");
+        }
+        driver.unbind();
+        bench.slots.detach("layer0", false).unwrap();
+        for (path, bytes) in &frozen {
+            assert!(fs::read(path).unwrap() == *bytes, "{} was changed after the switch", path.display());
+        }
+        let top = bench.path(&format!("layer{LAYERS}"));
+        (1..=LAYERS).for_each(|number| check(&bench.path(&format!("layer{number}"))));
+        let flat = bench.path("flat");
+        disk_image::convert(&top, DiskFormat::Qcow2, &flat, DiskFormat::Raw).unwrap();
+        let flat = fs::read(flat).unwrap();
+        for (block, number) in written.iter().enumerate() {
+            assert_eq!(flat[block * 512 * 512..][..4096], number.to_le_bytes().repeat(512), "block {block}");
+        }
+    }
+}
+
+#[test]
+fn a_switch_that_fails_leaves_the_disk_as_it_was() {
+    let bench = bench(1);
+    bench.slots.attach(&bench.disk("disk", DiskFormat::Raw, MIB)).unwrap();
+    let mut driver = bench.driver(0);
+    assert!(driver.bind());
+    disk_image::create(&bench.path("other"), DiskFormat::Raw, MIB).unwrap();
+    disk_image::create_layer(&bench.path("over-other"), &bench.path("other"), DiskFormat::Raw, None).unwrap();
+    disk_image::create(&bench.path("alone"), DiskFormat::Qcow2, MIB).unwrap();
+    for layer in ["over-other", "alone", "other", "absent", "disk"] {
+        assert!(matches!(bench.slots.switch("disk", &bench.path(layer)), Err(SlotError::Disk(_))), "{layer}");
+        assert_eq!(driver.request(OUT, 8, &mut [8; 512]), OK);
+        let grown = disk_image::grow(&bench.path("disk"), DiskFormat::Raw, 2 * MIB);
+        assert!(grown.is_err(), "the disk's file is not locked any more");
+    }
+    driver.unbind();
+    bench.slots.detach("disk", false).unwrap();
+    assert_eq!(fs::read(bench.path("disk")).unwrap()[4096..4608], [8; 512]);
+}
+
+#[test]
+fn the_file_beneath_a_new_layer_can_be_read_by_others_and_written_by_none() {
+    let bench = bench(1);
+    bench.slots.attach(&bench.disk("disk", DiskFormat::Raw, MIB)).unwrap();
+    let layer = bench.path("layer");
+    disk_image::create_layer(&layer, &bench.path("disk"), DiskFormat::Raw, Some(2 * MIB)).unwrap();
+    bench.slots.switch("disk", &layer).unwrap();
+    assert_eq!(bench.driver(0).sectors(), 4096);
+    disk_image::convert(&bench.path("disk"), DiskFormat::Raw, &bench.path("copy"), DiskFormat::Raw).unwrap();
+    for (path, format) in [("disk", DiskFormat::Raw), ("layer", DiskFormat::Qcow2)] {
+        let grown = disk_image::grow(&bench.path(path), format, 4 * MIB);
+        assert!(matches!(grown, Err(disk_image::ImageError::Image(BlockError::InUse(_)))), "{path}");
+    }
+}
+
+#[test]
+fn disks_that_do_not_keep_what_is_written_have_no_layers() {
+    let bench = bench(1);
+    for access in [DiskAccess::ReadOnly, DiskAccess::Ephemeral] {
+        let name = format!("{access:?}");
+        let disk = DiskConfig { access, ..bench.disk(&name, DiskFormat::Raw, MIB) };
+        bench.slots.attach(&disk).unwrap();
+        disk_image::create_layer(&bench.path("layer"), &disk.path, DiskFormat::Raw, None).unwrap();
+        let switched = bench.slots.switch(&name, &bench.path("layer"));
+        assert!(matches!(switched, Err(SlotError::Disk(BlockError::NotWritten(..)))));
+        let grown = bench.slots.resize(&name, 2 * MIB).is_ok();
+        assert_eq!(grown, access == DiskAccess::Ephemeral);
+        bench.slots.detach(&name, false).unwrap();
+        fs::remove_file(bench.path("layer")).unwrap();
+        assert_eq!(fs::metadata(&disk.path).unwrap().len(), MIB);
+    }
+}
+
+#[test]
+fn what_was_done_to_a_disk_is_counted() {
+    let bench = bench(2);
+    bench.slots.attach(&bench.disk("disk", DiskFormat::Raw, MIB)).unwrap();
+    let mut driver = bench.driver(0);
+    assert!(driver.bind());
+    driver.request(OUT, 0, &mut [1; 4096]);
+    driver.request(IN, 0, &mut [0; 512]);
+    driver.request(IN, 1, &mut [0; 512]);
+    let records = bench.slots.records();
+    assert_eq!(records.len(), 1);
+    let record = &records[0];
+    assert_eq!((record.id.as_str(), record.reads, record.writes), ("disk", 2, 1));
+    assert_eq!((record.read_bytes, record.written_bytes, record.errors), (1024, 4096, 0));
+    assert_eq!(record.last_error, None);
+}
+
+/// What a guest and the host may do at any time.
+#[derive(Debug, Clone)]
+enum Step {
+    Read(u64, usize),
+    Write(u64, usize, u64),
+    Bind,
+    Request(u32, u64, usize),
+    Attach(bool),
+    Detach(bool),
+    Resize(u64),
+    Switch,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0_u64..0x140, 1_usize..=8).prop_map(|(offset, width)| Step::Read(offset, width)),
+        (0_u64..0x140, 1_usize..=8, any::<u64>()).prop_map(|(offset, width, value)| Step::Write(offset, width, value)),
+        (0_u64..0x50, 0_u64..0x100).prop_map(|(offset, value)| Step::Write(offset * 4, 4, value)),
+        Just(Step::Bind),
+        (0_u32..14, 0_u64..5000, 0_usize..4).prop_map(|(kind, sector, count)| Step::Request(kind, sector, count * 512)),
+        any::<bool>().prop_map(Step::Attach),
+        any::<bool>().prop_map(Step::Detach),
+        (1_u64..8).prop_map(|sectors| Step::Resize(sectors * MIB / 2)),
+        Just(Step::Switch),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn whatever_a_guest_does_to_its_slot_the_host_s_changes_succeed_or_say_why(
+        steps in proptest::collection::vec(step(), 0..60),
+    ) {
+        let bench = bench(1);
+        let mut driver = bench.driver(0);
+        let mut present = None;
+        let mut files = 0;
+        for step in steps {
+            match step {
+                Step::Read(offset, width) => driver.transport.lock().unwrap().read(offset, &mut [0; 8][..width]),
+                Step::Write(offset, width, value) => {
+                    driver.transport.lock().unwrap().write(offset, &value.to_le_bytes()[..width]);
+                }
+                Step::Bind => {
+                    prop_assert_eq!(driver.bind(), present.is_some());
+                }
+                Step::Request(kind, sector, length) => {
+                    // After arbitrary writes to its registers, only a device that was set up anew answers.
+                    if driver.bind() {
+                        driver.request(kind, sector, &mut vec![0; length.max(512)]);
+                    }
+                }
+                Step::Attach(raw) => {
+                    files += 1;
+                    let format = if raw { DiskFormat::Raw } else { DiskFormat::Qcow2 };
+                    let mut disk = bench.disk(&format!("file{files}"), format, MIB);
+                    disk.id = "disk".into();
+                    if bench.slots.attach(&disk).is_ok() {
+                        present = Some((disk.path, format));
+                    }
+                }
+                Step::Detach(force) => {
+                    if bench.slots.detach("disk", force).is_ok() {
+                        present = None;
+                    }
+                    prop_assert!(!force || present.is_none());
+                }
+                Step::Resize(size) => {
+                    let before = present.as_ref().map(|(path, format)| {
+                        disk_image::information(path, *format).unwrap().virtual_size
+                    });
+                    let resized = bench.slots.resize("disk", size).is_ok();
+                    prop_assert_eq!(resized, before.is_some_and(|before| before <= size));
+                }
+                Step::Switch => {
+                    let Some((path, format)) = present.take() else { continue };
+                    files += 1;
+                    let layer = bench.path(&format!("file{files}"));
+                    disk_image::create_layer(&layer, &path, format, None).unwrap();
+                    bench.slots.switch("disk", &layer).unwrap();
+                    present = Some((layer, DiskFormat::Qcow2));
+                }
+            }
+        }
+        if let Some((path, format)) = present {
+            bench.slots.detach("disk", true).unwrap();
+            if format == DiskFormat::Qcow2 {
+                check(&path);
+            }
+        }
+    }
+}
