@@ -1,15 +1,16 @@
 //! The image inside the binary: `tiny`, a kernel and a root file system of some megabytes, unpacked once.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
-use super::image::{MANIFEST, Manifest};
+use super::bundle;
+use super::image::MANIFEST;
+use super::import::ImportError;
 use crate::ec2::id::ImageId;
-use crate::host::home::{Home, HomeError};
+use crate::host::home::{Home, HomeError, private_file};
+use crate::host::sparse;
 
 /// The image's name.
 pub const NAME: &str = "tiny";
@@ -93,75 +94,24 @@ fn unpack_archive(archive: &[u8], folder: &Path) -> io::Result<()> {
         let path = entry.path()?.into_owned();
         let name = path.file_name().filter(|_| path.components().count() == 1);
         let name = name.ok_or_else(|| io::Error::other(format!("{} is not a plain file name", path.display())))?;
-        write_sparse(&folder.join(name), &mut entry)?;
+        sparse::write_stream(&mut entry, &private_file(&folder.join(name))?, u64::MAX)?;
     }
     Ok(())
-}
-
-/// Writes a file, with holes for blocks of zeroes: a file system is mostly empty.
-fn write_sparse(path: &Path, content: &mut impl Read) -> io::Result<()> {
-    use std::io::{Seek, SeekFrom};
-    let mut file = crate::host::home::private_file(path)?;
-    let mut block = vec![0; 64 << 10];
-    let mut length = 0;
-    loop {
-        let count = read_full(content, &mut block)?;
-        if count == 0 {
-            break;
-        }
-        if block[..count].iter().any(|byte| *byte != 0) {
-            file.seek(SeekFrom::Start(length))?;
-            file.write_all(&block[..count])?;
-        }
-        length += count as u64;
-    }
-    file.set_len(length)
-}
-
-/// Reads until `buffer` is full or there is no more.
-fn read_full(content: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut done = 0;
-    while done < buffer.len() {
-        match content.read(&mut buffer[done..])? {
-            0 => break,
-            count => done += count,
-        }
-    }
-    Ok(done)
 }
 
 /// Checks every file against the manifest's digests.
 fn verify(folder: &Path) -> Result<(), EmbeddedError> {
-    let damaged = |reason: String| EmbeddedError::Damaged(reason);
-    let text = fs::read_to_string(folder.join(MANIFEST)).map_err(|error| damaged(format!("{MANIFEST}: {error}")))?;
-    let manifest = Manifest::parse(&text).map_err(damaged)?;
-    for (file, expected) in manifest.digests() {
-        let actual = sha256(&folder.join(file)).map_err(|error| damaged(format!("{file}: {error}")))?;
-        if actual != expected {
-            return Err(damaged(format!("{file} has the SHA-256 {actual} instead of {expected}")));
-        }
+    let damaged = |error: ImportError| EmbeddedError::Damaged(error.to_string());
+    for verified in bundle::verify(folder, &()).map_err(damaged)? {
+        verified.result.map_err(damaged)?;
     }
     Ok(())
-}
-
-/// The SHA-256 of a file, in hexadecimal.
-fn sha256(path: &Path) -> io::Result<String> {
-    let mut file = fs::File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut block = vec![0; 256 << 10];
-    loop {
-        match read_full(&mut file, &mut block)? {
-            0 => break,
-            count => hasher.update(&block[..count]),
-        }
-    }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::MetadataExt;
+    use sha2::{Digest, Sha256};
 
     #[test]
     fn the_archive_has_the_digest_that_its_id_is_made_of() {
@@ -191,15 +141,5 @@ mod tests {
         fs::write(left.join("vmlinux"), "half").unwrap();
         unpacked(&home).unwrap();
         assert!(!left.exists());
-    }
-
-    #[test]
-    fn blocks_of_zeroes_become_holes() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
-        let content = [vec![0; 1 << 20], b"end".to_vec()].concat();
-        write_sparse(&path, &mut content.as_slice()).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), content);
-        assert!(path.metadata().unwrap().blocks() * 512 < 512 << 10);
     }
 }

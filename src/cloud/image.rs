@@ -16,7 +16,7 @@ use crate::vmm::config::{BootProtocol, DiskFormat};
 /// The manifest's file name.
 pub const MANIFEST: &str = "image.toml";
 /// The longest manifest that is read, in bytes.
-const MANIFEST_LIMIT: u64 = 256 << 10;
+pub(super) const MANIFEST_LIMIT: u64 = 256 << 10;
 
 /// `image.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,6 +190,11 @@ impl Manifest {
         if let Some(file) = manifest.files().find(|file| !is_plain_name(file)) {
             return Err(format!("{file:?} is not the name of a file directly in the bundle"));
         }
+        let mut names: Vec<&str> = manifest.files().chain([MANIFEST]).collect();
+        names.sort_unstable();
+        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(format!("{:?} is named for two things", pair[0]));
+        }
         Ok(manifest)
     }
 
@@ -260,6 +265,14 @@ mod tests {
         for name in ["../vmlinux", "/etc/passwd", "..", ""] {
             let error = Manifest::parse(&TEXT.replace("\"vmlinux\"", &format!("{name:?}"))).unwrap_err();
             assert!(error.contains("directly in the bundle"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_two_things_is_refused() {
+        for name in ["vmlinux", MANIFEST] {
+            let error = Manifest::parse(&TEXT.replace("root.ext4", name)).unwrap_err();
+            assert!(error.contains("two things"), "{name}: {error}");
         }
     }
 

@@ -4,9 +4,11 @@
 //! killed. There is no daemon: each command is one process, commands at the same time meet in the store, and an
 //! instance's monitor lives on its own.
 
+pub mod bundle;
 pub mod embedded;
 mod error;
 pub mod image;
+pub mod import;
 pub mod launch;
 pub mod lifecycle;
 pub mod machine;

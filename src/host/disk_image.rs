@@ -140,18 +140,36 @@ pub fn convert(
     destination: &Path,
     destination_format: DiskFormat,
 ) -> Result<(), ImageError> {
-    let image = block::open_to_read(source, format)?;
+    convert_image(&block::open_to_read(source, format)?, source, destination, destination_format)
+}
+
+/// Opens a qcow2 image that somebody else made, to look into it. One that leads to any other file is refused.
+pub fn open_alone(path: &Path) -> Result<FormatAccess<ImageFile>, ImageError> {
+    Ok(block::open_alone(path)?)
+}
+
+/// Copies what is on the disk of such an image to a new raw file.
+pub fn convert_alone(source: &Path, destination: &Path) -> Result<(), ImageError> {
+    convert_image(&block::open_alone(source)?, source, destination, DiskFormat::Raw)
+}
+
+fn convert_image(
+    image: &FormatAccess<ImageFile>,
+    source: &Path,
+    destination: &Path,
+    format: DiskFormat,
+) -> Result<(), ImageError> {
     check_size(image.size())?;
     let file = new_file(destination)?;
     let failed = |source| ImageError::Write { path: destination.to_path_buf(), source };
-    let target = match destination_format {
+    let target = match format {
         DiskFormat::Raw => {
             file.as_file().set_len(image.size()).map_err(failed)?;
             Target::Raw(file.as_file())
         }
         DiskFormat::Qcow2 => Target::Qcow2(new_qcow2(&file, image.size(), None).map_err(failed)?),
     };
-    copy(&image, source, &target, destination)?;
+    copy(image, source, &target, destination)?;
     target.flush().map_err(failed)?;
     keep(file, destination)
 }

@@ -4,3 +4,4 @@ pub mod disk_image;
 pub mod home;
 pub mod monitor_process;
 pub mod probe;
+pub mod sparse;

@@ -74,6 +74,17 @@ pub enum BlockError {
         /// What it says; nothing where it says nothing.
         format: String,
     },
+    /// The image needs another file, and may not have one.
+    #[error(
+        "{} is a layer over another file, {backing:?}, without which it is worth nothing; only images that stand alone \
+         are taken. Join them with `qemu-img convert -O qcow2 {} whole.qcow2`", path.display(), path.display()
+    )]
+    HasBacking {
+        /// Which image.
+        path: PathBuf,
+        /// The other file, as the header names it.
+        backing: String,
+    },
     /// There are more layers than can be, or they form a loop.
     #[error("the disk image {} has more than {MAX_LAYERS} files beneath it", .0.display())]
     TooManyLayers(PathBuf),
@@ -196,6 +207,19 @@ pub fn backing(path: &Path) -> Result<Option<Backing>, BlockError> {
 /// Opens an image that nobody writes, and what is beneath it.
 pub fn open_to_read(path: &Path, format: DiskFormat) -> Result<FormatAccess<ImageFile>, BlockError> {
     Ok(open(path, format, false)?.access)
+}
+
+/// Opens a qcow2 image that somebody else made: it may not lead to any other file.
+pub fn open_alone(path: &Path) -> Result<FormatAccess<ImageFile>, BlockError> {
+    let file = open_file(path, false)?;
+    lock(&file, path, false)?;
+    let mut image = qcow2(&file, path, false)?;
+    if let Some(backing) = image.implicit_backing_file() {
+        return Err(BlockError::HasBacking { path: path.to_path_buf(), backing: backing.clone() });
+    }
+    image.set_backing(None);
+    image.set_data_file(None);
+    Ok(FormatAccess::new(image))
 }
 
 /// The size of the disk in an image, in bytes. A machine may be writing it.

@@ -24,7 +24,7 @@ use super::{ActivateError, Activation, VirtioDevice, read_config_bytes};
 pub use bay::{DiskBay, Label};
 pub use counters::DiskCounters;
 pub use disk::{Disk, SECTOR};
-pub use image::{Backing, BlockError, backing, open_to_read, virtual_size};
+pub use image::{Backing, BlockError, backing, open_alone, open_to_read, virtual_size};
 use request::{MAX_RANGE_SECTORS, MAX_RANGES, Request};
 
 /// The device's id (section 5).

@@ -1,0 +1,519 @@
+//! Bundles on their way: taken in from a directory or an archive, checked, and written to an archive.
+//!
+//! A bundle is a directory with `image.toml` and the files that it names, all of them directly in it; an archive of one
+//! is a tar archive of the same files, plain or compressed with gzip or zstd.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use tempfile::NamedTempFile;
+
+use super::image::{Image, ImageError, MANIFEST, MANIFEST_LIMIT, Manifest};
+use super::import::{Content, Entry, ImportError, LARGEST_FILE, Landing, Progress, TarFile, detect, open_regular};
+use crate::host::{disk_image, sparse};
+use crate::vmm::config::DiskFormat;
+
+/// The largest kernel and the largest initial RAM disk; a root file system may have [`LARGEST_FILE`].
+const LARGEST_BOOT_FILE: u64 = 4 << 30;
+/// How hard exports are compressed: zstd's own default, at which it is faster than most disks.
+const COMPRESSION_LEVEL: i32 = 3;
+
+/// A file of a bundle, and whether it is what the manifest says.
+#[derive(Debug)]
+pub struct Verified {
+    /// Its name.
+    pub file: String,
+    /// The error says what is wrong with it.
+    pub result: Result<(), ImportError>,
+}
+
+/// Copies the bundle in `source`, a directory or an archive, into the empty folder `into`. Every file is checked against
+/// its digest on the way.
+pub fn import_bundle(source: &Path, into: &Path, progress: &dyn Progress) -> Result<Manifest, ImportError> {
+    let landing = Landing::new(into)?;
+    let kind = source.metadata().map_err(ImportError::read(source))?;
+    let (text, manifest) = if kind.is_dir() {
+        copy_directory(source, &landing, progress)?
+    } else {
+        let file = open_regular(source, true)?;
+        match detect(&file).map_err(ImportError::read(source))? {
+            Content::Archive(compression) => {
+                let archive = TarFile { path: source.to_path_buf(), file, compression };
+                unpack(&archive, &landing, progress)?
+            }
+            Content::Other(reason) => return Err(ImportError::unusable(source, reason)),
+            Content::FileSystem(_) | Content::Qcow2 => {
+                let reason = "it is a root file system without a kernel and a manifest, not a bundle";
+                return Err(ImportError::unusable(source, reason));
+            }
+        }
+    };
+    // A layer would have our machines read whatever file of the host it names.
+    if let Some(root) = manifest.root.as_ref().filter(|root| root.format == DiskFormat::Qcow2) {
+        disk_image::open_alone(&landing.path(&root.file))?;
+    }
+    landing.keep(&text)?;
+    Ok(manifest)
+}
+
+/// Computes all digests of the bundle in `folder` again.
+pub fn verify(folder: &Path, progress: &dyn Progress) -> Result<Vec<Verified>, ImportError> {
+    let manifest = parse_manifest(folder, &read_manifest(folder)?)?;
+    let check = |file: &str, expected: &str| {
+        let path = folder.join(file);
+        let content = open_regular(&path, false)?;
+        progress.begin(file, content.metadata().map_err(ImportError::read(&path))?.len());
+        let found = sparse::sha256(&content, &|count| progress.advance(count)).map_err(ImportError::read(&path))?;
+        compare(folder, file, expected, found)
+    };
+    let files = manifest.digests();
+    Ok(files.map(|(file, expected)| Verified { file: file.into(), result: check(file, expected) }).collect())
+}
+
+/// Writes the bundle in `folder` to the archive `destination`, a `.tar` or `.tar.zst`, which is whole and on the disk when
+/// the call returns, its owner's alone (0600), or not there at all. A damaged bundle is not exported.
+pub fn export(folder: &Path, destination: &Path, progress: &dyn Progress) -> Result<(), ImportError> {
+    let name = destination.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let compressed = name.ends_with(".tar.zst");
+    if !compressed && !name.ends_with(".tar") {
+        return Err(ImportError::unusable(destination, "an export's name ends with .tar or .tar.zst"));
+    }
+    if destination.symlink_metadata().is_ok() {
+        return Err(ImportError::Exists(destination.to_path_buf()));
+    }
+    for verified in verify(folder, progress)? {
+        verified.result?;
+    }
+    let parent = destination.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    let failed = ImportError::write(destination);
+    let scratch = NamedTempFile::new_in(parent).map_err(&failed)?;
+    let manifest = Image::open(folder)?.manifest;
+    let files: Vec<&str> = std::iter::once(MANIFEST).chain(manifest.files()).collect();
+    if compressed {
+        let mut encoder = zstd::Encoder::new(scratch.as_file(), COMPRESSION_LEVEL).map_err(&failed)?;
+        write_archive(&mut encoder, folder, &files, progress)?;
+        encoder.finish().map_err(&failed)?;
+    } else {
+        write_archive(&mut scratch.as_file(), folder, &files, progress)?;
+    }
+    scratch.as_file().sync_all().map_err(&failed)?;
+    scratch.persist_noclobber(destination).map_err(|error| match error.error.kind() {
+        io::ErrorKind::AlreadyExists => ImportError::Exists(destination.to_path_buf()),
+        _ => failed(error.error),
+    })?;
+    File::open(parent).and_then(|parent| parent.sync_all()).map_err(&failed)
+}
+
+/// A tar archive of a bundle's files; holes are told of and not stored.
+fn write_archive(
+    output: &mut dyn Write,
+    folder: &Path,
+    files: &[&str],
+    progress: &dyn Progress,
+) -> Result<(), ImportError> {
+    let mut archive = tar::Builder::new(output);
+    // Nothing of this host: no owner, no times.
+    archive.mode(tar::HeaderMode::Deterministic);
+    for file in files {
+        let path = folder.join(file);
+        let mut content = open_regular(&path, false)?;
+        let length = content.metadata().map_err(ImportError::read(&path))?.len();
+        progress.begin(file, length);
+        archive.append_file(file, &mut content).map_err(ImportError::read(&path))?;
+        progress.advance(length);
+    }
+    archive.finish().map_err(ImportError::read(folder))
+}
+
+fn copy_directory(
+    source: &Path,
+    landing: &Landing,
+    progress: &dyn Progress,
+) -> Result<(String, Manifest), ImportError> {
+    let text = read_manifest(source)?;
+    let manifest = parse_manifest(source, &text)?;
+    for (file, expected) in manifest.digests() {
+        let path = source.join(file);
+        let content = open_regular(&path, false).map_err(|error| match error {
+            ImportError::Read { source: cause, .. } if cause.kind() == io::ErrorKind::NotFound => {
+                ImageError::MissingFile { folder: source.to_path_buf(), file: file.into() }.into()
+            }
+            other => other,
+        })?;
+        let length = content.metadata().map_err(ImportError::read(&path))?.len();
+        if length > largest(&manifest, file) {
+            return Err(ImportError::unusable(&path, format!("it has more than {} bytes", largest(&manifest, file))));
+        }
+        progress.begin(file, length);
+        let copied = sparse::copy(&content, &landing.create(file)?, length, &|count| progress.advance(count));
+        compare(source, file, expected, copied.map_err(ImportError::write(&landing.path(file)))?)?;
+    }
+    Ok((text, manifest))
+}
+
+/// Unpacks an archive, whose files may be in any order.
+fn unpack(archive: &TarFile, landing: &Landing, progress: &dyn Progress) -> Result<(String, Manifest), ImportError> {
+    let length = archive.file.metadata().map_err(ImportError::read(&archive.path))?.len();
+    progress.begin("unpacking the bundle", length);
+    let mut manifest: Option<(String, Manifest)> = None;
+    let mut found: BTreeMap<String, String> = BTreeMap::new();
+    archive.entries(progress, &mut |entry| {
+        let Some(name) = file_name(entry).map_err(|reason| entry.error(&archive.path, reason))? else { return Ok(()) };
+        if name == MANIFEST {
+            if manifest.is_some() {
+                return Err(entry.error(&archive.path, "which is there twice"));
+            }
+            let text = manifest_text(&archive.path, entry)?;
+            manifest = Some((text.clone(), parse_manifest(&archive.path, &text)?));
+            return Ok(());
+        }
+        let limit = match &manifest {
+            Some((_, manifest)) if !manifest.files().any(|file| file == name) => {
+                return Err(entry.error(&archive.path, format!("which its {MANIFEST} does not name")));
+            }
+            Some((_, manifest)) => largest(manifest, &name),
+            // As many files as a manifest can name; which ones, it will say.
+            None if found.len() >= 8 => {
+                return Err(entry.error(&archive.path, format!("and seven files more before its {MANIFEST}")));
+            }
+            None => LARGEST_FILE,
+        };
+        if entry.size > limit {
+            return Err(entry.error(&archive.path, format!("which has more than {limit} bytes")));
+        }
+        if found.contains_key(&name) {
+            return Err(entry.error(&archive.path, "which is there twice"));
+        }
+        let file = landing.create(&name)?;
+        let written = sparse::write_stream(&mut entry.content(), &file, limit);
+        found.insert(name.clone(), written.map_err(|error| stream_error(error, archive, landing, &name))?);
+        Ok(())
+    })?;
+    let missing = || io::Error::new(io::ErrorKind::NotFound, "it is not in the archive");
+    let (text, manifest) =
+        manifest.ok_or_else(|| ImageError::NoManifest { folder: archive.path.clone(), source: missing() })?;
+    for (file, expected) in manifest.digests() {
+        let missing = || ImageError::MissingFile { folder: archive.path.clone(), file: file.into() };
+        compare(&archive.path, file, expected, found.remove(file).ok_or_else(missing)?)?;
+    }
+    if let Some((name, _)) = found.pop_first() {
+        let reason = format!("which its {MANIFEST} does not name");
+        return Err(ImportError::Entry { path: archive.path.clone(), entry: name, reason });
+    }
+    Ok((text, manifest))
+}
+
+/// A stream fails at either end; what came short is the archive's.
+fn stream_error(error: io::Error, archive: &TarFile, landing: &Landing, name: &str) -> ImportError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ImportError::write(&landing.path(name))(error),
+        _ => ImportError::BadArchive { path: archive.path.clone(), reason: format!("{name}: {error}") },
+    }
+}
+
+/// The name of a regular file directly in the bundle; nothing for the bundle's own directory. The error is the end of a
+/// sentence: "which ...".
+fn file_name(entry: &Entry) -> Result<Option<String>, String> {
+    use tar::EntryType::{Continuous, Directory, GNUSparse, Regular};
+    let name = std::str::from_utf8(&entry.name).map_err(|_| "whose name is not UTF-8")?;
+    let plain = name.strip_prefix("./").unwrap_or(name);
+    match entry.header.entry_type() {
+        Directory if plain.is_empty() || plain == "." => Ok(None),
+        Regular | Continuous | GNUSparse => {
+            if plain.is_empty() || plain.contains(['/', '\0']) || plain == "." || plain == ".." {
+                return Err("which is not directly in the bundle: pack it with `tar -C BUNDLE -cf FILE .`".into());
+            }
+            Ok(Some(plain.to_string()))
+        }
+        _ => Err("which is not a regular file: a bundle has nothing else".into()),
+    }
+}
+
+fn largest(manifest: &Manifest, file: &str) -> u64 {
+    if manifest.root.as_ref().is_some_and(|root| root.file == file) { LARGEST_FILE } else { LARGEST_BOOT_FILE }
+}
+
+fn read_manifest(folder: &Path) -> Result<String, ImportError> {
+    let path = folder.join(MANIFEST);
+    let file = open_regular(&path, false).map_err(|error| match error {
+        ImportError::Read { source, .. } => ImageError::NoManifest { folder: folder.to_path_buf(), source }.into(),
+        other => other,
+    })?;
+    let mut text = String::new();
+    file.take(MANIFEST_LIMIT + 1).read_to_string(&mut text).map_err(ImportError::read(&path))?;
+    Ok(text)
+}
+
+fn manifest_text(archive: &Path, entry: &mut Entry) -> Result<String, ImportError> {
+    if entry.size > MANIFEST_LIMIT {
+        return Err(entry.error(archive, format!("which has more than {MANIFEST_LIMIT} bytes")));
+    }
+    let mut text = String::new();
+    entry.content().read_to_string(&mut text).map_err(ImportError::read(archive))?;
+    Ok(text)
+}
+
+fn parse_manifest(source: &Path, text: &str) -> Result<Manifest, ImportError> {
+    let bad = |reason| ImageError::BadManifest { path: source.join(MANIFEST), reason };
+    if text.len() as u64 > MANIFEST_LIMIT {
+        return Err(bad(format!("it is longer than {MANIFEST_LIMIT} bytes")).into());
+    }
+    Ok(Manifest::parse(text).map_err(bad)?)
+}
+
+fn compare(bundle: &Path, file: &str, expected: &str, found: String) -> Result<(), ImportError> {
+    if found.eq_ignore_ascii_case(expected) {
+        return Ok(());
+    }
+    let (bundle, file, expected) = (bundle.to_path_buf(), file.to_string(), expected.to_string());
+    Err(ImportError::Damaged { bundle, file, expected, found })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::path::PathBuf;
+
+    const ROOT_SIZE: usize = 3 << 20;
+
+    /// A bundle of a kernel and a root file system that is mostly a hole.
+    struct Bundle {
+        folder: tempfile::TempDir,
+    }
+
+    fn sha256(bytes: &[u8]) -> String {
+        sparse::write_stream(&mut &*bytes, &tempfile::tempfile().unwrap(), u64::MAX).unwrap()
+    }
+
+    fn root() -> Vec<u8> {
+        let mut root = vec![0; ROOT_SIZE];
+        root[2 << 20..][..5000].fill(7);
+        root
+    }
+
+    fn manifest() -> String {
+        let (kernel, root) = (sha256(b"kernel"), sha256(&root()));
+        format!(
+            "# A comment that stays.\nname = \"test\"\narchitecture = \"x86_64\"\ndefault_user = \"root\"\n\
+             [kernel]\nfile = \"vmlinux\"\nsha256 = \"{kernel}\"\n\
+             [root]\nfile = \"root.ext4\"\nsha256 = \"{root}\"\nformat = \"raw\"\nfile_system = \"ext4\"\n"
+        )
+    }
+
+    fn bundle() -> Bundle {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(MANIFEST), manifest()).unwrap();
+        fs::write(folder.path().join("vmlinux"), "kernel").unwrap();
+        let file = File::create(folder.path().join("root.ext4")).unwrap();
+        sparse::write_stream(&mut root().as_slice(), &file, u64::MAX).unwrap();
+        Bundle { folder }
+    }
+
+    impl Bundle {
+        fn path(&self) -> &Path {
+            self.folder.path()
+        }
+    }
+
+    /// An archive of these entries, in a file.
+    fn archive(entries: &[(&str, tar::EntryType, &[u8])]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut builder = tar::Builder::new(file.as_file());
+        for (name, kind, content) in entries {
+            let mut header = tar::Header::new_gnu();
+            header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_entry_type(*kind);
+            header.set_size(content.len() as u64);
+            header.set_mode(0o600);
+            header.set_cksum();
+            builder.append(&header, *content).unwrap();
+        }
+        builder.finish().unwrap();
+        drop(builder);
+        file
+    }
+
+    /// Imports, and checks that a failure leaves nothing.
+    fn import(source: &Path) -> Result<(Manifest, tempfile::TempDir), String> {
+        let into = tempfile::tempdir().unwrap();
+        match import_bundle(source, into.path(), &()) {
+            Ok(manifest) => Ok((manifest, into)),
+            Err(error) => {
+                assert_eq!(fs::read_dir(into.path()).unwrap().count(), 0, "{error}");
+                Err(error.to_string())
+            }
+        }
+    }
+
+    fn refused(entries: &[(&str, tar::EntryType, &[u8])]) -> String {
+        import(archive(entries).path()).unwrap_err()
+    }
+
+    const FILE: tar::EntryType = tar::EntryType::Regular;
+
+    #[test]
+    fn a_directory_is_copied_whole_sparse_and_private() {
+        let bundle = bundle();
+        fs::write(bundle.path().join("README"), "not of the bundle").unwrap();
+        let (imported, into) = import(bundle.path()).unwrap();
+        assert_eq!(imported.name, "test");
+        assert_eq!(fs::read_to_string(into.path().join(MANIFEST)).unwrap(), manifest());
+        assert_eq!(fs::read(into.path().join("root.ext4")).unwrap(), root());
+        assert!(into.path().join("root.ext4").metadata().unwrap().blocks() * 512 < 1 << 20);
+        assert_eq!(fs::read_dir(into.path()).unwrap().count(), 3);
+        for entry in fs::read_dir(into.path()).unwrap() {
+            assert_eq!(entry.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        }
+    }
+
+    #[test]
+    fn an_export_is_imported_again_whichever_way_it_is_compressed() {
+        let bundle = bundle();
+        let out = tempfile::tempdir().unwrap();
+        for name in ["image.tar", "image.tar.zst"] {
+            let path = out.path().join(name);
+            export(bundle.path(), &path, &()).unwrap();
+            let metadata = path.metadata().unwrap();
+            assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+            assert!(metadata.len() < 100 << 10, "holes take {} bytes", metadata.len());
+            let (_, into) = import(&path).unwrap();
+            assert_eq!(fs::read(into.path().join("root.ext4")).unwrap(), root());
+            assert!(matches!(export(bundle.path(), &path, &()), Err(ImportError::Exists(_))));
+        }
+        let gzip = out.path().join("any name");
+        let mut encoder = flate2::write::GzEncoder::new(File::create(&gzip).unwrap(), flate2::Compression::fast());
+        encoder.write_all(&fs::read(out.path().join("image.tar")).unwrap()).unwrap();
+        encoder.finish().unwrap();
+        import(&gzip).unwrap();
+        assert_eq!(fs::read_dir(out.path()).unwrap().count(), 3, "nothing half written");
+    }
+
+    #[test]
+    fn an_archive_s_files_come_in_any_order() {
+        let file = archive(&[
+            ("./", tar::EntryType::Directory, b""),
+            ("./vmlinux", FILE, b"kernel"),
+            ("root.ext4", FILE, &root()),
+            (MANIFEST, FILE, manifest().as_bytes()),
+        ]);
+        import(file.path()).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_file_is_named_with_both_digests() {
+        let bundle = bundle();
+        fs::write(bundle.path().join("vmlinux"), "kernal").unwrap();
+        let error = import(bundle.path()).unwrap_err();
+        for part in ["vmlinux", &sha256(b"kernel"), &sha256(b"kernal")] {
+            assert!(error.contains(part), "{error}");
+        }
+        let results: Vec<_> =
+            verify(bundle.path(), &()).unwrap().into_iter().map(|file| (file.file, file.result.is_ok())).collect();
+        assert_eq!(results, [("vmlinux".to_string(), false), ("root.ext4".to_string(), true)]);
+        let out = bundle.path().join("out.tar");
+        assert!(matches!(export(bundle.path(), &out, &()), Err(ImportError::Damaged { .. })));
+        assert!(!out.exists());
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        for name in ["../vmlinux", "/etc/passwd", "a/vmlinux", "..", "./../x"] {
+            let error = refused(&[(MANIFEST, FILE, manifest().as_bytes()), (name, FILE, b"kernel")]);
+            assert!(error.contains("not directly in the bundle"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn links_devices_and_directories_are_refused() {
+        use tar::EntryType;
+        for kind in [EntryType::Symlink, EntryType::Link, EntryType::Char, EntryType::Fifo, EntryType::Directory] {
+            let error = refused(&[("vmlinux", kind, b"")]);
+            assert!(error.contains("not a regular file"), "{kind:?}: {error}");
+        }
+        let bundle = bundle();
+        let kernel = bundle.path().join("vmlinux");
+        fs::rename(&kernel, bundle.path().join("other")).unwrap();
+        symlink("other", &kernel).unwrap();
+        assert!(import(bundle.path()).unwrap_err().contains("symbolic link"));
+    }
+
+    #[test]
+    fn what_is_missing_or_too_much_is_named() {
+        let text = manifest();
+        let whole = (MANIFEST, FILE, text.as_bytes());
+        assert!(refused(&[whole, ("vmlinux", FILE, b"kernel")]).contains("no file root.ext4"));
+        assert!(refused(&[("vmlinux", FILE, b"kernel")]).contains(MANIFEST));
+        assert!(refused(&[whole, ("extra", FILE, b"")]).contains("\"extra\", which its image.toml does not name"));
+        assert!(refused(&[("vmlinux", FILE, b"kernel"), ("vmlinux", FILE, b"x")]).contains("twice"));
+        let many: Vec<String> = (0..20).map(|number| number.to_string()).collect();
+        let many: Vec<_> = many.iter().map(|name| (name.as_str(), FILE, b"".as_slice())).collect();
+        assert!(refused(&many).contains("before its image.toml"));
+        let bundle = bundle();
+        fs::remove_file(bundle.path().join("root.ext4")).unwrap();
+        assert!(import(bundle.path()).unwrap_err().contains("no file root.ext4"));
+    }
+
+    #[test]
+    fn files_beyond_all_measure_are_refused_before_they_are_read() {
+        let text = manifest();
+        let file = archive(&[(MANIFEST, FILE, text.as_bytes())]);
+        let mut header = tar::Header::new_gnu();
+        header.set_path("vmlinux").unwrap();
+        header.set_size(LARGEST_BOOT_FILE + 1);
+        header.set_cksum();
+        let mut bytes = fs::read(file.path()).unwrap();
+        let end = bytes.len() - 1024;
+        bytes[end..end + 512].copy_from_slice(header.as_bytes());
+        fs::write(file.path(), bytes).unwrap();
+        assert!(import(file.path()).unwrap_err().contains("more than 4294967296 bytes"));
+        let long = "#".repeat(MANIFEST_LIMIT as usize + 1);
+        assert!(refused(&[(MANIFEST, FILE, long.as_bytes())]).contains("more than 262144 bytes"));
+        let bundle = bundle();
+        File::options().write(true).open(bundle.path().join("vmlinux")).unwrap().set_len(5 << 30).unwrap();
+        assert!(import(bundle.path()).unwrap_err().contains("more than 4294967296 bytes"));
+    }
+
+    #[test]
+    fn truncated_archives_are_refused_wherever_they_end() {
+        let bundle = bundle();
+        let path: PathBuf = bundle.path().join("image.tar");
+        export(bundle.path(), &path, &()).unwrap();
+        let whole = fs::read(&path).unwrap();
+        for length in (1..whole.len() - 1024).step_by(1111) {
+            fs::write(&path, &whole[..length]).unwrap();
+            import(&path).unwrap_err();
+        }
+        let zstd = zstd::encode_all(whole.as_slice(), 1).unwrap();
+        fs::write(&path, &zstd[..zstd.len() - 3]).unwrap();
+        assert!(import(&path).unwrap_err().contains("cut off"));
+    }
+
+    #[test]
+    fn a_root_that_needs_another_file_is_refused() {
+        let bundle = bundle();
+        let root = bundle.path().join("root.ext4");
+        let base = bundle.path().join("base");
+        fs::rename(&root, &base).unwrap();
+        disk_image::create_layer(&root, &base, DiskFormat::Raw, None).unwrap();
+        let digest = sha256(&fs::read(&root).unwrap());
+        let text = fs::read_to_string(bundle.path().join(MANIFEST)).unwrap();
+        let text = text.replace(&sha256(&super::tests::root()), &digest).replace("\"raw\"", "\"qcow2\"");
+        fs::write(bundle.path().join(MANIFEST), text).unwrap();
+        let error = import(bundle.path()).unwrap_err();
+        assert!(error.contains("\"base\""), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_bundle_at_all_is_said_to_be_none() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(import(folder.path()).unwrap_err().contains("not an image bundle"));
+        let file = folder.path().join("file");
+        fs::write(&file, "hello").unwrap();
+        assert!(import(&file).unwrap_err().contains("neither a tar archive"));
+        assert!(import(&folder.path().join("nothing")).unwrap_err().contains("cannot be read"));
+    }
+}

@@ -1,0 +1,218 @@
+//! An ext4 file system of a tree of files, written in one go: its layout is computed before the first byte is.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+
+use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Meta, Options, RegionSink};
+
+use super::archive::TarFile;
+use super::tree::{Kind, Node, ROOT, Source, Tree};
+use super::{ImportError, Progress};
+use crate::host::sparse;
+
+/// A file system's block.
+const BLOCK: u64 = 4 << 10;
+/// What an inode takes, and how much room each has by default.
+const INODE: u64 = 256;
+const BYTES_PER_INODE: u64 = 16 << 10;
+/// The least that a file system has beside its files; a quarter of their size, if that is more.
+pub const HEADROOM: u64 = 512 << 20;
+/// The smallest file system.
+pub const SMALLEST: u64 = 1 << 30;
+/// Sizes are multiples of this.
+const ROUND: u64 = 4 << 20;
+/// The longest symbolic link that needs no block of its own.
+const SHORT_LINK: usize = 59;
+/// The directory that every ext4 has in its root; it is made anew.
+const LOST_FOUND: &str = "lost+found";
+
+/// What a file system is like, beside its files.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// Its identity.
+    pub uuid: [u8; 16],
+    /// When it was made, in seconds since 1970.
+    pub made: i64,
+    /// Its size in bytes; as large as its files and the headroom if nothing is said.
+    pub size: Option<u64>,
+}
+
+/// A tree that can be written.
+pub struct Plan {
+    layout: Layout,
+    /// Files whose contents come from the archive, by entry.
+    entries: HashMap<u64, (InodeHandle, u64)>,
+    /// The others' contents.
+    here: Vec<(InodeHandle, Vec<u8>)>,
+}
+
+/// What a tree's files take, in bytes, and how many there are.
+pub fn usage(tree: &Tree) -> (u64, u64) {
+    let (mut blocks, mut count) = (0u64, 0u64);
+    for_each(tree, &mut |_, node, _, new| {
+        if new {
+            count += 1;
+            blocks = blocks.saturating_add(node_blocks(node));
+        }
+        Ok::<(), ()>(())
+    })
+    .expect("nothing fails");
+    (blocks.saturating_mul(BLOCK), count)
+}
+
+fn node_blocks(node: &Node) -> u64 {
+    let own = match &node.kind {
+        // An entry takes its name and eight bytes, and a large directory an index.
+        Kind::Directory(children) => {
+            let bytes: u64 = children.keys().map(|name| name.len().next_multiple_of(4) as u64 + 8).sum();
+            1 + bytes.div_ceil(BLOCK) * 3 / 2
+        }
+        // One block of extents tells of 340 parts of up to 128 MiB.
+        Kind::File(size, _) => size.div_ceil(BLOCK) + size.div_ceil(32 << 30),
+        Kind::Symlink(target) => u64::from(target.len() > SHORT_LINK),
+        Kind::Special(_) => 0,
+    };
+    own + u64::from(!node.attributes.is_empty())
+}
+
+/// Decides where everything will be. The error is a sentence's end.
+pub fn plan(tree: Tree, shape: &Shape) -> Result<Plan, String> {
+    let (bytes, count) = usage(&tree);
+    let inodes = count + count / 4 + 1024;
+    // The block groups of 128 MiB have up to 32768 inodes each.
+    let needed = (bytes + inodes * INODE).max(inodes * BLOCK);
+    let size = match shape.size {
+        Some(size) if size < needed => {
+            return Err(format!("its files take {} MiB, and it was to have {} MiB", needed >> 20, size >> 20));
+        }
+        Some(size) => size,
+        None => (needed + HEADROOM.max(needed / 4)).max(SMALLEST),
+    };
+    let size = size.next_multiple_of(ROUND);
+    let mut options = Options::new(size, shape.uuid, shape.made);
+    options.label = Some("root".into());
+    options.reserved_percent = 0;
+    options.inodes = match u32::try_from(inodes.max(size / BYTES_PER_INODE)) {
+        Ok(inodes) => InodeCount::Exact(inodes),
+        Err(_) => return Err(format!("it has {count} files, more than an ext4 file system can")),
+    };
+    let text = |error: mkext4::Error| error.to_string();
+    let mut builder = FsBuilder::new(options).map_err(text)?;
+    let (entries, here) = declare(&mut builder, tree).map_err(text)?;
+    Ok(Plan { layout: builder.seal().map_err(text)?, entries, here })
+}
+
+type Contents = (HashMap<u64, (InodeHandle, u64)>, Vec<(InodeHandle, Vec<u8>)>);
+
+fn declare(builder: &mut FsBuilder, tree: Tree) -> mkext4::Result<Contents> {
+    let mut handles: HashMap<usize, InodeHandle> = HashMap::from([(ROOT, mkext4::ROOT)]);
+    let (mut entries, mut here) = (HashMap::new(), Vec::new());
+    for_each(&tree, &mut |id, node, place, new| {
+        let Some((parent, name)) = place else {
+            builder.set_meta(mkext4::ROOT, meta(node))?;
+            return set_attributes(builder, mkext4::ROOT, node);
+        };
+        let parent = handles[&parent];
+        if !new {
+            return builder.hardlink(parent, name, handles[&id]);
+        }
+        let handle = match &node.kind {
+            Kind::Directory(_) => builder.mkdir(parent, name, meta(node))?,
+            Kind::File(size, source) => {
+                let handle = builder.file(parent, name, meta(node), *size)?;
+                // Files without content are complete.
+                match source {
+                    _ if *size == 0 => {}
+                    Source::Entry(index) => {
+                        entries.insert(*index, (handle, *size));
+                    }
+                    Source::Here(bytes) => here.push((handle, bytes.clone())),
+                }
+                handle
+            }
+            Kind::Symlink(target) => builder.symlink(parent, name, target, meta(node))?,
+            Kind::Special(kind) => builder.mknod(parent, name, meta(node), *kind)?,
+        };
+        handles.insert(id, handle);
+        set_attributes(builder, handle, node)
+    })?;
+    Ok((entries, here))
+}
+
+fn meta(node: &Node) -> Meta {
+    Meta::new(node.mode, node.uid, node.gid, (node.modified, 0))
+}
+
+fn set_attributes(builder: &mut FsBuilder, handle: InodeHandle, node: &Node) -> mkext4::Result<()> {
+    node.attributes.iter().try_for_each(|(name, value)| builder.set_xattr(handle, name, value))
+}
+
+/// Shows every name of a tree, a directory before what is in it: the node, its directory and name (the root has none),
+/// and whether it is seen for the first time.
+fn for_each<'a, E>(
+    tree: &'a Tree,
+    visit: &mut dyn FnMut(usize, &'a Node, Option<(usize, &'a str)>, bool) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut seen = vec![false; tree.nodes.len()];
+    visit(ROOT, &tree.nodes[ROOT], None, true)?;
+    let mut pending = vec![ROOT];
+    while let Some(directory) = pending.pop() {
+        let Kind::Directory(children) = &tree.nodes[directory].kind else { continue };
+        for (name, &id) in children {
+            let node = &tree.nodes[id];
+            let is_directory = matches!(node.kind, Kind::Directory(_));
+            if directory == ROOT && name == LOST_FOUND && is_directory {
+                continue;
+            }
+            visit(id, node, Some((directory, name)), !std::mem::replace(&mut seen[id], true))?;
+            if is_directory {
+                pending.push(id);
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Plan {
+    /// Writes the file system to the empty `file`, with the contents of `archive`.
+    pub fn write(self, archive: &TarFile, file: &File, progress: &dyn Progress) -> Result<(), ImportError> {
+        let failed =
+            |error: mkext4::Error| ImportError::FileSystem { path: archive.path.clone(), reason: error.to_string() };
+        let length = self.layout.image_len();
+        file.set_len(length).map_err(|error| failed(error.into()))?;
+        let mut writer = self.layout.writer(Sink { file, length }).map_err(failed)?;
+        for (handle, bytes) in &self.here {
+            writer.fill(*handle, &mut bytes.as_slice()).map_err(failed)?;
+        }
+        archive.entries(progress, &mut |entry| match self.entries.get(&entry.index) {
+            Some((_, size)) if *size != entry.size => {
+                Err(entry.error(&archive.path, "which has become another while the archive was read: import it again"))
+            }
+            Some((handle, _)) => writer.fill(*handle, &mut entry.content()).map_err(failed),
+            None => Ok(()),
+        })?;
+        writer.finish().map_err(failed)?;
+        Ok(())
+    }
+}
+
+/// Writes what is not zero.
+struct Sink<'a> {
+    file: &'a File,
+    length: u64,
+}
+
+impl RegionSink for Sink<'_> {
+    fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        sparse::write_blocks(self.file, offset, bytes)
+    }
+
+    fn zeros(&mut self, offset: u64, length: u64) -> io::Result<()> {
+        // The file has only holes where nothing was written.
+        if offset.checked_add(length).is_none_or(|end| end > self.length) {
+            return Err(io::Error::other("zeroes behind the end of the file system"));
+        }
+        Ok(())
+    }
+}

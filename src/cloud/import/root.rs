@@ -1,0 +1,614 @@
+//! Images of root file systems: an archive of files, a file system's image, or a qcow2 file with one in it.
+//!
+//! The image gets the embedded image's kernel, and the agent: inside, as a systemd service, where the files are ours to
+//! arrange and systemd is among them; else in an initial RAM disk that mounts the root, starts the agent and gives
+//! process 1 to the root's own init.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::archive::TarFile;
+use super::content::{self, Content, FileSystem};
+use super::ext4::{self, Shape};
+use super::tree::{Kind, Node, Source, Tree};
+use super::{ImportError, LARGEST_FILE, Landing, Progress, newc, open_regular, render};
+use crate::cloud::image::{FileEntry, Image, KernelEntry, MANIFEST, Manifest, RootEntry};
+use crate::host::{disk_image, sparse};
+use crate::vmm::config::{BootProtocol, DiskFormat};
+
+/// The kernel's name in the image.
+const KERNEL: &str = "vmlinux";
+/// The initial RAM disk's.
+const INITRD: &str = "agent.cpio";
+/// The agent in its initial RAM disk.
+const AGENT: &str = "init";
+/// Where the agent is in a root file system with systemd, its unit, and what enables that.
+const AGENT_FOLDER: [&str; 3] = ["usr", "lib", "wisp"];
+const AGENT_FILE: &str = "wisp-init";
+const UNITS: [&str; 3] = ["etc", "systemd", "system"];
+const WANTED: &str = "multi-user.target.wants";
+const UNIT: &str = "wisp-agent.service";
+/// Disks have whole pages.
+const PAGE: u64 = 4 << 10;
+
+/// What an image is to be like.
+#[derive(Debug, Clone)]
+pub struct RootOptions {
+    /// Its name.
+    pub name: String,
+    /// What it is, in a sentence.
+    pub description: String,
+    /// Who commands run as.
+    pub default_user: String,
+    /// Options for the kernel's command line.
+    pub cmdline: String,
+    /// The size of a file system that is made of an archive, in bytes; if nothing is said, what its files take, and a
+    /// quarter of that or [`ext4::HEADROOM`], and at least [`ext4::SMALLEST`].
+    pub size: Option<u64>,
+}
+
+/// The agent for guests that have an init of their own.
+#[derive(Debug, Clone, Copy)]
+pub struct AgentFiles<'a> {
+    /// An initial RAM disk (an uncompressed `newc` archive), whose `/init` is the agent.
+    pub initramfs: &'a [u8],
+    /// The systemd unit of the agent.
+    pub unit: &'a str,
+}
+
+/// Makes an image of the root file system in `source`, in the empty folder `into`. What `source` is, its content tells.
+/// `embedded` gives the kernel.
+pub fn import_root(
+    source: &Path,
+    options: &RootOptions,
+    embedded: &Image,
+    agent: &AgentFiles,
+    into: &Path,
+    progress: &dyn Progress,
+) -> Result<Manifest, ImportError> {
+    let file = open_regular(source, true)?;
+    let landing = Landing::new(into)?;
+    let import = Import { source, options, agent, landing: &landing, progress };
+    let found = match content::detect(&file).map_err(ImportError::read(source))? {
+        Content::Archive(compression) => import.archive(&TarFile { path: source.to_path_buf(), file, compression })?,
+        Content::FileSystem(kind) => import.file_system(&file, kind)?,
+        Content::Qcow2 => import.qcow2()?,
+        Content::Other(reason) => return Err(ImportError::unusable(source, reason)),
+    };
+    let manifest = import.manifest(embedded, found)?;
+    landing.keep(&render(&manifest))?;
+    Ok(manifest)
+}
+
+/// A root file system that has been written.
+struct Found {
+    file_system: FileSystem,
+    sha256: String,
+    /// Whether the agent is in it.
+    has_agent: bool,
+}
+
+struct Import<'a> {
+    source: &'a Path,
+    options: &'a RootOptions,
+    agent: &'a AgentFiles<'a>,
+    landing: &'a Landing<'a>,
+    progress: &'a dyn Progress,
+}
+
+impl Import<'_> {
+    /// Makes an ext4 file system of an archive: once through it for what is in it, once more for the contents.
+    fn archive(&self, archive: &TarFile) -> Result<Found, ImportError> {
+        let length = archive.file.metadata().map_err(ImportError::read(self.source))?.len();
+        self.progress.begin("reading the archive", length);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = i64::from(u32::try_from(now).unwrap_or(u32::MAX));
+        let mut tree = Tree::new(now);
+        let mut stored = 0u64;
+        archive.entries(self.progress, &mut |entry| {
+            stored = stored.saturating_add(entry.size);
+            tree.add(entry).map_err(|reason| entry.error(self.source, reason))
+        })?;
+        self.check_tree(&mut tree)?;
+        let unusable = |reason: String| ImportError::FileSystem { path: self.source.to_path_buf(), reason };
+        let has_agent = has_systemd(&mut tree);
+        if has_agent {
+            let binary = newc::find(self.agent.initramfs, AGENT).map_err(ImportError::Agent)?;
+            add_agent(&mut tree, binary, self.agent.unit, now)
+                .map_err(|reason| unusable(format!("the agent has no place in it: it is a file {reason}")))?;
+        }
+        let (bytes, _) = ext4::usage(&tree);
+        if stored > LARGEST_FILE || bytes > LARGEST_FILE {
+            return Err(unusable(format!("its files take more than {LARGEST_FILE} bytes")));
+        }
+        self.landing.check_space(bytes)?;
+        let mut uuid = [0; 16];
+        rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())
+            .map_err(|errno| unusable(std::io::Error::from(errno).to_string()))?;
+        // A random UUID says that it is one (RFC 9562, version 4).
+        uuid[6] = uuid[6] & 0x0f | 0x40;
+        uuid[8] = uuid[8] & 0x3f | 0x80;
+        let plan = ext4::plan(tree, &Shape { uuid, made: now, size: self.options.size }).map_err(unusable)?;
+        let name = root_name(FileSystem::Ext4);
+        let file = self.landing.create(&name)?;
+        self.progress.begin("writing the file system", length);
+        plan.write(archive, &file, self.progress)?;
+        let sha256 = self.digest(&file, &name)?;
+        Ok(Found { file_system: FileSystem::Ext4, sha256, has_agent })
+    }
+
+    /// Refuses archives of something else.
+    fn check_tree(&self, tree: &mut Tree) -> Result<(), ImportError> {
+        let mut has = |path: &[&str]| tree.find(path).is_ok_and(|found| found.is_some());
+        let reason = if has(&[MANIFEST]) {
+            "it is an archive of an image's bundle, not of a root file system: import it as one"
+        } else if has(&["oci-layout"]) || has(&["manifest.json"]) && !has(&["etc"]) {
+            "it is an archive of a container image's layers. Make a container of it and import that one's files: \
+             `docker export CONTAINER > root.tar`"
+        } else if !["bin", "sbin", "usr", "etc", "init"].iter().any(|name| has(&[name])) {
+            "it is no archive of a root file system: it has none of /bin, /sbin, /usr, /etc and /init"
+        } else {
+            return Ok(());
+        };
+        Err(ImportError::unusable(self.source, reason))
+    }
+
+    /// Takes a file system's image as it is.
+    fn file_system(&self, source: &File, kind: FileSystem) -> Result<Found, ImportError> {
+        let length = source.metadata().map_err(ImportError::read(self.source))?.len();
+        if length > LARGEST_FILE {
+            return Err(ImportError::unusable(self.source, format!("it has more than {LARGEST_FILE} bytes")));
+        }
+        let name = root_name(kind);
+        let file = self.landing.create(&name)?;
+        self.progress.begin("copying the file system", length);
+        let advance = |count| self.progress.advance(count);
+        let sha256 = sparse::copy(source, &file, length.next_multiple_of(PAGE), &advance)
+            .map_err(ImportError::write(&self.landing.path(&name)))?;
+        Ok(Found { file_system: kind, sha256, has_agent: false })
+    }
+
+    /// Unpacks a qcow2 image. It does not stay one: what is in it is looked at once, here, and a machine then reads
+    /// bytes, not tables that somebody else wrote.
+    fn qcow2(&self) -> Result<Found, ImportError> {
+        let image = disk_image::open_alone(self.source)?;
+        if image.size() > LARGEST_FILE {
+            return Err(ImportError::unusable(self.source, format!("its disk has more than {LARGEST_FILE} bytes")));
+        }
+        let mut head = vec![0; image.size().min(content::HEAD as u64) as usize];
+        image.read(head.as_mut_slice(), 0).map_err(ImportError::read(self.source))?;
+        let file_system = match content::of(&head, image.size()) {
+            Content::FileSystem(kind) => kind,
+            Content::Other(reason) if reason.contains("partition table") => {
+                let first = "First `qemu-img convert -O raw FILE disk.raw`, then the same with disk.raw.";
+                return Err(ImportError::unusable(self.source, format!("{reason}. {first}")));
+            }
+            Content::Other(reason) => return Err(ImportError::unusable(self.source, format!("in its disk, {reason}"))),
+            Content::Archive(_) | Content::Qcow2 => {
+                let reason = "its disk holds another image or an archive, not a file system";
+                return Err(ImportError::unusable(self.source, reason));
+            }
+        };
+        drop(image);
+        let name = root_name(file_system);
+        let path = self.landing.path(&name);
+        self.progress.begin("unpacking the qcow2 image", 0);
+        disk_image::convert_alone(self.source, &path)?;
+        let file = File::open(&path).map_err(ImportError::read(&path))?;
+        let sha256 = self.digest(&file, &name)?;
+        Ok(Found { file_system, sha256, has_agent: false })
+    }
+
+    fn digest(&self, file: &File, name: &str) -> Result<String, ImportError> {
+        let path = self.landing.path(name);
+        self.progress.begin("computing its digest", file.metadata().map_err(ImportError::read(&path))?.len());
+        sparse::sha256(file, &|count| self.progress.advance(count)).map_err(ImportError::read(&path))
+    }
+
+    /// Brings the kernel and, where it is needed, the agent's RAM disk, and says what the image is.
+    fn manifest(&self, embedded: &Image, found: Found) -> Result<Manifest, ImportError> {
+        let kernel = &embedded.manifest.kernel;
+        let path = embedded.folder.join(&kernel.file);
+        let source = open_regular(&path, false)?;
+        let length = source.metadata().map_err(ImportError::read(&path))?.len();
+        // A copy, and no hard link: damage to one image is not to reach another.
+        let copied = sparse::copy(&source, &self.landing.create(KERNEL)?, length, &|_| {});
+        let sha256 = copied.map_err(ImportError::write(&self.landing.path(KERNEL)))?;
+        if sha256 != kernel.sha256 {
+            let (bundle, file) = (embedded.folder.clone(), kernel.file.clone());
+            return Err(ImportError::Damaged { bundle, file, expected: kernel.sha256.clone(), found: sha256 });
+        }
+        let initrd = if found.has_agent { None } else { Some(self.initrd()?) };
+        let mut cmdline = self.options.cmdline.trim().to_string();
+        if initrd.is_some() {
+            cmdline.push_str(&format!(" rootfstype={}", found.file_system.name()));
+        }
+        if found.file_system.is_read_only() {
+            cmdline.push_str(" ro");
+            self.progress.note(&format!(
+                "{} is read-only: guests of this image cannot write their root file system, only /run, /tmp and the \
+                 like where they mount a tmpfs there.",
+                found.file_system.name()
+            ));
+        }
+        Ok(Manifest {
+            name: self.options.name.clone(),
+            description: self.options.description.clone(),
+            architecture: "x86_64".into(),
+            default_user: self.options.default_user.clone(),
+            kernel: KernelEntry {
+                file: KERNEL.into(),
+                sha256,
+                cmdline: cmdline.trim().to_string(),
+                protocol: BootProtocol::Linux64,
+                software_kvm_aware: kernel.software_kvm_aware,
+            },
+            initrd,
+            root: Some(RootEntry {
+                file: root_name(found.file_system),
+                sha256: found.sha256,
+                format: DiskFormat::Raw,
+                file_system: found.file_system.name().into(),
+            }),
+            components: embedded.manifest.components.clone(),
+        })
+    }
+
+    fn initrd(&self) -> Result<FileEntry, ImportError> {
+        newc::find(self.agent.initramfs, AGENT).map_err(ImportError::Agent)?;
+        let path = self.landing.path(INITRD);
+        let mut file = self.landing.create(INITRD)?;
+        file.write_all(self.agent.initramfs).map_err(ImportError::write(&path))?;
+        let sha256 = sparse::sha256(&file, &|_| {}).map_err(ImportError::read(&path))?;
+        Ok(FileEntry { file: INITRD.into(), sha256 })
+    }
+}
+
+fn root_name(kind: FileSystem) -> String {
+    format!("root.{}", kind.name())
+}
+
+/// Whether the kernel will start systemd.
+fn has_systemd(tree: &mut Tree) -> bool {
+    let mut find = |path: &[&str]| tree.find(path).ok().flatten();
+    let init = find(&["sbin", "init"]);
+    init.is_some()
+        && [&["usr", "lib", "systemd", "systemd"][..], &["lib", "systemd", "systemd"]]
+            .iter()
+            .any(|path| find(path) == init)
+}
+
+/// Puts the agent in, in the place of one that is there.
+fn add_agent(tree: &mut Tree, binary: &[u8], unit: &str, now: i64) -> Result<(), String> {
+    let file = |mode, bytes: &[u8]| Node::new(mode, now, Kind::File(bytes.len() as u64, Source::Here(bytes.to_vec())));
+    let link = Node::new(0o777, now, Kind::Symlink(format!("/{}/{UNIT}", UNITS.join("/"))));
+    tree.put(&[&AGENT_FOLDER[..], &[AGENT_FILE]].concat(), file(0o755, binary))?;
+    tree.put(&[&UNITS[..], &[UNIT]].concat(), file(0o644, unit.as_bytes()))?;
+    tree.put(&[&UNITS[..], &[WANTED, UNIT]].concat(), link)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloud::import::newc::tests::archive as cpio;
+    use crate::cloud::import::testing::run;
+    use mkext4::reader::Fs;
+    use std::fs;
+    use std::path::PathBuf;
+
+    const UNIT_TEXT: &str = "[Service]\nExecStart=/usr/lib/wisp/wisp-init --agent\n";
+
+    /// A folder with an embedded image, a place for sources, and one for what is made of them.
+    struct Workshop {
+        folder: tempfile::TempDir,
+    }
+
+    /// What is in the archives of these tests.
+    enum Thing<'a> {
+        Directory,
+        File(&'a [u8]),
+        Link(&'a str),
+        Hard(&'a str),
+        Device(char, u32, u32),
+    }
+    use Thing::{Device, Directory, File as Regular, Hard, Link};
+
+    impl Workshop {
+        fn new() -> Workshop {
+            let folder = tempfile::tempdir().unwrap();
+            let embedded = folder.path().join("embedded");
+            fs::create_dir(&embedded).unwrap();
+            fs::write(embedded.join("vmlinux"), "kernel").unwrap();
+            let sha256 = sparse::sha256(&File::open(embedded.join("vmlinux")).unwrap(), &|_| {}).unwrap();
+            let manifest = format!(
+                "name = \"tiny\"\narchitecture = \"x86_64\"\ndefault_user = \"root\"\n[kernel]\nfile = \"vmlinux\"\n\
+                 sha256 = \"{sha256}\"\nsoftware_kvm_aware = true\n[[component]]\nname = \"Linux\"\nversion = \"6\"\n\
+                 licence = \"GPL-2.0-only\"\nsource = \"Debian\"\n"
+            );
+            fs::write(embedded.join(MANIFEST), manifest).unwrap();
+            Workshop { folder }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
+
+        fn import(&self, source: &Path) -> Result<(Manifest, PathBuf), String> {
+            self.import_sized(source, None)
+        }
+
+        /// Imports; what is made is a sound bundle, and a failure leaves nothing.
+        fn import_sized(&self, source: &Path, size: Option<u64>) -> Result<(Manifest, PathBuf), String> {
+            let into = tempfile::tempdir_in(self.folder.path()).unwrap().keep();
+            let options = RootOptions {
+                name: "mine".into(),
+                description: "Made by a test".into(),
+                default_user: "admin".into(),
+                cmdline: "quiet".into(),
+                size,
+            };
+            let initramfs = cpio(&[("init", b"agent")]);
+            let agent = AgentFiles { initramfs: &initramfs, unit: UNIT_TEXT };
+            let embedded = Image::open(&self.path("embedded")).unwrap();
+            match import_root(source, &options, &embedded, &agent, &into, &()) {
+                Ok(manifest) => {
+                    assert_eq!(Image::open(&into).unwrap().manifest, manifest);
+                    for verified in crate::cloud::bundle::verify(&into, &()).unwrap() {
+                        verified.result.unwrap();
+                    }
+                    Ok((manifest, into))
+                }
+                Err(error) => {
+                    assert_eq!(fs::read_dir(&into).unwrap().count(), 0, "{error}");
+                    Err(error.to_string())
+                }
+            }
+        }
+
+        fn archive(&self, things: &[(&str, Thing)]) -> PathBuf {
+            let path = self.path("root.tar");
+            let mut builder = tar::Builder::new(File::create(&path).unwrap());
+            for (name, thing) in things {
+                let mut header = tar::Header::new_gnu();
+                let mut content: &[u8] = b"";
+                header.set_mode(0o755);
+                header.set_mtime(1_000_000_000);
+                match thing {
+                    Directory => header.set_entry_type(tar::EntryType::Directory),
+                    Regular(bytes) => content = bytes,
+                    Link(target) => {
+                        header.set_entry_type(tar::EntryType::Symlink);
+                        header.set_link_name_literal(target).unwrap();
+                    }
+                    Hard(target) => {
+                        header.set_entry_type(tar::EntryType::Link);
+                        header.set_link_name_literal(target).unwrap();
+                    }
+                    Device(kind, major, minor) => {
+                        header.set_entry_type(tar::EntryType::new(*kind as u8));
+                        header.set_device_major(*major).unwrap();
+                        header.set_device_minor(*minor).unwrap();
+                    }
+                }
+                header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+                header.set_uid(7);
+                header.set_gid(8);
+                header.set_size(content.len() as u64);
+                header.set_cksum();
+                builder.append(&header, content).unwrap();
+            }
+            builder.finish().unwrap();
+            path
+        }
+    }
+
+    fn systemd() -> Vec<(&'static str, Thing<'static>)> {
+        vec![
+            ("./", Directory),
+            ("usr/lib/systemd/systemd", Regular(b"systemd")),
+            ("lib", Link("usr/lib")),
+            ("usr/sbin/init", Link("/lib/systemd/systemd")),
+            ("sbin", Link("usr/sbin")),
+        ]
+    }
+
+    fn read(fs: &Fs<File>, path: &str) -> Vec<u8> {
+        fs.read_file(fs.resolve(path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn an_archive_becomes_an_ext4_that_others_find_sound() {
+        let shop = Workshop::new();
+        let mut things = systemd();
+        let big = vec![9; 3 << 20];
+        things.extend([
+            ("etc/big", Regular(&big)),
+            ("etc/same", Hard("etc/big")),
+            ("dev/ttyS0", Device('3', 4, 64)),
+            ("run/pipe", Device('6', 0, 0)),
+            ("lost+found", Directory),
+            ("etc/empty", Regular(b"")),
+        ]);
+        let (manifest, folder) = shop.import(&shop.archive(&things)).unwrap();
+        let path = folder.join("root.ext4");
+        run("e2fsck", &["-fn", path.to_str().unwrap()]);
+        let fs = Fs::open(File::open(&path).unwrap()).unwrap();
+        assert_eq!(read(&fs, "/etc/big"), big);
+        let inode = fs.inode(fs.resolve("/etc/same").unwrap()).unwrap();
+        assert_eq!((inode.links_count, inode.uid, inode.gid, inode.mode), (2, 7, 8, 0o100_755));
+        let device = run("debugfs", &["-R", "stat /dev/ttyS0", path.to_str().unwrap()]);
+        assert!(device.contains("character special") && device.contains("04:64"), "{device}");
+        assert_eq!(path.metadata().unwrap().len(), ext4::SMALLEST);
+        assert_eq!((manifest.name.as_str(), manifest.default_user.as_str()), ("mine", "admin"));
+        assert_eq!(manifest.root.unwrap().file_system, "ext4");
+        assert_eq!(manifest.components.len(), 1);
+    }
+
+    #[test]
+    fn systemd_gets_the_agent_as_a_service_in_the_place_of_an_older_one() {
+        let shop = Workshop::new();
+        let mut things = systemd();
+        things.push(("usr/lib/wisp/wisp-init", Regular(b"an older agent")));
+        things.push(("etc/systemd/system/multi-user.target.wants/wisp-agent.service", Regular(b"x")));
+        let (manifest, folder) = shop.import(&shop.archive(&things)).unwrap();
+        let fs = Fs::open(File::open(folder.join("root.ext4")).unwrap()).unwrap();
+        assert_eq!(read(&fs, "/usr/lib/wisp/wisp-init"), b"agent");
+        assert_eq!(read(&fs, "/etc/systemd/system/wisp-agent.service"), UNIT_TEXT.as_bytes());
+        let link = fs.resolve("/etc/systemd/system/multi-user.target.wants/wisp-agent.service").unwrap();
+        assert_eq!(fs.symlink_target(link).unwrap(), b"/etc/systemd/system/wisp-agent.service");
+        assert_eq!((manifest.initrd, manifest.kernel.cmdline.as_str()), (None, "quiet"));
+        assert!(manifest.kernel.software_kvm_aware);
+    }
+
+    #[test]
+    fn without_systemd_the_agent_comes_first() {
+        let shop = Workshop::new();
+        let things = [("bin/busybox", Regular(b"busybox")), ("sbin/init", Link("/bin/busybox"))];
+        let (manifest, folder) = shop.import(&shop.archive(&things)).unwrap();
+        assert_eq!(manifest.initrd.unwrap().file, INITRD);
+        assert_eq!(manifest.kernel.cmdline, "quiet rootfstype=ext4");
+        assert_eq!(fs::read(folder.join(INITRD)).unwrap(), cpio(&[("init", b"agent")]));
+        let fs = Fs::open(File::open(folder.join("root.ext4")).unwrap()).unwrap();
+        assert!(fs.resolve("/usr/lib/wisp").is_err());
+    }
+
+    #[test]
+    fn attributes_and_times_are_kept() {
+        let shop = Workshop::new();
+        let path = shop.path("pax.tar");
+        let mut builder = tar::Builder::new(File::create(&path).unwrap());
+        let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let extensions: [(&str, &[u8]); 3] = [
+            ("SCHILY.xattr.security.capability", &capability),
+            ("SCHILY.xattr.com.apple.quarantine", b"x"),
+            ("mtime", b"1234567890.5"),
+        ];
+        builder.append_pax_extensions(extensions).unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_size(4);
+        header.set_mode(0o4755);
+        builder.append_data(&mut header, "bin/ping", &b"ping"[..]).unwrap();
+        builder.finish().unwrap();
+        let (_, folder) = shop.import(&path).unwrap();
+        let fs = Fs::open(File::open(folder.join("root.ext4")).unwrap()).unwrap();
+        let id = fs.resolve("/bin/ping").unwrap();
+        let attributes = fs.xattrs(id).unwrap();
+        assert_eq!(attributes.len(), 1);
+        assert_eq!(
+            (attributes[0].full_name(), attributes[0].value.clone()),
+            (Some(b"security.capability".to_vec()), capability.to_vec())
+        );
+        let stat = run("debugfs", &["-R", "stat /bin/ping", folder.join("root.ext4").to_str().unwrap()]);
+        assert!(stat.contains("Mode:  04755") && stat.contains("mtime: 0x499602d2"), "{stat}");
+    }
+
+    #[test]
+    fn a_size_can_be_had_and_must_be_enough() {
+        let shop = Workshop::new();
+        let big = vec![1; 100 << 20];
+        let path = shop.archive(&[("bin/big", Regular(&big))]);
+        let (_, folder) = shop.import_sized(&path, Some(2 << 30)).unwrap();
+        assert_eq!(folder.join("root.ext4").metadata().unwrap().len(), 2 << 30);
+        let error = shop.import_sized(&path, Some(64 << 20)).unwrap_err();
+        assert!(error.contains("it was to have 64 MiB"), "{error}");
+    }
+
+    #[test]
+    fn hostile_archives_are_refused_with_the_name_that_is_wrong() {
+        let shop = Workshop::new();
+        let cases: [(&[(&str, Thing)], &str); 6] = [
+            (&[("bin/../../etc/passwd", Regular(b"x"))], "leads out of a directory"),
+            (&[("bin/a", Hard("nowhere"))], "a link to \"nowhere\""),
+            (&[("bin", Regular(b"x")), ("bin/a", Regular(b"x"))], "not a directory"),
+            (&[("bin/tty", Device('3', 5000, 0))], "device number"),
+            (&[("a", Link("b")), ("b", Link("a")), ("a/c", Regular(b""))], "symbolic links"),
+            (&[("bin/x", Device('Z', 0, 0))], "no file system has"),
+        ];
+        for (things, part) in cases {
+            let error = shop.import(&shop.archive(things)).unwrap_err();
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+
+    #[test]
+    fn archives_of_something_else_are_told_apart() {
+        let shop = Workshop::new();
+        for (name, part) in [("image.toml", "bundle"), ("oci-layout", "docker export"), ("holiday.jpg", "none of /bin")]
+        {
+            let error = shop.import(&shop.archive(&[(name, Regular(b"x"))])).unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_cut_off_archive_is_refused() {
+        let shop = Workshop::new();
+        let path = shop.archive(&systemd());
+        let whole = fs::read(&path).unwrap();
+        for length in [1500, 2048, whole.len() - 1024] {
+            fs::write(&path, &whole[..length]).unwrap();
+            assert!(shop.import(&path).unwrap_err().contains("cut off"), "{length}");
+        }
+    }
+
+    #[test]
+    fn file_systems_are_taken_as_they_are_with_the_agent_in_front() {
+        let shop = Workshop::new();
+        fs::create_dir(shop.path("files")).unwrap();
+        fs::write(shop.path("files/a"), "a").unwrap();
+        let (files, squashfs, ext4) = (shop.path("files"), shop.path("any"), shop.path("name"));
+        run("mksquashfs", &[files.to_str().unwrap(), squashfs.to_str().unwrap(), "-comp", "zstd", "-quiet"]);
+        run("mke2fs", &["-q", "-t", "ext4", ext4.to_str().unwrap(), "8M"]);
+        let (manifest, folder) = shop.import(&squashfs).unwrap();
+        assert_eq!(manifest.kernel.cmdline, "quiet rootfstype=squashfs ro");
+        assert_eq!(fs::read(folder.join("root.squashfs")).unwrap(), fs::read(&squashfs).unwrap());
+        assert!(manifest.initrd.is_some());
+        let (manifest, folder) = shop.import(&ext4).unwrap();
+        assert_eq!(manifest.kernel.cmdline, "quiet rootfstype=ext4");
+        assert_eq!(fs::read(folder.join("root.ext4")).unwrap(), fs::read(&ext4).unwrap());
+    }
+
+    #[test]
+    fn a_qcow2_image_is_unpacked_if_it_stands_alone() {
+        let shop = Workshop::new();
+        let (raw, qcow2, layer) = (shop.path("raw"), shop.path("qcow2"), shop.path("layer"));
+        run("mke2fs", &["-q", "-t", "ext4", raw.to_str().unwrap(), "8M"]);
+        disk_image::convert(&raw, DiskFormat::Raw, &qcow2, DiskFormat::Qcow2).unwrap();
+        let (manifest, folder) = shop.import(&qcow2).unwrap();
+        assert_eq!(manifest.root.unwrap().format, DiskFormat::Raw);
+        assert_eq!(fs::read(folder.join("root.ext4")).unwrap(), fs::read(&raw).unwrap());
+
+        disk_image::create_layer(&layer, &qcow2, DiskFormat::Qcow2, None).unwrap();
+        let error = shop.import(&layer).unwrap_err();
+        assert!(error.contains("\"qcow2\"") && error.contains("stand alone"), "{error}");
+
+        let external = shop.path("external");
+        let data = format!("data_file={}", shop.path("data").display());
+        run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &data, external.to_str().unwrap(), "8M"]);
+        assert!(shop.import(&external).unwrap_err().contains("another file"));
+    }
+
+    #[test]
+    fn whole_disks_are_told_how_to_be_taken_apart() {
+        let shop = Workshop::new();
+        let (raw, qcow2) = (shop.path("raw"), shop.path("qcow2"));
+        let mut disk = vec![0; 1 << 20];
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        fs::write(&raw, disk).unwrap();
+        assert!(shop.import(&raw).unwrap_err().contains("dd if="));
+        disk_image::convert(&raw, DiskFormat::Raw, &qcow2, DiskFormat::Qcow2).unwrap();
+        let error = shop.import(&qcow2).unwrap_err();
+        assert!(error.contains("dd if=") && error.contains("qemu-img convert"), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_agent_or_kernel_is_noticed() {
+        let shop = Workshop::new();
+        fs::write(shop.path("embedded/vmlinux"), "other").unwrap();
+        let error = shop.import(&shop.archive(&systemd())).unwrap_err();
+        assert!(error.contains("vmlinux") && error.contains("damaged"), "{error}");
+    }
+}

@@ -1,0 +1,431 @@
+//! The files of a root file system archive, as a tree in memory: names, owners and modes, but no contents.
+//!
+//! Paths mean what they would mean to `tar -x` in the new root: symbolic links on the way are followed, and never lead
+//! out of the root. A later entry takes the place of an earlier one of the same name.
+
+use std::collections::BTreeMap;
+
+use mkext4::SpecialKind;
+
+use super::archive::Entry;
+
+/// The root directory's node.
+pub const ROOT: usize = 0;
+/// The most symbolic links on the way to a file, as in Linux.
+const LINK_LIMIT: usize = 40;
+/// The longest path and name, as in Linux.
+const PATH_LIMIT: usize = 4096;
+const NAME_LIMIT: usize = 255;
+/// Times that ext4 can hold: 1970 to 2446.
+const TIME_LIMIT: i64 = (1 << 34) - (1 << 31) - 1;
+
+/// A file, a directory, or whatever else; how many names lead to it is not said here.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Permissions, with set-user-ID, set-group-ID and sticky.
+    pub mode: u16,
+    /// The owner.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// When it was changed, in seconds since 1970.
+    pub modified: i64,
+    /// Extended attributes.
+    pub attributes: Vec<(String, Vec<u8>)>,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// What a node is.
+#[derive(Debug, Clone)]
+pub enum Kind {
+    /// A directory.
+    Directory(BTreeMap<String, usize>),
+    /// A regular file of so many bytes.
+    File(u64, Source),
+    /// A symbolic link.
+    Symlink(String),
+    /// A device, pipe or socket.
+    Special(SpecialKind),
+}
+
+/// Where a file's content is.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// In the archive's entry with this index.
+    Entry(u64),
+    /// Here.
+    Here(Vec<u8>),
+}
+
+/// The tree.
+#[derive(Debug)]
+pub struct Tree {
+    /// All nodes; those that were replaced have no name any more.
+    pub nodes: Vec<Node>,
+}
+
+impl Node {
+    /// A node that belongs to root.
+    pub fn new(mode: u16, modified: i64, kind: Kind) -> Node {
+        Node { mode, uid: 0, gid: 0, modified: modified.clamp(0, TIME_LIMIT), attributes: Vec::new(), kind }
+    }
+}
+
+impl Tree {
+    /// An empty root.
+    pub fn new(modified: i64) -> Tree {
+        Tree { nodes: vec![Node::new(0o755, modified, Kind::Directory(BTreeMap::new()))] }
+    }
+
+    /// Takes an entry in. The error is the rest of a sentence that begins with the entry's name: "which ...".
+    pub fn add(&mut self, entry: &Entry) -> Result<(), String> {
+        use tar::EntryType::{
+            Block, Char, Continuous, Directory, Fifo, GNUSparse, Link, Regular, Symlink, XGlobalHeader,
+        };
+        let path = components(&entry.name)?;
+        let text = |what: &str| format!("whose {what} cannot be read");
+        let device = || {
+            let major = entry.header.device_major().ok().flatten().unwrap_or(0);
+            let minor = entry.header.device_minor().ok().flatten().unwrap_or(0);
+            // What ext4 and Linux can hold.
+            if major > 0xfff || minor > 0xf_ffff { Err(text("device number")) } else { Ok((major, minor)) }
+        };
+        let kind = match entry.header.entry_type() {
+            Directory => Kind::Directory(BTreeMap::new()),
+            // Archives from before POSIX mark a directory by its name.
+            Regular if entry.name.ends_with(b"/") => Kind::Directory(BTreeMap::new()),
+            Regular | Continuous | GNUSparse => Kind::File(entry.size, Source::Entry(entry.index)),
+            Symlink => Kind::Symlink(link_target(entry)?),
+            Link => return self.link(&path, entry),
+            Char => device().map(|(major, minor)| Kind::Special(SpecialKind::Char { major, minor }))?,
+            Block => device().map(|(major, minor)| Kind::Special(SpecialKind::Block { major, minor }))?,
+            Fifo => Kind::Special(SpecialKind::Fifo),
+            XGlobalHeader => return Ok(()),
+            other => {
+                return Err(format!("which is of a kind that no file system has ({:?})", char::from(other.as_byte())));
+            }
+        };
+        let number = |value: std::io::Result<u64>, what| {
+            value.ok().and_then(|value| u32::try_from(value).ok()).ok_or_else(|| text(what))
+        };
+        let mode = (entry.header.mode().map_err(|_| text("mode"))? & 0o7777) as u16;
+        let mut node = Node::new(mode, modified(entry), kind);
+        node.uid = number(entry.header.uid(), "owner")?;
+        node.gid = number(entry.header.gid(), "group")?;
+        node.attributes = attributes(&entry.extensions)?;
+        self.put(&path, node).map(|_| ())
+    }
+
+    /// Gives `node` a name, with directories on the way where there are none, and returns it.
+    pub fn put(&mut self, path: &[&str], node: Node) -> Result<usize, String> {
+        let Some((name, parent)) = path.split_last() else {
+            return match node.kind {
+                Kind::Directory(_) => Ok(self.merge(ROOT, node)),
+                _ => Err("which has the root directory's name and is none".into()),
+            };
+        };
+        let parent = self.directory(parent)?;
+        let present = self.child(parent, name);
+        if let Some(present) = present {
+            let is_directory = matches!(node.kind, Kind::Directory(_));
+            match &self.nodes[present].kind {
+                Kind::Directory(_) if is_directory => return Ok(self.merge(present, node)),
+                Kind::Directory(children) if !children.is_empty() => {
+                    return Err("which is a directory with files in it and, further on, something else".into());
+                }
+                // /lib is a link to /usr/lib, and an archive adds to the directory /lib.
+                Kind::Symlink(_) if is_directory => {
+                    if let Some(target) = self.find(path)?
+                        && matches!(self.nodes[target].kind, Kind::Directory(_))
+                    {
+                        return Ok(self.merge(target, node));
+                    }
+                }
+                _ => {}
+            }
+        }
+        let id = self.nodes.len();
+        self.nodes.push(node);
+        self.name(parent, name, id);
+        Ok(id)
+    }
+
+    /// The node that `path` leads to, if there is one; symbolic links are followed.
+    pub fn find(&mut self, path: &[&str]) -> Result<Option<usize>, String> {
+        self.walk(path, false)
+    }
+
+    /// The node's name in a directory.
+    pub fn child(&self, directory: usize, name: &str) -> Option<usize> {
+        match &self.nodes[directory].kind {
+            Kind::Directory(children) => children.get(name).copied(),
+            _ => None,
+        }
+    }
+
+    fn name(&mut self, directory: usize, name: &str, id: usize) {
+        if let Kind::Directory(children) = &mut self.nodes[directory].kind {
+            children.insert(name.to_string(), id);
+        }
+    }
+
+    /// A directory that is there gets the owner, mode and attributes of another.
+    fn merge(&mut self, id: usize, node: Node) -> usize {
+        let kind = std::mem::replace(&mut self.nodes[id].kind, Kind::Directory(BTreeMap::new()));
+        self.nodes[id] = Node { kind, ..node };
+        id
+    }
+
+    fn link(&mut self, path: &[&str], entry: &Entry) -> Result<(), String> {
+        let target = entry.target.as_deref().ok_or("which is a link to nothing")?;
+        let shown = String::from_utf8_lossy(target);
+        let target = components(target)?;
+        let missing = || format!("which is a link to {shown:?}, and that is not in the archive before it");
+        let (name, folder) = target.split_last().ok_or_else(missing)?;
+        let folder = self.find(folder)?.ok_or_else(missing)?;
+        let id = self.child(folder, name).ok_or_else(missing)?;
+        if matches!(self.nodes[id].kind, Kind::Directory(_)) {
+            return Err(format!("which is a link to the directory {shown:?}"));
+        }
+        let (name, parent) = path.split_last().ok_or("which has the root directory's name and is none")?;
+        let parent = self.directory(parent)?;
+        match self.child(parent, name).map(|present| &self.nodes[present].kind) {
+            Some(Kind::Directory(_)) => Err("which is a directory and, further on, something else".into()),
+            _ => {
+                self.name(parent, name, id);
+                Ok(())
+            }
+        }
+    }
+
+    fn directory(&mut self, path: &[&str]) -> Result<usize, String> {
+        let id = self.walk(path, true)?.expect("it was made where it was not there");
+        match self.nodes[id].kind {
+            Kind::Directory(_) => Ok(id),
+            _ => Err(format!("whose parent /{} is not a directory", path.join("/"))),
+        }
+    }
+
+    /// Follows a path; directories that are missing are made if `make` says so.
+    fn walk(&mut self, path: &[&str], make: bool) -> Result<Option<usize>, String> {
+        let mut trail = vec![ROOT];
+        let mut pending: Vec<String> = path.iter().rev().map(ToString::to_string).collect();
+        let mut links = 0;
+        while let Some(name) = pending.pop() {
+            let here = trail.last().copied().unwrap_or(ROOT);
+            if name == ".." {
+                // The root is its own parent.
+                trail.truncate(trail.len().saturating_sub(1).max(1));
+                continue;
+            }
+            if !matches!(self.nodes[here].kind, Kind::Directory(_)) {
+                return if make {
+                    Err(format!("whose parent {name:?} is in something that is no directory"))
+                } else {
+                    Ok(None)
+                };
+            }
+            match self.child(here, &name) {
+                None if make => {
+                    let id = self.nodes.len();
+                    self.nodes.push(Node::new(0o755, self.nodes[here].modified, Kind::Directory(BTreeMap::new())));
+                    self.name(here, &name, id);
+                    trail.push(id);
+                }
+                None => return Ok(None),
+                Some(id) => match &self.nodes[id].kind {
+                    Kind::Symlink(target) => {
+                        links += 1;
+                        if links > LINK_LIMIT {
+                            return Err(format!("whose path goes over more than {LINK_LIMIT} symbolic links"));
+                        }
+                        if target.starts_with('/') {
+                            trail.truncate(1);
+                        }
+                        pending.extend(
+                            target.split('/').rev().filter(|part| !part.is_empty() && *part != ".").map(str::to_string),
+                        );
+                    }
+                    _ => trail.push(id),
+                },
+            }
+        }
+        Ok(trail.last().copied())
+    }
+}
+
+/// The parts of a path in an archive. A leading slash or `./` means the root; nothing leads out of it.
+pub fn components(path: &[u8]) -> Result<Vec<&str>, String> {
+    if path.len() > PATH_LIMIT {
+        return Err(format!("whose name has more than {PATH_LIMIT} bytes"));
+    }
+    let path = std::str::from_utf8(path).map_err(|_| "whose name is not UTF-8, which cannot be kept")?;
+    let mut parts = Vec::new();
+    for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
+        if part == ".." {
+            return Err("whose name leads out of a directory (..)".into());
+        }
+        if part.len() > NAME_LIMIT || part.contains('\0') {
+            return Err(format!("whose name has a part that is no file name: over {NAME_LIMIT} bytes, or with a NUL"));
+        }
+        parts.push(part);
+    }
+    Ok(parts)
+}
+
+fn link_target(entry: &Entry) -> Result<String, String> {
+    let target = entry.target.as_deref().unwrap_or_default();
+    let target =
+        std::str::from_utf8(target).map_err(|_| "which links to a name that is not UTF-8, which cannot be kept")?;
+    if target.is_empty() || target.len() >= PATH_LIMIT || target.contains('\0') {
+        return Err("which is a symbolic link to no file name".into());
+    }
+    Ok(target.to_string())
+}
+
+/// The time of the last change, to the second.
+fn modified(entry: &Entry) -> i64 {
+    let extended = entry.extensions.iter().rev().find(|(key, _)| key == "mtime");
+    let extended = extended.and_then(|(_, value)| std::str::from_utf8(value).ok()?.split('.').next()?.parse().ok());
+    extended.or_else(|| entry.header.mtime().ok().and_then(|time| i64::try_from(time).ok())).unwrap_or(0)
+}
+
+/// Extended attributes, as GNU tar, bsdtar and star write them. Those of other systems' namespaces are left out.
+fn attributes(extensions: &[(String, Vec<u8>)]) -> Result<Vec<(String, Vec<u8>)>, String> {
+    let mut attributes = Vec::new();
+    for (key, value) in extensions {
+        let Some(name) = key.strip_prefix("SCHILY.xattr.") else { continue };
+        let known = ["user.", "trusted.", "security.", "system."].iter().any(|space| name.starts_with(space));
+        if name.starts_with("system.posix_acl_") {
+            attributes.push((name.to_string(), ext4_acl(value).ok_or("whose access control list is damaged")?));
+        } else if known {
+            attributes.push((name.to_string(), value.clone()));
+        }
+    }
+    Ok(attributes)
+}
+
+/// An access control list as ext4 stores it (linux/fs/ext4/acl.h): without the ids of entries that have none.
+fn ext4_acl(list: &[u8]) -> Option<Vec<u8>> {
+    const VERSION: [u8; 4] = 2u32.to_le_bytes();
+    const EXT4_VERSION: [u8; 4] = 1u32.to_le_bytes();
+    const USER: u16 = 0x02;
+    const GROUP: u16 = 0x08;
+    let entries = list.strip_prefix(&VERSION)?;
+    let mut stored = EXT4_VERSION.to_vec();
+    let (entries, rest) = entries.as_chunks::<8>();
+    for entry in entries {
+        let tag = u16::from_le_bytes([entry[0], entry[1]]);
+        let length = if matches!(tag, USER | GROUP) { 8 } else { 4 };
+        stored.extend(&entry[..length]);
+    }
+    rest.is_empty().then_some(stored)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn put(tree: &mut Tree, path: &str, kind: Kind) -> Result<usize, String> {
+        let parts = components(path.as_bytes())?;
+        tree.put(&parts, Node::new(0o644, 0, kind))
+    }
+
+    fn file() -> Kind {
+        Kind::File(0, Source::Here(Vec::new()))
+    }
+
+    fn directory() -> Kind {
+        Kind::Directory(BTreeMap::new())
+    }
+
+    fn find(tree: &mut Tree, path: &str) -> Option<usize> {
+        tree.find(&path.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>()).unwrap()
+    }
+
+    #[test]
+    fn links_on_the_way_are_followed_and_stay_inside() {
+        let mut tree = Tree::new(0);
+        put(&mut tree, "lib", Kind::Symlink("usr/lib".into())).unwrap();
+        put(&mut tree, "out", Kind::Symlink("../../..".into())).unwrap();
+        put(&mut tree, "absolute", Kind::Symlink("/usr/./lib".into())).unwrap();
+        put(&mut tree, "usr/lib", directory()).unwrap();
+        let first = put(&mut tree, "lib/a", file()).unwrap();
+        let second = put(&mut tree, "out/usr/b", file()).unwrap();
+        let third = put(&mut tree, "absolute/c", file()).unwrap();
+        assert_eq!(find(&mut tree, "usr/lib/a"), Some(first));
+        assert_eq!(find(&mut tree, "usr/b"), Some(second));
+        assert_eq!(find(&mut tree, "lib/c"), Some(third));
+        // A directory of that name adds to the link's.
+        put(&mut tree, "lib", directory()).unwrap();
+        assert_eq!(find(&mut tree, "lib/a"), Some(first));
+    }
+
+    #[test]
+    fn links_in_a_circle_are_refused() {
+        let mut tree = Tree::new(0);
+        put(&mut tree, "a", Kind::Symlink("b".into())).unwrap();
+        put(&mut tree, "b", Kind::Symlink("a".into())).unwrap();
+        assert!(put(&mut tree, "a/file", file()).unwrap_err().contains("40 symbolic links"));
+    }
+
+    #[test]
+    fn a_later_entry_takes_the_place_of_an_earlier_one() {
+        let mut tree = Tree::new(0);
+        put(&mut tree, "etc/a", file()).unwrap();
+        let second = put(&mut tree, "./etc//a", file()).unwrap();
+        assert_eq!(find(&mut tree, "etc/a"), Some(second));
+        assert!(put(&mut tree, "etc", file()).unwrap_err().contains("something else"));
+        assert!(put(&mut tree, "etc/a/b", file()).is_err());
+    }
+
+    #[test]
+    fn access_control_lists_lose_the_ids_that_mean_nothing() {
+        let entry = |tag: u16, id: u32| [&tag.to_le_bytes()[..], &7u16.to_le_bytes(), &id.to_le_bytes()].concat();
+        let list = [2u32.to_le_bytes().to_vec(), entry(1, u32::MAX), entry(2, 1000)].concat();
+        let stored = [1u32.to_le_bytes().to_vec(), entry(1, 0)[..4].to_vec(), entry(2, 1000)].concat();
+        assert_eq!(ext4_acl(&list), Some(stored));
+        assert_eq!(ext4_acl(&list[..list.len() - 1]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_path_never_leads_out(path in proptest::collection::vec(any::<u8>(), 0..64)) {
+            if let Ok(parts) = components(&path) {
+                for part in parts {
+                    prop_assert!(!part.is_empty() && part != "." && part != ".." && !part.contains(['/', '\0']));
+                }
+            }
+        }
+
+        #[test]
+        fn paths_are_the_same_however_they_are_spelled(parts in proptest::collection::vec("[a-z.]{1,8}", 0..6)) {
+            let plain = parts.join("/");
+            let spelled = format!("/.//{}/./", parts.join("//./"));
+            prop_assert_eq!(components(plain.as_bytes()), components(spelled.as_bytes()));
+        }
+
+        #[test]
+        fn any_tree_can_be_built_and_walked(
+            steps in proptest::collection::vec(("[abc./]{0,6}", "[abc./]{1,6}", 0..3), 0..40),
+        ) {
+            let mut tree = Tree::new(0);
+            for (path, target, kind) in steps {
+                let kind = match kind { 0 => file(), 1 => directory(), _ => Kind::Symlink(target) };
+                let _ = put(&mut tree, &path, kind);
+            }
+            // Every directory has one name: there are no circles.
+            let mut names = vec![0; tree.nodes.len()];
+            for node in &tree.nodes {
+                if let Kind::Directory(children) = &node.kind {
+                    children.values().for_each(|id| names[*id] += 1);
+                }
+            }
+            for (id, node) in tree.nodes.iter().enumerate() {
+                prop_assert!(names[id] <= 1, "{:?}", node);
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Copies and digests of files that are mostly holes, as disk images are: what is not there is neither read nor written.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+
+/// How much is read at a time.
+const CHUNK: usize = 256 << 10;
+/// What is left out if it is zero: a page, and a block of most file systems.
+const BLOCK: usize = 4 << 10;
+
+/// Copies `source` into the empty file `destination`, which becomes `length` bytes long; what `source` has no bytes for
+/// is zero. On file systems that can, both share their blocks. Returns the SHA-256 of what was written; `advance` hears
+/// of every byte.
+pub fn copy(source: &File, destination: &File, length: u64, advance: &dyn Fn(u64)) -> io::Result<String> {
+    if ioctl_ficlone(destination, source).is_ok() {
+        destination.set_len(length)?;
+        return sha256(destination, advance);
+    }
+    destination.set_len(length)?;
+    let available = source.metadata()?.len().min(length);
+    let mut hasher = Hasher::default();
+    walk(source, available, &mut |part| {
+        advance(part.length());
+        hasher.part(&part);
+        match part {
+            Part::Hole(_) => Ok(()),
+            Part::Data(offset, bytes) => write_blocks(destination, offset, bytes),
+        }
+    })?;
+    hasher.zeroes(length - available);
+    Ok(hasher.finish())
+}
+
+/// The SHA-256 of a file, in hexadecimal; `advance` hears of every byte.
+pub fn sha256(file: &File, advance: &dyn Fn(u64)) -> io::Result<String> {
+    let mut hasher = Hasher::default();
+    walk(file, file.metadata()?.len(), &mut |part| {
+        advance(part.length());
+        hasher.part(&part);
+        Ok(())
+    })?;
+    Ok(hasher.finish())
+}
+
+/// Writes what comes from `content` into the empty file `destination`, with holes for zeroes, and returns its SHA-256.
+/// More than `limit` bytes are an error.
+pub fn write_stream(content: &mut dyn Read, destination: &File, limit: u64) -> io::Result<String> {
+    let mut hasher = Hasher::default();
+    let mut buffer = vec![0; CHUNK];
+    let mut length = 0;
+    loop {
+        let count = read_full(content, &mut buffer)?;
+        if count == 0 {
+            break;
+        }
+        if count as u64 > limit - length {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {limit} bytes")));
+        }
+        hasher.part(&Part::Data(length, &buffer[..count]));
+        write_blocks(destination, length, &buffer[..count])?;
+        length += count as u64;
+    }
+    destination.set_len(length)?;
+    Ok(hasher.finish())
+}
+
+/// Writes the blocks of `bytes` that are not zero; `destination` has holes there.
+pub fn write_blocks(destination: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
+    let mut start = 0;
+    while start < bytes.len() {
+        let rest = &bytes[start..];
+        let skipped: usize = rest.chunks(BLOCK).take_while(|block| is_zero(block)).map(<[u8]>::len).sum();
+        let run: usize = rest[skipped..].chunks(BLOCK).take_while(|block| !is_zero(block)).map(<[u8]>::len).sum();
+        let data = start + skipped;
+        destination.write_all_at(&bytes[data..data + run], offset + data as u64)?;
+        start = data + run;
+    }
+    Ok(())
+}
+
+/// Reads until `buffer` is full or there is no more.
+pub fn read_full(content: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match content.read(&mut buffer[done..]) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+/// A part of a file.
+enum Part<'a> {
+    /// So many zeroes that are not stored.
+    Hole(u64),
+    /// Bytes, and where they are.
+    Data(u64, &'a [u8]),
+}
+
+impl Part<'_> {
+    fn length(&self) -> u64 {
+        match self {
+            Part::Hole(length) => *length,
+            Part::Data(_, bytes) => bytes.len() as u64,
+        }
+    }
+}
+
+/// Shows all of the first `length` bytes of a file, in order.
+fn walk(file: &File, length: u64, visit: &mut dyn FnMut(Part) -> io::Result<()>) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    let mut offset = 0;
+    while offset < length {
+        let (start, end) = next_data(file, offset, length);
+        if start > offset {
+            visit(Part::Hole(start - offset))?;
+        }
+        offset = start;
+        while offset < end {
+            let chunk = &mut buffer[..(end - offset).min(CHUNK as u64) as usize];
+            file.read_exact_at(chunk, offset)?;
+            visit(Part::Data(offset, chunk))?;
+            offset += chunk.len() as u64;
+        }
+    }
+    Ok(())
+}
+
+/// Where the next bytes from `offset` are that are stored; an empty range at `length` if there are none.
+fn next_data(file: &File, offset: u64, length: u64) -> (u64, u64) {
+    let start = match seek(file, SeekFrom::Data(offset)) {
+        Ok(start) => start.clamp(offset, length),
+        Err(Errno::NXIO) => length,
+        // A block device, or a file system without holes: everything is read.
+        Err(_) => return (offset, length),
+    };
+    let end = seek(file, SeekFrom::Hole(start)).map_or(length, |end| end.clamp(start, length));
+    // A hole that was filled meanwhile must not stop the walk.
+    (start, if end == start { length } else { end })
+}
+
+#[derive(Default)]
+struct Hasher(Sha256);
+
+impl Hasher {
+    fn part(&mut self, part: &Part) {
+        match part {
+            Part::Hole(length) => self.zeroes(*length),
+            Part::Data(_, bytes) => self.0.update(bytes),
+        }
+    }
+
+    fn zeroes(&mut self, mut length: u64) {
+        const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+        while length > 0 {
+            let count = length.min(ZEROES.len() as u64);
+            self.0.update(&ZEROES[..count as usize]);
+            length -= count;
+        }
+    }
+
+    fn finish(self) -> String {
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    const MIB: usize = 1 << 20;
+
+    fn plain(bytes: &[u8]) -> String {
+        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Data, a hole, data that is not whole blocks, a hole.
+    fn sparse_file() -> (File, Vec<u8>) {
+        let file = tempfile::tempfile().unwrap();
+        let mut bytes = vec![0; 5 * MIB];
+        bytes[10..4000].fill(1);
+        bytes[3 * MIB..3 * MIB + 5000].fill(2);
+        file.write_all_at(&bytes[..4096], 0).unwrap();
+        file.write_all_at(&bytes[3 * MIB..3 * MIB + 5000], 3 * MIB as u64).unwrap();
+        file.set_len(5 * MIB as u64).unwrap();
+        (file, bytes)
+    }
+
+    fn content(file: &File) -> Vec<u8> {
+        let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_copy_is_equal_sparse_and_its_digest_right() {
+        let (file, mut bytes) = sparse_file();
+        let copied = tempfile::tempfile().unwrap();
+        let seen = std::cell::Cell::new(0);
+        let digest = copy(&file, &copied, bytes.len() as u64 + 100, &|count| seen.set(seen.get() + count)).unwrap();
+        bytes.extend([0; 100]);
+        assert_eq!(content(&copied), bytes);
+        assert_eq!(digest, plain(&bytes));
+        assert!(seen.get() >= 5 * MIB as u64);
+        assert!(copied.metadata().unwrap().blocks() * 512 < MIB as u64);
+        assert_eq!(sha256(&copied, &|_| {}).unwrap(), digest);
+    }
+
+    #[test]
+    fn a_stream_becomes_a_sparse_file() {
+        let (_, bytes) = sparse_file();
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(write_stream(&mut bytes.as_slice(), &file, u64::MAX).unwrap(), plain(&bytes));
+        assert_eq!(content(&file), bytes);
+        assert!(file.metadata().unwrap().blocks() * 512 < MIB as u64);
+    }
+
+    #[test]
+    fn a_stream_longer_than_allowed_is_an_error() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(write_stream(&mut [1; 10].as_slice(), &file, 10).is_ok());
+        assert!(write_stream(&mut [1; 11].as_slice(), &file, 10).unwrap_err().to_string().contains("more than 10"));
+    }
+
+    #[test]
+    fn an_empty_file_has_the_digest_of_nothing() {
+        assert_eq!(sha256(&tempfile::tempfile().unwrap(), &|_| {}).unwrap(), plain(b""));
+    }
+}
