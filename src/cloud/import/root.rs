@@ -490,6 +490,8 @@ mod tests {
         let mut header = tar::Header::new_ustar();
         header.set_size(4);
         header.set_mode(0o4755);
+        header.set_uid(0);
+        header.set_gid(0);
         builder.append_data(&mut header, "bin/ping", &b"ping"[..]).unwrap();
         builder.finish().unwrap();
         let (_, folder) = shop.import(&path).unwrap();
