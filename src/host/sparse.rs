@@ -160,7 +160,7 @@ impl Hasher {
     }
 
     fn zeroes(&mut self, mut length: u64) {
-        const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
         while length > 0 {
             let count = length.min(ZEROES.len() as u64);
             self.0.update(&ZEROES[..count as usize]);

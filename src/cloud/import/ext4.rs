@@ -148,12 +148,11 @@ fn set_attributes(builder: &mut FsBuilder, handle: InodeHandle, node: &Node) -> 
     node.attributes.iter().try_for_each(|(name, value)| builder.set_xattr(handle, name, value))
 }
 
-/// Shows every name of a tree, a directory before what is in it: the node, its directory and name (the root has none),
-/// and whether it is seen for the first time.
-fn for_each<'a, E>(
-    tree: &'a Tree,
-    visit: &mut dyn FnMut(usize, &'a Node, Option<(usize, &'a str)>, bool) -> Result<(), E>,
-) -> Result<(), E> {
+/// Sees a name: the node, its directory and name (the root has none), and whether the node is seen for the first time.
+type Visit<'a, 'v, E> = dyn FnMut(usize, &'a Node, Option<(usize, &'a str)>, bool) -> Result<(), E> + 'v;
+
+/// Shows every name of a tree, a directory before what is in it.
+fn for_each<'a, E>(tree: &'a Tree, visit: &mut Visit<'a, '_, E>) -> Result<(), E> {
     let mut seen = vec![false; tree.nodes.len()];
     visit(ROOT, &tree.nodes[ROOT], None, true)?;
     let mut pending = vec![ROOT];
