@@ -1,7 +1,7 @@
 //! Key pairs: names, types and EC2's fingerprints. Making and reading keys is `host::key`'s.
 //!
-//! Sources: EC2 API Reference, `CreateKeyPair`, `ImportKeyPair`, `KeyPairInfo`; EC2 User Guide, "Verify the fingerprint of
-//! your key pair".
+//! Sources: EC2 API Reference, `CreateKeyPair`, `ImportKeyPair`, `KeyPairInfo`; EC2 User Guide, "Verify the fingerprint
+//! of your key pair".
 
 use std::fmt;
 use std::str::FromStr;

@@ -134,8 +134,8 @@ impl UserData {
     ///
     /// It is taken for base64 where the whole of it, white space aside, is that and decodes to something that begins as
     /// a script, cloud-config, gzip or a MIME message does. Anything else is the user data as it stands, so that plain
-    /// text such as `hello` stays what it is. (EC2's command line encodes what it is given, EC2's API takes base64 only;
-    /// what was encoded for the API does the same here.)
+    /// text such as `hello` stays what it is. (EC2's command line encodes what it is given, EC2's API takes base64
+    /// only; what was encoded for the API does the same here.)
     pub fn read(given: &[u8]) -> Result<UserData, UserDataError> {
         let decoded = (given.len() <= MAX_BASE64)
             .then(|| decode(given))

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use base64ct::{Base64, Encoding};
 use rsa::pkcs1::{DecodeRsaPublicKey, EncodeRsaPrivateKey};
 use rsa::pkcs8::{DecodePublicKey, EncodePrivateKey, EncodePublicKey, LineEnding};
-use rsa::traits::PublicKeyParts;
 use rsa::{BigUint, RsaPrivateKey, RsaPublicKey};
 use ssh_key::private::{Ed25519Keypair, KeypairData, RsaKeypair};
 use ssh_key::public::{Ed25519PublicKey, KeyData};
@@ -78,7 +77,7 @@ pub enum KeyError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// There is something where the private key was to be written.
-    #[error("{} exists, and a private key is never written over a file: move it away, or name another file", path.display())]
+    #[error("{} exists, and a private key never replaces a file: move it away, or name another", path.display())]
     Exists {
         /// Where.
         path: PathBuf,
@@ -131,8 +130,8 @@ fn openssh_form(name: &KeyName, pair: KeypairData) -> Result<Zeroizing<String>, 
     ssh_key::PrivateKey::new(pair, name.as_str())?.to_openssh(ssh_key::LineEnding::LF)
 }
 
-/// Reads a public key (`ImportKeyPair`): a line as OpenSSH writes it, the form of RFC 4716, PEM, or DER, which may be in
-/// base64. The line's comment gives way to the key pair's name.
+/// Reads a public key (`ImportKeyPair`): a line as OpenSSH writes it, the form of RFC 4716, PEM, or DER, which may be
+/// in base64. The line's comment gives way to the key pair's name.
 pub fn import(name: &KeyName, material: &[u8]) -> Result<PublicKey, Ec2Error> {
     let key = if material.len() > MAX_PUBLIC_KEY {
         Err(wrong(format!("it has {} bytes, and no key has more than {MAX_PUBLIC_KEY}", material.len())))
@@ -266,6 +265,7 @@ mod tests {
     use crate::ec2::ErrorCode;
     use proptest::prelude::*;
     use rsa::pkcs1::DecodeRsaPrivateKey;
+    use rsa::traits::PublicKeyParts;
     use std::os::unix::fs::PermissionsExt;
 
     /// Made by OpenSSL for these tests, as is all of it that follows; the fingerprints are what OpenSSL's and OpenSSH's
