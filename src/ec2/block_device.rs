@@ -1,7 +1,8 @@
 //! The names under which volumes are attached: `/dev/sdf`.
 //!
 //! Such a name is EC2's, for the mapping of an instance's block devices; what the guest's kernel calls the disk is the
-//! kernel's affair. Source: EC2 User Guide, "Device names for volumes on Amazon EC2 instances", the table's row for HVM.
+//! kernel's affair. Source: EC2 User Guide, "Device names for volumes on Amazon EC2 instances", the row
+//! for HVM.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,12 +1,13 @@
 //! Key pairs: names, types and EC2's fingerprints. Making and reading keys is `host::key`'s.
 //!
-//! Sources: EC2 API Reference, `CreateKeyPair`, `ImportKeyPair`, `KeyPairInfo`; EC2 User Guide, "Verify the fingerprint of
-//! your key pair".
+//! Sources: EC2 API Reference, `CreateKeyPair`, `ImportKeyPair`, `KeyPairInfo`; EC2 User Guide, "Verify the fingerprint
+//! of your key pair".
 
 use std::fmt;
 use std::str::FromStr;
 
-use base64ct::{Base64, Encoding};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use md5::Md5;
 use serde::{Deserialize, Serialize};
 use sha1::Sha1;
@@ -225,7 +226,7 @@ pub fn fingerprint_of_imported_rsa(spki_der: &[u8]) -> String {
 /// The fingerprint of an ED25519 key, made or imported: SHA-256 of the public key as SSH sends it, in base64 and with
 /// padding. `ssh-keygen -l` prints the same after `SHA256:`, without padding.
 pub fn fingerprint_of_ed25519(public_blob: &[u8]) -> String {
-    Base64::encode_string(&Sha256::digest(public_blob))
+    BASE64.encode(Sha256::digest(public_blob))
 }
 
 /// `01:ab:…`.

@@ -5,7 +5,8 @@
 
 use std::fmt;
 
-use base64ct::{Base64, Base64Unpadded, Encoding};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD as BASE64, STANDARD_NO_PAD as BASE64_WITHOUT_PADDING};
 
 use super::error::ErrorCode;
 
@@ -133,8 +134,8 @@ impl UserData {
     ///
     /// It is taken for base64 where the whole of it, white space aside, is that and decodes to something that begins as
     /// a script, cloud-config, gzip or a MIME message does. Anything else is the user data as it stands, so that plain
-    /// text such as `hello` stays what it is. (EC2's command line encodes what it is given, EC2's API takes base64 only;
-    /// what was encoded for the API does the same here.)
+    /// text such as `hello` stays what it is. (EC2's command line encodes what it is given, EC2's API takes base64
+    /// only; what was encoded for the API does the same here.)
     pub fn read(given: &[u8]) -> Result<UserData, UserDataError> {
         let decoded = (given.len() <= MAX_BASE64)
             .then(|| decode(given))
@@ -158,7 +159,7 @@ impl UserData {
 
     /// It in base64, as `DescribeInstanceAttribute` gives it.
     pub fn to_base64(&self) -> String {
-        Base64::encode_string(&self.bytes)
+        BASE64.encode(&self.bytes)
     }
 
     /// It as the guest reads it.
@@ -175,8 +176,7 @@ impl UserData {
 /// What base64 encodes, with or without padding, on any number of lines.
 fn decode(given: &[u8]) -> Option<Vec<u8>> {
     let digits: Vec<u8> = given.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
-    let digits = std::str::from_utf8(&digits).ok()?;
-    Base64::decode_vec(digits).or_else(|_| Base64Unpadded::decode_vec(digits)).ok()
+    BASE64.decode(&digits).or_else(|_| BASE64_WITHOUT_PADDING.decode(&digits)).ok()
 }
 
 #[cfg(test)]
@@ -211,7 +211,7 @@ mod tests {
         for raw in
             [b"#!/bin/sh\necho hello\n".as_slice(), b"#cloud-config\n", b"\x1f\x8b\x08\x00", b"MIME-Version: 1.0\n"]
         {
-            let encoded = Base64::encode_string(raw);
+            let encoded = BASE64.encode(raw);
             assert_eq!(read(encoded.as_bytes()).bytes(), raw);
             let on_lines = encoded.as_bytes().chunks(5).collect::<Vec<_>>().join(b"\n".as_slice());
             assert_eq!(read(&on_lines).bytes(), raw);
@@ -231,13 +231,13 @@ mod tests {
         let mut script = b"#!".to_vec();
         script.resize(MAX_BYTES, b'x');
         assert_eq!(read(&script).bytes().len(), MAX_BYTES);
-        assert_eq!(read(Base64::encode_string(&script).as_bytes()).bytes(), script);
+        assert_eq!(read(BASE64.encode(&script).as_bytes()).bytes(), script);
         script.push(b'x');
         let error = Ec2Error::from(UserData::read(&script).expect_err("one too many"));
         let expected = "InvalidParameterValue: User data is limited to 16384 bytes, and this script has 16385.";
         assert_eq!(error.to_string(), expected);
         assert!(error.hint().is_some_and(|hint| hint.contains("gzip")));
-        let encoded = Base64::encode_string(&script);
+        let encoded = BASE64.encode(&script);
         let error = UserData::read(encoded.as_bytes()).expect_err("one too many, encoded");
         assert_eq!(error, UserDataError::TooLarge { bytes: MAX_BYTES + 1, kind: Kind::Script });
     }

@@ -39,8 +39,8 @@ pub enum VolumeSource {
 
 impl VolumeOption {
     /// Whether the volume goes with an instance that is launched with it. Unless it was said, a new volume does, as one
-    /// that EC2's command line makes at launch (EC2 User Guide, "Preserve data when an instance is terminated"), and one
-    /// that was there before does not.
+    /// that EC2's command line makes at launch (EC2 User Guide, "Preserve data when an instance is terminated"), and
+    /// one that was there before does not.
     pub fn deleted_on_termination(&self) -> bool {
         self.delete_on_termination.unwrap_or(matches!(self.source, VolumeSource::New { .. }))
     }
@@ -179,7 +179,8 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let read = option(
-            "size=8,type=gp3,iops=4000,throughput=200,device=/dev/sdf,snapshot=snap-0a1,delete-on-termination=false,name=N",
+            "size=8,type=gp3,iops=4000,throughput=200,device=/dev/sdf,snapshot=snap-0a1,\
+             delete-on-termination=false,name=N",
         );
         let spec = VolumeSpec {
             size: VolumeSize::from_gib(8),
