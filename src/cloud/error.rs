@@ -30,6 +30,9 @@ pub enum CloudError {
     /// A disk image cannot be made or read.
     #[error(transparent)]
     DiskImage(#[from] disk_image::ImageError),
+    /// A key pair could not be made or written.
+    #[error(transparent)]
+    Key(#[from] crate::host::key::KeyError),
     /// A file of an instance or a volume.
     #[error("{} cannot be {action}: {source}", path.display())]
     File {

@@ -350,7 +350,8 @@ impl Monitor {
         Ok(())
     }
 
-    fn ask(&mut self, request: &Request) -> Result<Message, CloudError> {
+    /// Asks for something, and returns the answer.
+    pub(super) fn ask(&mut self, request: &Request) -> Result<Message, CloudError> {
         self.send(request)?;
         loop {
             let message = self.client.receive(Some(ANSWER_TIMEOUT)).map_err(self.folder.control_error())?;
@@ -385,7 +386,8 @@ impl Monitor {
         Ok(())
     }
 
-    fn unexpected(&self, message: &Message) -> CloudError {
+    /// The error for an answer to something else.
+    pub(super) fn unexpected(&self, message: &Message) -> CloudError {
         let why = format!("its monitor answered something else: {message:?}");
         CloudError::Refused { instance: self.folder.id, why }
     }

@@ -7,6 +7,7 @@
 pub mod embedded;
 mod error;
 pub mod image;
+pub mod key_pair;
 pub mod launch;
 pub mod lifecycle;
 pub mod machine;
@@ -16,6 +17,7 @@ pub mod registry;
 pub mod resolve;
 pub mod run;
 mod seed;
+pub mod volume;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -1,9 +1,9 @@
 //! What a person calls a thing: its identifier, an unambiguous beginning of it, or the value of its `Name` tag.
 
 use super::error::CloudError;
-use crate::ec2::id::{Id, Instance, Kind, Volume};
-use crate::ec2::{Ec2Error, InstanceId, VolumeId};
-use crate::store::{InstanceRecord, Transaction, VolumeRecord};
+use crate::ec2::id::{Id, Instance, Kind, Snapshot, Volume};
+use crate::ec2::{Ec2Error, InstanceId, SnapshotId, VolumeId};
+use crate::store::{InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
 
 /// The one of `known` (identifiers with their names) that `reference` stands for.
 fn find<K: Kind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Result<Id<K>, Ec2Error> {
@@ -36,6 +36,17 @@ pub fn volume(tx: &Transaction, reference: &str) -> Result<VolumeRecord, CloudEr
     let records: Vec<VolumeRecord> = tx.list()?;
     let known: Vec<(Id<Volume>, Option<&str>)> = records.iter().map(|record| (record.id, record.name())).collect();
     let id: VolumeId = find(reference, &known)?;
+    Ok(records.into_iter().find(|record| record.id == id).expect("it was found among these"))
+}
+
+/// The snapshot that `reference` stands for.
+pub fn snapshot(tx: &Transaction, reference: &str) -> Result<SnapshotRecord, CloudError> {
+    let records: Vec<SnapshotRecord> = tx.list()?;
+    let name = |record: &SnapshotRecord| record.tags.get("Name").cloned();
+    let names: Vec<Option<String>> = records.iter().map(name).collect();
+    let known: Vec<(Id<Snapshot>, Option<&str>)> =
+        records.iter().zip(&names).map(|(record, name)| (record.id, name.as_deref())).collect();
+    let id: SnapshotId = find(reference, &known)?;
     Ok(records.into_iter().find(|record| record.id == id).expect("it was found among these"))
 }
 

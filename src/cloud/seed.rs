@@ -34,7 +34,11 @@ impl Cloud {
             default_user: default_user.to_string(),
             public_keys: key.into_iter().map(|key| key.public_key).collect(),
             // What is in the store was checked when it came in.
-            user_data: record.user_data.as_ref().and_then(|text| UserData::from_base64(text).ok()).map(|data| unpack(data.bytes())),
+            user_data: record
+                .user_data
+                .as_ref()
+                .and_then(|text| UserData::from_base64(text).ok())
+                .map(|data| unpack(data.bytes())),
         };
         let path = folder.path().join(FILE);
         write_private(&path, &seed.encode()).map_err(CloudError::file(&path, "written"))?;
