@@ -1,6 +1,7 @@
 //! `wisp launch`: instances that outlive the command.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,9 @@ use super::size::SizeArgs;
 use super::{open_cloud, shapes, wait};
 use crate::cloud::error_not_ready;
 use crate::cloud::launch::{LaunchSpec, Launched};
-use crate::ec2::catalogue;
 use crate::ec2::state::ShutdownBehavior;
+use crate::ec2::user_data::UserData;
+use crate::ec2::{Ec2Error, catalogue};
 use crate::store::InstanceRecord;
 
 /// The type of an instance of which none was said: the one that EC2 gives away.
@@ -46,6 +48,10 @@ pub struct Args {
     /// The key pair whose public key the guest gets (see `wisp key`).
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
+
+    /// User data: a script (#!...) that runs once, at the first boot, or anything else; - for standard input.
+    #[arg(long, value_name = "FILE")]
+    user_data: Option<PathBuf>,
 
     /// A tag; repeat for more.
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
@@ -99,6 +105,11 @@ pub fn parse_tag(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// The user data in a file, raw or in base64, as EC2's API takes it: in base64.
+pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<String> {
+    Ok(UserData::read(&super::key::read(path)?).map_err(Ec2Error::from)?.to_base64())
+}
+
 /// Launches them.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     crate::host::probe::kvm_access()?;
@@ -112,7 +123,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         overcommit: args.size.overcommit,
         count: args.count,
         key_name: args.key,
-        user_data: None,
+        user_data: args.user_data.as_deref().map(read_user_data).transpose()?,
         tags,
         shutdown_behavior: args.shutdown_behavior,
         termination_protection: args.termination_protection,

@@ -2,11 +2,14 @@
 
 pub mod output;
 
+mod attach;
 mod console;
 mod cp;
 mod doctor;
 mod exec;
 mod guest_command;
+mod image;
+mod key;
 mod launch;
 mod ls;
 mod modify;
@@ -16,6 +19,7 @@ mod serial;
 mod shapes;
 mod show;
 mod size;
+mod snapshot;
 mod start;
 mod stop;
 mod tag;
@@ -23,6 +27,7 @@ mod terminate;
 mod timeline;
 mod types;
 mod vmm;
+mod volume;
 mod wait;
 
 use std::process::ExitCode;
@@ -71,6 +76,11 @@ enum Command {
     Console(console::Args),
     Modify(modify::Args),
     Tag(tag::Args),
+    Attach(attach::Args),
+    Image(image::Args),
+    Volume(volume::Args),
+    Snapshot(snapshot::Args),
+    Key(key::Args),
     Types(types::Args),
     Timeline(timeline::Args),
     Doctor(doctor::Args),
@@ -99,6 +109,11 @@ pub fn main() -> ExitCode {
         Command::Console(args) => console::run(&args, cli.output),
         Command::Modify(args) => modify::run(&args, cli.output),
         Command::Tag(args) => tag::run(&args, cli.output),
+        Command::Attach(args) => attach::run(&args),
+        Command::Image(args) => image::run(args, cli.output),
+        Command::Volume(args) => volume::run(args, cli.output),
+        Command::Snapshot(args) => snapshot::run(args, cli.output),
+        Command::Key(args) => key::run(args, cli.output),
         Command::Types(args) => types::run(&args, cli.output),
         Command::Timeline(args) => timeline::run(&args, cli.output),
         Command::Doctor(args) => doctor::run(&args, cli.output),

@@ -19,7 +19,7 @@ const ARCHIVE: &[u8] = include_bytes!("../../images/tiny/tiny.tar.zst");
 const ARCHIVE_SHA256: &str = include_str!("../../images/tiny/tiny.sha256");
 
 /// Begins the names of directories that are being unpacked into.
-const UNFINISHED: &str = ".unpacking-";
+pub(super) const UNFINISHED: &str = ".unpacking-";
 
 /// Why the embedded image is not there.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +76,7 @@ fn unpack(images: &Path, folder: &Path) -> Result<(), EmbeddedError> {
 }
 
 /// What a process left that was killed while it unpacked; called under the lock, so nobody is at it now.
-fn remove_unfinished(images: &Path) -> io::Result<()> {
+pub(super) fn remove_unfinished(images: &Path) -> io::Result<()> {
     for entry in fs::read_dir(images)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
@@ -131,7 +131,7 @@ fn read_full(content: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Checks every file against the manifest's digests.
-fn verify(folder: &Path) -> Result<(), EmbeddedError> {
+pub(super) fn verify(folder: &Path) -> Result<(), EmbeddedError> {
     let damaged = |reason: String| EmbeddedError::Damaged(reason);
     let text = fs::read_to_string(folder.join(MANIFEST)).map_err(|error| damaged(format!("{MANIFEST}: {error}")))?;
     let manifest = Manifest::parse(&text).map_err(damaged)?;
@@ -145,7 +145,7 @@ fn verify(folder: &Path) -> Result<(), EmbeddedError> {
 }
 
 /// The SHA-256 of a file, in hexadecimal.
-fn sha256(path: &Path) -> io::Result<String> {
+pub(super) fn sha256(path: &Path) -> io::Result<String> {
     let mut file = fs::File::open(path)?;
     let mut hasher = Sha256::new();
     let mut block = vec![0; 256 << 10];

@@ -126,6 +126,18 @@ pub enum ImageError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file is not what it was when the image was registered.
+    #[error("the image in {} is damaged: {file} has the SHA-256 {found} instead of {expected}", folder.display())]
+    Damaged {
+        /// The bundle.
+        folder: PathBuf,
+        /// The file.
+        file: String,
+        /// What it had.
+        expected: String,
+        /// What it has.
+        found: String,
+    },
     /// A file that the manifest names is not there.
     #[error("the bundle {} has no file {file}, which its {MANIFEST} names", folder.display())]
     MissingFile {
@@ -177,6 +189,21 @@ impl Image {
             }
         }
         Ok(Image { folder, manifest })
+    }
+}
+
+impl Image {
+    /// Computes the digests of all files again; the error names the first that is not what it was.
+    pub fn verify(&self) -> Result<(), ImageError> {
+        for (file, expected) in self.manifest.digests() {
+            let unreadable = |source| ImageError::NoManifest { folder: self.folder.join(file), source };
+            let found = embedded::sha256(&self.folder.join(file)).map_err(unreadable)?;
+            if found != expected {
+                let (file, expected) = (file.to_string(), expected.to_string());
+                return Err(ImageError::Damaged { folder: self.folder.clone(), file, expected, found });
+            }
+        }
+        Ok(())
     }
 }
 

@@ -10,7 +10,8 @@ use std::ops::RangeInclusive;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use base64ct::{Base64, Encoding};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use rsa::pkcs1::{DecodeRsaPublicKey, EncodeRsaPrivateKey};
 use rsa::pkcs8::{DecodePublicKey, EncodePrivateKey, EncodePublicKey, LineEnding};
 use rsa::{BigUint, RsaPrivateKey, RsaPublicKey};
@@ -209,7 +210,7 @@ fn read_der(der: &[u8]) -> Result<KeyData, KeyPairError> {
 
 fn decode(text: &str) -> Result<Vec<u8>, KeyPairError> {
     let digits: String = text.split_ascii_whitespace().collect();
-    Base64::decode_vec(&digits).map_err(|_| wrong("it is neither a line of OpenSSH's nor base64"))
+    BASE64.decode(digits).map_err(|_| wrong("it is neither a line of OpenSSH's nor base64"))
 }
 
 /// The key as it is kept; its fingerprint is that of an imported one.
@@ -379,7 +380,7 @@ JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
         let line = pair_of_rsa(&name(), &rsa_private(), KeyFormat::Pem).expect("it is made").public.line;
         let expected = PublicKey { key_type: KeyType::Rsa, line: line.clone(), fingerprint: RSA_MD5.to_owned() };
         let base64: String = RSA_SPKI.lines().filter(|line| !line.starts_with('-')).collect();
-        let der = Base64::decode_vec(&base64).expect("base64");
+        let der = BASE64.decode(&base64).expect("base64");
         let with_crlf = RSA_RFC4716.replace('\n', "\r\n");
         for material in [
             line.as_bytes(),
@@ -403,7 +404,7 @@ JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
         let bytes = blob.key_data().ed25519().expect("its type").0;
         let pem = format!(
             "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
-            Base64::encode_string(&[ED25519_DER_PREFIX.as_slice(), &bytes].concat())
+            BASE64.encode([ED25519_DER_PREFIX.as_slice(), &bytes].concat())
         );
         assert_eq!(import(&name(), pem.as_bytes()), Ok(key));
     }
