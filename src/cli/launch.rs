@@ -12,6 +12,7 @@ use crate::cloud::error_not_ready;
 use crate::cloud::launch::{LaunchSpec, Launched};
 use crate::ec2::state::ShutdownBehavior;
 use crate::ec2::user_data::UserData;
+use crate::ec2::volume::VolumeOption;
 use crate::ec2::{Ec2Error, catalogue};
 use crate::store::InstanceRecord;
 
@@ -27,6 +28,7 @@ Examples:
   wisp launch --name web                          one instance, of type t2.micro
   wisp launch --count 3 --type t3.nano            three at the same time
   wisp launch --vcpus 1 --memory 128M             smaller than any type
+  wisp launch --volume 8 --volume size=1,type=gp2  with two more volumes
   wisp launch --tag team=red --tag stage=test     with tags
   ID=$(wisp launch) && wisp exec $ID -- uname -a")]
 pub struct Args {
@@ -56,6 +58,11 @@ pub struct Args {
     /// A tag; repeat for more.
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
+
+    /// A volume besides the root; repeat for more. SIZE, or KEY=VALUE with commas between them: size, type, iops,
+    /// throughput, device, snapshot, volume, delete-on-termination, name.
+    #[arg(long = "volume", value_name = "SPEC")]
+    volumes: Vec<VolumeOption>,
 
     /// What the guest's own power-off does to the instance: stop or terminate.
     #[arg(long, value_name = "BEHAVIOR", default_value = "stop")]
@@ -130,6 +137,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         client_token: args.client_token,
         dry_run: args.dry_run,
         cmdline: args.cmdline,
+        volumes: args.volumes,
     };
     let mut cloud = open_cloud()?;
     let Launched { instances, monitors } = cloud.launch(&spec)?;

@@ -3,6 +3,7 @@
 pub mod output;
 
 mod attach;
+mod completions;
 mod console;
 mod cp;
 mod doctor;
@@ -25,6 +26,7 @@ mod stop;
 mod tag;
 mod terminate;
 mod timeline;
+mod top;
 mod types;
 mod vmm;
 mod volume;
@@ -81,6 +83,8 @@ enum Command {
     Volume(volume::Args),
     Snapshot(snapshot::Args),
     Key(key::Args),
+    Top(top::Args),
+    Completions(completions::Args),
     Types(types::Args),
     Timeline(timeline::Args),
     Doctor(doctor::Args),
@@ -114,6 +118,8 @@ pub fn main() -> ExitCode {
         Command::Volume(args) => volume::run(args, cli.output),
         Command::Snapshot(args) => snapshot::run(args, cli.output),
         Command::Key(args) => key::run(args, cli.output),
+        Command::Top(args) => top::run(&args, cli.output),
+        Command::Completions(args) => completions::run(&args),
         Command::Types(args) => types::run(&args, cli.output),
         Command::Timeline(args) => timeline::run(&args, cli.output),
         Command::Doctor(args) => doctor::run(&args, cli.output),

@@ -8,14 +8,16 @@ use sha2::{Digest, Sha256};
 use super::error::CloudError;
 use super::image::Image;
 use super::machine::{Folder, Monitor};
-use super::{Cloud, new_id, now};
+use super::volume::{attach, attachment};
+use super::{Cloud, new_id, now, resolve};
 use crate::ec2::capacity::{self, HostCapacity, Request};
 use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
+use crate::ec2::volume::{VolumeOption, VolumeSource};
 use crate::ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId};
 use crate::host::{disk_image, probe};
 use crate::store::{
-    AttachmentRecord, BlockDeviceMapping, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, Transaction,
-    VolumeRecord, VolumeState,
+    AttachmentRecord, BlockDeviceMapping, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, SnapshotRecord,
+    Transaction, VolumeRecord, VolumeState,
 };
 use crate::vmm::config::DiskFormat;
 
@@ -59,6 +61,8 @@ pub struct LaunchSpec {
     pub dry_run: bool,
     /// Options for the kernel command line.
     pub cmdline: Option<String>,
+    /// Volumes besides the root.
+    pub volumes: Vec<VolumeOption>,
 }
 
 /// What came of a launch.
@@ -140,6 +144,15 @@ impl Cloud {
             }
             .into());
         }
+        let existing = |option: &VolumeOption| matches!(option.source, VolumeSource::Existing(_));
+        if spec.count > 1 && spec.volumes.iter().any(existing) {
+            return Err(Ec2Error::Refused {
+                code: ErrorCode::InvalidParameterValue,
+                what: format!("A volume can be attached to one instance only, and {} are to be launched.", spec.count),
+                hint: Some("Make volumes of a snapshot instead: `--volume snapshot=SNAPSHOT`.".into()),
+            }
+            .into());
+        }
         check_capacity(&spec.size, spec.count, promised, spec.overcommit)
     }
 
@@ -166,8 +179,10 @@ impl Cloud {
         let _volumes = self.home.lock(&self.home.volumes())?;
         let reservation = new_id();
         let mut prepared = Vec::new();
+        // Found before anything is made: the snapshots that volumes are made of.
+        let snapshots = self.snapshots_of(spec)?;
         for index in 0..spec.count {
-            match self.prepare_one(spec, image_record, image, reservation, index) {
+            match self.prepare_one(&snapshots, spec, image_record, image, reservation, index) {
                 Ok(one) => prepared.push(one),
                 Err(error) => {
                     self.discard(&prepared);
@@ -183,7 +198,14 @@ impl Cloud {
                 let (token, parameters) = (token.clone(), parameters.to_string());
                 tx.put(&ClientToken { token, parameters, reservation_id: reservation, created: now() })?;
             }
-            for one in &prepared {
+            for one in &mut prepared {
+                for option in &spec.volumes {
+                    if let VolumeSource::Existing(reference) = &option.source {
+                        let volume = resolve::volume(tx, reference)?;
+                        let (device, goes) = (option.device.clone(), option.deleted_on_termination());
+                        attach(tx, &mut one.record, volume.id, device, goes)?;
+                    }
+                }
                 tx.insert(&one.record)?;
                 one.volumes.iter().try_for_each(|volume| tx.insert(volume))?;
             }
@@ -202,8 +224,44 @@ impl Cloud {
         }
     }
 
+    /// The snapshot of each volume that is made of one, in their order.
+    fn snapshots_of(&mut self, spec: &LaunchSpec) -> Result<Vec<Option<SnapshotRecord>>, CloudError> {
+        let snapshot = |option: &VolumeOption| match &option.source {
+            VolumeSource::New { snapshot: Some(reference), .. } => self.snapshot(reference).map(Some),
+            _ => Ok(None),
+        };
+        spec.volumes.iter().map(snapshot).collect()
+    }
+
+    /// Makes the new volumes of an instance, and adds them to it.
+    fn make_volumes(
+        &self,
+        spec: &LaunchSpec,
+        snapshots: &[Option<SnapshotRecord>],
+        record: &mut InstanceRecord,
+        made: &mut Vec<VolumeRecord>,
+    ) -> Result<(), CloudError> {
+        for (option, source) in spec.volumes.iter().zip(snapshots) {
+            let VolumeSource::New { spec, name, .. } = &option.source else { continue };
+            let tags = name.iter().map(|name| ("Name".to_string(), name.clone())).collect();
+            let mut volume = self.make_volume(spec, source.as_ref(), tags)?;
+            let attachment = attachment(record, option.device.clone(), option.deleted_on_termination())?;
+            record.block_devices.push(BlockDeviceMapping {
+                device_name: attachment.device_name.clone(),
+                volume_id: volume.id,
+                delete_on_termination: attachment.delete_on_termination,
+                attach_time: attachment.attach_time,
+            });
+            volume.attachment = Some(attachment);
+            volume.state = VolumeState::InUse;
+            made.push(volume);
+        }
+        Ok(())
+    }
+
     fn prepare_one(
         &self,
+        snapshots: &[Option<SnapshotRecord>],
         spec: &LaunchSpec,
         image_record: &ImageRecord,
         image: &Image,
@@ -247,7 +305,10 @@ impl Cloud {
             cmdline: spec.cmdline.clone(),
             tags: spec.tags.clone(),
         };
-        Ok(Prepared { record, volumes: root.into_iter().collect(), folder, lock })
+        let (mut record, mut volumes) = (record, root.into_iter().collect());
+        self.make_volumes(spec, snapshots, &mut record, &mut volumes)
+            .inspect_err(|_| self.discard_one(&volumes, &folder))?;
+        Ok(Prepared { record, volumes, folder, lock })
     }
 
     /// A copy-on-write layer over the image's root file system.
@@ -288,17 +349,20 @@ impl Cloud {
 
     /// Removes what [`Cloud::prepare`] made. What cannot be removed has no entry: the next command sweeps it away.
     fn discard(&self, prepared: &[Prepared]) {
-        for one in prepared {
-            for volume in &one.volumes {
-                let _ = std::fs::remove_file(self.home.volumes().join(&volume.file));
-            }
-            let _ = one.folder.remove();
+        prepared.iter().for_each(|one| self.discard_one(&one.volumes, &one.folder));
+    }
+
+    fn discard_one(&self, volumes: &[VolumeRecord], folder: &Folder) {
+        for volume in volumes {
+            let _ = std::fs::remove_file(self.home.volumes().join(&volume.file));
         }
+        let _ = folder.remove();
     }
 
     fn start_all(&mut self, prepared: Vec<Prepared>, image: &Image) -> Result<Vec<Monitor>, CloudError> {
         let mut monitors = Vec::new();
-        for Prepared { record, volumes, folder, lock } in prepared {
+        for Prepared { record, folder, lock, .. } in prepared {
+            let volumes = self.volumes_of(&record)?;
             let seed = self.write_seed(&folder, &record, &image.manifest.default_user)?;
             let config = folder.config(&self.home, &record, image, &volumes, seed)?;
             monitors.push(folder.spawn(&config, lock)?);
@@ -412,6 +476,7 @@ fn digest(spec: &LaunchSpec, image: &ImageRecord) -> String {
         spec.shutdown_behavior,
         spec.termination_protection,
         spec.cmdline,
+        format!("{:?}", spec.volumes),
     ]);
     Sha256::digest(parameters.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -69,21 +69,38 @@ impl Cloud {
     /// Makes a volume: empty, or of a snapshot.
     pub fn create_volume(&mut self, new: &NewVolume) -> Result<VolumeRecord, CloudError> {
         let source = new.snapshot.as_ref().map(|reference| self.snapshot(reference)).transpose()?;
-        let source_size = source.as_ref().and_then(|snapshot| VolumeSize::that_holds(snapshot.size));
-        let figures = new.spec.figures(source_size, Role::Data)?;
+        let _lock = self.home.lock(&self.home.volumes())?;
+        let record = self.make_volume(&new.spec, source.as_ref(), new.tags.clone())?;
+        let path = self.home.volumes().join(&record.file);
+        let inserted = self.store.write::<_, CloudError>(|tx| Ok(tx.insert(&record)?));
+        if inserted.is_err() {
+            // Without an entry it is nobody's.
+            let _ = std::fs::remove_file(&path);
+        }
+        inserted.map(|()| record)
+    }
+
+    /// Makes a volume's file, under the lock of volumes; its entry is the caller's to make.
+    pub(super) fn make_volume(
+        &self,
+        spec: &VolumeSpec,
+        source: Option<&SnapshotRecord>,
+        tags: BTreeMap<String, String>,
+    ) -> Result<VolumeRecord, CloudError> {
+        let source_size = source.and_then(|snapshot| VolumeSize::that_holds(snapshot.size));
+        let figures = spec.figures(source_size, Role::Data)?;
         let volumes = self.home.volumes();
-        let _lock = self.home.lock(&volumes)?;
         let id: VolumeId = new_id();
         let file = volume_file(id, 1);
         let path = volumes.join(&file);
-        match &source {
+        match source {
             Some(snapshot) => {
                 let beneath = volumes.join(&snapshot.file);
                 disk_image::create_layer(&path, &beneath, DiskFormat::Qcow2, Some(figures.size.bytes()))?;
             }
             None => disk_image::create(&path, DiskFormat::Qcow2, figures.size.bytes())?,
         }
-        let record = VolumeRecord {
+        Ok(VolumeRecord {
             id,
             size: figures.size.bytes(),
             volume_type: figures.volume_type.as_str().into(),
@@ -91,19 +108,13 @@ impl Cloud {
             throughput: figures.throughput,
             state: VolumeState::Available,
             created: now(),
-            snapshot_id: source.as_ref().map(|snapshot| snapshot.id),
+            snapshot_id: source.map(|snapshot| snapshot.id),
             image_id: source.and_then(|snapshot| snapshot.image_id),
             file,
             generation: 1,
             attachment: None,
-            tags: new.tags.clone(),
-        };
-        let inserted = self.store.write::<_, CloudError>(|tx| Ok(tx.insert(&record)?));
-        if inserted.is_err() {
-            // Without an entry it is nobody's.
-            let _ = std::fs::remove_file(&path);
-        }
-        inserted.map(|()| record)
+            tags,
+        })
     }
 
     /// Deletes a volume that is attached to nothing.
@@ -130,31 +141,7 @@ impl Cloud {
         let (volume, running) = self.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, instance)?;
             Action::ChangeVolumes.allowed(instance, record.state)?;
-            let mut volume = get_volume(tx, id)?;
-            if let Some(attachment) = &volume.attachment {
-                return Err(in_use(&volume, attachment));
-            }
-            let used: Vec<DeviceName> =
-                record.block_devices.iter().filter_map(|known| known.device_name.parse().ok()).collect();
-            let name = match device {
-                Some(name) => name.unless_used(&used)?,
-                None => DeviceName::next_free(&used)?,
-            };
-            let attachment = AttachmentRecord {
-                instance_id: instance,
-                device_name: name.as_str().into(),
-                attach_time: now(),
-                delete_on_termination,
-            };
-            record.block_devices.push(BlockDeviceMapping {
-                device_name: attachment.device_name.clone(),
-                volume_id: id,
-                delete_on_termination,
-                attach_time: attachment.attach_time,
-            });
-            volume.attachment = Some(attachment);
-            volume.state = VolumeState::InUse;
-            tx.put(&volume)?;
+            let volume = attach(tx, &mut record, id, device, delete_on_termination)?;
             tx.put(&record)?;
             Ok((volume, record.state == InstanceState::Running))
         })?;
@@ -352,6 +339,47 @@ impl Cloud {
         self.sweep_volumes()?;
         self.sweep_images()
     }
+}
+
+/// The entry of a new attachment to `record`.
+pub(super) fn attachment(
+    record: &InstanceRecord,
+    device: Option<DeviceName>,
+    delete_on_termination: bool,
+) -> Result<AttachmentRecord, CloudError> {
+    let used: Vec<DeviceName> =
+        record.block_devices.iter().filter_map(|known| known.device_name.parse().ok()).collect();
+    let name = match device {
+        Some(name) => name.unless_used(&used)?,
+        None => DeviceName::next_free(&used)?,
+    };
+    let device_name = name.as_str().to_string();
+    Ok(AttachmentRecord { instance_id: record.id, device_name, attach_time: now(), delete_on_termination })
+}
+
+/// Attaches a volume that exists to an instance, in both entries; the instance's is the caller's to write.
+pub(super) fn attach(
+    tx: &Transaction,
+    record: &mut InstanceRecord,
+    id: VolumeId,
+    device: Option<DeviceName>,
+    delete_on_termination: bool,
+) -> Result<VolumeRecord, CloudError> {
+    let mut volume = get_volume(tx, id)?;
+    if let Some(attachment) = &volume.attachment {
+        return Err(in_use(&volume, attachment));
+    }
+    let attachment = attachment(record, device, delete_on_termination)?;
+    record.block_devices.push(BlockDeviceMapping {
+        device_name: attachment.device_name.clone(),
+        volume_id: id,
+        delete_on_termination,
+        attach_time: attachment.attach_time,
+    });
+    volume.attachment = Some(attachment);
+    volume.state = VolumeState::InUse;
+    tx.put(&volume)?;
+    Ok(volume)
 }
 
 fn slot_of(monitor: &mut Monitor, request: &Request) -> Result<[String; 2], CloudError> {

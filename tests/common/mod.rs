@@ -5,6 +5,7 @@
 
 pub mod slots;
 
+pub mod instances;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
