@@ -18,6 +18,7 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, Storage, St
 use rustix::fs::{FlockOperation, flock};
 
 use super::disk::SECTOR;
+use super::refcounts;
 use crate::vmm::config::DiskFormat;
 
 /// The most files beneath a disk. Each costs a descriptor, and a read may have to look at all of them.
@@ -254,9 +255,15 @@ fn open_backing(backing: &Backing, path: &Path, above: usize) -> Result<Image, B
     image(file, &backing.path, backing.format, false, above + 1)
 }
 
-/// A qcow2 image without what is beneath it.
+/// A qcow2 image without what is beneath it; one that is to be written is mended first.
 fn qcow2(file: &File, path: &Path, writable: bool) -> Result<Qcow2<ImageFile>, BlockError> {
     let bad = |source| BlockError::Format { path: path.to_path_buf(), format: "qcow2", source };
+    if writable {
+        let mended = refcounts::mend(file).map_err(bad)?;
+        if mended > 0 {
+            log::warn!("{}: {mended} clusters in use were not counted; its writer was killed", path.display());
+        }
+    }
     let image = Qcow2::open_image(storage(file, path, writable)?, writable).map_err(bad)?;
     if image.requires_external_data_file() {
         return Err(BlockError::DataFile(path.to_path_buf()));
