@@ -240,7 +240,7 @@ fn a_machine_outlives_its_watcher_shows_its_console_and_leaves_its_end() {
     assert_eq!(end, End::Killed { by: "the test".into() });
     // It is there before anybody is told.
     let record = EndRecord::read(machine.folder.path()).unwrap();
-    let Some(EndRecord::Ended { end: kept, status, .. }) = record else { panic!("{record:?}") };
+    let Some(EndRecord::Ended { end: kept, status, ended_at: 1.. }) = record else { panic!("{record:?}") };
     assert_eq!(kept, end);
     assert!(status.cpu_time_ns > 0);
 }

@@ -207,8 +207,8 @@ mod tests {
         put(56, &1_u32.to_be_bytes());
         put(96, &4_u32.to_be_bytes());
         put(512, &(2 * 512_u64).to_be_bytes());
-        put(3 * 512, &(4 * 512 | 1_u64 << 63).to_be_bytes());
-        put(4 * 512, &(5 * 512 | 1_u64 << 63).to_be_bytes());
+        put(3 * 512, &((4 * 512) | (1_u64 << 63)).to_be_bytes());
+        put(4 * 512, &((5 * 512) | (1_u64 << 63)).to_be_bytes());
         for (index, count) in counts.iter().enumerate() {
             put(2 * 512 + index * 2, &count.to_be_bytes());
         }
