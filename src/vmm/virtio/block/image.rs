@@ -298,3 +298,51 @@ fn is_file(path: &Path, file: &File) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A qcow2 file whose header names `backing`, with its format where there is one.
+    fn layer(path: &Path, backing: &str, format: &str) {
+        let file = ImageFile::try_from(File::create_new(path).unwrap()).unwrap();
+        let builder = Qcow2::<ImageFile>::create_builder(file).size(1 << 20);
+        builder.backing(backing.into(), format.into()).create().unwrap();
+    }
+
+    #[test]
+    fn what_is_beneath_a_layer_is_locked_against_writers() {
+        let folder = tempfile::tempdir().unwrap();
+        let (base, top) = (folder.path().join("base"), folder.path().join("top"));
+        std::fs::write(&base, vec![7; 1 << 20]).unwrap();
+        layer(&top, "base", "raw");
+        let image = open(&top, DiskFormat::Qcow2, true).unwrap();
+        let mut bytes = [0; 512];
+        image.access.read(bytes.as_mut_slice(), 4096).unwrap();
+        assert_eq!(bytes, [7; 512]);
+        assert!(matches!(open(&base, DiskFormat::Raw, true), Err(BlockError::InUse(path)) if path == base));
+        open(&base, DiskFormat::Raw, false).unwrap();
+        drop(image);
+        open(&base, DiskFormat::Raw, true).unwrap();
+    }
+
+    #[test]
+    fn a_layer_over_itself_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        layer(&folder.path().join("one"), "two", "qcow2");
+        layer(&folder.path().join("two"), "one", "qcow2");
+        let opened = open(&folder.path().join("one"), DiskFormat::Qcow2, false);
+        assert!(matches!(opened, Err(BlockError::TooManyLayers(_))));
+    }
+
+    #[test]
+    fn formats_are_not_guessed() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("base"), vec![7; 1 << 20]).unwrap();
+        for (name, format) in [("none", ""), ("other", "vmdk")] {
+            let path = folder.path().join(name);
+            layer(&path, "base", format);
+            assert!(matches!(open(&path, DiskFormat::Qcow2, false), Err(BlockError::BackingFormat { .. })), "{name}");
+        }
+    }
+}
