@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use common::{DEADLINE, Wisp};
 use rustix::fs::{FlockOperation, flock};
@@ -22,6 +23,9 @@ use wisp::vmm::end::End;
 use wisp::vmm::end_record::EndRecord;
 
 const MIB: u64 = 1 << 20;
+
+/// A process runs one command in a guest at a time: the command gets the process's signals.
+static COMMAND: Mutex<()> = Mutex::new(());
 
 /// A machine of the embedded image, with its folder.
 struct Machine {
@@ -100,6 +104,7 @@ impl Machine {
 
     /// What a shell in the guest says to `script`.
     fn shell(&self, script: &str) -> String {
+        let _one = COMMAND.lock().unwrap_or_else(PoisonError::into_inner);
         let agent = Agent::connect(&self.path("vsock.sock"), DEADLINE).unwrap();
         let (input, mut output) = (File::open("/dev/null").unwrap(), tempfile::tempfile().unwrap());
         let argv = ["sh", "-ec", script].map(Into::into).to_vec();
