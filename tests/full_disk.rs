@@ -34,14 +34,13 @@ fn layer(bench: &Bench) -> DiskConfig {
 fn a_full_disk_fails_writes_and_nothing_else() {
     // SAFETY: ignoring a signal runs no code.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
-    let disks: [(&str, fn(&Bench) -> DiskConfig); 3] = [
-        ("raw", |bench| bench.disk("raw", DiskFormat::Raw, BLOCKS * BLOCK as u64)),
-        ("qcow2", |bench| bench.disk("qcow2", DiskFormat::Qcow2, BLOCKS * BLOCK as u64)),
-        ("layer", layer),
-    ];
-    for (name, make) in disks {
+    for name in ["raw", "qcow2", "layer"] {
         let bench = bench(1);
-        let disk = make(&bench);
+        let disk = match name {
+            "raw" => bench.disk(name, DiskFormat::Raw, BLOCKS * BLOCK as u64),
+            "qcow2" => bench.disk(name, DiskFormat::Qcow2, BLOCKS * BLOCK as u64),
+            _ => layer(&bench),
+        };
         let path = disk.path.clone();
         bench.slots.attach(&disk).unwrap();
         let mut driver = bench.driver(0);
