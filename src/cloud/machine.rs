@@ -193,6 +193,17 @@ impl Folder {
         Ok(Monitor { folder: self.clone(), client, ready: false, ended: None })
     }
 
+    /// Changes the configuration in the folder, which a machine whose guest reboots starts anew with.
+    pub fn change_config(&self, change: impl FnOnce(&mut MachineConfig)) -> Result<(), CloudError> {
+        let path = self.path.join(monitor_process::CONFIG);
+        let text = fs::read(&path).map_err(CloudError::file(&path, "read"))?;
+        let mut config: MachineConfig =
+            serde_json::from_slice(&text).map_err(io::Error::other).map_err(CloudError::file(&path, "read"))?;
+        change(&mut config);
+        let text = serde_json::to_vec_pretty(&config).expect("a configuration is plain data");
+        write_private(&path, &text).map_err(CloudError::file(&path, "written"))
+    }
+
     /// The machine of an instance with these volumes, in the order of its block devices.
     pub fn config(
         &self,

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 
 use super::error::CloudError;
 use super::launch::volume_file;
@@ -196,7 +197,8 @@ impl Cloud {
     fn plug(&self, instance: InstanceId, disk: DiskConfig) -> Result<(), CloudError> {
         let folder = self.folder(instance);
         let mut monitor = folder.connect()?;
-        let slot = slot_of(&mut monitor, &Request::AttachDisk { disk })?;
+        let slot = slot_of(&mut monitor, &Request::AttachDisk { disk: disk.clone() })?;
+        folder.change_config(|config| config.disks.push(disk))?;
         self.drive(instance, "bind", &slot)
     }
 
@@ -208,6 +210,8 @@ impl Cloud {
             Err(error) if !force => return Err(error),
             _ => {}
         }
+        // First what a reboot starts with: after one, the disk is out.
+        self.folder(record.id).change_config(|config| config.disks.retain(|disk| disk.id != id))?;
         monitor.demand(&Request::DetachDisk { id: id.into(), force })
     }
 
@@ -316,8 +320,7 @@ impl Cloud {
         })?;
         drop(lock);
         if let Some(mut monitor) = running {
-            let disk = volume_disk(&self.home, &before).id;
-            if let Err(error) = monitor.demand(&Request::SwitchDisk { id: disk, layer }) {
+            if let Err(error) = self.switch(&mut monitor, &before, layer) {
                 self.store.write::<_, CloudError>(|tx| {
                     let mut volume = get_volume(tx, id)?;
                     volume.file.clone_from(&before.file);
@@ -331,6 +334,24 @@ impl Cloud {
         let snapshot = SnapshotRecord { state: SnapshotState::Completed, ..snapshot };
         self.store.write::<_, CloudError>(|tx| Ok(tx.put(&snapshot)?))?;
         Ok(snapshot)
+    }
+
+    /// Has a running machine go on in `layer`. A guest that reboots in between goes on in it too.
+    fn switch(&self, monitor: &mut Monitor, volume: &VolumeRecord, layer: PathBuf) -> Result<(), CloudError> {
+        let id = volume_disk(&self.home, volume).id;
+        let Some(attachment) = &volume.attachment else { return Ok(()) };
+        let folder = self.folder(attachment.instance_id);
+        let write_to = |path: &Path| {
+            folder.change_config(|config| {
+                config.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.path = path.to_path_buf());
+            })
+        };
+        write_to(&layer)?;
+        let switched = monitor.demand(&Request::SwitchDisk { id: id.clone(), layer });
+        if switched.is_err() {
+            write_to(&self.home.volumes().join(&volume.file))?;
+        }
+        switched
     }
 
     /// Deletes a snapshot. Volumes that were made of it keep what they need.
