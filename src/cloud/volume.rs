@@ -319,17 +319,17 @@ impl Cloud {
             Ok(tx.insert(&snapshot)?)
         })?;
         drop(lock);
-        if let Some(mut monitor) = running {
-            if let Err(error) = self.switch(&mut monitor, &before, layer) {
-                self.store.write::<_, CloudError>(|tx| {
-                    let mut volume = get_volume(tx, id)?;
-                    volume.file.clone_from(&before.file);
-                    tx.put(&volume)?;
-                    Ok(tx.remove::<SnapshotRecord>(&snapshot.id.to_string())?)
-                })?;
-                self.sweep_volumes()?;
-                return Err(error);
-            }
+        if let Some(mut monitor) = running
+            && let Err(error) = self.switch(&mut monitor, &before, layer)
+        {
+            self.store.write::<_, CloudError>(|tx| {
+                let mut volume = get_volume(tx, id)?;
+                volume.file.clone_from(&before.file);
+                tx.put(&volume)?;
+                Ok(tx.remove::<SnapshotRecord>(&snapshot.id.to_string())?)
+            })?;
+            self.sweep_volumes()?;
+            return Err(error);
         }
         let snapshot = SnapshotRecord { state: SnapshotState::Completed, ..snapshot };
         self.store.write::<_, CloudError>(|tx| Ok(tx.put(&snapshot)?))?;
