@@ -3,9 +3,9 @@
 mod common;
 
 use common::instances::{exec, files, json, launch};
-use common::{Wisp, wait_until_gone};
+use common::{Wisp, monitor_pid, wait_until_gone};
 use serde_json::Value;
-use wisp::vmm::control::{ControlClient, Message, Request};
+use wisp::vmm::control::{ControlClient, Request};
 
 fn instances(wisp: &Wisp) -> Vec<Value> {
     let listing = json(wisp, &["ls"]);
@@ -25,12 +25,7 @@ fn reason(wisp: &Wisp, instance: &str) -> String {
 
 /// The process id of an instance's monitor.
 fn monitor(wisp: &Wisp, id: &str) -> u32 {
-    let mut control = ControlClient::connect(&wisp.home().join("instances").join(id).join("control.sock")).unwrap();
-    control.send(&Request::Status).unwrap();
-    match control.receive(Some(common::DEADLINE)).unwrap() {
-        Message::Status(status) => status.pid,
-        other => panic!("not a status: {other:?}"),
-    }
+    monitor_pid(&wisp.home().join("instances").join(id))
 }
 
 fn kill(pid: u32) {
