@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
+use super::output::{self, Align, Cell, Output, Screen, Tone};
 use super::{open_cloud, shapes};
 use crate::cloud::image::Image;
 use crate::cloud::launch::ROOT_DEVICE;
@@ -148,18 +148,17 @@ fn list(images: &[ImageRecord], output: Output) -> anyhow::Result<()> {
         ("Made", Align::Left),
         ("Description", Align::Left),
     ];
-    let mut table = Table::new(Screen::stdout(), &columns);
-    for record in images {
-        table.row(vec![
+    let row = |record: &ImageRecord| {
+        vec![
             Cell::new(record.name.clone(), Tone::Strong),
             Cell::from(record.id.to_string()),
             Cell::from(record.owner.clone()),
             Cell::from(record.visibility.as_str()),
             Cell::new(utc(record.created), Tone::Quiet),
             Cell::from(record.description.clone()),
-        ]);
-    }
-    output::print(&table.lines().join("\n"))?;
+        ]
+    };
+    output::print_table(&columns, images.iter().map(row))?;
     output::next(&format!("launch {}", images.last().map_or("tiny", |record| record.name.as_str())));
     Ok(())
 }

@@ -7,10 +7,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Subcommand;
 
-use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
+use super::output::{self, Align, Cell, Output, Tone};
 use super::{open_cloud, shapes};
 use crate::cloud::utc;
 use crate::ec2::key::{KeyFormat, KeyName, KeyType};
+use crate::store::KeyPairRecord;
 
 /// Key pairs: the public half lands in the guest, the private half is written once and never stored.
 #[derive(Debug, clap::Args)]
@@ -98,17 +99,16 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
                 ("Fingerprint", Align::Left),
                 ("Made", Align::Left),
             ];
-            let mut table = Table::new(Screen::stdout(), &columns);
-            for record in &pairs {
-                table.row(vec![
+            let row = |record: &KeyPairRecord| {
+                vec![
                     Cell::new(record.name.clone(), Tone::Strong),
                     Cell::from(record.id.to_string()),
                     Cell::from(record.key_type.clone()),
                     Cell::from(record.fingerprint.clone()),
                     Cell::new(utc(record.created), Tone::Quiet),
-                ]);
-            }
-            output::print(&table.lines().join("\n"))?;
+                ]
+            };
+            output::print_table(&columns, pairs.iter().map(row))?;
         }
         Command::Rm { names } => {
             for name in names {

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use super::output::{self, Output};
 use super::size::SizeArgs;
-use super::{open_cloud, shapes, wait};
-use crate::cloud::error_not_ready;
+use super::wait::{self, Wait};
+use super::{open_cloud, shapes};
 use crate::cloud::launch::{LaunchSpec, Launched};
 use crate::ec2::state::ShutdownBehavior;
 use crate::ec2::user_data::UserData;
@@ -93,17 +92,6 @@ pub struct Args {
     timeout: Option<u64>,
 }
 
-/// What a command that starts machines waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Wait {
-    /// Nothing more than that the machines run.
-    None,
-    /// That the machines run.
-    Running,
-    /// That the guests' agents answer.
-    Ready,
-}
-
 /// `KEY=VALUE`.
 pub fn parse_tag(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -149,7 +137,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
     }
     if args.wait == Wait::Ready {
-        wait_ready(&instances, monitors, wait::boot_timeout(args.timeout))?;
+        wait::until_ready(&instances, monitors, wait::boot_timeout(args.timeout))?;
     }
     if output == Output::Table {
         match instances.as_slice() {
@@ -158,27 +146,4 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Waits until every agent is ready. The first guest that ends early, or is too slow, is the error.
-pub fn wait_ready(
-    instances: &[InstanceRecord],
-    monitors: Vec<crate::cloud::machine::Monitor>,
-    timeout: Duration,
-) -> anyhow::Result<()> {
-    let deadline = Instant::now() + timeout;
-    let total = monitors.len();
-    let spinner =
-        wait::spinner(if total == 1 { "The guest is booting".into() } else { format!("{total} guests are booting") });
-    for (done, (mut monitor, record)) in monitors.into_iter().zip(instances).enumerate() {
-        if total > 1 {
-            spinner.set_message(format!("{} of {total} guests are booting", total - done));
-        }
-        if !monitor.wait_ready(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)))? {
-            spinner.finish_and_clear();
-            return Err(error_not_ready(record, &monitor, timeout).into());
-        }
-    }
-    spinner.finish_and_clear();
-    Ok(())
 }

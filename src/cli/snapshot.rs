@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
+use super::output::{self, Align, Cell, Output, Tone};
 use super::{open_cloud, shapes};
 use crate::cloud::utc;
+use crate::store::SnapshotRecord;
 
 /// Snapshots of volumes: taken while a guest writes, and nothing is copied.
 #[derive(Debug, clap::Args)]
@@ -76,19 +77,18 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
                 ("Taken", Align::Left),
                 ("Description", Align::Left),
             ];
-            let mut table = Table::new(Screen::stdout(), &columns);
-            for record in &snapshots {
-                table.row(vec![
-                    Cell::new(record.tags.get("Name").map_or("-", String::as_str), Tone::Strong),
+            let row = |record: &SnapshotRecord| {
+                vec![
+                    Cell::new(record.name().unwrap_or("-"), Tone::Strong),
                     Cell::from(record.id.to_string()),
                     Cell::from(record.state.as_str()),
                     Cell::from(output::bytes(record.size)),
                     Cell::from(record.volume_id.to_string()),
                     Cell::new(utc(record.started), Tone::Quiet),
                     Cell::from(record.description.clone()),
-                ]);
-            }
-            output::print(&table.lines().join("\n"))?;
+                ]
+            };
+            output::print_table(&columns, snapshots.iter().map(row))?;
         }
         Command::Rm { snapshots } => {
             for snapshot in snapshots {

@@ -5,13 +5,13 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::launch::parse_tag;
-use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
+use super::output::{self, Align, Cell, Output, Tone};
 use super::{open_cloud, shapes};
 use crate::cloud::volume::NewVolume;
 use crate::cloud::{Cloud, utc};
 use crate::ec2::block_device::DeviceName;
-use crate::ec2::volume::{VolumeChange, VolumeSize, VolumeSpec, VolumeType};
-use crate::store::{VolumeRecord, VolumeState};
+use crate::ec2::volume::{VolumeChange, VolumeSize, VolumeSpec, VolumeState, VolumeType};
+use crate::store::VolumeRecord;
 
 /// EBS volumes: disks that outlive instances.
 #[derive(Debug, clap::Args)]
@@ -190,11 +190,10 @@ fn list(cloud: &mut Cloud, output: Output) -> anyhow::Result<()> {
         ("Device", Align::Left),
         ("Made", Align::Left),
     ];
-    let mut table = Table::new(Screen::stdout(), &columns);
-    for record in &volumes {
+    let row = |record: &VolumeRecord| {
         let tone = if record.state == VolumeState::InUse { Tone::Good } else { Tone::Plain };
         let attachment = record.attachment.as_ref();
-        table.row(vec![
+        vec![
             Cell::new(record.name().unwrap_or("-"), Tone::Strong),
             Cell::from(record.id.to_string()),
             Cell::new(record.state.as_str(), tone),
@@ -203,9 +202,9 @@ fn list(cloud: &mut Cloud, output: Output) -> anyhow::Result<()> {
             Cell::from(attachment.map_or("-".into(), |attachment| attachment.instance_id.to_string())),
             Cell::from(attachment.map_or("-", |attachment| attachment.device_name.as_str())),
             Cell::new(utc(record.created), Tone::Quiet),
-        ]);
-    }
-    output::print(&table.lines().join("\n"))?;
+        ]
+    };
+    output::print_table(&columns, volumes.iter().map(row))?;
     output::next("volume create 1 --name data");
     Ok(())
 }

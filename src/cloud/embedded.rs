@@ -131,17 +131,11 @@ fn read_full(content: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Checks every file against the manifest's digests.
-pub(super) fn verify(folder: &Path) -> Result<(), EmbeddedError> {
+fn verify(folder: &Path) -> Result<(), EmbeddedError> {
     let damaged = |reason: String| EmbeddedError::Damaged(reason);
     let text = fs::read_to_string(folder.join(MANIFEST)).map_err(|error| damaged(format!("{MANIFEST}: {error}")))?;
     let manifest = Manifest::parse(&text).map_err(damaged)?;
-    for (file, expected) in manifest.digests() {
-        let actual = sha256(&folder.join(file)).map_err(|error| damaged(format!("{file}: {error}")))?;
-        if actual != expected {
-            return Err(damaged(format!("{file} has the SHA-256 {actual} instead of {expected}")));
-        }
-    }
-    Ok(())
+    manifest.check_files(folder).map_err(|damage| damaged(damage.to_string()))
 }
 
 /// The SHA-256 of a file, in hexadecimal.
@@ -155,7 +149,12 @@ pub(super) fn sha256(path: &Path) -> io::Result<String> {
             count => hasher.update(&block[..count]),
         }
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hasher.finalize()))
+}
+
+/// Bytes in hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -165,8 +164,7 @@ mod tests {
 
     #[test]
     fn the_archive_has_the_digest_that_its_id_is_made_of() {
-        let digest: String = Sha256::digest(ARCHIVE).iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(digest, ARCHIVE_SHA256.trim());
+        assert_eq!(hex(&Sha256::digest(ARCHIVE)), ARCHIVE_SHA256.trim());
     }
 
     #[test]

@@ -127,16 +127,12 @@ pub enum ImageError {
         reason: String,
     },
     /// A file is not what it was when the image was registered.
-    #[error("the image in {} is damaged: {file} has the SHA-256 {found} instead of {expected}", folder.display())]
+    #[error("the image in {} is damaged: {damage}", folder.display())]
     Damaged {
         /// The bundle.
         folder: PathBuf,
-        /// The file.
-        file: String,
-        /// What it had.
-        expected: String,
-        /// What it has.
-        found: String,
+        /// What is wrong with it.
+        damage: Damage,
     },
     /// A file that the manifest names is not there.
     #[error("the bundle {} has no file {file}, which its {MANIFEST} names", folder.display())]
@@ -145,6 +141,29 @@ pub enum ImageError {
         folder: PathBuf,
         /// The file.
         file: String,
+    },
+}
+
+/// A file of a bundle that is not what its manifest says.
+#[derive(Debug, thiserror::Error)]
+pub enum Damage {
+    /// It cannot be read.
+    #[error("{file}: {source}")]
+    Unreadable {
+        /// Which.
+        file: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its content is another.
+    #[error("{file} has the SHA-256 {found} instead of {expected}")]
+    Changed {
+        /// Which.
+        file: String,
+        /// What the manifest says.
+        expected: String,
+        /// What it has.
+        found: String,
     },
 }
 
@@ -195,15 +214,8 @@ impl Image {
 impl Image {
     /// Computes the digests of all files again; the error names the first that is not what it was.
     pub fn verify(&self) -> Result<(), ImageError> {
-        for (file, expected) in self.manifest.digests() {
-            let unreadable = |source| ImageError::NoManifest { folder: self.folder.join(file), source };
-            let found = embedded::sha256(&self.folder.join(file)).map_err(unreadable)?;
-            if found != expected {
-                let (file, expected) = (file.to_string(), expected.to_string());
-                return Err(ImageError::Damaged { folder: self.folder.clone(), file, expected, found });
-            }
-        }
-        Ok(())
+        let damaged = |damage| ImageError::Damaged { folder: self.folder.clone(), damage };
+        self.manifest.check_files(&self.folder).map_err(damaged)
     }
 }
 
@@ -218,6 +230,19 @@ impl Manifest {
             return Err(format!("{file:?} is not the name of a file directly in the bundle"));
         }
         Ok(manifest)
+    }
+
+    /// Compares every file of the bundle in `folder` with its digest.
+    pub fn check_files(&self, folder: &Path) -> Result<(), Damage> {
+        for (name, expected) in self.digests() {
+            let (file, expected) = (name.to_string(), expected.to_string());
+            match embedded::sha256(&folder.join(name)) {
+                Ok(found) if found == expected => {}
+                Ok(found) => return Err(Damage::Changed { file, expected, found }),
+                Err(source) => return Err(Damage::Unreadable { file, source }),
+            }
+        }
+        Ok(())
     }
 
     /// The names of the files that it speaks of.

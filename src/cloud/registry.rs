@@ -11,10 +11,10 @@ use super::{Cloud, embedded, new_id, now};
 use crate::ec2::id::Id;
 use crate::ec2::id::Image as ImageKind;
 use crate::ec2::state::{Action, InstanceState};
-use crate::ec2::{Ec2Error, ErrorCode, ImageId, InstanceId};
+use crate::ec2::{ErrorCode, ImageId, InstanceId};
 use crate::host::disk_image;
 use crate::host::home::write_private;
-use crate::store::{ImageRecord, InstanceRecord, StoreError, Transaction, Visibility};
+use crate::store::{ImageRecord, InstanceRecord, SnapshotRecord, StoreError, Transaction, Visibility, VolumeRecord};
 use crate::vmm::config::DiskFormat;
 
 impl Cloud {
@@ -34,12 +34,11 @@ impl Cloud {
         }
         if !Id::<ImageKind>::looks_like(reference) {
             if reference.contains('/') {
-                return Err(Ec2Error::Refused {
-                    code: ErrorCode::InvalidAmiIdNotFound,
-                    what: format!("The directory '{reference}' is no registered image."),
-                    hint: Some(format!("`wisp image import {reference} --name NAME` makes it one.")),
-                }
-                .into());
+                return Err(CloudError::refused(
+                    ErrorCode::InvalidAmiIdNotFound,
+                    format!("The directory '{reference}' is no registered image."),
+                    Some(format!("`wisp image import {reference} --name NAME` makes it one.")),
+                ));
             }
             return Err(ImageId::not_found(reference).into());
         }
@@ -110,7 +109,11 @@ impl Cloud {
         Action::ChangeVolumes.allowed(instance, record.state)?;
         let source = self.open_image(record.image_id)?;
         let (Some(root), Some(entry)) = (self.volumes_of(&record)?.into_iter().next(), &source.manifest.root) else {
-            return Err(refused(ErrorCode::Unsupported, format!("{instance} has no root volume to make an image of.")));
+            return Err(CloudError::refused(
+                ErrorCode::Unsupported,
+                format!("{instance} has no root volume to make an image of."),
+                None,
+            ));
         };
         let running = record.state == InstanceState::Running;
         if running && !no_reboot {
@@ -186,7 +189,7 @@ impl Cloud {
                 .any(|known| known.deregistered.is_none() && known.name == record.name);
             if taken || record.name == embedded::NAME {
                 let what = format!("AMI name {} is already in use.", record.name);
-                return Err(refused(ErrorCode::InvalidAmiNameDuplicate, what));
+                return Err(CloudError::refused(ErrorCode::InvalidAmiNameDuplicate, what, None));
             }
             fs::rename(bundle.path(), &folder).map_err(CloudError::file(&folder, "made"))?;
             let _ = bundle.keep();
@@ -199,12 +202,11 @@ impl Cloud {
     pub fn deregister_image(&mut self, reference: &str) -> Result<ImageRecord, CloudError> {
         let mut record = self.image_record(reference)?;
         if record.id == embedded::id() {
-            return Err(Ec2Error::Refused {
-                code: ErrorCode::OperationNotPermitted,
-                what: format!("The image '{}' is inside wisp and cannot be deregistered.", record.name),
-                hint: None,
-            }
-            .into());
+            return Err(CloudError::refused(
+                ErrorCode::OperationNotPermitted,
+                format!("The image '{}' is inside wisp and cannot be deregistered.", record.name),
+                None,
+            ));
         }
         record.deregistered = Some(now());
         self.store.write::<_, StoreError>(|tx| tx.put(&record))?;
@@ -244,17 +246,13 @@ impl Cloud {
 /// Images that a disk of some volume or snapshot rests on, or that an instance boots the kernel of.
 fn images_in_use(tx: &Transaction) -> Result<Vec<ImageId>, CloudError> {
     let mut used: Vec<ImageId> = tx.list::<InstanceRecord>()?.iter().map(|record| record.image_id).collect();
-    used.extend(tx.list::<crate::store::VolumeRecord>()?.iter().filter_map(|record| record.image_id));
-    used.extend(tx.list::<crate::store::SnapshotRecord>()?.iter().filter_map(|record| record.image_id));
+    used.extend(tx.list::<VolumeRecord>()?.iter().filter_map(|record| record.image_id));
+    used.extend(tx.list::<SnapshotRecord>()?.iter().filter_map(|record| record.image_id));
     Ok(used)
 }
 
 /// How long a guest may take to write what it has to its disk.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(300);
-
-fn refused(code: ErrorCode, what: String) -> CloudError {
-    Ec2Error::Refused { code, what, hint: None }.into()
-}
 
 /// An image's name: 3 to 128 letters, digits and `()[] ./-'@_` (EC2 API Reference, `CreateImage`).
 fn check_name(name: &str) -> Result<(), CloudError> {
@@ -263,5 +261,5 @@ fn check_name(name: &str) -> Result<(), CloudError> {
         return Ok(());
     }
     let what = format!("Invalid AMI name '{name}': it has 3 to 128 letters, digits and ()[] ./-'@_.");
-    Err(refused(ErrorCode::InvalidAmiNameMalformed, what))
+    Err(CloudError::refused(ErrorCode::InvalidAmiNameMalformed, what, None))
 }

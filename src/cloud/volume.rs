@@ -17,13 +17,12 @@ use super::machine::{Monitor, volume_disk};
 use super::{Cloud, new_id, now, resolve};
 use crate::ec2::block_device::DeviceName;
 use crate::ec2::state::{Action, InstanceState};
-use crate::ec2::volume::{Role, VolumeChange, VolumeFigures, VolumeSize, VolumeSpec, VolumeType};
+use crate::ec2::volume::{Role, VolumeChange, VolumeFigures, VolumeSize, VolumeSpec, VolumeState, VolumeType};
 use crate::ec2::{Ec2Error, ErrorCode, InstanceId, SnapshotId, VolumeId};
 use crate::guest::{ExecRequest, ExitStatus, Streams};
 use crate::host::disk_image;
 use crate::store::{
     AttachmentRecord, BlockDeviceMapping, InstanceRecord, SnapshotRecord, SnapshotState, Transaction, VolumeRecord,
-    VolumeState,
 };
 use crate::vmm::config::{DiskConfig, DiskFormat};
 use crate::vmm::control::{Message, Request};
@@ -142,7 +141,9 @@ impl Cloud {
         let (volume, running) = self.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, instance)?;
             Action::ChangeVolumes.allowed(instance, record.state)?;
-            let volume = attach(tx, &mut record, id, device, delete_on_termination)?;
+            let mut volume = get_volume(tx, id)?;
+            attach(&mut record, &mut volume, device, delete_on_termination)?;
+            tx.put(&volume)?;
             tx.put(&record)?;
             Ok((volume, record.state == InstanceState::Running))
         })?;
@@ -158,7 +159,7 @@ impl Cloud {
         let (volume, record) = self.store.read::<_, CloudError>(|tx| {
             let volume = get_volume(tx, id)?;
             let Some(attachment) = &volume.attachment else {
-                return Err(refused(
+                return Err(CloudError::refused(
                     ErrorCode::IncorrectState,
                     format!("The volume '{id}' is {}, attached to nothing.", volume.state.as_str()),
                     None,
@@ -170,7 +171,7 @@ impl Cloud {
         })?;
         if record.root().is_some_and(|root| root.volume_id == id) {
             let what = format!("The volume '{id}' is the root of {}; it can be detached from no instance.", record.id);
-            return Err(refused(ErrorCode::OperationNotPermitted, what, None));
+            return Err(CloudError::refused(ErrorCode::OperationNotPermitted, what, None));
         }
         if record.state == InstanceState::Running {
             self.unplug(&record, &volume_disk(&self.home, &volume).id, force)?;
@@ -237,7 +238,7 @@ impl Cloud {
         }
         let what = format!("The guest of {instance} did not {file} its driver to the disk.");
         let hint = "Is the disk still in use there? `--force` takes it out in any case.";
-        Err(refused(ErrorCode::IncorrectState, what, Some(hint.into())))
+        Err(CloudError::refused(ErrorCode::IncorrectState, what, Some(hint.into())))
     }
 
     /// Changes a volume's size, type and figures. A running guest sees the new size.
@@ -362,12 +363,16 @@ impl Cloud {
     }
 }
 
-/// The entry of a new attachment to `record`.
-pub(super) fn attachment(
-    record: &InstanceRecord,
+/// Attaches a volume to an instance, in both entries; to write them is the caller's.
+pub(super) fn attach(
+    record: &mut InstanceRecord,
+    volume: &mut VolumeRecord,
     device: Option<DeviceName>,
     delete_on_termination: bool,
-) -> Result<AttachmentRecord, CloudError> {
+) -> Result<(), CloudError> {
+    if let Some(attachment) = &volume.attachment {
+        return Err(in_use(volume, attachment));
+    }
     let used: Vec<DeviceName> =
         record.block_devices.iter().filter_map(|known| known.device_name.parse().ok()).collect();
     let name = match device {
@@ -375,32 +380,12 @@ pub(super) fn attachment(
         None => DeviceName::next_free(&used)?,
     };
     let device_name = name.as_str().to_string();
-    Ok(AttachmentRecord { instance_id: record.id, device_name, attach_time: now(), delete_on_termination })
-}
-
-/// Attaches a volume that exists to an instance, in both entries; the instance's is the caller's to write.
-pub(super) fn attach(
-    tx: &Transaction,
-    record: &mut InstanceRecord,
-    id: VolumeId,
-    device: Option<DeviceName>,
-    delete_on_termination: bool,
-) -> Result<VolumeRecord, CloudError> {
-    let mut volume = get_volume(tx, id)?;
-    if let Some(attachment) = &volume.attachment {
-        return Err(in_use(&volume, attachment));
-    }
-    let attachment = attachment(record, device, delete_on_termination)?;
-    record.block_devices.push(BlockDeviceMapping {
-        device_name: attachment.device_name.clone(),
-        volume_id: id,
-        delete_on_termination,
-        attach_time: attachment.attach_time,
-    });
+    let attachment =
+        AttachmentRecord { instance_id: record.id, device_name, attach_time: now(), delete_on_termination };
+    record.block_devices.push(BlockDeviceMapping::of(volume.id, &attachment));
     volume.attachment = Some(attachment);
     volume.state = VolumeState::InUse;
-    tx.put(&volume)?;
-    Ok(volume)
+    Ok(())
 }
 
 fn slot_of(monitor: &mut Monitor, request: &Request) -> Result<[String; 2], CloudError> {
@@ -414,14 +399,10 @@ fn get_volume(tx: &Transaction, id: VolumeId) -> Result<VolumeRecord, CloudError
     Ok(tx.get(&id.to_string())?.ok_or_else(|| VolumeId::not_found(&id.to_string()))?)
 }
 
-fn refused(code: ErrorCode, what: String, hint: Option<String>) -> CloudError {
-    Ec2Error::Refused { code, what, hint }.into()
-}
-
 fn in_use(volume: &VolumeRecord, attachment: &AttachmentRecord) -> CloudError {
     let (id, instance) = (volume.id, attachment.instance_id);
     let what = format!("The volume '{id}' is attached to {instance} as {}.", attachment.device_name);
-    refused(ErrorCode::VolumeInUse, what, Some(format!("`wisp volume detach {id}` takes it off.")))
+    CloudError::refused(ErrorCode::VolumeInUse, what, Some(format!("`wisp volume detach {id}` takes it off.")))
 }
 
 fn role_of(record: &VolumeRecord) -> Role {

@@ -219,6 +219,11 @@ pub enum Ec2Error {
 }
 
 impl Ec2Error {
+    /// A refusal for a reason of its own.
+    pub fn refused(code: ErrorCode, what: impl Into<String>, hint: Option<String>) -> Ec2Error {
+        Ec2Error::Refused { code, what: what.into(), hint }
+    }
+
     /// EC2's code.
     pub fn code(&self) -> ErrorCode {
         match self {

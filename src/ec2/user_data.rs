@@ -167,6 +167,11 @@ impl UserData {
         &self.bytes
     }
 
+    /// It as the guest reads it, given away.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
     /// What it is.
     pub fn kind(&self) -> Kind {
         Kind::of(&self.bytes)
