@@ -37,7 +37,7 @@ impl Cloud {
                 return Err(CloudError::refused(
                     ErrorCode::InvalidAmiIdNotFound,
                     format!("The directory '{reference}' is no registered image."),
-                    Some(format!("`wisp image import {reference} --name NAME` makes it one.")),
+                    Some(format!("`wisp run {reference}` runs it; `wisp image ls` lists the registered ones.")),
                 ));
             }
             return Err(ImageId::not_found(reference).into());
