@@ -9,7 +9,7 @@ const ALLOWED: [(&str, &[&str]); 7] = [
     ("cloud", &["ec2", "store", "host", "guest", "vmm"]),
     ("ec2", &[]),
     ("store", &["ec2"]),
-    ("host", &["vmm"]),
+    ("host", &["ec2", "vmm"]),
     ("guest", &[]),
     ("vmm", &[]),
 ];

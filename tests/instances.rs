@@ -2,21 +2,10 @@
 
 mod common;
 
-use common::{Outcome, Wisp, wait_until_gone};
+use common::instances::{exec, files, json, launch};
+use common::{Wisp, monitor_pid, wait_until_gone};
 use serde_json::Value;
-use wisp::vmm::control::{ControlClient, Message, Request};
-
-/// Smaller than any type: boots soonest.
-const SMALL: [&str; 4] = ["--vcpus", "1", "--memory", "192M"];
-
-fn launch(wisp: &Wisp, more: &[&str]) -> Outcome {
-    wisp.run(&[&["launch"], &SMALL[..], more].concat())
-}
-
-fn json(wisp: &Wisp, args: &[&str]) -> Value {
-    let outcome = wisp.run(&[args, &["--output", "json"]].concat()).expect_code(0);
-    serde_json::from_slice(&outcome.stdout).unwrap()
-}
+use wisp::vmm::control::{ControlClient, Request};
 
 fn instances(wisp: &Wisp) -> Vec<Value> {
     let listing = json(wisp, &["ls"]);
@@ -34,19 +23,9 @@ fn reason(wisp: &Wisp, instance: &str) -> String {
     shown["Reservations"][0]["Instances"][0]["StateReason"]["Code"].as_str().unwrap().to_string()
 }
 
-#[track_caller]
-fn exec(wisp: &Wisp, instance: &str, script: &str) -> String {
-    wisp.run(&["exec", instance, "--", "sh", "-c", script]).expect_code(0).text().trim().to_string()
-}
-
 /// The process id of an instance's monitor.
 fn monitor(wisp: &Wisp, id: &str) -> u32 {
-    let mut control = ControlClient::connect(&wisp.home().join("instances").join(id).join("control.sock")).unwrap();
-    control.send(&Request::Status).unwrap();
-    match control.receive(Some(common::DEADLINE)).unwrap() {
-        Message::Status(status) => status.pid,
-        other => panic!("not a status: {other:?}"),
-    }
+    monitor_pid(&wisp.home().join("instances").join(id))
 }
 
 fn kill(pid: u32) {
@@ -109,13 +88,6 @@ fn an_instance_lives_as_in_ec2() {
     assert_eq!(state(&wisp, &id), "terminated");
     assert!(wisp.instances().is_empty());
     assert_eq!(files(&wisp, "volumes"), Vec::<String>::new());
-}
-
-/// The files in a folder of the data directory, but for locks.
-fn files(wisp: &Wisp, folder: &str) -> Vec<String> {
-    let entries = std::fs::read_dir(wisp.home().join(folder)).unwrap();
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| !name.starts_with('.')).collect()
 }
 
 #[test]

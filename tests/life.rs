@@ -2,27 +2,21 @@
 
 mod common;
 
-use common::{Wisp, wait_until_gone};
+use common::{Wisp, monitor_pid, wait_until_gone};
 use wisp::vmm::control::{ControlClient, Message, Request};
 
-/// The one instance's monitor, asked for its process id.
-fn monitor_pid(wisp: &Wisp) -> u32 {
-    let instances = wisp.runs();
-    let [folder] = instances.as_slice() else { panic!("not one instance: {instances:?}") };
-    let mut control = ControlClient::connect(&folder.join("control.sock")).unwrap();
-    control.send(&Request::Status).unwrap();
-    match control.receive(Some(common::DEADLINE)).unwrap() {
-        Message::Status(status) => status.pid,
-        other => panic!("not a status: {other:?}"),
-    }
+/// The process id of the one machine's monitor.
+fn only_monitor(wisp: &Wisp) -> u32 {
+    let runs = wisp.runs();
+    let [folder] = runs.as_slice() else { panic!("not one machine: {runs:?}") };
+    monitor_pid(folder)
 }
 
 #[test]
 fn a_killed_command_takes_its_guest_along() {
     let wisp = Wisp::new();
-    let mut running = wisp.start(&["run", "--", "sh", "-c", "echo up; exec cat"]);
-    running.wait_for("up");
-    let monitor = monitor_pid(&wisp);
+    let running = wisp.start_guest();
+    let monitor = only_monitor(&wisp);
     running.signal(libc::SIGKILL);
     wait_until_gone(monitor);
     assert!(wisp.runs().is_empty(), "the killed command's instance is still there");
@@ -31,9 +25,8 @@ fn a_killed_command_takes_its_guest_along() {
 #[test]
 fn what_two_killed_processes_left_goes_with_the_next_command() {
     let wisp = Wisp::new();
-    let mut running = wisp.start(&["run", "--", "sh", "-c", "echo up; exec cat"]);
-    running.wait_for("up");
-    let monitor = monitor_pid(&wisp);
+    let running = wisp.start_guest();
+    let monitor = only_monitor(&wisp);
     // The monitor is stopped first, so that it sees nothing of its owner's end.
     for (pid, signal) in
         [(monitor as i32, libc::SIGSTOP), (running.pid(), libc::SIGKILL), (monitor as i32, libc::SIGKILL)]
@@ -51,9 +44,8 @@ fn what_two_killed_processes_left_goes_with_the_next_command() {
 #[test]
 fn a_killed_monitor_is_told_and_leaves_nothing() {
     let wisp = Wisp::new();
-    let mut running = wisp.start(&["run", "--", "sh", "-c", "echo up; exec cat"]);
-    running.wait_for("up");
-    let monitor = monitor_pid(&wisp);
+    let running = wisp.start_guest();
+    let monitor = only_monitor(&wisp);
     // SAFETY: the monitor was just there, and its parent has not waited for it.
     assert_eq!(unsafe { libc::kill(monitor as i32, libc::SIGKILL) }, 0);
     let outcome = running.wait().expect_code(1);
@@ -64,8 +56,7 @@ fn a_killed_monitor_is_told_and_leaves_nothing() {
 #[test]
 fn ctrl_alt_del_asks_the_guest_for_an_orderly_end() {
     let wisp = Wisp::new();
-    let mut running = wisp.start(&["run", "--", "sh", "-c", "echo up; exec cat"]);
-    running.wait_for("up");
+    let running = wisp.start_guest();
     let mut control = ControlClient::connect(&wisp.runs()[0].join("control.sock")).unwrap();
     control.send(&Request::Subscribe).unwrap();
     control.send(&Request::CtrlAltDel).unwrap();
@@ -86,8 +77,7 @@ fn a_client_that_never_reads_stalls_only_itself() {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
     let wisp = Wisp::new();
-    let mut running = wisp.start(&["run", "--", "sh", "-c", "echo up; exec cat"]);
-    running.wait_for("up");
+    let mut running = wisp.start_guest();
     let socket = wisp.runs()[0].join("vsock.sock");
     // A connection to the agent that is never read from or written to after its greeting.
     let mut idle = UnixStream::connect(&socket).unwrap();

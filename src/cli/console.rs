@@ -11,6 +11,7 @@ use serde_json::json;
 use super::open_cloud;
 use super::output::{self, Output};
 use crate::cloud::timestamp;
+use crate::vmm::devices::console::LOG;
 
 /// What EC2 shows of a console, in bytes.
 const LIMIT: usize = 64 << 10;
@@ -56,7 +57,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 
 /// Prints what is added to the log until the machine has ended.
 fn follow(folder: &crate::cloud::machine::Folder) -> anyhow::Result<()> {
-    let path = folder.path().join("console.log");
+    let path = folder.path().join(LOG);
     let mut log = File::open(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
     log.seek(SeekFrom::End(0))?;
     let mut monitor = folder.connect()?;

@@ -1,16 +1,18 @@
 //! `wisp launch`: instances that outlive the command.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use super::output::{self, Output};
 use super::size::SizeArgs;
-use super::{open_cloud, shapes, wait};
-use crate::cloud::error_not_ready;
+use super::wait::{self, Wait};
+use super::{open_cloud, shapes};
 use crate::cloud::launch::{LaunchSpec, Launched};
-use crate::ec2::catalogue;
 use crate::ec2::state::ShutdownBehavior;
+use crate::ec2::user_data::UserData;
+use crate::ec2::volume::VolumeOption;
+use crate::ec2::{Ec2Error, catalogue};
 use crate::store::InstanceRecord;
 
 /// The type of an instance of which none was said: the one that EC2 gives away.
@@ -25,6 +27,7 @@ Examples:
   wisp launch --name web                          one instance, of type t2.micro
   wisp launch --count 3 --type t3.nano            three at the same time
   wisp launch --vcpus 1 --memory 128M             smaller than any type
+  wisp launch --volume 8 --volume size=1,type=gp2  with two more volumes
   wisp launch --tag team=red --tag stage=test     with tags
   ID=$(wisp launch) && wisp exec $ID -- uname -a")]
 pub struct Args {
@@ -47,9 +50,18 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
 
+    /// User data: a script (#!...) that runs once, at the first boot, or anything else; - for standard input.
+    #[arg(long, value_name = "FILE")]
+    user_data: Option<PathBuf>,
+
     /// A tag; repeat for more.
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
+
+    /// A volume besides the root; repeat for more. SIZE, or KEY=VALUE with commas between them: size, type, iops,
+    /// throughput, device, snapshot, volume, delete-on-termination, name.
+    #[arg(long = "volume", value_name = "SPEC")]
+    volumes: Vec<VolumeOption>,
 
     /// What the guest's own power-off does to the instance: stop or terminate.
     #[arg(long, value_name = "BEHAVIOR", default_value = "stop")]
@@ -80,23 +92,17 @@ pub struct Args {
     timeout: Option<u64>,
 }
 
-/// What a command that starts machines waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Wait {
-    /// Nothing more than that the machines run.
-    None,
-    /// That the machines run.
-    Running,
-    /// That the guests' agents answer.
-    Ready,
-}
-
 /// `KEY=VALUE`.
 pub fn parse_tag(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
         _ => Err("a tag is KEY=VALUE".into()),
     }
+}
+
+/// The user data in a file, raw or in base64, as EC2's API takes it: in base64.
+pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<String> {
+    Ok(UserData::read(&super::key::read(path)?).map_err(Ec2Error::from)?.to_base64())
 }
 
 /// Launches them.
@@ -112,13 +118,14 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         overcommit: args.size.overcommit,
         count: args.count,
         key_name: args.key,
-        user_data: None,
+        user_data: args.user_data.as_deref().map(read_user_data).transpose()?,
         tags,
         shutdown_behavior: args.shutdown_behavior,
         termination_protection: args.termination_protection,
         client_token: args.client_token,
         dry_run: args.dry_run,
         cmdline: args.cmdline,
+        volumes: args.volumes,
     };
     let mut cloud = open_cloud()?;
     let Launched { instances, monitors } = cloud.launch(&spec)?;
@@ -130,7 +137,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
     }
     if args.wait == Wait::Ready {
-        wait_ready(&instances, monitors, wait::boot_timeout(args.timeout))?;
+        wait::until_ready(&instances, monitors, wait::boot_timeout(args.timeout))?;
     }
     if output == Output::Table {
         match instances.as_slice() {
@@ -139,27 +146,4 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Waits until every agent is ready. The first guest that ends early, or is too slow, is the error.
-pub fn wait_ready(
-    instances: &[InstanceRecord],
-    monitors: Vec<crate::cloud::machine::Monitor>,
-    timeout: Duration,
-) -> anyhow::Result<()> {
-    let deadline = Instant::now() + timeout;
-    let total = monitors.len();
-    let spinner =
-        wait::spinner(if total == 1 { "The guest is booting".into() } else { format!("{total} guests are booting") });
-    for (done, (mut monitor, record)) in monitors.into_iter().zip(instances).enumerate() {
-        if total > 1 {
-            spinner.set_message(format!("{} of {total} guests are booting", total - done));
-        }
-        if !monitor.wait_ready(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)))? {
-            spinner.finish_and_clear();
-            return Err(error_not_ready(record, &monitor, timeout).into());
-        }
-    }
-    spinner.finish_and_clear();
-    Ok(())
 }

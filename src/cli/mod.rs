@@ -2,11 +2,15 @@
 
 pub mod output;
 
+mod attach;
+mod completions;
 mod console;
 mod cp;
 mod doctor;
 mod exec;
 mod guest_command;
+mod image;
+mod key;
 mod launch;
 mod ls;
 mod modify;
@@ -16,13 +20,16 @@ mod serial;
 mod shapes;
 mod show;
 mod size;
+mod snapshot;
 mod start;
 mod stop;
 mod tag;
 mod terminate;
 mod timeline;
+mod top;
 mod types;
 mod vmm;
+mod volume;
 mod wait;
 
 use std::process::ExitCode;
@@ -71,6 +78,13 @@ enum Command {
     Console(console::Args),
     Modify(modify::Args),
     Tag(tag::Args),
+    Attach(attach::Args),
+    Image(image::Args),
+    Volume(volume::Args),
+    Snapshot(snapshot::Args),
+    Key(key::Args),
+    Top(top::Args),
+    Completions(completions::Args),
     Types(types::Args),
     Timeline(timeline::Args),
     Doctor(doctor::Args),
@@ -99,6 +113,13 @@ pub fn main() -> ExitCode {
         Command::Console(args) => console::run(&args, cli.output),
         Command::Modify(args) => modify::run(&args, cli.output),
         Command::Tag(args) => tag::run(&args, cli.output),
+        Command::Attach(args) => attach::run(&args),
+        Command::Image(args) => image::run(args, cli.output),
+        Command::Volume(args) => volume::run(args, cli.output),
+        Command::Snapshot(args) => snapshot::run(args, cli.output),
+        Command::Key(args) => key::run(args, cli.output),
+        Command::Top(args) => top::run(&args, cli.output),
+        Command::Completions(args) => completions::run(&args),
         Command::Types(args) => types::run(&args, cli.output),
         Command::Timeline(args) => timeline::run(&args, cli.output),
         Command::Doctor(args) => doctor::run(&args, cli.output),

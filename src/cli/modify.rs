@@ -1,7 +1,9 @@
 //! `wisp modify`: an instance's attributes.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::launch::read_user_data;
 use super::output::{self, Output};
 use super::size::SizeArgs;
 use super::{open_cloud, shapes};
@@ -23,6 +25,10 @@ pub struct Args {
 
     #[command(flatten)]
     size: SizeArgs,
+
+    /// Other user data, while it is stopped; - for standard input. It runs at the first boot of an instance only.
+    #[arg(long, value_name = "FILE")]
+    user_data: Option<PathBuf>,
 
     /// What the guest's own power-off does to the instance: stop or terminate.
     #[arg(long, value_name = "BEHAVIOR")]
@@ -46,7 +52,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     };
     let change = Modification {
         size,
-        user_data: None,
+        user_data: args.user_data.as_deref().map(read_user_data).transpose()?.map(Some),
         shutdown_behavior: args.shutdown_behavior,
         termination_protection: args.termination_protection,
     };

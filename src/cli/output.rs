@@ -179,6 +179,13 @@ fn styled(cell: Cell, align: Align) -> comfy_table::Cell {
     }
 }
 
+/// Prints results as a table.
+pub fn print_table(columns: &[(&str, Align)], rows: impl IntoIterator<Item = Vec<Cell>>) -> io::Result<()> {
+    let mut table = Table::new(Screen::stdout(), columns);
+    rows.into_iter().for_each(|cells| table.row(cells));
+    print(&table.lines().join("\n"))
+}
+
 /// Prints results. A reader that has read enough, such as `head`, is no error.
 pub fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();

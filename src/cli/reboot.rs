@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use super::launch::{Wait, wait_ready};
+use super::open_cloud;
 use super::output::{self, Output};
-use super::{open_cloud, wait};
+use super::wait::{self, Wait};
 
 /// Reboots running instances. The agent is asked; where it does not answer, ctrl-alt-del is pressed.
 #[derive(Debug, clap::Args)]
@@ -34,7 +34,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         monitors.push(cloud.reboot(record.id)?);
     }
     if args.wait == Wait::Ready {
-        wait_ready(&records, monitors, wait::boot_timeout(args.timeout))?;
+        wait::until_ready(&records, monitors, wait::boot_timeout(args.timeout))?;
     }
     match output {
         // The API's answer has nothing in it.

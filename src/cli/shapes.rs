@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::cloud::lifecycle::StateChange;
 use crate::cloud::timestamp;
 use crate::ec2::state::InstanceState;
-use crate::store::{ImageRecord, InstanceRecord};
+use crate::store::{ImageRecord, InstanceRecord, KeyPairRecord, SnapshotRecord, SnapshotState, VolumeRecord};
 
 /// An account's number, which every owner of a thing has in EC2; there is one account here.
 pub const OWNER: &str = "000000000000";
@@ -122,5 +122,69 @@ pub fn image(record: &ImageRecord, devices: Value) -> Value {
         "State": "available",
         "Tags": tags(&record.tags),
         "VirtualizationType": "hvm",
+    })
+}
+
+/// `Volume`.
+pub fn volume(record: &VolumeRecord) -> Value {
+    let attachments: Vec<Value> = record
+        .attachment
+        .iter()
+        .map(|attachment| {
+            json!({
+                "AttachTime": timestamp(attachment.attach_time),
+                "DeleteOnTermination": attachment.delete_on_termination,
+                "Device": attachment.device_name,
+                "InstanceId": attachment.instance_id,
+                "State": "attached",
+                "VolumeId": record.id,
+            })
+        })
+        .collect();
+    let mut value = json!({
+        "Attachments": attachments,
+        "CreateTime": timestamp(record.created),
+        "Encrypted": false,
+        "Size": record.size.div_ceil(1 << 30),
+        "SnapshotId": record.snapshot_id.map_or_else(String::new, |id| id.to_string()),
+        "State": record.state.as_str(),
+        "Tags": tags(&record.tags),
+        "VolumeId": record.id,
+        "VolumeType": record.volume_type,
+    });
+    if let Some(iops) = record.iops {
+        value["Iops"] = json!(iops);
+    }
+    if let Some(throughput) = record.throughput {
+        value["Throughput"] = json!(throughput);
+    }
+    value
+}
+
+/// `Snapshot`.
+pub fn snapshot(record: &SnapshotRecord) -> Value {
+    json!({
+        "Description": record.description,
+        "Encrypted": false,
+        "OwnerId": OWNER,
+        "Progress": if record.state == SnapshotState::Completed { "100%" } else { "0%" },
+        "SnapshotId": record.id,
+        "StartTime": timestamp(record.started),
+        "State": record.state.as_str(),
+        "Tags": tags(&record.tags),
+        "VolumeId": record.volume_id,
+        "VolumeSize": record.size.div_ceil(1 << 30),
+    })
+}
+
+/// `KeyPairInfo`.
+pub fn key_pair(record: &KeyPairRecord) -> Value {
+    json!({
+        "CreateTime": timestamp(record.created),
+        "KeyFingerprint": record.fingerprint,
+        "KeyName": record.name,
+        "KeyPairId": record.id,
+        "KeyType": record.key_type,
+        "Tags": tags(&record.tags),
     })
 }

@@ -1,14 +1,19 @@
 //! `wisp show`: all there is to say about an instance.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::ls::{check_cell, state_cell};
 use super::output::{self, Output, Screen, Tone};
 use super::{open_cloud, shapes};
-use crate::cloud::utc;
+use crate::cloud::{Cloud, CloudError, utc};
 use crate::ec2::size::approximate_mib;
 use crate::ec2::state::InstanceState;
+use crate::guest::UserDataStatus;
 use crate::store::{InstanceRecord, VolumeRecord};
+
+/// How long a guest may take to say something that is good to know.
+const SHORT: Duration = Duration::from_secs(5);
 
 /// Shows all there is to say about an instance.
 #[derive(Debug, clap::Args)]
@@ -38,6 +43,9 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     if record.state == InstanceState::Running {
         lines.insert(2, line(screen, "Check", &screen.paint(tone, check)));
     }
+    if record.user_data.is_some() {
+        lines.push(line(screen, "User data", &user_data(&cloud, &record)));
+    }
     if record.state_reason.as_ref().is_some_and(|reason| reason.is_failure()) {
         let tail = cloud.folder(record.id).console_tail().to_string();
         lines.push(line(screen, "Console", tail.trim_start_matches(['.', ';', ' '])));
@@ -49,6 +57,22 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         _ => output::next("ls"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How far the user data is, as the guest says.
+fn user_data(cloud: &Cloud, record: &InstanceRecord) -> String {
+    if record.state != InstanceState::Running {
+        return "given; the guest does not run".into();
+    }
+    let status = cloud
+        .folder(record.id)
+        .agent(SHORT)
+        .and_then(|agent| agent.user_data(SHORT).map_err(|source| CloudError::Guest { instance: record.id, source }));
+    match status {
+        Ok(UserDataStatus { state, exit: Some(exit) }) => format!("{}, exit code {exit}", state.as_str()),
+        Ok(UserDataStatus { state, exit: None }) => state.as_str().into(),
+        Err(error) => format!("not known: {error}"),
+    }
 }
 
 fn line(screen: Screen, label: &str, text: &str) -> String {

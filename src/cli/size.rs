@@ -1,6 +1,6 @@
 //! The options that decide an instance's size, for every subcommand that has them.
 
-use crate::ec2::capacity::{self, HostCapacity, Request};
+use crate::ec2::capacity::{self, Request};
 use crate::ec2::catalogue;
 use crate::ec2::size::MemorySize;
 use crate::ec2::{Ec2Error, InstanceType};
@@ -59,7 +59,6 @@ impl SizeArgs {
 
     /// Checks that this host has room for it.
     pub fn check(&self, request: &Request) -> Result<(), Ec2Error> {
-        let probe::Resources { cpus, memory_mib } = probe::resources();
-        capacity::check(request, HostCapacity { cpus, memory_mib }, self.overcommit)
+        capacity::check(request, probe::resources(), self.overcommit)
     }
 }

@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use super::launch::{Wait, wait_ready};
 use super::output::{self, Output};
-use super::{open_cloud, print_changes, wait};
+use super::wait::{self, Wait};
+use super::{open_cloud, print_changes};
 
 /// Starts stopped instances: same volumes, same identity, a fresh boot.
 #[derive(Debug, clap::Args)]
@@ -45,7 +45,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         }
     }
     if args.wait == Wait::Ready {
-        wait_ready(&started, monitors, wait::boot_timeout(args.timeout))?;
+        wait::until_ready(&started, monitors, wait::boot_timeout(args.timeout))?;
     }
     print_changes("StartingInstances", &changes, output)?;
     if output == Output::Table {

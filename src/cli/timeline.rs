@@ -1,4 +1,4 @@
-//! `wisp timeline`: where the last boot's time went, phase by phase, and how often the guest left, and why.
+//! `wisp timeline`: where a boot's time went, phase by phase, and how often the guest left, and why.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,18 +9,24 @@ use serde::{Deserialize, Serialize};
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
 use crate::host::home::Home;
 use crate::vmm::control::Status;
+use crate::vmm::end_record::EndRecord;
 use crate::vmm::timeline::{Mark, TimelineRecord};
 
 /// The widest bar, in columns.
 const BAR: usize = 40;
 
-/// Shows where the time of the last `wisp run` went, from the command to the guest's agent.
+/// Shows where the time of a boot went, from the command to the guest's agent: of an instance, or of the last `wisp run`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp run -- true && wisp timeline      a boot and its phases
+  wisp timeline web                      an instance's last boot
   wisp timeline --output json            in nanoseconds")]
-pub struct Args {}
+pub struct Args {
+    /// The instance: its id, the beginning of it, or its name; the last `wisp run` if left out.
+    #[arg(value_name = "INSTANCE")]
+    instance: Option<String>,
+}
 
 /// A timeline as it is kept and printed as JSON; times are nanoseconds since the command began.
 #[derive(Debug, Serialize, Deserialize)]
@@ -30,8 +36,33 @@ struct Report {
     status: Status,
 }
 
-/// Prints the last run's timeline.
-pub fn run(_args: &Args, output: Output) -> anyhow::Result<ExitCode> {
+/// Prints a timeline.
+pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
+    let status = match &args.instance {
+        Some(instance) => of_instance(instance)?,
+        None => of_last_run()?,
+    };
+    match output {
+        Output::Json => output::print_json(&Report { status })?,
+        Output::Table => output::print(&render(&status, Screen::stdout()))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn of_instance(reference: &str) -> anyhow::Result<Status> {
+    let mut cloud = super::open_cloud()?;
+    let record = cloud.instance(reference)?;
+    let folder = cloud.folder(record.id);
+    if record.state.has_machine() {
+        return Ok(folder.connect()?.status()?);
+    }
+    match folder.end() {
+        Some(EndRecord::Ended { status, .. }) => Ok(*status),
+        _ => anyhow::bail!("{} is {}, and of its last boot nothing is known", record.id, record.state),
+    }
+}
+
+fn of_last_run() -> anyhow::Result<Status> {
     let path = Home::open()?.last_timeline();
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
@@ -42,11 +73,7 @@ pub fn run(_args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     };
     let report: Report = serde_json::from_str(&text)
         .with_context(|| format!("{} is damaged; the next `wisp run` writes it anew", path.display()))?;
-    match output {
-        Output::Json => output::print_json(&report)?,
-        Output::Table => output::print(&render(&report.status, Screen::stdout()))?,
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(report.status)
 }
 
 /// Keeps the timeline of a run for [`run`].

@@ -36,7 +36,7 @@ pub struct Args {
 
 /// Prints the types that were asked for.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
-    let host = host_capacity();
+    let host = probe::resources();
     let mut types = match &args.selection {
         Some(word) => catalogue::select(word)?,
         None => catalogue::all().iter().collect(),
@@ -70,11 +70,6 @@ fn suggest_next(args: &Args, types: &[&'static InstanceType], host: HostCapacity
         None if args.fits && args.selection.is_none() => output::next("doctor"),
         None => output::next("types --fits"),
     }
-}
-
-fn host_capacity() -> HostCapacity {
-    let probe::Resources { cpus, memory_mib } = probe::resources();
-    HostCapacity { cpus, memory_mib }
 }
 
 /// Why a type does not fit.

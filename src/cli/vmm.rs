@@ -120,7 +120,7 @@ fn build_and_run(folder: &Path, surroundings: Surroundings, owned: bool) -> anyh
     clear_leftovers(folder, &config).context("what an earlier machine left cannot be removed")?;
     let conclude = |end: &End, status: &control::Status| {
         if !owned && *end != End::Reboot {
-            keep(&EndRecord::Ended { end: end.clone(), status: Box::new(status.clone()) }, folder);
+            keep(&EndRecord::ended(end, status), folder);
         }
     };
     Ok(Machine::new(config, surroundings)?.run(conclude)?)

@@ -1,10 +1,12 @@
 //! Waiting for a guest, where a person can see that something happens.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::cloud::machine::Monitor;
 use crate::host::probe;
+use crate::store::InstanceRecord;
 
 /// How long a guest may take to boot: with hardware KVM, and where its kernel is emulated.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -27,4 +29,34 @@ pub fn spinner(message: impl Into<String>) -> ProgressBar {
     spinner.set_message(message.into());
     spinner.enable_steady_tick(Duration::from_millis(100));
     spinner
+}
+
+/// What a command that starts machines waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Wait {
+    /// Nothing more than that the machines run.
+    None,
+    /// That the machines run.
+    Running,
+    /// That the guests' agents answer.
+    Ready,
+}
+
+/// Waits until every agent is ready. The first guest that ends early, or is too slow, is the error.
+pub fn until_ready(instances: &[InstanceRecord], monitors: Vec<Monitor>, timeout: Duration) -> anyhow::Result<()> {
+    let deadline = Instant::now() + timeout;
+    let total = monitors.len();
+    let spinner =
+        spinner(if total == 1 { "The guest is booting".into() } else { format!("{total} guests are booting") });
+    for (done, (mut monitor, record)) in monitors.into_iter().zip(instances).enumerate() {
+        if total > 1 {
+            spinner.set_message(format!("{} of {total} guests are booting", total - done));
+        }
+        if !monitor.wait_ready(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)))? {
+            spinner.finish_and_clear();
+            return Err(monitor.not_ready(record.state, timeout).into());
+        }
+    }
+    spinner.finish_and_clear();
+    Ok(())
 }

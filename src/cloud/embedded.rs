@@ -20,7 +20,7 @@ const ARCHIVE: &[u8] = include_bytes!("../../images/tiny/tiny.tar.zst");
 const ARCHIVE_SHA256: &str = include_str!("../../images/tiny/tiny.sha256");
 
 /// Begins the names of directories that are being unpacked into.
-const UNFINISHED: &str = ".unpacking-";
+pub(super) const UNFINISHED: &str = ".unpacking-";
 
 /// Why the embedded image is not there.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +77,7 @@ fn unpack(images: &Path, folder: &Path) -> Result<(), EmbeddedError> {
 }
 
 /// What a process left that was killed while it unpacked; called under the lock, so nobody is at it now.
-fn remove_unfinished(images: &Path) -> io::Result<()> {
+pub(super) fn remove_unfinished(images: &Path) -> io::Result<()> {
     for entry in fs::read_dir(images)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
@@ -115,8 +115,7 @@ mod tests {
 
     #[test]
     fn the_archive_has_the_digest_that_its_id_is_made_of() {
-        let digest: String = Sha256::digest(ARCHIVE).iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(digest, ARCHIVE_SHA256.trim());
+        assert_eq!(hex(&Sha256::digest(ARCHIVE)), ARCHIVE_SHA256.trim());
     }
 
     #[test]

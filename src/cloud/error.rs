@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::image::ImageError;
 use super::run::ConsoleTail;
-use crate::ec2::{Ec2Error, InstanceId};
+use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
 use crate::guest;
 use crate::host::disk_image;
 use crate::host::home::HomeError;
@@ -30,6 +30,9 @@ pub enum CloudError {
     /// A disk image cannot be made or read.
     #[error(transparent)]
     DiskImage(#[from] disk_image::ImageError),
+    /// A key pair could not be made or written.
+    #[error(transparent)]
+    Key(#[from] crate::host::key::KeyError),
     /// A file of an instance or a volume.
     #[error("{} cannot be {action}: {source}", path.display())]
     File {
@@ -99,6 +102,11 @@ pub enum CloudError {
 }
 
 impl CloudError {
+    /// EC2's rules refuse it, for a reason of its own.
+    pub(super) fn refused(code: ErrorCode, what: impl Into<String>, hint: Option<String>) -> CloudError {
+        Ec2Error::refused(code, what, hint).into()
+    }
+
     /// A file could not be `action`: a participle.
     pub(super) fn file(path: impl Into<PathBuf>, action: &'static str) -> impl FnOnce(io::Error) -> CloudError {
         let path = path.into();

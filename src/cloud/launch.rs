@@ -8,14 +8,17 @@ use sha2::{Digest, Sha256};
 use super::error::CloudError;
 use super::image::Image;
 use super::machine::{Folder, Monitor};
-use super::{Cloud, new_id, now};
-use crate::ec2::capacity::{self, HostCapacity, Request};
+use super::volume::attach;
+use super::{Cloud, embedded, new_id, now, resolve};
+use crate::ec2::capacity::{self, Request};
+use crate::ec2::key;
 use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
+use crate::ec2::volume::{VolumeOption, VolumeSource, VolumeState};
 use crate::ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId};
 use crate::host::{disk_image, probe};
 use crate::store::{
-    AttachmentRecord, BlockDeviceMapping, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, Transaction,
-    VolumeRecord, VolumeState,
+    AttachmentRecord, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, SnapshotRecord, Transaction,
+    VolumeRecord,
 };
 use crate::vmm::config::DiskFormat;
 
@@ -59,6 +62,8 @@ pub struct LaunchSpec {
     pub dry_run: bool,
     /// Options for the kernel command line.
     pub cmdline: Option<String>,
+    /// Volumes besides the root.
+    pub volumes: Vec<VolumeOption>,
 }
 
 /// What came of a launch.
@@ -89,12 +94,11 @@ impl Cloud {
         }
         self.check_launch(spec)?;
         if spec.dry_run {
-            return Err(Ec2Error::Refused {
-                code: ErrorCode::DryRunOperation,
-                what: "Request would have succeeded, but DryRun flag is set.".into(),
-                hint: None,
-            }
-            .into());
+            return Err(CloudError::refused(
+                ErrorCode::DryRunOperation,
+                "Request would have succeeded, but DryRun flag is set.",
+                None,
+            ));
         }
         let prepared = match self.prepare(spec, &image_record, &image, &parameters)? {
             Ok(prepared) => prepared,
@@ -128,17 +132,20 @@ impl Cloud {
             }
             .into());
         }
-        let (key, promised) = self.store.read::<_, CloudError>(|tx| {
-            let key = spec.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
-            Ok((key, promised_memory(tx)?))
+        let (pair, promised) = self.store.read::<_, CloudError>(|tx| {
+            let pair = spec.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
+            Ok((pair, promised_memory(tx)?))
         })?;
-        if let (Some(name), None) = (&spec.key_name, key) {
-            return Err(Ec2Error::NotFound {
-                code: ErrorCode::InvalidKeyPairNotFound,
-                noun: "key pair",
-                given: name.clone(),
-            }
-            .into());
+        if let (Some(name), None) = (&spec.key_name, pair) {
+            return Err(key::not_found(name).into());
+        }
+        let existing = |option: &VolumeOption| matches!(option.source, VolumeSource::Existing(_));
+        if spec.count > 1 && spec.volumes.iter().any(existing) {
+            return Err(CloudError::refused(
+                ErrorCode::InvalidParameterValue,
+                format!("A volume can be attached to one instance only, and {} are to be launched.", spec.count),
+                Some("Make volumes of a snapshot instead: `--volume snapshot=SNAPSHOT`.".into()),
+            ));
         }
         check_capacity(&spec.size, spec.count, promised, spec.overcommit)
     }
@@ -166,8 +173,10 @@ impl Cloud {
         let _volumes = self.home.lock(&self.home.volumes())?;
         let reservation = new_id();
         let mut prepared = Vec::new();
+        // Found before anything is made: the snapshots that volumes are made of.
+        let snapshots = self.snapshots_of(spec)?;
         for index in 0..spec.count {
-            match self.prepare_one(spec, image_record, image, reservation, index) {
+            match self.prepare_one(&snapshots, spec, image_record, image, reservation, index) {
                 Ok(one) => prepared.push(one),
                 Err(error) => {
                     self.discard(&prepared);
@@ -183,27 +192,56 @@ impl Cloud {
                 let (token, parameters) = (token.clone(), parameters.to_string());
                 tx.put(&ClientToken { token, parameters, reservation_id: reservation, created: now() })?;
             }
-            for one in &prepared {
+            for one in &mut prepared {
+                for option in &spec.volumes {
+                    if let VolumeSource::Existing(reference) = &option.source {
+                        let mut volume = resolve::volume(tx, reference)?;
+                        let (device, goes) = (option.device.clone(), option.deleted_on_termination());
+                        attach(&mut one.record, &mut volume, device, goes)?;
+                        tx.put(&volume)?;
+                    }
+                }
                 tx.insert(&one.record)?;
                 one.volumes.iter().try_for_each(|volume| tx.insert(volume))?;
             }
             Ok(Ok(()))
         });
-        match inserted {
-            Ok(Ok(())) => Ok(Ok(prepared)),
-            Ok(Err(instances)) => {
-                self.discard(&prepared);
-                Ok(Err(instances))
-            }
-            Err(error) => {
-                self.discard(&prepared);
-                Err(error)
-            }
+        if !matches!(inserted, Ok(Ok(()))) {
+            self.discard(&prepared);
         }
+        Ok(inserted?.map(|()| prepared))
+    }
+
+    /// The snapshot of each volume that is made of one, in their order.
+    fn snapshots_of(&mut self, spec: &LaunchSpec) -> Result<Vec<Option<SnapshotRecord>>, CloudError> {
+        let snapshot = |option: &VolumeOption| match &option.source {
+            VolumeSource::New { snapshot: Some(reference), .. } => self.snapshot(reference).map(Some),
+            _ => Ok(None),
+        };
+        spec.volumes.iter().map(snapshot).collect()
+    }
+
+    /// Makes the new volumes of an instance, and adds them to it.
+    fn make_volumes(
+        &self,
+        spec: &LaunchSpec,
+        snapshots: &[Option<SnapshotRecord>],
+        record: &mut InstanceRecord,
+        made: &mut Vec<VolumeRecord>,
+    ) -> Result<(), CloudError> {
+        for (option, source) in spec.volumes.iter().zip(snapshots) {
+            let VolumeSource::New { spec, name, .. } = &option.source else { continue };
+            let tags = name.iter().map(|name| ("Name".to_string(), name.clone())).collect();
+            let mut volume = self.make_volume(spec, source.as_ref(), tags)?;
+            attach(record, &mut volume, option.device.clone(), option.deleted_on_termination())?;
+            made.push(volume);
+        }
+        Ok(())
     }
 
     fn prepare_one(
         &self,
+        snapshots: &[Option<SnapshotRecord>],
         spec: &LaunchSpec,
         image_record: &ImageRecord,
         image: &Image,
@@ -243,11 +281,14 @@ impl Cloud {
             user_data: spec.user_data.clone(),
             shutdown_behavior: spec.shutdown_behavior,
             termination_protection: spec.termination_protection,
-            block_devices: root.iter().map(mapping).collect(),
+            block_devices: root.iter().filter_map(VolumeRecord::mapping).collect(),
             cmdline: spec.cmdline.clone(),
             tags: spec.tags.clone(),
         };
-        Ok(Prepared { record, volumes: root.into_iter().collect(), folder, lock })
+        let (mut record, mut volumes) = (record, root.into_iter().collect());
+        self.make_volumes(spec, snapshots, &mut record, &mut volumes)
+            .inspect_err(|_| self.discard_one(&volumes, &folder))?;
+        Ok(Prepared { record, volumes, folder, lock })
     }
 
     /// A copy-on-write layer over the image's root file system.
@@ -288,17 +329,20 @@ impl Cloud {
 
     /// Removes what [`Cloud::prepare`] made. What cannot be removed has no entry: the next command sweeps it away.
     fn discard(&self, prepared: &[Prepared]) {
-        for one in prepared {
-            for volume in &one.volumes {
-                let _ = std::fs::remove_file(self.home.volumes().join(&volume.file));
-            }
-            let _ = one.folder.remove();
+        prepared.iter().for_each(|one| self.discard_one(&one.volumes, &one.folder));
+    }
+
+    fn discard_one(&self, volumes: &[VolumeRecord], folder: &Folder) {
+        for volume in volumes {
+            let _ = std::fs::remove_file(self.home.volumes().join(&volume.file));
         }
+        let _ = folder.remove();
     }
 
     fn start_all(&mut self, prepared: Vec<Prepared>, image: &Image) -> Result<Vec<Monitor>, CloudError> {
         let mut monitors = Vec::new();
-        for Prepared { record, volumes, folder, lock } in prepared {
+        for Prepared { record, folder, lock, .. } in prepared {
+            let volumes = self.volumes_of(&record)?;
             let seed = self.write_seed(&folder, &record, &image.manifest.default_user)?;
             let config = folder.config(&self.home, &record, image, &volumes, seed)?;
             monitors.push(folder.spawn(&config, lock)?);
@@ -315,8 +359,7 @@ impl Cloud {
                 let Some(mut record) = tx.get::<InstanceRecord>(&id.to_string())? else { continue };
                 if record.state == InstanceState::Pending {
                     record.state = InstanceState::Running;
-                    record.state_reason = None;
-                    record.state_transition_reason.clear();
+                    record.clear_reason();
                     record.starts += 1;
                     tx.put(&record)?;
                 }
@@ -342,16 +385,6 @@ pub(super) fn volume_file(id: crate::ec2::VolumeId, generation: u32) -> String {
     format!("{id}.{generation}.qcow2")
 }
 
-fn mapping(volume: &VolumeRecord) -> BlockDeviceMapping {
-    let attachment = volume.attachment.as_ref().expect("it was made attached");
-    BlockDeviceMapping {
-        device_name: attachment.device_name.clone(),
-        volume_id: volume.id,
-        delete_on_termination: attachment.delete_on_termination,
-        attach_time: attachment.attach_time,
-    }
-}
-
 /// The type's topology, unless it does not divide an overriding number of vCPUs.
 pub fn threads_per_core(size: &Request) -> u32 {
     let threads = size.instance_type.threads_per_core;
@@ -367,10 +400,10 @@ pub(super) fn promised_memory(tx: &Transaction) -> Result<u64, CloudError> {
 /// Whether the host has room for `count` more instances of `size`. What running instances were promised counts as
 /// used, whether they have touched it or not.
 pub(super) fn check_capacity(size: &Request, count: u32, promised: u64, overcommit: bool) -> Result<(), CloudError> {
-    let probe::Resources { cpus, memory_mib } = probe::resources();
-    let free = memory_mib.saturating_sub(promised);
+    let mut free = probe::resources();
+    free.memory_mib = free.memory_mib.saturating_sub(promised);
     let all = Request { memory_mib: size.memory_mib.saturating_mul(count.into()), ..*size };
-    Ok(capacity::check(&all, HostCapacity { cpus, memory_mib: free }, overcommit)?)
+    Ok(capacity::check(&all, free, overcommit)?)
 }
 
 /// The instances that were launched with `token`, if it was used; with other parameters, that is an error.
@@ -385,12 +418,11 @@ fn with_token(
         return Ok(None);
     }
     if used.parameters != parameters {
-        return Err(Ec2Error::Refused {
-            code: ErrorCode::IdempotentParameterMismatch,
-            what: format!("The client token '{token}' was used for another launch, with other parameters."),
-            hint: Some("Use another token for another launch.".into()),
-        }
-        .into());
+        return Err(CloudError::refused(
+            ErrorCode::IdempotentParameterMismatch,
+            format!("The client token '{token}' was used for another launch, with other parameters."),
+            Some("Use another token for another launch.".into()),
+        ));
     }
     let mut instances: Vec<InstanceRecord> = tx.list()?;
     instances.retain(|record| record.reservation_id == used.reservation_id);
@@ -412,6 +444,7 @@ fn digest(spec: &LaunchSpec, image: &ImageRecord) -> String {
         spec.shutdown_behavior,
         spec.termination_protection,
         spec.cmdline,
+        format!("{:?}", spec.volumes),
     ]);
-    Sha256::digest(parameters.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
+    embedded::hex(&Sha256::digest(parameters.to_string()))
 }

@@ -14,9 +14,10 @@ use super::{Cloud, now, resolve, utc};
 use crate::ec2::capacity::Request;
 use crate::ec2::catalogue;
 use crate::ec2::state::{Action, InstanceState, StateReason, Verdict};
+use crate::ec2::volume::VolumeState;
 use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
 use crate::host::{disk_image, probe};
-use crate::store::{InstanceRecord, SnapshotRecord, StoreError, Transaction, VolumeRecord, VolumeState};
+use crate::store::{InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
 use crate::vmm::config::DiskFormat;
 use crate::vmm::control;
 
@@ -117,8 +118,7 @@ impl Cloud {
             };
             check_capacity(&size_of(&record)?, 1, promised_memory(tx)?, overcommit)?;
             record.state = InstanceState::Pending;
-            record.state_reason = None;
-            record.state_transition_reason.clear();
+            record.clear_reason();
             record.launch_time = now();
             tx.put(&record)?;
             Ok((previous, record, Some(lock)))
@@ -160,15 +160,14 @@ impl Cloud {
             for id in ids {
                 let record = get(tx, *id)?;
                 if record.termination_protection && record.state != InstanceState::Terminated {
-                    return Err(Ec2Error::Refused {
-                        code: ErrorCode::OperationNotPermitted,
-                        what: format!(
+                    return Err(CloudError::refused(
+                        ErrorCode::OperationNotPermitted,
+                        format!(
                             "The instance '{id}' may not be terminated. Modify its 'disableApiTermination' instance \
                              attribute and try again."
                         ),
-                        hint: Some(format!("`wisp modify {id} --termination-protection false` allows it.")),
-                    }
-                    .into());
+                        Some(format!("`wisp modify {id} --termination-protection false` allows it.")),
+                    ));
                 }
             }
             Ok(())
@@ -273,7 +272,7 @@ impl Cloud {
         restarted.ok_or_else(|| {
             let what = format!("{id} did not reboot within {} s; it may do so yet.", timeout.as_secs());
             let hint = Some(format!("`wisp stop {id}` and `wisp start {id}` restart it in any case."));
-            Ec2Error::Refused { code: ErrorCode::IncorrectInstanceState, what, hint }.into()
+            CloudError::refused(ErrorCode::IncorrectInstanceState, what, hint)
         })
     }
 
@@ -317,15 +316,20 @@ impl Cloud {
         self.sweep_volumes()
     }
 
+    /// The names of the files that volumes and snapshots are written in.
+    pub(super) fn volume_files(&mut self) -> Result<Vec<String>, CloudError> {
+        self.store.read(|tx| {
+            let volumes = tx.list::<VolumeRecord>()?.into_iter().map(|volume| volume.file);
+            let snapshots = tx.list::<SnapshotRecord>()?.into_iter().map(|snapshot| snapshot.file);
+            Ok(volumes.chain(snapshots).collect())
+        })
+    }
+
     /// Removes the files of volumes and snapshots that are gone, unless another image rests on them.
     pub(super) fn sweep_volumes(&mut self) -> Result<(), CloudError> {
         let folder = self.home.volumes();
         let _lock = self.home.lock(&folder)?;
-        let mut kept: Vec<String> = self.store.read::<_, StoreError>(|tx| {
-            let volumes = tx.list::<VolumeRecord>()?.into_iter().map(|volume| volume.file);
-            let snapshots = tx.list::<SnapshotRecord>()?.into_iter().map(|snapshot| snapshot.file);
-            Ok(volumes.chain(snapshots).collect())
-        })?;
+        let mut kept = self.volume_files()?;
         // What is beneath a file that is kept is kept.
         let mut index = 0;
         while index < kept.len() {

@@ -11,26 +11,26 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FlockOperation, flock, inotify};
+use rustix::fs::inotify;
 
 use super::error::CloudError;
 use super::image::Image;
-use super::run::{ConsoleTail, console_tail, hostname, image_machine, is_timeout};
+use super::run::{ConsoleTail, GUEST_CID, VSOCK, add_options, console_tail, image_kernel, is_timeout, name_host};
 use crate::ec2::InstanceId;
 use crate::ec2::catalogue;
+use crate::ec2::state::InstanceState;
 use crate::guest::Agent;
-use crate::host::home::{Home, private_file, write_private};
-use crate::host::monitor_process::{self, Inherited};
+use crate::host::home::{Home, lock_file, private_file, try_lock_file};
+use crate::host::monitor_process::{self, CONFIG, Inherited};
 use crate::store::{InstanceRecord, VolumeRecord};
 use crate::vmm::config::{CpuConfig, DiskAccess, DiskConfig, DiskFormat, MAX_DISKS, MachineConfig, VsockConfig};
 use crate::vmm::control::{ClientError, ControlClient, Message, Request, SOCKET, Status};
+use crate::vmm::devices::console::{FULL_LOG, LOG};
 use crate::vmm::end::End;
 use crate::vmm::end_record::EndRecord;
 use crate::vmm::machine::Launcher;
 use crate::vmm::timeline::monotonic_ns;
 
-const GUEST_CID: u32 = 3;
-const VSOCK: &str = "vsock.sock";
 /// Held by the command that stops or terminates the instance.
 const OPERATION_LOCK: &str = "operation.lock";
 /// How long a monitor may take to answer.
@@ -73,30 +73,23 @@ impl Folder {
 
     /// The lock, if nobody has it: then no monitor runs, and none is being started.
     pub fn try_lock(&self) -> Result<Option<File>, CloudError> {
-        self.try_lock_file(monitor_process::LOCK)
+        self.try_lock_named(monitor_process::LOCK)
     }
 
     /// The lock of commands that stop or terminate the instance, if nobody has it.
     pub fn try_lock_operation(&self) -> Result<Option<File>, CloudError> {
-        self.try_lock_file(OPERATION_LOCK)
+        self.try_lock_named(OPERATION_LOCK)
     }
 
     /// Waits for the lock: until the monitor's process is gone.
     pub fn lock(&self) -> Result<File, CloudError> {
         let path = self.path.join(monitor_process::LOCK);
-        let file = private_file(&path).map_err(CloudError::file(&path, "opened"))?;
-        flock(&file, FlockOperation::LockExclusive).map_err(|error| CloudError::file(&path, "locked")(error.into()))?;
-        Ok(file)
+        lock_file(&path).map_err(CloudError::file(path, "locked"))
     }
 
-    fn try_lock_file(&self, name: &str) -> Result<Option<File>, CloudError> {
+    fn try_lock_named(&self, name: &str) -> Result<Option<File>, CloudError> {
         let path = self.path.join(name);
-        let file = private_file(&path).map_err(CloudError::file(&path, "opened"))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(file)),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(CloudError::file(&path, "locked")(error.into())),
-        }
+        try_lock_file(&path).map_err(CloudError::file(path, "locked"))
     }
 
     /// How the last machine ended; none where its monitor was killed.
@@ -114,9 +107,8 @@ impl Folder {
 
     /// The last `limit` bytes that the guest wrote to its console.
     pub fn console_output(&self, limit: usize) -> Result<Vec<u8>, CloudError> {
-        let path = self.path.join("console.log");
         let mut bytes = Vec::new();
-        for path in [path.with_extension("log.1"), path] {
+        for path in [FULL_LOG, LOG].map(|name| self.path.join(name)) {
             match fs::read(&path) {
                 Ok(more) => bytes.extend(more),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -180,9 +172,7 @@ impl Folder {
 
     /// Starts the monitor with this configuration. `lock` becomes its lock.
     pub fn spawn(&self, config: &MachineConfig, lock: File) -> Result<Monitor, CloudError> {
-        let path = self.path.join(monitor_process::CONFIG);
-        let text = serde_json::to_vec_pretty(config).expect("a configuration is plain data");
-        write_private(&path, &text).map_err(CloudError::file(&path, "written"))?;
+        self.write_config(config)?;
         EndRecord::clear(&self.path).map_err(CloudError::file(&self.path, "cleaned"))?;
         let spawn_error = |source| CloudError::Spawn { instance: self.id, source };
         let (near, far) = UnixStream::pair().map_err(spawn_error)?;
@@ -191,6 +181,18 @@ impl Folder {
         monitor_process::spawn(&self.path, inherited, monotonic_ns()).map_err(spawn_error)?;
         let client = ControlClient::new(near).map_err(self.control_error())?;
         Ok(Monitor { folder: self.clone(), client, ready: false, ended: None })
+    }
+
+    /// Changes the configuration in the folder, which a machine whose guest reboots starts anew with.
+    pub fn change_config(&self, change: impl FnOnce(&mut MachineConfig)) -> Result<(), CloudError> {
+        let mut config =
+            monitor_process::read_config(&self.path).map_err(CloudError::file(self.path.join(CONFIG), "read"))?;
+        change(&mut config);
+        self.write_config(&config)
+    }
+
+    fn write_config(&self, config: &MachineConfig) -> Result<(), CloudError> {
+        monitor_process::write_config(&self.path, config).map_err(CloudError::file(self.path.join(CONFIG), "written"))
     }
 
     /// The machine of an instance with these volumes, in the order of its block devices.
@@ -202,11 +204,9 @@ impl Folder {
         volumes: &[VolumeRecord],
         seed: Option<PathBuf>,
     ) -> Result<MachineConfig, CloudError> {
-        let (mut kernel, _) = image_machine(image);
-        if let Some(options) = &record.cmdline {
-            kernel.cmdline = format!("{} {options}", kernel.cmdline).trim().to_string();
-        }
-        kernel.cmdline.push_str(&format!(" wisp.hostname={}", hostname(&record.id)));
+        let mut kernel = image_kernel(image);
+        add_options(&mut kernel, record.cmdline.as_deref());
+        name_host(&mut kernel, &record.id);
         if seed.is_some() {
             kernel.cmdline.push_str(" wisp.seed");
         }
@@ -224,15 +224,15 @@ impl Folder {
     /// Fresh, empty instance-store disks of the instance's type: sparse files, gone when it stops.
     fn instance_store(&self, record: &InstanceRecord) -> Result<Vec<DiskConfig>, CloudError> {
         self.remove_instance_store()?;
-        let Some(store) = catalogue::find(&record.instance_type)?.instance_store else { return Ok(Vec::new()) };
-        let disk = |index: u32| {
+        let sizes = catalogue::find(&record.instance_type)?.instance_store();
+        let disk = |(index, gb): (usize, u64)| {
             let path = self.path.join(format!("{EPHEMERAL}{index}"));
             let file = private_file(&path).map_err(CloudError::file(&path, "made"))?;
-            file.set_len(u64::from(store.disk_gb) * GB).map_err(CloudError::file(&path, "made"))?;
+            file.set_len(gb * GB).map_err(CloudError::file(&path, "made"))?;
             let id = format!("ephemeral{index}");
             Ok(DiskConfig { id, path, format: DiskFormat::Raw, access: DiskAccess::ReadWrite, root: false })
         };
-        (0..store.disks).map(disk).collect()
+        sizes.into_iter().enumerate().map(disk).collect()
     }
 
     /// Removes the instance-store disks, of which nothing outlives a stop.
@@ -275,9 +275,14 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// The last lines of the guest's console.
-    pub fn console_tail(&self) -> ConsoleTail {
-        self.folder.console_tail()
+    /// The error for a guest whose agent took too long; `state` is its instance's.
+    pub fn not_ready(&self, state: InstanceState, after: Duration) -> CloudError {
+        CloudError::NotReady {
+            instance: self.folder.id,
+            state: state.as_str(),
+            seconds: after.as_secs(),
+            console: self.folder.console_tail(),
+        }
     }
 
     /// Waits until the machine is built: the guest runs. The error is why it could not be.
@@ -350,7 +355,8 @@ impl Monitor {
         Ok(())
     }
 
-    fn ask(&mut self, request: &Request) -> Result<Message, CloudError> {
+    /// Asks for something, and returns the answer.
+    pub(super) fn ask(&mut self, request: &Request) -> Result<Message, CloudError> {
         self.send(request)?;
         loop {
             let message = self.client.receive(Some(ANSWER_TIMEOUT)).map_err(self.folder.control_error())?;
@@ -385,7 +391,8 @@ impl Monitor {
         Ok(())
     }
 
-    fn unexpected(&self, message: &Message) -> CloudError {
+    /// The error for an answer to something else.
+    pub(super) fn unexpected(&self, message: &Message) -> CloudError {
         let why = format!("its monitor answered something else: {message:?}");
         CloudError::Refused { instance: self.folder.id, why }
     }

@@ -9,6 +9,7 @@ pub mod embedded;
 mod error;
 pub mod image;
 pub mod import;
+pub mod key_pair;
 pub mod launch;
 pub mod lifecycle;
 pub mod machine;
@@ -18,8 +19,9 @@ pub mod registry;
 pub mod resolve;
 pub mod run;
 mod seed;
+pub mod volume;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -27,8 +29,7 @@ pub use error::CloudError;
 
 use crate::ec2::id::{Id, Kind, RANDOM_BYTES};
 use crate::host::home::Home;
-use crate::store::{InstanceRecord, Store};
-use machine::Monitor;
+use crate::store::Store;
 
 /// The open data directory.
 #[derive(Debug)]
@@ -62,16 +63,6 @@ impl Cloud {
 /// Now, in seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// The error for a guest whose agent took too long.
-pub fn error_not_ready(record: &InstanceRecord, monitor: &Monitor, after: Duration) -> CloudError {
-    CloudError::NotReady {
-        instance: record.id,
-        state: record.state.as_str(),
-        seconds: after.as_secs(),
-        console: monitor.console_tail(),
-    }
 }
 
 /// A new identifier.

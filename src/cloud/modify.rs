@@ -6,7 +6,7 @@ use super::launch::threads_per_core;
 use super::lifecycle::get;
 use crate::ec2::capacity::Request;
 use crate::ec2::state::{Action, ShutdownBehavior};
-use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
+use crate::ec2::{ErrorCode, InstanceId};
 use crate::store::InstanceRecord;
 
 /// What is to be changed; what is left out stays.
@@ -62,15 +62,11 @@ impl Cloud {
             record.tags.extend(set.iter().cloned());
             record.tags.retain(|key, _| !remove.contains(key));
             if record.tags.len() > MAX_TAGS {
-                return Err(Ec2Error::Refused {
-                    code: ErrorCode::InvalidParameterValue,
-                    what: format!(
-                        "The instance '{id}' would have {} tags; {MAX_TAGS} are possible.",
-                        record.tags.len()
-                    ),
-                    hint: None,
-                }
-                .into());
+                return Err(CloudError::refused(
+                    ErrorCode::InvalidParameterValue,
+                    format!("The instance '{id}' would have {} tags; {MAX_TAGS} are possible.", record.tags.len()),
+                    None,
+                ));
             }
             tx.put(&record)?;
             Ok(record)

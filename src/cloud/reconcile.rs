@@ -80,8 +80,7 @@ impl Cloud {
             let mut record = get(tx, id)?;
             if record.state == InstanceState::Stopping {
                 record.state = InstanceState::Running;
-                record.state_reason = None;
-                record.state_transition_reason.clear();
+                record.clear_reason();
                 tx.put(&record)?;
             }
             Ok(())
@@ -115,12 +114,13 @@ impl Cloud {
         let folder = self.home.instances();
         // A launch that is at it has the lock for milliseconds; what it makes has an entry when it lets go.
         let _lock = self.home.lock(&folder)?;
+        let records: Vec<InstanceRecord> = self.store.read::<_, StoreError>(|tx| tx.list())?;
         let mut swept = false;
         for entry in fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))? {
             let path = entry.map_err(CloudError::file(&folder, "read"))?.path();
             let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<InstanceId>().ok());
             let Some(id) = id else { continue };
-            let record = self.store.read::<_, StoreError>(|tx| tx.get::<InstanceRecord>(&id.to_string()))?;
+            let record = records.iter().find(|record| record.id == id);
             if record.is_none_or(|record| record.state == InstanceState::Terminated)
                 && let Some(_lock) = Folder::of(&self.home, id).try_lock()?
             {
@@ -136,11 +136,7 @@ impl Cloud {
         let folder = self.home.volumes();
         let entries = fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))?;
         let names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        let known: Vec<String> = self.store.read::<_, StoreError>(|tx| {
-            let volumes = tx.list::<crate::store::VolumeRecord>()?.into_iter().map(|volume| volume.file);
-            let snapshots = tx.list::<crate::store::SnapshotRecord>()?.into_iter().map(|snapshot| snapshot.file);
-            Ok(volumes.chain(snapshots).collect())
-        })?;
+        let known = self.volume_files()?;
         Ok(names.iter().any(|name| !name.starts_with('.') && !known.contains(name)))
     }
 }

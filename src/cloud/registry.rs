@@ -1,14 +1,21 @@
 //! The registered images: those that were imported or made here, and the embedded one.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
 
 use super::error::CloudError;
-use super::image::{Image, ImageError, MANIFEST};
-use super::{Cloud, embedded, now};
+use super::image::{Image, ImageError, MANIFEST, RootEntry};
+use super::{Cloud, embedded, new_id, now};
 use crate::ec2::id::Id;
 use crate::ec2::id::Image as ImageKind;
-use crate::ec2::{Ec2Error, ImageId};
-use crate::store::{ImageRecord, InstanceRecord, StoreError, Transaction, Visibility};
+use crate::ec2::state::{Action, InstanceState};
+use crate::ec2::{ErrorCode, ImageId, InstanceId};
+use crate::host::disk_image;
+use crate::host::home::write_private;
+use crate::store::{ImageRecord, InstanceRecord, SnapshotRecord, StoreError, Transaction, Visibility, VolumeRecord};
+use crate::vmm::config::DiskFormat;
 
 impl Cloud {
     /// The image that `reference` stands for: an identifier, the beginning of one, or a name; the embedded one when
@@ -27,12 +34,11 @@ impl Cloud {
         }
         if !Id::<ImageKind>::looks_like(reference) {
             if reference.contains('/') {
-                return Err(Ec2Error::Refused {
-                    code: crate::ec2::ErrorCode::InvalidAmiIdNotFound,
-                    what: format!("The directory '{reference}' is no registered image."),
-                    hint: Some(format!("`wisp image import {reference} --name NAME` makes it one.")),
-                }
-                .into());
+                return Err(CloudError::refused(
+                    ErrorCode::InvalidAmiIdNotFound,
+                    format!("The directory '{reference}' is no registered image."),
+                    Some(format!("`wisp run {reference}` runs it; `wisp image ls` lists the registered ones.")),
+                ));
             }
             return Err(ImageId::not_found(reference).into());
         }
@@ -87,16 +93,120 @@ impl Cloud {
         })
     }
 
+    /// Makes an image of an instance's root volume: a copy of what is on it, with the kernel that the instance boots.
+    ///
+    /// A running guest is asked to write what it has to its disk first, unless `no_reboot`; the copy is made of a snapshot
+    /// then, so that it goes on writing.
+    pub fn create_image(
+        &mut self,
+        instance: InstanceId,
+        name: &str,
+        description: &str,
+        no_reboot: bool,
+    ) -> Result<ImageRecord, CloudError> {
+        check_name(name)?;
+        let record = self.instance(&instance.to_string())?;
+        Action::ChangeVolumes.allowed(instance, record.state)?;
+        let source = self.open_image(record.image_id)?;
+        let (Some(root), Some(entry)) = (self.volumes_of(&record)?.into_iter().next(), &source.manifest.root) else {
+            return Err(CloudError::refused(
+                ErrorCode::Unsupported,
+                format!("{instance} has no root volume to make an image of."),
+                None,
+            ));
+        };
+        let running = record.state == InstanceState::Running;
+        if running && !no_reboot {
+            let guest = |source| CloudError::Guest { instance, source };
+            self.folder(instance).agent(SYNC_TIMEOUT)?.sync(SYNC_TIMEOUT).map_err(guest)?;
+        }
+        let snapshot =
+            if running { Some(self.create_snapshot(root.id, "for an image", Default::default())?) } else { None };
+        let frozen = self.home.volumes().join(snapshot.as_ref().map_or(&root.file, |snapshot| &snapshot.file));
+        let made = self.build_image(&source, entry, &frozen, name, description, instance);
+        if let Some(snapshot) = snapshot {
+            self.delete_snapshot(snapshot.id)?;
+        }
+        made
+    }
+
+    fn build_image(
+        &mut self,
+        source: &Image,
+        entry: &RootEntry,
+        disk: &Path,
+        name: &str,
+        description: &str,
+        instance: InstanceId,
+    ) -> Result<ImageRecord, CloudError> {
+        let images = self.home.images();
+        // Held until the image has its entry: what is found unfinished under this lock was left by a process that is gone.
+        let _lock = self.home.lock(&images)?;
+        let id: ImageId = new_id();
+        let scratch = tempfile::Builder::new()
+            .prefix(embedded::UNFINISHED)
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir_in(&images)
+            .map_err(CloudError::file(&images, "written"))?;
+        let mut manifest = source.manifest.clone();
+        manifest.name = name.into();
+        manifest.description = description.into();
+        for file in manifest.digests().map(|(file, _)| file.to_string()).filter(|file| *file != entry.file) {
+            let (from, to) = (source.folder.join(&file), scratch.path().join(&file));
+            // The same file twice takes no room; another file system takes a copy.
+            fs::hard_link(&from, &to)
+                .or_else(|_| fs::copy(&from, &to).map(|_| ()))
+                .map_err(CloudError::file(&to, "made"))?;
+        }
+        let root = scratch.path().join(&entry.file);
+        disk_image::convert(disk, DiskFormat::Qcow2, &root, DiskFormat::Raw)?;
+        let sha256 = embedded::sha256(&root).map_err(CloudError::file(&root, "read"))?;
+        manifest.root = Some(RootEntry { sha256, format: DiskFormat::Raw, ..entry.clone() });
+        let text = toml::to_string(&manifest).expect("a manifest is plain data");
+        let path = scratch.path().join(MANIFEST);
+        write_private(&path, text.as_bytes()).map_err(CloudError::file(&path, "written"))?;
+        let record = ImageRecord {
+            id,
+            name: name.into(),
+            description: description.into(),
+            created: now(),
+            owner: std::env::var("USER").unwrap_or_else(|_| "self".into()),
+            visibility: Visibility::Private,
+            source_instance: Some(instance),
+            deregistered: None,
+            tags: Default::default(),
+        };
+        self.register(record, scratch)
+    }
+
+    /// Gives a complete bundle its place, and its entry.
+    fn register(&mut self, record: ImageRecord, bundle: tempfile::TempDir) -> Result<ImageRecord, CloudError> {
+        let folder = self.home.images().join(record.id.to_string());
+        self.store.write(|tx| {
+            let taken = tx
+                .list::<ImageRecord>()?
+                .into_iter()
+                .any(|known| known.deregistered.is_none() && known.name == record.name);
+            if taken || record.name == embedded::NAME {
+                let what = format!("AMI name {} is already in use.", record.name);
+                return Err(CloudError::refused(ErrorCode::InvalidAmiNameDuplicate, what, None));
+            }
+            fs::rename(bundle.path(), &folder).map_err(CloudError::file(&folder, "made"))?;
+            let _ = bundle.keep();
+            tx.insert(&record)?;
+            Ok(record)
+        })
+    }
+
     /// Deregisters an image. Its files stay for as long as an instance or a volume uses them.
     pub fn deregister_image(&mut self, reference: &str) -> Result<ImageRecord, CloudError> {
         let mut record = self.image_record(reference)?;
         if record.id == embedded::id() {
-            return Err(Ec2Error::Refused {
-                code: crate::ec2::ErrorCode::OperationNotPermitted,
-                what: format!("The image '{}' is inside wisp and cannot be deregistered.", record.name),
-                hint: None,
-            }
-            .into());
+            return Err(CloudError::refused(
+                ErrorCode::OperationNotPermitted,
+                format!("The image '{}' is inside wisp and cannot be deregistered.", record.name),
+                None,
+            ));
         }
         record.deregistered = Some(now());
         self.store.write::<_, StoreError>(|tx| tx.put(&record))?;
@@ -120,6 +230,7 @@ impl Cloud {
             }
             Ok(kept)
         })?;
+        embedded::remove_unfinished(&folder).map_err(CloudError::file(&folder, "cleaned"))?;
         for entry in fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))? {
             let path = entry.map_err(CloudError::file(&folder, "read"))?.path();
             let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<ImageId>().ok());
@@ -135,7 +246,20 @@ impl Cloud {
 /// Images that a disk of some volume or snapshot rests on, or that an instance boots the kernel of.
 fn images_in_use(tx: &Transaction) -> Result<Vec<ImageId>, CloudError> {
     let mut used: Vec<ImageId> = tx.list::<InstanceRecord>()?.iter().map(|record| record.image_id).collect();
-    used.extend(tx.list::<crate::store::VolumeRecord>()?.iter().filter_map(|record| record.image_id));
-    used.extend(tx.list::<crate::store::SnapshotRecord>()?.iter().filter_map(|record| record.image_id));
+    used.extend(tx.list::<VolumeRecord>()?.iter().filter_map(|record| record.image_id));
+    used.extend(tx.list::<SnapshotRecord>()?.iter().filter_map(|record| record.image_id));
     Ok(used)
+}
+
+/// How long a guest may take to write what it has to its disk.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// An image's name: 3 to 128 letters, digits and `()[] ./-'@_` (EC2 API Reference, `CreateImage`).
+fn check_name(name: &str) -> Result<(), CloudError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "()[] ./-'@_".contains(c);
+    if (3..=128).contains(&name.len()) && name.chars().all(allowed) {
+        return Ok(());
+    }
+    let what = format!("Invalid AMI name '{name}': it has 3 to 128 letters, digits and ()[] ./-'@_.");
+    Err(CloudError::refused(ErrorCode::InvalidAmiNameMalformed, what, None))
 }

@@ -1,9 +1,10 @@
 //! What a person calls a thing: its identifier, an unambiguous beginning of it, or the value of its `Name` tag.
 
 use super::error::CloudError;
-use crate::ec2::id::{Id, Instance, Kind, Volume};
-use crate::ec2::{Ec2Error, InstanceId, VolumeId};
-use crate::store::{InstanceRecord, Transaction, VolumeRecord};
+use crate::ec2::Ec2Error;
+use crate::ec2::id::{Id, Kind};
+use crate::ec2::state::InstanceState;
+use crate::store::{InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
 
 /// The one of `known` (identifiers with their names) that `reference` stands for.
 fn find<K: Kind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Result<Id<K>, Ec2Error> {
@@ -23,25 +24,33 @@ fn find<K: Kind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Result<Id<
 /// The instance that `reference` stands for. A terminated one is found by its identifier only: its name may be
 /// another's by now.
 pub fn instance(tx: &Transaction, reference: &str) -> Result<InstanceRecord, CloudError> {
-    let records: Vec<InstanceRecord> = tx.list()?;
-    let gone = |record: &InstanceRecord| record.state == crate::ec2::state::InstanceState::Terminated;
-    let known: Vec<(Id<Instance>, Option<&str>)> =
-        records.iter().map(|record| (record.id, if gone(record) { None } else { record.name() })).collect();
-    let id: InstanceId = find(reference, &known)?;
-    Ok(records.into_iter().find(|record| record.id == id).expect("it was found among these"))
+    let gone = |record: &InstanceRecord| record.state == InstanceState::Terminated;
+    one_of(tx.list()?, reference, |record| (record.id, if gone(record) { None } else { record.name() }))
 }
 
 /// The volume that `reference` stands for.
 pub fn volume(tx: &Transaction, reference: &str) -> Result<VolumeRecord, CloudError> {
-    let records: Vec<VolumeRecord> = tx.list()?;
-    let known: Vec<(Id<Volume>, Option<&str>)> = records.iter().map(|record| (record.id, record.name())).collect();
-    let id: VolumeId = find(reference, &known)?;
-    Ok(records.into_iter().find(|record| record.id == id).expect("it was found among these"))
+    one_of(tx.list()?, reference, |record: &VolumeRecord| (record.id, record.name()))
+}
+
+/// The snapshot that `reference` stands for.
+pub fn snapshot(tx: &Transaction, reference: &str) -> Result<SnapshotRecord, CloudError> {
+    one_of(tx.list()?, reference, |record: &SnapshotRecord| (record.id, record.name()))
+}
+
+fn one_of<R, K: Kind>(
+    records: Vec<R>,
+    reference: &str,
+    called: impl Fn(&R) -> (Id<K>, Option<&str>),
+) -> Result<R, CloudError> {
+    let id = find(reference, &records.iter().map(&called).collect::<Vec<_>>())?;
+    Ok(records.into_iter().find(|record| called(record).0 == id).expect("it was found among these"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ec2::InstanceId;
 
     fn id(text: &str) -> InstanceId {
         text.parse().unwrap()

@@ -12,26 +12,23 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::rand::{GetRandomFlags, getrandom};
-
 use super::image::Image;
+use super::new_id;
 use crate::ec2::id::InstanceId;
-use crate::host::home::{Home, HomeError, private_file, write_private};
+use crate::host::home::{Home, HomeError, lock_file, try_lock_file};
 use crate::host::monitor_process::{self, Inherited};
 use crate::vmm::config::{
     BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, MachineConfig, VsockConfig,
 };
 use crate::vmm::control::{ClientError, ControlClient, Message, Request, Status};
+use crate::vmm::devices::console;
 use crate::vmm::end::End;
 use crate::vmm::machine::Launcher;
 
 /// The guest's context id; each monitor has a vsock device of its own, so that all can be the same.
-const GUEST_CID: u32 = 3;
+pub(super) const GUEST_CID: u32 = 3;
 /// The vsock socket's name in an instance's folder.
-const VSOCK: &str = "vsock.sock";
-/// The console log's.
-const CONSOLE_LOG: &str = "console.log";
+pub(super) const VSOCK: &str = "vsock.sock";
 /// How long a monitor may take to end once it was told to.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 /// How much of the console is shown when something went wrong, in lines.
@@ -150,7 +147,7 @@ impl RunSpec {
     /// The machine, with its vsock socket in `folder`.
     fn machine(&self, id: &InstanceId, folder: &Path) -> MachineConfig {
         let (mut kernel, mut disks) = match &self.boot {
-            Boot::Image(image) => image_machine(image),
+            Boot::Image(image) => (image_kernel(image), root_disk(image).into_iter().collect()),
             Boot::Kernel { kernel, initrd, protocol, software_kvm_aware } => {
                 let (path, initrd) = (kernel.clone(), initrd.clone());
                 let (protocol, software_kvm_aware) = (*protocol, *software_kvm_aware);
@@ -162,11 +159,9 @@ impl RunSpec {
             let id = format!("disk{index}");
             disks.push(DiskConfig { id, path: disk.path.clone(), format: disk.format, access, root: false });
         }
-        if let Some(options) = &self.cmdline {
-            kernel.cmdline = format!("{} {options}", kernel.cmdline).trim().to_string();
-        }
+        add_options(&mut kernel, self.cmdline.as_deref());
         if matches!(self.boot, Boot::Image(_)) {
-            kernel.cmdline.push_str(&format!(" wisp.hostname={}", hostname(id)));
+            name_host(&mut kernel, id);
         } else if kernel.initrd.is_none() && !names_root(&kernel.cmdline) && !disks.is_empty() {
             disks[0].root = true;
         }
@@ -175,34 +170,44 @@ impl RunSpec {
     }
 }
 
-/// An image's kernel and root disk.
-pub(super) fn image_machine(image: &Image) -> (KernelConfig, Vec<DiskConfig>) {
+/// An image's kernel.
+pub(super) fn image_kernel(image: &Image) -> KernelConfig {
     let manifest = &image.manifest;
-    let kernel = KernelConfig {
+    KernelConfig {
         path: image.folder.join(&manifest.kernel.file),
         initrd: manifest.initrd.as_ref().map(|entry| image.folder.join(&entry.file)),
         cmdline: manifest.kernel.cmdline.clone(),
         protocol: manifest.kernel.protocol,
         software_kvm_aware: manifest.kernel.software_kvm_aware,
-    };
-    let root = manifest.root.as_ref().map(|root| DiskConfig {
+    }
+}
+
+/// An image's root file system, with a layer over it that is gone with the machine.
+fn root_disk(image: &Image) -> Option<DiskConfig> {
+    image.manifest.root.as_ref().map(|root| DiskConfig {
         id: "root".into(),
         path: image.folder.join(&root.file),
         format: root.format,
         access: DiskAccess::Ephemeral,
         root: true,
-    });
-    (kernel, root.into_iter().collect())
+    })
+}
+
+/// Adds a user's options to the kernel's.
+pub(super) fn add_options(kernel: &mut KernelConfig, options: Option<&str>) {
+    if let Some(options) = options {
+        kernel.cmdline = format!("{} {options}", kernel.cmdline).trim().to_string();
+    }
+}
+
+/// Has the guest call itself something short, and different for each instance.
+pub(super) fn name_host(kernel: &mut KernelConfig, id: &InstanceId) {
+    let id = id.to_string();
+    kernel.cmdline.push_str(&format!(" wisp.hostname={}", &id[..id.len().min(10)]));
 }
 
 fn names_root(cmdline: &str) -> bool {
     cmdline.split_whitespace().any(|option| option.starts_with("root="))
-}
-
-/// What the guest calls itself: short, and different for each instance.
-pub(super) fn hostname(id: &InstanceId) -> String {
-    let id = id.to_string();
-    id[..id.len().min(10)].to_string()
 }
 
 /// A running instance; when it is dropped, nothing of it is left.
@@ -239,8 +244,7 @@ impl EphemeralInstance {
         began_ns: u64,
     ) -> Result<EphemeralInstance, RunError> {
         let failed = |source| RunError::Folder { path: folder.to_path_buf(), source };
-        let config = serde_json::to_vec_pretty(&spec.machine(&id, folder)).expect("a configuration is plain data");
-        write_private(&folder.join(monitor_process::CONFIG), &config).map_err(failed)?;
+        monitor_process::write_config(folder, &spec.machine(&id, folder)).map_err(failed)?;
         let (owner, monitor_owner) = UnixStream::pair().map_err(RunError::Spawn)?;
         let console = if spec.console { Some(UnixStream::pair().map_err(RunError::Spawn)?) } else { None };
         let (console, monitor_console) = console.unzip();
@@ -360,17 +364,14 @@ fn make_folder(home: &Home) -> Result<(InstanceId, PathBuf, fs::File), RunError>
     let runs = home.runs();
     let _all = home.lock(&runs)?;
     sweep(&runs);
-    let mut random = [0; 9];
     let failed = |path: &Path| {
         let path = path.to_path_buf();
         move |source| RunError::Folder { path, source }
     };
-    getrandom(&mut random, GetRandomFlags::empty()).map_err(io::Error::from).map_err(failed(&runs))?;
-    let id = InstanceId::from_random(random);
+    let id: InstanceId = new_id();
     let folder = runs.join(id.to_string());
     fs::DirBuilder::new().mode(0o700).create(&folder).map_err(failed(&folder))?;
-    let lock = private_file(&folder.join(monitor_process::LOCK)).map_err(failed(&folder))?;
-    flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from).map_err(failed(&folder))?;
+    let lock = lock_file(&folder.join(monitor_process::LOCK)).map_err(failed(&folder))?;
     Ok((id, folder, lock))
 }
 
@@ -378,8 +379,7 @@ fn make_folder(home: &Home) -> Result<(InstanceId, PathBuf, fs::File), RunError>
 fn sweep(runs: &Path) {
     let Ok(entries) = fs::read_dir(runs) else { return };
     for folder in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
-        let Ok(lock) = private_file(&folder.join(monitor_process::LOCK)) else { continue };
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        if let Ok(Some(_lock)) = try_lock_file(&folder.join(monitor_process::LOCK)) {
             log::info!("removing what is left of {}", folder.display());
             if let Err(error) = fs::remove_dir_all(&folder) {
                 log::warn!("{} cannot be removed: {error}", folder.display());
@@ -390,7 +390,7 @@ fn sweep(runs: &Path) {
 
 /// The last lines of the console of the machine in `folder`.
 pub(super) fn console_tail(folder: &Path) -> ConsoleTail {
-    let bytes = fs::read(folder.join(CONSOLE_LOG)).unwrap_or_default();
+    let bytes = fs::read(folder.join(console::LOG)).unwrap_or_default();
     ConsoleTail(last_lines(&bytes, CONSOLE_LINES))
 }
 

@@ -2,12 +2,10 @@
 
 use std::path::PathBuf;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-
 use super::Cloud;
 use super::error::CloudError;
 use super::machine::Folder;
+use crate::ec2::user_data::{Kind, UserData};
 use crate::guest::Seed;
 use crate::host::home::write_private;
 use crate::store::{InstanceRecord, KeyPairRecord};
@@ -36,7 +34,7 @@ impl Cloud {
             default_user: default_user.to_string(),
             public_keys: key.into_iter().map(|key| key.public_key).collect(),
             // What is in the store was checked when it came in.
-            user_data: record.user_data.as_ref().and_then(|text| STANDARD.decode(text).ok()).map(unpack),
+            user_data: record.user_data.as_ref().and_then(|text| UserData::from_base64(text).ok()).map(unpack),
         };
         let path = folder.path().join(FILE);
         write_private(&path, &seed.encode()).map_err(CloudError::file(&path, "written"))?;
@@ -45,34 +43,35 @@ impl Cloud {
 }
 
 /// User data without its compression; what is no sound gzip stays as it is.
-fn unpack(data: Vec<u8>) -> Vec<u8> {
+fn unpack(data: UserData) -> Vec<u8> {
     use std::io::Read;
-    if !data.starts_with(&GZIP) {
-        return data;
+    if data.kind() != Kind::Gzip {
+        return data.into_bytes();
     }
     let mut unpacked = Vec::new();
     // What it unpacks to has to fit into a seed with all else.
     let limit = (crate::guest::MAX_SEED - 16 * 1024) as u64;
-    match flate2::read::GzDecoder::new(data.as_slice()).take(limit).read_to_end(&mut unpacked) {
+    match flate2::read::GzDecoder::new(data.bytes()).take(limit).read_to_end(&mut unpacked) {
         Ok(_) => unpacked,
-        Err(_) => data,
+        Err(_) => data.into_bytes(),
     }
 }
-
-/// The first bytes of what gzip compressed (RFC 1952, section 2.3.1).
-const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
 
+    fn unpacked(bytes: &[u8]) -> Vec<u8> {
+        unpack(UserData::raw(bytes.to_vec()).unwrap())
+    }
+
     #[test]
     fn compressed_user_data_is_unpacked_and_other_is_not() {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
         encoder.write_all(b"#!/bin/sh\n").unwrap();
-        assert_eq!(unpack(encoder.finish().unwrap()), b"#!/bin/sh\n");
-        assert_eq!(unpack(b"plain".to_vec()), b"plain");
-        assert_eq!(unpack(vec![0x1f, 0x8b, 0]), [0x1f, 0x8b, 0]);
+        assert_eq!(unpacked(&encoder.finish().unwrap()), b"#!/bin/sh\n");
+        assert_eq!(unpacked(b"plain"), b"plain");
+        assert_eq!(unpacked(&[0x1f, 0x8b, 0]), [0x1f, 0x8b, 0]);
     }
 }

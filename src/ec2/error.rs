@@ -5,6 +5,10 @@ use std::fmt;
 use super::capacity::Shortage;
 use super::id::{DIGITS, InstanceId};
 use super::instance_type::NotLaunchable;
+use super::key::KeyPairError;
+use super::tag::TagError;
+use super::user_data::UserDataError;
+use super::volume::VolumeError;
 
 /// EC2's error codes, spelled as the API spells them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +59,28 @@ pub enum ErrorCode {
     OperationNotPermitted,
     /// The volume is attached to an instance.
     VolumeInUse,
+
+    // Of volumes' figures, key pairs, user data and tags.
+    /// The instance can have no more volumes.
+    AttachmentLimitExceeded,
+    /// An entry of a block device mapping is not allowed.
+    InvalidBlockDeviceMapping,
+    /// A key pair has that name already.
+    InvalidKeyPairDuplicate,
+    /// What was given is no public key.
+    InvalidKeyPairFormat,
+    /// Parameters that exclude each other, or lack one another.
+    InvalidParameterCombination,
+    /// A tag's key is not allowed.
+    InvalidTagKeyMalformed,
+    /// User data that is not well formed.
+    InvalidUserDataMalformed,
+    /// A parameter is needed, and was not given.
+    MissingParameter,
+    /// A resource has all the tags it can have.
+    TagLimitExceeded,
+    /// There is no such type of volume.
+    UnknownVolumeType,
 }
 
 impl ErrorCode {
@@ -84,6 +110,17 @@ impl ErrorCode {
             ErrorCode::IncorrectState => "IncorrectState",
             ErrorCode::OperationNotPermitted => "OperationNotPermitted",
             ErrorCode::VolumeInUse => "VolumeInUse",
+
+            ErrorCode::AttachmentLimitExceeded => "AttachmentLimitExceeded",
+            ErrorCode::InvalidBlockDeviceMapping => "InvalidBlockDeviceMapping",
+            ErrorCode::InvalidKeyPairDuplicate => "InvalidKeyPair.Duplicate",
+            ErrorCode::InvalidKeyPairFormat => "InvalidKeyPair.Format",
+            ErrorCode::InvalidParameterCombination => "InvalidParameterCombination",
+            ErrorCode::InvalidTagKeyMalformed => "InvalidTagKey.Malformed",
+            ErrorCode::InvalidUserDataMalformed => "InvalidUserData.Malformed",
+            ErrorCode::MissingParameter => "MissingParameter",
+            ErrorCode::TagLimitExceeded => "TagLimitExceeded",
+            ErrorCode::UnknownVolumeType => "UnknownVolumeType",
         }
     }
 }
@@ -170,9 +207,23 @@ pub enum Ec2Error {
         /// What to do about it, as a line.
         hint: Option<String>,
     },
+
+    /// A volume, a change of one, or its place in an instance is not allowed.
+    Volume(VolumeError),
+    /// A key pair is not allowed.
+    KeyPair(KeyPairError),
+    /// User data is not allowed.
+    UserData(UserDataError),
+    /// A tag is not allowed.
+    Tag(TagError),
 }
 
 impl Ec2Error {
+    /// A refusal for a reason of its own.
+    pub fn refused(code: ErrorCode, what: impl Into<String>, hint: Option<String>) -> Ec2Error {
+        Ec2Error::Refused { code, what: what.into(), hint }
+    }
+
     /// EC2's code.
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -184,6 +235,11 @@ impl Ec2Error {
             Ec2Error::MalformedId { code, .. } | Ec2Error::NotFound { code, .. } => *code,
             Ec2Error::IncorrectInstanceState { .. } => ErrorCode::IncorrectInstanceState,
             Ec2Error::Refused { code, .. } => *code,
+
+            Ec2Error::Volume(cause) => cause.code(),
+            Ec2Error::KeyPair(cause) => cause.code(),
+            Ec2Error::UserData(cause) => cause.code(),
+            Ec2Error::Tag(cause) => cause.code(),
         }
     }
 
@@ -221,6 +277,11 @@ impl Ec2Error {
                 Some(format!("`wisp show {instance}` says more about its state."))
             }
             Ec2Error::Refused { hint, .. } => hint.clone(),
+
+            Ec2Error::Volume(cause) => cause.hint(),
+            Ec2Error::KeyPair(cause) => cause.hint(),
+            Ec2Error::UserData(cause) => cause.hint(),
+            Ec2Error::Tag(cause) => cause.hint(),
         }
     }
 }
@@ -252,11 +313,40 @@ impl fmt::Display for Ec2Error {
                 write!(f, "The instance '{instance}' is {state}, a state from which it cannot be {action}.")
             }
             Ec2Error::Refused { what, .. } => write!(f, "{what}"),
+
+            Ec2Error::Volume(cause) => cause.fmt(f),
+            Ec2Error::KeyPair(cause) => cause.fmt(f),
+            Ec2Error::UserData(cause) => cause.fmt(f),
+            Ec2Error::Tag(cause) => cause.fmt(f),
         }
     }
 }
 
 impl std::error::Error for Ec2Error {}
+
+impl From<VolumeError> for Ec2Error {
+    fn from(cause: VolumeError) -> Self {
+        Ec2Error::Volume(cause)
+    }
+}
+
+impl From<KeyPairError> for Ec2Error {
+    fn from(cause: KeyPairError) -> Self {
+        Ec2Error::KeyPair(cause)
+    }
+}
+
+impl From<UserDataError> for Ec2Error {
+    fn from(cause: UserDataError) -> Self {
+        Ec2Error::UserData(cause)
+    }
+}
+
+impl From<TagError> for Ec2Error {
+    fn from(cause: TagError) -> Self {
+        Ec2Error::Tag(cause)
+    }
+}
 
 /// `a`, `a or b`, `a, b or c`.
 fn one_of<T: AsRef<str>>(names: &[T]) -> String {

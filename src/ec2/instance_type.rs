@@ -211,6 +211,12 @@ impl InstanceType {
         self.parts.family
     }
 
+    /// The size of each disk of its own, in GB: none for a type without, whose storage is EBS volumes only.
+    pub fn instance_store(&self) -> Vec<u64> {
+        let Some(store) = self.instance_store else { return Vec::new() };
+        (0..store.disks).map(|_| store.disk_gb.into()).collect()
+    }
+
     /// Whether Wisp could run it on a host that is large enough.
     pub fn launchable(&self) -> Result<(), NotLaunchable> {
         if self.bare_metal {
@@ -252,6 +258,13 @@ mod tests {
         assert_eq!(launchable("g4dn.metal"), Err(NotLaunchable::BareMetal));
         assert_eq!(launchable("p3.2xlarge"), Err(NotLaunchable::Gpu));
         assert_eq!(launchable("t4g.micro"), Err(NotLaunchable::Architecture));
+    }
+
+    #[test]
+    fn the_disks_of_a_type_are_listed_one_by_one() {
+        let disks = |name| catalogue::find(name).expect(name).instance_store();
+        assert_eq!(disks("i3.4xlarge"), [1900, 1900]);
+        assert_eq!(disks("t3.micro"), [0; 0]);
     }
 
     #[test]

@@ -3,15 +3,20 @@
 //! Nothing here does I/O, knows KVM or reads a clock, and nothing here imports another room: the
 //! caller passes in what the host has, and random bytes where an identifier is to be made.
 
+pub mod block_device;
 pub mod capacity;
 pub mod catalogue;
 pub mod describe;
 pub mod error;
 pub mod id;
 pub mod instance_type;
+pub mod key;
 pub mod size;
 pub mod state;
+pub mod tag;
 pub mod type_name;
+pub mod user_data;
+pub mod volume;
 
 pub use capacity::{HostCapacity, Request};
 pub use error::{Ec2Error, ErrorCode};

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use super::probe;
 
@@ -94,9 +95,24 @@ impl Home {
     pub fn lock(&self, folder: &Path) -> Result<File, HomeError> {
         let path = folder.join(".lock");
         let failed = |source| HomeError::Unusable { path: path.clone(), source };
-        let file = private_file(&path).map_err(failed)?;
-        flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
-        Ok(file)
+        lock_file(&path).map_err(failed)
+    }
+}
+
+/// Waits for the lock of a file, which is made where it does not exist; it is held until the file is dropped.
+pub fn lock_file(path: &Path) -> io::Result<File> {
+    let file = private_file(path)?;
+    flock(&file, FlockOperation::LockExclusive)?;
+    Ok(file)
+}
+
+/// The lock of a file, as [`lock_file`], if nobody has it.
+pub fn try_lock_file(path: &Path) -> io::Result<Option<File>> {
+    let file = private_file(path)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

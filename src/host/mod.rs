@@ -1,7 +1,8 @@
-//! What Wisp does to the host, and what it asks of it: its data directory, monitor processes, probes.
+//! What Wisp does to the host, and what it asks of it: its data directory, monitor processes, key pairs, probes.
 
 pub mod disk_image;
 pub mod home;
+pub mod key;
 pub mod monitor_process;
 pub mod probe;
 pub mod sparse;

@@ -14,6 +14,8 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 
+use super::home::write_private;
+use crate::vmm::config::MachineConfig;
 use crate::vmm::machine::Launcher;
 
 /// The configuration's file name in an instance's folder.
@@ -22,6 +24,17 @@ pub const CONFIG: &str = "config.json";
 pub const LOCK: &str = "lock";
 /// The log's.
 pub const LOG: &str = "vmm.log";
+
+/// Writes the configuration of the machine in `folder`.
+pub fn write_config(folder: &Path, config: &MachineConfig) -> io::Result<()> {
+    let text = serde_json::to_vec_pretty(config).expect("a configuration is plain data");
+    write_private(&folder.join(CONFIG), &text)
+}
+
+/// The configuration of the machine in `folder`.
+pub fn read_config(folder: &Path) -> io::Result<MachineConfig> {
+    Ok(serde_json::from_slice(&std::fs::read(folder.join(CONFIG))?)?)
+}
 
 /// What a monitor inherits.
 #[derive(Debug)]

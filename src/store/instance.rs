@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Record;
+use super::{AttachmentRecord, Record};
 use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use crate::ec2::{ImageId, InstanceId, ReservationId, VolumeId};
 
@@ -81,7 +81,25 @@ pub struct BlockDeviceMapping {
     pub attach_time: u64,
 }
 
+impl BlockDeviceMapping {
+    /// The instance's side of a volume's attachment.
+    pub fn of(volume_id: VolumeId, attachment: &AttachmentRecord) -> BlockDeviceMapping {
+        BlockDeviceMapping {
+            device_name: attachment.device_name.clone(),
+            volume_id,
+            delete_on_termination: attachment.delete_on_termination,
+            attach_time: attachment.attach_time,
+        }
+    }
+}
+
 impl InstanceRecord {
+    /// It goes towards running: why it did not is of no interest any more.
+    pub fn clear_reason(&mut self) {
+        self.state_reason = None;
+        self.state_transition_reason.clear();
+    }
+
     /// The value of its `Name` tag.
     pub fn name(&self) -> Option<&str> {
         self.tags.get("Name").map(String::as_str)

@@ -26,7 +26,7 @@ pub use instance::{BlockDeviceMapping, InstanceRecord};
 pub use key_pair::KeyPairRecord;
 pub use snapshot::{SnapshotRecord, SnapshotState};
 pub use table::{Record, Transaction};
-pub use volume::{AttachmentRecord, VolumeRecord, VolumeState};
+pub use volume::{AttachmentRecord, VolumeRecord};
 
 /// The database's name in the data directory.
 pub const FILE: &str = "wisp.db";

@@ -53,6 +53,13 @@ impl SnapshotState {
     }
 }
 
+impl SnapshotRecord {
+    /// The value of its `Name` tag.
+    pub fn name(&self) -> Option<&str> {
+        self.tags.get("Name").map(String::as_str)
+    }
+}
+
 impl Record for SnapshotRecord {
     const TABLE: &'static str = "snapshots";
 

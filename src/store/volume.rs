@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Record;
+use super::{BlockDeviceMapping, Record};
+use crate::ec2::volume::VolumeState;
 use crate::ec2::{ImageId, InstanceId, SnapshotId, VolumeId};
 
 /// A volume. Times are seconds since 1970.
@@ -46,32 +47,6 @@ pub struct VolumeRecord {
     pub tags: BTreeMap<String, String>,
 }
 
-/// A volume's states (EC2 API Reference, `Volume`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum VolumeState {
-    /// Its file is being made.
-    Creating,
-    /// It is attached to nothing.
-    Available,
-    /// It is attached to an instance.
-    InUse,
-    /// Its file is being removed.
-    Deleting,
-}
-
-impl VolumeState {
-    /// EC2's name for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            VolumeState::Creating => "creating",
-            VolumeState::Available => "available",
-            VolumeState::InUse => "in-use",
-            VolumeState::Deleting => "deleting",
-        }
-    }
-}
-
 /// Where a volume is attached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachmentRecord {
@@ -86,6 +61,11 @@ pub struct AttachmentRecord {
 }
 
 impl VolumeRecord {
+    /// Its instance's side of its attachment.
+    pub fn mapping(&self) -> Option<BlockDeviceMapping> {
+        self.attachment.as_ref().map(|attachment| BlockDeviceMapping::of(self.id, attachment))
+    }
+
     /// The value of its `Name` tag.
     pub fn name(&self) -> Option<&str> {
         self.tags.get("Name").map(String::as_str)

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,9 @@ pub enum EndRecord {
         end: End,
         /// Its last figures.
         status: Box<Status>,
+        /// When, in seconds since 1970.
+        #[serde(default)]
+        ended_at: u64,
     },
     /// There was no machine.
     Failed {
@@ -30,6 +34,13 @@ pub enum EndRecord {
 }
 
 impl EndRecord {
+    /// The record of a machine that has just ended.
+    pub fn ended(end: &End, status: &Status) -> EndRecord {
+        // A clock before 1970 is one that nobody has set.
+        let ended_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        EndRecord::Ended { end: end.clone(), status: Box::new(status.clone()), ended_at }
+    }
+
     /// The record of the machine in `folder`; none while it runs, and where its monitor was killed.
     pub fn read(folder: &Path) -> io::Result<Option<EndRecord>> {
         match std::fs::read(folder.join(FILE)) {
@@ -66,7 +77,8 @@ mod tests {
     fn a_record_is_read_back_and_cleared() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(EndRecord::read(folder.path()).unwrap(), None);
-        let record = EndRecord::Ended { end: End::Panic, status: Box::default() };
+        let record = EndRecord::ended(&End::Panic, &Status::default());
+        assert!(matches!(record, EndRecord::Ended { ended_at: 1.., .. }));
         record.write(folder.path()).unwrap();
         assert_eq!(EndRecord::read(folder.path()).unwrap(), Some(record));
         EndRecord::clear(folder.path()).unwrap();

@@ -24,7 +24,7 @@ use super::cpu::vcpu::{VcpuContext, VcpuHandle, install_kick_handler};
 use super::cpu::{cpuid, emulation, registers};
 use super::devices::acpi_pm::{self, AcpiPm};
 use super::devices::boot_timer::BootTimer;
-use super::devices::console::Console;
+use super::devices::console::{self, Console};
 use super::devices::i8042::{self, I8042};
 use super::devices::pvpanic::{self, Pvpanic};
 use super::devices::rtc::{self, Rtc};
@@ -264,7 +264,7 @@ fn new_eventfd() -> Result<EventFd, Error> {
 }
 
 fn new_console(folder: &Path, timeline: &Arc<Timeline>) -> Result<Console, Error> {
-    let path = folder.join("console.log");
+    let path = folder.join(console::LOG);
     Console::new(Some(&path), Arc::clone(timeline)).map_err(|source| Error::File { path, source })
 }
 

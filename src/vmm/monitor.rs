@@ -152,6 +152,11 @@ impl<'a> Monitor<'a> {
                 Request::Kill { by } => return Some(End::Killed { by }),
             }
         }
+        if incoming.closed {
+            // A connection that another descriptor leads to as well would be reported for ever.
+            let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+            self.control.remove(fd);
+        }
         (incoming.closed && incoming.owner)
             .then(|| End::Killed { by: "the exit of the command that started it".into() })
     }

@@ -3,6 +3,9 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod slots;
+
+pub mod instances;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -77,6 +80,13 @@ impl Wisp {
         let mut command = self.command(args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Running::new(command.spawn().expect("wisp starts"))
+    }
+
+    /// Starts a guest with a command in it that runs until its input ends, and waits for it to be up.
+    pub fn start_guest(&self) -> Running {
+        let mut running = self.start(&["run", "--", "sh", "-c", "echo up; exec cat"]);
+        running.wait_for("up");
+        running
     }
 
     /// Unpacks the embedded image, if need be, and returns its bundle.
@@ -227,6 +237,17 @@ impl Outcome {
     pub fn expect_code(self, code: i32) -> Outcome {
         assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.text(), self.stderr);
         self
+    }
+}
+
+/// The process id of the monitor of the machine in `folder`.
+pub fn monitor_pid(folder: &Path) -> u32 {
+    use wisp::vmm::control::{ControlClient, Message, Request};
+    let mut control = ControlClient::connect(&folder.join("control.sock")).unwrap();
+    control.send(&Request::Status).unwrap();
+    match control.receive(Some(DEADLINE)).unwrap() {
+        Message::Status(status) => status.pid,
+        other => panic!("not a status: {other:?}"),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Images of root file systems: an archive of files, a file system's image, or a qcow2 file with one in it.
 //!
-//! The image gets the embedded image's kernel, and the agent: inside, as a systemd service, where the files are ours to
-//! arrange and systemd is among them; else in an initial RAM disk that mounts the root, starts the agent and gives
-//! process 1 to the root's own init.
+//! The image gets the embedded image's kernel, and the agent in an initial RAM disk, where it mounts the root, sees to it
+//! that it is started there (by systemd, as a service, where that is the root's init), and gives process 1 to the root's
+//! own init. The root stays as it came.
 
 use std::fs::File;
 use std::io::Write;
@@ -12,11 +12,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::archive::TarFile;
 use super::content::{self, Content, FileSystem};
 use super::ext4::{self, Shape};
-use super::tree::{Kind, Node, Source, Tree};
+use super::tree::Tree;
 use super::{ImportError, LARGEST_FILE, Landing, Progress, newc, open_regular, render};
 use crate::cloud::image::{FileEntry, Image, KernelEntry, MANIFEST, Manifest, RootEntry};
 use crate::host::{disk_image, sparse};
 use crate::vmm::config::{BootProtocol, DiskFormat};
+use mkext4::reader::Fs;
 
 /// The kernel's name in the image.
 const KERNEL: &str = "vmlinux";
@@ -24,12 +25,8 @@ const KERNEL: &str = "vmlinux";
 const INITRD: &str = "agent.cpio";
 /// The agent in its initial RAM disk.
 const AGENT: &str = "init";
-/// Where the agent is in a root file system with systemd, its unit, and what enables that.
-const AGENT_FOLDER: [&str; 3] = ["usr", "lib", "wisp"];
-const AGENT_FILE: &str = "wisp-init";
-const UNITS: [&str; 3] = ["etc", "systemd", "system"];
-const WANTED: &str = "multi-user.target.wants";
-const UNIT: &str = "wisp-agent.service";
+/// Where the agent is in the embedded image's root.
+const EMBEDDED_AGENT: &str = "/sbin/wisp-init";
 /// Disks have whole pages.
 const PAGE: u64 = 4 << 10;
 
@@ -49,22 +46,13 @@ pub struct RootOptions {
     pub size: Option<u64>,
 }
 
-/// The agent for guests that have an init of their own.
-#[derive(Debug, Clone, Copy)]
-pub struct AgentFiles<'a> {
-    /// An initial RAM disk (an uncompressed `newc` archive), whose `/init` is the agent.
-    pub initramfs: &'a [u8],
-    /// The systemd unit of the agent.
-    pub unit: &'a str,
-}
-
 /// Makes an image of the root file system in `source`, in the empty folder `into`. What `source` is, its content tells.
-/// `embedded` gives the kernel.
+/// `embedded` gives the kernel; `agent` is the agent's program.
 pub fn import_root(
     source: &Path,
     options: &RootOptions,
     embedded: &Image,
-    agent: &AgentFiles,
+    agent: &[u8],
     into: &Path,
     progress: &dyn Progress,
 ) -> Result<Manifest, ImportError> {
@@ -86,14 +74,22 @@ pub fn import_root(
 struct Found {
     file_system: FileSystem,
     sha256: String,
-    /// Whether the agent is in it.
-    has_agent: bool,
+}
+
+/// The agent's program, from the embedded image.
+pub fn agent_of(embedded: &Image) -> Result<Vec<u8>, ImportError> {
+    let damaged = |reason: String| ImportError::Agent(reason);
+    let root = embedded.manifest.root.as_ref().ok_or_else(|| damaged("there is none".into()))?;
+    let file = open_regular(&embedded.folder.join(&root.file), false)?;
+    let root = Fs::open(file).map_err(|error| damaged(error.to_string()))?;
+    let inode = root.resolve(EMBEDDED_AGENT).map_err(|error| damaged(error.to_string()))?;
+    root.read_file(inode).map_err(|error| damaged(error.to_string()))
 }
 
 struct Import<'a> {
     source: &'a Path,
     options: &'a RootOptions,
-    agent: &'a AgentFiles<'a>,
+    agent: &'a [u8],
     landing: &'a Landing<'a>,
     progress: &'a dyn Progress,
 }
@@ -113,12 +109,6 @@ impl Import<'_> {
         })?;
         self.check_tree(&mut tree)?;
         let unusable = |reason: String| ImportError::FileSystem { path: self.source.to_path_buf(), reason };
-        let has_agent = has_systemd(&mut tree);
-        if has_agent {
-            let binary = newc::find(self.agent.initramfs, AGENT).map_err(ImportError::Agent)?;
-            add_agent(&mut tree, binary, self.agent.unit, now)
-                .map_err(|reason| unusable(format!("the agent has no place in it: it is a file {reason}")))?;
-        }
         let (bytes, _) = ext4::usage(&tree);
         if stored > LARGEST_FILE || bytes > LARGEST_FILE {
             return Err(unusable(format!("its files take more than {LARGEST_FILE} bytes")));
@@ -136,7 +126,7 @@ impl Import<'_> {
         self.progress.begin("writing the file system", length);
         plan.write(archive, &file, self.progress)?;
         let sha256 = self.digest(&file, &name)?;
-        Ok(Found { file_system: FileSystem::Ext4, sha256, has_agent })
+        Ok(Found { file_system: FileSystem::Ext4, sha256 })
     }
 
     /// Refuses archives of something else.
@@ -167,7 +157,7 @@ impl Import<'_> {
         let advance = |count| self.progress.advance(count);
         let sha256 = sparse::copy(source, &file, length.next_multiple_of(PAGE), &advance)
             .map_err(ImportError::write(&self.landing.path(&name)))?;
-        Ok(Found { file_system: kind, sha256, has_agent: false })
+        Ok(Found { file_system: kind, sha256 })
     }
 
     /// Unpacks a qcow2 image. It does not stay one: what is in it is looked at once, here, and a machine then reads
@@ -198,7 +188,7 @@ impl Import<'_> {
         disk_image::convert_alone(self.source, &path)?;
         let file = File::open(&path).map_err(ImportError::read(&path))?;
         let sha256 = self.digest(&file, &name)?;
-        Ok(Found { file_system, sha256, has_agent: false })
+        Ok(Found { file_system, sha256 })
     }
 
     fn digest(&self, file: &File, name: &str) -> Result<String, ImportError> {
@@ -207,7 +197,7 @@ impl Import<'_> {
         sparse::sha256(file, &|count| self.progress.advance(count)).map_err(ImportError::read(&path))
     }
 
-    /// Brings the kernel and, where it is needed, the agent's RAM disk, and says what the image is.
+    /// Brings the kernel and the agent's RAM disk, and says what the image is.
     fn manifest(&self, embedded: &Image, found: Found) -> Result<Manifest, ImportError> {
         let kernel = &embedded.manifest.kernel;
         let path = embedded.folder.join(&kernel.file);
@@ -220,11 +210,7 @@ impl Import<'_> {
             let (bundle, file) = (embedded.folder.clone(), kernel.file.clone());
             return Err(ImportError::Damaged { bundle, file, expected: kernel.sha256.clone(), found: sha256 });
         }
-        let initrd = if found.has_agent { None } else { Some(self.initrd()?) };
-        let mut cmdline = self.options.cmdline.trim().to_string();
-        if initrd.is_some() {
-            cmdline.push_str(&format!(" rootfstype={}", found.file_system.name()));
-        }
+        let mut cmdline = format!("{} rootfstype={}", self.options.cmdline.trim(), found.file_system.name());
         if found.file_system.is_read_only() {
             cmdline.push_str(" ro");
             self.progress.note(&format!(
@@ -245,7 +231,7 @@ impl Import<'_> {
                 protocol: BootProtocol::Linux64,
                 software_kvm_aware: kernel.software_kvm_aware,
             },
-            initrd,
+            initrd: Some(self.initrd()?),
             root: Some(RootEntry {
                 file: root_name(found.file_system),
                 sha256: found.sha256,
@@ -257,10 +243,9 @@ impl Import<'_> {
     }
 
     fn initrd(&self) -> Result<FileEntry, ImportError> {
-        newc::find(self.agent.initramfs, AGENT).map_err(ImportError::Agent)?;
         let path = self.landing.path(INITRD);
         let mut file = self.landing.create(INITRD)?;
-        file.write_all(self.agent.initramfs).map_err(ImportError::write(&path))?;
+        file.write_all(&newc::of_program(AGENT, self.agent)).map_err(ImportError::write(&path))?;
         let sha256 = sparse::sha256(&file, &|_| {}).map_err(ImportError::read(&path))?;
         Ok(FileEntry { file: INITRD.into(), sha256 })
     }
@@ -270,36 +255,12 @@ fn root_name(kind: FileSystem) -> String {
     format!("root.{}", kind.name())
 }
 
-/// Whether the kernel will start systemd.
-fn has_systemd(tree: &mut Tree) -> bool {
-    let mut find = |path: &[&str]| tree.find(path).ok().flatten();
-    let init = find(&["sbin", "init"]);
-    init.is_some()
-        && [&["usr", "lib", "systemd", "systemd"][..], &["lib", "systemd", "systemd"]]
-            .iter()
-            .any(|path| find(path) == init)
-}
-
-/// Puts the agent in, in the place of one that is there.
-fn add_agent(tree: &mut Tree, binary: &[u8], unit: &str, now: i64) -> Result<(), String> {
-    let file = |mode, bytes: &[u8]| Node::new(mode, now, Kind::File(bytes.len() as u64, Source::Here(bytes.to_vec())));
-    let link = Node::new(0o777, now, Kind::Symlink(format!("/{}/{UNIT}", UNITS.join("/"))));
-    tree.put(&[&AGENT_FOLDER[..], &[AGENT_FILE]].concat(), file(0o755, binary))?;
-    tree.put(&[&UNITS[..], &[UNIT]].concat(), file(0o644, unit.as_bytes()))?;
-    tree.put(&[&UNITS[..], &[WANTED, UNIT]].concat(), link)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloud::import::newc::tests::archive as cpio;
     use crate::cloud::import::testing::run;
-    use mkext4::reader::Fs;
     use std::fs;
     use std::path::PathBuf;
-
-    const UNIT_TEXT: &str = "[Service]\nExecStart=/usr/lib/wisp/wisp-init --agent\n";
 
     /// A folder with an embedded image, a place for sources, and one for what is made of them.
     struct Workshop {
@@ -350,10 +311,8 @@ mod tests {
                 cmdline: "quiet".into(),
                 size,
             };
-            let initramfs = cpio(&[("init", b"agent")]);
-            let agent = AgentFiles { initramfs: &initramfs, unit: UNIT_TEXT };
             let embedded = Image::open(&self.path("embedded")).unwrap();
-            match import_root(source, &options, &embedded, &agent, &into, &()) {
+            match import_root(source, &options, &embedded, b"agent", &into, &()) {
                 Ok(manifest) => {
                     assert_eq!(Image::open(&into).unwrap().manifest, manifest);
                     for verified in crate::cloud::bundle::verify(&into, &()).unwrap() {
@@ -448,31 +407,15 @@ mod tests {
     }
 
     #[test]
-    fn systemd_gets_the_agent_as_a_service_in_the_place_of_an_older_one() {
-        let shop = Workshop::new();
-        let mut things = systemd();
-        things.push(("usr/lib/wisp/wisp-init", Regular(b"an older agent")));
-        things.push(("etc/systemd/system/multi-user.target.wants/wisp-agent.service", Regular(b"x")));
-        let (manifest, folder) = shop.import(&shop.archive(&things)).unwrap();
-        let fs = Fs::open(File::open(folder.join("root.ext4")).unwrap()).unwrap();
-        assert_eq!(read(&fs, "/usr/lib/wisp/wisp-init"), b"agent");
-        assert_eq!(read(&fs, "/etc/systemd/system/wisp-agent.service"), UNIT_TEXT.as_bytes());
-        let link = fs.resolve("/etc/systemd/system/multi-user.target.wants/wisp-agent.service").unwrap();
-        assert_eq!(fs.symlink_target(link).unwrap(), b"/etc/systemd/system/wisp-agent.service");
-        assert_eq!((manifest.initrd, manifest.kernel.cmdline.as_str()), (None, "quiet"));
-        assert!(manifest.kernel.software_kvm_aware);
-    }
-
-    #[test]
-    fn without_systemd_the_agent_comes_first() {
+    fn the_agent_comes_first_and_the_root_stays_as_it_came() {
         let shop = Workshop::new();
         let things = [("bin/busybox", Regular(b"busybox")), ("sbin/init", Link("/bin/busybox"))];
         let (manifest, folder) = shop.import(&shop.archive(&things)).unwrap();
         assert_eq!(manifest.initrd.unwrap().file, INITRD);
         assert_eq!(manifest.kernel.cmdline, "quiet rootfstype=ext4");
-        assert_eq!(fs::read(folder.join(INITRD)).unwrap(), cpio(&[("init", b"agent")]));
+        assert_eq!(fs::read(folder.join(INITRD)).unwrap(), newc::of_program("init", b"agent"));
         let fs = Fs::open(File::open(folder.join("root.ext4")).unwrap()).unwrap();
-        assert!(fs.resolve("/usr/lib/wisp").is_err());
+        assert_eq!(fs.symlink_target(fs.resolve("/sbin/init").unwrap()).unwrap(), b"/bin/busybox");
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub use facts::Facts;
 pub use findings::{Finding, Status};
 pub use mend::Mend;
 
+use crate::ec2::HostCapacity;
 use facts::{KvmDepth, Surroundings};
 
 /// Whether guests can be started, as far as KVM goes; the error says what to do.
@@ -41,18 +42,9 @@ pub fn is_software_kvm() -> bool {
     facts::kvm_node().is_some() && access::is_software(&surroundings.cpu)
 }
 
-/// What the host has for guests now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Resources {
-    /// CPUs that this process may use.
-    pub cpus: u32,
-    /// Memory that can be had without swapping.
-    pub memory_mib: u64,
-}
-
 /// CPUs and memory that guests could have now.
-pub fn resources() -> Resources {
-    Resources { cpus: facts::usable_cpus(), memory_mib: facts::memory_available_mib() }
+pub fn resources() -> HostCapacity {
+    HostCapacity { cpus: facts::usable_cpus(), memory_mib: facts::memory_available_mib() }
 }
 
 /// Where Wisp keeps its data: `$WISP_HOME`, else `$XDG_DATA_HOME/wisp`, else

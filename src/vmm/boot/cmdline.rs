@@ -14,6 +14,8 @@ const ALWAYS: &[&str] = &[
     // The serial port is the console; there is one.
     "console=ttyS0",
     "8250.nr_uarts=1",
+    // What goes wrong before the console is there is seen too.
+    "earlyprintk=ttyS0,115200",
     // A restart pulls the i8042's reset line: the monitor tells it apart from a crash.
     "reboot=k",
     // A panic restarts at once, after it was reported.

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -99,9 +100,6 @@ impl ControlServer {
             }
         };
         let requests = self.take_requests(fd);
-        if closed {
-            self.clients.remove(&fd);
-        }
         Incoming { requests, closed, owner }
     }
 
@@ -131,8 +129,14 @@ impl ControlServer {
         let mut line = serde_json::to_vec(message).expect("messages are plain data");
         line.push(b'\n');
         if client.stream.write_all(&line).is_err() {
-            self.clients.remove(&fd);
+            // It does not read, or is gone: now its end is read, and it is removed.
+            let _ = client.stream.shutdown(Shutdown::Both);
         }
+    }
+
+    /// Forgets a client that [`read`](ControlServer::read) found closed, once its descriptor is waited on no more.
+    pub fn remove(&mut self, fd: i32) {
+        self.clients.remove(&fd);
     }
 
     /// Sends a message to all who subscribed.

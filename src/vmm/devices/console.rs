@@ -12,6 +12,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::vmm::timeline::{Mark, Timeline};
 
+/// The log's name in a machine's folder.
+pub const LOG: &str = "console.log";
+/// The name of what it was before it was full.
+pub const FULL_LOG: &str = "console.log.1";
 /// When the log has this many bytes, it becomes `<name>.1` and a new one begins.
 pub const LOG_LIMIT: u64 = 1 << 20;
 

@@ -18,6 +18,7 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, Storage, St
 use rustix::fs::{FlockOperation, flock};
 
 use super::disk::SECTOR;
+use super::refcounts;
 use crate::vmm::config::DiskFormat;
 
 /// The most files beneath a disk. Each costs a descriptor, and a read may have to look at all of them.
@@ -278,9 +279,15 @@ fn open_backing(backing: &Backing, path: &Path, above: usize) -> Result<Image, B
     image(file, &backing.path, backing.format, false, above + 1)
 }
 
-/// A qcow2 image without what is beneath it.
+/// A qcow2 image without what is beneath it; one that is to be written is mended first.
 fn qcow2(file: &File, path: &Path, writable: bool) -> Result<Qcow2<ImageFile>, BlockError> {
     let bad = |source| BlockError::Format { path: path.to_path_buf(), format: "qcow2", source };
+    if writable {
+        let mended = refcounts::mend(file).map_err(bad)?;
+        if mended > 0 {
+            log::warn!("{}: {mended} clusters in use were not counted; its writer was killed", path.display());
+        }
+    }
     let image = Qcow2::open_image(storage(file, path, writable)?, writable).map_err(bad)?;
     if image.requires_external_data_file() {
         return Err(BlockError::DataFile(path.to_path_buf()));
@@ -313,5 +320,53 @@ fn is_file(path: &Path, file: &File) -> bool {
     match (path.metadata(), file.metadata()) {
         (Ok(named), Ok(open)) => (named.dev(), named.ino()) == (open.dev(), open.ino()),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A qcow2 file whose header names `backing`, with its format where there is one.
+    fn layer(path: &Path, backing: &str, format: &str) {
+        let file = ImageFile::try_from(File::create_new(path).unwrap()).unwrap();
+        let builder = Qcow2::<ImageFile>::create_builder(file).size(1 << 20);
+        builder.backing(backing.into(), format.into()).create().unwrap();
+    }
+
+    #[test]
+    fn what_is_beneath_a_layer_is_locked_against_writers() {
+        let folder = tempfile::tempdir().unwrap();
+        let (base, top) = (folder.path().join("base"), folder.path().join("top"));
+        std::fs::write(&base, vec![7; 1 << 20]).unwrap();
+        layer(&top, "base", "raw");
+        let image = open(&top, DiskFormat::Qcow2, true).unwrap();
+        let mut bytes = [0; 512];
+        image.access.read(bytes.as_mut_slice(), 4096).unwrap();
+        assert_eq!(bytes, [7; 512]);
+        assert!(matches!(open(&base, DiskFormat::Raw, true), Err(BlockError::InUse(path)) if path == base));
+        open(&base, DiskFormat::Raw, false).unwrap();
+        drop(image);
+        open(&base, DiskFormat::Raw, true).unwrap();
+    }
+
+    #[test]
+    fn a_layer_over_itself_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        layer(&folder.path().join("one"), "two", "qcow2");
+        layer(&folder.path().join("two"), "one", "qcow2");
+        let opened = open(&folder.path().join("one"), DiskFormat::Qcow2, false);
+        assert!(matches!(opened, Err(BlockError::TooManyLayers(_))));
+    }
+
+    #[test]
+    fn formats_are_not_guessed() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("base"), vec![7; 1 << 20]).unwrap();
+        for (name, format) in [("none", ""), ("other", "vmdk")] {
+            let path = folder.path().join(name);
+            layer(&path, "base", format);
+            assert!(matches!(open(&path, DiskFormat::Qcow2, false), Err(BlockError::BackingFormat { .. })), "{name}");
+        }
     }
 }

@@ -10,6 +10,7 @@ mod bay;
 mod counters;
 mod disk;
 mod image;
+mod refcounts;
 mod request;
 
 use std::os::fd::AsRawFd;

@@ -1,0 +1,34 @@
+//! `wisp attach`: an instance's serial terminal.
+
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use super::output;
+use super::{open_cloud, serial};
+use crate::vmm::console_socket::SOCKET;
+
+/// Joins this terminal to an instance's serial console, both ways. Ctrl-] leaves it; the guest goes on.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  wisp launch --name web --cmdline wisp.console=shell && wisp attach web      press return for a prompt")]
+pub struct Args {
+    /// The instance: its id, the beginning of it, or its name.
+    #[arg(value_name = "INSTANCE")]
+    instance: String,
+}
+
+/// Joins it.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let (record, folder) = open_cloud()?.reachable(&args.instance)?;
+    let stream = UnixStream::connect(folder.path().join(SOCKET))
+        .with_context(|| format!("{}: its console cannot be reached", record.id))?;
+    output::say("Joined; ctrl-] leaves.");
+    match serial::join(stream)? {
+        serial::Left::ByEscape => output::say("\r\nLeft; the guest goes on."),
+        serial::Left::GuestEnded => output::say("\r\nThe machine has ended."),
+    }
+    Ok(ExitCode::SUCCESS)
+}

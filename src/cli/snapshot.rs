@@ -1,0 +1,104 @@
+//! `wisp snapshot`: snapshots of volumes.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use super::output::{self, Align, Cell, Output, Tone};
+use super::{open_cloud, shapes};
+use crate::cloud::utc;
+use crate::store::SnapshotRecord;
+
+/// Snapshots of volumes: taken while a guest writes, and nothing is copied.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp snapshot create data --name before
+  wisp volume create --snapshot before --name copy      a volume like it was then
+  wisp snapshot rm before")]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Takes a snapshot of a volume; of one in use, as a power cut at that moment would leave it.
+    Create {
+        /// The volume: its id, the beginning of it, or its name.
+        volume: String,
+        /// The value of its Name tag.
+        #[arg(long)]
+        name: Option<String>,
+        /// What it is for.
+        #[arg(long, default_value = "")]
+        description: String,
+    },
+    /// Lists the snapshots.
+    Ls,
+    /// Deletes snapshots. Volumes that were made of them keep what they need.
+    Rm {
+        /// The snapshots.
+        #[arg(required = true)]
+        snapshots: Vec<String>,
+    },
+}
+
+/// Does it.
+pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
+    let mut cloud = open_cloud()?;
+    match args.command {
+        Command::Create { volume, name, description } => {
+            let volume = cloud.volume(&volume)?;
+            let tags = name.iter().map(|name| ("Name".to_string(), name.clone())).collect();
+            let record = cloud.create_snapshot(volume.id, &description, tags)?;
+            match output {
+                Output::Json => output::print_json(&shapes::snapshot(&record))?,
+                Output::Table => {
+                    output::print(&format!("{}  {}", record.id, record.state.as_str()))?;
+                    let id = record.id.to_string();
+                    output::next(&format!("volume create --snapshot {}", name.as_deref().unwrap_or(&id)));
+                }
+            }
+        }
+        Command::Ls => {
+            let snapshots = cloud.snapshots()?;
+            if output == Output::Json {
+                let shapes: Vec<_> = snapshots.iter().map(shapes::snapshot).collect();
+                output::print_json(&serde_json::json!({"Snapshots": shapes}))?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            let columns = [
+                ("Name", Align::Left),
+                ("Snapshot", Align::Left),
+                ("State", Align::Left),
+                ("Size", Align::Right),
+                ("Volume", Align::Left),
+                ("Taken", Align::Left),
+                ("Description", Align::Left),
+            ];
+            let row = |record: &SnapshotRecord| {
+                vec![
+                    Cell::new(record.name().unwrap_or("-"), Tone::Strong),
+                    Cell::from(record.id.to_string()),
+                    Cell::from(record.state.as_str()),
+                    Cell::from(output::bytes(record.size)),
+                    Cell::from(record.volume_id.to_string()),
+                    Cell::new(utc(record.started), Tone::Quiet),
+                    Cell::from(record.description.clone()),
+                ]
+            };
+            output::print_table(&columns, snapshots.iter().map(row))?;
+        }
+        Command::Rm { snapshots } => {
+            for snapshot in snapshots {
+                let record = cloud.snapshot(&snapshot)?;
+                cloud.delete_snapshot(record.id)?;
+                if output == Output::Table {
+                    output::print(&format!("{}  deleted", record.id))?;
+                }
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

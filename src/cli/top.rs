@@ -1,0 +1,179 @@
+//! `wisp top`: what running instances do, now.
+
+use std::collections::HashMap;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::{Value, json};
+
+use super::open_cloud;
+use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
+use crate::cloud::Cloud;
+use crate::ec2::InstanceId;
+use crate::ec2::state::InstanceState;
+use crate::store::InstanceRecord;
+use crate::vmm::control::Status;
+
+/// Shows what running instances do: CPU, memory, disk and exits a second.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp top                             until q, return or ctrl-c
+  wisp top --once --output json        one look, for scripts")]
+pub struct Args {
+    /// One look, over one interval.
+    #[arg(long)]
+    once: bool,
+
+    /// Seconds between two looks.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    interval: u64,
+}
+
+/// A look at a machine.
+struct Sample {
+    at: Instant,
+    status: Status,
+}
+
+/// What a machine did between two looks, by the second.
+#[derive(Debug, Clone, PartialEq)]
+struct Rates {
+    cpu_percent: f64,
+    read_bytes: f64,
+    written_bytes: f64,
+    exits: f64,
+}
+
+/// Looks until told to stop.
+pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
+    let interval = Duration::from_secs(args.interval);
+    let once = args.once || output == Output::Json || Screen::stdout() == Screen::PLAIN;
+    let mut cloud = open_cloud()?;
+    let mut before = look(&mut cloud)?.1;
+    loop {
+        let stopped = wait(interval, once);
+        let (records, now) = look(&mut cloud)?;
+        let rows: Vec<(&InstanceRecord, &Status, Rates)> = records
+            .iter()
+            .filter_map(|record| {
+                let sample = now.get(&record.id)?;
+                let rates = rates(before.get(&record.id)?, sample);
+                Some((record, &sample.status, rates))
+            })
+            .collect();
+        if output == Output::Json {
+            output::print_json(&json!({"Instances": rows.iter().map(shape).collect::<Vec<_>>()}))?;
+        } else {
+            let clear = if once { "" } else { "\x1b[H\x1b[2J" };
+            output::print(&format!("{clear}{}", render(&rows, Screen::stdout())))?;
+        }
+        if once || stopped {
+            return Ok(ExitCode::SUCCESS);
+        }
+        before = now;
+    }
+}
+
+/// Waits; whether somebody pressed return (or q and return) meanwhile.
+fn wait(interval: Duration, once: bool) -> bool {
+    let timeout = Timespec { tv_sec: interval.as_secs() as i64, tv_nsec: 0 };
+    let stdin = rustix::stdio::stdin();
+    let mut watched = [PollFd::new(&stdin, PollFlags::IN)];
+    let watched = if once { &mut watched[..0] } else { &mut watched[..] };
+    poll(watched, Some(&timeout)).is_ok_and(|ready| ready > 0)
+}
+
+fn look(cloud: &mut Cloud) -> anyhow::Result<(Vec<InstanceRecord>, HashMap<InstanceId, Sample>)> {
+    let mut records = cloud.all_instances()?;
+    records.retain(|record| record.state == InstanceState::Running);
+    let mut samples = HashMap::new();
+    for record in &records {
+        // One that has just ended is not shown.
+        if let Ok(status) = cloud.folder(record.id).connect().and_then(|mut monitor| monitor.status()) {
+            samples.insert(record.id, Sample { at: Instant::now(), status });
+        }
+    }
+    Ok((records, samples))
+}
+
+fn rates(before: &Sample, after: &Sample) -> Rates {
+    let seconds = (after.at - before.at).as_secs_f64().max(0.001);
+    // A machine that was restarted in between counts from zero again.
+    let rate = |before: u64, after: u64| after.saturating_sub(before) as f64 / seconds;
+    let sum = |status: &Status, of: fn(&crate::vmm::control::DiskRecord) -> u64| status.disks.iter().map(of).sum();
+    let exits = |status: &Status| status.exits.iter().map(|exit| exit.count).sum();
+    let (old, new) = (&before.status, &after.status);
+    Rates {
+        cpu_percent: rate(old.cpu_time_ns, new.cpu_time_ns) / 1e7,
+        read_bytes: rate(sum(old, |disk| disk.read_bytes), sum(new, |disk| disk.read_bytes)),
+        written_bytes: rate(sum(old, |disk| disk.written_bytes), sum(new, |disk| disk.written_bytes)),
+        exits: rate(exits(old), exits(new)),
+    }
+}
+
+fn shape((record, status, rates): &(&InstanceRecord, &Status, Rates)) -> Value {
+    json!({
+        "InstanceId": record.id,
+        "Name": record.name(),
+        "InstanceType": record.instance_type,
+        "VCpus": status.vcpus,
+        "CpuPercent": rates.cpu_percent,
+        "MemoryMiB": status.memory_mib,
+        "ResidentBytes": status.guest_resident_bytes,
+        "MonitorBytes": status.monitor_resident_bytes,
+        "DiskReadBytesPerSecond": rates.read_bytes,
+        "DiskWriteBytesPerSecond": rates.written_bytes,
+        "ExitsPerSecond": rates.exits,
+    })
+}
+
+fn render(rows: &[(&InstanceRecord, &Status, Rates)], screen: Screen) -> String {
+    if rows.is_empty() {
+        return "No instance runs.".into();
+    }
+    let columns = [
+        ("Name", Align::Left),
+        ("Instance", Align::Left),
+        ("vCPUs", Align::Right),
+        ("CPU", Align::Right),
+        ("Memory", Align::Right),
+        ("Touched", Align::Right),
+        ("Read/s", Align::Right),
+        ("Written/s", Align::Right),
+        ("Exits/s", Align::Right),
+    ];
+    let mut table = Table::new(screen, &columns);
+    for (record, status, rates) in rows {
+        let tone = if rates.cpu_percent > 90.0 * f64::from(status.vcpus) { Tone::Warning } else { Tone::Plain };
+        table.row(vec![
+            Cell::new(record.name().unwrap_or("-"), Tone::Strong),
+            Cell::from(record.id.to_string()),
+            Cell::from(status.vcpus.to_string()),
+            Cell::new(format!("{:.0} %", rates.cpu_percent), tone),
+            Cell::from(output::bytes(status.memory_mib << 20)),
+            Cell::from(output::bytes(status.guest_resident_bytes)),
+            Cell::from(output::bytes(rates.read_bytes as u64)),
+            Cell::from(output::bytes(rates.written_bytes as u64)),
+            Cell::from(format!("{:.0}", rates.exits)),
+        ]);
+    }
+    table.lines().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_by_the_second_and_never_negative() {
+        let at = Instant::now();
+        let sample = |seconds, cpu_time_ns| Sample {
+            at: at + Duration::from_secs(seconds),
+            status: Status { cpu_time_ns, ..Status::default() },
+        };
+        assert_eq!(rates(&sample(0, 0), &sample(2, 1_000_000_000)).cpu_percent, 50.0);
+        assert_eq!(rates(&sample(0, 5), &sample(2, 0)).cpu_percent, 0.0);
+    }
+}

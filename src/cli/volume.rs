@@ -1,0 +1,210 @@
+//! `wisp volume`: EBS volumes.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use super::launch::parse_tag;
+use super::output::{self, Align, Cell, Output, Tone};
+use super::{open_cloud, shapes};
+use crate::cloud::volume::NewVolume;
+use crate::cloud::{Cloud, utc};
+use crate::ec2::block_device::DeviceName;
+use crate::ec2::volume::{VolumeChange, VolumeSize, VolumeSpec, VolumeState, VolumeType};
+use crate::store::VolumeRecord;
+
+/// EBS volumes: disks that outlive instances.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp volume create 1 --name data              1 GiB of gp3
+  wisp volume attach data web                   while it runs, or while it is stopped
+  wisp volume resize data 2                     the guest sees the new size
+  wisp volume detach data")]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Makes a volume.
+    Create {
+        /// Its size, in GiB or with a unit (512M); a snapshot's own if left out.
+        #[arg(value_name = "SIZE")]
+        size: Option<VolumeSize>,
+        /// gp2, gp3, io1, io2, st1, sc1 or standard.
+        #[arg(long = "type", value_name = "TYPE", default_value = "gp3")]
+        volume_type: VolumeType,
+        /// Operations a second, for io1, io2 and gp3.
+        #[arg(long)]
+        iops: Option<u32>,
+        /// MiB a second, for gp3.
+        #[arg(long)]
+        throughput: Option<u32>,
+        /// The snapshot that it is made of; nothing is copied.
+        #[arg(long, value_name = "SNAPSHOT")]
+        snapshot: Option<String>,
+        /// The value of its Name tag.
+        #[arg(long)]
+        name: Option<String>,
+        /// A tag; repeat for more.
+        #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
+        tags: Vec<(String, String)>,
+    },
+    /// Lists the volumes.
+    Ls,
+    /// Attaches a volume to an instance.
+    Attach {
+        /// The volume: its id, the beginning of it, or its name.
+        volume: String,
+        /// The instance.
+        instance: String,
+        /// The device's name in EC2's words; the next free one if left out.
+        #[arg(long)]
+        device: Option<DeviceName>,
+        /// Delete the volume when the instance is terminated.
+        #[arg(long)]
+        delete_on_termination: bool,
+    },
+    /// Detaches a volume from its instance; unmount it in the guest first.
+    Detach {
+        /// The volume.
+        volume: String,
+        /// Even if the guest still uses it.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Makes a volume larger, also while a guest uses it.
+    Resize {
+        /// The volume.
+        volume: String,
+        /// Its new size, in GiB or with a unit.
+        size: VolumeSize,
+    },
+    /// Changes a volume's type and figures.
+    Modify {
+        /// The volume.
+        volume: String,
+        /// Its new type.
+        #[arg(long = "type", value_name = "TYPE")]
+        volume_type: Option<VolumeType>,
+        /// Operations a second.
+        #[arg(long)]
+        iops: Option<u32>,
+        /// MiB a second.
+        #[arg(long)]
+        throughput: Option<u32>,
+    },
+    /// Deletes a volume that is attached to nothing.
+    Rm {
+        /// The volumes.
+        #[arg(required = true)]
+        volumes: Vec<String>,
+    },
+}
+
+/// Does it.
+pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
+    let mut cloud = open_cloud()?;
+    match args.command {
+        Command::Create { size, volume_type, iops, throughput, snapshot, name, tags } => {
+            let spec = VolumeSpec { size, volume_type, iops, throughput };
+            let tags = tags.into_iter().chain(name.map(|name| ("Name".into(), name))).collect();
+            let record = cloud.create_volume(&NewVolume { spec, snapshot, tags })?;
+            if let Some(note) = size.and_then(VolumeSize::extension) {
+                output::say(&format!("Note: {note}"));
+            }
+            show(&record, output)?;
+            if output == Output::Table {
+                output::next(&format!("volume attach {} INSTANCE", called(&record)));
+            }
+        }
+        Command::Ls => list(&mut cloud, output)?,
+        Command::Attach { volume, instance, device, delete_on_termination } => {
+            let (volume, instance) = (cloud.volume(&volume)?, cloud.instance(&instance)?);
+            let record = cloud.attach_volume(volume.id, instance.id, device, delete_on_termination)?;
+            show(&record, output)?;
+            if output == Output::Table {
+                let name = instance.name().map_or_else(|| instance.id.to_string(), str::to_owned);
+                output::next(&format!("exec {name} -- cat /proc/partitions"));
+            }
+        }
+        Command::Detach { volume, force } => {
+            let volume = cloud.volume(&volume)?;
+            show(&cloud.detach_volume(volume.id, force)?, output)?;
+        }
+        Command::Resize { volume, size } => {
+            let volume = cloud.volume(&volume)?;
+            let change = VolumeChange { size: Some(size), ..VolumeChange::default() };
+            show(&cloud.modify_volume(volume.id, &change)?, output)?;
+        }
+        Command::Modify { volume, volume_type, iops, throughput } => {
+            let volume = cloud.volume(&volume)?;
+            let change = VolumeChange { size: None, volume_type, iops, throughput };
+            show(&cloud.modify_volume(volume.id, &change)?, output)?;
+        }
+        Command::Rm { volumes } => {
+            for volume in volumes {
+                let record = cloud.volume(&volume)?;
+                cloud.delete_volume(record.id)?;
+                if output == Output::Table {
+                    output::print(&format!("{}  deleted", record.id))?;
+                }
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn called(record: &VolumeRecord) -> String {
+    record.name().map_or_else(|| record.id.to_string(), str::to_owned)
+}
+
+fn show(record: &VolumeRecord, output: Output) -> anyhow::Result<()> {
+    match output {
+        Output::Json => output::print_json(&shapes::volume(record)),
+        Output::Table => {
+            let place = record.attachment.as_ref().map_or_else(String::new, |attachment| {
+                format!(", {} of {}", attachment.device_name, attachment.instance_id)
+            });
+            let (size, state) = (output::bytes(record.size), record.state.as_str());
+            Ok(output::print(&format!("{}  {size} {}, {state}{place}", record.id, record.volume_type))?)
+        }
+    }
+}
+
+fn list(cloud: &mut Cloud, output: Output) -> anyhow::Result<()> {
+    let volumes = cloud.volumes()?;
+    if output == Output::Json {
+        let shapes: Vec<_> = volumes.iter().map(shapes::volume).collect();
+        return output::print_json(&serde_json::json!({"Volumes": shapes}));
+    }
+    let columns = [
+        ("Name", Align::Left),
+        ("Volume", Align::Left),
+        ("State", Align::Left),
+        ("Size", Align::Right),
+        ("Type", Align::Left),
+        ("Attached to", Align::Left),
+        ("Device", Align::Left),
+        ("Made", Align::Left),
+    ];
+    let row = |record: &VolumeRecord| {
+        let tone = if record.state == VolumeState::InUse { Tone::Good } else { Tone::Plain };
+        let attachment = record.attachment.as_ref();
+        vec![
+            Cell::new(record.name().unwrap_or("-"), Tone::Strong),
+            Cell::from(record.id.to_string()),
+            Cell::new(record.state.as_str(), tone),
+            Cell::from(output::bytes(record.size)),
+            Cell::from(record.volume_type.clone()),
+            Cell::from(attachment.map_or("-".into(), |attachment| attachment.instance_id.to_string())),
+            Cell::from(attachment.map_or("-", |attachment| attachment.device_name.as_str())),
+            Cell::new(utc(record.created), Tone::Quiet),
+        ]
+    };
+    output::print_table(&columns, volumes.iter().map(row))?;
+    output::next("volume create 1 --name data");
+    Ok(())
+}

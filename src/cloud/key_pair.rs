@@ -1,0 +1,73 @@
+//! `CreateKeyPair`, `ImportKeyPair`, `DescribeKeyPairs`, `DeleteKeyPair`: the store has public keys only.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::error::CloudError;
+use super::{Cloud, new_id, now};
+use crate::ec2::key::{self, KeyFormat, KeyName, KeyType};
+use crate::host::key::{PublicKey, create, import, write_private};
+use crate::store::KeyPairRecord;
+
+impl Cloud {
+    /// All key pairs, by name.
+    pub fn key_pairs(&mut self) -> Result<Vec<KeyPairRecord>, CloudError> {
+        self.store.read(|tx| Ok(tx.list()?))
+    }
+
+    /// Makes a key pair, and writes its private half to `path`, where there must be nothing.
+    pub fn create_key_pair(
+        &mut self,
+        name: &KeyName,
+        key_type: KeyType,
+        format: KeyFormat,
+        path: &Path,
+    ) -> Result<KeyPairRecord, CloudError> {
+        self.check_free(name)?;
+        let pair = create(name, key_type, format)?;
+        // The file first: a key pair whose private half is nowhere is of no use.
+        write_private(path, &pair.private)?;
+        self.keep_key_pair(name, pair.public).inspect_err(|_| {
+            let _ = std::fs::remove_file(path);
+        })
+    }
+
+    /// Registers a public key that was made elsewhere.
+    pub fn import_key_pair(&mut self, name: &KeyName, material: &[u8]) -> Result<KeyPairRecord, CloudError> {
+        let public = import(name, material)?;
+        self.keep_key_pair(name, public)
+    }
+
+    fn check_free(&mut self, name: &KeyName) -> Result<(), CloudError> {
+        let known = self.store.read::<_, CloudError>(|tx| Ok(tx.get::<KeyPairRecord>(name.as_str())?))?;
+        if known.is_some() { Err(key::duplicate(name).into()) } else { Ok(()) }
+    }
+
+    fn keep_key_pair(&mut self, name: &KeyName, public: PublicKey) -> Result<KeyPairRecord, CloudError> {
+        let record = KeyPairRecord {
+            id: new_id(),
+            name: name.as_str().into(),
+            fingerprint: public.fingerprint,
+            key_type: public.key_type.as_str().into(),
+            public_key: public.line,
+            created: now(),
+            tags: BTreeMap::new(),
+        };
+        self.store.write(|tx| {
+            if tx.get::<KeyPairRecord>(name.as_str())?.is_some() {
+                return Err(key::duplicate(name).into());
+            }
+            tx.insert(&record)?;
+            Ok(record)
+        })
+    }
+
+    /// Deletes a key pair. Instances that were launched with it keep its public key.
+    pub fn delete_key_pair(&mut self, name: &str) -> Result<KeyPairRecord, CloudError> {
+        self.store.write(|tx| {
+            let record = tx.get::<KeyPairRecord>(name)?.ok_or_else(|| key::not_found(name))?;
+            tx.remove::<KeyPairRecord>(name)?;
+            Ok(record)
+        })
+    }
+}

@@ -1,0 +1,422 @@
+//! EBS volumes and their snapshots.
+//!
+//! A volume is written into one qcow2 file. A snapshot takes that file as it is, and the volume goes on in a new layer
+//! over it: nothing is copied, and the snapshot needs the volume no more. A volume made of a snapshot is a layer too.
+//! Files of which no volume, no snapshot and no layer has need are swept away.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use super::error::CloudError;
+use super::launch::volume_file;
+use super::lifecycle::get;
+use super::machine::{Monitor, volume_disk};
+use super::{Cloud, new_id, now, resolve};
+use crate::ec2::block_device::DeviceName;
+use crate::ec2::state::{Action, InstanceState};
+use crate::ec2::volume::{Role, VolumeChange, VolumeFigures, VolumeSize, VolumeSpec, VolumeState, VolumeType};
+use crate::ec2::{Ec2Error, ErrorCode, InstanceId, SnapshotId, VolumeId};
+use crate::guest::{ExecRequest, ExitStatus, Streams};
+use crate::host::disk_image;
+use crate::store::{
+    AttachmentRecord, BlockDeviceMapping, InstanceRecord, SnapshotRecord, SnapshotState, Transaction, VolumeRecord,
+};
+use crate::vmm::config::{DiskConfig, DiskFormat};
+use crate::vmm::control::{Message, Request};
+
+/// How long the guest's agent may take to bind a driver.
+const AGENT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// What a new volume is to be.
+#[derive(Debug, Clone, Default)]
+pub struct NewVolume {
+    /// Size, type and figures.
+    pub spec: VolumeSpec,
+    /// The snapshot that it is made of.
+    pub snapshot: Option<String>,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
+}
+
+impl Cloud {
+    /// All volumes, the oldest first.
+    pub fn volumes(&mut self) -> Result<Vec<VolumeRecord>, CloudError> {
+        let mut records: Vec<VolumeRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
+        records.sort_by_key(|record| (record.created, record.id));
+        Ok(records)
+    }
+
+    /// The volume that `reference` stands for.
+    pub fn volume(&mut self, reference: &str) -> Result<VolumeRecord, CloudError> {
+        self.store.read(|tx| resolve::volume(tx, reference))
+    }
+
+    /// All snapshots, the oldest first.
+    pub fn snapshots(&mut self) -> Result<Vec<SnapshotRecord>, CloudError> {
+        let mut records: Vec<SnapshotRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
+        records.sort_by_key(|record| (record.started, record.id));
+        Ok(records)
+    }
+
+    /// The snapshot that `reference` stands for.
+    pub fn snapshot(&mut self, reference: &str) -> Result<SnapshotRecord, CloudError> {
+        self.store.read(|tx| resolve::snapshot(tx, reference))
+    }
+
+    /// Makes a volume: empty, or of a snapshot.
+    pub fn create_volume(&mut self, new: &NewVolume) -> Result<VolumeRecord, CloudError> {
+        let source = new.snapshot.as_ref().map(|reference| self.snapshot(reference)).transpose()?;
+        let _lock = self.home.lock(&self.home.volumes())?;
+        let record = self.make_volume(&new.spec, source.as_ref(), new.tags.clone())?;
+        let path = self.home.volumes().join(&record.file);
+        let inserted = self.store.write::<_, CloudError>(|tx| Ok(tx.insert(&record)?));
+        if inserted.is_err() {
+            // Without an entry it is nobody's.
+            let _ = std::fs::remove_file(&path);
+        }
+        inserted.map(|()| record)
+    }
+
+    /// Makes a volume's file, under the lock of volumes; its entry is the caller's to make.
+    pub(super) fn make_volume(
+        &self,
+        spec: &VolumeSpec,
+        source: Option<&SnapshotRecord>,
+        tags: BTreeMap<String, String>,
+    ) -> Result<VolumeRecord, CloudError> {
+        let source_size = source.and_then(|snapshot| VolumeSize::that_holds(snapshot.size));
+        let figures = spec.figures(source_size, Role::Data)?;
+        let volumes = self.home.volumes();
+        let id: VolumeId = new_id();
+        let file = volume_file(id, 1);
+        let path = volumes.join(&file);
+        match source {
+            Some(snapshot) => {
+                let beneath = volumes.join(&snapshot.file);
+                disk_image::create_layer(&path, &beneath, DiskFormat::Qcow2, Some(figures.size.bytes()))?;
+            }
+            None => disk_image::create(&path, DiskFormat::Qcow2, figures.size.bytes())?,
+        }
+        Ok(VolumeRecord {
+            id,
+            size: figures.size.bytes(),
+            volume_type: figures.volume_type.as_str().into(),
+            iops: figures.iops,
+            throughput: figures.throughput,
+            state: VolumeState::Available,
+            created: now(),
+            snapshot_id: source.map(|snapshot| snapshot.id),
+            image_id: source.and_then(|snapshot| snapshot.image_id),
+            file,
+            generation: 1,
+            attachment: None,
+            tags,
+        })
+    }
+
+    /// Deletes a volume that is attached to nothing.
+    pub fn delete_volume(&mut self, id: VolumeId) -> Result<(), CloudError> {
+        self.store.write::<_, CloudError>(|tx| {
+            let record = get_volume(tx, id)?;
+            if let Some(attachment) = &record.attachment {
+                return Err(in_use(&record, attachment));
+            }
+            Ok(tx.remove::<VolumeRecord>(&id.to_string())?)
+        })?;
+        self.sweep_volumes()?;
+        self.sweep_images()
+    }
+
+    /// Attaches a volume to an instance, stopped or running. Returns the device's name.
+    pub fn attach_volume(
+        &mut self,
+        id: VolumeId,
+        instance: InstanceId,
+        device: Option<DeviceName>,
+        delete_on_termination: bool,
+    ) -> Result<VolumeRecord, CloudError> {
+        let (volume, running) = self.store.write::<_, CloudError>(|tx| {
+            let mut record = get(tx, instance)?;
+            Action::ChangeVolumes.allowed(instance, record.state)?;
+            let mut volume = get_volume(tx, id)?;
+            attach(&mut record, &mut volume, device, delete_on_termination)?;
+            tx.put(&volume)?;
+            tx.put(&record)?;
+            Ok((volume, record.state == InstanceState::Running))
+        })?;
+        if running && let Err(error) = self.plug(instance, volume_disk(&self.home, &volume)) {
+            self.forget_attachment(id)?;
+            return Err(error);
+        }
+        Ok(volume)
+    }
+
+    /// Detaches a volume from its instance, stopped or running. The guest should have unmounted it.
+    pub fn detach_volume(&mut self, id: VolumeId, force: bool) -> Result<VolumeRecord, CloudError> {
+        let (volume, record) = self.store.read::<_, CloudError>(|tx| {
+            let volume = get_volume(tx, id)?;
+            let Some(attachment) = &volume.attachment else {
+                return Err(CloudError::refused(
+                    ErrorCode::IncorrectState,
+                    format!("The volume '{id}' is {}, attached to nothing.", volume.state.as_str()),
+                    None,
+                ));
+            };
+            let record = get(tx, attachment.instance_id)?;
+            Action::ChangeVolumes.allowed(record.id, record.state)?;
+            Ok((volume, record))
+        })?;
+        if record.root().is_some_and(|root| root.volume_id == id) {
+            let what = format!("The volume '{id}' is the root of {}; it can be detached from no instance.", record.id);
+            return Err(CloudError::refused(ErrorCode::OperationNotPermitted, what, None));
+        }
+        if record.state == InstanceState::Running {
+            self.unplug(&record, &volume_disk(&self.home, &volume).id, force)?;
+        }
+        self.forget_attachment(id)?;
+        self.volume(&id.to_string())
+    }
+
+    fn forget_attachment(&mut self, id: VolumeId) -> Result<(), CloudError> {
+        self.store.write(|tx| {
+            let mut volume = get_volume(tx, id)?;
+            if let Some(attachment) = volume.attachment.take()
+                && let Some(mut record) = tx.get::<InstanceRecord>(&attachment.instance_id.to_string())?
+            {
+                record.block_devices.retain(|device| device.volume_id != id);
+                tx.put(&record)?;
+            }
+            volume.state = VolumeState::Available;
+            Ok(tx.put(&volume)?)
+        })
+    }
+
+    /// Puts a disk into a running machine and has the guest's driver look at it.
+    fn plug(&self, instance: InstanceId, disk: DiskConfig) -> Result<(), CloudError> {
+        let folder = self.folder(instance);
+        let mut monitor = folder.connect()?;
+        let slot = slot_of(&mut monitor, &Request::AttachDisk { disk: disk.clone() })?;
+        folder.change_config(|config| config.disks.push(disk))?;
+        self.drive(instance, "bind", &slot)
+    }
+
+    /// Has the guest's driver leave a disk, and takes it out of the machine.
+    fn unplug(&self, record: &InstanceRecord, id: &str, force: bool) -> Result<(), CloudError> {
+        let mut monitor = self.folder(record.id).connect()?;
+        let slot = slot_of(&mut monitor, &Request::DiskSlot { id: id.into() })?;
+        match self.drive(record.id, "unbind", &slot) {
+            Err(error) if !force => return Err(error),
+            _ => {}
+        }
+        // First what a reboot starts with: after one, the disk is out.
+        self.folder(record.id).change_config(|config| config.disks.retain(|disk| disk.id != id))?;
+        monitor.demand(&Request::DetachDisk { id: id.into(), force })
+    }
+
+    /// Writes a slot's name to `bind` or `unbind` of the guest's virtio-mmio driver: by the name that it has from the
+    /// command line, or by the one from ACPI.
+    fn drive(&self, instance: InstanceId, file: &str, [bus, acpi]: &[String; 2]) -> Result<(), CloudError> {
+        let driver = "/sys/bus/platform/drivers/virtio-mmio";
+        let script = format!(
+            "cd {driver} && for name in {bus} {acpi}; do echo $name > {file} && exit 0; done 2>/dev/null; exit 1"
+        );
+        let request =
+            ExecRequest { argv: ["/bin/sh", "-c", &script].map(OsString::from).to_vec(), ..ExecRequest::default() };
+        let guest_error = |source| CloudError::Guest { instance, source };
+        let null = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .map_err(CloudError::file("/dev/null", "opened"))?;
+        let streams = Streams { input: null.as_fd(), output: null.as_fd(), error: null.as_fd() };
+        let status = self.folder(instance).agent(AGENT_TIMEOUT)?.exec(request, streams).map_err(guest_error)?;
+        if status == ExitStatus::Exited(0) {
+            return Ok(());
+        }
+        let what = format!("The guest of {instance} did not {file} its driver to the disk.");
+        let hint = "Is the disk still in use there? `--force` takes it out in any case.";
+        Err(CloudError::refused(ErrorCode::IncorrectState, what, Some(hint.into())))
+    }
+
+    /// Changes a volume's size, type and figures. A running guest sees the new size.
+    pub fn modify_volume(&mut self, id: VolumeId, change: &VolumeChange) -> Result<VolumeRecord, CloudError> {
+        let record = self.store.read::<_, CloudError>(|tx| get_volume(tx, id))?;
+        let figures = figures_of(&record)?.modified(change, role_of(&record))?;
+        if figures.size.bytes() > record.size {
+            self.grow(&record, figures.size.bytes())?;
+        }
+        self.store.write(|tx| {
+            let mut record = get_volume(tx, id)?;
+            record.size = figures.size.bytes().max(record.size);
+            record.volume_type = figures.volume_type.as_str().into();
+            (record.iops, record.throughput) = (figures.iops, figures.throughput);
+            tx.put(&record)?;
+            Ok(record)
+        })
+    }
+
+    fn grow(&mut self, record: &VolumeRecord, size: u64) -> Result<(), CloudError> {
+        let running = self.running_machine_of(record)?;
+        match running {
+            Some(mut monitor) => {
+                let id = volume_disk(&self.home, record).id;
+                monitor.demand(&Request::ResizeDisk { id, size })
+            }
+            None => Ok(disk_image::grow(&self.home.volumes().join(&record.file), DiskFormat::Qcow2, size)?),
+        }
+    }
+
+    /// The monitor of the running instance that the volume is attached to.
+    fn running_machine_of(&mut self, record: &VolumeRecord) -> Result<Option<Monitor>, CloudError> {
+        let Some(attachment) = &record.attachment else { return Ok(None) };
+        let instance = self.store.read::<_, CloudError>(|tx| get(tx, attachment.instance_id))?;
+        match instance.state {
+            InstanceState::Running => self.folder(instance.id).connect().map(Some),
+            InstanceState::Stopped => Ok(None),
+            state => Err(Ec2Error::IncorrectInstanceState {
+                instance: instance.id,
+                state: state.as_str(),
+                action: "given other volumes",
+            }
+            .into()),
+        }
+    }
+
+    /// Takes a snapshot of a volume; of one that a running guest writes, as a power cut at that moment would leave it.
+    pub fn create_snapshot(
+        &mut self,
+        id: VolumeId,
+        description: &str,
+        tags: BTreeMap<String, String>,
+    ) -> Result<SnapshotRecord, CloudError> {
+        let volumes = self.home.volumes();
+        let lock = self.home.lock(&volumes)?;
+        let before = self.store.read::<_, CloudError>(|tx| get_volume(tx, id))?;
+        let running = self.running_machine_of(&before)?;
+        let file = volume_file(id, before.generation + 1);
+        let layer = volumes.join(&file);
+        disk_image::create_layer(&layer, &volumes.join(&before.file), DiskFormat::Qcow2, Some(before.size))?;
+        let snapshot = SnapshotRecord {
+            id: new_id(),
+            volume_id: id,
+            size: before.size,
+            state: SnapshotState::Pending,
+            started: now(),
+            description: description.into(),
+            file: before.file.clone(),
+            image_id: before.image_id,
+            tags,
+        };
+        // From now on the layer is the volume's file. It is empty: until the machine writes into it, if one runs, it
+        // reads as the file that is still being written.
+        self.store.write::<_, CloudError>(|tx| {
+            let mut volume = get_volume(tx, id)?;
+            volume.generation += 1;
+            volume.file.clone_from(&file);
+            tx.put(&volume)?;
+            Ok(tx.insert(&snapshot)?)
+        })?;
+        drop(lock);
+        if let Some(mut monitor) = running
+            && let Err(error) = self.switch(&mut monitor, &before, layer)
+        {
+            self.store.write::<_, CloudError>(|tx| {
+                let mut volume = get_volume(tx, id)?;
+                volume.file.clone_from(&before.file);
+                tx.put(&volume)?;
+                Ok(tx.remove::<SnapshotRecord>(&snapshot.id.to_string())?)
+            })?;
+            self.sweep_volumes()?;
+            return Err(error);
+        }
+        let snapshot = SnapshotRecord { state: SnapshotState::Completed, ..snapshot };
+        self.store.write::<_, CloudError>(|tx| Ok(tx.put(&snapshot)?))?;
+        Ok(snapshot)
+    }
+
+    /// Has a running machine go on in `layer`. A guest that reboots in between goes on in it too.
+    fn switch(&self, monitor: &mut Monitor, volume: &VolumeRecord, layer: PathBuf) -> Result<(), CloudError> {
+        let id = volume_disk(&self.home, volume).id;
+        let Some(attachment) = &volume.attachment else { return Ok(()) };
+        let folder = self.folder(attachment.instance_id);
+        let write_to = |path: &Path| {
+            folder.change_config(|config| {
+                config.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.path = path.to_path_buf());
+            })
+        };
+        write_to(&layer)?;
+        let switched = monitor.demand(&Request::SwitchDisk { id: id.clone(), layer });
+        if switched.is_err() {
+            write_to(&self.home.volumes().join(&volume.file))?;
+        }
+        switched
+    }
+
+    /// Deletes a snapshot. Volumes that were made of it keep what they need.
+    pub fn delete_snapshot(&mut self, id: SnapshotId) -> Result<(), CloudError> {
+        self.store.write::<_, CloudError>(|tx| Ok(tx.remove::<SnapshotRecord>(&id.to_string())?))?;
+        self.sweep_volumes()?;
+        self.sweep_images()
+    }
+}
+
+/// Attaches a volume to an instance, in both entries; to write them is the caller's.
+pub(super) fn attach(
+    record: &mut InstanceRecord,
+    volume: &mut VolumeRecord,
+    device: Option<DeviceName>,
+    delete_on_termination: bool,
+) -> Result<(), CloudError> {
+    if let Some(attachment) = &volume.attachment {
+        return Err(in_use(volume, attachment));
+    }
+    let used: Vec<DeviceName> =
+        record.block_devices.iter().filter_map(|known| known.device_name.parse().ok()).collect();
+    let name = match device {
+        Some(name) => name.unless_used(&used)?,
+        None => DeviceName::next_free(&used)?,
+    };
+    let device_name = name.as_str().to_string();
+    let attachment =
+        AttachmentRecord { instance_id: record.id, device_name, attach_time: now(), delete_on_termination };
+    record.block_devices.push(BlockDeviceMapping::of(volume.id, &attachment));
+    volume.attachment = Some(attachment);
+    volume.state = VolumeState::InUse;
+    Ok(())
+}
+
+fn slot_of(monitor: &mut Monitor, request: &Request) -> Result<[String; 2], CloudError> {
+    match monitor.ask(request)? {
+        Message::Attached { bus_device, acpi_device, .. } => Ok([bus_device, acpi_device]),
+        other => Err(monitor.unexpected(&other)),
+    }
+}
+
+fn get_volume(tx: &Transaction, id: VolumeId) -> Result<VolumeRecord, CloudError> {
+    Ok(tx.get(&id.to_string())?.ok_or_else(|| VolumeId::not_found(&id.to_string()))?)
+}
+
+fn in_use(volume: &VolumeRecord, attachment: &AttachmentRecord) -> CloudError {
+    let (id, instance) = (volume.id, attachment.instance_id);
+    let what = format!("The volume '{id}' is attached to {instance} as {}.", attachment.device_name);
+    CloudError::refused(ErrorCode::VolumeInUse, what, Some(format!("`wisp volume detach {id}` takes it off.")))
+}
+
+fn role_of(record: &VolumeRecord) -> Role {
+    let root = super::launch::ROOT_DEVICE;
+    if record.attachment.as_ref().is_some_and(|attachment| attachment.device_name == root) {
+        Role::Root
+    } else {
+        Role::Data
+    }
+}
+
+fn figures_of(record: &VolumeRecord) -> Result<VolumeFigures, CloudError> {
+    let volume_type: VolumeType = record.volume_type.parse()?;
+    let size =
+        VolumeSize::that_holds(record.size).ok_or(crate::ec2::volume::VolumeError::NoSize).map_err(Ec2Error::from)?;
+    Ok(VolumeFigures { size, volume_type, iops: record.iops, throughput: record.throughput })
+}

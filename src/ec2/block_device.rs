@@ -1,0 +1,205 @@
+//! The names under which volumes are attached: `/dev/sdf`.
+//!
+//! Such a name is EC2's, for the mapping of an instance's block devices; what the guest's kernel calls the disk is the
+//! kernel's affair. Source: EC2 User Guide, "Device names for volumes on Amazon EC2 instances", the row
+//! for HVM.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::Ec2Error;
+use super::volume::VolumeError;
+
+/// A device name of a block device mapping: `/dev/sda1` or `/dev/xvda` for the root volume, `/dev/sdb` to `/dev/sdz`,
+/// `/dev/xvdb` to `/dev/xvdz` and `/dev/xvdaa` to `/dev/xvddz` for others.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct DeviceName(String);
+
+impl DeviceName {
+    /// The name that the root volume of most images has. Amazon's own Linux says `/dev/xvda`.
+    pub fn root() -> DeviceName {
+        DeviceName("/dev/sda1".to_owned())
+    }
+
+    /// The name: `/dev/sdf`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it is kept for the root volume.
+    pub fn is_root(&self) -> bool {
+        self.slot() == "a"
+    }
+
+    /// Whether two names are one place: `/dev/sdf` and `/dev/xvdf`, for a guest has links of both names to one disk.
+    pub fn same_place(&self, other: &DeviceName) -> bool {
+        self.slot() == other.slot()
+    }
+
+    /// This name, if none of the names `in_use` is the same place.
+    pub fn unless_used<'a>(self, in_use: impl IntoIterator<Item = &'a DeviceName>) -> Result<DeviceName, Ec2Error> {
+        match in_use.into_iter().find(|used| self.same_place(used)) {
+            Some(_) => Err(VolumeError::DeviceInUse { name: self.0 }.into()),
+            None => Ok(self),
+        }
+    }
+
+    /// The name for the next volume. First come the names that EC2 recommends for EBS volumes, `/dev/sdf` to
+    /// `/dev/sdp`; then the rest of the alphabet; then those of instance store disks, `/dev/sdb` to `/dev/sde`; then
+    /// the long ones.
+    pub fn next_free<'a>(in_use: impl IntoIterator<Item = &'a DeviceName>) -> Result<DeviceName, Ec2Error> {
+        let used: Vec<&str> = in_use.into_iter().map(DeviceName::slot).collect();
+        let short = ('f'..='z').chain('b'..='e').map(|letter| format!("/dev/sd{letter}"));
+        let long = ('a'..='d').flat_map(|first| ('a'..='z').map(move |second| format!("/dev/xvd{first}{second}")));
+        short
+            .chain(long)
+            .map(DeviceName)
+            .find(|name| !used.contains(&name.slot()))
+            .ok_or_else(|| VolumeError::NoDeviceLeft.into())
+    }
+
+    /// The names of an instance's disks of its own, as many as it has: EC2 keeps `/dev/sdb` and the next letters for
+    /// them.
+    pub fn of_instance_store(disks: u32) -> impl Iterator<Item = DeviceName> {
+        ('b'..='z')
+            .take(usize::try_from(disks).unwrap_or(usize::MAX))
+            .map(|letter| DeviceName(format!("/dev/sd{letter}")))
+    }
+
+    /// What tells its place from others: the letters after `sd` or `xvd`.
+    fn slot(&self) -> &str {
+        slot(&self.0).unwrap_or(&self.0)
+    }
+}
+
+/// The letters that tell a device name's place from others; none for what is no device name.
+fn slot(name: &str) -> Option<&str> {
+    let device = name.strip_prefix("/dev/")?;
+    let (letters, long_ones) = match (device.strip_prefix("xvd"), device.strip_prefix("sd")) {
+        (Some("a"), _) | (_, Some("a1")) => return Some("a"),
+        (Some(letters), _) => (letters, true),
+        (_, Some(letters)) => (letters, false),
+        _ => return None,
+    };
+    match letters.as_bytes() {
+        [b'b'..=b'z'] => Some(letters),
+        [b'a'..=b'd', b'a'..=b'z'] if long_ones => Some(letters),
+        _ => None,
+    }
+}
+
+impl FromStr for DeviceName {
+    type Err = Ec2Error;
+
+    fn from_str(text: &str) -> Result<Self, Ec2Error> {
+        match slot(text) {
+            Some(_) => Ok(DeviceName(text.to_owned())),
+            None => Err(VolumeError::DeviceName { given: text.to_owned() }.into()),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceName {
+    type Error = Ec2Error;
+
+    fn try_from(text: String) -> Result<Self, Ec2Error> {
+        text.parse()
+    }
+}
+
+impl From<DeviceName> for String {
+    fn from(name: DeviceName) -> String {
+        name.0
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ec2::ErrorCode;
+    use proptest::prelude::*;
+
+    fn name(text: &str) -> DeviceName {
+        text.parse().expect(text)
+    }
+
+    #[test]
+    fn ec2_s_names_are_taken() {
+        for text in
+            ["/dev/sda1", "/dev/xvda", "/dev/sdb", "/dev/sdz", "/dev/xvdb", "/dev/xvdz", "/dev/xvdaa", "/dev/xvddz"]
+        {
+            assert_eq!(name(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn other_names_are_refused_with_the_ones_there_are() {
+        for text in [
+            "",
+            "sdf",
+            "/dev/",
+            "/dev/sda",
+            "/dev/sdf1",
+            "/dev/sdF",
+            "/dev/sdaa",
+            "/dev/xvdea",
+            "/dev/xvdaaa",
+            "/dev/vda",
+        ] {
+            let error = text.parse::<DeviceName>().expect_err(text);
+            assert_eq!(error.code(), ErrorCode::InvalidParameterValue, "{text}");
+            assert!(error.hint().is_some_and(|hint| hint.contains("/dev/sdf")), "{text}");
+        }
+    }
+
+    #[test]
+    fn both_spellings_are_one_place() {
+        assert!(name("/dev/sdf").same_place(&name("/dev/xvdf")));
+        assert!(name("/dev/sda1").same_place(&name("/dev/xvda")));
+        assert!(name("/dev/xvda").is_root() && !name("/dev/sdb").is_root());
+        let error = name("/dev/xvdf").unless_used(&[name("/dev/sdf")]).expect_err("it is used");
+        assert!(error.to_string().starts_with("InvalidParameterValue: "), "{error}");
+        assert_eq!(name("/dev/sdg").unless_used(&[name("/dev/sdf")]), Ok(name("/dev/sdg")));
+    }
+
+    #[test]
+    fn the_next_name_is_the_first_that_ec2_recommends() {
+        let next = |used: &[DeviceName]| DeviceName::next_free(used).expect("one is free").to_string();
+        assert_eq!(next(&[DeviceName::root()]), "/dev/sdf");
+        assert_eq!(next(&[name("/dev/sdf"), name("/dev/xvdg")]), "/dev/sdh");
+    }
+
+    #[test]
+    fn every_name_is_given_once_and_then_no_more() {
+        let mut used = vec![DeviceName::root()];
+        while let Ok(next) = DeviceName::next_free(&used) {
+            let next = name(next.as_str()).unless_used(&used).expect("it is free");
+            used.push(next);
+        }
+        assert_eq!(used.len(), 1 + 25 + 4 * 26);
+        let error = DeviceName::next_free(&used).expect_err("all are used");
+        assert_eq!(error.code(), ErrorCode::AttachmentLimitExceeded);
+    }
+
+    #[test]
+    fn the_disks_of_an_instance_come_before_volumes() {
+        let names: Vec<String> = DeviceName::of_instance_store(2).map(String::from).collect();
+        assert_eq!(names, ["/dev/sdb", "/dev/sdc"]);
+    }
+
+    proptest! {
+        #[test]
+        fn reading_never_panics(text in ".*") {
+            let _ = text.parse::<DeviceName>();
+        }
+    }
+}

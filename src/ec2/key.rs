@@ -1,0 +1,288 @@
+//! Key pairs: names, types and EC2's fingerprints. Making and reading keys is `host::key`'s.
+//!
+//! Sources: EC2 API Reference, `CreateKeyPair`, `ImportKeyPair`, `KeyPairInfo`; EC2 User Guide, "Verify the fingerprint
+//! of your key pair".
+
+use std::fmt;
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use md5::Md5;
+use serde::{Deserialize, Serialize};
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+
+use super::error::{Ec2Error, ErrorCode};
+use super::id::KeyPair;
+use super::id::Kind as _;
+
+/// The most characters of a key pair's name.
+pub const MAX_NAME: usize = 255;
+
+/// Why a key pair is refused. It becomes an [`Ec2Error`], which prints it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyPairError {
+    /// The name is none that a key pair can have.
+    #[error("Invalid value {given:?} for KeyName: {rule}.")]
+    Name {
+        /// What was given.
+        given: String,
+        /// The rule that it breaks.
+        rule: &'static str,
+    },
+    /// The name is another's.
+    #[error("The keypair '{name}' already exists.")]
+    Duplicate {
+        /// The name.
+        name: String,
+    },
+    /// There is no such type.
+    #[error("Invalid value '{given}' for KeyType: it is rsa or ed25519.")]
+    Type {
+        /// What was given.
+        given: String,
+    },
+    /// There is no such format.
+    #[error("Invalid value '{given}' for KeyFormat: it is pem or openssh.")]
+    Format {
+        /// What was given.
+        given: String,
+    },
+    /// What was given is no public key, or one of a kind that key pairs do not have.
+    #[error("Key is not in valid OpenSSH public key format: {what}.")]
+    PublicKey {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// What was given is a private key.
+    #[error("Key is not in valid OpenSSH public key format: it is a private key.")]
+    PrivateKey,
+}
+
+impl KeyPairError {
+    /// EC2's code.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            KeyPairError::Name { .. } | KeyPairError::Type { .. } | KeyPairError::Format { .. } => {
+                ErrorCode::InvalidParameterValue
+            }
+            KeyPairError::Duplicate { .. } => ErrorCode::InvalidKeyPairDuplicate,
+            KeyPairError::PublicKey { .. } | KeyPairError::PrivateKey => ErrorCode::InvalidKeyPairFormat,
+        }
+    }
+
+    /// What to do about it, as one line; none where the sentence says it all.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            KeyPairError::Duplicate { .. } => "Choose another name; `wisp key ls` lists those that are taken.",
+            KeyPairError::Format { .. } => "For PuTTY, convert one of them with `puttygen`.",
+            KeyPairError::PublicKey { .. } => {
+                "Give the public key, an RSA or ED25519 one: a file such as ~/.ssh/id_ed25519.pub."
+            }
+            KeyPairError::PrivateKey => "Keep it to yourself; `ssh-keygen -y -f FILE` prints its public key.",
+            KeyPairError::Name { .. } | KeyPairError::Type { .. } => return None,
+        };
+        Some(hint.to_owned())
+    }
+}
+
+/// There is no key pair of that name.
+pub fn not_found(name: &str) -> Ec2Error {
+    Ec2Error::NotFound { code: KeyPair::NOT_FOUND, noun: KeyPair::NOUN, given: name.to_owned() }
+}
+
+/// A key pair of that name exists.
+pub fn duplicate(name: &KeyName) -> Ec2Error {
+    KeyPairError::Duplicate { name: name.to_string() }.into()
+}
+
+/// The name of a key pair: 1 to 255 ASCII characters, with no space at either end and no control character. It becomes
+/// the comment of its line in `authorized_keys`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct KeyName(String);
+
+impl KeyName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for KeyName {
+    type Err = Ec2Error;
+
+    fn from_str(text: &str) -> Result<Self, Ec2Error> {
+        let rule = if text.is_empty() {
+            "it cannot be empty"
+        } else if !text.is_ascii() {
+            "its characters are ASCII"
+        } else if text.len() > MAX_NAME {
+            "it has at most 255 characters"
+        } else if text.trim() != text {
+            "it neither begins nor ends with a space"
+        } else if text.contains(|c: char| c.is_ascii_control()) {
+            "it has no control characters"
+        } else {
+            return Ok(KeyName(text.to_owned()));
+        };
+        Err(KeyPairError::Name { given: text.to_owned(), rule }.into())
+    }
+}
+
+impl TryFrom<String> for KeyName {
+    type Error = Ec2Error;
+
+    fn try_from(text: String) -> Result<Self, Ec2Error> {
+        text.parse()
+    }
+}
+
+impl From<KeyName> for String {
+    fn from(name: KeyName) -> String {
+        name.0
+    }
+}
+
+impl fmt::Display for KeyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// What a key is of (`KeyType`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyType {
+    /// RSA, of 2048 bits where EC2 makes it. The default of EC2's API.
+    #[default]
+    Rsa,
+    /// ED25519.
+    Ed25519,
+}
+
+impl KeyType {
+    /// EC2's name for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            KeyType::Rsa => "rsa",
+            KeyType::Ed25519 => "ed25519",
+        }
+    }
+}
+
+impl FromStr for KeyType {
+    type Err = Ec2Error;
+
+    fn from_str(text: &str) -> Result<Self, Ec2Error> {
+        [KeyType::Rsa, KeyType::Ed25519]
+            .into_iter()
+            .find(|known| known.as_str() == text)
+            .ok_or_else(|| KeyPairError::Type { given: text.to_owned() }.into())
+    }
+}
+
+impl fmt::Display for KeyType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How a private key is written (`KeyFormat`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyFormat {
+    /// What EC2 calls so and gives for each type: PKCS #1 in PEM for RSA, OpenSSH's own for ED25519.
+    #[default]
+    Pem,
+    /// OpenSSH's own for both: Wisp's addition.
+    OpenSsh,
+}
+
+impl FromStr for KeyFormat {
+    type Err = Ec2Error;
+
+    fn from_str(text: &str) -> Result<Self, Ec2Error> {
+        match text {
+            "pem" => Ok(KeyFormat::Pem),
+            "openssh" => Ok(KeyFormat::OpenSsh),
+            _ => Err(KeyPairError::Format { given: text.to_owned() }.into()),
+        }
+    }
+}
+
+/// The fingerprint of an RSA key pair that EC2 made: SHA-1 of the private key as DER of PKCS #8.
+/// `openssl pkcs8 -in KEY -inform PEM -outform DER -topk8 -nocrypt | openssl sha1 -c` prints it too.
+pub fn fingerprint_of_created_rsa(pkcs8_der: &[u8]) -> String {
+    with_colons(&Sha1::digest(pkcs8_der))
+}
+
+/// The fingerprint of an RSA key that was imported: MD5 of the public key as DER of X.509's SubjectPublicKeyInfo.
+/// `openssl rsa -in KEY -pubout -outform DER | openssl md5 -c` prints it too.
+pub fn fingerprint_of_imported_rsa(spki_der: &[u8]) -> String {
+    with_colons(&Md5::digest(spki_der))
+}
+
+/// The fingerprint of an ED25519 key, made or imported: SHA-256 of the public key as SSH sends it, in base64 and with
+/// padding. `ssh-keygen -l` prints the same after `SHA256:`, without padding.
+pub fn fingerprint_of_ed25519(public_blob: &[u8]) -> String {
+    BASE64.encode(Sha256::digest(public_blob))
+}
+
+/// `01:ab:…`.
+fn with_colons(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn names_are_ascii_and_without_space_around() {
+        for text in ["web", "my key (2)", "user@host", "~"] {
+            assert_eq!(text.parse::<KeyName>().expect(text).as_str(), text);
+        }
+        assert!("x".repeat(MAX_NAME).parse::<KeyName>().is_ok());
+        for text in ["", " web", "web ", "schlüssel", "a\nb", "a\u{7f}", &"x".repeat(MAX_NAME + 1)] {
+            let error = text.parse::<KeyName>().expect_err(text);
+            assert_eq!(error.code(), ErrorCode::InvalidParameterValue, "{text}");
+            assert!(!error.to_string().contains(char::is_control), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn types_and_formats_are_read() {
+        assert_eq!("rsa".parse(), Ok(KeyType::Rsa));
+        assert_eq!("ed25519".parse(), Ok(KeyType::Ed25519));
+        assert_eq!("pem".parse(), Ok(KeyFormat::Pem));
+        assert_eq!("openssh".parse(), Ok(KeyFormat::OpenSsh));
+        assert!("dsa".parse::<KeyType>().is_err());
+        let ppk = "ppk".parse::<KeyFormat>().expect_err("not here");
+        assert!(ppk.hint().is_some_and(|hint| hint.contains("puttygen")));
+    }
+
+    #[test]
+    fn errors_are_ec2_s() {
+        assert_eq!(not_found("web").to_string(), "InvalidKeyPair.NotFound: The key pair 'web' does not exist.");
+        assert_eq!(
+            duplicate(&"web".parse().expect("a name")).to_string(),
+            "InvalidKeyPair.Duplicate: The keypair 'web' already exists."
+        );
+    }
+
+    #[test]
+    fn fingerprints_are_digests_as_ec2_writes_them() {
+        assert_eq!(fingerprint_of_created_rsa(b"abc"), "a9:99:3e:36:47:06:81:6a:ba:3e:25:71:78:50:c2:6c:9c:d0:d8:9d");
+        assert_eq!(fingerprint_of_imported_rsa(b"abc"), "90:01:50:98:3c:d2:4f:b0:d6:96:3f:7d:28:e1:7f:72");
+        assert_eq!(fingerprint_of_ed25519(b"abc"), "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=");
+    }
+
+    proptest! {
+        #[test]
+        fn reading_a_name_never_panics(text in ".*") {
+            let _ = text.parse::<KeyName>();
+        }
+    }
+}

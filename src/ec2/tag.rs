@@ -1,0 +1,280 @@
+//! Tags: what a resource's may be, and how many it may have.
+//!
+//! Source: EC2 User Guide, "Tag your Amazon EC2 resources", tag restrictions. EC2 allows any character in a tag; Wisp
+//! all but control characters, which no table can show.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use super::error::{Ec2Error, ErrorCode};
+
+/// The most characters of a key.
+pub const MAX_KEY: usize = 128;
+/// The most characters of a value.
+pub const MAX_VALUE: usize = 256;
+/// The most tags of a resource.
+pub const MAX_TAGS: usize = 50;
+
+/// What keys that are AWS's own begin with, in any case.
+const RESERVED: &str = "aws:";
+
+/// Why a tag is refused. It becomes an [`Ec2Error`], which prints it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TagError {
+    /// It is not written as a tag.
+    #[error("Invalid value '{given}' for tag: it is not KEY=VALUE.")]
+    NotKeyValue {
+        /// What was given.
+        given: String,
+    },
+    /// The key is empty.
+    #[error("Tag key cannot be empty.")]
+    EmptyKey,
+    /// The key is longer than a key can be.
+    #[error("Tag key exceeds the maximum length of {MAX_KEY} characters: '{key}' has {length}.")]
+    KeyTooLong {
+        /// The key.
+        key: String,
+        /// Its characters.
+        length: usize,
+    },
+    /// The value is longer than a value can be.
+    #[error("Tag value exceeds the maximum length of {MAX_VALUE} characters: that of '{key}' has {length}.")]
+    ValueTooLong {
+        /// The key.
+        key: String,
+        /// The value's characters.
+        length: usize,
+    },
+    /// The key begins as AWS's own do.
+    #[error("Tag keys starting with 'aws:' are reserved for internal use: '{key}'.")]
+    Reserved {
+        /// The key.
+        key: String,
+    },
+    /// There is a control character in it.
+    #[error("Tag {key:?} has a control character.")]
+    ControlCharacter {
+        /// The key.
+        key: String,
+    },
+    /// One key is given twice.
+    #[error("Duplicate tag key '{key}' specified.")]
+    Duplicate {
+        /// The key.
+        key: String,
+    },
+    /// The resource would have too many.
+    #[error("The maximum number of tags is {MAX_TAGS}, and the resource would have {count}.")]
+    TooMany {
+        /// How many it would have.
+        count: usize,
+    },
+}
+
+impl TagError {
+    /// EC2's code.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            TagError::EmptyKey | TagError::Reserved { .. } => ErrorCode::InvalidTagKeyMalformed,
+            TagError::TooMany { .. } => ErrorCode::TagLimitExceeded,
+            TagError::NotKeyValue { .. }
+            | TagError::KeyTooLong { .. }
+            | TagError::ValueTooLong { .. }
+            | TagError::ControlCharacter { .. }
+            | TagError::Duplicate { .. } => ErrorCode::InvalidParameterValue,
+        }
+    }
+
+    /// What to do about it, as one line; none where the sentence says it all.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            TagError::NotKeyValue { .. } => "Write KEY=VALUE; `KEY=` for a tag without a value.",
+            TagError::EmptyKey => "Write KEY=VALUE, such as Name=web.",
+            TagError::Reserved { .. } => "Choose a key that does not begin with aws:.",
+            TagError::TooMany { .. } => "Remove some of its tags first.",
+            TagError::Duplicate { .. } => "A key has one value; give it once.",
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}
+
+/// A tag that a person may give. Reads `KEY=VALUE`; the value begins after the first `=`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tag {
+    key: String,
+    value: String,
+}
+
+impl Tag {
+    /// The tag of that key and value, if there can be one.
+    pub fn new(key: &str, value: &str) -> Result<Tag, Ec2Error> {
+        check_key(key)?;
+        let length = value.chars().count();
+        if length > MAX_VALUE {
+            return Err(TagError::ValueTooLong { key: key.to_owned(), length }.into());
+        }
+        if value.chars().any(char::is_control) {
+            return Err(TagError::ControlCharacter { key: key.to_owned() }.into());
+        }
+        Ok(Tag { key: key.to_owned(), value: value.to_owned() })
+    }
+
+    /// The key.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The value.
+    pub fn value(&self) -> &str {
+        &self.value
+    }
+}
+
+impl FromStr for Tag {
+    type Err = Ec2Error;
+
+    fn from_str(text: &str) -> Result<Self, Ec2Error> {
+        let (key, value) = text.split_once('=').ok_or_else(|| TagError::NotKeyValue { given: text.to_owned() })?;
+        Tag::new(key, value)
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}={}", self.key, self.value))
+    }
+}
+
+/// Whether a person may use, change or remove a tag of that key.
+pub fn check_key(key: &str) -> Result<(), Ec2Error> {
+    let length = key.chars().count();
+    let key_owned = || key.to_owned();
+    let cause = if key.is_empty() {
+        TagError::EmptyKey
+    } else if key.chars().any(char::is_control) {
+        TagError::ControlCharacter { key: key_owned() }
+    } else if is_reserved(key) {
+        TagError::Reserved { key: key_owned() }
+    } else if length > MAX_KEY {
+        TagError::KeyTooLong { key: key_owned(), length }
+    } else {
+        return Ok(());
+    };
+    Err(cause.into())
+}
+
+/// The tags of a resource that has these and is given those (`CreateTags`): a key that it has gets the new value.
+pub fn with_tags(
+    current: &BTreeMap<String, String>,
+    added: impl IntoIterator<Item = Tag>,
+) -> Result<BTreeMap<String, String>, Ec2Error> {
+    let mut new = BTreeMap::new();
+    for Tag { key, value } in added {
+        if new.contains_key(&key) {
+            return Err(TagError::Duplicate { key }.into());
+        }
+        new.insert(key, value);
+    }
+    let mut tags = current.clone();
+    tags.extend(new);
+    // AWS's own tags do not count.
+    let count = tags.keys().filter(|key| !is_reserved(key)).count();
+    if count > MAX_TAGS {
+        return Err(TagError::TooMany { count }.into());
+    }
+    Ok(tags)
+}
+
+fn is_reserved(key: &str) -> bool {
+    key.get(..RESERVED.len()).is_some_and(|start| start.eq_ignore_ascii_case(RESERVED))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn tag(text: &str) -> Tag {
+        text.parse().expect(text)
+    }
+
+    fn refused(text: &str) -> Ec2Error {
+        text.parse::<Tag>().expect_err(text)
+    }
+
+    #[test]
+    fn a_tag_s_value_begins_after_the_first_equals_sign() {
+        for (text, key, value) in [
+            ("Name=web", "Name", "web"),
+            ("a=b=c", "a", "b=c"),
+            ("empty=", "empty", ""),
+            ("with space=a, b", "with space", "a, b"),
+            ("ключ=значение *", "ключ", "значение *"),
+        ] {
+            assert_eq!((tag(text).key(), tag(text).value()), (key, value));
+            assert_eq!(tag(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn lengths_are_counted_in_characters() {
+        let (key, value) = ("ä".repeat(MAX_KEY), "ö".repeat(MAX_VALUE));
+        assert!(Tag::new(&key, &value).is_ok());
+        let error = refused(&format!("{key}ä={value}"));
+        assert_eq!(error.code(), ErrorCode::InvalidParameterValue);
+        let error = refused(&format!("key={value}ö"));
+        assert_eq!(
+            error.to_string(),
+            "InvalidParameterValue: Tag value exceeds the maximum length of 256 characters: that of 'key' has 257."
+        );
+    }
+
+    #[test]
+    fn what_is_no_tag_is_refused_with_ec2_s_code() {
+        for (text, code) in [
+            ("Name", ErrorCode::InvalidParameterValue),
+            ("", ErrorCode::InvalidParameterValue),
+            ("=web", ErrorCode::InvalidTagKeyMalformed),
+            ("aws:x=1", ErrorCode::InvalidTagKeyMalformed),
+            ("AWS:x=1", ErrorCode::InvalidTagKeyMalformed),
+            ("a\nb=1", ErrorCode::InvalidParameterValue),
+            ("a=\u{1b}[2J", ErrorCode::InvalidParameterValue),
+        ] {
+            let error = refused(text);
+            assert_eq!(error.code(), code, "{text}");
+            assert!(!error.to_string().contains(char::is_control), "{error:?}");
+        }
+        assert!(check_key("awsome").is_ok());
+    }
+
+    #[test]
+    fn a_resource_has_fifty_tags_at_most_and_aws_s_do_not_count() {
+        let numbered = |from: usize, to: usize| (from..to).map(|number| tag(&format!("{number}=x")));
+        let full = with_tags(&BTreeMap::new(), numbered(0, MAX_TAGS)).expect("fifty");
+        assert!(with_tags(&full, [tag("0=new")]).is_ok_and(|tags| tags["0"] == "new"));
+        let error = with_tags(&full, [tag("more=1")]).expect_err("fifty-one");
+        assert_eq!(error.code(), ErrorCode::TagLimitExceeded);
+        let mut with_own = full.clone();
+        with_own.remove("0");
+        with_own.insert("aws:autoscaling:groupName".to_owned(), "x".to_owned());
+        assert!(with_tags(&with_own, [tag("more=1")]).is_ok());
+    }
+
+    #[test]
+    fn a_key_is_given_once() {
+        let error = with_tags(&BTreeMap::new(), [tag("a=1"), tag("a=2")]).expect_err("twice");
+        assert_eq!(error.to_string(), "InvalidParameterValue: Duplicate tag key 'a' specified.");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_is_printed(text in ".*") {
+            if let Ok(tag) = text.parse::<Tag>() {
+                prop_assert_eq!(tag.to_string(), text);
+            }
+        }
+    }
+}

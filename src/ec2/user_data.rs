@@ -1,0 +1,264 @@
+//! User data: what an instance is told at launch, and hands to its first boot.
+//!
+//! Source: EC2 User Guide, "Run commands when you launch an EC2 instance with user data input": at most 16 KB in raw
+//! form, before it is base64-encoded; cloud-init's documentation, "User data formats".
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD as BASE64, STANDARD_NO_PAD as BASE64_WITHOUT_PADDING};
+
+use super::error::ErrorCode;
+
+/// The most bytes of user data, raw: as the guest gets them, and where they are compressed, compressed.
+pub const MAX_BYTES: usize = 16_384;
+
+/// What begins a gzip file (RFC 1952, section 2.3.1).
+const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
+
+/// Text longer than this is not tried as base64: of 16 KiB, even with every digit on a line of its own.
+const MAX_BASE64: usize = 4 * MAX_BYTES;
+
+/// What cloud-init makes of user data, by how it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A program, run late in the first boot: it begins with `#!`.
+    Script,
+    /// Configuration in YAML: its first line is `#cloud-config`.
+    CloudConfig,
+    /// Something compressed, which cloud-init unpacks and looks at again.
+    Gzip,
+    /// Several of these in one MIME message.
+    Mime,
+    /// Anything else, which the guest may read all the same.
+    Other,
+}
+
+impl Kind {
+    /// What these bytes are.
+    pub fn of(bytes: &[u8]) -> Kind {
+        if bytes.starts_with(GZIP_MAGIC) {
+            Kind::Gzip
+        } else if bytes.starts_with(b"#!") {
+            Kind::Script
+        } else if first_line(bytes).trim_ascii_end() == b"#cloud-config" {
+            Kind::CloudConfig
+        } else if [b"content-type:".as_slice(), b"mime-version:"].into_iter().any(|header| begins_with(bytes, header)) {
+            Kind::Mime
+        } else {
+            Kind::Other
+        }
+    }
+
+    /// Its name for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Kind::Script => "script",
+            Kind::CloudConfig => "cloud-config",
+            Kind::Gzip => "gzip",
+            Kind::Mime => "MIME multipart",
+            Kind::Other => "other",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.title())
+    }
+}
+
+fn first_line(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == b'\n').next().unwrap_or_default()
+}
+
+/// Whether the bytes begin with that, whatever the case of their letters.
+fn begins_with(bytes: &[u8], prefix: &[u8]) -> bool {
+    bytes.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+}
+
+/// Why user data is refused. It becomes an [`Ec2Error`](super::Ec2Error), which prints it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UserDataError {
+    /// There is too much of it.
+    #[error("User data is limited to {MAX_BYTES} bytes, and this {kind} has {bytes}.", kind = kind_in_sentence(*.kind))]
+    TooLarge {
+        /// How much there is, raw.
+        bytes: usize,
+        /// What it is.
+        kind: Kind,
+    },
+    /// What is to be base64 is not.
+    #[error("Invalid BASE64 encoding of user data.")]
+    NotBase64,
+}
+
+fn kind_in_sentence(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Other => "text",
+        kind => kind.title(),
+    }
+}
+
+impl UserDataError {
+    /// EC2's code.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            UserDataError::TooLarge { .. } => ErrorCode::InvalidParameterValue,
+            UserDataError::NotBase64 => ErrorCode::InvalidUserDataMalformed,
+        }
+    }
+
+    /// What to do about it, as one line.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            UserDataError::TooLarge { kind: Kind::Gzip, .. } => {
+                "It is compressed already: let it fetch the rest, for instance from a volume.".to_owned()
+            }
+            UserDataError::TooLarge { .. } => {
+                "Compress it with gzip, which cloud-init unpacks, or let it fetch the rest.".to_owned()
+            }
+            UserDataError::NotBase64 => "Encode it with `base64`, or give it as it is.".to_owned(),
+        })
+    }
+}
+
+/// An instance's user data, raw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserData {
+    bytes: Vec<u8>,
+}
+
+impl UserData {
+    /// What was given to `--user-data` or is in a file: the user data itself, or its base64.
+    ///
+    /// It is taken for base64 where the whole of it, white space aside, is that and decodes to something that begins as
+    /// a script, cloud-config, gzip or a MIME message does. Anything else is the user data as it stands, so that plain
+    /// text such as `hello` stays what it is. (EC2's command line encodes what it is given, EC2's API takes base64
+    /// only; what was encoded for the API does the same here.)
+    pub fn read(given: &[u8]) -> Result<UserData, UserDataError> {
+        let decoded = (given.len() <= MAX_BASE64)
+            .then(|| decode(given))
+            .flatten()
+            .filter(|decoded| Kind::of(decoded) != Kind::Other);
+        Self::raw(decoded.unwrap_or_else(|| given.to_vec()))
+    }
+
+    /// These bytes, as they are.
+    pub fn raw(bytes: Vec<u8>) -> Result<UserData, UserDataError> {
+        if bytes.len() > MAX_BYTES {
+            return Err(UserDataError::TooLarge { bytes: bytes.len(), kind: Kind::of(&bytes) });
+        }
+        Ok(UserData { bytes })
+    }
+
+    /// What this base64 encodes, whatever it is: the form that EC2's API takes and gives.
+    pub fn from_base64(text: &str) -> Result<UserData, UserDataError> {
+        Self::raw(decode(text.as_bytes()).ok_or(UserDataError::NotBase64)?)
+    }
+
+    /// It in base64, as `DescribeInstanceAttribute` gives it.
+    pub fn to_base64(&self) -> String {
+        BASE64.encode(&self.bytes)
+    }
+
+    /// It as the guest reads it.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// It as the guest reads it, given away.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> Kind {
+        Kind::of(&self.bytes)
+    }
+}
+
+/// What base64 encodes, with or without padding, on any number of lines.
+fn decode(given: &[u8]) -> Option<Vec<u8>> {
+    let digits: Vec<u8> = given.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    BASE64.decode(&digits).or_else(|_| BASE64_WITHOUT_PADDING.decode(&digits)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ec2::Ec2Error;
+    use proptest::prelude::*;
+
+    fn read(given: &[u8]) -> UserData {
+        UserData::read(given).expect("allowed")
+    }
+
+    #[test]
+    fn kinds_are_told_by_how_they_begin() {
+        for (given, kind) in [
+            (b"#!/bin/sh\n".as_slice(), Kind::Script),
+            (b"#cloud-config\npackages: []\n", Kind::CloudConfig),
+            (b"#cloud-config\r\n", Kind::CloudConfig),
+            (b"\x1f\x8b\x08\x00", Kind::Gzip),
+            (b"Content-Type: multipart/mixed; boundary=\"x\"\nMIME-Version: 1.0\n\n", Kind::Mime),
+            (b"MIME-Version: 1.0\n", Kind::Mime),
+            (b"#cloud-configuration\n", Kind::Other),
+            (b"#include\n", Kind::Other),
+            (b"", Kind::Other),
+        ] {
+            assert_eq!(read(given).kind(), kind, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn base64_of_something_known_is_decoded() {
+        for raw in
+            [b"#!/bin/sh\necho hello\n".as_slice(), b"#cloud-config\n", b"\x1f\x8b\x08\x00", b"MIME-Version: 1.0\n"]
+        {
+            let encoded = BASE64.encode(raw);
+            assert_eq!(read(encoded.as_bytes()).bytes(), raw);
+            let on_lines = encoded.as_bytes().chunks(5).collect::<Vec<_>>().join(b"\n".as_slice());
+            assert_eq!(read(&on_lines).bytes(), raw);
+            assert_eq!(read(encoded.trim_end_matches('=').as_bytes()).bytes(), raw);
+        }
+    }
+
+    #[test]
+    fn text_that_only_looks_like_base64_stays_as_it_is() {
+        for given in [b"hello123".as_slice(), b"aGVsbG8=", b"data"] {
+            assert_eq!(read(given).bytes(), given);
+        }
+    }
+
+    #[test]
+    fn sixteen_kib_are_the_most_raw() {
+        let mut script = b"#!".to_vec();
+        script.resize(MAX_BYTES, b'x');
+        assert_eq!(read(&script).bytes().len(), MAX_BYTES);
+        assert_eq!(read(BASE64.encode(&script).as_bytes()).bytes(), script);
+        script.push(b'x');
+        let error = Ec2Error::from(UserData::read(&script).expect_err("one too many"));
+        let expected = "InvalidParameterValue: User data is limited to 16384 bytes, and this script has 16385.";
+        assert_eq!(error.to_string(), expected);
+        assert!(error.hint().is_some_and(|hint| hint.contains("gzip")));
+        let encoded = BASE64.encode(&script);
+        let error = UserData::read(encoded.as_bytes()).expect_err("one too many, encoded");
+        assert_eq!(error, UserDataError::TooLarge { bytes: MAX_BYTES + 1, kind: Kind::Script });
+    }
+
+    #[test]
+    fn base64_of_anything_is_taken_where_it_is_said_to_be_that() {
+        assert_eq!(UserData::from_base64("aGVsbG8=").expect("base64").bytes(), b"hello");
+        let error = Ec2Error::from(UserData::from_base64("hello!").expect_err("not base64"));
+        assert_eq!(error.code(), ErrorCode::InvalidUserDataMalformed);
+    }
+
+    proptest! {
+        #[test]
+        fn reading_never_panics_and_base64_gives_it_back(given: Vec<u8>) {
+            let data = UserData::read(&given).expect("it is short");
+            prop_assert_eq!(UserData::from_base64(&data.to_base64()), Ok(data));
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! Volumes: what a person may ask of one, and what it has then.
+//!
+//! Sources: EC2 API Reference, `CreateVolume` and `ModifyVolume`; Amazon EBS User Guide, "Amazon EBS volume types".
+//! Wisp is more lenient in one thing: EC2's volumes are whole GiB, Wisp's whole MiB ([`VolumeSize::extension`]).
+
+mod error;
+mod kind;
+mod option;
+mod size;
+mod state;
+
+pub use error::VolumeError;
+pub use kind::{IopsLimits, Limits, ThroughputLimits, VolumeType};
+pub use option::{VolumeOption, VolumeSource};
+pub use size::VolumeSize;
+pub use state::{AttachmentState, VolumeState};
+
+use super::error::Ec2Error;
+
+/// gp2: operations a second for each GiB, and the fewest and most of them.
+const GP2_IOPS_PER_GIB: u64 = 3;
+const GP2_IOPS: (u64, u64) = (100, 16_000);
+
+/// Operations a second of a volume whose type is changed to one where they are chosen, and none are.
+const IOPS_OF_CHANGED_TYPE: u32 = 3_000;
+
+/// What a volume is attached as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The volume that the instance boots from.
+    Root,
+    /// Any other, and one that is not attached.
+    Data,
+}
+
+/// What a person asks of a new volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VolumeSpec {
+    /// Its size; where it is made of a snapshot or an image, the size of that will do.
+    pub size: Option<VolumeSize>,
+    /// Its type.
+    pub volume_type: VolumeType,
+    /// Its operations a second.
+    pub iops: Option<u32>,
+    /// Its MiB a second.
+    pub throughput: Option<u32>,
+}
+
+impl VolumeSpec {
+    /// The figures of the volume, all rules obeyed. `source` is the size of the snapshot or image that it is made of.
+    pub fn figures(&self, source: Option<VolumeSize>, role: Role) -> Result<VolumeFigures, Ec2Error> {
+        let volume_type = self.volume_type;
+        check_role(volume_type, role)?;
+        let size = self.size.or(source).ok_or(VolumeError::NoSize)?;
+        check_size(volume_type, size)?;
+        if let Some(source_size) = source
+            && size < source_size
+        {
+            return Err(VolumeError::SmallerThanSource { size, source_size }.into());
+        }
+        let iops = iops_for(volume_type, size, self.iops)?;
+        let throughput = throughput_for(volume_type, iops, self.throughput)?;
+        Ok(VolumeFigures { size, volume_type, iops, throughput })
+    }
+}
+
+/// A volume's figures, as `DescribeVolumes` gives them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeFigures {
+    /// Its size.
+    pub size: VolumeSize,
+    /// Its type.
+    pub volume_type: VolumeType,
+    /// Operations a second: what was chosen, and gp2's baseline. None for the types that rotate.
+    pub iops: Option<u32>,
+    /// MiB a second, where they are chosen: gp3.
+    pub throughput: Option<u32>,
+}
+
+/// What a person asks to change of a volume (`ModifyVolume`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VolumeChange {
+    /// Its new size, no smaller than the old one.
+    pub size: Option<VolumeSize>,
+    /// Its new type.
+    pub volume_type: Option<VolumeType>,
+    /// Its new operations a second.
+    pub iops: Option<u32>,
+    /// Its new MiB a second.
+    pub throughput: Option<u32>,
+}
+
+impl VolumeFigures {
+    /// The figures after a change. What is not asked for stays, where the type stays; where it changes, operations are
+    /// 3,000 and throughput the new type's default.
+    pub fn modified(&self, change: &VolumeChange, role: Role) -> Result<VolumeFigures, Ec2Error> {
+        if *change == VolumeChange::default() {
+            return Err(VolumeError::NothingToModify.into());
+        }
+        let volume_type = change.volume_type.unwrap_or(self.volume_type);
+        check_role(volume_type, role)?;
+        let size = change.size.unwrap_or(self.size);
+        if size < self.size {
+            return Err(VolumeError::Shrinks { current: self.size, given: size }.into());
+        }
+        check_size(volume_type, size)?;
+        let chosen = volume_type.limits().iops.map(|limits| {
+            if volume_type == self.volume_type {
+                self.iops
+            } else {
+                // The default of the documentation, and no more than a small volume can have.
+                Some(IOPS_OF_CHANGED_TYPE.min(limits.most(size)))
+            }
+        });
+        let kept = self.throughput.filter(|_| volume_type == self.volume_type);
+        let iops = iops_for(volume_type, size, change.iops.or(chosen.flatten()))?;
+        let throughput = throughput_for(volume_type, iops, change.throughput.or(kept))?;
+        Ok(VolumeFigures { size, volume_type, iops, throughput })
+    }
+}
+
+fn check_role(volume_type: VolumeType, role: Role) -> Result<(), VolumeError> {
+    match role {
+        Role::Root if !volume_type.bootable() => Err(VolumeError::NotBootable { volume_type }),
+        Role::Root | Role::Data => Ok(()),
+    }
+}
+
+/// A volume may be below 1 GiB where the type's smallest is 1 GiB: that is Wisp's own.
+fn check_size(volume_type: VolumeType, size: VolumeSize) -> Result<(), VolumeError> {
+    let limits = volume_type.limits();
+    if limits.min_gib > 1 && Some(size) < VolumeSize::from_gib(limits.min_gib) {
+        return Err(VolumeError::TooSmall { volume_type, size, minimum: limits.min_gib });
+    }
+    if size.gib() > limits.max_gib {
+        return Err(VolumeError::TooLarge { volume_type, size, maximum: limits.max_gib });
+    }
+    Ok(())
+}
+
+fn iops_for(volume_type: VolumeType, size: VolumeSize, asked: Option<u32>) -> Result<Option<u32>, VolumeError> {
+    let Some(limits) = volume_type.limits().iops else {
+        return match asked {
+            Some(_) => Err(VolumeError::NotSupported { volume_type, parameter: "iops" }),
+            None => Ok((volume_type == VolumeType::Gp2).then(|| gp2_baseline(size))),
+        };
+    };
+    let most = limits.most(size);
+    let given = asked.or(limits.default).ok_or(VolumeError::IopsRequired { volume_type, range: (limits.min, most) })?;
+    check_range(volume_type, "iops", given, (limits.min, limits.max))?;
+    if given > most {
+        return Err(VolumeError::IopsRatio { volume_type, size, given, most });
+    }
+    Ok(Some(given))
+}
+
+fn throughput_for(volume_type: VolumeType, iops: Option<u32>, asked: Option<u32>) -> Result<Option<u32>, VolumeError> {
+    let Some(limits) = volume_type.limits().throughput else {
+        return match asked {
+            Some(_) => Err(VolumeError::NotSupported { volume_type, parameter: "throughput" }),
+            None => Ok(None),
+        };
+    };
+    let given = asked.unwrap_or(limits.default);
+    check_range(volume_type, "throughput", given, (limits.min, limits.max))?;
+    let iops = iops.unwrap_or_default();
+    let most = iops / limits.iops_per_mib;
+    if given > most {
+        return Err(VolumeError::ThroughputRatio { iops, given, most });
+    }
+    Ok(Some(given))
+}
+
+fn check_range(
+    volume_type: VolumeType,
+    parameter: &'static str,
+    given: u32,
+    (min, max): (u32, u32),
+) -> Result<(), VolumeError> {
+    if given < min {
+        Err(VolumeError::TooLow { volume_type, parameter, given, minimum: min })
+    } else if given > max {
+        Err(VolumeError::TooHigh { volume_type, parameter, given, maximum: max })
+    } else {
+        Ok(())
+    }
+}
+
+/// What a gp2 volume of that size always has: three operations a second for each GiB, within bounds.
+fn gp2_baseline(size: VolumeSize) -> u32 {
+    let (fewest, most) = GP2_IOPS;
+    let iops = size.gib().saturating_mul(GP2_IOPS_PER_GIB).clamp(fewest, most);
+    u32::try_from(iops).expect("it is at most 16,000")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ec2::ErrorCode;
+    use proptest::prelude::*;
+
+    fn gib(gib: u64) -> VolumeSize {
+        VolumeSize::from_gib(gib).expect("some")
+    }
+
+    fn spec(volume_type: VolumeType, size: u64, iops: Option<u32>, throughput: Option<u32>) -> VolumeSpec {
+        VolumeSpec { size: Some(gib(size)), volume_type, iops, throughput }
+    }
+
+    fn figures(spec: VolumeSpec) -> (Option<u32>, Option<u32>) {
+        let figures = spec.figures(None, Role::Data).expect("allowed");
+        (figures.iops, figures.throughput)
+    }
+
+    fn refused(spec: VolumeSpec) -> String {
+        spec.figures(None, Role::Data).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn a_gp3_volume_has_ec2_s_defaults_and_what_is_asked() {
+        assert_eq!(figures(spec(VolumeType::Gp3, 8, None, None)), (Some(3000), Some(125)));
+        assert_eq!(figures(spec(VolumeType::Gp3, 8, Some(4000), Some(1000))), (Some(4000), Some(1000)));
+        assert_eq!(figures(spec(VolumeType::Gp3, 32, Some(16_000), None)), (Some(16_000), Some(125)));
+    }
+
+    #[test]
+    fn a_gp2_volume_s_baseline_grows_with_it() {
+        for (size, iops) in
+            [(1, 100), (33, 100), (34, 102), (100, 300), (5333, 15_999), (5334, 16_000), (16_384, 16_000)]
+        {
+            assert_eq!(figures(spec(VolumeType::Gp2, size, None, None)), (Some(iops), None), "{size}");
+        }
+    }
+
+    #[test]
+    fn rotating_types_have_no_figures() {
+        for (volume_type, size) in [(VolumeType::St1, 125), (VolumeType::Sc1, 125), (VolumeType::Standard, 1)] {
+            assert_eq!(figures(spec(volume_type, size, None, None)), (None, None));
+        }
+    }
+
+    #[test]
+    fn provisioned_types_need_iops_and_keep_their_ratio() {
+        assert_eq!(figures(spec(VolumeType::Io1, 4, Some(200), None)), (Some(200), None));
+        assert_eq!(figures(spec(VolumeType::Io1, 1280, Some(64_000), None)), (Some(64_000), None));
+        assert_eq!(figures(spec(VolumeType::Io2, 512, Some(256_000), None)), (Some(256_000), None));
+        let missing = spec(VolumeType::Io1, 4, None, None).figures(None, Role::Data).expect_err("no default");
+        assert_eq!(missing.code(), ErrorCode::MissingParameter);
+        assert!(missing.hint().is_some_and(|hint| hint.contains("100 to 200")));
+    }
+
+    #[test]
+    fn what_breaks_a_rule_is_refused_with_the_rule() {
+        for (given, expected) in [
+            (
+                spec(VolumeType::Gp3, 8, Some(2999), None),
+                "InvalidParameterValue: Volume iops of 2999 is too low for gp3; minimum is 3000.",
+            ),
+            (
+                spec(VolumeType::Gp3, 99, Some(16_001), None),
+                "InvalidParameterValue: Volume iops of 16001 is too high for gp3; maximum is 16000.",
+            ),
+            (
+                spec(VolumeType::Gp3, 8, Some(4001), None),
+                "InvalidParameterCombination: Iops to volume size ratio is too high: 8 GiB of gp3 have at most \
+                 4000 iops, not 4001.",
+            ),
+            (
+                spec(VolumeType::Gp3, 8, None, Some(751)),
+                "InvalidParameterCombination: Throughput (MiBps) to iops ratio is too high: 3000 iops carry at most \
+                 750 MiB/s, not 751.",
+            ),
+            (
+                spec(VolumeType::Gp3, 8, None, Some(124)),
+                "InvalidParameterValue: Volume throughput of 124 is too low for gp3; minimum is 125.",
+            ),
+            (
+                spec(VolumeType::Gp2, 8, Some(100), None),
+                "InvalidParameterCombination: The parameter iops is not supported for gp2 volumes.",
+            ),
+            (
+                spec(VolumeType::Io2, 8, Some(100), Some(125)),
+                "InvalidParameterCombination: The parameter throughput is not supported for io2 volumes.",
+            ),
+            (
+                spec(VolumeType::Io1, 4, Some(201), None),
+                "InvalidParameterCombination: Iops to volume size ratio is too high: 4 GiB of io1 have at most \
+                 200 iops, not 201.",
+            ),
+            (
+                spec(VolumeType::St1, 124, None, None),
+                "InvalidParameterValue: Volume of 124 GiB is too small for st1; minimum is 125 GiB.",
+            ),
+            (
+                spec(VolumeType::Standard, 1025, None, None),
+                "InvalidParameterValue: Volume of 1025 GiB is too large for standard; maximum is 1024 GiB.",
+            ),
+        ] {
+            assert_eq!(refused(given), expected);
+        }
+    }
+
+    #[test]
+    fn a_volume_below_a_gib_is_allowed_where_ec2_s_smallest_is_one() {
+        let half = VolumeSize::from_mib(512);
+        for volume_type in VolumeType::ALL {
+            let given = VolumeSpec { size: half, volume_type, iops: None, throughput: None };
+            let allowed = given.figures(None, Role::Data).is_ok();
+            assert_eq!(allowed, volume_type.limits().min_gib == 1, "{volume_type}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_gives_the_size_and_bounds_it() {
+        let without_size = VolumeSpec::default();
+        assert_eq!(without_size.figures(Some(gib(9)), Role::Data).expect("allowed").size, gib(9));
+        let code = |result: Result<VolumeFigures, Ec2Error>| result.expect_err("refused").code();
+        assert_eq!(code(without_size.figures(None, Role::Data)), ErrorCode::MissingParameter);
+        let small = spec(VolumeType::Gp3, 8, None, None);
+        assert_eq!(code(small.figures(Some(gib(9)), Role::Data)), ErrorCode::InvalidParameterValue);
+    }
+
+    #[test]
+    fn a_rotating_volume_is_no_root() {
+        for volume_type in VolumeType::ALL {
+            let iops = volume_type.limits().iops.map(|limits| limits.min);
+            let root = spec(volume_type, 500, iops, None).figures(None, Role::Root);
+            match root {
+                Ok(_) => assert!(volume_type.bootable(), "{volume_type}"),
+                Err(error) => assert_eq!(error.code(), ErrorCode::InvalidBlockDeviceMapping, "{volume_type}"),
+            }
+        }
+    }
+
+    #[test]
+    fn types_read_as_they_print() {
+        for volume_type in VolumeType::ALL {
+            assert_eq!(volume_type.to_string().parse::<VolumeType>(), Ok(volume_type));
+            assert_eq!(serde_json::to_string(&volume_type).expect("a string"), format!("\"{volume_type}\""));
+        }
+        let error = "gp4".parse::<VolumeType>().expect_err("there is none");
+        assert_eq!(error.to_string(), "UnknownVolumeType: Unsupported volume type 'gp4' for volume creation.");
+        assert_eq!(error.hint().as_deref(), Some("The types are gp3, gp2, io1, io2, st1, sc1, standard."));
+    }
+
+    #[test]
+    fn a_volume_grows_and_never_shrinks() {
+        let old = spec(VolumeType::Gp3, 8, Some(4000), Some(500)).figures(None, Role::Data).expect("allowed");
+        let to = |size| VolumeChange { size: Some(gib(size)), ..VolumeChange::default() };
+        assert_eq!(old.modified(&to(9), Role::Data), Ok(VolumeFigures { size: gib(9), ..old }));
+        assert_eq!(old.modified(&to(8), Role::Data), Ok(old));
+        assert_eq!(
+            old.modified(&to(7), Role::Data).expect_err("it shrinks").to_string(),
+            "InvalidParameterValue: New size of 7 GiB cannot be smaller than existing size of 8 GiB."
+        );
+        let nothing = old.modified(&VolumeChange::default(), Role::Data).expect_err("no change");
+        assert_eq!(nothing.code(), ErrorCode::InvalidParameterCombination);
+    }
+
+    #[test]
+    fn a_changed_type_brings_its_own_figures() {
+        let old = spec(VolumeType::Gp3, 100, Some(16_000), Some(500)).figures(None, Role::Data).expect("allowed");
+        let to = |volume_type| VolumeChange { volume_type: Some(volume_type), ..VolumeChange::default() };
+        let changed = |volume_type| old.modified(&to(volume_type), Role::Data).map(|new| (new.iops, new.throughput));
+        assert_eq!(changed(VolumeType::Gp2), Ok((Some(300), None)));
+        assert_eq!(changed(VolumeType::Io1), Ok((Some(3000), None)));
+        assert_eq!(changed(VolumeType::Gp3), Ok((Some(16_000), Some(500))));
+        assert!(changed(VolumeType::St1).is_err(), "100 GiB are too small");
+        let gp2 = spec(VolumeType::Gp2, 8, None, None).figures(None, Role::Data).expect("allowed");
+        let gp3 = gp2.modified(&to(VolumeType::Gp3), Role::Root).expect("allowed");
+        assert_eq!((gp3.iops, gp3.throughput), (Some(3000), Some(125)));
+        assert_eq!(gp2.modified(&to(VolumeType::Io1), Role::Data).expect("allowed").iops, Some(400));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_made_can_be_left_as_it_is(
+            kind in 0..VolumeType::ALL.len(),
+            mib in 1..=MAX_MIB,
+            iops: Option<u32>,
+            throughput: Option<u32>,
+        ) {
+            let volume_type = VolumeType::ALL[kind];
+            let spec = VolumeSpec { size: VolumeSize::from_mib(mib), volume_type, iops, throughput };
+            if let Ok(made) = spec.figures(None, Role::Data) {
+                let same = VolumeChange { size: Some(made.size), ..VolumeChange::default() };
+                prop_assert_eq!(made.modified(&same, Role::Data), Ok(made));
+            }
+        }
+    }
+
+    const MAX_MIB: u64 = u64::MAX >> 20;
+}

@@ -1,0 +1,240 @@
+//! A volume as it is written on the command line: `8`, or `size=8,type=gp3,device=/dev/sdf`.
+
+use std::str::FromStr;
+
+use super::{VolumeError, VolumeSize, VolumeSpec, VolumeType};
+use crate::ec2::Ec2Error;
+use crate::ec2::block_device::DeviceName;
+
+/// What `--volume` asks for: an entry of a block device mapping.
+///
+/// It is a size, in GiB or with a unit, or a list of `KEY=VALUE` with commas between them, where a size may stand first
+/// without its key. The keys are `size`, `type`, `iops`, `throughput`, `device`, `snapshot`, `volume`,
+/// `delete-on-termination` (`true` or `false`) and `name`, a value of the `Name` tag, which therefore has no comma.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeOption {
+    /// Where the volume comes from.
+    pub source: VolumeSource,
+    /// The name that it is attached under; none for the next free one.
+    pub device: Option<DeviceName>,
+    /// Whether it goes with its instance, if that was said.
+    pub delete_on_termination: Option<bool>,
+}
+
+/// Where a volume comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VolumeSource {
+    /// It is made.
+    New {
+        /// What it is to be.
+        spec: VolumeSpec,
+        /// The snapshot that it is made of: an identifier, the beginning of one, or a name.
+        snapshot: Option<String>,
+        /// The value of its `Name` tag.
+        name: Option<String>,
+    },
+    /// It exists: an identifier, the beginning of one, or a name.
+    Existing(String),
+}
+
+impl VolumeOption {
+    /// Whether the volume goes with an instance that is launched with it. Unless it was said, a new volume does, as one
+    /// that EC2's command line makes at launch (EC2 User Guide, "Preserve data when an instance is terminated"), and
+    /// one that was there before does not.
+    pub fn deleted_on_termination(&self) -> bool {
+        self.delete_on_termination.unwrap_or(matches!(self.source, VolumeSource::New { .. }))
+    }
+}
+
+impl FromStr for VolumeOption {
+    type Err = Ec2Error;
+
+    fn from_str(text: &str) -> Result<Self, Ec2Error> {
+        let mut parts = Parts::default();
+        for (index, item) in text.split(',').enumerate() {
+            match item.split_once('=') {
+                Some((key, value)) => parts.put(item, key, value)?,
+                None if index == 0 && item.starts_with(|c: char| c.is_ascii_digit()) => {
+                    parts.put(item, "size", item)?
+                }
+                None => return Err(wrong(item, "it is not KEY=VALUE")),
+            }
+        }
+        parts.option()
+    }
+}
+
+/// The parts of the text, each as it was read.
+#[derive(Default)]
+struct Parts {
+    size: Option<VolumeSize>,
+    volume_type: Option<VolumeType>,
+    iops: Option<u32>,
+    throughput: Option<u32>,
+    device: Option<DeviceName>,
+    snapshot: Option<String>,
+    volume: Option<String>,
+    delete_on_termination: Option<bool>,
+    name: Option<String>,
+}
+
+impl Parts {
+    fn put(&mut self, item: &str, key: &str, value: &str) -> Result<(), Ec2Error> {
+        match key {
+            "size" => set(&mut self.size, value.parse()?, item),
+            "type" => set(&mut self.volume_type, value.parse()?, item),
+            "iops" => set(&mut self.iops, number(item, value)?, item),
+            "throughput" => set(&mut self.throughput, number(item, value)?, item),
+            "device" => set(&mut self.device, value.parse()?, item),
+            "snapshot" => set(&mut self.snapshot, reference(item, value)?, item),
+            "volume" => set(&mut self.volume, reference(item, value)?, item),
+            "delete-on-termination" => set(&mut self.delete_on_termination, flag(item, value)?, item),
+            "name" => set(&mut self.name, value.to_owned(), item),
+            _ => Err(wrong(item, "there is no such key")),
+        }
+    }
+
+    fn option(self) -> Result<VolumeOption, Ec2Error> {
+        let source = match self.volume {
+            Some(volume) => {
+                // What can be said of a new volume only, in the order of the documentation.
+                let others = [
+                    ("size", self.size.is_some()),
+                    ("type", self.volume_type.is_some()),
+                    ("iops", self.iops.is_some()),
+                    ("throughput", self.throughput.is_some()),
+                    ("snapshot", self.snapshot.is_some()),
+                    ("name", self.name.is_some()),
+                ];
+                if let Some((other, _)) = others.into_iter().find(|(_, given)| *given) {
+                    return Err(VolumeError::Combination { one: "volume", other }.into());
+                }
+                VolumeSource::Existing(volume)
+            }
+            None if self.size.is_none() && self.snapshot.is_none() => return Err(VolumeError::NoSize.into()),
+            None => VolumeSource::New {
+                spec: VolumeSpec {
+                    size: self.size,
+                    volume_type: self.volume_type.unwrap_or_default(),
+                    iops: self.iops,
+                    throughput: self.throughput,
+                },
+                snapshot: self.snapshot,
+                name: self.name,
+            },
+        };
+        Ok(VolumeOption { source, device: self.device, delete_on_termination: self.delete_on_termination })
+    }
+}
+
+fn set<T>(slot: &mut Option<T>, value: T, item: &str) -> Result<(), Ec2Error> {
+    match slot.replace(value) {
+        Some(_) => Err(wrong(item, "its key is given twice")),
+        None => Ok(()),
+    }
+}
+
+fn number(item: &str, value: &str) -> Result<u32, Ec2Error> {
+    value.parse().map_err(|_| wrong(item, "its value is not a whole number"))
+}
+
+fn flag(item: &str, value: &str) -> Result<bool, Ec2Error> {
+    value.parse().map_err(|_| wrong(item, "its value is neither true nor false"))
+}
+
+fn reference(item: &str, value: &str) -> Result<String, Ec2Error> {
+    if value.is_empty() {
+        return Err(wrong(item, "its value is missing"));
+    }
+    Ok(value.to_owned())
+}
+
+fn wrong(item: &str, what: &'static str) -> Ec2Error {
+    VolumeError::Option { given: item.to_owned(), what }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ec2::ErrorCode;
+    use proptest::prelude::*;
+
+    fn option(text: &str) -> VolumeOption {
+        text.parse().expect(text)
+    }
+
+    #[test]
+    fn a_size_alone_is_a_gp3_volume() {
+        let spec = VolumeSpec { size: VolumeSize::from_gib(8), ..VolumeSpec::default() };
+        let expected = VolumeOption {
+            source: VolumeSource::New { spec, snapshot: None, name: None },
+            device: None,
+            delete_on_termination: None,
+        };
+        assert_eq!(option("8"), expected);
+        assert_eq!(option("size=8"), expected);
+        assert_eq!(option("8192M,type=gp3"), expected);
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let read = option(
+            "size=8,type=gp3,iops=4000,throughput=200,device=/dev/sdf,snapshot=snap-0a1,\
+             delete-on-termination=false,name=N",
+        );
+        let spec = VolumeSpec {
+            size: VolumeSize::from_gib(8),
+            volume_type: VolumeType::Gp3,
+            iops: Some(4000),
+            throughput: Some(200),
+        };
+        let source = VolumeSource::New { spec, snapshot: Some("snap-0a1".into()), name: Some("N".into()) };
+        assert_eq!(read.source, source);
+        assert_eq!(read.device.as_ref().map(DeviceName::as_str), Some("/dev/sdf"));
+        assert_eq!(read.delete_on_termination, Some(false));
+    }
+
+    #[test]
+    fn a_new_volume_goes_with_its_instance_and_an_old_one_stays() {
+        assert!(option("8").deleted_on_termination());
+        assert!(option("snapshot=snap-0a1").deleted_on_termination());
+        assert!(!option("8,delete-on-termination=false").deleted_on_termination());
+        assert!(!option("volume=vol-0a1").deleted_on_termination());
+        assert!(option("volume=data,delete-on-termination=true").deleted_on_termination());
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        for (text, expected) in [
+            ("", "InvalidParameterValue: Invalid value '' for volume: it is not KEY=VALUE."),
+            ("8,gp3", "InvalidParameterValue: Invalid value 'gp3' for volume: it is not KEY=VALUE."),
+            ("8,", "InvalidParameterValue: Invalid value '' for volume: it is not KEY=VALUE."),
+            ("8,colour=red", "InvalidParameterValue: Invalid value 'colour=red' for volume: there is no such key."),
+            ("8,size=9", "InvalidParameterValue: Invalid value 'size=9' for volume: its key is given twice."),
+            (
+                "8,iops=-1",
+                "InvalidParameterValue: Invalid value 'iops=-1' for volume: its value is not a whole number.",
+            ),
+            ("volume=", "InvalidParameterValue: Invalid value 'volume=' for volume: its value is missing."),
+            ("8X", "InvalidParameterValue: Invalid value '8X' for size: it is not a volume's size."),
+            ("type=gp3", "MissingParameter: The request must contain the parameter size or snapshotId."),
+            (
+                "volume=vol-0a1,size=8",
+                "InvalidParameterCombination: The parameter volume cannot be combined with size.",
+            ),
+        ] {
+            let error = text.parse::<VolumeOption>().expect_err(text);
+            assert_eq!(error.to_string(), expected);
+            assert!(error.hint().is_some(), "{text}");
+        }
+        let error = "8,device=/dev/vdb".parse::<VolumeOption>().expect_err("no such device");
+        assert_eq!(error.code(), ErrorCode::InvalidParameterValue);
+    }
+
+    proptest! {
+        #[test]
+        fn reading_never_panics(text in ".*") {
+            let _ = text.parse::<VolumeOption>();
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The size of a volume, as people write it and as EC2's shapes say it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::VolumeError;
+use crate::ec2::{Ec2Error, MemorySize};
+
+const MIB_PER_GIB: u64 = 1024;
+const BYTES_PER_MIB: u64 = 1024 * 1024;
+
+/// A volume's size: a whole number of MiB, more than none. Reads `8`, which is GiB, and `512M`, `20G`, `1T`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VolumeSize(MemorySize);
+
+impl VolumeSize {
+    /// `gib` GiB; none if that is nothing, or more than 64 bits of bytes.
+    pub fn from_gib(gib: u64) -> Option<VolumeSize> {
+        Self::from_mib(gib.checked_mul(MIB_PER_GIB)?)
+    }
+
+    /// `mib` MiB; none if that is nothing, or more than 64 bits of bytes.
+    pub fn from_mib(mib: u64) -> Option<VolumeSize> {
+        MemorySize::from_mib(mib).map(VolumeSize)
+    }
+
+    /// The smallest size that holds so many bytes: of a snapshot, of an image.
+    pub fn that_holds(bytes: u64) -> Option<VolumeSize> {
+        Self::from_mib(bytes.div_ceil(BYTES_PER_MIB))
+    }
+
+    /// This size in MiB.
+    pub fn mib(self) -> u64 {
+        self.0.mib()
+    }
+
+    /// This size in bytes.
+    pub fn bytes(self) -> u64 {
+        self.0.bytes()
+    }
+
+    /// This size in GiB, rounded up: what EC2's shapes say, and what its ratios go by.
+    pub fn gib(self) -> u64 {
+        self.mib().div_ceil(MIB_PER_GIB)
+    }
+
+    /// What to say of a size that EC2 does not have; none for one that it has.
+    pub fn extension(self) -> Option<String> {
+        (!self.mib().is_multiple_of(MIB_PER_GIB)).then(|| {
+            format!(
+                "A volume of {self} is Wisp's own: EC2's are whole GiB, 1 at least. EC2's shapes say {} GiB.",
+                self.gib()
+            )
+        })
+    }
+}
+
+impl fmt::Display for VolumeSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for VolumeSize {
+    type Err = Ec2Error;
+
+    fn from_str(text: &str) -> Result<Self, Ec2Error> {
+        let size = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            text.parse().ok().and_then(VolumeSize::from_gib)
+        } else {
+            text.parse().ok().map(VolumeSize)
+        };
+        size.ok_or_else(|| VolumeError::Size { given: text.to_owned() }.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ec2::ErrorCode;
+    use proptest::prelude::*;
+
+    fn mib(text: &str) -> u64 {
+        text.parse::<VolumeSize>().expect(text).mib()
+    }
+
+    #[test]
+    fn a_bare_number_is_gib_and_a_unit_is_what_it_says() {
+        for (text, expected) in
+            [("8", 8192), ("8G", 8192), ("8GiB", 8192), ("512M", 512), ("1.5G", 1536), ("1T", 1 << 20)]
+        {
+            assert_eq!(mib(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_size_is_refused() {
+        for text in ["", "0", "-1", "8GB", "many", "1.5", "+8", "99999999999999999999", "18446744073709551615"] {
+            let error = text.parse::<VolumeSize>().expect_err(text);
+            assert_eq!(error.code(), ErrorCode::InvalidParameterValue, "{text}");
+            assert!(error.to_string().contains(&format!("'{text}'")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_size_that_ec2_lacks_is_said_to_be_wisp_s_own() {
+        let small = VolumeSize::from_mib(512).expect("some");
+        assert_eq!(small.gib(), 1);
+        assert_eq!(
+            small.extension().as_deref(),
+            Some("A volume of 512 MiB is Wisp's own: EC2's are whole GiB, 1 at least. EC2's shapes say 1 GiB.")
+        );
+        assert_eq!(VolumeSize::from_gib(8).expect("some").extension(), None);
+    }
+
+    #[test]
+    fn a_snapshot_s_last_bytes_have_room() {
+        assert_eq!(VolumeSize::that_holds(1).map(VolumeSize::mib), Some(1));
+        assert_eq!(VolumeSize::that_holds(BYTES_PER_MIB + 1).map(VolumeSize::bytes), Some(2 * BYTES_PER_MIB));
+        assert_eq!(VolumeSize::that_holds(0), None);
+    }
+
+    proptest! {
+        #[test]
+        fn reading_never_panics(text in ".*") {
+            let _ = text.parse::<VolumeSize>();
+        }
+
+        #[test]
+        fn what_is_printed_is_read_back(mib in 1..=MemorySize::MAX.mib()) {
+            let size = VolumeSize::from_mib(mib).expect("within the range");
+            prop_assert_eq!(size.to_string().parse::<VolumeSize>(), Ok(size));
+            let _ = (size.gib(), size.extension());
+        }
+    }
+}

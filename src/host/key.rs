@@ -1,0 +1,468 @@
+//! Makes SSH key pairs, reads public keys, and writes private ones to their owner's file.
+//!
+//! A private key exists in memory, which is wiped, and in the file that its owner named: Wisp keeps public keys only.
+
+use std::error::Error;
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::ops::RangeInclusive;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use rsa::pkcs1::{DecodeRsaPublicKey, EncodeRsaPrivateKey};
+use rsa::pkcs8::{DecodePublicKey, EncodePrivateKey, EncodePublicKey, LineEnding};
+use rsa::{BigUint, RsaPrivateKey, RsaPublicKey};
+use ssh_key::private::{Ed25519Keypair, KeypairData, RsaKeypair};
+use ssh_key::public::{Ed25519PublicKey, KeyData};
+use ssh_key::rand_core::OsRng;
+use zeroize::Zeroizing;
+
+use crate::ec2::Ec2Error;
+use crate::ec2::key::{
+    KeyFormat, KeyName, KeyPairError, KeyType, fingerprint_of_created_rsa, fingerprint_of_ed25519,
+    fingerprint_of_imported_rsa,
+};
+
+/// Bits of the RSA keys that are made, as EC2 makes them.
+const RSA_BITS: usize = 2048;
+/// Bits of the RSA keys that are imported. EC2's documentation has 1024, 2048 and 4096; `ssh-keygen` makes 3072.
+const IMPORTED_RSA_BITS: RangeInclusive<usize> = 1024..=4096;
+/// The longest public key that is read: many times what the longest key needs.
+const MAX_PUBLIC_KEY: usize = 64 * 1024;
+
+/// What stands before the 32 bytes of an ED25519 key in DER (RFC 8410, section 4).
+const ED25519_DER_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+/// What begins and ends a key in the form of RFC 4716, section 3.2.
+const RFC4716_BEGIN: &str = "---- BEGIN SSH2 PUBLIC KEY ----";
+const RFC4716_END: &str = "---- END SSH2 PUBLIC KEY ----";
+
+/// The public half of a key pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicKey {
+    /// What it is of.
+    pub key_type: KeyType,
+    /// The key as a line of `authorized_keys`, without the line's end; its comment is the key pair's name.
+    pub line: String,
+    /// EC2's fingerprint of it.
+    pub fingerprint: String,
+}
+
+/// A new key pair.
+pub struct NewKeyPair {
+    /// The half to keep.
+    pub public: PublicKey,
+    /// The half to give away, as text; its memory is wiped in the end.
+    pub private: Zeroizing<String>,
+}
+
+impl fmt::Debug for NewKeyPair {
+    /// Without the private key, so that no log has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewKeyPair").field("public", &self.public).finish_non_exhaustive()
+    }
+}
+
+/// Why there is no new key pair, or no file of it.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The key could not be made or written down.
+    #[error("the {key_type} key could not be made: {source}")]
+    Make {
+        /// What it was to be of.
+        key_type: KeyType,
+        /// Why.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// There is something where the private key was to be written.
+    #[error("{} exists, and a private key never replaces a file: move it away, or name another", path.display())]
+    Exists {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The private key's file cannot be written.
+    #[error("the private key cannot be written to {}: {source}", path.display())]
+    Write {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Makes a key pair (`CreateKeyPair`) of the operating system's random bytes.
+pub fn create(name: &KeyName, key_type: KeyType, format: KeyFormat) -> Result<NewKeyPair, KeyError> {
+    match key_type {
+        KeyType::Ed25519 => create_ed25519(name),
+        KeyType::Rsa => {
+            RsaPrivateKey::new(&mut OsRng, RSA_BITS).map_err(Into::into).and_then(|key| pair_of_rsa(name, &key, format))
+        }
+    }
+    .map_err(|source| KeyError::Make { key_type, source })
+}
+
+/// Both formats are one: what EC2 calls PEM is OpenSSH's own form for this type.
+fn create_ed25519(name: &KeyName) -> Result<NewKeyPair, Box<dyn Error + Send + Sync>> {
+    let pair = Ed25519Keypair::random(&mut OsRng);
+    let public = public_key(name, KeyData::Ed25519(pair.public))?;
+    Ok(NewKeyPair { public, private: openssh_form(name, pair.into())? })
+}
+
+fn pair_of_rsa(
+    name: &KeyName,
+    key: &RsaPrivateKey,
+    format: KeyFormat,
+) -> Result<NewKeyPair, Box<dyn Error + Send + Sync>> {
+    // From the rsa crate's key to ssh-key's and never back: ssh-key 0.6's way back takes one prime for both.
+    let pair = RsaKeypair::try_from(key)?;
+    let fingerprint = fingerprint_of_created_rsa(key.to_pkcs8_der()?.as_bytes());
+    let public = PublicKey { fingerprint, ..public_key(name, KeyData::Rsa(pair.public.clone()))? };
+    let private = match format {
+        KeyFormat::Pem => key.to_pkcs1_pem(LineEnding::LF)?,
+        KeyFormat::OpenSsh => openssh_form(name, pair.into())?,
+    };
+    Ok(NewKeyPair { public, private })
+}
+
+fn openssh_form(name: &KeyName, pair: KeypairData) -> Result<Zeroizing<String>, ssh_key::Error> {
+    ssh_key::PrivateKey::new(pair, name.as_str())?.to_openssh(ssh_key::LineEnding::LF)
+}
+
+/// Reads a public key (`ImportKeyPair`): a line as OpenSSH writes it, the form of RFC 4716, PEM, or DER, which may be
+/// in base64. The line's comment gives way to the key pair's name.
+pub fn import(name: &KeyName, material: &[u8]) -> Result<PublicKey, Ec2Error> {
+    let key = if material.len() > MAX_PUBLIC_KEY {
+        Err(wrong(format!("it has {} bytes, and no key has more than {MAX_PUBLIC_KEY}", material.len())))
+    } else {
+        match std::str::from_utf8(material) {
+            Ok(text) => read_text(text.trim()),
+            Err(_) => read_der(material),
+        }
+    };
+    Ok(public_key(name, key?)?)
+}
+
+fn read_text(text: &str) -> Result<KeyData, KeyPairError> {
+    if text.contains("PRIVATE KEY-----") || text.starts_with("PuTTY-User-Key-File") {
+        Err(KeyPairError::PrivateKey)
+    } else if text.starts_with(RFC4716_BEGIN) {
+        read_rfc4716(text)
+    } else if text.starts_with("-----BEGIN ") {
+        let body: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
+        read_der(&decode(&body)?)
+    } else if text.contains(' ') {
+        read_openssh(text)
+    } else if text.is_empty() {
+        Err(wrong("it is empty"))
+    } else {
+        read_der(&decode(text)?)
+    }
+}
+
+fn read_openssh(text: &str) -> Result<KeyData, KeyPairError> {
+    if text.lines().count() > 1 {
+        return Err(wrong("it has more than one line, and a key pair has one key"));
+    }
+    let algorithm = text.split(' ').next().unwrap_or_default();
+    if !["ssh-rsa", "ssh-ed25519"].contains(&algorithm) {
+        let shown: String = algorithm.chars().take(40).collect();
+        return Err(wrong(format!("it begins with {shown:?}, not with ssh-rsa or ssh-ed25519")));
+    }
+    let key = ssh_key::PublicKey::from_openssh(text).map_err(|error| wrong(format!("{algorithm}, but {error}")))?;
+    Ok(key.into())
+}
+
+/// The base64 after the headers, which are lines with a colon and those that such a line continues on.
+fn read_rfc4716(text: &str) -> Result<KeyData, KeyPairError> {
+    let mut body = String::new();
+    let mut header_goes_on = false;
+    for line in text.lines().skip(1).map(str::trim_end) {
+        if line == RFC4716_END {
+            let key = ssh_key::PublicKey::from_bytes(&decode(&body)?).map_err(|error| wrong(error.to_string()))?;
+            return Ok(key.into());
+        }
+        if header_goes_on || line.contains(':') {
+            header_goes_on = line.ends_with('\\');
+        } else {
+            body.push_str(line);
+        }
+    }
+    Err(wrong(format!("it does not end with {RFC4716_END}")))
+}
+
+/// A SubjectPublicKeyInfo of either type, or an RSA key as in PKCS #1.
+fn read_der(der: &[u8]) -> Result<KeyData, KeyPairError> {
+    if let Some(key) = der.strip_prefix(&ED25519_DER_PREFIX)
+        && let Ok(key) = key.try_into()
+    {
+        return Ok(KeyData::Ed25519(Ed25519PublicKey(key)));
+    }
+    let key = RsaPublicKey::from_public_key_der(der)
+        .ok()
+        .or_else(|| RsaPublicKey::from_pkcs1_der(der).ok())
+        .ok_or_else(|| wrong("it is no RSA or ED25519 key in DER either"))?;
+    let key = ssh_key::public::RsaPublicKey::try_from(&key).map_err(|error| wrong(error.to_string()))?;
+    Ok(KeyData::Rsa(key))
+}
+
+fn decode(text: &str) -> Result<Vec<u8>, KeyPairError> {
+    let digits: String = text.split_ascii_whitespace().collect();
+    BASE64.decode(digits).map_err(|_| wrong("it is neither a line of OpenSSH's nor base64"))
+}
+
+/// The key as it is kept; its fingerprint is that of an imported one.
+fn public_key(name: &KeyName, key: KeyData) -> Result<PublicKey, KeyPairError> {
+    let failed = |error: ssh_key::Error| wrong(error.to_string());
+    let (key_type, fingerprint) = match &key {
+        KeyData::Ed25519(_) => {
+            let blob = ssh_key::PublicKey::from(key.clone()).to_bytes().map_err(failed)?;
+            (KeyType::Ed25519, fingerprint_of_ed25519(&blob))
+        }
+        KeyData::Rsa(rsa) => (KeyType::Rsa, fingerprint_of_imported_rsa(&rsa_der(rsa)?)),
+        other => return Err(wrong(format!("{} keys are not supported", other.algorithm()))),
+    };
+    let line = ssh_key::PublicKey::new(key, name.as_str()).to_openssh().map_err(failed)?;
+    Ok(PublicKey { key_type, line, fingerprint })
+}
+
+/// The key's SubjectPublicKeyInfo; refuses one of a length that key pairs do not have.
+fn rsa_der(key: &ssh_key::public::RsaPublicKey) -> Result<Vec<u8>, KeyPairError> {
+    let number = |number| BigUint::try_from(number).map_err(|error: ssh_key::Error| wrong(error.to_string()));
+    let (modulus, exponent) = (number(&key.n)?, number(&key.e)?);
+    let bits = modulus.bits();
+    if !IMPORTED_RSA_BITS.contains(&bits) {
+        let (fewest, most) = (IMPORTED_RSA_BITS.start(), IMPORTED_RSA_BITS.end());
+        return Err(wrong(format!("it is an RSA key of {bits} bits, and they have {fewest} to {most}")));
+    }
+    let key = RsaPublicKey::new(modulus, exponent).map_err(|error| wrong(error.to_string()))?;
+    Ok(key.to_public_key_der().map_err(|error| wrong(error.to_string()))?.into_vec())
+}
+
+fn wrong(what: impl Into<String>) -> KeyPairError {
+    KeyPairError::PublicKey { what: what.into() }
+}
+
+/// Writes the private key to a new file that only its owner can read. An existing file, or a link, stays as it is.
+pub fn write_private(path: &Path, private: &str) -> Result<(), KeyError> {
+    let failed = |source| KeyError::Write { path: path.to_path_buf(), source };
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => KeyError::Exists { path: path.to_path_buf() },
+            _ => failed(error),
+        })?;
+    file.write_all(private.as_bytes()).and_then(|()| file.sync_all()).map_err(|error| {
+        // Half a key is of no use, and would be in the way of the next attempt.
+        let _ = std::fs::remove_file(path);
+        failed(error)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ec2::ErrorCode;
+    use proptest::prelude::*;
+    use rsa::pkcs1::DecodeRsaPrivateKey;
+    use rsa::traits::PublicKeyParts;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// Made by OpenSSL for these tests, as is all of it that follows; the fingerprints are what OpenSSL's and OpenSSH's
+    /// programs print of it.
+    const RSA_PRIVATE: &str = "\
+-----BEGIN RSA PRIVATE KEY-----
+MIICXAIBAAKBgQDNPhjBQYjsV+00aS9vzo1Uh1UQYY8YTaNivjpDlF6LBwyCRE03
+EEDNkFDn5+XVgcjr9Kc5D+WK6H332gZdmPQRp788F2v2AKgfCRHqRu0BM0Ebd5TU
+ftUjSiXohfESVcN/w3rnYCbtId2kR0QSH2XO0arO2YoAMUcFQpv3D39fVQIDAQAB
+AoGAGdorhhQ6KgL9Ru/E4OF0neQaC+EuBBKrdOGfNyn2Kq7tnW77BueOMhZuineE
+VLtvUoFTmvVspW2ZiGG3EY0VmPXF9+/tlTCxZhyJ9kDujrPl015dwlC6ws0bneAu
+GZNcOaJGgzn+LdTqmRuUJEokFm3gXaZte6dHqp/lJwPGXMECQQD47eusjAGEnhfY
+lFEZPnHjLytnU43JTZBaW6vlFdWVJrfSP58xgfkSa4vpWWlY3X3iyCXNzUxKbS5f
+BNCWBS/RAkEA0xKCYVaSA7I9leVeifpc/3xcaWi7k4niJOZVcaBqgtf7b9jV+26I
+mj1n5+j9HjipMWlTtWWesn5bwYQE3Dy8RQJBAKk7vyyoZmPNwzJ36wa5gF3OdLij
+glJoDAqSJjPxeyoSj4g9vrG+xiFywkTbh5Zlxq7GGYVn3EUBIzRwJorHbfECQGwn
+JtGTl1v3f+EH16phtDdhVMTaWosd8tevgoaniQwkeXz1IaglGi/WWSCW3OQYanGc
+I71mJawWXRPKfucO4/UCQGfUaQf8rKOi0GG845bntbDqh6DU00oaUANFSu/pVA5c
+zi7cL7yPU28KF/iiyNHjjf4yxWzK+VUmHFhLH4R7EVI=
+-----END RSA PRIVATE KEY-----
+";
+    const RSA_SHA1: &str = "42:39:2d:cf:2b:8e:08:ef:19:9c:de:8a:b6:13:35:0e:ff:be:36:68";
+    const RSA_MD5: &str = "17:9e:18:42:f3:c2:c4:c4:f5:ad:61:f1:e5:4c:84:58";
+    const RSA_RFC4716: &str = "\
+---- BEGIN SSH2 PUBLIC KEY ----
+Comment: \"made for this test, \\
+and for nothing else\"
+x-key: value
+AAAAB3NzaC1yc2EAAAADAQABAAAAgQDNPhjBQYjsV+00aS9vzo1Uh1UQYY8YTaNivjpDlF
+6LBwyCRE03EEDNkFDn5+XVgcjr9Kc5D+WK6H332gZdmPQRp788F2v2AKgfCRHqRu0BM0Eb
+d5TUftUjSiXohfESVcN/w3rnYCbtId2kR0QSH2XO0arO2YoAMUcFQpv3D39fVQ==
+---- END SSH2 PUBLIC KEY ----
+";
+    const RSA_SPKI: &str = "\
+-----BEGIN PUBLIC KEY-----
+MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQDNPhjBQYjsV+00aS9vzo1Uh1UQ
+YY8YTaNivjpDlF6LBwyCRE03EEDNkFDn5+XVgcjr9Kc5D+WK6H332gZdmPQRp788
+F2v2AKgfCRHqRu0BM0Ebd5TUftUjSiXohfESVcN/w3rnYCbtId2kR0QSH2XO0arO
+2YoAMUcFQpv3D39fVQIDAQAB
+-----END PUBLIC KEY-----
+";
+    const RSA_PKCS1: &str = "\
+-----BEGIN RSA PUBLIC KEY-----
+MIGJAoGBAM0+GMFBiOxX7TRpL2/OjVSHVRBhjxhNo2K+OkOUXosHDIJETTcQQM2Q
+UOfn5dWByOv0pzkP5YrofffaBl2Y9BGnvzwXa/YAqB8JEepG7QEzQRt3lNR+1SNK
+JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
+-----END RSA PUBLIC KEY-----
+";
+    const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHQwkVzFbroOggx0V/xqU5yDN6vfWNwDEM2iaOdQBbCm me@host\n";
+    const ED25519_SHA256: &str = "E/VTTxpU+ppUdxU25Cp6IvXonXfHeP6yB83bY7mainM=";
+
+    fn name() -> KeyName {
+        "web".parse().expect("a name")
+    }
+
+    fn rsa_private() -> RsaPrivateKey {
+        RsaPrivateKey::from_pkcs1_pem(RSA_PRIVATE).expect("a key")
+    }
+
+    fn refused(material: &str) -> Ec2Error {
+        import(&name(), material.as_bytes()).expect_err(material)
+    }
+
+    #[test]
+    fn a_created_rsa_key_has_openssl_s_sha1_fingerprint_and_is_pkcs1_in_pem() {
+        let pair = pair_of_rsa(&name(), &rsa_private(), KeyFormat::Pem).expect("it is made");
+        assert_eq!(pair.public.key_type, KeyType::Rsa);
+        assert_eq!(pair.public.fingerprint, RSA_SHA1);
+        assert_eq!(pair.private.as_str(), RSA_PRIVATE);
+        assert!(
+            pair.public.line.starts_with("ssh-rsa ") && pair.public.line.ends_with("== web"),
+            "{}",
+            pair.public.line
+        );
+    }
+
+    #[test]
+    fn an_rsa_key_in_openssh_form_is_the_same_key() {
+        let pair = pair_of_rsa(&name(), &rsa_private(), KeyFormat::OpenSsh).expect("it is made");
+        let read = ssh_key::PrivateKey::from_openssh(pair.private.as_bytes()).expect("it is read");
+        assert_eq!(read.public_key().to_openssh().expect("a line"), pair.public.line);
+    }
+
+    #[test]
+    fn a_created_ed25519_key_is_in_openssh_form_and_fits_its_public_half() {
+        let pair = create(&name(), KeyType::Ed25519, KeyFormat::Pem).expect("it is made");
+        assert!(pair.private.starts_with("-----BEGIN OPENSSH PRIVATE KEY-----\n"));
+        let read = ssh_key::PrivateKey::from_openssh(pair.private.as_bytes()).expect("it is read");
+        assert_eq!(read.public_key().to_openssh().expect("a line"), pair.public.line);
+        assert_eq!(import(&name(), pair.public.line.as_bytes()), Ok(pair.public.clone()));
+        let openssh_s = read.fingerprint(ssh_key::HashAlg::Sha256).to_string();
+        assert_eq!(format!("SHA256:{}", pair.public.fingerprint), format!("{openssh_s}="));
+    }
+
+    #[test]
+    fn a_created_rsa_key_has_2048_bits() {
+        let pair = create(&name(), KeyType::Rsa, KeyFormat::Pem).expect("it is made");
+        let key = RsaPrivateKey::from_pkcs1_pem(&pair.private).expect("it is read");
+        assert_eq!(key.n().bits(), RSA_BITS);
+        assert_eq!(pair.public.fingerprint.len(), RSA_SHA1.len());
+    }
+
+    #[test]
+    fn a_pair_is_printed_without_its_private_key() {
+        let pair = create(&name(), KeyType::Ed25519, KeyFormat::Pem).expect("it is made");
+        assert!(!format!("{pair:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn an_rsa_key_is_imported_from_every_form() {
+        let line = pair_of_rsa(&name(), &rsa_private(), KeyFormat::Pem).expect("it is made").public.line;
+        let expected = PublicKey { key_type: KeyType::Rsa, line: line.clone(), fingerprint: RSA_MD5.to_owned() };
+        let base64: String = RSA_SPKI.lines().filter(|line| !line.starts_with('-')).collect();
+        let der = BASE64.decode(&base64).expect("base64");
+        let with_crlf = RSA_RFC4716.replace('\n', "\r\n");
+        for material in [
+            line.as_bytes(),
+            RSA_RFC4716.as_bytes(),
+            with_crlf.as_bytes(),
+            RSA_SPKI.as_bytes(),
+            RSA_PKCS1.as_bytes(),
+            base64.as_bytes(),
+            &der,
+        ] {
+            assert_eq!(import(&name(), material), Ok(expected.clone()), "{}", String::from_utf8_lossy(material));
+        }
+    }
+
+    #[test]
+    fn an_ed25519_key_is_imported_with_openssh_s_fingerprint() {
+        let key = import(&name(), ED25519.as_bytes()).expect("a key");
+        assert_eq!((key.key_type, key.fingerprint.as_str()), (KeyType::Ed25519, ED25519_SHA256));
+        assert_eq!(key.line, ED25519.trim_end().replace("me@host", "web"));
+        let blob = ssh_key::PublicKey::from_openssh(ED25519).expect("a key");
+        let bytes = blob.key_data().ed25519().expect("its type").0;
+        let pem = format!(
+            "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
+            BASE64.encode([ED25519_DER_PREFIX.as_slice(), &bytes].concat())
+        );
+        assert_eq!(import(&name(), pem.as_bytes()), Ok(key));
+    }
+
+    #[test]
+    fn what_is_no_public_key_is_refused_with_what_it_is() {
+        let twice = format!("{ED25519}{ED25519}");
+        let long = "x".repeat(MAX_PUBLIC_KEY + 1);
+        for (material, expected) in [
+            ("", "it is empty"),
+            ("hello", "neither"),
+            ("AAAA", "in DER"),
+            ("ecdsa-sha2-nistp256 AAAA x", "\"ecdsa-sha2-nistp256\""),
+            ("from=\"10.0.0.1\" ssh-ed25519 AAAA", "\"from="),
+            ("ssh-ed25519 AAAA", "ssh-ed25519, but"),
+            ("ssh-rsa AAAAC3NzaC1lZDI1NTE5AAAAIHQwkVzFbroOggx0V/xqU5yDN6vfWNwDEM2iaOdQBbCm", "ssh-rsa, but"),
+            (twice.as_str(), "more than one line"),
+            (long.as_str(), "65537 bytes"),
+            (RFC4716_BEGIN, "does not end"),
+            (RSA_PRIVATE, "private key"),
+        ] {
+            let error = refused(material);
+            assert_eq!(error.code(), ErrorCode::InvalidKeyPairFormat);
+            assert!(error.to_string().contains(expected), "{error}");
+            assert!(error.hint().is_some());
+        }
+    }
+
+    #[test]
+    fn an_rsa_key_that_is_too_short_is_refused() {
+        let key = RsaPrivateKey::new(&mut OsRng, 512).expect("it is made").to_public_key();
+        let pem = key.to_public_key_pem(LineEnding::LF).expect("it is written");
+        assert!(refused(&pem).to_string().contains("RSA key of 512 bits"));
+    }
+
+    #[test]
+    fn a_private_key_s_file_is_its_owner_s_alone_and_never_written_over() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("web.pem");
+        write_private(&path, "secret\n").expect("it is written");
+        assert_eq!(path.metadata().expect("it is there").permissions().mode() & 0o777, 0o600);
+        let again = write_private(&path, "other\n").expect_err("it exists");
+        assert!(matches!(again, KeyError::Exists { .. }), "{again}");
+        assert_eq!(std::fs::read_to_string(&path).expect("it is there"), "secret\n");
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(folder.path().join("nothing"), &link).expect("a link");
+        assert!(matches!(write_private(&link, "x"), Err(KeyError::Exists { .. })));
+        let nowhere = write_private(&folder.path().join("no/such"), "x").expect_err("no folder");
+        assert!(matches!(nowhere, KeyError::Write { .. }), "{nowhere}");
+    }
+
+    proptest! {
+        #[test]
+        fn importing_never_panics(material: Vec<u8>, text in ".*") {
+            let _ = import(&name(), &material);
+            let _ = import(&name(), text.as_bytes());
+            let _ = import(&name(), format!("ssh-rsa {text}").as_bytes());
+            let _ = import(&name(), format!("{RFC4716_BEGIN}\n{text}\n{RFC4716_END}").as_bytes());
+        }
+    }
+}

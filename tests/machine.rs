@@ -1,0 +1,251 @@
+//! A machine whose launcher only watches: it stays, is talked to through its sockets, and leaves word of its end.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use common::{DEADLINE, Wisp};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::{FdFlags, fcntl_setfd};
+use wisp::guest::{Agent, ExecRequest, Streams};
+use wisp::host::disk_image;
+use wisp::vmm::MachineConfig;
+use wisp::vmm::config::{BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, VsockConfig};
+use wisp::vmm::control::{ControlClient, Message, Request, Status};
+use wisp::vmm::end::End;
+use wisp::vmm::end_record::EndRecord;
+
+const MIB: u64 = 1 << 20;
+
+/// A process runs one command in a guest at a time: the command gets the process's signals.
+static COMMAND: Mutex<()> = Mutex::new(());
+
+/// A machine of the embedded image, with its folder.
+struct Machine {
+    folder: tempfile::TempDir,
+    monitor: Child,
+    control: ControlClient,
+}
+
+/// What a machine of the embedded image is made of.
+fn config(wisp: &Wisp, folder: &Path) -> MachineConfig {
+    let bundle = wisp.bundle();
+    let root = DiskConfig {
+        id: "root".into(),
+        path: bundle.join("root.ext4"),
+        format: DiskFormat::Raw,
+        access: DiskAccess::Ephemeral,
+        root: true,
+    };
+    MachineConfig {
+        cpus: CpuConfig { count: 1, threads_per_core: 1 },
+        memory_mib: 256,
+        kernel: KernelConfig {
+            path: bundle.join("vmlinux"),
+            initrd: None,
+            cmdline: "quiet".into(),
+            protocol: BootProtocol::Auto,
+            software_kvm_aware: true,
+        },
+        disks: vec![root],
+        disk_slots: 3,
+        vsock: Some(VsockConfig { cid: 3, path: folder.join("vsock.sock"), seed: None }),
+    }
+}
+
+impl Machine {
+    /// Starts a monitor for `config` in `folder`, with a watcher's connection.
+    fn start(wisp: &Wisp, folder: tempfile::TempDir, config: &MachineConfig) -> Machine {
+        fs::write(folder.path().join("config.json"), serde_json::to_vec(config).unwrap()).unwrap();
+        let lock = File::create(folder.path().join("lock")).unwrap();
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("no other monitor has the folder");
+        let (watcher, monitor_watcher) = UnixStream::pair().unwrap();
+        let mut command: Command = wisp.command(&["vmm", folder.path().to_str().unwrap()]);
+        let inherited = [lock.as_raw_fd(), monitor_watcher.as_raw_fd()];
+        command.args(["--lock-fd", &inherited[0].to_string(), "--watcher-fd", &inherited[1].to_string()]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(folder.path().join("vmm.log")).unwrap());
+        // SAFETY: fcntl is async-signal-safe, and the descriptors are open until the child has started.
+        unsafe {
+            command.pre_exec(move || {
+                inherited.iter().try_for_each(|fd| Ok(fcntl_setfd(BorrowedFd::borrow_raw(*fd), FdFlags::empty())?))
+            });
+        }
+        let monitor = command.spawn().unwrap();
+        Machine { folder, monitor, control: ControlClient::new(watcher).unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn ask(&mut self, request: &Request) -> Message {
+        self.control.send(request).unwrap();
+        self.control.receive(Some(DEADLINE)).unwrap()
+    }
+
+    fn status(&mut self) -> Status {
+        match self.ask(&Request::Status) {
+            Message::Status(status) => *status,
+            other => panic!("not a status: {other:?}"),
+        }
+    }
+
+    fn wait_until_ready(&mut self) {
+        let message = self.control.receive(Some(DEADLINE)).unwrap();
+        assert_eq!(message, Message::Ready, "{}", fs::read_to_string(self.path("vmm.log")).unwrap());
+    }
+
+    /// What a shell in the guest says to `script`.
+    fn shell(&self, script: &str) -> String {
+        let _one = COMMAND.lock().unwrap_or_else(PoisonError::into_inner);
+        let agent = Agent::connect(&self.path("vsock.sock"), DEADLINE).unwrap();
+        let (input, mut output) = (File::open("/dev/null").unwrap(), tempfile::tempfile().unwrap());
+        let argv = ["sh", "-ec", script].map(Into::into).to_vec();
+        let request = ExecRequest { argv, env: vec![], cwd: None, terminal: None, user: None };
+        let streams = Streams { input: input.as_fd(), output: output.as_fd(), error: output.as_fd() };
+        let status = agent.exec(request, streams).unwrap();
+        std::io::Seek::rewind(&mut output).unwrap();
+        let mut text = String::new();
+        output.read_to_string(&mut text).unwrap();
+        assert_eq!(format!("{status:?}"), "Exited(0)", "{script}: {text}");
+        text
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.monitor.kill();
+        let _ = self.monitor.wait();
+    }
+}
+
+#[test]
+fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
+    let wisp = Wisp::new();
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&wisp, folder.path());
+    let mut machine = Machine::start(&wisp, folder, &config);
+    machine.wait_until_ready();
+    assert_eq!(machine.shell("ls /sys/block | grep vd"), "vda\n");
+
+    let data = machine.path("data");
+    disk_image::create(&data, DiskFormat::Raw, 2 * MIB).unwrap();
+    let disk = DiskConfig {
+        id: "vol-1".into(),
+        path: data.clone(),
+        format: DiskFormat::Raw,
+        access: DiskAccess::ReadWrite,
+        root: false,
+    };
+    let attached = machine.ask(&Request::AttachDisk { disk });
+    let Message::Attached { slot: 1, bus_device, .. } = &attached else { panic!("{attached:?}") };
+    let driver = "/sys/bus/platform/drivers/virtio-mmio";
+    let seen = machine
+        .shell(&format!("echo {bus_device} > {driver}/bind; cat /sys/block/vdb/serial; echo; cat /sys/block/vdb/size"));
+    assert_eq!(seen, "vol-1\n4096\n");
+    assert_eq!(machine.ask(&Request::DiskSlot { id: "vol-1".into() }), attached);
+
+    // A layer, while the guest writes.
+    let layer = machine.path("layer");
+    disk_image::create_layer(&layer, &data, DiskFormat::Raw, None).unwrap();
+    // Random bytes would take a guest long whose kernel is emulated; a program's are as good.
+    let before = machine.shell(
+        "dd if=/proc/self/exe of=/dev/vdb bs=64k count=4 conv=fsync 2>/dev/null
+        dd if=/proc/self/exe bs=64k count=4 2>/dev/null | sha256sum | cut -d' ' -f1",
+    );
+    let switched = machine.ask(&Request::SwitchDisk { id: "vol-1".into(), layer: layer.clone() });
+    assert_eq!(switched, Message::Done);
+    let snapshot = fs::read(&data).unwrap();
+    assert_eq!(common::sha256(&snapshot[..256 << 10]), before.trim(), "the snapshot is not what was written");
+    let now = machine.shell(
+        "dd if=/dev/zero of=/dev/vdb bs=64k count=1 conv=fsync 2>/dev/null
+        echo 3 > /proc/sys/vm/drop_caches; sha256sum /dev/vdb | cut -d' ' -f1",
+    );
+
+    let resized = machine.ask(&Request::ResizeDisk { id: "vol-1".into(), size: 3 * MIB });
+    assert_eq!(resized, Message::Done);
+    machine.shell(
+        "while [ $(cat /sys/block/vdb/size) != 6144 ]; do :; done
+        dd if=/dev/zero of=/dev/vdb bs=64k seek=47 count=1 conv=fsync 2>/dev/null",
+    );
+
+    let refused = machine.ask(&Request::DetachDisk { id: "vol-1".into(), force: false });
+    assert!(matches!(&refused, Message::Failed { why } if why.contains("driver")), "{refused:?}");
+    machine.shell(&format!("echo {bus_device} > {driver}/unbind; [ ! -e /sys/block/vdb ]"));
+    assert_eq!(machine.ask(&Request::DetachDisk { id: "vol-1".into(), force: false }), Message::Done);
+    assert_eq!(fs::read(&data).unwrap(), snapshot, "the snapshot was changed");
+    disk_image::convert(&layer, DiskFormat::Qcow2, &machine.path("flat"), DiskFormat::Raw).unwrap();
+    let flat = fs::read(machine.path("flat")).unwrap();
+    assert_eq!(common::sha256(&flat[..2 * MIB as usize]), now.trim(), "the layer is not what the guest saw");
+
+    // The slot is good for another.
+    let disk = DiskConfig {
+        id: "vol-2".into(),
+        path: layer,
+        format: DiskFormat::Qcow2,
+        access: DiskAccess::ReadOnly,
+        root: false,
+    };
+    assert_eq!(machine.ask(&Request::AttachDisk { disk }), attached);
+    let seen = machine
+        .shell(&format!("echo {bus_device} > {driver}/bind; cat /sys/block/vdb/serial; echo; cat /sys/block/vdb/ro"));
+    assert_eq!(seen, "vol-2\n1\n");
+    let status = machine.status();
+    assert!(status.cpu_time_ns > 0);
+    let ids: Vec<&str> = status.disks.iter().map(|disk| disk.id.as_str()).collect();
+    assert_eq!(ids, ["root", "vol-2"]);
+    assert!(status.disks.iter().all(|disk| disk.reads > 0 && disk.errors == 0), "{:?}", status.disks);
+}
+
+#[test]
+fn a_machine_outlives_its_watcher_shows_its_console_and_leaves_its_end() {
+    let wisp = Wisp::new();
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(&wisp, folder.path());
+    config.kernel.cmdline = String::new();
+    // What a killed monitor left.
+    for name in ["control.sock", "console.sock", "vsock.sock"] {
+        drop(std::os::unix::net::UnixListener::bind(folder.path().join(name)).unwrap());
+    }
+    EndRecord::Failed { why: "long ago".into() }.write(folder.path()).unwrap();
+    let mut machine = Machine::start(&wisp, folder, &config);
+    machine.wait_until_ready();
+    assert_eq!(EndRecord::read(machine.folder.path()).unwrap(), None);
+
+    machine.control = ControlClient::connect(&machine.path("control.sock")).unwrap();
+    machine.status();
+
+    let terminal = UnixStream::connect(machine.path("console.sock")).unwrap();
+    terminal.set_read_timeout(Some(DEADLINE)).unwrap();
+    machine.status();
+    let mut second = String::new();
+    UnixStream::connect(machine.path("console.sock")).unwrap().read_to_string(&mut second).unwrap();
+    assert!(second.contains("another terminal"), "{second}");
+    machine.shell("echo hello from the guest > /dev/ttyS0");
+    let mut line = String::new();
+    let mut reader = BufReader::new(&terminal);
+    while !line.contains("hello from the guest") {
+        line.clear();
+        assert_ne!(reader.read_line(&mut line).unwrap(), 0, "the console was closed");
+    }
+    (&terminal).write_all(b"typed\n").unwrap();
+    assert!(machine.shell("stty -F /dev/ttyS0 -echo 2>/dev/null; head -n1 < /dev/ttyS0").contains("typed"));
+
+    assert_eq!(machine.ask(&Request::Subscribe), Message::Done);
+    assert_eq!(machine.control.receive(Some(DEADLINE)).unwrap(), Message::Ready);
+    machine.control.send(&Request::Kill { by: "the test".into() }).unwrap();
+    let Message::Ended { end, .. } = machine.control.receive(Some(DEADLINE)).unwrap() else { panic!("no end") };
+    assert_eq!(end, End::Killed { by: "the test".into() });
+    // It is there before anybody is told.
+    let record = EndRecord::read(machine.folder.path()).unwrap();
+    let Some(EndRecord::Ended { end: kept, status, ended_at: 1.. }) = record else { panic!("{record:?}") };
+    assert_eq!(kept, end);
+    assert!(status.cpu_time_ns > 0);
+}
