@@ -3,6 +3,9 @@
 
 mod common;
 
+use std::path::Path;
+use std::process::Command;
+
 use common::{Wisp, noise, sha256};
 
 #[test]
@@ -54,6 +57,28 @@ fn eight_mib_go_through_vsock_both_ways_unchanged() {
     let outcome = Wisp::new().run_with_input(&["run", "--", "sh", "-c", script], &data).expect_code(0);
     assert_eq!(outcome.stderr.split_whitespace().next(), Some(sha256(&data).as_str()), "on the way in");
     assert_eq!(sha256(&outcome.stdout), sha256(&data), "on the way out");
+}
+
+/// A program of tests/programs, built to run in any guest.
+fn program(name: &str) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/programs/{name}.rs"));
+    let options = ["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-o"];
+    let built = Command::new("rustc").args(options).arg(folder.path().join(name)).arg(source).output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    std::fs::read(folder.path().join(name)).unwrap()
+}
+
+#[test]
+fn every_process_has_its_own_vector_registers() {
+    let registers = match (is_x86_feature_detected!("avx512f"), is_x86_feature_detected!("avx")) {
+        (true, _) => "zmm",
+        (false, true) => "ymm",
+        (false, false) => "xmm",
+    };
+    let script = "cat > /run/vectors; chmod +x /run/vectors; /run/vectors";
+    let outcome = Wisp::new().run_with_input(&["run", "--", "sh", "-c", script], &program("vectors")).expect_code(0);
+    assert_eq!(outcome.text(), format!("{registers}: 0 lost\n"));
 }
 
 #[test]

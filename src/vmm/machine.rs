@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
@@ -21,6 +21,7 @@ use super::console_socket::{self, ConsoleSocket};
 use super::control::{ControlServer, GuestFaultRecord, SOCKET, Status};
 use super::cpu::time::CpuTime;
 use super::cpu::vcpu::{VcpuContext, VcpuHandle, install_kick_handler};
+use super::cpu::xstate::Xstate;
 use super::cpu::{cpuid, emulation, registers};
 use super::devices::acpi_pm::{self, AcpiPm};
 use super::devices::boot_timer::BootTimer;
@@ -149,13 +150,30 @@ impl Machine {
         }
         let mut devices = wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console)?;
         wire_virtio(&vm, &mut mmio, &mut devices, &memory, &config, &slots, &surroundings.folder)?;
-        let vcpus = create_vcpus(&kvm, &vm, &memory, &config, &boot)?;
+        let supported = kvm
+            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+            .map_err(Error::kvm("tell which CPU features it supports"))?;
+        let vcpus = create_vcpus(&vm, &supported, &memory, &config, &boot)?;
 
         let exits = Arc::new(ExitCounters::default());
         let cpu_time = CpuTime::new(config.cpus.count);
         let stop = AtomicBool::new(false);
-        let context =
-            VcpuContext { ports, mmio, memory, software_kvm, exits, cpu_time, timeline, ends: end_sender, stop };
+        let xstate = Xstate::of_host(&supported).filter(|_| software_kvm);
+        let xstate_faults = Arc::new(GuestFaults::new("xstate"));
+        devices.faults.push(("xstate".into(), Arc::clone(&xstate_faults)));
+        let context = VcpuContext {
+            ports,
+            mmio,
+            memory,
+            software_kvm,
+            xstate,
+            xstate_faults,
+            exits,
+            cpu_time,
+            timeline,
+            ends: end_sender,
+            stop,
+        };
         let launcher = surroundings.launcher;
         Ok(Machine { config, _vm: vm, vcpus, context, devices, ends, ready, control, launcher, console_socket })
     }
@@ -236,19 +254,16 @@ fn register_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), Error> {
 
 /// Creates all vCPUs, and sets the first to the kernel's entry; the others wait for it to start them.
 fn create_vcpus(
-    kvm: &Kvm,
     vm: &VmFd,
+    supported: &CpuId,
     memory: &GuestMemory,
     config: &MachineConfig,
     boot: &BootState,
 ) -> Result<Vec<VcpuFd>, Error> {
-    let supported = kvm
-        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-        .map_err(Error::kvm("tell which CPU features it supports"))?;
     let mut vcpus = Vec::with_capacity(config.cpus.count as usize);
     for id in 0..config.cpus.count {
         let vcpu = vm.create_vcpu(id.into()).map_err(Error::kvm("create a vCPU"))?;
-        let cpuid = cpuid::for_vcpu(&supported, id, config.cpus);
+        let cpuid = cpuid::for_vcpu(supported, id, config.cpus);
         vcpu.set_cpuid2(&cpuid).map_err(Error::kvm("set a vCPU's CPUID"))?;
         registers::set_common(&vcpu)?;
         if id == 0 {

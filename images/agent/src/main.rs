@@ -2,7 +2,7 @@
 //!
 //! As process 1 it is a whole init: it mounts the kernel's file systems, serves the host over vsock,
 //! reaps orphans and stops the machine (see [`init`]). In a guest with an init of its own it runs as
-//! `wisp-init --agent`, started by that init, and only serves.
+//! `wisp-init --agent` and only serves; in an initial RAM disk it brings such a guest that far.
 //!
 //! Under software KVM each system call before the agent is ready costs a good part of a millisecond of
 //! boot. Hence no Rust runtime (`no_main`: no handlers, no signal stack), one malloc arena, and an
@@ -23,18 +23,23 @@ use crate::boot_timer::BootTimer;
 const USAGE: &str = "\
 wisp-init: the first process of a Wisp guest, and its agent
 
-  wisp-init              as process 1: bring the guest up and serve the host
+  wisp-init              as process 1: bring the guest up and serve the host; as /init of an
+                         initial RAM disk: start the agent and the root file system's own init
   wisp-init --agent      serve the host, in a guest with an init of its own
   wisp-init --version    print the version";
 
 /// The C library's entry, in place of Rust's.
+///
+/// # Safety
+/// `argv` is what C's `main` gets; only the C library calls this.
 #[cfg(not(test))]
 #[unsafe(no_mangle)]
-pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) -> libc::c_int {
+pub unsafe extern "C" fn main(_argc: libc::c_int, argv: *const *const libc::c_char) -> libc::c_int {
     prepare();
     // The kernel gives process 1 its own command line's words; none of them concerns us.
     if rustix::process::getpid().as_raw_nonzero().get() == 1 {
-        init::run();
+        // SAFETY: by this function's contract; the kernel gives process 1 a name.
+        init::run(unsafe { std::ffi::CStr::from_ptr(*argv) }.to_bytes());
     }
     run_as_command(std::env::args().nth(1).as_deref())
 }

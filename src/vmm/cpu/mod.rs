@@ -1,5 +1,6 @@
 //! Virtual CPUs: what they can do ([`cpuid`]), how they start ([`registers`]), why they stop ([`exit`]), and the
-//! thread in which each of them runs ([`vcpu`]). [`emulation`] is what differs where KVM emulates guest kernels.
+//! thread in which each of them runs ([`vcpu`]). [`emulation`] and [`xstate`] are what differs where KVM emulates guest
+//! kernels.
 
 pub mod cpuid;
 pub mod emulation;
@@ -7,3 +8,4 @@ pub mod exit;
 pub mod registers;
 pub mod time;
 pub mod vcpu;
+pub mod xstate;

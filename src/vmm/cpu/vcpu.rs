@@ -18,9 +18,11 @@ use super::emulation;
 use super::exit::{self, EmulationFailure, Exit, SystemEvent};
 use super::registers;
 use super::time::CpuTime;
+use super::xstate::{self, Xstate};
 use crate::vmm::bus::Bus;
 use crate::vmm::end::{End, EndSender, KvmFailure};
 use crate::vmm::error::Error;
+use crate::vmm::fault::GuestFaults;
 use crate::vmm::memory::GuestMemory;
 use crate::vmm::timeline::{ExitCounters, Mark, Timeline};
 
@@ -35,6 +37,10 @@ pub struct VcpuContext {
     pub memory: GuestMemory,
     /// Whether guest kernels are emulated here.
     pub software_kvm: bool,
+    /// Where they are, the states that the guest's kernel has saved and restored here.
+    pub xstate: Option<Xstate>,
+    /// What the guest did wrong with them.
+    pub xstate_faults: Arc<GuestFaults>,
     /// Exits by reason.
     pub exits: Arc<ExitCounters>,
     /// What the vCPUs had of the host's CPUs.
@@ -145,6 +151,16 @@ impl Vcpu {
         };
         context.exits.count(exit.kind());
         match exit {
+            Exit::PortRead { port: xstate::FEATURES_PORT, size: 4, data } if context.xstate.is_some() => {
+                let features = context.xstate.map_or(u32::MAX, |xstate| xstate.features());
+                data.chunks_mut(4).for_each(|access| access.copy_from_slice(&features.to_le_bytes()));
+                Next::Run
+            }
+            Exit::PortWrite { port: port @ (xstate::SAVE_PORT | xstate::RESTORE_PORT), size: 4, data } => {
+                let value = data.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+                self.keep_xstate(port, value);
+                Next::Run
+            }
             Exit::PortRead { port, size, data } => {
                 data.chunks_mut(size).for_each(|access| context.ports.read(u64::from(port), access));
                 Next::Run
@@ -190,6 +206,15 @@ impl Vcpu {
             && let Ok(regs) = self.fd.get_regs()
         {
             log::trace!("vcpu{} at {:#x}", self.id, regs.rip);
+        }
+    }
+
+    /// Saves or restores the extended states, for a kernel that was told that it can have it.
+    fn keep_xstate(&self, port: u16, value: u32) {
+        if let Some(xstate) = &self.context.xstate
+            && let Err(error) = xstate.write(&self.fd, &self.context.memory, port, value)
+        {
+            self.context.xstate_faults.record(&error);
         }
     }
 

@@ -11,6 +11,21 @@ pub struct CommandLine {
     pub console_shell: bool,
     /// `wisp.seed`: the host has a seed for this guest.
     pub seed: bool,
+    /// `init=PATH`.
+    pub init: Option<String>,
+    /// `root=/dev/...`.
+    pub root: Option<Root>,
+}
+
+/// The root file system, for whoever mounts it in the kernel's place.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Root {
+    /// `root=DEVICE`.
+    pub device: String,
+    /// `rootfstype=KIND`.
+    pub file_system: Option<String>,
+    /// `ro`, if no `rw` comes after it.
+    pub read_only: bool,
 }
 
 impl CommandLine {
@@ -21,16 +36,21 @@ impl CommandLine {
 
     fn parse(text: &str) -> Self {
         let mut line = Self::default();
+        let mut root = Root::default();
         for word in text.split_ascii_whitespace() {
-            if word == "wisp.seed" {
-                line.seed = true;
-            }
-            match word.split_once('=') {
-                Some(("wisp.hostname", name)) => line.hostname = Some(name.to_owned()),
-                Some(("wisp.console", "shell")) => line.console_shell = true,
+            match word.split_once('=').unwrap_or((word, "")) {
+                ("wisp.seed", _) => line.seed = true,
+                ("wisp.hostname", name) => line.hostname = Some(name.to_owned()),
+                ("wisp.console", "shell") => line.console_shell = true,
+                ("init", path) => line.init = Some(path.to_owned()),
+                ("root", device) => device.clone_into(&mut root.device),
+                ("rootfstype", kind) => root.file_system = Some(kind.to_owned()),
+                ("ro", _) => root.read_only = true,
+                ("rw", _) => root.read_only = false,
                 _ => {}
             }
         }
+        line.root = Some(root).filter(|root| !root.device.is_empty());
         line
     }
 }
@@ -41,9 +61,17 @@ mod tests {
 
     #[test]
     fn words_of_others_are_passed_over() {
-        let line =
-            CommandLine::parse("console=ttyS0 root=/dev/vda wisp.hostname=ip-10-0-0-5 wisp.console=shell wisp.seed\n");
-        assert_eq!(line, CommandLine { hostname: Some("ip-10-0-0-5".into()), console_shell: true, seed: true });
+        let line = CommandLine::parse("console=ttyS0 wisp.hostname=ip-10-0-0-5 wisp.console=shell wisp.seed\n");
+        let hostname = Some("ip-10-0-0-5".into());
+        assert_eq!(line, CommandLine { hostname, console_shell: true, seed: true, ..CommandLine::default() });
         assert_eq!(CommandLine::parse("quiet wisp.console=none"), CommandLine::default());
+    }
+
+    #[test]
+    fn the_root_is_what_the_last_word_says() {
+        let line = CommandLine::parse("ro root=/dev/vda rw rootfstype=squashfs init=/bin/sh ro");
+        let root = Root { device: "/dev/vda".into(), file_system: Some("squashfs".into()), read_only: true };
+        assert_eq!((line.root, line.init.as_deref()), (Some(root), Some("/bin/sh")));
+        assert_eq!(CommandLine::parse("rw rootfstype=ext4").root, None);
     }
 }

@@ -6,6 +6,7 @@
 
 mod command_line;
 mod console;
+mod initial_ram_disk;
 mod mounts;
 mod network;
 mod signals;
@@ -24,8 +25,9 @@ use self::command_line::CommandLine;
 use crate::boot_timer::BootTimer;
 use crate::serve;
 
-/// Runs the guest, until it is stopped.
-pub fn run() -> ! {
+/// Runs the guest, until it is stopped. `program` is what the kernel started this process as.
+pub fn run(program: &[u8]) -> ! {
+    let in_ram_disk = program == initial_ram_disk::PROGRAM.as_bytes();
     let mut timer = BootTimer::open();
     if timer.is_none() {
         mounts::mount_devices();
@@ -35,6 +37,9 @@ pub fn run() -> ! {
         timer.mark(MARK_INIT_STARTED);
     }
     let timer = standard::keep_clear_of(timer);
+    if in_ram_disk {
+        initial_ram_disk::enter_root();
+    }
 
     let listener = Listener::bind();
     if let (Ok(_), Some(timer)) = (&listener, &timer) {

@@ -1,0 +1,141 @@
+//! Roots that know nothing of Wisp: there this program is `/init` in an initial RAM disk.
+//!
+//! It mounts the root that the kernel's command line names, leaves a copy of itself in the root's `/run`, and gives
+//! process 1 to the root's own init. systemd finds a unit for the agent beside the copy; under another init the agent
+//! runs from before its first instruction. A root without an init keeps this program as its process 1.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, unmount};
+
+use super::command_line::{CommandLine, Root};
+
+/// What the kernel runs of an initial RAM disk.
+pub const PROGRAM: &str = "/init";
+/// Where the root is mounted until it is the root. The kernel's own RAM disk has this directory, others need not.
+const ROOT: &str = "/root";
+/// The file systems that images have, in the order they are tried in where nothing is said.
+const FILE_SYSTEMS: [&str; 3] = ["ext4", "squashfs", "erofs"];
+/// The programs that the kernel looks for (init/main.c), but for the shell.
+const INITS: [&str; 3] = ["/sbin/init", "/etc/init", "/bin/init"];
+/// The copy of this program, in the root.
+const AGENT_FOLDER: &str = "/run/wisp";
+const AGENT: &str = "/run/wisp/wisp-init";
+/// Units of the running system (systemd.unit(5)).
+const UNITS: &str = "/run/systemd/system";
+const UNIT: &str = "wisp-agent.service";
+const UNIT_TEXT: &str = "\
+[Unit]
+Description=Wisp's agent: commands, files and keys from the host
+DefaultDependencies=no
+After=systemd-remount-fs.service
+
+[Service]
+ExecStart=/run/wisp/wisp-init --agent
+Restart=always
+OOMPolicy=continue
+TasksMax=infinity
+";
+
+/// Makes the root the root, and runs its init. Returns, in that root, where it has none.
+///
+/// Without a root there is nothing to run: this process ends, which the kernel tells as a panic.
+pub fn enter_root() {
+    if let Err(error) = try_enter_root() {
+        eprintln!("wisp-init: {error}");
+        exit(1);
+    }
+}
+
+fn try_enter_root() -> Result<(), String> {
+    let _ = rustix::fs::mkdir("/proc", Mode::from_raw_mode(0o555));
+    mount("proc", "/proc", "proc", MountFlags::empty(), None)
+        .map_err(|errno| format!("cannot mount /proc: {errno}"))?;
+    let command_line = CommandLine::read();
+    let root = command_line.root.as_ref().ok_or("the kernel's command line names no root= to go on with")?;
+    mount_root(root)?;
+    if let Err(error) = bring_agent() {
+        eprintln!("wisp-init: the guest will be without an agent: {error}");
+    }
+    switch_root().map_err(|errno| format!("cannot make {} the root: {errno}", root.device))?;
+    if command_line.hostname.is_some() {
+        super::set_hostname(&command_line);
+    }
+    if let Some(init) = find_init(&command_line) {
+        return Err(run_init(&init));
+    }
+    eprintln!("wisp-init: the root has no init of its own: {}", INITS.join(", "));
+    Ok(())
+}
+
+fn mount_root(root: &Root) -> Result<(), String> {
+    let _ = rustix::fs::mkdir(ROOT, Mode::from_raw_mode(0o755));
+    let flags = if root.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
+    let kinds = root.file_system.as_deref().map_or(FILE_SYSTEMS.to_vec(), |kind| vec![kind]);
+    let mut last = Errno::INVAL;
+    for kind in &kinds {
+        match mount(root.device.as_str(), ROOT, *kind, flags, None) {
+            Ok(()) => return Ok(()),
+            Err(errno) => last = errno,
+        }
+    }
+    Err(format!("cannot mount {} as {}: {last}", root.device, kinds.join(", ")))
+}
+
+/// Brings a copy of this program into the new root's `/run`, which systemd takes over as it finds it.
+fn bring_agent() -> io::Result<()> {
+    let run = format!("{ROOT}/run");
+    let _ = rustix::fs::mkdir(run.as_str(), Mode::from_raw_mode(0o755));
+    mount("tmpfs", run.as_str(), "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755"))?;
+    fs::create_dir(format!("{ROOT}{AGENT_FOLDER}"))?;
+    fs::copy(PROGRAM, format!("{ROOT}{AGENT}"))?;
+    // The RAM disk stays beneath the root for ever: it need not hold a second copy.
+    fs::remove_file(PROGRAM)
+}
+
+fn switch_root() -> rustix::io::Result<()> {
+    let _ = unmount("/proc", UnmountFlags::DETACH);
+    // Where the root has no such directory, its init will mount another.
+    let _ = mount_move("/dev", format!("{ROOT}/dev"));
+    rustix::process::chdir(ROOT)?;
+    mount_move(".", "/")?;
+    rustix::process::chroot(".")?;
+    rustix::process::chdir("/")
+}
+
+fn find_init(command_line: &CommandLine) -> Option<PathBuf> {
+    let asked = command_line.init.as_deref();
+    asked.into_iter().chain(INITS).map(PathBuf::from).find(|path| path.is_file())
+}
+
+/// Gives this process to `init`; the error is why that failed.
+fn run_init(init: &Path) -> String {
+    let started = if is_systemd(init) { add_unit() } else { start_agent() };
+    if let Err(error) = started {
+        eprintln!("wisp-init: the guest will be without an agent: {error}");
+    }
+    let error = Command::new(init).args(std::env::args_os().skip(1)).exec();
+    format!("cannot run {}: {error}", init.display())
+}
+
+fn is_systemd(init: &Path) -> bool {
+    init.canonicalize().is_ok_and(|path| path.ends_with("systemd/systemd"))
+}
+
+fn add_unit() -> io::Result<()> {
+    let wanted = format!("{UNITS}/multi-user.target.wants");
+    fs::create_dir_all(&wanted)?;
+    fs::write(format!("{UNITS}/{UNIT}"), UNIT_TEXT)?;
+    symlink(format!("../{UNIT}"), format!("{wanted}/{UNIT}"))
+}
+
+fn start_agent() -> io::Result<()> {
+    Command::new(AGENT).arg("--agent").process_group(0).spawn().map(drop)
+}
