@@ -1,16 +1,23 @@
 //! `wisp image`: AMIs.
 
+use std::cell::RefCell;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::output::{self, Align, Cell, Output, Screen, Tone};
 use super::{open_cloud, shapes};
+use crate::cloud::bundle::Verified;
 use crate::cloud::image::Image;
+use crate::cloud::import::Progress;
 use crate::cloud::launch::ROOT_DEVICE;
+use crate::cloud::transfer::{NewImage, RootChoices};
 use crate::cloud::utc;
-use crate::store::ImageRecord;
+use crate::ec2::size::MemorySize;
+use crate::store::{ImageRecord, Visibility};
 
 /// AMIs: what instances are launched from.
 #[derive(Debug, clap::Args)]
@@ -19,6 +26,8 @@ Examples:
   wisp image ls
   wisp image show tiny
   wisp image create web --name web-1      of an instance's root volume
+  wisp image import debian.tar --name debian      a root file system, with wisp's kernel and agent
+  wisp image export web-1 web-1.tar.zst   a bundle for another host, where `import` takes it
   wisp image rm web-1")]
 pub struct Args {
     #[command(subcommand)]
@@ -48,10 +57,52 @@ enum Command {
         #[arg(long)]
         no_reboot: bool,
     },
+    /// Makes an image of a bundle, or of a root file system: a tar archive (plain, gzip or zstd) of its files, or a disk
+    /// without partitions (ext4, SquashFS, EROFS; raw or qcow2). See docs/images.md.
+    Import {
+        /// The bundle's directory or archive, or the root file system.
+        source: PathBuf,
+        /// The image's name; without one, a bundle keeps its own.
+        #[arg(long)]
+        name: Option<String>,
+        /// What it is, in a sentence.
+        #[arg(long)]
+        description: Option<String>,
+        /// For everybody: the image is public.
+        #[arg(long)]
+        public: bool,
+        /// Of a root file system: who gets a key pair's public key.
+        #[arg(long, value_name = "USER", default_value = "root")]
+        default_user: String,
+        /// Of a root file system: options for the kernel's command line.
+        #[arg(long, value_name = "OPTIONS", default_value = "quiet")]
+        cmdline: String,
+        /// Of an archive of files: the size of the file system that is made of it, such as 4G.
+        #[arg(long, value_name = "SIZE")]
+        size: Option<MemorySize>,
+    },
+    /// Writes an image's bundle to an archive.
+    Export {
+        /// Its name, its id, or the beginning of it.
+        image: String,
+        /// The archive, which is not there yet: FILE.tar or FILE.tar.zst.
+        file: PathBuf,
+    },
     /// Computes the digests of an image's files again.
     Verify {
         /// Its name, its id, or the beginning of it.
         image: String,
+    },
+    /// Changes who may use an image, or what is said of it.
+    Modify {
+        /// Its name, its id, or the beginning of it.
+        image: String,
+        /// Its owner only, or everybody.
+        #[arg(long)]
+        visibility: Option<VisibilityArg>,
+        /// What it is, in a sentence.
+        #[arg(long)]
+        description: Option<String>,
     },
     /// Deregisters images. Instances that use one keep it.
     Rm {
@@ -59,6 +110,24 @@ enum Command {
         #[arg(required = true)]
         images: Vec<String>,
     },
+}
+
+/// Who may use an image.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum VisibilityArg {
+    /// Its owner.
+    Private,
+    /// Everybody.
+    Public,
+}
+
+impl From<VisibilityArg> for Visibility {
+    fn from(argument: VisibilityArg) -> Visibility {
+        match argument {
+            VisibilityArg::Private => Visibility::Private,
+            VisibilityArg::Public => Visibility::Public,
+        }
+    }
 }
 
 /// Does it.
@@ -88,9 +157,42 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Verify { image } => {
-            let (_, image) = cloud.image(Some(&image))?;
-            image.verify()?;
-            output::print("All files are as they were registered.")?;
+            let bar = Bar::default();
+            let files = cloud.verify_image(&image, &bar);
+            bar.finish();
+            return report(&image, files?, output);
+        }
+        Command::Import { source, name, description, public, default_user, cmdline, size } => {
+            let visibility = if public { Visibility::Public } else { Visibility::Private };
+            let root = RootChoices { default_user, cmdline, size: size.map(MemorySize::bytes) };
+            let new = NewImage { name, description, visibility, root };
+            let bar = Bar::default();
+            let imported = cloud.import_image(&source, &new, &bar);
+            bar.finish();
+            let record = imported?;
+            match output {
+                Output::Json => output::print_json(&json!({"ImageId": record.id}))?,
+                Output::Table => {
+                    output::print(&record.id.to_string())?;
+                    output::next(&format!("run {}", record.name));
+                }
+            }
+        }
+        Command::Export { image, file } => {
+            let bar = Bar::default();
+            let exported = cloud.export_image(&image, &file, &bar);
+            bar.finish();
+            let record = exported?;
+            match output {
+                Output::Json => output::print_json(&json!({"ImageId": record.id, "File": file}))?,
+                Output::Table => output::print(&format!("{}  exported to {}", record.id, file.display()))?,
+            }
+        }
+        Command::Modify { image, visibility, description } => {
+            let record = cloud.modify_image(&image, visibility.map(Visibility::from), description)?;
+            if output == Output::Table {
+                output::print(&format!("{}  {}, {}", record.id, record.name, record.visibility.as_str()))?;
+            }
         }
         Command::Rm { images } => {
             for image in images {
@@ -102,6 +204,64 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says of each file whether it is what it was.
+fn report(image: &str, files: Vec<Verified>, output: Output) -> anyhow::Result<ExitCode> {
+    let damaged = files.iter().filter(|file| file.result.is_err()).count();
+    if output == Output::Json {
+        let shape =
+            |file: &Verified| json!({"File": file.file, "Error": file.result.as_ref().err().map(ToString::to_string)});
+        output::print_json(&json!({"Files": files.iter().map(shape).collect::<Vec<_>>()}))?;
+        return Ok(ExitCode::from(u8::from(damaged > 0)));
+    }
+    for file in &files {
+        if file.result.is_ok() {
+            output::print(&format!("{}  as it was registered", file.file))?;
+        }
+    }
+    match files.into_iter().find_map(|file| file.result.err()) {
+        Some(error) => Err(anyhow::Error::new(error).context(format!("{image} cannot be trusted"))),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// How far an import, an export or a check is, on a terminal.
+#[derive(Debug, Default)]
+struct Bar {
+    bar: RefCell<Option<ProgressBar>>,
+}
+
+impl Bar {
+    fn finish(&self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Progress for Bar {
+    fn begin(&self, what: &str, bytes: u64) {
+        self.finish();
+        let bar = ProgressBar::new(bytes);
+        if bytes > 0 {
+            let template = "{msg} {wide_bar} {bytes} of {total_bytes}, {eta} left";
+            bar.set_style(ProgressStyle::with_template(template).expect("the template is well-formed"));
+        }
+        bar.set_message(what.to_string());
+        self.bar.replace(Some(bar));
+    }
+
+    fn advance(&self, bytes: u64) {
+        if let Some(bar) = self.bar.borrow().as_ref() {
+            bar.inc(bytes);
+        }
+    }
+
+    fn note(&self, sentence: &str) {
+        self.finish();
+        output::say(&format!("Note: {sentence}"));
+    }
 }
 
 fn devices(image: &Image) -> Value {

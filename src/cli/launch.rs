@@ -10,6 +10,7 @@ use super::wait::{self, Wait};
 use super::{open_cloud, shapes};
 use crate::cloud::launch::{LaunchSpec, Launched};
 use crate::ec2::state::ShutdownBehavior;
+use crate::ec2::tag::{Tag, with_tags};
 use crate::ec2::user_data::UserData;
 use crate::ec2::volume::VolumeOption;
 use crate::ec2::{Ec2Error, catalogue};
@@ -55,8 +56,8 @@ pub struct Args {
     user_data: Option<PathBuf>,
 
     /// A tag; repeat for more.
-    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
-    tags: Vec<(String, String)>,
+    #[arg(long = "tag", value_name = "KEY=VALUE")]
+    tags: Vec<Tag>,
 
     /// A volume besides the root; repeat for more. SIZE, or KEY=VALUE with commas between them: size, type, iops,
     /// throughput, device, snapshot, volume, delete-on-termination, name.
@@ -92,12 +93,10 @@ pub struct Args {
     timeout: Option<u64>,
 }
 
-/// `KEY=VALUE`.
-pub fn parse_tag(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
-        _ => Err("a tag is KEY=VALUE".into()),
-    }
+/// Those, and the name as one more.
+pub fn tags(tags: Vec<Tag>, name: Option<&str>) -> Result<BTreeMap<String, String>, Ec2Error> {
+    let name = name.map(|name| Tag::new("Name", name)).transpose()?;
+    with_tags(&BTreeMap::new(), tags.into_iter().chain(name))
 }
 
 /// The user data in a file, raw or in base64, as EC2's API takes it: in base64.
@@ -109,8 +108,7 @@ pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<String> {
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     crate::host::probe::kvm_access()?;
     let size = args.size.of_type(catalogue::find(DEFAULT_TYPE)?)?;
-    let mut tags: BTreeMap<String, String> = args.tags.into_iter().collect();
-    tags.extend(args.name.map(|name| ("Name".to_string(), name)));
+    let tags = tags(args.tags, args.name.as_deref())?;
     let spec = LaunchSpec {
         image: args.image,
         size,

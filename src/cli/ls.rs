@@ -7,6 +7,7 @@ use super::{open_cloud, shapes};
 use crate::cloud::Cloud;
 use crate::ec2::size::approximate_mib;
 use crate::ec2::state::InstanceState;
+use crate::ec2::tag::Tag;
 use crate::store::InstanceRecord;
 use crate::vmm::timeline::Mark;
 
@@ -26,8 +27,8 @@ pub struct Args {
     states: Vec<InstanceState>,
 
     /// Only instances with this tag; repeat for more: all must match.
-    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = super::launch::parse_tag)]
-    tags: Vec<(String, String)>,
+    #[arg(long = "tag", value_name = "KEY=VALUE")]
+    tags: Vec<Tag>,
 
     /// Only their ids.
     #[arg(short, long)]
@@ -48,7 +49,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut instances = cloud.all_instances()?;
     instances.retain(|record| {
         (args.states.is_empty() || args.states.contains(&record.state))
-            && args.tags.iter().all(|(key, value)| record.tags.get(key) == Some(value))
+            && args.tags.iter().all(|tag| record.tags.get(tag.key()).is_some_and(|value| value == tag.value()))
     });
     if output == Output::Json {
         output::print_json(&shapes::reservations(&instances))?;

@@ -134,7 +134,7 @@ fn cpus(request: &Request) -> CpuConfig {
 
 fn boot(args: &Args, home: &Home) -> anyhow::Result<Boot> {
     let Some(kernel) = &args.kernel else {
-        return Ok(Boot::Image(Box::new(Image::resolve(home, args.image.as_deref())?)));
+        return Ok(Boot::Image(Box::new(image(home, args.image.as_deref())?)));
     };
     let initrd = args.initrd.as_deref().map(absolute).transpose()?;
     let software_kvm_aware = is_software_kvm_aware(kernel);
@@ -142,6 +142,14 @@ fn boot(args: &Args, home: &Home) -> anyhow::Result<Boot> {
         warn_of_emulation(kernel);
     }
     Ok(Boot::Kernel { kernel: absolute(kernel)?, initrd, protocol: args.protocol, software_kvm_aware })
+}
+
+/// The embedded image and a bundle's directory need no store, which takes its time to open.
+fn image(home: &Home, reference: Option<&str>) -> anyhow::Result<Image> {
+    match Image::unregistered(home, reference)? {
+        Some(image) => Ok(image),
+        None => Ok(super::open_cloud()?.image(reference)?.1),
+    }
 }
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::output::{self, Align, Cell, Output, Tone};
-use super::{open_cloud, shapes};
+use super::{launch, open_cloud, shapes};
 use crate::cloud::utc;
 use crate::store::SnapshotRecord;
 
@@ -50,7 +50,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Create { volume, name, description } => {
             let volume = cloud.volume(&volume)?;
-            let tags = name.iter().map(|name| ("Name".to_string(), name.clone())).collect();
+            let tags = launch::tags(Vec::new(), name.as_deref())?;
             let record = cloud.create_snapshot(volume.id, &description, tags)?;
             match output {
                 Output::Json => output::print_json(&shapes::snapshot(&record))?,

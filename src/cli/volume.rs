@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::launch::parse_tag;
 use super::output::{self, Align, Cell, Output, Tone};
-use super::{open_cloud, shapes};
+use super::{launch, open_cloud, shapes};
 use crate::cloud::volume::NewVolume;
 use crate::cloud::{Cloud, utc};
 use crate::ec2::block_device::DeviceName;
+use crate::ec2::tag::Tag;
 use crate::ec2::volume::{VolumeChange, VolumeSize, VolumeSpec, VolumeState, VolumeType};
 use crate::store::VolumeRecord;
 
@@ -49,8 +49,8 @@ enum Command {
         #[arg(long)]
         name: Option<String>,
         /// A tag; repeat for more.
-        #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
-        tags: Vec<(String, String)>,
+        #[arg(long = "tag", value_name = "KEY=VALUE")]
+        tags: Vec<Tag>,
     },
     /// Lists the volumes.
     Ls,
@@ -110,7 +110,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Create { size, volume_type, iops, throughput, snapshot, name, tags } => {
             let spec = VolumeSpec { size, volume_type, iops, throughput };
-            let tags = tags.into_iter().chain(name.map(|name| ("Name".into(), name))).collect();
+            let tags = launch::tags(tags, name.as_deref())?;
             let record = cloud.create_volume(&NewVolume { spec, snapshot, tags })?;
             if let Some(note) = size.and_then(VolumeSize::extension) {
                 output::say(&format!("Note: {note}"));

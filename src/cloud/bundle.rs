@@ -29,6 +29,27 @@ pub struct Verified {
     pub result: Result<(), ImportError>,
 }
 
+/// Whether `source` is a bundle rather than a root file system: a directory, or an archive in which a manifest is found
+/// before anything that a bundle does not have. What it is if not one, its import says.
+pub fn is_one(source: &Path) -> Result<bool, ImportError> {
+    if source.metadata().map_err(ImportError::read(source))?.is_dir() {
+        return Ok(true);
+    }
+    let file = open_regular(source, true)?;
+    let Content::Archive(compression) = detect(&file).map_err(ImportError::read(source))? else { return Ok(false) };
+    let mut found = false;
+    let archive = TarFile { path: source.to_path_buf(), file, compression };
+    // The walk ends, by an error, with the first entry that tells; whether the archive is sound, its import will see.
+    let _ = archive.entries(&(), &mut |entry| match file_name(entry) {
+        Ok(name) if name.as_deref() != Some(MANIFEST) => Ok(()),
+        told => {
+            found = told.is_ok();
+            Err(entry.error(source, "which tells what the archive is"))
+        }
+    });
+    Ok(found)
+}
+
 /// Copies the bundle in `source`, a directory or an archive, into the empty folder `into`. Every file is checked against
 /// its digest on the way.
 pub fn import_bundle(source: &Path, into: &Path, progress: &dyn Progress) -> Result<Manifest, ImportError> {

@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn the_archive_has_the_digest_that_its_id_is_made_of() {
-        assert_eq!(hex(&Sha256::digest(ARCHIVE)), ARCHIVE_SHA256.trim());
+        assert_eq!(sparse::hex(&Sha256::digest(ARCHIVE)), ARCHIVE_SHA256.trim());
     }
 
     #[test]

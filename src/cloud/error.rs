@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::image::ImageError;
+use super::import::ImportError;
 use super::run::ConsoleTail;
 use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
 use crate::guest;
@@ -30,6 +31,9 @@ pub enum CloudError {
     /// A disk image cannot be made or read.
     #[error(transparent)]
     DiskImage(#[from] disk_image::ImageError),
+    /// An image cannot be imported, exported or checked.
+    #[error(transparent)]
+    Import(#[from] ImportError),
     /// A key pair could not be made or written.
     #[error(transparent)]
     Key(#[from] crate::host::key::KeyError),

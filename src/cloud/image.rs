@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::embedded::{self, EmbeddedError};
-use crate::ec2::error::Ec2Error;
-use crate::ec2::id::ImageId;
 use crate::host::home::Home;
 use crate::vmm::config::{BootProtocol, DiskFormat};
 
@@ -104,9 +102,6 @@ pub struct Component {
 /// Why an image cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// There is no such image.
-    #[error(transparent)]
-    Ec2(#[from] Ec2Error),
     /// The embedded image could not be unpacked.
     #[error(transparent)]
     Embedded(#[from] EmbeddedError),
@@ -146,17 +141,17 @@ pub struct Image {
 }
 
 impl Image {
-    /// Finds an image by what a user calls it: the name or id of the embedded one (which is also meant when nothing
-    /// is said), or a bundle's directory.
-    pub fn resolve(home: &Home, reference: Option<&str>) -> Result<Image, ImageError> {
+    /// The image that a user means who calls it by the name or id of the embedded one (which is also meant when nothing
+    /// is said), or by a bundle's directory; nothing if it can only be a registered one.
+    pub fn unregistered(home: &Home, reference: Option<&str>) -> Result<Option<Image>, ImageError> {
         let reference = reference.unwrap_or(embedded::NAME);
         if reference == embedded::NAME || reference == embedded::id().to_string() {
-            return Image::open(&embedded::unpacked(home)?);
+            return Image::open(&embedded::unpacked(home)?).map(Some);
         }
         if reference.contains('/') || Path::new(reference).join(MANIFEST).exists() {
-            return Image::open(Path::new(reference));
+            return Image::open(Path::new(reference)).map(Some);
         }
-        Err(ImageId::not_found(reference).into())
+        Ok(None)
     }
 
     /// Opens the bundle in `folder` and checks that it is whole. Digests are not computed: that takes the time of
@@ -280,13 +275,5 @@ mod tests {
     fn other_architectures_and_unknown_keys_are_refused() {
         assert!(Manifest::parse(&TEXT.replace("x86_64", "arm64")).unwrap_err().contains("arm64"));
         assert!(Manifest::parse(&format!("colour = 1\n{TEXT}")).is_err());
-    }
-
-    #[test]
-    fn an_unknown_image_has_ec2_s_code() {
-        let folder = tempfile::tempdir().unwrap();
-        let home = Home::at(folder.path()).unwrap();
-        let error = Image::resolve(&home, Some("ami-0123456789abcdef0")).unwrap_err().to_string();
-        assert!(error.starts_with("InvalidAMIID.NotFound"), "{error}");
     }
 }

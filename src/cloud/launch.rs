@@ -9,7 +9,7 @@ use super::error::CloudError;
 use super::image::Image;
 use super::machine::{Folder, Monitor};
 use super::volume::attach;
-use super::{Cloud, embedded, new_id, now, resolve};
+use super::{Cloud, new_id, now, resolve};
 use crate::ec2::capacity::{self, Request};
 use crate::ec2::key;
 use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
@@ -446,5 +446,5 @@ fn digest(spec: &LaunchSpec, image: &ImageRecord) -> String {
         spec.cmdline,
         format!("{:?}", spec.volumes),
     ]);
-    embedded::hex(&Sha256::digest(parameters.to_string()))
+    crate::host::sparse::hex(&Sha256::digest(parameters.to_string()))
 }

@@ -19,6 +19,8 @@ pub mod registry;
 pub mod resolve;
 pub mod run;
 mod seed;
+pub mod tags;
+pub mod transfer;
 pub mod volume;
 
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,12 +1,12 @@
-//! `ModifyInstanceAttribute`, `CreateTags` and `DeleteTags` for instances.
+//! `ModifyInstanceAttribute`.
 
 use super::Cloud;
 use super::error::CloudError;
 use super::launch::threads_per_core;
 use super::lifecycle::get;
+use crate::ec2::InstanceId;
 use crate::ec2::capacity::Request;
 use crate::ec2::state::{Action, ShutdownBehavior};
-use crate::ec2::{ErrorCode, InstanceId};
 use crate::store::InstanceRecord;
 
 /// What is to be changed; what is left out stays.
@@ -49,30 +49,4 @@ impl Cloud {
             Ok(record)
         })
     }
-
-    /// Sets tags, and removes others.
-    pub fn tag(
-        &mut self,
-        id: InstanceId,
-        set: &[(String, String)],
-        remove: &[String],
-    ) -> Result<InstanceRecord, CloudError> {
-        self.store.write(|tx| {
-            let mut record = get(tx, id)?;
-            record.tags.extend(set.iter().cloned());
-            record.tags.retain(|key, _| !remove.contains(key));
-            if record.tags.len() > MAX_TAGS {
-                return Err(CloudError::refused(
-                    ErrorCode::InvalidParameterValue,
-                    format!("The instance '{id}' would have {} tags; {MAX_TAGS} are possible.", record.tags.len()),
-                    None,
-                ));
-            }
-            tx.put(&record)?;
-            Ok(record)
-        })
-    }
 }
-
-/// The most tags of one resource (EC2 User Guide, "Tag restrictions").
-const MAX_TAGS: usize = 50;

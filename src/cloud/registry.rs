@@ -12,8 +12,8 @@ use crate::ec2::id::Id;
 use crate::ec2::id::Image as ImageKind;
 use crate::ec2::state::{Action, InstanceState};
 use crate::ec2::{ErrorCode, ImageId, InstanceId};
-use crate::host::disk_image;
 use crate::host::home::write_private;
+use crate::host::{disk_image, sparse};
 use crate::store::{ImageRecord, InstanceRecord, SnapshotRecord, StoreError, Transaction, Visibility, VolumeRecord};
 use crate::vmm::config::DiskFormat;
 
@@ -139,15 +139,7 @@ impl Cloud {
         description: &str,
         instance: InstanceId,
     ) -> Result<ImageRecord, CloudError> {
-        let images = self.home.images();
-        // Held until the image has its entry: what is found unfinished under this lock was left by a process that is gone.
-        let _lock = self.home.lock(&images)?;
-        let id: ImageId = new_id();
-        let scratch = tempfile::Builder::new()
-            .prefix(embedded::UNFINISHED)
-            .permissions(fs::Permissions::from_mode(0o700))
-            .tempdir_in(&images)
-            .map_err(CloudError::file(&images, "written"))?;
+        let (_lock, scratch) = self.scratch_image()?;
         let mut manifest = source.manifest.clone();
         manifest.name = name.into();
         manifest.description = description.into();
@@ -160,17 +152,18 @@ impl Cloud {
         }
         let root = scratch.path().join(&entry.file);
         disk_image::convert(disk, DiskFormat::Qcow2, &root, DiskFormat::Raw)?;
-        let sha256 = embedded::sha256(&root).map_err(CloudError::file(&root, "read"))?;
+        let digest = |file: fs::File| sparse::sha256(&file, &|_| {});
+        let sha256 = fs::File::open(&root).and_then(digest).map_err(CloudError::file(&root, "read"))?;
         manifest.root = Some(RootEntry { sha256, format: DiskFormat::Raw, ..entry.clone() });
         let text = toml::to_string(&manifest).expect("a manifest is plain data");
         let path = scratch.path().join(MANIFEST);
         write_private(&path, text.as_bytes()).map_err(CloudError::file(&path, "written"))?;
         let record = ImageRecord {
-            id,
+            id: new_id(),
             name: name.into(),
             description: description.into(),
             created: now(),
-            owner: std::env::var("USER").unwrap_or_else(|_| "self".into()),
+            owner: owner(),
             visibility: Visibility::Private,
             source_instance: Some(instance),
             deregistered: None,
@@ -179,18 +172,58 @@ impl Cloud {
         self.register(record, scratch)
     }
 
+    /// A folder for an image that is being made. The lock is to be held until the image has its entry: what is found
+    /// unfinished under it was left by a process that is gone.
+    pub(super) fn scratch_image(&self) -> Result<(fs::File, tempfile::TempDir), CloudError> {
+        let images = self.home.images();
+        let lock = self.home.lock(&images)?;
+        embedded::remove_unfinished(&images).map_err(CloudError::file(&images, "cleaned"))?;
+        let scratch = tempfile::Builder::new()
+            .prefix(embedded::UNFINISHED)
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir_in(&images)
+            .map_err(CloudError::file(&images, "written"))?;
+        Ok((lock, scratch))
+    }
+
+    /// Refuses a name that a registered image has.
+    pub(super) fn check_name_is_free(&mut self, name: &str) -> Result<(), CloudError> {
+        self.store.read(|tx| name_is_free(tx, name))
+    }
+
+    /// Changes what is said of an image; what is left out stays.
+    pub fn modify_image(
+        &mut self,
+        reference: &str,
+        visibility: Option<Visibility>,
+        description: Option<String>,
+    ) -> Result<ImageRecord, CloudError> {
+        let id = self.image_record(reference)?.id;
+        if id == embedded::id() {
+            return Err(CloudError::refused(
+                ErrorCode::OperationNotPermitted,
+                format!("The image '{}' is inside wisp and cannot be modified.", embedded::NAME),
+                None,
+            ));
+        }
+        self.store.write(|tx| {
+            let mut record: ImageRecord = tx.get(&id.to_string())?.ok_or_else(|| ImageId::not_found(reference))?;
+            record.visibility = visibility.unwrap_or(record.visibility);
+            record.description = description.unwrap_or(record.description);
+            tx.put(&record)?;
+            Ok(record)
+        })
+    }
+
     /// Gives a complete bundle its place, and its entry.
-    fn register(&mut self, record: ImageRecord, bundle: tempfile::TempDir) -> Result<ImageRecord, CloudError> {
+    pub(super) fn register(
+        &mut self,
+        record: ImageRecord,
+        bundle: tempfile::TempDir,
+    ) -> Result<ImageRecord, CloudError> {
         let folder = self.home.images().join(record.id.to_string());
         self.store.write(|tx| {
-            let taken = tx
-                .list::<ImageRecord>()?
-                .into_iter()
-                .any(|known| known.deregistered.is_none() && known.name == record.name);
-            if taken || record.name == embedded::NAME {
-                let what = format!("AMI name {} is already in use.", record.name);
-                return Err(CloudError::refused(ErrorCode::InvalidAmiNameDuplicate, what, None));
-            }
+            name_is_free(tx, &record.name)?;
             fs::rename(bundle.path(), &folder).map_err(CloudError::file(&folder, "made"))?;
             let _ = bundle.keep();
             tx.insert(&record)?;
@@ -254,8 +287,22 @@ fn images_in_use(tx: &Transaction) -> Result<Vec<ImageId>, CloudError> {
 /// How long a guest may take to write what it has to its disk.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// Who makes images: the user's name on this host.
+pub(super) fn owner() -> String {
+    std::env::var("USER").unwrap_or_else(|_| "self".into())
+}
+
+fn name_is_free(tx: &Transaction, name: &str) -> Result<(), CloudError> {
+    let is_it = |known: &ImageRecord| known.deregistered.is_none() && known.name == name;
+    if name != embedded::NAME && !tx.list::<ImageRecord>()?.iter().any(is_it) {
+        return Ok(());
+    }
+    let what = format!("AMI name {name} is already in use.");
+    Err(CloudError::refused(ErrorCode::InvalidAmiNameDuplicate, what, None))
+}
+
 /// An image's name: 3 to 128 letters, digits and `()[] ./-'@_` (EC2 API Reference, `CreateImage`).
-fn check_name(name: &str) -> Result<(), CloudError> {
+pub(super) fn check_name(name: &str) -> Result<(), CloudError> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "()[] ./-'@_".contains(c);
     if (3..=128).contains(&name.len()) && name.chars().all(allowed) {
         return Ok(());

@@ -7,7 +7,7 @@ use std::io;
 use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Meta, Options, RegionSink};
 
 use super::archive::TarFile;
-use super::tree::{Kind, Node, ROOT, Source, Tree};
+use super::tree::{Kind, Node, ROOT, Tree};
 use super::{ImportError, Progress};
 use crate::host::sparse;
 
@@ -43,8 +43,6 @@ pub struct Plan {
     layout: Layout,
     /// Files whose contents come from the archive, by entry.
     entries: HashMap<u64, (InodeHandle, u64)>,
-    /// The others' contents.
-    here: Vec<(InodeHandle, Vec<u8>)>,
 }
 
 /// What a tree's files take, in bytes, and how many there are.
@@ -69,7 +67,7 @@ fn node_blocks(node: &Node) -> u64 {
             1 + bytes.div_ceil(BLOCK) * 3 / 2
         }
         // One block of extents tells of 340 parts of up to 128 MiB.
-        Kind::File(size, _) => size.div_ceil(BLOCK) + size.div_ceil(32 << 30),
+        Kind::File { size, .. } => size.div_ceil(BLOCK) + size.div_ceil(32 << 30),
         Kind::Symlink(target) => u64::from(target.len() > SHORT_LINK),
         Kind::Special(_) => 0,
     };
@@ -99,15 +97,16 @@ pub fn plan(tree: Tree, shape: &Shape) -> Result<Plan, String> {
     };
     let text = |error: mkext4::Error| error.to_string();
     let mut builder = FsBuilder::new(options).map_err(text)?;
-    let (entries, here) = declare(&mut builder, tree).map_err(text)?;
-    Ok(Plan { layout: builder.seal().map_err(text)?, entries, here })
+    let entries = declare(&mut builder, tree).map_err(text)?;
+    Ok(Plan { layout: builder.seal().map_err(text)?, entries })
 }
 
-type Contents = (HashMap<u64, (InodeHandle, u64)>, Vec<(InodeHandle, Vec<u8>)>);
+/// By the archive's entry: the file that gets its content, and how many bytes that is.
+type Contents = HashMap<u64, (InodeHandle, u64)>;
 
 fn declare(builder: &mut FsBuilder, tree: Tree) -> mkext4::Result<Contents> {
     let mut handles: HashMap<usize, InodeHandle> = HashMap::from([(ROOT, mkext4::ROOT)]);
-    let (mut entries, mut here) = (HashMap::new(), Vec::new());
+    let mut entries = HashMap::new();
     for_each(&tree, &mut |id, node, place, new| {
         let Some((parent, name)) = place else {
             builder.set_meta(mkext4::ROOT, meta(node))?;
@@ -119,15 +118,11 @@ fn declare(builder: &mut FsBuilder, tree: Tree) -> mkext4::Result<Contents> {
         }
         let handle = match &node.kind {
             Kind::Directory(_) => builder.mkdir(parent, name, meta(node))?,
-            Kind::File(size, source) => {
+            Kind::File { size, entry } => {
                 let handle = builder.file(parent, name, meta(node), *size)?;
                 // Files without content are complete.
-                match source {
-                    _ if *size == 0 => {}
-                    Source::Entry(index) => {
-                        entries.insert(*index, (handle, *size));
-                    }
-                    Source::Here(bytes) => here.push((handle, bytes.clone())),
+                if *size > 0 {
+                    entries.insert(*entry, (handle, *size));
                 }
                 handle
             }
@@ -137,7 +132,7 @@ fn declare(builder: &mut FsBuilder, tree: Tree) -> mkext4::Result<Contents> {
         handles.insert(id, handle);
         set_attributes(builder, handle, node)
     })?;
-    Ok((entries, here))
+    Ok(entries)
 }
 
 fn meta(node: &Node) -> Meta {
@@ -181,9 +176,6 @@ impl Plan {
         let length = self.layout.image_len();
         file.set_len(length).map_err(|error| failed(error.into()))?;
         let mut writer = self.layout.writer(Sink { file, length }).map_err(failed)?;
-        for (handle, bytes) in &self.here {
-            writer.fill(*handle, &mut bytes.as_slice()).map_err(failed)?;
-        }
         archive.entries(progress, &mut |entry| match self.entries.get(&entry.index) {
             Some((_, size)) if *size != entry.size => {
                 Err(entry.error(&archive.path, "which has become another while the archive was read: import it again"))

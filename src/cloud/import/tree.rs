@@ -41,21 +41,17 @@ pub struct Node {
 pub enum Kind {
     /// A directory.
     Directory(BTreeMap<String, usize>),
-    /// A regular file of so many bytes.
-    File(u64, Source),
+    /// A regular file.
+    File {
+        /// In bytes.
+        size: u64,
+        /// The archive's entry in which its content is.
+        entry: u64,
+    },
     /// A symbolic link.
     Symlink(String),
     /// A device, pipe or socket.
     Special(SpecialKind),
-}
-
-/// Where a file's content is.
-#[derive(Debug, Clone)]
-pub enum Source {
-    /// In the archive's entry with this index.
-    Entry(u64),
-    /// Here.
-    Here(Vec<u8>),
 }
 
 /// The tree.
@@ -95,7 +91,7 @@ impl Tree {
             Directory => Kind::Directory(BTreeMap::new()),
             // Archives from before POSIX mark a directory by its name.
             Regular if entry.name.ends_with(b"/") => Kind::Directory(BTreeMap::new()),
-            Regular | Continuous | GNUSparse => Kind::File(entry.size, Source::Entry(entry.index)),
+            Regular | Continuous | GNUSparse => Kind::File { size: entry.size, entry: entry.index },
             Symlink => Kind::Symlink(link_target(entry)?),
             Link => return self.link(&path, entry),
             Char => device().map(|(major, minor)| Kind::Special(SpecialKind::Char { major, minor }))?,
@@ -334,7 +330,7 @@ mod tests {
     }
 
     fn file() -> Kind {
-        Kind::File(0, Source::Here(Vec::new()))
+        Kind::File { size: 0, entry: 0 }
     }
 
     fn directory() -> Kind {

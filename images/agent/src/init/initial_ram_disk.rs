@@ -13,9 +13,10 @@ use std::process::{Command, exit};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, unmount};
+use rustix::mount::{MountFlags, mount, mount_move};
 
 use super::command_line::{CommandLine, Root};
+use super::mounts;
 
 /// What the kernel runs of an initial RAM disk.
 pub const PROGRAM: &str = "/init";
@@ -55,9 +56,7 @@ pub fn enter_root() {
 }
 
 fn try_enter_root() -> Result<(), String> {
-    let _ = rustix::fs::mkdir("/proc", Mode::from_raw_mode(0o555));
-    mount("proc", "/proc", "proc", MountFlags::empty(), None)
-        .map_err(|errno| format!("cannot mount /proc: {errno}"))?;
+    mounts::mount_kernel();
     let command_line = CommandLine::read();
     let root = command_line.root.as_ref().ok_or("the kernel's command line names no root= to go on with")?;
     mount_root(root)?;
@@ -101,9 +100,11 @@ fn bring_agent() -> io::Result<()> {
 }
 
 fn switch_root() -> rustix::io::Result<()> {
-    let _ = unmount("/proc", UnmountFlags::DETACH);
-    // Where the root has no such directory, its init will mount another.
-    let _ = mount_move("/dev", format!("{ROOT}/dev"));
+    // Programs of the root find the kernel's file systems from the first on; where it has no such directory, its init
+    // will make one.
+    for target in ["/dev", "/proc", "/sys"] {
+        let _ = mount_move(target, format!("{ROOT}{target}"));
+    }
     rustix::process::chdir(ROOT)?;
     mount_move(".", "/")?;
     rustix::process::chroot(".")?;

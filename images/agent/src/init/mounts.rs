@@ -52,6 +52,11 @@ pub fn mount_devices() {
     DEVICES.mount();
 }
 
+/// Mounts `/proc` and `/sys`, which every root takes over.
+pub fn mount_kernel() {
+    MOUNTS[..2].iter().for_each(Mount::mount);
+}
+
 /// Mounts all the others. What fails is told on the console, and the guest goes on without it.
 pub fn mount_all() {
     for mount in &MOUNTS {

@@ -1,0 +1,107 @@
+//! Images that come and go: imported, exported, and checked against their digests.
+
+use std::path::Path;
+
+use super::error::CloudError;
+use super::import::root::{RootOptions, agent_of, import_root};
+use super::import::{ImportError, Progress};
+use super::registry::{check_name, owner};
+use super::{Cloud, bundle, embedded, new_id, now};
+use crate::store::{ImageRecord, Visibility};
+
+/// What an import is to become.
+#[derive(Debug, Clone)]
+pub struct NewImage {
+    /// Its name; without one, a bundle keeps its own.
+    pub name: Option<String>,
+    /// What it is, in a sentence; without one, a bundle keeps its own.
+    pub description: Option<String>,
+    /// Who may use it.
+    pub visibility: Visibility,
+    /// For a root file system: who commands run as, the kernel's options, and the size in bytes that a file system which
+    /// is made of an archive is to have.
+    pub root: RootChoices,
+}
+
+/// What a bundle says itself, and a root file system does not.
+#[derive(Debug, Clone)]
+pub struct RootChoices {
+    /// Who commands run as.
+    pub default_user: String,
+    /// Options for the kernel's command line.
+    pub cmdline: String,
+    /// In bytes.
+    pub size: Option<u64>,
+}
+
+impl Cloud {
+    /// Registers the bundle, or the root file system, in `source`; what it is, its content tells.
+    pub fn import_image(
+        &mut self,
+        source: &Path,
+        new: &NewImage,
+        progress: &dyn Progress,
+    ) -> Result<ImageRecord, CloudError> {
+        if let Some(name) = &new.name {
+            check_name(name)?;
+            self.check_name_is_free(name)?;
+        }
+        let is_bundle = bundle::is_one(source)?;
+        let named = |what: &str| ImportError::unusable(source, what);
+        let name = match &new.name {
+            Some(name) => name.clone(),
+            None if is_bundle => String::new(),
+            None => return Err(named("a root file system has no name of its own: give the image one, --name").into()),
+        };
+        let kernel = self.open_image(embedded::id())?;
+        let (_lock, scratch) = self.scratch_image()?;
+        let manifest = if is_bundle {
+            bundle::import_bundle(source, scratch.path(), progress)?
+        } else {
+            let options = RootOptions {
+                name,
+                description: new.description.clone().unwrap_or_default(),
+                default_user: new.root.default_user.clone(),
+                cmdline: new.root.cmdline.clone(),
+                size: new.root.size,
+            };
+            import_root(source, &options, &kernel, &agent_of(&kernel)?, scratch.path(), progress)?
+        };
+        let name = new.name.clone().unwrap_or(manifest.name);
+        check_name(&name)?;
+        let record = ImageRecord {
+            id: new_id(),
+            name,
+            description: new.description.clone().unwrap_or(manifest.description),
+            created: now(),
+            owner: owner(),
+            visibility: new.visibility,
+            source_instance: None,
+            deregistered: None,
+            tags: Default::default(),
+        };
+        self.register(record, scratch)
+    }
+
+    /// Writes the image that `reference` stands for to a new archive.
+    pub fn export_image(
+        &mut self,
+        reference: &str,
+        destination: &Path,
+        progress: &dyn Progress,
+    ) -> Result<ImageRecord, CloudError> {
+        let (record, image) = self.image(Some(reference))?;
+        bundle::export(&image.folder, destination, progress)?;
+        Ok(record)
+    }
+
+    /// Compares the files of the image that `reference` stands for with their digests.
+    pub fn verify_image(
+        &mut self,
+        reference: &str,
+        progress: &dyn Progress,
+    ) -> Result<Vec<bundle::Verified>, CloudError> {
+        let (_, image) = self.image(Some(reference))?;
+        Ok(bundle::verify(&image.folder, progress)?)
+    }
+}
