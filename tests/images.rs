@@ -1,0 +1,97 @@
+//! Images that come from elsewhere and go there, through the front door.
+
+mod common;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use common::Wisp;
+use mkext4::reader::Fs;
+
+/// A root file system that knows nothing of Wisp: busybox, as its init too.
+fn bare_root(wisp: &Wisp, folder: &Path) -> PathBuf {
+    let embedded = Fs::open(File::open(wisp.bundle().join("root.ext4")).unwrap()).unwrap();
+    let busybox = embedded.read_file(embedded.resolve("/bin/busybox").unwrap()).unwrap();
+    let path = folder.join("root.tar.gz");
+    let encoder = flate2::write::GzEncoder::new(File::create(&path).unwrap(), flate2::Compression::fast());
+    let mut archive = tar::Builder::new(encoder);
+    let mut add = |name: &str, kind: tar::EntryType, content: &[u8], target: &str| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_size(content.len() as u64);
+        header.set_uid(0);
+        header.set_gid(0);
+        match target {
+            "" => archive.append_data(&mut header, name, content).unwrap(),
+            target => archive.append_link(&mut header, name, target).unwrap(),
+        }
+    };
+    for folder in ["dev/", "etc/", "proc/", "sys/", "root/", "tmp/"] {
+        add(folder, tar::EntryType::Directory, b"", "");
+    }
+    add("bin/busybox", tar::EntryType::Regular, &busybox, "");
+    for name in ["bin/sh", "bin/cat", "bin/reboot", "bin/poweroff", "sbin/init"] {
+        add(name, tar::EntryType::Symlink, b"", "/bin/busybox");
+    }
+    add("etc/passwd", tar::EntryType::Regular, b"root:x:0:0:root:/root:/bin/sh\n", "");
+    add("etc/inittab", tar::EntryType::Regular, b"::respawn:/bin/cat\n", "");
+    archive.into_inner().unwrap().finish().unwrap();
+    path
+}
+
+#[test]
+fn a_root_file_system_keeps_its_init_and_gets_the_agent() {
+    let wisp = Wisp::new();
+    let folder = tempfile::tempdir().unwrap();
+    let root = bare_root(&wisp, folder.path());
+    let import = ["image", "import", root.to_str().unwrap(), "--name", "bare", "--description", "busybox, alone"];
+    wisp.run(&import).expect_code(0);
+    let script = "cat /proc/1/comm; cat /proc/cmdline >&2; cat /proc/mounts | while read a b c; do echo $b; done";
+    let outcome = wisp.run(&["run", "bare", "--", "sh", "-c", script]).expect_code(0);
+    let text = outcome.text();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], "init", "{}", outcome.stderr);
+    for mounted in ["/", "/dev", "/proc", "/sys", "/run"] {
+        assert!(lines[1..].contains(&mounted), "{mounted} of {lines:?}");
+    }
+    assert!(outcome.stderr.contains("rootfstype=ext4"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_bundle_is_exported_imported_described_and_removed() {
+    let wisp = Wisp::new();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    wisp.run(&["image", "export", "tiny", &path("tiny.tar.zst")]).expect_code(0);
+    assert_eq!(wisp.run(&["image", "export", "tiny", &path("tiny.tar.zst")]).code, Some(1), "it exists");
+
+    let taken = wisp.run(&["image", "import", &path("tiny.tar.zst")]).expect_code(1);
+    assert!(taken.stderr.contains("InvalidAMIName.Duplicate"), "{}", taken.stderr);
+    wisp.run(&["image", "import", &path("tiny.tar.zst"), "--name", "other"]).expect_code(0);
+    wisp.run(&["image", "import", wisp.bundle().to_str().unwrap(), "--name", "third", "--public"]).expect_code(0);
+    wisp.run(&["image", "verify", "other"]).expect_code(0);
+
+    wisp.run(&["image", "modify", "other", "--visibility", "public", "--description", "mine"]).expect_code(0);
+    wisp.run(&["tag", "other", "stage=test"]).expect_code(0);
+    let shown = wisp.run(&["image", "show", "other", "--output", "json"]).expect_code(0);
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let image = &shown["Images"][0];
+    assert_eq!(
+        (&image["Public"], &image["Description"], &image["Tags"][0]["Key"]),
+        (&true.into(), &"mine".into(), &"stage".into())
+    );
+
+    let id = image["ImageId"].as_str().unwrap();
+    let kernel = wisp.home().join("images").join(id).join("vmlinux");
+    std::fs::write(&kernel, "something else").unwrap();
+    let damaged = wisp.run(&["image", "verify", "other"]).expect_code(1);
+    assert!(damaged.stderr.contains("vmlinux") && damaged.text().contains("root.ext4"), "{}", damaged.stderr);
+    let refused = wisp.run(&["image", "import", kernel.parent().unwrap().to_str().unwrap(), "--name", "fourth"]);
+    assert!(refused.expect_code(1).stderr.contains("vmlinux"), "the damaged file is named");
+
+    wisp.run(&["image", "rm", "other", "third"]).expect_code(0);
+    assert!(!kernel.exists(), "nobody uses it");
+    let list = wisp.run(&["image", "ls"]).expect_code(0).text();
+    assert!(list.contains("tiny") && !list.contains("third"), "{list}");
+}
