@@ -35,7 +35,7 @@ fn bare_root(wisp: &Wisp, folder: &Path) -> PathBuf {
         add(name, tar::EntryType::Symlink, b"", "/bin/busybox");
     }
     add("etc/passwd", tar::EntryType::Regular, b"root:x:0:0:root:/root:/bin/sh\n", "");
-    add("etc/inittab", tar::EntryType::Regular, b"::respawn:/bin/cat\n", "");
+    add("etc/inittab", tar::EntryType::Regular, b"::respawn:/bin/cat\n::ctrlaltdel:/bin/reboot\n", "");
     archive.into_inner().unwrap().finish().unwrap();
     path
 }
@@ -56,6 +56,14 @@ fn a_root_file_system_keeps_its_init_and_gets_the_agent() {
         assert!(lines[1..].contains(&mounted), "{mounted} of {lines:?}");
     }
     assert!(outcome.stderr.contains("rootfstype=ext4"), "{}", outcome.stderr);
+
+    // Without its agent it is stopped by ctrl-alt-del, upon which its init reboots: that is its end, too.
+    wisp.run(&["launch", "bare", "--name", "box"]).expect_code(0);
+    wisp.run(&["exec", "box", "--", "sh", "-c", "kill -9 $PPID"]);
+    wisp.run(&["stop", "box"]).expect_code(0);
+    let shown = wisp.run(&["show", "box", "--output", "json"]).expect_code(0).text();
+    assert!(shown.contains("\"stopped\"") && shown.contains("Client.UserInitiatedShutdown"), "{shown}");
+    wisp.run(&["terminate", "box"]).expect_code(0);
 }
 
 #[test]

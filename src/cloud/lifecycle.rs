@@ -23,10 +23,13 @@ use crate::vmm::control;
 
 /// How long a guest may take to power off after its agent was asked to, and after ctrl-alt-del: with hardware KVM, and
 /// where its kernel is emulated. After both it is forced.
-const SHUTDOWN_TIMEOUTS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(120)];
+const SHUTDOWN_TIMEOUTS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(300)];
 const CTRL_ALT_DEL_TIMEOUTS: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(60)];
 /// How long an agent may take to take a request.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a monitor may take to run its guest anew, and how often a guest that is being stopped may reboot.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
+const REBOOTS: usize = 3;
 
 /// A state before and after a command (EC2 API Reference, `InstanceStateChange`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -371,21 +374,25 @@ fn end_machine(folder: &Folder, manner: Manner) -> Result<Option<File>, CloudErr
     if let Some(lock) = folder.try_lock()? {
         return Ok(Some(lock));
     }
-    let mut monitor = match folder.connect() {
-        Ok(monitor) => monitor,
-        // It has just gone, or it was killed and its lock is about to be free.
-        Err(CloudError::Control { .. }) => return folder.lock().map(Some),
-        Err(error) => return Err(error),
-    };
-    match end_by(&mut monitor, folder, manner) {
-        Ok(()) | Err(CloudError::Control { .. }) => folder.lock().map(Some),
-        Err(error) => Err(error),
+    for _ in 0..REBOOTS {
+        match folder.connect().and_then(|mut monitor| end_by(&mut monitor, folder, manner)) {
+            Ok(()) => break,
+            // It is gone, and its lock is about to be free; or its guest rebooted in this moment, and it runs it anew.
+            Err(CloudError::Control { .. }) => {
+                if let Some(lock) = folder.lock_within(RESTART_TIMEOUT)? {
+                    return Ok(Some(lock));
+                }
+            }
+            Err(error) => return Err(error),
+        }
     }
+    folder.lock().map(Some)
 }
 
 fn end_by(monitor: &mut Monitor, folder: &Folder, manner: Manner) -> Result<(), CloudError> {
     monitor.subscribe()?;
     if manner == Manner::Orderly {
+        monitor.demand(&control::Request::EndAtReboot)?;
         let slow = usize::from(probe::is_software_kvm());
         let asked = folder.agent(AGENT_TIMEOUT).map(|agent| agent.shutdown(false, AGENT_TIMEOUT).is_ok());
         if asked.unwrap_or(false) && monitor.wait_ended(SHUTDOWN_TIMEOUTS[slow])? {

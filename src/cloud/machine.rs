@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -85,6 +86,19 @@ impl Folder {
     pub fn lock(&self) -> Result<File, CloudError> {
         let path = self.path.join(monitor_process::LOCK);
         lock_file(&path).map_err(CloudError::file(path, "locked"))
+    }
+
+    /// Waits for the lock for so long; none if it is not free by then.
+    pub fn lock_within(&self, timeout: Duration) -> Result<Option<File>, CloudError> {
+        let path = self.path.join(monitor_process::LOCK);
+        let (sender, receiver) = mpsc::channel();
+        let file = path.clone();
+        // A lock that comes too late finds nobody to take it, and is free again.
+        std::thread::spawn(move || sender.send(lock_file(&file)));
+        match receiver.recv_timeout(timeout) {
+            Ok(lock) => lock.map(Some).map_err(CloudError::file(path, "locked")),
+            Err(_) => Ok(None),
+        }
     }
 
     fn try_lock_named(&self, name: &str) -> Result<Option<File>, CloudError> {

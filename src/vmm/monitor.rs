@@ -30,6 +30,7 @@ pub(super) struct Monitor<'a> {
     ready: &'a EventFd,
     signals: OwnedFd,
     was_ready: bool,
+    ends_at_reboot: bool,
 }
 
 impl<'a> Monitor<'a> {
@@ -62,7 +63,8 @@ impl<'a> Monitor<'a> {
             watched.push(control.adopt_launcher(stream, owner).map_err(Error::host(what))?);
         }
         watched.extend(console.terminal());
-        let monitor = Monitor { epoll, control, console, devices, ends, ready, signals, was_ready: false };
+        let monitor =
+            Monitor { epoll, control, console, devices, ends, ready, signals, was_ready: false, ends_at_reboot: false };
         for fd in watched {
             monitor.watch(fd).map_err(Error::host(what))?;
         }
@@ -72,7 +74,7 @@ impl<'a> Monitor<'a> {
     /// Serves until the machine has come to its end, and returns the end and those who are to be told of it.
     pub(super) fn run(mut self, status: &dyn Fn() -> Status) -> (End, ControlServer) {
         loop {
-            if let Some(end) = self.ends.take() {
+            if let Some(end) = self.take_end() {
                 return (end, self.control);
             }
             let mut events = [EpollEvent::default(); 16];
@@ -89,9 +91,16 @@ impl<'a> Monitor<'a> {
         }
     }
 
+    fn take_end(&self) -> Option<End> {
+        match self.ends.take()? {
+            End::Reboot if self.ends_at_reboot => Some(End::Killed { by: "a stop, at the guest's reboot".into() }),
+            end => Some(end),
+        }
+    }
+
     fn handle(&mut self, fd: i32, events: EventSet, status: &dyn Fn() -> Status) -> Option<End> {
         if fd == self.ends.event().as_raw_fd() {
-            return self.ends.take();
+            return self.take_end();
         }
         if fd == self.signals.as_raw_fd() {
             return Some(End::Killed { by: "a signal".into() });
@@ -143,6 +152,10 @@ impl<'a> Monitor<'a> {
                 Request::CtrlAltDel => {
                     let answer = self.press_ctrl_alt_del();
                     self.control.send(fd, &answer);
+                }
+                Request::EndAtReboot => {
+                    self.ends_at_reboot = true;
+                    self.control.send(fd, &Message::Done);
                 }
                 Request::AttachDisk { disk } => self.answer(fd, disks.attach(&disk).map(attached)),
                 Request::DetachDisk { id, force } => self.answer(fd, disks.detach(&id, force).map(done)),
