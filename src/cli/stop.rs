@@ -7,7 +7,7 @@ use super::{open_cloud, print_changes, wait};
 
 /// Stops instances; their volumes stay, and `wisp start` runs them again.
 ///
-/// The guest's agent is asked to power off; then, after 60 s (120 s where guest kernels are emulated), ctrl-alt-del is
+/// The guest's agent is asked to power off; then, after 60 s (300 s where guest kernels are emulated), ctrl-alt-del is
 /// pressed; then, after 20 s (60 s) more, the machine is forced to stop.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

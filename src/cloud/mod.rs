@@ -19,6 +19,7 @@ pub mod registry;
 pub mod resolve;
 pub mod run;
 mod seed;
+pub mod snapshot;
 pub mod tags;
 pub mod transfer;
 pub mod volume;

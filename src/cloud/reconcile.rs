@@ -37,7 +37,9 @@ impl Cloud {
             }
         }
         self.forget_old(&records)?;
-        self.sweep_folders()
+        self.sweep_folders()?;
+        self.finish_snapshots()?;
+        self.sweep_stray_images()
     }
 
     fn reconcile_instance(&mut self, id: InstanceId) -> Result<(), CloudError> {

@@ -249,8 +249,30 @@ impl Cloud {
 
     /// Removes the files of images that nobody can use any more.
     pub(super) fn sweep_images(&mut self) -> Result<(), CloudError> {
+        let _lock = self.home.lock(&self.home.images())?;
+        self.sweep_images_locked()
+    }
+
+    /// The same for what a command left that was killed: if there is any, and nobody is making an image now.
+    pub(super) fn sweep_stray_images(&mut self) -> Result<(), CloudError> {
         let folder = self.home.images();
-        let _lock = self.home.lock(&folder)?;
+        let known: Vec<ImageRecord> = self.store.read::<_, StoreError>(|tx| tx.list())?;
+        let is_stray = |name: &str| {
+            let id = name.parse::<ImageId>().ok();
+            name.starts_with(embedded::UNFINISHED)
+                || id.is_some_and(|id| id != embedded::id() && !known.iter().any(|record| record.id == id))
+        };
+        let entries = fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))?;
+        if entries.flatten().any(|entry| entry.file_name().to_str().is_some_and(is_stray))
+            && let Some(_lock) = self.home.try_lock(&folder)?
+        {
+            self.sweep_images_locked()?;
+        }
+        Ok(())
+    }
+
+    fn sweep_images_locked(&mut self) -> Result<(), CloudError> {
+        let folder = self.home.images();
         let kept: Vec<ImageId> = self.store.write::<_, CloudError>(|tx| {
             let used = images_in_use(tx)?;
             let mut kept = vec![embedded::id()];

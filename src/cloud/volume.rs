@@ -1,14 +1,12 @@
-//! EBS volumes and their snapshots.
+//! EBS volumes.
 //!
-//! A volume is written into one qcow2 file. A snapshot takes that file as it is, and the volume goes on in a new layer
-//! over it: nothing is copied, and the snapshot needs the volume no more. A volume made of a snapshot is a layer too.
+//! A volume is written into one qcow2 file: its own, or a layer over the file of the snapshot that it was made of.
 //! Files of which no volume, no snapshot and no layer has need are swept away.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
 
 use super::error::CloudError;
 use super::launch::volume_file;
@@ -18,12 +16,10 @@ use super::{Cloud, new_id, now, resolve};
 use crate::ec2::block_device::DeviceName;
 use crate::ec2::state::{Action, InstanceState};
 use crate::ec2::volume::{Role, VolumeChange, VolumeFigures, VolumeSize, VolumeSpec, VolumeState, VolumeType};
-use crate::ec2::{Ec2Error, ErrorCode, InstanceId, SnapshotId, VolumeId};
+use crate::ec2::{Ec2Error, ErrorCode, InstanceId, VolumeId};
 use crate::guest::{ExecRequest, ExitStatus, Streams};
 use crate::host::disk_image;
-use crate::store::{
-    AttachmentRecord, BlockDeviceMapping, InstanceRecord, SnapshotRecord, SnapshotState, Transaction, VolumeRecord,
-};
+use crate::store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
 use crate::vmm::config::{DiskConfig, DiskFormat};
 use crate::vmm::control::{Message, Request};
 
@@ -52,18 +48,6 @@ impl Cloud {
     /// The volume that `reference` stands for.
     pub fn volume(&mut self, reference: &str) -> Result<VolumeRecord, CloudError> {
         self.store.read(|tx| resolve::volume(tx, reference))
-    }
-
-    /// All snapshots, the oldest first.
-    pub fn snapshots(&mut self) -> Result<Vec<SnapshotRecord>, CloudError> {
-        let mut records: Vec<SnapshotRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
-        records.sort_by_key(|record| (record.started, record.id));
-        Ok(records)
-    }
-
-    /// The snapshot that `reference` stands for.
-    pub fn snapshot(&mut self, reference: &str) -> Result<SnapshotRecord, CloudError> {
-        self.store.read(|tx| resolve::snapshot(tx, reference))
     }
 
     /// Makes a volume: empty, or of a snapshot.
@@ -270,7 +254,7 @@ impl Cloud {
     }
 
     /// The monitor of the running instance that the volume is attached to.
-    fn running_machine_of(&mut self, record: &VolumeRecord) -> Result<Option<Monitor>, CloudError> {
+    pub(super) fn running_machine_of(&mut self, record: &VolumeRecord) -> Result<Option<Monitor>, CloudError> {
         let Some(attachment) = &record.attachment else { return Ok(None) };
         let instance = self.store.read::<_, CloudError>(|tx| get(tx, attachment.instance_id))?;
         match instance.state {
@@ -283,83 +267,6 @@ impl Cloud {
             }
             .into()),
         }
-    }
-
-    /// Takes a snapshot of a volume; of one that a running guest writes, as a power cut at that moment would leave it.
-    pub fn create_snapshot(
-        &mut self,
-        id: VolumeId,
-        description: &str,
-        tags: BTreeMap<String, String>,
-    ) -> Result<SnapshotRecord, CloudError> {
-        let volumes = self.home.volumes();
-        let lock = self.home.lock(&volumes)?;
-        let before = self.store.read::<_, CloudError>(|tx| get_volume(tx, id))?;
-        let running = self.running_machine_of(&before)?;
-        let file = volume_file(id, before.generation + 1);
-        let layer = volumes.join(&file);
-        disk_image::create_layer(&layer, &volumes.join(&before.file), DiskFormat::Qcow2, Some(before.size))?;
-        let snapshot = SnapshotRecord {
-            id: new_id(),
-            volume_id: id,
-            size: before.size,
-            state: SnapshotState::Pending,
-            started: now(),
-            description: description.into(),
-            file: before.file.clone(),
-            image_id: before.image_id,
-            tags,
-        };
-        // From now on the layer is the volume's file. It is empty: until the machine writes into it, if one runs, it
-        // reads as the file that is still being written.
-        self.store.write::<_, CloudError>(|tx| {
-            let mut volume = get_volume(tx, id)?;
-            volume.generation += 1;
-            volume.file.clone_from(&file);
-            tx.put(&volume)?;
-            Ok(tx.insert(&snapshot)?)
-        })?;
-        drop(lock);
-        if let Some(mut monitor) = running
-            && let Err(error) = self.switch(&mut monitor, &before, layer)
-        {
-            self.store.write::<_, CloudError>(|tx| {
-                let mut volume = get_volume(tx, id)?;
-                volume.file.clone_from(&before.file);
-                tx.put(&volume)?;
-                Ok(tx.remove::<SnapshotRecord>(&snapshot.id.to_string())?)
-            })?;
-            self.sweep_volumes()?;
-            return Err(error);
-        }
-        let snapshot = SnapshotRecord { state: SnapshotState::Completed, ..snapshot };
-        self.store.write::<_, CloudError>(|tx| Ok(tx.put(&snapshot)?))?;
-        Ok(snapshot)
-    }
-
-    /// Has a running machine go on in `layer`. A guest that reboots in between goes on in it too.
-    fn switch(&self, monitor: &mut Monitor, volume: &VolumeRecord, layer: PathBuf) -> Result<(), CloudError> {
-        let id = volume_disk(&self.home, volume).id;
-        let Some(attachment) = &volume.attachment else { return Ok(()) };
-        let folder = self.folder(attachment.instance_id);
-        let write_to = |path: &Path| {
-            folder.change_config(|config| {
-                config.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.path = path.to_path_buf());
-            })
-        };
-        write_to(&layer)?;
-        let switched = monitor.demand(&Request::SwitchDisk { id: id.clone(), layer });
-        if switched.is_err() {
-            write_to(&self.home.volumes().join(&volume.file))?;
-        }
-        switched
-    }
-
-    /// Deletes a snapshot. Volumes that were made of it keep what they need.
-    pub fn delete_snapshot(&mut self, id: SnapshotId) -> Result<(), CloudError> {
-        self.store.write::<_, CloudError>(|tx| Ok(tx.remove::<SnapshotRecord>(&id.to_string())?))?;
-        self.sweep_volumes()?;
-        self.sweep_images()
     }
 }
 
@@ -395,7 +302,7 @@ fn slot_of(monitor: &mut Monitor, request: &Request) -> Result<[String; 2], Clou
     }
 }
 
-fn get_volume(tx: &Transaction, id: VolumeId) -> Result<VolumeRecord, CloudError> {
+pub(super) fn get_volume(tx: &Transaction, id: VolumeId) -> Result<VolumeRecord, CloudError> {
     Ok(tx.get(&id.to_string())?.ok_or_else(|| VolumeId::not_found(&id.to_string()))?)
 }
 

@@ -97,6 +97,13 @@ impl Home {
         let failed = |source| HomeError::Unusable { path: path.clone(), source };
         lock_file(&path).map_err(failed)
     }
+
+    /// The lock of one of the directories above, if nobody has it.
+    pub fn try_lock(&self, folder: &Path) -> Result<Option<File>, HomeError> {
+        let path = folder.join(".lock");
+        let failed = |source| HomeError::Unusable { path: path.clone(), source };
+        try_lock_file(&path).map_err(failed)
+    }
 }
 
 /// Waits for the lock of a file, which is made where it does not exist; it is held until the file is dropped.

@@ -30,7 +30,8 @@ pub(super) struct Monitor<'a> {
     ready: &'a EventFd,
     signals: OwnedFd,
     was_ready: bool,
-    ends_at_reboot: bool,
+    /// The client that stops the machine.
+    ends_at_reboot: Option<i32>,
 }
 
 impl<'a> Monitor<'a> {
@@ -64,7 +65,7 @@ impl<'a> Monitor<'a> {
         }
         watched.extend(console.terminal());
         let monitor =
-            Monitor { epoll, control, console, devices, ends, ready, signals, was_ready: false, ends_at_reboot: false };
+            Monitor { epoll, control, console, devices, ends, ready, signals, was_ready: false, ends_at_reboot: None };
         for fd in watched {
             monitor.watch(fd).map_err(Error::host(what))?;
         }
@@ -93,7 +94,9 @@ impl<'a> Monitor<'a> {
 
     fn take_end(&self) -> Option<End> {
         match self.ends.take()? {
-            End::Reboot if self.ends_at_reboot => Some(End::Killed { by: "a stop, at the guest's reboot".into() }),
+            End::Reboot if self.ends_at_reboot.is_some() => {
+                Some(End::Killed { by: "a stop, at the guest's reboot".into() })
+            }
             end => Some(end),
         }
     }
@@ -154,7 +157,7 @@ impl<'a> Monitor<'a> {
                     self.control.send(fd, &answer);
                 }
                 Request::EndAtReboot => {
-                    self.ends_at_reboot = true;
+                    self.ends_at_reboot = Some(fd);
                     self.control.send(fd, &Message::Done);
                 }
                 Request::AttachDisk { disk } => self.answer(fd, disks.attach(&disk).map(attached)),
@@ -169,6 +172,7 @@ impl<'a> Monitor<'a> {
             // A connection that another descriptor leads to as well would be reported for ever.
             let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
             self.control.remove(fd);
+            self.ends_at_reboot.take_if(|client| *client == fd);
         }
         (incoming.closed && incoming.owner)
             .then(|| End::Killed { by: "the exit of the command that started it".into() })

@@ -190,6 +190,28 @@ impl Running {
         }
     }
 
+    /// Waits until the command has ended, or until `delay` has passed; whether it has ended.
+    pub fn has_ended_within(&mut self, delay: Duration) -> bool {
+        let deadline = Instant::now() + delay;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => self.seen.extend(line),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return true,
+                Err(mpsc::RecvTimeoutError::Timeout) => return false,
+            }
+        }
+    }
+
+    /// Kills the command with SIGKILL after `delay`, unless it has ended by then. Returns whether it was killed.
+    pub fn kill_after(mut self, delay: Duration) -> bool {
+        let killed = !self.has_ended_within(delay);
+        if killed {
+            self.child.kill().expect("it is this process's own");
+            self.child.wait().expect("the command ends");
+        }
+        killed
+    }
+
     /// Waits for the command to end.
     pub fn wait(mut self) -> Outcome {
         drop(self.stdin.take());

@@ -35,7 +35,8 @@ pub enum Request {
     Subscribe,
     /// Press ctrl-alt-del; answered with [`Message::Done`], or [`Message::Failed`] if the guest has no keyboard driver.
     CtrlAltDel,
-    /// The machine is being stopped: if its guest reboots from now on, that is its end; answered with [`Message::Done`].
+    /// The machine is being stopped: if its guest reboots while this client is there, that is its end; answered with
+    /// [`Message::Done`].
     EndAtReboot,
     /// Put a disk into the first free slot; answered with [`Message::Attached`]. The guest looks at the slot when it is told
     /// to bind its driver to it.

@@ -135,8 +135,12 @@ impl Disk {
     }
 
     /// Goes on in `layer`, a qcow2 file over the present file, which is not written any more: it is durable, and locked
-    /// as one that is only read. After an error the disk is as it was.
+    /// as one that is only read. After an error the disk is as it was. It may go on in `layer` already: then somebody was
+    /// killed before hearing of it, and asks again.
     pub fn switch(&mut self, layer: &Path) -> Result<(), BlockError> {
+        if layer == self.path {
+            return Ok(());
+        }
         if self.access != DiskAccess::ReadWrite {
             return Err(BlockError::NotWritten(self.id.clone(), "continue in a layer"));
         }

@@ -1,0 +1,155 @@
+//! Snapshots of EBS volumes.
+//!
+//! A snapshot takes the file that its volume is written into as it is, and the volume goes on in a new layer over it:
+//! nothing is copied, and the snapshot needs the volume no more.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::error::CloudError;
+use super::launch::volume_file;
+use super::machine::{Monitor, volume_disk};
+use super::volume::get_volume;
+use super::{Cloud, new_id, now, resolve};
+use crate::ec2::{SnapshotId, VolumeId};
+use crate::host::disk_image;
+use crate::host::home::{lock_file, try_lock_file};
+use crate::store::{SnapshotRecord, SnapshotState, VolumeRecord};
+use crate::vmm::config::DiskFormat;
+use crate::vmm::control::Request;
+
+impl Cloud {
+    /// All snapshots, the oldest first.
+    pub fn snapshots(&mut self) -> Result<Vec<SnapshotRecord>, CloudError> {
+        let mut records: Vec<SnapshotRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
+        records.sort_by_key(|record| (record.started, record.id));
+        Ok(records)
+    }
+
+    /// The snapshot that `reference` stands for.
+    pub fn snapshot(&mut self, reference: &str) -> Result<SnapshotRecord, CloudError> {
+        self.store.read(|tx| resolve::snapshot(tx, reference))
+    }
+
+    /// Takes a snapshot of a volume; of one that a running guest writes, as a power cut at that moment would leave it.
+    pub fn create_snapshot(
+        &mut self,
+        id: VolumeId,
+        description: &str,
+        tags: BTreeMap<String, String>,
+    ) -> Result<SnapshotRecord, CloudError> {
+        let volumes = self.home.volumes();
+        let _operation = lock_file(&self.snapshots_lock()).map_err(CloudError::file(&volumes, "locked"))?;
+        let lock = self.home.lock(&volumes)?;
+        let before = self.store.read::<_, CloudError>(|tx| get_volume(tx, id))?;
+        let running = self.running_machine_of(&before)?;
+        let file = volume_file(id, before.generation + 1);
+        let layer = volumes.join(&file);
+        disk_image::create_layer(&layer, &volumes.join(&before.file), DiskFormat::Qcow2, Some(before.size))?;
+        let snapshot = SnapshotRecord {
+            id: new_id(),
+            volume_id: id,
+            size: before.size,
+            state: SnapshotState::Pending,
+            started: now(),
+            description: description.into(),
+            file: before.file.clone(),
+            image_id: before.image_id,
+            tags,
+        };
+        // From now on the layer is the volume's file. It is empty: until the machine writes into it, if one runs, it
+        // reads as the file that is still being written.
+        self.store.write::<_, CloudError>(|tx| {
+            let mut volume = get_volume(tx, id)?;
+            volume.generation += 1;
+            volume.file.clone_from(&file);
+            tx.put(&volume)?;
+            Ok(tx.insert(&snapshot)?)
+        })?;
+        drop(lock);
+        if let Some(mut monitor) = running
+            && let Err(error) = self.switch(&mut monitor, &before, layer)
+        {
+            self.store.write::<_, CloudError>(|tx| {
+                let mut volume = get_volume(tx, id)?;
+                volume.file.clone_from(&before.file);
+                tx.put(&volume)?;
+                Ok(tx.remove::<SnapshotRecord>(&snapshot.id.to_string())?)
+            })?;
+            self.sweep_volumes()?;
+            return Err(error);
+        }
+        let snapshot = SnapshotRecord { state: SnapshotState::Completed, ..snapshot };
+        self.store.write::<_, CloudError>(|tx| Ok(tx.put(&snapshot)?))?;
+        Ok(snapshot)
+    }
+
+    /// Has a running machine go on in `layer`. A guest that reboots in between goes on in it too.
+    fn switch(&self, monitor: &mut Monitor, volume: &VolumeRecord, layer: PathBuf) -> Result<(), CloudError> {
+        let id = volume_disk(&self.home, volume).id;
+        let Some(attachment) = &volume.attachment else { return Ok(()) };
+        let folder = self.folder(attachment.instance_id);
+        let write_to = |path: &Path| {
+            folder.change_config(|config| {
+                config.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.path = path.to_path_buf());
+            })
+        };
+        write_to(&layer)?;
+        let switched = monitor.demand(&Request::SwitchDisk { id: id.clone(), layer });
+        if switched.is_err() {
+            write_to(&self.home.volumes().join(&volume.file))?;
+        }
+        switched
+    }
+
+    /// Deletes a snapshot. Volumes that were made of it keep what they need.
+    pub fn delete_snapshot(&mut self, id: SnapshotId) -> Result<(), CloudError> {
+        self.store.write::<_, CloudError>(|tx| Ok(tx.remove::<SnapshotRecord>(&id.to_string())?))?;
+        self.sweep_volumes()?;
+        self.sweep_images()
+    }
+
+    /// Held by the command that takes a snapshot, from before it has an entry until it is complete.
+    fn snapshots_lock(&self) -> PathBuf {
+        self.home.volumes().join(".snapshots")
+    }
+
+    /// Completes snapshots whose command was killed: where the machine does not go on in the layer yet, it does now.
+    pub(super) fn finish_snapshots(&mut self) -> Result<(), CloudError> {
+        if self.pending_snapshots()?.is_empty() {
+            return Ok(());
+        }
+        let path = self.snapshots_lock();
+        let Some(_operation) = try_lock_file(&path).map_err(CloudError::file(&path, "locked"))? else { return Ok(()) };
+        for snapshot in self.pending_snapshots()? {
+            match self.finish_snapshot(&snapshot) {
+                Ok(()) => {
+                    self.notices.push(format!("{}: its command was interrupted; it is complete now.", snapshot.id))
+                }
+                // The instance is on its way to another state, or out of reach: a later command will do it.
+                Err(error) => log::info!("{} cannot be completed yet: {error}", snapshot.id),
+            }
+        }
+        Ok(())
+    }
+
+    fn pending_snapshots(&mut self) -> Result<Vec<SnapshotRecord>, CloudError> {
+        let mut records = self.snapshots()?;
+        records.retain(|record| record.state == SnapshotState::Pending);
+        Ok(records)
+    }
+
+    fn finish_snapshot(&mut self, snapshot: &SnapshotRecord) -> Result<(), CloudError> {
+        let volume =
+            self.store.read::<_, CloudError>(|tx| Ok(tx.get::<VolumeRecord>(&snapshot.volume_id.to_string())?))?;
+        if let Some(volume) = volume
+            && let Some(mut monitor) = self.running_machine_of(&volume)?
+        {
+            let layer = self.home.volumes().join(&volume.file);
+            let before = VolumeRecord { file: snapshot.file.clone(), ..volume };
+            self.switch(&mut monitor, &before, layer)?;
+        }
+        let completed = SnapshotRecord { state: SnapshotState::Completed, ..snapshot.clone() };
+        self.store.write::<_, CloudError>(|tx| Ok(tx.put(&completed)?))
+    }
+}

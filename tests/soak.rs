@@ -1,0 +1,322 @@
+//! Random commands, of which some are killed, as monitors are, at random moments. After each round the next command must
+//! find, or bring about, a state in which the store, the processes and the files agree; at the end nothing is left.
+//!
+//! `scripts/soak` runs any number of rounds. WISP_SOAK_ROUNDS and WISP_SOAK_SEED say how many, and from where.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Running, Wisp};
+use wisp::ec2::InstanceId;
+use wisp::ec2::state::InstanceState;
+use wisp::store::{ImageRecord, InstanceRecord, SnapshotRecord, Store, StoreError, VolumeRecord};
+
+const ROUNDS: u64 = 30;
+const SEED: u64 = 20_061;
+/// Guests are small and few: what is looked for is between the commands, not in the guests.
+const MOST_INSTANCES: usize = 3;
+/// The longest time that a command or a monitor has before it is killed.
+const LONGEST: u64 = 3_000_000;
+
+#[test]
+fn random_commands_and_kills_leave_a_consistent_store_and_nothing_else() {
+    let rounds = number("WISP_SOAK_ROUNDS").unwrap_or(ROUNDS);
+    let seed = number("WISP_SOAK_SEED").unwrap_or(SEED);
+    let mut soak = Soak { wisp: Wisp::new(), random: Random(seed.max(1)), killed: [0; 2] };
+    for round in 1..=rounds {
+        let did = soak.round();
+        if let Err(find) = soak.check() {
+            panic!("seed {seed}, round {round} ({did}): {find}");
+        }
+        println!("round {round}: {did}");
+    }
+    if let Err(find) = soak.clear() {
+        panic!("seed {seed}, after {rounds} rounds: {find}");
+    }
+    let [commands, monitors] = soak.killed;
+    println!("{rounds} rounds from seed {seed}: {commands} commands and {monitors} monitors killed, nothing found");
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+}
+
+/// Marsaglia's xorshift64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+
+    fn of<T: Clone>(&mut self, choices: &[T]) -> Option<T> {
+        (!choices.is_empty()).then(|| choices[self.below(choices.len() as u64) as usize].clone())
+    }
+
+    /// Short ones as often as long ones: what happens within microseconds is as worth finding.
+    fn delay(&mut self) -> Duration {
+        let limit = LONGEST >> self.below(14);
+        Duration::from_micros(self.below(limit.max(1)))
+    }
+}
+
+/// Everything that the store knows.
+struct State {
+    instances: Vec<InstanceRecord>,
+    volumes: Vec<VolumeRecord>,
+    snapshots: Vec<SnapshotRecord>,
+    images: Vec<ImageRecord>,
+}
+
+struct Soak {
+    wisp: Wisp,
+    random: Random,
+    /// Commands, and monitors.
+    killed: [u32; 2],
+}
+
+impl Soak {
+    fn round(&mut self) -> String {
+        let words = self.command();
+        let mut did = words.join(" ");
+        let mut running = self.start(&words);
+        match self.random.below(4) {
+            0 => {
+                let other = self.command();
+                did = format!("{did}; at the same time {}", other.join(" "));
+                let other = self.start(&other);
+                finish(running);
+                finish(other);
+            }
+            1 => {
+                let delay = self.random.delay();
+                if running.kill_after(delay) {
+                    self.killed[0] += 1;
+                    did = format!("{did}, killed after {delay:?}");
+                }
+            }
+            2 => {
+                running.has_ended_within(self.random.delay());
+                if let Some((pid, id)) = self.random.of(&monitors(self.wisp.home())) {
+                    kill(pid);
+                    self.killed[1] += 1;
+                    did = format!("{did}; the monitor of {id} killed");
+                }
+                finish(running);
+            }
+            _ => finish(running),
+        }
+        did
+    }
+
+    fn start(&self, words: &[String]) -> Running {
+        self.wisp.start(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// A command that may well be refused.
+    fn command(&mut self) -> Vec<String> {
+        let state = self.state();
+        let living: Vec<String> = state
+            .instances
+            .iter()
+            .filter(|it| it.state != InstanceState::Terminated)
+            .map(|it| it.id.to_string())
+            .collect();
+        let volumes: Vec<String> = state.volumes.iter().map(|it| it.id.to_string()).collect();
+        let snapshots: Vec<String> = state.snapshots.iter().map(|it| it.id.to_string()).collect();
+        let images: Vec<String> =
+            state.images.iter().filter(|it| it.name != "tiny").map(|it| it.id.to_string()).collect();
+        let words = |text: &str| text.split_whitespace().map(str::to_string).collect::<Vec<_>>();
+        let with = |verb: &str, of: Option<String>| of.map(|id| [words(verb), vec![id]].concat());
+        let wait = if self.random.below(3) == 0 { "ready" } else { "none" };
+        let launch = words(&format!("launch --vcpus 1 --memory 128M --overcommit --wait {wait}"));
+        if living.is_empty() {
+            return launch;
+        }
+        let (instance, volume) = (self.random.of(&living), self.random.of(&volumes));
+        let chosen = match self.random.below(16) {
+            0 | 1 if living.len() < MOST_INSTANCES => Some(launch),
+            2 | 3 => with(&format!("start --wait {wait}"), instance),
+            4 => with("stop", instance),
+            5 => with("stop --force", instance),
+            6 => with("reboot --wait none", instance),
+            7 => with("terminate", instance),
+            8 => Some(words("volume create 16M")),
+            9 => with("volume attach", volume).zip(instance).map(|(attach, id)| [attach, vec![id]].concat()),
+            10 => with("volume detach", volume),
+            11 => with("volume rm", volume),
+            12 => with("snapshot create", volume),
+            13 => with("snapshot rm", self.random.of(&snapshots)),
+            14 if images.is_empty() => with("image create --no-reboot --name", Some("made".into()))
+                .zip(instance)
+                .map(|(create, id)| [create, vec![id]].concat()),
+            14 => with("image rm", self.random.of(&images)),
+            _ => with("tag", instance).map(|tag| [tag, words("round=now")].concat()),
+        };
+        chosen.unwrap_or_else(|| words("volume create 16M"))
+    }
+
+    fn state(&self) -> State {
+        let mut store = Store::open(self.wisp.home()).unwrap();
+        store
+            .read::<_, StoreError>(|tx| {
+                Ok(State { instances: tx.list()?, volumes: tx.list()?, snapshots: tx.list()?, images: tx.list()? })
+            })
+            .unwrap()
+    }
+
+    /// What the next command finds is consistent when it is done; the error says what is not.
+    fn check(&self) -> Result<(), String> {
+        let listed = self.wisp.run(&["ls"]);
+        if listed.code != Some(0) {
+            return Err(format!("`wisp ls` failed: {}", listed.stderr));
+        }
+        let state = self.state();
+        let running: BTreeSet<InstanceId> =
+            state.instances.iter().filter(|it| it.state == InstanceState::Running).map(|it| it.id).collect();
+        let alive: BTreeSet<InstanceId> = monitors(self.wisp.home()).into_iter().map(|(_, id)| id).collect();
+        same("instances that run", &running, "monitors", &alive)?;
+        let passing = |it: &&InstanceRecord| {
+            !matches!(it.state, InstanceState::Running | InstanceState::Stopped | InstanceState::Terminated)
+        };
+        if let Some(record) = state.instances.iter().find(passing) {
+            return Err(format!("{} is {}, and no command is at it", record.id, record.state.as_str()));
+        }
+        self.check_volumes(&state)?;
+        self.check_files(&state)
+    }
+
+    fn check_volumes(&self, state: &State) -> Result<(), String> {
+        let of_instances: BTreeSet<String> = state
+            .instances
+            .iter()
+            .flat_map(|it| it.block_devices.iter().map(move |device| format!("{} at {}", device.volume_id, it.id)))
+            .collect();
+        let of_volumes: BTreeSet<String> = state
+            .volumes
+            .iter()
+            .filter_map(|it| {
+                it.attachment.as_ref().map(|attachment| format!("{} at {}", it.id, attachment.instance_id))
+            })
+            .collect();
+        same("volumes that instances have", &of_instances, "attached volumes", &of_volumes)
+    }
+
+    /// Every file is somebody's, and what somebody needs is there and sound.
+    fn check_files(&self, state: &State) -> Result<(), String> {
+        let home = self.wisp.home();
+        let living: BTreeSet<String> = state
+            .instances
+            .iter()
+            .filter(|it| it.state != InstanceState::Terminated)
+            .map(|it| it.id.to_string())
+            .collect();
+        same("living instances", &living, "folders", &names(&home.join("instances")))?;
+        // The embedded image's folder is made when it is first used.
+        let embedded = wisp::cloud::embedded::id().to_string();
+        let without = |mut names: BTreeSet<String>| {
+            names.remove(&embedded);
+            names
+        };
+        let images = without(state.images.iter().map(|it| it.id.to_string()).collect());
+        same("images", &images, "folders", &without(names(&home.join("images"))))?;
+
+        let volumes = home.join("volumes");
+        let mut needed: Vec<String> = state.volumes.iter().map(|it| it.file.clone()).collect();
+        needed.extend(state.snapshots.iter().map(|it| it.file.clone()));
+        let mut index = 0;
+        while index < needed.len() {
+            let below = backing(&volumes.join(&needed[index]))?;
+            needed.extend(below.filter(|name| !needed.contains(name)));
+            index += 1;
+        }
+        same("files that are needed", &needed.into_iter().collect(), "files", &names(&volumes))
+    }
+
+    /// Ends and removes everything: then nothing is left.
+    fn clear(&self) -> Result<(), String> {
+        let run = |words: &[&str], id: String| {
+            let outcome = self.wisp.run(&[words, &[&id]].concat());
+            if outcome.code == Some(0) { Ok(()) } else { Err(format!("{words:?} {id}: {}", outcome.stderr)) }
+        };
+        let state = self.state();
+        let living = state.instances.iter().filter(|it| it.state != InstanceState::Terminated);
+        living.into_iter().try_for_each(|it| run(&["terminate"], it.id.to_string()))?;
+        self.state().volumes.into_iter().try_for_each(|it| run(&["volume", "rm"], it.id.to_string()))?;
+        self.state().snapshots.into_iter().try_for_each(|it| run(&["snapshot", "rm"], it.id.to_string()))?;
+        let made = self.state().images.into_iter().filter(|it| it.name != "tiny" && it.deregistered.is_none());
+        made.into_iter().try_for_each(|it| run(&["image", "rm"], it.id.to_string()))?;
+        self.check()?;
+        let left: Vec<String> =
+            ["instances", "volumes", "runs"].iter().flat_map(|folder| names(&self.wisp.home().join(folder))).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?} are left")) }
+    }
+}
+
+fn finish(running: Running) {
+    let outcome = running.wait();
+    assert!(matches!(outcome.code, Some(0 | 1)), "{outcome:?}");
+}
+
+fn same<T: Ord + std::fmt::Debug>(what: &str, a: &BTreeSet<T>, other: &str, b: &BTreeSet<T>) -> Result<(), String> {
+    if a == b {
+        return Ok(());
+    }
+    let (only_a, only_b): (Vec<_>, Vec<_>) = (a.difference(b).collect(), b.difference(a).collect());
+    Err(format!("only among {what}: {only_a:?}; only among {other}: {only_b:?}"))
+}
+
+/// What is in a folder, but for locks.
+fn names(folder: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    entries.filter(|name| name != ".lock" && name != ".snapshots").collect()
+}
+
+/// The file in the same folder on which a volume's file rests; the image must be sound.
+fn backing(file: &Path) -> Result<Option<String>, String> {
+    let qemu_img = |verb: &str| {
+        let output = Command::new("qemu-img").args([verb, "-U", "--output", "json"]).arg(file).output();
+        let output = output.expect("qemu-img (Debian package qemu-utils) is needed: scripts/test installs it");
+        // What a killed process left unused is no damage; 3 says that there is such.
+        let sound = matches!(output.status.code(), Some(0 | 3));
+        if sound { Ok(output.stdout) } else { Err(format!("{file:?}: {}", String::from_utf8_lossy(&output.stderr))) }
+    };
+    qemu_img("check")?;
+    let information: serde_json::Value = serde_json::from_slice(&qemu_img("info")?).unwrap();
+    let below = information["full-backing-filename"].as_str().map(Path::new);
+    let below = below.filter(|below| below.parent() == file.parent());
+    Ok(below.map(|below| below.file_name().unwrap().to_str().unwrap().to_string()))
+}
+
+/// The monitors of this data directory, with their instances.
+fn monitors(home: &Path) -> Vec<(i32, InstanceId)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let words: Vec<&str> =
+            line.split(|byte| *byte == 0).filter_map(|word| std::str::from_utf8(word).ok()).collect();
+        let ["wisp", "vmm", folder, ..] = words[..] else { continue };
+        if let Ok(path) = Path::new(folder).strip_prefix(home.join("instances"))
+            && let Ok(id) = path.to_str().unwrap().parse()
+        {
+            found.push((pid, id));
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
+fn kill(pid: i32) {
+    // SAFETY: it is a monitor of this test's own data directory.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    common::wait_until_gone(pid.try_into().unwrap());
+}
