@@ -16,6 +16,7 @@ use crate::ec2::catalogue;
 use crate::ec2::state::{Action, InstanceState, StateReason, Verdict};
 use crate::ec2::volume::VolumeState;
 use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
+use crate::host::home::is_lock;
 use crate::host::{disk_image, probe};
 use crate::store::{InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
 use crate::vmm::config::DiskFormat;
@@ -347,7 +348,7 @@ impl Cloud {
         for entry in fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))? {
             let entry = entry.map_err(CloudError::file(&folder, "read"))?;
             let name = entry.file_name();
-            let is_kept = name.to_str().is_none_or(|name| name == ".lock" || kept.iter().any(|known| known == name));
+            let is_kept = name.to_str().is_none_or(|name| is_lock(name) || kept.iter().any(|known| known == name));
             if !is_kept {
                 fs::remove_file(entry.path()).map_err(CloudError::file(entry.path(), "removed"))?;
             }

@@ -12,6 +12,7 @@ use super::machine::Folder;
 use super::{Cloud, now};
 use crate::ec2::InstanceId;
 use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
+use crate::host::home::is_lock;
 use crate::host::monitor_process;
 use crate::store::{ClientToken, InstanceRecord, StoreError};
 use crate::vmm::end::End;
@@ -139,7 +140,7 @@ impl Cloud {
         let entries = fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))?;
         let names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
         let known = self.volume_files()?;
-        Ok(names.iter().any(|name| !name.starts_with('.') && !known.contains(name)))
+        Ok(names.iter().any(|name| !is_lock(name) && !known.contains(name)))
     }
 }
 

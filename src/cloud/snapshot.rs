@@ -13,7 +13,7 @@ use super::volume::get_volume;
 use super::{Cloud, new_id, now, resolve};
 use crate::ec2::{SnapshotId, VolumeId};
 use crate::host::disk_image;
-use crate::host::home::{lock_file, try_lock_file};
+use crate::host::home::{SNAPSHOTS_LOCK, lock_file, try_lock_file};
 use crate::store::{SnapshotRecord, SnapshotState, VolumeRecord};
 use crate::vmm::config::DiskFormat;
 use crate::vmm::control::Request;
@@ -111,7 +111,7 @@ impl Cloud {
 
     /// Held by the command that takes a snapshot, from before it has an entry until it is complete.
     fn snapshots_lock(&self) -> PathBuf {
-        self.home.volumes().join(".snapshots")
+        self.home.volumes().join(SNAPSHOTS_LOCK)
     }
 
     /// Completes snapshots whose command was killed: where the machine does not go on in the layer yet, it does now.

@@ -93,17 +93,26 @@ impl Home {
 
     /// Waits for the lock of one of the directories above; it is held until the file is dropped.
     pub fn lock(&self, folder: &Path) -> Result<File, HomeError> {
-        let path = folder.join(".lock");
+        let path = folder.join(LOCK);
         let failed = |source| HomeError::Unusable { path: path.clone(), source };
         lock_file(&path).map_err(failed)
     }
 
     /// The lock of one of the directories above, if nobody has it.
     pub fn try_lock(&self, folder: &Path) -> Result<Option<File>, HomeError> {
-        let path = folder.join(".lock");
+        let path = folder.join(LOCK);
         let failed = |source| HomeError::Unusable { path: path.clone(), source };
         try_lock_file(&path).map_err(failed)
     }
+}
+
+/// The lock of a directory, and the one of whoever takes a snapshot, among the volumes.
+const LOCK: &str = ".lock";
+pub const SNAPSHOTS_LOCK: &str = ".snapshots";
+
+/// Whether a file of that name is a lock, which stays.
+pub fn is_lock(name: &str) -> bool {
+    [LOCK, SNAPSHOTS_LOCK].contains(&name)
 }
 
 /// Waits for the lock of a file, which is made where it does not exist; it is held until the file is dropped.
