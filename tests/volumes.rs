@@ -109,6 +109,21 @@ fn an_image_of_an_instance_starts_others() {
 }
 
 #[test]
+fn disks_of_the_instance_s_own_are_empty_at_each_start() {
+    let wisp = Wisp::new();
+    launch(&wisp, &["--name", "store", "--type", "i3.large"]).expect_code(0);
+    let size = "cat /sys/block/vdb/size; head -c 1048576 /dev/vdb | tr -d '\\0' | wc -c";
+    assert_eq!(exec(&wisp, "store", size), "927734375\n0", "475 GB of zeroes");
+    exec(&wisp, "store", "echo something > /dev/vdb; sync");
+    wisp.run(&["reboot", "store"]).expect_code(0);
+    assert_eq!(exec(&wisp, "store", "head -c 9 /dev/vdb"), "something", "a reboot keeps them");
+    wisp.run(&["stop", "store"]).expect_code(0);
+    assert!(!wisp.instances()[0].join("ephemeral0").exists(), "a stop does not");
+    wisp.run(&["start", "store"]).expect_code(0);
+    assert_eq!(exec(&wisp, "store", size), "927734375\n0");
+}
+
+#[test]
 fn what_no_volume_can_be_is_refused() {
     let wisp = Wisp::without_kvm();
     for (args, code) in [

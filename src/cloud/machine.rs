@@ -232,7 +232,8 @@ impl Folder {
         let disk_slots = (disks.len() + FREE_SLOTS).min(MAX_DISKS);
         let cpus = CpuConfig { count: record.vcpus, threads_per_core: record.threads_per_core };
         let vsock = Some(VsockConfig { cid: GUEST_CID, path: self.path.join(VSOCK), seed });
-        Ok(MachineConfig { cpus, memory_mib: record.memory_mib, kernel, disks, disk_slots, vsock })
+        let memory_mib = with_kernel_share(record.memory_mib);
+        Ok(MachineConfig { cpus, memory_mib, kernel, disks, disk_slots, vsock })
     }
 
     /// Fresh, empty instance-store disks of the instance's type: sparse files, gone when it stops.
@@ -410,4 +411,9 @@ impl Monitor {
         let why = format!("its monitor answered something else: {message:?}");
         CloudError::Refused { instance: self.folder.id, why }
     }
+}
+/// What a machine gets that was asked for so many MiB. The smallest types' gets a little more, for its kernel, so that what
+/// programs see there (`MemTotal`) is within 3% of the type's memory; from 1 GiB on it is without that.
+pub(super) fn with_kernel_share(memory_mib: u64) -> u64 {
+    if (512..1024).contains(&memory_mib) { memory_mib + 8 } else { memory_mib }
 }

@@ -13,6 +13,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use super::image::Image;
+use super::machine::with_kernel_share;
 use super::new_id;
 use crate::ec2::id::InstanceId;
 use crate::host::home::{Home, HomeError, lock_file, try_lock_file};
@@ -166,7 +167,8 @@ impl RunSpec {
             disks[0].root = true;
         }
         let vsock = Some(VsockConfig { cid: GUEST_CID, path: folder.join(VSOCK), seed: None });
-        MachineConfig { cpus: self.cpus, memory_mib: self.memory_mib, kernel, disks, disk_slots: 0, vsock }
+        let memory_mib = with_kernel_share(self.memory_mib);
+        MachineConfig { cpus: self.cpus, memory_mib, kernel, disks, disk_slots: 0, vsock }
     }
 }
 

@@ -61,14 +61,6 @@ impl DeviceName {
             .ok_or_else(|| VolumeError::NoDeviceLeft.into())
     }
 
-    /// The names of an instance's disks of its own, as many as it has: EC2 keeps `/dev/sdb` and the next letters for
-    /// them.
-    pub fn of_instance_store(disks: u32) -> impl Iterator<Item = DeviceName> {
-        ('b'..='z')
-            .take(usize::try_from(disks).unwrap_or(usize::MAX))
-            .map(|letter| DeviceName(format!("/dev/sd{letter}")))
-    }
-
     /// What tells its place from others: the letters after `sd` or `xvd`.
     fn slot(&self) -> &str {
         slot(&self.0).unwrap_or(&self.0)
@@ -188,12 +180,6 @@ mod tests {
         assert_eq!(used.len(), 1 + 25 + 4 * 26);
         let error = DeviceName::next_free(&used).expect_err("all are used");
         assert_eq!(error.code(), ErrorCode::AttachmentLimitExceeded);
-    }
-
-    #[test]
-    fn the_disks_of_an_instance_come_before_volumes() {
-        let names: Vec<String> = DeviceName::of_instance_store(2).map(String::from).collect();
-        assert_eq!(names, ["/dev/sdb", "/dev/sdc"]);
     }
 
     proptest! {

@@ -106,8 +106,9 @@ impl Home {
     }
 }
 
-/// The lock of a directory, and the one of whoever takes a snapshot, among the volumes.
+/// The lock of a directory.
 const LOCK: &str = ".lock";
+/// The lock of whoever takes a snapshot, among the volumes.
 pub const SNAPSHOTS_LOCK: &str = ".snapshots";
 
 /// Whether a file of that name is a lock, which stays.

@@ -13,7 +13,7 @@ pub use error::VolumeError;
 pub use kind::{IopsLimits, Limits, ThroughputLimits, VolumeType};
 pub use option::{VolumeOption, VolumeSource};
 pub use size::VolumeSize;
-pub use state::{AttachmentState, VolumeState};
+pub use state::VolumeState;
 
 use super::error::Ec2Error;
 

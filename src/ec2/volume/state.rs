@@ -54,50 +54,6 @@ impl fmt::Display for VolumeState {
     }
 }
 
-/// The state of a volume's attachment to an instance (`VolumeAttachmentState`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AttachmentState {
-    /// The instance is being given the volume.
-    Attaching,
-    /// The instance has it.
-    Attached,
-    /// The instance is losing it.
-    Detaching,
-    /// The instance has lost it.
-    Detached,
-    /// The guest does not let go of it.
-    Busy,
-}
-
-impl AttachmentState {
-    /// All of them.
-    pub const ALL: [AttachmentState; 5] = [
-        AttachmentState::Attaching,
-        AttachmentState::Attached,
-        AttachmentState::Detaching,
-        AttachmentState::Detached,
-        AttachmentState::Busy,
-    ];
-
-    /// EC2's name for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            AttachmentState::Attaching => "attaching",
-            AttachmentState::Attached => "attached",
-            AttachmentState::Detaching => "detaching",
-            AttachmentState::Detached => "detached",
-            AttachmentState::Busy => "busy",
-        }
-    }
-}
-
-impl fmt::Display for AttachmentState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,9 +61,6 @@ mod tests {
     #[test]
     fn states_are_written_as_they_print() {
         for state in VolumeState::ALL {
-            assert_eq!(serde_json::to_string(&state).expect("a string"), format!("\"{state}\""));
-        }
-        for state in AttachmentState::ALL {
             assert_eq!(serde_json::to_string(&state).expect("a string"), format!("\"{state}\""));
         }
     }
