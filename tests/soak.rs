@@ -175,23 +175,36 @@ impl Soak {
 
     /// What the next command finds is consistent when it is done; the error says what is not.
     fn check(&self) -> Result<(), String> {
-        let listed = self.wisp.run(&["ls"]);
-        if listed.code != Some(0) {
-            return Err(format!("`wisp ls` failed: {}", listed.stderr));
-        }
-        let state = self.state();
+        let state = self.settled()?;
         let running: BTreeSet<InstanceId> =
             state.instances.iter().filter(|it| it.state == InstanceState::Running).map(|it| it.id).collect();
         let alive: BTreeSet<InstanceId> = monitors(self.wisp.home()).into_iter().map(|(_, id)| id).collect();
         same("instances that run", &running, "monitors", &alive)?;
-        let passing = |it: &&InstanceRecord| {
-            !matches!(it.state, InstanceState::Running | InstanceState::Stopped | InstanceState::Terminated)
-        };
-        if let Some(record) = state.instances.iter().find(passing) {
-            return Err(format!("{} is {}, and no command is at it", record.id, record.state.as_str()));
-        }
         self.check_volumes(&state)?;
         self.check_files(&state)
+    }
+
+    /// The state in which no instance is on its way to another: the next command brings it about, but for a monitor that
+    /// had just been started by a command that was killed, for which some commands may come too early.
+    fn settled(&self) -> Result<State, String> {
+        let mut passing = String::new();
+        for _ in 0..100 {
+            let listed = self.wisp.run(&["ls"]);
+            if listed.code != Some(0) {
+                return Err(format!("`wisp ls` failed: {}", listed.stderr));
+            }
+            let state = self.state();
+            let is_passing = |it: &&InstanceRecord| {
+                !matches!(it.state, InstanceState::Running | InstanceState::Stopped | InstanceState::Terminated)
+            };
+            match state.instances.iter().find(is_passing) {
+                Some(record) => {
+                    passing = format!("{} is {}, and no command is at it", record.id, record.state.as_str())
+                }
+                None => return Ok(state),
+            }
+        }
+        Err(passing)
     }
 
     fn check_volumes(&self, state: &State) -> Result<(), String> {

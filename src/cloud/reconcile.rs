@@ -64,9 +64,17 @@ impl Cloud {
         Ok(())
     }
 
-    /// The machine lives. If the command that was to end it does not, the end is still to come.
+    /// The machine lives. If the command that was to end it does not, the end is still to come; if it was its start that
+    /// was killed, the machine has started.
     fn reconcile_alive(&mut self, id: InstanceId, folder: &Folder) -> Result<(), CloudError> {
         let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
+        if record.state == InstanceState::Pending {
+            // One that does not answer has no machine yet, or will have none.
+            if folder.connect().and_then(|mut monitor| monitor.status()).is_ok() {
+                self.settle_running(&[id])?;
+            }
+            return Ok(());
+        }
         if !matches!(record.state, InstanceState::Stopping | InstanceState::ShuttingDown) {
             return Ok(());
         }
