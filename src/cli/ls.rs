@@ -70,7 +70,13 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 }
 
 fn suggest_next(instances: &[InstanceRecord]) {
-    let called = |record: &InstanceRecord| record.name().map_or_else(|| record.id.to_string(), str::to_owned);
+    // A name that several living ones have leads to none of them.
+    let is_living = |record: &&InstanceRecord| record.state != InstanceState::Terminated;
+    let alike = |name: &str| instances.iter().filter(is_living).filter(|other| other.name() == Some(name)).count();
+    let called = |record: &InstanceRecord| match record.name() {
+        Some(name) if alike(name) == 1 => name.to_string(),
+        _ => record.id.to_string(),
+    };
     if let Some(running) = instances.iter().find(|record| record.state == InstanceState::Running) {
         output::next(&format!("exec {}", called(running)));
     } else if let Some(stopped) = instances.iter().find(|record| record.state == InstanceState::Stopped) {

@@ -285,11 +285,13 @@ pub struct Helper {
 }
 
 /// The programs that Wisp can make use of. It runs guests without any of them.
-pub const HELPERS: [Helper; 4] = [
-    Helper { program: "passt", purpose: "a guest's network without root", package: "passt" },
-    Helper { program: "qemu-img", purpose: "importing foreign disk images", package: "qemu-utils" },
-    Helper { program: "mke2fs", purpose: "making ext4 volumes", package: "e2fsprogs" },
-    Helper { program: "ssh", purpose: "`wisp ssh`", package: "openssh-client" },
+pub const HELPERS: [Helper; 2] = [
+    Helper {
+        program: "qemu-img",
+        purpose: "converting disks that `wisp image import` does not read",
+        package: "qemu-utils",
+    },
+    Helper { program: "mmdebstrap", purpose: "making Debian images (scripts/debian-image)", package: "mmdebstrap" },
 ];
 
 /// Whether a program can be found. Some stand where only root's path leads.
