@@ -3,9 +3,6 @@
 
 mod common;
 
-use std::path::Path;
-use std::process::Command;
-
 use common::{Wisp, noise, sha256};
 
 #[test]
@@ -59,16 +56,6 @@ fn eight_mib_go_through_vsock_both_ways_unchanged() {
     assert_eq!(sha256(&outcome.stdout), sha256(&data), "on the way out");
 }
 
-/// A program of tests/programs, built to run in any guest.
-fn program(name: &str) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/programs/{name}.rs"));
-    let options = ["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-o"];
-    let built = Command::new("rustc").args(options).arg(folder.path().join(name)).arg(source).output().unwrap();
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    std::fs::read(folder.path().join(name)).unwrap()
-}
-
 #[test]
 fn every_process_has_its_own_vector_registers() {
     let registers = match (is_x86_feature_detected!("avx512f"), is_x86_feature_detected!("avx")) {
@@ -77,7 +64,8 @@ fn every_process_has_its_own_vector_registers() {
         (false, false) => "xmm",
     };
     let script = "cat > /run/vectors; chmod +x /run/vectors; /run/vectors";
-    let outcome = Wisp::new().run_with_input(&["run", "--", "sh", "-c", script], &program("vectors")).expect_code(0);
+    let outcome =
+        Wisp::new().run_with_input(&["run", "--", "sh", "-c", script], &common::program("vectors")).expect_code(0);
     assert_eq!(outcome.text(), format!("{registers}: 0 lost\n"));
 }
 

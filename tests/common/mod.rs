@@ -303,3 +303,13 @@ pub fn sha256(bytes: &[u8]) -> String {
     use sha2::Digest;
     sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+/// A program of tests/programs, built to run in any guest.
+pub fn program(name: &str) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/programs/{name}.rs"));
+    let options = ["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-o"];
+    let built = Command::new("rustc").args(options).arg(folder.path().join(name)).arg(source).output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    std::fs::read(folder.path().join(name)).unwrap()
+}
