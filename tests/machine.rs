@@ -63,6 +63,11 @@ fn config(wisp: &Wisp, folder: &Path) -> MachineConfig {
 impl Machine {
     /// Starts a monitor for `config` in `folder`, with a watcher's connection.
     fn start(wisp: &Wisp, folder: tempfile::TempDir, config: &MachineConfig) -> Machine {
+        Machine::go_on(wisp, folder, config, None)
+    }
+
+    /// The same, from what was saved in `restore`.
+    fn go_on(wisp: &Wisp, folder: tempfile::TempDir, config: &MachineConfig, restore: Option<&Path>) -> Machine {
         fs::write(folder.path().join("config.json"), serde_json::to_vec(config).unwrap()).unwrap();
         let lock = File::create(folder.path().join("lock")).unwrap();
         flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("no other monitor has the folder");
@@ -70,6 +75,9 @@ impl Machine {
         let mut command: Command = wisp.command(&["vmm", folder.path().to_str().unwrap()]);
         let inherited = [lock.as_raw_fd(), monitor_watcher.as_raw_fd()];
         command.args(["--lock-fd", &inherited[0].to_string(), "--watcher-fd", &inherited[1].to_string()]);
+        if let Some(saved) = restore {
+            command.arg("--restore").arg(saved);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(folder.path().join("vmm.log")).unwrap());
         // SAFETY: fcntl is async-signal-safe, and the descriptors are open until the child has started.
         unsafe {
@@ -248,4 +256,50 @@ fn a_machine_outlives_its_watcher_shows_its_console_and_leaves_its_end() {
     let Some(EndRecord::Ended { end: kept, status, ended_at: 1.. }) = record else { panic!("{record:?}") };
     assert_eq!(kept, end);
     assert!(status.cpu_time_ns > 0);
+}
+
+#[test]
+fn a_saved_machine_goes_on_where_it_was() {
+    let wisp = Wisp::new();
+    let folder = tempfile::tempdir().unwrap();
+    let saved = tempfile::tempdir().unwrap();
+    let mut config = config(&wisp, folder.path());
+    config.cpus = CpuConfig { count: 2, threads_per_core: 1 };
+    config.disks[0].access = DiskAccess::ReadWrite;
+    config.disks[0].path = folder.path().join("root.raw");
+    fs::copy(wisp.bundle().join("root.ext4"), &config.disks[0].path).unwrap();
+    let mut machine = Machine::start(&wisp, folder, &config);
+    machine.wait_until_ready();
+    machine
+        .shell("(i=0; while :; do i=$((i + 1)); echo $i > /tmp/count; done) > /dev/null 2>&1 & echo kept > /root/file");
+    let boot = machine.shell("cat /proc/sys/kernel/random/boot_id");
+
+    // It goes on after a save that is not its end.
+    let began = std::time::Instant::now();
+    let save = |end| Request::Save { folder: saved.path().to_path_buf(), end };
+    assert_eq!(machine.ask(&save(false)), Message::Done);
+    println!("saved in {:?}", began.elapsed());
+    let count = |machine: &Machine| {
+        machine.shell("until c=$(cat /tmp/count) && [ -n \"$c\" ]; do :; done; echo $c").trim().parse::<u64>().unwrap()
+    };
+    let before = count(&machine);
+    while count(&machine) == before {}
+
+    machine.control.send(&save(true)).unwrap();
+    let Message::Ended { end: End::Saved, .. } = machine.control.receive(Some(DEADLINE)).unwrap() else {
+        panic!("{}", fs::read_to_string(machine.path("vmm.log")).unwrap());
+    };
+    machine.monitor.wait().unwrap();
+    let folder = std::mem::replace(&mut machine.folder, tempfile::tempdir().unwrap());
+
+    let began = std::time::Instant::now();
+    let mut machine = Machine::go_on(&wisp, folder, &config, Some(saved.path()));
+    let status = machine.status();
+    println!("restored in {:?}: {status:?}", began.elapsed());
+    assert_eq!(machine.shell("cat /proc/sys/kernel/random/boot_id"), boot);
+    println!("answered in {:?}", began.elapsed());
+    assert!(count(&machine) >= before);
+    let before = count(&machine);
+    while count(&machine) == before {}
+    assert_eq!(machine.shell("cat /root/file; sync; nproc"), "kept\n2\n");
 }

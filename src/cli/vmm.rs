@@ -44,6 +44,10 @@ pub struct Args {
     /// When the user's command began, in nanoseconds of the monotonic clock.
     #[arg(long)]
     began_ns: Option<u64>,
+
+    /// The folder of a saved machine to go on from; a guest that reboots later boots.
+    #[arg(long)]
+    restore: Option<PathBuf>,
 }
 
 /// Runs the machine to its end. Why it could not be built is told to who started it, who is there to tell the user.
@@ -64,7 +68,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         (None, Some(watcher)) => Launcher::Watcher(watcher),
         (None, None) => Launcher::Nobody,
     };
-    let surroundings = Surroundings { folder: args.folder.clone(), launcher, console, process_start_ns: args.began_ns };
+    let surroundings = Surroundings {
+        folder: args.folder.clone(),
+        launcher,
+        console,
+        process_start_ns: args.began_ns,
+        restore: args.restore.clone(),
+    };
     let result = build_and_run(&args.folder, surroundings, owned);
     if let Err(error) = &result {
         let why = explain(error);

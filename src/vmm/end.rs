@@ -15,6 +15,8 @@ pub enum End {
     Reboot,
     /// The guest powered off.
     PowerOff,
+    /// It was saved, to go on later.
+    Saved,
     /// The guest's kernel panicked and said so.
     Panic,
     /// A fault while handling a fault while handling a fault: the CPU shut down.
@@ -44,7 +46,7 @@ pub struct KvmFailure {
 impl End {
     /// Whether the guest ended as it was meant to.
     pub fn is_orderly(&self) -> bool {
-        matches!(self, End::Reboot | End::PowerOff | End::Killed { .. })
+        matches!(self, End::Reboot | End::PowerOff | End::Saved | End::Killed { .. })
     }
 }
 
@@ -53,6 +55,7 @@ impl fmt::Display for End {
         match self {
             End::Reboot => write!(f, "the guest asked for a reboot"),
             End::PowerOff => write!(f, "the guest powered off"),
+            End::Saved => write!(f, "the machine was saved"),
             End::Panic => write!(f, "the guest's kernel panicked"),
             End::TripleFault => write!(f, "the guest ended in a triple fault"),
             End::KvmError(failure) => failure.fmt(f),

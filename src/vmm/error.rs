@@ -7,7 +7,9 @@ use crate::vmm::boot::BootError;
 use crate::vmm::config::ConfigError;
 use crate::vmm::console_socket::ConsoleSocketError;
 use crate::vmm::control::ControlError;
+use crate::vmm::cpu::state::StateError;
 use crate::vmm::memory::MemoryError;
+use crate::vmm::snapshot::SnapshotError;
 use crate::vmm::virtio::block::BlockError;
 use crate::vmm::virtio::vsock::VsockError;
 
@@ -46,6 +48,12 @@ pub enum Error {
     /// The vsock device could not be made.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// KVM would not give or take a vCPU's state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The machine could not be saved or restored.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The control socket could not be made.
     #[error(transparent)]
     Control(#[from] ControlError),

@@ -6,7 +6,6 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
@@ -16,13 +15,14 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::boot::{self, BootState, cmdline};
 use super::bus::{Bus, SharedDevice};
-use super::config::MachineConfig;
+use super::config::{CpuConfig, MachineConfig};
 use super::console_socket::{self, ConsoleSocket};
 use super::control::{ControlServer, GuestFaultRecord, SOCKET, Status};
+use super::cpu::gate::Gate;
 use super::cpu::time::CpuTime;
 use super::cpu::vcpu::{VcpuContext, VcpuHandle, install_kick_handler};
 use super::cpu::xstate::Xstate;
-use super::cpu::{cpuid, emulation, registers};
+use super::cpu::{cpuid, emulation, registers, state};
 use super::devices::acpi_pm::{self, AcpiPm};
 use super::devices::boot_timer::BootTimer;
 use super::devices::console::{self, Console};
@@ -34,9 +34,11 @@ use super::disk_slots::{DiskSlot, DiskSlots};
 use super::end::{End, EndReceiver, EndSender, end_channel};
 use super::error::Error;
 use super::fault::GuestFaults;
+use super::freeze::{self, Freezer};
 use super::irq::IrqLine;
 use super::memory::{self, GuestMemory, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
 use super::monitor::Monitor;
+use super::snapshot::{self, MachineState, SnapshotError};
 use super::timeline::{ExitCounters, Mark, Timeline};
 use super::virtio::VirtioDevice;
 use super::virtio::block::{Block, Disk, DiskBay};
@@ -73,6 +75,8 @@ pub struct Surroundings {
     pub console: Option<UnixStream>,
     /// When the user's command began, in nanoseconds of `CLOCK_MONOTONIC`.
     pub process_start_ns: Option<u64>,
+    /// The folder of a saved machine that this one is to go on from.
+    pub restore: Option<PathBuf>,
 }
 
 /// The connection of the process that started a machine: subscribed from the beginning (see [`super::control`]).
@@ -91,7 +95,7 @@ pub enum Launcher {
 pub struct Machine {
     config: MachineConfig,
     /// Dropping it ends the guest for KVM: it stays for as long as anything of the machine does.
-    _vm: VmFd,
+    vm: VmFd,
     vcpus: Vec<VcpuFd>,
     context: VcpuContext,
     devices: Devices,
@@ -109,8 +113,10 @@ pub(super) struct Devices {
     /// Written when the serial port takes input again.
     pub(super) serial_room: EventFd,
     pub(super) i8042: Arc<Mutex<I8042>>,
+    pub(super) rtc: Arc<Mutex<Rtc>>,
+    pub(super) acpi_pm: Arc<Mutex<AcpiPm>>,
     pub(super) disks: DiskSlots,
-    virtio: Vec<Arc<Mutex<MmioTransport>>>,
+    pub(super) virtio: Vec<Arc<Mutex<MmioTransport>>>,
     faults: Vec<(String, Arc<GuestFaults>)>,
 }
 
@@ -128,15 +134,20 @@ impl Machine {
 
         let kvm = open_kvm()?;
         let vm = create_vm(&kvm)?;
-        let memory = memory::allocate(config.memory_mib)?;
+        let saved = surroundings.restore.as_deref().map(|folder| saved_state(folder, &config)).transpose()?;
+        let memory = match &surroundings.restore {
+            Some(folder) => memory::map_file(config.memory_mib, &folder.join(snapshot::MEMORY))?,
+            None => memory::allocate(config.memory_mib)?,
+        };
         register_memory(&vm, &memory)?;
         timeline.mark(Mark::MemoryReady);
 
         let slots = virtio_slots(&config);
         let software_kvm = emulation::is_software_kvm();
-        let cmdline = cmdline::assemble(&config, &slots, software_kvm);
-        log::info!("kernel command line: {cmdline}");
-        let boot = boot::load(&memory, &config, &slots, &cmdline)?;
+        let start = match &saved {
+            Some(state) => Start::Saved(state),
+            None => Start::Boot(load_kernel(&memory, &config, &slots, software_kvm)?),
+        };
         timeline.mark(Mark::KernelLoaded);
 
         let (end_sender, ends) = end_channel().map_err(Error::host("an eventfd"))?;
@@ -148,16 +159,21 @@ impl Machine {
         if let Some(terminal) = surroundings.console {
             console_socket.attach(terminal).map_err(Error::host("a terminal for the console"))?;
         }
-        let mut devices = wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console)?;
+        let mut devices = wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console, saved.as_ref())?;
         wire_virtio(&vm, &mut mmio, &mut devices, &memory, &config, &slots, &surroundings.folder)?;
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::kvm("tell which CPU features it supports"))?;
-        let vcpus = create_vcpus(&vm, &supported, &memory, &config, &boot)?;
+        let vcpus = create_vcpus(&vm, &supported, &memory, &config, &start)?;
+        if let (Some(state), Some(folder)) = (&saved, &surroundings.restore) {
+            freeze::restore(&vm, &devices, state)?;
+            freeze::restore_virtio(&devices, state, folder)?;
+        }
 
         let exits = Arc::new(ExitCounters::default());
         let cpu_time = CpuTime::new(config.cpus.count);
-        let stop = AtomicBool::new(false);
+        let gate = Gate::new(config.cpus.count);
+        let saved_msrs = state::saved_msrs(&kvm)?;
         let xstate = Xstate::of_host(&supported).filter(|_| software_kvm);
         let xstate_faults = Arc::new(GuestFaults::new("xstate"));
         devices.faults.push(("xstate".into(), Arc::clone(&xstate_faults)));
@@ -172,10 +188,11 @@ impl Machine {
             cpu_time,
             timeline,
             ends: end_sender,
-            stop,
+            gate,
+            saved_msrs,
         };
         let launcher = surroundings.launcher;
-        Ok(Machine { config, _vm: vm, vcpus, context, devices, ends, ready, control, launcher, console_socket })
+        Ok(Machine { config, vm, vcpus, context, devices, ends, ready, control, launcher, console_socket })
     }
 
     /// Runs the guest to its end. Then, when no thread of the machine is left and its disks are flushed, `conclude` is
@@ -190,7 +207,14 @@ impl Machine {
             running.vcpus.push(spawn(vcpu)?);
         }
         let status = || status(&self.config, &context, &self.devices);
-        let (end, mut control) = monitor.run(&status);
+        let freezer = Freezer {
+            vm: &self.vm,
+            config: &self.config,
+            context: &context,
+            vcpus: &running.vcpus,
+            devices: &self.devices,
+        };
+        let (end, mut control) = monitor.run(&status, &freezer);
         let last_status = status();
         drop(running);
         log::info!("{end}");
@@ -209,7 +233,7 @@ struct Running<'a> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.context.stop.store(true, Ordering::Release);
+        self.context.gate.stop();
         self.vcpus.iter().for_each(VcpuHandle::kick);
         self.vcpus.drain(..).for_each(VcpuHandle::join);
         for device in &self.devices.virtio {
@@ -252,22 +276,59 @@ fn register_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), Error> {
     Ok(())
 }
 
-/// Creates all vCPUs, and sets the first to the kernel's entry; the others wait for it to start them.
+/// Where a machine begins.
+enum Start<'a> {
+    /// At its kernel's entry.
+    Boot(BootState),
+    /// Where another was saved.
+    Saved(&'a MachineState),
+}
+
+/// The state of a saved machine, which `config` must be the like of.
+fn saved_state(folder: &Path, config: &MachineConfig) -> Result<MachineState, Error> {
+    let state = MachineState::read(folder)?;
+    let describe = |cpus: CpuConfig, memory_mib| format!("{} vCPUs and {memory_mib} MiB", cpus.count);
+    if (state.cpus, state.memory_mib, state.vcpus.len()) != (config.cpus, config.memory_mib, config.cpus.count as usize)
+    {
+        let (saved, wanted) = (describe(state.cpus, state.memory_mib), describe(config.cpus, config.memory_mib));
+        return Err(SnapshotError::OtherMachine { saved, wanted }.into());
+    }
+    Ok(state)
+}
+
+fn load_kernel(
+    memory: &GuestMemory,
+    config: &MachineConfig,
+    slots: &[Slot],
+    software_kvm: bool,
+) -> Result<BootState, Error> {
+    let cmdline = cmdline::assemble(config, slots, software_kvm);
+    log::info!("kernel command line: {cmdline}");
+    Ok(boot::load(memory, config, slots, &cmdline)?)
+}
+
+/// Creates all vCPUs, and sets the first to the kernel's entry, where the others wait for it to start them; or all to where
+/// they were saved.
 fn create_vcpus(
     vm: &VmFd,
     supported: &CpuId,
     memory: &GuestMemory,
     config: &MachineConfig,
-    boot: &BootState,
+    start: &Start,
 ) -> Result<Vec<VcpuFd>, Error> {
     let mut vcpus = Vec::with_capacity(config.cpus.count as usize);
     for id in 0..config.cpus.count {
         let vcpu = vm.create_vcpu(id.into()).map_err(Error::kvm("create a vCPU"))?;
         let cpuid = cpuid::for_vcpu(supported, id, config.cpus);
         vcpu.set_cpuid2(&cpuid).map_err(Error::kvm("set a vCPU's CPUID"))?;
-        registers::set_common(&vcpu)?;
-        if id == 0 {
-            registers::set_boot(&vcpu, memory, boot)?;
+        match start {
+            Start::Saved(state) => state.vcpus[id as usize].restore(&vcpu)?,
+            Start::Boot(boot) => {
+                registers::set_common(&vcpu)?;
+                if id == 0 {
+                    registers::set_boot(&vcpu, memory, boot)?;
+                }
+            }
         }
         vcpus.push(vcpu);
     }
@@ -298,20 +359,28 @@ fn wire_ports(
     ends: &EndSender,
     ready: &EventFd,
     console: &Console,
+    saved: Option<&MachineState>,
 ) -> Result<Devices, Error> {
     let serial_room = new_eventfd()?;
     let room = serial_room.try_clone().map_err(Error::host("an eventfd"))?;
-    let serial = Arc::new(Mutex::new(Serial::new(wire_irq(vm, serial::IRQ)?, console.writer(), room)));
+    let irq = wire_irq(vm, serial::IRQ)?;
+    let serial = match saved {
+        Some(state) => Serial::restored(&state.serial, irq, console.writer(), room)?,
+        None => Serial::new(irq, console.writer(), room),
+    };
+    let serial = Arc::new(Mutex::new(serial));
     let i8042 = Arc::new(Mutex::new(I8042::new(ends.clone(), wire_irq(vm, KEYBOARD_IRQ)?)));
     let ready = ready.try_clone().map_err(Error::host("an eventfd"))?;
     // Each write adds one to a counter that would take centuries to overflow.
     let on_ready = Box::new(move || drop(ready.write(1)));
     let boot_timer = Arc::new(Mutex::new(BootTimer::new(Arc::clone(timeline), on_ready)));
+    let rtc = Arc::new(Mutex::new(Rtc::default()));
+    let acpi_pm = Arc::new(Mutex::new(AcpiPm::new(ends.clone())));
     let devices: [(u16, u64, SharedDevice); 6] = [
         (i8042::PORT, i8042::LENGTH, i8042.clone()),
-        (rtc::PORT, rtc::LENGTH, Arc::new(Mutex::new(Rtc::default()))),
+        (rtc::PORT, rtc::LENGTH, rtc.clone()),
         (serial::PORT, serial::LENGTH, serial.clone()),
-        (acpi_pm::PORT, acpi_pm::LENGTH, Arc::new(Mutex::new(AcpiPm::new(ends.clone())))),
+        (acpi_pm::PORT, acpi_pm::LENGTH, acpi_pm.clone()),
         (pvpanic::PORT, 1, Arc::new(Mutex::new(Pvpanic::new(ends.clone())))),
         (wisp_agent::BOOT_TIMER_PORT, 1, boot_timer),
     ];
@@ -319,7 +388,7 @@ fn wire_ports(
         bus.insert(port.into(), length, device).expect("the ports of the PC's devices do not overlap");
     }
     let disks = DiskSlots::default();
-    Ok(Devices { serial, serial_room, i8042, disks, virtio: Vec::new(), faults: Vec::new() })
+    Ok(Devices { serial, serial_room, i8042, rtc, acpi_pm, disks, virtio: Vec::new(), faults: Vec::new() })
 }
 
 /// Where the virtio devices of `config` are, in the order of [`wire_virtio`].

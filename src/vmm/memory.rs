@@ -14,7 +14,10 @@
 //! Memory is mapped privately and without reservation: the host pays for a page when the guest first touches it.
 //! Mappings begin at a multiple of 2 MiB and ask for transparent huge pages.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
@@ -64,6 +67,14 @@ pub enum MemoryError {
         /// Why.
         source: MmapRegionError,
     },
+    /// The file of a saved machine's memory cannot be used.
+    #[error("{} cannot be mapped as the machine's memory: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The host would not set its paging up.
     #[error("the host would not let guest memory be lazily mapped: {0}")]
     Advise(#[source] io::Error),
@@ -98,6 +109,33 @@ fn allocate_region(mib: u64, start: GuestAddress, length: usize) -> Result<Guest
         .map_err(|source| MemoryError::Map { mib, source })?;
     // The mapping lives as long as the process: `MmapRegion::build_raw` does not own it. A monitor has one machine.
     Ok(GuestRegionMmap::new(region, start).expect("the ranges end below the top of the address space"))
+}
+
+/// Maps a machine's memory from a file: pages come from it as they are touched, and what is written stays here.
+pub fn map_file(memory_mib: u64, path: &Path) -> Result<GuestMemory, MemoryError> {
+    let failed = |source| MemoryError::File { path: path.to_path_buf(), source };
+    let file = File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    if length != memory_mib * MIB {
+        return Err(failed(io::Error::other(format!("it has {length} bytes, and the machine {memory_mib} MiB"))));
+    }
+    let mut offset = 0;
+    let mut regions = Vec::new();
+    for (start, length) in ranges(memory_mib)? {
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+        let (access, fd) = (libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd());
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), length, access, flags, fd, offset) };
+        if address == libc::MAP_FAILED {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        // SAFETY: these are `length` bytes of a private mapping that nothing else refers to.
+        let region = unsafe { MmapRegion::build_raw(address.cast(), length, access, flags) }
+            .map_err(|source| MemoryError::Map { mib: memory_mib, source })?;
+        regions.push(GuestRegionMmap::new(region, start).expect("the ranges end below the top of the address space"));
+        offset += length as libc::off_t;
+    }
+    Ok(GuestMemory::from_regions(regions).expect("the ranges are sorted and do not overlap"))
 }
 
 const MAP_FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;

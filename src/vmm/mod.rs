@@ -20,10 +20,12 @@ pub mod end;
 pub mod end_record;
 pub mod error;
 pub mod fault;
+mod freeze;
 pub mod irq;
 pub mod machine;
 pub mod memory;
 mod monitor;
+pub mod snapshot;
 pub mod timeline;
 pub mod virtio;
 

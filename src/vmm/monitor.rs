@@ -15,6 +15,7 @@ use super::control::{ControlServer, Message, Request, Status};
 use super::disk_slots::{SlotError, attached};
 use super::end::{End, EndReceiver};
 use super::error::Error;
+use super::freeze::Freezer;
 use super::machine::{Devices, Launcher};
 
 /// Signals that end the machine.
@@ -73,7 +74,7 @@ impl<'a> Monitor<'a> {
     }
 
     /// Serves until the machine has come to its end, and returns the end and those who are to be told of it.
-    pub(super) fn run(mut self, status: &dyn Fn() -> Status) -> (End, ControlServer) {
+    pub(super) fn run(mut self, status: &dyn Fn() -> Status, freezer: &Freezer) -> (End, ControlServer) {
         loop {
             if let Some(end) = self.take_end() {
                 return (end, self.control);
@@ -85,7 +86,7 @@ impl<'a> Monitor<'a> {
                 Err(error) => return (End::Killed { by: format!("an error of the host's: {error}") }, self.control),
             };
             for event in &events[..count] {
-                if let Some(end) = self.handle(event.fd(), event.event_set(), status) {
+                if let Some(end) = self.handle(event.fd(), event.event_set(), status, freezer) {
                     return (end, self.control);
                 }
             }
@@ -101,7 +102,7 @@ impl<'a> Monitor<'a> {
         }
     }
 
-    fn handle(&mut self, fd: i32, events: EventSet, status: &dyn Fn() -> Status) -> Option<End> {
+    fn handle(&mut self, fd: i32, events: EventSet, status: &dyn Fn() -> Status, freezer: &Freezer) -> Option<End> {
         if fd == self.ends.event().as_raw_fd() {
             return self.take_end();
         }
@@ -133,12 +134,12 @@ impl<'a> Monitor<'a> {
             let wait = self.console.serve(events, &mut serial);
             self.wait_for(wait);
         } else {
-            return self.serve_client(fd, status);
+            return self.serve_client(fd, status, freezer);
         }
         None
     }
 
-    fn serve_client(&mut self, fd: i32, status: &dyn Fn() -> Status) -> Option<End> {
+    fn serve_client(&mut self, fd: i32, status: &dyn Fn() -> Status, freezer: &Freezer) -> Option<End> {
         let incoming = self.control.read(fd);
         let disks = &self.devices.disks;
         let done = |()| Message::Done;
@@ -165,6 +166,15 @@ impl<'a> Monitor<'a> {
                 Request::DiskSlot { id } => self.answer(fd, disks.slot_of(&id).map(attached)),
                 Request::ResizeDisk { id, size } => self.answer(fd, disks.resize(&id, size).map(done)),
                 Request::SwitchDisk { id, layer } => self.answer(fd, disks.switch(&id, &layer).map(done)),
+                Request::Save { folder, end } => match freezer.save(&folder, end) {
+                    Ok(true) if end => return Some(End::Saved),
+                    Ok(true) => self.control.send(fd, &Message::Done),
+                    Ok(false) => {
+                        let why = "the machine has come to its end".into();
+                        self.control.send(fd, &Message::Failed { why });
+                    }
+                    Err(error) => self.control.send(fd, &Message::Failed { why: error.to_string() }),
+                },
                 Request::Kill { by } => return Some(End::Killed { by }),
             }
         }

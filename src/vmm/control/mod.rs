@@ -72,6 +72,14 @@ pub enum Request {
         /// A qcow2 file whose backing file is the one that the disk is written to now.
         layer: PathBuf,
     },
+    /// Save the machine into a folder. It goes on afterwards: answered with [`Message::Done`]; or that is its end: answered
+    /// with [`Message::Ended`] where the client subscribed. After [`Message::Failed`] it goes on in any case.
+    Save {
+        /// The folder, which is there.
+        folder: PathBuf,
+        /// Whether it is the machine's end.
+        end: bool,
+    },
     /// End the machine now; answered with [`Message::Ended`] where the client subscribed.
     Kill {
         /// Who wants it, in a few words: it becomes part of the machine's end.

@@ -5,7 +5,9 @@
 pub mod cpuid;
 pub mod emulation;
 pub mod exit;
+pub mod gate;
 pub mod registers;
+pub mod state;
 pub mod time;
 pub mod vcpu;
 pub mod xstate;

@@ -8,7 +8,6 @@ use std::cell::Cell;
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use kvm_bindings::kvm_run;
@@ -16,7 +15,9 @@ use kvm_ioctls::VcpuFd;
 
 use super::emulation;
 use super::exit::{self, EmulationFailure, Exit, SystemEvent};
+use super::gate::Gate;
 use super::registers;
+use super::state::VcpuState;
 use super::time::CpuTime;
 use super::xstate::{self, Xstate};
 use crate::vmm::bus::Bus;
@@ -49,8 +50,10 @@ pub struct VcpuContext {
     pub timeline: Arc<Timeline>,
     /// Where the first end goes.
     pub ends: EndSender,
-    /// Set to have all vCPUs leave.
-    pub stop: AtomicBool,
+    /// Where vCPUs wait while the machine is paused, and learn that they are to end.
+    pub gate: Gate,
+    /// What is saved of the model-specific registers.
+    pub saved_msrs: Vec<u32>,
 }
 
 /// A vCPU whose thread runs.
@@ -94,7 +97,7 @@ impl VcpuHandle {
         Ok(VcpuHandle { thread })
     }
 
-    /// Interrupts the guest on this vCPU, so that it looks at [`VcpuContext::stop`].
+    /// Interrupts the guest on this vCPU, so that it looks at [`VcpuContext::gate`].
     pub fn kick(&self) {
         // SAFETY: the thread has not been joined, so its id is valid; the signal has a handler.
         unsafe { libc::pthread_kill(self.thread.as_pthread_t(), kick_signal()) };
@@ -117,6 +120,8 @@ struct Vcpu {
 /// What comes after an exit.
 enum Next {
     Run,
+    /// The same, after a kick: there was no exit.
+    Kicked,
     Leave(Option<End>),
 }
 
@@ -129,16 +134,37 @@ impl Vcpu {
             self.context.timeline.mark(Mark::FirstInstruction);
         }
         let end = loop {
-            if self.context.stop.load(Ordering::Acquire) {
-                break None;
+            if self.context.gate.is_closed() {
+                if let Some(end) = self.finish_exit() {
+                    break end;
+                }
+                if !context.gate.wait(self.id, || VcpuState::save(&self.fd, &context.saved_msrs)) {
+                    break None;
+                }
+                continue;
             }
             if let Next::Leave(end) = self.step() {
                 break end;
             }
         };
+        context.gate.leave();
         KVM_RUN.with(|run| run.set(ptr::null_mut()));
         if let Some(end) = end {
             self.context.ends.send(end);
+        }
+    }
+
+    /// What an exit's answer changes in the vCPU, KVM changes when it is entered again: it is, without a step into the
+    /// guest. Returns the end, if it comes to that.
+    fn finish_exit(&mut self) -> Option<Option<End>> {
+        loop {
+            self.fd.set_kvm_immediate_exit(1);
+            match self.step() {
+                Next::Kicked => return None,
+                // One access can be several exits.
+                Next::Run => {}
+                Next::Leave(end) => return Some(end),
+            }
         }
     }
 
@@ -180,7 +206,7 @@ impl Vcpu {
             Exit::Interrupted => {
                 self.fd.set_kvm_immediate_exit(0);
                 self.trace_position();
-                Next::Run
+                Next::Kicked
             }
             Exit::Halt => Next::Run,
             Exit::Shutdown | Exit::SystemEvent(SystemEvent::Crash) => Next::Leave(Some(End::TripleFault)),

@@ -1,6 +1,8 @@
 //! ACPI's power-management registers (ACPI Specification 6.5, section 4.8.3): PM1 events, of which there are none, and
 //! PM1 control, through which a guest powers itself off.
 
+use serde::{Deserialize, Serialize};
+
 use crate::vmm::bus::BusDevice;
 use crate::vmm::end::{End, EndSender};
 
@@ -33,10 +35,27 @@ pub struct AcpiPm {
     control: [u8; 2],
 }
 
+/// The registers, saved.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AcpiPmState {
+    enable: [u8; 2],
+    control: [u8; 2],
+}
+
 impl AcpiPm {
     /// A power-off goes to `ends`.
     pub fn new(ends: EndSender) -> AcpiPm {
         AcpiPm { ends, enable: [0; 2], control: [SCI_EN, 0] }
+    }
+
+    /// Its registers.
+    pub fn state(&self) -> AcpiPmState {
+        AcpiPmState { enable: self.enable, control: self.control }
+    }
+
+    /// Gives it the registers of another.
+    pub fn restore(&mut self, state: &AcpiPmState) {
+        (self.enable, self.control) = (state.enable, state.control);
     }
 
     fn register(&mut self, offset: u64) -> Option<&mut u8> {

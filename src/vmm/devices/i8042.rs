@@ -6,6 +6,8 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use crate::vmm::bus::BusDevice;
 use crate::vmm::end::{End, EndSender};
 use crate::vmm::irq::IrqLine;
@@ -73,6 +75,16 @@ pub struct I8042 {
     pending: Option<u8>,
 }
 
+/// The controller's registers, saved.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct I8042State {
+    control: u8,
+    output_port: u8,
+    status: u8,
+    output: Vec<u8>,
+    pending: Option<u8>,
+}
+
 impl I8042 {
     /// A reset goes to `ends`, "output full" to `irq`.
     pub fn new(ends: EndSender, irq: IrqLine) -> I8042 {
@@ -85,6 +97,19 @@ impl I8042 {
             output: VecDeque::with_capacity(BUFFER_SIZE),
             pending: None,
         }
+    }
+
+    /// Its registers.
+    pub fn state(&self) -> I8042State {
+        let I8042 { control, output_port, status, pending, .. } = *self;
+        I8042State { control, output_port, status, output: self.output.iter().copied().collect(), pending }
+    }
+
+    /// Gives it the registers of another.
+    pub fn restore(&mut self, state: &I8042State) {
+        (self.control, self.output_port, self.status) = (state.control, state.output_port, state.status);
+        self.output = state.output.iter().copied().take(BUFFER_SIZE).collect();
+        self.pending = state.pending;
     }
 
     /// Presses ctrl-alt-del. Returns whether the guest's driver listens for keys.

@@ -3,6 +3,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 use crate::vmm::bus::BusDevice;
 
 /// The index port; the data port follows.
@@ -39,6 +41,12 @@ pub struct Rtc {
     index: u8,
 }
 
+/// The clock's state, saved.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RtcState {
+    index: u8,
+}
+
 impl Default for Rtc {
     fn default() -> Rtc {
         Rtc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
@@ -49,6 +57,16 @@ impl Rtc {
     /// A clock that follows `clock`.
     pub fn new(clock: Clock) -> Rtc {
         Rtc { clock, index: 0 }
+    }
+
+    /// Which register is selected: the time is the host's.
+    pub fn state(&self) -> RtcState {
+        RtcState { index: self.index }
+    }
+
+    /// Selects the register that another had selected.
+    pub fn restore(&mut self, state: &RtcState) {
+        self.index = state.index;
     }
 
     fn register(&self) -> u8 {

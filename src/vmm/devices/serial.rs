@@ -9,12 +9,14 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::{Deserialize, Serialize};
 use vm_superio::serial::{Serial as Registers, SerialEvents};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::console::ConsoleWriter;
 use crate::vmm::bus::BusDevice;
 use crate::vmm::irq::IrqLine;
+use crate::vmm::snapshot::SnapshotError;
 
 /// COM1's first port, its number of ports and its interrupt line.
 pub const PORT: u16 = 0x3f8;
@@ -58,12 +60,65 @@ pub struct Serial {
     room: EventFd,
 }
 
+/// The port's state, saved.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SerialState {
+    divisor: [u8; 2],
+    interrupts: [u8; 2],
+    line: [u8; 2],
+    modem: [u8; 2],
+    scratch: u8,
+    received: Vec<u8>,
+    waiting: Vec<u8>,
+}
+
 impl Serial {
     /// Output goes to `output`; `room` is written whenever input was refused and would be taken now.
     pub fn new(irq: IrqLine, output: ConsoleWriter, room: EventFd) -> Serial {
         let emptied = Arc::new(AtomicBool::new(false));
         let events = InputEvents { emptied: Arc::clone(&emptied) };
         Serial { registers: Registers::with_events(irq, events, output), waiting: VecDeque::new(), emptied, room }
+    }
+
+    /// Its registers, and the input that the guest has not read.
+    pub fn state(&self) -> SerialState {
+        let registers = self.registers.state();
+        SerialState {
+            divisor: [registers.baud_divisor_low, registers.baud_divisor_high],
+            interrupts: [registers.interrupt_enable, registers.interrupt_identification],
+            line: [registers.line_control, registers.line_status],
+            modem: [registers.modem_control, registers.modem_status],
+            scratch: registers.scratch,
+            received: registers.in_buffer,
+            waiting: self.waiting.iter().copied().collect(),
+        }
+    }
+
+    /// A port like [`new`](Serial::new)'s, with the registers of another.
+    pub fn restored(
+        state: &SerialState,
+        irq: IrqLine,
+        output: ConsoleWriter,
+        room: EventFd,
+    ) -> Result<Serial, SnapshotError> {
+        let emptied = Arc::new(AtomicBool::new(false));
+        let events = InputEvents { emptied: Arc::clone(&emptied) };
+        let registers = vm_superio::SerialState {
+            baud_divisor_low: state.divisor[0],
+            baud_divisor_high: state.divisor[1],
+            interrupt_enable: state.interrupts[0],
+            interrupt_identification: state.interrupts[1],
+            line_control: state.line[0],
+            line_status: state.line[1],
+            modem_control: state.modem[0],
+            modem_status: state.modem[1],
+            scratch: state.scratch,
+            in_buffer: state.received.clone(),
+        };
+        let registers = Registers::from_state(&registers, irq, events, output)
+            .map_err(|error| SnapshotError::Device(format!("the serial port's registers: {error:?}")))?;
+        let waiting = state.waiting.iter().copied().take(INPUT_LIMIT).collect();
+        Ok(Serial { registers, waiting, emptied, room })
     }
 
     /// How many bytes of input are taken now.

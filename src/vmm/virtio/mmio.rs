@@ -6,11 +6,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::Virtqueue;
-use super::{Activation, VirtioDevice};
+use super::{Activation, QueueState, VirtioDevice};
 use crate::vmm::bus::BusDevice;
 use crate::vmm::fault::GuestFaults;
 use crate::vmm::irq::IrqLine;
@@ -168,6 +169,71 @@ impl Interrupt {
     }
 }
 
+/// A device's registers and queues, saved.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TransportState {
+    device_type: u32,
+    device_features_select: u32,
+    driver_features_select: u32,
+    driver_features: u64,
+    queue_select: usize,
+    activated: bool,
+    interrupt_status: u32,
+    device_status: u32,
+    config_generation: u32,
+    queues: Vec<SavedQueue>,
+}
+
+/// A queue's place and position, as virtio-queue has it.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct SavedQueue {
+    max_size: u16,
+    next_avail: u16,
+    next_used: u16,
+    event_idx_enabled: bool,
+    size: u16,
+    ready: bool,
+    desc_table: u64,
+    avail_ring: u64,
+    used_ring: u64,
+}
+
+impl From<QueueState> for SavedQueue {
+    fn from(state: QueueState) -> SavedQueue {
+        let QueueState { max_size, next_avail, next_used, event_idx_enabled, size, ready, .. } = state;
+        let QueueState { desc_table, avail_ring, used_ring, .. } = state;
+        SavedQueue {
+            max_size,
+            next_avail,
+            next_used,
+            event_idx_enabled,
+            size,
+            ready,
+            desc_table,
+            avail_ring,
+            used_ring,
+        }
+    }
+}
+
+impl From<SavedQueue> for QueueState {
+    fn from(saved: SavedQueue) -> QueueState {
+        let SavedQueue { max_size, next_avail, next_used, event_idx_enabled, size, ready, .. } = saved;
+        let SavedQueue { desc_table, avail_ring, used_ring, .. } = saved;
+        QueueState {
+            max_size,
+            next_avail,
+            next_used,
+            event_idx_enabled,
+            size,
+            ready,
+            desc_table,
+            avail_ring,
+            used_ring,
+        }
+    }
+}
+
 /// A virtio device on the MMIO bus.
 #[derive(Debug)]
 pub struct MmioTransport {
@@ -229,6 +295,59 @@ impl MmioTransport {
     /// Stops the device for good: when this returns, nothing of it runs and everything it wrote is with its backend.
     pub fn shut_down(&mut self) {
         self.device.reset();
+    }
+
+    /// Has the device finish what it has in hand, and stop until [`resume`](MmioTransport::resume). The vCPUs are paused
+    /// before.
+    pub fn pause(&mut self) -> TransportState {
+        let live = if self.activated { self.device.pause() } else { Vec::new() };
+        let queues = if live.is_empty() { self.queues.iter().map(Queue::state).collect() } else { live };
+        TransportState {
+            device_type: self.device.device_type(),
+            device_features_select: self.device_features_select,
+            driver_features_select: self.driver_features_select,
+            driver_features: self.driver_features,
+            queue_select: self.queue_select,
+            activated: self.activated,
+            interrupt_status: self.interrupt.status.load(Ordering::SeqCst),
+            device_status: self.status(),
+            config_generation: self.interrupt.config_generation.load(Ordering::SeqCst),
+            queues: queues.into_iter().map(SavedQueue::from).collect(),
+        }
+    }
+
+    /// Has the device go on after [`pause`](MmioTransport::pause).
+    pub fn resume(&mut self) {
+        if self.activated
+            && let Err(error) = self.device.resume()
+        {
+            log::error!("{error}");
+            self.interrupt.need_reset();
+        }
+    }
+
+    /// Gives a new device the state of one that was paused. The error is a sentence.
+    pub fn restore(&mut self, state: &TransportState) -> Result<(), String> {
+        if state.device_type != self.device.device_type() || state.queues.len() != self.queues.len() {
+            return Err(format!("there was a device of type {} and is one of another", state.device_type));
+        }
+        for (queue, saved) in self.queues.iter_mut().zip(&state.queues) {
+            if saved.max_size != queue.max_size() {
+                return Err(format!("a queue of {} is one of {} now", saved.max_size, queue.max_size()));
+            }
+            *queue = Queue::try_from(QueueState::from(*saved)).map_err(|error| error.to_string())?;
+        }
+        self.device_features_select = state.device_features_select;
+        self.driver_features_select = state.driver_features_select;
+        self.driver_features = state.driver_features;
+        self.queue_select = state.queue_select;
+        self.interrupt.status.store(state.interrupt_status, Ordering::SeqCst);
+        self.interrupt.config_generation.store(state.config_generation, Ordering::SeqCst);
+        self.interrupt.device_status.store(state.device_status, Ordering::SeqCst);
+        if state.activated {
+            self.activate();
+        }
+        Ok(())
     }
 
     fn status(&self) -> u32 {
@@ -454,6 +573,12 @@ mod tests {
             assert_eq!(self.activations, 0, "activated twice without a reset");
             self.activations += 1;
             self.features = activation.features;
+            Ok(())
+        }
+        fn pause(&mut self) -> Vec<QueueState> {
+            Vec::new()
+        }
+        fn resume(&mut self) -> Result<(), ActivateError> {
             Ok(())
         }
         fn reset(&mut self) {

@@ -18,10 +18,13 @@ use crate::vmm::memory::GuestMemory;
 use mmio::Interrupt;
 use queue::Virtqueue;
 
+/// Where a queue is, and how far each end has come in it.
+pub use virtio_queue::QueueState;
+
 /// A device's life, in the order of its calls: any number of configuration accesses; then `activate`, once, when the
 /// driver has said `DRIVER_OK`; then `reset`, after which everything may come again.
 ///
-/// Between `activate` and `reset` the device owns its queues and, where it has one, its thread. `reset` returns only
+/// In between, `pause` and `resume` come in turn. Between `activate` and `reset` the device owns its queues and, where it has one, its thread. `reset` returns only
 /// when no thread of the device touches guest memory any more.
 pub trait VirtioDevice: Send + fmt::Debug {
     /// The device's id (section 5).
@@ -51,6 +54,13 @@ pub trait VirtioDevice: Send + fmt::Debug {
     /// There are new buffers in `queue`: for devices without a thread.
     fn notify(&mut self, _queue: usize) {}
 
+    /// Finishes what it has in hand and stops serving, until `resume`; returns where its end of each queue is, none if it
+    /// is not active. Guest memory and the device's own state do not change in between.
+    fn pause(&mut self) -> Vec<QueueState>;
+
+    /// Goes on after `pause`, with what has come meanwhile.
+    fn resume(&mut self) -> Result<(), ActivateError>;
+
     /// Stops serving, drops the queues and forgets what the driver negotiated.
     fn reset(&mut self);
 }
@@ -68,6 +78,13 @@ pub struct Activation {
     pub features: u64,
     /// Where what the driver does wrong is counted.
     pub faults: Arc<GuestFaults>,
+}
+
+impl Activation {
+    /// Where the device's end of each queue is.
+    pub fn queue_states(&self) -> Vec<QueueState> {
+        self.queues.iter().map(Virtqueue::state).collect()
+    }
 }
 
 /// Why a device could not begin to serve.

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use virtio_queue::{DescriptorChain, Queue, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -99,6 +99,11 @@ impl Virtqueue {
         kick: Arc<EventFd>,
     ) -> Virtqueue {
         Virtqueue { index, queue, memory, interrupt, kick }
+    }
+
+    /// Where it is, and how far this end has come.
+    pub fn state(&self) -> QueueState {
+        self.queue.state()
     }
 
     /// The eventfd that the driver's notifications are written to.

@@ -7,7 +7,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::queue::{self, Buffer, QueueError};
-use super::{ActivateError, Activation, VirtioDevice};
+use super::{ActivateError, Activation, QueueState, VirtioDevice};
 
 /// The device's id (section 5).
 const DEVICE_TYPE: u32 = 4;
@@ -52,6 +52,15 @@ impl VirtioDevice for Rng {
             active.interrupt.need_reset();
             self.active = None;
         }
+    }
+
+    /// It serves on the vCPU that notified, and vCPUs are paused first.
+    fn pause(&mut self) -> Vec<QueueState> {
+        self.active.as_ref().map_or_else(Vec::new, Activation::queue_states)
+    }
+
+    fn resume(&mut self) -> Result<(), ActivateError> {
+        Ok(())
     }
 
     fn reset(&mut self) {

@@ -1,4 +1,4 @@
-//! The thread of a virtio device: it waits for notifications of its queues and for the word to stop.
+//! The thread of a virtio device: it waits for notifications of its queues and for the word to pause.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -9,48 +9,96 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 /// What an event of [`Wakeups`] means when it is not one of the device's own.
-const STOP: u64 = u64::MAX;
+const PAUSE: u64 = u64::MAX;
 
-/// A running thread; it is stopped and joined when this is dropped.
+/// What a device's thread does: it runs until [`Wakeups::wait`] says that it is to pause, and can be run again. What
+/// it has in hand then is finished.
+pub(super) trait Serve: Send + 'static {
+    /// Serves.
+    fn run(&mut self);
+}
+
+/// A device's thread and what it has; the thread is stopped and joined when this is dropped.
 #[derive(Debug)]
-pub(super) struct Worker {
-    stop: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+pub(super) struct Worker<S> {
+    name: String,
+    wakeups: Arc<Wakeups>,
+    state: State<S>,
+}
+
+#[derive(Debug)]
+enum State<S> {
+    Running(JoinHandle<S>),
+    Paused(S),
+    /// The thread panicked.
+    Lost,
 }
 
 /// What a device's thread waits on.
 #[derive(Debug)]
 pub(super) struct Wakeups {
     epoll: Epoll,
-    _stop: Arc<EventFd>,
+    pause: EventFd,
 }
 
-impl Worker {
-    /// Starts a thread named `name` that runs `body`; `body` returns when [`Wakeups::wait`] says so.
-    pub(super) fn spawn(name: &str, body: impl FnOnce(Wakeups) + Send + 'static) -> io::Result<Worker> {
-        let stop = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        let wakeups = Wakeups { epoll: Epoll::new()?, _stop: Arc::clone(&stop) };
-        wakeups.add(stop.as_raw_fd(), EventSet::IN, STOP)?;
-        let thread =
-            std::thread::Builder::new().name(name.to_string()).stack_size(256 << 10).spawn(move || body(wakeups))?;
-        Ok(Worker { stop, thread: Some(thread) })
+impl<S: Serve> Worker<S> {
+    /// Makes what serves and starts a thread named `name` for it.
+    pub(super) fn spawn(name: &str, make: impl FnOnce(Arc<Wakeups>) -> io::Result<S>) -> io::Result<Worker<S>> {
+        let pause = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        let wakeups = Arc::new(Wakeups { epoll: Epoll::new()?, pause });
+        wakeups.add(wakeups.pause.as_raw_fd(), EventSet::IN, PAUSE)?;
+        let state = State::Paused(make(Arc::clone(&wakeups))?);
+        let mut worker = Worker { name: name.to_string(), wakeups, state };
+        worker.resume()?;
+        Ok(worker)
+    }
+
+    /// Stops the thread and returns what it had; nothing if it panicked.
+    pub(super) fn pause(&mut self) -> Option<&S> {
+        if let State::Running(thread) = std::mem::replace(&mut self.state, State::Lost) {
+            // The counter is written once before it is read: it cannot overflow.
+            let _ = self.wakeups.pause.write(1);
+            match thread.join() {
+                Ok(service) => self.state = State::Paused(service),
+                Err(_) => log::error!("the device's thread {} panicked", self.name),
+            }
+        }
+        match &self.state {
+            State::Paused(service) => Some(service),
+            _ => None,
+        }
+    }
+
+    /// Starts the thread again, which looks at everything that has come meanwhile.
+    pub(super) fn resume(&mut self) -> io::Result<()> {
+        let State::Paused(mut service) = std::mem::replace(&mut self.state, State::Lost) else { return Ok(()) };
+        let _ = self.wakeups.pause.read();
+        let thread = std::thread::Builder::new().name(self.name.clone()).stack_size(256 << 10).spawn(move || {
+            service.run();
+            service
+        })?;
+        self.state = State::Running(thread);
+        Ok(())
     }
 }
 
 #[cfg(test)]
-impl Worker {
+impl<S> Worker<S> {
     /// Waits for the thread to end by itself.
     pub(super) fn join_for_test(mut self) {
-        self.thread.take().unwrap().join().unwrap();
+        if let State::Running(thread) = std::mem::replace(&mut self.state, State::Lost) {
+            thread.join().map(drop).unwrap();
+        }
     }
 }
 
-impl Drop for Worker {
+impl<S> Drop for Worker<S> {
     fn drop(&mut self) {
-        // The counter is written once: it cannot overflow.
-        let _ = self.stop.write(1);
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            log::error!("a device's thread panicked");
+        if let State::Running(thread) = std::mem::replace(&mut self.state, State::Lost) {
+            let _ = self.wakeups.pause.write(1);
+            if thread.join().is_err() {
+                log::error!("the device's thread {} panicked", self.name);
+            }
         }
     }
 }
@@ -62,7 +110,7 @@ impl Wakeups {
     }
 
     /// Waits until something happens or `timeout_ms` has passed (-1: for ever), and gives each event's token and
-    /// kinds to `handle`. Returns false when the thread is to stop.
+    /// kinds to `handle`. Returns false when the thread is to pause.
     pub(super) fn wait(&self, timeout_ms: i32, mut handle: impl FnMut(u64, EventSet)) -> bool {
         let mut events = [EpollEvent::default(); 32];
         let count = match self.epoll.wait(timeout_ms, &mut events) {
@@ -73,12 +121,15 @@ impl Wakeups {
                 return false;
             }
         };
+        // What else came with the word to pause is not lost on the way.
+        let mut go_on = true;
         for event in &events[..count] {
-            if event.data() == STOP {
-                return false;
+            if event.data() == PAUSE {
+                go_on = false;
+            } else {
+                handle(event.data(), event.event_set());
             }
-            handle(event.data(), event.event_set());
         }
-        true
+        go_on
     }
 }

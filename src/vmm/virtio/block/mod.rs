@@ -20,8 +20,8 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::queue::QueueError;
-use super::worker::{Wakeups, Worker};
-use super::{ActivateError, Activation, VirtioDevice, read_config_bytes};
+use super::worker::{Serve, Wakeups, Worker};
+use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
 pub use bay::{DiskBay, Label};
 pub use counters::DiskCounters;
 pub use disk::{Disk, SECTOR};
@@ -66,7 +66,7 @@ const PLACEHOLDER: u32 = 0;
 pub struct Block {
     bay: Arc<DiskBay>,
     thread_name: String,
-    worker: Option<Worker>,
+    worker: Option<Worker<Service>>,
 }
 
 impl Block {
@@ -115,10 +115,23 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let service = Service { bay: Arc::clone(&self.bay), activation };
-        let worker = Worker::spawn(&self.thread_name, move |wakeups| service.run(&wakeups));
+        let bay = Arc::clone(&self.bay);
+        let worker = Worker::spawn(&self.thread_name, |wakeups| {
+            wakeups.add(activation.queues[0].kick().as_raw_fd(), EventSet::IN, 0)?;
+            Ok(Service { bay, activation, wakeups })
+        });
         self.worker = Some(worker.map_err(|source| ActivateError { device: "block", source })?);
         Ok(())
+    }
+
+    fn pause(&mut self) -> Vec<QueueState> {
+        let service = self.worker.as_mut().and_then(Worker::pause);
+        service.map_or_else(Vec::new, |service| service.activation.queue_states())
+    }
+
+    fn resume(&mut self) -> Result<(), ActivateError> {
+        let resumed = self.worker.as_mut().map_or(Ok(()), Worker::resume);
+        resumed.map_err(|source| ActivateError { device: "block", source })
     }
 
     fn reset(&mut self) {
@@ -132,18 +145,15 @@ impl VirtioDevice for Block {
 }
 
 /// What the thread has.
+#[derive(Debug)]
 struct Service {
     bay: Arc<DiskBay>,
     activation: Activation,
+    wakeups: Arc<Wakeups>,
 }
 
-impl Service {
-    fn run(mut self, wakeups: &Wakeups) {
-        let kick = self.activation.queues[0].kick().as_raw_fd();
-        if let Err(error) = wakeups.add(kick, EventSet::IN, 0) {
-            log::error!("a disk's thread cannot wait for its queue: {error}");
-            return self.activation.interrupt.need_reset();
-        }
+impl Serve for Service {
+    fn run(&mut self) {
         // Requests may have come before the thread was there.
         loop {
             // Reading resets the counter; there is nothing to read at the first round.
@@ -152,12 +162,14 @@ impl Service {
                 self.activation.faults.record(&error);
                 return self.activation.interrupt.need_reset();
             }
-            if !wakeups.wait(-1, |_, _| {}) {
+            if !self.wakeups.wait(-1, |_, _| {}) {
                 return;
             }
         }
     }
+}
 
+impl Service {
     /// Serves everything that is available.
     fn serve(&mut self) -> Result<(), QueueError> {
         let Activation { memory, queues, faults, .. } = &mut self.activation;

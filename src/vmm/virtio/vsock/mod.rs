@@ -20,7 +20,7 @@ use std::path::PathBuf;
 
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::worker::Worker;
-use super::{ActivateError, Activation, VirtioDevice, read_config_bytes};
+use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
 use crate::vmm::config::VsockConfig;
 use service::Service;
 
@@ -48,7 +48,7 @@ pub enum VsockError {
 pub struct Vsock {
     config: VsockConfig,
     listener: UnixListener,
-    worker: Option<Worker>,
+    worker: Option<Worker<Service>>,
 }
 
 impl Vsock {
@@ -90,11 +90,20 @@ impl VirtioDevice for Vsock {
         let failed = |source| ActivateError { device: "vsock", source };
         let listener: OwnedFd = self.listener.try_clone().map_err(failed)?.into();
         let config = self.config.clone();
-        let worker = Worker::spawn("vsock", move |wakeups| {
-            Service::new(config, UnixListener::from(listener), activation, wakeups).run();
-        });
+        let worker =
+            Worker::spawn("vsock", |wakeups| Service::new(config, UnixListener::from(listener), activation, wakeups));
         self.worker = Some(worker.map_err(failed)?);
         Ok(())
+    }
+
+    fn pause(&mut self) -> Vec<QueueState> {
+        let service = self.worker.as_mut().and_then(Worker::pause);
+        service.map_or_else(Vec::new, Service::queue_states)
+    }
+
+    fn resume(&mut self) -> Result<(), ActivateError> {
+        let resumed = self.worker.as_mut().map_or(Ok(()), Worker::resume);
+        resumed.map_err(|source| ActivateError { device: "vsock", source })
     }
 
     fn reset(&mut self) {

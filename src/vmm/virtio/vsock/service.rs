@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::io::IoSliceMut;
 use vmm_sys_util::epoll::EventSet;
@@ -16,9 +17,9 @@ use super::handshake::{Handshake, Progress};
 use super::packet::{HEADER_SIZE, HOST_CID, Header, MAX_DATA, TYPE_STREAM, op};
 use crate::vmm::config::VsockConfig;
 use crate::vmm::memory::GuestMemory;
-use crate::vmm::virtio::Activation;
 use crate::vmm::virtio::queue::{self, Buffer, QueueError};
-use crate::vmm::virtio::worker::Wakeups;
+use crate::vmm::virtio::worker::{Serve, Wakeups};
+use crate::vmm::virtio::{Activation, QueueState};
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -38,6 +39,7 @@ const MAX_HANDSHAKES: usize = 64;
 const MAX_STRAY_RESETS: usize = 128;
 
 /// What the thread has.
+#[derive(Debug)]
 pub(super) struct Service {
     cid: u64,
     path: PathBuf,
@@ -45,7 +47,7 @@ pub(super) struct Service {
     seed: Option<PathBuf>,
     listener: UnixListener,
     activation: Activation,
-    wakeups: Wakeups,
+    wakeups: Arc<Wakeups>,
     connections: HashMap<Key, Connection>,
     handshakes: HashMap<u64, Handshake>,
     /// The connection of each socket that is waited on.
@@ -62,9 +64,9 @@ impl Service {
         config: VsockConfig,
         listener: UnixListener,
         activation: Activation,
-        wakeups: Wakeups,
-    ) -> Service {
-        Service {
+        wakeups: Arc<Wakeups>,
+    ) -> io::Result<Service> {
+        let service = Service {
             cid: config.cid.into(),
             path: config.path,
             seed: config.seed,
@@ -78,27 +80,14 @@ impl Service {
             stray_resets: VecDeque::new(),
             next_token: FIRST_SOCKET,
             next_port: FIRST_HOST_PORT,
-        }
+        };
+        service.listen()?;
+        Ok(service)
     }
 
-    pub(super) fn run(mut self) {
-        if let Err(error) = self.listen() {
-            log::error!("the vsock thread cannot wait for its sockets: {error}");
-            return self.activation.interrupt.need_reset();
-        }
-        loop {
-            if let Err(error) = self.serve_guest() {
-                self.activation.faults.record(&error);
-                return self.activation.interrupt.need_reset();
-            }
-            let mut events = Vec::new();
-            if !self.wakeups.wait(-1, |token, kinds| events.push((token, kinds))) {
-                return;
-            }
-            for (token, kinds) in events {
-                self.handle(token, kinds);
-            }
-        }
+    /// Where the device's end of each queue is.
+    pub(super) fn queue_states(&self) -> Vec<QueueState> {
+        self.activation.queue_states()
     }
 
     fn listen(&self) -> io::Result<()> {
@@ -344,6 +333,25 @@ impl Service {
         });
         self.queue_if_ready(key);
         packet
+    }
+}
+
+impl Serve for Service {
+    fn run(&mut self) {
+        loop {
+            if let Err(error) = self.serve_guest() {
+                self.activation.faults.record(&error);
+                return self.activation.interrupt.need_reset();
+            }
+            let mut events = Vec::new();
+            let go_on = self.wakeups.wait(-1, |token, kinds| events.push((token, kinds)));
+            for (token, kinds) in events {
+                self.handle(token, kinds);
+            }
+            if !go_on {
+                return;
+            }
+        }
     }
 }
 

@@ -1,0 +1,101 @@
+//! A vCPU's whole state, as KVM gives and takes it, in the order that it asks for (Documentation/virt/kvm/api.rst).
+
+use kvm_bindings::{
+    Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    kvm_xsave,
+};
+use kvm_ioctls::{Kvm, VcpuFd};
+use serde::{Deserialize, Serialize};
+
+/// The state.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct VcpuState {
+    mp_state: kvm_mp_state,
+    regs: kvm_regs,
+    sregs: kvm_sregs,
+    xcrs: kvm_xcrs,
+    xsave: kvm_xsave,
+    debug_registers: kvm_debugregs,
+    local_apic: kvm_lapic_state,
+    msrs: Vec<kvm_msr_entry>,
+    events: kvm_vcpu_events,
+}
+
+/// What KVM refused.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("KVM would not {what}: {source}")]
+pub struct StateError {
+    what: &'static str,
+    source: kvm_ioctls::Error,
+}
+
+fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> StateError {
+    move |source| StateError { what, source }
+}
+
+/// The model-specific registers that this host's KVM saves.
+pub fn saved_msrs(kvm: &Kvm) -> Result<Vec<u32>, StateError> {
+    Ok(kvm.get_msr_index_list().map_err(failed("list the registers that it saves"))?.as_slice().to_vec())
+}
+
+impl VcpuState {
+    /// Reads the state of a vCPU that is not in the guest and has no exit half served.
+    pub fn save(vcpu: &VcpuFd, msrs: &[u32]) -> Result<VcpuState, StateError> {
+        Ok(VcpuState {
+            // First: it brings pending events of the local APIC home.
+            mp_state: vcpu.get_mp_state().map_err(failed("give a vCPU's state of running"))?,
+            regs: vcpu.get_regs().map_err(failed("give a vCPU's registers"))?,
+            sregs: vcpu.get_sregs().map_err(failed("give a vCPU's system registers"))?,
+            xcrs: vcpu.get_xcrs().map_err(failed("give a vCPU's extended control registers"))?,
+            xsave: vcpu.get_xsave().map_err(failed("give a vCPU's extended states"))?,
+            debug_registers: vcpu.get_debug_regs().map_err(failed("give a vCPU's debug registers"))?,
+            local_apic: vcpu.get_lapic().map_err(failed("give a local APIC's registers"))?,
+            msrs: save_msrs(vcpu, msrs)?,
+            events: vcpu.get_vcpu_events().map_err(failed("give a vCPU's pending events"))?,
+        })
+    }
+
+    /// Gives a new vCPU, whose CPUID is set, this state.
+    pub fn restore(&self, vcpu: &VcpuFd) -> Result<(), StateError> {
+        vcpu.set_mp_state(self.mp_state).map_err(failed("take a vCPU's state of running"))?;
+        vcpu.set_regs(&self.regs).map_err(failed("take a vCPU's registers"))?;
+        vcpu.set_sregs(&self.sregs).map_err(failed("take a vCPU's system registers"))?;
+        // SAFETY: KVM reads no more than the 4096 bytes of `kvm_xsave`, because no larger states (AMX) were permitted
+        // to guests of this process (api.rst, "KVM_SET_XSAVE").
+        unsafe { vcpu.set_xsave(&self.xsave) }.map_err(failed("take a vCPU's extended states"))?;
+        vcpu.set_xcrs(&self.xcrs).map_err(failed("take a vCPU's extended control registers"))?;
+        vcpu.set_debug_regs(&self.debug_registers).map_err(failed("take a vCPU's debug registers"))?;
+        // Before the registers of its timer.
+        vcpu.set_lapic(&self.local_apic).map_err(failed("take a local APIC's registers"))?;
+        restore_msrs(vcpu, &self.msrs)?;
+        vcpu.set_vcpu_events(&self.events).map_err(failed("take a vCPU's pending events"))
+    }
+}
+
+/// KVM stops at the first register that it cannot read, of which there may be some on its own list.
+fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, StateError> {
+    let mut saved = Vec::with_capacity(indices.len());
+    let mut left = indices;
+    while !left.is_empty() {
+        let entries: Vec<_> = left.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
+        let mut msrs = Msrs::from_entries(&entries).expect("KVM's own list is within its limit");
+        let count = vcpu.get_msrs(&mut msrs).map_err(failed("give a vCPU's model-specific registers"))?;
+        saved.extend_from_slice(&msrs.as_slice()[..count]);
+        left = &left[(count + 1).min(left.len())..];
+    }
+    Ok(saved)
+}
+
+/// Some that can be read cannot be written; what they hold, KVM sets by itself.
+fn restore_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), StateError> {
+    let mut left = entries;
+    while !left.is_empty() {
+        let msrs = Msrs::from_entries(left).expect("no more than there were");
+        let count = vcpu.set_msrs(&msrs).map_err(failed("take a vCPU's model-specific registers"))?;
+        if count < left.len() {
+            log::debug!("KVM does not take the model-specific register {:#x}", left[count].index);
+        }
+        left = &left[(count + 1).min(left.len())..];
+    }
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! Pausing a machine, saving it, and having it go on.
+//!
+//! vCPUs are paused first, so that nothing new is asked of the devices; then the devices finish what they have in hand;
+//! what that told the interrupt controllers is in the vCPUs' state, which is read last.
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip};
+use kvm_ioctls::VmFd;
+
+use super::config::MachineConfig;
+use super::cpu::vcpu::{VcpuContext, VcpuHandle};
+use super::error::Error;
+use super::machine::Devices;
+use super::snapshot::{self, MEMORY, MachineState, SnapshotError};
+use super::virtio::mmio::TransportState;
+
+/// All of a running machine that has a state.
+pub(super) struct Freezer<'a> {
+    pub vm: &'a VmFd,
+    pub config: &'a MachineConfig,
+    pub context: &'a VcpuContext,
+    pub vcpus: &'a [VcpuHandle],
+    pub devices: &'a Devices,
+}
+
+impl Freezer<'_> {
+    /// Saves the machine into `folder`. Afterwards it goes on, unless it is to `stay` as it was saved, and it was.
+    /// Returns whether it was: not if it is at its end anyway.
+    pub fn save(&self, folder: &Path, stay: bool) -> Result<bool, Error> {
+        if !self.context.gate.pause(|| self.vcpus.iter().for_each(VcpuHandle::kick)) {
+            self.context.gate.open();
+            return Ok(false);
+        }
+        let virtio = self.devices.virtio.iter().map(|device| lock(device).pause()).collect();
+        let saved = self.write(folder, virtio);
+        if saved.is_err() || !stay {
+            self.devices.virtio.iter().for_each(|device| lock(device).resume());
+            self.context.gate.open();
+        }
+        saved.map(|()| true)
+    }
+
+    fn write(&self, folder: &Path, virtio: Vec<TransportState>) -> Result<(), Error> {
+        snapshot::memory::write(&self.context.memory, &folder.join(MEMORY))?;
+        let devices = self.devices;
+        let state = MachineState {
+            processor: snapshot::processor(),
+            cpus: self.config.cpus,
+            memory_mib: self.config.memory_mib,
+            vcpus: self.context.gate.save()?,
+            interrupt_controllers: save_controllers(self.vm)?,
+            timer: self.vm.get_pit2().map_err(Error::kvm("give the timer's state"))?,
+            clock: self.vm.get_clock().map_err(Error::kvm("give the guest's clock"))?,
+            serial: lock(&devices.serial).state(),
+            i8042: lock(&devices.i8042).state(),
+            rtc: lock(&devices.rtc).state(),
+            acpi_pm: lock(&devices.acpi_pm).state(),
+            virtio,
+        };
+        Ok(state.write(folder)?)
+    }
+}
+
+fn save_controllers(vm: &VmFd) -> Result<Vec<kvm_irqchip>, Error> {
+    let save = |chip_id| {
+        let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+        vm.get_irqchip(&mut chip).map_err(Error::kvm("give an interrupt controller's state"))?;
+        Ok(chip)
+    };
+    [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC].into_iter().map(save).collect()
+}
+
+/// Gives a new machine's controllers, timer and clock, and its PC's devices but the serial port, the state of a saved one.
+pub(super) fn restore(vm: &VmFd, devices: &Devices, state: &MachineState) -> Result<(), Error> {
+    for chip in &state.interrupt_controllers {
+        vm.set_irqchip(chip).map_err(Error::kvm("take an interrupt controller's state"))?;
+    }
+    vm.set_pit2(&state.timer).map_err(Error::kvm("take the timer's state"))?;
+    let clock = kvm_clock_data { clock: state.clock.clock, ..Default::default() };
+    vm.set_clock(&clock).map_err(Error::kvm("take the guest's clock"))?;
+    lock(&devices.i8042).restore(&state.i8042);
+    lock(&devices.rtc).restore(&state.rtc);
+    lock(&devices.acpi_pm).restore(&state.acpi_pm);
+    if devices.virtio.len() != state.virtio.len() {
+        let (saved, wanted) = (state.virtio.len(), devices.virtio.len());
+        let [saved, wanted] = [saved, wanted].map(|count| format!("{count} virtio devices"));
+        return Err(SnapshotError::OtherMachine { saved, wanted }.into());
+    }
+    Ok(())
+}
+
+/// Has the virtio devices go on where those of the saved machine were.
+pub(super) fn restore_virtio(devices: &Devices, state: &MachineState, folder: &Path) -> Result<(), Error> {
+    let unusable = |reason| SnapshotError::Unusable { path: folder.join(snapshot::STATE), reason };
+    for (device, state) in devices.virtio.iter().zip(&state.virtio) {
+        lock(device).restore(state).map_err(unusable)?;
+    }
+    Ok(())
+}
+
+fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,193 @@
+//! A saved machine: its state in one file, its memory in another beside it.
+//!
+//! The state file is a magic number, the format's version, the length of what follows and its SHA-256, and then the state
+//! itself, each device's its own typed part of it. What is of another version, cut short, altered, or of another
+//! processor is refused before anything is made of it. A save that is not finished has no state file.
+
+pub mod memory;
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use kvm_bindings::{kvm_clock_data, kvm_irqchip, kvm_pit_state2};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::config::CpuConfig;
+use super::cpu::state::VcpuState;
+use super::devices::acpi_pm::AcpiPmState;
+use super::devices::i8042::I8042State;
+use super::devices::rtc::RtcState;
+use super::devices::serial::SerialState;
+use super::virtio::mmio::TransportState;
+
+/// The state's file and the memory's, in a snapshot's folder.
+pub const STATE: &str = "state";
+pub const MEMORY: &str = "memory";
+
+const MAGIC: [u8; 8] = *b"wispsnap";
+/// Changes whenever what is written does.
+const VERSION: u32 = 1;
+const HEADER: usize = 8 + 4 + 8 + 32;
+/// More than any machine's state: 64 vCPUs have some 10 KiB each.
+const LIMIT: u64 = 64 << 20;
+
+/// A machine's state, but for its memory.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MachineState {
+    /// The processor that it ran on.
+    pub processor: String,
+    /// How many vCPUs it has, and how they belong together.
+    pub cpus: CpuConfig,
+    /// Its memory.
+    pub memory_mib: u64,
+    /// The vCPUs, in order.
+    pub vcpus: Vec<VcpuState>,
+    /// The two 8259s and the I/O APIC.
+    pub interrupt_controllers: Vec<kvm_irqchip>,
+    /// The 8254.
+    pub timer: kvm_pit_state2,
+    /// The guest's clock.
+    pub clock: kvm_clock_data,
+    /// The serial port.
+    pub serial: SerialState,
+    /// The keyboard controller.
+    pub i8042: I8042State,
+    /// The clock with a battery.
+    pub rtc: RtcState,
+    /// ACPI's registers.
+    pub acpi_pm: AcpiPmState,
+    /// The virtio devices, in the order of their slots.
+    pub virtio: Vec<TransportState>,
+}
+
+/// Why a machine cannot be saved or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// A file could not be read or written.
+    #[error("{} cannot be {action}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What was to be done with it, as a participle.
+        action: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It is no snapshot, or a damaged one.
+    #[error("{} is no snapshot that can be used: {reason}", path.display())]
+    Unusable {
+        /// The state's file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A device cannot have that state.
+    #[error("the snapshot's state is not a device's: {0}")]
+    Device(String),
+    /// The machine that it is to become is another.
+    #[error("the snapshot is of a machine with {saved}; this one has {wanted}")]
+    OtherMachine {
+        /// What was saved.
+        saved: String,
+        /// What is wanted.
+        wanted: String,
+    },
+}
+
+impl SnapshotError {
+    pub(super) fn file(path: &Path, action: &'static str) -> impl Fn(io::Error) -> SnapshotError + use<> {
+        let path = path.to_path_buf();
+        move |source| SnapshotError::File { path: path.clone(), action, source }
+    }
+}
+
+impl MachineState {
+    /// Writes the state into `folder`, whole and durable, or not at all.
+    pub fn write(&self, folder: &Path) -> Result<(), SnapshotError> {
+        let path = folder.join(STATE);
+        let failed = SnapshotError::file(&path, "written");
+        let payload = postcard::to_allocvec(self).map_err(|error| failed(io::Error::other(error)))?;
+        let mut content = Vec::with_capacity(HEADER + payload.len());
+        content.extend(MAGIC);
+        content.extend(VERSION.to_le_bytes());
+        content.extend((payload.len() as u64).to_le_bytes());
+        content.extend(Sha256::digest(&payload));
+        content.extend(payload);
+        let unfinished = folder.join(format!("{STATE}.new"));
+        let write = || {
+            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+            file.write_all(&content)?;
+            file.sync_all()?;
+            fs::rename(&unfinished, &path)?;
+            File::open(folder)?.sync_all()
+        };
+        write().map_err(failed)
+    }
+
+    /// Reads the state in `folder`, which must be one that can go on on this host.
+    pub fn read(folder: &Path) -> Result<MachineState, SnapshotError> {
+        let path = folder.join(STATE);
+        let length = path.metadata().map_err(SnapshotError::file(&path, "read"))?.len();
+        let unusable = |reason: String| SnapshotError::Unusable { path: path.clone(), reason };
+        if length > LIMIT {
+            return Err(unusable(format!("it has {length} bytes")));
+        }
+        let content = fs::read(&path).map_err(SnapshotError::file(&path, "read"))?;
+        let state = parse(&content).map_err(unusable)?;
+        let here = processor();
+        if state.processor != here {
+            return Err(unusable(format!(
+                "it was taken on another processor, {:?}, and this is {here:?}",
+                state.processor
+            )));
+        }
+        Ok(state)
+    }
+}
+
+fn parse(content: &[u8]) -> Result<MachineState, String> {
+    let Some((header, payload)) = content.split_at_checked(HEADER) else {
+        return Err(format!("it ends after {} bytes", content.len()));
+    };
+    if header[..8] != MAGIC {
+        return Err("it does not begin as one".into());
+    }
+    let version = u32::from_le_bytes(header[8..12].try_into().expect("four bytes"));
+    if version != VERSION {
+        return Err(format!("it has the format's version {version}, and this wisp reads version {VERSION}"));
+    }
+    let length = u64::from_le_bytes(header[12..20].try_into().expect("eight bytes"));
+    if length != payload.len() as u64 {
+        return Err(format!("it has {} bytes where {length} belong", payload.len()));
+    }
+    if header[20..] != Sha256::digest(payload)[..] {
+        return Err("its SHA-256 is another: it was altered".into());
+    }
+    postcard::from_bytes(payload).map_err(|error| error.to_string())
+}
+
+/// What this host's processor is: a state goes on on its like only.
+pub fn processor() -> String {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    let words = |leaf: std::arch::x86_64::CpuidResult| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx];
+    let brand: Vec<u8> = (0x8000_0002..=0x8000_0004)
+        .flat_map(|leaf| words(__cpuid(leaf)))
+        .flat_map(u32::to_le_bytes)
+        .take_while(|byte| *byte != 0)
+        .collect();
+    // Family, model and stepping; the features without what differs from CPU to CPU (the APIC's id in EBX, OSXSAVE).
+    let basic = __cpuid(1);
+    let extended = __cpuid_count(7, 0);
+    format!(
+        "{} {:x} {:x} {:x} {:x} {:x}",
+        String::from_utf8_lossy(&brand).trim(),
+        basic.eax,
+        basic.ecx & !(1 << 27),
+        basic.edx,
+        extended.ebx,
+        extended.ecx & !(1 << 4)
+    )
+}
