@@ -110,15 +110,18 @@ fn a_driver_sees_its_disk_grow() {
 fn no_write_is_lost_while_a_disk_is_continued_in_layers() {
     const BLOCKS: u64 = 256;
     const LAYERS: usize = 12;
+    const BETWEEN: usize = 20;
     for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
         let bench = bench(1);
         bench.slots.attach(&bench.disk("layer0", format, 64 * MIB)).unwrap();
         let mut driver = bench.driver(0);
         assert!(driver.bind());
         let stop = AtomicBool::new(false);
+        let (done, progress) = std::sync::mpsc::channel();
         let mut frozen: Vec<(PathBuf, Vec<u8>)> = Vec::new();
         let (mut driver, written) = std::thread::scope(|scope| {
-            let writer = scope.spawn(|| {
+            let stop = &stop;
+            let writer = scope.spawn(move || {
                 let mut written = vec![0_u64; BLOCKS as usize];
                 let mut count = 0_u64;
                 // Blocks lie apart, so that many clusters are touched; each bears the number of its last write.
@@ -131,11 +134,14 @@ fn no_write_is_lost_while_a_disk_is_continued_in_layers() {
                     let other = count.wrapping_mul(0xd134_2543_de82_ef95) % BLOCKS;
                     assert_eq!(driver.request(IN, other * 512, &mut data), OK);
                     assert_eq!(data, written[other as usize].to_le_bytes().repeat(512), "block {other}");
+                    done.send(()).unwrap();
                 }
                 (driver, written)
             });
             let mut present = (bench.path("layer0"), format);
             for number in 1..=LAYERS {
+                // Between two switches something is written, however busy the host is.
+                assert_eq!(progress.iter().take(BETWEEN).count(), BETWEEN);
                 let layer = bench.path(&format!("layer{number}"));
                 disk_image::create_layer(&layer, &present.0, present.1, None).unwrap();
                 bench.slots.switch("layer0", &layer).unwrap();
@@ -145,7 +151,6 @@ fn no_write_is_lost_while_a_disk_is_continued_in_layers() {
             stop.store(true, Ordering::Release);
             writer.join().unwrap()
         });
-        assert!(written.iter().max() > Some(&100), "too few writes came between the switches to show anything");
         for (block, number) in (0..).zip(&written) {
             let mut data = [0; 4096];
             assert_eq!(driver.request(IN, block * 512, &mut data), OK);
@@ -176,12 +181,14 @@ fn a_switch_that_fails_leaves_the_disk_as_it_was() {
     disk_image::create(&bench.path("other"), DiskFormat::Raw, MIB).unwrap();
     disk_image::create_layer(&bench.path("over-other"), &bench.path("other"), DiskFormat::Raw, None).unwrap();
     disk_image::create(&bench.path("alone"), DiskFormat::Qcow2, MIB).unwrap();
-    for layer in ["over-other", "alone", "other", "absent", "disk"] {
+    for layer in ["over-other", "alone", "other", "absent"] {
         assert!(matches!(bench.slots.switch("disk", &bench.path(layer)), Err(SlotError::Disk(_))), "{layer}");
         assert_eq!(driver.request(OUT, 8, &mut [8; 512]), OK);
         let grown = disk_image::grow(&bench.path("disk"), DiskFormat::Raw, 2 * MIB);
         assert!(grown.is_err(), "the disk's file is not locked any more");
     }
+    // It goes on in its own file already: who was killed before hearing of a switch asks for it again.
+    bench.slots.switch("disk", &bench.path("disk")).unwrap();
     driver.unbind();
     bench.slots.detach("disk", false).unwrap();
     assert_eq!(fs::read(bench.path("disk")).unwrap()[4096..4608], [8; 512]);

@@ -354,10 +354,13 @@ mod tests {
     #[test]
     fn a_missing_helper_is_optional_and_says_how_to_get_it() {
         let mut facts = laptop();
-        facts.helpers[1].1 = false;
+        facts.helpers[0].1 = false;
         let finding = find(&facts, "qemu-img").expect("it is judged");
         assert_eq!(finding.status, Status::Warn);
-        assert_eq!(finding.found, "not installed; optional, for importing foreign disk images");
+        assert_eq!(
+            finding.found,
+            "not installed; optional, for converting disks that `wisp image import` does not read"
+        );
         assert_eq!(finding.mends[0].command, "sudo apt install qemu-utils");
     }
 
