@@ -23,8 +23,9 @@ use super::devices::rtc::RtcState;
 use super::devices::serial::SerialState;
 use super::virtio::mmio::TransportState;
 
-/// The state's file and the memory's, in a snapshot's folder.
+/// The state's file, in a snapshot's folder.
 pub const STATE: &str = "state";
+/// The memory's.
 pub const MEMORY: &str = "memory";
 
 const MAGIC: [u8; 8] = *b"wispsnap";
@@ -190,4 +191,39 @@ pub fn processor() -> String {
         extended.ebx,
         extended.ecx & !(1 << 4)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(version: u32, payload: &[u8]) -> Vec<u8> {
+        let length = (payload.len() as u64).to_le_bytes();
+        [&MAGIC[..], &version.to_le_bytes(), &length, &Sha256::digest(payload), payload].concat()
+    }
+
+    fn refused(content: &[u8]) -> String {
+        parse(content).unwrap_err()
+    }
+
+    #[test]
+    fn what_is_cut_short_altered_or_of_another_version_is_refused_with_the_reason() {
+        let whole = content(VERSION, b"a state");
+        for length in 0..HEADER {
+            assert_eq!(refused(&whole[..length]), format!("it ends after {length} bytes"));
+        }
+        assert_eq!(refused(&whole[..whole.len() - 1]), "it has 6 bytes where 7 belong");
+        let mut altered = whole.clone();
+        altered[HEADER] ^= 1;
+        assert_eq!(refused(&altered), "its SHA-256 is another: it was altered");
+        altered[0] ^= 1;
+        assert_eq!(refused(&altered), "it does not begin as one");
+        assert!(refused(&content(VERSION + 1, b"")).contains("version 2"));
+        assert!(!refused(&content(VERSION, b"")).is_empty(), "no state is that short");
+    }
+
+    #[test]
+    fn a_processor_is_always_the_same() {
+        assert_eq!(processor(), processor());
+    }
 }

@@ -345,6 +345,7 @@ impl MmioTransport {
         self.interrupt.config_generation.store(state.config_generation, Ordering::SeqCst);
         self.interrupt.device_status.store(state.device_status, Ordering::SeqCst);
         if state.activated {
+            self.device.will_be_restored();
             self.activate();
         }
         Ok(())

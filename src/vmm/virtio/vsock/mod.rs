@@ -49,6 +49,8 @@ pub struct Vsock {
     config: VsockConfig,
     listener: UnixListener,
     worker: Option<Worker<Service>>,
+    /// The connections that the guest knows of were another machine's.
+    is_restored: bool,
 }
 
 impl Vsock {
@@ -57,7 +59,7 @@ impl Vsock {
         let failed = |source| VsockError::Listen { path: config.path.clone(), source };
         let listener = UnixListener::bind(&config.path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Vsock { config: config.clone(), listener, worker: None })
+        Ok(Vsock { config: config.clone(), listener, worker: None, is_restored: false })
     }
 }
 
@@ -90,8 +92,10 @@ impl VirtioDevice for Vsock {
         let failed = |source| ActivateError { device: "vsock", source };
         let listener: OwnedFd = self.listener.try_clone().map_err(failed)?.into();
         let config = self.config.clone();
-        let worker =
-            Worker::spawn("vsock", |wakeups| Service::new(config, UnixListener::from(listener), activation, wakeups));
+        let restored = std::mem::take(&mut self.is_restored);
+        let worker = Worker::spawn("vsock", |wakeups| {
+            Service::new(config, UnixListener::from(listener), activation, wakeups, restored)
+        });
         self.worker = Some(worker.map_err(failed)?);
         Ok(())
     }
@@ -104,6 +108,10 @@ impl VirtioDevice for Vsock {
     fn resume(&mut self) -> Result<(), ActivateError> {
         let resumed = self.worker.as_mut().map_or(Ok(()), Worker::resume);
         resumed.map_err(|source| ActivateError { device: "vsock", source })
+    }
+
+    fn will_be_restored(&mut self) {
+        self.is_restored = true;
     }
 
     fn reset(&mut self) {

@@ -23,6 +23,9 @@ use crate::vmm::virtio::{Activation, QueueState};
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
+const EVENT: usize = 2;
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (section 5.10.6.7): all connections are gone.
+const TRANSPORT_RESET: [u8; 4] = [0; 4];
 
 /// Tokens of what the thread waits on; sockets have those from [`FIRST_SOCKET`].
 const LISTENER: u64 = 0;
@@ -57,6 +60,8 @@ pub(super) struct Service {
     stray_resets: VecDeque<Header>,
     next_token: u64,
     next_port: u32,
+    /// The guest is to be told that its connections are gone.
+    announces_reset: bool,
 }
 
 impl Service {
@@ -65,6 +70,7 @@ impl Service {
         listener: UnixListener,
         activation: Activation,
         wakeups: Arc<Wakeups>,
+        announces_reset: bool,
     ) -> io::Result<Service> {
         let service = Service {
             cid: config.cid.into(),
@@ -80,6 +86,7 @@ impl Service {
             stray_resets: VecDeque::new(),
             next_token: FIRST_SOCKET,
             next_port: FIRST_HOST_PORT,
+            announces_reset,
         };
         service.listen()?;
         Ok(service)
@@ -88,6 +95,18 @@ impl Service {
     /// Where the device's end of each queue is.
     pub(super) fn queue_states(&self) -> Vec<QueueState> {
         self.activation.queue_states()
+    }
+
+    /// Tells a guest that was restored that its connections were another machine's, as soon as it has a buffer for that.
+    fn announce_reset(&mut self) -> Result<(), QueueError> {
+        if !self.announces_reset {
+            return Ok(());
+        }
+        let Some(chain) = self.activation.queues[EVENT].pop()? else { return Ok(()) };
+        let written = queue::write_to(&self.activation.memory, &chain.writable, &TRANSPORT_RESET);
+        self.activation.queues[EVENT].add_used(chain.head, written as u32)?;
+        self.announces_reset = false;
+        self.activation.queues[EVENT].notify()
     }
 
     fn listen(&self) -> io::Result<()> {
@@ -339,7 +358,7 @@ impl Service {
 impl Serve for Service {
     fn run(&mut self) {
         loop {
-            if let Err(error) = self.serve_guest() {
+            if let Err(error) = self.announce_reset().and_then(|()| self.serve_guest()) {
                 self.activation.faults.record(&error);
                 return self.activation.interrupt.need_reset();
             }
