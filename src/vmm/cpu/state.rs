@@ -7,6 +7,9 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 
+const MSR_IA32_TSC: u32 = 0x10;
+const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
+
 /// The state.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VcpuState {
@@ -83,7 +86,20 @@ fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, State
         saved.extend_from_slice(&msrs.as_slice()[..count]);
         left = &left[(count + 1).min(left.len())..];
     }
+    revive_deadline(&mut saved);
     Ok(saved)
+}
+
+/// A timer whose time has come reads as one that is off, although its interrupt may not be in the local APIC's registers
+/// yet, which were read before or after. Then the guest would wait for it for ever: it gets one more at once instead, which
+/// a guest's timer code has to expect anyway.
+fn revive_deadline(msrs: &mut Vec<kvm_msr_entry>) {
+    let value = |index: u32| msrs.iter().find(|msr| msr.index == index).map(|msr| msr.data);
+    let (Some(now), Some(deadline)) = (value(MSR_IA32_TSC), value(MSR_IA32_TSC_DEADLINE)) else { return };
+    // It is measured by the counter, so it comes after it.
+    msrs.retain(|msr| msr.index != MSR_IA32_TSC_DEADLINE);
+    let data = if deadline == 0 { now } else { deadline };
+    msrs.push(kvm_msr_entry { index: MSR_IA32_TSC_DEADLINE, data, ..Default::default() });
 }
 
 /// Some that can be read cannot be written; what they hold, KVM sets by itself.
