@@ -4,6 +4,7 @@ mod common;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use common::Wisp;
 use mkext4::reader::Fs;
@@ -63,7 +64,34 @@ fn a_root_file_system_keeps_its_init_and_gets_the_agent() {
     wisp.run(&["stop", "box"]).expect_code(0);
     let shown = wisp.run(&["show", "box", "--output", "json"]).expect_code(0).text();
     assert!(shown.contains("\"stopped\"") && shown.contains("Client.UserInitiatedShutdown"), "{shown}");
+
+    // With an init that takes no notice of that either, it is forced.
+    wisp.run(&["start", "box"]).expect_code(0);
+    wisp.run(&["exec", "box", "--", "sh", "-c", "echo > /etc/inittab; kill -HUP 1; kill -9 $PPID"]);
+    wisp.run(&["stop", "box"]).expect_code(0);
+    let log = std::fs::read_to_string(wisp.instances()[0].join("vmm.log")).unwrap();
+    assert!(log.contains("the machine was ended by wisp"), "{log}");
     wisp.run(&["terminate", "box"]).expect_code(0);
+}
+
+#[test]
+fn a_root_that_cannot_be_written_is_written_in_memory() {
+    let wisp = Wisp::new();
+    let folder = tempfile::tempdir().unwrap();
+    let (files, root) = (folder.path().join("files"), folder.path().join("root.squashfs"));
+    std::fs::create_dir(&files).unwrap();
+    let archive = flate2::read::GzDecoder::new(File::open(bare_root(&wisp, folder.path())).unwrap());
+    tar::Archive::new(archive).unpack(&files).unwrap();
+    // Not compressed: where the kernel is emulated, unpacking takes most of a minute.
+    let made = Command::new("mksquashfs")
+        .args([&files, &root])
+        .args(["-quiet", "-no-progress", "-all-root", "-noI", "-noD", "-noF"])
+        .status();
+    assert!(made.unwrap().success());
+    wisp.run(&["image", "import", root.to_str().unwrap(), "--name", "fixed"]).expect_code(0);
+    let script = "echo new > /etc/motd; cat /etc/motd; while read a b c; do echo $b $c; done < /proc/mounts";
+    let text = wisp.run(&["run", "fixed", "--", "sh", "-c", script]).expect_code(0).text();
+    assert!(text.starts_with("new\n") && text.contains("\n/ overlay rw"), "{text}");
 }
 
 #[test]

@@ -5,6 +5,8 @@ mod common;
 use common::instances::{exec, files, json, launch};
 use common::{Wisp, monitor_pid, wait_until_gone};
 use serde_json::Value;
+use wisp::ec2::state::InstanceState;
+use wisp::store::{InstanceRecord, Store, StoreError};
 use wisp::vmm::control::{ControlClient, Request};
 
 fn instances(wisp: &Wisp) -> Vec<Value> {
@@ -123,6 +125,31 @@ fn ends_that_nobody_asked_for_are_told_apart() {
     wisp.run(&["exec", ids[2], "--", "poweroff"]);
     wait_until_state(&wisp, ids[2], "terminated");
     assert_eq!(reason(&wisp, ids[2]), "Client.InstanceInitiatedShutdown");
+}
+
+#[test]
+fn a_launch_that_was_killed_has_launched_all_or_none() {
+    let wisp = Wisp::new();
+    let launched = launch(&wisp, &["--count", "2", "--wait", "none"]).expect_code(0).text();
+    let ids: Vec<&str> = launched.lines().collect();
+    // As a launch leaves them that is killed after it has started all monitors.
+    let unsettle = || {
+        Store::open(wisp.home()).unwrap().write::<_, StoreError>(|tx| {
+            let records: Vec<InstanceRecord> = tx.list()?;
+            records
+                .into_iter()
+                .try_for_each(|record| tx.put(&InstanceRecord { state: InstanceState::Pending, starts: 0, ..record }))
+        })
+    };
+    unsettle().unwrap();
+    assert!(ids.iter().all(|id| state(&wisp, id) == "running"));
+    // And before it has started the last one.
+    unsettle().unwrap();
+    kill(monitor(&wisp, ids[1]));
+    let told = wisp.run(&["ls"]).expect_code(0).stderr;
+    assert!(ids.iter().all(|id| told.contains(id)), "{told}");
+    assert!(ids.iter().all(|id| state(&wisp, id) == "terminated"), "{told}");
+    assert!(wisp.instances().is_empty());
 }
 
 /// Waits for the machine of an instance to end, and looks what became of it.

@@ -55,6 +55,9 @@ impl Cloud {
             return Ok(());
         }
         let outcome = judge(&record, folder.end());
+        if is_launching(&record) {
+            self.undo_launch(&record, &outcome.reason)?;
+        }
         if outcome.terminated {
             self.settle_terminated(id, &outcome.reason)?;
         } else {
@@ -69,9 +72,11 @@ impl Cloud {
     fn reconcile_alive(&mut self, id: InstanceId, folder: &Folder) -> Result<(), CloudError> {
         let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
         if record.state == InstanceState::Pending {
+            let launched = if is_launching(&record) { self.launched_with(&record)? } else { vec![record] };
+            let ids: Vec<InstanceId> = launched.iter().map(|record| record.id).collect();
             // One that does not answer has no machine yet, or will have none.
-            if folder.connect().and_then(|mut monitor| monitor.status()).is_ok() {
-                self.settle_running(&[id])?;
+            if ids.iter().all(|id| self.folder(*id).connect().and_then(|mut monitor| monitor.status()).is_ok()) {
+                self.settle_running(&ids)?;
             }
             return Ok(());
         }
@@ -97,6 +102,28 @@ impl Cloud {
             Ok(())
         })?;
         self.notices.push(format!("{id}: its stop was interrupted, and it still runs. `wisp stop {id}` stops it."));
+        Ok(())
+    }
+
+    /// The instances of the launch that `record` is of, all of which are still to run.
+    fn launched_with(&mut self, record: &InstanceRecord) -> Result<Vec<InstanceRecord>, CloudError> {
+        let mut records: Vec<InstanceRecord> = self.store.read::<_, StoreError>(|tx| tx.list())?;
+        records.retain(|other| other.reservation_id == record.reservation_id && is_launching(other));
+        Ok(records)
+    }
+
+    /// Ends what a launch has started that has come to nothing: it launches all or none.
+    fn undo_launch(&mut self, record: &InstanceRecord, reason: &StateReason) -> Result<(), CloudError> {
+        for other in self.launched_with(record)? {
+            // Those without a machine have their own turn, and their own reason.
+            if other.id != record.id && self.folder(other.id).try_lock()?.is_none() {
+                self.notices.push(format!(
+                    "{}: {} of the same launch did not start; it is terminated, too.",
+                    other.id, record.id
+                ));
+                self.end_and_terminate(other.id, reason)?;
+            }
+        }
         Ok(())
     }
 
@@ -152,6 +179,11 @@ impl Cloud {
     }
 }
 
+/// Whether the launch that made the instance has not come to its end.
+fn is_launching(record: &InstanceRecord) -> bool {
+    record.state == InstanceState::Pending && record.starts == 0
+}
+
 /// What became of an instance that is said to have a machine and has none.
 fn judge(record: &InstanceRecord, end: Option<EndRecord>) -> Outcome {
     let id = record.id;
@@ -166,7 +198,7 @@ fn judge(record: &InstanceRecord, end: Option<EndRecord>) -> Outcome {
             reason: StateReason::user_initiated(),
             notice: Some(format!("{id}: its termination was interrupted; it is terminated now.")),
         },
-        (InstanceState::Pending, end) if record.starts == 0 => {
+        (InstanceState::Pending, end) if is_launching(record) => {
             let why = match end {
                 Some(EndRecord::Failed { why }) => why,
                 _ => "its launch was interrupted".into(),

@@ -210,12 +210,11 @@ impl Import<'_> {
             let (bundle, file) = (embedded.folder.clone(), kernel.file.clone());
             return Err(ImportError::Damaged { bundle, file, expected: kernel.sha256.clone(), found: sha256 });
         }
-        let mut cmdline = format!("{} rootfstype={}", self.options.cmdline.trim(), found.file_system.name());
+        let cmdline = format!("{} rootfstype={}", self.options.cmdline.trim(), found.file_system.name());
         if found.file_system.is_read_only() {
-            cmdline.push_str(" ro");
             self.progress.note(&format!(
-                "{} is read-only: guests of this image cannot write their root file system, only /run, /tmp and the \
-                 like where they mount a tmpfs there.",
+                "{} cannot be written: what a guest of this image writes to its root file system stays in its memory, \
+                 and is gone when it stops.",
                 found.file_system.name()
             ));
         }
@@ -508,7 +507,7 @@ mod tests {
         run("mksquashfs", &[files.to_str().unwrap(), squashfs.to_str().unwrap(), "-comp", "zstd", "-quiet"]);
         run("mke2fs", &["-q", "-t", "ext4", ext4.to_str().unwrap(), "8M"]);
         let (manifest, folder) = shop.import(&squashfs).unwrap();
-        assert_eq!(manifest.kernel.cmdline, "quiet rootfstype=squashfs ro");
+        assert_eq!(manifest.kernel.cmdline, "quiet rootfstype=squashfs");
         assert_eq!(fs::read(folder.join("root.squashfs")).unwrap(), fs::read(&squashfs).unwrap());
         assert!(manifest.initrd.is_some());
         let (manifest, folder) = shop.import(&ext4).unwrap();

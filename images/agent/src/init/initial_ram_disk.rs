@@ -1,7 +1,8 @@
 //! Roots that know nothing of Wisp: there this program is `/init` in an initial RAM disk.
 //!
-//! It mounts the root that the kernel's command line names, leaves a copy of itself in the root's `/run`, and gives
-//! process 1 to the root's own init. systemd finds a unit for the agent beside the copy; under another init the agent
+//! It mounts the root that the kernel's command line names (one of a kind that nobody can write beneath a layer in
+//! memory that takes the writes), leaves a copy of itself in the root's `/run`, and gives process 1 to the root's own
+//! init. systemd finds a unit for the agent beside the copy; under another init the agent
 //! runs from before its first instruction. A root without an init keeps this program as its process 1.
 
 use std::fs;
@@ -24,6 +25,11 @@ pub const PROGRAM: &str = "/init";
 const ROOT: &str = "/root";
 /// The file systems that images have, in the order they are tried in where nothing is said.
 const FILE_SYSTEMS: [&str; 3] = ["ext4", "squashfs", "erofs"];
+/// Those of them that are never written, and where they are mounted, beneath what is.
+const READ_ONLY: [&str; 2] = ["squashfs", "erofs"];
+const LOWER: &str = "/lower";
+/// Where what is written on top of them is kept.
+const UPPER: &str = "/upper";
 /// The programs that the kernel looks for (init/main.c), but for the shell.
 const INITS: [&str; 3] = ["/sbin/init", "/etc/init", "/bin/init"];
 /// The copy of this program, in the root.
@@ -75,12 +81,10 @@ fn try_enter_root() -> Result<(), String> {
 }
 
 fn mount_root(root: &Root) -> Result<(), String> {
-    let _ = rustix::fs::mkdir(ROOT, Mode::from_raw_mode(0o755));
-    let flags = if root.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
     let kinds = root.file_system.as_deref().map_or(FILE_SYSTEMS.to_vec(), |kind| vec![kind]);
     let mut last = Errno::INVAL;
     for kind in &kinds {
-        match mount(root.device.as_str(), ROOT, *kind, flags, None) {
+        match mount_root_as(kind, root) {
             Ok(()) => return Ok(()),
             Err(errno) => last = errno,
         }
@@ -88,10 +92,38 @@ fn mount_root(root: &Root) -> Result<(), String> {
     Err(format!("cannot mount {} as {}: {last}", root.device, kinds.join(", ")))
 }
 
+fn mount_root_as(kind: &str, root: &Root) -> rustix::io::Result<()> {
+    make_folder(ROOT)?;
+    let device = root.device.as_str();
+    if root.read_only {
+        return mount(device, ROOT, kind, MountFlags::RDONLY, None);
+    }
+    if !READ_ONLY.contains(&kind) {
+        return mount(device, ROOT, kind, MountFlags::empty(), None);
+    }
+    make_folder(LOWER)?;
+    mount(device, LOWER, kind, MountFlags::RDONLY, None)?;
+    make_folder(UPPER)?;
+    mount("tmpfs", UPPER, "tmpfs", MountFlags::empty(), Some(c"mode=0755"))?;
+    // Both are of one file system, as overlayfs asks (linux/Documentation/filesystems/overlayfs.rst).
+    make_folder("/upper/files")?;
+    make_folder("/upper/work")?;
+    let layers = c"lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work";
+    mount("overlay", ROOT, "overlay", MountFlags::empty(), Some(layers))
+}
+
+fn make_folder(path: &str) -> rustix::io::Result<()> {
+    match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+        Err(errno) if errno != Errno::EXIST => Err(errno),
+        _ => Ok(()),
+    }
+}
+
 /// Brings a copy of this program into the new root's `/run`, which systemd takes over as it finds it.
 fn bring_agent() -> io::Result<()> {
     let run = format!("{ROOT}/run");
-    let _ = rustix::fs::mkdir(run.as_str(), Mode::from_raw_mode(0o755));
+    // A root that is read-only and has none tells it by the mount's error.
+    let _ = make_folder(&run);
     mount("tmpfs", run.as_str(), "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755"))?;
     fs::create_dir(format!("{ROOT}{AGENT_FOLDER}"))?;
     fs::copy(PROGRAM, format!("{ROOT}{AGENT}"))?;
@@ -100,9 +132,10 @@ fn bring_agent() -> io::Result<()> {
 }
 
 fn switch_root() -> rustix::io::Result<()> {
-    // Programs of the root find the kernel's file systems from the first on; where it has no such directory, its init
-    // will make one.
+    // Programs of the root find the kernel's file systems from the first on; where it can have no such directory, its
+    // init has to make do.
     for target in ["/dev", "/proc", "/sys"] {
+        let _ = make_folder(&format!("{ROOT}{target}"));
         let _ = mount_move(target, format!("{ROOT}{target}"));
     }
     rustix::process::chdir(ROOT)?;
