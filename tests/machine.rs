@@ -296,6 +296,8 @@ fn a_saved_machine_goes_on_where_it_was() {
     let mut machine = Machine::go_on(&wisp, folder, &config, Some(saved.path()));
     let status = machine.status();
     println!("restored in {:?}: {status:?}", began.elapsed());
+    machine.wait_until_ready();
+    println!("ready in {:?}", began.elapsed());
     assert_eq!(machine.shell("cat /proc/sys/kernel/random/boot_id"), boot);
     println!("answered in {:?}", began.elapsed());
     assert!(count(&machine) >= before);

@@ -15,7 +15,7 @@ use crate::vmm::console_socket;
 use crate::vmm::control::{self, Message};
 use crate::vmm::end::End;
 use crate::vmm::end_record::EndRecord;
-use crate::vmm::machine::{Launcher, Surroundings};
+use crate::vmm::machine::{Launcher, Restore, Surroundings};
 use crate::vmm::{Machine, MachineConfig};
 
 /// Runs the machine of an instance's folder.
@@ -48,6 +48,10 @@ pub struct Args {
     /// The folder of a saved machine to go on from; a guest that reboots later boots.
     #[arg(long)]
     restore: Option<PathBuf>,
+
+    /// The saved machine is gone once it runs.
+    #[arg(long, requires = "restore")]
+    once: bool,
 }
 
 /// Runs the machine to its end. Why it could not be built is told to who started it, who is there to tell the user.
@@ -73,7 +77,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         launcher,
         console,
         process_start_ns: args.began_ns,
-        restore: args.restore.clone(),
+        restore: args.restore.clone().map(|folder| Restore { folder, once: args.once }),
     };
     let result = build_and_run(&args.folder, surroundings, owned);
     if let Err(error) = &result {

@@ -202,10 +202,16 @@ pub(super) fn add_options(kernel: &mut KernelConfig, options: Option<&str>) {
     }
 }
 
-/// Has the guest call itself something short, and different for each instance.
+/// What a guest calls itself: something short, and different for each instance.
+pub(super) fn host_name(id: &InstanceId) -> String {
+    let mut name = id.to_string();
+    name.truncate(10);
+    name
+}
+
+/// Has the guest call itself so.
 pub(super) fn name_host(kernel: &mut KernelConfig, id: &InstanceId) {
-    let id = id.to_string();
-    kernel.cmdline.push_str(&format!(" wisp.hostname={}", &id[..id.len().min(10)]));
+    kernel.cmdline.push_str(&format!(" wisp.hostname={}", host_name(id)));
 }
 
 fn names_root(cmdline: &str) -> bool {

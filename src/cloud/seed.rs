@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::Cloud;
 use super::error::CloudError;
 use super::machine::Folder;
+use super::run::host_name;
 use crate::ec2::user_data::{Kind, UserData};
 use crate::guest::Seed;
 use crate::host::home::write_private;
@@ -31,6 +32,7 @@ impl Cloud {
         }
         let seed = Seed {
             instance_id: record.id.to_string(),
+            hostname: Some(host_name(&record.id)),
             default_user: default_user.to_string(),
             public_keys: key.into_iter().map(|key| key.public_key).collect(),
             // What is in the store was checked when it came in.

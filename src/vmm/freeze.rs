@@ -49,6 +49,7 @@ impl Freezer<'_> {
             processor: snapshot::processor(),
             cpus: self.config.cpus,
             memory_mib: self.config.memory_mib,
+            memory_written: snapshot::memory_written(folder)?,
             vcpus: self.context.gate.save()?,
             interrupt_controllers: save_controllers(self.vm)?,
             timer: self.vm.get_pit2().map_err(Error::kvm("give the timer's state"))?,
@@ -80,6 +81,7 @@ pub(super) fn restore(vm: &VmFd, devices: &Devices, state: &MachineState) -> Res
     vm.set_pit2(&state.timer).map_err(Error::kvm("take the timer's state"))?;
     let clock = kvm_clock_data { clock: state.clock.clock, ..Default::default() };
     vm.set_clock(&clock).map_err(Error::kvm("take the guest's clock"))?;
+    lock(&devices.serial).repeat_interrupt();
     lock(&devices.i8042).restore(&state.i8042);
     lock(&devices.rtc).restore(&state.rtc);
     lock(&devices.acpi_pm).restore(&state.acpi_pm);

@@ -7,6 +7,7 @@
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
@@ -38,6 +39,7 @@ use super::freeze::{self, Freezer};
 use super::irq::IrqLine;
 use super::memory::{self, GuestMemory, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
 use super::monitor::Monitor;
+use super::resume;
 use super::snapshot::{self, MachineState, SnapshotError};
 use super::timeline::{ExitCounters, Mark, Timeline};
 use super::virtio::VirtioDevice;
@@ -75,8 +77,17 @@ pub struct Surroundings {
     pub console: Option<UnixStream>,
     /// When the user's command began, in nanoseconds of `CLOCK_MONOTONIC`.
     pub process_start_ns: Option<u64>,
-    /// The folder of a saved machine that this one is to go on from.
-    pub restore: Option<PathBuf>,
+    /// A saved machine that this one is to go on from.
+    pub restore: Option<Restore>,
+}
+
+/// A saved machine to go on from.
+#[derive(Debug, Clone)]
+pub struct Restore {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Whether it is gone once it runs, so that nothing goes on from it twice.
+    pub once: bool,
 }
 
 /// The connection of the process that started a machine: subscribed from the beginning (see [`super::control`]).
@@ -104,6 +115,15 @@ pub struct Machine {
     control: ControlServer,
     launcher: Launcher,
     console_socket: ConsoleSocket,
+    revival: Option<Revival>,
+}
+
+/// What a restored machine has to do when it runs.
+#[derive(Debug)]
+struct Revival {
+    restore: Restore,
+    /// Leads to the guest's agent, if there can be one.
+    agent: Option<UnixStream>,
 }
 
 /// Devices that are talked to from outside the guest.
@@ -134,9 +154,9 @@ impl Machine {
 
         let kvm = open_kvm()?;
         let vm = create_vm(&kvm)?;
-        let saved = surroundings.restore.as_deref().map(|folder| saved_state(folder, &config)).transpose()?;
+        let saved = surroundings.restore.as_ref().map(|from| saved_state(&from.folder, &config)).transpose()?;
         let memory = match &surroundings.restore {
-            Some(folder) => memory::map_file(config.memory_mib, &folder.join(snapshot::MEMORY))?,
+            Some(from) => memory::map_file(config.memory_mib, &from.folder.join(snapshot::MEMORY))?,
             None => memory::allocate(config.memory_mib)?,
         };
         register_memory(&vm, &memory)?;
@@ -160,15 +180,21 @@ impl Machine {
             console_socket.attach(terminal).map_err(Error::host("a terminal for the console"))?;
         }
         let mut devices = wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console, saved.as_ref())?;
-        wire_virtio(&vm, &mut mmio, &mut devices, &memory, &config, &slots, &surroundings.folder)?;
+        let (agent, first_client) = match &saved {
+            Some(_) if config.vsock.is_some() => Some(UnixStream::pair().map_err(Error::host("a socket pair"))?),
+            _ => None,
+        }
+        .unzip();
+        wire_virtio(&vm, &mut mmio, &mut devices, &memory, &config, &surroundings.folder, first_client)?;
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::kvm("tell which CPU features it supports"))?;
         let vcpus = create_vcpus(&vm, &supported, &memory, &config, &start)?;
-        if let (Some(state), Some(folder)) = (&saved, &surroundings.restore) {
+        if let (Some(state), Some(from)) = (&saved, &surroundings.restore) {
             freeze::restore(&vm, &devices, state)?;
-            freeze::restore_virtio(&devices, state, folder)?;
+            freeze::restore_virtio(&devices, state, &from.folder)?;
         }
+        let revival = surroundings.restore.map(|restore| Revival { restore, agent });
 
         let exits = Arc::new(ExitCounters::default());
         let cpu_time = CpuTime::new(config.cpus.count);
@@ -192,7 +218,7 @@ impl Machine {
             saved_msrs,
         };
         let launcher = surroundings.launcher;
-        Ok(Machine { config, vm, vcpus, context, devices, ends, ready, control, launcher, console_socket })
+        Ok(Machine { config, vm, vcpus, context, devices, ends, ready, control, launcher, console_socket, revival })
     }
 
     /// Runs the guest to its end. Then, when no thread of the machine is left and its disks are flushed, `conclude` is
@@ -202,9 +228,16 @@ impl Machine {
         let monitor =
             Monitor::new(self.control, self.launcher, self.console_socket, &self.devices, &self.ends, &self.ready)?;
         let spawn = |(id, fd)| VcpuHandle::spawn(id, fd, Arc::clone(&context));
-        let mut running = Running { context: Arc::clone(&context), vcpus: Vec::new(), devices: &self.devices };
+        if let Some(Revival { restore: Restore { folder, once: true }, .. }) = &self.revival {
+            snapshot::consume(folder)?;
+        }
+        let mut running =
+            Running { context: Arc::clone(&context), vcpus: Vec::new(), devices: &self.devices, teller: None };
         for vcpu in (0..).zip(self.vcpus) {
             running.vcpus.push(spawn(vcpu)?);
+        }
+        if let Some(agent) = self.revival.and_then(|revival| revival.agent) {
+            running.teller = Some(tell_agent(agent, &self.config, &context.timeline, &self.ready)?);
         }
         let status = || status(&self.config, &context, &self.devices);
         let freezer = Freezer {
@@ -229,6 +262,8 @@ struct Running<'a> {
     context: Arc<VcpuContext>,
     vcpus: Vec<VcpuHandle>,
     devices: &'a Devices,
+    /// The thread that tells a restored guest of it.
+    teller: Option<JoinHandle<()>>,
 }
 
 impl Drop for Running<'_> {
@@ -239,7 +274,27 @@ impl Drop for Running<'_> {
         for device in &self.devices.virtio {
             device.lock().unwrap_or_else(PoisonError::into_inner).shut_down();
         }
+        // Its stream has ended with the vsock device.
+        self.teller.take().map(JoinHandle::join);
     }
+}
+
+/// Tells the agent of a restored guest; when it has answered, the machine is ready.
+fn tell_agent(
+    agent: UnixStream,
+    config: &MachineConfig,
+    timeline: &Arc<Timeline>,
+    ready: &EventFd,
+) -> Result<JoinHandle<()>, Error> {
+    let seed = config.vsock.as_ref().and_then(|vsock| vsock.seed.clone());
+    let timeline = Arc::clone(timeline);
+    let ready = ready.try_clone().map_err(Error::host("an eventfd"))?;
+    let on_ready = move || {
+        timeline.mark(Mark::AgentReady);
+        // The counter is far from its end.
+        let _ = ready.write(1);
+    };
+    resume::spawn(agent, seed, on_ready).map_err(Error::host("a thread"))
 }
 
 fn open_kvm() -> Result<Kvm, Error> {
@@ -405,9 +460,10 @@ fn wire_virtio(
     devices: &mut Devices,
     memory: &GuestMemory,
     config: &MachineConfig,
-    slots: &[Slot],
     folder: &Path,
+    first_client: Option<UnixStream>,
 ) -> Result<(), Error> {
+    let slots = virtio_slots(config);
     let mut parts: Vec<(String, Box<dyn VirtioDevice>)> = Vec::new();
     let mut bays = Vec::with_capacity(config.all_disk_slots());
     for index in 0..config.all_disk_slots() {
@@ -418,9 +474,9 @@ fn wire_virtio(
     }
     parts.push(("rng".into(), Box::new(Rng::default())));
     if let Some(vsock) = &config.vsock {
-        parts.push(("vsock".into(), Box::new(Vsock::new(vsock)?)));
+        parts.push(("vsock".into(), Box::new(Vsock::new(vsock, first_client)?)));
     }
-    for ((name, device), slot) in parts.into_iter().zip(slots) {
+    for ((name, device), slot) in parts.into_iter().zip(&slots) {
         let faults = Arc::new(GuestFaults::new(name.clone()));
         let line = wire_irq(vm, slot.irq)?;
         let transport =

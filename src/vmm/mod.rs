@@ -25,6 +25,7 @@ pub mod irq;
 pub mod machine;
 pub mod memory;
 mod monitor;
+mod resume;
 pub mod snapshot;
 pub mod timeline;
 pub mod virtio;

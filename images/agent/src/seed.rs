@@ -12,13 +12,15 @@ pub const SEED_PORT: u32 = 1025;
 pub const MAX_SEED: usize = 64 * 1024;
 
 /// The version of [`Seed`]'s shape.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The seed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seed {
     /// The instance's identifier: what is done once for each instance is done when it changes.
     pub instance_id: String,
+    /// What the guest is to call itself; nothing, if its kernel's command line said so.
+    pub hostname: Option<String>,
     /// The user whose `authorized_keys` get the public keys.
     pub default_user: String,
     /// Public keys, as lines of `authorized_keys`.
@@ -53,6 +55,7 @@ mod tests {
     fn a_seed_is_read_back_and_nothing_else_is_one() {
         let seed = Seed {
             instance_id: "i-0123456789abcdef0".into(),
+            hostname: Some("i-01234567".into()),
             default_user: "root".into(),
             public_keys: vec!["ssh-ed25519 AAAA".into()],
             user_data: Some(b"#!/bin/sh\n".to_vec()),

@@ -110,6 +110,7 @@ impl I8042 {
         (self.control, self.output_port, self.status) = (state.control, state.output_port, state.status);
         self.output = state.output.iter().copied().take(BUFFER_SIZE).collect();
         self.pending = state.pending;
+        self.signal();
     }
 
     /// Presses ctrl-alt-del. Returns whether the guest's driver listens for keys.

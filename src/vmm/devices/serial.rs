@@ -121,6 +121,15 @@ impl Serial {
         Ok(Serial { registers, waiting, emptied, room })
     }
 
+    /// Raises its interrupt again if the guest has not seen it: KVM may not have carried it to the controllers yet when
+    /// those were saved.
+    pub fn repeat_interrupt(&self) {
+        const NOTHING_PENDING: u8 = 1;
+        if self.registers.state().interrupt_identification & NOTHING_PENDING == 0 {
+            self.registers.interrupt_evt().trigger();
+        }
+    }
+
     /// How many bytes of input are taken now.
     pub fn input_room(&self) -> usize {
         INPUT_LIMIT - self.waiting.len()

@@ -8,7 +8,7 @@ pub mod memory;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::{kvm_clock_data, kvm_irqchip, kvm_pit_state2};
@@ -44,6 +44,9 @@ pub struct MachineState {
     pub cpus: CpuConfig,
     /// Its memory.
     pub memory_mib: u64,
+    /// When the memory's file was written: seconds and nanoseconds since 1970. Its content has no checksum, because it is
+    /// not read before the guest reads it.
+    pub memory_written: (i64, i64),
     /// The vCPUs, in order.
     pub vcpus: Vec<VcpuState>,
     /// The two 8259s and the I/O APIC.
@@ -145,8 +148,34 @@ impl MachineState {
                 state.processor
             )));
         }
+        if state.memory_written != memory_written(folder)? {
+            return Err(unusable(format!("the memory beside it, {MEMORY}, was written since")));
+        }
         Ok(state)
     }
+}
+
+/// When the memory's file in `folder` was written.
+pub fn memory_written(folder: &Path) -> Result<(i64, i64), SnapshotError> {
+    let path = folder.join(MEMORY);
+    let metadata = path.metadata().map_err(SnapshotError::file(&path, "read"))?;
+    Ok((metadata.mtime(), metadata.mtime_nsec()))
+}
+
+/// Removes a snapshot, so that no other machine goes on from it: durably, when this returns. A machine that has its memory
+/// mapped keeps it.
+pub fn consume(folder: &Path) -> Result<(), SnapshotError> {
+    let failed = SnapshotError::file(folder, "removed");
+    let consume = || {
+        fs::remove_file(folder.join(STATE))?;
+        File::open(folder)?.sync_all()
+    };
+    consume().map_err(failed)?;
+    // Without its state it is none; what is left is only in the way.
+    if let Err(error) = fs::remove_dir_all(folder) {
+        log::warn!("{} cannot be removed: {error}", folder.display());
+    }
+    Ok(())
 }
 
 fn parse(content: &[u8]) -> Result<MachineState, String> {

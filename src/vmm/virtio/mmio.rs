@@ -345,8 +345,12 @@ impl MmioTransport {
         self.interrupt.config_generation.store(state.config_generation, Ordering::SeqCst);
         self.interrupt.device_status.store(state.device_status, Ordering::SeqCst);
         if state.activated {
-            self.device.will_be_restored();
             self.activate();
+        }
+        // KVM carries interrupts of a line's eventfd to the controllers when it comes to it: the last may have been on its
+        // way. A driver that sees one too many finds nothing to do.
+        if state.interrupt_status != 0 {
+            self.interrupt.line.trigger();
         }
         Ok(())
     }

@@ -54,9 +54,6 @@ pub trait VirtioDevice: Send + fmt::Debug {
     /// There are new buffers in `queue`: for devices without a thread.
     fn notify(&mut self, _queue: usize) {}
 
-    /// It is about to be activated with the queues of a device of another machine, where it is to go on.
-    fn will_be_restored(&mut self) {}
-
     /// Finishes what it has in hand and stops serving, until `resume`; returns where its end of each queue is, none if it
     /// is not active. Guest memory and the device's own state do not change in between.
     fn pause(&mut self) -> Vec<QueueState>;

@@ -6,6 +6,7 @@
 //! driver's idea of the ring and the device's have parted.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use virtio_queue::{DescriptorChain, Queue, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
@@ -131,6 +132,22 @@ impl Virtqueue {
     pub fn undo_pop(&mut self) {
         use virtio_queue::QueueOwnedT;
         self.queue.go_to_previous_position();
+    }
+
+    /// How many chains the driver has made available that were not popped.
+    pub fn available(&self) -> Result<u16, QueueError> {
+        let ring = |error: virtio_queue::Error| QueueError::Ring { queue: self.index, reason: error.to_string() };
+        let end = self.queue.avail_idx(&self.memory, Ordering::Acquire).map_err(ring)?;
+        Ok(end.0.wrapping_sub(self.queue.next_avail()))
+    }
+
+    /// Asks to be notified of the chain after those that are available, which stay where they are.
+    pub fn enable_notification_of_more(&mut self) -> Result<(), QueueError> {
+        let next = self.queue.next_avail();
+        self.queue.set_next_avail(next.wrapping_add(self.available()?));
+        let enabled = self.enable_notifications();
+        self.queue.set_next_avail(next);
+        enabled.map(drop)
     }
 
     /// Hands the chain that began at `head` back, `written` bytes of it written.

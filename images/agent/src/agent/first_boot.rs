@@ -52,10 +52,15 @@ pub fn apply_seed(children: &Children, user_data: &UserData) {
         eprintln!("wisp-init: the host's seed cannot be read");
         return;
     };
-    if let Err(error) = authorize(&seed) {
+    apply(children, user_data, &seed);
+}
+
+/// Applies a seed; returns when user data has run.
+pub fn apply(children: &Children, user_data: &UserData, seed: &Seed) {
+    if let Err(error) = authorize(seed) {
         eprintln!("wisp-init: public keys cannot be put into place: {error}");
     }
-    if let Err(error) = run_user_data(children, user_data, &seed, Path::new(STATE_FOLDER)) {
+    if let Err(error) = run_user_data(children, user_data, seed, Path::new(STATE_FOLDER)) {
         eprintln!("wisp-init: user data cannot be run: {error}");
         user_data.set(UserDataStatus { state: UserDataState::Failed, exit: None });
     }

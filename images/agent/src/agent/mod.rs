@@ -9,6 +9,7 @@ mod environment;
 mod exec;
 mod first_boot;
 mod listener;
+mod resume;
 mod spawn;
 mod start;
 mod system;
@@ -93,6 +94,16 @@ impl Agent {
                 Ok(())
             }
             ToGuest::UserData => connection.writer.send(&ToHost::UserData(self.user_data.status())),
+            ToGuest::Resumed(resumed) => match resume::resume(&resumed) {
+                Ok(seed) => {
+                    connection.writer.send(&ToHost::Done)?;
+                    if let Some(seed) = seed {
+                        first_boot::apply(&self.children, &self.user_data, &seed);
+                    }
+                    Ok(())
+                }
+                Err(why) => connection.writer.send(&ToHost::Failed(why)),
+            },
             ToGuest::Stdin(_)
             | ToGuest::StdinEnd
             | ToGuest::Resize(_)

@@ -15,7 +15,7 @@ mod service;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
@@ -49,17 +49,19 @@ pub struct Vsock {
     config: VsockConfig,
     listener: UnixListener,
     worker: Option<Worker<Service>>,
-    /// The connections that the guest knows of were another machine's.
-    is_restored: bool,
+    /// If the connections that the guest knows of were another machine's: the first client that it gets, for its agent.
+    first_client: Option<UnixStream>,
 }
 
 impl Vsock {
-    /// Makes the device and its socket; the socket's file is removed when the device is dropped.
-    pub fn new(config: &VsockConfig) -> Result<Vsock, VsockError> {
+    /// Makes the device and its socket; the socket's file is removed when the device is dropped. A device that is to be
+    /// restored has the guest forget its connections, and connects `first_client` with the guest's agent before any other
+    /// client.
+    pub fn new(config: &VsockConfig, first_client: Option<UnixStream>) -> Result<Vsock, VsockError> {
         let failed = |source| VsockError::Listen { path: config.path.clone(), source };
         let listener = UnixListener::bind(&config.path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Vsock { config: config.clone(), listener, worker: None, is_restored: false })
+        Ok(Vsock { config: config.clone(), listener, worker: None, first_client })
     }
 }
 
@@ -92,9 +94,9 @@ impl VirtioDevice for Vsock {
         let failed = |source| ActivateError { device: "vsock", source };
         let listener: OwnedFd = self.listener.try_clone().map_err(failed)?.into();
         let config = self.config.clone();
-        let restored = std::mem::take(&mut self.is_restored);
+        let first_client = self.first_client.take();
         let worker = Worker::spawn("vsock", |wakeups| {
-            Service::new(config, UnixListener::from(listener), activation, wakeups, restored)
+            Service::new(config, UnixListener::from(listener), activation, wakeups, first_client)
         });
         self.worker = Some(worker.map_err(failed)?);
         Ok(())
@@ -108,10 +110,6 @@ impl VirtioDevice for Vsock {
     fn resume(&mut self) -> Result<(), ActivateError> {
         let resumed = self.worker.as_mut().map_or(Ok(()), Worker::resume);
         resumed.map_err(|source| ActivateError { device: "vsock", source })
-    }
-
-    fn will_be_restored(&mut self) {
-        self.is_restored = true;
     }
 
     fn reset(&mut self) {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use rustix::io::IoSliceMut;
 use vmm_sys_util::epoll::EventSet;
+use wisp_agent::AGENT_PORT;
 use wisp_agent::seed::{MAX_SEED, SEED_PORT};
 
 use super::connection::{Connection, Key};
@@ -31,6 +32,7 @@ const TRANSPORT_RESET: [u8; 4] = [0; 4];
 const LISTENER: u64 = 0;
 const RECEIVE_KICK: u64 = 1;
 const TRANSMIT_KICK: u64 = 2;
+const EVENT_KICK: u64 = 3;
 const FIRST_SOCKET: u64 = 16;
 
 /// Ports that the host's ends of connections get; below are those that a guest may name.
@@ -60,8 +62,21 @@ pub(super) struct Service {
     stray_resets: VecDeque<Header>,
     next_token: u64,
     next_port: u32,
-    /// The guest is to be told that its connections are gone.
-    announces_reset: bool,
+    revival: Revival,
+}
+
+/// What a guest that was restored has to go through before clients reach it. It forgets its connections when it sees to
+/// it that they were reset: one that is made before would be forgotten with them.
+#[derive(Debug)]
+enum Revival {
+    /// It is to be told that its connections are gone.
+    ToBeTold(UnixStream),
+    /// It was, and had so many buffers left for events: it gives one more when it has taken note.
+    Told(UnixStream, u16),
+    /// Who tells its agent what happened is connected, by this socket.
+    First(u64),
+    /// Clients reach it.
+    Over,
 }
 
 impl Service {
@@ -70,7 +85,7 @@ impl Service {
         listener: UnixListener,
         activation: Activation,
         wakeups: Arc<Wakeups>,
-        announces_reset: bool,
+        first_client: Option<UnixStream>,
     ) -> io::Result<Service> {
         let service = Service {
             cid: config.cid.into(),
@@ -85,8 +100,8 @@ impl Service {
             ready: VecDeque::new(),
             stray_resets: VecDeque::new(),
             next_token: FIRST_SOCKET,
-            next_port: FIRST_HOST_PORT,
-            announces_reset,
+            next_port: FIRST_HOST_PORT + random_offset(),
+            revival: first_client.map_or(Revival::Over, Revival::ToBeTold),
         };
         service.listen()?;
         Ok(service)
@@ -97,30 +112,59 @@ impl Service {
         self.activation.queue_states()
     }
 
-    /// Tells a guest that was restored that its connections were another machine's, as soon as it has a buffer for that.
-    fn announce_reset(&mut self) -> Result<(), QueueError> {
-        if !self.announces_reset {
-            return Ok(());
+    /// Brings a guest that was restored as far as it comes now.
+    fn revive(&mut self) -> Result<(), QueueError> {
+        if matches!(self.revival, Revival::ToBeTold(_)) {
+            let events = &mut self.activation.queues[EVENT];
+            let Some(chain) = events.pop()? else { return Ok(()) };
+            events.enable_notification_of_more()?;
+            let left = events.available()?;
+            let written = queue::write_to(&self.activation.memory, &chain.writable, &TRANSPORT_RESET);
+            events.add_used(chain.head, written as u32)?;
+            events.notify()?;
+            if let Revival::ToBeTold(client) = std::mem::replace(&mut self.revival, Revival::Over) {
+                self.revival = Revival::Told(client, left);
+            }
         }
-        let Some(chain) = self.activation.queues[EVENT].pop()? else { return Ok(()) };
-        let written = queue::write_to(&self.activation.memory, &chain.writable, &TRANSPORT_RESET);
-        self.activation.queues[EVENT].add_used(chain.head, written as u32)?;
-        self.announces_reset = false;
-        self.activation.queues[EVENT].notify()
+        if let Revival::Told(_, left) = self.revival
+            && self.activation.queues[EVENT].available()? != left
+            && let Revival::Told(client, _) = std::mem::replace(&mut self.revival, Revival::Over)
+        {
+            match self.watch(&client) {
+                Some(token) => {
+                    self.revival = Revival::First(token);
+                    self.connect_to_guest(token, client, AGENT_PORT);
+                }
+                None => self.open(),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets clients in.
+    fn open(&mut self) {
+        self.revival = Revival::Over;
+        if let Err(error) = self.wakeups.add(self.listener.as_raw_fd(), EventSet::IN, LISTENER) {
+            log::error!("the vsock socket cannot be waited on: {error}");
+        }
     }
 
     fn listen(&self) -> io::Result<()> {
         let kick = |queue: usize| self.activation.queues[queue].kick().as_raw_fd();
         self.wakeups.add(kick(RECEIVE), EventSet::IN, RECEIVE_KICK)?;
         self.wakeups.add(kick(TRANSMIT), EventSet::IN, TRANSMIT_KICK)?;
-        self.wakeups.add(self.listener.as_raw_fd(), EventSet::IN, LISTENER)
+        self.wakeups.add(kick(EVENT), EventSet::IN, EVENT_KICK)?;
+        match self.revival {
+            Revival::Over => self.wakeups.add(self.listener.as_raw_fd(), EventSet::IN, LISTENER),
+            _ => Ok(()),
+        }
     }
 
     fn handle(&mut self, token: u64, kinds: EventSet) {
         match token {
             LISTENER => self.accept(),
-            RECEIVE_KICK | TRANSMIT_KICK => {
-                let queue = if token == RECEIVE_KICK { RECEIVE } else { TRANSMIT };
+            RECEIVE_KICK | TRANSMIT_KICK | EVENT_KICK => {
+                let queue = (token - RECEIVE_KICK) as usize;
                 // Resets the counter; the queues are served in every round anyway.
                 let _ = self.activation.queues[queue].kick().read();
             }
@@ -161,13 +205,15 @@ impl Service {
                 self.handshakes.insert(token, handshake);
             }
             Progress::Refused => {}
-            Progress::Connect(stream, guest_port) => {
-                let key = Key { guest_port, host_port: self.free_host_port(guest_port) };
-                self.sockets.insert(token, key);
-                self.connections.insert(key, Connection::from_host(key, self.cid, stream));
-                self.ready.push_back(key);
-            }
+            Progress::Connect(stream, guest_port) => self.connect_to_guest(token, stream, guest_port),
         }
+    }
+
+    fn connect_to_guest(&mut self, token: u64, stream: UnixStream, guest_port: u32) {
+        let key = Key { guest_port, host_port: self.free_host_port(guest_port) };
+        self.sockets.insert(token, key);
+        self.connections.insert(key, Connection::from_host(key, self.cid, stream));
+        self.ready.push_back(key);
     }
 
     fn free_host_port(&mut self, guest_port: u32) -> u32 {
@@ -183,6 +229,12 @@ impl Service {
     fn handle_socket(&mut self, token: u64, kinds: EventSet) {
         if let Some(handshake) = self.handshakes.remove(&token) {
             return self.advance_handshake(token, handshake);
+        }
+        // Who tells the agent leaves when it is told, or when there is none.
+        if matches!(self.revival, Revival::First(first) if first == token)
+            && kinds.intersects(EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR)
+        {
+            self.open();
         }
         let Some(key) = self.sockets.get(&token).copied() else { return };
         let Some(connection) = self.connections.get_mut(&key) else { return };
@@ -204,6 +256,10 @@ impl Service {
         if connection.is_closed() {
             self.connections.remove(&key);
             self.sockets.retain(|_, other| *other != key);
+            // There is no agent that could be told.
+            if matches!(self.revival, Revival::First(first) if !self.sockets.contains_key(&first)) {
+                self.open();
+            }
         } else if connection.wants_to_send() && !self.ready.contains(&key) {
             self.ready.push_back(key);
         }
@@ -358,7 +414,7 @@ impl Service {
 impl Serve for Service {
     fn run(&mut self) {
         loop {
-            if let Err(error) = self.announce_reset().and_then(|()| self.serve_guest()) {
+            if let Err(error) = self.revive().and_then(|()| self.serve_guest()) {
                 self.activation.faults.record(&error);
                 return self.activation.interrupt.need_reset();
             }
@@ -372,6 +428,12 @@ impl Serve for Service {
             }
         }
     }
+}
+
+/// A guest that was restored may hold on to a port of its old life: the chance that one is used again is small.
+fn random_offset() -> u32 {
+    use std::hash::{BuildHasher, RandomState};
+    (RandomState::new().hash_one(()) as u32) % (1 << 29)
 }
 
 /// A stream from which the file at `path` can be read, and then its end. A socket holds a seed as a whole.
