@@ -43,6 +43,7 @@ fn config(wisp: &Wisp, folder: &Path) -> MachineConfig {
         format: DiskFormat::Raw,
         access: DiskAccess::Ephemeral,
         root: true,
+        was: None,
     };
     MachineConfig {
         cpus: CpuConfig { count: 1, threads_per_core: 1 },
@@ -151,6 +152,7 @@ fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
         format: DiskFormat::Raw,
         access: DiskAccess::ReadWrite,
         root: false,
+        was: None,
     };
     let attached = machine.ask(&Request::AttachDisk { disk });
     let Message::Attached { slot: 1, bus_device, .. } = &attached else { panic!("{attached:?}") };
@@ -200,6 +202,7 @@ fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
         format: DiskFormat::Qcow2,
         access: DiskAccess::ReadOnly,
         root: false,
+        was: None,
     };
     assert_eq!(machine.ask(&Request::AttachDisk { disk }), attached);
     let seen = machine

@@ -245,7 +245,7 @@ impl Folder {
             let file = private_file(&path).map_err(CloudError::file(&path, "made"))?;
             file.set_len(gb * GB).map_err(CloudError::file(&path, "made"))?;
             let id = format!("ephemeral{index}");
-            Ok(DiskConfig { id, path, format: DiskFormat::Raw, access: DiskAccess::ReadWrite, root: false })
+            Ok(DiskConfig { id, path, format: DiskFormat::Raw, access: DiskAccess::ReadWrite, root: false, was: None })
         };
         sizes.into_iter().enumerate().map(disk).collect()
     }
@@ -277,6 +277,7 @@ pub fn volume_disk(home: &Home, volume: &VolumeRecord) -> DiskConfig {
         format: DiskFormat::Qcow2,
         access: DiskAccess::ReadWrite,
         root: false,
+        was: None,
     }
 }
 

@@ -158,7 +158,7 @@ impl RunSpec {
         for (index, disk) in self.disks.iter().enumerate() {
             let access = if disk.read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
             let id = format!("disk{index}");
-            disks.push(DiskConfig { id, path: disk.path.clone(), format: disk.format, access, root: false });
+            disks.push(DiskConfig { id, path: disk.path.clone(), format: disk.format, access, root: false, was: None });
         }
         add_options(&mut kernel, self.cmdline.as_deref());
         if matches!(self.boot, Boot::Image(_)) {
@@ -192,6 +192,7 @@ fn root_disk(image: &Image) -> Option<DiskConfig> {
         format: root.format,
         access: DiskAccess::Ephemeral,
         root: true,
+        was: None,
     })
 }
 

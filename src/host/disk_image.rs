@@ -117,7 +117,8 @@ pub fn create_layer(
 pub fn grow(path: &Path, format: DiskFormat, size: u64) -> Result<(), ImageError> {
     check_size(size)?;
     let id = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let config = DiskConfig { id, path: path.to_path_buf(), format, access: DiskAccess::ReadWrite, root: false };
+    let config =
+        DiskConfig { id, path: path.to_path_buf(), format, access: DiskAccess::ReadWrite, root: false, was: None };
     Ok(Disk::open(&config, folder_of(path))?.grow(size)?)
 }
 
@@ -378,8 +379,14 @@ mod tests {
     }
 
     fn write(path: &Path, format: DiskFormat, offset: u64, bytes: &mut [u8]) {
-        let config =
-            DiskConfig { id: "test".into(), path: path.into(), format, access: DiskAccess::ReadWrite, root: false };
+        let config = DiskConfig {
+            id: "test".into(),
+            path: path.into(),
+            format,
+            access: DiskAccess::ReadWrite,
+            root: false,
+            was: None,
+        };
         let disk = Disk::open(&config, Path::new(".")).unwrap();
         disk.write(&[vm_memory::VolatileSlice::from(bytes)], offset).unwrap();
         disk.flush().unwrap();
@@ -500,6 +507,7 @@ mod tests {
             format: DiskFormat::Raw,
             access: DiskAccess::ReadWrite,
             root: false,
+            was: None,
         };
         let _disk = Disk::open(&config, folder.path()).unwrap();
         let copied = convert(&path, DiskFormat::Raw, &folder.path().join("copy"), DiskFormat::Raw);

@@ -91,6 +91,9 @@ pub struct DiskConfig {
     /// Whether the guest's root file system is on it.
     #[serde(default)]
     pub root: bool,
+    /// For a machine that goes on from a saved one: the id of the disk there whose place it takes, if that is another.
+    #[serde(default)]
+    pub was: Option<String>,
 }
 
 /// The formats of disk images.

@@ -157,6 +157,11 @@ impl DiskSlots {
         Ok(())
     }
 
+    /// The id of the disk in each slot.
+    pub fn ids(&self) -> Vec<Option<String>> {
+        self.slots().iter().map(|slot| slot.label().map(|label| label.id)).collect()
+    }
+
     /// What was done to the disks.
     pub fn records(&self) -> Vec<DiskRecord> {
         self.slots().iter().filter_map(DiskSlot::label).map(|label| label.counters.record()).collect()

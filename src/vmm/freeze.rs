@@ -35,6 +35,10 @@ impl Freezer<'_> {
         }
         let virtio = self.devices.virtio.iter().map(|device| lock(device).pause()).collect();
         let saved = self.write(folder, virtio);
+        if saved.is_err() {
+            // The machine goes on, and changes its disks: nobody may take this for its state.
+            let _ = std::fs::remove_file(folder.join(snapshot::STATE));
+        }
         if saved.is_err() || !stay {
             self.devices.virtio.iter().for_each(|device| lock(device).resume());
             self.context.gate.open();
@@ -58,6 +62,7 @@ impl Freezer<'_> {
             i8042: lock(&devices.i8042).state(),
             rtc: lock(&devices.rtc).state(),
             acpi_pm: lock(&devices.acpi_pm).state(),
+            disks: devices.disks.ids(),
             virtio,
         };
         Ok(state.write(folder)?)

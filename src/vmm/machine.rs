@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::boot::{self, BootState, cmdline};
 use super::bus::{Bus, SharedDevice};
-use super::config::{CpuConfig, MachineConfig};
+use super::config::{CpuConfig, DiskConfig, MachineConfig};
 use super::console_socket::{self, ConsoleSocket};
 use super::control::{ControlServer, GuestFaultRecord, SOCKET, Status};
 use super::cpu::gate::Gate;
@@ -162,7 +162,8 @@ impl Machine {
         register_memory(&vm, &memory)?;
         timeline.mark(Mark::MemoryReady);
 
-        let slots = virtio_slots(&config);
+        let disks = place_disks(&config, saved.as_ref())?;
+        let slots = virtio_slots(disks.len(), config.vsock.is_some());
         let software_kvm = emulation::is_software_kvm();
         let start = match &saved {
             Some(state) => Start::Saved(state),
@@ -185,7 +186,8 @@ impl Machine {
             _ => None,
         }
         .unzip();
-        wire_virtio(&vm, &mut mmio, &mut devices, &memory, &config, &surroundings.folder, first_client)?;
+        let vsock = config.vsock.as_ref().map(|vsock| Vsock::new(vsock, first_client)).transpose()?;
+        wire_virtio(&vm, &mut mmio, &mut devices, &memory, &disks, vsock, &surroundings.folder)?;
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::kvm("tell which CPU features it supports"))?;
@@ -446,9 +448,29 @@ fn wire_ports(
     Ok(Devices { serial, serial_room, i8042, rtc, acpi_pm, disks, virtio: Vec::new(), faults: Vec::new() })
 }
 
-/// Where the virtio devices of `config` are, in the order of [`wire_virtio`].
-fn virtio_slots(config: &MachineConfig) -> Vec<Slot> {
-    let count = config.all_disk_slots() + usize::from(config.vsock.is_some()) + 1;
+/// Which disk is in each slot: those of `config` in their order, or where they were when the machine was saved.
+fn place_disks<'a>(
+    config: &'a MachineConfig,
+    saved: Option<&MachineState>,
+) -> Result<Vec<Option<&'a DiskConfig>>, Error> {
+    let Some(state) = saved else {
+        return Ok((0..config.all_disk_slots()).map(|index| config.disks.get(index)).collect());
+    };
+    let was = |disk: &DiskConfig, id: &String| disk.was.as_ref().unwrap_or(&disk.id) == id;
+    let place = |id: &Option<String>| {
+        let Some(id) = id else { return Ok(None) };
+        config.disks.iter().find(|disk| was(disk, id)).map(Some).ok_or_else(|| SnapshotError::NoDisk(id.clone()))
+    };
+    let places = state.disks.iter().map(place).collect::<Result<Vec<_>, _>>()?;
+    match config.disks.iter().find(|disk| !places.iter().flatten().any(|placed| placed.id == disk.id)) {
+        Some(disk) => Err(SnapshotError::NewDisk(disk.id.clone()).into()),
+        None => Ok(places),
+    }
+}
+
+/// Where the virtio devices are, in the order of [`wire_virtio`].
+fn virtio_slots(disks: usize, has_vsock: bool) -> Vec<Slot> {
+    let count = disks + usize::from(has_vsock) + 1;
     let address = |index: usize| VIRTIO_MMIO_START + index as u64 * VIRTIO_MMIO_SIZE;
     VIRTIO_IRQS.iter().take(count).enumerate().map(|(index, irq)| Slot { address: address(index), irq: *irq }).collect()
 }
@@ -459,22 +481,22 @@ fn wire_virtio(
     bus: &mut Bus,
     devices: &mut Devices,
     memory: &GuestMemory,
-    config: &MachineConfig,
+    disks: &[Option<&DiskConfig>],
+    vsock: Option<Vsock>,
     folder: &Path,
-    first_client: Option<UnixStream>,
 ) -> Result<(), Error> {
-    let slots = virtio_slots(config);
+    let slots = virtio_slots(disks.len(), vsock.is_some());
     let mut parts: Vec<(String, Box<dyn VirtioDevice>)> = Vec::new();
-    let mut bays = Vec::with_capacity(config.all_disk_slots());
-    for index in 0..config.all_disk_slots() {
-        let disk = config.disks.get(index).map(|disk| Disk::open(disk, folder)).transpose()?;
+    let mut bays = Vec::with_capacity(disks.len());
+    for (index, disk) in disks.iter().enumerate() {
+        let disk = disk.map(|disk| Disk::open(disk, folder)).transpose()?;
         let bay = Arc::new(disk.map_or_else(DiskBay::default, DiskBay::with));
         parts.push((format!("block{index}"), Box::new(Block::new(Arc::clone(&bay), index))));
         bays.push(bay);
     }
     parts.push(("rng".into(), Box::new(Rng::default())));
-    if let Some(vsock) = &config.vsock {
-        parts.push(("vsock".into(), Box::new(Vsock::new(vsock, first_client)?)));
+    if let Some(vsock) = vsock {
+        parts.push(("vsock".into(), Box::new(vsock)));
     }
     for ((name, device), slot) in parts.into_iter().zip(&slots) {
         let faults = Arc::new(GuestFaults::new(name.clone()));

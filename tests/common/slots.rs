@@ -68,7 +68,14 @@ impl Bench {
     /// An image of this size, and a disk of the same name.
     pub fn disk(&self, name: &str, format: DiskFormat, size: u64) -> DiskConfig {
         disk_image::create(&self.path(name), format, size).unwrap();
-        DiskConfig { id: name.into(), path: self.path(name), format, access: DiskAccess::ReadWrite, root: false }
+        DiskConfig {
+            id: name.into(),
+            path: self.path(name),
+            format,
+            access: DiskAccess::ReadWrite,
+            root: false,
+            was: None,
+        }
     }
 
     pub fn driver(&self, slot: usize) -> Driver {

@@ -115,6 +115,7 @@ mod tests {
             format: DiskFormat::Raw,
             access: DiskAccess::Ephemeral,
             root,
+            was: None,
         };
         MachineConfig {
             cpus: CpuConfig { count: 1, threads_per_core: 1 },

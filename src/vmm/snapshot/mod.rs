@@ -63,7 +63,9 @@ pub struct MachineState {
     pub rtc: RtcState,
     /// ACPI's registers.
     pub acpi_pm: AcpiPmState,
-    /// The virtio devices, in the order of their slots.
+    /// The id of the disk in each slot.
+    pub disks: Vec<Option<String>>,
+    /// The virtio devices, in the order of their slots: disks, the entropy device, vsock.
     pub virtio: Vec<TransportState>,
 }
 
@@ -91,6 +93,12 @@ pub enum SnapshotError {
     /// A device cannot have that state.
     #[error("the snapshot's state is not a device's: {0}")]
     Device(String),
+    /// The machine that is to go on lacks a disk.
+    #[error("the saved machine had a disk {0:?}, which this one lacks")]
+    NoDisk(String),
+    /// Or has one more.
+    #[error("the saved machine had no disk {0:?}; it can be attached when the machine runs")]
+    NewDisk(String),
     /// The machine that it is to become is another.
     #[error("the snapshot is of a machine with {saved}; this one has {wanted}")]
     OtherMachine {

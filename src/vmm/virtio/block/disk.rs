@@ -169,7 +169,14 @@ mod tests {
     use std::fs;
 
     fn config(path: &Path, access: DiskAccess) -> DiskConfig {
-        DiskConfig { id: "disk".into(), path: path.to_path_buf(), format: DiskFormat::Raw, access, root: false }
+        DiskConfig {
+            id: "disk".into(),
+            path: path.to_path_buf(),
+            format: DiskFormat::Raw,
+            access,
+            root: false,
+            was: None,
+        }
     }
 
     fn read(disk: &Disk, offset: u64, length: usize) -> Vec<u8> {

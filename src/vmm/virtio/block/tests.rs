@@ -23,7 +23,7 @@ fn bench(access: DiskAccess) -> Bench {
     let path = folder.path().join("disk");
     let content: Vec<u8> = (0..64 * 512_u32).map(|n| (n / 512) as u8).collect();
     std::fs::write(&path, content).unwrap();
-    let config = DiskConfig { id: "an-id".into(), path, format: DiskFormat::Raw, access, root: false };
+    let config = DiskConfig { id: "an-id".into(), path, format: DiskFormat::Raw, access, root: false, was: None };
     let disk = Disk::open(&config, folder.path()).unwrap();
     Bench { folder, memory: memory::allocate(64).unwrap(), disk }
 }
