@@ -72,6 +72,10 @@ pub struct Args {
     #[arg(long)]
     termination_protection: bool,
 
+    /// Have it able to hibernate: `wisp stop --hibernate` keeps its memory, and `wisp start` goes on with it.
+    #[arg(long)]
+    hibernation: bool,
+
     /// Launch once, however often this command is repeated with this token.
     #[arg(long, value_name = "TOKEN")]
     client_token: Option<String>,
@@ -120,6 +124,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         tags,
         shutdown_behavior: args.shutdown_behavior,
         termination_protection: args.termination_protection,
+        hibernation: args.hibernation,
         client_token: args.client_token,
         dry_run: args.dry_run,
         cmdline: args.cmdline,

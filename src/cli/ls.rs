@@ -6,7 +6,7 @@ use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
 use super::{open_cloud, shapes};
 use crate::cloud::Cloud;
 use crate::ec2::size::approximate_mib;
-use crate::ec2::state::InstanceState;
+use crate::ec2::state::{InstanceState, StateReason};
 use crate::ec2::tag::Tag;
 use crate::store::InstanceRecord;
 use crate::vmm::timeline::Mark;
@@ -127,6 +127,9 @@ pub fn state_cell(record: &InstanceRecord) -> (String, Tone) {
     match record.state {
         state @ (InstanceState::Stopped | InstanceState::Terminated) if failed => {
             (format!("{state} (failed)"), Tone::Bad)
+        }
+        state @ InstanceState::Stopped if record.state_reason.as_ref().is_some_and(StateReason::is_hibernation) => {
+            (format!("{state} (hibernated)"), Tone::Plain)
         }
         state @ InstanceState::Running => (state.to_string(), Tone::Good),
         state @ InstanceState::Terminated => (state.to_string(), Tone::Quiet),

@@ -134,10 +134,15 @@ pub fn main() -> ExitCode {
 /// Opens the data directory; what was put right since the last command is said now.
 fn open_cloud() -> anyhow::Result<Cloud> {
     let mut cloud = Cloud::open()?;
+    tell_notices(&mut cloud);
+    Ok(cloud)
+}
+
+/// Says what the user should know of what was done.
+fn tell_notices(cloud: &mut Cloud) {
     for notice in cloud.take_notices() {
         output::say(&format!("{} {notice}", output::Screen::stderr().paint(output::Tone::Warning, "Note:")));
     }
-    Ok(cloud)
 }
 
 /// Prints what a command did to instances' states.

@@ -60,6 +60,7 @@ pub fn instance(record: &InstanceRecord) -> Value {
             "CoreCount": record.vcpus / record.threads_per_core,
             "ThreadsPerCore": record.threads_per_core,
         },
+        "HibernationOptions": {"Configured": record.hibernation},
         "Hypervisor": "kvm",
         "ImageId": record.image_id,
         "InstanceId": record.id,

@@ -123,6 +123,9 @@ fn lines(record: &InstanceRecord, volumes: &[VolumeRecord], screen: Screen) -> V
         lines.push(line("Key pair", key));
     }
     lines.push(line("Power-off", &format!("the guest's own {}s the instance", record.shutdown_behavior.as_str())));
+    if record.hibernation {
+        lines.push(line("Hibernation", "configured"));
+    }
     if record.termination_protection {
         lines.push(line("Protection", "terminate is refused"));
     }

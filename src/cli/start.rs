@@ -6,7 +6,7 @@ use super::output::{self, Output};
 use super::wait::{self, Wait};
 use super::{open_cloud, print_changes};
 
-/// Starts stopped instances: same volumes, same identity, a fresh boot.
+/// Starts stopped instances: same volumes, same identity, a fresh boot. Hibernated ones go on where they were.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -20,6 +20,10 @@ pub struct Args {
     /// Allow more vCPUs than this host has CPUs.
     #[arg(long)]
     overcommit: bool,
+
+    /// Boot, where an instance was hibernated: its memory is lost.
+    #[arg(long)]
+    cold: bool,
 
     /// What to wait for.
     #[arg(long, value_enum, default_value_t = Wait::Ready)]
@@ -37,7 +41,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let records = cloud.instances(&args.instances)?;
     let (mut changes, mut started, mut monitors) = (Vec::new(), Vec::new(), Vec::new());
     for record in records {
-        let (change, monitor) = cloud.start(record.id, args.overcommit)?;
+        let (change, monitor) = cloud.start(record.id, args.overcommit, args.cold)?;
         changes.push(change);
         if let Some(monitor) = monitor {
             started.push(record);

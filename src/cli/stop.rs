@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use super::output::{self, Output};
-use super::{open_cloud, print_changes, wait};
+use super::{open_cloud, print_changes, tell_notices, wait};
+use crate::cloud::lifecycle::Manner;
 
 /// Stops instances; their volumes stay, and `wisp start` runs them again.
 ///
@@ -13,7 +14,8 @@ use super::{open_cloud, print_changes, wait};
 #[command(after_help = "\
 Examples:
   wisp stop web
-  wisp stop web --force      at once, like pulling the plug")]
+  wisp stop web --force      at once, like pulling the plug
+  wisp stop web --hibernate  with its memory, to go on where it was")]
 pub struct Args {
     /// Instances: ids, beginnings of ids, or names.
     #[arg(value_name = "INSTANCE", required = true)]
@@ -22,17 +24,31 @@ pub struct Args {
     /// At once, without asking the guest: what it has not written is lost.
     #[arg(long)]
     force: bool,
+
+    /// Keep the guest's memory, so that `wisp start` has its programs go on where they were; for instances that were
+    /// launched with --hibernation.
+    #[arg(long, conflicts_with = "force")]
+    hibernate: bool,
 }
 
 /// Stops them.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let ids: Vec<_> = cloud.instances(&args.instances)?.iter().map(|record| record.id).collect();
+    if args.hibernate {
+        cloud.check_hibernation(&ids)?;
+    }
+    let manner = match (args.hibernate, args.force) {
+        (true, _) => Manner::Hibernate,
+        (_, true) => Manner::Force,
+        _ => Manner::Orderly,
+    };
     let ending = cloud.begin_stop(&ids)?;
     let changes = ending.changes.clone();
-    let spinner = wait::spinner("Stopping");
-    let finished = cloud.finish_stop(ending, args.force);
+    let spinner = wait::spinner(if args.hibernate { "Hibernating" } else { "Stopping" });
+    let finished = cloud.finish_stop(ending, manner);
     spinner.finish_and_clear();
+    tell_notices(&mut cloud);
     finished?;
     print_changes("StoppingInstances", &changes, output)?;
     if output == Output::Table {

@@ -63,6 +63,22 @@ pub enum CloudError {
         /// What the monitor said.
         why: String,
     },
+    /// The monitor could not do it; the machine runs on.
+    #[error("{why}")]
+    NotDone {
+        /// Which instance.
+        instance: InstanceId,
+        /// What the monitor said.
+        why: String,
+    },
+    /// A hibernated instance could not go on; it still can, if that is mended.
+    #[error("{source}. Its memory is kept; `wisp start {instance} --cold` boots it without")]
+    NotResumed {
+        /// Which instance.
+        instance: InstanceId,
+        /// Why.
+        source: Box<CloudError>,
+    },
     /// The monitor does not answer.
     #[error("{instance}: {source}")]
     Control {

@@ -60,6 +60,8 @@ pub struct LaunchSpec {
     pub client_token: Option<String>,
     /// Only check.
     pub dry_run: bool,
+    /// Whether they can be hibernated.
+    pub hibernation: bool,
     /// Options for the kernel command line.
     pub cmdline: Option<String>,
     /// Volumes besides the root.
@@ -281,6 +283,7 @@ impl Cloud {
             user_data: spec.user_data.clone(),
             shutdown_behavior: spec.shutdown_behavior,
             termination_protection: spec.termination_protection,
+            hibernation: spec.hibernation,
             block_devices: root.iter().filter_map(VolumeRecord::mapping).collect(),
             cmdline: spec.cmdline.clone(),
             tags: spec.tags.clone(),
@@ -345,7 +348,7 @@ impl Cloud {
             let volumes = self.volumes_of(&record)?;
             let seed = self.write_seed(&folder, &record, &image.manifest.default_user)?;
             let config = folder.config(&self.home, &record, image, &volumes, seed)?;
-            monitors.push(folder.spawn(&config, lock)?);
+            monitors.push(folder.spawn(&config, lock, None)?);
         }
         monitors.iter_mut().try_for_each(Monitor::wait_started)?;
         Ok(monitors)

@@ -104,8 +104,14 @@ impl Cloud {
         Ok((record, folder))
     }
 
-    /// Starts a stopped instance. When this returns, its machine runs.
-    pub fn start(&mut self, id: InstanceId, overcommit: bool) -> Result<(StateChange, Option<Monitor>), CloudError> {
+    /// Starts a stopped instance: a hibernated one goes on where it was, unless it is to boot `cold`. When this returns,
+    /// its machine runs.
+    pub fn start(
+        &mut self,
+        id: InstanceId,
+        overcommit: bool,
+        cold: bool,
+    ) -> Result<(StateChange, Option<Monitor>), CloudError> {
         let folder = self.folder(id);
         // Whoever has the lock runs it, or is about to.
         let lock = folder.try_lock()?;
@@ -130,25 +136,39 @@ impl Cloud {
         let (previous, record, Some(lock)) = begun else {
             return Ok((StateChange { instance: id, previous: begun.0, current: begun.0 }, None));
         };
-        match self.start_machine(&record, &folder, lock) {
+        match self.start_machine(&record, &folder, lock, cold) {
             Ok(monitor) => {
                 self.settle_running(&[id])?;
                 Ok((StateChange { instance: id, previous, current: InstanceState::Pending }, Some(monitor)))
             }
             Err(error) => {
-                let reason = StateReason::internal_error(&error.to_string());
+                // What was saved is still there if it did not come to its first instruction.
+                let goes_on = folder.is_hibernated();
+                let reason = match goes_on {
+                    true => StateReason::user_hibernated(),
+                    false => StateReason::internal_error(&error.to_string()),
+                };
                 self.settle_stopped(id, &reason)?;
-                Err(error)
+                Err(if goes_on { CloudError::NotResumed { instance: id, source: Box::new(error) } } else { error })
             }
         }
     }
 
-    fn start_machine(&mut self, record: &InstanceRecord, folder: &Folder, lock: File) -> Result<Monitor, CloudError> {
+    fn start_machine(
+        &mut self,
+        record: &InstanceRecord,
+        folder: &Folder,
+        lock: File,
+        cold: bool,
+    ) -> Result<Monitor, CloudError> {
+        if cold || !folder.is_hibernated() {
+            folder.forget_hibernated()?;
+        }
         let image = self.open_image(record.image_id)?;
         let volumes = self.volumes_of(record)?;
         let seed = self.write_seed(folder, record, &image.manifest.default_user)?;
         let config = folder.config(&self.home, record, &image, &volumes, seed)?;
-        let mut monitor = folder.spawn(&config, lock)?;
+        let mut monitor = folder.spawn(&config, lock, folder.hibernated().as_ref())?;
         monitor.wait_started()?;
         Ok(monitor)
     }
@@ -209,10 +229,14 @@ impl Cloud {
         Ok(Ending { changes, _locks: locks })
     }
 
-    /// Brings instances that are being stopped to a stop, all at the same time.
-    pub fn finish_stop(&mut self, ending: Ending, force: bool) -> Result<(), CloudError> {
-        let manner = if force { Manner::Force } else { Manner::Orderly };
-        let settle = |cloud: &mut Cloud, id| cloud.settle_stopped(id, &StateReason::user_initiated());
+    /// Brings instances that are being stopped to a stop, all at the same time. One that cannot be hibernated is stopped
+    /// without, which a notice says.
+    pub fn finish_stop(&mut self, ending: Ending, manner: Manner) -> Result<(), CloudError> {
+        let settle = |cloud: &mut Cloud, id| {
+            let hibernated = cloud.folder(id).is_hibernated();
+            let reason = if hibernated { StateReason::user_hibernated() } else { StateReason::user_initiated() };
+            cloud.settle_stopped(id, &reason)
+        };
         self.finish(&ending.under_way(), manner, settle)
     }
 
@@ -237,14 +261,17 @@ impl Cloud {
         settle: impl Fn(&mut Cloud, InstanceId) -> Result<(), CloudError>,
     ) -> Result<(), CloudError> {
         let folders: Vec<Folder> = ids.iter().map(|id| self.folder(*id)).collect();
-        let results: Vec<Result<Option<File>, CloudError>> = std::thread::scope(|scope| {
+        let results: Vec<Result<Ended, CloudError>> = std::thread::scope(|scope| {
             let ends: Vec<_> = folders.iter().map(|folder| scope.spawn(move || end_machine(folder, manner))).collect();
             ends.into_iter().map(|end| end.join().expect("ending a machine does not panic")).collect()
         });
         let mut first_error = None;
         for (id, result) in ids.iter().zip(results) {
             // The lock is held until the store says how it came out.
-            let outcome = result.and_then(|_lock| settle(self, *id));
+            let outcome = result.and_then(|ended| {
+                self.notices.extend(ended.notice);
+                settle(self, *id)
+            });
             if let Err(error) = outcome {
                 first_error.get_or_insert(error);
             }
@@ -254,7 +281,7 @@ impl Cloud {
 
     /// Ends the machine, if there is one, and terminates the instance, in whatever state it is.
     pub(super) fn end_and_terminate(&mut self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
-        let _lock = end_machine(&self.folder(id), Manner::Force)?;
+        let _ended = end_machine(&self.folder(id), Manner::Force)?;
         self.settle_terminated(id, reason)
     }
 
@@ -359,21 +386,40 @@ impl Cloud {
 
 /// How a machine is brought to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Manner {
+pub enum Manner {
+    /// It is saved, to go on later; if that fails, it ends in an orderly way.
+    Hibernate,
     /// The agent is asked, then ctrl-alt-del is pressed, then it is forced.
     Orderly,
     /// At once.
     Force,
 }
 
-/// Ends the machine of the instance in `folder`, if it has one, and returns the lock that its monitor held; none if the
-/// folder is gone.
-fn end_machine(folder: &Folder, manner: Manner) -> Result<Option<File>, CloudError> {
+/// A machine that has ended.
+#[derive(Debug, Default)]
+struct Ended {
+    /// What its monitor held; none if the instance's folder is gone.
+    _lock: Option<File>,
+    /// What the user should know of it.
+    notice: Option<String>,
+}
+
+/// Ends the machine of the instance in `folder`, if it has one.
+fn end_machine(folder: &Folder, manner: Manner) -> Result<Ended, CloudError> {
     if !folder.path().exists() {
-        return Ok(None);
+        return Ok(Ended::default());
     }
     if let Some(lock) = folder.try_lock()? {
-        return Ok(Some(lock));
+        return Ok(Ended { _lock: Some(lock), notice: None });
+    }
+    let mut notice = None;
+    if manner == Manner::Hibernate
+        && let Err(error) = folder.connect().and_then(|mut monitor| {
+            monitor.subscribe()?;
+            folder.hibernate(&mut monitor)
+        })
+    {
+        notice = Some(format!("{}: its memory could not be kept, and it is stopped without: {error}", folder.id()));
     }
     for _ in 0..REBOOTS {
         match folder.connect().and_then(|mut monitor| end_by(&mut monitor, folder, manner)) {
@@ -381,18 +427,18 @@ fn end_machine(folder: &Folder, manner: Manner) -> Result<Option<File>, CloudErr
             // It is gone, and its lock is about to be free; or its guest rebooted in this moment, and it runs it anew.
             Err(CloudError::Control { .. }) => {
                 if let Some(lock) = folder.lock_within(RESTART_TIMEOUT)? {
-                    return Ok(Some(lock));
+                    return Ok(Ended { _lock: Some(lock), notice });
                 }
             }
             Err(error) => return Err(error),
         }
     }
-    folder.lock().map(Some)
+    Ok(Ended { _lock: Some(folder.lock()?), notice })
 }
 
 fn end_by(monitor: &mut Monitor, folder: &Folder, manner: Manner) -> Result<(), CloudError> {
     monitor.subscribe()?;
-    if manner == Manner::Orderly {
+    if manner != Manner::Force {
         monitor.demand(&control::Request::EndAtReboot)?;
         let slow = usize::from(probe::is_software_kvm());
         let asked = folder.agent(AGENT_TIMEOUT).map(|agent| agent.shutdown(false, AGENT_TIMEOUT).is_ok());

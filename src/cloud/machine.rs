@@ -29,7 +29,7 @@ use crate::vmm::control::{ClientError, ControlClient, Message, Request, SOCKET, 
 use crate::vmm::devices::console::{FULL_LOG, LOG};
 use crate::vmm::end::End;
 use crate::vmm::end_record::EndRecord;
-use crate::vmm::machine::Launcher;
+use crate::vmm::machine::{Launcher, Restore};
 use crate::vmm::timeline::monotonic_ns;
 
 /// Held by the command that stops or terminates the instance.
@@ -55,6 +55,11 @@ impl Folder {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whose it is.
+    pub fn id(&self) -> InstanceId {
+        self.id
     }
 
     /// Makes it.
@@ -185,14 +190,14 @@ impl Folder {
     }
 
     /// Starts the monitor with this configuration. `lock` becomes its lock.
-    pub fn spawn(&self, config: &MachineConfig, lock: File) -> Result<Monitor, CloudError> {
+    pub fn spawn(&self, config: &MachineConfig, lock: File, restore: Option<&Restore>) -> Result<Monitor, CloudError> {
         self.write_config(config)?;
         EndRecord::clear(&self.path).map_err(CloudError::file(&self.path, "cleaned"))?;
         let spawn_error = |source| CloudError::Spawn { instance: self.id, source };
         let (near, far) = UnixStream::pair().map_err(spawn_error)?;
         let inherited = Inherited { lock, launcher: Launcher::Watcher(far), console: None };
         // The child is not waited for: it outlives this process, which is short.
-        monitor_process::spawn(&self.path, inherited, monotonic_ns()).map_err(spawn_error)?;
+        monitor_process::spawn(&self.path, inherited, restore, monotonic_ns()).map_err(spawn_error)?;
         let client = ControlClient::new(near).map_err(self.control_error())?;
         Ok(Monitor { folder: self.clone(), client, ready: false, ended: None })
     }
@@ -324,6 +329,20 @@ impl Monitor {
         match self.ask(request)? {
             Message::Done => Ok(()),
             other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Asks for something that ends the machine, and waits until it has; the error is why the machine goes on.
+    pub fn end_with(&mut self, request: &Request, timeout: Duration) -> Result<(), CloudError> {
+        self.send(request)?;
+        let instance = self.folder.id;
+        match self.wait_ended(timeout) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                Err(CloudError::NotDone { instance, why: format!("it was not done after {} s", timeout.as_secs()) })
+            }
+            Err(CloudError::Refused { why, .. }) => Err(CloudError::NotDone { instance, why }),
+            Err(error) => Err(error),
         }
     }
 

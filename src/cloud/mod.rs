@@ -7,6 +7,7 @@
 pub mod bundle;
 pub mod embedded;
 mod error;
+mod hibernate;
 pub mod image;
 pub mod import;
 pub mod key_pair;

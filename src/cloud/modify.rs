@@ -2,6 +2,7 @@
 
 use super::Cloud;
 use super::error::CloudError;
+use super::hibernate::refuse_hibernated;
 use super::launch::threads_per_core;
 use super::lifecycle::get;
 use crate::ec2::InstanceId;
@@ -30,6 +31,9 @@ impl Cloud {
             let mut record = get(tx, id)?;
             let action = if needs_stop { Action::ModifyStopped } else { Action::Modify };
             action.allowed(id, record.state)?;
+            if needs_stop {
+                refuse_hibernated(&self.home, &record)?;
+            }
             if let Some((size, overridden)) = &change.size {
                 record.instance_type = size.instance_type.name.to_string();
                 (record.vcpus, record.memory_mib) = (size.vcpus, size.memory_mib);

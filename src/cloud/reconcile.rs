@@ -54,7 +54,7 @@ impl Cloud {
         if !record.state.has_machine() {
             return Ok(());
         }
-        let outcome = judge(&record, folder.end());
+        let outcome = judge(&record, folder.end(), folder.is_hibernated());
         if is_launching(&record) {
             self.undo_launch(&record, &outcome.reason)?;
         }
@@ -185,7 +185,7 @@ fn is_launching(record: &InstanceRecord) -> bool {
 }
 
 /// What became of an instance that is said to have a machine and has none.
-fn judge(record: &InstanceRecord, end: Option<EndRecord>) -> Outcome {
+fn judge(record: &InstanceRecord, end: Option<EndRecord>, hibernated: bool) -> Outcome {
     let id = record.id;
     let stopped = |reason: StateReason, notice: Option<String>| Outcome { terminated: false, reason, notice };
     let failed = |what: String| {
@@ -209,6 +209,8 @@ fn judge(record: &InstanceRecord, end: Option<EndRecord>) -> Outcome {
                 notice: Some(format!("{id}: {why}; it is terminated now.")),
             }
         }
+        // It was saved, or it did not come to go on from there.
+        (_, _) if hibernated => stopped(StateReason::user_hibernated(), None),
         (InstanceState::Stopping, _) => stopped(StateReason::user_initiated(), None),
         (_, Some(EndRecord::Ended { end: End::PowerOff | End::Reboot, .. })) => match record.shutdown_behavior {
             ShutdownBehavior::Stop => stopped(StateReason::instance_initiated(), None),

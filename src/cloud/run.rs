@@ -258,7 +258,7 @@ impl EphemeralInstance {
         let console = if spec.console { Some(UnixStream::pair().map_err(RunError::Spawn)?) } else { None };
         let (console, monitor_console) = console.unzip();
         let inherited = Inherited { lock, launcher: Launcher::Owner(monitor_owner), console: monitor_console };
-        let monitor = monitor_process::spawn(folder, inherited, began_ns).map_err(RunError::Spawn)?;
+        let monitor = monitor_process::spawn(folder, inherited, None, began_ns).map_err(RunError::Spawn)?;
         let control = ControlClient::new(owner)?;
         Ok(EphemeralInstance { id, folder: folder.to_path_buf(), monitor, control, console, ended: None, ready: false })
     }

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 
 use super::error::CloudError;
+use super::hibernate::refuse_hibernated;
 use super::launch::volume_file;
 use super::lifecycle::get;
 use super::machine::{Monitor, volume_disk};
@@ -125,6 +126,7 @@ impl Cloud {
         let (volume, running) = self.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, instance)?;
             Action::ChangeVolumes.allowed(instance, record.state)?;
+            refuse_hibernated(&self.home, &record)?;
             let mut volume = get_volume(tx, id)?;
             attach(&mut record, &mut volume, device, delete_on_termination)?;
             tx.put(&volume)?;
@@ -151,6 +153,7 @@ impl Cloud {
             };
             let record = get(tx, attachment.instance_id)?;
             Action::ChangeVolumes.allowed(record.id, record.state)?;
+            refuse_hibernated(&self.home, &record)?;
             Ok((volume, record))
         })?;
         if record.root().is_some_and(|root| root.volume_id == id) {
@@ -259,7 +262,7 @@ impl Cloud {
         let instance = self.store.read::<_, CloudError>(|tx| get(tx, attachment.instance_id))?;
         match instance.state {
             InstanceState::Running => self.folder(instance.id).connect().map(Some),
-            InstanceState::Stopped => Ok(None),
+            InstanceState::Stopped => refuse_hibernated(&self.home, &instance).map(|()| None),
             state => Err(Ec2Error::IncorrectInstanceState {
                 instance: instance.id,
                 state: state.as_str(),

@@ -81,6 +81,10 @@ pub enum ErrorCode {
     TagLimitExceeded,
     /// There is no such type of volume.
     UnknownVolumeType,
+    /// It cannot be done with this, or not now.
+    UnsupportedOperation,
+    /// The instance cannot be hibernated.
+    UnsupportedHibernationConfiguration,
 }
 
 impl ErrorCode {
@@ -121,6 +125,8 @@ impl ErrorCode {
             ErrorCode::MissingParameter => "MissingParameter",
             ErrorCode::TagLimitExceeded => "TagLimitExceeded",
             ErrorCode::UnknownVolumeType => "UnknownVolumeType",
+            ErrorCode::UnsupportedOperation => "UnsupportedOperation",
+            ErrorCode::UnsupportedHibernationConfiguration => "UnsupportedHibernationConfiguration",
         }
     }
 }

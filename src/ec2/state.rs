@@ -95,6 +95,8 @@ pub enum Action {
     Start,
     /// `StopInstances`.
     Stop,
+    /// `StopInstances` with `Hibernate`.
+    Hibernate,
     /// `RebootInstances`.
     Reboot,
     /// `TerminateInstances`.
@@ -125,7 +127,7 @@ impl Action {
         match (self, state) {
             (Action::Start, Stopped)
             | (Action::Stop, Pending | Running | Stopping)
-            | (Action::Reboot | Action::Reach, Running)
+            | (Action::Hibernate | Action::Reboot | Action::Reach, Running)
             | (Action::Terminate, Pending | Running | Stopping | Stopped | ShuttingDown)
             | (Action::ModifyStopped, Stopped)
             | (Action::Modify, Pending | Running | Stopping | Stopped)
@@ -141,6 +143,7 @@ impl Action {
         match self {
             Action::Start => "started",
             Action::Stop => "stopped",
+            Action::Hibernate => "hibernated",
             Action::Reboot => "rebooted",
             Action::Terminate => "terminated",
             Action::ModifyStopped => "changed in this way: stop it first",
@@ -167,6 +170,11 @@ impl StateReason {
         StateReason::new("Client.UserInitiatedShutdown", "User initiated shutdown")
     }
 
+    /// A command of the user's, with which the guest's memory was kept.
+    pub fn user_hibernated() -> StateReason {
+        StateReason::new("Client.UserInitiatedHibernate", "User initiated hibernate")
+    }
+
     /// The guest powered itself off.
     pub fn instance_initiated() -> StateReason {
         StateReason::new("Client.InstanceInitiatedShutdown", "Instance initiated shutdown")
@@ -184,6 +192,11 @@ impl StateReason {
 
     fn new(code: &str, what: &str) -> StateReason {
         StateReason { code: code.into(), message: format!("{code}: {what}") }
+    }
+
+    /// Whether the guest's memory was kept.
+    pub fn is_hibernation(&self) -> bool {
+        self.code == "Client.UserInitiatedHibernate"
     }
 
     /// Whether something broke.

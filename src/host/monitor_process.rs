@@ -16,7 +16,7 @@ use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 
 use super::home::write_private;
 use crate::vmm::config::MachineConfig;
-use crate::vmm::machine::Launcher;
+use crate::vmm::machine::{Launcher, Restore};
 
 /// The configuration's file name in an instance's folder.
 pub const CONFIG: &str = "config.json";
@@ -47,12 +47,16 @@ pub struct Inherited {
     pub console: Option<UnixStream>,
 }
 
-/// Starts the monitor of the machine in `folder`. `began_ns` is when the user's command began.
-pub fn spawn(folder: &Path, inherited: Inherited, began_ns: u64) -> io::Result<Child> {
+/// Starts the monitor of the machine in `folder`, which boots or goes on from a saved one. `began_ns` is when the user's
+/// command began.
+pub fn spawn(folder: &Path, inherited: Inherited, restore: Option<&Restore>, began_ns: u64) -> io::Result<Child> {
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join(LOG))?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("wisp").arg("vmm").arg(folder);
     command.args(["--began-ns", &began_ns.to_string()]);
+    if let Some(Restore { folder, once }) = restore {
+        command.arg("--restore").arg(folder).args(once.then_some("--once"));
+    }
     let mut kept: Vec<OwnedFd> = Vec::new();
     let mut pass = |option: &str, fd: OwnedFd| {
         command.args([option, &fd.as_raw_fd().to_string()]);

@@ -58,6 +58,9 @@ pub struct InstanceRecord {
     pub shutdown_behavior: ShutdownBehavior,
     /// Whether `terminate` is refused.
     pub termination_protection: bool,
+    /// Whether it can be hibernated, which is said when it is launched.
+    #[serde(default)]
+    pub hibernation: bool,
     /// Its volumes, the root first.
     pub block_devices: Vec<BlockDeviceMapping>,
     /// Options for the kernel command line, behind the image's.

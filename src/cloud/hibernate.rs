@@ -1,0 +1,110 @@
+//! Hibernation: an instance that is stopped with its memory, and started with it.
+//!
+//! The monitor saves the machine into a folder of the instance's, and removes it from there when a machine goes on from
+//! it, before the first instruction: so no two ever do. What is in that folder without a state file is an unfinished save.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Cloud;
+use super::error::CloudError;
+use super::lifecycle::get;
+use super::machine::{Folder, Monitor};
+use crate::ec2::state::Action;
+use crate::ec2::{ErrorCode, InstanceId};
+use crate::host::home::Home;
+use crate::store::InstanceRecord;
+use crate::vmm::control::Request;
+use crate::vmm::machine::Restore;
+use crate::vmm::snapshot;
+use crate::vmm::timeline::Mark;
+
+/// The saved machine's place in an instance's folder.
+const SAVED: &str = "hibernated";
+/// How long saving may take: the memory of the largest machine on a slow disk.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(1800);
+
+impl Folder {
+    fn saved(&self) -> PathBuf {
+        self.path().join(SAVED)
+    }
+
+    /// Whether the instance was hibernated, and waits to go on.
+    pub fn is_hibernated(&self) -> bool {
+        self.saved().join(snapshot::STATE).exists()
+    }
+
+    /// The saved machine, to be gone on from once.
+    pub(super) fn hibernated(&self) -> Option<Restore> {
+        self.is_hibernated().then(|| Restore { folder: self.saved(), once: true })
+    }
+
+    /// Removes a saved machine, or what there is of one.
+    pub(super) fn forget_hibernated(&self) -> Result<(), CloudError> {
+        let saved = self.saved();
+        // First what makes it one.
+        match fs::remove_file(saved.join(snapshot::STATE)).and_then(|()| fs::remove_dir_all(&saved)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::remove_dir_all(&saved) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(CloudError::file(&saved, "removed")(error))
+                }
+                _ => Ok(()),
+            },
+            result => result.map_err(CloudError::file(&saved, "removed")),
+        }
+    }
+
+    /// Has the instance's monitor save its machine, and end.
+    pub(super) fn hibernate(&self, monitor: &mut Monitor) -> Result<(), CloudError> {
+        self.forget_hibernated()?;
+        let folder = self.saved();
+        DirBuilder::new().mode(0o700).create(&folder).map_err(CloudError::file(&folder, "made"))?;
+        let saved = monitor.end_with(&Request::Save { folder, end: true }, SAVE_TIMEOUT);
+        if saved.is_err() {
+            self.forget_hibernated()?;
+        }
+        saved
+    }
+}
+
+impl Cloud {
+    /// Whether instances can be hibernated now: they were launched so, and their guests are up.
+    pub fn check_hibernation(&mut self, ids: &[InstanceId]) -> Result<(), CloudError> {
+        for id in ids {
+            let record = self.store.read::<_, CloudError>(|tx| get(tx, *id))?;
+            if !record.hibernation {
+                return Err(CloudError::refused(
+                    ErrorCode::UnsupportedHibernationConfiguration,
+                    format!("The instance '{id}' is not configured for hibernation."),
+                    Some("That is said when it is launched: `wisp launch --hibernation`.".into()),
+                ));
+            }
+            Action::Hibernate.allowed(*id, record.state)?;
+            let status = self.folder(*id).connect()?.status()?;
+            if status.timeline.at(Mark::AgentReady).is_none() {
+                return Err(CloudError::refused(
+                    ErrorCode::UnsupportedOperation,
+                    format!("The instance '{id}' is not ready to hibernate: its guest is still starting."),
+                    Some("`wisp ls` shows when it is.".into()),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses what would change a machine that is to go on as it was.
+pub(super) fn refuse_hibernated(home: &Home, record: &InstanceRecord) -> Result<(), CloudError> {
+    let id = record.id;
+    if record.state.has_machine() || !Folder::of(home, id).is_hibernated() {
+        return Ok(());
+    }
+    Err(CloudError::refused(
+        ErrorCode::IncorrectInstanceState,
+        format!("The instance '{id}' is hibernated: it is to go on with the size and the volumes that it had."),
+        Some(format!("`wisp start {id}` has it go on, and `wisp stop {id}` then stops it without its memory.")),
+    ))
+}
