@@ -9,14 +9,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::output::{self, Align, Cell, Output, Screen, Tone};
-use super::{open_cloud, shapes};
+use super::size::SizeArgs;
+use super::{launch, open_cloud, shapes};
 use crate::cloud::bundle::Verified;
 use crate::cloud::image::Image;
 use crate::cloud::import::Progress;
-use crate::cloud::launch::ROOT_DEVICE;
+use crate::cloud::launch::{ROOT_DEVICE, cpus};
 use crate::cloud::transfer::{NewImage, RootChoices};
-use crate::cloud::utc;
-use crate::ec2::size::MemorySize;
+use crate::cloud::warm::{self, WarmRecord};
+use crate::cloud::{Cloud, timestamp, utc};
+use crate::ec2::catalogue;
+use crate::ec2::size::{MemorySize, approximate_mib};
 use crate::store::{ImageRecord, Visibility};
 
 /// AMIs: what instances are launched from.
@@ -28,6 +31,7 @@ Examples:
   wisp image create web --name web-1      of an instance's root volume
   wisp image import debian.tar --name debian      a root file system, with wisp's kernel and agent
   wisp image export web-1 web-1.tar.zst   a bundle for another host, where `import` takes it
+  wisp image warm tiny --type t3.nano     launches of that size start in milliseconds
   wisp image rm web-1")]
 pub struct Args {
     #[command(subcommand)]
@@ -104,6 +108,17 @@ enum Command {
         #[arg(long)]
         description: Option<String>,
     },
+    /// Makes warm snapshots: guests of the image that have started already, which launches of their size go on from. They
+    /// also come by themselves, after a launch that had to boot.
+    Warm {
+        /// An image's name or id, or a bundle's directory.
+        image: String,
+        #[command(flatten)]
+        size: SizeArgs,
+        /// Remove the warm snapshots of the image instead.
+        #[arg(long, conflicts_with_all = ["instance_type", "vcpus", "memory"])]
+        remove: bool,
+    },
     /// Deregisters images. Instances that use one keep it.
     Rm {
         /// Names or ids.
@@ -131,15 +146,21 @@ impl From<VisibilityArg> for Visibility {
 }
 
 /// Does it.
-pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
+pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     match args.command {
         Command::Ls => list(&cloud.images()?, output)?,
         Command::Show { image } => {
             let (record, image) = cloud.image(Some(&image))?;
+            let mut warm = warm::list(cloud.home())?;
+            warm.retain(|record| record.facts.image == image.folder);
             match output {
-                Output::Json => output::print_json(&json!({"Images": [shapes::image(&record, devices(&image))]}))?,
-                Output::Table => output::print(&lines(&record, &image, Screen::stdout()).join("\n"))?,
+                Output::Json => {
+                    let mut shape = shapes::image(&record, devices(&image));
+                    shape["WarmSnapshots"] = warm.iter().map(warm_shape).collect();
+                    output::print_json(&json!({"Images": [shape]}))?;
+                }
+                Output::Table => output::print(&lines(&record, &image, &warm, Screen::stdout()).join("\n"))?,
             }
         }
         Command::Create { instance, name, description, no_reboot } => {
@@ -192,6 +213,20 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             let record = cloud.modify_image(&image, visibility.map(Visibility::from), description)?;
             if output == Output::Table {
                 output::print(&format!("{}  {}, {}", record.id, record.name, record.visibility.as_str()))?;
+            }
+        }
+        Command::Warm { image, size, remove } => {
+            let image = match Image::unregistered(cloud.home(), Some(&image))? {
+                Some(image) => image,
+                None => cloud.image(Some(&image))?.1,
+            };
+            if remove {
+                let count = warm::remove_of(cloud.home(), &image.folder)?;
+                if output == Output::Table {
+                    output::print(&format!("{} removed", output::count(count, "warm snapshot")))?;
+                }
+            } else {
+                make_warm(&cloud, &image, &size, output, began_ns)?;
             }
         }
         Command::Rm { images } => {
@@ -271,7 +306,7 @@ fn devices(image: &Image) -> Value {
     }
 }
 
-fn lines(record: &ImageRecord, image: &Image, screen: Screen) -> Vec<String> {
+fn lines(record: &ImageRecord, image: &Image, warm: &[WarmRecord], screen: Screen) -> Vec<String> {
     let line = |label: &str, text: &str| format!("{} {text}", screen.paint(Tone::Quiet, &format!("{label:<16}")));
     let manifest = &image.manifest;
     let mut lines = vec![
@@ -289,10 +324,55 @@ fn lines(record: &ImageRecord, image: &Image, screen: Screen) -> Vec<String> {
     if let Some(instance) = record.source_instance {
         lines.push(line("Made of", &instance.to_string()));
     }
+    lines.extend(warm.iter().map(|record| line("Warm", &warm_line(record))));
     for part in &manifest.components {
         lines.push(line("Contains", &format!("{} {} ({})", part.name, part.version, part.licence)));
     }
     lines
+}
+
+/// Boots a guest and saves it.
+fn make_warm(cloud: &Cloud, image: &Image, size: &SizeArgs, output: Output, began_ns: u64) -> anyhow::Result<()> {
+    crate::host::probe::kvm_access()?;
+    let request = size.of_type(catalogue::find(launch::DEFAULT_TYPE)?)?;
+    size.check(&request)?;
+    anyhow::ensure!(warm::limit() > 0, "{}=0 says that no warm snapshots are kept", warm::LIMIT_VARIABLE);
+    let spinner = super::wait::spinner("A guest is booting, to be saved");
+    let (cpus, timeout) = (cpus(&request), super::wait::boot_timeout(None));
+    let made = warm::make(cloud.home(), image, cpus, request.memory_mib, timeout, began_ns);
+    spinner.finish_and_clear();
+    let record = made?;
+    match output {
+        Output::Json => output::print_json(&warm_shape(&record))?,
+        Output::Table => {
+            output::print(&format!("warm: {}", warm_line(&record)))?;
+            output::next(&format!("launch {} --type {}", image.manifest.name, request.instance_type.name));
+        }
+    }
+    Ok(())
+}
+
+/// A warm snapshot's size, and what it takes.
+fn warm_line(record: &WarmRecord) -> String {
+    let facts = &record.facts;
+    format!(
+        "{}, {}: {} on disk, made {}",
+        output::count(facts.cpus.count as usize, "vCPU"),
+        approximate_mib(facts.memory_mib),
+        output::bytes(record.bytes),
+        utc(facts.made)
+    )
+}
+
+fn warm_shape(record: &WarmRecord) -> Value {
+    let facts = &record.facts;
+    json!({
+        "Vcpus": facts.cpus.count,
+        "ThreadsPerCore": facts.cpus.threads_per_core,
+        "MemoryMiB": facts.memory_mib,
+        "Bytes": record.bytes,
+        "Made": timestamp(facts.made),
+    })
 }
 
 fn list(images: &[ImageRecord], output: Output) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::output::{self, Output};
 use super::size::SizeArgs;
 use super::wait::{self, Wait};
-use super::{open_cloud, shapes};
+use super::{open_cloud, shapes, warm};
 use crate::cloud::launch::{LaunchSpec, Launched};
 use crate::ec2::state::ShutdownBehavior;
 use crate::ec2::tag::{Tag, with_tags};
@@ -17,7 +17,7 @@ use crate::ec2::{Ec2Error, catalogue};
 use crate::store::InstanceRecord;
 
 /// The type of an instance of which none was said: the one that EC2 gives away.
-const DEFAULT_TYPE: &str = "t2.micro";
+pub const DEFAULT_TYPE: &str = "t2.micro";
 
 /// Launches instances from an image, and prints their ids.
 ///
@@ -80,6 +80,10 @@ pub struct Args {
     #[arg(long, value_name = "TOKEN")]
     client_token: Option<String>,
 
+    /// Boot, where a warm snapshot of the image would do (see `wisp image warm`).
+    #[arg(long)]
+    cold: bool,
+
     /// Check everything, launch nothing.
     #[arg(long)]
     dry_run: bool,
@@ -124,6 +128,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         tags,
         shutdown_behavior: args.shutdown_behavior,
         termination_protection: args.termination_protection,
+        cold: args.cold,
         hibernation: args.hibernation,
         client_token: args.client_token,
         dry_run: args.dry_run,
@@ -131,7 +136,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         volumes: args.volumes,
     };
     let mut cloud = open_cloud()?;
-    let Launched { instances, monitors } = cloud.launch(&spec)?;
+    let Launched { instances, monitors, wants_warm } = cloud.launch(&spec)?;
     let all: Vec<&InstanceRecord> = instances.iter().collect();
     match output {
         Output::Json => output::print_json(&shapes::reservation(&all))?,
@@ -141,6 +146,9 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     }
     if args.wait == Wait::Ready {
         wait::until_ready(&instances, monitors, wait::boot_timeout(args.timeout))?;
+    }
+    if wants_warm {
+        warm::prepare_in_background(Some(&instances[0].image_id.to_string()), &spec.size);
     }
     if output == Output::Table {
         match instances.as_slice() {

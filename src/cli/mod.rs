@@ -31,6 +31,7 @@ mod types;
 mod vmm;
 mod volume;
 mod wait;
+mod warm;
 
 use std::process::ExitCode;
 
@@ -114,7 +115,7 @@ pub fn main() -> ExitCode {
         Command::Modify(args) => modify::run(&args, cli.output),
         Command::Tag(args) => tag::run(&args, cli.output),
         Command::Attach(args) => attach::run(&args),
-        Command::Image(args) => image::run(args, cli.output),
+        Command::Image(args) => image::run(args, cli.output, began_ns),
         Command::Volume(args) => volume::run(args, cli.output),
         Command::Snapshot(args) => snapshot::run(args, cli.output),
         Command::Key(args) => key::run(args, cli.output),

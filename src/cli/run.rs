@@ -13,15 +13,16 @@ use anyhow::Context;
 use super::guest_command::{self, Outcome};
 use super::size::SizeArgs;
 use super::wait::{self, AGENT_TIMEOUT, SHOW_AFTER};
-use super::{output, serial, timeline};
+use super::{output, serial, timeline, warm};
 use crate::cloud::image::Image;
-use crate::cloud::launch::threads_per_core;
+use crate::cloud::launch;
 use crate::cloud::run::{Boot, EphemeralInstance, ExtraDisk, RunError, RunSpec};
+use crate::cloud::warm::{Warm, find, limit};
 use crate::ec2::capacity::Request;
 use crate::guest::Agent;
 use crate::host::home::Home;
 use crate::host::probe;
-use crate::vmm::config::{BootProtocol, CpuConfig, DiskFormat};
+use crate::vmm::config::{BootProtocol, DiskFormat};
 use crate::vmm::end::End;
 use crate::vmm::timeline::Mark;
 
@@ -74,6 +75,10 @@ pub struct Args {
     #[arg(long, value_name = "OPTIONS")]
     cmdline: Option<String>,
 
+    /// Boot, where a warm snapshot of the image would do (see `wisp image warm`).
+    #[arg(long)]
+    cold: bool,
+
     /// Show the serial console in place of the agent's command; ctrl-] leaves it and ends the guest.
     #[arg(long, conflicts_with = "command")]
     console: bool,
@@ -98,14 +103,15 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
     probe::kvm_access()?;
     let home = Home::open()?;
     let spec = RunSpec {
-        cpus: cpus(&request),
+        cpus: launch::cpus(&request),
         memory_mib: request.memory_mib,
         boot: boot(&args, &home)?,
         disks,
         cmdline: args.cmdline.clone(),
         console: args.console,
     };
-    let mut instance = EphemeralInstance::start(&home, &spec, began_ns)?;
+    let warm = Warming::of(&args, &spec, &home);
+    let mut instance = EphemeralInstance::start_from(&home, &spec, warm.found.as_ref(), began_ns)?;
     let outcome = if args.console { run_console(&mut instance) } else { run_command(&args, &spec, &mut instance) };
     let ended = instance.kill();
     // What went wrong with the command says more than that its machine had gone already.
@@ -118,7 +124,33 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
         output::say(&timeline::render(&status, output::Screen::stderr()));
     }
     log::info!("{end}");
+    if warm.is_wanted {
+        warm::prepare_in_background(args.image.as_deref(), &request);
+    }
     Ok(ExitCode::from(code))
+}
+
+/// What there is of a warm snapshot.
+#[derive(Debug)]
+struct Warming {
+    /// The guest goes on from it.
+    found: Option<Warm>,
+    /// It boots, and the next one need not.
+    is_wanted: bool,
+}
+
+impl Warming {
+    fn of(args: &Args, spec: &RunSpec, home: &Home) -> Warming {
+        let Boot::Image(image) = &spec.boot else { return Warming { found: None, is_wanted: false } };
+        let can_be = !args.cold
+            && !args.console
+            && spec.disks.is_empty()
+            && spec.cmdline.is_none()
+            && image.manifest.root.is_some()
+            && limit() > 0;
+        let found = if can_be { find(home, image, spec.cpus, spec.memory_mib) } else { None };
+        Warming { is_wanted: can_be && found.is_none(), found }
+    }
 }
 
 /// vCPUs and memory that were asked for, if this host has them.
@@ -126,10 +158,6 @@ fn size(args: &Args) -> anyhow::Result<Request> {
     let request = args.size.or_else(DEFAULT_VCPUS, DEFAULT_MEMORY_MIB)?;
     args.size.check(&request)?;
     Ok(request)
-}
-
-fn cpus(request: &Request) -> CpuConfig {
-    CpuConfig { count: request.vcpus, threads_per_core: threads_per_core(request) }
 }
 
 fn boot(args: &Args, home: &Home) -> anyhow::Result<Boot> {
@@ -284,6 +312,7 @@ fn guest_ended(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vmm::config::CpuConfig;
     use clap::Parser;
 
     #[derive(Debug, Parser)]
@@ -300,7 +329,7 @@ mod tests {
     fn the_default_size_is_small() {
         let request = size(&parse(&[]).unwrap()).unwrap();
         assert_eq!((request.vcpus, request.memory_mib), (1, 256));
-        assert_eq!(cpus(&request), CpuConfig { count: 1, threads_per_core: 1 });
+        assert_eq!(launch::cpus(&request), CpuConfig { count: 1, threads_per_core: 1 });
     }
 
     #[test]

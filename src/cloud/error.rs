@@ -79,6 +79,12 @@ pub enum CloudError {
         /// Why.
         source: Box<CloudError>,
     },
+    /// A guest for a warm snapshot did not come up.
+    #[error(transparent)]
+    Run(#[from] super::run::RunError),
+    /// There is no warm snapshot.
+    #[error("the warm snapshot cannot be made: {0}")]
+    NotWarm(String),
     /// The monitor does not answer.
     #[error("{instance}: {source}")]
     Control {

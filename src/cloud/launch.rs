@@ -9,6 +9,7 @@ use super::error::CloudError;
 use super::image::Image;
 use super::machine::{Folder, Monitor};
 use super::volume::attach;
+use super::warm::{self, Warm};
 use super::{Cloud, new_id, now, resolve};
 use crate::ec2::capacity::{self, Request};
 use crate::ec2::key;
@@ -20,7 +21,7 @@ use crate::store::{
     AttachmentRecord, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, SnapshotRecord, Transaction,
     VolumeRecord,
 };
-use crate::vmm::config::DiskFormat;
+use crate::vmm::config::{CpuConfig, DiskFormat};
 
 /// The most instances of one launch.
 pub const MAX_COUNT: u32 = 100;
@@ -60,6 +61,8 @@ pub struct LaunchSpec {
     pub client_token: Option<String>,
     /// Only check.
     pub dry_run: bool,
+    /// Whether they boot, even where a warm snapshot is.
+    pub cold: bool,
     /// Whether they can be hibernated.
     pub hibernation: bool,
     /// Options for the kernel command line.
@@ -75,6 +78,8 @@ pub struct Launched {
     pub instances: Vec<InstanceRecord>,
     /// Connections to their monitors, where this call started them.
     pub monitors: Vec<Monitor>,
+    /// They booted, and could have gone on from a warm snapshot if there had been one.
+    pub wants_warm: bool,
 }
 
 /// An instance that is about to be: its folder exists and is locked.
@@ -92,7 +97,7 @@ impl Cloud {
         let (image_record, image) = self.image(spec.image.as_deref())?;
         let parameters = digest(spec, &image_record);
         if let Some(instances) = self.launched_before(spec, &parameters)? {
-            return Ok(Launched { instances, monitors: Vec::new() });
+            return Ok(Launched { instances, monitors: Vec::new(), wants_warm: false });
         }
         self.check_launch(spec)?;
         if spec.dry_run {
@@ -102,14 +107,20 @@ impl Cloud {
                 None,
             ));
         }
-        let prepared = match self.prepare(spec, &image_record, &image, &parameters)? {
+        let can_be_warm = can_be_warm(spec, &image);
+        let warm =
+            if can_be_warm { warm::find(&self.home, &image, cpus(&spec.size), spec.size.memory_mib) } else { None };
+        let prepared = match self.prepare(spec, &image_record, &image, warm.as_ref(), &parameters)? {
             Ok(prepared) => prepared,
             // Another process was first with the token.
-            Err(instances) => return Ok(Launched { instances, monitors: Vec::new() }),
+            Err(instances) => return Ok(Launched { instances, monitors: Vec::new(), wants_warm: false }),
         };
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.id).collect();
-        match self.start_all(prepared, &image) {
-            Ok(monitors) => Ok(Launched { instances: self.settle_running(&ids)?, monitors }),
+        match self.start_all(prepared, &image, warm.as_ref()) {
+            Ok(monitors) => {
+                let wants_warm = can_be_warm && warm.is_none();
+                Ok(Launched { instances: self.settle_running(&ids)?, monitors, wants_warm })
+            }
             Err(error) => {
                 self.abandon(&ids, &error);
                 Err(error)
@@ -168,6 +179,7 @@ impl Cloud {
         spec: &LaunchSpec,
         image_record: &ImageRecord,
         image: &Image,
+        warm: Option<&Warm>,
         parameters: &str,
     ) -> Result<Result<Vec<Prepared>, Vec<InstanceRecord>>, CloudError> {
         // Under these locks nobody sweeps away what has no entry yet.
@@ -178,7 +190,7 @@ impl Cloud {
         // Found before anything is made: the snapshots that volumes are made of.
         let snapshots = self.snapshots_of(spec)?;
         for index in 0..spec.count {
-            match self.prepare_one(&snapshots, spec, image_record, image, reservation, index) {
+            match self.prepare_one(&snapshots, spec, image_record, (image, warm), reservation, index) {
                 Ok(one) => prepared.push(one),
                 Err(error) => {
                     self.discard(&prepared);
@@ -246,7 +258,7 @@ impl Cloud {
         snapshots: &[Option<SnapshotRecord>],
         spec: &LaunchSpec,
         image_record: &ImageRecord,
-        image: &Image,
+        (image, warm): (&Image, Option<&Warm>),
         reservation_id: ReservationId,
         launch_index: u32,
     ) -> Result<Prepared, CloudError> {
@@ -255,7 +267,7 @@ impl Cloud {
         let folder = Folder::of(&self.home, id);
         folder.create()?;
         let lock = folder.try_lock()?.expect("nobody knows the folder that was just made");
-        let root = self.make_root_volume(image_record, image, id, time).inspect_err(|_| {
+        let root = self.make_root_volume(image_record, (image, warm), id, time).inspect_err(|_| {
             // The error that is on its way says more than one about this would.
             let _ = folder.remove();
         })?;
@@ -294,11 +306,11 @@ impl Cloud {
         Ok(Prepared { record, volumes, folder, lock })
     }
 
-    /// A copy-on-write layer over the image's root file system.
+    /// A copy-on-write layer over the image's root file system: an empty one, or what a warm guest has written.
     fn make_root_volume(
         &self,
         image_record: &ImageRecord,
-        image: &Image,
+        (image, warm): (&Image, Option<&Warm>),
         instance_id: InstanceId,
         time: u64,
     ) -> Result<Option<VolumeRecord>, CloudError> {
@@ -306,7 +318,10 @@ impl Cloud {
         let id = new_id();
         let file = volume_file(id, 1);
         let path = self.home.volumes().join(&file);
-        disk_image::create_layer(&path, &image.folder.join(&root.file), root.format, None)?;
+        match warm {
+            Some(warm) => warm::copy_layer(warm, &path)?,
+            None => disk_image::create_layer(&path, &image.folder.join(&root.file), root.format, None)?,
+        }
         let size = disk_image::information(&path, DiskFormat::Qcow2)?.virtual_size;
         Ok(Some(VolumeRecord {
             id,
@@ -342,13 +357,21 @@ impl Cloud {
         let _ = folder.remove();
     }
 
-    fn start_all(&mut self, prepared: Vec<Prepared>, image: &Image) -> Result<Vec<Monitor>, CloudError> {
+    fn start_all(
+        &mut self,
+        prepared: Vec<Prepared>,
+        image: &Image,
+        warm: Option<&Warm>,
+    ) -> Result<Vec<Monitor>, CloudError> {
         let mut monitors = Vec::new();
         for Prepared { record, folder, lock, .. } in prepared {
             let volumes = self.volumes_of(&record)?;
-            let seed = self.write_seed(&folder, &record, &image.manifest.default_user)?;
-            let config = folder.config(&self.home, &record, image, &volumes, seed)?;
-            monitors.push(folder.spawn(&config, lock, None)?);
+            let seed = self.write_seed(&folder, &record, &image.manifest.default_user, warm.is_some())?;
+            let mut config = folder.config(&self.home, &record, image, &volumes, seed)?;
+            if warm.is_some() {
+                config.disks.iter_mut().filter(|disk| disk.root).for_each(|root| root.was = Some(warm::ROOT.into()));
+            }
+            monitors.push(folder.spawn(&config, lock, warm.map(Warm::restore).as_ref())?);
         }
         monitors.iter_mut().try_for_each(Monitor::wait_started)?;
         Ok(monitors)
@@ -386,6 +409,21 @@ impl Cloud {
 /// The name of a volume's `generation`th file.
 pub(super) fn volume_file(id: crate::ec2::VolumeId, generation: u32) -> String {
     format!("{id}.{generation}.qcow2")
+}
+
+/// Whether a warm snapshot of the image would serve.
+fn can_be_warm(spec: &LaunchSpec, image: &Image) -> bool {
+    !spec.cold
+        && spec.cmdline.is_none()
+        && spec.volumes.is_empty()
+        && image.manifest.root.is_some()
+        && spec.size.instance_type.instance_store().is_empty()
+        && warm::limit() > 0
+}
+
+/// The vCPUs of a size, and how they belong together.
+pub fn cpus(size: &Request) -> CpuConfig {
+    CpuConfig { count: size.vcpus, threads_per_core: threads_per_core(size) }
 }
 
 /// The type's topology, unless it does not divide an overriding number of vCPUs.

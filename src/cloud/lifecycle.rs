@@ -166,7 +166,7 @@ impl Cloud {
         }
         let image = self.open_image(record.image_id)?;
         let volumes = self.volumes_of(record)?;
-        let seed = self.write_seed(folder, record, &image.manifest.default_user)?;
+        let seed = self.write_seed(folder, record, &image.manifest.default_user, false)?;
         let config = folder.config(&self.home, record, &image, &volumes, seed)?;
         let mut monitor = folder.spawn(&config, lock, folder.hibernated().as_ref())?;
         monitor.wait_started()?;

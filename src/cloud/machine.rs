@@ -270,7 +270,7 @@ impl Folder {
 }
 
 /// Slots for volumes that are attached while the instance runs. A free one costs a guest some thousand instructions.
-const FREE_SLOTS: usize = 4;
+pub(super) const FREE_SLOTS: usize = 4;
 /// Begins the names of instance-store disks.
 const EPHEMERAL: &str = "ephemeral";
 

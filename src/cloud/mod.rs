@@ -24,6 +24,7 @@ pub mod snapshot;
 pub mod tags;
 pub mod transfer;
 pub mod volume;
+pub mod warm;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

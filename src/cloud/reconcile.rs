@@ -9,6 +9,7 @@ use super::error::CloudError;
 use super::launch::TOKEN_LIFETIME;
 use super::lifecycle::get;
 use super::machine::Folder;
+use super::warm;
 use super::{Cloud, now};
 use crate::ec2::InstanceId;
 use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
@@ -40,6 +41,7 @@ impl Cloud {
         self.forget_old(&records)?;
         self.sweep_folders()?;
         self.finish_snapshots()?;
+        warm::sweep(&self.home)?;
         self.sweep_stray_images()
     }
 

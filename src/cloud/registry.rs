@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::error::CloudError;
 use super::image::{Image, ImageError, MANIFEST, RootEntry};
+use super::warm;
 use super::{Cloud, embedded, new_id, now};
 use crate::ec2::id::Id;
 use crate::ec2::id::Image as ImageKind;
@@ -243,6 +244,7 @@ impl Cloud {
         }
         record.deregistered = Some(now());
         self.store.write::<_, StoreError>(|tx| tx.put(&record))?;
+        warm::remove_of(&self.home, &self.home.images().join(record.id.to_string()))?;
         self.sweep_images()?;
         Ok(record)
     }

@@ -13,10 +13,12 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use super::image::Image;
-use super::machine::with_kernel_share;
+use super::machine::{FREE_SLOTS, with_kernel_share};
 use super::new_id;
+use super::warm::{self, Warm};
 use crate::ec2::id::InstanceId;
-use crate::host::home::{Home, HomeError, lock_file, try_lock_file};
+use crate::guest::Seed;
+use crate::host::home::{Home, HomeError, lock_file, try_lock_file, write_private};
 use crate::host::monitor_process::{self, Inherited};
 use crate::vmm::config::{
     BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, MachineConfig, VsockConfig,
@@ -30,6 +32,8 @@ use crate::vmm::machine::Launcher;
 pub(super) const GUEST_CID: u32 = 3;
 /// The vsock socket's name in an instance's folder.
 pub(super) const VSOCK: &str = "vsock.sock";
+/// The name of what a guest is told of who it is.
+const SEED: &str = "seed";
 /// How long a monitor may take to end once it was told to.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 /// How much of the console is shown when something went wrong, in lines.
@@ -77,6 +81,12 @@ pub enum RunError {
     /// The monitor's control socket failed.
     #[error(transparent)]
     Control(#[from] ClientError),
+    /// The guest's agent did.
+    #[error(transparent)]
+    Agent(#[from] crate::guest::Error),
+    /// The machine could not be saved.
+    #[error("the machine could not be saved: {0}")]
+    Unsaved(String),
 }
 
 /// The last lines of a console, as part of an error.
@@ -115,6 +125,13 @@ pub struct RunSpec {
 pub enum Boot {
     /// An image: its root file system gets a layer that is gone with the instance.
     Image(Box<Image>),
+    /// An image, for nobody: what the guest writes stays in the layer at this path, and it gets no name.
+    Nobody {
+        /// Which.
+        image: Box<Image>,
+        /// The layer (qcow2).
+        layer: PathBuf,
+    },
     /// A kernel, with or without an initrd; the first disk is the root if there is no initrd.
     Kernel {
         /// The kernel's file.
@@ -145,9 +162,14 @@ impl RunSpec {
         self.disks.iter().any(|disk| !disk.read_only)
     }
 
-    /// The machine, with its vsock socket in `folder`.
-    fn machine(&self, id: &InstanceId, folder: &Path) -> MachineConfig {
+    /// The machine, with its vsock socket in `folder`; if it goes on from a warm one, over that one's layer.
+    fn machine(&self, id: &InstanceId, folder: &Path, warm: Option<&Warm>) -> MachineConfig {
         let (mut kernel, mut disks) = match &self.boot {
+            Boot::Nobody { image, layer } => (image_kernel(image), vec![layer_disk(layer, DiskAccess::ReadWrite)]),
+            Boot::Image(image) if warm.is_some() => {
+                let layer = warm.map(|warm| layer_disk(warm.layer(), DiskAccess::Ephemeral));
+                (image_kernel(image), layer.into_iter().collect())
+            }
             Boot::Image(image) => (image_kernel(image), root_disk(image).into_iter().collect()),
             Boot::Kernel { kernel, initrd, protocol, software_kvm_aware } => {
                 let (path, initrd) = (kernel.clone(), initrd.clone());
@@ -163,12 +185,19 @@ impl RunSpec {
         add_options(&mut kernel, self.cmdline.as_deref());
         if matches!(self.boot, Boot::Image(_)) {
             name_host(&mut kernel, id);
-        } else if kernel.initrd.is_none() && !names_root(&kernel.cmdline) && !disks.is_empty() {
+        } else if matches!(self.boot, Boot::Kernel { .. })
+            && kernel.initrd.is_none()
+            && !names_root(&kernel.cmdline)
+            && !disks.is_empty()
+        {
             disks[0].root = true;
         }
-        let vsock = Some(VsockConfig { cid: GUEST_CID, path: folder.join(VSOCK), seed: None });
+        let seed = warm.map(|_| folder.join(SEED));
+        let vsock = Some(VsockConfig { cid: GUEST_CID, path: folder.join(VSOCK), seed });
         let memory_mib = with_kernel_share(self.memory_mib);
-        MachineConfig { cpus: self.cpus, memory_mib, kernel, disks, disk_slots: 0, vsock }
+        // Who goes on from it may attach volumes.
+        let disk_slots = if matches!(self.boot, Boot::Nobody { .. }) { 1 + FREE_SLOTS } else { 0 };
+        MachineConfig { cpus: self.cpus, memory_mib, kernel, disks, disk_slots, vsock }
     }
 }
 
@@ -194,6 +223,12 @@ fn root_disk(image: &Image) -> Option<DiskConfig> {
         root: true,
         was: None,
     })
+}
+
+/// A root disk that is a layer already.
+fn layer_disk(layer: &Path, access: DiskAccess) -> DiskConfig {
+    let (path, format) = (layer.to_path_buf(), DiskFormat::Qcow2);
+    DiskConfig { id: warm::ROOT.into(), path, format, access, root: true, was: None }
 }
 
 /// Adds a user's options to the kernel's.
@@ -236,8 +271,18 @@ pub struct EphemeralInstance {
 impl EphemeralInstance {
     /// Starts an instance; `began_ns` is when the user's command began.
     pub fn start(home: &Home, spec: &RunSpec, began_ns: u64) -> Result<EphemeralInstance, RunError> {
+        EphemeralInstance::start_from(home, spec, None, began_ns)
+    }
+
+    /// The same, from a warm snapshot of the image if there is one.
+    pub fn start_from(
+        home: &Home,
+        spec: &RunSpec,
+        warm: Option<&Warm>,
+        began_ns: u64,
+    ) -> Result<EphemeralInstance, RunError> {
         let (id, folder, lock) = make_folder(home)?;
-        let started = EphemeralInstance::spawn(id, &folder, lock, spec, began_ns);
+        let started = EphemeralInstance::spawn(id, &folder, lock, spec, warm, began_ns);
         if started.is_err() {
             // The error that is on its way says more than one about this would.
             let _ = fs::remove_dir_all(&folder);
@@ -250,15 +295,23 @@ impl EphemeralInstance {
         folder: &Path,
         lock: fs::File,
         spec: &RunSpec,
+        warm: Option<&Warm>,
         began_ns: u64,
     ) -> Result<EphemeralInstance, RunError> {
         let failed = |source| RunError::Folder { path: folder.to_path_buf(), source };
-        monitor_process::write_config(folder, &spec.machine(&id, folder)).map_err(failed)?;
+        if let (Some(_), Boot::Image(image)) = (warm, &spec.boot) {
+            let (instance_id, hostname) = (id.to_string(), Some(host_name(&id)));
+            let default_user = image.manifest.default_user.clone();
+            let seed = Seed { instance_id, hostname, default_user, ..Seed::default() };
+            write_private(&folder.join(SEED), &seed.encode()).map_err(failed)?;
+        }
+        monitor_process::write_config(folder, &spec.machine(&id, folder, warm)).map_err(failed)?;
         let (owner, monitor_owner) = UnixStream::pair().map_err(RunError::Spawn)?;
         let console = if spec.console { Some(UnixStream::pair().map_err(RunError::Spawn)?) } else { None };
         let (console, monitor_console) = console.unzip();
         let inherited = Inherited { lock, launcher: Launcher::Owner(monitor_owner), console: monitor_console };
-        let monitor = monitor_process::spawn(folder, inherited, None, began_ns).map_err(RunError::Spawn)?;
+        let monitor = monitor_process::spawn(folder, inherited, warm.map(Warm::restore).as_ref(), began_ns)
+            .map_err(RunError::Spawn)?;
         let control = ControlClient::new(owner)?;
         Ok(EphemeralInstance { id, folder: folder.to_path_buf(), monitor, control, console, ended: None, ready: false })
     }
@@ -313,6 +366,17 @@ impl EphemeralInstance {
             self.control.send(&Request::Kill { by: "wisp run".into() })?;
         }
         self.wait_ended(Some(END_TIMEOUT))
+    }
+
+    /// Saves the machine into `folder`, with which it ends.
+    pub fn save(&mut self, folder: &Path, timeout: Duration) -> Result<(), RunError> {
+        self.control.send(&Request::Save { folder: folder.to_path_buf(), end: true })?;
+        match self.wait_ended(Some(timeout)) {
+            Ok((End::Saved, _)) => Ok(()),
+            Ok((end, _)) => Err(RunError::Unsaved(end.to_string())),
+            Err(RunError::Refused(why)) => Err(RunError::Unsaved(why)),
+            Err(error) => Err(error),
+        }
     }
 
     /// The machine in figures, now.
@@ -437,9 +501,9 @@ mod tests {
     #[test]
     fn a_kernel_s_first_disk_is_its_root_unless_it_has_an_initrd() {
         let disk = ExtraDisk { path: "d".into(), format: DiskFormat::Raw, read_only: true };
-        let machine = spec(kernel(None), vec![disk.clone()]).machine(&id(), Path::new("/f"));
+        let machine = spec(kernel(None), vec![disk.clone()]).machine(&id(), Path::new("/f"), None);
         assert!(machine.disks[0].root);
-        let machine = spec(kernel(Some("initrd")), vec![disk]).machine(&id(), Path::new("/f"));
+        let machine = spec(kernel(Some("initrd")), vec![disk]).machine(&id(), Path::new("/f"), None);
         assert!(!machine.disks[0].root);
         assert_eq!(machine.kernel.cmdline, "quiet");
     }

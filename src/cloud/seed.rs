@@ -15,19 +15,21 @@ use crate::store::{InstanceRecord, KeyPairRecord};
 const FILE: &str = "seed";
 
 impl Cloud {
-    /// Writes the seed of an instance that has something to be told. Returns where it is.
+    /// Writes the seed of an instance that has something to be told: always, if it goes on from a `copied` machine. Returns
+    /// where it is.
     pub(super) fn write_seed(
         &mut self,
         folder: &Folder,
         record: &InstanceRecord,
         default_user: &str,
+        copied: bool,
     ) -> Result<Option<PathBuf>, CloudError> {
         let key = match &record.key_name {
             // A key pair that was deleted since is no obstacle: EC2 starts the instance, and its disk has the key.
             Some(name) => self.store.read::<_, CloudError>(|tx| Ok(tx.get::<KeyPairRecord>(name)?))?,
             None => None,
         };
-        if key.is_none() && record.user_data.is_none() {
+        if key.is_none() && record.user_data.is_none() && !copied {
             return Ok(None);
         }
         let seed = Seed {

@@ -55,7 +55,7 @@ impl Home {
         if owner != rustix::process::geteuid().as_raw() {
             return Err(HomeError::NotYours { path: root, owner });
         }
-        for folder in ["images", "instances", "runs", "volumes"] {
+        for folder in ["images", "instances", "runs", "volumes", "warm"] {
             make_private(&root.join(folder)).map_err(failed)?;
         }
         Ok(Home { root })
@@ -79,6 +79,11 @@ impl Home {
     /// Where the files of volumes and snapshots are.
     pub fn volumes(&self) -> PathBuf {
         self.root.join("volumes")
+    }
+
+    /// Where warm snapshots are.
+    pub fn warm(&self) -> PathBuf {
+        self.root.join("warm")
     }
 
     /// The data directory itself.

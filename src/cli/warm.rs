@@ -1,0 +1,28 @@
+//! Warm snapshots that a command leaves for the next one.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use crate::ec2::capacity::Request;
+
+/// Starts `wisp image warm` for an image and a size, and does not wait for it. It is a process of its own with the lowest
+/// priority, which ends by itself; that it could not be made is no concern of who launches.
+pub fn prepare_in_background(image: Option<&str>, size: &Request) {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("wisp").args(["image", "warm"]).args(image.or(Some("tiny")));
+    command.args(["--type", size.instance_type.name, "--vcpus", &size.vcpus.to_string()]);
+    command.args(["--memory", &format!("{}M", size.memory_mib), "--overcommit"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // SAFETY: between fork and exec, only setsid and setpriority are called, which are async-signal-safe.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            // Slower is better than not at all.
+            let _ = rustix::process::nice(19);
+            Ok(())
+        });
+    }
+    if let Err(error) = command.spawn() {
+        log::info!("no warm snapshot is made: {error}");
+    }
+}

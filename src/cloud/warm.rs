@@ -1,0 +1,295 @@
+//! Warm snapshots: guests of an image and a size that were saved right after they had started, before they were anybody's.
+//! A launch that finds one goes on from it, in milliseconds, in place of booting.
+//!
+//! Each has a folder (the saved machine) and a file beside it (the layer of the root file system, as it was at that
+//! moment), both named by its key. The folder comes last and goes first: what has none is nothing. Whoever uses one has a
+//! shared lock of it; who removes it, the exclusive one.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::error::CloudError;
+use super::image::Image;
+use super::now;
+use super::run::{Boot, EphemeralInstance, RunError, RunSpec};
+use crate::guest::Agent;
+use crate::host::disk_image;
+use crate::host::home::{Home, private_file, write_private};
+use crate::vmm::config::CpuConfig;
+use crate::vmm::machine::Restore;
+use crate::vmm::snapshot::{self, MachineState};
+
+/// What a warm guest calls its root disk.
+pub(super) const ROOT: &str = "root";
+/// How much disk all warm snapshots may take together, in MiB; with 0 none is kept.
+pub const LIMIT_VARIABLE: &str = "WISP_WARM_LIMIT";
+const DEFAULT_LIMIT_MIB: u64 = 4096;
+/// What there is to know about one, in its folder.
+const FACTS: &str = "warm.json";
+/// Begins the names of what is not finished.
+const UNFINISHED: &str = ".new-";
+/// How long an agent that is ready may take to answer and to write what it has.
+const AGENT_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long saving may take.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// What a warm snapshot is of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmFacts {
+    /// The image's folder.
+    pub image: PathBuf,
+    /// vCPUs and their topology.
+    pub cpus: CpuConfig,
+    /// Memory, in MiB, without the kernel's share.
+    pub memory_mib: u64,
+    /// When it was made, in seconds since 1970.
+    pub made: u64,
+}
+
+/// A warm snapshot as it is listed.
+#[derive(Debug, Clone)]
+pub struct WarmRecord {
+    /// What it is of.
+    pub facts: WarmFacts,
+    /// What it takes on disk.
+    pub bytes: u64,
+    key: String,
+    used: SystemTime,
+}
+
+/// A warm snapshot in use: it stays for as long as this does.
+#[derive(Debug)]
+pub struct Warm {
+    folder: PathBuf,
+    layer: PathBuf,
+    _lock: File,
+}
+
+impl Warm {
+    /// What a machine goes on from.
+    pub fn restore(&self) -> Restore {
+        Restore { folder: self.folder.clone(), once: false }
+    }
+
+    /// The root file system's layer (qcow2), which is not to be written.
+    pub fn layer(&self) -> &Path {
+        &self.layer
+    }
+}
+
+/// How much disk warm snapshots may take, in bytes.
+pub fn limit() -> u64 {
+    let given = std::env::var(LIMIT_VARIABLE).ok();
+    let mib = given.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(DEFAULT_LIMIT_MIB);
+    mib.saturating_mul(1 << 20)
+}
+
+/// Its folder, its layer and its lock.
+fn paths(home: &Home, key: &str) -> [PathBuf; 3] {
+    [key.to_string(), format!("{key}.qcow2"), format!("{key}.lock")].map(|name| home.warm().join(name))
+}
+
+fn key(image: &Image, cpus: CpuConfig, memory_mib: u64) -> String {
+    let manifest = &image.manifest;
+    let digests = [Some(&manifest.kernel.sha256), manifest.root.as_ref().map(|root| &root.sha256)];
+    let initrd = manifest.initrd.as_ref().map(|initrd| &initrd.sha256);
+    let parts = serde_json::json!([image.folder, digests, initrd, manifest.kernel.cmdline, cpus, memory_mib]);
+    let mut key = crate::host::sparse::hex(&Sha256::digest(parts.to_string()));
+    key.truncate(20);
+    key
+}
+
+/// The warm snapshot for an image and a size, if there is one that this wisp and this host can go on from.
+pub fn find(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Option<Warm> {
+    if limit() == 0 {
+        return None;
+    }
+    let key = key(image, cpus, memory_mib);
+    let [folder, layer, lock] = paths(home, &key);
+    if !folder.exists() {
+        return None;
+    }
+    let file = private_file(&lock).ok()?;
+    flock(&file, FlockOperation::NonBlockingLockShared).ok()?;
+    match MachineState::read(&folder) {
+        Ok(_) => {
+            // The one that was not used for the longest time goes first.
+            let _ = File::open(folder.join(FACTS)).and_then(|facts| facts.set_modified(SystemTime::now()));
+            Some(Warm { folder, layer, _lock: file })
+        }
+        Err(error) => {
+            log::info!("a warm snapshot is of no use: {error}");
+            drop(file);
+            if let Err(error) = remove(home, &key) {
+                log::warn!("{error}");
+            }
+            None
+        }
+    }
+}
+
+/// Boots a guest of the image and size, saves it when its agent answers, and makes room for it. One that is there already
+/// is made anew.
+pub fn make(
+    home: &Home,
+    image: &Image,
+    cpus: CpuConfig,
+    memory_mib: u64,
+    boot_timeout: Duration,
+    began_ns: u64,
+) -> Result<WarmRecord, CloudError> {
+    let Some(root) = &image.manifest.root else { return Err(CloudError::NotWarm("the image has no root".into())) };
+    let key = key(image, cpus, memory_mib);
+    let [folder, layer, _] = paths(home, &key);
+    let warm = home.warm();
+    let unfinished = tempfile::Builder::new()
+        .prefix(UNFINISHED)
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
+        .tempdir_in(&warm)
+        .map_err(CloudError::file(&warm, "written"))?;
+    let name = unfinished.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let new_layer = Unfinished(warm.join(format!("{name}.qcow2")));
+    disk_image::create_layer(&new_layer.0, &image.folder.join(&root.file), root.format, None)?;
+    let spec = RunSpec {
+        cpus,
+        memory_mib,
+        boot: Boot::Nobody { image: Box::new(image.clone()), layer: new_layer.0.clone() },
+        disks: Vec::new(),
+        cmdline: None,
+        console: false,
+    };
+    save(home, &spec, unfinished.path(), boot_timeout, began_ns)?;
+    let facts = WarmFacts { image: image.folder.clone(), cpus, memory_mib, made: now() };
+    let path = unfinished.path().join(FACTS);
+    let text = serde_json::to_vec_pretty(&facts).expect("facts are plain data");
+    write_private(&path, &text).map_err(CloudError::file(&path, "written"))?;
+
+    let _lock = home.lock(&warm)?;
+    remove(home, &key)?;
+    if folder.exists() {
+        return Err(CloudError::NotWarm("the one that there is, is in use now".into()));
+    }
+    fs::rename(&new_layer.0, &layer).map_err(CloudError::file(&layer, "made"))?;
+    fs::rename(unfinished.path(), &folder).map_err(CloudError::file(&folder, "made"))?;
+    make_room(home, &key)?;
+    list(home)?
+        .into_iter()
+        .find(|record| record.key == key)
+        .ok_or_else(|| CloudError::NotWarm(format!("it is larger than {LIMIT_VARIABLE} allows, {} MiB", limit() >> 20)))
+}
+
+/// A file that is removed unless it was moved to its place.
+struct Unfinished(PathBuf);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Boots, and saves into `folder`.
+fn save(home: &Home, spec: &RunSpec, folder: &Path, boot_timeout: Duration, began_ns: u64) -> Result<(), CloudError> {
+    let mut instance = EphemeralInstance::start(home, spec, began_ns)?;
+    instance.wait_ready(boot_timeout)?;
+    // It answers when all that comes after its ready is done; what it wrote is in the layer, and not waiting in memory.
+    let agent = Agent::connect(&instance.vsock(), AGENT_TIMEOUT).map_err(RunError::from)?;
+    agent.sync(AGENT_TIMEOUT).map_err(RunError::from)?;
+    Ok(instance.save(folder, SAVE_TIMEOUT)?)
+}
+
+/// All there are, those last used first.
+pub fn list(home: &Home) -> Result<Vec<WarmRecord>, CloudError> {
+    let warm = home.warm();
+    let mut records = Vec::new();
+    for entry in fs::read_dir(&warm).map_err(CloudError::file(&warm, "read"))?.flatten() {
+        let Ok(key) = entry.file_name().into_string() else { continue };
+        let path = entry.path().join(FACTS);
+        let Ok(text) = fs::read(&path) else { continue };
+        let Ok(facts) = serde_json::from_slice(&text) else { continue };
+        let used = path.metadata().and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+        records.push(WarmRecord { facts, bytes: weigh(home, &key), key, used });
+    }
+    records.retain(|record| !record.key.starts_with(UNFINISHED));
+    records.sort_by_key(|record| std::cmp::Reverse(record.used));
+    Ok(records)
+}
+
+fn weigh(home: &Home, key: &str) -> u64 {
+    let [folder, layer, _] = paths(home, key);
+    let files = [folder.join(snapshot::STATE), folder.join(snapshot::MEMORY), layer];
+    files.iter().filter_map(|path| path.metadata().ok()).map(|metadata| metadata.blocks() * 512).sum()
+}
+
+/// Removes those of an image. Returns how many those were.
+pub fn remove_of(home: &Home, image: &Path) -> Result<usize, CloudError> {
+    let _lock = home.lock(&home.warm())?;
+    let mut records = list(home)?;
+    records.retain(|record| record.facts.image == image);
+    records.iter().try_for_each(|record| remove(home, &record.key))?;
+    Ok(records.len())
+}
+
+/// Removes those that were not used for the longest time, until the rest is within the limit.
+fn make_room(home: &Home, newest: &str) -> Result<(), CloudError> {
+    let mut left = limit();
+    for record in list(home)? {
+        match left.checked_sub(record.bytes) {
+            Some(rest) => left = rest,
+            None => remove(home, &record.key)?,
+        }
+    }
+    log::debug!("{newest} is kept, {left} bytes are left");
+    Ok(())
+}
+
+/// Removes one, unless somebody uses it now.
+fn remove(home: &Home, key: &str) -> Result<(), CloudError> {
+    let [folder, layer, lock] = paths(home, key);
+    let file = private_file(&lock).map_err(CloudError::file(&lock, "made"))?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Ok(());
+    }
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    // First what makes it one.
+    gone(fs::remove_file(folder.join(snapshot::STATE))).map_err(CloudError::file(&folder, "removed"))?;
+    gone(fs::remove_dir_all(&folder)).map_err(CloudError::file(&folder, "removed"))?;
+    gone(fs::remove_file(&layer)).map_err(CloudError::file(&layer, "removed"))?;
+    gone(fs::remove_file(&lock)).map_err(CloudError::file(&lock, "removed"))
+}
+
+/// Removes what makers left that were killed.
+pub(super) fn sweep(home: &Home) -> Result<(), CloudError> {
+    let warm = home.warm();
+    for entry in fs::read_dir(&warm).map_err(CloudError::file(&warm, "read"))?.flatten() {
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let is_old = entry
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > AGENT_TIMEOUT + SAVE_TIMEOUT));
+        if name.starts_with(UNFINISHED) && is_old {
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(CloudError::file(&path, "removed"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies a warm guest's layer for an instance of its own.
+pub(super) fn copy_layer(warm: &Warm, destination: &Path) -> Result<(), CloudError> {
+    let failed = || CloudError::file(destination, "made");
+    let mut source = File::open(&warm.layer).map_err(CloudError::file(&warm.layer, "read"))?;
+    let mut file = private_file(destination).map_err(failed())?;
+    // By reference where the file system can.
+    io::copy(&mut source, &mut file).map_err(failed())?;
+    Ok(())
+}
