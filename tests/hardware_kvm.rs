@@ -18,7 +18,7 @@ const KVM: [&str; 3] = ["irqbypass", "kvm", "kvm-amd"];
 const VIRTIO: [&str; 4] = ["virtio_ring", "virtio", "virtio_mmio", "virtio_blk"];
 /// What the emulated host does; `say` begins a line that the test looks for.
 const HOST: &str = r#"
-export PATH=/bin HOME=/root WISP_HOME=/root/wisp
+export PATH=/bin HOME=/root WISP_HOME=/root/wisp WISP_WARM_LIMIT=0
 say() { echo "SAY $1: $(cat | tr '\n' ' ')"; }
 wisp doctor 2>&1 | grep -a AMD-V | say doctor
 wisp run --vcpus 2 -- sh -c 'nproc; cat > /run/v; chmod +x /run/v; /run/v' < /root/vectors | say guest

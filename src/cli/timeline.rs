@@ -95,9 +95,10 @@ pub fn render(status: &Status, screen: Screen) -> String {
     lines.extend(table.lines());
     lines.push(String::new());
     lines.push(format!(
-        "{} and {} MiB; {} of guest memory touched, {} for the monitor itself{}",
+        "{} and {} MiB{}; {} of guest memory touched, {} for the monitor itself{}",
         output::count(status.vcpus as usize, "vCPU"),
         status.memory_mib,
+        if status.timeline.is_restored() { ", went on from a saved machine" } else { "" },
         output::bytes(status.guest_resident_bytes),
         output::bytes(status.monitor_resident_bytes),
         if status.software_kvm { "; software KVM: the guest's kernel was emulated" } else { "" },
@@ -119,7 +120,7 @@ fn phase_lines(timeline: &TimelineRecord, screen: Screen) -> Vec<String> {
         let (left, right) = (column(from).min(BAR - 1), column(to).max(column(from) + 1).min(BAR));
         let bar = format!("{}{}", " ".repeat(left), "█".repeat(right - left.min(right)));
         table.row(vec![
-            Cell::from(phase(pair[1].mark)),
+            Cell::from(phase(pair[1].mark, timeline)),
             Cell::new(output::duration(Duration::from_nanos(to - from)), Tone::Strong),
             Cell::from(output::duration(Duration::from_nanos(to))),
             Cell::new(bar, Tone::Good),
@@ -128,8 +129,12 @@ fn phase_lines(timeline: &TimelineRecord, screen: Screen) -> Vec<String> {
     table.lines()
 }
 
-fn phase(mark: Mark) -> String {
-    mark.phase().to_string()
+fn phase(mark: Mark, timeline: &TimelineRecord) -> String {
+    match mark {
+        Mark::FirstInstruction if timeline.is_restored() => "start vCPUs".into(),
+        Mark::AgentReady if timeline.is_restored() => "the guest learns that it goes on".into(),
+        mark => mark.phase().into(),
+    }
 }
 
 #[cfg(test)]
@@ -147,7 +152,8 @@ mod tests {
     fn every_phase_has_a_line_with_a_bar() {
         let text = render(&status(), Screen::PLAIN);
         for mark in &Mark::ALL[1..] {
-            let line = text.lines().find(|line| line.contains(mark.phase())).unwrap();
+            let phase = phase(*mark, &status().timeline);
+            let line = text.lines().find(|line| line.contains(&phase)).unwrap();
             assert!(line.contains('█'), "{line}");
         }
     }

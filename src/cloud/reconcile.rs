@@ -4,6 +4,7 @@
 //! command is about to start one. What it finds is said once, by the command that put it right.
 
 use std::fs;
+use std::time::Duration;
 
 use super::error::CloudError;
 use super::launch::TOKEN_LIFETIME;
@@ -21,6 +22,9 @@ use crate::vmm::end_record::EndRecord;
 
 /// How long a terminated instance stays visible, in seconds.
 const TERMINATED_LIFETIME: u64 = 3600;
+
+/// How long a monitor that does not answer any more may take to be gone.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What became of an instance while nobody looked.
 struct Outcome {
@@ -93,6 +97,16 @@ impl Cloud {
         if record.state == InstanceState::ShuttingDown {
             self.notices.push(format!("{id}: its termination was interrupted; it is terminated now."));
             return self.end_and_terminate(id, &StateReason::user_initiated());
+        }
+        // It may be about to end after all: saving, or powering off.
+        if folder.connect().and_then(|mut monitor| monitor.status()).is_err() {
+            return match folder.lock_within(END_TIMEOUT)? {
+                Some(lock) => {
+                    drop(lock);
+                    self.reconcile_instance(id)
+                }
+                None => Ok(()),
+            };
         }
         self.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;

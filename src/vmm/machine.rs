@@ -169,7 +169,9 @@ impl Machine {
             Some(state) => Start::Saved(state),
             None => Start::Boot(load_kernel(&memory, &config, &slots, software_kvm)?),
         };
-        timeline.mark(Mark::KernelLoaded);
+        if saved.is_none() {
+            timeline.mark(Mark::KernelLoaded);
+        }
 
         let (end_sender, ends) = end_channel().map_err(Error::host("an eventfd"))?;
         let ready = new_eventfd()?;
@@ -195,6 +197,7 @@ impl Machine {
         if let (Some(state), Some(from)) = (&saved, &surroundings.restore) {
             freeze::restore(&vm, &devices, state)?;
             freeze::restore_virtio(&devices, state, &from.folder)?;
+            timeline.mark(Mark::StateRestored);
         }
         let revival = surroundings.restore.map(|restore| Revival { restore, agent });
 

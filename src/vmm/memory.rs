@@ -167,18 +167,26 @@ fn map_aligned(length: usize) -> io::Result<*mut u8> {
     Ok(aligned.cast())
 }
 
-/// How many bytes of `memory` the host holds in RAM now, from `mincore(2)`.
+/// How many bytes of `memory` are mapped by this process now (`/proc/self/smaps`): of a restored machine's, what the guest
+/// has touched.
 pub fn resident_bytes(memory: &GuestMemory) -> io::Result<u64> {
     use vm_memory::GuestMemoryBackend;
-    let page = 4096_usize;
-    let mut resident = 0;
-    for region in memory.iter() {
-        let mut pages = vec![0_u8; region.size().div_ceil(page)];
-        // SAFETY: the region is mapped for its whole size, and `pages` has a byte for each of its pages.
-        if unsafe { libc::mincore(region.as_ptr().cast(), region.size(), pages.as_mut_ptr()) } != 0 {
-            return Err(io::Error::last_os_error());
+    let ranges: Vec<_> = memory
+        .iter()
+        .map(|region| {
+            let start = region.as_ptr() as usize;
+            start..start + region.size()
+        })
+        .collect();
+    let text = std::fs::read_to_string("/proc/self/smaps")?;
+    let (mut resident, mut is_guest) = (0, false);
+    for line in text.lines() {
+        if let Some(kib) = line.strip_prefix("Rss:") {
+            let kib = kib.trim().trim_end_matches(" kB").parse::<u64>().map_err(io::Error::other)?;
+            resident += if is_guest { kib << 10 } else { 0 };
+        } else if let Some(start) = line.split_once('-').and_then(|(start, _)| usize::from_str_radix(start, 16).ok()) {
+            is_guest = ranges.iter().any(|range| range.contains(&start));
         }
-        resident += pages.iter().filter(|page| *page & 1 == 1).count() as u64 * page as u64;
     }
     Ok(resident)
 }

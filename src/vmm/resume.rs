@@ -10,13 +10,13 @@ use std::time::{Duration, SystemTime};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::rand::{GetRandomFlags, getrandom};
-use wisp_agent::protocol::{Connection, ProtocolError, Resumed, ToGuest, ToHost};
+use wisp_agent::protocol::{Connection, Hello, ProtocolError, Resumed, ToGuest, ToHost, VERSION};
 use wisp_agent::seed::MAX_SEED;
 
 /// How long the guest may take: with its kernel emulated and the host busy, too.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// What the kernel's generator takes as a new beginning, twice.
-const ENTROPY: usize = 64;
+/// What the kernel's generator takes as a new beginning.
+const ENTROPY: usize = 32;
 
 /// Why a guest does not know.
 #[derive(Debug, thiserror::Error)]
@@ -53,11 +53,16 @@ fn tell(mut stream: UnixStream, seed: Option<&Path>) -> Result<(), ResumeError> 
     let seed = seed.map(read_seed).transpose()?;
     await_agent(&mut stream)?;
     let mut connection = Connection::new(stream.into());
-    connection.greet()?;
     let mut entropy = vec![0; ENTROPY];
     getrandom(&mut entropy[..], GetRandomFlags::empty()).map_err(io::Error::from)?;
     let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    // Both at once, so that the guest need not be woken twice.
+    connection.writer.queue(&Hello { version: VERSION })?;
     connection.writer.send(&ToGuest::Resumed(Resumed { time, entropy, seed }))?;
+    match connection.reader.receive::<Hello>()? {
+        Hello { version: VERSION } => {}
+        Hello { version } => return Err(ProtocolError::VersionMismatch { ours: VERSION, theirs: version }.into()),
+    }
     match connection.reader.receive()? {
         ToHost::Done => Ok(()),
         ToHost::Failed(why) => Err(ResumeError::Agent(why)),

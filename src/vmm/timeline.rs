@@ -18,6 +18,8 @@ pub enum Mark {
     MemoryReady,
     /// The kernel and all that it needs are in guest memory.
     KernelLoaded,
+    /// Or the vCPUs and devices have the state of a saved machine.
+    StateRestored,
     /// The first vCPU is about to enter the guest for the first time.
     FirstInstruction,
     /// The guest wrote its first byte to the serial port.
@@ -30,11 +32,12 @@ pub enum Mark {
 
 impl Mark {
     /// All marks, in their order.
-    pub const ALL: [Mark; 8] = [
+    pub const ALL: [Mark; 9] = [
         Mark::ProcessStart,
         Mark::MonitorStart,
         Mark::MemoryReady,
         Mark::KernelLoaded,
+        Mark::StateRestored,
         Mark::FirstInstruction,
         Mark::FirstConsoleByte,
         Mark::InitStarted,
@@ -48,6 +51,7 @@ impl Mark {
             Mark::MonitorStart => "start the monitor",
             Mark::MemoryReady => "create the machine, map memory",
             Mark::KernelLoaded => "load the kernel",
+            Mark::StateRestored => "restore the saved state",
             Mark::FirstInstruction => "attach devices, start vCPUs",
             Mark::FirstConsoleByte => "kernel, to its first console byte",
             Mark::InitStarted => "kernel, to the first process",
@@ -109,6 +113,11 @@ impl TimelineRecord {
     /// When `mark` was reached, in nanoseconds of `CLOCK_MONOTONIC`.
     pub fn at(&self, mark: Mark) -> Option<u64> {
         self.marks.iter().find(|record| record.mark == mark).map(|record| record.at_ns)
+    }
+
+    /// Whether the machine goes on from a saved one, and did not boot.
+    pub fn is_restored(&self) -> bool {
+        self.at(Mark::StateRestored).is_some()
     }
 
     /// Nanoseconds from one mark to another, where both were reached in that order.

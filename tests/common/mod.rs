@@ -20,6 +20,7 @@ pub const DEADLINE: Duration = Duration::from_secs(300);
 /// A data directory and the binary that uses it.
 pub struct Wisp {
     home: tempfile::TempDir,
+    is_warm: bool,
 }
 
 /// What a command printed, and how it ended.
@@ -41,7 +42,14 @@ impl Wisp {
 
     /// For tests that boot none.
     pub fn without_kvm() -> Wisp {
-        Wisp { home: tempfile::tempdir().expect("a temporary directory") }
+        Wisp { home: tempfile::tempdir().expect("a temporary directory"), is_warm: false }
+    }
+
+    /// For tests of warm snapshots.
+    pub fn warm() -> Wisp {
+        let mut wisp = Wisp::new();
+        wisp.is_warm = true;
+        wisp
     }
 
     /// The data directory.
@@ -52,7 +60,9 @@ impl Wisp {
     /// The command with these arguments.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_wisp"));
-        command.args(args).env("WISP_HOME", self.home()).env_remove("WISP_LOG");
+        // Guests boot, and nothing runs in the background, unless a test is about that.
+        let limit = if self.is_warm { "4096" } else { "0" };
+        command.args(args).env("WISP_HOME", self.home()).env("WISP_WARM_LIMIT", limit).env_remove("WISP_LOG");
         command
     }
 

@@ -1,0 +1,112 @@
+//! Instances that are stopped with their memory, and go on with it.
+
+mod common;
+
+use common::instances::{exec, json, launch};
+use common::{Outcome, Wisp, monitor_pid, wait_until_gone};
+
+fn state(wisp: &Wisp) -> (String, String) {
+    let shown = json(wisp, &["show", "sleeper"]);
+    let instance = &shown["Reservations"][0]["Instances"][0];
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_string();
+    (text(&instance["State"]["Name"]), text(&instance["StateReason"]["Code"]))
+}
+
+fn hibernated() -> (String, String) {
+    ("stopped".into(), "Client.UserInitiatedHibernate".into())
+}
+
+/// Whether the guest is the one that `boot` is the boot id of, and its process goes on.
+fn assert_goes_on(wisp: &Wisp, boot: &str) {
+    let script = "cat /proc/sys/kernel/random/boot_id; c=$(cat /tmp/count)
+        until d=$(cat /tmp/count) && [ -n \"$d\" ] && [ \"$d\" != \"$c\" ]; do :; done; date +%s";
+    let text = exec(wisp, "sleeper", script);
+    let (id, time) = text.split_once('\n').unwrap();
+    assert_eq!(id, boot);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    assert!(now.abs_diff(time.parse().unwrap()) <= 3, "the guest's clock says {time}, and it is {now}");
+}
+
+fn refused(outcome: Outcome, code: &str) {
+    let outcome = outcome.expect_code(1);
+    assert!(outcome.stderr.contains(code), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_hibernated_instance_goes_on_where_it_was() {
+    let wisp = Wisp::new();
+    launch(&wisp, &["--name", "sleeper", "--hibernation"]).expect_code(0);
+    let count = "(i=0; while :; do i=$((i + 1)); echo $i > /tmp/count; sleep 0.1; done) > /dev/null 2>&1 &";
+    exec(&wisp, "sleeper", &format!("{count} echo kept > /root/file"));
+    let boot = exec(&wisp, "sleeper", "cat /proc/sys/kernel/random/boot_id");
+    let shown = json(&wisp, &["show", "sleeper"]);
+    let id = shown["Reservations"][0]["Instances"][0]["InstanceId"].as_str().unwrap().to_string();
+    assert_eq!(shown["Reservations"][0]["Instances"][0]["HibernationOptions"]["Configured"], true);
+    let folder = wisp.home().join("instances").join(&id);
+
+    wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
+    assert_eq!(state(&wisp), hibernated());
+    assert!(wisp.run(&["ls"]).text().contains("stopped (hibernated)"));
+    refused(wisp.run(&["modify", "sleeper", "--type", "t2.small"]), "IncorrectInstanceState");
+    refused(wisp.run(&["stop", "sleeper", "--hibernate"]), "IncorrectInstanceState");
+    wisp.run(&["start", "sleeper"]).expect_code(0);
+    assert_goes_on(&wisp, &boot);
+    assert!(!folder.join("hibernated").exists(), "nothing can go on from it again");
+
+    // A command that is killed leaves the rest to the monitor, and to the next command.
+    let monitor = monitor_pid(&folder);
+    let stop = wisp.start(&["stop", "sleeper", "--hibernate"]);
+    while !folder.join("hibernated").exists() {
+        std::thread::yield_now();
+    }
+    stop.signal(libc::SIGKILL);
+    stop.wait();
+    let ended = wisp.run(&["ls"]).expect_code(0);
+    if state(&wisp).0 == "running" {
+        assert!(ended.stderr.contains("interrupted"), "{}", ended.stderr);
+        wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
+    }
+    wait_until_gone(monitor);
+    assert_eq!(state(&wisp), hibernated());
+
+    // A saved machine that is damaged is refused, and what there is of it stays; without it, the instance boots.
+    let saved = folder.join("hibernated/state");
+    let sound = std::fs::read(&saved).unwrap();
+    let mut damaged = sound.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    std::fs::write(&saved, &damaged).unwrap();
+    refused(wisp.run(&["start", "sleeper"]), "altered");
+    assert_eq!(state(&wisp), hibernated());
+    std::fs::write(&saved, &sound).unwrap();
+    wisp.run(&["start", "sleeper"]).expect_code(0);
+    assert_goes_on(&wisp, &boot);
+
+    wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
+    wisp.run(&["start", "sleeper", "--cold"]).expect_code(0);
+    assert_ne!(exec(&wisp, "sleeper", "cat /proc/sys/kernel/random/boot_id"), boot);
+    assert_eq!(exec(&wisp, "sleeper", "cat /root/file"), "kept");
+
+    // A monitor that is killed while it saves leaves an instance that is stopped.
+    let monitor = monitor_pid(&folder);
+    let stop = wisp.start(&["stop", "sleeper", "--hibernate"]);
+    while !folder.join("hibernated").exists() {
+        std::thread::yield_now();
+    }
+    // SAFETY: the monitor is this test's own.
+    unsafe { libc::kill(monitor as i32, libc::SIGKILL) };
+    stop.wait();
+    assert_eq!(state(&wisp).0, "stopped");
+    wisp.run(&["terminate", "sleeper"]).expect_code(0);
+    assert!(wisp.instances().is_empty());
+}
+
+#[test]
+fn hibernation_is_refused_as_in_ec2() {
+    let wisp = Wisp::new();
+    launch(&wisp, &["--name", "sleeper", "--wait", "none"]).expect_code(0);
+    refused(wisp.run(&["stop", "sleeper", "--hibernate"]), "UnsupportedHibernationConfiguration");
+    wisp.run(&["terminate", "sleeper"]).expect_code(0);
+    launch(&wisp, &["--name", "other", "--wait", "none", "--hibernation"]).expect_code(0);
+    refused(wisp.run(&["stop", "other", "--hibernate"]), "UnsupportedOperation");
+    wisp.run(&["terminate", "other"]).expect_code(0);
+}
