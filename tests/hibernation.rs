@@ -36,7 +36,7 @@ fn refused(outcome: Outcome, code: &str) {
 fn a_hibernated_instance_goes_on_where_it_was() {
     let wisp = Wisp::new();
     launch(&wisp, &["--name", "sleeper", "--hibernation"]).expect_code(0);
-    let count = "(i=0; while :; do i=$((i + 1)); echo $i > /tmp/count; sleep 0.1; done) > /dev/null 2>&1 &";
+    let count = "(i=0; while :; do i=$((i + 1)); echo $i > /tmp/count; sleep 1; done) > /dev/null 2>&1 &";
     exec(&wisp, "sleeper", &format!("{count} echo kept > /root/file"));
     let boot = exec(&wisp, "sleeper", "cat /proc/sys/kernel/random/boot_id");
     let shown = json(&wisp, &["show", "sleeper"]);

@@ -279,16 +279,18 @@ fn a_saved_machine_goes_on_where_it_was() {
 
     // It goes on after a save that is not its end.
     let began = std::time::Instant::now();
-    let save = |end| Request::Save { folder: saved.path().to_path_buf(), end };
-    assert_eq!(machine.ask(&save(false)), Message::Done);
-    println!("saved in {:?}", began.elapsed());
+    let folder = || saved.path().to_path_buf();
+    let Message::Saved { paused_ns } = machine.ask(&Request::Fork { folder: folder(), layers: Vec::new() }) else {
+        panic!("{}", fs::read_to_string(machine.path("vmm.log")).unwrap());
+    };
+    println!("saved in {:?}, paused for {paused_ns} ns", began.elapsed());
     let count = |machine: &Machine| {
         machine.shell("until c=$(cat /tmp/count) && [ -n \"$c\" ]; do :; done; echo $c").trim().parse::<u64>().unwrap()
     };
     let before = count(&machine);
     while count(&machine) == before {}
 
-    machine.control.send(&save(true)).unwrap();
+    machine.control.send(&Request::Save { folder: folder() }).unwrap();
     let Message::Ended { end: End::Saved, .. } = machine.control.receive(Some(DEADLINE)).unwrap() else {
         panic!("{}", fs::read_to_string(machine.path("vmm.log")).unwrap());
     };

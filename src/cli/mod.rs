@@ -8,6 +8,7 @@ mod console;
 mod cp;
 mod doctor;
 mod exec;
+mod fork;
 mod guest_command;
 mod image;
 mod key;
@@ -72,6 +73,7 @@ enum Command {
     Show(show::Args),
     Start(start::Args),
     Stop(stop::Args),
+    Fork(fork::Args),
     Reboot(reboot::Args),
     Terminate(terminate::Args),
     Exec(exec::Args),
@@ -107,6 +109,7 @@ pub fn main() -> ExitCode {
         Command::Show(args) => show::run(&args, cli.output),
         Command::Start(args) => start::run(&args, cli.output),
         Command::Stop(args) => stop::run(&args, cli.output),
+        Command::Fork(args) => fork::run(args, cli.output),
         Command::Reboot(args) => reboot::run(&args, cli.output),
         Command::Terminate(args) => terminate::run(&args, cli.output),
         Command::Exec(args) => exec::run(args),

@@ -62,7 +62,7 @@ impl Folder {
         self.forget_hibernated()?;
         let folder = self.saved();
         DirBuilder::new().mode(0o700).create(&folder).map_err(CloudError::file(&folder, "made"))?;
-        let saved = monitor.end_with(&Request::Save { folder, end: true }, SAVE_TIMEOUT);
+        let saved = monitor.end_with(&Request::Save { folder }, SAVE_TIMEOUT);
         if saved.is_err() {
             self.forget_hibernated()?;
         }

@@ -83,11 +83,11 @@ pub struct Launched {
 }
 
 /// An instance that is about to be: its folder exists and is locked.
-struct Prepared {
-    record: InstanceRecord,
-    volumes: Vec<VolumeRecord>,
-    folder: Folder,
-    lock: File,
+pub(super) struct Prepared {
+    pub(super) record: InstanceRecord,
+    pub(super) volumes: Vec<VolumeRecord>,
+    pub(super) folder: Folder,
+    pub(super) lock: File,
 }
 
 impl Cloud {
@@ -346,11 +346,11 @@ impl Cloud {
     }
 
     /// Removes what [`Cloud::prepare`] made. What cannot be removed has no entry: the next command sweeps it away.
-    fn discard(&self, prepared: &[Prepared]) {
+    pub(super) fn discard(&self, prepared: &[Prepared]) {
         prepared.iter().for_each(|one| self.discard_one(&one.volumes, &one.folder));
     }
 
-    fn discard_one(&self, volumes: &[VolumeRecord], folder: &Folder) {
+    pub(super) fn discard_one(&self, volumes: &[VolumeRecord], folder: &Folder) {
         for volume in volumes {
             let _ = std::fs::remove_file(self.home.volumes().join(&volume.file));
         }
@@ -396,7 +396,7 @@ impl Cloud {
     }
 
     /// A launch that failed leaves nothing that runs: its instances are terminated, with the reason.
-    fn abandon(&mut self, ids: &[InstanceId], error: &CloudError) {
+    pub(super) fn abandon(&mut self, ids: &[InstanceId], error: &CloudError) {
         let reason = StateReason::launch_failed(&error.to_string());
         for id in ids {
             if let Err(error) = self.end_and_terminate(*id, &reason) {
@@ -430,6 +430,12 @@ pub fn cpus(size: &Request) -> CpuConfig {
 pub fn threads_per_core(size: &Request) -> u32 {
     let threads = size.instance_type.threads_per_core;
     if size.vcpus.is_multiple_of(threads) { threads } else { 1 }
+}
+
+/// Whether the host can run `count` forks of an instance: they share its memory.
+pub(super) fn check_forks(record: &InstanceRecord, count: u32, overcommit: bool) -> Result<(), CloudError> {
+    let size = Request { memory_mib: 0, ..super::lifecycle::size_of(record)? };
+    check_capacity(&size, count, 0, overcommit)
 }
 
 /// Memory that running instances may use up, in MiB.
@@ -484,6 +490,7 @@ fn digest(spec: &LaunchSpec, image: &ImageRecord) -> String {
         spec.tags,
         spec.shutdown_behavior,
         spec.termination_protection,
+        spec.hibernation,
         spec.cmdline,
         format!("{:?}", spec.volumes),
     ]);

@@ -392,9 +392,14 @@ impl Monitor {
 
     /// Asks for something, and returns the answer.
     pub(super) fn ask(&mut self, request: &Request) -> Result<Message, CloudError> {
+        self.ask_within(request, ANSWER_TIMEOUT)
+    }
+
+    /// The same, where the answer may take so long.
+    pub(super) fn ask_within(&mut self, request: &Request, timeout: Duration) -> Result<Message, CloudError> {
         self.send(request)?;
         loop {
-            let message = self.client.receive(Some(ANSWER_TIMEOUT)).map_err(self.folder.control_error())?;
+            let message = self.client.receive(Some(timeout)).map_err(self.folder.control_error())?;
             match message {
                 Message::Ready | Message::Ended { .. } => self.note(message)?,
                 Message::Failed { why } => return Err(CloudError::Refused { instance: self.folder.id, why }),
@@ -421,7 +426,7 @@ impl Monitor {
             Message::Ready => self.ready = true,
             Message::Ended { end, status } => self.ended = Some((end, *status)),
             Message::Failed { why } => return Err(CloudError::Refused { instance: self.folder.id, why }),
-            Message::Status(_) | Message::Done | Message::Attached { .. } => {}
+            Message::Status(_) | Message::Done | Message::Attached { .. } | Message::Saved { .. } => {}
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
 pub mod bundle;
 pub mod embedded;
 mod error;
+pub mod fork;
 mod hibernate;
 pub mod image;
 pub mod import;

@@ -370,7 +370,7 @@ impl EphemeralInstance {
 
     /// Saves the machine into `folder`, with which it ends.
     pub fn save(&mut self, folder: &Path, timeout: Duration) -> Result<(), RunError> {
-        self.control.send(&Request::Save { folder: folder.to_path_buf(), end: true })?;
+        self.control.send(&Request::Save { folder: folder.to_path_buf() })?;
         match self.wait_ended(Some(timeout)) {
             Ok((End::Saved, _)) => Ok(()),
             Ok((end, _)) => Err(RunError::Unsaved(end.to_string())),
@@ -400,7 +400,7 @@ impl EphemeralInstance {
             Message::Ready => self.ready = true,
             Message::Ended { end, status } => self.ended = Some((end, *status)),
             Message::Failed { why } => return Err(RunError::Refused(why)),
-            Message::Status(_) | Message::Done | Message::Attached { .. } => {}
+            Message::Status(_) | Message::Done | Message::Attached { .. } | Message::Saved { .. } => {}
         }
         Ok(())
     }

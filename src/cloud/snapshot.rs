@@ -4,6 +4,7 @@
 //! nothing is copied, and the snapshot needs the volume no more.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::error::CloudError;
@@ -39,7 +40,7 @@ impl Cloud {
         tags: BTreeMap<String, String>,
     ) -> Result<SnapshotRecord, CloudError> {
         let volumes = self.home.volumes();
-        let _operation = lock_file(&self.snapshots_lock()).map_err(CloudError::file(&volumes, "locked"))?;
+        let _operation = self.lock_snapshots()?;
         let lock = self.home.lock(&volumes)?;
         let before = self.store.read::<_, CloudError>(|tx| get_volume(tx, id))?;
         let running = self.running_machine_of(&before)?;
@@ -107,6 +108,12 @@ impl Cloud {
         self.store.write::<_, CloudError>(|tx| Ok(tx.remove::<SnapshotRecord>(&id.to_string())?))?;
         self.sweep_volumes()?;
         self.sweep_images()
+    }
+
+    /// Waits until nobody takes a snapshot, and keeps others from it.
+    pub(super) fn lock_snapshots(&self) -> Result<File, CloudError> {
+        let path = self.snapshots_lock();
+        lock_file(&path).map_err(CloudError::file(path, "locked"))
     }
 
     /// Held by the command that takes a snapshot, from before it has an entry until it is complete.

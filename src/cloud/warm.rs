@@ -34,7 +34,7 @@ const DEFAULT_LIMIT_MIB: u64 = 4096;
 /// What there is to know about one, in its folder.
 const FACTS: &str = "warm.json";
 /// Begins the names of what is not finished.
-const UNFINISHED: &str = ".new-";
+pub(super) const UNFINISHED: &str = ".new-";
 /// How long an agent that is ready may take to answer and to write what it has.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long saving may take.

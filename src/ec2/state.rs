@@ -95,6 +95,8 @@ pub enum Action {
     Start,
     /// `StopInstances`.
     Stop,
+    /// A fork, which EC2 does not have.
+    Fork,
     /// `StopInstances` with `Hibernate`.
     Hibernate,
     /// `RebootInstances`.
@@ -127,7 +129,7 @@ impl Action {
         match (self, state) {
             (Action::Start, Stopped)
             | (Action::Stop, Pending | Running | Stopping)
-            | (Action::Hibernate | Action::Reboot | Action::Reach, Running)
+            | (Action::Fork | Action::Hibernate | Action::Reboot | Action::Reach, Running)
             | (Action::Terminate, Pending | Running | Stopping | Stopped | ShuttingDown)
             | (Action::ModifyStopped, Stopped)
             | (Action::Modify, Pending | Running | Stopping | Stopped)
@@ -143,6 +145,7 @@ impl Action {
         match self {
             Action::Start => "started",
             Action::Stop => "stopped",
+            Action::Fork => "forked",
             Action::Hibernate => "hibernated",
             Action::Reboot => "rebooted",
             Action::Terminate => "terminated",

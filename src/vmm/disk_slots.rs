@@ -135,16 +135,20 @@ impl DiskSlots {
         Ok(())
     }
 
+    /// Has the host write what it holds of a disk, while the guest may write more.
+    pub fn write_out(&self, id: &str) -> Result<(), SlotError> {
+        let file = find(&self.slots(), id)?.1.bay.hold().disk().map(|disk| disk.file());
+        let Some(file) = file else { return Ok(()) };
+        let flush = |source| SlotError::Flush { id: id.to_string(), source };
+        file.map_err(flush)?.sync_data().map_err(flush)
+    }
+
     /// Has a disk written to `layer` from now on; what it was written to is durable and does not change any more.
     pub fn switch(&self, id: &str, layer: &Path) -> Result<(), SlotError> {
+        // Most of the writing out happens here, with the guest writing on.
+        self.write_out(id)?;
         let slots = self.slots();
         let (_, slot) = find(&slots, id)?;
-        // Most of the writing out happens here, with the guest writing on.
-        let file = slot.bay.hold().disk().map(|disk| disk.file());
-        if let Some(file) = file {
-            let flush = |source| SlotError::Flush { id: id.to_string(), source };
-            file.map_err(flush)?.sync_data().map_err(flush)?;
-        }
         let mut bay = slot.bay.hold();
         let before = bay.disk().map(|disk| disk.sectors());
         if let Some(disk) = bay.disk() {

@@ -8,6 +8,7 @@ use crate::vmm::config::ConfigError;
 use crate::vmm::console_socket::ConsoleSocketError;
 use crate::vmm::control::ControlError;
 use crate::vmm::cpu::state::StateError;
+use crate::vmm::disk_slots::SlotError;
 use crate::vmm::memory::MemoryError;
 use crate::vmm::snapshot::SnapshotError;
 use crate::vmm::virtio::block::BlockError;
@@ -51,6 +52,9 @@ pub enum Error {
     /// KVM would not give or take a vCPU's state.
     #[error(transparent)]
     State(#[from] StateError),
+    /// A disk could not be continued in a layer.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
     /// The machine could not be saved or restored.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),

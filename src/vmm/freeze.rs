@@ -5,11 +5,13 @@
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip};
 use kvm_ioctls::VmFd;
 
 use super::config::MachineConfig;
+use super::control::Layer;
 use super::cpu::vcpu::{VcpuContext, VcpuHandle};
 use super::error::Error;
 use super::machine::Devices;
@@ -26,34 +28,66 @@ pub(super) struct Freezer<'a> {
 }
 
 impl Freezer<'_> {
-    /// Saves the machine into `folder`. Afterwards it goes on, unless it is to `stay` as it was saved, and it was.
-    /// Returns whether it was: not if it is at its end anyway.
-    pub fn save(&self, folder: &Path, stay: bool) -> Result<bool, Error> {
-        if !self.context.gate.pause(|| self.vcpus.iter().for_each(VcpuHandle::kick)) {
-            self.context.gate.open();
-            return Ok(false);
-        }
-        let virtio = self.devices.virtio.iter().map(|device| lock(device).pause()).collect();
-        let saved = self.write(folder, virtio);
+    /// Saves the machine into `folder`; if that succeeds, it stays as it was saved. Returns whether it was: not if it is at
+    /// its end anyway.
+    pub fn save(&self, folder: &Path) -> Result<bool, Error> {
+        let Some(virtio) = self.pause() else { return Ok(false) };
+        let saved = snapshot::memory::write(&self.context.memory, &folder.join(MEMORY))
+            .map_err(Error::from)
+            .and_then(|()| Ok(self.state(virtio)?.write(folder)?));
         if saved.is_err() {
             // The machine goes on, and changes its disks: nobody may take this for its state.
             let _ = std::fs::remove_file(folder.join(snapshot::STATE));
-        }
-        if saved.is_err() || !stay {
-            self.devices.virtio.iter().for_each(|device| lock(device).resume());
-            self.context.gate.open();
+            self.resume();
         }
         saved.map(|()| true)
     }
 
-    fn write(&self, folder: &Path, virtio: Vec<TransportState>) -> Result<(), Error> {
-        snapshot::memory::write(&self.context.memory, &folder.join(MEMORY))?;
+    /// Saves the machine into `folder` as it is at one moment, from which on its disks are written to `layers`, and has it
+    /// go on meanwhile. Returns for how long it was paused; nothing if it is at its end anyway.
+    pub fn fork(&self, folder: &Path, layers: &[Layer]) -> Result<Option<Duration>, Error> {
+        let disks = &self.devices.disks;
+        // Most of the writing out happens here, with the guest writing on.
+        layers.iter().try_for_each(|layer| disks.write_out(&layer.disk))?;
+        let began = Instant::now();
+        let Some(virtio) = self.pause() else { return Ok(None) };
+        let copied = self
+            .state(virtio)
+            .and_then(|state| Ok((state, snapshot::memory::Copy::begin(&self.context.memory, &folder.join(MEMORY))?)));
+        let switched = copied.and_then(|copied| {
+            layers.iter().try_for_each(|layer| disks.switch(&layer.disk, &layer.path))?;
+            Ok(copied)
+        });
+        self.resume();
+        let paused = began.elapsed();
+        let (state, copy) = switched?;
+        copy.finish()?;
+        state.write(folder)?;
+        Ok(Some(paused))
+    }
+
+    /// Has the vCPUs stop, and then the devices finish what they have in hand; returns their states.
+    fn pause(&self) -> Option<Vec<TransportState>> {
+        if !self.context.gate.pause(|| self.vcpus.iter().for_each(VcpuHandle::kick)) {
+            self.context.gate.open();
+            return None;
+        }
+        Some(self.devices.virtio.iter().map(|device| lock(device).pause()).collect())
+    }
+
+    fn resume(&self) {
+        self.devices.virtio.iter().for_each(|device| lock(device).resume());
+        self.context.gate.open();
+    }
+
+    /// All of the paused machine's state but its memory.
+    fn state(&self, virtio: Vec<TransportState>) -> Result<MachineState, Error> {
         let devices = self.devices;
-        let state = MachineState {
+        Ok(MachineState {
             processor: snapshot::processor(),
             cpus: self.config.cpus,
             memory_mib: self.config.memory_mib,
-            memory_written: snapshot::memory_written(folder)?,
+            memory_written: None,
             vcpus: self.context.gate.save()?,
             interrupt_controllers: save_controllers(self.vm)?,
             timer: self.vm.get_pit2().map_err(Error::kvm("give the timer's state"))?,
@@ -64,8 +98,7 @@ impl Freezer<'_> {
             acpi_pm: lock(&devices.acpi_pm).state(),
             disks: devices.disks.ids(),
             virtio,
-        };
-        Ok(state.write(folder)?)
+        })
     }
 }
 

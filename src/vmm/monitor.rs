@@ -18,6 +18,8 @@ use super::error::Error;
 use super::freeze::Freezer;
 use super::machine::{Devices, Launcher};
 
+/// Why a machine is not saved.
+const AT_ITS_END: &str = "the machine has come to its end";
 /// Signals that end the machine.
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
@@ -166,15 +168,19 @@ impl<'a> Monitor<'a> {
                 Request::DiskSlot { id } => self.answer(fd, disks.slot_of(&id).map(attached)),
                 Request::ResizeDisk { id, size } => self.answer(fd, disks.resize(&id, size).map(done)),
                 Request::SwitchDisk { id, layer } => self.answer(fd, disks.switch(&id, &layer).map(done)),
-                Request::Save { folder, end } => match freezer.save(&folder, end) {
-                    Ok(true) if end => return Some(End::Saved),
-                    Ok(true) => self.control.send(fd, &Message::Done),
-                    Ok(false) => {
-                        let why = "the machine has come to its end".into();
-                        self.control.send(fd, &Message::Failed { why });
-                    }
+                Request::Save { folder } => match freezer.save(&folder) {
+                    Ok(true) => return Some(End::Saved),
+                    Ok(false) => self.control.send(fd, &Message::Failed { why: AT_ITS_END.into() }),
                     Err(error) => self.control.send(fd, &Message::Failed { why: error.to_string() }),
                 },
+                Request::Fork { folder, layers } => {
+                    let answer = match freezer.fork(&folder, &layers) {
+                        Ok(Some(paused)) => Message::Saved { paused_ns: paused.as_nanos() as u64 },
+                        Ok(None) => Message::Failed { why: AT_ITS_END.into() },
+                        Err(error) => Message::Failed { why: error.to_string() },
+                    };
+                    self.control.send(fd, &answer);
+                }
                 Request::Kill { by } => return Some(End::Killed { by }),
             }
         }

@@ -72,19 +72,35 @@ pub enum Request {
         /// A qcow2 file whose backing file is the one that the disk is written to now.
         layer: PathBuf,
     },
-    /// Save the machine into a folder. It goes on afterwards: answered with [`Message::Done`]; or that is its end: answered
-    /// with [`Message::Ended`] where the client subscribed. After [`Message::Failed`] it goes on in any case.
+    /// Save the machine into a folder, with which it ends: answered with [`Message::Ended`] where the client subscribed.
+    /// After [`Message::Failed`] it goes on.
     Save {
         /// The folder, which is there.
         folder: PathBuf,
-        /// Whether it is the machine's end.
-        end: bool,
+    },
+    /// Save the machine into a folder while it runs: it pauses for milliseconds. Answered with [`Message::Saved`] when all
+    /// is written.
+    Fork {
+        /// The folder, which is there.
+        folder: PathBuf,
+        /// New layers that disks are written to from that moment on, as with [`Request::SwitchDisk`]: what was there then is
+        /// beneath them. After [`Message::Failed`] some may be in use, and some not.
+        layers: Vec<Layer>,
     },
     /// End the machine now; answered with [`Message::Ended`] where the client subscribed.
     Kill {
         /// Who wants it, in a few words: it becomes part of the machine's end.
         by: String,
     },
+}
+
+/// A disk's new layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Which disk's.
+    pub disk: String,
+    /// A qcow2 file whose backing file is the one that the disk is written to now.
+    pub path: PathBuf,
 }
 
 /// What a machine says.
@@ -109,6 +125,11 @@ pub enum Message {
         bus_device: String,
         /// The same, where it learns of it from ACPI.
         acpi_device: String,
+    },
+    /// The machine was saved, and runs on.
+    Saved {
+        /// For how long it was paused, in nanoseconds.
+        paused_ns: u64,
     },
     /// The guest's agent answers.
     Ready,

@@ -3,8 +3,9 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -62,4 +63,126 @@ fn write_pages(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         start = data + run;
     }
     Ok(())
+}
+
+/// A copy of guest memory as it was at one moment, that is being written while the guest goes on.
+///
+/// It is a copy of this process (fork(2)): the two share their pages until either writes to one. The child does nothing but
+/// write, and only calls what may be called in the child of a process with threads (signal-safety(7)).
+#[derive(Debug)]
+pub struct Copy {
+    child: libc::pid_t,
+    file: File,
+    path: PathBuf,
+}
+
+impl Copy {
+    /// Begins to write `memory`, whose vCPUs and devices are paused until this returns, to the new file at `path`.
+    pub fn begin(memory: &GuestMemory, path: &Path) -> Result<Copy, SnapshotError> {
+        let failed = SnapshotError::file(path, "written");
+        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path).map_err(&failed)?;
+        file.set_len(memory.iter().map(|region| region.len()).sum()).map_err(&failed)?;
+        let regions: Vec<(*const u8, usize)> =
+            memory.iter().map(|region| (region.as_ptr().cast_const(), region.len() as usize)).collect();
+        // SAFETY: the child only calls `write_regions`, which allocates nothing and takes no lock, and _exit.
+        let child = unsafe { libc::fork() };
+        match child {
+            -1 => Err(failed(io::Error::last_os_error())),
+            0 => {
+                let code = write_regions(file.as_raw_fd(), &regions);
+                // SAFETY: it ends this process, which is a copy that has nothing to put in order.
+                unsafe { libc::_exit(code) }
+            }
+            child => Ok(Copy { child, file, path: path.to_path_buf() }),
+        }
+    }
+
+    /// Waits until all is written and durable.
+    pub fn finish(mut self) -> Result<(), SnapshotError> {
+        let failed = SnapshotError::file(&self.path, "written");
+        match self.wait() {
+            0 => self.file.sync_all().map_err(failed),
+            code => Err(failed(io::Error::from_raw_os_error(code))),
+        }
+    }
+
+    /// Waits for the child, and returns its exit code: the number of an error.
+    fn wait(&mut self) -> i32 {
+        let child = std::mem::replace(&mut self.child, 0);
+        let mut status = 0;
+        // SAFETY: the child is this process's own, and is waited for once.
+        while child != 0 && unsafe { libc::waitpid(child, &raw mut status, 0) } == -1 {
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return error.raw_os_error().unwrap_or(libc::EIO);
+            }
+        }
+        if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { libc::EIO }
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        if self.child != 0 {
+            // SAFETY: the child is this process's own, and was not waited for.
+            unsafe { libc::kill(self.child, libc::SIGKILL) };
+            self.wait();
+        }
+    }
+}
+
+/// Writes all pages of `regions` that are not zero to `fd`; returns the number of an error, or 0.
+fn write_regions(fd: i32, regions: &[(*const u8, usize)]) -> i32 {
+    // What the other process has open is its own: its sockets' and locks' ends must not depend on this one.
+    // SAFETY: these calls take numbers; descriptors below 3 are the standard streams.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, 3_u32, fd as u32 - 1, 0_u32);
+        libc::syscall(libc::SYS_close_range, fd as u32 + 1, u32::MAX, 0_u32);
+    }
+    let mut offset = 0_i64;
+    for (start, length) in regions {
+        let mut done = 0;
+        while done < *length {
+            // SAFETY: both lie in the region, which is mapped in this process, and nobody writes to this process's copy.
+            let (skipped, run) = unsafe {
+                let skipped = run_length(start.add(done), length - done, true);
+                (skipped, run_length(start.add(done + skipped), length - done - skipped, false))
+            };
+            done += skipped;
+            let end = done + run;
+            while done < end {
+                // SAFETY: the bytes lie in the region.
+                let count = unsafe { libc::pwrite(fd, start.add(done).cast(), end - done, offset + done as i64) };
+                match usize::try_from(count) {
+                    Ok(0) => return libc::EIO,
+                    Ok(count) => done += count,
+                    // SAFETY: it is the address of this thread's errno.
+                    Err(_) => match unsafe { *libc::__errno_location() } {
+                        libc::EINTR => {}
+                        error => return error,
+                    },
+                }
+            }
+        }
+        offset += *length as i64;
+    }
+    0
+}
+
+/// How many bytes from `start` on, at most `length`, are in pages that are zero, or in pages that are not.
+///
+/// # Safety
+/// They can be read.
+unsafe fn run_length(start: *const u8, length: usize, zero: bool) -> usize {
+    let mut done = 0;
+    while done < length {
+        let size = (length - done).min(PAGE);
+        // SAFETY: by this function's contract.
+        let page = unsafe { std::slice::from_raw_parts(start.add(done), size) };
+        if page.iter().all(|byte| *byte == 0) != zero {
+            break;
+        }
+        done += size;
+    }
+    done
 }

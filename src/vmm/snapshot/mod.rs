@@ -45,8 +45,8 @@ pub struct MachineState {
     /// Its memory.
     pub memory_mib: u64,
     /// When the memory's file was written: seconds and nanoseconds since 1970. Its content has no checksum, because it is
-    /// not read before the guest reads it.
-    pub memory_written: (i64, i64),
+    /// not read before the guest reads it. It is known when the state is written.
+    pub memory_written: Option<(i64, i64)>,
     /// The vCPUs, in order.
     pub vcpus: Vec<VcpuState>,
     /// The two 8259s and the I/O APIC.
@@ -117,11 +117,12 @@ impl SnapshotError {
 }
 
 impl MachineState {
-    /// Writes the state into `folder`, whole and durable, or not at all.
-    pub fn write(&self, folder: &Path) -> Result<(), SnapshotError> {
+    /// Writes the state into `folder`, where the memory is already; whole and durable, or not at all.
+    pub fn write(mut self, folder: &Path) -> Result<(), SnapshotError> {
+        self.memory_written = Some(memory_written(folder)?);
         let path = folder.join(STATE);
         let failed = SnapshotError::file(&path, "written");
-        let payload = postcard::to_allocvec(self).map_err(|error| failed(io::Error::other(error)))?;
+        let payload = postcard::to_allocvec(&self).map_err(|error| failed(io::Error::other(error)))?;
         let mut content = Vec::with_capacity(HEADER + payload.len());
         content.extend(MAGIC);
         content.extend(VERSION.to_le_bytes());
@@ -156,7 +157,7 @@ impl MachineState {
                 state.processor
             )));
         }
-        if state.memory_written != memory_written(folder)? {
+        if state.memory_written != Some(memory_written(folder)?) {
             return Err(unusable(format!("the memory beside it, {MEMORY}, was written since")));
         }
         Ok(state)

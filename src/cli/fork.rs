@@ -1,0 +1,72 @@
+//! `wisp fork`: new instances that go on from a running one's exact state.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::output::{self, Output};
+use super::wait::{self, Wait};
+use super::{open_cloud, shapes};
+use crate::cloud::fork::{ForkSpec, Forked};
+use crate::store::InstanceRecord;
+
+/// Forks a running instance: new instances go on from where it is, with its memory and its disks, and the original goes on,
+/// too.
+///
+/// Their programs run on as if nothing had happened; names, random numbers and connections are their own. User data does not
+/// run again.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp fork web                              one more
+  wisp fork web --count 10 --overcommit      ten, with more vCPUs than this host has CPUs")]
+pub struct Args {
+    /// The instance: its id, the beginning of it, or its name.
+    instance: String,
+
+    /// How many forks.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    count: u32,
+
+    /// The value of their Name tag.
+    #[arg(long)]
+    name: Option<String>,
+
+    /// Allow more vCPUs than this host has CPUs.
+    #[arg(long)]
+    overcommit: bool,
+
+    /// What to wait for: none (the machines run), running (the same), or ready (the guests know who they are).
+    #[arg(long, value_enum, default_value_t = Wait::Ready)]
+    wait: Wait,
+
+    /// How long the guests may take to be ready, in seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: Option<u64>,
+}
+
+/// Forks it.
+pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
+    crate::host::probe::kvm_access()?;
+    let mut cloud = open_cloud()?;
+    let instance = cloud.instance(&args.instance)?.id;
+    let spec = ForkSpec { instance, count: args.count, name: args.name, overcommit: args.overcommit };
+    let Forked { instances, monitors, paused } = cloud.fork(&spec)?;
+    let all: Vec<&InstanceRecord> = instances.iter().collect();
+    match output {
+        Output::Json => output::print_json(&shapes::reservation(&all))?,
+        Output::Table => {
+            output::print(&instances.iter().map(|record| format!("{}\n", record.id)).collect::<String>())?;
+        }
+    }
+    if args.wait == Wait::Ready {
+        wait::until_ready(&instances, monitors, wait::boot_timeout(args.timeout))?;
+    }
+    if output == Output::Table {
+        output::say(&format!(
+            "{instance} was paused for {}.",
+            output::duration(Duration::from_nanos(paused.as_nanos() as u64))
+        ));
+        output::next(&format!("exec {} -- uptime", instances[0].id));
+    }
+    Ok(ExitCode::SUCCESS)
+}
