@@ -20,7 +20,6 @@ use crate::store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, VolumeR
 use crate::vmm::config::DiskFormat;
 use crate::vmm::control::{Layer, Message, Request};
 use crate::vmm::machine::Restore;
-use crate::vmm::timeline::Mark;
 
 /// How long saving may take, most of it while the machine runs.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -100,14 +99,7 @@ impl Cloud {
                 Some("Types without them can be: `wisp types` shows which those are.".into()),
             ));
         }
-        let status = self.folder(id).connect()?.status()?;
-        if status.timeline.at(Mark::AgentReady).is_none() {
-            return Err(CloudError::refused(
-                ErrorCode::UnsupportedOperation,
-                format!("The instance '{id}' is not ready to be forked: its guest is still starting."),
-                Some("`wisp ls` shows when it is.".into()),
-            ));
-        }
+        self.folder(id).check_savable()?;
         check_forks(&record, spec.count, spec.overcommit)?;
         Ok(record)
     }

@@ -15,6 +15,7 @@ use super::lifecycle::get;
 use super::machine::{Folder, Monitor};
 use crate::ec2::state::Action;
 use crate::ec2::{ErrorCode, InstanceId};
+use crate::guest::FEATURE;
 use crate::host::home::Home;
 use crate::store::InstanceRecord;
 use crate::vmm::control::Request;
@@ -26,6 +27,8 @@ use crate::vmm::timeline::Mark;
 const SAVED: &str = "hibernated";
 /// How long saving may take: the memory of the largest machine on a slow disk.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(1800);
+/// How long an agent may take to answer.
+const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Folder {
     fn saved(&self) -> PathBuf {
@@ -40,6 +43,25 @@ impl Folder {
     /// The saved machine, to be gone on from once.
     pub(super) fn hibernated(&self) -> Option<Restore> {
         self.is_hibernated().then(|| Restore { folder: self.saved(), once: true })
+    }
+
+    /// Whether the guest is up, and has an agent that notices when it goes on after it was saved.
+    pub(super) fn check_savable(&self) -> Result<(), CloudError> {
+        let id = self.id();
+        let refused = |what: String, hint: &str| {
+            Err(CloudError::refused(ErrorCode::UnsupportedOperation, what, Some(hint.to_string())))
+        };
+        if self.connect()?.status()?.timeline.at(Mark::AgentReady).is_none() {
+            let what = format!("The instance '{id}' is not ready to be saved: its guest is still starting.");
+            return refused(what, "`wisp ls` shows when it is.");
+        }
+        let guest = |source| CloudError::Guest { instance: id, source };
+        let facts = self.agent(AGENT_TIMEOUT)?.ping(AGENT_TIMEOUT).map_err(guest)?;
+        if facts.agent_version.contains(FEATURE) {
+            return Ok(());
+        }
+        let what = format!("The instance '{id}' has an agent, {}, that does not know of it.", facts.agent_version);
+        refused(what, "Import its image again: that brings the present one.")
     }
 
     /// Removes a saved machine, or what there is of one.
@@ -83,14 +105,7 @@ impl Cloud {
                 ));
             }
             Action::Hibernate.allowed(*id, record.state)?;
-            let status = self.folder(*id).connect()?.status()?;
-            if status.timeline.at(Mark::AgentReady).is_none() {
-                return Err(CloudError::refused(
-                    ErrorCode::UnsupportedOperation,
-                    format!("The instance '{id}' is not ready to hibernate: its guest is still starting."),
-                    Some("`wisp ls` shows when it is.".into()),
-                ));
-            }
+            self.folder(*id).check_savable()?;
         }
         Ok(())
     }

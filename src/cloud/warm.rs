@@ -19,7 +19,7 @@ use super::error::CloudError;
 use super::image::Image;
 use super::now;
 use super::run::{Boot, EphemeralInstance, RunError, RunSpec};
-use crate::guest::Agent;
+use crate::guest::{Agent, FEATURE};
 use crate::host::disk_image;
 use crate::host::home::{Home, private_file, write_private};
 use crate::vmm::config::CpuConfig;
@@ -199,8 +199,12 @@ fn save(home: &Home, spec: &RunSpec, folder: &Path, boot_timeout: Duration, bega
     let mut instance = EphemeralInstance::start(home, spec, began_ns)?;
     instance.wait_ready(boot_timeout)?;
     // It answers when all that comes after its ready is done; what it wrote is in the layer, and not waiting in memory.
-    let agent = Agent::connect(&instance.vsock(), AGENT_TIMEOUT).map_err(RunError::from)?;
-    agent.sync(AGENT_TIMEOUT).map_err(RunError::from)?;
+    let connect = || Agent::connect(&instance.vsock(), AGENT_TIMEOUT).map_err(RunError::from);
+    let facts = connect()?.ping(AGENT_TIMEOUT).map_err(RunError::from)?;
+    if !facts.agent_version.contains(FEATURE) {
+        return Err(CloudError::NotWarm("the image's agent is of a time before there were any".into()));
+    }
+    connect()?.sync(AGENT_TIMEOUT).map_err(RunError::from)?;
     Ok(instance.save(folder, SAVE_TIMEOUT)?)
 }
 

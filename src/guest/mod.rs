@@ -31,5 +31,6 @@ pub use error::Error;
 pub use exec::Streams;
 pub use wisp_agent::protocol::{ExecRequest, ExitStatus, Facts, TerminalRequest, WindowSize};
 pub use wisp_agent::protocol::{UserDataState, UserDataStatus};
+pub use wisp_agent::resumed::FEATURE;
 pub use wisp_agent::seed::{MAX_SEED, Seed};
 pub use wisp_agent::tree::Summary;

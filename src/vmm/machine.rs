@@ -7,12 +7,14 @@
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
+use wisp_agent::resumed::{RESUMED_PORT, RESUMED_PORTS, Resumed};
+use wisp_agent::seed::Seed;
 
 use super::boot::{self, BootState, cmdline};
 use super::bus::{Bus, SharedDevice};
@@ -29,6 +31,7 @@ use super::devices::boot_timer::BootTimer;
 use super::devices::console::{self, Console};
 use super::devices::i8042::{self, I8042};
 use super::devices::pvpanic::{self, Pvpanic};
+use super::devices::resumed::ResumedPorts;
 use super::devices::rtc::{self, Rtc};
 use super::devices::serial::{self, Serial};
 use super::disk_slots::{DiskSlot, DiskSlots};
@@ -39,7 +42,6 @@ use super::freeze::{self, Freezer};
 use super::irq::IrqLine;
 use super::memory::{self, GuestMemory, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
 use super::monitor::Monitor;
-use super::resume;
 use super::snapshot::{self, MachineState, SnapshotError};
 use super::timeline::{ExitCounters, Mark, Timeline};
 use super::virtio::VirtioDevice;
@@ -115,15 +117,7 @@ pub struct Machine {
     control: ControlServer,
     launcher: Launcher,
     console_socket: ConsoleSocket,
-    revival: Option<Revival>,
-}
-
-/// What a restored machine has to do when it runs.
-#[derive(Debug)]
-struct Revival {
-    restore: Restore,
-    /// Leads to the guest's agent, if there can be one.
-    agent: Option<UnixStream>,
+    restore: Option<Restore>,
 }
 
 /// Devices that are talked to from outside the guest.
@@ -182,13 +176,12 @@ impl Machine {
         if let Some(terminal) = surroundings.console {
             console_socket.attach(terminal).map_err(Error::host("a terminal for the console"))?;
         }
-        let mut devices = wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console, saved.as_ref())?;
-        let (agent, first_client) = match &saved {
-            Some(_) if config.vsock.is_some() => Some(UnixStream::pair().map_err(Error::host("a socket pair"))?),
-            _ => None,
-        }
-        .unzip();
-        let vsock = config.vsock.as_ref().map(|vsock| Vsock::new(vsock, first_client)).transpose()?;
+        let revival = saved.as_ref().map(|_| Revival::of(&config)).transpose()?;
+        let released = revival.as_ref().map(|revival| revival.release.try_clone()).transpose();
+        let released = released.map_err(Error::host("an eventfd"))?;
+        let saved_ports = saved.as_ref().zip(revival);
+        let mut devices = wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console, saved_ports)?;
+        let vsock = config.vsock.as_ref().map(|vsock| Vsock::new(vsock, released)).transpose()?;
         wire_virtio(&vm, &mut mmio, &mut devices, &memory, &disks, vsock, &surroundings.folder)?;
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
@@ -199,7 +192,6 @@ impl Machine {
             freeze::restore_virtio(&devices, state, &from.folder)?;
             timeline.mark(Mark::StateRestored);
         }
-        let revival = surroundings.restore.map(|restore| Revival { restore, agent });
 
         let exits = Arc::new(ExitCounters::default());
         let cpu_time = CpuTime::new(config.cpus.count);
@@ -223,7 +215,19 @@ impl Machine {
             saved_msrs,
         };
         let launcher = surroundings.launcher;
-        Ok(Machine { config, vm, vcpus, context, devices, ends, ready, control, launcher, console_socket, revival })
+        Ok(Machine {
+            config,
+            vm,
+            vcpus,
+            context,
+            devices,
+            ends,
+            ready,
+            control,
+            launcher,
+            console_socket,
+            restore: surroundings.restore,
+        })
     }
 
     /// Runs the guest to its end. Then, when no thread of the machine is left and its disks are flushed, `conclude` is
@@ -233,16 +237,12 @@ impl Machine {
         let monitor =
             Monitor::new(self.control, self.launcher, self.console_socket, &self.devices, &self.ends, &self.ready)?;
         let spawn = |(id, fd)| VcpuHandle::spawn(id, fd, Arc::clone(&context));
-        if let Some(Revival { restore: Restore { folder, once: true }, .. }) = &self.revival {
+        if let Some(Restore { folder, once: true }) = &self.restore {
             snapshot::consume(folder)?;
         }
-        let mut running =
-            Running { context: Arc::clone(&context), vcpus: Vec::new(), devices: &self.devices, teller: None };
+        let mut running = Running { context: Arc::clone(&context), vcpus: Vec::new(), devices: &self.devices };
         for vcpu in (0..).zip(self.vcpus) {
             running.vcpus.push(spawn(vcpu)?);
-        }
-        if let Some(agent) = self.revival.and_then(|revival| revival.agent) {
-            running.teller = Some(tell_agent(agent, &self.config, &context.timeline, &self.ready)?);
         }
         let status = || status(&self.config, &context, &self.devices);
         let freezer = Freezer {
@@ -267,8 +267,6 @@ struct Running<'a> {
     context: Arc<VcpuContext>,
     vcpus: Vec<VcpuHandle>,
     devices: &'a Devices,
-    /// The thread that tells a restored guest of it.
-    teller: Option<JoinHandle<()>>,
 }
 
 impl Drop for Running<'_> {
@@ -279,27 +277,31 @@ impl Drop for Running<'_> {
         for device in &self.devices.virtio {
             device.lock().unwrap_or_else(PoisonError::into_inner).shut_down();
         }
-        // Its stream has ended with the vsock device.
-        self.teller.take().map(JoinHandle::join);
     }
 }
 
-/// Tells the agent of a restored guest; when it has answered, the machine is ready.
-fn tell_agent(
-    agent: UnixStream,
-    config: &MachineConfig,
-    timeline: &Arc<Timeline>,
-    ready: &EventFd,
-) -> Result<JoinHandle<()>, Error> {
-    let seed = config.vsock.as_ref().and_then(|vsock| vsock.seed.clone());
-    let timeline = Arc::clone(timeline);
-    let ready = ready.try_clone().map_err(Error::host("an eventfd"))?;
-    let on_ready = move || {
-        timeline.mark(Mark::AgentReady);
-        // The counter is far from its end.
-        let _ = ready.write(1);
-    };
-    resume::spawn(agent, seed, on_ready).map_err(Error::host("a thread"))
+/// What the guest of a restored machine has to hear before anybody else talks to it.
+#[derive(Debug)]
+struct Revival {
+    message: Resumed,
+    /// Written when it has.
+    release: EventFd,
+}
+
+impl Revival {
+    fn of(config: &MachineConfig) -> Result<Revival, Error> {
+        let mut entropy = [0; 32];
+        getrandom(&mut entropy[..], GetRandomFlags::empty())
+            .map_err(|errno| Error::host("random numbers")(errno.into()))?;
+        let path = config.vsock.as_ref().and_then(|vsock| vsock.seed.clone());
+        let seed = match path {
+            Some(path) => Seed::decode(&std::fs::read(&path).map_err(|source| Error::File { path, source })?),
+            None => None,
+        };
+        let hostname = seed.as_ref().and_then(|seed| seed.hostname.clone());
+        let message = Resumed { entropy, hostname, seed: seed.is_some(), ..Resumed::default() };
+        Ok(Revival { message, release: new_eventfd()? })
+    }
 }
 
 fn open_kvm() -> Result<Kvm, Error> {
@@ -419,30 +421,39 @@ fn wire_ports(
     ends: &EndSender,
     ready: &EventFd,
     console: &Console,
-    saved: Option<&MachineState>,
+    saved: Option<(&MachineState, Revival)>,
 ) -> Result<Devices, Error> {
     let serial_room = new_eventfd()?;
     let room = serial_room.try_clone().map_err(Error::host("an eventfd"))?;
     let irq = wire_irq(vm, serial::IRQ)?;
-    let serial = match saved {
-        Some(state) => Serial::restored(&state.serial, irq, console.writer(), room)?,
+    let serial = match &saved {
+        Some((state, _)) => Serial::restored(&state.serial, irq, console.writer(), room)?,
         None => Serial::new(irq, console.writer(), room),
     };
     let serial = Arc::new(Mutex::new(serial));
     let i8042 = Arc::new(Mutex::new(I8042::new(ends.clone(), wire_irq(vm, KEYBOARD_IRQ)?)));
     let ready = ready.try_clone().map_err(Error::host("an eventfd"))?;
-    // Each write adds one to a counter that would take centuries to overflow.
-    let on_ready = Box::new(move || drop(ready.write(1)));
+    let (message, release) = saved.map(|(_, revival)| (revival.message, revival.release)).unzip();
+    let resumed = Arc::new(Mutex::new(ResumedPorts::new(message)));
+    let noted = Arc::clone(&resumed);
+    let on_ready = Box::new(move || {
+        noted.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        // Each write adds one to a counter that would take centuries to overflow.
+        for event in release.iter().chain([&ready]) {
+            let _ = event.write(1);
+        }
+    });
     let boot_timer = Arc::new(Mutex::new(BootTimer::new(Arc::clone(timeline), on_ready)));
     let rtc = Arc::new(Mutex::new(Rtc::default()));
     let acpi_pm = Arc::new(Mutex::new(AcpiPm::new(ends.clone())));
-    let devices: [(u16, u64, SharedDevice); 6] = [
+    let devices: [(u16, u64, SharedDevice); 7] = [
         (i8042::PORT, i8042::LENGTH, i8042.clone()),
         (rtc::PORT, rtc::LENGTH, rtc.clone()),
         (serial::PORT, serial::LENGTH, serial.clone()),
         (acpi_pm::PORT, acpi_pm::LENGTH, acpi_pm.clone()),
         (pvpanic::PORT, 1, Arc::new(Mutex::new(Pvpanic::new(ends.clone())))),
         (wisp_agent::BOOT_TIMER_PORT, 1, boot_timer),
+        (RESUMED_PORT, RESUMED_PORTS as u64, resumed),
     ];
     for (port, length, device) in devices {
         bus.insert(port.into(), length, device).expect("the ports of the PC's devices do not overlap");

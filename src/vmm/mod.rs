@@ -25,7 +25,6 @@ pub mod irq;
 pub mod machine;
 pub mod memory;
 mod monitor;
-mod resume;
 pub mod snapshot;
 pub mod timeline;
 pub mod virtio;

@@ -4,6 +4,7 @@
 //!   client (`wisp::guest`) and the agent speak through it.
 //! - [`tree`]: files and directories as a stream of entries, read at one end and written at the other.
 //! - [`agent`]: the guest's end: serves connections, runs commands.
+//! - [`resumed`]: what a guest is told that goes on after it was saved.
 //! - [`seed`]: what the host tells a new instance.
 //! - [`poll`]: a typed `poll(2)`, which both ends wait with.
 //!
@@ -13,6 +14,7 @@
 pub mod agent;
 pub mod poll;
 pub mod protocol;
+pub mod resumed;
 pub mod seed;
 pub mod tree;
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use wisp_agent::agent::{Agent, Listener};
+use wisp_agent::agent::{Agent, Listener, Sentinel};
 use wisp_agent::poll::{Interest, poll};
 use wisp_agent::protocol::ProtocolError;
 
@@ -30,10 +30,12 @@ pub fn run(agent: &'static Agent, listener: Option<&Listener>, signals: Option<&
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     let mut signals = signals;
     let mut recovering = false;
+    let mut sentinel = Sentinel::connect();
     loop {
         let slots = [
             listener.filter(|_| !recovering).map(|listener| (listener.as_fd(), Interest::Read)),
             signals.as_ref().map(|signals| (signals.as_fd(), Interest::Read)),
+            sentinel.as_ref().map(|sentinel| (sentinel.as_fd(), Interest::Read)),
         ];
         let ready = match poll(slots, recovering.then_some(RECOVERY)) {
             Ok(ready) => ready,
@@ -43,6 +45,13 @@ pub fn run(agent: &'static Agent, listener: Option<&Listener>, signals: Option<&
             }
         };
         recovering = false;
+        if ready[2].read {
+            let has_seed = sentinel.as_ref().is_some_and(Sentinel::resume);
+            sentinel = Sentinel::connect();
+            if has_seed {
+                let _ = thread::Builder::new().name("seed".into()).spawn(|| agent.apply_seed());
+            }
+        }
         if ready[1].read
             && let Some(signals) = signals.as_deref_mut()
             && let ControlFlow::Break(()) = signals.act(agent)

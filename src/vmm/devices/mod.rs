@@ -8,5 +8,6 @@ pub mod boot_timer;
 pub mod console;
 pub mod i8042;
 pub mod pvpanic;
+pub mod resumed;
 pub mod rtc;
 pub mod serial;

@@ -23,6 +23,7 @@ pub use children::{Child, Children};
 pub use environment::{PATH, for_user as environment_for};
 use first_boot::UserData;
 pub use listener::Listener;
+pub use resume::Sentinel;
 pub use spawn::{Program, Stdio, spawn};
 pub use users::User;
 
@@ -94,16 +95,6 @@ impl Agent {
                 Ok(())
             }
             ToGuest::UserData => connection.writer.send(&ToHost::UserData(self.user_data.status())),
-            ToGuest::Resumed(resumed) => match resume::resume(&resumed) {
-                Ok(seed) => {
-                    connection.writer.send(&ToHost::Done)?;
-                    if let Some(seed) = seed {
-                        first_boot::apply(&self.children, &self.user_data, &seed);
-                    }
-                    Ok(())
-                }
-                Err(why) => connection.writer.send(&ToHost::Failed(why)),
-            },
             ToGuest::Stdin(_)
             | ToGuest::StdinEnd
             | ToGuest::Resize(_)

@@ -14,6 +14,7 @@ use super::environment::{self, Lookup, look_up};
 use super::spawn::{Program, Stdio, spawn};
 use super::users::User;
 use crate::protocol::{ExitStatus, Facts};
+use crate::resumed::FEATURE;
 
 /// What the guest tells about itself.
 pub fn facts(is_init: bool) -> Facts {
@@ -21,7 +22,7 @@ pub fn facts(is_init: bool) -> Facts {
     Facts {
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         uptime: Duration::new(uptime.tv_sec.try_into().unwrap_or(0), uptime.tv_nsec.try_into().unwrap_or(0)),
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        agent_version: format!("{}{FEATURE}", env!("CARGO_PKG_VERSION")),
         is_init,
     }
 }

@@ -56,19 +56,6 @@ pub enum ToGuest<'a> {
     },
     /// How far is the user data? Answered by [`ToHost::UserData`].
     UserData,
-    /// This guest was saved, and goes on now: here, or as another. Answered by [`ToHost::Done`] or [`ToHost::Failed`].
-    Resumed(Resumed),
-}
-
-/// What a guest that was saved does not know.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Resumed {
-    /// The time, since 1970 in UTC.
-    pub time: Duration,
-    /// Bytes that no other guest gets, for the random number generator.
-    pub entropy: Vec<u8>,
-    /// Who it is now, a [`Seed`](crate::seed::Seed) as it is sent; nothing, if it is who it was.
-    pub seed: Option<Vec<u8>>,
 }
 
 /// What the guest says.

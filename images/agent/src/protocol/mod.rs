@@ -16,12 +16,12 @@ pub use bytes::Bytes;
 pub use connection::{Connection, Fill, FrameReader, FrameWriter};
 pub use frame::{MAX_DATA, MAX_FRAME, ProtocolError};
 pub use message::{
-    ExecFailure, ExecRequest, ExitStatus, Facts, Hello, OutputStream, Resumed, TerminalRequest, ToGuest, ToHost,
-    UserDataState, UserDataStatus, WindowSize,
+    ExecFailure, ExecRequest, ExitStatus, Facts, Hello, OutputStream, TerminalRequest, ToGuest, ToHost, UserDataState,
+    UserDataStatus, WindowSize,
 };
 
 /// The version both ends must have in common. It grows when a message changes its shape or meaning.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 2;
 
 /// How many bytes of standard input may be under way to a command that has not read them, at most.
 ///

@@ -15,8 +15,10 @@ mod service;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+
+use vmm_sys_util::eventfd::EventFd;
 
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::worker::Worker;
@@ -49,19 +51,18 @@ pub struct Vsock {
     config: VsockConfig,
     listener: UnixListener,
     worker: Option<Worker<Service>>,
-    /// If the connections that the guest knows of were another machine's: the first client that it gets, for its agent.
-    first_client: Option<UnixStream>,
+    /// If the connections that the guest knows of were another machine's: written when its agent has heard of it.
+    released: Option<EventFd>,
 }
 
 impl Vsock {
     /// Makes the device and its socket; the socket's file is removed when the device is dropped. A device that is to be
-    /// restored has the guest forget its connections, and connects `first_client` with the guest's agent before any other
-    /// client.
-    pub fn new(config: &VsockConfig, first_client: Option<UnixStream>) -> Result<Vsock, VsockError> {
+    /// restored has the guest forget its connections, and takes no client until `released` is written.
+    pub fn new(config: &VsockConfig, released: Option<EventFd>) -> Result<Vsock, VsockError> {
         let failed = |source| VsockError::Listen { path: config.path.clone(), source };
         let listener = UnixListener::bind(&config.path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Vsock { config: config.clone(), listener, worker: None, first_client })
+        Ok(Vsock { config: config.clone(), listener, worker: None, released })
     }
 }
 
@@ -94,9 +95,9 @@ impl VirtioDevice for Vsock {
         let failed = |source| ActivateError { device: "vsock", source };
         let listener: OwnedFd = self.listener.try_clone().map_err(failed)?.into();
         let config = self.config.clone();
-        let first_client = self.first_client.take();
+        let released = self.released.take();
         let worker = Worker::spawn("vsock", |wakeups| {
-            Service::new(config, UnixListener::from(listener), activation, wakeups, first_client)
+            Service::new(config, UnixListener::from(listener), activation, wakeups, released)
         });
         self.worker = Some(worker.map_err(failed)?);
         Ok(())

@@ -7,10 +7,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::io::IoSliceMut;
 use vmm_sys_util::epoll::EventSet;
-use wisp_agent::AGENT_PORT;
+use vmm_sys_util::eventfd::EventFd;
+use wisp_agent::resumed::SENTINEL_PORT;
 use wisp_agent::seed::{MAX_SEED, SEED_PORT};
 
 use super::connection::{Connection, Key};
@@ -33,6 +35,7 @@ const LISTENER: u64 = 0;
 const RECEIVE_KICK: u64 = 1;
 const TRANSMIT_KICK: u64 = 2;
 const EVENT_KICK: u64 = 3;
+const RELEASED: u64 = 4;
 const FIRST_SOCKET: u64 = 16;
 
 /// Ports that the host's ends of connections get; below are those that a guest may name.
@@ -62,21 +65,35 @@ pub(super) struct Service {
     stray_resets: VecDeque<Header>,
     next_token: u64,
     next_port: u32,
-    revival: Revival,
+    /// Until it is over.
+    revival: Option<Revival>,
+    /// The host's end of the connection by which the guest's agent sees that it was restored.
+    sentinel: Option<UnixStream>,
 }
 
 /// What a guest that was restored has to go through before clients reach it. It forgets its connections when it sees to
 /// it that they were reset: one that is made before would be forgotten with them.
 #[derive(Debug)]
-enum Revival {
-    /// It is to be told that its connections are gone.
-    ToBeTold(UnixStream),
-    /// It was, and had so many buffers left for events: it gives one more when it has taken note.
-    Told(UnixStream, u16),
-    /// Who tells its agent what happened is connected, by this socket.
-    First(u64),
-    /// Clients reach it.
-    Over,
+struct Revival {
+    /// How many buffers it had left for events when it was told that its connections are gone; it gives one more when it has
+    /// taken note.
+    told: Option<u16>,
+    has_noted: bool,
+    /// Written when its agent knows who it is.
+    released: EventFd,
+    is_released: bool,
+    /// A guest without an agent is not waited for beyond this.
+    deadline: Instant,
+}
+
+/// How long clients wait for the agent of a restored guest.
+const REVIVAL_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Revival {
+    fn new(released: EventFd) -> Revival {
+        let deadline = Instant::now() + REVIVAL_TIMEOUT;
+        Revival { told: None, has_noted: false, released, is_released: false, deadline }
+    }
 }
 
 impl Service {
@@ -85,7 +102,7 @@ impl Service {
         listener: UnixListener,
         activation: Activation,
         wakeups: Arc<Wakeups>,
-        first_client: Option<UnixStream>,
+        released: Option<EventFd>,
     ) -> io::Result<Service> {
         let service = Service {
             cid: config.cid.into(),
@@ -101,7 +118,8 @@ impl Service {
             stray_resets: VecDeque::new(),
             next_token: FIRST_SOCKET,
             next_port: FIRST_HOST_PORT + random_offset(),
-            revival: first_client.map_or(Revival::Over, Revival::ToBeTold),
+            revival: released.map(Revival::new),
+            sentinel: None,
         };
         service.listen()?;
         Ok(service)
@@ -114,39 +132,34 @@ impl Service {
 
     /// Brings a guest that was restored as far as it comes now.
     fn revive(&mut self) -> Result<(), QueueError> {
-        if matches!(self.revival, Revival::ToBeTold(_)) {
-            let events = &mut self.activation.queues[EVENT];
-            let Some(chain) = events.pop()? else { return Ok(()) };
+        let Some(revival) = &mut self.revival else { return Ok(()) };
+        let events = &mut self.activation.queues[EVENT];
+        if revival.told.is_none()
+            && let Some(chain) = events.pop()?
+        {
             events.enable_notification_of_more()?;
-            let left = events.available()?;
+            revival.told = Some(events.available()?);
             let written = queue::write_to(&self.activation.memory, &chain.writable, &TRANSPORT_RESET);
             events.add_used(chain.head, written as u32)?;
             events.notify()?;
-            if let Revival::ToBeTold(client) = std::mem::replace(&mut self.revival, Revival::Over) {
-                self.revival = Revival::Told(client, left);
-            }
         }
-        if let Revival::Told(_, left) = self.revival
-            && self.activation.queues[EVENT].available()? != left
-            && let Revival::Told(client, _) = std::mem::replace(&mut self.revival, Revival::Over)
-        {
-            match self.watch(&client) {
-                Some(token) => {
-                    self.revival = Revival::First(token);
-                    self.connect_to_guest(token, client, AGENT_PORT);
-                }
-                None => self.open(),
+        if let Some(left) = revival.told {
+            revival.has_noted |= events.available()? != left;
+        }
+        if revival.has_noted && revival.is_released || revival.deadline <= Instant::now() {
+            self.revival = None;
+            if let Err(error) = self.wakeups.add(self.listener.as_raw_fd(), EventSet::IN, LISTENER) {
+                log::error!("the vsock socket cannot be waited on: {error}");
             }
         }
         Ok(())
     }
 
-    /// Lets clients in.
-    fn open(&mut self) {
-        self.revival = Revival::Over;
-        if let Err(error) = self.wakeups.add(self.listener.as_raw_fd(), EventSet::IN, LISTENER) {
-            log::error!("the vsock socket cannot be waited on: {error}");
-        }
+    /// How long to wait for events, in milliseconds; -1 is for ever.
+    fn timeout(&self) -> i32 {
+        let left =
+            |revival: &Revival| revival.deadline.saturating_duration_since(Instant::now()).as_millis() as i32 + 1;
+        self.revival.as_ref().map_or(-1, left)
     }
 
     fn listen(&self) -> io::Result<()> {
@@ -154,9 +167,9 @@ impl Service {
         self.wakeups.add(kick(RECEIVE), EventSet::IN, RECEIVE_KICK)?;
         self.wakeups.add(kick(TRANSMIT), EventSet::IN, TRANSMIT_KICK)?;
         self.wakeups.add(kick(EVENT), EventSet::IN, EVENT_KICK)?;
-        match self.revival {
-            Revival::Over => self.wakeups.add(self.listener.as_raw_fd(), EventSet::IN, LISTENER),
-            _ => Ok(()),
+        match &self.revival {
+            None => self.wakeups.add(self.listener.as_raw_fd(), EventSet::IN, LISTENER),
+            Some(revival) => self.wakeups.add(revival.released.as_raw_fd(), EventSet::IN, RELEASED),
         }
     }
 
@@ -167,6 +180,12 @@ impl Service {
                 let queue = (token - RECEIVE_KICK) as usize;
                 // Resets the counter; the queues are served in every round anyway.
                 let _ = self.activation.queues[queue].kick().read();
+            }
+            RELEASED => {
+                if let Some(revival) = &mut self.revival {
+                    let _ = revival.released.read();
+                    revival.is_released = true;
+                }
             }
             socket => self.handle_socket(socket, kinds),
         }
@@ -230,12 +249,6 @@ impl Service {
         if let Some(handshake) = self.handshakes.remove(&token) {
             return self.advance_handshake(token, handshake);
         }
-        // Who tells the agent leaves when it is told, or when there is none.
-        if matches!(self.revival, Revival::First(first) if first == token)
-            && kinds.intersects(EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR)
-        {
-            self.open();
-        }
         let Some(key) = self.sockets.get(&token).copied() else { return };
         let Some(connection) = self.connections.get_mut(&key) else { return };
         if kinds.intersects(EventSet::HANG_UP | EventSet::ERROR) {
@@ -256,10 +269,6 @@ impl Service {
         if connection.is_closed() {
             self.connections.remove(&key);
             self.sockets.retain(|_, other| *other != key);
-            // There is no agent that could be told.
-            if matches!(self.revival, Revival::First(first) if !self.sockets.contains_key(&first)) {
-                self.open();
-            }
         } else if connection.wants_to_send() && !self.ready.contains(&key) {
             self.ready.push_back(key);
         }
@@ -341,6 +350,11 @@ impl Service {
         }
         let stream = match &self.seed {
             Some(seed) if key.host_port == SEED_PORT => offer(seed),
+            _ if key.host_port == SENTINEL_PORT => UnixStream::pair().map(|(near, far)| {
+                // There is one agent: of another connection of this kind only the last counts.
+                self.sentinel = Some(near);
+                far
+            }),
             _ => {
                 let mut path = self.path.clone().into_os_string();
                 path.push(format!("_{}", key.host_port));
@@ -419,7 +433,7 @@ impl Serve for Service {
                 return self.activation.interrupt.need_reset();
             }
             let mut events = Vec::new();
-            let go_on = self.wakeups.wait(-1, |token, kinds| events.push((token, kinds)));
+            let go_on = self.wakeups.wait(self.timeout(), |token, kinds| events.push((token, kinds)));
             for (token, kinds) in events {
                 self.handle(token, kinds);
             }

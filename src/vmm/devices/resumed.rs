@@ -1,0 +1,65 @@
+//! The ports at which a restored guest reads what it has to know: [`wisp_agent::resumed`]. In a guest that has booted, and in
+//! one that has read them, they are empty.
+
+use std::time::SystemTime;
+
+use wisp_agent::resumed::Resumed;
+
+use crate::vmm::bus::BusDevice;
+
+/// The ports' device.
+#[derive(Debug, Default)]
+pub struct ResumedPorts {
+    message: Option<Resumed>,
+    bytes: Vec<u8>,
+}
+
+impl ResumedPorts {
+    /// A guest that goes on is told this, and the time when it reads it.
+    pub fn new(message: Option<Resumed>) -> ResumedPorts {
+        ResumedPorts { message, bytes: Vec::new() }
+    }
+
+    /// The guest has taken note.
+    pub fn clear(&mut self) {
+        *self = ResumedPorts::default();
+    }
+}
+
+impl BusDevice for ResumedPorts {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        if offset == 0
+            && let Some(message) = &mut self.message
+        {
+            message.time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            self.bytes = message.encode();
+        }
+        for (index, byte) in data.iter_mut().enumerate() {
+            *byte = self.bytes.get(offset as usize + index).copied().unwrap_or(0);
+        }
+    }
+
+    fn write(&mut self, _offset: u64, _data: &[u8]) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(ports: &mut ResumedPorts) -> Option<Resumed> {
+        let mut bytes = [0; wisp_agent::resumed::RESUMED_PORTS];
+        bytes.iter_mut().enumerate().for_each(|(port, byte)| ports.read(port as u64, std::slice::from_mut(byte)));
+        Resumed::decode(&bytes)
+    }
+
+    #[test]
+    fn a_message_is_there_until_it_was_taken_note_of() {
+        assert_eq!(read(&mut ResumedPorts::default()), None);
+        let mut ports = ResumedPorts::new(Some(Resumed { entropy: [3; 32], ..Resumed::default() }));
+        let message = read(&mut ports).unwrap();
+        assert_eq!(message.entropy, [3; 32]);
+        assert!(message.time > std::time::Duration::from_secs(1_700_000_000));
+        ports.clear();
+        assert_eq!(read(&mut ports), None);
+    }
+}
