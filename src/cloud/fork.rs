@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::CloudError;
-use super::launch::{MAX_COUNT, Prepared, check_forks, volume_file};
+use super::launch::{MAX_COUNT, Prepared, await_turn, check_forks, volume_file};
 use super::lifecycle::get;
 use super::machine::{Folder, Monitor, volume_disk};
 use super::volume::get_volume;
@@ -260,6 +260,7 @@ impl Cloud {
             for (disk, volume) in config.disks.iter_mut().zip(before) {
                 disk.was = Some(volume_disk(&self.home, volume).id);
             }
+            await_turn(&mut monitors)?;
             monitors.push(folder.spawn(&config, lock, Some(&restore))?);
         }
         monitors.iter_mut().try_for_each(Monitor::wait_started)?;

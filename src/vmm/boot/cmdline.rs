@@ -43,6 +43,11 @@ const SOFTWARE_KVM_AWARE: &[&str] = &[
     "wisp.software_kvm",
     // Each page that is touched would be accounted for, at some thousand instructions for each program that starts.
     "cgroup_disable=memory",
+    // An idle guest has nothing to look after twice a second: a wake-up is some thousand instructions.
+    "sysctl.vm.compaction_proactiveness=0",
+    "sysctl.vm.stat_interval=60",
+    // The counter goes on while a guest is saved, which is no stall.
+    "rcupdate.rcu_cpu_stall_suppress=1",
 ];
 
 /// There, for any other kernel. `clearcpuid` takes bit numbers (smap popcnt cx16 smep umip fsgsbase pcid invpcid rdrand
