@@ -34,6 +34,21 @@ wisp stop web > /dev/null
 wisp start web > /dev/null
 wisp exec web -- cat /root/file | say started
 wisp terminate web | say terminated
+wisp launch --name sleeper --hibernation --memory 192M --vcpus 2 --overcommit > /dev/null
+wisp exec sleeper -- sh -c 'cat /proc/sys/kernel/random/boot_id > /tmp/id; (while :; do echo >> /tmp/count; sleep 1; done) \
+    > /dev/null 2>&1 &'
+wisp stop sleeper --hibernate > /dev/null
+wisp start sleeper > /dev/null
+IS_SAME='cmp /proc/sys/kernel/random/boot_id /tmp/id && c=$(wc -c < /tmp/count); while [ $(wc -c < /tmp/count) = $c ]; do sleep 1; done
+    echo counts on'
+wisp exec sleeper -- sh -c "$IS_SAME" | say hibernated
+FORK=$(wisp fork sleeper --overcommit 2> /dev/null)
+wisp exec $FORK -- sh -c "$IS_SAME; hostname" | say forked
+wisp terminate sleeper $FORK > /dev/null
+export WISP_WARM_LIMIT=512
+wisp image warm tiny --memory 192M --vcpus 1 > /dev/null
+wisp run --memory 192M --vcpus 1 -- hostname | say warm
+wisp timeline | grep -a learns | say timeline
 wisp run -- sh -c 'echo c > /proc/sysrq-trigger' 2>&1 | grep -a panicked | say panic
 "#;
 /// What Debian's guest does.
@@ -137,6 +152,9 @@ fn guests_run_on_hardware_kvm_as_they_do_on_software_kvm() {
     };
     assert!(said("doctor").contains("hardware (AMD-V)"), "{printed}");
     assert!(said("guest").starts_with("2 ") && said("guest").ends_with(": 0 lost"), "{printed}");
+    assert_eq!(said("hibernated"), "counts on", "{printed}");
+    assert!(said("forked").starts_with("counts on i-"), "{printed}");
+    assert!(said("warm").starts_with("i-") && said("timeline").contains("ms"), "{printed}");
     let debian = said("debian");
     assert!(debian.contains("cloud-amd64 2 hello-from-the-disk"), "{printed}");
     assert!(debian.contains("the guest powered off"), "by ACPI: {printed}");

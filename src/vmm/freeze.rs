@@ -85,6 +85,7 @@ impl Freezer<'_> {
         let devices = self.devices;
         Ok(MachineState {
             processor: snapshot::processor(),
+            counter: snapshot::counter(),
             cpus: self.config.cpus,
             memory_mib: self.config.memory_mib,
             memory_written: None,

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::config::CpuConfig;
+use super::cpu::emulation;
 use super::cpu::state::VcpuState;
 use super::devices::acpi_pm::AcpiPmState;
 use super::devices::i8042::I8042State;
@@ -40,6 +41,8 @@ const LIMIT: u64 = 64 << 20;
 pub struct MachineState {
     /// The processor that it ran on.
     pub processor: String,
+    /// That processor's time-stamp counter then.
+    pub counter: u64,
     /// How many vCPUs it has, and how they belong together.
     pub cpus: CpuConfig,
     /// Its memory.
@@ -157,6 +160,14 @@ impl MachineState {
                 state.processor
             )));
         }
+        // Elsewhere KVM gives a guest a counter that goes on from where it was.
+        if emulation::is_software_kvm() && counter() < state.counter {
+            return Err(unusable(
+                "the host was restarted since, and its KVM (software KVM) gives guests the host's own time-stamp counter, \
+                 which would run backwards for this one"
+                    .into(),
+            ));
+        }
         if state.memory_written != Some(memory_written(folder)?) {
             return Err(unusable(format!("the memory beside it, {MEMORY}, was written since")));
         }
@@ -206,6 +217,12 @@ fn parse(content: &[u8]) -> Result<MachineState, String> {
         return Err("its SHA-256 is another: it was altered".into());
     }
     postcard::from_bytes(payload).map_err(|error| error.to_string())
+}
+
+/// The processor's time-stamp counter.
+pub fn counter() -> u64 {
+    // SAFETY: every x86-64 processor has the instruction, and nothing takes it from user mode here.
+    unsafe { std::arch::x86_64::_rdtsc() }
 }
 
 /// What this host's processor is: a state goes on on its like only.

@@ -67,6 +67,8 @@ pub(super) struct Service {
     next_port: u32,
     /// Until it is over.
     revival: Option<Revival>,
+    /// Of a guest that was restored: written whenever its agent says that it is ready.
+    released: Option<EventFd>,
     /// The host's end of the connection by which the guest's agent sees that it was restored.
     sentinel: Option<UnixStream>,
 }
@@ -79,8 +81,7 @@ struct Revival {
     /// taken note.
     told: Option<u16>,
     has_noted: bool,
-    /// Written when its agent knows who it is.
-    released: EventFd,
+    /// Whether its agent knows who it is.
     is_released: bool,
     /// A guest without an agent is not waited for beyond this.
     deadline: Instant,
@@ -90,9 +91,8 @@ struct Revival {
 const REVIVAL_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Revival {
-    fn new(released: EventFd) -> Revival {
-        let deadline = Instant::now() + REVIVAL_TIMEOUT;
-        Revival { told: None, has_noted: false, released, is_released: false, deadline }
+    fn new() -> Revival {
+        Revival { told: None, has_noted: false, is_released: false, deadline: Instant::now() + REVIVAL_TIMEOUT }
     }
 }
 
@@ -118,7 +118,8 @@ impl Service {
             stray_resets: VecDeque::new(),
             next_token: FIRST_SOCKET,
             next_port: FIRST_HOST_PORT + random_offset(),
-            revival: released.map(Revival::new),
+            revival: released.as_ref().map(|_| Revival::new()),
+            released,
             sentinel: None,
         };
         service.listen()?;
@@ -167,9 +168,9 @@ impl Service {
         self.wakeups.add(kick(RECEIVE), EventSet::IN, RECEIVE_KICK)?;
         self.wakeups.add(kick(TRANSMIT), EventSet::IN, TRANSMIT_KICK)?;
         self.wakeups.add(kick(EVENT), EventSet::IN, EVENT_KICK)?;
-        match &self.revival {
+        match &self.released {
             None => self.wakeups.add(self.listener.as_raw_fd(), EventSet::IN, LISTENER),
-            Some(revival) => self.wakeups.add(revival.released.as_raw_fd(), EventSet::IN, RELEASED),
+            Some(released) => self.wakeups.add(released.as_raw_fd(), EventSet::IN, RELEASED),
         }
     }
 
@@ -182,8 +183,9 @@ impl Service {
                 let _ = self.activation.queues[queue].kick().read();
             }
             RELEASED => {
+                // Resets the counter.
+                let _ = self.released.as_ref().map(EventFd::read);
                 if let Some(revival) = &mut self.revival {
-                    let _ = revival.released.read();
                     revival.is_released = true;
                 }
             }
