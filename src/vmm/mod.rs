@@ -27,6 +27,7 @@ pub mod memory;
 mod monitor;
 mod resume;
 pub mod snapshot;
+pub mod sparse;
 pub mod timeline;
 pub mod virtio;
 

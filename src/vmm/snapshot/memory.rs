@@ -3,15 +3,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::SnapshotError;
 use crate::vmm::memory::GuestMemory;
+use crate::vmm::sparse::write_blocks;
 
-const PAGE: usize = 4096;
 /// What a thread takes at a time.
 const CHUNK: usize = 4 << 20;
 /// Threads that write: more have the host's disk do no more.
@@ -37,7 +37,7 @@ pub fn write(memory: &GuestMemory, path: &Path) -> Result<(), SnapshotError> {
         for (address, offset, length) in chunks.iter().skip(first).step_by(THREADS) {
             let bytes = &mut buffer[..*length];
             memory.read_slice(bytes, *address).map_err(io::Error::other)?;
-            write_pages(&file, bytes, *offset)?;
+            write_blocks(&file, *offset, bytes)?;
         }
         Ok(())
     };
@@ -47,19 +47,4 @@ pub fn write(memory: &GuestMemory, path: &Path) -> Result<(), SnapshotError> {
     })
     .map_err(&failed)?;
     file.sync_all().map_err(&failed)
-}
-
-/// Writes runs of pages that are not zero; the file has holes there.
-fn write_pages(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    let is_zero = |page: &[u8]| page.iter().all(|byte| *byte == 0);
-    let mut start = 0;
-    while start < bytes.len() {
-        let rest = &bytes[start..];
-        let skipped: usize = rest.chunks(PAGE).take_while(|page| is_zero(page)).map(<[u8]>::len).sum();
-        let run: usize = rest[skipped..].chunks(PAGE).take_while(|page| !is_zero(page)).map(<[u8]>::len).sum();
-        let data = start + skipped;
-        file.write_all_at(&bytes[data..data + run], offset + data as u64)?;
-        start = data + run;
-    }
-    Ok(())
 }
