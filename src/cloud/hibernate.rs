@@ -3,8 +3,7 @@
 //! The monitor saves the machine into a folder of the instance's, and removes it from there when a machine goes on from
 //! it, before the first instruction: so no two ever do. What is in that folder without a state file is an unfinished save.
 
-use std::fs::{self, DirBuilder};
-use std::io;
+use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -67,16 +66,7 @@ impl Folder {
     /// Removes a saved machine, or what there is of one.
     pub(super) fn forget_hibernated(&self) -> Result<(), CloudError> {
         let saved = self.saved();
-        // First what makes it one.
-        match fs::remove_file(saved.join(snapshot::STATE)).and_then(|()| fs::remove_dir_all(&saved)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::remove_dir_all(&saved) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(CloudError::file(&saved, "removed")(error))
-                }
-                _ => Ok(()),
-            },
-            result => result.map_err(CloudError::file(&saved, "removed")),
-        }
+        snapshot::remove(&saved).map_err(CloudError::file(&saved, "removed"))
     }
 
     /// Has the instance's monitor save its machine, and end.

@@ -178,7 +178,7 @@ pub fn make(
     }
     fs::rename(&new_layer.0, &layer).map_err(CloudError::file(&layer, "made"))?;
     fs::rename(unfinished.path(), &folder).map_err(CloudError::file(&folder, "made"))?;
-    make_room(home, &key)?;
+    make_room(home)?;
     list(home)?
         .into_iter()
         .find(|record| record.key == key)
@@ -241,7 +241,7 @@ pub fn remove_of(home: &Home, image: &Path) -> Result<usize, CloudError> {
 }
 
 /// Removes those that were not used for the longest time, until the rest is within the limit.
-fn make_room(home: &Home, newest: &str) -> Result<(), CloudError> {
+fn make_room(home: &Home) -> Result<(), CloudError> {
     let mut left = limit();
     for record in list(home)? {
         match left.checked_sub(record.bytes) {
@@ -249,7 +249,6 @@ fn make_room(home: &Home, newest: &str) -> Result<(), CloudError> {
             None => remove(home, &record.key)?,
         }
     }
-    log::debug!("{newest} is kept, {left} bytes are left");
     Ok(())
 }
 
@@ -264,9 +263,7 @@ fn remove(home: &Home, key: &str) -> Result<(), CloudError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
-    // First what makes it one.
-    gone(fs::remove_file(folder.join(snapshot::STATE))).map_err(CloudError::file(&folder, "removed"))?;
-    gone(fs::remove_dir_all(&folder)).map_err(CloudError::file(&folder, "removed"))?;
+    snapshot::remove(&folder).map_err(CloudError::file(&folder, "removed"))?;
     gone(fs::remove_file(&layer)).map_err(CloudError::file(&layer, "removed"))?;
     gone(fs::remove_file(&lock)).map_err(CloudError::file(&lock, "removed"))
 }

@@ -8,10 +8,10 @@ use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
+pub use crate::vmm::sparse::write_blocks;
+
 /// How much is read at a time.
 const CHUNK: usize = 256 << 10;
-/// What is left out if it is zero: a page, and a block of most file systems.
-const BLOCK: usize = 4 << 10;
 
 /// Copies `source` into the empty file `destination`, which becomes `length` bytes long; what `source` has no bytes for
 /// is zero. On file systems that can, both share their blocks. Returns the SHA-256 of what was written; `advance` hears
@@ -67,21 +67,6 @@ pub fn write_stream(content: &mut dyn Read, destination: &File, limit: u64) -> i
     }
     destination.set_len(length)?;
     Ok(hasher.finish())
-}
-
-/// Writes the blocks of `bytes` that are not zero; `destination` has holes there.
-pub fn write_blocks(destination: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
-    let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
-    let mut start = 0;
-    while start < bytes.len() {
-        let rest = &bytes[start..];
-        let skipped: usize = rest.chunks(BLOCK).take_while(|block| is_zero(block)).map(<[u8]>::len).sum();
-        let run: usize = rest[skipped..].chunks(BLOCK).take_while(|block| !is_zero(block)).map(<[u8]>::len).sum();
-        let data = start + skipped;
-        destination.write_all_at(&bytes[data..data + run], offset + data as u64)?;
-        start = data + run;
-    }
-    Ok(())
 }
 
 /// Reads until `buffer` is full or there is no more.

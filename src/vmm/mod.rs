@@ -26,6 +26,7 @@ pub mod machine;
 pub mod memory;
 mod monitor;
 pub mod snapshot;
+pub mod sparse;
 pub mod timeline;
 pub mod virtio;
 

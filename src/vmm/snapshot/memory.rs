@@ -4,15 +4,15 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::SnapshotError;
 use crate::vmm::memory::GuestMemory;
+use crate::vmm::sparse::write_blocks;
 
-const PAGE: usize = 4096;
 /// What a thread takes at a time.
 const CHUNK: usize = 4 << 20;
 /// Threads that write: more have the host's disk do no more.
@@ -38,7 +38,7 @@ pub fn write(memory: &GuestMemory, path: &Path) -> Result<(), SnapshotError> {
         for (address, offset, length) in chunks.iter().skip(first).step_by(THREADS) {
             let bytes = &mut buffer[..*length];
             memory.read_slice(bytes, *address).map_err(io::Error::other)?;
-            write_pages(&file, bytes, *offset)?;
+            write_blocks(&file, *offset, bytes)?;
         }
         Ok(())
     };
@@ -49,22 +49,6 @@ pub fn write(memory: &GuestMemory, path: &Path) -> Result<(), SnapshotError> {
     .map_err(&failed)?;
     file.sync_all().map_err(&failed)
 }
-
-/// Writes runs of pages that are not zero; the file has holes there.
-fn write_pages(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    let is_zero = |page: &[u8]| page.iter().all(|byte| *byte == 0);
-    let mut start = 0;
-    while start < bytes.len() {
-        let rest = &bytes[start..];
-        let skipped: usize = rest.chunks(PAGE).take_while(|page| is_zero(page)).map(<[u8]>::len).sum();
-        let run: usize = rest[skipped..].chunks(PAGE).take_while(|page| !is_zero(page)).map(<[u8]>::len).sum();
-        let data = start + skipped;
-        file.write_all_at(&bytes[data..data + run], offset + data as u64)?;
-        start = data + run;
-    }
-    Ok(())
-}
-
 /// A copy of guest memory as it was at one moment, that is being written while the guest goes on.
 ///
 /// It is a copy of this process (fork(2)): the two share their pages until either writes to one. The child does nothing but
@@ -89,7 +73,10 @@ impl Copy {
         match child {
             -1 => Err(failed(io::Error::last_os_error())),
             0 => {
-                let code = write_regions(file.as_raw_fd(), &regions);
+                let code = match write_regions(&file, &regions) {
+                    Ok(()) => 0,
+                    Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+                };
                 // SAFETY: it ends this process, which is a copy that has nothing to put in order.
                 unsafe { libc::_exit(code) }
             }
@@ -131,58 +118,21 @@ impl Drop for Copy {
     }
 }
 
-/// Writes all pages of `regions` that are not zero to `fd`; returns the number of an error, or 0.
-fn write_regions(fd: i32, regions: &[(*const u8, usize)]) -> i32 {
+/// Writes all pages of `regions` that are not zero.
+fn write_regions(file: &File, regions: &[(*const u8, usize)]) -> io::Result<()> {
     // What the other process has open is its own: its sockets' and locks' ends must not depend on this one.
+    let fd = file.as_raw_fd() as u32;
     // SAFETY: these calls take numbers; descriptors below 3 are the standard streams.
     unsafe {
-        libc::syscall(libc::SYS_close_range, 3_u32, fd as u32 - 1, 0_u32);
-        libc::syscall(libc::SYS_close_range, fd as u32 + 1, u32::MAX, 0_u32);
+        libc::syscall(libc::SYS_close_range, 3_u32, fd - 1, 0_u32);
+        libc::syscall(libc::SYS_close_range, fd + 1, u32::MAX, 0_u32);
     }
-    let mut offset = 0_i64;
+    let mut offset = 0;
     for (start, length) in regions {
-        let mut done = 0;
-        while done < *length {
-            // SAFETY: both lie in the region, which is mapped in this process, and nobody writes to this process's copy.
-            let (skipped, run) = unsafe {
-                let skipped = run_length(start.add(done), length - done, true);
-                (skipped, run_length(start.add(done + skipped), length - done - skipped, false))
-            };
-            done += skipped;
-            let end = done + run;
-            while done < end {
-                // SAFETY: the bytes lie in the region.
-                let count = unsafe { libc::pwrite(fd, start.add(done).cast(), end - done, offset + done as i64) };
-                match usize::try_from(count) {
-                    Ok(0) => return libc::EIO,
-                    Ok(count) => done += count,
-                    // SAFETY: it is the address of this thread's errno.
-                    Err(_) => match unsafe { *libc::__errno_location() } {
-                        libc::EINTR => {}
-                        error => return error,
-                    },
-                }
-            }
-        }
-        offset += *length as i64;
+        // SAFETY: the region is mapped in this process, and nobody writes to this process's copy.
+        let bytes = unsafe { std::slice::from_raw_parts(*start, *length) };
+        write_blocks(file, offset, bytes)?;
+        offset += *length as u64;
     }
-    0
-}
-
-/// How many bytes from `start` on, at most `length`, are in pages that are zero, or in pages that are not.
-///
-/// # Safety
-/// They can be read.
-unsafe fn run_length(start: *const u8, length: usize, zero: bool) -> usize {
-    let mut done = 0;
-    while done < length {
-        let size = (length - done).min(PAGE);
-        // SAFETY: by this function's contract.
-        let page = unsafe { std::slice::from_raw_parts(start.add(done), size) };
-        if page.iter().all(|byte| *byte == 0) != zero {
-            break;
-        }
-        done += size;
-    }
-    done
+    Ok(())
 }

@@ -198,6 +198,16 @@ pub fn consume(folder: &Path) -> Result<(), SnapshotError> {
     Ok(())
 }
 
+/// Removes a snapshot, or what there is of one; first what makes it one.
+pub fn remove(folder: &Path) -> io::Result<()> {
+    let gone = |removed: io::Result<()>| match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    gone(fs::remove_file(folder.join(STATE)))?;
+    gone(fs::remove_dir_all(folder))
+}
+
 fn parse(content: &[u8]) -> Result<MachineState, String> {
     let Some((header, payload)) = content.split_at_checked(HEADER) else {
         return Err(format!("it ends after {} bytes", content.len()));

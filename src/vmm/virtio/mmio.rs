@@ -184,9 +184,14 @@ pub struct TransportState {
     queues: Vec<SavedQueue>,
 }
 
-/// A queue's place and position, as virtio-queue has it.
+/// A queue's place and position.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct SavedQueue {
+struct SavedQueue(#[serde(with = "QueueFields")] QueueState);
+
+/// The fields of virtio-queue's state, for serde.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "QueueState")]
+struct QueueFields {
     max_size: u16,
     next_avail: u16,
     next_used: u16,
@@ -196,42 +201,6 @@ struct SavedQueue {
     desc_table: u64,
     avail_ring: u64,
     used_ring: u64,
-}
-
-impl From<QueueState> for SavedQueue {
-    fn from(state: QueueState) -> SavedQueue {
-        let QueueState { max_size, next_avail, next_used, event_idx_enabled, size, ready, .. } = state;
-        let QueueState { desc_table, avail_ring, used_ring, .. } = state;
-        SavedQueue {
-            max_size,
-            next_avail,
-            next_used,
-            event_idx_enabled,
-            size,
-            ready,
-            desc_table,
-            avail_ring,
-            used_ring,
-        }
-    }
-}
-
-impl From<SavedQueue> for QueueState {
-    fn from(saved: SavedQueue) -> QueueState {
-        let SavedQueue { max_size, next_avail, next_used, event_idx_enabled, size, ready, .. } = saved;
-        let SavedQueue { desc_table, avail_ring, used_ring, .. } = saved;
-        QueueState {
-            max_size,
-            next_avail,
-            next_used,
-            event_idx_enabled,
-            size,
-            ready,
-            desc_table,
-            avail_ring,
-            used_ring,
-        }
-    }
 }
 
 /// A virtio device on the MMIO bus.
@@ -312,7 +281,7 @@ impl MmioTransport {
             interrupt_status: self.interrupt.status.load(Ordering::SeqCst),
             device_status: self.status(),
             config_generation: self.interrupt.config_generation.load(Ordering::SeqCst),
-            queues: queues.into_iter().map(SavedQueue::from).collect(),
+            queues: queues.into_iter().map(SavedQueue).collect(),
         }
     }
 
@@ -331,11 +300,11 @@ impl MmioTransport {
         if state.device_type != self.device.device_type() || state.queues.len() != self.queues.len() {
             return Err(format!("there was a device of type {} and is one of another", state.device_type));
         }
-        for (queue, saved) in self.queues.iter_mut().zip(&state.queues) {
+        for (queue, SavedQueue(saved)) in self.queues.iter_mut().zip(&state.queues) {
             if saved.max_size != queue.max_size() {
                 return Err(format!("a queue of {} is one of {} now", saved.max_size, queue.max_size()));
             }
-            *queue = Queue::try_from(QueueState::from(*saved)).map_err(|error| error.to_string())?;
+            *queue = Queue::try_from(*saved).map_err(|error| error.to_string())?;
         }
         self.device_features_select = state.device_features_select;
         self.driver_features_select = state.driver_features_select;
