@@ -35,8 +35,8 @@ wisp start web > /dev/null
 wisp exec web -- cat /root/file | say started
 wisp terminate web | say terminated
 wisp launch --name sleeper --hibernation --memory 192M --vcpus 2 --overcommit > /dev/null
-wisp exec sleeper -- sh -c 'cat /proc/sys/kernel/random/boot_id > /tmp/id; (while :; do echo >> /tmp/count; sleep 1; done) \
-    > /dev/null 2>&1 &'
+wisp exec sleeper -- sh -c 'cat /proc/sys/kernel/random/boot_id > /tmp/id; echo > /tmp/count
+    (while :; do echo >> /tmp/count; sleep 1; done) > /dev/null 2>&1 &' < /dev/null | say began
 wisp stop sleeper --hibernate > /dev/null
 wisp start sleeper > /dev/null
 IS_SAME='cmp /proc/sys/kernel/random/boot_id /tmp/id && c=$(wc -c < /tmp/count); while [ $(wc -c < /tmp/count) = $c ]; do sleep 1; done
