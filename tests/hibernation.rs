@@ -2,6 +2,9 @@
 
 mod common;
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
 use common::instances::{exec, json, launch};
 use common::{Outcome, Wisp, monitor_pid, wait_until_gone};
 
@@ -51,12 +54,12 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     refused(wisp.run(&["stop", "sleeper", "--hibernate"]), "IncorrectInstanceState");
     wisp.run(&["start", "sleeper"]).expect_code(0);
     assert_goes_on(&wisp, &boot);
-    assert!(!folder.join("hibernated").exists(), "nothing can go on from it again");
+    assert!(!folder.join("hibernated/state").exists(), "nothing can go on from it again");
 
     // A command that is killed leaves the rest to the monitor, and to the next command.
     let monitor = monitor_pid(&folder);
     let stop = wisp.start(&["stop", "sleeper", "--hibernate"]);
-    while !folder.join("hibernated").exists() {
+    while !folder.join("hibernated/memory").exists() {
         std::thread::yield_now();
     }
     stop.signal(libc::SIGKILL);
@@ -89,7 +92,7 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     // A monitor that is killed while it saves leaves an instance that is stopped.
     let monitor = monitor_pid(&folder);
     let stop = wisp.start(&["stop", "sleeper", "--hibernate"]);
-    while !folder.join("hibernated").exists() {
+    while !folder.join("hibernated/memory").exists() {
         std::thread::yield_now();
     }
     // SAFETY: the monitor is this test's own.
@@ -109,4 +112,43 @@ fn hibernation_is_refused_as_in_ec2() {
     launch(&wisp, &["--name", "other", "--wait", "none", "--hibernation"]).expect_code(0);
     refused(wisp.run(&["stop", "other", "--hibernate"]), "UnsupportedOperation");
     wisp.run(&["terminate", "other"]).expect_code(0);
+}
+
+/// What a file takes on disk.
+fn allocated(path: &Path) -> u64 {
+    path.metadata().map_or(0, |metadata| metadata.blocks() * 512)
+}
+
+#[test]
+fn a_busy_guest_goes_on_a_hundred_times_and_nothing_is_lost() {
+    let wisp = Wisp::new();
+    let size = ["--vcpus", "2", "--memory", "192M", "--overcommit"];
+    wisp.run(&[&["launch", "--name", "sleeper", "--hibernation"], &size[..]].concat()).expect_code(0);
+    let folder = wisp.instances().remove(0).join("hibernated");
+    let put = "cat > /run/busy; chmod +x /run/busy; /run/busy > /run/said 2>&1 < /dev/null &";
+    wisp.run_with_input(&["exec", "sleeper", "--", "sh", "-c", put], &common::program("busy")).expect_code(0);
+    let numbers: String = (0..200_000).map(|number| format!("{number}\n")).collect();
+    for round in 0..100 {
+        let mut stream = wisp.start(&["exec", "sleeper", "--", "/run/busy", "stream"]);
+        stream.wait_for("99\n");
+        wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
+        // The stream breaks off, and is right up to there.
+        let streamed = stream.wait();
+        assert_ne!(streamed.code, Some(0));
+        assert!(numbers.starts_with(&streamed.text()), "round {round}: {}", streamed.text());
+        assert_eq!(folder.join("base").exists(), round > 0, "only the first has all of the memory");
+        if round == 1 {
+            let (changed, all) = (allocated(&folder.join("memory")), allocated(&folder.join("base")));
+            assert!(0 < changed && changed < all, "{changed} of {all} bytes have changed");
+        }
+        wisp.run(&["start", "sleeper", "--overcommit"]).expect_code(0);
+    }
+    let end = "touch /run/busy.stop; until grep -q wrong /run/said; do sleep 0.1; done; cat /run/said";
+    let said = exec(&wisp, "sleeper", end);
+    let counts: Vec<u64> = said.split(' ').map(|part| part.split_once('=').unwrap().1.parse().unwrap()).collect();
+    assert!(counts[..3].iter().all(|count| *count >= 100) && counts[3] == 0, "{said}");
+    // Without its memory it has no base either.
+    wisp.run(&["stop", "sleeper"]).expect_code(0);
+    assert!(!folder.exists());
+    wisp.run(&["terminate", "sleeper"]).expect_code(0);
 }

@@ -1,7 +1,8 @@
 //! Hibernation: an instance that is stopped with its memory, and started with it.
 //!
-//! The monitor saves the machine into a folder of the instance's, and removes it from there when a machine goes on from
-//! it, before the first instruction: so no two ever do. What is in that folder without a state file is an unfinished save.
+//! The monitor saves the machine into a folder of the instance's, and removes its state from there when a machine goes on
+//! from it, before the first instruction: so no two ever do. What is in that folder without a state is an unfinished save, or
+//! the memory that the running machine went on from: if that is hibernated again, only what has changed is written.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -71,9 +72,8 @@ impl Folder {
 
     /// Has the instance's monitor save its machine, and end.
     pub(super) fn hibernate(&self, monitor: &mut Monitor) -> Result<(), CloudError> {
-        self.forget_hibernated()?;
         let folder = self.saved();
-        DirBuilder::new().mode(0o700).create(&folder).map_err(CloudError::file(&folder, "made"))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(CloudError::file(&folder, "made"))?;
         let saved = monitor.end_with(&Request::Save { folder }, SAVE_TIMEOUT);
         if saved.is_err() {
             self.forget_hibernated()?;

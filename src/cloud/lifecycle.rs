@@ -309,7 +309,11 @@ impl Cloud {
 
     /// The instance has stopped: its volumes stay attached, its instance-store disks are gone.
     pub(super) fn settle_stopped(&mut self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
-        self.folder(id).remove_instance_store()?;
+        let folder = self.folder(id);
+        folder.remove_instance_store()?;
+        if !folder.is_hibernated() {
+            folder.forget_hibernated()?;
+        }
         self.store.write(|tx| {
             let mut record = get(tx, id)?;
             if record.state.can_become(InstanceState::Stopped) {

@@ -15,7 +15,10 @@ use super::control::Layer;
 use super::cpu::vcpu::{VcpuContext, VcpuHandle};
 use super::error::Error;
 use super::machine::Devices;
-use super::snapshot::{self, MEMORY, MachineState, SnapshotError};
+use super::snapshot::copy::Copy;
+use super::snapshot::memory::Content;
+use super::snapshot::origin::{Differences, Origin};
+use super::snapshot::{self, MachineState, SnapshotError};
 use super::virtio::mmio::TransportState;
 
 /// All of a running machine that has a state.
@@ -25,6 +28,8 @@ pub(super) struct Freezer<'a> {
     pub context: &'a VcpuContext,
     pub vcpus: &'a [VcpuHandle],
     pub devices: &'a Devices,
+    /// The saved memory that it went on from.
+    pub origin: Option<&'a Origin>,
 }
 
 impl Freezer<'_> {
@@ -32,9 +37,10 @@ impl Freezer<'_> {
     /// its end anyway.
     pub fn save(&self, folder: &Path) -> Result<bool, Error> {
         let Some(virtio) = self.pause() else { return Ok(false) };
-        let saved = snapshot::memory::write(&self.context.memory, &folder.join(MEMORY))
+        let content = Content::of(&self.context.memory, self.origin, folder);
+        let saved = snapshot::memory::write(&content, folder)
             .map_err(Error::from)
-            .and_then(|()| Ok(self.state(virtio)?.write(folder)?));
+            .and_then(|()| Ok(self.state(virtio, content.differences)?.write(folder)?));
         if saved.is_err() {
             // The machine goes on, and changes its disks: nobody may take this for its state.
             let _ = std::fs::remove_file(folder.join(snapshot::STATE));
@@ -51,9 +57,10 @@ impl Freezer<'_> {
         layers.iter().try_for_each(|layer| disks.write_out(&layer.disk))?;
         let began = Instant::now();
         let Some(virtio) = self.pause() else { return Ok(None) };
-        let copied = self
-            .state(virtio)
-            .and_then(|state| Ok((state, snapshot::memory::Copy::begin(&self.context.memory, &folder.join(MEMORY))?)));
+        let content = Content::of(&self.context.memory, self.origin, folder);
+        let copied = Copy::begin(&content, folder)
+            .map_err(Error::from)
+            .and_then(|copy| Ok((self.state(virtio, content.differences)?, copy)));
         let switched = copied.and_then(|copied| {
             layers.iter().try_for_each(|layer| disks.switch(&layer.disk, &layer.path))?;
             Ok(copied)
@@ -81,7 +88,7 @@ impl Freezer<'_> {
     }
 
     /// All of the paused machine's state but its memory.
-    fn state(&self, virtio: Vec<TransportState>) -> Result<MachineState, Error> {
+    fn state(&self, virtio: Vec<TransportState>, differences: Option<Differences>) -> Result<MachineState, Error> {
         let devices = self.devices;
         Ok(MachineState {
             processor: snapshot::processor(),
@@ -89,6 +96,7 @@ impl Freezer<'_> {
             cpus: self.config.cpus,
             memory_mib: self.config.memory_mib,
             memory_written: None,
+            differences,
             vcpus: self.context.gate.save()?,
             interrupt_controllers: save_controllers(self.vm)?,
             timer: self.vm.get_pit2().map_err(Error::kvm("give the timer's state"))?,

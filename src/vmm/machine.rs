@@ -42,6 +42,7 @@ use super::freeze::{self, Freezer};
 use super::irq::IrqLine;
 use super::memory::{self, GuestMemory, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
 use super::monitor::Monitor;
+use super::snapshot::origin::Origin;
 use super::snapshot::{self, MachineState, SnapshotError};
 use super::timeline::{ExitCounters, Mark, Timeline};
 use super::virtio::VirtioDevice;
@@ -118,6 +119,7 @@ pub struct Machine {
     launcher: Launcher,
     console_socket: ConsoleSocket,
     restore: Option<Restore>,
+    origin: Option<Origin>,
 }
 
 /// Devices that are talked to from outside the guest.
@@ -149,8 +151,12 @@ impl Machine {
         let kvm = open_kvm()?;
         let vm = create_vm(&kvm)?;
         let saved = surroundings.restore.as_ref().map(|from| saved_state(&from.folder, &config)).transpose()?;
-        let memory = match &surroundings.restore {
-            Some(from) => memory::map_file(config.memory_mib, &from.folder.join(snapshot::MEMORY))?,
+        let origin = match (&saved, &surroundings.restore) {
+            (Some(state), Some(from)) => Some(Origin::open(&from.folder, state)?),
+            _ => None,
+        };
+        let memory = match &origin {
+            Some(origin) => origin.map(config.memory_mib)?,
             None => memory::allocate(config.memory_mib)?,
         };
         register_memory(&vm, &memory)?;
@@ -227,6 +233,7 @@ impl Machine {
             launcher,
             console_socket,
             restore: surroundings.restore,
+            origin,
         })
     }
 
@@ -251,6 +258,7 @@ impl Machine {
             context: &context,
             vcpus: &running.vcpus,
             devices: &self.devices,
+            origin: self.origin.as_ref(),
         };
         let (end, mut control) = monitor.run(&status, &freezer);
         let last_status = status();

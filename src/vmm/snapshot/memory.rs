@@ -1,47 +1,104 @@
-//! Guest memory in a file: sparse, without the pages that are zero, and mapped again so that a machine pays for what it
-//! touches.
+//! Guest memory in a file: sparse, without the pages that are zero, and of a machine that went on from a saved one only
+//! what has changed since.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::SnapshotError;
-use crate::vmm::memory::GuestMemory;
+use super::origin::{Differences, Origin};
+use super::{BASE, MEMORY, SnapshotError};
+use crate::vmm::memory::{GuestMemory, PAGE, PageRun, pages};
 use crate::vmm::sparse::write_blocks;
 
-/// What a thread takes at a time.
+/// What a thread takes at a time, in bytes.
 const CHUNK: usize = 4 << 20;
 /// Threads that write: more have the host's disk do no more.
 const THREADS: usize = 4;
 
-/// Writes all of `memory`, whose vCPUs and devices are paused, to the new file at `path`.
-pub fn write(memory: &GuestMemory, path: &Path) -> Result<(), SnapshotError> {
-    let failed = SnapshotError::file(path, "written");
-    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path).map_err(&failed)?;
-    let total: u64 = memory.iter().map(|region| region.len()).sum();
-    file.set_len(total).map_err(&failed)?;
-    let mut chunks: Vec<(GuestAddress, u64, usize)> = Vec::new();
-    let mut offset = 0;
-    for region in memory.iter() {
-        for start in (0..region.len()).step_by(CHUNK) {
-            let length = (region.len() - start).min(CHUNK as u64);
-            chunks.push((GuestAddress(region.start_addr().0 + start), offset + start, length as usize));
+/// What of a paused machine's memory is to be written.
+#[derive(Debug)]
+pub struct Content {
+    pub(super) pieces: Vec<Piece>,
+    /// The file's length: all of the machine's memory, in bytes.
+    pub(super) length: u64,
+    /// What it is to be read together with.
+    pub differences: Option<Differences>,
+}
+
+/// A piece of guest memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Piece {
+    start: *const u8,
+    length: usize,
+    /// Where it is in the file.
+    offset: u64,
+}
+
+// SAFETY: guest memory is mapped for as long as the process lives; whoever reads it through this has the machine paused.
+unsafe impl Sync for Piece {}
+
+impl Content {
+    /// What is to be written into `folder` of a machine that went on from `origin`, if from any: what has changed, if that is
+    /// known and the rest can be had from there, or all that is not zero.
+    pub fn of(memory: &GuestMemory, origin: Option<&Origin>, folder: &Path) -> Content {
+        let differences = origin.and_then(|origin| origin.differences(memory, folder));
+        let runs = match (&differences, origin) {
+            (Some(differences), _) => differences.runs.clone(),
+            // Where the host's kernel does not tell what was touched, all is looked at.
+            (None, None) => pages::changed(memory).unwrap_or_else(|_| all(memory)),
+            (None, Some(_)) => all(memory),
+        };
+        let mut pieces = Vec::with_capacity(runs.len());
+        let mut start = 0;
+        for region in memory.iter() {
+            let end = start + region.len();
+            let within = runs.iter().map(PageRun::bytes).filter(|run| start <= run.start && run.end <= end);
+            pieces.extend(within.map(|run| Piece {
+                // It is within the region.
+                start: region.as_ptr().wrapping_add((run.start - start) as usize).cast_const(),
+                length: (run.end - run.start) as usize,
+                offset: run.start,
+            }));
+            start = end;
         }
-        offset += region.len();
+        Content { pieces, length: start, differences }
     }
-    let write_every = |first: usize| -> io::Result<()> {
-        let mut buffer = vec![0; CHUNK];
-        for (address, offset, length) in chunks.iter().skip(first).step_by(THREADS) {
-            let bytes = &mut buffer[..*length];
-            memory.read_slice(bytes, *address).map_err(io::Error::other)?;
-            write_blocks(&file, *offset, bytes)?;
-        }
-        Ok(())
+}
+
+/// All of `memory`: a run for each of its ranges.
+fn all(memory: &GuestMemory) -> Vec<PageRun> {
+    let mut first = 0;
+    let run = |count| {
+        first += count;
+        PageRun { first: first - count, count }
     };
+    memory.iter().map(|region| region.len() / PAGE).map(run).collect()
+}
+
+/// Makes the file of `content` in `folder`, in place of what may be there, and may be mapped.
+pub(super) fn create(content: &Content, folder: &Path) -> io::Result<File> {
+    let stale = if content.differences.is_some() { &[MEMORY][..] } else { &[MEMORY, BASE] };
+    for name in stale {
+        match fs::remove_file(folder.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    let file = File::options().write(true).create_new(true).mode(0o600).open(folder.join(MEMORY))?;
+    file.set_len(content.length)?;
+    Ok(file)
+}
+
+/// Writes `content`, of a machine that stays paused meanwhile, into `folder`; it is durable when this returns.
+pub fn write(content: &Content, folder: &Path) -> Result<(), SnapshotError> {
+    let failed = SnapshotError::file(&folder.join(MEMORY), "written");
+    let file = create(content, folder).map_err(&failed)?;
+    let chunks: Vec<Piece> = content.pieces.iter().flat_map(Piece::chunks).collect();
+    let write_every =
+        |first: usize| chunks.iter().skip(first).step_by(THREADS).try_for_each(|chunk| chunk.write(&file));
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS).map(|first| scope.spawn(move || write_every(first))).collect();
         threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("a panic"))))
@@ -49,90 +106,52 @@ pub fn write(memory: &GuestMemory, path: &Path) -> Result<(), SnapshotError> {
     .map_err(&failed)?;
     file.sync_all().map_err(&failed)
 }
-/// A copy of guest memory as it was at one moment, that is being written while the guest goes on.
-///
-/// It is a copy of this process (fork(2)): the two share their pages until either writes to one. The child does nothing but
-/// write, and only calls what may be called in the child of a process with threads (signal-safety(7)).
-#[derive(Debug)]
-pub struct Copy {
-    child: libc::pid_t,
-    file: File,
-    path: PathBuf,
-}
 
-impl Copy {
-    /// Begins to write `memory`, whose vCPUs and devices are paused until this returns, to the new file at `path`.
-    pub fn begin(memory: &GuestMemory, path: &Path) -> Result<Copy, SnapshotError> {
-        let failed = SnapshotError::file(path, "written");
-        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path).map_err(&failed)?;
-        file.set_len(memory.iter().map(|region| region.len()).sum()).map_err(&failed)?;
-        let regions: Vec<(*const u8, usize)> =
-            memory.iter().map(|region| (region.as_ptr().cast_const(), region.len() as usize)).collect();
-        // SAFETY: the child only calls `write_regions`, which allocates nothing and takes no lock, and _exit.
-        let child = unsafe { libc::fork() };
-        match child {
-            -1 => Err(failed(io::Error::last_os_error())),
-            0 => {
-                let code = match write_regions(&file, &regions) {
-                    Ok(()) => 0,
-                    Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
-                };
-                // SAFETY: it ends this process, which is a copy that has nothing to put in order.
-                unsafe { libc::_exit(code) }
-            }
-            child => Ok(Copy { child, file, path: path.to_path_buf() }),
-        }
+impl Piece {
+    /// The same in pieces of at most [`CHUNK`] bytes.
+    fn chunks(&self) -> impl Iterator<Item = Piece> + use<> {
+        let Piece { start, length, offset } = *self;
+        (0..length).step_by(CHUNK).map(move |done| Piece {
+            start: start.wrapping_add(done),
+            length: (length - done).min(CHUNK),
+            offset: offset + done as u64,
+        })
     }
 
-    /// Waits until all is written and durable.
-    pub fn finish(mut self) -> Result<(), SnapshotError> {
-        let failed = SnapshotError::file(&self.path, "written");
-        match self.wait() {
-            0 => self.file.sync_all().map_err(failed),
-            code => Err(failed(io::Error::from_raw_os_error(code))),
-        }
-    }
-
-    /// Waits for the child, and returns its exit code: the number of an error.
-    fn wait(&mut self) -> i32 {
-        let child = std::mem::replace(&mut self.child, 0);
-        let mut status = 0;
-        // SAFETY: the child is this process's own, and is waited for once.
-        while child != 0 && unsafe { libc::waitpid(child, &raw mut status, 0) } == -1 {
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return error.raw_os_error().unwrap_or(libc::EIO);
-            }
-        }
-        if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { libc::EIO }
+    /// Writes what is not zero. Allocates nothing and takes no lock.
+    pub(super) fn write(&self, file: &File) -> io::Result<()> {
+        // SAFETY: guest memory is mapped for as long as the process lives, and nobody writes to it while the machine is
+        // paused, or to a copy of the process's.
+        let bytes = unsafe { std::slice::from_raw_parts(self.start, self.length) };
+        write_blocks(file, self.offset, bytes)
     }
 }
 
-impl Drop for Copy {
-    fn drop(&mut self) {
-        if self.child != 0 {
-            // SAFETY: the child is this process's own, and was not waited for.
-            unsafe { libc::kill(self.child, libc::SIGKILL) };
-            self.wait();
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::memory::allocate;
+    use vm_memory::{Bytes, GuestAddress};
 
-/// Writes all pages of `regions` that are not zero.
-fn write_regions(file: &File, regions: &[(*const u8, usize)]) -> io::Result<()> {
-    // What the other process has open is its own: its sockets' and locks' ends must not depend on this one.
-    let fd = file.as_raw_fd() as u32;
-    // SAFETY: these calls take numbers; descriptors below 3 are the standard streams.
-    unsafe {
-        libc::syscall(libc::SYS_close_range, 3_u32, fd - 1, 0_u32);
-        libc::syscall(libc::SYS_close_range, fd + 1, u32::MAX, 0_u32);
+    #[test]
+    fn what_was_touched_is_written_and_the_rest_is_zero() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = allocate(4096).unwrap();
+        let places = [(0x1000, 0x1000_u64), (0xbfff_f000, 0xbfff_f000), (0x1_0000_0000, 0xc000_0000)];
+        for (address, _) in places {
+            memory.write_obj(address, GuestAddress(address)).unwrap();
+        }
+        let content = Content::of(&memory, None, folder.path());
+        assert!(content.differences.is_none());
+        write(&content, folder.path()).unwrap();
+        let file = File::open(folder.path().join(MEMORY)).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 4 << 30);
+        for (address, offset) in places {
+            let mut bytes = [0; 8];
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, offset).unwrap();
+            assert_eq!(u64::from_le_bytes(bytes), address);
+        }
+        let allocated = std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap()) * 512;
+        assert!((3 * PAGE..=64 << 10).contains(&allocated), "{allocated} bytes for three pages");
     }
-    let mut offset = 0;
-    for (start, length) in regions {
-        // SAFETY: the region is mapped in this process, and nobody writes to this process's copy.
-        let bytes = unsafe { std::slice::from_raw_parts(*start, *length) };
-        write_blocks(file, offset, bytes)?;
-        offset += *length as u64;
-    }
-    Ok(())
 }

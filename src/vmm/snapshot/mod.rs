@@ -1,10 +1,12 @@
-//! A saved machine: its state in one file, its memory in another beside it.
+//! A saved machine: its state in one file, its memory in another beside it, or in two.
 //!
 //! The state file is a magic number, the format's version, the length of what follows and its SHA-256, and then the state
 //! itself, each device's its own typed part of it. What is of another version, cut short, altered, or of another
 //! processor is refused before anything is made of it. A save that is not finished has no state file.
 
+pub mod copy;
 pub mod memory;
+pub mod origin;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -23,15 +25,18 @@ use super::devices::i8042::I8042State;
 use super::devices::rtc::RtcState;
 use super::devices::serial::SerialState;
 use super::virtio::mmio::TransportState;
+use origin::Differences;
 
 /// The state's file, in a snapshot's folder.
 pub const STATE: &str = "state";
 /// The memory's.
 pub const MEMORY: &str = "memory";
+/// The memory's of another saved machine, where the memory's own has only what differs.
+pub const BASE: &str = "base";
 
 const MAGIC: [u8; 8] = *b"wispsnap";
 /// Changes whenever what is written does.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 8 + 4 + 8 + 32;
 /// More than any machine's state: 64 vCPUs have some 10 KiB each.
 const LIMIT: u64 = 64 << 20;
@@ -50,6 +55,8 @@ pub struct MachineState {
     /// When the memory's file was written: seconds and nanoseconds since 1970. Its content has no checksum, because it is
     /// not read before the guest reads it. It is known when the state is written.
     pub memory_written: Option<(i64, i64)>,
+    /// If that file has only what differs from another's: what that is.
+    pub differences: Option<Differences>,
     /// The vCPUs, in order.
     pub vcpus: Vec<VcpuState>,
     /// The two 8259s and the I/O APIC.
@@ -122,7 +129,7 @@ impl SnapshotError {
 impl MachineState {
     /// Writes the state into `folder`, where the memory is already; whole and durable, or not at all.
     pub fn write(mut self, folder: &Path) -> Result<(), SnapshotError> {
-        self.memory_written = Some(memory_written(folder)?);
+        self.memory_written = Some(file_written(&folder.join(MEMORY))?);
         let path = folder.join(STATE);
         let failed = SnapshotError::file(&path, "written");
         let payload = postcard::to_allocvec(&self).map_err(|error| failed(io::Error::other(error)))?;
@@ -168,34 +175,41 @@ impl MachineState {
                     .into(),
             ));
         }
-        if state.memory_written != Some(memory_written(folder)?) {
-            return Err(unusable(format!("the memory beside it, {MEMORY}, was written since")));
+        let base = state.differences.as_ref().map(|differences| (BASE, Some(differences.base_written)));
+        for (name, written) in [(MEMORY, state.memory_written)].into_iter().chain(base) {
+            if written != Some(file_written(&folder.join(name))?) {
+                return Err(unusable(format!("the memory beside it, {name}, was written since")));
+            }
         }
         Ok(state)
     }
 }
 
-/// When the memory's file in `folder` was written.
-pub fn memory_written(folder: &Path) -> Result<(i64, i64), SnapshotError> {
-    let path = folder.join(MEMORY);
-    let metadata = path.metadata().map_err(SnapshotError::file(&path, "read"))?;
-    Ok((metadata.mtime(), metadata.mtime_nsec()))
+fn file_written(path: &Path) -> Result<(i64, i64), SnapshotError> {
+    path.metadata().map(|metadata| written(&metadata)).map_err(SnapshotError::file(path, "read"))
 }
 
-/// Removes a snapshot, so that no other machine goes on from it: durably, when this returns. A machine that has its memory
-/// mapped keeps it.
+/// When a file was written, in seconds and nanoseconds since 1970.
+fn written(metadata: &fs::Metadata) -> (i64, i64) {
+    (metadata.mtime(), metadata.mtime_nsec())
+}
+
+/// Has no other machine go on from a snapshot: durably, when this returns. Its memory stays as the base of one of the machine
+/// that goes on from it now.
 pub fn consume(folder: &Path) -> Result<(), SnapshotError> {
-    let failed = SnapshotError::file(folder, "removed");
     let consume = || {
         fs::remove_file(folder.join(STATE))?;
-        File::open(folder)?.sync_all()
+        File::open(folder)?.sync_all()?;
+        let (memory, base) = (folder.join(MEMORY), folder.join(BASE));
+        if base.exists() { fs::remove_file(memory) } else { fs::rename(memory, base) }
     };
-    consume().map_err(failed)?;
-    // Without its state it is none; what is left is only in the way.
-    if let Err(error) = fs::remove_dir_all(folder) {
-        log::warn!("{} cannot be removed: {error}", folder.display());
-    }
-    Ok(())
+    consume().map_err(SnapshotError::file(folder, "changed"))
+}
+
+/// What a snapshot takes on disk, in bytes.
+pub fn bytes(folder: &Path) -> u64 {
+    let files = [STATE, MEMORY, BASE].map(|name| folder.join(name).metadata());
+    files.iter().flatten().map(|metadata| metadata.blocks() * 512).sum()
 }
 
 /// Removes a snapshot, or what there is of one; first what makes it one.
@@ -283,7 +297,7 @@ mod tests {
         assert_eq!(refused(&altered), "its SHA-256 is another: it was altered");
         altered[0] ^= 1;
         assert_eq!(refused(&altered), "it does not begin as one");
-        assert!(refused(&content(VERSION + 1, b"")).contains("version 2"));
+        assert!(refused(&content(VERSION + 1, b"")).contains("version 3"));
         assert!(!refused(&content(VERSION, b"")).is_empty(), "no state is that short");
     }
 

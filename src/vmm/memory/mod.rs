@@ -14,13 +14,16 @@
 //! Memory is mapped privately and without reservation: the host pays for a page when the guest first touches it.
 //! Mappings begin at a multiple of 2 MiB and ask for transparent huge pages.
 
+pub mod pages;
+
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsRawFd, RawFd};
 
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
+
+pub use pages::{PAGE, PageRun};
 
 /// The guest's memory, as every device sees it.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
@@ -67,14 +70,9 @@ pub enum MemoryError {
         /// Why.
         source: MmapRegionError,
     },
-    /// The file of a saved machine's memory cannot be used.
-    #[error("{} cannot be mapped as the machine's memory: {source}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// The files of a saved machine's memory cannot be used.
+    #[error("a saved machine's memory cannot be mapped: {0}")]
+    File(#[source] io::Error),
     /// The host would not set its paging up.
     #[error("the host would not let guest memory be lazily mapped: {0}")]
     Advise(#[source] io::Error),
@@ -105,39 +103,65 @@ fn allocate_region(mib: u64, start: GuestAddress, length: usize) -> Result<Guest
     let mapped =
         map_aligned(length).map_err(|source| MemoryError::Map { mib, source: MmapRegionError::Mmap(source) })?;
     // SAFETY: `map_aligned` returned `length` bytes of private anonymous memory that nothing else refers to.
-    let region = unsafe { MmapRegion::build_raw(mapped, length, libc::PROT_READ | libc::PROT_WRITE, MAP_FLAGS) }
+    let region = unsafe { MmapRegion::build_raw(mapped, length, ACCESS, MAP_FLAGS) }
         .map_err(|source| MemoryError::Map { mib, source })?;
     // The mapping lives as long as the process: `MmapRegion::build_raw` does not own it. A monitor has one machine.
     Ok(GuestRegionMmap::new(region, start).expect("the ranges end below the top of the address space"))
 }
 
-/// Maps a machine's memory from a file: pages come from it as they are touched, and what is written stays here.
-pub fn map_file(memory_mib: u64, path: &Path) -> Result<GuestMemory, MemoryError> {
-    let failed = |source| MemoryError::File { path: path.to_path_buf(), source };
-    let file = File::open(path).map_err(failed)?;
-    let length = file.metadata().map_err(failed)?.len();
-    if length != memory_mib * MIB {
-        return Err(failed(io::Error::other(format!("it has {length} bytes, and the machine {memory_mib} MiB"))));
+/// Maps a machine's memory from a file, and the runs of pages that another has, at the same places, from there: pages come
+/// from the files as they are touched, and what is written stays here.
+pub fn map_file(memory_mib: u64, file: &File, over: Option<(&File, &[PageRun])>) -> Result<GuestMemory, MemoryError> {
+    for file in std::iter::once(file).chain(over.map(|(file, _)| file)) {
+        let length = file.metadata().map_err(MemoryError::File)?.len();
+        if length != memory_mib * MIB {
+            let what = format!("its file has {length} bytes, and the machine {memory_mib} MiB");
+            return Err(MemoryError::File(io::Error::other(what)));
+        }
     }
     let mut offset = 0;
     let mut regions = Vec::new();
     for (start, length) in ranges(memory_mib)? {
-        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
-        let (access, fd) = (libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd());
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let address = unsafe { libc::mmap(std::ptr::null_mut(), length, access, flags, fd, offset) };
-        if address == libc::MAP_FAILED {
-            return Err(failed(io::Error::last_os_error()));
+        let address = unsafe { map_private(std::ptr::null_mut(), length, 0, file.as_raw_fd(), offset) }?;
+        let end = offset + length as u64;
+        for (file, run) in over.iter().flat_map(|(file, runs)| runs.iter().map(move |run| (file, run.bytes()))) {
+            if offset <= run.start && run.start < run.end && run.end <= end {
+                let (place, size) = ((run.start - offset) as usize, (run.end - run.start) as usize);
+                // SAFETY: it replaces a part of the mapping that was just made, which nothing refers to yet.
+                unsafe { map_private(address.add(place).cast(), size, libc::MAP_FIXED, file.as_raw_fd(), run.start) }?;
+            }
         }
-        // SAFETY: these are `length` bytes of a private mapping that nothing else refers to.
-        let region = unsafe { MmapRegion::build_raw(address.cast(), length, access, flags) }
+        // SAFETY: these are `length` bytes of private mappings that nothing else refers to.
+        let region = unsafe { MmapRegion::build_raw(address, length, ACCESS, FILE_FLAGS) }
             .map_err(|source| MemoryError::Map { mib: memory_mib, source })?;
         regions.push(GuestRegionMmap::new(region, start).expect("the ranges end below the top of the address space"));
-        offset += length as libc::off_t;
+        offset = end;
     }
     Ok(GuestMemory::from_regions(regions).expect("the ranges are sorted and do not overlap"))
 }
 
+/// Maps a part of a file privately.
+///
+/// # Safety
+/// With `MAP_FIXED`, `length` bytes at `address` are the caller's to replace.
+unsafe fn map_private(
+    address: *mut libc::c_void,
+    length: usize,
+    flags: i32,
+    fd: RawFd,
+    offset: u64,
+) -> Result<*mut u8, MemoryError> {
+    // SAFETY: by this function's contract.
+    let mapped = unsafe { libc::mmap(address, length, ACCESS, FILE_FLAGS | flags, fd, offset as libc::off_t) };
+    if mapped == libc::MAP_FAILED {
+        return Err(MemoryError::File(io::Error::last_os_error()));
+    }
+    Ok(mapped.cast())
+}
+
+const ACCESS: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const FILE_FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
 const MAP_FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
 /// Maps `length` bytes at a multiple of 2 MiB, so that a huge page of the host can back a huge page of the guest.
@@ -145,8 +169,7 @@ fn map_aligned(length: usize) -> io::Result<*mut u8> {
     let slack = HUGE_PAGE as usize;
     let padded = length.checked_add(slack).ok_or(io::ErrorKind::OutOfMemory)?;
     // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-    let address =
-        unsafe { libc::mmap(std::ptr::null_mut(), padded, libc::PROT_READ | libc::PROT_WRITE, MAP_FLAGS, -1, 0) };
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), padded, ACCESS, MAP_FLAGS, -1, 0) };
     if address == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }

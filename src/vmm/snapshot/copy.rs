@@ -1,0 +1,88 @@
+//! Writing guest memory while the guest goes on.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use super::memory::{Content, create};
+use super::{MEMORY, SnapshotError};
+
+/// A copy of guest memory as it was at one moment, that is being written while the guest goes on.
+///
+/// It is a copy of this process (fork(2)): the two share their pages until either writes to one. The child does nothing but
+/// write, and only calls what may be called in the child of a process with threads (signal-safety(7)).
+#[derive(Debug)]
+pub struct Copy {
+    child: libc::pid_t,
+    file: File,
+    path: PathBuf,
+}
+
+impl Copy {
+    /// Begins to write `content`, of a machine that is paused until this returns, into `folder`.
+    pub fn begin(content: &Content, folder: &Path) -> Result<Copy, SnapshotError> {
+        let path = folder.join(MEMORY);
+        let failed = SnapshotError::file(&path, "written");
+        let file = create(content, folder).map_err(&failed)?;
+        // SAFETY: the child only calls `write_all`, which allocates nothing and takes no lock, and _exit.
+        let child = unsafe { libc::fork() };
+        match child {
+            -1 => Err(failed(io::Error::last_os_error())),
+            0 => {
+                let code = match write_all(&file, content) {
+                    Ok(()) => 0,
+                    Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+                };
+                // SAFETY: it ends this process, which is a copy that has nothing to put in order.
+                unsafe { libc::_exit(code) }
+            }
+            child => Ok(Copy { child, file, path }),
+        }
+    }
+
+    /// Waits until all is written and durable.
+    pub fn finish(mut self) -> Result<(), SnapshotError> {
+        let failed = SnapshotError::file(&self.path, "written");
+        match self.wait() {
+            0 => self.file.sync_all().map_err(failed),
+            code => Err(failed(io::Error::from_raw_os_error(code))),
+        }
+    }
+
+    /// Waits for the child, and returns its exit code: the number of an error.
+    fn wait(&mut self) -> i32 {
+        let child = std::mem::replace(&mut self.child, 0);
+        let mut status = 0;
+        // SAFETY: the child is this process's own, and is waited for once.
+        while child != 0 && unsafe { libc::waitpid(child, &raw mut status, 0) } == -1 {
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return error.raw_os_error().unwrap_or(libc::EIO);
+            }
+        }
+        if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { libc::EIO }
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        if self.child != 0 {
+            // SAFETY: the child is this process's own, and was not waited for.
+            unsafe { libc::kill(self.child, libc::SIGKILL) };
+            self.wait();
+        }
+    }
+}
+
+/// What the child does.
+fn write_all(file: &File, content: &Content) -> io::Result<()> {
+    // What the other process has open is its own: its sockets' and locks' ends must not depend on this one.
+    let fd = file.as_raw_fd() as u32;
+    // SAFETY: these calls take numbers; descriptors below 3 are the standard streams.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, 3_u32, fd - 1, 0_u32);
+        libc::syscall(libc::SYS_close_range, fd + 1, u32::MAX, 0_u32);
+    }
+    content.pieces.iter().try_for_each(|piece| piece.write(file))
+}

@@ -1,0 +1,93 @@
+//! The saved memory that a machine went on from. A snapshot of that machine has only what has changed since, beside a link
+//! to the file that has the rest.
+//!
+//! Nothing has to be tracked while the guest runs: its memory is mapped privately, so that what it has not changed still is
+//! the file's.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, linkat};
+use serde::{Deserialize, Serialize};
+
+use super::{BASE, MEMORY, MachineState, SnapshotError, written};
+use crate::vmm::memory::{self, GuestMemory, MemoryError, PAGE, PageRun, pages};
+
+/// More runs than these cost more to map than their pages are worth.
+const MAX_RUNS: usize = 4096;
+
+/// What of a snapshot's memory is in its own file; the rest is in its base.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Differences {
+    /// When the base's file was written: seconds and nanoseconds since 1970.
+    pub base_written: (i64, i64),
+    /// The pages.
+    pub runs: Vec<PageRun>,
+}
+
+/// The files of the saved memory, and what comes from which.
+#[derive(Debug)]
+pub struct Origin {
+    base: File,
+    /// What is not from the base.
+    differences: Option<(File, Vec<PageRun>)>,
+}
+
+impl Origin {
+    /// Opens the files beside `state` in `folder`.
+    pub fn open(folder: &Path, state: &MachineState) -> Result<Origin, SnapshotError> {
+        let open = |name| {
+            let path = folder.join(name);
+            File::open(&path).map_err(SnapshotError::file(&path, "read"))
+        };
+        Ok(match &state.differences {
+            None => Origin { base: open(MEMORY)?, differences: None },
+            Some(differences) => {
+                Origin { base: open(BASE)?, differences: Some((open(MEMORY)?, differences.runs.clone())) }
+            }
+        })
+    }
+
+    /// Maps the memory: pages come from the files as they are touched, and what is written stays with the machine.
+    pub fn map(&self, memory_mib: u64) -> Result<GuestMemory, MemoryError> {
+        let over = self.differences.as_ref().map(|(file, runs)| (file, runs.as_slice()));
+        memory::map_file(memory_mib, &self.base, over)
+    }
+
+    /// What a snapshot in `folder` has to have of `memory`, which was mapped here: nothing, if it is better off with all of
+    /// it. Sees to it that the base is there.
+    pub(super) fn differences(&self, memory: &GuestMemory, folder: &Path) -> Option<Differences> {
+        let find = || -> io::Result<Option<Differences>> {
+            let known = self.differences.as_ref().map_or(&[][..], |(_, runs)| runs);
+            let runs = pages::join(memory, pages::changed(memory)?, known);
+            let changed: u64 = runs.iter().map(|run| run.count * PAGE).sum();
+            let base = self.base.metadata()?;
+            if runs.len() > MAX_RUNS || changed > base.blocks() * 512 {
+                return Ok(None);
+            }
+            self.link(folder)?;
+            Ok(Some(Differences { base_written: written(&base), runs }))
+        };
+        find().unwrap_or_else(|error| {
+            log::info!("all of the memory is saved, not only what has changed: {error}");
+            None
+        })
+    }
+
+    /// Gives the base its name in `folder`, if it does not have it.
+    fn link(&self, folder: &Path) -> io::Result<()> {
+        let path = folder.join(BASE);
+        let inode = |metadata: &fs::Metadata| (metadata.dev(), metadata.ino());
+        match path.metadata() {
+            Ok(there) if inode(&there) == inode(&self.base.metadata()?) => return Ok(()),
+            Ok(_) => fs::remove_file(&path)?,
+            Err(_) => {}
+        }
+        // A file whose last name is gone gets none any more: that fails.
+        let name = format!("/proc/self/fd/{}", self.base.as_raw_fd());
+        Ok(linkat(CWD, name, CWD, &path, AtFlags::SYMLINK_FOLLOW)?)
+    }
+}
