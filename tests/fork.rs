@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::Wisp;
-use common::instances::{exec, files, launch};
+use common::instances::{exec, files, json, launch};
 
 /// Waits in the guest until its process has counted further.
 const COUNTS_ON: &str =
@@ -67,4 +67,43 @@ fn what_cannot_be_forked_is_refused() {
     let outcome = wisp.run(&["fork", "early"]).expect_code(1);
     assert!(outcome.stderr.contains("IncorrectInstanceState"), "{}", outcome.stderr);
     wisp.run(&["terminate", "early"]).expect_code(0);
+}
+
+#[test]
+fn an_image_with_memory_is_gone_on_from() {
+    let wisp = Wisp::new();
+    let original = launch(&wisp, &["--name", "origin"]).expect_code(0).text();
+    let count = "(i=0; while :; do i=$((i + 1)); echo $i > /tmp/count; sleep 1; done) > /dev/null 2>&1 &";
+    exec(&wisp, "origin", &format!("{count} echo before > /root/file"));
+    let boot = exec(&wisp, "origin", "cat /proc/sys/kernel/random/boot_id");
+    wisp.run(&["image", "create", "origin", "--name", "warm-origin", "--with-memory"]).expect_code(0);
+    exec(&wisp, "origin", &format!("{COUNTS_ON}; echo after > /root/file"));
+    let shown = json(&wisp, &["image", "show", "warm-origin"]);
+    assert_eq!(shown["Images"][0]["Memory"]["MemoryMiB"], 192, "{shown}");
+    wisp.run(&["terminate", original.trim()]).expect_code(0);
+
+    // Its size is the image's, if nothing is said.
+    let script = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(script.path(), "#!/bin/sh\necho ran > /root/user-data\n").unwrap();
+    let data = script.path().to_str().unwrap();
+    let launched = wisp.run(&["launch", "warm-origin", "--count", "2", "--user-data", data, "--overcommit"]);
+    let launched = launched.expect_code(0).text();
+    for id in launched.lines() {
+        let script = format!(
+            "until [ -e /root/user-data ]; do sleep 0.1; done; hostname; cat /proc/sys/kernel/random/boot_id
+             {COUNTS_ON}; cat /root/file"
+        );
+        assert_eq!(exec(&wisp, id, &script), format!("{}\n{boot}\nbefore", &id[..10]));
+        let instance = &json(&wisp, &["show", id])["Reservations"][0]["Instances"][0];
+        assert_eq!(instance["InstanceType"], "t2.micro", "{instance}");
+        wisp.run(&["terminate", id]).expect_code(0);
+    }
+    let ran = wisp.run(&["run", "warm-origin", "--", "cat", "/proc/sys/kernel/random/boot_id", "/root/file"]);
+    assert_eq!(ran.expect_code(0).text(), format!("{boot}\nbefore\n"));
+    // In another size, and where that is asked for, it boots.
+    let cold = wisp.run(&["launch", "warm-origin", "--vcpus", "1", "--memory", "128M", "--name", "cold"]).expect_code(0);
+    assert!(cold.stderr.contains("in another size it boots"), "{}", cold.stderr);
+    assert_eq!(exec(&wisp, "cold", "cat /root/file; [ -e /tmp/count ] || echo booted"), "before\nbooted");
+    wisp.run(&["terminate", "cold"]).expect_code(0);
+    wisp.run(&["image", "rm", "warm-origin"]).expect_code(0);
 }

@@ -13,8 +13,10 @@ use super::size::SizeArgs;
 use super::{launch, open_cloud, shapes};
 use crate::cloud::bundle::Verified;
 use crate::cloud::image::Image;
+use crate::cloud::image_memory::{self, ImageMemory};
 use crate::cloud::import::Progress;
 use crate::cloud::launch::{ROOT_DEVICE, cpus};
+use crate::cloud::registry::Moment;
 use crate::cloud::transfer::{NewImage, RootChoices};
 use crate::cloud::warm::{self, WarmRecord};
 use crate::cloud::{Cloud, timestamp, utc};
@@ -60,6 +62,9 @@ enum Command {
         /// Do not have a running guest write to its disk first: the image is what a power cut would leave.
         #[arg(long)]
         no_reboot: bool,
+        /// Keep a running guest's memory too: launches of the image in the instance's size go on from this very moment.
+        #[arg(long, conflicts_with = "no_reboot")]
+        with_memory: bool,
     },
     /// Makes an image of a bundle, or of a root file system: a tar archive (plain, gzip or zstd) of its files, or a disk
     /// without partitions (ext4, SquashFS, EROFS; raw or qcow2). See docs/images.md.
@@ -158,15 +163,22 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
                 Output::Json => {
                     let mut shape = shapes::image(&record, devices(&image));
                     shape["WarmSnapshots"] = warm.iter().map(warm_shape).collect();
+                    shape["Memory"] =
+                        ImageMemory::of(&image).map_or(Value::Null, |memory| memory_shape(&memory, &image));
                     output::print_json(&json!({"Images": [shape]}))?;
                 }
                 Output::Table => output::print(&lines(&record, &image, &warm, Screen::stdout()).join("\n"))?,
             }
         }
-        Command::Create { instance, name, description, no_reboot } => {
+        Command::Create { instance, name, description, no_reboot, with_memory } => {
             let instance = cloud.instance(&instance)?;
+            let moment = match (with_memory, no_reboot) {
+                (true, _) => Moment::WithMemory,
+                (false, true) => Moment::Now,
+                (false, false) => Moment::Written,
+            };
             let spinner = super::wait::spinner("Copying the root volume");
-            let made = cloud.create_image(instance.id, &name, &description, no_reboot);
+            let made = cloud.create_image(instance.id, &name, &description, moment);
             spinner.finish_and_clear();
             let record = made?;
             match output {
@@ -324,6 +336,16 @@ fn lines(record: &ImageRecord, image: &Image, warm: &[WarmRecord], screen: Scree
     if let Some(instance) = record.source_instance {
         lines.push(line("Made of", &instance.to_string()));
     }
+    if let Some(memory) = ImageMemory::of(image) {
+        let taken = output::bytes(image_memory::bytes(image));
+        let size = (memory.cpus.count as usize, approximate_mib(memory.memory_mib));
+        let text = format!(
+            "{}, {}: {taken} on disk; launches in this size go on from it",
+            output::count(size.0, "vCPU"),
+            size.1
+        );
+        lines.push(line("Memory", &text));
+    }
     lines.extend(warm.iter().map(|record| line("Warm", &warm_line(record))));
     for part in &manifest.components {
         lines.push(line("Contains", &format!("{} {} ({})", part.name, part.version, part.licence)));
@@ -346,7 +368,7 @@ fn make_warm(cloud: &Cloud, image: &Image, size: &SizeArgs, output: Output, bega
         Output::Json => output::print_json(&warm_shape(&record))?,
         Output::Table => {
             output::print(&format!("warm: {}", warm_line(&record)))?;
-            output::next(&format!("launch {} --type {}", image.manifest.name, request.instance_type.name));
+            output::next(&format!("launch {}{}", image.manifest.name, size.options()));
         }
     }
     Ok(())
@@ -372,6 +394,16 @@ fn warm_shape(record: &WarmRecord) -> Value {
         "MemoryMiB": facts.memory_mib,
         "Bytes": record.bytes,
         "Made": timestamp(facts.made),
+    })
+}
+
+fn memory_shape(memory: &ImageMemory, image: &Image) -> Value {
+    json!({
+        "InstanceType": memory.instance_type,
+        "Vcpus": memory.cpus.count,
+        "ThreadsPerCore": memory.cpus.threads_per_core,
+        "MemoryMiB": memory.memory_mib,
+        "Bytes": image_memory::bytes(image),
     })
 }
 

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use super::output::{self, Output};
 use super::size::SizeArgs;
 use super::wait::{self, Wait};
-use super::{open_cloud, shapes, warm};
+use super::{open_cloud, shapes, tell_notices, warm};
+use crate::cloud::image_memory::ImageMemory;
 use crate::cloud::launch::{LaunchSpec, Launched};
 use crate::ec2::state::ShutdownBehavior;
 use crate::ec2::tag::{Tag, with_tags};
@@ -115,13 +116,15 @@ pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<String> {
 /// Launches them.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     crate::host::probe::kvm_access()?;
-    let size = args.size.of_type(catalogue::find(DEFAULT_TYPE)?)?;
+    let mut cloud = open_cloud()?;
+    let given = args.size.or_memorys(ImageMemory::of(&cloud.image(args.image.as_deref())?.1));
+    let size = given.of_type(catalogue::find(DEFAULT_TYPE)?)?;
     let tags = tags(args.tags, args.name.as_deref())?;
     let spec = LaunchSpec {
         image: args.image,
         size,
-        overridden: args.size.overrides(),
-        overcommit: args.size.overcommit,
+        overridden: given.overrides(),
+        overcommit: given.overcommit,
         count: args.count,
         key_name: args.key,
         user_data: args.user_data.as_deref().map(read_user_data).transpose()?,
@@ -135,8 +138,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         cmdline: args.cmdline,
         volumes: args.volumes,
     };
-    let mut cloud = open_cloud()?;
     let Launched { instances, monitors, wants_warm } = cloud.launch(&spec)?;
+    tell_notices(&mut cloud);
     let all: Vec<&InstanceRecord> = instances.iter().collect();
     match output {
         Output::Json => output::print_json(&shapes::reservation(&all))?,

@@ -15,6 +15,7 @@ use super::size::SizeArgs;
 use super::wait::{self, AGENT_TIMEOUT, SHOW_AFTER};
 use super::{output, serial, timeline, warm};
 use crate::cloud::image::Image;
+use crate::cloud::image_memory::ImageMemory;
 use crate::cloud::launch;
 use crate::cloud::run::{Boot, EphemeralInstance, ExtraDisk, RunError, RunSpec};
 use crate::cloud::warm::{Warm, find, limit};
@@ -98,14 +99,16 @@ pub struct Args {
 
 /// Runs it; `began_ns` is when this process began.
 pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
-    let request = size(&args)?;
     let disks = args.disks.iter().map(parse_disk).collect::<anyhow::Result<Vec<_>>>()?;
     probe::kvm_access()?;
     let home = Home::open()?;
+    let boot = boot(&args, &home)?;
+    let memory = if let Boot::Image(image) = &boot { ImageMemory::of(image) } else { None };
+    let request = size(&args.size.clone().or_memorys(memory))?;
     let spec = RunSpec {
         cpus: launch::cpus(&request),
         memory_mib: request.memory_mib,
-        boot: boot(&args, &home)?,
+        boot,
         disks,
         cmdline: args.cmdline.clone(),
         console: args.console,
@@ -146,17 +149,16 @@ impl Warming {
             && !args.console
             && spec.disks.is_empty()
             && spec.cmdline.is_none()
-            && image.manifest.root.is_some()
-            && limit() > 0;
+            && image.manifest.root.is_some();
         let found = if can_be { find(home, image, spec.cpus, spec.memory_mib) } else { None };
-        Warming { is_wanted: can_be && found.is_none(), found }
+        Warming { is_wanted: can_be && found.is_none() && limit() > 0, found }
     }
 }
 
 /// vCPUs and memory that were asked for, if this host has them.
-fn size(args: &Args) -> anyhow::Result<Request> {
-    let request = args.size.or_else(DEFAULT_VCPUS, DEFAULT_MEMORY_MIB)?;
-    args.size.check(&request)?;
+fn size(size: &SizeArgs) -> anyhow::Result<Request> {
+    let request = size.or_else(DEFAULT_VCPUS, DEFAULT_MEMORY_MIB)?;
+    size.check(&request)?;
     Ok(request)
 }
 
@@ -327,14 +329,14 @@ mod tests {
 
     #[test]
     fn the_default_size_is_small() {
-        let request = size(&parse(&[]).unwrap()).unwrap();
+        let request = size(&parse(&[]).unwrap().size).unwrap();
         assert_eq!((request.vcpus, request.memory_mib), (1, 256));
         assert_eq!(launch::cpus(&request), CpuConfig { count: 1, threads_per_core: 1 });
     }
 
     #[test]
     fn overrides_without_a_type_are_taken() {
-        let request = size(&parse(&["--vcpus", "2", "--memory", "128M", "--overcommit"]).unwrap()).unwrap();
+        let request = size(&parse(&["--vcpus", "2", "--memory", "128M", "--overcommit"]).unwrap().size).unwrap();
         assert_eq!((request.vcpus, request.memory_mib), (2, 128));
     }
 

@@ -1,5 +1,6 @@
 //! The options that decide an instance's size, for every subcommand that has them.
 
+use crate::cloud::image_memory::ImageMemory;
 use crate::ec2::capacity::{self, Request};
 use crate::ec2::catalogue;
 use crate::ec2::size::MemorySize;
@@ -33,6 +34,26 @@ impl SizeArgs {
     /// Whether nothing is said.
     pub fn is_empty(&self) -> bool {
         self.instance_type.is_none() && self.vcpus.is_none() && self.memory.is_none()
+    }
+
+    /// The options again, each with a space before it.
+    pub fn options(&self) -> String {
+        let instance_type = self.instance_type.as_ref().map(|name| format!(" --type {name}"));
+        let vcpus = self.vcpus.map(|count| format!(" --vcpus {count}"));
+        let memory = self.memory.map(|size| format!(" --memory {}M", size.mib()));
+        [instance_type, vcpus, memory].into_iter().flatten().collect()
+    }
+
+    /// The same for an image that has memory: its size, if nothing is said.
+    pub fn or_memorys(self, memory: Option<ImageMemory>) -> SizeArgs {
+        let Some(memory) = memory.filter(|_| self.is_empty()) else { return self };
+        let overridden = memory.overridden;
+        SizeArgs {
+            instance_type: Some(memory.instance_type),
+            vcpus: overridden.then_some(memory.cpus.count),
+            memory: MemorySize::from_mib(memory.memory_mib).filter(|_| overridden),
+            overcommit: self.overcommit,
+        }
     }
 
     /// Whether vCPUs or memory are not the type's.

@@ -3,8 +3,11 @@
 //! The running instance's volumes go on in new layers from the moment at which its machine is saved; the forks' volumes are
 //! layers over what was there then. Its memory is mapped by all of them, privately: each pays for what it changes.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use tempfile::TempDir;
 
 use super::error::CloudError;
 use super::launch::{MAX_COUNT, Prepared, await_turn, check_forks, volume_file};
@@ -48,37 +51,67 @@ pub struct Forked {
     pub paused: Duration,
 }
 
+/// A running instance as it was at one moment.
+pub(super) struct Frozen {
+    /// Its machine, saved.
+    pub(super) saved: TempDir,
+    /// Its volumes, with the files that they had then; the instance goes on in others.
+    pub(super) volumes: Vec<VolumeRecord>,
+    paused: Duration,
+    /// Nobody sweeps away what has no entry yet.
+    pub(super) sweeping: [File; 2],
+    /// Nobody stops the instance, or takes a snapshot of its volumes.
+    pub(super) _changing: [File; 2],
+}
+
 impl Cloud {
     /// Forks a running instance: when this returns, the forks' machines run. All of them do, or none.
     pub fn fork(&mut self, spec: &ForkSpec) -> Result<Forked, CloudError> {
         let record = self.check_fork(spec)?;
-        let folder = self.folder(spec.instance);
-        // Nobody stops it, or takes a snapshot of its volumes, meanwhile.
-        let Some(_operation) = folder.try_lock_operation()? else {
-            let action = "forked";
-            return Err(Ec2Error::IncorrectInstanceState { instance: record.id, state: "stopping", action }.into());
-        };
-        let _snapshots = self.lock_snapshots()?;
-        let warm = self.home.warm();
-        let saved = tempfile::Builder::new()
-            .prefix(super::warm::UNFINISHED)
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
-            .tempdir_in(&warm)
-            .map_err(CloudError::file(&warm, "written"))?;
-        let instances = self.home.lock(&self.home.instances())?;
-        let volumes = self.home.lock(&self.home.volumes())?;
-        let before = self.volumes_of(&record)?;
-        let paused = self.save_and_continue(&record, &before, saved.path())?;
-        let prepared = self.prepare_forks(spec, &record, &before)?;
-        drop((instances, volumes));
+        let Frozen { saved, volumes, paused, sweeping, _changing } = self.freeze(&record)?;
+        let prepared = self.prepare_forks(spec, &record, &volumes)?;
+        drop(sweeping);
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.id).collect();
-        match self.start_forks(prepared, &before, saved.path()) {
+        match self.start_forks(prepared, &volumes, saved.path()) {
             Ok(monitors) => Ok(Forked { instances: self.settle_running(&ids)?, monitors, paused }),
             Err(error) => {
                 self.abandon(&ids, &error);
                 Err(error)
             }
         }
+    }
+
+    /// Saves a running instance's machine, while it goes on.
+    pub(super) fn freeze(&mut self, record: &InstanceRecord) -> Result<Frozen, CloudError> {
+        let Some(operation) = self.folder(record.id).try_lock_operation()? else {
+            let action = "forked";
+            return Err(Ec2Error::IncorrectInstanceState { instance: record.id, state: "stopping", action }.into());
+        };
+        let snapshots = self.lock_snapshots()?;
+        let warm = self.home.warm();
+        let saved = tempfile::Builder::new()
+            .prefix(super::warm::UNFINISHED)
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .tempdir_in(&warm)
+            .map_err(CloudError::file(&warm, "written"))?;
+        let sweeping = [self.home.lock(&self.home.instances())?, self.home.lock(&self.home.volumes())?];
+        let volumes = self.volumes_of(record)?;
+        let paused = self.save_and_continue(record, &volumes, saved.path())?;
+        Ok(Frozen { saved, volumes, paused, sweeping, _changing: [operation, snapshots] })
+    }
+
+    /// Refuses what cannot be frozen.
+    pub(super) fn check_freezable(&self, record: &InstanceRecord) -> Result<(), CloudError> {
+        let id = record.id;
+        Action::Fork.allowed(id, record.state)?;
+        if !catalogue::find(&record.instance_type)?.instance_store().is_empty() {
+            return Err(CloudError::refused(
+                ErrorCode::UnsupportedOperation,
+                format!("The instance '{id}' has instance-store disks, which are its own and cannot be copied."),
+                Some("Types without them can be: `wisp types` shows which those are.".into()),
+            ));
+        }
+        self.folder(id).check_savable()
     }
 
     fn check_fork(&mut self, spec: &ForkSpec) -> Result<InstanceRecord, CloudError> {
@@ -88,18 +121,8 @@ impl Cloud {
                 Ec2Error::InvalidParameterValue { parameter: "Count", given: spec.count.to_string(), rule }.into()
             );
         }
-        let id = spec.instance;
-        let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
-        Action::Fork.allowed(id, record.state)?;
-        let instance_type = catalogue::find(&record.instance_type)?;
-        if !instance_type.instance_store().is_empty() {
-            return Err(CloudError::refused(
-                ErrorCode::UnsupportedOperation,
-                format!("The instance '{id}' has instance-store disks, which are its own and cannot be forked."),
-                Some("Types without them can be: `wisp types` shows which those are.".into()),
-            ));
-        }
-        self.folder(id).check_savable()?;
+        let record = self.store.read::<_, CloudError>(|tx| get(tx, spec.instance))?;
+        self.check_freezable(&record)?;
         check_forks(&record, spec.count, spec.overcommit)?;
         Ok(record)
     }

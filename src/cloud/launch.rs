@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::CloudError;
 use super::image::Image;
+use super::image_memory::ImageMemory;
 use super::machine::{Folder, Monitor};
 use super::volume::attach;
 use super::warm::{self, Warm};
@@ -121,7 +122,10 @@ impl Cloud {
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.id).collect();
         match self.start_all(prepared, &image, warm.as_ref()) {
             Ok(monitors) => {
-                let wants_warm = can_be_warm && warm.is_none();
+                let wants_warm = can_be_warm && warm.is_none() && warm::limit() > 0;
+                if let (true, None, Some(memory)) = (can_be_warm, &warm, ImageMemory::of(&image)) {
+                    self.notices.extend(boots(&memory, &spec.size));
+                }
                 Ok(Launched { instances: self.settle_running(&ids)?, monitors, wants_warm })
             }
             Err(error) => {
@@ -321,8 +325,8 @@ impl Cloud {
         let id = new_id();
         let file = volume_file(id, 1);
         let path = self.home.volumes().join(&file);
-        match warm {
-            Some(warm) => warm::copy_layer(warm, &path)?,
+        match warm.and_then(Warm::layer) {
+            Some(layer) => warm::copy_layer(layer, &path)?,
             None => disk_image::create_layer(&path, &image.folder.join(&root.file), root.format, None)?,
         }
         let size = disk_image::information(&path, DiskFormat::Qcow2)?.virtual_size;
@@ -371,10 +375,8 @@ impl Cloud {
             let volumes = self.volumes_of(&record)?;
             let seed = self.write_seed(&folder, &record, &image.manifest.default_user, warm.is_some())?;
             let mut config = folder.config(&self.home, &record, image, &volumes, seed)?;
-            if warm.is_some() {
-                config.disks.iter_mut().filter(|disk| disk.root).for_each(|root| root.was = Some(warm::ROOT.into()));
-            }
-            if warm.is_some() {
+            if let Some(warm) = warm {
+                config.disks.iter_mut().filter(|disk| disk.root).for_each(|root| root.was = Some(warm.root().into()));
                 await_turn(&mut monitors)?;
             }
             monitors.push(folder.spawn(&config, lock, warm.map(Warm::restore).as_ref())?);
@@ -434,7 +436,18 @@ fn can_be_warm(spec: &LaunchSpec, image: &Image) -> bool {
         && spec.volumes.is_empty()
         && image.manifest.root.is_some()
         && spec.size.instance_type.instance_store().is_empty()
-        && warm::limit() > 0
+}
+
+/// Says why a launch of an image that has memory boots, if it is for its size.
+fn boots(memory: &ImageMemory, size: &Request) -> Option<String> {
+    let is_its_size = (memory.cpus, memory.memory_mib) == (cpus(size), size.memory_mib);
+    (!is_its_size).then(|| {
+        let ImageMemory { cpus, memory_mib, .. } = memory;
+        format!(
+            "the image's memory is of a machine with {} vCPUs and {memory_mib} MiB; in another size it boots.",
+            cpus.count
+        )
+    })
 }
 
 /// The vCPUs of a size, and how they belong together.

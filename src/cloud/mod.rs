@@ -10,6 +10,7 @@ mod error;
 pub mod fork;
 mod hibernate;
 pub mod image;
+pub mod image_memory;
 pub mod import;
 pub mod key_pair;
 pub mod launch;

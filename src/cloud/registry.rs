@@ -6,7 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::error::CloudError;
+use super::fork::Frozen;
 use super::image::{Image, ImageError, MANIFEST, RootEntry};
+use super::image_memory::ImageMemory;
+use super::machine::volume_disk;
 use super::warm;
 use super::{Cloud, embedded, new_id, now};
 use crate::ec2::id::Id;
@@ -17,6 +20,17 @@ use crate::host::home::write_private;
 use crate::host::{disk_image, sparse};
 use crate::store::{ImageRecord, InstanceRecord, SnapshotRecord, StoreError, Transaction, Visibility, VolumeRecord};
 use crate::vmm::config::DiskFormat;
+
+/// Which moment of an instance an image is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// When a running guest has written to its disk what it has.
+    Written,
+    /// Now: what a power cut would leave.
+    Now,
+    /// When a running guest has written what it has, with its memory.
+    WithMemory,
+}
 
 impl Cloud {
     /// The image that `reference` stands for: an identifier, the beginning of one, or a name; the embedded one when
@@ -97,15 +111,16 @@ impl Cloud {
     /// Makes an image of an instance's root volume: a copy of what is on it, with the kernel that the instance boots.
     ///
     /// A running guest is asked to write what it has to its disk first, unless `no_reboot`; the copy is made of a snapshot
-    /// then, so that it goes on writing.
+    /// then, so that it goes on writing. An image may keep a running guest's memory too.
     pub fn create_image(
         &mut self,
         instance: InstanceId,
         name: &str,
         description: &str,
-        no_reboot: bool,
+        moment: Moment,
     ) -> Result<ImageRecord, CloudError> {
         check_name(name)?;
+        self.check_name_is_free(name)?;
         let record = self.instance(&instance.to_string())?;
         Action::ChangeVolumes.allowed(instance, record.state)?;
         let source = self.open_image(record.image_id)?;
@@ -116,21 +131,61 @@ impl Cloud {
                 None,
             ));
         };
+        if moment == Moment::WithMemory {
+            return self.create_image_with_memory(&record, &source, entry, name, description);
+        }
         let running = record.state == InstanceState::Running;
-        if running && !no_reboot {
-            let guest = |source| CloudError::Guest { instance, source };
-            self.folder(instance).agent(SYNC_TIMEOUT)?.sync(SYNC_TIMEOUT).map_err(guest)?;
+        if running && moment == Moment::Written {
+            self.sync(instance)?;
         }
         let snapshot =
             if running { Some(self.create_snapshot(root.id, "for an image", Default::default())?) } else { None };
         let frozen = self.home.volumes().join(snapshot.as_ref().map_or(&root.file, |snapshot| &snapshot.file));
-        let made = self.build_image(&source, entry, &frozen, name, description, instance);
+        let made = self.build_image(&source, entry, &frozen, name, description, instance, |_| Ok(()));
         if let Some(snapshot) = snapshot {
             self.delete_snapshot(snapshot.id)?;
         }
         made
     }
 
+    /// Makes an image of a running instance's root volume and memory, both of the same moment.
+    fn create_image_with_memory(
+        &mut self,
+        record: &InstanceRecord,
+        source: &Image,
+        entry: &RootEntry,
+        name: &str,
+        description: &str,
+    ) -> Result<ImageRecord, CloudError> {
+        self.check_freezable(record)?;
+        if self.volumes_of(record)?.len() > 1 {
+            return Err(CloudError::refused(
+                ErrorCode::UnsupportedOperation,
+                format!(
+                    "The instance '{}' has volumes besides its root, and its memory knows them: an image has a root only.",
+                    record.id
+                ),
+                Some("Detach them first: `wisp volume detach`.".into()),
+            ));
+        }
+        // So that it can be booted, too.
+        self.sync(record.id)?;
+        let Frozen { saved, volumes, sweeping, _changing, .. } = self.freeze(record)?;
+        drop(sweeping);
+        let root = &volumes[0];
+        let memory = ImageMemory::of_instance(record, volume_disk(&self.home, root).id);
+        let disk = self.home.volumes().join(&root.file);
+        let put = |bundle: &Path| memory.put(saved.path(), bundle);
+        self.build_image(source, entry, &disk, name, description, record.id, put)
+    }
+
+    /// Has a running guest write to its disks what it has.
+    fn sync(&self, instance: InstanceId) -> Result<(), CloudError> {
+        let synced = self.folder(instance).agent(SYNC_TIMEOUT)?.sync(SYNC_TIMEOUT);
+        synced.map_err(|source| CloudError::Guest { instance, source })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "an image is made of this much")]
     fn build_image(
         &mut self,
         source: &Image,
@@ -139,6 +194,7 @@ impl Cloud {
         name: &str,
         description: &str,
         instance: InstanceId,
+        finish: impl FnOnce(&Path) -> Result<(), CloudError>,
     ) -> Result<ImageRecord, CloudError> {
         let (_lock, scratch) = self.scratch_image()?;
         let mut manifest = source.manifest.clone();
@@ -159,6 +215,7 @@ impl Cloud {
         let text = toml::to_string(&manifest).expect("a manifest is plain data");
         let path = scratch.path().join(MANIFEST);
         write_private(&path, text.as_bytes()).map_err(CloudError::file(&path, "written"))?;
+        finish(scratch.path())?;
         let record = ImageRecord {
             id: new_id(),
             name: name.into(),

@@ -166,11 +166,14 @@ impl RunSpec {
     fn machine(&self, id: &InstanceId, folder: &Path, warm: Option<&Warm>) -> MachineConfig {
         let (mut kernel, mut disks) = match &self.boot {
             Boot::Nobody { image, layer } => (image_kernel(image), vec![layer_disk(layer, DiskAccess::ReadWrite)]),
-            Boot::Image(image) if warm.is_some() => {
-                let layer = warm.map(|warm| layer_disk(warm.layer(), DiskAccess::Ephemeral));
-                (image_kernel(image), layer.into_iter().collect())
+            Boot::Image(image) => {
+                let layer = warm.and_then(Warm::layer).map(|layer| layer_disk(layer, DiskAccess::Ephemeral));
+                let mut root = layer.or_else(|| root_disk(image));
+                if let (Some(root), Some(warm)) = (&mut root, warm) {
+                    root.was = Some(warm.root().into());
+                }
+                (image_kernel(image), root.into_iter().collect())
             }
-            Boot::Image(image) => (image_kernel(image), root_disk(image).into_iter().collect()),
             Boot::Kernel { kernel, initrd, protocol, software_kvm_aware } => {
                 let (path, initrd) = (kernel.clone(), initrd.clone());
                 let (protocol, software_kvm_aware) = (*protocol, *software_kvm_aware);

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::CloudError;
 use super::image::Image;
+use super::image_memory::{self, ImageMemory};
 use super::now;
 use super::run::{Boot, EphemeralInstance, RunError, RunSpec};
 use crate::guest::{Agent, FEATURE};
@@ -64,12 +65,13 @@ pub struct WarmRecord {
     used: SystemTime,
 }
 
-/// A warm snapshot in use: it stays for as long as this does.
+/// A saved machine that a launch goes on from: a warm snapshot, which stays for as long as this does, or an image's memory.
 #[derive(Debug)]
 pub struct Warm {
     folder: PathBuf,
-    layer: PathBuf,
-    _lock: File,
+    layer: Option<PathBuf>,
+    root: String,
+    _lock: Option<File>,
 }
 
 impl Warm {
@@ -78,9 +80,15 @@ impl Warm {
         Restore { folder: self.folder.clone(), once: false }
     }
 
-    /// The root file system's layer (qcow2), which is not to be written.
-    pub fn layer(&self) -> &Path {
-        &self.layer
+    /// What its guest has written since the image's root file system was as it is (qcow2), if anything; it is not to be
+    /// written.
+    pub fn layer(&self) -> Option<&Path> {
+        self.layer.as_deref()
+    }
+
+    /// What it calls its root disk.
+    pub fn root(&self) -> &str {
+        &self.root
     }
 }
 
@@ -106,8 +114,23 @@ fn key(image: &Image, cpus: CpuConfig, memory_mib: u64) -> String {
     key
 }
 
-/// The warm snapshot for an image and a size, if there is one that this wisp and this host can go on from.
+/// What a launch of an image in a size goes on from, if there is anything that this wisp and this host can: the image's
+/// memory, or a warm snapshot.
 pub fn find(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Option<Warm> {
+    match ImageMemory::of(image) {
+        Some(memory) if (memory.cpus, memory.memory_mib) == (cpus, memory_mib) => {
+            let folder = image_memory::folder(image);
+            if let Err(error) = MachineState::read(&folder) {
+                log::warn!("the image's memory cannot be gone on from: {error}");
+                return None;
+            }
+            Some(Warm { folder, layer: None, root: memory.root, _lock: None })
+        }
+        _ => find_snapshot(home, image, cpus, memory_mib),
+    }
+}
+
+fn find_snapshot(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Option<Warm> {
     if limit() == 0 {
         return None;
     }
@@ -122,7 +145,7 @@ pub fn find(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Opt
         Ok(_) => {
             // The one that was not used for the longest time goes first.
             let _ = File::open(folder.join(FACTS)).and_then(|facts| facts.set_modified(SystemTime::now()));
-            Some(Warm { folder, layer, _lock: file })
+            Some(Warm { folder, layer: Some(layer), root: ROOT.into(), _lock: Some(file) })
         }
         Err(error) => {
             log::info!("a warm snapshot is of no use: {error}");
@@ -227,8 +250,7 @@ pub fn list(home: &Home) -> Result<Vec<WarmRecord>, CloudError> {
 
 fn weigh(home: &Home, key: &str) -> u64 {
     let [folder, layer, _] = paths(home, key);
-    let files = [folder.join(snapshot::STATE), folder.join(snapshot::MEMORY), layer];
-    files.iter().filter_map(|path| path.metadata().ok()).map(|metadata| metadata.blocks() * 512).sum()
+    snapshot::bytes(&folder) + layer.metadata().map_or(0, |metadata| metadata.blocks() * 512)
 }
 
 /// Removes those of an image. Returns how many those were.
@@ -286,9 +308,9 @@ pub(super) fn sweep(home: &Home) -> Result<(), CloudError> {
 }
 
 /// Copies a warm guest's layer for an instance of its own.
-pub(super) fn copy_layer(warm: &Warm, destination: &Path) -> Result<(), CloudError> {
+pub(super) fn copy_layer(layer: &Path, destination: &Path) -> Result<(), CloudError> {
     let failed = || CloudError::file(destination, "made");
-    let mut source = File::open(&warm.layer).map_err(CloudError::file(&warm.layer, "read"))?;
+    let mut source = File::open(layer).map_err(CloudError::file(layer, "read"))?;
     let mut file = private_file(destination).map_err(failed())?;
     // By reference where the file system can.
     io::copy(&mut source, &mut file).map_err(failed())?;
