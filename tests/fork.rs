@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::Wisp;
 use common::instances::{exec, files, json, launch};
@@ -70,6 +70,30 @@ fn what_cannot_be_forked_is_refused() {
 }
 
 #[test]
+fn no_two_forks_ever_draw_the_same_random_numbers() {
+    let wisp = Wisp::new();
+    let original = launch(&wisp, &["--name", "origin"]).expect_code(0).text();
+    let put = "cat > /run/draws; chmod +x /run/draws; /run/draws > /run/drawn 2>&1 < /dev/null &";
+    wisp.run_with_input(&["exec", "origin", "--", "sh", "-c", put], &common::program("draws")).expect_code(0);
+    exec(&wisp, "origin", "until [ -s /run/drawn ]; do :; done");
+    let forked = wisp.run(&["fork", "origin", "--count", "2", "--overcommit"]).expect_code(0).text();
+    // What was drawn before the fork was drawn at one time; a number that comes at two times came to two guests.
+    let mut times: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut counts = Vec::new();
+    for id in original.lines().chain(forked.lines()) {
+        let drawn = exec(&wisp, id, "touch /run/draws.stop; while pgrep draws > /dev/null; do :; done; cat /run/drawn");
+        counts.push(drawn.lines().count());
+        for (time, number) in drawn.lines().filter_map(|line| line.split_once(' ')) {
+            times.entry(number.to_string()).or_default().insert(time.to_string());
+        }
+    }
+    let shared = times.iter().filter(|(_, times)| times.len() > 1).count();
+    assert_eq!(shared, 0, "of {counts:?} numbers");
+    assert!(times.len() > counts[0], "the forks drew none of their own: {counts:?}");
+    wisp.run(&[&["terminate", original.trim()], &forked.lines().collect::<Vec<_>>()[..]].concat()).expect_code(0);
+}
+
+#[test]
 fn an_image_with_memory_is_gone_on_from() {
     let wisp = Wisp::new();
     let original = launch(&wisp, &["--name", "origin"]).expect_code(0).text();
@@ -101,7 +125,8 @@ fn an_image_with_memory_is_gone_on_from() {
     let ran = wisp.run(&["run", "warm-origin", "--", "cat", "/proc/sys/kernel/random/boot_id", "/root/file"]);
     assert_eq!(ran.expect_code(0).text(), format!("{boot}\nbefore\n"));
     // In another size, and where that is asked for, it boots.
-    let cold = wisp.run(&["launch", "warm-origin", "--vcpus", "1", "--memory", "128M", "--name", "cold"]).expect_code(0);
+    let cold =
+        wisp.run(&["launch", "warm-origin", "--vcpus", "1", "--memory", "128M", "--name", "cold"]).expect_code(0);
     assert!(cold.stderr.contains("in another size it boots"), "{}", cold.stderr);
     assert_eq!(exec(&wisp, "cold", "cat /root/file; [ -e /tmp/count ] || echo booted"), "before\nbooted");
     wisp.run(&["terminate", "cold"]).expect_code(0);

@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -20,7 +21,7 @@ use super::image::Image;
 use super::image_memory::{self, ImageMemory};
 use super::now;
 use super::run::{Boot, EphemeralInstance, RunError, RunSpec};
-use crate::guest::{Agent, FEATURE};
+use crate::guest::{self, Agent, ExecRequest, FEATURE, Streams};
 use crate::host::disk_image;
 use crate::host::home::{Home, private_file, write_private};
 use crate::vmm::config::CpuConfig;
@@ -227,8 +228,20 @@ fn save(home: &Home, spec: &RunSpec, folder: &Path, boot_timeout: Duration, bega
     if !facts.agent_version.contains(FEATURE) {
         return Err(CloudError::NotWarm("the image's agent is of a time before there were any".into()));
     }
+    if let Err(error) = read_a_shell(connect()?) {
+        log::info!("the warm guest has no shell to have in memory: {error}");
+    }
     connect()?.sync(AGENT_TIMEOUT).map_err(RunError::from)?;
     Ok(instance.save(folder, SAVE_TIMEOUT)?)
+}
+
+/// Has a guest run a shell that does nothing: the first command of whoever goes on from it need not read it from the disk.
+fn read_a_shell(agent: Agent) -> Result<(), guest::Error> {
+    let null = File::options().read(true).write(true).open("/dev/null");
+    let null = null.map_err(|source| guest::Error::Local { action: "open /dev/null", source })?;
+    let streams = Streams { input: null.as_fd(), output: null.as_fd(), error: null.as_fd() };
+    let request = ExecRequest { argv: ["sh", "-c", ":"].map(Into::into).into(), ..ExecRequest::default() };
+    agent.exec(request, streams).map(drop)
 }
 
 /// All there are, those last used first.

@@ -105,6 +105,7 @@ impl Freezer<'_> {
             i8042: lock(&devices.i8042).state(),
             rtc: lock(&devices.rtc).state(),
             acpi_pm: lock(&devices.acpi_pm).state(),
+            generation: lock(&devices.generation).address(),
             disks: devices.disks.ids(),
             virtio,
         })

@@ -29,6 +29,7 @@ use super::cpu::{cpuid, emulation, registers, state};
 use super::devices::acpi_pm::{self, AcpiPm};
 use super::devices::boot_timer::BootTimer;
 use super::devices::console::{self, Console};
+use super::devices::generation::{self, Generation};
 use super::devices::i8042::{self, I8042};
 use super::devices::pvpanic::{self, Pvpanic};
 use super::devices::resumed::ResumedPorts;
@@ -131,6 +132,7 @@ pub(super) struct Devices {
     pub(super) i8042: Arc<Mutex<I8042>>,
     pub(super) rtc: Arc<Mutex<Rtc>>,
     pub(super) acpi_pm: Arc<Mutex<AcpiPm>>,
+    pub(super) generation: Arc<Mutex<Generation>>,
     pub(super) disks: DiskSlots,
     pub(super) virtio: Vec<Arc<Mutex<MmioTransport>>>,
     faults: Vec<(String, Arc<GuestFaults>)>,
@@ -182,7 +184,7 @@ impl Machine {
         if let Some(terminal) = surroundings.console {
             console_socket.attach(terminal).map_err(Error::host("a terminal for the console"))?;
         }
-        let revival = saved.as_ref().map(|_| Revival::of(&config)).transpose()?;
+        let revival = saved.as_ref().map(|state| Revival::of(&config, &memory, state.generation)).transpose()?;
         let released = revival.as_ref().map(|revival| revival.release.try_clone()).transpose();
         let released = released.map_err(Error::host("an eventfd"))?;
         let saved_ports = saved.as_ref().zip(revival);
@@ -297,17 +299,23 @@ struct Revival {
 }
 
 impl Revival {
-    fn of(config: &MachineConfig) -> Result<Revival, Error> {
-        let mut entropy = [0; 32];
-        getrandom(&mut entropy[..], GetRandomFlags::empty())
-            .map_err(|errno| Error::host("random numbers")(errno.into()))?;
+    /// For a guest that has not gone on yet; its random generator gets a generation of its own.
+    fn of(config: &MachineConfig, memory: &GuestMemory, generation: Option<u64>) -> Result<Revival, Error> {
+        let (mut number, mut entropy) = ([0; 8], [0; 32]);
+        for bytes in [&mut number[..], &mut entropy] {
+            getrandom(bytes, GetRandomFlags::empty()).map_err(|errno| Error::host("random numbers")(errno.into()))?;
+        }
+        let is_taken = generation::renew(memory, generation, u64::from_le_bytes(number), entropy);
         let path = config.vsock.as_ref().and_then(|vsock| vsock.seed.clone());
         let seed = match path {
             Some(path) => Seed::decode(&std::fs::read(&path).map_err(|source| Error::File { path, source })?),
             None => None,
         };
         let hostname = seed.as_ref().and_then(|seed| seed.hostname.clone());
-        let message = Resumed { entropy, hostname, seed: seed.is_some(), ..Resumed::default() };
+        // Of what it has from before, or was just told, it need not be told again.
+        let has_more = seed.is_some_and(|seed| !seed.public_keys.is_empty() || seed.user_data.is_some());
+        let entropy = (!is_taken).then_some(entropy);
+        let message = Resumed { entropy, hostname, seed: has_more, ..Resumed::default() };
         Ok(Revival { message, release: new_eventfd()? })
     }
 }
@@ -439,6 +447,7 @@ fn wire_ports(
         None => Serial::new(irq, console.writer(), room),
     };
     let serial = Arc::new(Mutex::new(serial));
+    let address = saved.as_ref().and_then(|(state, _)| state.generation);
     let i8042 = Arc::new(Mutex::new(I8042::new(ends.clone(), wire_irq(vm, KEYBOARD_IRQ)?)));
     let ready = ready.try_clone().map_err(Error::host("an eventfd"))?;
     let (message, release) = saved.map(|(_, revival)| (revival.message, revival.release)).unzip();
@@ -454,7 +463,8 @@ fn wire_ports(
     let boot_timer = Arc::new(Mutex::new(BootTimer::new(Arc::clone(timeline), on_ready)));
     let rtc = Arc::new(Mutex::new(Rtc::default()));
     let acpi_pm = Arc::new(Mutex::new(AcpiPm::new(ends.clone())));
-    let devices: [(u16, u64, SharedDevice); 7] = [
+    let generation = Arc::new(Mutex::new(Generation::restored(address)));
+    let devices: [(u16, u64, SharedDevice); 8] = [
         (i8042::PORT, i8042::LENGTH, i8042.clone()),
         (rtc::PORT, rtc::LENGTH, rtc.clone()),
         (serial::PORT, serial::LENGTH, serial.clone()),
@@ -462,12 +472,13 @@ fn wire_ports(
         (pvpanic::PORT, 1, Arc::new(Mutex::new(Pvpanic::new(ends.clone())))),
         (wisp_agent::BOOT_TIMER_PORT, 1, boot_timer),
         (RESUMED_PORT, RESUMED_PORTS as u64, resumed),
+        (generation::PORT, generation::LENGTH, generation.clone()),
     ];
     for (port, length, device) in devices {
         bus.insert(port.into(), length, device).expect("the ports of the PC's devices do not overlap");
     }
     let disks = DiskSlots::default();
-    Ok(Devices { serial, serial_room, i8042, rtc, acpi_pm, disks, virtio: Vec::new(), faults: Vec::new() })
+    Ok(Devices { serial, serial_room, i8042, rtc, acpi_pm, generation, disks, virtio: Vec::new(), faults: Vec::new() })
 }
 
 /// Which disk is in each slot: those of `config` in their order, or where they were when the machine was saved.

@@ -23,8 +23,8 @@ pub const FEATURE: &str = "+resumes";
 pub struct Resumed {
     /// The time, since 1970 in UTC.
     pub time: Duration,
-    /// Bytes that no other guest gets, for the random number generator.
-    pub entropy: [u8; 32],
+    /// Bytes that no other guest gets, for the random number generator, if the kernel has not got them already.
+    pub entropy: Option<[u8; 32]>,
     /// What it is to call itself now; nothing, if it is who it was.
     pub hostname: Option<String>,
     /// Whether the host has a seed for it.
@@ -59,7 +59,7 @@ mod tests {
     fn a_message_is_read_back_and_nothing_else_is_one() {
         let resumed = Resumed {
             time: Duration::new(1_795_000_000, 5),
-            entropy: [7; 32],
+            entropy: Some([7; 32]),
             hostname: Some("i-01234567".into()),
             seed: true,
         };

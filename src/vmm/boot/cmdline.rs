@@ -2,7 +2,7 @@
 
 use super::BootError;
 use crate::vmm::config::{DiskAccess, MachineConfig};
-use crate::vmm::devices::pvpanic;
+use crate::vmm::devices::{generation, pvpanic};
 use crate::vmm::memory::VIRTIO_MMIO_SIZE;
 use crate::vmm::virtio::mmio::Slot;
 
@@ -65,6 +65,7 @@ const SOFTWARE_KVM_UNAWARE: &[&str] = &[
 pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> String {
     let mut options: Vec<String> = ALWAYS.iter().map(ToString::to_string).collect();
     options.push(format!("wisp.pvpanic_port={:#x}", pvpanic::PORT));
+    options.push(format!("wisp.generation_port={:#x}", generation::PORT));
     let aware = config.kernel.software_kvm_aware;
     let more: &[&[&str]] = match (software_kvm, aware) {
         (false, true) => &[],

@@ -6,6 +6,7 @@
 pub mod acpi_pm;
 pub mod boot_timer;
 pub mod console;
+pub mod generation;
 pub mod i8042;
 pub mod pvpanic;
 pub mod resumed;

@@ -73,6 +73,8 @@ pub struct MachineState {
     pub rtc: RtcState,
     /// ACPI's registers.
     pub acpi_pm: AcpiPmState,
+    /// Where the guest's random generator looks for its generation.
+    pub generation: Option<u64>,
     /// The id of the disk in each slot.
     pub disks: Vec<Option<String>>,
     /// The virtio devices, in the order of their slots: disks, the entropy device, vsock.

@@ -49,7 +49,9 @@ impl Sentinel {
         let read = rustix::io::pread(&self.ports, &mut bytes[..], RESUMED_PORT.into());
         let Some(resumed) = read.ok().and_then(|count| Resumed::decode(&bytes[..count])) else { return false };
         // First: what runs already may draw random numbers at any time.
-        if let Err(error) = self.reseed(&resumed.entropy) {
+        if let Some(entropy) = &resumed.entropy
+            && let Err(error) = self.reseed(entropy)
+        {
             eprintln!("wisp-init: the random number generator takes no entropy: {error}");
         }
         if let Err(error) = set_time(resumed.time) {

@@ -1,0 +1,94 @@
+//! The port at which a guest's kernel says where its random generator looks for a generation: a number and a seed, which
+//! the monitor changes when the guest goes on after it was saved (`images/kernel/patches/0010-random-generation.patch`).
+//!
+//! ```text
+//! port + 0   the low half of the guest physical address, 4 bytes
+//! port + 4   the high half
+//!
+//! address + 0   the number, 8 bytes: when it is another one, the seed is new
+//! address + 8   the seed, 32 bytes
+//! ```
+
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::vmm::bus::BusDevice;
+use crate::vmm::memory::GuestMemory;
+
+/// The port.
+pub const PORT: u16 = 0x780;
+/// How many ports it takes.
+pub const LENGTH: u64 = 8;
+
+/// The device.
+#[derive(Debug, Default)]
+pub struct Generation {
+    address: u64,
+}
+
+impl Generation {
+    /// That of a guest which said so to another machine.
+    pub fn restored(address: Option<u64>) -> Generation {
+        Generation { address: address.unwrap_or(0) }
+    }
+
+    /// What the guest has said, if it has.
+    pub fn address(&self) -> Option<u64> {
+        Some(self.address).filter(|address| *address != 0)
+    }
+}
+
+impl BusDevice for Generation {
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let Ok(half) = <[u8; 4]>::try_from(data) else { return };
+        let half = u64::from(u32::from_le_bytes(half));
+        match offset {
+            0 => self.address = self.address & !0xffff_ffff | half,
+            4 => self.address = self.address & 0xffff_ffff | half << 32,
+            _ => {}
+        }
+    }
+}
+
+/// Gives a guest that has not gone on yet a generation of its own. Returns whether its kernel will take it: not if it never
+/// said where to, or named what is no memory.
+pub fn renew(memory: &GuestMemory, address: Option<u64>, number: u64, seed: [u8; 32]) -> bool {
+    let content = [&number.to_le_bytes()[..], &seed].concat();
+    address.is_some_and(|address| memory.write_slice(&content, GuestAddress(address)).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::memory::allocate;
+
+    #[test]
+    fn a_generation_goes_to_where_the_guest_says() {
+        let memory = allocate(64).unwrap();
+        let mut device = Generation::default();
+        assert_eq!(device.address(), None);
+        assert!(!renew(&memory, device.address(), 1, [2; 32]));
+        device.write(0, &0x20_0000_u32.to_le_bytes());
+        device.write(4, &0_u32.to_le_bytes());
+        device.write(2, &[1, 1, 1, 1]);
+        device.write(0, &[1]);
+        assert_eq!(device.address(), Some(0x20_0000));
+        assert!(renew(&memory, device.address(), 1, [2; 32]));
+        let mut content = [0; 40];
+        memory.read_slice(&mut content, GuestAddress(0x20_0000)).unwrap();
+        assert_eq!(content[..8], 1_u64.to_le_bytes());
+        assert_eq!(content[8..], [2; 32]);
+        assert_eq!(Generation::restored(device.address()).address(), device.address());
+    }
+
+    #[test]
+    fn a_guest_that_names_what_is_no_memory_gets_none() {
+        let memory = allocate(64).unwrap();
+        for address in [64 << 20, (64 << 20) - 8, u64::MAX, 1 << 32] {
+            assert!(!renew(&memory, Some(address), 1, [2; 32]), "{address:#x}");
+        }
+    }
+}
