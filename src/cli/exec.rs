@@ -14,7 +14,7 @@ use super::wait::AGENT_TIMEOUT;
 #[command(after_help = "\
 Examples:
   wisp exec web                        a shell
-  wisp exec web -- df -h
+  wisp exec web df -h
   tar c . | wisp exec web -- tar x -C /srv")]
 pub struct Args {
     /// The instance: its id, the beginning of it, or its name.
@@ -25,8 +25,8 @@ pub struct Args {
     #[arg(long, short, value_name = "NAME")]
     user: Option<String>,
 
-    /// The command and its arguments; a login shell if left out.
-    #[arg(last = true, value_name = "CMD")]
+    /// The command and its arguments, with `--` before it or without; a login shell if left out.
+    #[arg(trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
@@ -37,5 +37,36 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match guest_command::run(agent, &args.command, args.user)? {
         Outcome::Exited(code) | Outcome::Interrupted(code) => Ok(ExitCode::from(code)),
         Outcome::GuestGone => anyhow::bail!("{}: the guest ended while the command ran", record.id),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, clap::Parser)]
+    struct Exec {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(words: &str) -> (String, Option<String>, Vec<OsString>) {
+        let Args { instance, user, command } = Exec::parse_from(words.split(' ')).args;
+        (instance, user, command)
+    }
+
+    #[test]
+    fn a_command_stands_behind_the_instance_with_dashes_or_without() {
+        let uname = vec![OsString::from("uname"), OsString::from("-a")];
+        for words in ["exec web uname -a", "exec web -- uname -a"] {
+            assert_eq!(parse(words), ("web".into(), None, uname.clone()), "{words}");
+        }
+        for words in ["exec web --user me uname -a", "exec --user me web -- uname -a", "exec web -u me -- uname -a"] {
+            assert_eq!(parse(words), ("web".into(), Some("me".into()), uname.clone()), "{words}");
+        }
+        let own = parse("exec web ls --user you -- x").2;
+        assert_eq!(own, ["ls", "--user", "you", "--", "x"].map(OsString::from));
+        assert_eq!(parse("exec web"), ("web".into(), None, Vec::new()));
     }
 }

@@ -110,6 +110,9 @@ fn phase_lines(timeline: &TimelineRecord, screen: Screen) -> Vec<String> {
     // Phases follow one another in time, whatever the order of their marks' list.
     let mut marks = timeline.marks.clone();
     marks.sort_by_key(|record| record.at_ns);
+    // A kernel that is quiet leaves the first word to the agent: that is no phase of the boot.
+    let ready = timeline.at(Mark::AgentReady).unwrap_or(u64::MAX);
+    marks.retain(|record| record.mark != Mark::FirstConsoleByte || record.at_ns < ready);
     let Some((first, last)) = marks.first().zip(marks.last()) else { return vec!["Nothing was marked.".into()] };
     let (start, total) = (first.at_ns, (last.at_ns - first.at_ns).max(1));
     let columns = [("Phase", Align::Left), ("Took", Align::Right), ("Reached", Align::Right), ("", Align::Left)];
@@ -156,6 +159,15 @@ mod tests {
             let line = text.lines().find(|line| line.contains(&phase)).unwrap();
             assert!(line.contains('█'), "{line}");
         }
+    }
+
+    #[test]
+    fn a_word_after_the_ready_is_no_phase() {
+        let mut status = status();
+        let late = status.timeline.at(Mark::AgentReady).map(|at| at + 1);
+        let word = status.timeline.marks.iter_mut().find(|record| record.mark == Mark::FirstConsoleByte).unwrap();
+        word.at_ns = late.unwrap();
+        assert!(!render(&status, Screen::PLAIN).contains("console byte"));
     }
 
     #[test]

@@ -14,8 +14,6 @@ const ALWAYS: &[&str] = &[
     // The serial port is the console; there is one.
     "console=ttyS0",
     "8250.nr_uarts=1",
-    // What goes wrong before the console is there is seen too.
-    "earlyprintk=ttyS0,115200",
     // A restart pulls the i8042's reset line: the monitor tells it apart from a crash.
     "reboot=k",
     // A panic restarts at once, after it was reported.
@@ -61,6 +59,9 @@ const SOFTWARE_KVM_UNAWARE: &[&str] = &[
     "acpi=off",
 ];
 
+/// The serial port before there is a driver for it.
+const EARLY_CONSOLE: &str = "earlyprintk=ttyS0,115200";
+
 /// The whole command line of a machine whose virtio devices are at `slots`.
 pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> String {
     let mut options: Vec<String> = ALWAYS.iter().map(ToString::to_string).collect();
@@ -81,6 +82,8 @@ pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> S
     if !config.kernel.cmdline.trim().is_empty() {
         options.push(config.kernel.cmdline.trim().to_string());
     }
+    // What goes wrong before the console is there is seen too. It says at once what was said before: `quiet` comes first.
+    options.push(EARLY_CONSOLE.into());
     for slot in slots {
         options.push(format!("virtio_mmio.device={VIRTIO_MMIO_SIZE:#x}@{:#x}:{}", slot.address, slot.irq));
     }
