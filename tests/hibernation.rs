@@ -4,6 +4,7 @@ mod common;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use common::instances::{exec, json, launch};
 use common::{Outcome, Wisp, monitor_pid, wait_until_gone};
@@ -101,6 +102,66 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     assert_eq!(state(&wisp).0, "stopped");
     wisp.run(&["terminate", "sleeper"]).expect_code(0);
     assert!(wisp.instances().is_empty());
+}
+
+/// The monitor that is about to go on from what was saved in `folder`, once there is one.
+fn restoring_monitor(folder: &Path) -> u32 {
+    let path = folder.to_str().unwrap().as_bytes();
+    let is_it = |pid: &u32| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = command.split(|byte| *byte == 0);
+        words.clone().any(|word| word == path) && words.any(|word| word == b"--restore")
+    };
+    let deadline = Instant::now() + common::DEADLINE;
+    loop {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        if let Some(pid) = pids.into_iter().find(is_it) {
+            return pid;
+        }
+        assert!(Instant::now() < deadline, "no monitor came");
+    }
+}
+
+#[test]
+fn a_monitor_that_is_killed_while_it_restores_leaves_all_or_nothing() {
+    let wisp = Wisp::new();
+    launch(&wisp, &["--name", "sleeper", "--hibernation"]).expect_code(0);
+    let folder = wisp.instances().remove(0);
+    exec(&wisp, "sleeper", "echo kept > /root/file; sync; touch /tmp/here");
+    wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
+    // Later and later, until it is killed when its guest runs.
+    let mut recovered = 0;
+    for delay in (0..).map(Duration::from_millis) {
+        let start = wisp.start(&["start", "sleeper"]);
+        let monitor = restoring_monitor(&folder);
+        let began = Instant::now();
+        while began.elapsed() < delay {
+            std::hint::spin_loop();
+        }
+        // SAFETY: the monitor is this test's own.
+        unsafe { libc::kill(monitor as i32, libc::SIGKILL) };
+        start.wait();
+        wait_until_gone(monitor);
+        let state = state(&wisp);
+        assert_eq!(state.0, "stopped", "{delay:?}");
+        if state != hibernated() {
+            break;
+        }
+        recovered += 1;
+    }
+    assert!(recovered > 0, "no kill came before the first instruction");
+    assert!(!folder.join("hibernated").exists());
+    wisp.run(&["start", "sleeper"]).expect_code(0);
+    assert_eq!(exec(&wisp, "sleeper", "cat /root/file; [ -e /tmp/here ] || echo booted"), "kept\nbooted");
+
+    // What cannot be saved is stopped without: here because something is in the way of the file.
+    std::fs::create_dir_all(folder.join("hibernated/memory/obstacle")).unwrap();
+    let stopped = wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
+    assert!(stopped.stderr.contains("its memory could not be kept, and it is stopped without"), "{}", stopped.stderr);
+    assert_eq!(state(&wisp), ("stopped".into(), "Client.UserInitiatedShutdown".into()));
+    assert!(!folder.join("hibernated").exists());
+    wisp.run(&["terminate", "sleeper"]).expect_code(0);
 }
 
 #[test]

@@ -131,8 +131,9 @@ impl Cloud {
                 None,
             ));
         };
+        let new = image_of(instance, name, description);
         if moment == Moment::WithMemory {
-            return self.create_image_with_memory(&record, &source, entry, name, description);
+            return self.create_image_with_memory(new, &record, &source, entry);
         }
         let running = record.state == InstanceState::Running;
         if running && moment == Moment::Written {
@@ -141,7 +142,7 @@ impl Cloud {
         let snapshot =
             if running { Some(self.create_snapshot(root.id, "for an image", Default::default())?) } else { None };
         let frozen = self.home.volumes().join(snapshot.as_ref().map_or(&root.file, |snapshot| &snapshot.file));
-        let made = self.build_image(&source, entry, &frozen, name, description, instance, |_| Ok(()));
+        let made = self.build_image(new, &source, entry, &frozen, |_| Ok(()));
         if let Some(snapshot) = snapshot {
             self.delete_snapshot(snapshot.id)?;
         }
@@ -151,11 +152,10 @@ impl Cloud {
     /// Makes an image of a running instance's root volume and memory, both of the same moment.
     fn create_image_with_memory(
         &mut self,
+        new: ImageRecord,
         record: &InstanceRecord,
         source: &Image,
         entry: &RootEntry,
-        name: &str,
-        description: &str,
     ) -> Result<ImageRecord, CloudError> {
         self.check_freezable(record)?;
         if self.volumes_of(record)?.len() > 1 {
@@ -176,7 +176,7 @@ impl Cloud {
         let memory = ImageMemory::of_instance(record, volume_disk(&self.home, root).id);
         let disk = self.home.volumes().join(&root.file);
         let put = |bundle: &Path| memory.put(saved.path(), bundle);
-        self.build_image(source, entry, &disk, name, description, record.id, put)
+        self.build_image(new, source, entry, &disk, put)
     }
 
     /// Has a running guest write to its disks what it has.
@@ -185,21 +185,19 @@ impl Cloud {
         synced.map_err(|source| CloudError::Guest { instance, source })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "an image is made of this much")]
+    /// Makes the image of `record` of a root disk (qcow2) and the rest of `source`; `finish` may add to its folder.
     fn build_image(
         &mut self,
+        record: ImageRecord,
         source: &Image,
         entry: &RootEntry,
         disk: &Path,
-        name: &str,
-        description: &str,
-        instance: InstanceId,
         finish: impl FnOnce(&Path) -> Result<(), CloudError>,
     ) -> Result<ImageRecord, CloudError> {
         let (_lock, scratch) = self.scratch_image()?;
         let mut manifest = source.manifest.clone();
-        manifest.name = name.into();
-        manifest.description = description.into();
+        manifest.name.clone_from(&record.name);
+        manifest.description.clone_from(&record.description);
         for file in manifest.digests().map(|(file, _)| file.to_string()).filter(|file| *file != entry.file) {
             let (from, to) = (source.folder.join(&file), scratch.path().join(&file));
             // The same file twice takes no room; another file system takes a copy.
@@ -216,17 +214,6 @@ impl Cloud {
         let path = scratch.path().join(MANIFEST);
         write_private(&path, text.as_bytes()).map_err(CloudError::file(&path, "written"))?;
         finish(scratch.path())?;
-        let record = ImageRecord {
-            id: new_id(),
-            name: name.into(),
-            description: description.into(),
-            created: now(),
-            owner: owner(),
-            visibility: Visibility::Private,
-            source_instance: Some(instance),
-            deregistered: None,
-            tags: Default::default(),
-        };
         self.register(record, scratch)
     }
 
@@ -363,6 +350,21 @@ fn images_in_use(tx: &Transaction) -> Result<Vec<ImageId>, CloudError> {
     used.extend(tx.list::<VolumeRecord>()?.iter().filter_map(|record| record.image_id));
     used.extend(tx.list::<SnapshotRecord>()?.iter().filter_map(|record| record.image_id));
     Ok(used)
+}
+
+/// A new image of an instance.
+fn image_of(instance: InstanceId, name: &str, description: &str) -> ImageRecord {
+    ImageRecord {
+        id: new_id(),
+        name: name.into(),
+        description: description.into(),
+        created: now(),
+        owner: owner(),
+        visibility: Visibility::Private,
+        source_instance: Some(instance),
+        deregistered: None,
+        tags: Default::default(),
+    }
 }
 
 /// How long a guest may take to write what it has to its disk.
