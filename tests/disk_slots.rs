@@ -16,7 +16,7 @@ use wisp::vmm::bus::BusDevice;
 use wisp::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
 use wisp::vmm::disk_slots::SlotError;
 use wisp::vmm::virtio::block::{BlockError, Disk};
-use wisp::vmm::virtio::mmio::register;
+use wisp::vmm::virtio::register;
 
 #[test]
 fn a_disk_comes_into_an_empty_slot_and_goes_when_its_driver_has() {

@@ -23,6 +23,7 @@ use crate::cloud::{Cloud, timestamp, utc};
 use crate::ec2::catalogue;
 use crate::ec2::size::{MemorySize, approximate_mib};
 use crate::store::{ImageRecord, Visibility};
+use crate::vmm::config::CpuConfig;
 
 /// AMIs: what instances are launched from.
 #[derive(Debug, clap::Args)]
@@ -337,14 +338,8 @@ fn lines(record: &ImageRecord, image: &Image, warm: &[WarmRecord], screen: Scree
         lines.push(line("Made of", &instance.to_string()));
     }
     if let Some(memory) = ImageMemory::of(image) {
-        let taken = output::bytes(image_memory::bytes(image));
-        let size = (memory.cpus.count as usize, approximate_mib(memory.memory_mib));
-        let text = format!(
-            "{}, {}: {taken} on disk; launches in this size go on from it",
-            output::count(size.0, "vCPU"),
-            size.1
-        );
-        lines.push(line("Memory", &text));
+        let saved = saved_line(memory.cpus, memory.memory_mib, image_memory::bytes(image));
+        lines.push(line("Memory", &format!("{saved}; launches in this size go on from it")));
     }
     lines.extend(warm.iter().map(|record| line("Warm", &warm_line(record))));
     for part in &manifest.components {
@@ -377,13 +372,13 @@ fn make_warm(cloud: &Cloud, image: &Image, size: &SizeArgs, output: Output, bega
 /// A warm snapshot's size, and what it takes.
 fn warm_line(record: &WarmRecord) -> String {
     let facts = &record.facts;
-    format!(
-        "{}, {}: {} on disk, made {}",
-        output::count(facts.cpus.count as usize, "vCPU"),
-        approximate_mib(facts.memory_mib),
-        output::bytes(record.bytes),
-        utc(facts.made)
-    )
+    format!("{}, made {}", saved_line(facts.cpus, facts.memory_mib, record.bytes), utc(facts.made))
+}
+
+/// The same of any saved machine.
+fn saved_line(cpus: CpuConfig, memory_mib: u64, bytes: u64) -> String {
+    let vcpus = output::count(cpus.count as usize, "vCPU");
+    format!("{vcpus}, {}: {} on disk", approximate_mib(memory_mib), output::bytes(bytes))
 }
 
 fn warm_shape(record: &WarmRecord) -> Value {

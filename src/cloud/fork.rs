@@ -14,6 +14,7 @@ use super::launch::{MAX_COUNT, Prepared, await_turn, check_forks, volume_file};
 use super::lifecycle::get;
 use super::machine::{Folder, Monitor, volume_disk};
 use super::volume::get_volume;
+use super::warm::unfinished_folder;
 use super::{Cloud, new_id, now};
 use crate::ec2::state::{Action, InstanceState};
 use crate::ec2::volume::VolumeState;
@@ -88,12 +89,7 @@ impl Cloud {
             return Err(Ec2Error::IncorrectInstanceState { instance: record.id, state: "stopping", action }.into());
         };
         let snapshots = self.lock_snapshots()?;
-        let warm = self.home.warm();
-        let saved = tempfile::Builder::new()
-            .prefix(super::warm::UNFINISHED)
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
-            .tempdir_in(&warm)
-            .map_err(CloudError::file(&warm, "written"))?;
+        let saved = unfinished_folder(&self.home)?;
         let sweeping = [self.home.lock(&self.home.instances())?, self.home.lock(&self.home.volumes())?];
         let volumes = self.volumes_of(record)?;
         let paused = self.save_and_continue(record, &volumes, saved.path())?;

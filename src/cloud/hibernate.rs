@@ -27,8 +27,9 @@ use crate::vmm::timeline::Mark;
 const SAVED: &str = "hibernated";
 /// How long saving may take: the memory of the largest machine on a slow disk.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(1800);
-/// How long an agent may take to answer.
+/// How long an agent may take to answer, and to write what waits in memory to its disks.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
+const SYNC_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl Folder {
     fn saved(&self) -> PathBuf {
@@ -71,7 +72,17 @@ impl Folder {
     }
 
     /// Has the instance's monitor save its machine, and end.
+    ///
+    /// Before, the guest writes to its disks what waits in its memory, as systems do that hibernate by themselves: so
+    /// nothing is lost where the memory is not gone on from (`start --cold`). A guest that does not is saved as it is.
     pub(super) fn hibernate(&self, monitor: &mut Monitor) -> Result<(), CloudError> {
+        let id = self.id();
+        let synced = self
+            .agent(AGENT_TIMEOUT)
+            .and_then(|agent| agent.sync(SYNC_TIMEOUT).map_err(|source| CloudError::Guest { instance: id, source }));
+        if let Err(error) = synced {
+            log::warn!("{id}: its disks may lack what its memory has: {error}");
+        }
         let folder = self.saved();
         DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(CloudError::file(&folder, "made"))?;
         let saved = monitor.end_with(&Request::Save { folder }, SAVE_TIMEOUT);

@@ -3,8 +3,8 @@
 //!
 //! It is in a folder of its own in the image's, and is not part of the bundle: another host could not go on from it.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,11 @@ impl ImageMemory {
         serde_json::from_slice(&fs::read(folder(image).join(FACTS)).ok()?).ok()
     }
 
+    /// Whether it is of a machine of this size.
+    pub fn is_of(&self, cpus: CpuConfig, memory_mib: u64) -> bool {
+        (self.cpus, self.memory_mib) == (cpus, memory_mib)
+    }
+
     /// That of an instance.
     pub(super) fn of_instance(record: &InstanceRecord, root: String) -> ImageMemory {
         ImageMemory {
@@ -57,8 +62,7 @@ impl ImageMemory {
     pub(super) fn put(&self, saved: &Path, bundle: &Path) -> Result<(), CloudError> {
         let folder = bundle.join(FOLDER);
         let failed = || CloudError::file(&folder, "made");
-        fs::create_dir(&folder).map_err(failed())?;
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).map_err(failed())?;
+        DirBuilder::new().mode(0o700).create(&folder).map_err(failed())?;
         for name in [MEMORY, BASE, STATE] {
             if saved.join(name).exists() {
                 fs::rename(saved.join(name), folder.join(name)).map_err(failed())?;

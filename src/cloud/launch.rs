@@ -440,8 +440,7 @@ fn can_be_warm(spec: &LaunchSpec, image: &Image) -> bool {
 
 /// Says why a launch of an image that has memory boots, if it is for its size.
 fn boots(memory: &ImageMemory, size: &Request) -> Option<String> {
-    let is_its_size = (memory.cpus, memory.memory_mib) == (cpus(size), size.memory_mib);
-    (!is_its_size).then(|| {
+    (!memory.is_of(cpus(size), size.memory_mib)).then(|| {
         let ImageMemory { cpus, memory_mib, .. } = memory;
         format!(
             "the image's memory is of a machine with {} vCPUs and {memory_mib} MiB; in another size it boots.",

@@ -8,13 +8,14 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 
 use super::error::CloudError;
 use super::image::Image;
@@ -36,7 +37,7 @@ const DEFAULT_LIMIT_MIB: u64 = 4096;
 /// What there is to know about one, in its folder.
 const FACTS: &str = "warm.json";
 /// Begins the names of what is not finished.
-pub(super) const UNFINISHED: &str = ".new-";
+const UNFINISHED: &str = ".new-";
 /// How long an agent that is ready may take to answer and to write what it has.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long saving may take.
@@ -118,17 +119,14 @@ fn key(image: &Image, cpus: CpuConfig, memory_mib: u64) -> String {
 /// What a launch of an image in a size goes on from, if there is anything that this wisp and this host can: the image's
 /// memory, or a warm snapshot.
 pub fn find(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Option<Warm> {
-    match ImageMemory::of(image) {
-        Some(memory) if (memory.cpus, memory.memory_mib) == (cpus, memory_mib) => {
-            let folder = image_memory::folder(image);
-            if let Err(error) = MachineState::read(&folder) {
-                log::warn!("the image's memory cannot be gone on from: {error}");
-                return None;
-            }
-            Some(Warm { folder, layer: None, root: memory.root, _lock: None })
+    if let Some(memory) = ImageMemory::of(image).filter(|memory| memory.is_of(cpus, memory_mib)) {
+        let folder = image_memory::folder(image);
+        match MachineState::read(&folder) {
+            Ok(_) => return Some(Warm { folder, layer: None, root: memory.root, _lock: None }),
+            Err(error) => log::warn!("the image's memory cannot be gone on from: {error}"),
         }
-        _ => find_snapshot(home, image, cpus, memory_mib),
     }
+    find_snapshot(home, image, cpus, memory_mib)
 }
 
 fn find_snapshot(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Option<Warm> {
@@ -173,11 +171,7 @@ pub fn make(
     let key = key(image, cpus, memory_mib);
     let [folder, layer, _] = paths(home, &key);
     let warm = home.warm();
-    let unfinished = tempfile::Builder::new()
-        .prefix(UNFINISHED)
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
-        .tempdir_in(&warm)
-        .map_err(CloudError::file(&warm, "written"))?;
+    let unfinished = unfinished_folder(home)?;
     let name = unfinished.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
     let new_layer = Unfinished(warm.join(format!("{name}.qcow2")));
     disk_image::create_layer(&new_layer.0, &image.folder.join(&root.file), root.format, None)?;
@@ -207,6 +201,14 @@ pub fn make(
         .into_iter()
         .find(|record| record.key == key)
         .ok_or_else(|| CloudError::NotWarm(format!("it is larger than {LIMIT_VARIABLE} allows, {} MiB", limit() >> 20)))
+}
+
+/// A folder for a machine that is about to be saved; it is removed unless it is moved to its place.
+pub(super) fn unfinished_folder(home: &Home) -> Result<TempDir, CloudError> {
+    let warm = home.warm();
+    let private = fs::Permissions::from_mode(0o700);
+    let folder = tempfile::Builder::new().prefix(UNFINISHED).permissions(private).tempdir_in(&warm);
+    folder.map_err(CloudError::file(&warm, "written"))
 }
 
 /// A file that is removed unless it was moved to its place.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::config::{ConfigError, DiskConfig};
 use super::control::{DiskRecord, Message};
 use super::virtio::block::{BlockError, Disk, DiskBay, Label};
-use super::virtio::mmio::{Interrupt, status};
+use super::virtio::interrupt::{Interrupt, status};
 
 /// All of them.
 #[derive(Debug, Default)]

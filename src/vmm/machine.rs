@@ -48,7 +48,8 @@ use super::snapshot::{self, MachineState, SnapshotError};
 use super::timeline::{ExitCounters, Mark, Timeline};
 use super::virtio::VirtioDevice;
 use super::virtio::block::{Block, Disk, DiskBay};
-use super::virtio::mmio::{MmioTransport, Slot, register};
+use super::virtio::mmio::{MmioTransport, Slot};
+use super::virtio::register;
 use super::virtio::rng::Rng;
 use super::virtio::vsock::Vsock;
 

@@ -16,7 +16,9 @@ use wisp::vmm::fault::GuestFaults;
 use wisp::vmm::irq::IrqLine;
 use wisp::vmm::memory::{self, GuestMemory};
 use wisp::vmm::virtio::block::{Block, DiskBay};
-use wisp::vmm::virtio::mmio::{MmioTransport, VERSION_1, register, status};
+use wisp::vmm::virtio::interrupt::status;
+use wisp::vmm::virtio::mmio::{MmioTransport, VERSION_1};
+use wisp::vmm::virtio::register;
 
 pub const MIB: u64 = 1 << 20;
 const DESCRIPTORS: u64 = 0x10_0000;

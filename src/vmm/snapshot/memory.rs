@@ -9,7 +9,7 @@ use std::path::Path;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::origin::{Differences, Origin};
-use super::{BASE, MEMORY, SnapshotError};
+use super::{BASE, MEMORY, SnapshotError, gone};
 use crate::vmm::memory::{GuestMemory, PAGE, PageRun, pages};
 use crate::vmm::sparse::write_blocks;
 
@@ -82,10 +82,7 @@ fn all(memory: &GuestMemory) -> Vec<PageRun> {
 pub(super) fn create(content: &Content, folder: &Path) -> io::Result<File> {
     let stale = if content.differences.is_some() { &[MEMORY][..] } else { &[MEMORY, BASE] };
     for name in stale {
-        match fs::remove_file(folder.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        gone(fs::remove_file(folder.join(name)))?;
     }
     let file = File::options().write(true).create_new(true).mode(0o600).open(folder.join(MEMORY))?;
     file.set_len(content.length)?;

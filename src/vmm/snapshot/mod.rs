@@ -216,12 +216,13 @@ pub fn bytes(folder: &Path) -> u64 {
 
 /// Removes a snapshot, or what there is of one; first what makes it one.
 pub fn remove(folder: &Path) -> io::Result<()> {
-    let gone = |removed: io::Result<()>| match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
     gone(fs::remove_file(folder.join(STATE)))?;
     gone(fs::remove_dir_all(folder))
+}
+
+/// What was to be removed need not have been there.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 fn parse(content: &[u8]) -> Result<MachineState, String> {

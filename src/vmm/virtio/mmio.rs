@@ -4,14 +4,15 @@
 //! touches only [`Interrupt`], which is made of atomics.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::interrupt::{Interrupt, status};
 use super::queue::Virtqueue;
-use super::{Activation, QueueState, VirtioDevice};
+use super::{Activation, QueueState, VirtioDevice, register};
 use crate::vmm::bus::BusDevice;
 use crate::vmm::fault::GuestFaults;
 use crate::vmm::irq::IrqLine;
@@ -26,84 +27,10 @@ pub struct Slot {
     pub irq: u32,
 }
 
-/// Register offsets (table 4.1).
-pub mod register {
-    /// "virt" in ASCII.
-    pub const MAGIC_VALUE: u64 = 0x000;
-    /// 2: not a legacy device.
-    pub const VERSION: u64 = 0x004;
-    /// What the device is.
-    pub const DEVICE_ID: u64 = 0x008;
-    /// Who made it.
-    pub const VENDOR_ID: u64 = 0x00c;
-    /// 32 of the features offered.
-    pub const DEVICE_FEATURES: u64 = 0x010;
-    /// Which 32.
-    pub const DEVICE_FEATURES_SEL: u64 = 0x014;
-    /// 32 of the features taken.
-    pub const DRIVER_FEATURES: u64 = 0x020;
-    /// Which 32.
-    pub const DRIVER_FEATURES_SEL: u64 = 0x024;
-    /// Which queue the queue registers mean.
-    pub const QUEUE_SEL: u64 = 0x030;
-    /// The queue's largest size.
-    pub const QUEUE_NUM_MAX: u64 = 0x034;
-    /// The queue's size.
-    pub const QUEUE_NUM: u64 = 0x038;
-    /// Whether the queue is in use.
-    pub const QUEUE_READY: u64 = 0x044;
-    /// "There are new buffers in this queue."
-    pub const QUEUE_NOTIFY: u64 = 0x050;
-    /// Why there was an interrupt.
-    pub const INTERRUPT_STATUS: u64 = 0x060;
-    /// Which of it was seen.
-    pub const INTERRUPT_ACK: u64 = 0x064;
-    /// The device's status.
-    pub const STATUS: u64 = 0x070;
-    /// Descriptor table, low half; the high half follows.
-    pub const QUEUE_DESC_LOW: u64 = 0x080;
-    /// See [`QUEUE_DESC_LOW`].
-    pub const QUEUE_DESC_HIGH: u64 = 0x084;
-    /// Available ring.
-    pub const QUEUE_DRIVER_LOW: u64 = 0x090;
-    /// See [`QUEUE_DRIVER_LOW`].
-    pub const QUEUE_DRIVER_HIGH: u64 = 0x094;
-    /// Used ring.
-    pub const QUEUE_DEVICE_LOW: u64 = 0x0a0;
-    /// See [`QUEUE_DEVICE_LOW`].
-    pub const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
-    /// Shared memory region selector; no device here has one, so its length reads as all ones.
-    pub const SHM_SEL: u64 = 0x0ac;
-    /// Changes whenever the configuration does.
-    pub const CONFIG_GENERATION: u64 = 0x0fc;
-    /// The device's configuration space begins here.
-    pub const CONFIG: u64 = 0x100;
-}
-
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
 /// "WISP" in ASCII; drivers print it, no more.
 const VENDOR: u32 = u32::from_le_bytes(*b"WISP");
-
-/// Device status bits (section 2.1).
-pub mod status {
-    /// The guest has noticed the device.
-    pub const ACKNOWLEDGE: u32 = 1;
-    /// The guest knows how to drive it.
-    pub const DRIVER: u32 = 2;
-    /// The driver is set up.
-    pub const DRIVER_OK: u32 = 4;
-    /// Features are settled.
-    pub const FEATURES_OK: u32 = 8;
-    /// The device has met an error from which it cannot recover.
-    pub const DEVICE_NEEDS_RESET: u32 = 64;
-    /// The driver has given up.
-    pub const FAILED: u32 = 128;
-}
-
-/// Interrupt status bits.
-const USED_BUFFER: u32 = 1;
-const CONFIG_CHANGE: u32 = 2;
 
 /// `VIRTIO_F_VERSION_1`, which every device here demands.
 pub const VERSION_1: u64 = 1 << 32;
@@ -111,63 +38,6 @@ pub const VERSION_1: u64 = 1 << 32;
 pub const INDIRECT_DESC: u64 = 1 << 28;
 /// `VIRTIO_F_EVENT_IDX`.
 pub const EVENT_IDX: u64 = 1 << 29;
-
-/// How a device tells its driver something; shared with the device's thread.
-#[derive(Debug)]
-pub struct Interrupt {
-    line: IrqLine,
-    status: AtomicU32,
-    device_status: AtomicU32,
-    config_generation: AtomicU32,
-}
-
-impl Interrupt {
-    /// Interrupts go to `line`.
-    pub fn new(line: IrqLine) -> Interrupt {
-        Interrupt {
-            line,
-            status: AtomicU32::new(0),
-            device_status: AtomicU32::new(0),
-            config_generation: AtomicU32::new(0),
-        }
-    }
-
-    /// "Buffers were used."
-    pub fn signal_used(&self) {
-        self.signal(USED_BUFFER);
-    }
-
-    /// Has `change` change the configuration, and tells a driver that listens. A driver reads the configuration piece by
-    /// piece, and the generation before and after (section 2.5.1): that changes on both sides of the change, so that
-    /// nobody takes pieces of two configurations for one.
-    pub fn change_config<T>(&self, change: impl FnOnce() -> T) -> T {
-        self.config_generation.fetch_add(1, Ordering::SeqCst);
-        let result = change();
-        self.config_generation.fetch_add(1, Ordering::SeqCst);
-        if self.device_status() & status::DRIVER_OK != 0 {
-            self.signal(CONFIG_CHANGE);
-        }
-        result
-    }
-
-    /// The device cannot go on (section 2.1.2): says so in its status, and to a driver that listens.
-    pub fn need_reset(&self) {
-        let before = self.device_status.fetch_or(status::DEVICE_NEEDS_RESET, Ordering::AcqRel);
-        if before & status::DRIVER_OK != 0 {
-            self.signal(CONFIG_CHANGE);
-        }
-    }
-
-    /// The device's status bits.
-    pub fn device_status(&self) -> u32 {
-        self.device_status.load(Ordering::Acquire)
-    }
-
-    fn signal(&self, reason: u32) {
-        self.status.fetch_or(reason, Ordering::SeqCst);
-        self.line.trigger();
-    }
-}
 
 /// A device's registers and queues, saved.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -319,7 +189,7 @@ impl MmioTransport {
         // KVM carries interrupts of a line's eventfd to the controllers when it comes to it: the last may have been on its
         // way. A driver that sees one too many finds nothing to do.
         if state.interrupt_status != 0 {
-            self.interrupt.line.trigger();
+            self.interrupt.repeat();
         }
         Ok(())
     }
@@ -521,6 +391,7 @@ mod tests {
     use super::*;
     use crate::vmm::memory;
     use crate::vmm::virtio::ActivateError;
+    use crate::vmm::virtio::interrupt::{CONFIG_CHANGE, USED_BUFFER};
     use proptest::prelude::*;
 
     /// A device that only remembers what was done to it.

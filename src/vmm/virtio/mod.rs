@@ -4,8 +4,10 @@
 //! descriptor chains. A device implements [`VirtioDevice`] and knows nothing of either's registers.
 
 pub mod block;
+pub mod interrupt;
 pub mod mmio;
 pub mod queue;
+pub mod register;
 pub mod rng;
 pub mod vsock;
 mod worker;
@@ -15,7 +17,7 @@ use std::sync::Arc;
 
 use crate::vmm::fault::GuestFaults;
 use crate::vmm::memory::GuestMemory;
-use mmio::Interrupt;
+use interrupt::Interrupt;
 use queue::Virtqueue;
 
 /// Where a queue is, and how far each end has come in it.

@@ -12,7 +12,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::mmio::Interrupt;
+use super::interrupt::Interrupt;
 use crate::vmm::memory::GuestMemory;
 
 /// A driver's mistake in a ring.

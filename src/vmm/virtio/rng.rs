@@ -94,7 +94,7 @@ mod tests {
     use crate::vmm::fault::GuestFaults;
     use crate::vmm::irq::IrqLine;
     use crate::vmm::memory::{self, GuestMemory};
-    use crate::vmm::virtio::mmio::{Interrupt, status};
+    use crate::vmm::virtio::interrupt::{Interrupt, status};
     use crate::vmm::virtio::queue::tests::{WRITE, queue_with};
     use std::sync::Arc;
     use vm_memory::{Bytes, GuestAddress};

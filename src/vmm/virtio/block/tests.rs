@@ -3,7 +3,7 @@ use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
 use crate::vmm::fault::GuestFaults;
 use crate::vmm::irq::IrqLine;
 use crate::vmm::memory::{self, GuestMemory};
-use crate::vmm::virtio::mmio::{Interrupt, status};
+use crate::vmm::virtio::interrupt::{Interrupt, status};
 use crate::vmm::virtio::queue::tests::{NEXT, WRITE, queue_with};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
