@@ -1,0 +1,296 @@
+//! What the services of a guest's link are to know: plain data, written as JSON beside the instance, read again when it has
+//! changed.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The Ethernet address of everything that a guest can reach: all is routed, and nothing of the host's link is its own.
+pub const GATEWAY_MAC: MacAddress = MacAddress([0x0a, 0x57, 0x49, 0x53, 0x50, 0x01]);
+/// Where a guest asks for its metadata.
+pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+/// An Ethernet address; its text is six pairs of hexadecimal digits: `06:1f:2a:00:00:01`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct MacAddress(pub [u8; 6]);
+
+/// A range of addresses; its text is an address, a slash and the length of the prefix that the range has in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Cidr {
+    /// Its first address.
+    pub address: Ipv4Addr,
+    /// Bits of the prefix, 0 to 32.
+    pub prefix_length: u8,
+}
+
+/// A text that is no address, or no range of addresses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{given:?} is not {what}")]
+pub struct ParseError {
+    given: String,
+    what: &'static str,
+}
+
+/// The link of one guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkConfig {
+    /// The guest's address.
+    pub address: Ipv4Addr,
+    /// The length of its subnet's prefix.
+    pub prefix_length: u8,
+    /// Its router.
+    pub router: Ipv4Addr,
+    /// Its name servers.
+    pub dns: Vec<Ipv4Addr>,
+    /// Bytes of the largest IP packet.
+    pub mtu: u16,
+    /// What it is called: `ip-172-31-5-9`.
+    pub hostname: String,
+    /// The domain of its name: `ec2.internal`.
+    pub domain: String,
+    /// Ports of the host that lead to the guest.
+    #[serde(default)]
+    pub forwards: Vec<Forward>,
+    /// What may pass; everything, if there is none.
+    #[serde(default)]
+    pub filter: Option<Filter>,
+    /// What it is told of itself, if it is.
+    #[serde(default)]
+    pub metadata: Option<MetadataConfig>,
+}
+
+/// A port of the host that leads to one of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Forward {
+    /// Of which protocol.
+    pub transport: Transport,
+    /// Where the host listens.
+    pub host: SocketAddrV4,
+    /// The guest's port.
+    pub guest_port: u16,
+}
+
+/// Protocols with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// What may be begun; what is answered to that may pass, too.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Filter {
+    /// By others.
+    pub ingress: Vec<FilterRule>,
+    /// By the guest.
+    pub egress: Vec<FilterRule>,
+}
+
+/// One kind of traffic, with some.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FilterRule {
+    /// Of which protocol.
+    #[serde(flatten)]
+    pub protocol: FilterProtocol,
+    /// With whom.
+    pub peers: Vec<Cidr>,
+}
+
+/// Which packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "protocol", rename_all = "kebab-case")]
+pub enum FilterProtocol {
+    /// All.
+    All,
+    /// TCP, to these ports.
+    Tcp {
+        /// The first.
+        from: u16,
+        /// The last.
+        to: u16,
+    },
+    /// UDP, to these ports.
+    Udp {
+        /// The first.
+        from: u16,
+        /// The last.
+        to: u16,
+    },
+    /// ICMP.
+    Icmp {
+        /// Only this type.
+        kind: Option<u8>,
+        /// Only this code.
+        code: Option<u8>,
+    },
+    /// Another protocol.
+    Other {
+        /// Its number (IANA's assigned internet protocol numbers).
+        number: u8,
+    },
+}
+
+/// The instance metadata service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetadataConfig {
+    /// Whether it answers (`HttpEndpoint`).
+    pub enabled: bool,
+    /// Whether it answers only those who have a token (`HttpTokens`).
+    pub tokens_required: bool,
+    /// How many hops an answer with a token may go, 1 to 64.
+    pub hop_limit: u8,
+    /// What there is below `meta-data/`, by path: `placement/availability-zone`.
+    pub tree: BTreeMap<String, String>,
+    /// The instance's identity document.
+    pub identity_document: String,
+    /// User data, in base64.
+    pub user_data: Option<String>,
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl FromStr for MacAddress {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<MacAddress, ParseError> {
+        let digits = |pair: &str| if pair.len() == 2 { u8::from_str_radix(pair, 16).ok() } else { None };
+        let bytes: Option<Vec<u8>> = text.split(':').map(digits).collect();
+        let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
+        bytes.map(MacAddress).ok_or_else(|| ParseError { given: text.into(), what: "an Ethernet address" })
+    }
+}
+
+impl Cidr {
+    /// One address.
+    pub const fn host(address: Ipv4Addr) -> Cidr {
+        Cidr { address, prefix_length: 32 }
+    }
+
+    /// The bits that all addresses of the range have in common.
+    pub const fn mask(self) -> u32 {
+        // Half of a longer number, so that a prefix of no bits shifts all out of it.
+        (u64::MAX << (32 - if self.prefix_length > 32 { 32 } else { self.prefix_length })) as u32
+    }
+
+    /// Whether `address` is one of the range.
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        (self.address.to_bits() ^ address.to_bits()) & self.mask() == 0
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix_length)
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Cidr, ParseError> {
+        let parts =
+            text.split_once('/').and_then(|(address, length)| Some((address.parse().ok()?, length.parse().ok()?)));
+        let cidr = parts.map(|(address, prefix_length)| Cidr { address, prefix_length });
+        let sound = cidr.filter(|cidr| cidr.prefix_length <= 32 && cidr.address.to_bits() & !cidr.mask() == 0);
+        sound.ok_or_else(|| ParseError { given: text.into(), what: "a range of addresses, such as 10.0.0.0/8" })
+    }
+}
+
+macro_rules! text {
+    ($($kind:ty),*) => {$(
+        impl From<$kind> for String {
+            fn from(value: $kind) -> String {
+                value.to_string()
+            }
+        }
+
+        impl TryFrom<String> for $kind {
+            type Error = ParseError;
+
+            fn try_from(text: String) -> Result<$kind, ParseError> {
+                text.parse()
+            }
+        }
+    )*};
+}
+text!(MacAddress, Cidr);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_back_and_others_refused() {
+        assert_eq!("06:1f:2a:00:00:01".parse(), Ok(MacAddress([6, 0x1f, 0x2a, 0, 0, 1])));
+        assert_eq!(GATEWAY_MAC.to_string().parse(), Ok(GATEWAY_MAC));
+        for text in [
+            "",
+            "06:1f:2a:00:00",
+            "06:1f:2a:00:00:01:02",
+            "6:1f:2a:00:00:01",
+            "0g:1f:2a:00:00:01",
+            "+6:1f:2a:00:00:01:",
+        ] {
+            assert!(text.parse::<MacAddress>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_range_contains_what_has_its_prefix() {
+        let range: Cidr = "172.31.16.0/20".parse().unwrap();
+        assert!(range.contains(Ipv4Addr::new(172, 31, 31, 255)));
+        assert!(!range.contains(Ipv4Addr::new(172, 31, 32, 0)));
+        assert!("0.0.0.0/0".parse::<Cidr>().unwrap().contains(Ipv4Addr::BROADCAST));
+        assert!(!Cidr::host(Ipv4Addr::LOCALHOST).contains(Ipv4Addr::UNSPECIFIED));
+        for text in ["", "10.0.0.0", "10.0.0.0/33", "10.0.0.1/8", "10.0.0.0/-1", "10.0.0/8"] {
+            assert!(text.parse::<Cidr>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_link_is_read_back() {
+        let peers = vec!["0.0.0.0/0".parse().unwrap()];
+        let rule = |protocol| FilterRule { protocol, peers: peers.clone() };
+        let protocols = [
+            FilterProtocol::All,
+            FilterProtocol::Tcp { from: 22, to: 22 },
+            FilterProtocol::Icmp { kind: Some(8), code: None },
+            FilterProtocol::Other { number: 50 },
+        ];
+        let config = LinkConfig {
+            address: Ipv4Addr::new(172, 31, 0, 10),
+            prefix_length: 20,
+            router: Ipv4Addr::new(172, 31, 0, 1),
+            dns: vec![Ipv4Addr::new(172, 31, 0, 2)],
+            mtu: 1500,
+            hostname: "ip-172-31-0-10".into(),
+            domain: "ec2.internal".into(),
+            forwards: vec![Forward {
+                transport: Transport::Tcp,
+                host: "127.18.0.5:80".parse().unwrap(),
+                guest_port: 80,
+            }],
+            filter: Some(Filter { ingress: protocols.map(rule).into(), egress: vec![] }),
+            metadata: None,
+        };
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<LinkConfig>(&text).unwrap(), config);
+    }
+}
