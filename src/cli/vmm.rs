@@ -41,6 +41,10 @@ pub struct Args {
     #[arg(long)]
     console_fd: Option<RawFd>,
 
+    /// The descriptor of what the network device is connected to.
+    #[arg(long)]
+    network_fd: Option<RawFd>,
+
     /// When the user's command began, in nanoseconds of the monotonic clock.
     #[arg(long)]
     began_ns: Option<u64>,
@@ -64,6 +68,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let owner = args.owner_fd.map(inherit).transpose()?.map(UnixStream::from);
     let watcher = args.watcher_fd.map(inherit).transpose()?.map(UnixStream::from);
     let console = args.console_fd.map(inherit).transpose()?.map(UnixStream::from);
+    let network = args.network_fd.map(inherit).transpose()?;
     let complaint = owner.as_ref().or(watcher.as_ref()).map(UnixStream::try_clone).transpose();
     let complaint = complaint.context("the connection of who started the machine cannot be used")?;
     let owned = owner.is_some();
@@ -76,6 +81,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         folder: args.folder.clone(),
         launcher,
         console,
+        network: network.as_ref().map(OwnedFd::try_clone).transpose().context("the network cannot be used")?,
         process_start_ns: args.began_ns,
         restore: args.restore.clone().map(|folder| Restore { folder, once: args.once }),
     };
@@ -94,20 +100,26 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let _ = fs::remove_dir_all(&args.folder);
     }
     match result? {
-        End::Reboot if !owned => Err(start_again(&args.folder, &lock)),
+        End::Reboot if !owned => Err(start_again(&args.folder, &lock, network.as_ref())),
         end if end.is_orderly() => Ok(ExitCode::SUCCESS),
         _ => Ok(ExitCode::FAILURE),
     }
 }
 
 /// Runs the machine anew in the place of this process, as a PC does after a reset; returns only why that failed.
-fn start_again(folder: &Path, lock: &OwnedFd) -> anyhow::Error {
-    let inherited = match keep_open(lock) {
-        Ok(number) => number,
-        Err(error) => return anyhow::Error::new(error).context("the lock cannot be kept over the reboot"),
-    };
+fn start_again(folder: &Path, lock: &OwnedFd, network: Option<&OwnedFd>) -> anyhow::Error {
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("wisp").arg("vmm").arg(folder).args(["--lock-fd", &inherited.to_string()]);
+    command.arg0("wisp").arg("vmm").arg(folder);
+    for (option, fd) in [("--lock-fd", Some(lock)), ("--network-fd", network)] {
+        match fd.map(keep_open).transpose() {
+            Ok(number) => {
+                command.args(number.map(|number| [option.to_string(), number.to_string()]).into_iter().flatten())
+            }
+            Err(error) => {
+                return anyhow::Error::new(error).context("the lock and the network cannot be kept over the reboot");
+            }
+        };
+    }
     anyhow::Error::new(command.exec()).context("the monitor cannot start again after the guest's reboot")
 }
 

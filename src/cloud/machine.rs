@@ -195,7 +195,7 @@ impl Folder {
         EndRecord::clear(&self.path).map_err(CloudError::file(&self.path, "cleaned"))?;
         let spawn_error = |source| CloudError::Spawn { instance: self.id, source };
         let (near, far) = UnixStream::pair().map_err(spawn_error)?;
-        let inherited = Inherited { lock, launcher: Launcher::Watcher(far), console: None };
+        let inherited = Inherited { lock, launcher: Launcher::Watcher(far), console: None, network: None };
         // The child is not waited for: it outlives this process, which is short.
         monitor_process::spawn(&self.path, inherited, restore, monotonic_ns()).map_err(spawn_error)?;
         let client = ControlClient::new(near).map_err(self.control_error())?;
@@ -238,7 +238,7 @@ impl Folder {
         let cpus = CpuConfig { count: record.vcpus, threads_per_core: record.threads_per_core };
         let vsock = Some(VsockConfig { cid: GUEST_CID, path: self.path.join(VSOCK), seed });
         let memory_mib = with_kernel_share(record.memory_mib);
-        Ok(MachineConfig { cpus, memory_mib, kernel, disks, disk_slots, vsock })
+        Ok(MachineConfig { cpus, memory_mib, kernel, disks, disk_slots, vsock, net: None })
     }
 
     /// Fresh, empty instance-store disks of the instance's type: sparse files, gone when it stops.
@@ -426,7 +426,11 @@ impl Monitor {
             Message::Ready => self.ready = true,
             Message::Ended { end, status } => self.ended = Some((end, *status)),
             Message::Failed { why } => return Err(CloudError::Refused { instance: self.folder.id, why }),
-            Message::Status(_) | Message::Done | Message::Attached { .. } | Message::Saved { .. } => {}
+            Message::Status(_)
+            | Message::Done
+            | Message::Attached { .. }
+            | Message::Reloaded { .. }
+            | Message::Saved { .. } => {}
         }
         Ok(())
     }

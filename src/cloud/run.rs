@@ -200,7 +200,7 @@ impl RunSpec {
         let memory_mib = with_kernel_share(self.memory_mib);
         // Who goes on from it may attach volumes.
         let disk_slots = if matches!(self.boot, Boot::Nobody { .. }) { 1 + FREE_SLOTS } else { 0 };
-        MachineConfig { cpus: self.cpus, memory_mib, kernel, disks, disk_slots, vsock }
+        MachineConfig { cpus: self.cpus, memory_mib, kernel, disks, disk_slots, vsock, net: None }
     }
 }
 
@@ -312,7 +312,8 @@ impl EphemeralInstance {
         let (owner, monitor_owner) = UnixStream::pair().map_err(RunError::Spawn)?;
         let console = if spec.console { Some(UnixStream::pair().map_err(RunError::Spawn)?) } else { None };
         let (console, monitor_console) = console.unzip();
-        let inherited = Inherited { lock, launcher: Launcher::Owner(monitor_owner), console: monitor_console };
+        let inherited =
+            Inherited { lock, launcher: Launcher::Owner(monitor_owner), console: monitor_console, network: None };
         let monitor = monitor_process::spawn(folder, inherited, warm.map(Warm::restore).as_ref(), began_ns)
             .map_err(RunError::Spawn)?;
         let control = ControlClient::new(owner)?;
@@ -403,7 +404,11 @@ impl EphemeralInstance {
             Message::Ready => self.ready = true,
             Message::Ended { end, status } => self.ended = Some((end, *status)),
             Message::Failed { why } => return Err(RunError::Refused(why)),
-            Message::Status(_) | Message::Done | Message::Attached { .. } | Message::Saved { .. } => {}
+            Message::Status(_)
+            | Message::Done
+            | Message::Attached { .. }
+            | Message::Reloaded { .. }
+            | Message::Saved { .. } => {}
         }
         Ok(())
     }

@@ -45,6 +45,8 @@ pub struct Inherited {
     pub launcher: Launcher,
     /// The monitor's end of the console's terminal.
     pub console: Option<UnixStream>,
+    /// What its network device is connected to.
+    pub network: Option<OwnedFd>,
 }
 
 /// Starts the monitor of the machine in `folder`, which boots or goes on from a saved one. `began_ns` is when the user's
@@ -70,6 +72,9 @@ pub fn spawn(folder: &Path, inherited: Inherited, restore: Option<&Restore>, beg
     }
     if let Some(console) = inherited.console {
         pass("--console-fd", console.into());
+    }
+    if let Some(network) = inherited.network {
+        pass("--network-fd", network);
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     let numbers: Vec<i32> = kept.iter().map(AsRawFd::as_raw_fd).collect();

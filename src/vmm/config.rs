@@ -4,12 +4,17 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::link::MacAddress;
+
 /// The most virtual CPUs that a machine can have: what the embedded kernel is built for.
 pub const MAX_VCPUS: u32 = 64;
 /// The least memory that a machine can have, in MiB: below it the embedded kernel and its agent do not fit.
 pub const MIN_MEMORY_MIB: u64 = 64;
 /// The most disks that a machine can have: what is left of the interrupt lines, see [`crate::vmm::machine`].
 pub const MAX_DISKS: usize = 12;
+
+/// The least that an IPv4 network carries at once (RFC 791).
+pub const MIN_MTU: u16 = 68;
 
 /// Everything that [`Machine::new`](crate::vmm::Machine::new) needs to know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +36,9 @@ pub struct MachineConfig {
     /// The vsock device, if there is to be one.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,
+    /// The network device, if there is to be one.
+    #[serde(default)]
+    pub net: Option<NetConfig>,
 }
 
 /// Virtual CPUs: one socket, `count / threads_per_core` cores.
@@ -132,6 +140,19 @@ pub struct VsockConfig {
     pub seed: Option<PathBuf>,
 }
 
+/// The network device. What it is connected to comes with the machine's [surroundings](crate::vmm::machine::Surroundings).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// The guest's Ethernet address.
+    pub mac: MacAddress,
+    /// Bytes of the largest IP packet, [`MIN_MTU`] or more.
+    pub mtu: u16,
+    /// A file with the [`LinkConfig`](super::link::LinkConfig) that the link's services go by, if it has any.
+    #[serde(default)]
+    pub link: Option<PathBuf>,
+}
+
 /// Why a configuration cannot make a machine.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
@@ -161,6 +182,12 @@ pub enum ConfigError {
     /// CIDs 0 to 2 are taken (virtio 1.2, section 5.10.4).
     #[error("the vsock context id {0} is reserved; a guest's is 3 or more")]
     Cid(u32),
+    /// Too small an MTU.
+    #[error("a network's largest packet has {MIN_MTU} bytes or more, not {0}")]
+    Mtu(u16),
+    /// An address that no interface can have.
+    #[error("{0} is the address of a group, not of an interface")]
+    GroupAddress(MacAddress),
 }
 
 impl DiskConfig {
@@ -196,8 +223,10 @@ impl MachineConfig {
         if roots > 1 {
             return Err(ConfigError::Roots(roots));
         }
-        match &self.vsock {
-            Some(vsock) if vsock.cid < 3 => Err(ConfigError::Cid(vsock.cid)),
+        match (&self.vsock, &self.net) {
+            (Some(vsock), _) if vsock.cid < 3 => Err(ConfigError::Cid(vsock.cid)),
+            (_, Some(net)) if net.mtu < MIN_MTU => Err(ConfigError::Mtu(net.mtu)),
+            (_, Some(net)) if net.mac.0[0] & 1 != 0 => Err(ConfigError::GroupAddress(net.mac)),
             _ => Ok(()),
         }
     }
@@ -221,6 +250,7 @@ mod tests {
             disks: vec![],
             disk_slots: 0,
             vsock: None,
+            net: None,
         }
     }
 
@@ -269,5 +299,18 @@ mod tests {
         let mut config = config();
         config.vsock = Some(VsockConfig { cid: 2, path: "v.sock".into(), seed: None });
         assert_eq!(config.validate(), Err(ConfigError::Cid(2)));
+    }
+
+    #[test]
+    fn networks_that_cannot_be_are_refused() {
+        let mut config = config();
+        let mac = MacAddress([6, 0, 0, 0, 0, 1]);
+        config.net = Some(NetConfig { mac, mtu: 9001, link: None });
+        assert_eq!(config.validate(), Ok(()));
+        config.net = Some(NetConfig { mac, mtu: 67, link: None });
+        assert_eq!(config.validate(), Err(ConfigError::Mtu(67)));
+        let mac = MacAddress([0xff; 6]);
+        config.net = Some(NetConfig { mac, mtu: 1500, link: None });
+        assert_eq!(config.validate(), Err(ConfigError::GroupAddress(mac)));
     }
 }

@@ -4,6 +4,7 @@
 //! creates the vCPUs, in that order; nothing of the guest runs before all of it has succeeded. [`Machine::run`] starts
 //! the vCPUs and hands the process to the [`monitor`](super::monitor) until there is an [`End`].
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +19,7 @@ use wisp_agent::seed::Seed;
 
 use super::boot::{self, BootState, cmdline};
 use super::bus::{Bus, SharedDevice};
-use super::config::{CpuConfig, DiskConfig, MachineConfig};
+use super::config::{CpuConfig, DiskConfig, MachineConfig, NetConfig};
 use super::console_socket::{self, ConsoleSocket};
 use super::control::{ControlServer, GuestFaultRecord, SOCKET, Status};
 use super::cpu::gate::Gate;
@@ -41,6 +42,7 @@ use super::error::Error;
 use super::fault::GuestFaults;
 use super::freeze::{self, Freezer};
 use super::irq::IrqLine;
+use super::link::LinkConfig;
 use super::memory::{self, GuestMemory, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
 use super::monitor::Monitor;
 use super::snapshot::origin::Origin;
@@ -49,6 +51,7 @@ use super::timeline::{ExitCounters, Mark, Timeline};
 use super::virtio::VirtioDevice;
 use super::virtio::block::{Block, Disk, DiskBay};
 use super::virtio::mmio::{MmioTransport, Slot};
+use super::virtio::net::{Backend, Net, NetControl};
 use super::virtio::register;
 use super::virtio::rng::Rng;
 use super::virtio::vsock::Vsock;
@@ -82,6 +85,8 @@ pub struct Surroundings {
     pub console: Option<UnixStream>,
     /// When the user's command began, in nanoseconds of `CLOCK_MONOTONIC`.
     pub process_start_ns: Option<u64>,
+    /// What the network device is connected to: a tap, or the stream socket of a user-mode network.
+    pub network: Option<OwnedFd>,
     /// A saved machine that this one is to go on from.
     pub restore: Option<Restore>,
 }
@@ -135,6 +140,9 @@ pub(super) struct Devices {
     pub(super) acpi_pm: Arc<Mutex<AcpiPm>>,
     pub(super) generation: Arc<Mutex<Generation>>,
     pub(super) disks: DiskSlots,
+    pub(super) net: Option<NetControl>,
+    /// Where the network's link is described.
+    link: Option<PathBuf>,
     pub(super) virtio: Vec<Arc<Mutex<MmioTransport>>>,
     faults: Vec<(String, Arc<GuestFaults>)>,
 }
@@ -166,7 +174,11 @@ impl Machine {
         timeline.mark(Mark::MemoryReady);
 
         let disks = place_disks(&config, saved.as_ref())?;
-        let slots = virtio_slots(disks.len(), config.vsock.is_some());
+        let link = read_link(&config)?;
+        // One that was saved when there was no network goes on without.
+        let has_net = |state: &MachineState| state.virtio.len() > disks.len() + 1 + usize::from(config.vsock.is_some());
+        let net = config.net.as_ref().filter(|_| saved.as_ref().is_none_or(has_net));
+        let slots = virtio_slots(disks.len() + 1 + usize::from(config.vsock.is_some()) + usize::from(net.is_some()));
         let software_kvm = emulation::is_software_kvm();
         let start = match &saved {
             Some(state) => Start::Saved(state),
@@ -185,13 +197,17 @@ impl Machine {
         if let Some(terminal) = surroundings.console {
             console_socket.attach(terminal).map_err(Error::host("a terminal for the console"))?;
         }
-        let revival = saved.as_ref().map(|state| Revival::of(&config, &memory, state.generation)).transpose()?;
+        let revival =
+            saved.as_ref().map(|state| Revival::of(&config, &memory, state.generation, link.as_ref())).transpose()?;
         let released = revival.as_ref().map(|revival| revival.release.try_clone()).transpose();
         let released = released.map_err(Error::host("an eventfd"))?;
         let saved_ports = saved.as_ref().zip(revival);
         let mut devices = wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console, saved_ports)?;
         let vsock = config.vsock.as_ref().map(|vsock| Vsock::new(vsock, released)).transpose()?;
-        wire_virtio(&vm, &mut mmio, &mut devices, &memory, &disks, vsock, &surroundings.folder)?;
+        let net = net.map(|net| connect(net, surroundings.network, link)).transpose()?;
+        devices.link = config.net.as_ref().and_then(|net| net.link.clone());
+        let parts = VirtioParts { disks: &disks, vsock, net, slots: &slots };
+        wire_virtio(&vm, &mut mmio, &mut devices, &memory, parts, &surroundings.folder)?;
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::kvm("tell which CPU features it supports"))?;
@@ -301,7 +317,12 @@ struct Revival {
 
 impl Revival {
     /// For a guest that has not gone on yet; its random generator gets a generation of its own.
-    fn of(config: &MachineConfig, memory: &GuestMemory, generation: Option<u64>) -> Result<Revival, Error> {
+    fn of(
+        config: &MachineConfig,
+        memory: &GuestMemory,
+        generation: Option<u64>,
+        link: Option<&LinkConfig>,
+    ) -> Result<Revival, Error> {
         let (mut number, mut entropy) = ([0; 8], [0; 32]);
         for bytes in [&mut number[..], &mut entropy] {
             getrandom(bytes, GetRandomFlags::empty()).map_err(|errno| Error::host("random numbers")(errno.into()))?;
@@ -384,6 +405,18 @@ fn load_kernel(
     let cmdline = cmdline::assemble(config, slots, software_kvm);
     log::info!("kernel command line: {cmdline}");
     Ok(boot::load(memory, config, slots, &cmdline)?)
+}
+
+impl Devices {
+    /// Has the network's link go by its configuration as it is now. Returns what of it could not be done; the error is a
+    /// sentence.
+    pub(super) fn reload_link(&self) -> Result<Vec<String>, String> {
+        let (Some(net), Some(path)) = (&self.net, &self.link) else {
+            return Err("the machine has no link that could be changed".into());
+        };
+        let config = LinkConfig::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+        Ok(net.reload(config))
+    }
 }
 
 /// Creates all vCPUs, and sets the first to the kernel's entry, where the others wait for it to start them; or all to where
@@ -479,7 +512,8 @@ fn wire_ports(
         bus.insert(port.into(), length, device).expect("the ports of the PC's devices do not overlap");
     }
     let disks = DiskSlots::default();
-    Ok(Devices { serial, serial_room, i8042, rtc, acpi_pm, generation, disks, virtio: Vec::new(), faults: Vec::new() })
+    let (net, link, virtio, faults) = (None, None, Vec::new(), Vec::new());
+    Ok(Devices { serial, serial_room, i8042, rtc, acpi_pm, generation, disks, net, link, virtio, faults })
 }
 
 /// Which disk is in each slot: those of `config` in their order, or where they were when the machine was saved.
@@ -502,24 +536,41 @@ fn place_disks<'a>(
     }
 }
 
-/// Where the virtio devices are, in the order of [`wire_virtio`].
-fn virtio_slots(disks: usize, has_vsock: bool) -> Vec<Slot> {
-    let count = disks + usize::from(has_vsock) + 1;
+/// What the services of the network device's link go by, if it has any.
+fn read_link(config: &MachineConfig) -> Result<Option<LinkConfig>, Error> {
+    let Some(path) = config.net.as_ref().and_then(|net| net.link.as_ref()) else { return Ok(None) };
+    LinkConfig::read(path).map(Some).map_err(|source| Error::File { path: path.clone(), source })
+}
+
+/// The network device, in front of what it is connected to.
+fn connect(config: &NetConfig, network: Option<OwnedFd>, link: Option<LinkConfig>) -> Result<Net, Error> {
+    let backend = network.map_or(Ok(Backend::Nobody), Backend::of).map_err(Error::host("the network"))?;
+    Net::new(config, backend, link).map_err(Error::host("an eventfd"))
+}
+
+/// Where so many virtio devices are, in the order of [`wire_virtio`].
+fn virtio_slots(count: usize) -> Vec<Slot> {
     let address = |index: usize| VIRTIO_MMIO_START + index as u64 * VIRTIO_MMIO_SIZE;
     VIRTIO_IRQS.iter().take(count).enumerate().map(|(index, irq)| Slot { address: address(index), irq: *irq }).collect()
 }
 
-/// Wires the virtio devices: disks in their order, slots without one, the entropy device, vsock.
+/// The virtio devices that depend on the configuration, and where all of them go.
+struct VirtioParts<'a> {
+    disks: &'a [Option<&'a DiskConfig>],
+    vsock: Option<Vsock>,
+    net: Option<Net>,
+    slots: &'a [Slot],
+}
+
+/// Wires the virtio devices: disks in their order, slots without one, the entropy device, vsock, the network device.
 fn wire_virtio(
     vm: &VmFd,
     bus: &mut Bus,
     devices: &mut Devices,
     memory: &GuestMemory,
-    disks: &[Option<&DiskConfig>],
-    vsock: Option<Vsock>,
+    VirtioParts { disks, vsock, net, slots }: VirtioParts,
     folder: &Path,
 ) -> Result<(), Error> {
-    let slots = virtio_slots(disks.len(), vsock.is_some());
     let mut parts: Vec<(String, Box<dyn VirtioDevice>)> = Vec::new();
     let mut bays = Vec::with_capacity(disks.len());
     for (index, disk) in disks.iter().enumerate() {
@@ -532,7 +583,11 @@ fn wire_virtio(
     if let Some(vsock) = vsock {
         parts.push(("vsock".into(), Box::new(vsock)));
     }
-    for ((name, device), slot) in parts.into_iter().zip(&slots) {
+    if let Some(net) = net {
+        devices.net = Some(net.control());
+        parts.push(("net".into(), Box::new(net)));
+    }
+    for ((name, device), slot) in parts.into_iter().zip(slots) {
         let faults = Arc::new(GuestFaults::new(name.clone()));
         let line = wire_irq(vm, slot.irq)?;
         let transport =
@@ -569,6 +624,8 @@ fn status(config: &MachineConfig, context: &VcpuContext, devices: &Devices) -> S
         exits: context.exits.record(),
         cpu_time_ns: context.cpu_time.total_ns(),
         disks: devices.disks.records(),
+        net: devices.net.as_ref().map(NetControl::record),
+        link_problems: devices.net.as_ref().map(NetControl::problems).unwrap_or_default(),
         guest_faults: faults
             .map(|(device, faults)| GuestFaultRecord { device: device.clone(), count: faults.count() })
             .collect(),

@@ -181,6 +181,10 @@ impl<'a> Monitor<'a> {
                     };
                     self.control.send(fd, &answer);
                 }
+                Request::ReloadLink => {
+                    let reloaded = self.devices.reload_link().map(|problems| Message::Reloaded { problems });
+                    self.control.send(fd, &reloaded.unwrap_or_else(|why| Message::Failed { why }));
+                }
                 Request::Kill { by } => return Some(End::Killed { by }),
             }
         }

@@ -139,6 +139,7 @@ mod tests {
             disks: vec![disk("a", false), disk("b", true)],
             disk_slots: 0,
             vsock: None,
+            net: None,
         }
     }
 

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::config::DiskConfig;
 use super::end::End;
 use super::timeline::{ExitRecord, TimelineRecord};
+use super::virtio::net::NetRecord;
 
 pub use client::{ClientError, ControlClient};
 pub(super) use server::ControlServer;
@@ -72,6 +73,8 @@ pub enum Request {
         /// A qcow2 file whose backing file is the one that the disk is written to now.
         layer: PathBuf,
     },
+    /// Read the link's configuration again, and go by it; answered with [`Message::Reloaded`].
+    ReloadLink,
     /// Save the machine into a folder, with which it ends: answered with [`Message::Ended`] where the client subscribed.
     /// After [`Message::Failed`] it goes on.
     Save {
@@ -126,6 +129,11 @@ pub enum Message {
         /// The same, where it learns of it from ACPI.
         acpi_device: String,
     },
+    /// The link goes by its new configuration.
+    Reloaded {
+        /// What of it could not be done, in sentences.
+        problems: Vec<String>,
+    },
     /// The machine was saved, and runs on.
     Saved {
         /// For how long it was paused, in nanoseconds.
@@ -163,6 +171,12 @@ pub struct Status {
     /// What was done to the disks that the machine has now, in the order of their slots.
     #[serde(default)]
     pub disks: Vec<DiskRecord>,
+    /// What has gone through the network device, if there is one.
+    #[serde(default)]
+    pub net: Option<NetRecord>,
+    /// What of its link's configuration could not be done, in sentences.
+    #[serde(default)]
+    pub link_problems: Vec<String>,
     /// What the guest's drivers did wrong, by device.
     pub guest_faults: Vec<GuestFaultRecord>,
     /// Bytes of guest memory that the host holds in RAM.

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -63,6 +65,13 @@ pub struct LinkConfig {
     /// What it is told of itself, if it is.
     #[serde(default)]
     pub metadata: Option<MetadataConfig>,
+}
+
+impl LinkConfig {
+    /// The configuration in a file.
+    pub fn read(path: &Path) -> io::Result<LinkConfig> {
+        Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+    }
 }
 
 /// A port of the host that leads to one of the guest.

@@ -88,6 +88,8 @@ pub struct Virtqueue {
     memory: GuestMemory,
     interrupt: Arc<Interrupt>,
     kick: Arc<EventFd>,
+    /// Chains were handed back together, of which virtio-queue has counted the last.
+    added_before: bool,
 }
 
 impl Virtqueue {
@@ -99,7 +101,7 @@ impl Virtqueue {
         interrupt: Arc<Interrupt>,
         kick: Arc<EventFd>,
     ) -> Virtqueue {
-        Virtqueue { index, queue, memory, interrupt, kick }
+        Virtqueue { index, queue, memory, interrupt, kick, added_before: false }
     }
 
     /// Where it is, and how far this end has come.
@@ -157,13 +159,34 @@ impl Virtqueue {
             .map_err(|error| QueueError::Ring { queue: self.index, reason: error.to_string() })
     }
 
+    /// Hands several chains back, each with how much of it was written, so that the driver sees all of them or none.
+    pub fn add_used_together(&mut self, chains: &[(u16, u32)]) -> Result<(), QueueError> {
+        let Some(((last, written), before)) = chains.split_last() else { return Ok(()) };
+        let state = self.queue.state();
+        let failed = |error: &dyn std::fmt::Display| QueueError::Ring { queue: self.index, reason: error.to_string() };
+        let mut next = state.next_used;
+        for (head, written) in before {
+            // The ring's elements, 8 bytes each, come behind its flags and its index (section 2.7.8).
+            let place = state.used_ring + 4 + 8 * u64::from(next % state.size.max(1));
+            let element = u64::from(*head) | u64::from(*written) << 32;
+            self.memory.write_obj(u64::to_le(element), GuestAddress(place)).map_err(|error| failed(&error))?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        // The index changes with this one only.
+        self.add_used(*last, *written)?;
+        self.added_before |= !before.is_empty();
+        Ok(())
+    }
+
     /// Interrupts the driver, if it wants to know of what was used since the last time (section 2.7.7).
     pub fn notify(&mut self) -> Result<(), QueueError> {
         let wanted = self
             .queue
             .needs_notification(&self.memory)
             .map_err(|error| QueueError::Ring { queue: self.index, reason: error.to_string() })?;
-        if wanted {
+        // What it wants to hear of may be one of those that were not counted: once too often does no harm.
+        if wanted || std::mem::take(&mut self.added_before) {
             self.interrupt.signal_used();
         }
         Ok(())
@@ -319,18 +342,30 @@ pub(super) mod tests {
         descriptors: &[(u64, u32, u16, u16)],
         heads: &[u16],
     ) -> Virtqueue {
-        let mock = MockSplitQueue::new(memory, SIZE);
-        for (index, &(address, length, flags, next)) in descriptors.iter().enumerate() {
+        queue_at(memory, 0, 0, descriptors, heads)
+    }
+
+    /// The same, of the queue `index`, with its rings from `start` on: the descriptors, the available ring 256 bytes from
+    /// there, the used ring behind.
+    pub(in crate::vmm::virtio) fn queue_at(
+        memory: &GuestMemory,
+        start: u64,
+        index: usize,
+        descriptors: &[(u64, u32, u16, u16)],
+        heads: &[u16],
+    ) -> Virtqueue {
+        let mock = MockSplitQueue::create(memory, GuestAddress(start), SIZE);
+        for (number, &(address, length, flags, next)) in descriptors.iter().enumerate() {
             let descriptor = RawDescriptor::from(Descriptor::new(address, length, flags, next));
-            mock.desc_table().store(index as u16, descriptor).unwrap();
+            mock.desc_table().store(number as u16, descriptor).unwrap();
         }
-        for (index, head) in heads.iter().enumerate() {
-            mock.avail().ring().ref_at(index % SIZE as usize).unwrap().store(u16::to_le(*head));
+        for (number, head) in heads.iter().enumerate() {
+            mock.avail().ring().ref_at(number % SIZE as usize).unwrap().store(u16::to_le(*head));
         }
         mock.avail().idx().store(u16::to_le(heads.len() as u16));
         let queue: Queue = mock.create_queue().unwrap();
         let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
-        Virtqueue::new(0, queue, memory.clone(), interrupt, Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()))
+        Virtqueue::new(index, queue, memory.clone(), interrupt, Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()))
     }
 
     fn pop(descriptors: &[(u64, u32, u16, u16)]) -> Result<Option<Chain>, QueueError> {

@@ -109,6 +109,16 @@ impl Wakeups {
         self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
     }
 
+    /// Waits on `fd`, which was added before, for other `events`.
+    pub(super) fn change(&self, fd: i32, events: EventSet, token: u64) -> io::Result<()> {
+        self.epoll.ctl(ControlOperation::Modify, fd, EpollEvent::new(events, token))
+    }
+
+    /// Waits on `fd` no more.
+    pub(super) fn remove(&self, fd: i32) -> io::Result<()> {
+        self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default())
+    }
+
     /// Waits until something happens or `timeout_ms` has passed (-1: for ever), and gives each event's token and
     /// kinds to `handle`. Returns false when the thread is to pause.
     pub(super) fn wait(&self, timeout_ms: i32, mut handle: impl FnMut(u64, EventSet)) -> bool {

@@ -1,0 +1,57 @@
+//! What stands before each frame in a buffer (specification, section 5.1.6): `struct virtio_net_hdr`, which is also what a
+//! tap with `IFF_VNET_HDR` has before each of its.
+
+/// The length with `num_buffers`, which every device has that is not a legacy one.
+pub const LENGTH: usize = 12;
+
+/// The checksum is the receiver's to fill in, from `csum_start` on, at `csum_offset` from there.
+pub const NEEDS_CSUM: u8 = 1;
+/// The checksum was looked at, and is right.
+pub const DATA_VALID: u8 = 2;
+
+const GSO_NONE: u8 = 0;
+const GSO_TCPV4: u8 = 1;
+const GSO_ECN: u8 = 0x80;
+
+/// The bytes of a header.
+pub type Header = [u8; LENGTH];
+
+/// A header for a frame that is as it is on a wire, in one buffer.
+pub const PLAIN: Header = [0, GSO_NONE, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+
+/// Whether a driver may send this: only what it was offered. What the fields say of the frame is for those to check who go by
+/// it.
+pub fn is_offered(header: &Header) -> bool {
+    let [flags, gso_type, ..] = *header;
+    let is_segmented = gso_type & !GSO_ECN == GSO_TCPV4;
+    let size = u16::from_le_bytes([header[4], header[5]]);
+    flags & !NEEDS_CSUM == 0 && (gso_type == GSO_NONE || is_segmented && size > 0 && flags & NEEDS_CSUM != 0)
+}
+
+/// The header of a frame that lies in so many buffers (section 5.1.6.4).
+pub fn with_buffers(mut header: Header, count: u16) -> Header {
+    header[10..].copy_from_slice(&count.to_le_bytes());
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_offered_may_be_sent() {
+        assert!(is_offered(&PLAIN));
+        let header = |flags, gso_type, size| [flags, gso_type, 54, 0, size, 0, 34, 0, 16, 0, 0, 0];
+        assert!(is_offered(&header(NEEDS_CSUM, GSO_NONE, 0)));
+        assert!(is_offered(&header(NEEDS_CSUM, GSO_TCPV4 | GSO_ECN, 200)));
+        assert!(!is_offered(&header(NEEDS_CSUM, GSO_TCPV4, 0)), "segments of nothing");
+        assert!(!is_offered(&header(0, GSO_TCPV4, 200)), "segments need checksums");
+        assert!(!is_offered(&header(NEEDS_CSUM, 4, 200)), "IPv6");
+        assert!(!is_offered(&header(4, GSO_NONE, 0)));
+    }
+
+    #[test]
+    fn the_number_of_buffers_comes_last() {
+        assert_eq!(with_buffers(PLAIN, 0x102)[10..], [2, 1]);
+    }
+}

@@ -1,0 +1,94 @@
+//! Pieces of guest memory and of our own, for one system call.
+
+use vm_memory::VolatileSlice;
+
+/// The most pieces that one call takes (`IOV_MAX`).
+const MAX: usize = 1024;
+
+/// Pieces in order. They are valid for as long as what they were made of is borrowed.
+#[derive(Debug, Default)]
+pub struct Pieces<'a> {
+    pieces: Vec<libc::iovec>,
+    length: usize,
+    borrowed: std::marker::PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> Pieces<'a> {
+    /// Bytes to be read from; nobody may write to them through these pieces.
+    pub fn push_source(&mut self, bytes: &'a [u8]) {
+        self.push(bytes.as_ptr().cast_mut(), bytes.len());
+    }
+
+    /// Bytes to be written to.
+    pub fn push_target(&mut self, bytes: &'a mut [u8]) {
+        self.push(bytes.as_mut_ptr(), bytes.len());
+    }
+
+    /// Guest memory, which the guest may change meanwhile.
+    pub fn extend_guest(&mut self, slices: &[VolatileSlice<'a>]) {
+        for slice in slices {
+            self.push(slice.ptr_guard_mut().as_ptr(), slice.len());
+        }
+    }
+
+    fn push(&mut self, base: *mut u8, length: usize) {
+        if length > 0 {
+            self.pieces.push(libc::iovec { iov_base: base.cast(), iov_len: length });
+            self.length += length;
+        }
+    }
+
+    /// Bytes in all pieces.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Whether one system call takes them.
+    pub fn fit(&self) -> bool {
+        self.pieces.len() <= MAX
+    }
+
+    /// As the kernel takes them.
+    pub fn as_slice(&self) -> &[libc::iovec] {
+        &self.pieces
+    }
+
+    /// Copies what lies behind the first `skip` bytes.
+    pub fn copy_from(&self, skip: usize) -> Vec<u8> {
+        let mut bytes = vec![0; self.length.saturating_sub(skip)];
+        let (mut skip, mut done) = (skip, 0);
+        for piece in &self.pieces {
+            let skipped = skip.min(piece.iov_len);
+            skip -= skipped;
+            let count = piece.iov_len - skipped;
+            // SAFETY: the piece is valid for reads (it is borrowed, or guest memory, which is mapped for the life of the
+            // process and may change meanwhile: then some bytes are old and some new); `bytes` has room for all pieces
+            // behind the skipped bytes, and is nobody else's.
+            unsafe {
+                let from = piece.iov_base.cast::<u8>().add(skipped);
+                std::ptr::copy(from, bytes.as_mut_ptr().add(done), count);
+            }
+            done += count;
+        }
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_behind_is_copied() {
+        let (first, second) = ([1, 2, 3], [4, 5]);
+        let mut pieces = Pieces::default();
+        pieces.push_source(&first);
+        pieces.push_source(&[]);
+        pieces.push_source(&second);
+        assert_eq!((pieces.length(), pieces.as_slice().len()), (5, 2));
+        assert_eq!(pieces.copy_from(0), [1, 2, 3, 4, 5]);
+        assert_eq!(pieces.copy_from(2), [3, 4, 5]);
+        assert_eq!(pieces.copy_from(4), [5]);
+        assert!(pieces.copy_from(9).is_empty());
+    }
+}

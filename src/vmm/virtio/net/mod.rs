@@ -1,0 +1,233 @@
+//! The network device (specification, section 5.1): the guest's `eth0`.
+//!
+//! Frames go between guest memory and a [`Backend`], a tap or the stream socket of a user-mode network, without being copied
+//! but for their beginnings; what a guest's link answers by itself, its [`Services`], is asked about each one. Without a
+//! backend, the services are all there is.
+//!
+//! The device offers checksum and segmentation offloads whatever its backend is, so that a saved guest goes on with another
+//! one: a tap's kernel carries them out, and a user-mode network ends connections itself, so that a large segment is as good
+//! to it as many small ones.
+
+mod backend;
+mod header;
+mod iovec;
+mod receiver;
+mod service;
+mod stream;
+mod tap;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
+use super::worker::Worker;
+use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
+use crate::vmm::config::NetConfig;
+use crate::vmm::link::{LinkConfig, MacAddress, Services};
+pub use backend::Backend;
+use service::Service;
+
+/// The device's id (section 5).
+const DEVICE_TYPE: u32 = 1;
+/// The receive queue and the transmit queue (section 5.1.2).
+const QUEUE_SIZES: &[u16] = &[256, 256];
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+
+/// Feature bits (section 5.1.3).
+mod feature {
+    pub const CSUM: u64 = 1 << 0;
+    pub const GUEST_CSUM: u64 = 1 << 1;
+    pub const MTU: u64 = 1 << 3;
+    pub const MAC: u64 = 1 << 5;
+    pub const GUEST_TSO4: u64 = 1 << 7;
+    pub const GUEST_ECN: u64 = 1 << 9;
+    pub const HOST_TSO4: u64 = 1 << 11;
+    pub const HOST_ECN: u64 = 1 << 13;
+    pub const MRG_RXBUF: u64 = 1 << 15;
+    pub const STATUS: u64 = 1 << 16;
+}
+
+/// The configuration's status: the link is up (section 5.1.4).
+const LINK_UP: u16 = 1;
+
+/// What goes through a device, since its machine was started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetRecord {
+    /// Frames that the guest got.
+    pub received_frames: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Frames that the guest sent, those that were not passed on among them.
+    pub sent_frames: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Frames either way that may not pass, or that there was no room for.
+    pub dropped_frames: u64,
+}
+
+/// What is counted.
+#[derive(Debug, Default)]
+struct Counters {
+    received_frames: AtomicU64,
+    received_bytes: AtomicU64,
+    sent_frames: AtomicU64,
+    sent_bytes: AtomicU64,
+    dropped_frames: AtomicU64,
+}
+
+impl Counters {
+    fn received(&self, bytes: usize) {
+        self.received_frames.fetch_add(1, Ordering::Relaxed);
+        self.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn sent(&self, bytes: usize) {
+        self.sent_frames.fetch_add(1, Ordering::Relaxed);
+        self.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn dropped(&self) {
+        self.dropped_frames.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What the guest's end of a link leads to; it outlives the driver's resets.
+#[derive(Debug)]
+struct Port {
+    backend: Backend,
+    services: Option<Services>,
+}
+
+/// What a device and its thread have in common with those who look at it, or change it, from outside the guest.
+#[derive(Debug)]
+struct Shared {
+    port: Mutex<Port>,
+    /// Written when the services were changed by another thread.
+    changed: EventFd,
+    is_up: AtomicBool,
+    counters: Counters,
+}
+
+impl Shared {
+    fn port(&self) -> MutexGuard<'_, Port> {
+        self.port.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A device's link, from outside the guest.
+#[derive(Debug, Clone)]
+pub struct NetControl(Arc<Shared>);
+
+impl NetControl {
+    /// Has the link's services go by another configuration. Returns what of it could not be done, in sentences; the rest is.
+    /// A link that has no services stays without.
+    pub fn reload(&self, config: LinkConfig) -> Vec<String> {
+        let mut port = self.0.port();
+        let Some(services) = &mut port.services else { return Vec::new() };
+        services.reload(config);
+        // The counter is written far more rarely than it is read.
+        let _ = self.0.changed.write(1);
+        services.problems()
+    }
+
+    /// What of its configuration could not be done, in sentences.
+    pub fn problems(&self) -> Vec<String> {
+        self.0.port().services.as_ref().map(Services::problems).unwrap_or_default()
+    }
+
+    /// What has gone through.
+    pub fn record(&self) -> NetRecord {
+        let Counters { received_frames, received_bytes, sent_frames, sent_bytes, dropped_frames } = &self.0.counters;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        NetRecord {
+            received_frames: read(received_frames),
+            received_bytes: read(received_bytes),
+            sent_frames: read(sent_frames),
+            sent_bytes: read(sent_bytes),
+            dropped_frames: read(dropped_frames),
+        }
+    }
+}
+
+/// The device.
+#[derive(Debug)]
+pub struct Net {
+    mac: MacAddress,
+    mtu: u16,
+    shared: Arc<Shared>,
+    worker: Option<Worker<Service>>,
+}
+
+impl Net {
+    /// A device with this address, in front of `backend`. `link` is what its services go by, if it has any.
+    pub fn new(config: &NetConfig, backend: Backend, link: Option<LinkConfig>) -> std::io::Result<Net> {
+        let services = link.map(|link| Services::new(config.mac, link));
+        // Without a backend there is the link's own end.
+        let is_up = AtomicBool::new(!matches!(backend, Backend::Nobody) || services.is_some());
+        let changed = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        let port = Mutex::new(Port { backend, services });
+        let shared = Shared { port, changed, is_up, counters: Counters::default() };
+        Ok(Net { mac: config.mac, mtu: config.mtu, shared: Arc::new(shared), worker: None })
+    }
+
+    /// The device's link, from outside the guest.
+    pub fn control(&self) -> NetControl {
+        NetControl(Arc::clone(&self.shared))
+    }
+}
+
+impl VirtioDevice for Net {
+    fn device_type(&self) -> u32 {
+        DEVICE_TYPE
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        let offloads = feature::CSUM | feature::HOST_TSO4 | feature::HOST_ECN;
+        let guest_offloads = feature::GUEST_CSUM | feature::GUEST_TSO4 | feature::GUEST_ECN;
+        let own = feature::MAC | feature::MTU | feature::STATUS | feature::MRG_RXBUF;
+        VERSION_1 | EVENT_IDX | INDIRECT_DESC | own | offloads | guest_offloads
+    }
+
+    /// Address, status, number of queue pairs, MTU (section 5.1.4).
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let mut space = [0; 12];
+        let status = if self.shared.is_up.load(Ordering::Acquire) { LINK_UP } else { 0 };
+        space[..6].copy_from_slice(&self.mac.0);
+        space[6..8].copy_from_slice(&status.to_le_bytes());
+        space[8..10].copy_from_slice(&1_u16.to_le_bytes());
+        space[10..].copy_from_slice(&self.mtu.to_le_bytes());
+        read_config_bytes(&space, offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let shared = Arc::clone(&self.shared);
+        let worker = Worker::spawn("net", |wakeups| Service::new(shared, activation, wakeups));
+        self.worker = Some(worker.map_err(|source| ActivateError { device: "net", source })?);
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Vec<QueueState> {
+        let service = self.worker.as_mut().and_then(Worker::pause);
+        service.map_or_else(Vec::new, Service::queue_states)
+    }
+
+    fn resume(&mut self) -> Result<(), ActivateError> {
+        let resumed = self.worker.as_mut().map_or(Ok(()), Worker::resume);
+        resumed.map_err(|source| ActivateError { device: "net", source })
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+//! The receive queue: frames on their way to the guest (specification, section 5.1.6.3).
+//!
+//! The driver offers many small buffers; with `VIRTIO_NET_F_MRG_RXBUF` a frame takes as many as it needs. Those at hand are
+//! enough for the longest frame, if the driver has so many: so one system call puts a frame where it belongs. Only its
+//! beginning comes through our own memory, and gets to the guest when it may pass.
+
+use std::collections::VecDeque;
+
+use super::backend::{Backend, MAX_FRAME, Received};
+use super::header::{self, Header};
+use super::iovec::Pieces;
+use crate::vmm::link::HEAD_LENGTH;
+use crate::vmm::memory::GuestMemory;
+use crate::vmm::virtio::queue::{self, Buffer, Chain, QueueError, Virtqueue};
+
+/// What one step came to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The guest got a frame of so many bytes.
+    Delivered(usize),
+    /// One was thrown away: it may not pass, or no buffers of the driver's could ever take it.
+    Dropped,
+    /// There is none.
+    Nothing,
+    /// The driver has no buffers.
+    NoBuffers,
+    /// The backend is gone.
+    Closed,
+}
+
+/// The device's end of the receive queue.
+#[derive(Debug)]
+pub struct Receiver {
+    queue: Virtqueue,
+    is_mergeable: bool,
+    /// Taken from the ring, and not used yet.
+    ready: VecDeque<Chain>,
+    /// A frame that waits for buffers.
+    waiting: Option<(Header, Vec<u8>)>,
+    head: Box<[u8; HEAD_LENGTH]>,
+    /// What of a frame is longer than the buffers at hand; without a place until there is one.
+    spill: Vec<u8>,
+}
+
+impl Receiver {
+    /// `is_mergeable` is whether the driver took `VIRTIO_NET_F_MRG_RXBUF`.
+    pub fn new(queue: Virtqueue, is_mergeable: bool) -> Receiver {
+        let head = Box::new([0; HEAD_LENGTH]);
+        Receiver { queue, is_mergeable, ready: VecDeque::new(), waiting: None, head, spill: Vec::new() }
+    }
+
+    /// The queue.
+    pub fn queue(&mut self) -> &mut Virtqueue {
+        &mut self.queue
+    }
+
+    /// Where this end of the queue is.
+    pub fn state(&self) -> virtio_queue::QueueState {
+        self.queue.state()
+    }
+
+    /// Puts back what was taken from the ring and not used.
+    pub fn put_back(&mut self) {
+        self.ready.drain(..).for_each(|_| self.queue.undo_pop());
+    }
+
+    /// Whether a frame waits for buffers.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// Gives the guest a frame that nobody needs to ask about.
+    pub fn deliver(&mut self, memory: &GuestMemory, header: Header, frame: Vec<u8>) -> Result<Step, QueueError> {
+        debug_assert!(self.waiting.is_none(), "one frame waits at a time");
+        self.waiting = Some((header, frame));
+        self.deliver_waiting(memory)
+    }
+
+    /// Gives the guest the frame that waits, if there are buffers now.
+    pub fn deliver_waiting(&mut self, memory: &GuestMemory) -> Result<Step, QueueError> {
+        let Some((header, frame)) = self.waiting.take() else { return Ok(Step::Nothing) };
+        let needed = header::LENGTH + frame.len();
+        if self.gather(needed)? < needed {
+            if self.can_grow() {
+                self.waiting = Some((header, frame));
+                return Ok(Step::NoBuffers);
+            }
+            return Ok(Step::Dropped);
+        }
+        let buffers = self.buffers();
+        let body = queue::subrange(&buffers, header::LENGTH as u64, frame.len() as u64);
+        queue::write_to(memory, &body, &frame);
+        self.publish(memory, &buffers, header, frame.len())
+    }
+
+    /// Takes a frame from the backend and gives it to the guest, if it `may_pass`: which is asked with its beginning and its
+    /// length.
+    pub fn receive(
+        &mut self,
+        memory: &GuestMemory,
+        backend: &mut Backend,
+        may_pass: impl FnOnce(&[u8], usize) -> bool,
+    ) -> Result<Step, QueueError> {
+        let capacity = self.gather(header::LENGTH + MAX_FRAME)?;
+        if self.ready.is_empty() {
+            return Ok(Step::NoBuffers);
+        }
+        let buffers = self.buffers();
+        let body = queue::subrange(&buffers, (header::LENGTH + HEAD_LENGTH) as u64, MAX_FRAME as u64);
+        let slices = queue::volatile_slices(memory, &body);
+        if capacity < header::LENGTH + MAX_FRAME {
+            self.spill.resize(MAX_FRAME, 0);
+        }
+        let mut header = header::PLAIN;
+        let mut target = Pieces::default();
+        target.push_target(&mut self.head[..]);
+        target.extend_guest(&slices);
+        if capacity < header::LENGTH + MAX_FRAME {
+            target.push_target(&mut self.spill);
+        }
+        if !target.fit() {
+            return Err(QueueError::TooShort { queue: self.queue.index(), length: 1, needed: 64 });
+        }
+        let length = match backend.receive(&mut header, &target) {
+            Received::Frame { length } => length,
+            Received::Nothing => return Ok(Step::Nothing),
+            Received::Closed => return Ok(Step::Closed),
+        };
+        if header::LENGTH + length > capacity {
+            let mut frame = target.copy_from(0);
+            frame.truncate(length);
+            let passes = may_pass(&frame[..length.min(HEAD_LENGTH)], length);
+            return if passes { self.deliver(memory, header, frame) } else { Ok(Step::Dropped) };
+        }
+        drop(target);
+        let head = self.head[..length.min(HEAD_LENGTH)].to_vec();
+        if !may_pass(&head, length) {
+            return Ok(Step::Dropped);
+        }
+        let place = queue::subrange(&buffers, header::LENGTH as u64, head.len() as u64);
+        queue::write_to(memory, &place, &head);
+        self.publish(memory, &buffers, header, length)
+    }
+
+    /// Takes buffers from the ring until there is room for `wanted` bytes, if there are so many. Returns how much room there
+    /// is.
+    fn gather(&mut self, wanted: usize) -> Result<usize, QueueError> {
+        let mut room = self.ready.iter().map(|chain| queue::total_length(&chain.writable)).sum::<u64>() as usize;
+        while room < wanted && (self.is_mergeable || self.ready.is_empty()) {
+            let Some(chain) = self.queue.pop()? else { break };
+            if let Some(Buffer { address, .. }) = chain.readable.first() {
+                return Err(QueueError::WrongDirection { queue: self.queue.index(), address: address.0 });
+            }
+            room += queue::total_length(&chain.writable) as usize;
+            self.ready.push_back(chain);
+        }
+        Ok(room)
+    }
+
+    /// Whether the driver could still offer more than what is at hand.
+    fn can_grow(&self) -> bool {
+        self.ready.is_empty() || self.is_mergeable && self.ready.len() < usize::from(self.queue.state().size)
+    }
+
+    fn buffers(&self) -> Vec<Buffer> {
+        self.ready.iter().flat_map(|chain| chain.writable.iter().copied()).collect()
+    }
+
+    /// Writes the header, and hands the driver the buffers that a frame of `length` bytes lies in.
+    fn publish(
+        &mut self,
+        memory: &GuestMemory,
+        buffers: &[Buffer],
+        header: Header,
+        length: usize,
+    ) -> Result<Step, QueueError> {
+        let mut left = (header::LENGTH + length) as u64;
+        let mut used = Vec::new();
+        while left > 0 {
+            let Some(chain) = self.ready.pop_front() else { break };
+            let written = left.min(queue::total_length(&chain.writable));
+            left -= written;
+            used.push((chain.head, written as u32));
+        }
+        let header = header::with_buffers(header, used.len() as u16);
+        queue::write_to(memory, buffers, &header);
+        self.queue.add_used_together(&used)?;
+        Ok(Step::Delivered(length))
+    }
+}

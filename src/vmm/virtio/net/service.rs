@@ -1,0 +1,274 @@
+//! The thread of a network device.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::EventSet;
+
+use super::backend::{Backend, MAX_FRAME, Sent};
+use super::header::{self, Header};
+use super::iovec::Pieces;
+use super::receiver::{Receiver, Step};
+use super::{Port, RECEIVE, Shared, TRANSMIT, feature};
+use crate::vmm::fault::GuestFaults;
+use crate::vmm::link::{HEAD_LENGTH, Route};
+use crate::vmm::memory::GuestMemory;
+use crate::vmm::virtio::interrupt::Interrupt;
+use crate::vmm::virtio::queue::{self, Chain, QueueError, Virtqueue};
+use crate::vmm::virtio::worker::{Serve, Wakeups};
+use crate::vmm::virtio::{Activation, QueueState};
+
+/// Frames of one direction before the other has its turn, and before a word to pause is looked for.
+const BATCH: usize = 64;
+
+/// What events are of.
+const KICK: u64 = 0;
+const BACKEND: u64 = 1;
+const SERVICES: u64 = 2;
+const CHANGED: u64 = 3;
+
+/// What the thread has.
+#[derive(Debug)]
+pub struct Service {
+    shared: Arc<Shared>,
+    memory: GuestMemory,
+    interrupt: Arc<Interrupt>,
+    faults: Arc<GuestFaults>,
+    wakeups: Arc<Wakeups>,
+    receiver: Receiver,
+    transmit: Virtqueue,
+    /// What of the backend is waited for; nothing, and it is not waited on: that it hangs up would be told for ever.
+    watched: EventSet,
+    /// The backend had no room for a frame, which is still in the ring.
+    is_full: bool,
+    /// The driver had no buffers for what there is.
+    is_starved: bool,
+}
+
+impl Service {
+    pub(super) fn new(shared: Arc<Shared>, activation: Activation, wakeups: Arc<Wakeups>) -> io::Result<Service> {
+        let Activation { memory, queues, interrupt, features, faults } = activation;
+        let mut queues = queues.into_iter();
+        let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
+            return Err(io::Error::other("a network device has two queues"));
+        };
+        debug_assert!(receive.index() == RECEIVE && transmit.index() == TRANSMIT);
+        let has = |bit| features & bit != 0;
+        for queue in [&receive, &transmit] {
+            wakeups.add(queue.kick().as_raw_fd(), EventSet::IN, KICK)?;
+        }
+        wakeups.add(shared.changed.as_raw_fd(), EventSet::IN, CHANGED)?;
+        {
+            let port = shared.port();
+            port.backend.set_offloads(has(feature::GUEST_CSUM), has(feature::GUEST_TSO4), has(feature::GUEST_ECN))?;
+            if let Some(fd) = port.backend.fd() {
+                wakeups.add(fd, EventSet::IN, BACKEND)?;
+            }
+            if let Some(services) = &port.services {
+                wakeups.add(services.events().as_raw_fd(), EventSet::IN, SERVICES)?;
+            }
+        }
+        let receiver = Receiver::new(receive, has(feature::MRG_RXBUF));
+        let (watched, is_full, is_starved) = (EventSet::IN, false, false);
+        Ok(Service { shared, memory, interrupt, faults, wakeups, receiver, transmit, watched, is_full, is_starved })
+    }
+
+    /// Where this end of each queue is.
+    pub(super) fn queue_states(&self) -> Vec<QueueState> {
+        vec![self.receiver.state(), self.transmit.state()]
+    }
+
+    /// Moves what there is to be moved, some of it. Returns how long to wait for more.
+    fn serve(&mut self, shared: &Shared) -> Result<Option<Duration>, QueueError> {
+        let mut port = shared.port();
+        let now = Instant::now();
+        if let Some(services) = &mut port.services {
+            services.poll(now);
+        }
+        let mut has_more = self.send_batch(&mut port, shared, now)?;
+        // What the guest sent may be answered at once.
+        if let Some(services) = &mut port.services {
+            services.poll(now);
+        }
+        has_more |= self.receive_batch(&mut port, shared, now)?;
+        self.watch(&port);
+        if has_more {
+            return Ok(Some(Duration::ZERO));
+        }
+        Ok(port.services.as_ref().and_then(|services| services.timeout(now)))
+    }
+
+    /// Takes frames from the guest. Returns whether there are more that can be sent.
+    fn send_batch(&mut self, port: &mut Port, shared: &Shared, now: Instant) -> Result<bool, QueueError> {
+        if self.is_full && !port.backend.flush() {
+            return Ok(false);
+        }
+        self.is_full = false;
+        self.transmit.disable_notifications()?;
+        let mut count = 0;
+        while count < BATCH {
+            let Some(chain) = self.transmit.pop()? else { break };
+            if self.send(port, shared, &chain, now)? == Sent::Full {
+                self.transmit.undo_pop();
+                self.is_full = true;
+                break;
+            }
+            self.transmit.add_used(chain.head, 0)?;
+            count += 1;
+        }
+        self.transmit.notify()?;
+        if self.is_full {
+            return Ok(false);
+        }
+        Ok(count == BATCH || self.transmit.enable_notifications()?)
+    }
+
+    /// Sends one frame where it belongs.
+    fn send(&mut self, port: &mut Port, shared: &Shared, chain: &Chain, now: Instant) -> Result<Sent, QueueError> {
+        let index = self.transmit.index();
+        if let Some(buffer) = chain.writable.first() {
+            return Err(QueueError::WrongDirection { queue: index, address: buffer.address.0 });
+        }
+        let total = queue::total_length(&chain.readable);
+        let mut bytes = [0; header::LENGTH + HEAD_LENGTH];
+        let copied = queue::read_from(&self.memory, &chain.readable, &mut bytes);
+        // The header, and at least an Ethernet header.
+        let frame_length = total.saturating_sub(header::LENGTH as u64);
+        if frame_length < 14 || frame_length > MAX_FRAME as u64 {
+            self.faults.record(&format!("a frame of {frame_length} bytes"));
+            shared.counters.dropped();
+            return Ok(Sent::Refused);
+        }
+        let length = frame_length as usize;
+        let (header, head) = bytes[..copied].split_at(header::LENGTH);
+        let header: Header = header.try_into().unwrap_or(header::PLAIN);
+        if !header::is_offered(&header) {
+            self.faults.record(&"a frame with an offload that was not offered");
+            shared.counters.dropped();
+            return Ok(Sent::Refused);
+        }
+        let route = match &mut port.services {
+            Some(services) => services.from_guest(head, length, now),
+            None => Route::Forward,
+        };
+        let skip = (header::LENGTH + head.len()) as u64;
+        let rest = queue::subrange(&chain.readable, skip, u64::MAX);
+        let slices = queue::volatile_slices(&self.memory, &rest);
+        // What was looked at is what is sent, whatever the guest writes there meanwhile.
+        let mut frame = Pieces::default();
+        frame.push_source(head);
+        frame.extend_guest(&slices);
+        let sent = match (route, &mut port.services) {
+            (Route::Services, Some(services)) => {
+                services.accept(&frame.copy_from(0), now);
+                Sent::Done
+            }
+            (Route::Forward, _) if frame.fit() => port.backend.send(&header, &frame),
+            _ => Sent::Refused,
+        };
+        match sent {
+            Sent::Done => shared.counters.sent(length),
+            Sent::Refused => shared.counters.dropped(),
+            Sent::Full => {}
+        }
+        Ok(sent)
+    }
+
+    /// Gives the guest frames. Returns whether there are more that it has buffers for.
+    fn receive_batch(&mut self, port: &mut Port, shared: &Shared, now: Instant) -> Result<bool, QueueError> {
+        self.receiver.queue().disable_notifications()?;
+        let mut count = 0;
+        self.is_starved = loop {
+            if count == BATCH {
+                self.receiver.queue().notify()?;
+                return Ok(true);
+            }
+            match self.receive(port, now)? {
+                Step::Delivered(length) => shared.counters.received(length),
+                Step::Dropped => shared.counters.dropped(),
+                Step::Closed => self.close(port, shared),
+                Step::Nothing => break false,
+                Step::NoBuffers => break true,
+            }
+            count += 1;
+        };
+        self.receiver.queue().notify()?;
+        // Without frames there is no need to hear of new buffers.
+        if self.is_starved { self.receiver.queue().enable_notifications() } else { Ok(false) }
+    }
+
+    /// One frame: one that waits, one of the services', or one of the backend's.
+    fn receive(&mut self, port: &mut Port, now: Instant) -> Result<Step, QueueError> {
+        if self.receiver.is_waiting() {
+            return self.receiver.deliver_waiting(&self.memory);
+        }
+        let Port { backend, services } = port;
+        if let Some(services) = services
+            && let Some(frame) = services.next_frame()
+        {
+            return self.receiver.deliver(&self.memory, header::PLAIN, frame);
+        }
+        if matches!(backend, Backend::Nobody) {
+            return Ok(Step::Nothing);
+        }
+        let may_pass =
+            |head: &[u8], length| services.as_mut().is_none_or(|services| services.to_guest(head, length, now));
+        self.receiver.receive(&self.memory, backend, may_pass)
+    }
+
+    /// The backend is gone: the link is down, but for what the services do.
+    fn close(&mut self, port: &mut Port, shared: &Shared) {
+        port.backend = Backend::Nobody;
+        if port.services.is_none() {
+            self.interrupt.change_config(|| shared.is_up.store(false, Ordering::Release));
+        }
+    }
+
+    /// Has the backend's events told that lead to something.
+    fn watch(&mut self, port: &Port) {
+        let mut wanted = if self.is_starved { EventSet::empty() } else { EventSet::IN };
+        wanted.set(EventSet::OUT, self.is_full);
+        let Some(fd) = port.backend.fd().filter(|_| wanted != self.watched) else { return };
+        let changed = match (self.watched.is_empty(), wanted.is_empty()) {
+            (true, _) => self.wakeups.add(fd, wanted, BACKEND),
+            (_, true) => self.wakeups.remove(fd),
+            _ => self.wakeups.change(fd, wanted, BACKEND),
+        };
+        match changed {
+            Ok(()) => self.watched = wanted,
+            Err(error) => log::warn!("the network's backend cannot be waited on: {error}"),
+        }
+    }
+
+    /// Serves until the word to pause.
+    fn serve_on(&mut self) -> Result<(), QueueError> {
+        let shared = Arc::clone(&self.shared);
+        loop {
+            // Reading resets the counters; what came before is looked at now.
+            for queue in [self.receiver.queue(), &mut self.transmit] {
+                let _ = queue.kick().read();
+            }
+            let _ = shared.changed.read();
+            let timeout = self.serve(&shared)?;
+            // Rounded up: what is due in part of a millisecond is not due before.
+            let timeout = timeout.map_or(-1, |wait| i32::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX));
+            if !self.wakeups.wait(timeout, |_, _| {}) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Serve for Service {
+    fn run(&mut self) {
+        let outcome = self.serve_on();
+        self.receiver.put_back();
+        if let Err(error) = outcome {
+            self.faults.record(&error);
+            self.interrupt.need_reset();
+        }
+    }
+}

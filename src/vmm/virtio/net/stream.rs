@@ -1,0 +1,214 @@
+//! The socket of a user-mode network, as passt and QEMU speak on it: frames behind their lengths, 4 bytes in network order.
+//!
+//! Several frames come with one system call, and are copied to the guest. One that the socket takes a part of is kept, and
+//! sent to its end before the next.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+use super::backend::{MAX_FRAME, Received, Sent};
+use super::iovec::Pieces;
+
+/// Bytes before a frame.
+const PREFIX: usize = 4;
+/// The longest frame that passt takes (`ETH_MAX_MTU`); it hangs up on a longer one.
+const LIMIT: usize = 65535;
+/// Room for what comes with one system call.
+const ROOM: usize = 2 * (PREFIX + MAX_FRAME);
+
+/// The socket.
+#[derive(Debug)]
+pub struct Stream {
+    fd: OwnedFd,
+    /// What the socket has not taken of a frame.
+    unsent: Vec<u8>,
+    /// What has come and was not looked at, between `start` and `end`; without a place until something comes.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    is_closed: bool,
+}
+
+impl Stream {
+    /// `fd` is connected.
+    pub fn new(fd: OwnedFd) -> io::Result<Stream> {
+        Ok(Stream { fd, unsent: Vec::new(), buffer: Vec::new(), start: 0, end: 0, is_closed: false })
+    }
+
+    /// Sends a frame.
+    pub fn send(&mut self, frame: &Pieces) -> Sent {
+        if frame.length() > LIMIT {
+            return Sent::Refused;
+        }
+        if !self.flush() {
+            return Sent::Full;
+        }
+        let prefix = (frame.length() as u32).to_be_bytes();
+        let mut all = Pieces::default();
+        all.push_source(&prefix);
+        let mut pieces = all.as_slice().to_vec();
+        pieces.extend_from_slice(frame.as_slice());
+        // SAFETY: all zeroes is a valid `msghdr`, with no address, no pieces and no control messages.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = pieces.as_mut_ptr();
+        message.msg_iovlen = pieces.len();
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: the pieces are valid for the call, as `Pieces` promises, and are only read.
+        let count = unsafe { libc::sendmsg(self.fd.as_raw_fd(), &raw const message, flags) };
+        match usize::try_from(count) {
+            Ok(count) if count < PREFIX => {
+                self.unsent.extend_from_slice(&prefix[count..]);
+                self.unsent.extend(frame.copy_from(0));
+                Sent::Done
+            }
+            Ok(count) => {
+                self.unsent.extend(frame.copy_from(count - PREFIX));
+                Sent::Done
+            }
+            Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock => Sent::Full,
+            // That it is closed shows when something is received.
+            Err(_) => Sent::Refused,
+        }
+    }
+
+    /// Sends what is left of a frame. Returns whether nothing is.
+    pub fn flush(&mut self) -> bool {
+        while !self.unsent.is_empty() {
+            match send(&self.fd, &self.unsent, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(count) => drop(self.unsent.drain(..count)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return false,
+                Err(_) => self.unsent.clear(),
+            }
+        }
+        true
+    }
+
+    /// The length of the frame that has come whole, if one has; an impossible one closes the socket, for what follows it
+    /// cannot be told apart.
+    fn frame(&mut self) -> Option<usize> {
+        let bytes = &self.buffer[self.start..self.end];
+        let length = u32::from_be_bytes(*bytes.first_chunk::<PREFIX>()?) as usize;
+        if length > MAX_FRAME {
+            log::warn!("the user-mode network sent a frame of {length} bytes, and is not listened to any more");
+            self.is_closed = true;
+            return None;
+        }
+        (bytes.len() - PREFIX >= length).then_some(length)
+    }
+
+    /// Whether a frame has come whole.
+    pub fn has_frame(&self) -> bool {
+        let bytes = &self.buffer[self.start..self.end];
+        let length = bytes.first_chunk::<PREFIX>().map(|prefix| u32::from_be_bytes(*prefix) as usize);
+        length.is_some_and(|length| bytes.len() - PREFIX >= length)
+    }
+
+    /// Copies a frame to `target`.
+    pub fn receive(&mut self, target: &Pieces) -> Received {
+        loop {
+            if self.is_closed {
+                return Received::Closed;
+            }
+            if let Some(length) = self.frame() {
+                let frame = self.start + PREFIX..self.start + PREFIX + length;
+                copy_to(target, &self.buffer[frame.clone()]);
+                self.start = frame.end;
+                return Received::Frame { length };
+            }
+            if self.is_closed {
+                continue;
+            }
+            self.buffer.resize(ROOM, 0);
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+            match recv(&self.fd, &mut self.buffer[self.end..], RecvFlags::DONTWAIT) {
+                Ok((0, _)) => {
+                    log::warn!("the user-mode network is gone");
+                    self.is_closed = true;
+                }
+                Ok((count, _)) => self.end += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Received::Nothing,
+                Err(error) => {
+                    log::warn!("the user-mode network cannot be read: {error}");
+                    self.is_closed = true;
+                }
+            }
+        }
+    }
+}
+
+/// How long the other end may take to finish what is under way.
+const SETTLE: Duration = Duration::from_secs(1);
+
+impl Stream {
+    /// Finishes the frames that are under way, so that whoever has the socket next begins with a whole one.
+    fn settle(&mut self) -> io::Result<()> {
+        let nonblocking = fcntl_getfl(&self.fd)?;
+        fcntl_setfl(&self.fd, nonblocking - OFlags::NONBLOCK)?;
+        set_socket_timeout(&self.fd, Timeout::Send, Some(SETTLE))?;
+        set_socket_timeout(&self.fd, Timeout::Recv, Some(SETTLE))?;
+        while !self.unsent.is_empty() {
+            let count = send(&self.fd, &self.unsent, SendFlags::NOSIGNAL)?;
+            self.unsent.drain(..count);
+        }
+        while self.start < self.end && !self.is_closed {
+            let bytes = &self.buffer[self.start..self.end];
+            let needed = match bytes.first_chunk::<PREFIX>() {
+                Some(prefix) => PREFIX + u32::from_be_bytes(*prefix) as usize,
+                None => PREFIX,
+            };
+            if needed > PREFIX + MAX_FRAME {
+                break;
+            }
+            if bytes.len() >= needed && needed > PREFIX {
+                self.start += needed;
+                continue;
+            }
+            let mut rest = vec![0; (needed - bytes.len()).max(1)];
+            let (count, _) = recv(&self.fd, &mut rest[..], RecvFlags::empty())?;
+            if count == 0 {
+                break;
+            }
+            self.buffer.splice(self.end..self.end, rest[..count].iter().copied());
+            self.end += count;
+        }
+        set_socket_timeout(&self.fd, Timeout::Send, None)?;
+        set_socket_timeout(&self.fd, Timeout::Recv, None)?;
+        Ok(fcntl_setfl(&self.fd, nonblocking)?)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if (!self.unsent.is_empty() || self.start < self.end)
+            && let Err(error) = self.settle()
+        {
+            log::warn!("frames of the user-mode network were cut off: {error}");
+        }
+    }
+}
+
+impl AsRawFd for Stream {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// Copies `bytes` to the beginning of `target`, as far as it reaches.
+fn copy_to(target: &Pieces, mut bytes: &[u8]) {
+    for piece in target.as_slice() {
+        let count = piece.iov_len.min(bytes.len());
+        // SAFETY: the piece is valid for writes of its length, as `Pieces` promises of targets, and does not overlap a
+        // buffer of ours.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), piece.iov_base.cast::<u8>(), count) };
+        bytes = &bytes[count..];
+    }
+}
