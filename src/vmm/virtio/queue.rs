@@ -345,8 +345,8 @@ pub(super) mod tests {
         queue_at(memory, 0, 0, descriptors, heads)
     }
 
-    /// The same, of the queue `index`, with its rings from `start` on: the descriptors, the available ring 256 bytes from
-    /// there, the used ring behind.
+    /// The same, of the queue `index`, with its rings from `start` on: the descriptors, the available ring 0x100 bytes from
+    /// there, the used ring 0x200.
     pub(in crate::vmm::virtio) fn queue_at(
         memory: &GuestMemory,
         start: u64,
@@ -363,7 +363,9 @@ pub(super) mod tests {
             mock.avail().ring().ref_at(number % SIZE as usize).unwrap().store(u16::to_le(*head));
         }
         mock.avail().idx().store(u16::to_le(heads.len() as u16));
-        let queue: Queue = mock.create_queue().unwrap();
+        let mut queue: Queue = mock.create_queue().unwrap();
+        // The mock's own used ring lies over the end of its available ring.
+        queue.set_used_ring_address(Some(start as u32 + 0x200), Some(0));
         let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
         Virtqueue::new(index, queue, memory.clone(), interrupt, Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()))
     }

@@ -42,7 +42,7 @@ pub struct Service {
     transmit: Virtqueue,
     /// What of the backend is waited for; nothing, and it is not waited on: that it hangs up would be told for ever.
     watched: EventSet,
-    /// The backend had no room for a frame, which is still in the ring.
+    /// The backend had no room for a frame, which is still in the ring, or for all of one.
     is_full: bool,
     /// The driver had no buffers for what there is.
     is_starved: bool,
@@ -120,6 +120,8 @@ impl Service {
             count += 1;
         }
         self.transmit.notify()?;
+        // Of the last one, a part may be left.
+        self.is_full |= !port.backend.flush();
         if self.is_full {
             return Ok(false);
         }

@@ -1,1 +1,274 @@
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
+use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::vmm::fault::GuestFaults;
+use crate::vmm::irq::IrqLine;
+use crate::vmm::memory::{self, GuestMemory};
+use crate::vmm::virtio::interrupt::{Interrupt, status};
+use crate::vmm::virtio::queue::tests::{NEXT, WRITE, queue_at};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const TRANSMIT_RINGS: u64 = 0x2000;
+const HEADER: u32 = header::LENGTH as u32;
+
+type Descriptor = (u64, u32, u16, u16);
+
+/// A device with its driver's memory and the other end of its backend.
+struct Bench {
+    memory: GuestMemory,
+    net: Net,
+    interrupt: Arc<Interrupt>,
+    faults: Arc<GuestFaults>,
+    peer: UnixStream,
+    rings: [QueueState; 2],
+}
+
+fn bench(receive: (&[Descriptor], &[u16]), transmit: (&[Descriptor], &[u16]), frames: &[(u64, Vec<u8>)]) -> Bench {
+    let memory = memory::allocate(64).unwrap();
+    for (address, bytes) in frames {
+        memory.write_slice(bytes, GuestAddress(*address)).unwrap();
+    }
+    let (near, peer) = UnixStream::pair().unwrap();
+    peer.set_read_timeout(Some(DEADLINE)).unwrap();
+    let config = NetConfig { mac: MacAddress([6, 0, 0, 0, 0, 1]), mtu: 1500, link: None };
+    let mut net = Net::new(&config, Backend::of(OwnedFd::from(near)).unwrap(), None).unwrap();
+    let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
+    let faults = Arc::new(GuestFaults::new("net"));
+    let queues = vec![
+        queue_at(&memory, 0, RECEIVE, receive.0, receive.1),
+        queue_at(&memory, TRANSMIT_RINGS, TRANSMIT, transmit.0, transmit.1),
+    ];
+    let rings = [queues[RECEIVE].state(), queues[TRANSMIT].state()];
+    let activation = Activation {
+        memory: memory.clone(),
+        queues,
+        interrupt: Arc::clone(&interrupt),
+        features: net.features(),
+        faults: Arc::clone(&faults),
+    };
+    net.activate(activation).unwrap();
+    Bench { memory, net, interrupt, faults, peer, rings }
+}
+
+impl Bench {
+    /// Waits until a condition holds, which the device's thread brings about.
+    fn wait(&self, what: &str, holds: impl Fn(&Bench) -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !holds(self) {
+            assert!(Instant::now() < deadline, "{what}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// The chains that were handed back, and how much of each was written.
+    fn used(&self, queue: usize) -> Vec<(u32, u32)> {
+        let ring = self.rings[queue].used_ring;
+        let word = |at: u64| self.memory.read_obj::<u32>(GuestAddress(at)).unwrap();
+        let element = |index: u64| (word(ring + 4 + 8 * index), word(ring + 8 + 8 * index));
+        (0..u64::from(self.used_count(queue))).map(element).collect()
+    }
+
+    fn used_count(&self, queue: usize) -> u16 {
+        self.memory.read_obj(GuestAddress(self.rings[queue].used_ring + 2)).unwrap()
+    }
+
+    /// Offers the chain that begins at `head`, as the `number`th after the first, and has the device look.
+    fn offer(&mut self, queue: usize, number: u16, head: u16) {
+        let ring = self.rings[queue].avail_ring;
+        self.memory.write_obj(head, GuestAddress(ring + 4 + 2 * u64::from(number % 16))).unwrap();
+        self.memory.write_obj(number + 1, GuestAddress(ring + 2)).unwrap();
+        self.net.pause();
+        self.net.resume().unwrap();
+    }
+
+    fn bytes(&self, address: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        bytes
+    }
+
+    fn send(&mut self, frame: &[u8]) {
+        self.peer.write_all(&(frame.len() as u32).to_be_bytes()).unwrap();
+        self.peer.write_all(frame).unwrap();
+    }
+
+    fn received(&mut self) -> Vec<u8> {
+        let mut prefix = [0; 4];
+        self.peer.read_exact(&mut prefix).unwrap();
+        let mut frame = vec![0; u32::from_be_bytes(prefix) as usize];
+        self.peer.read_exact(&mut frame).unwrap();
+        frame
+    }
+
+    fn needs_reset(&self) -> bool {
+        self.interrupt.device_status() & status::DEVICE_NEEDS_RESET != 0
+    }
+}
+
+fn frame(length: usize) -> Vec<u8> {
+    (0..length).map(|index| (index % 251) as u8).collect()
+}
+
+fn with_header(frame: &[u8]) -> Vec<u8> {
+    [&header::PLAIN[..], frame].concat()
+}
+
+#[test]
+fn a_frame_in_several_buffers_is_sent_whole() {
+    let sent = frame(1000);
+    let bytes = with_header(&sent);
+    let (head, rest) = bytes.split_at(300);
+    let descriptors = [(0x10_0000, 12, NEXT, 1), (0x10_000c, 288, NEXT, 2), (0x20_0000, 712, 0, 0)];
+    let mut bench = bench((&[], &[]), (&descriptors, &[0]), &[(0x10_0000, head.into()), (0x20_0000, rest.into())]);
+    assert_eq!(bench.received(), sent);
+    bench.wait("the chain is used", |bench| bench.used(TRANSMIT) == [(0, 0)]);
+    assert_eq!((bench.net.control().record().sent_frames, bench.net.control().record().sent_bytes), (1, 1000));
+}
+
+#[test]
+fn a_frame_takes_as_many_buffers_as_it_needs_and_leaves_the_others() {
+    let buffers: Vec<Descriptor> = (0..8).map(|index| (0x10_0000 + index * 0x1000, 512, WRITE, 0)).collect();
+    let mut bench = bench((&buffers, &[3, 1, 2, 0, 4, 5, 6, 7]), (&[], &[]), &[]);
+    let long = frame(1200);
+    bench.send(&long);
+    bench.wait("three are used", |bench| bench.used(RECEIVE) == [(3, 512), (1, 512), (2, 1212 - 1024)]);
+    let first = bench.bytes(0x10_3000, 512);
+    assert_eq!(first[10..12], [3, 0], "the number of buffers");
+    let body = [&first[12..], &bench.bytes(0x10_1000, 512), &bench.bytes(0x10_2000, 188)].concat();
+    assert_eq!(body, long);
+    bench.send(&frame(14));
+    bench.wait("one is used", |bench| bench.used(RECEIVE)[3..] == [(0, HEADER + 14)]);
+    assert_eq!(bench.bytes(0x10_0000 + 12, 14), frame(14));
+    // Where it is saved, those that were looked at and not used are the driver's again.
+    let states = bench.net.pause();
+    assert_eq!((states[RECEIVE].next_avail, states[RECEIVE].next_used), (4, 4));
+    bench.net.resume().unwrap();
+    bench.send(&frame(100));
+    bench.wait("it goes on with the next", |bench| bench.used(RECEIVE)[4..] == [(4, HEADER + 100)]);
+}
+
+#[test]
+fn a_frame_waits_for_buffers_and_one_that_never_fits_is_dropped() {
+    let mut bench = bench((&[(0x10_0000, 256, WRITE, 0), (0x10_1000, 2048, WRITE, 0)], &[0]), (&[], &[]), &[]);
+    bench.send(&frame(1000));
+    bench.wait("it was taken", |bench| {
+        let port = bench.net.shared.port();
+        matches!(&port.backend, Backend::Stream(stream) if !stream.has_frame())
+    });
+    assert_eq!(bench.used(RECEIVE), []);
+    bench.offer(RECEIVE, 1, 1);
+    bench.wait("it is delivered", |bench| bench.used(RECEIVE) == [(0, 256), (1, 756)]);
+    let body = [bench.bytes(0x10_000c, 244), bench.bytes(0x10_1000, 756)].concat();
+    assert_eq!(body, frame(1000));
+    assert_eq!(bench.net.control().record().received_frames, 1);
+}
+
+#[test]
+fn what_the_driver_was_not_offered_is_dropped() {
+    let mut wrong = with_header(&frame(60));
+    wrong[1] = 4;
+    let frames = [(0x10_0000, wrong), (0x10_1000, with_header(&frame(13))), (0x10_2000, with_header(&frame(14)))];
+    let descriptors = [(0x10_0000, 72, 0, 0), (0x10_1000, 25, 0, 0), (0x10_2000, 26, 0, 0), (0x10_3000, 5, 0, 0)];
+    let mut bench = bench((&[], &[]), (&descriptors, &[0, 1, 3, 2]), &frames);
+    assert_eq!(bench.received(), frame(14));
+    bench.wait("all are used", |bench| bench.used(TRANSMIT).len() == 4);
+    assert_eq!((bench.faults.count(), bench.net.control().record().dropped_frames), (3, 3));
+    assert!(!bench.needs_reset());
+}
+
+#[test]
+fn buffers_of_the_wrong_direction_need_a_reset() {
+    for (receive, transmit) in [(&[][..], &[(0x10_0000, 100, WRITE, 0)][..]), (&[(0x10_0000, 100, 0, 0)], &[])] {
+        let heads = |descriptors: &[Descriptor]| if descriptors.is_empty() { vec![] } else { vec![0] };
+        let mut bench = bench((receive, &heads(receive)), (transmit, &heads(transmit)), &[]);
+        bench.send(&frame(60));
+        bench.wait("it needs a reset", Bench::needs_reset);
+        assert_eq!(bench.faults.count(), 1);
+        bench.net.reset();
+    }
+}
+
+#[test]
+fn a_backend_that_reads_nothing_gets_all_in_the_end() {
+    const FRAMES: u16 = 200;
+    let sent = frame(60_000);
+    // One buffer, offered again and again.
+    let descriptors: Vec<Descriptor> = (0..16).map(|_| (0x10_0000, 60_012, 0, 0)).collect();
+    let heads: Vec<u16> = (0..16).collect();
+    let mut bench = bench((&[], &[]), (&descriptors, &heads), &[(0x10_0000, with_header(&sent))]);
+    for number in 0..FRAMES {
+        assert_eq!(bench.received(), sent, "frame {number}");
+        bench.wait("it is used", |bench| bench.used_count(TRANSMIT) > number);
+        if number + 16 < FRAMES {
+            bench.offer(TRANSMIT, number + 16, number % 16);
+        }
+    }
+    assert_eq!(bench.net.control().record().sent_frames, u64::from(FRAMES));
+}
+
+#[test]
+fn a_backend_that_hangs_up_takes_the_link_down() {
+    let mut bench = bench((&[(0x10_0000, 2048, WRITE, 0)], &[0]), (&[], &[]), &[]);
+    let link = |net: &Net| {
+        let mut status = [0; 2];
+        net.read_config(6, &mut status);
+        u16::from_le_bytes(status)
+    };
+    assert_eq!(link(&bench.net), LINK_UP);
+    let (other, _) = UnixStream::pair().unwrap();
+    drop(std::mem::replace(&mut bench.peer, other));
+    bench.wait("the link is down", |bench| link(&bench.net) == 0);
+}
+
+#[test]
+fn the_next_user_of_a_socket_begins_with_a_whole_frame() {
+    let (near, mut peer) = UnixStream::pair().unwrap();
+    let kept = near.try_clone().unwrap();
+    let mut stream = match Backend::of(OwnedFd::from(near)).unwrap() {
+        Backend::Stream(stream) => stream,
+        other => panic!("{other:?}"),
+    };
+    peer.write_all(&[&50_u32.to_be_bytes()[..], &[1; 30]].concat()).unwrap();
+    let mut space = [0; 100];
+    let mut target = iovec::Pieces::default();
+    target.push_target(&mut space);
+    assert_eq!(stream.receive(&target), backend::Received::Nothing);
+    peer.write_all(&[&[1; 20][..], &3_u32.to_be_bytes(), &[7, 8, 9]].concat()).unwrap();
+    drop(stream);
+    let mut rest = [0; 7];
+    (&kept).read_exact(&mut rest).unwrap();
+    assert_eq!(rest, [0, 0, 0, 3, 7, 8, 9]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn arbitrary_rings_harm_nobody(
+        receive in proptest::collection::vec((0_u64..0x80, 0_u32..3000, 0_u16..8, 0_u16..16), 0..16),
+        transmit in proptest::collection::vec((0_u64..0x80, 0_u32..3000, 0_u16..8, 0_u16..16), 0..16),
+        content in proptest::collection::vec(any::<u8>(), 4096),
+        sizes in proptest::collection::vec(0_usize..5000, 0..4),
+    ) {
+        let place = |descriptors: Vec<Descriptor>| -> Vec<Descriptor> {
+            descriptors.into_iter().map(|(page, length, flags, next)| (page << 16, length, flags, next)).collect()
+        };
+        let (receive, transmit) = (place(receive), place(transmit));
+        let heads = |descriptors: &[Descriptor]| (0..descriptors.len() as u16).collect::<Vec<_>>();
+        let frames: Vec<(u64, Vec<u8>)> = (1..0x40).map(|page| (page << 16, content.clone())).collect();
+        let mut bench =
+            bench((&receive, &heads(&receive)), (&transmit, &heads(&transmit)), &frames);
+        for size in sizes {
+            bench.send(&frame(size));
+        }
+        // It has a turn at all of it, and stops when it is told to.
+        bench.net.pause();
+        bench.net.resume().unwrap();
+        bench.net.reset();
+    }
+}
