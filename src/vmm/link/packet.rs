@@ -1,0 +1,175 @@
+//! Frames, as far as they are looked at: Ethernet II, IPv4 (RFC 791), and the ports of what it carries. Nothing is taken on
+//! trust: a header that is not all there is none.
+
+use std::net::Ipv4Addr;
+
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::wire::{IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr};
+
+use super::config::MacAddress;
+
+/// The length of an Ethernet header.
+pub const ETHERNET: usize = 14;
+/// The least length of an IPv4 header.
+pub const IPV4: usize = 20;
+/// `ETHERTYPE_IP` and `ETHERTYPE_ARP`.
+pub const TYPE_IPV4: u16 = 0x0800;
+pub const TYPE_ARP: u16 = 0x0806;
+/// Protocol numbers.
+pub const ICMP: u8 = 1;
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+
+/// A frame's Ethernet header, and what is behind it.
+#[derive(Debug, Clone, Copy)]
+pub struct Ethernet<'a> {
+    pub destination: MacAddress,
+    pub source: MacAddress,
+    pub kind: u16,
+    pub payload: &'a [u8],
+}
+
+impl<'a> Ethernet<'a> {
+    /// The header at the beginning of `frame`.
+    pub fn parse(frame: &'a [u8]) -> Option<Ethernet<'a>> {
+        let (header, payload) = frame.split_first_chunk::<ETHERNET>()?;
+        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, k0, k1] = *header;
+        Some(Ethernet {
+            destination: MacAddress([d0, d1, d2, d3, d4, d5]),
+            source: MacAddress([s0, s1, s2, s3, s4, s5]),
+            kind: u16::from_be_bytes([k0, k1]),
+            payload,
+        })
+    }
+}
+
+/// A frame around `payload`.
+pub fn frame(destination: MacAddress, source: MacAddress, kind: u16, payload: &[u8]) -> Vec<u8> {
+    [&destination.0[..], &source.0, &kind.to_be_bytes(), payload].concat()
+}
+
+/// An IPv4 header, and what there is of its payload.
+#[derive(Debug, Clone, Copy)]
+pub struct Ipv4<'a> {
+    pub source: Ipv4Addr,
+    pub destination: Ipv4Addr,
+    pub protocol: u8,
+    pub identification: u16,
+    /// Whether this is a fragment other than the first: then no ports are in it.
+    pub is_later_fragment: bool,
+    pub payload: &'a [u8],
+}
+
+impl<'a> Ipv4<'a> {
+    /// The header at the beginning of `bytes`, which may be cut off behind it.
+    pub fn parse(bytes: &'a [u8]) -> Option<Ipv4<'a>> {
+        let header = bytes.first_chunk::<IPV4>()?;
+        let length = usize::from(header[0] & 0xf) * 4;
+        let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
+        if header[0] >> 4 != 4 || length < IPV4 || total < length {
+            return None;
+        }
+        let address = |at: usize| Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3]);
+        let fragment = u16::from_be_bytes([header[6], header[7]]);
+        let payload = bytes.get(length..)?;
+        Some(Ipv4 {
+            source: address(12),
+            destination: address(16),
+            protocol: header[9],
+            identification: u16::from_be_bytes([header[4], header[5]]),
+            is_later_fragment: fragment & 0x1fff != 0,
+            // An Ethernet frame may be padded behind the packet.
+            payload: &payload[..payload.len().min(total - length)],
+        })
+    }
+
+    /// The ports of TCP or UDP, source and destination.
+    pub fn ports(&self) -> Option<(u16, u16)> {
+        if self.is_later_fragment || !matches!(self.protocol, TCP | UDP) {
+            return None;
+        }
+        let [a, b, c, d] = *self.payload.first_chunk()?;
+        Some((u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
+    }
+}
+
+/// A datagram.
+#[derive(Debug, Clone, Copy)]
+pub struct Datagram<'a> {
+    pub source: (Ipv4Addr, u16),
+    pub destination: (Ipv4Addr, u16),
+    pub payload: &'a [u8],
+}
+
+impl<'a> Datagram<'a> {
+    /// The datagram of a whole packet.
+    pub fn parse(packet: &Ipv4<'a>) -> Option<Datagram<'a>> {
+        let (source, destination) = packet.ports().filter(|_| packet.protocol == UDP)?;
+        let length = usize::from(u16::from_be_bytes([*packet.payload.get(4)?, *packet.payload.get(5)?]));
+        let payload = packet.payload.get(8..length)?;
+        Some(Datagram { source: (packet.source, source), destination: (packet.destination, destination), payload })
+    }
+
+    /// The IPv4 packet with this datagram; its payload has to fit.
+    pub fn packet(&self) -> Option<Vec<u8>> {
+        let udp = UdpRepr { src_port: self.source.1, dst_port: self.destination.1 };
+        let length = udp.header_len() + self.payload.len();
+        let ip = Ipv4Repr {
+            src_addr: self.source.0,
+            dst_addr: self.destination.0,
+            next_header: IpProtocol::Udp,
+            payload_len: length,
+            hop_limit: 64,
+        };
+        let total = ip.buffer_len() + length;
+        if total > usize::from(u16::MAX) {
+            return None;
+        }
+        let mut bytes = vec![0; total];
+        let checksums = ChecksumCapabilities::default();
+        ip.emit(&mut Ipv4Packet::new_unchecked(&mut bytes[..]), &checksums);
+        udp.emit(
+            &mut UdpPacket::new_unchecked(&mut bytes[ip.buffer_len()..]),
+            &IpAddress::Ipv4(self.source.0),
+            &IpAddress::Ipv4(self.destination.0),
+            self.payload.len(),
+            |place| place.copy_from_slice(self.payload),
+            &checksums,
+        );
+        Some(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_datagram_is_read_back() {
+        let source = (Ipv4Addr::new(10, 0, 0, 1), 53);
+        let destination = (Ipv4Addr::new(10, 0, 0, 2), 4000);
+        let sent = Datagram { source, destination, payload: b"abc" };
+        let bytes = [sent.packet().unwrap(), vec![0; 20]].concat();
+        let packet = Ipv4::parse(&bytes).unwrap();
+        let datagram = Datagram::parse(&packet).unwrap();
+        assert_eq!((datagram.source, datagram.destination, datagram.payload), (source, destination, &b"abc"[..]));
+        assert!(Datagram { payload: &[0; 65508], ..sent }.packet().is_none());
+    }
+
+    #[test]
+    fn what_is_cut_short_is_nothing() {
+        let whole =
+            Datagram { source: (Ipv4Addr::LOCALHOST, 1), destination: (Ipv4Addr::LOCALHOST, 2), payload: &[] }.packet();
+        let whole = whole.unwrap();
+        for length in 0..IPV4 {
+            assert!(Ipv4::parse(&whole[..length]).is_none());
+        }
+        for length in IPV4..whole.len() {
+            assert!(Datagram::parse(&Ipv4::parse(&whole[..length]).unwrap()).is_none());
+        }
+        assert!(Ethernet::parse(&[0; 13]).is_none());
+        let mut wrong = whole.clone();
+        wrong[0] = 0x4f;
+        assert!(Ipv4::parse(&wrong).is_none(), "a header longer than the packet");
+    }
+}
