@@ -133,7 +133,9 @@ pub fn parse(bytes: &[u8]) -> Parsed {
         Some(Ok(_)) => return Parsed::Bad(Answer::error(413)),
         Some(Err(_)) => return Parsed::Bad(Answer::error(400)),
     };
-    let Some(length) = head.checked_add(body).filter(|length| *length <= bytes.len()) else { return Parsed::Incomplete };
+    let Some(length) = head.checked_add(body).filter(|length| *length <= bytes.len()) else {
+        return Parsed::Incomplete;
+    };
     let says = |word: &str| find("connection").is_some_and(|value| value.to_ascii_lowercase().contains(word));
     let keeps_alive = if request.version == Some(1) { !says("close") } else { says("keep-alive") };
     let target = request.path.unwrap_or("/");

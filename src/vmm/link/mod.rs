@@ -1,17 +1,43 @@
-//! What a guest finds on its link that is not another machine.
+//! What a guest finds on its link that is not another machine, and the gate to what is: answered by the monitor itself, with
+//! no process besides.
+//!
+//! [`Services`] look at every frame that a guest sends, and every one that is for it. Address resolution and DHCP are
+//! answered here; the instance metadata service, and the router's address from which the host's forwarded ports reach the
+//! guest, have a TCP of their own. The rest passes, if it comes from the guest's own address (EC2's source and destination
+//! check) and the [`filter`] allows it. The link carries IPv4; other protocols, broadcasts and multicasts end here.
 
+mod arp;
 mod config;
+mod dhcp;
+mod filter;
+mod forward;
+mod http;
+mod metadata;
+mod packet;
+mod stack;
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use rustix::rand::{GetRandomFlags, getrandom};
 
 pub use config::{
     Cidr, Filter, FilterProtocol, FilterRule, Forward, GATEWAY_MAC, LinkConfig, METADATA_ADDRESS, MacAddress,
     MetadataConfig, ParseError, Transport,
 };
+use filter::{Direction, Tracker};
+use forward::Forwards;
+use metadata::{Metadata, Server};
+use packet::{Datagram, Ethernet, Ipv4, TCP, TYPE_ARP, TYPE_IPV4, UDP};
+use stack::Stack;
 
-use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant};
-
-/// Bytes of a frame's beginning that are looked at.
+/// Bytes of a frame's beginning that are enough to tell where it goes.
 pub const HEAD_LENGTH: usize = 256;
+/// Frames that wait for the guest, beyond which answers without a connection are dropped.
+const WAITING: usize = 256;
 
 /// Where a frame of the guest's goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,49 +46,163 @@ pub enum Route {
     Forward,
     /// Nowhere.
     Drop,
-    /// To the services.
+    /// To [`Services::accept`], whole.
     Services,
 }
 
-/// Stub.
+/// The services of one guest's link.
 #[derive(Debug)]
 pub struct Services {
-    events: std::fs::File,
+    mac: MacAddress,
+    config: LinkConfig,
+    stack: Stack,
+    tracker: Tracker,
+    metadata: Option<Metadata>,
+    server: Server,
+    forwards: Forwards,
+    /// For the guest: whole frames.
+    frames: VecDeque<Vec<u8>>,
 }
 
 impl Services {
-    /// Stub.
-    pub fn new(_mac: MacAddress, _config: LinkConfig) -> Services {
-        Services { events: std::fs::File::open("/dev/null").unwrap() }
+    /// For a guest with this address. Ports of the host that cannot be listened on are [problems](Services::problems).
+    pub fn new(mac: MacAddress, config: LinkConfig) -> io::Result<Services> {
+        let mut seed = [0; 8];
+        getrandom(&mut seed, GetRandomFlags::empty())?;
+        let mut stack = Stack::new(&config, u64::from_le_bytes(seed));
+        let mut forwards = Forwards::new()?;
+        forwards.set(&config.forwards, &mut stack);
+        let (tracker, server) = (Tracker::new(config.filter.clone()), Server::default());
+        let metadata = config.metadata.clone().map(Metadata::new);
+        Ok(Services { mac, config, stack, tracker, metadata, server, forwards, frames: VecDeque::new() })
     }
-    /// Stub.
-    pub fn reload(&mut self, _config: LinkConfig) {}
-    /// Stub.
+
+    /// Goes by another configuration. What was begun and stays allowed goes on; the guest's address and its router stay what
+    /// they were.
+    pub fn reload(&mut self, config: LinkConfig) {
+        self.tracker.set_rules(config.filter.clone());
+        self.forwards.set(&config.forwards, &mut self.stack);
+        match (&mut self.metadata, &config.metadata) {
+            (Some(metadata), Some(content)) => metadata.set(content.clone()),
+            (metadata, content) => *metadata = content.clone().map(Metadata::new),
+        }
+        if self.metadata.is_none() {
+            self.server.close(&mut self.stack);
+        }
+        let (address, router, prefix_length) = (self.config.address, self.config.router, self.config.prefix_length);
+        self.config = LinkConfig { address, router, prefix_length, ..config };
+    }
+
+    /// What of its configuration could not be done, in sentences.
     pub fn problems(&self) -> Vec<String> {
-        Vec::new()
+        self.forwards.problems().to_vec()
     }
-    /// Stub.
-    pub fn from_guest(&mut self, _head: &[u8], _length: usize, _now: Instant) -> Route {
-        Route::Forward
+
+    /// Where a frame of the guest's goes, of which `head` is the beginning: [`HEAD_LENGTH`] bytes, or all of it.
+    pub fn from_guest(&mut self, head: &[u8], now: Instant) -> Route {
+        let Some(ethernet) = Ethernet::parse(head).filter(|ethernet| ethernet.source == self.mac) else {
+            return Route::Drop;
+        };
+        match ethernet.kind {
+            TYPE_ARP => return Route::Services,
+            TYPE_IPV4 => {}
+            _ => return Route::Drop,
+        }
+        let Some(packet) = Ipv4::parse(ethernet.payload) else { return Route::Drop };
+        if is_dhcp(&packet) {
+            return Route::Services;
+        }
+        if packet.source != self.config.address || is_group(packet.destination) {
+            return Route::Drop;
+        }
+        if self.stack.has(packet.destination) {
+            return Route::Services;
+        }
+        let passes = packet.destination != self.config.address && self.tracker.passes(&packet, Direction::Egress, now);
+        if passes { Route::Forward } else { Route::Drop }
     }
-    /// Stub.
-    pub fn accept(&mut self, _frame: &[u8], _now: Instant) {}
-    /// Stub.
-    pub fn to_guest(&mut self, _head: &[u8], _length: usize, _now: Instant) -> bool {
-        true
+
+    /// A whole frame that is the services'.
+    pub fn accept(&mut self, frame: &[u8], now: Instant) {
+        let Some(ethernet) = Ethernet::parse(frame) else { return };
+        if ethernet.kind == TYPE_ARP {
+            let answer = arp::answer(self.mac, self.config.address, ethernet.payload);
+            return self.put(answer);
+        }
+        let Some(packet) = Ipv4::parse(ethernet.payload) else { return };
+        if is_dhcp(&packet) {
+            let message = Datagram::parse(&packet);
+            let answer = message.and_then(|message| dhcp::answer(self.mac, &self.config, message.payload));
+            return self.put(answer);
+        }
+        if packet.destination == METADATA_ADDRESS {
+            let is_service = packet.protocol == TCP && packet.ports().is_some_and(|(_, to)| Server::is_for(to));
+            if is_service && self.metadata.is_some() {
+                self.server.expect(&mut self.stack);
+            }
+        } else if packet.protocol == UDP
+            && let Some(datagram) = Datagram::parse(&packet)
+            && self.forwards.answer(&datagram)
+        {
+            return;
+        }
+        self.stack.arrive(ethernet.payload.to_vec(), now);
     }
-    /// Stub.
-    pub fn poll(&mut self, _now: Instant) {}
-    /// Stub.
+
+    /// Whether a frame may go to the guest, of which `head` is the beginning.
+    pub fn to_guest(&mut self, head: &[u8], now: Instant) -> bool {
+        let Some(ethernet) = Ethernet::parse(head).filter(|ethernet| ethernet.kind == TYPE_IPV4) else { return false };
+        let Some(packet) = Ipv4::parse(ethernet.payload) else { return false };
+        let is_its = packet.destination == self.config.address && ethernet.destination == self.mac;
+        // Nobody else speaks for those who are on this link.
+        is_its && !self.stack.has(packet.source) && self.tracker.passes(&packet, Direction::Ingress, now)
+    }
+
+    /// Does what is due.
+    pub fn poll(&mut self, now: Instant) {
+        self.stack.poll(now);
+        let mut packets = Vec::new();
+        self.forwards.serve(&mut self.stack, &self.config, &mut packets, now);
+        if let Some(metadata) = &mut self.metadata {
+            self.server.serve(&mut self.stack, metadata, now);
+        }
+        for packet in packets {
+            self.put(Some(packet::frame(self.mac, GATEWAY_MAC, TYPE_IPV4, &packet)));
+        }
+        // What they have written is sent at once.
+        self.stack.poll(now);
+    }
+
+    /// The next frame for the guest.
     pub fn next_frame(&mut self) -> Option<Vec<u8>> {
-        None
+        let packet = || Some(packet::frame(self.mac, GATEWAY_MAC, TYPE_IPV4, &self.stack.next_packet()?));
+        self.frames.pop_front().or_else(packet)
     }
-    /// Stub.
-    pub fn timeout(&self, _now: Instant) -> Option<Duration> {
-        None
+
+    /// How long until something is due that no event tells of.
+    pub fn timeout(&mut self, now: Instant) -> Option<Duration> {
+        self.stack.timeout(now)
     }
-    /// Stub.
+
+    /// Becomes readable when the host has something for the guest.
     pub fn events(&self) -> BorrowedFd<'_> {
-        self.events.as_fd()
+        self.forwards.events()
+    }
+
+    fn put(&mut self, frame: Option<Vec<u8>>) {
+        if self.frames.len() < WAITING {
+            self.frames.extend(frame);
+        }
     }
 }
+
+fn is_dhcp(packet: &Ipv4) -> bool {
+    packet.protocol == UDP && packet.ports().is_some_and(|(_, to)| to == dhcp::SERVER_PORT)
+}
+
+fn is_group(address: Ipv4Addr) -> bool {
+    address.is_multicast() || address.is_broadcast() || address.is_unspecified()
+}
+
+#[cfg(test)]
+mod tests;

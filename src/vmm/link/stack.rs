@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use smoltcp::iface::{Config, Interface, PollResult, SocketSet};
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium};
+use smoltcp::socket::tcp;
 use smoltcp::time::Instant as StackInstant;
-use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, Ipv4Address};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 use super::config::{LinkConfig, METADATA_ADDRESS};
 
@@ -19,16 +20,18 @@ pub struct Stack {
     interface: Interface,
     /// The sockets of all services.
     pub sockets: SocketSet<'static>,
+    /// Sockets that have a last word to say.
+    retired: Vec<SocketHandle>,
     wire: Wire,
     began: Instant,
     router: Ipv4Addr,
 }
 
 /// What smoltcp takes for its interface.
-struct Wire {
-    arrived: Option<Vec<u8>>,
-    leaving: VecDeque<Vec<u8>>,
-    mtu: usize,
+pub(super) struct Wire {
+    pub arrived: Option<Vec<u8>>,
+    pub leaving: VecDeque<Vec<u8>>,
+    pub mtu: usize,
 }
 
 impl std::fmt::Debug for Stack {
@@ -51,9 +54,7 @@ impl Stack {
                 let _ = addresses.push(IpCidr::new(IpAddress::Ipv4(address), 32));
             }
         });
-        // All answers go to the one guest, wherever a packet says that it comes from.
-        let _ = interface.routes_mut().add_default_ipv4_route(Ipv4Address::new(0, 0, 0, 1));
-        Stack { interface, sockets: SocketSet::new(Vec::new()), wire, began, router }
+        Stack { interface, sockets: SocketSet::new(Vec::new()), retired: Vec::new(), wire, began, router }
     }
 
     /// Whether an address is the monitor's own.
@@ -73,10 +74,24 @@ impl Stack {
         self.wire.arrived = None;
     }
 
-    /// Does what is due. Returns whether a socket may have changed.
-    pub fn poll(&mut self, now: Instant) -> bool {
+    /// Does what is due.
+    pub fn poll(&mut self, now: Instant) {
         let now = self.time(now);
-        self.interface.poll(now, &mut self.wire, &mut self.sockets) == PollResult::SocketStateChanged
+        self.interface.poll(now, &mut self.wire, &mut self.sockets);
+        let sockets = &mut self.sockets;
+        self.retired.retain(|handle| {
+            let state = sockets.get::<tcp::Socket>(*handle).state();
+            let is_over = matches!(state, tcp::State::Closed | tcp::State::TimeWait);
+            if is_over {
+                sockets.remove(*handle);
+            }
+            !is_over
+        });
+    }
+
+    /// Nobody uses this socket any more: it goes when it has said its last word.
+    pub fn retire(&mut self, handle: SocketHandle) {
+        self.retired.push(handle);
     }
 
     /// A packet for the guest.
@@ -86,6 +101,10 @@ impl Stack {
 
     /// How long until something is due.
     pub fn timeout(&mut self, now: Instant) -> Option<Duration> {
+        if self.wire.leaving.len() >= WAITING {
+            // Nothing can be done before the guest takes what waits for it.
+            return None;
+        }
         let now = self.time(now);
         self.interface.poll_delay(now, &self.sockets).map(|delay| Duration::from_micros(delay.total_micros()))
     }
@@ -95,9 +114,9 @@ impl Stack {
     }
 }
 
-struct Arrived(Vec<u8>);
+pub(super) struct Arrived(Vec<u8>);
 
-struct Leaving<'a>(&'a mut VecDeque<Vec<u8>>);
+pub(super) struct Leaving<'a>(&'a mut VecDeque<Vec<u8>>);
 
 impl smoltcp::phy::RxToken for Arrived {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, take: F) -> R {

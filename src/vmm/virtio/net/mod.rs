@@ -165,7 +165,7 @@ pub struct Net {
 impl Net {
     /// A device with this address, in front of `backend`. `link` is what its services go by, if it has any.
     pub fn new(config: &NetConfig, backend: Backend, link: Option<LinkConfig>) -> std::io::Result<Net> {
-        let services = link.map(|link| Services::new(config.mac, link));
+        let services = link.map(|link| Services::new(config.mac, link)).transpose()?;
         // Without a backend there is the link's own end.
         let is_up = AtomicBool::new(!matches!(backend, Backend::Nobody) || services.is_some());
         let changed = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;

@@ -93,13 +93,12 @@ impl Receiver {
         self.publish(memory, &buffers, header, frame.len())
     }
 
-    /// Takes a frame from the backend and gives it to the guest, if it `may_pass`: which is asked with its beginning and its
-    /// length.
+    /// Takes a frame from the backend and gives it to the guest, if it `may_pass`: which is asked with its beginning.
     pub fn receive(
         &mut self,
         memory: &GuestMemory,
         backend: &mut Backend,
-        may_pass: impl FnOnce(&[u8], usize) -> bool,
+        may_pass: impl FnOnce(&[u8]) -> bool,
     ) -> Result<Step, QueueError> {
         let capacity = self.gather(header::LENGTH + MAX_FRAME)?;
         if self.ready.is_empty() {
@@ -129,12 +128,12 @@ impl Receiver {
         if header::LENGTH + length > capacity {
             let mut frame = target.copy_from(0);
             frame.truncate(length);
-            let passes = may_pass(&frame[..length.min(HEAD_LENGTH)], length);
+            let passes = may_pass(&frame[..length.min(HEAD_LENGTH)]);
             return if passes { self.deliver(memory, header, frame) } else { Ok(Step::Dropped) };
         }
         drop(target);
         let head = self.head[..length.min(HEAD_LENGTH)].to_vec();
-        if !may_pass(&head, length) {
+        if !may_pass(&head) {
             return Ok(Step::Dropped);
         }
         let place = queue::subrange(&buffers, header::LENGTH as u64, head.len() as u64);

@@ -98,7 +98,7 @@ impl Service {
         if has_more {
             return Ok(Some(Duration::ZERO));
         }
-        Ok(port.services.as_ref().and_then(|services| services.timeout(now)))
+        Ok(port.services.as_mut().and_then(|services| services.timeout(now)))
     }
 
     /// Takes frames from the guest. Returns whether there are more that can be sent.
@@ -153,7 +153,7 @@ impl Service {
             return Ok(Sent::Refused);
         }
         let route = match &mut port.services {
-            Some(services) => services.from_guest(head, length, now),
+            Some(services) => services.from_guest(head, now),
             None => Route::Forward,
         };
         let skip = (header::LENGTH + head.len()) as u64;
@@ -216,8 +216,7 @@ impl Service {
         if matches!(backend, Backend::Nobody) {
             return Ok(Step::Nothing);
         }
-        let may_pass =
-            |head: &[u8], length| services.as_mut().is_none_or(|services| services.to_guest(head, length, now));
+        let may_pass = |head: &[u8]| services.as_mut().is_none_or(|services| services.to_guest(head, now));
         self.receiver.receive(&self.memory, backend, may_pass)
     }
 

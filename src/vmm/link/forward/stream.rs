@@ -1,0 +1,152 @@
+//! One TCP connection that is passed on: what either end sends, and that it is done.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use smoltcp::iface::SocketHandle;
+use smoltcp::socket::tcp;
+use smoltcp::time::Duration;
+use smoltcp::wire::{IpAddress, IpEndpoint};
+use vmm_sys_util::epoll::EventSet;
+
+use super::super::config::{Forward, LinkConfig};
+use super::super::stack::Stack;
+
+/// Bytes that are under way, each way.
+const BUFFER: usize = 64 << 10;
+/// How long a guest may leave a connection without a sign, and how often it is asked for one.
+const SILENCE: Duration = Duration::from_secs(120);
+const ASK: Duration = Duration::from_secs(30);
+
+/// A connection of a client of the host's.
+#[derive(Debug)]
+pub struct Connection {
+    forward: Forward,
+    host: TcpStream,
+    /// The client may have something, or room for something: it said so, and nothing has shown otherwise.
+    is_readable: bool,
+    is_writable: bool,
+    /// The client sends nothing more.
+    is_read: bool,
+    /// The guest sends nothing more, and the client knows.
+    is_written: bool,
+}
+
+impl Connection {
+    /// Connects to the guest, from a port of the router's.
+    pub fn open(
+        forward: Forward,
+        host: TcpStream,
+        port: u16,
+        stack: &mut Stack,
+        config: &LinkConfig,
+    ) -> io::Result<(SocketHandle, Connection)> {
+        host.set_nonblocking(true)?;
+        host.set_nodelay(true)?;
+        let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER]);
+        let mut socket = tcp::Socket::new(buffer(), buffer());
+        socket.set_nagle_enabled(false);
+        socket.set_timeout(Some(SILENCE));
+        socket.set_keep_alive(Some(ASK));
+        let (interface, sockets) = stack.parts();
+        let own = IpEndpoint { addr: IpAddress::Ipv4(config.router), port };
+        let guest = IpEndpoint { addr: IpAddress::Ipv4(config.address), port: forward.guest_port };
+        socket.connect(interface.context(), guest, own).map_err(|error| io::Error::other(error.to_string()))?;
+        let handle = sockets.add(socket);
+        let connection =
+            Connection { forward, host, is_readable: true, is_writable: true, is_read: false, is_written: false };
+        Ok((handle, connection))
+    }
+
+    /// The forward that it came by.
+    pub fn forward(&self) -> Forward {
+        self.forward
+    }
+
+    /// Takes note of events of the client's socket.
+    pub fn note(&mut self, events: EventSet) {
+        let ended = EventSet::HANG_UP | EventSet::ERROR | EventSet::READ_HANG_UP;
+        self.is_readable |= events.intersects(EventSet::IN | ended);
+        self.is_writable |= events.intersects(EventSet::OUT | ended);
+    }
+
+    /// Passes on what there is. Returns whether there may be more.
+    pub fn pump(&mut self, socket: &mut tcp::Socket) -> bool {
+        if !self.to_guest(socket) || !self.to_host(socket) {
+            return false;
+        }
+        !(self.is_read && self.is_written) && socket.state() != tcp::State::Closed
+    }
+
+    /// Passes on what the client sends. Returns whether it is still there.
+    fn to_guest(&mut self, socket: &mut tcp::Socket) -> bool {
+        while self.is_readable && !self.is_read && socket.can_send() {
+            let host = &mut self.host;
+            let outcome = socket.send(|room| match host.read(room) {
+                Ok(count) => (count, Ok(count)),
+                Err(error) => (0, Err(error)),
+            });
+            match outcome {
+                Ok(Ok(0)) => {
+                    self.is_read = true;
+                    socket.close();
+                }
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => self.is_readable = false,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// Passes on what the guest sends. Returns whether the client is still there.
+    fn to_host(&mut self, socket: &mut tcp::Socket) -> bool {
+        while self.is_writable && socket.can_recv() {
+            let host = &mut self.host;
+            let outcome = socket.recv(|bytes| match host.write(bytes) {
+                Ok(count) => (count, Ok(())),
+                Err(error) => (0, Err(error)),
+            });
+            match outcome {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => self.is_writable = false,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                _ => return false,
+            }
+        }
+        let is_connected =
+            !matches!(socket.state(), tcp::State::SynSent | tcp::State::SynReceived | tcp::State::Closed);
+        if is_connected && !self.is_written && !socket.may_recv() && !socket.can_recv() {
+            self.is_written = true;
+            return self.host.shutdown(Shutdown::Write).is_ok();
+        }
+        true
+    }
+
+    /// Ends it: in order, if both ends are done, and with a reset for both if not.
+    pub fn end(self, socket: &mut tcp::Socket) {
+        if !(self.is_read && self.is_written) {
+            socket.abort();
+            let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+            // SAFETY: the kernel reads a `linger` of that size at the pointer, which is valid for the call. That it fails
+            // leaves an orderly end in the place of a reset.
+            unsafe {
+                libc::setsockopt(
+                    self.host.as_raw_fd(),
+                    libc::SOL_SOCKET,
+                    libc::SO_LINGER,
+                    (&raw const linger).cast(),
+                    size_of::<libc::linger>() as libc::socklen_t,
+                );
+            }
+        }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.host.as_fd()
+    }
+}

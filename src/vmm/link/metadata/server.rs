@@ -1,0 +1,135 @@
+//! The metadata service's connections.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use smoltcp::iface::SocketHandle;
+use smoltcp::socket::tcp;
+use smoltcp::time::Duration;
+use smoltcp::wire::{IpAddress, IpEndpoint};
+
+use super::Metadata;
+use crate::vmm::link::config::METADATA_ADDRESS;
+use crate::vmm::link::http::{self, HEAD_LIMIT, Parsed};
+use crate::vmm::link::stack::Stack;
+
+const PORT: u16 = 80;
+/// The most connections at a time; one more waits for a segment that is sent again.
+const CONNECTIONS: usize = 16;
+/// Bytes that a connection holds either way.
+const RECEIVE_BUFFER: usize = 4 << 10;
+const SEND_BUFFER: usize = 8 << 10;
+/// How long a connection may be silent.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// The connections, the one that is waited for among them.
+#[derive(Debug, Default)]
+pub struct Server {
+    connections: HashMap<SocketHandle, Connection>,
+}
+
+#[derive(Debug, Default)]
+struct Connection {
+    /// What came of a request.
+    request: Vec<u8>,
+    /// What of an answer was not taken yet.
+    answer: Vec<u8>,
+    /// It ends with that answer.
+    ends: bool,
+}
+
+impl Server {
+    /// Whether a packet to this port is the service's.
+    pub fn is_for(port: u16) -> bool {
+        port == PORT
+    }
+
+    /// Somebody is about to connect: there has to be a socket that listens.
+    pub fn expect(&mut self, stack: &mut Stack) {
+        let listens = |handle: &SocketHandle, stack: &Stack| {
+            stack.sockets.get::<tcp::Socket>(*handle).state() == tcp::State::Listen
+        };
+        if self.connections.len() >= CONNECTIONS || self.connections.keys().any(|handle| listens(handle, stack)) {
+            return;
+        }
+        let buffer = |size| tcp::SocketBuffer::new(vec![0; size]);
+        let mut socket = tcp::Socket::new(buffer(RECEIVE_BUFFER), buffer(SEND_BUFFER));
+        socket.set_nagle_enabled(false);
+        socket.set_ack_delay(None);
+        let endpoint = IpEndpoint { addr: IpAddress::Ipv4(METADATA_ADDRESS), port: PORT };
+        if socket.listen(endpoint).is_ok() {
+            socket.set_timeout(Some(IDLE));
+            self.connections.insert(stack.sockets.add(socket), Connection::default());
+        }
+    }
+
+    /// Reads requests and writes answers.
+    pub fn serve(&mut self, stack: &mut Stack, metadata: &mut Metadata, now: Instant) {
+        self.connections.retain(|handle, connection| {
+            let socket = stack.sockets.get_mut::<tcp::Socket>(*handle);
+            connection.serve(socket, metadata, now);
+            let is_over = !socket.is_open() || socket.state() == tcp::State::TimeWait;
+            if is_over {
+                stack.sockets.remove(*handle);
+            }
+            !is_over
+        });
+    }
+
+    /// Ends all connections.
+    pub fn close(&mut self, stack: &mut Stack) {
+        self.connections.drain().for_each(|(handle, _)| drop(stack.sockets.remove(handle)));
+    }
+}
+
+impl Connection {
+    fn serve(&mut self, socket: &mut tcp::Socket, metadata: &mut Metadata, now: Instant) {
+        loop {
+            self.send(socket);
+            if !self.answer.is_empty() {
+                return;
+            }
+            if self.ends {
+                return socket.close();
+            }
+            // Requests may come before the one ahead of them is answered.
+            match http::parse(&self.request) {
+                Parsed::Request(request, length) => {
+                    self.request.drain(..length);
+                    socket.set_hop_limit(metadata.hop_limit(&request));
+                    let answer = metadata.answer(&request, now);
+                    self.ends = !request.keeps_alive;
+                    self.answer = answer.encode(request.keeps_alive, request.method == "HEAD");
+                }
+                Parsed::Bad(answer) => {
+                    self.ends = true;
+                    self.answer = answer.encode(false, false);
+                }
+                Parsed::Incomplete => {
+                    let received = socket.recv(|bytes| (bytes.len(), bytes.to_vec())).unwrap_or_default();
+                    if received.is_empty() {
+                        // The guest has nothing more to ask.
+                        if socket.state() == tcp::State::CloseWait {
+                            socket.close();
+                        }
+                        return;
+                    }
+                    self.request.extend(received);
+                }
+            }
+            debug_assert!(self.request.len() <= 10 * HEAD_LIMIT + RECEIVE_BUFFER, "a request is bounded");
+        }
+    }
+
+    fn send(&mut self, socket: &mut tcp::Socket) {
+        if !self.answer.is_empty() {
+            match socket.send_slice(&self.answer) {
+                Ok(count) => drop(self.answer.drain(..count)),
+                Err(_) => {
+                    self.answer.clear();
+                    self.ends = true;
+                }
+            }
+        }
+    }
+}

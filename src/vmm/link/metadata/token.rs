@@ -1,0 +1,72 @@
+//! Tokens of the metadata service's version 2: random, and good for a time.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE;
+use rustix::rand::{GetRandomFlags, getrandom};
+
+/// Random bytes of a token: 56 characters of text, as many as EC2's have.
+const BYTES: usize = 42;
+/// How many are kept; the oldest go first.
+const LIMIT: usize = 1024;
+
+/// Those that were given.
+#[derive(Debug, Default)]
+pub struct Tokens {
+    given: VecDeque<Token>,
+}
+
+struct Token {
+    bytes: [u8; BYTES],
+    expires: Instant,
+}
+
+/// What is secret is not to be found in a log.
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Token").field("expires", &self.expires).finish_non_exhaustive()
+    }
+}
+
+impl Tokens {
+    /// A new one; none if the host has no random numbers.
+    pub fn make(&mut self, lasts: Duration, now: Instant) -> Option<String> {
+        self.given.retain(|token| token.expires > now);
+        if self.given.len() >= LIMIT {
+            self.given.pop_front();
+        }
+        let mut bytes = [0; BYTES];
+        getrandom(&mut bytes, GetRandomFlags::empty()).ok().filter(|count| *count == BYTES)?;
+        self.given.push_back(Token { bytes, expires: now + lasts });
+        Some(URL_SAFE.encode(bytes))
+    }
+
+    /// Whether a text is one that is good now. How long that takes to tell does not depend on how much of one it has right.
+    pub fn is_good(&self, text: &str, now: Instant) -> bool {
+        let Ok(shown) = URL_SAFE.decode(text) else { return false };
+        let Ok(shown) = <[u8; BYTES]>::try_from(shown) else { return false };
+        let is = |token: &Token| {
+            let difference = token.bytes.iter().zip(&shown).fold(0, |difference, (a, b)| difference | a ^ b);
+            std::hint::black_box(difference) == 0
+        };
+        self.given.iter().filter(|token| token.expires > now).fold(false, |found, token| found | is(token))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_so_many_are_kept() {
+        let (mut tokens, now) = (Tokens::default(), Instant::now());
+        let first = tokens.make(Duration::from_secs(60), now).unwrap();
+        assert!(tokens.is_good(&first, now));
+        let last = (0..LIMIT).map(|_| tokens.make(Duration::from_secs(60), now).unwrap()).last().unwrap();
+        assert!(!tokens.is_good(&first, now) && tokens.is_good(&last, now));
+        assert_eq!(tokens.given.len(), LIMIT);
+        assert!(!format!("{tokens:?}").contains(&last));
+    }
+}

@@ -1,0 +1,402 @@
+use std::io::{Read, Write};
+use std::net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+
+use proptest::prelude::*;
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::socket::tcp;
+use smoltcp::time::Instant as StackInstant;
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
+
+use super::stack::Wire;
+use super::*;
+
+pub(super) const GUEST: MacAddress = MacAddress([6, 0, 0, 0, 0, 1]);
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 4);
+const DEADLINE: Duration = Duration::from_secs(20);
+
+pub(super) fn config() -> LinkConfig {
+    LinkConfig {
+        address: ADDRESS,
+        prefix_length: 20,
+        router: Ipv4Addr::new(172, 31, 0, 1),
+        dns: vec![Ipv4Addr::new(172, 31, 0, 2)],
+        mtu: 9001,
+        hostname: "ip-172-31-0-4".into(),
+        domain: "ec2.internal".into(),
+        forwards: Vec::new(),
+        filter: None,
+        metadata: Some(metadata::tests::config()),
+    }
+}
+
+/// A guest with a TCP of its own, at the other end of the link.
+struct Bench {
+    services: Services,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    wire: Wire,
+    began: Instant,
+    /// Time to live of the last packet from the metadata service.
+    ttl: u8,
+}
+
+fn bench(config: LinkConfig) -> Bench {
+    let mut wire = Wire { arrived: None, leaving: VecDeque::new(), mtu: config.mtu.into() };
+    let mut interface = Interface::new(Config::new(HardwareAddress::Ip), &mut wire, StackInstant::ZERO);
+    interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(IpAddress::Ipv4(ADDRESS), 20)).unwrap());
+    let (services, sockets) = (Services::new(GUEST, config).unwrap(), SocketSet::new(Vec::new()));
+    Bench { services, interface, sockets, wire, began: Instant::now(), ttl: 0 }
+}
+
+impl Bench {
+    /// Moves everything there is to be moved.
+    fn turn(&mut self) {
+        let now = Instant::now();
+        let time = StackInstant::from_micros((now - self.began).as_micros() as i64);
+        self.interface.poll(time, &mut self.wire, &mut self.sockets);
+        while let Some(packet) = self.wire.leaving.pop_front() {
+            let frame = packet::frame(GATEWAY_MAC, GUEST, TYPE_IPV4, &packet);
+            let head = &frame[..frame.len().min(HEAD_LENGTH)];
+            if self.services.from_guest(head, now) == Route::Services {
+                self.services.accept(&frame, now);
+            }
+        }
+        self.services.poll(now);
+        while let Some(frame) = self.services.next_frame() {
+            let ethernet = Ethernet::parse(&frame).unwrap();
+            if Ipv4::parse(ethernet.payload).is_some_and(|packet| packet.source == METADATA_ADDRESS) {
+                self.ttl = ethernet.payload[8];
+            }
+            self.wire.arrived = Some(ethernet.payload.to_vec());
+            self.interface.poll(time, &mut self.wire, &mut self.sockets);
+        }
+    }
+
+    fn until<T>(&mut self, what: &str, mut done: impl FnMut(&mut Bench) -> Option<T>) -> T {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            self.turn();
+            if let Some(value) = done(self) {
+                return value;
+            }
+            assert!(Instant::now() < deadline, "{what}");
+        }
+    }
+
+    fn socket(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {
+        self.sockets.get_mut(handle)
+    }
+
+    fn add_socket(&mut self) -> SocketHandle {
+        let buffer = || tcp::SocketBuffer::new(vec![0; 65536]);
+        self.sockets.add(tcp::Socket::new(buffer(), buffer()))
+    }
+
+    fn listen(&mut self, port: u16) -> SocketHandle {
+        let handle = self.add_socket();
+        self.socket(handle).listen(port).unwrap();
+        handle
+    }
+
+    /// What the metadata service answers to `request`, up to the end of the connection.
+    fn ask(&mut self, port: u16, request: &str) -> String {
+        let handle = self.add_socket();
+        let to = IpEndpoint { addr: IpAddress::Ipv4(METADATA_ADDRESS), port: 80 };
+        let context = self.interface.context();
+        self.sockets.get_mut::<tcp::Socket>(handle).connect(context, to, port).unwrap();
+        let mut sent = false;
+        let mut answer = Vec::new();
+        let request = request.to_string();
+        self.until("the connection ends", |bench| {
+            let socket = bench.socket(handle);
+            if !sent && socket.can_send() {
+                socket.send_slice(request.as_bytes()).unwrap();
+                sent = true;
+            }
+            answer.extend(socket.recv(|bytes| (bytes.len(), bytes.to_vec())).unwrap_or_default());
+            (sent && !socket.may_recv()).then_some(())
+        });
+        self.socket(handle).abort();
+        self.turn();
+        self.sockets.remove(handle);
+        String::from_utf8(answer).unwrap()
+    }
+}
+
+fn get(path: &str, token: Option<&str>) -> String {
+    let token = token.map_or(String::new(), |token| format!("X-aws-ec2-metadata-token: {token}\r\n"));
+    format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\n{token}Connection: close\r\n\r\n")
+}
+
+#[test]
+fn a_guest_gets_a_token_and_its_metadata() {
+    let mut required = config();
+    let metadata = required.metadata.as_mut().unwrap();
+    (metadata.tokens_required, metadata.hop_limit) = (true, 3);
+    let mut bench = bench(required);
+    let put = "PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\nConnection: close\r\n\r\n";
+    let answer = bench.ask(5000, put);
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("X-aws-ec2-metadata-token-ttl-seconds: 60\r\n"), "{answer}");
+    assert_eq!(bench.ttl, 3, "what has the token goes so many hops");
+    let token = answer.lines().last().unwrap().to_string();
+    let answer = bench.ask(5001, &get("/latest/meta-data/instance-id", Some(&token)));
+    assert!(answer.ends_with("\r\n\r\ni-1"), "{answer}");
+    assert!(bench.ask(5002, &get("/latest/meta-data/instance-id", None)).starts_with("HTTP/1.1 401"));
+    // Two requests at once are answered in their order.
+    let both =
+        [get("/latest/meta-data/ami-id", Some(&token)).replace("Connection: close\r\n", ""), get("/x", Some(&token))];
+    let answer = bench.ask(5003, &both.concat());
+    assert!(answer.contains("\r\n\r\nami-1HTTP/1.1 404"), "{answer}");
+}
+
+#[test]
+fn many_connections_come_one_after_the_other() {
+    let mut bench = bench(config());
+    for port in 6000..6100 {
+        assert!(bench.ask(port, &get("/latest/meta-data/ami-id", None)).ends_with("ami-1"));
+    }
+    bench.turn();
+    let open = format!("{:?}", bench.services.server).matches("Connection {").count();
+    assert!(open <= 2, "{open} connections are kept");
+}
+
+fn free_address(transport: Transport) -> SocketAddrV4 {
+    let address = match transport {
+        Transport::Tcp => TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap(),
+        Transport::Udp => UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap(),
+    };
+    address.to_string().parse().unwrap()
+}
+
+fn forwarding(transport: Transport, guest_port: u16) -> (LinkConfig, SocketAddrV4) {
+    let host = free_address(transport);
+    let forwards = vec![Forward { transport, host, guest_port }];
+    (LinkConfig { forwards, ..config() }, host)
+}
+
+#[test]
+fn a_client_of_the_host_is_passed_on_both_ways() {
+    const LENGTH: usize = 2 << 20;
+    let (config, host) = forwarding(Transport::Tcp, 80);
+    let mut bench = bench(config);
+    assert_eq!(bench.services.problems(), Vec::<String>::new());
+    let listener = bench.listen(80);
+    let client = std::thread::spawn(move || {
+        let mut stream = TcpStream::connect(host).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut writing = stream.try_clone().unwrap();
+        let writer = std::thread::spawn(move || {
+            let bytes: Vec<u8> = (0..LENGTH).map(|index| (index % 253) as u8).collect();
+            writing.write_all(&bytes).unwrap();
+            writing.shutdown(std::net::Shutdown::Write).unwrap();
+            bytes
+        });
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back).unwrap();
+        (writer.join().unwrap(), back)
+    });
+    // The guest sends everything back, and ends when the client has.
+    let mut held: VecDeque<u8> = VecDeque::new();
+    bench.until("all is sent back", |bench| {
+        let socket = bench.socket(listener);
+        held.extend(socket.recv(|bytes| (bytes.len(), bytes.to_vec())).unwrap_or_default());
+        let (front, _) = held.as_slices();
+        let taken = socket.send_slice(front).unwrap_or(0);
+        held.drain(..taken);
+        if socket.state() == tcp::State::CloseWait && !socket.can_recv() && held.is_empty() {
+            socket.close();
+        }
+        client.is_finished().then_some(())
+    });
+    let (sent, back) = client.join().unwrap();
+    assert!(sent == back, "{} bytes came back of {}", back.len(), sent.len());
+    bench.until("nothing of it is left", |bench| (bench.services.stack.sockets.iter().count() == 0).then_some(()));
+}
+
+#[test]
+fn a_client_hears_that_the_guest_does_not_listen() {
+    let (config, host) = forwarding(Transport::Tcp, 81);
+    let mut bench = bench(config);
+    let client = std::thread::spawn(move || {
+        let mut stream = TcpStream::connect(host).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.read(&mut [0])
+    });
+    bench.until("the client has its answer", |_| client.is_finished().then_some(()));
+    let error = client.join().unwrap().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_client_that_reads_nothing_stalls_nobody_else() {
+    let (config, host) = forwarding(Transport::Tcp, 82);
+    let mut bench = bench(config);
+    let listeners = [bench.listen(82), bench.listen(82)];
+    let stalled = TcpStream::connect(host).unwrap();
+    bench.until("it is connected", |bench| bench.socket(listeners[0]).can_send().then_some(()));
+    let filler = vec![7; 65536];
+    let mut turns_without = 0;
+    bench.until("its buffers are full", |bench| {
+        let taken = bench.socket(listeners[0]).send_slice(&filler).unwrap_or(0);
+        turns_without = if taken == 0 { turns_without + 1 } else { 0 };
+        (turns_without > 500).then_some(())
+    });
+    let mut other = TcpStream::connect(host).unwrap();
+    other.set_read_timeout(Some(DEADLINE)).unwrap();
+    bench.until("the other is connected", |bench| bench.socket(listeners[1]).can_send().then_some(()));
+    bench.socket(listeners[1]).send_slice(b"hello").unwrap();
+    let client = std::thread::spawn(move || {
+        let mut bytes = [0; 5];
+        other.read_exact(&mut bytes).map(|()| bytes)
+    });
+    bench.until("the other is served", |_| client.is_finished().then_some(()));
+    assert_eq!(&client.join().unwrap().unwrap(), b"hello");
+    drop(stalled);
+}
+
+#[test]
+fn datagrams_are_passed_on_and_answered() {
+    let (config, host) = forwarding(Transport::Udp, 53);
+    let mut bench = bench(config);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    client.send_to(b"query", host).unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    let frame = loop {
+        bench.services.poll(Instant::now());
+        if let Some(frame) = bench.services.next_frame() {
+            break frame;
+        }
+        assert!(Instant::now() < deadline, "the guest gets nothing");
+    };
+    let ethernet = Ethernet::parse(&frame).unwrap();
+    let packet = Ipv4::parse(ethernet.payload).unwrap();
+    let query = Datagram::parse(&packet).unwrap();
+    assert_eq!((query.payload, query.destination), (&b"query"[..], (ADDRESS, 53)));
+    let answer = Datagram { source: query.destination, destination: query.source, payload: b"answer" };
+    let frame = packet::frame(GATEWAY_MAC, GUEST, TYPE_IPV4, &answer.packet().unwrap());
+    assert_eq!(bench.services.from_guest(&frame, Instant::now()), Route::Services);
+    bench.services.accept(&frame, Instant::now());
+    let mut bytes = [0; 100];
+    let (length, from) = client.recv_from(&mut bytes).unwrap();
+    assert_eq!((&bytes[..length], from.to_string()), (&b"answer"[..], host.to_string()));
+}
+
+#[test]
+fn ports_that_are_taken_are_told_and_change_with_the_configuration() {
+    let (wanted, host) = forwarding(Transport::Tcp, 80);
+    let taken = TcpListener::bind(host).unwrap();
+    let mut bench = bench(wanted.clone());
+    let problems = bench.services.problems();
+    assert!(problems.len() == 1 && problems[0].contains(&host.to_string()), "{problems:?}");
+    drop(taken);
+    bench.services.reload(wanted.clone());
+    assert_eq!(bench.services.problems(), Vec::<String>::new());
+    TcpStream::connect(host).unwrap();
+    bench.services.reload(LinkConfig { forwards: Vec::new(), ..wanted });
+    assert!(TcpStream::connect(host).is_err());
+}
+
+#[test]
+fn only_the_guests_own_frames_leave() {
+    let mut services = Services::new(GUEST, config()).unwrap();
+    let now = Instant::now();
+    let peer = Ipv4Addr::new(10, 0, 0, 9);
+    let mut route = |mac, kind, from, to| {
+        let datagram = Datagram { source: (from, 1), destination: (to, 2), payload: b"x" };
+        services.from_guest(&packet::frame(GATEWAY_MAC, mac, kind, &datagram.packet().unwrap()), now)
+    };
+    assert_eq!(route(GUEST, TYPE_IPV4, ADDRESS, peer), Route::Forward);
+    assert_eq!(route(GATEWAY_MAC, TYPE_IPV4, ADDRESS, peer), Route::Drop);
+    assert_eq!(route(GUEST, TYPE_IPV4, peer, ADDRESS), Route::Drop);
+    assert_eq!(route(GUEST, 0x86dd, ADDRESS, peer), Route::Drop);
+    assert_eq!(route(GUEST, TYPE_ARP, ADDRESS, peer), Route::Services);
+    for group in [Ipv4Addr::BROADCAST, Ipv4Addr::new(224, 0, 0, 1)] {
+        assert_eq!(route(GUEST, TYPE_IPV4, ADDRESS, group), Route::Drop);
+    }
+    assert_eq!(route(GUEST, TYPE_IPV4, ADDRESS, METADATA_ADDRESS), Route::Services);
+}
+
+#[test]
+fn nobody_else_speaks_for_the_services() {
+    let mut services = Services::new(GUEST, config()).unwrap();
+    let now = Instant::now();
+    let mut passes = |from, to| {
+        let datagram = Datagram { source: (from, 1), destination: (to, 2), payload: b"x" };
+        services.to_guest(&packet::frame(GUEST, GATEWAY_MAC, TYPE_IPV4, &datagram.packet().unwrap()), now)
+    };
+    assert!(passes(Ipv4Addr::new(10, 0, 0, 9), ADDRESS));
+    assert!(!passes(METADATA_ADDRESS, ADDRESS));
+    assert!(!passes(config().router, ADDRESS));
+    assert!(!passes(Ipv4Addr::new(10, 0, 0, 9), Ipv4Addr::new(172, 31, 0, 5)));
+}
+
+fn throw(services: &mut Services, frames: Vec<Vec<u8>>) {
+    for frame in frames {
+        let now = Instant::now();
+        let head = &frame[..frame.len().min(HEAD_LENGTH)];
+        services.to_guest(head, now);
+        if services.from_guest(head, now) == Route::Services {
+            services.accept(&frame, now);
+        }
+        // Even what they would not be asked to take.
+        services.accept(&frame, now);
+        services.poll(now);
+        assert!(services.frames.len() <= WAITING);
+        while services.next_frame().is_some() {}
+    }
+}
+
+/// Segments to a service's port that are sound but for some bytes.
+fn segment(flags: u8, sequence: u32, payload: &[u8], changes: &[(usize, u8)]) -> Vec<u8> {
+    let datagram = Datagram { source: (ADDRESS, 4000), destination: (METADATA_ADDRESS, 80), payload: &[] };
+    let mut packet = datagram.packet().unwrap();
+    packet.truncate(packet::IPV4);
+    packet[9] = TCP;
+    let ports = [4000_u16.to_be_bytes(), 80_u16.to_be_bytes()].concat();
+    let rest = [&ports[..], &sequence.to_be_bytes(), &[0; 4], &[0x50, flags, 0xff, 0xff, 0, 0, 0, 0], payload].concat();
+    packet.extend(rest);
+    let total = (packet.len() as u16).to_be_bytes();
+    packet[2..4].copy_from_slice(&total);
+    for (at, byte) in changes {
+        let length = packet.len();
+        packet[at % length] = *byte;
+    }
+    packet::frame(GATEWAY_MAC, GUEST, TYPE_IPV4, &packet)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+    #[test]
+    fn arbitrary_frames_harm_nobody(
+        frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 0..20),
+        kinds in proptest::collection::vec(0_usize..4, 20),
+    ) {
+        let mut services = Services::new(GUEST, LinkConfig { filter: Some(Filter::default()), ..config() }).unwrap();
+        let frames = frames.into_iter().zip(kinds).map(|(bytes, kind)| match kind {
+            0 => bytes,
+            1 => packet::frame(GATEWAY_MAC, GUEST, TYPE_ARP, &bytes),
+            2 => packet::frame(GATEWAY_MAC, GUEST, TYPE_IPV4, &bytes),
+            _ => {
+                let dhcp = Datagram { source: (ADDRESS, 68), destination: (Ipv4Addr::BROADCAST, 67), payload: &bytes };
+                packet::frame(GATEWAY_MAC, GUEST, TYPE_IPV4, &dhcp.packet().unwrap())
+            }
+        });
+        throw(&mut services, frames.collect());
+    }
+
+    #[test]
+    fn arbitrary_segments_harm_nobody(
+        segments in proptest::collection::vec(
+            (any::<u8>(), any::<u32>(), proptest::collection::vec(any::<u8>(), 0..100),
+             proptest::collection::vec((any::<usize>(), any::<u8>()), 0..3)), 0..40),
+    ) {
+        let mut services = Services::new(GUEST, config()).unwrap();
+        let begin = segment(2, 7, &[], &[]);
+        let frames = segments.into_iter().map(|(flags, sequence, payload, changes)| {
+            segment(flags & 0x3f, sequence % 200, &payload, &changes)
+        });
+        throw(&mut services, std::iter::once(begin).chain(frames).collect());
+    }
+}
