@@ -14,6 +14,7 @@ use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
+use wisp_agent::network::Network;
 use wisp_agent::resumed::{RESUMED_PORT, RESUMED_PORTS, Resumed};
 use wisp_agent::seed::Seed;
 
@@ -337,9 +338,16 @@ impl Revival {
         // Of what it has from before, or was just told, it need not be told again.
         let has_more = seed.is_some_and(|seed| !seed.public_keys.is_empty() || seed.user_data.is_some());
         let entropy = (!is_taken).then_some(entropy);
-        let message = Resumed { entropy, hostname, seed: has_more, ..Resumed::default() };
+        let network = config.net.as_ref().zip(link).map(|(net, link)| network(net, link));
+        let message = Resumed { entropy, hostname, seed: has_more, network, ..Resumed::default() };
         Ok(Revival { message, release: new_eventfd()? })
     }
+}
+
+/// How a guest's network interface is to be set.
+fn network(net: &NetConfig, link: &LinkConfig) -> Network {
+    let LinkConfig { address, prefix_length, router, ref dns, mtu, .. } = *link;
+    Network { mac: net.mac.0, address, prefix_length, router, dns: dns.clone(), mtu }
 }
 
 fn open_kvm() -> Result<Kvm, Error> {

@@ -5,6 +5,7 @@
 //! - [`tree`]: files and directories as a stream of entries, read at one end and written at the other.
 //! - [`agent`]: the guest's end: serves connections, runs commands.
 //! - [`resumed`]: what a guest is told that goes on after it was saved.
+//! - [`network`]: how its network interface is to be set.
 //! - [`seed`]: what the host tells a new instance.
 //! - [`poll`]: a typed `poll(2)`, which both ends wait with.
 //!
@@ -12,6 +13,7 @@
 //! Nothing here knows of KVM or of EC2.
 
 pub mod agent;
+pub mod network;
 pub mod poll;
 pub mod protocol;
 pub mod resumed;

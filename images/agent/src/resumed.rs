@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::Network;
+
 /// The host's vsock port that takes connections which break when the guest is restored.
 pub const SENTINEL_PORT: u32 = 1026;
 /// The first of the ports.
@@ -29,6 +31,8 @@ pub struct Resumed {
     pub hostname: Option<String>,
     /// Whether the host has a seed for it.
     pub seed: bool,
+    /// Its network interface, if it has one.
+    pub network: Option<Network>,
 }
 
 impl Resumed {
@@ -62,6 +66,7 @@ mod tests {
             entropy: Some([7; 32]),
             hostname: Some("i-01234567".into()),
             seed: true,
+            network: Network::parse("06:00:00:00:00:01,172.31.0.4/20,172.31.0.1,9001,172.31.0.2"),
         };
         let mut bytes = resumed.encode();
         assert_eq!(Resumed::decode(&bytes[..bytes.len() - 1]), None);

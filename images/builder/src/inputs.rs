@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 /// Files and folders, from the repository's root.
-const INPUTS: [&str; 8] = [
+const INPUTS: [&str; 9] = [
     "images/agent/Cargo.toml",
     "images/agent/src",
     "images/builder/Cargo.toml",
     "images/builder/src",
+    "images/dropbear",
     "images/kernel/build",
     "images/kernel/config",
     "images/kernel/patches",

@@ -27,6 +27,15 @@ struct Args {
     /// The busybox package's version.
     #[arg(long)]
     busybox_version: String,
+    /// A static dropbear.
+    #[arg(long)]
+    dropbear: PathBuf,
+    /// The text of its licence, which goes with it.
+    #[arg(long)]
+    dropbear_licence: PathBuf,
+    /// The version of its source package.
+    #[arg(long)]
+    dropbear_version: String,
     /// A static wisp-init.
     #[arg(long)]
     init: PathBuf,
@@ -41,7 +50,14 @@ fn main() -> anyhow::Result<()> {
     let scratch = tiny.join("scratch");
     fs::create_dir_all(&scratch)?;
     let root = scratch.join("root.ext4");
-    let rootfs = Rootfs { busybox: args.busybox, init: args.init, files: tiny.join("files"), size_mib: ROOT_MIB };
+    let rootfs = Rootfs {
+        busybox: args.busybox,
+        dropbear: args.dropbear,
+        dropbear_licence: args.dropbear_licence,
+        init: args.init,
+        files: tiny.join("files"),
+        size_mib: ROOT_MIB,
+    };
     rootfs.write(&root).context("the root file system")?;
     let components = [
         Component {
@@ -55,6 +71,12 @@ fn main() -> anyhow::Result<()> {
             version: &args.busybox_version,
             licence: "GPL-2.0-only",
             source: "Debian package busybox-static, source package busybox",
+        },
+        Component {
+            name: "dropbear",
+            version: &args.dropbear_version,
+            licence: "MIT",
+            source: "Debian source package dropbear, with the options in images/dropbear; its licence is in the image",
         },
         Component {
             name: "wisp-init",

@@ -21,6 +21,10 @@ const JOURNAL_BLOCKS: u32 = 1024;
 pub struct Rootfs {
     /// A static busybox.
     pub busybox: PathBuf,
+    /// A static dropbear.
+    pub dropbear: PathBuf,
+    /// The text of its licence.
+    pub dropbear_licence: PathBuf,
     /// A static wisp-init.
     pub init: PathBuf,
     /// A folder whose files are put into the root as they are (`etc/passwd` ...).
@@ -48,11 +52,15 @@ impl Rootfs {
             tree.directory(path, mode)?;
         }
         tree.file("/bin/busybox", 0o755, &self.busybox)?;
+        tree.file("/usr/sbin/dropbear", 0o755, &self.dropbear)?;
+        tree.file("/usr/share/licenses/dropbear", 0o644, &self.dropbear_licence)?;
         tree.file("/sbin/wisp-init", 0o755, &self.init)?;
         for applet in applets(&self.busybox)? {
             tree.symlink(&format!("/{applet}"), "/bin/busybox")?;
         }
         tree.symlink("/sbin/init", "/sbin/wisp-init")?;
+        // wisp-init writes it, for the network that the guest is in.
+        tree.symlink("/etc/resolv.conf", "/run/resolv.conf")?;
         tree.copy_folder(&self.files)?;
         tree.seal(image)
     }

@@ -8,6 +8,7 @@ mod children;
 mod environment;
 mod exec;
 mod first_boot;
+mod interface;
 mod listener;
 mod resume;
 mod spawn;
@@ -20,8 +21,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 pub use children::{Child, Children};
-pub use environment::{PATH, for_user as environment_for};
+pub use environment::{PATH, for_user as environment_for, to_c_strings as environment_strings};
 use first_boot::UserData;
+pub use interface::{configure as configure_interface, configure_resolver};
 pub use listener::Listener;
 pub use resume::Sentinel;
 pub use spawn::{Program, Stdio, spawn};
@@ -45,6 +47,12 @@ impl Agent {
     #[must_use]
     pub fn new(is_init: bool) -> Self {
         Self { children: Children::new(is_init), user_data: UserData::default(), is_init }
+    }
+
+    /// Whether this process is the guest's first one.
+    #[must_use]
+    pub fn is_init(&self) -> bool {
+        self.is_init
     }
 
     /// Applies what the host tells a new instance, if it tells anything; returns when its user data has run.

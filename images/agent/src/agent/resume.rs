@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
-use super::{listener, system};
+use super::{interface, listener, system};
 use crate::resumed::{RESUMED_PORT, RESUMED_PORTS, Resumed, SENTINEL_PORT};
 use crate::{BOOT_TIMER_PORT, MARK_AGENT_READY};
 
@@ -43,8 +43,8 @@ impl Sentinel {
     }
 
     /// The connection broke: brings the guest up to date if it was saved, and says so to the monitor. Returns whether there is
-    /// a seed to be applied.
-    pub fn resume(&self) -> bool {
+    /// a seed to be applied. Where this process `is_init`, names are its to look up, too.
+    pub fn resume(&self, is_init: bool) -> bool {
         let mut bytes = [0; RESUMED_PORTS];
         let read = rustix::io::pread(&self.ports, &mut bytes[..], RESUMED_PORT.into());
         let Some(resumed) = read.ok().and_then(|count| Resumed::decode(&bytes[..count])) else { return false };
@@ -61,6 +61,14 @@ impl Sentinel {
             && let Err(error) = system::set_hostname(name)
         {
             eprintln!("wisp-init: cannot set the host name to {name:?}: {error}");
+        }
+        if let Some(network) = &resumed.network {
+            if let Err(error) = interface::configure(network) {
+                eprintln!("wisp-init: the network interface cannot be set: {error}");
+            }
+            if is_init && let Err(error) = interface::configure_resolver(network) {
+                eprintln!("wisp-init: where names are looked up cannot be said: {error}");
+            }
         }
         let _ = rustix::io::pwrite(&self.ports, &[MARK_AGENT_READY], BOOT_TIMER_PORT.into());
         resumed.seed

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use wisp_agent::network::Network;
+
 /// The words that concern init.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct CommandLine {
@@ -11,6 +13,8 @@ pub struct CommandLine {
     pub console_shell: bool,
     /// `wisp.seed`: the host has a seed for this guest.
     pub seed: bool,
+    /// `wisp.network=...`: how the network interface is to be set.
+    pub network: Option<Network>,
     /// `init=PATH`.
     pub init: Option<String>,
     /// `root=/dev/...`.
@@ -41,6 +45,7 @@ impl CommandLine {
             match word.split_once('=').unwrap_or((word, "")) {
                 ("wisp.seed", _) => line.seed = true,
                 ("wisp.hostname", name) => line.hostname = Some(name.to_owned()),
+                ("wisp.network", value) => line.network = Network::parse(value),
                 ("wisp.console", "shell") => line.console_shell = true,
                 ("init", path) => line.init = Some(path.to_owned()),
                 ("root", device) => device.clone_into(&mut root.device),

@@ -1,11 +1,10 @@
 //! A shell on the serial console, for a guest started with `wisp.console=shell`.
 
-use std::ffi::CString;
 use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use wisp_agent::agent::{Agent, Program, Stdio, User, environment_for, spawn};
+use wisp_agent::agent::{Agent, Program, Stdio, User, environment_for, environment_strings, spawn};
 
 const TERMINAL: &std::ffi::CStr = c"/dev/ttyS0";
 
@@ -36,10 +35,7 @@ pub fn keep_shell(agent: &'static Agent) {
 
 /// Runs a login shell to its end.
 fn run_shell(agent: &Agent) -> io::Result<()> {
-    let mut env: Vec<CString> = environment_for(&User::own())
-        .into_iter()
-        .map(|(name, value)| CString::new([name.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat()))
-        .collect::<Result<_, _>>()?;
+    let mut env = environment_strings(environment_for(&User::own()))?;
     env.push(c"TERM=vt102".into());
     let shell = Program { path: c"/bin/sh".into(), argv: vec![c"/bin/sh".into(), c"-l".into()], env, cwd: None };
     let child = agent.children.spawn(|| spawn(&shell, Stdio::Terminal(TERMINAL)))?;

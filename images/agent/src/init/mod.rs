@@ -10,13 +10,14 @@ mod initial_ram_disk;
 mod mounts;
 mod network;
 mod signals;
+mod ssh;
 mod standard;
 mod stop;
 
 use std::fs;
 use std::io;
 
-use wisp_agent::agent::{Agent, Listener};
+use wisp_agent::agent::{self, Agent, Listener};
 use wisp_agent::{AGENT_PORT, MARK_AGENT_READY, MARK_INIT_STARTED};
 
 pub use signals::Signals;
@@ -55,10 +56,17 @@ pub fn run(program: &[u8]) -> ! {
     if let Err(errno) = network::bring_up_loopback() {
         eprintln!("wisp-init: cannot bring up lo: {errno}");
     }
+    if let Some(network) = &command_line.network {
+        let set = agent::configure_interface(network).and_then(|()| agent::configure_resolver(network));
+        if let Err(error) = set {
+            eprintln!("wisp-init: the network interface cannot be set: {error}");
+        }
+    }
     let agent: &'static Agent = Box::leak(Box::new(Agent::new(true)));
     if command_line.console_shell {
         console::keep_shell(agent);
     }
+    ssh::listen(agent);
     announce(&listener);
     if command_line.seed {
         let applying = std::thread::Builder::new().name("seed".into()).spawn(|| agent.apply_seed());

@@ -1,0 +1,79 @@
+//! SSH: a server for each connection, if the image has one, and nothing in memory but who listens.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use wisp_agent::agent::{Agent, Program, Stdio, User, environment_for, environment_strings, spawn};
+
+/// The server, which takes a connection for its standard input and output.
+const SERVER: &str = "/usr/sbin/dropbear";
+/// Where it keeps the host's key, which it makes at the first connection (`-R`).
+const KEYS: &str = "/etc/dropbear";
+/// What it says.
+const LOG: &str = "/run/dropbear.log";
+const PORT: u16 = 22;
+/// The most connections at a time.
+const LIMIT: usize = 32;
+/// How long to wait when there is no descriptor for a connection.
+const RECOVERY: Duration = Duration::from_millis(100);
+
+static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
+
+/// Listens, in a thread of its own, if there is a server to be started.
+pub fn listen(agent: &'static Agent) {
+    if !Path::new(SERVER).exists() {
+        return;
+    }
+    let started = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).and_then(|listener| {
+        thread::Builder::new().name("ssh".into()).stack_size(64 << 10).spawn(move || accept(agent, &listener))
+    });
+    if let Err(error) = started {
+        eprintln!("wisp-init: no SSH: {error}");
+    }
+}
+
+fn accept(agent: &'static Agent, listener: &TcpListener) {
+    for connection in listener.incoming() {
+        match connection {
+            Ok(connection) if CONNECTIONS.fetch_add(1, Ordering::Relaxed) < LIMIT => {
+                let serve = move || {
+                    if let Err(error) = serve(agent, connection) {
+                        eprintln!("wisp-init: {SERVER}: {error}");
+                    }
+                    CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
+                };
+                let started = thread::Builder::new().name("ssh-session".into()).stack_size(64 << 10).spawn(serve);
+                if started.is_err() {
+                    CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
+                }
+            }
+            // One too many is hung up on.
+            Ok(_) => drop(CONNECTIONS.fetch_sub(1, Ordering::Relaxed)),
+            Err(_) => thread::sleep(RECOVERY),
+        }
+    }
+}
+
+/// Runs the server on a connection, to its end: `-i` from standard input, `-s` without passwords, `-E` with its words on
+/// standard error.
+fn serve(agent: &Agent, connection: TcpStream) -> io::Result<()> {
+    fs::create_dir_all(KEYS)?;
+    let program = Program {
+        path: c"/usr/sbin/dropbear".into(),
+        argv: [c"dropbear", c"-i", c"-R", c"-s", c"-E"].map(Into::into).into(),
+        env: environment_strings(environment_for(&User::own()))?,
+        cwd: Some(c"/".into()),
+    };
+    let log = fs::OpenOptions::new().append(true).create(true).open(LOG)?;
+    let stdio = Stdio::Descriptors([connection.as_fd(), connection.as_fd(), log.as_fd()]);
+    let child = agent.children.spawn(|| spawn(&program, stdio))?;
+    drop(connection);
+    agent.children.reap(child);
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! How a guest's network interface is to be set: told by the kernel's command line at boot, and by the monitor to a guest that
+//! goes on after it was saved.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+/// The kernel option's name, with its sign.
+const OPTION: &str = "wisp.network=";
+
+/// The interface's addresses. Its text is `MAC,ADDRESS/PREFIX,ROUTER,MTU` and a comma before each name server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Its Ethernet address.
+    pub mac: [u8; 6],
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The length of its subnet's prefix.
+    pub prefix_length: u8,
+    /// Its router.
+    pub router: Ipv4Addr,
+    /// Its name servers.
+    pub dns: Vec<Ipv4Addr>,
+    /// Bytes of the largest IP packet.
+    pub mtu: u16,
+}
+
+impl Network {
+    /// The kernel option that says so.
+    #[must_use]
+    pub fn to_option(&self) -> String {
+        let mac: Vec<String> = self.mac.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut text =
+            format!("{OPTION}{},{}/{},{},{}", mac.join(":"), self.address, self.prefix_length, self.router, self.mtu);
+        for server in &self.dns {
+            text.push_str(&format!(",{server}"));
+        }
+        text
+    }
+
+    /// What the kernel option's value says, if it is one.
+    #[must_use]
+    pub fn parse(value: &str) -> Option<Self> {
+        let mut parts = value.split(',');
+        let digits = |pair: &str| if pair.len() == 2 { u8::from_str_radix(pair, 16).ok() } else { None };
+        let mac: Vec<u8> = parts.next()?.split(':').map(digits).collect::<Option<_>>()?;
+        let (address, prefix_length) = parts.next()?.split_once('/')?;
+        let prefix_length = prefix_length.parse().ok().filter(|length| *length <= 32)?;
+        let router = parts.next()?.parse().ok()?;
+        let mtu = parts.next()?.parse().ok()?;
+        let dns = parts.map(|server| server.parse().ok()).collect::<Option<_>>()?;
+        let address = address.parse().ok()?;
+        Some(Self { mac: mac.try_into().ok()?, address, prefix_length, router, dns, mtu })
+    }
+
+    /// The bits that all addresses of its subnet have in common.
+    #[must_use]
+    pub fn netmask(&self) -> Ipv4Addr {
+        let zeroes = u32::from(32 - self.prefix_length.min(32));
+        Ipv4Addr::from_bits(u32::MAX.checked_shl(zeroes).unwrap_or(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_is_read_back_and_nothing_else_is_one() {
+        let network = Network {
+            mac: [6, 0x1f, 0, 0, 0, 1],
+            address: Ipv4Addr::new(172, 31, 0, 4),
+            prefix_length: 20,
+            router: Ipv4Addr::new(172, 31, 0, 1),
+            dns: vec![Ipv4Addr::new(172, 31, 0, 2), Ipv4Addr::new(9, 9, 9, 9)],
+            mtu: 9001,
+        };
+        let option = network.to_option();
+        assert_eq!(option, "wisp.network=06:1f:00:00:00:01,172.31.0.4/20,172.31.0.1,9001,172.31.0.2,9.9.9.9");
+        let value = option.strip_prefix(OPTION).unwrap();
+        assert_eq!(Network::parse(value), Some(network.clone()));
+        let without = Network { dns: vec![], ..network.clone() };
+        assert_eq!(Network::parse(without.to_option().strip_prefix(OPTION).unwrap()), Some(without));
+        for cut in 0..value.len() - "9001,172.31.0.2,9.9.9.9".len() {
+            assert_eq!(Network::parse(&value[..cut]), None, "{}", &value[..cut]);
+        }
+        assert_eq!(Network::parse(&value.replace("/20", "/33")), None);
+        assert_eq!(network.netmask(), Ipv4Addr::new(255, 255, 240, 0));
+        assert_eq!(Network { prefix_length: 0, ..network }.netmask(), Ipv4Addr::UNSPECIFIED);
+    }
+}
