@@ -1,0 +1,86 @@
+//! passt: user-mode networking, one process for each guest (its manual: passt(1)).
+//!
+//! It ends a guest's connections and makes its own, as any program of the user's: so it needs no privilege, and changes
+//! nothing of the host's. What is listened on for a guest is the monitor's business, not its.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use crate::host::monitor_process::keep_open;
+use crate::vmm::link::GATEWAY_MAC;
+
+/// The program, and how it is got where it is missing.
+pub const PROGRAM: &str = "passt";
+/// What installs it.
+pub const INSTALL: &str = "sudo apt install passt";
+
+/// A guest's addresses, as its services have them.
+#[derive(Debug, Clone)]
+pub struct PasstConfig {
+    /// The guest's.
+    pub address: Ipv4Addr,
+    /// The length of its subnet's prefix.
+    pub prefix_length: u8,
+    /// Its router's.
+    pub router: Ipv4Addr,
+    /// Where it asks for names: what it asks there goes to the host's own name server.
+    pub dns: Ipv4Addr,
+    /// Bytes of the largest IP packet.
+    pub mtu: u16,
+    /// Where passt says what goes wrong.
+    pub log: PathBuf,
+}
+
+/// Why there is no user-mode network.
+#[derive(Debug, thiserror::Error)]
+pub enum PasstError {
+    /// It is not installed.
+    #[error("{PROGRAM} is not installed; `{INSTALL}` does it")]
+    Missing,
+    /// It could not be started.
+    #[error("{PROGRAM} cannot be started: {0}")]
+    Spawn(#[source] io::Error),
+}
+
+/// Whether it is installed.
+pub fn is_installed() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/bin:/bin"));
+    std::env::split_paths(&path).any(|folder| folder.join(PROGRAM).is_file())
+}
+
+/// Starts it, and returns the socket that frames go through. It ends when the other end of that is closed.
+pub fn spawn(config: &PasstConfig) -> Result<OwnedFd, PasstError> {
+    let (near, far) = UnixStream::pair().map_err(PasstError::Spawn)?;
+    let far = OwnedFd::from(far);
+    let mut command = Command::new(PROGRAM);
+    command.args(["--foreground", "--quiet", "--ipv4-only", "--no-map-gw"]);
+    command.args(["--no-dhcp", "--no-dhcpv6", "--no-ndp", "--no-ra", "--tcp-ports", "none", "--udp-ports", "none"]);
+    command.args(["--fd", &far.as_raw_fd().to_string()]);
+    command.args(["--address", &config.address.to_string(), "--netmask", &config.prefix_length.to_string()]);
+    command.args(["--gateway", &config.router.to_string(), "--mac-addr", &GATEWAY_MAC.to_string()]);
+    command.args(["--dns-forward", &config.dns.to_string(), "--mtu", &config.mtu.to_string()]);
+    command.arg("--log-file").arg(&config.log);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // SAFETY: between fork and exec, only fcntl and setsid are called, which are async-signal-safe; `far` is open until the
+    // child has started.
+    unsafe {
+        command.pre_exec(move || {
+            keep_open(&far)?;
+            rustix::process::setsid()?;
+            Ok(())
+        });
+    }
+    let mut child = command.spawn().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => PasstError::Missing,
+        _ => PasstError::Spawn(error),
+    })?;
+    // It outlives a command that only starts an instance; one that stays has to take note of its end.
+    std::thread::spawn(move || child.wait());
+    Ok(near.into())
+}

@@ -1,0 +1,24 @@
+//! An instance's network interface, as it is kept with it.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ec2::metadata::MetadataOptions;
+use crate::ec2::network::{NetworkMode, PublishedPort};
+
+/// The interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkRecord {
+    /// Its private address, for life.
+    pub private_ip: Ipv4Addr,
+    /// What it is connected to.
+    #[serde(default)]
+    pub mode: NetworkMode,
+    /// Ports of the host that lead to it.
+    #[serde(default)]
+    pub published: Vec<PublishedPort>,
+    /// How its metadata can be asked for.
+    #[serde(default)]
+    pub metadata_options: MetadataOptions,
+}
