@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::network::NetworkArgs;
 use super::output::{self, Output};
 use super::size::SizeArgs;
 use super::wait::{self, Wait};
 use super::{open_cloud, shapes, tell_notices, warm};
 use crate::cloud::image_memory::ImageMemory;
 use crate::cloud::launch::{LaunchSpec, Launched};
+use crate::cloud::network::NetworkSpec;
+use crate::ec2::metadata::MetadataChange;
 use crate::ec2::state::ShutdownBehavior;
 use crate::ec2::tag::{Tag, with_tags};
 use crate::ec2::user_data::UserData;
@@ -30,6 +33,7 @@ Examples:
   wisp launch --count 3 --type t3.nano            three at the same time
   wisp launch --vcpus 1 --memory 128M             smaller than any type
   wisp launch --volume 8 --volume size=1,type=gp2  with two more volumes
+  wisp launch --name web -p 8080:80               port 8080 of this host leads to its port 80
   wisp launch --tag team=red --tag stage=test     with tags
   ID=$(wisp launch) && wisp exec $ID -- uname -a")]
 pub struct Args {
@@ -93,6 +97,14 @@ pub struct Args {
     #[arg(long, value_name = "OPTIONS")]
     cmdline: Option<String>,
 
+    #[command(flatten)]
+    network: NetworkArgs,
+
+    /// How its metadata can be asked for: HttpTokens=required|optional, HttpEndpoint=enabled|disabled,
+    /// HttpPutResponseHopLimit=1-64, InstanceMetadataTags=enabled|disabled, with commas between them.
+    #[arg(long, value_name = "OPTIONS")]
+    metadata_options: Option<MetadataChange>,
+
     /// What to wait for: none (the machines run), running (the same), or ready (the guests' agents answer).
     #[arg(long, value_enum, default_value_t = Wait::Ready)]
     wait: Wait,
@@ -137,6 +149,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         dry_run: args.dry_run,
         cmdline: args.cmdline,
         volumes: args.volumes,
+        network: NetworkSpec { metadata: args.metadata_options, ..args.network.spec() },
     };
     let Launched { instances, monitors, wants_warm } = cloud.launch(&spec)?;
     tell_notices(&mut cloud);

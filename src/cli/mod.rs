@@ -15,6 +15,7 @@ mod key;
 mod launch;
 mod ls;
 mod modify;
+mod network;
 mod reboot;
 mod run;
 mod serial;
@@ -22,6 +23,7 @@ mod shapes;
 mod show;
 mod size;
 mod snapshot;
+mod ssh;
 mod start;
 mod stop;
 mod tag;
@@ -77,6 +79,7 @@ enum Command {
     Reboot(reboot::Args),
     Terminate(terminate::Args),
     Exec(exec::Args),
+    Ssh(ssh::Args),
     Cp(cp::Args),
     Console(console::Args),
     Modify(modify::Args),
@@ -113,6 +116,7 @@ pub fn main() -> ExitCode {
         Command::Reboot(args) => reboot::run(&args, cli.output),
         Command::Terminate(args) => terminate::run(&args, cli.output),
         Command::Exec(args) => exec::run(args),
+        Command::Ssh(args) => ssh::run(args),
         Command::Cp(args) => cp::run(&args),
         Command::Console(args) => console::run(&args, cli.output),
         Command::Modify(args) => modify::run(&args, cli.output),

@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use super::launch::read_user_data;
 use super::output::{self, Output};
 use super::size::SizeArgs;
-use super::{open_cloud, shapes};
+use super::{open_cloud, shapes, tell_notices};
 use crate::cloud::modify::Modification;
 use crate::ec2::catalogue;
+use crate::ec2::metadata::MetadataChange;
 use crate::ec2::state::ShutdownBehavior;
 
 /// Changes an instance: its type while it is stopped, its protection at any time.
@@ -17,7 +18,8 @@ use crate::ec2::state::ShutdownBehavior;
 Examples:
   wisp stop web && wisp modify web --type t3.small && wisp start web
   wisp modify web --termination-protection true
-  wisp modify web --shutdown-behavior terminate")]
+  wisp modify web --shutdown-behavior terminate
+  wisp modify web --metadata-options HttpTokens=required")]
 pub struct Args {
     /// The instance: its id, the beginning of it, or its name.
     #[arg(value_name = "INSTANCE")]
@@ -33,6 +35,11 @@ pub struct Args {
     /// What the guest's own power-off does to the instance: stop or terminate.
     #[arg(long, value_name = "BEHAVIOR")]
     shutdown_behavior: Option<ShutdownBehavior>,
+
+    /// How its metadata can be asked for: HttpTokens=required|optional, HttpEndpoint=enabled|disabled,
+    /// HttpPutResponseHopLimit=1-64, InstanceMetadataTags=enabled|disabled, with commas between them.
+    #[arg(long, value_name = "OPTIONS")]
+    metadata_options: Option<MetadataChange>,
 
     /// Whether `wisp terminate` is refused: true or false.
     #[arg(long, value_name = "BOOL")]
@@ -55,8 +62,10 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         user_data: args.user_data.as_deref().map(read_user_data).transpose()?.map(Some),
         shutdown_behavior: args.shutdown_behavior,
         termination_protection: args.termination_protection,
+        metadata_options: args.metadata_options,
     };
     let record = cloud.modify(record.id, &change)?;
+    tell_notices(&mut cloud);
     match output {
         Output::Json => output::print_json(&shapes::instance(&record))?,
         Output::Table => {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::guest_command::{self, Outcome};
+use super::network::NetworkArgs;
 use super::size::SizeArgs;
 use super::wait::{self, AGENT_TIMEOUT, SHOW_AFTER};
 use super::{output, serial, timeline, warm};
@@ -45,6 +46,7 @@ Examples:
   wisp run -- uname -a                          one command
   echo hello | wisp run -- wc -c                standard input is passed through
   wisp run --type c6i.large -- nproc            an instance type's vCPUs and memory
+  wisp run -p 8080:80 -- httpd -f -p 80         port 8080 of this host leads to it
   wisp run --disk data.img -- ls -l /dev/vdb    a disk of yours, writable
   wisp run --kernel vmlinux --disk root.ext4:ro --console
                                                 any kernel, on its serial console (ctrl-] leaves)")]
@@ -84,6 +86,9 @@ pub struct Args {
     #[arg(long, conflicts_with = "command")]
     console: bool,
 
+    #[command(flatten)]
+    network: NetworkArgs,
+
     /// How long the guest may take to boot, in seconds.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
@@ -112,6 +117,7 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
         disks,
         cmdline: args.cmdline.clone(),
         console: args.console,
+        network: Some(args.network.clone().spec()),
     };
     let warm = Warming::of(&args, &spec, &home);
     let mut instance = EphemeralInstance::start_from(&home, &spec, warm.found.as_ref(), began_ns)?;

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 use crate::cloud::lifecycle::StateChange;
 use crate::cloud::timestamp;
+use crate::ec2::metadata::MetadataOptions;
+use crate::ec2::network::{ZONE, private_dns_name};
 use crate::ec2::state::InstanceState;
 use crate::store::{ImageRecord, InstanceRecord, KeyPairRecord, SnapshotRecord, SnapshotState, VolumeRecord};
 
@@ -73,6 +75,15 @@ pub fn instance(record: &InstanceRecord) -> Value {
         "Tags": tags(&record.tags),
         "VirtualizationType": "hvm",
     });
+    if let Some(network) = &record.network {
+        value["PrivateIpAddress"] = json!(network.private_ip);
+        value["PrivateDnsName"] = json!(private_dns_name(network.private_ip));
+        if let Some(public) = network.public_ip {
+            value["PublicIpAddress"] = json!(public);
+        }
+        value["Placement"] = json!({"AvailabilityZone": ZONE});
+        value["MetadataOptions"] = metadata_options(&network.metadata_options);
+    }
     if let Some(name) = &record.key_name {
         value["KeyName"] = json!(name);
     }
@@ -80,6 +91,18 @@ pub fn instance(record: &InstanceRecord) -> Value {
         value["StateReason"] = json!({"Code": reason.code, "Message": reason.message});
     }
     value
+}
+
+/// `InstanceMetadataOptionsResponse`.
+fn metadata_options(options: &MetadataOptions) -> Value {
+    let enabled = |on| if on { "enabled" } else { "disabled" };
+    json!({
+        "HttpEndpoint": enabled(options.endpoint),
+        "HttpPutResponseHopLimit": options.hop_limit,
+        "HttpTokens": if options.tokens_required { "required" } else { "optional" },
+        "InstanceMetadataTags": enabled(options.tags),
+        "State": "applied",
+    })
 }
 
 /// `InstanceState`.

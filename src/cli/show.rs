@@ -119,6 +119,22 @@ fn lines(record: &InstanceRecord, volumes: &[VolumeRecord], screen: Screen) -> V
             ),
         ));
     }
+    if let Some(network) = &record.network {
+        lines.push(line("Private address", &network.private_ip.to_string()));
+        if let (Some(public), Some(_)) = (network.public_ip, &record.key_name) {
+            lines.push(line("Public address", &format!("{public}, port 22")));
+        }
+        for port in &network.published {
+            lines.push(line("Published", &port.to_string()));
+        }
+        let options = &network.metadata_options;
+        let versions = match (options.endpoint, options.tokens_required) {
+            (false, _) => "not answered",
+            (true, true) => "version 2 only",
+            (true, false) => "versions 1 and 2",
+        };
+        lines.push(line("Metadata", versions));
+    }
     if let Some(key) = &record.key_name {
         lines.push(line("Key pair", key));
     }

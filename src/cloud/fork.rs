@@ -13,6 +13,7 @@ use super::error::CloudError;
 use super::launch::{MAX_COUNT, Prepared, await_turn, check_forks, volume_file};
 use super::lifecycle::get;
 use super::machine::{Folder, Monitor, volume_disk};
+use super::network::{for_fork, give_addresses};
 use super::volume::get_volume;
 use super::warm::unfinished_folder;
 use super::{Cloud, new_id, now};
@@ -181,8 +182,10 @@ impl Cloud {
                 }
             }
         }
+        let origin = self.address_origin();
         let inserted = self.store.write::<_, CloudError>(|tx| {
-            for one in &prepared {
+            for one in &mut prepared {
+                give_addresses(tx, &mut one.record, origin)?;
                 tx.insert(&one.record)?;
                 one.volumes.iter().try_for_each(|volume| tx.insert(volume))?;
             }
@@ -232,6 +235,7 @@ impl Cloud {
             // It ran in the original, whose disk has what came of it.
             user_data: None,
             block_devices: volumes.iter().filter_map(VolumeRecord::mapping).collect::<Vec<BlockDeviceMapping>>(),
+            network: for_fork(original.network.as_ref()),
             tags,
             ..original.clone()
         };
@@ -276,13 +280,16 @@ impl Cloud {
             let image = self.open_image(record.image_id)?;
             let seed = self.write_seed(&folder, &record, &image.manifest.default_user, true)?;
             let mut config = folder.config(&self.home, &record, &image, &volumes, seed)?;
+            let network = self.connect(&record, &folder, &mut config)?;
             for (disk, volume) in config.disks.iter_mut().zip(before) {
                 disk.was = Some(volume_disk(&self.home, volume).id);
             }
             await_turn(&mut monitors)?;
-            monitors.push(folder.spawn(&config, lock, Some(&restore))?);
+            monitors.push(folder.spawn(&config, lock, network, Some(&restore))?);
         }
-        monitors.iter_mut().try_for_each(Monitor::wait_started)?;
+        for monitor in &mut monitors {
+            self.notices.extend(monitor.wait_started()?);
+        }
         Ok(monitors)
     }
 }

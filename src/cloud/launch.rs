@@ -10,6 +10,7 @@ use super::error::CloudError;
 use super::image::Image;
 use super::image_memory::ImageMemory;
 use super::machine::{Folder, Monitor};
+use super::network::{NetworkSpec, give_addresses};
 use super::volume::attach;
 use super::warm::{self, Warm};
 use super::{Cloud, new_id, now, resolve};
@@ -73,6 +74,8 @@ pub struct LaunchSpec {
     pub cmdline: Option<String>,
     /// Volumes besides the root.
     pub volumes: Vec<VolumeOption>,
+    /// Its network.
+    pub network: NetworkSpec,
 }
 
 /// What came of a launch.
@@ -205,6 +208,7 @@ impl Cloud {
                 }
             }
         }
+        let origin = self.address_origin();
         let inserted = self.store.write::<_, CloudError>(|tx| {
             if let Some(instances) = with_token(tx, spec.client_token.as_deref(), parameters)? {
                 return Ok(Err(instances));
@@ -214,6 +218,7 @@ impl Cloud {
                 tx.put(&ClientToken { token, parameters, reservation_id: reservation, created: now() })?;
             }
             for one in &mut prepared {
+                give_addresses(tx, &mut one.record, origin)?;
                 for option in &spec.volumes {
                     if let VolumeSource::Existing(reference) = &option.source {
                         let mut volume = resolve::volume(tx, reference)?;
@@ -305,6 +310,7 @@ impl Cloud {
             hibernation: spec.hibernation,
             block_devices: root.iter().filter_map(VolumeRecord::mapping).collect(),
             cmdline: spec.cmdline.clone(),
+            network: Some(spec.network.record()),
             tags: spec.tags.clone(),
         };
         let (mut record, mut volumes) = (record, root.into_iter().collect());
@@ -375,13 +381,16 @@ impl Cloud {
             let volumes = self.volumes_of(&record)?;
             let seed = self.write_seed(&folder, &record, &image.manifest.default_user, warm.is_some())?;
             let mut config = folder.config(&self.home, &record, image, &volumes, seed)?;
+            let network = self.connect(&record, &folder, &mut config)?;
             if let Some(warm) = warm {
                 config.disks.iter_mut().filter(|disk| disk.root).for_each(|root| root.was = Some(warm.root().into()));
                 await_turn(&mut monitors)?;
             }
-            monitors.push(folder.spawn(&config, lock, warm.map(Warm::restore).as_ref())?);
+            monitors.push(folder.spawn(&config, lock, network, warm.map(Warm::restore).as_ref())?);
         }
-        monitors.iter_mut().try_for_each(Monitor::wait_started)?;
+        for monitor in &mut monitors {
+            self.notices.extend(monitor.wait_started()?);
+        }
         Ok(monitors)
     }
 
@@ -521,6 +530,7 @@ fn digest(spec: &LaunchSpec, image: &ImageRecord) -> String {
         spec.hibernation,
         spec.cmdline,
         format!("{:?}", spec.volumes),
+        format!("{:?}", spec.network),
     ]);
     crate::host::sparse::hex(&Sha256::digest(parameters.to_string()))
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::error::CloudError;
 use super::launch::{check_capacity, promised_memory};
 use super::machine::{Folder, Monitor};
+use super::network::{give_addresses, take_public_address};
 use super::{Cloud, now, resolve, utc};
 use crate::ec2::capacity::Request;
 use crate::ec2::catalogue;
@@ -115,6 +116,7 @@ impl Cloud {
         let folder = self.folder(id);
         // Whoever has the lock runs it, or is about to.
         let lock = folder.try_lock()?;
+        let origin = self.address_origin();
         let begun = self.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
             let previous = record.state;
@@ -130,6 +132,7 @@ impl Cloud {
             record.state = InstanceState::Pending;
             record.clear_reason();
             record.launch_time = now();
+            give_addresses(tx, &mut record, origin)?;
             tx.put(&record)?;
             Ok((previous, record, Some(lock)))
         })?;
@@ -167,9 +170,10 @@ impl Cloud {
         let image = self.open_image(record.image_id)?;
         let volumes = self.volumes_of(record)?;
         let seed = self.write_seed(folder, record, &image.manifest.default_user, false)?;
-        let config = folder.config(&self.home, record, &image, &volumes, seed)?;
-        let mut monitor = folder.spawn(&config, lock, folder.hibernated().as_ref())?;
-        monitor.wait_started()?;
+        let mut config = folder.config(&self.home, record, &image, &volumes, seed)?;
+        let network = self.connect(record, folder, &mut config)?;
+        let mut monitor = folder.spawn(&config, lock, network, folder.hibernated().as_ref())?;
+        self.notices.extend(monitor.wait_started()?);
         Ok(monitor)
     }
 
@@ -318,6 +322,7 @@ impl Cloud {
             let mut record = get(tx, id)?;
             if record.state.can_become(InstanceState::Stopped) {
                 record.state = InstanceState::Stopped;
+                take_public_address(&mut record);
                 note_reason(&mut record, reason);
                 tx.put(&record)?;
             }
@@ -342,6 +347,7 @@ impl Cloud {
                 }
             }
             record.state = InstanceState::Terminated;
+            record.network = None;
             record.terminated = Some(now());
             record.block_devices.clear();
             note_reason(&mut record, reason);

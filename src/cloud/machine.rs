@@ -5,6 +5,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -189,13 +190,20 @@ impl Folder {
         move |source| CloudError::Control { instance, source }
     }
 
-    /// Starts the monitor with this configuration. `lock` becomes its lock.
-    pub fn spawn(&self, config: &MachineConfig, lock: File, restore: Option<&Restore>) -> Result<Monitor, CloudError> {
+    /// Starts the monitor with this configuration. `lock` becomes its lock, and `network` what its network device is
+    /// connected to.
+    pub fn spawn(
+        &self,
+        config: &MachineConfig,
+        lock: File,
+        network: Option<OwnedFd>,
+        restore: Option<&Restore>,
+    ) -> Result<Monitor, CloudError> {
         self.write_config(config)?;
         EndRecord::clear(&self.path).map_err(CloudError::file(&self.path, "cleaned"))?;
         let spawn_error = |source| CloudError::Spawn { instance: self.id, source };
         let (near, far) = UnixStream::pair().map_err(spawn_error)?;
-        let inherited = Inherited { lock, launcher: Launcher::Watcher(far), console: None, network: None };
+        let inherited = Inherited { lock, launcher: Launcher::Watcher(far), console: None, network };
         // The child is not waited for: it outlives this process, which is short.
         monitor_process::spawn(&self.path, inherited, restore, monotonic_ns()).map_err(spawn_error)?;
         let client = ControlClient::new(near).map_err(self.control_error())?;
@@ -306,9 +314,11 @@ impl Monitor {
         }
     }
 
-    /// Waits until the machine is built: the guest runs. The error is why it could not be.
-    pub fn wait_started(&mut self) -> Result<(), CloudError> {
-        self.status().map(|_| ())
+    /// Waits until the machine is built: the guest runs. The error is why it could not be; what of its link could not be
+    /// done is returned, in sentences.
+    pub fn wait_started(&mut self) -> Result<Vec<String>, CloudError> {
+        let instance = self.folder.id;
+        Ok(self.status()?.link_problems.into_iter().map(|problem| format!("{instance}: {problem}")).collect())
     }
 
     /// The machine in figures, now.

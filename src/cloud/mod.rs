@@ -17,12 +17,14 @@ pub mod launch;
 pub mod lifecycle;
 pub mod machine;
 pub mod modify;
+pub mod network;
 pub mod reconcile;
 pub mod registry;
 pub mod resolve;
 pub mod run;
 mod seed;
 pub mod snapshot;
+pub mod ssh;
 pub mod tags;
 pub mod transfer;
 pub mod volume;
@@ -88,6 +90,11 @@ pub fn utc(seconds: u64) -> String {
 /// A time as the API writes it: `2026-11-23T08:40:00.000Z`.
 pub fn timestamp(seconds: u64) -> String {
     render_time(seconds, "%Y-%m-%dT%H:%M:%S.000Z")
+}
+
+/// The same without fractions: `2026-11-23T08:40:00Z`.
+fn timestamp_seconds(seconds: u64) -> String {
+    render_time(seconds, "%Y-%m-%dT%H:%M:%SZ")
 }
 
 fn render_time(seconds: u64, format: &str) -> String {

@@ -7,6 +7,7 @@ use super::launch::threads_per_core;
 use super::lifecycle::get;
 use crate::ec2::InstanceId;
 use crate::ec2::capacity::Request;
+use crate::ec2::metadata::MetadataChange;
 use crate::ec2::state::{Action, ShutdownBehavior};
 use crate::store::InstanceRecord;
 
@@ -21,13 +22,15 @@ pub struct Modification {
     pub shutdown_behavior: Option<ShutdownBehavior>,
     /// Whether `terminate` is refused.
     pub termination_protection: Option<bool>,
+    /// How its metadata can be asked for; from now on, if it runs.
+    pub metadata_options: Option<MetadataChange>,
 }
 
 impl Cloud {
     /// Changes an instance's attributes, all or none.
     pub fn modify(&mut self, id: InstanceId, change: &Modification) -> Result<InstanceRecord, CloudError> {
         let needs_stop = change.size.is_some() || change.user_data.is_some();
-        self.store.write(|tx| {
+        let record = self.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
             let action = if needs_stop { Action::ModifyStopped } else { Action::Modify };
             action.allowed(id, record.state)?;
@@ -49,8 +52,15 @@ impl Cloud {
             if let Some(protection) = change.termination_protection {
                 record.termination_protection = protection;
             }
+            if let (Some(options), Some(network)) = (change.metadata_options, &mut record.network) {
+                network.metadata_options = options.applied(network.metadata_options);
+            }
             tx.put(&record)?;
             Ok(record)
-        })
+        })?;
+        if change.metadata_options.is_some() {
+            self.retell(&record)?;
+        }
+        Ok(record)
     }
 }

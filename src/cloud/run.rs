@@ -12,8 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use super::error::CloudError;
 use super::image::Image;
 use super::machine::{FREE_SLOTS, with_kernel_share};
+use super::network::{self, NetworkSpec};
 use super::new_id;
 use super::warm::{self, Warm};
 use crate::ec2::id::InstanceId;
@@ -87,6 +89,9 @@ pub enum RunError {
     /// The machine could not be saved.
     #[error("the machine could not be saved: {0}")]
     Unsaved(String),
+    /// There is no network.
+    #[error(transparent)]
+    Network(#[from] Box<CloudError>),
 }
 
 /// The last lines of a console, as part of an error.
@@ -118,6 +123,8 @@ pub struct RunSpec {
     pub cmdline: Option<String>,
     /// Whether the serial port gets a terminal.
     pub console: bool,
+    /// Its network, unless it is for nobody.
+    pub network: Option<NetworkSpec>,
 }
 
 /// What boots.
@@ -200,7 +207,15 @@ impl RunSpec {
         let memory_mib = with_kernel_share(self.memory_mib);
         // Who goes on from it may attach volumes.
         let disk_slots = if matches!(self.boot, Boot::Nobody { .. }) { 1 + FREE_SLOTS } else { 0 };
-        MachineConfig { cpus: self.cpus, memory_mib, kernel, disks, disk_slots, vsock, net: None }
+        MachineConfig {
+            cpus: self.cpus,
+            memory_mib,
+            kernel,
+            disks,
+            disk_slots,
+            vsock,
+            net: Some(network::device(*id, None)),
+        }
     }
 }
 
@@ -308,12 +323,20 @@ impl EphemeralInstance {
             let seed = Seed { instance_id, hostname, default_user, ..Seed::default() };
             write_private(&folder.join(SEED), &seed.encode()).map_err(failed)?;
         }
-        monitor_process::write_config(folder, &spec.machine(&id, folder, warm)).map_err(failed)?;
+        let mut machine = spec.machine(&id, folder, warm);
+        let network = match &spec.network {
+            Some(network) => {
+                let image = if let Boot::Image(image) = &spec.boot { image.manifest.name.as_str() } else { "(none)" };
+                let link = network::run_link(id, image, network);
+                network::connect(id, folder, &link, network.mode, &mut machine).map_err(Box::new)?
+            }
+            None => None,
+        };
+        monitor_process::write_config(folder, &machine).map_err(failed)?;
         let (owner, monitor_owner) = UnixStream::pair().map_err(RunError::Spawn)?;
         let console = if spec.console { Some(UnixStream::pair().map_err(RunError::Spawn)?) } else { None };
         let (console, monitor_console) = console.unzip();
-        let inherited =
-            Inherited { lock, launcher: Launcher::Owner(monitor_owner), console: monitor_console, network: None };
+        let inherited = Inherited { lock, launcher: Launcher::Owner(monitor_owner), console: monitor_console, network };
         let monitor = monitor_process::spawn(folder, inherited, warm.map(Warm::restore).as_ref(), began_ns)
             .map_err(RunError::Spawn)?;
         let control = ControlClient::new(owner)?;
@@ -489,7 +512,7 @@ mod tests {
 
     fn spec(boot: Boot, disks: Vec<ExtraDisk>) -> RunSpec {
         let cpus = CpuConfig { count: 1, threads_per_core: 1 };
-        RunSpec { cpus, memory_mib: 256, boot, disks, cmdline: Some("quiet".into()), console: false }
+        RunSpec { cpus, memory_mib: 256, boot, disks, cmdline: Some("quiet".into()), console: false, network: None }
     }
 
     fn kernel(initrd: Option<&str>) -> Boot {

@@ -45,7 +45,7 @@ impl Cloud {
 
     /// Sets tags of a resource, removes others, and returns all that it has then.
     pub fn tag(&mut self, resource: Resource, set: &[Tag], remove: &[String]) -> Result<Tags, CloudError> {
-        self.store.write(|tx| {
+        let tags = self.store.write::<_, CloudError>(|tx| {
             let change = |tags: &mut Tags| -> Result<(), Ec2Error> {
                 remove.iter().try_for_each(|key| check_key(key))?;
                 *tags = with_tags(tags, set.iter().cloned())?;
@@ -59,7 +59,13 @@ impl Cloud {
                 Resource::Image(id) => update(tx, &id.to_string(), |it: &mut ImageRecord| &mut it.tags, &change),
             };
             changed?.ok_or_else(|| resource.not_found().into())
-        })
+        })?;
+        // Its tags may be part of its metadata.
+        if let Resource::Instance(id) = resource {
+            let record = self.instance(&id.to_string())?;
+            self.retell(&record)?;
+        }
+        Ok(tags)
     }
 }
 

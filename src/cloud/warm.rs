@@ -110,7 +110,8 @@ fn key(image: &Image, cpus: CpuConfig, memory_mib: u64) -> String {
     let manifest = &image.manifest;
     let digests = [Some(&manifest.kernel.sha256), manifest.root.as_ref().map(|root| &root.sha256)];
     let initrd = manifest.initrd.as_ref().map(|initrd| &initrd.sha256);
-    let parts = serde_json::json!([image.folder, digests, initrd, manifest.kernel.cmdline, cpus, memory_mib]);
+    // What machines are made of besides: those of another time are not to be gone on from.
+    let parts = serde_json::json!([image.folder, digests, initrd, manifest.kernel.cmdline, cpus, memory_mib, "net"]);
     let mut key = crate::host::sparse::hex(&Sha256::digest(parts.to_string()));
     key.truncate(20);
     key
@@ -182,6 +183,7 @@ pub fn make(
         disks: Vec::new(),
         cmdline: None,
         console: false,
+        network: None,
     };
     save(home, &spec, unfinished.path(), boot_timeout, began_ns)?;
     let facts = WarmFacts { image: image.folder.clone(), cpus, memory_mib, made: now() };

@@ -61,6 +61,8 @@ pub enum ErrorCode {
     VolumeInUse,
 
     // Of volumes' figures, key pairs, user data and tags.
+    /// All addresses of the subnet are taken.
+    InsufficientFreeAddressesInSubnet,
     /// The instance can have no more volumes.
     AttachmentLimitExceeded,
     /// An entry of a block device mapping is not allowed.
@@ -115,6 +117,7 @@ impl ErrorCode {
             ErrorCode::OperationNotPermitted => "OperationNotPermitted",
             ErrorCode::VolumeInUse => "VolumeInUse",
 
+            ErrorCode::InsufficientFreeAddressesInSubnet => "InsufficientFreeAddressesInSubnet",
             ErrorCode::AttachmentLimitExceeded => "AttachmentLimitExceeded",
             ErrorCode::InvalidBlockDeviceMapping => "InvalidBlockDeviceMapping",
             ErrorCode::InvalidKeyPairDuplicate => "InvalidKeyPair.Duplicate",

@@ -11,6 +11,8 @@ pub mod error;
 pub mod id;
 pub mod instance_type;
 pub mod key;
+pub mod metadata;
+pub mod network;
 pub mod size;
 pub mod state;
 pub mod tag;

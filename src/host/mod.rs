@@ -1,8 +1,9 @@
-//! What Wisp does to the host, and what it asks of it: its data directory, monitor processes, key pairs, probes.
+//! What Wisp does to the host, and what it asks of it: its data directory, monitor processes, networks, key pairs, probes.
 
 pub mod disk_image;
 pub mod home;
 pub mod key;
 pub mod monitor_process;
+pub mod passt;
 pub mod probe;
 pub mod sparse;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AttachmentRecord, Record};
+use super::{AttachmentRecord, NetworkRecord, Record};
 use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use crate::ec2::{ImageId, InstanceId, ReservationId, VolumeId};
 
@@ -66,6 +66,9 @@ pub struct InstanceRecord {
     /// Options for the kernel command line, behind the image's.
     #[serde(default)]
     pub cmdline: Option<String>,
+    /// Its network interface, unless it is of a time before there was one.
+    #[serde(default)]
+    pub network: Option<NetworkRecord>,
     /// Its tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,

@@ -12,6 +12,9 @@ use crate::ec2::network::{NetworkMode, PublishedPort};
 pub struct NetworkRecord {
     /// Its private address, for life.
     pub private_ip: Ipv4Addr,
+    /// Its public address, an address of the host's loopback interface, while it runs.
+    #[serde(default)]
+    pub public_ip: Option<Ipv4Addr>,
     /// What it is connected to.
     #[serde(default)]
     pub mode: NetworkMode,

@@ -3,6 +3,9 @@
 mod address;
 mod published;
 
+use std::str::FromStr;
+
+use super::Ec2Error;
 pub use address::{DEFAULT_SUBNET, Subnet, mac_address, private_dns_name, private_host_name};
 pub use published::{Protocol, PublishedPort};
 
@@ -26,4 +29,21 @@ pub enum NetworkMode {
     User,
     /// Nothing but what the monitor answers by itself: metadata, and published ports.
     None,
+}
+
+impl FromStr for NetworkMode {
+    type Err = Ec2Error;
+
+    fn from_str(text: &str) -> Result<NetworkMode, Ec2Error> {
+        match text {
+            "auto" => Ok(NetworkMode::Auto),
+            "user" => Ok(NetworkMode::User),
+            "none" => Ok(NetworkMode::None),
+            _ => Err(Ec2Error::InvalidParameterValue {
+                parameter: "network",
+                given: text.to_string(),
+                rule: "it is auto, user or none.".into(),
+            }),
+        }
+    }
 }

@@ -75,12 +75,17 @@ mod tests {
         assert_eq!(port.to_string(), "127.0.0.1:8080:80");
         assert_eq!(port.to_string().parse(), Ok(port));
         let port: PublishedPort = "127.0.0.2:53:5353/udp".parse().unwrap();
-        assert_eq!((port.protocol, port.guest_port, port.to_string().as_str()), (Protocol::Udp, 5353, "127.0.0.2:53:5353/udp"));
+        assert_eq!(
+            (port.protocol, port.guest_port, port.to_string().as_str()),
+            (Protocol::Udp, 5353, "127.0.0.2:53:5353/udp")
+        );
     }
 
     #[test]
     fn others_are_refused() {
-        for text in ["", "80", "0:80", "80:0", "80:70000", "80:x", "0.0.0.0:80:80", "1:2:3:4", "80:80/sctp", "192.168.0.1:1:1"] {
+        for text in
+            ["", "80", "0:80", "80:0", "80:70000", "80:x", "0.0.0.0:80:80", "1:2:3:4", "80:80/sctp", "192.168.0.1:1:1"]
+        {
             assert!(matches!(text.parse::<PublishedPort>(), Err(Ec2Error::InvalidParameterValue { .. })), "{text}");
         }
     }

@@ -1,0 +1,84 @@
+//! An instance's link, as its monitor is to know it.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use super::metadata::{self, tree_of};
+use super::{MTU, NetworkSpec, first_address};
+use crate::ec2::network::{DEFAULT_SUBNET, DOMAIN, Protocol, PublishedPort, private_host_name};
+use crate::ec2::{InstanceId, metadata::MetadataOptions};
+use crate::store::{InstanceRecord, VolumeRecord};
+use crate::vmm::link::{Forward, LinkConfig, MetadataConfig, Transport};
+
+/// The link's file in an instance's folder.
+pub const FILE: &str = "link.json";
+/// The port of SSH.
+const SSH: u16 = 22;
+
+/// The link of an instance.
+pub(super) fn link_of(record: &InstanceRecord, public_key: Option<&str>, volumes: &[VolumeRecord]) -> LinkConfig {
+    let network = record.network.as_ref();
+    let address = network.map_or_else(first_address, |network| network.private_ip);
+    let mut forwards: Vec<Forward> = network.iter().flat_map(|network| &network.published).map(forward).collect();
+    // A key is given to an instance so that it is used.
+    if let (Some(public), Some(_)) = (network.and_then(|network| network.public_ip), &record.key_name) {
+        let host = SocketAddrV4::new(public, SSH);
+        forwards.push(Forward { transport: Transport::Tcp, host, guest_port: SSH });
+    }
+    let options = network.map(|network| network.metadata_options).unwrap_or_default();
+    let tree = tree_of(record, address, public_key, volumes);
+    let document = metadata::identity_document(record, address);
+    let metadata = metadata_config(options, tree, document, record.user_data.clone());
+    LinkConfig { forwards, metadata: Some(metadata), ..plain(address) }
+}
+
+/// The link of a guest that is there for one command.
+pub fn run_link(id: InstanceId, image: &str, spec: &NetworkSpec) -> LinkConfig {
+    let address = first_address();
+    let options = spec.metadata.unwrap_or_default().applied(MetadataOptions::default());
+    let tree = metadata::run_tree(id, image, address);
+    let metadata = metadata_config(options, tree, "{}".into(), None);
+    let forwards = spec.published.iter().map(forward).collect();
+    LinkConfig { forwards, metadata: Some(metadata), ..plain(address) }
+}
+
+fn plain(address: Ipv4Addr) -> LinkConfig {
+    LinkConfig {
+        address,
+        prefix_length: DEFAULT_SUBNET.prefix_length,
+        router: DEFAULT_SUBNET.router(),
+        dns: vec![DEFAULT_SUBNET.name_server()],
+        mtu: MTU,
+        hostname: private_host_name(address),
+        domain: DOMAIN.into(),
+        forwards: Vec::new(),
+        filter: None,
+        metadata: None,
+    }
+}
+
+fn metadata_config(
+    options: MetadataOptions,
+    mut tree: metadata::Tree,
+    identity_document: String,
+    user_data: Option<String>,
+) -> MetadataConfig {
+    if !options.tags {
+        tree.retain(|path, _| !path.starts_with("tags/"));
+    }
+    MetadataConfig {
+        enabled: options.endpoint,
+        tokens_required: options.tokens_required,
+        hop_limit: options.hop_limit,
+        tree,
+        identity_document,
+        user_data,
+    }
+}
+
+fn forward(port: &PublishedPort) -> Forward {
+    let transport = match port.protocol {
+        Protocol::Tcp => Transport::Tcp,
+        Protocol::Udp => Transport::Udp,
+    };
+    Forward { transport, host: port.host, guest_port: port.guest_port }
+}

@@ -1,0 +1,137 @@
+//! What an instance is told of itself (Amazon EC2 User Guide, "Instance metadata categories"). What there is nothing like
+//! here is left out, but for what programs take for granted.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use serde_json::json;
+
+use crate::cloud::timestamp_seconds;
+use crate::ec2::InstanceId;
+use crate::ec2::network::{DEFAULT_SUBNET, REGION, ZONE, ZONE_ID, mac_address, private_dns_name};
+use crate::store::{InstanceRecord, VolumeRecord};
+use crate::vmm::link::MacAddress;
+
+/// Values by their path below `meta-data/`.
+pub(super) type Tree = BTreeMap<String, String>;
+
+/// The one account that there is.
+const ACCOUNT: &str = "000000000000";
+
+/// The tree of an instance.
+pub(super) fn tree_of(
+    record: &InstanceRecord,
+    address: Ipv4Addr,
+    public_key: Option<&str>,
+    volumes: &[VolumeRecord],
+) -> Tree {
+    let mut tree = basis(record.id, &record.image_id.to_string(), &record.instance_type, address);
+    let mut put = |path: &str, value: String| drop(tree.insert(path.to_string(), value));
+    put("ami-launch-index", record.launch_index.to_string());
+    put("reservation-id", record.reservation_id.to_string());
+    put("hibernation/configured", record.hibernation.to_string());
+    let device = |name: &str| name.trim_start_matches("/dev/").to_string();
+    for (index, mapping) in record.block_devices.iter().enumerate() {
+        let known = volumes.iter().any(|volume| volume.id == mapping.volume_id);
+        match index {
+            0 => {
+                put("block-device-mapping/ami", device(&mapping.device_name));
+                put("block-device-mapping/root", mapping.device_name.clone());
+            }
+            _ if known => put(&format!("block-device-mapping/ebs{index}"), device(&mapping.device_name)),
+            _ => {}
+        }
+    }
+    if let (Some(key), Some(name)) = (public_key, &record.key_name) {
+        let words: Vec<&str> = key.split_whitespace().take(2).chain([name.as_str()]).collect();
+        put("public-keys/0/openssh-key", words.join(" "));
+    }
+    if let Some(public) = record.network.as_ref().and_then(|network| network.public_ip) {
+        let interface = interface_path(record.id);
+        put("public-ipv4", public.to_string());
+        put(&format!("{interface}/public-ipv4s"), public.to_string());
+        put(&format!("{interface}/ipv4-associations/{public}"), address.to_string());
+    }
+    // EC2 leaves out what would be two steps of a path, and what has a space.
+    for (key, value) in
+        record.tags.iter().filter(|(key, _)| !key.contains(['/', ' ']) && key.as_str() != "." && key.as_str() != "..")
+    {
+        put(&format!("tags/instance/{key}"), value.clone());
+    }
+    tree
+}
+
+/// The tree of a guest that is there for one command.
+pub(super) fn run_tree(id: InstanceId, image: &str, address: Ipv4Addr) -> Tree {
+    basis(id, image, "custom", address)
+}
+
+fn interface_path(id: InstanceId) -> String {
+    format!("network/interfaces/macs/{}", MacAddress(mac_address(id)))
+}
+
+fn basis(id: InstanceId, image: &str, instance_type: &str, address: Ipv4Addr) -> Tree {
+    let name = private_dns_name(address);
+    let range = format!("{}/{}", DEFAULT_SUBNET.base, DEFAULT_SUBNET.prefix_length);
+    let vpc_range = format!("{}/16", DEFAULT_SUBNET.base);
+    let mac = MacAddress(mac_address(id)).to_string();
+    let fixed = [
+        ("ami-id", image.to_string()),
+        ("ami-launch-index", "0".into()),
+        ("ami-manifest-path", "(unknown)".into()),
+        ("events/maintenance/history", "[]".into()),
+        ("events/maintenance/scheduled", "[]".into()),
+        ("hostname", name.clone()),
+        ("instance-action", "none".into()),
+        ("instance-id", id.to_string()),
+        ("instance-life-cycle", "on-demand".into()),
+        ("instance-type", instance_type.to_string()),
+        ("local-hostname", name.clone()),
+        ("local-ipv4", address.to_string()),
+        ("mac", mac.clone()),
+        ("placement/availability-zone", ZONE.into()),
+        ("placement/availability-zone-id", ZONE_ID.into()),
+        ("placement/region", REGION.into()),
+        ("profile", "default-hvm".into()),
+        ("security-groups", "default".into()),
+        ("services/domain", "amazonaws.com".into()),
+        ("services/partition", "aws".into()),
+        ("system", "nitro".into()),
+    ];
+    let of_interface = [
+        ("device-number", "0".to_string()),
+        ("local-hostname", name),
+        ("local-ipv4s", address.to_string()),
+        ("mac", mac),
+        ("owner-id", ACCOUNT.into()),
+        ("security-groups", "default".into()),
+        ("subnet-ipv4-cidr-block", range),
+        ("vpc-ipv4-cidr-block", vpc_range.clone()),
+        ("vpc-ipv4-cidr-blocks", vpc_range),
+    ];
+    let interface = interface_path(id);
+    let fixed = fixed.into_iter().map(|(path, value)| (path.to_string(), value));
+    fixed.chain(of_interface.into_iter().map(|(path, value)| (format!("{interface}/{path}"), value))).collect()
+}
+
+/// The instance's identity document (Amazon EC2 User Guide, "Instance identity documents").
+pub(super) fn identity_document(record: &InstanceRecord, address: Ipv4Addr) -> String {
+    let document = json!({
+        "accountId": ACCOUNT,
+        "architecture": "x86_64",
+        "availabilityZone": ZONE,
+        "billingProducts": null,
+        "devpayProductCodes": null,
+        "imageId": record.image_id,
+        "instanceId": record.id,
+        "instanceType": record.instance_type,
+        "kernelId": null,
+        "marketplaceProductCodes": null,
+        "pendingTime": timestamp_seconds(record.launch_time),
+        "privateIp": address,
+        "ramdiskId": null,
+        "region": REGION,
+        "version": "2017-09-30",
+    });
+    serde_json::to_string_pretty(&document).expect("a document is plain data")
+}
