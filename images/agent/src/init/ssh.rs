@@ -60,13 +60,12 @@ fn accept(agent: &'static Agent, listener: &TcpListener) {
     }
 }
 
-/// Runs the server on a connection, to its end: `-i` from standard input, `-s` without passwords, `-E` with its words on
-/// standard error.
+/// Runs the server on a connection, to its end. It knows no passwords, and says what it has to say on standard error.
 fn serve(agent: &Agent, connection: TcpStream) -> io::Result<()> {
     fs::create_dir_all(KEYS)?;
     let program = Program {
         path: c"/usr/sbin/dropbear".into(),
-        argv: [c"dropbear", c"-i", c"-R", c"-s", c"-E"].map(Into::into).into(),
+        argv: [c"dropbear", c"-i", c"-R"].map(Into::into).into(),
         env: environment_strings(environment_for(&User::own()))?,
         cwd: Some(c"/".into()),
     };

@@ -73,14 +73,14 @@ impl Connection {
 
     /// Passes on what there is. Returns whether there may be more.
     pub fn pump(&mut self, socket: &mut tcp::Socket) -> bool {
-        if !self.to_guest(socket) || !self.to_host(socket) {
+        if !self.send_to_guest(socket) || !self.send_to_host(socket) {
             return false;
         }
         !(self.is_read && self.is_written) && socket.state() != tcp::State::Closed
     }
 
     /// Passes on what the client sends. Returns whether it is still there.
-    fn to_guest(&mut self, socket: &mut tcp::Socket) -> bool {
+    fn send_to_guest(&mut self, socket: &mut tcp::Socket) -> bool {
         while self.is_readable && !self.is_read && socket.can_send() {
             let host = &mut self.host;
             let outcome = socket.send(|room| match host.read(room) {
@@ -102,7 +102,7 @@ impl Connection {
     }
 
     /// Passes on what the guest sends. Returns whether the client is still there.
-    fn to_host(&mut self, socket: &mut tcp::Socket) -> bool {
+    fn send_to_host(&mut self, socket: &mut tcp::Socket) -> bool {
         while self.is_writable && socket.can_recv() {
             let host = &mut self.host;
             let outcome = socket.recv(|bytes| match host.write(bytes) {
