@@ -24,7 +24,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 Examples:
   wisp key create mine && wisp launch --name web --key mine
   wisp ssh web                         a shell
-  wisp ssh web -- df -h                a command
+  wisp ssh web -- 'df -h | sort'       a command: a shell in the guest reads it, as with ssh
   wisp ssh web -i mine.pem -l admin    with another key, as another user
   wisp ssh web --print                 the ssh command, to be used by hand")]
 pub struct Args {
@@ -69,7 +69,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(!args.print, "{}: {why}; `wisp exec` needs none of it", target.instance);
     output::say(&format!("{}: {why}; through the guest's agent instead.", target.instance));
     let agent = target.folder.agent(AGENT_TIMEOUT)?;
-    match guest_command::run(agent, &args.command, Some(user))? {
+    let command = if args.command.is_empty() { Vec::new() } else { in_a_shell(&args.command) };
+    match guest_command::run(agent, &command, Some(user))? {
         Outcome::Exited(code) | Outcome::Interrupted(code) => Ok(ExitCode::from(code)),
         Outcome::GuestGone => anyhow::bail!("{}: the guest ended while the command ran", target.instance),
     }
@@ -103,10 +104,14 @@ fn ssh(
     }
     command.arg(format!("{user}@{}", endpoint.ip()));
     if !words.is_empty() {
-        // ssh puts words together with spaces, and has a shell take them apart.
-        command.arg("--").args(words.iter().map(|word| quoted(word)));
+        command.arg("--").args(words);
     }
     Ok(command)
+}
+
+/// As ssh has it: the words are put together with spaces, and a shell takes them apart.
+fn in_a_shell(words: &[OsString]) -> Vec<OsString> {
+    vec!["sh".into(), "-c".into(), words.join(OsStr::new(" "))]
 }
 
 /// A command as it is typed.

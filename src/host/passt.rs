@@ -3,7 +3,6 @@
 //! It ends a guest's connections and makes its own, as any program of the user's: so it needs no privilege, and changes
 //! nothing of the host's. What is listened on for a guest is the monitor's business, not its.
 
-use std::ffi::OsString;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,6 +12,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::host::monitor_process::keep_open;
+use crate::host::probe;
 use crate::vmm::link::GATEWAY_MAC;
 
 /// The program, and how it is got where it is missing.
@@ -50,8 +50,7 @@ pub enum PasstError {
 
 /// Whether it is installed.
 pub fn is_installed() -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/bin:/bin"));
-    std::env::split_paths(&path).any(|folder| folder.join(PROGRAM).is_file())
+    probe::is_installed(PROGRAM)
 }
 
 /// Starts it, and returns the socket that frames go through. It ends when the other end of that is closed.

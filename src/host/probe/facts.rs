@@ -285,17 +285,19 @@ pub struct Helper {
 }
 
 /// The programs that Wisp can make use of. It runs guests without any of them.
-pub const HELPERS: [Helper; 2] = [
+pub const HELPERS: [Helper; 4] = [
     Helper {
         program: "qemu-img",
         purpose: "converting disks that `wisp image import` does not read",
         package: "qemu-utils",
     },
     Helper { program: "mmdebstrap", purpose: "making Debian images (scripts/debian-image)", package: "mmdebstrap" },
+    Helper { program: "passt", purpose: "the network of guests, to wherever this host reaches", package: "passt" },
+    Helper { program: "ssh", purpose: "`wisp ssh`", package: "openssh-client" },
 ];
 
 /// Whether a program can be found. Some stand where only root's path leads.
-fn is_installed(program: &str) -> bool {
+pub(crate) fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])

@@ -60,7 +60,7 @@ fn accept(agent: &'static Agent, listener: &TcpListener) {
     }
 }
 
-/// Runs the server on a connection, to its end. It knows no passwords, and says what it has to say on standard error.
+/// Runs the server on a connection, to its end. It knows no passwords; what it logs, it sends to the guest's own log.
 fn serve(agent: &Agent, connection: TcpStream) -> io::Result<()> {
     fs::create_dir_all(KEYS)?;
     let program = Program {

@@ -1,0 +1,271 @@
+//! A guest's network: out to the world, in by published ports and SSH, its metadata.
+//!
+//! The tests run in a network namespace of their own, which has one interface that leads nowhere, and a server at its
+//! address in place of the world.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use common::instances::{exec, json, launch};
+use common::{DEADLINE, Wisp};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+/// Set in the process that is in the namespace.
+const INSIDE: &str = "WISP_TEST_NETWORK";
+/// The host's address there.
+const WORLD: &str = "192.0.2.2";
+
+/// Whether this process is in a namespace of its own; if not, the test `name` is run in one.
+fn is_inside(name: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        for line in [
+            "link set lo up",
+            "link add world type dummy",
+            &format!("address add {WORLD}/24 dev world"),
+            "link set world up",
+            "route add default via 192.0.2.1",
+        ] {
+            assert!(Command::new("ip").args(line.split(' ')).status().unwrap().success(), "ip {line}");
+        }
+        return true;
+    }
+    let own = std::env::current_exe().unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--net", "--"]).arg(own).args(["--exact", name, "--nocapture"]);
+    let status = command.env(INSIDE, "1").status().unwrap();
+    assert!(status.success(), "in a network namespace of its own, the test ended with {status}");
+    false
+}
+
+/// What comes back when a client connects to `address` and sends `request`, up to the end.
+fn ask(address: impl Into<SocketAddr>, request: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address.into()).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(request).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    answer
+}
+
+fn instance(wisp: &Wisp, name: &str) -> Value {
+    json(wisp, &["show", name])["Reservations"][0]["Instances"][0].clone()
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+const METADATA: &str = "wget -q -O - http://169.254.169.254/latest/meta-data";
+
+#[test]
+fn a_guest_reaches_out_and_is_reached() {
+    if !is_inside("a_guest_reaches_out_and_is_reached") {
+        return;
+    }
+    let wisp = Wisp::new();
+    let key = wisp.home().join("mine.pem");
+    wisp.run(&["key", "create", "mine", "--file", key.to_str().unwrap()]).expect_code(0);
+    let port = free_port();
+    let published = format!("{port}:80");
+    let tags = ["--tag", "stage=test", "--metadata-options", "tags=enabled"];
+    let launched = launch(
+        &wisp,
+        &[&["--name", "web", "--key", "mine", "--network", "user", "-p", &published], &tags[..]].concat(),
+    );
+    assert!(!launched.expect_code(0).stderr.contains("cannot lead"));
+
+    // Out: a name is looked up where the host looks, a server is read from and written to.
+    let content: Vec<u8> = (0..4_u32 << 20).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let server = TcpListener::bind((WORLD, 0)).unwrap();
+    let world = server.local_addr().unwrap();
+    let sent = content.clone();
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = server.accept().unwrap();
+        stream.write_all(&sent).unwrap();
+        drop(stream);
+        let (mut stream, _) = server.accept().unwrap();
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).unwrap();
+        received
+    });
+    let sum = exec(
+        &wisp,
+        "web",
+        &format!("nc {WORLD} {} < /dev/null > /tmp/content; sha256sum < /tmp/content", world.port()),
+    );
+    assert_eq!(sum.split(' ').next(), Some(hex(&content).as_str()));
+    exec(&wisp, "web", &format!("nc {WORLD} {} < /tmp/content", world.port()));
+    assert!(serving.join().unwrap() == content, "what the guest sent arrived otherwise");
+
+    // In: a published port.
+    exec(&wisp, "web", "mkdir -p /www; cp /tmp/content /www; httpd -h /www");
+    let answer = ask(([127, 0, 0, 1], port), b"GET /content HTTP/1.0\r\n\r\n");
+    let body = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+    assert!(answer[body..] == content, "{} bytes came", answer.len() - body);
+
+    // SSH, to the public address.
+    let shown = instance(&wisp, "web");
+    let public: std::net::Ipv4Addr = shown["PublicIpAddress"].as_str().unwrap().parse().unwrap();
+    assert!(public.octets()[..2] == [127, 18], "{public}");
+    let outcome = wisp.run(&["ssh", "web", "-i", key.to_str().unwrap(), "--", "hostname; exit 7"]).expect_code(7);
+    assert_eq!(outcome.text().trim(), &shown["InstanceId"].as_str().unwrap()[..10]);
+    assert!(!outcome.stderr.contains("agent"), "{}", outcome.stderr);
+
+    // What it is told of itself, now and after a change.
+    let private = shown["PrivateIpAddress"].as_str().unwrap();
+    let told = exec(
+        &wisp,
+        "web",
+        &format!("for path in local-ipv4 instance-id tags/instance/stage; do {METADATA}/$path; echo; done"),
+    );
+    let expected = [private, shown["InstanceId"].as_str().unwrap(), "test"];
+    assert_eq!(told.lines().collect::<Vec<_>>(), expected);
+    wisp.run(&["tag", "web", "stage=live"]).expect_code(0);
+    assert_eq!(exec(&wisp, "web", &format!("{METADATA}/tags/instance/stage")), "live");
+    wisp.run(&["modify", "web", "--metadata-options", "HttpTokens=required"]).expect_code(0);
+    let refused = exec(&wisp, "web", &format!("{METADATA}/ 2>&1 || true"));
+    assert!(refused.contains("401"), "{refused}");
+    let script = format!(
+        "token=$(printf 'PUT /latest/api/token HTTP/1.0\\r\\nX-aws-ec2-metadata-token-ttl-seconds: 60\\r\\n\\r\\n' |
+             nc 169.254.169.254 80 | tail -n 1)
+         wget -q -O - --header \"X-aws-ec2-metadata-token: $token\" http://169.254.169.254/latest/meta-data/local-ipv4"
+    );
+    assert_eq!(exec(&wisp, "web", &script), private);
+
+    // DHCP says what it has.
+    let script =
+        "printf '#!/bin/sh\\nenv\\n' > /tmp/dhcp; chmod +x /tmp/dhcp; udhcpc -f -q -n -i eth0 -s /tmp/dhcp 2>&1";
+    let lease = exec(&wisp, "web", script);
+    for line in
+        [format!("ip={private}"), "subnet=255.255.240.0".into(), "router=172.31.0.1".into(), "dns=172.31.0.2".into()]
+    {
+        assert!(lease.lines().any(|known| known == line), "no {line} in {lease}");
+    }
+
+    // It is all there again after a reboot, and the address stays with it through a stop.
+    wisp.run(&["reboot", "web"]).expect_code(0);
+    let answered = reach(&world_server(), &wisp, "web");
+    assert_eq!(answered, "hello");
+    wisp.run(&["stop", "web"]).expect_code(0);
+    let stopped = instance(&wisp, "web");
+    assert_eq!((&stopped["PrivateIpAddress"], &stopped["PublicIpAddress"]), (&shown["PrivateIpAddress"], &Value::Null));
+    TcpStream::connect((public, 22)).unwrap_err();
+    wisp.run(&["start", "web"]).expect_code(0);
+    assert_eq!(reach(&world_server(), &wisp, "web"), "hello");
+    wisp.run(&["terminate", "web"]).expect_code(0);
+    assert!(wisp.instances().is_empty());
+    TcpListener::bind(("127.0.0.1", port)).unwrap();
+    assert_no_passt();
+}
+
+fn world_server() -> TcpListener {
+    TcpListener::bind((WORLD, 0)).unwrap()
+}
+
+/// What a guest is told by a server in the world that says hello.
+fn reach(server: &TcpListener, wisp: &Wisp, instance: &str) -> String {
+    let port = server.local_addr().unwrap().port();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut stream, _) = server.accept().unwrap();
+            stream.write_all(b"hello").unwrap();
+        });
+        exec(wisp, instance, &format!("nc {WORLD} {port} < /dev/null"))
+    })
+}
+
+/// Waits until no passt is left in this namespace.
+fn assert_no_passt() {
+    let namespace = std::fs::read_link("/proc/self/ns/net").unwrap();
+    let is_ours = |folder: &Path| {
+        let name = std::fs::read_to_string(folder.join("comm")).unwrap_or_default();
+        name.starts_with("passt") && std::fs::read_link(folder.join("ns/net")).is_ok_and(|other| other == namespace)
+    };
+    let deadline = Instant::now() + DEADLINE;
+    while std::fs::read_dir("/proc").unwrap().flatten().any(|entry| is_ours(&entry.path())) {
+        assert!(Instant::now() < deadline, "a passt is left");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn guests_that_go_on_from_a_saved_one_have_addresses_of_their_own() {
+    if !is_inside("guests_that_go_on_from_a_saved_one_have_addresses_of_their_own") {
+        return;
+    }
+    let wisp = Wisp::new();
+    let port = free_port();
+    let published = format!("{port}:7");
+    launch(&wisp, &["--name", "first", "--hibernation", "-p", &published]).expect_code(0);
+    let own = "ip -o -4 address show dev eth0 | awk '{print $4}'; cat /sys/class/net/eth0/address";
+    let first = exec(&wisp, "first", own);
+    wisp.run(&["fork", "first", "--name", "second"]).expect_code(0);
+    let second = exec(&wisp, "second", own);
+    let told = exec(&wisp, "second", &format!("{METADATA}/local-ipv4; echo /20; {METADATA}/mac"));
+    assert_ne!(first, second);
+    assert_eq!(second, told.replacen("\n/20", "/20", 1).replace("/20\n", "/20\n"));
+    for name in ["first", "second"] {
+        assert_eq!(reach(&world_server(), &wisp, name), "hello", "{name}");
+    }
+    assert_eq!(exec(&wisp, "first", own), first);
+
+    // One that was hibernated is reached as before.
+    wisp.run(&["stop", "first", "--hibernate"]).expect_code(0);
+    wisp.run(&["start", "first"]).expect_code(0);
+    assert_eq!(exec(&wisp, "first", own), first);
+    assert_eq!(reach(&world_server(), &wisp, "first"), "hello");
+    exec(&wisp, "first", "(echo back | nc -l -p 7) > /dev/null 2>&1 &");
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let mut answer = String::new();
+        if stream.read_to_string(&mut answer).is_ok() && answer == "back\n" {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the guest does not answer: {answer:?}");
+    }
+    wisp.run(&["terminate", "first", "second"]).expect_code(0);
+    assert_no_passt();
+}
+
+#[test]
+fn a_guest_without_a_network_has_its_metadata_and_is_reached() {
+    if !is_inside("a_guest_without_a_network_has_its_metadata_and_is_reached") {
+        return;
+    }
+    let wisp = Wisp::new();
+    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let published = format!("{port}:7/udp");
+    let script = format!(
+        "{METADATA}/instance-type; echo; nc -l -u -p 7 -w 60 < /dev/null | head -n 1; nc -w 5 {WORLD} 9 && echo out"
+    );
+    let mut guest = wisp.start(&["run", "--network", "none", "-p", &published, "--", "sh", "-c", &script]);
+    guest.wait_for("custom");
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    // A datagram may come before somebody listens.
+    let told = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            guest.wait_for("told");
+        });
+        while !waiting.is_finished() {
+            assert!(Instant::now() < deadline, "no datagram arrived");
+            client.send_to(b"told\n", ("127.0.0.1", port)).unwrap();
+            std::thread::yield_now();
+        }
+        waiting.join()
+    });
+    told.unwrap();
+    let outcome = guest.wait();
+    assert!(!outcome.text().contains("out"), "{}", outcome.text());
+}
