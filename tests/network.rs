@@ -6,7 +6,7 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -21,12 +21,16 @@ const INSIDE: &str = "WISP_TEST_NETWORK";
 /// The host's address there.
 const WORLD: &str = "192.0.2.2";
 
+/// Bytes that are sent in the small pieces of the guest's nc.
+const UPLOAD: usize = 256 << 10;
+
 /// Whether this process is in a namespace of its own; if not, the test `name` is run in one.
 fn is_inside(name: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         for line in [
             "link set lo up",
-            "link add world type dummy",
+            "link add world type veth peer name nowhere",
+            "link set nowhere up",
             &format!("address add {WORLD}/24 dev world"),
             "link set world up",
             "route add default via 192.0.2.1",
@@ -90,22 +94,16 @@ fn a_guest_reaches_out_and_is_reached() {
     let world = server.local_addr().unwrap();
     let sent = content.clone();
     let serving = std::thread::spawn(move || {
-        let (mut stream, _) = server.accept().unwrap();
-        stream.write_all(&sent).unwrap();
-        drop(stream);
+        serve(&server, &sent);
         let (mut stream, _) = server.accept().unwrap();
         let mut received = Vec::new();
         stream.read_to_end(&mut received).unwrap();
         received
     });
-    let sum = exec(
-        &wisp,
-        "web",
-        &format!("nc {WORLD} {} < /dev/null > /tmp/content; sha256sum < /tmp/content", world.port()),
-    );
+    let sum = exec(&wisp, "web", &format!("wget -q -O /tmp/content http://{world}/; sha256sum < /tmp/content"));
     assert_eq!(sum.split(' ').next(), Some(hex(&content).as_str()));
-    exec(&wisp, "web", &format!("nc {WORLD} {} < /tmp/content", world.port()));
-    assert!(serving.join().unwrap() == content, "what the guest sent arrived otherwise");
+    exec(&wisp, "web", &format!("head -c {UPLOAD} /tmp/content | nc {WORLD} {}", world.port()));
+    assert!(serving.join().unwrap() == content[..UPLOAD], "what the guest sent arrived otherwise");
 
     // In: a published port.
     exec(&wisp, "web", "mkdir -p /www; cp /tmp/content /www; httpd -h /www");
@@ -172,15 +170,25 @@ fn world_server() -> TcpListener {
     TcpListener::bind((WORLD, 0)).unwrap()
 }
 
+/// Answers one request for whatever with `body`.
+fn serve(server: &TcpListener, body: &[u8]) {
+    let (mut stream, _) = server.accept().unwrap();
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        request.extend(byte);
+    }
+    stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n").unwrap();
+    stream.write_all(body).unwrap();
+}
+
 /// What a guest is told by a server in the world that says hello.
 fn reach(server: &TcpListener, wisp: &Wisp, instance: &str) -> String {
-    let port = server.local_addr().unwrap().port();
+    let address = server.local_addr().unwrap();
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let (mut stream, _) = server.accept().unwrap();
-            stream.write_all(b"hello").unwrap();
-        });
-        exec(wisp, instance, &format!("nc {WORLD} {port} < /dev/null"))
+        scope.spawn(|| serve(server, b"hello"));
+        exec(wisp, instance, &format!("wget -q -O - http://{address}/"))
     })
 }
 
@@ -244,28 +252,22 @@ fn a_guest_without_a_network_has_its_metadata_and_is_reached() {
         return;
     }
     let wisp = Wisp::new();
-    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let published = format!("{port}:7/udp");
-    let script = format!(
-        "{METADATA}/instance-type; echo; nc -l -u -p 7 -w 60 < /dev/null | head -n 1; nc -w 5 {WORLD} 9 && echo out"
-    );
+    let port = free_port();
+    let published = format!("{port}:7");
+    let script = format!("{METADATA}/instance-type; echo; nc -l -p 7; wget -q -O - http://{WORLD}:9/ || echo nothing");
     let mut guest = wisp.start(&["run", "--network", "none", "-p", &published, "--", "sh", "-c", &script]);
     guest.wait_for("custom");
-    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    // Somebody may come before it listens.
     let deadline = Instant::now() + DEADLINE;
-    // A datagram may come before somebody listens.
-    let told = std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| {
-            guest.wait_for("told");
-        });
-        while !waiting.is_finished() {
-            assert!(Instant::now() < deadline, "no datagram arrived");
-            client.send_to(b"told\n", ("127.0.0.1", port)).unwrap();
-            std::thread::yield_now();
+    loop {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        if stream.write_all(b"told\n").and_then(|()| stream.shutdown(Shutdown::Write)).is_ok()
+            && stream.read(&mut [0]).is_ok()
+        {
+            break;
         }
-        waiting.join()
-    });
-    told.unwrap();
+        assert!(Instant::now() < deadline, "the guest does not listen");
+    }
     let outcome = guest.wait();
-    assert!(!outcome.text().contains("out"), "{}", outcome.text());
+    assert_eq!(outcome.text().lines().collect::<Vec<_>>(), ["custom", "told", "nothing"], "{}", outcome.stderr);
 }

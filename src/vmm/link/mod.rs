@@ -31,7 +31,7 @@ pub use config::{
 use filter::{Direction, Tracker};
 use forward::Forwards;
 use metadata::{Metadata, Server};
-use packet::{Datagram, Ethernet, Ipv4, TCP, TYPE_ARP, TYPE_IPV4, UDP};
+use packet::{Datagram, Ethernet, ICMP, Ipv4, TCP, TYPE_ARP, TYPE_IPV4, UDP};
 use stack::Stack;
 
 /// Bytes of a frame's beginning that are enough to tell where it goes.
@@ -147,6 +147,16 @@ impl Services {
             return;
         }
         self.stack.arrive(ethernet.payload.to_vec(), now);
+    }
+
+    /// Tells the guest that there is no way for a frame of its own, of which `head` is the beginning: programs that wait for
+    /// an answer give up at once.
+    pub fn refuse(&mut self, head: &[u8]) {
+        let packet = Ethernet::parse(head).and_then(|ethernet| Ipv4::parse(ethernet.payload).map(|ip| (ethernet, ip)));
+        if let Some((ethernet, _)) = packet.filter(|(_, packet)| packet.protocol != ICMP && !packet.is_later_fragment) {
+            let answer = packet::unreachable(self.config.router, self.config.address, ethernet.payload);
+            self.put(Some(packet::frame(self.mac, GATEWAY_MAC, TYPE_IPV4, &answer)));
+        }
     }
 
     /// Whether a frame may go to the guest, of which `head` is the beginning.

@@ -12,6 +12,8 @@ use super::config::MacAddress;
 pub const ETHERNET: usize = 14;
 /// The least length of an IPv4 header.
 pub const IPV4: usize = 20;
+/// The greatest.
+const MAX_IPV4_HEADER: usize = 60;
 /// `ETHERTYPE_IP` and `ETHERTYPE_ARP`.
 pub const TYPE_IPV4: u16 = 0x0800;
 pub const TYPE_ARP: u16 = 0x0806;
@@ -138,6 +140,35 @@ impl<'a> Datagram<'a> {
         );
         Some(bytes)
     }
+}
+
+/// That a network cannot be reached (RFC 792): type 3, code 0, and the beginning of the packet that was to go there.
+pub fn unreachable(router: Ipv4Addr, guest: Ipv4Addr, packet: &[u8]) -> Vec<u8> {
+    let quoted = &packet[..packet.len().min(MAX_IPV4_HEADER + 8)];
+    let mut message = [&[3, 0, 0, 0, 0, 0, 0, 0][..], quoted].concat();
+    let checksum = checksum(&message).to_be_bytes();
+    message[2..4].copy_from_slice(&checksum);
+    let ip = Ipv4Repr {
+        src_addr: router,
+        dst_addr: guest,
+        next_header: IpProtocol::Icmp,
+        payload_len: message.len(),
+        hop_limit: 64,
+    };
+    let mut bytes = vec![0; ip.buffer_len()];
+    ip.emit(&mut Ipv4Packet::new_unchecked(&mut bytes[..]), &ChecksumCapabilities::default());
+    bytes.extend(message);
+    bytes
+}
+
+/// The internet checksum (RFC 1071).
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
 }
 
 #[cfg(test)]

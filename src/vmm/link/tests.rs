@@ -319,6 +319,25 @@ fn only_the_guests_own_frames_leave() {
 }
 
 #[test]
+fn a_program_hears_that_there_is_no_way() {
+    let mut bench = bench(config());
+    let away = Datagram { source: (ADDRESS, 1), destination: (Ipv4Addr::new(10, 0, 0, 9), 2), payload: b"x" };
+    let frame = packet::frame(GATEWAY_MAC, GUEST, TYPE_IPV4, &away.packet().unwrap());
+    bench.services.refuse(&frame);
+    let answer = bench.services.next_frame().unwrap();
+    let packet = smoltcp::wire::Ipv4Packet::new_checked(&answer[packet::ETHERNET..]).unwrap();
+    assert!(packet.verify_checksum());
+    let message = smoltcp::wire::Icmpv4Packet::new_checked(packet.payload()).unwrap();
+    assert!(message.verify_checksum());
+    let kind = (message.msg_type(), message.msg_code());
+    assert_eq!(kind, (smoltcp::wire::Icmpv4Message::DstUnreachable, 0));
+    assert_eq!(message.data(), &frame[packet::ETHERNET..]);
+    // No error is answered by another.
+    bench.services.refuse(&answer);
+    assert!(bench.services.next_frame().is_none());
+}
+
+#[test]
 fn nobody_else_speaks_for_the_services() {
     let mut services = Services::new(GUEST, config()).unwrap();
     let now = Instant::now();

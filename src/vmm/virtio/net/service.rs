@@ -168,6 +168,10 @@ impl Service {
                 services.accept(&frame.copy_from(0), now);
                 Sent::Done
             }
+            (Route::Forward, Some(services)) if matches!(port.backend, Backend::Nobody) => {
+                services.refuse(head);
+                Sent::Refused
+            }
             (Route::Forward, _) if frame.fit() => port.backend.send(&header, &frame),
             _ => Sent::Refused,
         };
