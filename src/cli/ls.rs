@@ -1,5 +1,6 @@
 //! `wisp ls`: the instances.
 
+use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
@@ -96,7 +97,8 @@ fn render(cloud: &Cloud, instances: &[InstanceRecord], screen: Screen) -> String
         ("vCPUs", Align::Right),
         ("Memory", Align::Right),
         ("Image", Align::Left),
-        ("Launched", Align::Left),
+        ("Private address", Align::Left),
+        ("Public address", Align::Left),
     ];
     let mut table = Table::new(screen, &columns);
     for record in instances {
@@ -111,7 +113,8 @@ fn render(cloud: &Cloud, instances: &[InstanceRecord], screen: Screen) -> String
             Cell::from(record.vcpus.to_string()),
             Cell::from(approximate_mib(record.memory_mib)),
             Cell::from(record.image_name.clone()),
-            Cell::new(crate::cloud::utc(record.launch_time), Tone::Quiet),
+            address(record.network.as_ref().map(|network| network.private_ip)),
+            address(record.network.as_ref().and_then(|network| network.public_ip)),
         ]);
     }
     let mut lines = table.lines();
@@ -119,6 +122,10 @@ fn render(cloud: &Cloud, instances: &[InstanceRecord], screen: Screen) -> String
         lines.push(screen.paint(Tone::Quiet, "* vCPUs or memory are not the type's"));
     }
     lines.join("\n")
+}
+
+fn address(address: Option<Ipv4Addr>) -> Cell {
+    address.map_or_else(|| Cell::new("-", Tone::Quiet), |address| Cell::from(address.to_string()))
 }
 
 /// The state, and whether something broke.

@@ -43,6 +43,12 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     if record.state == InstanceState::Running {
         lines.insert(2, line(screen, "Check", &screen.paint(tone, check)));
     }
+    if record.state == InstanceState::Running {
+        let problems = cloud.folder(record.id).connect().and_then(|mut monitor| monitor.status());
+        for problem in problems.map(|status| status.link_problems).unwrap_or_default() {
+            lines.push(line(screen, "Network", &screen.paint(Tone::Warning, &problem)));
+        }
+    }
     if record.user_data.is_some() {
         lines.push(line(screen, "User data", &user_data(&cloud, &record)));
     }

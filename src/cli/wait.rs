@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::output;
 use crate::cloud::machine::Monitor;
 use crate::host::probe;
 use crate::store::InstanceRecord;
@@ -55,6 +56,10 @@ pub fn until_ready(instances: &[InstanceRecord], monitors: Vec<Monitor>, timeout
         if !monitor.wait_ready(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)))? {
             spinner.finish_and_clear();
             return Err(monitor.not_ready(record.state, timeout).into());
+        }
+        // A network that cannot be shows some time after the machine runs; what was known then was told.
+        for problem in monitor.link_problems().unwrap_or_default() {
+            spinner.suspend(|| output::say(&problem));
         }
     }
     spinner.finish_and_clear();

@@ -147,7 +147,7 @@ impl Folder {
     /// A connection to the instance's monitor.
     pub fn connect(&self) -> Result<Monitor, CloudError> {
         let client = ControlClient::connect(&self.path.join(SOCKET)).map_err(self.control_error())?;
-        Ok(Monitor { folder: self.clone(), client, ready: false, ended: None })
+        Ok(Monitor { folder: self.clone(), client, ready: false, ended: None, told: Vec::new() })
     }
 
     /// Does `request`, upon which the guest is to reboot, and waits at most for `timeout` until its machine has started
@@ -207,7 +207,7 @@ impl Folder {
         // The child is not waited for: it outlives this process, which is short.
         monitor_process::spawn(&self.path, inherited, restore, monotonic_ns()).map_err(spawn_error)?;
         let client = ControlClient::new(near).map_err(self.control_error())?;
-        Ok(Monitor { folder: self.clone(), client, ready: false, ended: None })
+        Ok(Monitor { folder: self.clone(), client, ready: false, ended: None, told: Vec::new() })
     }
 
     /// Changes the configuration in the folder, which a machine whose guest reboots starts anew with.
@@ -301,6 +301,8 @@ pub struct Monitor {
     client: ControlClient,
     ready: bool,
     ended: Option<(End, Status)>,
+    /// What of its link was told.
+    told: Vec<String>,
 }
 
 impl Monitor {
@@ -314,11 +316,18 @@ impl Monitor {
         }
     }
 
-    /// Waits until the machine is built: the guest runs. The error is why it could not be; what of its link could not be
-    /// done is returned, in sentences.
+    /// Waits until the machine is built: the guest runs. The error is why it could not be; what is wrong with its link is
+    /// returned, in sentences.
     pub fn wait_started(&mut self) -> Result<Vec<String>, CloudError> {
-        let instance = self.folder.id;
-        Ok(self.status()?.link_problems.into_iter().map(|problem| format!("{instance}: {problem}")).collect())
+        self.link_problems()
+    }
+
+    /// What is wrong with the guest's link, in sentences; each is told once.
+    pub fn link_problems(&mut self) -> Result<Vec<String>, CloudError> {
+        let mut problems = self.status()?.link_problems;
+        problems.retain(|problem| !self.told.contains(problem));
+        self.told.extend(problems.iter().cloned());
+        Ok(problems.into_iter().map(|problem| format!("{}: {problem}", self.folder.id)).collect())
     }
 
     /// The machine in figures, now.

@@ -174,7 +174,7 @@ pub struct Status {
     /// What has gone through the network device, if there is one.
     #[serde(default)]
     pub net: Option<NetRecord>,
-    /// What of its link's configuration could not be done, in sentences.
+    /// What is wrong with its link, in sentences.
     #[serde(default)]
     pub link_problems: Vec<String>,
     /// What the guest's drivers did wrong, by device.

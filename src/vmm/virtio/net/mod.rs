@@ -109,6 +109,8 @@ struct Shared {
     /// Written when the services were changed by another thread.
     changed: EventFd,
     is_up: AtomicBool,
+    /// There was a backend, and it hung up.
+    is_cut_off: AtomicBool,
     counters: Counters,
 }
 
@@ -134,9 +136,14 @@ impl NetControl {
         services.problems()
     }
 
-    /// What of its configuration could not be done, in sentences.
+    /// What is wrong with it, in sentences: what of its configuration could not be done, and that there is no way out any
+    /// more.
     pub fn problems(&self) -> Vec<String> {
-        self.0.port().services.as_ref().map(Services::problems).unwrap_or_default()
+        let mut problems = self.0.port().services.as_ref().map(Services::problems).unwrap_or_default();
+        if self.0.is_cut_off.load(Ordering::Acquire) {
+            problems.push("what its network led to has ended: it reaches nothing outside".into());
+        }
+        problems
     }
 
     /// What has gone through.
@@ -170,7 +177,7 @@ impl Net {
         let is_up = AtomicBool::new(!matches!(backend, Backend::Nobody) || services.is_some());
         let changed = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let port = Mutex::new(Port { backend, services });
-        let shared = Shared { port, changed, is_up, counters: Counters::default() };
+        let shared = Shared { port, changed, is_up, is_cut_off: AtomicBool::new(false), counters: Counters::default() };
         Ok(Net { mac: config.mac, mtu: config.mtu, shared: Arc::new(shared), worker: None })
     }
 

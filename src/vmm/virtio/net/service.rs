@@ -227,6 +227,7 @@ impl Service {
     /// The backend is gone: the link is down, but for what the services do.
     fn close(&mut self, port: &mut Port, shared: &Shared) {
         port.backend = Backend::Nobody;
+        shared.is_cut_off.store(true, Ordering::Release);
         if port.services.is_none() {
             self.interrupt.change_config(|| shared.is_up.store(false, Ordering::Release));
         }
