@@ -79,12 +79,18 @@ fn a_guest_reaches_out_and_is_reached() {
     let wisp = Wisp::new();
     let key = wisp.home().join("mine.pem");
     wisp.run(&["key", "create", "mine", "--file", key.to_str().unwrap()]).expect_code(0);
+    wisp.run(&["sg", "create", "shell"]).expect_code(0);
+    wisp.run(&["sg", "authorize", "shell", "--port", "22"]).expect_code(0);
     let port = free_port();
     let published = format!("{port}:80");
     let tags = ["--tag", "stage=test", "--metadata-options", "tags=enabled"];
     let launched = launch(
         &wisp,
-        &[&["--name", "web", "--key", "mine", "--network", "user", "-p", &published], &tags[..]].concat(),
+        &[
+            &["--name", "web", "--key", "mine", "--security-group", "shell", "--network", "user", "-p", &published],
+            &tags[..],
+        ]
+        .concat(),
     );
     assert!(!launched.expect_code(0).stderr.contains("cannot lead"));
 
@@ -118,6 +124,19 @@ fn a_guest_reaches_out_and_is_reached() {
     let outcome = wisp.run(&["ssh", "web", "-i", key.to_str().unwrap(), "--", "hostname; exit 7"]).expect_code(7);
     assert_eq!(outcome.text().trim(), &shown["InstanceId"].as_str().unwrap()[..10]);
     assert!(!outcome.stderr.contains("agent"), "{}", outcome.stderr);
+
+    // What a group opens is open at once, and closed at once; what its members begin, too.
+    let at_public = || TcpStream::connect((public, 80));
+    assert!(at_public().is_err());
+    wisp.run(&["sg", "authorize", "shell", "--port", "80"]).expect_code(0);
+    let answer = ask((public, 80), b"HEAD /content HTTP/1.0\r\n\r\n");
+    assert!(answer.starts_with(b"HTTP/1.0 200"), "{}", String::from_utf8_lossy(&answer));
+    wisp.run(&["sg", "revoke", "shell", "--port", "80"]).expect_code(0);
+    assert!(at_public().is_err());
+    wisp.run(&["sg", "revoke", "shell", "--egress", "--protocol", "all"]).expect_code(0);
+    let script = format!("(wget -q -O - http://{world}/ & sleep 2; kill $!) 2>&1; true");
+    assert_eq!(exec(&wisp, "web", &script), "");
+    wisp.run(&["sg", "authorize", "shell", "--egress", "--protocol", "all"]).expect_code(0);
 
     // What it is told of itself, now and after a change.
     let private = shown["PrivateIpAddress"].as_str().unwrap();

@@ -100,6 +100,10 @@ pub struct Args {
     #[command(flatten)]
     network: NetworkArgs,
 
+    /// A security group that it is in (see `wisp sg`); repeat for more. The default one, if none is said.
+    #[arg(long = "security-group", value_name = "GROUP")]
+    security_groups: Vec<String>,
+
     /// How its metadata can be asked for: HttpTokens=required|optional, HttpEndpoint=enabled|disabled,
     /// HttpPutResponseHopLimit=1-64, InstanceMetadataTags=enabled|disabled, with commas between them.
     #[arg(long, value_name = "OPTIONS")]
@@ -149,7 +153,11 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         dry_run: args.dry_run,
         cmdline: args.cmdline,
         volumes: args.volumes,
-        network: NetworkSpec { metadata: args.metadata_options, ..args.network.spec() },
+        network: NetworkSpec {
+            metadata: args.metadata_options,
+            security_groups: args.security_groups,
+            ..args.network.spec()
+        },
     };
     let Launched { instances, monitors, wants_warm } = cloud.launch(&spec)?;
     tell_notices(&mut cloud);

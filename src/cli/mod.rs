@@ -19,6 +19,7 @@ mod network;
 mod reboot;
 mod run;
 mod serial;
+mod sg;
 mod shapes;
 mod show;
 mod size;
@@ -80,6 +81,7 @@ enum Command {
     Terminate(terminate::Args),
     Exec(exec::Args),
     Ssh(ssh::Args),
+    Sg(sg::Args),
     Cp(cp::Args),
     Console(console::Args),
     Modify(modify::Args),
@@ -117,6 +119,7 @@ pub fn main() -> ExitCode {
         Command::Terminate(args) => terminate::run(&args, cli.output),
         Command::Exec(args) => exec::run(args),
         Command::Ssh(args) => ssh::run(args),
+        Command::Sg(args) => sg::run(args, cli.output),
         Command::Cp(args) => cp::run(&args),
         Command::Console(args) => console::run(&args, cli.output),
         Command::Modify(args) => modify::run(&args, cli.output),

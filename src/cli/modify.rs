@@ -36,6 +36,10 @@ pub struct Args {
     #[arg(long, value_name = "BEHAVIOR")]
     shutdown_behavior: Option<ShutdownBehavior>,
 
+    /// A security group that it is in from now on, in place of those that it was in; repeat for more.
+    #[arg(long = "security-group", value_name = "GROUP")]
+    security_groups: Vec<String>,
+
     /// How its metadata can be asked for: HttpTokens=required|optional, HttpEndpoint=enabled|disabled,
     /// HttpPutResponseHopLimit=1-64, InstanceMetadataTags=enabled|disabled, with commas between them.
     #[arg(long, value_name = "OPTIONS")]
@@ -63,6 +67,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         shutdown_behavior: args.shutdown_behavior,
         termination_protection: args.termination_protection,
         metadata_options: args.metadata_options,
+        security_groups: args.security_groups.clone(),
     };
     let record = cloud.modify(record.id, &change)?;
     tell_notices(&mut cloud);

@@ -19,6 +19,6 @@ pub struct NetworkArgs {
 impl NetworkArgs {
     /// What is asked for.
     pub fn spec(self) -> NetworkSpec {
-        NetworkSpec { mode: self.mode, published: self.published, metadata: None }
+        NetworkSpec { mode: self.mode, published: self.published, ..NetworkSpec::default() }
     }
 }

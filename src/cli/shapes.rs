@@ -7,9 +7,11 @@ use serde_json::{Value, json};
 use crate::cloud::lifecycle::StateChange;
 use crate::cloud::timestamp;
 use crate::ec2::metadata::MetadataOptions;
-use crate::ec2::network::{ZONE, private_dns_name};
+use crate::ec2::network::{Peer, Rule, Traffic, ZONE, private_dns_name};
 use crate::ec2::state::InstanceState;
-use crate::store::{ImageRecord, InstanceRecord, KeyPairRecord, SnapshotRecord, SnapshotState, VolumeRecord};
+use crate::store::{
+    ImageRecord, InstanceRecord, KeyPairRecord, SecurityGroupRecord, SnapshotRecord, SnapshotState, VolumeRecord,
+};
 
 /// An account's number, which every owner of a thing has in EC2; there is one account here.
 pub const OWNER: &str = "000000000000";
@@ -81,6 +83,8 @@ pub fn instance(record: &InstanceRecord) -> Value {
         if let Some(public) = network.public_ip {
             value["PublicIpAddress"] = json!(public);
         }
+        value["SecurityGroups"] =
+            network.security_groups.iter().map(|id| json!({"GroupId": id})).collect::<Vec<_>>().into();
         value["Placement"] = json!({"AvailabilityZone": ZONE});
         value["MetadataOptions"] = metadata_options(&network.metadata_options);
     }
@@ -102,6 +106,61 @@ fn metadata_options(options: &MetadataOptions) -> Value {
         "HttpTokens": if options.tokens_required { "required" } else { "optional" },
         "InstanceMetadataTags": enabled(options.tags),
         "State": "applied",
+    })
+}
+
+/// `SecurityGroup`, with the rules as `SecurityGroupRule` has them beside.
+pub fn security_group(record: &SecurityGroupRecord) -> Value {
+    let permissions = |egress: bool| {
+        let mut all: Vec<Value> = Vec::new();
+        let mut seen: Vec<Traffic> = Vec::new();
+        for rule in record.rules.iter().filter(|rule| rule.egress == egress) {
+            let at = seen.iter().position(|traffic| *traffic == rule.traffic).unwrap_or_else(|| {
+                seen.push(rule.traffic);
+                let mut permission =
+                    json!({"IpProtocol": rule.traffic.protocol(), "IpRanges": [], "UserIdGroupPairs": []});
+                if let Some((from, to)) = rule.traffic.ports() {
+                    permission["FromPort"] = json!(from);
+                    permission["ToPort"] = json!(to);
+                }
+                all.push(permission);
+                all.len() - 1
+            });
+            let (list, peer) = match rule.peer {
+                Peer::Range(range) => ("IpRanges", json!({"CidrIp": range})),
+                Peer::Group(id) => ("UserIdGroupPairs", json!({"GroupId": id, "UserId": OWNER})),
+            };
+            if let Some(list) = all[at][list].as_array_mut() {
+                list.push(peer);
+            }
+        }
+        all
+    };
+    let rule = |rule: &Rule| {
+        let mut value = json!({
+            "GroupId": record.id,
+            "IpProtocol": rule.traffic.protocol(),
+            "IsEgress": rule.egress,
+            "SecurityGroupRuleId": rule.id,
+        });
+        let (from, to) = rule.traffic.ports().unwrap_or((-1, -1));
+        value["FromPort"] = json!(from);
+        value["ToPort"] = json!(to);
+        match rule.peer {
+            Peer::Range(range) => value["CidrIpv4"] = json!(range),
+            Peer::Group(id) => value["ReferencedGroupInfo"] = json!({"GroupId": id}),
+        }
+        value
+    };
+    json!({
+        "Description": record.description,
+        "GroupId": record.id,
+        "GroupName": record.name,
+        "IpPermissions": permissions(false),
+        "IpPermissionsEgress": permissions(true),
+        "OwnerId": OWNER,
+        "SecurityGroupRules": record.rules.iter().map(rule).collect::<Vec<_>>(),
+        "Tags": tags(&record.tags),
     })
 }
 

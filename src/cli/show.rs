@@ -127,9 +127,11 @@ fn lines(record: &InstanceRecord, volumes: &[VolumeRecord], screen: Screen) -> V
     }
     if let Some(network) = &record.network {
         lines.push(line("Private address", &network.private_ip.to_string()));
-        if let (Some(public), Some(_)) = (network.public_ip, &record.key_name) {
-            lines.push(line("Public address", &format!("{public}, port 22")));
+        if let Some(public) = network.public_ip {
+            lines.push(line("Public address", &public.to_string()));
         }
+        let groups: Vec<String> = network.security_groups.iter().map(ToString::to_string).collect();
+        lines.push(line("Security groups", &groups.join(", ")));
         for port in &network.published {
             lines.push(line("Published", &port.to_string()));
         }

@@ -17,12 +17,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Opens a shell in an instance, or runs a command there, by SSH.
 ///
-/// The user, the key and the address are the instance's own. Where it cannot be reached so (it has no key pair, or there is
-/// no `ssh` here), the guest's agent does it, as with `wisp exec`. The exit code is the command's.
+/// The user, the key and the address are the instance's own. Where it cannot be reached so (its security groups do not open
+/// port 22, or there is no `ssh` here), the guest's agent does it, as with `wisp exec`. The exit code is the command's.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp key create mine && wisp launch --name web --key mine
+  wisp sg authorize default --port 22  lets ssh in; without, the guest's agent is used
   wisp ssh web                         a shell
   wisp ssh web -- 'df -h | sort'       a command: a shell in the guest reads it, as with ssh
   wisp ssh web -i mine.pem -l admin    with another key, as another user
@@ -84,7 +85,7 @@ fn ssh(
     words: &[OsString],
 ) -> Result<Command, String> {
     let Some(endpoint) = target.endpoint else {
-        return Err("no port of this host leads to its port 22 (launch it with --key)".into());
+        return Err("its security groups let nobody in at port 22 (`wisp sg authorize default --port 22` does)".into());
     };
     let identity = match (identity, &target.key_name) {
         (Some(path), _) => Some(path.to_path_buf()),

@@ -10,7 +10,7 @@ use super::error::CloudError;
 use super::image::Image;
 use super::image_memory::ImageMemory;
 use super::machine::{Folder, Monitor};
-use super::network::{NetworkSpec, give_addresses};
+use super::network::{NetworkSpec, chosen_groups, give_addresses};
 use super::volume::attach;
 use super::warm::{self, Warm};
 use super::{Cloud, new_id, now, resolve};
@@ -155,6 +155,8 @@ impl Cloud {
             }
             .into());
         }
+        // Written, for the default group may be made by it.
+        self.store.write::<_, CloudError>(|tx| chosen_groups(tx, &spec.network.security_groups).map(drop))?;
         let (pair, promised) = self.store.read::<_, CloudError>(|tx| {
             let pair = spec.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
             Ok((pair, promised_memory(tx)?))
@@ -218,6 +220,9 @@ impl Cloud {
                 tx.put(&ClientToken { token, parameters, reservation_id: reservation, created: now() })?;
             }
             for one in &mut prepared {
+                if let Some(network) = &mut one.record.network {
+                    network.security_groups = chosen_groups(tx, &spec.network.security_groups)?;
+                }
                 give_addresses(tx, &mut one.record, origin)?;
                 for option in &spec.volumes {
                     if let VolumeSource::Existing(reference) = &option.source {

@@ -5,6 +5,7 @@ use super::error::CloudError;
 use super::hibernate::refuse_hibernated;
 use super::launch::threads_per_core;
 use super::lifecycle::get;
+use super::network::chosen_groups;
 use crate::ec2::InstanceId;
 use crate::ec2::capacity::Request;
 use crate::ec2::metadata::MetadataChange;
@@ -22,6 +23,8 @@ pub struct Modification {
     pub shutdown_behavior: Option<ShutdownBehavior>,
     /// Whether `terminate` is refused.
     pub termination_protection: Option<bool>,
+    /// The security groups that it is in from now on, by names or identifiers.
+    pub security_groups: Vec<String>,
     /// How its metadata can be asked for; from now on, if it runs.
     pub metadata_options: Option<MetadataChange>,
 }
@@ -55,10 +58,15 @@ impl Cloud {
             if let (Some(options), Some(network)) = (change.metadata_options, &mut record.network) {
                 network.metadata_options = options.applied(network.metadata_options);
             }
+            if let (false, Some(network)) = (change.security_groups.is_empty(), &mut record.network) {
+                network.security_groups = chosen_groups(tx, &change.security_groups)?;
+            }
             tx.put(&record)?;
             Ok(record)
         })?;
-        if change.metadata_options.is_some() {
+        if !change.security_groups.is_empty() {
+            self.groups_changed()?;
+        } else if change.metadata_options.is_some() {
             self.retell(&record)?;
         }
         Ok(record)

@@ -60,9 +60,36 @@ pub enum ErrorCode {
     /// The volume is attached to an instance.
     VolumeInUse,
 
-    // Of volumes' figures, key pairs, user data and tags.
     /// All addresses of the subnet are taken.
     InsufficientFreeAddressesInSubnet,
+
+    // Of security groups.
+    /// What cannot be deleted by its nature.
+    CannotDelete,
+    /// Something else needs it.
+    DependencyViolation,
+    /// A security group has that name already.
+    InvalidGroupDuplicate,
+    /// There is no such security group.
+    InvalidGroupNotFound,
+    /// A name that only the default group has.
+    InvalidGroupReserved,
+    /// A security group identifier is not well formed.
+    InvalidGroupIdMalformed,
+    /// The group has that rule already.
+    InvalidPermissionDuplicate,
+    /// A rule that makes no sense.
+    InvalidPermissionMalformed,
+    /// The group has no such rule.
+    InvalidPermissionNotFound,
+    /// A rule identifier is not well formed.
+    InvalidSecurityGroupRuleIdMalformed,
+    /// There is no such rule.
+    InvalidSecurityGroupRuleIdNotFound,
+    /// A security group has all the rules it can have.
+    RulesPerSecurityGroupLimitExceeded,
+
+    // Of volumes' figures, key pairs, user data and tags.
     /// The instance can have no more volumes.
     AttachmentLimitExceeded,
     /// An entry of a block device mapping is not allowed.
@@ -118,6 +145,18 @@ impl ErrorCode {
             ErrorCode::VolumeInUse => "VolumeInUse",
 
             ErrorCode::InsufficientFreeAddressesInSubnet => "InsufficientFreeAddressesInSubnet",
+            ErrorCode::CannotDelete => "CannotDelete",
+            ErrorCode::DependencyViolation => "DependencyViolation",
+            ErrorCode::InvalidGroupDuplicate => "InvalidGroup.Duplicate",
+            ErrorCode::InvalidGroupNotFound => "InvalidGroup.NotFound",
+            ErrorCode::InvalidGroupReserved => "InvalidGroup.Reserved",
+            ErrorCode::InvalidGroupIdMalformed => "InvalidGroupId.Malformed",
+            ErrorCode::InvalidPermissionDuplicate => "InvalidPermission.Duplicate",
+            ErrorCode::InvalidPermissionMalformed => "InvalidPermission.Malformed",
+            ErrorCode::InvalidPermissionNotFound => "InvalidPermission.NotFound",
+            ErrorCode::InvalidSecurityGroupRuleIdMalformed => "InvalidSecurityGroupRuleId.Malformed",
+            ErrorCode::InvalidSecurityGroupRuleIdNotFound => "InvalidSecurityGroupRuleId.NotFound",
+            ErrorCode::RulesPerSecurityGroupLimitExceeded => "RulesPerSecurityGroupLimitExceeded",
             ErrorCode::AttachmentLimitExceeded => "AttachmentLimitExceeded",
             ErrorCode::InvalidBlockDeviceMapping => "InvalidBlockDeviceMapping",
             ErrorCode::InvalidKeyPairDuplicate => "InvalidKeyPair.Duplicate",

@@ -97,6 +97,32 @@ impl Kind for KeyPair {
     const NOT_FOUND: ErrorCode = ErrorCode::InvalidKeyPairNotFound;
 }
 
+/// Security groups: `sg-…`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SecurityGroup {}
+
+impl Kind for SecurityGroup {
+    const PREFIX: &'static str = "sg";
+    const NOUN: &'static str = "security group";
+    const MALFORMED: ErrorCode = ErrorCode::InvalidGroupIdMalformed;
+    const NOT_FOUND: ErrorCode = ErrorCode::InvalidGroupNotFound;
+}
+
+/// Rules of security groups: `sgr-…`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SecurityGroupRule {}
+
+impl Kind for SecurityGroupRule {
+    const PREFIX: &'static str = "sgr";
+    const NOUN: &'static str = "security group rule";
+    const MALFORMED: ErrorCode = ErrorCode::InvalidSecurityGroupRuleIdMalformed;
+    const NOT_FOUND: ErrorCode = ErrorCode::InvalidSecurityGroupRuleIdNotFound;
+}
+
+/// A security group's identifier.
+pub type SecurityGroupId = Id<SecurityGroup>;
+/// A security group rule's identifier.
+pub type SecurityGroupRuleId = Id<SecurityGroupRule>;
 /// A volume's identifier.
 pub type VolumeId = Id<Volume>;
 /// A snapshot's identifier.

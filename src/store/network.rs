@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ec2::id::SecurityGroupId;
 use crate::ec2::metadata::MetadataOptions;
 use crate::ec2::network::{NetworkMode, PublishedPort};
 
@@ -21,6 +22,9 @@ pub struct NetworkRecord {
     /// Ports of the host that lead to it.
     #[serde(default)]
     pub published: Vec<PublishedPort>,
+    /// The security groups that it is in.
+    #[serde(default)]
+    pub security_groups: Vec<SecurityGroupId>,
     /// How its metadata can be asked for.
     #[serde(default)]
     pub metadata_options: MetadataOptions,

@@ -8,7 +8,8 @@ use super::StoreError;
 
 /// What makes each version out of the one before; the first makes it out of nothing. A step that was ever released is
 /// never changed.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE instances (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE volumes (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE snapshots (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -17,7 +18,12 @@ const MIGRATIONS: &[&str] = &["
     CREATE TABLE client_tokens (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE UNIQUE INDEX image_names ON images (json_extract(record, '$.name'))
         WHERE json_extract(record, '$.deregistered') IS NULL;
-"];
+",
+    "
+    CREATE TABLE security_groups (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE UNIQUE INDEX security_group_names ON security_groups (json_extract(record, '$.name'));
+",
+];
 
 /// The version that this program writes.
 fn latest() -> i64 {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use super::super::error::CloudError;
+use super::chosen_groups;
 use crate::ec2::ErrorCode;
 use crate::ec2::network::DEFAULT_SUBNET;
 use crate::ec2::state::InstanceState;
@@ -25,6 +26,9 @@ pub(in crate::cloud) fn give_addresses(
     let others: Vec<InstanceRecord> = tx.list()?;
     let others = others.iter().filter(|other| other.id != id && other.state != InstanceState::Terminated);
     let networks: Vec<&NetworkRecord> = others.filter_map(|other| other.network.as_ref()).collect();
+    if network.security_groups.is_empty() {
+        network.security_groups = chosen_groups(tx, &[])?;
+    }
     if network.private_ip.is_unspecified() {
         let taken: BTreeSet<Ipv4Addr> = networks.iter().map(|network| network.private_ip).collect();
         let free = DEFAULT_SUBNET.addresses().find(|address| !taken.contains(address));

@@ -1,34 +1,37 @@
 //! An instance's link, as its monitor is to know it.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 
+use super::filter::public_forwards;
 use super::metadata::{self, tree_of};
 use super::{MTU, NetworkSpec, first_address};
 use crate::ec2::network::{DEFAULT_SUBNET, DOMAIN, Protocol, PublishedPort, private_host_name};
 use crate::ec2::{InstanceId, metadata::MetadataOptions};
-use crate::store::{InstanceRecord, VolumeRecord};
-use crate::vmm::link::{Forward, LinkConfig, MetadataConfig, Transport};
+use crate::store::{InstanceRecord, SecurityGroupRecord, VolumeRecord};
+use crate::vmm::link::{Filter, Forward, LinkConfig, MetadataConfig, Transport};
 
 /// The link's file in an instance's folder.
 pub const FILE: &str = "link.json";
-/// The port of SSH.
-const SSH: u16 = 22;
 
 /// The link of an instance.
-pub(super) fn link_of(record: &InstanceRecord, public_key: Option<&str>, volumes: &[VolumeRecord]) -> LinkConfig {
+pub(super) fn link_of(
+    record: &InstanceRecord,
+    public_key: Option<&str>,
+    volumes: &[VolumeRecord],
+    groups: &[SecurityGroupRecord],
+    filter: Filter,
+) -> LinkConfig {
     let network = record.network.as_ref();
     let address = network.map_or_else(first_address, |network| network.private_ip);
     let mut forwards: Vec<Forward> = network.iter().flat_map(|network| &network.published).map(forward).collect();
-    // A key is given to an instance so that it is used.
-    if let (Some(public), Some(_)) = (network.and_then(|network| network.public_ip), &record.key_name) {
-        let host = SocketAddrV4::new(public, SSH);
-        forwards.push(Forward { transport: Transport::Tcp, host, guest_port: SSH });
+    if let Some(public) = network.and_then(|network| network.public_ip) {
+        forwards.extend(public_forwards(public, &filter));
     }
     let options = network.map(|network| network.metadata_options).unwrap_or_default();
-    let tree = tree_of(record, address, public_key, volumes);
+    let tree = tree_of(record, address, public_key, volumes, groups);
     let document = metadata::identity_document(record, address);
     let metadata = metadata_config(options, tree, document, record.user_data.clone());
-    LinkConfig { forwards, metadata: Some(metadata), ..plain(address) }
+    LinkConfig { forwards, filter: Some(filter), metadata: Some(metadata), ..plain(address) }
 }
 
 /// The link of a guest that is there for one command.

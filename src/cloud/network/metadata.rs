@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::cloud::timestamp_seconds;
 use crate::ec2::InstanceId;
 use crate::ec2::network::{DEFAULT_SUBNET, REGION, ZONE, ZONE_ID, mac_address, private_dns_name};
-use crate::store::{InstanceRecord, VolumeRecord};
+use crate::store::{InstanceRecord, SecurityGroupRecord, VolumeRecord};
 use crate::vmm::link::MacAddress;
 
 /// Values by their path below `meta-data/`.
@@ -24,9 +24,16 @@ pub(super) fn tree_of(
     address: Ipv4Addr,
     public_key: Option<&str>,
     volumes: &[VolumeRecord],
+    groups: &[SecurityGroupRecord],
 ) -> Tree {
     let mut tree = basis(record.id, &record.image_id.to_string(), &record.instance_type, address);
     let mut put = |path: &str, value: String| drop(tree.insert(path.to_string(), value));
+    let names: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
+    let ids: Vec<String> = groups.iter().map(|group| group.id.to_string()).collect();
+    let interface = interface_path(record.id);
+    put("security-groups", names.join("\n"));
+    put(&format!("{interface}/security-groups"), names.join("\n"));
+    put(&format!("{interface}/security-group-ids"), ids.join("\n"));
     put("ami-launch-index", record.launch_index.to_string());
     put("reservation-id", record.reservation_id.to_string());
     put("hibernation/configured", record.hibernation.to_string());
@@ -47,7 +54,6 @@ pub(super) fn tree_of(
         put("public-keys/0/openssh-key", words.join(" "));
     }
     if let Some(public) = record.network.as_ref().and_then(|network| network.public_ip) {
-        let interface = interface_path(record.id);
         put("public-ipv4", public.to_string());
         put(&format!("{interface}/public-ipv4s"), public.to_string());
         put(&format!("{interface}/ipv4-associations/{public}"), address.to_string());

@@ -4,9 +4,12 @@
 //! is a user-mode network, where the host has the program for it.
 
 mod address;
+mod filter;
 mod link;
 mod metadata;
+mod security_group;
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -18,17 +21,19 @@ use super::Cloud;
 use super::error::CloudError;
 use super::machine::Folder;
 use crate::ec2::metadata::{MetadataChange, MetadataOptions};
-use crate::ec2::network::{DEFAULT_SUBNET, NetworkMode, PublishedPort, mac_address};
+use crate::ec2::network::{DEFAULT_SUBNET, NetworkMode, Peer, PublishedPort, Rule, mac_address};
 use crate::ec2::{ErrorCode, InstanceId};
 use crate::host::home::write_private;
 use crate::host::passt::{self, PasstConfig};
-use crate::store::{InstanceRecord, KeyPairRecord, NetworkRecord};
+use crate::store::{InstanceRecord, KeyPairRecord, NetworkRecord, SecurityGroupRecord};
 use crate::vmm::config::{MachineConfig, NetConfig};
 use crate::vmm::control::{Message, Request};
 use crate::vmm::link::{LinkConfig, MacAddress};
 
 pub(super) use address::{give_addresses, take_public_address};
 pub use link::{FILE, run_link};
+pub(super) use security_group::chosen_groups;
+pub use security_group::{RuleSpec, shown};
 
 /// Bytes of the largest packet: what EC2 has within a VPC (jumbo frames).
 pub const MTU: u16 = 9001;
@@ -42,6 +47,8 @@ pub struct NetworkSpec {
     pub mode: NetworkMode,
     /// Ports of the host that lead to it.
     pub published: Vec<PublishedPort>,
+    /// The security groups that it is in, by names or identifiers; the default one, if none is said.
+    pub security_groups: Vec<String>,
     /// How its metadata can be asked for, if not as it is by default.
     pub metadata: Option<MetadataChange>,
 }
@@ -54,6 +61,7 @@ impl NetworkSpec {
             public_ip: None,
             mode: self.mode,
             published: self.published.clone(),
+            security_groups: Vec::new(),
             metadata_options: self.metadata.unwrap_or_default().applied(MetadataOptions::default()),
         }
     }
@@ -140,7 +148,21 @@ impl Cloud {
         };
         let public_key = key.map(|key| key.public_key);
         let volumes = self.volumes_of(record)?;
-        Ok(link::link_of(record, public_key.as_deref(), &volumes))
+        let (groups, filter) = self.store.read::<_, CloudError>(|tx| {
+            let ids = security_group::groups_of(record);
+            let groups: Vec<SecurityGroupRecord> =
+                tx.list()?.into_iter().filter(|group: &SecurityGroupRecord| ids.contains(&group.id)).collect();
+            let rules: Vec<Rule> = groups.iter().flat_map(|group| group.rules.iter().cloned()).collect();
+            let mut members = BTreeMap::new();
+            for rule in &rules {
+                if let Peer::Group(id) = rule.peer {
+                    members.insert(rule.peer, security_group::members(tx, id)?);
+                }
+            }
+            let filter = filter::filter_of(&rules, |peer| members.get(peer).cloned().unwrap_or_default());
+            Ok((groups, filter))
+        })?;
+        Ok(link::link_of(record, public_key.as_deref(), &volumes, &groups, filter))
     }
 
     /// Tells a running instance's monitor what has changed of its link. What cannot be done is noticed.

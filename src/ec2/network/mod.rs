@@ -1,12 +1,14 @@
 //! Addresses, and how instances are reached by them: EC2's rules for them, pure.
 
 mod address;
+mod permission;
 mod published;
 
 use std::str::FromStr;
 
 use super::Ec2Error;
 pub use address::{DEFAULT_SUBNET, Subnet, mac_address, private_dns_name, private_host_name};
+pub use permission::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
 pub use published::{Protocol, PublishedPort};
 
 /// The region that instances are in, and their availability zone: labels here.

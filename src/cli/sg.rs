@@ -1,0 +1,179 @@
+//! `wisp sg`: security groups.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use super::output::{self, Align, Cell, Output, Tone};
+use super::{open_cloud, shapes, tell_notices};
+use crate::cloud::network::{RuleSpec, shown};
+use crate::ec2::id::SecurityGroupRuleId;
+use crate::ec2::network::{Ipv4Range, Traffic};
+use crate::store::SecurityGroupRecord;
+
+/// Security groups: who may begin what with the instances in them. What is answered to that passes, too.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp sg create web --description 'web servers'
+  wisp sg authorize web --port 80                     from everywhere
+  wisp sg authorize web --port 5432 --group backend   from the members of another group
+  wisp sg authorize default --port 22                 for wisp ssh
+  wisp sg revoke web --port 80
+  wisp launch --name first --security-group web")]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Makes a group: its members may begin everything, and nobody anything with them.
+    Create {
+        /// Its name.
+        name: String,
+        /// What it is for.
+        #[arg(long, default_value = "made by wisp")]
+        description: String,
+    },
+    /// Lists the groups.
+    Ls,
+    /// Shows a group's rules.
+    Show {
+        /// The group: its name or its id.
+        group: String,
+    },
+    /// Deletes a group that no instance is in.
+    Rm {
+        /// The group: its name or its id.
+        group: String,
+    },
+    /// Adds rules; running instances go by them at once.
+    Authorize(RuleArgs),
+    /// Takes rules away; what was begun under them goes on.
+    Revoke {
+        #[command(flatten)]
+        rule: RuleArgs,
+        /// The rule's id, in place of what it says.
+        #[arg(long = "rule", value_name = "ID", conflicts_with_all = ["protocol", "port", "ranges", "groups"])]
+        id: Option<SecurityGroupRuleId>,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct RuleArgs {
+    /// The group: its name or its id.
+    group: String,
+    /// For what others begin with members (this is the default).
+    #[arg(long, conflicts_with = "egress")]
+    ingress: bool,
+    /// For what members begin.
+    #[arg(long)]
+    egress: bool,
+    /// tcp, udp, icmp, all, or a protocol's number; tcp if only ports are given.
+    #[arg(long, value_name = "PROTOCOL")]
+    protocol: Option<String>,
+    /// A port, a range such as 8000-8100, or all; for icmp, a type.
+    #[arg(long, value_name = "PORT")]
+    port: Option<String>,
+    /// With these addresses; repeat for more. Everywhere (0.0.0.0/0), if neither this nor --group is given.
+    #[arg(long = "cidr", value_name = "RANGE")]
+    ranges: Vec<Ipv4Range>,
+    /// With the members of this group; repeat for more.
+    #[arg(long = "group", value_name = "GROUP")]
+    groups: Vec<String>,
+}
+
+impl RuleArgs {
+    fn spec(&self) -> anyhow::Result<RuleSpec> {
+        anyhow::ensure!(
+            self.protocol.is_some() || self.port.is_some(),
+            "MissingParameter: which packets? Say --port 80, or --protocol icmp, or --protocol all."
+        );
+        let traffic = Traffic::parse(self.protocol.as_deref(), self.port.as_deref())?;
+        let everywhere = self.ranges.is_empty() && self.groups.is_empty();
+        let ranges = if everywhere { vec![Ipv4Range::ANYWHERE] } else { self.ranges.clone() };
+        Ok(RuleSpec { egress: self.egress, traffic, ranges, groups: self.groups.clone() })
+    }
+}
+
+/// Does it.
+pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
+    let mut cloud = open_cloud()?;
+    let changed = match args.command {
+        Command::Ls => {
+            let groups = cloud.security_groups()?;
+            list(&groups, output)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Show { group } => cloud.security_group(&group)?,
+        Command::Rm { group } => {
+            let record = cloud.delete_security_group(&group)?;
+            if output == Output::Table {
+                output::print(&format!("{}  deleted", record.id))?;
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Create { name, description } => {
+            let record = cloud.create_security_group(&name, &description)?;
+            if output == Output::Table {
+                output::print(&record.id.to_string())?;
+                output::next(&format!("sg authorize {name} --port 80"));
+                return Ok(ExitCode::SUCCESS);
+            }
+            record
+        }
+        Command::Authorize(rule) => cloud.authorize(&rule.group, &rule.spec()?)?,
+        Command::Revoke { rule, id: Some(id) } => cloud.revoke_by_id(&rule.group, id)?,
+        Command::Revoke { rule, id: None } => cloud.revoke(&rule.group, &rule.spec()?)?,
+    };
+    tell_notices(&mut cloud);
+    match output {
+        Output::Json => output::print_json(&serde_json::json!({"SecurityGroups": [shapes::security_group(&changed)]}))?,
+        Output::Table => show(&changed)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(groups: &[SecurityGroupRecord], output: Output) -> anyhow::Result<()> {
+    if output == Output::Json {
+        let shapes: Vec<_> = groups.iter().map(shapes::security_group).collect();
+        return output::print_json(&serde_json::json!({"SecurityGroups": shapes}));
+    }
+    let columns = [
+        ("Name", Align::Left),
+        ("Group", Align::Left),
+        ("Ingress", Align::Left),
+        ("Egress", Align::Left),
+        ("Description", Align::Left),
+    ];
+    let row = |group: &SecurityGroupRecord| {
+        let rules = |egress| {
+            let of_way = group.rules.iter().filter(|rule| rule.egress == egress);
+            let words: Vec<String> = of_way.map(|rule| rule.traffic.to_string()).collect();
+            if words.is_empty() { "-".to_string() } else { words.join(", ") }
+        };
+        vec![
+            Cell::new(group.name.clone(), Tone::Strong),
+            Cell::from(group.id.to_string()),
+            Cell::from(rules(false)),
+            Cell::from(rules(true)),
+            Cell::new(group.description.clone(), Tone::Quiet),
+        ]
+    };
+    Ok(output::print_table(&columns, groups.iter().map(row))?)
+}
+
+fn show(group: &SecurityGroupRecord) -> anyhow::Result<()> {
+    let columns = [("Rule", Align::Left), ("Direction", Align::Left), ("Packets", Align::Left), ("With", Align::Left)];
+    let row = |rule: &crate::ec2::network::Rule| {
+        vec![
+            Cell::new(rule.id.to_string(), Tone::Quiet),
+            Cell::from(if rule.egress { "egress" } else { "ingress" }),
+            Cell::new(rule.traffic.to_string(), Tone::Strong),
+            Cell::from(shown(rule.peer)),
+        ]
+    };
+    output::print(&format!("{}  {}  {}", group.id, group.name, group.description))?;
+    Ok(output::print_table(&columns, group.rules.iter().map(row))?)
+}

@@ -1,0 +1,118 @@
+//! What security groups come to for one instance: the filter of its link, and the ports of its public address.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use crate::ec2::network::{Peer, Rule, Traffic};
+use crate::vmm::link::{Cidr, Filter, FilterProtocol, FilterRule, Forward, Transport};
+
+/// A rule of more ports than this opens those of them at a public address that programs are known to listen on.
+const MANY: u16 = 64;
+/// Those ports.
+const KNOWN: [u16; 24] = [
+    21, 22, 25, 53, 80, 110, 143, 389, 443, 465, 587, 993, 1433, 1521, 3000, 3306, 5000, 5432, 6379, 8000, 8080, 8443,
+    9000, 27017,
+];
+
+/// The filter of these rules; `members` are the addresses of a group's.
+pub(super) fn filter_of(rules: &[Rule], members: impl Fn(&Peer) -> Vec<Ipv4Addr>) -> Filter {
+    let one_way = |egress: bool| {
+        let of_way = rules.iter().filter(|rule| rule.egress == egress);
+        let mut rules: Vec<FilterRule> = of_way
+            .map(|rule| {
+                let peers = match &rule.peer {
+                    Peer::Range(range) => vec![Cidr { address: range.base, prefix_length: range.prefix_length }],
+                    group => members(group).into_iter().map(Cidr::host).collect(),
+                };
+                FilterRule { protocol: protocol(rule.traffic), peers }
+            })
+            .filter(|rule| !rule.peers.is_empty())
+            .collect();
+        rules.sort();
+        rules.dedup();
+        rules
+    };
+    Filter { ingress: one_way(false), egress: one_way(true) }
+}
+
+fn protocol(traffic: Traffic) -> FilterProtocol {
+    match traffic {
+        Traffic::All => FilterProtocol::All,
+        Traffic::Tcp { from, to } => FilterProtocol::Tcp { from, to },
+        Traffic::Udp { from, to } => FilterProtocol::Udp { from, to },
+        Traffic::Icmp { kind, code } => FilterProtocol::Icmp { kind, code },
+        Traffic::Other { number } => FilterProtocol::Other { number },
+    }
+}
+
+/// The ports of a public address, an address of the host's loopback interface, that the rules open for the host.
+pub(super) fn public_forwards(public: Ipv4Addr, filter: &Filter) -> Vec<Forward> {
+    let opens = |rule: &&FilterRule| rule.peers.iter().any(|range| range.contains(Ipv4Addr::LOCALHOST));
+    let mut forwards = Vec::new();
+    for rule in filter.ingress.iter().filter(opens) {
+        let ranges = match rule.protocol {
+            FilterProtocol::Tcp { from, to } => vec![(Transport::Tcp, from, to)],
+            FilterProtocol::Udp { from, to } => vec![(Transport::Udp, from, to)],
+            FilterProtocol::All => vec![(Transport::Tcp, 0, u16::MAX), (Transport::Udp, 0, u16::MAX)],
+            FilterProtocol::Icmp { .. } | FilterProtocol::Other { .. } => Vec::new(),
+        };
+        for (transport, from, to) in ranges {
+            let is_wide = to - from >= MANY;
+            let ports = (from.max(1)..=to).filter(|port| !is_wide || KNOWN.contains(port));
+            let forward = |port| Forward { transport, host: SocketAddrV4::new(public, port), guest_port: port };
+            forwards.extend(ports.map(forward));
+        }
+    }
+    forwards.sort();
+    forwards.dedup();
+    forwards
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ec2::network::Ipv4Range;
+
+    const PUBLIC: Ipv4Addr = Ipv4Addr::new(127, 18, 0, 5);
+
+    fn rule(egress: bool, traffic: Traffic, peer: &str) -> Rule {
+        let peer = match peer.strip_prefix("sg-") {
+            Some(_) => Peer::Group(peer.parse().unwrap()),
+            None => Peer::Range(peer.parse().unwrap()),
+        };
+        Rule { id: "sgr-0123456789abcdef0".parse().unwrap(), egress, traffic, peer }
+    }
+
+    #[test]
+    fn groups_are_the_addresses_of_their_members() {
+        let ssh = Traffic::Tcp { from: 22, to: 22 };
+        let rules = [
+            rule(false, ssh, "sg-0123456789abcdef0"),
+            rule(false, Traffic::All, "sg-00000000000000000"),
+            rule(true, Traffic::All, "0.0.0.0/0"),
+        ];
+        let member = Ipv4Addr::new(172, 31, 0, 9);
+        let members = |peer: &Peer| {
+            if *peer == rules[0].peer { vec![member] } else { Vec::new() }
+        };
+        let filter = filter_of(&rules, members);
+        let protocol = FilterProtocol::Tcp { from: 22, to: 22 };
+        assert_eq!(filter.ingress, [FilterRule { protocol, peers: vec![Cidr::host(member)] }]);
+        assert_eq!(filter.egress.len(), 1);
+    }
+
+    #[test]
+    fn ports_are_open_at_the_public_address_that_are_open_for_the_host() {
+        let ports = |rules: &[Rule]| {
+            let filter = filter_of(rules, |_| Vec::new());
+            public_forwards(PUBLIC, &filter).into_iter().map(|forward| forward.guest_port).collect::<Vec<_>>()
+        };
+        let web = Traffic::Tcp { from: 80, to: 81 };
+        assert_eq!(ports(&[rule(false, web, "0.0.0.0/0"), rule(false, web, "127.0.0.0/8")]), [80, 81]);
+        assert!(ports(&[rule(false, web, "10.0.0.0/8"), rule(true, web, "0.0.0.0/0")]).is_empty());
+        let wide = ports(&[rule(false, Traffic::Tcp { from: 0, to: 65535 }, "0.0.0.0/0")]);
+        assert_eq!(wide, KNOWN);
+        assert_eq!(ports(&[rule(false, Traffic::All, "0.0.0.0/0")]).len(), 2 * KNOWN.len());
+        let everybody = Peer::Range(Ipv4Range::ANYWHERE);
+        assert_eq!(everybody, Peer::Range("0.0.0.0/0".parse().unwrap()));
+    }
+}

@@ -1,0 +1,273 @@
+//! `CreateSecurityGroup`, `AuthorizeSecurityGroupIngress` and the like: who may begin what with instances.
+//!
+//! A group that is changed is changed for running instances at once; what was begun before goes on.
+
+use super::super::error::CloudError;
+use super::super::{Cloud, new_id};
+use crate::ec2::id::{Id, SecurityGroup, SecurityGroupId, SecurityGroupRuleId};
+use crate::ec2::network::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
+use crate::ec2::state::InstanceState;
+use crate::ec2::{Ec2Error, ErrorCode};
+use crate::store::{InstanceRecord, SecurityGroupRecord, Transaction};
+
+/// The group of instances of which no other was said.
+pub const DEFAULT: &str = "default";
+
+/// A rule as it is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleSpec {
+    /// Whether it is for what members begin.
+    pub egress: bool,
+    /// Which packets.
+    pub traffic: Traffic,
+    /// With whom: ranges, and names or identifiers of groups.
+    pub ranges: Vec<Ipv4Range>,
+    /// Groups.
+    pub groups: Vec<String>,
+}
+
+impl Cloud {
+    /// All groups; the default one is there from the beginning.
+    pub fn security_groups(&mut self) -> Result<Vec<SecurityGroupRecord>, CloudError> {
+        self.store.write(|tx| {
+            default_group(tx)?;
+            let mut groups: Vec<SecurityGroupRecord> = tx.list()?;
+            groups.sort_by(|a, b| a.name.cmp(&b.name));
+            Ok(groups)
+        })
+    }
+
+    /// The group that `reference`, a name or an identifier, stands for.
+    pub fn security_group(&mut self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
+        self.store.write(|tx| find_group(tx, reference))
+    }
+
+    /// Makes a group: members may begin everything, and nobody anything with them.
+    pub fn create_security_group(&mut self, name: &str, description: &str) -> Result<SecurityGroupRecord, CloudError> {
+        check_group_name(name)?;
+        self.store.write(|tx| {
+            default_group(tx)?;
+            if tx.list::<SecurityGroupRecord>()?.iter().any(|group| group.name == name) {
+                return Err(CloudError::refused(
+                    ErrorCode::InvalidGroupDuplicate,
+                    format!("The security group '{name}' already exists."),
+                    Some(format!("`wisp sg show {name}` shows it.")),
+                ));
+            }
+            let everything = rule(true, Traffic::All, Peer::Range(Ipv4Range::ANYWHERE));
+            let record = SecurityGroupRecord {
+                id: new_id(),
+                name: name.to_string(),
+                description: description.to_string(),
+                rules: vec![everything],
+                tags: Default::default(),
+            };
+            tx.insert(&record)?;
+            Ok(record)
+        })
+    }
+
+    /// Deletes a group that no instance is in, and no rule of another group names.
+    pub fn delete_security_group(&mut self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
+        self.store.write(|tx| {
+            let record = find_group(tx, reference)?;
+            if record.name == DEFAULT {
+                let what = "The security group 'default' cannot be deleted by a user.";
+                return Err(CloudError::refused(ErrorCode::CannotDelete, what, None));
+            }
+            let instances: Vec<InstanceRecord> = tx.list()?;
+            let member = instances.iter().find(|instance| groups_of(instance).contains(&record.id));
+            let groups: Vec<SecurityGroupRecord> = tx.list()?;
+            let names_it = |group: &&SecurityGroupRecord| {
+                group.id != record.id && group.rules.iter().any(|rule| rule.peer == Peer::Group(record.id))
+            };
+            let dependent = member.map(|member| member.id.to_string());
+            let dependent = dependent.or_else(|| groups.iter().find(names_it).map(|group| group.name.clone()));
+            if let Some(dependent) = dependent {
+                return Err(CloudError::refused(
+                    ErrorCode::DependencyViolation,
+                    format!("resource {} has a dependent object: {dependent}.", record.id),
+                    Some("An instance's groups are changed with `wisp modify INSTANCE --security-group G`.".into()),
+                ));
+            }
+            tx.remove::<SecurityGroupRecord>(&record.id.to_string())?;
+            Ok(record)
+        })
+    }
+
+    /// Adds rules to a group, all or none; returns it with them.
+    pub fn authorize(&mut self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
+        let record = self.store.write::<_, CloudError>(|tx| {
+            let mut record = find_group(tx, reference)?;
+            for peer in peers(tx, spec)? {
+                if record.rules.iter().any(|rule| rule.is_like(spec.egress, spec.traffic, peer)) {
+                    return Err(CloudError::refused(
+                        ErrorCode::InvalidPermissionDuplicate,
+                        format!("the specified rule \"peer: {}, {}\" already exists", shown(peer), spec.traffic),
+                        None,
+                    ));
+                }
+                record.rules.push(rule(spec.egress, spec.traffic, peer));
+            }
+            if record.rules.iter().filter(|rule| rule.egress == spec.egress).count() > MAX_RULES {
+                return Err(CloudError::refused(
+                    ErrorCode::RulesPerSecurityGroupLimitExceeded,
+                    format!("The maximum number of rules per security group has been reached: {MAX_RULES} each way."),
+                    None,
+                ));
+            }
+            tx.put(&record)?;
+            Ok(record)
+        })?;
+        self.groups_changed()?;
+        Ok(record)
+    }
+
+    /// Takes rules from a group, all or none; returns it without them.
+    pub fn revoke(&mut self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
+        self.remove_rules(reference, |tx| {
+            let peers = peers(tx, spec)?;
+            let find = |record: &SecurityGroupRecord, peer: Peer| {
+                record.rules.iter().find(|rule| rule.is_like(spec.egress, spec.traffic, peer)).map(|rule| rule.id)
+            };
+            Ok(move |record: &SecurityGroupRecord| peers.iter().map(|peer| find(record, *peer)).collect())
+        })
+    }
+
+    /// Takes a rule from a group by its identifier.
+    pub fn revoke_by_id(
+        &mut self,
+        reference: &str,
+        id: SecurityGroupRuleId,
+    ) -> Result<SecurityGroupRecord, CloudError> {
+        self.remove_rules(reference, |_| {
+            Ok(move |record: &SecurityGroupRecord| {
+                vec![record.rules.iter().find(|rule| rule.id == id).map(|rule| rule.id)]
+            })
+        })
+    }
+
+    fn remove_rules<F: Fn(&SecurityGroupRecord) -> Vec<Option<SecurityGroupRuleId>>>(
+        &mut self,
+        reference: &str,
+        chosen: impl FnOnce(&Transaction) -> Result<F, CloudError>,
+    ) -> Result<SecurityGroupRecord, CloudError> {
+        let record = self.store.write::<_, CloudError>(|tx| {
+            let mut record = find_group(tx, reference)?;
+            let ids: Option<Vec<SecurityGroupRuleId>> = chosen(tx)?(&record).into_iter().collect();
+            let Some(ids) = ids else {
+                return Err(CloudError::refused(
+                    ErrorCode::InvalidPermissionNotFound,
+                    "The specified rule does not exist in this security group.",
+                    Some(format!("`wisp sg show {reference}` shows those that do.")),
+                ));
+            };
+            record.rules.retain(|rule| !ids.contains(&rule.id));
+            tx.put(&record)?;
+            Ok(record)
+        })?;
+        self.groups_changed()?;
+        Ok(record)
+    }
+
+    /// Has running instances go by the groups as they are now: their own may have changed, or who is in those that these
+    /// name.
+    pub(in crate::cloud) fn groups_changed(&mut self) -> Result<(), CloudError> {
+        let instances: Vec<InstanceRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
+        instances.iter().try_for_each(|record| self.retell(record))
+    }
+}
+
+/// The groups of an instance.
+pub(in crate::cloud) fn groups_of(record: &InstanceRecord) -> &[SecurityGroupId] {
+    record.network.as_ref().map_or(&[], |network| &network.security_groups)
+}
+
+/// The default group, which is made if it is not there: its members may reach each other, and everything.
+pub(in crate::cloud) fn default_group(tx: &Transaction) -> Result<SecurityGroupRecord, CloudError> {
+    if let Some(group) = tx.list::<SecurityGroupRecord>()?.into_iter().find(|group| group.name == DEFAULT) {
+        return Ok(group);
+    }
+    let id: SecurityGroupId = new_id();
+    let own = rule(false, Traffic::All, Peer::Group(id));
+    let everything = rule(true, Traffic::All, Peer::Range(Ipv4Range::ANYWHERE));
+    let record = SecurityGroupRecord {
+        id,
+        name: DEFAULT.into(),
+        description: "default VPC security group".into(),
+        rules: vec![own, everything],
+        tags: Default::default(),
+    };
+    tx.insert(&record)?;
+    Ok(record)
+}
+
+/// The groups that an instance is to be in: the default one if none is said.
+pub(in crate::cloud) fn chosen_groups(
+    tx: &Transaction,
+    references: &[String],
+) -> Result<Vec<SecurityGroupId>, CloudError> {
+    if references.is_empty() {
+        return Ok(vec![default_group(tx)?.id]);
+    }
+    let mut ids = Vec::new();
+    for reference in references {
+        let id = find_group(tx, reference)?.id;
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    if ids.len() > MAX_GROUPS {
+        return Err(Ec2Error::InvalidParameterValue {
+            parameter: "SecurityGroup",
+            given: references.join(", "),
+            rule: format!("an instance is in {MAX_GROUPS} groups at most."),
+        }
+        .into());
+    }
+    Ok(ids)
+}
+
+/// The private addresses of those that run, or are about to, in a group.
+pub(in crate::cloud) fn members(
+    tx: &Transaction,
+    group: SecurityGroupId,
+) -> Result<Vec<std::net::Ipv4Addr>, CloudError> {
+    let instances: Vec<InstanceRecord> = tx.list()?;
+    let living = instances.iter().filter(|record| record.state != InstanceState::Terminated);
+    let in_it = living.filter(|record| groups_of(record).contains(&group));
+    Ok(in_it.filter_map(|record| record.network.as_ref().map(|network| network.private_ip)).collect())
+}
+
+fn find_group(tx: &Transaction, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
+    default_group(tx)?;
+    let groups: Vec<SecurityGroupRecord> = tx.list()?;
+    if let Some(group) = groups.iter().find(|group| group.name == reference) {
+        return Ok(group.clone());
+    }
+    if !Id::<SecurityGroup>::looks_like(reference) {
+        return Err(SecurityGroupId::not_found(reference).into());
+    }
+    let id = Id::find(reference, groups.iter().map(|group| group.id))?;
+    groups.into_iter().find(|group| group.id == id).ok_or_else(|| SecurityGroupId::not_found(reference).into())
+}
+
+fn peers(tx: &Transaction, spec: &RuleSpec) -> Result<Vec<Peer>, CloudError> {
+    let mut peers: Vec<Peer> = spec.ranges.iter().copied().map(Peer::Range).collect();
+    for group in &spec.groups {
+        peers.push(Peer::Group(find_group(tx, group)?.id));
+    }
+    Ok(peers)
+}
+
+fn rule(egress: bool, traffic: Traffic, peer: Peer) -> Rule {
+    Rule { id: new_id(), egress, traffic, peer }
+}
+
+/// A peer as it is typed.
+pub fn shown(peer: Peer) -> String {
+    match peer {
+        Peer::Range(range) => range.to_string(),
+        Peer::Group(id) => id.to_string(),
+    }
+}

@@ -1,0 +1,298 @@
+//! Rules of security groups (EC2 API Reference, `IpPermission`; Amazon EC2 User Guide, "Security group rules").
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ec2::error::{Ec2Error, ErrorCode};
+use crate::ec2::id::{SecurityGroupId, SecurityGroupRuleId};
+
+/// The most rules of a group, each way.
+pub const MAX_RULES: usize = 60;
+/// The most groups of an interface.
+pub const MAX_GROUPS: usize = 5;
+
+/// A range of addresses: `10.0.0.0/8`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Ipv4Range {
+    /// Its first address.
+    pub base: Ipv4Addr,
+    /// Bits that all have in common.
+    pub prefix_length: u8,
+}
+
+impl Ipv4Range {
+    /// Every address.
+    pub const ANYWHERE: Ipv4Range = Ipv4Range { base: Ipv4Addr::UNSPECIFIED, prefix_length: 0 };
+
+    /// Whether `address` is one of the range.
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        let shift = 32 - u32::from(self.prefix_length);
+        (u64::from(self.base.to_bits()) >> shift) == (u64::from(address.to_bits()) >> shift)
+    }
+}
+
+impl FromStr for Ipv4Range {
+    type Err = Ec2Error;
+
+    /// Bits behind the prefix are dropped, as EC2 does; an address alone is a range of one.
+    fn from_str(text: &str) -> Result<Ipv4Range, Ec2Error> {
+        let (address, length) = text.split_once('/').unwrap_or((text, "32"));
+        let parts = address.parse::<Ipv4Addr>().ok().zip(length.parse::<u8>().ok().filter(|length| *length <= 32));
+        let Some((address, prefix_length)) = parts else {
+            return Err(Ec2Error::InvalidParameterValue {
+                parameter: "CidrIp",
+                given: text.to_string(),
+                rule: "it is a range of IPv4 addresses, such as 10.0.0.0/8.".into(),
+            });
+        };
+        let mask = (u64::MAX << (32 - u32::from(prefix_length))) as u32;
+        Ok(Ipv4Range { base: Ipv4Addr::from_bits(address.to_bits() & mask), prefix_length })
+    }
+}
+
+impl fmt::Display for Ipv4Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.base, self.prefix_length)
+    }
+}
+
+impl From<Ipv4Range> for String {
+    fn from(range: Ipv4Range) -> String {
+        range.to_string()
+    }
+}
+
+impl TryFrom<String> for Ipv4Range {
+    type Error = Ec2Error;
+
+    fn try_from(text: String) -> Result<Ipv4Range, Ec2Error> {
+        text.parse()
+    }
+}
+
+/// Which packets: a protocol, and what of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "protocol", rename_all = "kebab-case")]
+pub enum Traffic {
+    /// All (`-1`).
+    All,
+    /// TCP to these ports.
+    Tcp {
+        /// The first.
+        from: u16,
+        /// The last.
+        to: u16,
+    },
+    /// UDP to these ports.
+    Udp {
+        /// The first.
+        from: u16,
+        /// The last.
+        to: u16,
+    },
+    /// ICMP.
+    Icmp {
+        /// Of this type only.
+        kind: Option<u8>,
+        /// Of this code only.
+        code: Option<u8>,
+    },
+    /// Another protocol, by its number.
+    Other {
+        /// IANA's number.
+        number: u8,
+    },
+}
+
+impl Traffic {
+    /// From what is typed: a protocol (tcp, if only ports are given), and ports or, for ICMP, a type.
+    pub fn parse(protocol: Option<&str>, ports: Option<&str>) -> Result<Traffic, Ec2Error> {
+        let refused = |given: &str, rule: &str| {
+            Err(Ec2Error::refused(
+                ErrorCode::InvalidPermissionMalformed,
+                format!("Invalid value '{given}': {rule}"),
+                Some("For instance: `--protocol tcp --port 80`, `--protocol icmp`, `--protocol all`.".into()),
+            ))
+        };
+        let name = protocol.unwrap_or(if ports.is_some() { "tcp" } else { "all" }).to_ascii_lowercase();
+        match (name.as_str(), ports) {
+            ("all" | "-1", None) => Ok(Traffic::All),
+            ("tcp" | "6" | "udp" | "17", _) => {
+                let Some((from, to)) = parse_ports(ports.unwrap_or("all")) else {
+                    return refused(
+                        ports.unwrap_or_default(),
+                        "ports are a number, a range such as 8000-8100, or all.",
+                    );
+                };
+                let is_tcp = matches!(name.as_str(), "tcp" | "6");
+                Ok(if is_tcp { Traffic::Tcp { from, to } } else { Traffic::Udp { from, to } })
+            }
+            ("icmp" | "1", None | Some("all" | "-1")) => Ok(Traffic::Icmp { kind: None, code: None }),
+            ("icmp" | "1", Some(kind)) => match kind.parse() {
+                Ok(kind) => Ok(Traffic::Icmp { kind: Some(kind), code: None }),
+                Err(_) => refused(kind, "for ICMP it is a type, 0 to 255, or all."),
+            },
+            (_, None) => match name.parse() {
+                Ok(number) => Ok(Traffic::Other { number }),
+                Err(_) => refused(&name, "a protocol is tcp, udp, icmp, all, or a number from 0 to 255."),
+            },
+            (_, Some(ports)) => refused(ports, "only tcp, udp and icmp have ports or types."),
+        }
+    }
+
+    /// `IpProtocol`, as the API has it.
+    pub fn protocol(self) -> String {
+        match self {
+            Traffic::All => "-1".into(),
+            Traffic::Tcp { .. } => "tcp".into(),
+            Traffic::Udp { .. } => "udp".into(),
+            Traffic::Icmp { .. } => "icmp".into(),
+            Traffic::Other { number } => number.to_string(),
+        }
+    }
+
+    /// `FromPort` and `ToPort`: ports, or type and code, -1 for all of those.
+    pub fn ports(self) -> Option<(i32, i32)> {
+        let or_all = |value: Option<u8>| value.map_or(-1, i32::from);
+        match self {
+            Traffic::Tcp { from, to } | Traffic::Udp { from, to } => Some((from.into(), to.into())),
+            Traffic::Icmp { kind, code } => Some((or_all(kind), or_all(code))),
+            Traffic::All | Traffic::Other { .. } => None,
+        }
+    }
+}
+
+/// As a person reads it: `tcp 80`, `udp 8000-8100`, `icmp`, `all`.
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Traffic::All => write!(f, "all"),
+            Traffic::Tcp { from, to } | Traffic::Udp { from, to } => {
+                let name = self.protocol();
+                match (from, to) {
+                    (0, u16::MAX) => write!(f, "{name}"),
+                    _ if from == to => write!(f, "{name} {from}"),
+                    _ => write!(f, "{name} {from}-{to}"),
+                }
+            }
+            Traffic::Icmp { kind: Some(kind), .. } => write!(f, "icmp type {kind}"),
+            Traffic::Icmp { .. } => write!(f, "icmp"),
+            Traffic::Other { number } => write!(f, "protocol {number}"),
+        }
+    }
+}
+
+fn parse_ports(text: &str) -> Option<(u16, u16)> {
+    if text == "all" {
+        return Some((0, u16::MAX));
+    }
+    let (from, to) = text.split_once('-').unwrap_or((text, text));
+    let range = (from.parse().ok()?, to.parse().ok()?);
+    (range.0 <= range.1).then_some(range)
+}
+
+/// With whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Peer {
+    /// Those in a range of addresses.
+    Range(Ipv4Range),
+    /// The members of a group.
+    Group(SecurityGroupId),
+}
+
+/// A rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// Its identifier.
+    pub id: SecurityGroupRuleId,
+    /// Whether it is for what members begin; if not, for what others begin.
+    pub egress: bool,
+    /// Which packets.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    /// With whom.
+    pub peer: Peer,
+}
+
+impl Rule {
+    /// Whether another one would say the same.
+    pub fn is_like(&self, egress: bool, traffic: Traffic, peer: Peer) -> bool {
+        (self.egress, self.traffic, self.peer) == (egress, traffic, peer)
+    }
+}
+
+/// Checks the name of a group.
+pub fn check_group_name(name: &str) -> Result<(), Ec2Error> {
+    let refused = |code, what: String| Err(Ec2Error::refused(code, what, None));
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || " ._-:/()#,@[]+=&;{}!$*".contains(c);
+    if name == "default" {
+        return refused(ErrorCode::InvalidGroupReserved, "Cannot use reserved security group name: default.".into());
+    }
+    if name.is_empty() || name.len() > 255 || name.starts_with("sg-") || !name.chars().all(is_allowed) {
+        let rule =
+            "has 1 to 255 characters, a-z, A-Z, 0-9, spaces and ._-:/()#,@[]+=&;{}!$*, and does not begin with sg-.";
+        return refused(ErrorCode::InvalidParameterValue, format!("Invalid value '{name}' for groupName: it {rule}"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traffic_is_read_as_people_type_it() {
+        let traffic = |protocol, ports| Traffic::parse(protocol, ports).unwrap();
+        assert_eq!(traffic(None, Some("22")), Traffic::Tcp { from: 22, to: 22 });
+        assert_eq!(traffic(Some("udp"), Some("8000-8100")), Traffic::Udp { from: 8000, to: 8100 });
+        assert_eq!(traffic(Some("tcp"), None), Traffic::Tcp { from: 0, to: 65535 });
+        assert_eq!(traffic(Some("icmp"), None), Traffic::Icmp { kind: None, code: None });
+        assert_eq!(traffic(Some("icmp"), Some("8")), Traffic::Icmp { kind: Some(8), code: None });
+        assert_eq!(traffic(Some("-1"), None), Traffic::All);
+        assert_eq!(traffic(Some("50"), None), Traffic::Other { number: 50 });
+        assert_eq!(traffic(None, Some("80")).to_string(), "tcp 80");
+        assert_eq!((Traffic::All.protocol().as_str(), Traffic::All.ports()), ("-1", None));
+    }
+
+    #[test]
+    fn other_traffic_is_refused() {
+        for (protocol, ports) in [
+            (None, Some("x")),
+            (Some("tcp"), Some("90-80")),
+            (Some("tcp"), Some("70000")),
+            (Some("sctp"), None),
+            (Some("all"), Some("80")),
+            (Some("300"), None),
+            (Some("icmp"), Some("999")),
+        ] {
+            let error = Traffic::parse(protocol, ports).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::InvalidPermissionMalformed, "{protocol:?} {ports:?}");
+        }
+    }
+
+    #[test]
+    fn ranges_are_read_and_contain_what_they_say() {
+        let range: Ipv4Range = "10.1.2.3/8".parse().unwrap();
+        assert_eq!(range.to_string(), "10.0.0.0/8");
+        assert!(range.contains(Ipv4Addr::new(10, 255, 0, 1)) && !range.contains(Ipv4Addr::new(11, 0, 0, 1)));
+        assert!(Ipv4Range::ANYWHERE.contains(Ipv4Addr::BROADCAST));
+        assert_eq!("1.2.3.4".parse::<Ipv4Range>().unwrap().prefix_length, 32);
+        for text in ["", "10.0.0.0/33", "10.0.0/8", "::/0"] {
+            assert!(text.parse::<Ipv4Range>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_of_groups_are_checked() {
+        assert_eq!(check_group_name("web servers (blue)"), Ok(()));
+        assert_eq!(check_group_name("default").unwrap_err().code(), ErrorCode::InvalidGroupReserved);
+        for name in ["", "sg-1", "a\nb", "ä", &"x".repeat(256)] {
+            assert_eq!(check_group_name(name).unwrap_err().code(), ErrorCode::InvalidParameterValue, "{name}");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Security groups, as far as they need no guest.
+
+mod common;
+
+use common::instances::json;
+use common::{Outcome, Wisp};
+use serde_json::{Value, json};
+
+fn refused(outcome: Outcome, code: &str) {
+    let outcome = outcome.expect_code(1);
+    assert!(outcome.stderr.contains(code), "{}", outcome.stderr);
+}
+
+fn group(wisp: &Wisp, name: &str) -> Value {
+    json(wisp, &["sg", "show", name])["SecurityGroups"][0].clone()
+}
+
+#[test]
+fn the_default_group_is_there_and_is_as_in_ec2() {
+    let wisp = Wisp::without_kvm();
+    let groups = json(&wisp, &["sg", "ls"]);
+    assert_eq!(groups["SecurityGroups"].as_array().unwrap().len(), 1);
+    let default = group(&wisp, "default");
+    assert_eq!(default["Description"], "default VPC security group");
+    let own = json!([{"GroupId": default["GroupId"], "UserId": "000000000000"}]);
+    assert_eq!(default["IpPermissions"], json!([{"IpProtocol": "-1", "IpRanges": [], "UserIdGroupPairs": own}]));
+    let everywhere = json!([{"CidrIp": "0.0.0.0/0"}]);
+    assert_eq!(
+        default["IpPermissionsEgress"],
+        json!([{"IpProtocol": "-1", "IpRanges": everywhere, "UserIdGroupPairs": []}])
+    );
+    refused(wisp.run(&["sg", "rm", "default"]), "CannotDelete");
+    refused(wisp.run(&["sg", "create", "default"]), "InvalidGroup.Reserved");
+}
+
+#[test]
+fn rules_are_added_and_taken_away() {
+    let wisp = Wisp::without_kvm();
+    wisp.run(&["sg", "create", "web", "--description", "web servers"]).expect_code(0);
+    refused(wisp.run(&["sg", "create", "web"]), "InvalidGroup.Duplicate");
+    wisp.run(&["sg", "create", "backend"]).expect_code(0);
+    wisp.run(&["sg", "authorize", "web", "--port", "80"]).expect_code(0);
+    refused(wisp.run(&["sg", "authorize", "web", "--protocol", "tcp", "--port", "80"]), "InvalidPermission.Duplicate");
+    let both = ["sg", "authorize", "web", "--port", "8000-8100", "--cidr", "10.0.0.0/8", "--group", "backend"];
+    wisp.run(&both).expect_code(0);
+    let web = group(&wisp, "web");
+    let permissions = web["IpPermissions"].as_array().unwrap();
+    assert_eq!(permissions.len(), 2);
+    assert_eq!((&permissions[1]["FromPort"], &permissions[1]["ToPort"]), (&json!(8000), &json!(8100)));
+    assert_eq!(permissions[1]["UserIdGroupPairs"][0]["GroupId"], group(&wisp, "backend")["GroupId"]);
+    refused(wisp.run(&["sg", "rm", "backend"]), "DependencyViolation");
+    // All that was asked for, or nothing.
+    refused(
+        wisp.run(&["sg", "revoke", "web", "--port", "8000-8100", "--cidr", "10.0.0.0/8", "--cidr", "10.1.0.0/16"]),
+        "InvalidPermission.NotFound",
+    );
+    assert_eq!(group(&wisp, "web"), web);
+    wisp.run(&["sg", "revoke", "web", "--port", "8000-8100", "--cidr", "10.0.0.0/8", "--group", "backend"])
+        .expect_code(0);
+    let id = group(&wisp, "web")["SecurityGroupRules"][1]["SecurityGroupRuleId"].as_str().unwrap().to_string();
+    wisp.run(&["sg", "revoke", "web", "--rule", &id]).expect_code(0);
+    assert_eq!(group(&wisp, "web")["IpPermissions"], json!([]));
+    wisp.run(&["sg", "rm", "backend"]).expect_code(0);
+    refused(wisp.run(&["sg", "show", "backend"]), "InvalidGroup.NotFound");
+    assert!(wisp.run(&["sg", "ls"]).expect_code(0).text().contains("web servers"));
+}
+
+#[test]
+fn rules_that_make_no_sense_are_refused() {
+    let wisp = Wisp::without_kvm();
+    for words in [&["--port", "x"][..], &["--protocol", "sctp"], &["--protocol", "all", "--port", "80"]] {
+        refused(wisp.run(&[&["sg", "authorize", "default"], words].concat()), "InvalidPermission.Malformed");
+    }
+    refused(wisp.run(&["sg", "authorize", "default"]), "MissingParameter");
+    refused(wisp.run(&["sg", "authorize", "nobody", "--port", "80"]), "InvalidGroup.NotFound");
+    let many: Vec<String> = (0..61).map(|number| format!("--cidr=10.0.0.{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    refused(
+        wisp.run(&[&["sg", "authorize", "default", "--port", "80"], &many[..]].concat()),
+        "RulesPerSecurityGroupLimitExceeded",
+    );
+    assert_eq!(group(&wisp, "default")["SecurityGroupRules"].as_array().unwrap().len(), 2);
+}
