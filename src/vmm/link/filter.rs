@@ -13,6 +13,8 @@ use super::packet::{ICMP, Ipv4, TCP, UDP};
 
 /// How much is kept track of.
 const LIMIT: usize = 65536;
+/// With how many those that are over are first looked for.
+const FIRST_SWEEP: usize = 1024;
 /// How many first fragments are remembered for those that come later.
 const FRAGMENTS: usize = 64;
 
@@ -29,6 +31,8 @@ const ECHO_REPLY: u8 = 0;
 const ECHO: u8 = 8;
 /// ICMP messages about another packet: unreachable, time exceeded, parameter problem.
 const ABOUT_A_PACKET: [u8; 3] = [3, 11, 12];
+/// The offset in TCP of a fragment that would overwrite the flags of the first (RFC 3128).
+const OVER_THE_FLAGS: u16 = 1;
 
 /// Which way a packet goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,44 +43,100 @@ pub enum Direction {
     Egress,
 }
 
+/// What a packet is to what it belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// Its beginning, which the rules judge even where something with these ports was begun before.
+    Begin,
+    /// Of the side that began.
+    Request,
+    /// Of the other side.
+    Reply,
+    /// Of either.
+    Either,
+    /// It belongs to nothing.
+    Alone,
+}
+
 /// Both directions of what belongs together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Flow {
     protocol: u8,
     peer: Ipv4Addr,
-    /// The peer's port; for an echo, its identifier.
+    /// The peer's port; for an ICMP query, its identifier.
     peer_port: u16,
+    /// The guest's port; for an ICMP query, its type.
     guest_port: u16,
 }
 
+/// What there is to know of one.
+#[derive(Debug, Clone, Copy)]
+struct Tracked {
+    begun: Direction,
+    seen: Instant,
+}
+
+/// What a packet belongs to, and as what; nothing, if it is too short to tell.
+fn classify(packet: &Ipv4, direction: Direction) -> Option<(Flow, Part)> {
+    let (source, destination, part) = match packet.protocol {
+        TCP | UDP => {
+            let (source, destination) = packet.ports()?;
+            // Where the flags are not, a fragment may bring them later: TCP is not cut that short (RFC 1858).
+            let begins = packet.protocol == TCP && packet.begins_connection()?;
+            (source, destination, if begins { Part::Begin } else { Part::Either })
+        }
+        ICMP => {
+            let part = icmp_part(*packet.payload.first()?);
+            match part {
+                (Part::Alone, _) => (0, 0, Part::Alone),
+                (part, query) => {
+                    let [_, _, _, _, id_high, id_low] = *packet.payload.first_chunk()?;
+                    let id = u16::from_be_bytes([id_high, id_low]);
+                    return Some((Flow::new(packet, direction.peer(packet), id, query.into()), part));
+                }
+            }
+        }
+        _ => (0, 0, Part::Either),
+    };
+    let (peer_port, guest_port) = match direction {
+        Direction::Ingress => (source, destination),
+        Direction::Egress => (destination, source),
+    };
+    Some((Flow::new(packet, direction.peer(packet), peer_port, guest_port), part))
+}
+
+/// What an ICMP message of this type is, and the type of the query that it is or answers: echo, timestamp, information,
+/// address mask.
+fn icmp_part(kind: u8) -> (Part, u8) {
+    match kind {
+        ECHO | 13 | 15 | 17 => (Part::Request, kind),
+        ECHO_REPLY => (Part::Reply, ECHO),
+        14 | 16 | 18 => (Part::Reply, kind - 1),
+        _ => (Part::Alone, kind),
+    }
+}
+
 impl Flow {
-    fn of(packet: &Ipv4, direction: Direction) -> Option<Flow> {
-        let (source, destination) = match packet.protocol {
-            TCP | UDP => packet.ports()?,
-            ICMP => {
-                let [kind, _, _, _, id_high, id_low] = *packet.payload.first_chunk()?;
-                let id = if matches!(kind, ECHO | ECHO_REPLY) { u16::from_be_bytes([id_high, id_low]) } else { 0 };
-                (id, id)
-            }
-            _ => (0, 0),
-        };
-        let protocol = packet.protocol;
-        Some(match direction {
-            Direction::Ingress => Flow { protocol, peer: packet.source, peer_port: source, guest_port: destination },
-            Direction::Egress => {
-                Flow { protocol, peer: packet.destination, peer_port: destination, guest_port: source }
-            }
-        })
+    fn new(packet: &Ipv4, peer: Ipv4Addr, peer_port: u16, guest_port: u16) -> Flow {
+        Flow { protocol: packet.protocol, peer, peer_port, guest_port }
+    }
+}
+
+impl Tracked {
+    fn is_live(&self, flow: &Flow, now: Instant) -> bool {
+        now.saturating_duration_since(self.seen) < idle_limit(flow.protocol)
     }
 }
 
 /// The rules, and what was begun.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tracker {
     rules: Option<Filter>,
-    flows: HashMap<Flow, Instant>,
+    flows: HashMap<Flow, Tracked>,
     /// First fragments that passed: which way, with whom, of which packet.
     fragments: VecDeque<(Direction, Ipv4Addr, u16, u8)>,
+    /// How many there may be before those that are over are looked for.
+    sweep_at: usize,
     limit: usize,
 }
 
@@ -87,12 +147,20 @@ impl Direction {
             Direction::Egress => packet.destination,
         }
     }
+
+    fn other(self) -> Direction {
+        match self {
+            Direction::Ingress => Direction::Egress,
+            Direction::Egress => Direction::Ingress,
+        }
+    }
 }
 
 impl Tracker {
     /// By these rules; without any, everything passes.
     pub fn new(rules: Option<Filter>) -> Tracker {
-        Tracker { rules, limit: LIMIT, ..Tracker::default() }
+        let (flows, fragments) = (HashMap::new(), VecDeque::new());
+        Tracker { rules, flows, fragments, sweep_at: FIRST_SWEEP, limit: LIMIT }
     }
 
     /// Other rules for what is begun from now on.
@@ -102,28 +170,21 @@ impl Tracker {
 
     /// Whether a packet may pass, of which there may be the beginning only.
     pub fn passes(&mut self, packet: &Ipv4, direction: Direction, now: Instant) -> bool {
-        let Some(rules) = &self.rules else { return true };
-        let peer = direction.peer(packet);
-        let fragment = (direction, peer, packet.identification, packet.protocol);
-        if packet.is_later_fragment {
-            return self.fragments.contains(&fragment);
+        if self.rules.is_none() {
+            return true;
         }
-        let Some(flow) = Flow::of(packet, direction) else { return false };
-        let rules = match direction {
-            Direction::Ingress => &rules.ingress,
-            Direction::Egress => &rules.egress,
-        };
-        let passes = if let Some(seen) = self.flows.get_mut(&flow) {
-            let is_live = now.saturating_duration_since(*seen) < idle_limit(flow.protocol);
-            if is_live {
-                *seen = now;
-            }
-            is_live
-        } else {
-            self.is_about_a_flow(packet, direction)
-        };
-        let passes = passes || rules.iter().any(|rule| allows(rule, peer, packet)) && self.begin(flow, now);
-        if passes && self.fragments.back() != Some(&fragment) {
+        let fragment = (direction, direction.peer(packet), packet.identification, packet.protocol);
+        if packet.is_later_fragment() {
+            let is_over_flags = packet.protocol == TCP && packet.fragment_offset == OVER_THE_FLAGS;
+            return !is_over_flags && self.fragments.contains(&fragment);
+        }
+        let Some((flow, part)) = classify(packet, direction) else { return false };
+        let is_known = self.belongs(&flow, part, direction, now) || self.is_about_a_flow(packet, direction, now);
+        let passes = is_known || self.is_allowed(packet, direction);
+        if passes && !is_known && !matches!(part, Part::Reply | Part::Alone) {
+            self.begin(flow, direction, now);
+        }
+        if passes && packet.has_more_fragments {
             self.fragments.push_back(fragment);
             if self.fragments.len() > FRAGMENTS {
                 self.fragments.pop_front();
@@ -132,33 +193,82 @@ impl Tracker {
         passes
     }
 
-    fn begin(&mut self, flow: Flow, now: Instant) -> bool {
-        let mut divisor = 1;
-        while self.flows.len() >= self.limit && divisor < 1 << 20 {
-            self.flows.retain(|flow, seen| now.saturating_duration_since(*seen) < idle_limit(flow.protocol) / divisor);
-            divisor *= 2;
+    /// Whether the rules let somebody begin with this packet.
+    fn is_allowed(&self, packet: &Ipv4, direction: Direction) -> bool {
+        let peer = direction.peer(packet);
+        self.rules.as_ref().is_none_or(|rules| {
+            let rules = match direction {
+                Direction::Ingress => &rules.ingress,
+                Direction::Egress => &rules.egress,
+            };
+            rules.iter().any(|rule| allows(rule, peer, packet))
+        })
+    }
+
+    /// Whether a packet belongs to something that was begun, which then is not idle.
+    fn belongs(&mut self, flow: &Flow, part: Part, direction: Direction, now: Instant) -> bool {
+        let Some(tracked) = self.flows.get_mut(flow).filter(|tracked| tracked.is_live(flow, now)) else { return false };
+        let belongs = match part {
+            Part::Begin | Part::Alone => false,
+            Part::Request => tracked.begun == direction,
+            Part::Reply => tracked.begun != direction,
+            Part::Either => true,
+        };
+        if belongs {
+            tracked.seen = now;
         }
+        belongs
+    }
+
+    fn begin(&mut self, flow: Flow, direction: Direction, now: Instant) {
+        if self.flows.len() >= self.sweep_at.min(self.limit) {
+            self.sweep(now);
+        }
+        self.flows.insert(flow, Tracked { begun: direction, seen: now });
+    }
+
+    /// Forgets what is over, and of a table that is full all the same an eighth, what was idle the longest: so that a table
+    /// that is kept full is looked through once in many flows.
+    fn sweep(&mut self, now: Instant) {
+        self.flows.retain(|flow, tracked| tracked.is_live(flow, now));
         if self.flows.len() >= self.limit {
-            return false;
+            let mut left = (self.limit / 8).max(1);
+            let mut seen: Vec<Instant> = self.flows.values().map(|tracked| tracked.seen).collect();
+            let (_, latest, _) = seen.select_nth_unstable(left - 1);
+            self.flows.retain(|_, tracked| {
+                let goes = left > 0 && tracked.seen <= *latest;
+                left -= usize::from(goes);
+                !goes
+            });
         }
-        self.flows.insert(flow, now);
-        true
+        self.sweep_at = (2 * self.flows.len()).max(FIRST_SWEEP);
+        self.flows.shrink_to(self.sweep_at);
     }
 
     /// Whether it is an ICMP message about a packet of something that was begun (RFC 792: it holds that packet's header and 8
     /// bytes more).
-    fn is_about_a_flow(&self, packet: &Ipv4, direction: Direction) -> bool {
+    fn is_about_a_flow(&self, packet: &Ipv4, direction: Direction, now: Instant) -> bool {
         if packet.protocol != ICMP || !packet.payload.first().is_some_and(|kind| ABOUT_A_PACKET.contains(kind)) {
             return false;
         }
-        let inner = packet.payload.get(8..).and_then(Ipv4::parse);
         // The packet that it is about went the other way.
-        let other = match direction {
-            Direction::Ingress => Direction::Egress,
-            Direction::Egress => Direction::Ingress,
-        };
-        inner.and_then(|inner| Flow::of(&inner, other)).is_some_and(|flow| self.flows.contains_key(&flow))
+        let Some(inner) = packet.payload.get(8..).and_then(Ipv4::parse) else { return false };
+        let Some(flow) = quoted_flow(&inner, direction.other()) else { return false };
+        self.flows.get(&flow).is_some_and(|tracked| tracked.is_live(&flow, now))
     }
+}
+
+/// What a packet belongs to of which there may be no more than 8 bytes behind the header: no flags of TCP.
+fn quoted_flow(packet: &Ipv4, direction: Direction) -> Option<Flow> {
+    if packet.protocol != TCP {
+        return classify(packet, direction).map(|(flow, _)| flow);
+    }
+    let (source, destination) = packet.ports()?;
+    let (peer_port, guest_port) = match direction {
+        Direction::Ingress => (source, destination),
+        Direction::Egress => (destination, source),
+    };
+    Some(Flow::new(packet, direction.peer(packet), peer_port, guest_port))
 }
 
 /// Whether a rule lets somebody begin with this packet.
@@ -279,8 +389,9 @@ mod tests {
     #[test]
     fn a_later_fragment_goes_where_the_first_went() {
         let mut bench = bench(vec![rule(FilterProtocol::Udp { from: 80, to: 80 }, "0.0.0.0/0")], vec![]);
-        let first = udp((PEER, 9), (GUEST, 80));
+        let mut first = udp((PEER, 9), (GUEST, 80));
         let mut later = first.clone();
+        first[6] = 0x20;
         later[7] = 1;
         assert!(!bench.passes(&later, Ingress));
         assert!(bench.passes(&first, Ingress));
@@ -300,5 +411,83 @@ mod tests {
         assert!(bench.passes(&udp((PEER, 100), (GUEST, 80)), Ingress));
         assert!(bench.tracker.flows.len() <= 8);
         assert!(bench.passes(&udp((GUEST, 80), (PEER, 7)), Egress), "the latest is still there");
+    }
+
+    fn tcp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), flags: u8) -> Vec<u8> {
+        let mut bytes = udp(from, to);
+        bytes.truncate(24);
+        bytes[9] = TCP;
+        bytes.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+        bytes[2..4].copy_from_slice(&40_u16.to_be_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_successor_with_the_same_ports_is_judged_by_the_rules() {
+        let mut bench = bench(vec![rule(FilterProtocol::Tcp { from: 80, to: 80 }, "0.0.0.0/0")], vec![]);
+        let (syn, segment) = (tcp((PEER, 9), (GUEST, 80), 2), tcp((PEER, 9), (GUEST, 80), 0x10));
+        assert!(bench.passes(&syn, Ingress));
+        bench.tracker.set_rules(Some(Filter::default()));
+        assert!(bench.passes(&segment, Ingress), "what was begun goes on");
+        assert!(bench.passes(&tcp((GUEST, 80), (PEER, 9), 0x12), Egress));
+        assert!(!bench.passes(&syn, Ingress), "its successor was not");
+        assert!(!bench.passes(&tcp((GUEST, 80), (PEER, 9), 2), Egress), "nor one the other way");
+    }
+
+    #[test]
+    fn an_echo_is_answered_and_not_asked_back() {
+        let mut bench = bench(vec![], vec![rule(FilterProtocol::All, "0.0.0.0/0")]);
+        assert!(bench.passes(&icmp(GUEST, PEER, &[ECHO, 0, 0, 0, 0, 7, 0, 0]), Egress));
+        assert!(!bench.passes(&icmp(PEER, GUEST, &[ECHO, 0, 0, 0, 0, 7, 0, 0]), Ingress));
+        assert!(bench.passes(&icmp(PEER, GUEST, &[ECHO_REPLY, 0, 0, 0, 0, 7, 0, 0]), Ingress));
+        // A time is asked for, and a redirect comes.
+        assert!(bench.passes(&icmp(GUEST, PEER, &[13, 0, 0, 0, 0, 7, 0, 0]), Egress));
+        assert!(!bench.passes(&icmp(PEER, GUEST, &[5, 0, 0, 0, 0, 7, 0, 0]), Ingress));
+    }
+
+    #[test]
+    fn other_packets_do_not_make_fragments_forgotten() {
+        let mut bench = bench(vec![rule(FilterProtocol::Udp { from: 80, to: 80 }, "0.0.0.0/0")], vec![]);
+        let mut first = udp((PEER, 9), (GUEST, 80));
+        first[6] = 0x20;
+        let mut later = udp((PEER, 9), (GUEST, 80));
+        later[7] = 1;
+        assert!(bench.passes(&first, Ingress));
+        for id in 1..200 {
+            let mut other = udp((PEER, 9), (GUEST, 80));
+            other[5] = id;
+            assert!(bench.passes(&other, Ingress));
+        }
+        assert!(bench.passes(&later, Ingress));
+    }
+
+    #[test]
+    fn flags_of_tcp_do_not_come_in_a_later_fragment() {
+        let mut bench = bench(vec![rule(FilterProtocol::All, "0.0.0.0/0")], vec![]);
+        let mut short = tcp((PEER, 9), (GUEST, 80), 0x10);
+        short.truncate(28);
+        short[2..4].copy_from_slice(&28_u16.to_be_bytes());
+        short[6] = 0x20;
+        assert!(!bench.passes(&short, Ingress));
+        let mut first = tcp((PEER, 9), (GUEST, 80), 0x10);
+        first[6] = 0x20;
+        assert!(bench.passes(&first, Ingress));
+        let mut over_it = tcp((PEER, 9), (GUEST, 80), 2);
+        over_it[7] = 1;
+        assert!(!bench.passes(&over_it, Ingress));
+        over_it[7] = 3;
+        assert!(bench.passes(&over_it, Ingress));
+    }
+
+    #[test]
+    fn what_is_over_long_since_is_not_kept() {
+        let mut bench = bench(vec![rule(FilterProtocol::All, "0.0.0.0/0")], vec![]);
+        for round in 0..40_u8 {
+            for port in 0..500 {
+                assert!(bench.passes(&udp((Ipv4Addr::new(10, 0, 1, round), port), (GUEST, 80)), Ingress));
+            }
+            bench.now += Duration::from_secs(200);
+        }
+        assert!(bench.tracker.flows.len() < 5000, "{}", bench.tracker.flows.len());
     }
 }

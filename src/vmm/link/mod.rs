@@ -4,7 +4,9 @@
 //! [`Services`] look at every frame that a guest sends, and every one that is for it. Address resolution and DHCP are
 //! answered here; the instance metadata service, and the router's address from which the host's forwarded ports reach the
 //! guest, have a TCP of their own. The rest passes, if it comes from the guest's own address (EC2's source and destination
-//! check) and the [`filter`] allows it. The link carries IPv4; other protocols, broadcasts and multicasts end here.
+//! check), goes to the gateway's, and the [`filter`] allows it. The link carries IPv4; other protocols, broadcasts and
+//! multicasts end here, and so does what is for addresses that mean something else to the host: its loopback, above all,
+//! which a backend that is a process of the host's would connect to.
 
 mod arp;
 mod config;
@@ -31,7 +33,7 @@ pub use config::{
 use filter::{Direction, Tracker};
 use forward::Forwards;
 use metadata::{Metadata, Server};
-use packet::{Datagram, Ethernet, ICMP, Ipv4, TCP, TYPE_ARP, TYPE_IPV4, UDP};
+use packet::{Datagram, Ethernet, ICMP, Ipv4, TYPE_ARP, TYPE_IPV4, UDP};
 use stack::Stack;
 
 /// Bytes of a frame's beginning that are enough to tell where it goes.
@@ -62,6 +64,8 @@ pub struct Services {
     forwards: Forwards,
     /// For the guest: whole frames.
     frames: VecDeque<Vec<u8>>,
+    /// Of the last packet that was sent in fragments.
+    identification: u16,
 }
 
 impl Services {
@@ -74,7 +78,8 @@ impl Services {
         forwards.set(&config.forwards, &mut stack);
         let (tracker, server) = (Tracker::new(config.filter.clone()), Server::default());
         let metadata = config.metadata.clone().map(Metadata::new);
-        Ok(Services { mac, config, stack, tracker, metadata, server, forwards, frames: VecDeque::new() })
+        let frames = VecDeque::new();
+        Ok(Services { mac, config, stack, tracker, metadata, server, forwards, frames, identification: 0 })
     }
 
     /// Goes by another configuration. What was begun and stays allowed goes on; the guest's address and its router stay what
@@ -109,16 +114,18 @@ impl Services {
             _ => return Route::Drop,
         }
         let Some(packet) = Ipv4::parse(ethernet.payload) else { return Route::Drop };
-        if is_dhcp(&packet) {
+        if self.is_dhcp(&packet) {
             return Route::Services;
         }
-        if packet.source != self.config.address || is_group(packet.destination) {
+        if packet.source != self.config.address {
             return Route::Drop;
         }
         if self.stack.has(packet.destination) {
             return Route::Services;
         }
-        let passes = packet.destination != self.config.address && self.tracker.passes(&packet, Direction::Egress, now);
+        // A bridge would take a frame to a neighbour's own address there, past the router and its rules.
+        let is_for_router = ethernet.destination == GATEWAY_MAC && self.is_routed(packet.destination);
+        let passes = is_for_router && self.tracker.passes(&packet, Direction::Egress, now);
         if passes { Route::Forward } else { Route::Drop }
     }
 
@@ -130,15 +137,21 @@ impl Services {
             return self.put(answer);
         }
         let Some(packet) = Ipv4::parse(ethernet.payload) else { return };
-        if is_dhcp(&packet) {
+        if self.is_dhcp(&packet) {
             let message = Datagram::parse(&packet);
             let answer = message.and_then(|message| dhcp::answer(self.mac, &self.config, message.payload));
             return self.put(answer);
         }
+        // smoltcp would take each for a whole packet.
+        if packet.is_fragment() {
+            return;
+        }
         if packet.destination == METADATA_ADDRESS {
-            let is_service = packet.protocol == TCP && packet.ports().is_some_and(|(_, to)| Server::is_for(to));
-            if is_service && self.metadata.is_some() {
-                self.server.expect(&mut self.stack);
+            let is_service = packet.ports().is_some_and(|(_, to)| Server::is_for(to)) && self.metadata.is_some();
+            let begins = packet.begins_connection() == Some(true);
+            // One too many is not refused: it comes again.
+            if is_service && begins && !self.server.expect(&mut self.stack) {
+                return;
             }
         } else if packet.protocol == UDP
             && let Some(datagram) = Datagram::parse(&packet)
@@ -153,7 +166,8 @@ impl Services {
     /// an answer give up at once.
     pub fn refuse(&mut self, head: &[u8]) {
         let packet = Ethernet::parse(head).and_then(|ethernet| Ipv4::parse(ethernet.payload).map(|ip| (ethernet, ip)));
-        if let Some((ethernet, _)) = packet.filter(|(_, packet)| packet.protocol != ICMP && !packet.is_later_fragment) {
+        if let Some((ethernet, _)) = packet.filter(|(_, packet)| packet.protocol != ICMP && !packet.is_later_fragment())
+        {
             let answer = packet::unreachable(self.config.router, self.config.address, ethernet.payload);
             self.put(Some(packet::frame(self.mac, GATEWAY_MAC, TYPE_IPV4, &answer)));
         }
@@ -177,7 +191,10 @@ impl Services {
             self.server.serve(&mut self.stack, metadata, now);
         }
         for packet in packets {
-            self.put(Some(packet::frame(self.mac, GATEWAY_MAC, TYPE_IPV4, &packet)));
+            self.identification = self.identification.wrapping_add(1);
+            for piece in packet::fragments(packet, self.config.mtu.into(), self.identification) {
+                self.put(Some(packet::frame(self.mac, GATEWAY_MAC, TYPE_IPV4, &piece)));
+            }
         }
         // What they have written is sent at once.
         self.stack.poll(now);
@@ -199,19 +216,30 @@ impl Services {
         self.forwards.events()
     }
 
+    /// Whether it is for the DHCP server of this link; that of another network is asked like everybody there.
+    fn is_dhcp(&self, packet: &Ipv4) -> bool {
+        let is_here = packet.destination.is_broadcast() || packet.destination == self.config.router;
+        is_here && packet.protocol == UDP && packet.ports().is_some_and(|(_, to)| to == dhcp::SERVER_PORT)
+    }
+
+    /// Whether the router takes packets to an address: to one machine, and one that is not the guest itself. Link-local ones
+    /// are none of its business, but for a name server that was configured.
+    fn is_routed(&self, address: Ipv4Addr) -> bool {
+        const RESERVED: u8 = 240;
+        let subnet = Cidr { address: self.config.address, prefix_length: self.config.prefix_length };
+        let is_subnets_broadcast =
+            subnet.prefix_length < 31 && subnet.contains(address) && address.to_bits() | subnet.mask() == u32::MAX;
+        let first = address.octets()[0];
+        let is_special = first == 0 || first >= RESERVED || address.is_loopback() || address.is_multicast();
+        let is_anothers = address.is_link_local() && !self.config.dns.contains(&address);
+        !(is_special || is_anothers || is_subnets_broadcast || address == self.config.address)
+    }
+
     fn put(&mut self, frame: Option<Vec<u8>>) {
         if self.frames.len() < WAITING {
             self.frames.extend(frame);
         }
     }
-}
-
-fn is_dhcp(packet: &Ipv4) -> bool {
-    packet.protocol == UDP && packet.ports().is_some_and(|(_, to)| to == dhcp::SERVER_PORT)
-}
-
-fn is_group(address: Ipv4Addr) -> bool {
-    address.is_multicast() || address.is_broadcast() || address.is_unspecified()
 }
 
 #[cfg(test)]

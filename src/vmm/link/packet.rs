@@ -21,6 +21,12 @@ pub const TYPE_ARP: u16 = 0x0806;
 pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
+/// The flag of a fragment that others follow, beside its offset.
+const MORE_FRAGMENTS: u16 = 0x2000;
+/// Where a TCP header has its flags, and two of them.
+const TCP_FLAGS: usize = 13;
+const SYN: u8 = 2;
+const ACK: u8 = 0x10;
 
 /// A frame's Ethernet header, and what is behind it.
 #[derive(Debug, Clone, Copy)]
@@ -57,8 +63,10 @@ pub struct Ipv4<'a> {
     pub destination: Ipv4Addr,
     pub protocol: u8,
     pub identification: u16,
-    /// Whether this is a fragment other than the first: then no ports are in it.
-    pub is_later_fragment: bool,
+    /// Where this fragment belongs in its packet, in units of 8 bytes.
+    pub fragment_offset: u16,
+    /// Whether there are fragments behind this one.
+    pub has_more_fragments: bool,
     pub payload: &'a [u8],
 }
 
@@ -79,15 +87,34 @@ impl<'a> Ipv4<'a> {
             destination: address(16),
             protocol: header[9],
             identification: u16::from_be_bytes([header[4], header[5]]),
-            is_later_fragment: fragment & 0x1fff != 0,
+            fragment_offset: fragment & 0x1fff,
+            has_more_fragments: fragment & MORE_FRAGMENTS != 0,
             // An Ethernet frame may be padded behind the packet.
             payload: &payload[..payload.len().min(total - length)],
         })
     }
 
+    /// Whether this is a fragment other than the first: then no ports are in it.
+    pub fn is_later_fragment(&self) -> bool {
+        self.fragment_offset != 0
+    }
+
+    /// Whether this is a part of a packet only.
+    pub fn is_fragment(&self) -> bool {
+        self.is_later_fragment() || self.has_more_fragments
+    }
+
+    /// Whether this begins a TCP connection (SYN without ACK); nothing, if it is not TCP, or too short to tell.
+    pub fn begins_connection(&self) -> Option<bool> {
+        if self.is_later_fragment() || self.protocol != TCP {
+            return None;
+        }
+        self.payload.get(TCP_FLAGS).map(|flags| flags & (SYN | ACK) == SYN)
+    }
+
     /// The ports of TCP or UDP, source and destination.
     pub fn ports(&self) -> Option<(u16, u16)> {
-        if self.is_later_fragment || !matches!(self.protocol, TCP | UDP) {
+        if self.is_later_fragment() || !matches!(self.protocol, TCP | UDP) {
             return None;
         }
         let [a, b, c, d] = *self.payload.first_chunk()?;
@@ -142,6 +169,29 @@ impl<'a> Datagram<'a> {
     }
 }
 
+/// A packet of our own in pieces that fit, if it is longer than `mtu` (RFC 791, section 3.2).
+pub fn fragments(packet: Vec<u8>, mtu: usize, identification: u16) -> Vec<Vec<u8>> {
+    if packet.len() <= mtu || packet.len() < IPV4 {
+        return vec![packet];
+    }
+    let (header, payload) = packet.split_at(IPV4);
+    let step = (mtu.saturating_sub(IPV4) / 8).max(1) * 8;
+    let pieces = payload.chunks(step).enumerate().map(|(index, piece)| {
+        let mut bytes = [header, piece].concat();
+        let is_last = (index + 1) * step >= payload.len();
+        // It holds: a packet has no more than 65535 bytes.
+        let offset = (index * step / 8) as u16 | if is_last { 0 } else { MORE_FRAGMENTS };
+        bytes[2..4].copy_from_slice(&((IPV4 + piece.len()) as u16).to_be_bytes());
+        bytes[4..6].copy_from_slice(&identification.to_be_bytes());
+        bytes[6..8].copy_from_slice(&offset.to_be_bytes());
+        bytes[10..12].fill(0);
+        let checksum = checksum(&bytes[..IPV4]).to_be_bytes();
+        bytes[10..12].copy_from_slice(&checksum);
+        bytes
+    });
+    pieces.collect()
+}
+
 /// That a network cannot be reached (RFC 792): type 3, code 0, and the beginning of the packet that was to go there.
 pub fn unreachable(router: Ipv4Addr, guest: Ipv4Addr, packet: &[u8]) -> Vec<u8> {
     let quoted = &packet[..packet.len().min(MAX_IPV4_HEADER + 8)];
@@ -162,7 +212,7 @@ pub fn unreachable(router: Ipv4Addr, guest: Ipv4Addr, packet: &[u8]) -> Vec<u8> 
 }
 
 /// The internet checksum (RFC 1071).
-fn checksum(bytes: &[u8]) -> u16 {
+pub fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
     let mut sum: u32 = words.sum();
     while sum > 0xffff {

@@ -14,6 +14,10 @@ use super::config::{LinkConfig, METADATA_ADDRESS};
 
 /// Packets that wait for the guest to take them; smoltcp sends what there is no room for again.
 const WAITING: usize = 64;
+/// Those that answer a packet at once come on top, up to here; beyond it, what the guest sends is lost on the way.
+const WAITING_WITH_ANSWERS: usize = 2 * WAITING;
+/// The least MTU that a link with IPv4 is sure to have room in for TCP's headers (RFC 791).
+const LEAST_MTU: u16 = 576;
 
 /// The stack and its sockets.
 pub struct Stack {
@@ -42,14 +46,16 @@ impl std::fmt::Debug for Stack {
 
 impl Stack {
     pub fn new(config: &LinkConfig, seed: u64) -> Stack {
-        let mut wire = Wire { arrived: None, leaving: VecDeque::new(), mtu: config.mtu.into() };
+        let mut wire = Wire { arrived: None, leaving: VecDeque::new(), mtu: config.mtu.max(LEAST_MTU).into() };
         let mut settings = Config::new(HardwareAddress::Ip);
         settings.random_seed = seed;
         let began = Instant::now();
         let mut interface = Interface::new(settings, &mut wire, StackInstant::ZERO);
         let router = config.router;
         interface.update_ip_addrs(|addresses| {
-            for address in [METADATA_ADDRESS, router] {
+            // smoltcp takes no other than these for an address of its own.
+            let is_sound = |address: &Ipv4Addr| !address.is_multicast() && !address.is_broadcast();
+            for address in [METADATA_ADDRESS, router].into_iter().filter(is_sound) {
                 // There is room for two (smoltcp's `IFACE_MAX_ADDR_COUNT`).
                 let _ = addresses.push(IpCidr::new(IpAddress::Ipv4(address), 32));
             }
@@ -69,6 +75,9 @@ impl Stack {
 
     /// A packet of the guest's.
     pub fn arrive(&mut self, packet: Vec<u8>, now: Instant) {
+        if self.wire.leaving.len() >= WAITING_WITH_ANSWERS {
+            return;
+        }
         self.wire.arrived = Some(packet);
         self.poll(now);
         self.wire.arrived = None;
@@ -92,6 +101,11 @@ impl Stack {
     /// Nobody uses this socket any more: it goes when it has said its last word.
     pub fn retire(&mut self, handle: SocketHandle) {
         self.retired.push(handle);
+    }
+
+    /// How many sockets still have a last word to say.
+    pub fn retired(&self) -> usize {
+        self.retired.len()
     }
 
     /// A packet for the guest.

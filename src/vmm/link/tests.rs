@@ -7,6 +7,7 @@ use smoltcp::socket::tcp;
 use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 
+use super::packet::TCP;
 use super::stack::Wire;
 use super::*;
 
@@ -38,6 +39,8 @@ struct Bench {
     began: Instant,
     /// Time to live of the last packet from the metadata service.
     ttl: u8,
+    /// The greatest of those that had more than a header.
+    ttl_of_data: u8,
 }
 
 fn bench(config: LinkConfig) -> Bench {
@@ -45,7 +48,7 @@ fn bench(config: LinkConfig) -> Bench {
     let mut interface = Interface::new(Config::new(HardwareAddress::Ip), &mut wire, StackInstant::ZERO);
     interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(IpAddress::Ipv4(ADDRESS), 20)).unwrap());
     let (services, sockets) = (Services::new(GUEST, config).unwrap(), SocketSet::new(Vec::new()));
-    Bench { services, interface, sockets, wire, began: Instant::now(), ttl: 0 }
+    Bench { services, interface, sockets, wire, began: Instant::now(), ttl: 0, ttl_of_data: 0 }
 }
 
 impl Bench {
@@ -66,6 +69,9 @@ impl Bench {
             let ethernet = Ethernet::parse(&frame).unwrap();
             if Ipv4::parse(ethernet.payload).is_some_and(|packet| packet.source == METADATA_ADDRESS) {
                 self.ttl = ethernet.payload[8];
+                if ethernet.payload.len() > 100 {
+                    self.ttl_of_data = self.ttl_of_data.max(self.ttl);
+                }
             }
             self.wire.arrived = Some(ethernet.payload.to_vec());
             self.interface.poll(time, &mut self.wire, &mut self.sockets);
@@ -351,7 +357,129 @@ fn nobody_else_speaks_for_the_services() {
     assert!(!passes(Ipv4Addr::new(10, 0, 0, 9), Ipv4Addr::new(172, 31, 0, 5)));
 }
 
-fn throw(services: &mut Services, frames: Vec<Vec<u8>>) {
+/// A frame of the guest's with a datagram.
+fn datagram_to(to: Ipv4Addr, port: u16) -> Vec<u8> {
+    let datagram = Datagram { source: (ADDRESS, 4000), destination: (to, port), payload: b"x" };
+    packet::frame(GATEWAY_MAC, GUEST, TYPE_IPV4, &datagram.packet().unwrap())
+}
+
+#[test]
+fn a_guest_that_takes_nothing_does_not_pile_up_answers() {
+    let mut services = Services::new(GUEST, config()).unwrap();
+    let now = Instant::now();
+    let frames = [segment(2, 7, &[], &[(22, 9)]), datagram_to(config().router, 9), datagram_to(METADATA_ADDRESS, 9)];
+    for frame in frames.iter().cycle().take(10_000) {
+        assert_eq!(services.from_guest(frame, now), Route::Services);
+        services.accept(frame, now);
+        services.poll(now);
+    }
+    let waiting = std::iter::from_fn(|| services.next_frame()).count();
+    assert!(waiting <= 2 * WAITING, "{waiting} frames");
+}
+
+#[test]
+fn a_frame_to_another_than_the_gateway_goes_nowhere() {
+    let mut services = Services::new(GUEST, config()).unwrap();
+    let mut frame = datagram_to(Ipv4Addr::new(172, 31, 0, 5), 80);
+    assert_eq!(services.from_guest(&frame, Instant::now()), Route::Forward);
+    // A neighbour's own address: a bridge would take it there, past the router and its rules.
+    frame[..6].copy_from_slice(&[6, 0, 0, 0, 0, 2]);
+    assert_eq!(services.from_guest(&frame, Instant::now()), Route::Drop);
+}
+
+#[test]
+fn what_is_the_hosts_own_is_out_of_reach() {
+    let mut services = Services::new(GUEST, config()).unwrap();
+    for address in ["127.0.0.1", "127.18.0.5", "0.0.0.1", "169.254.170.2", "240.0.0.1", "172.31.15.255"] {
+        let frame = datagram_to(address.parse().unwrap(), 80);
+        assert_eq!(services.from_guest(&frame, Instant::now()), Route::Drop, "{address}");
+    }
+}
+
+#[test]
+fn a_token_goes_no_further_with_a_request_behind_it() {
+    let mut bench = bench(config());
+    let put = "PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n";
+    let mut farthest = 0;
+    for port in 5000..5003 {
+        let answer = bench.ask(port, &format!("{put}{}", get("/latest/meta-data/ami-id", None)));
+        assert!(answer.ends_with("ami-1"), "{answer}");
+        farthest = farthest.max(bench.ttl_of_data);
+    }
+    assert_eq!(farthest, 1);
+}
+
+#[test]
+fn a_long_datagram_comes_in_pieces_that_fit() {
+    let (config, host) = forwarding(Transport::Udp, 53);
+    let mtu = 1500;
+    let mut bench = bench(LinkConfig { mtu, ..config });
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let sent: Vec<u8> = (0..20_000_u32).map(|index| index as u8).collect();
+    client.send_to(&sent, host).unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    let mut whole: Vec<u8> = Vec::new();
+    let mut has_more = true;
+    while has_more {
+        assert!(Instant::now() < deadline, "{} bytes came", whole.len());
+        bench.services.poll(Instant::now());
+        while let Some(frame) = bench.services.next_frame() {
+            assert!(frame.len() <= usize::from(mtu) + packet::ETHERNET);
+            let packet = smoltcp::wire::Ipv4Packet::new_checked(&frame[packet::ETHERNET..]).unwrap();
+            assert!(packet.verify_checksum());
+            assert_eq!(usize::from(packet.frag_offset()), whole.len());
+            whole.extend(packet.payload());
+            has_more = packet.more_frags();
+        }
+    }
+    assert_eq!(whole[8..], sent);
+}
+
+#[test]
+fn a_client_that_is_gone_is_forgotten_though_the_guest_stalls() {
+    let (config, host) = forwarding(Transport::Tcp, 83);
+    let mut bench = bench(config);
+    let listener = bench.listen(83);
+    let mut client = TcpStream::connect(host).unwrap();
+    bench.until("it is connected", |bench| bench.socket(listener).can_send().then_some(()));
+    client.set_nonblocking(true).unwrap();
+    let filler = vec![7; 65536];
+    let mut turns_without = 0;
+    bench.until("all buffers are full", |_| {
+        turns_without = if client.write(&filler).is_ok() { 0 } else { turns_without + 1 };
+        (turns_without > 500).then_some(())
+    });
+    // With bytes that nobody has read, a close is a reset.
+    bench.socket(listener).send_slice(b"unread").unwrap();
+    for _ in 0..50 {
+        bench.turn();
+    }
+    drop(client);
+    bench.until("it is forgotten", |bench| (bench.services.stack.sockets.iter().count() == 0).then_some(()));
+}
+
+#[test]
+fn one_connection_too_many_is_left_to_try_again() {
+    let mut services = Services::new(GUEST, config()).unwrap();
+    let now = Instant::now();
+    for port in 0..40 {
+        let mut frame = segment(2, 7, &[], &[]);
+        frame[34..36].copy_from_slice(&(4000_u16 + port).to_be_bytes());
+        services.accept(&frame, now);
+        services.poll(now);
+    }
+    let answers: Vec<_> = std::iter::from_fn(|| services.next_frame()).collect();
+    assert_eq!(answers.len(), 16);
+    for frame in answers {
+        assert_eq!(frame[47], 0x12, "SYN and ACK, no reset");
+    }
+    // Those who never go on make room.
+    services.poll(now + Duration::from_secs(61));
+    assert_eq!(format!("{:?}", services.server).matches("Connection {").count(), 0);
+}
+
+/// Has the services take frames, with a guest that `drains` what comes back, or takes none of it.
+fn throw(services: &mut Services, frames: Vec<Vec<u8>>, drains: bool) {
     for frame in frames {
         let now = Instant::now();
         let head = &frame[..frame.len().min(HEAD_LENGTH)];
@@ -363,8 +491,9 @@ fn throw(services: &mut Services, frames: Vec<Vec<u8>>) {
         services.accept(&frame, now);
         services.poll(now);
         assert!(services.frames.len() <= WAITING);
-        while services.next_frame().is_some() {}
+        while drains && services.next_frame().is_some() {}
     }
+    assert!(std::iter::from_fn(|| services.next_frame()).count() <= 2 * WAITING);
 }
 
 /// Segments to a service's port that are sound but for some bytes.
@@ -378,6 +507,9 @@ fn segment(flags: u8, sequence: u32, payload: &[u8], changes: &[(usize, u8)]) ->
     packet.extend(rest);
     let total = (packet.len() as u16).to_be_bytes();
     packet[2..4].copy_from_slice(&total);
+    packet[10..12].fill(0);
+    let checksum = packet::checksum(&packet[..packet::IPV4]).to_be_bytes();
+    packet[10..12].copy_from_slice(&checksum);
     for (at, byte) in changes {
         let length = packet.len();
         packet[at % length] = *byte;
@@ -391,6 +523,7 @@ proptest! {
     fn arbitrary_frames_harm_nobody(
         frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 0..20),
         kinds in proptest::collection::vec(0_usize..4, 20),
+        drains: bool,
     ) {
         let mut services = Services::new(GUEST, LinkConfig { filter: Some(Filter::default()), ..config() }).unwrap();
         let frames = frames.into_iter().zip(kinds).map(|(bytes, kind)| match kind {
@@ -402,7 +535,7 @@ proptest! {
                 packet::frame(GATEWAY_MAC, GUEST, TYPE_IPV4, &dhcp.packet().unwrap())
             }
         });
-        throw(&mut services, frames.collect());
+        throw(&mut services, frames.collect(), drains);
     }
 
     #[test]
@@ -410,12 +543,44 @@ proptest! {
         segments in proptest::collection::vec(
             (any::<u8>(), any::<u32>(), proptest::collection::vec(any::<u8>(), 0..100),
              proptest::collection::vec((any::<usize>(), any::<u8>()), 0..3)), 0..40),
+        drains: bool,
     ) {
         let mut services = Services::new(GUEST, config()).unwrap();
         let begin = segment(2, 7, &[], &[]);
         let frames = segments.into_iter().map(|(flags, sequence, payload, changes)| {
             segment(flags & 0x3f, sequence % 200, &payload, &changes)
         });
-        throw(&mut services, std::iter::once(begin).chain(frames).collect());
+        throw(&mut services, std::iter::once(begin).chain(frames).collect(), drains);
+    }
+
+    #[test]
+    fn arbitrary_requests_harm_nobody(
+        pieces in proptest::collection::vec(
+            prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..300),
+                Just(b"GET /latest/meta-data/ HTTP/1.1\r\n\r\n".to_vec()),
+                Just(b"PUT /latest/api/token HTTP/1.1\r\n".to_vec()),
+                Just(b"HEAD / HTTP/1.0\r\nContent-Length: 70\r\n".to_vec()),
+                Just(vec![b'x'; 9000]),
+                Just(b"\r\n\r\n".to_vec()),
+            ], 1..12),
+    ) {
+        let mut bench = bench(config());
+        let handle = bench.add_socket();
+        let to = IpEndpoint { addr: IpAddress::Ipv4(METADATA_ADDRESS), port: 80 };
+        bench.sockets.get_mut::<tcp::Socket>(handle).connect(bench.interface.context(), to, 5000).unwrap();
+        bench.until("it is connected", |bench| bench.socket(handle).can_send().then_some(()));
+        for piece in pieces {
+            let _ = bench.socket(handle).send_slice(&piece);
+            bench.turn();
+        }
+        bench.socket(handle).close();
+        bench.until("it ends", |bench| {
+            let socket = bench.socket(handle);
+            let _ = socket.recv(|bytes| (bytes.len(), ()));
+            (!socket.may_recv()).then_some(())
+        });
+        // Others are answered as ever.
+        prop_assert!(bench.ask(5001, &get("/latest/meta-data/ami-id", None)).ends_with("ami-1"));
     }
 }

@@ -10,8 +10,9 @@ use super::FIRST_PORT;
 /// How long a client may be silent, and how many there are.
 const IDLE: Duration = Duration::from_secs(60);
 const LIMIT: usize = 256;
-/// Datagrams that are taken at a time.
+/// Datagrams that are taken at a time, and bytes.
 const BATCH: usize = 64;
+const BATCH_BYTES: usize = 256 << 10;
 
 /// The clients of one forward.
 #[derive(Debug, Default)]
@@ -38,8 +39,13 @@ impl Sessions {
         now: Instant,
     ) {
         self.room.resize(65536, 0);
+        let mut taken = 0;
         for _ in 0..BATCH {
+            if taken >= BATCH_BYTES {
+                break;
+            }
             let Ok((length, client)) = socket.recv_from(&mut self.room) else { break };
+            taken += length;
             let Some(port) = self.port_of(client, now) else { continue };
             let datagram = Datagram { source: (router, port), destination: guest, payload: &self.room[..length] };
             packets.extend(datagram.packet());

@@ -18,7 +18,7 @@ use super::stack::Stack;
 use datagram::Sessions;
 use stream::Connection;
 
-/// The most connections at a time.
+/// The most connections at a time, those among them that only the guest still has to end.
 const CONNECTIONS: usize = 256;
 
 /// All forwards of a link.
@@ -140,11 +140,12 @@ impl Forwards {
     }
 
     fn accept(&mut self, stack: &mut Stack, config: &LinkConfig, packets: &mut Vec<Vec<u8>>, now: Instant) {
+        let limit = CONNECTIONS.saturating_sub(stack.retired());
         let mut accepted = Vec::new();
         for (forward, listener) in &mut self.listeners {
             match listener {
                 Listener::Tcp(listener) => {
-                    while self.connections.len() + accepted.len() < CONNECTIONS {
+                    while self.connections.len() + accepted.len() < limit {
                         match listener.accept() {
                             Ok((host, _)) => accepted.push((*forward, host)),
                             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -152,7 +153,7 @@ impl Forwards {
                         }
                     }
                     // One too many is told so, or it would be heard of for ever.
-                    if self.connections.len() + accepted.len() >= CONNECTIONS {
+                    if self.connections.len() + accepted.len() >= limit {
                         let _ = listener.accept();
                     }
                 }

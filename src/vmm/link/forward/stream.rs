@@ -31,6 +31,8 @@ pub struct Connection {
     is_read: bool,
     /// The guest sends nothing more, and the client knows.
     is_written: bool,
+    /// The client has reset it: it is over, whatever the guest still has room for.
+    is_reset: bool,
 }
 
 impl Connection {
@@ -54,8 +56,15 @@ impl Connection {
         let guest = IpEndpoint { addr: IpAddress::Ipv4(config.address), port: forward.guest_port };
         socket.connect(interface.context(), guest, own).map_err(|error| io::Error::other(error.to_string()))?;
         let handle = sockets.add(socket);
-        let connection =
-            Connection { forward, host, is_readable: true, is_writable: true, is_read: false, is_written: false };
+        let connection = Connection {
+            forward,
+            host,
+            is_readable: true,
+            is_writable: true,
+            is_read: false,
+            is_written: false,
+            is_reset: false,
+        };
         Ok((handle, connection))
     }
 
@@ -66,6 +75,7 @@ impl Connection {
 
     /// Takes note of events of the client's socket.
     pub fn note(&mut self, events: EventSet) {
+        self.is_reset |= events.contains(EventSet::ERROR);
         let ended = EventSet::HANG_UP | EventSet::ERROR | EventSet::READ_HANG_UP;
         self.is_readable |= events.intersects(EventSet::IN | ended);
         self.is_writable |= events.intersects(EventSet::OUT | ended);
@@ -73,7 +83,7 @@ impl Connection {
 
     /// Passes on what there is. Returns whether there may be more.
     pub fn pump(&mut self, socket: &mut tcp::Socket) -> bool {
-        if !self.send_to_guest(socket) || !self.send_to_host(socket) {
+        if self.is_reset || !self.send_to_guest(socket) || !self.send_to_host(socket) {
             return false;
         }
         !(self.is_read && self.is_written) && socket.state() != tcp::State::Closed

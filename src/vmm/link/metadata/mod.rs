@@ -16,7 +16,7 @@ pub use server::Server;
 use token::Tokens;
 
 /// The versions that are listed; all are answered alike.
-const VERSIONS: [&str; 19] = [
+const VERSIONS: [&str; 28] = [
     "1.0",
     "2007-01-19",
     "2007-03-01",
@@ -34,8 +34,17 @@ const VERSIONS: [&str; 19] = [
     "2015-10-20",
     "2016-04-19",
     "2016-06-30",
+    "2016-09-02",
     "2018-03-28",
+    "2018-08-17",
+    "2018-09-24",
+    "2019-10-01",
+    "2020-10-27",
+    "2021-01-03",
+    "2021-03-23",
     "2021-07-15",
+    "2022-09-24",
+    "2024-04-11",
 ];
 const LATEST: &str = "latest";
 const TOKEN: &str = "x-aws-ec2-metadata-token";

@@ -44,23 +44,28 @@ impl Server {
         port == PORT
     }
 
-    /// Somebody is about to connect: there has to be a socket that listens.
-    pub fn expect(&mut self, stack: &mut Stack) {
+    /// Somebody is about to connect: there has to be a socket that listens. Returns whether there is.
+    pub fn expect(&mut self, stack: &mut Stack) -> bool {
         let listens = |handle: &SocketHandle, stack: &Stack| {
             stack.sockets.get::<tcp::Socket>(*handle).state() == tcp::State::Listen
         };
-        if self.connections.len() >= CONNECTIONS || self.connections.keys().any(|handle| listens(handle, stack)) {
-            return;
+        if self.connections.keys().any(|handle| listens(handle, stack)) {
+            return true;
+        }
+        if self.connections.len() >= CONNECTIONS {
+            return false;
         }
         let buffer = |size| tcp::SocketBuffer::new(vec![0; size]);
         let mut socket = tcp::Socket::new(buffer(RECEIVE_BUFFER), buffer(SEND_BUFFER));
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
         let endpoint = IpEndpoint { addr: IpAddress::Ipv4(METADATA_ADDRESS), port: PORT };
-        if socket.listen(endpoint).is_ok() {
+        let listens = socket.listen(endpoint).is_ok();
+        if listens {
             socket.set_timeout(Some(IDLE));
             self.connections.insert(stack.sockets.add(socket), Connection::default());
         }
+        listens
     }
 
     /// Reads requests and writes answers.
@@ -96,7 +101,10 @@ impl Connection {
             match http::parse(&self.request) {
                 Parsed::Request(request, length) => {
                     self.request.drain(..length);
-                    socket.set_hop_limit(metadata.hop_limit(&request));
+                    // For good: the answer may still be here, or be sent again, when the next request is read.
+                    if let Some(limit) = metadata.hop_limit(&request) {
+                        socket.set_hop_limit(Some(limit));
+                    }
                     let answer = metadata.answer(&request, now);
                     self.ends = !request.keeps_alive;
                     self.answer = answer.encode(request.keeps_alive, request.method == "HEAD");
