@@ -10,7 +10,7 @@ use super::link::MacAddress;
 pub const MAX_VCPUS: u32 = 64;
 /// The least memory that a machine can have, in MiB: below it the embedded kernel and its agent do not fit.
 pub const MIN_MEMORY_MIB: u64 = 64;
-/// The most disks that a machine can have: what is left of the interrupt lines, see [`crate::vmm::machine`].
+/// The most disks that a machine can have: what is left of the interrupt lines, see `vmm/wiring.rs`.
 pub const MAX_DISKS: usize = 12;
 
 /// The least that an IPv4 network carries at once (RFC 791).

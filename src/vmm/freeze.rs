@@ -14,12 +14,12 @@ use super::config::MachineConfig;
 use super::control::Layer;
 use super::cpu::vcpu::{VcpuContext, VcpuHandle};
 use super::error::Error;
-use super::machine::Devices;
 use super::snapshot::copy::Copy;
 use super::snapshot::memory::Content;
 use super::snapshot::origin::{Differences, Origin};
 use super::snapshot::{self, MachineState, SnapshotError};
 use super::virtio::mmio::TransportState;
+use super::wiring::Devices;
 
 /// All of a running machine that has a state.
 pub(super) struct Freezer<'a> {

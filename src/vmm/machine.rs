@@ -7,20 +7,16 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
-use rustix::rand::{GetRandomFlags, getrandom};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
-use wisp_agent::network::Network;
-use wisp_agent::resumed::{RESUMED_PORT, RESUMED_PORTS, Resumed};
-use wisp_agent::seed::Seed;
 
 use super::boot::{self, BootState, cmdline};
-use super::bus::{Bus, SharedDevice};
-use super::config::{CpuConfig, DiskConfig, MachineConfig, NetConfig};
+use super::bus::Bus;
+use super::config::{CpuConfig, DiskConfig, MachineConfig};
 use super::console_socket::{self, ConsoleSocket};
 use super::control::{ControlServer, GuestFaultRecord, SOCKET, Status};
 use super::cpu::gate::Gate;
@@ -28,40 +24,22 @@ use super::cpu::time::CpuTime;
 use super::cpu::vcpu::{VcpuContext, VcpuHandle, install_kick_handler};
 use super::cpu::xstate::Xstate;
 use super::cpu::{cpuid, emulation, registers, state};
-use super::devices::acpi_pm::{self, AcpiPm};
-use super::devices::boot_timer::BootTimer;
 use super::devices::console::{self, Console};
-use super::devices::generation::{self, Generation};
-use super::devices::i8042::{self, I8042};
-use super::devices::pvpanic::{self, Pvpanic};
-use super::devices::resumed::ResumedPorts;
-use super::devices::rtc::{self, Rtc};
-use super::devices::serial::{self, Serial};
-use super::disk_slots::{DiskSlot, DiskSlots};
-use super::end::{End, EndReceiver, EndSender, end_channel};
+use super::end::{End, EndReceiver, end_channel};
 use super::error::Error;
 use super::fault::GuestFaults;
 use super::freeze::{self, Freezer};
-use super::irq::IrqLine;
 use super::link::LinkConfig;
-use super::memory::{self, GuestMemory, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
+use super::memory::{self, GuestMemory};
 use super::monitor::Monitor;
+use super::revival::Revival;
 use super::snapshot::origin::Origin;
 use super::snapshot::{self, MachineState, SnapshotError};
 use super::timeline::{ExitCounters, Mark, Timeline};
-use super::virtio::VirtioDevice;
-use super::virtio::block::{Block, Disk, DiskBay};
-use super::virtio::mmio::{MmioTransport, Slot};
-use super::virtio::net::{Backend, Net, NetControl};
-use super::virtio::register;
-use super::virtio::rng::Rng;
+use super::virtio::mmio::Slot;
+use super::virtio::net::NetControl;
 use super::virtio::vsock::Vsock;
-
-/// The keyboard's interrupt line.
-const KEYBOARD_IRQ: u32 = 1;
-/// Lines for virtio devices: what the PC's own devices leave of the I/O APIC's 24 pins (0 timer, 1 keyboard,
-/// 2 cascade, 4 serial port, 8 clock, 9 ACPI, 13 coprocessor).
-const VIRTIO_IRQS: [u32; 16] = [5, 6, 7, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
+use super::wiring::{self, Devices, VirtioParts, connect, new_eventfd, virtio_slots};
 
 /// What KVM must be able to do.
 const CAPABILITIES: &[(Cap, &str)] = &[
@@ -130,24 +108,6 @@ pub struct Machine {
     origin: Option<Origin>,
 }
 
-/// Devices that are talked to from outside the guest.
-#[derive(Debug)]
-pub(super) struct Devices {
-    pub(super) serial: Arc<Mutex<Serial>>,
-    /// Written when the serial port takes input again.
-    pub(super) serial_room: EventFd,
-    pub(super) i8042: Arc<Mutex<I8042>>,
-    pub(super) rtc: Arc<Mutex<Rtc>>,
-    pub(super) acpi_pm: Arc<Mutex<AcpiPm>>,
-    pub(super) generation: Arc<Mutex<Generation>>,
-    pub(super) disks: DiskSlots,
-    pub(super) net: Option<NetControl>,
-    /// Where the network's link is described.
-    link: Option<PathBuf>,
-    pub(super) virtio: Vec<Arc<Mutex<MmioTransport>>>,
-    faults: Vec<(String, Arc<GuestFaults>)>,
-}
-
 impl Machine {
     /// Builds the machine that `config` describes.
     pub fn new(config: MachineConfig, surroundings: Surroundings) -> Result<Machine, Error> {
@@ -203,12 +163,11 @@ impl Machine {
         let released = revival.as_ref().map(|revival| revival.release.try_clone()).transpose();
         let released = released.map_err(Error::host("an eventfd"))?;
         let saved_ports = saved.as_ref().zip(revival);
-        let mut devices = wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console, saved_ports)?;
+        let mut devices = wiring::wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console, saved_ports)?;
         let vsock = config.vsock.as_ref().map(|vsock| Vsock::new(vsock, released)).transpose()?;
         let net = net.map(|net| connect(net, surroundings.network, link)).transpose()?;
-        devices.link = config.net.as_ref().and_then(|net| net.link.clone());
         let parts = VirtioParts { disks: &disks, vsock, net, slots: &slots };
-        wire_virtio(&vm, &mut mmio, &mut devices, &memory, parts, &surroundings.folder)?;
+        wiring::wire_virtio(&vm, &mut mmio, &mut devices, &memory, parts, &surroundings.folder)?;
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::kvm("tell which CPU features it supports"))?;
@@ -308,48 +267,6 @@ impl Drop for Running<'_> {
     }
 }
 
-/// What the guest of a restored machine has to hear before anybody else talks to it.
-#[derive(Debug)]
-struct Revival {
-    message: Resumed,
-    /// Written when it has.
-    release: EventFd,
-}
-
-impl Revival {
-    /// For a guest that has not gone on yet; its random generator gets a generation of its own.
-    fn of(
-        config: &MachineConfig,
-        memory: &GuestMemory,
-        generation: Option<u64>,
-        link: Option<&LinkConfig>,
-    ) -> Result<Revival, Error> {
-        let (mut number, mut entropy) = ([0; 8], [0; 32]);
-        for bytes in [&mut number[..], &mut entropy] {
-            getrandom(bytes, GetRandomFlags::empty()).map_err(|errno| Error::host("random numbers")(errno.into()))?;
-        }
-        let is_taken = generation::renew(memory, generation, u64::from_le_bytes(number), entropy);
-        let path = config.vsock.as_ref().and_then(|vsock| vsock.seed.clone());
-        let seed = match path {
-            Some(path) => Seed::decode(&std::fs::read(&path).map_err(|source| Error::File { path, source })?),
-            None => None,
-        };
-        let hostname = seed.as_ref().and_then(|seed| seed.hostname.clone());
-        // Of what it has from before, or was just told, it need not be told again.
-        let has_more = seed.is_some_and(|seed| !seed.public_keys.is_empty() || seed.user_data.is_some());
-        let entropy = (!is_taken).then_some(entropy);
-        let network = config.net.as_ref().zip(link).map(|(net, link)| network(net, link));
-        let message = Resumed { entropy, hostname, seed: has_more, network, ..Resumed::default() };
-        Ok(Revival { message, release: new_eventfd()? })
-    }
-}
-
-/// How a guest's network interface is to be set.
-fn network(net: &NetConfig, link: &LinkConfig) -> Network {
-    let LinkConfig { address, prefix_length, router, ref dns, mtu, .. } = *link;
-    Network { mac: net.mac.0, address, prefix_length, router, dns: dns.clone(), mtu }
-}
-
 fn open_kvm() -> Result<Kvm, Error> {
     let kvm = Kvm::new().map_err(|error| Error::OpenKvm(error.into()))?;
     match CAPABILITIES.iter().find(|(capability, _)| !kvm.check_extension(*capability)) {
@@ -415,18 +332,6 @@ fn load_kernel(
     Ok(boot::load(memory, config, slots, &cmdline)?)
 }
 
-impl Devices {
-    /// Has the network's link go by its configuration as it is now. Returns what of it could not be done; the error is a
-    /// sentence.
-    pub(super) fn reload_link(&self) -> Result<Vec<String>, String> {
-        let (Some(net), Some(path)) = (&self.net, &self.link) else {
-            return Err("the machine has no link that could be changed".into());
-        };
-        let config = LinkConfig::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
-        Ok(net.reload(config))
-    }
-}
-
 /// Creates all vCPUs, and sets the first to the kernel's entry, where the others wait for it to start them; or all to where
 /// they were saved.
 fn create_vcpus(
@@ -455,75 +360,6 @@ fn create_vcpus(
     Ok(vcpus)
 }
 
-fn new_eventfd() -> Result<EventFd, Error> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::host("an eventfd"))
-}
-
-fn new_console(folder: &Path, timeline: &Arc<Timeline>) -> Result<Console, Error> {
-    let path = folder.join(console::LOG);
-    Console::new(Some(&path), Arc::clone(timeline)).map_err(|source| Error::File { path, source })
-}
-
-/// A new interrupt line that leads to pin `gsi` of the I/O APIC.
-fn wire_irq(vm: &VmFd, gsi: u32) -> Result<IrqLine, Error> {
-    let line = IrqLine::new().map_err(Error::host("an eventfd"))?;
-    vm.register_irqfd(line.eventfd(), gsi).map_err(Error::kvm("route an interrupt line"))?;
-    Ok(line)
-}
-
-/// Wires the PC's own devices.
-fn wire_ports(
-    vm: &VmFd,
-    bus: &mut Bus,
-    timeline: &Arc<Timeline>,
-    ends: &EndSender,
-    ready: &EventFd,
-    console: &Console,
-    saved: Option<(&MachineState, Revival)>,
-) -> Result<Devices, Error> {
-    let serial_room = new_eventfd()?;
-    let room = serial_room.try_clone().map_err(Error::host("an eventfd"))?;
-    let irq = wire_irq(vm, serial::IRQ)?;
-    let serial = match &saved {
-        Some((state, _)) => Serial::restored(&state.serial, irq, console.writer(), room)?,
-        None => Serial::new(irq, console.writer(), room),
-    };
-    let serial = Arc::new(Mutex::new(serial));
-    let address = saved.as_ref().and_then(|(state, _)| state.generation);
-    let i8042 = Arc::new(Mutex::new(I8042::new(ends.clone(), wire_irq(vm, KEYBOARD_IRQ)?)));
-    let ready = ready.try_clone().map_err(Error::host("an eventfd"))?;
-    let (message, release) = saved.map(|(_, revival)| (revival.message, revival.release)).unzip();
-    let resumed = Arc::new(Mutex::new(ResumedPorts::new(message)));
-    let noted = Arc::clone(&resumed);
-    let on_ready = Box::new(move || {
-        noted.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        // Each write adds one to a counter that would take centuries to overflow.
-        for event in release.iter().chain([&ready]) {
-            let _ = event.write(1);
-        }
-    });
-    let boot_timer = Arc::new(Mutex::new(BootTimer::new(Arc::clone(timeline), on_ready)));
-    let rtc = Arc::new(Mutex::new(Rtc::default()));
-    let acpi_pm = Arc::new(Mutex::new(AcpiPm::new(ends.clone())));
-    let generation = Arc::new(Mutex::new(Generation::restored(address)));
-    let devices: [(u16, u64, SharedDevice); 8] = [
-        (i8042::PORT, i8042::LENGTH, i8042.clone()),
-        (rtc::PORT, rtc::LENGTH, rtc.clone()),
-        (serial::PORT, serial::LENGTH, serial.clone()),
-        (acpi_pm::PORT, acpi_pm::LENGTH, acpi_pm.clone()),
-        (pvpanic::PORT, 1, Arc::new(Mutex::new(Pvpanic::new(ends.clone())))),
-        (wisp_agent::BOOT_TIMER_PORT, 1, boot_timer),
-        (RESUMED_PORT, RESUMED_PORTS as u64, resumed),
-        (generation::PORT, generation::LENGTH, generation.clone()),
-    ];
-    for (port, length, device) in devices {
-        bus.insert(port.into(), length, device).expect("the ports of the PC's devices do not overlap");
-    }
-    let disks = DiskSlots::default();
-    let (net, link, virtio, faults) = (None, None, Vec::new(), Vec::new());
-    Ok(Devices { serial, serial_room, i8042, rtc, acpi_pm, generation, disks, net, link, virtio, faults })
-}
-
 /// Which disk is in each slot: those of `config` in their order, or where they were when the machine was saved.
 fn place_disks<'a>(
     config: &'a MachineConfig,
@@ -550,74 +386,9 @@ fn read_link(config: &MachineConfig) -> Result<Option<LinkConfig>, Error> {
     LinkConfig::read(path).map(Some).map_err(|source| Error::File { path: path.clone(), source })
 }
 
-/// The network device, in front of what it is connected to.
-fn connect(config: &NetConfig, network: Option<OwnedFd>, link: Option<LinkConfig>) -> Result<Net, Error> {
-    let backend = network.map_or(Ok(Backend::Nobody), Backend::of).map_err(Error::host("the network"))?;
-    Net::new(config, backend, link).map_err(Error::host("an eventfd"))
-}
-
-/// Where so many virtio devices are, in the order of [`wire_virtio`].
-fn virtio_slots(count: usize) -> Vec<Slot> {
-    let address = |index: usize| VIRTIO_MMIO_START + index as u64 * VIRTIO_MMIO_SIZE;
-    VIRTIO_IRQS.iter().take(count).enumerate().map(|(index, irq)| Slot { address: address(index), irq: *irq }).collect()
-}
-
-/// The virtio devices that depend on the configuration, and where all of them go.
-struct VirtioParts<'a> {
-    disks: &'a [Option<&'a DiskConfig>],
-    vsock: Option<Vsock>,
-    net: Option<Net>,
-    slots: &'a [Slot],
-}
-
-/// Wires the virtio devices: disks in their order, slots without one, the entropy device, vsock, the network device.
-fn wire_virtio(
-    vm: &VmFd,
-    bus: &mut Bus,
-    devices: &mut Devices,
-    memory: &GuestMemory,
-    VirtioParts { disks, vsock, net, slots }: VirtioParts,
-    folder: &Path,
-) -> Result<(), Error> {
-    let mut parts: Vec<(String, Box<dyn VirtioDevice>)> = Vec::new();
-    let mut bays = Vec::with_capacity(disks.len());
-    for (index, disk) in disks.iter().enumerate() {
-        let disk = disk.map(|disk| Disk::open(disk, folder)).transpose()?;
-        let bay = Arc::new(disk.map_or_else(DiskBay::default, DiskBay::with));
-        parts.push((format!("block{index}"), Box::new(Block::new(Arc::clone(&bay), index))));
-        bays.push(bay);
-    }
-    parts.push(("rng".into(), Box::new(Rng::default())));
-    if let Some(vsock) = vsock {
-        parts.push(("vsock".into(), Box::new(vsock)));
-    }
-    if let Some(net) = net {
-        devices.net = Some(net.control());
-        parts.push(("net".into(), Box::new(net)));
-    }
-    for ((name, device), slot) in parts.into_iter().zip(slots) {
-        let faults = Arc::new(GuestFaults::new(name.clone()));
-        let line = wire_irq(vm, slot.irq)?;
-        let transport =
-            MmioTransport::new(device, memory.clone(), line, Arc::clone(&faults)).map_err(Error::host("an eventfd"))?;
-        if transport.has_thread() {
-            let address = IoEventAddress::Mmio(slot.address + register::QUEUE_NOTIFY);
-            for (queue, kick) in (0_u32..).zip(transport.kicks()) {
-                vm.register_ioevent(kick, &address, queue).map_err(Error::kvm("route a queue's notifications"))?;
-            }
-        }
-        let transport = Arc::new(Mutex::new(transport));
-        bus.insert(slot.address, VIRTIO_MMIO_SIZE, transport.clone()).expect("slots do not overlap");
-        devices.virtio.push(transport);
-        devices.faults.push((name, faults));
-    }
-    let interrupts = devices
-        .virtio
-        .iter()
-        .map(|transport| Arc::clone(transport.lock().unwrap_or_else(PoisonError::into_inner).interrupt()));
-    let slots = bays.into_iter().zip(interrupts).map(|(bay, interrupt)| DiskSlot { bay, interrupt });
-    devices.disks = DiskSlots::new(slots.collect(), folder);
-    Ok(())
+fn new_console(folder: &Path, timeline: &Arc<Timeline>) -> Result<Console, Error> {
+    let path = folder.join(console::LOG);
+    Console::new(Some(&path), Arc::clone(timeline)).map_err(|source| Error::File { path, source })
 }
 
 fn status(config: &MachineConfig, context: &VcpuContext, devices: &Devices) -> Status {

@@ -26,10 +26,12 @@ pub mod link;
 pub mod machine;
 pub mod memory;
 mod monitor;
+mod revival;
 pub mod snapshot;
 pub mod sparse;
 pub mod timeline;
 pub mod virtio;
+mod wiring;
 
 pub use config::MachineConfig;
 pub use end::End;

@@ -16,7 +16,8 @@ use super::disk_slots::{SlotError, attached};
 use super::end::{End, EndReceiver};
 use super::error::Error;
 use super::freeze::Freezer;
-use super::machine::{Devices, Launcher};
+use super::machine::Launcher;
+use super::wiring::Devices;
 
 /// Why a machine is not saved.
 const AT_ITS_END: &str = "the machine has come to its end";
@@ -182,8 +183,11 @@ impl<'a> Monitor<'a> {
                     self.control.send(fd, &answer);
                 }
                 Request::ReloadLink => {
-                    let reloaded = self.devices.reload_link().map(|problems| Message::Reloaded { problems });
-                    self.control.send(fd, &reloaded.unwrap_or_else(|why| Message::Failed { why }));
+                    let message = match &self.devices.net {
+                        Some(net) => net.reload().map(|problems| Message::Reloaded { problems }),
+                        None => Err("the machine has no network device".into()),
+                    };
+                    self.control.send(fd, &message.unwrap_or_else(|why| Message::Failed { why }));
                 }
                 Request::Kill { by } => return Some(End::Killed { by }),
             }

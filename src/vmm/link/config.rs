@@ -9,6 +9,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use wisp_agent::network::Network;
 
 /// The Ethernet address of everything that a guest can reach: all is routed, and nothing of the host's link is its own.
 pub const GATEWAY_MAC: MacAddress = MacAddress([0x0a, 0x57, 0x49, 0x53, 0x50, 0x01]);
@@ -71,6 +72,12 @@ impl LinkConfig {
     /// The configuration in a file.
     pub fn read(path: &Path) -> io::Result<LinkConfig> {
         Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+    }
+
+    /// How the interface of the guest with the address `mac` is to be set.
+    pub fn network(&self, mac: MacAddress) -> Network {
+        let LinkConfig { address, prefix_length, router, ref dns, mtu, .. } = *self;
+        Network { mac: mac.0, address, prefix_length, router, dns: dns.clone(), mtu }
     }
 }
 

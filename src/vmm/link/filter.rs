@@ -98,11 +98,7 @@ fn classify(packet: &Ipv4, direction: Direction) -> Option<(Flow, Part)> {
         }
         _ => (0, 0, Part::Either),
     };
-    let (peer_port, guest_port) = match direction {
-        Direction::Ingress => (source, destination),
-        Direction::Egress => (destination, source),
-    };
-    Some((Flow::new(packet, direction.peer(packet), peer_port, guest_port), part))
+    Some((Flow::between(packet, direction, source, destination), part))
 }
 
 /// What an ICMP message of this type is, and the type of the query that it is or answers: echo, timestamp, information,
@@ -117,6 +113,15 @@ fn icmp_part(kind: u8) -> (Part, u8) {
 }
 
 impl Flow {
+    /// Of a packet with these ports.
+    fn between(packet: &Ipv4, direction: Direction, source: u16, destination: u16) -> Flow {
+        let (peer_port, guest_port) = match direction {
+            Direction::Ingress => (source, destination),
+            Direction::Egress => (destination, source),
+        };
+        Flow::new(packet, direction.peer(packet), peer_port, guest_port)
+    }
+
     fn new(packet: &Ipv4, peer: Ipv4Addr, peer_port: u16, guest_port: u16) -> Flow {
         Flow { protocol: packet.protocol, peer, peer_port, guest_port }
     }
@@ -264,11 +269,7 @@ fn quoted_flow(packet: &Ipv4, direction: Direction) -> Option<Flow> {
         return classify(packet, direction).map(|(flow, _)| flow);
     }
     let (source, destination) = packet.ports()?;
-    let (peer_port, guest_port) = match direction {
-        Direction::Ingress => (source, destination),
-        Direction::Egress => (destination, source),
-    };
-    Some(Flow::new(packet, direction.peer(packet), peer_port, guest_port))
+    Some(Flow::between(packet, direction, source, destination))
 }
 
 /// Whether a rule lets somebody begin with this packet.

@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::wire::{IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr};
+use smoltcp::wire::{Icmpv4Packet, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr};
 
 use super::config::MacAddress;
 
@@ -184,9 +184,7 @@ pub fn fragments(packet: Vec<u8>, mtu: usize, identification: u16) -> Vec<Vec<u8
         bytes[2..4].copy_from_slice(&((IPV4 + piece.len()) as u16).to_be_bytes());
         bytes[4..6].copy_from_slice(&identification.to_be_bytes());
         bytes[6..8].copy_from_slice(&offset.to_be_bytes());
-        bytes[10..12].fill(0);
-        let checksum = checksum(&bytes[..IPV4]).to_be_bytes();
-        bytes[10..12].copy_from_slice(&checksum);
+        Ipv4Packet::new_unchecked(&mut bytes[..]).fill_checksum();
         bytes
     });
     pieces.collect()
@@ -196,8 +194,7 @@ pub fn fragments(packet: Vec<u8>, mtu: usize, identification: u16) -> Vec<Vec<u8
 pub fn unreachable(router: Ipv4Addr, guest: Ipv4Addr, packet: &[u8]) -> Vec<u8> {
     let quoted = &packet[..packet.len().min(MAX_IPV4_HEADER + 8)];
     let mut message = [&[3, 0, 0, 0, 0, 0, 0, 0][..], quoted].concat();
-    let checksum = checksum(&message).to_be_bytes();
-    message[2..4].copy_from_slice(&checksum);
+    Icmpv4Packet::new_unchecked(&mut message[..]).fill_checksum();
     let ip = Ipv4Repr {
         src_addr: router,
         dst_addr: guest,
@@ -209,16 +206,6 @@ pub fn unreachable(router: Ipv4Addr, guest: Ipv4Addr, packet: &[u8]) -> Vec<u8> 
     ip.emit(&mut Ipv4Packet::new_unchecked(&mut bytes[..]), &ChecksumCapabilities::default());
     bytes.extend(message);
     bytes
-}
-
-/// The internet checksum (RFC 1071).
-pub fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
-    let mut sum: u32 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 #[cfg(test)]

@@ -508,8 +508,7 @@ fn segment(flags: u8, sequence: u32, payload: &[u8], changes: &[(usize, u8)]) ->
     let total = (packet.len() as u16).to_be_bytes();
     packet[2..4].copy_from_slice(&total);
     packet[10..12].fill(0);
-    let checksum = packet::checksum(&packet[..packet::IPV4]).to_be_bytes();
-    packet[10..12].copy_from_slice(&checksum);
+    smoltcp::wire::Ipv4Packet::new_unchecked(&mut packet[..]).fill_checksum();
     for (at, byte) in changes {
         let length = packet.len();
         packet[at % length] = *byte;

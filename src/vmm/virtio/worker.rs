@@ -8,6 +8,8 @@ use std::thread::JoinHandle;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::{ActivateError, QueueState};
+
 /// What an event of [`Wakeups`] means when it is not one of the device's own.
 const PAUSE: u64 = u64::MAX;
 
@@ -16,6 +18,9 @@ const PAUSE: u64 = u64::MAX;
 pub(super) trait Serve: Send + 'static {
     /// Serves.
     fn run(&mut self);
+
+    /// Where its end of each queue is.
+    fn queue_states(&self) -> Vec<QueueState>;
 }
 
 /// A device's thread and what it has; the thread is stopped and joined when this is dropped.
@@ -80,6 +85,16 @@ impl<S: Serve> Worker<S> {
         self.state = State::Running(thread);
         Ok(())
     }
+}
+
+/// [`VirtioDevice::pause`](super::VirtioDevice::pause) of a device that has this worker while it is active.
+pub(super) fn pause<S: Serve>(worker: &mut Option<Worker<S>>) -> Vec<QueueState> {
+    worker.as_mut().and_then(Worker::pause).map_or_else(Vec::new, Serve::queue_states)
+}
+
+/// [`VirtioDevice::resume`](super::VirtioDevice::resume) of the same.
+pub(super) fn resume<S: Serve>(worker: &mut Option<Worker<S>>, device: &'static str) -> Result<(), ActivateError> {
+    worker.as_mut().map_or(Ok(()), Worker::resume).map_err(|source| ActivateError { device, source })
 }
 
 #[cfg(test)]

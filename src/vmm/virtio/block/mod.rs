@@ -20,7 +20,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::queue::QueueError;
-use super::worker::{Serve, Wakeups, Worker};
+use super::worker::{self, Serve, Wakeups, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
 pub use bay::{DiskBay, Label};
 pub use counters::DiskCounters;
@@ -125,13 +125,11 @@ impl VirtioDevice for Block {
     }
 
     fn pause(&mut self) -> Vec<QueueState> {
-        let service = self.worker.as_mut().and_then(Worker::pause);
-        service.map_or_else(Vec::new, |service| service.activation.queue_states())
+        worker::pause(&mut self.worker)
     }
 
     fn resume(&mut self) -> Result<(), ActivateError> {
-        let resumed = self.worker.as_mut().map_or(Ok(()), Worker::resume);
-        resumed.map_err(|source| ActivateError { device: "block", source })
+        worker::resume(&mut self.worker, "block")
     }
 
     fn reset(&mut self) {
@@ -153,6 +151,10 @@ struct Service {
 }
 
 impl Serve for Service {
+    fn queue_states(&self) -> Vec<QueueState> {
+        self.activation.queue_states()
+    }
+
     fn run(&mut self) {
         // Requests may have come before the thread was there.
         loop {

@@ -105,9 +105,4 @@ impl Backend {
             Backend::Nobody => Received::Nothing,
         }
     }
-
-    /// Whether there is a frame that no event will tell of.
-    pub fn has_frame(&self) -> bool {
-        matches!(self, Backend::Stream(stream) if stream.has_frame())
-    }
 }

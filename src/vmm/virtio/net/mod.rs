@@ -16,6 +16,7 @@ mod service;
 mod stream;
 mod tap;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -23,10 +24,10 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
-use super::worker::Worker;
+use super::worker::{self, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
 use crate::vmm::config::NetConfig;
-use crate::vmm::link::{LinkConfig, MacAddress, Services};
+use crate::vmm::link::{LinkConfig, Services};
 pub use backend::Backend;
 use service::Service;
 
@@ -122,25 +123,32 @@ impl Shared {
 
 /// A device's link, from outside the guest.
 #[derive(Debug, Clone)]
-pub struct NetControl(Arc<Shared>);
+pub struct NetControl {
+    shared: Arc<Shared>,
+    /// Where the link is described.
+    link: Option<PathBuf>,
+}
 
 impl NetControl {
-    /// Has the link's services go by another configuration. Returns what of it could not be done, in sentences; the rest is.
-    /// A link that has no services stays without.
-    pub fn reload(&self, config: LinkConfig) -> Vec<String> {
-        let mut port = self.0.port();
-        let Some(services) = &mut port.services else { return Vec::new() };
+    /// Has the link's services go by its configuration as it is now. Returns what of it could not be done, in sentences; the
+    /// rest is. The error is a sentence, too.
+    pub fn reload(&self) -> Result<Vec<String>, String> {
+        let none = || "the machine has no link that could be changed".to_string();
+        let path = self.link.as_ref().ok_or_else(none)?;
+        let config = LinkConfig::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+        let mut port = self.shared.port();
+        let services = port.services.as_mut().ok_or_else(none)?;
         services.reload(config);
         // The counter is written far more rarely than it is read.
-        let _ = self.0.changed.write(1);
-        services.problems()
+        let _ = self.shared.changed.write(1);
+        Ok(services.problems())
     }
 
     /// What is wrong with it, in sentences: what of its configuration could not be done, and that there is no way out any
     /// more.
     pub fn problems(&self) -> Vec<String> {
-        let mut problems = self.0.port().services.as_ref().map(Services::problems).unwrap_or_default();
-        if self.0.is_cut_off.load(Ordering::Acquire) {
+        let mut problems = self.shared.port().services.as_ref().map(Services::problems).unwrap_or_default();
+        if self.shared.is_cut_off.load(Ordering::Acquire) {
             problems.push("what its network led to has ended: it reaches nothing outside".into());
         }
         problems
@@ -148,7 +156,8 @@ impl NetControl {
 
     /// What has gone through.
     pub fn record(&self) -> NetRecord {
-        let Counters { received_frames, received_bytes, sent_frames, sent_bytes, dropped_frames } = &self.0.counters;
+        let Counters { received_frames, received_bytes, sent_frames, sent_bytes, dropped_frames } =
+            &self.shared.counters;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         NetRecord {
             received_frames: read(received_frames),
@@ -163,8 +172,7 @@ impl NetControl {
 /// The device.
 #[derive(Debug)]
 pub struct Net {
-    mac: MacAddress,
-    mtu: u16,
+    config: NetConfig,
     shared: Arc<Shared>,
     worker: Option<Worker<Service>>,
 }
@@ -178,12 +186,12 @@ impl Net {
         let changed = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let port = Mutex::new(Port { backend, services });
         let shared = Shared { port, changed, is_up, is_cut_off: AtomicBool::new(false), counters: Counters::default() };
-        Ok(Net { mac: config.mac, mtu: config.mtu, shared: Arc::new(shared), worker: None })
+        Ok(Net { config: config.clone(), shared: Arc::new(shared), worker: None })
     }
 
     /// The device's link, from outside the guest.
     pub fn control(&self) -> NetControl {
-        NetControl(Arc::clone(&self.shared))
+        NetControl { shared: Arc::clone(&self.shared), link: self.config.link.clone() }
     }
 }
 
@@ -207,10 +215,10 @@ impl VirtioDevice for Net {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut space = [0; 12];
         let status = if self.shared.is_up.load(Ordering::Acquire) { LINK_UP } else { 0 };
-        space[..6].copy_from_slice(&self.mac.0);
+        space[..6].copy_from_slice(&self.config.mac.0);
         space[6..8].copy_from_slice(&status.to_le_bytes());
         space[8..10].copy_from_slice(&1_u16.to_le_bytes());
-        space[10..].copy_from_slice(&self.mtu.to_le_bytes());
+        space[10..].copy_from_slice(&self.config.mtu.to_le_bytes());
         read_config_bytes(&space, offset, data);
     }
 
@@ -222,13 +230,11 @@ impl VirtioDevice for Net {
     }
 
     fn pause(&mut self) -> Vec<QueueState> {
-        let service = self.worker.as_mut().and_then(Worker::pause);
-        service.map_or_else(Vec::new, Service::queue_states)
+        worker::pause(&mut self.worker)
     }
 
     fn resume(&mut self) -> Result<(), ActivateError> {
-        let resumed = self.worker.as_mut().map_or(Ok(()), Worker::resume);
-        resumed.map_err(|source| ActivateError { device: "net", source })
+        worker::resume(&mut self.worker, "net")
     }
 
     fn reset(&mut self) {

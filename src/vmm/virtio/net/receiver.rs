@@ -37,7 +37,7 @@ pub struct Receiver {
     ready: VecDeque<Chain>,
     /// A frame that waits for buffers.
     waiting: Option<(Header, Vec<u8>)>,
-    head: Box<[u8; HEAD_LENGTH]>,
+    head: [u8; HEAD_LENGTH],
     /// What of a frame is longer than the buffers at hand; without a place until there is one.
     spill: Vec<u8>,
 }
@@ -45,8 +45,8 @@ pub struct Receiver {
 impl Receiver {
     /// `is_mergeable` is whether the driver took `VIRTIO_NET_F_MRG_RXBUF`.
     pub fn new(queue: Virtqueue, is_mergeable: bool) -> Receiver {
-        let head = Box::new([0; HEAD_LENGTH]);
-        Receiver { queue, is_mergeable, ready: VecDeque::new(), waiting: None, head, spill: Vec::new() }
+        let (ready, spill) = (VecDeque::new(), Vec::new());
+        Receiver { queue, is_mergeable, ready, waiting: None, head: [0; HEAD_LENGTH], spill }
     }
 
     /// The queue.
@@ -107,14 +107,12 @@ impl Receiver {
         let buffers = self.buffers();
         let body = queue::subrange(&buffers, (header::LENGTH + HEAD_LENGTH) as u64, MAX_FRAME as u64);
         let slices = queue::volatile_slices(memory, &body);
-        if capacity < header::LENGTH + MAX_FRAME {
-            self.spill.resize(MAX_FRAME, 0);
-        }
         let mut header = header::PLAIN;
         let mut target = Pieces::default();
         target.push_target(&mut self.head[..]);
         target.extend_guest(&slices);
         if capacity < header::LENGTH + MAX_FRAME {
+            self.spill.resize(MAX_FRAME, 0);
             target.push_target(&mut self.spill);
         }
         if !target.fit() {
@@ -132,12 +130,12 @@ impl Receiver {
             return if passes { self.deliver(memory, header, frame) } else { Ok(Step::Dropped) };
         }
         drop(target);
-        let head = self.head[..length.min(HEAD_LENGTH)].to_vec();
-        if !may_pass(&head) {
+        let head = &self.head[..length.min(HEAD_LENGTH)];
+        if !may_pass(head) {
             return Ok(Step::Dropped);
         }
         let place = queue::subrange(&buffers, header::LENGTH as u64, head.len() as u64);
-        queue::write_to(memory, &place, &head);
+        queue::write_to(memory, &place, head);
         self.publish(memory, &buffers, header, length)
     }
 

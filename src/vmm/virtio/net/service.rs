@@ -76,20 +76,12 @@ impl Service {
         Ok(Service { shared, memory, interrupt, faults, wakeups, receiver, transmit, watched, is_full, is_starved })
     }
 
-    /// Where this end of each queue is.
-    pub(super) fn queue_states(&self) -> Vec<QueueState> {
-        vec![self.receiver.state(), self.transmit.state()]
-    }
-
     /// Moves what there is to be moved, some of it. Returns how long to wait for more.
     fn serve(&mut self, shared: &Shared) -> Result<Option<Duration>, QueueError> {
         let mut port = shared.port();
         let now = Instant::now();
-        if let Some(services) = &mut port.services {
-            services.poll(now);
-        }
         let mut has_more = self.send_batch(&mut port, shared, now)?;
-        // What the guest sent may be answered at once.
+        // Behind what the guest sent, which may be answered at once.
         if let Some(services) = &mut port.services {
             services.poll(now);
         }
@@ -269,6 +261,10 @@ impl Service {
 }
 
 impl Serve for Service {
+    fn queue_states(&self) -> Vec<QueueState> {
+        vec![self.receiver.state(), self.transmit.state()]
+    }
+
     fn run(&mut self) {
         let outcome = self.serve_on();
         self.receiver.put_back();

@@ -93,21 +93,25 @@ impl Stream {
     /// The length of the frame that has come whole, if one has; an impossible one closes the socket, for what follows it
     /// cannot be told apart.
     fn frame(&mut self) -> Option<usize> {
-        let bytes = &self.buffer[self.start..self.end];
-        let length = u32::from_be_bytes(*bytes.first_chunk::<PREFIX>()?) as usize;
+        let length = self.announced()?;
         if length > MAX_FRAME {
             log::warn!("the user-mode network sent a frame of {length} bytes, and is not listened to any more");
             self.is_closed = true;
             return None;
         }
-        (bytes.len() - PREFIX >= length).then_some(length)
+        (self.end - self.start - PREFIX >= length).then_some(length)
+    }
+
+    /// The length that the next frame is said to have, if so much of it has come.
+    fn announced(&self) -> Option<usize> {
+        let prefix = self.buffer[self.start..self.end].first_chunk::<PREFIX>()?;
+        Some(u32::from_be_bytes(*prefix) as usize)
     }
 
     /// Whether a frame has come whole.
+    #[cfg(test)]
     pub fn has_frame(&self) -> bool {
-        let bytes = &self.buffer[self.start..self.end];
-        let length = bytes.first_chunk::<PREFIX>().map(|prefix| u32::from_be_bytes(*prefix) as usize);
-        length.is_some_and(|length| bytes.len() - PREFIX >= length)
+        self.announced().is_some_and(|length| self.end - self.start - PREFIX >= length)
     }
 
     /// Copies a frame to `target`.
@@ -160,19 +164,16 @@ impl Stream {
             self.unsent.drain(..count);
         }
         while self.start < self.end && !self.is_closed {
-            let bytes = &self.buffer[self.start..self.end];
-            let needed = match bytes.first_chunk::<PREFIX>() {
-                Some(prefix) => PREFIX + u32::from_be_bytes(*prefix) as usize,
-                None => PREFIX,
-            };
-            if needed > PREFIX + MAX_FRAME {
+            let length = self.announced();
+            if length.is_some_and(|length| length > MAX_FRAME) {
                 break;
             }
-            if bytes.len() >= needed && needed > PREFIX {
+            let (here, needed) = (self.end - self.start, PREFIX + length.unwrap_or(0));
+            if length.is_some() && here >= needed {
                 self.start += needed;
                 continue;
             }
-            let mut rest = vec![0; (needed - bytes.len()).max(1)];
+            let mut rest = vec![0; needed - here];
             let (count, _) = recv(&self.fd, &mut rest[..], RecvFlags::empty())?;
             if count == 0 {
                 break;

@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::vmm::fault::GuestFaults;
 use crate::vmm::irq::IrqLine;
+use crate::vmm::link::MacAddress;
 use crate::vmm::memory::{self, GuestMemory};
 use crate::vmm::virtio::interrupt::{Interrupt, status};
 use crate::vmm::virtio::queue::tests::{NEXT, WRITE, queue_at};

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
-use super::worker::Worker;
+use super::worker::{self, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
 use crate::vmm::config::VsockConfig;
 use service::Service;
@@ -104,13 +104,11 @@ impl VirtioDevice for Vsock {
     }
 
     fn pause(&mut self) -> Vec<QueueState> {
-        let service = self.worker.as_mut().and_then(Worker::pause);
-        service.map_or_else(Vec::new, Service::queue_states)
+        worker::pause(&mut self.worker)
     }
 
     fn resume(&mut self) -> Result<(), ActivateError> {
-        let resumed = self.worker.as_mut().map_or(Ok(()), Worker::resume);
-        resumed.map_err(|source| ActivateError { device: "vsock", source })
+        worker::resume(&mut self.worker, "vsock")
     }
 
     fn reset(&mut self) {

@@ -126,11 +126,6 @@ impl Service {
         Ok(service)
     }
 
-    /// Where the device's end of each queue is.
-    pub(super) fn queue_states(&self) -> Vec<QueueState> {
-        self.activation.queue_states()
-    }
-
     /// Brings a guest that was restored as far as it comes now.
     fn revive(&mut self) -> Result<(), QueueError> {
         let Some(revival) = &mut self.revival else { return Ok(()) };
@@ -428,6 +423,10 @@ impl Service {
 }
 
 impl Serve for Service {
+    fn queue_states(&self) -> Vec<QueueState> {
+        self.activation.queue_states()
+    }
+
     fn run(&mut self) {
         loop {
             if let Err(error) = self.revive().and_then(|()| self.serve_guest()) {

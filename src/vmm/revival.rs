@@ -1,0 +1,49 @@
+//! What the guest of a restored machine has to hear before anybody else talks to it.
+
+use rustix::rand::{GetRandomFlags, getrandom};
+use vmm_sys_util::eventfd::EventFd;
+use wisp_agent::resumed::Resumed;
+use wisp_agent::seed::Seed;
+
+use super::config::MachineConfig;
+use super::devices::generation;
+use super::error::Error;
+use super::link::LinkConfig;
+use super::memory::GuestMemory;
+use super::wiring::new_eventfd;
+
+/// What it hears, and how others learn that it has.
+#[derive(Debug)]
+pub(super) struct Revival {
+    pub message: Resumed,
+    /// Written when it has.
+    pub release: EventFd,
+}
+
+impl Revival {
+    /// For a guest that has not gone on yet; its random generator gets a generation of its own.
+    pub fn of(
+        config: &MachineConfig,
+        memory: &GuestMemory,
+        generation: Option<u64>,
+        link: Option<&LinkConfig>,
+    ) -> Result<Revival, Error> {
+        let (mut number, mut entropy) = ([0; 8], [0; 32]);
+        for bytes in [&mut number[..], &mut entropy] {
+            getrandom(bytes, GetRandomFlags::empty()).map_err(|errno| Error::host("random numbers")(errno.into()))?;
+        }
+        let is_taken = generation::renew(memory, generation, u64::from_le_bytes(number), entropy);
+        let path = config.vsock.as_ref().and_then(|vsock| vsock.seed.clone());
+        let seed = match path {
+            Some(path) => Seed::decode(&std::fs::read(&path).map_err(|source| Error::File { path, source })?),
+            None => None,
+        };
+        let hostname = seed.as_ref().and_then(|seed| seed.hostname.clone());
+        // Of what it has from before, or was just told, it need not be told again.
+        let has_more = seed.is_some_and(|seed| !seed.public_keys.is_empty() || seed.user_data.is_some());
+        let entropy = (!is_taken).then_some(entropy);
+        let network = config.net.as_ref().zip(link).map(|(net, link)| link.network(net.mac));
+        let message = Resumed { entropy, hostname, seed: has_more, network, ..Resumed::default() };
+        Ok(Revival { message, release: new_eventfd()? })
+    }
+}

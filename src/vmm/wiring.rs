@@ -1,0 +1,194 @@
+//! A machine's devices, connected: their registers to the buses, their interrupts and notifications to KVM.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+use wisp_agent::resumed::{RESUMED_PORT, RESUMED_PORTS};
+
+use super::bus::{Bus, SharedDevice};
+use super::config::{DiskConfig, NetConfig};
+use super::devices::acpi_pm::{self, AcpiPm};
+use super::devices::boot_timer::BootTimer;
+use super::devices::console::Console;
+use super::devices::generation::{self, Generation};
+use super::devices::i8042::{self, I8042};
+use super::devices::pvpanic::{self, Pvpanic};
+use super::devices::resumed::ResumedPorts;
+use super::devices::rtc::{self, Rtc};
+use super::devices::serial::{self, Serial};
+use super::disk_slots::{DiskSlot, DiskSlots};
+use super::end::EndSender;
+use super::error::Error;
+use super::fault::GuestFaults;
+use super::irq::IrqLine;
+use super::link::LinkConfig;
+use super::memory::{GuestMemory, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
+use super::revival::Revival;
+use super::snapshot::MachineState;
+use super::timeline::Timeline;
+use super::virtio::VirtioDevice;
+use super::virtio::block::{Block, Disk, DiskBay};
+use super::virtio::mmio::{MmioTransport, Slot};
+use super::virtio::net::{Backend, Net, NetControl};
+use super::virtio::register;
+use super::virtio::rng::Rng;
+use super::virtio::vsock::Vsock;
+
+/// The keyboard's interrupt line.
+const KEYBOARD_IRQ: u32 = 1;
+/// Lines for virtio devices: what the PC's own devices leave of the I/O APIC's 24 pins (0 timer, 1 keyboard,
+/// 2 cascade, 4 serial port, 8 clock, 9 ACPI, 13 coprocessor).
+const VIRTIO_IRQS: [u32; 16] = [5, 6, 7, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
+
+/// Devices that are talked to from outside the guest.
+#[derive(Debug)]
+pub(super) struct Devices {
+    pub(super) serial: Arc<Mutex<Serial>>,
+    /// Written when the serial port takes input again.
+    pub(super) serial_room: EventFd,
+    pub(super) i8042: Arc<Mutex<I8042>>,
+    pub(super) rtc: Arc<Mutex<Rtc>>,
+    pub(super) acpi_pm: Arc<Mutex<AcpiPm>>,
+    pub(super) generation: Arc<Mutex<Generation>>,
+    pub(super) disks: DiskSlots,
+    pub(super) net: Option<NetControl>,
+    pub(super) virtio: Vec<Arc<Mutex<MmioTransport>>>,
+    pub(super) faults: Vec<(String, Arc<GuestFaults>)>,
+}
+
+pub(super) fn new_eventfd() -> Result<EventFd, Error> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::host("an eventfd"))
+}
+
+/// A new interrupt line that leads to pin `gsi` of the I/O APIC.
+fn wire_irq(vm: &VmFd, gsi: u32) -> Result<IrqLine, Error> {
+    let line = IrqLine::new().map_err(Error::host("an eventfd"))?;
+    vm.register_irqfd(line.eventfd(), gsi).map_err(Error::kvm("route an interrupt line"))?;
+    Ok(line)
+}
+
+/// Wires the PC's own devices.
+pub(super) fn wire_ports(
+    vm: &VmFd,
+    bus: &mut Bus,
+    timeline: &Arc<Timeline>,
+    ends: &EndSender,
+    ready: &EventFd,
+    console: &Console,
+    saved: Option<(&MachineState, Revival)>,
+) -> Result<Devices, Error> {
+    let serial_room = new_eventfd()?;
+    let room = serial_room.try_clone().map_err(Error::host("an eventfd"))?;
+    let irq = wire_irq(vm, serial::IRQ)?;
+    let serial = match &saved {
+        Some((state, _)) => Serial::restored(&state.serial, irq, console.writer(), room)?,
+        None => Serial::new(irq, console.writer(), room),
+    };
+    let serial = Arc::new(Mutex::new(serial));
+    let address = saved.as_ref().and_then(|(state, _)| state.generation);
+    let i8042 = Arc::new(Mutex::new(I8042::new(ends.clone(), wire_irq(vm, KEYBOARD_IRQ)?)));
+    let ready = ready.try_clone().map_err(Error::host("an eventfd"))?;
+    let (message, release) = saved.map(|(_, revival)| (revival.message, revival.release)).unzip();
+    let resumed = Arc::new(Mutex::new(ResumedPorts::new(message)));
+    let noted = Arc::clone(&resumed);
+    let on_ready = Box::new(move || {
+        noted.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        // Each write adds one to a counter that would take centuries to overflow.
+        for event in release.iter().chain([&ready]) {
+            let _ = event.write(1);
+        }
+    });
+    let boot_timer = Arc::new(Mutex::new(BootTimer::new(Arc::clone(timeline), on_ready)));
+    let rtc = Arc::new(Mutex::new(Rtc::default()));
+    let acpi_pm = Arc::new(Mutex::new(AcpiPm::new(ends.clone())));
+    let generation = Arc::new(Mutex::new(Generation::restored(address)));
+    let devices: [(u16, u64, SharedDevice); 8] = [
+        (i8042::PORT, i8042::LENGTH, i8042.clone()),
+        (rtc::PORT, rtc::LENGTH, rtc.clone()),
+        (serial::PORT, serial::LENGTH, serial.clone()),
+        (acpi_pm::PORT, acpi_pm::LENGTH, acpi_pm.clone()),
+        (pvpanic::PORT, 1, Arc::new(Mutex::new(Pvpanic::new(ends.clone())))),
+        (wisp_agent::BOOT_TIMER_PORT, 1, boot_timer),
+        (RESUMED_PORT, RESUMED_PORTS as u64, resumed),
+        (generation::PORT, generation::LENGTH, generation.clone()),
+    ];
+    for (port, length, device) in devices {
+        bus.insert(port.into(), length, device).expect("the ports of the PC's devices do not overlap");
+    }
+    let disks = DiskSlots::default();
+    let (virtio, faults) = (Vec::new(), Vec::new());
+    Ok(Devices { serial, serial_room, i8042, rtc, acpi_pm, generation, disks, net: None, virtio, faults })
+}
+
+/// The network device, in front of what it is connected to.
+pub(super) fn connect(config: &NetConfig, network: Option<OwnedFd>, link: Option<LinkConfig>) -> Result<Net, Error> {
+    let backend = network.map_or(Ok(Backend::Nobody), Backend::of).map_err(Error::host("the network"))?;
+    Net::new(config, backend, link).map_err(Error::host("an eventfd"))
+}
+
+/// Where so many virtio devices are, in the order of [`wire_virtio`].
+pub(super) fn virtio_slots(count: usize) -> Vec<Slot> {
+    let address = |index: usize| VIRTIO_MMIO_START + index as u64 * VIRTIO_MMIO_SIZE;
+    VIRTIO_IRQS.iter().take(count).enumerate().map(|(index, irq)| Slot { address: address(index), irq: *irq }).collect()
+}
+
+/// The virtio devices that depend on the configuration, and where all of them go.
+pub(super) struct VirtioParts<'a> {
+    pub disks: &'a [Option<&'a DiskConfig>],
+    pub vsock: Option<Vsock>,
+    pub net: Option<Net>,
+    pub slots: &'a [Slot],
+}
+
+/// Wires the virtio devices: disks in their order, slots without one, the entropy device, vsock, the network device.
+pub(super) fn wire_virtio(
+    vm: &VmFd,
+    bus: &mut Bus,
+    devices: &mut Devices,
+    memory: &GuestMemory,
+    VirtioParts { disks, vsock, net, slots }: VirtioParts,
+    folder: &Path,
+) -> Result<(), Error> {
+    let mut parts: Vec<(String, Box<dyn VirtioDevice>)> = Vec::new();
+    let mut bays = Vec::with_capacity(disks.len());
+    for (index, disk) in disks.iter().enumerate() {
+        let disk = disk.map(|disk| Disk::open(disk, folder)).transpose()?;
+        let bay = Arc::new(disk.map_or_else(DiskBay::default, DiskBay::with));
+        parts.push((format!("block{index}"), Box::new(Block::new(Arc::clone(&bay), index))));
+        bays.push(bay);
+    }
+    parts.push(("rng".into(), Box::new(Rng::default())));
+    if let Some(vsock) = vsock {
+        parts.push(("vsock".into(), Box::new(vsock)));
+    }
+    if let Some(net) = net {
+        devices.net = Some(net.control());
+        parts.push(("net".into(), Box::new(net)));
+    }
+    for ((name, device), slot) in parts.into_iter().zip(slots) {
+        let faults = Arc::new(GuestFaults::new(name.clone()));
+        let line = wire_irq(vm, slot.irq)?;
+        let transport =
+            MmioTransport::new(device, memory.clone(), line, Arc::clone(&faults)).map_err(Error::host("an eventfd"))?;
+        if transport.has_thread() {
+            let address = IoEventAddress::Mmio(slot.address + register::QUEUE_NOTIFY);
+            for (queue, kick) in (0_u32..).zip(transport.kicks()) {
+                vm.register_ioevent(kick, &address, queue).map_err(Error::kvm("route a queue's notifications"))?;
+            }
+        }
+        let transport = Arc::new(Mutex::new(transport));
+        bus.insert(slot.address, VIRTIO_MMIO_SIZE, transport.clone()).expect("slots do not overlap");
+        devices.virtio.push(transport);
+        devices.faults.push((name, faults));
+    }
+    let interrupts = devices
+        .virtio
+        .iter()
+        .map(|transport| Arc::clone(transport.lock().unwrap_or_else(PoisonError::into_inner).interrupt()));
+    let slots = bays.into_iter().zip(interrupts).map(|(bay, interrupt)| DiskSlot { bay, interrupt });
+    devices.disks = DiskSlots::new(slots.collect(), folder);
+    Ok(())
+}
