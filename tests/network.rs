@@ -15,6 +15,7 @@ use common::instances::{exec, json, launch};
 use common::{DEADLINE, Wisp};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use wisp::host::sparse::hex;
 
 /// Set in the process that is in the namespace.
 const INSIDE: &str = "WISP_TEST_NETWORK";
@@ -65,10 +66,6 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 const METADATA: &str = "wget -q -O - http://169.254.169.254/latest/meta-data";
 
 #[test]
@@ -107,7 +104,7 @@ fn a_guest_reaches_out_and_is_reached() {
         received
     });
     let sum = exec(&wisp, "web", &format!("wget -q -O /tmp/content http://{world}/; sha256sum < /tmp/content"));
-    assert_eq!(sum.split(' ').next(), Some(hex(&content).as_str()));
+    assert_eq!(sum.split(' ').next(), Some(hex(&Sha256::digest(&content)).as_str()));
     exec(&wisp, "web", &format!("head -c {UPLOAD} /tmp/content | nc {WORLD} {}", world.port()));
     assert!(serving.join().unwrap() == content[..UPLOAD], "what the guest sent arrived otherwise");
 

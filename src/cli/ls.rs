@@ -5,11 +5,12 @@ use std::process::ExitCode;
 
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
 use super::{open_cloud, shapes};
-use crate::cloud::Cloud;
+use crate::cloud::{Cloud, CloudError};
 use crate::ec2::size::approximate_mib;
 use crate::ec2::state::{InstanceState, StateReason};
 use crate::ec2::tag::Tag;
 use crate::store::InstanceRecord;
+use crate::vmm::control::Status;
 use crate::vmm::timeline::Mark;
 
 /// Lists the instances.
@@ -103,7 +104,7 @@ fn render(cloud: &Cloud, instances: &[InstanceRecord], screen: Screen) -> String
     let mut table = Table::new(screen, &columns);
     for record in instances {
         let (state, tone) = state_cell(record);
-        let (check, check_tone) = check_cell(cloud, record);
+        let (check, check_tone) = check_cell(status(cloud, record).as_ref());
         table.row(vec![
             Cell::new(record.name().unwrap_or("-"), Tone::Strong),
             Cell::from(record.id.to_string()),
@@ -145,15 +146,18 @@ pub fn state_cell(record: &InstanceRecord) -> (String, Tone) {
     }
 }
 
+/// What the monitor of a running instance says of it.
+pub fn status(cloud: &Cloud, record: &InstanceRecord) -> Option<Result<Status, CloudError>> {
+    (record.state == InstanceState::Running)
+        .then(|| cloud.folder(record.id).connect().and_then(|mut monitor| monitor.status()))
+}
+
 /// EC2's status check: whether the guest is up.
-pub fn check_cell(cloud: &Cloud, record: &InstanceRecord) -> (&'static str, Tone) {
-    if record.state != InstanceState::Running {
-        return ("-", Tone::Quiet);
-    }
-    let status = cloud.folder(record.id).connect().and_then(|mut monitor| monitor.status());
+pub fn check_cell(status: Option<&Result<Status, CloudError>>) -> (&'static str, Tone) {
     match status {
-        Ok(status) if status.timeline.at(Mark::AgentReady).is_some() => ("ok", Tone::Good),
-        Ok(_) => ("initializing", Tone::Warning),
-        Err(_) => ("impaired", Tone::Bad),
+        None => ("-", Tone::Quiet),
+        Some(Ok(status)) if status.timeline.at(Mark::AgentReady).is_some() => ("ok", Tone::Good),
+        Some(Ok(_)) => ("initializing", Tone::Warning),
+        Some(Err(_)) => ("impaired", Tone::Bad),
     }
 }

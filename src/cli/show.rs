@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::ls::{check_cell, state_cell};
+use super::ls::{check_cell, state_cell, status};
 use super::output::{self, Output, Screen, Tone};
 use super::{open_cloud, shapes};
 use crate::cloud::{Cloud, CloudError, utc};
@@ -38,16 +38,14 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     }
     let volumes = cloud.volumes_of(&record)?;
     let screen = Screen::stdout();
-    let (check, tone) = check_cell(&cloud, &record);
     let mut lines = lines(&record, &volumes, screen);
-    if record.state == InstanceState::Running {
+    let status = status(&cloud, &record);
+    if status.is_some() {
+        let (check, tone) = check_cell(status.as_ref());
         lines.insert(2, line(screen, "Check", &screen.paint(tone, check)));
     }
-    if record.state == InstanceState::Running {
-        let problems = cloud.folder(record.id).connect().and_then(|mut monitor| monitor.status());
-        for problem in problems.map(|status| status.link_problems).unwrap_or_default() {
-            lines.push(line(screen, "Network", &screen.paint(Tone::Warning, &problem)));
-        }
+    for problem in status.and_then(Result::ok).iter().flat_map(|status| &status.link_problems) {
+        lines.push(line(screen, "Network", &screen.paint(Tone::Warning, problem)));
     }
     if record.user_data.is_some() {
         lines.push(line(screen, "User data", &user_data(&cloud, &record)));

@@ -13,7 +13,7 @@ use super::error::CloudError;
 use super::launch::{MAX_COUNT, Prepared, await_turn, check_forks, volume_file};
 use super::lifecycle::get;
 use super::machine::{Folder, Monitor, volume_disk};
-use super::network::{for_fork, give_addresses};
+use super::network::{Addresses, for_fork};
 use super::volume::get_volume;
 use super::warm::unfinished_folder;
 use super::{Cloud, new_id, now};
@@ -184,8 +184,11 @@ impl Cloud {
         }
         let origin = self.address_origin();
         let inserted = self.store.write::<_, CloudError>(|tx| {
+            let mut addresses = Addresses::taken(tx, origin)?;
             for one in &mut prepared {
-                give_addresses(tx, &mut one.record, origin)?;
+                if let Some(network) = &mut one.record.network {
+                    addresses.give(network)?;
+                }
                 tx.insert(&one.record)?;
                 one.volumes.iter().try_for_each(|volume| tx.insert(volume))?;
             }

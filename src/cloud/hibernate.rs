@@ -27,9 +27,8 @@ use crate::vmm::timeline::Mark;
 const SAVED: &str = "hibernated";
 /// How long saving may take: the memory of the largest machine on a slow disk.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(1800);
-/// How long an agent may take to answer, and to write what waits in memory to its disks.
+/// How long an agent may take to answer.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
-const SYNC_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl Folder {
     fn saved(&self) -> PathBuf {
@@ -76,11 +75,8 @@ impl Folder {
     /// Before, the guest writes to its disks what waits in its memory, as systems do that hibernate by themselves: so
     /// nothing is lost where the memory is not gone on from (`start --cold`). A guest that does not is saved as it is.
     pub(super) fn hibernate(&self, monitor: &mut Monitor) -> Result<(), CloudError> {
-        let id = self.id();
-        let synced = self
-            .agent(AGENT_TIMEOUT)
-            .and_then(|agent| agent.sync(SYNC_TIMEOUT).map_err(|source| CloudError::Guest { instance: id, source }));
-        if let Err(error) = synced {
+        if let Err(error) = self.sync(AGENT_TIMEOUT) {
+            let id = self.id();
             log::warn!("{id}: its disks may lack what its memory has: {error}");
         }
         let folder = self.saved();

@@ -10,7 +10,7 @@ use super::error::CloudError;
 use super::image::Image;
 use super::image_memory::ImageMemory;
 use super::machine::{Folder, Monitor};
-use super::network::{NetworkSpec, chosen_groups, give_addresses};
+use super::network::{Addresses, NetworkSpec, chosen_groups};
 use super::volume::attach;
 use super::warm::{self, Warm};
 use super::{Cloud, new_id, now, resolve};
@@ -219,11 +219,13 @@ impl Cloud {
                 let (token, parameters) = (token.clone(), parameters.to_string());
                 tx.put(&ClientToken { token, parameters, reservation_id: reservation, created: now() })?;
             }
+            let groups = chosen_groups(tx, &spec.network.security_groups)?;
+            let mut addresses = Addresses::taken(tx, origin)?;
             for one in &mut prepared {
                 if let Some(network) = &mut one.record.network {
-                    network.security_groups = chosen_groups(tx, &spec.network.security_groups)?;
+                    network.security_groups.clone_from(&groups);
+                    addresses.give(network)?;
                 }
-                give_addresses(tx, &mut one.record, origin)?;
                 for option in &spec.volumes {
                     if let VolumeSource::Existing(reference) = &option.source {
                         let mut volume = resolve::volume(tx, reference)?;

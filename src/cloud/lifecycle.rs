@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::error::CloudError;
 use super::launch::{check_capacity, promised_memory};
 use super::machine::{Folder, Monitor};
-use super::network::{NetworkSpec, give_addresses, take_public_address};
+use super::network::{Addresses, NetworkSpec, chosen_groups, take_public_address};
 use super::{Cloud, now, resolve, utc};
 use crate::ec2::capacity::Request;
 use crate::ec2::catalogue;
@@ -133,8 +133,11 @@ impl Cloud {
             record.clear_reason();
             record.launch_time = now();
             // One of a time before there was a network gets one now.
-            record.network.get_or_insert_with(|| NetworkSpec::default().record());
-            give_addresses(tx, &mut record, origin)?;
+            let network = record.network.get_or_insert_with(|| NetworkSpec::default().record());
+            if network.security_groups.is_empty() {
+                network.security_groups = chosen_groups(tx, &[])?;
+            }
+            Addresses::taken(tx, origin)?.give(network)?;
             tx.put(&record)?;
             Ok((previous, record, Some(lock)))
         })?;

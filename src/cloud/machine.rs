@@ -37,6 +37,8 @@ use crate::vmm::timeline::monotonic_ns;
 const OPERATION_LOCK: &str = "operation.lock";
 /// How long a monitor may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a guest may take to write what waits in its memory to its disks.
+pub(super) const SYNC_TIMEOUT: Duration = Duration::from_secs(300);
 /// Bytes of a GB, in which EC2 gives the size of instance-store disks.
 const GB: u64 = 1_000_000_000;
 
@@ -142,6 +144,13 @@ impl Folder {
     pub fn agent(&self, timeout: Duration) -> Result<Agent, CloudError> {
         Agent::connect(&self.path.join(VSOCK), timeout)
             .map_err(|source| CloudError::Guest { instance: self.id, source })
+    }
+
+    /// Has the running guest write to its disks what waits in its memory; `answer` is how long its agent may take to answer
+    /// at all.
+    pub fn sync(&self, answer: Duration) -> Result<(), CloudError> {
+        let synced = self.agent(answer)?.sync(SYNC_TIMEOUT);
+        synced.map_err(|source| CloudError::Guest { instance: self.id, source })
     }
 
     /// A connection to the instance's monitor.

@@ -137,7 +137,7 @@ impl Cloud {
         }
         let running = record.state == InstanceState::Running;
         if running && moment == Moment::Written {
-            self.sync(instance)?;
+            self.folder(instance).sync(SYNC_TIMEOUT)?;
         }
         let snapshot =
             if running { Some(self.create_snapshot(root.id, "for an image", Default::default())?) } else { None };
@@ -169,7 +169,7 @@ impl Cloud {
             ));
         }
         // So that it can be booted, too.
-        self.sync(record.id)?;
+        self.folder(record.id).sync(SYNC_TIMEOUT)?;
         let Frozen { saved, volumes, sweeping, _changing, .. } = self.freeze(record)?;
         drop(sweeping);
         let root = &volumes[0];
@@ -177,12 +177,6 @@ impl Cloud {
         let disk = self.home.volumes().join(&root.file);
         let put = |bundle: &Path| memory.put(saved.path(), bundle);
         self.build_image(new, source, entry, &disk, put)
-    }
-
-    /// Has a running guest write to its disks what it has.
-    fn sync(&self, instance: InstanceId) -> Result<(), CloudError> {
-        let synced = self.folder(instance).agent(SYNC_TIMEOUT)?.sync(SYNC_TIMEOUT);
-        synced.map_err(|source| CloudError::Guest { instance, source })
     }
 
     /// Makes the image of `record` of a root disk (qcow2) and the rest of `source`; `finish` may add to its folder.

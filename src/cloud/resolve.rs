@@ -4,7 +4,7 @@ use super::error::CloudError;
 use crate::ec2::Ec2Error;
 use crate::ec2::id::{Id, Kind};
 use crate::ec2::state::InstanceState;
-use crate::store::{InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
+use crate::store::{InstanceRecord, SecurityGroupRecord, SnapshotRecord, Transaction, VolumeRecord};
 
 /// The one of `known` (identifiers with their names) that `reference` stands for.
 fn find<K: Kind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Result<Id<K>, Ec2Error> {
@@ -36,6 +36,11 @@ pub fn volume(tx: &Transaction, reference: &str) -> Result<VolumeRecord, CloudEr
 /// The snapshot that `reference` stands for.
 pub fn snapshot(tx: &Transaction, reference: &str) -> Result<SnapshotRecord, CloudError> {
     one_of(tx.list()?, reference, |record: &SnapshotRecord| (record.id, record.name()))
+}
+
+/// The security group that `reference` stands for.
+pub fn security_group(tx: &Transaction, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
+    one_of(tx.list()?, reference, |record: &SecurityGroupRecord| (record.id, Some(record.name.as_str())))
 }
 
 fn one_of<R, K: Kind>(

@@ -8,7 +8,6 @@ use super::error::CloudError;
 use super::machine::Folder;
 use super::network::FILE;
 use crate::ec2::InstanceId;
-use crate::ec2::state::Action;
 use crate::vmm::link::{Forward, LinkConfig, Transport};
 
 /// The port of SSH.
@@ -36,10 +35,8 @@ pub struct SshTarget {
 impl Cloud {
     /// How the instance that `reference` stands for is reached.
     pub fn ssh_target(&mut self, reference: &str) -> Result<SshTarget, CloudError> {
-        let record = self.instance(reference)?;
-        Action::Reach.allowed(record.id, record.state)?;
+        let (record, folder) = self.reachable(reference)?;
         let user = self.open_image(record.image_id)?.manifest.default_user;
-        let folder = self.folder(record.id);
         let link = LinkConfig::read(&folder.path().join(FILE)).ok();
         Ok(SshTarget {
             instance: record.id,

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use crate::ec2::id::SecurityGroupId;
 use crate::ec2::network::{Peer, Rule, Traffic};
 use crate::vmm::link::{Cidr, Filter, FilterProtocol, FilterRule, Forward, Transport};
 
@@ -14,14 +15,17 @@ const KNOWN: [u16; 24] = [
 ];
 
 /// The filter of these rules; `members` are the addresses of a group's.
-pub(super) fn filter_of(rules: &[Rule], members: impl Fn(&Peer) -> Vec<Ipv4Addr>) -> Filter {
+pub(super) fn filter_of<'a>(
+    rules: impl Iterator<Item = &'a Rule> + Clone,
+    members: impl Fn(SecurityGroupId) -> Vec<Ipv4Addr>,
+) -> Filter {
     let one_way = |egress: bool| {
-        let of_way = rules.iter().filter(|rule| rule.egress == egress);
+        let of_way = rules.clone().filter(|rule| rule.egress == egress);
         let mut rules: Vec<FilterRule> = of_way
             .map(|rule| {
-                let peers = match &rule.peer {
+                let peers = match rule.peer {
                     Peer::Range(range) => vec![Cidr { address: range.base, prefix_length: range.prefix_length }],
-                    group => members(group).into_iter().map(Cidr::host).collect(),
+                    Peer::Group(group) => members(group).into_iter().map(Cidr::host).collect(),
                 };
                 FilterRule { protocol: protocol(rule.traffic), peers }
             })
@@ -91,10 +95,8 @@ mod tests {
             rule(true, Traffic::All, "0.0.0.0/0"),
         ];
         let member = Ipv4Addr::new(172, 31, 0, 9);
-        let members = |peer: &Peer| {
-            if *peer == rules[0].peer { vec![member] } else { Vec::new() }
-        };
-        let filter = filter_of(&rules, members);
+        let members = |group| if Peer::Group(group) == rules[0].peer { vec![member] } else { Vec::new() };
+        let filter = filter_of(rules.iter(), members);
         let protocol = FilterProtocol::Tcp { from: 22, to: 22 };
         assert_eq!(filter.ingress, [FilterRule { protocol, peers: vec![Cidr::host(member)] }]);
         assert_eq!(filter.egress.len(), 1);
@@ -103,7 +105,7 @@ mod tests {
     #[test]
     fn ports_are_open_at_the_public_address_that_are_open_for_the_host() {
         let ports = |rules: &[Rule]| {
-            let filter = filter_of(rules, |_| Vec::new());
+            let filter = filter_of(rules.iter(), |_| Vec::new());
             public_forwards(PUBLIC, &filter).into_iter().map(|forward| forward.guest_port).collect::<Vec<_>>()
         };
         let web = Traffic::Tcp { from: 80, to: 81 };

@@ -7,7 +7,7 @@ use super::metadata::{self, tree_of};
 use super::{MTU, NetworkSpec, first_address};
 use crate::ec2::network::{DEFAULT_SUBNET, DOMAIN, Protocol, PublishedPort, private_host_name};
 use crate::ec2::{InstanceId, metadata::MetadataOptions};
-use crate::store::{InstanceRecord, SecurityGroupRecord, VolumeRecord};
+use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VolumeRecord};
 use crate::vmm::link::{Filter, Forward, LinkConfig, MetadataConfig, Transport};
 
 /// The link's file in an instance's folder.
@@ -16,21 +16,20 @@ pub const FILE: &str = "link.json";
 /// The link of an instance.
 pub(super) fn link_of(
     record: &InstanceRecord,
+    network: &NetworkRecord,
     public_key: Option<&str>,
     volumes: &[VolumeRecord],
     groups: &[SecurityGroupRecord],
     filter: Filter,
 ) -> LinkConfig {
-    let network = record.network.as_ref();
-    let address = network.map_or_else(first_address, |network| network.private_ip);
-    let mut forwards: Vec<Forward> = network.iter().flat_map(|network| &network.published).map(forward).collect();
-    if let Some(public) = network.and_then(|network| network.public_ip) {
+    let address = network.private_ip;
+    let mut forwards: Vec<Forward> = network.published.iter().map(forward).collect();
+    if let Some(public) = network.public_ip {
         forwards.extend(public_forwards(public, &filter));
     }
-    let options = network.map(|network| network.metadata_options).unwrap_or_default();
-    let tree = tree_of(record, address, public_key, volumes, groups);
+    let tree = tree_of(record, network, public_key, volumes, groups);
     let document = metadata::identity_document(record, address);
-    let metadata = metadata_config(options, tree, document, record.user_data.clone());
+    let metadata = metadata_config(network.metadata_options, tree, document, record.user_data.clone());
     LinkConfig { forwards, filter: Some(filter), metadata: Some(metadata), ..plain(address) }
 }
 

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::cloud::timestamp_seconds;
 use crate::ec2::InstanceId;
 use crate::ec2::network::{DEFAULT_SUBNET, REGION, ZONE, ZONE_ID, mac_address, private_dns_name};
-use crate::store::{InstanceRecord, SecurityGroupRecord, VolumeRecord};
+use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VolumeRecord};
 use crate::vmm::link::MacAddress;
 
 /// Values by their path below `meta-data/`.
@@ -21,12 +21,12 @@ const ACCOUNT: &str = "000000000000";
 /// The tree of an instance.
 pub(super) fn tree_of(
     record: &InstanceRecord,
-    address: Ipv4Addr,
+    network: &NetworkRecord,
     public_key: Option<&str>,
     volumes: &[VolumeRecord],
     groups: &[SecurityGroupRecord],
 ) -> Tree {
-    let mut tree = basis(record.id, &record.image_id.to_string(), &record.instance_type, address);
+    let mut tree = basis(record.id, &record.image_id.to_string(), &record.instance_type, network.private_ip);
     let mut put = |path: &str, value: String| drop(tree.insert(path.to_string(), value));
     let names: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
     let ids: Vec<String> = groups.iter().map(|group| group.id.to_string()).collect();
@@ -53,10 +53,10 @@ pub(super) fn tree_of(
         let words: Vec<&str> = key.split_whitespace().take(2).chain([name.as_str()]).collect();
         put("public-keys/0/openssh-key", words.join(" "));
     }
-    if let Some(public) = record.network.as_ref().and_then(|network| network.public_ip) {
+    if let Some(public) = network.public_ip {
         put("public-ipv4", public.to_string());
         put(&format!("{interface}/public-ipv4s"), public.to_string());
-        put(&format!("{interface}/ipv4-associations/{public}"), address.to_string());
+        put(&format!("{interface}/ipv4-associations/{public}"), network.private_ip.to_string());
     }
     // EC2 leaves out what would be two steps of a path, and what has a space.
     for (key, value) in

@@ -9,19 +9,18 @@ mod link;
 mod metadata;
 mod security_group;
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use wisp_agent::network::Network;
 
 use super::Cloud;
 use super::error::CloudError;
+use super::lifecycle::volumes_of;
 use super::machine::Folder;
 use crate::ec2::metadata::{MetadataChange, MetadataOptions};
-use crate::ec2::network::{DEFAULT_SUBNET, NetworkMode, Peer, PublishedPort, Rule, mac_address};
+use crate::ec2::network::{DEFAULT_SUBNET, NetworkMode, PublishedPort, mac_address};
 use crate::ec2::{ErrorCode, InstanceId};
 use crate::host::home::write_private;
 use crate::host::passt::{self, PasstConfig};
@@ -30,9 +29,11 @@ use crate::vmm::config::{MachineConfig, NetConfig};
 use crate::vmm::control::{Message, Request};
 use crate::vmm::link::{LinkConfig, MacAddress};
 
-pub(super) use address::{give_addresses, take_public_address};
+pub(super) use address::{Addresses, take_public_address};
+use filter::filter_of;
 pub use link::{FILE, run_link};
 pub(super) use security_group::chosen_groups;
+use security_group::members;
 pub use security_group::{RuleSpec, shown};
 
 /// Bytes of the largest packet: what EC2 has within a VPC (jumbo frames).
@@ -73,11 +74,6 @@ pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord
     Some(NetworkRecord { private_ip: Ipv4Addr::UNSPECIFIED, public_ip: None, published: Vec::new(), ..original })
 }
 
-/// Why an instance has no network.
-pub fn no_network_notice() -> String {
-    format!("Without {}, guests reach nothing outside; `{}` brings it.", passt::PROGRAM, passt::INSTALL)
-}
-
 /// The network device of the instance `id`.
 pub(super) fn device(id: InstanceId, link: Option<&Path>) -> NetConfig {
     NetConfig { mac: MacAddress(mac_address(id)), mtu: MTU, link: link.map(Path::to_path_buf) }
@@ -92,23 +88,28 @@ pub(super) fn connect(
     mode: NetworkMode,
     machine: &mut MachineConfig,
 ) -> Result<Option<OwnedFd>, CloudError> {
-    let path = folder.join(FILE);
-    let text = serde_json::to_vec_pretty(link).expect("a link is plain data");
-    write_private(&path, &text).map_err(CloudError::file(&path, "written"))?;
+    let path = write_link(folder, link)?;
     let device = device(id, Some(&path));
-    let LinkConfig { address, prefix_length, router, ref dns, mtu, .. } = *link;
-    let network = Network { mac: device.mac.0, address, prefix_length, router, dns: dns.clone(), mtu };
-    machine.kernel.cmdline.push_str(&format!(" {}", network.to_option()));
+    machine.kernel.cmdline.push_str(&format!(" {}", link.network(device.mac).to_option()));
     machine.net = Some(device);
     if mode == NetworkMode::None || mode == NetworkMode::Auto && !passt::is_installed() {
         return Ok(None);
     }
+    let LinkConfig { address, prefix_length, router, ref dns, mtu, .. } = *link;
     let dns = dns.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED);
     let config = PasstConfig { address, prefix_length, router, dns, mtu, log: folder.join(LOG) };
     passt::spawn(&config).map(Some).map_err(|error| {
         let hint = "`--network none` does without; `wisp doctor` says what the host has.";
         CloudError::refused(ErrorCode::Unsupported, format!("{error}."), Some(hint.into()))
     })
+}
+
+/// Writes the link into an instance's folder; returns where it is.
+fn write_link(folder: &Path, link: &LinkConfig) -> Result<PathBuf, CloudError> {
+    let path = folder.join(FILE);
+    let text = serde_json::to_vec_pretty(link).expect("a link is plain data");
+    write_private(&path, &text).map_err(CloudError::file(&path, "written"))?;
+    Ok(path)
 }
 
 impl Cloud {
@@ -129,10 +130,11 @@ impl Cloud {
             machine.net = Some(device(record.id, None));
             return Ok(None);
         };
-        let link = self.link_of(record)?;
+        let link = self.link_of(record, network)?;
         let connected = connect(record.id, folder.path(), &link, network.mode, machine)?;
         if connected.is_none() && network.mode == NetworkMode::Auto {
-            let notice = no_network_notice();
+            let notice =
+                format!("Without {}, guests reach nothing outside; `{}` brings it.", passt::PROGRAM, passt::INSTALL);
             if !self.notices.contains(&notice) {
                 self.notices.push(notice);
             }
@@ -140,41 +142,25 @@ impl Cloud {
         Ok(connected)
     }
 
-    /// The link of an instance that has a network.
-    fn link_of(&mut self, record: &InstanceRecord) -> Result<LinkConfig, CloudError> {
-        let key = match &record.key_name {
-            Some(name) => self.store.read::<_, CloudError>(|tx| Ok(tx.get::<KeyPairRecord>(name)?))?,
-            None => None,
-        };
-        let public_key = key.map(|key| key.public_key);
-        let volumes = self.volumes_of(record)?;
-        let (groups, filter) = self.store.read::<_, CloudError>(|tx| {
-            let ids = security_group::groups_of(record);
-            let groups: Vec<SecurityGroupRecord> =
-                tx.list()?.into_iter().filter(|group: &SecurityGroupRecord| ids.contains(&group.id)).collect();
-            let rules: Vec<Rule> = groups.iter().flat_map(|group| group.rules.iter().cloned()).collect();
-            let mut members = BTreeMap::new();
-            for rule in &rules {
-                if let Peer::Group(id) = rule.peer {
-                    members.insert(rule.peer, security_group::members(tx, id)?);
-                }
-            }
-            let filter = filter::filter_of(&rules, |peer| members.get(peer).cloned().unwrap_or_default());
-            Ok((groups, filter))
-        })?;
-        Ok(link::link_of(record, public_key.as_deref(), &volumes, &groups, filter))
+    /// The link of an instance with this interface, by one look at the store.
+    fn link_of(&mut self, record: &InstanceRecord, network: &NetworkRecord) -> Result<LinkConfig, CloudError> {
+        self.store.read(|tx| {
+            let key = record.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
+            let volumes = volumes_of(tx, record)?;
+            let mut groups: Vec<SecurityGroupRecord> = tx.list()?;
+            groups.retain(|group| network.security_groups.contains(&group.id));
+            let instances: Vec<InstanceRecord> = tx.list()?;
+            let filter = filter_of(groups.iter().flat_map(|group| &group.rules), |group| members(&instances, group));
+            let public_key = key.as_ref().map(|key| key.public_key.as_str());
+            Ok(link::link_of(record, network, public_key, &volumes, &groups, filter))
+        })
     }
 
     /// Tells a running instance's monitor what has changed of its link. What cannot be done is noticed.
     pub(super) fn retell(&mut self, record: &InstanceRecord) -> Result<(), CloudError> {
-        if record.network.is_none() || !record.state.has_machine() {
-            return Ok(());
-        }
+        let Some(network) = record.network.as_ref().filter(|_| record.state.has_machine()) else { return Ok(()) };
         let folder = self.folder(record.id);
-        let path = folder.path().join(FILE);
-        let link = self.link_of(record)?;
-        let text = serde_json::to_vec_pretty(&link).expect("a link is plain data");
-        write_private(&path, &text).map_err(CloudError::file(&path, "written"))?;
+        write_link(folder.path(), &self.link_of(record, network)?)?;
         let told = folder.connect().and_then(|mut monitor| monitor.ask(&Request::ReloadLink));
         let problems = match told {
             Ok(Message::Reloaded { problems }) => problems,
@@ -187,7 +173,7 @@ impl Cloud {
     }
 }
 
-/// The link of a guest that is nobody's instance: the first address of the default subnet.
-pub(super) fn first_address() -> Ipv4Addr {
+/// The address of a guest that is nobody's instance: the first of the default subnet.
+fn first_address() -> Ipv4Addr {
     DEFAULT_SUBNET.addresses().next().unwrap_or(DEFAULT_SUBNET.base)
 }

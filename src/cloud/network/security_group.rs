@@ -2,9 +2,11 @@
 //!
 //! A group that is changed is changed for running instances at once; what was begun before goes on.
 
+use std::net::Ipv4Addr;
+
 use super::super::error::CloudError;
-use super::super::{Cloud, new_id};
-use crate::ec2::id::{Id, SecurityGroup, SecurityGroupId, SecurityGroupRuleId};
+use super::super::{Cloud, new_id, resolve};
+use crate::ec2::id::{SecurityGroupId, SecurityGroupRuleId};
 use crate::ec2::network::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
 use crate::ec2::state::InstanceState;
 use crate::ec2::{Ec2Error, ErrorCode};
@@ -228,28 +230,16 @@ pub(in crate::cloud) fn chosen_groups(
     Ok(ids)
 }
 
-/// The private addresses of those that run, or are about to, in a group.
-pub(in crate::cloud) fn members(
-    tx: &Transaction,
-    group: SecurityGroupId,
-) -> Result<Vec<std::net::Ipv4Addr>, CloudError> {
-    let instances: Vec<InstanceRecord> = tx.list()?;
+/// The private addresses of those of `instances` in a group that are not gone.
+pub(super) fn members(instances: &[InstanceRecord], group: SecurityGroupId) -> Vec<Ipv4Addr> {
     let living = instances.iter().filter(|record| record.state != InstanceState::Terminated);
     let in_it = living.filter(|record| groups_of(record).contains(&group));
-    Ok(in_it.filter_map(|record| record.network.as_ref().map(|network| network.private_ip)).collect())
+    in_it.filter_map(|record| record.network.as_ref().map(|network| network.private_ip)).collect()
 }
 
 fn find_group(tx: &Transaction, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
     default_group(tx)?;
-    let groups: Vec<SecurityGroupRecord> = tx.list()?;
-    if let Some(group) = groups.iter().find(|group| group.name == reference) {
-        return Ok(group.clone());
-    }
-    if !Id::<SecurityGroup>::looks_like(reference) {
-        return Err(SecurityGroupId::not_found(reference).into());
-    }
-    let id = Id::find(reference, groups.iter().map(|group| group.id))?;
-    groups.into_iter().find(|group| group.id == id).ok_or_else(|| SecurityGroupId::not_found(reference).into())
+    resolve::security_group(tx, reference)
 }
 
 fn peers(tx: &Transaction, spec: &RuleSpec) -> Result<Vec<Peer>, CloudError> {
