@@ -8,45 +8,17 @@ mod common;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
 use common::instances::{exec, json, launch};
+use common::namespace::{WORLD, is_inside};
 use common::{DEADLINE, Wisp};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use wisp::host::sparse::hex;
 
-/// Set in the process that is in the namespace.
-const INSIDE: &str = "WISP_TEST_NETWORK";
-/// The host's address there.
-const WORLD: &str = "192.0.2.2";
-
 /// Bytes that are sent in the small pieces of the guest's nc.
 const UPLOAD: usize = 256 << 10;
-
-/// Whether this process is in a namespace of its own; if not, the test `name` is run in one.
-fn is_inside(name: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        for line in [
-            "link set lo up",
-            "link add world type veth peer name nowhere",
-            "link set nowhere up",
-            &format!("address add {WORLD}/24 dev world"),
-            "link set world up",
-            "route add default via 192.0.2.1",
-        ] {
-            assert!(Command::new("ip").args(line.split(' ')).status().unwrap().success(), "ip {line}");
-        }
-        return true;
-    }
-    let own = std::env::current_exe().unwrap();
-    let mut command = Command::new("unshare");
-    command.args(["--map-root-user", "--net", "--"]).arg(own).args(["--exact", name, "--nocapture"]);
-    let status = command.env(INSIDE, "1").status().unwrap();
-    assert!(status.success(), "in a network namespace of its own, the test ended with {status}");
-    false
-}
 
 /// What comes back when a client connects to `address` and sends `request`, up to the end.
 fn ask(address: impl Into<SocketAddr>, request: &[u8]) -> Vec<u8> {

@@ -17,6 +17,7 @@ mod ls;
 mod modify;
 mod network;
 mod reboot;
+mod router;
 mod run;
 mod serial;
 mod sg;
@@ -97,6 +98,8 @@ enum Command {
     Timeline(timeline::Args),
     Doctor(doctor::Args),
     #[command(hide = true)]
+    Router(router::Args),
+    #[command(hide = true)]
     Vmm(vmm::Args),
 }
 
@@ -104,8 +107,10 @@ enum Command {
 pub fn main() -> ExitCode {
     let began_ns = monotonic_ns();
     let cli = Cli::parse();
-    let log = env_logger::Env::new()
-        .filter_or("WISP_LOG", if matches!(cli.command, Command::Vmm(_)) { "info" } else { "warn" });
+    let log = env_logger::Env::new().filter_or(
+        "WISP_LOG",
+        if matches!(cli.command, Command::Vmm(_) | Command::Router(_)) { "info" } else { "warn" },
+    );
     env_logger::Builder::from_env(log).format_target(false).init();
     let result = match cli.command {
         Command::Run(args) => run::run(args, began_ns),
@@ -134,6 +139,7 @@ pub fn main() -> ExitCode {
         Command::Types(args) => types::run(&args, cli.output),
         Command::Timeline(args) => timeline::run(&args, cli.output),
         Command::Doctor(args) => doctor::run(&args, cli.output),
+        Command::Router(args) => router::run(&args),
         Command::Vmm(args) => vmm::run(args),
     };
     result.unwrap_or_else(|error| {

@@ -10,8 +10,9 @@ pub struct NetworkArgs {
     #[arg(short, long = "publish", value_name = "HOST:GUEST")]
     published: Vec<PublishedPort>,
 
-    /// What the guest's network is: user (through passt, to wherever this host reaches), none (only its metadata and its
-    /// published ports), or auto (user where passt is installed).
+    /// What the guest's network is: vpc (the default VPC, whose instances reach each other), user (one of its own, through
+    /// passt to wherever this host reaches), none (only its metadata and its published ports), or auto (user where passt
+    /// is installed).
     #[arg(long = "network", value_name = "MODE", default_value = "auto")]
     mode: NetworkMode,
 }

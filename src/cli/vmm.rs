@@ -175,7 +175,7 @@ fn has_left(owner: &UnixStream) -> bool {
 }
 
 /// Takes over a descriptor that was left open for this process.
-fn inherit(fd: RawFd) -> anyhow::Result<OwnedFd> {
+pub(super) fn inherit(fd: RawFd) -> anyhow::Result<OwnedFd> {
     // SAFETY: fcntl with F_GETFD only looks the number up.
     anyhow::ensure!(fd > 2 && unsafe { libc::fcntl(fd, libc::F_GETFD) } != -1, "no descriptor {fd} was inherited");
     // SAFETY: it is open, as was just seen, and its number came from the process that left it to this one alone.

@@ -55,7 +55,7 @@ impl Home {
         if owner != rustix::process::geteuid().as_raw() {
             return Err(HomeError::NotYours { path: root, owner });
         }
-        for folder in ["images", "instances", "runs", "volumes", "warm"] {
+        for folder in ["images", "instances", "networks", "runs", "volumes", "warm"] {
             make_private(&root.join(folder)).map_err(failed)?;
         }
         Ok(Home { root })
@@ -69,6 +69,11 @@ impl Home {
     /// Where instances are: a directory for each.
     pub fn instances(&self) -> PathBuf {
         self.root.join("instances")
+    }
+
+    /// Where networks are: a directory for each that has had a router.
+    pub fn networks(&self) -> PathBuf {
+        self.root.join("networks")
     }
 
     /// Where the instances of `wisp run` are, which end with their command: a directory for each.

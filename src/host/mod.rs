@@ -6,4 +6,5 @@ pub mod key;
 pub mod monitor_process;
 pub mod passt;
 pub mod probe;
+pub mod router;
 pub mod sparse;

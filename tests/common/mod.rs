@@ -6,6 +6,7 @@
 pub mod slots;
 
 pub mod instances;
+pub mod namespace;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};

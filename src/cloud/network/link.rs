@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::filter::public_forwards;
 use super::metadata::{self, tree_of};
+use super::vpc::is_in_vpc;
 use super::{MTU, NetworkSpec, first_address};
 use crate::ec2::network::{DEFAULT_SUBNET, DOMAIN, Protocol, PublishedPort, private_host_name};
 use crate::ec2::{InstanceId, metadata::MetadataOptions};
@@ -30,7 +31,9 @@ pub(super) fn link_of(
     let tree = tree_of(record, network, public_key, volumes, groups);
     let document = metadata::identity_document(record, address);
     let metadata = metadata_config(network.metadata_options, tree, document, record.user_data.clone());
-    LinkConfig { forwards, filter: Some(filter), metadata: Some(metadata), ..plain(address) }
+    // In a VPC, its router filters.
+    let filter = (!is_in_vpc(network)).then_some(filter);
+    LinkConfig { forwards, filter, metadata: Some(metadata), ..plain(address) }
 }
 
 /// The link of a guest that is there for one command.

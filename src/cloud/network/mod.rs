@@ -1,13 +1,14 @@
 //! The network of instances: their addresses, and what their machines' network devices are connected to.
 //!
 //! Each instance has a link of its own, whose services the monitor gives by a file in the instance's folder; behind the link
-//! is a user-mode network, where the host has the program for it.
+//! is a user-mode network, where the host has the program for it, or the router of a VPC.
 
 mod address;
 mod filter;
 mod link;
 mod metadata;
 mod security_group;
+mod vpc;
 
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
@@ -30,11 +31,11 @@ use crate::vmm::control::{Message, Request};
 use crate::vmm::link::{LinkConfig, MacAddress};
 
 pub(super) use address::{Addresses, take_public_address};
-use filter::filter_of;
 pub use link::{FILE, run_link};
 pub(super) use security_group::chosen_groups;
-use security_group::members;
+use security_group::filters;
 pub use security_group::{RuleSpec, shown};
+use vpc::is_in_vpc;
 
 /// Bytes of the largest packet: what EC2 has within a VPC (jumbo frames).
 pub const MTU: u16 = 9001;
@@ -79,8 +80,22 @@ pub(super) fn device(id: InstanceId, link: Option<&Path>) -> NetConfig {
     NetConfig { mac: MacAddress(mac_address(id)), mtu: MTU, link: link.map(Path::to_path_buf) }
 }
 
-/// Connects a machine whose link is `link`: gives it its device, tells its kernel, and starts what is behind it, unless that
-/// is nothing. None is returned where the host has no program for it and it is not demanded.
+/// Gives a machine the device of the link `link`, and tells its kernel.
+fn give_device(
+    id: InstanceId,
+    folder: &Path,
+    link: &LinkConfig,
+    machine: &mut MachineConfig,
+) -> Result<(), CloudError> {
+    let path = write_link(folder, link)?;
+    let device = device(id, Some(&path));
+    machine.kernel.cmdline.push_str(&format!(" {}", link.network(device.mac).to_option()));
+    machine.net = Some(device);
+    Ok(())
+}
+
+/// Connects a machine that is in no VPC: gives it its device, and starts what is behind it, unless that is nothing. None is
+/// returned where the host has no program for it and it is not demanded.
 pub(super) fn connect(
     id: InstanceId,
     folder: &Path,
@@ -88,10 +103,12 @@ pub(super) fn connect(
     mode: NetworkMode,
     machine: &mut MachineConfig,
 ) -> Result<Option<OwnedFd>, CloudError> {
-    let path = write_link(folder, link)?;
-    let device = device(id, Some(&path));
-    machine.kernel.cmdline.push_str(&format!(" {}", link.network(device.mac).to_option()));
-    machine.net = Some(device);
+    if mode == NetworkMode::Vpc {
+        let what = "A guest that is there for one command is in no VPC.";
+        let hint = "`wisp launch --network vpc` launches an instance that is.";
+        return Err(CloudError::refused(ErrorCode::InvalidParameterCombination, what, Some(hint.into())));
+    }
+    give_device(id, folder, link, machine)?;
     if mode == NetworkMode::None || mode == NetworkMode::Auto && !passt::is_installed() {
         return Ok(None);
     }
@@ -131,15 +148,24 @@ impl Cloud {
             return Ok(None);
         };
         let link = self.link_of(record, network)?;
+        if is_in_vpc(network) {
+            give_device(record.id, folder.path(), &link, machine)?;
+            return self.attach(network).map(Some);
+        }
         let connected = connect(record.id, folder.path(), &link, network.mode, machine)?;
         if connected.is_none() && network.mode == NetworkMode::Auto {
             let notice =
                 format!("Without {}, guests reach nothing outside; `{}` brings it.", passt::PROGRAM, passt::INSTALL);
-            if !self.notices.contains(&notice) {
-                self.notices.push(notice);
-            }
+            self.notice(notice);
         }
         Ok(connected)
+    }
+
+    /// Has the user told something, once.
+    fn notice(&mut self, notice: String) {
+        if !self.notices.contains(&notice) {
+            self.notices.push(notice);
+        }
     }
 
     /// The link of an instance with this interface, by one look at the store.
@@ -150,7 +176,7 @@ impl Cloud {
             let mut groups: Vec<SecurityGroupRecord> = tx.list()?;
             groups.retain(|group| network.security_groups.contains(&group.id));
             let instances: Vec<InstanceRecord> = tx.list()?;
-            let filter = filter_of(groups.iter().flat_map(|group| &group.rules), |group| members(&instances, group));
+            let filter = filters(&groups, &instances, network);
             let public_key = key.as_ref().map(|key| key.public_key.as_str());
             Ok(link::link_of(record, network, public_key, &volumes, &groups, filter))
         })

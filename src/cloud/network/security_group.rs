@@ -6,11 +6,13 @@ use std::net::Ipv4Addr;
 
 use super::super::error::CloudError;
 use super::super::{Cloud, new_id, resolve};
+use super::filter::filter_of;
 use crate::ec2::id::{SecurityGroupId, SecurityGroupRuleId};
 use crate::ec2::network::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
 use crate::ec2::state::InstanceState;
 use crate::ec2::{Ec2Error, ErrorCode};
-use crate::store::{InstanceRecord, SecurityGroupRecord, Transaction};
+use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, Transaction};
+use crate::vmm::link::Filter;
 
 /// The group of instances of which no other was said.
 pub const DEFAULT: &str = "default";
@@ -176,7 +178,8 @@ impl Cloud {
     /// name.
     pub(in crate::cloud) fn groups_changed(&mut self) -> Result<(), CloudError> {
         let instances: Vec<InstanceRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
-        instances.iter().try_for_each(|record| self.retell(record))
+        instances.iter().try_for_each(|record| self.retell(record))?;
+        self.retell_router()
     }
 }
 
@@ -230,8 +233,14 @@ pub(in crate::cloud) fn chosen_groups(
     Ok(ids)
 }
 
+/// What the groups of an interface come to.
+pub(super) fn filters(groups: &[SecurityGroupRecord], instances: &[InstanceRecord], network: &NetworkRecord) -> Filter {
+    let own = groups.iter().filter(|group| network.security_groups.contains(&group.id));
+    filter_of(own.flat_map(|group| &group.rules), |group| members(instances, group))
+}
+
 /// The private addresses of those of `instances` in a group that are not gone.
-pub(super) fn members(instances: &[InstanceRecord], group: SecurityGroupId) -> Vec<Ipv4Addr> {
+fn members(instances: &[InstanceRecord], group: SecurityGroupId) -> Vec<Ipv4Addr> {
     let living = instances.iter().filter(|record| record.state != InstanceState::Terminated);
     let in_it = living.filter(|record| groups_of(record).contains(&group));
     in_it.filter_map(|record| record.network.as_ref().map(|network| network.private_ip)).collect()

@@ -2,7 +2,11 @@
 
 use std::net::Ipv4Addr;
 
+use super::Ipv4Range;
 use crate::ec2::InstanceId;
+
+/// The default VPC.
+pub const DEFAULT_VPC: Ipv4Range = Ipv4Range { base: Ipv4Addr::new(172, 31, 0, 0), prefix_length: 16 };
 
 /// The first of the default VPC's subnets: EC2 has one of this size in each zone.
 pub const DEFAULT_SUBNET: Subnet = Subnet { base: Ipv4Addr::new(172, 31, 0, 0), prefix_length: 20 };

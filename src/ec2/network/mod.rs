@@ -7,7 +7,7 @@ mod published;
 use std::str::FromStr;
 
 use super::Ec2Error;
-pub use address::{DEFAULT_SUBNET, Subnet, mac_address, private_dns_name, private_host_name};
+pub use address::{DEFAULT_SUBNET, DEFAULT_VPC, Subnet, mac_address, private_dns_name, private_host_name};
 pub use permission::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
 pub use published::{Protocol, PublishedPort};
 
@@ -29,6 +29,8 @@ pub enum NetworkMode {
     Auto,
     /// A user-mode network, or it is not started.
     User,
+    /// The default VPC, in which instances reach each other, or it is not started.
+    Vpc,
     /// Nothing but what the monitor answers by itself: metadata, and published ports.
     None,
 }
@@ -40,11 +42,12 @@ impl FromStr for NetworkMode {
         match text {
             "auto" => Ok(NetworkMode::Auto),
             "user" => Ok(NetworkMode::User),
+            "vpc" => Ok(NetworkMode::Vpc),
             "none" => Ok(NetworkMode::None),
             _ => Err(Ec2Error::InvalidParameterValue {
                 parameter: "network",
                 given: text.to_string(),
-                rule: "it is auto, user or none.".into(),
+                rule: "it is auto, vpc, user or none.".into(),
             }),
         }
     }

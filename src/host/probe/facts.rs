@@ -30,6 +30,8 @@ pub struct Facts {
     pub home: Option<HomeFacts>,
     /// Programs that Wisp can make use of, and whether each is installed.
     pub helpers: Vec<(Helper, bool)>,
+    /// What VPCs need of the kernel.
+    pub vpc: VpcFacts,
 }
 
 impl Facts {
@@ -43,6 +45,7 @@ impl Facts {
             huge_pages: parse::huge_pages(&text("/sys/kernel/mm/transparent_hugepage/enabled")),
             home: data_directory.map(HomeFacts::read),
             helpers: HELPERS.map(|helper| (helper, is_installed(helper.program))).to_vec(),
+            vpc: VpcFacts::read(),
         }
     }
 }
@@ -284,8 +287,36 @@ pub struct Helper {
     pub package: &'static str,
 }
 
+/// What VPCs need of the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct VpcFacts {
+    /// Whether `/dev/net/tun`, which makes taps, can be opened.
+    pub tun: Result<(), Errno>,
+    /// The setting that forbids this user namespaces of their own, and the value that would allow them.
+    pub forbidden_by: Option<(&'static str, &'static str)>,
+}
+
+impl VpcFacts {
+    fn read() -> VpcFacts {
+        const FLAGS: rustix::fs::OFlags = rustix::fs::OFlags::RDWR.union(rustix::fs::OFlags::CLOEXEC);
+        let tun = rustix::fs::open("/dev/net/tun", FLAGS, rustix::fs::Mode::empty()).map(drop);
+        // Setting, the value that forbids, the value that allows, whether it is for root, too.
+        let settings = [
+            ("user.max_user_namespaces", "0", "15000", true),
+            ("kernel.unprivileged_userns_clone", "0", "1", false),
+            ("kernel.apparmor_restrict_unprivileged_userns", "1", "0", false),
+        ];
+        let is_root = rustix::process::geteuid().is_root();
+        let forbids = |(name, value, _, for_root): &(&str, &str, &str, bool)| {
+            (*for_root || !is_root) && text(&format!("/proc/sys/{}", name.replace('.', "/"))).trim() == *value
+        };
+        let forbidden_by = settings.into_iter().find(forbids).map(|(name, _, allows, _)| (name, allows));
+        VpcFacts { tun, forbidden_by }
+    }
+}
+
 /// The programs that Wisp can make use of. It runs guests without any of them.
-pub const HELPERS: [Helper; 4] = [
+pub const HELPERS: [Helper; 6] = [
     Helper {
         program: "qemu-img",
         purpose: "converting disks that `wisp image import` does not read",
@@ -293,6 +324,8 @@ pub const HELPERS: [Helper; 4] = [
     },
     Helper { program: "mmdebstrap", purpose: "making Debian images (scripts/debian-image)", package: "mmdebstrap" },
     Helper { program: "passt", purpose: "the network of guests, to wherever this host reaches", package: "passt" },
+    Helper { program: "ip", purpose: "VPCs (`--network vpc`)", package: "iproute2" },
+    Helper { program: "nft", purpose: "VPCs (`--network vpc`)", package: "nftables" },
     Helper { program: "ssh", purpose: "`wisp ssh`", package: "openssh-client" },
 ];
 

@@ -1,9 +1,10 @@
 //! What there is to say about a host, part by part. Pure: judged from facts alone.
 
+use rustix::io::Errno;
 use serde::Serialize;
 
 use super::access::{self, KvmAccessError};
-use super::facts::{Facts, Helper, HomeFacts, HugePages, KVM_MODULES, REQUIRED_CAPABILITIES, Surroundings};
+use super::facts::{Facts, Helper, HomeFacts, HugePages, KVM_MODULES, REQUIRED_CAPABILITIES, Surroundings, VpcFacts};
 use super::mend::Mend;
 
 /// Less free memory than this, and even a small guest may not start.
@@ -75,6 +76,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     findings.extend(facts.huge_pages.map(huge_pages));
     findings.extend(home(facts.home.as_ref()));
     findings.extend(facts.helpers.iter().map(|(helper, installed)| self::helper(helper, *installed)));
+    findings.push(vpc(facts.vpc));
     findings
 }
 
@@ -201,6 +203,26 @@ fn space(free_mib: u64) -> Finding {
     }
 }
 
+fn vpc(facts: VpcFacts) -> Finding {
+    const NAME: &str = "VPC";
+    let only = "Without it, each guest has a network of its own (`--network user`).";
+    match (facts.tun, facts.forbidden_by) {
+        (Ok(()), None) => Finding::ok(NAME, "taps, and namespaces of one's own"),
+        (Err(Errno::NOENT | Errno::NODEV), _) => {
+            let found = Finding::warn(NAME, "there is no /dev/net/tun, which makes taps").explained(only);
+            found.mended_by("Load its module", "sudo modprobe tun")
+        }
+        (Err(error), _) => {
+            let found = Finding::warn(NAME, format!("/dev/net/tun, which makes taps, cannot be opened: {error}"));
+            found.explained(only).mended_by("Give it its usual mode", "sudo chmod 0666 /dev/net/tun")
+        }
+        (Ok(()), Some((setting, allows))) => {
+            let found = Finding::warn(NAME, format!("{setting} forbids namespaces of one's own"));
+            found.explained(only).mended_by("Allow them", format!("sudo sysctl {setting}={allows}"))
+        }
+    }
+}
+
 fn helper(helper: &Helper, installed: bool) -> Finding {
     let Helper { program, purpose, package } = helper;
     if installed {
@@ -247,6 +269,7 @@ mod tests {
                 free_mib: Some(50_000),
             }),
             helpers: HELPERS.map(|helper| (helper, true)).to_vec(),
+            vpc: VpcFacts { tun: Ok(()), forbidden_by: None },
         }
     }
 
@@ -362,6 +385,17 @@ mod tests {
             "not installed; optional, for converting disks that `wisp image import` does not read"
         );
         assert_eq!(finding.mends[0].command, "sudo apt install qemu-utils");
+    }
+
+    #[test]
+    fn what_a_vpc_lacks_is_said_with_the_command_that_brings_it() {
+        let mend = |tun, forbidden_by| vpc(VpcFacts { tun, forbidden_by }).mends[0].command.to_string();
+        assert_eq!(mend(Err(Errno::ACCESS), None), "sudo chmod 0666 /dev/net/tun");
+        assert_eq!(mend(Err(Errno::NOENT), None), "sudo modprobe tun");
+        assert_eq!(
+            mend(Ok(()), Some(("user.max_user_namespaces", "15000"))),
+            "sudo sysctl user.max_user_namespaces=15000"
+        );
     }
 
     #[test]

@@ -1,0 +1,155 @@
+//! The router's namespaces, and what is in them.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Signal, getegid, geteuid, getpid, set_parent_process_death_signal};
+use rustix::thread::UnshareFlags;
+
+use super::{Interface, RouterConfig, WAY_OUT};
+use crate::vmm::link::GATEWAY_MAC;
+
+/// The bridge that instances' taps are ports of.
+pub(super) const BRIDGE: &str = "wisp0";
+/// The way out.
+pub(super) const OUT: &str = "out0";
+/// What instances' taps are called.
+pub(super) const TAPS: &str = "tap";
+/// The addresses of the way out: the router's end, and the other.
+const OUT_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
+const OUT_ROUTER: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+const OUT_PREFIX: u8 = 30;
+
+// `linux/if_tun.h`.
+const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+const IFF_TAP: libc::c_short = 0x0002;
+const IFF_NO_PI: libc::c_short = 0x1000;
+const IFF_VNET_HDR: libc::c_short = 0x4000;
+
+/// The device that makes taps.
+pub(super) fn open_tun() -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open("/dev/net/tun")
+}
+
+/// A way out that waits, outside, for the namespaces to be.
+pub(super) fn prepare_way_out(folder: &Path, config: &RouterConfig) -> io::Result<Child> {
+    let own = getpid().as_raw_nonzero();
+    let is_root = geteuid().is_root();
+    let mut command = Command::new("sh");
+    command.args(["-c", "read -r _ && exec \"$0\" \"$@\"", WAY_OUT]);
+    command.args(["--foreground", "--quiet", "--ipv4-only", "--no-map-gw"]);
+    command.args(["--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none"]);
+    command.args(["--no-dhcp", "--no-dhcpv6", "--no-ndp", "--no-ra", "--ns-ifname", OUT]);
+    command.args(["--address", &OUT_ADDRESS.to_string(), "--netmask", &OUT_PREFIX.to_string()]);
+    command.args(["--gateway", &OUT_ROUTER.to_string(), "--dns-forward", &config.dns.to_string()]);
+    command.arg("--log-file").arg(folder.join("pasta.log"));
+    if is_root {
+        command.args(["--runas", "0"]);
+    }
+    command.args(["--userns", &format!("/proc/{own}/ns/user"), "--netns", &format!("/proc/{own}/ns/net")]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    // SAFETY: prctl is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+    }
+    command.spawn()
+}
+
+/// Moves this process, which has one thread, into a user and a network namespace of its own.
+pub(super) fn enter() -> io::Result<()> {
+    let (user, group) = (geteuid().as_raw(), getegid().as_raw());
+    // SAFETY: no descriptor table is unshared, and there is one thread: nobody else relies on the namespaces.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNET)? };
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/uid_map", format!("0 {user} 1"))?;
+    std::fs::write("/proc/self/gid_map", format!("0 {group} 1"))
+}
+
+/// Makes the bridge and turns routing on.
+pub(super) fn furnish(config: &RouterConfig) -> io::Result<()> {
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+    // The links carry IPv4; a kernel may have nothing else.
+    let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    let RouterConfig { range, router, mtu, .. } = config;
+    ip(&format!(
+        "link set lo up
+link add {BRIDGE} address {GATEWAY_MAC} mtu {mtu} type bridge mcast_snooping 0
+link set {BRIDGE} arp off up
+address add {router}/32 dev {BRIDGE}
+route add {range} dev {BRIDGE}
+"
+    ))
+}
+
+/// Sets the way out, whose interface is there.
+pub(super) fn furnish_way_out(config: &RouterConfig) -> io::Result<()> {
+    ip(&format!(
+        "address replace {OUT_ADDRESS}/{OUT_PREFIX} dev {OUT}
+link set {OUT} mtu {mtu} up
+route replace default via {OUT_ROUTER} dev {OUT}
+route replace {dns}/32 via {OUT_ROUTER} dev {OUT}
+",
+        mtu = config.mtu,
+        dns = config.dns,
+    ))
+}
+
+/// A new tap for an instance, connected; it is there for as long as its descriptor is open somewhere.
+pub(super) fn add_tap(config: &RouterConfig, interface: &Interface) -> io::Result<OwnedFd> {
+    let tap = open_tun()?;
+    // SAFETY: an interface request of zeros is a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (target, byte) in request.ifr_name.iter_mut().zip(format!("{TAPS}%d").bytes()) {
+        *target = byte as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+    // SAFETY: the kernel reads and writes an interface request at the pointer, which is valid for the call.
+    if unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETIFF, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let name: String =
+        request.ifr_name.iter().map(|byte| *byte as u8 as char).take_while(|letter| *letter != '\0').collect();
+    let (Interface { address, mac, .. }, mtu) = (interface, config.mtu);
+    ip(&format!(
+        "link set {name} mtu {mtu} master {BRIDGE} up
+link set {name} type bridge_slave isolated on learning off flood off mcast_flood off bcast_flood off
+neighbour replace {address} lladdr {mac} nud permanent dev {BRIDGE}
+"
+    ))?;
+    feed("bridge", &["-batch", "-"], &format!("fdb replace {mac} dev {name} master static\n"))?;
+    Ok(tap.into())
+}
+
+/// Has nftables go by `rules`.
+pub(super) fn set_rules(rules: &str) -> io::Result<()> {
+    feed("nft", &["-f", "-"], rules)
+}
+
+fn ip(lines: &str) -> io::Result<()> {
+    feed("ip", &["-batch", "-"], lines)
+}
+
+/// Runs a program with `input`; the error has what it says.
+fn feed(program: &str, args: &[&str], input: &str) -> io::Result<()> {
+    let mut command = Command::new(program);
+    // They are where only root's path leads.
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.args(args).env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
+    let mut stdin = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
+    // One that does not read on says why below.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("{program} ended with {}: {}", output.status, said.trim())))
+}

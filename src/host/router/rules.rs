@@ -1,0 +1,148 @@
+//! A VPC's rules, as nftables reads them.
+//!
+//! Each direction has a map from an instance's address to the chain of its rules; instances with the same rules share a
+//! chain. What an instance begins passes its egress chain, then the ingress chain of the instance that it is for, or leaves
+//! by the way out; what answers to that passes by connection tracking. What asks the VPC's name server passes whatever the
+//! groups say, as in EC2 (Amazon VPC User Guide, "Security groups").
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::Ipv4Addr;
+
+use super::RouterConfig;
+use super::namespace::{BRIDGE, OUT};
+use crate::vmm::link::{FilterProtocol, FilterRule};
+
+/// The whole table, put in the place of the one before at once.
+pub(super) fn render(config: &RouterConfig) -> String {
+    let mut text = String::from("table inet wisp\ndelete table inet wisp\ntable inet wisp {\n");
+    let egress: Vec<_> = config.interfaces.iter().map(|one| (one.address, one.filter.egress.as_slice())).collect();
+    let ingress: Vec<_> = config.interfaces.iter().map(|one| (one.address, one.filter.ingress.as_slice())).collect();
+    chains(&mut text, "ingress", &ingress, "saddr", "accept");
+    let _ = write!(
+        text,
+        "  chain delivery {{\n    oifname {BRIDGE} ip daddr vmap @ingress\n    oifname {OUT} accept\n    drop\n  }}\n"
+    );
+    chains(&mut text, "egress", &egress, "daddr", "goto delivery");
+    let _ = write!(
+        text,
+        "  chain forward {{
+    type filter hook forward priority filter; policy drop;
+    ct state established,related accept
+    ct state invalid drop
+    iifname {BRIDGE} oifname {OUT} ip daddr {dns} meta l4proto {{ tcp, udp }} th dport 53 accept
+    iifname {BRIDGE} ip saddr vmap @egress
+  }}
+  chain input {{
+    type filter hook input priority filter; policy drop;
+    iifname lo accept
+  }}
+  chain way_out {{
+    type nat hook postrouting priority srcnat;
+    oifname {OUT} masquerade
+  }}
+}}
+",
+        dns = config.dns
+    );
+    text
+}
+
+/// The chains of one direction, and the map that leads to them; `peer` is the field with the other's address.
+fn chains(text: &mut String, name: &str, interfaces: &[(Ipv4Addr, &[FilterRule])], peer: &str, verdict: &str) {
+    let mut alike: BTreeMap<&[FilterRule], Vec<Ipv4Addr>> = BTreeMap::new();
+    for (address, rules) in interfaces {
+        alike.entry(rules).or_default().push(*address);
+    }
+    let mut elements = Vec::new();
+    for (index, (rules, addresses)) in alike.into_iter().enumerate() {
+        let _ = writeln!(text, "  chain {name}{index} {{");
+        for rule in rules {
+            let _ = writeln!(text, "    {}{}{verdict}", peers(rule, peer), matches(rule.protocol));
+        }
+        let _ = writeln!(text, "    drop\n  }}");
+        elements.extend(addresses.iter().map(|address| format!("{address} : goto {name}{index}")));
+    }
+    let _ = writeln!(text, "  map {name} {{\n    type ipv4_addr : verdict");
+    if !elements.is_empty() {
+        let _ = writeln!(text, "    elements = {{ {} }}", elements.join(", "));
+    }
+    let _ = writeln!(text, "  }}");
+}
+
+fn peers(rule: &FilterRule, field: &str) -> String {
+    if rule.peers.iter().any(|peer| peer.prefix_length == 0) {
+        return String::new();
+    }
+    // Ranges within others would be refused.
+    let within = |one: usize| {
+        let inner = rule.peers[one];
+        rule.peers.iter().enumerate().any(|(other, outer)| {
+            other != one
+                && outer.contains(inner.address)
+                && (outer.prefix_length < inner.prefix_length
+                    || outer.prefix_length == inner.prefix_length && other < one)
+        })
+    };
+    let kept = (0..rule.peers.len()).filter(|index| !within(*index));
+    let ranges: Vec<String> = kept.map(|index| rule.peers[index].to_string()).collect();
+    format!("ip {field} {{ {} }} ", ranges.join(", "))
+}
+
+fn matches(protocol: FilterProtocol) -> String {
+    match protocol {
+        FilterProtocol::All => String::new(),
+        FilterProtocol::Tcp { from, to } => format!("tcp dport {from}-{to} "),
+        FilterProtocol::Udp { from, to } => format!("udp dport {from}-{to} "),
+        FilterProtocol::Icmp { kind, code } => {
+            let kind = kind.map(|kind| format!("icmp type {kind} ")).unwrap_or_default();
+            let code = code.map(|code| format!("icmp code {code} ")).unwrap_or_default();
+            format!("ip protocol icmp {kind}{code}")
+        }
+        FilterProtocol::Other { number } => format!("ip protocol {number} "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Interface;
+    use super::*;
+    use crate::vmm::link::{Cidr, Filter, MacAddress};
+
+    fn interface(number: u8, ingress: Vec<FilterRule>) -> Interface {
+        let egress = vec![FilterRule { protocol: FilterProtocol::All, peers: vec!["0.0.0.0/0".parse().unwrap()] }];
+        let address = Ipv4Addr::new(172, 31, 0, number);
+        Interface { address, mac: MacAddress([6, 0, 0, 0, 0, number]), filter: Filter { ingress, egress } }
+    }
+
+    fn render_with(interfaces: Vec<Interface>) -> String {
+        render(&RouterConfig {
+            range: "172.31.0.0/16".parse().unwrap(),
+            router: Ipv4Addr::new(172, 31, 0, 1),
+            dns: Ipv4Addr::new(172, 31, 0, 2),
+            mtu: 9001,
+            interfaces,
+        })
+    }
+
+    #[test]
+    fn instances_with_the_same_rules_share_a_chain() {
+        let ssh = FilterRule {
+            protocol: FilterProtocol::Tcp { from: 22, to: 22 },
+            peers: vec![Cidr::host(Ipv4Addr::new(172, 31, 0, 9)), "172.31.0.0/24".parse().unwrap()],
+        };
+        let text =
+            render_with(vec![interface(4, vec![ssh.clone()]), interface(5, vec![ssh]), interface(6, Vec::new())]);
+        assert!(text.contains("ip saddr { 172.31.0.0/24 } tcp dport 22-22 accept"), "{text}");
+        assert!(text.contains("172.31.0.4 : goto ingress1, 172.31.0.5 : goto ingress1"), "{text}");
+        assert!(text.contains("172.31.0.6 : goto ingress0"), "{text}");
+        assert_eq!(text.matches("chain egress").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn nobody_passes_where_there_is_nobody() {
+        let text = render_with(Vec::new());
+        assert!(!text.contains("elements"), "{text}");
+        assert!(text.contains("policy drop"), "{text}");
+    }
+}
