@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::network::NetworkArgs;
+use super::network::{NetworkArgs, PlacementArgs};
 use super::output::{self, Output};
 use super::size::SizeArgs;
 use super::wait::{self, Wait};
@@ -33,6 +33,7 @@ Examples:
   wisp launch --count 3 --type t3.nano            three at the same time
   wisp launch --vcpus 1 --memory 128M             smaller than any type
   wisp launch --volume 8 --volume size=1,type=gp2  with two more volumes
+  wisp launch --subnet front --private-ip 10.0.1.10
   wisp launch --name web -p 8080:80               port 8080 of this host leads to its port 80
   wisp launch --tag team=red --tag stage=test     with tags
   ID=$(wisp launch) && wisp exec $ID -- uname -a")]
@@ -100,6 +101,9 @@ pub struct Args {
     #[command(flatten)]
     network: NetworkArgs,
 
+    #[command(flatten)]
+    placement: PlacementArgs,
+
     /// A security group that it is in (see `wisp sg`); repeat for more. The default one, if none is said.
     #[arg(long = "security-group", value_name = "GROUP")]
     security_groups: Vec<String>,
@@ -156,14 +160,14 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         network: NetworkSpec {
             metadata: args.metadata_options,
             security_groups: args.security_groups,
-            ..args.network.spec()
+            ..args.placement.placed(args.network.spec())
         },
     };
     let Launched { instances, monitors, wants_warm } = cloud.launch(&spec)?;
     tell_notices(&mut cloud);
     let all: Vec<&InstanceRecord> = instances.iter().collect();
     match output {
-        Output::Json => output::print_json(&shapes::reservation(&all))?,
+        Output::Json => output::print_json(&shapes::reservation(&all, &cloud.group_names()?))?,
         Output::Table => {
             output::print(&instances.iter().map(|record| format!("{}\n", record.id)).collect::<String>())?;
         }

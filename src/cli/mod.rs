@@ -2,6 +2,7 @@
 
 pub mod output;
 
+mod address;
 mod attach;
 mod completions;
 mod console;
@@ -28,6 +29,7 @@ mod snapshot;
 mod ssh;
 mod start;
 mod stop;
+mod subnet;
 mod tag;
 mod terminate;
 mod timeline;
@@ -35,6 +37,7 @@ mod top;
 mod types;
 mod vmm;
 mod volume;
+mod vpc;
 mod wait;
 mod warm;
 
@@ -93,6 +96,9 @@ enum Command {
     Snapshot(snapshot::Args),
     Key(key::Args),
     Top(top::Args),
+    Vpc(vpc::Args),
+    Subnet(subnet::Args),
+    Address(address::Args),
     Completions(completions::Args),
     Types(types::Args),
     Timeline(timeline::Args),
@@ -125,6 +131,9 @@ pub fn main() -> ExitCode {
         Command::Exec(args) => exec::run(args),
         Command::Ssh(args) => ssh::run(args),
         Command::Sg(args) => sg::run(args, cli.output),
+        Command::Vpc(args) => vpc::run(args, cli.output),
+        Command::Subnet(args) => subnet::run(args, cli.output),
+        Command::Address(args) => address::run(args, cli.output),
         Command::Cp(args) => cp::run(&args),
         Command::Console(args) => console::run(&args, cli.output),
         Command::Modify(args) => modify::run(&args, cli.output),

@@ -72,7 +72,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let record = cloud.modify(record.id, &change)?;
     tell_notices(&mut cloud);
     match output {
-        Output::Json => output::print_json(&shapes::instance(&record))?,
+        Output::Json => output::print_json(&shapes::instance(&record, &cloud.group_names()?))?,
         Output::Table => {
             output::print(&format!("{}  modified", record.id))?;
             output::next(&format!("show {}", args.instance));

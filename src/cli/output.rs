@@ -10,6 +10,7 @@ use std::time::Duration;
 use comfy_table::{Attribute, CellAlignment, Color, ContentArrangement, LineStyle, TableStyle};
 use serde::Serialize;
 
+use crate::cloud::CloudError;
 use crate::ec2::Ec2Error;
 use crate::host::probe::{KvmAccessError, Mend};
 
@@ -223,7 +224,9 @@ pub fn print_error(error: &anyhow::Error) {
 fn error_text(error: &anyhow::Error, screen: Screen) -> String {
     let mut text = format!("{} {error:#}", screen.paint(Tone::Bad, "error:"));
     for cause in error.chain() {
-        if let Some(hint) = cause.downcast_ref::<Ec2Error>().and_then(Ec2Error::hint) {
+        // The cloud's errors are what they are made of: the chain does not have a refusal in one of them once more.
+        let of_cloud = cause.downcast_ref::<CloudError>().and_then(CloudError::hint);
+        if let Some(hint) = cause.downcast_ref::<Ec2Error>().and_then(Ec2Error::hint).or(of_cloud) {
             let label = screen.paint(Tone::Quiet, "hint:");
             let _ = write!(text, "\n{label}  {hint}");
         }
@@ -344,6 +347,8 @@ mod tests {
             "error: nothing was launched: InvalidParameterValue: \
              Invalid value 't3.micr0' for InstanceType.\nhint:  Did you mean t3.micro?"
         );
+        let of_cloud = anyhow::Error::new(CloudError::from(catalogue::find("t3.micr0").expect_err("unknown")));
+        assert!(error_text(&of_cloud, Screen::PLAIN).ends_with("\nhint:  Did you mean t3.micro?"));
     }
 
     #[test]

@@ -35,9 +35,16 @@ enum Command {
         /// What it is for.
         #[arg(long, default_value = "made by wisp")]
         description: String,
+        /// The VPC whose instances can be in it: its id or its name; the default one if left out.
+        #[arg(long)]
+        vpc: Option<String>,
     },
     /// Lists the groups.
-    Ls,
+    Ls {
+        /// Only those of this VPC: its id or its name.
+        #[arg(long)]
+        vpc: Option<String>,
+    },
     /// Shows a group's rules.
     Show {
         /// The group: its name or its id.
@@ -101,8 +108,8 @@ impl RuleArgs {
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let changed = match args.command {
-        Command::Ls => {
-            let groups = cloud.security_groups()?;
+        Command::Ls { vpc } => {
+            let groups = cloud.security_groups(vpc.as_deref())?;
             list(&groups, output)?;
             return Ok(ExitCode::SUCCESS);
         }
@@ -114,11 +121,12 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             }
             return Ok(ExitCode::SUCCESS);
         }
-        Command::Create { name, description } => {
-            let record = cloud.create_security_group(&name, &description)?;
+        Command::Create { name, description, vpc } => {
+            let record = cloud.create_security_group(&name, &description, vpc.as_deref())?;
             if output == Output::Table {
                 output::print(&record.id.to_string())?;
-                output::next(&format!("sg authorize {name} --port 80"));
+                let group = if vpc.is_some() { record.id.to_string() } else { name };
+                output::next(&format!("sg authorize {group} --port 80"));
                 return Ok(ExitCode::SUCCESS);
             }
             record
@@ -143,6 +151,7 @@ fn list(groups: &[SecurityGroupRecord], output: Output) -> anyhow::Result<()> {
     let columns = [
         ("Name", Align::Left),
         ("Group", Align::Left),
+        ("VPC", Align::Left),
         ("Ingress", Align::Left),
         ("Egress", Align::Left),
         ("Description", Align::Left),
@@ -156,6 +165,7 @@ fn list(groups: &[SecurityGroupRecord], output: Output) -> anyhow::Result<()> {
         vec![
             Cell::new(group.name.clone(), Tone::Strong),
             Cell::from(group.id.to_string()),
+            Cell::new(group.vpc_id.to_string(), Tone::Quiet),
             Cell::from(rules(false)),
             Cell::from(rules(true)),
             Cell::new(group.description.clone(), Tone::Quiet),

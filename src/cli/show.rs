@@ -4,9 +4,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::ls::{check_cell, state_cell, status};
+use super::open_cloud;
 use super::output::{self, Output, Screen, Tone};
-use super::{open_cloud, shapes};
+use super::shapes::{self, GroupNames};
 use crate::cloud::{Cloud, CloudError, utc};
+use crate::ec2::network::NetworkMode;
 use crate::ec2::size::approximate_mib;
 use crate::ec2::state::InstanceState;
 use crate::guest::UserDataStatus;
@@ -33,12 +35,12 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let record = cloud.instance(&args.instance)?;
     if output == Output::Json {
-        output::print_json(&shapes::reservations(std::slice::from_ref(&record)))?;
+        output::print_json(&shapes::reservations(std::slice::from_ref(&record), &cloud.group_names()?))?;
         return Ok(ExitCode::SUCCESS);
     }
     let volumes = cloud.volumes_of(&record)?;
     let screen = Screen::stdout();
-    let mut lines = lines(&record, &volumes, screen);
+    let mut lines = lines(&record, &volumes, &cloud.group_names()?, screen);
     let status = status(&cloud, &record);
     if status.is_some() {
         let (check, tone) = check_cell(status.as_ref());
@@ -83,7 +85,16 @@ fn line(screen: Screen, label: &str, text: &str) -> String {
     format!("{} {text}", screen.paint(Tone::Quiet, &format!("{label:<16}")))
 }
 
-fn lines(record: &InstanceRecord, volumes: &[VolumeRecord], screen: Screen) -> Vec<String> {
+/// How an instance is connected to its VPC.
+fn connection(mode: NetworkMode) -> &'static str {
+    match mode {
+        NetworkMode::Vpc => "connected",
+        NetworkMode::User | NetworkMode::Auto => "by a user-mode network of its own",
+        NetworkMode::None => "not connected",
+    }
+}
+
+fn lines(record: &InstanceRecord, volumes: &[VolumeRecord], groups: &GroupNames, screen: Screen) -> Vec<String> {
     let line = |label: &str, text: &str| line(screen, label, text);
     let (state, tone) = state_cell(record);
     let mut lines = vec![
@@ -124,11 +135,15 @@ fn lines(record: &InstanceRecord, volumes: &[VolumeRecord], screen: Screen) -> V
         ));
     }
     if let Some(network) = &record.network {
+        lines.push(line("VPC", &format!("{}, {}", network.vpc_id, connection(network.mode))));
+        lines.push(line("Subnet", &format!("{} ({})", network.subnet_id, network.zone)));
         lines.push(line("Private address", &network.private_ip.to_string()));
         if let Some(public) = network.public_ip {
-            lines.push(line("Public address", &public.to_string()));
+            let kind = if network.elastic_address.is_some() { " (elastic)" } else { "" };
+            lines.push(line("Public address", &format!("{public}{kind}")));
         }
-        let groups: Vec<String> = network.security_groups.iter().map(ToString::to_string).collect();
+        let named = |id| format!("{} ({id})", groups.get(id).map_or("?", String::as_str));
+        let groups: Vec<String> = network.security_groups.iter().map(named).collect();
         lines.push(line("Security groups", &groups.join(", ")));
         for port in &network.published {
             lines.push(line("Published", &port.to_string()));

@@ -1,4 +1,4 @@
-//! `wisp tag`: tags of instances, volumes, snapshots and images.
+//! `wisp tag`: tags of instances, volumes, snapshots, images, VPCs, subnets, security groups and elastic addresses.
 
 use std::process::ExitCode;
 
@@ -6,7 +6,7 @@ use super::output::{self, Output};
 use super::{open_cloud, shapes};
 use crate::ec2::tag::Tag;
 
-/// Sets tags of an instance, a volume, a snapshot or an image, removes some, or prints them all.
+/// Sets tags of an instance, a volume, a snapshot, an image or what else has an id, removes some, or prints them all.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -128,6 +128,14 @@ pub enum CloudError {
 }
 
 impl CloudError {
+    /// What to do about it, as one line; none where the sentence says it all.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            CloudError::Ec2(refusal) => refusal.hint(),
+            _ => None,
+        }
+    }
+
     /// EC2's rules refuse it, for a reason of its own.
     pub(super) fn refused(code: ErrorCode, what: impl Into<String>, hint: Option<String>) -> CloudError {
         Ec2Error::refused(code, what, hint).into()

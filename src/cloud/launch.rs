@@ -10,7 +10,7 @@ use super::error::CloudError;
 use super::image::Image;
 use super::image_memory::ImageMemory;
 use super::machine::{Folder, Monitor};
-use super::network::{Addresses, NetworkSpec, chosen_groups};
+use super::network::{Addresses, NetworkSpec, Placement};
 use super::volume::attach;
 use super::warm::{self, Warm};
 use super::{Cloud, new_id, now, resolve};
@@ -156,7 +156,11 @@ impl Cloud {
             .into());
         }
         // Written, for the default group may be made by it.
-        self.store.write::<_, CloudError>(|tx| chosen_groups(tx, &spec.network.security_groups).map(drop))?;
+        self.store.write::<_, CloudError>(|tx| Placement::choose(tx, &spec.network).map(drop))?;
+        if spec.count > 1 && spec.network.private_ip.is_some() {
+            let what = format!("A private address is one instance's, and {} are to be launched.", spec.count);
+            return Err(CloudError::refused(ErrorCode::InvalidParameterCombination, what, None));
+        }
         let (pair, promised) = self.store.read::<_, CloudError>(|tx| {
             let pair = spec.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
             Ok((pair, promised_memory(tx)?))
@@ -219,13 +223,13 @@ impl Cloud {
                 let (token, parameters) = (token.clone(), parameters.to_string());
                 tx.put(&ClientToken { token, parameters, reservation_id: reservation, created: now() })?;
             }
-            let groups = chosen_groups(tx, &spec.network.security_groups)?;
+            let place = Placement::choose(tx, &spec.network)?;
             let mut addresses = Addresses::taken(tx, origin)?;
             for one in &mut prepared {
-                if let Some(network) = &mut one.record.network {
-                    network.security_groups.clone_from(&groups);
-                    addresses.give(network)?;
-                }
+                let mut network = place.interface(&spec.network);
+                spec.network.private_ip.map_or(Ok(()), |address| addresses.claim(&mut network, address))?;
+                addresses.give(&mut network)?;
+                one.record.network = Some(network);
                 for option in &spec.volumes {
                     if let VolumeSource::Existing(reference) = &option.source {
                         let mut volume = resolve::volume(tx, reference)?;
@@ -317,7 +321,7 @@ impl Cloud {
             hibernation: spec.hibernation,
             block_devices: root.iter().filter_map(VolumeRecord::mapping).collect(),
             cmdline: spec.cmdline.clone(),
-            network: Some(spec.network.record()),
+            network: None,
             tags: spec.tags.clone(),
         };
         let (mut record, mut volumes) = (record, root.into_iter().collect());

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::error::CloudError;
 use super::launch::{check_capacity, promised_memory};
 use super::machine::{Folder, Monitor};
-use super::network::{Addresses, NetworkSpec, chosen_groups, take_public_address};
+use super::network::{Addresses, NetworkSpec, Placement, free_addresses_of, take_public_address};
 use super::{Cloud, now, resolve, utc};
 use crate::ec2::capacity::Request;
 use crate::ec2::catalogue;
@@ -133,11 +133,13 @@ impl Cloud {
             record.clear_reason();
             record.launch_time = now();
             // One of a time before there was a network gets one now.
-            let network = record.network.get_or_insert_with(|| NetworkSpec::default().record());
-            if network.security_groups.is_empty() {
-                network.security_groups = chosen_groups(tx, &[])?;
-            }
-            Addresses::taken(tx, origin)?.give(network)?;
+            let spec = NetworkSpec::default();
+            let mut network = match record.network.take() {
+                Some(network) => network,
+                None => Placement::choose(tx, &spec)?.interface(&spec),
+            };
+            Addresses::taken(tx, origin)?.give(&mut network)?;
+            record.network = Some(network);
             tx.put(&record)?;
             Ok((previous, record, Some(lock)))
         })?;
@@ -353,6 +355,7 @@ impl Cloud {
             }
             record.state = InstanceState::Terminated;
             record.network = None;
+            free_addresses_of(tx, id)?;
             record.terminated = Some(now());
             record.block_devices.clear();
             note_reason(&mut record, reason);

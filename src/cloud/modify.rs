@@ -59,7 +59,7 @@ impl Cloud {
                 network.metadata_options = options.applied(network.metadata_options);
             }
             if let (false, Some(network)) = (change.security_groups.is_empty(), &mut record.network) {
-                network.security_groups = chosen_groups(tx, &change.security_groups)?;
+                network.security_groups = chosen_groups(tx, network.vpc_id, &change.security_groups)?;
             }
             tx.put(&record)?;
             Ok(record)

@@ -45,6 +45,7 @@ impl Cloud {
         self.forget_old(&records)?;
         self.sweep_folders()?;
         self.finish_snapshots()?;
+        self.sweep_networks()?;
         warm::sweep(&self.home)?;
         self.sweep_stray_images()
     }

@@ -4,7 +4,10 @@ use super::error::CloudError;
 use crate::ec2::Ec2Error;
 use crate::ec2::id::{Id, Kind};
 use crate::ec2::state::InstanceState;
-use crate::store::{InstanceRecord, SecurityGroupRecord, SnapshotRecord, Transaction, VolumeRecord};
+use crate::store::{
+    AddressRecord, InstanceRecord, SecurityGroupRecord, SnapshotRecord, SubnetRecord, Transaction, VolumeRecord,
+    VpcRecord,
+};
 
 /// The one of `known` (identifiers with their names) that `reference` stands for.
 fn find<K: Kind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Result<Id<K>, Ec2Error> {
@@ -38,9 +41,34 @@ pub fn snapshot(tx: &Transaction, reference: &str) -> Result<SnapshotRecord, Clo
     one_of(tx.list()?, reference, |record: &SnapshotRecord| (record.id, record.name()))
 }
 
-/// The security group that `reference` stands for.
-pub fn security_group(tx: &Transaction, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
-    one_of(tx.list()?, reference, |record: &SecurityGroupRecord| (record.id, Some(record.name.as_str())))
+/// The security group that `reference` stands for, among those that `is_meant` says; its name is its own, no tag.
+pub fn security_group(
+    tx: &Transaction,
+    reference: &str,
+    is_meant: impl Fn(&SecurityGroupRecord) -> bool,
+) -> Result<SecurityGroupRecord, CloudError> {
+    let groups = tx.list()?.into_iter().filter(is_meant).collect();
+    one_of(groups, reference, |record: &SecurityGroupRecord| (record.id, Some(record.name.as_str())))
+}
+
+/// The VPC that `reference` stands for; `default` is the default one.
+pub fn vpc(tx: &Transaction, reference: &str) -> Result<VpcRecord, CloudError> {
+    let name = |record: &VpcRecord| if record.is_default { Some("default") } else { None };
+    one_of(tx.list()?, reference, |record: &VpcRecord| (record.id, record.name().or(name(record))))
+}
+
+/// The subnet that `reference` stands for.
+pub fn subnet(tx: &Transaction, reference: &str) -> Result<SubnetRecord, CloudError> {
+    one_of(tx.list()?, reference, |record: &SubnetRecord| (record.id, record.name()))
+}
+
+/// The elastic address that `reference`, which may be the address itself, stands for.
+pub fn address(tx: &Transaction, reference: &str) -> Result<AddressRecord, CloudError> {
+    let records: Vec<AddressRecord> = tx.list()?;
+    if let Some(record) = records.iter().find(|record| record.public_ip.to_string() == reference) {
+        return Ok(record.clone());
+    }
+    one_of(records, reference, |record: &AddressRecord| (record.id, record.name()))
 }
 
 fn one_of<R, K: Kind>(

@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use super::Cloud;
 use super::error::CloudError;
 use super::resolve;
-use crate::ec2::id::{Id, Image, Snapshot, Volume};
+use crate::ec2::id::{AllocationId, SecurityGroupId, SubnetId, VpcId};
 use crate::ec2::tag::{Tag, check_key, with_tags};
 use crate::ec2::{Ec2Error, ImageId, InstanceId, SnapshotId, VolumeId};
-use crate::store::{ImageRecord, InstanceRecord, Record, SnapshotRecord, Transaction, VolumeRecord};
+use crate::store::{
+    AddressRecord, ImageRecord, InstanceRecord, Record, SecurityGroupRecord, SnapshotRecord, SubnetRecord, Transaction,
+    VolumeRecord, VpcRecord,
+};
 
 /// A resource's tags.
 pub type Tags = BTreeMap<String, String>;
@@ -24,13 +27,21 @@ pub enum Resource {
     Snapshot(SnapshotId),
     /// An image.
     Image(ImageId),
+    /// A VPC.
+    Vpc(VpcId),
+    /// A subnet.
+    Subnet(SubnetId),
+    /// A security group.
+    SecurityGroup(SecurityGroupId),
+    /// An elastic address.
+    Address(AllocationId),
 }
 
 impl Cloud {
     /// What `reference` stands for: an identifier tells by itself, and a name is an instance's first, then a volume's, a
-    /// snapshot's, an image's.
+    /// snapshot's, a VPC's, a subnet's, an elastic address', an image's. A security group's name is no tag.
     pub fn resource(&mut self, reference: &str) -> Result<Resource, CloudError> {
-        if Id::<Image>::looks_like(reference) {
+        if ImageId::looks_like(reference) {
             return Ok(Resource::Image(self.image_record(reference)?.id));
         }
         let found = self.store.read(|tx| find(tx, reference))?;
@@ -57,6 +68,12 @@ impl Cloud {
                 Resource::Volume(id) => update(tx, &id.to_string(), |it: &mut VolumeRecord| &mut it.tags, &change),
                 Resource::Snapshot(id) => update(tx, &id.to_string(), |it: &mut SnapshotRecord| &mut it.tags, &change),
                 Resource::Image(id) => update(tx, &id.to_string(), |it: &mut ImageRecord| &mut it.tags, &change),
+                Resource::Vpc(id) => update(tx, &id.to_string(), |it: &mut VpcRecord| &mut it.tags, &change),
+                Resource::Subnet(id) => update(tx, &id.to_string(), |it: &mut SubnetRecord| &mut it.tags, &change),
+                Resource::SecurityGroup(id) => {
+                    update(tx, &id.to_string(), |it: &mut SecurityGroupRecord| &mut it.tags, &change)
+                }
+                Resource::Address(id) => update(tx, &id.to_string(), |it: &mut AddressRecord| &mut it.tags, &change),
             };
             changed?.ok_or_else(|| resource.not_found().into())
         })?;
@@ -76,25 +93,40 @@ impl Resource {
             Resource::Volume(id) => VolumeId::not_found(&id.to_string()),
             Resource::Snapshot(id) => SnapshotId::not_found(&id.to_string()),
             Resource::Image(id) => ImageId::not_found(&id.to_string()),
+            Resource::Vpc(id) => VpcId::not_found(&id.to_string()),
+            Resource::Subnet(id) => SubnetId::not_found(&id.to_string()),
+            Resource::SecurityGroup(id) => SecurityGroupId::not_found(&id.to_string()),
+            Resource::Address(id) => AllocationId::not_found(&id.to_string()),
         }
     }
 }
 
-/// An instance, a volume or a snapshot; nothing if there is none of that name.
+/// What is no image; nothing if there is none of that name.
 fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudError> {
-    if Id::<Volume>::looks_like(reference) {
-        return Ok(Some(Resource::Volume(resolve::volume(tx, reference)?.id)));
+    let instance = || resolve::instance(tx, reference).map(|record| Resource::Instance(record.id));
+    let volume = || resolve::volume(tx, reference).map(|record| Resource::Volume(record.id));
+    let snapshot = || resolve::snapshot(tx, reference).map(|record| Resource::Snapshot(record.id));
+    let vpc = || resolve::vpc(tx, reference).map(|record| Resource::Vpc(record.id));
+    let subnet = || resolve::subnet(tx, reference).map(|record| Resource::Subnet(record.id));
+    let address = || resolve::address(tx, reference).map(|record| Resource::Address(record.id));
+    let group = || resolve::security_group(tx, reference, |_| true).map(|record| Resource::SecurityGroup(record.id));
+    if SecurityGroupId::looks_like(reference) {
+        return group().map(Some);
     }
-    if Id::<Snapshot>::looks_like(reference) {
-        return Ok(Some(Resource::Snapshot(resolve::snapshot(tx, reference)?.id)));
-    }
-    let candidates = [
-        resolve::instance(tx, reference).map(|record| Resource::Instance(record.id)),
-        resolve::volume(tx, reference).map(|record| Resource::Volume(record.id)),
-        resolve::snapshot(tx, reference).map(|record| Resource::Snapshot(record.id)),
+    // What looks like the identifier of one kind is no name of another.
+    let candidates: [(bool, &dyn Fn() -> Result<Resource, CloudError>); 6] = [
+        (InstanceId::looks_like(reference), &instance),
+        (VolumeId::looks_like(reference), &volume),
+        (SnapshotId::looks_like(reference), &snapshot),
+        (VpcId::looks_like(reference), &vpc),
+        (SubnetId::looks_like(reference), &subnet),
+        (AllocationId::looks_like(reference), &address),
     ];
-    for candidate in candidates {
-        match candidate {
+    if let Some((_, named)) = candidates.iter().find(|(is_named, _)| *is_named) {
+        return named().map(Some);
+    }
+    for (_, candidate) in candidates {
+        match candidate() {
             Err(CloudError::Ec2(Ec2Error::NotFound { .. })) => {}
             found => return found.map(Some),
         }

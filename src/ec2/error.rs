@@ -3,181 +3,13 @@
 use std::fmt;
 
 use super::capacity::Shortage;
+pub use super::error_code::ErrorCode;
 use super::id::{DIGITS, InstanceId};
 use super::instance_type::NotLaunchable;
 use super::key::KeyPairError;
 use super::tag::TagError;
 use super::user_data::UserDataError;
 use super::volume::VolumeError;
-
-/// EC2's error codes, spelled as the API spells them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ErrorCode {
-    /// The instance is in a state that does not allow the action.
-    IncorrectInstanceState,
-    /// The host has no room for the instance.
-    InsufficientInstanceCapacity,
-    /// An image identifier is not well formed.
-    InvalidAmiIdMalformed,
-    /// There is no such image.
-    InvalidAmiIdNotFound,
-    /// An instance identifier is not well formed.
-    InvalidInstanceIdMalformed,
-    /// There is no such instance.
-    InvalidInstanceIdNotFound,
-    /// A parameter's value is not allowed.
-    InvalidParameterValue,
-    /// What was asked for exists, but not here.
-    Unsupported,
-    /// The request would have succeeded, and nothing was to be done.
-    DryRunOperation,
-    /// A client token was used before, with other parameters.
-    IdempotentParameterMismatch,
-    /// An image has that name already.
-    InvalidAmiNameDuplicate,
-    /// A name that no image can have.
-    InvalidAmiNameMalformed,
-    /// There is no such key pair.
-    InvalidKeyPairNotFound,
-    /// A reservation identifier is not well formed.
-    InvalidReservationIdMalformed,
-    /// There is no such reservation.
-    InvalidReservationIdNotFound,
-    /// An image is made of the snapshot.
-    InvalidSnapshotInUse,
-    /// There is no such snapshot.
-    InvalidSnapshotNotFound,
-    /// A snapshot identifier is not well formed.
-    InvalidSnapshotIdMalformed,
-    /// There is no such volume.
-    InvalidVolumeNotFound,
-    /// A volume identifier is not well formed.
-    InvalidVolumeIdMalformed,
-    /// A volume or snapshot is in a state that does not allow the action.
-    IncorrectState,
-    /// The instance is protected against it.
-    OperationNotPermitted,
-    /// The volume is attached to an instance.
-    VolumeInUse,
-
-    /// All addresses of the subnet are taken.
-    InsufficientFreeAddressesInSubnet,
-
-    // Of security groups.
-    /// What cannot be deleted by its nature.
-    CannotDelete,
-    /// Something else needs it.
-    DependencyViolation,
-    /// A security group has that name already.
-    InvalidGroupDuplicate,
-    /// There is no such security group.
-    InvalidGroupNotFound,
-    /// A name that only the default group has.
-    InvalidGroupReserved,
-    /// A security group identifier is not well formed.
-    InvalidGroupIdMalformed,
-    /// The group has that rule already.
-    InvalidPermissionDuplicate,
-    /// A rule that makes no sense.
-    InvalidPermissionMalformed,
-    /// The group has no such rule.
-    InvalidPermissionNotFound,
-    /// A rule identifier is not well formed.
-    InvalidSecurityGroupRuleIdMalformed,
-    /// There is no such rule.
-    InvalidSecurityGroupRuleIdNotFound,
-    /// A security group has all the rules it can have.
-    RulesPerSecurityGroupLimitExceeded,
-
-    // Of volumes' figures, key pairs, user data and tags.
-    /// The instance can have no more volumes.
-    AttachmentLimitExceeded,
-    /// An entry of a block device mapping is not allowed.
-    InvalidBlockDeviceMapping,
-    /// A key pair has that name already.
-    InvalidKeyPairDuplicate,
-    /// What was given is no public key.
-    InvalidKeyPairFormat,
-    /// Parameters that exclude each other, or lack one another.
-    InvalidParameterCombination,
-    /// A tag's key is not allowed.
-    InvalidTagKeyMalformed,
-    /// User data that is not well formed.
-    InvalidUserDataMalformed,
-    /// A parameter is needed, and was not given.
-    MissingParameter,
-    /// A resource has all the tags it can have.
-    TagLimitExceeded,
-    /// There is no such type of volume.
-    UnknownVolumeType,
-    /// It cannot be done with this, or not now.
-    UnsupportedOperation,
-    /// The instance cannot be hibernated.
-    UnsupportedHibernationConfiguration,
-}
-
-impl ErrorCode {
-    /// The code as the API spells it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ErrorCode::IncorrectInstanceState => "IncorrectInstanceState",
-            ErrorCode::InsufficientInstanceCapacity => "InsufficientInstanceCapacity",
-            ErrorCode::InvalidAmiIdMalformed => "InvalidAMIID.Malformed",
-            ErrorCode::InvalidAmiIdNotFound => "InvalidAMIID.NotFound",
-            ErrorCode::InvalidInstanceIdMalformed => "InvalidInstanceID.Malformed",
-            ErrorCode::InvalidInstanceIdNotFound => "InvalidInstanceID.NotFound",
-            ErrorCode::InvalidParameterValue => "InvalidParameterValue",
-            ErrorCode::Unsupported => "Unsupported",
-            ErrorCode::DryRunOperation => "DryRunOperation",
-            ErrorCode::IdempotentParameterMismatch => "IdempotentParameterMismatch",
-            ErrorCode::InvalidAmiNameDuplicate => "InvalidAMIName.Duplicate",
-            ErrorCode::InvalidAmiNameMalformed => "InvalidAMIName.Malformed",
-            ErrorCode::InvalidKeyPairNotFound => "InvalidKeyPair.NotFound",
-            ErrorCode::InvalidReservationIdMalformed => "InvalidReservationID.Malformed",
-            ErrorCode::InvalidReservationIdNotFound => "InvalidReservationID.NotFound",
-            ErrorCode::InvalidSnapshotInUse => "InvalidSnapshot.InUse",
-            ErrorCode::InvalidSnapshotNotFound => "InvalidSnapshot.NotFound",
-            ErrorCode::InvalidSnapshotIdMalformed => "InvalidSnapshotID.Malformed",
-            ErrorCode::InvalidVolumeNotFound => "InvalidVolume.NotFound",
-            ErrorCode::InvalidVolumeIdMalformed => "InvalidVolumeID.Malformed",
-            ErrorCode::IncorrectState => "IncorrectState",
-            ErrorCode::OperationNotPermitted => "OperationNotPermitted",
-            ErrorCode::VolumeInUse => "VolumeInUse",
-
-            ErrorCode::InsufficientFreeAddressesInSubnet => "InsufficientFreeAddressesInSubnet",
-            ErrorCode::CannotDelete => "CannotDelete",
-            ErrorCode::DependencyViolation => "DependencyViolation",
-            ErrorCode::InvalidGroupDuplicate => "InvalidGroup.Duplicate",
-            ErrorCode::InvalidGroupNotFound => "InvalidGroup.NotFound",
-            ErrorCode::InvalidGroupReserved => "InvalidGroup.Reserved",
-            ErrorCode::InvalidGroupIdMalformed => "InvalidGroupId.Malformed",
-            ErrorCode::InvalidPermissionDuplicate => "InvalidPermission.Duplicate",
-            ErrorCode::InvalidPermissionMalformed => "InvalidPermission.Malformed",
-            ErrorCode::InvalidPermissionNotFound => "InvalidPermission.NotFound",
-            ErrorCode::InvalidSecurityGroupRuleIdMalformed => "InvalidSecurityGroupRuleId.Malformed",
-            ErrorCode::InvalidSecurityGroupRuleIdNotFound => "InvalidSecurityGroupRuleId.NotFound",
-            ErrorCode::RulesPerSecurityGroupLimitExceeded => "RulesPerSecurityGroupLimitExceeded",
-            ErrorCode::AttachmentLimitExceeded => "AttachmentLimitExceeded",
-            ErrorCode::InvalidBlockDeviceMapping => "InvalidBlockDeviceMapping",
-            ErrorCode::InvalidKeyPairDuplicate => "InvalidKeyPair.Duplicate",
-            ErrorCode::InvalidKeyPairFormat => "InvalidKeyPair.Format",
-            ErrorCode::InvalidParameterCombination => "InvalidParameterCombination",
-            ErrorCode::InvalidTagKeyMalformed => "InvalidTagKey.Malformed",
-            ErrorCode::InvalidUserDataMalformed => "InvalidUserData.Malformed",
-            ErrorCode::MissingParameter => "MissingParameter",
-            ErrorCode::TagLimitExceeded => "TagLimitExceeded",
-            ErrorCode::UnknownVolumeType => "UnknownVolumeType",
-            ErrorCode::UnsupportedOperation => "UnsupportedOperation",
-            ErrorCode::UnsupportedHibernationConfiguration => "UnsupportedHibernationConfiguration",
-        }
-    }
-}
-
-impl fmt::Display for ErrorCode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
 
 /// A request that EC2's rules refuse. Prints as `CODE: sentence`; [`Ec2Error::hint`] says what to
 /// do about it.
@@ -318,6 +150,10 @@ impl Ec2Error {
                 ErrorCode::InvalidKeyPairNotFound => {
                     "`wisp key ls` lists the key pairs, `wisp key create` makes one.".to_owned()
                 }
+                ErrorCode::InvalidGroupNotFound => "`wisp sg ls` lists the security groups.".to_owned(),
+                ErrorCode::InvalidVpcIdNotFound => "`wisp vpc ls` lists the VPCs.".to_owned(),
+                ErrorCode::InvalidSubnetIdNotFound => "`wisp subnet ls` lists the subnets.".to_owned(),
+                ErrorCode::InvalidAllocationIdNotFound => "`wisp address ls` lists the elastic addresses.".to_owned(),
                 _ => "`wisp ls` lists the instances.".to_owned(),
             }),
             Ec2Error::AmbiguousReference { matches, .. } => Some(format!("Write more of it: {}.", one_of(matches))),

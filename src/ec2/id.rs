@@ -31,110 +31,41 @@ pub trait Kind: Copy + fmt::Debug + Ord + Hash + 'static {
     const NOT_FOUND: ErrorCode;
 }
 
-/// Instances: `i-…`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Instance {}
+/// The kinds, a line each: its name, its identifiers' type, and what [`Kind`] says of it.
+macro_rules! kinds {
+    ($($kind:ident, $id:ident: $prefix:literal, $noun:literal, $malformed:ident, $not_found:ident;)*) => {$(
+        #[doc = concat!("What has the identifiers `", $prefix, "-…`.")]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $kind {}
 
-impl Kind for Instance {
-    const PREFIX: &'static str = "i";
-    const NOUN: &'static str = "instance";
-    const MALFORMED: ErrorCode = ErrorCode::InvalidInstanceIdMalformed;
-    const NOT_FOUND: ErrorCode = ErrorCode::InvalidInstanceIdNotFound;
+        impl Kind for $kind {
+            const PREFIX: &'static str = $prefix;
+            const NOUN: &'static str = $noun;
+            const MALFORMED: ErrorCode = ErrorCode::$malformed;
+            const NOT_FOUND: ErrorCode = ErrorCode::$not_found;
+        }
+
+        #[doc = concat!("The identifier of a ", $noun, ": `", $prefix, "-…`.")]
+        pub type $id = Id<$kind>;
+    )*};
 }
 
-/// Images: `ami-…`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Image {}
-
-impl Kind for Image {
-    const PREFIX: &'static str = "ami";
-    const NOUN: &'static str = "image";
-    const MALFORMED: ErrorCode = ErrorCode::InvalidAmiIdMalformed;
-    const NOT_FOUND: ErrorCode = ErrorCode::InvalidAmiIdNotFound;
+kinds! {
+    Instance, InstanceId: "i", "instance", InvalidInstanceIdMalformed, InvalidInstanceIdNotFound;
+    Image, ImageId: "ami", "image", InvalidAmiIdMalformed, InvalidAmiIdNotFound;
+    Volume, VolumeId: "vol", "volume", InvalidVolumeIdMalformed, InvalidVolumeNotFound;
+    Snapshot, SnapshotId: "snap", "snapshot", InvalidSnapshotIdMalformed, InvalidSnapshotNotFound;
+    Reservation, ReservationId: "r", "reservation", InvalidReservationIdMalformed, InvalidReservationIdNotFound;
+    KeyPair, KeyPairId: "key", "key pair", InvalidKeyPairNotFound, InvalidKeyPairNotFound;
+    SecurityGroup, SecurityGroupId: "sg", "security group", InvalidGroupIdMalformed, InvalidGroupNotFound;
+    SecurityGroupRule, SecurityGroupRuleId: "sgr", "security group rule",
+        InvalidSecurityGroupRuleIdMalformed, InvalidSecurityGroupRuleIdNotFound;
+    Vpc, VpcId: "vpc", "VPC", InvalidVpcIdMalformed, InvalidVpcIdNotFound;
+    Subnet, SubnetId: "subnet", "subnet", InvalidSubnetIdMalformed, InvalidSubnetIdNotFound;
+    Allocation, AllocationId: "eipalloc", "elastic address", InvalidAllocationIdMalformed, InvalidAllocationIdNotFound;
+    Association, AssociationId: "eipassoc", "association of an address",
+        InvalidAssociationIdMalformed, InvalidAssociationIdNotFound;
 }
-
-/// Volumes: `vol-…`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Volume {}
-
-impl Kind for Volume {
-    const PREFIX: &'static str = "vol";
-    const NOUN: &'static str = "volume";
-    const MALFORMED: ErrorCode = ErrorCode::InvalidVolumeIdMalformed;
-    const NOT_FOUND: ErrorCode = ErrorCode::InvalidVolumeNotFound;
-}
-
-/// Snapshots of volumes: `snap-…`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Snapshot {}
-
-impl Kind for Snapshot {
-    const PREFIX: &'static str = "snap";
-    const NOUN: &'static str = "snapshot";
-    const MALFORMED: ErrorCode = ErrorCode::InvalidSnapshotIdMalformed;
-    const NOT_FOUND: ErrorCode = ErrorCode::InvalidSnapshotNotFound;
-}
-
-/// Reservations, the launches of instances: `r-…`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Reservation {}
-
-impl Kind for Reservation {
-    const PREFIX: &'static str = "r";
-    const NOUN: &'static str = "reservation";
-    const MALFORMED: ErrorCode = ErrorCode::InvalidReservationIdMalformed;
-    const NOT_FOUND: ErrorCode = ErrorCode::InvalidReservationIdNotFound;
-}
-
-/// Key pairs: `key-…`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum KeyPair {}
-
-impl Kind for KeyPair {
-    const PREFIX: &'static str = "key";
-    const NOUN: &'static str = "key pair";
-    const MALFORMED: ErrorCode = ErrorCode::InvalidKeyPairNotFound;
-    const NOT_FOUND: ErrorCode = ErrorCode::InvalidKeyPairNotFound;
-}
-
-/// Security groups: `sg-…`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SecurityGroup {}
-
-impl Kind for SecurityGroup {
-    const PREFIX: &'static str = "sg";
-    const NOUN: &'static str = "security group";
-    const MALFORMED: ErrorCode = ErrorCode::InvalidGroupIdMalformed;
-    const NOT_FOUND: ErrorCode = ErrorCode::InvalidGroupNotFound;
-}
-
-/// Rules of security groups: `sgr-…`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SecurityGroupRule {}
-
-impl Kind for SecurityGroupRule {
-    const PREFIX: &'static str = "sgr";
-    const NOUN: &'static str = "security group rule";
-    const MALFORMED: ErrorCode = ErrorCode::InvalidSecurityGroupRuleIdMalformed;
-    const NOT_FOUND: ErrorCode = ErrorCode::InvalidSecurityGroupRuleIdNotFound;
-}
-
-/// A security group's identifier.
-pub type SecurityGroupId = Id<SecurityGroup>;
-/// A security group rule's identifier.
-pub type SecurityGroupRuleId = Id<SecurityGroupRule>;
-/// A volume's identifier.
-pub type VolumeId = Id<Volume>;
-/// A snapshot's identifier.
-pub type SnapshotId = Id<Snapshot>;
-/// A reservation's identifier.
-pub type ReservationId = Id<Reservation>;
-/// A key pair's identifier.
-pub type KeyPairId = Id<KeyPair>;
-/// An instance's identifier.
-pub type InstanceId = Id<Instance>;
-/// An image's identifier.
-pub type ImageId = Id<Image>;
 
 /// The identifier of a `K`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -8,6 +8,7 @@ pub mod capacity;
 pub mod catalogue;
 pub mod describe;
 pub mod error;
+mod error_code;
 pub mod id;
 pub mod instance_type;
 pub mod key;

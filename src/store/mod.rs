@@ -1,4 +1,4 @@
-//! What Wisp remembers between commands: instances, volumes, snapshots, images, key pairs (SQLite, `wisp.db`).
+//! What Wisp remembers between commands: instances, volumes, snapshots, images, key pairs, networks (SQLite, `wisp.db`).
 //!
 //! Each noun has a table of records; a record is one JSON document beside its key, so that a field more is no
 //! migration, and what must be unique or must refer to something is SQLite's to enforce. All changes of one step are one
@@ -6,6 +6,7 @@
 //!
 //! The schema has a version. An older store is brought up to date when it is opened; a newer one is refused untouched.
 
+mod address;
 mod client_token;
 mod image;
 mod instance;
@@ -16,12 +17,14 @@ mod security_group;
 mod snapshot;
 mod table;
 mod volume;
+mod vpc;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
+pub use address::{AddressRecord, AssociationRecord};
 pub use client_token::ClientToken;
 pub use image::{ImageRecord, Visibility};
 pub use instance::{BlockDeviceMapping, InstanceRecord};
@@ -31,6 +34,7 @@ pub use security_group::SecurityGroupRecord;
 pub use snapshot::{SnapshotRecord, SnapshotState};
 pub use table::{Record, Transaction};
 pub use volume::{AttachmentRecord, VolumeRecord};
+pub use vpc::{SubnetRecord, VpcRecord};
 
 /// The database's name in the data directory.
 pub const FILE: &str = "wisp.db";

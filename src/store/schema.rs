@@ -23,6 +23,39 @@ const MIGRATIONS: &[&str] = &[
     CREATE TABLE security_groups (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE UNIQUE INDEX security_group_names ON security_groups (json_extract(record, '$.name'));
 ",
+    // VPCs. The default one is there from the beginning; what there was before is in it, and all instances are in its first
+    // subnet, whose addresses they have.
+    "
+    CREATE TABLE vpcs (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE UNIQUE INDEX default_vpc ON vpcs (json_extract(record, '$.is_default'))
+        WHERE json_extract(record, '$.is_default');
+    CREATE TABLE subnets (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE addresses (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE UNIQUE INDEX address_ips ON addresses (json_extract(record, '$.public_ip'));
+
+    CREATE TEMP TABLE made (vpc TEXT NOT NULL);
+    INSERT INTO made VALUES ('vpc-' || substr(lower(hex(randomblob(9))), 1, 17));
+    INSERT INTO vpcs SELECT vpc, json_object('id', vpc, 'cidr', '172.31.0.0/16', 'is_default', json('true')) FROM made;
+    CREATE TEMP TABLE zones AS
+        SELECT column1 AS letter, column2 AS octet, 'subnet-' || substr(lower(hex(randomblob(9))), 1, 17) AS subnet
+        FROM (VALUES ('a', 0), ('b', 16), ('c', 32), ('d', 48), ('e', 64), ('f', 80));
+    INSERT INTO subnets SELECT subnet, json_object(
+        'id', subnet, 'vpc_id', vpc, 'vpc_cidr', '172.31.0.0/16', 'cidr', '172.31.' || octet || '.0/20',
+        'zone', 'us-east-1' || letter, 'default_for_zone', json('true'), 'map_public_ip', json('true')
+    ) FROM zones, made;
+
+    DROP INDEX security_group_names;
+    UPDATE security_groups SET record = json_set(record, '$.vpc_id', (SELECT vpc FROM made));
+    CREATE UNIQUE INDEX security_group_names
+        ON security_groups (json_extract(record, '$.vpc_id'), json_extract(record, '$.name'));
+    UPDATE instances SET record = json_set(
+        record, '$.network.vpc_id', (SELECT vpc FROM made),
+        '$.network.subnet_id', (SELECT subnet FROM zones WHERE letter = 'a'),
+        '$.network.zone', 'us-east-1a', '$.network.wants_public_ip', json('true')
+    ) WHERE json_extract(record, '$.network') IS NOT NULL;
+    DROP TABLE zones;
+    DROP TABLE made;
+",
 ];
 
 /// The version that this program writes.
@@ -53,4 +86,43 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), St
     }
     transaction.pragma_update(None, "user_version", latest())?;
     Ok(transaction.commit()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{SecurityGroupRecord, Store, StoreError, SubnetRecord, VpcRecord};
+    use super::*;
+    use crate::ec2::network::{SubnetRange, Zone};
+
+    #[test]
+    fn an_older_stores_groups_and_instances_are_in_the_default_vpc() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(super::super::FILE);
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(MIGRATIONS[0]).unwrap();
+        old.execute_batch(MIGRATIONS[1]).unwrap();
+        old.pragma_update(None, "user_version", 2).unwrap();
+        let group = r#"{"id": "sg-0123456789abcdef0", "name": "web", "description": "", "rules": []}"#;
+        let instance = r#"{"network": {"private_ip": "172.31.0.4"}}"#;
+        old.execute("INSERT INTO security_groups VALUES ('sg-0123456789abcdef0', ?1)", [group]).unwrap();
+        old.execute("INSERT INTO instances VALUES ('i-0', ?1), ('i-1', '{\"network\": null}')", [instance]).unwrap();
+        drop(old);
+
+        let mut store = Store::open(folder.path()).unwrap();
+        let (vpcs, subnets, groups) = store
+            .read::<_, StoreError>(|tx| {
+                Ok((tx.list::<VpcRecord>()?, tx.list::<SubnetRecord>()?, tx.list::<SecurityGroupRecord>()?))
+            })
+            .unwrap();
+        assert_eq!((vpcs.len(), subnets.len(), groups[0].vpc_id), (1, 6, vpcs[0].id));
+        for subnet in &subnets {
+            assert_eq!((subnet.vpc_id, subnet.range()), (vpcs[0].id, SubnetRange::default_in(subnet.zone)));
+        }
+        let first = subnets.iter().find(|subnet| subnet.zone == Zone::A).unwrap().id.to_string();
+        let read = |key: &str| -> Option<String> {
+            let text = "SELECT json_extract(record, '$.network.subnet_id') FROM instances WHERE key = ?1";
+            store.connection.query_row(text, [key], |row| row.get(0)).unwrap()
+        };
+        assert_eq!((read("i-0"), read("i-1")), (Some(first), None));
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Record;
-use crate::ec2::id::SecurityGroupId;
+use crate::ec2::id::{SecurityGroupId, VpcId};
 use crate::ec2::network::Rule;
 
 /// A security group.
@@ -13,7 +13,9 @@ use crate::ec2::network::Rule;
 pub struct SecurityGroupRecord {
     /// Its identifier.
     pub id: SecurityGroupId,
-    /// Its name, which is unique.
+    /// The VPC whose instances can be in it.
+    pub vpc_id: VpcId,
+    /// Its name, which is unique in its VPC.
     pub name: String,
     /// What it is for.
     pub description: String,

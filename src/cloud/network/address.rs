@@ -1,13 +1,14 @@
 //! Which addresses instances get.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use super::super::error::CloudError;
+use super::vpc::living;
 use crate::ec2::ErrorCode;
-use crate::ec2::network::DEFAULT_SUBNET;
-use crate::ec2::state::InstanceState;
-use crate::store::{InstanceRecord, NetworkRecord, Transaction};
+use crate::ec2::id::{SubnetId, VpcId};
+use crate::ec2::network::SubnetRange;
+use crate::store::{AddressRecord, InstanceRecord, NetworkRecord, SubnetRecord, Transaction};
 
 /// Public addresses: 127.18.0.1 to 127.18.255.254 of the host's loopback interface.
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(127, 18, 0, 0);
@@ -16,51 +17,75 @@ const PUBLIC_COUNT: u32 = 65534;
 /// The addresses that are taken, by all instances of a store.
 #[derive(Debug)]
 pub(in crate::cloud) struct Addresses {
-    private: BTreeSet<Ipv4Addr>,
+    private: BTreeSet<(VpcId, Ipv4Addr)>,
     public: BTreeSet<Ipv4Addr>,
+    subnets: BTreeMap<SubnetId, SubnetRange>,
     origin: u16,
 }
 
 impl Addresses {
     /// As they are now. `origin` is where public addresses are looked for first: different for different stores of one host.
     pub fn taken(tx: &Transaction, origin: u16) -> Result<Addresses, CloudError> {
-        let mut records: Vec<InstanceRecord> = tx.list()?;
-        records.retain(|record| record.state != InstanceState::Terminated);
-        let networks = || records.iter().filter_map(|record| record.network.as_ref());
-        let private = networks().map(|network| network.private_ip).collect();
-        let public = networks().filter_map(|network| network.public_ip).collect();
-        Ok(Addresses { private, public, origin })
+        let records: Vec<InstanceRecord> = tx.list()?;
+        let private = living(&records).map(|network| (network.vpc_id, network.private_ip)).collect();
+        let elastic = tx.list::<AddressRecord>()?.into_iter().map(|address| address.public_ip);
+        let public = living(&records).filter_map(|network| network.public_ip).chain(elastic).collect();
+        let subnets = tx.list::<SubnetRecord>()?.into_iter().map(|subnet| (subnet.id, subnet.range())).collect();
+        Ok(Addresses { private, public, subnets, origin })
+    }
+
+    /// Gives a new interface the private address that was asked for.
+    pub fn claim(&mut self, network: &mut NetworkRecord, address: Ipv4Addr) -> Result<(), CloudError> {
+        if !self.private.insert((network.vpc_id, address)) {
+            let what = format!("Address {address} is in use.");
+            return Err(CloudError::refused(ErrorCode::InvalidIpAddressInUse, what, None));
+        }
+        network.private_ip = address;
+        Ok(())
     }
 
     /// Gives an interface that lacks them a private address of its own, for life, and a public one for as long as its
-    /// instance runs.
+    /// instance runs, if it is to have one.
     pub fn give(&mut self, network: &mut NetworkRecord) -> Result<(), CloudError> {
         if network.private_ip.is_unspecified() {
-            let free = DEFAULT_SUBNET.addresses().find(|address| !self.private.contains(address));
-            network.private_ip = free.ok_or_else(|| {
-                CloudError::refused(
-                    ErrorCode::InsufficientFreeAddressesInSubnet,
-                    format!("The subnet {}/{} has no free address.", DEFAULT_SUBNET.base, DEFAULT_SUBNET.prefix_length),
-                    Some("An instance that is terminated gives its address back: `wisp terminate`.".into()),
-                )
-            })?;
-            self.private.insert(network.private_ip);
+            network.private_ip = self.free_private(network)?;
+            self.private.insert((network.vpc_id, network.private_ip));
         }
-        if network.public_ip.is_none() {
-            let mut candidates = (0..PUBLIC_COUNT).map(|step| {
-                let number = (u32::from(self.origin) + step) % PUBLIC_COUNT + 1;
-                Ipv4Addr::from_bits(PUBLIC.to_bits() + number)
-            });
-            network.public_ip = candidates.find(|address| !self.public.contains(address));
+        if network.public_ip.is_none() && network.wants_public_ip {
+            network.public_ip = self.free_public();
             self.public.extend(network.public_ip);
         }
         Ok(())
     }
+
+    /// A public address that nobody has.
+    pub fn free_public(&self) -> Option<Ipv4Addr> {
+        let mut candidates = (0..PUBLIC_COUNT).map(|step| {
+            let number = (u32::from(self.origin) + step) % PUBLIC_COUNT + 1;
+            Ipv4Addr::from_bits(PUBLIC.to_bits() + number)
+        });
+        candidates.find(|address| !self.public.contains(address))
+    }
+
+    fn free_private(&self, network: &NetworkRecord) -> Result<Ipv4Addr, CloudError> {
+        let subnet = self.subnets.get(&network.subnet_id).ok_or_else(|| {
+            let given = network.subnet_id.to_string();
+            CloudError::from(SubnetId::not_found(&given))
+        })?;
+        let free = subnet.addresses().find(|address| !self.private.contains(&(network.vpc_id, *address)));
+        free.ok_or_else(|| {
+            CloudError::refused(
+                ErrorCode::InsufficientFreeAddressesInSubnet,
+                format!("The subnet {} ({}) has no free address.", network.subnet_id, subnet.own),
+                Some("An instance that is terminated gives its address back: `wisp terminate`.".into()),
+            )
+        })
+    }
 }
 
-/// Takes an instance's public address back.
+/// Takes an instance's public address back, unless it is an elastic one.
 pub(in crate::cloud) fn take_public_address(record: &mut InstanceRecord) {
-    if let Some(network) = &mut record.network {
+    if let Some(network) = record.network.as_mut().filter(|network| network.elastic_address.is_none()) {
         network.public_ip = None;
     }
 }

@@ -4,54 +4,62 @@ use std::net::Ipv4Addr;
 
 use super::filter::public_forwards;
 use super::metadata::{self, tree_of};
-use super::vpc::is_in_vpc;
-use super::{MTU, NetworkSpec, first_address};
-use crate::ec2::network::{DEFAULT_SUBNET, DOMAIN, Protocol, PublishedPort, private_host_name};
+use super::router::is_in_vpc;
+use super::{MTU, NetworkSpec};
+use crate::ec2::network::{DOMAIN, Protocol, PublishedPort, SubnetRange, Zone, private_host_name};
 use crate::ec2::{InstanceId, metadata::MetadataOptions};
-use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VolumeRecord};
+use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, VolumeRecord};
 use crate::vmm::link::{Filter, Forward, LinkConfig, MetadataConfig, Transport};
 
 /// The link's file in an instance's folder.
 pub const FILE: &str = "link.json";
 
+/// What the store knows of what belongs to an instance.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// The subnet that it is in.
+    pub subnet: SubnetRecord,
+    /// The public half of its key pair.
+    pub public_key: Option<String>,
+    /// Its volumes.
+    pub volumes: Vec<VolumeRecord>,
+    /// Its security groups.
+    pub groups: Vec<SecurityGroupRecord>,
+}
+
 /// The link of an instance.
-pub(super) fn link_of(
-    record: &InstanceRecord,
-    network: &NetworkRecord,
-    public_key: Option<&str>,
-    volumes: &[VolumeRecord],
-    groups: &[SecurityGroupRecord],
-    filter: Filter,
-) -> LinkConfig {
+pub(super) fn link_of(record: &InstanceRecord, network: &NetworkRecord, known: &Known, filter: Filter) -> LinkConfig {
     let address = network.private_ip;
     let mut forwards: Vec<Forward> = network.published.iter().map(forward).collect();
     if let Some(public) = network.public_ip {
         forwards.extend(public_forwards(public, &filter));
     }
-    let tree = tree_of(record, network, public_key, volumes, groups);
-    let document = metadata::identity_document(record, address);
+    let tree = tree_of(record, network, known);
+    let document = metadata::identity_document(record, network);
     let metadata = metadata_config(network.metadata_options, tree, document, record.user_data.clone());
     // In a VPC, its router filters.
     let filter = (!is_in_vpc(network)).then_some(filter);
-    LinkConfig { forwards, filter, metadata: Some(metadata), ..plain(address) }
+    LinkConfig { forwards, filter, metadata: Some(metadata), ..plain(address, known.subnet.range()) }
 }
 
 /// The link of a guest that is there for one command.
 pub fn run_link(id: InstanceId, image: &str, spec: &NetworkSpec) -> LinkConfig {
-    let address = first_address();
+    // Nobody else is on its network: it has the first address that an instance can have.
+    let subnet = SubnetRange::default_in(Zone::A);
+    let address = subnet.addresses().next().unwrap_or(subnet.own.base);
     let options = spec.metadata.unwrap_or_default().applied(MetadataOptions::default());
-    let tree = metadata::run_tree(id, image, address);
+    let tree = metadata::run_tree(id, image, address, subnet);
     let metadata = metadata_config(options, tree, "{}".into(), None);
     let forwards = spec.published.iter().map(forward).collect();
-    LinkConfig { forwards, metadata: Some(metadata), ..plain(address) }
+    LinkConfig { forwards, metadata: Some(metadata), ..plain(address, subnet) }
 }
 
-fn plain(address: Ipv4Addr) -> LinkConfig {
+fn plain(address: Ipv4Addr, subnet: SubnetRange) -> LinkConfig {
     LinkConfig {
         address,
-        prefix_length: DEFAULT_SUBNET.prefix_length,
-        router: DEFAULT_SUBNET.router(),
-        dns: vec![DEFAULT_SUBNET.name_server()],
+        prefix_length: subnet.own.prefix_length,
+        router: subnet.router(),
+        dns: vec![subnet.name_server()],
         mtu: MTU,
         hostname: private_host_name(address),
         domain: DOMAIN.into(),

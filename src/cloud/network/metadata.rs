@@ -6,10 +6,11 @@ use std::net::Ipv4Addr;
 
 use serde_json::json;
 
+use super::link::Known;
 use crate::cloud::timestamp_seconds;
 use crate::ec2::InstanceId;
-use crate::ec2::network::{DEFAULT_SUBNET, REGION, ZONE, ZONE_ID, mac_address, private_dns_name};
-use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VolumeRecord};
+use crate::ec2::network::{REGION, SubnetRange, Zone, mac_address, private_dns_name};
+use crate::store::{InstanceRecord, NetworkRecord};
 use crate::vmm::link::MacAddress;
 
 /// Values by their path below `meta-data/`.
@@ -19,14 +20,10 @@ pub(super) type Tree = BTreeMap<String, String>;
 const ACCOUNT: &str = "000000000000";
 
 /// The tree of an instance.
-pub(super) fn tree_of(
-    record: &InstanceRecord,
-    network: &NetworkRecord,
-    public_key: Option<&str>,
-    volumes: &[VolumeRecord],
-    groups: &[SecurityGroupRecord],
-) -> Tree {
-    let mut tree = basis(record.id, &record.image_id.to_string(), &record.instance_type, network.private_ip);
+pub(super) fn tree_of(record: &InstanceRecord, network: &NetworkRecord, known: &Known) -> Tree {
+    let Known { subnet, public_key, volumes, groups } = known;
+    let place = (network.private_ip, subnet.range(), network.zone);
+    let mut tree = basis(record.id, &record.image_id.to_string(), &record.instance_type, place);
     let mut put = |path: &str, value: String| drop(tree.insert(path.to_string(), value));
     let names: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
     let ids: Vec<String> = groups.iter().map(|group| group.id.to_string()).collect();
@@ -34,6 +31,8 @@ pub(super) fn tree_of(
     put("security-groups", names.join("\n"));
     put(&format!("{interface}/security-groups"), names.join("\n"));
     put(&format!("{interface}/security-group-ids"), ids.join("\n"));
+    put(&format!("{interface}/subnet-id"), network.subnet_id.to_string());
+    put(&format!("{interface}/vpc-id"), network.vpc_id.to_string());
     put("ami-launch-index", record.launch_index.to_string());
     put("reservation-id", record.reservation_id.to_string());
     put("hibernation/configured", record.hibernation.to_string());
@@ -68,18 +67,19 @@ pub(super) fn tree_of(
 }
 
 /// The tree of a guest that is there for one command.
-pub(super) fn run_tree(id: InstanceId, image: &str, address: Ipv4Addr) -> Tree {
-    basis(id, image, "custom", address)
+pub(super) fn run_tree(id: InstanceId, image: &str, address: Ipv4Addr, subnet: SubnetRange) -> Tree {
+    basis(id, image, "custom", (address, subnet, Zone::default()))
 }
 
 fn interface_path(id: InstanceId) -> String {
     format!("network/interfaces/macs/{}", MacAddress(mac_address(id)))
 }
 
-fn basis(id: InstanceId, image: &str, instance_type: &str, address: Ipv4Addr) -> Tree {
+/// What every guest is told; `place` is its address, its subnet and its zone.
+fn basis(id: InstanceId, image: &str, instance_type: &str, place: (Ipv4Addr, SubnetRange, Zone)) -> Tree {
+    let (address, subnet, zone) = place;
     let name = private_dns_name(address);
-    let range = format!("{}/{}", DEFAULT_SUBNET.base, DEFAULT_SUBNET.prefix_length);
-    let vpc_range = format!("{}/16", DEFAULT_SUBNET.base);
+    let vpc_range = subnet.vpc.to_string();
     let mac = MacAddress(mac_address(id)).to_string();
     let fixed = [
         ("ami-id", image.to_string()),
@@ -95,8 +95,8 @@ fn basis(id: InstanceId, image: &str, instance_type: &str, address: Ipv4Addr) ->
         ("local-hostname", name.clone()),
         ("local-ipv4", address.to_string()),
         ("mac", mac.clone()),
-        ("placement/availability-zone", ZONE.into()),
-        ("placement/availability-zone-id", ZONE_ID.into()),
+        ("placement/availability-zone", zone.to_string()),
+        ("placement/availability-zone-id", zone.id()),
         ("placement/region", REGION.into()),
         ("profile", "default-hvm".into()),
         ("security-groups", "default".into()),
@@ -111,7 +111,7 @@ fn basis(id: InstanceId, image: &str, instance_type: &str, address: Ipv4Addr) ->
         ("mac", mac),
         ("owner-id", ACCOUNT.into()),
         ("security-groups", "default".into()),
-        ("subnet-ipv4-cidr-block", range),
+        ("subnet-ipv4-cidr-block", subnet.own.to_string()),
         ("vpc-ipv4-cidr-block", vpc_range.clone()),
         ("vpc-ipv4-cidr-blocks", vpc_range),
     ];
@@ -121,11 +121,11 @@ fn basis(id: InstanceId, image: &str, instance_type: &str, address: Ipv4Addr) ->
 }
 
 /// The instance's identity document (Amazon EC2 User Guide, "Instance identity documents").
-pub(super) fn identity_document(record: &InstanceRecord, address: Ipv4Addr) -> String {
+pub(super) fn identity_document(record: &InstanceRecord, network: &NetworkRecord) -> String {
     let document = json!({
         "accountId": ACCOUNT,
         "architecture": "x86_64",
-        "availabilityZone": ZONE,
+        "availabilityZone": network.zone,
         "billingProducts": null,
         "devpayProductCodes": null,
         "imageId": record.image_id,
@@ -134,7 +134,7 @@ pub(super) fn identity_document(record: &InstanceRecord, address: Ipv4Addr) -> S
         "kernelId": null,
         "marketplaceProductCodes": null,
         "pendingTime": timestamp_seconds(record.launch_time),
-        "privateIp": address,
+        "privateIp": network.private_ip,
         "ramdiskId": null,
         "region": REGION,
         "version": "2017-09-30",

@@ -4,9 +4,12 @@
 //! is a user-mode network, where the host has the program for it, or the router of a VPC.
 
 mod address;
+mod elastic;
 mod filter;
 mod link;
 mod metadata;
+mod placement;
+mod router;
 mod security_group;
 mod vpc;
 
@@ -20,22 +23,26 @@ use super::Cloud;
 use super::error::CloudError;
 use super::lifecycle::volumes_of;
 use super::machine::Folder;
-use crate::ec2::metadata::{MetadataChange, MetadataOptions};
-use crate::ec2::network::{DEFAULT_SUBNET, NetworkMode, PublishedPort, mac_address};
+use crate::ec2::id::SubnetId;
+use crate::ec2::metadata::MetadataChange;
+use crate::ec2::network::{NetworkMode, PublishedPort, Zone, mac_address};
 use crate::ec2::{ErrorCode, InstanceId};
 use crate::host::home::write_private;
 use crate::host::passt::{self, PasstConfig};
-use crate::store::{InstanceRecord, KeyPairRecord, NetworkRecord, SecurityGroupRecord};
+use crate::store::{InstanceRecord, KeyPairRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord};
 use crate::vmm::config::{MachineConfig, NetConfig};
 use crate::vmm::control::{Message, Request};
 use crate::vmm::link::{LinkConfig, MacAddress};
 
 pub(super) use address::{Addresses, take_public_address};
+pub(super) use elastic::free_addresses_of;
 pub use link::{FILE, run_link};
+pub(super) use placement::Placement;
+use router::is_in_vpc;
 pub(super) use security_group::chosen_groups;
 use security_group::filters;
 pub use security_group::{RuleSpec, shown};
-use vpc::is_in_vpc;
+pub use vpc::SubnetSpec;
 
 /// Bytes of the largest packet: what EC2 has within a VPC (jumbo frames).
 pub const MTU: u16 = 9001;
@@ -47,6 +54,14 @@ const LOG: &str = "passt.log";
 pub struct NetworkSpec {
     /// What it is connected to.
     pub mode: NetworkMode,
+    /// The subnet that it is in, by its identifier or name; one of the default VPC's, if none is said.
+    pub subnet: Option<String>,
+    /// The zone that it is in.
+    pub zone: Option<Zone>,
+    /// Its private address, which is one of the subnet's.
+    pub private_ip: Option<Ipv4Addr>,
+    /// Whether it has a public address while it runs; as its subnet says, if nothing is.
+    pub public_ip: Option<bool>,
     /// Ports of the host that lead to it.
     pub published: Vec<PublishedPort>,
     /// The security groups that it is in, by names or identifiers; the default one, if none is said.
@@ -55,24 +70,16 @@ pub struct NetworkSpec {
     pub metadata: Option<MetadataChange>,
 }
 
-impl NetworkSpec {
-    /// An interface as it is asked for, without addresses yet.
-    pub(super) fn record(&self) -> NetworkRecord {
-        NetworkRecord {
-            private_ip: Ipv4Addr::UNSPECIFIED,
-            public_ip: None,
-            mode: self.mode,
-            published: self.published.clone(),
-            security_groups: Vec::new(),
-            metadata_options: self.metadata.unwrap_or_default().applied(MetadataOptions::default()),
-        }
-    }
-}
-
 /// The interface of a fork: like the original's, with addresses of its own, and no ports of the host's, which lead to one.
 pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord> {
     let original = original?.clone();
-    Some(NetworkRecord { private_ip: Ipv4Addr::UNSPECIFIED, public_ip: None, published: Vec::new(), ..original })
+    Some(NetworkRecord {
+        private_ip: Ipv4Addr::UNSPECIFIED,
+        public_ip: None,
+        elastic_address: None,
+        published: Vec::new(),
+        ..original
+    })
 }
 
 /// The network device of the instance `id`.
@@ -177,8 +184,15 @@ impl Cloud {
             groups.retain(|group| network.security_groups.contains(&group.id));
             let instances: Vec<InstanceRecord> = tx.list()?;
             let filter = filters(&groups, &instances, network);
-            let public_key = key.as_ref().map(|key| key.public_key.as_str());
-            Ok(link::link_of(record, network, public_key, &volumes, &groups, filter))
+            let known = link::Known {
+                subnet: tx
+                    .get::<SubnetRecord>(&network.subnet_id.to_string())?
+                    .ok_or_else(|| SubnetId::not_found(&network.subnet_id.to_string()))?,
+                public_key: key.map(|key| key.public_key),
+                volumes,
+                groups,
+            };
+            Ok(link::link_of(record, network, &known, filter))
         })
     }
 
@@ -199,7 +213,7 @@ impl Cloud {
     }
 }
 
-/// The address of a guest that is nobody's instance: the first of the default subnet.
-fn first_address() -> Ipv4Addr {
-    DEFAULT_SUBNET.addresses().next().unwrap_or(DEFAULT_SUBNET.base)
+/// Whether instances can be connected to their VPCs here.
+fn router_is_possible() -> bool {
+    crate::host::router::check().is_ok()
 }

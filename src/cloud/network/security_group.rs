@@ -2,12 +2,14 @@
 //!
 //! A group that is changed is changed for running instances at once; what was begun before goes on.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use super::super::error::CloudError;
 use super::super::{Cloud, new_id, resolve};
 use super::filter::filter_of;
-use crate::ec2::id::{SecurityGroupId, SecurityGroupRuleId};
+use super::vpc::{default_vpc, depends, vpc_or_default};
+use crate::ec2::id::{SecurityGroupId, SecurityGroupRuleId, VpcId};
 use crate::ec2::network::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
 use crate::ec2::state::InstanceState;
 use crate::ec2::{Ec2Error, ErrorCode};
@@ -31,14 +33,22 @@ pub struct RuleSpec {
 }
 
 impl Cloud {
-    /// All groups; the default one is there from the beginning.
-    pub fn security_groups(&mut self) -> Result<Vec<SecurityGroupRecord>, CloudError> {
+    /// All groups, or those of one VPC; default ones are there from the beginning.
+    pub fn security_groups(&mut self, vpc: Option<&str>) -> Result<Vec<SecurityGroupRecord>, CloudError> {
         self.store.write(|tx| {
-            default_group(tx)?;
+            let vpc = vpc.map(|reference| resolve::vpc(tx, reference)).transpose()?.map(|vpc| vpc.id);
+            ensure_default_group(tx)?;
             let mut groups: Vec<SecurityGroupRecord> = tx.list()?;
-            groups.sort_by(|a, b| a.name.cmp(&b.name));
+            groups.retain(|group| vpc.is_none_or(|vpc| vpc == group.vpc_id));
+            groups.sort_by(|a, b| (&a.name, a.vpc_id).cmp(&(&b.name, b.vpc_id)));
             Ok(groups)
         })
+    }
+
+    /// What all groups are called.
+    pub fn group_names(&mut self) -> Result<BTreeMap<SecurityGroupId, String>, CloudError> {
+        let groups: Vec<SecurityGroupRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
+        Ok(groups.into_iter().map(|group| (group.id, group.name)).collect())
     }
 
     /// The group that `reference`, a name or an identifier, stands for.
@@ -46,21 +56,27 @@ impl Cloud {
         self.store.write(|tx| find_group(tx, reference))
     }
 
-    /// Makes a group: members may begin everything, and nobody anything with them.
-    pub fn create_security_group(&mut self, name: &str, description: &str) -> Result<SecurityGroupRecord, CloudError> {
+    /// Makes a group in a VPC, the default one if none is said: members may begin everything, and nobody anything with them.
+    pub fn create_security_group(
+        &mut self,
+        name: &str,
+        description: &str,
+        vpc: Option<&str>,
+    ) -> Result<SecurityGroupRecord, CloudError> {
         check_group_name(name)?;
         self.store.write(|tx| {
-            default_group(tx)?;
-            if tx.list::<SecurityGroupRecord>()?.iter().any(|group| group.name == name) {
+            let vpc_id = vpc_or_default(tx, vpc)?.id;
+            if tx.list::<SecurityGroupRecord>()?.iter().any(|group| group.name == name && group.vpc_id == vpc_id) {
                 return Err(CloudError::refused(
                     ErrorCode::InvalidGroupDuplicate,
-                    format!("The security group '{name}' already exists."),
+                    format!("The security group '{name}' already exists for VPC '{vpc_id}'."),
                     Some(format!("`wisp sg show {name}` shows it.")),
                 ));
             }
             let everything = rule(true, Traffic::All, Peer::Range(Ipv4Range::ANYWHERE));
             let record = SecurityGroupRecord {
                 id: new_id(),
+                vpc_id,
                 name: name.to_string(),
                 description: description.to_string(),
                 rules: vec![everything],
@@ -88,11 +104,7 @@ impl Cloud {
             let dependent = member.map(|member| member.id.to_string());
             let dependent = dependent.or_else(|| groups.iter().find(names_it).map(|group| group.name.clone()));
             if let Some(dependent) = dependent {
-                return Err(CloudError::refused(
-                    ErrorCode::DependencyViolation,
-                    format!("resource {} has a dependent object: {dependent}.", record.id),
-                    Some("An instance's groups are changed with `wisp modify INSTANCE --security-group G`.".into()),
-                ));
+                return Err(depends(&record.id.to_string(), &dependent));
             }
             tx.remove::<SecurityGroupRecord>(&record.id.to_string())?;
             Ok(record)
@@ -103,7 +115,7 @@ impl Cloud {
     pub fn authorize(&mut self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
         let record = self.store.write::<_, CloudError>(|tx| {
             let mut record = find_group(tx, reference)?;
-            for peer in peers(tx, spec)? {
+            for peer in peers(tx, record.vpc_id, spec)? {
                 if record.rules.iter().any(|rule| rule.is_like(spec.egress, spec.traffic, peer)) {
                     return Err(CloudError::refused(
                         ErrorCode::InvalidPermissionDuplicate,
@@ -129,8 +141,8 @@ impl Cloud {
 
     /// Takes rules from a group, all or none; returns it without them.
     pub fn revoke(&mut self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
-        self.remove_rules(reference, |tx| {
-            let peers = peers(tx, spec)?;
+        self.remove_rules(reference, |tx, group| {
+            let peers = peers(tx, group.vpc_id, spec)?;
             let find = |record: &SecurityGroupRecord, peer: Peer| {
                 record.rules.iter().find(|rule| rule.is_like(spec.egress, spec.traffic, peer)).map(|rule| rule.id)
             };
@@ -144,7 +156,7 @@ impl Cloud {
         reference: &str,
         id: SecurityGroupRuleId,
     ) -> Result<SecurityGroupRecord, CloudError> {
-        self.remove_rules(reference, |_| {
+        self.remove_rules(reference, |_, _| {
             Ok(move |record: &SecurityGroupRecord| {
                 vec![record.rules.iter().find(|rule| rule.id == id).map(|rule| rule.id)]
             })
@@ -154,11 +166,11 @@ impl Cloud {
     fn remove_rules<F: Fn(&SecurityGroupRecord) -> Vec<Option<SecurityGroupRuleId>>>(
         &mut self,
         reference: &str,
-        chosen: impl FnOnce(&Transaction) -> Result<F, CloudError>,
+        chosen: impl FnOnce(&Transaction, &SecurityGroupRecord) -> Result<F, CloudError>,
     ) -> Result<SecurityGroupRecord, CloudError> {
         let record = self.store.write::<_, CloudError>(|tx| {
             let mut record = find_group(tx, reference)?;
-            let ids: Option<Vec<SecurityGroupRuleId>> = chosen(tx)?(&record).into_iter().collect();
+            let ids: Option<Vec<SecurityGroupRuleId>> = chosen(tx, &record)?(&record).into_iter().collect();
             let Some(ids) = ids else {
                 return Err(CloudError::refused(
                     ErrorCode::InvalidPermissionNotFound,
@@ -179,7 +191,7 @@ impl Cloud {
     pub(in crate::cloud) fn groups_changed(&mut self) -> Result<(), CloudError> {
         let instances: Vec<InstanceRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         instances.iter().try_for_each(|record| self.retell(record))?;
-        self.retell_router()
+        self.retell_routers()
     }
 }
 
@@ -188,9 +200,10 @@ pub(in crate::cloud) fn groups_of(record: &InstanceRecord) -> &[SecurityGroupId]
     record.network.as_ref().map_or(&[], |network| &network.security_groups)
 }
 
-/// The default group, which is made if it is not there: its members may reach each other, and everything.
-pub(in crate::cloud) fn default_group(tx: &Transaction) -> Result<SecurityGroupRecord, CloudError> {
-    if let Some(group) = tx.list::<SecurityGroupRecord>()?.into_iter().find(|group| group.name == DEFAULT) {
+/// A VPC's default group, which is made if it is not there: its members may reach each other, and everything.
+pub(super) fn default_group(tx: &Transaction, vpc_id: VpcId) -> Result<SecurityGroupRecord, CloudError> {
+    let groups: Vec<SecurityGroupRecord> = tx.list()?;
+    if let Some(group) = groups.into_iter().find(|group| group.vpc_id == vpc_id && group.name == DEFAULT) {
         return Ok(group);
     }
     let id: SecurityGroupId = new_id();
@@ -198,6 +211,7 @@ pub(in crate::cloud) fn default_group(tx: &Transaction) -> Result<SecurityGroupR
     let everything = rule(true, Traffic::All, Peer::Range(Ipv4Range::ANYWHERE));
     let record = SecurityGroupRecord {
         id,
+        vpc_id,
         name: DEFAULT.into(),
         description: "default VPC security group".into(),
         rules: vec![own, everything],
@@ -207,17 +221,19 @@ pub(in crate::cloud) fn default_group(tx: &Transaction) -> Result<SecurityGroupR
     Ok(record)
 }
 
-/// The groups that an instance is to be in: the default one if none is said.
+/// The groups that an instance in a VPC is to be in: the default one if none is said.
 pub(in crate::cloud) fn chosen_groups(
     tx: &Transaction,
+    vpc: VpcId,
     references: &[String],
 ) -> Result<Vec<SecurityGroupId>, CloudError> {
+    let default = default_group(tx, vpc)?;
     if references.is_empty() {
-        return Ok(vec![default_group(tx)?.id]);
+        return Ok(vec![default.id]);
     }
     let mut ids = Vec::new();
     for reference in references {
-        let id = find_group(tx, reference)?.id;
+        let id = group_in(tx, vpc, reference)?.id;
         if !ids.contains(&id) {
             ids.push(id);
         }
@@ -246,15 +262,40 @@ fn members(instances: &[InstanceRecord], group: SecurityGroupId) -> Vec<Ipv4Addr
     in_it.filter_map(|record| record.network.as_ref().map(|network| network.private_ip)).collect()
 }
 
-fn find_group(tx: &Transaction, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
-    default_group(tx)?;
-    resolve::security_group(tx, reference)
+/// The default VPC's default group is there, if there is such a VPC.
+fn ensure_default_group(tx: &Transaction) -> Result<(), CloudError> {
+    match default_vpc(tx) {
+        Ok(vpc) => default_group(tx, vpc.id).map(drop),
+        Err(_) => Ok(()),
+    }
 }
 
-fn peers(tx: &Transaction, spec: &RuleSpec) -> Result<Vec<Peer>, CloudError> {
+/// The group that `reference` stands for: a name is one of the default VPC's first, as in EC2.
+fn find_group(tx: &Transaction, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
+    ensure_default_group(tx)?;
+    let vpc = default_vpc(tx).ok().map(|vpc| vpc.id);
+    resolve::security_group(tx, reference, |group| Some(group.vpc_id) == vpc)
+        .or_else(|_| resolve::security_group(tx, reference, |_| true))
+}
+
+/// The group of a VPC that `reference` stands for.
+fn group_in(tx: &Transaction, vpc: VpcId, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
+    resolve::security_group(tx, reference, |group| group.vpc_id == vpc).map_err(|error| {
+        match find_group(tx, reference) {
+            Ok(other) => CloudError::refused(
+                ErrorCode::InvalidGroupNotFound,
+                format!("The security group '{reference}' ({}) is in another VPC, {}.", other.id, other.vpc_id),
+                Some(format!("`wisp sg ls --vpc {vpc}` lists the groups of {vpc}.")),
+            ),
+            Err(_) => error,
+        }
+    })
+}
+
+fn peers(tx: &Transaction, vpc: VpcId, spec: &RuleSpec) -> Result<Vec<Peer>, CloudError> {
     let mut peers: Vec<Peer> = spec.ranges.iter().copied().map(Peer::Range).collect();
     for group in &spec.groups {
-        peers.push(Peer::Group(find_group(tx, group)?.id));
+        peers.push(Peer::Group(group_in(tx, vpc, group)?.id));
     }
     Ok(peers)
 }

@@ -1,84 +1,224 @@
-//! The default VPC, as its router is to know it: who is in it, and who may begin what with whom.
+//! VPCs and subnets: what EC2's `CreateVpc`, `CreateSubnet` and their kin do.
+//!
+//! A VPC is an entry until an instance is connected to it: then it has a router (see `router.rs`), for as long as one is.
 
-use std::fs::DirBuilder;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::collections::BTreeMap;
+use std::fs;
 
 use super::super::error::CloudError;
-use super::security_group::filters;
-use super::{Cloud, MTU};
-use crate::ec2::ErrorCode;
-use crate::ec2::network::{DEFAULT_SUBNET, DEFAULT_VPC, NetworkMode, mac_address};
+use super::super::{Cloud, new_id, resolve};
+use super::security_group::{DEFAULT, default_group};
+use crate::ec2::id::VpcId;
+use crate::ec2::network::{DEFAULT_VPC, Ipv4Range, SubnetRange, Zone, check_subnet_range, check_vpc_range};
 use crate::ec2::state::InstanceState;
-use crate::host::router::{Attached, Interface, Router, RouterConfig, RouterError, WAY_OUT};
-use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord};
-use crate::vmm::link::{Cidr, MacAddress};
+use crate::ec2::{Ec2Error, ErrorCode};
+use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, Transaction, VpcRecord};
 
-/// The folder of the default VPC's router.
-const DEFAULT: &str = "default";
+type Tags = BTreeMap<String, String>;
 
-/// Whether an interface is in a VPC.
-pub(super) fn is_in_vpc(network: &NetworkRecord) -> bool {
-    network.mode == NetworkMode::Vpc
+/// A subnet as it is asked for.
+#[derive(Debug, Clone)]
+pub struct SubnetSpec {
+    /// The VPC, by its identifier or name; the default one if left out.
+    pub vpc: Option<String>,
+    /// Its addresses.
+    pub cidr: Ipv4Range,
+    /// Its zone.
+    pub zone: Zone,
+    /// Whether instances in it have a public address, if nothing else is said.
+    pub map_public_ip: bool,
+    /// Its tags.
+    pub tags: Tags,
 }
 
 impl Cloud {
-    /// Connects an instance to its VPC; returns its tap.
-    pub(super) fn attach(&mut self, network: &NetworkRecord) -> Result<OwnedFd, CloudError> {
-        let router = self.router()?;
-        let config = self.router_config()?;
-        let Attached { tap, has_way_out } = router.attach(&config, network.private_ip).map_err(refused)?;
-        if !has_way_out {
-            self.notice(format!(
-                "The VPC has no way out: {WAY_OUT} (`sudo apt install passt`) is missing, or has ended; \
-                 `wisp doctor` says more."
-            ));
-        }
-        Ok(tap)
+    /// All VPCs, the default one first.
+    pub fn vpcs(&mut self) -> Result<Vec<VpcRecord>, CloudError> {
+        let mut vpcs: Vec<VpcRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
+        vpcs.sort_by_key(|vpc| (!vpc.is_default, vpc.cidr));
+        Ok(vpcs)
     }
 
-    /// Has the VPC's router go by the groups and instances as they are now, if it runs.
-    pub(super) fn retell_router(&mut self) -> Result<(), CloudError> {
-        // Without it, nobody was ever connected.
-        if !self.home.networks().join(DEFAULT).exists() {
-            return Ok(());
-        }
-        let router = self.router()?;
-        let config = self.router_config()?;
-        router.apply(&config).map_err(refused)
+    /// All subnets, by their VPCs and addresses.
+    pub fn subnets(&mut self) -> Result<Vec<SubnetRecord>, CloudError> {
+        let mut subnets: Vec<SubnetRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
+        subnets.sort_by_key(|subnet| (!subnet.default_for_zone, subnet.vpc_id, subnet.cidr));
+        Ok(subnets)
     }
 
-    /// The router, locked: what is read after this is newer than what another command has told it.
-    fn router(&self) -> Result<Router, CloudError> {
-        let folder = self.home.networks().join(DEFAULT);
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-        made.map_err(CloudError::file(&folder, "made"))?;
-        Router::lock(&folder).map_err(refused)
+    /// The VPC that `reference`, an identifier or a name, stands for.
+    pub fn vpc(&mut self, reference: &str) -> Result<VpcRecord, CloudError> {
+        self.store.read(|tx| resolve::vpc(tx, reference))
     }
 
-    fn router_config(&mut self) -> Result<RouterConfig, CloudError> {
-        let interfaces = self.store.read::<_, CloudError>(|tx| {
-            let groups: Vec<SecurityGroupRecord> = tx.list()?;
-            let instances: Vec<InstanceRecord> = tx.list()?;
-            let living = instances.iter().filter(|record| record.state != InstanceState::Terminated);
-            let interface = |record: &InstanceRecord| {
-                let network = record.network.as_ref().filter(|network| is_in_vpc(network))?;
-                let filter = filters(&groups, &instances, network);
-                Some(Interface { address: network.private_ip, mac: MacAddress(mac_address(record.id)), filter })
-            };
-            Ok(living.filter_map(interface).collect())
-        })?;
-        Ok(RouterConfig {
-            range: Cidr { address: DEFAULT_VPC.base, prefix_length: DEFAULT_VPC.prefix_length },
-            router: DEFAULT_SUBNET.router(),
-            dns: DEFAULT_SUBNET.name_server(),
-            mtu: MTU,
-            interfaces,
+    /// Makes a VPC, without subnets, with its default security group.
+    pub fn create_vpc(&mut self, cidr: Ipv4Range, tags: Tags) -> Result<VpcRecord, CloudError> {
+        check_vpc_range(cidr)?;
+        self.store.write(|tx| {
+            let vpc = VpcRecord { id: new_id(), cidr, is_default: false, tags: tags.clone() };
+            tx.insert(&vpc)?;
+            default_group(tx, vpc.id)?;
+            Ok(vpc)
         })
+    }
+
+    /// Makes the default VPC, with a subnet in each zone, where it was deleted.
+    pub fn create_default_vpc(&mut self) -> Result<VpcRecord, CloudError> {
+        self.store.write(|tx| {
+            if let Some(vpc) = tx.list::<VpcRecord>()?.into_iter().find(|vpc| vpc.is_default) {
+                let what = format!("There is a default VPC already: {}.", vpc.id);
+                return Err(CloudError::refused(ErrorCode::DefaultVpcAlreadyExists, what, None));
+            }
+            let vpc = VpcRecord { id: new_id(), cidr: DEFAULT_VPC, is_default: true, tags: Tags::new() };
+            tx.insert(&vpc)?;
+            default_group(tx, vpc.id)?;
+            for zone in Zone::ALL {
+                let SubnetRange { own, vpc: vpc_cidr } = SubnetRange::default_in(zone);
+                tx.insert(&SubnetRecord {
+                    id: new_id(),
+                    vpc_id: vpc.id,
+                    vpc_cidr,
+                    cidr: own,
+                    zone,
+                    default_for_zone: true,
+                    map_public_ip: true,
+                    tags: Tags::new(),
+                })?;
+            }
+            Ok(vpc)
+        })
+    }
+
+    /// Deletes a VPC that nothing is in but its default security group; of the default one, its subnets go with it.
+    pub fn delete_vpc(&mut self, reference: &str) -> Result<VpcRecord, CloudError> {
+        let vpc = self.store.write::<_, CloudError>(|tx| {
+            let vpc = resolve::vpc(tx, reference)?;
+            let id = vpc.id;
+            let subnets: Vec<SubnetRecord> = tx.list()?;
+            let groups: Vec<SecurityGroupRecord> = tx.list()?;
+            let subnets: Vec<SubnetRecord> = subnets.into_iter().filter(|subnet| subnet.vpc_id == id).collect();
+            let groups: Vec<SecurityGroupRecord> = groups.into_iter().filter(|group| group.vpc_id == id).collect();
+            let instance = occupant(tx, |network| network.vpc_id == id)?.map(|record| record.id.to_string());
+            let subnet = subnets.iter().find(|subnet| !subnet.default_for_zone).map(|subnet| subnet.id.to_string());
+            let group = groups.iter().find(|group| group.name != DEFAULT).map(|group| group.id.to_string());
+            if let Some(dependent) = instance.or(subnet).or(group) {
+                return Err(depends(&id.to_string(), &dependent));
+            }
+            subnets.iter().try_for_each(|subnet| tx.remove::<SubnetRecord>(&subnet.id.to_string()))?;
+            groups.iter().try_for_each(|group| tx.remove::<SecurityGroupRecord>(&group.id.to_string()))?;
+            tx.remove::<VpcRecord>(&id.to_string())?;
+            Ok(vpc)
+        })?;
+        self.sweep_networks()?;
+        Ok(vpc)
+    }
+
+    /// Makes a subnet.
+    pub fn create_subnet(&mut self, spec: &SubnetSpec) -> Result<SubnetRecord, CloudError> {
+        self.store.write(|tx| {
+            let vpc = vpc_or_default(tx, spec.vpc.as_deref())?;
+            let others: Vec<SubnetRecord> = tx.list()?;
+            let others = others.iter().filter(|other| other.vpc_id == vpc.id).map(|other| other.cidr);
+            check_subnet_range(spec.cidr, vpc.cidr, others)?;
+            let subnet = SubnetRecord {
+                id: new_id(),
+                vpc_id: vpc.id,
+                vpc_cidr: vpc.cidr,
+                cidr: spec.cidr,
+                zone: spec.zone,
+                default_for_zone: false,
+                map_public_ip: spec.map_public_ip,
+                tags: spec.tags.clone(),
+            };
+            tx.insert(&subnet)?;
+            Ok(subnet)
+        })
+    }
+
+    /// Says whether instances that are launched into a subnet from now on have a public address, if nothing else is said.
+    pub fn map_public_ip(&mut self, reference: &str, map_public_ip: bool) -> Result<SubnetRecord, CloudError> {
+        self.store.write(|tx| {
+            let subnet = SubnetRecord { map_public_ip, ..resolve::subnet(tx, reference)? };
+            tx.put(&subnet)?;
+            Ok(subnet)
+        })
+    }
+
+    /// Deletes a subnet that no instance is in.
+    pub fn delete_subnet(&mut self, reference: &str) -> Result<SubnetRecord, CloudError> {
+        self.store.write(|tx| {
+            let subnet = resolve::subnet(tx, reference)?;
+            if let Some(instance) = occupant(tx, |network| network.subnet_id == subnet.id)? {
+                return Err(depends(&subnet.id.to_string(), &instance.id.to_string()));
+            }
+            tx.remove::<SubnetRecord>(&subnet.id.to_string())?;
+            Ok(subnet)
+        })
+    }
+
+    /// How many addresses of each subnet are free, in their order.
+    pub fn free_addresses(&mut self, subnets: &[SubnetRecord]) -> Result<Vec<usize>, CloudError> {
+        let instances = self.all_instances()?;
+        let taken = |subnet: &SubnetRecord| living(&instances).filter(|network| network.subnet_id == subnet.id).count();
+        Ok(subnets.iter().map(|subnet| subnet.range().addresses().count().saturating_sub(taken(subnet))).collect())
+    }
+
+    /// Removes the folders of VPCs that are no more, and what their routers have logged.
+    pub(in crate::cloud) fn sweep_networks(&mut self) -> Result<(), CloudError> {
+        let folder = self.home.networks();
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(CloudError::file(&folder, "read"))?,
+        };
+        let vpcs = self.vpcs()?;
+        for entry in entries {
+            let path = entry.map_err(CloudError::file(&folder, "read"))?.path();
+            let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<VpcId>().ok());
+            if id.is_some_and(|id| vpcs.iter().all(|vpc| vpc.id != id)) {
+                fs::remove_dir_all(&path).map_err(CloudError::file(&path, "removed"))?;
+            }
+        }
+        Ok(())
     }
 }
 
-fn refused(error: RouterError) -> CloudError {
-    let hint = "`--network user` does without a VPC; `wisp doctor` says what the host has.";
-    CloudError::refused(ErrorCode::Unsupported, format!("{error}."), Some(hint.into()))
+/// The VPC that was named, or the default one.
+pub(super) fn vpc_or_default(tx: &Transaction, reference: Option<&str>) -> Result<VpcRecord, CloudError> {
+    match reference {
+        Some(reference) => resolve::vpc(tx, reference),
+        None => default_vpc(tx),
+    }
+}
+
+/// The default VPC.
+pub(super) fn default_vpc(tx: &Transaction) -> Result<VpcRecord, CloudError> {
+    tx.list::<VpcRecord>()?.into_iter().find(|vpc| vpc.is_default).ok_or_else(|| {
+        let hint = "`wisp vpc create --default` makes one anew; `wisp subnet ls` lists other VPCs' subnets.";
+        CloudError::refused(ErrorCode::VpcIdNotSpecified, "There is no default VPC.", Some(hint.into()))
+    })
+}
+
+/// The interfaces of the instances that are not gone.
+pub(super) fn living(instances: &[InstanceRecord]) -> impl Iterator<Item = &NetworkRecord> {
+    let living = instances.iter().filter(|record| record.state != InstanceState::Terminated);
+    living.filter_map(|record| record.network.as_ref())
+}
+
+/// An instance with such an interface, if there is one.
+fn occupant(tx: &Transaction, is_in: impl Fn(&NetworkRecord) -> bool) -> Result<Option<InstanceRecord>, CloudError> {
+    let mut instances: Vec<InstanceRecord> = tx.list()?;
+    instances.retain(|record| record.state != InstanceState::Terminated);
+    Ok(instances.into_iter().find(|record| record.network.as_ref().is_some_and(&is_in)))
+}
+
+/// The refusal to delete what something else needs.
+pub(super) fn depends(resource: &str, dependent: &str) -> CloudError {
+    let what = match resource.split('-').next() {
+        Some("vpc") => "The vpc",
+        Some("subnet") => "The subnet",
+        _ => "resource",
+    };
+    let hint = format!("What needs it goes first: {dependent}.");
+    let text = format!("{what} '{resource}' has dependencies and cannot be deleted.");
+    Ec2Error::refused(ErrorCode::DependencyViolation, text, Some(hint)).into()
 }

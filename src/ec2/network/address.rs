@@ -2,45 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::Ipv4Range;
 use crate::ec2::InstanceId;
-
-/// The default VPC.
-pub const DEFAULT_VPC: Ipv4Range = Ipv4Range { base: Ipv4Addr::new(172, 31, 0, 0), prefix_length: 16 };
-
-/// The first of the default VPC's subnets: EC2 has one of this size in each zone.
-pub const DEFAULT_SUBNET: Subnet = Subnet { base: Ipv4Addr::new(172, 31, 0, 0), prefix_length: 20 };
-
-/// A range of addresses of which EC2 keeps the first four and the last (Amazon VPC User Guide, "Subnet CIDR blocks").
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Subnet {
-    /// The first address.
-    pub base: Ipv4Addr,
-    /// Bits that all have in common.
-    pub prefix_length: u8,
-}
-
-impl Subnet {
-    /// The router's address: the first behind the base.
-    pub fn router(self) -> Ipv4Addr {
-        self.at(1)
-    }
-
-    /// The name server's: the second behind the VPC's base, which is this subnet's too.
-    pub fn name_server(self) -> Ipv4Addr {
-        self.at(2)
-    }
-
-    /// The addresses that instances can have, in their order.
-    pub fn addresses(self) -> impl Iterator<Item = Ipv4Addr> {
-        let size = 1_u32 << (32 - u32::from(self.prefix_length.clamp(16, 28)));
-        (4..size - 1).map(move |number| self.at(number))
-    }
-
-    fn at(self, number: u32) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.base.to_bits().wrapping_add(number))
-    }
-}
 
 /// What a guest with this address calls itself: `ip-172-31-0-4`.
 pub fn private_host_name(address: Ipv4Addr) -> String {
@@ -68,16 +30,6 @@ pub fn mac_address(instance: InstanceId) -> [u8; 6] {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_first_four_addresses_and_the_last_are_kept() {
-        let addresses: Vec<Ipv4Addr> = DEFAULT_SUBNET.addresses().collect();
-        assert_eq!(addresses.len(), 4096 - 5);
-        assert_eq!(addresses[0], Ipv4Addr::new(172, 31, 0, 4));
-        assert_eq!(addresses.last(), Some(&Ipv4Addr::new(172, 31, 15, 254)));
-        assert_eq!(DEFAULT_SUBNET.router(), Ipv4Addr::new(172, 31, 0, 1));
-        assert_eq!(DEFAULT_SUBNET.name_server(), Ipv4Addr::new(172, 31, 0, 2));
-    }
 
     #[test]
     fn names_and_ethernet_addresses_are_by_address_and_identifier() {

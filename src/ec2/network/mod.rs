@@ -3,20 +3,18 @@
 mod address;
 mod permission;
 mod published;
+mod range;
+mod zone;
 
 use std::str::FromStr;
 
 use super::Ec2Error;
-pub use address::{DEFAULT_SUBNET, DEFAULT_VPC, Subnet, mac_address, private_dns_name, private_host_name};
+pub use address::{mac_address, private_dns_name, private_host_name};
 pub use permission::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
 pub use published::{Protocol, PublishedPort};
+pub use range::{DEFAULT_VPC, SubnetRange, check_subnet_range, check_vpc_range};
+pub use zone::{REGION, Zone};
 
-/// The region that instances are in, and their availability zone: labels here.
-pub const REGION: &str = "us-east-1";
-/// The zone of the default subnet, by its name and by its id.
-pub const ZONE: &str = "us-east-1a";
-/// The id of that zone.
-pub const ZONE_ID: &str = "use1-az1";
 /// The domain of private names in that region.
 pub const DOMAIN: &str = "ec2.internal";
 
@@ -24,12 +22,13 @@ pub const DOMAIN: &str = "ec2.internal";
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NetworkMode {
-    /// A user-mode network where the host has one, and else only what the monitor answers by itself.
+    /// Its VPC where the host can have one; else a user-mode network where it has that; else only what the monitor answers
+    /// by itself.
     #[default]
     Auto,
     /// A user-mode network, or it is not started.
     User,
-    /// The default VPC, in which instances reach each other, or it is not started.
+    /// Its VPC, in which instances reach each other, or it is not started.
     Vpc,
     /// Nothing but what the monitor answers by itself: metadata, and published ports.
     None,

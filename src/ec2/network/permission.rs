@@ -33,6 +33,21 @@ impl Ipv4Range {
         let shift = 32 - u32::from(self.prefix_length);
         (u64::from(self.base.to_bits()) >> shift) == (u64::from(address.to_bits()) >> shift)
     }
+
+    /// Whether an address is in both.
+    pub fn overlaps(self, other: Ipv4Range) -> bool {
+        self.contains(other.base) || other.contains(self.base)
+    }
+
+    /// How many addresses it has, of a range that is not every address.
+    pub(super) fn size(self) -> u32 {
+        1_u32.checked_shl(32 - u32::from(self.prefix_length)).unwrap_or(u32::MAX)
+    }
+
+    /// The address `number` behind the first.
+    pub(super) fn at(self, number: u32) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.base.to_bits().wrapping_add(number))
+    }
 }
 
 impl FromStr for Ipv4Range {

@@ -297,7 +297,7 @@ pub struct VpcFacts {
 }
 
 impl VpcFacts {
-    fn read() -> VpcFacts {
+    pub(crate) fn read() -> VpcFacts {
         const FLAGS: rustix::fs::OFlags = rustix::fs::OFlags::RDWR.union(rustix::fs::OFlags::CLOEXEC);
         let tun = rustix::fs::open("/dev/net/tun", FLAGS, rustix::fs::Mode::empty()).map(drop);
         // Setting, the value that forbids, the value that allows, whether it is for root, too.
@@ -324,8 +324,8 @@ pub const HELPERS: [Helper; 6] = [
     },
     Helper { program: "mmdebstrap", purpose: "making Debian images (scripts/debian-image)", package: "mmdebstrap" },
     Helper { program: "passt", purpose: "the network of guests, to wherever this host reaches", package: "passt" },
-    Helper { program: "ip", purpose: "VPCs (`--network vpc`)", package: "iproute2" },
-    Helper { program: "nft", purpose: "VPCs (`--network vpc`)", package: "nftables" },
+    Helper { program: "ip", purpose: "VPCs", package: "iproute2" },
+    Helper { program: "nft", purpose: "VPCs", package: "nftables" },
     Helper { program: "ssh", purpose: "`wisp ssh`", package: "openssh-client" },
 ];
 

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 pub use access::KvmAccessError;
 pub use facts::Facts;
-pub(crate) use facts::is_installed;
+pub(crate) use facts::{VpcFacts, is_installed};
 pub use findings::{Finding, Status};
 pub use mend::Mend;
 

@@ -1,4 +1,6 @@
-//! Instances, volumes and images in the shapes of the EC2 API, for `--output json`.
+//! What there is in the shapes of the EC2 API, for `--output json`.
+
+mod network;
 
 use std::collections::BTreeMap;
 
@@ -6,40 +8,41 @@ use serde_json::{Value, json};
 
 use crate::cloud::lifecycle::StateChange;
 use crate::cloud::timestamp;
-use crate::ec2::metadata::MetadataOptions;
-use crate::ec2::network::{Peer, Rule, Traffic, ZONE, private_dns_name};
+use crate::ec2::id::SecurityGroupId;
 use crate::ec2::state::InstanceState;
-use crate::store::{
-    ImageRecord, InstanceRecord, KeyPairRecord, SecurityGroupRecord, SnapshotRecord, SnapshotState, VolumeRecord,
-};
+use crate::store::{ImageRecord, InstanceRecord, KeyPairRecord, SnapshotRecord, SnapshotState, VolumeRecord};
+pub use network::{address, security_group, subnet, vpc};
 
 /// An account's number, which every owner of a thing has in EC2; there is one account here.
 pub const OWNER: &str = "000000000000";
 
+/// What security groups are called.
+pub type GroupNames = BTreeMap<SecurityGroupId, String>;
+
 /// `DescribeInstances`, grouped by reservation.
-pub fn reservations(instances: &[InstanceRecord]) -> Value {
-    let mut groups: Vec<Vec<&InstanceRecord>> = Vec::new();
+pub fn reservations(instances: &[InstanceRecord], groups: &GroupNames) -> Value {
+    let mut launches: Vec<Vec<&InstanceRecord>> = Vec::new();
     for record in instances {
-        match groups.iter_mut().find(|group| group[0].reservation_id == record.reservation_id) {
-            Some(group) => group.push(record),
-            None => groups.push(vec![record]),
+        match launches.iter_mut().find(|launch| launch[0].reservation_id == record.reservation_id) {
+            Some(launch) => launch.push(record),
+            None => launches.push(vec![record]),
         }
     }
-    json!({"Reservations": groups.iter().map(|group| reservation(group)).collect::<Vec<_>>()})
+    json!({"Reservations": launches.iter().map(|launch| reservation(launch, groups)).collect::<Vec<_>>()})
 }
 
 /// `RunInstances`, and one of `DescribeInstances`' reservations.
-pub fn reservation(instances: &[&InstanceRecord]) -> Value {
+pub fn reservation(instances: &[&InstanceRecord], groups: &GroupNames) -> Value {
     json!({
         "Groups": [],
-        "Instances": instances.iter().map(|record| instance(record)).collect::<Vec<_>>(),
+        "Instances": instances.iter().map(|record| instance(record, groups)).collect::<Vec<_>>(),
         "OwnerId": OWNER,
         "ReservationId": instances.first().map(|record| record.reservation_id),
     })
 }
 
 /// `Instance`.
-pub fn instance(record: &InstanceRecord) -> Value {
+pub fn instance(record: &InstanceRecord, groups: &GroupNames) -> Value {
     let devices: Vec<Value> = record
         .block_devices
         .iter()
@@ -78,15 +81,7 @@ pub fn instance(record: &InstanceRecord) -> Value {
         "VirtualizationType": "hvm",
     });
     if let Some(network) = &record.network {
-        value["PrivateIpAddress"] = json!(network.private_ip);
-        value["PrivateDnsName"] = json!(private_dns_name(network.private_ip));
-        if let Some(public) = network.public_ip {
-            value["PublicIpAddress"] = json!(public);
-        }
-        value["SecurityGroups"] =
-            network.security_groups.iter().map(|id| json!({"GroupId": id})).collect::<Vec<_>>().into();
-        value["Placement"] = json!({"AvailabilityZone": ZONE});
-        value["MetadataOptions"] = metadata_options(&network.metadata_options);
+        network::add_interface(&mut value, network, groups);
     }
     if let Some(name) = &record.key_name {
         value["KeyName"] = json!(name);
@@ -95,73 +90,6 @@ pub fn instance(record: &InstanceRecord) -> Value {
         value["StateReason"] = json!({"Code": reason.code, "Message": reason.message});
     }
     value
-}
-
-/// `InstanceMetadataOptionsResponse`.
-fn metadata_options(options: &MetadataOptions) -> Value {
-    let enabled = |on| if on { "enabled" } else { "disabled" };
-    json!({
-        "HttpEndpoint": enabled(options.endpoint),
-        "HttpPutResponseHopLimit": options.hop_limit,
-        "HttpTokens": if options.tokens_required { "required" } else { "optional" },
-        "InstanceMetadataTags": enabled(options.tags),
-        "State": "applied",
-    })
-}
-
-/// `SecurityGroup`, with the rules as `SecurityGroupRule` has them beside.
-pub fn security_group(record: &SecurityGroupRecord) -> Value {
-    let permissions = |egress: bool| {
-        let mut all: Vec<Value> = Vec::new();
-        let mut seen: Vec<Traffic> = Vec::new();
-        for rule in record.rules.iter().filter(|rule| rule.egress == egress) {
-            let at = seen.iter().position(|traffic| *traffic == rule.traffic).unwrap_or_else(|| {
-                seen.push(rule.traffic);
-                let mut permission =
-                    json!({"IpProtocol": rule.traffic.protocol(), "IpRanges": [], "UserIdGroupPairs": []});
-                if let Some((from, to)) = rule.traffic.ports() {
-                    permission["FromPort"] = json!(from);
-                    permission["ToPort"] = json!(to);
-                }
-                all.push(permission);
-                all.len() - 1
-            });
-            let (list, peer) = match rule.peer {
-                Peer::Range(range) => ("IpRanges", json!({"CidrIp": range})),
-                Peer::Group(id) => ("UserIdGroupPairs", json!({"GroupId": id, "UserId": OWNER})),
-            };
-            if let Some(list) = all[at][list].as_array_mut() {
-                list.push(peer);
-            }
-        }
-        all
-    };
-    let rule = |rule: &Rule| {
-        let mut value = json!({
-            "GroupId": record.id,
-            "IpProtocol": rule.traffic.protocol(),
-            "IsEgress": rule.egress,
-            "SecurityGroupRuleId": rule.id,
-        });
-        let (from, to) = rule.traffic.ports().unwrap_or((-1, -1));
-        value["FromPort"] = json!(from);
-        value["ToPort"] = json!(to);
-        match rule.peer {
-            Peer::Range(range) => value["CidrIpv4"] = json!(range),
-            Peer::Group(id) => value["ReferencedGroupInfo"] = json!({"GroupId": id}),
-        }
-        value
-    };
-    json!({
-        "Description": record.description,
-        "GroupId": record.id,
-        "GroupName": record.name,
-        "IpPermissions": permissions(false),
-        "IpPermissionsEgress": permissions(true),
-        "OwnerId": OWNER,
-        "SecurityGroupRules": record.rules.iter().map(rule).collect::<Vec<_>>(),
-        "Tags": tags(&record.tags),
-    })
 }
 
 /// `InstanceState`.

@@ -1,0 +1,116 @@
+//! `wisp vpc`: virtual private clouds.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use super::output::{self, Align, Cell, Output, Tone};
+use super::{launch, open_cloud, shapes};
+use crate::ec2::network::Ipv4Range;
+use crate::ec2::tag::Tag;
+use crate::store::VpcRecord;
+
+/// VPCs: networks whose instances reach each other, and nobody else's do.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp vpc create --cidr 10.0.0.0/16 --name lab
+  wisp subnet create --vpc lab --cidr 10.0.1.0/24 --name front
+  wisp launch --subnet front --name web
+  wisp vpc ls
+  wisp vpc rm lab                                  when nothing is in it any more")]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Makes a VPC; subnets are made in it with `wisp subnet create`.
+    Create {
+        /// Its addresses, /16 to /28: 10.0.0.0/16.
+        #[arg(long, value_name = "RANGE", required_unless_present = "default")]
+        cidr: Option<Ipv4Range>,
+        /// The value of its Name tag.
+        #[arg(long)]
+        name: Option<String>,
+        /// A tag; repeat for more.
+        #[arg(long = "tag", value_name = "KEY=VALUE")]
+        tags: Vec<Tag>,
+        /// Make the default VPC, with a subnet in each zone, after it was deleted.
+        #[arg(long, conflicts_with_all = ["cidr", "name", "tags"])]
+        default: bool,
+    },
+    /// Lists the VPCs.
+    Ls,
+    /// Deletes a VPC that nothing is in.
+    Rm {
+        /// The VPC: its id, the beginning of it, or its name.
+        vpc: String,
+    },
+}
+
+/// Does it.
+pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
+    let mut cloud = open_cloud()?;
+    match args.command {
+        Command::Ls => {
+            let vpcs = cloud.vpcs()?;
+            if output == Output::Json {
+                let shapes: Vec<_> = vpcs.iter().map(shapes::vpc).collect();
+                output::print_json(&serde_json::json!({"Vpcs": shapes}))?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            let subnets = cloud.subnets()?;
+            let instances = cloud.all_instances()?;
+            let columns = [
+                ("Name", Align::Left),
+                ("VPC", Align::Left),
+                ("Addresses", Align::Left),
+                ("Subnets", Align::Right),
+                ("Instances", Align::Right),
+            ];
+            let row = |vpc: &VpcRecord| {
+                let name = vpc.name().unwrap_or(if vpc.is_default { "default" } else { "-" });
+                let is_in = |network: &crate::store::NetworkRecord| network.vpc_id == vpc.id;
+                let instances = instances.iter().filter(|record| record.network.as_ref().is_some_and(is_in)).count();
+                vec![
+                    Cell::new(name, Tone::Strong),
+                    Cell::from(vpc.id.to_string()),
+                    Cell::from(vpc.cidr.to_string()),
+                    Cell::from(subnets.iter().filter(|subnet| subnet.vpc_id == vpc.id).count().to_string()),
+                    Cell::from(instances.to_string()),
+                ]
+            };
+            output::print_table(&columns, vpcs.iter().map(row))?;
+        }
+        Command::Create { cidr, name, tags, .. } => {
+            let vpc = match cidr {
+                Some(cidr) => cloud.create_vpc(cidr, launch::tags(tags, name.as_deref())?)?,
+                None => cloud.create_default_vpc()?,
+            };
+            match output {
+                Output::Json => output::print_json(&serde_json::json!({"Vpc": shapes::vpc(&vpc)}))?,
+                Output::Table => {
+                    output::print(&vpc.id.to_string())?;
+                    match vpc.is_default {
+                        true => output::next("launch --name first"),
+                        false => {
+                            let id = vpc.id.to_string();
+                            let (name, base) = (vpc.name().unwrap_or(&id), vpc.cidr.base);
+                            let length = vpc.cidr.prefix_length.max(24);
+                            output::next(&format!("subnet create --vpc {name} --cidr {base}/{length}"));
+                        }
+                    }
+                }
+            }
+        }
+        Command::Rm { vpc } => {
+            let vpc = cloud.delete_vpc(&vpc)?;
+            if output == Output::Table {
+                output::print(&format!("{}  deleted", vpc.id))?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,151 @@
+//! Elastic addresses: public addresses that stay, and go from one instance to another.
+
+use std::collections::BTreeMap;
+
+use super::super::error::CloudError;
+use super::super::lifecycle::get;
+use super::super::{Cloud, new_id, resolve};
+use super::address::Addresses;
+use crate::ec2::id::AllocationId;
+use crate::ec2::state::InstanceState;
+use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
+use crate::store::{AddressRecord, AssociationRecord, InstanceRecord, Transaction};
+
+impl Cloud {
+    /// All elastic addresses.
+    pub fn addresses(&mut self) -> Result<Vec<AddressRecord>, CloudError> {
+        let mut addresses: Vec<AddressRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
+        addresses.sort_by_key(|address| address.public_ip);
+        Ok(addresses)
+    }
+
+    /// Allocates one.
+    pub fn allocate_address(&mut self, tags: BTreeMap<String, String>) -> Result<AddressRecord, CloudError> {
+        let origin = self.address_origin();
+        self.store.write(|tx| {
+            let public_ip = Addresses::taken(tx, origin)?.free_public().ok_or_else(|| {
+                let hint = "`wisp address release` gives one back.";
+                let what = "All of 127.18.0.0/16 is in use.";
+                CloudError::refused(ErrorCode::InvalidIpAddressInUse, what, Some(hint.into()))
+            })?;
+            let record = AddressRecord { id: new_id(), public_ip, association: None, tags: tags.clone() };
+            tx.insert(&record)?;
+            Ok(record)
+        })
+    }
+
+    /// Associates an address with an instance, from now on and for as long as neither changes: in place of the public
+    /// address that the instance has. An address that another instance has is taken from that, if it `may_move`.
+    pub fn associate_address(
+        &mut self,
+        reference: &str,
+        instance: &str,
+        may_move: bool,
+    ) -> Result<AddressRecord, CloudError> {
+        let origin = self.address_origin();
+        let (record, from, to) = self.store.write::<_, CloudError>(|tx| {
+            let mut record = resolve::address(tx, reference)?;
+            let instance = resolve::instance(tx, instance)?;
+            if instance.state == InstanceState::Terminated || instance.network.is_none() {
+                let (id, state) = (instance.id, instance.state.as_str());
+                return Err(Ec2Error::IncorrectInstanceState { instance: id, state, action: "given an address" }.into());
+            }
+            let holder = record.instance().filter(|holder| *holder != instance.id);
+            if let Some(holder) = holder.filter(|_| !may_move) {
+                let what = format!("resource {} is already associated with {holder}.", record.id);
+                let hint = format!("`wisp address disassociate {}` frees it.", record.public_ip);
+                return Err(CloudError::refused(ErrorCode::ResourceAlreadyAssociated, what, Some(hint)));
+            }
+            let mut before = Vec::new();
+            if let Some(holder) = holder {
+                before.push(strip(tx, holder, origin)?);
+            }
+            // The address that the instance has had so far is free again.
+            for mut other in held_by(tx, instance.id)? {
+                other.association = None;
+                tx.put(&other)?;
+            }
+            record.association = Some(AssociationRecord { id: new_id(), instance_id: instance.id });
+            tx.put(&record)?;
+            Ok((record.clone(), before, put_on(tx, instance.id, &record)?))
+        })?;
+        // Who had it lets go of it before who gets it takes it.
+        from.iter().chain([&to]).try_for_each(|changed| self.retell(changed))?;
+        Ok(record)
+    }
+
+    /// Takes an address from the instance that has it, which gets one of its own if it is to have one.
+    pub fn disassociate_address(&mut self, reference: &str) -> Result<AddressRecord, CloudError> {
+        let origin = self.address_origin();
+        let (record, from) = self.store.write::<_, CloudError>(|tx| {
+            let mut record = resolve::address(tx, reference)?;
+            let Some(association) = record.association.take() else {
+                let what = format!("The address {} is associated with no instance.", record.public_ip);
+                return Err(CloudError::refused(ErrorCode::InvalidAssociationIdNotFound, what, None));
+            };
+            tx.put(&record)?;
+            Ok((record, strip(tx, association.instance_id, origin)?))
+        })?;
+        self.retell(&from)?;
+        Ok(record)
+    }
+
+    /// Gives an address back that no instance has.
+    pub fn release_address(&mut self, reference: &str) -> Result<AddressRecord, CloudError> {
+        self.store.write(|tx| {
+            let record = resolve::address(tx, reference)?;
+            if let Some(instance) = record.instance() {
+                let what = format!("Address {} is in use: {instance} has it.", record.public_ip);
+                let hint = format!("`wisp address disassociate {}` frees it.", record.public_ip);
+                return Err(CloudError::refused(ErrorCode::InvalidIpAddressInUse, what, Some(hint)));
+            }
+            tx.remove::<AddressRecord>(&record.id.to_string())?;
+            Ok(record)
+        })
+    }
+}
+
+/// Frees the elastic address of an instance that is gone.
+pub(in crate::cloud) fn free_addresses_of(tx: &Transaction, instance: InstanceId) -> Result<(), CloudError> {
+    for record in held_by(tx, instance)? {
+        tx.put(&AddressRecord { association: None, ..record })?;
+    }
+    Ok(())
+}
+
+fn held_by(tx: &Transaction, instance: InstanceId) -> Result<Vec<AddressRecord>, CloudError> {
+    let mut records: Vec<AddressRecord> = tx.list()?;
+    records.retain(|record| record.instance() == Some(instance));
+    Ok(records)
+}
+
+/// Takes an instance's elastic address from it; while it runs, it has one of its own again.
+fn strip(tx: &Transaction, instance: InstanceId, origin: u16) -> Result<InstanceRecord, CloudError> {
+    let has_machine = get(tx, instance)?.state.has_machine();
+    change(tx, instance, None, |tx, network| {
+        network.public_ip = None;
+        if has_machine { Addresses::taken(tx, origin)?.give(network) } else { Ok(()) }
+    })
+}
+
+fn put_on(tx: &Transaction, instance: InstanceId, address: &AddressRecord) -> Result<InstanceRecord, CloudError> {
+    change(tx, instance, Some(address.id), |_, network| {
+        network.public_ip = Some(address.public_ip);
+        Ok(())
+    })
+}
+
+fn change(
+    tx: &Transaction,
+    instance: InstanceId,
+    elastic_address: Option<AllocationId>,
+    set: impl FnOnce(&Transaction, &mut crate::store::NetworkRecord) -> Result<(), CloudError>,
+) -> Result<InstanceRecord, CloudError> {
+    let mut record = get(tx, instance)?;
+    if let Some(network) = &mut record.network {
+        network.elastic_address = elastic_address;
+        set(tx, network)?;
+        tx.put(&record)?;
+    }
+    Ok(record)
+}

@@ -1,0 +1,83 @@
+//! Where an instance that is launched comes to be: its subnet, its security groups, and what it is connected to.
+
+use std::net::Ipv4Addr;
+
+use super::super::error::CloudError;
+use super::super::resolve;
+use super::security_group::chosen_groups;
+use super::vpc::default_vpc;
+use super::{NetworkSpec, router_is_possible};
+use crate::ec2::id::SecurityGroupId;
+use crate::ec2::metadata::MetadataOptions;
+use crate::ec2::network::NetworkMode;
+use crate::ec2::{Ec2Error, ErrorCode};
+use crate::store::{NetworkRecord, SubnetRecord, Transaction, VpcRecord};
+
+/// A place in a network.
+#[derive(Debug)]
+pub(in crate::cloud) struct Placement {
+    subnet: SubnetRecord,
+    security_groups: Vec<SecurityGroupId>,
+    mode: NetworkMode,
+}
+
+impl Placement {
+    /// The place that is asked for; the default VPC's subnet of the zone that is, if none is said.
+    pub fn choose(tx: &Transaction, spec: &NetworkSpec) -> Result<Placement, CloudError> {
+        let subnet = match &spec.subnet {
+            Some(reference) => resolve::subnet(tx, reference)?,
+            None => default_subnet(tx, spec)?,
+        };
+        if let Some(zone) = spec.zone.filter(|zone| *zone != subnet.zone) {
+            let rule = format!("the subnet {} is in {}.", subnet.id, subnet.zone);
+            let given = zone.to_string();
+            return Err(Ec2Error::InvalidParameterValue { parameter: "AvailabilityZone", given, rule }.into());
+        }
+        if let Some(address) = spec.private_ip {
+            subnet.range().check(address)?;
+        }
+        let is_default = tx.get::<VpcRecord>(&subnet.vpc_id.to_string())?.is_some_and(|vpc| vpc.is_default);
+        let mode = match spec.mode {
+            NetworkMode::Auto if !is_default || router_is_possible() => NetworkMode::Vpc,
+            NetworkMode::User if !is_default => {
+                let what = "A user-mode network is in the default VPC only.";
+                let hint = "`--network vpc`, which is the default there, connects an instance to its VPC.";
+                return Err(CloudError::refused(ErrorCode::InvalidParameterCombination, what, Some(hint.into())));
+            }
+            mode => mode,
+        };
+        let security_groups = chosen_groups(tx, subnet.vpc_id, &spec.security_groups)?;
+        Ok(Placement { subnet, security_groups, mode })
+    }
+
+    /// An interface in this place, without addresses yet.
+    pub fn interface(&self, spec: &NetworkSpec) -> NetworkRecord {
+        NetworkRecord {
+            vpc_id: self.subnet.vpc_id,
+            subnet_id: self.subnet.id,
+            zone: self.subnet.zone,
+            private_ip: Ipv4Addr::UNSPECIFIED,
+            public_ip: None,
+            wants_public_ip: spec.public_ip.unwrap_or(self.subnet.map_public_ip),
+            elastic_address: None,
+            mode: self.mode,
+            published: spec.published.clone(),
+            security_groups: self.security_groups.clone(),
+            metadata_options: spec.metadata.unwrap_or_default().applied(MetadataOptions::default()),
+        }
+    }
+}
+
+fn default_subnet(tx: &Transaction, spec: &NetworkSpec) -> Result<SubnetRecord, CloudError> {
+    let zone = spec.zone.unwrap_or_default();
+    let vpc = default_vpc(tx)?;
+    let mut subnets: Vec<SubnetRecord> = tx.list()?;
+    subnets.retain(|subnet| subnet.vpc_id == vpc.id && subnet.default_for_zone);
+    subnets.sort_by_key(|subnet| (subnet.zone != zone, subnet.zone));
+    // A zone that is not asked for may have lost its subnet; another one serves as well.
+    subnets.into_iter().next().filter(|subnet| spec.zone.is_none_or(|zone| zone == subnet.zone)).ok_or_else(|| {
+        let what = format!("There is no default subnet in {zone}.");
+        let hint = "`wisp subnet ls` lists the subnets; `--subnet` names one of them.";
+        CloudError::refused(ErrorCode::MissingParameter, what, Some(hint.into()))
+    })
+}

@@ -1,0 +1,156 @@
+//! Which ranges VPCs and subnets can have (Amazon VPC User Guide, "VPC CIDR blocks" and "Subnet CIDR blocks").
+
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+
+use super::{Ipv4Range, Zone};
+use crate::ec2::{Ec2Error, ErrorCode};
+
+/// How many bits the addresses of a VPC, or of a subnet, have in common.
+const PREFIX_LENGTHS: RangeInclusive<u8> = 16..=28;
+/// Ranges in which no VPC can be: what is in them never is another host's.
+const RESERVED: [Ipv4Range; 4] = [
+    Ipv4Range { base: Ipv4Addr::UNSPECIFIED, prefix_length: 8 },
+    Ipv4Range { base: Ipv4Addr::new(127, 0, 0, 0), prefix_length: 8 },
+    Ipv4Range { base: Ipv4Addr::new(169, 254, 0, 0), prefix_length: 16 },
+    Ipv4Range { base: Ipv4Addr::new(224, 0, 0, 0), prefix_length: 3 },
+];
+
+/// The default VPC's.
+pub const DEFAULT_VPC: Ipv4Range = Ipv4Range { base: Ipv4Addr::new(172, 31, 0, 0), prefix_length: 16 };
+
+/// A subnet, of which EC2 keeps the first four addresses and the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SubnetRange {
+    /// Its own addresses.
+    pub own: Ipv4Range,
+    /// Those of its VPC.
+    pub vpc: Ipv4Range,
+}
+
+impl SubnetRange {
+    /// The default VPC's in a zone.
+    pub const fn default_in(zone: Zone) -> SubnetRange {
+        let base = Ipv4Addr::new(172, 31, 16 * zone as u8, 0);
+        SubnetRange { own: Ipv4Range { base, prefix_length: 20 }, vpc: DEFAULT_VPC }
+    }
+
+    /// The router's address: the first behind the base.
+    pub fn router(self) -> Ipv4Addr {
+        self.own.at(1)
+    }
+
+    /// The name server's: the second behind the VPC's base.
+    pub fn name_server(self) -> Ipv4Addr {
+        self.vpc.at(2)
+    }
+
+    /// The addresses that instances can have, in their order.
+    pub fn addresses(self) -> impl Iterator<Item = Ipv4Addr> {
+        (4..self.own.size() - 1).map(move |number| self.own.at(number))
+    }
+
+    /// Checks an address that an instance is to have.
+    pub fn check(self, address: Ipv4Addr) -> Result<(), Ec2Error> {
+        let SubnetRange { own, .. } = self;
+        let number = address.to_bits().wrapping_sub(own.base.to_bits());
+        let rule = if !own.contains(address) {
+            format!("it is not in the subnet's range, {own}.")
+        } else if !(4..own.size() - 1).contains(&number) {
+            format!("the first four addresses of the subnet {own}, and its last, are reserved.")
+        } else {
+            return Ok(());
+        };
+        Err(Ec2Error::InvalidParameterValue { parameter: "PrivateIpAddress", given: address.to_string(), rule })
+    }
+}
+
+/// Checks the range of a new VPC.
+pub fn check_vpc_range(range: Ipv4Range) -> Result<(), Ec2Error> {
+    let refused = |why: String| Err(Ec2Error::refused(ErrorCode::InvalidVpcRange, why, None));
+    if !PREFIX_LENGTHS.contains(&range.prefix_length) {
+        return refused(format!("The CIDR '{range}' is invalid: a VPC has a prefix of 16 to 28 bits."));
+    }
+    match RESERVED.iter().find(|reserved| reserved.overlaps(range)) {
+        Some(reserved) => refused(format!("The CIDR '{range}' is invalid: {reserved} is reserved.")),
+        None => Ok(()),
+    }
+}
+
+/// Checks the range of a new subnet of a VPC that has `others`.
+pub fn check_subnet_range(
+    range: Ipv4Range,
+    vpc: Ipv4Range,
+    others: impl IntoIterator<Item = Ipv4Range>,
+) -> Result<(), Ec2Error> {
+    let refused = |code, why: String| Err(Ec2Error::refused(code, why, None));
+    if !PREFIX_LENGTHS.contains(&range.prefix_length)
+        || range.prefix_length < vpc.prefix_length
+        || !vpc.contains(range.base)
+    {
+        let why = format!("The CIDR '{range}' is invalid: a subnet is within its VPC, {vpc}, with up to 28 bits.");
+        return refused(ErrorCode::InvalidSubnetRange, why);
+    }
+    match others.into_iter().find(|other| other.overlaps(range)) {
+        Some(other) => {
+            refused(ErrorCode::InvalidSubnetConflict, format!("The CIDR '{range}' conflicts with a subnet, {other}."))
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(text: &str) -> Ipv4Range {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_first_four_addresses_and_the_last_are_kept() {
+        let subnet = SubnetRange::default_in(Zone::A);
+        let addresses: Vec<Ipv4Addr> = subnet.addresses().collect();
+        assert_eq!(addresses.len(), 4096 - 5);
+        assert_eq!(addresses[0], Ipv4Addr::new(172, 31, 0, 4));
+        assert_eq!(addresses.last(), Some(&Ipv4Addr::new(172, 31, 15, 254)));
+        assert!(addresses.iter().all(|address| subnet.check(*address).is_ok()));
+        for address in [[172, 31, 0, 0], [172, 31, 0, 3], [172, 31, 15, 255], [172, 31, 16, 4]] {
+            assert!(subnet.check(address.into()).is_err(), "{address:?}");
+        }
+    }
+
+    #[test]
+    fn a_subnet_has_its_own_router_and_its_vpcs_name_server() {
+        let subnet = SubnetRange::default_in(Zone::F);
+        assert_eq!(subnet.own, range("172.31.80.0/20"));
+        assert_eq!(subnet.router(), Ipv4Addr::new(172, 31, 80, 1));
+        assert_eq!(subnet.name_server(), Ipv4Addr::new(172, 31, 0, 2));
+    }
+
+    #[test]
+    fn vpcs_have_the_sizes_that_ec2_allows() {
+        for text in ["10.0.0.0/16", "192.168.7.0/28", "100.64.0.0/16", "172.31.0.0/16"] {
+            assert_eq!(check_vpc_range(range(text)), Ok(()), "{text}");
+        }
+        for text in ["10.0.0.0/8", "10.0.0.0/29", "127.18.0.0/16", "169.254.0.0/16", "0.0.0.0/16", "240.0.0.0/16"] {
+            assert_eq!(check_vpc_range(range(text)).unwrap_err().code(), ErrorCode::InvalidVpcRange, "{text}");
+        }
+    }
+
+    #[test]
+    fn subnets_are_within_their_vpc_and_apart_from_each_other() {
+        let (vpc, other) = (range("10.0.0.0/16"), range("10.0.1.0/24"));
+        assert_eq!(check_subnet_range(range("10.0.2.0/24"), vpc, [other]), Ok(()));
+        assert_eq!(check_subnet_range(vpc, vpc, []), Ok(()));
+        for (text, code) in [
+            ("10.1.0.0/24", ErrorCode::InvalidSubnetRange),
+            ("10.0.0.0/15", ErrorCode::InvalidSubnetRange),
+            ("10.0.2.0/29", ErrorCode::InvalidSubnetRange),
+            ("10.0.0.0/20", ErrorCode::InvalidSubnetConflict),
+            ("10.0.1.128/25", ErrorCode::InvalidSubnetConflict),
+        ] {
+            assert_eq!(check_subnet_range(range(text), vpc, [other]).unwrap_err().code(), code, "{text}");
+        }
+    }
+}
