@@ -5,17 +5,42 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Instant;
 
-use common::instances::{exec, json, launch};
+use common::instances::{SMALL, exec, json, launch};
 use common::namespace::{WORLD, is_inside};
 use common::{DEADLINE, Wisp};
+use serde_json::{Value, json};
+
+const METADATA: &str = "wget -q -O - http://169.254.169.254/latest/meta-data";
+
+fn shown(wisp: &Wisp, name: &str) -> Value {
+    json(wisp, &["show", name])["Reservations"][0]["Instances"][0].clone()
+}
 
 fn private_address(wisp: &Wisp, name: &str) -> String {
-    let shown = json(wisp, &["show", name]);
-    shown["Reservations"][0]["Instances"][0]["PrivateIpAddress"].as_str().unwrap().to_string()
+    shown(wisp, name)["PrivateIpAddress"].as_str().unwrap().to_string()
+}
+
+/// What the page at an address of this host says; nothing if nobody answers there.
+fn page(address: &str) -> Option<String> {
+    let mut stream = TcpStream::connect((address, 80)).ok()?;
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(b"GET /page HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.lines().last().map(str::to_string)
+}
+
+/// Waits until no process has a folder of the home's networks in its command line.
+fn await_no_routers(wisp: &Wisp) {
+    let networks = wisp.home().join("networks");
+    let deadline = Instant::now() + DEADLINE;
+    while !processes(networks.to_str().unwrap()).is_empty() {
+        assert!(Instant::now() < deadline, "left: {:?}", processes(networks.to_str().unwrap()));
+    }
 }
 
 /// Whether `client` gets a page of `server`'s within some seconds.
@@ -39,9 +64,10 @@ fn instances_of_a_vpc_reach_each_other_as_their_groups_say() {
     if !is_inside("instances_of_a_vpc_reach_each_other_as_their_groups_say") {
         return;
     }
-    let wisp = Wisp::new();
+    let wisp = Wisp::warm();
+    wisp.run(&[&["image", "warm", "tiny"], &SMALL[..]].concat()).expect_code(0);
     wisp.run(&["sg", "create", "db"]).expect_code(0);
-    launch(&wisp, &["--name", "client", "--network", "vpc"]).expect_code(0);
+    launch(&wisp, &["--name", "client"]).expect_code(0);
     let groups = ["--security-group", "db", "--security-group", "default"];
     launch(&wisp, &[&["--name", "server", "--network", "vpc"][..], &groups[..]].concat()).expect_code(0);
     let address = private_address(&wisp, "server");
@@ -108,10 +134,86 @@ fn instances_of_a_vpc_reach_each_other_as_their_groups_say() {
     assert!(reaches(&wisp, "second", &address));
 
     wisp.run(&["terminate", "client", "second", "server"]).expect_code(0);
-    let networks = wisp.home().join("networks");
-    let deadline = Instant::now() + DEADLINE;
-    while !processes(networks.to_str().unwrap()).is_empty() {
-        assert!(Instant::now() < deadline, "left: {:?}", processes(networks.to_str().unwrap()));
+    await_no_routers(&wisp);
+    for folder in std::fs::read_dir(wisp.home().join("networks")).unwrap() {
+        assert!(!folder.unwrap().path().join("router.sock").exists());
     }
-    assert!(!networks.join("default/router.sock").exists());
+}
+
+#[test]
+fn vpcs_are_apart_and_an_elastic_address_goes_from_one_instance_to_another() {
+    if !is_inside("vpcs_are_apart_and_an_elastic_address_goes_from_one_instance_to_another") {
+        return;
+    }
+    let wisp = Wisp::warm();
+    wisp.run(&[&["image", "warm", "tiny"], &SMALL[..]].concat()).expect_code(0);
+    // Two VPCs with the same addresses.
+    for vpc in ["red", "blue"] {
+        wisp.run(&["vpc", "create", "--cidr", "10.0.0.0/16", "--name", vpc]).expect_code(0);
+        for (number, name) in [("1", "front"), ("2", "back")] {
+            let (cidr, name) = (format!("10.0.{number}.0/24"), format!("{vpc}-{name}"));
+            wisp.run(&["subnet", "create", "--vpc", vpc, "--cidr", &cidr, "--name", &name]).expect_code(0);
+        }
+        wisp.run(&["sg", "create", vpc, "--vpc", vpc]).expect_code(0);
+        for traffic in [&["--port", "80"][..], &["--protocol", "icmp"]] {
+            wisp.run(&[&["sg", "authorize", vpc], traffic].concat()).expect_code(0);
+        }
+    }
+    for (name, subnet, address, group) in [
+        ("a", "red-front", "10.0.1.10", "red"),
+        ("b", "red-back", "10.0.2.20", "red"),
+        ("c", "blue-front", "10.0.1.10", "blue"),
+    ] {
+        let place = ["--subnet", subnet, "--private-ip", address, "--security-group", group, "--hibernation"];
+        launch(&wisp, &[&["--name", name, "--overcommit"], &place[..]].concat()).expect_code(0);
+        exec(&wisp, name, &format!("mkdir -p /www; echo {name} > /www/page; httpd -h /www"));
+    }
+    let a = shown(&wisp, "a");
+    assert_eq!((&a["PrivateIpAddress"], &a["SecurityGroups"][0]["GroupName"]), (&json!("10.0.1.10"), &json!("red")));
+    assert_eq!(a.get("PublicIpAddress"), None, "its subnet gives none");
+    let network = format!("{METADATA}/network/interfaces/macs");
+    let told =
+        exec(&wisp, "a", &format!("mac=$({network}); {network}/${{mac}}subnet-id; echo; {network}/${{mac}}vpc-id"));
+    assert_eq!(told.lines().collect::<Vec<_>>(), [a["SubnetId"].as_str().unwrap(), a["VpcId"].as_str().unwrap()]);
+    let taken = launch(&wisp, &["--subnet", "red-front", "--private-ip", "10.0.1.10", "--overcommit"]).expect_code(1);
+    assert!(taken.stderr.contains("InvalidIPAddress.InUse"), "{}", taken.stderr);
+    assert!(wisp.run(&["subnet", "rm", "red-front"]).expect_code(1).stderr.contains("DependencyViolation"));
+
+    // From one subnet to another of the same VPC; the other VPC's instance is not there.
+    assert!(reaches(&wisp, "a", "10.0.2.20"));
+    let pinged = exec(&wisp, "b", "ping -c 1 -w 60 10.0.1.10");
+    assert!(pinged.contains(" 0% packet loss"), "{pinged}");
+    assert!(!reaches(&wisp, "c", "10.0.2.20"));
+
+    // An elastic address leads to one instance, then to another; it stays over a stop, and is free in the end.
+    let allocated = json(&wisp, &["address", "allocate", "--name", "www"]);
+    let ip = allocated["PublicIp"].as_str().unwrap();
+    wisp.run(&["address", "associate", "www", "a"]).expect_code(0);
+    assert_eq!(page(ip).as_deref(), Some("a"));
+    let kept = wisp.run(&["address", "associate", "www", "c", "--no-reassociation"]).expect_code(1);
+    assert!(kept.stderr.contains("Resource.AlreadyAssociated"), "{}", kept.stderr);
+    wisp.run(&["address", "associate", "www", "c"]).expect_code(0);
+    assert_eq!(page(ip).as_deref(), Some("c"));
+    assert_eq!(shown(&wisp, "a").get("PublicIpAddress"), None);
+    assert!(wisp.run(&["address", "release", "www"]).expect_code(1).stderr.contains("InvalidIPAddress.InUse"));
+    wisp.run(&["stop", "c", "--hibernate"]).expect_code(0);
+    assert_eq!((shown(&wisp, "c")["PublicIpAddress"].as_str(), page(ip)), (Some(ip), None));
+    wisp.run(&["start", "c"]).expect_code(0);
+    assert_eq!(page(ip).as_deref(), Some("c"));
+    wisp.run(&["terminate", "c"]).expect_code(0);
+    assert_eq!(json(&wisp, &["address", "ls"])["Addresses"], json!([allocated]));
+
+    // What is in no VPC any more lets go of it.
+    wisp.run(&["terminate", "a", "b"]).expect_code(0);
+    await_no_routers(&wisp);
+    for vpc in ["red", "blue"] {
+        for command in [&["subnet", "rm"][..], &["sg", "rm"], &["vpc", "rm"]] {
+            let names = if command[0] == "subnet" { vec!["-front", "-back"] } else { vec![""] };
+            for name in names {
+                wisp.run(&[command, &[&format!("{vpc}{name}")]].concat()).expect_code(0);
+            }
+        }
+    }
+    let left: Vec<_> = std::fs::read_dir(wisp.home().join("networks")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
 }

@@ -1,6 +1,7 @@
 //! A VPC, as its router is to know it: who is in it, and who may begin what with whom.
 
 use std::fs::DirBuilder;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
@@ -26,7 +27,10 @@ impl Cloud {
     pub(super) fn attach(&mut self, network: &NetworkRecord) -> Result<OwnedFd, CloudError> {
         let router = self.router(network.vpc_id)?;
         let config = self.router_config(network.vpc_id)?;
-        let Attached { tap, has_way_out } = router.attach(&config, network.private_ip).map_err(refused)?;
+        let Attached { tap, has_way_out, is_first } = router.attach(&config, network.private_ip).map_err(refused)?;
+        if is_first {
+            self.notice_cut_off(network.vpc_id, Some(network.private_ip))?;
+        }
         if !has_way_out {
             self.notice(format!(
                 "The VPC has no way out: {WAY_OUT} (`sudo apt install passt`) is missing, or has ended; \
@@ -42,8 +46,30 @@ impl Cloud {
             // Without its folder, nobody was ever connected.
             if self.router_folder(vpc.id).exists() {
                 let router = self.router(vpc.id)?;
-                router.apply(&self.router_config(vpc.id)?).map_err(refused)?;
+                let runs = router.apply(&self.router_config(vpc.id)?).map_err(refused)?;
+                if !runs {
+                    self.notice_cut_off(vpc.id, None)?;
+                }
             }
+        }
+        Ok(())
+    }
+
+    /// Says which running instances of a VPC, but for that with the address `but`, have lost its router: somebody killed it.
+    fn notice_cut_off(&mut self, vpc: VpcId, but: Option<Ipv4Addr>) -> Result<(), CloudError> {
+        let is_cut_off =
+            |network: &NetworkRecord| network.vpc_id == vpc && is_in_vpc(network) && Some(network.private_ip) != but;
+        let instances = self.all_instances()?;
+        let running = instances.iter().filter(|record| record.state == InstanceState::Running);
+        let cut_off: Vec<String> = running
+            .filter(|record| record.network.as_ref().is_some_and(is_cut_off))
+            .map(|record| record.id.to_string())
+            .collect();
+        if !cut_off.is_empty() {
+            self.notice(format!(
+                "The router of {vpc} was killed: {} reach nobody until they are stopped and started.",
+                cut_off.join(", ")
+            ));
         }
         Ok(())
     }

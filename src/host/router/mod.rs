@@ -125,6 +125,8 @@ pub struct Attached {
     pub tap: OwnedFd,
     /// Whether there is a way out of the VPC.
     pub has_way_out: bool,
+    /// Whether the router was started for it. Instances that were connected before that are connected to one that is no more.
+    pub is_first: bool,
 }
 
 /// Whether this host can have routers.
@@ -147,12 +149,12 @@ impl Router {
         Ok(Router { folder: folder.to_path_buf(), _lock: lock_file(&folder.join(LOCK))? })
     }
 
-    /// Has it go by `config`; one that does not run needs to know nothing.
-    pub fn apply(&self, config: &RouterConfig) -> Result<(), RouterError> {
+    /// Has it go by `config`; one that does not run needs to know nothing. Returns whether it runs.
+    pub fn apply(&self, config: &RouterConfig) -> Result<bool, RouterError> {
         self.write(config)?;
         match self.connect() {
-            Ok(stream) => ask(&stream, Request::Apply).map(drop),
-            Err(error) if is_absent(&error) => Ok(()),
+            Ok(stream) => ask(&stream, Request::Apply).map(|_| true),
+            Err(error) if is_absent(&error) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
@@ -160,16 +162,16 @@ impl Router {
     /// Has it go by `config`, and connects the interface with `address`; starts it if it does not run.
     pub fn attach(&self, config: &RouterConfig, address: Ipv4Addr) -> Result<Attached, RouterError> {
         self.write(config)?;
-        let stream = match self.connect() {
+        let (stream, is_first) = match self.connect() {
             Err(error) if is_absent(&error) => {
                 check()?;
                 self.start()?;
-                self.connect()?
+                (self.connect()?, true)
             }
-            other => other?,
+            other => (other?, false),
         };
         match ask(&stream, Request::Attach(address))? {
-            (has_way_out, Some(tap)) => Ok(Attached { tap, has_way_out }),
+            (has_way_out, Some(tap)) => Ok(Attached { tap, has_way_out, is_first }),
             (_, None) => Err(RouterError::Refused("there is no tap in its answer".into())),
         }
     }
