@@ -71,7 +71,7 @@ fn what_cannot_be_forked_is_refused() {
 
 #[test]
 fn no_two_forks_ever_draw_the_same_random_numbers() {
-    let wisp = Wisp::new();
+    let wisp = Wisp::warm();
     let original = launch(&wisp, &["--name", "origin"]).expect_code(0).text();
     let put = "cat > /run/draws; chmod +x /run/draws; /run/draws > /run/drawn 2>&1 < /dev/null &";
     wisp.run_with_input(&["exec", "origin", "--", "sh", "-c", put], &common::program("draws")).expect_code(0);
@@ -95,7 +95,7 @@ fn no_two_forks_ever_draw_the_same_random_numbers() {
 
 #[test]
 fn an_image_with_memory_is_gone_on_from() {
-    let wisp = Wisp::new();
+    let wisp = Wisp::warm();
     let original = launch(&wisp, &["--name", "origin"]).expect_code(0).text();
     let count = "(i=0; while :; do i=$((i + 1)); echo $i > /tmp/count; sleep 1; done) > /dev/null 2>&1 &";
     exec(&wisp, "origin", &format!("{count} echo before > /root/file"));

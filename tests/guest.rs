@@ -51,7 +51,7 @@ fn mem_total_kib(line: &str) -> u64 {
 fn eight_mib_go_through_vsock_both_ways_unchanged() {
     let data = noise(8 << 20);
     let script = "cat > /tmp/data; sha256sum /tmp/data >&2; cat /tmp/data";
-    let outcome = Wisp::new().run_with_input(&["run", "--", "sh", "-c", script], &data).expect_code(0);
+    let outcome = Wisp::warm().run_with_input(&["run", "--", "sh", "-c", script], &data).expect_code(0);
     assert_eq!(outcome.stderr.split_whitespace().next(), Some(sha256(&data).as_str()), "on the way in");
     assert_eq!(sha256(&outcome.stdout), sha256(&data), "on the way out");
 }
@@ -65,13 +65,13 @@ fn every_process_has_its_own_vector_registers() {
     };
     let script = "cat > /run/vectors; chmod +x /run/vectors; /run/vectors";
     let outcome =
-        Wisp::new().run_with_input(&["run", "--", "sh", "-c", script], &common::program("vectors")).expect_code(0);
+        Wisp::warm().run_with_input(&["run", "--", "sh", "-c", script], &common::program("vectors")).expect_code(0);
     assert_eq!(outcome.text(), format!("{registers}: 0 lost\n"));
 }
 
 #[test]
 fn a_signal_reaches_the_command() {
-    let wisp = Wisp::new();
+    let wisp = Wisp::warm();
     let script = "trap 'echo trapped; exit 3' TERM; echo waiting; while :; do read -t 600 nothing; done";
     let mut running = wisp.start(&["run", "--", "sh", "-c", script]);
     running.wait_for("waiting");
@@ -82,20 +82,20 @@ fn a_signal_reaches_the_command() {
 
 #[test]
 fn commands_that_cannot_run_have_the_shell_s_codes() {
-    let outcome = Wisp::new().run(&["run", "--", "no-such-command"]).expect_code(127);
+    let outcome = Wisp::warm().run(&["run", "--", "no-such-command"]).expect_code(127);
     assert!(outcome.stderr.contains("no-such-command"), "{}", outcome.stderr);
 }
 
 #[test]
 fn a_panic_is_told_with_the_console_s_last_lines() {
-    let outcome = Wisp::new().run(&["run", "--", "sh", "-c", "echo c > /proc/sysrq-trigger"]).expect_code(1);
+    let outcome = Wisp::warm().run(&["run", "--", "sh", "-c", "echo c > /proc/sysrq-trigger"]).expect_code(1);
     assert!(outcome.stderr.contains("the guest's kernel panicked"), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("sysrq triggered crash"), "{}", outcome.stderr);
 }
 
 #[test]
 fn a_guest_s_reboot_ends_it_and_is_told() {
-    let outcome = Wisp::new().run(&["run", "--", "reboot", "-f"]).expect_code(0);
+    let outcome = Wisp::warm().run(&["run", "--", "reboot", "-f"]).expect_code(0);
     assert!(outcome.stderr.contains("the guest asked for a reboot"), "{}", outcome.stderr);
 }
 

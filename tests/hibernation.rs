@@ -152,7 +152,7 @@ fn kill_while_restoring(wisp: &Wisp, folder: &Path) -> u32 {
 
 #[test]
 fn a_monitor_that_is_killed_while_it_restores_leaves_all_or_nothing() {
-    let wisp = Wisp::new();
+    let wisp = Wisp::warm();
     launch(&wisp, &["--name", "sleeper", "--hibernation"]).expect_code(0);
     let folder = wisp.instances().remove(0);
     // On a busy host the first kill may come when the guest runs already: then all of it once more.

@@ -94,7 +94,7 @@ fn an_instance_lives_as_in_ec2() {
 
 #[test]
 fn ends_that_nobody_asked_for_are_told_apart() {
-    let wisp = Wisp::new();
+    let wisp = Wisp::warm();
     let launched = launch(&wisp, &["--count", "3", "--shutdown-behavior", "terminate"]).expect_code(0).text();
     let ids: Vec<&str> = launched.lines().collect();
     assert_eq!(ids.len(), 3);
@@ -188,7 +188,7 @@ fn what_cannot_be_is_refused_with_ec2_s_codes() {
 
 #[test]
 fn two_commands_at_the_same_time_do_not_collide() {
-    let wisp = Wisp::new();
+    let wisp = Wisp::warm();
     let id = launch(&wisp, &["--name", "busy"]).expect_code(0).text().trim().to_string();
     let stops: Vec<_> = (0..3).map(|_| wisp.start(&["stop", "busy"])).collect();
     for stop in stops {

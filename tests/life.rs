@@ -14,7 +14,7 @@ fn only_monitor(wisp: &Wisp) -> u32 {
 
 #[test]
 fn a_killed_command_takes_its_guest_along() {
-    let wisp = Wisp::new();
+    let wisp = Wisp::warm();
     let running = wisp.start_guest();
     let monitor = only_monitor(&wisp);
     running.signal(libc::SIGKILL);
@@ -24,7 +24,7 @@ fn a_killed_command_takes_its_guest_along() {
 
 #[test]
 fn what_two_killed_processes_left_goes_with_the_next_command() {
-    let wisp = Wisp::new();
+    let wisp = Wisp::warm();
     let running = wisp.start_guest();
     let monitor = only_monitor(&wisp);
     // The monitor is stopped first, so that it sees nothing of its owner's end.
@@ -43,7 +43,7 @@ fn what_two_killed_processes_left_goes_with_the_next_command() {
 
 #[test]
 fn a_killed_monitor_is_told_and_leaves_nothing() {
-    let wisp = Wisp::new();
+    let wisp = Wisp::warm();
     let running = wisp.start_guest();
     let monitor = only_monitor(&wisp);
     // SAFETY: the monitor was just there, and its parent has not waited for it.
@@ -55,7 +55,7 @@ fn a_killed_monitor_is_told_and_leaves_nothing() {
 
 #[test]
 fn ctrl_alt_del_asks_the_guest_for_an_orderly_end() {
-    let wisp = Wisp::new();
+    let wisp = Wisp::warm();
     let running = wisp.start_guest();
     let mut control = ControlClient::connect(&wisp.runs()[0].join("control.sock")).unwrap();
     control.send(&Request::Subscribe).unwrap();
@@ -76,7 +76,7 @@ fn ctrl_alt_del_asks_the_guest_for_an_orderly_end() {
 fn a_client_that_never_reads_stalls_only_itself() {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
-    let wisp = Wisp::new();
+    let wisp = Wisp::warm();
     let mut running = wisp.start_guest();
     let socket = wisp.runs()[0].join("vsock.sock");
     // A connection to the agent that is never read from or written to after its greeting.

@@ -198,7 +198,7 @@ fn guests_that_go_on_from_a_saved_one_have_addresses_of_their_own() {
     if !is_inside("guests_that_go_on_from_a_saved_one_have_addresses_of_their_own") {
         return;
     }
-    let wisp = Wisp::new();
+    let wisp = Wisp::warm();
     let port = free_port();
     let published = format!("{port}:7");
     launch(&wisp, &["--name", "first", "--hibernation", "-p", &published]).expect_code(0);

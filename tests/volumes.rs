@@ -73,7 +73,7 @@ fn a_volume_moves_between_instances_with_its_data() {
 
 #[test]
 fn an_image_of_an_instance_starts_others() {
-    let wisp = Wisp::new();
+    let wisp = Wisp::warm();
     let folder = tempfile::tempdir().unwrap();
     let (script, key) = (folder.path().join("user-data"), folder.path().join("me.pem"));
     std::fs::write(&script, "#!/bin/sh\necho once >> /root/ran\necho said by user data\n").unwrap();

@@ -9,7 +9,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Instant;
 
-use common::instances::{SMALL, exec, json, launch};
+use common::instances::{exec, json, launch};
 use common::namespace::{WORLD, is_inside};
 use common::{DEADLINE, Wisp};
 use serde_json::{Value, json};
@@ -65,7 +65,6 @@ fn instances_of_a_vpc_reach_each_other_as_their_groups_say() {
         return;
     }
     let wisp = Wisp::warm();
-    wisp.run(&[&["image", "warm", "tiny"], &SMALL[..]].concat()).expect_code(0);
     wisp.run(&["sg", "create", "db"]).expect_code(0);
     launch(&wisp, &["--name", "client"]).expect_code(0);
     let groups = ["--security-group", "db", "--security-group", "default"];
@@ -146,7 +145,6 @@ fn vpcs_are_apart_and_an_elastic_address_goes_from_one_instance_to_another() {
         return;
     }
     let wisp = Wisp::warm();
-    wisp.run(&[&["image", "warm", "tiny"], &SMALL[..]].concat()).expect_code(0);
     // Two VPCs with the same addresses.
     for vpc in ["red", "blue"] {
         wisp.run(&["vpc", "create", "--cidr", "10.0.0.0/16", "--name", vpc]).expect_code(0);

@@ -19,7 +19,7 @@ fn has_restored(timeline: &Value) -> bool {
 
 #[test]
 fn a_warm_launch_is_an_instance_of_its_own() {
-    let wisp = Wisp::warm();
+    let wisp = Wisp::warmable();
     let keys = tempfile::tempdir().unwrap();
     let size = ["--vcpus", "1", "--memory", "192M"];
     wisp.run(&[&["image", "warm", "tiny"], &size[..]].concat()).expect_code(0);

@@ -158,8 +158,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
         Command::Ls => list(&cloud.images()?, output)?,
         Command::Show { image } => {
             let (record, image) = cloud.image(Some(&image))?;
-            let mut warm = warm::list(cloud.home())?;
-            warm.retain(|record| record.facts.image == image.folder);
+            let warm = warm::list_of(cloud.home(), &image.folder)?;
             match output {
                 Output::Json => {
                     let mut shape = shapes::image(&record, devices(&image));

@@ -46,7 +46,7 @@ const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
 /// What a warm snapshot is of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarmFacts {
-    /// The image's folder.
+    /// The image's folder, as seen from the folder of the data directory's images: a data directory can be moved or copied.
     pub image: PathBuf,
     /// vCPUs and their topology.
     pub cpus: CpuConfig,
@@ -106,12 +106,18 @@ fn paths(home: &Home, key: &str) -> [PathBuf; 3] {
     [key.to_string(), format!("{key}.qcow2"), format!("{key}.lock")].map(|name| home.warm().join(name))
 }
 
-fn key(image: &Image, cpus: CpuConfig, memory_mib: u64) -> String {
+/// An image's folder, as seen from the folder of images.
+fn seen(home: &Home, folder: &Path) -> PathBuf {
+    folder.strip_prefix(home.images()).unwrap_or(folder).to_path_buf()
+}
+
+fn key(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> String {
     let manifest = &image.manifest;
     let digests = [Some(&manifest.kernel.sha256), manifest.root.as_ref().map(|root| &root.sha256)];
     let initrd = manifest.initrd.as_ref().map(|initrd| &initrd.sha256);
     // What machines are made of besides: those of another time are not to be gone on from.
-    let parts = serde_json::json!([image.folder, digests, initrd, manifest.kernel.cmdline, cpus, memory_mib, "net"]);
+    let folder = seen(home, &image.folder);
+    let parts = serde_json::json!([folder, digests, initrd, manifest.kernel.cmdline, cpus, memory_mib, "net"]);
     let mut key = crate::host::sparse::hex(&Sha256::digest(parts.to_string()));
     key.truncate(20);
     key
@@ -134,7 +140,7 @@ fn find_snapshot(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -
     if limit() == 0 {
         return None;
     }
-    let key = key(image, cpus, memory_mib);
+    let key = key(home, image, cpus, memory_mib);
     let [folder, layer, lock] = paths(home, &key);
     if !folder.exists() {
         return None;
@@ -169,7 +175,7 @@ pub fn make(
     began_ns: u64,
 ) -> Result<WarmRecord, CloudError> {
     let Some(root) = &image.manifest.root else { return Err(CloudError::NotWarm("the image has no root".into())) };
-    let key = key(image, cpus, memory_mib);
+    let key = key(home, image, cpus, memory_mib);
     let [folder, layer, _] = paths(home, &key);
     let warm = home.warm();
     let unfinished = unfinished_folder(home)?;
@@ -186,7 +192,7 @@ pub fn make(
         network: None,
     };
     save(home, &spec, unfinished.path(), boot_timeout, began_ns)?;
-    let facts = WarmFacts { image: image.folder.clone(), cpus, memory_mib, made: now() };
+    let facts = WarmFacts { image: seen(home, &image.folder), cpus, memory_mib, made: now() };
     let path = unfinished.path().join(FACTS);
     let text = serde_json::to_vec_pretty(&facts).expect("facts are plain data");
     write_private(&path, &text).map_err(CloudError::file(&path, "written"))?;
@@ -270,11 +276,17 @@ fn weigh(home: &Home, key: &str) -> u64 {
     snapshot::bytes(&folder) + layer.metadata().map_or(0, |metadata| metadata.blocks() * 512)
 }
 
-/// Removes those of an image. Returns how many those were.
-pub fn remove_of(home: &Home, image: &Path) -> Result<usize, CloudError> {
-    let _lock = home.lock(&home.warm())?;
+/// Those of the image in `folder`.
+pub fn list_of(home: &Home, folder: &Path) -> Result<Vec<WarmRecord>, CloudError> {
     let mut records = list(home)?;
-    records.retain(|record| record.facts.image == image);
+    records.retain(|record| record.facts.image == seen(home, folder));
+    Ok(records)
+}
+
+/// Removes those of the image in `folder`. Returns how many those were.
+pub fn remove_of(home: &Home, folder: &Path) -> Result<usize, CloudError> {
+    let _lock = home.lock(&home.warm())?;
+    let records = list_of(home, folder)?;
     records.iter().try_for_each(|record| remove(home, &record.key))?;
     Ok(records.len())
 }

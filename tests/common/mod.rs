@@ -7,6 +7,8 @@ pub mod slots;
 
 pub mod instances;
 pub mod namespace;
+mod template;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -46,10 +48,17 @@ impl Wisp {
         Wisp { home: tempfile::tempdir().expect("a temporary directory"), is_warm: false }
     }
 
-    /// For tests of warm snapshots.
-    pub fn warm() -> Wisp {
+    /// For tests of warm snapshots, without any.
+    pub fn warmable() -> Wisp {
         let mut wisp = Wisp::new();
         wisp.is_warm = true;
+        wisp
+    }
+
+    /// For tests whose guests need not boot: with warm snapshots of [`instances::SMALL`] and of the size of `wisp run`.
+    pub fn warm() -> Wisp {
+        let wisp = Wisp::warmable();
+        template::copy_to(wisp.home());
         wisp
     }
 

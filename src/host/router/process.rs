@@ -38,6 +38,8 @@ struct Running<'a> {
     links: OwnedFd,
     /// The way out, if there is one.
     way_out: Option<Child>,
+    /// The rules in force: the instances of one launch come one by one, and are in the rules from the first on.
+    rules: String,
 }
 
 /// Runs the router of the VPC in `folder` until its last instance has gone.
@@ -66,17 +68,12 @@ pub fn run(folder: &Path, listener: OwnedFd) -> io::Result<()> {
             way_out = None;
         }
     }
-    let result = Running { folder, links, way_out: None }.with(way_out).serve(&listener);
+    let result = Running { folder, links, way_out, rules: String::new() }.serve(&listener);
     log::info!("the network ends");
     result
 }
 
 impl Running<'_> {
-    fn with(mut self, way_out: Option<Child>) -> Self {
-        self.way_out = way_out;
-        self
-    }
-
     fn serve(&mut self, listener: &UnixListener) -> io::Result<()> {
         let mut was_asked = false;
         let mut wants_end = false;
@@ -133,9 +130,13 @@ impl Running<'_> {
         (&*stream).write_all(&text[sent..])
     }
 
-    fn carry_out(&self, request: Request) -> io::Result<Option<OwnedFd>> {
+    fn carry_out(&mut self, request: Request) -> io::Result<Option<OwnedFd>> {
         let config = read_config(self.folder)?;
-        namespace::set_rules(&rules::render(&config))?;
+        let rules = rules::render(&config);
+        if rules != self.rules {
+            namespace::set_rules(&rules)?;
+            self.rules = rules;
+        }
         let Request::Attach(address) = request else { return Ok(None) };
         let interface = find(&config, address)
             .ok_or_else(|| io::Error::other(format!("{address} is no address of an instance in this network")))?;

@@ -1,0 +1,46 @@
+//! A data directory with warm snapshots, which tests begin with a copy of: one test boots the guests, the others need not.
+//! It is made anew for each build of the binary, and lies in Cargo's folder for what tests make.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use wisp::host::home::lock_file;
+
+use super::instances::SMALL;
+
+/// The size of `wisp run`'s guests, as options.
+const DEFAULT: [&str; 4] = ["--vcpus", "1", "--memory", "256M"];
+
+/// Copies the template to `home`, which exists. Whoever comes first makes it; the others wait.
+pub fn copy_to(home: &Path) {
+    let binary = Path::new(env!("CARGO_BIN_EXE_wisp"));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let lock = lock_file(&folder.join("template.lock")).unwrap();
+    let metadata = binary.metadata().unwrap();
+    let template = folder.join(format!("template-{}-{}", metadata.mtime(), metadata.mtime_nsec()));
+    if !template.exists() {
+        older(folder).for_each(|path| fs::remove_dir_all(path).unwrap());
+        make(binary, folder, &template);
+    }
+    let copied = Command::new("cp").args(["-a", "--reflink=auto"]).arg(template.join(".")).arg(home).status().unwrap();
+    assert!(copied.success(), "cp ended with {copied}");
+    drop(lock);
+}
+
+fn make(binary: &Path, folder: &Path, template: &Path) {
+    let unfinished = tempfile::Builder::new().prefix("template-new-").tempdir_in(folder).unwrap();
+    for size in [SMALL, DEFAULT] {
+        let mut command = Command::new(binary);
+        command.args(["image", "warm", "tiny"]).args(size).env("WISP_HOME", unfinished.path());
+        let made = command.env_remove("WISP_WARM_LIMIT").output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+    fs::rename(unfinished.keep(), template).unwrap();
+}
+
+fn older(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("template-")).map(|entry| entry.path())
+}
