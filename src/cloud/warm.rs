@@ -184,6 +184,7 @@ pub fn make(
         cmdline: None,
         console: false,
         network: None,
+        limits: None,
     };
     save(home, &spec, unfinished.path(), boot_timeout, began_ns)?;
     let facts = WarmFacts { image: image.folder.clone(), cpus, memory_mib, made: now() };

@@ -3,10 +3,11 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod instances;
+pub mod machines;
+pub mod namespace;
 pub mod slots;
 
-pub mod instances;
-pub mod namespace;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
