@@ -259,7 +259,8 @@ fn a_disk_whose_machine_was_killed_has_all_that_was_flushed_and_is_sound() {
     let mut flushed: BTreeMap<u64, u64> = BTreeMap::new();
     for round in 0..12 {
         let (access, format) = (DiskAccess::ReadWrite, DiskFormat::Qcow2);
-        let config = DiskConfig { id: "disk".into(), path: path(round), format, access, root: false, was: None };
+        let config =
+            DiskConfig { id: "disk".into(), path: path(round), format, access, root: false, was: None, limits: None };
         let disk = Disk::open(&config, folder.path()).unwrap();
         for (block, number) in &flushed {
             let mut data = vec![0; 4096];
@@ -285,7 +286,8 @@ fn a_disk_whose_machine_was_killed_has_all_that_was_flushed_and_is_sound() {
         fs::copy(path(round), path(round + 1)).unwrap();
     }
     let (path, format, access) = (path(12), DiskFormat::Qcow2, DiskAccess::ReadWrite);
-    let config = DiskConfig { id: "disk".into(), path: path.clone(), format, access, root: false, was: None };
+    let config =
+        DiskConfig { id: "disk".into(), path: path.clone(), format, access, root: false, was: None, limits: None };
     drop(Disk::open(&config, folder.path()).unwrap());
     let output = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&path).output().unwrap();
     // 3: nothing but clusters that nobody uses.

@@ -27,7 +27,7 @@ fn layer(bench: &Bench) -> DiskConfig {
     disk_image::create(&bench.path("base"), DiskFormat::Raw, BLOCKS * BLOCK as u64).unwrap();
     disk_image::create_layer(&bench.path("layer"), &bench.path("base"), DiskFormat::Raw, None).unwrap();
     let (path, format, access) = (bench.path("layer"), DiskFormat::Qcow2, DiskAccess::ReadWrite);
-    DiskConfig { id: "layer".into(), path, format, access, root: false, was: None }
+    DiskConfig { id: "layer".into(), path, format, access, root: false, was: None, limits: None }
 }
 
 #[test]

@@ -2,139 +2,19 @@
 
 mod common;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 
+use common::machines::{Machine, config};
 use common::{DEADLINE, Wisp};
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::{FdFlags, fcntl_setfd};
-use wisp::guest::{Agent, ExecRequest, Streams};
 use wisp::host::disk_image;
-use wisp::vmm::MachineConfig;
-use wisp::vmm::config::{BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, VsockConfig};
-use wisp::vmm::control::{ControlClient, Message, Request, Status};
+use wisp::vmm::config::{CpuConfig, DiskAccess, DiskConfig, DiskFormat};
+use wisp::vmm::control::{ControlClient, Message, Request};
 use wisp::vmm::end::End;
 use wisp::vmm::end_record::EndRecord;
 
 const MIB: u64 = 1 << 20;
-
-/// A process runs one command in a guest at a time: the command gets the process's signals.
-static COMMAND: Mutex<()> = Mutex::new(());
-
-/// A machine of the embedded image, with its folder.
-struct Machine {
-    folder: tempfile::TempDir,
-    monitor: Child,
-    control: ControlClient,
-}
-
-/// What a machine of the embedded image is made of.
-fn config(wisp: &Wisp, folder: &Path) -> MachineConfig {
-    let bundle = wisp.bundle();
-    let root = DiskConfig {
-        id: "root".into(),
-        path: bundle.join("root.ext4"),
-        format: DiskFormat::Raw,
-        access: DiskAccess::Ephemeral,
-        root: true,
-        was: None,
-    };
-    MachineConfig {
-        cpus: CpuConfig { count: 1, threads_per_core: 1 },
-        memory_mib: 256,
-        kernel: KernelConfig {
-            path: bundle.join("vmlinux"),
-            initrd: None,
-            cmdline: "quiet".into(),
-            protocol: BootProtocol::Auto,
-            software_kvm_aware: true,
-        },
-        disks: vec![root],
-        disk_slots: 3,
-        vsock: Some(VsockConfig { cid: 3, path: folder.join("vsock.sock"), seed: None }),
-        net: None,
-    }
-}
-
-impl Machine {
-    /// Starts a monitor for `config` in `folder`, with a watcher's connection.
-    fn start(wisp: &Wisp, folder: tempfile::TempDir, config: &MachineConfig) -> Machine {
-        Machine::go_on(wisp, folder, config, None)
-    }
-
-    /// The same, from what was saved in `restore`.
-    fn go_on(wisp: &Wisp, folder: tempfile::TempDir, config: &MachineConfig, restore: Option<&Path>) -> Machine {
-        fs::write(folder.path().join("config.json"), serde_json::to_vec(config).unwrap()).unwrap();
-        let lock = File::create(folder.path().join("lock")).unwrap();
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("no other monitor has the folder");
-        let (watcher, monitor_watcher) = UnixStream::pair().unwrap();
-        let mut command: Command = wisp.command(&["vmm", folder.path().to_str().unwrap()]);
-        let inherited = [lock.as_raw_fd(), monitor_watcher.as_raw_fd()];
-        command.args(["--lock-fd", &inherited[0].to_string(), "--watcher-fd", &inherited[1].to_string()]);
-        if let Some(saved) = restore {
-            command.arg("--restore").arg(saved);
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(folder.path().join("vmm.log")).unwrap());
-        // SAFETY: fcntl is async-signal-safe, and the descriptors are open until the child has started.
-        unsafe {
-            command.pre_exec(move || {
-                inherited.iter().try_for_each(|fd| Ok(fcntl_setfd(BorrowedFd::borrow_raw(*fd), FdFlags::empty())?))
-            });
-        }
-        let monitor = command.spawn().unwrap();
-        Machine { folder, monitor, control: ControlClient::new(watcher).unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn ask(&mut self, request: &Request) -> Message {
-        self.control.send(request).unwrap();
-        self.control.receive(Some(DEADLINE)).unwrap()
-    }
-
-    fn status(&mut self) -> Status {
-        match self.ask(&Request::Status) {
-            Message::Status(status) => *status,
-            other => panic!("not a status: {other:?}"),
-        }
-    }
-
-    fn wait_until_ready(&mut self) {
-        let message = self.control.receive(Some(DEADLINE)).unwrap();
-        assert_eq!(message, Message::Ready, "{}", fs::read_to_string(self.path("vmm.log")).unwrap());
-    }
-
-    /// What a shell in the guest says to `script`.
-    fn shell(&self, script: &str) -> String {
-        let _one = COMMAND.lock().unwrap_or_else(PoisonError::into_inner);
-        let agent = Agent::connect(&self.path("vsock.sock"), DEADLINE).unwrap();
-        let (input, mut output) = (File::open("/dev/null").unwrap(), tempfile::tempfile().unwrap());
-        let argv = ["sh", "-ec", script].map(Into::into).to_vec();
-        let request = ExecRequest { argv, env: vec![], cwd: None, terminal: None, user: None };
-        let streams = Streams { input: input.as_fd(), output: output.as_fd(), error: output.as_fd() };
-        let status = agent.exec(request, streams).unwrap();
-        std::io::Seek::rewind(&mut output).unwrap();
-        let mut text = String::new();
-        output.read_to_string(&mut text).unwrap();
-        assert_eq!(format!("{status:?}"), "Exited(0)", "{script}: {text}");
-        text
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = self.monitor.kill();
-        let _ = self.monitor.wait();
-    }
-}
 
 #[test]
 fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
@@ -154,6 +34,7 @@ fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
         access: DiskAccess::ReadWrite,
         root: false,
         was: None,
+        limits: None,
     };
     let attached = machine.ask(&Request::AttachDisk { disk });
     let Message::Attached { slot: 1, bus_device, .. } = &attached else { panic!("{attached:?}") };
@@ -204,6 +85,7 @@ fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
         access: DiskAccess::ReadOnly,
         root: false,
         was: None,
+        limits: None,
     };
     assert_eq!(machine.ask(&Request::AttachDisk { disk }), attached);
     let seen = machine

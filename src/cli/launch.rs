@@ -12,6 +12,7 @@ use super::{open_cloud, shapes, tell_notices, warm};
 use crate::cloud::image_memory::ImageMemory;
 use crate::cloud::launch::{LaunchSpec, Launched};
 use crate::cloud::network::NetworkSpec;
+use crate::ec2::credits::CreditMode;
 use crate::ec2::metadata::MetadataChange;
 use crate::ec2::state::ShutdownBehavior;
 use crate::ec2::tag::{Tag, with_tags};
@@ -32,6 +33,7 @@ Examples:
   wisp launch --name web                          one instance, of type t2.micro
   wisp launch --count 3 --type t3.nano            three at the same time
   wisp launch --vcpus 1 --memory 128M             smaller than any type
+  wisp launch --type t3.small --cpu-credits standard  slowed to its baseline when its credits are spent
   wisp launch --volume 8 --volume size=1,type=gp2  with two more volumes
   wisp launch --subnet front --private-ip 10.0.1.10
   wisp launch --name web -p 8080:80               port 8080 of this host leads to its port 80
@@ -98,6 +100,15 @@ pub struct Args {
     #[arg(long, value_name = "OPTIONS")]
     cmdline: Option<String>,
 
+    /// What happens when its CPU credits are spent: standard (its baseline) or unlimited (it goes on). T2 is standard, T3 and
+    /// T3a are unlimited, unless said; other types have no credits, and all of their vCPUs.
+    #[arg(long, value_name = "MODE")]
+    cpu_credits: Option<CreditMode>,
+
+    /// Let it have all that this host has: not the CPU credits, disk and network speeds of its type.
+    #[arg(long)]
+    no_limits: bool,
+
     #[command(flatten)]
     network: NetworkArgs,
 
@@ -162,6 +173,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             security_groups: args.security_groups,
             ..args.placement.placed(args.network.spec())
         },
+        cpu_credits: args.cpu_credits,
+        no_limits: args.no_limits,
     };
     let Launched { instances, monitors, wants_warm } = cloud.launch(&spec)?;
     tell_notices(&mut cloud);

@@ -14,6 +14,7 @@ mod guest_command;
 mod image;
 mod key;
 mod launch;
+mod limits;
 mod ls;
 mod modify;
 mod network;

@@ -9,6 +9,7 @@ use super::size::SizeArgs;
 use super::{open_cloud, shapes, tell_notices};
 use crate::cloud::modify::Modification;
 use crate::ec2::catalogue;
+use crate::ec2::credits::CreditMode;
 use crate::ec2::metadata::MetadataChange;
 use crate::ec2::state::ShutdownBehavior;
 
@@ -17,6 +18,7 @@ use crate::ec2::state::ShutdownBehavior;
 #[command(after_help = "\
 Examples:
   wisp stop web && wisp modify web --type t3.small && wisp start web
+  wisp modify web --cpu-credits unlimited
   wisp modify web --termination-protection true
   wisp modify web --shutdown-behavior terminate
   wisp modify web --metadata-options HttpTokens=required")]
@@ -35,6 +37,10 @@ pub struct Args {
     /// What the guest's own power-off does to the instance: stop or terminate.
     #[arg(long, value_name = "BEHAVIOR")]
     shutdown_behavior: Option<ShutdownBehavior>,
+
+    /// What happens when its CPU credits are spent, from now on: standard or unlimited.
+    #[arg(long, value_name = "MODE")]
+    cpu_credits: Option<CreditMode>,
 
     /// A security group that it is in from now on, in place of those that it was in; repeat for more.
     #[arg(long = "security-group", value_name = "GROUP")]
@@ -66,6 +72,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         user_data: args.user_data.as_deref().map(read_user_data).transpose()?.map(Some),
         shutdown_behavior: args.shutdown_behavior,
         termination_protection: args.termination_protection,
+        cpu_credits: args.cpu_credits,
         metadata_options: args.metadata_options,
         security_groups: args.security_groups.clone(),
     };

@@ -86,6 +86,10 @@ pub struct Args {
     #[arg(long, conflicts_with = "command")]
     console: bool,
 
+    /// Let it have all that this host has: not the CPU credits, disk and network speeds of --type.
+    #[arg(long)]
+    no_limits: bool,
+
     #[command(flatten)]
     network: NetworkArgs,
 
@@ -110,6 +114,7 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
     let boot = boot(&args, &home)?;
     let memory = if let Boot::Image(image) = &boot { ImageMemory::of(image) } else { None };
     let request = size(&args.size.clone().or_memorys(memory))?;
+    let limited = args.size.instance_type.is_some() && !args.no_limits;
     let spec = RunSpec {
         cpus: launch::cpus(&request),
         memory_mib: request.memory_mib,
@@ -118,6 +123,7 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
         cmdline: args.cmdline.clone(),
         console: args.console,
         network: Some(args.network.clone().spec()),
+        limits: limited.then_some(request.instance_type),
     };
     let warm = Warming::of(&args, &spec, &home);
     let mut instance = EphemeralInstance::start_from(&home, &spec, warm.found.as_ref(), began_ns)?;

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::ls::{check_cell, state_cell, status};
-use super::open_cloud;
 use super::output::{self, Output, Screen, Tone};
 use super::shapes::{self, GroupNames};
+use super::{limits, open_cloud};
 use crate::cloud::{Cloud, CloudError, utc};
 use crate::ec2::network::NetworkMode;
 use crate::ec2::size::approximate_mib;
@@ -23,7 +23,7 @@ const SHORT: Duration = Duration::from_secs(5);
 Examples:
   wisp show web                 by name
   wisp show i-0a1b              by the beginning of its id
-  wisp show web --output json   as DescribeInstances prints it")]
+  wisp show web --output json   as DescribeInstances prints it, with its limits")]
 pub struct Args {
     /// The instance: its id, the beginning of it, or its name.
     #[arg(value_name = "INSTANCE")]
@@ -35,7 +35,10 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let record = cloud.instance(&args.instance)?;
     if output == Output::Json {
-        output::print_json(&shapes::reservations(std::slice::from_ref(&record), &cloud.group_names()?))?;
+        let mut value = shapes::reservations(std::slice::from_ref(&record), &cloud.group_names()?);
+        let status = status(&cloud, &record).and_then(Result::ok);
+        value["Limits"] = limits::shape(&record, status.as_ref());
+        output::print_json(&value)?;
         return Ok(ExitCode::SUCCESS);
     }
     let volumes = cloud.volumes_of(&record)?;
@@ -46,7 +49,11 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         let (check, tone) = check_cell(status.as_ref());
         lines.insert(2, line(screen, "Check", &screen.paint(tone, check)));
     }
-    for problem in status.and_then(Result::ok).iter().flat_map(|status| &status.link_problems) {
+    let status = status.and_then(Result::ok);
+    for (label, text) in limits::lines(&record, status.as_ref()) {
+        lines.push(line(screen, label, &text));
+    }
+    for problem in status.iter().flat_map(|status| &status.link_problems) {
         lines.push(line(screen, "Network", &screen.paint(Tone::Warning, problem)));
     }
     if record.user_data.is_some() {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
+use super::limits;
 use super::open_cloud;
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
 use crate::cloud::Cloud;
@@ -15,7 +16,8 @@ use crate::ec2::state::InstanceState;
 use crate::store::InstanceRecord;
 use crate::vmm::control::Status;
 
-/// Shows what running instances do: CPU, memory, disk and exits a second.
+/// Shows what running instances do: CPU, CPU credits, how long they are held back by their limits, memory, disk and exits a
+/// second.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -44,6 +46,7 @@ struct Rates {
     read_bytes: f64,
     written_bytes: f64,
     exits: f64,
+    held_percent: f64,
 }
 
 /// Looks until told to stop.
@@ -110,6 +113,7 @@ fn rates(before: &Sample, after: &Sample) -> Rates {
         read_bytes: rate(sum(old, |disk| disk.read_bytes), sum(new, |disk| disk.read_bytes)),
         written_bytes: rate(sum(old, |disk| disk.written_bytes), sum(new, |disk| disk.written_bytes)),
         exits: rate(exits(old), exits(new)),
+        held_percent: rate(limits::held_ns(old), limits::held_ns(new)) / 1e7,
     }
 }
 
@@ -126,6 +130,8 @@ fn shape((record, status, rates): &(&InstanceRecord, &Status, Rates)) -> Value {
         "DiskReadBytesPerSecond": rates.read_bytes,
         "DiskWriteBytesPerSecond": rates.written_bytes,
         "ExitsPerSecond": rates.exits,
+        "HeldPercent": rates.held_percent,
+        "Limits": limits::shape(record, Some(status)),
     })
 }
 
@@ -138,6 +144,8 @@ fn render(rows: &[(&InstanceRecord, &Status, Rates)], screen: Screen) -> String 
         ("Instance", Align::Left),
         ("vCPUs", Align::Right),
         ("CPU", Align::Right),
+        ("Credits", Align::Right),
+        ("Held", Align::Right),
         ("Memory", Align::Right),
         ("Touched", Align::Right),
         ("Read/s", Align::Right),
@@ -152,6 +160,8 @@ fn render(rows: &[(&InstanceRecord, &Status, Rates)], screen: Screen) -> String 
             Cell::from(record.id.to_string()),
             Cell::from(status.vcpus.to_string()),
             Cell::new(format!("{:.0} %", rates.cpu_percent), tone),
+            Cell::from(limits::credit_cell(status)),
+            Cell::from(format!("{:.0} %", rates.held_percent)),
             Cell::from(output::bytes(status.memory_mib << 20)),
             Cell::from(output::bytes(status.guest_resident_bytes)),
             Cell::from(output::bytes(rates.read_bytes as u64)),

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::error::CloudError;
 use super::launch::{MAX_COUNT, Prepared, await_turn, check_forks, volume_file};
 use super::lifecycle::get;
+use super::limits::limit;
 use super::machine::{Folder, Monitor, volume_disk};
 use super::network::{Addresses, for_fork};
 use super::volume::get_volume;
@@ -239,6 +240,8 @@ impl Cloud {
             user_data: None,
             block_devices: volumes.iter().filter_map(VolumeRecord::mapping).collect::<Vec<BlockDeviceMapping>>(),
             network: for_fork(original.network.as_ref()),
+            // A new instance has a new one's.
+            credits: None,
             tags,
             ..original.clone()
         };
@@ -284,6 +287,7 @@ impl Cloud {
             let seed = self.write_seed(&folder, &record, &image.manifest.default_user, true)?;
             let mut config = folder.config(&self.home, &record, &image, &volumes, seed)?;
             let network = self.connect(&record, &folder, &mut config)?;
+            limit(&mut config, &record, &volumes);
             for (disk, volume) in config.disks.iter_mut().zip(before) {
                 disk.was = Some(volume_disk(&self.home, volume).id);
             }

@@ -9,12 +9,14 @@ use sha2::{Digest, Sha256};
 use super::error::CloudError;
 use super::image::Image;
 use super::image_memory::ImageMemory;
+use super::limits::{check_credits, limit};
 use super::machine::{Folder, Monitor};
 use super::network::{Addresses, NetworkSpec, Placement};
 use super::volume::attach;
 use super::warm::{self, Warm};
 use super::{Cloud, new_id, now, resolve};
 use crate::ec2::capacity::{self, Request};
+use crate::ec2::credits::CreditMode;
 use crate::ec2::key;
 use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use crate::ec2::volume::{VolumeOption, VolumeSource, VolumeState};
@@ -76,6 +78,10 @@ pub struct LaunchSpec {
     pub volumes: Vec<VolumeOption>,
     /// Its network.
     pub network: NetworkSpec,
+    /// What happens when its CPU credits are spent; as its type has it, if left out.
+    pub cpu_credits: Option<CreditMode>,
+    /// Whether it may have all that the host has, whatever its type.
+    pub no_limits: bool,
 }
 
 /// What came of a launch.
@@ -139,6 +145,7 @@ impl Cloud {
     }
 
     fn check_launch(&mut self, spec: &LaunchSpec) -> Result<(), CloudError> {
+        check_credits(spec.cpu_credits, spec.size.instance_type)?;
         if !(1..=MAX_COUNT).contains(&spec.count) {
             return Err(Ec2Error::InvalidParameterValue {
                 parameter: "MaxCount",
@@ -322,6 +329,9 @@ impl Cloud {
             block_devices: root.iter().filter_map(VolumeRecord::mapping).collect(),
             cmdline: spec.cmdline.clone(),
             network: None,
+            cpu_credits: spec.cpu_credits,
+            credits: None,
+            no_limits: spec.no_limits,
             tags: spec.tags.clone(),
         };
         let (mut record, mut volumes) = (record, root.into_iter().collect());
@@ -393,6 +403,7 @@ impl Cloud {
             let seed = self.write_seed(&folder, &record, &image.manifest.default_user, warm.is_some())?;
             let mut config = folder.config(&self.home, &record, image, &volumes, seed)?;
             let network = self.connect(&record, &folder, &mut config)?;
+            limit(&mut config, &record, &volumes);
             if let Some(warm) = warm {
                 config.disks.iter_mut().filter(|disk| disk.root).for_each(|root| root.was = Some(warm.root().into()));
                 await_turn(&mut monitors)?;
@@ -543,5 +554,8 @@ fn digest(spec: &LaunchSpec, image: &ImageRecord) -> String {
         format!("{:?}", spec.volumes),
         format!("{:?}", spec.network),
     ]);
-    crate::host::sparse::hex(&Sha256::digest(parameters.to_string()))
+    // Added only where it is said, so that tokens of a time before it stay good.
+    let limits = (spec.cpu_credits.is_some() || spec.no_limits)
+        .then(|| serde_json::json!([spec.cpu_credits, spec.no_limits]).to_string());
+    crate::host::sparse::hex(&Sha256::digest(parameters.to_string() + &limits.unwrap_or_default()))
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::error::CloudError;
 use super::launch::{check_capacity, promised_memory};
+use super::limits::limit;
 use super::machine::{Folder, Monitor};
 use super::network::{Addresses, NetworkSpec, Placement, free_addresses_of, take_public_address};
 use super::{Cloud, now, resolve, utc};
@@ -179,6 +180,7 @@ impl Cloud {
         let seed = self.write_seed(folder, record, &image.manifest.default_user, false)?;
         let mut config = folder.config(&self.home, record, &image, &volumes, seed)?;
         let network = self.connect(record, folder, &mut config)?;
+        limit(&mut config, record, &volumes);
         let mut monitor = folder.spawn(&config, lock, network, folder.hibernated().as_ref())?;
         self.notices.extend(monitor.wait_started()?);
         Ok(monitor)
@@ -325,10 +327,12 @@ impl Cloud {
         if !folder.is_hibernated() {
             folder.forget_hibernated()?;
         }
+        let kept = self.kept_credits(id);
         self.store.write(|tx| {
             let mut record = get(tx, id)?;
             if record.state.can_become(InstanceState::Stopped) {
                 record.state = InstanceState::Stopped;
+                record.credits = kept.or(record.credits);
                 take_public_address(&mut record);
                 note_reason(&mut record, reason);
                 tx.put(&record)?;

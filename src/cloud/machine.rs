@@ -27,6 +27,7 @@ use crate::host::monitor_process::{self, CONFIG, Inherited};
 use crate::store::{InstanceRecord, VolumeRecord};
 use crate::vmm::config::{CpuConfig, DiskAccess, DiskConfig, DiskFormat, MAX_DISKS, MachineConfig, VsockConfig};
 use crate::vmm::control::{ClientError, ControlClient, Message, Request, SOCKET, Status};
+use crate::vmm::cpu::kept_balance::KeptBalance;
 use crate::vmm::devices::console::{FULL_LOG, LOG};
 use crate::vmm::end::End;
 use crate::vmm::end_record::EndRecord;
@@ -209,7 +210,8 @@ impl Folder {
         restore: Option<&Restore>,
     ) -> Result<Monitor, CloudError> {
         self.write_config(config)?;
-        EndRecord::clear(&self.path).map_err(CloudError::file(&self.path, "cleaned"))?;
+        let cleared = EndRecord::clear(&self.path).and_then(|()| KeptBalance::clear(&self.path));
+        cleared.map_err(CloudError::file(&self.path, "cleaned"))?;
         let spawn_error = |source| CloudError::Spawn { instance: self.id, source };
         let (near, far) = UnixStream::pair().map_err(spawn_error)?;
         let inherited = Inherited { lock, launcher: Launcher::Watcher(far), console: None, network };
@@ -255,7 +257,17 @@ impl Folder {
         let cpus = CpuConfig { count: record.vcpus, threads_per_core: record.threads_per_core };
         let vsock = Some(VsockConfig { cid: GUEST_CID, path: self.path.join(VSOCK), seed });
         let memory_mib = with_kernel_share(record.memory_mib);
-        Ok(MachineConfig { cpus, memory_mib, kernel, disks, disk_slots, vsock, net: None })
+        Ok(MachineConfig {
+            cpus,
+            memory_mib,
+            kernel,
+            disks,
+            disk_slots,
+            vsock,
+            net: None,
+            cpu_budget: None,
+            disk_limits: None,
+        })
     }
 
     /// Fresh, empty instance-store disks of the instance's type: sparse files, gone when it stops.
@@ -267,7 +279,15 @@ impl Folder {
             let file = private_file(&path).map_err(CloudError::file(&path, "made"))?;
             file.set_len(gb * GB).map_err(CloudError::file(&path, "made"))?;
             let id = format!("ephemeral{index}");
-            Ok(DiskConfig { id, path, format: DiskFormat::Raw, access: DiskAccess::ReadWrite, root: false, was: None })
+            Ok(DiskConfig {
+                id,
+                path,
+                format: DiskFormat::Raw,
+                access: DiskAccess::ReadWrite,
+                root: false,
+                was: None,
+                limits: None,
+            })
         };
         sizes.into_iter().enumerate().map(disk).collect()
     }
@@ -291,15 +311,21 @@ pub(super) const FREE_SLOTS: usize = 4;
 /// Begins the names of instance-store disks.
 const EPHEMERAL: &str = "ephemeral";
 
-/// A volume as a disk of a machine. virtio-blk has 20 bytes for its serial number: EC2's own, `vol` and the 17 digits.
+/// What a machine calls a volume. virtio-blk has 20 bytes for its serial number: EC2's own, `vol` and the 17 digits.
+pub fn disk_id(volume: &VolumeRecord) -> String {
+    volume.id.to_string().replace('-', "")
+}
+
+/// A volume as a disk of a machine.
 pub fn volume_disk(home: &Home, volume: &VolumeRecord) -> DiskConfig {
     DiskConfig {
-        id: volume.id.to_string().replace('-', ""),
+        id: disk_id(volume),
         path: home.volumes().join(&volume.file),
         format: DiskFormat::Qcow2,
         access: DiskAccess::ReadWrite,
         root: false,
         was: None,
+        limits: None,
     }
 }
 

@@ -15,6 +15,7 @@ pub mod import;
 pub mod key_pair;
 pub mod launch;
 pub mod lifecycle;
+pub mod limits;
 pub mod machine;
 pub mod modify;
 pub mod network;

@@ -5,11 +5,13 @@ use super::error::CloudError;
 use super::hibernate::refuse_hibernated;
 use super::launch::threads_per_core;
 use super::lifecycle::get;
+use super::limits::check_credits;
 use super::network::chosen_groups;
-use crate::ec2::InstanceId;
 use crate::ec2::capacity::Request;
+use crate::ec2::credits::CreditMode;
 use crate::ec2::metadata::MetadataChange;
 use crate::ec2::state::{Action, ShutdownBehavior};
+use crate::ec2::{InstanceId, catalogue};
 use crate::store::InstanceRecord;
 
 /// What is to be changed; what is left out stays.
@@ -25,6 +27,8 @@ pub struct Modification {
     pub termination_protection: Option<bool>,
     /// The security groups that it is in from now on, by names or identifiers.
     pub security_groups: Vec<String>,
+    /// What happens when its CPU credits are spent; from now on, if it runs.
+    pub cpu_credits: Option<CreditMode>,
     /// How its metadata can be asked for; from now on, if it runs.
     pub metadata_options: Option<MetadataChange>,
 }
@@ -46,6 +50,13 @@ impl Cloud {
                 record.threads_per_core = threads_per_core(size);
                 record.overridden = *overridden;
             }
+            if change.cpu_credits.is_some() {
+                record.cpu_credits = change.cpu_credits;
+            }
+            let instance_type = catalogue::find(&record.instance_type)?;
+            check_credits(change.cpu_credits, instance_type)?;
+            // A mode that was said for a burstable type means nothing for another.
+            record.cpu_credits = record.cpu_credits.filter(|_| instance_type.credits.is_some());
             if let Some(user_data) = &change.user_data {
                 record.user_data.clone_from(user_data);
             }
@@ -64,6 +75,9 @@ impl Cloud {
             tx.put(&record)?;
             Ok(record)
         })?;
+        if change.cpu_credits.is_some() {
+            self.retell_credits(&record)?;
+        }
         if !change.security_groups.is_empty() {
             self.groups_changed()?;
         } else if change.metadata_options.is_some() {

@@ -14,10 +14,12 @@ use std::time::{Duration, Instant};
 
 use super::error::CloudError;
 use super::image::Image;
+use super::limits::limit_as;
 use super::machine::{FREE_SLOTS, with_kernel_share};
 use super::network::{self, NetworkSpec};
 use super::new_id;
 use super::warm::{self, Warm};
+use crate::ec2::InstanceType;
 use crate::ec2::id::InstanceId;
 use crate::guest::Seed;
 use crate::host::home::{Home, HomeError, lock_file, try_lock_file, write_private};
@@ -125,6 +127,8 @@ pub struct RunSpec {
     pub console: bool,
     /// Its network, unless it is for nobody.
     pub network: Option<NetworkSpec>,
+    /// The type whose limits it has; without, it may have all that the host has.
+    pub limits: Option<&'static InstanceType>,
 }
 
 /// What boots.
@@ -190,7 +194,15 @@ impl RunSpec {
         for (index, disk) in self.disks.iter().enumerate() {
             let access = if disk.read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
             let id = format!("disk{index}");
-            disks.push(DiskConfig { id, path: disk.path.clone(), format: disk.format, access, root: false, was: None });
+            disks.push(DiskConfig {
+                id,
+                path: disk.path.clone(),
+                format: disk.format,
+                access,
+                root: false,
+                was: None,
+                limits: None,
+            });
         }
         add_options(&mut kernel, self.cmdline.as_deref());
         if matches!(self.boot, Boot::Image(_)) {
@@ -215,6 +227,8 @@ impl RunSpec {
             disk_slots,
             vsock,
             net: Some(network::device(*id, None)),
+            cpu_budget: None,
+            disk_limits: None,
         }
     }
 }
@@ -240,13 +254,14 @@ fn root_disk(image: &Image) -> Option<DiskConfig> {
         access: DiskAccess::Ephemeral,
         root: true,
         was: None,
+        limits: None,
     })
 }
 
 /// A root disk that is a layer already.
 fn layer_disk(layer: &Path, access: DiskAccess) -> DiskConfig {
     let (path, format) = (layer.to_path_buf(), DiskFormat::Qcow2);
-    DiskConfig { id: warm::ROOT.into(), path, format, access, root: true, was: None }
+    DiskConfig { id: warm::ROOT.into(), path, format, access, root: true, was: None, limits: None }
 }
 
 /// Adds a user's options to the kernel's.
@@ -332,6 +347,9 @@ impl EphemeralInstance {
             }
             None => None,
         };
+        if let Some(instance_type) = spec.limits {
+            limit_as(&mut machine, instance_type);
+        }
         monitor_process::write_config(folder, &machine).map_err(failed)?;
         let (owner, monitor_owner) = UnixStream::pair().map_err(RunError::Spawn)?;
         let console = if spec.console { Some(UnixStream::pair().map_err(RunError::Spawn)?) } else { None };
@@ -512,7 +530,16 @@ mod tests {
 
     fn spec(boot: Boot, disks: Vec<ExtraDisk>) -> RunSpec {
         let cpus = CpuConfig { count: 1, threads_per_core: 1 };
-        RunSpec { cpus, memory_mib: 256, boot, disks, cmdline: Some("quiet".into()), console: false, network: None }
+        RunSpec {
+            cpus,
+            memory_mib: 256,
+            boot,
+            disks,
+            cmdline: Some("quiet".into()),
+            console: false,
+            network: None,
+            limits: None,
+        }
     }
 
     fn kernel(initrd: Option<&str>) -> Boot {

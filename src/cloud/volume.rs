@@ -12,6 +12,7 @@ use super::error::CloudError;
 use super::hibernate::refuse_hibernated;
 use super::launch::volume_file;
 use super::lifecycle::get;
+use super::limits::volume_limits;
 use super::machine::{Monitor, volume_disk};
 use super::{Cloud, new_id, now, resolve};
 use crate::ec2::block_device::DeviceName;
@@ -123,7 +124,7 @@ impl Cloud {
         device: Option<DeviceName>,
         delete_on_termination: bool,
     ) -> Result<VolumeRecord, CloudError> {
-        let (volume, running) = self.store.write::<_, CloudError>(|tx| {
+        let (volume, record) = self.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, instance)?;
             Action::ChangeVolumes.allowed(instance, record.state)?;
             refuse_hibernated(&self.home, &record)?;
@@ -131,9 +132,13 @@ impl Cloud {
             attach(&mut record, &mut volume, device, delete_on_termination)?;
             tx.put(&volume)?;
             tx.put(&record)?;
-            Ok((volume, record.state == InstanceState::Running))
+            Ok((volume, record))
         })?;
-        if running && let Err(error) = self.plug(instance, volume_disk(&self.home, &volume)) {
+        let limits = volume_limits(&volume).filter(|_| !record.no_limits);
+        let disk = DiskConfig { limits, ..volume_disk(&self.home, &volume) };
+        if record.state == InstanceState::Running
+            && let Err(error) = self.plug(instance, disk)
+        {
             self.forget_attachment(id)?;
             return Err(error);
         }
@@ -235,14 +240,16 @@ impl Cloud {
         if figures.size.bytes() > record.size {
             self.grow(&record, figures.size.bytes())?;
         }
-        self.store.write(|tx| {
+        let record = self.store.write::<_, CloudError>(|tx| {
             let mut record = get_volume(tx, id)?;
             record.size = figures.size.bytes().max(record.size);
             record.volume_type = figures.volume_type.as_str().into();
             (record.iops, record.throughput) = (figures.iops, figures.throughput);
             tx.put(&record)?;
             Ok(record)
-        })
+        })?;
+        self.retell_volume(&record)?;
+        Ok(record)
     }
 
     fn grow(&mut self, record: &VolumeRecord, size: u64) -> Result<(), CloudError> {
@@ -324,7 +331,8 @@ fn role_of(record: &VolumeRecord) -> Role {
     }
 }
 
-fn figures_of(record: &VolumeRecord) -> Result<VolumeFigures, CloudError> {
+/// The figures of a volume, as its rules have them.
+pub(super) fn figures_of(record: &VolumeRecord) -> Result<VolumeFigures, CloudError> {
     let volume_type: VolumeType = record.volume_type.parse()?;
     let size =
         VolumeSize::that_holds(record.size).ok_or(crate::ec2::volume::VolumeError::NoSize).map_err(Ec2Error::from)?;

@@ -190,6 +190,7 @@ pub fn make(
         cmdline: None,
         console: false,
         network: None,
+        limits: None,
     };
     save(home, &spec, unfinished.path(), boot_timeout, began_ns)?;
     let facts = WarmFacts { image: seen(home, &image.folder), cpus, memory_mib, made: now() };

@@ -6,6 +6,7 @@
 pub mod block_device;
 pub mod capacity;
 pub mod catalogue;
+pub mod credits;
 pub mod describe;
 pub mod error;
 mod error_code;
@@ -14,6 +15,7 @@ pub mod instance_type;
 pub mod key;
 pub mod metadata;
 pub mod network;
+pub mod performance;
 pub mod size;
 pub mod state;
 pub mod tag;

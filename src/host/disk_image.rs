@@ -117,8 +117,15 @@ pub fn create_layer(
 pub fn grow(path: &Path, format: DiskFormat, size: u64) -> Result<(), ImageError> {
     check_size(size)?;
     let id = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let config =
-        DiskConfig { id, path: path.to_path_buf(), format, access: DiskAccess::ReadWrite, root: false, was: None };
+    let config = DiskConfig {
+        id,
+        path: path.to_path_buf(),
+        format,
+        access: DiskAccess::ReadWrite,
+        root: false,
+        was: None,
+        limits: None,
+    };
     Ok(Disk::open(&config, folder_of(path))?.grow(size)?)
 }
 
@@ -386,6 +393,7 @@ mod tests {
             access: DiskAccess::ReadWrite,
             root: false,
             was: None,
+            limits: None,
         };
         let disk = Disk::open(&config, Path::new(".")).unwrap();
         disk.write(&[vm_memory::VolatileSlice::from(bytes)], offset).unwrap();
@@ -508,6 +516,7 @@ mod tests {
             access: DiskAccess::ReadWrite,
             root: false,
             was: None,
+            limits: None,
         };
         let _disk = Disk::open(&config, folder.path()).unwrap();
         let copied = convert(&path, DiskFormat::Raw, &folder.path().join("copy"), DiskFormat::Raw);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{AttachmentRecord, NetworkRecord, Record};
+use crate::ec2::credits::{CreditMode, KeptCredits};
 use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use crate::ec2::{ImageId, InstanceId, ReservationId, VolumeId};
 
@@ -69,6 +70,15 @@ pub struct InstanceRecord {
     /// Its network interface, unless it is of a time before there was one.
     #[serde(default)]
     pub network: Option<NetworkRecord>,
+    /// What happens when its CPU credits are spent, if that was said.
+    #[serde(default)]
+    pub cpu_credits: Option<CreditMode>,
+    /// The CPU credits that it had when it stopped last.
+    #[serde(default)]
+    pub credits: Option<KeptCredits>,
+    /// Whether it may have all that the host has, whatever its type.
+    #[serde(default)]
+    pub no_limits: bool,
     /// Its tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,

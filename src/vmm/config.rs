@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::limits::{CpuBudgetConfig, DiskLimits, NetLimits};
 use super::link::MacAddress;
 
 /// The most virtual CPUs that a machine can have: what the embedded kernel is built for.
@@ -39,6 +40,12 @@ pub struct MachineConfig {
     /// The network device, if there is to be one.
     #[serde(default)]
     pub net: Option<NetConfig>,
+    /// How much CPU time its vCPUs may have, if that is limited.
+    #[serde(default)]
+    pub cpu_budget: Option<CpuBudgetConfig>,
+    /// What those of its disks that are limited may do together, if that is.
+    #[serde(default)]
+    pub disk_limits: Option<DiskLimits>,
 }
 
 /// Virtual CPUs: one socket, `count / threads_per_core` cores.
@@ -102,6 +109,9 @@ pub struct DiskConfig {
     /// For a machine that goes on from a saved one: the id of the disk there whose place it takes, if that is another.
     #[serde(default)]
     pub was: Option<String>,
+    /// What it may do, if that is limited.
+    #[serde(default)]
+    pub limits: Option<DiskLimits>,
 }
 
 /// The formats of disk images.
@@ -151,6 +161,9 @@ pub struct NetConfig {
     /// A file with the [`LinkConfig`](super::link::LinkConfig) that the link's services go by, if it has any.
     #[serde(default)]
     pub link: Option<PathBuf>,
+    /// What may pass through it, if that is limited.
+    #[serde(default)]
+    pub limits: Option<NetLimits>,
 }
 
 /// Why a configuration cannot make a machine.
@@ -188,12 +201,18 @@ pub enum ConfigError {
     /// An address that no interface can have.
     #[error("{0} is the address of a group, not of an interface")]
     GroupAddress(MacAddress),
+    /// A limit that nothing could ever pass.
+    #[error("{0} cannot be limited so: a rate is at least 1, and no peak is below its baseline")]
+    Limits(&'static str),
 }
 
 impl DiskConfig {
     /// Checks what can be checked without touching the host.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.id.len() > 20 { Err(ConfigError::DiskId(self.id.clone())) } else { Ok(()) }
+        if self.id.len() > 20 {
+            return Err(ConfigError::DiskId(self.id.clone()));
+        }
+        if self.limits.iter().all(DiskLimits::is_sound) { Ok(()) } else { Err(ConfigError::Limits("a disk")) }
     }
 }
 
@@ -223,7 +242,16 @@ impl MachineConfig {
         if roots > 1 {
             return Err(ConfigError::Roots(roots));
         }
+        if !self.cpu_budget.iter().all(CpuBudgetConfig::is_sound) {
+            return Err(ConfigError::Limits("vCPUs"));
+        }
+        if !self.disk_limits.iter().all(DiskLimits::is_sound) {
+            return Err(ConfigError::Limits("disks"));
+        }
         match (&self.vsock, &self.net) {
+            (_, Some(NetConfig { limits: Some(limits), .. })) if !limits.bytes.is_sound() => {
+                Err(ConfigError::Limits("a network"))
+            }
             (Some(vsock), _) if vsock.cid < 3 => Err(ConfigError::Cid(vsock.cid)),
             (_, Some(net)) if net.mtu < MIN_MTU => Err(ConfigError::Mtu(net.mtu)),
             (_, Some(net)) if net.mac.0[0] & 1 != 0 => Err(ConfigError::GroupAddress(net.mac)),
@@ -251,6 +279,8 @@ mod tests {
             disk_slots: 0,
             vsock: None,
             net: None,
+            cpu_budget: None,
+            disk_limits: None,
         }
     }
 
@@ -305,12 +335,12 @@ mod tests {
     fn networks_that_cannot_be_are_refused() {
         let mut config = config();
         let mac = MacAddress([6, 0, 0, 0, 0, 1]);
-        config.net = Some(NetConfig { mac, mtu: 9001, link: None });
+        config.net = Some(NetConfig { mac, mtu: 9001, link: None, limits: None });
         assert_eq!(config.validate(), Ok(()));
-        config.net = Some(NetConfig { mac, mtu: 67, link: None });
+        config.net = Some(NetConfig { mac, mtu: 67, link: None, limits: None });
         assert_eq!(config.validate(), Err(ConfigError::Mtu(67)));
         let mac = MacAddress([0xff; 6]);
-        config.net = Some(NetConfig { mac, mtu: 1500, link: None });
+        config.net = Some(NetConfig { mac, mtu: 1500, link: None, limits: None });
         assert_eq!(config.validate(), Err(ConfigError::GroupAddress(mac)));
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::{ConfigError, DiskConfig};
 use super::control::{DiskRecord, Message};
+use super::limits::DiskLimits;
 use super::virtio::block::{BlockError, Disk, DiskBay, Label};
 use super::virtio::interrupt::{Interrupt, status};
 
@@ -135,6 +136,15 @@ impl DiskSlots {
         Ok(())
     }
 
+    /// Has a disk go by those limits from now on.
+    pub fn limit(&self, id: &str, limits: Option<DiskLimits>) -> Result<(), SlotError> {
+        if !limits.iter().all(DiskLimits::is_sound) {
+            return Err(ConfigError::Limits("a disk").into());
+        }
+        find(&self.slots(), id)?.1.bay.hold().limit(limits);
+        Ok(())
+    }
+
     /// Has the host write what it holds of a disk, while the guest may write more.
     pub fn write_out(&self, id: &str) -> Result<(), SlotError> {
         let file = find(&self.slots(), id)?.1.bay.hold().disk().map(|disk| disk.file());
@@ -168,7 +178,12 @@ impl DiskSlots {
 
     /// What was done to the disks.
     pub fn records(&self) -> Vec<DiskRecord> {
-        self.slots().iter().filter_map(DiskSlot::label).map(|label| label.counters.record()).collect()
+        let record = |slot: &DiskSlot| {
+            let Label { counters, limits, .. } = slot.label()?;
+            let saved_percent = limits.map(|_| slot.bay.saved_percent());
+            Some(DiskRecord { limits, saved_percent, ..counters.record() })
+        };
+        self.slots().iter().filter_map(record).collect()
     }
 
     fn slots(&self) -> MutexGuard<'_, Vec<DiskSlot>> {

@@ -20,6 +20,8 @@ use super::config::{CpuConfig, DiskConfig, MachineConfig};
 use super::console_socket::{self, ConsoleSocket};
 use super::control::{ControlServer, GuestFaultRecord, SOCKET, Status};
 use super::cpu::gate::Gate;
+use super::cpu::kept_balance::KeptBalance;
+use super::cpu::quota::Quota;
 use super::cpu::time::CpuTime;
 use super::cpu::vcpu::{VcpuContext, VcpuHandle, install_kick_handler};
 use super::cpu::xstate::Xstate;
@@ -106,6 +108,7 @@ pub struct Machine {
     console_socket: ConsoleSocket,
     restore: Option<Restore>,
     origin: Option<Origin>,
+    folder: PathBuf,
 }
 
 impl Machine {
@@ -166,7 +169,7 @@ impl Machine {
         let mut devices = wiring::wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console, saved_ports)?;
         let vsock = config.vsock.as_ref().map(|vsock| Vsock::new(vsock, released)).transpose()?;
         let net = net.map(|net| connect(net, surroundings.network, link)).transpose()?;
-        let parts = VirtioParts { disks: &disks, vsock, net, slots: &slots };
+        let parts = VirtioParts { disks: &disks, disk_limits: config.disk_limits, vsock, net, slots: &slots };
         wiring::wire_virtio(&vm, &mut mmio, &mut devices, &memory, parts, &surroundings.folder)?;
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
@@ -181,6 +184,7 @@ impl Machine {
         let exits = Arc::new(ExitCounters::default());
         let cpu_time = CpuTime::new(config.cpus.count);
         let gate = Gate::new(config.cpus.count);
+        let quota = quota(&config, &surroundings.folder);
         let saved_msrs = state::saved_msrs(&kvm)?;
         let xstate = Xstate::of_host(&supported).filter(|_| software_kvm);
         let xstate_faults = Arc::new(GuestFaults::new("xstate"));
@@ -194,6 +198,7 @@ impl Machine {
             xstate_faults,
             exits,
             cpu_time,
+            quota,
             timeline,
             ends: end_sender,
             gate,
@@ -213,6 +218,7 @@ impl Machine {
             console_socket,
             restore: surroundings.restore,
             origin,
+            folder: surroundings.folder,
         })
     }
 
@@ -242,6 +248,7 @@ impl Machine {
         let (end, mut control) = monitor.run(&status, &freezer);
         let last_status = status();
         drop(running);
+        keep_balance(&context, &self.folder);
         log::info!("{end}");
         conclude(&end, &last_status);
         control.broadcast(&super::control::Message::Ended { end: end.clone(), status: Box::new(last_status) });
@@ -391,6 +398,23 @@ fn new_console(folder: &Path, timeline: &Arc<Timeline>) -> Result<Console, Error
     Console::new(Some(&path), Arc::clone(timeline)).map_err(|source| Error::File { path, source })
 }
 
+/// The vCPUs' budget, if they have one: with what was left before the guest's reboot, after one.
+fn quota(config: &MachineConfig, folder: &Path) -> Option<Quota> {
+    let mut budget = config.cpu_budget?;
+    match KeptBalance::read(folder) {
+        Ok(kept) => budget.balance = kept.map_or(budget.balance, |kept| kept.balance),
+        Err(error) => log::warn!("what was left of the CPU budget cannot be read: {error}"),
+    }
+    Some(Quota::new(budget, config.cpus.count))
+}
+
+fn keep_balance(context: &VcpuContext, folder: &Path) {
+    let Some(record) = context.cpu_budget() else { return };
+    if let Err(error) = KeptBalance::now(record.budget.balance).write(folder) {
+        log::error!("what is left of the CPU budget cannot be kept: {error}");
+    }
+}
+
 fn status(config: &MachineConfig, context: &VcpuContext, devices: &Devices) -> Status {
     let guest = memory::resident_bytes(&context.memory).unwrap_or(0);
     let faults = devices.faults.iter().filter(|(_, faults)| faults.count() > 0);
@@ -402,8 +426,11 @@ fn status(config: &MachineConfig, context: &VcpuContext, devices: &Devices) -> S
         timeline: context.timeline.record(),
         exits: context.exits.record(),
         cpu_time_ns: context.cpu_time.total_ns(),
+        cpu_budget: context.cpu_budget(),
         disks: devices.disks.records(),
         net: devices.net.as_ref().map(NetControl::record),
+        net_limits: config.net.as_ref().and_then(|net| net.limits),
+        disk_limits: config.disk_limits,
         link_problems: devices.net.as_ref().map(NetControl::problems).unwrap_or_default(),
         guest_faults: faults
             .map(|(device, faults)| GuestFaultRecord { device: device.clone(), count: faults.count() })

@@ -168,6 +168,7 @@ impl<'a> Monitor<'a> {
                 Request::DetachDisk { id, force } => self.answer(fd, disks.detach(&id, force).map(done)),
                 Request::DiskSlot { id } => self.answer(fd, disks.slot_of(&id).map(attached)),
                 Request::ResizeDisk { id, size } => self.answer(fd, disks.resize(&id, size).map(done)),
+                Request::SetDiskLimits { id, limits } => self.answer(fd, disks.limit(&id, limits).map(done)),
                 Request::SwitchDisk { id, layer } => self.answer(fd, disks.switch(&id, &layer).map(done)),
                 Request::Save { folder } => match freezer.save(&folder) {
                     Ok(true) => return Some(End::Saved),
@@ -179,6 +180,13 @@ impl<'a> Monitor<'a> {
                         Ok(Some(paused)) => Message::Saved { paused_ns: paused.as_nanos() as u64 },
                         Ok(None) => Message::Failed { why: AT_ITS_END.into() },
                         Err(error) => Message::Failed { why: error.to_string() },
+                    };
+                    self.control.send(fd, &answer);
+                }
+                Request::SetCanOwe { can_owe } => {
+                    let answer = match freezer.context.set_can_owe(can_owe) {
+                        true => Message::Done,
+                        false => Message::Failed { why: "the machine's CPU time is not limited".into() },
                     };
                     self.control.send(fd, &answer);
                 }

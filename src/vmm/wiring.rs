@@ -24,11 +24,13 @@ use super::end::EndSender;
 use super::error::Error;
 use super::fault::GuestFaults;
 use super::irq::IrqLine;
+use super::limits::DiskLimits;
+use super::limits::rate_limiter::SharedDiskLimiter;
 use super::link::LinkConfig;
 use super::memory::{GuestMemory, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
 use super::revival::Revival;
 use super::snapshot::MachineState;
-use super::timeline::Timeline;
+use super::timeline::{Timeline, monotonic_ns};
 use super::virtio::VirtioDevice;
 use super::virtio::block::{Block, Disk, DiskBay};
 use super::virtio::mmio::{MmioTransport, Slot};
@@ -138,6 +140,7 @@ pub(super) fn virtio_slots(count: usize) -> Vec<Slot> {
 /// The virtio devices that depend on the configuration, and where all of them go.
 pub(super) struct VirtioParts<'a> {
     pub disks: &'a [Option<&'a DiskConfig>],
+    pub disk_limits: Option<DiskLimits>,
     pub vsock: Option<Vsock>,
     pub net: Option<Net>,
     pub slots: &'a [Slot],
@@ -149,14 +152,15 @@ pub(super) fn wire_virtio(
     bus: &mut Bus,
     devices: &mut Devices,
     memory: &GuestMemory,
-    VirtioParts { disks, vsock, net, slots }: VirtioParts,
+    VirtioParts { disks, disk_limits, vsock, net, slots }: VirtioParts,
     folder: &Path,
 ) -> Result<(), Error> {
     let mut parts: Vec<(String, Box<dyn VirtioDevice>)> = Vec::new();
     let mut bays = Vec::with_capacity(disks.len());
+    let shared = SharedDiskLimiter::new(disk_limits, monotonic_ns());
     for (index, disk) in disks.iter().enumerate() {
         let disk = disk.map(|disk| Disk::open(disk, folder)).transpose()?;
-        let bay = Arc::new(disk.map_or_else(DiskBay::default, DiskBay::with));
+        let bay = Arc::new(DiskBay::new(disk, shared.clone()));
         parts.push((format!("block{index}"), Box::new(Block::new(Arc::clone(&bay), index))));
         bays.push(bay);
     }

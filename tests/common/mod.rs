@@ -3,10 +3,10 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-pub mod slots;
-
 pub mod instances;
+pub mod machines;
 pub mod namespace;
+pub mod slots;
 mod template;
 
 use std::fs;

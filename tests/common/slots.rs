@@ -77,6 +77,7 @@ impl Bench {
             access: DiskAccess::ReadWrite,
             root: false,
             was: None,
+            limits: None,
         }
     }
 

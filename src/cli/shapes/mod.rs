@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::limits::credit_specification;
 use crate::cloud::lifecycle::StateChange;
 use crate::cloud::timestamp;
 use crate::ec2::id::SecurityGroupId;
@@ -82,6 +83,9 @@ pub fn instance(record: &InstanceRecord, groups: &GroupNames) -> Value {
     });
     if let Some(network) = &record.network {
         network::add_interface(&mut value, network, groups);
+    }
+    if let Some(specification) = credit_specification(record) {
+        value["CreditSpecification"] = specification;
     }
     if let Some(name) = &record.key_name {
         value["KeyName"] = json!(name);

@@ -125,6 +125,7 @@ mod tests {
             access: DiskAccess::Ephemeral,
             root,
             was: None,
+            limits: None,
         };
         MachineConfig {
             cpus: CpuConfig { count: 1, threads_per_core: 1 },
@@ -140,6 +141,8 @@ mod tests {
             disk_slots: 0,
             vsock: None,
             net: None,
+            cpu_budget: None,
+            disk_limits: None,
         }
     }
 

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::DiskConfig;
 use super::end::End;
+use super::limits::{CpuBudgetRecord, DiskLimits, NetLimits};
 use super::timeline::{ExitRecord, TimelineRecord};
 use super::virtio::net::NetRecord;
 
@@ -65,6 +66,13 @@ pub enum Request {
         /// How many bytes it is to have, no fewer than it has.
         size: u64,
     },
+    /// Have a disk go by other limits from now on; answered with [`Message::Done`].
+    SetDiskLimits {
+        /// Which.
+        id: String,
+        /// The limits; without, it has none of its own.
+        limits: Option<DiskLimits>,
+    },
     /// Have a disk written to a new layer from now on. Answered with [`Message::Done`] when the file that it was written
     /// to is complete and durable, and will not change again. After [`Message::Failed`] the disk goes on as it was.
     SwitchDisk {
@@ -72,6 +80,11 @@ pub enum Request {
         id: String,
         /// A qcow2 file whose backing file is the one that the disk is written to now.
         layer: PathBuf,
+    },
+    /// Whether vCPUs may have more CPU time than is earned and saved, from now on; answered with [`Message::Done`].
+    SetCanOwe {
+        /// Whether they may.
+        can_owe: bool,
     },
     /// Read the link's configuration again, and go by it; answered with [`Message::Reloaded`].
     ReloadLink,
@@ -168,12 +181,21 @@ pub struct Status {
     /// What all vCPUs together had of the host's CPUs, in nanoseconds.
     #[serde(default)]
     pub cpu_time_ns: u64,
+    /// What is left for them, if that is limited.
+    #[serde(default)]
+    pub cpu_budget: Option<CpuBudgetRecord>,
     /// What was done to the disks that the machine has now, in the order of their slots.
     #[serde(default)]
     pub disks: Vec<DiskRecord>,
     /// What has gone through the network device, if there is one.
     #[serde(default)]
     pub net: Option<NetRecord>,
+    /// What may pass through it, if that is limited.
+    #[serde(default)]
+    pub net_limits: Option<NetLimits>,
+    /// What all disks together may do, if that is limited.
+    #[serde(default)]
+    pub disk_limits: Option<DiskLimits>,
     /// What is wrong with its link, in sentences.
     #[serde(default)]
     pub link_problems: Vec<String>,
@@ -211,6 +233,15 @@ pub struct DiskRecord {
     pub errors: u64,
     /// The last of them, in a sentence.
     pub last_error: Option<String>,
+    /// For how long requests were held back, in nanoseconds.
+    #[serde(default)]
+    pub held_ns: u64,
+    /// What it may do, if that is limited.
+    #[serde(default)]
+    pub limits: Option<DiskLimits>,
+    /// What is left of what it can save for times above its baseline, in per cent.
+    #[serde(default)]
+    pub saved_percent: Option<u64>,
 }
 
 /// Sends one message to a connection that has no server yet, where a machine could not even be built. It is a

@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::state::{StateError, VcpuState};
 
@@ -76,6 +77,22 @@ impl Gate {
                 _ => inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner),
             }
         }
+    }
+
+    /// Holds a vCPU back for `duration`, or until the gate closes or somebody [nudges](Gate::nudge), for as long as it is
+    /// `wanted`: which is asked so that no nudge after it is missed.
+    pub fn hold(&self, duration: Duration, wanted: impl FnOnce() -> bool) {
+        let inner = self.lock();
+        if inner.phase == Phase::Open && wanted() {
+            // However it ends: the vCPU looks again at all that it waited for.
+            drop(self.changed.wait_timeout(inner, duration));
+        }
+    }
+
+    /// Has those who are held back look again.
+    pub fn nudge(&self) {
+        let _inner = self.lock();
+        self.changed.notify_all();
     }
 
     /// A vCPU's thread is at its end.

@@ -16,6 +16,7 @@ use kvm_ioctls::VcpuFd;
 use super::emulation;
 use super::exit::{self, EmulationFailure, Exit, SystemEvent};
 use super::gate::Gate;
+use super::quota::Quota;
 use super::registers;
 use super::state::VcpuState;
 use super::time::CpuTime;
@@ -24,6 +25,7 @@ use crate::vmm::bus::Bus;
 use crate::vmm::end::{End, EndSender, KvmFailure};
 use crate::vmm::error::Error;
 use crate::vmm::fault::GuestFaults;
+use crate::vmm::limits::CpuBudgetRecord;
 use crate::vmm::memory::GuestMemory;
 use crate::vmm::timeline::{ExitCounters, Mark, Timeline};
 
@@ -46,6 +48,8 @@ pub struct VcpuContext {
     pub exits: Arc<ExitCounters>,
     /// What the vCPUs had of the host's CPUs.
     pub cpu_time: CpuTime,
+    /// How much they may have, if that is limited.
+    pub quota: Option<Quota>,
     /// The boot's marks.
     pub timeline: Arc<Timeline>,
     /// Where the first end goes.
@@ -56,6 +60,18 @@ pub struct VcpuContext {
     pub saved_msrs: Vec<u32>,
 }
 
+impl VcpuContext {
+    /// Whether vCPUs may have more CPU time than is earned and saved, from now on. Returns whether it is limited at all.
+    pub fn set_can_owe(&self, can_owe: bool) -> bool {
+        self.quota.as_ref().map(|quota| quota.set_can_owe(can_owe, &self.cpu_time, &self.gate)).is_some()
+    }
+
+    /// What is left for them, if that is limited.
+    pub fn cpu_budget(&self) -> Option<CpuBudgetRecord> {
+        self.quota.as_ref().map(|quota| quota.record(&self.cpu_time))
+    }
+}
+
 /// A vCPU whose thread runs.
 #[derive(Debug)]
 pub struct VcpuHandle {
@@ -63,7 +79,7 @@ pub struct VcpuHandle {
 }
 
 /// The signal that kicks a vCPU out of the guest.
-fn kick_signal() -> i32 {
+pub(super) fn kick_signal() -> i32 {
     libc::SIGRTMIN()
 }
 
@@ -133,6 +149,9 @@ impl Vcpu {
         if self.id == 0 {
             self.context.timeline.mark(Mark::FirstInstruction);
         }
+        let allowance = context.quota.as_ref().and_then(|quota| quota.allow_this_thread(&context.cpu_time));
+        // Whether its slice has ended, or may have: any kick can be its timer's.
+        let mut is_due = true;
         let end = loop {
             if self.context.gate.is_closed() {
                 if let Some(end) = self.finish_exit() {
@@ -141,11 +160,20 @@ impl Vcpu {
                 if !context.gate.wait(self.id, || VcpuState::save(&self.fd, &context.saved_msrs)) {
                     break None;
                 }
+                is_due = true;
                 continue;
             }
-            if let Next::Leave(end) = self.step() {
-                break end;
+            if let Some(allowance) = &allowance
+                && is_due
+                && !allowance.next_slice(&context.gate)
+            {
+                continue;
             }
+            is_due = match self.step() {
+                Next::Leave(end) => break end,
+                Next::Kicked => true,
+                Next::Run => false,
+            };
         };
         context.gate.leave();
         KVM_RUN.with(|run| run.set(ptr::null_mut()));

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -116,6 +117,11 @@ impl<S> Drop for Worker<S> {
             }
         }
     }
+}
+
+/// So many milliseconds, for [`Wakeups::wait`]: rounded up, for what is due in part of one is not due before.
+pub(super) fn timeout_ms(wait: Option<Duration>) -> i32 {
+    wait.map_or(-1, |wait| i32::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX))
 }
 
 impl Wakeups {

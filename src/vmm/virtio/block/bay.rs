@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::counters::DiskCounters;
 use super::disk::Disk;
+use crate::vmm::limits::rate_limiter::SharedDiskLimiter;
+use crate::vmm::limits::{DiskLimiter, DiskLimits};
+use crate::vmm::timeline::monotonic_ns;
 
 /// The place. Locks are taken in the order of its fields.
 #[derive(Debug, Default)]
@@ -17,6 +20,10 @@ pub struct DiskBay {
     disk: Mutex<Option<Disk>>,
     /// What is known of the disk without waiting for a request to end.
     label: Mutex<Option<Label>>,
+    /// What the disk may do, if that is limited.
+    limiter: Mutex<Option<DiskLimiter>>,
+    /// What those of the machine's disks that are limited may do together.
+    shared: SharedDiskLimiter,
 }
 
 /// What a disk is to those who only look at it.
@@ -30,6 +37,8 @@ pub struct Label {
     pub read_only: bool,
     /// What was done to it.
     pub counters: Arc<DiskCounters>,
+    /// What it may do, if that is limited.
+    pub limits: Option<DiskLimits>,
 }
 
 /// A disk on which nothing moves.
@@ -40,11 +49,38 @@ pub struct Held<'a> {
 }
 
 impl DiskBay {
-    /// A place with `disk` in it.
-    pub fn with(disk: Disk) -> DiskBay {
-        let bay = DiskBay::default();
-        bay.hold().put(disk);
+    /// A place with `disk` in it, if there is one, and what all disks of the machine may do.
+    pub fn new(disk: Option<Disk>, shared: SharedDiskLimiter) -> DiskBay {
+        let bay = DiskBay { shared, ..DiskBay::default() };
+        if let Some(disk) = disk {
+            bay.hold().put(disk);
+        }
         bay
+    }
+
+    /// How long until another request may be carried out, in nanoseconds; 0 if one may now.
+    pub fn wait_ns(&self) -> u64 {
+        let mut limiter = lock(&self.limiter);
+        let Some(limiter) = limiter.as_mut() else { return 0 };
+        let now = monotonic_ns();
+        let shared = self.shared.lock().map_or(0, |mut limiter| limiter.wait_ns(now));
+        limiter.wait_ns(now).max(shared)
+    }
+
+    /// A request that moves so many bytes is carried out.
+    pub fn take(&self, bytes: u64) {
+        let mut limiter = lock(&self.limiter);
+        let Some(limiter) = limiter.as_mut() else { return };
+        let now = monotonic_ns();
+        limiter.take(bytes, now);
+        if let Some(mut limiter) = self.shared.lock() {
+            limiter.take(bytes, now);
+        }
+    }
+
+    /// What is left of what the disk has saved, in per cent.
+    pub fn saved_percent(&self) -> u64 {
+        lock(&self.limiter).as_mut().map_or(100, |limiter| limiter.saved_percent(monotonic_ns()))
     }
 
     /// What is in it.
@@ -65,9 +101,19 @@ impl Held<'_> {
         self.disk.as_mut()
     }
 
-    /// Puts a disk in.
+    /// Puts a disk in, with all that it can save for times above its baseline.
     pub fn put(&mut self, disk: Disk) {
+        let limits = disk.limits();
         *self.disk = Some(disk);
+        self.limit(limits);
+    }
+
+    /// Has the disk go by those limits from its next request on.
+    pub fn limit(&mut self, limits: Option<DiskLimits>) {
+        if let Some(disk) = self.disk.as_mut() {
+            disk.set_limits(limits);
+        }
+        *lock(&self.bay.limiter) = limits.map(|limits| DiskLimiter::new(limits, monotonic_ns()));
         self.relabel();
     }
 
@@ -85,6 +131,7 @@ impl Held<'_> {
             sectors: disk.sectors(),
             read_only: disk.is_read_only(),
             counters: Arc::clone(disk.counters()),
+            limits: disk.limits(),
         });
     }
 }

@@ -19,6 +19,7 @@ pub struct DiskCounters {
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
     errors: AtomicU64,
+    held_ns: AtomicU64,
     last: Mutex<LastError>,
 }
 
@@ -39,6 +40,7 @@ impl DiskCounters {
             read_bytes: zero(),
             written_bytes: zero(),
             errors: zero(),
+            held_ns: zero(),
             last: Mutex::default(),
         }
     }
@@ -59,6 +61,12 @@ impl DiskCounters {
             self.written_bytes.fetch_add(length, Ordering::Relaxed);
         }
         self.other("write", result)
+    }
+
+    /// Counts for how long requests were held back.
+    pub(super) fn held(&self, duration: Duration) {
+        let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        self.held_ns.fetch_add(ns, Ordering::Relaxed);
     }
 
     /// Counts what failed, and logs it if the last log line is a second old.
@@ -85,6 +93,9 @@ impl DiskCounters {
             read_bytes: self.read_bytes.load(Ordering::Relaxed),
             written_bytes: self.written_bytes.load(Ordering::Relaxed),
             errors: self.errors.load(Ordering::Relaxed),
+            held_ns: self.held_ns.load(Ordering::Relaxed),
+            limits: None,
+            saved_percent: None,
             last_error: self.last.lock().unwrap_or_else(PoisonError::into_inner).sentence.clone(),
         }
     }

@@ -12,6 +12,7 @@ use vm_memory::VolatileSlice;
 use super::counters::DiskCounters;
 use super::image::{self, BlockError, Image};
 use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
+use crate::vmm::limits::DiskLimits;
 
 /// A disk's sector, in bytes: the unit of every virtio-blk address.
 pub const SECTOR: u64 = 512;
@@ -25,6 +26,7 @@ pub struct Disk {
     format: DiskFormat,
     access: DiskAccess,
     counters: Arc<DiskCounters>,
+    limits: Option<DiskLimits>,
 }
 
 impl Disk {
@@ -50,6 +52,7 @@ impl Disk {
             format: config.format,
             access: config.access,
             counters: Arc::new(DiskCounters::new(&config.id)),
+            limits: config.limits,
         })
     }
 
@@ -61,6 +64,16 @@ impl Disk {
     /// What was done to it.
     pub fn counters(&self) -> &Arc<DiskCounters> {
         &self.counters
+    }
+
+    /// What it may do, if that is limited: whoever carries out requests sees to it.
+    pub fn limits(&self) -> Option<DiskLimits> {
+        self.limits
+    }
+
+    /// Changes what it may do.
+    pub fn set_limits(&mut self, limits: Option<DiskLimits>) {
+        self.limits = limits;
     }
 
     /// The disk's size in whole sectors.
@@ -176,6 +189,7 @@ mod tests {
             access,
             root: false,
             was: None,
+            limits: None,
         }
     }
 

@@ -15,6 +15,7 @@ mod request;
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::EventSet;
 
@@ -160,11 +161,19 @@ impl Serve for Service {
         loop {
             // Reading resets the counter; there is nothing to read at the first round.
             let _ = self.activation.queues[0].kick().read();
-            if let Err(error) = self.serve() {
-                self.activation.faults.record(&error);
-                return self.activation.interrupt.need_reset();
+            let wait = match self.serve() {
+                Ok(wait) => wait,
+                Err(error) => {
+                    self.activation.faults.record(&error);
+                    return self.activation.interrupt.need_reset();
+                }
+            };
+            let began = wait.map(|_| Instant::now());
+            let goes_on = self.wakeups.wait(worker::timeout_ms(wait), |_, _| {});
+            if let (Some(began), Some(label)) = (began, self.bay.label()) {
+                label.counters.held(began.elapsed());
             }
-            if !self.wakeups.wait(-1, |_, _| {}) {
+            if !goes_on {
                 return;
             }
         }
@@ -172,20 +181,30 @@ impl Serve for Service {
 }
 
 impl Service {
-    /// Serves everything that is available.
-    fn serve(&mut self) -> Result<(), QueueError> {
+    /// Serves everything that is available and may be. Returns how long to wait before the rest may be: until then the queue
+    /// is not looked at, and the driver need not tell of more in it.
+    fn serve(&mut self) -> Result<Option<Duration>, QueueError> {
         let Activation { memory, queues, faults, .. } = &mut self.activation;
         let queue = &mut queues[0];
         loop {
             queue.disable_notifications()?;
-            while let Some(chain) = queue.pop()? {
+            loop {
+                let wait = self.bay.wait_ns();
+                if wait > 0 {
+                    queue.notify()?;
+                    return Ok(Some(Duration::from_nanos(wait)));
+                }
+                let Some(chain) = queue.pop()? else { break };
                 let request = Request::parse(memory, queue.index(), &chain)?;
+                if let Some(bytes) = request.moved_bytes() {
+                    self.bay.take(bytes);
+                }
                 let written = request.execute(memory, self.bay.hold().disk(), faults);
                 queue.add_used(chain.head, written)?;
             }
             queue.notify()?;
             if !queue.enable_notifications()? {
-                return Ok(());
+                return Ok(None);
             }
         }
     }

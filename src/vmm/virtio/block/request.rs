@@ -87,6 +87,16 @@ impl<'a> Request<'a> {
         written + 1
     }
 
+    /// The bytes that it moves to or from the disk; none if it is none of those that limits count.
+    pub fn moved_bytes(&self) -> Option<u64> {
+        match self.kind {
+            kind::IN => Some(queue::total_length(&self.chain.writable).saturating_sub(1)),
+            kind::OUT => Some(queue::total_length(&self.chain.readable).saturating_sub(HEADER)),
+            kind::DISCARD | kind::WRITE_ZEROES => Some(0),
+            _ => None,
+        }
+    }
+
     /// Device-writable buffers less the status byte.
     fn data_out(&self) -> Vec<Buffer> {
         queue::subrange(&self.chain.writable, 0, queue::total_length(&self.chain.writable) - 1)

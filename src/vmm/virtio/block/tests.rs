@@ -2,7 +2,10 @@ use super::*;
 use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
 use crate::vmm::fault::GuestFaults;
 use crate::vmm::irq::IrqLine;
+use crate::vmm::limits::rate_limiter::SharedDiskLimiter;
+use crate::vmm::limits::{DiskLimits, Rate};
 use crate::vmm::memory::{self, GuestMemory};
+use crate::vmm::timeline::monotonic_ns;
 use crate::vmm::virtio::interrupt::{Interrupt, status};
 use crate::vmm::virtio::queue::tests::{NEXT, WRITE, queue_with};
 use proptest::prelude::*;
@@ -23,7 +26,8 @@ fn bench(access: DiskAccess) -> Bench {
     let path = folder.path().join("disk");
     let content: Vec<u8> = (0..64 * 512_u32).map(|n| (n / 512) as u8).collect();
     std::fs::write(&path, content).unwrap();
-    let config = DiskConfig { id: "an-id".into(), path, format: DiskFormat::Raw, access, root: false, was: None };
+    let config =
+        DiskConfig { id: "an-id".into(), path, format: DiskFormat::Raw, access, root: false, was: None, limits: None };
     let disk = Disk::open(&config, folder.path()).unwrap();
     Bench { folder, memory: memory::allocate(64).unwrap(), disk }
 }
@@ -117,7 +121,7 @@ fn a_bad_ring_needs_a_reset_and_the_thread_ends() {
     let Bench { folder: _folder, memory, disk } = bench(DiskAccess::ReadWrite);
     let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
     let faults = Arc::new(GuestFaults::new("test"));
-    let mut device = Block::new(Arc::new(DiskBay::with(disk)), 0);
+    let mut device = Block::new(Arc::new(DiskBay::new(Some(disk), SharedDiskLimiter::default())), 0);
     let activation = Activation {
         memory: memory.clone(),
         queues: vec![queue_with(&memory, &[(HEADER_AT, 16, NEXT, 0)], &[0])],
@@ -158,4 +162,56 @@ proptest! {
             prop_assert!(u64::from(written) <= super::super::queue::total_length(&chain.writable));
         }
     }
+}
+
+#[test]
+fn what_is_over_the_limit_waits_in_the_ring_and_keeps_nobody() {
+    let Bench { folder: _folder, memory, disk } = bench(DiskAccess::ReadWrite);
+    // One byte a second: the first request passes, and the next would in a quarter of an hour.
+    let limits = DiskLimits { bytes: Some(Rate::constant(1)), ..DiskLimits::default() };
+    let bay = Arc::new(DiskBay::new(Some(disk), SharedDiskLimiter::new(Some(limits), monotonic_ns())));
+    bay.hold().limit(Some(DiskLimits::default()));
+    let mut header = [0; 16];
+    header[8] = 1;
+    memory.write_slice(&header, GuestAddress(HEADER_AT)).unwrap();
+    let request = |first: u16| {
+        [(HEADER_AT, 16, NEXT, first + 1), (DATA_AT, 1024, NEXT | WRITE, first + 2), (STATUS_AT, 1, WRITE, 0)]
+    };
+    let queue = queue_with(&memory, &[request(0), request(3)].concat(), &[0, 3]);
+    let used = GuestAddress(queue.state().used_ring + 2);
+    let wait_for = |count: u16| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while memory.read_obj::<u16>(used).unwrap() != count {
+            assert!(Instant::now() < deadline, "request {count} was not carried out");
+            std::thread::yield_now();
+        }
+    };
+    let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
+    let faults = Arc::new(GuestFaults::new("test"));
+    let activation = Activation { memory: memory.clone(), queues: vec![queue], interrupt, features: VERSION_1, faults };
+    let mut device = Block::new(Arc::clone(&bay), 0);
+    device.activate(activation).unwrap();
+    wait_for(1);
+    assert_eq!(device.pause()[0].next_avail, 1, "the second was taken");
+    assert!(bay.wait_ns() > 900_000_000_000);
+    device.resume().unwrap();
+    assert_eq!(device.pause()[0].next_avail, 1, "it was taken when the device went on");
+    device.reset();
+
+    // A disk's own limit holds it as the machine's does, until it is another.
+    let Bench { folder: _other, disk, .. } = bench(DiskAccess::ReadWrite);
+    let bay = Arc::new(DiskBay::new(Some(disk), SharedDiskLimiter::default()));
+    bay.hold().limit(Some(limits));
+    bay.take(1024);
+    assert!(bay.wait_ns() > 900_000_000_000);
+    assert_eq!(bay.label().unwrap().limits, Some(limits));
+    bay.hold().limit(None);
+    assert_eq!(bay.wait_ns(), 0);
+    let queue = queue_with(&memory, &[request(0), request(3)].concat(), &[0, 3]);
+    let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
+    let faults = Arc::new(GuestFaults::new("test"));
+    let activation = Activation { memory: memory.clone(), queues: vec![queue], interrupt, features: VERSION_1, faults };
+    let mut device = Block::new(bay, 0);
+    device.activate(activation).unwrap();
+    wait_for(2);
 }

@@ -19,6 +19,7 @@ mod tap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
@@ -27,7 +28,9 @@ use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::worker::{self, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
 use crate::vmm::config::NetConfig;
+use crate::vmm::limits::{NetLimits, RateLimiter};
 use crate::vmm::link::{LinkConfig, Services};
+use crate::vmm::timeline::monotonic_ns;
 pub use backend::Backend;
 use service::Service;
 
@@ -68,6 +71,9 @@ pub struct NetRecord {
     pub sent_bytes: u64,
     /// Frames either way that may not pass, or that there was no room for.
     pub dropped_frames: u64,
+    /// For how long frames of either direction were held back, in nanoseconds.
+    #[serde(default)]
+    pub held_ns: u64,
 }
 
 /// What is counted.
@@ -78,6 +84,7 @@ struct Counters {
     sent_frames: AtomicU64,
     sent_bytes: AtomicU64,
     dropped_frames: AtomicU64,
+    held_ns: AtomicU64,
 }
 
 impl Counters {
@@ -94,6 +101,10 @@ impl Counters {
     fn dropped(&self) {
         self.dropped_frames.fetch_add(1, Ordering::Relaxed);
     }
+
+    fn held(&self, duration: Duration) {
+        self.held_ns.fetch_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
 }
 
 /// What the guest's end of a link leads to; it outlives the driver's resets.
@@ -101,6 +112,8 @@ impl Counters {
 struct Port {
     backend: Backend,
     services: Option<Services>,
+    /// What may pass in each direction: to the guest, and from it.
+    limits: Option<[RateLimiter; 2]>,
 }
 
 /// What a device and its thread have in common with those who look at it, or change it, from outside the guest.
@@ -113,6 +126,21 @@ struct Shared {
     /// There was a backend, and it hung up.
     is_cut_off: AtomicBool,
     counters: Counters,
+}
+
+impl Port {
+    /// How long until something may pass in a direction, if nothing may now.
+    fn wait(&mut self, direction: usize) -> Option<Duration> {
+        let limiter = &mut self.limits.as_mut()?[direction];
+        Some(limiter.wait_ns(monotonic_ns())).filter(|wait| *wait > 0).map(Duration::from_nanos)
+    }
+
+    /// So many bytes pass in a direction.
+    fn take(&mut self, direction: usize, bytes: usize) {
+        if let Some(limits) = &mut self.limits {
+            limits[direction].take(bytes as u64, monotonic_ns());
+        }
+    }
 }
 
 impl Shared {
@@ -156,7 +184,7 @@ impl NetControl {
 
     /// What has gone through.
     pub fn record(&self) -> NetRecord {
-        let Counters { received_frames, received_bytes, sent_frames, sent_bytes, dropped_frames } =
+        let Counters { received_frames, received_bytes, sent_frames, sent_bytes, dropped_frames, held_ns } =
             &self.shared.counters;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         NetRecord {
@@ -165,6 +193,7 @@ impl NetControl {
             sent_frames: read(sent_frames),
             sent_bytes: read(sent_bytes),
             dropped_frames: read(dropped_frames),
+            held_ns: read(held_ns),
         }
     }
 }
@@ -184,7 +213,9 @@ impl Net {
         // Without a backend there is the link's own end.
         let is_up = AtomicBool::new(!matches!(backend, Backend::Nobody) || services.is_some());
         let changed = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        let port = Mutex::new(Port { backend, services });
+        let limiter = |limits: NetLimits| RateLimiter::new(limits.bytes, monotonic_ns());
+        let limits = config.limits.map(|limits| [RECEIVE, TRANSMIT].map(|_| limiter(limits)));
+        let port = Mutex::new(Port { backend, services, limits });
         let shared = Shared { port, changed, is_up, is_cut_off: AtomicBool::new(false), counters: Counters::default() };
         Ok(Net { config: config.clone(), shared: Arc::new(shared), worker: None })
     }

@@ -18,7 +18,7 @@ use crate::vmm::link::{HEAD_LENGTH, Route};
 use crate::vmm::memory::GuestMemory;
 use crate::vmm::virtio::interrupt::Interrupt;
 use crate::vmm::virtio::queue::{self, Chain, QueueError, Virtqueue};
-use crate::vmm::virtio::worker::{Serve, Wakeups};
+use crate::vmm::virtio::worker::{Serve, Wakeups, timeout_ms};
 use crate::vmm::virtio::{Activation, QueueState};
 
 /// Frames of one direction before the other has its turn, and before a word to pause is looked for.
@@ -46,6 +46,8 @@ pub struct Service {
     is_full: bool,
     /// The driver had no buffers for what there is.
     is_starved: bool,
+    /// Frames for the guest, and of the guest's, wait until their limits let them pass.
+    held: [Option<Duration>; 2],
 }
 
 impl Service {
@@ -72,8 +74,20 @@ impl Service {
             }
         }
         let receiver = Receiver::new(receive, has(feature::MRG_RXBUF));
-        let (watched, is_full, is_starved) = (EventSet::IN, false, false);
-        Ok(Service { shared, memory, interrupt, faults, wakeups, receiver, transmit, watched, is_full, is_starved })
+        let (watched, is_full, is_starved, held) = (EventSet::IN, false, false, [None; 2]);
+        Ok(Service {
+            shared,
+            memory,
+            interrupt,
+            faults,
+            wakeups,
+            receiver,
+            transmit,
+            watched,
+            is_full,
+            is_starved,
+            held,
+        })
     }
 
     /// Moves what there is to be moved, some of it. Returns how long to wait for more.
@@ -90,11 +104,17 @@ impl Service {
         if has_more {
             return Ok(Some(Duration::ZERO));
         }
-        Ok(port.services.as_mut().and_then(|services| services.timeout(now)))
+        let services = port.services.as_mut().and_then(|services| services.timeout(now));
+        match self.held {
+            // What the services have for the guest waits with the rest: that it is due would be told for ever.
+            [Some(receiving), sending] => Ok(Some(sending.map_or(receiving, |sending| sending.min(receiving)))),
+            [None, sending] => Ok(services.into_iter().chain(sending).min()),
+        }
     }
 
     /// Takes frames from the guest. Returns whether there are more that can be sent.
     fn send_batch(&mut self, port: &mut Port, shared: &Shared, now: Instant) -> Result<bool, QueueError> {
+        self.held[TRANSMIT] = None;
         if self.is_full && !port.backend.flush() {
             return Ok(false);
         }
@@ -102,6 +122,10 @@ impl Service {
         self.transmit.disable_notifications()?;
         let mut count = 0;
         while count < BATCH {
+            self.held[TRANSMIT] = port.wait(TRANSMIT);
+            if self.held[TRANSMIT].is_some() {
+                break;
+            }
             let Some(chain) = self.transmit.pop()? else { break };
             if self.send(port, shared, &chain, now)? == Sent::Full {
                 self.transmit.undo_pop();
@@ -114,7 +138,8 @@ impl Service {
         self.transmit.notify()?;
         // Of the last one, a part may be left.
         self.is_full |= !port.backend.flush();
-        if self.is_full {
+        // Until it may send again, the driver need not tell of more.
+        if self.is_full || self.held[TRANSMIT].is_some() {
             return Ok(false);
         }
         Ok(count == BATCH || self.transmit.enable_notifications()?)
@@ -168,7 +193,10 @@ impl Service {
             _ => Sent::Refused,
         };
         match sent {
-            Sent::Done => shared.counters.sent(length),
+            Sent::Done => {
+                port.take(TRANSMIT, length);
+                shared.counters.sent(length);
+            }
             Sent::Refused => shared.counters.dropped(),
             Sent::Full => {}
         }
@@ -180,12 +208,19 @@ impl Service {
         self.receiver.queue().disable_notifications()?;
         let mut count = 0;
         self.is_starved = loop {
+            self.held[RECEIVE] = port.wait(RECEIVE);
+            if self.held[RECEIVE].is_some() {
+                break false;
+            }
             if count == BATCH {
                 self.receiver.queue().notify()?;
                 return Ok(true);
             }
             match self.receive(port, now)? {
-                Step::Delivered(length) => shared.counters.received(length),
+                Step::Delivered(length) => {
+                    port.take(RECEIVE, length);
+                    shared.counters.received(length);
+                }
                 Step::Dropped => shared.counters.dropped(),
                 Step::Closed => self.close(port, shared),
                 Step::Nothing => break false,
@@ -203,7 +238,7 @@ impl Service {
         if self.receiver.is_waiting() {
             return self.receiver.deliver_waiting(&self.memory);
         }
-        let Port { backend, services } = port;
+        let Port { backend, services, .. } = port;
         if let Some(services) = services
             && let Some(frame) = services.next_frame()
         {
@@ -227,7 +262,8 @@ impl Service {
 
     /// Has the backend's events told that lead to something.
     fn watch(&mut self, port: &Port) {
-        let mut wanted = if self.is_starved { EventSet::empty() } else { EventSet::IN };
+        let holds = self.is_starved || self.held[RECEIVE].is_some();
+        let mut wanted = if holds { EventSet::empty() } else { EventSet::IN };
         wanted.set(EventSet::OUT, self.is_full);
         let Some(fd) = port.backend.fd().filter(|_| wanted != self.watched) else { return };
         let changed = match (self.watched.is_empty(), wanted.is_empty()) {
@@ -251,9 +287,12 @@ impl Service {
             }
             let _ = shared.changed.read();
             let timeout = self.serve(&shared)?;
-            // Rounded up: what is due in part of a millisecond is not due before.
-            let timeout = timeout.map_or(-1, |wait| i32::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX));
-            if !self.wakeups.wait(timeout, |_, _| {}) {
+            let began = self.held.iter().any(Option::is_some).then(Instant::now);
+            let goes_on = self.wakeups.wait(timeout_ms(timeout), |_, _| {});
+            if let Some(began) = began {
+                shared.counters.held(began.elapsed());
+            }
+            if !goes_on {
                 return Ok(());
             }
         }

@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::vmm::fault::GuestFaults;
 use crate::vmm::irq::IrqLine;
+use crate::vmm::limits::Rate;
 use crate::vmm::link::MacAddress;
 use crate::vmm::memory::{self, GuestMemory};
 use crate::vmm::virtio::interrupt::{Interrupt, status};
@@ -31,13 +32,22 @@ struct Bench {
 }
 
 fn bench(receive: (&[Descriptor], &[u16]), transmit: (&[Descriptor], &[u16]), frames: &[(u64, Vec<u8>)]) -> Bench {
+    limited_bench(None, receive, transmit, frames)
+}
+
+fn limited_bench(
+    limits: Option<NetLimits>,
+    receive: (&[Descriptor], &[u16]),
+    transmit: (&[Descriptor], &[u16]),
+    frames: &[(u64, Vec<u8>)],
+) -> Bench {
     let memory = memory::allocate(64).unwrap();
     for (address, bytes) in frames {
         memory.write_slice(bytes, GuestAddress(*address)).unwrap();
     }
     let (near, peer) = UnixStream::pair().unwrap();
     peer.set_read_timeout(Some(DEADLINE)).unwrap();
-    let config = NetConfig { mac: MacAddress([6, 0, 0, 0, 0, 1]), mtu: 1500, link: None };
+    let config = NetConfig { mac: MacAddress([6, 0, 0, 0, 0, 1]), mtu: 1500, link: None, limits };
     let mut net = Net::new(&config, Backend::of(OwnedFd::from(near)).unwrap(), None).unwrap();
     let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
     let faults = Arc::new(GuestFaults::new("net"));
@@ -272,4 +282,25 @@ proptest! {
         bench.net.resume().unwrap();
         bench.net.reset();
     }
+}
+
+#[test]
+fn frames_over_the_limit_wait_in_either_direction_and_keep_nobody() {
+    // One byte a second: one frame passes each way, and the next would in minutes.
+    let limits = Some(NetLimits { bytes: Rate::constant(1) });
+    let buffers = [(0x30_0000, 512, WRITE, 0), (0x31_0000, 512, WRITE, 0)];
+    let frames = [(0x10_0000, with_header(&frame(100))), (0x20_0000, with_header(&frame(200)))];
+    let sent = [(0x10_0000, HEADER + 100, 0, 0), (0x20_0000, HEADER + 200, 0, 0)];
+    let mut bench = limited_bench(limits, (&buffers, &[0, 1]), (&sent, &[0, 1]), &frames);
+    assert_eq!(bench.received(), frame(100));
+    bench.send(&frame(300));
+    bench.send(&frame(50));
+    bench.wait("one came", |bench| bench.used(RECEIVE) == [(0, HEADER + 300)]);
+    for _ in 0..2 {
+        let states = bench.net.pause();
+        assert_eq!((states[RECEIVE].next_avail, states[TRANSMIT].next_avail), (1, 1));
+        bench.net.resume().unwrap();
+    }
+    let record = bench.net.control().record();
+    assert_eq!((record.received_frames, record.sent_frames, record.dropped_frames), (1, 1, 0));
 }

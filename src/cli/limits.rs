@@ -1,0 +1,160 @@
+//! What an instance may have of the host, and what is left of it: for `wisp show` and `wisp top`.
+
+use serde_json::{Value, json};
+
+use super::output;
+use crate::cloud::limits::{credit_rules, credits_of, mode_of};
+use crate::ec2::credits::{CreditBalance, in_credits};
+use crate::store::InstanceRecord;
+use crate::vmm::control::{DiskRecord, Status};
+use crate::vmm::limits::{DiskLimits, Rate};
+
+/// `CreditSpecification` of an instance; none if its type has no credits.
+pub fn credit_specification(record: &InstanceRecord) -> Option<Value> {
+    credit_rules(record).map(|rules| json!({"CpuCredits": mode_of(record, &rules).as_str()}))
+}
+
+/// An instance's credits: of its machine, or what it kept when it stopped.
+fn credits(record: &InstanceRecord, status: Option<&Status>) -> Option<CreditBalance> {
+    let running = status.and_then(|status| status.cpu_budget.as_ref()).map(|now| credits_of(&now.budget.balance));
+    running.or(record.credits.filter(|_| !record.state.has_machine()).map(|kept| kept.balance))
+}
+
+/// How many credits are left, for a table: how many are owed, with a minus.
+pub fn credit_cell(status: &Status) -> String {
+    let Some(now) = &status.cpu_budget else { return "-".into() };
+    let credits = credits_of(&now.budget.balance);
+    format!("{:.1}", credits.credits() - in_credits(credits.surplus_ns))
+}
+
+/// For how long the machine was held back since it was started, in nanoseconds: its vCPUs, its disks and its network.
+pub fn held_ns(status: &Status) -> u64 {
+    let cpus = status.cpu_budget.as_ref().map_or(0, |now| now.held_ns);
+    let disks = status.disks.iter().map(|disk| disk.held_ns).fold(0, u64::saturating_add);
+    let net = status.net.as_ref().map_or(0, |net| net.held_ns);
+    cpus.saturating_add(disks).saturating_add(net)
+}
+
+/// The same, for a table.
+pub fn seconds(ns: u64) -> String {
+    format!("{:.1} s", ns as f64 / 1e9)
+}
+
+/// What there is to say of an instance's limits: labels and texts.
+pub fn lines(record: &InstanceRecord, status: Option<&Status>) -> Vec<(&'static str, String)> {
+    if record.no_limits {
+        return vec![("Limits", "none: it may have all that the host has".into())];
+    }
+    let mut lines = Vec::new();
+    if let Some(rules) = credit_rules(record) {
+        let mut text = mode_of(record, &rules).to_string();
+        if let Some(credits) = credits(record, status) {
+            text = format!("{text}; {:.2} of {:.0}", credits.credits(), in_credits(rules.limit_ns()));
+            for (ns, what) in [(credits.surplus_ns, "owed"), (credits.charged_ns, "charged")] {
+                if ns > 0 {
+                    text = format!("{text}, {:.2} {what}", in_credits(ns));
+                }
+            }
+        }
+        if let Some(now) = status.and_then(|status| status.cpu_budget.as_ref()) {
+            text = format!("{text}; held back for {}", seconds(now.held_ns));
+        }
+        lines.push(("CPU credits", text));
+    }
+    let Some(status) = status else { return lines };
+    if let Some(limits) = &status.disk_limits {
+        lines.push(("All volumes", disk_text(limits)));
+    }
+    for DiskRecord { id, limits, saved_percent, held_ns, .. } in &status.disks {
+        let Some(limits) = limits else { continue };
+        let saved = saved_percent.filter(|_| bursts(limits)).map(|percent| format!("; {percent} % of its burst saved"));
+        let held = seconds(*held_ns);
+        lines.push(("Disk", format!("{id}: {}{}; held back for {held}", disk_text(limits), saved.unwrap_or_default())));
+    }
+    if let (Some(limits), Some(net)) = (&status.net_limits, &status.net) {
+        let text = rate_text(&limits.bytes, |bytes| format!("{}/s", output::bytes(bytes)));
+        lines.push(("Network speed", format!("{text} each way; held back for {}", seconds(net.held_ns))));
+    }
+    lines
+}
+
+fn bursts(limits: &DiskLimits) -> bool {
+    limits.bytes.iter().chain(&limits.operations).any(|rate| rate.peak > rate.baseline)
+}
+
+fn rate_text(rate: &Rate, unit: impl Fn(u64) -> String) -> String {
+    if rate.peak > rate.baseline {
+        format!("{}, for a while {}", unit(rate.baseline), unit(rate.peak))
+    } else {
+        unit(rate.baseline)
+    }
+}
+
+fn disk_text(limits: &DiskLimits) -> String {
+    let bytes = limits.bytes.iter().map(|rate| rate_text(rate, |bytes| format!("{}/s", output::bytes(bytes))));
+    let operations = limits.operations.iter().map(|rate| rate_text(rate, |count| format!("{count} IOPS")));
+    operations.chain(bytes).collect::<Vec<_>>().join("; ")
+}
+
+/// The same as data: EC2's and CloudWatch's names where they have any.
+pub fn shape(record: &InstanceRecord, status: Option<&Status>) -> Value {
+    let rate = |rate: &Rate| json!({"Baseline": rate.baseline, "Peak": rate.peak});
+    let disk_limits = |limits: &DiskLimits| {
+        json!({
+            "BytesPerSecond": limits.bytes.as_ref().map(rate),
+            "Iops": limits.operations.as_ref().map(rate),
+        })
+    };
+    let mut value = json!({"Limited": !record.no_limits});
+    if let Some(credits) = credits(record, status) {
+        value["CPUCreditBalance"] = json!(credits.credits());
+        value["CPUSurplusCreditBalance"] = json!(in_credits(credits.surplus_ns));
+        value["CPUSurplusCreditsCharged"] = json!(in_credits(credits.charged_ns));
+    }
+    let Some(status) = status else { return value };
+    if let Some(now) = &status.cpu_budget {
+        value["CPUCreditUsage"] = json!(in_credits(now.used_ns));
+        value["CpuHeldSeconds"] = json!(now.held_ns as f64 / 1e9);
+    }
+    value["Ebs"] = json!(status.disk_limits.as_ref().map(disk_limits));
+    let disk = |disk: &DiskRecord| {
+        let mut value = disk.limits.as_ref().map_or(json!({}), disk_limits);
+        value["Id"] = json!(disk.id);
+        value["BurstBalance"] = json!(disk.saved_percent);
+        value["HeldSeconds"] = json!(disk.held_ns as f64 / 1e9);
+        value
+    };
+    value["Volumes"] = status.disks.iter().map(disk).collect();
+    value["Network"] = json!({
+        "BytesPerSecond": status.net_limits.as_ref().map(|limits| rate(&limits.bytes)),
+        "HeldSeconds": status.net.as_ref().map(|net| net.held_ns as f64 / 1e9),
+    });
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::limits::{CpuBalance, CpuBudgetConfig, CpuBudgetRecord};
+
+    #[test]
+    fn what_is_owed_is_shown_with_a_minus() {
+        let balance = CpuBalance { owed_ns: 90_000_000_000, ..CpuBalance::default() };
+        let budget = CpuBudgetConfig { earned_ppm: 100_000, cap_ns: 0, can_owe: true, owed_cap_ns: 1 << 40, balance };
+        let now = CpuBudgetRecord { budget, used_ns: 0, held_ns: 2_500_000_000 };
+        let status = Status { cpu_budget: Some(now), ..Status::default() };
+        assert_eq!(credit_cell(&status), "-1.5");
+        assert_eq!(seconds(held_ns(&status)), "2.5 s");
+        assert_eq!(credit_cell(&Status::default()), "-");
+    }
+
+    #[test]
+    fn a_rate_that_bursts_says_both() {
+        let limits = DiskLimits {
+            bytes: Some(Rate::constant(125 << 20)),
+            operations: Some(Rate { baseline: 100, peak: 3000, savings: 1 }),
+            operation_bytes: 0,
+        };
+        assert_eq!(disk_text(&limits), "100 IOPS, for a while 3000 IOPS; 125 MiB/s");
+    }
+}

@@ -1,0 +1,270 @@
+//! What an instance's size means for its machine: EC2's figures as the plain numbers that a monitor goes by.
+
+use super::error::CloudError;
+use super::machine::disk_id;
+use super::volume::figures_of;
+use super::{Cloud, now};
+use crate::ec2::credits::{CreditBalance, CreditMode, CreditRules, KeptCredits};
+use crate::ec2::instance_type::InstanceType;
+use crate::ec2::performance::{Performance, Speed};
+use crate::ec2::state::InstanceState;
+use crate::ec2::volume::{Role, VolumeSize, VolumeSpec};
+use crate::ec2::{ErrorCode, InstanceId, catalogue};
+use crate::store::{InstanceRecord, VolumeRecord};
+use crate::vmm::MachineConfig;
+use crate::vmm::control::Request;
+use crate::vmm::cpu::kept_balance::KeptBalance;
+use crate::vmm::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
+
+/// Gives a machine the limits of an instance, unless that is to have none. Its first disks are the instance's volumes, and
+/// it has its network device.
+pub(super) fn limit(config: &mut MachineConfig, record: &InstanceRecord, volumes: &[VolumeRecord]) {
+    let Some(instance_type) = limited_type(record) else { return };
+    config.cpu_budget = CreditRules::of(instance_type, record.vcpus).map(|rules| {
+        let mode = mode_of(record, &rules);
+        budget(&rules, mode, rules.at_start(mode, record.credits.as_ref(), now()))
+    });
+    limit_devices(config, instance_type);
+    for (disk, volume) in config.disks.iter_mut().zip(volumes) {
+        disk.limits = volume_limits(volume);
+    }
+}
+
+/// The limits of a machine that is nobody's instance, of a type of its own.
+pub(super) fn limit_as(config: &mut MachineConfig, instance_type: &InstanceType) {
+    config.cpu_budget = CreditRules::of(instance_type, config.cpus.count).map(|rules| {
+        let mode = rules.default_mode();
+        budget(&rules, mode, rules.at_launch(mode))
+    });
+    limit_devices(config, instance_type);
+    // Its disks are no volumes; they are as fast as the ones that one gets without asking.
+    let plain = VolumeSpec { size: VolumeSize::from_gib(1), ..VolumeSpec::default() };
+    if let Ok(figures) = plain.figures(None, Role::Root) {
+        config.disks.iter_mut().for_each(|disk| disk.limits = Some(disk_limits(figures.performance())));
+    }
+}
+
+fn limit_devices(config: &mut MachineConfig, instance_type: &InstanceType) {
+    config.disk_limits = instance_type.ebs_performance().map(disk_limits);
+    if let Some(net) = &mut config.net {
+        net.limits = Some(NetLimits { bytes: rate(instance_type.network_speed()) });
+    }
+}
+
+/// The limits of a volume; none if what is known of it makes no sense any more.
+pub(super) fn volume_limits(volume: &VolumeRecord) -> Option<DiskLimits> {
+    figures_of(volume).ok().map(|figures| disk_limits(figures.performance()))
+}
+
+/// The type whose limits an instance has.
+fn limited_type(record: &InstanceRecord) -> Option<&'static InstanceType> {
+    if record.no_limits { None } else { catalogue::find(&record.instance_type).ok() }
+}
+
+/// The credit rules of an instance; none if it is not burstable.
+pub fn credit_rules(record: &InstanceRecord) -> Option<CreditRules> {
+    CreditRules::of(catalogue::find(&record.instance_type).ok()?, record.vcpus)
+}
+
+/// The mode of an instance's credits: what was said, or its type's.
+pub fn mode_of(record: &InstanceRecord, rules: &CreditRules) -> CreditMode {
+    record.cpu_credits.unwrap_or_else(|| rules.default_mode())
+}
+
+/// Refuses a credit mode for a type that has no credits.
+pub(super) fn check_credits(mode: Option<CreditMode>, instance_type: &InstanceType) -> Result<(), CloudError> {
+    if mode.is_none() || instance_type.credits.is_some() {
+        return Ok(());
+    }
+    Err(CloudError::refused(
+        ErrorCode::InvalidParameterCombination,
+        format!("The instance type '{}' has no CPU credits: its vCPUs are all its own.", instance_type.name),
+        Some("`wisp types burstable` lists those that have.".into()),
+    ))
+}
+
+fn budget(rules: &CreditRules, mode: CreditMode, balance: CreditBalance) -> CpuBudgetConfig {
+    let CreditBalance { saved_ns, launch_ns, surplus_ns, charged_ns } = balance;
+    CpuBudgetConfig {
+        earned_ppm: rules.earned_ppm(),
+        cap_ns: rules.limit_ns(),
+        can_owe: mode == CreditMode::Unlimited,
+        owed_cap_ns: rules.limit_ns(),
+        balance: CpuBalance { saved_ns, extra_ns: launch_ns, owed_ns: surplus_ns, overdrawn_ns: 0, charged_ns },
+    }
+}
+
+/// What a machine's budget comes to, as an instance's credits.
+pub fn credits_of(balance: &CpuBalance) -> CreditBalance {
+    let CpuBalance { saved_ns, extra_ns, owed_ns, charged_ns, .. } = *balance;
+    CreditBalance { saved_ns, launch_ns: extra_ns, surplus_ns: owed_ns, charged_ns }
+}
+
+fn rate(Speed { baseline, peak, savings }: Speed) -> Rate {
+    Rate { baseline, peak, savings }
+}
+
+fn disk_limits(Performance { bytes, operations, operation_bytes }: Performance) -> DiskLimits {
+    DiskLimits { bytes: Some(rate(bytes)), operations: Some(rate(operations)), operation_bytes }
+}
+
+impl Cloud {
+    /// What is left of the credits of an instance that has stopped. Of one whose monitor was killed nobody knows.
+    pub(super) fn kept_credits(&self, id: InstanceId) -> Option<KeptCredits> {
+        let kept = KeptBalance::read(self.folder(id).path()).unwrap_or_else(|error| {
+            log::warn!("{id}: what is left of its CPU credits cannot be read: {error}");
+            None
+        });
+        kept.map(|KeptBalance { balance, at }| KeptCredits { balance: credits_of(&balance), at })
+    }
+
+    /// Has a running instance go by its credit mode, as it is now.
+    pub(super) fn retell_credits(&self, record: &InstanceRecord) -> Result<(), CloudError> {
+        let Some(rules) = credit_rules(record).filter(|_| !record.no_limits && record.state.has_machine()) else {
+            return Ok(());
+        };
+        let can_owe = mode_of(record, &rules) == CreditMode::Unlimited;
+        let folder = self.folder(record.id);
+        let mut monitor = folder.connect()?;
+        // One that was started without a budget has none until it is stopped and started.
+        if monitor.status()?.cpu_budget.is_none() {
+            return Ok(());
+        }
+        monitor.demand(&Request::SetCanOwe { can_owe })?;
+        folder.change_config(|config| config.cpu_budget.iter_mut().for_each(|budget| budget.can_owe = can_owe))
+    }
+
+    /// Has the machine that a volume is attached to, if that runs, go by the volume's figures.
+    pub(super) fn retell_volume(&mut self, volume: &VolumeRecord) -> Result<(), CloudError> {
+        let Some(attachment) = &volume.attachment else { return Ok(()) };
+        let record = self.instance(&attachment.instance_id.to_string())?;
+        let limits = volume_limits(volume).filter(|_| !record.no_limits);
+        let (Some(limits), InstanceState::Running) = (limits, record.state) else { return Ok(()) };
+        let (folder, id) = (self.folder(record.id), disk_id(volume));
+        let mut monitor = folder.connect()?;
+        // One that was started without limits has none until it is stopped and started.
+        if !monitor.status()?.disks.iter().any(|disk| disk.id == id && disk.limits.is_some()) {
+            return Ok(());
+        }
+        monitor.demand(&Request::SetDiskLimits { id: id.clone(), limits: Some(limits) })?;
+        folder.change_config(|config| {
+            config.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.limits = Some(limits));
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ec2::credits::{CREDIT_NS, in_credits};
+    use crate::vmm::limits::CpuBudget;
+
+    const SECOND: u64 = 1_000_000_000;
+    const HOUR: u64 = 3600;
+
+    /// A machine with the type's budget, over simulated time.
+    struct Life {
+        budget: CpuBudget,
+        vcpus: u64,
+    }
+
+    impl Life {
+        fn of(name: &str, mode: Option<CreditMode>) -> Life {
+            let known = catalogue::find(name).unwrap();
+            let rules = CreditRules::of(known, known.vcpus).unwrap();
+            let mode = mode.unwrap_or(rules.default_mode());
+            let budget = CpuBudget::new(budget(&rules, mode, rules.at_launch(mode)));
+            Life { budget, vcpus: known.vcpus.into() }
+        }
+
+        /// Its guest would have all vCPUs busy so much, in per cent, for so many seconds. Returns how much they were.
+        fn wants(&mut self, percent: u64, seconds: u64) -> f64 {
+            let (mut passed, mut used) = (0, 0);
+            let until = seconds * SECOND;
+            while passed < until {
+                let wait = self.budget.wait_ns().min(until - passed);
+                self.budget.pass(wait, 0);
+                passed += wait;
+                // Until the slice is used up, all vCPUs run at that rate.
+                let slice = self.budget.slice_ns(self.vcpus as u32);
+                let left = until - passed;
+                let elapsed = (slice * 100).checked_div(percent).unwrap_or(left).clamp(1, left.max(1));
+                self.budget.pass(elapsed, elapsed * percent / 100 * self.vcpus);
+                passed += elapsed;
+                used += elapsed * percent / 100 * self.vcpus;
+            }
+            used as f64 * 100.0 / (until * self.vcpus) as f64
+        }
+
+        fn credits(&self) -> CreditBalance {
+            credits_of(&self.budget.config().balance)
+        }
+    }
+
+    fn about(value: f64, expected: f64) {
+        assert!((value - expected).abs() < 0.05, "{value} for {expected}");
+    }
+
+    #[test]
+    fn a_t2_micro_spends_its_launch_credits_first_and_then_has_its_baseline() {
+        let mut micro = Life::of("t2.micro", None);
+        about(micro.wants(100, 1800), 100.0);
+        about(micro.credits().credits(), 3.0);
+        assert_eq!(micro.credits().launch_ns, 0);
+        // Three credits more, and what they earn meanwhile.
+        micro.wants(100, 300);
+        about(micro.wants(100, HOUR), 10.0);
+        about(micro.credits().credits(), 0.0);
+        // EC2's own figures: 6 an hour, and no more than 144.
+        micro.wants(0, 10 * HOUR);
+        about(micro.credits().credits(), 60.0);
+        micro.wants(0, 100 * HOUR);
+        about(micro.credits().credits(), 144.0);
+    }
+
+    #[test]
+    fn launch_credits_do_not_count_for_the_limit() {
+        let mut micro = Life::of("t2.micro", None);
+        micro.wants(0, 30 * HOUR);
+        about(micro.credits().credits(), 174.0);
+        micro.wants(100, 1800);
+        about(micro.credits().credits(), 144.0);
+    }
+
+    #[test]
+    fn at_the_baseline_nothing_changes() {
+        let mut large = Life::of("t3.large", Some(CreditMode::Standard));
+        large.wants(0, HOUR);
+        about(large.credits().credits(), 36.0);
+        about(large.wants(30, 24 * HOUR), 30.0);
+        about(large.credits().credits(), 36.0);
+    }
+
+    #[test]
+    fn every_type_without_credits_has_its_baseline_whatever_its_vcpus() {
+        for known in catalogue::all() {
+            let Some(credits) = known.credits else { continue };
+            let mut life = Life::of(known.name, Some(CreditMode::Standard));
+            life.budget.pass(0, credits_of(&life.budget.config().balance).launch_ns);
+            let share = life.wants(100, 600);
+            assert!((share - credits.baseline_percent).abs() < 0.5, "{}: {share}", known.name);
+        }
+    }
+
+    #[test]
+    fn an_unlimited_t3_goes_on_and_pays_back() {
+        let mut nano = Life::of("t3.nano", None);
+        about(nano.wants(100, HOUR), 100.0);
+        // 120 were spent, and 6 earned.
+        about(in_credits(nano.credits().surplus_ns), 114.0);
+        nano.wants(0, 19 * HOUR);
+        about(in_credits(nano.credits().surplus_ns), 0.0);
+        nano.wants(0, HOUR);
+        about(nano.credits().credits(), 6.0);
+        // A day's earnings, 144, are paid back; the rest is charged.
+        nano.wants(100, 2 * HOUR);
+        about(in_credits(nano.credits().surplus_ns), 144.0);
+        about(in_credits(nano.credits().charged_ns), 240.0 - 12.0 - 6.0 - 144.0);
+        assert_eq!(CREDIT_NS, 60 * SECOND);
+    }
+}

@@ -1,0 +1,248 @@
+//! CPU credits of burstable instances: what they earn, what they can save, and what a launch, a stop and a start do to them.
+//!
+//! A credit is one vCPU for one minute; here they are counted in nanoseconds of CPU time. What is earned, spent and owed
+//! while an instance runs is its machine's account to keep; this is what that begins with and goes by.
+//!
+//! Source: EC2 User Guide, "Burstable performance instances".
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::Ec2Error;
+use super::instance_type::InstanceType;
+
+/// One credit: one vCPU for one minute.
+pub const CREDIT_NS: u64 = 60_000_000_000;
+/// What a T2 instance in standard mode is given for each vCPU when it is launched or started, in credits.
+const LAUNCH_CREDITS: u64 = 30;
+/// What can be saved is what is earned in a day; as much is paid back of what is owed.
+const ACCRUAL_HOURS: u64 = 24;
+/// How long a stopped T3 instance keeps its credits: seven days, in seconds.
+const KEPT_FOR: u64 = 7 * 24 * 3600;
+
+/// What happens when an instance's credits are spent (`CreditSpecification`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CreditMode {
+    /// It is slowed down to its baseline.
+    Standard,
+    /// It goes on, on surplus credits, which it pays back later, or which are charged.
+    Unlimited,
+}
+
+impl CreditMode {
+    /// EC2's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CreditMode::Standard => "standard",
+            CreditMode::Unlimited => "unlimited",
+        }
+    }
+}
+
+impl fmt::Display for CreditMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for CreditMode {
+    type Err = Ec2Error;
+
+    fn from_str(text: &str) -> Result<Self, Ec2Error> {
+        [CreditMode::Standard, CreditMode::Unlimited].into_iter().find(|mode| mode.as_str() == text).ok_or_else(|| {
+            Ec2Error::InvalidParameterValue {
+                parameter: "CpuCredits",
+                given: text.to_owned(),
+                rule: "it is standard or unlimited.".to_owned(),
+            }
+        })
+    }
+}
+
+/// An instance's credits, in nanoseconds of CPU time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreditBalance {
+    /// Earned and saved.
+    pub saved_ns: u64,
+    /// Given at a launch or a start, and not yet spent; they come first and do not count for what can be saved.
+    pub launch_ns: u64,
+    /// Spent before they were earned (`CPUSurplusCreditBalance`).
+    pub surplus_ns: u64,
+    /// Surplus credits that are not paid back any more: EC2 asks money for them (`CPUSurplusCreditsCharged`).
+    pub charged_ns: u64,
+}
+
+impl CreditBalance {
+    /// `CPUCreditBalance`, in credits.
+    pub fn credits(&self) -> f64 {
+        in_credits(self.saved_ns.saturating_add(self.launch_ns))
+    }
+}
+
+/// CPU time in credits.
+pub fn in_credits(ns: u64) -> f64 {
+    ns as f64 / CREDIT_NS as f64
+}
+
+/// What a stopped instance had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptCredits {
+    /// Its credits.
+    pub balance: CreditBalance,
+    /// When it stopped, in seconds since 1970.
+    pub at: u64,
+}
+
+/// The rules of a burstable type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CreditRules {
+    vcpus: u64,
+    /// T2 is given launch credits and loses all when it stops.
+    is_t2: bool,
+    /// Of one vCPU's time, in millionths, what all of them together may use without spending more than they earn.
+    earned_ppm: u64,
+}
+
+impl CreditRules {
+    /// The rules of a type with so many vCPUs, its own or others, each of which counts as one of its own; none if it is not
+    /// burstable.
+    pub fn of(instance_type: &InstanceType, vcpus: u32) -> Option<CreditRules> {
+        let credits = instance_type.credits?;
+        let vcpus = u64::from(vcpus);
+        let earned_ppm = (credits.baseline_percent * 10_000.0).round() as u64 * vcpus;
+        Some(CreditRules { vcpus, is_t2: instance_type.family() == "t2", earned_ppm })
+    }
+
+    /// The mode of an instance of which none was said.
+    pub fn default_mode(&self) -> CreditMode {
+        if self.is_t2 { CreditMode::Standard } else { CreditMode::Unlimited }
+    }
+
+    /// What is earned, in millionths of one vCPU's time.
+    pub fn earned_ppm(&self) -> u64 {
+        self.earned_ppm
+    }
+
+    /// The most that is saved, and the most that is owed and paid back, in nanoseconds.
+    pub fn limit_ns(&self) -> u64 {
+        // 1,000 nanoseconds for each millionth and second.
+        self.earned_ppm * 1_000 * 3_600 * ACCRUAL_HOURS
+    }
+
+    /// What a new instance has.
+    pub fn at_launch(&self, mode: CreditMode) -> CreditBalance {
+        let gets_launch_credits = self.is_t2 && mode == CreditMode::Standard;
+        let launch_ns = if gets_launch_credits { LAUNCH_CREDITS * self.vcpus * CREDIT_NS } else { 0 };
+        CreditBalance { launch_ns, ..CreditBalance::default() }
+    }
+
+    /// What a stopped instance has when it is started at `now`: as a new one, and what it kept, if that is not too old. A
+    /// smaller type saves less.
+    pub fn at_start(&self, mode: CreditMode, kept: Option<&KeptCredits>, now: u64) -> CreditBalance {
+        let mut balance = self.at_launch(mode);
+        let Some(kept) = kept else { return balance };
+        // What was owed when it stopped was charged.
+        balance.charged_ns = kept.balance.charged_ns.saturating_add(kept.balance.surplus_ns);
+        if !self.is_t2 && now.saturating_sub(kept.at) < KEPT_FOR {
+            balance.saved_ns = kept.balance.saved_ns.min(self.limit_ns());
+        }
+        balance
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ec2::catalogue;
+    use proptest::prelude::*;
+
+    fn rules(name: &str) -> CreditRules {
+        let known = catalogue::find(name).unwrap();
+        CreditRules::of(known, known.vcpus).unwrap()
+    }
+
+    fn kept(saved: u64, at: u64) -> KeptCredits {
+        let balance = CreditBalance { saved_ns: saved * CREDIT_NS, ..CreditBalance::default() };
+        KeptCredits { balance, at }
+    }
+
+    #[test]
+    fn earnings_and_limits_are_those_of_the_catalogue() {
+        for row in catalogue::all() {
+            let rules = CreditRules::of(row, row.vcpus);
+            assert_eq!(rules.is_some(), row.credits.is_some());
+            let (Some(rules), Some(credits)) = (rules, row.credits) else { continue };
+            let per_hour = rules.earned_ppm() as f64 * 60.0 / 1e6;
+            assert!((per_hour - credits.per_hour).abs() < 1e-9, "{}", row.name);
+            assert!((in_credits(rules.limit_ns()) - credits.maximum).abs() < 1e-9, "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn a_t2_is_given_launch_credits_in_standard_mode_and_is_in_it() {
+        let micro = rules("t2.micro");
+        assert_eq!(micro.default_mode(), CreditMode::Standard);
+        assert_eq!(micro.at_launch(CreditMode::Standard).credits(), 30.0);
+        assert_eq!(micro.at_launch(CreditMode::Unlimited).credits(), 0.0);
+        assert_eq!(rules("t2.2xlarge").at_launch(CreditMode::Standard).credits(), 240.0);
+    }
+
+    #[test]
+    fn a_t3_is_unlimited_and_starts_with_nothing() {
+        for name in ["t3.nano", "t3a.xlarge"] {
+            assert_eq!(rules(name).default_mode(), CreditMode::Unlimited);
+            assert_eq!(rules(name).at_launch(CreditMode::Standard), CreditBalance::default());
+        }
+    }
+
+    #[test]
+    fn a_stopped_t2_loses_its_credits_and_is_given_others() {
+        let balance = rules("t2.micro").at_start(CreditMode::Standard, Some(&kept(100, 1000)), 1001);
+        assert_eq!((balance.saved_ns, balance.credits()), (0, 30.0));
+    }
+
+    #[test]
+    fn a_stopped_t3_keeps_its_credits_for_seven_days() {
+        let micro = rules("t3.micro");
+        let after =
+            |seconds: u64| micro.at_start(CreditMode::Standard, Some(&kept(100, 1000)), 1000 + seconds).credits();
+        assert_eq!(after(0), 100.0);
+        assert_eq!(after(7 * 86_400 - 1), 100.0);
+        assert_eq!(after(7 * 86_400), 0.0);
+        // A smaller type's day earns 144.
+        assert_eq!(rules("t3.nano").at_start(CreditMode::Standard, Some(&kept(200, 0)), 1).credits(), 144.0);
+    }
+
+    #[test]
+    fn what_is_owed_at_a_stop_is_charged() {
+        let mut kept = kept(0, 0);
+        (kept.balance.surplus_ns, kept.balance.charged_ns) = (5 * CREDIT_NS, CREDIT_NS);
+        let balance = rules("t3.micro").at_start(CreditMode::Unlimited, Some(&kept), 1);
+        assert_eq!((balance.surplus_ns, in_credits(balance.charged_ns)), (0, 6.0));
+    }
+
+    #[test]
+    fn modes_read_as_they_print() {
+        for mode in [CreditMode::Standard, CreditMode::Unlimited] {
+            assert_eq!(mode.to_string().parse::<CreditMode>(), Ok(mode));
+        }
+        assert!("Unlimited".parse::<CreditMode>().is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_start_gives_more_than_the_limit_and_the_launch_credits(saved in 0..1_000_u64, at: u64, now: u64) {
+            for row in catalogue::all() {
+                let Some(rules) = CreditRules::of(row, row.vcpus) else { continue };
+                for mode in [CreditMode::Standard, CreditMode::Unlimited] {
+                    let balance = rules.at_start(mode, Some(&kept(saved, at)), now);
+                    prop_assert!(balance.saved_ns <= rules.limit_ns());
+                    prop_assert_eq!(balance.launch_ns, rules.at_launch(mode).launch_ns);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! How fast volumes, an instance's path to them and its network are, by the second: always, and for a while.
+//!
+//! Sources: Amazon EBS User Guide, "Amazon EBS volume types" and "Amazon EBS-optimized instances"; EC2 User Guide, "Amazon
+//! EC2 instance network bandwidth".
+
+use super::instance_type::InstanceType;
+use super::volume::{VolumeFigures, VolumeType};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// What one operation moves at the most: a larger request counts as several.
+const SSD_OPERATION: u64 = 256 * KIB;
+const HDD_OPERATION: u64 = MIB;
+
+/// gp2: the operations that small volumes reach for a while, and those that can be saved for it.
+const GP2_BURST: u64 = 3_000;
+const GP2_SAVINGS: u64 = 5_400_000;
+/// gp2: up to this size, in GiB, and above it.
+const GP2_SMALL: u64 = 170;
+const GP2_THROUGHPUT: (u64, u64) = (128 * MIB, 250 * MIB);
+
+/// How long an instance can use its maximum bandwidth to its volumes, in seconds: half an hour, once a day.
+const EBS_BURST: u64 = 1_800;
+/// How long it can use its peak bandwidth on the network: of "5 to 60 minutes", the least.
+const NETWORK_BURST: u64 = 300;
+
+/// How much passes by the second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Speed {
+    /// Always.
+    pub baseline: u64,
+    /// For a while.
+    pub peak: u64,
+    /// What can be saved of the baseline for times above it.
+    pub savings: u64,
+}
+
+/// How fast a volume is, or the path to all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Performance {
+    /// Bytes.
+    pub bytes: Speed,
+    /// Operations.
+    pub operations: Speed,
+    /// What one operation moves at the most.
+    pub operation_bytes: u64,
+}
+
+impl Speed {
+    fn constant(speed: u64) -> Speed {
+        let speed = speed.max(1);
+        Speed { baseline: speed, peak: speed, savings: 0 }
+    }
+
+    /// `peak` for so many seconds, when everything is saved.
+    fn bursting(baseline: u64, peak: u64, seconds: u64) -> Speed {
+        let baseline = baseline.max(1);
+        let peak = peak.max(baseline);
+        Speed { baseline, peak, savings: (peak - baseline) * seconds }
+    }
+}
+
+impl VolumeFigures {
+    /// How fast the volume is.
+    pub fn performance(&self) -> Performance {
+        let default_iops = self.volume_type.limits().iops.and_then(|limits| limits.default).unwrap_or(100);
+        let iops = u64::from(self.iops.unwrap_or(default_iops));
+        let ssd = |bytes, operations| Performance { bytes, operations, operation_bytes: SSD_OPERATION };
+        match self.volume_type {
+            VolumeType::Gp3 => {
+                let default = self.volume_type.limits().throughput.map_or(125, |limits| limits.default);
+                let throughput = u64::from(self.throughput.unwrap_or(default));
+                ssd(Speed::constant(throughput * MIB), Speed::constant(iops))
+            }
+            VolumeType::Gp2 => {
+                let (small, large) = GP2_THROUGHPUT;
+                let bytes = if self.size.gib() <= GP2_SMALL { small } else { large };
+                let baseline = u64::from(self.iops.unwrap_or(100));
+                let peak = baseline.max(GP2_BURST);
+                let savings = if peak > baseline { GP2_SAVINGS } else { 0 };
+                ssd(Speed::constant(bytes), Speed { baseline, peak, savings })
+            }
+            VolumeType::Io1 => {
+                // 256 KiB for each operation up to 500 MiB/s; from 32,000 on 16 KiB, up to 1,000 MiB/s.
+                let bytes = (iops * SSD_OPERATION).min(500 * MIB).max(iops * 16 * KIB).min(1_000 * MIB);
+                ssd(Speed::constant(bytes), Speed::constant(iops))
+            }
+            VolumeType::Io2 => ssd(Speed::constant((iops * SSD_OPERATION).min(4_000 * MIB)), Speed::constant(iops)),
+            VolumeType::St1 => self.rotating((40, 500), (250, 500), 500),
+            VolumeType::Sc1 => self.rotating((12, 192), (80, 250), 250),
+            VolumeType::Standard => Performance {
+                bytes: Speed::constant(90 * MIB),
+                operations: Speed::constant(200),
+                operation_bytes: HDD_OPERATION,
+            },
+        }
+    }
+
+    /// MiB by the second for each TiB, and the most of them: always, and for a while. As much as the volume holds can be
+    /// saved.
+    fn rotating(&self, baseline: (u64, u64), peak: (u64, u64), iops: u64) -> Performance {
+        let of_size = |(per_tib, most): (u64, u64)| (self.size.gib() * per_tib * MIB / 1024).min(most * MIB).max(1);
+        let (baseline, peak) = (of_size(baseline), of_size(peak));
+        let savings = if peak > baseline { self.size.gib() * GIB } else { 0 };
+        Performance {
+            bytes: Speed { baseline, peak: peak.max(baseline), savings },
+            operations: Speed::constant(iops),
+            operation_bytes: HDD_OPERATION,
+        }
+    }
+}
+
+impl InstanceType {
+    /// How fast its path to all its volumes is; none where EC2 says nothing of it.
+    pub fn ebs_performance(&self) -> Option<Performance> {
+        let ebs = self.ebs?;
+        let bytes = |mbps: u32| u64::from(mbps) * 1_000_000 / 8;
+        Some(Performance {
+            bytes: Speed::bursting(bytes(ebs.baseline_mbps), bytes(ebs.maximum_mbps), EBS_BURST),
+            operations: Speed::bursting(ebs.baseline_iops.into(), ebs.maximum_iops.into(), EBS_BURST),
+            operation_bytes: SSD_OPERATION,
+        })
+    }
+
+    /// Bytes by the second of its network, in each direction.
+    pub fn network_speed(&self) -> Speed {
+        let bytes = |gbps: f64| (gbps * 1e9 / 8.0).round() as u64;
+        Speed::bursting(bytes(self.network.baseline_gbps), bytes(self.network.peak_gbps), NETWORK_BURST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ec2::catalogue;
+    use crate::ec2::volume::{Role, VolumeSize, VolumeSpec};
+
+    fn volume(volume_type: VolumeType, gib: u64, iops: Option<u32>, throughput: Option<u32>) -> Performance {
+        let spec = VolumeSpec { size: VolumeSize::from_gib(gib), volume_type, iops, throughput };
+        spec.figures(None, Role::Data).unwrap().performance()
+    }
+
+    #[test]
+    fn gp3_has_what_was_chosen() {
+        let plain = volume(VolumeType::Gp3, 8, None, None);
+        assert_eq!((plain.operations, plain.bytes), (Speed::constant(3_000), Speed::constant(125 * MIB)));
+        let fast = volume(VolumeType::Gp3, 100, Some(16_000), Some(1_000));
+        assert_eq!((fast.operations, fast.bytes), (Speed::constant(16_000), Speed::constant(1_000 * MIB)));
+        // A root volume of an image's has no figures of its own.
+        let root = VolumeFigures {
+            size: VolumeSize::from_gib(1).unwrap(),
+            volume_type: VolumeType::Gp3,
+            iops: None,
+            throughput: None,
+        };
+        assert_eq!(root.performance(), plain);
+    }
+
+    #[test]
+    fn gp2_bursts_until_it_is_large() {
+        let small = volume(VolumeType::Gp2, 100, None, None);
+        assert_eq!(small.operations, Speed { baseline: 300, peak: 3_000, savings: 5_400_000 });
+        assert_eq!(small.bytes, Speed::constant(128 * MIB));
+        // "3,000 IOPS for 30 minutes": of the smallest, whose baseline fills little of it meanwhile.
+        let tiny = volume(VolumeType::Gp2, 1, None, None).operations;
+        assert_eq!(tiny.savings / tiny.peak, 1_800);
+        assert_eq!(volume(VolumeType::Gp2, 1_000, None, None).operations, Speed::constant(3_000));
+        assert_eq!(volume(VolumeType::Gp2, 334, None, None).bytes, Speed::constant(250 * MIB));
+    }
+
+    #[test]
+    fn provisioned_types_move_as_much_as_their_operations_carry() {
+        let bytes = |volume_type, iops| volume(volume_type, 2_000, Some(iops), None).bytes.peak / MIB;
+        assert_eq!(bytes(VolumeType::Io1, 100), 25);
+        assert_eq!(bytes(VolumeType::Io1, 2_000), 500);
+        assert_eq!(bytes(VolumeType::Io1, 32_000), 500);
+        assert_eq!(bytes(VolumeType::Io1, 64_000), 1_000);
+        assert_eq!(bytes(VolumeType::Io2, 1_000), 250);
+        assert_eq!(bytes(VolumeType::Io2, 256_000), 4_000);
+    }
+
+    #[test]
+    fn rotating_types_grow_with_their_size() {
+        let st1 = volume(VolumeType::St1, 1_024, None, None).bytes;
+        assert_eq!(st1, Speed { baseline: 40 * MIB, peak: 250 * MIB, savings: 1 << 40 });
+        assert_eq!(volume(VolumeType::St1, 12_800, None, None).bytes.baseline, 500 * MIB);
+        let sc1 = volume(VolumeType::Sc1, 125, None, None).bytes;
+        assert_eq!((sc1.baseline, sc1.peak), (125 * 12 * MIB / 1024, 125 * 80 * MIB / 1024));
+    }
+
+    #[test]
+    fn every_type_has_a_path_to_its_volumes_and_a_network() {
+        for row in catalogue::all() {
+            let speeds = row.ebs_performance().map(|path| [path.bytes, path.operations]);
+            for speed in speeds.into_iter().flatten().chain([row.network_speed()]) {
+                assert!(speed.baseline > 0 && speed.baseline <= speed.peak, "{}", row.name);
+                assert_eq!(speed.savings > 0, speed.peak > speed.baseline, "{}", row.name);
+            }
+        }
+        let nano = catalogue::find("t3.nano").unwrap();
+        assert_eq!(nano.network_speed().baseline, 4_000_000);
+    }
+}

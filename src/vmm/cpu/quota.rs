@@ -1,0 +1,112 @@
+//! A machine's CPU budget, enforced: vCPUs run for slices of CPU time, and are held out of the guest while the budget is
+//! overdrawn.
+//!
+//! A slice ends by a timer on the thread's CPU time, whose signal is the one that kicks vCPUs: an idle guest sets off none.
+//! All vCPUs pay from one budget and wait for the same moment, and each then has a slice as long as the others': none can
+//! starve another. Who is held waits at the [`Gate`], so that pausing, saving and stopping find it there at once.
+//! What counts is what the vCPUs' threads had of the host's CPUs, serving their exits included.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::gate::Gate;
+use super::thread_timer::ThreadTimer;
+use super::time::CpuTime;
+use super::vcpu::kick_signal;
+use crate::vmm::limits::{CpuBudget, CpuBudgetConfig, CpuBudgetRecord};
+
+/// The budget of all vCPUs of a machine. Its lock comes before those of [`CpuTime`].
+#[derive(Debug)]
+pub struct Quota {
+    account: Mutex<Account>,
+    vcpus: u32,
+    /// Counts changes of the rules, upon which those who wait look again.
+    changes: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Account {
+    budget: CpuBudget,
+    /// When it was last settled, and what the vCPUs had had by then, in nanoseconds.
+    settled: Instant,
+    used_ns: u64,
+    held_ns: u64,
+}
+
+/// What a vCPU's thread runs by.
+#[derive(Debug)]
+pub struct Allowance<'a> {
+    quota: &'a Quota,
+    cpu_time: &'a CpuTime,
+    timer: ThreadTimer,
+}
+
+impl Quota {
+    /// The budget of so many vCPUs, none of which has run.
+    pub fn new(config: CpuBudgetConfig, vcpus: u32) -> Quota {
+        let account = Account { budget: CpuBudget::new(config), settled: Instant::now(), used_ns: 0, held_ns: 0 };
+        Quota { account: Mutex::new(account), vcpus, changes: AtomicU64::new(0) }
+    }
+
+    /// What the calling thread, a vCPU's, is to run by. Where the host has no timer for it, it runs without being held; what
+    /// it uses counts all the same.
+    pub fn allow_this_thread<'a>(&'a self, cpu_time: &'a CpuTime) -> Option<Allowance<'a>> {
+        match ThreadTimer::new(kick_signal()) {
+            Ok(timer) => Some(Allowance { quota: self, cpu_time, timer }),
+            Err(error) => {
+                log::error!("a vCPU's CPU time cannot be limited, for the host refused a timer: {error}");
+                None
+            }
+        }
+    }
+
+    /// Whether time may be owed, from now on; those who wait at the `gate` look again.
+    pub fn set_can_owe(&self, can_owe: bool, cpu_time: &CpuTime, gate: &Gate) {
+        self.settle(cpu_time).budget.set_can_owe(can_owe);
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        gate.nudge();
+    }
+
+    /// The budget as it is now.
+    pub fn record(&self, cpu_time: &CpuTime) -> CpuBudgetRecord {
+        let account = self.settle(cpu_time);
+        CpuBudgetRecord { budget: account.budget.config(), used_ns: account.used_ns, held_ns: account.held_ns }
+    }
+
+    /// The account, up to now.
+    fn settle(&self, cpu_time: &CpuTime) -> MutexGuard<'_, Account> {
+        let mut account = self.account.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now, used) = (Instant::now(), cpu_time.total_ns());
+        let elapsed = now.saturating_duration_since(account.settled);
+        let spent = used.saturating_sub(account.used_ns);
+        account.budget.pass(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), spent);
+        (account.settled, account.used_ns) = (now, used);
+        account
+    }
+}
+
+impl Allowance<'_> {
+    /// Asks for the next slice, when one has ended or may have. Returns whether it was given; if not, the vCPU has waited at
+    /// the `gate`, which may be closed by now.
+    pub fn next_slice(&self, gate: &Gate) -> bool {
+        let quota = self.quota;
+        let changes = quota.changes.load(Ordering::SeqCst);
+        let (wait, slice) = {
+            let account = quota.settle(self.cpu_time);
+            (account.budget.wait_ns(), account.budget.slice_ns(quota.vcpus))
+        };
+        if wait == 0 {
+            if let Err(error) = self.timer.set(slice) {
+                log::error!("a vCPU's CPU time cannot be limited: {error}");
+            }
+            return true;
+        }
+        let began = Instant::now();
+        gate.hold(Duration::from_nanos(wait), || quota.changes.load(Ordering::SeqCst) == changes);
+        let held = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let mut account = quota.account.lock().unwrap_or_else(PoisonError::into_inner);
+        account.held_ns = account.held_ns.saturating_add(held);
+        false
+    }
+}

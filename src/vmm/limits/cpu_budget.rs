@@ -1,0 +1,284 @@
+//! A budget of CPU time: earned at a steady rate, saved up to a cap, spent by running. Time is passed in.
+//!
+//! Where it cannot be owed, what is spent beyond it is overdrawn, and is to be waited off: [`CpuBudget::wait_ns`].
+
+use serde::{Deserialize, Serialize};
+
+/// Millionths.
+const PPM: u128 = 1_000_000;
+/// The shortest time that a vCPU is given at once. Held for it, a vCPU with a share of 5 % runs five times a second; and
+/// the kernel looks at CPU-time timers once a tick, which is 4 ms at its usual 250 Hz.
+const MIN_SLICE_NS: u64 = 10_000_000;
+/// The longest: what is earned above the cap is noticed to be lost this late.
+const MAX_SLICE_NS: u64 = 1_000_000_000;
+
+/// A machine's CPU budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CpuBudgetConfig {
+    /// CPU time that is earned, in millionths of the time that passes: 100,000 are a tenth of one CPU.
+    pub earned_ppm: u64,
+    /// The most that is saved, in nanoseconds.
+    pub cap_ns: u64,
+    /// Whether time may be owed: then no vCPU ever waits.
+    pub can_owe: bool,
+    /// The most that is owed and paid back, in nanoseconds; what is spent beyond it is charged.
+    pub owed_cap_ns: u64,
+    /// What there is in the beginning.
+    pub balance: CpuBalance,
+}
+
+/// What a budget comes to, in nanoseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CpuBalance {
+    /// Earned and saved.
+    pub saved_ns: u64,
+    /// Given besides: spent first, and not counted by the cap.
+    #[serde(default)]
+    pub extra_ns: u64,
+    /// Spent before it is earned; paid back by what is earned.
+    #[serde(default)]
+    pub owed_ns: u64,
+    /// Spent with nothing left; the vCPUs wait until it is earned.
+    #[serde(default)]
+    pub overdrawn_ns: u64,
+    /// Owed beyond the cap, or when owing ended: never paid back.
+    #[serde(default)]
+    pub charged_ns: u64,
+}
+
+/// A budget as it is now, as data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuBudgetRecord {
+    /// Its rules; the balance in it is what it is now.
+    pub budget: CpuBudgetConfig,
+    /// What was spent since the machine was started.
+    pub used_ns: u64,
+    /// For how long vCPUs were held out of the guest since then, all together.
+    pub held_ns: u64,
+}
+
+/// The budget.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuBudget {
+    config: CpuBudgetConfig,
+    /// Earned, in millionths of a nanosecond, and not yet a whole one.
+    rest: u128,
+}
+
+impl CpuBudgetConfig {
+    /// Whether what is overdrawn is ever earned, and sums of it fit.
+    pub fn is_sound(&self) -> bool {
+        const MOST: u64 = 1 << 60;
+        let CpuBalance { saved_ns, extra_ns, owed_ns, overdrawn_ns, charged_ns } = self.balance;
+        let sums = [self.cap_ns, self.owed_cap_ns, saved_ns, extra_ns, owed_ns, overdrawn_ns, charged_ns];
+        (1..=1_000_000_000).contains(&self.earned_ppm) && sums.into_iter().all(|sum| sum <= MOST)
+    }
+}
+
+impl CpuBudget {
+    /// A budget that begins with its configuration's balance.
+    pub fn new(config: CpuBudgetConfig) -> CpuBudget {
+        CpuBudget { config, rest: 0 }
+    }
+
+    /// Its rules, and its balance now.
+    pub fn config(&self) -> CpuBudgetConfig {
+        self.config
+    }
+
+    /// `elapsed_ns` have passed, in which the vCPUs had `used_ns` of CPU time.
+    pub fn pass(&mut self, elapsed_ns: u64, used_ns: u64) {
+        self.earn(elapsed_ns);
+        self.spend(used_ns);
+    }
+
+    /// What is overdrawn is paid first, then what is owed; the rest is saved.
+    fn earn(&mut self, elapsed_ns: u64) {
+        let earned = u128::from(elapsed_ns) * u128::from(self.config.earned_ppm) + self.rest;
+        self.rest = earned % PPM;
+        let mut earned = u64::try_from(earned / PPM).unwrap_or(u64::MAX);
+        let CpuBudgetConfig { cap_ns, balance, .. } = &mut self.config;
+        for debt in [&mut balance.overdrawn_ns, &mut balance.owed_ns] {
+            let paid = earned.min(*debt);
+            *debt -= paid;
+            earned -= paid;
+        }
+        // What was saved under a higher cap stays.
+        let room = cap_ns.saturating_sub(balance.saved_ns);
+        balance.saved_ns += earned.min(room);
+    }
+
+    fn spend(&mut self, mut used: u64) {
+        let CpuBudgetConfig { can_owe, owed_cap_ns, balance, .. } = &mut self.config;
+        for source in [&mut balance.extra_ns, &mut balance.saved_ns] {
+            let spent = used.min(*source);
+            *source -= spent;
+            used -= spent;
+        }
+        if !*can_owe {
+            balance.overdrawn_ns = balance.overdrawn_ns.saturating_add(used);
+            return;
+        }
+        let owed = used.min(owed_cap_ns.saturating_sub(balance.owed_ns));
+        balance.owed_ns += owed;
+        balance.charged_ns = balance.charged_ns.saturating_add(used - owed);
+    }
+
+    /// How long the vCPUs are to wait now, if nothing is spent meanwhile.
+    pub fn wait_ns(&self) -> u64 {
+        let missing = u128::from(self.config.balance.overdrawn_ns) * PPM;
+        let wait = missing.saturating_sub(self.rest).div_ceil(u128::from(self.config.earned_ppm.max(1)));
+        u64::try_from(wait).unwrap_or(u64::MAX)
+    }
+
+    /// For how much CPU time each of `vcpus` may run before the budget is looked at again.
+    pub fn slice_ns(&self, vcpus: u32) -> u64 {
+        let CpuBudgetConfig { can_owe, balance, .. } = &self.config;
+        if *can_owe {
+            return MAX_SLICE_NS;
+        }
+        let left = balance.saved_ns.saturating_add(balance.extra_ns);
+        (left / u64::from(vcpus.max(1))).clamp(MIN_SLICE_NS, MAX_SLICE_NS)
+    }
+
+    /// Whether time may be owed, from now on. What is owed when that ends is charged.
+    pub fn set_can_owe(&mut self, can_owe: bool) {
+        let CpuBudgetConfig { can_owe: could, balance, .. } = &mut self.config;
+        *could = can_owe;
+        let ended = if can_owe { &mut balance.overdrawn_ns } else { &mut balance.owed_ns };
+        let ended = std::mem::take(ended);
+        if can_owe {
+            self.spend(ended);
+        } else {
+            balance.charged_ns = balance.charged_ns.saturating_add(ended);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn budget(saved: u64, can_owe: bool) -> CpuBudget {
+        let balance = CpuBalance { saved_ns: saved, ..CpuBalance::default() };
+        let config =
+            CpuBudgetConfig { earned_ppm: 100_000, cap_ns: 100 * SECOND, can_owe, owed_cap_ns: 100 * SECOND, balance };
+        CpuBudget::new(config)
+    }
+
+    fn balance(budget: &CpuBudget) -> CpuBalance {
+        budget.config().balance
+    }
+
+    #[test]
+    fn an_idle_machine_saves_up_to_its_cap() {
+        let mut budget = budget(0, false);
+        budget.pass(10 * SECOND, 0);
+        assert_eq!(balance(&budget).saved_ns, SECOND);
+        budget.pass(10_000 * SECOND, 0);
+        assert_eq!(balance(&budget).saved_ns, 100 * SECOND);
+    }
+
+    #[test]
+    fn what_was_given_besides_is_spent_first_and_does_not_count_for_the_cap() {
+        let mut budget = budget(100 * SECOND, false);
+        budget.config.balance.extra_ns = 5 * SECOND;
+        budget.pass(0, 7 * SECOND);
+        assert_eq!(balance(&budget), CpuBalance { saved_ns: 98 * SECOND, ..CpuBalance::default() });
+    }
+
+    #[test]
+    fn an_overdrawn_budget_waits_until_that_is_earned() {
+        let mut budget = budget(SECOND, false);
+        budget.pass(0, SECOND + 20_000_000);
+        assert_eq!(balance(&budget).overdrawn_ns, 20_000_000);
+        assert_eq!(budget.wait_ns(), 200_000_000);
+        budget.pass(199_999_999, 0);
+        assert_eq!(budget.wait_ns(), 1);
+        budget.pass(1, 0);
+        assert_eq!((budget.wait_ns(), balance(&budget)), (0, CpuBalance::default()));
+    }
+
+    #[test]
+    fn what_is_owed_holds_nobody_and_is_paid_before_anything_is_saved() {
+        let mut budget = budget(SECOND, true);
+        budget.pass(10 * SECOND, 10 * SECOND);
+        assert_eq!((balance(&budget).owed_ns, budget.wait_ns()), (8 * SECOND, 0));
+        budget.pass(90 * SECOND, 0);
+        assert_eq!((balance(&budget).owed_ns, balance(&budget).saved_ns), (0, SECOND));
+    }
+
+    #[test]
+    fn what_is_owed_beyond_the_cap_and_when_owing_ends_is_charged() {
+        let mut budget = budget(0, true);
+        budget.pass(0, 103 * SECOND);
+        assert_eq!((balance(&budget).owed_ns, balance(&budget).charged_ns), (100 * SECOND, 3 * SECOND));
+        budget.set_can_owe(false);
+        assert_eq!((balance(&budget).owed_ns, balance(&budget).charged_ns), (0, 103 * SECOND));
+        budget.pass(0, SECOND);
+        assert_eq!(budget.wait_ns(), 10 * SECOND);
+        budget.set_can_owe(true);
+        assert_eq!((budget.wait_ns(), balance(&budget).owed_ns), (0, SECOND));
+    }
+
+    #[test]
+    fn slices_grow_with_what_is_left() {
+        assert_eq!(budget(0, false).slice_ns(2), MIN_SLICE_NS);
+        assert_eq!(budget(SECOND, false).slice_ns(4), SECOND / 4);
+        assert_eq!(budget(90 * SECOND, false).slice_ns(4), MAX_SLICE_NS);
+        assert_eq!(budget(0, true).slice_ns(2), MAX_SLICE_NS);
+    }
+
+    proptest! {
+        /// However time is cut into pieces, a machine that waits as it is told has what it began with and what it earned,
+        /// and never more than a slice beyond it.
+        #[test]
+        fn nobody_gets_more_than_there_is(
+            saved in 0..3 * SECOND,
+            ppm in 1_000_u64..2_000_000,
+            pieces in prop::collection::vec((0_u64..2 * SECOND, 0_u32..=100), 1..200),
+        ) {
+            let mut budget = budget(saved, false);
+            budget.config.earned_ppm = ppm;
+            let (mut elapsed, mut used) = (0_u128, 0_u128);
+            for (idle, percent) in pieces {
+                budget.pass(idle, 0);
+                elapsed += u128::from(idle);
+                let wait = budget.wait_ns();
+                budget.pass(wait, 0);
+                elapsed += u128::from(wait);
+                prop_assert_eq!(budget.wait_ns(), 0);
+                let slice = budget.slice_ns(1) * u64::from(percent) / 100;
+                budget.pass(slice, slice);
+                elapsed += u128::from(slice);
+                used += u128::from(slice);
+            }
+            let most = u128::from(saved) + elapsed * u128::from(ppm) / PPM + u128::from(MAX_SLICE_NS);
+            prop_assert!(used <= most, "{} of {}", used, most);
+            prop_assert!(balance(&budget).saved_ns <= 100 * SECOND);
+        }
+
+        #[test]
+        fn nothing_is_lost_or_made_by_owing(
+            pieces in prop::collection::vec((0_u64..10 * SECOND, 0_u64..10 * SECOND), 1..100),
+        ) {
+            let mut budget = budget(0, true);
+            // As if there were no caps: every nanosecond is somewhere.
+            (budget.config.cap_ns, budget.config.owed_cap_ns) = (1 << 60, 1 << 60);
+            let (mut earned, mut used) = (0_i128, 0_i128);
+            for (elapsed, spent) in pieces {
+                budget.pass(elapsed, spent);
+                earned += i128::from(elapsed) * 100_000;
+                used += i128::from(spent);
+            }
+            let CpuBalance { saved_ns, owed_ns, charged_ns, .. } = balance(&budget);
+            prop_assert_eq!(charged_ns, 0);
+            prop_assert_eq!(i128::from(saved_ns) - i128::from(owed_ns), earned / 1_000_000 - used);
+        }
+    }
+}

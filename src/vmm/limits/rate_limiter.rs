@@ -1,0 +1,203 @@
+//! Limiters: what may pass by a [`Rate`], and by those of a disk. Time is passed in; nothing here waits.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::token_bucket::TokenBucket;
+use super::{DiskLimits, Rate};
+
+/// How much of its peak may pass at once, as a fraction of what passes in a second. A device's thread wakes some
+/// milliseconds late; what would have passed meanwhile passes then.
+const AT_ONCE: u64 = 20;
+
+/// A limiter of one rate: what comes above the peak waits, and what comes above the baseline where nothing is saved.
+#[derive(Debug, Clone)]
+pub struct RateLimiter {
+    rate: Rate,
+    peak: TokenBucket,
+    /// Savings; none where the peak is the baseline.
+    savings: Option<TokenBucket>,
+}
+
+impl RateLimiter {
+    /// One with all its savings.
+    pub fn new(rate: Rate, now_ns: u64) -> RateLimiter {
+        let peak = TokenBucket::full(rate.peak, rate.peak / AT_ONCE, now_ns);
+        let savings = (rate.peak > rate.baseline)
+            .then(|| TokenBucket::full(rate.baseline, rate.savings.max(rate.baseline / AT_ONCE), now_ns));
+        RateLimiter { rate, peak, savings }
+    }
+
+    /// Its rate.
+    pub fn rate(&self) -> Rate {
+        self.rate
+    }
+
+    /// How long until something may pass, in nanoseconds; 0 if it may now.
+    pub fn wait_ns(&mut self, now_ns: u64) -> u64 {
+        let savings = self.savings.as_mut().map_or(0, |savings| savings.wait_ns(now_ns));
+        self.peak.wait_ns(now_ns).max(savings)
+    }
+
+    /// `amount` passes.
+    pub fn take(&mut self, amount: u64, now_ns: u64) {
+        self.peak.take(amount, now_ns);
+        if let Some(savings) = &mut self.savings {
+            savings.take(amount, now_ns);
+        }
+    }
+
+    /// What is left of its savings, in per cent.
+    pub fn saved_percent(&mut self, now_ns: u64) -> u64 {
+        let all = self.rate.savings.max(1);
+        self.savings.as_mut().map_or(100, |savings| savings.tokens(now_ns).min(all).saturating_mul(100) / all)
+    }
+}
+
+/// The limiter of a disk, or of all disks of a machine.
+#[derive(Debug, Clone, Default)]
+pub struct DiskLimiter {
+    limits: DiskLimits,
+    bytes: Option<RateLimiter>,
+    operations: Option<RateLimiter>,
+}
+
+impl DiskLimiter {
+    /// One with all its savings.
+    pub fn new(limits: DiskLimits, now_ns: u64) -> DiskLimiter {
+        let limiter = |rate: Option<Rate>| rate.map(|rate| RateLimiter::new(rate, now_ns));
+        DiskLimiter { limits, bytes: limiter(limits.bytes), operations: limiter(limits.operations) }
+    }
+
+    /// Its limits.
+    pub fn limits(&self) -> DiskLimits {
+        self.limits
+    }
+
+    /// How long until a request may be carried out, in nanoseconds; 0 if it may now.
+    pub fn wait_ns(&mut self, now_ns: u64) -> u64 {
+        self.both().map(|limiter| limiter.wait_ns(now_ns)).max().unwrap_or(0)
+    }
+
+    /// A request of so many bytes is carried out.
+    pub fn take(&mut self, bytes: u64, now_ns: u64) {
+        let operations = bytes
+            .checked_div(self.limits.operation_bytes)
+            .map_or(1, |_| bytes.div_ceil(self.limits.operation_bytes).max(1));
+        if let Some(limiter) = &mut self.bytes {
+            limiter.take(bytes, now_ns);
+        }
+        if let Some(limiter) = &mut self.operations {
+            limiter.take(operations, now_ns);
+        }
+    }
+
+    /// What is left of its savings, in per cent: of those of which the least is left.
+    pub fn saved_percent(&mut self, now_ns: u64) -> u64 {
+        self.both().map(|limiter| limiter.saved_percent(now_ns)).min().unwrap_or(100)
+    }
+
+    fn both(&mut self) -> impl Iterator<Item = &mut RateLimiter> {
+        self.bytes.iter_mut().chain(&mut self.operations)
+    }
+}
+
+/// The limiter of all disks of a machine that are limited, which their devices share. Its lock comes last.
+#[derive(Debug, Clone, Default)]
+pub struct SharedDiskLimiter(Option<Arc<Mutex<DiskLimiter>>>);
+
+impl SharedDiskLimiter {
+    /// For those limits, if there are any.
+    pub fn new(limits: Option<DiskLimits>, now_ns: u64) -> SharedDiskLimiter {
+        SharedDiskLimiter(limits.map(|limits| Arc::new(Mutex::new(DiskLimiter::new(limits, now_ns)))))
+    }
+
+    /// The limiter, if there is one.
+    pub fn lock(&self) -> Option<MutexGuard<'_, DiskLimiter>> {
+        self.0.as_ref().map(|limiter| limiter.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// How much passes of requests of `size` from `from` to `to`, by who waits as told and wakes `late`.
+    fn passes(limiter: &mut RateLimiter, size: u64, (from, to): (u64, u64), late: u64) -> u64 {
+        let (mut now, mut passed) = (from, 0);
+        loop {
+            match limiter.wait_ns(now) {
+                0 => {
+                    limiter.take(size, now);
+                    passed += size;
+                }
+                wait if now + wait + late < to => now += wait + late,
+                _ => return passed,
+            }
+        }
+    }
+
+    #[test]
+    fn there_is_the_peak_for_as_long_as_savings_last_and_then_the_baseline() {
+        // A hundred a second, and three hundred for ten seconds.
+        let rate = Rate { baseline: 100, peak: 300, savings: 2000 };
+        let mut limiter = RateLimiter::new(rate, 0);
+        let first = passes(&mut limiter, 1, (0, 5 * SECOND), 0);
+        assert!((1490..=1520).contains(&first), "{first}");
+        assert_eq!(limiter.saved_percent(5 * SECOND), 49);
+        passes(&mut limiter, 1, (5 * SECOND, 12 * SECOND), 0);
+        let later = passes(&mut limiter, 1, (20 * SECOND, 30 * SECOND), 0);
+        // What was saved while it did nothing for eight seconds comes besides.
+        assert!((1790..=1810).contains(&later), "{later}");
+    }
+
+    #[test]
+    fn a_thread_that_wakes_late_loses_nothing() {
+        let mut limiter = RateLimiter::new(Rate::constant(1_000_000), 0);
+        let passed = passes(&mut limiter, 1000, (0, 10 * SECOND), 3_000_000);
+        assert!((9_900_000..=10_100_000).contains(&passed), "{passed}");
+    }
+
+    #[test]
+    fn a_large_request_counts_as_several_operations() {
+        let operations = Some(Rate::constant(100));
+        let limits = DiskLimits { bytes: None, operations, operation_bytes: 256 << 10 };
+        let mut limiter = DiskLimiter::new(limits, 0);
+        // Five may pass at once.
+        for _ in 0..4 {
+            limiter.take(4096, 0);
+        }
+        assert_eq!(limiter.wait_ns(0), 0);
+        limiter.take(1 << 20, 0);
+        let wait = limiter.wait_ns(0);
+        assert!((30_000_000..=30_000_001).contains(&wait), "{wait}");
+    }
+
+    #[test]
+    fn without_limits_nothing_waits() {
+        let mut limiter = DiskLimiter::default();
+        limiter.take(u64::MAX, 0);
+        assert_eq!((limiter.wait_ns(0), limiter.saved_percent(0)), (0, 100));
+        assert!(SharedDiskLimiter::default().lock().is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn no_more_passes_than_peak_and_savings_allow(
+            baseline in 1_u64..1000,
+            above in 0_u64..1000,
+            savings in 0_u64..5000,
+            size in 1_u64..50,
+            late in 0_u64..5_000_000,
+        ) {
+            let rate = Rate { baseline, peak: baseline + above, savings };
+            let mut limiter = RateLimiter::new(rate, 0);
+            let passed = passes(&mut limiter, size, (0, 20 * SECOND), late);
+            let at_once = rate.peak / AT_ONCE + size + 1;
+            prop_assert!(passed <= 20 * rate.peak + at_once);
+            prop_assert!(passed <= 20 * baseline + savings.max(baseline / AT_ONCE) + at_once);
+        }
+    }
+}

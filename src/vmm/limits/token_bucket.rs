@@ -1,0 +1,112 @@
+//! A token bucket: it fills at a steady rate up to its capacity, and what passes takes tokens out. Time is passed in.
+//!
+//! What passes is never cut: it may pass while there is a token, and takes all that it costs, so that the bucket may come
+//! to be in debt. Then nothing passes until that is paid. So no capacity is too small for one large request.
+
+/// Billionths of tokens, so that a nanosecond at any rate is a whole number of them.
+const WHOLE: i128 = 1_000_000_000;
+
+/// The bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenBucket {
+    per_second: u64,
+    /// Capacity and tokens, in billionths.
+    capacity: i128,
+    tokens: i128,
+    /// When it was last filled, in nanoseconds.
+    at_ns: u64,
+}
+
+impl TokenBucket {
+    /// A full bucket.
+    pub fn full(per_second: u64, capacity: u64, now_ns: u64) -> TokenBucket {
+        let capacity = i128::from(capacity.max(1)) * WHOLE;
+        TokenBucket { per_second: per_second.max(1), capacity, tokens: capacity, at_ns: now_ns }
+    }
+
+    /// Fills it with what has come since it was last looked at. A clock that goes back brings nothing.
+    fn fill(&mut self, now_ns: u64) {
+        let elapsed = now_ns.saturating_sub(self.at_ns);
+        self.at_ns = self.at_ns.max(now_ns);
+        self.tokens = (self.tokens + i128::from(elapsed) * i128::from(self.per_second)).min(self.capacity);
+    }
+
+    /// How long until something may pass, in nanoseconds; 0 if it may now.
+    pub fn wait_ns(&mut self, now_ns: u64) -> u64 {
+        self.fill(now_ns);
+        if self.tokens > 0 {
+            return 0;
+        }
+        // One billionth above nothing is enough.
+        let wait = (1 - self.tokens).unsigned_abs().div_ceil(u128::from(self.per_second));
+        u64::try_from(wait).unwrap_or(u64::MAX)
+    }
+
+    /// `amount` passes.
+    pub fn take(&mut self, amount: u64, now_ns: u64) {
+        self.fill(now_ns);
+        self.tokens = self.tokens.saturating_sub(i128::from(amount) * WHOLE);
+    }
+
+    /// The tokens in it; none while it is in debt.
+    pub fn tokens(&mut self, now_ns: u64) -> u64 {
+        self.fill(now_ns);
+        u64::try_from(self.tokens.max(0) / WHOLE).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_bucket_gives_what_it_has_and_then_what_comes() {
+        let mut bucket = TokenBucket::full(100, 50, 0);
+        bucket.take(50, 0);
+        assert_eq!(bucket.wait_ns(0), 1);
+        assert_eq!(bucket.tokens(SECOND / 10), 10);
+        assert_eq!(bucket.tokens(100 * SECOND), 50);
+    }
+
+    #[test]
+    fn a_request_larger_than_the_bucket_passes_and_is_paid_for() {
+        let mut bucket = TokenBucket::full(100, 10, 0);
+        bucket.take(210, 0);
+        assert_eq!(bucket.tokens(0), 0);
+        assert_eq!(bucket.wait_ns(0).div_ceil(1000) * 1000, 2 * SECOND + 1000);
+        assert_eq!(bucket.wait_ns(3 * SECOND), 0);
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_brings_nothing() {
+        let mut bucket = TokenBucket::full(100, 10, 5 * SECOND);
+        bucket.take(10, 5 * SECOND);
+        assert_eq!(bucket.tokens(4 * SECOND), 0);
+        assert_eq!(bucket.tokens(5 * SECOND), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn who_waits_as_told_may_pass_and_never_gets_more_than_rate_and_capacity(
+            rate in 1_u64..1_000_000_000,
+            capacity in 1_u64..1_000_000,
+            requests in prop::collection::vec((0_u64..SECOND, 1_u64..100_000), 1..100),
+        ) {
+            let mut bucket = TokenBucket::full(rate, capacity, 0);
+            let (mut now, mut passed, mut last) = (0, 0_u128, 0);
+            for (pause, amount) in requests {
+                now += pause;
+                now += bucket.wait_ns(now);
+                prop_assert_eq!(bucket.wait_ns(now), 0);
+                bucket.take(amount, now);
+                passed += u128::from(amount);
+                last = amount;
+            }
+            let most = u128::from(capacity) + u128::from(now) * u128::from(rate) / u128::from(SECOND) + 1;
+            prop_assert!(passed - u128::from(last) <= most);
+        }
+    }
+}
