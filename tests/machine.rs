@@ -59,6 +59,7 @@ fn config(wisp: &Wisp, folder: &Path) -> MachineConfig {
         disk_slots: 3,
         vsock: Some(VsockConfig { cid: 3, path: folder.join("vsock.sock"), seed: None }),
         net: None,
+        identity: None,
     }
 }
 

@@ -17,7 +17,9 @@ use rustix::fs::inotify;
 
 use super::error::CloudError;
 use super::image::Image;
-use super::run::{ConsoleTail, GUEST_CID, VSOCK, add_options, console_tail, image_kernel, is_timeout, name_host};
+use super::run::{
+    ConsoleTail, GUEST_CID, VSOCK, add_options, console_tail, identity, image_kernel, is_timeout, name_host,
+};
 use crate::ec2::InstanceId;
 use crate::ec2::catalogue;
 use crate::ec2::state::InstanceState;
@@ -255,7 +257,8 @@ impl Folder {
         let cpus = CpuConfig { count: record.vcpus, threads_per_core: record.threads_per_core };
         let vsock = Some(VsockConfig { cid: GUEST_CID, path: self.path.join(VSOCK), seed });
         let memory_mib = with_kernel_share(record.memory_mib);
-        Ok(MachineConfig { cpus, memory_mib, kernel, disks, disk_slots, vsock, net: None })
+        let identity = Some(identity(record.id, &record.instance_type));
+        Ok(MachineConfig { cpus, memory_mib, kernel, disks, disk_slots, vsock, net: None, identity })
     }
 
     /// Fresh, empty instance-store disks of the instance's type: sparse files, gone when it stops.

@@ -15,6 +15,7 @@ pub mod metadata;
 pub mod network;
 pub mod size;
 pub mod state;
+pub mod system;
 pub mod tag;
 pub mod type_name;
 pub mod user_data;

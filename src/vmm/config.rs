@@ -39,6 +39,23 @@ pub struct MachineConfig {
     /// The network device, if there is to be one.
     #[serde(default)]
     pub net: Option<NetConfig>,
+    /// What its firmware says that it is, if anything.
+    #[serde(default)]
+    pub identity: Option<SystemIdentity>,
+}
+
+/// What a machine is called in its SMBIOS tables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SystemIdentity {
+    /// Who made it, its firmware, its board and its chassis.
+    pub manufacturer: String,
+    /// The product's name.
+    pub product: String,
+    /// Its UUID, which is its serial number too; the most significant byte first.
+    pub uuid: [u8; 16],
+    /// What its owner calls its board.
+    pub asset_tag: String,
 }
 
 /// Virtual CPUs: one socket, `count / threads_per_core` cores.
@@ -251,6 +268,7 @@ mod tests {
             disk_slots: 0,
             vsock: None,
             net: None,
+            identity: None,
         }
     }
 

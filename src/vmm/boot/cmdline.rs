@@ -140,6 +140,7 @@ mod tests {
             disk_slots: 0,
             vsock: None,
             net: None,
+            identity: None,
         }
     }
 
