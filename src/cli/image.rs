@@ -90,6 +90,9 @@ enum Command {
         /// Of an archive of files: the size of the file system that is made of it, such as 4G.
         #[arg(long, value_name = "SIZE")]
         size: Option<MemorySize>,
+        /// Of a SquashFS or EROFS image: cloud-init is in it, and is left to set instances up. In others it is found.
+        #[arg(long)]
+        cloud_init: bool,
     },
     /// Writes an image's bundle to an archive.
     Export {
@@ -195,9 +198,9 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
             bar.finish();
             return report(&image, files?, output);
         }
-        Command::Import { source, name, description, public, default_user, cmdline, size } => {
+        Command::Import { source, name, description, public, default_user, cmdline, size, cloud_init } => {
             let visibility = if public { Visibility::Public } else { Visibility::Private };
-            let root = RootChoices { default_user, cmdline, size: size.map(MemorySize::bytes) };
+            let root = RootChoices { default_user, cmdline, size: size.map(MemorySize::bytes), cloud_init };
             let new = NewImage { name, description, visibility, root };
             let bar = Bar::default();
             let imported = cloud.import_image(&source, &new, &bar);
@@ -332,6 +335,9 @@ fn lines(record: &ImageRecord, image: &Image, warm: &[WarmRecord], screen: Scree
     ];
     if let Some(root) = &manifest.root {
         lines.push(line("Root", &format!("{ROOT_DEVICE}: {}, {}", root.file, root.file_system)));
+    }
+    if manifest.cloud_init {
+        lines.push(line("Set up by", "cloud-init, from the metadata service"));
     }
     if let Some(instance) = record.source_instance {
         lines.push(line("Made of", &instance.to_string()));

@@ -19,7 +19,7 @@ use crate::cloud::image::Image;
 use crate::cloud::image_memory::ImageMemory;
 use crate::cloud::launch;
 use crate::cloud::run::{Boot, EphemeralInstance, ExtraDisk, RunError, RunSpec};
-use crate::cloud::warm::{Warm, find, limit};
+use crate::cloud::warm::{Warm, can_have, find};
 use crate::ec2::capacity::Request;
 use crate::guest::Agent;
 use crate::host::home::Home;
@@ -163,7 +163,7 @@ impl Warming {
             && spec.cmdline.is_none()
             && image.manifest.root.is_some();
         let found = if can_be { find(home, image, spec.cpus, spec.memory_mib) } else { None };
-        Warming { is_wanted: can_be && found.is_none() && limit() > 0, found }
+        Warming { is_wanted: can_be && found.is_none() && can_have(image), found }
     }
 }
 

@@ -77,6 +77,9 @@ fn user_data(cloud: &Cloud, record: &InstanceRecord) -> String {
     if record.state != InstanceState::Running {
         return "given; the guest does not run".into();
     }
+    if cloud.open_image(record.image_id).is_ok_and(|image| image.manifest.cloud_init) {
+        return "left to cloud-init; `cloud-init status` in the guest tells how far it is".into();
+    }
     let status = cloud
         .folder(record.id)
         .agent(SHORT)

@@ -284,7 +284,7 @@ impl Cloud {
         let mut monitors = Vec::new();
         for Prepared { record, volumes, folder, lock } in prepared {
             let image = self.open_image(record.image_id)?;
-            let seed = self.write_seed(&folder, &record, &image.manifest.default_user, true)?;
+            let seed = self.write_seed(&folder, &record, &image.manifest, true)?;
             let mut config = folder.config(&self.home, &record, &image, &volumes, seed)?;
             let network = self.connect(&record, &folder, &mut config)?;
             limit(&mut config, &record, &volumes);

@@ -29,6 +29,9 @@ pub struct Manifest {
     pub architecture: String,
     /// Who commands run as.
     pub default_user: String,
+    /// Whether cloud-init is in it, which does what a new instance is told: its name, its key, its user data.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cloud_init: bool,
     /// The kernel.
     pub kernel: KernelEntry,
     /// The initial RAM disk, if there is one.

@@ -131,7 +131,7 @@ impl Cloud {
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.id).collect();
         match self.start_all(prepared, &image, warm.as_ref()) {
             Ok(monitors) => {
-                let wants_warm = can_be_warm && warm.is_none() && warm::limit() > 0;
+                let wants_warm = can_be_warm && warm.is_none() && warm::can_have(&image);
                 if let (true, None, Some(memory)) = (can_be_warm, &warm, ImageMemory::of(&image)) {
                     self.notices.extend(boots(&memory, &spec.size));
                 }
@@ -400,7 +400,7 @@ impl Cloud {
         let mut monitors = Vec::new();
         for Prepared { record, folder, lock, .. } in prepared {
             let volumes = self.volumes_of(&record)?;
-            let seed = self.write_seed(&folder, &record, &image.manifest.default_user, warm.is_some())?;
+            let seed = self.write_seed(&folder, &record, &image.manifest, warm.is_some())?;
             let mut config = folder.config(&self.home, &record, image, &volumes, seed)?;
             let network = self.connect(&record, &folder, &mut config)?;
             limit(&mut config, &record, &volumes);

@@ -177,7 +177,7 @@ impl Cloud {
         }
         let image = self.open_image(record.image_id)?;
         let volumes = self.volumes_of(record)?;
-        let seed = self.write_seed(folder, record, &image.manifest.default_user, false)?;
+        let seed = self.write_seed(folder, record, &image.manifest, false)?;
         let mut config = folder.config(&self.home, record, &image, &volumes, seed)?;
         let network = self.connect(record, folder, &mut config)?;
         limit(&mut config, record, &volumes);

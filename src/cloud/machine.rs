@@ -17,7 +17,9 @@ use rustix::fs::inotify;
 
 use super::error::CloudError;
 use super::image::Image;
-use super::run::{ConsoleTail, GUEST_CID, VSOCK, add_options, console_tail, image_kernel, is_timeout, name_host};
+use super::run::{
+    ConsoleTail, GUEST_CID, VSOCK, add_options, console_tail, identity, image_kernel, is_timeout, name_host,
+};
 use crate::ec2::InstanceId;
 use crate::ec2::catalogue;
 use crate::ec2::state::InstanceState;
@@ -265,6 +267,7 @@ impl Folder {
             disk_slots,
             vsock,
             net: None,
+            identity: Some(identity(record.id, &record.instance_type)),
             cpu_budget: None,
             disk_limits: None,
         })

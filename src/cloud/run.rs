@@ -21,11 +21,13 @@ use super::new_id;
 use super::warm::{self, Warm};
 use crate::ec2::InstanceType;
 use crate::ec2::id::InstanceId;
+use crate::ec2::system;
 use crate::guest::Seed;
 use crate::host::home::{Home, HomeError, lock_file, try_lock_file, write_private};
 use crate::host::monitor_process::{self, Inherited};
 use crate::vmm::config::{
-    BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, MachineConfig, VsockConfig,
+    BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, MachineConfig, SystemIdentity,
+    VsockConfig,
 };
 use crate::vmm::control::{ClientError, ControlClient, Message, Request, Status};
 use crate::vmm::devices::console;
@@ -229,6 +231,7 @@ impl RunSpec {
             net: Some(network::device(*id, None)),
             cpu_budget: None,
             disk_limits: None,
+            identity: Some(identity(*id, "custom")),
         }
     }
 }
@@ -268,6 +271,16 @@ fn layer_disk(layer: &Path, access: DiskAccess) -> DiskConfig {
 pub(super) fn add_options(kernel: &mut KernelConfig, options: Option<&str>) {
     if let Some(options) = options {
         kernel.cmdline = format!("{} {options}", kernel.cmdline).trim().to_string();
+    }
+}
+
+/// What the firmware of an instance of this type says.
+pub(super) fn identity(id: InstanceId, instance_type: &str) -> SystemIdentity {
+    SystemIdentity {
+        manufacturer: system::MANUFACTURER.into(),
+        product: instance_type.into(),
+        uuid: system::system_uuid(id),
+        asset_tag: id.to_string(),
     }
 }
 

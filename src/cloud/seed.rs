@@ -1,9 +1,13 @@
 //! What a new instance is told over vsock: its identity, the key pair's public key, its user data.
+//!
+//! A guest with cloud-init is not told: cloud-init asks the metadata service, which has the same, and user data is not to
+//! run twice. Only one that goes on from another's machine is told its name and its key, for cloud-init comes with a boot.
 
 use std::path::PathBuf;
 
 use super::Cloud;
 use super::error::CloudError;
+use super::image::Manifest;
 use super::machine::Folder;
 use super::run::host_name;
 use crate::ec2::user_data::{Kind, UserData};
@@ -21,7 +25,7 @@ impl Cloud {
         &mut self,
         folder: &Folder,
         record: &InstanceRecord,
-        default_user: &str,
+        image: &Manifest,
         copied: bool,
     ) -> Result<Option<PathBuf>, CloudError> {
         let key = match &record.key_name {
@@ -29,16 +33,18 @@ impl Cloud {
             Some(name) => self.store.read::<_, CloudError>(|tx| Ok(tx.get::<KeyPairRecord>(name)?))?,
             None => None,
         };
-        if key.is_none() && record.user_data.is_none() && !copied {
+        let is_told = !image.cloud_init && (key.is_some() || record.user_data.is_some());
+        if !is_told && !copied {
             return Ok(None);
         }
+        let user_data = record.user_data.as_ref().filter(|_| !image.cloud_init);
         let seed = Seed {
             instance_id: record.id.to_string(),
             hostname: Some(host_name(&record.id)),
-            default_user: default_user.to_string(),
+            default_user: image.default_user.clone(),
             public_keys: key.into_iter().map(|key| key.public_key).collect(),
             // What is in the store was checked when it came in.
-            user_data: record.user_data.as_ref().and_then(|text| UserData::from_base64(text).ok()).map(unpack),
+            user_data: user_data.and_then(|text| UserData::from_base64(text).ok()).map(unpack),
         };
         let path = folder.path().join(FILE);
         write_private(&path, &seed.encode()).map_err(CloudError::file(&path, "written"))?;

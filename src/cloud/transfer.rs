@@ -32,6 +32,8 @@ pub struct RootChoices {
     pub cmdline: String,
     /// In bytes.
     pub size: Option<u64>,
+    /// That cloud-init is in it, where that cannot be seen.
+    pub cloud_init: bool,
 }
 
 impl Cloud {
@@ -64,6 +66,7 @@ impl Cloud {
                 default_user: new.root.default_user.clone(),
                 cmdline: new.root.cmdline.clone(),
                 size: new.root.size,
+                cloud_init: new.root.cloud_init,
             };
             import_root(source, &options, &kernel, &agent_of(&kernel)?, scratch.path(), progress)?
         };

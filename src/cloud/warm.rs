@@ -1,5 +1,6 @@
 //! Warm snapshots: guests of an image and a size that were saved right after they had started, before they were anybody's.
-//! A launch that finds one goes on from it, in milliseconds, in place of booting.
+//! A launch that finds one goes on from it, in milliseconds, in place of booting. Images with cloud-init have none: it asks
+//! at boot whose it is, and would have done so before it was anybody's.
 //!
 //! Each has a folder (the saved machine) and a file beside it (the layer of the root file system, as it was at that
 //! moment), both named by its key. The folder comes last and goes first: what has none is nothing. Whoever uses one has a
@@ -123,6 +124,11 @@ fn key(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> String {
     key
 }
 
+/// Whether there can be warm snapshots of an image.
+pub fn can_have(image: &Image) -> bool {
+    image.manifest.root.is_some() && !image.manifest.cloud_init && limit() > 0
+}
+
 /// What a launch of an image in a size goes on from, if there is anything that this wisp and this host can: the image's
 /// memory, or a warm snapshot.
 pub fn find(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Option<Warm> {
@@ -137,7 +143,7 @@ pub fn find(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Opt
 }
 
 fn find_snapshot(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Option<Warm> {
-    if limit() == 0 {
+    if !can_have(image) {
         return None;
     }
     let key = key(home, image, cpus, memory_mib);
@@ -175,6 +181,9 @@ pub fn make(
     began_ns: u64,
 ) -> Result<WarmRecord, CloudError> {
     let Some(root) = &image.manifest.root else { return Err(CloudError::NotWarm("the image has no root".into())) };
+    if image.manifest.cloud_init {
+        return Err(CloudError::NotWarm("the image has cloud-init, which asks at boot whose it is".into()));
+    }
     let key = key(home, image, cpus, memory_mib);
     let [folder, layer, _] = paths(home, &key);
     let warm = home.warm();

@@ -18,6 +18,7 @@ pub mod network;
 pub mod performance;
 pub mod size;
 pub mod state;
+pub mod system;
 pub mod tag;
 pub mod type_name;
 pub mod user_data;

@@ -40,12 +40,29 @@ pub struct MachineConfig {
     /// The network device, if there is to be one.
     #[serde(default)]
     pub net: Option<NetConfig>,
+    /// What its firmware says that it is, if anything.
+    #[serde(default)]
+    pub identity: Option<SystemIdentity>,
     /// How much CPU time its vCPUs may have, if that is limited.
     #[serde(default)]
     pub cpu_budget: Option<CpuBudgetConfig>,
     /// What those of its disks that are limited may do together, if that is.
     #[serde(default)]
     pub disk_limits: Option<DiskLimits>,
+}
+
+/// What a machine is called in its SMBIOS tables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SystemIdentity {
+    /// Who made it, its firmware, its board and its chassis.
+    pub manufacturer: String,
+    /// The product's name.
+    pub product: String,
+    /// Its UUID, which is its serial number too; the most significant byte first.
+    pub uuid: [u8; 16],
+    /// What its owner calls its board.
+    pub asset_tag: String,
 }
 
 /// Virtual CPUs: one socket, `count / threads_per_core` cores.
@@ -281,6 +298,7 @@ mod tests {
             net: None,
             cpu_budget: None,
             disk_limits: None,
+            identity: None,
         }
     }
 

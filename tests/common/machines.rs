@@ -54,6 +54,7 @@ pub fn config(wisp: &Wisp, folder: &Path) -> MachineConfig {
         disk_slots: 3,
         vsock: Some(VsockConfig { cid: 3, path: folder.join("vsock.sock"), seed: None }),
         net: None,
+        identity: None,
         cpu_budget: None,
         disk_limits: None,
     }

@@ -2,7 +2,7 @@
 //!
 //! The image gets the embedded image's kernel, and the agent in an initial RAM disk, where it mounts the root, sees to it
 //! that it is started there (by systemd, as a service, where that is the root's init), and gives process 1 to the root's
-//! own init. The root stays as it came.
+//! own init. The root stays as it came. Where cloud-init is in it, the manifest says so.
 
 use std::fs::File;
 use std::io::Write;
@@ -27,6 +27,9 @@ const INITRD: &str = "agent.cpio";
 const AGENT: &str = "init";
 /// Where the agent is in the embedded image's root.
 const EMBEDDED_AGENT: &str = "/sbin/wisp-init";
+/// Where cloud-init is, and what switches it off (cloud-init's documentation, "How to disable cloud-init").
+const CLOUD_INIT: &str = "/usr/bin/cloud-init";
+const CLOUD_INIT_OFF: &str = "/etc/cloud/cloud-init.disabled";
 /// Disks have whole pages.
 const PAGE: u64 = 4 << 10;
 
@@ -44,6 +47,8 @@ pub struct RootOptions {
     /// The size of a file system that is made of an archive, in bytes; if nothing is said, what its files take, and a
     /// quarter of that or [`ext4::HEADROOM`], and at least [`ext4::SMALLEST`].
     pub size: Option<u64>,
+    /// That cloud-init is in it, for file systems that are not looked into.
+    pub cloud_init: bool,
 }
 
 /// Makes an image of the root file system in `source`, in the empty folder `into`. What `source` is, its content tells.
@@ -74,6 +79,7 @@ pub fn import_root(
 struct Found {
     file_system: FileSystem,
     sha256: String,
+    cloud_init: bool,
 }
 
 /// The agent's program, from the embedded image.
@@ -108,6 +114,10 @@ impl Import<'_> {
             tree.add(entry).map_err(|reason| entry.error(self.source, reason))
         })?;
         self.check_tree(&mut tree)?;
+        let cloud_init = runs_cloud_init(|path| {
+            let path: Vec<&str> = path.split('/').skip(1).collect();
+            tree.find(&path).is_ok_and(|found| found.is_some())
+        });
         let unusable = |reason: String| ImportError::FileSystem { path: self.source.to_path_buf(), reason };
         let (bytes, _) = ext4::usage(&tree);
         if stored > LARGEST_FILE || bytes > LARGEST_FILE {
@@ -126,7 +136,7 @@ impl Import<'_> {
         self.progress.begin("writing the file system", length);
         plan.write(archive, &file, self.progress)?;
         let sha256 = self.digest(&file, &name)?;
-        Ok(Found { file_system: FileSystem::Ext4, sha256 })
+        Ok(Found { file_system: FileSystem::Ext4, sha256, cloud_init })
     }
 
     /// Refuses archives of something else.
@@ -157,7 +167,7 @@ impl Import<'_> {
         let advance = |count| self.progress.advance(count);
         let sha256 = sparse::copy(source, &file, length.next_multiple_of(PAGE), &advance)
             .map_err(ImportError::write(&self.landing.path(&name)))?;
-        Ok(Found { file_system: kind, sha256 })
+        Ok(Found { file_system: kind, sha256, cloud_init: self.finds_cloud_init(&name) })
     }
 
     /// Unpacks a qcow2 image. It does not stay one: what is in it is looked at once, here, and a machine then reads
@@ -188,7 +198,13 @@ impl Import<'_> {
         disk_image::convert_alone(self.source, &path)?;
         let file = File::open(&path).map_err(ImportError::read(&path))?;
         let sha256 = self.digest(&file, &name)?;
-        Ok(Found { file_system, sha256 })
+        Ok(Found { file_system, sha256, cloud_init: self.finds_cloud_init(&name) })
+    }
+
+    /// Whether cloud-init is found in the file system `name`; in one of a kind that cannot be looked into, it is not.
+    fn finds_cloud_init(&self, name: &str) -> bool {
+        let root = open_regular(&self.landing.path(name), false).ok().and_then(|file| Fs::open(file).ok());
+        root.is_some_and(|root| runs_cloud_init(|path| root.resolve(path).is_ok()))
     }
 
     fn digest(&self, file: &File, name: &str) -> Result<String, ImportError> {
@@ -223,6 +239,7 @@ impl Import<'_> {
             description: self.options.description.clone(),
             architecture: "x86_64".into(),
             default_user: self.options.default_user.clone(),
+            cloud_init: found.cloud_init || self.options.cloud_init,
             kernel: KernelEntry {
                 file: KERNEL.into(),
                 sha256,
@@ -248,6 +265,11 @@ impl Import<'_> {
         let sha256 = sparse::sha256(&file, &|_| {}).map_err(ImportError::read(&path))?;
         Ok(FileEntry { file: INITRD.into(), sha256 })
     }
+}
+
+/// Whether cloud-init will run in a root; `has` tells whether a path is there.
+fn runs_cloud_init(mut has: impl FnMut(&str) -> bool) -> bool {
+    has(CLOUD_INIT) && !has(CLOUD_INIT_OFF)
 }
 
 fn root_name(kind: FileSystem) -> String {
@@ -309,6 +331,7 @@ mod tests {
                 default_user: "admin".into(),
                 cmdline: "quiet".into(),
                 size,
+                cloud_init: false,
             };
             let embedded = Image::open(&self.path("embedded")).unwrap();
             match import_root(source, &options, &embedded, b"agent", &into, &()) {
@@ -415,6 +438,19 @@ mod tests {
         assert_eq!(fs::read(folder.join(INITRD)).unwrap(), newc::of_program("init", b"agent"));
         let fs = Fs::open(File::open(folder.join("root.ext4")).unwrap()).unwrap();
         assert_eq!(fs.symlink_target(fs.resolve("/sbin/init").unwrap()).unwrap(), b"/bin/busybox");
+    }
+
+    #[test]
+    fn cloud_init_is_found_unless_it_is_switched_off() {
+        let shop = Workshop::new();
+        assert!(!shop.import(&shop.archive(&systemd())).unwrap().0.cloud_init);
+        let mut things = systemd();
+        things.push(("usr/bin/cloud-init", Regular(b"#!/usr/bin/python3")));
+        let (manifest, folder) = shop.import(&shop.archive(&things)).unwrap();
+        assert!(manifest.cloud_init);
+        assert!(shop.import(&folder.join("root.ext4")).unwrap().0.cloud_init);
+        things.push(("etc/cloud/cloud-init.disabled", Regular(b"")));
+        assert!(!shop.import(&shop.archive(&things)).unwrap().0.cloud_init);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::BootError;
 use crate::vmm::devices::{acpi_pm, i8042};
 use crate::vmm::memory::{
-    ACPI_START, GuestMemory, IO_APIC_ADDRESS, LOCAL_APIC_ADDRESS, MP_TABLE_START, VIRTIO_MMIO_SIZE,
+    ACPI_START, GuestMemory, IO_APIC_ADDRESS, LOCAL_APIC_ADDRESS, SMBIOS_START, VIRTIO_MMIO_SIZE,
 };
 use crate::vmm::virtio::mmio::Slot;
 
@@ -48,7 +48,7 @@ pub fn write(memory: &GuestMemory, cpus: u32, slots: &[Slot]) -> Result<GuestAdd
     xsdt.add_entry(madt);
     let xsdt = area.add(&bytes(&xsdt));
     area.bytes[..Rsdp::len()].copy_from_slice(&bytes(&Rsdp::new(OEM, xsdt)));
-    if area.bytes.len() as u64 > MP_TABLE_START - ACPI_START {
+    if area.bytes.len() as u64 > SMBIOS_START - ACPI_START {
         return Err(BootError::Table("ACPI tables"));
     }
     memory.write_slice(&area.bytes, GuestAddress(ACPI_START)).map_err(|_| BootError::Table("ACPI tables"))?;
@@ -147,7 +147,7 @@ mod tests {
         let slots: Vec<Slot> =
             (0..devices).map(|n| Slot { address: 0xd000_0000 + n * 0x1000, irq: 5 + n as u32 }).collect();
         let rsdp = write(&memory, cpus, &slots).unwrap();
-        let mut bytes = vec![0; (MP_TABLE_START - rsdp.0) as usize];
+        let mut bytes = vec![0; (SMBIOS_START - rsdp.0) as usize];
         memory.read_slice(&mut bytes, rsdp).unwrap();
         bytes
     }

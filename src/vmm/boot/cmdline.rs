@@ -143,6 +143,7 @@ mod tests {
             net: None,
             cpu_budget: None,
             disk_limits: None,
+            identity: None,
         }
     }
 

@@ -1,5 +1,5 @@
-//! From files to a guest that can take its first instruction: kernel, initrd, command line, boot parameters, ACPI
-//! and MP tables, all in guest memory.
+//! From files to a guest that can take its first instruction: kernel, initrd, command line, boot parameters, ACPI, MP
+//! and SMBIOS tables, all in guest memory.
 //!
 //! Two protocols: the 64-bit entry of the Linux boot protocol, with `boot_params` ("the zero page"), and PVH, with
 //! `hvm_start_info`. Which one is used follows from the kernel, see [`BootProtocol`](crate::vmm::config::BootProtocol).
@@ -10,6 +10,7 @@ pub mod cmdline;
 mod kernel;
 pub mod mptable;
 mod params;
+mod smbios;
 
 use std::fs::File;
 use std::io;
@@ -136,6 +137,9 @@ pub fn load(
         Entry::Pvh(_) => params::write_pvh_start_info(memory, initrd, rsdp)?,
     }
     mptable::write(memory, config.cpus.count)?;
+    if let Some(identity) = &config.identity {
+        smbios::write(memory, identity)?;
+    }
     Ok(BootState { entry: kernel.entry, params: BOOT_PARAMS })
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! 0x0000_0000  page tables, GDT, boot parameters, command line      (below 640 KiB)
 //! 0x000e_0000  ACPI tables, and
-//! 0x000f_0000  MP table, where the kernel looks for it
+//! 0x000f_0000  SMBIOS and MP tables, where the kernel looks for them
 //! 0x0010_0000  kernel, then everything else; the initrd at the end
 //! 0xc000_0000  end of low memory; the 32-bit MMIO gap begins
 //! 0xd000_0000  virtio-mmio devices, one page each
@@ -49,8 +49,14 @@ pub const LOCAL_APIC_ADDRESS: u32 = 0xfee0_0000;
 pub const EBDA_START: u64 = 0x9_fc00;
 /// Where the kernel looks for ACPI's RSDP; the other tables follow it.
 pub const ACPI_START: u64 = 0xe_0000;
-/// Where the kernel looks for the MP table, and up to where.
-pub const MP_TABLE_START: u64 = 0xf_0000;
+/// Where the kernel begins to look for SMBIOS's entry point, and for the MP table.
+pub const SMBIOS_START: u64 = 0xf_0000;
+/// Where the MP table is: behind the entry point.
+pub const MP_TABLE_START: u64 = SMBIOS_START + 0x20;
+/// Where SMBIOS's tables are: behind the largest MP table.
+pub const SMBIOS_TABLES: u64 = SMBIOS_START + 0x1000;
+/// The room for them.
+pub const SMBIOS_TABLES_SIZE: u64 = 0x1000;
 /// The first address above the legacy area, where kernels are loaded.
 pub const HIGH_MEMORY_START: u64 = MIB;
 

@@ -1,0 +1,25 @@
+//! What EC2's firmware says of an instance, and programs know EC2 by (Amazon EC2 User Guide, "Identify EC2 instances").
+
+use super::InstanceId;
+
+/// Who made it.
+pub const MANUFACTURER: &str = "Amazon EC2";
+
+/// Its UUID, which begins with `ec2`; the instance's own digits follow.
+pub fn system_uuid(instance: InstanceId) -> [u8; 16] {
+    let digits = instance.to_string();
+    let own = digits.split_once('-').map_or("", |(_, own)| own);
+    let text = format!("ec2{own:0<29}");
+    u128::from_str_radix(&text, 16).unwrap_or_default().to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uuid_begins_with_ec2_and_is_the_instances() {
+        let uuid = system_uuid("i-0123456789abcdef1".parse().unwrap());
+        assert_eq!(uuid, 0xec2_01234_5678_9abc_def1_0000_0000_0000_u128.to_be_bytes());
+    }
+}
