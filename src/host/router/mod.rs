@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::home::{lock_file, write_private};
 use super::monitor_process::keep_open;
-use super::probe;
+use super::probe::{self, NamespaceSetting};
 use crate::vmm::link::{Cidr, Filter, MacAddress};
 pub use process::run;
 
@@ -100,6 +100,9 @@ pub enum RouterError {
     /// Taps cannot be made.
     #[error("/dev/net/tun cannot be opened ({0}); `sudo chmod 0666 /dev/net/tun`, its usual mode, allows it")]
     Tun(#[source] io::Error),
+    /// The kernel gives this user no namespaces.
+    #[error("{} forbids the namespaces that a network's router is in; `{}` allows them", .0.name, .0.mend())]
+    Forbidden(NamespaceSetting),
     /// It could not be started, or does not answer.
     #[error("the network's router cannot be used: {0}")]
     Io(#[from] io::Error),
@@ -131,6 +134,7 @@ pub fn check() -> Result<(), RouterError> {
             return Err(RouterError::Missing(program, package));
         }
     }
+    NamespaceSetting::in_force().map_or(Ok(()), |setting| Err(RouterError::Forbidden(setting)))?;
     namespace::open_tun().map(drop).map_err(RouterError::Tun)
 }
 
