@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::host::monitor_process::keep_open;
-use crate::host::probe;
+use crate::host::probe::{self, NamespaceSetting};
 use crate::vmm::link::GATEWAY_MAC;
 
 /// The program, and how it is got where it is missing.
@@ -43,18 +43,28 @@ pub enum PasstError {
     /// It is not installed.
     #[error("{PROGRAM} is not installed; `{INSTALL}` does it")]
     Missing,
+    /// The kernel gives it none of the namespaces that it locks itself into.
+    #[error("{} forbids the namespaces that {PROGRAM} locks itself into; `{}` allows them", .0.name, .0.mend())]
+    Forbidden(NamespaceSetting),
     /// It could not be started.
     #[error("{PROGRAM} cannot be started: {0}")]
     Spawn(#[source] io::Error),
 }
 
-/// Whether it is installed.
-pub fn is_installed() -> bool {
-    probe::is_installed(PROGRAM)
+/// Whether this host can have it.
+pub fn check() -> Result<(), PasstError> {
+    if !probe::is_installed(PROGRAM) {
+        return Err(PasstError::Missing);
+    }
+    match NamespaceSetting::in_force() {
+        Some(setting) if setting.for_all => Err(PasstError::Forbidden(setting)),
+        _ => Ok(()),
+    }
 }
 
 /// Starts it, and returns the socket that frames go through. It ends when the other end of that is closed.
 pub fn spawn(config: &PasstConfig) -> Result<OwnedFd, PasstError> {
+    check()?;
     let (near, far) = UnixStream::pair().map_err(PasstError::Spawn)?;
     let far = OwnedFd::from(far);
     let mut command = Command::new(PROGRAM);
@@ -75,10 +85,7 @@ pub fn spawn(config: &PasstConfig) -> Result<OwnedFd, PasstError> {
             Ok(())
         });
     }
-    let mut child = command.spawn().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => PasstError::Missing,
-        _ => PasstError::Spawn(error),
-    })?;
+    let mut child = command.spawn().map_err(PasstError::Spawn)?;
     // It outlives a command that only starts an instance; one that stays has to take note of its end.
     std::thread::spawn(move || child.wait());
     Ok(near.into())

@@ -8,6 +8,7 @@ pub mod machines;
 pub mod namespace;
 pub mod slots;
 mod template;
+pub mod user;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -24,6 +25,8 @@ pub const DEADLINE: Duration = Duration::from_secs(300);
 pub struct Wisp {
     home: tempfile::TempDir,
     is_warm: bool,
+    /// As whom it is run, if not as this process's own.
+    user: Option<user::User>,
 }
 
 /// What a command printed, and how it ended.
@@ -45,7 +48,7 @@ impl Wisp {
 
     /// For tests that boot none.
     pub fn without_kvm() -> Wisp {
-        Wisp { home: tempfile::tempdir().expect("a temporary directory"), is_warm: false }
+        Wisp { home: tempfile::tempdir().expect("a temporary directory"), is_warm: false, user: None }
     }
 
     /// For tests of warm snapshots, without any.
@@ -62,14 +65,28 @@ impl Wisp {
         wisp
     }
 
+    /// For tests of what works without root; with warm snapshots.
+    pub fn of(user: user::User) -> Wisp {
+        let mut wisp = Wisp::warmable();
+        std::os::unix::fs::chown(wisp.home(), Some(user.uid()), Some(user.uid())).unwrap();
+        wisp.user = Some(user);
+        wisp
+    }
+
     /// The data directory.
     pub fn home(&self) -> &Path {
         self.home.path()
     }
 
+    /// As whom it is run, where that is not as this process's own.
+    pub fn user(&self) -> &user::User {
+        self.user.as_ref().expect("it is run as another user")
+    }
+
     /// The command with these arguments.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wisp"));
+        let own = || Command::new(env!("CARGO_BIN_EXE_wisp"));
+        let mut command = self.user.as_ref().map_or_else(own, user::User::wisp);
         // Guests boot, and nothing runs in the background, unless a test is about that.
         let limit = if self.is_warm { "4096" } else { "0" };
         command.args(args).env("WISP_HOME", self.home()).env("WISP_WARM_LIMIT", limit).env_remove("WISP_LOG");

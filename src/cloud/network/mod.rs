@@ -116,7 +116,7 @@ pub(super) fn connect(
         return Err(CloudError::refused(ErrorCode::InvalidParameterCombination, what, Some(hint.into())));
     }
     give_device(id, folder, link, machine)?;
-    if mode == NetworkMode::None || mode == NetworkMode::Auto && !passt::is_installed() {
+    if mode == NetworkMode::None || mode == NetworkMode::Auto && passt::check().is_err() {
         return Ok(None);
     }
     let LinkConfig { address, prefix_length, router, ref dns, mtu, .. } = *link;
@@ -160,10 +160,10 @@ impl Cloud {
             return self.attach(network).map(Some);
         }
         let connected = connect(record.id, folder.path(), &link, network.mode, machine)?;
-        if connected.is_none() && network.mode == NetworkMode::Auto {
-            let notice =
-                format!("Without {}, guests reach nothing outside; `{}` brings it.", passt::PROGRAM, passt::INSTALL);
-            self.notice(notice);
+        if network.mode == NetworkMode::Auto
+            && let Err(error) = passt::check()
+        {
+            self.notice(format!("Guests reach nothing outside: {error}."));
         }
         Ok(connected)
     }

@@ -1,6 +1,7 @@
 //! The facts about a host, read and not judged. What cannot be read is absent, never an error.
 
 use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,8 @@ pub struct Facts {
     pub helpers: Vec<(Helper, bool)>,
     /// What VPCs need of the kernel.
     pub vpc: VpcFacts,
+    /// Whether the ports of public addresses that servers have, as 22, can be listened at.
+    pub low_ports: Result<(), Errno>,
 }
 
 impl Facts {
@@ -46,6 +49,7 @@ impl Facts {
             home: data_directory.map(HomeFacts::read),
             helpers: HELPERS.map(|helper| (helper, is_installed(helper.program))).to_vec(),
             vpc: VpcFacts::read(),
+            low_ports: low_ports(),
         }
     }
 }
@@ -292,27 +296,56 @@ pub struct Helper {
 pub struct VpcFacts {
     /// Whether `/dev/net/tun`, which makes taps, can be opened.
     pub tun: Result<(), Errno>,
-    /// The setting that forbids this user namespaces of their own, and the value that would allow them.
-    pub forbidden_by: Option<(&'static str, &'static str)>,
+    /// What forbids this user namespaces of their own.
+    pub forbidden_by: Option<NamespaceSetting>,
+}
+
+/// A setting of the kernel's that forbids a user namespaces of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamespaceSetting {
+    /// Its name.
+    pub name: &'static str,
+    /// The value that allows them.
+    pub allows: &'static str,
+    /// Whether it is for every program; else those are free that a security module's profile names, as passt is.
+    pub for_all: bool,
+}
+
+impl NamespaceSetting {
+    /// The one that is in force for this user.
+    pub fn in_force() -> Option<NamespaceSetting> {
+        // Setting, the value that forbids, the value that allows, whether it is for root, too, and for every program.
+        let settings = [
+            ("user.max_user_namespaces", "0", "15000", true, true),
+            ("kernel.unprivileged_userns_clone", "0", "1", false, true),
+            ("kernel.apparmor_restrict_unprivileged_userns", "1", "0", false, false),
+        ];
+        let is_root = rustix::process::geteuid().is_root();
+        let forbids = |(name, value, _, for_root, _): &(&str, &str, &str, bool, bool)| {
+            (*for_root || !is_root) && text(&format!("/proc/sys/{}", name.replace('.', "/"))).trim() == *value
+        };
+        let (name, _, allows, _, for_all) = settings.into_iter().find(forbids)?;
+        Some(NamespaceSetting { name, allows, for_all })
+    }
+
+    /// The command that allows them.
+    pub fn mend(&self) -> String {
+        format!("sudo sysctl {}={}", self.name, self.allows)
+    }
 }
 
 impl VpcFacts {
-    pub(crate) fn read() -> VpcFacts {
+    fn read() -> VpcFacts {
         const FLAGS: rustix::fs::OFlags = rustix::fs::OFlags::RDWR.union(rustix::fs::OFlags::CLOEXEC);
         let tun = rustix::fs::open("/dev/net/tun", FLAGS, rustix::fs::Mode::empty()).map(drop);
-        // Setting, the value that forbids, the value that allows, whether it is for root, too.
-        let settings = [
-            ("user.max_user_namespaces", "0", "15000", true),
-            ("kernel.unprivileged_userns_clone", "0", "1", false),
-            ("kernel.apparmor_restrict_unprivileged_userns", "1", "0", false),
-        ];
-        let is_root = rustix::process::geteuid().is_root();
-        let forbids = |(name, value, _, for_root): &(&str, &str, &str, bool)| {
-            (*for_root || !is_root) && text(&format!("/proc/sys/{}", name.replace('.', "/"))).trim() == *value
-        };
-        let forbidden_by = settings.into_iter().find(forbids).map(|(name, _, allows, _)| (name, allows));
-        VpcFacts { tun, forbidden_by }
+        VpcFacts { tun, forbidden_by: NamespaceSetting::in_force() }
     }
+}
+
+/// Whether somebody could listen at port 22 of an address that instances have as their public one.
+fn low_ports() -> Result<(), Errno> {
+    let tried = TcpListener::bind((Ipv4Addr::new(127, 18, 255, 254), 22));
+    tried.map(drop).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
 /// The programs that Wisp can make use of. It runs guests without any of them.

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::access::{self, KvmAccessError};
 use super::facts::{Facts, Helper, HomeFacts, HugePages, KVM_MODULES, REQUIRED_CAPABILITIES, Surroundings, VpcFacts};
 use super::mend::Mend;
+use crate::vmm::link::ALLOW_LOW_PORTS;
 
 /// Less free memory than this, and even a small guest may not start.
 const SCARCE_MEMORY_MIB: u64 = 128;
@@ -77,6 +78,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     findings.extend(home(facts.home.as_ref()));
     findings.extend(facts.helpers.iter().map(|(helper, installed)| self::helper(helper, *installed)));
     findings.push(vpc(facts.vpc));
+    findings.push(low_ports(facts.low_ports));
     findings
 }
 
@@ -216,10 +218,25 @@ fn vpc(facts: VpcFacts) -> Finding {
             let found = Finding::warn(NAME, format!("/dev/net/tun, which makes taps, cannot be opened: {error}"));
             found.explained(only).mended_by("Give it its usual mode", "sudo chmod 0666 /dev/net/tun")
         }
-        (Ok(()), Some((setting, allows))) => {
-            let found = Finding::warn(NAME, format!("{setting} forbids namespaces of one's own"));
-            found.explained(only).mended_by("Allow them", format!("sudo sysctl {setting}={allows}"))
+        (Ok(()), Some(setting)) => {
+            let found = Finding::warn(NAME, format!("{} forbids namespaces of one's own", setting.name));
+            let neither = "Without them, there are no VPCs, and passt leads no guest out.";
+            found.explained(if setting.for_all { neither } else { only }).mended_by("Allow them", setting.mend())
         }
+    }
+}
+
+fn low_ports(listened: Result<(), Errno>) -> Finding {
+    const NAME: &str = "Ports below 1024";
+    match listened {
+        Err(Errno::ACCESS | Errno::PERM) => Finding::warn(NAME, "are for root alone")
+            .explained(
+                "Instances' public addresses have no SSH, HTTP and the like: `wisp ssh` goes through the guest's agent, \
+                 and `-p 8080:80` publishes a port at another.",
+            )
+            .mended_by("to open them from 22 on, until the next reboot", ALLOW_LOW_PORTS),
+        // One that somebody has is one that can be had.
+        _ => Finding::ok(NAME, "open, for SSH and servers at public addresses"),
     }
 }
 
@@ -244,7 +261,7 @@ fn size(mib: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::probe::facts::{Cpu, HELPERS, KvmFacts, KvmInterface};
+    use crate::host::probe::facts::{Cpu, HELPERS, KvmFacts, KvmInterface, NamespaceSetting};
     use rustix::io::Errno;
 
     fn laptop() -> Facts {
@@ -270,6 +287,7 @@ mod tests {
             }),
             helpers: HELPERS.map(|helper| (helper, true)).to_vec(),
             vpc: VpcFacts { tun: Ok(()), forbidden_by: None },
+            low_ports: Ok(()),
         }
     }
 
@@ -393,9 +411,15 @@ mod tests {
         assert_eq!(mend(Err(Errno::ACCESS), None), "sudo chmod 0666 /dev/net/tun");
         assert_eq!(mend(Err(Errno::NOENT), None), "sudo modprobe tun");
         assert_eq!(
-            mend(Ok(()), Some(("user.max_user_namespaces", "15000"))),
+            mend(Ok(()), Some(NamespaceSetting { name: "user.max_user_namespaces", allows: "15000", for_all: true })),
             "sudo sysctl user.max_user_namespaces=15000"
         );
+    }
+
+    #[test]
+    fn ports_that_are_root_s_warn_and_ports_that_are_taken_do_not() {
+        assert_eq!(low_ports(Err(Errno::ACCESS)).status, Status::Warn);
+        assert_eq!(low_ports(Err(Errno::ADDRINUSE)).status, Status::Ok);
     }
 
     #[test]

@@ -13,8 +13,8 @@ mod parse;
 use std::path::PathBuf;
 
 pub use access::KvmAccessError;
-pub use facts::Facts;
-pub(crate) use facts::{VpcFacts, is_installed};
+pub(crate) use facts::is_installed;
+pub use facts::{Facts, NamespaceSetting};
 pub use findings::{Finding, Status};
 pub use mend::Mend;
 

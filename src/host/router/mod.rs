@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::home::{lock_file, write_private};
 use super::monitor_process::keep_open;
-use super::probe::{self, VpcFacts};
+use super::probe::{self, NamespaceSetting};
 use crate::vmm::link::{Cidr, Filter, MacAddress};
 pub use process::run;
 
@@ -100,9 +100,9 @@ pub enum RouterError {
     /// Taps cannot be made.
     #[error("/dev/net/tun cannot be opened ({0}); `sudo chmod 0666 /dev/net/tun`, its usual mode, allows it")]
     Tun(#[source] io::Error),
-    /// The kernel is set to forbid the namespaces.
-    #[error("{0} forbids namespaces of one's own; `sudo sysctl {0}={1}` allows them")]
-    Forbidden(&'static str, &'static str),
+    /// The kernel gives this user no namespaces.
+    #[error("{} forbids the namespaces that a network's router is in; `{}` allows them", .0.name, .0.mend())]
+    Forbidden(NamespaceSetting),
     /// It could not be started, or does not answer.
     #[error("the network's router cannot be used: {0}")]
     Io(#[from] io::Error),
@@ -136,11 +136,8 @@ pub fn check() -> Result<(), RouterError> {
             return Err(RouterError::Missing(program, package));
         }
     }
-    match probe::VpcFacts::read() {
-        VpcFacts { tun: Err(error), .. } => Err(RouterError::Tun(error.into())),
-        VpcFacts { forbidden_by: Some((setting, allows)), .. } => Err(RouterError::Forbidden(setting, allows)),
-        _ => Ok(()),
-    }
+    NamespaceSetting::in_force().map_or(Ok(()), |setting| Err(RouterError::Forbidden(setting)))?;
+    namespace::open_tun().map(drop).map_err(RouterError::Tun)
 }
 
 impl Router {

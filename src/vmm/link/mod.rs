@@ -31,6 +31,7 @@ pub use config::{
     MetadataConfig, ParseError, Transport,
 };
 use filter::{Direction, Tracker};
+pub use forward::ALLOW_LOW_PORTS;
 use forward::Forwards;
 use metadata::{Metadata, Server};
 use packet::{Datagram, Ethernet, ICMP, Ipv4, TYPE_ARP, TYPE_IPV4, UDP};

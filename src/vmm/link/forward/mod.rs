@@ -21,6 +21,9 @@ use stream::Connection;
 /// The most connections at a time, those among them that only the guest still has to end.
 const CONNECTIONS: usize = 256;
 
+/// What lets users other than root listen at the ports below 1024 that servers have.
+pub const ALLOW_LOW_PORTS: &str = "sudo sysctl net.ipv4.ip_unprivileged_port_start=22";
+
 /// All forwards of a link.
 #[derive(Debug)]
 pub struct Forwards {
@@ -92,7 +95,12 @@ impl Forwards {
                 Err(error) => {
                     let protocol = if forward.transport == Transport::Tcp { "TCP" } else { "UDP" };
                     let (host, guest) = (forward.host, forward.guest_port);
-                    self.problems.push(format!("{protocol} port {host} cannot lead to the guest's {guest}: {error}"));
+                    let mend = match error.kind() {
+                        io::ErrorKind::PermissionDenied => format!("; `{ALLOW_LOW_PORTS}` allows it"),
+                        _ => String::new(),
+                    };
+                    let problem = format!("{protocol} port {host} cannot lead to the guest's {guest}: {error}{mend}");
+                    self.problems.push(problem);
                 }
             }
         }

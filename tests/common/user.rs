@@ -1,0 +1,134 @@
+//! A user without privileges, for a test that is run by root: as whom `wisp` is run, with the devices open to it that
+//! distributions open to everybody, or to a group.
+
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+
+use super::DEADLINE;
+
+/// Set in the process that is in the namespace.
+const NAME: &str = "WISP_TEST_USER";
+
+/// The user. Who made it removes it, with the processes that it still has.
+pub struct User {
+    name: String,
+    uid: u32,
+    folder: PathBuf,
+    /// Where its home and its copy of the binary are, which may lie where only root's path leads.
+    _made: Option<tempfile::TempDir>,
+}
+
+impl User {
+    /// Makes one; none where this process may not.
+    pub fn create() -> Option<User> {
+        if !geteuid().is_root() {
+            return None;
+        }
+        let made = tempfile::tempdir().unwrap();
+        let name = format!("wisp-test-{}", std::process::id());
+        std::fs::set_permissions(made.path(), Permissions::from_mode(0o755)).unwrap();
+        std::fs::copy(env!("CARGO_BIN_EXE_wisp"), made.path().join("wisp")).unwrap();
+        let mut useradd = Command::new("useradd");
+        useradd.args(["--create-home", "--no-log-init", "--shell", "/bin/sh", "--base-dir"]).arg(made.path());
+        assert!(useradd.arg(&name).status().unwrap().success(), "useradd {name}");
+        Some(User { uid: id(&name), name, folder: made.path().to_path_buf(), _made: Some(made) })
+    }
+
+    /// The one that the process outside this namespace has made.
+    pub fn inside() -> User {
+        let value = std::env::var(NAME).unwrap();
+        let (name, folder) = value.split_once(':').unwrap();
+        User { uid: id(name), name: name.into(), folder: folder.into(), _made: None }
+    }
+
+    /// What tells a process in a namespace of it.
+    pub fn environment(&self) -> (&'static str, String) {
+        (NAME, format!("{}:{}", self.name, self.folder.display()))
+    }
+
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// `program` as this user, who has logged in and has nothing else set.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        let home = self.folder.join(&self.name);
+        // Without root's groups: std drops them with the user.
+        command.uid(self.uid).gid(self.uid).current_dir(&home).env_clear();
+        command.env("HOME", home).env("USER", &self.name).env("PATH", "/usr/local/bin:/usr/bin:/bin");
+        command
+    }
+
+    /// `wisp` as this user.
+    pub fn wisp(&self) -> Command {
+        self.command(self.folder.join("wisp").to_str().unwrap())
+    }
+
+    /// The processes that it has, but for those that only wait for somebody to take note of their end.
+    pub fn processes(&self) -> Vec<(Pid, String)> {
+        let process = |folder: &Path| {
+            let status = std::fs::read_to_string(folder.join("status")).ok()?;
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+            let is_ours = field("Uid:").split('\t').any(|uid| uid == self.uid.to_string());
+            let pid = Pid::from_raw(field("Pid:").parse().ok()?)?;
+            (is_ours && !field("State:").starts_with('Z')).then(|| (pid, field("Name:").to_string()))
+        };
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| process(&entry.path())).collect()
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        if self._made.is_none() {
+            return;
+        }
+        let deadline = Instant::now() + DEADLINE;
+        while !self.processes().is_empty() && Instant::now() < deadline {
+            for (pid, _) in self.processes() {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        // It says when the home is not there to be removed, and such; that it is gone counts.
+        let _ = Command::new("userdel").args(["--remove", &self.name]).stderr(Stdio::null()).status();
+    }
+}
+
+fn id(name: &str) -> u32 {
+    let output = Command::new("id").args(["-u", name]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+}
+
+/// Devices that everybody can open; they have the modes that they had when this is dropped.
+pub struct OpenDevices {
+    modes: Vec<(&'static str, u32)>,
+    /// One at a time, or the second would take the first's modes for those that they had.
+    _lock: File,
+}
+
+impl OpenDevices {
+    pub fn new(paths: &[&'static str]) -> OpenDevices {
+        let lock = File::open("/dev").unwrap();
+        lock.lock().unwrap();
+        let mode = |path: &&'static str| (*path, std::fs::metadata(path).unwrap().permissions().mode());
+        let modes = paths.iter().map(mode).collect();
+        for path in paths {
+            std::fs::set_permissions(path, Permissions::from_mode(0o666)).unwrap();
+        }
+        OpenDevices { modes, _lock: lock }
+    }
+}
+
+impl Drop for OpenDevices {
+    fn drop(&mut self) {
+        for (path, mode) in &self.modes {
+            let _ = std::fs::set_permissions(path, Permissions::from_mode(mode & 0o7777));
+        }
+    }
+}

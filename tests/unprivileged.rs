@@ -1,0 +1,188 @@
+//! Without root: all of Wisp works but what the kernel forbids, and that `wisp doctor` names.
+//!
+//! Root runs the tests where this is new; it makes a user, as whom `wisp` is run, in a network namespace as that of
+//! `network.rs`. Run by anybody else, all other tests show the same.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use common::instances::{SMALL, exec, json, launch};
+use common::namespace::{self, WORLD};
+use common::user::{OpenDevices, User};
+use common::{DEADLINE, Outcome, Wisp};
+use serde_json::Value;
+
+const TEST: &str = "all_works_for_a_user_without_privileges_and_nothing_is_left";
+const KVM: &str = "/dev/kvm";
+/// The setting that forbids users to listen where servers do.
+const LOW_PORTS: &str = "net.ipv4.ip_unprivileged_port_start";
+
+#[test]
+fn all_works_for_a_user_without_privileges_and_nothing_is_left() {
+    if namespace::is_there() {
+        return use_it_all(&Wisp::of(User::inside()));
+    }
+    let Some(user) = User::create() else {
+        eprintln!("Only root can make a user; the other tests show the same, run by one.");
+        return;
+    };
+    // Devices first: what is open to everybody is no matter of this user's.
+    if std::fs::metadata(KVM).unwrap().permissions().mode() & 0o006 == 0 {
+        let output = user.wisp().arg("doctor").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains(KVM) && text.contains("sudo setfacl -m u:"), "{text}");
+    }
+    let _devices = OpenDevices::new(&[KVM, "/dev/net/tun"]);
+    let (name, value) = user.environment();
+    namespace::run(Command::new("unshare").args(["--net", "--"]).env(name, value), TEST);
+}
+
+fn use_it_all(wisp: &Wisp) {
+    let doctor = json(wisp, &["doctor"]);
+    let finding = |name: &str| doctor["Findings"].as_array().unwrap().iter().find(|one| one["Name"] == name).unwrap();
+    assert_eq!((&finding(KVM)["Status"], &finding("VPC")["Status"]), (&"ok".into(), &"ok".into()), "{doctor}");
+
+    // One guest boots, all others go on from it.
+    wisp.run(&[&["image", "warm", "tiny"], &SMALL[..]].concat()).expect_code(0);
+    let ran = wisp.run(&[&["run"], &SMALL[..], &["--", "sh", "-c", &fetch("1.2.3.4:9", "|| id -u")]].concat());
+    assert_eq!(ran.expect_code(0).text().trim(), "0");
+
+    // A network of its own, out by passt.
+    launch(wisp, &["--name", "alone", "--network", "user"]).expect_code(0);
+    assert_eq!(hello_from_the_world(wisp, "alone"), "hello");
+    wisp.run(&["terminate", "alone"]).expect_code(0);
+
+    // A VPC: its instances reach each other, and out.
+    let key = wisp.home().join("mine.pem");
+    wisp.run(&["key", "create", "mine", "--file", key.to_str().unwrap()]).expect_code(0);
+    wisp.run(&["sg", "create", "open"]).expect_code(0);
+    wisp.run(&["sg", "authorize", "open", "--port", "22"]).expect_code(0);
+    let vpc = ["--network", "vpc", "--security-group", "default", "--security-group", "open"];
+    let launched = launch(wisp, &[&["--name", "client", "--key", "mine"], &vpc[..]].concat()).expect_code(0);
+    assert!(!launched.stderr.contains("no way out"), "{}", launched.stderr);
+    launch(wisp, &[&["--name", "server", "--hibernation"], &vpc[..]].concat()).expect_code(0);
+    let [client, server] = ["client", "server"].map(|name| instance(wisp, name));
+    let private = server["PrivateIpAddress"].as_str().unwrap();
+    let pinged = exec(wisp, "client", &format!("ping -c 1 -w 60 {private}"));
+    assert!(pinged.contains(" 0% packet loss"), "{pinged}");
+    exec(wisp, "server", "mkdir -p /www; echo page > /www/page; httpd -h /www");
+    assert_eq!(exec(wisp, "client", &fetch(private, "")), "page");
+    assert_eq!(hello_from_the_world(wisp, "client"), "hello");
+
+    // In: what a group opens and closes.
+    let public: Ipv4Addr = server["PublicIpAddress"].as_str().unwrap().parse().unwrap();
+    assert!(TcpStream::connect((public, 8080)).is_err());
+    wisp.run(&["sg", "authorize", "open", "--port", "8080"]).expect_code(0);
+    TcpStream::connect((public, 8080)).unwrap();
+    wisp.run(&["sg", "revoke", "open", "--port", "8080"]).expect_code(0);
+    assert!(TcpStream::connect((public, 8080)).is_err());
+
+    // SSH, whose port the kernel keeps for root, until it is told otherwise.
+    let ssh = || {
+        let key = key.to_str().unwrap();
+        let outcome = wisp.run(&["ssh", "client", "-i", key, "--", "hostname; exit 7"]).expect_code(7);
+        assert_eq!(outcome.text().trim(), &client["InstanceId"].as_str().unwrap()[..10]);
+        outcome.stderr.contains("through the guest's agent")
+    };
+    assert_eq!(finding("Ports below 1024")["Mends"][0]["Command"], format!("sudo sysctl {LOW_PORTS}=22"));
+    assert!(launched.stderr.contains(LOW_PORTS), "{}", launched.stderr);
+    assert!(ssh());
+    std::fs::write(format!("/proc/sys/{}", LOW_PORTS.replace('.', "/")), "22").unwrap();
+    wisp.run(&["modify", "client", "--security-group", "open"]).expect_code(0);
+    assert!(!ssh());
+    wisp.run(&["modify", "client", "--security-group", "default"]).expect_code(0);
+    wisp.run(&["modify", "server", "--security-group", "open"]).expect_code(0);
+    assert_eq!(exec(wisp, "client", &fetch(private, "|| echo cut")), "cut");
+    wisp.run(&["modify", "server", "--security-group", "default"]).expect_code(0);
+
+    // It is connected again when it goes on.
+    wisp.run(&["stop", "server", "--hibernate"]).expect_code(0);
+    wisp.run(&["start", "server"]).expect_code(0);
+    assert_eq!(exec(wisp, "client", &fetch(private, "")), "page");
+
+    without_namespaces(wisp);
+    wisp.run(&["terminate", "client", "server"]).expect_code(0);
+    nothing_is_left(wisp);
+}
+
+/// A page, within some seconds.
+fn fetch(server: &str, otherwise: &str) -> String {
+    format!("timeout 8 wget -q -O - http://{server}/page 2> /dev/null {otherwise}")
+}
+
+fn instance(wisp: &Wisp, name: &str) -> Value {
+    json(wisp, &["show", name])["Reservations"][0]["Instances"][0].clone()
+}
+
+/// What an instance is told by a server outside of all guests.
+fn hello_from_the_world(wisp: &Wisp, name: &str) -> String {
+    let world = TcpListener::bind((WORLD, 0)).unwrap();
+    let address = world.local_addr().unwrap().to_string();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut stream, _) = world.accept().unwrap();
+            stream.read_exact(&mut [0; 3]).unwrap();
+            stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhello").unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            // It is read to its end, or closing would reset it.
+            stream.read_to_end(&mut Vec::new()).unwrap();
+        });
+        exec(wisp, name, &fetch(&address, ""))
+    })
+}
+
+/// Where the kernel gives a user no namespaces, that and its mend are said: by the doctor, and by who would need them.
+fn without_namespaces(wisp: &Wisp) {
+    const MEND: &str = "sudo sysctl user.max_user_namespaces=15000";
+    let forbidden = |args: &[&str]| {
+        let mut command = wisp.user().command("unshare");
+        command.args(["--user", "--map-current-user", "--keep-caps", "sh", "-c"]);
+        command.arg("echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" \"$@\"");
+        command.arg(wisp.user().wisp().get_program()).args(args).env("WISP_HOME", wisp.home().join("other"));
+        let output = command.output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        Outcome { code: output.status.code(), stdout: output.stdout, stderr }
+    };
+    let doctor = forbidden(&["doctor"]).expect_code(0).text();
+    assert!(doctor.contains(MEND), "{doctor}");
+    for mode in ["vpc", "user"] {
+        let refused = forbidden(&["launch", "--network", mode]).expect_code(1);
+        assert!(refused.stderr.contains(MEND), "{mode}: {}", refused.stderr);
+    }
+}
+
+fn nothing_is_left(wisp: &Wisp) {
+    let deadline = Instant::now() + DEADLINE;
+    let user = wisp.user();
+    while !user.processes().is_empty() {
+        assert!(Instant::now() < deadline, "left: {:?}", user.processes());
+    }
+    let links = Command::new("ip").args(["-o", "link"]).output().unwrap();
+    let links = String::from_utf8(links.stdout).unwrap();
+    assert_eq!(links.lines().count(), 3, "the host's own, and no other: {links}");
+    for path in tree(wisp.home()) {
+        let metadata = path.symlink_metadata().unwrap();
+        assert_eq!(metadata.uid(), user.uid(), "{} is somebody else's", path.display());
+        assert!(!metadata.file_type().is_socket(), "{} is left", path.display());
+    }
+    assert!(wisp.instances().is_empty());
+}
+
+/// All files in a folder.
+fn tree(folder: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            all.extend(tree(&entry.path()));
+        }
+        all.push(entry.path());
+    }
+    all
+}
