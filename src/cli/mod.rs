@@ -118,7 +118,10 @@ pub fn main() -> ExitCode {
         "WISP_LOG",
         if matches!(cli.command, Command::Vmm(_) | Command::Router(_)) { "info" } else { "warn" },
     );
-    env_logger::Builder::from_env(log).format_target(false).init();
+    // virtio-queue logs every mistake in a ring, which a guest can make as often as it likes: they are counted, and logged once
+    // a second, where they come to (`vmm::fault`).
+    let quiet = log::LevelFilter::Off;
+    env_logger::Builder::from_env(log).filter_module("virtio_queue", quiet).format_target(false).init();
     let result = match cli.command {
         Command::Run(args) => run::run(args, began_ns),
         Command::Launch(args) => launch::run(args, cli.output),
