@@ -355,7 +355,7 @@ impl Service {
             _ => {
                 let mut path = self.path.clone().into_os_string();
                 path.push(format!("_{}", key.host_port));
-                UnixStream::connect(&path)
+                connect(Path::new(&path))
             }
         };
         let Ok(stream) = stream else { return self.reset_stray(request) };
@@ -451,6 +451,15 @@ fn random_offset() -> u32 {
     (RandomState::new().hash_one(()) as u32) % (1 << 29)
 }
 
+/// Connects without waiting: where nobody takes clients, one more is turned away as where there is nobody.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
+}
+
 /// A stream from which the file at `path` can be read, and then its end. A socket holds a seed as a whole.
 fn offer(path: &Path) -> io::Result<UnixStream> {
     let mut content = Vec::new();
@@ -474,4 +483,23 @@ fn read_into_guest(memory: &GuestMemory, stream: &UnixStream, buffers: &[Buffer]
         })
         .collect();
     Ok(rustix::io::readv(stream, &mut vectors)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_takes_no_clients_is_not_waited_for() {
+        use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("v_80");
+        let server = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        bind(&server, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        listen(&server, 1).unwrap();
+        let clients: Vec<_> = (0..8).map(|_| connect(&path)).collect();
+        assert!(clients[0].is_ok());
+        assert_eq!(clients[7].as_ref().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(connect(&folder.path().join("v_81")).is_err());
+    }
 }
