@@ -16,6 +16,8 @@ use crate::vmm::limits::DiskLimits;
 
 /// A disk's sector, in bytes: the unit of every virtio-blk address.
 pub const SECTOR: u64 = 512;
+/// The largest cluster of a qcow2 file.
+const LARGEST_CLUSTER: u64 = 2 << 20;
 
 /// An open disk.
 #[derive(Debug)]
@@ -121,6 +123,11 @@ impl Disk {
     /// Makes a range read as zeroes; with `unmap`, its space is given back where that is possible.
     pub fn write_zeroes(&mut self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
         let image = &mut self.image.access;
+        // imago (0.2.6) takes a disk for as large as a cluster at least: it would zero all of a smaller one, or panic.
+        if image.size() < LARGEST_CLUSTER {
+            let result = image.write(vec![0; length as usize].as_slice(), offset);
+            return self.counters.other("write of zeroes", result);
+        }
         let result = if unmap { image.discard_to_zero(offset, length) } else { image.write_zeroes(offset, length) };
         self.counters.other("write of zeroes", result)
     }
@@ -250,6 +257,19 @@ mod tests {
         assert!(matches!(open(DiskAccess::ReadOnly, DiskFormat::Qcow2), Err(BlockError::Format { .. })));
         let not_a_file = Disk::open(&config(folder.path(), DiskAccess::ReadOnly), folder.path());
         assert!(matches!(not_a_file, Err(BlockError::NotADisk(_))));
+    }
+
+    #[test]
+    fn zeroes_stay_in_their_range_on_a_disk_smaller_than_a_cluster() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        fs::write(&path, vec![7; 32 << 10]).unwrap();
+        let mut disk = Disk::open(&config(&path, DiskAccess::Ephemeral), folder.path()).unwrap();
+        for (offset, unmap) in [(0, true), (1024, false)] {
+            disk.write_zeroes(offset, 512, unmap).unwrap();
+        }
+        assert_eq!(read(&disk, 0, 2048), [[0; 512], [7; 512], [0; 512], [7; 512]].concat());
+        assert_eq!(read(&disk, (32 << 10) - 512, 512), [7; 512]);
     }
 
     #[test]
