@@ -14,6 +14,8 @@ use vm_memory::{Bytes, GuestAddress};
 const HEADER_AT: u64 = 0x10_0000;
 const DATA_AT: u64 = 0x20_0000;
 const STATUS_AT: u64 = 0x30_0000;
+/// Where `queue_with` has the available ring.
+const RING_AT: u64 = 0x100;
 
 struct Bench {
     folder: tempfile::TempDir,
@@ -133,6 +135,46 @@ fn a_bad_ring_needs_a_reset_and_the_thread_ends() {
     device.worker.take().unwrap().join_for_test();
     assert_eq!(faults.count(), 1);
     assert_ne!(interrupt.device_status() & status::DEVICE_NEEDS_RESET, 0);
+}
+
+#[test]
+fn a_disk_that_is_read_into_its_own_ring_can_be_paused() {
+    // Sector n holds the header of a request for sector n + 1, and the ring's index that makes it available.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    let sector = |number: u16| {
+        let mut bytes = [0; 512];
+        bytes[8..10].copy_from_slice(&number.wrapping_add(1).to_le_bytes());
+        bytes[18..20].copy_from_slice(&number.wrapping_add(2).to_le_bytes());
+        bytes
+    };
+    std::fs::write(&path, (0..=u16::MAX).flat_map(sector).collect::<Vec<u8>>()).unwrap();
+    let access = DiskAccess::ReadOnly;
+    let config = DiskConfig { id: "an-id".into(), path, format: DiskFormat::Raw, access, root: false, was: None };
+    let disk = Disk::open(&config, folder.path()).unwrap();
+    let memory = memory::allocate(64).unwrap();
+    let descriptors = [
+        (HEADER_AT, 16, NEXT, 1),
+        (HEADER_AT, 16, NEXT | WRITE, 2),
+        (RING_AT, 4, NEXT | WRITE, 3),
+        (DATA_AT, 492, NEXT | WRITE, 4),
+        (STATUS_AT, 1, WRITE, 0),
+    ];
+    let activation = Activation {
+        memory: memory.clone(),
+        queues: vec![queue_with(&memory, &descriptors, &[0])],
+        interrupt: Arc::new(Interrupt::new(IrqLine::new().unwrap())),
+        features: VERSION_1,
+        faults: Arc::new(GuestFaults::new("test")),
+    };
+    let mut device = Block::new(Arc::new(DiskBay::with(disk)), 0);
+    device.activate(activation).unwrap();
+    for _ in 0..4 {
+        let [state] = device.pause()[..] else { panic!("the device is gone") };
+        let index: u16 = memory.read_obj(GuestAddress(RING_AT + 2)).unwrap();
+        assert_eq!(index, state.next_avail.wrapping_add(1), "there is always one more");
+        device.resume().unwrap();
+    }
 }
 
 proptest! {
