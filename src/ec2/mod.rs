@@ -10,6 +10,8 @@ pub mod credits;
 pub mod describe;
 pub mod error;
 mod error_code;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub mod id;
 pub mod instance_type;
 pub mod key;

@@ -101,7 +101,7 @@ impl Agent {
 }
 
 /// What the receiving thread tells the sending one, and back.
-struct Shared {
+pub(super) struct Shared {
     has_terminal: bool,
     /// Bytes of input the guest has room for, beyond those the sender knows of.
     credit: AtomicUsize,
@@ -115,7 +115,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(has_terminal: bool) -> Result<Self, Error> {
+    pub(super) fn new(has_terminal: bool) -> Result<Self, Error> {
         let changed = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(Error::local("make an event counter"))?;
         Ok(Self {
@@ -141,7 +141,7 @@ impl Shared {
 }
 
 /// Takes what comes from the guest, to the command's end.
-fn receive(shared: &Shared, reader: &mut FrameReader, streams: Streams<'_>) -> Result<ExitStatus, Error> {
+pub(super) fn receive(shared: &Shared, reader: &mut FrameReader, streams: Streams<'_>) -> Result<ExitStatus, Error> {
     loop {
         match reader.receive()? {
             ToHost::Output(stream, bytes) => {

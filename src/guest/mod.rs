@@ -19,6 +19,8 @@ mod connect;
 mod copy;
 mod error;
 mod exec;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod shutdown;
 mod signals;
 pub mod terminal;

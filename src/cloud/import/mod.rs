@@ -6,6 +6,8 @@
 mod archive;
 mod content;
 mod ext4;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod newc;
 pub mod root;
 mod tree;

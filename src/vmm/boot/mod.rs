@@ -7,6 +7,8 @@
 
 mod acpi;
 pub mod cmdline;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod kernel;
 pub mod mptable;
 mod params;

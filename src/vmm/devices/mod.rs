@@ -6,6 +6,8 @@
 pub mod acpi_pm;
 pub mod boot_timer;
 pub mod console;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub mod generation;
 pub mod i8042;
 pub mod pvpanic;

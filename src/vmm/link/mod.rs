@@ -13,6 +13,8 @@ mod config;
 mod dhcp;
 mod filter;
 mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod http;
 mod metadata;
 mod packet;
@@ -74,7 +76,12 @@ impl Services {
     pub fn new(mac: MacAddress, config: LinkConfig) -> io::Result<Services> {
         let mut seed = [0; 8];
         getrandom(&mut seed, GetRandomFlags::empty())?;
-        let mut stack = Stack::new(&config, u64::from_le_bytes(seed));
+        Services::with_seed(mac, config, u64::from_le_bytes(seed))
+    }
+
+    /// The same, with what its TCP's numbers are drawn from.
+    fn with_seed(mac: MacAddress, config: LinkConfig, seed: u64) -> io::Result<Services> {
+        let mut stack = Stack::new(&config, seed);
         let mut forwards = Forwards::new()?;
         forwards.set(&config.forwards, &mut stack);
         let (tracker, server) = (Tracker::new(config.filter.clone()), Server::default());

@@ -5,6 +5,8 @@
 //! processor is refused before anything is made of it. A save that is not finished has no state file.
 
 pub mod copy;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub mod memory;
 pub mod origin;
 

@@ -4,6 +4,8 @@
 //! descriptor chains. A device implements [`VirtioDevice`] and knows nothing of either's registers.
 
 pub mod block;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;

@@ -9,6 +9,8 @@
 mod bay;
 mod counters;
 mod disk;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod image;
 mod refcounts;
 mod request;

@@ -9,6 +9,8 @@
 //! to it as many small ones.
 
 mod backend;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod header;
 mod iovec;
 mod receiver;

@@ -9,6 +9,8 @@
 //! One thread has everything; [`connection`] is one stream's state.
 
 mod connection;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod handshake;
 mod packet;
 mod service;

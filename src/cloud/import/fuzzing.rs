@@ -1,0 +1,59 @@
+//! Entry points for fuzzing imports: manifests, bundles, and archives of root file systems.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+use super::archive::TarFile;
+use super::content::{Content, detect};
+use super::ext4::{self, Shape};
+use super::tree::Tree;
+use crate::cloud::bundle;
+use crate::cloud::image::Manifest;
+
+/// The largest file system that is written: a header can promise more than there is.
+const LARGEST: u64 = 64 << 20;
+
+/// A manifest.
+pub(crate) fn manifest(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(manifest) = Manifest::parse(text) {
+        assert!(manifest.files().all(|file| !file.contains('/') && file != ".."), "files are directly in the bundle");
+        let again = Manifest::parse(&super::render(&manifest)).expect("what was read can be written and read");
+        assert_eq!(again.files().collect::<Vec<_>>(), manifest.files().collect::<Vec<_>>());
+    }
+}
+
+/// A file from elsewhere: what it is; as a bundle; as a root file system.
+pub(crate) fn archive(data: &[u8]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (source, into) = (folder.path().join("source"), folder.path().join("into"));
+    fs::write(&source, data).expect("a file");
+    fs::create_dir(&into).expect("a folder");
+    let _ = bundle::is_one(&source);
+    if bundle::import_bundle(&source, &into, &()).is_err() {
+        assert!(fs::read_dir(&into).expect("a folder").next().is_none(), "what cannot be imported leaves nothing");
+    }
+    let names: Vec<_> =
+        fs::read_dir(folder.path()).expect("a folder").flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(names.len(), 2, "an import writes nothing outside its folder: {names:?}");
+    let Ok(file) = File::open(&source) else { return };
+    if let Ok(Content::Archive(compression)) = detect(&file) {
+        root(&TarFile { path: source, file, compression }, folder.path());
+    }
+}
+
+/// Makes a file system of an archive.
+fn root(archive: &TarFile, folder: &Path) {
+    let mut tree = Tree::new(0);
+    let read = archive.entries(&(), &mut |entry| {
+        let _ = entry.content().read(&mut [0; 64]);
+        tree.add(entry).map_err(|reason| entry.error(&archive.path, reason))
+    });
+    if read.is_err() || ext4::usage(&tree).0 > LARGEST {
+        return;
+    }
+    let Ok(plan) = ext4::plan(tree, &Shape { uuid: [1; 16], made: 0, size: None }) else { return };
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(folder.join("root"));
+    let _ = plan.write(archive, &file.expect("a file"), &());
+}

@@ -1,0 +1,61 @@
+//! Entry points for fuzzing what people type: sizes, ids, names and options. What is understood can be printed, and is
+//! understood to be the same then.
+
+use std::fmt::{Debug, Display};
+use std::str::FromStr;
+
+use super::block_device::DeviceName;
+use super::id::{Id, ImageId, InstanceId, KeyPairId, SnapshotId, VolumeId};
+use super::key::{KeyFormat, KeyName, KeyType};
+use super::metadata::MetadataChange;
+use super::network::{Ipv4Range, NetworkMode, PublishedPort, Traffic, check_group_name};
+use super::size::MemorySize;
+use super::state::ShutdownBehavior;
+use super::tag::Tag;
+use super::type_name::TypeName;
+use super::user_data::UserData;
+use super::volume::{VolumeOption, VolumeSize, VolumeType};
+use super::{Ec2Error, catalogue};
+
+/// A word of a command line.
+pub(crate) fn words(data: &[u8]) {
+    let _ = UserData::read(data);
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    same_again::<MemorySize>(text);
+    same_again::<VolumeSize>(text);
+    same_again::<DeviceName>(text);
+    same_again::<Ipv4Range>(text);
+    same_again::<InstanceId>(text);
+    let _ = (ImageId::from_str(text), SnapshotId::from_str(text), VolumeId::from_str(text), KeyPairId::from_str(text));
+    let _ = (KeyName::from_str(text), KeyType::from_str(text), KeyFormat::from_str(text), Tag::from_str(text));
+    let _ = (MetadataChange::from_str(text), NetworkMode::from_str(text), ShutdownBehavior::from_str(text));
+    let _ = (VolumeType::from_str(text), VolumeOption::from_str(text), PublishedPort::from_str(text));
+    let (first, rest) = text.split_once(' ').map_or((text, None), |(first, rest)| (first, Some(rest)));
+    let _ = (Traffic::parse(Some(first), rest), Traffic::parse(None, rest), check_group_name(text));
+    if let Some(name) = TypeName::parse(text) {
+        let _ = (name.reading(), name.family_reading());
+    }
+    told(catalogue::find(text));
+    told(catalogue::select(text));
+    let known = [InstanceId::from_random([0x1a; 9]), InstanceId::from_random([0x1b; 9])];
+    told(Id::find(text, known));
+}
+
+/// An error is a sentence, and may have a hint.
+fn told<T>(result: Result<T, Ec2Error>) {
+    if let Err(error) = result {
+        assert!(!error.to_string().is_empty());
+        let _ = (error.code(), error.hint());
+    }
+}
+
+fn same_again<T: FromStr<Err: Debug> + Display + PartialEq + Debug>(text: &str) {
+    if let Ok(value) = text.parse::<T>() {
+        let printed = value.to_string();
+        assert_eq!(
+            printed.parse::<T>().expect("what is printed can be read"),
+            value,
+            "{text:?} is printed {printed:?}"
+        );
+    }
+}

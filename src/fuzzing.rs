@@ -1,0 +1,56 @@
+//! What the fuzz targets in `fuzz/` call, a function an area, beside the code that it drives: any bytes are to leave it
+//! standing. Here for tests, and with the feature `fuzzing`; nothing of it is in `wisp`.
+//!
+//! The tests replay the inputs that are kept in `fuzz/corpus`, and changes of them. `docs/fuzzing.md` tells the rest.
+
+use crate::{cloud, ec2, guest, vmm};
+
+/// Names the targets, each with what it calls, and has a test for each.
+macro_rules! targets {
+    ($($name:ident: $($entry:ident)::+,)+) => {
+        $(
+            #[doc = concat!("The target `", stringify!($name), "`.")]
+            pub fn $name(data: &[u8]) {
+                $($entry)::+(data);
+            }
+        )+
+
+        #[cfg(test)]
+        mod tests {
+            $(
+                #[test]
+                fn $name() {
+                    super::replay::all(stringify!($name), super::$name);
+                }
+            )+
+
+            #[test]
+            fn every_folder_of_inputs_and_every_program_is_a_target() {
+                super::replay::are_complete(&[$(stringify!($name)),+]);
+            }
+        }
+    };
+}
+
+targets! {
+    link_frames: vmm::link::fuzzing::frames,
+    link_http: vmm::link::fuzzing::http,
+    block_requests: vmm::virtio::block::fuzzing::requests,
+    block_images: vmm::virtio::block::fuzzing::images,
+    net_frames: vmm::virtio::net::fuzzing::frames,
+    vsock_packets: vmm::virtio::vsock::fuzzing::packets,
+    rng_requests: vmm::virtio::fuzzing::rng,
+    virtio_registers: vmm::virtio::fuzzing::registers,
+    boot_kernel: vmm::boot::fuzzing::kernel,
+    ports: vmm::devices::fuzzing::ports,
+    snapshot_state: vmm::snapshot::fuzzing::state,
+    snapshot_device: vmm::snapshot::fuzzing::device,
+    agent_frames: guest::fuzzing::frames,
+    agent_host: guest::fuzzing::host,
+    import_manifest: cloud::import::fuzzing::manifest,
+    import_archive: cloud::import::fuzzing::archive,
+    ec2_words: ec2::fuzzing::words,
+}
+
+#[cfg(test)]
+mod replay;

@@ -1,0 +1,24 @@
+//! Entry points for fuzzing the kernel loader: images come from elsewhere.
+
+use std::fs;
+
+use vm_memory::GuestAddress;
+
+use super::kernel;
+use crate::vmm::config::{BootProtocol, KernelConfig};
+use crate::vmm::memory::GuestMemory;
+
+/// Guest memory: the least that a kernel at 1 MiB has room in.
+const MEMORY_MIB: u64 = 4;
+
+/// A file that is to be booted.
+pub(crate) fn kernel(data: &[u8]) {
+    let Some((first, content)) = data.split_first() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("kernel");
+    fs::write(&path, content).expect("a file");
+    let memory = GuestMemory::from_ranges(&[(GuestAddress(0), (MEMORY_MIB << 20) as usize)]).expect("one range");
+    let protocol = [BootProtocol::Auto, BootProtocol::Linux64, BootProtocol::Pvh][usize::from(first % 3)];
+    let config = KernelConfig { path, initrd: None, cmdline: String::new(), protocol, software_kvm_aware: false };
+    let _ = kernel::load(&memory, &config, MEMORY_MIB);
+}

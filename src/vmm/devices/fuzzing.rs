@@ -1,0 +1,71 @@
+//! Entry points for fuzzing the PC's own devices: accesses of all widths to their ports, and input from the console.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arbitrary::Unstructured;
+use vmm_sys_util::eventfd::EventFd;
+use wisp_agent::resumed::{RESUMED_PORT, RESUMED_PORTS, Resumed};
+
+use super::acpi_pm::{self, AcpiPm};
+use super::boot_timer::BootTimer;
+use super::console::Console;
+use super::generation::{self, Generation};
+use super::i8042::{self, I8042};
+use super::pvpanic::{self, Pvpanic};
+use super::resumed::ResumedPorts;
+use super::rtc::{self, Rtc};
+use super::serial::{self, Serial};
+use crate::vmm::bus::{Bus, SharedDevice};
+use crate::vmm::end::end_channel;
+use crate::vmm::irq::IrqLine;
+use crate::vmm::timeline::Timeline;
+
+/// Accesses of a guest's to all ports.
+pub(crate) fn ports(data: &[u8]) {
+    let Ok((bus, serial, ports)) = wire() else { return };
+    let mut input = Unstructured::new(data);
+    let mut access = || -> arbitrary::Result<bool> {
+        let [what, which, offset]: [u8; 3] = input.arbitrary()?;
+        let (start, length) = ports[usize::from(which) % ports.len()];
+        let (address, width) = (start + u64::from(offset) % (length + 1), 1 + usize::from(what >> 1 & 7));
+        if what & 0x40 != 0 {
+            let count = usize::from(input.arbitrary::<u8>()?).min(input.len());
+            let typed = input.bytes(count)?;
+            let _ = serial.lock().unwrap_or_else(PoisonError::into_inner).input(typed);
+        } else if what & 1 == 0 {
+            bus.read(address, &mut [0; 8][..width]);
+        } else {
+            bus.write(address, &input.arbitrary::<[u8; 8]>()?[..width]);
+        }
+        Ok(!input.is_empty())
+    };
+    while access().unwrap_or(false) {}
+}
+
+/// The ports of a machine, each device's first and how many it has.
+type Ports = Vec<(u64, u64)>;
+
+fn wire() -> std::io::Result<(Bus, Arc<Mutex<Serial>>, Ports)> {
+    let (ends, _receiver) = end_channel()?;
+    let timeline = Arc::new(Timeline::default());
+    let console = Console::new(None, Arc::clone(&timeline))?;
+    let room = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+    let serial = Arc::new(Mutex::new(Serial::new(IrqLine::new()?, console.writer(), room)));
+    let resumed = Resumed { entropy: Some([1; 32]), hostname: Some("other".into()), ..Resumed::default() };
+    let devices: [(u64, u64, SharedDevice); 8] = [
+        (i8042::PORT.into(), i8042::LENGTH, Arc::new(Mutex::new(I8042::new(ends.clone(), IrqLine::new()?)))),
+        (rtc::PORT.into(), rtc::LENGTH, Arc::new(Mutex::new(Rtc::new(|| 1_800_000_000)))),
+        (serial::PORT.into(), serial::LENGTH, serial.clone()),
+        (acpi_pm::PORT.into(), acpi_pm::LENGTH, Arc::new(Mutex::new(AcpiPm::new(ends.clone())))),
+        (pvpanic::PORT.into(), 1, Arc::new(Mutex::new(Pvpanic::new(ends)))),
+        (wisp_agent::BOOT_TIMER_PORT.into(), 1, Arc::new(Mutex::new(BootTimer::new(timeline, Box::new(|| {}))))),
+        (RESUMED_PORT.into(), RESUMED_PORTS as u64, Arc::new(Mutex::new(ResumedPorts::new(Some(resumed))))),
+        (generation::PORT.into(), generation::LENGTH, Arc::new(Mutex::new(Generation::default()))),
+    ];
+    let mut bus = Bus::default();
+    let ports = devices.iter().map(|(port, length, _)| (*port, *length)).collect();
+    for (port, length, device) in devices {
+        bus.insert(port, length, device).expect("the ports of the PC's devices do not overlap");
+    }
+    Ok((bus, serial, ports))
+}

@@ -1,0 +1,56 @@
+//! Entry points for fuzzing the block device: requests, and image files.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use vm_memory::VolatileSlice;
+
+use super::{Block, Disk, DiskBay, SECTOR, backing, open_alone, refcounts, virtual_size};
+use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
+use crate::vmm::virtio::fuzzing::drive;
+
+/// The disk's size in sectors.
+const SECTORS: u64 = 64;
+
+/// Requests of a driver's, on a disk of 32 KiB.
+pub(crate) fn requests(data: &[u8]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("disk");
+    fs::write(&path, [7; (SECTORS * SECTOR) as usize]).expect("a file");
+    let access =
+        if data.first().is_some_and(|first| first & 0x80 != 0) { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
+    let disk = Disk::open(&config(&path, DiskFormat::Raw, access), folder.path()).expect("a disk");
+    drive(&mut Block::new(Arc::new(DiskBay::with(disk)), 0), data, &mut |_| {});
+    let length = fs::metadata(&path).expect("the disk's file").len();
+    assert_eq!(length, SECTORS * SECTOR, "a guest's requests do not change its disk's size");
+}
+
+/// A qcow2 file that somebody else made: looked at, and read beneath a layer of ours, as an image's root is; and mended.
+pub(crate) fn images(data: &[u8]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("disk");
+    fs::write(&path, data).expect("a file");
+    let _ = (backing(&path), virtual_size(&path, DiskFormat::Qcow2));
+    // One that leads to other files is not taken.
+    if open_alone(&path).is_ok()
+        && let Ok(mut disk) = Disk::open(&config(&path, DiskFormat::Qcow2, DiskAccess::Ephemeral), folder.path())
+    {
+        let size = disk.sectors() * SECTOR;
+        let mut bytes = [9; 2 * SECTOR as usize];
+        for offset in [0, size / 2 / SECTOR * SECTOR, size.saturating_sub(2 * SECTOR)] {
+            let _ = disk.read(&[VolatileSlice::from(bytes.as_mut_slice())], offset);
+            let _ = disk.write(&[VolatileSlice::from(&mut bytes[..SECTOR as usize])], offset);
+            let _ = disk.discard(offset, SECTOR);
+            let _ = disk.write_zeroes(offset, SECTOR, true);
+        }
+        let _ = disk.flush();
+    }
+    if let Ok(file) = fs::File::options().read(true).write(true).open(&path) {
+        let _ = refcounts::mend(&file);
+    }
+}
+
+fn config(path: &Path, format: DiskFormat, access: DiskAccess) -> DiskConfig {
+    DiskConfig { id: "disk".into(), path: path.to_path_buf(), format, access, root: false, was: None }
+}

@@ -1,0 +1,182 @@
+//! Entry points for fuzzing virtio devices: a driver that writes whatever it likes into rings, buffers and registers.
+//!
+//! A device's thread serves at least once whenever it is resumed, and has finished when it is paused: so that an input does
+//! the same each time.
+
+use std::sync::Arc;
+
+use arbitrary::Unstructured;
+use virtio_queue::{Queue, QueueState};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::block::{Block, DiskBay};
+use super::interrupt::{Interrupt, status};
+use super::mmio::{EVENT_IDX, INDIRECT_DESC, MmioTransport, TransportState};
+use super::queue::Virtqueue;
+use super::rng::Rng;
+use super::{Activation, VirtioDevice};
+use crate::vmm::bus::BusDevice;
+use crate::vmm::fault::GuestFaults;
+use crate::vmm::irq::IrqLine;
+use crate::vmm::memory::GuestMemory;
+
+/// Guest memory: more than the 64 KiB that an input writes to, so that there are buffers that nobody else looks at.
+const MEMORY: usize = 1 << 20;
+/// The size of each queue, and how far each's rings are from the last one's: the descriptors, the available ring from
+/// 0x100 on, the used ring from 0x200 on.
+const SIZE: u16 = 16;
+const RINGS: u64 = 0x400;
+
+/// The entropy device.
+pub(crate) fn rng(data: &[u8]) {
+    drive(&mut Rng::default(), data, &mut |_| {});
+}
+
+/// Registers: of the entropy device, which serves on the vCPU that writes them, and of one without a disk.
+pub(crate) fn registers(data: &[u8]) {
+    let mut input = Unstructured::new(data);
+    let memory = memory();
+    let mut devices = [
+        transport(Box::new(Rng::default()), &memory),
+        transport(Box::new(Block::new(Arc::new(DiskBay::default()), 0)), &memory),
+    ];
+    let mut access = |input: &mut Unstructured| {
+        let [which, offset]: [u8; 2] = input.arbitrary()?;
+        let width = 1 + usize::from(which >> 2 & 7);
+        let offset = u64::from(offset) << (which >> 5 & 2);
+        let device = &mut devices[usize::from(which & 1)];
+        if which & 2 == 0 {
+            device.read(offset, &mut [0xff; 8][..width]);
+            return Ok(());
+        }
+        if which & 0x80 != 0 {
+            return write_memory(input, &memory);
+        }
+        // Most drivers write words to words.
+        let value: [u8; 8] = input.arbitrary::<u32>().map(|value| u64::from(value).to_le_bytes())?;
+        let (offset, width) = if which & 0x10 == 0 { (offset & !3, 4) } else { (offset, width) };
+        device.write(offset, &value[..width]);
+        arbitrary::Result::Ok(())
+    };
+    while !input.is_empty() && access(&mut input).is_ok() {}
+    devices.iter_mut().for_each(MmioTransport::shut_down);
+}
+
+/// A device goes on from a saved state, whatever that says.
+pub(crate) fn restore(state: &TransportState) {
+    let memory = memory();
+    let mut device = transport(Box::new(Rng::default()), &memory);
+    if device.restore(state).is_ok() {
+        device.write(super::register::QUEUE_NOTIFY, &[0; 4]);
+        device.pause();
+        device.resume();
+    }
+    device.shut_down();
+}
+
+fn transport(device: Box<dyn VirtioDevice>, memory: &GuestMemory) -> MmioTransport {
+    let line = IrqLine::new().expect("there are descriptors left");
+    let faults = Arc::new(GuestFaults::new("fuzzed"));
+    MmioTransport::new(device, memory.clone(), line, faults).expect("there are descriptors left")
+}
+
+fn memory() -> GuestMemory {
+    GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("one range does not overlap")
+}
+
+/// Has a driver do what `data` says: write to memory, have the device look, have the host's side do something (`host`),
+/// reset. A device that needs a reset gets one.
+pub(super) fn drive(device: &mut dyn VirtioDevice, data: &[u8], host: &mut dyn FnMut(&[u8])) {
+    let mut input = Unstructured::new(data);
+    let mut driver = Driver { memory: memory(), taken: input.arbitrary().unwrap_or(0), device };
+    let mut faults = driver.activate();
+    let mut act = |input: &mut Unstructured| {
+        match input.arbitrary::<u8>()? % 8 {
+            0..=4 => return write_memory(input, &driver.memory),
+            5 => host(some_bytes(input)?),
+            6 => {}
+            _ => {
+                driver.device.reset();
+                faults = driver.activate();
+                return Ok(());
+            }
+        }
+        driver.serve(&mut faults);
+        arbitrary::Result::Ok(())
+    };
+    while !input.is_empty() && act(&mut input).is_ok() {}
+    driver.serve(&mut faults);
+    driver.device.reset();
+}
+
+/// Up to 255 bytes, with their number before them.
+fn some_bytes<'a>(input: &mut Unstructured<'a>) -> arbitrary::Result<&'a [u8]> {
+    let length = usize::from(input.arbitrary::<u8>()?).min(input.len());
+    input.bytes(length)
+}
+
+fn write_memory(input: &mut Unstructured, memory: &GuestMemory) -> arbitrary::Result<()> {
+    let address = input.arbitrary::<u16>()?;
+    let _ = memory.write_slice(some_bytes(input)?, GuestAddress(address.into()));
+    Ok(())
+}
+
+struct Driver<'a> {
+    memory: GuestMemory,
+    /// Which features it takes.
+    taken: u8,
+    device: &'a mut dyn VirtioDevice,
+}
+
+impl Driver<'_> {
+    /// All queues are ready. Returns how the device says what is wrong.
+    fn activate(&mut self) -> Arc<Interrupt> {
+        let interrupt = Arc::new(Interrupt::new(IrqLine::new().expect("there are descriptors left")));
+        let mut features = self.device.features();
+        for (bit, feature) in [(1, EVENT_IDX), (2, INDIRECT_DESC), (4, 1 << 15)] {
+            features &= if self.taken & bit == 0 { !feature } else { u64::MAX };
+        }
+        let queue = |(index, max_size): (usize, &u16)| {
+            let start = index as u64 * RINGS;
+            let state = QueueState {
+                max_size: *max_size,
+                size: SIZE,
+                ready: true,
+                event_idx_enabled: features & EVENT_IDX != 0,
+                desc_table: start,
+                avail_ring: start + 0x100,
+                used_ring: start + 0x200,
+                ..QueueState::default()
+            };
+            let queue = Queue::try_from(state).expect("the state is a queue's");
+            let kick = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).expect("there are descriptors left");
+            Virtqueue::new(index, queue, self.memory.clone(), Arc::clone(&interrupt), Arc::new(kick))
+        };
+        let activation = Activation {
+            memory: self.memory.clone(),
+            queues: self.device.queue_sizes().iter().enumerate().map(queue).collect(),
+            interrupt: Arc::clone(&interrupt),
+            features,
+            faults: Arc::new(GuestFaults::new("fuzzed")),
+        };
+        self.device.activate(activation).expect("there are threads and descriptors left");
+        interrupt
+    }
+
+    fn serve(&mut self, interrupt: &mut Arc<Interrupt>) {
+        if self.device.has_thread() {
+            assert!(!self.device.pause().is_empty(), "the device's thread panicked");
+            self.device.resume().expect("there are threads left");
+            assert!(!self.device.pause().is_empty(), "the device's thread panicked");
+        } else {
+            self.device.notify(0);
+        }
+        if interrupt.device_status() & status::DEVICE_NEEDS_RESET != 0 {
+            self.device.reset();
+            *interrupt = self.activate();
+        } else if self.device.has_thread() {
+            self.device.resume().expect("there are threads left");
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Entry points for fuzzing the network device: a driver's rings and frames, and what a user-mode network sends.
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use super::{Backend, Net};
+use crate::vmm::config::NetConfig;
+use crate::vmm::link;
+use crate::vmm::virtio::fuzzing::drive;
+
+/// With the link's services, or without, in front of the stream of a user-mode network.
+pub(crate) fn frames(data: &[u8]) {
+    let (near, mut far) = UnixStream::pair().expect("a pair of sockets");
+    far.set_nonblocking(true).expect("a socket");
+    let bits = data.first().copied().unwrap_or(0);
+    let services = (bits & 8 == 0).then(|| link::fuzzing::config(bits >> 4 & 7));
+    let backend = Backend::of(OwnedFd::from(near)).expect("a socket is a backend");
+    let config = NetConfig { mac: link::fuzzing::GUEST, mtu: 1500, link: None };
+    let mut net = Net::new(&config, backend, services).expect("there are descriptors left");
+    let mut sink = [0; 4096];
+    drive(&mut net, data, &mut |bytes| {
+        while far.read(&mut sink).is_ok_and(|count| count > 0) {}
+        // A device that has hung up, or that is not reading, takes nothing.
+        let _ = far.write(bytes);
+    });
+    // The device would wait for it to read a frame to its end.
+    drop(far);
+}

@@ -1,0 +1,41 @@
+//! Entry points for fuzzing the vsock device: a driver's packets, and clients and servers of the host's.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use super::Vsock;
+use crate::vmm::config::VsockConfig;
+use crate::vmm::virtio::fuzzing::drive;
+
+/// The host's port that somebody listens at.
+const PORT: u32 = 80;
+
+/// Packets of a guest whose context id is 3.
+pub(crate) fn packets(data: &[u8]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (path, seed) = (folder.path().join("v"), folder.path().join("seed"));
+    fs::write(&seed, b"a seed").expect("a file");
+    let server = UnixListener::bind(folder.path().join(format!("v_{PORT}"))).expect("a socket");
+    server.set_nonblocking(true).expect("a socket");
+    let config = VsockConfig { cid: 3, path: path.clone(), seed: Some(seed) };
+    let mut device = Vsock::new(&config, None).expect("a socket");
+    let mut streams: Vec<UnixStream> = Vec::new();
+    let mut sink = [0; 4096];
+    drive(&mut device, data, &mut |bytes| {
+        streams.extend(server.accept().map(|(stream, _)| stream));
+        let (which, bytes) = bytes.split_first().map_or((0, bytes), |(which, rest)| (*which, rest));
+        if which & 0x80 != 0 {
+            streams.extend(UnixStream::connect(&path));
+        }
+        let count = streams.len().max(1);
+        let Some(stream) = streams.get_mut(usize::from(which & 0x1f) % count) else { return };
+        let _ = stream.set_nonblocking(true).and_then(|()| stream.write(bytes));
+        if which & 0x40 != 0 {
+            let _ = stream.read(&mut sink);
+        }
+        if which & 0x20 != 0 {
+            drop(streams.swap_remove(usize::from(which & 0x1f) % count));
+        }
+    });
+}
