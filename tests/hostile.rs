@@ -1,0 +1,111 @@
+//! A guest whose kernel does nothing but harm: its monitor neither dies nor grows, and a guest beside it notices nothing.
+//!
+//! `scripts/fuzz hostile` lets it run longer. WISP_HOSTILE_ROUNDS and WISP_HOSTILE_SEED say how long, and from where.
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+
+use common::{Running, Wisp, monitor_pid};
+
+const ROUNDS: u64 = 256;
+/// What `tests/programs/hostile.rs` prints a line after.
+const LINE: u64 = 64;
+/// Its memory, all of which it may touch, and what a monitor may take besides.
+const MEMORY_KIB: u64 = 64 << 10;
+const MONITOR_KIB: u64 = 48 << 10;
+/// Descriptors that come and go with devices: less than one for each line.
+const DESCRIPTORS: usize = 4;
+/// Lines of the log: each of the devices may say once a second what its driver did wrong.
+const LOG_BYTES: u64 = 1 << 20;
+
+#[test]
+fn a_hostile_kernel_harms_neither_its_monitor_nor_its_neighbour() {
+    let wisp = Wisp::new();
+    let mut neighbour = wisp.start_guest();
+    let beside = wisp.runs();
+    let kernel = kernel(wisp.home());
+    let disk = wisp.home().join("disk");
+    fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let (rounds, seed) = (number("WISP_HOSTILE_ROUNDS", ROUNDS), number("WISP_HOSTILE_SEED", 1));
+    let options = format!("rounds={rounds} seed={seed}");
+    let (kernel, disk) = (kernel.to_str().unwrap(), disk.to_str().unwrap());
+    let mut hostile = wisp.start(&[
+        "run",
+        "--kernel",
+        kernel,
+        "--protocol",
+        "linux64",
+        "--disk",
+        disk,
+        "--cmdline",
+        &options,
+        "--memory",
+        "64M",
+        "--vcpus",
+        "1",
+        "--overcommit",
+        "--network",
+        "none",
+        "--console",
+    ]);
+    hostile.wait_for("hostile: 0 rounds, 4 devices");
+    let folder = wisp.runs().into_iter().find(|folder| !beside.contains(folder)).expect("a second machine");
+    let pid = monitor_pid(&folder);
+    let before = descriptors(pid);
+    let lines = (1..=rounds / LINE).map(|line| line * LINE);
+    for round in lines.chain((rounds % LINE != 0).then_some(rounds)) {
+        press_a_key(&mut hostile);
+        hostile.wait_for(&format!("hostile: {round} rounds"));
+        let (memory, now) = (resident_kib(pid), descriptors(pid));
+        assert!(memory < MEMORY_KIB + MONITOR_KIB, "seed {seed}, round {round}: the monitor has {memory} KiB");
+        assert!(now <= before + DESCRIPTORS, "seed {seed}, round {round}: {now} descriptors, and {before} at first");
+        let log = fs::metadata(folder.join("vmm.log")).unwrap().len();
+        assert!(log < LOG_BYTES, "seed {seed}, round {round}: {log} bytes of log");
+    }
+    let log = fs::read_to_string(folder.join("vmm.log")).unwrap();
+    assert!(!log.contains("panicked"), "seed {seed}: {log}");
+    press_a_key(&mut hostile);
+    hostile.wait_for("hostile: done");
+    hostile.wait().expect_code(0);
+    neighbour.stdin.as_mut().unwrap().write_all(b"still here\n").unwrap();
+    neighbour.wait_for("still here");
+    neighbour.wait().expect_code(0);
+}
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    let parse = |text: String| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number"));
+    std::env::var(name).map_or(otherwise, parse)
+}
+
+/// The kernel, built: without an operating system beneath it, at 16 MiB.
+fn kernel(folder: &Path) -> std::path::PathBuf {
+    let (source, built) =
+        (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/hostile.rs"), folder.join("hostile"));
+    let code = ["panic=abort", "relocation-model=static", "no-vectorize-loops", "no-vectorize-slp"];
+    let link = ["-nostartfiles", "-nostdlib", "-static", "-no-pie", "-Wl,--image-base=0x1000000,--build-id=none"];
+    let options =
+        code.map(|option| format!("-C{option}")).into_iter().chain(link.map(|option| format!("-Clink-arg={option}")));
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--edition", "2024", "-O"]).args(options).arg("-o").arg(&built).arg(source);
+    let outcome = rustc.output().unwrap();
+    assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
+    built
+}
+
+fn press_a_key(guest: &mut Running) {
+    guest.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+}
+
+fn descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+fn resident_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
