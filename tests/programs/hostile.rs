@@ -250,6 +250,9 @@ fn drive(random: &mut Random, device: u64) {
     for queue in 0..3 {
         set(0x30, queue);
         let most = read::<u32>(device + 0x34);
+        if most == 0 && !random.one_in(16) {
+            continue;
+        }
         let sound = !random.one_in(16);
         set(0x38, if sound { most.min(16 << random.below(3)) } else { random.number() as u32 });
         let rings = AREA + u64::from(queue) * 0x4000;
