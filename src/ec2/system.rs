@@ -20,6 +20,6 @@ mod tests {
     #[test]
     fn a_uuid_begins_with_ec2_and_is_the_instances() {
         let uuid = system_uuid("i-0123456789abcdef1".parse().unwrap());
-        assert_eq!(uuid, 0xec2_01234_5678_9abc_def1_0000_0000_0000_u128.to_be_bytes());
+        assert_eq!(uuid, 0xec20_1234_5678_9abc_def1_0000_0000_0000_u128.to_be_bytes());
     }
 }

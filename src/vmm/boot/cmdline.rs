@@ -48,6 +48,10 @@ const SOFTWARE_KVM_AWARE: &[&str] = &[
     "rcupdate.rcu_cpu_stall_suppress=1",
 ];
 
+/// There, for a root with an init of its own, which came with an initial RAM disk: systemd's deadlines are of kernels that
+/// run. It would kill what is late, its own journal and network among it.
+const SOFTWARE_KVM_SYSTEMD: &[&str] = &["systemd.default_timeout_start_sec=1800", "systemd.service_watchdogs=no"];
+
 /// There, for any other kernel. `clearcpuid` takes bit numbers (smap popcnt cx16 smep umip fsgsbase pcid invpcid rdrand
 /// rdseed bmi1 bmi2 avx erms fsrm).
 const SOFTWARE_KVM_UNAWARE: &[&str] = &[
@@ -75,6 +79,9 @@ pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> S
         (true, false) => &[I8042, SOFTWARE_KVM, SOFTWARE_KVM_UNAWARE],
     };
     options.extend(more.concat().iter().map(ToString::to_string));
+    if software_kvm && aware && config.kernel.initrd.is_some() {
+        options.extend(SOFTWARE_KVM_SYSTEMD.iter().map(ToString::to_string));
+    }
     if let Some(index) = config.disks.iter().position(|disk| disk.root) {
         let mode = if config.disks[index].access == DiskAccess::ReadOnly { "ro" } else { "rw" };
         options.push(format!("root=/dev/{} {mode}", disk_name(index)));
@@ -167,6 +174,10 @@ mod tests {
         config.kernel.software_kvm_aware = true;
         let line = assemble(&config, &[], true);
         assert!(line.contains("wisp.software_kvm") && !line.contains("clearcpuid"), "{line}");
+        assert!(!line.contains("systemd."), "{line}");
+        config.kernel.initrd = Some("agent.cpio".into());
+        let line = assemble(&config, &[], true);
+        assert!(line.contains("systemd.service_watchdogs=no"), "{line}");
     }
 
     #[test]
