@@ -8,6 +8,7 @@ use vm_memory::VolatileSlice;
 
 use super::{Block, Disk, DiskBay, SECTOR, backing, open_alone, refcounts, virtual_size};
 use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
+use crate::vmm::limits::rate_limiter::SharedDiskLimiter;
 use crate::vmm::virtio::fuzzing::drive;
 
 /// The disk's size in sectors.
@@ -21,7 +22,7 @@ pub(crate) fn requests(data: &[u8]) {
     let access =
         if data.first().is_some_and(|first| first & 0x80 != 0) { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
     let disk = Disk::open(&config(&path, DiskFormat::Raw, access), folder.path()).expect("a disk");
-    drive(&mut Block::new(Arc::new(DiskBay::with(disk)), 0), data, &mut |_| {});
+    drive(&mut Block::new(Arc::new(DiskBay::new(Some(disk), SharedDiskLimiter::default())), 0), data, &mut |_| {});
     let length = fs::metadata(&path).expect("the disk's file").len();
     assert_eq!(length, SECTORS * SECTOR, "a guest's requests do not change its disk's size");
 }
@@ -52,5 +53,5 @@ pub(crate) fn images(data: &[u8]) {
 }
 
 fn config(path: &Path, format: DiskFormat, access: DiskAccess) -> DiskConfig {
-    DiskConfig { id: "disk".into(), path: path.to_path_buf(), format, access, root: false, was: None }
+    DiskConfig { id: "disk".into(), path: path.to_path_buf(), format, access, root: false, was: None, limits: None }
 }

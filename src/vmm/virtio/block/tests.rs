@@ -150,7 +150,8 @@ fn a_disk_that_is_read_into_its_own_ring_can_be_paused() {
     };
     std::fs::write(&path, (0..=u16::MAX).flat_map(sector).collect::<Vec<u8>>()).unwrap();
     let access = DiskAccess::ReadOnly;
-    let config = DiskConfig { id: "an-id".into(), path, format: DiskFormat::Raw, access, root: false, was: None };
+    let config =
+        DiskConfig { id: "an-id".into(), path, format: DiskFormat::Raw, access, root: false, was: None, limits: None };
     let disk = Disk::open(&config, folder.path()).unwrap();
     let memory = memory::allocate(64).unwrap();
     let descriptors = [
@@ -167,7 +168,7 @@ fn a_disk_that_is_read_into_its_own_ring_can_be_paused() {
         features: VERSION_1,
         faults: Arc::new(GuestFaults::new("test")),
     };
-    let mut device = Block::new(Arc::new(DiskBay::with(disk)), 0);
+    let mut device = Block::new(Arc::new(DiskBay::new(Some(disk), SharedDiskLimiter::default())), 0);
     device.activate(activation).unwrap();
     for _ in 0..4 {
         let [state] = device.pause()[..] else { panic!("the device is gone") };
