@@ -101,6 +101,9 @@ impl Resource {
     }
 }
 
+/// Whether a reference names something of one kind, and what finds it.
+type Candidate<'a> = (bool, &'a dyn Fn() -> Result<Resource, CloudError>);
+
 /// What is no image; nothing if there is none of that name.
 fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudError> {
     let instance = || resolve::instance(tx, reference).map(|record| Resource::Instance(record.id));
@@ -114,7 +117,7 @@ fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudErro
         return group().map(Some);
     }
     // What looks like the identifier of one kind is no name of another.
-    let candidates: [(bool, &dyn Fn() -> Result<Resource, CloudError>); 6] = [
+    let candidates: [Candidate; 6] = [
         (InstanceId::looks_like(reference), &instance),
         (VolumeId::looks_like(reference), &volume),
         (SnapshotId::looks_like(reference), &snapshot),
