@@ -11,25 +11,24 @@ use wisp::vmm::control::{Message, Request};
 use wisp::vmm::limits::{CpuBalance, CpuBudgetConfig};
 
 const SECOND: u64 = 1_000_000_000;
-/// What its vCPUs earn: a fifth of a CPU.
-const SHARE: f64 = 0.2;
-/// User code, which is native wherever a guest runs, for a second or so.
-const BUSY: &str = "i=0; while [ $i -lt 400000 ]; do i=$((i + 1)); done";
+/// What its vCPU earns, of one CPU: less than it has of the host in any case, however busy that is.
+const SHARE: f64 = 0.05;
+/// User code, which is native wherever a guest runs, for part of a second.
+const BUSY: &str = "i=0; while [ $i -lt 150000 ]; do i=$((i + 1)); done";
 
-/// What two loops at once had of the host's CPUs, and for how long they ran.
+/// What a loop had of the host's CPUs, and for how long it ran.
 fn be_busy(machine: &mut Machine) -> (Duration, Duration) {
     let (before, began) = (machine.status().cpu_time_ns, Instant::now());
-    machine.shell(&format!("({BUSY}) & ({BUSY}) & wait"));
+    machine.shell(BUSY);
     let used = machine.status().cpu_time_ns - before;
     (Duration::from_nanos(used), began.elapsed())
 }
 
 #[test]
-fn vcpus_have_what_they_owe_and_without_that_what_they_earn() {
+fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
     let wisp = Wisp::new();
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(&wisp, folder.path());
-    config.cpus.count = 2;
     config.cpu_budget = Some(CpuBudgetConfig {
         earned_ppm: (SHARE * 1e6) as u64,
         cap_ns: 60 * SECOND,
@@ -41,7 +40,7 @@ fn vcpus_have_what_they_owe_and_without_that_what_they_earn() {
     machine.wait_until_ready();
     // It booted on credit, which held nobody.
     let record = machine.status().cpu_budget.unwrap();
-    assert!(record.held_ns == 0 && record.budget.balance.owed_ns > 0, "{record:?}");
+    assert!(record.held_ns == 0 && record.used_ns > 0, "{record:?}");
     println!("boot: {record:?}");
     let (used, took) = be_busy(&mut machine);
     println!("unlimited: {used:?} of CPU time in {took:?}");
@@ -53,10 +52,10 @@ fn vcpus_have_what_they_owe_and_without_that_what_they_earn() {
     let after = machine.status().cpu_budget.unwrap();
     println!("limited: {used:?} of CPU time in {took:?}: {after:?}");
     // What was saved in the moments before, and the last slices, come besides.
-    let most = took.as_secs_f64() * SHARE + 0.3;
+    let most = took.as_secs_f64() * SHARE + before.budget.balance.saved_ns as f64 / 1e9 + 0.1;
     assert!(used.as_secs_f64() <= most, "{used:?} in {took:?} is more than {most}");
     // It was held no longer than it had to: what it earned, it had.
-    assert!(after.held_ns > 0 && after.budget.balance.saved_ns < 300_000_000, "{after:?}");
+    assert!(after.held_ns > 0 && after.budget.balance.saved_ns < 100_000_000, "{after:?}");
 
     // Whoever pauses, saves or ends it need not wait for its turn: an overdrawn one would have for seconds.
     machine.shell(&format!("({BUSY}; {BUSY}; {BUSY}; {BUSY}) > /dev/null 2>&1 &"));
