@@ -17,6 +17,7 @@ use super::end::{End, EndReceiver};
 use super::error::Error;
 use super::freeze::Freezer;
 use super::machine::Launcher;
+use super::memory;
 use super::wiring::Devices;
 
 /// Why a machine is not saved.
@@ -117,6 +118,8 @@ impl<'a> Monitor<'a> {
             let _ = self.ready.read();
             self.was_ready = true;
             self.control.broadcast(&Message::Ready);
+            // Nobody waits for this thread now.
+            memory::program::release_start_up();
         } else if fd == self.control.listener() {
             match self.control.accept() {
                 Ok(client) => self.watch_or_log(client),

@@ -15,6 +15,7 @@
 //! Mappings begin at a multiple of 2 MiB and ask for transparent huge pages.
 
 pub mod pages;
+pub mod program;
 
 use std::fs::File;
 use std::io;
