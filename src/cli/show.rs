@@ -44,8 +44,13 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         let (check, tone) = check_cell(status.as_ref());
         lines.insert(2, line(screen, "Check", &screen.paint(tone, check)));
     }
-    for problem in status.and_then(Result::ok).iter().flat_map(|status| &status.link_problems) {
+    let status = status.and_then(Result::ok);
+    for problem in status.iter().flat_map(|status| &status.link_problems) {
         lines.push(line(screen, "Network", &screen.paint(Tone::Warning, problem)));
+    }
+    if let Some(sandbox) = status.map(|status| status.sandbox).filter(|sandbox| !sandbox.layers.is_empty()) {
+        lines.push(line(screen, "Sandbox", &sandbox.layers_text()));
+        lines.extend(sandbox.missing.iter().map(|missing| line(screen, "", &screen.paint(Tone::Warning, missing))));
     }
     if record.user_data.is_some() {
         lines.push(line(screen, "User data", &user_data(&cloud, &record)));

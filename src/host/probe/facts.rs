@@ -32,6 +32,8 @@ pub struct Facts {
     pub helpers: Vec<(Helper, bool)>,
     /// What VPCs need of the kernel.
     pub vpc: VpcFacts,
+    /// The version of the kernel's Landlock, which keeps monitors from files that are not their machines'; 0 if it has none.
+    pub landlock: u32,
 }
 
 impl Facts {
@@ -46,6 +48,7 @@ impl Facts {
             home: data_directory.map(HomeFacts::read),
             helpers: HELPERS.map(|helper| (helper, is_installed(helper.program))).to_vec(),
             vpc: VpcFacts::read(),
+            landlock: landlock_version(),
         }
     }
 }
@@ -294,6 +297,15 @@ pub struct VpcFacts {
     pub tun: Result<(), Errno>,
     /// The setting that forbids this user namespaces of their own, and the value that would allow them.
     pub forbidden_by: Option<(&'static str, &'static str)>,
+}
+
+/// Asked as landlock_create_ruleset(2) says: without attributes, for the version.
+fn landlock_version() -> u32 {
+    const VERSION: libc::c_uint = 1;
+    // SAFETY: with this flag, the call takes no memory.
+    let version =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0_usize, VERSION) };
+    u32::try_from(version).unwrap_or(0)
 }
 
 impl VpcFacts {

@@ -77,6 +77,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     findings.extend(home(facts.home.as_ref()));
     findings.extend(facts.helpers.iter().map(|(helper, installed)| self::helper(helper, *installed)));
     findings.push(vpc(facts.vpc));
+    findings.push(sandbox(facts.landlock, facts.vpc.forbidden_by));
     findings
 }
 
@@ -223,6 +224,22 @@ fn vpc(facts: VpcFacts) -> Finding {
     }
 }
 
+/// What monitors can give up here; the filters of system calls are on every host.
+fn sandbox(landlock: u32, forbidden_by: Option<(&'static str, &'static str)>) -> Finding {
+    const NAME: &str = "Sandbox";
+    const WITHOUT: &str =
+        "Monitors go on without that layer; their system calls are filtered all the same (docs/security.md).";
+    match (landlock, forbidden_by) {
+        (_, Some((setting, allows))) => {
+            let found = Finding::warn(NAME, format!("{setting} forbids namespaces of one's own"));
+            found.explained(WITHOUT).mended_by("Allow them", format!("sudo sysctl {setting}={allows}"))
+        }
+        (0, None) => Finding::warn(NAME, "seccomp and namespaces; the kernel has no Landlock, or it is switched off")
+            .explained(WITHOUT),
+        (version, None) => Finding::ok(NAME, format!("seccomp, namespaces, Landlock (version {version})")),
+    }
+}
+
 fn helper(helper: &Helper, installed: bool) -> Finding {
     let Helper { program, purpose, package } = helper;
     if installed {
@@ -270,6 +287,7 @@ mod tests {
             }),
             helpers: HELPERS.map(|helper| (helper, true)).to_vec(),
             vpc: VpcFacts { tun: Ok(()), forbidden_by: None },
+            landlock: 7,
         }
     }
 

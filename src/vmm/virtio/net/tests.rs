@@ -37,7 +37,7 @@ fn bench(receive: (&[Descriptor], &[u16]), transmit: (&[Descriptor], &[u16]), fr
     }
     let (near, peer) = UnixStream::pair().unwrap();
     peer.set_read_timeout(Some(DEADLINE)).unwrap();
-    let config = NetConfig { mac: MacAddress([6, 0, 0, 0, 0, 1]), mtu: 1500, link: None };
+    let config = NetConfig { mac: MacAddress([6, 0, 0, 0, 0, 1]), mtu: 1500, link: None, no_host_ports: false };
     let mut net = Net::new(&config, Backend::of(OwnedFd::from(near)).unwrap(), None).unwrap();
     let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
     let faults = Arc::new(GuestFaults::new("net"));
