@@ -3,7 +3,7 @@
 mod common;
 
 use common::instances::{exec, files, json, launch};
-use common::{Wisp, monitor_pid, wait_until_gone};
+use common::{Wisp, monitor_pid, wait_until_gone, wait_until_unlocked};
 use serde_json::Value;
 use wisp::ec2::state::InstanceState;
 use wisp::store::{InstanceRecord, Store, StoreError};
@@ -25,15 +25,14 @@ fn reason(wisp: &Wisp, instance: &str) -> String {
     shown["Reservations"][0]["Instances"][0]["StateReason"]["Code"].as_str().unwrap().to_string()
 }
 
-/// The process id of an instance's monitor.
-fn monitor(wisp: &Wisp, id: &str) -> u32 {
-    monitor_pid(&wisp.home().join("instances").join(id))
-}
-
-fn kill(pid: u32) {
+/// Kills an instance's monitor.
+fn kill(wisp: &Wisp, id: &str) {
+    let folder = wisp.home().join("instances").join(id);
+    let pid = monitor_pid(&folder);
     // SAFETY: the monitor has just answered; it is this test's own.
     assert_eq!(unsafe { libc::kill(pid as i32, libc::SIGKILL) }, 0);
     wait_until_gone(pid);
+    wait_until_unlocked(&folder);
 }
 
 #[test]
@@ -103,7 +102,7 @@ fn ends_that_nobody_asked_for_are_told_apart() {
 
     // A monitor that is killed: what the guest had synced is there when it starts again.
     exec(&wisp, ids[0], "echo kept > /root/file; sync");
-    kill(monitor(&wisp, ids[0]));
+    kill(&wisp, ids[0]);
     let first = wisp.run(&["ls"]).expect_code(0);
     assert!(first.stderr.contains(ids[0]) && first.stderr.contains("was killed"), "{}", first.stderr);
     let second = wisp.run(&["ls"]).expect_code(0);
@@ -145,7 +144,7 @@ fn a_launch_that_was_killed_has_launched_all_or_none() {
     assert!(ids.iter().all(|id| state(&wisp, id) == "running"));
     // And before it has started the last one.
     unsettle().unwrap();
-    kill(monitor(&wisp, ids[1]));
+    kill(&wisp, ids[1]);
     let told = wisp.run(&["ls"]).expect_code(0).stderr;
     assert!(ids.iter().all(|id| told.contains(id)), "{told}");
     assert!(ids.iter().all(|id| state(&wisp, id) == "terminated"), "{told}");

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Wisp, monitor_pid, wait_until_gone};
+use common::{Wisp, monitor_pid, wait_until_gone, wait_until_unlocked};
 use wisp::vmm::control::{ControlClient, Message, Request};
 
 /// The process id of the one machine's monitor.
@@ -35,6 +35,7 @@ fn what_two_killed_processes_left_goes_with_the_next_command() {
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
     wait_until_gone(monitor);
+    wait_until_unlocked(&wisp.runs()[0]);
     assert_eq!(wisp.runs().len(), 1);
     let no_kernel = tempfile::NamedTempFile::new().unwrap();
     wisp.run(&["run", "--kernel", no_kernel.path().to_str().unwrap()]).expect_code(1);

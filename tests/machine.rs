@@ -148,7 +148,8 @@ fn a_machine_outlives_its_watcher_shows_its_console_and_leaves_its_end() {
 fn a_saved_machine_goes_on_where_it_was() {
     let wisp = Wisp::new();
     let folder = tempfile::tempdir().unwrap();
-    let saved = tempfile::tempdir().unwrap();
+    let saved = folder.path().join("saved");
+    fs::create_dir(&saved).unwrap();
     let mut config = config(&wisp, folder.path());
     config.cpus = CpuConfig { count: 2, threads_per_core: 1 };
     config.disks[0].access = DiskAccess::ReadWrite;
@@ -162,7 +163,7 @@ fn a_saved_machine_goes_on_where_it_was() {
 
     // It goes on after a save that is not its end.
     let began = std::time::Instant::now();
-    let folder = || saved.path().to_path_buf();
+    let folder = || saved.clone();
     let Message::Saved { paused_ns } = machine.ask(&Request::Fork { folder: folder(), layers: Vec::new() }) else {
         panic!("{}", fs::read_to_string(machine.path("vmm.log")).unwrap());
     };
@@ -181,7 +182,7 @@ fn a_saved_machine_goes_on_where_it_was() {
     let folder = std::mem::replace(&mut machine.folder, tempfile::tempdir().unwrap());
 
     let began = std::time::Instant::now();
-    let mut machine = Machine::go_on(&wisp, folder, &config, Some(saved.path()));
+    let mut machine = Machine::go_on(&wisp, folder, &config, Some(&saved));
     let status = machine.status();
     println!("restored in {:?}: {status:?}", began.elapsed());
     machine.wait_until_ready();

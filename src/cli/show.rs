@@ -56,6 +56,10 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     for problem in status.iter().flat_map(|status| &status.link_problems) {
         lines.push(line(screen, "Network", &screen.paint(Tone::Warning, problem)));
     }
+    if let Some(sandbox) = status.map(|status| status.sandbox).filter(|sandbox| !sandbox.layers.is_empty()) {
+        lines.push(line(screen, "Sandbox", &sandbox.layers_text()));
+        lines.extend(sandbox.missing.iter().map(|missing| line(screen, "", &screen.paint(Tone::Warning, missing))));
+    }
     if record.user_data.is_some() {
         lines.push(line(screen, "User data", &user_data(&cloud, &record)));
     }

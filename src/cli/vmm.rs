@@ -8,14 +8,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::Context;
+use rustix::fs::Mode;
 
-use crate::host::monitor_process::{CONFIG, close_on_exec, keep_open};
+use crate::host::keeper::Signals;
+use crate::host::monitor_process::{CONFIG, close_on_exec, keep_open, violation};
 use crate::host::probe;
 use crate::vmm::console_socket;
 use crate::vmm::control::{self, Message};
 use crate::vmm::end::End;
 use crate::vmm::end_record::EndRecord;
 use crate::vmm::machine::{Launcher, Restore, Surroundings};
+use crate::vmm::sandbox::files::Grants;
+use crate::vmm::sandbox::namespaces::{self, Side};
+use crate::vmm::sandbox::{self, limits, seccomp};
+use crate::vmm::snapshot::origin;
 use crate::vmm::{Machine, MachineConfig};
 
 /// Runs the machine of an instance's folder.
@@ -58,17 +64,97 @@ pub struct Args {
     once: bool,
 }
 
-/// Runs the machine to its end. Why it could not be built is told to who started it, who is there to tell the user.
+/// Runs the machine to its end, in a process that has given up what the machine does not need (`vmm/sandbox`). This one is
+/// that one's keeper.
 ///
 /// A machine without an owner is an instance: how it ended is kept in its folder for the next command, and a guest that
-/// reboots goes on in the same process, which keeps its lock.
+/// reboots goes on under the same keeper, which keeps the lock.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    // The lock is held for as long as this process lives.
+    let inherited = [Some(args.lock_fd), args.owner_fd, args.watcher_fd, args.console_fd, args.network_fd];
+    limits::close_others(&inherited.into_iter().flatten().collect::<Vec<_>>())
+        .context("the descriptors that are not the monitor's cannot be closed")?;
+    // What the two processes make, sockets too, is this user's alone.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    // The lock is held for as long as one of the two processes lives.
     let lock = inherit(args.lock_fd)?;
-    let owner = args.owner_fd.map(inherit).transpose()?.map(UnixStream::from);
-    let watcher = args.watcher_fd.map(inherit).transpose()?.map(UnixStream::from);
-    let console = args.console_fd.map(inherit).transpose()?.map(UnixStream::from);
     let network = args.network_fd.map(inherit).transpose()?;
+    let connections = Connections::take(&args)?;
+    let config = read_config(&args.folder);
+    let own_network = config.as_ref().is_ok_and(|config| !config.uses_host_ports());
+    let signals = Signals::block().context("the signals that end a machine cannot be waited for")?;
+    let keeper = std::process::id();
+    match namespaces::split(own_network).context("the monitor's process cannot be started")? {
+        Side::Monitor(sandbox) => {
+            signals.unblock();
+            let network = network.as_ref().map(OwnedFd::try_clone).transpose().context("the network cannot be used")?;
+            monitor(&args, connections, network, config, &Sandboxed { sandbox, keeper })
+        }
+        Side::Keeper { child, alive: _alive } => {
+            // Whose other ends are to see the monitor's end.
+            drop(connections);
+            let code = signals.wait(child).context("the monitor cannot be waited for")?;
+            signals.unblock();
+            keep_house(&args, code, &lock, network.as_ref())
+        }
+    }
+}
+
+/// How a monitor exits that is to be started again: its guest rebooted.
+const AGAIN: u8 = 75;
+/// How a monitor exits whose owner has left without removing the folder.
+const LEFT: u8 = 76;
+
+/// What there is to do when the monitor has ended with the exit code `code`, if it exited.
+fn keep_house(args: &Args, code: Option<i32>, lock: &OwnedFd, network: Option<&OwnedFd>) -> anyhow::Result<ExitCode> {
+    if let Err(error) = origin::forget(&args.folder) {
+        log::warn!("a saved machine's memory stays: {error}");
+    }
+    match code {
+        Some(code) if code == i32::from(AGAIN) => return Err(start_again(&args.folder, lock, network)),
+        // The owner was killed, or it would remove the folder itself.
+        Some(code) if code == i32::from(LEFT) => drop(fs::remove_dir_all(&args.folder)),
+        Some(seccomp::VIOLATION) if args.owner_fd.is_none() => {
+            let why =
+                violation(&args.folder).unwrap_or_else(|| "its monitor made a system call that it may not".into());
+            keep(&EndRecord::Failed { why }, &args.folder);
+        }
+        _ => {}
+    }
+    // One that a signal ended has no code.
+    Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)))
+}
+
+/// The connections that a monitor inherits.
+#[derive(Debug)]
+struct Connections {
+    owner: Option<UnixStream>,
+    watcher: Option<UnixStream>,
+    console: Option<UnixStream>,
+}
+
+impl Connections {
+    fn take(args: &Args) -> anyhow::Result<Connections> {
+        let stream = |fd: Option<RawFd>| anyhow::Ok(fd.map(inherit).transpose()?.map(UnixStream::from));
+        let (owner, watcher) = (stream(args.owner_fd)?, stream(args.watcher_fd)?);
+        Ok(Connections { owner, watcher, console: stream(args.console_fd)? })
+    }
+}
+
+/// What a monitor knows of its processes.
+struct Sandboxed {
+    sandbox: namespaces::Monitor,
+    keeper: u32,
+}
+
+/// The monitor: gives up what it can, and runs the machine. Why it could not be built is told to who started it, who is
+/// there to tell the user.
+fn monitor(
+    args: &Args,
+    Connections { owner, watcher, console }: Connections,
+    network: Option<OwnedFd>,
+    config: anyhow::Result<MachineConfig>,
+    sandboxed: &Sandboxed,
+) -> anyhow::Result<ExitCode> {
     let complaint = owner.as_ref().or(watcher.as_ref()).map(UnixStream::try_clone).transpose();
     let complaint = complaint.context("the connection of who started the machine cannot be used")?;
     let owned = owner.is_some();
@@ -79,13 +165,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let surroundings = Surroundings {
         folder: args.folder.clone(),
+        pid: sandboxed.keeper,
         launcher,
         console,
-        network: network.as_ref().map(OwnedFd::try_clone).transpose().context("the network cannot be used")?,
+        network,
         process_start_ns: args.began_ns,
         restore: args.restore.clone().map(|folder| Restore { folder, once: args.once }),
     };
-    let result = build_and_run(&args.folder, surroundings, owned);
+    let result = config.and_then(|config| build_and_run(config, surroundings, owned, &sandboxed.sandbox));
     if let Err(error) = &result {
         let why = explain(error);
         if !owned {
@@ -96,17 +183,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     }
     if owned && complaint.as_ref().is_some_and(has_left) {
-        // The owner was killed, or it would remove the folder itself.
-        let _ = fs::remove_dir_all(&args.folder);
+        return Ok(ExitCode::from(LEFT));
     }
-    match result? {
-        End::Reboot if !owned => Err(start_again(&args.folder, &lock, network.as_ref())),
-        end if end.is_orderly() => Ok(ExitCode::SUCCESS),
-        _ => Ok(ExitCode::FAILURE),
-    }
+    Ok(match result? {
+        End::Reboot if !owned => ExitCode::from(AGAIN),
+        end if end.is_orderly() => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
 }
 
-/// Runs the machine anew in the place of this process, as a PC does after a reset; returns only why that failed.
+/// Runs the machine anew, as a PC does after a reset, with a new program in the keeper's place; returns only why that failed.
 fn start_again(folder: &Path, lock: &OwnedFd, network: Option<&OwnedFd>) -> anyhow::Error {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("wisp").arg("vmm").arg(folder);
@@ -138,23 +224,37 @@ fn explain(error: &anyhow::Error) -> String {
     }
 }
 
-fn build_and_run(folder: &Path, surroundings: Surroundings, owned: bool) -> anyhow::Result<End> {
+fn read_config(folder: &Path) -> anyhow::Result<MachineConfig> {
     let path = folder.join(CONFIG);
     let text = fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let config: MachineConfig =
-        serde_json::from_str(&text).with_context(|| format!("{} is not a machine's configuration", path.display()))?;
-    clear_leftovers(folder, &config).context("what an earlier machine left cannot be removed")?;
+    serde_json::from_str(&text).with_context(|| format!("{} is not a machine's configuration", path.display()))
+}
+
+fn build_and_run(
+    config: MachineConfig,
+    surroundings: Surroundings,
+    owned: bool,
+    monitor: &namespaces::Monitor,
+) -> anyhow::Result<End> {
+    let folder = surroundings.folder.clone();
+    clear_leftovers(&folder, &config).context("what an earlier machine left cannot be removed")?;
+    if let Some(Restore { folder: saved, once: false }) = &surroundings.restore {
+        origin::keep(saved, &folder);
+    }
+    let grants = Grants::of(&folder, &config, surroundings.restore.as_ref());
+    sandbox::enter(monitor, &grants, config.threads())?;
     let conclude = |end: &End, status: &control::Status| {
         if !owned && *end != End::Reboot {
-            keep(&EndRecord::ended(end, status), folder);
+            keep(&EndRecord::ended(end, status), &folder);
         }
     };
     Ok(Machine::new(config, surroundings)?.run(conclude)?)
 }
 
-/// Removes the sockets and the end of a machine that ran here before. This process holds the lock: nobody uses them.
+/// Removes the sockets, the origin and the end of a machine that ran here before. This process holds the lock: nobody uses them.
 fn clear_leftovers(folder: &Path, config: &MachineConfig) -> std::io::Result<()> {
     EndRecord::clear(folder)?;
+    origin::forget(folder)?;
     let vsock = config.vsock.as_ref().map(|vsock| vsock.path.clone());
     let control = folder.join(control::SOCKET);
     let sockets = [control.with_extension("new"), control, folder.join(console_socket::SOCKET)];

@@ -16,7 +16,6 @@ use super::limits::limit;
 use super::machine::{Folder, Monitor, volume_disk};
 use super::network::{Addresses, for_fork};
 use super::volume::get_volume;
-use super::warm::unfinished_folder;
 use super::{Cloud, new_id, now};
 use crate::ec2::state::{Action, InstanceState};
 use crate::ec2::volume::VolumeState;
@@ -91,7 +90,7 @@ impl Cloud {
             return Err(Ec2Error::IncorrectInstanceState { instance: record.id, state: "stopping", action }.into());
         };
         let snapshots = self.lock_snapshots()?;
-        let saved = unfinished_folder(&self.home)?;
+        let saved = self.folder(record.id).saved_for_others()?;
         let sweeping = [self.home.lock(&self.home.instances())?, self.home.lock(&self.home.volumes())?];
         let volumes = self.volumes_of(record)?;
         let paused = self.save_and_continue(record, &volumes, saved.path())?;

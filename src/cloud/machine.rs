@@ -6,7 +6,7 @@
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
+use tempfile::TempDir;
 
 use super::error::CloudError;
 use super::image::Image;
@@ -36,6 +37,8 @@ use crate::vmm::end_record::EndRecord;
 use crate::vmm::machine::{Launcher, Restore};
 use crate::vmm::timeline::monotonic_ns;
 
+/// Begins the name of a folder with a saved machine that is on its way.
+const SAVED_FOR_OTHERS: &str = "saved-";
 /// Held by the command that stops or terminates the instance.
 const OPERATION_LOCK: &str = "operation.lock";
 /// How long a monitor may take to answer.
@@ -71,6 +74,20 @@ impl Folder {
     /// Makes it.
     pub fn create(&self) -> Result<(), CloudError> {
         DirBuilder::new().mode(0o700).create(&self.path).map_err(CloudError::file(&self.path, "made"))
+    }
+
+    /// A folder in it for the machine to be saved into for others, which goes with what is returned: a monitor can write
+    /// nowhere else. Whoever makes one has the lock of operations, and removes what was left by who was killed.
+    pub(super) fn saved_for_others(&self) -> Result<TempDir, CloudError> {
+        let failed = || CloudError::file(&self.path, "written");
+        for entry in fs::read_dir(&self.path).map_err(failed())? {
+            let entry = entry.map_err(failed())?;
+            if entry.file_name().to_string_lossy().starts_with(SAVED_FOR_OTHERS) {
+                fs::remove_dir_all(entry.path()).map_err(failed())?;
+            }
+        }
+        let private = fs::Permissions::from_mode(0o700);
+        tempfile::Builder::new().prefix(SAVED_FOR_OTHERS).permissions(private).tempdir_in(&self.path).map_err(failed())
     }
 
     /// Removes it with all that is in it.

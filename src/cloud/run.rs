@@ -33,6 +33,7 @@ use crate::vmm::control::{ClientError, ControlClient, Message, Request, Status};
 use crate::vmm::devices::console;
 use crate::vmm::end::End;
 use crate::vmm::machine::Launcher;
+use crate::vmm::snapshot;
 
 /// The guest's context id; each monitor has a vsock device of its own, so that all can be the same.
 pub(super) const GUEST_CID: u32 = 3;
@@ -40,6 +41,8 @@ pub(super) const GUEST_CID: u32 = 3;
 pub(super) const VSOCK: &str = "vsock.sock";
 /// The name of what a guest is told of who it is.
 const SEED: &str = "seed";
+/// Where it is saved.
+const SAVED: &str = "saved";
 /// How long a monitor may take to end once it was told to.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 /// How much of the console is shown when something went wrong, in lines.
@@ -356,7 +359,12 @@ impl EphemeralInstance {
             Some(network) => {
                 let image = if let Boot::Image(image) = &spec.boot { image.manifest.name.as_str() } else { "(none)" };
                 let link = network::run_link(id, image, network);
-                network::connect(id, folder, &link, network.mode, &mut machine).map_err(Box::new)?
+                let way_out = network::connect(id, folder, &link, network.mode, &mut machine).map_err(Box::new)?;
+                // What is published now is all that ever is.
+                if let Some(device) = &mut machine.net {
+                    device.no_host_ports = network.published.is_empty();
+                }
+                way_out
             }
             None => None,
         };
@@ -428,9 +436,13 @@ impl EphemeralInstance {
 
     /// Saves the machine into `folder`, with which it ends.
     pub fn save(&mut self, folder: &Path, timeout: Duration) -> Result<(), RunError> {
-        self.control.send(&Request::Save { folder: folder.to_path_buf() })?;
+        // The monitor can write into its own folder only.
+        let saved = self.folder.join(SAVED);
+        let failed = |source| RunError::Folder { path: folder.to_path_buf(), source };
+        fs::DirBuilder::new().mode(0o700).create(&saved).map_err(failed)?;
+        self.control.send(&Request::Save { folder: saved.clone() })?;
         match self.wait_ended(Some(timeout)) {
-            Ok((End::Saved, _)) => Ok(()),
+            Ok((End::Saved, _)) => snapshot::rename(&saved, folder).map_err(failed),
             Ok((end, _)) => Err(RunError::Unsaved(end.to_string())),
             Err(RunError::Refused(why)) => Err(RunError::Unsaved(why)),
             Err(error) => Err(error),
@@ -449,8 +461,16 @@ impl EphemeralInstance {
     }
 
     fn next_message(&mut self, timeout: Option<Duration>) -> Result<(), RunError> {
-        let message = self.control.receive(timeout)?;
+        let message = self.control.receive(timeout).map_err(|error| self.explain(error))?;
         self.note(message)
+    }
+
+    /// The error, or what the monitor said of it in a log that goes with the folder.
+    fn explain(&self, error: ClientError) -> RunError {
+        match (error, monitor_process::violation(&self.folder)) {
+            (ClientError::Gone, Some(violation)) => RunError::Refused(violation),
+            (error, _) => error.into(),
+        }
     }
 
     fn note(&mut self, message: Message) -> Result<(), RunError> {

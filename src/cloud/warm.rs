@@ -222,7 +222,7 @@ pub fn make(
 }
 
 /// A folder for a machine that is about to be saved; it is removed unless it is moved to its place.
-pub(super) fn unfinished_folder(home: &Home) -> Result<TempDir, CloudError> {
+fn unfinished_folder(home: &Home) -> Result<TempDir, CloudError> {
     let warm = home.warm();
     let private = fs::Permissions::from_mode(0o700);
     let folder = tempfile::Builder::new().prefix(UNFINISHED).permissions(private).tempdir_in(&warm);

@@ -32,6 +32,16 @@ pub enum HomeError {
         /// Whose it is.
         owner: u32,
     },
+    /// The way to it can be changed by others.
+    #[error("wisp's data directory {} is reached through {}, which {why}: somebody else could put another in its place. Set WISP_HOME to a directory of your own", path.display(), through.display())]
+    Unsafe {
+        /// Where it is to be.
+        path: PathBuf,
+        /// What can be changed.
+        through: PathBuf,
+        /// By whom, in a few words.
+        why: String,
+    },
 }
 
 /// The data directory; it exists, is 0700 and this user's own.
@@ -49,14 +59,16 @@ impl Home {
     /// The data directory at `path`.
     pub fn at(path: &Path) -> Result<Home, HomeError> {
         let failed = |source| HomeError::Unusable { path: path.to_path_buf(), source };
+        check_way(path)?;
         make_private(path).map_err(failed)?;
         let root = path.canonicalize().map_err(failed)?;
-        let owner = root.metadata().map_err(failed)?.uid();
-        if owner != rustix::process::geteuid().as_raw() {
-            return Err(HomeError::NotYours { path: root, owner });
-        }
+        check_own(&root)?;
         for folder in ["images", "instances", "networks", "runs", "volumes", "warm"] {
-            make_private(&root.join(folder)).map_err(failed)?;
+            let folder = root.join(folder);
+            // Whoever could write here before it was closed may have put something else in its place.
+            check_own(&folder)?;
+            make_private(&folder).map_err(failed)?;
+            check_own(&folder)?;
         }
         Ok(Home { root })
     }
@@ -143,6 +155,40 @@ pub fn try_lock_file(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
+/// Refuses what is another user's, or a link that is: where a link of one's own leads is one's own business, if that is
+/// one's own. What is not there is nobody's.
+fn check_own(path: &Path) -> Result<(), HomeError> {
+    for metadata in [path.symlink_metadata(), path.metadata()].into_iter().flatten() {
+        if metadata.uid() != rustix::process::geteuid().as_raw() {
+            return Err(HomeError::NotYours { path: path.to_path_buf(), owner: metadata.uid() });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a way that somebody else can change: through another user's link, or a directory in which everybody may rename
+/// what is not theirs.
+fn check_way(path: &Path) -> Result<(), HomeError> {
+    let unsafe_way = |through: &Path, why: String| HomeError::Unsafe {
+        path: path.to_path_buf(),
+        through: through.to_path_buf(),
+        why,
+    };
+    let mine = rustix::process::geteuid().as_raw();
+    let absolute = std::path::absolute(path).map_err(|source| HomeError::Unusable { path: path.into(), source })?;
+    for part in absolute.ancestors() {
+        let Ok(metadata) = part.symlink_metadata() else { continue };
+        let (owner, mode) = (metadata.uid(), metadata.mode());
+        if metadata.is_symlink() && owner != 0 && owner != mine {
+            return Err(unsafe_way(part, format!("is a link of another user's (uid {owner})")));
+        }
+        if metadata.is_dir() && part != absolute && mode & 0o1002 == 0o002 {
+            return Err(unsafe_way(part, "everybody may write to".into()));
+        }
+    }
+    Ok(())
+}
+
 /// Makes a directory that only this user can enter, and its parents; takes others' permissions away from one that exists.
 fn make_private(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
@@ -191,6 +237,44 @@ mod tests {
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         Home::at(folder.path()).unwrap();
         assert_eq!(mode(folder.path()), 0o700);
+    }
+
+    #[test]
+    fn a_way_that_everybody_can_change_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = folder.path().join("open");
+        std::fs::create_dir(&open).unwrap();
+        let set = |mode| std::fs::set_permissions(&open, std::fs::Permissions::from_mode(mode)).unwrap();
+        set(0o777);
+        let refused = Home::at(&open.join("home"));
+        assert!(matches!(&refused, Err(HomeError::Unsafe { through, .. }) if *through == open), "{refused:?}");
+        // As `/tmp` is.
+        set(0o1777);
+        Home::at(&open.join("home")).unwrap();
+    }
+
+    /// Only root can make what is another user's.
+    #[test]
+    fn links_and_directories_of_another_user_s_are_refused() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        const NOBODY: u32 = 65534;
+        let folder = tempfile::tempdir().unwrap();
+        let (theirs, mine) = (folder.path().join("theirs"), folder.path().join("mine"));
+        std::fs::create_dir(&theirs).unwrap();
+        std::os::unix::fs::chown(&theirs, Some(NOBODY), None).unwrap();
+        assert!(matches!(Home::at(&theirs), Err(HomeError::NotYours { owner: NOBODY, .. })));
+        // A part of it, as somebody may have put it there while the directory was open.
+        Home::at(&mine).unwrap();
+        std::fs::remove_dir(mine.join("volumes")).unwrap();
+        std::os::unix::fs::symlink(&theirs, mine.join("volumes")).unwrap();
+        assert!(matches!(Home::at(&mine), Err(HomeError::NotYours { owner: NOBODY, .. })));
+        // The way to it.
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&mine, &link).unwrap();
+        std::os::unix::fs::lchown(&link, Some(NOBODY), None).unwrap();
+        assert!(matches!(Home::at(&link.join("home")), Err(HomeError::Unsafe { .. })));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod disk_image;
 pub mod home;
+pub mod keeper;
 pub mod key;
 pub mod monitor_process;
 pub mod passt;

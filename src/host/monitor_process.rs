@@ -17,6 +17,7 @@ use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 use super::home::write_private;
 use crate::vmm::config::MachineConfig;
 use crate::vmm::machine::{Launcher, Restore};
+use crate::vmm::sandbox::seccomp;
 
 /// The configuration's file name in an instance's folder.
 pub const CONFIG: &str = "config.json";
@@ -34,6 +35,13 @@ pub fn write_config(folder: &Path, config: &MachineConfig) -> io::Result<()> {
 /// The configuration of the machine in `folder`.
 pub fn read_config(folder: &Path) -> io::Result<MachineConfig> {
     Ok(serde_json::from_slice(&std::fs::read(folder.join(CONFIG))?)?)
+}
+
+/// What the last monitor in `folder` said of a system call that it may not make, if it was ended for one.
+pub fn violation(folder: &Path) -> Option<String> {
+    let log = std::fs::read(folder.join(LOG)).ok()?;
+    let text = String::from_utf8_lossy(&log);
+    text.lines().rev().find(|line| line.starts_with(seccomp::SAYS)).map(String::from)
 }
 
 /// What a monitor inherits.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::config::{ConfigError, DiskConfig};
 use super::control::{DiskRecord, Message};
 use super::limits::DiskLimits;
+use super::passed::PassedFiles;
 use super::virtio::block::{BlockError, Disk, DiskBay, Label};
 use super::virtio::interrupt::{Interrupt, status};
 
@@ -83,6 +84,11 @@ impl DiskSlots {
 
     /// Puts a disk into the first free slot. Returns which that is.
     pub fn attach(&self, config: &DiskConfig) -> Result<usize, SlotError> {
+        self.attach_among(config, &PassedFiles::default())
+    }
+
+    /// The same, of which the files may be among `files`.
+    pub fn attach_among(&self, config: &DiskConfig, files: &PassedFiles) -> Result<usize, SlotError> {
         config.validate()?;
         let slots = self.slots();
         if find(&slots, &config.id).is_ok() {
@@ -90,7 +96,7 @@ impl DiskSlots {
         }
         let free = slots.iter().position(|slot| slot.label().is_none() && !slot.is_driven());
         let index = free.ok_or(SlotError::Full(slots.len()))?;
-        let disk = Disk::open(config, &self.folder)?;
+        let disk = Disk::open_among(config, &self.folder, files)?;
         let slot = &slots[index];
         slot.interrupt.change_config(|| slot.bay.hold().put(disk));
         log::info!("disk {} is in slot {index}", config.id);
@@ -155,6 +161,11 @@ impl DiskSlots {
 
     /// Has a disk written to `layer` from now on; what it was written to is durable and does not change any more.
     pub fn switch(&self, id: &str, layer: &Path) -> Result<(), SlotError> {
+        self.switch_among(id, layer, &PassedFiles::default())
+    }
+
+    /// The same, of which the files may be among `files`.
+    pub fn switch_among(&self, id: &str, layer: &Path, files: &PassedFiles) -> Result<(), SlotError> {
         // Most of the writing out happens here, with the guest writing on.
         self.write_out(id)?;
         let slots = self.slots();
@@ -162,7 +173,7 @@ impl DiskSlots {
         let mut bay = slot.bay.hold();
         let before = bay.disk().map(|disk| disk.sectors());
         if let Some(disk) = bay.disk() {
-            disk.switch(layer)?;
+            disk.switch(layer, files)?;
         }
         if bay.disk().map(|disk| disk.sectors()) != before {
             slot.interrupt.change_config(|| bay.relabel());

@@ -10,6 +10,7 @@ use crate::vmm::control::ControlError;
 use crate::vmm::cpu::state::StateError;
 use crate::vmm::disk_slots::SlotError;
 use crate::vmm::memory::MemoryError;
+use crate::vmm::sandbox::SandboxError;
 use crate::vmm::snapshot::SnapshotError;
 use crate::vmm::virtio::block::BlockError;
 use crate::vmm::virtio::vsock::VsockError;
@@ -61,6 +62,9 @@ pub enum Error {
     /// The control socket could not be made.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The process would have kept more than it may.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The console's socket could not be made.
     #[error(transparent)]
     Console(#[from] ConsoleSocketError),

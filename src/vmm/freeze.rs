@@ -14,6 +14,7 @@ use super::config::MachineConfig;
 use super::control::Layer;
 use super::cpu::vcpu::{VcpuContext, VcpuHandle};
 use super::error::Error;
+use super::passed::PassedFiles;
 use super::snapshot::copy::Copy;
 use super::snapshot::memory::Content;
 use super::snapshot::origin::{Differences, Origin};
@@ -51,7 +52,7 @@ impl Freezer<'_> {
 
     /// Saves the machine into `folder` as it is at one moment, from which on its disks are written to `layers`, and has it
     /// go on meanwhile. Returns for how long it was paused; nothing if it is at its end anyway.
-    pub fn fork(&self, folder: &Path, layers: &[Layer]) -> Result<Option<Duration>, Error> {
+    pub fn fork(&self, folder: &Path, layers: &[Layer], files: &PassedFiles) -> Result<Option<Duration>, Error> {
         let disks = &self.devices.disks;
         // Most of the writing out happens here, with the guest writing on.
         layers.iter().try_for_each(|layer| disks.write_out(&layer.disk))?;
@@ -62,7 +63,7 @@ impl Freezer<'_> {
             .map_err(Error::from)
             .and_then(|copy| Ok((self.state(virtio, content.differences)?, copy)));
         let switched = copied.and_then(|copied| {
-            layers.iter().try_for_each(|layer| disks.switch(&layer.disk, &layer.path))?;
+            layers.iter().try_for_each(|layer| disks.switch_among(&layer.disk, &layer.path, files))?;
             Ok(copied)
         });
         self.resume();

@@ -35,6 +35,7 @@ use super::link::LinkConfig;
 use super::memory::{self, GuestMemory};
 use super::monitor::Monitor;
 use super::revival::Revival;
+use super::sandbox;
 use super::snapshot::origin::Origin;
 use super::snapshot::{self, MachineState, SnapshotError};
 use super::timeline::{ExitCounters, Mark, Timeline};
@@ -60,6 +61,8 @@ const CAPABILITIES: &[(Cap, &str)] = &[
 pub struct Surroundings {
     /// The machine's own folder: its sockets, console log and copy-on-write layers go there.
     pub folder: PathBuf,
+    /// The process, as those outside it know it.
+    pub pid: u32,
     /// The connection of the process that started the machine.
     pub launcher: Launcher,
     /// A terminal for the serial port: gets its output, and what it sends is the port's input.
@@ -96,6 +99,7 @@ pub enum Launcher {
 #[derive(Debug)]
 pub struct Machine {
     config: MachineConfig,
+    pid: u32,
     /// Dropping it ends the guest for KVM: it stays for as long as anything of the machine does.
     vm: VmFd,
     vcpus: Vec<VcpuFd>,
@@ -127,7 +131,7 @@ impl Machine {
         let vm = create_vm(&kvm)?;
         let saved = surroundings.restore.as_ref().map(|from| saved_state(&from.folder, &config)).transpose()?;
         let origin = match (&saved, &surroundings.restore) {
-            (Some(state), Some(from)) => Some(Origin::open(&from.folder, state)?),
+            (Some(state), Some(from)) => Some(Origin::open(&from.folder, &surroundings.folder, state)?),
             _ => None,
         };
         let memory = match &origin {
@@ -207,6 +211,7 @@ impl Machine {
         let launcher = surroundings.launcher;
         Ok(Machine {
             config,
+            pid: surroundings.pid,
             vm,
             vcpus,
             context,
@@ -228,6 +233,7 @@ impl Machine {
         let context = Arc::new(self.context);
         let monitor =
             Monitor::new(self.control, self.launcher, self.console_socket, &self.devices, &self.ends, &self.ready)?;
+        sandbox::seal()?;
         let spawn = |(id, fd)| VcpuHandle::spawn(id, fd, Arc::clone(&context));
         if let Some(Restore { folder, once: true }) = &self.restore {
             snapshot::consume(folder)?;
@@ -236,7 +242,7 @@ impl Machine {
         for vcpu in (0..).zip(self.vcpus) {
             running.vcpus.push(spawn(vcpu)?);
         }
-        let status = || status(&self.config, &context, &self.devices);
+        let status = || status(&self.config, self.pid, &context, &self.devices);
         let freezer = Freezer {
             vm: &self.vm,
             config: &self.config,
@@ -415,11 +421,12 @@ fn keep_balance(context: &VcpuContext, folder: &Path) {
     }
 }
 
-fn status(config: &MachineConfig, context: &VcpuContext, devices: &Devices) -> Status {
+fn status(config: &MachineConfig, pid: u32, context: &VcpuContext, devices: &Devices) -> Status {
     let guest = memory::resident_bytes(&context.memory).unwrap_or(0);
     let faults = devices.faults.iter().filter(|(_, faults)| faults.count() > 0);
     Status {
-        pid: std::process::id(),
+        pid,
+        sandbox: sandbox::record(),
         vcpus: config.cpus.count,
         memory_mib: config.memory_mib,
         software_kvm: context.software_kvm,

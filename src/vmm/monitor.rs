@@ -149,7 +149,7 @@ impl<'a> Monitor<'a> {
         let incoming = self.control.read(fd);
         let disks = &self.devices.disks;
         let done = |()| Message::Done;
-        for request in incoming.requests {
+        for (request, files) in incoming.requests {
             match request {
                 Request::Status => self.control.send(fd, &Message::Status(Box::new(status()))),
                 Request::Subscribe => {
@@ -167,19 +167,19 @@ impl<'a> Monitor<'a> {
                     self.ends_at_reboot = Some(fd);
                     self.control.send(fd, &Message::Done);
                 }
-                Request::AttachDisk { disk } => self.answer(fd, disks.attach(&disk).map(attached)),
+                Request::AttachDisk { disk } => self.answer(fd, disks.attach_among(&disk, &files).map(attached)),
                 Request::DetachDisk { id, force } => self.answer(fd, disks.detach(&id, force).map(done)),
                 Request::DiskSlot { id } => self.answer(fd, disks.slot_of(&id).map(attached)),
                 Request::ResizeDisk { id, size } => self.answer(fd, disks.resize(&id, size).map(done)),
                 Request::SetDiskLimits { id, limits } => self.answer(fd, disks.limit(&id, limits).map(done)),
-                Request::SwitchDisk { id, layer } => self.answer(fd, disks.switch(&id, &layer).map(done)),
+                Request::SwitchDisk { id, layer } => self.answer(fd, disks.switch_among(&id, &layer, &files).map(done)),
                 Request::Save { folder } => match freezer.save(&folder) {
                     Ok(true) => return Some(End::Saved),
                     Ok(false) => self.control.send(fd, &Message::Failed { why: AT_ITS_END.into() }),
                     Err(error) => self.control.send(fd, &Message::Failed { why: error.to_string() }),
                 },
                 Request::Fork { folder, layers } => {
-                    let answer = match freezer.fork(&folder, &layers) {
+                    let answer = match freezer.fork(&folder, &layers, &files) {
                         Ok(Some(paused)) => Message::Saved { paused_ns: paused.as_nanos() as u64 },
                         Ok(None) => Message::Failed { why: AT_ITS_END.into() },
                         Err(error) => Message::Failed { why: error.to_string() },
@@ -200,6 +200,8 @@ impl<'a> Monitor<'a> {
                     };
                     self.control.send(fd, &message.unwrap_or_else(|why| Message::Failed { why }));
                 }
+                // The server keeps them for the request that they are for.
+                Request::Files { .. } => {}
                 Request::Kill { by } => return Some(End::Killed { by }),
             }
         }

@@ -321,6 +321,11 @@ pub fn wait_until_gone(pid: u32) {
     assert_eq!(ended, 1, "process {pid:?} is still there");
 }
 
+/// Waits until no process of the machine in `folder` is left: the one that runs it dies with its keeper, and a moment later.
+pub fn wait_until_unlocked(folder: &Path) {
+    drop(wisp::host::home::lock_file(&folder.join("lock")).unwrap());
+}
+
 /// Bytes that look random and are always the same.
 pub fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;

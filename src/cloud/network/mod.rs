@@ -84,7 +84,8 @@ pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord
 
 /// The network device of the instance `id`.
 pub(super) fn device(id: InstanceId, link: Option<&Path>) -> NetConfig {
-    NetConfig { mac: MacAddress(mac_address(id)), mtu: MTU, link: link.map(Path::to_path_buf), limits: None }
+    let link = link.map(Path::to_path_buf);
+    NetConfig { mac: MacAddress(mac_address(id)), mtu: MTU, link, limits: None, no_host_ports: false }
 }
 
 /// Gives a machine the device of the link `link`, and tells its kernel.

@@ -35,6 +35,8 @@ pub struct Facts {
     pub vpc: VpcFacts,
     /// Whether the ports of public addresses that servers have, as 22, can be listened at.
     pub low_ports: Result<(), Errno>,
+    /// The version of the kernel's Landlock, which keeps monitors from files that are not their machines'; 0 if it has none.
+    pub landlock: u32,
 }
 
 impl Facts {
@@ -50,6 +52,7 @@ impl Facts {
             helpers: HELPERS.map(|helper| (helper, is_installed(helper.program))).to_vec(),
             vpc: VpcFacts::read(),
             low_ports: low_ports(),
+            landlock: landlock_version(),
         }
     }
 }
@@ -332,6 +335,15 @@ impl NamespaceSetting {
     pub fn mend(&self) -> String {
         format!("sudo sysctl {}={}", self.name, self.allows)
     }
+}
+
+/// Asked as landlock_create_ruleset(2) says: without attributes, for the version.
+fn landlock_version() -> u32 {
+    const VERSION: libc::c_uint = 1;
+    // SAFETY: with this flag, the call takes no memory.
+    let version =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0_usize, VERSION) };
+    u32::try_from(version).unwrap_or(0)
 }
 
 impl VpcFacts {

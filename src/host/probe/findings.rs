@@ -4,7 +4,9 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::access::{self, KvmAccessError};
-use super::facts::{Facts, Helper, HomeFacts, HugePages, KVM_MODULES, REQUIRED_CAPABILITIES, Surroundings, VpcFacts};
+use super::facts::{
+    Facts, Helper, HomeFacts, HugePages, KVM_MODULES, NamespaceSetting, REQUIRED_CAPABILITIES, Surroundings, VpcFacts,
+};
 use super::mend::Mend;
 use crate::vmm::link::ALLOW_LOW_PORTS;
 
@@ -79,6 +81,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     findings.extend(facts.helpers.iter().map(|(helper, installed)| self::helper(helper, *installed)));
     findings.push(vpc(facts.vpc));
     findings.push(low_ports(facts.low_ports));
+    findings.push(sandbox(facts.landlock, facts.vpc.forbidden_by));
     findings
 }
 
@@ -240,6 +243,22 @@ fn low_ports(listened: Result<(), Errno>) -> Finding {
     }
 }
 
+/// What monitors can give up here; the filters of system calls are on every host.
+fn sandbox(landlock: u32, forbidden_by: Option<NamespaceSetting>) -> Finding {
+    const NAME: &str = "Sandbox";
+    const WITHOUT: &str =
+        "Monitors go on without that layer; their system calls are filtered all the same (docs/security.md).";
+    match (landlock, forbidden_by) {
+        (_, Some(setting)) => {
+            let found = Finding::warn(NAME, format!("{} forbids namespaces of one's own", setting.name));
+            found.explained(WITHOUT).mended_by("Allow them", setting.mend())
+        }
+        (0, None) => Finding::warn(NAME, "seccomp and namespaces; the kernel has no Landlock, or it is switched off")
+            .explained(WITHOUT),
+        (version, None) => Finding::ok(NAME, format!("seccomp, namespaces, Landlock (version {version})")),
+    }
+}
+
 fn helper(helper: &Helper, installed: bool) -> Finding {
     let Helper { program, purpose, package } = helper;
     if installed {
@@ -261,7 +280,7 @@ fn size(mib: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::probe::facts::{Cpu, HELPERS, KvmFacts, KvmInterface, NamespaceSetting};
+    use crate::host::probe::facts::{Cpu, HELPERS, KvmFacts, KvmInterface};
     use rustix::io::Errno;
 
     fn laptop() -> Facts {
@@ -288,6 +307,7 @@ mod tests {
             helpers: HELPERS.map(|helper| (helper, true)).to_vec(),
             vpc: VpcFacts { tun: Ok(()), forbidden_by: None },
             low_ports: Ok(()),
+            landlock: 7,
         }
     }
 

@@ -1,11 +1,18 @@
 //! The other end of a control socket.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Message, Request};
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+use super::{FILES_AT_A_TIME, Message, Request};
+use crate::vmm::passed::PassedPath;
 
 /// A connection to a machine.
 #[derive(Debug)]
@@ -40,11 +47,37 @@ impl ControlClient {
         Ok(ControlClient { stream, reader })
     }
 
-    /// Sends a request.
+    /// Sends a request, and the files that it is about. One that cannot be opened is the machine's to complain of.
     pub fn send(&mut self, request: &Request) -> Result<(), ClientError> {
-        let mut line = serde_json::to_string(request)?;
-        line.push('\n');
-        Ok(self.stream.write_all(line.as_bytes())?)
+        let files = request.files();
+        for paths in files.chunks(FILES_AT_A_TIME) {
+            let open = paths.iter().filter_map(|path| Some((path.clone(), path.open().ok()?)));
+            let (files, open): (Vec<PassedPath>, Vec<File>) = open.unzip();
+            self.send_line(&Request::Files { files }, &open)?;
+        }
+        self.send_line(request, &[])
+    }
+
+    /// Sends a line, with files at its first byte.
+    fn send_line(&mut self, request: &Request, files: &[File]) -> Result<(), ClientError> {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        if files.is_empty() {
+            return Ok(self.stream.write_all(&line)?);
+        }
+        let files: Vec<BorrowedFd> = files.iter().map(AsFd::as_fd).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_AT_A_TIME))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fits = control.push(SendAncillaryMessage::ScmRights(&files));
+        assert!(fits, "there is room for as many as are sent at a time");
+        let pieces = [IoSlice::new(&line)];
+        let sent = loop {
+            match sendmsg(&self.stream, &pieces, &mut control, SendFlags::NOSIGNAL) {
+                Err(Errno::INTR) => {}
+                sent => break sent.map_err(io::Error::from)?,
+            }
+        };
+        Ok(self.stream.write_all(&line[sent..])?)
     }
 
     /// The next message; waits for `timeout` at most, or for ever.

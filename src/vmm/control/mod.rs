@@ -9,14 +9,17 @@ mod server;
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::config::DiskConfig;
+use super::config::{DiskAccess, DiskConfig, DiskFormat};
 use super::end::End;
 use super::limits::{CpuBudgetRecord, DiskLimits, NetLimits};
+use super::passed::PassedPath;
+use super::sandbox::SandboxRecord;
 use super::timeline::{ExitRecord, TimelineRecord};
+use super::virtio::block;
 use super::virtio::net::NetRecord;
 
 pub use client::{ClientError, ControlClient};
@@ -26,6 +29,9 @@ pub(super) use server::ControlServer;
 pub const SOCKET: &str = "control.sock";
 /// The longest line, in bytes; a client that sends more is dropped.
 const LINE_LIMIT: usize = 64 << 10;
+
+/// Files that come with one line: fewer than the kernel passes at once (`SCM_MAX_FD`), and their paths fit into it.
+const FILES_AT_A_TIME: usize = 100;
 
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,13 +94,18 @@ pub enum Request {
     },
     /// Read the link's configuration again, and go by it; answered with [`Message::Reloaded`].
     ReloadLink,
-    /// Save the machine into a folder, with which it ends: answered with [`Message::Ended`] where the client subscribed.
+    /// The files that the next request is about come with this line, open, in this order; not answered.
+    Files {
+        /// What they stand for.
+        files: Vec<PassedPath>,
+    },
+    /// Save the machine into a folder of its own folder, with which it ends: answered with [`Message::Ended`] where the client subscribed.
     /// After [`Message::Failed`] it goes on.
     Save {
         /// The folder, which is there.
         folder: PathBuf,
     },
-    /// Save the machine into a folder while it runs: it pauses for milliseconds. Answered with [`Message::Saved`] when all
+    /// Save the machine into a folder of its own folder while it runs: it pauses for milliseconds. Answered with [`Message::Saved`] when all
     /// is written.
     Fork {
         /// The folder, which is there.
@@ -108,6 +119,30 @@ pub enum Request {
         /// Who wants it, in a few words: it becomes part of the machine's end.
         by: String,
     },
+}
+
+impl Request {
+    /// The files that it is about, which have to be passed with it.
+    fn files(&self) -> Vec<PassedPath> {
+        let chain = |path: &Path, format, writable| {
+            let writable = std::iter::once(writable).chain(std::iter::repeat(false));
+            block::chain(path, format).into_iter().zip(writable).map(|(path, writable)| PassedPath { path, writable })
+        };
+        let mut files: Vec<PassedPath> = match self {
+            Request::AttachDisk { disk } => {
+                chain(&disk.path, disk.format, disk.access == DiskAccess::ReadWrite).collect()
+            }
+            Request::SwitchDisk { layer, .. } => chain(layer, DiskFormat::Qcow2, true).collect(),
+            Request::Fork { layers, .. } => {
+                layers.iter().flat_map(|layer| chain(&layer.path, DiskFormat::Qcow2, true)).collect()
+            }
+            _ => Vec::new(),
+        };
+        // Disks have an image's file beneath them together.
+        files.sort_by(|one, other| (&one.path, one.writable).cmp(&(&other.path, other.writable)));
+        files.dedup();
+        files
+    }
 }
 
 /// A disk's new layer.
@@ -166,8 +201,11 @@ pub enum Message {
 /// A machine in figures.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// The monitor's process id.
+    /// The monitor's process id: of its keeper, which ends the other when it ends.
     pub pid: u32,
+    /// What the process that runs the machine has given up.
+    #[serde(default)]
+    pub sandbox: SandboxRecord,
     /// vCPUs.
     pub vcpus: u32,
     /// Guest memory, in MiB.

@@ -4,16 +4,24 @@
 //! read its messages is dropped, so that it holds up nobody.
 
 use std::collections::HashMap;
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, IoSliceMut, Write};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use super::{ControlError, LINE_LIMIT, Message, Request};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+use super::{ControlError, FILES_AT_A_TIME, LINE_LIMIT, Message, Request};
+use crate::vmm::passed::PassedFiles;
 
 /// The most clients at a time.
 const MAX_CLIENTS: usize = 64;
+/// The most files that a client passes for one request: all that a machine's disks can have, once to be read and their
+/// topmost to be written.
+const FILES_LIMIT: usize = 1024;
 
 /// The server.
 #[derive(Debug)]
@@ -26,15 +34,18 @@ pub(in crate::vmm) struct ControlServer {
 struct Client {
     stream: UnixStream,
     line: Vec<u8>,
+    /// Descriptors whose line has not come whole, and files whose request has not.
+    descriptors: Vec<OwnedFd>,
+    files: PassedFiles,
     subscribed: bool,
     owner: bool,
 }
 
 /// What came of reading from a client.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(in crate::vmm) struct Incoming {
-    /// Whole requests, in order; what could not be understood has been answered already.
-    pub requests: Vec<Request>,
+    /// Whole requests, in order, with the files that came for them; what could not be understood has been answered already.
+    pub requests: Vec<(Request, PassedFiles)>,
     /// The client is gone.
     pub closed: bool,
     /// It was the machine's owner.
@@ -75,7 +86,17 @@ impl ControlServer {
     fn insert(&mut self, stream: UnixStream, subscribed: bool, owner: bool) -> io::Result<i32> {
         stream.set_nonblocking(true)?;
         let fd = stream.as_raw_fd();
-        self.clients.insert(fd, Client { stream, line: Vec::new(), subscribed, owner });
+        self.clients.insert(
+            fd,
+            Client {
+                stream,
+                line: Vec::new(),
+                descriptors: Vec::new(),
+                files: PassedFiles::default(),
+                subscribed,
+                owner,
+            },
+        );
         Ok(fd)
     }
 
@@ -87,7 +108,7 @@ impl ControlServer {
         let owner = client.owner;
         let mut buffer = [0; 4096];
         let closed = loop {
-            match client.stream.read(&mut buffer) {
+            match receive(&client.stream, &mut buffer, &mut client.descriptors) {
                 Ok(0) => break true,
                 Ok(count) => client.line.extend_from_slice(&buffer[..count]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break false,
@@ -98,18 +119,27 @@ impl ControlServer {
                 log::warn!("a control client was dropped: its request is longer than {LINE_LIMIT} bytes");
                 break true;
             }
+            if client.descriptors.len() + client.files.count() > FILES_LIMIT {
+                log::warn!("a control client was dropped: it passes more than {FILES_LIMIT} files");
+                break true;
+            }
         };
         let requests = self.take_requests(fd);
         Incoming { requests, closed, owner }
     }
 
-    fn take_requests(&mut self, fd: i32) -> Vec<Request> {
+    fn take_requests(&mut self, fd: i32) -> Vec<(Request, PassedFiles)> {
         let mut requests = Vec::new();
         while let Some(client) = self.clients.get_mut(&fd) {
             let Some(end) = client.line.iter().position(|byte| *byte == b'\n') else { break };
             let line: Vec<u8> = client.line.drain(..=end).collect();
             match serde_json::from_slice(&line) {
-                Ok(request) => requests.push(request),
+                Ok(Request::Files { files }) => {
+                    let here = files.len().min(client.descriptors.len());
+                    let open = client.descriptors.drain(..here).map(File::from);
+                    client.files.extend(files.into_iter().zip(open));
+                }
+                Ok(request) => requests.push((request, std::mem::take(&mut client.files))),
                 Err(error) => self.send(fd, &Message::Failed { why: format!("not a request: {error}") }),
             }
         }
@@ -147,9 +177,51 @@ impl ControlServer {
     }
 }
 
+/// Reads what has come, and the descriptors with it.
+fn receive(stream: &UnixStream, buffer: &mut [u8], descriptors: &mut Vec<OwnedFd>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_AT_A_TIME))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(stream, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(passed) = message {
+            descriptors.extend(passed);
+        }
+    }
+    Ok(received.bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
+
+    use super::super::ControlClient;
+    use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
+
+    fn requests(incoming: &Incoming) -> Vec<&Request> {
+        incoming.requests.iter().map(|(request, _)| request).collect()
+    }
+
+    #[test]
+    fn a_file_comes_with_the_request_that_it_is_for() {
+        let (mut server, folder) = server();
+        let path = folder.path().join("disk");
+        std::fs::write(&path, [7; 512]).unwrap();
+        let mut client = ControlClient::connect(&folder.path().join("control.sock")).unwrap();
+        let fd = server.accept().unwrap();
+        let (access, format) = (DiskAccess::ReadWrite, DiskFormat::Raw);
+        let disk =
+            DiskConfig { id: "disk".into(), path: path.clone(), format, access, root: false, was: None, limits: None };
+        client.send(&Request::AttachDisk { disk: disk.clone() }).unwrap();
+        client.send(&Request::Status).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let incoming = server.read(fd);
+        assert_eq!(requests(&incoming), [&Request::AttachDisk { disk }, &Request::Status]);
+        let mut bytes = Vec::new();
+        incoming.requests[0].1.open(&path, true).unwrap().read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, [7; 512]);
+        assert!(incoming.requests[1].1.open(&path, true).is_err(), "it was for the first request only");
+    }
 
     fn server() -> (ControlServer, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
@@ -162,9 +234,9 @@ mod tests {
         let mut client = UnixStream::connect(folder.path().join("control.sock")).unwrap();
         let fd = server.accept().unwrap();
         client.write_all(b"{\"op\":\"sta").unwrap();
-        assert_eq!(server.read(fd).requests, []);
+        assert_eq!(requests(&server.read(fd)), [] as [&Request; 0]);
         client.write_all(b"tus\"}\n{\"op\":\"subscribe\"}\n").unwrap();
-        assert_eq!(server.read(fd).requests, [Request::Status, Request::Subscribe]);
+        assert_eq!(requests(&server.read(fd)), [&Request::Status, &Request::Subscribe]);
     }
 
     #[test]
@@ -173,7 +245,7 @@ mod tests {
         let mut client = UnixStream::connect(folder.path().join("control.sock")).unwrap();
         let fd = server.accept().unwrap();
         client.write_all(b"hello\n{\"op\":\"status\"}\n").unwrap();
-        assert_eq!(server.read(fd).requests, [Request::Status]);
+        assert_eq!(requests(&server.read(fd)), [&Request::Status]);
         let mut answer = [0; 512];
         let count = client.read(&mut answer).unwrap();
         assert!(std::str::from_utf8(&answer[..count]).unwrap().contains("not a request"));
@@ -210,6 +282,7 @@ mod tests {
         let (owner, stream) = UnixStream::pair().unwrap();
         let fd = server.adopt_launcher(stream, true).unwrap();
         drop(owner);
-        assert_eq!(server.read(fd), Incoming { requests: vec![], closed: true, owner: true });
+        let Incoming { requests, closed: true, owner: true } = server.read(fd) else { panic!("not closed") };
+        assert!(requests.is_empty());
     }
 }

@@ -27,6 +27,8 @@ use crate::vmm::error::Error;
 use crate::vmm::fault::GuestFaults;
 use crate::vmm::limits::CpuBudgetRecord;
 use crate::vmm::memory::GuestMemory;
+use crate::vmm::sandbox::calls::Kind;
+use crate::vmm::sandbox::threads;
 use crate::vmm::timeline::{ExitCounters, Mark, Timeline};
 
 /// What every vCPU of a machine shares.
@@ -105,11 +107,9 @@ pub fn install_kick_handler() -> Result<(), Error> {
 impl VcpuHandle {
     /// Starts the thread of vCPU `id`.
     pub fn spawn(id: u32, fd: VcpuFd, context: Arc<VcpuContext>) -> Result<VcpuHandle, Error> {
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{id}"))
-            .stack_size(256 << 10)
-            .spawn(move || Vcpu { id, fd, context }.run())
-            .map_err(Error::host("a thread for a vCPU"))?;
+        let run = move || Vcpu { id, fd, context }.run();
+        let thread =
+            threads::spawn(format!("vcpu{id}"), Kind::Vcpu, run).map_err(Error::host("a thread for a vCPU"))?;
         Ok(VcpuHandle { thread })
     }
 

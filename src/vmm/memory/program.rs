@@ -51,7 +51,7 @@ mod tests {
     /// How many of the table's whole pages this process has (`Documentation/admin-guide/mm/pagemap.rst`).
     fn present() -> usize {
         let pagemap = std::fs::File::open("/proc/self/pagemap").unwrap();
-        let first = (&raw const TABLE as usize).next_multiple_of(PAGE) / PAGE;
+        let first = (&raw const TABLE as usize).div_ceil(PAGE);
         let mut entries = vec![0; (TABLE.len() / PAGE - 1) * 8];
         pagemap.read_exact_at(&mut entries, first as u64 * 8).unwrap();
         entries.chunks(8).filter(|entry| entry[7] & 0x80 != 0).count()

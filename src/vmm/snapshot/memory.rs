@@ -78,13 +78,14 @@ fn all(memory: &GuestMemory) -> Vec<PageRun> {
     memory.iter().map(|region| region.len() / PAGE).map(run).collect()
 }
 
-/// Makes the file of `content` in `folder`, in place of what may be there, and may be mapped.
+/// Makes the file of `content` in `folder`, in place of what may be there, and may be mapped. Nobody writes to it again: other
+/// machines may go on from it.
 pub(super) fn create(content: &Content, folder: &Path) -> io::Result<File> {
     let stale = if content.differences.is_some() { &[MEMORY][..] } else { &[MEMORY, BASE] };
     for name in stale {
         gone(fs::remove_file(folder.join(name)))?;
     }
-    let file = File::options().write(true).create_new(true).mode(0o600).open(folder.join(MEMORY))?;
+    let file = File::options().write(true).create_new(true).mode(0o400).open(folder.join(MEMORY))?;
     file.set_len(content.length)?;
     Ok(file)
 }

@@ -210,6 +210,12 @@ pub fn consume(folder: &Path) -> Result<(), SnapshotError> {
     consume().map_err(SnapshotError::file(folder, "changed"))
 }
 
+/// Moves a snapshot into another folder of the same file system; last what makes it one.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    gone(fs::rename(from.join(BASE), to.join(BASE)))?;
+    [MEMORY, STATE].into_iter().try_for_each(|name| fs::rename(from.join(name), to.join(name)))
+}
+
 /// What a snapshot takes on disk, in bytes.
 pub fn bytes(folder: &Path) -> u64 {
     let files = [STATE, MEMORY, BASE].map(|name| folder.join(name).metadata());

@@ -36,12 +36,34 @@ pub struct Origin {
     differences: Option<(File, Vec<PageRun>)>,
 }
 
+/// The name, in the folder of a machine that goes on from a saved one, of the file that most of its memory is from.
+pub const KEPT: &str = "origin";
+
+/// Gives the file that most of the memory saved in `saved` is in a name in the folder `own` of the machine that goes on from
+/// it: there it can be linked from, when that is saved itself, by a process that may not change anything in `saved`.
+pub fn keep(saved: &Path, own: &Path) {
+    let base = [BASE, MEMORY].map(|name| saved.join(name)).into_iter().find(|path| path.exists());
+    let kept = base.map_or(Ok(()), |base| fs::hard_link(base, own.join(KEPT)));
+    if let Err(error) = kept {
+        log::info!("all of the machine's memory will be saved, if it is, not only what has changed: {error}");
+    }
+}
+
+/// Takes that name away. It need not have been there.
+pub fn forget(own: &Path) -> io::Result<()> {
+    super::gone(fs::remove_file(own.join(KEPT)))
+}
+
 impl Origin {
-    /// Opens the files beside `state` in `folder`.
-    pub fn open(folder: &Path, state: &MachineState) -> Result<Origin, SnapshotError> {
+    /// Opens the files beside `state` in `folder`, of which the folder `own` may have one as well.
+    pub fn open(folder: &Path, own: &Path, state: &MachineState) -> Result<Origin, SnapshotError> {
         let open = |name| {
             let path = folder.join(name);
-            File::open(&path).map_err(SnapshotError::file(&path, "read"))
+            let file = File::open(&path).map_err(SnapshotError::file(&path, "read"))?;
+            Ok(match File::open(own.join(KEPT)) {
+                Ok(kept) if is_same(&kept, &file) => kept,
+                _ => file,
+            })
         };
         Ok(match &state.differences {
             None => Origin { base: open(MEMORY)?, differences: None },
@@ -80,14 +102,20 @@ impl Origin {
     /// Gives the base its name in `folder`, if it does not have it.
     fn link(&self, folder: &Path) -> io::Result<()> {
         let path = folder.join(BASE);
-        let inode = |metadata: &fs::Metadata| (metadata.dev(), metadata.ino());
-        match path.metadata() {
-            Ok(there) if inode(&there) == inode(&self.base.metadata()?) => return Ok(()),
+        match File::open(&path) {
+            Ok(there) if is_same(&there, &self.base) => return Ok(()),
             Ok(_) => fs::remove_file(&path)?,
             Err(_) => {}
         }
         // A file whose last name is gone gets none any more: that fails.
         let name = format!("/proc/self/fd/{}", self.base.as_raw_fd());
         Ok(linkat(CWD, name, CWD, &path, AtFlags::SYMLINK_FOLLOW)?)
+    }
+}
+
+fn is_same(one: &File, other: &File) -> bool {
+    match (one.metadata(), other.metadata()) {
+        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        _ => false,
     }
 }

@@ -10,6 +10,8 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{ActivateError, QueueState};
+use crate::vmm::sandbox::calls::Kind;
+use crate::vmm::sandbox::threads;
 
 /// What an event of [`Wakeups`] means when it is not one of the device's own.
 const PAUSE: u64 = u64::MAX;
@@ -17,6 +19,9 @@ const PAUSE: u64 = u64::MAX;
 /// What a device's thread does: it runs until [`Wakeups::wait`] says that it is to pause, and can be run again. What
 /// it has in hand then is finished.
 pub(super) trait Serve: Send + 'static {
+    /// Which system calls it makes.
+    const KIND: Kind;
+
     /// Serves.
     fn run(&mut self);
 
@@ -79,10 +84,11 @@ impl<S: Serve> Worker<S> {
     pub(super) fn resume(&mut self) -> io::Result<()> {
         let State::Paused(mut service) = std::mem::replace(&mut self.state, State::Lost) else { return Ok(()) };
         let _ = self.wakeups.pause.read();
-        let thread = std::thread::Builder::new().name(self.name.clone()).stack_size(256 << 10).spawn(move || {
+        let run = move || {
             service.run();
             service
-        })?;
+        };
+        let thread = threads::spawn(self.name.clone(), S::KIND, run)?;
         self.state = State::Running(thread);
         Ok(())
     }

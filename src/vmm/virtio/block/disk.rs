@@ -13,6 +13,7 @@ use super::counters::DiskCounters;
 use super::image::{self, BlockError, Image};
 use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
 use crate::vmm::limits::DiskLimits;
+use crate::vmm::passed::PassedFiles;
 
 /// A disk's sector, in bytes: the unit of every virtio-blk address.
 pub const SECTOR: u64 = 512;
@@ -34,7 +35,12 @@ pub struct Disk {
 impl Disk {
     /// Opens what `config` names; a copy-on-write layer is made, without a name, in `folder`.
     pub fn open(config: &DiskConfig, folder: &Path) -> Result<Disk, BlockError> {
-        let base = image::open(&config.path, config.format, config.access == DiskAccess::ReadWrite)?;
+        Disk::open_among(config, folder, &PassedFiles::default())
+    }
+
+    /// The same, of which the files may be among `files`.
+    pub fn open_among(config: &DiskConfig, folder: &Path, files: &PassedFiles) -> Result<Disk, BlockError> {
+        let base = image::open(&config.path, config.format, config.access == DiskAccess::ReadWrite, files)?;
         if base.access.size() < SECTOR {
             return Err(BlockError::Empty(config.path.clone()));
         }
@@ -155,9 +161,9 @@ impl Disk {
     }
 
     /// Goes on in `layer`, a qcow2 file over the present file, which is not written any more: it is durable, and locked
-    /// as one that is only read. After an error the disk is as it was. It may go on in `layer` already: then somebody was
+    /// as one that is only read. Both, and what is beneath, may be among `files`. After an error the disk is as it was. It may go on in `layer` already: then somebody was
     /// killed before hearing of it, and asks again.
-    pub fn switch(&mut self, layer: &Path) -> Result<(), BlockError> {
+    pub fn switch(&mut self, layer: &Path, files: &PassedFiles) -> Result<(), BlockError> {
         if layer == self.path {
             return Ok(());
         }
@@ -166,9 +172,9 @@ impl Disk {
         }
         let host = |source| BlockError::Host { id: self.id.clone(), what: "be written out", source };
         self.flush().map_err(host)?;
-        let base = image::open_unlocked(&self.path, self.format)?;
+        let base = image::open_unlocked(&self.path, self.format, files)?;
         let base_file = base.file.try_clone().map_err(host)?;
-        let over = image::open_layer(layer, base, &self.path)?;
+        let over = image::open_layer(layer, base, &self.path, files)?;
         let (size, present) = (over.access.size(), self.image.access.size());
         if size < present {
             return Err(BlockError::SmallLayer { layer: layer.to_path_buf(), size, present });

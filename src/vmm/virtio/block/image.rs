@@ -4,7 +4,7 @@
 //! writers (`flock(2)`; it goes with the process). A qcow2 layer's backing files are only ever read. Their formats are
 //! those that the layers name, never guessed: a guest could write another format's header into a raw disk.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::disk::SECTOR;
 use super::refcounts;
 use crate::vmm::config::DiskFormat;
+use crate::vmm::passed::PassedFiles;
 
 /// The most files beneath a disk. Each costs a descriptor, and a read may have to look at all of them.
 pub const MAX_LAYERS: usize = 64;
@@ -156,25 +157,25 @@ pub struct Backing {
 }
 
 /// Opens and locks an image and everything beneath it.
-pub(super) fn open(path: &Path, format: DiskFormat, writable: bool) -> Result<Image, BlockError> {
-    let file = open_file(path, writable)?;
+pub(super) fn open(path: &Path, format: DiskFormat, writable: bool, files: &PassedFiles) -> Result<Image, BlockError> {
+    let file = open_file(path, writable, files)?;
     lock(&file, path, writable)?;
-    image(file, path, format, writable, 0)
+    image(file, path, format, writable, (0, files))
 }
 
 /// Opens `path` as it is now, without a lock of its own, to stand beneath a layer. The caller holds the file's lock, and
 /// gives it to the image with [`lock`].
-pub(super) fn open_unlocked(path: &Path, format: DiskFormat) -> Result<Image, BlockError> {
-    image(open_file(path, false)?, path, format, false, 1)
+pub(super) fn open_unlocked(path: &Path, format: DiskFormat, files: &PassedFiles) -> Result<Image, BlockError> {
+    image(open_file(path, false, files)?, path, format, false, (1, files))
 }
 
 /// Opens the layer at `path` over `base`, which it must name as its backing file.
-pub(super) fn open_layer(path: &Path, base: Image, base_path: &Path) -> Result<Image, BlockError> {
-    let file = open_file(path, true)?;
+pub(super) fn open_layer(path: &Path, base: Image, base_path: &Path, files: &PassedFiles) -> Result<Image, BlockError> {
+    let file = open_file(path, true, files)?;
     lock(&file, path, true)?;
     let mut layer = qcow2(&file, path, true)?;
     let over = match backing_of(&layer, path)? {
-        Some(backing) => is_file(&backing.path, &base.file),
+        Some(backing) => files.open(&backing.path, false).is_ok_and(|named| is_same(&named, &base.file)),
         None => false,
     };
     if !over {
@@ -201,18 +202,30 @@ pub(super) fn unnamed_layer(base: Image, folder: &Path) -> io::Result<Image> {
 
 /// What the header of the qcow2 image at `path` says about the file beneath it.
 pub fn backing(path: &Path) -> Result<Option<Backing>, BlockError> {
-    let file = open_file(path, false)?;
+    let file = open_file(path, false, &PassedFiles::default())?;
     backing_of(&qcow2(&file, path, false)?, path)
+}
+
+/// The files of an image, the topmost first, as far as they can be told: whoever opens them says what is wrong.
+pub fn chain(path: &Path, format: DiskFormat) -> Vec<PathBuf> {
+    let mut files = vec![path.to_path_buf()];
+    let mut next = (path.to_path_buf(), format);
+    while files.len() <= MAX_LAYERS && next.1 == DiskFormat::Qcow2 {
+        let Ok(Some(backing)) = backing(&next.0) else { break };
+        files.push(backing.path.clone());
+        next = (backing.path, backing.format);
+    }
+    files
 }
 
 /// Opens an image that nobody writes, and what is beneath it.
 pub fn open_to_read(path: &Path, format: DiskFormat) -> Result<FormatAccess<ImageFile>, BlockError> {
-    Ok(open(path, format, false)?.access)
+    Ok(open(path, format, false, &PassedFiles::default())?.access)
 }
 
 /// Opens a qcow2 image that somebody else made: it may not lead to any other file.
 pub fn open_alone(path: &Path) -> Result<FormatAccess<ImageFile>, BlockError> {
-    let file = open_file(path, false)?;
+    let file = open_file(path, false, &PassedFiles::default())?;
     lock(&file, path, false)?;
     let mut image = qcow2(&file, path, false)?;
     if let Some(backing) = image.implicit_backing_file() {
@@ -225,7 +238,7 @@ pub fn open_alone(path: &Path) -> Result<FormatAccess<ImageFile>, BlockError> {
 
 /// The size of the disk in an image, in bytes. A machine may be writing it.
 pub fn virtual_size(path: &Path, format: DiskFormat) -> Result<u64, BlockError> {
-    let file = open_file(path, false)?;
+    let file = open_file(path, false, &PassedFiles::default())?;
     match format {
         DiskFormat::Raw => {
             let failed = |source| BlockError::Open { path: path.to_path_buf(), source };
@@ -242,9 +255,9 @@ pub(super) fn lock(file: &File, path: &Path, writable: bool) -> Result<(), Block
     flock(file, lock).map_err(|_| BlockError::InUse(path.to_path_buf()))
 }
 
-fn open_file(path: &Path, writable: bool) -> Result<File, BlockError> {
+fn open_file(path: &Path, writable: bool, files: &PassedFiles) -> Result<File, BlockError> {
     let failed = |source| BlockError::Open { path: path.to_path_buf(), source };
-    let file = OpenOptions::new().read(true).write(writable).open(path).map_err(failed)?;
+    let file = files.open(path, writable).map_err(failed)?;
     let kind = file.metadata().map_err(failed)?.file_type();
     if !kind.is_file() && !std::os::unix::fs::FileTypeExt::is_block_device(&kind) {
         return Err(BlockError::NotADisk(path.to_path_buf()));
@@ -252,8 +265,14 @@ fn open_file(path: &Path, writable: bool) -> Result<File, BlockError> {
     Ok(file)
 }
 
-/// The image in `file`, which has `above` layers over it.
-fn image(file: File, path: &Path, format: DiskFormat, writable: bool, above: usize) -> Result<Image, BlockError> {
+/// The image in `file`, which has `above` layers over it; what is beneath it may be among `files`.
+fn image(
+    file: File,
+    path: &Path,
+    format: DiskFormat,
+    writable: bool,
+    (above, files): (usize, &PassedFiles),
+) -> Result<Image, BlockError> {
     let access = match format {
         DiskFormat::Raw => {
             let bad = |source| BlockError::Format { path: path.to_path_buf(), format: "raw", source };
@@ -261,7 +280,8 @@ fn image(file: File, path: &Path, format: DiskFormat, writable: bool, above: usi
         }
         DiskFormat::Qcow2 => {
             let mut image = qcow2(&file, path, writable)?;
-            let base = backing_of(&image, path)?.map(|backing| open_backing(&backing, path, above)).transpose()?;
+            let base =
+                backing_of(&image, path)?.map(|backing| open_backing(&backing, path, (above, files))).transpose()?;
             image.set_backing(base.map(|base| base.access));
             image.set_data_file(None);
             FormatAccess::new(image)
@@ -270,13 +290,13 @@ fn image(file: File, path: &Path, format: DiskFormat, writable: bool, above: usi
     Ok(Image { access, file })
 }
 
-fn open_backing(backing: &Backing, path: &Path, above: usize) -> Result<Image, BlockError> {
+fn open_backing(backing: &Backing, path: &Path, (above, files): (usize, &PassedFiles)) -> Result<Image, BlockError> {
     if above == MAX_LAYERS {
         return Err(BlockError::TooManyLayers(path.to_path_buf()));
     }
-    let file = open_file(&backing.path, false)?;
+    let file = open_file(&backing.path, false, files)?;
     lock(&file, &backing.path, false)?;
-    image(file, &backing.path, backing.format, false, above + 1)
+    image(file, &backing.path, backing.format, false, (above + 1, files))
 }
 
 /// A qcow2 image without what is beneath it; one that is to be written is mended first.
@@ -315,10 +335,10 @@ fn storage(file: &File, path: &Path, writable: bool) -> Result<ImageFile, BlockE
     ImageFile::from_open_file(file.try_clone().map_err(failed)?, options).map_err(failed)
 }
 
-/// Whether `path` leads to the open file.
-fn is_file(path: &Path, file: &File) -> bool {
-    match (path.metadata(), file.metadata()) {
-        (Ok(named), Ok(open)) => (named.dev(), named.ino()) == (open.dev(), open.ino()),
+/// Whether both are the same file.
+fn is_same(one: &File, other: &File) -> bool {
+    match (one.metadata(), other.metadata()) {
+        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
         _ => false,
     }
 }
@@ -340,14 +360,16 @@ mod tests {
         let (base, top) = (folder.path().join("base"), folder.path().join("top"));
         std::fs::write(&base, vec![7; 1 << 20]).unwrap();
         layer(&top, "base", "raw");
-        let image = open(&top, DiskFormat::Qcow2, true).unwrap();
+        let image = open(&top, DiskFormat::Qcow2, true, &PassedFiles::default()).unwrap();
         let mut bytes = [0; 512];
         image.access.read(bytes.as_mut_slice(), 4096).unwrap();
         assert_eq!(bytes, [7; 512]);
-        assert!(matches!(open(&base, DiskFormat::Raw, true), Err(BlockError::InUse(path)) if path == base));
-        open(&base, DiskFormat::Raw, false).unwrap();
+        assert!(
+            matches!(open(&base, DiskFormat::Raw, true, &PassedFiles::default()), Err(BlockError::InUse(path)) if path == base)
+        );
+        open(&base, DiskFormat::Raw, false, &PassedFiles::default()).unwrap();
         drop(image);
-        open(&base, DiskFormat::Raw, true).unwrap();
+        open(&base, DiskFormat::Raw, true, &PassedFiles::default()).unwrap();
     }
 
     #[test]
@@ -355,7 +377,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         layer(&folder.path().join("one"), "two", "qcow2");
         layer(&folder.path().join("two"), "one", "qcow2");
-        let opened = open(&folder.path().join("one"), DiskFormat::Qcow2, false);
+        let opened = open(&folder.path().join("one"), DiskFormat::Qcow2, false, &PassedFiles::default());
         assert!(matches!(opened, Err(BlockError::TooManyLayers(_))));
     }
 
@@ -366,7 +388,13 @@ mod tests {
         for (name, format) in [("none", ""), ("other", "vmdk")] {
             let path = folder.path().join(name);
             layer(&path, "base", format);
-            assert!(matches!(open(&path, DiskFormat::Qcow2, false), Err(BlockError::BackingFormat { .. })), "{name}");
+            assert!(
+                matches!(
+                    open(&path, DiskFormat::Qcow2, false, &PassedFiles::default()),
+                    Err(BlockError::BackingFormat { .. })
+                ),
+                "{name}"
+            );
         }
     }
 }

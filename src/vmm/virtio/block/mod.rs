@@ -25,10 +25,11 @@ use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::queue::{self, QueueError};
 use super::worker::{self, Serve, Wakeups, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
+use crate::vmm::sandbox::calls::Kind;
 pub use bay::{DiskBay, Label};
 pub use counters::DiskCounters;
 pub use disk::{Disk, SECTOR};
-pub use image::{Backing, BlockError, backing, open_alone, open_to_read, virtual_size};
+pub use image::{Backing, BlockError, backing, chain, open_alone, open_to_read, virtual_size};
 use request::{MAX_RANGE_SECTORS, MAX_RANGES, Request};
 
 /// The device's id (section 5).
@@ -159,6 +160,8 @@ struct Service {
 }
 
 impl Serve for Service {
+    const KIND: Kind = Kind::Block;
+
     fn queue_states(&self) -> Vec<QueueState> {
         self.activation.queue_states()
     }

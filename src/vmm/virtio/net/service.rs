@@ -16,6 +16,7 @@ use super::{Port, RECEIVE, Shared, TRANSMIT, feature};
 use crate::vmm::fault::GuestFaults;
 use crate::vmm::link::{HEAD_LENGTH, Route};
 use crate::vmm::memory::GuestMemory;
+use crate::vmm::sandbox::calls::Kind;
 use crate::vmm::virtio::interrupt::Interrupt;
 use crate::vmm::virtio::queue::{self, Chain, QueueError, Virtqueue};
 use crate::vmm::virtio::worker::{Serve, Wakeups, timeout_ms};
@@ -300,6 +301,8 @@ impl Service {
 }
 
 impl Serve for Service {
+    const KIND: Kind = Kind::Net;
+
     fn queue_states(&self) -> Vec<QueueState> {
         vec![self.receiver.state(), self.transmit.state()]
     }

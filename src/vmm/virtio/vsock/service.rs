@@ -20,6 +20,7 @@ use super::handshake::{Handshake, Progress};
 use super::packet::{HEADER_SIZE, HOST_CID, Header, MAX_DATA, TYPE_STREAM, op};
 use crate::vmm::config::VsockConfig;
 use crate::vmm::memory::GuestMemory;
+use crate::vmm::sandbox::calls::Kind;
 use crate::vmm::virtio::queue::{self, Buffer, QueueError};
 use crate::vmm::virtio::worker::{Serve, Wakeups};
 use crate::vmm::virtio::{Activation, QueueState};
@@ -423,6 +424,8 @@ impl Service {
 }
 
 impl Serve for Service {
+    const KIND: Kind = Kind::Vsock;
+
     fn queue_states(&self) -> Vec<QueueState> {
         self.activation.queue_states()
     }

@@ -1,0 +1,107 @@
+//! The files that a machine has: what its monitor can still reach when it has given up the rest.
+//!
+//! Disks that come later, layers that they go on in, are passed to the monitor as open descriptors (see
+//! [`control`](crate::vmm::control)): they need not be reachable.
+
+use std::path::{Path, PathBuf};
+
+use crate::vmm::config::{DiskAccess, DiskConfig, MachineConfig};
+use crate::vmm::machine::Restore;
+use crate::vmm::virtio::block;
+
+/// What may be done with a file or a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Everything but execution, with all that is in the folder.
+    Own,
+    /// Reading the file, or all that is in the folder.
+    Read,
+    /// Reading and writing the file.
+    Write,
+    /// The same with a device.
+    Device,
+}
+
+/// One file or folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What may be done with it.
+    pub access: Access,
+}
+
+/// All of them, folders before what is in them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grants(Vec<Grant>);
+
+impl Grants {
+    /// Those of the machine of `config` with its own `folder`. What cannot be looked into is left out: the machine that
+    /// cannot do without it says so when it misses it.
+    pub fn of(folder: &Path, config: &MachineConfig, restore: Option<&Restore>) -> Grants {
+        let mut all = vec![
+            Grant { path: "/dev/kvm".into(), access: Access::Device },
+            // What the process is told of itself: its memory, and which pages of it are resident.
+            Grant { path: "/proc/self".into(), access: Access::Read },
+            Grant { path: folder.to_path_buf(), access: Access::Own },
+        ];
+        let mut add = |path: &Path, access| all.push(Grant { path: path.to_path_buf(), access });
+        if let Some(Restore { folder, once }) = restore {
+            add(folder, if *once { Access::Own } else { Access::Read });
+        }
+        add(&config.kernel.path, Access::Read);
+        let link = config.net.as_ref().and_then(|net| net.link.as_ref());
+        let seed = config.vsock.as_ref().and_then(|vsock| vsock.seed.as_ref());
+        for path in config.kernel.initrd.iter().chain(link).chain(seed) {
+            add(path, Access::Read);
+        }
+        for (path, access) in config.disks.iter().flat_map(disk) {
+            add(&path, access);
+        }
+        Grants::new(all)
+    }
+
+    fn new(mut all: Vec<Grant>) -> Grants {
+        all.sort_by_key(|grant| grant.path.components().count());
+        let mut kept: Vec<Grant> = Vec::with_capacity(all.len());
+        for grant in all {
+            let is_inside = |folder: &Grant| folder.access == Access::Own && grant.path.starts_with(&folder.path);
+            if kept.contains(&grant) || kept.iter().any(is_inside) {
+                continue;
+            }
+            kept.push(grant);
+        }
+        Grants(kept)
+    }
+
+    /// One after the other.
+    pub fn iter(&self) -> impl Iterator<Item = &Grant> {
+        self.0.iter()
+    }
+}
+
+/// A disk's files: the one that it is written to, if it is, and those beneath, which are only read.
+fn disk(disk: &DiskConfig) -> Vec<(PathBuf, Access)> {
+    let top = if disk.access == DiskAccess::ReadWrite { Access::Write } else { Access::Read };
+    let chain = block::chain(&disk.path, disk.format);
+    let access = std::iter::once(top).chain(std::iter::repeat(Access::Read));
+    chain.into_iter().zip(access).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_a_folder_of_one_s_own_is_not_named_again() {
+        let grant = |path: &str, access| Grant { path: path.into(), access };
+        let grants = Grants::new(vec![
+            grant("/h/volumes/vol", Access::Write),
+            grant("/h/i/a/seed", Access::Read),
+            grant("/h/i/a", Access::Own),
+            grant("/h/volumes/vol", Access::Write),
+        ]);
+        let paths: Vec<_> = grants.iter().map(|grant| grant.path.to_str().unwrap()).collect();
+        assert_eq!(paths, ["/h/i/a", "/h/volumes/vol"]);
+    }
+}

@@ -1,0 +1,181 @@
+//! What a running monitor gives up, so that a guest that has taken it over has nothing: docs/security.md has the whole story.
+//!
+//! In this order: descriptors that nobody meant for it, then the host's processes, users and files ([`namespaces`],
+//! [`root`]), files once more ([`landlock`]), capabilities and limits ([`limits`]), all before anything of the machine is
+//! built; and, right before the guest's first instruction, all system calls but those that each thread needs ([`calls`],
+//! [`seccomp`], [`threads`]).
+//!
+//! A host may not have namespaces or Landlock: then the monitor goes on without, and says so. Nothing else is optional.
+
+pub mod calls;
+pub mod files;
+pub mod landlock;
+pub mod limits;
+pub mod namespaces;
+pub mod root;
+pub mod seccomp;
+pub mod threads;
+
+use std::fmt;
+use std::io;
+use std::sync::OnceLock;
+
+use serde::{Deserialize, Serialize};
+
+use calls::Kind;
+use files::Grants;
+
+/// A layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layer {
+    /// No executed program has more rights.
+    NoNewPrivileges,
+    /// System calls are filtered, thread by thread.
+    Seccomp,
+    /// Limits on what it takes of the host; no capability.
+    Limits,
+    /// User, process, IPC and host name namespaces.
+    Namespaces,
+    /// A network namespace, where the machine needs nothing of the host's.
+    NetworkNamespace,
+    /// A file system with only the machine's files.
+    Files,
+    /// Landlock, which says the same of files.
+    Landlock,
+}
+
+impl fmt::Display for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Layer::NoNewPrivileges => "no new privileges",
+            Layer::Seccomp => "seccomp",
+            Layer::Limits => "limits",
+            Layer::Namespaces => "namespaces",
+            Layer::NetworkNamespace => "network namespace",
+            Layer::Files => "own files only",
+            Layer::Landlock => "Landlock",
+        })
+    }
+}
+
+/// Which layers a monitor has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxRecord {
+    /// The process, as the host counts it; the machine's [`Status`](super::control::Status) has its keeper.
+    pub pid: u32,
+    /// Those that it has.
+    pub layers: Vec<Layer>,
+    /// What of them the host does not have, in sentences.
+    pub missing: Vec<String>,
+}
+
+/// Why a monitor does not go on.
+#[derive(Debug, thiserror::Error)]
+#[error("the monitor cannot give up {what}, and does not run with it: {source}")]
+pub struct SandboxError {
+    what: &'static str,
+    source: io::Error,
+}
+
+fn keeps(what: &'static str) -> impl Fn(io::Error) -> SandboxError {
+    move |source| SandboxError { what, source }
+}
+
+static RECORD: OnceLock<SandboxRecord> = OnceLock::new();
+
+/// The layers of this process.
+pub fn record() -> SandboxRecord {
+    RECORD.get().cloned().unwrap_or_default()
+}
+
+/// Gives up all that can be given up before the machine is built, of which the files are `grants` and the threads no more
+/// than `threads`.
+pub fn enter(monitor: &namespaces::Monitor, grants: &Grants, threads: u64) -> Result<(), SandboxError> {
+    let mut record =
+        SandboxRecord { pid: own_pid(), layers: vec![Layer::NoNewPrivileges, Layer::Seccomp], missing: vec![] };
+    limits::resources().map_err(keeps("its limits"))?;
+    record.layers.push(Layer::Limits);
+    match &monitor.refused {
+        Some(error) => record.missing.push(format!("no namespaces of its own: {error}")),
+        None => enter_namespaces(monitor, grants, threads, &mut record)?,
+    }
+    match landlock::enter(grants) {
+        Ok(Some(is_whole)) => {
+            record.layers.push(Layer::Landlock);
+            if !is_whole {
+                record.missing.push("Landlock without what this kernel's lacks".into());
+            }
+        }
+        Ok(None) => record.missing.push("no Landlock: the kernel has none, or it is switched off".into()),
+        Err(error) => record.missing.push(format!("no Landlock: {error}")),
+    }
+    limits::no_capabilities().map_err(keeps("its capabilities"))?;
+    limits::no_new_privileges().map_err(keeps("the privileges of what it could execute"))?;
+    monitor.end_with_keeper().map_err(keeps("its life when its keeper ends"))?;
+    if record.missing.is_empty() {
+        log::info!("sandbox: {record}");
+    } else {
+        log::warn!("sandbox: {record}");
+    }
+    let _ = RECORD.set(record);
+    Ok(())
+}
+
+fn enter_namespaces(
+    monitor: &namespaces::Monitor,
+    grants: &Grants,
+    threads: u64,
+    record: &mut SandboxRecord,
+) -> Result<(), SandboxError> {
+    record.layers.push(Layer::Namespaces);
+    if monitor.has_own_network {
+        record.layers.push(Layer::NetworkNamespace);
+    }
+    // Older kernels count all processes of the user's there too.
+    if kernel_is_at_least(5, 14) {
+        limits::processes(threads).map_err(keeps("its number of processes"))?;
+    }
+    match root::enter(grants) {
+        Ok(()) => record.layers.push(Layer::Files),
+        Err(error) => record.missing.push(format!("the host's files can be seen: {error}")),
+    }
+    Ok(())
+}
+
+/// Gives up all system calls but those of the machine's own thread, which calls this, right before its guest runs. Threads
+/// from now on are started by [`threads::spawn`].
+pub fn seal() -> Result<(), SandboxError> {
+    let failed = keeps("its system calls");
+    seccomp::prepare().map_err(&failed)?;
+    threads::begin().map_err(&failed)?;
+    seccomp::enter(Kind::Main).map_err(failed)
+}
+
+impl SandboxRecord {
+    /// The layers that there are, for a person.
+    #[must_use]
+    pub fn layers_text(&self) -> String {
+        self.layers.iter().map(Layer::to_string).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl fmt::Display for SandboxRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.layers_text())?;
+        self.missing.iter().try_for_each(|missing| write!(f, "; {missing}"))
+    }
+}
+
+/// This process's id as the file system in `/proc` counts: the host's, whatever namespace the process is in.
+fn own_pid() -> u32 {
+    let link = std::fs::read_link("/proc/self").ok();
+    link.and_then(|link| link.to_str()?.parse().ok()).unwrap_or_else(std::process::id)
+}
+
+fn kernel_is_at_least(major: u32, minor: u32) -> bool {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+}

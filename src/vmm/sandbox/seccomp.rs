@@ -1,0 +1,236 @@
+//! Filters of system calls (seccomp(2)), one for each kind of thread, from the lists in [`super::calls`].
+//!
+//! A call that is not on its thread's list is not carried out. The thread gets SIGSYS instead, whose handler says in the
+//! log which call it was and ends the process. Nothing hangs on that handler: without it, with the signal blocked or with
+//! another handler, which no list lets a thread install, the call is not carried out either, and the kernel ends the process
+//! where nothing takes the signal. Calls of another architecture's numbering end it at once.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter,
+};
+
+use super::calls::{Arguments, Call, Kind};
+
+/// How a monitor exits that made a call that it may not.
+pub const VIOLATION: i32 = 159;
+
+/// How the line begins that says which call it was.
+pub const SAYS: &str = "the monitor ends: ";
+
+/// Whether threads of this process get filters.
+static WANTED: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// Who the handler says it was.
+    static WHO: Cell<&'static str> = const { Cell::new("a thread") };
+}
+
+/// Has threads of this process get filters from now on, and installs the handler.
+pub fn prepare() -> io::Result<()> {
+    // SAFETY: all zeroes is a valid `sigaction`; the handler only does what a handler may.
+    let installed = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_violation as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        libc::sigaction(libc::SIGSYS, &raw const action, std::ptr::null_mut())
+    };
+    if installed == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    WANTED.store(true, Ordering::Release);
+    Ok(())
+}
+
+/// Whether threads of this process get filters.
+pub fn is_wanted() -> bool {
+    WANTED.load(Ordering::Acquire)
+}
+
+/// Gives the calling thread its filter, for good, if this process has any.
+pub fn enter(kind: Kind) -> io::Result<()> {
+    if !is_wanted() {
+        return Ok(());
+    }
+    WHO.with(|who| who.set(kind.as_str()));
+    let [first, second] = programs(kind);
+    for program in [first, second] {
+        apply_filter(program).map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+/// The filters of a kind: first the one that has `clone3` answered with ENOSYS, then the list. The strictest answer of the
+/// two counts.
+fn programs(kind: Kind) -> [&'static BpfProgram; 2] {
+    static NO_CLONE3: OnceLock<BpfProgram> = OnceLock::new();
+    static LISTS: [OnceLock<BpfProgram>; 6] = [const { OnceLock::new() }; 6];
+    let no_clone3 = || {
+        let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+        compile(rules, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))
+    };
+    let list = || compile(rules(kind), SeccompAction::Trap, SeccompAction::Allow);
+    [NO_CLONE3.get_or_init(no_clone3), LISTS[kind as usize].get_or_init(list)]
+}
+
+fn compile(rules: Rules, others: SeccompAction, listed: SeccompAction) -> BpfProgram {
+    SeccompFilter::new(rules, others, listed, TargetArch::x86_64)
+        .and_then(BpfProgram::try_from)
+        .expect("the lists are constant, and a test compiles them all")
+}
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// A kind's calls; what several groups say of a call is joined.
+fn rules(kind: Kind) -> Rules {
+    let mut rules = Rules::new();
+    let calls = || kind.groups().iter().copied().flatten();
+    for call in calls() {
+        rules.entry(call.number).or_default().extend(conditions(call));
+    }
+    for call in calls().filter(|call| matches!(call.arguments, Arguments::Any)) {
+        rules.insert(call.number, Vec::new());
+    }
+    rules
+}
+
+fn conditions(call: &Call) -> Vec<SeccompRule> {
+    // The kernel takes these arguments as 32 bits, but for clone's flags, whose upper half means nothing.
+    let rule = |argument, operator, value| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
+            .and_then(|condition| SeccompRule::new(vec![condition]))
+            .expect("calls have six arguments, and the lists name those")
+    };
+    match call.arguments {
+        Arguments::Any => Vec::new(),
+        Arguments::OwnProcess(argument) => vec![rule(argument, SeccompCmpOp::Eq, std::process::id().into())],
+        Arguments::OneOf(argument, values) => {
+            values.iter().map(|value| rule(argument, SeccompCmpOp::Eq, *value)).collect()
+        }
+        Arguments::Bits { argument, mask, value } => vec![rule(argument, SeccompCmpOp::MaskedEq(mask), value)],
+    }
+}
+
+/// Says which call it was, and ends the process. Only does what a signal's handler may: it allocates nothing, and takes no
+/// lock.
+extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel gives the handler a valid `siginfo_t`. Of SIGSYS, it has the call's number behind the address of
+    // the call, which is behind three integers and padding (`asm-generic/siginfo.h`).
+    let number = unsafe { info.cast::<libc::c_int>().add(6).read() };
+    let mut line = Line { bytes: [0; 200], length: 0 };
+    let name = syscalls::Sysno::new(number as usize).map_or("unknown to wisp", |call| call.name());
+    let who = WHO.with(Cell::get);
+    line.push(SAYS);
+    line.push(who);
+    line.push(" made the system call ");
+    line.push_number(number as u32);
+    line.push(" (");
+    line.push(name);
+    line.push("), or gave it arguments, that src/vmm/sandbox/calls.rs does not list for it\n");
+    // SAFETY: `length` bytes were written; the descriptor is the log's, or closed.
+    unsafe {
+        libc::write(2, line.bytes.as_ptr().cast(), line.length);
+        libc::_exit(VIOLATION);
+    }
+}
+
+/// A line on the stack.
+struct Line {
+    bytes: [u8; 200],
+    length: usize,
+}
+
+impl Line {
+    fn push(&mut self, text: &str) {
+        for byte in text.bytes() {
+            if let Some(place) = self.bytes.get_mut(self.length) {
+                *place = byte;
+                self.length += 1;
+            }
+        }
+    }
+
+    fn push_number(&mut self, number: u32) {
+        if number > 9 {
+            self.push_number(number / 10);
+        }
+        let digit = [b'0' + (number % 10) as u8];
+        self.push(std::str::from_utf8(&digit).unwrap_or("?"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_list_makes_a_filter() {
+        for kind in Kind::ALL {
+            programs(kind).into_iter().for_each(|program| assert!(!program.is_empty(), "{kind:?}"));
+        }
+    }
+
+    /// A thread has its starter's filter, too.
+    #[test]
+    fn the_starter_has_every_call_of_those_that_it_starts() {
+        let starter = rules(Kind::Starter);
+        for kind in [Kind::Vcpu, Kind::Block, Kind::Vsock, Kind::Net] {
+            for (number, wanted) in rules(kind) {
+                let name = syscalls::Sysno::new(number as usize).map_or("?", |call| call.name());
+                let there = starter.get(&number).unwrap_or_else(|| panic!("{kind:?} makes the call {name}"));
+                let all = there.is_empty() || !wanted.is_empty() && wanted.iter().all(|rule| there.contains(rule));
+                assert!(all, "{kind:?} gives {name} other arguments");
+            }
+        }
+    }
+
+    #[test]
+    fn no_list_has_a_call_that_gets_more_than_there_is() {
+        let forbidden = [
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_ptrace,
+            libc::SYS_process_vm_readv,
+            libc::SYS_process_vm_writev,
+            libc::SYS_bpf,
+            libc::SYS_mount,
+            libc::SYS_unshare,
+            libc::SYS_setns,
+            libc::SYS_chroot,
+            libc::SYS_keyctl,
+            libc::SYS_add_key,
+            libc::SYS_io_uring_setup,
+            libc::SYS_userfaultfd,
+            libc::SYS_perf_event_open,
+            libc::SYS_chmod,
+            libc::SYS_fchmod,
+            libc::SYS_fchmodat,
+            libc::SYS_chown,
+            libc::SYS_setuid,
+            libc::SYS_setresuid,
+            libc::SYS_capset,
+            libc::SYS_prlimit64,
+            libc::SYS_setrlimit,
+            libc::SYS_rt_sigaction,
+            libc::SYS_fork,
+            libc::SYS_vfork,
+            libc::SYS_pidfd_open,
+            libc::SYS_pidfd_getfd,
+            libc::SYS_mknod,
+            libc::SYS_symlink,
+            libc::SYS_open_by_handle_at,
+            libc::SYS_init_module,
+            libc::SYS_kexec_load,
+        ];
+        for kind in Kind::ALL {
+            let rules = rules(kind);
+            forbidden.iter().for_each(|number| assert!(!rules.contains_key(number), "{kind:?}: {number}"));
+        }
+    }
+}

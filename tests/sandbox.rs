@@ -1,0 +1,332 @@
+//! What a monitor gives up, and that it is gone: each layer by itself against attempts to get around it, and all of them on a
+//! monitor with a guest.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::Wisp;
+use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, setrlimit, waitpid};
+use wisp::vmm::config::{BootProtocol, CpuConfig, KernelConfig, MachineConfig};
+use wisp::vmm::control::{ControlClient, Message, Request};
+use wisp::vmm::sandbox::calls::Kind;
+use wisp::vmm::sandbox::files::Grants;
+use wisp::vmm::sandbox::namespaces::{self, Side};
+use wisp::vmm::sandbox::{Layer, landlock, limits, root, seccomp};
+
+/// An attempt's exit code where it did not succeed.
+const REFUSED: i32 = 0;
+/// Where it did.
+const ESCAPED: i32 = 1;
+/// Where the layer itself failed.
+const NO_LAYER: i32 = 2;
+
+/// Does `attempt` in a process of its own, in namespaces of its own if that is wanted; returns its exit code and what it
+/// wrote to standard error.
+fn apart(with_namespaces: bool, attempt: impl FnOnce() -> i32) -> (Option<i32>, String) {
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let run = |writer: &OwnedFd| {
+        // SAFETY: the descriptor is open, and this process is a copy that ends right after.
+        unsafe {
+            libc::dup2(writer.as_raw_fd(), 2);
+            libc::_exit(attempt())
+        }
+    };
+    let child = if with_namespaces {
+        match namespaces::split(false).unwrap() {
+            Side::Monitor(monitor) => {
+                assert!(monitor.refused.is_none(), "{:?}", monitor.refused);
+                run(&writer)
+            }
+            Side::Keeper { child, .. } => child,
+        }
+    } else {
+        // SAFETY: the child only does what `attempt` does, for which the C library's fork prepares its allocator.
+        match unsafe { libc::fork() } {
+            0 => run(&writer),
+            child => rustix::process::Pid::from_raw(child).expect("fork works"),
+        }
+    };
+    drop(writer);
+    let mut said = String::new();
+    File::from(reader).read_to_string(&mut said).unwrap();
+    let (_, status) = waitpid(Some(child), WaitOptions::empty()).unwrap().unwrap();
+    (status.exit_status(), said)
+}
+
+/// The grants of a machine in `folder`, with nothing but a kernel that is not there.
+fn grants(folder: &Path) -> Grants {
+    let kernel = KernelConfig {
+        path: "/no/kernel".into(),
+        initrd: None,
+        cmdline: String::new(),
+        protocol: BootProtocol::Auto,
+        software_kvm_aware: false,
+    };
+    let cpus = CpuConfig { count: 1, threads_per_core: 1 };
+    let config = MachineConfig {
+        cpus,
+        memory_mib: 64,
+        kernel,
+        disks: vec![],
+        disk_slots: 0,
+        vsock: None,
+        net: None,
+        identity: None,
+        cpu_budget: None,
+        disk_limits: None,
+    };
+    Grants::of(folder, &config, None)
+}
+
+/// Refused if each of these is.
+fn all_refused(attempts: &[bool]) -> i32 {
+    if attempts.iter().any(|succeeded| *succeeded) { ESCAPED } else { REFUSED }
+}
+
+#[test]
+fn landlock_leaves_a_machine_s_own_files() {
+    let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let secret = other.path().join("secret");
+    fs::write(&secret, "secret").unwrap();
+    fs::write(own.path().join("console.log"), "").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let grants = grants(own.path());
+    let (code, said) = apart(false, || {
+        if !matches!(landlock::enter(&grants), Ok(Some(_))) {
+            return NO_LAYER;
+        }
+        let own_files = File::options().append(true).open(own.path().join("console.log")).is_ok()
+            && fs::write(own.path().join("new"), "new").is_ok()
+            && fs::rename(own.path().join("new"), own.path().join("newer")).is_ok();
+        if !own_files {
+            return NO_LAYER;
+        }
+        all_refused(&[
+            fs::read(&secret).is_ok(),
+            fs::write(&secret, "overwritten").is_ok(),
+            fs::write(other.path().join("planted"), "").is_ok(),
+            fs::read_dir("/").is_ok(),
+            fs::hard_link(&secret, own.path().join("link")).is_ok(),
+            Command::new("/bin/true").status().is_ok(),
+            TcpStream::connect(address).is_ok(),
+        ])
+    });
+    assert_eq!((code, said.as_str()), (Some(REFUSED), ""));
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "secret");
+}
+
+#[test]
+fn in_namespaces_there_are_no_other_files_and_no_other_processes() {
+    let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let secret = other.path().join("secret");
+    fs::write(&secret, "secret").unwrap();
+    let socket = other.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let grants = grants(own.path());
+    let parent = std::process::id() as i32;
+    let (code, said) = apart(true, || {
+        if root::enter(&grants).is_err() || limits::no_capabilities().is_err() {
+            return NO_LAYER;
+        }
+        if fs::write(own.path().join("new"), "new").is_err() || fs::read("/proc/self/statm").is_err() {
+            return NO_LAYER;
+        }
+        all_refused(&[
+            secret.exists(),
+            Path::new("/etc").exists(),
+            Path::new("/proc/1").exists(),
+            fs::create_dir("/new").is_ok(),
+            std::os::unix::net::UnixStream::connect(&socket).is_ok(),
+            // SAFETY: a signal of the number 0 only asks whether there is such a process.
+            unsafe { libc::kill(parent, 0) } == 0,
+            rustix::process::getppid().is_some(),
+            rustix::mount::unmount("/", rustix::mount::UnmountFlags::DETACH).is_ok(),
+            rustix::process::chroot("/").is_ok(),
+        ])
+    });
+    assert_eq!((code, said.as_str()), (Some(REFUSED), ""));
+}
+
+#[test]
+fn limits_are_not_raised_and_privileges_not_gained() {
+    let (code, said) = apart(false, || {
+        if limits::resources()
+            .and_then(|()| limits::no_capabilities())
+            .and_then(|()| limits::no_new_privileges())
+            .is_err()
+        {
+            return NO_LAYER;
+        }
+        let is_core_off = getrlimit(Resource::Core) == Rlimit { current: Some(0), maximum: Some(0) };
+        if !is_core_off || !rustix::thread::no_new_privs().unwrap_or(false) {
+            return NO_LAYER;
+        }
+        let raised = Rlimit { current: Some(1 << 20), maximum: Some(1 << 20) };
+        all_refused(&[
+            setrlimit(Resource::Core, raised).is_ok(),
+            setrlimit(Resource::Nofile, raised).is_ok(),
+            rustix::thread::set_no_new_privs(false).is_ok(),
+            // SAFETY: the call takes numbers only.
+            unsafe { libc::setuid(12345) } == 0,
+            rustix::system::sethostname(b"mine").is_ok(),
+        ])
+    });
+    assert_eq!((code, said.as_str()), (Some(REFUSED), ""));
+}
+
+#[test]
+fn descriptors_that_nobody_meant_for_a_monitor_are_closed() {
+    let (kept, other) = (File::open("/dev/null").unwrap(), File::open("/dev/null").unwrap());
+    let (kept, other) = (kept.as_raw_fd(), other.as_raw_fd());
+    let (code, _) = apart(false, || {
+        if limits::close_others(&[kept]).is_err() {
+            return NO_LAYER;
+        }
+        // SAFETY: fcntl with F_GETFD only looks the number up.
+        let is_open = |fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } != -1;
+        if is_open(kept) { all_refused(&[is_open(other)]) } else { NO_LAYER }
+    });
+    assert_eq!(code, Some(REFUSED));
+}
+
+/// Makes a call in a process with the filter of `kind`: it is named, and ends the process.
+fn violates(kind: Kind, name: &str, call: impl FnOnce()) {
+    let (code, said) = apart(false, || {
+        if seccomp::prepare().and_then(|()| seccomp::enter(kind)).is_err() {
+            return NO_LAYER;
+        }
+        call();
+        ESCAPED
+    });
+    assert_eq!(code, Some(seccomp::VIOLATION), "{name}: {said}");
+    assert!(said.contains(kind.as_str()) && said.contains(&format!("({name})")), "{said}");
+}
+
+#[test]
+fn a_call_that_is_not_listed_ends_the_process_and_is_named() {
+    let syscall = |number: libc::c_long, argument: usize| {
+        // SAFETY: none of the calls that are tried reads or writes memory before it is refused.
+        unsafe { libc::syscall(number, argument, 0, 0, 0, 0) };
+    };
+    for kind in Kind::ALL {
+        violates(kind, "execve", || syscall(libc::SYS_execve, 0));
+        violates(kind, "ptrace", || syscall(libc::SYS_ptrace, 0));
+        violates(kind, "prlimit64", || syscall(libc::SYS_prlimit64, 0));
+        violates(kind, "rt_sigaction", || syscall(libc::SYS_rt_sigaction, libc::SIGSYS as usize));
+        violates(kind, "unshare", || syscall(libc::SYS_unshare, libc::CLONE_NEWUSER as usize));
+        violates(kind, "clone", || syscall(libc::SYS_clone, (libc::CLONE_NEWUSER | libc::SIGCHLD) as usize));
+    }
+    // Arguments count, too.
+    let socket = |family: i32| move || syscall(libc::SYS_socket, family as usize);
+    violates(Kind::Vcpu, "socket", socket(libc::AF_UNIX));
+    violates(Kind::Block, "socket", socket(libc::AF_INET));
+    violates(Kind::Vsock, "socket", socket(libc::AF_INET));
+    violates(Kind::Net, "socket", socket(libc::AF_NETLINK));
+    violates(Kind::Net, "connect", || syscall(libc::SYS_connect, 0));
+    violates(Kind::Block, "ioctl", || {
+        // SAFETY: KVM_RUN takes no memory, and there is no such descriptor.
+        unsafe { libc::syscall(libc::SYS_ioctl, -1, 0xae80) };
+    });
+    violates(Kind::Vcpu, "mmap", || {
+        // SAFETY: a new mapping is nobody else's.
+        unsafe {
+            libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+        };
+    });
+    violates(Kind::Block, "openat", || {
+        let _ = File::create("/nowhere");
+    });
+}
+
+/// What `/proc/<pid>/status` says of each thread.
+fn thread_status(pid: u32, field: &str) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let texts = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap());
+    let prefix = format!("{field}:");
+    let value = |text: String| Some(text.lines().find(|line| line.starts_with(&prefix))?[prefix.len()..].trim().into());
+    texts.filter_map(value).collect()
+}
+
+#[test]
+fn a_running_monitor_has_only_what_its_machine_needs() {
+    let wisp = Wisp::new();
+    // A descriptor that its starter leaves open is not the monitor's.
+    let leak = File::open("/etc/passwd").unwrap();
+    let leak = rustix::io::fcntl_dupfd_cloexec(&leak, 100).unwrap();
+    rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
+    let running = wisp.start_guest();
+    drop(leak);
+    let folder = wisp.runs().remove(0);
+    let mut control = ControlClient::connect(&folder.join("control.sock")).unwrap();
+    control.send(&Request::Status).unwrap();
+    let Message::Status(status) = control.receive(Some(common::DEADLINE)).unwrap() else { panic!("no status") };
+    let sandbox = status.sandbox;
+    assert_eq!(sandbox.missing, [] as [String; 0]);
+    for layer in [Layer::Seccomp, Layer::Namespaces, Layer::NetworkNamespace, Layer::Files, Layer::Landlock] {
+        assert!(sandbox.layers.contains(&layer), "{sandbox:?}");
+    }
+    assert_ne!(sandbox.pid, status.pid);
+
+    for (field, value) in [("Seccomp", "2"), ("NoNewPrivs", "1"), ("CapEff", "0000000000000000")] {
+        let threads = thread_status(sandbox.pid, field);
+        assert!(threads.len() >= 5 && threads.iter().all(|thread| thread == value), "{field}: {threads:?}");
+    }
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", sandbox.pid)).unwrap();
+    let known = |target: &PathBuf| {
+        let text = target.to_string_lossy();
+        let kinds = ["anon_inode:[event", "anon_inode:[signalfd]", "anon_inode:kvm-v", "socket:", "pipe:", "/dev/null"];
+        kinds.iter().any(|kind| text.starts_with(kind)) || target.starts_with(wisp.home())
+    };
+    for descriptor in descriptors {
+        let target = fs::read_link(descriptor.unwrap().path()).unwrap();
+        assert!(known(&target), "{}", target.display());
+    }
+    let limits = fs::read_to_string(format!("/proc/{}/limits", sandbox.pid)).unwrap();
+    assert!(
+        limits.lines().any(|line| line.split_whitespace().take(5).eq(["Max", "core", "file", "size", "0"])),
+        "{limits}"
+    );
+
+    let mode = |path: &Path| std::os::unix::fs::MetadataExt::mode(&path.metadata().unwrap()) & 0o777;
+    for private in [wisp.home(), &wisp.home().join("runs"), &folder] {
+        assert_eq!(mode(private), 0o700, "{}", private.display());
+    }
+    for file in fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| !path.is_dir()) {
+        assert_eq!(mode(&file) & 0o077, 0, "{}: {:o}", file.display(), mode(&file));
+    }
+    another_user_gets_nowhere(&wisp, &folder);
+    running.wait().expect_code(0);
+}
+
+/// Only root can be another user.
+fn another_user_gets_nowhere(wisp: &Wisp, folder: &Path) {
+    const NOBODY: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let (code, said) = apart(false, || {
+        // SAFETY: the calls take numbers, and no memory.
+        let is_nobody = unsafe {
+            libc::setgroups(0, std::ptr::null()) == 0 && libc::setgid(NOBODY) == 0 && libc::setuid(NOBODY) == 0
+        };
+        if !is_nobody {
+            return NO_LAYER;
+        }
+        all_refused(&[
+            fs::read_dir(wisp.home()).is_ok(),
+            folder.join("config.json").exists(),
+            fs::read(folder.join("console.log")).is_ok(),
+            std::os::unix::net::UnixStream::connect(folder.join("control.sock")).is_ok(),
+            std::os::unix::net::UnixStream::connect(folder.join("vsock.sock")).is_ok(),
+            wisp::host::home::Home::at(wisp.home()).is_ok(),
+        ])
+    });
+    assert_eq!((code, said.as_str()), (Some(REFUSED), ""));
+}
