@@ -374,7 +374,13 @@ impl Monitor {
     /// Waits until the machine is built: the guest runs. The error is why it could not be; what is wrong with its link is
     /// returned, in sentences.
     pub fn wait_started(&mut self) -> Result<Vec<String>, CloudError> {
-        self.link_problems()
+        self.link_problems().map_err(|error| match (error, monitor_process::violation(&self.folder.path)) {
+            // Its log goes with its folder.
+            (CloudError::Control { instance, source: ClientError::Gone }, Some(why)) => {
+                CloudError::Refused { instance, why }
+            }
+            (error, _) => error,
+        })
     }
 
     /// What is wrong with the guest's link, in sentences; each is told once.
