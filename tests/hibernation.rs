@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::instances::{exec, json, launch};
-use common::{Outcome, Wisp, monitor_pid, wait_until_gone};
+use common::{Outcome, Wisp, monitor_pid, wait_until_gone, wait_until_unlocked};
 
 fn state(wisp: &Wisp) -> (String, String) {
     let shown = json(wisp, &["show", "sleeper"]);
@@ -140,6 +140,8 @@ fn kill_while_restoring(wisp: &Wisp, folder: &Path) -> u32 {
         unsafe { libc::kill(monitor as i32, libc::SIGKILL) };
         start.wait();
         wait_until_gone(monitor);
+        // What is killed is the monitor's keeper, with which it ends.
+        wait_until_unlocked(folder);
         let state = state(wisp);
         assert_eq!(state.0, "stopped", "{delay:?}");
         if state != hibernated() {

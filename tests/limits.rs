@@ -47,7 +47,9 @@ fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
 
     assert_eq!(machine.ask(&Request::SetCanOwe { can_owe: false }), Message::Done);
     let before = machine.status().cpu_budget.unwrap();
-    assert_eq!((before.budget.balance.owed_ns, before.budget.balance.overdrawn_ns), (0, 0));
+    // What was owed was charged; what was used in the moment since is a slice at the most.
+    let CpuBalance { owed_ns, overdrawn_ns, .. } = before.budget.balance;
+    assert!(owed_ns == 0 && overdrawn_ns < 100_000_000, "{before:?}");
     let (used, took) = be_busy(&mut machine);
     let after = machine.status().cpu_budget.unwrap();
     println!("limited: {used:?} of CPU time in {took:?}: {after:?}");

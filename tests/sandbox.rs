@@ -12,6 +12,7 @@ use std::process::Command;
 
 use common::Wisp;
 use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, setrlimit, waitpid};
+use rustix::thread::CapabilitySet;
 use wisp::vmm::config::{BootProtocol, CpuConfig, KernelConfig, MachineConfig};
 use wisp::vmm::control::{ControlClient, Message, Request};
 use wisp::vmm::sandbox::calls::Kind;
@@ -132,7 +133,7 @@ fn in_namespaces_there_are_no_other_files_and_no_other_processes() {
     let grants = grants(own.path());
     let parent = std::process::id() as i32;
     let (code, said) = apart(true, || {
-        if root::enter(&grants).is_err() || limits::no_capabilities().is_err() {
+        if root::enter(&grants).is_err() || limits::only_capabilities(CapabilitySet::empty()).is_err() {
             return NO_LAYER;
         }
         if fs::write(own.path().join("new"), "new").is_err() || fs::read("/proc/self/statm").is_err() {
@@ -158,7 +159,7 @@ fn in_namespaces_there_are_no_other_files_and_no_other_processes() {
 fn limits_are_not_raised_and_privileges_not_gained() {
     let (code, said) = apart(false, || {
         if limits::resources()
-            .and_then(|()| limits::no_capabilities())
+            .and_then(|()| limits::only_capabilities(CapabilitySet::empty()))
             .and_then(|()| limits::no_new_privileges())
             .is_err()
         {

@@ -6,7 +6,6 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 use std::time::Instant;
 
 use common::instances::{exec, json, launch};
@@ -34,15 +33,6 @@ fn page(address: &str) -> Option<String> {
     answer.lines().last().map(str::to_string)
 }
 
-/// Waits until no process has a folder of the home's networks in its command line.
-fn await_no_routers(wisp: &Wisp) {
-    let networks = wisp.home().join("networks");
-    let deadline = Instant::now() + DEADLINE;
-    while !processes(networks.to_str().unwrap()).is_empty() {
-        assert!(Instant::now() < deadline, "left: {:?}", processes(networks.to_str().unwrap()));
-    }
-}
-
 /// Whether `client` gets a page of `server`'s within some seconds.
 fn reaches(wisp: &Wisp, client: &str, server: &str) -> bool {
     let script = format!(
@@ -50,13 +40,6 @@ fn reaches(wisp: &Wisp, client: &str, server: &str) -> bool {
          wait $wget && echo reached || echo cut"
     );
     exec(wisp, client, &script) == "reached"
-}
-
-/// The processes with `text` in their command lines.
-fn processes(text: &str) -> Vec<String> {
-    let command_line = |folder: &Path| std::fs::read_to_string(folder.join("cmdline")).unwrap_or_default();
-    let all = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| command_line(&entry.path()));
-    all.filter(|line| line.contains(text)).collect()
 }
 
 #[test]
@@ -133,7 +116,7 @@ fn instances_of_a_vpc_reach_each_other_as_their_groups_say() {
     assert!(reaches(&wisp, "second", &address));
 
     wisp.run(&["terminate", "client", "second", "server"]).expect_code(0);
-    await_no_routers(&wisp);
+    common::await_no_processes_of(&wisp);
     for folder in std::fs::read_dir(wisp.home().join("networks")).unwrap() {
         assert!(!folder.unwrap().path().join("router.sock").exists());
     }
@@ -203,7 +186,7 @@ fn vpcs_are_apart_and_an_elastic_address_goes_from_one_instance_to_another() {
 
     // What is in no VPC any more lets go of it.
     wisp.run(&["terminate", "a", "b"]).expect_code(0);
-    await_no_routers(&wisp);
+    common::await_no_processes_of(&wisp);
     for vpc in ["red", "blue"] {
         for command in [&["subnet", "rm"][..], &["sg", "rm"], &["vpc", "rm"]] {
             let names = if command[0] == "subnet" { vec!["-front", "-back"] } else { vec![""] };

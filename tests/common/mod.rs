@@ -326,6 +326,20 @@ pub fn wait_until_unlocked(folder: &Path) {
     drop(wisp::host::home::lock_file(&folder.join("lock")).unwrap());
 }
 
+/// Waits until no process has the data directory in its command line: no monitor, no router, nothing that they started.
+pub fn await_no_processes_of(wisp: &Wisp) {
+    let home = wisp.home().to_str().unwrap();
+    let command_line = |folder: &Path| fs::read_to_string(folder.join("cmdline")).unwrap_or_default();
+    let left = || {
+        let all = fs::read_dir("/proc").unwrap().flatten().map(|entry| command_line(&entry.path()));
+        all.filter(|line| line.contains(home)).collect::<Vec<_>>()
+    };
+    let deadline = Instant::now() + DEADLINE;
+    while !left().is_empty() {
+        assert!(Instant::now() < deadline, "left: {:?}", left());
+    }
+}
+
 /// Bytes that look random and are always the same.
 pub fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;

@@ -102,6 +102,6 @@ mod tests {
             grant("/h/volumes/vol", Access::Write),
         ]);
         let paths: Vec<_> = grants.iter().map(|grant| grant.path.to_str().unwrap()).collect();
-        assert_eq!(paths, ["/h/i/a", "/h/volumes/vol"]);
+        assert_eq!(paths, ["/h/volumes/vol", "/h/i/a"]);
     }
 }

@@ -37,15 +37,15 @@ pub fn no_new_privileges() -> io::Result<()> {
     Ok(set_no_new_privs(true)?)
 }
 
-/// Gives up all capabilities: those of root, and those that a user namespace's first process has in it.
-pub fn no_capabilities() -> io::Result<()> {
+/// Gives up all capabilities but those `kept`: those of root, and those that a user namespace's first process has in it.
+pub fn only_capabilities(kept: CapabilitySet) -> io::Result<()> {
     // The bounding set counts for executed programs only, which cannot gain any as it is; it needs a capability itself.
     for capability in 0..CAPABILITIES {
         // SAFETY: the call takes numbers only.
         unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
     }
-    let none = CapabilitySet::empty();
-    Ok(set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?)
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    Ok(set_capabilities(None, sets)?)
 }
 
 /// Sets limits, which cannot be raised again: no core with a guest's memory in it, no locked memory, no message queues, no

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use calls::Kind;
 use files::Grants;
+use rustix::thread::CapabilitySet;
 
 /// A layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,7 +111,8 @@ pub fn enter(monitor: &namespaces::Monitor, grants: &Grants, threads: u64) -> Re
         Ok(None) => record.missing.push("no Landlock: the kernel has none, or it is switched off".into()),
         Err(error) => record.missing.push(format!("no Landlock: {error}")),
     }
-    limits::no_capabilities().map_err(keeps("its capabilities"))?;
+    let kept = if monitor.keeps_low_ports { CapabilitySet::NET_BIND_SERVICE } else { CapabilitySet::empty() };
+    limits::only_capabilities(kept).map_err(keeps("its capabilities"))?;
     limits::no_new_privileges().map_err(keeps("the privileges of what it could execute"))?;
     monitor.end_with_keeper().map_err(keeps("its life when its keeper ends"))?;
     if record.missing.is_empty() {
@@ -132,8 +134,8 @@ fn enter_namespaces(
     if monitor.has_own_network {
         record.layers.push(Layer::NetworkNamespace);
     }
-    // Older kernels count all processes of the user's there too.
-    if kernel_is_at_least(5, 14) {
+    // Without a user namespace, and on older kernels, all processes of the user's count.
+    if !monitor.keeps_low_ports && kernel_is_at_least(5, 14) {
         limits::processes(threads).map_err(keeps("its number of processes"))?;
     }
     match root::enter(grants) {

@@ -4,6 +4,10 @@
 //! the host's root takes orders only from the host's root. The process is the first of its process namespace, so that there
 //! is no other to be seen or signalled. Its user is mapped to itself: files belong to who started it, as ever.
 //!
+//! Whoever may listen on ports below 1024, root above all, would lose that in a user namespace, whose privileges are none over
+//! the host's network. A monitor of theirs that has ports of the host's is in the other namespaces only, and keeps that one
+//! capability.
+//!
 //! A process cannot enter a process namespace, it can only be born in one: so there are two, the monitor and its keeper.
 
 use std::fs;
@@ -13,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, getegid, geteuid, set_parent_process_death_signal};
+use rustix::thread::{CapabilitySet, capabilities};
 
 /// What a process is that [`split`] returned to.
 #[derive(Debug)]
@@ -35,6 +40,8 @@ pub struct Monitor {
     pub refused: Option<io::Error>,
     /// Whether it is in a network namespace of its own.
     pub has_own_network: bool,
+    /// Whether it is in no user namespace of its own, because it may listen on ports below 1024.
+    pub keeps_low_ports: bool,
     keeper: OwnedFd,
 }
 
@@ -46,14 +53,17 @@ const NOT_MAPPED: i32 = 200;
 ///
 /// The process must have no threads but this.
 pub fn split(own_network: bool) -> io::Result<Side> {
-    let mut flags =
-        libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     if own_network {
         flags |= libc::CLONE_NEWNET;
     }
-    match attempt(flags) {
+    let keeps_low_ports = !own_network && may_listen_on_low_ports();
+    if keeps_low_ports && let Ok(side) = attempt(flags, true) {
+        return Ok(side);
+    }
+    match attempt(flags | libc::CLONE_NEWUSER, false) {
         Ok(side) => Ok(side),
-        Err(error) => Ok(match attempt(0)? {
+        Err(error) => Ok(match attempt(0, keeps_low_ports)? {
             Side::Monitor(monitor) => {
                 Side::Monitor(Monitor { refused: Some(error), has_own_network: false, ..monitor })
             }
@@ -62,8 +72,12 @@ pub fn split(own_network: bool) -> io::Result<Side> {
     }
 }
 
+fn may_listen_on_low_ports() -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_BIND_SERVICE))
+}
+
 /// Copies the process with these flags of clone(2).
-fn attempt(flags: libc::c_int) -> io::Result<Side> {
+fn attempt(flags: libc::c_int, keeps_low_ports: bool) -> io::Result<Side> {
     let (keeper, alive) = pipe_with(PipeFlags::CLOEXEC)?;
     let (mapped, is_mapped) = pipe_with(PipeFlags::CLOEXEC)?;
     let user = (geteuid().as_raw(), getegid().as_raw());
@@ -83,7 +97,7 @@ fn attempt(flags: libc::c_int) -> io::Result<Side> {
             // The other waits for it, or is gone.
             let _ = rustix::io::write(&is_mapped, &[1]);
             let has_own_network = flags & libc::CLONE_NEWNET != 0;
-            Ok(Side::Monitor(Monitor { refused: None, has_own_network, keeper }))
+            Ok(Side::Monitor(Monitor { refused: None, has_own_network, keeps_low_ports, keeper }))
         }
         child => {
             drop((keeper, is_mapped));
