@@ -61,8 +61,9 @@ fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
 
     // Whoever pauses, saves or ends it need not wait for its turn: an overdrawn one would have for seconds.
     machine.shell(&format!("({BUSY}; {BUSY}; {BUSY}; {BUSY}) > /dev/null 2>&1 &"));
-    let saved = tempfile::tempdir().unwrap();
-    let request = Request::Fork { folder: saved.path().into(), layers: Vec::new() };
+    let saved = machine.path("saved");
+    std::fs::create_dir(&saved).unwrap();
+    let request = Request::Fork { folder: saved, layers: Vec::new() };
     let Message::Saved { paused_ns } = machine.ask(&request) else { panic!("it was not saved") };
     println!("saved while it was held: paused for {paused_ns} ns");
     assert_eq!(machine.ask(&Request::SetCanOwe { can_owe: true }), Message::Done);
