@@ -105,8 +105,12 @@ impl Soak {
             }
             2 => {
                 running.has_ended_within(self.random.delay());
-                if let Some((pid, id)) = self.random.of(&monitors(self.wisp.home())) {
+                let monitors = monitors(self.wisp.home());
+                if let Some((pid, id)) = self.random.of(&monitors) {
                     kill(pid);
+                    // A monitor and its keeper end with each other.
+                    let both = monitors.iter().filter(|(_, other)| *other == id);
+                    both.for_each(|(pid, _)| common::wait_until_gone((*pid).try_into().unwrap()));
                     self.killed[1] += 1;
                     did = format!("{did}; the monitor of {id} killed");
                 }
