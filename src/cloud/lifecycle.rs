@@ -115,8 +115,9 @@ impl Cloud {
         cold: bool,
     ) -> Result<(StateChange, Option<Monitor>), CloudError> {
         let folder = self.folder(id);
-        // Whoever has the lock runs it, or is about to.
-        let lock = folder.try_lock()?;
+        // Whoever has the lock runs it, or is about to; or is the monitor of one that has stopped, and about to be gone.
+        let has_stopped = self.store.read::<_, CloudError>(|tx| get(tx, id))?.state == InstanceState::Stopped;
+        let lock = if has_stopped { folder.lock_within(RESTART_TIMEOUT)? } else { folder.try_lock()? };
         let origin = self.address_origin();
         let begun = self.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
