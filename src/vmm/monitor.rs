@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::console_socket::{ConsoleSocket, Wait};
 use super::control::{ControlServer, Message, Request, Status};
+use super::cpu::vcpu::VcpuHandle;
 use super::disk_slots::{SlotError, attached};
 use super::end::{End, EndReceiver};
 use super::error::Error;
@@ -188,7 +189,11 @@ impl<'a> Monitor<'a> {
                 }
                 Request::SetCanOwe { can_owe } => {
                     let answer = match freezer.context.set_can_owe(can_owe) {
-                        true => Message::Done,
+                        true => {
+                            // Those that run have slices by the rules before.
+                            freezer.vcpus.iter().for_each(VcpuHandle::kick);
+                            Message::Done
+                        }
                         false => Message::Failed { why: "the machine's CPU time is not limited".into() },
                     };
                     self.control.send(fd, &answer);
