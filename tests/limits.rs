@@ -12,9 +12,9 @@ use wisp::vmm::limits::{CpuBalance, CpuBudgetConfig};
 
 const SECOND: u64 = 1_000_000_000;
 /// What its vCPU earns, of one CPU: less than it has of the host in any case, however busy that is.
-const SHARE: f64 = 0.05;
+const SHARE: f64 = 0.2;
 /// User code, which is native wherever a guest runs, for part of a second.
-const BUSY: &str = "i=0; while [ $i -lt 150000 ]; do i=$((i + 1)); done";
+const BUSY: &str = "i=0; while [ $i -lt 30000 ]; do i=$((i + 1)); done";
 
 /// What a loop had of the host's CPUs, and for how long it ran.
 fn be_busy(machine: &mut Machine) -> (Duration, Duration) {
