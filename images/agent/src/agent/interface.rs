@@ -1,45 +1,82 @@
-//! Setting the network interface, by the requests of netdevice(7): six of them, and no program.
+//! Setting the network interface, without a program.
 
+use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+use super::netlink::Requests;
 use crate::network::Network;
 
 /// The interface of the only network device, as the kernel names it.
-const NAME: &[u8] = b"eth0";
+const NAME: &CStr = c"eth0";
 /// Where the resolver's configuration is kept in an image whose `/etc/resolv.conf` leads there.
 const RESOLVER: &str = "/run/resolv.conf";
 /// The domain that names are looked for in, as in EC2's us-east-1.
 const DOMAIN: &str = "ec2.internal";
 
-/// A socket for requests.
-#[derive(Debug)]
-struct Requests(OwnedFd);
+/// Whether the interface makes itself a link-local IPv6 address, from its Ethernet address; it does so when that is written
+/// (linux/Documentation/networking/ip-sysctl.rst, "addr_gen_mode"). By netlink, it would be remembered, and no more.
+const ADDRESS_GENERATION: &str = "/proc/sys/net/ipv6/conf/eth0/addr_gen_mode";
+const FROM_ETHERNET_ADDRESS: &str = "0";
+const NO_ADDRESS: &str = "1";
 
-/// Gives the interface its addresses, its router and its MTU, and brings it up. Addresses and a router that it had are gone.
+/// Brings the interface up without any address, for a guest that is saved before it is told who it is: its receive buffers
+/// need not be laid out when it goes on.
 ///
 /// # Errors
-/// The first that the kernel answered; what came before it is done.
+/// The first that the kernel answered.
+pub fn bring_up() -> io::Result<()> {
+    let index = index()?;
+    fs::write(ADDRESS_GENERATION, NO_ADDRESS)?;
+    let mut requests = Requests::default();
+    requests.add(libc::RTM_NEWLINK, 0, &link(index, UP));
+    requests.send()
+}
+
+/// Gives the interface its addresses, its router and its MTU, and brings it up. An address and a router that it had before
+/// are gone.
+///
+/// # Errors
+/// The first that the kernel answered; the others were tried, too.
 pub fn configure(network: &Network) -> io::Result<()> {
-    let requests = Requests::new()?;
-    let mut address = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: [0; 14] };
-    for (slot, byte) in address.sa_data.iter_mut().zip(network.mac) {
-        *slot = libc::c_char::from_ne_bytes([byte]);
-    }
-    requests.send(libc::SIOCSIFHWADDR as _, libc::__c_anonymous_ifr_ifru { ifru_hwaddr: address })?;
-    requests.send(libc::SIOCSIFMTU as _, libc::__c_anonymous_ifr_ifru { ifru_mtu: network.mtu.into() })?;
-    requests.send(libc::SIOCSIFADDR as _, libc::__c_anonymous_ifr_ifru { ifru_addr: internet(network.address) })?;
+    let index = index()?;
+    let before = address()?;
+    let mut requests = Requests::default();
+    let mtu = u32::from(network.mtu).to_ne_bytes();
     requests
-        .send(libc::SIOCSIFNETMASK as _, libc::__c_anonymous_ifr_ifru { ifru_netmask: internet(network.netmask()) })?;
-    let flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    requests.send(libc::SIOCSIFFLAGS as _, libc::__c_anonymous_ifr_ifru { ifru_flags: flags })?;
-    // There may be none.
-    let _ = requests.route(libc::SIOCDELRT as _, Ipv4Addr::UNSPECIFIED);
-    requests.route(libc::SIOCADDRT as _, network.router)
+        .add(libc::RTM_NEWLINK, 0, &link(index, UP))
+        .attribute(libc::IFLA_ADDRESS, &network.mac)
+        .attribute(libc::IFLA_MTU, &mtu);
+    let now = Address { address: network.address, prefix_length: network.prefix_length };
+    if before != Some(now) {
+        if let Some(before) = before {
+            requests.add(libc::RTM_DELADDR, 0, &before.body(index)).attribute(libc::IFA_LOCAL, &before.octets());
+        }
+        let broadcast = now.address | !network.netmask();
+        requests
+            .add(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &now.body(index))
+            .attribute(libc::IFA_LOCAL, &now.octets())
+            .attribute(libc::IFA_ADDRESS, &now.octets())
+            .attribute(libc::IFA_BROADCAST, &broadcast.octets());
+    }
+    let mut route = requests.add(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &DEFAULT_ROUTE);
+    if !network.router.is_unspecified() {
+        route.attribute(libc::RTA_GATEWAY, &network.router.octets());
+    }
+    route.attribute(libc::RTA_OIF, &index.to_ne_bytes());
+    requests.send()
+}
+
+/// Has the interface make itself a link-local IPv6 address, if it was not to before.
+///
+/// # Errors
+/// Why the kernel could not be told.
+pub fn generate_link_local_address() -> io::Result<()> {
+    fs::write(ADDRESS_GENERATION, FROM_ETHERNET_ADDRESS)
 }
 
 /// Says where names are looked up, in an image that leaves it to the agent.
@@ -51,45 +88,81 @@ pub fn configure_resolver(network: &Network) -> io::Result<()> {
     fs::write(RESOLVER, format!("search {DOMAIN}\n{}", servers.collect::<String>()))
 }
 
-impl Requests {
-    fn new() -> io::Result<Self> {
-        Ok(Self(socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?))
+/// An address of the interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Address {
+    address: Ipv4Addr,
+    prefix_length: u8,
+}
+
+impl Address {
+    /// `struct ifaddrmsg` (rtnetlink(7)): family, prefix, flags, scope, interface.
+    fn body(self, index: u32) -> [u8; 8] {
+        let [a, b, c, d] = index.to_ne_bytes();
+        [libc::AF_INET as u8, self.prefix_length, 0, libc::RT_SCOPE_UNIVERSE, a, b, c, d]
     }
 
-    fn send(&self, request: libc::c_ulong, argument: libc::__c_anonymous_ifr_ifru) -> io::Result<()> {
-        let mut message = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: argument };
-        for (slot, byte) in message.ifr_name.iter_mut().zip(NAME) {
-            *slot = libc::c_char::from_ne_bytes([*byte]);
-        }
-        // SAFETY: `message` is an `ifreq`, as these requests take.
-        if unsafe { libc::ioctl(self.0.as_raw_fd(), request as _, &raw const message) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
-    }
-
-    /// Adds or removes the default route, by `router` or by whichever.
-    fn route(&self, request: libc::c_ulong, router: Ipv4Addr) -> io::Result<()> {
-        // SAFETY: all zeroes is a valid `rtentry`: numbers and null pointers.
-        let mut entry: libc::rtentry = unsafe { std::mem::zeroed() };
-        entry.rt_dst = internet(Ipv4Addr::UNSPECIFIED);
-        entry.rt_genmask = internet(Ipv4Addr::UNSPECIFIED);
-        entry.rt_gateway = internet(router);
-        let by_router = if router.is_unspecified() { 0 } else { libc::RTF_GATEWAY };
-        entry.rt_flags = libc::RTF_UP | by_router;
-        // SAFETY: `entry` is an `rtentry`, as these requests take, without a device's name.
-        if unsafe { libc::ioctl(self.0.as_raw_fd(), request as _, &raw const entry) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
+    fn octets(self) -> [u8; 4] {
+        self.address.octets()
     }
 }
 
-/// `struct sockaddr_in` (ip(7)) in its general form: a port of 0, and the address.
-fn internet(address: Ipv4Addr) -> libc::sockaddr {
-    let mut general = libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: [0; 14] };
-    for (slot, byte) in general.sa_data[2..].iter_mut().zip(address.octets()) {
-        *slot = libc::c_char::from_ne_bytes([byte]);
+/// `IFF_UP`, among an interface's flags.
+const UP: u32 = libc::IFF_UP as u32;
+
+/// `struct rtmsg` (rtnetlink(7)): family, prefixes, type of service, table, protocol, scope, type, flags: the default route.
+const DEFAULT_ROUTE: [u8; 12] = [
+    libc::AF_INET as u8,
+    0,
+    0,
+    0,
+    libc::RT_TABLE_MAIN,
+    libc::RTPROT_BOOT,
+    libc::RT_SCOPE_UNIVERSE,
+    libc::RTN_UNICAST,
+    0,
+    0,
+    0,
+    0,
+];
+
+/// `struct ifinfomsg` (rtnetlink(7)): family, type, index, flags, which of them are to change.
+fn link(index: u32, flags: u32) -> [u8; 16] {
+    let mut body = [0; 16];
+    body[4..8].copy_from_slice(&index.to_ne_bytes());
+    body[8..12].copy_from_slice(&flags.to_ne_bytes());
+    body[12..].copy_from_slice(&flags.to_ne_bytes());
+    body
+}
+
+fn index() -> io::Result<u32> {
+    // SAFETY: the name ends with a zero byte.
+    match unsafe { libc::if_nametoindex(NAME.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => Ok(index),
     }
-    general
+}
+
+/// The interface's first address, if it has one.
+fn address() -> io::Result<Option<Address>> {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let ask = |request: libc::c_ulong| {
+        // SAFETY: all zeroes is a valid `ifreq`.
+        let mut message: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (slot, byte) in message.ifr_name.iter_mut().zip(NAME.to_bytes()) {
+            *slot = libc::c_char::from_ne_bytes([*byte]);
+        }
+        // SAFETY: `message` is an `ifreq`, as these requests take.
+        if unsafe { libc::ioctl(socket.as_raw_fd(), request as _, &raw mut message) } != 0 {
+            let error = io::Error::last_os_error();
+            return if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) { Ok(None) } else { Err(error) };
+        }
+        // SAFETY: these requests answer with an address.
+        let data = unsafe { message.ifr_ifru.ifru_addr }.sa_data;
+        let octet = |index: usize| data[2 + index].to_ne_bytes()[0];
+        Ok(Some(Ipv4Addr::new(octet(0), octet(1), octet(2), octet(3))))
+    };
+    let Some(address) = ask(libc::SIOCGIFADDR as _)? else { return Ok(None) };
+    let netmask = ask(libc::SIOCGIFNETMASK as _)?.unwrap_or(Ipv4Addr::BROADCAST);
+    Ok(Some(Address { address, prefix_length: netmask.to_bits().leading_ones() as u8 }))
 }

@@ -71,6 +71,12 @@ impl Sentinel {
             }
         }
         let _ = rustix::io::pwrite(&self.ports, &[MARK_AGENT_READY], BOOT_TIMER_PORT.into());
+        // No network of Wisp's goes by it, so nobody need wait for it.
+        if resumed.network.is_some()
+            && let Err(error) = interface::generate_link_local_address()
+        {
+            eprintln!("wisp-init: the network interface has no IPv6 address: {error}");
+        }
         resumed.seed
     }
 

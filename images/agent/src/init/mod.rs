@@ -56,11 +56,14 @@ pub fn run(program: &[u8]) -> ! {
     if let Err(errno) = network::bring_up_loopback() {
         eprintln!("wisp-init: cannot bring up lo: {errno}");
     }
-    if let Some(network) = &command_line.network {
-        let set = agent::configure_interface(network).and_then(|()| agent::configure_resolver(network));
-        if let Err(error) = set {
-            eprintln!("wisp-init: the network interface cannot be set: {error}");
-        }
+    let set = match &command_line.network {
+        Some(network) => agent::configure_interface(network).and_then(|()| agent::configure_resolver(network)),
+        // A guest that is to be saved is told its addresses when it goes on, if there is an interface to have them.
+        None => agent::bring_up_interface()
+            .or_else(|error| if error.raw_os_error() == Some(libc::ENODEV) { Ok(()) } else { Err(error) }),
+    };
+    if let Err(error) = set {
+        eprintln!("wisp-init: the network interface cannot be set: {error}");
     }
     let agent: &'static Agent = Box::leak(Box::new(Agent::new(true)));
     if command_line.console_shell {

@@ -212,8 +212,9 @@ impl Net {
     /// A device with this address, in front of `backend`. `link` is what its services go by, if it has any.
     pub fn new(config: &NetConfig, backend: Backend, link: Option<LinkConfig>) -> std::io::Result<Net> {
         let services = link.map(|link| Services::new(config.mac, link)).transpose()?;
-        // Without a backend there is the link's own end.
-        let is_up = AtomicBool::new(!matches!(backend, Backend::Nobody) || services.is_some());
+        // Without a backend, too: there are the services, or the machine is saved before it has either, and its guest, which
+        // goes on with both, need not notice.
+        let is_up = AtomicBool::new(true);
         let changed = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let limiter = |limits: NetLimits| RateLimiter::new(limits.bytes, monotonic_ns());
         let limits = config.limits.map(|limits| [RECEIVE, TRANSMIT].map(|_| limiter(limits)));
