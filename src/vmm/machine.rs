@@ -6,8 +6,10 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
+use std::thread;
 
 use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -138,8 +140,6 @@ impl Machine {
             Some(origin) => origin.map(config.memory_mib)?,
             None => memory::allocate(config.memory_mib)?,
         };
-        register_memory(&vm, &memory)?;
-        timeline.mark(Mark::MemoryReady);
 
         let disks = place_disks(&config, saved.as_ref())?;
         let link = read_link(&config)?;
@@ -148,13 +148,20 @@ impl Machine {
         let net = config.net.as_ref().filter(|_| saved.as_ref().is_none_or(has_net));
         let slots = virtio_slots(disks.len() + 1 + usize::from(config.vsock.is_some()) + usize::from(net.is_some()));
         let software_kvm = emulation::is_software_kvm();
+        let register = || register_memory(&vm, &memory).inspect(|()| timeline.mark(Mark::MemoryReady));
         let start = match &saved {
-            Some(state) => Start::Saved(state),
-            None => Start::Boot(load_kernel(&memory, &config, &slots, software_kvm)?),
+            Some(state) => {
+                register()?;
+                Start::Saved(state)
+            }
+            None => {
+                // Each takes milliseconds, and neither needs the other.
+                let load = || load_kernel(&memory, &config, &slots, software_kvm);
+                let loaded = at_once(load, register)?;
+                timeline.mark(Mark::KernelLoaded);
+                Start::Boot(loaded)
+            }
         };
-        if saved.is_none() {
-            timeline.mark(Mark::KernelLoaded);
-        }
 
         let (end_sender, ends) = end_channel().map_err(Error::host("an eventfd"))?;
         let ready = new_eventfd()?;
@@ -332,6 +339,20 @@ fn saved_state(folder: &Path, config: &MachineConfig) -> Result<MachineState, Er
         return Err(SnapshotError::OtherMachine { saved, wanted }.into());
     }
     Ok(state)
+}
+
+/// Does `beside` in a thread of its own, while this one does `here`.
+fn at_once<T: Send>(
+    beside: impl FnOnce() -> Result<T, Error> + Send,
+    here: impl FnOnce() -> Result<(), Error>,
+) -> Result<T, Error> {
+    thread::scope(|scope| {
+        let beside = thread::Builder::new().name("loader".into()).spawn_scoped(scope, beside);
+        let beside = beside.map_err(Error::host("a thread"))?;
+        let done = here();
+        let made = beside.join().unwrap_or_else(|panic| resume_unwind(panic));
+        done.and(made)
+    })
 }
 
 fn load_kernel(
