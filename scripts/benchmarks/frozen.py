@@ -1,0 +1,85 @@
+"""Guests that are saved, restored, launched warm and forked."""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from .common import DEADLINE, MEMORY_MIB, SIZE, host, wisp, wisp_command
+
+
+def frozen(env, size):
+    """One round of saving and going on, in milliseconds. The instance of the last round is gone before the next."""
+    timed = lambda *args: (began := time.monotonic(), wisp(env, *args), (time.monotonic() - began) * 1e3)[1:]
+    marks = lambda id: {
+        mark["mark"]: mark["at_ns"]
+        for mark in json.loads(wisp(env, "timeline", id, "--output", "json"))["timeline"]["marks"]
+    }
+    output, warm = timed("launch", *size, "--hibernation")
+    id = output.decode().strip()
+    figures = {"warm launch to ready, end to end": warm}
+    figures["warm launch: monitor's start to resumed"] = (
+        (at := marks(id))["first-instruction"] - at["monitor-start"]) / 1e6
+    figures["save 256 MiB and stop (`stop --hibernate`)"] = timed("stop", id, "--hibernate")[1]
+    began = time.monotonic_ns()
+    wisp(env, "start", id)
+    figures["restore (`start`) to resumed"] = (marks(id)["first-instruction"] - began) / 1e6
+    wisp(env, "exec", id, "--", "true")
+    figures["restore (`start`) to the first exec answered"] = (time.monotonic_ns() - began) / 1e6
+    wisp(env, "terminate", id)
+    return figures
+
+
+def forks(env, size, count):
+    """Forks at once: until all are ready, the original's pause, and what the host has less for each."""
+    available = lambda: int(re.search(r"MemAvailable:\s+(\d+)", open("/proc/meminfo").read()).group(1)) / 1024
+    id = wisp(env, "launch", *size).decode().strip()
+    before, began = available(), time.monotonic()
+    command = wisp_command("fork", id, "--count", str(count), "--overcommit")
+    forked = subprocess.run(command, env=env, check=True, capture_output=True, timeout=DEADLINE)
+    took = (time.monotonic() - began) * 1e3
+    memory = (before - available()) / count
+    private = statistics.mean(private_mib(env, fork) for fork in forked.stdout.decode().split())
+    number, unit = re.search(rb"paused for ([\d.]+) (\S+?)\.?\n", forked.stderr).groups()
+    pause = float(number) * {b"ms": 1, "µs".encode(): 1e-3, b"s": 1e3}[unit]
+    wisp(env, "terminate", id, *forked.stdout.decode().split())
+    figures = {
+        f"{count} forks at once, all ready": took,
+        f"{count} forks at once: pause of the original": pause,
+        f"{count} forks at once: memory of each that is not shared, MiB": private,
+    }
+    if count >= 10:  # what else the host does meanwhile is more than one fork takes
+        figures[f"{count} forks at once: what the host has less for each, MiB"] = memory
+    return figures
+
+
+def private_mib(env, id):
+    """What an instance's monitor has mapped, guest memory and all, that no other process has."""
+    pid = json.loads(wisp(env, "timeline", id, "--output", "json"))["pid"]
+    text = open(f"/proc/{pid}/smaps_rollup").read()
+    return sum(int(kib) for kib in re.findall(r"Private_(?:Clean|Dirty):\s+(\d+)", text)) / 1024
+
+
+def bench(args):
+    samples = {}
+    with tempfile.TemporaryDirectory(prefix="wisp-bench-") as folder:
+        env = dict(os.environ, WISP_HOME=os.path.join(folder, "home"), WISP_WARM_LIMIT="4096")
+        wisp(env, "image", "warm", "tiny", *SIZE)
+        measures = [lambda: frozen(env, SIZE)] * args.runs
+        measures += [lambda count=count: forks(env, SIZE, count) for count in args.forks] * args.runs
+        for number, measure in enumerate(measures):
+            for name, value in measure().items():
+                samples.setdefault(name, []).append(value)
+            print(f"measure {number + 1} of {len(measures)}", file=sys.stderr)
+    figures = {}
+    print(f"{host()}; 1 vCPU, {MEMORY_MIB} MiB, in ms where nothing else is said\n")
+    print(f"{'':66} {'runs':>5} {'min':>9} {'median':>9} {'p99':>9}")
+    for name, values in samples.items():
+        p99 = sorted(values)[max(0, -(-99 * len(values) // 100) - 1)]
+        figures[name] = {"min": min(values), "median": statistics.median(values), "p99": p99, "samples": values}
+        print(f"{name:66} {len(values):5} {min(values):9.1f} {statistics.median(values):9.1f} {p99:9.1f}")
+    return figures
