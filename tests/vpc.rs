@@ -198,3 +198,43 @@ fn vpcs_are_apart_and_an_elastic_address_goes_from_one_instance_to_another() {
     let left: Vec<_> = std::fs::read_dir(wisp.home().join("networks")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+/// The names of this namespace's links, the filter's rules in it, and what is mounted of namespaces.
+fn of_the_host() -> [String; 3] {
+    let said = |program: &str, arguments: &[&str]| {
+        let output = std::process::Command::new(program).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let namespaces = mounts.lines().filter(|line| line.contains(" - nsfs ")).collect();
+    [said("ip", &["-brief", "link"]), said("nft", &["list", "ruleset"]), namespaces]
+}
+
+#[test]
+fn fifty_instances_are_on_the_network_and_leave_nothing() {
+    if !is_inside("fifty_instances_are_on_the_network_and_leave_nothing") {
+        return;
+    }
+    let wisp = Wisp::warm();
+    let before = of_the_host();
+    launch(&wisp, &["--name", "asking", "--network", "vpc"]).expect_code(0);
+    launch(&wisp, &["--count", "49", "--network", "vpc", "--overcommit"]).expect_code(0);
+    let all = json(&wisp, &["ls"]);
+    let all: Vec<&Value> = all["Reservations"].as_array().unwrap().iter().map(|one| &one["Instances"]).collect();
+    let all: Vec<&Value> = all.iter().flat_map(|instances| instances.as_array().unwrap()).collect();
+    let field = |name: &str| all.iter().map(|instance| instance[name].as_str().unwrap()).collect::<Vec<_>>();
+    let addresses = field("PrivateIpAddress");
+    assert_eq!(addresses.iter().collect::<std::collections::HashSet<_>>().len(), 50);
+
+    let script = format!("for a in {}; do ping -c 1 -w 60 $a; done | grep -c ' 0% packet loss'", addresses.join(" "));
+    assert_eq!(exec(&wisp, "asking", &script), "50");
+
+    wisp.run(&[&["terminate"][..], &field("InstanceId")].concat()).expect_code(0);
+    common::await_no_processes_of(&wisp);
+    // Their namespaces had no other processes, and are nowhere else.
+    assert_eq!(of_the_host(), before);
+    for folder in std::fs::read_dir(wisp.home().join("networks")).unwrap() {
+        assert!(!folder.unwrap().path().join("router.sock").exists());
+    }
+}
