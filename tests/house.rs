@@ -87,3 +87,9 @@ fn the_embedded_image_is_built_from_this_repository() {
          run scripts/rebuild-images (--agent, if the kernel is the same)"
     );
 }
+
+#[test]
+fn every_crate_s_licence_is_agreed_to_and_listed() {
+    let output = std::process::Command::new(repository().join("scripts/licences")).arg("--check").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
