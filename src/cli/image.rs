@@ -127,6 +127,9 @@ enum Command {
         /// Remove the warm snapshots of the image instead.
         #[arg(long, conflicts_with_all = ["instance_type", "vcpus", "memory"])]
         remove: bool,
+        /// For a launch that had to boot: nothing, if there is one by now or another is making it.
+        #[arg(long, hide = true, conflicts_with = "remove")]
+        if_missing: bool,
     },
     /// Deregisters images. Instances that use one keep it.
     Rm {
@@ -230,7 +233,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
                 output::print(&format!("{}  {}, {}", record.id, record.name, record.visibility.as_str()))?;
             }
         }
-        Command::Warm { image, size, remove } => {
+        Command::Warm { image, size, remove, if_missing } => {
             let image = match Image::unregistered(cloud.home(), Some(&image))? {
                 Some(image) => image,
                 None => cloud.image(Some(&image))?.1,
@@ -241,7 +244,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
                     output::print(&format!("{} removed", output::count(count, "warm snapshot")))?;
                 }
             } else {
-                make_warm(&cloud, &image, &size, output, began_ns)?;
+                make_warm(&cloud, &image, &size, if_missing, output, began_ns)?;
             }
         }
         Command::Rm { images } => {
@@ -354,11 +357,22 @@ fn lines(record: &ImageRecord, image: &Image, warm: &[WarmRecord], screen: Scree
 }
 
 /// Boots a guest and saves it.
-fn make_warm(cloud: &Cloud, image: &Image, size: &SizeArgs, output: Output, began_ns: u64) -> anyhow::Result<()> {
+fn make_warm(
+    cloud: &Cloud,
+    image: &Image,
+    size: &SizeArgs,
+    if_missing: bool,
+    output: Output,
+    began_ns: u64,
+) -> anyhow::Result<()> {
     crate::host::probe::kvm_access()?;
     let request = size.of_type(catalogue::find(launch::DEFAULT_TYPE)?)?;
     size.check(&request)?;
     anyhow::ensure!(warm::limit() > 0, "{}=0 says that no warm snapshots are kept", warm::LIMIT_VARIABLE);
+    let task = warm::Task::take(cloud.home(), image, cpus(&request), request.memory_mib)?;
+    if if_missing && task.is_none() {
+        return Ok(());
+    }
     let spinner = super::wait::spinner("A guest is booting, to be saved");
     let (cpus, timeout) = (cpus(&request), super::wait::boot_timeout(None));
     let made = warm::make(cloud.home(), image, cpus, request.memory_mib, timeout, began_ns);

@@ -221,8 +221,17 @@ pub fn print_error(error: &anyhow::Error) {
     say(&error_text(error, Screen::stderr()));
 }
 
+/// An error with its causes, but for those that it has told already.
+pub fn explain(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .skip(1)
+        .map(ToString::to_string)
+        .fold(error.to_string(), |text, cause| if text.contains(&cause) { text } else { format!("{text}: {cause}") })
+}
+
 fn error_text(error: &anyhow::Error, screen: Screen) -> String {
-    let mut text = format!("{} {error:#}", screen.paint(Tone::Bad, "error:"));
+    let mut text = format!("{} {}", screen.paint(Tone::Bad, "error:"), explain(error));
     for cause in error.chain() {
         // The cloud's errors are what they are made of: the chain does not have a refusal in one of them once more.
         let of_cloud = cause.downcast_ref::<CloudError>().and_then(CloudError::hint);

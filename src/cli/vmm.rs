@@ -220,7 +220,7 @@ fn keep(record: &EndRecord, folder: &Path) {
 fn explain(error: &anyhow::Error) -> String {
     match error.downcast_ref::<crate::vmm::Error>() {
         Some(crate::vmm::Error::CreateVm(source)) => probe::create_vm_error(source.errno()).to_string(),
-        _ => format!("{error:#}"),
+        _ => super::output::explain(error),
     }
 }
 

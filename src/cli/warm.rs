@@ -11,7 +11,7 @@ pub fn prepare_in_background(image: Option<&str>, size: &Request) {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("wisp").args(["image", "warm"]).args(image.or(Some("tiny")));
     command.args(["--type", size.instance_type.name, "--vcpus", &size.vcpus.to_string()]);
-    command.args(["--memory", &format!("{}M", size.memory_mib), "--overcommit"]);
+    command.args(["--memory", &format!("{}M", size.memory_mib), "--overcommit", "--if-missing"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // SAFETY: between fork and exec, only setsid and setpriority are called, which are async-signal-safe.
     unsafe {

@@ -132,6 +132,9 @@ impl CloudError {
     pub fn hint(&self) -> Option<String> {
         match self {
             CloudError::Ec2(refusal) => refusal.hint(),
+            CloudError::Control { instance, source } if source.is_timeout() => {
+                Some(format!("Its monitor is there and does not answer. `wisp stop --force {instance}` ends it."))
+            }
             _ => None,
         }
     }

@@ -19,7 +19,7 @@ use crate::ec2::state::{Action, InstanceState, StateReason, Verdict};
 use crate::ec2::volume::VolumeState;
 use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
 use crate::host::home::is_lock;
-use crate::host::{disk_image, probe};
+use crate::host::{disk_image, monitor_process, probe};
 use crate::store::{InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
 use crate::vmm::config::DiskFormat;
 use crate::vmm::control;
@@ -30,6 +30,8 @@ const SHUTDOWN_TIMEOUTS: [Duration; 2] = [Duration::from_secs(60), Duration::fro
 const CTRL_ALT_DEL_TIMEOUTS: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(60)];
 /// How long an agent may take to take a request.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a monitor may take to end its machine at once.
+const FORCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a monitor may take to run its guest anew, and how often a guest that is being stopped may reboot.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
 const REBOOTS: usize = 3;
@@ -435,6 +437,9 @@ fn end_machine(folder: &Folder, manner: Manner) -> Result<Ended, CloudError> {
     if let Some(lock) = folder.try_lock()? {
         return Ok(Ended { _lock: Some(lock), notice: None });
     }
+    if manner == Manner::Force {
+        return force(folder);
+    }
     let mut notice = None;
     if manner == Manner::Hibernate
         && let Err(error) = folder.connect().and_then(|mut monitor| {
@@ -445,10 +450,10 @@ fn end_machine(folder: &Folder, manner: Manner) -> Result<Ended, CloudError> {
         notice = Some(format!("{}: its memory could not be kept, and it is stopped without: {error}", folder.id()));
     }
     for _ in 0..REBOOTS {
-        match folder.connect().and_then(|mut monitor| end_by(&mut monitor, folder, manner)) {
+        match folder.connect().and_then(|mut monitor| end_by(&mut monitor, folder)) {
             Ok(()) => break,
             // It is gone, and its lock is about to be free; or its guest rebooted in this moment, and it runs it anew.
-            Err(CloudError::Control { .. }) => {
+            Err(CloudError::Control { source, .. }) if !source.is_timeout() => {
                 if let Some(lock) = folder.lock_within(RESTART_TIMEOUT)? {
                     return Ok(Ended { _lock: Some(lock), notice });
                 }
@@ -459,25 +464,37 @@ fn end_machine(folder: &Folder, manner: Manner) -> Result<Ended, CloudError> {
     Ok(Ended { _lock: Some(folder.lock()?), notice })
 }
 
-fn end_by(monitor: &mut Monitor, folder: &Folder, manner: Manner) -> Result<(), CloudError> {
+/// Ends the machine at once. A monitor that does not do it, because it stands still, is killed.
+fn force(folder: &Folder) -> Result<Ended, CloudError> {
+    // One that cannot be asked any more is about to be gone.
+    let _ = folder.connect().and_then(|mut monitor| monitor.kill("wisp"));
+    if let Some(lock) = folder.lock_within(FORCE_TIMEOUT)? {
+        return Ok(Ended { _lock: Some(lock), notice: None });
+    }
+    monitor_process::kill(folder.path()).map_err(CloudError::file(folder.path(), "freed of its monitor"))?;
+    let lock = folder.lock()?;
+    let notice = format!("{}: its monitor did not answer, and was killed.", folder.id());
+    Ok(Ended { _lock: Some(lock), notice: Some(notice) })
+}
+
+/// Ends the machine with its guest's help, if that comes in time.
+fn end_by(monitor: &mut Monitor, folder: &Folder) -> Result<(), CloudError> {
     monitor.subscribe()?;
-    if manner != Manner::Force {
-        monitor.demand(&control::Request::EndAtReboot)?;
-        let slow = usize::from(probe::is_software_kvm());
-        let asked = folder.agent(AGENT_TIMEOUT).map(|agent| agent.shutdown(false, AGENT_TIMEOUT).is_ok());
-        if asked.unwrap_or(false) && monitor.wait_ended(SHUTDOWN_TIMEOUTS[slow])? {
-            return Ok(());
-        }
-        match monitor.demand(&control::Request::CtrlAltDel) {
-            Ok(()) => {
-                if monitor.wait_ended(CTRL_ALT_DEL_TIMEOUTS[slow])? {
-                    return Ok(());
-                }
+    monitor.demand(&control::Request::EndAtReboot)?;
+    let slow = usize::from(probe::is_software_kvm());
+    let asked = folder.agent(AGENT_TIMEOUT).map(|agent| agent.shutdown(false, AGENT_TIMEOUT).is_ok());
+    if asked.unwrap_or(false) && monitor.wait_ended(SHUTDOWN_TIMEOUTS[slow])? {
+        return Ok(());
+    }
+    match monitor.demand(&control::Request::CtrlAltDel) {
+        Ok(()) => {
+            if monitor.wait_ended(CTRL_ALT_DEL_TIMEOUTS[slow])? {
+                return Ok(());
             }
-            // There is no keyboard driver in that guest.
-            Err(CloudError::Refused { .. }) => {}
-            Err(error) => return Err(error),
         }
+        // There is no keyboard driver in that guest.
+        Err(CloudError::Refused { .. }) => {}
+        Err(error) => return Err(error),
     }
     monitor.kill("wisp")?;
     monitor.wait_ended(Duration::from_secs(60)).map(|_| ())

@@ -39,6 +39,8 @@ use crate::vmm::timeline::monotonic_ns;
 
 /// Begins the name of a folder with a saved machine that is on its way.
 const SAVED_FOR_OTHERS: &str = "saved-";
+/// Begins the name of an instance's folder that is being removed.
+pub(super) const GONE: &str = ".gone-";
 /// Held by the command that stops or terminates the instance.
 const OPERATION_LOCK: &str = "operation.lock";
 /// How long a monitor may take to answer.
@@ -90,14 +92,18 @@ impl Folder {
         tempfile::Builder::new().prefix(SAVED_FOR_OTHERS).permissions(private).tempdir_in(&self.path).map_err(failed())
     }
 
-    /// Removes it with all that is in it.
+    /// Removes it with all that is in it. It has another name first: whoever looks for a lock in it would make that anew.
     pub fn remove(&self) -> Result<(), CloudError> {
-        match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(CloudError::file(&self.path, "removed")(error))
+        let gone = self.path.with_file_name(format!("{GONE}{}", self.id));
+        for result in [fs::rename(&self.path, &gone), fs::remove_dir_all(&gone)] {
+            match result {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(CloudError::file(&self.path, "removed")(error));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// The lock, if nobody has it: then no monitor runs, and none is being started.

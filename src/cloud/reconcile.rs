@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::error::CloudError;
 use super::launch::TOKEN_LIFETIME;
 use super::lifecycle::get;
-use super::machine::Folder;
+use super::machine::{Folder, GONE};
 use super::warm;
 use super::{Cloud, now};
 use crate::ec2::InstanceId;
@@ -173,8 +173,12 @@ impl Cloud {
         let mut swept = false;
         for entry in fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))? {
             let path = entry.map_err(CloudError::file(&folder, "read"))?.path();
-            let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<InstanceId>().ok());
-            let Some(id) = id else { continue };
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let Ok(id) = name.strip_prefix(GONE).unwrap_or(&name).parse::<InstanceId>() else { continue };
+            if name.starts_with(GONE) {
+                Folder::of(&self.home, id).remove()?;
+                continue;
+            }
             let record = records.iter().find(|record| record.id == id);
             if record.is_none_or(|record| record.state == InstanceState::Terminated)
                 && let Some(_lock) = Folder::of(&self.home, id).try_lock()?

@@ -25,7 +25,7 @@ use super::now;
 use super::run::{Boot, EphemeralInstance, RunError, RunSpec};
 use crate::guest::{self, Agent, ExecRequest, FEATURE, Streams};
 use crate::host::disk_image;
-use crate::host::home::{Home, private_file, write_private};
+use crate::host::home::{Home, private_file, try_lock_file, write_private};
 use crate::vmm::config::CpuConfig;
 use crate::vmm::machine::Restore;
 use crate::vmm::snapshot::{self, MachineState};
@@ -167,6 +167,30 @@ fn find_snapshot(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -
             }
             None
         }
+    }
+}
+
+/// The task of making a warm snapshot, which one of many launches at the same time has.
+#[derive(Debug)]
+pub struct Task {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Task {
+    /// For a launch that had to boot; nothing if another launch's is at it, or has done it.
+    pub fn take(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Result<Option<Task>, CloudError> {
+        let path = home.warm().join(format!("{}.making", key(home, image, cpus, memory_mib)));
+        let lock = try_lock_file(&path).map_err(CloudError::file(&path, "locked"))?;
+        let task = lock.map(|lock| Task { path, _lock: lock });
+        Ok(task.filter(|_| find_snapshot(home, image, cpus, memory_mib).is_none()))
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        // Who locks it in this moment finds the snapshot.
+        let _ = fs::remove_file(&self.path);
     }
 }
 

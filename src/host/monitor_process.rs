@@ -3,16 +3,18 @@
 //! A monitor is in a session of its own, so that a terminal's signals do not reach it; it gets its sockets and its
 //! lock as inherited descriptors, and nothing else. Its standard error is `vmm.log` in its folder.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::home::write_private;
 use crate::vmm::config::MachineConfig;
@@ -99,6 +101,31 @@ pub fn spawn(folder: &Path, inherited: Inherited, restore: Option<&Restore>, beg
         });
     }
     command.spawn()
+}
+
+/// Kills the monitor of the machine in `folder` and its keeper, which both need not do anything for it: what the guest has in
+/// its memory is lost. They are found by their command lines; that there is none any more is no error.
+pub fn kill(folder: &Path) -> io::Result<()> {
+    let is_one = |process: &Path| {
+        let line = fs::read(process.join("cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).take(3).skip(1).eq([b"vmm", folder.as_os_str().as_bytes()])
+    };
+    for entry in fs::read_dir("/proc")? {
+        let process = entry?.path();
+        let pid = process.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+        let Some(pid) = pid.and_then(Pid::from_raw).filter(|_| is_one(&process)) else { continue };
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            // It is still the one, now that it cannot be another any more.
+            Ok(fd) if is_one(&process) => pidfd_send_signal(&fd, Signal::KILL).or_else(gone_is_fine)?,
+            Ok(_) => {}
+            Err(error) => gone_is_fine(error)?,
+        }
+    }
+    Ok(())
+}
+
+fn gone_is_fine(error: Errno) -> Result<(), Errno> {
+    if error == Errno::SRCH { Ok(()) } else { Err(error) }
 }
 
 /// Keeps an inherited descriptor from being inherited further.

@@ -35,6 +35,13 @@ pub enum ClientError {
     Malformed(#[from] serde_json::Error),
 }
 
+impl ClientError {
+    /// Whether the machine's process is there, and did not answer in time.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, ClientError::Io(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut))
+    }
+}
+
 impl ControlClient {
     /// Connects to the socket at `path`.
     pub fn connect(path: &Path) -> Result<ControlClient, ClientError> {
