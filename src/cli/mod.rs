@@ -11,6 +11,7 @@ mod doctor;
 mod exec;
 mod fork;
 mod guest_command;
+mod history;
 mod image;
 mod key;
 mod launch;
@@ -19,6 +20,7 @@ mod ls;
 mod modify;
 mod network;
 mod reboot;
+mod recommend;
 mod router;
 mod run;
 mod serial;
@@ -97,6 +99,7 @@ enum Command {
     Snapshot(snapshot::Args),
     Key(key::Args),
     Top(top::Args),
+    Recommend(recommend::Args),
     Vpc(vpc::Args),
     Subnet(subnet::Args),
     Address(address::Args),
@@ -148,6 +151,7 @@ pub fn main() -> ExitCode {
         Command::Snapshot(args) => snapshot::run(args, cli.output),
         Command::Key(args) => key::run(args, cli.output),
         Command::Top(args) => top::run(&args, cli.output),
+        Command::Recommend(args) => recommend::run(&args, cli.output),
         Command::Completions(args) => completions::run(&args),
         Command::Types(args) => types::run(&args, cli.output),
         Command::Timeline(args) => timeline::run(&args, cli.output),

@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
-use super::limits;
-use super::open_cloud;
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
+use super::{history, limits, open_cloud};
 use crate::cloud::Cloud;
 use crate::ec2::InstanceId;
 use crate::ec2::state::InstanceState;
@@ -22,8 +21,19 @@ use crate::vmm::control::Status;
 #[command(after_help = "\
 Examples:
   wisp top                             until q, return or ctrl-c
-  wisp top --once --output json        one look, for scripts")]
+  wisp top --once --output json        one look, for scripts
+  wisp top web --history               what it used in the last three hours
+  wisp top web --history=336           in the last 14 days, which is all that is kept")]
 pub struct Args {
+    /// Only this instance: its id, the beginning of it, or its name.
+    #[arg(value_name = "INSTANCE")]
+    instance: Option<String>,
+
+    /// What it used in so many hours before it was last seen, 3 if that is not said.
+    #[arg(long, value_name = "HOURS", requires = "instance", num_args = 0..=1, require_equals = true,
+        default_missing_value = "3", value_parser = clap::value_parser!(u32).range(1..=336))]
+    history: Option<u32>,
+
     /// One look, over one interval.
     #[arg(long)]
     once: bool,
@@ -54,10 +64,16 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let interval = Duration::from_secs(args.interval);
     let once = args.once || output == Output::Json || Screen::stdout() == Screen::PLAIN;
     let mut cloud = open_cloud()?;
-    let mut before = look(&mut cloud)?.1;
+    let only = args.instance.as_deref().map(|instance| cloud.instance(instance)).transpose()?;
+    if let (Some(record), Some(hours)) = (&only, args.history) {
+        history::print(&mut cloud, record, hours, output)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let only = only.map(|record| record.id);
+    let mut before = look(&mut cloud, only)?.1;
     loop {
         let stopped = wait(interval, once);
-        let (records, now) = look(&mut cloud)?;
+        let (records, now) = look(&mut cloud, only)?;
         let rows: Vec<(&InstanceRecord, &Status, Rates)> = records
             .iter()
             .filter_map(|record| {
@@ -88,9 +104,11 @@ fn wait(interval: Duration, once: bool) -> bool {
     poll(watched, Some(&timeout)).is_ok_and(|ready| ready > 0)
 }
 
-fn look(cloud: &mut Cloud) -> anyhow::Result<(Vec<InstanceRecord>, HashMap<InstanceId, Sample>)> {
+type Look = (Vec<InstanceRecord>, HashMap<InstanceId, Sample>);
+
+fn look(cloud: &mut Cloud, only: Option<InstanceId>) -> anyhow::Result<Look> {
     let mut records = cloud.all_instances()?;
-    records.retain(|record| record.state == InstanceState::Running);
+    records.retain(|record| record.state == InstanceState::Running && only.is_none_or(|id| id == record.id));
     let mut samples = HashMap::new();
     for record in &records {
         // One that has just ended is not shown.

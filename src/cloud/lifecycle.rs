@@ -331,6 +331,7 @@ impl Cloud {
             folder.forget_hibernated()?;
         }
         let kept = self.kept_credits(id);
+        self.keep_usage(id);
         self.store.write(|tx| {
             let mut record = get(tx, id)?;
             if record.state.can_become(InstanceState::Stopped) {
@@ -365,6 +366,7 @@ impl Cloud {
             free_addresses_of(tx, id)?;
             record.terminated = Some(now());
             record.block_devices.clear();
+            tx.forget_usage(id)?;
             note_reason(&mut record, reason);
             Ok(tx.put(&record)?)
         })?;

@@ -28,6 +28,7 @@ pub mod snapshot;
 pub mod ssh;
 pub mod tags;
 pub mod transfer;
+pub mod usage;
 pub mod volume;
 pub mod warm;
 

@@ -18,11 +18,13 @@ pub mod key;
 pub mod metadata;
 pub mod network;
 pub mod performance;
+pub mod right_size;
 pub mod size;
 pub mod state;
 pub mod system;
 pub mod tag;
 pub mod type_name;
+pub mod usage;
 pub mod user_data;
 pub mod volume;
 

@@ -16,6 +16,7 @@ mod schema;
 mod security_group;
 mod snapshot;
 mod table;
+mod usage;
 mod volume;
 mod vpc;
 
@@ -33,6 +34,7 @@ pub use network::NetworkRecord;
 pub use security_group::SecurityGroupRecord;
 pub use snapshot::{SnapshotRecord, SnapshotState};
 pub use table::{Record, Transaction};
+pub use usage::UsageCursor;
 pub use volume::{AttachmentRecord, VolumeRecord};
 pub use vpc::{SubnetRecord, VpcRecord};
 

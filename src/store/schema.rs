@@ -56,6 +56,12 @@ const MIGRATIONS: &[&str] = &[
     DROP TABLE zones;
     DROP TABLE made;
 ",
+    "
+    CREATE TABLE usage (
+        instance TEXT NOT NULL, number INTEGER NOT NULL, record TEXT NOT NULL, PRIMARY KEY (instance, number)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE usage_cursors (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// The version that this program writes.

@@ -18,7 +18,7 @@ pub trait Record: Serialize + DeserializeOwned {
 /// A step, or a look; see [`Store::write`](super::Store::write) and [`Store::read`](super::Store::read).
 #[derive(Debug)]
 pub struct Transaction<'a> {
-    transaction: rusqlite::Transaction<'a>,
+    pub(super) transaction: rusqlite::Transaction<'a>,
 }
 
 impl<'a> Transaction<'a> {

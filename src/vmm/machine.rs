@@ -41,6 +41,7 @@ use super::sandbox;
 use super::snapshot::origin::Origin;
 use super::snapshot::{self, MachineState, SnapshotError};
 use super::timeline::{ExitCounters, Mark, Timeline};
+use super::usage::{Clock, Moment, Recorder};
 use super::virtio::mmio::Slot;
 use super::virtio::net::NetControl;
 use super::virtio::vsock::Vsock;
@@ -238,8 +239,13 @@ impl Machine {
     /// called, and after it those who subscribed are told.
     pub fn run(self, conclude: impl FnOnce(&End, &Status)) -> Result<End, Error> {
         let context = Arc::new(self.context);
-        let monitor =
-            Monitor::new(self.control, self.launcher, self.console_socket, &self.devices, &self.ends, &self.ready)?;
+        // What goes with its owner has nobody who asks later.
+        let recorder = match self.launcher {
+            Launcher::Owner(_) => None,
+            _ => Recorder::new(&self.folder, self.config.cpus.count),
+        };
+        let (devices, ends, ready) = (&self.devices, &self.ends, &self.ready);
+        let monitor = Monitor::new(self.control, self.launcher, self.console_socket, devices, ends, ready, recorder)?;
         sandbox::seal()?;
         let spawn = |(id, fd)| VcpuHandle::spawn(id, fd, Arc::clone(&context));
         if let Some(Restore { folder, once: true }) = &self.restore {
@@ -249,7 +255,8 @@ impl Machine {
         for vcpu in (0..).zip(self.vcpus) {
             running.vcpus.push(spawn(vcpu)?);
         }
-        let status = || status(&self.config, self.pid, &context, &self.devices);
+        let clock = Clock::start();
+        let status = || Status { moment: clock.now(), ..status(&self.config, self.pid, &context, &self.devices) };
         let freezer = Freezer {
             vm: &self.vm,
             config: &self.config,
@@ -447,6 +454,7 @@ fn status(config: &MachineConfig, pid: u32, context: &VcpuContext, devices: &Dev
     let faults = devices.faults.iter().filter(|(_, faults)| faults.count() > 0);
     Status {
         pid,
+        moment: Moment::default(),
         sandbox: sandbox::record(),
         vcpus: config.cpus.count,
         memory_mib: config.memory_mib,

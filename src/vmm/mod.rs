@@ -30,9 +30,11 @@ mod monitor;
 pub mod passed;
 mod revival;
 pub mod sandbox;
+mod signals;
 pub mod snapshot;
 pub mod sparse;
 pub mod timeline;
+pub mod usage;
 pub mod virtio;
 mod wiring;
 

@@ -4,7 +4,7 @@
 //! and its terminal. It never polls. What a client asks of a disk it does itself, so that others wait meanwhile.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -19,6 +19,8 @@ use super::error::Error;
 use super::freeze::Freezer;
 use super::machine::Launcher;
 use super::memory;
+use super::signals::read_from_descriptor;
+use super::usage::{Reading, Recorder};
 use super::wiring::Devices;
 
 /// Why a machine is not saved.
@@ -35,6 +37,8 @@ pub(super) struct Monitor<'a> {
     ends: &'a EndReceiver,
     ready: &'a EventFd,
     signals: OwnedFd,
+    /// Keeps what the machine uses, if that is of interest.
+    recorder: Option<Recorder>,
     was_ready: bool,
     /// The client that stops the machine.
     ends_at_reboot: Option<i32>,
@@ -49,10 +53,11 @@ impl<'a> Monitor<'a> {
         devices: &'a Devices,
         ends: &'a EndReceiver,
         ready: &'a EventFd,
+        recorder: Option<Recorder>,
     ) -> Result<Monitor<'a>, Error> {
         let what = "to wait for the machine's end";
         let epoll = Epoll::new().map_err(Error::host(what))?;
-        let signals = block_end_signals().map_err(Error::host(what))?;
+        let signals = read_from_descriptor(&END_SIGNALS).map_err(Error::host(what))?;
         let mut watched = vec![
             ends.event().as_raw_fd(),
             ready.as_raw_fd(),
@@ -61,6 +66,7 @@ impl<'a> Monitor<'a> {
             console.listener(),
             devices.serial_room.as_raw_fd(),
         ];
+        watched.extend(recorder.as_ref().map(Recorder::expirations));
         let launcher = match launcher {
             Launcher::Owner(stream) => Some((stream, true)),
             Launcher::Watcher(stream) => Some((stream, false)),
@@ -70,8 +76,9 @@ impl<'a> Monitor<'a> {
             watched.push(control.adopt_launcher(stream, owner).map_err(Error::host(what))?);
         }
         watched.extend(console.terminal());
+        let (was_ready, ends_at_reboot) = (false, None);
         let monitor =
-            Monitor { epoll, control, console, devices, ends, ready, signals, was_ready: false, ends_at_reboot: None };
+            Monitor { epoll, control, console, devices, ends, ready, signals, recorder, was_ready, ends_at_reboot };
         for fd in watched {
             monitor.watch(fd).map_err(Error::host(what))?;
         }
@@ -80,19 +87,26 @@ impl<'a> Monitor<'a> {
 
     /// Serves until the machine has come to its end, and returns the end and those who are to be told of it.
     pub(super) fn run(mut self, status: &dyn Fn() -> Status, freezer: &Freezer) -> (End, ControlServer) {
+        self.record(status);
+        let end = self.serve(status, freezer);
+        self.record(status);
+        (end, self.control)
+    }
+
+    fn serve(&mut self, status: &dyn Fn() -> Status, freezer: &Freezer) -> End {
         loop {
             if let Some(end) = self.take_end() {
-                return (end, self.control);
+                return end;
             }
             let mut events = [EpollEvent::default(); 16];
             let count = match self.epoll.wait(-1, &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                Err(error) => return (End::Killed { by: format!("an error of the host's: {error}") }, self.control),
+                Err(error) => return End::Killed { by: format!("an error of the host's: {error}") },
             };
             for event in &events[..count] {
                 if let Some(end) = self.handle(event.fd(), event.event_set(), status, freezer) {
-                    return (end, self.control);
+                    return end;
                 }
             }
         }
@@ -119,8 +133,13 @@ impl<'a> Monitor<'a> {
             let _ = self.ready.read();
             self.was_ready = true;
             self.control.broadcast(&Message::Ready);
+            // What is used from now on is not the boot's.
+            self.record(status);
             // Nobody waits for this thread now.
             memory::program::release_start_up();
+        } else if self.recorder.as_ref().is_some_and(|recorder| fd == recorder.expirations()) {
+            self.recorder.iter().for_each(Recorder::take_expirations);
+            self.record(status);
         } else if fd == self.control.listener() {
             match self.control.accept() {
                 Ok(client) => self.watch_or_log(client),
@@ -169,7 +188,11 @@ impl<'a> Monitor<'a> {
                     self.control.send(fd, &Message::Done);
                 }
                 Request::AttachDisk { disk } => self.answer(fd, disks.attach_among(&disk, &files).map(attached)),
-                Request::DetachDisk { id, force } => self.answer(fd, disks.detach(&id, force).map(done)),
+                Request::DetachDisk { id, force } => {
+                    // Its counters go with it.
+                    self.record(status);
+                    self.answer(fd, disks.detach(&id, force).map(done));
+                }
                 Request::DiskSlot { id } => self.answer(fd, disks.slot_of(&id).map(attached)),
                 Request::ResizeDisk { id, size } => self.answer(fd, disks.resize(&id, size).map(done)),
                 Request::SetDiskLimits { id, limits } => self.answer(fd, disks.limit(&id, limits).map(done)),
@@ -220,6 +243,13 @@ impl<'a> Monitor<'a> {
             .then(|| End::Killed { by: "the exit of the command that started it".into() })
     }
 
+    /// Keeps what the machine has used so far.
+    fn record(&mut self, status: &dyn Fn() -> Status) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.record(&Reading::of(&status()));
+        }
+    }
+
     fn press_ctrl_alt_del(&self) -> Message {
         let mut i8042 = self.devices.i8042.lock().unwrap_or_else(PoisonError::into_inner);
         if i8042.press_ctrl_alt_del() {
@@ -249,27 +279,6 @@ impl<'a> Monitor<'a> {
     fn watch_or_log(&self, fd: i32) {
         if let Err(error) = self.watch(fd) {
             log::warn!("a control client cannot be waited on: {error}");
-        }
-    }
-}
-
-/// Blocks the signals that end a machine, for this thread and all that it starts, and has them read from a descriptor.
-fn block_end_signals() -> io::Result<OwnedFd> {
-    // SAFETY: `set` is initialised by sigemptyset before it is used; signalfd returns a new descriptor that nobody
-    // else owns.
-    unsafe {
-        let mut set = std::mem::zeroed();
-        libc::sigemptyset(&mut set);
-        for signal in END_SIGNALS {
-            libc::sigaddset(&mut set, signal);
-        }
-        let error = libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
-        if error != 0 {
-            return Err(io::Error::from_raw_os_error(error));
-        }
-        match libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
-            -1 => Err(io::Error::last_os_error()),
-            fd => Ok(OwnedFd::from_raw_fd(fd)),
         }
     }
 }

@@ -19,6 +19,7 @@ use super::limits::{CpuBudgetRecord, DiskLimits, NetLimits};
 use super::passed::PassedPath;
 use super::sandbox::SandboxRecord;
 use super::timeline::{ExitRecord, TimelineRecord};
+use super::usage::Moment;
 use super::virtio::block;
 use super::virtio::net::NetRecord;
 
@@ -203,6 +204,9 @@ pub enum Message {
 pub struct Status {
     /// The monitor's process id: of its keeper, which ends the other when it ends.
     pub pid: u32,
+    /// When it was so.
+    #[serde(default)]
+    pub moment: Moment,
     /// What the process that runs the machine has given up.
     #[serde(default)]
     pub sandbox: SandboxRecord,

@@ -2,6 +2,7 @@
 //! thread in which each of them runs ([`vcpu`]), for as long as it may ([`quota`]). [`emulation`] and [`xstate`] are what differs where KVM emulates guest
 //! kernels.
 
+pub(super) mod cpu_timer;
 pub mod cpuid;
 pub mod emulation;
 pub mod exit;
@@ -10,7 +11,6 @@ pub mod kept_balance;
 pub mod quota;
 pub mod registers;
 pub mod state;
-mod thread_timer;
 pub mod time;
 pub mod vcpu;
 pub mod xstate;

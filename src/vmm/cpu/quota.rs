@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::cpu_timer::CpuTimer;
 use super::gate::Gate;
-use super::thread_timer::ThreadTimer;
 use super::time::CpuTime;
 use super::vcpu::kick_signal;
 use crate::vmm::limits::{CpuBudget, CpuBudgetConfig, CpuBudgetRecord};
@@ -39,7 +39,7 @@ struct Account {
 pub struct Allowance<'a> {
     quota: &'a Quota,
     cpu_time: &'a CpuTime,
-    timer: ThreadTimer,
+    timer: CpuTimer,
 }
 
 impl Quota {
@@ -52,7 +52,7 @@ impl Quota {
     /// What the calling thread, a vCPU's, is to run by. Where the host has no timer for it, it runs without being held; what
     /// it uses counts all the same.
     pub fn allow_this_thread<'a>(&'a self, cpu_time: &'a CpuTime) -> Option<Allowance<'a>> {
-        match ThreadTimer::new(kick_signal()) {
+        match CpuTimer::of_thread(kick_signal()) {
             Ok(timer) => Some(Allowance { quota: self, cpu_time, timer }),
             Err(error) => {
                 log::error!("a vCPU's CPU time cannot be limited, for the host refused a timer: {error}");

@@ -1,17 +1,26 @@
-//! A timer on the CPU time of the thread that made it: it runs while the thread does, and signals that thread.
+//! A timer on CPU time, of the thread that made it or of its process: it runs while they do, and signals that thread.
 
 use std::io;
 use std::ptr;
 
 /// The timer; its signals end with it. It stays in its thread.
 #[derive(Debug)]
-pub struct ThreadTimer {
+pub struct CpuTimer {
     timer: libc::timer_t,
 }
 
-impl ThreadTimer {
-    /// A timer of the calling thread, which gets `signal` when it expires; it is not set.
-    pub fn new(signal: libc::c_int) -> io::Result<ThreadTimer> {
+impl CpuTimer {
+    /// A timer on the calling thread's time. That thread gets `signal` when it expires; it is not set.
+    pub fn of_thread(signal: libc::c_int) -> io::Result<CpuTimer> {
+        CpuTimer::on(libc::CLOCK_THREAD_CPUTIME_ID, signal)
+    }
+
+    /// A timer on the time of all threads of the process. The calling thread gets `signal` when it expires; it is not set.
+    pub fn of_process(signal: libc::c_int) -> io::Result<CpuTimer> {
+        CpuTimer::on(libc::CLOCK_PROCESS_CPUTIME_ID, signal)
+    }
+
+    fn on(clock: libc::clockid_t, signal: libc::c_int) -> io::Result<CpuTimer> {
         // SAFETY: all bytes zero is a sigevent.
         let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
         event.sigev_notify = libc::SIGEV_THREAD_ID;
@@ -20,20 +29,27 @@ impl ThreadTimer {
         event.sigev_notify_thread_id = unsafe { libc::gettid() };
         let mut timer = ptr::null_mut();
         // SAFETY: the event is read and the timer's id written, no more.
-        match unsafe { libc::timer_create(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut event, &raw mut timer) } {
-            0 => Ok(ThreadTimer { timer }),
+        match unsafe { libc::timer_create(clock, &raw mut event, &raw mut timer) } {
+            0 => Ok(CpuTimer { timer }),
             _ => Err(io::Error::last_os_error()),
         }
     }
 
-    /// Has it expire once, after `ns` of the thread's CPU time, and not at the time that was set before.
+    /// Has it expire once, after `ns` of CPU time, and not at the time that was set before.
     pub fn set(&self, ns: u64) -> io::Result<()> {
+        self.set_with(ns, 0)
+    }
+
+    /// Has it expire each time that `ns` of CPU time have passed.
+    pub fn set_each(&self, ns: u64) -> io::Result<()> {
+        self.set_with(ns, ns)
+    }
+
+    fn set_with(&self, first_ns: u64, each_ns: u64) -> io::Result<()> {
         let second = 1_000_000_000;
-        let never = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let time = |ns: u64| libc::timespec { tv_sec: (ns / second) as i64, tv_nsec: (ns % second) as i64 };
         // Zero would be never.
-        let ns = ns.max(1);
-        let it_value = libc::timespec { tv_sec: (ns / second) as i64, tv_nsec: (ns % second) as i64 };
-        let value = libc::itimerspec { it_interval: never, it_value };
+        let value = libc::itimerspec { it_interval: time(each_ns), it_value: time(first_ns.max(1)) };
         // SAFETY: the timer is there for as long as this is; the value is read, no more.
         match unsafe { libc::timer_settime(self.timer, 0, &raw const value, ptr::null_mut()) } {
             0 => Ok(()),
@@ -42,7 +58,7 @@ impl ThreadTimer {
     }
 }
 
-impl Drop for ThreadTimer {
+impl Drop for CpuTimer {
     fn drop(&mut self) {
         // SAFETY: the timer is this one's own, and nobody uses it any more.
         unsafe { libc::timer_delete(self.timer) };
@@ -64,7 +80,7 @@ mod tests {
     fn it_expires_by_the_thread_s_own_time() {
         let signal = libc::SIGRTMIN() + 3;
         vmm_sys_util::signal::register_signal_handler(signal, count).unwrap();
-        let timer = ThreadTimer::new(signal).unwrap();
+        let timer = CpuTimer::of_thread(signal).unwrap();
         timer.set(5_000_000).unwrap();
         let mut sum = 0_u64;
         while SIGNALS.load(Ordering::SeqCst) == 0 {

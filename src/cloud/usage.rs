@@ -1,0 +1,243 @@
+//! What instances used over time: the readings that their monitors leave, as datapoints in the store.
+//!
+//! Whoever asks for an instance's series, and whoever settles its end, brings it up to date. A reading is put into it once:
+//! the store knows the last one, and what comes is the difference to that.
+
+use super::error::CloudError;
+use super::lifecycle::get;
+use super::{Cloud, now};
+use crate::ec2::credits::CreditBalance;
+use crate::ec2::right_size::{Judgement, Subject, TooLittle, judge};
+use crate::ec2::usage::{Datapoint, DiskUse, NetworkUse, settled};
+use crate::ec2::{InstanceId, catalogue};
+use crate::store::{InstanceRecord, Transaction, UsageCursor};
+use crate::vmm::usage::{BudgetReading, DiskReading, FILE, Reading, read};
+use crate::vmm::virtio::net::NetRecord;
+
+/// Begins the names of volumes among a machine's disks; the others are instance-store disks.
+const VOLUME: &str = "vol";
+
+impl Cloud {
+    /// What an instance used, up to now.
+    pub fn usage(&mut self, record: &InstanceRecord) -> Result<Vec<Datapoint>, CloudError> {
+        let mut readings = self.readings(record.id);
+        if record.state.has_machine() {
+            // One that does not answer is as it was read last.
+            let status = self.folder(record.id).connect().and_then(|mut monitor| monitor.status());
+            readings.extend(status.ok().map(|status| Reading::of(&status)));
+        }
+        self.keep_readings(record.id, &readings)
+    }
+
+    /// Judges an instance's size by what it used, if that was observed for `least` seconds.
+    pub fn right_size(
+        &mut self,
+        record: &InstanceRecord,
+        least: f64,
+    ) -> Result<Result<Judgement, TooLittle>, CloudError> {
+        let subject = Subject {
+            instance_type: catalogue::find(&record.instance_type)?,
+            vcpus: record.vcpus,
+            memory_mib: record.memory_mib,
+            is_limited: !record.no_limits,
+            hibernation: record.hibernation,
+        };
+        Ok(judge(&subject, &self.usage(record)?, least))
+    }
+
+    /// Keeps what an instance used whose machine has ended. That it cannot be kept is no reason not to go on.
+    pub(super) fn keep_usage(&mut self, id: InstanceId) {
+        let readings = self.readings(id);
+        if let Err(error) = self.keep_readings(id, &readings) {
+            log::warn!("{id}: what it used cannot be kept: {error}");
+        }
+    }
+
+    fn readings(&self, id: InstanceId) -> Vec<Reading> {
+        let folder = self.folder(id);
+        read(folder.path()).unwrap_or_else(|error| {
+            log::warn!("{id}: what it used cannot be read: {}: {error}", folder.path().join(FILE).display());
+            Vec::new()
+        })
+    }
+
+    fn keep_readings(&mut self, id: InstanceId, readings: &[Reading]) -> Result<Vec<Datapoint>, CloudError> {
+        self.store.write(|tx| fold(tx, &get(tx, id)?, readings, now().saturating_mul(1000)))
+    }
+}
+
+/// Puts what is new of `readings` into the series, and returns that.
+fn fold(
+    tx: &Transaction,
+    record: &InstanceRecord,
+    readings: &[Reading],
+    now_ms: u64,
+) -> Result<Vec<Datapoint>, CloudError> {
+    let id = record.id;
+    let before = tx.usage(id)?;
+    // One of another version of this program is as good as none.
+    let cursor = tx.get::<UsageCursor>(&id.to_string())?.and_then(|cursor| serde_json::from_value(cursor.reading).ok());
+    let fresh = news(cursor.as_ref(), readings);
+    let mut points = before.clone();
+    let mut number = before.last().map_or(0, |point| point.number);
+    for (previous, reading) in fresh.pairs() {
+        number += 1;
+        let of_instance = Datapoint {
+            number,
+            instance_type: record.instance_type.clone(),
+            vcpus: record.vcpus,
+            memory_mib: record.memory_mib,
+            ..difference(previous, reading)
+        };
+        points.push(of_instance);
+    }
+    let after = settled(points, now_ms);
+    tx.change_usage(id, &before, &after)?;
+    if let Some(last) = fresh.readings.last() {
+        let reading = serde_json::to_value(last).expect("a reading is plain data");
+        tx.put(&UsageCursor { instance_id: id, reading })?;
+    }
+    Ok(after)
+}
+
+/// Readings that are not in a series, and the last one that is.
+struct News<'a> {
+    cursor: Option<&'a Reading>,
+    readings: &'a [Reading],
+}
+
+/// Those of `readings` that come after the cursor. A terminated instance's folder is gone, and another has no file of it: where
+/// there is none of the cursor's machine, those of machines that began later are new.
+fn news<'a>(cursor: Option<&'a Reading>, readings: &'a [Reading]) -> News<'a> {
+    let Some(last) = cursor.map(|cursor| cursor.moment) else { return News { cursor, readings } };
+    let of_machine = |reading: &Reading| reading.moment.run == last.run;
+    let is_known = |reading: &Reading| of_machine(reading) && reading.moment.up_ms <= last.up_ms;
+    let first = match (readings.iter().rposition(is_known), readings.iter().position(of_machine)) {
+        (Some(known), _) => known + 1,
+        (None, Some(of_machine)) => of_machine,
+        (None, None) => readings.iter().position(|reading| reading.moment.run > last.run).unwrap_or(readings.len()),
+    };
+    News { cursor, readings: &readings[first..] }
+}
+
+impl<'a> News<'a> {
+    /// Each with the one before it, if that is of the same machine, and some time has passed.
+    fn pairs(&self) -> impl Iterator<Item = (Option<&'a Reading>, &'a Reading)> {
+        let mut previous = self.cursor;
+        self.readings.iter().filter_map(move |reading| {
+            let before = previous.replace(reading).filter(|before| before.moment.run == reading.moment.run);
+            (reading.moment.up_ms > before.map_or(0, |before| before.moment.up_ms)).then_some((before, reading))
+        })
+    }
+}
+
+/// What was used between two readings of a machine, or since its beginning.
+fn difference(before: Option<&Reading>, after: &Reading) -> Datapoint {
+    let none = Reading::default();
+    let before = before.unwrap_or(&none);
+    let mut point = Datapoint {
+        run: after.moment.run,
+        end_ms: after.moment.at_ms,
+        period_ms: after.moment.up_ms.saturating_sub(before.moment.up_ms),
+        booting: !before.is_up,
+        cpu_ns: after.cpu_ns.saturating_sub(before.cpu_ns),
+        cpu_held_ns: held_ns(after).saturating_sub(held_ns(before)),
+        touched_bytes: after.resident_bytes,
+        network: network(before.net.unwrap_or_default(), after.net.unwrap_or_default()),
+        credits: after.cpu_budget.as_ref().map(credits),
+        ..Datapoint::default()
+    };
+    for disk in &after.disks {
+        let earlier = before.disks.iter().find(|earlier| earlier.id == disk.id);
+        let all = if disk.id.starts_with(VOLUME) { &mut point.ebs } else { &mut point.instance_store };
+        all.add(&disk_use(earlier, disk));
+    }
+    point
+}
+
+fn held_ns(reading: &Reading) -> u64 {
+    reading.cpu_budget.map_or(0, |budget| budget.held_ns)
+}
+
+fn credits(budget: &BudgetReading) -> CreditBalance {
+    let BudgetReading { saved_ns, extra_ns, owed_ns, charged_ns, .. } = *budget;
+    CreditBalance { saved_ns, launch_ns: extra_ns, surplus_ns: owed_ns, charged_ns }
+}
+
+fn network(before: NetRecord, after: NetRecord) -> NetworkUse {
+    NetworkUse {
+        received_bytes: after.received_bytes.saturating_sub(before.received_bytes),
+        sent_bytes: after.sent_bytes.saturating_sub(before.sent_bytes),
+        received_packets: after.received_frames.saturating_sub(before.received_frames),
+        sent_packets: after.sent_frames.saturating_sub(before.sent_frames),
+        held_ns: after.held_ns.saturating_sub(before.held_ns),
+    }
+}
+
+/// A disk that was taken out and put in again counts from nothing.
+fn disk_use(before: Option<&DiskReading>, after: &DiskReading) -> DiskUse {
+    let sums = |disk: &DiskReading| [disk.read_bytes, disk.written_bytes, disk.reads, disk.writes, disk.held_ns];
+    let goes_on = |before: &&DiskReading| sums(before).iter().zip(sums(after)).all(|(before, after)| *before <= after);
+    let none = DiskReading::default();
+    let earlier = sums(before.filter(goes_on).unwrap_or(&none));
+    let mut difference = sums(after);
+    difference.iter_mut().zip(earlier).for_each(|(after, before)| *after -= before);
+    let [read_bytes, written_bytes, reads, writes, held_ns] = difference;
+    DiskUse { read_bytes, written_bytes, reads, writes, held_ns }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::usage::Moment;
+
+    fn reading(run: u64, up_ms: u64) -> Reading {
+        let moment = Moment { run, up_ms, at_ms: run * 1000 + up_ms };
+        let disk = DiskReading { id: "vol0".into(), writes: up_ms / 10, ..DiskReading::default() };
+        Reading { moment, is_up: up_ms >= 1000, cpu_ns: up_ms * 7, disks: vec![disk], ..Reading::default() }
+    }
+
+    fn periods(cursor: Option<&Reading>, readings: &[Reading]) -> Vec<(u64, u64)> {
+        let news = news(cursor, readings);
+        news.pairs().map(|(before, after)| difference(before, after)).map(|new| (new.run, new.period_ms)).collect()
+    }
+
+    #[test]
+    fn each_reading_is_put_into_the_series_once() {
+        let file = [reading(1, 0), reading(1, 500), reading(1, 2000), reading(2, 0), reading(2, 100)];
+        assert_eq!(periods(None, &file), [(1, 500), (1, 1500), (2, 100)]);
+        assert_eq!(periods(Some(&file[1]), &file), [(1, 1500), (2, 100)]);
+        assert_eq!(periods(Some(&file[4]), &file), []);
+        // A status that came between two readings, and readings that were thinned meanwhile.
+        assert_eq!(periods(Some(&reading(1, 700)), &file), [(1, 1300), (2, 100)]);
+        assert_eq!(periods(Some(&file[1]), &file[2..]), [(1, 1500), (2, 100)]);
+        assert_eq!(periods(Some(&reading(2, 130)), &file), []);
+        // A machine that could not write its first ones: those before it are known.
+        assert_eq!(periods(Some(&reading(3, 5)), &file), []);
+        assert_eq!(periods(Some(&reading(3, 5)), &[&file[..], &[reading(3, 25)]].concat()), [(3, 20)]);
+    }
+
+    #[test]
+    fn a_datapoint_is_the_difference_of_two_readings() {
+        let (before, after) = (reading(1, 500), reading(1, 2000));
+        let point = difference(Some(&before), &after);
+        assert_eq!((point.cpu_ns, point.ebs.writes, point.booting, point.end_ms), (10_500, 150, true, 3000));
+        assert!(!difference(Some(&after), &reading(1, 2001)).booting);
+    }
+
+    #[test]
+    fn a_disk_that_was_taken_out_and_put_in_again_counts_from_nothing() {
+        let disk = |writes| DiskReading { id: "ephemeral0".into(), writes, ..DiskReading::default() };
+        let with =
+            |disks: &[u64]| Reading { disks: disks.iter().map(|writes| disk(*writes)).collect(), ..reading(1, 9) };
+        let writes = |before: &Reading, after: &Reading| {
+            let point = difference(Some(before), after);
+            assert_eq!(point.ebs, DiskUse::default());
+            point.instance_store.writes
+        };
+        assert_eq!(writes(&with(&[40]), &with(&[50])), 10);
+        assert_eq!(writes(&with(&[40]), &with(&[30])), 30);
+        assert_eq!(writes(&with(&[]), &with(&[30])), 30);
+        assert_eq!(writes(&with(&[30]), &with(&[])), 0);
+    }
+}

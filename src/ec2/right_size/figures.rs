@@ -1,0 +1,131 @@
+//! What a series comes to, in figures.
+
+use crate::ec2::usage::Datapoint;
+
+/// Datapoints that are shorter, in milliseconds, have no say in maxima and percentiles: a moment is always all or nothing.
+const SHORT_MS: u64 = 10_000;
+
+/// A value over time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Statistic {
+    /// Its mean.
+    pub average: f64,
+    /// It was no higher for 99 % of the time.
+    pub p99: f64,
+    /// The highest of all datapoints.
+    pub maximum: f64,
+}
+
+/// What an instance used.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Figures {
+    /// For how many seconds it was observed.
+    pub observed: f64,
+    /// When that began, in milliseconds since 1970.
+    pub since_ms: u64,
+    /// vCPUs that it used.
+    pub cpu: Statistic,
+    /// vCPUs that it would have used, had it not been held back; of those that it had.
+    pub cpu_wanted: Statistic,
+    /// For which share of its vCPUs' time they were held back.
+    pub cpu_held: f64,
+    /// The most memory that the guest touched, in bytes.
+    pub touched_bytes: u64,
+    /// Bytes to and from its volumes, by the second.
+    pub ebs_bytes: Statistic,
+    /// Operations on its volumes, by the second.
+    pub ebs_operations: Statistic,
+    /// For how long its volumes were held back in a second, in seconds, all together.
+    pub ebs_held: f64,
+    /// Bytes on its network, by the second: in the direction that has more.
+    pub network: Statistic,
+    /// For how long frames were held back in a second, in seconds.
+    pub network_held: f64,
+}
+
+impl Figures {
+    /// Those of a series.
+    pub fn of(points: &[&Datapoint]) -> Figures {
+        let observed: f64 = points.iter().map(|point| point.seconds()).sum();
+        let statistic = |amount: fn(&Datapoint) -> f64| statistic(points, amount);
+        let share = |of: fn(&Datapoint) -> f64| {
+            if observed > 0.0 { points.iter().map(|point| of(point)).sum::<f64>() / observed } else { 0.0 }
+        };
+        let vcpus = |point: &Datapoint| f64::from(point.vcpus.max(1));
+        Figures {
+            observed,
+            since_ms: points.first().map_or(0, |point| point.start_ms()),
+            cpu: statistic(used),
+            cpu_wanted: statistic(|point| {
+                let most = point.seconds() * f64::from(point.vcpus);
+                (used(point) + point.cpu_held_ns as f64 / 1e9).min(most)
+            }),
+            cpu_held: share(|point| point.cpu_held_ns as f64 / 1e9) / points.last().map_or(1.0, |point| vcpus(point)),
+            touched_bytes: points.iter().map(|point| point.touched_bytes).max().unwrap_or(0),
+            ebs_bytes: statistic(|point| point.ebs.read_bytes.saturating_add(point.ebs.written_bytes) as f64),
+            ebs_operations: statistic(|point| point.ebs.reads.saturating_add(point.ebs.writes) as f64),
+            ebs_held: share(|point| point.ebs.held_ns as f64 / 1e9),
+            network: statistic(|point| point.network.received_bytes.max(point.network.sent_bytes) as f64),
+            network_held: share(|point| point.network.held_ns as f64 / 1e9),
+        }
+    }
+}
+
+/// CPU time in seconds. The clocks of threads and of days are not read in the same instant.
+fn used(point: &Datapoint) -> f64 {
+    (point.cpu_ns as f64 / 1e9).min(point.seconds() * f64::from(point.vcpus))
+}
+
+/// The statistic of `amount`, which each datapoint had of something, by the second.
+fn statistic(points: &[&Datapoint], amount: fn(&Datapoint) -> f64) -> Statistic {
+    let mut rates: Vec<(f64, u64)> = Vec::with_capacity(points.len());
+    let (mut sum, mut seconds) = (0.0, 0.0);
+    let all_are_short = points.iter().all(|point| point.period_ms < SHORT_MS);
+    for point in points.iter().filter(|point| point.period_ms > 0) {
+        sum += amount(point);
+        seconds += point.seconds();
+        if all_are_short || point.period_ms >= SHORT_MS {
+            rates.push((amount(point) / point.seconds(), point.period_ms));
+        }
+    }
+    rates.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+    let all: u64 = rates.iter().map(|(_, period)| period).sum();
+    let mut passed = 0;
+    let p99 = rates.iter().find(|(_, period)| {
+        passed += period;
+        u128::from(passed) * 100 >= u128::from(all) * 99
+    });
+    Statistic {
+        average: if seconds > 0.0 { sum / seconds } else { 0.0 },
+        p99: p99.map_or(0.0, |(rate, _)| *rate),
+        maximum: rates.last().map_or(0.0, |(rate, _)| *rate),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(period_ms: u64, percent: u64) -> Datapoint {
+        Datapoint { period_ms, vcpus: 1, cpu_ns: period_ms * 10_000 * percent, ..Datapoint::default() }
+    }
+
+    #[test]
+    fn datapoints_count_by_their_length() {
+        let points = [point(3_600_000, 1), point(60_000, 91)];
+        let Statistic { average, p99, maximum } = Figures::of(&points.iter().collect::<Vec<_>>()).cpu;
+        assert!((average - (36.0 + 54.6) / 3660.0).abs() < 1e-9, "{average}");
+        assert_eq!((p99, maximum), (0.91, 0.91));
+        let points = [point(36_000_000, 1), point(60_000, 91)];
+        let Statistic { p99, maximum, .. } = Figures::of(&points.iter().collect::<Vec<_>>()).cpu;
+        assert_eq!((p99, maximum), (0.01, 0.91));
+    }
+
+    #[test]
+    fn a_moment_is_no_maximum_unless_there_is_nothing_else() {
+        let points = [point(60_000, 10), point(500, 100)];
+        assert_eq!(Figures::of(&points.iter().collect::<Vec<_>>()).cpu.maximum, 0.1);
+        assert_eq!(Figures::of(&[&points[1]]).cpu.maximum, 1.0);
+        assert_eq!(Figures::of(&[]), Figures::default());
+    }
+}

@@ -1,0 +1,524 @@
+//! The right size: whether an instance's type is too small, too large or fine for what it used, and which would do.
+//!
+//! Words and manner are AWS Compute Optimizer's: what counts is not the highest value but the 99th percentile, and a type that
+//! is recommended has a fifth of headroom above it. Where an instance was held back, what it would have used counts, not what
+//! it got.
+
+mod figures;
+
+use super::credits::CreditRules;
+use super::instance_type::InstanceType;
+use super::performance::Speed;
+use super::type_name::Category;
+use super::{catalogue, usage::Datapoint};
+
+pub use figures::{Figures, Statistic};
+
+/// How much of what a recommended type has may be used.
+const HEADROOM: f64 = 0.8;
+/// How much of what it has may be used before an instance is too small.
+const TIGHT: f64 = 0.9;
+/// The share of the time for which an interface may be held back.
+const HELD: f64 = 0.01;
+/// How many types are recommended.
+const OPTIONS: usize = 3;
+/// Up to how long a series says little, and from when on much, in seconds: Compute Optimizer wants 30 hours.
+const LITTLE: f64 = 3600.0;
+const MUCH: f64 = 30.0 * 3600.0;
+
+/// An instance, as far as its size is judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject {
+    /// Its type.
+    pub instance_type: &'static InstanceType,
+    /// vCPUs: the type's, or what overrides them.
+    pub vcpus: u32,
+    /// Memory in MiB: the type's, or what overrides it.
+    pub memory_mib: u64,
+    /// Whether it has its type's limits.
+    pub is_limited: bool,
+    /// Whether its type has to be one that can hibernate.
+    pub hibernation: bool,
+}
+
+/// What an instance's size is (`InstanceRecommendation`, `finding`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// Too small.
+    Underprovisioned,
+    /// Too large.
+    Overprovisioned,
+    /// Fine.
+    Optimized,
+}
+
+impl Finding {
+    /// The API's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Finding::Underprovisioned => "UNDER_PROVISIONED",
+            Finding::Overprovisioned => "OVER_PROVISIONED",
+            Finding::Optimized => "OPTIMIZED",
+        }
+    }
+
+    /// The console's words, and what they come to.
+    pub fn title(self) -> &'static str {
+        match self {
+            Finding::Underprovisioned => "Under-provisioned (larger)",
+            Finding::Overprovisioned => "Over-provisioned (smaller)",
+            Finding::Optimized => "Optimized (fine)",
+        }
+    }
+}
+
+/// Why it is found so (`findingReasonCodes`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The vCPUs, or a burstable type's baseline, do not carry what is used.
+    CpuUnder,
+    /// Fewer would.
+    CpuOver,
+    /// Less memory would do.
+    MemoryOver,
+    /// The path to the volumes has too few bytes by the second.
+    EbsThroughputUnder,
+    /// It has too few operations.
+    EbsIopsUnder,
+    /// The network is too slow.
+    NetworkUnder,
+}
+
+impl Reason {
+    /// The API's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::CpuUnder => "CPUUnderprovisioned",
+            Reason::CpuOver => "CPUOverprovisioned",
+            Reason::MemoryOver => "MemoryOverprovisioned",
+            Reason::EbsThroughputUnder => "EBSThroughputUnderprovisioned",
+            Reason::EbsIopsUnder => "EBSIOPSUnderprovisioned",
+            Reason::NetworkUnder => "NetworkBandwidthUnderprovisioned",
+        }
+    }
+}
+
+/// How sure a judgement is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confidence {
+    /// Less than an hour was observed.
+    Low,
+    /// Less than 30 hours.
+    Medium,
+    /// More.
+    High,
+}
+
+impl Confidence {
+    /// A word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Confidence::Low => "low",
+            Confidence::Medium => "medium",
+            Confidence::High => "high",
+        }
+    }
+}
+
+/// What there is to say of an instance's size.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judgement {
+    /// What it is.
+    pub finding: Finding,
+    /// Why.
+    pub reasons: Vec<Reason>,
+    /// Types that would do, the first of its own family if there is one; none where it is fine, or where no type would.
+    pub options: Vec<&'static InstanceType>,
+    /// How sure that is.
+    pub confidence: Confidence,
+    /// What it goes by.
+    pub figures: Figures,
+}
+
+/// Why nothing is said.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TooLittle {
+    /// For how many seconds the instance was observed, since it has its type and its boots left out.
+    pub observed: f64,
+}
+
+/// Judges an instance by its series, if that is of `least` seconds at the least.
+pub fn judge(subject: &Subject, series: &[Datapoint], least: f64) -> Result<Judgement, TooLittle> {
+    let of_size = |point: &&Datapoint| {
+        let size = (point.instance_type.as_str(), point.vcpus, point.memory_mib);
+        !point.booting && size == (subject.instance_type.name, subject.vcpus, subject.memory_mib)
+    };
+    let points: Vec<&Datapoint> = series.iter().filter(of_size).collect();
+    let figures = Figures::of(&points);
+    if figures.observed < least || figures.observed <= 0.0 {
+        return Err(TooLittle { observed: figures.observed });
+    }
+    let current = Capacity::of_instance(subject);
+    let mut reasons = current.shortages(&figures);
+    let (finding, options) = if reasons.is_empty() {
+        let smaller = options(subject, &figures, |other| is_smaller(other, subject));
+        match smaller.first() {
+            Some(first) => {
+                reasons.extend(savings(first, subject));
+                (Finding::Overprovisioned, smaller)
+            }
+            None => (Finding::Optimized, smaller),
+        }
+    } else {
+        (Finding::Underprovisioned, options(subject, &figures, |other| !is_smaller(other, subject)))
+    };
+    let confidence = match figures.observed {
+        ..LITTLE => Confidence::Low,
+        ..MUCH => Confidence::Medium,
+        _ => Confidence::High,
+    };
+    Ok(Judgement { finding, reasons, options, confidence, figures })
+}
+
+/// What a type, or an instance, can be used for.
+#[derive(Clone, Copy, Debug)]
+struct Capacity {
+    /// vCPUs at any moment, and in the long run.
+    vcpus: f64,
+    baseline: f64,
+    memory_bytes: f64,
+    ebs_bytes: Option<Speed>,
+    ebs_operations: Option<Speed>,
+    network: Option<Speed>,
+}
+
+impl Capacity {
+    fn of_type(instance_type: &InstanceType) -> Capacity {
+        Capacity::new(instance_type, instance_type.vcpus, instance_type.memory_mib)
+    }
+
+    fn new(instance_type: &InstanceType, vcpus: u32, memory_mib: u64) -> Capacity {
+        let rules = CreditRules::of(instance_type, vcpus);
+        let ebs = instance_type.ebs_performance();
+        Capacity {
+            vcpus: f64::from(vcpus),
+            baseline: rules.map_or(f64::from(vcpus), |rules| rules.earned_ppm() as f64 / 1e6),
+            memory_bytes: memory_mib as f64 * f64::from(1 << 20),
+            ebs_bytes: ebs.map(|ebs| ebs.bytes),
+            ebs_operations: ebs.map(|ebs| ebs.operations),
+            network: Some(instance_type.network_speed()),
+        }
+    }
+
+    fn of_instance(subject: &Subject) -> Capacity {
+        let own = Capacity::new(subject.instance_type, subject.vcpus, subject.memory_mib);
+        if subject.is_limited {
+            return own;
+        }
+        Capacity { baseline: own.vcpus, ebs_bytes: None, ebs_operations: None, network: None, ..own }
+    }
+
+    /// How much of it is used, of what there is the least of: 1 is all. Means go by what there always is.
+    fn cpu_load(&self, figures: &Figures) -> f64 {
+        (figures.cpu_wanted.average / self.baseline).max(figures.cpu_wanted.p99 / self.vcpus)
+    }
+
+    fn ebs_bytes_load(&self, figures: &Figures) -> f64 {
+        speed_load(self.ebs_bytes, &figures.ebs_bytes)
+    }
+
+    fn ebs_operations_load(&self, figures: &Figures) -> f64 {
+        speed_load(self.ebs_operations, &figures.ebs_operations)
+    }
+
+    fn network_load(&self, figures: &Figures) -> f64 {
+        speed_load(self.network, &figures.network)
+    }
+
+    /// What there is too little of. Memory is not among it: all that a guest ever touched may be its page cache.
+    fn shortages(&self, figures: &Figures) -> Vec<Reason> {
+        let network_is_held = self.network.is_some() && figures.network_held > HELD;
+        [
+            (self.cpu_load(figures) > TIGHT, Reason::CpuUnder),
+            (self.ebs_bytes_load(figures) > TIGHT, Reason::EbsThroughputUnder),
+            (self.ebs_operations_load(figures) > TIGHT, Reason::EbsIopsUnder),
+            (self.network_load(figures) > TIGHT || network_is_held, Reason::NetworkUnder),
+        ]
+        .into_iter()
+        .filter_map(|(is_short, reason)| is_short.then_some(reason))
+        .collect()
+    }
+
+    /// Whether it carries all of it, with headroom; `memory_bytes` are enough.
+    fn carries(&self, figures: &Figures, memory_bytes: f64) -> bool {
+        let loads = [
+            self.cpu_load(figures),
+            self.ebs_bytes_load(figures),
+            self.ebs_operations_load(figures),
+            self.network_load(figures),
+        ];
+        self.memory_bytes >= memory_bytes && loads.into_iter().all(|load| load <= HEADROOM)
+    }
+}
+
+fn speed_load(speed: Option<Speed>, used: &Statistic) -> f64 {
+    speed.map_or(0.0, |speed| (used.average / speed.baseline as f64).max(used.p99 / speed.peak as f64))
+}
+
+/// Types that carry what the instance uses, of which `is_wanted`: the best of its own family, and of others the smallest. There
+/// are no prices here; memory, then vCPUs, then being burstable say what is smaller.
+fn options(
+    subject: &Subject,
+    figures: &Figures,
+    is_wanted: impl Fn(&InstanceType) -> bool,
+) -> Vec<&'static InstanceType> {
+    let current = Capacity::of_instance(subject);
+    // More than the instance has is not asked for: that it touched all of it says nothing.
+    let memory_bytes = (figures.touched_bytes as f64 / HEADROOM).min(current.memory_bytes);
+    let network_is_held = subject.is_limited && figures.network_held > HELD;
+    let is_fast_enough = |other: &InstanceType| {
+        !network_is_held || other.network_speed().baseline > subject.instance_type.network_speed().baseline
+    };
+    let family = subject.instance_type.family();
+    let mut all: Vec<&InstanceType> = catalogue::all()
+        .iter()
+        .filter(|other| other.launchable().is_ok() && (other.hibernation || !subject.hibernation))
+        .filter(|other| other.instance_store.is_some() == subject.instance_type.instance_store.is_some())
+        // Nobody moves to an older platform.
+        .filter(|other| other.family() == family || other.ec2_hypervisor() == Some("nitro"))
+        .filter(|other| other.name != subject.instance_type.name && is_wanted(other) && is_fast_enough(other))
+        .filter(|other| Capacity::of_type(other).carries(figures, memory_bytes))
+        .collect();
+    all.sort_by_key(|other| {
+        let age = std::cmp::Reverse(other.parts.generation);
+        let is_steady = other.category != Category::Burstable;
+        (other.family() != family, other.memory_mib, other.vcpus, is_steady, age, other.parts.attributes, other.name)
+    });
+    let mut families = Vec::new();
+    all.retain(|other| {
+        let is_first = !families.contains(&other.family());
+        families.push(other.family());
+        is_first
+    });
+    all.truncate(OPTIONS);
+    all
+}
+
+/// Whether a type has nothing more than the instance, and something less.
+fn is_smaller(other: &InstanceType, subject: &Subject) -> bool {
+    let has_no_more = other.vcpus <= subject.vcpus && other.memory_mib <= subject.memory_mib;
+    let is_burstable = |known: &InstanceType| known.category == Category::Burstable;
+    let has_less = other.vcpus < subject.vcpus
+        || other.memory_mib < subject.memory_mib
+        || is_burstable(other) && !is_burstable(subject.instance_type);
+    has_no_more && has_less
+}
+
+fn savings(option: &InstanceType, subject: &Subject) -> Vec<Reason> {
+    let baseline = |capacity: Capacity| capacity.baseline;
+    let own = Capacity::new(subject.instance_type, subject.vcpus, subject.memory_mib);
+    [
+        (baseline(Capacity::of_type(option)) < own.baseline, Reason::CpuOver),
+        (option.memory_mib < subject.memory_mib, Reason::MemoryOver),
+    ]
+    .into_iter()
+    .filter_map(|(is_saved, reason)| is_saved.then_some(reason))
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::usage::{DiskUse, NetworkUse};
+    use super::*;
+    use proptest::prelude::*;
+
+    const MIB: u64 = 1 << 20;
+    const LEAST: f64 = 300.0;
+
+    fn subject(name: &str) -> Subject {
+        let instance_type = catalogue::find(name).expect(name);
+        Subject {
+            instance_type,
+            vcpus: instance_type.vcpus,
+            memory_mib: instance_type.memory_mib,
+            is_limited: true,
+            hibernation: false,
+        }
+    }
+
+    /// A minute in which the vCPUs were so busy, in per cent, and so much memory was touched.
+    fn minute(subject: &Subject, percent: u64, touched_mib: u64) -> Datapoint {
+        Datapoint {
+            instance_type: subject.instance_type.name.into(),
+            vcpus: subject.vcpus,
+            memory_mib: subject.memory_mib,
+            period_ms: 60_000,
+            cpu_ns: 600_000_000 * percent * u64::from(subject.vcpus),
+            touched_bytes: touched_mib * MIB,
+            ..Datapoint::default()
+        }
+    }
+
+    fn judged(subject: &Subject, series: &[Datapoint]) -> (Finding, Vec<Reason>, Vec<&'static str>) {
+        let judgement = judge(subject, series, LEAST).unwrap();
+        (judgement.finding, judgement.reasons, judgement.options.iter().map(|option| option.name).collect())
+    }
+
+    fn steady(name: &str, percent: u64, touched_mib: u64) -> (Finding, Vec<Reason>, Vec<&'static str>) {
+        let subject = subject(name);
+        judged(&subject, &vec![minute(&subject, percent, touched_mib); 100])
+    }
+
+    #[test]
+    fn an_idle_one_is_too_large_and_its_own_family_comes_first() {
+        let (finding, reasons, options) = steady("m5.4xlarge", 3, 2000);
+        assert_eq!((finding, reasons), (Finding::Overprovisioned, vec![Reason::CpuOver, Reason::MemoryOver]));
+        assert_eq!(options, ["m5.large", "t3.medium", "t3a.medium"]);
+    }
+
+    #[test]
+    fn a_busy_one_is_too_small() {
+        let (finding, reasons, options) = steady("c5.large", 99, 1000);
+        assert_eq!((finding, reasons), (Finding::Underprovisioned, vec![Reason::CpuUnder]));
+        assert_eq!(options[0], "c5.xlarge");
+        // What is as small is no help, and no burstable type carries it.
+        let vcpus = |name: &&str| catalogue::find(name).unwrap().vcpus;
+        assert!(options.iter().all(|name| vcpus(name) >= 4 && !name.starts_with('t')), "{options:?}");
+    }
+
+    #[test]
+    fn one_that_is_used_as_it_is_meant_to_be_is_fine() {
+        assert_eq!(steady("m5.large", 70, 6500), (Finding::Optimized, vec![], vec![]));
+        assert_eq!(steady("t3.nano", 3, 500), (Finding::Optimized, vec![], vec![]));
+    }
+
+    #[test]
+    fn all_memory_touched_is_no_shortage_but_forbids_less() {
+        let (finding, reasons, options) = steady("r5.xlarge", 5, 32 * 1024);
+        assert_eq!((finding, reasons), (Finding::Overprovisioned, vec![Reason::CpuOver]));
+        let sizes: Vec<_> = options.iter().map(|name| catalogue::find(name).unwrap().memory_mib).collect();
+        assert!(!sizes.is_empty() && sizes.iter().all(|mib| *mib == 32 * 1024), "{options:?}");
+        assert_eq!(steady("t3.micro", 2, 1024).0, Finding::Optimized);
+    }
+
+    #[test]
+    fn above_its_baseline_a_burstable_one_is_too_small_though_its_vcpus_are_not_full() {
+        let (finding, reasons, options) = steady("t3.micro", 30, 400);
+        assert_eq!((finding, reasons), (Finding::Underprovisioned, vec![Reason::CpuUnder]));
+        assert_eq!(options[0], "t3.xlarge");
+        assert!(options[1..].iter().any(|name| name.ends_with(".large") && !name.starts_with('t')), "{options:?}");
+        // As long as nothing is limited there is no baseline.
+        let free = Subject { is_limited: false, ..subject("t3.micro") };
+        let series = vec![minute(&free, 30, 900); 100];
+        assert_eq!(judged(&free, &series).0, Finding::Optimized);
+    }
+
+    #[test]
+    fn what_a_held_back_one_would_have_used_counts() {
+        let subject = subject("t2.micro");
+        let held = |held_ns| Datapoint { cpu_held_ns: held_ns, ..minute(&subject, 8, 700) };
+        assert_eq!(judged(&subject, &vec![held(0); 100]).0, Finding::Optimized);
+        let (finding, _, options) = judged(&subject, &vec![held(50_000_000_000); 100]);
+        assert_eq!(finding, Finding::Underprovisioned);
+        let judgement = judge(&subject, &vec![held(50_000_000_000); 100], LEAST).unwrap();
+        assert!((judgement.figures.cpu_held - 50.0 / 60.0).abs() < 1e-9);
+        assert!(options.iter().all(|name| catalogue::find(name).unwrap().vcpus >= 2), "{options:?}");
+    }
+
+    #[test]
+    fn a_slow_path_to_volumes_or_network_is_a_shortage() {
+        let subject = subject("m5.large");
+        // Its baseline is 650 Mbit/s, or 81 MB/s, and 3,600 operations; the network's 750 Mbit/s.
+        let ebs = DiskUse { written_bytes: 60 * 80_000_000, writes: 60 * 400, ..DiskUse::default() };
+        let series = vec![Datapoint { ebs, ..minute(&subject, 20, 3000) }; 100];
+        let (finding, reasons, options) = judged(&subject, &series);
+        assert_eq!((finding, reasons), (Finding::Underprovisioned, vec![Reason::EbsThroughputUnder]));
+        assert_eq!(options[0], "m5.xlarge");
+        let ebs = DiskUse { reads: 60 * 3_500, ..DiskUse::default() };
+        let series = vec![Datapoint { ebs, ..minute(&subject, 20, 3000) }; 100];
+        assert_eq!(judged(&subject, &series).1, [Reason::EbsIopsUnder]);
+        let network = NetworkUse { sent_bytes: 60 * 90_000_000, ..NetworkUse::default() };
+        let series = vec![Datapoint { network, ..minute(&subject, 20, 3000) }; 100];
+        assert_eq!(judged(&subject, &series).1, [Reason::NetworkUnder]);
+        let network = NetworkUse { held_ns: 2_000_000_000, ..NetworkUse::default() };
+        let series = vec![Datapoint { network, ..minute(&subject, 20, 3000) }; 100];
+        let (_, reasons, options) = judged(&subject, &series);
+        assert_eq!(reasons, [Reason::NetworkUnder]);
+        assert_eq!(options[0], "m5.xlarge");
+    }
+
+    #[test]
+    fn a_rare_peak_is_not_judged_by_and_a_frequent_one_is() {
+        let subject = subject("m5.xlarge");
+        let mut series = vec![minute(&subject, 5, 3000); 995];
+        series.extend(vec![minute(&subject, 100, 3000); 5]);
+        let judgement = judge(&subject, &series, LEAST).unwrap();
+        assert_eq!((judgement.finding, judgement.figures.cpu.maximum), (Finding::Overprovisioned, 4.0));
+        series.extend(vec![minute(&subject, 100, 3000); 20]);
+        assert_eq!(judged(&subject, &series).0, Finding::Underprovisioned);
+    }
+
+    #[test]
+    fn boots_and_the_time_with_another_type_do_not_count() {
+        let now = subject("m5.large");
+        let before = subject("m5.xlarge");
+        let mut series = vec![minute(&before, 99, 100); 1000];
+        series.extend(vec![Datapoint { booting: true, ..minute(&now, 100, 100) }; 10]);
+        series.extend(vec![minute(&now, 1, 100); 4]);
+        assert_eq!(judge(&now, &series, LEAST), Err(TooLittle { observed: 240.0 }));
+        series.push(minute(&now, 1, 100));
+        let judgement = judge(&now, &series, LEAST).unwrap();
+        assert_eq!((judgement.finding, judgement.confidence), (Finding::Overprovisioned, Confidence::Low));
+        assert_eq!(judge(&now, &[], 0.0), Err(TooLittle { observed: 0.0 }));
+    }
+
+    #[test]
+    fn what_an_instance_needs_besides_is_kept() {
+        let (_, _, options) = steady("i3.2xlarge", 2, 1000);
+        let with_disks = |name: &&str| catalogue::find(name).unwrap().instance_store.is_some();
+        assert_eq!(options[0], "i3.large");
+        assert!(options.iter().all(with_disks), "{options:?}");
+        // None of the smallest kind that is there.
+        let subject = Subject { hibernation: true, ..subject("m5.2xlarge") };
+        let judgement = judge(&subject, &vec![minute(&subject, 2, 100); 100], LEAST).unwrap();
+        assert!(!judgement.options.is_empty() && judgement.options.iter().all(|option| option.hibernation));
+    }
+
+    proptest! {
+        /// Whatever was used: what is recommended can run here and carries it, with headroom; larger for what is too small, and
+        /// smaller for what is too large. And taking the advice is the end of it: the new type is not too small.
+        #[test]
+        fn what_is_recommended_carries_what_was_used(
+            index in 0..catalogue::all().len(),
+            points in prop::collection::vec((10_000_u64..400_000, 0_u64..=100, 0_u64..=100, 0_u64..=100, 0_u64..1 << 36), 1..60),
+            is_limited: bool,
+        ) {
+            let known = &catalogue::all()[index];
+            let subject = Subject { is_limited, ..subject(known.name) };
+            let series: Vec<Datapoint> = points
+                .iter()
+                .map(|(period_ms, percent, held, memory, bytes)| Datapoint {
+                    period_ms: *period_ms,
+                    cpu_ns: period_ms * 10_000 * percent * u64::from(subject.vcpus),
+                    cpu_held_ns: period_ms * 10_000 * held,
+                    touched_bytes: subject.memory_mib * MIB / 100 * memory,
+                    ebs: DiskUse { read_bytes: bytes / 8, reads: bytes >> 14, ..DiskUse::default() },
+                    network: NetworkUse { sent_bytes: bytes / 9, ..NetworkUse::default() },
+                    ..minute(&subject, 0, 0)
+                })
+                .collect();
+            let judgement = judge(&subject, &series, 0.0).unwrap();
+            prop_assert_eq!(judgement.finding == Finding::Optimized, judgement.reasons.is_empty());
+            for option in &judgement.options {
+                prop_assert!(option.launchable().is_ok());
+                prop_assert_eq!(is_smaller(option, &subject), judgement.finding == Finding::Overprovisioned);
+                let capacity = Capacity::of_type(option);
+                prop_assert!(capacity.shortages(&Figures { network_held: 0.0, ..judgement.figures }).is_empty());
+                prop_assert!(capacity.vcpus >= judgement.figures.cpu_wanted.p99);
+            }
+            let Statistic { average, p99, maximum } = judgement.figures.cpu;
+            prop_assert!(average <= maximum + 1e-9 && p99 <= maximum);
+            prop_assert!(maximum <= f64::from(subject.vcpus) + 1e-9);
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! What an instance used over time, as CloudWatch has it: a series of datapoints, bounded, finer where it is recent.
+//!
+//! A datapoint is as long as it was measured: an idle hour may be one. What is kept is short ones put together, to a minute
+//! for the last three hours and to five before that, for fourteen days.
+
+use serde::{Deserialize, Serialize};
+
+use super::credits::CreditBalance;
+
+/// Datapoints that are put together are no longer than this, in milliseconds: in the last [`DETAILED_FOR_MS`], and before.
+pub const DETAILED_MS: u64 = 60_000;
+const COARSE_MS: u64 = 300_000;
+const DETAILED_FOR_MS: u64 = 3 * 3600 * 1000;
+/// How long they are kept, and how many: fourteen days of five minutes, and some.
+const KEPT_FOR_MS: u64 = 14 * 24 * 3600 * 1000;
+const MOST: usize = 5000;
+
+/// What an instance used in an interval.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datapoint {
+    /// Its place in the series, which whoever keeps it keeps beside it.
+    #[serde(skip)]
+    pub number: u64,
+    /// Which machine it was: one start's, up to the guest's reboot.
+    pub run: u64,
+    /// The instance's type then.
+    pub instance_type: String,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// Memory.
+    pub memory_mib: u64,
+    /// The end of the interval, in milliseconds since 1970.
+    pub end_ms: u64,
+    /// How long it is, in milliseconds.
+    pub period_ms: u64,
+    /// Whether the guest booted meanwhile.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub booting: bool,
+    /// CPU time that the vCPUs had, in nanoseconds.
+    pub cpu_ns: u64,
+    /// For how long they were held back, all together, in nanoseconds.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub cpu_held_ns: u64,
+    /// Memory that the guest has touched, in bytes: the most of the interval.
+    pub touched_bytes: u64,
+    /// Its volumes, all together.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub ebs: DiskUse,
+    /// Its instance-store disks.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub instance_store: DiskUse,
+    /// Its network interface.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub network: NetworkUse,
+    /// Its CPU credits at the end, if it has any.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub credits: Option<CreditBalance>,
+}
+
+/// What was done to disks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUse {
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Read operations.
+    pub reads: u64,
+    /// Write operations.
+    pub writes: u64,
+    /// For how long requests were held back, in nanoseconds.
+    pub held_ns: u64,
+}
+
+/// What went through a network interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkUse {
+    /// Bytes to the guest.
+    pub received_bytes: u64,
+    /// Bytes from it.
+    pub sent_bytes: u64,
+    /// Frames to it.
+    pub received_packets: u64,
+    /// Frames from it.
+    pub sent_packets: u64,
+    /// For how long frames were held back, in nanoseconds.
+    pub held_ns: u64,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl DiskUse {
+    /// Adds what was done elsewhere, or later.
+    pub fn add(&mut self, more: &DiskUse) {
+        self.read_bytes = self.read_bytes.saturating_add(more.read_bytes);
+        self.written_bytes = self.written_bytes.saturating_add(more.written_bytes);
+        self.reads = self.reads.saturating_add(more.reads);
+        self.writes = self.writes.saturating_add(more.writes);
+        self.held_ns = self.held_ns.saturating_add(more.held_ns);
+    }
+}
+
+impl NetworkUse {
+    fn add(&mut self, more: &NetworkUse) {
+        self.received_bytes = self.received_bytes.saturating_add(more.received_bytes);
+        self.sent_bytes = self.sent_bytes.saturating_add(more.sent_bytes);
+        self.received_packets = self.received_packets.saturating_add(more.received_packets);
+        self.sent_packets = self.sent_packets.saturating_add(more.sent_packets);
+        self.held_ns = self.held_ns.saturating_add(more.held_ns);
+    }
+}
+
+impl Datapoint {
+    /// Its beginning, in milliseconds since 1970.
+    pub fn start_ms(&self) -> u64 {
+        self.end_ms.saturating_sub(self.period_ms)
+    }
+
+    /// Its length in seconds.
+    pub fn seconds(&self) -> f64 {
+        self.period_ms as f64 / 1e3
+    }
+
+    /// `CPUUtilization`: the share of its vCPUs' time that they had, in per cent.
+    pub fn cpu_percent(&self) -> f64 {
+        share(self.cpu_ns as f64, self.period_ms as f64 * 1e6 * f64::from(self.vcpus)) * 100.0
+    }
+
+    /// Whether `next`, the one after it, is of the same machine and kind.
+    fn goes_on_in(&self, next: &Datapoint) -> bool {
+        (self.run, self.booting, self.vcpus, self.memory_mib) == (next.run, next.booting, next.vcpus, next.memory_mib)
+            && self.instance_type == next.instance_type
+    }
+
+    /// Makes it longer by `next`, the one after it.
+    fn append(&mut self, next: &Datapoint) {
+        self.end_ms = next.end_ms;
+        self.period_ms = self.period_ms.saturating_add(next.period_ms);
+        self.cpu_ns = self.cpu_ns.saturating_add(next.cpu_ns);
+        self.cpu_held_ns = self.cpu_held_ns.saturating_add(next.cpu_held_ns);
+        self.touched_bytes = self.touched_bytes.max(next.touched_bytes);
+        self.ebs.add(&next.ebs);
+        self.instance_store.add(&next.instance_store);
+        self.network.add(&next.network);
+        self.credits = next.credits;
+    }
+}
+
+fn share(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { 0.0 }
+}
+
+/// The series as it is kept at `now_ms`: bounded, with every sum as it was, but for what is too old. A datapoint that grows
+/// keeps its number.
+pub fn settled(points: Vec<Datapoint>, now_ms: u64) -> Vec<Datapoint> {
+    let is_young = |point: &Datapoint| point.end_ms.saturating_add(KEPT_FOR_MS) >= now_ms;
+    let mut kept: Vec<Datapoint> = Vec::with_capacity(points.len());
+    for point in points.into_iter().filter(is_young) {
+        let is_recent = point.end_ms.saturating_add(DETAILED_FOR_MS) >= now_ms;
+        let longest = if is_recent { DETAILED_MS } else { COARSE_MS };
+        match kept.last_mut() {
+            Some(last) if last.goes_on_in(&point) && last.period_ms + point.period_ms <= longest => last.append(&point),
+            _ => kept.push(point),
+        }
+    }
+    kept.drain(..kept.len().saturating_sub(MOST));
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HOUR: u64 = 3600 * 1000;
+
+    fn point(number: u64, end_ms: u64, period_ms: u64) -> Datapoint {
+        let ebs = DiskUse { written_bytes: 10, writes: 1, ..DiskUse::default() };
+        let common = Datapoint { run: 1, instance_type: "t3.micro".into(), vcpus: 2, ..Datapoint::default() };
+        Datapoint { number, end_ms, period_ms, cpu_ns: period_ms * 1_000_000, ebs, ..common }
+    }
+
+    /// As often as every five seconds, for so long.
+    fn busy(hours: u64) -> Vec<Datapoint> {
+        (1..=hours * 720).map(|number| point(number, number * 5000, 5000)).collect()
+    }
+
+    #[test]
+    fn recent_ones_come_to_a_minute_and_others_to_five() {
+        let kept = settled(busy(12), 12 * HOUR);
+        let periods: Vec<u64> = kept.iter().map(|point| point.period_ms).collect();
+        assert_eq!(periods[..9 * 12 - 1], [COARSE_MS; 9 * 12 - 1]);
+        let (_, recent) = periods.split_at(periods.len() - 3 * 60);
+        assert_eq!(recent[..3 * 60 - 1], [DETAILED_MS; 3 * 60 - 1]);
+        assert_eq!((kept[0].number, kept[0].cpu_percent()), (1, 50.0));
+    }
+
+    #[test]
+    fn an_idle_day_is_one() {
+        let kept = settled(vec![point(1, 1000, 1000), point(2, 24 * HOUR, 24 * HOUR - 1000)], 24 * HOUR);
+        assert_eq!(kept.len(), 2);
+        assert_eq!(kept[1].start_ms(), 1000);
+    }
+
+    #[test]
+    fn another_machine_type_or_boot_is_told_apart() {
+        let first = point(1, 1000, 1000);
+        let others: [fn(&mut Datapoint); 4] = [
+            |other| other.run = 2,
+            |other| other.booting = true,
+            |other| other.instance_type = "t3.small".into(),
+            |other| other.vcpus = 1,
+        ];
+        for change in others {
+            let mut second = point(2, 2000, 1000);
+            assert_eq!(settled(vec![first.clone(), second.clone()], 2000).len(), 1);
+            change(&mut second);
+            assert_eq!(settled(vec![first.clone(), second], 2000).len(), 2);
+        }
+    }
+
+    #[test]
+    fn two_weeks_of_a_busy_instance_are_few_thousand() {
+        let mut points = Vec::new();
+        for hour in 0..20 * 24 {
+            points.extend((1..=60).map(|minute| point(hour * 60 + minute, hour * HOUR + minute * 60_000, 60_000)));
+            points = settled(points, (hour + 1) * HOUR);
+        }
+        assert!((14 * 288..=14 * 288 + 200).contains(&points.len()), "{}", points.len());
+    }
+
+    #[test]
+    fn the_shape_leaves_out_what_is_nothing() {
+        let text = serde_json::to_string(&point(7, 1, 1)).unwrap();
+        assert!(!text.contains("network") && !text.contains("number"), "{text}");
+        assert_eq!(serde_json::from_str::<Datapoint>(&text).unwrap(), Datapoint { number: 0, ..point(7, 1, 1) });
+    }
+
+    proptest! {
+        /// However a series is cut and settled, on the way and at the end, sums and order stay, and it is bounded.
+        #[test]
+        fn settling_loses_nothing_that_is_young(
+            periods in prop::collection::vec((1_u64..400_000, 0_u64..3), 1..300),
+            every in 1_usize..50,
+        ) {
+            let (mut end, mut run) = (0, 0);
+            let (mut points, mut all) = (Vec::new(), Vec::new());
+            for (number, (period, new)) in periods.into_iter().enumerate() {
+                end += period;
+                run += u64::from(new == 0);
+                all.push(Datapoint { run, ..point(number as u64, end, period) });
+                points.push(all[number].clone());
+                if number % every == 0 {
+                    points = settled(points, end);
+                }
+            }
+            let points = settled(points, end);
+            let sum = |points: &[Datapoint]| {
+                points.iter().fold((0, 0, 0), |(period, cpu, writes), point| {
+                    (period + point.period_ms, cpu + point.cpu_ns, writes + point.ebs.writes)
+                })
+            };
+            prop_assert_eq!(sum(&points), sum(&all));
+            prop_assert!(points.windows(2).all(|pair| pair[0].number < pair[1].number));
+            // Two neighbours of one machine do not fit into one of a minute.
+            for pair in points.windows(2) {
+                prop_assert!(pair[0].run != pair[1].run || pair[0].period_ms + pair[1].period_ms > DETAILED_MS);
+            }
+        }
+    }
+}

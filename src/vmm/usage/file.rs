@@ -1,0 +1,214 @@
+//! The file that readings are kept in: one line of JSON each, never more than [`MOST_LINES`].
+//!
+//! One process writes it, the machine's. A line that was not written whole, because the process was killed or the disk was
+//! full, is passed over by who reads. When there are too many lines, a file with fewer takes its place.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::Reading;
+
+/// Its name in a machine's folder.
+pub const FILE: &str = "usage.jsonl";
+
+/// How many lines it has at the most.
+const MOST_LINES: usize = 2048;
+/// A file that is longer was not written here: a reading of twelve disks is shorter than 4 KiB.
+const MOST_BYTES: u64 = (MOST_LINES as u64) << 12;
+/// How far readings are apart where the past is thinned, at the least; and how old they become, in milliseconds.
+const APART_MS: u64 = 60_000;
+const OLDEST_MS: u64 = 14 * 24 * 3600 * 1000;
+
+/// The readings of the machines in `folder`, the oldest first; none if there is no file.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read(folder: &Path) -> io::Result<Vec<Reading>> {
+    let text = bytes(&folder.join(FILE))?;
+    Ok(text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
+}
+
+/// What is in the file at `path`; nothing if there is none.
+fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.len() > MOST_BYTES => {
+            Err(io::Error::other(format!("it has {} bytes, and {MOST_BYTES} at the most", metadata.len())))
+        }
+        Ok(_) => std::fs::read(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The file, to be written.
+#[derive(Debug)]
+pub(super) struct ReadingsFile {
+    path: PathBuf,
+    file: File,
+    lines: usize,
+    /// Whether its last line may not be whole.
+    is_torn: bool,
+}
+
+impl ReadingsFile {
+    /// Opens that in `folder`; what others wrote there stays.
+    pub fn open(folder: &Path) -> io::Result<ReadingsFile> {
+        let path = folder.join(FILE);
+        // One that cannot be read is worth nothing.
+        let text = bytes(&path).or_else(|error| {
+            log::warn!("what was used before is forgotten: {}: {error}", path.display());
+            std::fs::remove_file(&path).map(|()| Vec::new())
+        })?;
+        let lines = text.iter().filter(|byte| **byte == b'\n').count();
+        let is_torn = text.last().is_some_and(|byte| *byte != b'\n');
+        Ok(ReadingsFile { file: append_to(&path)?, path, lines, is_torn })
+    }
+
+    /// Adds a reading. After an error it is as if there had been none.
+    pub fn add(&mut self, reading: &Reading) -> io::Result<()> {
+        if self.lines >= MOST_LINES {
+            self.thin()?;
+        }
+        let mut line = if self.is_torn { vec![b'\n'] } else { Vec::new() };
+        serde_json::to_writer(&mut line, reading)?;
+        line.push(b'\n');
+        self.is_torn = true;
+        self.file.write_all(&line)?;
+        self.is_torn = false;
+        self.lines += 1;
+        Ok(())
+    }
+
+    /// Puts a file with half as many readings in its place.
+    fn thin(&mut self) -> io::Result<()> {
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        let kept = thinned(read(folder)?, MOST_LINES / 2);
+        let new = self.path.with_extension("new");
+        let mut text = Vec::new();
+        for reading in &kept {
+            serde_json::to_writer(&mut text, reading)?;
+            text.push(b'\n');
+        }
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(&text)?;
+        std::fs::rename(&new, &self.path)?;
+        self.file = append_to(&self.path)?;
+        (self.lines, self.is_torn) = (kept.len(), false);
+        Ok(())
+    }
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+/// At most `most` of these readings: no old ones, and the others as far apart as it takes. The last of each machine stays, if
+/// there are not more machines than that.
+fn thinned(mut readings: Vec<Reading>, most: usize) -> Vec<Reading> {
+    let newest = readings.last().map_or(0, |reading| reading.moment.at_ms);
+    readings.retain(|reading| reading.moment.at_ms.saturating_add(OLDEST_MS) >= newest);
+    let mut apart = APART_MS;
+    while readings.len() > most && apart <= OLDEST_MS {
+        let mut kept: Vec<Reading> = Vec::new();
+        let mut rest = readings.into_iter().peekable();
+        while let Some(reading) = rest.next() {
+            let is_last = rest.peek().is_none_or(|next| next.moment.run != reading.moment.run);
+            let before = kept.last().filter(|before| before.moment.run == reading.moment.run);
+            let since = before.map_or(u64::MAX, |before| reading.moment.up_ms.saturating_sub(before.moment.up_ms));
+            if is_last || since >= apart {
+                kept.push(reading);
+            }
+        }
+        readings = kept;
+        apart *= 2;
+    }
+    readings.drain(..readings.len().saturating_sub(most));
+    readings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Moment;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn reading(run: u64, up_ms: u64) -> Reading {
+        Reading { moment: Moment { run, up_ms, at_ms: run / 1_000_000 + up_ms }, cpu_ns: up_ms, ..Reading::default() }
+    }
+
+    fn moments(folder: &Path) -> Vec<(u64, u64)> {
+        read(folder).unwrap().iter().map(|reading| (reading.moment.run, reading.moment.up_ms)).collect()
+    }
+
+    #[test]
+    fn readings_are_added_to_those_of_the_machine_before() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(moments(folder.path()), []);
+        ReadingsFile::open(folder.path()).unwrap().add(&reading(1, 7)).unwrap();
+        ReadingsFile::open(folder.path()).unwrap().add(&reading(2, 3)).unwrap();
+        assert_eq!(moments(folder.path()), [(1, 7), (2, 3)]);
+    }
+
+    #[test]
+    fn a_line_that_is_not_whole_costs_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = ReadingsFile::open(folder.path()).unwrap();
+        file.add(&reading(1, 7)).unwrap();
+        file.add(&reading(1, 8)).unwrap();
+        let path = folder.path().join(FILE);
+        let text = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &text[..text.len() - 5]).unwrap();
+        ReadingsFile::open(folder.path()).unwrap().add(&reading(2, 1)).unwrap();
+        assert_eq!(moments(folder.path()), [(1, 7), (2, 1)]);
+    }
+
+    #[test]
+    fn the_file_is_bounded_and_reaches_as_far_back_as_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = ReadingsFile::open(folder.path()).unwrap();
+        for number in 0..3 * MOST_LINES as u64 {
+            file.add(&reading(5, number * 5000)).unwrap();
+            assert!(file.lines <= MOST_LINES);
+        }
+        let readings = read(folder.path()).unwrap();
+        assert!((MOST_LINES / 8..=MOST_LINES).contains(&readings.len()), "{}", readings.len());
+        assert_eq!(readings[0].moment.up_ms, 0);
+        let widest = readings.windows(2).map(|pair| pair[1].moment.up_ms - pair[0].moment.up_ms).max();
+        assert!(widest <= Some(2 * APART_MS), "{widest:?}");
+        assert!(std::fs::metadata(folder.path().join(FILE)).unwrap().len() < MOST_BYTES);
+    }
+
+    #[test]
+    fn a_file_that_is_no_such_file_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        File::create(&path).unwrap().set_len(MOST_BYTES + 1).unwrap();
+        assert!(read(folder.path()).is_err());
+        ReadingsFile::open(folder.path()).unwrap().add(&reading(1, 1)).unwrap();
+        assert_eq!(moments(folder.path()), [(1, 1)]);
+    }
+
+    proptest! {
+        #[test]
+        fn thinning_keeps_the_order_the_last_and_the_bound(
+            runs in prop::collection::vec(prop::collection::vec(0_u64..10_000_000, 1..60), 1..40),
+            most in 1_usize..100,
+        ) {
+            let mut all = Vec::new();
+            for (run, steps) in (1..).zip(&runs) {
+                let mut up = 0;
+                for step in steps {
+                    up += step;
+                    all.push(reading(run, up));
+                }
+            }
+            let kept = thinned(all.clone(), most);
+            prop_assert!(!kept.is_empty() && kept.len() <= most);
+            prop_assert_eq!(kept.last(), all.last());
+            let mut rest = all.iter();
+            prop_assert!(kept.iter().all(|reading| rest.any(|other| other == reading)));
+        }
+    }
+}
