@@ -4,6 +4,7 @@ pub mod output;
 
 mod address;
 mod attach;
+mod bench;
 mod completions;
 mod console;
 mod cp;
@@ -102,6 +103,7 @@ enum Command {
     Address(address::Args),
     Completions(completions::Args),
     Types(types::Args),
+    Bench(bench::Args),
     Timeline(timeline::Args),
     Doctor(doctor::Args),
     #[command(hide = true)]
@@ -149,6 +151,7 @@ pub fn main() -> ExitCode {
         Command::Key(args) => key::run(args, cli.output),
         Command::Top(args) => top::run(&args, cli.output),
         Command::Completions(args) => completions::run(&args),
+        Command::Bench(args) => bench::run(args, cli.output),
         Command::Types(args) => types::run(&args, cli.output),
         Command::Timeline(args) => timeline::run(&args, cli.output),
         Command::Doctor(args) => doctor::run(&args, cli.output),
