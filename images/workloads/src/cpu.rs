@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::Options;
 use crate::sha256::{INITIAL, compress};
-use crate::timing::{Done, repeat};
+use crate::timing::{Done, begin, repeat};
 
 /// Rows of the matrices: three of them fit into any first-level cache.
 const N: usize = 32;
@@ -18,7 +18,7 @@ const MULTIPLICATION: u64 = 2 * (N * N * N) as u64;
 type Matrix = [[f64; N]; N];
 
 /// KiB that are hashed by SHA-256.
-pub fn integer(options: &Options) -> Done {
+pub fn integer(options: &Options) -> Result<Done, String> {
     on_each(options, 1024, |target| {
         let (mut state, block) = (INITIAL, [0x5a; 64]);
         endless(target, |kib| {
@@ -31,7 +31,7 @@ pub fn integer(options: &Options) -> Done {
 }
 
 /// Floating-point operations of multiplying matrices of doubles.
-pub fn float(options: &Options) -> Done {
+pub fn float(options: &Options) -> Result<Done, String> {
     let bytes = (3 * size_of::<Matrix>()) as u64;
     let mut done = on_each(options, bytes, |target| {
         let (left, right) = ([[1.000_001; N]; N], [[0.999_999; N]; N]);
@@ -42,9 +42,9 @@ pub fn float(options: &Options) -> Done {
                 black_box(&product);
             }
         })
-    });
+    })?;
     done.amount *= MULTIPLICATION;
-    done
+    Ok(done)
 }
 
 fn multiply(left: &Matrix, right: &Matrix, product: &mut Matrix) {
@@ -67,9 +67,10 @@ fn endless(target: Duration, mut work: impl FnMut(u64)) -> (u64, Duration) {
 }
 
 /// Has as many threads as were asked for do the same at the same time. The slowest tells how long it took.
-fn on_each(options: &Options, bytes: u64, work: impl Fn(Duration) -> (u64, Duration) + Sync) -> Done {
+fn on_each(options: &Options, bytes: u64, work: impl Fn(Duration) -> (u64, Duration) + Sync) -> Result<Done, String> {
     let Options { target, threads, .. } = *options;
     let together = Barrier::new(threads);
+    begin()?;
     let results: Vec<(u64, Duration)> = thread::scope(|scope| {
         let run = || {
             together.wait();
@@ -81,7 +82,7 @@ fn on_each(options: &Options, bytes: u64, work: impl Fn(Duration) -> (u64, Durat
     });
     let amount = results.iter().map(|(amount, _)| amount).sum();
     let elapsed = results.iter().map(|(_, elapsed)| *elapsed).max().unwrap_or(target);
-    Done { amount, elapsed, threads, bytes }
+    Ok(Done { amount, elapsed, threads, bytes })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::Options;
 use crate::pages::Memory;
-use crate::timing::{Done, Random, repeat};
+use crate::timing::{Done, Random, begin, repeat};
 
 /// Bytes of a request in sequence: what EBS counts as one operation.
 const LONG: usize = 256 << 10;
@@ -74,6 +74,7 @@ pub fn run(pattern: Pattern, options: &Options) -> Result<Done, String> {
         return Err(format!("{}: {bytes} bytes are too few", options.file));
     }
     let mut buffers = Buffers::new(pattern.depth, length)?;
+    begin()?;
     let done = if pattern.depth == 1 {
         repeat(options.target, |count| {
             (0..count).try_for_each(|_| transfer(&file, buffers.get(0), places.next() * length as u64, pattern.write))

@@ -1,6 +1,7 @@
 //! `wisp-workload`: what `wisp bench` runs in a guest, one measure at a call.
 //!
-//! A static program without anything of its guest's: `wisp bench` copies it into any Linux. It prints one line of JSON: how
+//! A static program without anything of its guest's: `wisp bench` copies it into any Linux. It prints `begin` when all is
+//! ready (the network's: when it listens), and when it has measured one line of JSON: how
 //! much was done (`amount`, in the measure's unit), in how long (`elapsed_ns`), by how many threads, and in how many bytes
 //! of memory or file. What a measure cannot do here is a sentence on standard error, and exit code 1.
 //!
@@ -92,8 +93,8 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options, String> {
 
 fn run(measure: &str, options: &Options) -> Result<Done, String> {
     match measure {
-        "integer" => Ok(cpu::integer(options)),
-        "float" => Ok(cpu::float(options)),
+        "integer" => cpu::integer(options),
+        "float" => cpu::float(options),
         "memory-bandwidth" => memory::bandwidth(options),
         "memory-latency" => memory::latency(options),
         "disk-prepare" => disk::prepare(options),

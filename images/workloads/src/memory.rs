@@ -6,7 +6,7 @@ use std::hint::black_box;
 
 use crate::Options;
 use crate::pages::{Memory, STEP};
-use crate::timing::{Done, Random, repeat};
+use crate::timing::{Done, Random, begin, repeat};
 
 /// A cache's line, in bytes and in words.
 const LINE: usize = 64;
@@ -22,6 +22,7 @@ pub fn bandwidth(options: &Options) -> Result<Done, String> {
     const PIECE: usize = (1 << 20) / size_of::<u64>();
     let pieces = left.len() / PIECE;
     let mut next = 0;
+    begin()?;
     let Ok((copied, elapsed)) = repeat(options.target, |count| {
         for _ in 0..count {
             let piece = next * PIECE..(next + 1) * PIECE;
@@ -40,6 +41,7 @@ pub fn latency(options: &Options) -> Result<Done, String> {
     let words = memory.words();
     link(words);
     let mut at = 0;
+    begin()?;
     let Ok((amount, elapsed)) = repeat(options.target, |count| {
         for _ in 0..count {
             at = words[at] as usize;

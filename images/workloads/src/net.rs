@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::Options;
-use crate::timing::Done;
+use crate::timing::{Done, begin};
 
 const PIECE: usize = 32 << 10;
 
@@ -21,8 +21,7 @@ pub fn serve(options: &Options) -> Result<Done, String> {
     unsafe { libc::alarm(PATIENCE) };
     let at = (Ipv4Addr::UNSPECIFIED, options.port);
     let listener = TcpListener::bind(at).map_err(|error| format!("port {}: {error}", options.port))?;
-    let mut output = std::io::stdout();
-    output.write_all(b"listening\n").and_then(|()| output.flush()).map_err(|error| error.to_string())?;
+    begin()?;
     let served = listener.accept().and_then(|(mut stream, _)| {
         stream.set_nodelay(true)?;
         let mut request = [0];

@@ -1,5 +1,6 @@
 //! Work for about as long as was asked for.
 
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 /// Into how many parts the time is cut at least: the clock is looked at after each.
@@ -15,6 +16,12 @@ pub struct Done {
     pub threads: usize,
     /// In how many bytes of memory or file.
     pub bytes: u64,
+}
+
+/// Says to whoever runs this that all is ready, and the measuring begins.
+pub fn begin() -> Result<(), String> {
+    let mut output = io::stdout();
+    output.write_all(b"begin\n").and_then(|()| output.flush()).map_err(|error| format!("standard output: {error}"))
 }
 
 /// Calls `work` with numbers of units to do until `target` has passed. Returns how many that were, and how long they took.

@@ -14,7 +14,7 @@ const NEAR: f64 = 0.9;
 /// For which part of the time a guest was held back that is bounded by that.
 const HELD: f64 = 0.05;
 /// Which part of its CPU a vCPU has at least that has it to itself.
-const WHOLE: f64 = 0.85;
+const WHOLE: f64 = 0.8;
 const MIB: f64 = 1_048_576.0;
 
 /// Whose limit it is.

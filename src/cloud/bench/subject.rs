@@ -1,6 +1,7 @@
 //! One instance of a bench: started, measured, ended. Every run has a fresh one, with all that its type has at a launch:
 //! credits, and bursts that nobody has used.
 
+use std::io;
 use std::net::SocketAddrV4;
 use std::path::Path;
 use std::sync::mpsc;
@@ -41,6 +42,12 @@ const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 const OUTPUT: usize = 64 << 10;
 /// How many of a failed command's last lines are told.
 const LINES: usize = 3;
+
+/// What a workload prints when it is ready.
+const BEGIN: &[u8] = b"begin\n";
+
+/// What was printed, the machine when the measuring began, and what was counted at this end.
+type Measured = (Captured, Option<(Status, Instant)>, Option<io::Result<(u64, Duration)>>);
 
 /// What a workload says.
 #[derive(Debug, Deserialize)]
@@ -128,22 +135,56 @@ impl<'a> Subject<'a> {
     /// Measures once; the inner error is why it cannot be.
     pub(super) fn measure(&mut self, measure: &Measure) -> Result<Result<Sample, String>, BenchError> {
         let Some(workload) = measure.workload() else { return Ok(Err("it is no workload".into())) };
+        if measure.is_of_network() && self.port.is_none() {
+            return Ok(Err("this host has no port that could lead to the guest".into()));
+        }
         let threads = if measure.about == About::AllCpus { self.request.vcpus } else { 1 };
-        let request = self.workload(workload, threads);
-        let before = self.instance.status()?;
-        let began = Instant::now();
-        let result = if measure.is_of_network() {
-            self.over_the_network(measure, request)?
-        } else {
-            done(&self.capture(request)?).map(|done| (done.amount, Duration::from_nanos(done.elapsed_ns), done))
-        };
-        let took = began.elapsed();
+        let (captured, before, counted) = self.measured(measure, self.workload(workload, threads))?;
+        let took = before.as_ref().map(|(_, at)| at.elapsed());
         let after = self.instance.status()?;
-        Ok(result.and_then(|(amount, elapsed, Done { threads, bytes, elapsed_ns, .. })| {
+        let done = match (done(&captured), counted) {
+            // Why the host's end saw nothing says more than that the guest's saw nobody.
+            (_, Some(Err(error))) => Err(format!("the port of this host's that leads to the guest: {error}")),
+            (Ok(done), Some(Ok((amount, elapsed)))) => Ok((amount, elapsed, done)),
+            (Ok(done), None) => Ok((done.amount, Duration::from_nanos(done.elapsed_ns), done)),
+            (Err(why), _) => Err(why),
+        };
+        Ok(done.and_then(|(amount, elapsed, Done { threads, bytes, elapsed_ns, .. })| {
             let figure = measure.figure(amount, elapsed).ok_or("nothing was done in the time that there was")?;
+            let (before, took) = before.map(|(status, _)| status).zip(took).ok_or("the workload did not begin")?;
             let usable = Duration::from_nanos(elapsed_ns) * u32::try_from(threads).unwrap_or(1);
             Ok(Sample { figure, bytes, observed: observe(&before, &after, took, usable, self.request.vcpus) })
         }))
+    }
+
+    /// Runs a workload. Returns what it printed, the machine when it had begun, and what the host's end of the network
+    /// counted, where it has one.
+    fn measured(&mut self, measure: &Measure, request: ExecRequest) -> Result<Measured, BenchError> {
+        let agent = self.agent()?;
+        let (instance, target) = (&mut self.instance, self.target);
+        let port = self.port.filter(|_| measure.is_of_network());
+        let mut before = None;
+        let (captured, counted) = thread::scope(|scope| {
+            let (sender, begun) = mpsc::channel();
+            let counter = port.map(|port| {
+                scope.spawn(move || {
+                    begun.recv().ok().map(|()| match measure.about {
+                        About::Network => connection::receive(port),
+                        _ => connection::echo(port, target),
+                    })
+                })
+            });
+            let captured = agent.capture(request, OUTPUT, |output| {
+                if before.is_none() && output.starts_with(BEGIN) {
+                    before = instance.status().ok().map(|status| (status, Instant::now()));
+                    // Without a port, nobody listens.
+                    let _ = sender.send(());
+                }
+            });
+            drop(sender);
+            (captured, counter.and_then(|counter| counter.join().ok()).flatten())
+        });
+        Ok((captured.map_err(|error| self.explain(error))?, before, counted))
     }
 
     /// Runs the user's command once; the inner error is how it failed.
@@ -157,39 +198,6 @@ impl<'a> Subject<'a> {
         let vcpus = self.request.vcpus;
         let observed = observe(&before, &after, took, took * vcpus, vcpus);
         Ok(succeeded(&captured).map(|()| Sample { figure: took.as_secs_f64(), bytes: 0, observed }))
-    }
-
-    fn over_the_network(
-        &self,
-        measure: &Measure,
-        request: ExecRequest,
-    ) -> Result<Result<(u64, Duration, Done), String>, BenchError> {
-        let Some(port) = self.port else { return Ok(Err("this host has no port that leads to the guest".into())) };
-        let agent = self.agent()?;
-        let (captured, counted) = thread::scope(|scope| {
-            let (sender, listening) = mpsc::channel();
-            let serve = move || {
-                agent.capture(request, OUTPUT, |output| {
-                    if output.ends_with(b"\n") {
-                        // Nobody listens to it any more if the guest said so before.
-                        let _ = sender.send(());
-                    }
-                })
-            };
-            let server = scope.spawn(serve);
-            let counted = listening.recv().ok().map(|()| match measure.about {
-                About::Network => connection::receive(port),
-                _ => connection::echo(port, self.target),
-            });
-            (server.join(), counted)
-        });
-        let captured = captured.unwrap_or(Err(crate::guest::Error::GuestGone)).map_err(|error| self.explain(error))?;
-        Ok(match (counted, done(&captured)) {
-            (Some(Ok((amount, elapsed))), Ok(done)) => Ok((amount, elapsed, done)),
-            (Some(Err(error)), _) => Err(format!("{port}, which leads to the guest: {error}")),
-            (None, Ok(_)) => Err("the guest does not listen".into()),
-            (_, Err(why)) => Err(why),
-        })
     }
 
     fn workload(&self, name: &str, threads: u32) -> ExecRequest {
@@ -290,9 +298,9 @@ mod tests {
     #[test]
     fn an_answer_is_the_last_line() {
         let line = r#"{"amount":5,"elapsed_ns":7,"threads":2,"bytes":0}"#;
-        let answer = done(&captured(0, &format!("listening\n{line}\n"), "")).unwrap();
+        let answer = done(&captured(0, &format!("begin\n{line}\n"), "")).unwrap();
         assert_eq!((answer.amount, answer.elapsed_ns, answer.threads), (5, 7, 2));
-        for nonsense in ["", "listening\n", "{}", r#"{"amount":-1,"elapsed_ns":7,"threads":2,"bytes":0}"#] {
+        for nonsense in ["", "begin\n", "{}", r#"{"amount":-1,"elapsed_ns":7,"threads":2,"bytes":0}"#] {
             assert!(done(&captured(0, nonsense, "")).is_err(), "{nonsense}");
         }
     }
