@@ -89,6 +89,22 @@ fn the_embedded_image_is_built_from_this_repository() {
 }
 
 #[test]
+fn the_embedded_workloads_are_built_from_this_repository() {
+    use sha2::{Digest, Sha256};
+    let hex = |bytes: &[u8]| wisp_image_builder::inputs::hex(&Sha256::digest(bytes));
+    let folder = Path::new("images/workloads");
+    let mut files = vec![folder.join("Cargo.toml")];
+    let source = repository().join(folder).join("src");
+    files.extend(rust_files(&source).iter().map(|path| path.strip_prefix(repository()).unwrap().to_path_buf()));
+    files.sort();
+    // As `sha256sum` prints them.
+    let line = |path: &PathBuf| format!("{}  {}\n", hex(&fs::read(repository().join(path)).unwrap()), path.display());
+    let now = hex(files.iter().map(line).collect::<String>().as_bytes());
+    let built_from = fs::read_to_string(repository().join(folder).join("inputs.sha256")).unwrap();
+    assert_eq!(built_from.trim(), now, "the workloads have changed: run scripts/rebuild-images --workloads");
+}
+
+#[test]
 fn every_crate_s_licence_is_agreed_to_and_listed() {
     let output = std::process::Command::new(repository().join("scripts/licences")).arg("--check").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::output;
-use crate::cloud::limits::{credit_rules, credits_of, mode_of};
+use crate::cloud::limits::{Held, credit_rules, credits_of, held_back, mode_of};
 use crate::ec2::credits::{CreditBalance, in_credits};
 use crate::store::InstanceRecord;
 use crate::vmm::control::{DiskRecord, Status};
@@ -29,10 +29,8 @@ pub fn credit_cell(status: &Status) -> String {
 
 /// For how long the machine was held back since it was started, in nanoseconds: its vCPUs, its disks and its network.
 pub fn held_ns(status: &Status) -> u64 {
-    let cpus = status.cpu_budget.as_ref().map_or(0, |now| now.held_ns);
-    let disks = status.disks.iter().map(|disk| disk.held_ns).fold(0, u64::saturating_add);
-    let net = status.net.as_ref().map_or(0, |net| net.held_ns);
-    cpus.saturating_add(disks).saturating_add(net)
+    let Held { cpus_ns, disks_ns, network_ns } = held_back(status);
+    cpus_ns.saturating_add(disks_ns).saturating_add(network_ns)
 }
 
 /// The same, for a table.

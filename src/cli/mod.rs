@@ -4,6 +4,7 @@ pub mod output;
 
 mod address;
 mod attach;
+mod bench;
 mod completions;
 mod console;
 mod cp;
@@ -105,6 +106,7 @@ enum Command {
     Address(address::Args),
     Completions(completions::Args),
     Types(types::Args),
+    Bench(bench::Args),
     Timeline(timeline::Args),
     Doctor(doctor::Args),
     #[command(hide = true)]
@@ -153,6 +155,7 @@ pub fn main() -> ExitCode {
         Command::Top(args) => top::run(&args, cli.output),
         Command::Recommend(args) => recommend::run(&args, cli.output),
         Command::Completions(args) => completions::run(&args),
+        Command::Bench(args) => bench::run(args, cli.output),
         Command::Types(args) => types::run(&args, cli.output),
         Command::Timeline(args) => timeline::run(&args, cli.output),
         Command::Doctor(args) => doctor::run(&args, cli.output),

@@ -12,7 +12,7 @@ use crate::ec2::volume::{Role, VolumeSize, VolumeSpec};
 use crate::ec2::{ErrorCode, InstanceId, catalogue};
 use crate::store::{InstanceRecord, VolumeRecord};
 use crate::vmm::MachineConfig;
-use crate::vmm::control::Request;
+use crate::vmm::control::{Request, Status};
 use crate::vmm::cpu::kept_balance::KeptBalance;
 use crate::vmm::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
 
@@ -98,6 +98,26 @@ fn budget(rules: &CreditRules, mode: CreditMode, balance: CreditBalance) -> CpuB
 pub fn credits_of(balance: &CpuBalance) -> CreditBalance {
     let CpuBalance { saved_ns, extra_ns, owed_ns, charged_ns, .. } = *balance;
     CreditBalance { saved_ns, launch_ns: extra_ns, surplus_ns: owed_ns, charged_ns }
+}
+
+/// For how long a machine was held back by its limits since it was started, in nanoseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Its vCPUs, all together.
+    pub cpus_ns: u64,
+    /// Its disks.
+    pub disks_ns: u64,
+    /// Its network.
+    pub network_ns: u64,
+}
+
+/// What a machine's status says of that.
+pub fn held_back(status: &Status) -> Held {
+    Held {
+        cpus_ns: status.cpu_budget.as_ref().map_or(0, |now| now.held_ns),
+        disks_ns: status.disks.iter().map(|disk| disk.held_ns).fold(0, u64::saturating_add),
+        network_ns: status.net.as_ref().map_or(0, |net| net.held_ns),
+    }
 }
 
 fn rate(Speed { baseline, peak, savings }: Speed) -> Rate {

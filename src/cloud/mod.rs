@@ -4,6 +4,7 @@
 //! killed. There is no daemon: each command is one process, commands at the same time meet in the store, and an
 //! instance's monitor lives on its own.
 
+pub mod bench;
 pub mod bundle;
 pub mod embedded;
 mod error;

@@ -387,6 +387,11 @@ impl EphemeralInstance {
         &self.id
     }
 
+    /// Its folder.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The socket through which the guest's agent is reached.
     pub fn vsock(&self) -> PathBuf {
         self.folder.join(VSOCK)

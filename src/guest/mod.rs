@@ -15,6 +15,7 @@
 //! What is said on the wire is `wisp_agent::protocol`'s affair. The guest is not trusted: it can end
 //! an operation with an error, never this process. Nothing here knows of instances or of KVM.
 
+mod capture;
 mod connect;
 mod copy;
 mod error;
@@ -28,9 +29,11 @@ pub mod terminal;
 #[cfg(test)]
 mod testing;
 
+pub use capture::Captured;
 pub use connect::Agent;
 pub use error::Error;
 pub use exec::Streams;
+pub use signals::Signals;
 pub use wisp_agent::protocol::{ExecRequest, ExitStatus, Facts, TerminalRequest, WindowSize};
 pub use wisp_agent::protocol::{UserDataState, UserDataStatus};
 pub use wisp_agent::resumed::FEATURE;

@@ -382,6 +382,15 @@ pub(crate) fn is_installed(program: &str) -> bool {
         .any(|directory| rustix::fs::access(directory.join(program), Access::EXEC_OK).is_ok())
 }
 
+/// Bytes of the processor's last cache, as the kernel knows it.
+pub fn last_cache_bytes() -> Option<u64> {
+    let size = |index: u32| {
+        let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
+        parse::kib(&std::fs::read_to_string(path).ok()?)
+    };
+    (0..8).map_while(size).max()
+}
+
 /// CPUs that this process may use.
 pub fn usable_cpus() -> u32 {
     // Fails only where the host has more CPUs than a CpuSet has bits.

@@ -48,6 +48,11 @@ pub fn resources() -> HostCapacity {
     HostCapacity { cpus: facts::usable_cpus(), memory_mib: facts::memory_available_mib() }
 }
 
+/// The processor's name, and the bytes of its last cache.
+pub fn processor() -> (String, Option<u64>) {
+    (Surroundings::read().cpu.model, facts::last_cache_bytes())
+}
+
 /// Where Wisp keeps its data: `$WISP_HOME`, else `$XDG_DATA_HOME/wisp`, else
 /// `~/.local/share/wisp`; none where no such variable is set.
 pub fn data_directory() -> Option<PathBuf> {

@@ -96,9 +96,20 @@ pub(super) fn data_directory(variable: impl Fn(&str) -> Option<OsString>) -> Opt
         .or_else(|| Some(path("HOME")?.join(".local/share/wisp")))
 }
 
+/// A number of KiB, as `/sys` has the sizes of caches: `32768K`. In bytes.
+pub fn kib(text: &str) -> Option<u64> {
+    text.trim().strip_suffix('K')?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cache_s_size_is_read() {
+        assert_eq!(kib("512K\n"), Some(512 << 10));
+        assert_eq!((kib("512"), kib("")), (None, None));
+    }
 
     #[test]
     fn a_processor_is_read_with_the_flags_that_matter() {

@@ -1,0 +1,56 @@
+//! One connection from the host, through the guest's network interface.
+//!
+//! The host asks by one byte: `s` to be sent bytes for as long as `--ms` says, or `e` to have each byte back that it sends
+//! until it ends its side.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::Options;
+use crate::timing::{Done, begin};
+
+const PIECE: usize = 32 << 10;
+
+/// For how many seconds a connection that does not come is waited for.
+const PATIENCE: u32 = 60;
+
+/// Listens, says so by a line, and serves one connection to its end.
+pub fn serve(options: &Options) -> Result<Done, String> {
+    // SAFETY: it only sets when this process gets SIGALRM, which ends it.
+    unsafe { libc::alarm(PATIENCE) };
+    let at = (Ipv4Addr::UNSPECIFIED, options.port);
+    let listener = TcpListener::bind(at).map_err(|error| format!("port {}: {error}", options.port))?;
+    begin()?;
+    let served = listener.accept().and_then(|(mut stream, _)| {
+        stream.set_nodelay(true)?;
+        let mut request = [0];
+        stream.read_exact(&mut request)?;
+        match request[0] {
+            b's' => send(&mut stream, options.target),
+            _ => echo(&mut stream),
+        }
+    });
+    let (amount, elapsed) = served.map_err(|error| format!("the connection broke: {error}"))?;
+    Ok(Done { amount, elapsed, threads: 1, bytes: 0 })
+}
+
+fn send(stream: &mut TcpStream, target: Duration) -> std::io::Result<(u64, Duration)> {
+    let piece = vec![0x5a; PIECE];
+    let (began, mut sent) = (Instant::now(), 0);
+    while began.elapsed() < target {
+        stream.write_all(&piece)?;
+        sent += PIECE as u64;
+    }
+    Ok((sent, began.elapsed()))
+}
+
+fn echo(stream: &mut TcpStream) -> std::io::Result<(u64, Duration)> {
+    let (began, mut count) = (Instant::now(), 0);
+    let mut byte = [0];
+    while stream.read(&mut byte)? > 0 {
+        stream.write_all(&byte)?;
+        count += 1;
+    }
+    Ok((count, began.elapsed()))
+}

@@ -1,0 +1,75 @@
+//! A measure as a chart: a bar for each type's median, and a whisker from the smallest figure to the 95th percentile.
+//!
+//! Drawn as narrow as a phone; its colours are the page's.
+
+use std::fmt::Write as _;
+
+use super::html::escape;
+
+const WIDTH: f64 = 360.0;
+/// Of a bar with its label.
+const ROW: f64 = 38.0;
+const BAR: f64 = 12.0;
+/// Where a bar begins below its row's top.
+const DOWN: f64 = 18.0;
+
+/// A bar.
+pub struct Bar<'a> {
+    /// What stands above it, at the left and at the right.
+    pub label: &'a str,
+    pub value: String,
+    pub min: f64,
+    pub median: f64,
+    pub p95: f64,
+    /// Whether it is set off from the others.
+    pub is_chosen: bool,
+}
+
+/// The chart, as SVG.
+pub fn chart(title: &str, bars: &[Bar]) -> String {
+    let height = ROW * bars.len() as f64;
+    let most = bars.iter().map(|bar| bar.p95.max(bar.median)).fold(f64::MIN_POSITIVE, f64::max);
+    let at = |value: f64| (value / most).clamp(0.0, 1.0) * (WIDTH - 2.0) + 1.0;
+    let mut svg = format!(
+        "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{}\" xmlns=\"http://www.w3.org/2000/svg\">\n",
+        escape(title)
+    );
+    for (index, bar) in bars.iter().enumerate() {
+        let top = ROW * index as f64;
+        let (y, middle) = (top + DOWN, top + DOWN + BAR / 2.0);
+        let (from, median, to) = (at(bar.min), at(bar.median), at(bar.p95));
+        let class = if bar.is_chosen { "bar chosen" } else { "bar" };
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            svg,
+            "<text x=\"1\" y=\"{:.1}\">{}</text><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\n\
+             <rect class=\"{class}\" x=\"1\" y=\"{y:.1}\" width=\"{median:.1}\" height=\"{BAR}\" rx=\"2\"/>\n\
+             <path class=\"whisker\" d=\"M{from:.1} {middle:.1}H{to:.1}M{from:.1} {:.1}v{:.1}M{to:.1} {:.1}v{:.1}\"/>",
+            top + 13.0,
+            escape(bar.label),
+            WIDTH - 1.0,
+            top + 13.0,
+            escape(&bar.value),
+            y + 2.0,
+            BAR - 4.0,
+            y + 2.0,
+            BAR - 4.0,
+        );
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_are_as_long_as_their_medians_and_stay_inside() {
+        let bar = |median, p95| Bar { label: "<a>", value: "1".into(), min: 0.0, median, p95, is_chosen: false };
+        let svg = chart("t", &[bar(50.0, 100.0), bar(100.0, 100.0), bar(0.0, 0.0)]);
+        assert!(svg.contains("width=\"180.0\"") && svg.contains("width=\"359.0\"") && svg.contains("width=\"1.0\""));
+        assert!(svg.contains("&lt;a&gt;") && !svg.contains("NaN"), "{svg}");
+        assert!(!chart("none", &[bar(0.0, 0.0)]).contains("NaN"));
+    }
+}

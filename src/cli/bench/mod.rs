@@ -1,0 +1,432 @@
+//! `wisp bench`: what instance types come to on this host.
+
+mod chart;
+mod html;
+mod shape;
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::bail;
+
+use super::output::{self, Output, Screen};
+use super::wait;
+use crate::cloud::bench::comparison::{Comparison, compare};
+use crate::cloud::bench::measure::{BUILT_IN, COMMAND, Measure, chosen};
+use crate::cloud::bench::{self, BenchError, BenchSpec, Progress, Report};
+use crate::cloud::image::Image;
+use crate::ec2::capacity::Request;
+use crate::ec2::network::NetworkMode;
+use crate::ec2::{Ec2Error, catalogue};
+use crate::host::home::Home;
+use crate::host::probe;
+
+/// Compares instance types on this host: launches each several times, runs workloads or a command of yours in it, and says
+/// which is the cheapest that is fast enough, and what is a type's limit and what is this host's.
+///
+/// Built-in workloads: integer and floating point on one and on all vCPUs, memory's bandwidth and latency, disk in sequence
+/// and at random with 1 and 32 requests at a time, network, launch and boot.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp bench --types t3.micro,t3.small,m5.large
+  wisp bench --types t3.nano,t2.nano --workloads cpu,disk-random --runs 3
+  wisp bench --types t3.small,c5.large --command 'make -C /src test' my-image
+  wisp bench --types t3.micro,m5.large --html bench.html --json bench.json
+  wisp bench --types t3.micro,m5.large --price t3.micro=0.0104,m5.large=0.096 --within 10
+
+Workloads: integer-one, integer-all, float-one, float-all (cpu: these four), memory-bandwidth, memory-latency,
+disk-read-1, disk-read-32, disk-write-1, disk-write-32, disk-random-read-1, disk-random-read-32, disk-random-write-1,
+disk-random-write-32, network-throughput, network-latency, warm-launch, boot; the beginning of names is all of them: disk.")]
+pub struct Args {
+    /// An image's name or id, or a bundle's directory; `tiny`, which is inside the binary, if left out.
+    #[arg(value_name = "IMAGE")]
+    image: Option<String>,
+
+    /// The instance types, with commas between them (see `wisp types`).
+    #[arg(long, value_name = "TYPES", value_delimiter = ',', required = true)]
+    types: Vec<String>,
+
+    /// A command for the guest's shell, in place of the built-in workloads: how long it takes.
+    #[arg(long, value_name = "CMD")]
+    command: Option<String>,
+
+    /// Built-in workloads, with commas between them; all, if neither they nor a command are said.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    workloads: Vec<String>,
+
+    /// How often each type is launched and measured.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+
+    /// How long each workload is to take, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..=60_000))]
+    time: u64,
+
+    /// How much slower than the fastest the cheapest type may be, in per cent.
+    #[arg(long, alias = "slowdown", value_name = "PERCENT", default_value_t = 25.0, value_parser = parse_percent)]
+    within: f64,
+
+    /// What a type costs, in any unit; with commas between several. Without all of them, the smallest type counts as the
+    /// cheapest.
+    #[arg(long = "price", value_name = "TYPE=AMOUNT", value_delimiter = ',')]
+    prices: Vec<Price>,
+
+    /// Write the result to a file, as JSON, too.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Write it to a file as one web page, with charts.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+
+    /// Let the instances have all that this host has: not the CPU credits, disk and network speeds of their types.
+    #[arg(long)]
+    no_limits: bool,
+
+    /// Allow more vCPUs than this host has CPUs.
+    #[arg(long)]
+    overcommit: bool,
+
+    /// What the guests' network is: user, none, or auto (user where this host can have it).
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    network: NetworkMode,
+
+    /// How long a guest may take to boot, in seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: Option<u64>,
+}
+
+/// What a type costs. Its text is `TYPE=AMOUNT`.
+#[derive(Debug, Clone, PartialEq)]
+struct Price {
+    instance_type: &'static str,
+    amount: f64,
+}
+
+impl FromStr for Price {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Price, String> {
+        let (name, amount) = text.split_once('=').ok_or("it is TYPE=AMOUNT, such as t3.micro=0.0104")?;
+        let instance_type = catalogue::find(name).map_err(|error| error.to_string())?.name;
+        let amount = amount.parse::<f64>().ok().filter(|amount| amount.is_finite() && *amount >= 0.0);
+        Ok(Price { instance_type, amount: amount.ok_or("an amount is a number, not below zero")? })
+    }
+}
+
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let percent = text.trim_end_matches('%').parse::<f64>().ok();
+    percent.filter(|percent| (0.0..=100_000.0).contains(percent)).ok_or("it is a number of per cent, from 0 on".into())
+}
+
+/// A finished bench, as everything that shows it sees it.
+struct Shown<'a> {
+    report: &'a Report,
+    comparison: Comparison<'a>,
+    /// What each type costs, if that was said.
+    prices: Vec<Option<f64>>,
+    /// In per cent.
+    within: f64,
+    image: &'a str,
+    runs: u32,
+    limited: bool,
+    /// When it began, as the API writes it.
+    began: String,
+    /// The command line's words.
+    command_line: Vec<String>,
+}
+
+impl Shown<'_> {
+    fn name(&self, subject: usize) -> &'static str {
+        self.report.types[subject].request.instance_type.name
+    }
+
+    fn kvm(&self) -> &'static str {
+        if self.report.host.software_kvm { "software KVM, which emulates guest kernels" } else { "hardware KVM" }
+    }
+
+    /// What the choice is, in a sentence.
+    fn choice(&self) -> String {
+        let Comparison { over, has_prices, cheapest, .. } = &self.comparison;
+        let what = match over.as_slice() {
+            [] => return "Nothing was measured that a type could be chosen by.".into(),
+            [only] => format!("for {only}"),
+            several => format!("in all of {} measures", several.len()),
+        };
+        let within = format!("within {} % of the fastest {what}", self.within);
+        let order = if *has_prices { "by the prices given" } else { "by size, without prices" };
+        match cheapest {
+            Some(subject) => format!("The cheapest type {within} is {} ({order}).", self.name(*subject)),
+            None => format!("No type is {within}."),
+        }
+    }
+
+    /// What of a burstable type's figures does not last, in a sentence for each.
+    fn notes(&self) -> Vec<String> {
+        let note = |of: &bench::TypeReport| {
+            let (name, credits, mode) =
+                (of.request.instance_type.name, of.request.instance_type.credits?, of.limits.credits?);
+            let baseline = credits.baseline_percent;
+            Some(format!(
+                "{name} has {baseline} % of each vCPU for good, and the rest for CPU credits ({mode}): every run began \
+                 with what a launch gives.",
+            ))
+        };
+        self.report.types.iter().filter_map(note).collect()
+    }
+}
+
+/// A figure with about three digits.
+fn figure(value: f64) -> String {
+    match value {
+        100.0.. => format!("{value:.0}"),
+        10.0.. => format!("{value:.1}"),
+        0.1.. => format!("{value:.2}"),
+        _ => format!("{value:.4}"),
+    }
+}
+
+/// Measures, and shows what came of it.
+pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
+    probe::kvm_access()?;
+    let types = types(&args.types)?;
+    let measures = measures(&args)?;
+    for file in [&args.json, &args.html].into_iter().flatten() {
+        check_folder(file)?;
+    }
+    let home = Home::open()?;
+    let image = image(&home, args.image.as_deref())?;
+    let seconds = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+    let spec = BenchSpec {
+        image,
+        types,
+        measures,
+        command: args.command.clone(),
+        runs: args.runs,
+        target: Duration::from_millis(args.time),
+        limited: !args.no_limits,
+        overcommit: args.overcommit,
+        network: args.network,
+        boot_timeout: wait::boot_timeout(args.timeout),
+    };
+    let report = match measure(&home, &spec) {
+        Ok(report) => report,
+        Err(BenchError::Interrupted(signal)) => {
+            output::say("Interrupted; no instance of the bench is left.");
+            return Ok(ExitCode::from((128 + signal) as u8));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let price = |of: &Request| args.prices.iter().find(|price| price.instance_type == of.instance_type.name);
+    let prices: Vec<Option<f64>> = spec.types.iter().map(|of| price(of).map(|price| price.amount)).collect();
+    let shown = Shown {
+        report: &report,
+        comparison: compare(&report, &prices, args.within / 100.0),
+        prices,
+        within: args.within,
+        image: &spec.image.manifest.name,
+        runs: spec.runs,
+        limited: spec.limited,
+        began: crate::cloud::timestamp(seconds),
+        command_line: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
+    };
+    show(&shown, &args, output)?;
+    Ok(exit_code(&report))
+}
+
+fn show(shown: &Shown, args: &Args, output: Output) -> anyhow::Result<()> {
+    let shape = shape::shape(shown);
+    match output {
+        Output::Json => output::print_json(&shape)?,
+        Output::Table => output::print(&table::render(shown, Screen::stdout()))?,
+    }
+    if let Some(path) = &args.json {
+        write(path, &serde_json::to_string_pretty(&shape)?)?;
+    }
+    if let Some(path) = &args.html {
+        write(path, &html::page(shown, &shape))?;
+    }
+    Ok(())
+}
+
+/// Success, if every type that this host has room for was measured, and the command did not fail.
+fn exit_code(report: &Report) -> ExitCode {
+    let measured = |of: &bench::TypeReport| of.results.iter().any(|result| !result.samples.is_empty());
+    let failed = |of: &bench::TypeReport| {
+        let of_command = of.results.iter().find(|result| result.measure.name == COMMAND.name);
+        of_command.is_some_and(|result| result.not_measured.is_some()) || measured(of) && of.failed.is_some()
+    };
+    let good = report.types.iter().any(measured) && !report.types.iter().any(failed);
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn measure(home: &Home, spec: &BenchSpec) -> Result<Report, BenchError> {
+    let spinner = wait::spinner("Beginning");
+    let result = bench::run(home, spec, &mut |Progress { run, instance_type, what }| {
+        let runs = spec.runs;
+        let run = if run == 0 { String::new() } else { format!("run {run} of {runs}, ") };
+        spinner.set_message(format!("{run}{instance_type}: {what}"));
+    });
+    spinner.finish_and_clear();
+    result
+}
+
+/// The embedded image and a bundle's directory need no store.
+fn image(home: &Home, reference: Option<&str>) -> anyhow::Result<Image> {
+    match Image::unregistered(home, reference)? {
+        Some(image) => Ok(image),
+        None => Ok(super::open_cloud()?.image(reference)?.1),
+    }
+}
+
+/// The types, each once.
+fn types(names: &[String]) -> Result<Vec<Request>, Ec2Error> {
+    let mut types: Vec<Request> = Vec::new();
+    for name in names {
+        let request = Request::of_type(catalogue::find(name.trim())?);
+        if !types.contains(&request) {
+            types.push(request);
+        }
+    }
+    Ok(types)
+}
+
+fn measures(args: &Args) -> anyhow::Result<Vec<&'static Measure>> {
+    if args.workloads.is_empty() {
+        return Ok(if args.command.is_some() { Vec::new() } else { BUILT_IN.iter().collect() });
+    }
+    chosen(args.workloads.iter().map(|name| name.trim())).or_else(|name| {
+        let all: Vec<&str> = BUILT_IN.iter().map(|measure| measure.name).collect();
+        bail!("'{name}' is no workload; there are: {}", all.join(", "))
+    })
+}
+
+/// Better now than after minutes of measuring.
+fn check_folder(file: &Path) -> anyhow::Result<()> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if file.is_dir() || !folder.is_dir() {
+        bail!(
+            "{} cannot be written: {}",
+            file.display(),
+            if file.is_dir() { "it is a folder" } else { "no such folder" }
+        );
+    }
+    Ok(())
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    use anyhow::Context;
+    std::fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))?;
+    output::say(&format!("Written: {}", path.display()));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloud::bench::bound::{HostFacts, Limits, Observed, Sample};
+    use crate::cloud::bench::{MeasureReport, TypeReport};
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(words: &[&str]) -> Result<Args, clap::Error> {
+        Line::try_parse_from([&["bench"], words].concat()).map(|line| line.args)
+    }
+
+    /// Two types that were measured, and one that was refused.
+    pub(super) fn report() -> Report {
+        let integer = chosen(["integer-one"]).unwrap()[0];
+        let result = |measure, figures: &[f64]| {
+            let observed = Observed { cpu_share: 1.0, ..Observed::default() };
+            let samples = figures.iter().map(|figure| Sample { figure: *figure, bytes: 0, observed }).collect();
+            MeasureReport { measure, samples, not_measured: None }
+        };
+        let of = |name: &str, results: Vec<MeasureReport>| TypeReport {
+            request: Request::of_type(catalogue::find(name).unwrap()),
+            failed: None,
+            limits: Limits::default(),
+            results,
+        };
+        let mut types = vec![
+            of("t3.micro", vec![result(integer, &[100.0, 90.0, 110.0]), result(&COMMAND, &[2.0, 2.5, 2.25])]),
+            of("m5.large", vec![result(integer, &[200.0]), result(&COMMAND, &[])]),
+            of("m5.24xlarge", vec![result(integer, &[]), result(&COMMAND, &[])]),
+        ];
+        types[1].results[1].not_measured = Some("exit code 3: <no> & \"such\" file".into());
+        types[2].failed = Some("no room".into());
+        let host = HostFacts { cpu: "A <fast> processor".into(), cpus: 2, software_kvm: true, cache: Some(1 << 20) };
+        Report { host, types }
+    }
+
+    pub(super) fn shown(report: &Report) -> Shown<'_> {
+        Shown {
+            report,
+            comparison: compare(report, &[], 0.25),
+            prices: vec![None; 3],
+            within: 25.0,
+            image: "tiny",
+            runs: 3,
+            limited: true,
+            began: "2026-01-02T03:04:05.000Z".into(),
+            command_line: ["wisp", "bench", "--command", "</script><b>"].map(String::from).into(),
+        }
+    }
+
+    #[test]
+    fn what_is_measured_is_what_was_said() {
+        let count = |words: &[&str]| measures(&parse(&[&["--types", "t3.micro"], words].concat()).unwrap());
+        assert_eq!(count(&[]).unwrap().len(), BUILT_IN.len());
+        assert_eq!(count(&["--command", "true"]).unwrap().len(), 0);
+        assert_eq!(count(&["--command", "true", "--workloads", "cpu, boot"]).unwrap().len(), 5);
+        assert!(count(&["--workloads", "gpu"]).unwrap_err().to_string().contains("'gpu' is no workload"));
+    }
+
+    #[test]
+    fn types_are_taken_once_and_unknown_ones_refused() {
+        let names = |text: &str| types(&parse(&["--types", text]).unwrap().types);
+        let taken: Vec<_> = names("t3.micro,m5.large, t3.micro").unwrap();
+        assert_eq!(taken.iter().map(|of| of.instance_type.name).collect::<Vec<_>>(), ["t3.micro", "m5.large"]);
+        assert!(names("t3.micr0").is_err());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for words in [
+            &[][..],
+            &["--types", "t3.micro", "--runs", "0"],
+            &["--types", "t3.micro", "--within", "-1"],
+            &["--types", "t3.micro", "--price", "t3.micro"],
+            &["--types", "t3.micro", "--price", "t3.micro=cheap"],
+            &["--types", "t3.micro", "--price", "t9.micro=1"],
+        ] {
+            assert!(parse(words).is_err(), "{words:?}");
+        }
+        let args = parse(&["--types", "t3.micro", "--slowdown", "10%", "--price", "t3.micro=1,m5.large=2.5"]).unwrap();
+        assert_eq!((args.within, args.prices[1].amount), (10.0, 2.5));
+        assert!(check_folder(Path::new("/no/such/folder/file")).is_err());
+        assert!(check_folder(Path::new("file")).is_ok());
+    }
+
+    #[test]
+    fn the_choice_is_a_sentence() {
+        let report = report();
+        assert_eq!(
+            shown(&report).choice(),
+            "The cheapest type within 25 % of the fastest for command is t3.micro (by size, without prices)."
+        );
+    }
+
+    #[test]
+    fn figures_have_about_three_digits() {
+        assert_eq!([1234.5, 12.345, 1.2345, 0.012345].map(figure), ["1234", "12.3", "1.23", "0.0123"]);
+    }
+}

@@ -1,0 +1,110 @@
+//! Which type is the cheapest that is fast enough.
+//!
+//! Prices are the user's to give: Wisp has none, for they change, and are others in each region. Without them, types are in
+//! the order of what they always have: vCPUs at their baseline, and then memory, which is the order of EC2's prices within a
+//! generation.
+
+use std::cmp::Ordering;
+
+use super::measure::Measure;
+use crate::ec2::InstanceType;
+
+/// What one type came to in one measure.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Standing {
+    /// Which type, by its place in the list.
+    pub subject: usize,
+    /// The median.
+    pub median: f64,
+}
+
+/// By how much each type is slower than the fastest one in a measure, in their order.
+pub fn slowdowns(measure: &Measure, standings: &[Standing]) -> Vec<(usize, f64)> {
+    let best = standings.iter().map(|standing| standing.median).reduce(|one, other| measure.better_of(one, other));
+    let Some(best) = best else { return Vec::new() };
+    standings.iter().map(|standing| (standing.subject, measure.slowdown(standing.median, best))).collect()
+}
+
+/// The first in `by_price` (places of types, the cheapest first) whose slowdown is at most `within` in every one of these
+/// measures. A type that was not measured in one of them is not chosen.
+pub fn cheapest(by_price: &[usize], measures: &[Vec<(usize, f64)>], within: f64) -> Option<usize> {
+    let fast = |subject: usize| {
+        let is_fast = |slowdowns: &Vec<(usize, f64)>| {
+            slowdowns.iter().any(|(other, slowdown)| *other == subject && *slowdown <= within)
+        };
+        !measures.is_empty() && measures.iter().all(is_fast)
+    };
+    by_price.iter().copied().find(|subject| fast(*subject))
+}
+
+/// The order of types by price, where each has one, or else by size.
+pub fn order(one: (&InstanceType, Option<f64>), other: (&InstanceType, Option<f64>)) -> Ordering {
+    match (one.1, other.1) {
+        (Some(price), Some(other_price)) => price.total_cmp(&other_price),
+        _ => by_size(one.0).cmp(&by_size(other.0)),
+    }
+}
+
+/// What a type always has: hundredths of a per cent of a vCPU, MiB, and whether it can have more for a while.
+fn by_size(instance_type: &InstanceType) -> (u64, u64, bool) {
+    let percent = instance_type.credits.map_or(100.0, |credits| credits.baseline_percent);
+    let share = (percent * 100.0) as u64 * u64::from(instance_type.vcpus);
+    (share, instance_type.memory_mib, instance_type.credits.is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::measure::chosen;
+    use super::*;
+    use crate::ec2::catalogue;
+    use proptest::prelude::*;
+
+    fn standings(medians: &[f64]) -> Vec<Standing> {
+        medians.iter().enumerate().map(|(subject, median)| Standing { subject, median: *median }).collect()
+    }
+
+    #[test]
+    fn the_cheapest_is_within_the_slowdown_in_every_measure() {
+        let measures = chosen(["integer-one", "boot"]).unwrap();
+        let rate = slowdowns(measures[0], &standings(&[50.0, 90.0, 100.0]));
+        let time = slowdowns(measures[1], &standings(&[1.0, 1.05, 1.2]));
+        assert_eq!(rate[0], (0, 1.0));
+        let order = [0, 1, 2];
+        assert_eq!(cheapest(&order, std::slice::from_ref(&rate), 0.25), Some(1));
+        assert_eq!(cheapest(&order, std::slice::from_ref(&rate), 1.0), Some(0));
+        assert_eq!(cheapest(&[2, 1, 0], std::slice::from_ref(&rate), 0.25), Some(2));
+        assert_eq!(cheapest(&order, &[rate.clone(), time], 0.15), Some(1));
+        // Who was not measured is not chosen; and nobody is where nothing was.
+        assert_eq!(cheapest(&order, &[rate, slowdowns(measures[1], &standings(&[1.0]))], 0.25), None);
+        assert_eq!(cheapest(&order, &[], 0.25), None);
+    }
+
+    #[test]
+    fn types_are_in_the_order_of_their_prices_or_sizes() {
+        let find = |name| catalogue::find(name).unwrap();
+        let mut types = ["m5.large", "t3.small", "c5.large", "t3.nano", "t3.large", "t3.micro"].map(find);
+        types.sort_by(|one, other| order((one, None), (other, None)));
+        let names = types.map(|known| known.name);
+        assert_eq!(names, ["t3.nano", "t3.micro", "t3.small", "t3.large", "c5.large", "m5.large"]);
+        let (nano, large) = (find("t3.nano"), find("m5.large"));
+        assert_eq!(order((nano, Some(2.0)), (large, Some(1.0))), Ordering::Greater);
+        assert_eq!(order((nano, Some(2.0)), (large, None)), Ordering::Less);
+    }
+
+    proptest! {
+        #[test]
+        fn with_a_wider_limit_nobody_dearer_is_chosen(
+            medians in prop::collection::vec(0.1_f64..100.0, 1..8),
+            within in 0.0_f64..2.0,
+            more in 0.0_f64..2.0,
+        ) {
+            let measure = chosen(["integer-one"]).unwrap()[0];
+            let order: Vec<usize> = (0..medians.len()).collect();
+            let slowdowns = [slowdowns(measure, &standings(&medians))];
+            // The fastest is always within.
+            let chosen = cheapest(&order, &slowdowns, within).unwrap();
+            prop_assert!(cheapest(&order, &slowdowns, within + more).unwrap() <= chosen);
+            prop_assert!(slowdowns[0][chosen].1 <= within);
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The host's end of the network's measures: a connection to a port of this host's loopback interface that leads to the
+//! guest (`images/workloads/src/net.rs` is the other end). What comes is not trusted; it is only counted.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+/// The guest's port.
+pub(super) const GUEST_PORT: u16 = 5201;
+/// How long either end may be silent.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A port that nobody listens on now.
+pub(super) fn free_port() -> io::Result<SocketAddrV4> {
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+    Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
+}
+
+/// Has the guest send for as long as it was told. Returns how many bytes came after the first ones, and in how long.
+pub(super) fn receive(address: SocketAddrV4) -> io::Result<(u64, Duration)> {
+    let mut stream = connect(address, b's')?;
+    let mut piece = vec![0; 256 << 10];
+    let first = stream.read(&mut piece)?;
+    let (began, mut received) = (Instant::now(), 0);
+    let mut elapsed = Duration::ZERO;
+    while first > 0 {
+        match stream.read(&mut piece)? {
+            0 => break,
+            count => received += count as u64,
+        }
+        // The end may come later than the last bytes.
+        elapsed = began.elapsed();
+    }
+    Ok((received, elapsed))
+}
+
+/// Sends single bytes, and waits for each to come back, for as long as `target`. Returns how many did, and in how long.
+pub(super) fn echo(address: SocketAddrV4, target: Duration) -> io::Result<(u64, Duration)> {
+    let mut stream = connect(address, b'e')?;
+    let mut there_and_back = || {
+        let mut byte = [0];
+        stream.write_all(&byte).and_then(|()| stream.read_exact(&mut byte))
+    };
+    // The first one waits for the connection's other half.
+    there_and_back()?;
+    let (began, mut count) = (Instant::now(), 0);
+    while began.elapsed() < target {
+        there_and_back()?;
+        count += 1;
+    }
+    Ok((count, began.elapsed()))
+}
+
+fn connect(address: SocketAddrV4, request: u8) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&address.into(), PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    stream.write_all(&[request])?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    fn served(serve: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddrV4 {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || serve(listener.accept().unwrap().0));
+        SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)
+    }
+
+    fn request(stream: &mut TcpStream) -> u8 {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        byte[0]
+    }
+
+    #[test]
+    fn what_is_sent_is_counted_but_for_the_first_of_it() {
+        let address = served(|mut stream| {
+            assert_eq!(request(&mut stream), b's');
+            stream.write_all(&vec![1; 1 << 20]).unwrap();
+        });
+        let (received, _) = receive(address).unwrap();
+        assert!((1..1 << 20).contains(&received), "{received}");
+        let address = served(|mut stream| assert_eq!(request(&mut stream), b's'));
+        assert_eq!(receive(address).unwrap().0, 0);
+    }
+
+    #[test]
+    fn each_byte_is_waited_for() {
+        let address = served(|mut stream| {
+            assert_eq!(request(&mut stream), b'e');
+            let mut byte = [0];
+            while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
+        });
+        let (count, elapsed) = echo(address, Duration::from_millis(5)).unwrap();
+        assert!(count > 0 && elapsed >= Duration::from_millis(5));
+        let address = served(|mut stream| assert_eq!(request(&mut stream), b'e'));
+        assert!(echo(address, Duration::from_millis(5)).is_err());
+    }
+}

@@ -1,0 +1,310 @@
+//! `wisp bench`: what instance types come to on this host.
+//!
+//! Each run starts a fresh instance of a type, from a warm snapshot where there can be one, and measures in it what was asked
+//! for. Runs of all types take turns, so that a host that is slower for a while is so for all of them. One instance runs at a
+//! time. They are like those of `wisp run`: their monitors end with this process, however that ends, and nothing of them is
+//! in the store.
+
+pub mod bound;
+pub mod choice;
+pub mod comparison;
+mod connection;
+mod interrupt;
+pub mod measure;
+mod program;
+pub mod statistics;
+mod subject;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use self::bound::{HostFacts, Limits, Sample};
+use self::interrupt::Interrupt;
+use self::measure::{COMMAND, Measure};
+use self::statistics::Summary;
+use self::subject::Subject;
+use super::error::CloudError;
+use super::image::Image;
+use super::launch::cpus;
+use super::run::{ConsoleTail, RunError};
+use super::warm;
+use crate::ec2::Ec2Error;
+use crate::ec2::capacity::{self, Request};
+use crate::ec2::network::NetworkMode;
+use crate::host::home::{Home, HomeError};
+use crate::host::probe;
+use crate::vmm::timeline::monotonic_ns;
+
+/// Why there is no result.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The data directory is unusable.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// An instance could not be started, or came to a bad end.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A warm snapshot could not be made.
+    #[error(transparent)]
+    Cloud(#[from] CloudError),
+    /// The guest ended while it was measured.
+    #[error("the guest ended while it was measured{0}")]
+    GuestGone(ConsoleTail),
+    /// The workloads' program could not be unpacked.
+    #[error("{} cannot be written: {source}", path.display())]
+    Program {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Signals could not be taken.
+    #[error("this process's signals cannot be taken: {0}")]
+    Signals(#[source] io::Error),
+    /// A signal ended it.
+    #[error("ended by signal {0}; no instance of it is left")]
+    Interrupted(i32),
+}
+
+/// What is to be measured.
+#[derive(Debug, Clone)]
+pub struct BenchSpec {
+    /// What the instances boot.
+    pub image: Image,
+    /// Their types.
+    pub types: Vec<Request>,
+    /// What is measured in them, in this order.
+    pub measures: Vec<&'static Measure>,
+    /// The user's command, for their shells.
+    pub command: Option<String>,
+    /// How often.
+    pub runs: u32,
+    /// How long a workload is to take.
+    pub target: Duration,
+    /// Whether they have their types' limits.
+    pub limited: bool,
+    /// Whether they may have more vCPUs than this host has CPUs.
+    pub overcommit: bool,
+    /// What their network is.
+    pub network: NetworkMode,
+    /// How long a guest may take to boot.
+    pub boot_timeout: Duration,
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Where it was measured.
+    pub host: HostFacts,
+    /// The types, in the order in which they were named.
+    pub types: Vec<TypeReport>,
+}
+
+/// What came of one type.
+#[derive(Debug, Clone)]
+pub struct TypeReport {
+    /// The type.
+    pub request: Request,
+    /// Why it was not measured, or no longer.
+    pub failed: Option<String>,
+    /// The limits that it had.
+    pub limits: Limits,
+    /// Each measure.
+    pub results: Vec<MeasureReport>,
+}
+
+/// What came of one measure of a type.
+#[derive(Debug, Clone)]
+pub struct MeasureReport {
+    /// Which.
+    pub measure: &'static Measure,
+    /// A figure for each run.
+    pub samples: Vec<Sample>,
+    /// Why there are no more.
+    pub not_measured: Option<String>,
+}
+
+impl MeasureReport {
+    /// The figures in short, if there are any.
+    pub fn summary(&self) -> Option<Summary> {
+        Summary::of(&self.samples.iter().map(|sample| sample.figure).collect::<Vec<_>>())
+    }
+
+    fn note(&mut self, result: Result<Sample, String>) {
+        match result {
+            Ok(sample) => self.samples.push(sample),
+            Err(why) => self.not_measured = Some(why),
+        }
+    }
+}
+
+/// Where a bench is.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// The run, from 1; 0 before the first one.
+    pub run: u32,
+    /// The type.
+    pub instance_type: &'static str,
+    /// What is done.
+    pub what: &'static str,
+}
+
+/// Measures. What fails for one type is noted there, and the others go on.
+pub fn run(home: &Home, spec: &BenchSpec, progress: &mut dyn FnMut(Progress)) -> Result<Report, BenchError> {
+    let interrupt = Interrupt::watch().map_err(BenchError::Signals)?;
+    let mut bench = Bench { home, spec, program: program::unpacked(home)?, interrupt: &interrupt, progress };
+    let mut types: Vec<TypeReport> = spec.types.iter().map(|request| bench.begin(request)).collect();
+    for index in 0..types.len() {
+        bench.warm_up(&mut types[index])?;
+    }
+    for run in 1..=spec.runs {
+        for turn in 0..types.len() {
+            let first = run as usize - 1;
+            let index = (first + turn) % types.len();
+            bench.run(&mut types[index], run)?;
+        }
+    }
+    let (cpu, cache) = probe::processor();
+    let host = HostFacts { cpu, cache, cpus: probe::resources().cpus, software_kvm: probe::is_software_kvm() };
+    Ok(Report { host, types })
+}
+
+struct Bench<'a> {
+    home: &'a Home,
+    spec: &'a BenchSpec,
+    program: PathBuf,
+    interrupt: &'a Interrupt,
+    progress: &'a mut dyn FnMut(Progress),
+}
+
+impl Bench<'_> {
+    fn begin(&self, request: &Request) -> TypeReport {
+        let BenchSpec { measures, command, overcommit, .. } = self.spec;
+        let measures = measures.iter().copied().chain(command.iter().map(|_| &COMMAND));
+        let result = |measure| MeasureReport { measure, samples: Vec::new(), not_measured: None };
+        let kind = request.instance_type;
+        let possible = kind.launchable().map_err(|reason| Ec2Error::NotLaunchable { instance_type: kind.name, reason });
+        let fits = possible.and_then(|()| capacity::check(request, probe::resources(), *overcommit));
+        TypeReport {
+            request: *request,
+            failed: fits.err().map(|error| error.to_string()),
+            limits: Limits::default(),
+            results: measures.map(result).collect(),
+        }
+    }
+
+    fn tell(&mut self, run: u32, report: &TypeReport, what: &'static str) {
+        (self.progress)(Progress { run, instance_type: report.request.instance_type.name, what });
+    }
+
+    /// Makes a warm snapshot of the type's size, if there can be one and is none.
+    fn warm_up(&mut self, report: &mut TypeReport) -> Result<(), BenchError> {
+        let BenchSpec { image, boot_timeout, .. } = self.spec;
+        let only_boots = report.results.iter().all(|result| result.measure.name == "boot");
+        let Request { memory_mib, .. } = report.request;
+        let cpus = cpus(&report.request);
+        if report.failed.is_some() || only_boots || !warm::can_have(image) {
+            return Ok(());
+        }
+        if warm::find(self.home, image, cpus, memory_mib).is_none() {
+            self.tell(0, report, "a warm snapshot");
+            let made = warm::make(self.home, image, cpus, memory_mib, *boot_timeout, monotonic_ns());
+            self.checked(made.map(drop).map_err(BenchError::from), report)?;
+        }
+        Ok(())
+    }
+
+    /// One run of one type.
+    fn run(&mut self, report: &mut TypeReport, run: u32) -> Result<(), BenchError> {
+        if report.failed.is_some() {
+            return Ok(());
+        }
+        let result = self.boot(report, run).and_then(|()| self.launch(report, run));
+        self.checked(result, report)
+    }
+
+    /// A signal ends everything; another error, this type.
+    fn checked(&self, result: Result<(), BenchError>, report: &mut TypeReport) -> Result<(), BenchError> {
+        if let Some(signal) = self.interrupt.signal() {
+            return Err(BenchError::Interrupted(signal));
+        }
+        if let Err(error) = result {
+            report.failed = Some(error.to_string());
+        }
+        Ok(())
+    }
+
+    /// Boots one, if that is measured: once only where it takes long.
+    fn boot(&mut self, report: &mut TypeReport, run: u32) -> Result<(), BenchError> {
+        let has_warm = warm::can_have(&self.spec.image);
+        let is_due = run == 1 || !probe::is_software_kvm();
+        if !is_due || !has_warm || !report.results.iter().any(|result| result.measure.name == "boot") {
+            return Ok(());
+        }
+        self.tell(run, report, "boot");
+        let request = report.request;
+        let subject = Subject::start(self.home, self.spec, &request, None, self.interrupt)?;
+        note_start(report, "boot", &subject);
+        Ok(())
+    }
+
+    /// Starts one as soon as can be, and measures in it.
+    fn launch(&mut self, report: &mut TypeReport, run: u32) -> Result<(), BenchError> {
+        let BenchSpec { image, command, .. } = self.spec;
+        let request = report.request;
+        let is_wanted = |result: &MeasureReport| result.not_measured.is_none();
+        let has_warm = warm::can_have(image);
+        if !report.results.iter().any(|result| is_wanted(result) && (result.measure.name != "boot" || !has_warm)) {
+            return Ok(());
+        }
+        self.tell(run, report, "launch");
+        let warm = warm::find(self.home, image, cpus(&request), request.memory_mib);
+        let mut subject = Subject::start(self.home, self.spec, &request, warm.as_ref(), self.interrupt)?;
+        report.limits = subject.limits();
+        if warm.is_some() {
+            note_start(report, "warm-launch", &subject);
+        } else {
+            note_start(report, "boot", &subject);
+            let why = "there is no warm snapshot of this image and size (see `wisp image warm`)";
+            note(report, "warm-launch", Err(why.into()));
+        }
+        let workloads = |report: &TypeReport| {
+            let all = report.results.iter().filter(|result| result.measure.workload().is_some() && is_wanted(result));
+            all.map(|result| result.measure).collect::<Vec<_>>()
+        };
+        if !workloads(report).is_empty() {
+            self.tell(run, report, "copying the workloads");
+            subject.equip(&self.program)?;
+        }
+        if workloads(report).iter().any(|measure| measure.is_of_disk()) {
+            self.tell(run, report, "writing a file");
+            if let Err(why) = subject.prepare_disk()? {
+                let of_disk = report.results.iter_mut().filter(|result| result.measure.is_of_disk());
+                of_disk.for_each(|result| result.note(Err(why.clone())));
+            }
+        }
+        for measure in workloads(report) {
+            self.tell(run, report, measure.name);
+            note(report, measure.name, subject.measure(measure)?);
+        }
+        if let Some(command) = command
+            && report.results.iter().any(|result| result.measure.name == COMMAND.name && is_wanted(result))
+        {
+            self.tell(run, report, "the command");
+            note(report, COMMAND.name, subject.run(command)?);
+        }
+        Ok(())
+    }
+}
+
+fn note_start(report: &mut TypeReport, name: &str, subject: &Subject) {
+    note(report, name, subject.start_sample().ok_or_else(|| "its timeline has no beginning or no end".into()));
+}
+
+/// Notes what came of a measure, if it is one of those that are wanted.
+fn note(report: &mut TypeReport, name: &str, result: Result<Sample, String>) {
+    if let Some(wanted) = report.results.iter_mut().find(|wanted| wanted.measure.name == name) {
+        wanted.note(result);
+    }
+}

@@ -1,0 +1,48 @@
+//! The program that a bench copies into its guests: `wisp-workload`, which is inside the binary (`images/workloads`).
+
+use std::fs::{self, Permissions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use super::BenchError;
+use crate::host::home::Home;
+
+/// Compressed with zstd.
+const PROGRAM: &[u8] = include_bytes!("../../../images/workloads/wisp-workload.zst");
+/// Its name in the data directory.
+const NAME: &str = "wisp-workload";
+/// The most that it is long, unpacked.
+const MOST: usize = 16 << 20;
+
+/// The program as a file of the data directory, where it stays for the next bench.
+pub(super) fn unpacked(home: &Home) -> Result<PathBuf, BenchError> {
+    let path = home.root().join(NAME);
+    let failed = |source| BenchError::Program { path: path.clone(), source };
+    let program = zstd::bulk::decompress(PROGRAM, MOST).map_err(failed)?;
+    if fs::read(&path).is_ok_and(|there| there == program) {
+        return Ok(path);
+    }
+    let mut file = tempfile::Builder::new().prefix(".wisp-workload-").tempfile_in(home.root()).map_err(failed)?;
+    file.write_all(&program).map_err(failed)?;
+    file.as_file().set_permissions(Permissions::from_mode(0o700)).map_err(failed)?;
+    file.persist(&path).map_err(|error| failed(error.error))?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_runs_and_is_unpacked_again_if_it_is_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path()).unwrap();
+        fs::write(folder.path().join(NAME), "of another time").unwrap();
+        let path = unpacked(&home).unwrap();
+        assert_eq!(unpacked(&home).unwrap(), path);
+        let run = std::process::Command::new(path).args(["integer", "--ms", "1"]).output().unwrap();
+        let line: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+        assert!(line["amount"].as_u64().unwrap() > 0 && line["threads"] == 1, "{line}");
+    }
+}

@@ -1,0 +1,317 @@
+//! One instance of a bench: started, measured, ended. Every run has a fresh one, with all that its type has at a launch:
+//! credits, and bursts that nobody has used.
+
+use std::io;
+use std::net::SocketAddrV4;
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use super::bound::{Limits, Observed, Sample};
+use super::connection;
+use super::interrupt::Interrupt;
+use super::measure::{About, Measure};
+use super::{BenchError, BenchSpec};
+use crate::cloud::launch::cpus;
+use crate::cloud::limits::held_back;
+use crate::cloud::network::NetworkSpec;
+use crate::cloud::run::{Boot, EphemeralInstance, RunError, RunSpec};
+use crate::cloud::warm::Warm;
+use crate::ec2::capacity::Request;
+use crate::ec2::credits::CreditMode;
+use crate::ec2::network::{Protocol, PublishedPort};
+use crate::guest::{Agent, Captured, ExecRequest};
+use crate::host::home::Home;
+use crate::vmm::control::Status;
+use crate::vmm::timeline::{Mark, monotonic_ns};
+
+/// Where things are in the guest.
+const PROGRAM: &str = "/root/wisp-workload";
+const FILE: &str = "/root/wisp-workload.data";
+/// The size of the file that is read and written, if the guest's disk is that fast.
+const FILE_BYTES: u64 = 64 << 20;
+/// The most memory that is measured, as a part of the guest's, and in MiB.
+const MEMORY_PART: u64 = 4;
+const MEMORY_MIB: u64 = 256;
+/// How long an agent that is ready may take to answer.
+const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How much is kept of what a program prints.
+const OUTPUT: usize = 64 << 10;
+/// How many of a failed command's last lines are told.
+const LINES: usize = 3;
+
+/// What a workload prints when it is ready.
+const BEGIN: &[u8] = b"begin\n";
+
+/// What was printed, the machine when the measuring began, and what was counted at this end.
+type Measured = (Captured, Option<(Status, Instant)>, Option<io::Result<(u64, Duration)>>);
+
+/// What a workload says.
+#[derive(Debug, Deserialize)]
+struct Done {
+    amount: u64,
+    elapsed_ns: u64,
+    threads: u64,
+    bytes: u64,
+}
+
+/// A running instance of a type.
+pub(super) struct Subject<'a> {
+    instance: EphemeralInstance,
+    request: &'a Request,
+    interrupt: &'a Interrupt,
+    port: Option<SocketAddrV4>,
+    target: Duration,
+    /// The machine when its agent was ready.
+    status: Status,
+}
+
+impl<'a> Subject<'a> {
+    /// Starts one, from `warm` if there is that, and waits until it is ready.
+    pub(super) fn start(
+        home: &Home,
+        spec: &BenchSpec,
+        request: &'a Request,
+        warm: Option<&Warm>,
+        interrupt: &'a Interrupt,
+    ) -> Result<Subject<'a>, BenchError> {
+        let wants_port = spec.measures.iter().any(|measure| measure.is_of_network());
+        let port = if wants_port { connection::free_port().ok() } else { None };
+        let published =
+            port.map(|host| PublishedPort { host, guest_port: connection::GUEST_PORT, protocol: Protocol::Tcp });
+        let network =
+            NetworkSpec { mode: spec.network, published: published.into_iter().collect(), ..NetworkSpec::default() };
+        let run = RunSpec {
+            cpus: cpus(request),
+            memory_mib: request.memory_mib,
+            boot: Boot::Image(Box::new(spec.image.clone())),
+            disks: Vec::new(),
+            cmdline: None,
+            console: false,
+            network: Some(network),
+            limits: spec.limited.then_some(request.instance_type),
+        };
+        let mut instance = EphemeralInstance::start_from(home, &run, warm, monotonic_ns())?;
+        interrupt.guard(instance.folder());
+        let ready = instance.wait_ready(spec.boot_timeout).and_then(|()| instance.status());
+        let status = ready.inspect_err(|_| interrupt.release())?;
+        Ok(Subject { instance, request, interrupt, port, target: spec.target, status })
+    }
+
+    /// How long its start took, from the beginning of the call to the agent's ready.
+    pub(super) fn start_sample(&self) -> Option<Sample> {
+        let took = Duration::from_nanos(self.status.timeline.between(Mark::ProcessStart, Mark::AgentReady)?);
+        let vcpus = self.request.vcpus;
+        let observed = observe(&Status::default(), &self.status, took, took * vcpus, vcpus);
+        Some(Sample { figure: took.as_secs_f64(), bytes: 0, observed })
+    }
+
+    /// The limits that its machine was given.
+    pub(super) fn limits(&self) -> Limits {
+        let mode = |can_owe| if can_owe { CreditMode::Unlimited } else { CreditMode::Standard };
+        Limits {
+            volume: self.status.disks.first().and_then(|disk| disk.limits),
+            path: self.status.disk_limits,
+            network: self.status.net_limits.map(|limits| limits.bytes),
+            credits: self.status.cpu_budget.as_ref().map(|now| mode(now.budget.can_owe)),
+        }
+    }
+
+    /// Puts the program into the guest.
+    pub(super) fn equip(&self, program: &Path) -> Result<(), RunError> {
+        self.agent()?.copy_to_guest(program, PROGRAM.as_ref(), &mut |_| ())?;
+        Ok(())
+    }
+
+    /// Writes the file that disk measures use; the inner error is why it cannot be.
+    pub(super) fn prepare_disk(&self) -> Result<Result<(), String>, BenchError> {
+        let captured = self.capture(self.workload("disk-prepare", 1))?;
+        Ok(done(&captured).map(drop))
+    }
+
+    /// Measures once; the inner error is why it cannot be.
+    pub(super) fn measure(&mut self, measure: &Measure) -> Result<Result<Sample, String>, BenchError> {
+        let Some(workload) = measure.workload() else { return Ok(Err("it is no workload".into())) };
+        if measure.is_of_network() && self.port.is_none() {
+            return Ok(Err("this host has no port that could lead to the guest".into()));
+        }
+        let threads = if measure.about == About::AllCpus { self.request.vcpus } else { 1 };
+        let (captured, before, counted) = self.measured(measure, self.workload(workload, threads))?;
+        let took = before.as_ref().map(|(_, at)| at.elapsed());
+        let after = self.instance.status()?;
+        let done = match (done(&captured), counted) {
+            // Why the host's end saw nothing says more than that the guest's saw nobody.
+            (_, Some(Err(error))) => Err(format!("the port of this host's that leads to the guest: {error}")),
+            (Ok(done), Some(Ok((amount, elapsed)))) => Ok((amount, elapsed, done)),
+            (Ok(done), None) => Ok((done.amount, Duration::from_nanos(done.elapsed_ns), done)),
+            (Err(why), _) => Err(why),
+        };
+        Ok(done.and_then(|(amount, elapsed, Done { threads, bytes, elapsed_ns, .. })| {
+            let figure = measure.figure(amount, elapsed).ok_or("nothing was done in the time that there was")?;
+            let (before, took) = before.map(|(status, _)| status).zip(took).ok_or("the workload did not begin")?;
+            let usable = Duration::from_nanos(elapsed_ns) * u32::try_from(threads).unwrap_or(1);
+            Ok(Sample { figure, bytes, observed: observe(&before, &after, took, usable, self.request.vcpus) })
+        }))
+    }
+
+    /// Runs a workload. Returns what it printed, the machine when it had begun, and what the host's end of the network
+    /// counted, where it has one.
+    fn measured(&mut self, measure: &Measure, request: ExecRequest) -> Result<Measured, BenchError> {
+        let agent = self.agent()?;
+        let (instance, target) = (&mut self.instance, self.target);
+        let port = self.port.filter(|_| measure.is_of_network());
+        let mut before = None;
+        let (captured, counted) = thread::scope(|scope| {
+            let (sender, begun) = mpsc::channel();
+            let counter = port.map(|port| {
+                scope.spawn(move || {
+                    begun.recv().ok().map(|()| match measure.about {
+                        About::Network => connection::receive(port),
+                        _ => connection::echo(port, target),
+                    })
+                })
+            });
+            let captured = agent.capture(request, OUTPUT, |output| {
+                if before.is_none() && output.starts_with(BEGIN) {
+                    before = instance.status().ok().map(|status| (status, Instant::now()));
+                    // Without a port, nobody listens.
+                    let _ = sender.send(());
+                }
+            });
+            drop(sender);
+            (captured, counter.and_then(|counter| counter.join().ok()).flatten())
+        });
+        Ok((captured.map_err(|error| self.explain(error))?, before, counted))
+    }
+
+    /// Runs the user's command once; the inner error is how it failed.
+    pub(super) fn run(&mut self, command: &str) -> Result<Result<Sample, String>, BenchError> {
+        let argv = ["/bin/sh", "-c", command].map(Into::into).into();
+        let before = self.instance.status()?;
+        let began = Instant::now();
+        let captured = self.capture(ExecRequest { argv, ..ExecRequest::default() })?;
+        let took = began.elapsed();
+        let after = self.instance.status()?;
+        let vcpus = self.request.vcpus;
+        let observed = observe(&before, &after, took, took * vcpus, vcpus);
+        Ok(succeeded(&captured).map(|()| Sample { figure: took.as_secs_f64(), bytes: 0, observed }))
+    }
+
+    fn workload(&self, name: &str, threads: u32) -> ExecRequest {
+        let bytes = match name {
+            "memory-bandwidth" | "memory-latency" => (self.request.memory_mib / MEMORY_PART).min(MEMORY_MIB) << 20,
+            _ => FILE_BYTES,
+        };
+        let options = [
+            ("--ms", self.target.as_millis().to_string()),
+            ("--threads", threads.to_string()),
+            ("--file", FILE.to_string()),
+            ("--bytes", bytes.to_string()),
+            ("--port", connection::GUEST_PORT.to_string()),
+        ];
+        let options = options.into_iter().flat_map(|(name, value)| [name.to_string(), value]);
+        let argv = [PROGRAM.to_string(), name.to_string()].into_iter().chain(options).map(Into::into).collect();
+        ExecRequest { argv, ..ExecRequest::default() }
+    }
+
+    fn capture(&self, request: ExecRequest) -> Result<Captured, BenchError> {
+        self.agent()?.capture(request, OUTPUT, |_| ()).map_err(|error| self.explain(error))
+    }
+
+    fn agent(&self) -> Result<Agent, RunError> {
+        Ok(Agent::connect(&self.instance.vsock(), AGENT_TIMEOUT)?)
+    }
+
+    /// An error of the guest's, with its last words if it is gone.
+    fn explain(&self, error: crate::guest::Error) -> BenchError {
+        match error {
+            crate::guest::Error::GuestGone => BenchError::GuestGone(self.instance.console_tail()),
+            error => RunError::Agent(error).into(),
+        }
+    }
+}
+
+impl Drop for Subject<'_> {
+    fn drop(&mut self) {
+        self.interrupt.release();
+    }
+}
+
+/// Whether a program ended well; the error is how it did not, with its last lines.
+fn succeeded(captured: &Captured) -> Result<(), String> {
+    let code = captured.status.exit_code();
+    if code == 0 {
+        return Ok(());
+    }
+    let text = [&captured.stderr, &captured.stdout].map(|bytes| String::from_utf8_lossy(bytes).trim().to_string());
+    let said = text.into_iter().find(|text| !text.is_empty()).unwrap_or_default();
+    // What it says is the guest's: nothing of it is to move a terminal's cursor.
+    let clean = |line: &str| line.chars().filter(|c| !c.is_control()).collect::<String>();
+    let lines: Vec<String> = said.lines().map(clean).collect();
+    let last = lines[lines.len().saturating_sub(LINES)..].join(" | ");
+    Err(if last.is_empty() { format!("exit code {code}") } else { format!("exit code {code}: {last}") })
+}
+
+/// What a workload says that it did.
+fn done(captured: &Captured) -> Result<Done, String> {
+    succeeded(captured)?;
+    let text = String::from_utf8_lossy(&captured.stdout);
+    let last = text.lines().next_back().unwrap_or_default();
+    serde_json::from_str(last).map_err(|error| format!("the workload's answer makes no sense: {error}"))
+}
+
+/// What happened between two looks at a machine that were `took` apart; the work's threads could have used `usable`.
+fn observe(before: &Status, after: &Status, took: Duration, usable: Duration, vcpus: u32) -> Observed {
+    let part = |ns: u64, of: Duration| ns as f64 / of.as_nanos().max(1) as f64;
+    let (held_before, held) = (held_back(before), held_back(after));
+    let since = |before: u64, after: u64| after.saturating_sub(before);
+    Observed {
+        cpu_share: part(since(before.cpu_time_ns, after.cpu_time_ns), usable),
+        cpu_held: part(since(held_before.cpus_ns, held.cpus_ns), took * vcpus),
+        disk_held: part(since(held_before.disks_ns, held.disks_ns), took),
+        net_held: part(since(held_before.network_ns, held.network_ns), took),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::ExitStatus;
+    use crate::vmm::control::DiskRecord;
+
+    fn captured(code: i32, stdout: &str, stderr: &str) -> Captured {
+        Captured { status: ExitStatus::Exited(code), stdout: stdout.into(), stderr: stderr.into() }
+    }
+
+    #[test]
+    fn a_failure_tells_its_code_and_its_last_lines() {
+        assert_eq!(succeeded(&captured(0, "", "a warning")), Ok(()));
+        assert_eq!(succeeded(&captured(3, "", "")), Err("exit code 3".into()));
+        let error = succeeded(&captured(1, "out", "one\ntwo\nthree\n\x1b[2Jfour\n"));
+        assert_eq!(error, Err("exit code 1: two | three | [2Jfour".into()));
+        assert_eq!(succeeded(&captured(1, "out", "")), Err("exit code 1: out".into()));
+    }
+
+    #[test]
+    fn an_answer_is_the_last_line() {
+        let line = r#"{"amount":5,"elapsed_ns":7,"threads":2,"bytes":0}"#;
+        let answer = done(&captured(0, &format!("begin\n{line}\n"), "")).unwrap();
+        assert_eq!((answer.amount, answer.elapsed_ns, answer.threads), (5, 7, 2));
+        for nonsense in ["", "begin\n", "{}", r#"{"amount":-1,"elapsed_ns":7,"threads":2,"bytes":0}"#] {
+            assert!(done(&captured(0, nonsense, "")).is_err(), "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn what_is_observed_is_the_difference_of_two_looks() {
+        let disk = |held_ns| vec![DiskRecord { held_ns, ..DiskRecord::default() }];
+        let before = Status { cpu_time_ns: 1_000, disks: disk(100), ..Status::default() };
+        let after = Status { cpu_time_ns: 1_800, disks: disk(600), ..Status::default() };
+        let took = Duration::from_nanos(1_000);
+        let observed = observe(&before, &after, took, took * 2, 2);
+        assert_eq!(observed, Observed { cpu_share: 0.4, cpu_held: 0.0, disk_held: 0.5, net_held: 0.0 });
+    }
+}

@@ -1,0 +1,87 @@
+//! Runs a command in a guest and keeps what it prints: for a caller that is no terminal and no pipe.
+
+use wisp_agent::protocol::{
+    Connection, ExecFailure, ExecRequest, ExitStatus, OutputStream, ProtocolError, ToGuest, ToHost,
+};
+
+use super::{Agent, Error};
+
+/// What a command printed, and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Captured {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// The beginning of its standard output.
+    pub stdout: Vec<u8>,
+    /// The beginning of its standard error.
+    pub stderr: Vec<u8>,
+}
+
+impl Agent {
+    /// Runs a command, without input, to its end. Of each of its outputs the first `limit` bytes are kept, and the rest is
+    /// read and dropped; `on_output` is called with what has come of standard output whenever more of it has.
+    ///
+    /// Unlike [`exec`](Self::exec), it leaves this process's signals alone.
+    ///
+    /// # Errors
+    /// [`Error::CommandNotFound`], [`Error::NotExecutable`] or [`Error::Guest`] where it could not be started;
+    /// [`Error::GuestGone`] where the guest ended before it.
+    pub fn capture(
+        mut self,
+        request: ExecRequest,
+        limit: usize,
+        mut on_output: impl FnMut(&[u8]),
+    ) -> Result<Captured, Error> {
+        let Connection { writer, reader } = &mut self.connection;
+        writer.queue(&ToGuest::Exec(request))?;
+        writer.send(&ToGuest::StdinEnd)?;
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let keep = |kept: &mut Vec<u8>, bytes: &[u8]| {
+            let room = limit.saturating_sub(kept.len());
+            kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        };
+        loop {
+            match reader.receive()? {
+                ToHost::Output(OutputStream::Stdout, bytes) => {
+                    keep(&mut stdout, bytes.0);
+                    on_output(&stdout);
+                }
+                ToHost::Output(OutputStream::Stderr, bytes) => keep(&mut stderr, bytes.0),
+                ToHost::StdinCredit(_) => {}
+                ToHost::Exited(status) => return Ok(Captured { status, stdout, stderr }),
+                ToHost::ExecFailed { cause, message } => {
+                    return Err(match cause {
+                        ExecFailure::NotFound => Error::CommandNotFound(message),
+                        ExecFailure::NotExecutable => Error::NotExecutable(message),
+                        ExecFailure::Other => Error::Guest(message),
+                    });
+                }
+                ToHost::Failed(message) => return Err(Error::Guest(message)),
+                _ => return Err(ProtocolError::Unexpected("it does not belong to a running command").into()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::testing::{agent, shell};
+
+    #[test]
+    fn the_beginning_of_what_a_command_prints_is_kept() {
+        let mut seen = Vec::new();
+        let script = "echo first; cat; echo wrong >&2; head -c 100000 /dev/zero; exit 3";
+        let captured = agent().capture(shell(script), 10, |output| seen = output.to_vec()).expect("it runs");
+        assert_eq!(captured.status, ExitStatus::Exited(3));
+        assert_eq!((&captured.stdout[..], &captured.stderr[..]), (&b"first\n\0\0\0\0"[..], &b"wrong\n"[..]));
+        assert_eq!(seen, captured.stdout);
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_an_error() {
+        let request = ExecRequest { argv: vec!["/no/such".into()], ..ExecRequest::default() };
+        let error = agent().capture(request, 10, |_| ()).expect_err("there is none");
+        assert!(matches!(error, Error::CommandNotFound(_)), "{error}");
+    }
+}
