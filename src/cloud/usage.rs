@@ -79,9 +79,8 @@ fn fold(
     let cursor = tx.get::<UsageCursor>(&id.to_string())?.and_then(|cursor| serde_json::from_value(cursor.reading).ok());
     let fresh = news(cursor.as_ref(), readings);
     let mut points = before.clone();
-    let mut number = before.last().map_or(0, |point| point.number);
-    for (previous, reading) in fresh.pairs() {
-        number += 1;
+    let next = before.last().map_or(1, |point| point.number + 1);
+    for (number, (previous, reading)) in (next..).zip(fresh.pairs()) {
         let of_instance = Datapoint {
             number,
             instance_type: record.instance_type.clone(),

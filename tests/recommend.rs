@@ -1,0 +1,118 @@
+//! What an instance used is measured, survives whatever ends it, and is judged by.
+
+mod common;
+
+use std::fs;
+use std::time::Instant;
+
+use common::{DEADLINE, Wisp, instances, monitor_pid, wait_until_unlocked};
+use serde_json::Value;
+use wisp::vmm::usage::{FILE, Moment, Reading, read};
+
+const MIB: f64 = 1_048_576.0;
+/// User code, which is native wherever a guest runs.
+const BUSY: &str = "i=0; while [ $i -lt 10000 ]; do i=$((i + 1)); done";
+
+fn datapoints(wisp: &Wisp) -> Vec<Value> {
+    let history = instances::json(wisp, &["top", "a", "--history=336"]);
+    history["Datapoints"].as_array().unwrap().clone()
+}
+
+fn sum(points: &[Value], metric: &str) -> f64 {
+    points.iter().map(|point| point[metric].as_f64().unwrap()).sum()
+}
+
+/// CPU time, in seconds.
+fn cpu_seconds(points: &[Value]) -> f64 {
+    let of_point =
+        |point: &Value| point["CPUUtilization"].as_f64().unwrap() / 100.0 * point["Period"].as_f64().unwrap();
+    points.iter().map(of_point).sum()
+}
+
+#[test]
+fn what_an_instance_used_is_kept_over_kills_and_stops_and_judged_by() {
+    let wisp = Wisp::warm();
+    let began = Instant::now();
+    instances::launch(&wisp, &["--name", "a", "--network", "none"]).expect_code(0);
+    let folder = wisp.instances().remove(0);
+    let early = instances::json(&wisp, &["recommend", "a"]);
+    assert_eq!(early["errors"][0]["code"], "InsufficientData", "{early}");
+    assert!(early["errors"][0]["message"].as_str().unwrap().contains("5 min are needed"), "{early}");
+
+    // It writes, and is busy until its monitor takes the time for a reading of it.
+    instances::exec(&wisp, "a", "dd if=/dev/zero of=/root/file bs=1M count=8 conv=fsync 2>/dev/null");
+    let before = read(&folder).unwrap().len();
+    while read(&folder).unwrap().len() == before {
+        assert!(began.elapsed() < DEADLINE, "no reading was taken");
+        instances::exec(&wisp, "a", BUSY);
+    }
+    let last = read(&folder).unwrap().pop().unwrap();
+    // No clock has it read: each reading but the first and that of its being ready is for five seconds of its vCPU.
+    let readings = read(&folder).unwrap().len() as u64;
+    assert!(readings <= 3 + last.cpu_ns / 4_000_000_000, "{readings} readings of {last:?}");
+
+    // Nobody has asked since. The monitor is killed, and what it had read is there.
+    let pid = i32::try_from(monitor_pid(&folder)).unwrap();
+    // SAFETY: the monitor is this test's own.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
+    wait_until_unlocked(&folder);
+    let points = datapoints(&wisp);
+    let ran = began.elapsed().as_secs_f64();
+    println!("{:#?}", points.last());
+    let used = cpu_seconds(&points);
+    assert!((used - last.cpu_ns as f64 / 1e9).abs() < 0.01, "{used} s of {last:?}");
+    assert!((3.0..=ran).contains(&used) && sum(&points, "Period") <= ran, "{used} s in {ran} s");
+    let written = sum(&points, "EBSWriteBytes");
+    assert!((8.0 * MIB..=24.0 * MIB).contains(&written), "{written} bytes");
+    assert!(sum(&points, "EBSWriteOps") >= 8.0);
+    let touched = points.last().unwrap()["MemoryTouchedBytes"].as_f64().unwrap();
+    assert!((8.0 * MIB..=200.0 * MIB).contains(&touched), "{touched} bytes");
+    // Of the 30 credits that a T2 begins with, some are spent.
+    let credits = points.last().unwrap()["CPUCreditBalance"].as_f64().unwrap();
+    assert!((25.0..30.0).contains(&credits), "{credits} credits");
+
+    // Its file is full when it starts: the monitor makes room, for all that it has given up.
+    let mut text = String::new();
+    for number in 0..2100 {
+        let moment = Moment { run: 1, up_ms: number * 1000, at_ms: last.moment.at_ms };
+        text += &serde_json::to_string(&Reading { moment, ..last.clone() }).unwrap();
+        text.push('\n');
+    }
+    text += &fs::read_to_string(folder.join(FILE)).unwrap();
+    fs::write(folder.join(FILE), text).unwrap();
+    wisp.run(&["start", "a"]).expect_code(0);
+    assert!(read(&folder).unwrap().len() < 1100);
+    instances::exec(&wisp, "a", BUSY);
+    let again = datapoints(&wisp);
+    assert!(cpu_seconds(&again) > used && cpu_seconds(&again) < used + began.elapsed().as_secs_f64() - ran);
+
+    // Asked while it runs, it is judged up to now; and so when it has stopped.
+    let recommendation = |state: &str| {
+        let judged = instances::json(&wisp, &["recommend", "--least", "1"])["instanceRecommendations"][0].clone();
+        let metric = |name: &str| {
+            let metrics = judged["utilizationMetrics"].as_array().unwrap();
+            metrics.iter().find(|metric| metric["name"] == name).unwrap()["value"].as_f64().unwrap()
+        };
+        assert!((0.1..=100.0).contains(&metric("Cpu")), "{state}: {judged}");
+        assert!((1.0..=110.0).contains(&metric("Memory")), "{state}: {judged}");
+        assert_eq!((&judged["confidence"], &judged["instanceName"]), (&"low".into(), &"a".into()), "{state}");
+        judged
+    };
+    recommendation("running");
+    wisp.run(&["stop", "--force", "a"]).expect_code(0);
+    let judged = recommendation("stopped");
+    // It was busier than the baseline of its type, which is a tenth, nearly all of the time.
+    assert_eq!(judged["finding"], "UNDER_PROVISIONED", "{judged}");
+    let first = judged["recommendationOptions"][0]["instanceType"].as_str().unwrap();
+    let shown = wisp.run(&["recommend", "a", "--least", "1"]).expect_code(0);
+    assert!(shown.text().contains("Under-provisioned") && shown.text().contains(first), "{}", shown.text());
+    assert!(shown.stderr.contains(&format!("wisp modify a --type {first}; wisp start a")), "{}", shown.stderr);
+    let stopped = datapoints(&wisp);
+    assert!(cpu_seconds(&stopped) >= cpu_seconds(&again));
+
+    wisp.run(&["terminate", "a"]).expect_code(0);
+    let id = folder.file_name().unwrap().to_str().unwrap();
+    let history = instances::json(&wisp, &["top", id, "--history"]);
+    assert_eq!(history["Datapoints"], Value::Array(vec![]));
+    assert_eq!(wisp.run(&["recommend"]).expect_code(0).text(), "");
+}
