@@ -31,7 +31,7 @@ pub fn bandwidth(options: &Options) -> Result<Done, String> {
         }
         Ok::<(), Infallible>(())
     });
-    Ok(Done { amount: copied * 2 << 20, elapsed, threads: 1, bytes })
+    Ok(Done { amount: (copied * 2) << 20, elapsed, threads: 1, bytes })
 }
 
 /// Loads of which each has the next one's address, all over the memory.

@@ -20,16 +20,15 @@ pub(super) fn free_port() -> io::Result<SocketAddrV4> {
 pub(super) fn receive(address: SocketAddrV4) -> io::Result<(u64, Duration)> {
     let mut stream = connect(address, b's')?;
     let mut piece = vec![0; 256 << 10];
-    let first = stream.read(&mut piece)?;
+    let mut is_over = stream.read(&mut piece)? == 0;
     let (began, mut received) = (Instant::now(), 0);
     let mut elapsed = Duration::ZERO;
-    while first > 0 {
-        match stream.read(&mut piece)? {
-            0 => break,
-            count => received += count as u64,
-        }
+    while !is_over {
+        let count = stream.read(&mut piece)?;
+        received += count as u64;
+        is_over = count == 0;
         // The end may come later than the last bytes.
-        elapsed = began.elapsed();
+        elapsed = if is_over { elapsed } else { began.elapsed() };
     }
     Ok((received, elapsed))
 }
