@@ -377,7 +377,7 @@ mod tests {
             runs: 3,
             limited: true,
             began: "2026-01-02T03:04:05.000Z".into(),
-            command_line: ["wisp", "bench", "--command", "</script><b>"].map(String::from).into(),
+            command_line: ["wisp", "bench", "--command", "</script><i>"].map(String::from).into(),
         }
     }
 

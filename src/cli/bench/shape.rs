@@ -76,6 +76,7 @@ fn result(shown: &Shown, entry: &Entry) -> Value {
     let mut value = json!({
         "InstanceType": shown.name(entry.subject),
         "Samples": entry.result.samples.iter().map(|sample| sample.figure).collect::<Vec<_>>(),
+        "CpuShares": entry.result.samples.iter().map(|sample| sample.observed.cpu_share).collect::<Vec<_>>(),
         "NotMeasured": entry.result.not_measured,
     });
     if let Some((summary, bound)) = &entry.summary {

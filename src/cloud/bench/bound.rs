@@ -15,6 +15,8 @@ const NEAR: f64 = 0.9;
 const HELD: f64 = 0.05;
 /// Which part of its CPU a vCPU has at least that has it to itself.
 const WHOLE: f64 = 0.8;
+/// By how much figures of a processor differ at most that has nothing else to do: the largest, of the smallest.
+const STEADY: f64 = 1.25;
 const MIB: f64 = 1_048_576.0;
 
 /// Whose limit it is.
@@ -103,8 +105,10 @@ pub fn judge(measure: &Measure, of: &InstanceType, limits: &Limits, host: &HostF
         ));
     }
     match measure.about {
-        About::OneCpu => cpu(&seen, 1, host).unwrap_or_else(|| host_s("one CPU of it is as fast as that")),
-        About::AllCpus => cpu(&seen, of.vcpus, host).unwrap_or_else(|| {
+        About::OneCpu => cpu(&seen, 1, host)
+            .or_else(|| unsteady(samples))
+            .unwrap_or_else(|| host_s("one CPU of it is as fast as that")),
+        About::AllCpus => cpu(&seen, of.vcpus, host).or_else(|| unsteady(samples)).unwrap_or_else(|| {
             let vcpus = of.vcpus;
             type_s(format!("its {}, each as fast as a CPU of this host", plural(vcpus, "vCPU")))
         }),
@@ -126,6 +130,16 @@ fn cpu(seen: &Observed, threads: u32, host: &HostFacts) -> Option<Bound> {
     let percent = seen.cpu_share * 100.0;
     (seen.cpu_share < WHOLE)
         .then(|| host_s(&format!("its CPUs were busy with others: vCPUs had {percent:.0} % of one")))
+}
+
+/// What the host has to do with figures that differ more than work on a processor does. A host that is a virtual machine
+/// itself does not see what is taken from it.
+fn unsteady(samples: &[Sample]) -> Option<Bound> {
+    let figures = samples.iter().map(|sample| sample.figure);
+    let (smallest, largest) = (figures.clone().fold(f64::INFINITY, f64::min), figures.fold(0.0, f64::max));
+    let ratio = largest / smallest;
+    let percent = (ratio - 1.0) * 100.0;
+    (ratio > STEADY).then(|| host_s(&format!("its speed changes: from run to run, figures differ by {percent:.0} %")))
 }
 
 fn memory(bytes: f64, host: &HostFacts) -> Bound {
@@ -290,6 +304,15 @@ mod tests {
         is(verdict("integer-all", "m5.xlarge", 1.0, IDLE), By::Host, "2 CPUs for 4 vCPUs");
         let crowded = Observed { cpu_share: 0.5, ..IDLE };
         is(verdict("integer-all", "m5.large", 1.0, crowded), By::Host, "busy with others");
+    }
+
+    #[test]
+    fn figures_that_differ_much_are_no_type_s() {
+        let measure = chosen(["integer-all"]).unwrap()[0];
+        let of = catalogue::find("m5.large").unwrap();
+        let samples = |figures: [f64; 3]| figures.map(|figure| Sample { figure, bytes: 0, observed: IDLE });
+        is(judge(measure, of, &limits(), &host(), &samples([100.0, 90.0, 150.0])), By::Host, "differ by 67 %");
+        is(judge(measure, of, &limits(), &host(), &samples([100.0, 90.0, 110.0])), By::Type, "2 vCPUs");
     }
 
     #[test]

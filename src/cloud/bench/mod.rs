@@ -24,7 +24,6 @@ use self::interrupt::Interrupt;
 use self::measure::{COMMAND, Measure};
 use self::statistics::Summary;
 use self::subject::Subject;
-use super::error::CloudError;
 use super::image::Image;
 use super::launch::cpus;
 use super::run::{ConsoleTail, RunError};
@@ -45,9 +44,6 @@ pub enum BenchError {
     /// An instance could not be started, or came to a bad end.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// A warm snapshot could not be made.
-    #[error(transparent)]
-    Cloud(#[from] CloudError),
     /// The guest ended while it was measured.
     #[error("the guest ended while it was measured{0}")]
     GuestGone(ConsoleTail),
@@ -155,9 +151,7 @@ pub fn run(home: &Home, spec: &BenchSpec, progress: &mut dyn FnMut(Progress)) ->
     let interrupt = Interrupt::watch().map_err(BenchError::Signals)?;
     let mut bench = Bench { home, spec, program: program::unpacked(home)?, interrupt: &interrupt, progress };
     let mut types: Vec<TypeReport> = spec.types.iter().map(|request| bench.begin(request)).collect();
-    for index in 0..types.len() {
-        bench.warm_up(&mut types[index])?;
-    }
+    types.iter().try_for_each(|report| bench.warm_up(report))?;
     for run in 1..=spec.runs {
         for turn in 0..types.len() {
             let first = run as usize - 1;
@@ -198,8 +192,8 @@ impl Bench<'_> {
         (self.progress)(Progress { run, instance_type: report.request.instance_type.name, what });
     }
 
-    /// Makes a warm snapshot of the type's size, if there can be one and is none.
-    fn warm_up(&mut self, report: &mut TypeReport) -> Result<(), BenchError> {
+    /// Makes a warm snapshot of the type's size, if there can be one and is none. Without it, instances boot.
+    fn warm_up(&mut self, report: &TypeReport) -> Result<(), BenchError> {
         let BenchSpec { image, boot_timeout, .. } = self.spec;
         let only_boots = report.results.iter().all(|result| result.measure.name == "boot");
         let Request { memory_mib, .. } = report.request;
@@ -210,7 +204,12 @@ impl Bench<'_> {
         if warm::find(self.home, image, cpus, memory_mib).is_none() {
             self.tell(0, report, "a warm snapshot");
             let made = warm::make(self.home, image, cpus, memory_mib, *boot_timeout, monotonic_ns());
-            self.checked(made.map(drop).map_err(BenchError::from), report)?;
+            if let Some(signal) = self.interrupt.signal() {
+                return Err(BenchError::Interrupted(signal));
+            }
+            if let Err(error) = made {
+                log::warn!("there is no warm snapshot for {}: {error}", report.request.instance_type.name);
+            }
         }
         Ok(())
     }
