@@ -65,23 +65,15 @@ fn types_are_compared_by_workloads_and_by_a_command() {
     common::await_no_processes_of(&wisp);
 }
 
-/// Whether it is the folder of a finished warm snapshot.
-fn is_warm(entry: std::io::Result<fs::DirEntry>) -> bool {
-    let entry = entry.unwrap();
-    entry.path().join("warm.json").exists() && !entry.file_name().to_string_lossy().starts_with('.')
-}
-
 #[test]
 fn an_interrupt_ends_the_guest_too() {
     let wisp = Wisp::warmable();
-    let running = wisp.start(&["bench", "--types", "t2.nano", "--command", "sleep 600", "--overcommit", "--runs", "1"]);
-    // First comes the guest that is made a warm snapshot of, and then the bench's own.
-    let is_made = || wisp.home().join("warm").read_dir().is_ok_and(|mut entries| entries.any(is_warm));
-    let is_up = || wisp.runs().iter().any(|folder| folder.join("control.sock").exists());
+    wisp.run(&["image", "warm", "tiny", "--type", "t2.nano"]).expect_code(0);
+    let mut running = wisp.start(&["bench", "--types", "t2.nano", "--command", "sleep 600", "--overcommit"]);
     let deadline = std::time::Instant::now() + common::DEADLINE;
-    while !(is_made() && is_up()) {
+    while !wisp.runs().iter().any(|folder| folder.join("control.sock").exists()) {
         assert!(std::time::Instant::now() < deadline, "no guest came up");
-        std::thread::yield_now();
+        assert!(!running.has_ended_within(std::time::Duration::from_millis(20)), "it ended");
     }
     running.signal(libc::SIGINT);
     let outcome = running.wait().expect_code(130);
