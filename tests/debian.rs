@@ -6,12 +6,13 @@ mod common;
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use common::Wisp;
 use common::instances::{exec, json};
 
-/// How long the guest may take until its agent answers, in seconds.
-const BOOT: &str = "1500";
+/// How long the guest may take until its agent answers.
+const BOOT: Duration = Duration::from_secs(1500);
 
 #[test]
 fn debian_boots_under_systemd_with_the_agent_as_a_service_and_knows_that_it_is_on_ec2() {
@@ -28,8 +29,11 @@ fn debian_boots_under_systemd_with_the_agent_as_a_service_and_knows_that_it_is_o
     let private_key = folder.path().join("key.pem");
     let private_key = private_key.to_str().unwrap();
     wisp.run(&["key", "create", "me", "--file", private_key]).expect_code(0);
-    let launch = ["launch", "debian", "--name", "bookworm", "--memory", "1G", "--key", "me", "--timeout", BOOT];
-    wisp.run(&launch).expect_code(0);
+    let timeout = BOOT.as_secs().to_string();
+    let launch = ["launch", "debian", "--name", "bookworm", "--memory", "1G", "--key", "me", "--timeout", &timeout];
+    let mut launching = wisp.start(&launch);
+    assert!(launching.has_ended_within(BOOT), "Debian is still booting");
+    launching.wait().expect_code(0);
 
     let script = "cat /proc/1/comm; . /etc/os-release; echo $VERSION_CODENAME; \
         systemctl show --property=ActiveState wisp-agent; cat /sys/class/dmi/id/board_asset_tag; \
