@@ -80,9 +80,11 @@ fn what_an_instance_used_is_kept_over_kills_and_stops_and_judged_by() {
     }
     text += &fs::read_to_string(folder.join(FILE)).unwrap();
     fs::write(folder.join(FILE), text).unwrap();
-    wisp.run(&["start", "a"]).expect_code(0);
+    wisp.run(&["start", "a", "--wait", "running"]).expect_code(0);
+    // An answer comes after the first reading, and its guest is booting.
+    let again = instances::json(&wisp, &["show", "a"]);
+    assert_eq!(again["Reservations"][0]["Instances"][0]["State"]["Name"], "running");
     assert!(read(&folder).unwrap().len() < 1100);
-    instances::exec(&wisp, "a", BUSY);
     let again = datapoints(&wisp);
     assert!(cpu_seconds(&again) > used && cpu_seconds(&again) < used + began.elapsed().as_secs_f64() - ran);
 
