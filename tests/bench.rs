@@ -4,12 +4,14 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use common::Wisp;
 use serde_json::Value;
 
-/// The smallest ones, with one vCPU and with two; and one that no guest is as large as.
-const TYPES: &str = "t2.nano,t3.nano,m5.24xlarge";
+/// Two of one size, which have one warm snapshot together; and one that no guest is as large as.
+const TYPES: &str = "t3.nano,t3a.nano,m5.24xlarge";
 
 #[track_caller]
 fn result<'a>(bench: &'a Value, measure: &str, instance_type: &str) -> &'a Value {
@@ -22,22 +24,32 @@ fn result<'a>(bench: &'a Value, measure: &str, instance_type: &str) -> &'a Value
 #[test]
 fn types_are_compared_by_workloads_and_by_a_command() {
     let wisp = Wisp::warmable();
+    measure_and_compare(&wisp);
+    // From now on there is a warm snapshot.
+    fail_a_command(&wisp);
+    interrupt(&wisp);
+    // What is in the data directory afterwards: no machine, and the program for the next bench.
+    assert_eq!(wisp.runs(), Vec::<PathBuf>::new());
+    assert_eq!(wisp.home().join("wisp-workload").metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    common::await_no_processes_of(&wisp);
+}
+
+fn measure_and_compare(wisp: &Wisp) {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
     let (json, html) = (path("bench.json"), path("bench.html"));
-    let command = "test $(nproc) = 1 || { echo '<not> one' >&2; exit 3; }";
-    let what = ["--workloads", "integer-all,network-latency,warm-launch", "--command", command];
+    let what = ["--workloads", "integer-all,network-latency,warm-launch", "--command", "test $(nproc) = 2"];
     let how = ["--runs", "2", "--time", "50", "--overcommit", "--json", &json, "--html", &html];
-    let outcome = wisp.run(&[&["bench", "--types", TYPES], &what[..], &how[..]].concat());
-    // The command failed in one of them.
-    let text = outcome.expect_code(1).text();
-    assert!(text.contains("m5.24xlarge was not measured") && text.contains("t2.nano"), "{text}");
+    let price = ["--price", "t3.nano=2,t3a.nano=1,m5.24xlarge=9", "--within", "100000"];
+    let outcome = wisp.run(&[&["bench", "--types", TYPES], &what[..], &how[..], &price].concat());
+    let text = outcome.expect_code(0).text();
+    assert!(text.contains("m5.24xlarge was not measured") && text.contains("t3a.nano (by the prices given)"), "{text}");
 
     let page = fs::read_to_string(&html).unwrap();
     let bench: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
     let bench = &bench["Bench"];
-    for measure in ["integer-all", "network-latency", "warm-launch"] {
-        for instance_type in ["t2.nano", "t3.nano"] {
+    for measure in ["integer-all", "network-latency", "warm-launch", "command"] {
+        for instance_type in ["t3.nano", "t3a.nano"] {
             let result = result(bench, measure, instance_type);
             let samples: Vec<f64> =
                 result["Samples"].as_array().unwrap().iter().map(|it| it.as_f64().unwrap()).collect();
@@ -48,38 +60,37 @@ fn types_are_compared_by_workloads_and_by_a_command() {
         }
         assert!(page.contains(&format!("id=\"{measure}\"")));
     }
-    let [one, two] = ["t2.nano", "t3.nano"].map(|instance_type| result(bench, "command", instance_type));
-    assert_eq!((one["Samples"].as_array().unwrap().len(), &one["NotMeasured"]), (2, &Value::Null));
-    assert_eq!(two["NotMeasured"], "exit code 3: <not> one");
-    assert_eq!(bench["Choice"]["InstanceType"], "t2.nano");
-    let limits = &bench["InstanceTypes"][1]["Limits"];
+    assert_eq!(page.matches("<svg").count(), 4);
+    assert_eq!(bench["Choice"]["InstanceType"], "t3a.nano");
+    let limits = &bench["InstanceTypes"][0]["Limits"];
     assert_eq!((&limits["CpuCredits"], &limits["RootVolume"]["Iops"]["Peak"]), (&"unlimited".into(), &3000.into()));
     let refused = bench["InstanceTypes"][2]["Failed"].as_str().unwrap();
     assert!(refused.contains("InsufficientInstanceCapacity"), "{refused}");
-    // The page has four charts, and what the guest said is no tag of it.
-    assert!(page.matches("<svg").count() == 4 && !page.contains("<not>") && page.contains("&lt;not&gt; one"));
-
-    // What is in the data directory afterwards: no machine, and the program for the next bench.
-    assert_eq!(wisp.runs(), Vec::<std::path::PathBuf>::new());
-    assert_eq!(wisp.home().join("wisp-workload").metadata().unwrap().permissions().mode() & 0o777, 0o700);
-    common::await_no_processes_of(&wisp);
 }
 
-#[test]
-fn an_interrupt_ends_the_guest_too() {
-    let wisp = Wisp::warmable();
-    wisp.run(&["image", "warm", "tiny", "--type", "t2.nano"]).expect_code(0);
-    let mut running = wisp.start(&["bench", "--types", "t2.nano", "--command", "sleep 600", "--overcommit"]);
-    let deadline = std::time::Instant::now() + common::DEADLINE;
+fn fail_a_command(wisp: &Wisp) {
+    let command = "echo '<not> today' >&2; exit 3";
+    let args = ["bench", "--types", "t3.nano", "--workloads", "disk-random-read-32", "--command", command];
+    let how = ["--runs", "1", "--time", "50", "--overcommit", "--output", "json"];
+    let outcome = wisp.run(&[&args[..], &how].concat()).expect_code(1);
+    let bench: Value = serde_json::from_slice(&outcome.stdout).unwrap();
+    let bench = &bench["Bench"];
+    assert_eq!(result(bench, "command", "t3.nano")["NotMeasured"], "exit code 3: <not> today");
+    let disk = result(bench, "disk-random-read-32", "t3.nano");
+    assert!(disk["NotMeasured"].is_null() && disk["Median"].as_f64().unwrap() > 0.0, "{disk}");
+    assert_eq!(bench["Choice"]["InstanceType"], Value::Null);
+}
+
+fn interrupt(wisp: &Wisp) {
+    let mut running = wisp.start(&["bench", "--types", "t3.nano", "--command", "sleep 600", "--overcommit"]);
+    let deadline = Instant::now() + common::DEADLINE;
     while !wisp.runs().iter().any(|folder| folder.join("control.sock").exists()) {
-        assert!(std::time::Instant::now() < deadline, "no guest came up");
-        assert!(!running.has_ended_within(std::time::Duration::from_millis(20)), "it ended");
+        assert!(Instant::now() < deadline, "no guest came up");
+        assert!(!running.has_ended_within(Duration::from_millis(20)), "it ended");
     }
     running.signal(libc::SIGINT);
     let outcome = running.wait().expect_code(130);
     assert!(outcome.stderr.contains("no instance of the bench is left"), "{}", outcome.stderr);
-    assert_eq!(wisp.runs(), Vec::<std::path::PathBuf>::new());
-    common::await_no_processes_of(&wisp);
 }
 
 #[test]
