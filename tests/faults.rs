@@ -12,20 +12,16 @@ use std::time::Instant;
 use common::instances::{exec, json, launch};
 use common::{DEADLINE, Wisp};
 
-/// The monitor of a machine, and its keeper.
-fn processes(folder: &Path) -> Vec<u32> {
-    let is_one = |pid: &u32| {
-        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.contains(&format!("vmm\0{}\0", folder.display()))
-    };
-    let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
-    pids.filter(is_one).collect()
+/// An instance's monitor and its keeper.
+fn processes(wisp: &Wisp, instance: &str) -> Vec<i32> {
+    let id = folder(wisp, instance).file_name().unwrap().to_str().unwrap().to_string();
+    common::monitors(wisp.home()).into_iter().filter(|(_, of)| of.to_string() == id).map(|(pid, _)| pid).collect()
 }
 
-fn signal(processes: &[u32], signal: i32) {
+fn signal(processes: &[i32], signal: i32) {
     for pid in processes {
         // SAFETY: the process is this test's own, and nobody has waited for it.
-        assert_eq!(unsafe { libc::kill((*pid).try_into().unwrap(), signal) }, 0);
+        assert_eq!(unsafe { libc::kill(*pid, signal) }, 0);
     }
 }
 
@@ -46,7 +42,7 @@ fn a_monitor_that_stands_still_is_told_of_and_goes_on() {
     launch(&wisp, &["--name", "still", "--network", "none"]).expect_code(0);
     launch(&wisp, &["--name", "other", "--network", "none", "--overcommit"]).expect_code(0);
     exec(&wisp, "still", "(while true; do echo tick; sleep 1; done) > /tmp/ticks 2>&1 &");
-    let monitor = processes(&folder(&wisp, "still"));
+    let monitor = processes(&wisp, "still");
     assert_eq!(monitor.len(), 2, "{monitor:?}");
     signal(&monitor, libc::SIGSTOP);
 
@@ -66,7 +62,7 @@ fn a_monitor_that_stands_still_is_told_of_and_goes_on() {
     let stopped = wisp.run(&["stop", "still", "--force"]).expect_code(0);
     assert!(stopped.stderr.contains("its monitor did not answer, and was killed"), "{}", stopped.stderr);
     assert_eq!(state(&wisp, "still"), "stopped");
-    monitor.iter().for_each(|pid| common::wait_until_gone(*pid));
+    monitor.iter().for_each(|pid| common::wait_until_gone((*pid).try_into().unwrap()));
     wisp.run(&["start", "still", "--wait", "running"]).expect_code(0);
     wisp.run(&["terminate", "still", "other"]).expect_code(0);
 }

@@ -105,7 +105,7 @@ impl Soak {
             }
             2 => {
                 running.has_ended_within(self.random.delay());
-                let monitors = monitors(self.wisp.home());
+                let monitors = common::monitors(self.wisp.home());
                 if let Some((pid, id)) = self.random.of(&monitors) {
                     kill(pid);
                     // A monitor and its keeper end with each other.
@@ -183,7 +183,7 @@ impl Soak {
         let state = self.settled()?;
         let running: BTreeSet<InstanceId> =
             state.instances.iter().filter(|it| it.state == InstanceState::Running).map(|it| it.id).collect();
-        let alive: BTreeSet<InstanceId> = monitors(self.wisp.home()).into_iter().map(|(_, id)| id).collect();
+        let alive: BTreeSet<InstanceId> = common::monitors(self.wisp.home()).into_iter().map(|(_, id)| id).collect();
         same("instances that run", &running, "monitors", &alive)?;
         self.check_volumes(&state)?;
         self.check_files(&state)
@@ -312,25 +312,6 @@ fn backing(file: &Path) -> Result<Option<String>, String> {
     let below = information["full-backing-filename"].as_str().map(Path::new);
     let below = below.filter(|below| below.parent() == file.parent());
     Ok(below.map(|below| below.file_name().unwrap().to_str().unwrap().to_string()))
-}
-
-/// The monitors of this data directory, with their instances.
-fn monitors(home: &Path) -> Vec<(i32, InstanceId)> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let words: Vec<&str> =
-            line.split(|byte| *byte == 0).filter_map(|word| std::str::from_utf8(word).ok()).collect();
-        let ["wisp", "vmm", folder, ..] = words[..] else { continue };
-        if let Ok(path) = Path::new(folder).strip_prefix(home.join("instances"))
-            && let Ok(id) = path.to_str().unwrap().parse()
-        {
-            found.push((pid, id));
-        }
-    }
-    found.sort_unstable();
-    found
 }
 
 fn kill(pid: i32) {

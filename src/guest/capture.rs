@@ -1,8 +1,6 @@
 //! Runs a command in a guest and keeps what it prints: for a caller that is no terminal and no pipe.
 
-use wisp_agent::protocol::{
-    Connection, ExecFailure, ExecRequest, ExitStatus, OutputStream, ProtocolError, ToGuest, ToHost,
-};
+use wisp_agent::protocol::{Connection, ExecRequest, ExitStatus, OutputStream, ToGuest, ToHost};
 
 use super::{Agent, Error};
 
@@ -49,15 +47,7 @@ impl Agent {
                 ToHost::Output(OutputStream::Stderr, bytes) => keep(&mut stderr, bytes.0),
                 ToHost::StdinCredit(_) => {}
                 ToHost::Exited(status) => return Ok(Captured { status, stdout, stderr }),
-                ToHost::ExecFailed { cause, message } => {
-                    return Err(match cause {
-                        ExecFailure::NotFound => Error::CommandNotFound(message),
-                        ExecFailure::NotExecutable => Error::NotExecutable(message),
-                        ExecFailure::Other => Error::Guest(message),
-                    });
-                }
-                ToHost::Failed(message) => return Err(Error::Guest(message)),
-                _ => return Err(ProtocolError::Unexpected("it does not belong to a running command").into()),
+                message => return Err(Error::instead_of_output(message)),
             }
         }
     }

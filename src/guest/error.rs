@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use thiserror::Error;
-use wisp_agent::protocol::ProtocolError;
+use wisp_agent::protocol::{ExecFailure, ProtocolError, ToHost};
 use wisp_agent::tree::TreeError;
 
 /// Why an operation in a guest failed.
@@ -63,6 +63,21 @@ pub enum Error {
     /// A signal to this process ended a terminal session; the command in the guest was hung up.
     #[error("ended by signal {0}")]
     Interrupted(i32),
+}
+
+impl Error {
+    /// What a message means that came in place of a running command's output or end.
+    pub(super) fn instead_of_output(message: ToHost<'_>) -> Error {
+        match message {
+            ToHost::ExecFailed { cause, message } => match cause {
+                ExecFailure::NotFound => Error::CommandNotFound(message),
+                ExecFailure::NotExecutable => Error::NotExecutable(message),
+                ExecFailure::Other => Error::Guest(message),
+            },
+            ToHost::Failed(message) => Error::Guest(message),
+            _ => ProtocolError::Unexpected("it does not belong to a running command").into(),
+        }
+    }
 }
 
 impl Error {

@@ -20,8 +20,8 @@ use rustix::net::Shutdown;
 use rustix::termios::isatty;
 use wisp_agent::poll::{Interest, poll};
 use wisp_agent::protocol::{
-    Bytes, Connection, ExecFailure, ExecRequest, ExitStatus, FrameReader, FrameWriter, MAX_DATA, OutputStream,
-    ProtocolError, STDIN_WINDOW, ToGuest, ToHost,
+    Bytes, Connection, ExecRequest, ExitStatus, FrameReader, FrameWriter, MAX_DATA, OutputStream, ProtocolError,
+    STDIN_WINDOW, ToGuest, ToHost,
 };
 
 use super::signals::Signals;
@@ -166,15 +166,7 @@ pub(super) fn receive(shared: &Shared, reader: &mut FrameReader, streams: Stream
                 shared.notify();
             }
             ToHost::Exited(status) => return Ok(status),
-            ToHost::ExecFailed { cause, message } => {
-                return Err(match cause {
-                    ExecFailure::NotFound => Error::CommandNotFound(message),
-                    ExecFailure::NotExecutable => Error::NotExecutable(message),
-                    ExecFailure::Other => Error::Guest(message),
-                });
-            }
-            ToHost::Failed(message) => return Err(Error::Guest(message)),
-            _ => return Err(ProtocolError::Unexpected("it does not belong to a running command").into()),
+            message => return Err(Error::instead_of_output(message)),
         }
     }
 }

@@ -326,6 +326,25 @@ pub fn wait_until_unlocked(folder: &Path) {
     drop(wisp::host::home::lock_file(&folder.join("lock")).unwrap());
 }
 
+/// The processes of the monitors of instances, keepers among them, and whose they are.
+pub fn monitors(home: &Path) -> Vec<(i32, wisp::ec2::InstanceId)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let words: Vec<&str> =
+            line.split(|byte| *byte == 0).filter_map(|word| std::str::from_utf8(word).ok()).collect();
+        let ["wisp", "vmm", folder, ..] = words[..] else { continue };
+        if let Ok(path) = Path::new(folder).strip_prefix(home.join("instances"))
+            && let Ok(id) = path.to_str().unwrap().parse()
+        {
+            found.push((pid, id));
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
 /// Waits until no process has the data directory in its command line: no monitor, no router, nothing that they started.
 pub fn await_no_processes_of(wisp: &Wisp) {
     let home = wisp.home().to_str().unwrap();
