@@ -17,6 +17,7 @@ use crate::vmm::console_socket;
 use crate::vmm::control::{self, Message};
 use crate::vmm::end::End;
 use crate::vmm::end_record::EndRecord;
+use crate::vmm::kvm::VirtualMachine;
 use crate::vmm::machine::{Launcher, Restore, Surroundings};
 use crate::vmm::sandbox::files::Grants;
 use crate::vmm::sandbox::namespaces::{self, Side};
@@ -163,16 +164,19 @@ fn monitor(
         (None, Some(watcher)) => Launcher::Watcher(watcher),
         (None, None) => Launcher::Nobody,
     };
-    let surroundings = Surroundings {
-        folder: args.folder.clone(),
-        pid: sandboxed.keeper,
-        launcher,
-        console,
-        network,
-        process_start_ns: args.began_ns,
-        restore: args.restore.clone().map(|folder| Restore { folder, once: args.once }),
-    };
-    let result = config.and_then(|config| build_and_run(config, surroundings, owned, &sandboxed.sandbox));
+    let result = config.and_then(|config| {
+        let surroundings = Surroundings {
+            folder: args.folder.clone(),
+            kvm: VirtualMachine::begin()?,
+            pid: sandboxed.keeper,
+            launcher,
+            console,
+            network,
+            process_start_ns: args.began_ns,
+            restore: args.restore.clone().map(|folder| Restore { folder, once: args.once }),
+        };
+        build_and_run(config, surroundings, owned, &sandboxed.sandbox)
+    });
     if let Err(error) = &result {
         let why = explain(error);
         if !owned {

@@ -5,7 +5,6 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -18,6 +17,7 @@ use tempfile::TempDir;
 
 use super::error::CloudError;
 use super::image::Image;
+use super::network::Connection;
 use super::run::{
     ConsoleTail, GUEST_CID, VSOCK, add_options, console_tail, identity, image_kernel, is_timeout, name_host,
 };
@@ -227,11 +227,11 @@ impl Folder {
 
     /// Starts the monitor with this configuration. `lock` becomes its lock, and `network` what its network device is
     /// connected to.
-    pub fn spawn(
+    pub(super) fn spawn(
         &self,
         config: &MachineConfig,
         lock: File,
-        network: Option<OwnedFd>,
+        network: Option<Connection>,
         restore: Option<&Restore>,
     ) -> Result<Monitor, CloudError> {
         self.write_config(config)?;
@@ -239,9 +239,14 @@ impl Folder {
         cleared.map_err(CloudError::file(&self.path, "cleaned"))?;
         let spawn_error = |source| CloudError::Spawn { instance: self.id, source };
         let (near, far) = UnixStream::pair().map_err(spawn_error)?;
+        let (network, beginning) = network.map(Connection::split).unzip();
         let inherited = Inherited { lock, launcher: Launcher::Watcher(far), console: None, network };
         // The child is not waited for: it outlives this process, which is short.
         monitor_process::spawn(&self.path, inherited, restore, monotonic_ns()).map_err(spawn_error)?;
+        if let Err(error) = beginning.unwrap_or_default().start() {
+            monitor_process::kill(&self.path).map_err(spawn_error)?;
+            return Err(error);
+        }
         let client = ControlClient::new(near).map_err(self.control_error())?;
         Ok(Monitor { folder: self.clone(), client, ready: false, ended: None, told: Vec::new() })
     }

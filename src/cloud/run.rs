@@ -16,7 +16,7 @@ use super::error::CloudError;
 use super::image::Image;
 use super::limits::limit_as;
 use super::machine::{FREE_SLOTS, with_kernel_share};
-use super::network::{self, NetworkSpec};
+use super::network::{self, Connection, NetworkSpec};
 use super::new_id;
 use super::warm::{self, Warm};
 use crate::ec2::InstanceType;
@@ -375,11 +375,15 @@ impl EphemeralInstance {
         let (owner, monitor_owner) = UnixStream::pair().map_err(RunError::Spawn)?;
         let console = if spec.console { Some(UnixStream::pair().map_err(RunError::Spawn)?) } else { None };
         let (console, monitor_console) = console.unzip();
+        let (network, beginning) = network.map(Connection::split).unzip();
         let inherited = Inherited { lock, launcher: Launcher::Owner(monitor_owner), console: monitor_console, network };
         let monitor = monitor_process::spawn(folder, inherited, warm.map(Warm::restore).as_ref(), began_ns)
             .map_err(RunError::Spawn)?;
         let control = ControlClient::new(owner)?;
-        Ok(EphemeralInstance { id, folder: folder.to_path_buf(), monitor, control, console, ended: None, ready: false })
+        let folder = folder.to_path_buf();
+        let instance = EphemeralInstance { id, folder, monitor, control, console, ended: None, ready: false };
+        beginning.unwrap_or_default().start().map_err(Box::new)?;
+        Ok(instance)
     }
 
     /// The instance's id.

@@ -62,8 +62,15 @@ pub fn check() -> Result<(), PasstError> {
     }
 }
 
-/// Starts it, and returns the socket that frames go through. It ends when the other end of that is closed.
-pub fn spawn(config: &PasstConfig) -> Result<OwnedFd, PasstError> {
+/// One that is about to be started.
+#[derive(Debug)]
+pub struct Prepared {
+    command: Command,
+    far: OwnedFd,
+}
+
+/// Prepares it, and returns the socket that frames go through. It ends when the other end of that is closed.
+pub fn prepare(config: &PasstConfig) -> Result<(OwnedFd, Prepared), PasstError> {
     check()?;
     let (near, far) = UnixStream::pair().map_err(PasstError::Spawn)?;
     let far = OwnedFd::from(far);
@@ -76,17 +83,25 @@ pub fn spawn(config: &PasstConfig) -> Result<OwnedFd, PasstError> {
     command.args(["--dns-forward", &config.dns.to_string(), "--mtu", &config.mtu.to_string()]);
     command.arg("--log-file").arg(&config.log);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    // SAFETY: between fork and exec, only fcntl and setsid are called, which are async-signal-safe; `far` is open until the
-    // child has started.
-    unsafe {
-        command.pre_exec(move || {
-            keep_open(&far)?;
-            rustix::process::setsid()?;
-            Ok(())
-        });
+    Ok((near.into(), Prepared { command, far }))
+}
+
+impl Prepared {
+    /// Starts it. What comes through the socket before it reads waits there.
+    pub fn start(self) -> Result<(), PasstError> {
+        let Prepared { mut command, far } = self;
+        // SAFETY: between fork and exec, only fcntl and setsid are called, which are async-signal-safe; `far` is open until
+        // the child has started.
+        unsafe {
+            command.pre_exec(move || {
+                keep_open(&far)?;
+                rustix::process::setsid()?;
+                Ok(())
+            });
+        }
+        let mut child = command.spawn().map_err(PasstError::Spawn)?;
+        // It outlives a command that only starts an instance; one that stays has to take note of its end.
+        std::thread::spawn(move || child.wait());
+        Ok(())
     }
-    let mut child = command.spawn().map_err(PasstError::Spawn)?;
-    // It outlives a command that only starts an instance; one that stays has to take note of its end.
-    std::thread::spawn(move || child.wait());
-    Ok(near.into())
 }

@@ -1,19 +1,19 @@
 //! A machine, from its parts: read top-down, this is the room's list of contents.
 //!
-//! [`Machine::new`] checks the configuration, opens KVM, lays out memory, loads the kernel, wires the devices and
-//! creates the vCPUs, in that order; nothing of the guest runs before all of it has succeeded. [`Machine::run`] starts
-//! the vCPUs and hands the process to the [`monitor`](super::monitor) until there is an [`End`].
+//! [`Machine::new`] checks the configuration, lays out memory, has the kernel loaded into it meanwhile, wires the devices to
+//! [KVM's virtual machine](super::kvm) and creates the vCPUs, in that order; nothing of the guest runs before all of it has
+//! succeeded. [`Machine::run`] starts the vCPUs and hands the process to the [`monitor`](super::monitor) until there is an
+//! [`End`].
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
-use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use kvm_bindings::CpuId;
+use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::boot::{self, BootState, cmdline};
@@ -33,6 +33,7 @@ use super::end::{End, EndReceiver, end_channel};
 use super::error::Error;
 use super::fault::GuestFaults;
 use super::freeze::{self, Freezer};
+use super::kvm::{Making, VirtualMachine};
 use super::link::LinkConfig;
 use super::memory::{self, GuestMemory};
 use super::monitor::Monitor;
@@ -47,23 +48,13 @@ use super::virtio::net::NetControl;
 use super::virtio::vsock::Vsock;
 use super::wiring::{self, Devices, VirtioParts, connect, new_eventfd, virtio_slots};
 
-/// What KVM must be able to do.
-const CAPABILITIES: &[(Cap, &str)] = &[
-    (Cap::Irqchip, "an interrupt controller (KVM_CAP_IRQCHIP)"),
-    (Cap::Pit2, "a timer (KVM_CAP_PIT2)"),
-    (Cap::Irqfd, "interrupts through eventfds (KVM_CAP_IRQFD)"),
-    (Cap::Ioeventfd, "notifications through eventfds (KVM_CAP_IOEVENTFD)"),
-    (Cap::UserMemory, "guest memory from user space (KVM_CAP_USER_MEMORY)"),
-    (Cap::ImmediateExit, "immediate exits (KVM_CAP_IMMEDIATE_EXIT)"),
-    (Cap::ExtCpuid, "CPUID settings (KVM_CAP_EXT_CPUID)"),
-    (Cap::SetTssAddr, "a place for its task state (KVM_CAP_SET_TSS_ADDR)"),
-];
-
 /// What a machine needs of the process that it runs in.
 #[derive(Debug)]
 pub struct Surroundings {
     /// The machine's own folder: its sockets, console log and copy-on-write layers go there.
     pub folder: PathBuf,
+    /// The virtual machine that it becomes.
+    pub kvm: Making,
     /// The process, as those outside it know it.
     pub pid: u32,
     /// The connection of the process that started the machine.
@@ -103,7 +94,6 @@ pub enum Launcher {
 pub struct Machine {
     config: MachineConfig,
     pid: u32,
-    /// Dropping it ends the guest for KVM: it stays for as long as anything of the machine does.
     vm: VmFd,
     vcpus: Vec<VcpuFd>,
     context: VcpuContext,
@@ -130,8 +120,6 @@ impl Machine {
         install_kick_handler()?;
         let control = ControlServer::bind(&surroundings.folder.join(SOCKET))?;
 
-        let kvm = open_kvm()?;
-        let vm = create_vm(&kvm)?;
         let saved = surroundings.restore.as_ref().map(|from| saved_state(&from.folder, &config)).transpose()?;
         let origin = match (&saved, &surroundings.restore) {
             (Some(state), Some(from)) => Some(Origin::open(&from.folder, &surroundings.folder, state)?),
@@ -141,29 +129,23 @@ impl Machine {
             Some(origin) => origin.map(config.memory_mib)?,
             None => memory::allocate(config.memory_mib)?,
         };
-
         let disks = place_disks(&config, saved.as_ref())?;
-        let link = read_link(&config)?;
         // One that was saved when there was no network goes on without.
         let has_net = |state: &MachineState| state.virtio.len() > disks.len() + 1 + usize::from(config.vsock.is_some());
         let net = config.net.as_ref().filter(|_| saved.as_ref().is_none_or(has_net));
         let slots = virtio_slots(disks.len() + 1 + usize::from(config.vsock.is_some()) + usize::from(net.is_some()));
         let software_kvm = emulation::is_software_kvm();
-        let register = || register_memory(&vm, &memory).inspect(|()| timeline.mark(Mark::MemoryReady));
-        let start = match &saved {
-            Some(state) => {
-                register()?;
-                Start::Saved(state)
-            }
-            None => {
-                // Each takes milliseconds, and neither needs the other.
-                let load = || load_kernel(&memory, &config, &slots, software_kvm);
-                let loaded = at_once(load, register)?;
-                timeline.mark(Mark::KernelLoaded);
-                Start::Boot(loaded)
-            }
+        // Reading a kernel takes as long as all else until it is needed, and neither needs the other.
+        let loading = match &saved {
+            Some(_) => None,
+            None => Some(load_beside(&memory, &config, &slots, software_kvm)?),
         };
 
+        let machine = surroundings.kvm.finish()?;
+        machine.register(&memory)?;
+        let VirtualMachine { kvm, vm } = machine;
+        timeline.mark(Mark::MemoryReady);
+        let link = read_link(&config)?;
         let (end_sender, ends) = end_channel().map_err(Error::host("an eventfd"))?;
         let ready = new_eventfd()?;
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
@@ -186,8 +168,15 @@ impl Machine {
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::kvm("tell which CPU features it supports"))?;
-        let vcpus = create_vcpus(&vm, &supported, &memory, &config, &start)?;
+        let vcpus = create_vcpus(&vm, &supported, &config)?;
+        if let Some(loading) = loading {
+            let boot = loading.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+            timeline.mark(Mark::KernelLoaded);
+            vcpus.iter().try_for_each(registers::set_common)?;
+            registers::set_boot(&vcpus[0], &memory, &boot)?;
+        }
         if let (Some(state), Some(from)) = (&saved, &surroundings.restore) {
+            state.vcpus.iter().zip(&vcpus).try_for_each(|(saved, vcpu)| saved.restore(vcpu))?;
             freeze::restore(&vm, &devices, state)?;
             freeze::restore_virtio(&devices, state, &from.folder)?;
             timeline.mark(Mark::StateRestored);
@@ -294,48 +283,6 @@ impl Drop for Running<'_> {
     }
 }
 
-fn open_kvm() -> Result<Kvm, Error> {
-    let kvm = Kvm::new().map_err(|error| Error::OpenKvm(error.into()))?;
-    match CAPABILITIES.iter().find(|(capability, _)| !kvm.check_extension(*capability)) {
-        Some((_, name)) => Err(Error::Capability(name)),
-        None => Ok(kvm),
-    }
-}
-
-/// Creates the virtual machine with its interrupt controllers and timer, which are KVM's own.
-fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
-    let vm = kvm.create_vm().map_err(Error::CreateVm)?;
-    let tss = memory::KVM_TSS_ADDRESS as usize;
-    vm.set_tss_address(tss).map_err(Error::kvm("place its task state segment"))?;
-    vm.create_irq_chip().map_err(Error::kvm("create an interrupt controller"))?;
-    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-    vm.create_pit2(pit).map_err(Error::kvm("create a timer"))?;
-    Ok(vm)
-}
-
-fn register_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), Error> {
-    for (slot, region) in (0..).zip(memory.iter()) {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the region is mapped for the life of the process, with this address and size, and slots do not overlap.
-        unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("register guest memory"))?;
-    }
-    Ok(())
-}
-
-/// Where a machine begins.
-enum Start<'a> {
-    /// At its kernel's entry.
-    Boot(BootState),
-    /// Where another was saved.
-    Saved(&'a MachineState),
-}
-
 /// The state of a saved machine, which `config` must be the like of.
 fn saved_state(folder: &Path, config: &MachineConfig) -> Result<MachineState, Error> {
     let state = MachineState::read(folder)?;
@@ -348,54 +295,29 @@ fn saved_state(folder: &Path, config: &MachineConfig) -> Result<MachineState, Er
     Ok(state)
 }
 
-/// Does `beside` in a thread of its own, while this one does `here`.
-fn at_once<T: Send>(
-    beside: impl FnOnce() -> Result<T, Error> + Send,
-    here: impl FnOnce() -> Result<(), Error>,
-) -> Result<T, Error> {
-    thread::scope(|scope| {
-        let beside = thread::Builder::new().name("loader".into()).spawn_scoped(scope, beside);
-        let beside = beside.map_err(Error::host("a thread"))?;
-        let done = here();
-        let made = beside.join().unwrap_or_else(|panic| resume_unwind(panic));
-        done.and(made)
-    })
-}
-
-fn load_kernel(
+/// Loads the kernel in a thread of its own.
+fn load_beside(
     memory: &GuestMemory,
     config: &MachineConfig,
     slots: &[Slot],
     software_kvm: bool,
-) -> Result<BootState, Error> {
-    let cmdline = cmdline::assemble(config, slots, software_kvm);
-    log::info!("kernel command line: {cmdline}");
-    Ok(boot::load(memory, config, slots, &cmdline)?)
+) -> Result<JoinHandle<Result<BootState, Error>>, Error> {
+    let (memory, config, slots) = (memory.clone(), config.clone(), slots.to_vec());
+    let load = move || {
+        let cmdline = cmdline::assemble(&config, &slots, software_kvm);
+        log::info!("kernel command line: {cmdline}");
+        Ok(boot::load(&memory, &config, &slots, &cmdline)?)
+    };
+    thread::Builder::new().name("loader".into()).spawn(load).map_err(Error::host("a thread"))
 }
 
-/// Creates all vCPUs, and sets the first to the kernel's entry, where the others wait for it to start them; or all to where
-/// they were saved.
-fn create_vcpus(
-    vm: &VmFd,
-    supported: &CpuId,
-    memory: &GuestMemory,
-    config: &MachineConfig,
-    start: &Start,
-) -> Result<Vec<VcpuFd>, Error> {
+/// Creates all vCPUs, as they are after a reset; all but the first wait there for it to start them.
+fn create_vcpus(vm: &VmFd, supported: &CpuId, config: &MachineConfig) -> Result<Vec<VcpuFd>, Error> {
     let mut vcpus = Vec::with_capacity(config.cpus.count as usize);
     for id in 0..config.cpus.count {
         let vcpu = vm.create_vcpu(id.into()).map_err(Error::kvm("create a vCPU"))?;
         let cpuid = cpuid::for_vcpu(supported, id, config.cpus);
         vcpu.set_cpuid2(&cpuid).map_err(Error::kvm("set a vCPU's CPUID"))?;
-        match start {
-            Start::Saved(state) => state.vcpus[id as usize].restore(&vcpu)?,
-            Start::Boot(boot) => {
-                registers::set_common(&vcpu)?;
-                if id == 0 {
-                    registers::set_boot(&vcpu, memory, boot)?;
-                }
-            }
-        }
         vcpus.push(vcpu);
     }
     Ok(vcpus)

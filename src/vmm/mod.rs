@@ -22,6 +22,7 @@ pub mod error;
 pub mod fault;
 mod freeze;
 pub mod irq;
+pub mod kvm;
 pub mod limits;
 pub mod link;
 pub mod machine;

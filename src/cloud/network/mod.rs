@@ -82,6 +82,38 @@ pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord
     })
 }
 
+/// What a machine's network device is connected to.
+#[derive(Debug)]
+pub(super) struct Connection {
+    /// A tap, or the socket of a user-mode network: the device's end.
+    device: OwnedFd,
+    /// The user-mode network, which the machine need not wait for.
+    user_mode: Option<passt::Prepared>,
+}
+
+impl Connection {
+    /// The device's end, and who is to be started at the other when the machine's monitor has been.
+    pub fn split(self) -> (OwnedFd, Beginning) {
+        (self.device, Beginning(self.user_mode))
+    }
+}
+
+/// What of a network is still to be started.
+#[derive(Debug, Default)]
+pub(super) struct Beginning(Option<passt::Prepared>);
+
+impl Beginning {
+    /// Starts it.
+    pub fn start(self) -> Result<(), CloudError> {
+        self.0.map_or(Ok(()), |passt| passt.start().map_err(unsupported))
+    }
+}
+
+fn unsupported(error: passt::PasstError) -> CloudError {
+    let hint = "`--network none` does without; `wisp doctor` says what the host has.";
+    CloudError::refused(ErrorCode::Unsupported, format!("{error}."), Some(hint.into()))
+}
+
 /// The network device of the instance `id`.
 pub(super) fn device(id: InstanceId, link: Option<&Path>) -> NetConfig {
     let link = link.map(Path::to_path_buf);
@@ -102,7 +134,7 @@ fn give_device(
     Ok(())
 }
 
-/// Connects a machine that is in no VPC: gives it its device, and starts what is behind it, unless that is nothing. None is
+/// Connects a machine that is in no VPC: gives it its device, and prepares what is behind it, unless that is nothing. None is
 /// returned where the host has no program for it and it is not demanded.
 pub(super) fn connect(
     id: InstanceId,
@@ -110,7 +142,7 @@ pub(super) fn connect(
     link: &LinkConfig,
     mode: NetworkMode,
     machine: &mut MachineConfig,
-) -> Result<Option<OwnedFd>, CloudError> {
+) -> Result<Option<Connection>, CloudError> {
     if mode == NetworkMode::Vpc {
         let what = "A guest that is there for one command is in no VPC.";
         let hint = "`wisp launch --network vpc` launches an instance that is.";
@@ -123,10 +155,8 @@ pub(super) fn connect(
     let LinkConfig { address, prefix_length, router, ref dns, mtu, .. } = *link;
     let dns = dns.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED);
     let config = PasstConfig { address, prefix_length, router, dns, mtu, log: folder.join(LOG) };
-    passt::spawn(&config).map(Some).map_err(|error| {
-        let hint = "`--network none` does without; `wisp doctor` says what the host has.";
-        CloudError::refused(ErrorCode::Unsupported, format!("{error}."), Some(hint.into()))
-    })
+    let (device, passt) = passt::prepare(&config).map_err(unsupported)?;
+    Ok(Some(Connection { device, user_mode: Some(passt) }))
 }
 
 /// Writes the link into an instance's folder; returns where it is.
@@ -150,7 +180,7 @@ impl Cloud {
         record: &InstanceRecord,
         folder: &Folder,
         machine: &mut MachineConfig,
-    ) -> Result<Option<OwnedFd>, CloudError> {
+    ) -> Result<Option<Connection>, CloudError> {
         let Some(network) = &record.network else {
             machine.net = Some(device(record.id, None));
             return Ok(None);
@@ -158,7 +188,7 @@ impl Cloud {
         let link = self.link_of(record, network)?;
         if is_in_vpc(network) {
             give_device(record.id, folder.path(), &link, machine)?;
-            return self.attach(network).map(Some);
+            return Ok(Some(Connection { device: self.attach(network)?, user_mode: None }));
         }
         let connected = connect(record.id, folder.path(), &link, network.mode, machine)?;
         if network.mode == NetworkMode::Auto

@@ -1,7 +1,7 @@
 //! The files that a machine has: what its monitor can still reach when it has given up the rest.
 //!
-//! Disks that come later, layers that they go on in, are passed to the monitor as open descriptors (see
-//! [`control`](crate::vmm::control)): they need not be reachable.
+//! `/dev/kvm` is open before that, and disks that come later, or layers that they go on in, are passed to the monitor as open
+//! descriptors (see [`control`](crate::vmm::control)): they need not be reachable.
 
 use std::path::{Path, PathBuf};
 
@@ -18,8 +18,6 @@ pub enum Access {
     Read,
     /// Reading and writing the file.
     Write,
-    /// The same with a device.
-    Device,
 }
 
 /// One file or folder.
@@ -40,7 +38,6 @@ impl Grants {
     /// cannot do without it says so when it misses it.
     pub fn of(folder: &Path, config: &MachineConfig, restore: Option<&Restore>) -> Grants {
         let mut all = vec![
-            Grant { path: "/dev/kvm".into(), access: Access::Device },
             // What the process is told of itself: its memory, and which pages of it are resident.
             Grant { path: "/proc/self".into(), access: Access::Read },
             Grant { path: folder.to_path_buf(), access: Access::Own },

@@ -40,7 +40,7 @@ fn rights(access: Access) -> BitFlags<AccessFs> {
     match access {
         Access::Read => AccessFs::ReadFile | AccessFs::ReadDir,
         // It may be a block device.
-        Access::Write | Access::Device => write | AccessFs::IoctlDev,
+        Access::Write => write | AccessFs::IoctlDev,
         Access::Own => {
             let other = AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev;
             AccessFs::from_all(VERSION) & !other

@@ -1,0 +1,91 @@
+//! KVM's part of a machine: the virtual machine, with the interrupt controllers and the timer that are KVM's own.
+//!
+//! KVM takes milliseconds to make them, and most of that it waits for itself: so they are made beside what else a monitor
+//! does before its guest runs. `/dev/kvm` is opened first of all, and is not reachable any more in the monitor's sandbox.
+
+use std::panic::resume_unwind;
+use std::thread::{self, JoinHandle};
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use super::error::Error;
+use super::memory::{self, GuestMemory};
+
+/// What KVM must be able to do.
+const CAPABILITIES: &[(Cap, &str)] = &[
+    (Cap::Irqchip, "an interrupt controller (KVM_CAP_IRQCHIP)"),
+    (Cap::Pit2, "a timer (KVM_CAP_PIT2)"),
+    (Cap::Irqfd, "interrupts through eventfds (KVM_CAP_IRQFD)"),
+    (Cap::Ioeventfd, "notifications through eventfds (KVM_CAP_IOEVENTFD)"),
+    (Cap::UserMemory, "guest memory from user space (KVM_CAP_USER_MEMORY)"),
+    (Cap::ImmediateExit, "immediate exits (KVM_CAP_IMMEDIATE_EXIT)"),
+    (Cap::ExtCpuid, "CPUID settings (KVM_CAP_EXT_CPUID)"),
+    (Cap::SetTssAddr, "a place for its task state (KVM_CAP_SET_TSS_ADDR)"),
+];
+
+/// A virtual machine of KVM's.
+#[derive(Debug)]
+pub struct VirtualMachine {
+    /// KVM itself.
+    pub kvm: Kvm,
+    /// The virtual machine. Dropping it ends the guest for KVM: it stays for as long as anything of the machine does.
+    pub vm: VmFd,
+}
+
+/// One that a thread is making.
+#[derive(Debug)]
+pub struct Making(JoinHandle<Result<VirtualMachine, Error>>);
+
+impl VirtualMachine {
+    /// Begins to make one.
+    pub fn begin() -> Result<Making, Error> {
+        let kvm = open_kvm()?;
+        let make = move || create_vm(&kvm).map(|vm| VirtualMachine { kvm, vm });
+        let thread = thread::Builder::new().name("kvm".into()).spawn(make);
+        thread.map(Making).map_err(Error::host("a thread"))
+    }
+
+    /// Gives it its memory.
+    pub fn register(&self, memory: &GuestMemory) -> Result<(), Error> {
+        for (slot, region) in (0..).zip(memory.iter()) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the region is mapped for the life of the process, with this address and size, and slots do not overlap.
+            unsafe { self.vm.set_user_memory_region(region) }.map_err(Error::kvm("register guest memory"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Making {
+    /// Waits for it.
+    pub fn finish(self) -> Result<VirtualMachine, Error> {
+        self.0.join().unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
+fn open_kvm() -> Result<Kvm, Error> {
+    let kvm = Kvm::new().map_err(|error| Error::OpenKvm(error.into()))?;
+    match CAPABILITIES.iter().find(|(capability, _)| !kvm.check_extension(*capability)) {
+        Some((_, name)) => Err(Error::Capability(name)),
+        None => Ok(kvm),
+    }
+}
+
+/// Creates the virtual machine with its interrupt controllers and timer, which are KVM's own.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
+    let vm = kvm.create_vm().map_err(Error::CreateVm)?;
+    let tss = memory::KVM_TSS_ADDRESS as usize;
+    vm.set_tss_address(tss).map_err(Error::kvm("place its task state segment"))?;
+    vm.create_irq_chip().map_err(Error::kvm("create an interrupt controller"))?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(Error::kvm("create a timer"))?;
+    Ok(vm)
+}
