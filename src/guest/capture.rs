@@ -30,8 +30,8 @@ impl Agent {
         limit: usize,
         mut on_output: impl FnMut(&[u8]),
     ) -> Result<Captured, Error> {
+        self.begin(&ToGuest::Exec(request))?;
         let Connection { writer, reader } = &mut self.connection;
-        writer.queue(&ToGuest::Exec(request))?;
         writer.send(&ToGuest::StdinEnd)?;
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let keep = |kept: &mut Vec<u8>, bytes: &[u8]| {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use wisp_agent::AGENT_PORT;
-use wisp_agent::protocol::Connection;
+use wisp_agent::protocol::{Connection, ToGuest};
 
 use super::Error;
 
@@ -26,10 +26,13 @@ const LONGEST_ANSWER: usize = 32;
 #[derive(Debug)]
 pub struct Agent {
     pub(super) connection: Connection,
+    /// How long the agent may take to say hello.
+    pub(super) patience: Duration,
 }
 
 impl Agent {
-    /// Connects to the agent of the guest whose monitor offers `socket`, within `timeout`.
+    /// Connects to the agent of the guest whose monitor offers `socket`, within `timeout`, which is also how long the agent may
+    /// take to say hello when the operation begins.
     ///
     /// # Errors
     /// [`Error::NotListening`] where the guest runs no agent (yet); [`Error::TimedOut`].
@@ -52,11 +55,14 @@ impl Agent {
             _ => Error::Connect { socket: socket.to_owned(), source: error },
         };
         request_port(&mut stream, port, deadline).map_err(failed)?.map_err(|answer| Error::BadAnswer { answer })?;
-        let mut agent = Self { connection: Connection::new(stream.into()) };
-        agent.limit(Some(deadline.saturating_duration_since(Instant::now())))?;
-        agent.connection.greet().map_err(Error::within(timeout))?;
-        agent.limit(None)?;
-        Ok(agent)
+        Ok(Self { connection: Connection::new(stream.into()), patience: timeout })
+    }
+
+    /// Begins the operation: both ends say hello, this one with what it wants.
+    pub(super) fn begin(&mut self, request: &ToGuest<'_>) -> Result<(), Error> {
+        self.limit(Some(self.patience))?;
+        self.connection.begin(request).map_err(Error::within(self.patience))?;
+        self.limit(None)
     }
 
     /// How long each wait for the guest may last from now on. (Zero would mean for ever.)

@@ -23,8 +23,8 @@ impl Agent {
         destination: &OsStr,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Summary, Error> {
+        self.begin(&ToGuest::Write { destination: destination.to_owned() })?;
         let Connection { writer, reader } = &mut self.connection;
-        writer.queue(&ToGuest::Write { destination: destination.to_owned() })?;
         let sent = tree::send(source, &mut |entry| {
             if let Entry::Data(data) = &entry {
                 progress(data.0.len() as u64);
@@ -60,7 +60,7 @@ impl Agent {
         destination: &Path,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Summary, Error> {
-        self.connection.writer.send(&ToGuest::Read { source: source.to_owned() })?;
+        self.begin(&ToGuest::Read { source: source.to_owned() })?;
         let mut tree = TreeWriter::new(destination);
         while !tree.is_complete() {
             match self.connection.reader.receive()? {

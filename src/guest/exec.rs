@@ -71,8 +71,7 @@ impl Agent {
         let raw_mode = (has_terminal && isatty(streams.input)).then(|| RawMode::enter(streams.input)).transpose();
         let _raw_mode = raw_mode.map_err(|source| Error::Local { action: "put the terminal into raw mode", source })?;
         let shared = Shared::new(has_terminal)?;
-        self.connection.writer.queue(&ToGuest::Exec(request))?;
-
+        self.begin(&ToGuest::Exec(request))?;
         let Connection { writer, reader } = &mut self.connection;
         thread::scope(|scope| {
             let sender = Sender {

@@ -8,8 +8,8 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use wisp_agent::protocol::frame::{decode, locate};
-use wisp_agent::protocol::{Connection, Hello, ToGuest, ToHost};
+use wisp_agent::protocol::frame::{decode, encode, locate};
+use wisp_agent::protocol::{Connection, Hello, ToGuest, ToHost, VERSION};
 use wisp_agent::seed::Seed;
 
 use super::exec::{self, Shared};
@@ -32,8 +32,10 @@ pub(crate) fn frames(data: &[u8]) {
 /// What a guest answers, to one of the host's operations.
 pub(crate) fn host(data: &[u8]) {
     let Some((which, said)) = data.split_first() else { return };
-    let Some((host, guest)) = said_by_a_guest(said) else { return };
-    let agent = Agent { connection: Connection::new(host.into()) };
+    // Operations are behind the greeting.
+    let greeting = if which % 8 < 6 { hello() } else { Vec::new() };
+    let Some((host, guest)) = said_by_a_guest(&[&greeting, said].concat()) else { return };
+    let agent = Agent { connection: Connection::new(host.into()), patience: TIMEOUT };
     match which % 8 {
         0..=2 => copy(agent),
         3 => drop(agent.ping(TIMEOUT)),
@@ -46,6 +48,13 @@ pub(crate) fn host(data: &[u8]) {
         _ => output(agent),
     }
     drop(guest);
+}
+
+/// What a guest says first.
+fn hello() -> Vec<u8> {
+    let mut greeting = Vec::new();
+    encode(&Hello { version: VERSION }, &mut greeting).expect("it is short");
+    greeting
 }
 
 /// A guest that sends so much and no more.

@@ -64,8 +64,8 @@ impl Agent {
     }
 
     fn ask(&mut self, request: &ToGuest<'_>, timeout: Duration) -> Result<ToHost<'_>, Error> {
+        self.begin(request)?;
         self.limit(Some(timeout))?;
-        self.connection.writer.send(request).map_err(Error::within(timeout))?;
         self.connection.reader.receive().map_err(Error::within(timeout))
     }
 }

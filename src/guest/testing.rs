@@ -3,19 +3,18 @@
 use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 use std::thread;
+use std::time::Duration;
 
 use wisp_agent::protocol::Connection;
 
 use super::{Agent, ExecRequest};
 
-/// A connection to the agent, after both have said hello.
+/// A connection to the agent.
 pub fn agent() -> Agent {
     static GUEST: LazyLock<wisp_agent::agent::Agent> = LazyLock::new(|| wisp_agent::agent::Agent::new(false));
     let (host, guest) = UnixStream::pair().expect("a socket pair");
     thread::spawn(move || GUEST.serve(guest.into()));
-    let mut connection = Connection::new(host.into());
-    connection.greet().expect("hello");
-    Agent { connection }
+    Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60) }
 }
 
 /// A request to run a shell script.

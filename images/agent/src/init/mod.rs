@@ -8,7 +8,6 @@ mod command_line;
 mod console;
 mod initial_ram_disk;
 mod mounts;
-mod network;
 mod signals;
 mod ssh;
 mod standard;
@@ -53,8 +52,8 @@ pub fn run(program: &[u8]) -> ! {
     mounts::mount_all();
     let command_line = CommandLine::read();
     set_hostname(&command_line);
-    if let Err(errno) = network::bring_up_loopback() {
-        eprintln!("wisp-init: cannot bring up lo: {errno}");
+    if let Err(error) = agent::bring_up_loopback() {
+        eprintln!("wisp-init: cannot bring up lo: {error}");
     }
     let set = match &command_line.network {
         Some(network) => agent::configure_interface(network).and_then(|()| agent::configure_resolver(network)),

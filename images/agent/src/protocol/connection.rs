@@ -41,9 +41,24 @@ impl Connection {
     /// Sends this end's [`Hello`] and waits for the other's.
     ///
     /// # Errors
-    /// [`ProtocolError::VersionMismatch`], or what ended the stream.
+    /// As [`begin`](Self::begin).
     pub fn greet(&mut self) -> Result<(), ProtocolError> {
         self.writer.send(&Hello { version: VERSION })?;
+        self.await_hello()
+    }
+
+    /// Sends this end's [`Hello`] and `request` with it, which the other end reads when it has answered the first; waits for
+    /// that.
+    ///
+    /// # Errors
+    /// [`ProtocolError::VersionMismatch`], or what ended the stream.
+    pub fn begin<M: Serialize>(&mut self, request: &M) -> Result<(), ProtocolError> {
+        self.writer.queue(&Hello { version: VERSION })?;
+        self.writer.send(request)?;
+        self.await_hello()
+    }
+
+    fn await_hello(&mut self) -> Result<(), ProtocolError> {
         match self.reader.receive::<Hello>()? {
             Hello { version: VERSION } => Ok(()),
             Hello { version } => Err(ProtocolError::VersionMismatch { ours: VERSION, theirs: version }),
