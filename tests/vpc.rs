@@ -42,6 +42,123 @@ fn reaches(wisp: &Wisp, client: &str, server: &str) -> bool {
     exec(wisp, client, &script) == "reached"
 }
 
+/// Has a server talk to a client, over one connection to its port 7. What is returned waits until the client has heard more.
+fn talk<'a>(wisp: &'a Wisp, server: &str, address: &str, client: &'a str) -> impl Fn() + 'a {
+    exec(wisp, server, "(while true; do echo tick; sleep 1; done | nc -l -p 7) > /tmp/heard 2>&1 &");
+    exec(wisp, client, &format!("(sleep 1000 | nc {address} 7) > /tmp/ticks 2>&1 &"));
+    let ticks = move || exec(wisp, client, "wc -c < /tmp/ticks").parse::<u64>().unwrap();
+    move || {
+        let (before, deadline) = (ticks(), Instant::now() + DEADLINE);
+        while ticks() <= before {
+            assert!(Instant::now() < deadline, "the connection is silent");
+        }
+    }
+}
+
+/// What an instance is told by a server outside of all guests.
+fn hello_from_the_world(wisp: &Wisp, name: &str) -> String {
+    let world = TcpListener::bind((WORLD, 0)).unwrap();
+    let port = world.local_addr().unwrap().port();
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = world.accept().unwrap();
+        let mut request = [0; 3];
+        stream.read_exact(&mut request).unwrap();
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhello").unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        // It is read to its end, or closing would reset it.
+        stream.read_to_end(&mut Vec::new()).unwrap();
+    });
+    let hello = exec(wisp, name, &format!("wget -q -O - http://{WORLD}:{port}/"));
+    serving.join().unwrap();
+    hello
+}
+
+/// The processes with these words in their command lines, one after the other.
+fn processes(words: &[&str]) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let is_one = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        line.windows(words.len()).any(|some| some.iter().zip(words).all(|(word, wanted)| *word == wanted.as_bytes()))
+    };
+    pids.filter(is_one).collect()
+}
+
+#[test]
+fn a_router_that_was_killed_comes_back_and_cuts_nobody_off() {
+    if !is_inside("a_router_that_was_killed_comes_back_and_cuts_nobody_off") {
+        return;
+    }
+    let wisp = Wisp::warm();
+    let before = of_the_host();
+    wisp.run(&["sg", "create", "db"]).expect_code(0);
+    for traffic in [&["--port", "7"][..], &["--protocol", "icmp"]] {
+        wisp.run(&[&["sg", "authorize", "db", "--group", "default"], traffic].concat()).expect_code(0);
+    }
+    launch(&wisp, &["--name", "client"]).expect_code(0);
+    launch(&wisp, &["--name", "server", "--security-group", "db"]).expect_code(0);
+    let address = private_address(&wisp, "server");
+    let pings = |from: &str| exec(&wisp, from, &format!("ping -c 2 -w 60 {address}")).contains(" 0% packet loss");
+    exec(&wisp, "server", "mkdir -p /www; echo page > /www/page; httpd -h /www");
+    let heard_more = talk(&wisp, "server", &address, "client");
+    heard_more();
+    assert!(!reaches(&wisp, "client", &address));
+
+    let folder = wisp.home().join("networks").join(shown(&wisp, "client")["VpcId"].as_str().unwrap());
+    let folder = folder.canonicalize().unwrap().to_str().unwrap().to_string();
+    let kill_the_router = || {
+        let [router] = processes(&["router", &folder])[..] else { panic!("there is one router") };
+        // SAFETY: the process is this test's own.
+        assert_eq!(unsafe { libc::kill(router, libc::SIGKILL) }, 0);
+        common::wait_until_gone(router.try_into().unwrap());
+        router
+    };
+    let killed = kill_the_router();
+    let finding = || {
+        let doctor = json(&wisp, &["doctor"]);
+        doctor["Findings"].as_array().unwrap().iter().find(|one| one["Name"] == "VPC router").cloned()
+    };
+    assert_eq!(finding().unwrap()["Mends"][0]["Command"], "wisp ls");
+    // Whoever comes next brings it back, and what is to be in force is.
+    let came = wisp.run(&["sg", "authorize", "db", "--port", "80", "--group", "default"]).expect_code(0);
+    assert!(came.stderr.contains("it is back") && !came.stderr.contains("reach nobody"), "{}", came.stderr);
+    assert_eq!(finding(), None);
+    assert_ne!(processes(&["router", &folder]), [killed]);
+    heard_more();
+    assert!(pings("client") && reaches(&wisp, "client", &address));
+    assert_eq!(hello_from_the_world(&wisp, "client"), "hello");
+    let log = format!("{folder}/pasta.log");
+    assert_eq!(processes(&["--log-file", &log]).len(), 1, "one way out, and not that of before");
+
+    // Two at once, of which one launches; the new one is where the others are.
+    kill_the_router();
+    let revoking = wisp.start(&["sg", "revoke", "db", "--port", "80", "--group", "default"]);
+    let launched = launch(&wisp, &["--name", "third"]).expect_code(0);
+    let revoked = revoking.wait().expect_code(0);
+    for said in [&launched.stderr, &revoked.stderr] {
+        assert!(!said.contains("reach nobody") && !said.contains("no way out"), "{said}");
+    }
+    assert_eq!(processes(&["router", &folder]).len(), 1);
+    assert!(pings("third") && !reaches(&wisp, "third", &address));
+    heard_more();
+
+    // A guest that reboots goes on under its keeper, which holds what it held: here for all of them.
+    wisp.run(&["reboot", "server"]).expect_code(0);
+    exec(&wisp, "server", "echo it is up");
+    wisp.run(&["terminate", "client", "third"]).expect_code(0);
+    kill_the_router();
+    let came = wisp.run(&["ls"]).expect_code(0);
+    assert!(came.stderr.contains("it is back") && !came.stderr.contains("reach nobody"), "{}", came.stderr);
+    launch(&wisp, &["--name", "fourth"]).expect_code(0);
+    assert!(pings("fourth"));
+
+    wisp.run(&["terminate", "server", "fourth"]).expect_code(0);
+    common::await_no_processes_of(&wisp);
+    assert!(!std::path::Path::new(&folder).join("router.sock").exists());
+    assert_eq!(of_the_host(), before);
+}
+
 #[test]
 fn instances_of_a_vpc_reach_each_other_as_their_groups_say() {
     if !is_inside("instances_of_a_vpc_reach_each_other_as_their_groups_say") {
@@ -67,31 +184,10 @@ fn instances_of_a_vpc_reach_each_other_as_their_groups_say() {
     assert_eq!(received, sum);
 
     // Out, and what is there is not in.
-    let world = TcpListener::bind((WORLD, 0)).unwrap();
-    let port = world.local_addr().unwrap().port();
-    let serving = std::thread::spawn(move || {
-        let (mut stream, _) = world.accept().unwrap();
-        let mut request = [0; 3];
-        stream.read_exact(&mut request).unwrap();
-        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhello").unwrap();
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
-        // It is read to its end, or closing would reset it.
-        stream.read_to_end(&mut Vec::new()).unwrap();
-    });
-    assert_eq!(exec(&wisp, "client", &format!("wget -q -O - http://{WORLD}:{port}/")), "hello");
-    serving.join().unwrap();
+    assert_eq!(hello_from_the_world(&wisp, "client"), "hello");
 
     // What was begun goes on when its group is left; what is begun then does not. The other way likewise.
-    let talking = "(while true; do echo tick; sleep 1; done | nc -l -p 7) > /tmp/heard 2>&1 &";
-    exec(&wisp, "server", talking);
-    exec(&wisp, "client", &format!("(sleep 1000 | nc {address} 7) > /tmp/ticks 2>&1 &"));
-    let ticks = || exec(&wisp, "client", "wc -c < /tmp/ticks").parse::<u64>().unwrap();
-    let heard_more = || {
-        let (before, deadline) = (ticks(), Instant::now() + DEADLINE);
-        while ticks() <= before {
-            assert!(Instant::now() < deadline, "the connection is silent");
-        }
-    };
+    let heard_more = talk(&wisp, "server", &address, "client");
     heard_more();
     wisp.run(&["modify", "server", "--security-group", "db"]).expect_code(0);
     assert!(!reaches(&wisp, "client", &address));

@@ -19,11 +19,16 @@ pub struct Args {
     /// The descriptor of the socket on which it is asked.
     #[arg(long)]
     listener_fd: RawFd,
+
+    /// The descriptor of the network namespace of one that was killed.
+    #[arg(long)]
+    namespace_fd: Option<RawFd>,
 }
 
 /// Runs it until its last instance has gone.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let listener = inherit(args.listener_fd)?;
-    router::run(&args.folder, listener).context("the network's router cannot go on")?;
+    let namespace = args.namespace_fd.map(inherit).transpose()?;
+    router::run(&args.folder, listener, namespace).context("the network's router cannot go on")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -13,6 +13,7 @@ use rustix::fs::Mode;
 use crate::host::keeper::Signals;
 use crate::host::monitor_process::{CONFIG, close_on_exec, keep_open, violation};
 use crate::host::probe;
+use crate::host::router;
 use crate::vmm::console_socket;
 use crate::vmm::control::{self, Message};
 use crate::vmm::end::End;
@@ -93,6 +94,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Side::Keeper { child, alive: _alive } => {
             // Whose other ends are to see the monitor's end.
             drop(connections);
+            // For the next router of its VPC, if this one is killed. The monitor has none of it.
+            let _namespace = network.as_ref().and_then(router::namespace_of);
             let code = signals.wait(child).context("the monitor cannot be waited for")?;
             signals.unblock();
             keep_house(&args, code, &lock, network.as_ref())

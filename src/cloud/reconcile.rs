@@ -46,6 +46,7 @@ impl Cloud {
         self.sweep_folders()?;
         self.finish_snapshots()?;
         self.sweep_networks()?;
+        self.revive_routers(&records);
         warm::sweep(&self.home)?;
         self.sweep_stray_images()
     }

@@ -63,7 +63,7 @@ impl Home {
         make_private(path).map_err(failed)?;
         let root = path.canonicalize().map_err(failed)?;
         check_own(&root)?;
-        for folder in ["images", "instances", "networks", "runs", "volumes", "warm"] {
+        for folder in ["images", "instances", NETWORKS, "runs", "volumes", "warm"] {
             let folder = root.join(folder);
             // Whoever could write here before it was closed may have put something else in its place.
             check_own(&folder)?;
@@ -85,7 +85,7 @@ impl Home {
 
     /// Where networks are: a directory for each that has had a router.
     pub fn networks(&self) -> PathBuf {
-        self.root.join("networks")
+        self.root.join(NETWORKS)
     }
 
     /// Where the instances of `wisp run` are, which end with their command: a directory for each.
@@ -128,6 +128,8 @@ impl Home {
     }
 }
 
+/// The directory of networks.
+pub(super) const NETWORKS: &str = "networks";
 /// The lock of a directory.
 const LOCK: &str = ".lock";
 /// The lock of whoever takes a snapshot, among the volumes.

@@ -3,6 +3,7 @@
 //! A monitor is in a session of its own, so that a terminal's signals do not reach it; it gets its sockets and its
 //! lock as inherited descriptors, and nothing else. Its standard error is `vmm.log` in its folder.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -10,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd};
@@ -106,22 +107,36 @@ pub fn spawn(folder: &Path, inherited: Inherited, restore: Option<&Restore>, beg
 /// Kills the monitor of the machine in `folder` and its keeper, which both need not do anything for it: what the guest has in
 /// its memory is lost. They are found by their command lines; that there is none any more is no error.
 pub fn kill(folder: &Path) -> io::Result<()> {
-    let is_one = |process: &Path| {
-        let line = fs::read(process.join("cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0).take(3).skip(1).eq([b"vmm", folder.as_os_str().as_bytes()])
-    };
-    for entry in fs::read_dir("/proc")? {
-        let process = entry?.path();
-        let pid = process.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
-        let Some(pid) = pid.and_then(Pid::from_raw).filter(|_| is_one(&process)) else { continue };
+    for (pid, _) in processes(|other| other == folder)? {
         match pidfd_open(pid, PidfdFlags::empty()) {
             // It is still the one, now that it cannot be another any more.
-            Ok(fd) if is_one(&process) => pidfd_send_signal(&fd, Signal::KILL).or_else(gone_is_fine)?,
+            Ok(fd) if folder_of(pid).is_some_and(|other| other == folder) => {
+                pidfd_send_signal(&fd, Signal::KILL).or_else(gone_is_fine)?
+            }
             Ok(_) => {}
             Err(error) => gone_is_fine(error)?,
         }
     }
     Ok(())
+}
+
+/// The processes of monitors, keepers among them, that are for folders of which `is_one` says so, by their command lines.
+pub fn processes(is_one: impl Fn(&Path) -> bool) -> io::Result<Vec<(Pid, PathBuf)>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        let Some(pid) = pid else { continue };
+        all.extend(folder_of(pid).filter(|folder| is_one(folder)).map(|folder| (pid, folder)));
+    }
+    Ok(all)
+}
+
+/// The folder of the machine whose monitor, or keeper, a process is.
+fn folder_of(pid: Pid) -> Option<PathBuf> {
+    let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
+    let mut words = line.split(|byte| *byte == 0).skip(1);
+    (words.next()? == b"vmm").then_some(())?;
+    Some(Path::new(OsStr::from_bytes(words.next()?)).to_path_buf())
 }
 
 fn gone_is_fine(error: Errno) -> Result<(), Errno> {

@@ -1,7 +1,7 @@
 //! A VPC, as its router is to know it: who is in it, and who may begin what with whom.
 
+use std::collections::BTreeSet;
 use std::fs::DirBuilder;
-use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::ec2::ErrorCode;
 use crate::ec2::id::VpcId;
 use crate::ec2::network::{NetworkMode, SubnetRange, mac_address};
 use crate::ec2::state::InstanceState;
-use crate::host::router::{Attached, Interface, Router, RouterConfig, RouterError, WAY_OUT};
+use crate::host::router::{self, Attached, Interface, Revival, Router, RouterConfig, RouterError, WAY_OUT};
 use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VpcRecord};
 use crate::vmm::link::{Cidr, MacAddress};
 
@@ -27,9 +27,9 @@ impl Cloud {
     pub(super) fn attach(&mut self, network: &NetworkRecord) -> Result<OwnedFd, CloudError> {
         let router = self.router(network.vpc_id)?;
         let config = self.router_config(network.vpc_id)?;
-        let Attached { tap, has_way_out, is_first } = router.attach(&config, network.private_ip).map_err(refused)?;
-        if is_first {
-            self.notice_cut_off(network.vpc_id, Some(network.private_ip))?;
+        let Attached { tap, has_way_out, revival } = router.attach(&config, network.private_ip).map_err(refused)?;
+        if let Some(revival) = revival {
+            self.notice_revival(network.vpc_id, &revival);
         }
         if !has_way_out {
             self.notice(format!(
@@ -46,32 +46,48 @@ impl Cloud {
             // Without its folder, nobody was ever connected.
             if self.router_folder(vpc.id).exists() {
                 let router = self.router(vpc.id)?;
-                let runs = router.apply(&self.router_config(vpc.id)?).map_err(refused)?;
-                if !runs {
-                    self.notice_cut_off(vpc.id, None)?;
+                if let Some(revival) = router.apply(&self.router_config(vpc.id)?).map_err(refused)? {
+                    self.notice_revival(vpc.id, &revival);
                 }
             }
         }
         Ok(())
     }
 
-    /// Says which running instances of a VPC, but for that with the address `but`, have lost its router: somebody killed it.
-    fn notice_cut_off(&mut self, vpc: VpcId, but: Option<Ipv4Addr>) -> Result<(), CloudError> {
-        let is_cut_off =
-            |network: &NetworkRecord| network.vpc_id == vpc && is_in_vpc(network) && Some(network.private_ip) != but;
-        let instances = self.all_instances()?;
-        let running = instances.iter().filter(|record| record.state == InstanceState::Running);
-        let cut_off: Vec<String> = running
-            .filter(|record| record.network.as_ref().is_some_and(is_cut_off))
-            .map(|record| record.id.to_string())
-            .collect();
-        if !cut_off.is_empty() {
-            self.notice(format!(
-                "The router of {vpc} was killed: {} reach nobody until they are stopped and started.",
-                cut_off.join(", ")
-            ));
+    /// Brings back the routers of running instances that were killed, where an instance holds their place. What cannot be
+    /// done is noticed: no command is for that alone.
+    pub(in crate::cloud) fn revive_routers(&mut self, records: &[InstanceRecord]) {
+        let running = records.iter().filter(|record| record.state.has_machine());
+        let networks = running.filter_map(|record| record.network.as_ref()).filter(|network| is_in_vpc(network));
+        let vpcs: BTreeSet<VpcId> = networks.map(|network| network.vpc_id).collect();
+        for vpc in vpcs.into_iter().filter(|vpc| router::is_killed(&self.router_folder(*vpc))).collect::<Vec<_>>() {
+            match self.revive_router(vpc) {
+                // That nothing can be done, those say who would need it.
+                Ok(Some(revival)) if revival.came_back.is_some() => self.notice_revival(vpc, &revival),
+                Ok(_) => {}
+                Err(error) => self.notice(format!("The router of {vpc} was killed, and does not come back: {error}")),
+            }
         }
-        Ok(())
+    }
+
+    fn revive_router(&mut self, vpc: VpcId) -> Result<Option<Revival>, CloudError> {
+        let router = self.router(vpc)?;
+        router.apply(&self.router_config(vpc)?).map_err(refused)
+    }
+
+    /// Says that a VPC's router was killed, and what became of its instances.
+    fn notice_revival(&mut self, vpc: VpcId, revival: &Revival) {
+        let came_back = match revival.came_back {
+            Some(true) => Some("it is back, and what was connected is connected"),
+            Some(false) => Some("it is back, without a way out, and what was connected is connected"),
+            None => None,
+        };
+        let cut_off = (!revival.cut_off.is_empty())
+            .then(|| format!("{} reach nobody until they are stopped and started", revival.cut_off.join(", ")));
+        let said: Vec<String> = came_back.map(String::from).into_iter().chain(cut_off).collect();
+        if !said.is_empty() {
+            self.notice(format!("The router of {vpc} was killed: {}.", said.join("; ")));
+        }
     }
 
     fn router_folder(&self, vpc: VpcId) -> PathBuf {
@@ -87,6 +103,7 @@ impl Cloud {
     }
 
     fn router_config(&mut self, vpc: VpcId) -> Result<RouterConfig, CloudError> {
+        let instances_folder = self.home.instances();
         let (range, interfaces) = self.store.read::<_, CloudError>(|tx| {
             let record = tx.get::<VpcRecord>(&vpc.to_string())?.ok_or_else(|| VpcId::not_found(&vpc.to_string()))?;
             let groups: Vec<SecurityGroupRecord> = tx.list()?;
@@ -95,7 +112,8 @@ impl Cloud {
             let interface = |record: &InstanceRecord| {
                 let network = record.network.as_ref().filter(|network| network.vpc_id == vpc && is_in_vpc(network))?;
                 let filter = filters(&groups, &instances, network);
-                Some(Interface { address: network.private_ip, mac: MacAddress(mac_address(record.id)), filter })
+                let folder = instances_folder.join(record.id.to_string());
+                Some(Interface { address: network.private_ip, folder, mac: MacAddress(mac_address(record.id)), filter })
             };
             Ok((record.cidr, living.filter_map(interface).collect()))
         })?;

@@ -10,6 +10,8 @@ use rustix::fs::Access;
 use rustix::io::Errno;
 
 use super::parse;
+use crate::host::home::NETWORKS;
+use crate::host::router::{Killed, killed};
 
 /// The device that KVM is reached through.
 pub const KVM_DEVICE: &str = "/dev/kvm";
@@ -33,6 +35,8 @@ pub struct Facts {
     pub helpers: Vec<(Helper, bool)>,
     /// What VPCs need of the kernel.
     pub vpc: VpcFacts,
+    /// VPCs whose routers were killed while instances ran.
+    pub killed_routers: Vec<Killed>,
     /// Whether the ports of public addresses that servers have, as 22, can be listened at.
     pub low_ports: Result<(), Errno>,
     /// The version of the kernel's Landlock, which keeps monitors from files that are not their machines'; 0 if it has none.
@@ -48,6 +52,7 @@ impl Facts {
             cpus: usable_cpus(),
             memory_available_mib: memory_available_mib(),
             huge_pages: parse::huge_pages(&text("/sys/kernel/mm/transparent_hugepage/enabled")),
+            killed_routers: data_directory.as_deref().map(killed_routers).unwrap_or_default(),
             home: data_directory.map(HomeFacts::read),
             helpers: HELPERS.map(|helper| (helper, is_installed(helper.program))).to_vec(),
             vpc: VpcFacts::read(),
@@ -352,6 +357,10 @@ impl VpcFacts {
         let tun = rustix::fs::open("/dev/net/tun", FLAGS, rustix::fs::Mode::empty()).map(drop);
         VpcFacts { tun, forbidden_by: NamespaceSetting::in_force() }
     }
+}
+
+fn killed_routers(data_directory: &Path) -> Vec<Killed> {
+    killed(&data_directory.join(NETWORKS))
 }
 
 /// Whether somebody could listen at port 22 of an address that instances have as their public one.

@@ -8,6 +8,7 @@ use super::facts::{
     Facts, Helper, HomeFacts, HugePages, KVM_MODULES, NamespaceSetting, REQUIRED_CAPABILITIES, Surroundings, VpcFacts,
 };
 use super::mend::Mend;
+use crate::host::router::Killed;
 use crate::vmm::link::ALLOW_LOW_PORTS;
 
 /// Less free memory than this, and even a small guest may not start.
@@ -80,6 +81,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     findings.extend(home(facts.home.as_ref()));
     findings.extend(facts.helpers.iter().map(|(helper, installed)| self::helper(helper, *installed)));
     findings.push(vpc(facts.vpc));
+    findings.extend(facts.killed_routers.iter().map(killed_router));
     findings.push(low_ports(facts.low_ports));
     findings.push(sandbox(facts.landlock, facts.vpc.forbidden_by));
     findings
@@ -229,6 +231,26 @@ fn vpc(facts: VpcFacts) -> Finding {
     }
 }
 
+/// A router that was killed while instances ran. Any command that opens the data directory brings it back, if it can.
+fn killed_router(killed: &Killed) -> Finding {
+    let Killed { vpc, can_come_back, cut_off } = killed;
+    let found = Finding::warn("VPC router", format!("that of {vpc} was killed while its instances ran"));
+    match (can_come_back, cut_off.as_slice()) {
+        (true, []) => found
+            .explained("They reach each other, and nothing outside.")
+            .mended_by("to bring it back, as any other command does", "wisp ls"),
+        (true, _) => {
+            let text = format!("{} reach nobody until they are stopped and started.", cut_off.join(", "));
+            found.explained(text).mended_by("to bring it back for the others", "wisp ls")
+        }
+        (false, _) => {
+            let all = cut_off.join(" ");
+            let found = found.explained("They reach nobody, and none of them has kept its place.");
+            found.mended_by("to connect them again", format!("wisp stop {all} && wisp start {all}"))
+        }
+    }
+}
+
 fn low_ports(listened: Result<(), Errno>) -> Finding {
     const NAME: &str = "Ports below 1024";
     match listened {
@@ -306,6 +328,7 @@ mod tests {
             }),
             helpers: HELPERS.map(|helper| (helper, true)).to_vec(),
             vpc: VpcFacts { tun: Ok(()), forbidden_by: None },
+            killed_routers: Vec::new(),
             low_ports: Ok(()),
             landlock: 7,
         }
@@ -434,6 +457,22 @@ mod tests {
             mend(Ok(()), Some(NamespaceSetting { name: "user.max_user_namespaces", allows: "15000", for_all: true })),
             "sudo sysctl user.max_user_namespaces=15000"
         );
+    }
+
+    #[test]
+    fn a_router_that_was_killed_is_told_of_with_what_brings_it_back() {
+        let mut facts = laptop();
+        assert_eq!(status(&facts, "VPC router"), None);
+        let killed = |can_come_back, cut_off: &[&str]| {
+            let cut_off = cut_off.iter().map(|name| name.to_string()).collect();
+            vec![Killed { vpc: "vpc-1".into(), can_come_back, cut_off }]
+        };
+        facts.killed_routers = killed(true, &[]);
+        let finding = find(&facts, "VPC router").expect("it is judged");
+        assert_eq!((finding.status, finding.mends[0].command.as_str()), (Status::Warn, "wisp ls"));
+        facts.killed_routers = killed(false, &["i-1", "i-2"]);
+        let finding = find(&facts, "VPC router").expect("it is judged");
+        assert_eq!(finding.mends[0].command, "wisp stop i-1 i-2 && wisp start i-1 i-2");
     }
 
     #[test]

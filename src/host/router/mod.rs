@@ -4,7 +4,11 @@
 //! The bridge's ports are isolated from each other: everything is routed, and passes the rules that nftables holds. The way
 //! out is `pasta`, where it is installed. The router is started by who connects the first instance, and ends when the last
 //! instance's monitor has: with it go the bridge, the rules and the way out.
+//!
+//! One that is killed takes only the way out with it: the kernel goes on to pass what the rules let. The next router goes
+//! into the same namespaces, which the keepers of the instances' monitors hold for it.
 
+mod held;
 mod namespace;
 mod process;
 mod rules;
@@ -28,6 +32,7 @@ use super::home::{lock_file, write_private};
 use super::monitor_process::keep_open;
 use super::probe::{self, NamespaceSetting};
 use crate::vmm::link::{Cidr, Filter, MacAddress};
+pub use held::namespace_of;
 pub use process::run;
 
 /// The programs that it cannot do without, and the packages that have them.
@@ -62,6 +67,8 @@ pub struct RouterConfig {
 pub struct Interface {
     /// Its address.
     pub address: Ipv4Addr,
+    /// The instance's folder.
+    pub folder: PathBuf,
     /// Its Ethernet address.
     pub mac: MacAddress,
     /// What may be begun by it, and with it.
@@ -125,8 +132,53 @@ pub struct Attached {
     pub tap: OwnedFd,
     /// Whether there is a way out of the VPC.
     pub has_way_out: bool,
-    /// Whether the router was started for it. Instances that were connected before that are connected to one that is no more.
-    pub is_first: bool,
+    /// What became of others, if their router had been killed.
+    pub revival: Option<Revival>,
+}
+
+/// What became of a VPC whose router was killed. Instances are named as their folders are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revival {
+    /// Where another router has gone on in its place, whether there is a way out. None where no instance has kept its place.
+    pub came_back: Option<bool>,
+    /// Instances that reach nobody until they are stopped and started.
+    pub cut_off: Vec<String>,
+}
+
+/// A VPC whose router was killed while instances ran.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Killed {
+    /// The VPC, as its router's folder is named.
+    pub vpc: String,
+    /// Whether the next router can take its place.
+    pub can_come_back: bool,
+    /// Instances that it cannot be for.
+    pub cut_off: Vec<String>,
+}
+
+/// The VPCs in `networks`, which has a folder for each, whose routers were killed while instances ran. Nothing is changed.
+pub fn killed(networks: &Path) -> Vec<Killed> {
+    let judge = |folder: &Path| {
+        let vpc = folder.file_name()?.to_str()?.to_string();
+        let config = is_killed(folder).then(|| process::read_config(folder).ok()).flatten()?;
+        let found = held::find(&config).ok()?;
+        let (can_come_back, cut_off) = (found.namespace.is_some(), names(&found.cut_off));
+        (can_come_back || !cut_off.is_empty()).then_some(Killed { vpc, can_come_back, cut_off })
+    };
+    let entries = std::fs::read_dir(networks).into_iter().flatten().flatten();
+    let mut all: Vec<Killed> = entries.filter_map(|entry| judge(&entry.path())).collect();
+    all.sort_by(|one, other| one.vpc.cmp(&other.vpc));
+    all
+}
+
+/// Whether the router of the folder was killed: one that ends in order removes its socket.
+pub fn is_killed(folder: &Path) -> bool {
+    held::is_deserted(&folder.join(SOCKET))
+}
+
+fn names(interfaces: &[&Interface]) -> Vec<String> {
+    let name = |interface: &&Interface| interface.folder.file_name().map(|name| name.to_string_lossy().into_owned());
+    interfaces.iter().filter_map(name).collect()
 }
 
 /// Whether this host can have routers.
@@ -146,31 +198,50 @@ impl Router {
         Ok(Router { folder: folder.to_path_buf(), _lock: lock_file(&folder.join(LOCK))? })
     }
 
-    /// Has it go by `config`; one that does not run needs to know nothing. Returns whether it runs.
-    pub fn apply(&self, config: &RouterConfig) -> Result<bool, RouterError> {
+    /// Has it go by `config`. One that has ended needs to know nothing; one that was killed comes back, if an instance holds
+    /// its place.
+    pub fn apply(&self, config: &RouterConfig) -> Result<Option<Revival>, RouterError> {
         self.write(config)?;
-        match self.connect() {
-            Ok(stream) => ask(&stream, Request::Apply).map(|_| true),
-            Err(error) if is_absent(&error) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        let (stream, killed) = match self.connect() {
+            Err(error) if is_absent(&error) => match self.find(config, &error)? {
+                (None, cut_off) => return Ok(Some(Revival { came_back: None, cut_off })),
+                (Some(namespace), cut_off) => (self.start(Some(namespace))?, Some(cut_off)),
+            },
+            other => (other?, None),
+        };
+        let (has_way_out, _) = ask(&stream, Request::Apply)?;
+        Ok(killed.map(|cut_off| Revival { came_back: Some(has_way_out), cut_off }))
     }
 
     /// Has it go by `config`, and connects the interface with `address`; starts it if it does not run.
     pub fn attach(&self, config: &RouterConfig, address: Ipv4Addr) -> Result<Attached, RouterError> {
         self.write(config)?;
-        let (stream, is_first) = match self.connect() {
+        let (stream, killed) = match self.connect() {
             Err(error) if is_absent(&error) => {
-                check()?;
-                self.start()?;
-                (self.connect()?, true)
+                let (namespace, cut_off) = self.find(config, &error)?;
+                let came_back = namespace.is_some();
+                (self.start(namespace)?, Some((came_back, cut_off)))
             }
-            other => (other?, false),
+            other => (other?, None),
         };
         match ask(&stream, Request::Attach(address))? {
-            (has_way_out, Some(tap)) => Ok(Attached { tap, has_way_out, is_first }),
+            (has_way_out, Some(tap)) => {
+                let revival =
+                    killed.map(|(came_back, cut_off)| Revival { came_back: came_back.then_some(has_way_out), cut_off });
+                Ok(Attached { tap, has_way_out, revival })
+            }
             (_, None) => Err(RouterError::Refused("there is no tap in its answer".into())),
         }
+    }
+
+    /// The network namespace of one that does not run, as `absent` says, and the instances that run outside it. One that
+    /// ended had no instances.
+    fn find(&self, config: &RouterConfig, absent: &io::Error) -> io::Result<(Option<OwnedFd>, Vec<String>)> {
+        if absent.kind() == io::ErrorKind::NotFound {
+            return Ok((None, Vec::new()));
+        }
+        let found = held::find(config)?;
+        Ok((found.namespace, names(&found.cut_off)))
     }
 
     fn write(&self, config: &RouterConfig) -> io::Result<()> {
@@ -184,8 +255,14 @@ impl Router {
         Ok(stream)
     }
 
-    /// Starts it. It is listened for before it runs, so that it can be connected to at once.
-    fn start(&self) -> io::Result<()> {
+    /// Starts it, in namespaces of its own, or in the network namespace of one before it. It is listened for before it runs,
+    /// so that it can be connected to at once.
+    fn start(&self, namespace: Option<OwnedFd>) -> Result<UnixStream, RouterError> {
+        check()?;
+        Ok(self.spawn(namespace).and_then(|()| self.connect())?)
+    }
+
+    fn spawn(&self, namespace: Option<OwnedFd>) -> io::Result<()> {
         let socket = self.folder.join(SOCKET);
         match std::fs::remove_file(&socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -196,12 +273,16 @@ impl Router {
         let mut command = Command::new("/proc/self/exe");
         command.arg0("wisp").arg("router").arg(&self.folder);
         command.args(["--listener-fd", &listener.as_raw_fd().to_string()]);
+        if let Some(namespace) = &namespace {
+            command.args(["--namespace-fd", &namespace.as_raw_fd().to_string()]);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        // SAFETY: between fork and exec, only fcntl and setsid are called, which are async-signal-safe; `listener` is open
-        // until the child has started.
+        // SAFETY: between fork and exec, only fcntl and setsid are called, which are async-signal-safe; the descriptors are
+        // open until the child has started.
         unsafe {
             command.pre_exec(move || {
                 keep_open(&listener)?;
+                namespace.as_ref().map(keep_open).transpose()?;
                 rustix::process::setsid()?;
                 Ok(())
             });

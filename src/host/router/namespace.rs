@@ -1,16 +1,18 @@
 //! The router's namespaces, and what is in them.
 
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Signal, getegid, geteuid, getpid, set_parent_process_death_signal};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
+use super::held::owner_of;
 use super::{Interface, RouterConfig, WAY_OUT};
 use crate::vmm::link::GATEWAY_MAC;
 
@@ -70,6 +72,26 @@ pub(super) fn enter() -> io::Result<()> {
     std::fs::write("/proc/self/gid_map", format!("0 {group} 1"))
 }
 
+/// Moves this process, which has one thread, into a network namespace that is there, and the user namespace that it belongs
+/// to: who has made that has all capabilities in it.
+pub(super) fn enter_again(network: &OwnedFd) -> io::Result<()> {
+    let user = owner_of(network)?;
+    move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User))?;
+    Ok(move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?)
+}
+
+/// Whether a network namespace is what [`furnish`] made of it.
+pub(super) fn is_furnished(network: &OwnedFd, config: &RouterConfig) -> bool {
+    let mut command = program("ip");
+    command.args(["-oneline", "-family", "inet", "address", "show", "dev", BRIDGE]);
+    command.stdin(Stdio::null()).stderr(Stdio::null());
+    let Ok(network) = network.try_clone() else { return false };
+    // SAFETY: ioctl and setns are async-signal-safe, and what is done besides allocates nothing.
+    unsafe { command.pre_exec(move || enter_again(&network)) };
+    let address = format!(" {}/32 ", config.router);
+    command.output().is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(&address))
+}
+
 /// Makes the bridge and turns routing on.
 pub(super) fn furnish(config: &RouterConfig) -> io::Result<()> {
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
@@ -84,6 +106,21 @@ address add {router}/32 dev {BRIDGE}
 route add {range} dev {BRIDGE}
 "
     ))
+}
+
+/// Removes what is left of the way out of a router that was killed. It may be about to go by itself.
+pub(super) fn remove_way_out() -> io::Result<()> {
+    match has_way_out()? {
+        true => ip(&format!("link delete {OUT}\n")).or_else(|error| if has_way_out()? { Err(error) } else { Ok(()) }),
+        false => Ok(()),
+    }
+}
+
+/// Whether the interface of the way out is there.
+pub(super) fn has_way_out() -> io::Result<bool> {
+    let name = CString::new(OUT)?;
+    // SAFETY: the name is a string that ends with zero.
+    Ok(unsafe { libc::if_nametoindex(name.as_ptr()) } != 0)
 }
 
 /// Sets the way out, whose interface is there.
@@ -134,13 +171,18 @@ fn ip(lines: &str) -> io::Result<()> {
     feed("ip", &["-batch", "-"], lines)
 }
 
+/// A program that may be where only root's path leads.
+fn program(name: &str) -> Command {
+    let mut command = Command::new(name);
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command
+}
+
 /// Runs a program with `input`; the error has what it says.
 fn feed(program: &str, args: &[&str], input: &str) -> io::Result<()> {
-    let mut command = Command::new(program);
-    // They are where only root's path leads.
-    let path = std::env::var("PATH").unwrap_or_default();
-    command.args(args).env("PATH", format!("{path}:/usr/sbin:/sbin"));
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut command = self::program(program);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
     let mut stdin = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
     // One that does not read on says why below.

@@ -1,6 +1,5 @@
 //! The router's process.
 
-use std::ffi::CString;
 use std::io::{self, BufRead, BufReader, IoSlice, Write};
 use std::mem::MaybeUninit;
 use std::net::Ipv4Addr;
@@ -16,7 +15,7 @@ use rustix::net::{
     netlink::SocketAddrNetlink, sendmsg, socket_with,
 };
 
-use super::namespace::{self, OUT, TAPS};
+use super::namespace::{self, TAPS};
 use super::{Answer, CONFIG, LOCK, Request, RouterConfig, SOCKET, rules};
 use crate::host::home::try_lock_file;
 use crate::host::probe;
@@ -42,8 +41,9 @@ struct Running<'a> {
     rules: String,
 }
 
-/// Runs the router of the VPC in `folder` until its last instance has gone.
-pub fn run(folder: &Path, listener: OwnedFd) -> io::Result<()> {
+/// Runs the router of the VPC in `folder` until its last instance has gone: in new namespaces, or in the network namespace
+/// `held` of one that was killed.
+pub fn run(folder: &Path, listener: OwnedFd, held: Option<OwnedFd>) -> io::Result<()> {
     let listener = UnixListener::from(listener);
     listener.set_nonblocking(true)?;
     let config = read_config(folder)?;
@@ -51,11 +51,20 @@ pub fn run(folder: &Path, listener: OwnedFd) -> io::Result<()> {
         true => Some(namespace::prepare_way_out(folder, &config)?),
         false => None,
     };
-    namespace::enter()?;
+    match &held {
+        Some(network) => namespace::enter_again(network)?,
+        None => namespace::enter()?,
+    }
     let links =
         socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     bind(&links, &SocketAddrNetlink::new(0, LINK_GROUP))?;
-    namespace::furnish(&config)?;
+    match held {
+        Some(_) => namespace::remove_way_out()?,
+        None => namespace::furnish(&config)?,
+    }
+    // Those of before may let pass what no group does any more: they are replaced before there is a way out.
+    let rules = rules::render(&config);
+    namespace::set_rules(&rules)?;
     if let Some(child) = &mut way_out {
         if let Some(mut stdin) = child.stdin.take() {
             stdin.write_all(b"\n")?;
@@ -68,7 +77,7 @@ pub fn run(folder: &Path, listener: OwnedFd) -> io::Result<()> {
             way_out = None;
         }
     }
-    let result = Running { folder, links, way_out, rules: String::new() }.serve(&listener);
+    let result = Running { folder, links, way_out, rules }.serve(&listener);
     log::info!("the network ends");
     result
 }
@@ -113,7 +122,10 @@ impl Running<'_> {
         stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
         stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
         let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line)?;
+        if BufReader::new(stream).read_line(&mut line)? == 0 {
+            // It wanted to know whether anybody is here.
+            return Ok(());
+        }
         let done = serde_json::from_str(&line).map_err(io::Error::from).and_then(|request| self.carry_out(request));
         let (answer, tap) = match done {
             Ok(tap) => (Answer::Done { has_way_out: self.has_way_out() }, tap),
@@ -152,16 +164,14 @@ fn find(config: &RouterConfig, address: Ipv4Addr) -> Option<&super::Interface> {
     config.interfaces.iter().find(|interface| interface.address == address)
 }
 
-fn read_config(folder: &Path) -> io::Result<RouterConfig> {
+pub(super) fn read_config(folder: &Path) -> io::Result<RouterConfig> {
     Ok(serde_json::from_slice(&std::fs::read(folder.join(CONFIG))?)?)
 }
 
 /// Waits until the interface of the way out is there.
 fn await_way_out(links: &OwnedFd, child: &mut Child) -> io::Result<()> {
     let deadline = std::time::Instant::now() + WAY_OUT_TIMEOUT;
-    let name = CString::new(OUT)?;
-    // SAFETY: the name is a string that ends with zero.
-    while unsafe { libc::if_nametoindex(name.as_ptr()) } == 0 {
+    while !namespace::has_way_out()? {
         if let Some(status) = child.try_wait()? {
             return Err(io::Error::other(format!("{} ended with {status}", super::WAY_OUT)));
         }

@@ -112,7 +112,8 @@ mod tests {
     fn interface(number: u8, ingress: Vec<FilterRule>) -> Interface {
         let egress = vec![FilterRule { protocol: FilterProtocol::All, peers: vec!["0.0.0.0/0".parse().unwrap()] }];
         let address = Ipv4Addr::new(172, 31, 0, number);
-        Interface { address, mac: MacAddress([6, 0, 0, 0, 0, number]), filter: Filter { ingress, egress } }
+        let folder = format!("i-{number}").into();
+        Interface { address, folder, mac: MacAddress([6, 0, 0, 0, 0, number]), filter: Filter { ingress, egress } }
     }
 
     fn render_with(interfaces: Vec<Interface>) -> String {
