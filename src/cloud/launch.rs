@@ -413,6 +413,7 @@ impl Cloud {
         for monitor in &mut monitors {
             self.notices.extend(monitor.wait_started()?);
         }
+        self.notice_ways_out();
         Ok(monitors)
     }
 

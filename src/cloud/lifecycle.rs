@@ -186,6 +186,7 @@ impl Cloud {
         limit(&mut config, record, &volumes);
         let mut monitor = folder.spawn(&config, lock, network, folder.hibernated().as_ref())?;
         self.notices.extend(monitor.wait_started()?);
+        self.notice_ways_out();
         Ok(monitor)
     }
 

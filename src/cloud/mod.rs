@@ -33,13 +33,14 @@ pub mod usage;
 pub mod volume;
 pub mod warm;
 
+use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
 pub use error::CloudError;
 
-use crate::ec2::id::{Id, Kind, RANDOM_BYTES};
+use crate::ec2::id::{Id, Kind, RANDOM_BYTES, VpcId};
 use crate::host::home::Home;
 use crate::store::Store;
 
@@ -49,6 +50,8 @@ pub struct Cloud {
     home: Home,
     store: Store,
     notices: Vec<String>,
+    /// VPCs to which instances were connected, of which it was not said yet whether they have a way out.
+    attached: BTreeSet<VpcId>,
 }
 
 impl Cloud {
@@ -56,7 +59,7 @@ impl Cloud {
     pub fn open() -> Result<Cloud, CloudError> {
         let home = Home::open()?;
         let store = Store::open(home.root())?;
-        let mut cloud = Cloud { home, store, notices: Vec::new() };
+        let mut cloud = Cloud { home, store, notices: Vec::new(), attached: BTreeSet::new() };
         cloud.reconcile()?;
         Ok(cloud)
     }

@@ -27,17 +27,25 @@ impl Cloud {
     pub(super) fn attach(&mut self, network: &NetworkRecord) -> Result<OwnedFd, CloudError> {
         let router = self.router(network.vpc_id)?;
         let config = self.router_config(network.vpc_id)?;
-        let Attached { tap, has_way_out, revival } = router.attach(&config, network.private_ip).map_err(refused)?;
+        let Attached { tap, revival } = router.attach(&config, network.private_ip).map_err(refused)?;
         if let Some(revival) = revival {
             self.notice_revival(network.vpc_id, &revival);
         }
-        if !has_way_out {
-            self.notice(format!(
-                "The VPC has no way out: {WAY_OUT} (`sudo apt install passt`) is missing, or has ended; \
-                 `wisp doctor` says more."
-            ));
-        }
+        self.attached.insert(network.vpc_id);
         Ok(tap)
+    }
+
+    /// Says whether a VPC to which instances were connected has no way out. They run meanwhile: it takes longer than they do.
+    pub(in crate::cloud) fn notice_ways_out(&mut self) {
+        for vpc in std::mem::take(&mut self.attached) {
+            // One that ends meanwhile needs none.
+            if let Ok(false) = router::has_way_out(&self.router_folder(vpc)) {
+                self.notice(format!(
+                    "The VPC has no way out: {WAY_OUT} (`sudo apt install passt`) is missing, or has ended; \
+                     `wisp doctor` says more."
+                ));
+            }
+        }
     }
 
     /// Has the routers of VPCs go by the groups and instances as they are now, where they run.

@@ -83,6 +83,8 @@ enum Request {
     Apply,
     /// That, and a tap for the interface with this address.
     Attach(Ipv4Addr),
+    /// Whether there is a way out; answered when that is known.
+    WayOut,
 }
 
 /// What it answers; a tap comes with the answer to [`Request::Attach`].
@@ -90,10 +92,9 @@ enum Request {
 #[serde(rename_all = "kebab-case")]
 enum Answer {
     /// It is done.
-    Done {
-        /// Whether there is a way out.
-        has_way_out: bool,
-    },
+    Done,
+    /// There is a way out, or there is none.
+    WayOut(bool),
     /// It cannot be done.
     Failed(String),
 }
@@ -130,8 +131,6 @@ pub struct Router {
 pub struct Attached {
     /// Its tap: the device's end.
     pub tap: OwnedFd,
-    /// Whether there is a way out of the VPC.
-    pub has_way_out: bool,
     /// What became of others, if their router had been killed.
     pub revival: Option<Revival>,
 }
@@ -209,8 +208,8 @@ impl Router {
             },
             other => (other?, None),
         };
-        let (has_way_out, _) = ask(&stream, Request::Apply)?;
-        Ok(killed.map(|cut_off| Revival { came_back: Some(has_way_out), cut_off }))
+        ask(&stream, Request::Apply)?;
+        killed.map(|cut_off| Ok(Revival { came_back: Some(has_way_out(&self.folder)?), cut_off })).transpose()
     }
 
     /// Has it go by `config`, and connects the interface with `address`; starts it if it does not run.
@@ -224,14 +223,14 @@ impl Router {
             }
             other => (other?, None),
         };
-        match ask(&stream, Request::Attach(address))? {
-            (has_way_out, Some(tap)) => {
-                let revival =
-                    killed.map(|(came_back, cut_off)| Revival { came_back: came_back.then_some(has_way_out), cut_off });
-                Ok(Attached { tap, has_way_out, revival })
-            }
-            (_, None) => Err(RouterError::Refused("there is no tap in its answer".into())),
-        }
+        let (_, Some(tap)) = ask(&stream, Request::Attach(address))? else {
+            return Err(RouterError::Refused("there is no tap in its answer".into()));
+        };
+        let revived = |(came_back, cut_off): (bool, _)| {
+            let came_back = came_back.then(|| has_way_out(&self.folder)).transpose()?;
+            Ok::<_, RouterError>(Revival { came_back, cut_off })
+        };
+        Ok(Attached { tap, revival: killed.map(revived).transpose()? })
     }
 
     /// The network namespace of one that does not run, as `absent` says, and the instances that run outside it. One that
@@ -249,10 +248,7 @@ impl Router {
     }
 
     fn connect(&self) -> io::Result<UnixStream> {
-        let stream = UnixStream::connect(self.folder.join(SOCKET))?;
-        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-        stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-        Ok(stream)
+        connect(&self.folder)
     }
 
     /// Starts it, in namespaces of its own, or in the network namespace of one before it. It is listened for before it runs,
@@ -294,13 +290,29 @@ impl Router {
     }
 }
 
+/// Whether there is a way out of the VPC whose router in `folder` runs; waits until that is known, some hundredths of a second
+/// after it was started.
+pub fn has_way_out(folder: &Path) -> Result<bool, RouterError> {
+    match ask(&connect(folder)?, Request::WayOut)? {
+        (Answer::WayOut(is_there), _) => Ok(is_there),
+        _ => Err(RouterError::Refused("it does not answer whether there is a way out".into())),
+    }
+}
+
+fn connect(folder: &Path) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect(folder.join(SOCKET))?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    Ok(stream)
+}
+
 /// Whether nobody listens.
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-/// Asks for something; returns whether there is a way out, and the descriptor that came with the answer.
-fn ask(stream: &UnixStream, request: Request) -> Result<(bool, Option<OwnedFd>), RouterError> {
+/// Asks for something; returns the answer, and the descriptor that came with it.
+fn ask(stream: &UnixStream, request: Request) -> Result<(Answer, Option<OwnedFd>), RouterError> {
     let mut line = serde_json::to_vec(&request).map_err(io::Error::from)?;
     line.push(b'\n');
     (&*stream).write_all(&line)?;
@@ -318,7 +330,7 @@ fn ask(stream: &UnixStream, request: Request) -> Result<(bool, Option<OwnedFd>),
     text.truncate(received.bytes);
     (&*stream).read_to_end(&mut text)?;
     match serde_json::from_slice(&text).map_err(io::Error::from)? {
-        Answer::Done { has_way_out } => Ok((has_way_out, fd)),
         Answer::Failed(why) => Err(RouterError::Refused(why)),
+        answer => Ok((answer, fd)),
     }
 }

@@ -5,9 +5,11 @@ use std::mem::MaybeUninit;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::process::Child;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
@@ -26,6 +28,8 @@ const LINK_GROUP: u32 = 1;
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the way out may take to be there.
 const WAY_OUT_TIMEOUT: Duration = Duration::from_secs(10);
+/// When one looks again whether its way out has ended before it was there, of which no interface tells.
+const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// When one that has nothing left to do looks again whether somebody is about to come.
 const AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
@@ -37,6 +41,10 @@ struct Running<'a> {
     links: OwnedFd,
     /// The way out, if there is one.
     way_out: Option<Child>,
+    /// Until when its interface may be there at the latest, while it is not: no instance waits for that.
+    awaited: Option<Instant>,
+    /// Who wants to know what comes of that.
+    askers: Vec<UnixStream>,
     /// The rules in force: the instances of one launch come one by one, and are in the rules from the first on.
     rules: String,
 }
@@ -47,7 +55,7 @@ pub fn run(folder: &Path, listener: OwnedFd, held: Option<OwnedFd>) -> io::Resul
     let listener = UnixListener::from(listener);
     listener.set_nonblocking(true)?;
     let config = read_config(folder)?;
-    let mut way_out = match probe::is_installed(super::WAY_OUT) {
+    let way_out = match probe::is_installed(super::WAY_OUT) {
         true => Some(namespace::prepare_way_out(folder, &config)?),
         false => None,
     };
@@ -58,26 +66,23 @@ pub fn run(folder: &Path, listener: OwnedFd, held: Option<OwnedFd>) -> io::Resul
     let links =
         socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     bind(&links, &SocketAddrNetlink::new(0, LINK_GROUP))?;
-    match held {
-        Some(_) => namespace::remove_way_out()?,
-        None => namespace::furnish(&config)?,
-    }
-    // Those of before may let pass what no group does any more: they are replaced before there is a way out.
     let rules = rules::render(&config);
-    namespace::set_rules(&rules)?;
-    if let Some(child) = &mut way_out {
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(b"\n")?;
+    match held {
+        Some(_) => {
+            namespace::remove_way_out()?;
+            // Those of before may let pass what no group does any more: they are replaced before there is a way out.
+            namespace::set_rules(&rules)?;
         }
-        if let Err(error) = await_way_out(&links, child).and_then(|()| namespace::furnish_way_out(&config)) {
-            log::warn!("there is no way out: {error}");
-            // It may have ended by itself.
-            let _ = child.kill();
-            let _ = child.wait();
-            way_out = None;
+        None => {
+            // Each is a program that takes milliseconds, and neither needs the other.
+            thread::scope(|scope| {
+                let set = scope.spawn(|| namespace::set_rules(&rules));
+                let furnished = namespace::furnish(&config);
+                furnished.and(set.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            })?;
         }
     }
-    let result = Running { folder, links, way_out, rules }.serve(&listener);
+    let result = Running { folder, links, way_out, awaited: None, askers: Vec::new(), rules }.serve(&listener);
     log::info!("the network ends");
     result
 }
@@ -88,16 +93,21 @@ impl Running<'_> {
         let mut wants_end = false;
         loop {
             let fds = &mut [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.links, PollFlags::IN)];
-            match poll(fds, wants_end.then_some(&AGAIN)) {
+            let again = if self.awaited.is_some() { Some(&SOON) } else { wants_end.then_some(&AGAIN) };
+            match poll(fds, again) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
             drain(&self.links);
+            self.look_for_way_out();
             while let Ok((stream, _)) = listener.accept() {
                 was_asked = true;
-                if let Err(error) = self.answer(&stream) {
+                if let Err(error) = self.answer(stream) {
                     log::warn!("who asked has gone: {error}");
                 }
+            }
+            if was_asked {
+                self.let_way_out_go();
             }
             wants_end = was_asked && count_taps()? == 0;
             if !wants_end {
@@ -117,47 +127,105 @@ impl Running<'_> {
         }
     }
 
-    fn answer(&mut self, stream: &UnixStream) -> io::Result<()> {
+    fn answer(&mut self, stream: UnixStream) -> io::Result<()> {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
         stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
         let mut line = String::new();
-        if BufReader::new(stream).read_line(&mut line)? == 0 {
+        if BufReader::new(&stream).read_line(&mut line)? == 0 {
             // It wanted to know whether anybody is here.
             return Ok(());
         }
-        let done = serde_json::from_str(&line).map_err(io::Error::from).and_then(|request| self.carry_out(request));
-        let (answer, tap) = match done {
-            Ok(tap) => (Answer::Done { has_way_out: self.has_way_out() }, tap),
-            Err(error) => (Answer::Failed(error.to_string()), None),
+        let done = match serde_json::from_str(&line) {
+            Ok(Request::WayOut) => {
+                self.let_way_out_go();
+                if self.awaited.is_some() {
+                    self.askers.push(stream);
+                    return Ok(());
+                }
+                Ok((Answer::WayOut(self.has_way_out()), None))
+            }
+            Ok(Request::Apply) => self.apply().map(|_| (Answer::Done, None)),
+            Ok(Request::Attach(address)) => self.attach(address).map(|tap| (Answer::Done, Some(tap))),
+            Err(error) => Err(error.into()),
         };
-        let text = serde_json::to_vec(&answer)?;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let fds: Vec<_> = tap.iter().map(AsFd::as_fd).collect();
-        if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-            return Err(io::Error::other("no room for a descriptor"));
-        }
-        let sent = sendmsg(stream, &[IoSlice::new(&text)], &mut ancillary, SendFlags::NOSIGNAL)?;
-        (&*stream).write_all(&text[sent..])
+        let (answer, tap) = done.unwrap_or_else(|error| (Answer::Failed(error.to_string()), None));
+        send(&stream, &answer, tap)
     }
 
-    fn carry_out(&mut self, request: Request) -> io::Result<Option<OwnedFd>> {
+    /// Goes by the configuration as it is now.
+    fn apply(&mut self) -> io::Result<RouterConfig> {
         let config = read_config(self.folder)?;
         let rules = rules::render(&config);
         if rules != self.rules {
             namespace::set_rules(&rules)?;
             self.rules = rules;
         }
-        let Request::Attach(address) = request else { return Ok(None) };
-        let interface = find(&config, address)
-            .ok_or_else(|| io::Error::other(format!("{address} is no address of an instance in this network")))?;
-        namespace::add_tap(&config, interface).map(Some)
+        Ok(config)
     }
 
+    fn attach(&mut self, address: Ipv4Addr) -> io::Result<OwnedFd> {
+        let config = self.apply()?;
+        let interface = find(&config, address)
+            .ok_or_else(|| io::Error::other(format!("{address} is no address of an instance in this network")))?;
+        namespace::add_tap(&config, interface)
+    }
+
+    /// Has the way out, which waits for that, go on: who was first here has been served, without it taking any CPU meanwhile.
+    fn let_way_out_go(&mut self) {
+        if let Some(mut stdin) = self.way_out.as_mut().and_then(|child| child.stdin.take()) {
+            // That it has ended is seen soon enough.
+            let _ = stdin.write_all(b"\n");
+            self.awaited = Some(Instant::now() + WAY_OUT_TIMEOUT);
+        }
+    }
+
+    /// Whether there is a way out.
     fn has_way_out(&mut self) -> bool {
         self.way_out.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
+
+    /// Sets the interface of the way out, if that has come.
+    fn look_for_way_out(&mut self) {
+        let (Some(deadline), Some(child)) = (self.awaited, &mut self.way_out) else { return };
+        let come = match namespace::has_way_out() {
+            Ok(true) => read_config(self.folder).and_then(|config| namespace::furnish_way_out(&config)),
+            Ok(false) => match child.try_wait() {
+                Ok(None) if Instant::now() < deadline => return,
+                Ok(None) => Err(io::Error::new(io::ErrorKind::TimedOut, "its interface does not come")),
+                Ok(Some(status)) => Err(io::Error::other(format!("{} ended with {status}", super::WAY_OUT))),
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error),
+        };
+        self.awaited = None;
+        if let Err(error) = come {
+            log::warn!("there is no way out: {error}");
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+            self.way_out = None;
+        }
+        let answer = Answer::WayOut(self.way_out.is_some());
+        for asker in self.askers.drain(..) {
+            if let Err(error) = send(&asker, &answer, None) {
+                log::warn!("who asked has gone: {error}");
+            }
+        }
+    }
+}
+
+/// Sends an answer, and a tap with it.
+fn send(stream: &UnixStream, answer: &Answer, tap: Option<OwnedFd>) -> io::Result<()> {
+    let text = serde_json::to_vec(answer)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds: Vec<_> = tap.iter().map(AsFd::as_fd).collect();
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(io::Error::other("no room for a descriptor"));
+    }
+    let sent = sendmsg(stream, &[IoSlice::new(&text)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    (&*stream).write_all(&text[sent..])
 }
 
 fn find(config: &RouterConfig, address: Ipv4Addr) -> Option<&super::Interface> {
@@ -166,25 +234,6 @@ fn find(config: &RouterConfig, address: Ipv4Addr) -> Option<&super::Interface> {
 
 pub(super) fn read_config(folder: &Path) -> io::Result<RouterConfig> {
     Ok(serde_json::from_slice(&std::fs::read(folder.join(CONFIG))?)?)
-}
-
-/// Waits until the interface of the way out is there.
-fn await_way_out(links: &OwnedFd, child: &mut Child) -> io::Result<()> {
-    let deadline = std::time::Instant::now() + WAY_OUT_TIMEOUT;
-    while !namespace::has_way_out()? {
-        if let Some(status) = child.try_wait()? {
-            return Err(io::Error::other(format!("{} ended with {status}", super::WAY_OUT)));
-        }
-        if std::time::Instant::now() >= deadline {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "its interface does not come"));
-        }
-        let again = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-        match poll(&mut [PollFd::new(links, PollFlags::IN)], Some(&again)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => drain(links),
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }
 
 /// Reads what interfaces did, which is looked up elsewhere.
