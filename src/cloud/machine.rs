@@ -18,9 +18,8 @@ use tempfile::TempDir;
 use super::error::CloudError;
 use super::image::Image;
 use super::network::Connection;
-use super::run::{
-    ConsoleTail, GUEST_CID, VSOCK, add_options, console_tail, identity, image_kernel, is_timeout, name_host,
-};
+use super::run::{ConsoleTail, console_tail, is_timeout};
+use super::run_spec::{GUEST_CID, VSOCK, add_options, identity, image_kernel, name_host};
 use crate::ec2::InstanceId;
 use crate::ec2::catalogue;
 use crate::ec2::state::InstanceState;

@@ -24,6 +24,7 @@ pub mod reconcile;
 pub mod registry;
 pub mod resolve;
 pub mod run;
+pub mod run_spec;
 mod seed;
 pub mod snapshot;
 pub mod ssh;

@@ -9,7 +9,7 @@ use super::Cloud;
 use super::error::CloudError;
 use super::image::Manifest;
 use super::machine::Folder;
-use super::run::host_name;
+use super::run_spec::host_name;
 use crate::ec2::user_data::{Kind, UserData};
 use crate::guest::Seed;
 use crate::host::home::write_private;
