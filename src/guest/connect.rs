@@ -136,7 +136,8 @@ mod tests {
     fn connect(answer: &'static [u8]) -> Error {
         let home = tempfile::tempdir().expect("a directory");
         let socket = monitor(home.path(), answer);
-        Agent::connect(&socket, Duration::from_secs(20)).expect_err("no agent")
+        let timeout = Duration::from_secs(20);
+        Agent::connect(&socket, timeout).and_then(|agent| agent.ping(timeout)).expect_err("no agent")
     }
 
     #[test]
