@@ -201,7 +201,7 @@ impl Router {
     /// its place.
     pub fn apply(&self, config: &RouterConfig) -> Result<Option<Revival>, RouterError> {
         self.write(config)?;
-        let (stream, killed) = match self.connect() {
+        let (stream, killed) = match connect(&self.folder) {
             Err(error) if is_absent(&error) => match self.find(config, &error)? {
                 (None, cut_off) => return Ok(Some(Revival { came_back: None, cut_off })),
                 (Some(namespace), cut_off) => (self.start(Some(namespace))?, Some(cut_off)),
@@ -215,7 +215,7 @@ impl Router {
     /// Has it go by `config`, and connects the interface with `address`; starts it if it does not run.
     pub fn attach(&self, config: &RouterConfig, address: Ipv4Addr) -> Result<Attached, RouterError> {
         self.write(config)?;
-        let (stream, killed) = match self.connect() {
+        let (stream, killed) = match connect(&self.folder) {
             Err(error) if is_absent(&error) => {
                 let (namespace, cut_off) = self.find(config, &error)?;
                 let came_back = namespace.is_some();
@@ -247,15 +247,11 @@ impl Router {
         write_private(&self.folder.join(CONFIG), &serde_json::to_vec_pretty(config)?)
     }
 
-    fn connect(&self) -> io::Result<UnixStream> {
-        connect(&self.folder)
-    }
-
     /// Starts it, in namespaces of its own, or in the network namespace of one before it. It is listened for before it runs,
     /// so that it can be connected to at once.
     fn start(&self, namespace: Option<OwnedFd>) -> Result<UnixStream, RouterError> {
         check()?;
-        Ok(self.spawn(namespace).and_then(|()| self.connect())?)
+        Ok(self.spawn(namespace).and_then(|()| connect(&self.folder))?)
     }
 
     fn spawn(&self, namespace: Option<OwnedFd>) -> io::Result<()> {
