@@ -43,7 +43,7 @@ use super::snapshot::origin::Origin;
 use super::snapshot::{self, MachineState, SnapshotError};
 use super::timeline::{ExitCounters, Mark, Timeline};
 use super::usage::{Clock, Moment, Recorder};
-use super::virtio::mmio::Slot;
+use super::virtio::mmio::{Slot, TransportState};
 use super::virtio::net::NetControl;
 use super::virtio::vsock::Vsock;
 use super::wiring::{self, Devices, VirtioParts, connect, new_eventfd, virtio_slots};
@@ -104,6 +104,8 @@ pub struct Machine {
     launcher: Launcher,
     console_socket: ConsoleSocket,
     restore: Option<Restore>,
+    /// Of the saved machine's virtio devices, if it goes on from one.
+    virtio: Vec<TransportState>,
     origin: Option<Origin>,
     folder: PathBuf,
 }
@@ -175,11 +177,9 @@ impl Machine {
             vcpus.iter().try_for_each(registers::set_common)?;
             registers::set_boot(&vcpus[0], &memory, &boot)?;
         }
-        if let (Some(state), Some(from)) = (&saved, &surroundings.restore) {
+        if let Some(state) = &saved {
             state.vcpus.iter().zip(&vcpus).try_for_each(|(saved, vcpu)| saved.restore(vcpu))?;
             freeze::restore(&vm, &devices, state)?;
-            freeze::restore_virtio(&devices, state, &from.folder)?;
-            timeline.mark(Mark::StateRestored);
         }
 
         let exits = Arc::new(ExitCounters::default());
@@ -219,6 +219,7 @@ impl Machine {
             launcher,
             console_socket,
             restore: surroundings.restore,
+            virtio: saved.map(|state| state.virtio).unwrap_or_default(),
             origin,
             folder: surroundings.folder,
         })
@@ -236,6 +237,10 @@ impl Machine {
         let (devices, ends, ready) = (&self.devices, &self.ends, &self.ready);
         let monitor = Monitor::new(self.control, self.launcher, self.console_socket, devices, ends, ready, recorder)?;
         sandbox::seal()?;
+        if let Some(from) = &self.restore {
+            freeze::restore_virtio(devices, &self.virtio, &from.folder)?;
+            context.timeline.mark(Mark::StateRestored);
+        }
         let spawn = |(id, fd)| VcpuHandle::spawn(id, fd, Arc::clone(&context));
         if let Some(Restore { folder, once: true }) = &self.restore {
             snapshot::consume(folder)?;
