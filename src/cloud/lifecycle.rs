@@ -222,7 +222,7 @@ impl Cloud {
         let mut locks = Vec::new();
         for id in ids {
             let folder = self.folder(*id);
-            locks.extend(if folder.path().exists() { folder.try_lock_operation()? } else { None });
+            locks.extend(folder.unless_gone(folder.try_lock_operation())?);
         }
         let changes = self.store.write::<_, CloudError>(|tx| {
             let mut changes = Vec::new();
@@ -434,9 +434,11 @@ struct Ended {
 
 /// Ends the machine of the instance in `folder`, if it has one.
 fn end_machine(folder: &Folder, manner: Manner) -> Result<Ended, CloudError> {
-    if !folder.path().exists() {
-        return Ok(Ended::default());
-    }
+    folder.unless_gone(end_machine_in(folder, manner))
+}
+
+/// The same for a folder that is there.
+fn end_machine_in(folder: &Folder, manner: Manner) -> Result<Ended, CloudError> {
     if let Some(lock) = folder.try_lock()? {
         return Ok(Ended { _lock: Some(lock), notice: None });
     }

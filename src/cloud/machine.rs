@@ -134,6 +134,15 @@ impl Folder {
         }
     }
 
+    /// What came of something that needs the folder. Another command may have terminated the instance, and removed the folder,
+    /// at any moment without a lock: then there was nothing to be done.
+    pub(super) fn unless_gone<T: Default>(&self, result: Result<T, CloudError>) -> Result<T, CloudError> {
+        match result {
+            Err(_) if !self.path.exists() => Ok(T::default()),
+            other => other,
+        }
+    }
+
     fn try_lock_named(&self, name: &str) -> Result<Option<File>, CloudError> {
         let path = self.path.join(name);
         try_lock_file(&path).map_err(CloudError::file(path, "locked"))

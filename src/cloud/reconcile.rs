@@ -53,8 +53,8 @@ impl Cloud {
 
     fn reconcile_instance(&mut self, id: InstanceId) -> Result<(), CloudError> {
         let folder = self.folder(id);
-        let lock = if folder.path().exists() { folder.try_lock()? } else { None };
-        if folder.path().exists() && lock.is_none() {
+        let lock = folder.unless_gone(folder.try_lock())?;
+        if lock.is_none() && folder.path().exists() {
             return self.reconcile_alive(id, &folder);
         }
         // Read again, now that nobody else can change it.
@@ -91,7 +91,7 @@ impl Cloud {
         if !matches!(record.state, InstanceState::Stopping | InstanceState::ShuttingDown) {
             return Ok(());
         }
-        let Some(_operation) = folder.try_lock_operation()? else { return Ok(()) };
+        let Some(_operation) = folder.unless_gone(folder.try_lock_operation())? else { return Ok(()) };
         // The command may have come to its end in between.
         if self.store.read::<_, CloudError>(|tx| get(tx, id))?.state != record.state {
             return Ok(());
@@ -102,7 +102,7 @@ impl Cloud {
         }
         // It may be about to end after all: saving, or powering off.
         if folder.connect().and_then(|mut monitor| monitor.status()).is_err() {
-            return match folder.lock_within(END_TIMEOUT)? {
+            return match folder.unless_gone(folder.lock_within(END_TIMEOUT))? {
                 Some(lock) => {
                     drop(lock);
                     self.reconcile_instance(id)
@@ -132,9 +132,11 @@ impl Cloud {
 
     /// Ends what a launch has started that has come to nothing: it launches all or none.
     fn undo_launch(&mut self, record: &InstanceRecord, reason: &StateReason) -> Result<(), CloudError> {
-        for other in self.launched_with(record)? {
+        for other in self.launched_with(record)?.into_iter().filter(|other| other.id != record.id) {
+            let folder = self.folder(other.id);
+            let has_machine = folder.unless_gone(folder.try_lock())?.is_none() && folder.path().exists();
             // Those without a machine have their own turn, and their own reason.
-            if other.id != record.id && self.folder(other.id).try_lock()?.is_none() {
+            if has_machine {
                 self.notices.push(format!(
                     "{}: {} of the same launch did not start; it is terminated, too.",
                     other.id, record.id
