@@ -10,7 +10,9 @@ use std::process::Command;
 use std::time::Instant;
 
 use common::instances::{exec, json, launch};
+use common::machines::{Machine, config};
 use common::{DEADLINE, Wisp};
+use wisp::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
 
 /// An instance's monitor and its keeper.
 fn processes(wisp: &Wisp, instance: &str) -> Vec<i32> {
@@ -68,8 +70,7 @@ fn a_monitor_that_stands_still_is_told_of_and_goes_on() {
 }
 
 /// A library that has processes see another wall clock: by as many seconds as `WISP_TEST_CLOCK` says.
-fn other_clock(folder: &Path) -> std::path::PathBuf {
-    let source = "
+const OTHER_CLOCK: &str = "
         #define _GNU_SOURCE
         #include <stdlib.h>
         #include <sys/syscall.h>
@@ -81,10 +82,42 @@ fn other_clock(folder: &Path) -> std::path::PathBuf {
             if (result == 0 && clock == CLOCK_REALTIME && by) now->tv_sec += atol(by);
             return result;
         }
-    ";
-    let (file, library) = (folder.join("clock.c"), folder.join("clock.so"));
+";
+
+/// Where disks cannot be read or written, beyond the end of the image's; and how much of them.
+const BAD: u64 = 512 << 20;
+const BAD_LENGTH: u64 = 64 << 10;
+
+/// A library with which no file can be read or written there: a disk of the host's with bad sectors.
+const BAD_SECTORS: &str = "
+        #define _GNU_SOURCE
+        #include <errno.h>
+        #include <sys/syscall.h>
+        #include <sys/uio.h>
+        #include <unistd.h>
+        static int is_bad(const struct iovec *parts, int count, off_t offset) {
+            off_t end = offset;
+            for (int i = 0; i < count; i++) end += parts[i].iov_len;
+            return end > BAD && offset < BAD + BAD_LENGTH;
+        }
+        #define VECTORED(name, number) \
+            ssize_t name(int file, const struct iovec *parts, int count, off_t offset) { \
+                if (is_bad(parts, count, offset)) { errno = EIO; return -1; } \
+                return syscall(number, file, parts, count, offset, 0L); \
+            }
+        VECTORED(preadv, SYS_preadv)
+        VECTORED(preadv64, SYS_preadv)
+        VECTORED(pwritev, SYS_pwritev)
+        VECTORED(pwritev64, SYS_pwritev)
+";
+
+/// Compiles a library that processes are to load before all others.
+fn library(folder: &Path, source: &str) -> std::path::PathBuf {
+    let (file, library) = (folder.join("library.c"), folder.join("library.so"));
     fs::write(&file, source).unwrap();
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&file).output().unwrap();
+    let mut compiler = Command::new("cc");
+    compiler.args([format!("-DBAD={BAD}L"), format!("-DBAD_LENGTH={BAD_LENGTH}L")]);
+    let built = compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&file).output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     library
 }
@@ -94,7 +127,7 @@ fn a_clock_that_jumps_changes_what_time_it_is_and_nothing_else() {
     const DAY: i64 = 86_400;
     let wisp = Wisp::warm();
     let tools = tempfile::tempdir().unwrap();
-    let library = other_clock(tools.path());
+    let library = library(tools.path(), OTHER_CLOCK);
     let at = |days: i64, words: &[&str]| {
         let mut command = wisp.command(words);
         command.env("LD_PRELOAD", &library).env("WISP_TEST_CLOCK", (days * DAY).to_string());
@@ -149,4 +182,53 @@ fn a_console_that_nobody_reads_holds_nobody_up() {
     drop(idle);
     assert!(wisp.run(&["console", "talker"]).expect_code(0).text().contains("the-last-line"));
     wisp.run(&["terminate", "talker"]).expect_code(0);
+}
+
+#[test]
+fn a_disk_with_bad_sectors_fails_what_asks_for_them_and_nothing_else() {
+    let wisp = Wisp::new();
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(&wisp, folder.path());
+    // The other disks end before what cannot be read begins.
+    for (name, size) in [("bad", 2 * BAD), ("good", BAD / 2)] {
+        let path = folder.path().join(name);
+        fs::File::create(&path).unwrap().set_len(size).unwrap();
+        let (format, access) = (DiskFormat::Raw, DiskAccess::ReadWrite);
+        config.disks.push(DiskConfig { id: name.into(), path, format, access, root: false, was: None, limits: None });
+    }
+    let tools = tempfile::tempdir().unwrap();
+    let library = library(tools.path(), BAD_SECTORS);
+    let mut machine = Machine::start_with(&wisp, folder, &config, &library);
+    machine.wait_until_ready();
+    let errors = |machine: &mut Machine| machine.status().disks.iter().map(|disk| disk.errors).collect::<Vec<_>>();
+    assert_eq!(errors(&mut machine), [0, 0, 0]);
+
+    // One block in the middle of it, read and written; and those on either side.
+    let (bad, before, after) = ((BAD + BAD_LENGTH / 2) >> 12, (BAD >> 12) - 1, (BAD + BAD_LENGTH) >> 12);
+    let attempt = |what: &str| format!("{what} 2> /tmp/said && echo done || grep -o 'Input/output error' /tmp/said");
+    let read = |at: u64| attempt(&format!("dd if=/dev/vdb of=/dev/null bs=4k count=1 skip={at} iflag=direct"));
+    let write = |at: u64| attempt(&format!("dd if=/root/page of=/dev/vdb bs=4k count=1 seek={at} oflag=direct"));
+    machine.shell("yes sector | head -c 4096 > /root/page");
+    assert_eq!(machine.shell(&read(bad)).trim(), "Input/output error");
+    assert_eq!(machine.shell(&write(bad)).trim(), "Input/output error");
+    let failed = errors(&mut machine);
+    assert!(failed[0] == 0 && failed[1] >= 2 && failed[2] == 0, "{failed:?}");
+    for at in [before, after] {
+        assert_eq!(machine.shell(&format!("{}; {}", write(at), read(at))), "done\ndone\n");
+        let same = format!("dd if=/dev/vdb bs=4k count=1 skip={at} iflag=direct 2> /dev/null | cmp - /root/page");
+        machine.shell(&same);
+    }
+    machine.shell(
+        "dd if=/root/page of=/dev/vdc bs=4k conv=fsync 2> /dev/null; dd if=/dev/vdc of=/dev/null bs=64k count=64",
+    );
+    assert_eq!(errors(&mut machine), failed, "what is beside it, and on the other disk, has no errors");
+
+    // It is told of: to who asks, and in the log.
+    let disk = &machine.status().disks[1];
+    let said = disk.last_error.clone().unwrap();
+    assert!(disk.id == "bad" && said.contains("the write failed on the host") && said.contains("os error 5"), "{said}");
+    let log = fs::read_to_string(machine.path("vmm.log")).unwrap();
+    assert!(log.contains("disk bad: the read failed on the host"), "{log}");
+    assert!(machine.status().guest_faults.iter().all(|fault| fault.count == 0));
+    machine.shell("dmesg | grep -q 'I/O error, dev vdb' && sync");
 }

@@ -2,13 +2,17 @@
 
 mod common;
 
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use base64::prelude::*;
 use common::machines::{Machine, config};
-use common::{Wisp, instances};
+use common::{DEADLINE, Wisp, instances};
 use serde_json::json;
-use wisp::vmm::control::{Message, Request};
-use wisp::vmm::limits::{CpuBalance, CpuBudgetConfig};
+use wisp::vmm::config::{DiskAccess, DiskConfig, DiskFormat, NetConfig};
+use wisp::vmm::control::{ControlClient, DiskRecord, Message, Request, Status};
+use wisp::vmm::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
+use wisp::vmm::link::{LinkConfig, MacAddress, MetadataConfig};
 
 const SECOND: u64 = 1_000_000_000;
 /// What its vCPU earns, of one CPU: less than it has of the host in any case, however busy that is.
@@ -71,6 +75,242 @@ fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
     machine.shell(BUSY);
     let record = machine.status().cpu_budget.unwrap();
     assert_eq!((record.budget.balance.overdrawn_ns, record.held_ns), (0, held), "{record:?}");
+}
+
+/// Bytes by the second of the limited disk and of the interface, and operations of another disk: less than the guest could
+/// do, however busy the host is.
+const DISK_BYTES: u64 = 50_000;
+const OPERATIONS: u64 = 10;
+const NET_BYTES: u64 = 20_000;
+/// What user data has, in bytes, which the guest is to receive.
+const USER_DATA: usize = 150_000;
+const BLOCK: u64 = 4096;
+const MTU: u16 = 1500;
+
+/// Lets something be counted, which can only be counted up, for as long as `act` takes. What comes may be no more than a
+/// rate allows in that time: a twentieth of a second's at once, and one more, the last, which is `largest` at the most.
+fn expect_within(
+    machine: &mut Machine,
+    rate: u64,
+    largest: u64,
+    count: fn(&Status) -> u64,
+    act: impl FnOnce(&mut Machine),
+) {
+    let began = Instant::now();
+    let before = count(&machine.status());
+    act(machine);
+    let passed = count(&machine.status()) - before;
+    let took = began.elapsed();
+    println!("{passed} in {took:?}, of {rate} by the second");
+    let most = rate / 20 + largest + 1 + (took.as_secs_f64() * rate as f64) as u64;
+    assert!(passed > 0 && passed <= most, "{passed} in {took:?} is more than {most}");
+}
+
+/// What a thread of the process had of the host's CPUs.
+fn thread_time(pid: u32, name: &str) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|entry| entry.unwrap().path());
+    let is_one = |task: &std::path::PathBuf| std::fs::read_to_string(task.join("comm")).unwrap().trim() == name;
+    let thread = tasks.into_iter().find(is_one).unwrap_or_else(|| panic!("there is no thread {name}"));
+    let stat = std::fs::read_to_string(thread.join("stat")).unwrap();
+    // Behind the name in parentheses, with the state as the first: utime and stime (proc(5)).
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
+}
+
+/// A machine of the embedded image with three disks: one has a rate of bytes, one of operations, and one has none; and with
+/// an interface, with what the monitor itself answers there.
+fn with_limits(wisp: &Wisp, folder: &std::path::Path) -> wisp::vmm::MachineConfig {
+    let mut config = config(wisp, folder);
+    let bytes = DiskLimits { bytes: Some(Rate::constant(DISK_BYTES)), operations: None, operation_bytes: 0 };
+    let operations =
+        DiskLimits { bytes: None, operations: Some(Rate::constant(OPERATIONS)), operation_bytes: 256 << 10 };
+    for (id, limits) in [("bytes", Some(bytes)), ("operations", Some(operations)), ("free", None)] {
+        let path = folder.join(id);
+        std::fs::File::create(&path).unwrap().set_len(16 << 20).unwrap();
+        let (format, access) = (DiskFormat::Raw, DiskAccess::ReadWrite);
+        config.disks.push(DiskConfig { id: id.into(), path, format, access, root: false, was: None, limits });
+    }
+    let link = LinkConfig {
+        address: "172.31.0.9".parse().unwrap(),
+        prefix_length: 20,
+        router: "172.31.0.1".parse().unwrap(),
+        dns: Vec::new(),
+        mtu: MTU,
+        hostname: "ip-172-31-0-9".into(),
+        domain: "ec2.internal".into(),
+        forwards: Vec::new(),
+        filter: None,
+        metadata: Some(MetadataConfig {
+            enabled: true,
+            tokens_required: false,
+            hop_limit: 1,
+            tree: [].into(),
+            identity_document: "{}".into(),
+            user_data: Some(BASE64_STANDARD.encode(vec![b'x'; USER_DATA])),
+        }),
+    };
+    let (mac, path) = (MacAddress([6, 0, 0, 0, 0, 9]), folder.join("link.json"));
+    std::fs::write(&path, serde_json::to_vec(&link).unwrap()).unwrap();
+    config.kernel.cmdline.push_str(&format!(" {}", link.network(mac).to_option()));
+    let limits = Some(NetLimits { bytes: Rate::constant(NET_BYTES) });
+    config.net = Some(NetConfig { mac, mtu: MTU, link: Some(path), limits, no_host_ports: true });
+    config
+}
+
+#[test]
+fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhile() {
+    let wisp = Wisp::new();
+    let folder = tempfile::tempdir().unwrap();
+    let config = with_limits(&wisp, folder.path());
+    // A network that takes all that it is sent, and says nothing.
+    let (network, mut far) = UnixStream::pair().unwrap();
+    std::thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()));
+    let mut machine = Machine::start_connected(&wisp, folder, &config, network);
+    machine.wait_until_ready();
+    let direct =
+        |from: &str, count: u64| format!("dd if=/dev/{from} of=/dev/null bs=4k count={count} iflag=direct 2>/dev/null");
+    let write =
+        |to: &str, count: u64| format!("dd if=/dev/zero of=/dev/{to} bs=4k count={count} oflag=direct 2>/dev/null");
+
+    // Bytes and operations, read and written; the disk that has no limit is never held.
+    fn moved(disk: &DiskRecord) -> u64 {
+        disk.read_bytes + disk.written_bytes
+    }
+    expect_within(
+        &mut machine,
+        DISK_BYTES,
+        BLOCK,
+        |status| moved(&status.disks[1]),
+        |machine| {
+            machine.shell(&format!("{}; {}", direct("vdb", 40), write("vdb", 20)));
+        },
+    );
+    expect_within(
+        &mut machine,
+        OPERATIONS,
+        1,
+        |status| status.disks[2].reads + status.disks[2].writes,
+        |machine| {
+            machine.shell(&format!("{}; {}", direct("vdc", 30), write("vdc", 20)));
+        },
+    );
+    machine.shell(&format!("{}; {}", direct("vdd", 200), write("vdd", 200)));
+    let disks = machine.status().disks;
+    assert!(disks[1].held_ns > 0 && disks[2].held_ns > 0, "{disks:?}");
+    assert_eq!((disks[0].held_ns, disks[3].held_ns, disks[3].reads >= 200), (0, 0, true), "{disks:?}");
+
+    // A large one counts as several: one for each quarter of a MiB.
+    expect_within(
+        &mut machine,
+        OPERATIONS,
+        4,
+        |status| (status.disks[2].read_bytes).div_ceil(256 << 10),
+        |machine| {
+            machine.shell("dd if=/dev/vdc of=/dev/null bs=512k count=16 iflag=direct 2>/dev/null");
+        },
+    );
+
+    // The interface, each way. What is answered comes in frames of the link, and goes out as acknowledgements.
+    let frame = u64::from(MTU) + 14;
+    let net = |status: &Status| status.net.unwrap();
+    expect_within(
+        &mut machine,
+        NET_BYTES,
+        frame,
+        |status| status.net.unwrap().received_bytes,
+        |machine| {
+            let got = machine.shell("wget -q -O - http://169.254.169.254/latest/user-data | wc -c");
+            assert_eq!(got.trim(), USER_DATA.to_string());
+        },
+    );
+    assert!(net(&machine.status()).received_bytes as usize > USER_DATA && net(&machine.status()).held_ns > 0);
+    expect_within(
+        &mut machine,
+        NET_BYTES,
+        frame,
+        |status| status.net.unwrap().sent_bytes,
+        |machine| {
+            // Nobody answers; what the device holds back then, it sends later.
+            machine.shell("ping -q -c 100 -i 0.02 -s 1400 -W 1 -w 120 172.31.0.77 > /dev/null || true");
+            let deadline = Instant::now() + DEADLINE;
+            while machine.status().net.unwrap().sent_bytes < 100_000 {
+                assert!(Instant::now() < deadline, "what is held back does not come");
+            }
+        },
+    );
+
+    // Who is held back sleeps: for seconds of that, its thread had next to nothing of the host's CPUs.
+    machine.shell(&format!("({}) > /dev/null 2>&1 &", direct("vdb", 200)));
+    machine.shell("wget -q -O - http://169.254.169.254/latest/user-data > /dev/null 2>&1 &");
+    let pid = machine.status().sandbox.pid;
+    let threads = ["block1", "net"].map(|name| (name, thread_time(pid, name)));
+    let held = |status: &Status| [status.disks[1].held_ns, status.net.unwrap().held_ns];
+    let (before, deadline) = (held(&machine.status()), Instant::now() + DEADLINE);
+    let least = Duration::from_secs(3);
+    while held(&machine.status()).iter().zip(before).any(|(now, before)| now - before < least.as_nanos() as u64) {
+        assert!(Instant::now() < deadline, "nothing is held back");
+    }
+    for (name, before) in threads {
+        let had = thread_time(pid, name) - before;
+        println!("{name} had {had:?} while it was held for {least:?} or more");
+        assert!(had < least / 4, "{name} had {had:?}");
+    }
+}
+
+/// What an instance's monitor answers.
+fn ask(folder: &std::path::Path, request: &Request) -> Message {
+    let mut control = ControlClient::connect(&folder.join("control.sock")).unwrap();
+    control.send(request).unwrap();
+    control.receive(Some(DEADLINE)).unwrap()
+}
+
+#[test]
+fn a_volume_gives_its_operations_and_no_more_unless_its_instance_has_no_limits() {
+    const IOPS: u64 = 100;
+    const READS: u64 = 60;
+    let wisp = Wisp::warm();
+    // The least that a volume can have, and that without credits for more.
+    let volume = ["--network", "none", "--overcommit", "--volume", "size=4,type=io1,iops=100"];
+    let script = format!("dd if=/dev/vdb of=/dev/null bs=4k count={READS} iflag=direct 2>/dev/null");
+    for (name, more, is_limited) in [("limited", &[][..], true), ("free", &["--no-limits"], false)] {
+        instances::launch(&wisp, &[&["--name", name][..], &volume[..], more].concat()).expect_code(0);
+        let id = instances::json(&wisp, &["show", name])["Reservations"][0]["Instances"][0]["InstanceId"].clone();
+        let folder = wisp.home().join("instances").join(id.as_str().unwrap());
+        let disk = || match ask(&folder, &Request::Status) {
+            Message::Status(status) => status.disks[1].clone(),
+            other => panic!("not a status: {other:?}"),
+        };
+        // Held to what `limits` says, or to nothing. Returns for how long that was.
+        let held_to = |iops: Option<u64>| {
+            let (began, before) = (Instant::now(), disk());
+            instances::exec(&wisp, name, &script);
+            let (after, took) = (disk(), began.elapsed());
+            let reads = after.reads - before.reads;
+            println!("{name}: {reads} reads in {took:?} at {iops:?}, held for {} ns", after.held_ns - before.held_ns);
+            assert!(reads >= READS);
+            if let Some(iops) = iops {
+                let most = iops / 20 + 2 + (took.as_secs_f64() * iops as f64) as u64;
+                assert!(reads <= most, "{reads} in {took:?} is more than {most}");
+            }
+            after.held_ns - before.held_ns
+        };
+        let limits = &instances::json(&wisp, &["show", name])["Limits"];
+        assert_eq!((&limits["Limited"], limits["Volumes"][1]["Iops"].is_null()), (&json!(is_limited), !is_limited));
+        if !is_limited {
+            assert_eq!(held_to(None), 0);
+            continue;
+        }
+        held_to(Some(IOPS));
+        // No volume of EC2's has fewer, and a guest whose kernel is emulated seldom wants more: it is given fewer still.
+        let operations = Some(Rate::constant(OPERATIONS));
+        let limits = Some(DiskLimits { bytes: None, operations, operation_bytes: 256 << 10 });
+        assert_eq!(ask(&folder, &Request::SetDiskLimits { id: disk().id, limits }), Message::Done);
+        assert!(held_to(Some(OPERATIONS)) > 0);
+        let text = wisp.run(&["show", name]).expect_code(0).text();
+        assert!(text.contains(&format!("{OPERATIONS} IOPS; held back for")), "{text}");
+    }
+    wisp.run(&["terminate", "limited", "free"]).expect_code(0);
 }
 
 #[test]

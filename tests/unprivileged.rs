@@ -76,6 +76,16 @@ fn use_it_all(wisp: &Wisp) {
     assert_eq!(exec(wisp, "client", &fetch(private, "")), "page");
     assert_eq!(hello_from_the_world(wisp, "client"), "hello");
 
+    // Its router is killed, and comes back.
+    let networks = std::fs::read_dir(wisp.home().join("networks")).unwrap().map(|entry| entry.unwrap().path());
+    let [folder] = &networks.filter(|path| path.is_dir()).collect::<Vec<_>>()[..] else { panic!("there is one VPC") };
+    common::kill_router(folder.to_str().unwrap());
+    assert_eq!(finding_of(wisp, "VPC router").unwrap()["Mends"][0]["Command"], "wisp ls");
+    let came = wisp.run(&["ls"]).expect_code(0);
+    assert!(came.stderr.contains("it is back") && !came.stderr.contains("reach nobody"), "{}", came.stderr);
+    assert_eq!(exec(wisp, "client", &fetch(private, "")), "page");
+    assert_eq!(hello_from_the_world(wisp, "client"), "hello");
+
     // In: what a group opens and closes.
     let public: Ipv4Addr = server["PublicIpAddress"].as_str().unwrap().parse().unwrap();
     assert!(TcpStream::connect((public, 8080)).is_err());
@@ -110,6 +120,12 @@ fn use_it_all(wisp: &Wisp) {
     without_namespaces(wisp);
     wisp.run(&["terminate", "client", "server"]).expect_code(0);
     nothing_is_left(wisp);
+}
+
+/// What the doctor says of a part of the host now.
+fn finding_of(wisp: &Wisp, name: &str) -> Option<Value> {
+    let doctor = json(wisp, &["doctor"]);
+    doctor["Findings"].as_array().unwrap().iter().find(|one| one["Name"] == name).cloned()
 }
 
 /// A page, within some seconds.

@@ -73,18 +73,6 @@ fn hello_from_the_world(wisp: &Wisp, name: &str) -> String {
     hello
 }
 
-/// The processes with these words in their command lines, one after the other.
-fn processes(words: &[&str]) -> Vec<i32> {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let is_one = |pid: &i32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let line: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        line.windows(words.len()).any(|some| some.iter().zip(words).all(|(word, wanted)| *word == wanted.as_bytes()))
-    };
-    pids.filter(is_one).collect()
-}
-
 #[test]
 fn a_router_that_was_killed_comes_back_and_cuts_nobody_off() {
     if !is_inside("a_router_that_was_killed_comes_back_and_cuts_nobody_off") {
@@ -107,13 +95,7 @@ fn a_router_that_was_killed_comes_back_and_cuts_nobody_off() {
 
     let folder = wisp.home().join("networks").join(shown(&wisp, "client")["VpcId"].as_str().unwrap());
     let folder = folder.canonicalize().unwrap().to_str().unwrap().to_string();
-    let kill_the_router = || {
-        let [router] = processes(&["router", &folder])[..] else { panic!("there is one router") };
-        // SAFETY: the process is this test's own.
-        assert_eq!(unsafe { libc::kill(router, libc::SIGKILL) }, 0);
-        common::wait_until_gone(router.try_into().unwrap());
-        router
-    };
+    let kill_the_router = || common::kill_router(&folder);
     let killed = kill_the_router();
     let finding = || {
         let doctor = json(&wisp, &["doctor"]);
@@ -124,12 +106,12 @@ fn a_router_that_was_killed_comes_back_and_cuts_nobody_off() {
     let came = wisp.run(&["sg", "authorize", "db", "--port", "80", "--group", "default"]).expect_code(0);
     assert!(came.stderr.contains("it is back") && !came.stderr.contains("reach nobody"), "{}", came.stderr);
     assert_eq!(finding(), None);
-    assert_ne!(processes(&["router", &folder]), [killed]);
+    assert_ne!(common::processes(&["router", &folder]), [killed]);
     heard_more();
     assert!(pings("client") && reaches(&wisp, "client", &address));
     assert_eq!(hello_from_the_world(&wisp, "client"), "hello");
     let log = format!("{folder}/pasta.log");
-    assert_eq!(processes(&["--log-file", &log]).len(), 1, "one way out, and not that of before");
+    assert_eq!(common::processes(&["--log-file", &log]).len(), 1, "one way out, and not that of before");
 
     // Two at once, of which one launches; the new one is where the others are.
     kill_the_router();
@@ -139,7 +121,7 @@ fn a_router_that_was_killed_comes_back_and_cuts_nobody_off() {
     for said in [&launched.stderr, &revoked.stderr] {
         assert!(!said.contains("reach nobody") && !said.contains("no way out"), "{said}");
     }
-    assert_eq!(processes(&["router", &folder]).len(), 1);
+    assert_eq!(common::processes(&["router", &folder]).len(), 1);
     assert!(pings("third") && !reaches(&wisp, "third", &address));
     heard_more();
 

@@ -68,16 +68,41 @@ impl Machine {
 
     /// The same, from what was saved in `restore`.
     pub fn go_on(wisp: &Wisp, folder: tempfile::TempDir, config: &MachineConfig, restore: Option<&Path>) -> Machine {
+        let mut command = wisp.command(&["vmm", folder.path().to_str().unwrap()]);
+        if let Some(saved) = restore {
+            command.arg("--restore").arg(saved);
+        }
+        Machine::of(command, folder, config)
+    }
+
+    /// The same, with a library that is loaded before all others.
+    pub fn start_with(wisp: &Wisp, folder: tempfile::TempDir, config: &MachineConfig, library: &Path) -> Machine {
+        let mut command = wisp.command(&["vmm", folder.path().to_str().unwrap()]);
+        command.env("LD_PRELOAD", library);
+        Machine::of(command, folder, config)
+    }
+
+    /// The same, whose network device is connected to `network`.
+    pub fn start_connected(
+        wisp: &Wisp,
+        folder: tempfile::TempDir,
+        config: &MachineConfig,
+        network: UnixStream,
+    ) -> Machine {
+        let mut command = wisp.command(&["vmm", folder.path().to_str().unwrap()]);
+        command.args(["--network-fd", &network.as_raw_fd().to_string()]);
+        // SAFETY: fcntl is async-signal-safe, and the descriptor is the closure's, open as long as the command is there.
+        unsafe { command.pre_exec(move || Ok(fcntl_setfd(&network, FdFlags::empty())?)) };
+        Machine::of(command, folder, config)
+    }
+
+    fn of(mut command: Command, folder: tempfile::TempDir, config: &MachineConfig) -> Machine {
         fs::write(folder.path().join("config.json"), serde_json::to_vec(config).unwrap()).unwrap();
         let lock = File::create(folder.path().join("lock")).unwrap();
         flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("no other monitor has the folder");
         let (watcher, monitor_watcher) = UnixStream::pair().unwrap();
-        let mut command: Command = wisp.command(&["vmm", folder.path().to_str().unwrap()]);
         let inherited = [lock.as_raw_fd(), monitor_watcher.as_raw_fd()];
         command.args(["--lock-fd", &inherited[0].to_string(), "--watcher-fd", &inherited[1].to_string()]);
-        if let Some(saved) = restore {
-            command.arg("--restore").arg(saved);
-        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(folder.path().join("vmm.log")).unwrap());
         // SAFETY: fcntl is async-signal-safe, and the descriptors are open until the child has started.
         unsafe {

@@ -345,6 +345,27 @@ pub fn monitors(home: &Path) -> Vec<(i32, wisp::ec2::InstanceId)> {
     found
 }
 
+/// The processes with these words in their command lines, one after the other.
+pub fn processes(words: &[&str]) -> Vec<i32> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let is_one = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        line.windows(words.len()).any(|some| some.iter().zip(words).all(|(word, wanted)| *word == wanted.as_bytes()))
+    };
+    pids.filter(is_one).collect()
+}
+
+/// Kills the router of the VPC's folder; returns its process id.
+pub fn kill_router(folder: &str) -> i32 {
+    let [router] = processes(&["router", folder])[..] else { panic!("there is not one router of {folder}") };
+    // SAFETY: the process is this test's own, and it is there.
+    assert_eq!(unsafe { libc::kill(router, libc::SIGKILL) }, 0);
+    wait_until_gone(router.try_into().unwrap());
+    router
+}
+
 /// Waits until no process has the data directory in its command line: no monitor, no router, nothing that they started.
 pub fn await_no_processes_of(wisp: &Wisp) {
     let home = wisp.home().to_str().unwrap();
