@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::instances::{exec, json, launch};
 use common::{Outcome, Wisp, monitor_pid, wait_until_gone, wait_until_unlocked};
+use wisp::vmm::control::{ControlClient, Message, Request};
 
 fn state(wisp: &Wisp) -> (String, String) {
     let shown = json(wisp, &["show", "sleeper"]);
@@ -29,6 +30,19 @@ fn assert_goes_on(wisp: &Wisp, boot: &str) {
     assert_eq!(id, boot);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     assert!(now.abs_diff(time.parse().unwrap()) <= 3, "the guest's clock says {time}, and it is {now}");
+}
+
+/// Whether every thread of the monitor in `folder` has a filter of its system calls: those of devices began before the guest.
+fn assert_filtered(folder: &Path) {
+    let mut control = ControlClient::connect(&folder.join("control.sock")).unwrap();
+    control.send(&Request::Status).unwrap();
+    let Message::Status(status) = control.receive(Some(common::DEADLINE)).unwrap() else { panic!("no status") };
+    let threads = std::fs::read_dir(format!("/proc/{}/task", status.sandbox.pid)).unwrap();
+    let texts: Vec<_> = threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("status"))).collect();
+    assert!(texts.len() >= 5);
+    for text in texts.into_iter().flatten() {
+        assert!(text.contains("Seccomp:\t2"), "{text}");
+    }
 }
 
 fn refused(outcome: Outcome, code: &str) {
@@ -56,6 +70,7 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     wisp.run(&["start", "sleeper"]).expect_code(0);
     assert_goes_on(&wisp, &boot);
     assert!(!folder.join("hibernated/state").exists(), "nothing can go on from it again");
+    assert_filtered(&folder);
 
     // A command that is killed leaves the rest to the monitor, and to the next command.
     let monitor = monitor_pid(&folder);

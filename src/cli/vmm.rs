@@ -13,6 +13,7 @@ use rustix::fs::Mode;
 use crate::host::keeper::Signals;
 use crate::host::monitor_process::{CONFIG, close_on_exec, keep_open, violation};
 use crate::host::probe;
+use crate::vmm::config::MAX_DISKS;
 use crate::vmm::console_socket;
 use crate::vmm::control::{self, Message};
 use crate::vmm::end::End;
@@ -22,6 +23,7 @@ use crate::vmm::sandbox::files::Grants;
 use crate::vmm::sandbox::namespaces::{self, Side};
 use crate::vmm::sandbox::{self, limits, seccomp};
 use crate::vmm::snapshot::origin;
+use crate::vmm::virtio::block::Ring;
 use crate::vmm::{Machine, MachineConfig};
 
 /// Runs the machine of an instance's folder.
@@ -171,6 +173,7 @@ fn monitor(
         network,
         process_start_ns: args.began_ns,
         restore: args.restore.clone().map(|folder| Restore { folder, once: args.once }),
+        rings: Vec::new(),
     };
     let result = config.and_then(|config| build_and_run(config, surroundings, owned, &sandboxed.sandbox));
     if let Err(error) = &result {
@@ -232,7 +235,7 @@ fn read_config(folder: &Path) -> anyhow::Result<MachineConfig> {
 
 fn build_and_run(
     config: MachineConfig,
-    surroundings: Surroundings,
+    mut surroundings: Surroundings,
     owned: bool,
     monitor: &namespaces::Monitor,
 ) -> anyhow::Result<End> {
@@ -242,6 +245,8 @@ fn build_and_run(
         origin::keep(saved, &folder);
     }
     let grants = Grants::of(&folder, &config, surroundings.restore.as_ref());
+    // Nothing can make them later.
+    surroundings.rings = (0..config.all_disk_slots().min(MAX_DISKS)).map_while(|_| Ring::new()).collect();
     sandbox::enter(monitor, &grants, config.threads())?;
     let conclude = |end: &End, status: &control::Status| {
         if !owned && *end != End::Reboot {

@@ -142,10 +142,11 @@ pub(super) fn restore(vm: &VmFd, devices: &Devices, state: &MachineState) -> Res
     Ok(())
 }
 
-/// Has the virtio devices go on where those of the saved machine were.
-pub(super) fn restore_virtio(devices: &Devices, state: &MachineState, folder: &Path) -> Result<(), Error> {
+/// Has the virtio devices go on where those of the saved machine were. Their threads begin to serve: when the process has
+/// given up what they do not need.
+pub(super) fn restore_virtio(devices: &Devices, states: &[TransportState], folder: &Path) -> Result<(), Error> {
     let unusable = |reason| SnapshotError::Unusable { path: folder.join(snapshot::STATE), reason };
-    for (device, state) in devices.virtio.iter().zip(&state.virtio) {
+    for (device, state) in devices.virtio.iter().zip(states) {
         lock(device).restore(state).map_err(unusable)?;
     }
     Ok(())

@@ -42,7 +42,8 @@ use super::snapshot::origin::Origin;
 use super::snapshot::{self, MachineState, SnapshotError};
 use super::timeline::{ExitCounters, Mark, Timeline};
 use super::usage::{Clock, Moment, Recorder};
-use super::virtio::mmio::Slot;
+use super::virtio::block::Ring;
+use super::virtio::mmio::{Slot, TransportState};
 use super::virtio::net::NetControl;
 use super::virtio::vsock::Vsock;
 use super::wiring::{self, Devices, VirtioParts, connect, new_eventfd, virtio_slots};
@@ -76,6 +77,8 @@ pub struct Surroundings {
     pub network: Option<OwnedFd>,
     /// A saved machine that this one is to go on from.
     pub restore: Option<Restore>,
+    /// For its disks: one for each slot, or as many as the host gives.
+    pub rings: Vec<Ring>,
 }
 
 /// A saved machine to go on from.
@@ -114,6 +117,8 @@ pub struct Machine {
     launcher: Launcher,
     console_socket: ConsoleSocket,
     restore: Option<Restore>,
+    /// Of the saved machine's virtio devices, if it goes on from one.
+    virtio: Vec<TransportState>,
     origin: Option<Origin>,
     folder: PathBuf,
 }
@@ -181,16 +186,15 @@ impl Machine {
         let mut devices = wiring::wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console, saved_ports)?;
         let vsock = config.vsock.as_ref().map(|vsock| Vsock::new(vsock, released)).transpose()?;
         let net = net.map(|net| connect(net, surroundings.network, link)).transpose()?;
-        let parts = VirtioParts { disks: &disks, disk_limits: config.disk_limits, vsock, net, slots: &slots };
+        let (rings, disk_limits) = (surroundings.rings, config.disk_limits);
+        let parts = VirtioParts { disks: &disks, rings, disk_limits, vsock, net, slots: &slots };
         wiring::wire_virtio(&vm, &mut mmio, &mut devices, &memory, parts, &surroundings.folder)?;
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::kvm("tell which CPU features it supports"))?;
         let vcpus = create_vcpus(&vm, &supported, &memory, &config, &start)?;
-        if let (Some(state), Some(from)) = (&saved, &surroundings.restore) {
+        if let Some(state) = &saved {
             freeze::restore(&vm, &devices, state)?;
-            freeze::restore_virtio(&devices, state, &from.folder)?;
-            timeline.mark(Mark::StateRestored);
         }
 
         let exits = Arc::new(ExitCounters::default());
@@ -230,6 +234,7 @@ impl Machine {
             launcher,
             console_socket,
             restore: surroundings.restore,
+            virtio: saved.map(|state| state.virtio).unwrap_or_default(),
             origin,
             folder: surroundings.folder,
         })
@@ -247,6 +252,10 @@ impl Machine {
         let (devices, ends, ready) = (&self.devices, &self.ends, &self.ready);
         let monitor = Monitor::new(self.control, self.launcher, self.console_socket, devices, ends, ready, recorder)?;
         sandbox::seal()?;
+        if let Some(from) = &self.restore {
+            freeze::restore_virtio(devices, &self.virtio, &from.folder)?;
+            context.timeline.mark(Mark::StateRestored);
+        }
         let spawn = |(id, fd)| VcpuHandle::spawn(id, fd, Arc::clone(&context));
         if let Some(Restore { folder, once: true }) = &self.restore {
             snapshot::consume(folder)?;

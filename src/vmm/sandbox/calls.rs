@@ -199,8 +199,8 @@ const BLOCK_DEVICES: &[Call] =
     &[one_of(libc::SYS_ioctl, 1, &[ioctl::BLKSSZGET, ioctl::BLKGETSIZE64, ioctl::BLKDISCARD, ioctl::BLKZEROOUT])];
 
 /// Reads that are in flight together: by rings that were made before and are restricted to reads and syncs of what is open
-/// (`virtio/block/ring.rs`).
-const RING: &[Call] = &[any(libc::SYS_io_uring_enter)];
+/// (`virtio/block/ring.rs`); and the read of what need not be, because it is in memory.
+const RING: &[Call] = &[any(libc::SYS_io_uring_enter), any(libc::SYS_preadv2)];
 
 /// Running a virtual CPU, and reading its state to save it; the timer that ends the slices of a CPU budget.
 const VCPU: &[Call] = &[

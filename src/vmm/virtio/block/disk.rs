@@ -33,6 +33,19 @@ pub struct Piece {
     pub length: u64,
 }
 
+impl Piece {
+    /// Reads it into `buffers`, if the host has all of it in memory. If not, it has to be read as others are.
+    pub fn read_cached(&self, buffers: &[VolatileSlice]) -> bool {
+        let guards: Vec<_> = buffers.iter().map(VolatileSlice::ptr_guard_mut).collect();
+        let vectors: Vec<_> =
+            guards.iter().map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }).collect();
+        let (count, offset) = (vectors.len() as libc::c_int, self.offset as libc::off_t);
+        // SAFETY: the guards keep the memory, which is only ever accessed as volatile, mapped.
+        let done = unsafe { libc::preadv2(self.fd, vectors.as_ptr(), count, offset, libc::RWF_NOWAIT) };
+        u64::try_from(done).is_ok_and(|done| done == self.length)
+    }
+}
+
 /// An open disk.
 #[derive(Debug)]
 pub struct Disk {

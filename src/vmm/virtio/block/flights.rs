@@ -75,10 +75,11 @@ impl<'a> Flights<'a> {
         let mut length = 0;
         for piece in pieces {
             let part = queue::subrange(&buffers, length, piece.length);
-            vectors.extend(queue::volatile_slices(&self.memory, &part).iter().map(|slice| libc::iovec {
-                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                iov_len: slice.len(),
-            }));
+            vectors.extend(
+                queue::volatile_slices(&self.memory, &part)
+                    .iter()
+                    .map(|slice| libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() }),
+            );
             ends.push(vectors.len());
             length += piece.length;
         }
@@ -110,7 +111,9 @@ impl<'a> Flights<'a> {
     /// Hands those back that are completed.
     pub fn complete(&mut self, disk: Option<&Disk>, queue: &mut Virtqueue) -> Result<(), QueueError> {
         while let Some((token, result)) = self.ring.completed() {
-            let Some(place) = usize::try_from(token).ok().and_then(|token| self.flights.get_mut(token)) else { continue };
+            let Some(place) = usize::try_from(token).ok().and_then(|token| self.flights.get_mut(token)) else {
+                continue;
+            };
             let Some(flight) = place else { continue };
             flight.parts -= 1;
             match (&mut flight.work, u32::try_from(result)) {

@@ -63,9 +63,8 @@ fn disks(folder: &Path) -> [Disk; 2] {
     let file = ImageFile::try_from(File::create_new(&layer).unwrap()).unwrap();
     let builder = Qcow2::<ImageFile>::create_builder(file).size(BLOCKS * LENGTH);
     builder.backing("base".into(), "raw".into()).create().unwrap();
-    [(raw, DiskFormat::Raw), (layer, DiskFormat::Qcow2)].map(|(path, format)| {
-        Disk::open(&config(&path, format), folder).unwrap()
-    })
+    [(raw, DiskFormat::Raw), (layer, DiskFormat::Qcow2)]
+        .map(|(path, format)| Disk::open(&config(&path, format), folder).unwrap())
 }
 
 /// A driver that has up to 16 requests in its queue.

@@ -38,8 +38,8 @@ pub use disk::{Disk, SECTOR};
 use flights::Flights;
 pub use image::{Backing, BlockError, backing, chain, open_alone, open_to_read, virtual_size};
 pub use image_file::ImageFile;
-use request::{MAX_RANGE_SECTORS, MAX_RANGES, Request};
-use ring::Ring;
+use request::{Begun, MAX_RANGE_SECTORS, MAX_RANGES, Request};
+pub use ring::{KERNEL_THREADS, Ring};
 
 /// The device's id (section 5).
 const DEVICE_TYPE: u32 = 2;
@@ -88,19 +88,20 @@ const PLACEHOLDER: u32 = 0;
 pub struct Block {
     bay: Arc<DiskBay>,
     thread_name: String,
-    /// Made with the device: when its driver is ready, nobody may make one. The device's thread has it while it serves.
+    /// The device's thread has it while it serves.
     ring: Option<Arc<Mutex<Ring>>>,
     worker: Option<Worker<Service>>,
 }
 
 impl Block {
-    /// A device for the disk in `bay`, or for one that will be there; `index` names its thread.
+    /// A device for the disk in `bay`, or for one that will be there; `index` names its thread. It has a ring, if this
+    /// process may make one.
     pub fn new(bay: Arc<DiskBay>, index: usize) -> Block {
         Block::with_ring(bay, index, Ring::new())
     }
 
-    /// The same; without a ring, each request is carried out before the next begins.
-    fn with_ring(bay: Arc<DiskBay>, index: usize, ring: Option<Ring>) -> Block {
+    /// The same with this ring. Without one, each request is carried out before the next begins.
+    pub fn with_ring(bay: Arc<DiskBay>, index: usize, ring: Option<Ring>) -> Block {
         let ring = ring.map(|ring| Arc::new(Mutex::new(ring)));
         Block { bay, thread_name: format!("block{index}"), ring, worker: None }
     }
@@ -147,7 +148,9 @@ impl VirtioDevice for Block {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let (bay, ring) = (Arc::clone(&self.bay), self.ring.clone());
         let worker = Worker::spawn(&self.thread_name, |wakeups| {
-            wakeups.add(activation.queues[0].kick().as_raw_fd(), EventSet::IN, KICKED)?;
+            // Each notification is told once, so that nobody has to read the counter.
+            let kicked = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            wakeups.add(activation.queues[0].kick().as_raw_fd(), kicked, KICKED)?;
             if let Some(ring) = &ring {
                 wakeups.add(lock(ring).as_raw_fd(), EventSet::IN, COMPLETED)?;
             }
@@ -218,17 +221,11 @@ impl Serve for Service {
 impl Service {
     fn serve_until_paused<'a>(&mut self, bay: &'a DiskBay, hand: &mut Hand<'a>) -> Result<(), QueueError> {
         // Requests may have come before the thread was there.
-        let mut is_kicked = true;
         loop {
-            if is_kicked {
-                // Reading resets the counter.
-                let _ = self.activation.queues[0].kick().read();
-            }
             let wait = self.serve(bay, hand)?;
             // What there is no time for now is not held back.
             let began = wait.filter(|wait| !wait.is_zero()).map(|_| Instant::now());
-            is_kicked = false;
-            let goes_on = self.wakeups.wait(worker::timeout_ms(wait), |token, _| is_kicked |= token == KICKED);
+            let goes_on = self.wakeups.wait(worker::timeout_ms(wait), |_, _| {});
             if let (Some(began), Some(label)) = (began, bay.label()) {
                 label.counters.held(began.elapsed());
             }
@@ -292,8 +289,15 @@ impl Service {
             if let Some(flights) = &mut hand.flights
                 && let Some(disk) = &disk
             {
-                if request.begin(disk, flights) {
-                    continue;
+                // Sooner done than begun.
+                let is_alone = flights.is_empty() && queue.available()? == 0;
+                match request.begin(memory, disk, flights, is_alone) {
+                    Begun::InFlight => continue,
+                    Begun::Done(written) => {
+                        queue.add_used(chain.head, written)?;
+                        continue;
+                    }
+                    Begun::Not => {}
                 }
                 // They go on while this thread is busy.
                 flights.submit();

@@ -57,6 +57,17 @@ pub fn answer(memory: &GuestMemory, at: GuestAddress, status: Status) -> u32 {
     1
 }
 
+/// What became of a request that was to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begun {
+    /// It cannot be in flight, and is to be carried out.
+    Not,
+    /// It will be handed back.
+    InFlight,
+    /// It is answered; so many bytes of its chain were written.
+    Done(u32),
+}
+
 /// A request as the driver put it.
 #[derive(Debug)]
 pub struct Request<'a> {
@@ -99,24 +110,31 @@ impl<'a> Request<'a> {
         answer(memory, self.status, status) + written
     }
 
-    /// Has it begin among `flights`, if it is one that can: a read of what is mapped to files, or a flush. Returns whether
-    /// it did, and will be answered.
-    pub fn begin(&self, disk: &Disk, flights: &mut Flights) -> bool {
+    /// Has it begin among `flights`, if it is one that can: a read of what is mapped to files, or a flush. One that
+    /// `is_alone` need not, if the host has all of it in memory.
+    pub fn begin(&self, memory: &GuestMemory, disk: &Disk, flights: &mut Flights, is_alone: bool) -> Begun {
         let recipient = Recipient { head: self.chain.head, status: self.status };
         match self.kind {
             kind::IN => {
                 let buffers = self.data_out();
                 let length = queue::total_length(&buffers);
-                let Some(offset) = self.offset_on(disk, length) else { return false };
-                let Some(pieces) = disk.pieces(offset, length) else { return false };
-                flights.read(recipient, buffers, offset, &pieces)
+                let Some(offset) = self.offset_on(disk, length) else { return Begun::Not };
+                let Some(pieces) = disk.pieces(offset, length) else { return Begun::Not };
+                if is_alone
+                    && let [piece] = &pieces[..]
+                    && piece.read_cached(&queue::volatile_slices(memory, &buffers))
+                {
+                    let result = disk.was_read(length);
+                    return Begun::Done(answer(memory, self.status, Status::of(&result)) + length as u32);
+                }
+                if flights.read(recipient, buffers, offset, &pieces) { Begun::InFlight } else { Begun::Not }
             }
             kind::FLUSH => {
-                let Some(fd) = disk.begin_flush() else { return false };
+                let Some(fd) = disk.begin_flush() else { return Begun::Not };
                 flights.flush(recipient, fd);
-                true
+                Begun::InFlight
             }
-            _ => false,
+            _ => Begun::Not,
         }
     }
 

@@ -2,8 +2,9 @@
 //!
 //! What a ring does passes by the thread's filter of system calls. So it is restricted, for good and before it is enabled:
 //! to reads into buffers and to `fsync`, without flags; nothing can be registered with it, and nothing about it be changed.
-//! It is made before the process gives up `io_uring_setup`. Files are not registered either: a ring gives those up some
-//! time after its process has ended, and a disk's lock would be held for that long.
+//! It is made before the process gives up locked memory, for which newer kernels take its two pages, and `io_uring_setup`.
+//! Files are not registered either: a ring gives those up some time after its process has ended, and a disk's lock would be
+//! held for that long.
 
 use std::fmt;
 use std::io;
@@ -16,11 +17,11 @@ use io_uring::{IoUring, opcode, types};
 /// How much can be in flight at a time.
 pub(super) const DEPTH: usize = 64;
 
-/// Threads that the kernel may start for one ring: for a sync, and for reads on file systems that cannot do them without.
+/// Threads that the kernel may start for one disk: for a flush, and for reads on file systems that cannot do them without.
 pub const KERNEL_THREADS: u32 = 4;
 
 /// The ring, and how much is in flight.
-pub(super) struct Ring {
+pub struct Ring {
     ring: IoUring,
     in_flight: usize,
 }
@@ -38,36 +39,36 @@ impl Ring {
     fn try_new() -> io::Result<Ring> {
         let ring = IoUring::builder().dontfork().setup_r_disabled().build(DEPTH as u32)?;
         // Kernels before 5.15 do not let it be said, and have few of their own accord.
-        let _ = ring.submitter().register_iowq_max_workers(&mut [KERNEL_THREADS, 1]);
+        let _ = ring.submitter().register_iowq_max_workers(&mut [KERNEL_THREADS - 1, 1]);
         let mut only = [Restriction::sqe_op(opcode::Readv::CODE), Restriction::sqe_op(opcode::Fsync::CODE)];
         ring.submitter().register_restrictions(&mut only)?;
         ring.submitter().register_enable_rings()?;
         Ok(Ring { ring, in_flight: 0 })
     }
 
-    /// What is begun and not taken from [`completed`](Ring::completed).
-    pub fn in_flight(&self) -> usize {
+    /// What is begun and not taken from `completed`.
+    pub(super) fn in_flight(&self) -> usize {
         self.in_flight
     }
 
     /// How much more can be begun.
-    pub fn room(&self) -> usize {
+    pub(super) fn room(&self) -> usize {
         DEPTH - self.in_flight
     }
 
-    /// Has a read begin with the next [`submit`](Ring::submit). There must be [room](Ring::room).
+    /// Has a read begin with the next `submit`. There must be room.
     ///
     /// # Safety
     /// `buffers` and what they point to stay where they are, and nobody has references into the latter, until the read is
     /// completed.
-    pub unsafe fn read(&mut self, fd: RawFd, buffers: &[libc::iovec], offset: u64, token: u64) {
+    pub(super) unsafe fn read(&mut self, fd: RawFd, buffers: &[libc::iovec], offset: u64, token: u64) {
         let read = opcode::Readv::new(types::Fd(fd), buffers.as_ptr(), buffers.len() as u32).offset(offset);
         // SAFETY: by this function's contract.
         unsafe { self.push(read.build().user_data(token)) }
     }
 
     /// The same with writing out what was written to a file so far.
-    pub fn sync(&mut self, fd: RawFd, token: u64) {
+    pub(super) fn sync(&mut self, fd: RawFd, token: u64) {
         // SAFETY: it has no buffers.
         unsafe { self.push(opcode::Fsync::new(types::Fd(fd)).build().user_data(token)) }
     }
@@ -81,14 +82,14 @@ impl Ring {
     }
 
     /// Begins what was put in.
-    pub fn submit(&mut self) {
+    pub(super) fn submit(&mut self) {
         while !self.ring.submission().is_empty() {
             self.enter(0);
         }
     }
 
     /// The same; returns when something is completed.
-    pub fn wait(&mut self) {
+    pub(super) fn wait(&mut self) {
         self.enter(1);
     }
 
@@ -102,7 +103,7 @@ impl Ring {
     }
 
     /// The token of something that is completed, and its result: as a system call's, or minus an error.
-    pub fn completed(&mut self) -> Option<(u64, i32)> {
+    pub(super) fn completed(&mut self) -> Option<(u64, i32)> {
         let entry = self.ring.completion().next()?;
         self.in_flight -= 1;
         Some((entry.user_data(), entry.result()))
@@ -172,6 +173,23 @@ mod tests {
             submitter.register_restrictions(&mut [Restriction::sqe_op(opcode::Nop::CODE)]).unwrap_err(),
             submitter.register_enable_rings().unwrap_err(),
         ];
-        assert!(refused.iter().all(|error| matches!(error.raw_os_error(), Some(libc::EACCES | libc::EBADFD))), "{refused:?}");
+        assert!(
+            refused.iter().all(|error| matches!(error.raw_os_error(), Some(libc::EACCES | libc::EBADFD))),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn where_io_uring_is_forbidden_there_is_no_ring() {
+        use seccompiler::{SeccompAction, SeccompFilter, TargetArch, apply_filter};
+        let rules = [(libc::SYS_io_uring_setup, vec![])].into();
+        let refuse = SeccompAction::Errno(libc::EPERM as u32);
+        let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, TargetArch::x86_64).unwrap();
+        let forbidden = move || {
+            apply_filter(&filter.try_into().unwrap()).unwrap();
+            Ring::new().is_none()
+        };
+        // The filter is this thread's, and ends with it.
+        assert!(std::thread::spawn(forbidden).join().unwrap());
     }
 }
