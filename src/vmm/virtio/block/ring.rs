@@ -181,12 +181,12 @@ mod tests {
 
     #[test]
     fn where_io_uring_is_forbidden_there_is_no_ring() {
-        use seccompiler::{SeccompAction, SeccompFilter, TargetArch, apply_filter};
+        use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
         let rules = [(libc::SYS_io_uring_setup, vec![])].into();
         let refuse = SeccompAction::Errno(libc::EPERM as u32);
         let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, TargetArch::x86_64).unwrap();
         let forbidden = move || {
-            apply_filter(&filter.try_into().unwrap()).unwrap();
+            apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
             Ring::new().is_none()
         };
         // The filter is this thread's, and ends with it.
