@@ -282,13 +282,17 @@ fn a_running_monitor_has_only_what_its_machine_needs() {
     let descriptors = fs::read_dir(format!("/proc/{}/fd", sandbox.pid)).unwrap();
     let known = |target: &PathBuf| {
         let text = target.to_string_lossy();
-        let kinds = ["anon_inode:[event", "anon_inode:[signalfd]", "anon_inode:kvm-v", "socket:", "pipe:", "/dev/null"];
-        kinds.iter().any(|kind| text.starts_with(kind)) || target.starts_with(wisp.home())
+        let kernel =
+            ["event", "signalfd]", "io_uring]"].iter().any(|kind| text.starts_with(&format!("anon_inode:[{kind}")));
+        let kinds = ["anon_inode:kvm-v", "socket:", "pipe:", "/dev/null"];
+        kernel || kinds.iter().any(|kind| text.starts_with(kind)) || target.starts_with(wisp.home())
     };
-    for descriptor in descriptors {
-        let target = fs::read_link(descriptor.unwrap().path()).unwrap();
-        assert!(known(&target), "{}", target.display());
-    }
+    let targets: Vec<_> = descriptors.map(|entry| fs::read_link(entry.unwrap().path()).unwrap()).collect();
+    targets.iter().for_each(|target| assert!(known(target), "{}", target.display()));
+    // The disk has a ring, or the log says why not.
+    let rings = targets.iter().filter(|target| target.to_string_lossy() == "anon_inode:[io_uring]").count();
+    let log = fs::read_to_string(folder.join("vmm.log")).unwrap();
+    assert_eq!(rings, usize::from(!log.contains("one request at a time")), "{log}");
     let limits = fs::read_to_string(format!("/proc/{}/limits", sandbox.pid)).unwrap();
     assert!(
         limits.lines().any(|line| line.split_whitespace().take(5).eq(["Max", "core", "file", "size", "0"])),

@@ -14,6 +14,7 @@ use crate::host::keeper::Signals;
 use crate::host::monitor_process::{CONFIG, close_on_exec, keep_open, violation};
 use crate::host::probe;
 use crate::host::router;
+use crate::vmm::config::MAX_DISKS;
 use crate::vmm::console_socket;
 use crate::vmm::control::{self, Message};
 use crate::vmm::end::End;
@@ -24,6 +25,7 @@ use crate::vmm::sandbox::files::Grants;
 use crate::vmm::sandbox::namespaces::{self, Side};
 use crate::vmm::sandbox::{self, limits, seccomp};
 use crate::vmm::snapshot::origin;
+use crate::vmm::virtio::block::Ring;
 use crate::vmm::{Machine, MachineConfig};
 
 /// Runs the machine of an instance's folder.
@@ -177,6 +179,7 @@ fn monitor(
             network,
             process_start_ns: args.began_ns,
             restore: args.restore.clone().map(|folder| Restore { folder, once: args.once }),
+            rings: Vec::new(),
         };
         build_and_run(config, surroundings, owned, &sandboxed.sandbox)
     });
@@ -239,7 +242,7 @@ fn read_config(folder: &Path) -> anyhow::Result<MachineConfig> {
 
 fn build_and_run(
     config: MachineConfig,
-    surroundings: Surroundings,
+    mut surroundings: Surroundings,
     owned: bool,
     monitor: &namespaces::Monitor,
 ) -> anyhow::Result<End> {
@@ -249,6 +252,8 @@ fn build_and_run(
         origin::keep(saved, &folder);
     }
     let grants = Grants::of(&folder, &config, surroundings.restore.as_ref());
+    // Nothing can make them later.
+    surroundings.rings = (0..config.all_disk_slots().min(MAX_DISKS)).map_while(|_| Ring::new()).collect();
     sandbox::enter(monitor, &grants, config.threads())?;
     let conclude = |end: &End, status: &control::Status| {
         if !owned && *end != End::Reboot {

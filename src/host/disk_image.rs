@@ -9,7 +9,6 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use imago::file::File as ImageFile;
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, Mapping, Storage};
 use rustix::fs::SeekFrom;
@@ -17,7 +16,7 @@ use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
-use crate::vmm::virtio::block::{self, Backing, BlockError, Disk, SECTOR};
+use crate::vmm::virtio::block::{self, Backing, BlockError, Disk, ImageFile, SECTOR};
 
 /// How much is copied at a time: a multiple of the units below.
 const CHUNK: usize = 1 << 20;

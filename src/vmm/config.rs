@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::limits::{CpuBudgetConfig, DiskLimits, NetLimits};
 use super::link::MacAddress;
+use super::virtio::block::KERNEL_THREADS;
 
 /// The most virtual CPUs that a machine can have: what the embedded kernel is built for.
 pub const MAX_VCPUS: u32 = 64;
@@ -242,10 +243,11 @@ impl MachineConfig {
         self.net.as_ref().is_some_and(|net| net.link.is_some() && !net.no_host_ports)
     }
 
-    /// The most threads and processes that a monitor of this machine has at a time: one for each vCPU and device, its own
-    /// few, and those that save it.
+    /// The most threads and processes that a monitor of this machine has at a time: one for each vCPU and device, what the
+    /// kernel starts for a disk, its own few, and those that save it.
     pub fn threads(&self) -> u64 {
-        u64::from(self.cpus.count) + self.all_disk_slots() as u64 + 24
+        let disk = 1 + u64::from(KERNEL_THREADS);
+        u64::from(self.cpus.count) + self.all_disk_slots() as u64 * disk + 24
     }
 
     /// Slots for disks: those that are taken in the beginning, and those that are free.

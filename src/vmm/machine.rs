@@ -43,6 +43,7 @@ use super::snapshot::origin::Origin;
 use super::snapshot::{self, MachineState, SnapshotError};
 use super::timeline::{ExitCounters, Mark, Timeline};
 use super::usage::{Clock, Moment, Recorder};
+use super::virtio::block::Ring;
 use super::virtio::mmio::{Slot, TransportState};
 use super::virtio::net::NetControl;
 use super::virtio::vsock::Vsock;
@@ -67,6 +68,8 @@ pub struct Surroundings {
     pub network: Option<OwnedFd>,
     /// A saved machine that this one is to go on from.
     pub restore: Option<Restore>,
+    /// For its disks: one for each slot, or as many as the host gives.
+    pub rings: Vec<Ring>,
 }
 
 /// A saved machine to go on from.
@@ -165,7 +168,8 @@ impl Machine {
         let mut devices = wiring::wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console, saved_ports)?;
         let vsock = config.vsock.as_ref().map(|vsock| Vsock::new(vsock, released)).transpose()?;
         let net = net.map(|net| connect(net, surroundings.network, link)).transpose()?;
-        let parts = VirtioParts { disks: &disks, disk_limits: config.disk_limits, vsock, net, slots: &slots };
+        let (rings, disk_limits) = (surroundings.rings, config.disk_limits);
+        let parts = VirtioParts { disks: &disks, rings, disk_limits, vsock, net, slots: &slots };
         wiring::wire_virtio(&vm, &mut mmio, &mut devices, &memory, parts, &surroundings.folder)?;
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)

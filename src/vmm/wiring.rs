@@ -32,7 +32,7 @@ use super::revival::Revival;
 use super::snapshot::MachineState;
 use super::timeline::{Timeline, monotonic_ns};
 use super::virtio::VirtioDevice;
-use super::virtio::block::{Block, Disk, DiskBay};
+use super::virtio::block::{Block, Disk, DiskBay, Ring};
 use super::virtio::mmio::{MmioTransport, Slot};
 use super::virtio::net::{Backend, Net, NetControl};
 use super::virtio::register;
@@ -140,6 +140,7 @@ pub(super) fn virtio_slots(count: usize) -> Vec<Slot> {
 /// The virtio devices that depend on the configuration, and where all of them go.
 pub(super) struct VirtioParts<'a> {
     pub disks: &'a [Option<&'a DiskConfig>],
+    pub rings: Vec<Ring>,
     pub disk_limits: Option<DiskLimits>,
     pub vsock: Option<Vsock>,
     pub net: Option<Net>,
@@ -152,7 +153,7 @@ pub(super) fn wire_virtio(
     bus: &mut Bus,
     devices: &mut Devices,
     memory: &GuestMemory,
-    VirtioParts { disks, disk_limits, vsock, net, slots }: VirtioParts,
+    VirtioParts { disks, mut rings, disk_limits, vsock, net, slots }: VirtioParts,
     folder: &Path,
 ) -> Result<(), Error> {
     let mut parts: Vec<(String, Box<dyn VirtioDevice>)> = Vec::new();
@@ -161,7 +162,7 @@ pub(super) fn wire_virtio(
     for (index, disk) in disks.iter().enumerate() {
         let disk = disk.map(|disk| Disk::open(disk, folder)).transpose()?;
         let bay = Arc::new(DiskBay::new(disk, shared.clone()));
-        parts.push((format!("block{index}"), Box::new(Block::new(Arc::clone(&bay), index))));
+        parts.push((format!("block{index}"), Box::new(Block::with_ring(Arc::clone(&bay), index, rings.pop()))));
         bays.push(bay);
     }
     parts.push(("rng".into(), Box::new(Rng::default())));

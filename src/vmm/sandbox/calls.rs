@@ -2,7 +2,7 @@
 //!
 //! A thread has what [`EVERY`] thread has and the groups of its [`Kind`]; everything else ends the process. The calls with
 //! which a process gets more than it has are in no group: none of execve, ptrace, process_vm_writev, bpf, mount, unshare,
-//! setns, keyctl, io_uring_setup, userfaultfd, chmod, chown, setuid or prlimit64. No memory is made executable.
+//! setns, keyctl, io_uring_setup, io_uring_register, userfaultfd, chmod, chown, setuid or prlimit64. No memory is made executable.
 //!
 //! A thread that another starts inherits its filter, which is why devices' threads are started by a thread of their own
 //! ([`super::threads`]): a vCPU may not start one.
@@ -198,6 +198,10 @@ const TAP: &[Call] = &[one_of(libc::SYS_ioctl, 1, &[ioctl::TUNSETOFFLOAD])];
 const BLOCK_DEVICES: &[Call] =
     &[one_of(libc::SYS_ioctl, 1, &[ioctl::BLKSSZGET, ioctl::BLKGETSIZE64, ioctl::BLKDISCARD, ioctl::BLKZEROOUT])];
 
+/// Reads that are in flight together: by rings that were made before and are restricted to reads and syncs of what is open
+/// (`virtio/block/ring.rs`); and the read of what need not be, because it is in memory.
+const RING: &[Call] = &[any(libc::SYS_io_uring_enter), any(libc::SYS_preadv2)];
+
 /// Running a virtual CPU, and reading its state to save it; the timer that ends the slices of a CPU budget.
 const VCPU: &[Call] = &[
     one_of(libc::SYS_ioctl, 1, ioctl::VCPU),
@@ -284,12 +288,13 @@ impl Kind {
                 PORTS,
                 TAP,
                 BLOCK_DEVICES,
+                RING,
                 VCPU,
                 THREADS,
                 FILTER,
             ],
             Kind::Vcpu => &[EVERY, FILES, READ, CONSOLE, DEVICE, SOCKETS, TAP, BLOCK_DEVICES, VCPU],
-            Kind::Block => &[EVERY, FILES, READ, DEVICE, BLOCK_DEVICES],
+            Kind::Block => &[EVERY, FILES, READ, DEVICE, BLOCK_DEVICES, RING],
             Kind::Vsock => &[EVERY, FILES, READ, DEVICE, SOCKETS, ACCEPT, UNIX],
             Kind::Net => &[EVERY, FILES, READ, DEVICE, SOCKETS, ACCEPT, TAP],
         }

@@ -1,9 +1,9 @@
 //! A place for a disk: shared between a device, its thread, and whoever puts disks in and takes them out.
 //!
-//! Requests are carried out one at a time, each with the disk locked. Who locks it meanwhile finds no request half done,
-//! and none begins until it is given back.
+//! Requests are carried out with the disk locked, until none is in flight. Who locks it meanwhile finds no request half
+//! done, and none begins until it is given back.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::counters::DiskCounters;
 use super::disk::Disk;
@@ -88,7 +88,12 @@ impl DiskBay {
         lock(&self.label).clone()
     }
 
-    /// Waits for the request that is being carried out, and keeps others from beginning.
+    /// Whether somebody waits for who holds it.
+    pub fn is_wanted(&self) -> bool {
+        matches!(self.turnstile.try_lock(), Err(TryLockError::WouldBlock))
+    }
+
+    /// Waits for the requests that are being carried out, and keeps others from beginning.
     pub fn hold(&self) -> Held<'_> {
         let _turn = lock(&self.turnstile);
         Held { bay: self, disk: lock(&self.disk) }

@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use imago::format::PreallocateMode;
 use imago::io_buffers::{IoVector, IoVectorMut};
+use imago::{Mapping, ShallowMapping, Storage};
 use vm_memory::VolatileSlice;
 
 use super::counters::DiskCounters;
@@ -19,6 +21,30 @@ use crate::vmm::passed::PassedFiles;
 pub const SECTOR: u64 = 512;
 /// The largest cluster of a qcow2 file.
 const LARGEST_CLUSTER: u64 = 2 << 20;
+
+/// A part of a disk that lies in one piece in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// The file, open for as long as the disk is.
+    pub fd: RawFd,
+    /// Where in it the part begins.
+    pub offset: u64,
+    /// How long it is.
+    pub length: u64,
+}
+
+impl Piece {
+    /// Reads it into `buffers`, if the host has all of it in memory. If not, it has to be read as others are.
+    pub fn read_cached(&self, buffers: &[VolatileSlice]) -> bool {
+        let guards: Vec<_> = buffers.iter().map(VolatileSlice::ptr_guard_mut).collect();
+        let vectors: Vec<_> =
+            guards.iter().map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }).collect();
+        let (count, offset) = (vectors.len() as libc::c_int, self.offset as libc::off_t);
+        // SAFETY: the guards keep the memory, which is only ever accessed as volatile, mapped.
+        let done = unsafe { libc::preadv2(self.fd, vectors.as_ptr(), count, offset, libc::RWF_NOWAIT) };
+        u64::try_from(done).is_ok_and(|done| done == self.length)
+    }
+}
 
 /// An open disk.
 #[derive(Debug)]
@@ -101,6 +127,43 @@ impl Disk {
         self.counters.read(length, self.image.access.readv(vector, offset))
     }
 
+    /// Where in files `length` bytes from `offset` on are; none if some of them are in no file, or not as they are read.
+    /// It holds until the disk is written to.
+    pub fn pieces(&self, offset: u64, length: u64) -> Option<Vec<Piece>> {
+        let (mut pieces, mut done) = (Vec::with_capacity(1), 0);
+        while done < length {
+            let (mapping, mapped) = self.image.access.get_mapping(offset + done, length - done).ok()?;
+            let Mapping::Raw { storage, offset, .. } = mapping else { return None };
+            if mapped == 0 || storage.req_align() > 1 || storage.mem_align() > 1 {
+                return None;
+            }
+            pieces.push(Piece { fd: storage.as_raw_fd(), offset, length: mapped });
+            done += mapped;
+        }
+        Some(pieces)
+    }
+
+    /// Counts a read of `length` bytes that was done with what [`pieces`](Disk::pieces) told.
+    pub fn was_read(&self, length: u64) -> io::Result<()> {
+        self.counters.read(length, Ok(()))
+    }
+
+    /// Whether a write could free clusters, which another may then get: of an image that shares some within itself, as one
+    /// with snapshots of its own, or is compressed.
+    pub fn write_frees(&self, offset: u64, length: u64) -> bool {
+        let mut done = 0;
+        while done < length {
+            match self.image.access.get_shallow_mapping(offset + done, length - done) {
+                Ok((ShallowMapping::Raw { writable: false, .. } | ShallowMapping::Special { .. }, _)) | Err(_) => {
+                    return true;
+                }
+                Ok((_, 0)) => break,
+                Ok((_, mapped)) => done += mapped,
+            }
+        }
+        false
+    }
+
     /// Writes `buffers` at `offset`.
     pub fn write(&self, buffers: &[VolatileSlice], offset: u64) -> io::Result<()> {
         let (vector, _guard) = IoVector::from_volatile_slice(buffers);
@@ -115,6 +178,18 @@ impl Disk {
             return Ok(());
         }
         self.counters.other("flush", self.image.access.flush().and_then(|()| self.image.access.sync()))
+    }
+
+    /// The first half of [`flush`](Disk::flush): returns the file whose `fsync` is the other. None if there is none, or if
+    /// it did not succeed, which a flush will tell.
+    pub fn begin_flush(&self) -> Option<RawFd> {
+        let is_kept = self.access == DiskAccess::ReadWrite;
+        (is_kept && self.image.access.flush().is_ok()).then(|| self.image.file.as_raw_fd())
+    }
+
+    /// Counts the outcome of the other half, which it returns.
+    pub fn was_flushed(&self, result: io::Result<()>) -> io::Result<()> {
+        self.counters.other("flush", result)
     }
 
     /// Gives the space of a range back; what is read there afterwards is anything.

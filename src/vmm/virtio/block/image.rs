@@ -10,14 +10,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use imago::file::File as ImageFile;
 use imago::format::drivers::FormatDriverInstance;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
-use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, Storage, StorageOpenOptions};
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, Storage};
 use rustix::fs::{FlockOperation, flock};
 
 use super::disk::SECTOR;
+use super::image_file::ImageFile;
 use super::refcounts;
 use crate::vmm::config::DiskFormat;
 use crate::vmm::passed::PassedFiles;
@@ -331,8 +331,7 @@ fn backing_of(image: &Qcow2<ImageFile>, path: &Path) -> Result<Option<Backing>, 
 
 fn storage(file: &File, path: &Path, writable: bool) -> Result<ImageFile, BlockError> {
     let failed = |source| BlockError::Open { path: path.to_path_buf(), source };
-    let options = StorageOpenOptions::new().write(writable).filename(path);
-    ImageFile::from_open_file(file.try_clone().map_err(failed)?, options).map_err(failed)
+    ImageFile::new(file.try_clone().map_err(failed)?, path, writable).map_err(failed)
 }
 
 /// Whether both are the same file.

@@ -4,6 +4,7 @@
 use vm_memory::GuestAddress;
 
 use super::disk::{Disk, SECTOR};
+use super::flights::{Flights, Recipient};
 use crate::vmm::fault::GuestFaults;
 use crate::vmm::memory::GuestMemory;
 use crate::vmm::virtio::queue::{self, Buffer, Chain, QueueError};
@@ -41,6 +42,30 @@ pub enum Status {
     IoError = 1,
     /// The device does not do this.
     Unsupported = 2,
+}
+
+impl Status {
+    /// The status of what the host's disk did. Its errors are the host's, which the disk counts.
+    pub fn of(result: &std::io::Result<()>) -> Status {
+        if result.is_ok() { Status::Ok } else { Status::IoError }
+    }
+}
+
+/// Writes a request's status. Returns how many bytes that are.
+pub fn answer(memory: &GuestMemory, at: GuestAddress, status: Status) -> u32 {
+    queue::write_to(memory, &[Buffer { address: at, length: 1 }], &[status as u8]);
+    1
+}
+
+/// What became of a request that was to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begun {
+    /// It cannot be in flight, and is to be carried out.
+    Not,
+    /// It will be handed back.
+    InFlight,
+    /// It is answered; so many bytes of its chain were written.
+    Done(u32),
 }
 
 /// A request as the driver put it.
@@ -82,9 +107,44 @@ impl<'a> Request<'a> {
             (Some(disk), kind::DISCARD | kind::WRITE_ZEROES) => (self.ranges(memory, disk, faults), 0),
             _ => (Status::Unsupported, 0),
         };
-        let answer = [Buffer { address: self.status, length: 1 }];
-        queue::write_to(memory, &answer, &[status as u8]);
-        written + 1
+        answer(memory, self.status, status) + written
+    }
+
+    /// Has it begin among `flights`, if it is one that can: a read of what is mapped to files, or a flush. One that
+    /// `is_alone` need not, if the host has all of it in memory.
+    pub fn begin(&self, memory: &GuestMemory, disk: &Disk, flights: &mut Flights, is_alone: bool) -> Begun {
+        let recipient = Recipient { head: self.chain.head, status: self.status };
+        match self.kind {
+            kind::IN => {
+                let buffers = self.data_out();
+                let length = queue::total_length(&buffers);
+                let Some(offset) = self.offset_on(disk, length) else { return Begun::Not };
+                let Some(pieces) = disk.pieces(offset, length) else { return Begun::Not };
+                if is_alone
+                    && let [piece] = &pieces[..]
+                    && piece.read_cached(&queue::volatile_slices(memory, &buffers))
+                {
+                    let result = disk.was_read(length);
+                    return Begun::Done(answer(memory, self.status, Status::of(&result)) + length as u32);
+                }
+                if flights.read(recipient, buffers, offset, &pieces) { Begun::InFlight } else { Begun::Not }
+            }
+            kind::FLUSH => {
+                let Some(fd) = disk.begin_flush() else { return Begun::Not };
+                flights.flush(recipient, fd);
+                Begun::InFlight
+            }
+            _ => Begun::Not,
+        }
+    }
+
+    /// Whether what others are reading could be put to another use by it: they have to be done before.
+    pub fn frees(&self, disk: &Disk) -> bool {
+        match self.kind {
+            kind::DISCARD | kind::WRITE_ZEROES => true,
+            kind::OUT => disk.write_frees(self.sector.saturating_mul(SECTOR), queue::total_length(&self.data_in())),
+            _ => false,
+        }
     }
 
     /// The bytes that it moves to or from the disk; none if it is none of those that limits count.
@@ -138,17 +198,21 @@ impl<'a> Request<'a> {
 
     /// The byte offset of the request, if its whole sectors lie on the disk.
     fn checked_offset(&self, disk: &Disk, length: u64, faults: &GuestFaults) -> Option<u64> {
-        let whole = length > 0 && length.is_multiple_of(SECTOR);
-        let end = self.sector.checked_add(length / SECTOR);
-        if !whole || end.is_none_or(|end| end > disk.sectors()) {
+        let offset = self.offset_on(disk, length);
+        if offset.is_none() {
             faults.record(&format!(
                 "{length} bytes at sector {} of a disk with {} sectors",
                 self.sector,
                 disk.sectors()
             ));
-            return None;
         }
-        Some(self.sector * SECTOR)
+        offset
+    }
+
+    fn offset_on(&self, disk: &Disk, length: u64) -> Option<u64> {
+        let whole = length > 0 && length.is_multiple_of(SECTOR);
+        let end = self.sector.checked_add(length / SECTOR)?;
+        (whole && end <= disk.sectors()).then(|| self.sector * SECTOR)
     }
 
     /// `DISCARD` and `WRITE_ZEROES`: a list of ranges.
@@ -192,7 +256,6 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The status of what the host's disk did. Its errors are the host's, which the disk counts.
 fn status(result: std::io::Result<()>) -> Status {
-    if result.is_ok() { Status::Ok } else { Status::IoError }
+    Status::of(&result)
 }

@@ -1,0 +1,21 @@
+"""The block device by itself, without a guest: `benches/block.rs` drives it."""
+
+import json
+import os
+import subprocess
+import tempfile
+
+from .common import ROOT, host
+
+
+def bench(args):
+    print(f"{host()}; the block device alone, {args.runs} runs, medians\n")
+    # It goes with this script, however that ends.
+    with tempfile.TemporaryDirectory(prefix="wisp-bench-", dir=args.folder) as folder:
+        folder = os.path.abspath(folder)
+        figures = os.path.join(folder, "figures.json")
+        options = ["--folder", folder, "--runs", str(args.runs), "--json", figures]
+        command = ["cargo", "bench", "--locked", "--bench", "block", "--", *options]
+        subprocess.run(command, cwd=ROOT, check=True)
+        with open(figures) as file:
+            return json.load(file)

@@ -1,0 +1,349 @@
+//! Several requests at once: with a ring, and the same without.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use imago::FormatCreateBuilder;
+use imago::qcow2::Qcow2;
+use rustix::fs::{Advice, fadvise};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::disk::Piece;
+use super::flights::{Flights, Recipient};
+use super::*;
+use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
+use crate::vmm::fault::GuestFaults;
+use crate::vmm::irq::IrqLine;
+use crate::vmm::limits::rate_limiter::SharedDiskLimiter;
+use crate::vmm::memory::{self, GuestMemory};
+use crate::vmm::virtio::interrupt::Interrupt;
+use crate::vmm::virtio::queue::Buffer;
+use crate::vmm::virtio::queue::tests::{INDIRECT, NEXT, WRITE, queue_with};
+
+/// Where `queue_with` has its rings, and how long they are.
+const AVAILABLE: u64 = 0x100;
+const USED: u64 = 0x200;
+const SIZE: u16 = 16;
+/// Of the request in each slot: its descriptors, header, status and data.
+const TABLES: u64 = 0x1000;
+const HEADERS: u64 = 0x2000;
+const STATUSES: u64 = 0x3000;
+const DATA: u64 = 0x10_0000;
+const LENGTH: u64 = 4096;
+/// The disk's blocks of [`LENGTH`]: each is full of its number.
+const BLOCKS: u64 = 512;
+
+const IN: u32 = 0;
+const OUT: u32 = 1;
+const FLUSH: u32 = 4;
+const DISCARD: u32 = 11;
+
+fn content() -> Vec<u8> {
+    (0..BLOCKS).flat_map(|block| (block as u16).to_le_bytes().repeat(LENGTH as usize / 2)).collect()
+}
+
+fn config(path: &Path, format: DiskFormat) -> DiskConfig {
+    let access = DiskAccess::ReadWrite;
+    DiskConfig { id: "disk".into(), path: path.to_path_buf(), format, access, root: false, was: None, limits: None }
+}
+
+/// A raw disk, and an empty qcow2 layer over another.
+fn disks(folder: &Path) -> [Disk; 2] {
+    let [raw, base, layer] = ["raw", "base", "layer"].map(|name| folder.join(name));
+    for path in [&raw, &base] {
+        fs::write(path, content()).unwrap();
+        let file = File::open(path).unwrap();
+        file.sync_all().unwrap();
+        fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+    }
+    let file = ImageFile::try_from(File::create_new(&layer).unwrap()).unwrap();
+    let builder = Qcow2::<ImageFile>::create_builder(file).size(BLOCKS * LENGTH);
+    builder.backing("base".into(), "raw".into()).create().unwrap();
+    [(raw, DiskFormat::Raw), (layer, DiskFormat::Qcow2)]
+        .map(|(path, format)| Disk::open(&config(&path, format), folder).unwrap())
+}
+
+/// A driver that has up to 16 requests in its queue.
+struct Driver {
+    device: Block,
+    bay: Arc<DiskBay>,
+    memory: GuestMemory,
+    kick: EventFd,
+    available: u16,
+}
+
+impl Driver {
+    fn new(disk: Disk, ring: Option<Ring>) -> Driver {
+        let memory = memory::allocate(64).unwrap();
+        let queue = queue_with(&memory, &[], &[]);
+        let kick = queue.kick().try_clone().unwrap();
+        let bay = Arc::new(DiskBay::new(Some(disk), SharedDiskLimiter::default()));
+        let mut device = Block::with_ring(Arc::clone(&bay), 0, ring);
+        let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
+        let faults = Arc::new(GuestFaults::new("test"));
+        let queues = vec![queue];
+        device.activate(Activation { memory: memory.clone(), queues, interrupt, features: VERSION_1, faults }).unwrap();
+        Driver { device, bay, memory, kick, available: 0 }
+    }
+
+    /// With a ring and without, on each disk.
+    fn each(test: impl Fn(&mut Driver)) {
+        for ring in [Ring::new as fn() -> Option<Ring>, || None] {
+            let folder = tempfile::tempdir().unwrap();
+            for disk in disks(folder.path()) {
+                let mut driver = Driver::new(disk, ring());
+                test(&mut driver);
+                driver.device.reset();
+            }
+        }
+    }
+
+    /// Makes requests available, one slot after the other: kind, block, and whether there is data.
+    fn put(&mut self, requests: &[(u32, u64)]) {
+        for &(kind, block) in requests {
+            let slot = u64::from(self.available % SIZE);
+            let header = [u64::from(kind), block * LENGTH / SECTOR];
+            for (at, word) in (0..).zip(header) {
+                self.memory.write_obj(word, GuestAddress(HEADERS + 16 * slot + 8 * at)).unwrap();
+            }
+            self.memory.write_obj(0xee_u8, GuestAddress(STATUSES + slot)).unwrap();
+            let data = DATA + slot * LENGTH;
+            let (length, flags) = match kind {
+                IN => (LENGTH as u32, WRITE | NEXT),
+                DISCARD => (16, NEXT),
+                _ => (LENGTH as u32, NEXT),
+            };
+            let table = TABLES + 64 * slot;
+            let next = if kind == FLUSH { 2 } else { 1 };
+            self.describe(table, HEADERS + 16 * slot, 16, NEXT, next);
+            self.describe(table + 16, data, length, flags, 2);
+            self.describe(table + 32, STATUSES + slot, 1, WRITE, 0);
+            self.describe(16 * slot, table, 48, INDIRECT, 0);
+            self.memory.write_obj(slot as u16, GuestAddress(AVAILABLE + 4 + 2 * slot)).unwrap();
+            self.available = self.available.wrapping_add(1);
+        }
+        self.memory.store(self.available, GuestAddress(AVAILABLE + 2), Ordering::Release).unwrap();
+        self.kick.write(1).unwrap();
+    }
+
+    fn describe(&self, place: u64, address: u64, length: u32, flags: u16, next: u16) {
+        self.memory.write_obj(address, GuestAddress(place)).unwrap();
+        let rest = u64::from(length) | u64::from(flags) << 32 | u64::from(next) << 48;
+        self.memory.write_obj(rest, GuestAddress(place + 8)).unwrap();
+    }
+
+    fn used(&self) -> u16 {
+        self.memory.load(GuestAddress(USED + 2), Ordering::Acquire).unwrap()
+    }
+
+    /// Waits until all are done.
+    fn wait(&self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.used() != self.available {
+            assert!(Instant::now() < deadline, "{} of {} requests were done", self.used(), self.available);
+            std::thread::yield_now();
+        }
+    }
+
+    fn status(&self, slot: u64) -> u8 {
+        self.memory.read_obj(GuestAddress(STATUSES + slot)).unwrap()
+    }
+
+    /// The number that the data in `slot` is full of.
+    fn block(&self, slot: u64) -> u64 {
+        let mut bytes = vec![0; LENGTH as usize];
+        self.memory.read_slice(&mut bytes, GuestAddress(DATA + slot * LENGTH)).unwrap();
+        assert!(bytes.chunks(2).all(|chunk| chunk == &bytes[..2]), "slot {slot} has data of several blocks");
+        u64::from(u16::from_le_bytes([bytes[0], bytes[1]]))
+    }
+}
+
+#[test]
+fn reads_at_once_each_get_their_own_data() {
+    Driver::each(|driver| {
+        for round in 0..16 {
+            let block = |slot: u64| (slot * 37 + round * 101) % BLOCKS;
+            let requests: Vec<_> = (0..u64::from(SIZE)).map(|slot| (IN, block(slot))).collect();
+            driver.put(&requests);
+            driver.wait();
+            for slot in 0..u64::from(SIZE) {
+                assert_eq!((driver.status(slot), driver.block(slot)), (0, block(slot)));
+            }
+        }
+        assert_eq!(driver.bay.label().unwrap().counters.record().reads, 256);
+    });
+}
+
+#[test]
+fn pausing_with_requests_in_flight_loses_none() {
+    Driver::each(|driver| {
+        for round in 0..16 {
+            let requests: Vec<_> = (0..u64::from(SIZE)).map(|slot| (IN, slot + round * 16)).collect();
+            driver.put(&requests);
+            // Where it is paused, depends: what was taken is done.
+            let [state] = driver.device.pause()[..] else { panic!("the device is gone") };
+            assert_eq!(driver.used(), state.next_avail);
+            driver.device.resume().unwrap();
+            driver.wait();
+            assert!((0..u64::from(SIZE)).all(|slot| driver.block(slot) == slot + round * 16));
+        }
+    });
+}
+
+#[test]
+fn a_request_that_fails_hits_no_other() {
+    Driver::each(|driver| {
+        let requests: Vec<_> = (0..16).map(|slot| (IN, if slot % 4 == 1 { BLOCKS } else { slot })).collect();
+        driver.put(&requests);
+        driver.wait();
+        for slot in 0..16 {
+            assert_eq!(driver.status(slot), u8::from(slot % 4 == 1), "slot {slot}");
+            assert!(slot % 4 == 1 || driver.block(slot) == slot);
+        }
+    });
+}
+
+#[test]
+fn writes_flushes_and_discards_among_reads_are_done() {
+    Driver::each(|driver| {
+        driver.memory.write_slice(&[0xab; LENGTH as usize], GuestAddress(DATA + LENGTH)).unwrap();
+        let range = [300 * LENGTH / SECTOR, LENGTH / SECTOR];
+        for (at, word) in (0..).zip(range) {
+            driver.memory.write_obj(word, GuestAddress(DATA + 4 * LENGTH + 8 * at)).unwrap();
+        }
+        driver.put(&[(IN, 9), (OUT, 200), (FLUSH, 0), (IN, 10), (DISCARD, 0), (FLUSH, 0), (IN, 200), (IN, 11)]);
+        driver.wait();
+        assert!((0..8).all(|slot| driver.status(slot) == 0));
+        assert_eq!([0, 3, 6, 7].map(|slot| driver.block(slot)), [9, 10, 0xabab, 11]);
+    });
+}
+
+#[test]
+fn whoever_takes_the_disk_out_finds_nothing_in_flight() {
+    Driver::each(|driver| {
+        driver.put(&(0..16).map(|slot| (IN, slot * 31)).collect::<Vec<_>>());
+        let taken = driver.bay.hold().take();
+        let done = driver.used();
+        drop(taken);
+        driver.wait();
+        for slot in 0..16 {
+            let is_done = slot < u64::from(done);
+            let status = driver.status(slot);
+            assert!(!is_done || status == 0 || status == 1, "slot {slot}");
+            assert!(status == 1 || driver.block(slot) == slot * 31, "slot {slot}");
+        }
+    });
+}
+
+/// Flights of a disk, with a queue to hand them back to.
+struct Bench {
+    _folder: tempfile::TempDir,
+    memory: GuestMemory,
+    disk: Disk,
+    queue: Virtqueue,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = memory::allocate(64).unwrap();
+        let [disk, _] = disks(folder.path());
+        let queue = queue_with(&memory, &[], &[]);
+        Bench { _folder: folder, memory, disk, queue }
+    }
+
+    fn used(&self) -> Vec<u16> {
+        let count: u16 = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();
+        let head = |at: u16| self.memory.read_obj::<u32>(GuestAddress(USED + 4 + 8 * u64::from(at))).unwrap() as u16;
+        (0..count).map(head).collect()
+    }
+
+    fn status(&self, slot: u16) -> u8 {
+        self.memory.read_obj(GuestAddress(STATUSES + u64::from(slot))).unwrap()
+    }
+}
+
+fn recipient(head: u16) -> Recipient {
+    Recipient { head, status: GuestAddress(STATUSES + u64::from(head)) }
+}
+
+fn buffers(slot: u64) -> Vec<Buffer> {
+    vec![Buffer { address: GuestAddress(DATA + slot * LENGTH), length: LENGTH as u32 }]
+}
+
+#[test]
+fn what_is_completed_first_is_handed_back_first() {
+    let Some(mut ring) = Ring::new() else { return eprintln!("not tested: this host has no io_uring") };
+    let mut bench = Bench::new();
+    let (reader, mut writer) = io::pipe().unwrap();
+    let mut flights = Flights::new(&mut ring, &bench.memory);
+    let slow = Piece { fd: reader.as_raw_fd(), offset: 0, length: LENGTH };
+    assert!(flights.read(recipient(0), buffers(0), 0, &[slow]));
+    let quick = bench.disk.pieces(7 * LENGTH, LENGTH).unwrap();
+    assert!(flights.read(recipient(1), buffers(1), 7 * LENGTH, &quick));
+    flights.submit();
+    while bench.used().is_empty() {
+        flights.complete(Some(&bench.disk), &mut bench.queue).unwrap();
+    }
+    assert_eq!(bench.used(), [1]);
+    writer.write_all(&[5; LENGTH as usize]).unwrap();
+    flights.drain(Some(&bench.disk), &mut bench.queue).unwrap();
+    assert_eq!(bench.used(), [1, 0]);
+    assert_eq!([bench.status(0), bench.status(1)], [0, 0]);
+    assert!(flights.is_empty());
+}
+
+#[test]
+fn what_is_dropped_has_been_waited_for() {
+    let Some(mut ring) = Ring::new() else { return eprintln!("not tested: this host has no io_uring") };
+    let bench = Bench::new();
+    let (reader, mut writer) = io::pipe().unwrap();
+    let mut flights = Flights::new(&mut ring, &bench.memory);
+    flights.read(recipient(0), buffers(0), 0, &[Piece { fd: reader.as_raw_fd(), offset: 0, length: LENGTH }]);
+    flights.submit();
+    let late = std::thread::spawn(move || writer.write_all(&[5; LENGTH as usize]));
+    drop(flights);
+    assert_eq!(ring.in_flight(), 0);
+    assert_eq!(bench.memory.read_obj::<u8>(GuestAddress(DATA)).unwrap(), 5);
+    late.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_read_that_fails_or_is_short_is_done_again_and_a_failed_sync_is_told() {
+    let Some(mut ring) = Ring::new() else { return eprintln!("not tested: this host has no io_uring") };
+    let mut bench = Bench::new();
+    let mut flights = Flights::new(&mut ring, &bench.memory);
+    let (no_file, half) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    half.set_len(LENGTH / 2).unwrap();
+    let pieces = [no_file.as_raw_fd(), half.as_raw_fd()].map(|fd| Piece { fd, offset: 0, length: LENGTH });
+    let no_file = Piece { fd: -1, ..pieces[0] };
+    for (head, piece) in (0..).zip([no_file, pieces[0], pieces[1]]) {
+        assert!(flights.read(recipient(head), buffers(head.into()), u64::from(head) * LENGTH, &[piece]));
+    }
+    flights.flush(recipient(3), -1);
+    flights.flush(recipient(4), bench.disk.begin_flush().unwrap());
+    flights.drain(Some(&bench.disk), &mut bench.queue).unwrap();
+    assert_eq!([0, 1, 2, 3, 4].map(|slot| bench.status(slot)), [0, 0, 0, 1, 0]);
+    let first = |slot: u64| bench.memory.read_obj::<u16>(GuestAddress(DATA + slot * LENGTH + LENGTH - 2)).unwrap();
+    assert_eq!([0, 1, 2].map(first), [0, 1, 2]);
+    assert_eq!(bench.disk.counters().record().errors, 1);
+}
+
+#[test]
+fn a_ring_takes_no_more_than_fits() {
+    let Some(mut ring) = Ring::new() else { return eprintln!("not tested: this host has no io_uring") };
+    let mut bench = Bench::new();
+    let mut flights = Flights::new(&mut ring, &bench.memory);
+    let piece = bench.disk.pieces(0, SECTOR).unwrap()[0];
+    let many = vec![piece; ring::DEPTH + 1];
+    assert!(!flights.read(recipient(0), buffers(0), 0, &many));
+    let all: Vec<_> = (0..ring::DEPTH as u64).map(|at| Piece { offset: at * 64, length: 64, ..piece }).collect();
+    assert!(flights.read(recipient(0), buffers(0), 0, &all));
+    assert!(flights.is_full());
+    flights.drain(Some(&bench.disk), &mut bench.queue).unwrap();
+    assert_eq!((bench.used(), bench.status(0)), (vec![0], 0));
+}
