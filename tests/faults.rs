@@ -1,17 +1,18 @@
-//! What a host does to its processes: one stands still for seconds, its clock jumps, nobody reads the
-//! console. Each ends in a right state or a clear error, and whoever else is there notices nothing.
+//! What a host does to its processes: one stands still for seconds, its clock jumps, its memory
+//! runs out, nobody reads the console. Each ends in a right state or a clear error, and whoever else is there notices nothing.
 //! `docs/reliability.md` lists all that is thrown at Wisp.
 
 mod common;
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::time::Instant;
 
-use common::instances::{exec, json, launch};
+use common::instances::{SMALL, exec, json, launch};
 use common::machines::{Machine, config};
-use common::{DEADLINE, Wisp};
+use common::{DEADLINE, Outcome, Wisp};
 use wisp::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
 
 /// An instance's monitor and its keeper.
@@ -88,13 +89,33 @@ const OTHER_CLOCK: &str = "
 const BAD: u64 = 512 << 20;
 const BAD_LENGTH: u64 = 64 << 10;
 
-/// A library with which no file can be read or written there: a disk of the host's with bad sectors.
+/// A library with which no file can be read or written there: a disk of the host's with bad sectors. What an io_uring reads it
+/// does not see, and so there is none.
 const BAD_SECTORS: &str = "
         #define _GNU_SOURCE
         #include <errno.h>
+        #include <stdarg.h>
         #include <sys/syscall.h>
         #include <sys/uio.h>
         #include <unistd.h>
+        long syscall(long number, ...) {
+            if (number == SYS_io_uring_setup) { errno = ENOSYS; return -1; }
+            va_list list;
+            va_start(list, number);
+            long words[6];
+            for (int i = 0; i < 6; i++) words[i] = va_arg(list, long);
+            va_end(list);
+            register long fourth __asm__(\"r10\") = words[3];
+            register long fifth __asm__(\"r8\") = words[4];
+            register long sixth __asm__(\"r9\") = words[5];
+            long result;
+            __asm__ volatile(\"syscall\" : \"=a\"(result)
+                             : \"a\"(number), \"D\"(words[0]), \"S\"(words[1]), \"d\"(words[2]), \"r\"(fourth), \"r\"(fifth), \"r\"(sixth)
+                             : \"rcx\", \"r11\", \"memory\");
+            if (result >= 0 || result < -4095) return result;
+            errno = -result;
+            return -1;
+        }
         static int is_bad(const struct iovec *parts, int count, off_t offset) {
             off_t end = offset;
             for (int i = 0; i < count; i++) end += parts[i].iov_len;
@@ -231,4 +252,73 @@ fn a_disk_with_bad_sectors_fails_what_asks_for_them_and_nothing_else() {
     assert!(log.contains("disk bad: the read failed on the host"), "{log}");
     assert!(machine.status().guest_faults.iter().all(|fault| fault.count == 0));
     machine.shell("dmesg | grep -q 'I/O error, dev vdb' && sync");
+}
+
+/// A control group of the host's whose processes have no more than `limit` of memory; it goes with its last process.
+struct MemoryGroup(PathBuf);
+
+impl MemoryGroup {
+    fn new(limit: u64) -> MemoryGroup {
+        // Of the first version, or of the second.
+        let first = Path::new("/sys/fs/cgroup/memory");
+        let (root, file) = if first.join("tasks").exists() {
+            (first, "memory.limit_in_bytes")
+        } else {
+            (Path::new("/sys/fs/cgroup"), "memory.max")
+        };
+        let group = root.join(format!("wisp-test-{}", std::process::id()));
+        fs::create_dir(&group).expect("this test needs root, and a control group file system that can be written to");
+        let group = MemoryGroup(group);
+        fs::write(group.0.join(file), limit.to_string()).expect("this host's control groups do not limit memory");
+        group
+    }
+
+    fn command(&self, mut command: Command) -> Outcome {
+        let member = fs::OpenOptions::new().write(true).open(self.0.join("cgroup.procs")).unwrap();
+        // SAFETY: write is async-signal-safe, and the descriptor is open.
+        unsafe { command.pre_exec(move || rustix::io::write(&member, b"0").map(drop).map_err(Into::into)) };
+        let Output { status, stdout, stderr } = command.output().unwrap();
+        Outcome { code: status.code(), stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() }
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + DEADLINE;
+        // A process that has just ended is in it for a moment.
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn a_monitor_that_the_kernel_kills_for_lack_of_memory_is_told_of_and_loses_nothing() {
+    let wisp = Wisp::warm();
+    launch(&wisp, &["--name", "other", "--network", "none"]).expect_code(0);
+    let group = MemoryGroup::new(32 << 20);
+    let words = [&["launch", "--name", "large", "--network", "none", "--overcommit"], &SMALL[..]].concat();
+    group.command(wisp.command(&words)).expect_code(0);
+    exec(&wisp, "large", "echo kept > /root/kept; sync");
+    // It has less than it was promised. The command ends with its guest.
+    let filled = wisp.run(&["exec", "large", "--", "sh", "-c", "head -c 200000000 /dev/zero > /dev/shm/zeroes"]);
+    assert_ne!(filled.code, Some(0));
+    let shown = json(&wisp, &["show", "large"]);
+    let instance = &shown["Reservations"][0]["Instances"][0];
+    assert_eq!(instance["State"]["Name"], "stopped");
+    let reason = instance["StateReason"]["Message"].as_str().unwrap();
+    assert!(reason.contains("for lack of memory"), "{reason}");
+
+    // Outside the group it has what it needs.
+    assert_eq!(exec(&wisp, "other", "echo here"), "here");
+    wisp.run(&["start", "large", "--wait", "ready"]).expect_code(0);
+    assert_eq!(exec(&wisp, "large", "cat /root/kept"), "kept");
+    wisp.run(&["terminate", "large", "other"]).expect_code(0);
+
+    // A command that owns its guest says it, too.
+    let run = ["run", "--vcpus", "1", "--memory", "256M", "--network", "none"];
+    let fill = ["--", "sh", "-c", "head -c 200000000 /dev/zero > /dev/shm/zeroes"];
+    let ran = group.command(wisp.command(&[&run[..], &fill].concat())).expect_code(1);
+    assert!(ran.stderr.contains("for lack of memory"), "{}", ran.stderr);
+    assert!(wisp.runs().is_empty());
 }

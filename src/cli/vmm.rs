@@ -12,6 +12,7 @@ use rustix::fs::Mode;
 
 use crate::host::keeper::Signals;
 use crate::host::monitor_process::{CONFIG, close_on_exec, keep_open, violation};
+use crate::host::out_of_memory::KilledBefore;
 use crate::host::probe;
 use crate::host::router;
 use crate::vmm::config::MAX_DISKS;
@@ -98,9 +99,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             drop(connections);
             // For the next router of its VPC, if this one is killed. The monitor has none of it.
             let _namespace = network.as_ref().and_then(router::namespace_of);
-            let code = signals.wait(child).context("the monitor cannot be waited for")?;
+            let killed_before = KilledBefore::now();
+            let status = signals.wait(child).context("the monitor cannot be waited for")?;
             signals.unblock();
-            keep_house(&args, code, &lock, network.as_ref())
+            if status.terminating_signal() == Some(libc::SIGKILL)
+                && args.owner_fd.is_none()
+                && let Some(why) = killed_before.suspicion()
+            {
+                keep(&EndRecord::Failed { why }, &args.folder);
+            }
+            keep_house(&args, status.exit_status(), &lock, network.as_ref())
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::ec2::id::InstanceId;
 use crate::guest::Seed;
 use crate::host::home::{Home, HomeError, lock_file, try_lock_file, write_private};
 use crate::host::monitor_process::{self, Inherited};
+use crate::host::out_of_memory::KilledBefore;
 use crate::vmm::control::{ClientError, ControlClient, Message, Request, Status};
 use crate::vmm::devices::console;
 use crate::vmm::end::End;
@@ -114,6 +115,7 @@ pub struct EphemeralInstance {
     /// How the machine ended, once that is known.
     ended: Option<(End, Status)>,
     ready: bool,
+    killed_before: KilledBefore,
 }
 
 impl EphemeralInstance {
@@ -180,7 +182,9 @@ impl EphemeralInstance {
             .map_err(RunError::Spawn)?;
         let control = ControlClient::new(owner)?;
         let folder = folder.to_path_buf();
-        let instance = EphemeralInstance { id, folder, monitor, control, console, ended: None, ready: false };
+        let killed_before = KilledBefore::now();
+        let (ended, ready) = (None, false);
+        let instance = EphemeralInstance { id, folder, monitor, control, console, ended, ready, killed_before };
         beginning.unwrap_or_default().start().map_err(Box::new)?;
         Ok(instance)
     }
@@ -273,12 +277,13 @@ impl EphemeralInstance {
         self.note(message)
     }
 
-    /// The error, or what the monitor said of it in a log that goes with the folder.
+    /// The error, or what the monitor said of it in a log that goes with the folder, or what is known besides.
     fn explain(&self, error: ClientError) -> RunError {
-        match (error, monitor_process::violation(&self.folder)) {
-            (ClientError::Gone, Some(violation)) => RunError::Refused(violation),
-            (error, _) => error.into(),
-        }
+        let known = match &error {
+            ClientError::Gone => monitor_process::violation(&self.folder).or_else(|| self.killed_before.suspicion()),
+            _ => None,
+        };
+        known.map_or(error.into(), RunError::Refused)
     }
 
     fn note(&mut self, message: Message) -> Result<(), RunError> {

@@ -6,7 +6,7 @@
 
 use std::io;
 
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 
 /// Signals that end a machine.
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
@@ -37,12 +37,12 @@ impl Signals {
         unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const self.0, std::ptr::null_mut()) };
     }
 
-    /// Waits until the monitor has ended, passing signals on to it; returns its exit code, if it exited.
-    pub fn wait(&self, monitor: Pid) -> io::Result<Option<i32>> {
+    /// Waits until the monitor has ended, passing signals on to it; returns how it did.
+    pub fn wait(&self, monitor: Pid) -> io::Result<WaitStatus> {
         loop {
             if let Some((_, status)) = waitpid(Some(monitor), WaitOptions::NOHANG)? {
                 if status.exited() || status.signaled() {
-                    return Ok(status.exit_status());
+                    return Ok(status);
                 }
                 continue;
             }

@@ -5,6 +5,7 @@ pub mod home;
 pub mod keeper;
 pub mod key;
 pub mod monitor_process;
+pub mod out_of_memory;
 pub mod passt;
 pub mod probe;
 pub mod router;

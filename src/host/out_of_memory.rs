@@ -1,0 +1,48 @@
+//! The kernel's out-of-memory killer, which ends a process as SIGKILL does, and leaves it to others to say so.
+
+use std::fs;
+
+/// How many processes the kernel had killed for lack of memory, of the whole host or of a control group of it
+/// (`oom_kill` in proc_vmstat; Linux 4.13 and later).
+#[derive(Debug, Clone, Copy)]
+pub struct KilledBefore(Option<u64>);
+
+impl KilledBefore {
+    /// Until now.
+    pub fn now() -> KilledBefore {
+        KilledBefore(fs::read_to_string("/proc/vmstat").ok().and_then(|text| count(&text)))
+    }
+
+    /// What may have become of a monitor that was killed, in a sentence's end, if the kernel has killed any since. Which one
+    /// it was is told in the kernel's log only, and that not to everybody.
+    pub fn suspicion(self) -> Option<String> {
+        let killed = KilledBefore::now().0?.checked_sub(self.0?).filter(|killed| *killed > 0)?;
+        Some(format!(
+            "its monitor was killed, and the host's kernel has killed {killed} process{} for lack of memory since it \
+             began: `sudo dmesg` says which; give the instance less memory, or the host, or the control group that it is \
+             in, more",
+            if killed == 1 { "" } else { "es" }
+        ))
+    }
+}
+
+fn count(vmstat: &str) -> Option<u64> {
+    vmstat.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_counts_is_read() {
+        assert_eq!(count("nr_free_pages 5\noom_kill 12\noom_kill_disable 1\n"), Some(12));
+        assert_eq!(count("nr_free_pages 5\n"), None);
+    }
+
+    #[test]
+    fn without_a_kill_there_is_no_suspicion() {
+        assert_eq!(KilledBefore(Some(u64::MAX)).suspicion(), None);
+        assert_eq!(KilledBefore(None).suspicion(), None);
+    }
+}
