@@ -12,6 +12,10 @@ import time
 from .common import DEADLINE, MEMORY_MIB, SIZE, host, wisp, wisp_command
 
 
+# What a hundred of fit into a small host: their memory is promised to each, while forks share theirs.
+SMALL = ("--vcpus", "1", "--memory", "128M")
+
+
 def frozen(env, size):
     """One round of saving and going on, in milliseconds. The instance of the last round is gone before the next."""
     timed = lambda *args: (began := time.monotonic(), wisp(env, *args), (time.monotonic() - began) * 1e3)[1:]
@@ -57,6 +61,15 @@ def forks(env, size, count):
     return figures
 
 
+def launches(env, count):
+    """Instances of one launch, warm: until all are ready."""
+    began = time.monotonic()
+    launched = wisp(env, "launch", *SMALL, "--count", str(count), "--overcommit", "--wait", "ready").decode().split()
+    took = (time.monotonic() - began) * 1e3
+    wisp(env, "terminate", *launched)
+    return {f"{count} of 128 MiB launched at once, all ready": took}
+
+
 def private_mib(env, id):
     """What an instance's monitor has mapped, guest memory and all, that no other process has."""
     pid = json.loads(wisp(env, "timeline", id, "--output", "json"))["pid"]
@@ -68,9 +81,11 @@ def bench(args):
     samples = {}
     with tempfile.TemporaryDirectory(prefix="wisp-bench-") as folder:
         env = dict(os.environ, WISP_HOME=os.path.join(folder, "home"), WISP_WARM_LIMIT="4096")
-        wisp(env, "image", "warm", "tiny", *SIZE)
+        for size in (SIZE, SMALL):
+            wisp(env, "image", "warm", "tiny", *size)
         measures = [lambda: frozen(env, SIZE)] * args.runs
-        measures += [lambda count=count: forks(env, SIZE, count) for count in args.forks] * args.runs
+        measures += [lambda count=count: forks(env, SIZE, count) for count in args.many] * args.runs
+        measures += [lambda count=count: launches(env, count) for count in args.many] * args.runs
         for number, measure in enumerate(measures):
             for name, value in measure().items():
                 samples.setdefault(name, []).append(value)

@@ -1,4 +1,4 @@
-"""What goes between guests of a VPC, between guest and host, and through passt; and the same between guests of QEMU's.
+"""What goes between guests of a VPC, between guest and host, through passt and over vsock; and the same between guests of QEMU's.
 
 Guests and the host run the same program, tests/programs/net.rs.
 """
@@ -40,6 +40,7 @@ def bench(args):
         env = dict(os.environ, WISP_HOME=os.path.join(folder, "home"), WISP_WARM_LIMIT="0")
         program = build(folder)
         outside = through_passt(env, args.runs, note)
+        over_vsock(env, args.runs, note)
         in_a_vpc(env, program, args.runs, note)
         if shutil.which(QEMU):
             image = bundle(env["WISP_HOME"])
@@ -105,6 +106,29 @@ def through_passt(env, runs, note):
     finally:
         wisp(env, "terminate", id)
     return outside is not None
+
+
+def over_vsock(env, runs, note):
+    """Through a command's standard input and output, which the agent has on vsock."""
+    id = wisp(env, "launch", *SIZE, "--network", "none").decode().strip()
+
+    def rate(script, **kwargs):
+        began = time.monotonic()
+        wisp(env, "exec", id, "--", "sh", "-c", script, **kwargs)
+        return PAGE_MIB / (time.monotonic() - began)
+
+    try:
+        for run in range(runs):
+            began = time.monotonic()
+            wisp(env, "exec", id, "--", "true")
+            note({
+                "vsock: `wisp exec` of true, start to end, ms": (time.monotonic() - began) * 1e3,
+                "vsock: host to guest, MiB/s": rate("cat > /dev/null", input=bytes(PAGE_MIB << 20)),
+                "vsock: guest to host, MiB/s": rate(f"head -c {PAGE_MIB << 20} /dev/zero"),
+            })
+            print(f"vsock: run {run + 1} of {runs}", file=sys.stderr)
+    finally:
+        wisp(env, "terminate", id)
 
 
 def pages(port, outside, exec_in):

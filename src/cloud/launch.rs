@@ -454,7 +454,7 @@ pub(super) fn volume_file(id: crate::ec2::VolumeId, generation: u32) -> String {
 /// Waits until a machine that goes on from a saved one may start: few at a time are ready sooner than all at once, because
 /// those that wait for a CPU cost the others theirs, by their guests' ticks.
 pub(super) fn await_turn(monitors: &mut [Monitor]) -> Result<(), CloudError> {
-    let at_once = 2 * probe::resources().cpus as usize;
+    let at_once = probe::resources().cpus as usize;
     match monitors.len().checked_sub(at_once) {
         Some(index) => monitors[index].wait_ready(TURN).map(drop),
         None => Ok(()),

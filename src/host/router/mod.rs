@@ -99,6 +99,15 @@ enum Answer {
     Failed(String),
 }
 
+/// Where a router is.
+#[derive(Debug)]
+pub enum Place {
+    /// In namespaces of its own, which it makes for the interface with this address.
+    New(Ipv4Addr),
+    /// In the network namespace of one that was killed.
+    Held(OwnedFd),
+}
+
 /// Why there is no router, or why it does not do what it is to.
 #[derive(Debug, thiserror::Error)]
 pub enum RouterError {
@@ -204,7 +213,7 @@ impl Router {
         let (stream, killed) = match connect(&self.folder) {
             Err(error) if is_absent(&error) => match self.find(config, &error)? {
                 (None, cut_off) => return Ok(Some(Revival { came_back: None, cut_off })),
-                (Some(namespace), cut_off) => (self.start(Some(namespace))?, Some(cut_off)),
+                (Some(namespace), cut_off) => (self.start(Place::Held(namespace))?, Some(cut_off)),
             },
             other => (other?, None),
         };
@@ -219,7 +228,7 @@ impl Router {
             Err(error) if is_absent(&error) => {
                 let (namespace, cut_off) = self.find(config, &error)?;
                 let came_back = namespace.is_some();
-                (self.start(namespace)?, Some((came_back, cut_off)))
+                (self.start(namespace.map_or(Place::New(address), Place::Held))?, Some((came_back, cut_off)))
             }
             other => (other?, None),
         };
@@ -247,14 +256,13 @@ impl Router {
         write_private(&self.folder.join(CONFIG), &serde_json::to_vec_pretty(config)?)
     }
 
-    /// Starts it, in namespaces of its own, or in the network namespace of one before it. It is listened for before it runs,
-    /// so that it can be connected to at once.
-    fn start(&self, namespace: Option<OwnedFd>) -> Result<UnixStream, RouterError> {
+    /// Starts it. It is listened for before it runs, so that it can be connected to at once.
+    fn start(&self, place: Place) -> Result<UnixStream, RouterError> {
         check()?;
-        Ok(self.spawn(namespace).and_then(|()| connect(&self.folder))?)
+        Ok(self.spawn(place).and_then(|()| connect(&self.folder))?)
     }
 
-    fn spawn(&self, namespace: Option<OwnedFd>) -> io::Result<()> {
+    fn spawn(&self, place: Place) -> io::Result<()> {
         let socket = self.folder.join(SOCKET);
         match std::fs::remove_file(&socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -265,9 +273,16 @@ impl Router {
         let mut command = Command::new("/proc/self/exe");
         command.arg0("wisp").arg("router").arg(&self.folder);
         command.args(["--listener-fd", &listener.as_raw_fd().to_string()]);
-        if let Some(namespace) = &namespace {
-            command.args(["--namespace-fd", &namespace.as_raw_fd().to_string()]);
-        }
+        let namespace = match place {
+            Place::New(first) => {
+                command.args(["--first", &first.to_string()]);
+                None
+            }
+            Place::Held(namespace) => {
+                command.args(["--namespace-fd", &namespace.as_raw_fd().to_string()]);
+                Some(namespace)
+            }
+        };
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         // SAFETY: between fork and exec, only fcntl and setsid are called, which are async-signal-safe; the descriptors are
         // open until the child has started.

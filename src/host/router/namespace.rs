@@ -92,20 +92,23 @@ pub(super) fn is_furnished(network: &OwnedFd, config: &RouterConfig) -> bool {
     command.output().is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(&address))
 }
 
-/// Makes the bridge and turns routing on.
-pub(super) fn furnish(config: &RouterConfig) -> io::Result<()> {
+/// Makes the bridge and a tap for the first interface, and turns routing on.
+pub(super) fn furnish(config: &RouterConfig, first: &Interface) -> io::Result<OwnedFd> {
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
     // The links carry IPv4; a kernel may have nothing else.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
     let RouterConfig { range, router, mtu, .. } = config;
+    let tap = Tap::new()?;
     ip(&format!(
         "link set lo up
 link add {BRIDGE} address {GATEWAY_MAC} mtu {mtu} type bridge mcast_snooping 0
 link set {BRIDGE} arp off up
 address add {router}/32 dev {BRIDGE}
 route add {range} dev {BRIDGE}
-"
-    ))
+{}",
+        tap.lines(config, first)
+    ))?;
+    tap.enter_in_bridge(first)
 }
 
 /// Removes what is left of the way out of a router that was killed. It may be about to go by itself.
@@ -138,28 +141,52 @@ route replace {dns}/32 via {OUT_ROUTER} dev {OUT}
 
 /// A new tap for an instance, connected; it is there for as long as its descriptor is open somewhere.
 pub(super) fn add_tap(config: &RouterConfig, interface: &Interface) -> io::Result<OwnedFd> {
-    let tap = open_tun()?;
-    // SAFETY: an interface request of zeros is a valid one.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (target, byte) in request.ifr_name.iter_mut().zip(format!("{TAPS}%d").bytes()) {
-        *target = byte as libc::c_char;
+    let tap = Tap::new()?;
+    ip(&tap.lines(config, interface))?;
+    tap.enter_in_bridge(interface)
+}
+
+/// A tap that is to be connected.
+#[derive(Debug)]
+struct Tap {
+    name: String,
+    file: File,
+}
+
+impl Tap {
+    fn new() -> io::Result<Tap> {
+        let file = open_tun()?;
+        // SAFETY: an interface request of zeros is a valid one.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (target, byte) in request.ifr_name.iter_mut().zip(format!("{TAPS}%d").bytes()) {
+            *target = byte as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+        // SAFETY: the kernel reads and writes an interface request at the pointer, which is valid for the call.
+        if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let letters = request.ifr_name.iter().map(|byte| *byte as u8 as char);
+        Ok(Tap { name: letters.take_while(|letter| *letter != '\0').collect(), file })
     }
-    request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
-    // SAFETY: the kernel reads and writes an interface request at the pointer, which is valid for the call.
-    if unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETIFF, &raw mut request) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let name: String =
-        request.ifr_name.iter().map(|byte| *byte as u8 as char).take_while(|letter| *letter != '\0').collect();
-    let (Interface { address, mac, .. }, mtu) = (interface, config.mtu);
-    ip(&format!(
-        "link set {name} mtu {mtu} master {BRIDGE} up
+
+    /// What `ip` is told of it: a port of the bridge, for one interface only.
+    fn lines(&self, config: &RouterConfig, interface: &Interface) -> String {
+        let (Tap { name, .. }, Interface { address, mac, .. }, mtu) = (self, interface, config.mtu);
+        format!(
+            "link set {name} mtu {mtu} master {BRIDGE} up
 link set {name} type bridge_slave isolated on learning off flood off mcast_flood off bcast_flood off
 neighbour replace {address} lladdr {mac} nud permanent dev {BRIDGE}
 "
-    ))?;
-    feed("bridge", &["-batch", "-"], &format!("fdb replace {mac} dev {name} master static\n"))?;
-    Ok(tap.into())
+        )
+    }
+
+    /// The last of it: the bridge, which learns nothing, is told who is there.
+    fn enter_in_bridge(self, interface: &Interface) -> io::Result<OwnedFd> {
+        let line = format!("fdb replace {} dev {} master static\n", interface.mac, self.name);
+        feed("bridge", &["-batch", "-"], &line)?;
+        Ok(self.file.into())
+    }
 }
 
 /// Has nftables go by `rules`.

@@ -18,7 +18,7 @@ use rustix::net::{
 };
 
 use super::namespace::{self, TAPS};
-use super::{Answer, CONFIG, LOCK, Request, RouterConfig, SOCKET, rules};
+use super::{Answer, CONFIG, Interface, LOCK, Place, Request, RouterConfig, SOCKET, rules};
 use crate::host::home::try_lock_file;
 use crate::host::probe;
 
@@ -47,11 +47,12 @@ struct Running<'a> {
     askers: Vec<UnixStream>,
     /// The rules in force: the instances of one launch come one by one, and are in the rules from the first on.
     rules: String,
+    /// The tap of the interface that the router was started for, until somebody has asked for something.
+    first: Option<(Ipv4Addr, OwnedFd)>,
 }
 
-/// Runs the router of the VPC in `folder` until its last instance has gone: in new namespaces, or in the network namespace
-/// `held` of one that was killed.
-pub fn run(folder: &Path, listener: OwnedFd, held: Option<OwnedFd>) -> io::Result<()> {
+/// Runs the router of the VPC in `folder` until its last instance has gone.
+pub fn run(folder: &Path, listener: OwnedFd, place: Place) -> io::Result<()> {
     let listener = UnixListener::from(listener);
     listener.set_nonblocking(true)?;
     let config = read_config(folder)?;
@@ -59,30 +60,30 @@ pub fn run(folder: &Path, listener: OwnedFd, held: Option<OwnedFd>) -> io::Resul
         true => Some(namespace::prepare_way_out(folder, &config)?),
         false => None,
     };
-    match &held {
-        Some(network) => namespace::enter_again(network)?,
-        None => namespace::enter()?,
+    match &place {
+        Place::Held(network) => namespace::enter_again(network)?,
+        Place::New(_) => namespace::enter()?,
     }
     let links =
         socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     bind(&links, &SocketAddrNetlink::new(0, LINK_GROUP))?;
     let rules = rules::render(&config);
-    match held {
-        Some(_) => {
+    let first = match place {
+        Place::Held(_) => {
             namespace::remove_way_out()?;
             // Those of before may let pass what no group does any more: they are replaced before there is a way out.
             namespace::set_rules(&rules)?;
+            None
         }
-        None => {
-            // Each is a program that takes milliseconds, and neither needs the other.
-            thread::scope(|scope| {
-                let set = scope.spawn(|| namespace::set_rules(&rules));
-                let furnished = namespace::furnish(&config);
-                furnished.and(set.join().unwrap_or_else(|panic| resume_unwind(panic)))
-            })?;
-        }
-    }
-    let result = Running { folder, links, way_out, awaited: None, askers: Vec::new(), rules }.serve(&listener);
+        // Each is programs that take milliseconds, and neither needs the other: nobody has the tap before there are rules.
+        Place::New(address) => thread::scope(|scope| {
+            let set = scope.spawn(|| namespace::set_rules(&rules));
+            let tap = namespace::furnish(&config, find(&config, address)?);
+            set.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+            Ok::<_, io::Error>(Some((address, tap?)))
+        })?,
+    };
+    let result = Running { folder, links, way_out, awaited: None, askers: Vec::new(), rules, first }.serve(&listener);
     log::info!("the network ends");
     result
 }
@@ -90,7 +91,8 @@ pub fn run(folder: &Path, listener: OwnedFd, held: Option<OwnedFd>) -> io::Resul
 impl Running<'_> {
     fn serve(&mut self, listener: &UnixListener) -> io::Result<()> {
         let mut was_asked = false;
-        let mut wants_end = false;
+        // Whoever started it has the lock until there is an instance, or goes without.
+        let mut wants_end = true;
         loop {
             let fds = &mut [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.links, PollFlags::IN)];
             let again = if self.awaited.is_some() { Some(&SOON) } else { wants_end.then_some(&AGAIN) };
@@ -109,13 +111,13 @@ impl Running<'_> {
             if was_asked {
                 self.let_way_out_go();
             }
-            wants_end = was_asked && count_taps()? == 0;
+            wants_end = self.is_alone()?;
             if !wants_end {
                 continue;
             }
             // Who has the lock is about to ask for something.
             if let Some(_lock) = try_lock_file(&self.folder.join(LOCK))?
-                && count_taps()? == 0
+                && self.is_alone()?
             {
                 std::fs::remove_file(self.folder.join(SOCKET))?;
                 if let Some(mut child) = self.way_out.take() {
@@ -127,7 +129,14 @@ impl Running<'_> {
         }
     }
 
+    /// Whether no instance is connected.
+    fn is_alone(&self) -> io::Result<bool> {
+        Ok(count_taps()? == usize::from(self.first.is_some()))
+    }
+
     fn answer(&mut self, stream: UnixStream) -> io::Result<()> {
+        // If whoever started it does not come for its tap, nobody does.
+        let first = self.first.take();
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
         stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
@@ -146,7 +155,7 @@ impl Running<'_> {
                 Ok((Answer::WayOut(self.has_way_out()), None))
             }
             Ok(Request::Apply) => self.apply().map(|_| (Answer::Done, None)),
-            Ok(Request::Attach(address)) => self.attach(address).map(|tap| (Answer::Done, Some(tap))),
+            Ok(Request::Attach(address)) => self.attach(address, first).map(|tap| (Answer::Done, Some(tap))),
             Err(error) => Err(error.into()),
         };
         let (answer, tap) = done.unwrap_or_else(|error| (Answer::Failed(error.to_string()), None));
@@ -164,11 +173,12 @@ impl Running<'_> {
         Ok(config)
     }
 
-    fn attach(&mut self, address: Ipv4Addr) -> io::Result<OwnedFd> {
+    fn attach(&mut self, address: Ipv4Addr, first: Option<(Ipv4Addr, OwnedFd)>) -> io::Result<OwnedFd> {
         let config = self.apply()?;
-        let interface = find(&config, address)
-            .ok_or_else(|| io::Error::other(format!("{address} is no address of an instance in this network")))?;
-        namespace::add_tap(&config, interface)
+        match first {
+            Some((its, tap)) if its == address => Ok(tap),
+            _ => namespace::add_tap(&config, find(&config, address)?),
+        }
     }
 
     /// Has the way out, which waits for that, go on: who was first here has been served, without it taking any CPU meanwhile.
@@ -228,8 +238,9 @@ fn send(stream: &UnixStream, answer: &Answer, tap: Option<OwnedFd>) -> io::Resul
     (&*stream).write_all(&text[sent..])
 }
 
-fn find(config: &RouterConfig, address: Ipv4Addr) -> Option<&super::Interface> {
-    config.interfaces.iter().find(|interface| interface.address == address)
+fn find(config: &RouterConfig, address: Ipv4Addr) -> io::Result<&Interface> {
+    let found = config.interfaces.iter().find(|interface| interface.address == address);
+    found.ok_or_else(|| io::Error::other(format!("{address} is no address of an instance in this network")))
 }
 
 pub(super) fn read_config(folder: &Path) -> io::Result<RouterConfig> {
