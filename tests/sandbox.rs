@@ -7,12 +7,17 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::Wisp;
+use common::instances::{SMALL, exec, json};
 use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, setrlimit, waitpid};
 use rustix::thread::CapabilitySet;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 use wisp::vmm::config::{BootProtocol, CpuConfig, KernelConfig, MachineConfig};
 use wisp::vmm::control::{ControlClient, Message, Request};
 use wisp::vmm::sandbox::calls::Kind;
@@ -334,4 +339,58 @@ fn another_user_gets_nowhere(wisp: &Wisp, folder: &Path) {
         ])
     });
     assert_eq!((code, said.as_str()), (Some(REFUSED), ""));
+}
+
+/// A host that lets nobody have process namespaces, and whose kernel has no Landlock: system calls that say so.
+fn lesser_host() -> [BpfProgram; 2] {
+    let filter = |call: i64, rules: Vec<SeccompRule>, error: i32| {
+        let refuse = SeccompAction::Errno(error as u32);
+        let target = std::env::consts::ARCH.try_into().unwrap();
+        SeccompFilter::new([(call, rules)].into(), SeccompAction::Allow, refuse, target).unwrap().try_into().unwrap()
+    };
+    let namespace = libc::CLONE_NEWPID as u64;
+    let wanted = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(namespace), namespace);
+    let clone = filter(libc::SYS_clone, vec![SeccompRule::new(vec![wanted.unwrap()]).unwrap()], libc::EPERM);
+    [clone, filter(libc::SYS_landlock_create_ruleset, vec![], libc::ENOSYS)]
+}
+
+#[test]
+fn what_a_host_does_not_have_is_said_and_the_rest_holds() {
+    let wisp = Wisp::warm();
+    let mut command = wisp.command(&[&["launch", "--name", "it", "--network", "none"], &SMALL[..]].concat());
+    let filters = lesser_host();
+    // SAFETY: prctl and seccomp are async-signal-safe, and the filters are made.
+    unsafe {
+        command.pre_exec(move || {
+            filters.iter().try_for_each(|filter| seccompiler::apply_filter(filter).map_err(std::io::Error::other))
+        });
+    }
+    let launched = command.output().unwrap();
+    assert!(launched.status.success(), "{}", String::from_utf8_lossy(&launched.stderr));
+    assert_eq!(exec(&wisp, "it", "echo here"), "here");
+
+    let id =
+        json(&wisp, &["show", "it"])["Reservations"][0]["Instances"][0]["InstanceId"].as_str().unwrap().to_string();
+    let folder = wisp.home().join("instances").join(id);
+    let mut control = ControlClient::connect(&folder.join("control.sock")).unwrap();
+    control.send(&Request::Status).unwrap();
+    let Message::Status(status) = control.receive(Some(common::DEADLINE)).unwrap() else { panic!("no status") };
+    let sandbox = status.sandbox;
+    assert_eq!(sandbox.layers, [Layer::NoNewPrivileges, Layer::Seccomp, Layer::Limits]);
+    let [namespaces, landlock] = &sandbox.missing[..] else { panic!("{sandbox:?}") };
+    assert!(
+        namespaces.contains("no namespaces of its own") && namespaces.contains("Operation not permitted"),
+        "{namespaces}"
+    );
+    assert!(landlock.contains("no Landlock"), "{landlock}");
+    let shown = wisp.run(&["show", "it"]).expect_code(0).text();
+    assert!(shown.contains(namespaces) && shown.contains(landlock), "{shown}");
+    // Where there is no user namespace, root's monitor may listen on ports below 1024, and nothing more.
+    let is_root = rustix::process::geteuid().is_root();
+    let capabilities = if is_root { "0000000000000400" } else { "0000000000000000" };
+    for (field, value) in [("Seccomp", "2"), ("NoNewPrivs", "1"), ("CapEff", capabilities)] {
+        let threads = thread_status(sandbox.pid, field);
+        assert!(threads.len() >= 5 && threads.iter().all(|thread| thread == value), "{field}: {threads:?}");
+    }
+    wisp.run(&["terminate", "it"]).expect_code(0);
 }

@@ -104,9 +104,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             signals.unblock();
             if status.terminating_signal() == Some(libc::SIGKILL)
                 && args.owner_fd.is_none()
-                && let Some(why) = killed_before.suspicion()
+                && let Some(suspicion) = killed_before.suspicion()
+                && let Ok(None) = EndRecord::read(&args.folder)
             {
-                keep(&EndRecord::Failed { why }, &args.folder);
+                keep(&EndRecord::Failed { why: format!("its monitor was killed; {suspicion}") }, &args.folder);
             }
             keep_house(&args, status.exit_status(), &lock, network.as_ref())
         }

@@ -280,7 +280,8 @@ impl EphemeralInstance {
     /// The error, or what the monitor said of it in a log that goes with the folder, or what is known besides.
     fn explain(&self, error: ClientError) -> RunError {
         let known = match &error {
-            ClientError::Gone => monitor_process::violation(&self.folder).or_else(|| self.killed_before.suspicion()),
+            ClientError::Gone => monitor_process::violation(&self.folder)
+                .or_else(|| self.killed_before.suspicion().map(|suspicion| format!("{error}; {suspicion}"))),
             _ => None,
         };
         known.map_or(error.into(), RunError::Refused)

@@ -13,14 +13,13 @@ impl KilledBefore {
         KilledBefore(fs::read_to_string("/proc/vmstat").ok().and_then(|text| count(&text)))
     }
 
-    /// What may have become of a monitor that was killed, in a sentence's end, if the kernel has killed any since. Which one
-    /// it was is told in the kernel's log only, and that not to everybody.
+    /// What may have become of a monitor that is gone, in a sentence's end, if the kernel has killed any process since. Which
+    /// one it was is told in the kernel's log only, and that not to everybody.
     pub fn suspicion(self) -> Option<String> {
         let killed = KilledBefore::now().0?.checked_sub(self.0?).filter(|killed| *killed > 0)?;
         Some(format!(
-            "its monitor was killed, and the host's kernel has killed {killed} process{} for lack of memory since it \
-             began: `sudo dmesg` says which; give the instance less memory, or the host, or the control group that it is \
-             in, more",
+            "since it began, the host's kernel has killed {killed} process{} for lack of memory, maybe this one: \
+             `sudo dmesg` says which; give the instance less memory, or the host, or the control group that it is in, more",
             if killed == 1 { "" } else { "es" }
         ))
     }

@@ -47,8 +47,8 @@ struct Running<'a> {
     askers: Vec<UnixStream>,
     /// The rules in force: the instances of one launch come one by one, and are in the rules from the first on.
     rules: String,
-    /// The tap of the interface that the router was started for, until somebody has asked for something.
-    first: Option<(Ipv4Addr, OwnedFd)>,
+    /// The tap of the interface that the router was started for, until somebody has asked for one.
+    first: Option<(Interface, OwnedFd)>,
 }
 
 /// Runs the router of the VPC in `folder` until its last instance has gone.
@@ -78,9 +78,10 @@ pub fn run(folder: &Path, listener: OwnedFd, place: Place) -> io::Result<()> {
         // Each is programs that take milliseconds, and neither needs the other: nobody has the tap before there are rules.
         Place::New(address) => thread::scope(|scope| {
             let set = scope.spawn(|| namespace::set_rules(&rules));
-            let tap = namespace::furnish(&config, find(&config, address)?);
+            let first = find(&config, address)?;
+            let tap = namespace::furnish(&config, first);
             set.join().unwrap_or_else(|panic| resume_unwind(panic))?;
-            Ok::<_, io::Error>(Some((address, tap?)))
+            Ok::<_, io::Error>(Some((first.clone(), tap?)))
         })?,
     };
     let result = Running { folder, links, way_out, awaited: None, askers: Vec::new(), rules, first }.serve(&listener);
@@ -135,8 +136,6 @@ impl Running<'_> {
     }
 
     fn answer(&mut self, stream: UnixStream) -> io::Result<()> {
-        // If whoever started it does not come for its tap, nobody does.
-        let first = self.first.take();
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
         stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
@@ -155,7 +154,7 @@ impl Running<'_> {
                 Ok((Answer::WayOut(self.has_way_out()), None))
             }
             Ok(Request::Apply) => self.apply().map(|_| (Answer::Done, None)),
-            Ok(Request::Attach(address)) => self.attach(address, first).map(|tap| (Answer::Done, Some(tap))),
+            Ok(Request::Attach(address)) => self.attach(address).map(|tap| (Answer::Done, Some(tap))),
             Err(error) => Err(error.into()),
         };
         let (answer, tap) = done.unwrap_or_else(|error| (Answer::Failed(error.to_string()), None));
@@ -173,11 +172,13 @@ impl Running<'_> {
         Ok(config)
     }
 
-    fn attach(&mut self, address: Ipv4Addr, first: Option<(Ipv4Addr, OwnedFd)>) -> io::Result<OwnedFd> {
+    fn attach(&mut self, address: Ipv4Addr) -> io::Result<OwnedFd> {
         let config = self.apply()?;
-        match first {
-            Some((its, tap)) if its == address => Ok(tap),
-            _ => namespace::add_tap(&config, find(&config, address)?),
+        let interface = find(&config, address)?;
+        // If whoever started this router did not come, another instance may have the address meanwhile.
+        match self.first.take() {
+            Some((first, tap)) if (first.address, first.mac) == (address, interface.mac) => Ok(tap),
+            _ => namespace::add_tap(&config, interface),
         }
     }
 

@@ -21,6 +21,10 @@ pub(super) struct Flights<'a> {
     memory: GuestMemory,
     /// By their tokens.
     flights: Vec<Option<Flight>>,
+    /// Whether something was written while a flush was in flight.
+    wrote_beside: bool,
+    /// The error of a flush that may have been a later write's: the kernel tells of a failed write once.
+    owed: Option<i32>,
 }
 
 /// Who is to be answered.
@@ -51,7 +55,7 @@ enum Work {
 impl<'a> Flights<'a> {
     /// None yet, in `ring`, with buffers in `memory`.
     pub fn new(ring: &'a mut Ring, memory: &GuestMemory) -> Flights<'a> {
-        Flights { ring, memory: memory.clone(), flights: Vec::new() }
+        Flights { ring, memory: memory.clone(), flights: Vec::new(), wrote_beside: false, owed: None }
     }
 
     /// Whether there are none.
@@ -96,6 +100,16 @@ impl<'a> Flights<'a> {
         true
     }
 
+    /// Takes note of a write that is done now. The next flush is for it, whatever one in flight is told of it.
+    pub fn wrote(&mut self) {
+        self.wrote_beside |= self.flights.iter().flatten().any(Flight::is_flush);
+    }
+
+    /// The error that the next flush has to tell of, if there is one.
+    pub fn owed(&mut self) -> Option<io::Error> {
+        self.owed.take().map(io::Error::from_raw_os_error)
+    }
+
     /// Has a flush answered when the file `fd` is written out. There must be room.
     pub fn flush(&mut self, recipient: Recipient, fd: i32) {
         let token = self.token();
@@ -124,6 +138,9 @@ impl<'a> Flights<'a> {
             if flight.parts == 0
                 && let Some(flight) = place.take()
             {
+                if flight.is_flush() {
+                    self.share(flight.error);
+                }
                 let written = flight.end(&self.memory, disk);
                 queue.add_used(flight.recipient.head, written)?;
             }
@@ -138,6 +155,19 @@ impl<'a> Flights<'a> {
             self.complete(disk, queue)?;
         }
         Ok(())
+    }
+
+    /// What a flush was told goes for those beside it, too, and for the next one if it was about what came later.
+    fn share(&mut self, error: Option<i32>) {
+        let mut others = self.flights.iter_mut().flatten().filter(|flight| flight.is_flush()).peekable();
+        let is_last = others.peek().is_none();
+        if let Some(error) = error.filter(|error| !NOT_BEGUN.contains(error)) {
+            others.for_each(|other| other.error = Some(error));
+            if self.wrote_beside {
+                self.owed = Some(error);
+            }
+        }
+        self.wrote_beside &= !is_last;
     }
 
     /// A free one: there are no more than fit into the ring.
@@ -158,7 +188,14 @@ impl Drop for Flights<'_> {
     }
 }
 
+/// What an operation ends with that was not begun: there was no thread of the kernel's for it.
+const NOT_BEGUN: [i32; 3] = [libc::ECANCELED, libc::EAGAIN, libc::EINTR];
+
 impl Flight {
+    fn is_flush(&self) -> bool {
+        matches!(self.work, Work::Flush)
+    }
+
     /// Answers. Returns how many bytes of the chain were written.
     fn end(&self, memory: &GuestMemory, disk: Option<&Disk>) -> u32 {
         let (result, written) = match (&self.work, disk) {
@@ -172,8 +209,7 @@ impl Flight {
             }
             (Work::Flush, Some(disk)) => {
                 let result = match self.error {
-                    // It was not begun: there was no thread of the kernel's for it.
-                    Some(libc::ECANCELED | libc::EAGAIN | libc::EINTR) => disk.flush(),
+                    Some(error) if NOT_BEGUN.contains(&error) => disk.flush(),
                     // The kernel tells of a failed write once: another sync would succeed.
                     error => disk.was_flushed(error.map_or(Ok(()), |error| Err(io::Error::from_raw_os_error(error)))),
                 };

@@ -304,6 +304,9 @@ impl Service {
                 if !flights.is_empty() && request.frees(disk) {
                     flights.drain(Some(disk), queue)?;
                 }
+                if request.writes() {
+                    flights.wrote();
+                }
             }
             let written = request.execute(memory, disk, faults);
             queue.add_used(chain.head, written)?;

@@ -3,6 +3,7 @@
 
 use vm_memory::GuestAddress;
 
+use super::SEGMENTS_MAX;
 use super::disk::{Disk, SECTOR};
 use super::flights::{Flights, Recipient};
 use crate::vmm::fault::GuestFaults;
@@ -117,6 +118,10 @@ impl<'a> Request<'a> {
         match self.kind {
             kind::IN => {
                 let buffers = self.data_out();
+                // More than a driver may use, and than the kernel takes at once.
+                if buffers.len() > SEGMENTS_MAX as usize {
+                    return Begun::Not;
+                }
                 let length = queue::total_length(&buffers);
                 let Some(offset) = self.offset_on(disk, length) else { return Begun::Not };
                 let Some(pieces) = disk.pieces(offset, length) else { return Begun::Not };
@@ -130,12 +135,21 @@ impl<'a> Request<'a> {
                 if flights.read(recipient, buffers, offset, &pieces) { Begun::InFlight } else { Begun::Not }
             }
             kind::FLUSH => {
+                if let Some(error) = flights.owed() {
+                    let result = disk.was_flushed(Err(error));
+                    return Begun::Done(answer(memory, self.status, Status::of(&result)));
+                }
                 let Some(fd) = disk.begin_flush() else { return Begun::Not };
                 flights.flush(recipient, fd);
                 Begun::InFlight
             }
             _ => Begun::Not,
         }
+    }
+
+    /// Whether it changes what is on the disk.
+    pub fn writes(&self) -> bool {
+        matches!(self.kind, kind::OUT | kind::DISCARD | kind::WRITE_ZEROES)
     }
 
     /// Whether what others are reading could be put to another use by it: they have to be done before.
