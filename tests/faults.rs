@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Instant;
 
-use common::instances::{SMALL, exec, json, launch};
+use common::instances::{SMALL, exec, folder, json, launch};
 use common::machines::{Machine, config};
 use common::{DEADLINE, Outcome, Wisp};
 use wisp::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
@@ -31,12 +31,6 @@ fn signal(processes: &[i32], signal: i32) {
 fn state(wisp: &Wisp, instance: &str) -> String {
     let shown = json(wisp, &["show", instance]);
     shown["Reservations"][0]["Instances"][0]["State"]["Name"].as_str().unwrap().to_string()
-}
-
-fn folder(wisp: &Wisp, instance: &str) -> std::path::PathBuf {
-    let shown = json(wisp, &["show", instance]);
-    let id = shown["Reservations"][0]["Instances"][0]["InstanceId"].as_str().unwrap().to_string();
-    wisp.home().join("instances").join(id)
 }
 
 #[test]

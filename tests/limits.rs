@@ -275,8 +275,7 @@ fn a_volume_gives_its_operations_and_no_more_unless_its_instance_has_no_limits()
     let script = format!("dd if=/dev/vdb of=/dev/null bs=4k count={READS} iflag=direct 2>/dev/null");
     for (name, more, is_limited) in [("limited", &[][..], true), ("free", &["--no-limits"], false)] {
         instances::launch(&wisp, &[&["--name", name][..], &volume[..], more].concat()).expect_code(0);
-        let id = instances::json(&wisp, &["show", name])["Reservations"][0]["Instances"][0]["InstanceId"].clone();
-        let folder = wisp.home().join("instances").join(id.as_str().unwrap());
+        let folder = instances::folder(&wisp, name);
         let disk = || match ask(&folder, &Request::Status) {
             Message::Status(status) => status.disks[1].clone(),
             other => panic!("not a status: {other:?}"),

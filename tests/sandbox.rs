@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::Wisp;
-use common::instances::{SMALL, exec, json};
+use common::instances::{SMALL, exec, folder};
 use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, setrlimit, waitpid};
 use rustix::thread::CapabilitySet;
 use seccompiler::{
@@ -287,10 +287,9 @@ fn a_running_monitor_has_only_what_its_machine_needs() {
     let descriptors = fs::read_dir(format!("/proc/{}/fd", sandbox.pid)).unwrap();
     let known = |target: &PathBuf| {
         let text = target.to_string_lossy();
-        let kernel =
-            ["event", "signalfd]", "io_uring]"].iter().any(|kind| text.starts_with(&format!("anon_inode:[{kind}")));
-        let kinds = ["anon_inode:kvm-v", "socket:", "pipe:", "/dev/null"];
-        kernel || kinds.iter().any(|kind| text.starts_with(kind)) || target.starts_with(wisp.home())
+        let anonymous = ["anon_inode:[event", "anon_inode:[signalfd]", "anon_inode:[io_uring]", "anon_inode:kvm-v"];
+        let others = ["socket:", "pipe:", "/dev/null"];
+        anonymous.iter().chain(&others).any(|kind| text.starts_with(kind)) || target.starts_with(wisp.home())
     };
     let targets: Vec<_> = descriptors.map(|entry| fs::read_link(entry.unwrap().path()).unwrap()).collect();
     targets.iter().for_each(|target| assert!(known(target), "{}", target.display()));
@@ -369,10 +368,7 @@ fn what_a_host_does_not_have_is_said_and_the_rest_holds() {
     assert!(launched.status.success(), "{}", String::from_utf8_lossy(&launched.stderr));
     assert_eq!(exec(&wisp, "it", "echo here"), "here");
 
-    let id =
-        json(&wisp, &["show", "it"])["Reservations"][0]["Instances"][0]["InstanceId"].as_str().unwrap().to_string();
-    let folder = wisp.home().join("instances").join(id);
-    let mut control = ControlClient::connect(&folder.join("control.sock")).unwrap();
+    let mut control = ControlClient::connect(&folder(&wisp, "it").join("control.sock")).unwrap();
     control.send(&Request::Status).unwrap();
     let Message::Status(status) = control.receive(Some(common::DEADLINE)).unwrap() else { panic!("no status") };
     let sandbox = status.sandbox;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use common::instances::{SMALL, exec, json, launch};
+use common::instances::{SMALL, exec, finding, json, launch};
 use common::namespace::{self, WORLD};
 use common::user::{OpenDevices, User};
 use common::{DEADLINE, Outcome, Wisp};
@@ -46,8 +46,8 @@ fn all_works_for_a_user_without_privileges_and_nothing_is_left() {
 
 fn use_it_all(wisp: &Wisp) {
     let doctor = json(wisp, &["doctor"]);
-    let finding = |name: &str| doctor["Findings"].as_array().unwrap().iter().find(|one| one["Name"] == name).unwrap();
-    assert_eq!((&finding(KVM)["Status"], &finding("VPC")["Status"]), (&"ok".into(), &"ok".into()), "{doctor}");
+    let found = |name: &str| doctor["Findings"].as_array().unwrap().iter().find(|one| one["Name"] == name).unwrap();
+    assert_eq!((&found(KVM)["Status"], &found("VPC")["Status"]), (&"ok".into(), &"ok".into()), "{doctor}");
 
     // One guest boots, all others go on from it.
     wisp.run(&[&["image", "warm", "tiny"], &SMALL[..]].concat()).expect_code(0);
@@ -80,7 +80,7 @@ fn use_it_all(wisp: &Wisp) {
     let networks = std::fs::read_dir(wisp.home().join("networks")).unwrap().map(|entry| entry.unwrap().path());
     let [folder] = &networks.filter(|path| path.is_dir()).collect::<Vec<_>>()[..] else { panic!("there is one VPC") };
     common::kill_router(folder.to_str().unwrap());
-    assert_eq!(finding_of(wisp, "VPC router").unwrap()["Mends"][0]["Command"], "wisp ls");
+    assert_eq!(finding(wisp, "VPC router").unwrap()["Mends"][0]["Command"], "wisp ls");
     let came = wisp.run(&["ls"]).expect_code(0);
     assert!(came.stderr.contains("it is back") && !came.stderr.contains("reach nobody"), "{}", came.stderr);
     assert_eq!(exec(wisp, "client", &fetch(private, "")), "page");
@@ -101,7 +101,7 @@ fn use_it_all(wisp: &Wisp) {
         assert_eq!(outcome.text().trim(), &client["InstanceId"].as_str().unwrap()[..10]);
         outcome.stderr.contains("through the guest's agent")
     };
-    assert_eq!(finding("Ports below 1024")["Mends"][0]["Command"], format!("sudo sysctl {LOW_PORTS}=22"));
+    assert_eq!(found("Ports below 1024")["Mends"][0]["Command"], format!("sudo sysctl {LOW_PORTS}=22"));
     assert!(launched.stderr.contains(LOW_PORTS), "{}", launched.stderr);
     assert!(ssh());
     std::fs::write(format!("/proc/sys/{}", LOW_PORTS.replace('.', "/")), "22").unwrap();
@@ -120,12 +120,6 @@ fn use_it_all(wisp: &Wisp) {
     without_namespaces(wisp);
     wisp.run(&["terminate", "client", "server"]).expect_code(0);
     nothing_is_left(wisp);
-}
-
-/// What the doctor says of a part of the host now.
-fn finding_of(wisp: &Wisp, name: &str) -> Option<Value> {
-    let doctor = json(wisp, &["doctor"]);
-    doctor["Findings"].as_array().unwrap().iter().find(|one| one["Name"] == name).cloned()
 }
 
 /// A page, within some seconds.

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Instant;
 
-use common::instances::{exec, json, launch};
+use common::instances::{exec, finding, json, launch};
 use common::namespace::{WORLD, is_inside};
 use common::{DEADLINE, Wisp};
 use serde_json::{Value, json};
@@ -97,15 +97,12 @@ fn a_router_that_was_killed_comes_back_and_cuts_nobody_off() {
     let folder = folder.canonicalize().unwrap().to_str().unwrap().to_string();
     let kill_the_router = || common::kill_router(&folder);
     let killed = kill_the_router();
-    let finding = || {
-        let doctor = json(&wisp, &["doctor"]);
-        doctor["Findings"].as_array().unwrap().iter().find(|one| one["Name"] == "VPC router").cloned()
-    };
-    assert_eq!(finding().unwrap()["Mends"][0]["Command"], "wisp ls");
+    let router_finding = || finding(&wisp, "VPC router");
+    assert_eq!(router_finding().unwrap()["Mends"][0]["Command"], "wisp ls");
     // Whoever comes next brings it back, and what is to be in force is.
     let came = wisp.run(&["sg", "authorize", "db", "--port", "80", "--group", "default"]).expect_code(0);
     assert!(came.stderr.contains("it is back") && !came.stderr.contains("reach nobody"), "{}", came.stderr);
-    assert_eq!(finding(), None);
+    assert_eq!(router_finding(), None);
     assert_ne!(common::processes(&["router", &folder]), [killed]);
     heard_more();
     assert!(pings("client") && reaches(&wisp, "client", &address));

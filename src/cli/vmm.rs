@@ -188,7 +188,8 @@ fn monitor(
             network,
             process_start_ns: args.began_ns,
             restore: args.restore.clone().map(|folder| Restore { folder, once: args.once }),
-            rings: Vec::new(),
+            // Nothing can make them later.
+            rings: (0..config.all_disk_slots().min(MAX_DISKS)).map_while(|_| Ring::new()).collect(),
         };
         build_and_run(config, surroundings, owned, &sandboxed.sandbox)
     });
@@ -251,7 +252,7 @@ fn read_config(folder: &Path) -> anyhow::Result<MachineConfig> {
 
 fn build_and_run(
     config: MachineConfig,
-    mut surroundings: Surroundings,
+    surroundings: Surroundings,
     owned: bool,
     monitor: &namespaces::Monitor,
 ) -> anyhow::Result<End> {
@@ -261,8 +262,6 @@ fn build_and_run(
         origin::keep(saved, &folder);
     }
     let grants = Grants::of(&folder, &config, surroundings.restore.as_ref());
-    // Nothing can make them later.
-    surroundings.rings = (0..config.all_disk_slots().min(MAX_DISKS)).map_while(|_| Ring::new()).collect();
     sandbox::enter(monitor, &grants, config.threads())?;
     let conclude = |end: &End, status: &control::Status| {
         if !owned && *end != End::Reboot {

@@ -1,5 +1,7 @@
 //! What tests of instances share.
 
+use std::path::PathBuf;
+
 use serde_json::Value;
 
 use super::{Outcome, Wisp};
@@ -17,6 +19,19 @@ pub fn launch(wisp: &Wisp, more: &[&str]) -> Outcome {
 pub fn json(wisp: &Wisp, args: &[&str]) -> Value {
     let outcome = wisp.run(&[args, &["--output", "json"]].concat()).expect_code(0);
     serde_json::from_slice(&outcome.stdout).unwrap()
+}
+
+/// An instance's folder.
+pub fn folder(wisp: &Wisp, instance: &str) -> PathBuf {
+    let shown = json(wisp, &["show", instance]);
+    let id = shown["Reservations"][0]["Instances"][0]["InstanceId"].as_str().unwrap().to_string();
+    wisp.home().join("instances").join(id)
+}
+
+/// What the doctor says of a part of the host now.
+pub fn finding(wisp: &Wisp, name: &str) -> Option<Value> {
+    let doctor = json(wisp, &["doctor"]);
+    doctor["Findings"].as_array().unwrap().iter().find(|one| one["Name"] == name).cloned()
 }
 
 /// What a shell script in an instance's guest prints.

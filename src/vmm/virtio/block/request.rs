@@ -103,7 +103,7 @@ impl<'a> Request<'a> {
             (None, _) => (Status::IoError, 0),
             (Some(disk), kind::IN) => self.read(memory, disk, faults),
             (Some(disk), kind::OUT) => (self.write(memory, disk, faults), 0),
-            (Some(disk), kind::FLUSH) => (status(disk.flush()), 0),
+            (Some(disk), kind::FLUSH) => (Status::of(&disk.flush()), 0),
             (Some(disk), kind::GET_ID) => (Status::Ok, self.get_id(memory, disk)),
             (Some(disk), kind::DISCARD | kind::WRITE_ZEROES) => (self.ranges(memory, disk, faults), 0),
             _ => (Status::Unsupported, 0),
@@ -195,7 +195,7 @@ impl<'a> Request<'a> {
             return (Status::IoError, 0);
         };
         let result = disk.read(&queue::volatile_slices(memory, &buffers), offset);
-        (status(result), queue::total_length(&buffers) as u32)
+        (Status::of(&result), queue::total_length(&buffers) as u32)
     }
 
     fn write(&self, memory: &GuestMemory, disk: &Disk, faults: &GuestFaults) -> Status {
@@ -207,7 +207,7 @@ impl<'a> Request<'a> {
         let Some(offset) = self.checked_offset(disk, queue::total_length(&buffers), faults) else {
             return Status::IoError;
         };
-        status(disk.write(&queue::volatile_slices(memory, &buffers), offset))
+        Status::of(&disk.write(&queue::volatile_slices(memory, &buffers), offset))
     }
 
     /// The byte offset of the request, if its whole sectors lie on the disk.
@@ -262,14 +262,12 @@ impl<'a> Request<'a> {
         }
         let (offset, length) = (sector * SECTOR, u64::from(count) * SECTOR);
         match (self.kind, flags) {
-            (kind::DISCARD, 0) => status(disk.discard(offset, length)),
-            (kind::WRITE_ZEROES, 0 | RANGE_UNMAP) => status(disk.write_zeroes(offset, length, flags == RANGE_UNMAP)),
+            (kind::DISCARD, 0) => Status::of(&disk.discard(offset, length)),
+            (kind::WRITE_ZEROES, 0 | RANGE_UNMAP) => {
+                Status::of(&disk.write_zeroes(offset, length, flags == RANGE_UNMAP))
+            }
             // Flags that the device does not know (section 5.2.6.2).
             _ => Status::Unsupported,
         }
     }
-}
-
-fn status(result: std::io::Result<()>) -> Status {
-    Status::of(&result)
 }
