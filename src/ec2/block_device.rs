@@ -1,8 +1,7 @@
-//! The names under which volumes are attached: `/dev/sdf`.
+//! Device names of block device mappings, for example `/dev/sdf`.
 //!
-//! Such a name is EC2's, for the mapping of an instance's block devices; what the guest's kernel calls the disk is the
-//! kernel's affair. Source: EC2 User Guide, "Device names for volumes on Amazon EC2 instances", the row
-//! for HVM.
+//! The guest's kernel chooses its own name for the disk. Source: EC2 User Guide, "Device names for volumes on Amazon
+//! EC2 instances", the row for HVM.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,34 +11,35 @@ use serde::{Deserialize, Serialize};
 use super::error::Ec2Error;
 use super::volume::VolumeError;
 
-/// A device name of a block device mapping: `/dev/sda1` or `/dev/xvda` for the root volume, `/dev/sdb` to `/dev/sdz`,
-/// `/dev/xvdb` to `/dev/xvdz` and `/dev/xvdaa` to `/dev/xvddz` for others.
+/// The device name of a block device mapping: `/dev/sda1` or `/dev/xvda` for the root volume, `/dev/sdb` to
+/// `/dev/sdz`, `/dev/xvdb` to `/dev/xvdz` and `/dev/xvdaa` to `/dev/xvddz` for other volumes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct DeviceName(String);
 
 impl DeviceName {
-    /// The name that the root volume of most images has. Amazon's own Linux says `/dev/xvda`.
+    /// The root volume's name in most images. Amazon Linux uses `/dev/xvda`.
     pub fn root() -> DeviceName {
         DeviceName("/dev/sda1".to_owned())
     }
 
-    /// The name: `/dev/sdf`.
+    /// Returns the name, for example `/dev/sdf`.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether it is kept for the root volume.
+    /// Returns true if the name is reserved for the root volume.
     pub fn is_root(&self) -> bool {
         self.slot() == "a"
     }
 
-    /// Whether two names are one place: `/dev/sdf` and `/dev/xvdf`, for a guest has links of both names to one disk.
+    /// Returns true if two names denote one slot, as `/dev/sdf` and `/dev/xvdf` do: the guest has links of both names
+    /// to one disk.
     pub fn same_place(&self, other: &DeviceName) -> bool {
         self.slot() == other.slot()
     }
 
-    /// This name, if none of the names `in_use` is the same place.
+    /// Returns this name, unless one of the names `in_use` denotes the same slot.
     pub fn unless_used<'a>(self, in_use: impl IntoIterator<Item = &'a DeviceName>) -> Result<DeviceName, Ec2Error> {
         match in_use.into_iter().find(|used| self.same_place(used)) {
             Some(_) => Err(VolumeError::DeviceInUse { name: self.0 }.into()),
@@ -47,9 +47,9 @@ impl DeviceName {
         }
     }
 
-    /// The name for the next volume. First come the names that EC2 recommends for EBS volumes, `/dev/sdf` to
-    /// `/dev/sdp`; then the rest of the alphabet; then those of instance store disks, `/dev/sdb` to `/dev/sde`; then
-    /// the long ones.
+    /// Returns the name for the next volume. The names that EC2 recommends for EBS volumes come first, `/dev/sdf` to
+    /// `/dev/sdp`; then the rest of the alphabet; then the names of instance-store disks, `/dev/sdb` to `/dev/sde`;
+    /// then the two-letter names.
     pub fn next_free<'a>(in_use: impl IntoIterator<Item = &'a DeviceName>) -> Result<DeviceName, Ec2Error> {
         let used: Vec<&str> = in_use.into_iter().map(DeviceName::slot).collect();
         let short = ('f'..='z').chain('b'..='e').map(|letter| format!("/dev/sd{letter}"));
@@ -61,13 +61,13 @@ impl DeviceName {
             .ok_or_else(|| VolumeError::NoDeviceLeft.into())
     }
 
-    /// What tells its place from others: the letters after `sd` or `xvd`.
+    /// The letters after `sd` or `xvd`, which identify the slot.
     fn slot(&self) -> &str {
         slot(&self.0).unwrap_or(&self.0)
     }
 }
 
-/// The letters that tell a device name's place from others; none for what is no device name.
+/// Returns the letters that identify the slot, or none if `name` is not a device name.
 fn slot(name: &str) -> Option<&str> {
     let device = name.strip_prefix("/dev/")?;
     let (letters, long_ones) = match (device.strip_prefix("xvd"), device.strip_prefix("sd")) {

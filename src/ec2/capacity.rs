@@ -1,7 +1,6 @@
-//! Whether a host has room for an instance.
+//! Admission control: does the host have capacity for an instance?
 //!
-//! Memory is never promised twice. vCPUs may outnumber the host's CPUs where the caller allows it,
-//! up to what the monitor can run.
+//! Memory is never overcommitted. vCPUs may outnumber the host's CPUs if the caller allows it, up to the VMM's limit.
 
 use std::fmt;
 
@@ -10,37 +9,37 @@ use super::error::Ec2Error;
 use super::instance_type::InstanceType;
 use super::size::{MemorySize, approximate_mib};
 
-/// The most vCPUs that the monitor gives a guest.
+/// The most vCPUs that the VMM gives a guest.
 pub const MAX_VCPUS: u32 = 64;
 
-/// What a host has for a new instance.
+/// The host's capacity for a new instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostCapacity {
-    /// CPUs that may be used.
+    /// Usable CPUs.
     pub cpus: u32,
-    /// Memory that nothing uses yet.
+    /// Unused memory, in MiB.
     pub memory_mib: u64,
 }
 
-/// What an instance is to get.
+/// The size of an instance.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Request {
-    /// The type it is of.
+    /// The instance type.
     pub instance_type: &'static InstanceType,
-    /// vCPUs: the type's, or what overrides it.
+    /// vCPUs: the type's, or an override.
     pub vcpus: u32,
-    /// Memory: the type's, or what overrides it.
+    /// Memory in MiB: the type's, or an override.
     pub memory_mib: u64,
 }
 
 impl Request {
-    /// What the type gives.
+    /// The size of a type without overrides.
     pub fn of_type(instance_type: &'static InstanceType) -> Self {
         Request { instance_type, vcpus: instance_type.vcpus, memory_mib: instance_type.memory_mib }
     }
 
-    /// What the type gives, or what overrides it. Refuses a type that can never run here, and a
-    /// number of vCPUs that no guest has.
+    /// The type's size with optional overrides. Refuses a type that can never run here, and an unsupported number of
+    /// vCPUs.
     pub fn new(
         instance_type: &'static InstanceType,
         vcpus: Option<u32>,
@@ -66,7 +65,7 @@ impl Request {
         })
     }
 
-    /// Whether the type is as EC2 has it, without override.
+    /// Returns true if nothing overrides the type.
     fn is_pure(&self) -> bool {
         *self == Request::of_type(self.instance_type)
     }
@@ -84,34 +83,34 @@ impl fmt::Display for Request {
     }
 }
 
-/// What a host lacks for an instance.
+/// A host's missing capacity for an instance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shortage {
-    /// What was asked for.
+    /// The requested size.
     pub request: Request,
-    /// What the host has.
+    /// The host's capacity.
     pub host: HostCapacity,
-    /// What is short.
+    /// The missing resource.
     pub lacking: Lacking,
-    /// The largest type that fits: of the same family if one does, else of any.
+    /// The largest type that fits, of the same family if possible.
     pub largest: Option<&'static InstanceType>,
 }
 
-/// What is short.
+/// The missing resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lacking {
-    /// More vCPUs than the monitor can run, on any host.
+    /// More vCPUs than the VMM supports on any host.
     Monitor,
-    /// CPUs only: memory would do.
+    /// CPUs only; memory suffices.
     Cpus,
-    /// Memory only: CPUs would do.
+    /// Memory only; CPUs suffice.
     Memory,
     /// Both.
     CpusAndMemory,
 }
 
 impl Lacking {
-    /// In a word or two, for a table.
+    /// A word or two for a table.
     pub fn brief(self) -> &'static str {
         match self {
             Lacking::Monitor | Lacking::Cpus => "CPUs",
@@ -122,7 +121,7 @@ impl Lacking {
 }
 
 impl Shortage {
-    /// What to do about it.
+    /// The advice for the user.
     pub fn hint(&self) -> String {
         let mut advice = match self.largest {
             Some(largest) => format!(
@@ -156,7 +155,7 @@ impl fmt::Display for Shortage {
     }
 }
 
-/// Whether the host has room for the instance. With `overcommit`, vCPUs may outnumber its CPUs.
+/// Checks that the host has capacity for the instance. With `overcommit`, vCPUs may outnumber CPUs.
 pub fn check(request: &Request, host: HostCapacity, overcommit: bool) -> Result<(), Ec2Error> {
     let Some(lacking) = lacking(request, host, overcommit) else {
         return Ok(());
@@ -169,7 +168,7 @@ pub fn check(request: &Request, host: HostCapacity, overcommit: bool) -> Result<
     })))
 }
 
-/// What the host lacks for the instance; none if it has room.
+/// Returns the missing resource, or none if the instance fits.
 pub fn lacking(request: &Request, host: HostCapacity, overcommit: bool) -> Option<Lacking> {
     if request.vcpus > MAX_VCPUS {
         return Some(Lacking::Monitor);
@@ -184,12 +183,12 @@ pub fn lacking(request: &Request, host: HostCapacity, overcommit: bool) -> Optio
     }
 }
 
-/// Whether the type can be launched on a host of this capacity.
+/// Returns true if the type can be launched on a host of this capacity.
 pub fn fits(instance_type: &'static InstanceType, host: HostCapacity, overcommit: bool) -> bool {
     instance_type.launchable().is_ok() && lacking(&Request::of_type(instance_type), host, overcommit).is_none()
 }
 
-/// The largest type that fits: of the same family if one does, else nearest to its purpose.
+/// The largest type that fits: of the same family if possible, else of the most similar category.
 fn largest_fitting(asked: &InstanceType, host: HostCapacity, overcommit: bool) -> Option<&'static InstanceType> {
     catalogue::all().iter().filter(|candidate| fits(candidate, host, overcommit)).max_by_key(|candidate| {
         let same_family = candidate.family() == asked.family();
@@ -199,7 +198,7 @@ fn largest_fitting(asked: &InstanceType, host: HostCapacity, overcommit: bool) -
     })
 }
 
-/// `1 CPU`, `2 CPUs`.
+/// Formats a count with its noun: `1 CPU`, `2 CPUs`.
 fn count(number: u32, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }

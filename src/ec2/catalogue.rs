@@ -1,7 +1,6 @@
-//! The catalogue of instance types: EC2's figures, built into the program.
+//! The catalog of instance types: EC2's figures, built into the program.
 //!
-//! The rows are read once, on first use; a unit test reads and checks every one, so that a wrong
-//! row fails the build and never a user.
+//! The rows are parsed once, on first use. A unit test parses and checks every row, so a wrong row fails the build.
 
 use std::sync::LazyLock;
 
@@ -38,23 +37,23 @@ const HEADER: [&str; 22] = [
     "cpu_baseline_pct_per_vcpu",
 ];
 
-/// How many names are offered for an unknown one.
+/// The number of suggestions for an unknown name.
 const SUGGESTIONS: usize = 3;
 
 static CATALOGUE: LazyLock<Vec<InstanceType>> = LazyLock::new(|| parse(CSV).expect("a unit test reads every row"));
 
-/// Every instance type, ordered by category, family and size.
+/// All instance types, ordered by category, family and size.
 pub fn all() -> &'static [InstanceType] {
     &CATALOGUE
 }
 
-/// The instance type of that name.
+/// Returns the instance type of that name.
 pub fn find(name: &str) -> Result<&'static InstanceType, Ec2Error> {
     all().iter().find(|known| known.name == name).ok_or_else(|| unknown(name, all().iter().map(|known| known.name)))
 }
 
-/// The types that a word stands for: a type (`c6i.large`), a family (`c6i`, `c6i.*`), the letters
-/// that a family begins with (`c`), or a category's first word (`compute`).
+/// Returns the types that a word selects: a type (`c6i.large`), a family (`c6i`, `c6i.*`), the first letters of a
+/// family (`c`), or the first word of a category (`compute`).
 pub fn select(word: &str) -> Result<Vec<&'static InstanceType>, Ec2Error> {
     let family = word.strip_suffix(".*").unwrap_or(word);
     let selected: Vec<_> = all()
@@ -79,11 +78,10 @@ fn unknown(given: &str, names: impl Iterator<Item = &'static str>) -> Ec2Error {
     Ec2Error::UnknownInstanceType { given: given.to_owned(), closest: closest(given, names) }
 }
 
-/// The names that differ from `given` by the fewest keystrokes, and by few at all; first those
-/// that begin alike.
+/// Returns the names with the smallest edit distance to `given`, names with the same first letters first.
 fn closest(given: &str, names: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
     let given = given.to_lowercase();
-    // A third of the letters may be wrong. Anything that long is no misspelt name.
+    // Up to a third of the letters may differ. A larger distance is not a typo.
     let limit = given.chars().count().div_ceil(3).min(3);
     let mut near: Vec<(usize, &'static str)> =
         names.map(|name| (edit_distance(&given, name), name)).filter(|(distance, _)| *distance <= limit).collect();
@@ -98,7 +96,7 @@ fn common_prefix(a: &str, b: &str) -> usize {
     a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count()
 }
 
-/// Letters to insert, delete or replace to turn `a` into `b` (Levenshtein), row by row.
+/// The Levenshtein distance of two strings, computed row by row.
 fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
@@ -114,7 +112,7 @@ fn edit_distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// A row that cannot be read.
+/// A row that cannot be parsed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum RowError {
     #[error("the header does not name the expected columns")]
@@ -132,12 +130,12 @@ fn parse(csv: &'static str) -> Result<Vec<InstanceType>, RowError> {
     }
     let mut types =
         lines.map(|(index, text)| Row::new(index + 1, text)?.instance_type()).collect::<Result<Vec<_>, _>>()?;
-    // Stable: within a family the file's order is by size.
+    // A stable sort: within a family, the file's order is by size.
     types.sort_by_key(|row: &InstanceType| (row.category, row.family()));
     Ok(types)
 }
 
-/// One line of the file, whose columns are asked for by name.
+/// One line of the file, with access to its columns by name.
 struct Row {
     line: usize,
     fields: Vec<&'static str>,
@@ -156,13 +154,13 @@ impl Row {
         HEADER.iter().position(|known| *known == column).map_or("", |index| self.fields[index])
     }
 
-    /// A column's value, as `read` understands it.
+    /// Parses a column's value with `read`.
     fn read<T>(&self, column: &'static str, read: impl FnOnce(&'static str) -> Option<T>) -> Result<T, RowError> {
         let value = self.text(column);
         read(value).ok_or_else(|| RowError::Field { line: self.line, column, value: value.to_owned() })
     }
 
-    /// Like [`Row::read`], where an empty column says that there is none.
+    /// Like [`Row::read`], but an empty column is none.
     fn read_optional<T>(
         &self,
         column: &'static str,
@@ -240,7 +238,7 @@ impl Row {
     }
 }
 
-/// `3x1980hdd`.
+/// Parses an instance store, for example `3x1980hdd`.
 fn read_disks(text: &str) -> Option<InstanceStore> {
     let (disks, disk) = text.split_once('x')?;
     let (size, kind) =
@@ -250,7 +248,7 @@ fn read_disks(text: &str) -> Option<InstanceStore> {
     Some(store)
 }
 
-/// `4xNVIDIA V100 16384MiB`.
+/// Parses a GPU, for example `4xNVIDIA V100 16384MiB`.
 fn read_gpu(text: &'static str) -> Option<Gpu> {
     let (count, gpu) = text.split_once('x')?;
     let (name, memory) = gpu.rsplit_once(' ')?;

@@ -1,7 +1,8 @@
-//! CPU credits of burstable instances: what they earn, what they can save, and what a launch, a stop and a start do to them.
+//! CPU credits of burstable instances: the earning rate, the accrual limit, and the effect of a launch, a stop and a
+//! start.
 //!
-//! A credit is one vCPU for one minute; here they are counted in nanoseconds of CPU time. What is earned, spent and owed
-//! while an instance runs is its machine's account to keep; this is what that begins with and goes by.
+//! A credit is one vCPU for one minute; this module counts in nanoseconds of CPU time. The VMM keeps the running
+//! account; this module has its initial balance and its rules.
 //!
 //! Source: EC2 User Guide, "Burstable performance instances".
 
@@ -15,25 +16,25 @@ use super::instance_type::InstanceType;
 
 /// One credit: one vCPU for one minute.
 pub const CREDIT_NS: u64 = 60_000_000_000;
-/// What a T2 instance in standard mode is given for each vCPU when it is launched or started, in credits.
+/// Launch credits for each vCPU of a T2 instance in standard mode.
 const LAUNCH_CREDITS: u64 = 30;
-/// What can be saved is what is earned in a day; as much is paid back of what is owed.
+/// The accrual limit, in hours of earning. It also limits the surplus that is paid back.
 const ACCRUAL_HOURS: u64 = 24;
-/// How long a stopped T3 instance keeps its credits: seven days, in seconds.
+/// The time for which a stopped T3 instance keeps its credits: seven days, in seconds.
 const KEPT_FOR: u64 = 7 * 24 * 3600;
 
-/// What happens when an instance's credits are spent (`CreditSpecification`).
+/// The behavior when an instance's credits are spent (`CreditSpecification`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CreditMode {
-    /// It is slowed down to its baseline.
+    /// The instance is throttled to its baseline.
     Standard,
-    /// It goes on, on surplus credits, which it pays back later, or which are charged.
+    /// The instance spends surplus credits, which later earnings pay back or which are charged.
     Unlimited,
 }
 
 impl CreditMode {
-    /// EC2's word.
+    /// EC2's name of the mode.
     pub fn as_str(self) -> &'static str {
         match self {
             CreditMode::Standard => "standard",
@@ -62,16 +63,16 @@ impl FromStr for CreditMode {
     }
 }
 
-/// An instance's credits, in nanoseconds of CPU time.
+/// An instance's credit balance, in nanoseconds of CPU time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreditBalance {
-    /// Earned and saved.
+    /// Earned and unspent credits.
     pub saved_ns: u64,
-    /// Given at a launch or a start, and not yet spent; they come first and do not count for what can be saved.
+    /// Unspent launch credits. They are spent first and do not count toward the accrual limit.
     pub launch_ns: u64,
-    /// Spent before they were earned (`CPUSurplusCreditBalance`).
+    /// Credits spent before they were earned (`CPUSurplusCreditBalance`).
     pub surplus_ns: u64,
-    /// Surplus credits that are not paid back any more: EC2 asks money for them (`CPUSurplusCreditsCharged`).
+    /// Surplus credits that EC2 would charge for (`CPUSurplusCreditsCharged`).
     pub charged_ns: u64,
 }
 
@@ -82,32 +83,32 @@ impl CreditBalance {
     }
 }
 
-/// CPU time in credits.
+/// Converts CPU time to credits.
 pub fn in_credits(ns: u64) -> f64 {
     ns as f64 / CREDIT_NS as f64
 }
 
-/// What a stopped instance had.
+/// The credits of a stopped instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptCredits {
-    /// Its credits.
+    /// The balance.
     pub balance: CreditBalance,
-    /// When it stopped, in seconds since 1970.
+    /// The time of the stop, in seconds since 1970.
     pub at: u64,
 }
 
-/// The rules of a burstable type.
+/// The credit rules of a burstable type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CreditRules {
     vcpus: u64,
-    /// T2 is given launch credits and loses all when it stops.
+    /// T2 receives launch credits, and loses all credits when it stops.
     is_t2: bool,
-    /// Of one vCPU's time, in millionths, what all of them together may use without spending more than they earn.
+    /// The earning rate, in millionths of one vCPU's time.
     earned_ppm: u64,
 }
 
 impl CreditRules {
-    /// The rules of a type with so many vCPUs, its own or others, each of which counts as one of its own; none if it is not
+    /// The rules of a type with this many vCPUs, which may override the type's number; none if the type is not
     /// burstable.
     pub fn of(instance_type: &InstanceType, vcpus: u32) -> Option<CreditRules> {
         let credits = instance_type.credits?;
@@ -116,35 +117,35 @@ impl CreditRules {
         Some(CreditRules { vcpus, is_t2: instance_type.family() == "t2", earned_ppm })
     }
 
-    /// The mode of an instance of which none was said.
+    /// The mode of an instance that does not specify one.
     pub fn default_mode(&self) -> CreditMode {
         if self.is_t2 { CreditMode::Standard } else { CreditMode::Unlimited }
     }
 
-    /// What is earned, in millionths of one vCPU's time.
+    /// The earning rate, in millionths of one vCPU's time.
     pub fn earned_ppm(&self) -> u64 {
         self.earned_ppm
     }
 
-    /// The most that is saved, and the most that is owed and paid back, in nanoseconds.
+    /// The accrual limit, and the limit of the surplus that is paid back, in nanoseconds.
     pub fn limit_ns(&self) -> u64 {
-        // 1,000 nanoseconds for each millionth and second.
+        // A millionth of a second is 1,000 nanoseconds.
         self.earned_ppm * 1_000 * 3_600 * ACCRUAL_HOURS
     }
 
-    /// What a new instance has.
+    /// The balance of a new instance.
     pub fn at_launch(&self, mode: CreditMode) -> CreditBalance {
         let gets_launch_credits = self.is_t2 && mode == CreditMode::Standard;
         let launch_ns = if gets_launch_credits { LAUNCH_CREDITS * self.vcpus * CREDIT_NS } else { 0 };
         CreditBalance { launch_ns, ..CreditBalance::default() }
     }
 
-    /// What a stopped instance has when it is started at `now`: as a new one, and what it kept, if that is not too old. A
-    /// smaller type saves less.
+    /// The balance of an instance started at `now`: a new instance's, and the credits that it kept, unless they have
+    /// expired. A smaller type has a lower accrual limit.
     pub fn at_start(&self, mode: CreditMode, kept: Option<&KeptCredits>, now: u64) -> CreditBalance {
         let mut balance = self.at_launch(mode);
         let Some(kept) = kept else { return balance };
-        // What was owed when it stopped was charged.
+        // The surplus was charged when the instance stopped.
         balance.charged_ns = kept.balance.charged_ns.saturating_add(kept.balance.surplus_ns);
         if !self.is_t2 && now.saturating_sub(kept.at) < KEPT_FOR {
             balance.saved_ns = kept.balance.saved_ns.min(self.limit_ns());
@@ -212,7 +213,7 @@ mod tests {
         assert_eq!(after(0), 100.0);
         assert_eq!(after(7 * 86_400 - 1), 100.0);
         assert_eq!(after(7 * 86_400), 0.0);
-        // A smaller type's day earns 144.
+        // A smaller type's daily limit is 144 credits.
         assert_eq!(rules("t3.nano").at_start(CreditMode::Standard, Some(&kept(200, 0)), 1).credits(), 144.0);
     }
 

@@ -1,12 +1,12 @@
-//! The shapes in which EC2's API describes things, so that what is learnt here is true there.
+//! The shapes of EC2's API responses.
 //!
-//! Fields that Wisp has no figures for are left out rather than made up.
+//! Fields without a known value are omitted.
 
 use serde::Serialize;
 
 use super::instance_type::{EbsBandwidth, Gpu, InstanceStore, InstanceType, Network};
 
-/// An instance type, as `DescribeInstanceTypes` answers.
+/// An instance type in the response of `DescribeInstanceTypes`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct InstanceTypeInfo {

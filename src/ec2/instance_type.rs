@@ -1,43 +1,43 @@
-//! An instance type: how much of everything an instance gets, and whether Wisp can run one.
+//! Instance types: the resources of each type, and the reasons why Wisp cannot run some.
 
 use std::fmt;
 
 use super::type_name::{Category, TypeName};
 
-/// One row of EC2's catalogue. Bandwidths and disk sizes are decimal, memory is binary, as there.
+/// One row of EC2's catalog. Bandwidths and disk sizes are decimal and memory is binary, as in EC2.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InstanceType {
-    /// The name, taken apart.
+    /// The parsed name.
     pub parts: TypeName<'static>,
-    /// The whole name: `c6i.2xlarge`.
+    /// The whole name, for example `c6i.2xlarge`.
     pub name: &'static str,
-    /// What its family is made for.
+    /// The category of the family.
     pub category: Category,
     /// Virtual CPUs.
     pub vcpus: u32,
-    /// Virtual CPUs that share a core of the machine.
+    /// Virtual CPUs per core.
     pub threads_per_core: u32,
-    /// Memory.
+    /// Memory in MiB.
     pub memory_mib: u64,
-    /// What its processors run.
+    /// The processors' architectures.
     pub architectures: Vec<Architecture>,
-    /// Its network.
+    /// The network bandwidth.
     pub network: Network,
-    /// Its path to EBS volumes; none where EC2 does not reserve one.
+    /// The bandwidth to EBS volumes; none where EC2 does not reserve any.
     pub ebs: Option<EbsBandwidth>,
-    /// Disks that live and die with the instance.
+    /// Instance-store disks.
     pub instance_store: Option<InstanceStore>,
-    /// Its GPUs.
+    /// GPUs.
     pub gpu: Option<Gpu>,
-    /// The CPU credits of a burstable type.
+    /// CPU credits of a burstable type.
     pub credits: Option<CpuCredits>,
-    /// Whether it can hibernate.
+    /// True if the type supports hibernation.
     pub hibernation: bool,
-    /// Whether it is a whole machine without a hypervisor.
+    /// True for a whole machine without a hypervisor.
     pub bare_metal: bool,
 }
 
-/// What a processor runs.
+/// A processor architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Architecture {
     /// 32-bit x86.
@@ -49,7 +49,7 @@ pub enum Architecture {
 }
 
 impl Architecture {
-    /// The name that EC2 uses.
+    /// EC2's name of the architecture.
     pub fn as_str(self) -> &'static str {
         match self {
             Architecture::I386 => "i386",
@@ -58,7 +58,7 @@ impl Architecture {
         }
     }
 
-    /// The architecture that EC2 calls so.
+    /// Parses EC2's name of an architecture.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::I386, Self::X86_64, Self::Arm64].into_iter().find(|known| known.as_str() == name)
     }
@@ -70,47 +70,47 @@ impl fmt::Display for Architecture {
     }
 }
 
-/// An instance type's network.
+/// The network of an instance type.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Network {
-    /// EC2's words for it: `Up to 12.5 Gigabit`.
+    /// EC2's description, for example `Up to 12.5 Gigabit`.
     pub label: &'static str,
-    /// Gigabits a second that it always has.
+    /// Baseline bandwidth in Gbit/s.
     pub baseline_gbps: f64,
-    /// Gigabits a second that it reaches for a while.
+    /// Burst bandwidth in Gbit/s.
     pub peak_gbps: f64,
-    /// Network interfaces it can have.
+    /// The maximum number of network interfaces.
     pub max_interfaces: u32,
-    /// IPv4 addresses each of them can have.
+    /// The maximum number of IPv4 addresses per interface.
     pub ipv4_per_interface: u32,
 }
 
 /// Bandwidth to EBS volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EbsBandwidth {
-    /// Megabits a second that it always has.
+    /// Baseline bandwidth in Mbit/s.
     pub baseline_mbps: u32,
-    /// Megabits a second that it reaches for a while.
+    /// Burst bandwidth in Mbit/s.
     pub maximum_mbps: u32,
-    /// Operations a second that it always has.
+    /// Baseline IOPS.
     pub baseline_iops: u32,
-    /// Operations a second that it reaches for a while.
+    /// Burst IOPS.
     pub maximum_iops: u32,
 }
 
-/// Disks that live and die with the instance.
+/// Instance-store disks, which are lost when the instance stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InstanceStore {
-    /// How many disks.
+    /// The number of disks.
     pub disks: u32,
-    /// The size of each, in GB.
+    /// The size of each disk in GB.
     pub disk_gb: u32,
-    /// What they are.
+    /// The kind of disk.
     pub kind: DiskKind,
 }
 
 impl InstanceStore {
-    /// The size of all disks together, in GB.
+    /// The total size in GB.
     pub fn total_gb(&self) -> u32 {
         self.disks * self.disk_gb
     }
@@ -123,17 +123,17 @@ impl fmt::Display for InstanceStore {
     }
 }
 
-/// What a disk is.
+/// The kind of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskKind {
-    /// Rotating.
+    /// Rotating disk.
     Hdd,
-    /// Solid state.
+    /// Solid-state disk.
     Ssd,
 }
 
 impl DiskKind {
-    /// The name that EC2 uses: `hdd`, `ssd`.
+    /// EC2's name: `hdd`, `ssd`.
     pub fn as_str(self) -> &'static str {
         match self {
             DiskKind::Hdd => "hdd",
@@ -141,7 +141,7 @@ impl DiskKind {
         }
     }
 
-    /// The name for people.
+    /// The display name.
     pub fn title(self) -> &'static str {
         match self {
             DiskKind::Hdd => "HDD",
@@ -150,16 +150,16 @@ impl DiskKind {
     }
 }
 
-/// GPUs, all of one kind.
+/// GPUs, all of one model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gpu {
-    /// How many.
+    /// The number of GPUs.
     pub count: u32,
-    /// Who makes them.
+    /// The manufacturer.
     pub manufacturer: &'static str,
-    /// What they are called.
+    /// The model.
     pub model: &'static str,
-    /// Memory of each.
+    /// Memory of each GPU in MiB.
     pub memory_mib: u64,
 }
 
@@ -169,33 +169,33 @@ impl fmt::Display for Gpu {
     }
 }
 
-/// How a burstable type earns and keeps CPU credits. One credit is one vCPU busy for one minute.
+/// CPU credits of a burstable type. One credit is one vCPU at 100 % for one minute.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CpuCredits {
-    /// Credits it earns in an hour.
+    /// Credits earned per hour.
     pub per_hour: f64,
-    /// Credits it can save.
+    /// The accrual limit in credits.
     pub maximum: f64,
-    /// How busy each vCPU can be, in per cent, without spending more than it earns.
+    /// The baseline utilization per vCPU in percent.
     pub baseline_percent: f64,
 }
 
-/// Why a type that exists cannot run here, whatever the host has.
+/// The reason why a type that exists in EC2 cannot run here on any host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotLaunchable {
-    /// It is a whole machine.
+    /// A whole machine without a hypervisor.
     #[error("it is bare metal, and Wisp runs virtual machines")]
     BareMetal,
-    /// It has GPUs.
+    /// The type has GPUs.
     #[error("it has GPUs, and Wisp gives its guests none")]
     Gpu,
-    /// Its processors run something else.
+    /// The processors have another architecture.
     #[error("its processors are Arm, and Wisp runs x86_64 guests")]
     Architecture,
 }
 
 impl NotLaunchable {
-    /// The reason in a word or two, for a table.
+    /// A word or two for a table.
     pub fn brief(self) -> &'static str {
         match self {
             NotLaunchable::BareMetal => "bare metal",
@@ -206,18 +206,18 @@ impl NotLaunchable {
 }
 
 impl InstanceType {
-    /// Everything before the dot: `c6i`.
+    /// The family: everything before the dot, for example `c6i`.
     pub fn family(&self) -> &'static str {
         self.parts.family
     }
 
-    /// The size of each disk of its own, in GB: none for a type without, whose storage is EBS volumes only.
+    /// The size of each instance-store disk in GB; empty for a type with EBS storage only.
     pub fn instance_store(&self) -> Vec<u64> {
         let Some(store) = self.instance_store else { return Vec::new() };
         (0..store.disks).map(|_| store.disk_gb.into()).collect()
     }
 
-    /// Whether Wisp could run it on a host that is large enough.
+    /// Checks that Wisp could run the type on a large enough host.
     pub fn launchable(&self) -> Result<(), NotLaunchable> {
         if self.bare_metal {
             Err(NotLaunchable::BareMetal)
@@ -230,11 +230,11 @@ impl InstanceType {
         }
     }
 
-    /// The hypervisor that EC2 runs it under: none for bare metal.
+    /// The hypervisor in EC2; none for bare metal.
     pub fn ec2_hypervisor(&self) -> Option<&'static str> {
         match self.family() {
             _ if self.bare_metal => None,
-            // The last families from before the Nitro system that the catalogue has.
+            // The catalog's last families from before the Nitro system.
             "t2" | "i3" | "p3" => Some("xen"),
             _ => Some("nitro"),
         }

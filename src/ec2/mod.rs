@@ -1,7 +1,7 @@
-//! EC2's rules, pure: names, sizes, identifiers, capacity and error codes.
+//! EC2's rules as pure code: names, sizes, identifiers, capacity and error codes.
 //!
-//! Nothing here does I/O, knows KVM or reads a clock, and nothing here imports another room: the
-//! caller passes in what the host has, and random bytes where an identifier is to be made.
+//! Nothing here does I/O, uses KVM or reads a clock, and no other module of the crate is imported. The caller passes
+//! in the host's capacity, and the random bytes for identifiers.
 
 pub mod block_device;
 pub mod capacity;

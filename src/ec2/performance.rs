@@ -1,7 +1,7 @@
-//! How fast volumes, an instance's path to them and its network are, by the second: always, and for a while.
+//! Baseline and burst performance of volumes, EBS bandwidth and networks.
 //!
-//! Sources: Amazon EBS User Guide, "Amazon EBS volume types" and "Amazon EBS-optimized instances"; EC2 User Guide, "Amazon
-//! EC2 instance network bandwidth".
+//! Sources: Amazon EBS User Guide, "Amazon EBS volume types" and "Amazon EBS-optimized instances"; EC2 User Guide,
+//! "Amazon EC2 instance network bandwidth".
 
 use super::instance_type::InstanceType;
 use super::volume::{VolumeFigures, VolumeType};
@@ -10,41 +10,41 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// What one operation moves at the most: a larger request counts as several.
+/// The maximum size of one I/O operation on SSD volumes. A larger request counts as several operations.
 const SSD_OPERATION: u64 = 256 * KIB;
 const HDD_OPERATION: u64 = MIB;
 
-/// gp2: the operations that small volumes reach for a while, and those that can be saved for it.
+/// gp2: the burst IOPS of small volumes, and the size of their I/O credit bucket.
 const GP2_BURST: u64 = 3_000;
 const GP2_SAVINGS: u64 = 5_400_000;
-/// gp2: up to this size, in GiB, and above it.
+/// gp2: the size in GiB at which the throughput limit changes.
 const GP2_SMALL: u64 = 170;
 const GP2_THROUGHPUT: (u64, u64) = (128 * MIB, 250 * MIB);
 
-/// How long an instance can use its maximum bandwidth to its volumes, in seconds: half an hour, once a day.
+/// The duration of the maximum EBS bandwidth in seconds: half an hour, once a day.
 const EBS_BURST: u64 = 1_800;
-/// How long it can use its peak bandwidth on the network: of "5 to 60 minutes", the least.
+/// The duration of the network's burst bandwidth in seconds: the shortest of EC2's "5 to 60 minutes".
 const NETWORK_BURST: u64 = 300;
 
-/// How much passes by the second.
+/// A rate limit per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Speed {
-    /// Always.
+    /// The sustained rate.
     pub baseline: u64,
-    /// For a while.
+    /// The burst rate.
     pub peak: u64,
-    /// What can be saved of the baseline for times above it.
+    /// The size of the burst bucket.
     pub savings: u64,
 }
 
-/// How fast a volume is, or the path to all of them.
+/// The performance of a volume, or of the path to all volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Performance {
-    /// Bytes.
+    /// Bytes per second.
     pub bytes: Speed,
-    /// Operations.
+    /// Operations per second.
     pub operations: Speed,
-    /// What one operation moves at the most.
+    /// The maximum size of one operation in bytes.
     pub operation_bytes: u64,
 }
 
@@ -54,7 +54,7 @@ impl Speed {
         Speed { baseline: speed, peak: speed, savings: 0 }
     }
 
-    /// `peak` for so many seconds, when everything is saved.
+    /// A rate that bursts to `peak` for `seconds` from a full bucket.
     fn bursting(baseline: u64, peak: u64, seconds: u64) -> Speed {
         let baseline = baseline.max(1);
         let peak = peak.max(baseline);
@@ -63,7 +63,7 @@ impl Speed {
 }
 
 impl VolumeFigures {
-    /// How fast the volume is.
+    /// Returns the volume's performance.
     pub fn performance(&self) -> Performance {
         let default_iops = self.volume_type.limits().iops.and_then(|limits| limits.default).unwrap_or(100);
         let iops = u64::from(self.iops.unwrap_or(default_iops));
@@ -83,7 +83,7 @@ impl VolumeFigures {
                 ssd(Speed::constant(bytes), Speed { baseline, peak, savings })
             }
             VolumeType::Io1 => {
-                // 256 KiB for each operation up to 500 MiB/s; from 32,000 on 16 KiB, up to 1,000 MiB/s.
+                // 256 KiB per operation up to 500 MiB/s. From 32,000 IOPS, 16 KiB per operation, up to 1,000 MiB/s.
                 let bytes = (iops * SSD_OPERATION).min(500 * MIB).max(iops * 16 * KIB).min(1_000 * MIB);
                 ssd(Speed::constant(bytes), Speed::constant(iops))
             }
@@ -98,8 +98,7 @@ impl VolumeFigures {
         }
     }
 
-    /// MiB by the second for each TiB, and the most of them: always, and for a while. As much as the volume holds can be
-    /// saved.
+    /// `baseline` and `peak` are MiB/s per TiB and their maximum in MiB/s. The burst bucket is as large as the volume.
     fn rotating(&self, baseline: (u64, u64), peak: (u64, u64), iops: u64) -> Performance {
         let of_size = |(per_tib, most): (u64, u64)| (self.size.gib() * per_tib * MIB / 1024).min(most * MIB).max(1);
         let (baseline, peak) = (of_size(baseline), of_size(peak));
@@ -113,7 +112,7 @@ impl VolumeFigures {
 }
 
 impl InstanceType {
-    /// How fast its path to all its volumes is; none where EC2 says nothing of it.
+    /// Returns the performance of the path to all volumes; none if EC2 does not specify one.
     pub fn ebs_performance(&self) -> Option<Performance> {
         let ebs = self.ebs?;
         let bytes = |mbps: u32| u64::from(mbps) * 1_000_000 / 8;
@@ -124,7 +123,7 @@ impl InstanceType {
         })
     }
 
-    /// Bytes by the second of its network, in each direction.
+    /// Returns the network's bytes per second, in each direction.
     pub fn network_speed(&self) -> Speed {
         let bytes = |gbps: f64| (gbps * 1e9 / 8.0).round() as u64;
         Speed::bursting(bytes(self.network.baseline_gbps), bytes(self.network.peak_gbps), NETWORK_BURST)
@@ -148,7 +147,7 @@ mod tests {
         assert_eq!((plain.operations, plain.bytes), (Speed::constant(3_000), Speed::constant(125 * MIB)));
         let fast = volume(VolumeType::Gp3, 100, Some(16_000), Some(1_000));
         assert_eq!((fast.operations, fast.bytes), (Speed::constant(16_000), Speed::constant(1_000 * MIB)));
-        // A root volume of an image's has no figures of its own.
+        // An image's root volume has no provisioned figures.
         let root = VolumeFigures {
             size: VolumeSize::from_gib(1).unwrap(),
             volume_type: VolumeType::Gp3,
@@ -163,7 +162,7 @@ mod tests {
         let small = volume(VolumeType::Gp2, 100, None, None);
         assert_eq!(small.operations, Speed { baseline: 300, peak: 3_000, savings: 5_400_000 });
         assert_eq!(small.bytes, Speed::constant(128 * MIB));
-        // "3,000 IOPS for 30 minutes": of the smallest, whose baseline fills little of it meanwhile.
+        // "3,000 IOPS for 30 minutes" holds for the smallest volume, whose baseline adds little to the bucket.
         let tiny = volume(VolumeType::Gp2, 1, None, None).operations;
         assert_eq!(tiny.savings / tiny.peak, 1_800);
         assert_eq!(volume(VolumeType::Gp2, 1_000, None, None).operations, Speed::constant(3_000));

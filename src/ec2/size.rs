@@ -1,7 +1,7 @@
-//! Memory sizes as people write and read them: `256M`, `1.5 GiB`, `512`.
+//! Memory sizes as people write them: `256M`, `1.5 GiB`, `512`.
 //!
-//! Units are binary, as EC2's are, and a size is a whole number of MiB: the granularity in which
-//! instance types count. What [`MemorySize`] prints, it also reads.
+//! Units are binary, as in EC2, and a size is a whole number of MiB, the granularity of instance types. [`MemorySize`]
+//! parses its own output.
 
 use std::fmt;
 use std::num::NonZero;
@@ -11,55 +11,55 @@ const MIB_PER_GIB: u64 = 1024;
 const MIB_PER_TIB: u64 = 1024 * MIB_PER_GIB;
 const BYTES_PER_MIB: u64 = 1024 * 1024;
 
-/// Digits after the point that are read. A MiB is 2^-20 TiB, which has twenty of them.
+/// The maximum number of digits after the point. A MiB is 2^-20 TiB, which has twenty.
 const MAX_FRACTION_DIGITS: usize = 20;
 
-/// An amount of memory: a whole number of MiB, more than none, whose count of bytes fits 64 bits.
+/// An amount of memory: a positive whole number of MiB, whose number of bytes fits 64 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemorySize(NonZero<u64>);
 
 impl MemorySize {
-    /// The largest size: one MiB more, and its count of bytes no longer fits 64 bits.
+    /// The largest size whose number of bytes fits 64 bits.
     pub const MAX: MemorySize = MemorySize(NonZero::new(u64::MAX / BYTES_PER_MIB).expect("2^44 - 1 is not zero"));
 
-    /// `mib` MiB; none if that is no memory at all, or more than [`MemorySize::MAX`].
+    /// Returns a size of `mib` MiB, or none if that is zero or more than [`MemorySize::MAX`].
     pub fn from_mib(mib: u64) -> Option<Self> {
         NonZero::new(mib).map(MemorySize).filter(|size| *size <= Self::MAX)
     }
 
-    /// This size in MiB.
+    /// The size in MiB.
     pub fn mib(self) -> u64 {
         self.0.get()
     }
 
-    /// This size in bytes.
+    /// The size in bytes.
     pub fn bytes(self) -> u64 {
         self.mib() * BYTES_PER_MIB
     }
 }
 
-/// Why a text is not a memory size.
+/// The reason why a text is not a memory size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
-    /// Nothing was written.
+    /// The text is empty.
     #[error("a memory size is missing: write one such as 256M or 1G")]
     Empty,
-    /// It does not start with a number.
+    /// The text does not start with a number.
     #[error("{0:?} is not a memory size: write a number and a unit, such as 256M or 1G")]
     NotANumber(String),
-    /// It is below zero.
+    /// The number is negative.
     #[error("{0:?} is negative: a guest needs some memory")]
     Negative(String),
-    /// It is zero.
+    /// The number is zero.
     #[error("{0:?} is no memory at all: a guest needs some")]
     Zero(String),
-    /// The unit is none of the known ones.
+    /// The unit is unknown.
     #[error("the unit {0:?} is not known: use M, MiB, G, GiB, T or TiB (without a unit: MiB)")]
     UnknownUnit(String),
-    /// It is not a whole number of MiB.
+    /// The size is not a whole number of MiB.
     #[error("{0:?} is not a whole number of MiB: round it, and write it in M")]
     NotWholeMib(String),
-    /// It does not fit 64 bits of bytes.
+    /// The number of bytes does not fit 64 bits.
     #[error("{0:?} is more memory than a computer can address")]
     TooLarge(String),
 }
@@ -89,7 +89,7 @@ impl FromStr for MemorySize {
     }
 }
 
-/// The digits before and after the point; none if there are no digits before it, or two points.
+/// Splits a number at the point; none without digits before it, or with two points.
 fn split_number(number: &str) -> Option<(&str, &str)> {
     let (whole, fraction) = match number.split_once('.') {
         Some((_, "")) => return None,
@@ -108,7 +108,7 @@ fn mib_per_unit(unit: &str) -> Result<u64, SizeError> {
     }
 }
 
-/// `whole.fraction` units in MiB, exactly.
+/// Converts `whole.fraction` units to MiB, exactly.
 fn to_mib(whole: &str, fraction: &str, mib_per_unit: u64, given: &str) -> Result<u64, SizeError> {
     let too_large = || SizeError::TooLarge(given.to_owned());
     let not_whole = || SizeError::NotWholeMib(given.to_owned());
@@ -135,7 +135,7 @@ fn to_mib(whole: &str, fraction: &str, mib_per_unit: u64, given: &str) -> Result
 }
 
 impl fmt::Display for MemorySize {
-    /// In GiB where that is exact to a quarter, else in MiB.
+    /// Prints GiB where a multiple of a quarter GiB is exact, else MiB.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = self.mib();
         if mib < MIB_PER_GIB || !mib.is_multiple_of(MIB_PER_GIB / 4) {
@@ -151,7 +151,7 @@ impl fmt::Display for MemorySize {
     }
 }
 
-/// `mib` MiB rounded down for people, who compare rather than calculate: `23.1 GiB`, `640 MiB`.
+/// Formats `mib` MiB for display, rounded down: `23.1 GiB`, `640 MiB`.
 pub fn approximate_mib(mib: u64) -> String {
     if mib < MIB_PER_GIB {
         return format!("{mib} MiB");

@@ -1,4 +1,4 @@
-//! The states of an instance's life, and what may happen in which.
+//! Instance states, and the actions that each state allows.
 //!
 //! Source: EC2 API Reference, `InstanceState` and `StateReason`; EC2 User Guide, "Instance lifecycle".
 
@@ -14,22 +14,22 @@ use super::id::InstanceId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InstanceState {
-    /// It is being made ready to run.
+    /// The instance is starting.
     Pending,
-    /// Its machine runs; the guest may still boot.
+    /// The VMM runs; the guest may still be booting.
     Running,
-    /// It is being terminated.
+    /// The instance is being terminated.
     ShuttingDown,
-    /// It is gone for good; its entry stays for an hour.
+    /// The instance is deleted; its record stays visible for an hour.
     Terminated,
-    /// It is being stopped.
+    /// The instance is being stopped.
     Stopping,
-    /// It does not run, and keeps its volumes.
+    /// The instance does not run, and keeps its volumes.
     Stopped,
 }
 
 impl InstanceState {
-    /// All of them.
+    /// All states.
     pub const ALL: [InstanceState; 6] = [
         InstanceState::Pending,
         InstanceState::Running,
@@ -39,7 +39,7 @@ impl InstanceState {
         InstanceState::Stopped,
     ];
 
-    /// EC2's number for it (`InstanceState.Code`, its low byte).
+    /// EC2's state code (the low byte of `InstanceState.Code`).
     pub fn code(self) -> u8 {
         match self {
             InstanceState::Pending => 0,
@@ -51,7 +51,7 @@ impl InstanceState {
         }
     }
 
-    /// EC2's name for it.
+    /// EC2's state name.
     pub fn as_str(self) -> &'static str {
         match self {
             InstanceState::Pending => "pending",
@@ -63,12 +63,12 @@ impl InstanceState {
         }
     }
 
-    /// Whether the instance has a machine now, or is about to have or to lose one.
+    /// Returns true if the instance has a VMM, or is about to get or lose one.
     pub fn has_machine(self) -> bool {
         !matches!(self, InstanceState::Terminated | InstanceState::Stopped)
     }
 
-    /// Whether one state can follow another, ever.
+    /// Returns true if `next` can follow this state.
     pub fn can_become(self, next: InstanceState) -> bool {
         use InstanceState::*;
         match self {
@@ -88,7 +88,7 @@ impl fmt::Display for InstanceState {
     }
 }
 
-/// What a person asks of an instance.
+/// A user's action on an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// `StartInstances`.
@@ -103,27 +103,27 @@ pub enum Action {
     Reboot,
     /// `TerminateInstances`.
     Terminate,
-    /// `ModifyInstanceAttribute`, of an attribute that needs the instance stopped.
+    /// `ModifyInstanceAttribute` of an attribute that requires a stopped instance.
     ModifyStopped,
-    /// `ModifyInstanceAttribute`, of any other.
+    /// `ModifyInstanceAttribute` of any other attribute.
     Modify,
-    /// Something that needs the guest: a command in it, its console, a copy.
+    /// An action that needs the guest: a command, its console, a copy.
     Reach,
     /// `AttachVolume`, `DetachVolume`.
     ChangeVolumes,
 }
 
-/// What becomes of an action in a state where it is allowed.
+/// The outcome of an allowed action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is carried out.
+    /// The action is carried out.
     Do,
-    /// It is done, or under way, already: EC2 answers with success.
+    /// The action is done or in progress already: EC2 returns success.
     Already,
 }
 
 impl Action {
-    /// Whether an instance in this state takes the action.
+    /// Checks that an instance in this state accepts the action.
     pub fn allowed(self, instance: InstanceId, state: InstanceState) -> Result<Verdict, Ec2Error> {
         use InstanceState::*;
         match (self, state) {
@@ -157,23 +157,23 @@ impl Action {
     }
 }
 
-/// Why an instance is in its state (`StateReason`).
+/// The reason for an instance's state (`StateReason`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct StateReason {
-    /// EC2's code: `Client.UserInitiatedShutdown`.
+    /// EC2's code, for example `Client.UserInitiatedShutdown`.
     pub code: String,
-    /// The code, and a sentence.
+    /// The code and a sentence.
     pub message: String,
 }
 
 impl StateReason {
-    /// A command of the user's.
+    /// The user stopped or terminated the instance.
     pub fn user_initiated() -> StateReason {
         StateReason::new("Client.UserInitiatedShutdown", "User initiated shutdown")
     }
 
-    /// A command of the user's, with which the guest's memory was kept.
+    /// The user hibernated the instance.
     pub fn user_hibernated() -> StateReason {
         StateReason::new("Client.UserInitiatedHibernate", "User initiated hibernate")
     }
@@ -183,7 +183,7 @@ impl StateReason {
         StateReason::new("Client.InstanceInitiatedShutdown", "Instance initiated shutdown")
     }
 
-    /// Something broke: the guest's kernel, its monitor, the host.
+    /// The guest's kernel, the VMM or the host failed.
     pub fn internal_error(what: &str) -> StateReason {
         StateReason::new("Server.InternalError", what)
     }
@@ -197,30 +197,30 @@ impl StateReason {
         StateReason { code: code.into(), message: format!("{code}: {what}") }
     }
 
-    /// Whether the guest's memory was kept.
+    /// Returns true if the instance was hibernated.
     pub fn is_hibernation(&self) -> bool {
         self.code == "Client.UserInitiatedHibernate"
     }
 
-    /// Whether something broke.
+    /// Returns true if the reason is a failure.
     pub fn is_failure(&self) -> bool {
         self.code.ends_with("InternalError")
     }
 }
 
-/// What a guest's own power-off does to its instance (`InstanceInitiatedShutdownBehavior`).
+/// The effect of the guest's own power-off (`InstanceInitiatedShutdownBehavior`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ShutdownBehavior {
-    /// It is stopped.
+    /// Stop the instance.
     #[default]
     Stop,
-    /// It is terminated.
+    /// Terminate the instance.
     Terminate,
 }
 
 impl ShutdownBehavior {
-    /// EC2's name for it.
+    /// EC2's name of the behavior.
     pub fn as_str(self) -> &'static str {
         match self {
             ShutdownBehavior::Stop => "stop",

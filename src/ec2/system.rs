@@ -1,11 +1,11 @@
-//! What EC2's firmware says of an instance, and programs know EC2 by (Amazon EC2 User Guide, "Identify EC2 instances").
+//! SMBIOS strings by which programs detect EC2 (Amazon EC2 User Guide, "Identify EC2 instances").
 
 use super::InstanceId;
 
-/// Who made it.
+/// The system manufacturer.
 pub const MANUFACTURER: &str = "Amazon EC2";
 
-/// Its UUID, which begins with `ec2`; the instance's own digits follow.
+/// The system UUID: `ec2`, then the instance id's digits.
 pub fn system_uuid(instance: InstanceId) -> [u8; 16] {
     let digits = instance.to_string();
     let own = digits.split_once('-').map_or("", |(_, own)| own);

@@ -1,25 +1,24 @@
-//! How an instance type's name is read: `c6i.2xlarge` is c (compute optimised), 6 (sixth
-//! generation), i (Intel) and a size.
+//! Parsing of instance type names: `c6i.2xlarge` is c (compute optimized), 6 (sixth generation), i (Intel) and a size.
 
-/// What a family of instance types is made for, which its name's first letters say.
+/// The category of an instance family, given by the first letters of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Category {
-    /// `t`: a baseline, and credits to exceed it.
+    /// `t`: a CPU baseline, and credits to exceed it.
     Burstable,
-    /// `m`: memory and CPU in balance.
+    /// `m`: balanced memory and CPU.
     GeneralPurpose,
-    /// `c`: much CPU for the memory.
+    /// `c`: more CPU per memory.
     ComputeOptimised,
-    /// `r`, `x`, `z`, `u`: much memory for the CPU.
+    /// `r`, `x`, `z`, `u`: more memory per CPU.
     MemoryOptimised,
-    /// `d`, `h`, `i`: fast or large disks of its own.
+    /// `d`, `h`, `i`: fast or large instance-store disks.
     StorageOptimised,
     /// `f`, `g`, `p`, `inf`, `trn`, `dl`, `vt`: GPUs and other accelerators.
     Accelerated,
 }
 
 impl Category {
-    /// What the letters that a name begins with stand for.
+    /// Returns the category of a series (the first letters of a name).
     pub fn of_series(series: &str) -> Option<Self> {
         Some(match series {
             "t" => Category::Burstable,
@@ -32,7 +31,7 @@ impl Category {
         })
     }
 
-    /// The category as EC2's pages call it.
+    /// EC2's name of the category.
     pub fn title(self) -> &'static str {
         match self {
             Category::Burstable => "burstable",
@@ -44,7 +43,7 @@ impl Category {
         }
     }
 
-    /// What to choose it for.
+    /// The typical use of the category.
     pub fn explanation(self) -> &'static str {
         match self {
             Category::Burstable => "saves CPU credits while idle, spends them when busy",
@@ -60,29 +59,29 @@ impl Category {
 /// The parts of an instance type's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TypeName<'a> {
-    /// Everything before the dot: `x2iedn`.
+    /// Everything before the dot, for example `x2iedn`.
     pub family: &'a str,
-    /// The letters it begins with: `x`.
+    /// The first letters, for example `x`.
     pub series: &'a str,
-    /// The digits after those: 2.
+    /// The digits after the series, for example 2.
     pub generation: u32,
-    /// The letters after those: `iedn`.
+    /// The letters after the generation, for example `iedn`.
     pub attributes: &'a str,
-    /// Everything after the dot: `32xlarge`.
+    /// Everything after the dot, for example `32xlarge`.
     pub size: &'a str,
 }
 
-/// A part of a name and what it means.
+/// A part of a name with its meaning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamePart<'a> {
-    /// The letters, as they stand in the name.
+    /// The characters of the part.
     pub text: &'a str,
-    /// Their meaning, in a few words.
+    /// The meaning, in a few words.
     pub meaning: String,
 }
 
 impl<'a> TypeName<'a> {
-    /// Takes a name apart; none if it is not made like one.
+    /// Parses a name; none if it is not an instance type's name.
     pub fn parse(name: &'a str) -> Option<Self> {
         let (family, size) = name.split_once('.')?;
         if size.is_empty() {
@@ -100,7 +99,7 @@ impl<'a> TypeName<'a> {
         Some(TypeName { family, series, generation, attributes, size })
     }
 
-    /// The name read from left to right. `digits` of the generation and each attribute are a part.
+    /// Explains the name from left to right. The generation and each attribute are parts of their own.
     pub fn reading(&self) -> Vec<NamePart<'a>> {
         let attributes_start = self.family.len() - self.attributes.len();
         let generation = &self.family[self.series.len()..attributes_start];
@@ -118,7 +117,7 @@ impl<'a> TypeName<'a> {
         parts
     }
 
-    /// What the family's name says, on one line: `compute optimised, sixth generation, Intel`.
+    /// Explains the family's name on one line: `compute optimized, sixth generation, Intel`.
     pub fn family_reading(&self) -> String {
         let mut parts = self.reading();
         parts.pop();

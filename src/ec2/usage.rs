@@ -1,63 +1,63 @@
-//! What an instance used over time, as CloudWatch has it: a series of datapoints, bounded, finer where it is recent.
+//! Usage of an instance over time, as CloudWatch records it: a bounded series of datapoints, finer where it is recent.
 //!
-//! A datapoint is as long as it was measured: an idle hour may be one. What is kept is short ones put together, to a minute
-//! for the last three hours and to five before that, for fourteen days.
+//! A datapoint's period is the measured interval; one datapoint may cover an idle hour. Short datapoints are merged:
+//! to one minute within the last three hours, and to five minutes before that, for fourteen days.
 
 use serde::{Deserialize, Serialize};
 
 use super::credits::CreditBalance;
 
-/// Datapoints that are put together are no longer than this, in milliseconds: in the last [`DETAILED_FOR_MS`], and before.
+/// The maximum period of a merged datapoint in milliseconds: within the last [`DETAILED_FOR_MS`], and before that.
 pub const DETAILED_MS: u64 = 60_000;
 const COARSE_MS: u64 = 300_000;
 const DETAILED_FOR_MS: u64 = 3 * 3600 * 1000;
-/// How long they are kept, and how many: fourteen days of five minutes, and some.
+/// The retention: fourteen days of five-minute datapoints, with some margin.
 const KEPT_FOR_MS: u64 = 14 * 24 * 3600 * 1000;
 const MOST: usize = 5000;
 
-/// What an instance used in an interval.
+/// The usage of an instance in one interval.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Datapoint {
-    /// Its place in the series, which whoever keeps it keeps beside it.
+    /// The position in the series, which the store keeps beside the datapoint.
     #[serde(skip)]
     pub number: u64,
-    /// Which machine it was: one start's, up to the guest's reboot.
+    /// Identifies one run of the VMM, from a start to the guest's reboot.
     pub run: u64,
-    /// The instance's type then.
+    /// The instance type in that interval.
     pub instance_type: String,
     /// vCPUs.
     pub vcpus: u32,
-    /// Memory.
+    /// Memory in MiB.
     pub memory_mib: u64,
     /// The end of the interval, in milliseconds since 1970.
     pub end_ms: u64,
-    /// How long it is, in milliseconds.
+    /// The length of the interval in milliseconds.
     pub period_ms: u64,
-    /// Whether the guest booted meanwhile.
+    /// True if the guest booted in the interval.
     #[serde(default, skip_serializing_if = "is_default")]
     pub booting: bool,
-    /// CPU time that the vCPUs had, in nanoseconds.
+    /// CPU time of all vCPUs in nanoseconds.
     pub cpu_ns: u64,
-    /// For how long they were held back, all together, in nanoseconds.
+    /// The time for which vCPUs were throttled, summed, in nanoseconds.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cpu_held_ns: u64,
-    /// Memory that the guest has touched, in bytes: the most of the interval.
+    /// The maximum of guest memory touched, in bytes.
     pub touched_bytes: u64,
-    /// Its volumes, all together.
+    /// All EBS volumes.
     #[serde(default, skip_serializing_if = "is_default")]
     pub ebs: DiskUse,
-    /// Its instance-store disks.
+    /// All instance-store disks.
     #[serde(default, skip_serializing_if = "is_default")]
     pub instance_store: DiskUse,
-    /// Its network interface.
+    /// The network interface.
     #[serde(default, skip_serializing_if = "is_default")]
     pub network: NetworkUse,
-    /// Its CPU credits at the end, if it has any.
+    /// The CPU credits at the end of the interval, on burstable types.
     #[serde(default, skip_serializing_if = "is_default")]
     pub credits: Option<CreditBalance>,
 }
 
-/// What was done to disks.
+/// Disk usage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskUse {
     /// Bytes read.
@@ -68,22 +68,22 @@ pub struct DiskUse {
     pub reads: u64,
     /// Write operations.
     pub writes: u64,
-    /// For how long requests were held back, in nanoseconds.
+    /// The time for which requests were throttled, in nanoseconds.
     pub held_ns: u64,
 }
 
-/// What went through a network interface.
+/// Usage of a network interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkUse {
-    /// Bytes to the guest.
+    /// Bytes received by the guest.
     pub received_bytes: u64,
-    /// Bytes from it.
+    /// Bytes sent by the guest.
     pub sent_bytes: u64,
-    /// Frames to it.
+    /// Frames received by the guest.
     pub received_packets: u64,
-    /// Frames from it.
+    /// Frames sent by the guest.
     pub sent_packets: u64,
-    /// For how long frames were held back, in nanoseconds.
+    /// The time for which frames were throttled, in nanoseconds.
     pub held_ns: u64,
 }
 
@@ -92,7 +92,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 impl DiskUse {
-    /// Adds what was done elsewhere, or later.
+    /// Adds the usage of another disk or interval.
     pub fn add(&mut self, more: &DiskUse) {
         self.read_bytes = self.read_bytes.saturating_add(more.read_bytes);
         self.written_bytes = self.written_bytes.saturating_add(more.written_bytes);
@@ -113,28 +113,28 @@ impl NetworkUse {
 }
 
 impl Datapoint {
-    /// Its beginning, in milliseconds since 1970.
+    /// The start of the interval, in milliseconds since 1970.
     pub fn start_ms(&self) -> u64 {
         self.end_ms.saturating_sub(self.period_ms)
     }
 
-    /// Its length in seconds.
+    /// The length of the interval in seconds.
     pub fn seconds(&self) -> f64 {
         self.period_ms as f64 / 1e3
     }
 
-    /// `CPUUtilization`: the share of its vCPUs' time that they had, in per cent.
+    /// `CPUUtilization`: CPU time as a percentage of the vCPUs' time.
     pub fn cpu_percent(&self) -> f64 {
         share(self.cpu_ns as f64, self.period_ms as f64 * 1e6 * f64::from(self.vcpus)) * 100.0
     }
 
-    /// Whether `next`, the one after it, is of the same machine and kind.
+    /// Returns true if `next` directly follows, and is of the same run and kind.
     fn goes_on_in(&self, next: &Datapoint) -> bool {
         (self.run, self.booting, self.vcpus, self.memory_mib) == (next.run, next.booting, next.vcpus, next.memory_mib)
             && self.instance_type == next.instance_type
     }
 
-    /// Makes it longer by `next`, the one after it.
+    /// Merges `next`, the following datapoint, into this one.
     fn append(&mut self, next: &Datapoint) {
         self.end_ms = next.end_ms;
         self.period_ms = self.period_ms.saturating_add(next.period_ms);
@@ -152,8 +152,8 @@ fn share(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
 }
 
-/// The series as it is kept at `now_ms`: bounded, with every sum as it was, but for what is too old. A datapoint that grows
-/// keeps its number.
+/// Returns the merged series at `now_ms`: bounded, with unchanged sums except for expired datapoints. A datapoint that
+/// grows keeps its number.
 pub fn settled(points: Vec<Datapoint>, now_ms: u64) -> Vec<Datapoint> {
     let is_young = |point: &Datapoint| point.end_ms.saturating_add(KEPT_FOR_MS) >= now_ms;
     let mut kept: Vec<Datapoint> = Vec::with_capacity(points.len());
@@ -182,7 +182,7 @@ mod tests {
         Datapoint { number, end_ms, period_ms, cpu_ns: period_ms * 1_000_000, ebs, ..common }
     }
 
-    /// As often as every five seconds, for so long.
+    /// A datapoint every five seconds, for this many hours.
     fn busy(hours: u64) -> Vec<Datapoint> {
         (1..=hours * 720).map(|number| point(number, number * 5000, 5000)).collect()
     }
@@ -239,7 +239,7 @@ mod tests {
     }
 
     proptest! {
-        /// However a series is cut and settled, on the way and at the end, sums and order stay, and it is bounded.
+        /// Any way of splitting and merging a series keeps its sums and its order, and the result is bounded.
         #[test]
         fn settling_loses_nothing_that_is_young(
             periods in prop::collection::vec((1_u64..400_000, 0_u64..3), 1..300),
@@ -264,7 +264,7 @@ mod tests {
             };
             prop_assert_eq!(sum(&points), sum(&all));
             prop_assert!(points.windows(2).all(|pair| pair[0].number < pair[1].number));
-            // Two neighbours of one machine do not fit into one of a minute.
+            // Two neighbors of one run never fit into one minute.
             for pair in points.windows(2) {
                 prop_assert!(pair[0].run != pair[1].run || pair[0].period_ms + pair[1].period_ms > DETAILED_MS);
             }
