@@ -1,7 +1,7 @@
-//! Key pairs: names, types and EC2's fingerprints. Making and reading keys is `host::key`'s.
+//! Key pairs: names, types and EC2's fingerprints. `host::key` generates and parses keys.
 //!
-//! Sources: EC2 API Reference, `CreateKeyPair`, `ImportKeyPair`, `KeyPairInfo`; EC2 User Guide, "Verify the fingerprint
-//! of your key pair".
+//! Sources: EC2 API Reference, `CreateKeyPair`, `ImportKeyPair`, `KeyPairInfo`; EC2 User Guide, "Verify the
+//! fingerprint of your key pair".
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,51 +17,51 @@ use super::error::{Ec2Error, ErrorCode};
 use super::id::KeyPair;
 use super::id::Kind as _;
 
-/// The most characters of a key pair's name.
+/// The maximum length of a key pair's name in characters.
 pub const MAX_NAME: usize = 255;
 
-/// Why a key pair is refused. It becomes an [`Ec2Error`], which prints it.
+/// The reason why a key pair is refused. It converts to an [`Ec2Error`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyPairError {
-    /// The name is none that a key pair can have.
+    /// The name is invalid.
     #[error("Invalid value {given:?} for KeyName: {rule}.")]
     Name {
-        /// What was given.
+        /// The given name.
         given: String,
-        /// The rule that it breaks.
+        /// The rule that it violates.
         rule: &'static str,
     },
-    /// The name is another's.
+    /// The name is in use.
     #[error("The keypair '{name}' already exists.")]
     Duplicate {
         /// The name.
         name: String,
     },
-    /// There is no such type.
+    /// The key type is unknown.
     #[error("Invalid value '{given}' for KeyType: it is rsa or ed25519.")]
     Type {
-        /// What was given.
+        /// The given type.
         given: String,
     },
-    /// There is no such format.
+    /// The key format is unknown.
     #[error("Invalid value '{given}' for KeyFormat: it is pem or openssh.")]
     Format {
-        /// What was given.
+        /// The given format.
         given: String,
     },
-    /// What was given is no public key, or one of a kind that key pairs do not have.
+    /// The input is not a public key, or not of a type that EC2 supports.
     #[error("Key is not in valid OpenSSH public key format: {what}.")]
     PublicKey {
-        /// What is wrong with it.
+        /// The problem.
         what: String,
     },
-    /// What was given is a private key.
+    /// The input is a private key.
     #[error("Key is not in valid OpenSSH public key format: it is a private key.")]
     PrivateKey,
 }
 
 impl KeyPairError {
-    /// EC2's code.
+    /// EC2's error code.
     pub fn code(&self) -> ErrorCode {
         match self {
             KeyPairError::Name { .. } | KeyPairError::Type { .. } | KeyPairError::Format { .. } => {
@@ -72,7 +72,7 @@ impl KeyPairError {
         }
     }
 
-    /// What to do about it, as one line; none where the sentence says it all.
+    /// The advice for the user as one line; none if the message suffices.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             KeyPairError::Duplicate { .. } => "Choose another name; `wisp key ls` lists those that are taken.",
@@ -87,18 +87,18 @@ impl KeyPairError {
     }
 }
 
-/// There is no key pair of that name.
+/// No key pair has this name.
 pub fn not_found(name: &str) -> Ec2Error {
     Ec2Error::NotFound { code: KeyPair::NOT_FOUND, noun: KeyPair::NOUN, given: name.to_owned() }
 }
 
-/// A key pair of that name exists.
+/// A key pair with this name exists.
 pub fn duplicate(name: &KeyName) -> Ec2Error {
     KeyPairError::Duplicate { name: name.to_string() }.into()
 }
 
-/// The name of a key pair: 1 to 255 ASCII characters, with no space at either end and no control character. It becomes
-/// the comment of its line in `authorized_keys`.
+/// The name of a key pair: 1 to 255 ASCII characters, without leading or trailing spaces and without control
+/// characters. It becomes the comment of its line in `authorized_keys`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct KeyName(String);
@@ -151,11 +151,11 @@ impl fmt::Display for KeyName {
     }
 }
 
-/// What a key is of (`KeyType`).
+/// The type of a key (`KeyType`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyType {
-    /// RSA, of 2048 bits where EC2 makes it. The default of EC2's API.
+    /// RSA; EC2 generates keys of 2048 bits. The default of EC2's API.
     #[default]
     Rsa,
     /// ED25519.
@@ -163,7 +163,7 @@ pub enum KeyType {
 }
 
 impl KeyType {
-    /// EC2's name for it.
+    /// EC2's name of the type.
     pub fn as_str(self) -> &'static str {
         match self {
             KeyType::Rsa => "rsa",
@@ -189,13 +189,13 @@ impl fmt::Display for KeyType {
     }
 }
 
-/// How a private key is written (`KeyFormat`).
+/// The file format of a private key (`KeyFormat`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KeyFormat {
-    /// What EC2 calls so and gives for each type: PKCS #1 in PEM for RSA, OpenSSH's own for ED25519.
+    /// EC2's PEM format: PKCS #1 in PEM for RSA, OpenSSH's format for ED25519.
     #[default]
     Pem,
-    /// OpenSSH's own for both: Wisp's addition.
+    /// OpenSSH's format for both types, which is an extension of Wisp's.
     OpenSsh,
 }
 
@@ -211,25 +211,27 @@ impl FromStr for KeyFormat {
     }
 }
 
-/// The fingerprint of an RSA key pair that EC2 made: SHA-1 of the private key as DER of PKCS #8.
-/// `openssl pkcs8 -in KEY -inform PEM -outform DER -topk8 -nocrypt | openssl sha1 -c` prints it too.
+/// The fingerprint of an RSA key pair that EC2 generated: SHA-1 of the private key as PKCS #8 in DER. Same as `openssl
+/// pkcs8 -in KEY -inform PEM -outform DER -topk8 -nocrypt
+/// openssl sha1 -c`.
 pub fn fingerprint_of_created_rsa(pkcs8_der: &[u8]) -> String {
     with_colons(&Sha1::digest(pkcs8_der))
 }
 
-/// The fingerprint of an RSA key that was imported: MD5 of the public key as DER of X.509's SubjectPublicKeyInfo.
-/// `openssl rsa -in KEY -pubout -outform DER | openssl md5 -c` prints it too.
+/// The fingerprint of an imported RSA key: MD5 of the public key as X.509 SubjectPublicKeyInfo in DER. Same as
+/// `openssl rsa -in KEY -pubout -outform DER
+/// openssl md5 -c`.
 pub fn fingerprint_of_imported_rsa(spki_der: &[u8]) -> String {
     with_colons(&Md5::digest(spki_der))
 }
 
-/// The fingerprint of an ED25519 key, made or imported: SHA-256 of the public key as SSH sends it, in base64 and with
-/// padding. `ssh-keygen -l` prints the same after `SHA256:`, without padding.
+/// The fingerprint of an ED25519 key, generated or imported: SHA-256 of the public key in SSH's wire format, in base64
+/// with padding. `ssh-keygen -l` prints the same after `SHA256:`, without padding.
 pub fn fingerprint_of_ed25519(public_blob: &[u8]) -> String {
     BASE64.encode(Sha256::digest(public_blob))
 }
 
-/// `01:ab:…`.
+/// Formats a digest as `01:ab:…`.
 fn with_colons(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
 }

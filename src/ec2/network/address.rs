@@ -1,22 +1,22 @@
-//! Private addresses and their names.
+//! Private addresses and their DNS names.
 
 use std::net::Ipv4Addr;
 
 use crate::ec2::InstanceId;
 
-/// What a guest with this address calls itself: `ip-172-31-0-4`.
+/// The host name of a guest with this address: `ip-172-31-0-4`.
 pub fn private_host_name(address: Ipv4Addr) -> String {
     let [a, b, c, d] = address.octets();
     format!("ip-{a}-{b}-{c}-{d}")
 }
 
-/// Its name in its region: `ip-172-31-0-4.ec2.internal`.
+/// The private DNS name: `ip-172-31-0-4.ec2.internal`.
 pub fn private_dns_name(address: Ipv4Addr) -> String {
     format!("{}.{}", private_host_name(address), super::DOMAIN)
 }
 
-/// The Ethernet address of an instance's interface: a locally administered one, by the instance's identifier, so that it is
-/// the same for life.
+/// The MAC address of an instance's interface. It is locally administered and derived from the instance id, so it
+/// never changes.
 pub fn mac_address(instance: InstanceId) -> [u8; 6] {
     let mut bytes = [0x06, 0, 0, 0, 0, 0];
     let digits = instance.to_string();

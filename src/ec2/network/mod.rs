@@ -1,4 +1,4 @@
-//! Addresses, and how instances are reached by them: EC2's rules for them, pure.
+//! EC2's rules for addresses, subnets and security groups, as pure code.
 
 mod address;
 mod permission;
@@ -15,22 +15,21 @@ pub use published::{Protocol, PublishedPort};
 pub use range::{DEFAULT_VPC, SubnetRange, check_subnet_range, check_vpc_range};
 pub use zone::{REGION, Zone};
 
-/// The domain of private names in that region.
+/// The domain of private DNS names in this region.
 pub const DOMAIN: &str = "ec2.internal";
 
-/// What an instance's network interface is connected to.
+/// The network that an instance's interface is connected to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NetworkMode {
-    /// Its VPC where the host can have one; else a user-mode network where it has that; else only what the monitor answers
-    /// by itself.
+    /// The VPC where the host supports one, else a user-mode network, else [`NetworkMode::None`].
     #[default]
     Auto,
-    /// A user-mode network, or it is not started.
+    /// A user-mode network; the start fails without one.
     User,
-    /// Its VPC, in which instances reach each other, or it is not started.
+    /// The VPC, in which instances reach each other; the start fails without one.
     Vpc,
-    /// Nothing but what the monitor answers by itself: metadata, and published ports.
+    /// No network except the VMM's metadata service and published ports.
     None,
 }
 

@@ -9,42 +9,42 @@ use serde::{Deserialize, Serialize};
 use crate::ec2::error::{Ec2Error, ErrorCode};
 use crate::ec2::id::{SecurityGroupId, SecurityGroupRuleId};
 
-/// The most rules of a group, each way.
+/// The maximum number of rules of a group in each direction.
 pub const MAX_RULES: usize = 60;
-/// The most groups of an interface.
+/// The maximum number of groups of an interface.
 pub const MAX_GROUPS: usize = 5;
 
-/// A range of addresses: `10.0.0.0/8`.
+/// An IPv4 CIDR range, for example `10.0.0.0/8`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Ipv4Range {
-    /// Its first address.
+    /// The first address.
     pub base: Ipv4Addr,
-    /// Bits that all have in common.
+    /// The prefix length in bits.
     pub prefix_length: u8,
 }
 
 impl Ipv4Range {
-    /// Every address.
+    /// All addresses: `0.0.0.0/0`.
     pub const ANYWHERE: Ipv4Range = Ipv4Range { base: Ipv4Addr::UNSPECIFIED, prefix_length: 0 };
 
-    /// Whether `address` is one of the range.
+    /// Returns true if the range contains `address`.
     pub fn contains(self, address: Ipv4Addr) -> bool {
         let shift = 32 - u32::from(self.prefix_length);
         (u64::from(self.base.to_bits()) >> shift) == (u64::from(address.to_bits()) >> shift)
     }
 
-    /// Whether an address is in both.
+    /// Returns true if the ranges have an address in common.
     pub fn overlaps(self, other: Ipv4Range) -> bool {
         self.contains(other.base) || other.contains(self.base)
     }
 
-    /// How many addresses it has, of a range that is not every address.
+    /// The number of addresses. The range must not be `0.0.0.0/0`.
     pub(super) fn size(self) -> u32 {
         1_u32.checked_shl(32 - u32::from(self.prefix_length)).unwrap_or(u32::MAX)
     }
 
-    /// The address `number` behind the first.
+    /// The address at offset `number` from the first.
     pub(super) fn at(self, number: u32) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.base.to_bits().wrapping_add(number))
     }
@@ -53,7 +53,7 @@ impl Ipv4Range {
 impl FromStr for Ipv4Range {
     type Err = Ec2Error;
 
-    /// Bits behind the prefix are dropped, as EC2 does; an address alone is a range of one.
+    /// Clears bits after the prefix, as EC2 does. An address without a prefix is a range of one.
     fn from_str(text: &str) -> Result<Ipv4Range, Ec2Error> {
         let (address, length) = text.split_once('/').unwrap_or((text, "32"));
         let parts = address.parse::<Ipv4Addr>().ok().zip(length.parse::<u8>().ok().filter(|length| *length <= 32));
@@ -89,42 +89,42 @@ impl TryFrom<String> for Ipv4Range {
     }
 }
 
-/// Which packets: a protocol, and what of it.
+/// The traffic that a rule matches: a protocol with its ports or type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "protocol", rename_all = "kebab-case")]
 pub enum Traffic {
-    /// All (`-1`).
+    /// All protocols (`-1`).
     All,
-    /// TCP to these ports.
+    /// TCP to a port range.
     Tcp {
-        /// The first.
+        /// The first port.
         from: u16,
-        /// The last.
+        /// The last port.
         to: u16,
     },
-    /// UDP to these ports.
+    /// UDP to a port range.
     Udp {
-        /// The first.
+        /// The first port.
         from: u16,
-        /// The last.
+        /// The last port.
         to: u16,
     },
     /// ICMP.
     Icmp {
-        /// Of this type only.
+        /// Only this type.
         kind: Option<u8>,
-        /// Of this code only.
+        /// Only this code.
         code: Option<u8>,
     },
-    /// Another protocol, by its number.
+    /// Another protocol.
     Other {
-        /// IANA's number.
+        /// The IANA protocol number.
         number: u8,
     },
 }
 
 impl Traffic {
-    /// From what is typed: a protocol (tcp, if only ports are given), and ports or, for ICMP, a type.
+    /// Parses command-line values: a protocol (TCP if only ports are given), and ports or an ICMP type.
     pub fn parse(protocol: Option<&str>, ports: Option<&str>) -> Result<Traffic, Ec2Error> {
         let refused = |given: &str, rule: &str| {
             Err(Ec2Error::refused(
@@ -159,7 +159,7 @@ impl Traffic {
         }
     }
 
-    /// `IpProtocol`, as the API has it.
+    /// `IpProtocol` in EC2's API.
     pub fn protocol(self) -> String {
         match self {
             Traffic::All => "-1".into(),
@@ -170,7 +170,7 @@ impl Traffic {
         }
     }
 
-    /// `FromPort` and `ToPort`: ports, or type and code, -1 for all of those.
+    /// `FromPort` and `ToPort`: ports, or ICMP type and code, with -1 for any.
     pub fn ports(self) -> Option<(i32, i32)> {
         let or_all = |value: Option<u8>| value.map_or(-1, i32::from);
         match self {
@@ -181,7 +181,7 @@ impl Traffic {
     }
 }
 
-/// As a person reads it: `tcp 80`, `udp 8000-8100`, `icmp`, `all`.
+/// Formats for display: `tcp 80`, `udp 8000-8100`, `icmp`, `all`.
 impl fmt::Display for Traffic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
@@ -210,38 +210,38 @@ fn parse_ports(text: &str) -> Option<(u16, u16)> {
     (range.0 <= range.1).then_some(range)
 }
 
-/// With whom.
+/// The other end of the traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Peer {
-    /// Those in a range of addresses.
+    /// Addresses in a range.
     Range(Ipv4Range),
-    /// The members of a group.
+    /// Members of a security group.
     Group(SecurityGroupId),
 }
 
-/// A rule.
+/// A security group rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
-    /// Its identifier.
+    /// The rule id.
     pub id: SecurityGroupRuleId,
-    /// Whether it is for what members begin; if not, for what others begin.
+    /// True for outbound traffic of the group's members, false for inbound traffic.
     pub egress: bool,
-    /// Which packets.
+    /// The traffic that the rule matches.
     #[serde(flatten)]
     pub traffic: Traffic,
-    /// With whom.
+    /// The other end.
     pub peer: Peer,
 }
 
 impl Rule {
-    /// Whether another one would say the same.
+    /// Returns true if a rule with these values would be equivalent.
     pub fn is_like(&self, egress: bool, traffic: Traffic, peer: Peer) -> bool {
         (self.egress, self.traffic, self.peer) == (egress, traffic, peer)
     }
 }
 
-/// Checks the name of a group.
+/// Checks the name of a security group.
 pub fn check_group_name(name: &str) -> Result<(), Ec2Error> {
     let refused = |code, what: String| Err(Ec2Error::refused(code, what, None));
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || " ._-:/()#,@[]+=&;{}!$*".contains(c);

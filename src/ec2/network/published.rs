@@ -1,4 +1,4 @@
-//! Ports of the host that lead to an instance: `8080:80`.
+//! Published ports: ports of the host that are forwarded to a guest, for example `8080:80`.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ec2::error::Ec2Error;
 
-/// Protocols with ports.
+/// A transport protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
@@ -18,14 +18,14 @@ pub enum Protocol {
     Udp,
 }
 
-/// A published port. Its text is `[ADDRESS:]HOST:GUEST[/udp]`.
+/// A published port, written `[ADDRESS:]HOST:GUEST[/udp]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedPort {
-    /// Where the host listens: on loopback only.
+    /// The address on which the host listens; loopback only.
     pub host: SocketAddrV4,
     /// The guest's port.
     pub guest_port: u16,
-    /// Of which protocol.
+    /// The transport protocol.
     pub protocol: Protocol,
 }
 

@@ -1,4 +1,4 @@
-//! Which ranges VPCs and subnets can have (Amazon VPC User Guide, "VPC CIDR blocks" and "Subnet CIDR blocks").
+//! Valid CIDR ranges of VPCs and subnets (Amazon VPC User Guide, "VPC CIDR blocks" and "Subnet CIDR blocks").
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
@@ -6,9 +6,9 @@ use std::ops::RangeInclusive;
 use super::{Ipv4Range, Zone};
 use crate::ec2::{Ec2Error, ErrorCode};
 
-/// How many bits the addresses of a VPC, or of a subnet, have in common.
+/// The allowed prefix lengths of a VPC or subnet.
 const PREFIX_LENGTHS: RangeInclusive<u8> = 16..=28;
-/// Ranges in which no VPC can be: what is in them never is another host's.
+/// Ranges that a VPC must not overlap, because hosts use them for special purposes.
 const RESERVED: [Ipv4Range; 4] = [
     Ipv4Range { base: Ipv4Addr::UNSPECIFIED, prefix_length: 8 },
     Ipv4Range { base: Ipv4Addr::new(127, 0, 0, 0), prefix_length: 8 },
@@ -16,41 +16,41 @@ const RESERVED: [Ipv4Range; 4] = [
     Ipv4Range { base: Ipv4Addr::new(224, 0, 0, 0), prefix_length: 3 },
 ];
 
-/// The default VPC's.
+/// The default VPC's range.
 pub const DEFAULT_VPC: Ipv4Range = Ipv4Range { base: Ipv4Addr::new(172, 31, 0, 0), prefix_length: 16 };
 
-/// A subnet, of which EC2 keeps the first four addresses and the last.
+/// A subnet. EC2 reserves its first four addresses and the last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubnetRange {
-    /// Its own addresses.
+    /// The subnet's range.
     pub own: Ipv4Range,
-    /// Those of its VPC.
+    /// The VPC's range.
     pub vpc: Ipv4Range,
 }
 
 impl SubnetRange {
-    /// The default VPC's in a zone.
+    /// The default VPC's subnet in a zone.
     pub const fn default_in(zone: Zone) -> SubnetRange {
         let base = Ipv4Addr::new(172, 31, 16 * zone as u8, 0);
         SubnetRange { own: Ipv4Range { base, prefix_length: 20 }, vpc: DEFAULT_VPC }
     }
 
-    /// The router's address: the first behind the base.
+    /// The router's address: the base plus one.
     pub fn router(self) -> Ipv4Addr {
         self.own.at(1)
     }
 
-    /// The name server's: the second behind the VPC's base.
+    /// The name server's address: the VPC's base plus two.
     pub fn name_server(self) -> Ipv4Addr {
         self.vpc.at(2)
     }
 
-    /// The addresses that instances can have, in their order.
+    /// The addresses available to instances, in order.
     pub fn addresses(self) -> impl Iterator<Item = Ipv4Addr> {
         (4..self.own.size() - 1).map(move |number| self.own.at(number))
     }
 
-    /// Checks an address that an instance is to have.
+    /// Checks that an instance can have this address.
     pub fn check(self, address: Ipv4Addr) -> Result<(), Ec2Error> {
         let SubnetRange { own, .. } = self;
         let number = address.to_bits().wrapping_sub(own.base.to_bits());
@@ -77,7 +77,7 @@ pub fn check_vpc_range(range: Ipv4Range) -> Result<(), Ec2Error> {
     }
 }
 
-/// Checks the range of a new subnet of a VPC that has `others`.
+/// Checks the range of a new subnet in a VPC with the subnets `others`.
 pub fn check_subnet_range(
     range: Ipv4Range,
     vpc: Ipv4Range,

@@ -1,4 +1,4 @@
-//! Availability zones. There is one machine: the names are labels, which things keep as they would in EC2.
+//! Availability zones. There is one machine; zones are labels, as in EC2.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::ec2::Ec2Error;
 
-/// The region that they are in.
+/// The region.
 pub const REGION: &str = "us-east-1";
 
-/// A zone of the region, by the letter behind its name.
+/// A zone of the region, named by its letter.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Zone {
@@ -30,10 +30,10 @@ pub enum Zone {
 }
 
 impl Zone {
-    /// All of them, in their order.
+    /// All zones in order.
     pub const ALL: [Zone; 6] = [Zone::A, Zone::B, Zone::C, Zone::D, Zone::E, Zone::F];
 
-    /// The zone's identifier, which in EC2 is the same for all accounts: `use1-az1`.
+    /// The zone id, which is the same for all accounts in EC2, for example `use1-az1`.
     pub fn id(self) -> String {
         format!("use1-az{}", self as u8 + 1)
     }

@@ -1,50 +1,51 @@
-//! What a series comes to, in figures.
+//! Statistics over a series of datapoints.
 
 use crate::ec2::usage::Datapoint;
 
-/// Datapoints that are shorter, in milliseconds, have no say in maxima and percentiles: a moment is always all or nothing.
+/// Datapoints shorter than this many milliseconds do not count for maxima and percentiles: a very short interval is
+/// either idle or fully busy.
 const SHORT_MS: u64 = 10_000;
 
-/// A value over time.
+/// Statistics of a value over time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Statistic {
-    /// Its mean.
+    /// The mean.
     pub average: f64,
-    /// It was no higher for 99 % of the time.
+    /// The 99th percentile, weighted by time.
     pub p99: f64,
-    /// The highest of all datapoints.
+    /// The maximum of all datapoints.
     pub maximum: f64,
 }
 
-/// What an instance used.
+/// The usage of an instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Figures {
-    /// For how many seconds it was observed.
+    /// The observed time in seconds.
     pub observed: f64,
-    /// When that began, in milliseconds since 1970.
+    /// The start of the observation, in milliseconds since 1970.
     pub since_ms: u64,
-    /// vCPUs that it used.
+    /// Used vCPUs.
     pub cpu: Statistic,
-    /// vCPUs that it would have used, had it not been held back; of those that it had.
+    /// Used vCPUs plus throttled time: the demand.
     pub cpu_wanted: Statistic,
-    /// For which share of its vCPUs' time they were held back.
+    /// The throttled share of the vCPUs' time.
     pub cpu_held: f64,
-    /// The most memory that the guest touched, in bytes.
+    /// The maximum of guest memory touched, in bytes.
     pub touched_bytes: u64,
-    /// Bytes to and from its volumes, by the second.
+    /// EBS bytes per second.
     pub ebs_bytes: Statistic,
-    /// Operations on its volumes, by the second.
+    /// EBS operations per second.
     pub ebs_operations: Statistic,
-    /// For how long its volumes were held back in a second, in seconds, all together.
+    /// Throttled seconds per second, summed over the EBS volumes.
     pub ebs_held: f64,
-    /// Bytes on its network, by the second: in the direction that has more.
+    /// Network bytes per second, in the busier direction.
     pub network: Statistic,
-    /// For how long frames were held back in a second, in seconds.
+    /// Throttled seconds per second of the network.
     pub network_held: f64,
 }
 
 impl Figures {
-    /// Those of a series.
+    /// Computes the figures of a series.
     pub fn of(points: &[&Datapoint]) -> Figures {
         let observed: f64 = points.iter().map(|point| point.seconds()).sum();
         let statistic = |amount: fn(&Datapoint) -> f64| statistic(points, amount);
@@ -71,12 +72,12 @@ impl Figures {
     }
 }
 
-/// CPU time in seconds. The clocks of threads and of days are not read in the same instant.
+/// CPU time in seconds. CPU clocks and the wall clock are not read at the same instant, so the value is clamped.
 fn used(point: &Datapoint) -> f64 {
     (point.cpu_ns as f64 / 1e9).min(point.seconds() * f64::from(point.vcpus))
 }
 
-/// The statistic of `amount`, which each datapoint had of something, by the second.
+/// The statistic of `amount` per second.
 fn statistic(points: &[&Datapoint], amount: fn(&Datapoint) -> f64) -> Statistic {
     let mut rates: Vec<(f64, u64)> = Vec::with_capacity(points.len());
     let (mut sum, mut seconds) = (0.0, 0.0);

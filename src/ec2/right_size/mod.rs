@@ -1,8 +1,7 @@
-//! The right size: whether an instance's type is too small, too large or fine for what it used, and which would do.
+//! Right sizing: is an instance's type too small, too large or fine for its usage, and which types fit?
 //!
-//! Words and manner are AWS Compute Optimizer's: what counts is not the highest value but the 99th percentile, and a type that
-//! is recommended has a fifth of headroom above it. Where an instance was held back, what it would have used counts, not what
-//! it got.
+//! Terms and rules are AWS Compute Optimizer's: the 99th percentile counts, not the maximum, and a recommended type
+//! has 20 % headroom above it. For a throttled instance, demand counts instead of usage.
 
 mod figures;
 
@@ -14,34 +13,34 @@ use super::{catalogue, usage::Datapoint};
 
 pub use figures::{Figures, Statistic};
 
-/// How much of what a recommended type has may be used.
+/// The maximum load of a recommended type.
 const HEADROOM: f64 = 0.8;
-/// How much of what it has may be used before an instance is too small.
+/// The load above which an instance is under-provisioned.
 const TIGHT: f64 = 0.9;
-/// The share of the time for which an interface may be held back.
+/// The share of time for which an interface may be throttled.
 const HELD: f64 = 0.01;
-/// How many types are recommended.
+/// The number of recommended types.
 const OPTIONS: usize = 3;
-/// Up to how long a series says little, and from when on much, in seconds: Compute Optimizer wants 30 hours.
+/// Confidence thresholds in seconds: low up to the first, high from the second. Compute Optimizer requires 30 hours.
 const LITTLE: f64 = 3600.0;
 const MUCH: f64 = 30.0 * 3600.0;
 
-/// An instance, as far as its size is judged.
+/// An instance as input to a recommendation.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject {
-    /// Its type.
+    /// The instance type.
     pub instance_type: &'static InstanceType,
-    /// vCPUs: the type's, or what overrides them.
+    /// vCPUs: the type's, or an override.
     pub vcpus: u32,
-    /// Memory in MiB: the type's, or what overrides it.
+    /// Memory in MiB: the type's, or an override.
     pub memory_mib: u64,
-    /// Whether it has its type's limits.
+    /// True if the type's limits are enforced.
     pub is_limited: bool,
-    /// Whether its type has to be one that can hibernate.
+    /// True if recommended types must support hibernation.
     pub hibernation: bool,
 }
 
-/// What an instance's size is (`InstanceRecommendation`, `finding`).
+/// The finding about an instance's size (`InstanceRecommendation`, `finding`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finding {
     /// Too small.
@@ -53,7 +52,7 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// The API's word.
+    /// The API's name.
     pub fn as_str(self) -> &'static str {
         match self {
             Finding::Underprovisioned => "UNDER_PROVISIONED",
@@ -62,7 +61,7 @@ impl Finding {
         }
     }
 
-    /// The console's words, and what they come to.
+    /// The console's name with an explanation.
     pub fn title(self) -> &'static str {
         match self {
             Finding::Underprovisioned => "Under-provisioned (larger)",
@@ -72,25 +71,25 @@ impl Finding {
     }
 }
 
-/// Why it is found so (`findingReasonCodes`).
+/// The reason of a finding (`findingReasonCodes`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The vCPUs, or a burstable type's baseline, do not carry what is used.
+    /// The vCPUs, or a burstable type's baseline, are too few.
     CpuUnder,
-    /// Fewer would.
+    /// Fewer vCPUs would suffice.
     CpuOver,
-    /// Less memory would do.
+    /// Less memory would suffice.
     MemoryOver,
-    /// The path to the volumes has too few bytes by the second.
+    /// The EBS throughput is too low.
     EbsThroughputUnder,
-    /// It has too few operations.
+    /// The EBS IOPS are too low.
     EbsIopsUnder,
-    /// The network is too slow.
+    /// The network bandwidth is too low.
     NetworkUnder,
 }
 
 impl Reason {
-    /// The API's word.
+    /// The API's name.
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::CpuUnder => "CPUUnderprovisioned",
@@ -103,19 +102,19 @@ impl Reason {
     }
 }
 
-/// How sure a judgement is.
+/// The confidence in a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Confidence {
     /// Less than an hour was observed.
     Low,
-    /// Less than 30 hours.
+    /// Less than 30 hours were observed.
     Medium,
-    /// More.
+    /// 30 hours or more were observed.
     High,
 }
 
 impl Confidence {
-    /// A word for it.
+    /// The display name.
     pub fn as_str(self) -> &'static str {
         match self {
             Confidence::Low => "low",
@@ -125,29 +124,29 @@ impl Confidence {
     }
 }
 
-/// What there is to say of an instance's size.
+/// The recommendation for an instance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Judgement {
-    /// What it is.
+    /// The finding.
     pub finding: Finding,
-    /// Why.
+    /// The reasons.
     pub reasons: Vec<Reason>,
-    /// Types that would do, the first of its own family if there is one; none where it is fine, or where no type would.
+    /// Recommended types, of the instance's own family first; empty if the size is fine or no type fits.
     pub options: Vec<&'static InstanceType>,
-    /// How sure that is.
+    /// The confidence.
     pub confidence: Confidence,
-    /// What it goes by.
+    /// The statistics behind the finding.
     pub figures: Figures,
 }
 
-/// Why nothing is said.
+/// The observed time is too short for a finding.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TooLittle {
-    /// For how many seconds the instance was observed, since it has its type and its boots left out.
+    /// The observed time in seconds with the current type, without boots.
     pub observed: f64,
 }
 
-/// Judges an instance by its series, if that is of `least` seconds at the least.
+/// Judges an instance by its series, which must cover at least `least` seconds.
 pub fn judge(subject: &Subject, series: &[Datapoint], least: f64) -> Result<Judgement, TooLittle> {
     let of_size = |point: &&Datapoint| {
         let size = (point.instance_type.as_str(), point.vcpus, point.memory_mib);
@@ -180,10 +179,10 @@ pub fn judge(subject: &Subject, series: &[Datapoint], least: f64) -> Result<Judg
     Ok(Judgement { finding, reasons, options, confidence, figures })
 }
 
-/// What a type, or an instance, can be used for.
+/// The usable capacity of a type or an instance.
 #[derive(Clone, Copy, Debug)]
 struct Capacity {
-    /// vCPUs at any moment, and in the long run.
+    /// vCPUs at peak, and sustained.
     vcpus: f64,
     baseline: f64,
     memory_bytes: f64,
@@ -218,7 +217,7 @@ impl Capacity {
         Capacity { baseline: own.vcpus, ebs_bytes: None, ebs_operations: None, network: None, ..own }
     }
 
-    /// How much of it is used, of what there is the least of: 1 is all. Means go by what there always is.
+    /// The CPU load against the binding limit (1.0 is saturated). Means are compared with the baseline.
     fn cpu_load(&self, figures: &Figures) -> f64 {
         (figures.cpu_wanted.average / self.baseline).max(figures.cpu_wanted.p99 / self.vcpus)
     }
@@ -235,7 +234,8 @@ impl Capacity {
         speed_load(self.network, &figures.network)
     }
 
-    /// What there is too little of. Memory is not among it: all that a guest ever touched may be its page cache.
+    /// The resources that are short. Memory is not considered: all memory that a guest ever touched may be its page
+    /// cache.
     fn shortages(&self, figures: &Figures) -> Vec<Reason> {
         let network_is_held = self.network.is_some() && figures.network_held > HELD;
         [
@@ -249,7 +249,7 @@ impl Capacity {
         .collect()
     }
 
-    /// Whether it carries all of it, with headroom; `memory_bytes` are enough.
+    /// Returns true if the capacity carries the usage with headroom, and has `memory_bytes`.
     fn carries(&self, figures: &Figures, memory_bytes: f64) -> bool {
         let loads = [
             self.cpu_load(figures),
@@ -265,15 +265,15 @@ fn speed_load(speed: Option<Speed>, used: &Statistic) -> f64 {
     speed.map_or(0.0, |speed| (used.average / speed.baseline as f64).max(used.p99 / speed.peak as f64))
 }
 
-/// Types that carry what the instance uses, of which `is_wanted`: the best of its own family, and of others the smallest. There
-/// are no prices here; memory, then vCPUs, then being burstable say what is smaller.
+/// The types that carry the usage and satisfy `is_wanted`: the best of the instance's own family, then the smallest of
+/// others. Types are ordered by memory, vCPUs and burstability, because prices are not known here.
 fn options(
     subject: &Subject,
     figures: &Figures,
     is_wanted: impl Fn(&InstanceType) -> bool,
 ) -> Vec<&'static InstanceType> {
     let current = Capacity::of_instance(subject);
-    // More than the instance has is not asked for: that it touched all of it says nothing.
+    // The instance's own memory is the upper bound: a guest that touched all of it may not need all.
     let memory_bytes = (figures.touched_bytes as f64 / HEADROOM).min(current.memory_bytes);
     let network_is_held = subject.is_limited && figures.network_held > HELD;
     let is_fast_enough = |other: &InstanceType| {
@@ -284,7 +284,7 @@ fn options(
         .iter()
         .filter(|other| other.launchable().is_ok() && (other.hibernation || !subject.hibernation))
         .filter(|other| other.instance_store.is_some() == subject.instance_type.instance_store.is_some())
-        // Nobody moves to an older platform.
+        // Types on an older platform are not recommended.
         .filter(|other| other.family() == family || other.ec2_hypervisor() == Some("nitro"))
         .filter(|other| other.name != subject.instance_type.name && is_wanted(other) && is_fast_enough(other))
         .filter(|other| Capacity::of_type(other).carries(figures, memory_bytes))
@@ -304,7 +304,7 @@ fn options(
     all
 }
 
-/// Whether a type has nothing more than the instance, and something less.
+/// Returns true if the type has no more of any resource than the instance, and less of one.
 fn is_smaller(other: &InstanceType, subject: &Subject) -> bool {
     let has_no_more = other.vcpus <= subject.vcpus && other.memory_mib <= subject.memory_mib;
     let is_burstable = |known: &InstanceType| known.category == Category::Burstable;
@@ -346,7 +346,7 @@ mod tests {
         }
     }
 
-    /// A minute in which the vCPUs were so busy, in per cent, and so much memory was touched.
+    /// A one-minute datapoint with this CPU utilization in percent and this much memory touched.
     fn minute(subject: &Subject, percent: u64, touched_mib: u64) -> Datapoint {
         Datapoint {
             instance_type: subject.instance_type.name.into(),
@@ -381,7 +381,7 @@ mod tests {
         let (finding, reasons, options) = steady("c5.large", 99, 1000);
         assert_eq!((finding, reasons), (Finding::Underprovisioned, vec![Reason::CpuUnder]));
         assert_eq!(options[0], "c5.xlarge");
-        // What is as small is no help, and no burstable type carries it.
+        // A type of the same size does not help, and no burstable type carries the load.
         let vcpus = |name: &&str| catalogue::find(name).unwrap().vcpus;
         assert!(options.iter().all(|name| vcpus(name) >= 4 && !name.starts_with('t')), "{options:?}");
     }
@@ -408,7 +408,7 @@ mod tests {
         assert_eq!((finding, reasons), (Finding::Underprovisioned, vec![Reason::CpuUnder]));
         assert_eq!(options[0], "t3.xlarge");
         assert!(options[1..].iter().any(|name| name.ends_with(".large") && !name.starts_with('t')), "{options:?}");
-        // As long as nothing is limited there is no baseline.
+        // Without limits there is no baseline.
         let free = Subject { is_limited: false, ..subject("t3.micro") };
         let series = vec![minute(&free, 30, 900); 100];
         assert_eq!(judged(&free, &series).0, Finding::Optimized);
@@ -429,7 +429,7 @@ mod tests {
     #[test]
     fn a_slow_path_to_volumes_or_network_is_a_shortage() {
         let subject = subject("m5.large");
-        // Its baseline is 650 Mbit/s, or 81 MB/s, and 3,600 operations; the network's 750 Mbit/s.
+        // The EBS baseline is 650 Mbit/s (81 MB/s) and 3,600 operations; the network's is 750 Mbit/s.
         let ebs = DiskUse { written_bytes: 60 * 80_000_000, writes: 60 * 400, ..DiskUse::default() };
         let series = vec![Datapoint { ebs, ..minute(&subject, 20, 3000) }; 100];
         let (finding, reasons, options) = judged(&subject, &series);
@@ -479,15 +479,16 @@ mod tests {
         let with_disks = |name: &&str| catalogue::find(name).unwrap().instance_store.is_some();
         assert_eq!(options[0], "i3.large");
         assert!(options.iter().all(with_disks), "{options:?}");
-        // None of the smallest kind that is there.
+        // The smallest types do not support hibernation.
         let subject = Subject { hibernation: true, ..subject("m5.2xlarge") };
         let judgement = judge(&subject, &vec![minute(&subject, 2, 100); 100], LEAST).unwrap();
         assert!(!judgement.options.is_empty() && judgement.options.iter().all(|option| option.hibernation));
     }
 
     proptest! {
-        /// Whatever was used: what is recommended can run here and carries it, with headroom; larger for what is too small, and
-        /// smaller for what is too large. And taking the advice is the end of it: the new type is not too small.
+        /// For any usage, recommended types can run here and carry it with headroom. They are larger if the instance
+        /// is under-provisioned, and smaller if it is over-provisioned. An instance of the recommended type is not
+        /// under-provisioned.
         #[test]
         fn what_is_recommended_carries_what_was_used(
             index in 0..catalogue::all().len(),

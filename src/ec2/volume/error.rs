@@ -1,168 +1,168 @@
-//! What can be wrong with a volume that is asked for, by cause.
+//! Errors of volume requests, by cause.
 
 use super::{VolumeSize, VolumeType};
 use crate::ec2::ErrorCode;
 
-/// Why a volume, or a change of one, is refused. It becomes an [`Ec2Error`](crate::ec2::Ec2Error), which prints it.
+/// The reason why a volume or a modification is refused. It converts to an [`Ec2Error`](crate::ec2::Ec2Error).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VolumeError {
-    /// There is no such type.
+    /// The volume type is unknown.
     #[error("Unsupported volume type '{given}' for volume creation.")]
     Type {
-        /// What was given.
+        /// The given type.
         given: String,
     },
-    /// It is no size.
+    /// The size cannot be parsed.
     #[error("Invalid value '{given}' for size: it is not a volume's size.")]
     Size {
-        /// What was given.
+        /// The given size.
         given: String,
     },
-    /// No size was given, and there is nothing to take it from.
+    /// No size was given, and there is no source to take it from.
     #[error("The request must contain the parameter size or snapshotId.")]
     NoSize,
-    /// The type has no volumes so small.
+    /// The size is below the type's minimum.
     #[error("Volume of {size} is too small for {volume_type}; minimum is {minimum} GiB.")]
     TooSmall {
-        /// The type.
+        /// The volume type.
         volume_type: VolumeType,
-        /// The size asked for.
+        /// The requested size.
         size: VolumeSize,
-        /// The smallest, in GiB.
+        /// The minimum in GiB.
         minimum: u64,
     },
-    /// The type has no volumes so large.
+    /// The size is above the type's maximum.
     #[error("Volume of {size} is too large for {volume_type}; maximum is {maximum} GiB.")]
     TooLarge {
-        /// The type.
+        /// The volume type.
         volume_type: VolumeType,
-        /// The size asked for.
+        /// The requested size.
         size: VolumeSize,
-        /// The largest, in GiB.
+        /// The maximum in GiB.
         maximum: u64,
     },
-    /// What the volume is made of does not fit.
+    /// The size is smaller than the snapshot's or image's.
     #[error("Volume of {size} is smaller than its snapshot or image, expect size >= {source_size}.")]
     SmallerThanSource {
-        /// The size asked for.
+        /// The requested size.
         size: VolumeSize,
         /// The size of the snapshot or image.
         source_size: VolumeSize,
     },
-    /// The type has no such figure to choose.
+    /// The type does not support this parameter.
     #[error("The parameter {parameter} is not supported for {volume_type} volumes.")]
     NotSupported {
-        /// The type.
+        /// The volume type.
         volume_type: VolumeType,
         /// The parameter.
         parameter: &'static str,
     },
-    /// The type has no default for its operations a second.
+    /// The type requires `iops`.
     #[error("The request must contain the parameter iops: {volume_type} volumes have no default.")]
     IopsRequired {
-        /// The type.
+        /// The volume type.
         volume_type: VolumeType,
-        /// The fewest and the most that this size can have.
+        /// The minimum and maximum for this size.
         range: (u32, u32),
     },
-    /// A figure is below the type's range.
+    /// A parameter is below the type's minimum.
     #[error("Volume {parameter} of {given} is too low for {volume_type}; minimum is {minimum}.")]
     TooLow {
-        /// The type.
+        /// The volume type.
         volume_type: VolumeType,
-        /// The figure: `iops`, `throughput`.
+        /// The parameter: `iops` or `throughput`.
         parameter: &'static str,
-        /// What was given.
+        /// The given value.
         given: u32,
-        /// The least.
+        /// The minimum.
         minimum: u32,
     },
-    /// A figure is above the type's range.
+    /// A parameter is above the type's maximum.
     #[error("Volume {parameter} of {given} is too high for {volume_type}; maximum is {maximum}.")]
     TooHigh {
-        /// The type.
+        /// The volume type.
         volume_type: VolumeType,
-        /// The figure: `iops`, `throughput`.
+        /// The parameter: `iops` or `throughput`.
         parameter: &'static str,
-        /// What was given.
+        /// The given value.
         given: u32,
-        /// The most.
+        /// The maximum.
         maximum: u32,
     },
-    /// The volume is too small for so many operations a second.
+    /// The ratio of IOPS to size is too high.
     #[error("Iops to volume size ratio is too high: {size} of {volume_type} have at most {most} iops, not {given}.")]
     IopsRatio {
-        /// The type.
+        /// The volume type.
         volume_type: VolumeType,
         /// The volume's size.
         size: VolumeSize,
-        /// What was given.
+        /// The given IOPS.
         given: u32,
-        /// The most that this size can have.
+        /// The maximum for this size.
         most: u32,
     },
-    /// The volume has too few operations a second for so many MiB.
+    /// The ratio of throughput to IOPS is too high.
     #[error("Throughput (MiBps) to iops ratio is too high: {iops} iops carry at most {most} MiB/s, not {given}.")]
     ThroughputRatio {
-        /// The volume's operations a second.
+        /// The volume's IOPS.
         iops: u32,
-        /// What was given.
+        /// The given throughput.
         given: u32,
-        /// The most that these operations carry.
+        /// The maximum for these IOPS.
         most: u32,
     },
-    /// The type cannot hold an instance's root.
+    /// The type does not support root volumes.
     #[error("A {volume_type} volume cannot be a root volume.")]
     NotBootable {
-        /// The type.
+        /// The volume type.
         volume_type: VolumeType,
     },
-    /// A volume cannot shrink.
+    /// The size would shrink.
     #[error("New size of {given} cannot be smaller than existing size of {current}.")]
     Shrinks {
-        /// The size it has.
+        /// The current size.
         current: VolumeSize,
-        /// The size asked for.
+        /// The requested size.
         given: VolumeSize,
     },
-    /// A change without anything to change.
+    /// The modification changes nothing.
     #[error("The request must contain at least one of size, type, iops and throughput.")]
     NothingToModify,
-    /// It is no device name.
+    /// The device name is invalid.
     #[error("Invalid value '{given}' for device: it is not a valid EBS device name.")]
     DeviceName {
-        /// What was given.
+        /// The given name.
         given: String,
     },
-    /// Another volume has the device name.
+    /// The device name is in use.
     #[error("Invalid value '{name}' for device: attachment point {name} is already in use.")]
     DeviceInUse {
         /// The name.
         name: String,
     },
-    /// Every device name is used.
+    /// All device names are in use.
     #[error("The instance has a volume under every device name there is.")]
     NoDeviceLeft,
-    /// A part of the text that describes a volume is not understood.
+    /// A part of the volume option cannot be parsed.
     #[error("Invalid value '{given}' for volume: {what}.")]
     Option {
         /// The part.
         given: String,
-        /// What is wrong with it.
+        /// The problem.
         what: &'static str,
     },
-    /// Two parts of the text that describes a volume exclude each other.
+    /// Two keys of the volume option exclude each other.
     #[error("The parameter {one} cannot be combined with {other}.")]
     Combination {
-        /// One key.
+        /// The first key.
         one: &'static str,
-        /// The other.
+        /// The second key.
         other: &'static str,
     },
 }
 
 impl VolumeError {
-    /// EC2's code.
+    /// EC2's error code.
     pub fn code(&self) -> ErrorCode {
         match self {
             VolumeError::Type { .. } => ErrorCode::UnknownVolumeType,
@@ -187,7 +187,7 @@ impl VolumeError {
         }
     }
 
-    /// What to do about it, as one line; none where the sentence says it all.
+    /// The advice for the user as one line; none if the message suffices.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             VolumeError::Type { .. } => {

@@ -1,4 +1,4 @@
-//! The types of volumes, and what volumes of each can be.
+//! Volume types and their limits.
 //!
 //! Source: Amazon EBS User Guide, "Amazon EBS volume types"; EC2 API Reference, `CreateVolume`.
 
@@ -10,21 +10,21 @@ use serde::{Deserialize, Serialize};
 use super::{VolumeError, VolumeSize};
 use crate::ec2::Ec2Error;
 
-/// A volume's type (`VolumeType`).
+/// The type of a volume (`VolumeType`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VolumeType {
-    /// General purpose SSD, whose figures are chosen apart from its size. EC2's console makes volumes of this type
-    /// unless told otherwise, and so does Wisp; EC2's API makes [`VolumeType::Gp2`].
+    /// General purpose SSD with performance independent of size. EC2's console creates this type by default, and so
+    /// does Wisp; EC2's API creates [`VolumeType::Gp2`].
     #[default]
     Gp3,
-    /// General purpose SSD, which is faster the larger it is.
+    /// General purpose SSD with performance that grows with size.
     Gp2,
     /// Provisioned IOPS SSD, first generation.
     Io1,
     /// Provisioned IOPS SSD, on Block Express.
     Io2,
-    /// Throughput optimised HDD.
+    /// Throughput optimized HDD.
     St1,
     /// Cold HDD.
     Sc1,
@@ -32,47 +32,47 @@ pub enum VolumeType {
     Standard,
 }
 
-/// What volumes of a type can be.
+/// The limits of a volume type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The smallest, in GiB.
+    /// The minimum size in GiB.
     pub min_gib: u64,
-    /// The largest, in GiB.
+    /// The maximum size in GiB.
     pub max_gib: u64,
-    /// Their operations a second, where those are chosen.
+    /// The IOPS limits, where IOPS can be provisioned.
     pub iops: Option<IopsLimits>,
-    /// Their MiB a second, where those are chosen.
+    /// The throughput limits, where throughput can be provisioned.
     pub throughput: Option<ThroughputLimits>,
 }
 
-/// The operations a second that a volume can be asked to have.
+/// Limits of provisioned IOPS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IopsLimits {
-    /// The fewest.
+    /// The minimum.
     pub min: u32,
-    /// The most.
+    /// The maximum.
     pub max: u32,
-    /// The most for each GiB of the volume; the fewest are allowed whatever the size.
+    /// The maximum per GiB. The minimum is allowed at any size.
     pub per_gib: u32,
-    /// What a new volume has unless asked; none where one must ask.
+    /// The default; none where a value is required.
     pub default: Option<u32>,
 }
 
-/// The MiB a second that a volume can be asked to have.
+/// Limits of provisioned throughput, in MiB/s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThroughputLimits {
-    /// The fewest.
+    /// The minimum.
     pub min: u32,
-    /// The most.
+    /// The maximum.
     pub max: u32,
-    /// The operations a second that each of them needs: at 0.25 MiB/s for each operation, four.
+    /// The IOPS required per MiB/s: at most 0.25 MiB/s per operation.
     pub iops_per_mib: u32,
-    /// What a new volume has unless asked.
+    /// The default.
     pub default: u32,
 }
 
 impl IopsLimits {
-    /// The most for a volume of that size.
+    /// The maximum IOPS of a volume of this size.
     pub fn most(&self, size: VolumeSize) -> u32 {
         let by_size = size.gib().saturating_mul(self.per_gib.into());
         u32::try_from(by_size).unwrap_or(u32::MAX).clamp(self.min, self.max)
@@ -80,7 +80,7 @@ impl IopsLimits {
 }
 
 impl VolumeType {
-    /// All of them.
+    /// All types.
     pub const ALL: [VolumeType; 7] = [
         VolumeType::Gp3,
         VolumeType::Gp2,
@@ -91,7 +91,7 @@ impl VolumeType {
         VolumeType::Standard,
     ];
 
-    /// EC2's name for it.
+    /// EC2's name of the type.
     pub fn as_str(self) -> &'static str {
         match self {
             VolumeType::Gp3 => "gp3",
@@ -104,7 +104,7 @@ impl VolumeType {
         }
     }
 
-    /// What its volumes can be. Of io2's operations EC2 delivers the upper ones on Nitro instances only.
+    /// Returns the type's limits. EC2 delivers io2's upper range of IOPS on Nitro instances only.
     pub fn limits(self) -> Limits {
         let sized = |min_gib, max_gib| Limits { min_gib, max_gib, iops: None, throughput: None };
         match self {
@@ -127,7 +127,7 @@ impl VolumeType {
         }
     }
 
-    /// Whether an instance can boot from it.
+    /// Returns true if instances can boot from this type.
     pub fn bootable(self) -> bool {
         !matches!(self, VolumeType::St1 | VolumeType::Sc1)
     }

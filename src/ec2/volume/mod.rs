@@ -1,7 +1,7 @@
-//! Volumes: what a person may ask of one, and what it has then.
+//! Volumes: requests, validation, and the resulting figures.
 //!
 //! Sources: EC2 API Reference, `CreateVolume` and `ModifyVolume`; Amazon EBS User Guide, "Amazon EBS volume types".
-//! Wisp is more lenient in one thing: EC2's volumes are whole GiB, Wisp's whole MiB ([`VolumeSize::extension`]).
+//! One extension: EC2's sizes are whole GiB, Wisp's are whole MiB ([`VolumeSize::extension`]).
 
 mod error;
 mod kind;
@@ -17,37 +17,37 @@ pub use state::VolumeState;
 
 use super::error::Ec2Error;
 
-/// gp2: operations a second for each GiB, and the fewest and most of them.
+/// gp2: baseline IOPS per GiB, and the minimum and maximum.
 const GP2_IOPS_PER_GIB: u64 = 3;
 const GP2_IOPS: (u64, u64) = (100, 16_000);
 
-/// Operations a second of a volume whose type is changed to one where they are chosen, and none are.
+/// The default IOPS after a change to a type with provisioned IOPS.
 const IOPS_OF_CHANGED_TYPE: u32 = 3_000;
 
-/// What a volume is attached as.
+/// The role of an attached volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// The volume that the instance boots from.
     Root,
-    /// Any other, and one that is not attached.
+    /// Any other volume, including an unattached one.
     Data,
 }
 
-/// What a person asks of a new volume.
+/// A request for a new volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VolumeSpec {
-    /// Its size; where it is made of a snapshot or an image, the size of that will do.
+    /// The size. It defaults to that of the snapshot or image.
     pub size: Option<VolumeSize>,
-    /// Its type.
+    /// The volume type.
     pub volume_type: VolumeType,
-    /// Its operations a second.
+    /// Provisioned IOPS.
     pub iops: Option<u32>,
-    /// Its MiB a second.
+    /// Provisioned throughput in MiB/s.
     pub throughput: Option<u32>,
 }
 
 impl VolumeSpec {
-    /// The figures of the volume, all rules obeyed. `source` is the size of the snapshot or image that it is made of.
+    /// Validates the request and returns the volume's figures. `source` is the size of the snapshot or image.
     pub fn figures(&self, source: Option<VolumeSize>, role: Role) -> Result<VolumeFigures, Ec2Error> {
         let volume_type = self.volume_type;
         check_role(volume_type, role)?;
@@ -64,35 +64,35 @@ impl VolumeSpec {
     }
 }
 
-/// A volume's figures, as `DescribeVolumes` gives them.
+/// A volume's figures in `DescribeVolumes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VolumeFigures {
-    /// Its size.
+    /// The size.
     pub size: VolumeSize,
-    /// Its type.
+    /// The volume type.
     pub volume_type: VolumeType,
-    /// Operations a second: what was chosen, and gp2's baseline. None for the types that rotate.
+    /// Provisioned IOPS, or gp2's baseline; none for HDD types.
     pub iops: Option<u32>,
-    /// MiB a second, where they are chosen: gp3.
+    /// Provisioned throughput in MiB/s (gp3).
     pub throughput: Option<u32>,
 }
 
-/// What a person asks to change of a volume (`ModifyVolume`).
+/// A modification of a volume (`ModifyVolume`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VolumeChange {
-    /// Its new size, no smaller than the old one.
+    /// The new size, at least the current one.
     pub size: Option<VolumeSize>,
-    /// Its new type.
+    /// The new type.
     pub volume_type: Option<VolumeType>,
-    /// Its new operations a second.
+    /// The new IOPS.
     pub iops: Option<u32>,
-    /// Its new MiB a second.
+    /// The new throughput in MiB/s.
     pub throughput: Option<u32>,
 }
 
 impl VolumeFigures {
-    /// The figures after a change. What is not asked for stays, where the type stays; where it changes, operations are
-    /// 3,000 and throughput the new type's default.
+    /// Returns the figures after a modification. Unspecified values are kept if the type is kept. For a new type, IOPS
+    /// default to 3,000 and throughput to the type's default.
     pub fn modified(&self, change: &VolumeChange, role: Role) -> Result<VolumeFigures, Ec2Error> {
         if *change == VolumeChange::default() {
             return Err(VolumeError::NothingToModify.into());
@@ -108,7 +108,7 @@ impl VolumeFigures {
             if volume_type == self.volume_type {
                 self.iops
             } else {
-                // The default of the documentation, and no more than a small volume can have.
+                // The documented default, bounded by the maximum for a small volume.
                 Some(IOPS_OF_CHANGED_TYPE.min(limits.most(size)))
             }
         });
@@ -126,7 +126,7 @@ fn check_role(volume_type: VolumeType, role: Role) -> Result<(), VolumeError> {
     }
 }
 
-/// A volume may be below 1 GiB where the type's smallest is 1 GiB: that is Wisp's own.
+/// Volumes below 1 GiB, where the type's minimum is 1 GiB, are an extension of Wisp's.
 fn check_size(volume_type: VolumeType, size: VolumeSize) -> Result<(), VolumeError> {
     let limits = volume_type.limits();
     if limits.min_gib > 1 && Some(size) < VolumeSize::from_gib(limits.min_gib) {
@@ -186,7 +186,7 @@ fn check_range(
     }
 }
 
-/// What a gp2 volume of that size always has: three operations a second for each GiB, within bounds.
+/// The baseline IOPS of a gp2 volume: three per GiB, within bounds.
 fn gp2_baseline(size: VolumeSize) -> u32 {
     let (fewest, most) = GP2_IOPS;
     let iops = size.gib().saturating_mul(GP2_IOPS_PER_GIB).clamp(fewest, most);

@@ -1,4 +1,4 @@
-//! A volume as it is written on the command line: `8`, or `size=8,type=gp3,device=/dev/sdf`.
+//! The `--volume` option: `8`, or `size=8,type=gp3,device=/dev/sdf`.
 
 use std::str::FromStr;
 
@@ -6,41 +6,40 @@ use super::{VolumeError, VolumeSize, VolumeSpec, VolumeType};
 use crate::ec2::Ec2Error;
 use crate::ec2::block_device::DeviceName;
 
-/// What `--volume` asks for: an entry of a block device mapping.
+/// An entry of a block device mapping, as given with `--volume`.
 ///
-/// It is a size, in GiB or with a unit, or a list of `KEY=VALUE` with commas between them, where a size may stand first
+/// The text is a size, in GiB or with a unit, or a comma-separated list of `KEY=VALUE`, in which a size may come first
 /// without its key. The keys are `size`, `type`, `iops`, `throughput`, `device`, `snapshot`, `volume`,
-/// `delete-on-termination` (`true` or `false`) and `name`, a value of the `Name` tag, which therefore has no comma.
+/// `delete-on-termination` (`true` or `false`) and `name`. `name` sets the `Name` tag and cannot contain a comma.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeOption {
-    /// Where the volume comes from.
+    /// The source of the volume.
     pub source: VolumeSource,
-    /// The name that it is attached under; none for the next free one.
+    /// The device name; none for the next free one.
     pub device: Option<DeviceName>,
-    /// Whether it goes with its instance, if that was said.
+    /// The explicit `DeleteOnTermination`.
     pub delete_on_termination: Option<bool>,
 }
 
-/// Where a volume comes from.
+/// The source of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VolumeSource {
-    /// It is made.
+    /// A new volume.
     New {
-        /// What it is to be.
+        /// The requested volume.
         spec: VolumeSpec,
-        /// The snapshot that it is made of: an identifier, the beginning of one, or a name.
+        /// The snapshot: an id, a unique prefix of one, or a name.
         snapshot: Option<String>,
         /// The value of its `Name` tag.
         name: Option<String>,
     },
-    /// It exists: an identifier, the beginning of one, or a name.
+    /// An existing volume: an id, a unique prefix of one, or a name.
     Existing(String),
 }
 
 impl VolumeOption {
-    /// Whether the volume goes with an instance that is launched with it. Unless it was said, a new volume does, as one
-    /// that EC2's command line makes at launch (EC2 User Guide, "Preserve data when an instance is terminated"), and
-    /// one that was there before does not.
+    /// Returns `DeleteOnTermination`. By default, a new volume is deleted with its instance, as with EC2's command
+    /// line (EC2 User Guide, "Preserve data when an instance is terminated"), and an existing one is kept.
     pub fn deleted_on_termination(&self) -> bool {
         self.delete_on_termination.unwrap_or(matches!(self.source, VolumeSource::New { .. }))
     }
@@ -64,7 +63,7 @@ impl FromStr for VolumeOption {
     }
 }
 
-/// The parts of the text, each as it was read.
+/// The parsed parts of the text.
 #[derive(Default)]
 struct Parts {
     size: Option<VolumeSize>,
@@ -97,7 +96,7 @@ impl Parts {
     fn option(self) -> Result<VolumeOption, Ec2Error> {
         let source = match self.volume {
             Some(volume) => {
-                // What can be said of a new volume only, in the order of the documentation.
+                // Keys that apply to new volumes only, in the order of the documentation.
                 let others = [
                     ("size", self.size.is_some()),
                     ("type", self.volume_type.is_some()),

@@ -1,4 +1,4 @@
-//! The size of a volume, as people write it and as EC2's shapes say it.
+//! Volume sizes, as people write them and as EC2's API returns them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,42 +9,42 @@ use crate::ec2::{Ec2Error, MemorySize};
 const MIB_PER_GIB: u64 = 1024;
 const BYTES_PER_MIB: u64 = 1024 * 1024;
 
-/// A volume's size: a whole number of MiB, more than none. Reads `8`, which is GiB, and `512M`, `20G`, `1T`.
+/// A volume's size: a positive whole number of MiB. Parses `8` (GiB), `512M`, `20G` and `1T`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VolumeSize(MemorySize);
 
 impl VolumeSize {
-    /// `gib` GiB; none if that is nothing, or more than 64 bits of bytes.
+    /// Returns a size of `gib` GiB; none if zero, or if the number of bytes exceeds 64 bits.
     pub fn from_gib(gib: u64) -> Option<VolumeSize> {
         Self::from_mib(gib.checked_mul(MIB_PER_GIB)?)
     }
 
-    /// `mib` MiB; none if that is nothing, or more than 64 bits of bytes.
+    /// Returns a size of `mib` MiB; none if zero, or if the number of bytes exceeds 64 bits.
     pub fn from_mib(mib: u64) -> Option<VolumeSize> {
         MemorySize::from_mib(mib).map(VolumeSize)
     }
 
-    /// The smallest size that holds so many bytes: of a snapshot, of an image.
+    /// Returns the smallest size that holds `bytes`.
     pub fn that_holds(bytes: u64) -> Option<VolumeSize> {
         Self::from_mib(bytes.div_ceil(BYTES_PER_MIB))
     }
 
-    /// This size in MiB.
+    /// The size in MiB.
     pub fn mib(self) -> u64 {
         self.0.mib()
     }
 
-    /// This size in bytes.
+    /// The size in bytes.
     pub fn bytes(self) -> u64 {
         self.0.bytes()
     }
 
-    /// This size in GiB, rounded up: what EC2's shapes say, and what its ratios go by.
+    /// The size in GiB, rounded up, as EC2's API returns it and EC2's ratios use it.
     pub fn gib(self) -> u64 {
         self.mib().div_ceil(MIB_PER_GIB)
     }
 
-    /// What to say of a size that EC2 does not have; none for one that it has.
+    /// Returns a note about a size that EC2 does not have; none for one that it has.
     pub fn extension(self) -> Option<String> {
         (!self.mib().is_multiple_of(MIB_PER_GIB)).then(|| {
             format!(

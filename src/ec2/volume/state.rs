@@ -1,4 +1,4 @@
-//! The states of a volume, and of its attachment.
+//! The states of a volume and of its attachment.
 //!
 //! Source: EC2 API Reference, `Volume` and `VolumeAttachment`.
 
@@ -10,22 +10,22 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum VolumeState {
-    /// It is being made.
+    /// The volume is being created.
     Creating,
-    /// It is attached to nothing.
+    /// The volume is not attached.
     Available,
-    /// It is attached to an instance.
+    /// The volume is attached to an instance.
     InUse,
-    /// It is being deleted.
+    /// The volume is being deleted.
     Deleting,
-    /// It is gone.
+    /// The volume is deleted.
     Deleted,
-    /// It is broken.
+    /// The volume is damaged.
     Error,
 }
 
 impl VolumeState {
-    /// All of them.
+    /// All states.
     pub const ALL: [VolumeState; 6] = [
         VolumeState::Creating,
         VolumeState::Available,
@@ -35,7 +35,7 @@ impl VolumeState {
         VolumeState::Error,
     ];
 
-    /// EC2's name for it.
+    /// EC2's state name.
     pub fn as_str(self) -> &'static str {
         match self {
             VolumeState::Creating => "creating",
