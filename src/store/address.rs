@@ -1,4 +1,4 @@
-//! Elastic addresses as they are kept.
+//! Elastic addresses in the store.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -9,36 +9,36 @@ use super::Record;
 use crate::ec2::InstanceId;
 use crate::ec2::id::{AllocationId, AssociationId};
 
-/// An elastic address: it stays until it is released, whatever it is associated with.
+/// An elastic address. It exists until it is released, associated or not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressRecord {
-    /// Its identifier.
+    /// The allocation id.
     pub id: AllocationId,
-    /// The address, one of the host's loopback interface.
+    /// The public address, one of the host's loopback addresses.
     pub public_ip: Ipv4Addr,
-    /// What has it now.
+    /// The current association.
     pub association: Option<AssociationRecord>,
-    /// Its tags.
+    /// Tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
 }
 
-/// An elastic address' association with an instance.
+/// The association of an elastic address with an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AssociationRecord {
-    /// Its identifier.
+    /// The association id.
     pub id: AssociationId,
     /// The instance.
     pub instance_id: InstanceId,
 }
 
 impl AddressRecord {
-    /// The value of its `Name` tag.
+    /// The value of the `Name` tag.
     pub fn name(&self) -> Option<&str> {
         self.tags.get("Name").map(String::as_str)
     }
 
-    /// The instance that has it.
+    /// The associated instance.
     pub fn instance(&self) -> Option<InstanceId> {
         self.association.map(|association| association.instance_id)
     }

@@ -1,20 +1,20 @@
-//! Client tokens: a launch that is repeated with the token of an earlier one is that one.
+//! Client tokens: a launch repeated with the same token returns the first launch's instances.
 
 use serde::{Deserialize, Serialize};
 
 use super::Record;
 use crate::ec2::ReservationId;
 
-/// A token and the launch that it was used for. Times are seconds since 1970.
+/// A token with the launch that used it. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientToken {
     /// The token.
     pub token: String,
     /// A digest of the launch's parameters.
     pub parameters: String,
-    /// The launch.
+    /// The reservation of the launch.
     pub reservation_id: ReservationId,
-    /// When.
+    /// The time of the launch.
     pub created: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Images as they are kept. What is in an image is its bundle's manifest, in the image's folder.
+//! Images in the store. The contents of an image are in its bundle's manifest, in the image's directory.
 
 use std::collections::BTreeMap;
 
@@ -10,43 +10,43 @@ use crate::ec2::{ImageId, InstanceId};
 /// An image. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
-    /// Its identifier, which is its folder's name too.
+    /// The image id, which is also the name of its directory.
     pub id: ImageId,
-    /// Its name: unique among the registered ones.
+    /// The name, which is unique among registered images.
     pub name: String,
-    /// What it is for.
+    /// The description.
     #[serde(default)]
     pub description: String,
-    /// When it was made.
+    /// The creation time.
     pub created: u64,
-    /// Who made it: the user's name on this host.
+    /// The owner: the user's name on this host.
     pub owner: String,
-    /// Who may use it.
+    /// The visibility.
     pub visibility: Visibility,
-    /// The instance that it was made of.
+    /// The instance from which the image was created.
     #[serde(default)]
     pub source_instance: Option<InstanceId>,
-    /// When it was deregistered: then only the instances that use it keep it.
+    /// The time of deregistration. Instances that use a deregistered image keep it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deregistered: Option<u64>,
-    /// Its tags.
+    /// Tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
 }
 
-/// Who may use an image (EC2 API Reference, `Image`, `Public`).
+/// The visibility of an image (EC2 API Reference, `Image`, `Public`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Visibility {
-    /// Its owner.
+    /// Visible to its owner.
     #[default]
     Private,
-    /// Everybody.
+    /// Visible to all.
     Public,
 }
 
 impl Visibility {
-    /// EC2's name for it.
+    /// EC2's name of the visibility.
     pub fn as_str(self) -> &'static str {
         match self {
             Visibility::Private => "private",

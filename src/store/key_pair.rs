@@ -1,4 +1,4 @@
-//! Key pairs as they are kept: their public halves.
+//! Key pairs in the store: public keys only.
 
 use std::collections::BTreeMap;
 
@@ -10,19 +10,19 @@ use crate::ec2::KeyPairId;
 /// A key pair. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyPairRecord {
-    /// Its identifier.
+    /// The key pair id.
     pub id: KeyPairId,
-    /// Its name, which is unique.
+    /// The name, which is unique.
     pub name: String,
-    /// EC2's fingerprint of it.
+    /// EC2's fingerprint.
     pub fingerprint: String,
     /// `ed25519` or `rsa`.
     pub key_type: String,
-    /// The public key, as a line of `authorized_keys`.
+    /// The public key as a line of `authorized_keys`.
     pub public_key: String,
-    /// When it was made or imported.
+    /// The time of creation or import.
     pub created: u64,
-    /// Its tags.
+    /// Tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
 }

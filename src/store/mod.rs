@@ -1,10 +1,10 @@
-//! What Wisp remembers between commands: instances, volumes, snapshots, images, key pairs, networks (SQLite, `wisp.db`).
+//! Persistent state between commands: instances, volumes, snapshots, images, key pairs, networks (SQLite, `wisp.db`).
 //!
-//! Each noun has a table of records; a record is one JSON document beside its key, so that a field more is no
-//! migration, and what must be unique or must refer to something is SQLite's to enforce. All changes of one step are one
-//! transaction: a process that is killed leaves the state before it or the state after it. Writers wait for each other.
+//! Each noun has a table of records. A record is a JSON document with its key, so a new field needs no migration;
+//! SQLite enforces uniqueness and references. The changes of one step are one transaction: a process that is killed
+//! leaves the state before it or after it. Writers wait for each other.
 //!
-//! The schema has a version. An older store is brought up to date when it is opened; a newer one is refused untouched.
+//! The schema has a version. An older store is migrated when it is opened; a newer one is refused without a change.
 
 mod address;
 mod client_token;
@@ -40,44 +40,44 @@ pub use vpc::{SubnetRecord, VpcRecord};
 
 /// The database's name in the data directory.
 pub const FILE: &str = "wisp.db";
-/// How long a writer waits for others. They hold the store for milliseconds, unless the disk is very slow.
+/// The time for which a writer waits for others. Transactions take milliseconds, unless the disk is very slow.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why the store cannot be used.
+/// The reason why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The file could not be made or opened.
+    /// The file cannot be created or opened.
     #[error("the store {} cannot be opened: {source}", path.display())]
     Open {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: rusqlite::Error,
     },
-    /// Somebody used a newer Wisp here.
+    /// A newer Wisp has written the store.
     #[error(
         "the store {} has version {found}, and this wisp knows versions up to {known}: a newer wisp was used here. \
          Use that one, or another WISP_HOME; nothing was changed", path.display()
     )]
     Newer {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// Its version.
         found: i64,
-        /// The latest that is known.
+        /// The latest version that this program knows.
         known: i64,
     },
-    /// SQLite failed: the disk is full, the file is damaged.
+    /// SQLite failed: the disk is full, or the file is damaged.
     #[error("the store failed: {0}")]
     Sqlite(#[from] rusqlite::Error),
-    /// A record that cannot be read back.
+    /// A record cannot be parsed.
     #[error("the store has a damaged record of {table} {key}: {source}")]
     Record {
-        /// In which table.
+        /// The table.
         table: &'static str,
-        /// Which.
+        /// The key.
         key: String,
-        /// What is wrong with it.
+        /// The cause.
         source: serde_json::Error,
     },
 }
@@ -89,25 +89,25 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store in `folder`, which is made if there is none, and brings its schema up to date.
+    /// Opens the store in the directory `folder`, creates it if it does not exist, and migrates its schema.
     pub fn open(folder: &Path) -> Result<Store, StoreError> {
         let path = folder.join(FILE);
         let failed = |source| StoreError::Open { path: path.clone(), source };
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(&path, flags).map_err(failed)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
-        // Looked at before anything is set: a newer store is not touched.
+        // Checked before anything is set: a newer store must not be changed.
         schema::check(&connection, &path)?;
         connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
-        // What a command reported has to survive a power cut.
+        // A change that a command reported must survive a power failure.
         connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
         connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
         schema::migrate(&mut connection, &path)?;
         Ok(Store { connection })
     }
 
-    /// One step: all that `change` does happens, or, when it fails, nothing. Steps of other processes come before or
-    /// after it.
+    /// Runs one transaction: all writes of `change` are committed, or, if it fails, none. Transactions of other
+    /// processes come before or after it.
     pub fn write<T, E: From<StoreError>>(&mut self, change: impl FnOnce(&Transaction) -> Result<T, E>) -> Result<T, E> {
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::Sqlite)?;
@@ -117,7 +117,7 @@ impl Store {
         Ok(result)
     }
 
-    /// A look at one moment's state.
+    /// Reads a consistent state.
     pub fn read<T, E: From<StoreError>>(&mut self, look: impl FnOnce(&Transaction) -> Result<T, E>) -> Result<T, E> {
         let transaction = self.connection.transaction().map_err(StoreError::Sqlite)?;
         look(&Transaction::new(transaction))

@@ -1,4 +1,4 @@
-//! An instance's network interface, as it is kept with it.
+//! An instance's network interface in the store.
 
 use std::net::Ipv4Addr;
 
@@ -8,35 +8,36 @@ use crate::ec2::id::{AllocationId, SecurityGroupId, SubnetId, VpcId};
 use crate::ec2::metadata::MetadataOptions;
 use crate::ec2::network::{NetworkMode, PublishedPort, Zone};
 
-/// The interface.
+/// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkRecord {
-    /// The VPC that it is in.
+    /// The VPC.
     pub vpc_id: VpcId,
     /// The subnet.
     pub subnet_id: SubnetId,
     /// The subnet's zone.
     pub zone: Zone,
-    /// Its private address, for life.
+    /// The private address, which never changes.
     pub private_ip: Ipv4Addr,
-    /// Its public address, an address of the host's loopback interface: while it runs, or as long as it has an elastic one.
+    /// The public address, one of the host's loopback addresses: set while the instance runs, or while an elastic
+    /// address is associated.
     #[serde(default)]
     pub public_ip: Option<Ipv4Addr>,
-    /// Whether it has a public address of its own while it runs.
+    /// True if the instance gets a public address of its own while it runs.
     pub wants_public_ip: bool,
-    /// The elastic address that it has in place of that.
+    /// The associated elastic address, which replaces the public address.
     #[serde(default)]
     pub elastic_address: Option<AllocationId>,
-    /// What it is connected to.
+    /// The requested network mode.
     #[serde(default)]
     pub mode: NetworkMode,
-    /// Ports of the host that lead to it.
+    /// Published ports of the host.
     #[serde(default)]
     pub published: Vec<PublishedPort>,
-    /// The security groups that it is in.
+    /// The security groups.
     #[serde(default)]
     pub security_groups: Vec<SecurityGroupId>,
-    /// How its metadata can be asked for.
+    /// The options of the metadata service.
     #[serde(default)]
     pub metadata_options: MetadataOptions,
 }

@@ -1,4 +1,4 @@
-//! Security groups as they are kept.
+//! Security groups in the store.
 
 use std::collections::BTreeMap;
 
@@ -11,17 +11,17 @@ use crate::ec2::network::Rule;
 /// A security group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecurityGroupRecord {
-    /// Its identifier.
+    /// The group id.
     pub id: SecurityGroupId,
-    /// The VPC whose instances can be in it.
+    /// The VPC.
     pub vpc_id: VpcId,
-    /// Its name, which is unique in its VPC.
+    /// The name, which is unique in the VPC.
     pub name: String,
-    /// What it is for.
+    /// The description.
     pub description: String,
-    /// Its rules, in the order in which they were added.
+    /// The rules, in the order of their addition.
     pub rules: Vec<Rule>,
-    /// Its tags.
+    /// Tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
 }

@@ -1,4 +1,4 @@
-//! A table of records, and the transaction through which it is seen.
+//! Tables of records, and the transaction that reads and writes them.
 
 use rusqlite::{OptionalExtension, params};
 use serde::Serialize;
@@ -6,16 +6,16 @@ use serde::de::DeserializeOwned;
 
 use super::StoreError;
 
-/// What a table holds.
+/// A record of a table.
 pub trait Record: Serialize + DeserializeOwned {
     /// The table's name.
     const TABLE: &'static str;
 
-    /// What the record is found by.
+    /// The record's key.
     fn key(&self) -> String;
 }
 
-/// A step, or a look; see [`Store::write`](super::Store::write) and [`Store::read`](super::Store::read).
+/// A transaction; see [`Store::write`](super::Store::write) and [`Store::read`](super::Store::read).
 #[derive(Debug)]
 pub struct Transaction<'a> {
     pub(super) transaction: rusqlite::Transaction<'a>,
@@ -30,7 +30,7 @@ impl<'a> Transaction<'a> {
         Ok(self.transaction.commit()?)
     }
 
-    /// The record with this key.
+    /// Returns the record with this key.
     pub fn get<R: Record>(&self, key: &str) -> Result<Option<R>, StoreError> {
         let text = format!("SELECT record FROM {} WHERE key = ?1", R::TABLE);
         let mut statement = self.transaction.prepare_cached(&text)?;
@@ -38,7 +38,7 @@ impl<'a> Transaction<'a> {
         record.map(|record| parse(key, &record)).transpose()
     }
 
-    /// All records, by key.
+    /// Returns all records in the order of their keys.
     pub fn list<R: Record>(&self) -> Result<Vec<R>, StoreError> {
         let text = format!("SELECT key, record FROM {} ORDER BY key", R::TABLE);
         let mut statement = self.transaction.prepare_cached(&text)?;
@@ -50,21 +50,21 @@ impl<'a> Transaction<'a> {
         Ok(records)
     }
 
-    /// Adds a record; there must be none with its key.
+    /// Inserts a record, whose key must be new.
     pub fn insert<R: Record>(&self, record: &R) -> Result<(), StoreError> {
         let text = format!("INSERT INTO {} (key, record) VALUES (?1, ?2)", R::TABLE);
         self.transaction.prepare_cached(&text)?.execute(params![record.key(), render(record)])?;
         Ok(())
     }
 
-    /// Writes a record in the place of the one with its key, if there is one.
+    /// Inserts a record or replaces the one with the same key.
     pub fn put<R: Record>(&self, record: &R) -> Result<(), StoreError> {
         let text = format!("INSERT OR REPLACE INTO {} (key, record) VALUES (?1, ?2)", R::TABLE);
         self.transaction.prepare_cached(&text)?.execute(params![record.key(), render(record)])?;
         Ok(())
     }
 
-    /// Removes the record with this key, if there is one.
+    /// Removes the record with this key, if it exists.
     pub fn remove<R: Record>(&self, key: &str) -> Result<(), StoreError> {
         let text = format!("DELETE FROM {} WHERE key = ?1", R::TABLE);
         self.transaction.prepare_cached(&text)?.execute(params![key])?;

@@ -1,4 +1,4 @@
-//! What instances used, as it is kept: a row for each datapoint of an instance's series, and how far that is.
+//! Usage in the store: a row for each datapoint of an instance's series, and the series' cursor.
 
 use rusqlite::params;
 use serde::{Deserialize, Serialize};
@@ -7,12 +7,12 @@ use super::{Record, StoreError, Transaction};
 use crate::ec2::InstanceId;
 use crate::ec2::usage::Datapoint;
 
-/// How far an instance's series is.
+/// The end of an instance's series.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UsageCursor {
-    /// Whose.
+    /// The instance.
     pub instance_id: InstanceId,
-    /// The last reading of its monitor's that is in it, as the monitor wrote it.
+    /// The last reading of the VMM in the series, as the VMM wrote it.
     pub reading: serde_json::Value,
 }
 
@@ -25,10 +25,10 @@ impl Record for UsageCursor {
 }
 
 impl Transaction<'_> {
-    /// The series of an instance, in its order.
+    /// Returns the series of an instance in order.
     ///
     /// # Errors
-    /// The store fails, or has a damaged datapoint.
+    /// The store fails, or a datapoint is damaged.
     pub fn usage(&self, id: InstanceId) -> Result<Vec<Datapoint>, StoreError> {
         let text = "SELECT number, record FROM usage WHERE instance = ?1 ORDER BY number";
         let mut statement = self.transaction.prepare_cached(text)?;
@@ -43,7 +43,7 @@ impl Transaction<'_> {
         Ok(points)
     }
 
-    /// Makes the series `after` of what was `before`: only what differs is written.
+    /// Replaces the series `before` by `after`, and writes only the differences.
     ///
     /// # Errors
     /// The store fails.
@@ -63,7 +63,7 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Forgets all that an instance used.
+    /// Deletes the series of an instance.
     ///
     /// # Errors
     /// The store fails.

@@ -1,4 +1,4 @@
-//! VPCs and their subnets as they are kept.
+//! VPCs and subnets in the store.
 
 use std::collections::BTreeMap;
 
@@ -11,19 +11,19 @@ use crate::ec2::network::{Ipv4Range, SubnetRange, Zone};
 /// A VPC.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VpcRecord {
-    /// Its identifier.
+    /// The VPC id.
     pub id: VpcId,
-    /// Its addresses.
+    /// The CIDR range.
     pub cidr: Ipv4Range,
-    /// Whether instances are in it of which no subnet is said; one VPC is it at most.
+    /// True for the default VPC, of which there is at most one.
     pub is_default: bool,
-    /// Its tags.
+    /// Tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
 }
 
 impl VpcRecord {
-    /// The value of its `Name` tag.
+    /// The value of the `Name` tag.
     pub fn name(&self) -> Option<&str> {
         self.tags.get("Name").map(String::as_str)
     }
@@ -40,32 +40,32 @@ impl Record for VpcRecord {
 /// A subnet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubnetRecord {
-    /// Its identifier.
+    /// The subnet id.
     pub id: SubnetId,
-    /// The VPC that it is in.
+    /// The VPC.
     pub vpc_id: VpcId,
-    /// The VPC's addresses, which never change.
+    /// The VPC's CIDR range, which never changes.
     pub vpc_cidr: Ipv4Range,
-    /// Its own.
+    /// The subnet's CIDR range.
     pub cidr: Ipv4Range,
-    /// Its zone.
+    /// The zone.
     pub zone: Zone,
-    /// Whether it is its zone's subnet in the default VPC.
+    /// True if this is the zone's subnet in the default VPC.
     pub default_for_zone: bool,
-    /// Whether instances in it have a public address, if nothing else is said.
+    /// True if instances in the subnet get a public address by default.
     pub map_public_ip: bool,
-    /// Its tags.
+    /// Tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
 }
 
 impl SubnetRecord {
-    /// The value of its `Name` tag.
+    /// The value of the `Name` tag.
     pub fn name(&self) -> Option<&str> {
         self.tags.get("Name").map(String::as_str)
     }
 
-    /// Its addresses, and what they are for.
+    /// The range with its reserved addresses.
     pub fn range(&self) -> SubnetRange {
         SubnetRange { own: self.cidr, vpc: self.vpc_cidr }
     }
