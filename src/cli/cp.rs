@@ -10,18 +10,24 @@ use super::open_cloud;
 use super::output;
 use super::wait::{self, AGENT_TIMEOUT};
 
-/// Copies files and folders into an instance's guest, or out of it. It needs no network and no key.
+/// Copy files and directories to or from an instance.
+///
+/// It needs no network and no key. An existing directory DST takes the copy inside it, under the last component of SRC. A SRC
+/// without one, such as `web:/` or `web:/srv/.`, needs a DST that does not exist. Symbolic links inside SRC are copied as links.
+/// Links copied from an instance are never followed later, neither in SRC nor in DST. Devices, pipes and sockets are not
+/// copied and not written to.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  wisp cp notes.txt web:/root/        into the guest
-  wisp cp web:/var/log ./logs         out of it, with all that is in it")]
+  wisp cp notes.txt web:/root/        to the instance
+  wisp cp web:/var/log ./logs         from the instance, with everything in it
+  wisp cp web:/srv/. ./new            the contents of /srv, as the new directory ./new")]
 pub struct Args {
-    /// A path here, or INSTANCE:PATH.
+    /// Source: a path on this host, or INSTANCE:PATH.
     #[arg(value_name = "SRC")]
     source: String,
 
-    /// A path here, or INSTANCE:PATH. An existing folder takes the copy inside it.
+    /// Destination: a path on this host, or INSTANCE:PATH.
     #[arg(value_name = "DST")]
     destination: String,
 }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use wisp_agent::protocol::{Connection, Fill, FrameReader, MAX_DATA, ProtocolError, ToGuest, ToHost};
-use wisp_agent::tree::{self, Entry, Summary, TreeError, TreeWriter};
+use wisp_agent::tree::{self, Entry, Links, Request, Summary, TreeError, TreeWriter};
 
 use super::{Agent, Error};
 
@@ -25,7 +25,7 @@ impl Agent {
     ) -> Result<Summary, Error> {
         self.begin(&ToGuest::Write { destination: destination.to_owned() })?;
         let Connection { writer, reader } = &mut self.connection;
-        let sent = tree::send(source, &mut |entry| {
+        let sent = tree::send(source, Links::RefuseMarked, &mut |entry| {
             if let Entry::Data(data) = &entry {
                 progress(data.0.len() as u64);
             }
@@ -49,8 +49,12 @@ impl Agent {
         }
     }
 
-    /// Copies the guest's `source` to `destination` on the host; as [`copy_to_guest`](Self::copy_to_guest)
-    /// the other way round, with `progress` for the bytes received.
+    /// Copies the guest's `source` to `destination` on the host. `progress` is called with the bytes of file contents
+    /// received since its last call.
+    ///
+    /// An existing directory takes the copy inside it, under the last component of `source`; a source without one (`/`, `.`,
+    /// `..`) needs a destination that does not exist. The guest does not choose the name, a link or the permissions: see
+    /// [`TreeWriter::untrusted`].
     ///
     /// # Errors
     /// As [`copy_to_guest`](Self::copy_to_guest).
@@ -61,7 +65,7 @@ impl Agent {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Summary, Error> {
         self.begin(&ToGuest::Read { source: source.to_owned() })?;
-        let mut tree = TreeWriter::new(destination);
+        let mut tree = TreeWriter::untrusted(destination, Request::new(source, umask()));
         while !tree.is_complete() {
             match self.connection.reader.receive()? {
                 ToHost::Tree(entry) => {
@@ -78,6 +82,17 @@ impl Agent {
     }
 }
 
+/// The process's umask, read without changing it; the strictest usual one where the kernel does not tell.
+fn umask() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    parse_umask(&status).unwrap_or(0o077)
+}
+
+fn parse_umask(status: &str) -> Option<u32> {
+    let value = status.lines().find_map(|line| line.strip_prefix("Umask:"))?;
+    u32::from_str_radix(value.trim(), 8).ok()
+}
+
 /// Looks whether the guest has answered before the end, which it does only to refuse.
 fn stop_where_refused(reader: &mut FrameReader) -> Result<(), TreeError> {
     if reader.fill_now()? == Fill::Empty {
@@ -92,8 +107,194 @@ fn stop_where_refused(reader: &mut FrameReader) -> Result<(), TreeError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::net::UnixStream;
+    use std::path::PathBuf;
+    use std::thread;
+    use std::time::Duration;
+
+    use wisp_agent::protocol::Bytes;
+    use wisp_agent::tree::Attributes;
+
     use super::*;
     use crate::guest::testing::agent;
+
+    const ATTRIBUTES: Attributes = Attributes { mode: 0o777, modified: 0, nanoseconds: 0 };
+
+    fn directory(name: &str) -> Entry<'_> {
+        Entry::Directory { name: name.into(), attributes: ATTRIBUTES }
+    }
+
+    fn file(name: &str) -> Entry<'_> {
+        Entry::File { name: name.into(), attributes: ATTRIBUTES }
+    }
+
+    fn link<'a>(name: &str, target: &Path) -> Entry<'a> {
+        Entry::Symlink { name: name.into(), target: target.into() }
+    }
+
+    /// Copies `source` from a guest that answers with `entries`, whatever was asked for.
+    fn copy_from_hostile(source: &str, destination: &Path, entries: Vec<Entry<'static>>) -> Result<Summary, Error> {
+        let (host, guest) = UnixStream::pair().expect("a socket pair");
+        let guest = thread::spawn(move || {
+            let mut connection = Connection::new(guest.into());
+            connection.greet()?;
+            connection.reader.receive::<ToGuest<'_>>()?;
+            for entry in entries {
+                connection.writer.send(&ToHost::Tree(entry))?;
+            }
+            Ok::<(), ProtocolError>(())
+        });
+        let agent = Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60) };
+        let outcome = agent.copy_from_guest(source.as_ref(), destination, &mut |_| {});
+        // The host may leave before it has heard all.
+        let _ = guest.join().expect("the guest does not panic");
+        outcome
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).expect("listed");
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.expect("read").file_name().to_string_lossy().into_owned()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// A directory with `home`, the working directory of a user, and `victim`, which no copy may touch.
+    struct Host {
+        _folder: tempfile::TempDir,
+        home: PathBuf,
+        victim: PathBuf,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().expect("a directory");
+            let (home, victim) = (folder.path().join("home"), folder.path().join("victim"));
+            for path in [&home, &victim] {
+                fs::create_dir(path).expect("made");
+            }
+            Self { _folder: folder, home, victim }
+        }
+
+        fn assert_victim_is_untouched(&self) {
+            assert_eq!(names(&self.victim), [""; 0]);
+        }
+    }
+
+    #[test]
+    fn copy_from_guest_takes_the_name_from_the_request() {
+        let host = Host::new();
+        let answer = vec![file(".bashrc"), Entry::Data(Bytes(b"evil")), Entry::EndOfFile, Entry::End];
+        copy_from_hostile("/etc/motd", &host.home, answer).expect("copied");
+        let answer =
+            vec![directory(".ssh"), file("authorized_keys"), Entry::EndOfFile, Entry::EndOfDirectory, Entry::End];
+        copy_from_hostile("/srv/data/", &host.home, answer).expect("copied");
+        assert_eq!(names(&host.home), ["data", "motd"]);
+    }
+
+    #[test]
+    fn copy_from_guest_refuses_a_link_or_nothing_at_the_top() {
+        let host = Host::new();
+        let answers = [
+            vec![link("data", &host.victim), Entry::End],
+            vec![Entry::Skipped { name: "data".into() }, Entry::End],
+            vec![Entry::End],
+        ];
+        for answer in answers {
+            let error = copy_from_hostile("/srv/data", &host.home, answer).expect_err("refused");
+            assert!(matches!(error, Error::Copy(TreeError::OutOfOrder(_))), "{error}");
+        }
+        assert_eq!(names(&host.home), [""; 0]);
+    }
+
+    #[test]
+    fn copy_from_guest_refuses_a_file_where_a_directory_was_asked_for() {
+        let host = Host::new();
+        for source in ["/srv/data/", "/srv/."] {
+            let answer = vec![file("data"), Entry::EndOfFile, Entry::End];
+            let error = copy_from_hostile(source, &host.home.join("new"), answer).expect_err("refused");
+            assert!(matches!(error, Error::Copy(TreeError::OutOfOrder(_))), "{error}");
+        }
+        assert_eq!(names(&host.home), [""; 0]);
+    }
+
+    #[test]
+    fn copy_of_a_source_without_a_name_needs_a_new_destination() {
+        let host = Host::new();
+        let answer = || vec![directory("root"), Entry::EndOfDirectory, Entry::End];
+        for source in ["/", ".", "..", "", "/srv/.", "/srv/.."] {
+            let error = copy_from_hostile(source, &host.home, answer()).expect_err("refused");
+            assert!(matches!(error, Error::Copy(TreeError::NameNeeded(_))), "{source}: {error}");
+        }
+        copy_from_hostile("/srv/.", &host.home.join("new"), answer()).expect("copied");
+        assert_eq!(names(&host.home), ["new"]);
+    }
+
+    #[test]
+    fn links_from_a_guest_are_never_followed_by_later_copies() {
+        let host = Host::new();
+        let data = host.home.join("data");
+        let first = vec![directory("data"), link("sub", &host.victim), Entry::EndOfDirectory, Entry::End];
+        copy_from_hostile("/srv/data", &host.home, first).expect("copied");
+        assert_eq!(fs::read_link(data.join("sub")).expect("a link"), host.victim, "links are kept as such");
+
+        // Through the tree, and through the user's path to a place in it.
+        let again = vec![directory("data"), directory("sub"), file("x"), Entry::EndOfFile];
+        let error = copy_from_hostile("/srv/data", &host.home, again).expect_err("refused");
+        assert!(matches!(error, Error::Copy(TreeError::LinkInTree(_))), "{error}");
+        for destination in [data.join("sub"), data.join("sub/"), data.join("sub/x")] {
+            let answer = vec![file("x"), Entry::EndOfFile, Entry::End];
+            let error = copy_from_hostile("/srv/data/sub/x", &destination, answer).expect_err("refused");
+            assert!(matches!(error, Error::Copy(TreeError::MarkedLink(_))), "{error}");
+        }
+        host.assert_victim_is_untouched();
+
+        // Nor does it lead a copy into the guest to another file.
+        fs::write(host.victim.join("secret"), "x").expect("written");
+        let error = agent().copy_to_guest(&data.join("sub/secret"), "x".as_ref(), &mut |_| {}).expect_err("refused");
+        assert!(matches!(error, Error::Copy(TreeError::MarkedLink(_))), "{error}");
+    }
+
+    #[test]
+    fn copy_from_guest_follows_the_users_own_links_to_the_destination() {
+        let host = Host::new();
+        let place = host.home.join("place");
+        fs::create_dir(&place).expect("made");
+        symlink("place", host.home.join("own")).expect("linked");
+        for (destination, created) in [("own", "motd"), ("own/", "motd"), ("own/new", "new")] {
+            let answer = vec![file("motd"), Entry::EndOfFile, Entry::End];
+            copy_from_hostile("/etc/motd", &host.home.join(destination), answer).expect("copied");
+            assert!(place.join(created).is_file(), "{destination}");
+        }
+    }
+
+    #[test]
+    fn copy_from_guest_applies_the_umask() {
+        let host = Host::new();
+        let writable_by_all = Attributes { mode: 0o7777, ..ATTRIBUTES };
+        let mut tree = TreeWriter::untrusted(&host.home, Request::new("/srv/data".as_ref(), 0o027));
+        for entry in [
+            Entry::Directory { name: "data".into(), attributes: writable_by_all },
+            Entry::File { name: "f".into(), attributes: writable_by_all },
+            Entry::EndOfFile,
+            Entry::EndOfDirectory,
+            Entry::End,
+        ] {
+            tree.accept(entry).expect("written");
+        }
+        let mode = |name: &str| fs::metadata(host.home.join(name)).expect("there").permissions().mode() & 0o7777;
+        assert_eq!((mode("data"), mode("data/f")), (0o1750, 0o750));
+    }
+
+    #[test]
+    fn umask_is_read_from_the_status_of_the_process() {
+        assert_eq!(parse_umask("Name:\twisp\nUmask:\t0027\nState:\tR\n"), Some(0o027));
+        assert_eq!(parse_umask("Name:\twisp\n"), None);
+        let status = fs::read_to_string("/proc/self/status").expect("readable");
+        assert!(parse_umask(&status).is_some_and(|umask| umask <= 0o777));
+    }
 
     #[test]
     fn what_the_host_copies_to_the_guest_comes_back() {

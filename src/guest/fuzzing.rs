@@ -1,11 +1,14 @@
 //! Entry points for fuzzing what guest and host say to each other: frames, and the host's end against a guest that says
 //! anything.
 
-use std::ffi::OsStr;
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use wisp_agent::protocol::frame::{decode, encode, locate};
@@ -37,7 +40,9 @@ pub(crate) fn host(data: &[u8]) {
     let Some((host, guest)) = said_by_a_guest(&[&greeting, said].concat()) else { return };
     let agent = Agent { connection: Connection::new(host.into()), patience: TIMEOUT };
     match which % 8 {
-        0..=2 => copy(agent),
+        0 => copy(agent, "new"),
+        1 => copy(agent, "."),
+        2 => copy(agent, "link/"),
         3 => drop(agent.ping(TIMEOUT)),
         4 => drop(agent.user_data(TIMEOUT)),
         5 => drop(agent.shutdown(false, TIMEOUT)),
@@ -67,17 +72,27 @@ fn said_by_a_guest(said: &[u8]) -> Option<(UnixStream, UnixStream)> {
     Some((host, guest))
 }
 
-/// Copies from the guest: nothing is to be written but in the destination.
-fn copy(agent: Agent) {
+/// Copies `/etc` from the guest. Only the copy may appear, whatever the guest sends: below `directory`, where the user's own
+/// link leads there, too, and with links in the way that lead out of it.
+fn copy(agent: Agent, destination: &str) {
     let folder = tempfile::tempdir().expect("a folder");
-    let inside = folder.path().join("inside");
-    fs::create_dir(&inside).expect("a folder");
-    let _ = agent.copy_from_guest(OsStr::new("/etc"), &inside.join("copy"), &mut |_| {});
-    let outside: Vec<_> =
-        fs::read_dir(folder.path()).expect("a folder").flatten().map(|entry| entry.file_name()).collect();
-    assert_eq!(outside, ["inside"], "a guest writes nothing outside");
-    let copied: Vec<_> = fs::read_dir(&inside).expect("a folder").flatten().map(|entry| entry.file_name()).collect();
-    assert!(copied.iter().all(|name| name == "copy"), "a guest writes nothing beside: {copied:?}");
+    let (inside, outside) = (folder.path().join("inside"), folder.path().join("outside"));
+    for path in [&inside.join("etc"), &outside] {
+        fs::create_dir_all(path).expect("a folder");
+    }
+    symlink(".", inside.join("link")).expect("a link");
+    symlink(&outside, inside.join("etc/a")).expect("a link");
+    let _ = agent.copy_from_guest(OsStr::new("/etc"), &inside.join(destination), &mut |_| {});
+    let names = |folder: &Path| -> BTreeSet<OsString> {
+        fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.file_name()).collect()
+    };
+    let only = |names: &[&str]| names.iter().map(OsString::from).collect::<BTreeSet<_>>();
+    assert_eq!(names(folder.path()), only(&["inside", "outside"]), "a guest writes nothing outside");
+    assert_eq!(names(&outside), only(&[]), "a guest writes nothing through a link");
+    let copied = names(&inside);
+    let wanted = if destination == "new" { only(&["etc", "link", "new"]) } else { only(&["etc", "link"]) };
+    assert!(copied.is_subset(&wanted), "a guest writes nothing beside the copy: {copied:?}");
+    assert!(copied.contains(OsStr::new("link")), "a guest removes nothing");
 }
 
 /// A command's output and its end.

@@ -9,13 +9,13 @@ use std::time::{Duration, SystemTime};
 
 use support::Host;
 use wisp_agent::protocol::{Bytes, ToGuest, ToHost};
-use wisp_agent::tree::{self, Attributes, Entry, Summary, TreeWriter};
+use wisp_agent::tree::{self, Attributes, Entry, Links, Request, Summary, TreeWriter};
 
 fn write(source: &Path, destination: &Path) -> Result<Summary, String> {
     let mut host = Host::connect();
     host.send(&ToGuest::Write { destination: destination.into() });
     let writer = &mut host.connection.writer;
-    tree::send(source, &mut |entry| Ok(writer.send(&ToGuest::Tree(entry))?)).expect("readable");
+    tree::send(source, Links::Follow, &mut |entry| Ok(writer.send(&ToGuest::Tree(entry))?)).expect("readable");
     match host.receive() {
         ToHost::Copied(summary) => Ok(summary),
         ToHost::Failed(message) => Err(message),
@@ -26,7 +26,7 @@ fn write(source: &Path, destination: &Path) -> Result<Summary, String> {
 fn read(source: &Path, destination: &Path) -> Result<Summary, String> {
     let mut host = Host::connect();
     host.send(&ToGuest::Read { source: source.into() });
-    let mut tree = TreeWriter::new(destination);
+    let mut tree = TreeWriter::untrusted(destination, Request::new(source.as_os_str(), 0o022));
     while !tree.is_complete() {
         match host.receive() {
             ToHost::Tree(entry) => tree.accept(entry).expect("writable"),
@@ -114,7 +114,7 @@ fn what_cannot_be_written_is_told_by_its_path_however_much_follows() {
     let home = tempfile::tempdir().expect("a directory");
     make_tree(home.path(), "tree");
     let message = write(&home.path().join("tree"), &home.path().join("no/such/place")).expect_err("no parent");
-    assert!(message.ends_with("/no/such: cannot open: No such file or directory"), "{message}");
+    assert!(message.ends_with("/no: cannot open: No such file or directory"), "{message}");
     let message = write(&home.path().join("tree"), &home.path().join("tree/large")).expect_err("a file");
     assert!(message.ends_with("/tree/large: cannot open: Not a directory"), "{message}");
 }

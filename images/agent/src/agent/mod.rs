@@ -32,7 +32,7 @@ pub use spawn::{Program, Stdio, spawn};
 pub use users::User;
 
 use crate::protocol::{Connection, ProtocolError, ToGuest, ToHost};
-use crate::tree::{self, Entry, TreeError, TreeWriter};
+use crate::tree::{self, Entry, Links, TreeError, TreeWriter};
 
 /// What all connections share.
 #[derive(Debug)]
@@ -147,7 +147,7 @@ fn pass_over_tree(connection: &mut Connection) -> Result<(), ProtocolError> {
 
 fn read_tree(connection: &mut Connection, source: &Path) -> Result<(), ProtocolError> {
     let writer = &mut connection.writer;
-    let sent = tree::send(source, &mut |entry| {
+    let sent = tree::send(source, Links::Follow, &mut |entry| {
         writer.queue(&ToHost::Tree(entry))?;
         // Small entries share a system call.
         if writer.pending() >= crate::protocol::MAX_DATA { Ok(writer.flush()?) } else { Ok(()) }

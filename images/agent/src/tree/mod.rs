@@ -10,11 +10,17 @@
 //! - Sockets, devices and pipes inside a tree are passed over and counted.
 //! - A directory that is there already is added to and keeps its own mode: copying an `etc` into a
 //!   system does not change the system's `/etc` itself.
-//! - A file appears under its name when all of it is written: never half of one.
+//! - A file appears under its name when all of it is written: never half of one. Nothing replaces a device, a pipe or a
+//!   socket, and nothing is written to one.
 //! - A name in the stream is one component: never empty, `.`, `..` or with a slash. The writer opens
 //!   each directory by its parent's descriptor and follows no link, so that nothing in a stream leads
 //!   out of the destination.
+//!
+//! A guest trusts the host, but not the reverse. A writer with a [`Request`] takes the copy's own name from the request and
+//! never from the stream, applies the umask, and marks the links that it creates. A later copy does not follow marked links,
+//! even where the user's path leads through one ([`Links::RefuseMarked`]).
 
+mod path;
 mod receive;
 mod send;
 
@@ -28,7 +34,8 @@ use thiserror::Error;
 
 use crate::protocol::{Bytes, ProtocolError};
 
-pub use receive::TreeWriter;
+pub use path::Links;
+pub use receive::{Request, TreeWriter};
 pub use send::send;
 
 /// How deep directories may be nested, the copied one included: each level holds a descriptor open.
@@ -123,6 +130,29 @@ pub enum TreeError {
         /// Why not.
         source: io::Error,
     },
+    /// A device, a pipe or a socket is where a file was to be written.
+    #[error("{}: is {kind}; a copy writes only to files and directories", path.display())]
+    Special {
+        /// Its path.
+        path: PathBuf,
+        /// Its kind.
+        kind: SpecialFile,
+    },
+    /// A symbolic link stands where a directory was to be written.
+    #[error("{}: is a symbolic link; a copy does not follow links inside its destination", .0.display())]
+    LinkInTree(PathBuf),
+    /// The user's path leads through a link that an untrusted stream created.
+    #[error(
+        "{}: is a symbolic link that was copied from a guest; wisp does not follow it. Give the path of its target, or create the link yourself",
+        .0.display()
+    )]
+    MarkedLink(PathBuf),
+    /// The source has no name, and the destination is a directory that exists.
+    #[error(
+        "{}: is a directory, and the source has no name of its own to get inside it. Give the path of the new copy, as in {}",
+        .0.display(), .0.join("NAME").display()
+    )]
+    NameNeeded(PathBuf),
     /// It is neither a file nor a directory.
     #[error("{}: is neither a file nor a directory", .0.display())]
     NotCopyable(PathBuf),
@@ -149,6 +179,45 @@ pub enum TreeError {
 impl TreeError {
     fn io(action: &'static str, path: &Path) -> impl FnOnce(rustix::io::Errno) -> Self {
         move |errno| Self::Io { action, path: path.to_owned(), source: errno.into() }
+    }
+}
+
+/// The kinds of files that are not copied to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpecialFile {
+    /// A character or block device.
+    Device,
+    /// A named or anonymous pipe.
+    Pipe,
+    /// A socket.
+    Socket,
+    /// A file that is reached only through a process's open descriptor (`/proc/PID/fd`).
+    Descriptor,
+    /// Anything else that is not a regular file.
+    Other,
+}
+
+impl SpecialFile {
+    fn of(kind: rustix::fs::FileType) -> Self {
+        use rustix::fs::FileType;
+        match kind {
+            FileType::CharacterDevice | FileType::BlockDevice => Self::Device,
+            FileType::Fifo => Self::Pipe,
+            FileType::Socket => Self::Socket,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl std::fmt::Display for SpecialFile {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Device => "a device",
+            Self::Pipe => "a pipe",
+            Self::Socket => "a socket",
+            Self::Descriptor => "an open file of a process",
+            Self::Other => "a special file",
+        })
     }
 }
 

@@ -6,15 +6,39 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
-use super::{Attributes, Entry, MAX_DEPTH, Summary, TreeError, is_single_name};
+use super::path::{self, Links, Name, Place};
+use super::{Attributes, Entry, MAX_DEPTH, SpecialFile, Summary, TreeError, is_single_name};
+
+/// A receiver's request to a sender that it does not trust.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    name: Option<OsString>,
+    directory_only: bool,
+    umask: u32,
+}
+
+impl Request {
+    /// A request for `source`. An existing destination directory takes the copy under the source's last component, which
+    /// `/`, `.`, `..` and an empty path do not have. Permissions in `umask` are not set.
+    #[must_use]
+    pub fn new(source: &OsStr, umask: u32) -> Self {
+        let bytes = source.as_bytes();
+        let end = bytes.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+        let last = bytes[..end].rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        let name = Some(OsStr::from_bytes(last)).filter(|name| is_single_name(name)).map(OsStr::to_owned);
+        Self { directory_only: name.is_none() || end < bytes.len(), name, umask }
+    }
+}
 
 /// Writes one tree. Dropped before [`Entry::End`], it leaves whole files, but never half of one.
 #[derive(Debug)]
 pub struct TreeWriter {
     destination: PathBuf,
+    /// What was asked for, of a sender that is not trusted.
+    request: Option<Request>,
     /// The directory the tree's root goes into: known from the first entry on.
     root: Option<OwnedFd>,
     directories: Vec<OpenDirectory>,
@@ -51,12 +75,24 @@ impl Drop for OpenFile {
 }
 
 impl TreeWriter {
-    /// A writer to `destination`: an existing directory takes the tree inside it, under the tree's own
+    /// A writer to `destination` of a trusted stream: an existing directory takes the tree inside it, under the tree's own
     /// name; anything else becomes the tree's root itself, replaced where it is a file.
     #[must_use]
     pub fn new(destination: &Path) -> Self {
+        Self::with(destination, None)
+    }
+
+    /// A writer to `destination` of a stream that is not trusted. An existing directory takes the tree inside it, under the
+    /// name in the request; anything else becomes the tree's root itself.
+    #[must_use]
+    pub fn untrusted(destination: &Path, request: Request) -> Self {
+        Self::with(destination, Some(request))
+    }
+
+    fn with(destination: &Path, request: Option<Request>) -> Self {
         Self {
             destination: destination.to_owned(),
+            request,
             root: None,
             directories: Vec::new(),
             file: None,
@@ -95,6 +131,9 @@ impl TreeWriter {
             Entry::Data(data) => self.write(data.0),
             Entry::EndOfFile => self.end_file(),
             Entry::Symlink { name, target } => self.symlink(&name, &target),
+            Entry::Skipped { .. } if self.root.is_none() => {
+                Err(TreeError::OutOfOrder("a special file, where a file or directory was asked for"))
+            }
             Entry::Skipped { name } => {
                 self.place(&name, false)?;
                 self.summary.skipped += 1;
@@ -124,24 +163,29 @@ impl TreeWriter {
         }
     }
 
-    fn place_root(&self, name: &OsStr, is_directory: bool) -> Result<(OwnedFd, OsString, PathBuf), TreeError> {
+    /// Resolves the destination, once: the descriptor is what counts from then on.
+    fn place_root(&self, sent: &OsStr, is_directory: bool) -> Result<(OwnedFd, OsString, PathBuf), TreeError> {
         let destination = self.destination.as_path();
-        match rustix::fs::stat(destination) {
-            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                return Ok((open_directory(destination)?, name.to_owned(), destination.join(name)));
+        let (links, name) = match &self.request {
+            None => (Links::Follow, Some(sent)),
+            Some(request) if request.directory_only && !is_directory => {
+                return Err(TreeError::OutOfOrder("a file, where a directory was asked for"));
             }
-            Ok(_) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(TreeError::io("write", destination)(errno)),
-        }
-        if !is_directory && destination.as_os_str().as_bytes().ends_with(b"/") {
-            return Err(TreeError::io("write", destination)(Errno::NOTDIR));
-        }
-        let name = destination.file_name().ok_or_else(|| TreeError::NoName(destination.to_owned()))?;
-        let parent = match destination.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
+            Some(request) => (Links::RefuseMarked, request.name.as_deref()),
         };
-        Ok((open_directory(parent)?, name.to_owned(), destination.to_owned()))
+        match path::resolve(destination, links)? {
+            Place::Directory(fd) => {
+                let name = name.ok_or_else(|| TreeError::NameNeeded(destination.to_owned()))?;
+                Ok((fd, name.to_owned(), destination.join(name)))
+            }
+            Place::Name(Name { ends_with_slash: true, .. }) if !is_directory => {
+                Err(TreeError::io("write", destination)(Errno::NOTDIR))
+            }
+            Place::Name(Name { parent, name, .. }) => Ok((parent, name, destination.to_owned())),
+            Place::Descriptor(_) => {
+                Err(TreeError::Special { path: destination.to_owned(), kind: SpecialFile::Descriptor })
+            }
+        }
     }
 
     fn begin_directory(&mut self, name: &OsStr, attributes: Attributes) -> Result<(), TreeError> {
@@ -155,8 +199,11 @@ impl TreeWriter {
             Err(errno) => return Err(TreeError::io("create", &path)(errno)),
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd =
-            rustix::fs::openat(parent, name.as_os_str(), flags, Mode::empty()).map_err(TreeError::io("open", &path))?;
+        let fd = match rustix::fs::openat(parent, name.as_os_str(), flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(_) if kind_of(parent, &name) == Some(FileType::Symlink) => return Err(TreeError::LinkInTree(path)),
+            Err(errno) => return Err(TreeError::io("open", &path)(errno)),
+        };
         self.directories.push(OpenDirectory { fd, path, attributes: created.then_some(attributes) });
         Ok(())
     }
@@ -165,7 +212,7 @@ impl TreeWriter {
         let directory = self.directories.pop().ok_or(TreeError::OutOfOrder("the end of no directory"))?;
         if let Some(attributes) = directory.attributes {
             // The sticky bit means something on a directory; set-group-id hangs on the owner.
-            apply(directory.fd.as_fd(), attributes, 0o1777, &directory.path)?;
+            apply(directory.fd.as_fd(), attributes, self.mask(0o1777), &directory.path)?;
         }
         self.summary.directories += 1;
         Ok(())
@@ -173,6 +220,8 @@ impl TreeWriter {
 
     fn begin_file(&mut self, name: &OsStr, attributes: Attributes) -> Result<(), TreeError> {
         let (parent, name, path) = self.place(name, false)?;
+        // Again before it is replaced: here, so that a large file does not come in vain.
+        refuse_special(parent, &name, &path)?;
         let temporary = temporary_name();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(parent, temporary.as_os_str(), flags, Mode::RUSR | Mode::WUSR)
@@ -199,35 +248,65 @@ impl TreeWriter {
 
     fn end_file(&mut self) -> Result<(), TreeError> {
         let file = self.file.take().ok_or(TreeError::OutOfOrder("the end of no file"))?;
-        apply(file.fd.as_fd(), file.attributes, 0o777, &file.path)?;
+        apply(file.fd.as_fd(), file.attributes, self.mask(0o777), &file.path)?;
         let (from, to) = (file.temporary.as_os_str(), file.name.as_os_str());
+        refuse_special(file.parent.as_fd(), to, &file.path)?;
         rustix::fs::renameat(&file.parent, from, &file.parent, to).map_err(TreeError::io("write", &file.path))?;
         self.summary.files += 1;
         Ok(())
     }
 
     fn symlink(&mut self, name: &OsStr, target: &OsStr) -> Result<(), TreeError> {
-        let (parent, name, path) = self.place(name, false)?;
-        match rustix::fs::symlinkat(target, parent, name.as_os_str()) {
-            Err(Errno::EXIST) => {
-                let temporary = temporary_name();
-                rustix::fs::symlinkat(target, parent, temporary.as_os_str()).map_err(TreeError::io("create", &path))?;
-                let replaced = rustix::fs::renameat(parent, temporary.as_os_str(), parent, name.as_os_str());
-                if replaced.is_err() {
-                    let _ = rustix::fs::unlinkat(parent, temporary.as_os_str(), AtFlags::empty());
-                }
-                replaced.map_err(TreeError::io("replace", &path))?;
-            }
-            other => other.map_err(TreeError::io("create", &path))?,
+        if self.root.is_none() {
+            // A sender follows the link that it is asked for.
+            return Err(TreeError::OutOfOrder("a symbolic link, where a file or directory was asked for"));
         }
+        let is_untrusted = self.request.is_some();
+        let (parent, name, path) = self.place(name, false)?;
+        if !is_untrusted {
+            match rustix::fs::symlinkat(target, parent, name.as_os_str()) {
+                Err(Errno::EXIST) => {}
+                other => {
+                    other.map_err(TreeError::io("create", &path))?;
+                    self.summary.symlinks += 1;
+                    return Ok(());
+                }
+            }
+        }
+        refuse_special(parent, &name, &path)?;
+        let temporary = temporary_name();
+        rustix::fs::symlinkat(target, parent, temporary.as_os_str()).map_err(TreeError::io("create", &path))?;
+        // A link never has its name without its mark.
+        let marked = if is_untrusted { path::mark(parent, &temporary) } else { Ok(()) };
+        let placed = marked.map_err(TreeError::io("set the time of", &path)).and_then(|()| {
+            rustix::fs::renameat(parent, temporary.as_os_str(), parent, name.as_os_str())
+                .map_err(TreeError::io("replace", &path))
+        });
+        if placed.is_err() {
+            let _ = rustix::fs::unlinkat(parent, temporary.as_os_str(), AtFlags::empty());
+        }
+        placed?;
         self.summary.symlinks += 1;
         Ok(())
     }
+
+    /// Permissions that are set of those that the stream gives.
+    fn mask(&self, possible: u32) -> u32 {
+        possible & !self.request.as_ref().map_or(0, |request| request.umask)
+    }
 }
 
-fn open_directory(path: &Path) -> Result<OwnedFd, TreeError> {
-    rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(TreeError::io("open", path))
+fn kind_of(parent: BorrowedFd<'_>, name: &OsStr) -> Option<FileType> {
+    let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    Some(FileType::from_raw_mode(stat.st_mode))
+}
+
+/// Refuses to replace a device, a pipe or a socket.
+fn refuse_special(parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(), TreeError> {
+    match kind_of(parent, name) {
+        None | Some(FileType::RegularFile | FileType::Directory | FileType::Symlink) => Ok(()),
+        Some(kind) => Err(TreeError::Special { path: path.to_owned(), kind: SpecialFile::of(kind) }),
+    }
 }
 
 /// A name that no other writer of this process uses; O_EXCL finds out about other processes.
@@ -277,7 +356,7 @@ mod tests {
         std::os::unix::fs::symlink(outside.path(), home.path().join("d")).expect("a link");
         let mut writer = TreeWriter::new(home.path());
         let error = writer.accept(Entry::Directory { name: "d".into(), attributes: PLAIN }).expect_err("a link");
-        assert!(matches!(error, TreeError::Io { .. }), "{error}");
+        assert!(matches!(error, TreeError::LinkInTree(_)), "{error}");
     }
 
     #[test]
@@ -311,11 +390,164 @@ mod tests {
 
     #[test]
     fn an_error_names_its_path_and_the_systems_words() {
-        let error = send(Path::new("/no/such/file"), &mut |_| Ok(())).expect_err("not there");
+        let error = send(Path::new("/no/such/file"), Links::Follow, &mut |_| Ok(())).expect_err("not there");
         assert_eq!(error.to_string(), "/no/such/file: cannot read: No such file or directory");
     }
 
+    /// A directory with one of each kind that a copy must not replace; the socket lives as long as its listener.
+    fn specials(at: &Path) -> std::os::unix::net::UnixListener {
+        rustix::fs::mkfifoat(rustix::fs::CWD, at.join("pipe"), 0o600.into()).expect("made");
+        if rustix::process::geteuid().is_root() {
+            // Not a device of any driver: a write would fail, and a replaced node would show.
+            let device = rustix::fs::makedev(1, 200);
+            let kind = FileType::CharacterDevice;
+            let made = rustix::fs::mknodat(rustix::fs::CWD, at.join("device"), kind, 0o600.into(), device);
+            // Some containers forbid it even to root.
+            assert!(matches!(made, Ok(()) | Err(Errno::PERM)), "{made:?}");
+        }
+        std::os::unix::net::UnixListener::bind(at.join("socket")).expect("bound")
+    }
+
+    fn untrusted(destination: &Path, source: &str) -> TreeWriter {
+        TreeWriter::untrusted(destination, Request::new(source.as_ref(), 0o022))
+    }
+
+    #[test]
+    fn devices_pipes_and_sockets_are_not_replaced() {
+        let home = tempfile::tempdir().expect("a directory");
+        let _listener = specials(home.path());
+        let present: Vec<_> =
+            ["pipe", "device", "socket"].into_iter().filter(|name| home.path().join(name).exists()).collect();
+        assert!(present.len() >= 2);
+        let kind = |name: &str| kind_of(rustix::fs::CWD, home.path().join(name).as_os_str());
+        let before: Vec<_> = present.iter().map(|name| kind(name)).collect();
+        let refused = |mut writer: TreeWriter, entries: Vec<Entry<'_>>, name: &str| {
+            let error = entries.into_iter().find_map(|entry| writer.accept(entry).err()).expect(name);
+            assert!(matches!(error, TreeError::Special { .. }), "{name}: {error}");
+        };
+        for name in &present {
+            let path = home.path().join(name);
+            std::os::unix::fs::symlink(name, home.path().join("own")).expect("linked");
+            // As the destination, as a name in a destination, by a link, and inside a tree.
+            refused(TreeWriter::new(&path), vec![file("f")], name);
+            refused(untrusted(&path, "/f"), vec![file("f")], name);
+            refused(TreeWriter::new(home.path()), vec![file(name)], name);
+            refused(untrusted(home.path(), name), vec![file("f")], name);
+            refused(TreeWriter::new(&home.path().join("own")), vec![file("f")], name);
+            let tree = home.path().file_name().expect("a name").to_str().expect("text");
+            let parent = home.path().parent().expect("a parent");
+            let directory = || Entry::Directory { name: tree.into(), attributes: PLAIN };
+            let link = || Entry::Symlink { name: (*name).into(), target: "x".into() };
+            for entry in [file(name), link()] {
+                refused(TreeWriter::new(parent), vec![directory(), entry.clone()], name);
+                refused(untrusted(parent, tree), vec![directory(), entry], name);
+            }
+            std::fs::remove_file(home.path().join("own")).expect("removed");
+        }
+        assert_eq!(present.iter().map(|name| kind(name)).collect::<Vec<_>>(), before);
+    }
+
+    /// The file's place is taken while its data come.
+    #[test]
+    fn a_pipe_made_during_a_copy_is_not_replaced() {
+        let home = tempfile::tempdir().expect("a directory");
+        let mut writer = TreeWriter::new(home.path());
+        writer.accept(file("f")).expect("begun");
+        rustix::fs::mkfifoat(rustix::fs::CWD, home.path().join("f"), 0o600.into()).expect("made");
+        let error = writer.accept(Entry::EndOfFile).expect_err("a pipe");
+        assert!(matches!(error, TreeError::Special { kind: SpecialFile::Pipe, .. }), "{error}");
+        drop(writer);
+        assert_eq!(std::fs::read_dir(home.path()).expect("listed").count(), 1, "nothing temporary is left");
+    }
+
+    #[test]
+    fn requests_take_the_name_from_the_source() {
+        let name = |source: &str| {
+            let request = Request::new(source.as_ref(), 0);
+            (request.name.map(|name| name.into_string().expect("text")), request.directory_only)
+        };
+        assert_eq!(name("/etc/motd"), (Some("motd".into()), false));
+        assert_eq!(name("motd"), (Some("motd".into()), false));
+        assert_eq!(name("/srv/data//"), (Some("data".into()), true));
+        for source in ["", "/", ".", "..", "/srv/.", "/srv/..", "/srv/./", "a/../"] {
+            assert_eq!(name(source), (None, true), "{source}");
+        }
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Directory,
+        EndOfDirectory,
+        File,
+        Data,
+        EndOfFile,
+        Symlink,
+        Skipped,
+        End,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<(Step, &'static str)>> {
+        use Step::{Data, Directory, End, EndOfDirectory, EndOfFile, File, Skipped, Symlink};
+        let kind = prop::sample::select(vec![
+            Directory,
+            EndOfDirectory,
+            File,
+            Data,
+            EndOfFile,
+            Symlink,
+            Skipped,
+            End,
+            Directory,
+            File,
+            EndOfFile,
+            Symlink,
+        ]);
+        let name = prop::sample::select(vec!["data", "sub", "out", ".bashrc", "..", "../outside", ""]);
+        prop::collection::vec((kind, name), 0..40)
+    }
+
     proptest! {
+        /// Two streams in a row, since the first one's links lie in the second one's way.
+        #[test]
+        fn an_untrusted_stream_creates_only_what_was_requested(
+            streams in prop::collection::vec(steps(), 1..3),
+            destination in prop::sample::select(vec!["home", "home/", "own", "home/new", "home/data/sub", "home/data/out/"]),
+        ) {
+            let folder = tempfile::tempdir().expect("a directory");
+            for name in ["home/data/sub", "outside"] {
+                std::fs::create_dir_all(folder.path().join(name)).expect("made");
+            }
+            std::fs::write(folder.path().join("home/.bashrc"), "mine").expect("written");
+            std::os::unix::fs::symlink("home", folder.path().join("own")).expect("linked");
+            std::os::unix::fs::symlink("../../outside", folder.path().join("home/data/away")).expect("linked");
+            for stream in streams {
+                let mut writer = untrusted(&folder.path().join(destination), "/srv/data");
+                for (step, name) in stream {
+                    let name = OsString::from(name);
+                    let entry = match step {
+                        Step::Directory => Entry::Directory { name, attributes: PLAIN },
+                        Step::EndOfDirectory => Entry::EndOfDirectory,
+                        Step::File => Entry::File { name, attributes: PLAIN },
+                        Step::Data => Entry::Data(Bytes(b"x")),
+                        Step::EndOfFile => Entry::EndOfFile,
+                        Step::Symlink => Entry::Symlink { name, target: folder.path().join("outside").into() },
+                        Step::Skipped => Entry::Skipped { name },
+                        Step::End => Entry::End,
+                    };
+                    let _ = writer.accept(entry);
+                }
+            }
+            let names = |name: &str| -> std::collections::BTreeSet<String> {
+                let entries = std::fs::read_dir(folder.path().join(name)).expect("listed");
+                entries.map(|entry| entry.expect("read").file_name().into_string().expect("text")).collect()
+            };
+            let only = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+            prop_assert_eq!(names("."), only(&["home", "outside", "own"]));
+            prop_assert_eq!(names("outside"), only(&[]));
+            prop_assert!(names("home").is_subset(&only(&[".bashrc", "data", "new"])));
+            prop_assert_eq!(std::fs::read(folder.path().join("home/.bashrc")).expect("there"), b"mine");
+        }
+
         #[test]
         fn entries_in_any_order_never_panic(steps in proptest::collection::vec((0u8..8, 0usize..4), 0..40)) {
             let home = tempfile::tempdir().expect("a directory");

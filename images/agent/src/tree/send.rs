@@ -1,33 +1,48 @@
 //! The sending end: a walk through a file or a directory.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
 
+use super::path::{self, Links, Name, Place};
 use super::{Attributes, Entry, MAX_DEPTH, TreeError};
 use crate::protocol::{Bytes, MAX_DATA};
 
 /// Hands the entries of the file or directory at `source` to `emit`, [`Entry::End`] last.
 ///
-/// `source` itself may be a symbolic link, which is followed; links inside a directory are sent as links.
+/// The path `source` may lead through symbolic links as `links` says; links inside a directory are sent as links.
 ///
 /// # Errors
 /// The first thing that cannot be read, or what `emit` returned.
-pub fn send(source: &Path, emit: &mut dyn FnMut(Entry<'_>) -> Result<(), TreeError>) -> Result<(), TreeError> {
+pub fn send(
+    source: &Path,
+    links: Links,
+    emit: &mut dyn FnMut(Entry<'_>) -> Result<(), TreeError>,
+) -> Result<(), TreeError> {
+    let place = path::resolve(source, links).map_err(|error| match error {
+        TreeError::Io { source: error, .. } => TreeError::Io { action: "read", path: source.to_owned(), source: error },
+        TreeError::Special { .. } => TreeError::NotCopyable(source.to_owned()),
+        other => other,
+    })?;
     let name = own_name(source)?;
-    let stat = rustix::fs::stat(source).map_err(TreeError::io("read", source))?;
     let mut walk = Walk { emit, path: source.to_owned(), depth: 0, buffer: Vec::new() };
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => walk.file(CWD, source.as_os_str(), name, OFlags::empty())?,
-        FileType::Directory => {
-            let fd = walk.open(CWD, source.as_os_str(), OFlags::DIRECTORY)?;
+    match place {
+        Place::Directory(fd) => {
+            let fd = walk.open(fd.as_fd(), OsStr::new("."), OFlags::DIRECTORY)?;
             walk.directory(fd, name)?;
         }
-        _ => return Err(TreeError::NotCopyable(source.to_owned())),
+        Place::Name(Name { exists: false, .. }) => return Err(TreeError::io("read", source)(Errno::NOENT)),
+        Place::Name(Name { parent, name: at, .. }) => walk.file(parent.as_fd(), &at, name, OFlags::NOFOLLOW)?,
+        // The kernel's link leads back to the file that was found.
+        Place::Descriptor(fd) => {
+            let at = OsString::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+            walk.file(CWD, &at, name, OFlags::empty())?;
+        }
     }
     (walk.emit)(Entry::End)
 }
