@@ -1,9 +1,11 @@
 //! Wisp's data directory (`$WISP_HOME`): who may read it, and what lies where in it.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -32,16 +34,65 @@ pub enum HomeError {
         /// Whose it is.
         owner: u32,
     },
-    /// The way to it can be changed by others.
-    #[error("wisp's data directory {} is reached through {}, which {why}: somebody else could put another in its place. Set WISP_HOME to a directory of your own", path.display(), through.display())]
+    /// Another user can replace a directory or link on the path.
+    #[error(
+        "wisp's data directory {} is reached through {}, which {flaw}: another user could replace the data directory. {}",
+        path.display(), through.display(), flaw.remedy(through)
+    )]
     Unsafe {
-        /// Where it is to be.
+        /// The data directory.
         path: PathBuf,
-        /// What can be changed.
+        /// The directory or link at fault.
         through: PathBuf,
-        /// By whom, in a few words.
-        why: String,
+        /// The fault.
+        flaw: PathFlaw,
     },
+}
+
+/// Faults of a directory or link on the path to the data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathFlaw {
+    /// A link that another user can replace.
+    LinkOfAnotherUser {
+        /// The link's owner.
+        owner: u32,
+    },
+    /// A directory whose owner can rename everything in it.
+    DirectoryOfAnotherUser {
+        /// The directory's owner.
+        owner: u32,
+    },
+    /// A directory without the sticky bit in which its group or everyone can rename everything.
+    WritableByOthers {
+        /// Its permissions.
+        mode: u32,
+    },
+}
+
+impl fmt::Display for PathFlaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LinkOfAnotherUser { owner } => write!(f, "is a symbolic link of another user (uid {owner})"),
+            Self::DirectoryOfAnotherUser { owner } => write!(f, "belongs to another user (uid {owner})"),
+            Self::WritableByOthers { mode } => {
+                let who = if mode & 0o002 != 0 { "every user" } else { "its group" };
+                write!(f, "is writable by {who} (mode {mode:04o})")
+            }
+        }
+    }
+}
+
+impl PathFlaw {
+    fn remedy(self, through: &Path) -> String {
+        match self {
+            Self::WritableByOthers { .. } => {
+                format!("Run `chmod go-w {}`, or set WISP_HOME to a directory of your own", through.display())
+            }
+            Self::LinkOfAnotherUser { .. } | Self::DirectoryOfAnotherUser { .. } => {
+                "Set WISP_HOME to a directory of your own".to_string()
+            }
+        }
+    }
 }
 
 /// The data directory; it exists, is 0700 and this user's own.
@@ -62,6 +113,8 @@ impl Home {
         check_way(path)?;
         make_private(path).map_err(failed)?;
         let root = path.canonicalize().map_err(failed)?;
+        // Again: parts that were missing are checked only now, and what was found there may have been replaced.
+        check_way(&root)?;
         check_own(&root)?;
         for folder in ["images", "instances", NETWORKS, "runs", "volumes", "warm"] {
             let folder = root.join(folder);
@@ -168,27 +221,100 @@ fn check_own(path: &Path) -> Result<(), HomeError> {
     Ok(())
 }
 
-/// Refuses a way that somebody else can change: through another user's link, or a directory in which everybody may rename
-/// what is not theirs.
+/// As many symbolic links as the kernel follows (path_resolution(7)).
+const MAX_LINKS: usize = 40;
+
+/// Refuses a path that another user can change: each directory and symbolic link on it, those that links lead to included,
+/// belongs to root or this user, and each directory is writable by its owner only or has the sticky bit. The last component
+/// is [`check_own`]'s.
 fn check_way(path: &Path) -> Result<(), HomeError> {
-    let unsafe_way = |through: &Path, why: String| HomeError::Unsafe {
-        path: path.to_path_buf(),
-        through: through.to_path_buf(),
-        why,
-    };
-    let mine = rustix::process::geteuid().as_raw();
-    let absolute = std::path::absolute(path).map_err(|source| HomeError::Unusable { path: path.into(), source })?;
-    for part in absolute.ancestors() {
-        let Ok(metadata) = part.symlink_metadata() else { continue };
-        let (owner, mode) = (metadata.uid(), metadata.mode());
-        if metadata.is_symlink() && owner != 0 && owner != mine {
-            return Err(unsafe_way(part, format!("is a link of another user's (uid {owner})")));
+    let failed = |source| HomeError::Unusable { path: path.to_path_buf(), source };
+    let refused = |through: &Path, flaw| HomeError::Unsafe { path: path.into(), through: through.into(), flaw };
+    let owners = TrustedOwners::of_this_process();
+    let absolute = std::path::absolute(path).map_err(failed)?;
+    let mut walked = PathBuf::from("/");
+    let mut rest = reversed_components(&absolute);
+    let mut links = 0;
+    loop {
+        // The components of an absolute path end with the data directory itself.
+        if rest.is_empty() {
+            return Ok(());
         }
-        if metadata.is_dir() && part != absolute && mode & 0o1002 == 0o002 {
-            return Err(unsafe_way(part, "everybody may write to".into()));
+        let Ok(directory) = walked.symlink_metadata() else { return Ok(()) };
+        if let Some(flaw) = flaw_of_directory(&directory, &owners) {
+            return Err(refused(&walked, flaw));
         }
+        let Some(name) = rest.pop() else { return Ok(()) };
+        if name == ".." {
+            walked.pop();
+            continue;
+        }
+        let next = walked.join(name);
+        // What does not exist yet is made by this user, in a directory that has just been checked.
+        let Ok(metadata) = next.symlink_metadata() else { return Ok(()) };
+        if !metadata.is_symlink() {
+            walked = next;
+            continue;
+        }
+        if !owners.contains(metadata.uid()) {
+            return Err(refused(&next, PathFlaw::LinkOfAnotherUser { owner: metadata.uid() }));
+        }
+        links += 1;
+        if links > MAX_LINKS {
+            return Err(failed(Errno::LOOP.into()));
+        }
+        let target = next.read_link().map_err(failed)?;
+        if target.is_absolute() {
+            walked = PathBuf::from("/");
+        }
+        rest.extend(reversed_components(&target));
     }
-    Ok(())
+}
+
+/// The names in a path, the last one first, without its root and dots.
+fn reversed_components(path: &Path) -> Vec<OsString> {
+    let is_name = |part: &Component<'_>| matches!(part, Component::Normal(_) | Component::ParentDir);
+    path.components().rev().filter(is_name).map(|part| part.as_os_str().to_owned()).collect()
+}
+
+fn flaw_of_directory(metadata: &Metadata, owners: &TrustedOwners) -> Option<PathFlaw> {
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    if !metadata.is_dir() {
+        return None;
+    }
+    if !owners.contains(owner) {
+        return Some(PathFlaw::DirectoryOfAnotherUser { owner });
+    }
+    (mode & 0o022 != 0 && mode & 0o1000 == 0).then_some(PathFlaw::WritableByOthers { mode })
+}
+
+/// The users who may own what leads to the data directory: root and this user.
+#[derive(Debug)]
+struct TrustedOwners {
+    mine: u32,
+    /// The user that stands for all that are not mapped, root among them, in a user namespace.
+    unmapped: Option<u32>,
+}
+
+impl TrustedOwners {
+    fn of_this_process() -> Self {
+        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+        let unmapped = unmapped_owner(&read("/proc/self/uid_map"), &read("/proc/sys/kernel/overflowuid"));
+        Self { mine: rustix::process::geteuid().as_raw(), unmapped }
+    }
+
+    fn contains(&self, owner: u32) -> bool {
+        owner == 0 || owner == self.mine || Some(owner) == self.unmapped
+    }
+}
+
+/// The user that `/` of the host belongs to in a user namespace that does not map the host's root; nothing elsewhere.
+fn unmapped_owner(uid_map: &str, overflow_uid: &str) -> Option<u32> {
+    let maps_everything = |line: &str| line.split_whitespace().eq(["0", "0", "4294967295"]);
+    if uid_map.is_empty() || uid_map.lines().any(maps_everything) {
+        return None;
+    }
+    overflow_uid.trim().parse().ok()
 }
 
 /// Makes a directory that only this user can enter, and its parents; takes others' permissions away from one that exists.
@@ -242,17 +368,62 @@ mod tests {
     }
 
     #[test]
-    fn a_way_that_everybody_can_change_is_refused() {
+    fn home_in_a_directory_that_others_can_write_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let open = folder.path().join("open");
         std::fs::create_dir(&open).unwrap();
+        // The user's own link leads there, too.
+        std::os::unix::fs::symlink("open", folder.path().join("link")).unwrap();
         let set = |mode| std::fs::set_permissions(&open, std::fs::Permissions::from_mode(mode)).unwrap();
-        set(0o777);
-        let refused = Home::at(&open.join("home"));
-        assert!(matches!(&refused, Err(HomeError::Unsafe { through, .. }) if *through == open), "{refused:?}");
-        // As `/tmp` is.
-        set(0o1777);
-        Home::at(&open.join("home")).unwrap();
+        for mode in [0o777, 0o770, 0o720, 0o702, 0o2775] {
+            set(mode);
+            for path in ["open/home", "open/a/b/home", "link/home", "open/../open/home"] {
+                let refused = Home::at(&folder.path().join(path));
+                let Err(HomeError::Unsafe { through, flaw, .. }) = &refused else { panic!("{path}: {refused:?}") };
+                assert_eq!((through, *flaw), (&open, PathFlaw::WritableByOthers { mode }), "{path}");
+            }
+        }
+        let error = Home::at(&open.join("home")).unwrap_err().to_string();
+        assert!(error.contains(&format!("Run `chmod go-w {}`", open.display())), "{error}");
+        // As `/tmp` is, and as a group's `/tmp` would be.
+        for mode in [0o1777, 0o1770, 0o755] {
+            set(mode);
+            Home::at(&open.join("home")).unwrap();
+            Home::at(&folder.path().join("link/home")).unwrap();
+        }
+    }
+
+    #[test]
+    fn home_behind_a_loop_of_links_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("loop", folder.path().join("loop")).unwrap();
+        assert!(matches!(Home::at(&folder.path().join("loop/home")), Err(HomeError::Unusable { .. })));
+    }
+
+    #[test]
+    fn unmapped_owner_is_known_only_in_a_user_namespace() {
+        assert_eq!(unmapped_owner("         0          0 4294967295\n", "65534\n"), None);
+        assert_eq!(unmapped_owner("         0       1000          1\n", "65534\n"), Some(65534));
+        assert_eq!(unmapped_owner("", "65534\n"), None);
+    }
+
+    /// Root is kept from other users' directories like everyone else. Only root can make what is another user's.
+    #[test]
+    fn home_in_a_directory_of_another_user_is_refused() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        const NOBODY: u32 = 65534;
+        let folder = tempfile::tempdir().unwrap();
+        let theirs = folder.path().join("theirs");
+        std::fs::create_dir_all(theirs.join("mine")).unwrap();
+        std::os::unix::fs::chown(&theirs, Some(NOBODY), None).unwrap();
+        std::os::unix::fs::symlink("theirs/mine", folder.path().join("link")).unwrap();
+        for path in ["theirs/mine", "theirs/new", "theirs/mine/deeper/home", "link", "link/home"] {
+            let refused = Home::at(&folder.path().join(path));
+            let Err(HomeError::Unsafe { through, flaw, .. }) = &refused else { panic!("{path}: {refused:?}") };
+            assert_eq!((through, *flaw), (&theirs, PathFlaw::DirectoryOfAnotherUser { owner: NOBODY }), "{path}");
+        }
     }
 
     /// Only root can make what is another user's.
