@@ -22,6 +22,7 @@ use crate::cloud::warm::{self, WarmRecord};
 use crate::cloud::{Cloud, timestamp, utc};
 use crate::ec2::catalogue;
 use crate::ec2::size::{MemorySize, approximate_mib};
+use crate::guest::parse_user_name;
 use crate::store::{ImageRecord, Visibility};
 use crate::vmm::config::CpuConfig;
 
@@ -82,7 +83,7 @@ enum Command {
         #[arg(long)]
         public: bool,
         /// Of a root file system: who gets a key pair's public key.
-        #[arg(long, value_name = "USER", default_value = "root")]
+        #[arg(long, value_name = "USER", default_value = "root", value_parser = parse_user_name)]
         default_user: String,
         /// Of a root file system: options for the kernel's command line.
         #[arg(long, value_name = "OPTIONS", default_value = "quiet")]

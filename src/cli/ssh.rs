@@ -1,9 +1,10 @@
 //! `wisp ssh`: a shell, or a command, in an instance by SSH.
 
 use std::ffi::{OsStr, OsString};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, SocketAddrV4, TcpStream};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use super::guest_command::{self, Outcome};
 use super::wait::AGENT_TIMEOUT;
 use super::{open_cloud, output};
 use crate::cloud::ssh::SshTarget;
+use crate::guest::parse_user_name;
 
 /// How long the host's own loopback may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,7 +40,7 @@ pub struct Args {
     identity: Option<PathBuf>,
 
     /// The guest's user; the image's, if left out.
-    #[arg(short, long, value_name = "NAME")]
+    #[arg(short, long, value_name = "NAME", value_parser = parse_user_name)]
     login: Option<String>,
 
     /// Print the ssh command in place of running it.
@@ -53,7 +55,7 @@ pub struct Args {
 /// Opens it.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (named, reference) = match args.instance.split_once('@') {
-        Some((user, reference)) => (Some(user.to_string()), reference),
+        Some((user, reference)) => (Some(parse_user_name(user).map_err(anyhow::Error::msg)?), reference),
         None => (None, args.instance.as_str()),
     };
     let target = open_cloud()?.ssh_target(reference)?;
@@ -77,37 +79,58 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The command; the error is why there is none, in a few words.
-fn ssh(
-    target: &SshTarget,
-    user: &str,
-    identity: Option<&std::path::Path>,
-    words: &[OsString],
-) -> Result<Command, String> {
+/// Returns the `ssh` command, or why there is none, in a few words.
+fn ssh(target: &SshTarget, user: &str, identity: Option<&Path>, words: &[OsString]) -> Result<Command, String> {
     let Some(endpoint) = target.endpoint else {
         return Err("its security groups let nobody in at port 22 (`wisp sg authorize default --port 22` does)".into());
-    };
-    let identity = match (identity, &target.key_name) {
-        (Some(path), _) => Some(path.to_path_buf()),
-        (None, Some(name)) => Some(PathBuf::from(format!("{name}.pem"))).filter(|path| path.exists()),
-        (None, None) => None,
     };
     if let Err(error) = TcpStream::connect_timeout(&SocketAddr::V4(endpoint), CONNECT_TIMEOUT) {
         return Err(format!("{endpoint} does not answer ({error})"));
     }
+    Ok(command(target, endpoint, user, identity, words))
+}
+
+/// Builds the command. Nothing in it that the instance's image or owner chose can be taken for an option.
+fn command(
+    target: &SshTarget,
+    endpoint: SocketAddrV4,
+    user: &str,
+    identity: Option<&Path>,
+    words: &[OsString],
+) -> Command {
+    let identity = match (identity, &target.key_name) {
+        (Some(path), _) => Some(path.to_path_buf()),
+        // With "./", a name that begins with "~" is a file here, too.
+        (None, Some(name)) => Some(PathBuf::from(format!("./{name}.pem"))).filter(|path| path.exists()),
+        (None, None) => None,
+    };
     let mut command = Command::new("ssh");
     command.args(["-p", &endpoint.port().to_string(), "-o", &format!("HostKeyAlias={}", target.instance)]);
-    let mut known_hosts = OsString::from("UserKnownHostsFile=");
-    known_hosts.push(&target.known_hosts);
-    command.arg("-o").arg(known_hosts).args(["-o", "StrictHostKeyChecking=accept-new"]);
+    command.arg("-o").arg(known_hosts_option(&target.known_hosts)).args(["-o", "StrictHostKeyChecking=accept-new"]);
     if let Some(identity) = identity {
         command.arg("-i").arg(identity).args(["-o", "IdentitiesOnly=yes"]);
     }
-    command.arg(format!("{user}@{}", endpoint.ip()));
-    if !words.is_empty() {
-        command.arg("--").args(words);
+    // Behind "--" ssh takes no options, neither before the address nor, unlike without it, after the address.
+    command.args(["-l", user, "--", &endpoint.ip().to_string()]).args(words);
+    command
+}
+
+/// The option for the file of host keys; ssh splits its value at spaces and expands `%` (ssh_config(5)).
+fn known_hosts_option(path: &Path) -> OsString {
+    let mut option = b"UserKnownHostsFile=".to_vec();
+    let bytes = path.as_os_str().as_bytes();
+    let needs_quotes = bytes.iter().any(|byte| b" \t\"\\'#".contains(byte));
+    option.extend(needs_quotes.then_some(b'"'));
+    for byte in bytes {
+        match byte {
+            b'%' => option.push(b'%'),
+            b'"' | b'\\' => option.push(b'\\'),
+            _ => {}
+        }
+        option.push(*byte);
     }
-    Ok(command)
+    option.extend(needs_quotes.then_some(b'"'));
+    OsString::from_vec(option)
 }
 
 /// As ssh has it: the words are put together with spaces, and a shell takes them apart.
@@ -138,6 +161,55 @@ fn quoted(word: &OsStr) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cloud::machine::Folder;
+    use crate::host::home::Home;
+
+    fn target(known_hosts: &str) -> SshTarget {
+        let home = tempfile::tempdir().unwrap();
+        let id = "i-0123456789abcdef0".parse().unwrap();
+        SshTarget {
+            instance: id,
+            folder: Folder::of(&Home::at(home.path()).unwrap(), id),
+            user: "admin".into(),
+            key_name: Some("no-such-key".into()),
+            endpoint: Some("127.18.0.5:22".parse().unwrap()),
+            known_hosts: known_hosts.into(),
+        }
+    }
+
+    fn arguments(target: &SshTarget, user: &str, words: &[&str]) -> Vec<String> {
+        let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+        let command = command(target, target.endpoint.unwrap(), user, None, &words);
+        command.get_args().map(|word| word.to_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn ssh_takes_neither_user_nor_words_for_options() {
+        let arguments = arguments(&target("/w/known_hosts"), "-oProxyCommand=x", &["-oProxyCommand=y", "z"]);
+        let tail = ["-l", "-oProxyCommand=x", "--", "127.18.0.5", "-oProxyCommand=y", "z"];
+        assert!(arguments.ends_with(&tail.map(String::from)), "{arguments:?}");
+        assert!(arguments.contains(&"UserKnownHostsFile=/w/known_hosts".to_string()), "{arguments:?}");
+    }
+
+    /// OpenSSH itself says what it makes of the command.
+    #[test]
+    fn openssh_reads_the_command_as_meant() {
+        let target = target("/w h/100%/a\"b/known_hosts");
+        let mut command = command(&target, target.endpoint.unwrap(), "admin", None, &["-oPort=1".into()]);
+        let program = command.get_program().to_owned();
+        let arguments: Vec<_> = command.get_args().map(OsStr::to_owned).collect();
+        command = Command::new(program);
+        let output = command.args(["-F", "none", "-G"]).args(arguments).output().expect("openssh-client is needed");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let error = String::from_utf8_lossy(&output.stderr);
+        for line in ["user admin", "hostname 127.18.0.5", "port 22"] {
+            assert!(text.lines().any(|other| other == line), "{line}: {text}{error}");
+        }
+        assert!(
+            text.lines().any(|line| line.starts_with("userknownhostsfile ") && line.contains("/w h/100")),
+            "{text}"
+        );
+    }
 
     #[test]
     fn words_are_quoted_where_a_shell_would_change_them() {

@@ -9,9 +9,11 @@ use crate::ec2::capacity::Request;
 /// priority, which ends by itself; that it could not be made is no concern of who launches.
 pub fn prepare_in_background(image: Option<&str>, size: &Request) {
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("wisp").args(["image", "warm"]).args(image.or(Some("tiny")));
+    command.arg0("wisp").args(["image", "warm"]);
     command.args(["--type", size.instance_type.name, "--vcpus", &size.vcpus.to_string()]);
     command.args(["--memory", &format!("{}M", size.memory_mib), "--overcommit", "--if-missing"]);
+    // An image's name may begin with a dash.
+    command.args(["--", image.unwrap_or("tiny")]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // SAFETY: between fork and exec, only setsid and setpriority are called, which are async-signal-safe.
     unsafe {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::embedded::{self, EmbeddedError};
+use crate::guest::check_user_name;
 use crate::host::home::Home;
 use crate::vmm::config::{BootProtocol, DiskFormat};
 
@@ -185,6 +186,7 @@ impl Manifest {
         if manifest.architecture != "x86_64" {
             return Err(format!("its architecture is {:?}; only x86_64 images run here", manifest.architecture));
         }
+        check_user_name(&manifest.default_user).map_err(|error| format!("default_user: {error}"))?;
         if let Some(file) = manifest.files().find(|file| !is_plain_name(file)) {
             return Err(format!("{file:?} is not the name of a file directly in the bundle"));
         }
@@ -263,6 +265,15 @@ mod tests {
         for name in ["../vmlinux", "/etc/passwd", "..", ""] {
             let error = Manifest::parse(&TEXT.replace("\"vmlinux\"", &format!("{name:?}"))).unwrap_err();
             assert!(error.contains("directly in the bundle"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn default_user_that_ssh_would_take_for_an_option_is_refused() {
+        for user in ["-oProxyCommand=touch x;", "a b", "", "a@b"] {
+            let text = TEXT.replace("default_user = \"root\"", &format!("default_user = {user:?}"));
+            let error = Manifest::parse(&text).unwrap_err();
+            assert!(error.contains("default_user") && error.contains(&format!("{user:?}")), "{user}: {error}");
         }
     }
 

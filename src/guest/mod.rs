@@ -25,6 +25,7 @@ pub(crate) mod fuzzing;
 mod shutdown;
 mod signals;
 pub mod terminal;
+mod user;
 
 #[cfg(test)]
 mod testing;
@@ -34,6 +35,7 @@ pub use connect::Agent;
 pub use error::Error;
 pub use exec::Streams;
 pub use signals::Signals;
+pub use user::{check_user_name, parse_user_name};
 pub use wisp_agent::protocol::{ExecRequest, ExitStatus, Facts, TerminalRequest, WindowSize};
 pub use wisp_agent::protocol::{UserDataState, UserDataStatus};
 pub use wisp_agent::resumed::FEATURE;

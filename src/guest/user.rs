@@ -1,0 +1,63 @@
+//! Names of a guest's users.
+
+/// The most characters of a name, as in useradd(8).
+const MAX_LENGTH: usize = 32;
+
+/// Checks the name of a guest's user: it becomes an argument of `ssh`, which expands it in the user's own configuration.
+///
+/// # Errors
+/// A sentence with the name and the rule that it breaks.
+pub fn check_user_name(name: &str) -> Result<(), String> {
+    let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_');
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    if starts_well && name.len() <= MAX_LENGTH && name.bytes().all(is_allowed) {
+        return Ok(());
+    }
+    Err(format!(
+        "{name:?} is not a user name: it has 1 to {MAX_LENGTH} letters, digits, `_`, `.` or `-`, and begins with a letter, a digit or `_`"
+    ))
+}
+
+/// A user name as an option's value.
+///
+/// # Errors
+/// As [`check_user_name`].
+pub fn parse_user_name(name: &str) -> Result<String, String> {
+    check_user_name(name).map(|()| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_names_that_a_program_could_misread_are_refused() {
+        for name in ["root", "admin", "_apt", "www-data", "first.last", "Alice", "1000", &"x".repeat(32)] {
+            check_user_name(name).unwrap();
+        }
+        let long = "x".repeat(33);
+        for name in [
+            "",
+            "-",
+            "-oProxyCommand=x",
+            "--",
+            ".",
+            "..",
+            "a b",
+            "a@b",
+            "a/b",
+            "a:b",
+            "a%h",
+            "a$(x)",
+            "a`x`",
+            "a\nb",
+            "a\0",
+            "a'b",
+            "\u{e9}",
+            &long,
+        ] {
+            let error = check_user_name(name).unwrap_err();
+            assert!(error.contains(&format!("{name:?}")), "{error}");
+        }
+    }
+}
