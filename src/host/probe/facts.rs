@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 
 use kvm_ioctls::{Cap, Kvm};
 use rustix::fs::Access;
@@ -306,6 +307,8 @@ pub struct VpcFacts {
     pub tun: Result<(), Errno>,
     /// What forbids this user namespaces of their own.
     pub forbidden_by: Option<NamespaceSetting>,
+    /// The kernel's nftables lacks the bridge family, which binds an instance's address to its port.
+    pub lacks_bridge_rules: bool,
 }
 
 /// A setting of the kernel's that forbids a user namespaces of their own.
@@ -342,6 +345,20 @@ impl NamespaceSetting {
     }
 }
 
+/// Tries to make a table of the bridge family, in namespaces that end with the attempt. Returns false where that cannot be
+/// tried.
+fn lacks_bridge_rules() -> bool {
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--net", "--", "nft", "add table bridge wisp"]).stdin(Stdio::null());
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin")).env("LC_ALL", "C");
+    let refused = |output: Output| {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        !output.status.success() && ["not supported", "No such file"].iter().any(|reason| said.contains(reason))
+    };
+    is_installed("nft") && command.output().is_ok_and(refused)
+}
+
 /// Asked as landlock_create_ruleset(2) says: without attributes, for the version.
 fn landlock_version() -> u32 {
     const VERSION: libc::c_uint = 1;
@@ -355,7 +372,7 @@ impl VpcFacts {
     fn read() -> VpcFacts {
         const FLAGS: rustix::fs::OFlags = rustix::fs::OFlags::RDWR.union(rustix::fs::OFlags::CLOEXEC);
         let tun = rustix::fs::open("/dev/net/tun", FLAGS, rustix::fs::Mode::empty()).map(drop);
-        VpcFacts { tun, forbidden_by: NamespaceSetting::in_force() }
+        VpcFacts { tun, forbidden_by: NamespaceSetting::in_force(), lacks_bridge_rules: lacks_bridge_rules() }
     }
 }
 

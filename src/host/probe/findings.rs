@@ -210,10 +210,17 @@ fn space(free_mib: u64) -> Finding {
     }
 }
 
+/// The family's module, where it is one: it brings the family's own expressions, and a kernel that has it has the family.
+const BRIDGE_MODULE: &str = "sudo modprobe nft_meta_bridge";
+
 fn vpc(facts: VpcFacts) -> Finding {
     const NAME: &str = "VPC";
     let only = "Without it, each guest has a network of its own (`--network user`).";
     match (facts.tun, facts.forbidden_by) {
+        (Ok(()), None) if facts.lacks_bridge_rules => {
+            let found = Finding::warn(NAME, "the kernel's nftables lacks the bridge family (CONFIG_NF_TABLES_BRIDGE)");
+            found.explained(only).mended_by("Load its module, or install a kernel that has it", BRIDGE_MODULE)
+        }
         (Ok(()), None) => Finding::ok(NAME, "taps, and namespaces of one's own"),
         (Err(Errno::NOENT | Errno::NODEV), _) => {
             let found = Finding::warn(NAME, "there is no /dev/net/tun, which makes taps").explained(only);
@@ -327,7 +334,7 @@ mod tests {
                 free_mib: Some(50_000),
             }),
             helpers: HELPERS.map(|helper| (helper, true)).to_vec(),
-            vpc: VpcFacts { tun: Ok(()), forbidden_by: None },
+            vpc: VpcFacts { tun: Ok(()), forbidden_by: None, lacks_bridge_rules: false },
             killed_routers: Vec::new(),
             low_ports: Ok(()),
             landlock: 7,
@@ -450,7 +457,11 @@ mod tests {
 
     #[test]
     fn what_a_vpc_lacks_is_said_with_the_command_that_brings_it() {
-        let mend = |tun, forbidden_by| vpc(VpcFacts { tun, forbidden_by }).mends[0].command.to_string();
+        let lacks = |tun, forbidden_by, lacks_bridge_rules| {
+            vpc(VpcFacts { tun, forbidden_by, lacks_bridge_rules }).mends[0].command.to_string()
+        };
+        let mend = |tun, forbidden_by| lacks(tun, forbidden_by, false);
+        assert_eq!(lacks(Ok(()), None, true), BRIDGE_MODULE);
         assert_eq!(mend(Err(Errno::ACCESS), None), "sudo chmod 0666 /dev/net/tun");
         assert_eq!(mend(Err(Errno::NOENT), None), "sudo modprobe tun");
         assert_eq!(

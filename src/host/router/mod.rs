@@ -12,6 +12,8 @@ mod held;
 mod namespace;
 mod process;
 mod rules;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::io::{self, IoSliceMut, Read, Write};

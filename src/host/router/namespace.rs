@@ -14,7 +14,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 
 use super::held::owner_of;
 use super::{Interface, RouterConfig, WAY_OUT};
-use crate::vmm::link::GATEWAY_MAC;
+use crate::vmm::link::{GATEWAY_MAC, MacAddress};
 
 /// The bridge that instances' taps are ports of.
 pub(super) const BRIDGE: &str = "wisp0";
@@ -92,13 +92,12 @@ pub(super) fn is_furnished(network: &OwnedFd, config: &RouterConfig) -> bool {
     command.output().is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(&address))
 }
 
-/// Makes the bridge and a tap for the first interface, and turns routing on.
-pub(super) fn furnish(config: &RouterConfig, first: &Interface) -> io::Result<OwnedFd> {
+/// Makes the bridge, connects the tap of the first interface, and turns routing on.
+pub(super) fn furnish(config: &RouterConfig, first: &Interface, tap: Tap) -> io::Result<OwnedFd> {
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
     // The links carry IPv4; a kernel may have nothing else.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
     let RouterConfig { range, router, mtu, .. } = config;
-    let tap = Tap::new()?;
     ip(&format!(
         "link set lo up
 link add {BRIDGE} address {GATEWAY_MAC} mtu {mtu} type bridge mcast_snooping 0
@@ -139,22 +138,76 @@ route replace {dns}/32 via {OUT_ROUTER} dev {OUT}
     ))
 }
 
-/// A new tap for an instance, connected; it is there for as long as its descriptor is open somewhere.
-pub(super) fn add_tap(config: &RouterConfig, interface: &Interface) -> io::Result<OwnedFd> {
-    let tap = Tap::new()?;
+/// Connects an instance's tap, which is there for as long as its descriptor is open somewhere.
+pub(super) fn connect(config: &RouterConfig, interface: &Interface, tap: Tap) -> io::Result<OwnedFd> {
     ip(&tap.lines(config, interface))?;
     tap.enter_in_bridge(interface)
 }
 
+/// A bridge port and its instance's addresses: frames with other source addresses are dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Port {
+    /// The tap's name.
+    pub tap: String,
+    pub mac: MacAddress,
+    pub address: Ipv4Addr,
+}
+
+/// The bridge's ports, as an earlier router connected them: the bridge has each instance's Ethernet address.
+pub(super) fn connected_ports(config: &RouterConfig) -> io::Result<Vec<Port>> {
+    let mut command = program("bridge");
+    let output = command.args(["fdb", "show", "br", BRIDGE]).stdin(Stdio::null()).output()?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(io::Error::other(format!("bridge ended with {}: {}", output.status, said.trim())));
+    }
+    Ok(ports_in(&String::from_utf8_lossy(&output.stdout), config))
+}
+
+fn ports_in(entries: &str, config: &RouterConfig) -> Vec<Port> {
+    let port = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [mac, "dev", tap, ..] = words.as_slice() else { return None };
+        let is_connected = tap.starts_with(TAPS) && words.contains(&"static");
+        let interface = config.interfaces.iter().find(|interface| interface.mac.to_string() == *mac)?;
+        let Interface { mac, address, .. } = *interface;
+        is_connected.then(|| Port { tap: tap.to_string(), mac, address })
+    };
+    entries.lines().filter_map(port).collect()
+}
+
+/// The names of the taps in this namespace.
+pub(super) fn tap_names() -> io::Result<Vec<String>> {
+    // SAFETY: without an argument; the list is freed below.
+    let list = unsafe { libc::if_nameindex() };
+    if list.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    let mut names = Vec::new();
+    for index in 0.. {
+        // SAFETY: the list goes on to the entry without a name, and nothing behind that is looked at.
+        let name = unsafe { (*list.add(index)).if_name };
+        if name.is_null() {
+            break;
+        }
+        // SAFETY: the entry's name is a string that ends with zero.
+        let name = unsafe { std::ffi::CStr::from_ptr(name) };
+        names.extend(name.to_str().ok().filter(|name| name.starts_with(TAPS)).map(str::to_string));
+    }
+    // SAFETY: it is the list from above, freed once.
+    unsafe { libc::if_freenameindex(list) };
+    Ok(names)
+}
+
 /// A tap that is to be connected.
 #[derive(Debug)]
-struct Tap {
+pub(super) struct Tap {
     name: String,
     file: File,
 }
 
 impl Tap {
-    fn new() -> io::Result<Tap> {
+    pub(super) fn new() -> io::Result<Tap> {
         let file = open_tun()?;
         // SAFETY: an interface request of zeros is a valid one.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -168,6 +221,11 @@ impl Tap {
         }
         let letters = request.ifr_name.iter().map(|byte| *byte as u8 as char);
         Ok(Tap { name: letters.take_while(|letter| *letter != '\0').collect(), file })
+    }
+
+    /// The port that it will be.
+    pub(super) fn port(&self, interface: &Interface) -> Port {
+        Port { tap: self.name.clone(), mac: interface.mac, address: interface.address }
     }
 
     /// What `ip` is told of it: a port of the bridge, for one interface only.
@@ -189,9 +247,17 @@ neighbour replace {address} lladdr {mac} nud permanent dev {BRIDGE}
     }
 }
 
+/// The kernel's part in a VPC's rules.
+const KERNEL_NEEDS: &str = "a VPC needs nftables with the families inet and bridge (CONFIG_NF_TABLES_INET and \
+                            CONFIG_NF_TABLES_BRIDGE of the kernel)";
+
 /// Has nftables go by `rules`.
 pub(super) fn set_rules(rules: &str) -> io::Result<()> {
-    feed("nft", &["-f", "-"], rules)
+    const UNSUPPORTED: &str = "Operation not supported";
+    feed("nft", &["-f", "-"], rules).map_err(|error| match error.to_string() {
+        said if said.contains(UNSUPPORTED) => io::Error::other(format!("{said}\n{KERNEL_NEEDS}")),
+        _ => error,
+    })
 }
 
 fn ip(lines: &str) -> io::Result<()> {

@@ -8,6 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::process::Child;
+use std::slice;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use rustix::net::{
     netlink::SocketAddrNetlink, sendmsg, socket_with,
 };
 
-use super::namespace::{self, TAPS};
+use super::namespace::{self, Port, Tap};
 use super::{Answer, CONFIG, Interface, LOCK, Place, Request, RouterConfig, SOCKET, rules};
 use crate::host::home::try_lock_file;
 use crate::host::probe;
@@ -47,6 +48,8 @@ struct Running<'a> {
     askers: Vec<UnixStream>,
     /// The rules in force: the instances of one launch come one by one, and are in the rules from the first on.
     rules: String,
+    /// The ports that the bridge's table lets send.
+    ports: Vec<Port>,
     /// The tap of the interface that the router was started for, until somebody has asked for one.
     first: Option<(Interface, OwnedFd)>,
 }
@@ -55,6 +58,28 @@ struct Running<'a> {
 pub fn run(folder: &Path, listener: OwnedFd, place: Place) -> io::Result<()> {
     let listener = UnixListener::from(listener);
     listener.set_nonblocking(true)?;
+    let running = set_up(folder, place);
+    if let Err(error) = &running {
+        refuse_first(&listener, error)?;
+    }
+    let result = running?.serve(&listener);
+    log::info!("the network ends");
+    result
+}
+
+/// Tells the client that started the router why there is none.
+fn refuse_first(listener: &UnixListener, why: &io::Error) -> io::Result<()> {
+    let timeout = Timespec { tv_sec: CLIENT_TIMEOUT.as_secs() as i64, tv_nsec: 0 };
+    poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&timeout))?;
+    let (stream, _) = listener.accept()?;
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
+    stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
+    BufReader::new(&stream).read_line(&mut String::new())?;
+    send(&stream, &Answer::Failed(why.to_string()), None)
+}
+
+fn set_up(folder: &Path, place: Place) -> io::Result<Running<'_>> {
     let config = read_config(folder)?;
     let way_out = match probe::is_installed(super::WAY_OUT) {
         true => Some(namespace::prepare_way_out(folder, &config)?),
@@ -68,29 +93,38 @@ pub fn run(folder: &Path, listener: OwnedFd, place: Place) -> io::Result<()> {
         socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     bind(&links, &SocketAddrNetlink::new(0, LINK_GROUP))?;
     let rules = rules::render(&config);
-    let first = match place {
+    let (ports, first) = match place {
         Place::Held(_) => {
             namespace::remove_way_out()?;
-            // Those of before may let pass what no group does any more: they are replaced before there is a way out.
-            namespace::set_rules(&rules)?;
-            None
+            let ports = namespace::connected_ports(&config)?;
+            // The rules of before may let pass what no group does any more: they are replaced before there is a way out.
+            namespace::set_rules(&format!("{rules}{}", rules::render_ports(&ports)))?;
+            (ports, None)
         }
-        // Each is programs that take milliseconds, and neither needs the other: nobody has the tap before there are rules.
-        Place::New(address) => thread::scope(|scope| {
-            let set = scope.spawn(|| namespace::set_rules(&rules));
-            let first = find(&config, address)?;
-            let tap = namespace::furnish(&config, first);
-            set.join().unwrap_or_else(|panic| resume_unwind(panic))?;
-            Ok::<_, io::Error>(Some((first.clone(), tap?)))
-        })?,
+        Place::New(address) => {
+            let (first, tap) = (find(&config, address)?, Tap::new()?);
+            let port = tap.port(first);
+            let text = format!("{rules}{}", rules::render_ports(slice::from_ref(&port)));
+            let tap = set_beside(&text, || namespace::furnish(&config, first, tap))?;
+            (vec![port], Some((first.clone(), tap)))
+        }
     };
-    let result = Running { folder, links, way_out, awaited: None, askers: Vec::new(), rules, first }.serve(&listener);
-    log::info!("the network ends");
-    result
+    Ok(Running { folder, links, way_out, awaited: None, askers: Vec::new(), rules, ports, first })
+}
+
+/// Sets `rules` while a tap is connected. Each is programs that take milliseconds, and neither needs the other: nobody has the
+/// tap before there are rules.
+fn set_beside(rules: &str, connect: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
+    thread::scope(|scope| {
+        let set = scope.spawn(|| namespace::set_rules(rules));
+        let tap = connect();
+        set.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+        tap
+    })
 }
 
 impl Running<'_> {
-    fn serve(&mut self, listener: &UnixListener) -> io::Result<()> {
+    fn serve(mut self, listener: &UnixListener) -> io::Result<()> {
         let mut was_asked = false;
         // Whoever started it has the lock until there is an instance, or goes without.
         let mut wants_end = true;
@@ -114,6 +148,9 @@ impl Running<'_> {
             }
             wants_end = self.is_alone()?;
             if !wants_end {
+                if let Err(error) = self.forget_ports() {
+                    log::warn!("the rules of taps that are gone cannot be removed: {error}");
+                }
                 continue;
             }
             // Who has the lock is about to ask for something.
@@ -132,7 +169,18 @@ impl Running<'_> {
 
     /// Whether no instance is connected.
     fn is_alone(&self) -> io::Result<bool> {
-        Ok(count_taps()? == usize::from(self.first.is_some()))
+        Ok(namespace::tap_names()?.len() == usize::from(self.first.is_some()))
+    }
+
+    /// Removes the rules of taps that are gone.
+    fn forget_ports(&mut self) -> io::Result<()> {
+        let names = namespace::tap_names()?;
+        let left: Vec<Port> = self.ports.iter().filter(|port| names.contains(&port.tap)).cloned().collect();
+        if left.len() < self.ports.len() {
+            namespace::set_rules(&rules::render_ports(&left))?;
+            self.ports = left;
+        }
+        Ok(())
     }
 
     fn answer(&mut self, stream: UnixStream) -> io::Result<()> {
@@ -178,8 +226,19 @@ impl Running<'_> {
         // If whoever started this router did not come, another instance may have the address meanwhile.
         match self.first.take() {
             Some((first, tap)) if (first.address, first.mac) == (address, interface.mac) => Ok(tap),
-            _ => namespace::add_tap(&config, interface),
+            _ => self.add_tap(&config, interface),
         }
+    }
+
+    fn add_tap(&mut self, config: &RouterConfig, interface: &Interface) -> io::Result<OwnedFd> {
+        let tap = Tap::new()?;
+        let port = tap.port(interface);
+        // The tap's name may be that of one which is gone.
+        let mut ports: Vec<Port> = self.ports.iter().filter(|other| other.tap != port.tap).cloned().collect();
+        ports.push(port);
+        let tap = set_beside(&rules::render_ports(&ports), || namespace::connect(config, interface, tap))?;
+        self.ports = ports;
+        Ok(tap)
     }
 
     /// Has the way out, which waits for that, go on: who was first here has been served, without it taking any CPU meanwhile.
@@ -252,27 +311,4 @@ pub(super) fn read_config(folder: &Path) -> io::Result<RouterConfig> {
 fn drain(links: &OwnedFd) {
     let mut buffer = [0; 16 << 10];
     while rustix::io::read(links, &mut buffer[..]).is_ok_and(|count| count > 0) {}
-}
-
-/// The taps of this namespace.
-fn count_taps() -> io::Result<usize> {
-    // SAFETY: without an argument; the list is freed below.
-    let list = unsafe { libc::if_nameindex() };
-    if list.is_null() {
-        return Err(io::Error::last_os_error());
-    }
-    let mut count = 0;
-    for index in 0.. {
-        // SAFETY: the list goes on to the entry without a name, and nothing behind that is looked at.
-        let name = unsafe { (*list.add(index)).if_name };
-        if name.is_null() {
-            break;
-        }
-        // SAFETY: the entry's name is a string that ends with zero.
-        let name = unsafe { std::ffi::CStr::from_ptr(name) };
-        count += usize::from(name.to_bytes().starts_with(TAPS.as_bytes()));
-    }
-    // SAFETY: it is the list from above, freed once.
-    unsafe { libc::if_freenameindex(list) };
-    Ok(count)
 }

@@ -10,7 +10,7 @@ use std::fmt::Write;
 use std::net::Ipv4Addr;
 
 use super::RouterConfig;
-use super::namespace::{BRIDGE, OUT};
+use super::namespace::{BRIDGE, OUT, Port};
 use crate::vmm::link::{FilterProtocol, FilterRule};
 
 /// The whole table, put in the place of the one before at once.
@@ -46,6 +46,32 @@ pub(super) fn render(config: &RouterConfig) -> String {
         dns = config.dns
     );
     text
+}
+
+/// The bridge's table, put in the place of the one before at once: from each port, IPv4 from its instance's own addresses and
+/// nothing else. The VMM answers ARP and DHCP itself, so that an instance has nothing else to send. The tables of security
+/// groups can therefore trust a packet's source address.
+pub(super) fn render_ports(ports: &[Port]) -> String {
+    let element = |Port { tap, mac, address }: &Port| format!("\"{tap}\" . {mac} . {address}");
+    let elements: Vec<String> = ports.iter().map(element).collect();
+    let elements = match elements.as_slice() {
+        [] => String::new(),
+        some => format!("\n    elements = {{ {} }}", some.join(", ")),
+    };
+    format!(
+        "table bridge wisp
+delete table bridge wisp
+table bridge wisp {{
+  set ports {{
+    type ifname . ether_addr . ipv4_addr{elements}
+  }}
+  chain prerouting {{
+    type filter hook prerouting priority filter; policy drop;
+    iifname . ether saddr . ip saddr @ports accept
+  }}
+}}
+"
+    )
 }
 
 /// The chains of one direction, and the map that leads to them; `peer` is the field with the other's address.
@@ -138,6 +164,19 @@ mod tests {
         assert!(text.contains("172.31.0.4 : goto ingress1, 172.31.0.5 : goto ingress1"), "{text}");
         assert!(text.contains("172.31.0.6 : goto ingress0"), "{text}");
         assert_eq!(text.matches("chain egress").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn ports_are_bound_to_their_addresses_and_others_are_dropped() {
+        let port = |number: u8| Port {
+            tap: format!("tap{number}"),
+            mac: MacAddress([6, 0, 0, 0, 0, number]),
+            address: Ipv4Addr::new(172, 31, 0, number),
+        };
+        let text = render_ports(&[port(4), port(5)]);
+        let elements = "{ \"tap4\" . 06:00:00:00:00:04 . 172.31.0.4, \"tap5\" . 06:00:00:00:00:05 . 172.31.0.5 }";
+        assert!(text.contains(elements) && text.contains("policy drop"), "{text}");
+        assert!(!render_ports(&[]).contains("elements"));
     }
 
     #[test]

@@ -1,0 +1,180 @@
+//! The kernel's side of a VPC: taps as VMMs have them, and frames that a VMM which was taken over writes to one.
+//!
+//! Each test runs in a user and a network namespace of its own.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_setfl};
+
+use super::namespace::{self, Port, Tap};
+use super::*;
+use crate::vmm::link::{FilterProtocol, FilterRule, GATEWAY_MAC};
+
+/// Set in the process that is in the namespaces.
+const INSIDE: &str = "WISP_TEST_ROUTER";
+const DEADLINE: Duration = Duration::from_secs(20);
+/// Bytes of the header that a tap's frames begin with (`IFF_VNET_HDR`).
+const VNET_HEADER: usize = 10;
+const ROUTER: [u8; 4] = [172, 31, 0, 1];
+
+/// Whether this process is in namespaces of its own. If not, runs the test `name` in some.
+fn is_inside(name: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--net", "--"]).arg(std::env::current_exe().unwrap());
+    let name = format!("{}::{name}", module_path!().split_once("::").unwrap().1);
+    let status = command.args(["--exact", &name, "--nocapture"]).env(INSIDE, "1").status().unwrap();
+    assert!(status.success(), "in namespaces of its own, the test ended with {status}");
+    false
+}
+
+/// Instances 4, 5 and 6, which may begin everything with each other.
+fn config() -> RouterConfig {
+    let all = || vec![FilterRule { protocol: FilterProtocol::All, peers: vec!["0.0.0.0/0".parse().unwrap()] }];
+    let interface = |number: u8| Interface {
+        address: address(number).into(),
+        folder: format!("i-{number}").into(),
+        mac: MacAddress(mac(number)),
+        filter: Filter { ingress: all(), egress: all() },
+    };
+    RouterConfig {
+        range: "172.31.0.0/16".parse().unwrap(),
+        router: ROUTER.into(),
+        dns: Ipv4Addr::new(172, 31, 0, 2),
+        mtu: 1500,
+        interfaces: [4, 5, 6].map(interface).into(),
+    }
+}
+
+fn mac(number: u8) -> [u8; 6] {
+    [6, 0, 0, 0, 0, number]
+}
+
+fn address(number: u8) -> [u8; 4] {
+    [172, 31, 0, number]
+}
+
+/// A network with three taps, in the order of the instances.
+fn network(config: &RouterConfig) -> (Vec<Port>, Vec<OwnedFd>) {
+    let (mut ports, mut taps) = (Vec::new(), Vec::new());
+    namespace::set_rules(&rules::render(config)).unwrap();
+    for interface in &config.interfaces {
+        let tap = Tap::new().unwrap();
+        ports.push(tap.port(interface));
+        namespace::set_rules(&rules::render_ports(&ports)).unwrap();
+        let connect = if taps.is_empty() { namespace::furnish } else { namespace::connect };
+        let tap = connect(config, interface, tap).unwrap();
+        fcntl_setfl(&tap, OFlags::NONBLOCK).unwrap();
+        taps.push(tap);
+    }
+    (ports, taps)
+}
+
+fn ethernet(source: [u8; 6], rest: &[&[u8]]) -> Vec<u8> {
+    [&[0; VNET_HEADER][..], &GATEWAY_MAC.0, &source, &rest.concat()].concat()
+}
+
+/// A UDP packet, as an instance sends it to another through the router.
+fn packet(source_mac: [u8; 6], source: [u8; 4], destination: [u8; 4], text: &[u8]) -> Vec<u8> {
+    ethernet(source_mac, &[&[8, 0], &ip(source, destination, text)])
+}
+
+fn ip(source: [u8; 4], destination: [u8; 4], text: &[u8]) -> Vec<u8> {
+    let length = (28 + text.len()) as u16;
+    let mut header = [0; 20];
+    header[..4].copy_from_slice(&[0x45, 0, (length >> 8) as u8, length as u8]);
+    (header[8], header[9]) = (64, 17);
+    header[12..16].copy_from_slice(&source);
+    header[16..].copy_from_slice(&destination);
+    let sum = header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+    let udp = [0x10, 0, 0x20, 0, 0, (8 + text.len()) as u8, 0, 0];
+    [&header[..], &udp, text].concat()
+}
+
+fn write(tap: &OwnedFd, frame: &[u8]) {
+    File::from(tap.try_clone().unwrap()).write_all(frame).unwrap();
+}
+
+/// The texts of packets that a tap gets, up to the one that says `last`.
+fn texts(tap: &OwnedFd, last: &[u8]) -> Vec<Vec<u8>> {
+    let (mut texts, deadline) = (Vec::new(), Instant::now() + DEADLINE);
+    let mut file = File::from(tap.try_clone().unwrap());
+    while texts.last().is_none_or(|text| text != last) {
+        assert!(Instant::now() < deadline, "{texts:?}");
+        poll(&mut [PollFd::new(&tap.as_fd(), PollFlags::IN)], Some(&Timespec { tv_sec: 1, tv_nsec: 0 })).unwrap();
+        let mut frame = [0; 2048];
+        match file.read(&mut frame) {
+            Ok(length) => texts.push(frame[VNET_HEADER + 14 + 28..length].to_vec()),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}"),
+        }
+    }
+    texts
+}
+
+#[test]
+fn spoofed_frames_are_dropped_at_the_port() {
+    if !is_inside("spoofed_frames_are_dropped_at_the_port") {
+        return;
+    }
+    let config = config();
+    let (ports, taps) = network(&config);
+    let [from, _, to] = taps.as_slice() else { unreachable!() };
+    write(from, &packet(mac(4), address(4), address(6), b"first"));
+    assert_eq!(texts(to, b"first"), [b"first"]);
+
+    let arp: &[&[u8]] = &[&[8, 6, 0, 1, 8, 0, 6, 4, 0, 2], &mac(4), &address(6), &mac(6), &address(6)];
+    // A priority tag: the kernel takes it off and routes the packet.
+    let tagged: &[&[u8]] = &[&[0x81, 0, 0, 0, 8, 0], &ip(address(5), address(6), b"tagged")];
+    for spoofed in [
+        packet(mac(4), address(5), address(6), b"address"),
+        packet(mac(5), address(4), address(6), b"mac"),
+        packet(mac(5), address(5), address(6), b"both"),
+        packet(mac(4), ROUTER, address(6), b"router's address"),
+        packet(GATEWAY_MAC.0, address(4), address(6), b"router's mac"),
+        packet(mac(4), [172, 31, 9, 9], address(6), b"nobody's address"),
+        packet(mac(4), [0; 4], address(6), b"no address"),
+        ethernet(mac(4), arp),
+        ethernet(mac(4), tagged),
+    ] {
+        write(from, &spoofed);
+    }
+    write(from, &packet(mac(4), address(4), address(6), b"last"));
+    assert_eq!(texts(to, b"last"), [b"last"]);
+
+    // What is restored after the router was killed is what there was.
+    let mut connected = namespace::connected_ports(&config).unwrap();
+    connected.sort_by(|one, other| one.tap.cmp(&other.tap));
+    assert_eq!(connected, ports);
+    namespace::set_rules(&rules::render_ports(&connected)).unwrap();
+    write(from, &packet(mac(4), address(5), address(6), b"address"));
+    write(from, &packet(mac(4), address(4), address(6), b"restored"));
+    assert_eq!(texts(to, b"restored"), [b"restored"]);
+}
+
+#[test]
+fn tap_without_rules_sends_nothing() {
+    if !is_inside("tap_without_rules_sends_nothing") {
+        return;
+    }
+    let config = config();
+    let (mut ports, taps) = network(&config);
+    let without = ports.remove(0);
+    namespace::set_rules(&rules::render_ports(&ports)).unwrap();
+    write(&taps[0], &packet(mac(4), address(4), address(6), b"unbound"));
+    write(&taps[1], &packet(mac(5), address(5), address(6), b"bound"));
+    assert_eq!(texts(&taps[2], b"bound"), [b"bound"]);
+
+    // The tap goes with its descriptor, and its name is free.
+    assert!(namespace::tap_names().unwrap().contains(&without.tap));
+    drop(taps);
+    assert_eq!(namespace::tap_names().unwrap(), Vec::<String>::new());
+    assert!(namespace::connected_ports(&config).unwrap().is_empty());
+}
