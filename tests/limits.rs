@@ -63,6 +63,19 @@ fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
     // It was held no longer than it had to: what it earned, it had.
     assert!(after.held_ns > 0 && after.budget.balance.saved_ns < 100_000_000, "{after:?}");
 
+    // What its devices' threads use is charged, too.
+    assert_eq!(machine.ask(&Request::SetCanOwe { can_owe: true }), Message::Done);
+    let pid = machine.status().sandbox.pid;
+    let (least, deadline) = (Duration::from_millis(30), Instant::now() + DEADLINE);
+    while thread_time(pid, "block0") < least {
+        assert!(Instant::now() < deadline, "the disk's thread had {:?}", thread_time(pid, "block0"));
+        machine.shell("dd if=/dev/vda of=/dev/null bs=4k count=2000 iflag=direct 2>/dev/null");
+    }
+    let status = machine.status();
+    let devices = status.cpu_budget.as_ref().unwrap().used_ns.saturating_sub(status.cpu_time_ns);
+    assert!(devices >= least.as_nanos() as u64 / 2, "{devices} ns were charged for devices");
+    assert_eq!(machine.ask(&Request::SetCanOwe { can_owe: false }), Message::Done);
+
     // Whoever pauses, saves or ends it need not wait for its turn: an overdrawn one would have for seconds.
     machine.shell(&format!("({BUSY}; {BUSY}; {BUSY}; {BUSY}) > /dev/null 2>&1 &"));
     let saved = machine.path("saved");

@@ -187,7 +187,7 @@ impl Machine {
         }
 
         let exits = Arc::new(ExitCounters::default());
-        let cpu_time = CpuTime::new(config.cpus.count);
+        let cpu_time = CpuTime::new(config.cpus.count, devices.clocks.clone());
         let gate = Gate::new(config.cpus.count);
         let quota = quota(&config, &surroundings.folder);
         let saved_msrs = state::saved_msrs(&kvm)?;

@@ -10,6 +10,7 @@ use wisp_agent::resumed::{RESUMED_PORT, RESUMED_PORTS};
 
 use super::bus::{Bus, SharedDevice};
 use super::config::{DiskConfig, NetConfig};
+use super::cpu::time::ThreadClock;
 use super::devices::acpi_pm::{self, AcpiPm};
 use super::devices::boot_timer::BootTimer;
 use super::devices::console::Console;
@@ -59,6 +60,8 @@ pub(super) struct Devices {
     pub(super) net: Option<NetControl>,
     pub(super) virtio: Vec<Arc<Mutex<MmioTransport>>>,
     pub(super) faults: Vec<(String, Arc<GuestFaults>)>,
+    /// Clocks of the virtio devices' threads.
+    pub(super) clocks: Vec<Arc<ThreadClock>>,
 }
 
 pub(super) fn new_eventfd() -> Result<EventFd, Error> {
@@ -121,8 +124,8 @@ pub(super) fn wire_ports(
         bus.insert(port.into(), length, device).expect("the ports of the PC's devices do not overlap");
     }
     let disks = DiskSlots::default();
-    let (virtio, faults) = (Vec::new(), Vec::new());
-    Ok(Devices { serial, serial_room, i8042, rtc, acpi_pm, generation, disks, net: None, virtio, faults })
+    let (virtio, faults, clocks) = (Vec::new(), Vec::new(), Vec::new());
+    Ok(Devices { serial, serial_room, i8042, rtc, acpi_pm, generation, disks, net: None, virtio, faults, clocks })
 }
 
 /// The network device, in front of what it is connected to.
@@ -178,12 +181,11 @@ pub(super) fn wire_virtio(
         let line = wire_irq(vm, slot.irq)?;
         let transport =
             MmioTransport::new(device, memory.clone(), line, Arc::clone(&faults)).map_err(Error::host("an eventfd"))?;
-        if transport.has_thread() {
-            let address = IoEventAddress::Mmio(slot.address + register::QUEUE_NOTIFY);
-            for (queue, kick) in (0_u32..).zip(transport.kicks()) {
-                vm.register_ioevent(kick, &address, queue).map_err(Error::kvm("route a queue's notifications"))?;
-            }
+        let address = IoEventAddress::Mmio(slot.address + register::QUEUE_NOTIFY);
+        for (queue, kick) in (0_u32..).zip(transport.kicks()) {
+            vm.register_ioevent(kick, &address, queue).map_err(Error::kvm("route a queue's notifications"))?;
         }
+        devices.clocks.push(Arc::clone(transport.clock()));
         let transport = Arc::new(Mutex::new(transport));
         bus.insert(slot.address, VIRTIO_MMIO_SIZE, transport.clone()).expect("slots do not overlap");
         devices.virtio.push(transport);

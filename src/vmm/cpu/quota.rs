@@ -4,7 +4,8 @@
 //! A slice ends by a timer on the thread's CPU time, whose signal is the one that kicks vCPUs: an idle guest sets off none.
 //! All vCPUs pay from one budget and wait for the same moment, and each then has a slice as long as the others': none can
 //! starve another. Who is held waits at the [`Gate`], so that pausing, saving and stopping find it there at once.
-//! What counts is what the vCPUs' threads had of the host's CPUs, serving their exits included.
+//! The budget pays for the CPU time of the vCPUs' threads, with that of serving their exits, and for that of the threads that
+//! serve the machine's devices. Those are never held: they stop by themselves when the guest gives them no more work.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -28,7 +29,7 @@ pub struct Quota {
 #[derive(Debug)]
 struct Account {
     budget: CpuBudget,
-    /// When it was last settled, and what the vCPUs had had by then, in nanoseconds.
+    /// When it was last settled, and the CPU time that had been charged by then, in nanoseconds.
     settled: Instant,
     used_ns: u64,
     held_ns: u64,
@@ -77,7 +78,7 @@ impl Quota {
     /// The account, up to now.
     fn settle(&self, cpu_time: &CpuTime) -> MutexGuard<'_, Account> {
         let mut account = self.account.lock().unwrap_or_else(PoisonError::into_inner);
-        let (now, used) = (Instant::now(), cpu_time.total_ns());
+        let (now, used) = (Instant::now(), cpu_time.charged_ns());
         let elapsed = now.saturating_duration_since(account.settled);
         let spent = used.saturating_sub(account.used_ns);
         account.budget.pass(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), spent);
@@ -108,5 +109,36 @@ impl Allowance<'_> {
         let mut account = quota.account.lock().unwrap_or_else(PoisonError::into_inner);
         account.held_ns = account.held_ns.saturating_add(held);
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::cpu::time::ThreadClock;
+    use crate::vmm::limits::CpuBalance;
+    use std::sync::Arc;
+
+    #[test]
+    fn device_thread_time_is_charged_to_the_budget() {
+        const SPENT: u64 = 5_000_000;
+        let balance = CpuBalance { saved_ns: 1_000_000, ..CpuBalance::default() };
+        // So little that nothing is earned meanwhile.
+        let config = CpuBudgetConfig { earned_ppm: 1, cap_ns: 1 << 40, can_owe: false, owed_cap_ns: 0, balance };
+        let device = Arc::new(ThreadClock::default());
+        let time = CpuTime::new(1, vec![Arc::clone(&device)]);
+        let quota = Quota::new(config, 1);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _counted = device.count_this_thread().unwrap();
+                let mut sum = 0_u64;
+                while device.ns() < SPENT {
+                    sum = std::hint::black_box(sum + 1);
+                }
+            });
+        });
+        let record = quota.record(&time);
+        assert!(record.used_ns >= SPENT, "{record:?}");
+        assert!(record.budget.balance.overdrawn_ns >= SPENT / 2, "{record:?}");
     }
 }

@@ -1,68 +1,91 @@
-//! How much of the host's CPUs the vCPUs had: the guest's share and what serving it took.
+//! CPU time that a machine's threads took from the host: its vCPUs', and that of the threads that serve its devices.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The clocks of a machine's vCPU threads.
-#[derive(Debug)]
-pub struct CpuTime(Vec<Mutex<ThreadTime>>);
+/// CPU time of one thread, or of several that follow each other.
+#[derive(Debug, Default)]
+pub struct ThreadClock(Mutex<Counted>);
 
-/// What one thread had.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ThreadTime {
-    /// It runs, and this is its clock, which goes with it.
-    Running(libc::clockid_t),
-    /// It is not there yet, or any more, and had this many nanoseconds.
-    Ended(u64),
+#[derive(Debug, Default)]
+struct Counted {
+    /// Nanoseconds of threads that have ended.
+    ended_ns: u64,
+    /// The clock of the thread that runs now. It is valid until that thread ends.
+    running: Option<libc::clockid_t>,
 }
 
-/// A thread that is counted; dropped by the thread itself, as the last thing that it does.
+/// A thread that is counted. The thread drops it itself, just before it ends.
 #[derive(Debug)]
-pub struct CountedThread<'a>(&'a Mutex<ThreadTime>);
+pub struct CountedThread<'a>(&'a ThreadClock);
 
-impl CpuTime {
-    /// For `vcpus` threads, none of which runs yet.
-    pub fn new(vcpus: u32) -> CpuTime {
-        CpuTime((0..vcpus).map(|_| Mutex::new(ThreadTime::Ended(0))).collect())
-    }
-
-    /// Counts the calling thread as that of vCPU `id`, until what is returned is dropped.
-    pub fn count_this_thread(&self, id: u32) -> Option<CountedThread<'_>> {
-        let time = self.0.get(id as usize)?;
+impl ThreadClock {
+    /// Counts the calling thread until the returned value is dropped. Returns none if the host has no clock for it.
+    pub fn count_this_thread(&self) -> Option<CountedThread<'_>> {
         let mut clock = 0;
         // SAFETY: the thread is the calling one, so that its id is valid; `clock` is written to, no more.
         let error = unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut clock) };
         if error != 0 {
             return None;
         }
-        *time.lock().unwrap_or_else(PoisonError::into_inner) = ThreadTime::Running(clock);
-        Some(CountedThread(time))
+        self.lock().running = Some(clock);
+        Some(CountedThread(self))
     }
 
-    /// What all of them had so far, in nanoseconds.
-    pub fn total_ns(&self) -> u64 {
-        self.0.iter().map(|time| time.lock().unwrap_or_else(PoisonError::into_inner).ns()).sum()
+    /// Nanoseconds so far.
+    pub fn ns(&self) -> u64 {
+        self.lock().ns()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counted> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for CountedThread<'_> {
     fn drop(&mut self) {
-        let mut time = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *time = ThreadTime::Ended(time.ns());
+        let mut counted = self.0.lock();
+        *counted = Counted { ended_ns: counted.ns(), running: None };
     }
 }
 
-impl ThreadTime {
-    fn ns(self) -> u64 {
-        let clock = match self {
-            ThreadTime::Running(clock) => clock,
-            ThreadTime::Ended(ns) => return ns,
-        };
+impl Counted {
+    fn ns(&self) -> u64 {
+        let Some(clock) = self.running else { return self.ended_ns };
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: `time` is written to, no more. The thread of the clock runs: it says that it ends before it does.
         match unsafe { libc::clock_gettime(clock, &raw mut time) } {
-            0 => time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64,
-            _ => 0,
+            0 => self.ended_ns + time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64,
+            _ => self.ended_ns,
         }
+    }
+}
+
+/// CPU time of a machine.
+#[derive(Debug)]
+pub struct CpuTime {
+    vcpus: Vec<ThreadClock>,
+    devices: Vec<Arc<ThreadClock>>,
+}
+
+impl CpuTime {
+    /// For `vcpus` threads, none of which runs yet, and the threads of these devices.
+    pub fn new(vcpus: u32, devices: Vec<Arc<ThreadClock>>) -> CpuTime {
+        CpuTime { vcpus: (0..vcpus).map(|_| ThreadClock::default()).collect(), devices }
+    }
+
+    /// Counts the calling thread as that of vCPU `id`, until the returned value is dropped.
+    pub fn count_this_thread(&self, id: u32) -> Option<CountedThread<'_>> {
+        self.vcpus.get(id as usize)?.count_this_thread()
+    }
+
+    /// Nanoseconds of all vCPUs so far.
+    pub fn total_ns(&self) -> u64 {
+        self.vcpus.iter().map(ThreadClock::ns).sum()
+    }
+
+    /// Nanoseconds that the machine's CPU budget pays for: those of the vCPUs, and of the threads that serve devices.
+    pub fn charged_ns(&self) -> u64 {
+        self.total_ns() + self.devices.iter().map(|device| device.ns()).sum::<u64>()
     }
 }
 
@@ -70,21 +93,54 @@ impl ThreadTime {
 mod tests {
     use super::*;
 
+    /// Uses CPU time until `clock` shows so much.
+    pub(in crate::vmm) fn run_until(clock: &ThreadClock, ns: u64) {
+        let mut sum = 0_u64;
+        while clock.ns() < ns {
+            sum = std::hint::black_box(sum + 1);
+        }
+    }
+
     #[test]
-    fn a_thread_s_time_is_counted_while_it_runs_and_kept_when_it_has_ended() {
-        let time = CpuTime::new(2);
+    fn thread_time_is_counted_while_it_runs_and_kept_afterwards() {
+        let time = CpuTime::new(2, Vec::new());
         assert_eq!(time.total_ns(), 0);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let counted = time.count_this_thread(1).unwrap();
-                let mut sum = 0_u64;
-                while time.total_ns() < 1_000_000 {
-                    sum = std::hint::black_box(sum + 1);
-                }
+                run_until(&time.vcpus[1], 1_000_000);
                 drop(counted);
             });
         });
         assert!(time.total_ns() >= 1_000_000);
         assert!(time.count_this_thread(2).is_none());
+    }
+
+    #[test]
+    fn thread_clock_adds_up_threads_that_follow_each_other() {
+        let clock = ThreadClock::default();
+        for turn in 1..=3 {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let _counted = clock.count_this_thread().unwrap();
+                    run_until(&clock, turn * 1_000_000);
+                });
+            });
+            assert!(clock.ns() >= turn * 1_000_000);
+        }
+    }
+
+    #[test]
+    fn device_time_is_charged_but_is_not_the_vcpus() {
+        let device = Arc::new(ThreadClock::default());
+        let time = CpuTime::new(1, vec![Arc::clone(&device)]);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _counted = device.count_this_thread().unwrap();
+                run_until(&device, 1_000_000);
+            });
+        });
+        assert_eq!(time.total_ns(), 0);
+        assert!(time.charged_ns() >= 1_000_000);
     }
 }

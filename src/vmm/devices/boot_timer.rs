@@ -6,20 +6,21 @@ use std::sync::Arc;
 use crate::vmm::bus::BusDevice;
 use crate::vmm::timeline::{Mark, Timeline};
 
-/// Told when the guest says that its agent answers.
-pub type OnReady = Box<dyn FnMut() + Send>;
+/// Called when the guest says that its agent is ready.
+pub type OnReady = Box<dyn FnOnce() + Send>;
 
 /// The port's device; one byte wide.
 pub struct BootTimer {
     timeline: Arc<Timeline>,
-    on_ready: OnReady,
+    /// Taken by the first ready mark. Others cost the host nothing but the exit.
+    on_ready: Option<OnReady>,
     last: u8,
 }
 
 impl BootTimer {
-    /// `on_ready` is called at each ready mark: once for each boot of the guest's user space.
+    /// `on_ready` is called at the first ready mark, no more.
     pub fn new(timeline: Arc<Timeline>, on_ready: OnReady) -> BootTimer {
-        BootTimer { timeline, on_ready, last: 0 }
+        BootTimer { timeline, on_ready: Some(on_ready), last: 0 }
     }
 }
 
@@ -34,7 +35,9 @@ impl BusDevice for BootTimer {
             wisp_agent::MARK_INIT_STARTED => self.timeline.mark(Mark::InitStarted),
             wisp_agent::MARK_AGENT_READY => {
                 self.timeline.mark(Mark::AgentReady);
-                (self.on_ready)();
+                if let Some(on_ready) = self.on_ready.take() {
+                    on_ready();
+                }
             }
             _ => {}
         }
@@ -47,7 +50,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[test]
-    fn ready_is_marked_and_told() {
+    fn ready_is_marked_and_told_once() {
         let (timeline, told) = (Arc::new(Timeline::default()), Arc::new(AtomicU32::new(0)));
         let counter = Arc::clone(&told);
         let on_ready = Box::new(move || {
@@ -58,6 +61,10 @@ mod tests {
         timer.write(0, &[77]);
         assert_eq!(told.load(Ordering::Relaxed), 0);
         timer.write(0, &[wisp_agent::MARK_AGENT_READY]);
+        assert_eq!(told.load(Ordering::Relaxed), 1);
+        for _ in 0..3 {
+            timer.write(0, &[wisp_agent::MARK_AGENT_READY]);
+        }
         assert_eq!(told.load(Ordering::Relaxed), 1);
         assert!(timeline.record().at(Mark::InitStarted).is_some());
         assert!(timeline.record().at(Mark::AgentReady).is_some());

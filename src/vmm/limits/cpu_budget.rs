@@ -53,7 +53,7 @@ pub struct CpuBalance {
 pub struct CpuBudgetRecord {
     /// Its rules; the balance in it is what it is now.
     pub budget: CpuBudgetConfig,
-    /// What was spent since the machine was started.
+    /// CPU time charged since the machine was started: its vCPUs' and its device threads'.
     pub used_ns: u64,
     /// For how long vCPUs were held out of the guest since then, all together.
     pub held_ns: u64,
@@ -88,7 +88,7 @@ impl CpuBudget {
         self.config
     }
 
-    /// `elapsed_ns` have passed, in which the vCPUs had `used_ns` of CPU time.
+    /// `elapsed_ns` have passed, in which `used_ns` of CPU time were used.
     pub fn pass(&mut self, elapsed_ns: u64, used_ns: u64) {
         self.earn(elapsed_ns);
         self.spend(used_ns);

@@ -20,6 +20,8 @@ pub enum Kind {
     Vcpu,
     /// Serves a disk.
     Block,
+    /// Serves the entropy device.
+    Rng,
     /// Serves the vsock device.
     Vsock,
     /// Serves the network device and its link.
@@ -257,7 +259,7 @@ const FILTER: &[Call] = &[any(libc::SYS_seccomp), one_of(libc::SYS_prctl, 0, &[l
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 6] = [Kind::Main, Kind::Starter, Kind::Vcpu, Kind::Block, Kind::Vsock, Kind::Net];
+    pub const ALL: [Kind; 7] = [Kind::Main, Kind::Starter, Kind::Vcpu, Kind::Block, Kind::Rng, Kind::Vsock, Kind::Net];
 
     /// What a person calls such a thread.
     pub fn as_str(self) -> &'static str {
@@ -266,6 +268,7 @@ impl Kind {
             Kind::Starter => "the thread that starts others",
             Kind::Vcpu => "a vCPU's thread",
             Kind::Block => "a disk's thread",
+            Kind::Rng => "the entropy device's thread",
             Kind::Vsock => "the vsock device's thread",
             Kind::Net => "the network device's thread",
         }
@@ -295,6 +298,7 @@ impl Kind {
             ],
             Kind::Vcpu => &[EVERY, FILES, READ, CONSOLE, DEVICE, SOCKETS, TAP, BLOCK_DEVICES, VCPU],
             Kind::Block => &[EVERY, FILES, READ, DEVICE, BLOCK_DEVICES, RING],
+            Kind::Rng => &[EVERY],
             Kind::Vsock => &[EVERY, FILES, READ, DEVICE, SOCKETS, ACCEPT, UNIX],
             Kind::Net => &[EVERY, FILES, READ, DEVICE, SOCKETS, ACCEPT, TAP],
         }

@@ -70,7 +70,7 @@ pub fn enter(kind: Kind) -> io::Result<()> {
 /// two counts.
 fn programs(kind: Kind) -> [&'static BpfProgram; 2] {
     static NO_CLONE3: OnceLock<BpfProgram> = OnceLock::new();
-    static LISTS: [OnceLock<BpfProgram>; 6] = [const { OnceLock::new() }; 6];
+    static LISTS: [OnceLock<BpfProgram>; Kind::ALL.len()] = [const { OnceLock::new() }; Kind::ALL.len()];
     let no_clone3 = || {
         let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
         compile(rules, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn the_starter_has_every_call_of_those_that_it_starts() {
         let starter = rules(Kind::Starter);
-        for kind in [Kind::Vcpu, Kind::Block, Kind::Vsock, Kind::Net] {
+        for kind in [Kind::Vcpu, Kind::Block, Kind::Rng, Kind::Vsock, Kind::Net] {
             for (number, wanted) in rules(kind) {
                 let name = syscalls::Sysno::new(number as usize).map_or("?", |call| call.name());
                 let there = starter.get(&number).unwrap_or_else(|| panic!("{kind:?} makes the call {name}"));

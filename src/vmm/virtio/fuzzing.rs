@@ -33,7 +33,7 @@ pub(crate) fn rng(data: &[u8]) {
     drive(&mut Rng::default(), data, &mut |_| {});
 }
 
-/// Registers: of the entropy device, which serves on the vCPU that writes them, and of one without a disk.
+/// Registers: of the entropy device, and of a block device without a disk.
 pub(crate) fn registers(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let memory = memory();
@@ -159,23 +159,20 @@ impl Driver<'_> {
             interrupt: Arc::clone(&interrupt),
             features,
             faults: Arc::new(GuestFaults::new("fuzzed")),
+            clock: Arc::default(),
         };
         self.device.activate(activation).expect("there are threads and descriptors left");
         interrupt
     }
 
     fn serve(&mut self, interrupt: &mut Arc<Interrupt>) {
-        if self.device.has_thread() {
-            assert!(!self.device.pause().is_empty(), "the device's thread panicked");
-            self.device.resume().expect("there are threads left");
-            assert!(!self.device.pause().is_empty(), "the device's thread panicked");
-        } else {
-            self.device.notify(0);
-        }
+        assert!(!self.device.pause().is_empty(), "the device's thread panicked");
+        self.device.resume().expect("there are threads left");
+        assert!(!self.device.pause().is_empty(), "the device's thread panicked");
         if interrupt.device_status() & status::DEVICE_NEEDS_RESET != 0 {
             self.device.reset();
             *interrupt = self.activate();
-        } else if self.device.has_thread() {
+        } else {
             self.device.resume().expect("there are threads left");
         }
     }

@@ -14,6 +14,7 @@ use super::interrupt::{Interrupt, status};
 use super::queue::Virtqueue;
 use super::{Activation, QueueState, VirtioDevice, register};
 use crate::vmm::bus::BusDevice;
+use crate::vmm::cpu::time::ThreadClock;
 use crate::vmm::fault::GuestFaults;
 use crate::vmm::irq::IrqLine;
 use crate::vmm::memory::GuestMemory;
@@ -80,6 +81,7 @@ pub struct MmioTransport {
     memory: GuestMemory,
     interrupt: Arc<Interrupt>,
     faults: Arc<GuestFaults>,
+    clock: Arc<ThreadClock>,
     queues: Vec<Queue>,
     kicks: Vec<Arc<EventFd>>,
     device_features_select: u32,
@@ -106,6 +108,7 @@ impl MmioTransport {
             memory,
             interrupt: Arc::new(Interrupt::new(line)),
             faults,
+            clock: Arc::default(),
             queues,
             kicks,
             device_features_select: 0,
@@ -126,9 +129,9 @@ impl MmioTransport {
         &self.interrupt
     }
 
-    /// Whether notifications are to be routed to [`kicks`](MmioTransport::kicks) by KVM.
-    pub fn has_thread(&self) -> bool {
-        self.device.has_thread()
+    /// Counts the CPU time of the device's thread.
+    pub fn clock(&self) -> &Arc<ThreadClock> {
+        &self.clock
     }
 
     /// Stops the device for good: when this returns, nothing of it runs and everything it wrote is with its backend.
@@ -268,14 +271,12 @@ impl MmioTransport {
         }
     }
 
-    /// Notifications that did not stay in the kernel: the device serves them here, or its thread is woken.
+    /// A notification that did not stay in the kernel wakes the device's thread.
     fn notify(&mut self, queue: usize) {
         if !self.activated || self.status() & status::DEVICE_NEEDS_RESET != 0 {
             return;
         }
-        if !self.device.has_thread() {
-            self.device.notify(queue);
-        } else if let Some(kick) = self.kicks.get(queue) {
+        if let Some(kick) = self.kicks.get(queue) {
             // The write fails only if the counter is full, which means that the thread is to wake anyway.
             let _ = kick.write(1);
         }
@@ -326,6 +327,7 @@ impl MmioTransport {
             interrupt: Arc::clone(&self.interrupt),
             features: self.driver_features,
             faults: Arc::clone(&self.faults),
+            clock: Arc::clone(&self.clock),
         };
         match self.device.activate(activation) {
             Ok(()) => self.activated = true,

@@ -7,6 +7,7 @@ pub mod block;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 pub mod interrupt;
+mod iovec;
 pub mod mmio;
 pub mod net;
 pub mod queue;
@@ -18,6 +19,7 @@ mod worker;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::vmm::cpu::time::ThreadClock;
 use crate::vmm::fault::GuestFaults;
 use crate::vmm::memory::GuestMemory;
 use interrupt::Interrupt;
@@ -29,7 +31,7 @@ pub use virtio_queue::QueueState;
 /// A device's life, in the order of its calls: any number of configuration accesses; then `activate`, once, when the
 /// driver has said `DRIVER_OK`; then `reset`, after which everything may come again.
 ///
-/// In between, `pause` and `resume` come in turn. Between `activate` and `reset` the device owns its queues and, where it has one, its thread. `reset` returns only
+/// In between, `pause` and `resume` come in turn. Between `activate` and `reset` the device owns its queues and its thread. `reset` returns only
 /// when no thread of the device touches guest memory any more.
 pub trait VirtioDevice: Send + fmt::Debug {
     /// The device's id (section 5).
@@ -47,17 +49,9 @@ pub trait VirtioDevice: Send + fmt::Debug {
     /// Writes to the configuration space; most devices have nothing there to write.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    /// The driver is ready: the device takes its queues and begins to serve them.
+    /// The driver is ready: the device takes its queues and begins to serve them in a thread of its own. The driver's
+    /// notifications go to the queues' eventfds, without leaving the kernel (ioeventfd).
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
-
-    /// Whether the driver's notifications go to the queues' eventfds without leaving the kernel (ioeventfd), for a
-    /// thread to wait on. If not, [`notify`](VirtioDevice::notify) is called on the vCPU that notified.
-    fn has_thread(&self) -> bool {
-        true
-    }
-
-    /// There are new buffers in `queue`: for devices without a thread.
-    fn notify(&mut self, _queue: usize) {}
 
     /// Finishes what it has in hand and stops serving, until `resume`; returns where its end of each queue is, none if it
     /// is not active. Guest memory and the device's own state do not change in between.
@@ -83,6 +77,8 @@ pub struct Activation {
     pub features: u64,
     /// Where what the driver does wrong is counted.
     pub faults: Arc<GuestFaults>,
+    /// Counts the CPU time of the device's thread.
+    pub clock: Arc<ThreadClock>,
 }
 
 impl Activation {

@@ -335,6 +335,8 @@ pub(super) mod tests {
     pub(in crate::vmm::virtio) const WRITE: u16 = 2;
     pub(in crate::vmm::virtio) const INDIRECT: u16 = 4;
     const SIZE: u16 = 16;
+    /// Chains that are always available in an endless queue.
+    const AHEAD: u16 = 8;
 
     /// A driver's end of a queue: descriptors are put down as given, sound or not.
     pub(in crate::vmm::virtio) fn queue_with(
@@ -368,6 +370,26 @@ pub(super) mod tests {
         queue.set_used_ring_address(Some(start as u32 + 0x200), Some(0));
         let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
         Virtqueue::new(index, queue, memory.clone(), interrupt, Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()))
+    }
+
+    /// A queue that never runs empty, as if a driver always added more: its used ring lies over its available ring, and is
+    /// ahead of it. All chains are one buffer: its address, its length and its flags.
+    pub(in crate::vmm::virtio) fn endless_queue(
+        memory: &GuestMemory,
+        index: usize,
+        (address, length, flags): (u64, u32, u16),
+    ) -> Virtqueue {
+        let start = 0x1000 * index as u64;
+        let mut own = queue_at(memory, start, index, &[(address, length, flags, 0)], &[0; AHEAD as usize]);
+        let available = own.queue.state().avail_ring;
+        own.queue.set_used_ring_address(Some(available as u32), Some(0));
+        own.queue.set_next_used(AHEAD);
+        // Whatever number a used element writes into the available ring has a descriptor.
+        let descriptor = RawDescriptor::from(Descriptor::new(address, length, flags, 0));
+        for number in 0..u64::from(SIZE) {
+            memory.write_obj(descriptor, GuestAddress(start + 16 * number)).unwrap();
+        }
+        own
     }
 
     fn pop(descriptors: &[(u64, u32, u16, u16)]) -> Result<Option<Chain>, QueueError> {

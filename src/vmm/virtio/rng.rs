@@ -1,24 +1,32 @@
 //! The entropy device (specification, section 5.4): fills what the driver offers with the host's random bytes.
-//!
-//! A request is served on the vCPU that made it: it is rare, and a host's random bytes take less time than waking a
-//! thread.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use rustix::rand::{GetRandomFlags, getrandom};
+use vmm_sys_util::epoll::EventSet;
 
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::queue::{self, Buffer, QueueError};
+use super::worker::{self, Serve, Wakeups, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice};
+use crate::vmm::sandbox::calls::Kind;
 
 /// The device's id (section 5).
 const DEVICE_TYPE: u32 = 4;
 const QUEUE_SIZES: &[u16] = &[64];
 /// What one request gets at most; a driver that wants more asks again.
 const REQUEST_LIMIT: usize = 4096;
+/// Requests before the thread looks for a request to pause.
+const BATCH: usize = 64;
+/// The token of the queue's notifications.
+const KICKED: u64 = 0;
 
 /// The device.
 #[derive(Debug, Default)]
 pub struct Rng {
-    active: Option<Activation>,
+    worker: Option<Worker<Service>>,
 }
 
 impl VirtioDevice for Rng {
@@ -37,53 +45,83 @@ impl VirtioDevice for Rng {
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        self.active = Some(activation);
+        let worker = Worker::spawn("rng", Arc::clone(&activation.clock), |wakeups| Service::new(activation, wakeups));
+        self.worker = Some(worker.map_err(|source| ActivateError { device: "rng", source })?);
         Ok(())
     }
 
-    fn has_thread(&self) -> bool {
-        false
-    }
-
-    fn notify(&mut self, _queue: usize) {
-        let Some(active) = &mut self.active else { return };
-        if let Err(error) = serve(active) {
-            active.faults.record(&error);
-            active.interrupt.need_reset();
-            self.active = None;
-        }
-    }
-
-    /// It serves on the vCPU that notified, and vCPUs are paused first.
     fn pause(&mut self) -> Vec<QueueState> {
-        self.active.as_ref().map_or_else(Vec::new, Activation::queue_states)
+        worker::pause(&mut self.worker)
     }
 
     fn resume(&mut self) -> Result<(), ActivateError> {
-        Ok(())
+        worker::resume(&mut self.worker, "rng")
     }
 
     fn reset(&mut self) {
-        self.active = None;
+        self.worker = None;
     }
 }
 
-fn serve(active: &mut Activation) -> Result<(), QueueError> {
-    let [requests] = active.queues.as_mut_slice() else { return Ok(()) };
-    loop {
-        while let Some(chain) = requests.pop()? {
+/// The state of the thread.
+#[derive(Debug)]
+struct Service {
+    activation: Activation,
+    wakeups: Arc<Wakeups>,
+}
+
+impl Service {
+    fn new(activation: Activation, wakeups: Arc<Wakeups>) -> io::Result<Service> {
+        for queue in &activation.queues {
+            // Edge-triggered: nothing has to read the counter.
+            wakeups.add(queue.kick().as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED, KICKED)?;
+        }
+        Ok(Service { activation, wakeups })
+    }
+
+    /// Serves a batch of requests. Returns whether there are more.
+    fn serve_batch(&mut self) -> Result<bool, QueueError> {
+        let Activation { memory, queues, .. } = &mut self.activation;
+        let [requests] = queues.as_mut_slice() else { return Ok(false) };
+        for _ in 0..BATCH {
+            let Some(chain) = requests.pop()? else {
+                requests.notify()?;
+                return requests.enable_notifications();
+            };
             if let Some(Buffer { address, .. }) = chain.readable.first() {
                 return Err(QueueError::WrongDirection { queue: requests.index(), address: address.0 });
             }
             let mut bytes = [0_u8; REQUEST_LIMIT];
             let wanted = queue::total_length(&chain.writable).min(REQUEST_LIMIT as u64) as usize;
             let filled = getrandom(&mut bytes[..wanted], GetRandomFlags::empty()).unwrap_or(0);
-            let written = queue::write_to(&active.memory, &chain.writable, &bytes[..filled]);
+            let written = queue::write_to(memory, &chain.writable, &bytes[..filled]);
             requests.add_used(chain.head, written as u32)?;
         }
         requests.notify()?;
-        if !requests.enable_notifications()? {
-            return Ok(());
+        Ok(true)
+    }
+}
+
+impl Serve for Service {
+    const KIND: Kind = Kind::Rng;
+
+    fn queue_states(&self) -> Vec<QueueState> {
+        self.activation.queue_states()
+    }
+
+    fn run(&mut self) {
+        loop {
+            let timeout_ms = match self.serve_batch() {
+                Ok(true) => 0,
+                Ok(false) => -1,
+                Err(error) => {
+                    self.activation.faults.record(&error);
+                    return self.activation.interrupt.need_reset();
+                }
+            };
+            if !self.wakeups.wait(timeout_ms, |_, _| {}) {
+                return;
+            }
         }
     }
 }
@@ -95,46 +133,59 @@ mod tests {
     use crate::vmm::irq::IrqLine;
     use crate::vmm::memory::{self, GuestMemory};
     use crate::vmm::virtio::interrupt::{Interrupt, status};
-    use crate::vmm::virtio::queue::tests::{WRITE, queue_with};
-    use std::sync::Arc;
+    use crate::vmm::virtio::queue::Virtqueue;
+    use crate::vmm::virtio::queue::tests::{WRITE, endless_queue, queue_with};
     use vm_memory::{Bytes, GuestAddress};
 
-    fn active_rng(
-        memory: &GuestMemory,
-        descriptors: &[(u64, u32, u16, u16)],
-    ) -> (Rng, Arc<Interrupt>, Arc<GuestFaults>) {
-        let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
-        let faults = Arc::new(GuestFaults::new("rng"));
+    fn active_rng(memory: &GuestMemory, queue: Virtqueue) -> (Rng, Arc<Interrupt>, Arc<GuestFaults>) {
         let mut rng = Rng::default();
-        let activation = Activation {
-            memory: memory.clone(),
-            queues: vec![queue_with(memory, descriptors, &[0])],
-            interrupt: Arc::clone(&interrupt),
-            features: VERSION_1,
-            faults: Arc::clone(&faults),
-        };
+        let activation = activation(memory, queue);
+        let (interrupt, faults) = (Arc::clone(&activation.interrupt), Arc::clone(&activation.faults));
         rng.activate(activation).unwrap();
         (rng, interrupt, faults)
     }
 
+    fn activation(memory: &GuestMemory, queue: Virtqueue) -> Activation {
+        Activation {
+            memory: memory.clone(),
+            queues: vec![queue],
+            interrupt: Arc::new(Interrupt::new(IrqLine::new().unwrap())),
+            features: VERSION_1,
+            faults: Arc::new(GuestFaults::new("rng")),
+            clock: Arc::default(),
+        }
+    }
+
     #[test]
-    fn a_buffer_is_filled_with_random_bytes() {
+    fn buffer_is_filled_with_random_bytes() {
         let memory = memory::allocate(64).unwrap();
-        let (mut rng, ..) = active_rng(&memory, &[(0x10_0000, 64, WRITE, 0)]);
-        rng.notify(0);
+        let (mut rng, ..) = active_rng(&memory, queue_with(&memory, &[(0x10_0000, 64, WRITE, 0)], &[0]));
+        // The thread serves once before it looks for a request to pause.
+        assert_eq!(rng.pause()[0].next_used, 1);
         let mut bytes = [0; 64];
         memory.read_slice(&mut bytes, GuestAddress(0x10_0000)).unwrap();
         assert!(bytes.iter().filter(|byte| **byte != 0).count() > 32);
     }
 
     #[test]
-    fn a_buffer_that_cannot_be_written_needs_a_reset() {
+    fn buffer_that_cannot_be_written_needs_a_reset() {
         let memory = memory::allocate(64).unwrap();
-        let (mut rng, interrupt, faults) = active_rng(&memory, &[(0x10_0000, 64, 0, 0)]);
-        rng.notify(0);
+        let (mut rng, interrupt, faults) = active_rng(&memory, queue_with(&memory, &[(0x10_0000, 64, 0, 0)], &[0]));
+        assert_eq!(rng.pause()[0].next_used, 0);
         assert_eq!(faults.count(), 1);
         assert_ne!(interrupt.device_status() & status::DEVICE_NEEDS_RESET, 0);
-        rng.notify(0);
-        assert_eq!(faults.count(), 1, "a device that needs a reset serves nothing");
+    }
+
+    #[test]
+    fn endless_queue_is_served_in_batches_and_pauses() {
+        let memory = memory::allocate(64).unwrap();
+        let endless = || endless_queue(&memory, 0, (0x10_0000, 1, WRITE));
+        let mut service = Service::new(activation(&memory, endless()), Wakeups::for_test()).unwrap();
+        for turn in 1..=3 {
+            assert_eq!(service.serve_batch(), Ok(true));
+            assert_eq!(usize::from(service.queue_states()[0].next_avail), turn * BATCH);
+        }
+        let (mut rng, _, faults) = active_rng(&memory, endless());
+        assert_eq!((rng.pause().len(), faults.count()), (1, 0));
     }
 }

@@ -10,6 +10,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{ActivateError, QueueState};
+use crate::vmm::cpu::time::ThreadClock;
 use crate::vmm::sandbox::calls::Kind;
 use crate::vmm::sandbox::threads;
 
@@ -34,6 +35,7 @@ pub(super) trait Serve: Send + 'static {
 pub(super) struct Worker<S> {
     name: String,
     wakeups: Arc<Wakeups>,
+    clock: Arc<ThreadClock>,
     state: State<S>,
 }
 
@@ -53,13 +55,15 @@ pub(super) struct Wakeups {
 }
 
 impl<S: Serve> Worker<S> {
-    /// Makes what serves and starts a thread named `name` for it.
-    pub(super) fn spawn(name: &str, make: impl FnOnce(Arc<Wakeups>) -> io::Result<S>) -> io::Result<Worker<S>> {
-        let pause = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        let wakeups = Arc::new(Wakeups { epoll: Epoll::new()?, pause });
-        wakeups.add(wakeups.pause.as_raw_fd(), EventSet::IN, PAUSE)?;
+    /// Makes what serves and starts a thread named `name` for it, whose CPU time `clock` counts.
+    pub(super) fn spawn(
+        name: &str,
+        clock: Arc<ThreadClock>,
+        make: impl FnOnce(Arc<Wakeups>) -> io::Result<S>,
+    ) -> io::Result<Worker<S>> {
+        let wakeups = Arc::new(Wakeups::new()?);
         let state = State::Paused(make(Arc::clone(&wakeups))?);
-        let mut worker = Worker { name: name.to_string(), wakeups, state };
+        let mut worker = Worker { name: name.to_string(), wakeups, clock, state };
         worker.resume()?;
         Ok(worker)
     }
@@ -84,8 +88,11 @@ impl<S: Serve> Worker<S> {
     pub(super) fn resume(&mut self) -> io::Result<()> {
         let State::Paused(mut service) = std::mem::replace(&mut self.state, State::Lost) else { return Ok(()) };
         let _ = self.wakeups.pause.read();
+        let clock = Arc::clone(&self.clock);
         let run = move || {
+            let counted = clock.count_this_thread();
             service.run();
+            drop(counted);
             service
         };
         let thread = threads::spawn(self.name.clone(), S::KIND, run)?;
@@ -131,6 +138,18 @@ pub(super) fn timeout_ms(wait: Option<Duration>) -> i32 {
 }
 
 impl Wakeups {
+    fn new() -> io::Result<Wakeups> {
+        let pause = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        let wakeups = Wakeups { epoll: Epoll::new()?, pause };
+        wakeups.add(wakeups.pause.as_raw_fd(), EventSet::IN, PAUSE)?;
+        Ok(wakeups)
+    }
+
+    #[cfg(test)]
+    pub(super) fn for_test() -> Arc<Wakeups> {
+        Arc::new(Wakeups::new().unwrap())
+    }
+
     /// Waits on `fd` for `events` too; they come with `token`.
     pub(super) fn add(&self, fd: i32, events: EventSet, token: u64) -> io::Result<()> {
         self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))

@@ -86,7 +86,10 @@ impl Driver {
         let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
         let faults = Arc::new(GuestFaults::new("test"));
         let queues = vec![queue];
-        device.activate(Activation { memory: memory.clone(), queues, interrupt, features: VERSION_1, faults }).unwrap();
+        let clock = Arc::default();
+        device
+            .activate(Activation { memory: memory.clone(), queues, interrupt, features: VERSION_1, faults, clock })
+            .unwrap();
         Driver { device, bay, memory, kick, available: 0 }
     }
 

@@ -147,7 +147,7 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let (bay, ring) = (Arc::clone(&self.bay), self.ring.clone());
-        let worker = Worker::spawn(&self.thread_name, |wakeups| {
+        let worker = Worker::spawn(&self.thread_name, Arc::clone(&activation.clock), |wakeups| {
             // Each notification is told once, so that nobody has to read the counter.
             let kicked = EventSet::IN | EventSet::EDGE_TRIGGERED;
             wakeups.add(activation.queues[0].kick().as_raw_fd(), kicked, KICKED)?;

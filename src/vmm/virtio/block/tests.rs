@@ -130,6 +130,7 @@ fn a_bad_ring_needs_a_reset_and_the_thread_ends() {
         interrupt: Arc::clone(&interrupt),
         features: VERSION_1,
         faults: Arc::clone(&faults),
+        clock: Arc::default(),
     };
     device.activate(activation).unwrap();
     device.worker.take().unwrap().join_for_test();
@@ -167,6 +168,7 @@ fn a_disk_that_is_read_into_its_own_ring_can_be_paused() {
         interrupt: Arc::new(Interrupt::new(IrqLine::new().unwrap())),
         features: VERSION_1,
         faults: Arc::new(GuestFaults::new("test")),
+        clock: Arc::default(),
     };
     let mut device = Block::new(Arc::new(DiskBay::new(Some(disk), SharedDiskLimiter::default())), 0);
     device.activate(activation).unwrap();
@@ -231,7 +233,9 @@ fn what_is_over_the_limit_waits_in_the_ring_and_keeps_nobody() {
     };
     let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
     let faults = Arc::new(GuestFaults::new("test"));
-    let activation = Activation { memory: memory.clone(), queues: vec![queue], interrupt, features: VERSION_1, faults };
+    let clock = Arc::default();
+    let activation =
+        Activation { memory: memory.clone(), queues: vec![queue], interrupt, features: VERSION_1, faults, clock };
     let mut device = Block::new(Arc::clone(&bay), 0);
     device.activate(activation).unwrap();
     wait_for(1);
@@ -253,7 +257,9 @@ fn what_is_over_the_limit_waits_in_the_ring_and_keeps_nobody() {
     let queue = queue_with(&memory, &[request(0), request(3)].concat(), &[0, 3]);
     let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
     let faults = Arc::new(GuestFaults::new("test"));
-    let activation = Activation { memory: memory.clone(), queues: vec![queue], interrupt, features: VERSION_1, faults };
+    let clock = Arc::default();
+    let activation =
+        Activation { memory: memory.clone(), queues: vec![queue], interrupt, features: VERSION_1, faults, clock };
     let mut device = Block::new(bay, 0);
     device.activate(activation).unwrap();
     wait_for(2);

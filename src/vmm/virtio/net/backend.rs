@@ -6,9 +6,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use rustix::fs::{FileType, fstat};
 
 use super::header::{self, Header};
-use super::iovec::Pieces;
 use super::stream::Stream;
 use super::tap::Tap;
+use crate::vmm::virtio::iovec::Pieces;
 
 /// The longest frame: an IP packet of 65535 bytes behind an Ethernet header.
 pub const MAX_FRAME: usize = 65535 + 14;

@@ -12,7 +12,6 @@ mod backend;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod header;
-mod iovec;
 mod receiver;
 mod service;
 mod stream;
@@ -258,7 +257,8 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let shared = Arc::clone(&self.shared);
-        let worker = Worker::spawn("net", |wakeups| Service::new(shared, activation, wakeups));
+        let worker =
+            Worker::spawn("net", Arc::clone(&activation.clock), |wakeups| Service::new(shared, activation, wakeups));
         self.worker = Some(worker.map_err(|source| ActivateError { device: "net", source })?);
         Ok(())
     }

@@ -10,7 +10,6 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::backend::{Backend, MAX_FRAME, Sent};
 use super::header::{self, Header};
-use super::iovec::Pieces;
 use super::receiver::{Receiver, Step};
 use super::{Port, RECEIVE, Shared, TRANSMIT, feature};
 use crate::vmm::fault::GuestFaults;
@@ -18,6 +17,7 @@ use crate::vmm::link::{HEAD_LENGTH, Route};
 use crate::vmm::memory::GuestMemory;
 use crate::vmm::sandbox::calls::Kind;
 use crate::vmm::virtio::interrupt::Interrupt;
+use crate::vmm::virtio::iovec::Pieces;
 use crate::vmm::virtio::queue::{self, Chain, QueueError, Virtqueue};
 use crate::vmm::virtio::worker::{Serve, Wakeups, timeout_ms};
 use crate::vmm::virtio::{Activation, QueueState};
@@ -53,7 +53,7 @@ pub struct Service {
 
 impl Service {
     pub(super) fn new(shared: Arc<Shared>, activation: Activation, wakeups: Arc<Wakeups>) -> io::Result<Service> {
-        let Activation { memory, queues, interrupt, features, faults } = activation;
+        let Activation { memory, queues, interrupt, features, faults, .. } = activation;
         let mut queues = queues.into_iter();
         let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
             return Err(io::Error::other("a network device has two queues"));

@@ -13,7 +13,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::backend::{MAX_FRAME, Received, Sent};
-use super::iovec::Pieces;
+use crate::vmm::virtio::iovec::Pieces;
 
 /// Bytes before a frame.
 const PREFIX: usize = 4;

@@ -7,7 +7,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use super::backend::{Received, Sent};
 use super::header::{self, Header};
-use super::iovec::Pieces;
+use crate::vmm::virtio::iovec::Pieces;
 
 // `linux/if_tun.h`.
 const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;

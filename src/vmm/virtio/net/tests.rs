@@ -13,6 +13,7 @@ use crate::vmm::limits::Rate;
 use crate::vmm::link::MacAddress;
 use crate::vmm::memory::{self, GuestMemory};
 use crate::vmm::virtio::interrupt::{Interrupt, status};
+use crate::vmm::virtio::iovec::Pieces;
 use crate::vmm::virtio::queue::tests::{NEXT, WRITE, queue_at};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -63,6 +64,7 @@ fn limited_bench(
         interrupt: Arc::clone(&interrupt),
         features: net.features(),
         faults: Arc::clone(&faults),
+        clock: Arc::default(),
     };
     net.activate(activation).unwrap();
     Bench { memory, net, interrupt, faults, peer, rings }
@@ -248,7 +250,7 @@ fn the_next_user_of_a_socket_begins_with_a_whole_frame() {
     };
     peer.write_all(&[&50_u32.to_be_bytes()[..], &[1; 30]].concat()).unwrap();
     let mut space = [0; 100];
-    let mut target = iovec::Pieces::default();
+    let mut target = Pieces::default();
     target.push_target(&mut space);
     assert_eq!(stream.receive(&target), backend::Received::Nothing);
     peer.write_all(&[&[1; 20][..], &3_u32.to_be_bytes(), &[7, 8, 9]].concat()).unwrap();

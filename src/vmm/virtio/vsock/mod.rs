@@ -19,6 +19,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -98,7 +99,7 @@ impl VirtioDevice for Vsock {
         let listener: OwnedFd = self.listener.try_clone().map_err(failed)?.into();
         let config = self.config.clone();
         let released = self.released.take();
-        let worker = Worker::spawn("vsock", |wakeups| {
+        let worker = Worker::spawn("vsock", Arc::clone(&activation.clock), |wakeups| {
             Service::new(config, UnixListener::from(listener), activation, wakeups, released)
         });
         self.worker = Some(worker.map_err(failed)?);

@@ -3,13 +3,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::io::IoSliceMut;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use wisp_agent::resumed::SENTINEL_PORT;
@@ -21,6 +20,7 @@ use super::packet::{HEADER_SIZE, HOST_CID, Header, MAX_DATA, TYPE_STREAM, op};
 use crate::vmm::config::VsockConfig;
 use crate::vmm::memory::GuestMemory;
 use crate::vmm::sandbox::calls::Kind;
+use crate::vmm::virtio::iovec::Pieces;
 use crate::vmm::virtio::queue::{self, Buffer, QueueError};
 use crate::vmm::virtio::worker::{Serve, Wakeups};
 use crate::vmm::virtio::{Activation, QueueState};
@@ -46,6 +46,8 @@ const MAX_CONNECTIONS: usize = 1024;
 const MAX_HANDSHAKES: usize = 64;
 /// Most resets that wait for packets without a connection; a guest that does not take them gets no more.
 const MAX_STRAY_RESETS: usize = 128;
+/// Packets, of both directions, before the thread looks at its sockets and for a request to pause.
+const BATCH: usize = 128;
 
 /// What the thread has.
 #[derive(Debug)]
@@ -57,11 +59,11 @@ pub(super) struct Service {
     listener: UnixListener,
     activation: Activation,
     wakeups: Arc<Wakeups>,
-    connections: HashMap<Key, Connection>,
+    connections: HashMap<Key, Entry>,
     handshakes: HashMap<u64, Handshake>,
     /// The connection of each socket that is waited on.
     sockets: HashMap<u64, Key>,
-    /// Connections that may have packets for the guest, each once, in turn.
+    /// Connections that may have packets for the guest, each once, in turn: those whose entry says so, and no others.
     ready: VecDeque<Key>,
     stray_resets: VecDeque<Header>,
     next_token: u64,
@@ -72,6 +74,16 @@ pub(super) struct Service {
     released: Option<EventFd>,
     /// The host's end of the connection by which the guest's agent sees that it was restored.
     sentinel: Option<UnixStream>,
+}
+
+/// A connection that the thread has.
+#[derive(Debug)]
+struct Entry {
+    connection: Connection,
+    /// The token of its socket.
+    token: u64,
+    /// It is in [`Service::ready`].
+    is_queued: bool,
 }
 
 /// What a guest that was restored has to go through before clients reach it. It forgets its connections when it sees to
@@ -153,7 +165,10 @@ impl Service {
     }
 
     /// How long to wait for events, in milliseconds; -1 is for ever.
-    fn timeout(&self) -> i32 {
+    fn timeout(&self, has_more: bool) -> i32 {
+        if has_more {
+            return 0;
+        }
         let left =
             |revival: &Revival| revival.deadline.saturating_duration_since(Instant::now()).as_millis() as i32 + 1;
         self.revival.as_ref().map_or(-1, left)
@@ -228,9 +243,14 @@ impl Service {
 
     fn connect_to_guest(&mut self, token: u64, stream: UnixStream, guest_port: u32) {
         let key = Key { guest_port, host_port: self.free_host_port(guest_port) };
+        self.add(key, Connection::from_host(key, self.cid, stream), token);
+    }
+
+    /// Adds a connection, which has a packet for the guest.
+    fn add(&mut self, key: Key, connection: Connection, token: u64) {
         self.sockets.insert(token, key);
-        self.connections.insert(key, Connection::from_host(key, self.cid, stream));
-        self.ready.push_back(key);
+        self.connections.insert(key, Entry { connection, token, is_queued: false });
+        self.queue_if_ready(key);
     }
 
     fn free_host_port(&mut self, guest_port: u32) -> u32 {
@@ -248,7 +268,7 @@ impl Service {
             return self.advance_handshake(token, handshake);
         }
         let Some(key) = self.sockets.get(&token).copied() else { return };
-        let Some(connection) = self.connections.get_mut(&key) else { return };
+        let Some(Entry { connection, .. }) = self.connections.get_mut(&key) else { return };
         if kinds.intersects(EventSet::HANG_UP | EventSet::ERROR) {
             connection.set_hung_up();
         }
@@ -261,34 +281,45 @@ impl Service {
         self.queue_if_ready(key);
     }
 
-    /// Puts a connection into the line of those that have packets for the guest, or forgets it.
+    /// Adds a connection to the ready queue if it has packets for the guest. Removes it, from there too, if it is closed.
     fn queue_if_ready(&mut self, key: Key) {
-        let Some(connection) = self.connections.get(&key) else { return };
-        if connection.is_closed() {
+        let Some(entry) = self.connections.get_mut(&key) else { return };
+        if entry.connection.is_closed() {
+            let (token, is_queued) = (entry.token, entry.is_queued);
             self.connections.remove(&key);
-            self.sockets.retain(|_, other| *other != key);
-        } else if connection.wants_to_send() && !self.ready.contains(&key) {
+            self.sockets.remove(&token);
+            if is_queued {
+                self.ready.retain(|other| *other != key);
+            }
+        } else if entry.connection.wants_to_send() && !entry.is_queued {
+            entry.is_queued = true;
             self.ready.push_back(key);
         }
     }
 
-    /// Takes all that the guest has sent and gives it all that there is and that it has room for.
-    fn serve_guest(&mut self) -> Result<(), QueueError> {
+    /// Takes packets that the guest has sent, and gives it those that it has room for: one batch. Returns whether there may be
+    /// more.
+    fn serve_guest(&mut self) -> Result<bool, QueueError> {
+        let mut left = BATCH;
         loop {
-            let taken = self.take_packets()?;
-            let given = self.give_packets()?;
-            if !taken && !given {
-                return Ok(());
+            let taken = self.take_packets(&mut left)?;
+            let given = self.give_packets(&mut left)?;
+            if left == 0 || !taken && !given {
+                return Ok(left == 0);
             }
         }
     }
 
-    fn take_packets(&mut self) -> Result<bool, QueueError> {
+    /// Takes as many packets of the guest's as are left of a batch. Returns whether there were any.
+    fn take_packets(&mut self, left: &mut usize) -> Result<bool, QueueError> {
         let mut any = false;
         loop {
             self.activation.queues[TRANSMIT].disable_notifications()?;
-            while let Some(chain) = self.activation.queues[TRANSMIT].pop()? {
+            while *left > 0
+                && let Some(chain) = self.activation.queues[TRANSMIT].pop()?
+            {
                 any = true;
+                *left -= 1;
                 if let Some(Buffer { address, .. }) = chain.writable.first() {
                     return Err(QueueError::WrongDirection { queue: TRANSMIT, address: address.0 });
                 }
@@ -296,7 +327,8 @@ impl Service {
                 self.activation.queues[TRANSMIT].add_used(chain.head, 0)?;
             }
             self.activation.queues[TRANSMIT].notify()?;
-            if !self.activation.queues[TRANSMIT].enable_notifications()? {
+            // With none left the thread comes back here by itself, and needs no notification.
+            if *left == 0 || !self.activation.queues[TRANSMIT].enable_notifications()? {
                 return Ok(any);
             }
         }
@@ -333,7 +365,7 @@ impl Service {
             return self.connect_to_host(key, header);
         }
         match self.connections.get_mut(&key) {
-            Some(connection) => {
+            Some(Entry { connection, .. }) => {
                 connection.receive(header, data);
                 self.queue_if_ready(key);
             }
@@ -361,9 +393,7 @@ impl Service {
         };
         let Ok(stream) = stream else { return self.reset_stray(request) };
         let Some(token) = self.watch(&stream) else { return self.reset_stray(request) };
-        self.sockets.insert(token, key);
-        self.connections.insert(key, Connection::from_guest(request, stream));
-        self.ready.push_back(key);
+        self.add(key, Connection::from_guest(request, stream), token);
     }
 
     /// Answers a packet that belongs to no connection; a reset is not answered.
@@ -373,9 +403,10 @@ impl Service {
         }
     }
 
-    fn give_packets(&mut self) -> Result<bool, QueueError> {
+    /// Gives the guest as many packets as are left of a batch. Returns whether there were any.
+    fn give_packets(&mut self, left: &mut usize) -> Result<bool, QueueError> {
         let mut any = false;
-        while !self.ready.is_empty() || !self.stray_resets.is_empty() {
+        while *left > 0 && !(self.ready.is_empty() && self.stray_resets.is_empty()) {
             let Some(chain) = self.activation.queues[RECEIVE].pop()? else {
                 // No room: the driver's next notification brings the thread back here.
                 if self.activation.queues[RECEIVE].enable_notifications()? {
@@ -390,6 +421,7 @@ impl Service {
             if length < needed {
                 return Err(QueueError::TooShort { queue: RECEIVE, length, needed });
             }
+            *left -= 1;
             match self.next_packet(&chain.writable) {
                 Some(header) => {
                     any = true;
@@ -413,7 +445,8 @@ impl Service {
         }
         let key = self.ready.pop_front()?;
         let memory = &self.activation.memory;
-        let connection = self.connections.get_mut(&key)?;
+        let Entry { connection, is_queued, .. } = self.connections.get_mut(&key)?;
+        *is_queued = false;
         let packet = connection.next_packet(|stream, limit| {
             let buffers = queue::subrange(buffers, HEADER_SIZE as u64, limit.into());
             read_into_guest(memory, stream, &buffers)
@@ -432,12 +465,15 @@ impl Serve for Service {
 
     fn run(&mut self) {
         loop {
-            if let Err(error) = self.revive().and_then(|()| self.serve_guest()) {
-                self.activation.faults.record(&error);
-                return self.activation.interrupt.need_reset();
-            }
+            let has_more = match self.revive().and_then(|()| self.serve_guest()) {
+                Ok(has_more) => has_more,
+                Err(error) => {
+                    self.activation.faults.record(&error);
+                    return self.activation.interrupt.need_reset();
+                }
+            };
             let mut events = Vec::new();
-            let go_on = self.wakeups.wait(self.timeout(), |token, kinds| events.push((token, kinds)));
+            let go_on = self.wakeups.wait(self.timeout(has_more), |token, kinds| events.push((token, kinds)));
             for (token, kinds) in events {
                 self.handle(token, kinds);
             }
@@ -475,22 +511,86 @@ fn offer(path: &Path) -> io::Result<UnixStream> {
 
 /// Reads from a socket straight into guest memory.
 fn read_into_guest(memory: &GuestMemory, stream: &UnixStream, buffers: &[Buffer]) -> io::Result<usize> {
-    let slices = queue::volatile_slices(memory, buffers);
-    let guards: Vec<_> = slices.iter().map(|slice| slice.ptr_guard_mut()).collect();
-    let mut vectors: Vec<IoSliceMut> = guards
-        .iter()
-        .map(|guard| {
-            // SAFETY: the guard keeps the range mapped and valid for writes of its whole length. The guest may change
-            // it at the same time; only the kernel writes through the slice, and nothing reads it back.
-            IoSliceMut::new(unsafe { std::slice::from_raw_parts_mut(guard.as_ptr(), guard.len()) })
-        })
-        .collect();
-    Ok(rustix::io::readv(stream, &mut vectors)?)
+    let mut pieces = Pieces::default();
+    pieces.extend_guest(&queue::volatile_slices(memory, buffers));
+    pieces.read_from(stream.as_fd())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vmm::fault::GuestFaults;
+    use crate::vmm::irq::IrqLine;
+    use crate::vmm::memory;
+    use crate::vmm::virtio::interrupt::Interrupt;
+    use crate::vmm::virtio::queue::tests::{endless_queue, queue_at};
+    use vm_memory::{Bytes, GuestAddress};
+
+    const CID: u32 = 3;
+    /// The address of the guest's packet.
+    const PACKET: u64 = 0x10_0000;
+
+    fn packet(op: u16, src_port: u32) -> Header {
+        let (src_cid, dst_cid, kind) = (CID.into(), HOST_CID, TYPE_STREAM);
+        let (dst_port, buf_alloc) = (SENTINEL_PORT, 1 << 16);
+        Header { src_cid, dst_cid, src_port, dst_port, len: 0, kind, op, flags: 0, buf_alloc, fwd_cnt: 0 }
+    }
+
+    /// A device whose guest gives it no buffers, and without end the packet at [`PACKET`].
+    fn service(folder: &Path) -> Service {
+        let memory = memory::allocate(64).unwrap();
+        let path = folder.join("v");
+        let listener = UnixListener::bind(&path).unwrap();
+        let transmit = endless_queue(&memory, TRANSMIT, (PACKET, HEADER_SIZE as u32, 0));
+        let activation = Activation {
+            memory: memory.clone(),
+            queues: vec![queue_at(&memory, 0, RECEIVE, &[], &[]), transmit, queue_at(&memory, 0x3000, EVENT, &[], &[])],
+            interrupt: Arc::new(Interrupt::new(IrqLine::new().unwrap())),
+            features: 0,
+            faults: Arc::new(GuestFaults::new("vsock")),
+            clock: Arc::default(),
+        };
+        let config = VsockConfig { cid: CID, path, seed: None };
+        Service::new(config, listener, activation, Wakeups::for_test(), None).unwrap()
+    }
+
+    #[test]
+    fn connect_and_reset_pairs_leave_nothing_in_the_ready_queue() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut service = service(folder.path());
+        for port in 0..5000 {
+            service.dispatch(&packet(op::REQUEST, port % 7), &[]);
+            assert_eq!(service.ready.len(), 1);
+            service.dispatch(&packet(op::RST, port % 7), &[]);
+            assert_eq!((service.ready.len(), service.connections.len(), service.sockets.len()), (0, 0, 0));
+        }
+    }
+
+    #[test]
+    fn ready_queue_has_each_connection_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut service = service(folder.path());
+        for port in 0..5000_u32 {
+            service.dispatch(&packet(op::REQUEST, port), &[]);
+            service.dispatch(&packet(op::CREDIT_REQUEST, port % 100), &[]);
+        }
+        assert!(service.ready.len() <= MAX_CONNECTIONS, "{}", service.ready.len());
+        assert_eq!(service.ready.len(), service.connections.len());
+        assert!(service.stray_resets.len() <= MAX_STRAY_RESETS);
+    }
+
+    #[test]
+    fn endless_packets_are_taken_in_batches() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut service = service(folder.path());
+        let memory = service.activation.memory.clone();
+        memory.write_slice(&packet(op::RST, 1).to_bytes(), GuestAddress(PACKET)).unwrap();
+        for turn in 1..=3 {
+            assert_eq!(service.serve_guest(), Ok(true));
+            assert_eq!(usize::from(service.activation.queue_states()[TRANSMIT].next_avail), turn * BATCH);
+        }
+        assert_eq!((service.timeout(true), service.timeout(false)), (0, -1));
+    }
 
     #[test]
     fn a_server_that_takes_no_clients_is_not_waited_for() {

@@ -1,5 +1,8 @@
 //! Pieces of guest memory and of our own, for one system call.
 
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 use vm_memory::VolatileSlice;
 
 /// The most pieces that one call takes (`IOV_MAX`).
@@ -53,6 +56,15 @@ impl<'a> Pieces<'a> {
         &self.pieces
     }
 
+    /// Reads from `fd` into the pieces, which are targets, as far as one system call takes them. Pieces may overlap.
+    pub fn read_from(&self, fd: BorrowedFd) -> io::Result<usize> {
+        let count = self.pieces.len().min(MAX);
+        // SAFETY: the pieces are valid for the call and may be written to, as the type promises of targets; they are raw
+        // pointers, so that no two references lead to the same byte where the guest's buffers overlap.
+        let read = unsafe { libc::readv(fd.as_raw_fd(), self.pieces.as_ptr(), count as libc::c_int) };
+        usize::try_from(read).map_err(|_| io::Error::last_os_error())
+    }
+
     /// Copies what lies behind the first `skip` bytes.
     pub fn copy_from(&self, skip: usize) -> Vec<u8> {
         let mut bytes = vec![0; self.length.saturating_sub(skip)];
@@ -77,6 +89,23 @@ impl<'a> Pieces<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn overlapping_and_too_many_pieces_are_read_into() {
+        use std::io::Write;
+        use std::os::fd::AsFd;
+        use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+        let memory = crate::vmm::memory::allocate(64).unwrap();
+        let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
+        far.write_all(&[7; 4096]).unwrap();
+        let slice = || memory.get_slice(GuestAddress(0x10_0000), 2).unwrap();
+        let mut pieces = Pieces::default();
+        let same: Vec<_> = (0..MAX + 100).map(|_| slice()).collect();
+        pieces.extend_guest(&same);
+        assert!(!pieces.fit());
+        assert_eq!(pieces.read_from(near.as_fd()).unwrap(), 2 * MAX);
+        assert_eq!(memory.read_obj::<[u8; 3]>(GuestAddress(0x10_0000)).unwrap(), [7, 7, 0]);
+    }
 
     #[test]
     fn what_lies_behind_is_copied() {
