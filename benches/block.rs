@@ -286,7 +286,15 @@ impl Driver {
         let features = device.features();
         assert_ne!(features & EVENT_IDX, 0);
         let faults = Arc::new(GuestFaults::new("bench"));
-        device.activate(Activation { memory: memory.clone(), queues: vec![queue], interrupt, features, faults })?;
+        let clock = Arc::default();
+        device.activate(Activation {
+            memory: memory.clone(),
+            queues: vec![queue],
+            interrupt,
+            features,
+            faults,
+            clock,
+        })?;
         let began = vec![Instant::now(); usize::from(QUEUE_SIZE)];
         let is_flush = vec![false; usize::from(QUEUE_SIZE)];
         Ok(Driver { device, memory, kick, line, available: 0, used: 0, began, is_flush })
