@@ -1,6 +1,6 @@
-//! Makes SSH key pairs, reads public keys, and writes private ones to their owner's file.
+//! Generates SSH key pairs, parses public keys, and writes private keys to files.
 //!
-//! A private key exists in memory, which is wiped, and in the file that its owner named: Wisp keeps public keys only.
+//! A private key exists in memory, which is wiped, and in the file that the user named. Wisp stores public keys only.
 
 use std::error::Error;
 use std::fmt;
@@ -26,74 +26,74 @@ use crate::ec2::key::{
     fingerprint_of_imported_rsa,
 };
 
-/// Bits of the RSA keys that are made, as EC2 makes them.
+/// The size of generated RSA keys in bits, as in EC2.
 const RSA_BITS: usize = 2048;
-/// Bits of the RSA keys that are imported. EC2's documentation has 1024, 2048 and 4096; `ssh-keygen` makes 3072.
+/// The accepted sizes of imported RSA keys in bits. EC2 documents 1024, 2048 and 4096; `ssh-keygen` defaults to 3072.
 const IMPORTED_RSA_BITS: RangeInclusive<usize> = 1024..=4096;
-/// The longest public key that is read: many times what the longest key needs.
+/// The maximum size of a public key file, many times that of the longest key.
 const MAX_PUBLIC_KEY: usize = 64 * 1024;
 
-/// What stands before the 32 bytes of an ED25519 key in DER (RFC 8410, section 4).
+/// The DER prefix of a 32-byte ED25519 key (RFC 8410, section 4).
 const ED25519_DER_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
-/// What begins and ends a key in the form of RFC 4716, section 3.2.
+/// The markers around a key in the format of RFC 4716, section 3.2.
 const RFC4716_BEGIN: &str = "---- BEGIN SSH2 PUBLIC KEY ----";
 const RFC4716_END: &str = "---- END SSH2 PUBLIC KEY ----";
 
-/// The public half of a key pair.
+/// A public key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicKey {
-    /// What it is of.
+    /// The key type.
     pub key_type: KeyType,
-    /// The key as a line of `authorized_keys`, without the line's end; its comment is the key pair's name.
+    /// The key as a line of `authorized_keys` without a line end. The comment is the key pair's name.
     pub line: String,
-    /// EC2's fingerprint of it.
+    /// EC2's fingerprint.
     pub fingerprint: String,
 }
 
 /// A new key pair.
 pub struct NewKeyPair {
-    /// The half to keep.
+    /// The public key, which Wisp stores.
     pub public: PublicKey,
-    /// The half to give away, as text; its memory is wiped in the end.
+    /// The private key as text, which is wiped from memory when dropped.
     pub private: Zeroizing<String>,
 }
 
 impl fmt::Debug for NewKeyPair {
-    /// Without the private key, so that no log has it.
+    /// Omits the private key, so that it never reaches a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NewKeyPair").field("public", &self.public).finish_non_exhaustive()
     }
 }
 
-/// Why there is no new key pair, or no file of it.
+/// The reason why a key pair or its file cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The key could not be made or written down.
+    /// The key cannot be generated or encoded.
     #[error("the {key_type} key could not be made: {source}")]
     Make {
-        /// What it was to be of.
+        /// The key type.
         key_type: KeyType,
-        /// Why.
+        /// The cause.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// There is something where the private key was to be written.
+    /// The private key's file exists already.
     #[error("{} exists, and a private key never replaces a file: move it away, or name another", path.display())]
     Exists {
-        /// Where.
+        /// The path.
         path: PathBuf,
     },
     /// The private key's file cannot be written.
     #[error("the private key cannot be written to {}: {source}", path.display())]
     Write {
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// Makes a key pair (`CreateKeyPair`) of the operating system's random bytes.
+/// Generates a key pair (`CreateKeyPair`) from the operating system's random generator.
 pub fn create(name: &KeyName, key_type: KeyType, format: KeyFormat) -> Result<NewKeyPair, KeyError> {
     match key_type {
         KeyType::Ed25519 => create_ed25519(name),
@@ -104,7 +104,7 @@ pub fn create(name: &KeyName, key_type: KeyType, format: KeyFormat) -> Result<Ne
     .map_err(|source| KeyError::Make { key_type, source })
 }
 
-/// Both formats are one: what EC2 calls PEM is OpenSSH's own form for this type.
+/// Both formats are the same: EC2's PEM format of this type is OpenSSH's own.
 fn create_ed25519(name: &KeyName) -> Result<NewKeyPair, Box<dyn Error + Send + Sync>> {
     let pair = Ed25519Keypair::random(&mut OsRng);
     let public = public_key(name, KeyData::Ed25519(pair.public))?;
@@ -116,7 +116,7 @@ fn pair_of_rsa(
     key: &RsaPrivateKey,
     format: KeyFormat,
 ) -> Result<NewKeyPair, Box<dyn Error + Send + Sync>> {
-    // From the rsa crate's key to ssh-key's and never back: ssh-key 0.6's way back takes one prime for both.
+    // Convert from the rsa crate to ssh-key only: ssh-key 0.6 confuses the two primes in the other direction.
     let pair = RsaKeypair::try_from(key)?;
     let fingerprint = fingerprint_of_created_rsa(key.to_pkcs8_der()?.as_bytes());
     let public = PublicKey { fingerprint, ..public_key(name, KeyData::Rsa(pair.public.clone()))? };
@@ -131,8 +131,8 @@ fn openssh_form(name: &KeyName, pair: KeypairData) -> Result<Zeroizing<String>, 
     ssh_key::PrivateKey::new(pair, name.as_str())?.to_openssh(ssh_key::LineEnding::LF)
 }
 
-/// Reads a public key (`ImportKeyPair`): a line as OpenSSH writes it, the form of RFC 4716, PEM, or DER, which may be
-/// in base64. The line's comment gives way to the key pair's name.
+/// Parses a public key (`ImportKeyPair`): an OpenSSH line, RFC 4716, PEM, or DER, optionally in base64. The key pair's
+/// name replaces the comment.
 pub fn import(name: &KeyName, material: &[u8]) -> Result<PublicKey, Ec2Error> {
     let key = if material.len() > MAX_PUBLIC_KEY {
         Err(wrong(format!("it has {} bytes, and no key has more than {MAX_PUBLIC_KEY}", material.len())))
@@ -175,7 +175,7 @@ fn read_openssh(text: &str) -> Result<KeyData, KeyPairError> {
     Ok(key.into())
 }
 
-/// The base64 after the headers, which are lines with a colon and those that such a line continues on.
+/// The base64 text after the headers. A header is a line with a colon, possibly continued on the next lines.
 fn read_rfc4716(text: &str) -> Result<KeyData, KeyPairError> {
     let mut body = String::new();
     let mut header_goes_on = false;
@@ -193,7 +193,7 @@ fn read_rfc4716(text: &str) -> Result<KeyData, KeyPairError> {
     Err(wrong(format!("it does not end with {RFC4716_END}")))
 }
 
-/// A SubjectPublicKeyInfo of either type, or an RSA key as in PKCS #1.
+/// Parses a SubjectPublicKeyInfo of either type, or a PKCS #1 RSA key.
 fn read_der(der: &[u8]) -> Result<KeyData, KeyPairError> {
     if let Some(key) = der.strip_prefix(&ED25519_DER_PREFIX)
         && let Ok(key) = key.try_into()
@@ -213,7 +213,7 @@ fn decode(text: &str) -> Result<Vec<u8>, KeyPairError> {
     BASE64.decode(digits).map_err(|_| wrong("it is neither a line of OpenSSH's nor base64"))
 }
 
-/// The key as it is kept; its fingerprint is that of an imported one.
+/// The public key with the fingerprint of an imported key.
 fn public_key(name: &KeyName, key: KeyData) -> Result<PublicKey, KeyPairError> {
     let failed = |error: ssh_key::Error| wrong(error.to_string());
     let (key_type, fingerprint) = match &key {
@@ -228,7 +228,7 @@ fn public_key(name: &KeyName, key: KeyData) -> Result<PublicKey, KeyPairError> {
     Ok(PublicKey { key_type, line, fingerprint })
 }
 
-/// The key's SubjectPublicKeyInfo; refuses one of a length that key pairs do not have.
+/// The key's SubjectPublicKeyInfo. Refuses sizes that EC2 does not support.
 fn rsa_der(key: &ssh_key::public::RsaPublicKey) -> Result<Vec<u8>, KeyPairError> {
     let number = |number| BigUint::try_from(number).map_err(|error: ssh_key::Error| wrong(error.to_string()));
     let (modulus, exponent) = (number(&key.n)?, number(&key.e)?);
@@ -245,7 +245,7 @@ fn wrong(what: impl Into<String>) -> KeyPairError {
     KeyPairError::PublicKey { what: what.into() }
 }
 
-/// Writes the private key to a new file that only its owner can read. An existing file, or a link, stays as it is.
+/// Writes the private key to a new file with mode 0600. An existing file or link is left unchanged.
 pub fn write_private(path: &Path, private: &str) -> Result<(), KeyError> {
     let failed = |source| KeyError::Write { path: path.to_path_buf(), source };
     let mut file =
@@ -254,7 +254,7 @@ pub fn write_private(path: &Path, private: &str) -> Result<(), KeyError> {
             _ => failed(error),
         })?;
     file.write_all(private.as_bytes()).and_then(|()| file.sync_all()).map_err(|error| {
-        // Half a key is of no use, and would be in the way of the next attempt.
+        // A partial key is useless, and would make the next attempt fail.
         let _ = std::fs::remove_file(path);
         failed(error)
     })
@@ -269,8 +269,8 @@ mod tests {
     use rsa::traits::PublicKeyParts;
     use std::os::unix::fs::PermissionsExt;
 
-    /// Made by OpenSSL for these tests, as is all of it that follows; the fingerprints are what OpenSSL's and OpenSSH's
-    /// programs print of it.
+    /// Generated with OpenSSL for these tests, like the keys below; the fingerprints are those that OpenSSL and
+    /// OpenSSH print.
     const RSA_PRIVATE: &str = "\
 -----BEGIN RSA PRIVATE KEY-----
 MIICXAIBAAKBgQDNPhjBQYjsV+00aS9vzo1Uh1UQYY8YTaNivjpDlF6LBwyCRE03

@@ -1,20 +1,20 @@
-//! The kernel's out-of-memory killer, which ends a process as SIGKILL does, and leaves it to others to say so.
+//! Detection of kills by the kernel's out-of-memory killer, which sends SIGKILL and does not notify other processes.
 
 use std::fs;
 
-/// How many processes the kernel had killed for lack of memory, of the whole host or of a control group of it
-/// (`oom_kill` in proc_vmstat; Linux 4.13 and later).
+/// The number of processes that the kernel killed for lack of memory, on the host or in a cgroup (`oom_kill` in
+/// proc_vmstat, Linux 4.13 and later).
 #[derive(Debug, Clone, Copy)]
 pub struct KilledBefore(Option<u64>);
 
 impl KilledBefore {
-    /// Until now.
+    /// The number up to now.
     pub fn now() -> KilledBefore {
         KilledBefore(fs::read_to_string("/proc/vmstat").ok().and_then(|text| count(&text)))
     }
 
-    /// What may have become of a monitor that is gone, in a sentence's end, if the kernel has killed any process since. Which
-    /// one it was is told in the kernel's log only, and that not to everybody.
+    /// Returns a clause about a killed VMM if the number has risen since. Only the kernel's log names the killed
+    /// process, and not every user can read it.
     pub fn suspicion(self) -> Option<String> {
         let killed = KilledBefore::now().0?.checked_sub(self.0?).filter(|killed| *killed > 0)?;
         Some(format!(

@@ -1,4 +1,4 @@
-//! Copies and digests of files that are mostly holes, as disk images are: what is not there is neither read nor written.
+//! Copies and digests of sparse files, such as disk images. Holes are neither read nor written.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,12 +10,12 @@ use sha2::{Digest, Sha256};
 
 pub use crate::vmm::sparse::write_blocks;
 
-/// How much is read at a time.
+/// The read size in bytes.
 const CHUNK: usize = 256 << 10;
 
-/// Copies `source` into the empty file `destination`, which becomes `length` bytes long; what `source` has no bytes for
-/// is zero. On file systems that can, both share their blocks. Returns the SHA-256 of what was written; `advance` hears
-/// of every byte.
+/// Copies `source` into the empty file `destination`, which becomes `length` bytes long; bytes beyond the end of
+/// `source` are zero. Shares blocks (reflink) where the file system supports it. Returns the SHA-256 of the written
+/// bytes; `advance` is called for every byte.
 pub fn copy(source: &File, destination: &File, length: u64, advance: &dyn Fn(u64)) -> io::Result<String> {
     if ioctl_ficlone(destination, source).is_ok() {
         destination.set_len(length)?;
@@ -36,7 +36,7 @@ pub fn copy(source: &File, destination: &File, length: u64, advance: &dyn Fn(u64
     Ok(hasher.finish())
 }
 
-/// The SHA-256 of a file, in hexadecimal; `advance` hears of every byte.
+/// Returns the SHA-256 of a file in hexadecimal; `advance` is called for every byte.
 pub fn sha256(file: &File, advance: &dyn Fn(u64)) -> io::Result<String> {
     let mut hasher = Hasher::default();
     walk(file, file.metadata()?.len(), &mut |part| {
@@ -47,8 +47,8 @@ pub fn sha256(file: &File, advance: &dyn Fn(u64)) -> io::Result<String> {
     Ok(hasher.finish())
 }
 
-/// Writes what comes from `content` into the empty file `destination`, with holes for zeroes, and returns its SHA-256.
-/// More than `limit` bytes are an error.
+/// Writes the stream `content` into the empty file `destination`, with holes for zeroes, and returns its SHA-256. More
+/// than `limit` bytes are an error.
 pub fn write_stream(content: &mut dyn Read, destination: &File, limit: u64) -> io::Result<String> {
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; CHUNK];
@@ -69,7 +69,7 @@ pub fn write_stream(content: &mut dyn Read, destination: &File, limit: u64) -> i
     Ok(hasher.finish())
 }
 
-/// Reads until `buffer` is full or there is no more.
+/// Reads until `buffer` is full or the stream ends.
 pub fn read_full(content: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut done = 0;
     while done < buffer.len() {
@@ -85,9 +85,9 @@ pub fn read_full(content: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize>
 
 /// A part of a file.
 enum Part<'a> {
-    /// So many zeroes that are not stored.
+    /// A hole of this length.
     Hole(u64),
-    /// Bytes, and where they are.
+    /// Data with its offset.
     Data(u64, &'a [u8]),
 }
 
@@ -100,7 +100,7 @@ impl Part<'_> {
     }
 }
 
-/// Shows all of the first `length` bytes of a file, in order.
+/// Visits the first `length` bytes of a file in order.
 fn walk(file: &File, length: u64, visit: &mut dyn FnMut(Part) -> io::Result<()>) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     let mut offset = 0;
@@ -120,16 +120,16 @@ fn walk(file: &File, length: u64, visit: &mut dyn FnMut(Part) -> io::Result<()>)
     Ok(())
 }
 
-/// Where the next bytes from `offset` are that are stored; an empty range at `length` if there are none.
+/// Returns the next range of data from `offset`; an empty range at `length` if there is none.
 fn next_data(file: &File, offset: u64, length: u64) -> (u64, u64) {
     let start = match seek(file, SeekFrom::Data(offset)) {
         Ok(start) => start.clamp(offset, length),
         Err(Errno::NXIO) => length,
-        // A block device, or a file system without holes: everything is read.
+        // Block devices and some file systems do not report holes: read everything.
         Err(_) => return (offset, length),
     };
     let end = seek(file, SeekFrom::Hole(start)).map_or(length, |end| end.clamp(start, length));
-    // A hole that was filled meanwhile must not stop the walk.
+    // A hole that is filled concurrently must not stop the walk.
     (start, if end == start { length } else { end })
 }
 
@@ -158,7 +158,7 @@ impl Hasher {
     }
 }
 
-/// Bytes in hexadecimal.
+/// Formats bytes in hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -174,7 +174,7 @@ mod tests {
         Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Data, a hole, data that is not whole blocks, a hole.
+    /// A file of data, a hole, data that is not a multiple of the block size, and a hole.
     fn sparse_file() -> (File, Vec<u8>) {
         let file = tempfile::tempfile().unwrap();
         let mut bytes = vec![0; 5 * MIB];

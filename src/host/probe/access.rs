@@ -1,48 +1,48 @@
-//! Why KVM cannot be used. Pure: judged from facts alone.
+//! The reasons why KVM cannot be used. Pure code: facts in, a verdict out.
 
 use rustix::io::Errno;
 
 use super::facts::{Cpu, DeviceNode, KVM_MODULES, KvmFacts, RIVAL_MODULES, Surroundings};
 
-/// The only version of KVM's API there has been since Linux 2.6.22.
+/// The version of KVM's API, unchanged since Linux 2.6.22.
 const API_VERSION: i32 = 12;
 
-/// Why KVM cannot be used.
+/// The reason why KVM cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KvmAccessError {
-    /// The processor's virtualisation is switched off, or was never there.
+    /// The CPU has no virtualization extensions, or the firmware has disabled them.
     #[error(
         "/dev/kvm is missing: this CPU's virtualisation is switched off. Restart into the firmware \
          set-up (BIOS) and enable {switch}"
     )]
     NoVirtualisation {
-        /// What the switch is called on such a processor.
+        /// The firmware's name of the setting for this CPU.
         switch: &'static str,
     },
-    /// The host is a virtual machine whose hypervisor passes no virtualisation on.
+    /// The host is a virtual machine without nested virtualization.
     #[error(
         "/dev/kvm is missing: this host is itself a virtual machine, and its hypervisor does not \
          pass virtualisation on. Enable nested virtualisation where it runs, or use another host"
     )]
     NoNestedVirtualisation,
-    /// The processor could, but the module is not loaded.
+    /// The CPU supports virtualization, but the module is not loaded.
     #[error("/dev/kvm is missing: the kernel module {module} is not loaded")]
     ModuleNotLoaded {
-        /// The module for this processor.
+        /// The module for this CPU.
         module: &'static str,
     },
-    /// The module is loaded, and this container was not given the device.
+    /// The module is loaded, but the container has no access to the device.
     #[error("/dev/kvm is missing: this container was started without it")]
     NotInContainer,
-    /// The module is loaded, and the device's node is gone.
+    /// The module is loaded, but the device node is missing.
     #[error("/dev/kvm is missing although KVM is loaded: its device node is gone")]
     NodeMissing,
-    /// The user is not in the device's group.
+    /// The user is not a member of the device's group.
     #[error("/dev/kvm is for the group {group}, and {user} is not in it")]
     NotInGroup {
         /// The device's group.
         group: String,
-        /// Who runs this process.
+        /// The user of this process.
         user: String,
     },
     /// The user was added to the group after logging in.
@@ -50,66 +50,66 @@ pub enum KvmAccessError {
     StaleLogin {
         /// The device's group.
         group: String,
-        /// Who runs this process.
+        /// The user of this process.
         user: String,
     },
-    /// Nobody but root may use the device.
+    /// Only root may use the device.
     #[error("/dev/kvm is for root alone (its mode is {mode:04o})")]
     RootOnly {
-        /// Its permission bits.
+        /// The node's permission bits.
         mode: u32,
-        /// Who runs this process.
+        /// The user of this process.
         user: String,
-        /// Whether there is a group to give it to.
+        /// True if the group `kvm` exists.
         has_kvm_group: bool,
     },
-    /// The node's permissions allow it, and something else does not.
+    /// The node's permissions allow access, but opening it fails.
     #[error(
         "opening /dev/kvm is forbidden although its permissions allow it: {}",
         if *in_container { "this container was started without the device" }
         else { "a security module or a device control group stands in the way" }
     )]
     Forbidden {
-        /// Whether this process runs in a container.
+        /// True if this process runs in a container.
         in_container: bool,
     },
-    /// The device cannot be opened for a reason of its own.
+    /// Opening the device fails for another reason.
     #[error("/dev/kvm cannot be opened: {0}")]
     OpenFailed(Errno),
-    /// The device speaks another API.
+    /// The device has another API version.
     #[error("/dev/kvm speaks version {found} of its API, and not {API_VERSION}")]
     WrongApiVersion {
-        /// The version it speaks.
+        /// The device's version.
         found: i32,
     },
-    /// The kernel is too old, or built without something.
+    /// The kernel is too old, or built without required features.
     #[error("this kernel's KVM lacks {}", .0.join(", "))]
     MissingCapabilities(Vec<&'static str>),
-    /// Another hypervisor uses the processor's virtualisation.
+    /// Another hypervisor uses the CPU's virtualization extensions.
     #[error("another hypervisor is using the CPU's virtualisation: {}", holder(rivals))]
     Busy {
-        /// The modules of other hypervisors that are loaded.
+        /// The loaded modules of other hypervisors.
         rivals: Vec<&'static str>,
     },
-    /// A virtual machine cannot be created for a reason of its own.
+    /// Creating a virtual machine fails for another reason.
     #[error("KVM cannot create a virtual machine: {0}")]
     CreateVmFailed(Errno),
 }
 
-/// Whether KVM can be used.
+/// Checks that KVM can be used.
 pub fn judge(kvm: &KvmFacts, surroundings: &Surroundings) -> Result<(), KvmAccessError> {
     judge_device(kvm, surroundings)?;
     judge_interface(kvm)?;
     judge_creation(kvm, surroundings)
 }
 
-/// Whether the device is there and opens.
+/// Checks that the device exists and can be opened.
 pub(super) fn judge_device(kvm: &KvmFacts, surroundings: &Surroundings) -> Result<(), KvmAccessError> {
     let Err(errno) = kvm.opened else {
         return Ok(());
     };
     Err(match (errno, &kvm.node) {
-        // The node may stand there before the module is loaded: systemd makes it at boot.
+        // The node can exist before the module is loaded: systemd creates it at boot.
         (Errno::NOENT | Errno::NODEV | Errno::NXIO, _) => why_missing(surroundings),
         (Errno::ACCESS, Some(node)) => why_denied(node, surroundings),
         (Errno::ACCESS, None) | (Errno::PERM, _) => {
@@ -119,7 +119,7 @@ pub(super) fn judge_device(kvm: &KvmFacts, surroundings: &Surroundings) -> Resul
     })
 }
 
-/// Whether the device has what the monitor needs.
+/// Checks that KVM has the features that the VMM requires.
 pub(super) fn judge_interface(kvm: &KvmFacts) -> Result<(), KvmAccessError> {
     match &kvm.interface {
         Some(interface) if interface.api_version != API_VERSION => {
@@ -132,7 +132,7 @@ pub(super) fn judge_interface(kvm: &KvmFacts) -> Result<(), KvmAccessError> {
     }
 }
 
-/// Whether a virtual machine could be created, if that was tried.
+/// Checks the result of creating a virtual machine, if that was tried.
 pub(super) fn judge_creation(kvm: &KvmFacts, surroundings: &Surroundings) -> Result<(), KvmAccessError> {
     match kvm.created_vm {
         Some(Err(errno)) => Err(create_vm_error(errno, surroundings)),
@@ -140,7 +140,7 @@ pub(super) fn judge_creation(kvm: &KvmFacts, surroundings: &Surroundings) -> Res
     }
 }
 
-/// Why KVM refused to create a virtual machine.
+/// The reason why KVM refused to create a virtual machine.
 pub fn create_vm_error(errno: Errno, surroundings: &Surroundings) -> KvmAccessError {
     if errno != Errno::BUSY {
         return KvmAccessError::CreateVmFailed(errno);
@@ -149,7 +149,7 @@ pub fn create_vm_error(errno: Errno, surroundings: &Surroundings) -> KvmAccessEr
     KvmAccessError::Busy { rivals: surroundings.modules.iter().copied().filter(is_rival).collect() }
 }
 
-/// Whether KVM, if it works, does so without the processor's help.
+/// Returns true if KVM, where it works, runs without virtualization extensions (software KVM).
 pub fn is_software(cpu: &Cpu) -> bool {
     !cpu.has_vmx && !cpu.has_svm
 }
@@ -185,7 +185,7 @@ fn why_denied(node: &DeviceNode, surroundings: &Surroundings) -> KvmAccessError 
     if user.uid == 0 || others_may || (group_may && in_group) {
         return KvmAccessError::Forbidden { in_container: surroundings.in_container };
     }
-    // Joining root's group is no advice.
+    // Never advise joining root's group.
     if !group_may || node.group == 0 {
         return KvmAccessError::RootOnly {
             mode: node.mode,

@@ -1,4 +1,4 @@
-//! The facts about a host, read and not judged. What cannot be read is absent, never an error.
+//! Facts about the host, gathered without judgment. A fact that cannot be read is absent, never an error.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -14,38 +14,38 @@ use super::parse;
 use crate::host::home::NETWORKS;
 use crate::host::router::{Killed, killed};
 
-/// The device that KVM is reached through.
+/// The KVM device.
 pub const KVM_DEVICE: &str = "/dev/kvm";
 
-/// Everything that is judged.
+/// All facts.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// What KVM answers.
+    /// KVM.
     pub kvm: KvmFacts,
-    /// What the host is.
+    /// The host's environment.
     pub surroundings: Surroundings,
-    /// CPUs that this process may use.
+    /// CPUs available to this process.
     pub cpus: u32,
-    /// Memory that can be had without swapping.
+    /// Memory available without swapping, in MiB.
     pub memory_available_mib: u64,
-    /// When the kernel backs memory with huge pages; none if it cannot.
+    /// The kernel's huge page mode; none if it has no huge pages.
     pub huge_pages: Option<HugePages>,
-    /// Where Wisp keeps its data; none if no variable of the environment tells.
+    /// The data directory; none if no environment variable determines it.
     pub home: Option<HomeFacts>,
-    /// Programs that Wisp can make use of, and whether each is installed.
+    /// Optional programs, and whether each is installed.
     pub helpers: Vec<(Helper, bool)>,
-    /// What VPCs need of the kernel.
+    /// Kernel features that VPCs need.
     pub vpc: VpcFacts,
     /// VPCs whose routers were killed while instances ran.
     pub killed_routers: Vec<Killed>,
-    /// Whether the ports of public addresses that servers have, as 22, can be listened at.
+    /// Whether a public address's port below 1024, such as 22, can be bound.
     pub low_ports: Result<(), Errno>,
-    /// The version of the kernel's Landlock, which keeps monitors from files that are not their machines'; 0 if it has none.
+    /// The version of the kernel's Landlock; 0 if it has none.
     pub landlock: u32,
 }
 
 impl Facts {
-    /// Looks at this host.
+    /// Gathers the facts of this host.
     pub fn read(data_directory: Option<PathBuf>) -> Self {
         Facts {
             kvm: kvm(KvmDepth::CreateVm),
@@ -63,51 +63,51 @@ impl Facts {
     }
 }
 
-/// What KVM answers.
+/// Facts about KVM.
 #[derive(Clone, Debug)]
 pub struct KvmFacts {
-    /// The device's node; none if there is none.
+    /// The device node; none if it does not exist.
     pub node: Option<DeviceNode>,
-    /// Whether the device could be opened.
+    /// The result of opening the device.
     pub opened: Result<(), Errno>,
-    /// What it says of itself; none if it was not opened.
+    /// The KVM interface; none if the device was not opened.
     pub interface: Option<KvmInterface>,
-    /// Whether a virtual machine could be created; none if that was not tried.
+    /// The result of creating a virtual machine; none if that was not tried.
     pub created_vm: Option<Result<(), Errno>>,
 }
 
-/// A device node's owners and permissions.
+/// The owner and permissions of a device node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceNode {
     /// Permission bits.
     pub mode: u32,
-    /// The group it belongs to.
+    /// The group id.
     pub group: u32,
-    /// That group's name, if it has one.
+    /// The group's name, if it has one.
     pub group_name: Option<String>,
 }
 
-/// What an opened `/dev/kvm` says of itself.
+/// The interface of an open `/dev/kvm`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvmInterface {
-    /// The version of its API.
+    /// The API version.
     pub api_version: i32,
-    /// What the monitor needs and it lacks.
+    /// Required features that are missing.
     pub missing: Vec<&'static str>,
-    /// The most vCPUs a machine can have.
+    /// The maximum number of vCPUs of a virtual machine.
     pub max_vcpus: usize,
 }
 
-/// How far to go when asking KVM.
+/// The depth of the KVM check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvmDepth {
-    /// Open the device and ask for its capabilities.
+    /// Open the device and query its capabilities.
     Open,
-    /// Create an empty virtual machine, too.
+    /// Also create an empty virtual machine.
     CreateVm,
 }
 
-/// What the monitor asks of KVM, by the names of its documentation.
+/// The capabilities that the VMM requires, with their names in KVM's documentation.
 pub const REQUIRED_CAPABILITIES: [(Cap, &str); 16] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
@@ -127,7 +127,7 @@ pub const REQUIRED_CAPABILITIES: [(Cap, &str); 16] = [
     (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK"),
 ];
 
-/// The node of `/dev/kvm`; none if there is none.
+/// Returns the device node of `/dev/kvm`, or none if it does not exist.
 pub fn kvm_node() -> Option<DeviceNode> {
     let metadata = fs::metadata(KVM_DEVICE).ok()?;
     let group = metadata.gid();
@@ -140,7 +140,7 @@ pub fn kvm_node() -> Option<DeviceNode> {
     })
 }
 
-/// Asks KVM.
+/// Queries KVM.
 pub fn kvm(depth: KvmDepth) -> KvmFacts {
     let node = kvm_node();
     let kvm = match Kvm::new() {
@@ -170,28 +170,28 @@ fn errno(error: &kvm_ioctls::Error) -> Errno {
     Errno::from_raw_os_error(error.errno())
 }
 
-/// What the host is, as far as it decides who may use KVM.
+/// The parts of the host that decide who can use KVM.
 #[derive(Clone, Debug, Default)]
 pub struct Surroundings {
-    /// Its processor.
+    /// The CPU.
     pub cpu: Cpu,
-    /// Whether this process runs in a container.
+    /// True if this process runs in a container.
     pub in_container: bool,
-    /// Which of the modules that matter here are loaded.
+    /// The loaded kernel modules among those that matter here.
     pub modules: Vec<&'static str>,
-    /// Who runs this process.
+    /// The user of this process.
     pub user: User,
-    /// Whether a group `kvm` exists.
+    /// True if the group `kvm` exists.
     pub has_kvm_group: bool,
 }
 
-/// Modules that bring KVM to a processor.
+/// Modules that provide KVM for a CPU.
 pub const KVM_MODULES: [&str; 3] = ["kvm_intel", "kvm_amd", "kvm_pvm"];
-/// Modules of other hypervisors, which keep the processor's virtualisation to themselves.
+/// Modules of other hypervisors, which use the CPU's virtualization extensions exclusively.
 pub const RIVAL_MODULES: [&str; 2] = ["vboxdrv", "vmmon"];
 
 impl Surroundings {
-    /// Looks around.
+    /// Gathers the facts.
     pub fn read() -> Self {
         let groups = text("/etc/group");
         let is_loaded = |module: &&str| Path::new("/sys/module").join(module).exists();
@@ -207,31 +207,31 @@ impl Surroundings {
     }
 }
 
-/// A processor.
+/// A CPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cpu {
-    /// Its name.
+    /// The model name.
     pub model: String,
-    /// Its maker, as CPUID spells it.
+    /// The vendor, as CPUID spells it.
     pub vendor: String,
-    /// Intel's virtualisation is there and not switched off.
+    /// Intel's virtualization extensions are present and enabled.
     pub has_vmx: bool,
-    /// AMD's virtualisation is there and not switched off.
+    /// AMD's virtualization extensions are present and enabled.
     pub has_svm: bool,
-    /// It is itself a virtual one.
+    /// The CPU is a virtual one.
     pub is_virtual: bool,
 }
 
-/// Who runs this process.
+/// The user of this process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {
-    /// The name.
+    /// The user name.
     pub name: String,
-    /// The number: 0 is root.
+    /// The user id; 0 is root.
     pub uid: u32,
-    /// The groups that this process is in: those of the time of login.
+    /// The process's groups, as of the login.
     pub groups: Vec<u32>,
-    /// The groups that `/etc/group` lists the user in: those of the next login.
+    /// The user's groups in `/etc/group`, effective from the next login.
     pub listed_groups: Vec<u32>,
 }
 
@@ -251,31 +251,31 @@ impl User {
     }
 }
 
-/// When the kernel backs memory with huge pages.
+/// The kernel's huge page mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HugePages {
-    /// Wherever it can.
+    /// Wherever possible.
     Always,
-    /// Where a program asks for it, as the monitor can.
+    /// Where a program requests them, as the VMM can.
     OnRequest,
-    /// Nowhere.
+    /// Never.
     Never,
 }
 
-/// The directory that Wisp keeps its data in.
+/// The data directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HomeFacts {
-    /// Where it is, or will be.
+    /// The path, which may not exist yet.
     pub path: PathBuf,
-    /// Whether it can be written, or made.
+    /// Whether the directory can be written or created.
     pub writable: Result<(), Errno>,
-    /// Space that is free in its file system.
+    /// Free space of its file system in MiB.
     pub free_mib: Option<u64>,
 }
 
 impl HomeFacts {
     fn read(path: PathBuf) -> Self {
-        // What does not exist yet is made, so its nearest ancestor decides.
+        // A directory that does not exist is created in its nearest existing ancestor, whose permissions decide.
         let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(&path);
         let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
         let writable = if existing.is_dir() {
@@ -289,43 +289,45 @@ impl HomeFacts {
     }
 }
 
-/// A program that Wisp can make use of.
+/// An optional program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Helper {
-    /// What it is called.
+    /// The program's name.
     pub program: &'static str,
-    /// What it is for.
+    /// Its purpose.
     pub purpose: &'static str,
-    /// The Debian package that has it.
+    /// Its Debian package.
     pub package: &'static str,
 }
 
-/// What VPCs need of the kernel.
+/// Kernel features that VPCs need.
 #[derive(Clone, Copy, Debug)]
 pub struct VpcFacts {
-    /// Whether `/dev/net/tun`, which makes taps, can be opened.
+    /// The result of opening `/dev/net/tun`, which creates taps.
     pub tun: Result<(), Errno>,
-    /// What forbids this user namespaces of their own.
+    /// The kernel setting that forbids user namespaces for this user.
     pub forbidden_by: Option<NamespaceSetting>,
     /// The kernel's nftables lacks the bridge family, which binds an instance's address to its port.
     pub lacks_bridge_rules: bool,
 }
 
-/// A setting of the kernel's that forbids a user namespaces of their own.
+/// A kernel setting that can forbid user namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NamespaceSetting {
-    /// Its name.
+    /// The setting's name.
     pub name: &'static str,
-    /// The value that allows them.
+    /// The value that allows user namespaces.
     pub allows: &'static str,
-    /// Whether it is for every program; else those are free that a security module's profile names, as passt is.
+    /// True if the setting applies to all programs; otherwise programs with a security module's profile, such as
+    /// passt, are exempt.
     pub for_all: bool,
 }
 
 impl NamespaceSetting {
-    /// The one that is in force for this user.
+    /// Returns the setting that forbids user namespaces for this user.
     pub fn in_force() -> Option<NamespaceSetting> {
-        // Setting, the value that forbids, the value that allows, whether it is for root, too, and for every program.
+        // Setting, forbidding value, allowing value, whether it applies to root, and whether it applies to all
+        // programs.
         let settings = [
             ("user.max_user_namespaces", "0", "15000", true, true),
             ("kernel.unprivileged_userns_clone", "0", "1", false, true),
@@ -339,7 +341,7 @@ impl NamespaceSetting {
         Some(NamespaceSetting { name, allows, for_all })
     }
 
-    /// The command that allows them.
+    /// The command that allows user namespaces.
     pub fn mend(&self) -> String {
         format!("sudo sysctl {}={}", self.name, self.allows)
     }
@@ -359,7 +361,7 @@ fn lacks_bridge_rules() -> bool {
     is_installed("nft") && command.output().is_ok_and(refused)
 }
 
-/// Asked as landlock_create_ruleset(2) says: without attributes, for the version.
+/// landlock_create_ruleset(2) without attributes returns the version.
 fn landlock_version() -> u32 {
     const VERSION: libc::c_uint = 1;
     // SAFETY: with this flag, the call takes no memory.
@@ -380,13 +382,13 @@ fn killed_routers(data_directory: &Path) -> Vec<Killed> {
     killed(&data_directory.join(NETWORKS))
 }
 
-/// Whether somebody could listen at port 22 of an address that instances have as their public one.
+/// Tries to bind port 22 of a public address.
 fn low_ports() -> Result<(), Errno> {
     let tried = TcpListener::bind((Ipv4Addr::new(127, 18, 255, 254), 22));
     tried.map(drop).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
-/// The programs that Wisp can make use of. It runs guests without any of them.
+/// Optional programs. Guests run without any of them.
 pub const HELPERS: [Helper; 6] = [
     Helper {
         program: "qemu-img",
@@ -400,7 +402,7 @@ pub const HELPERS: [Helper; 6] = [
     Helper { program: "ssh", purpose: "`wisp ssh`", package: "openssh-client" },
 ];
 
-/// Whether a program can be found. Some stand where only root's path leads.
+/// Returns true if a program is installed. Some are only in root's path.
 pub(crate) fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -408,7 +410,7 @@ pub(crate) fn is_installed(program: &str) -> bool {
         .any(|directory| rustix::fs::access(directory.join(program), Access::EXEC_OK).is_ok())
 }
 
-/// Bytes of the processor's last cache, as the kernel knows it.
+/// The size of the CPU's last-level cache in bytes.
 pub fn last_cache_bytes() -> Option<u64> {
     let size = |index: u32| {
         let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
@@ -417,14 +419,14 @@ pub fn last_cache_bytes() -> Option<u64> {
     (0..8).map_while(size).max()
 }
 
-/// CPUs that this process may use.
+/// The number of CPUs that this process may use.
 pub fn usable_cpus() -> u32 {
-    // Fails only where the host has more CPUs than a CpuSet has bits.
+    // Fails only if the host has more CPUs than a CpuSet has bits.
     rustix::thread::sched_getaffinity(None)
         .map_or_else(|_| std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32), |set| set.count())
 }
 
-/// Memory that can be had without swapping, under the limit of a container's control group.
+/// Memory available without swapping, within the limit of a container's cgroup, in MiB.
 pub fn memory_available_mib() -> u64 {
     let available = parse::meminfo_mib(&text("/proc/meminfo"), "MemAvailable").unwrap_or(0);
     let room = parse::cgroup_room_mib(
@@ -442,7 +444,7 @@ pub fn memory_available_mib() -> u64 {
     room.map_or(available, |room| room.min(available))
 }
 
-/// A file's text, or none of it.
+/// Returns a file's text, or an empty string.
 fn text(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }

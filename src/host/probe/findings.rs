@@ -1,4 +1,4 @@
-//! What there is to say about a host, part by part. Pure: judged from facts alone.
+//! Findings about the host, one per part. Pure code: facts in, findings out.
 
 use rustix::io::Errno;
 use serde::Serialize;
@@ -11,41 +11,41 @@ use super::mend::Mend;
 use crate::host::router::Killed;
 use crate::vmm::link::ALLOW_LOW_PORTS;
 
-/// Less free memory than this, and even a small guest may not start.
+/// Below this much free memory, even a small guest may fail to start.
 const SCARCE_MEMORY_MIB: u64 = 128;
-/// Less free memory than this, and few instance types fit.
+/// Below this much free memory, few instance types fit.
 const LITTLE_MEMORY_MIB: u64 = 1024;
-/// Less free space than this, and an image cannot be unpacked.
+/// Below this much free space, an image cannot be unpacked.
 const SCARCE_SPACE_MIB: u64 = 64;
-/// Less free space than this, and imported images and volumes soon fill it.
+/// Below this much free space, imported images and volumes soon fill the disk.
 const LITTLE_SPACE_MIB: u64 = 2048;
 
-/// How a part of the host does.
+/// The status of a part of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// As it should be.
+    /// No problem.
     Ok,
-    /// Guests run, and could run better.
+    /// Guests run, with limitations.
     Warn,
-    /// Guests do not run.
+    /// Guests cannot run.
     Fail,
 }
 
-/// What was found about one part of the host.
+/// A finding about one part of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Finding {
-    /// Which part.
+    /// The name of the part.
     pub name: &'static str,
-    /// How it does.
+    /// Its status.
     pub status: Status,
-    /// What was found, in a few words.
+    /// The finding, in a few words.
     pub found: String,
-    /// What that means, where it needs saying.
+    /// An explanation, where one is needed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub explanation: Option<String>,
-    /// The commands that mend it.
+    /// Commands that fix the problem.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mends: Vec<Mend>,
 }
@@ -72,7 +72,7 @@ impl Finding {
     }
 }
 
-/// What there is to say about the host, in the order in which to mend it.
+/// Returns all findings, in the order in which to fix problems.
 pub fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![cpu(facts)];
     findings.extend(kvm(facts));
@@ -96,7 +96,7 @@ fn cpu(facts: &Facts) -> Finding {
     Finding::ok("CPU", format!("{model}, {} CPU{plural} usable", facts.cpus))
 }
 
-/// The device, then what it offers, then a machine: a step is judged if the one before succeeded.
+/// The device, the interface, and creating a virtual machine: each step is judged if the previous one succeeded.
 fn kvm(facts: &Facts) -> Vec<Finding> {
     let failed =
         |name, error: KvmAccessError| Finding { mends: error.mends(), ..Finding::fail(name, error.to_string()) };
@@ -126,7 +126,7 @@ fn kvm(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// What kind of KVM there is. Where there can be none, the missing device says all there is to say.
+/// The kind of virtualization. Without any, the finding about the missing device suffices.
 fn virtualisation(surroundings: &Surroundings) -> Option<Finding> {
     const NAME: &str = "Virtualisation";
     let cpu = &surroundings.cpu;
@@ -238,7 +238,8 @@ fn vpc(facts: VpcFacts) -> Finding {
     }
 }
 
-/// A router that was killed while instances ran. Any command that opens the data directory brings it back, if it can.
+/// A router that was killed while instances ran. The next command that opens the data directory restarts it, if it
+/// can.
 fn killed_router(killed: &Killed) -> Finding {
     let Killed { vpc, can_come_back, cut_off } = killed;
     let found = Finding::warn("VPC router", format!("that of {vpc} was killed while its instances ran"));
@@ -267,12 +268,12 @@ fn low_ports(listened: Result<(), Errno>) -> Finding {
                  and `-p 8080:80` publishes a port at another.",
             )
             .mended_by("to open them from 22 on, until the next reboot", ALLOW_LOW_PORTS),
-        // One that somebody has is one that can be had.
+        // EADDRINUSE means that the port can be bound.
         _ => Finding::ok(NAME, "open, for SSH and servers at public addresses"),
     }
 }
 
-/// What monitors can give up here; the filters of system calls are on every host.
+/// The sandbox layers that the host supports. Seccomp filters are available on every host.
 fn sandbox(landlock: u32, forbidden_by: Option<NamespaceSetting>) -> Finding {
     const NAME: &str = "Sandbox";
     const WITHOUT: &str =
@@ -297,7 +298,7 @@ fn helper(helper: &Helper, installed: bool) -> Finding {
         .mended_by("to install it", format!("sudo apt install {package}"))
 }
 
-/// Rounded down, as people compare sizes.
+/// Formats a size, rounded down.
 fn size(mib: u64) -> String {
     match (mib / 1024, mib % 1024 * 10 / 1024) {
         (0, _) => format!("{mib} MiB"),

@@ -1,16 +1,16 @@
-//! The commands that mend a host, for each reason why KVM cannot be used. Pure: text alone.
+//! Commands that fix each reason why KVM cannot be used. Pure code.
 
 use serde::Serialize;
 
 use super::access::KvmAccessError;
 
-/// A command that mends something.
+/// A command that fixes a problem.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Mend {
-    /// What it does, or when to use it.
+    /// The purpose of the command, or when to use it.
     pub purpose: &'static str,
-    /// The command, to be copied into a shell.
+    /// The command, ready to paste into a shell.
     pub command: String,
 }
 
@@ -21,7 +21,7 @@ impl Mend {
 }
 
 impl KvmAccessError {
-    /// The commands that mend it, the best first; each stands for itself.
+    /// Alternative commands that fix the problem, the best first.
     pub fn mends(&self) -> Vec<Mend> {
         match self {
             Self::NoVirtualisation { .. } => {
@@ -103,7 +103,7 @@ fn busy_mend(rivals: &[&str]) -> Mend {
     }
 }
 
-/// A word that a shell reads as it is. Names from a directory service may hold a backslash.
+/// Quotes a word for the shell. Names from a directory service may contain a backslash.
 fn shell_word(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) {

@@ -1,8 +1,7 @@
-//! Can this host run guests? What is missing, and which command mends it.
+//! Checks whether this host can run guests, and finds the command that fixes each problem.
 //!
-//! Reading and judging are apart: [`facts`] looks at the host and judges nothing, [`access`] and
-//! [`findings`] judge facts and read nothing, so that every case is tested with made-up facts.
-//! Nothing here changes the host: directories are not created, modules are not loaded.
+//! Gathering and judging are separate: [`facts`] reads the host, and [`access`] and [`findings`] judge facts, so every
+//! case is tested with made-up facts. Nothing here changes the host: no directory is created and no module is loaded.
 
 pub mod access;
 pub mod facts;
@@ -21,45 +20,45 @@ pub use mend::Mend;
 use crate::ec2::HostCapacity;
 use facts::{KvmDepth, Surroundings};
 
-/// Whether guests can be started, as far as KVM goes; the error says what to do.
+/// Checks that KVM can run guests; the error advises what to do.
 ///
-/// Opens `/dev/kvm` and asks for what the monitor needs, which takes microseconds. It creates no
-/// virtual machine, which took 15 ms where measured and so does not belong before every launch:
-/// if that fails later, [`create_vm_error`] finds the same words for it.
+/// Opens `/dev/kvm` and queries the features that the VMM requires, which takes microseconds. It does not create a
+/// virtual machine, which took 15 ms when measured, too much for every launch. If that fails later,
+/// [`create_vm_error`] returns the same error.
 pub fn kvm_access() -> Result<(), KvmAccessError> {
     access::judge(&facts::kvm(KvmDepth::Open), &Surroundings::read())
 }
 
-/// What to tell a person whose virtual machine KVM refused to create.
+/// The error for a virtual machine that KVM refused to create.
 pub fn create_vm_error(errno: i32) -> KvmAccessError {
     let errno = rustix::io::Errno::from_raw_os_error(errno);
     access::create_vm_error(errno, &Surroundings::read())
 }
 
-/// Whether KVM works here without the CPU's help. Guest kernels are then emulated: they boot
-/// many times slower, while guest programs run at full speed.
+/// Returns true on software KVM: guest kernels are emulated and boot many times slower, while guest programs run at
+/// full speed.
 pub fn is_software_kvm() -> bool {
     let surroundings = Surroundings::read();
     facts::kvm_node().is_some() && access::is_software(&surroundings.cpu)
 }
 
-/// CPUs and memory that guests could have now.
+/// The CPUs and memory currently available to guests.
 pub fn resources() -> HostCapacity {
     HostCapacity { cpus: facts::usable_cpus(), memory_mib: facts::memory_available_mib() }
 }
 
-/// The processor's name, and the bytes of its last cache.
+/// The CPU's name and the size of its last-level cache in bytes.
 pub fn processor() -> (String, Option<u64>) {
     (Surroundings::read().cpu.model, facts::last_cache_bytes())
 }
 
-/// Where Wisp keeps its data: `$WISP_HOME`, else `$XDG_DATA_HOME/wisp`, else
-/// `~/.local/share/wisp`; none where no such variable is set.
+/// The data directory: `$WISP_HOME`, else `$XDG_DATA_HOME/wisp`, else `~/.local/share/wisp`; none where no such
+/// variable is set.
 pub fn data_directory() -> Option<PathBuf> {
     parse::data_directory(|name| std::env::var_os(name))
 }
 
-/// Everything there is to say about this host.
+/// Returns all findings about this host.
 pub fn examine() -> Vec<Finding> {
     findings::judge(&Facts::read(data_directory()))
 }

@@ -1,11 +1,11 @@
-//! The texts that the kernel and the system show their state in, understood. Pure.
+//! Parsers for the text files in which the kernel and the system report their state. Pure code.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::facts::{Cpu, HugePages};
 
-/// The first processor of `/proc/cpuinfo`.
+/// The first CPU in `/proc/cpuinfo`.
 pub(super) fn cpuinfo(text: &str) -> Cpu {
     let field = |name: &str| {
         text.lines()
@@ -23,15 +23,15 @@ pub(super) fn cpuinfo(text: &str) -> Cpu {
     }
 }
 
-/// A figure of `/proc/meminfo`, in MiB.
+/// A value of `/proc/meminfo`, in MiB.
 pub(super) fn meminfo_mib(text: &str, name: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib / 1024)
 }
 
-/// What a memory control group still allows, in MiB; none if it sets no limit. File pages that
-/// were not used lately count as free: the kernel drops them before it refuses anything.
+/// The memory that a cgroup still allows, in MiB; none if it has no limit. Inactive file pages count as free, because
+/// the kernel reclaims them before an allocation fails.
 pub(super) fn cgroup_room_mib(limit: &str, usage: &str, stat: &str) -> Option<u64> {
     let limit: u64 = limit.trim().parse().ok()?;
     let usage: u64 = usage.trim().parse().ok()?;
@@ -44,7 +44,7 @@ pub(super) fn cgroup_room_mib(limit: &str, usage: &str, stat: &str) -> Option<u6
     Some(limit.saturating_sub(usage.saturating_sub(droppable)) / (1024 * 1024))
 }
 
-/// `/sys/kernel/mm/transparent_hugepage/enabled`: `always [madvise] never`.
+/// Parses `/sys/kernel/mm/transparent_hugepage/enabled`: `always [madvise] never`.
 pub(super) fn huge_pages(text: &str) -> Option<HugePages> {
     let chosen = text.split_once('[')?.1.split_once(']')?.0;
     match chosen {
@@ -87,8 +87,8 @@ pub(super) fn groups(text: &str) -> impl Iterator<Item = Group<'_>> {
     })
 }
 
-/// Where Wisp keeps its data, by these environment variables. Empty ones count as unset, and so
-/// does a relative `XDG_DATA_HOME`, as the XDG base directory specification demands.
+/// The data directory that these environment variables determine. Empty variables count as unset, and so does a
+/// relative `XDG_DATA_HOME`, as the XDG base directory specification requires.
 pub(super) fn data_directory(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let path = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     path("WISP_HOME")
@@ -96,7 +96,7 @@ pub(super) fn data_directory(variable: impl Fn(&str) -> Option<OsString>) -> Opt
         .or_else(|| Some(path("HOME")?.join(".local/share/wisp")))
 }
 
-/// A number of KiB, as `/sys` has the sizes of caches: `32768K`. In bytes.
+/// Parses a number of KiB, as `/sys` states cache sizes: `32768K`. Returns bytes.
 pub fn kib(text: &str) -> Option<u64> {
     text.trim().strip_suffix('K')?.parse::<u64>().ok()?.checked_mul(1024)
 }

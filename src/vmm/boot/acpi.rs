@@ -1,8 +1,9 @@
-//! ACPI tables: how a distribution's kernel learns of CPUs, interrupts, virtio devices and how to power off (ACPI
-//! Specification 6.5). Such kernels are built without MP table support and find virtio-mmio devices in no other way.
+//! ACPI tables, which tell a distribution's kernel about CPUs, interrupts, virtio devices and power-off (ACPI
+//! Specification 6.5). Such kernels have no MP table support, and find virtio-mmio devices only through ACPI.
 //!
-//! RSDP, XSDT, FADT (with FACS), MADT and a DSDT with one `LNRO0005` object for each virtio-mmio device. The hardware
-//! is not "reduced": with reduced hardware Linux drops the 8259 and the timer, and with them the serial port's line.
+//! The tables are RSDP, XSDT, FADT (with FACS), MADT and a DSDT with one `LNRO0005` object per virtio-mmio device. The
+//! hardware is not "reduced": with reduced hardware, Linux ignores the 8259 and the timer, and with them the serial
+//! port's interrupt.
 
 use acpi_tables::aml::{Device, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope};
 use acpi_tables::facs::FACS;
@@ -25,17 +26,17 @@ use crate::vmm::virtio::mmio::Slot;
 const OEM: [u8; 6] = *b"WISP  ";
 const OEM_TABLE: [u8; 8] = *b"MICRO-VM";
 const OEM_REVISION: u32 = 1;
-/// The length of every table's header (5.2.6).
+/// The length of a table header (5.2.6).
 const HEADER: u32 = 36;
-/// MADT flags (5.2.12): there are 8259s too.
+/// MADT flags (5.2.12): 8259s are present.
 const PCAT_COMPAT: u32 = 1;
-/// FADT, `IAPC_BOOT_ARCH` (5.2.9.3): devices on the ISA bus, an 8042; no VGA, no MSI, no PCIe ASPM.
+/// FADT `IAPC_BOOT_ARCH` (5.2.9.3): ISA devices, an 8042; no VGA, no MSI, no PCIe ASPM.
 const BOOT_ARCHITECTURE: u16 = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4;
-/// Longer than any transition to C2 or C3 may take: these states are not there (5.2.9, `P_LVL2_LAT`).
+/// A latency above the limit means that C2 and C3 are not supported (5.2.9, `P_LVL2_LAT`).
 const NO_C2: u16 = 101;
 const NO_C3: u16 = 1001;
 
-/// Writes the tables for `cpus` vCPUs and virtio devices at `slots` to [`ACPI_START`], where kernels look for the
+/// Writes the tables for `cpus` vCPUs and virtio devices at `slots` to [`ACPI_START`], where kernels search for the
 /// RSDP, and returns its address.
 pub fn write(memory: &GuestMemory, cpus: u32, slots: &[Slot]) -> Result<GuestAddress, BootError> {
     let mut area = Area { bytes: vec![0; Rsdp::len()] };
@@ -55,13 +56,13 @@ pub fn write(memory: &GuestMemory, cpus: u32, slots: &[Slot]) -> Result<GuestAdd
     Ok(GuestAddress(ACPI_START))
 }
 
-/// Tables one behind the other, as they lie in guest memory.
+/// Consecutive tables in guest memory.
 struct Area {
     bytes: Vec<u8>,
 }
 
 impl Area {
-    /// Appends a table and returns its address in the guest. A FACS has to be aligned to 64 bytes, others needn't.
+    /// Appends a table and returns its guest address. Only a FACS needs an alignment of 64 bytes.
     fn add(&mut self, table: &[u8]) -> u64 {
         self.bytes.resize(self.bytes.len().next_multiple_of(64), 0);
         let address = ACPI_START + self.bytes.len() as u64;
@@ -123,7 +124,7 @@ fn dsdt(slots: &[Slot]) -> Sdt {
     dsdt
 }
 
-/// `\_SB.VRnn`: what Linux binds its virtio-mmio driver to.
+/// `\_SB.VRnn`, to which Linux binds its virtio-mmio driver.
 fn virtio_device(index: usize, slot: Slot) -> Vec<u8> {
     let registers = Memory32Fixed::new(true, slot.address as u32, VIRTIO_MMIO_SIZE as u32);
     let interrupt = Interrupt::new(true, true, false, false, slot.irq);
@@ -156,7 +157,7 @@ mod tests {
         u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
     }
 
-    /// The table at `address`, after a look at its length and its checksum.
+    /// Returns the table at `address` after checking its length and checksum.
     fn table(bytes: &[u8], address: u64) -> &[u8] {
         let table = &bytes[(address - ACPI_START) as usize..];
         let table = &table[..u32::from_le_bytes(table[4..8].try_into().unwrap()) as usize];

@@ -1,4 +1,4 @@
-//! Entry points for fuzzing the kernel loader: images come from elsewhere.
+//! Fuzzing entry points for the kernel loader. Images are untrusted.
 
 use std::fs;
 
@@ -8,10 +8,10 @@ use super::kernel;
 use crate::vmm::config::{BootProtocol, KernelConfig};
 use crate::vmm::memory::GuestMemory;
 
-/// Guest memory: the least that a kernel at 1 MiB has room in.
+/// The size of guest memory: just enough for a kernel at 1 MiB.
 const MEMORY_MIB: u64 = 4;
 
-/// A file that is to be booted.
+/// Loads a file as a kernel.
 pub(crate) fn kernel(data: &[u8]) {
     let Some((first, content)) = data.split_first() else { return };
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,4 +1,4 @@
-//! Kernel images into guest memory: ELF `vmlinux` and `bzImage`.
+//! Loads kernel images into guest memory: ELF `vmlinux` and `bzImage`.
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -16,17 +16,17 @@ use crate::vmm::memory::{GuestMemory, HIGH_MEMORY_START, MMIO_GAP_START};
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 /// `HdrS` at byte 0x202 of a bzImage (boot.rst, "The Real-Mode Kernel Header").
 const BZIMAGE_MAGIC: (usize, [u8; 4]) = (0x202, *b"HdrS");
-/// The 64-bit entry of a bzImage lies this far behind its load address (boot.rst, "64-bit Boot Protocol").
+/// The offset of a bzImage's 64-bit entry from its load address (boot.rst, "64-bit Boot Protocol").
 const BZIMAGE_ENTRY_64: u64 = 0x200;
 /// `XLF_KERNEL_64` of `xloadflags`: the kernel has the 64-bit entry.
 const XLF_KERNEL_64: u16 = 1;
 
-/// Where a kernel is entered, and by which protocol.
+/// The kernel's entry point and boot protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
-    /// 64-bit Linux boot protocol: long mode, flat segments, RSI at `boot_params`.
+    /// 64-bit Linux boot protocol: long mode, flat segments, RSI points to `boot_params`.
     Linux64(GuestAddress),
-    /// PVH: 32-bit protected mode without paging, EBX at `hvm_start_info`.
+    /// PVH: 32-bit protected mode without paging, EBX points to `hvm_start_info`.
     Pvh(GuestAddress),
 }
 
@@ -34,13 +34,13 @@ pub enum Entry {
 #[derive(Debug)]
 pub(super) struct LoadedKernel {
     pub(super) entry: Entry,
-    /// The header of a bzImage, which goes into the zero page.
+    /// The header of a bzImage, which is copied into the zero page.
     pub(super) setup_header: Option<setup_header>,
-    /// The first address behind everything that the kernel needs before it reads its memory map.
+    /// The end of the memory that the kernel needs before it reads its memory map.
     pub(super) end: u64,
 }
 
-/// Loads the kernel that `config` names.
+/// Loads the kernel of `config`.
 pub(super) fn load(memory: &GuestMemory, config: &KernelConfig, memory_mib: u64) -> Result<LoadedKernel, BootError> {
     let path = &config.path;
     let mut file = open(path)?;
@@ -92,7 +92,7 @@ mod elf64 {
     pub const TYPE_LOAD: u32 = 1;
 }
 
-/// Looks over an ELF file's segments before anything is written, so that the error can name what does not fit.
+/// Checks an ELF file's segments before anything is written, so that the error can name the one that does not fit.
 fn check_elf(memory: &GuestMemory, path: &Path, memory_mib: u64, file: &mut File) -> Result<(), BootError> {
     use std::os::unix::fs::FileExt;
     let bad = |reason: &str| bad_kernel(path, "an ELF kernel", &reason);
@@ -196,7 +196,7 @@ fn finish(
     Ok(LoadedKernel { entry, setup_header: loaded.setup_header, end })
 }
 
-/// A kernel's range must lie in low memory, above the legacy area.
+/// Checks that the kernel's range is in low memory, above the legacy area.
 fn check_range(memory: &GuestMemory, path: &Path, memory_mib: u64, start: u64, end: u64) -> Result<(), BootError> {
     let outside = || BootError::OutsideMemory { path: path.to_path_buf(), start, end, memory_mib };
     if start < HIGH_MEMORY_START || end > MMIO_GAP_START || end < start {

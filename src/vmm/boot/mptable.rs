@@ -1,20 +1,20 @@
-//! The MP table: how a kernel without ACPI learns of CPUs, the I/O APIC and interrupt lines
-//! (Intel MultiProcessor Specification 1.4, chapter 4).
+//! The MP table, which tells a kernel without ACPI about CPUs, the I/O APIC and interrupt lines (Intel MultiProcessor
+//! Specification 1.4, chapter 4).
 //!
-//! One bus (ISA), one I/O APIC whose pins are the interrupt lines with the same numbers, and a processor entry for
-//! each vCPU, whose local APIC id is its index.
+//! It has one bus (ISA), one I/O APIC whose pins are the interrupt lines of the same numbers, and one processor entry
+//! per vCPU, whose local APIC id is its index.
 
 use vm_memory::{Bytes, GuestAddress};
 
 use super::BootError;
 use crate::vmm::memory::{GuestMemory, IO_APIC_ADDRESS, LOCAL_APIC_ADDRESS, MP_TABLE_START};
 
-/// Pins of the I/O APIC that KVM emulates.
+/// Pins of KVM's I/O APIC.
 pub const IO_APIC_PINS: u8 = 24;
 
-/// The version that both structures state: 1.4.
+/// The specification's version in both structures: 1.4.
 const SPECIFICATION_REVISION: u8 = 4;
-/// The integrated local APIC's version.
+/// The version of the integrated local APIC.
 const APIC_VERSION: u8 = 0x14;
 const ISA_BUS_ID: u8 = 0;
 const ENTRY_PROCESSOR: u8 = 0;
@@ -29,9 +29,9 @@ const IO_APIC_ENABLED: u8 = 1;
 const INTERRUPT_VECTORED: u8 = 0;
 const INTERRUPT_NMI: u8 = 1;
 const INTERRUPT_EXTINT: u8 = 3;
-/// The destination "every local APIC".
+/// The destination "all local APICs".
 const ALL_LOCAL_APICS: u8 = 0xff;
-/// Family 6 with an on-chip APIC and FPU: what kernels print, no more.
+/// Family 6 with an on-chip APIC and FPU. Kernels only print it.
 const CPU_SIGNATURE: u32 = 0x600;
 const CPU_FEATURES: u32 = 0x201;
 
@@ -93,7 +93,7 @@ fn configuration_table(cpus: u32) -> Vec<u8> {
     table
 }
 
-/// Sets the byte at `checksum` so that all bytes add up to zero.
+/// Sets the byte at `checksum` so that the sum of all bytes is zero.
 fn seal(bytes: &mut [u8], checksum: usize) {
     bytes[checksum] = 0;
     bytes[checksum] = bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg();

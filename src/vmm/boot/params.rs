@@ -1,7 +1,7 @@
-//! What a kernel is told about the machine at its entry: the zero page, or PVH's start information.
+//! Boot parameters: the zero page, or PVH's start information.
 //!
-//! The zero page brings a seed for the kernel's random generator too (`SETUP_RNG_SEED`): without it, a kernel on a
-//! host whose CPU has no usable RDRAND extracts entropy anew for each random number until it has gathered enough.
+//! The zero page also carries a seed for the kernel's random generator (`SETUP_RNG_SEED`). Without it, a kernel
+//! without usable RDRAND reseeds for each random number until it has gathered enough entropy.
 
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
@@ -14,19 +14,19 @@ use crate::vmm::memory::GuestMemory;
 
 /// `E820_TYPE_RAM` and `E820_TYPE_RESERVED`; PVH's memory map uses the same numbers.
 const E820: [u32; 2] = [2, 1];
-/// `BOOT_FLAG`, `HdrS` and protocol 2.15 for a kernel that brings no header of its own (an ELF `vmlinux`).
+/// `BOOT_FLAG`, `HdrS` and protocol 2.15 for a kernel without a header of its own (an ELF `vmlinux`).
 const BOOT_FLAG: u16 = 0xaa55;
 const HEADER_MAGIC: u32 = 0x5372_6448;
 const PROTOCOL_VERSION: u16 = 0x020f;
-/// `type_of_loader`: a loader without a number of its own.
+/// `type_of_loader`: a loader without an assigned number.
 const LOADER_UNDEFINED: u8 = 0xff;
 /// `loadflags`: the kernel is loaded high.
 const LOADED_HIGH: u8 = 1;
-/// The alignment that a relocating kernel is told.
+/// The alignment for a relocatable kernel.
 const KERNEL_ALIGNMENT: u32 = 0x100_0000;
-/// Where the list of `setup_data` lies: one element.
+/// The address of the `setup_data` list, which has one element.
 const SETUP_DATA: GuestAddress = GuestAddress(0x6000);
-/// `SETUP_RNG_SEED` (boot.rst, "setup_data"), and how many bytes of seed there are.
+/// `SETUP_RNG_SEED` (boot.rst, "setup_data"), and the seed's size in bytes.
 const SETUP_RNG_SEED: u32 = 9;
 const SEED_LENGTH: usize = 64;
 /// `hvm_start_info.magic` (Xen, `start_info.h`): "xEn3" with the top bit of its E set.
@@ -66,12 +66,12 @@ pub(super) fn write_zero_page(
     memory.write_obj(params, BOOT_PARAMS).map_err(|_| BootError::Table("boot parameters"))
 }
 
-/// Writes a `setup_data` element with fresh random bytes; the kernel wipes it once it has taken them.
+/// Writes a `setup_data` element with random bytes. The kernel wipes it after use.
 fn write_random_seed(memory: &GuestMemory) -> Result<GuestAddress, BootError> {
     let mut element = [0; 16 + SEED_LENGTH];
     element[8..12].copy_from_slice(&SETUP_RNG_SEED.to_le_bytes());
     element[12..16].copy_from_slice(&(SEED_LENGTH as u32).to_le_bytes());
-    // Fails only before the host's own generator is seeded, which no process sees; zeroes do no harm then.
+    // Fails only before the host's generator is seeded, which no process observes. Zeroes are harmless then.
     let _ = getrandom(&mut element[16..], GetRandomFlags::empty());
     memory.write_slice(&element, SETUP_DATA).map_err(|_| BootError::Table("random seed"))?;
     Ok(SETUP_DATA)

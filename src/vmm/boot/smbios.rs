@@ -1,8 +1,7 @@
-//! SMBIOS tables: what the machine is called, by whom it was made, its serial number (System Management BIOS Reference
-//! Specification 3.6). Linux shows them in `/sys/class/dmi/id`, and programs know a cloud by them.
+//! SMBIOS tables: manufacturer, product and serial number (System Management BIOS Reference Specification 3.6). Linux
+//! shows them in `/sys/class/dmi/id`, and programs detect a cloud by them.
 //!
-//! A 64-bit entry point where kernels look for it, and one structure each for the firmware, the system, its board and its
-//! chassis.
+//! There is a 64-bit entry point, and one structure each for the firmware, the system, its board and its chassis.
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -10,7 +9,7 @@ use super::BootError;
 use crate::vmm::config::SystemIdentity;
 use crate::vmm::memory::{GuestMemory, SMBIOS_START, SMBIOS_TABLES, SMBIOS_TABLES_SIZE};
 
-/// The version that the entry point states; since 2.6 the first fields of a UUID are little-endian.
+/// The version in the entry point. Since 2.6, the first fields of a UUID are little-endian.
 const VERSION: [u8; 3] = [3, 6, 0];
 /// The length of the entry point (5.2.2).
 const ENTRY_LENGTH: u8 = 24;
@@ -20,20 +19,20 @@ const SYSTEM: u8 = 1;
 const BOARD: u8 = 2;
 const CHASSIS: u8 = 3;
 const END: u8 = 127;
-/// Firmware characteristics (7.1.1): none is told. In the second extension byte (7.1.2.2): it is a virtual machine.
+/// Firmware characteristics (7.1.1): not supported. The second extension byte (7.1.2.2): virtual machine.
 const NOT_TOLD: u64 = 1 << 3;
 const VIRTUAL_MACHINE: u8 = 1 << 4;
-/// Why it woke up (7.2.2): by its power switch.
+/// The wake-up type (7.2.2): power switch.
 const POWER_SWITCH: u8 = 6;
-/// The board is replaceable and hosts other things (7.3.1); it is a motherboard (7.3.2).
+/// The board is replaceable and a hosting board (7.3.1), and a motherboard (7.3.2).
 const HOSTING: u8 = 1 << 0;
 const MOTHERBOARD: u8 = 0x0a;
-/// What the chassis is (7.4.1) and how it is (7.4.2, 7.4.3): nothing that would be said of it.
+/// Chassis type and states (7.4.1 to 7.4.3): other.
 const OTHER: u8 = 1;
 const SAFE: u8 = 3;
 const NO_SECURITY: u8 = 3;
 
-/// Writes the tables of a system with this identity.
+/// Writes the tables for a system with this identity.
 pub fn write(memory: &GuestMemory, identity: &SystemIdentity) -> Result<(), BootError> {
     let failed = BootError::Table("SMBIOS tables");
     let tables = structures(identity);
@@ -51,7 +50,7 @@ fn entry_point(length: u32) -> Vec<u8> {
     let mut bytes = b"_SM3_\0".to_vec();
     bytes.push(ENTRY_LENGTH);
     bytes.extend(VERSION);
-    // The entry point's own revision, and a reserved byte.
+    // The entry point's revision, and a reserved byte.
     bytes.extend([1, 0]);
     bytes.extend(length.to_le_bytes());
     bytes.extend(SMBIOS_TABLES.to_le_bytes());
@@ -88,13 +87,13 @@ fn structures(identity: &SystemIdentity) -> Vec<u8> {
     tables
 }
 
-/// A UUID as it is written.
+/// Formats a UUID.
 fn text(uuid: &[u8; 16]) -> String {
     let digits: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
     [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
 }
 
-/// A UUID as SMBIOS has it (7.2.1): its first three fields are little-endian.
+/// A UUID in SMBIOS byte order (7.2.1): its first three fields are little-endian.
 fn little_endian(mut uuid: [u8; 16]) -> [u8; 16] {
     uuid[..4].reverse();
     uuid[4..6].reverse();
@@ -102,7 +101,7 @@ fn little_endian(mut uuid: [u8; 16]) -> [u8; 16] {
     uuid
 }
 
-/// A structure: a header, fields, and after them the texts that the fields name by their numbers (6.1).
+/// A structure: a header, fields, and the strings that the fields refer to by number (6.1).
 struct Structure {
     kind: u8,
     fields: Vec<u8>,
@@ -120,7 +119,7 @@ impl Structure {
         self
     }
 
-    /// A field that is a text; an empty one is none, number 0.
+    /// Appends a string field; an empty string is number 0.
     fn text(&mut self, text: &str) -> &mut Structure {
         if text.is_empty() {
             return self.bytes(&[0]);
@@ -131,13 +130,13 @@ impl Structure {
         self.bytes(&[number])
     }
 
-    /// Appends it to `tables`; its handle is its type.
+    /// Appends the structure to `tables`; its handle is its type.
     fn end(&self, tables: &mut Vec<u8>) {
         tables.extend([self.kind, 4 + self.fields.len() as u8]);
         tables.extend(u16::from(self.kind).to_le_bytes());
         tables.extend(&self.fields);
         tables.extend(&self.texts);
-        // The texts end in an empty one; where there are none, two zeroes stand for them.
+        // The strings end with an empty one; two zeroes if there are none.
         tables.extend(if self.texts.is_empty() { &[0, 0][..] } else { &[0] });
     }
 }
@@ -156,7 +155,7 @@ mod tests {
         }
     }
 
-    /// The structures in `bytes`: type, formatted part, texts.
+    /// Parses structures: type, formatted part, strings.
     fn parse(mut bytes: &[u8]) -> Vec<(u8, Vec<u8>, Vec<String>)> {
         let mut found = Vec::new();
         while !bytes.is_empty() {

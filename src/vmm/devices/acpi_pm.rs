@@ -1,5 +1,5 @@
-//! ACPI's power-management registers (ACPI Specification 6.5, section 4.8.3): PM1 events, of which there are none, and
-//! PM1 control, through which a guest powers itself off.
+//! ACPI power-management registers (ACPI Specification 6.5, section 4.8.3): PM1 events, which never occur, and PM1
+//! control, through which a guest powers itself off.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,11 +12,11 @@ pub const PORT: u16 = 0x600;
 pub const EVENT_LENGTH: u8 = 4;
 /// `PM1_CNT_LEN`.
 pub const CONTROL_LENGTH: u8 = 2;
-/// Ports in all.
+/// The number of ports.
 pub const LENGTH: u64 = EVENT_LENGTH as u64 + CONTROL_LENGTH as u64;
 /// The line of the system control interrupt, which is never raised.
 pub const SCI: u8 = 9;
-/// The value of `SLP_TYP` for S5, "soft off"; the DSDT's `_S5` states it.
+/// The value of `SLP_TYP` for S5, "soft off", as in the DSDT's `_S5`.
 pub const SLEEP_TYPE_S5: u8 = 5;
 
 /// Offsets of the enable and control registers.
@@ -35,7 +35,7 @@ pub struct AcpiPm {
     control: [u8; 2],
 }
 
-/// The registers, saved.
+/// The saved registers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AcpiPmState {
     enable: [u8; 2],
@@ -43,17 +43,17 @@ pub struct AcpiPmState {
 }
 
 impl AcpiPm {
-    /// A power-off goes to `ends`.
+    /// Creates the registers. A power-off is sent to `ends`.
     pub fn new(ends: EndSender) -> AcpiPm {
         AcpiPm { ends, enable: [0; 2], control: [SCI_EN, 0] }
     }
 
-    /// Its registers.
+    /// Saves the registers.
     pub fn state(&self) -> AcpiPmState {
         AcpiPmState { enable: self.enable, control: self.control }
     }
 
-    /// Gives it the registers of another.
+    /// Restores the registers.
     pub fn restore(&mut self, state: &AcpiPmState) {
         (self.enable, self.control) = (state.enable, state.control);
     }
@@ -69,7 +69,7 @@ impl AcpiPm {
 impl BusDevice for AcpiPm {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         for (at, byte) in (offset..).zip(data) {
-            // No event ever happened: the status register is zero.
+            // No event ever occurs: the status register is zero.
             *byte = self.register(at).map_or(0, |register| *register);
         }
     }
@@ -84,7 +84,7 @@ impl BusDevice for AcpiPm {
         if control & SLP_EN != 0 && (control >> SLP_TYP_SHIFT & 7) as u8 == SLEEP_TYPE_S5 {
             self.ends.send(End::PowerOff);
         }
-        // SLP_EN is write-only, SCI_EN stays.
+        // SLP_EN is write-only; SCI_EN is always set.
         self.control[0] |= SCI_EN;
         self.control[1] &= !(SLP_EN >> 8) as u8;
     }

@@ -1,7 +1,7 @@
-//! Where the serial port's output goes: a bounded log file, and whoever is attached.
+//! The output side of the serial console: a bounded log file, and an attached client.
 //!
-//! Nothing here blocks a vCPU: an attached reader that does not keep up loses bytes, and the log keeps the last
-//! one to two times [`LOG_LIMIT`] bytes in two files.
+//! Nothing here blocks a vCPU: a client that reads too slowly loses bytes. The log keeps the last one to two times
+//! [`LOG_LIMIT`] bytes in two files.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -12,14 +12,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::vmm::timeline::{Mark, Timeline};
 
-/// The log's name in a machine's folder.
+/// The name of the log file.
 pub const LOG: &str = "console.log";
-/// The name of what it was before it was full.
+/// The name of the previous log file.
 pub const FULL_LOG: &str = "console.log.1";
-/// When the log has this many bytes, it becomes `<name>.1` and a new one begins.
+/// At this many bytes, the log is renamed to `<name>.1` and a new one begins.
 pub const LOG_LIMIT: u64 = 1 << 20;
 
-/// The console's output side, shared between the serial port and the machine's own thread.
+/// The console's output side, shared between the serial port and the event loop.
 #[derive(Debug, Clone)]
 pub struct Console(Arc<Inner>);
 
@@ -36,25 +36,25 @@ struct Sinks {
 }
 
 impl Console {
-    /// A console that logs to `log`, if given.
+    /// Creates a console that logs to `log`, if given.
     pub fn new(log: Option<&Path>, timeline: Arc<Timeline>) -> io::Result<Console> {
         let log = log.map(BoundedLog::create).transpose()?;
         Ok(Console(Arc::new(Inner { timeline, sinks: Mutex::new(Sinks { log, terminal: None }) })))
     }
 
-    /// Sends all output from now on to `stream` too, and to no other, until it is closed.
+    /// Sends all output to `stream`, too, until it is closed. Replaces an attached stream.
     pub fn attach(&self, stream: UnixStream) -> io::Result<()> {
         stream.set_nonblocking(true)?;
         self.sinks().terminal = Some(stream);
         Ok(())
     }
 
-    /// Sends output to the log only.
+    /// Detaches the stream.
     pub fn detach(&self) {
         self.sinks().terminal = None;
     }
 
-    /// The end for the serial port.
+    /// Returns a writer for the serial port.
     pub fn writer(&self) -> ConsoleWriter {
         ConsoleWriter(self.clone())
     }
@@ -64,7 +64,7 @@ impl Console {
     }
 }
 
-/// Writes to a [`Console`]; never fails, so that a full disk does not disturb the guest.
+/// Writes to a [`Console`]. Never fails, so a full disk does not disturb the guest.
 #[derive(Debug)]
 pub struct ConsoleWriter(Console);
 
@@ -89,7 +89,7 @@ impl Write for ConsoleWriter {
     }
 }
 
-/// A log file that does not grow beyond twice [`LOG_LIMIT`].
+/// A log file that does not exceed twice [`LOG_LIMIT`].
 #[derive(Debug)]
 struct BoundedLog {
     path: PathBuf,

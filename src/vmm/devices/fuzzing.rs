@@ -1,4 +1,4 @@
-//! Entry points for fuzzing the PC's own devices: accesses of all widths to their ports, and input from the console.
+//! Fuzzing entry points for the PC devices: port accesses of all widths, and console input.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,7 +20,7 @@ use crate::vmm::end::end_channel;
 use crate::vmm::irq::IrqLine;
 use crate::vmm::timeline::Timeline;
 
-/// Accesses of a guest's to all ports.
+/// Runs a guest's accesses to all ports.
 pub(crate) fn ports(data: &[u8]) {
     let Ok((bus, serial, ports)) = wire() else { return };
     let mut input = Unstructured::new(data);
@@ -42,7 +42,7 @@ pub(crate) fn ports(data: &[u8]) {
     while access().unwrap_or(false) {}
 }
 
-/// The ports of a machine, each device's first and how many it has.
+/// The ports of a machine: each device's first port and number of ports.
 type Ports = Vec<(u64, u64)>;
 
 fn wire() -> std::io::Result<(Bus, Arc<Mutex<Serial>>, Ports)> {

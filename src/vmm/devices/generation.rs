@@ -1,12 +1,12 @@
-//! The port at which a guest's kernel says where its random generator looks for a generation: a number and a seed, which
-//! the monitor changes when the guest goes on after it was saved (`images/kernel/patches/0010-random-generation.patch`).
+//! The generation port. The guest's kernel writes the address of its generation record: a number and a seed, which the
+//! VMM changes when it restores the guest (`images/kernel/patches/0010-random-generation.patch`).
 //!
 //! ```text
-//! port + 0   the low half of the guest physical address, 4 bytes
-//! port + 4   the high half
+//! port + 0   low half of the guest physical address, 4 bytes
+//! port + 4   high half
 //!
-//! address + 0   the number, 8 bytes: when it is another one, the seed is new
-//! address + 8   the seed, 32 bytes
+//! address + 0   number, 8 bytes: a new number means a new seed
+//! address + 8   seed, 32 bytes
 //! ```
 
 use vm_memory::{Bytes, GuestAddress};
@@ -16,7 +16,7 @@ use crate::vmm::memory::GuestMemory;
 
 /// The port.
 pub const PORT: u16 = 0x780;
-/// How many ports it takes.
+/// The number of ports.
 pub const LENGTH: u64 = 8;
 
 /// The device.
@@ -26,12 +26,12 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// That of a guest which said so to another machine.
+    /// Creates the device of a restored guest, which wrote the address before its snapshot.
     pub fn restored(address: Option<u64>) -> Generation {
         Generation { address: address.unwrap_or(0) }
     }
 
-    /// What the guest has said, if it has.
+    /// The address, if the guest has written one.
     pub fn address(&self) -> Option<u64> {
         Some(self.address).filter(|address| *address != 0)
     }
@@ -53,8 +53,8 @@ impl BusDevice for Generation {
     }
 }
 
-/// Gives a guest that has not gone on yet a generation of its own. Returns whether its kernel will take it: not if it never
-/// said where to, or named what is no memory.
+/// Gives a restored guest a new generation before it runs. Returns false if its kernel cannot use it, because it wrote
+/// no address or one outside guest memory.
 pub fn renew(memory: &GuestMemory, address: Option<u64>, number: u64, seed: [u8; 32]) -> bool {
     let content = [&number.to_le_bytes()[..], &seed].concat();
     address.is_some_and(|address| memory.write_slice(&content, GuestAddress(address)).is_ok())

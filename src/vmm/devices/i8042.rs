@@ -1,8 +1,8 @@
-//! The i8042: the PC's keyboard controller, of which a machine without a keyboard keeps two things: the reset line,
-//! by which kernels restart, and a keyboard that can press ctrl-alt-del.
+//! The i8042 keyboard controller. A machine without a keyboard keeps two functions: the reset line, by which kernels
+//! reboot, and ctrl-alt-del.
 //!
-//! Enough of the controller is here for Linux's driver to find it, start its first port and read scan codes (set 1,
-//! translated). Source: IBM PC/AT technical reference, "Keyboard Controller"; the driver's own command names.
+//! It implements what Linux's driver needs to detect it, start its first port and read scan codes (set 1, translated).
+//! Source: IBM PC/AT technical reference, "Keyboard Controller"; the driver's command names.
 
 use std::collections::VecDeque;
 
@@ -14,9 +14,9 @@ use crate::vmm::irq::IrqLine;
 
 /// The first port; data is at offset 0, status and commands at offset 4.
 pub const PORT: u16 = 0x60;
-/// The command port, from [`PORT`].
+/// The offset of the command port from [`PORT`].
 pub const COMMAND_OFFSET: u16 = 4;
-/// How many ports the range has; the ones between are not the controller's.
+/// The number of ports in the range; the ones in between are unused.
 pub const LENGTH: u64 = 5;
 
 const DATA: u64 = 0;
@@ -42,23 +42,23 @@ const COMMAND_DISABLE_KEYBOARD: u8 = 0xad;
 const COMMAND_ENABLE_KEYBOARD: u8 = 0xae;
 const COMMAND_READ_OUTPUT_PORT: u8 = 0xd0;
 const COMMAND_WRITE_OUTPUT_PORT: u8 = 0xd1;
-/// Pulse no line but the one of the reset.
+/// Pulse the reset line only.
 pub const RESET_COMMAND: u8 = 0xfe;
 
 const SELF_TEST_PASSED: u8 = 0x55;
 const PORT_TEST_PASSED: u8 = 0x00;
 const AUX_TEST_FAILED: u8 = 0xff;
 
-/// Answers of a keyboard.
+/// Keyboard responses.
 const KEYBOARD_ACK: u8 = 0xfa;
 const KEYBOARD_SELF_TEST_PASSED: u8 = 0xaa;
 const KEYBOARD_RESET: u8 = 0xff;
 const KEYBOARD_IDENTIFY: u8 = 0xf2;
 const KEYBOARD_ID: [u8; 2] = [0xab, 0x83];
 
-/// Ctrl, alt and delete (extended) pressed and released, in scan code set 1.
+/// Press and release ctrl, alt and (extended) delete, in scan code set 1.
 const CTRL_ALT_DEL: [u8; 8] = [0x1d, 0x38, 0xe0, 0x53, 0xe0, 0xd3, 0xb8, 0x9d];
-/// What the controller keeps for a guest that does not read.
+/// The size of the output buffer for a guest that does not read.
 const BUFFER_SIZE: usize = 16;
 
 /// The controller with its keyboard.
@@ -69,13 +69,13 @@ pub struct I8042 {
     control: u8,
     output_port: u8,
     status: u8,
-    /// Bytes for the guest to read from the data port.
+    /// Bytes that the guest reads from the data port.
     output: VecDeque<u8>,
-    /// The command whose argument the next data byte is.
+    /// The command whose argument is the next data byte.
     pending: Option<u8>,
 }
 
-/// The controller's registers, saved.
+/// The saved registers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct I8042State {
     control: u8,
@@ -86,7 +86,7 @@ pub struct I8042State {
 }
 
 impl I8042 {
-    /// A reset goes to `ends`, "output full" to `irq`.
+    /// Creates the controller. A reset is sent to `ends`; `irq` is raised when the output buffer is full.
     pub fn new(ends: EndSender, irq: IrqLine) -> I8042 {
         I8042 {
             ends,
@@ -99,13 +99,13 @@ impl I8042 {
         }
     }
 
-    /// Its registers.
+    /// Saves the registers.
     pub fn state(&self) -> I8042State {
         let I8042 { control, output_port, status, pending, .. } = *self;
         I8042State { control, output_port, status, output: self.output.iter().copied().collect(), pending }
     }
 
-    /// Gives it the registers of another.
+    /// Restores the registers.
     pub fn restore(&mut self, state: &I8042State) {
         (self.control, self.output_port, self.status) = (state.control, state.output_port, state.status);
         self.output = state.output.iter().copied().take(BUFFER_SIZE).collect();
@@ -113,7 +113,7 @@ impl I8042 {
         self.signal();
     }
 
-    /// Presses ctrl-alt-del. Returns whether the guest's driver listens for keys.
+    /// Presses ctrl-alt-del. Returns true if the guest's driver listens for keys.
     pub fn press_ctrl_alt_del(&mut self) -> bool {
         let listens = self.control & CONTROL_KEYBOARD_INTERRUPT != 0 && self.control & CONTROL_KEYBOARD_DISABLED == 0;
         if listens {

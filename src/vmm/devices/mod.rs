@@ -1,7 +1,7 @@
-//! The few devices of a PC that a guest without firmware still looks for, one file each.
+//! The PC devices that a guest without firmware expects, one file each.
 //!
-//! A device's registers know nothing of buses, eventfds or KVM: [`wire`](crate::vmm::machine) connects them. Each
-//! implements [`BusDevice`](crate::vmm::bus::BusDevice) over offsets from its own first port.
+//! Registers know nothing about buses, eventfds or KVM: [`wire`](crate::vmm::machine) connects them. Each device
+//! implements [`BusDevice`](crate::vmm::bus::BusDevice) with offsets from its first port.
 
 pub mod acpi_pm;
 pub mod boot_timer;

@@ -1,24 +1,24 @@
-//! The pvpanic port: a guest's kernel says that it panicked, or that it powers off (QEMU, `docs/specs/pvpanic`).
+//! The pvpanic port, on which a guest's kernel reports a panic or a power-off (QEMU, `docs/specs/pvpanic`).
 //!
-//! Without ACPI this is the only way for a PC to power itself off; the embedded kernel has a patch for it.
+//! Without ACPI, a PC has no other way to power itself off; the embedded kernel has a patch for it.
 
 use crate::vmm::bus::BusDevice;
 use crate::vmm::end::{End, EndSender};
 
-/// The port that the specification gives to an ISA device.
+/// The ISA port of the specification.
 pub const PORT: u16 = 0x505;
 /// Event bits of the specification.
 const PANICKED: u8 = 1 << 0;
 const SHUTDOWN: u8 = 1 << 2;
 
-/// The device; one byte wide. Reads tell which events it knows.
+/// The device; one byte wide. Reads return the supported events.
 #[derive(Debug)]
 pub struct Pvpanic {
     ends: EndSender,
 }
 
 impl Pvpanic {
-    /// Ends go to `ends`.
+    /// Creates the device. Events are sent to `ends`.
     pub fn new(ends: EndSender) -> Pvpanic {
         Pvpanic { ends }
     }

@@ -1,5 +1,5 @@
-//! The ports at which a restored guest reads what it has to know: [`wisp_agent::resumed`]. In a guest that has booted, and in
-//! one that has read them, they are empty.
+//! The ports on which a restored guest reads its new identity: [`wisp_agent::resumed`]. They read as empty in a booted
+//! guest, and after they have been read.
 
 use std::time::SystemTime;
 
@@ -7,7 +7,7 @@ use wisp_agent::resumed::Resumed;
 
 use crate::vmm::bus::BusDevice;
 
-/// The ports' device.
+/// The device.
 #[derive(Debug, Default)]
 pub struct ResumedPorts {
     message: Option<Resumed>,
@@ -15,12 +15,12 @@ pub struct ResumedPorts {
 }
 
 impl ResumedPorts {
-    /// A guest that goes on is told this, and the time when it reads it.
+    /// Creates the device with the message for a restored guest; the time is added when the guest reads it.
     pub fn new(message: Option<Resumed>) -> ResumedPorts {
         ResumedPorts { message, bytes: Vec::new() }
     }
 
-    /// The guest has taken note.
+    /// Clears the message after the guest has read it.
     pub fn clear(&mut self) {
         *self = ResumedPorts::default();
     }

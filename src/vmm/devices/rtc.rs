@@ -1,5 +1,5 @@
-//! The real-time clock of a PC (MC146818): index at port 0x70, data at port 0x71. It tells the host's time in UTC;
-//! alarms and periodic interrupts are not there, and writes to the clock are ignored.
+//! The PC's real-time clock (MC146818): index at port 0x70, data at port 0x71. It returns the host's time in UTC.
+//! Alarms and periodic interrupts are not implemented, and writes to the time are ignored.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,7 +9,7 @@ use crate::vmm::bus::BusDevice;
 
 /// The index port; the data port follows.
 pub const PORT: u16 = 0x70;
-/// Both ports.
+/// The number of ports.
 pub const LENGTH: u64 = 2;
 
 const INDEX: u64 = 0;
@@ -31,7 +31,7 @@ const HOURS_24: u8 = 0x02;
 /// Register D: the battery is good.
 const VALID: u8 = 0x80;
 
-/// Tells the time: seconds since 1970 in UTC.
+/// Returns the time in seconds since 1970, UTC.
 pub type Clock = fn() -> u64;
 
 /// The clock.
@@ -41,7 +41,7 @@ pub struct Rtc {
     index: u8,
 }
 
-/// The clock's state, saved.
+/// The saved state.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RtcState {
     index: u8,
@@ -54,17 +54,17 @@ impl Default for Rtc {
 }
 
 impl Rtc {
-    /// A clock that follows `clock`.
+    /// Creates a clock that returns the time of `clock`.
     pub fn new(clock: Clock) -> Rtc {
         Rtc { clock, index: 0 }
     }
 
-    /// Which register is selected: the time is the host's.
+    /// Saves the selected register; the time is the host's.
     pub fn state(&self) -> RtcState {
         RtcState { index: self.index }
     }
 
-    /// Selects the register that another had selected.
+    /// Restores the selected register.
     pub fn restore(&mut self, state: &RtcState) {
         self.index = state.index;
     }
@@ -119,8 +119,8 @@ struct RtcTime {
     second: u8,
 }
 
-/// Breaks seconds since 1970 down in the Gregorian calendar. Years begin in March here, so that the leap day is a
-/// year's last; 719,468 days lie between 0000-03-01 and 1970-01-01.
+/// Converts seconds since 1970 to the Gregorian calendar. Years begin in March here, so that the leap day is the last
+/// day of the year; 719,468 days lie between 0000-03-01 and 1970-01-01.
 fn rtc_time(seconds: u64) -> RtcTime {
     let (days, second_of_day) = (seconds / 86_400, seconds % 86_400);
     let shifted = days + 719_468;

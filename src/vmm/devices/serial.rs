@@ -1,7 +1,7 @@
-//! The serial port: a 16550 at COM1, the guest's console. Registers are vm-superio's; this file feeds them.
+//! The serial port, a 16550 at COM1: the guest's console. vm-superio implements the registers.
 //!
 //! Output goes to the [`Console`](super::console::Console) byte by byte. Input waits in a bounded buffer until the
-//! guest has emptied the 16550's own, and whoever brings it is told when there is room.
+//! guest has drained the 16550's FIFO; an eventfd signals free space.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,14 +18,14 @@ use crate::vmm::bus::BusDevice;
 use crate::vmm::irq::IrqLine;
 use crate::vmm::snapshot::SnapshotError;
 
-/// COM1's first port, its number of ports and its interrupt line.
+/// COM1's first port, number of ports and interrupt line.
 pub const PORT: u16 = 0x3f8;
 /// See [`PORT`].
 pub const LENGTH: u64 = 8;
 /// See [`PORT`].
 pub const IRQ: u32 = 4;
 
-/// How many input bytes wait for a guest that does not read.
+/// The size of the input buffer in bytes.
 const INPUT_LIMIT: usize = 4096;
 
 impl vm_superio::Trigger for IrqLine {
@@ -37,7 +37,7 @@ impl vm_superio::Trigger for IrqLine {
     }
 }
 
-/// Notes that the guest has read all input.
+/// Records that the guest has read all input.
 struct InputEvents {
     emptied: Arc<AtomicBool>,
 }
@@ -51,16 +51,16 @@ impl SerialEvents for InputEvents {
     }
 }
 
-/// The port.
+/// The serial port.
 pub struct Serial {
     registers: Registers<IrqLine, InputEvents, ConsoleWriter>,
     waiting: VecDeque<u8>,
     emptied: Arc<AtomicBool>,
-    /// Written when there is room for input again.
+    /// Signaled when there is space for input again.
     room: EventFd,
 }
 
-/// The port's state, saved.
+/// The saved state.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SerialState {
     divisor: [u8; 2],
@@ -73,14 +73,14 @@ pub struct SerialState {
 }
 
 impl Serial {
-    /// Output goes to `output`; `room` is written whenever input was refused and would be taken now.
+    /// Creates the port. `room` is signaled when input that was refused would be accepted.
     pub fn new(irq: IrqLine, output: ConsoleWriter, room: EventFd) -> Serial {
         let emptied = Arc::new(AtomicBool::new(false));
         let events = InputEvents { emptied: Arc::clone(&emptied) };
         Serial { registers: Registers::with_events(irq, events, output), waiting: VecDeque::new(), emptied, room }
     }
 
-    /// Its registers, and the input that the guest has not read.
+    /// Saves the registers and unread input.
     pub fn state(&self) -> SerialState {
         let registers = self.registers.state();
         SerialState {
@@ -94,7 +94,7 @@ impl Serial {
         }
     }
 
-    /// A port like [`new`](Serial::new)'s, with the registers of another.
+    /// Creates a port with restored registers.
     pub fn restored(
         state: &SerialState,
         irq: IrqLine,
@@ -121,8 +121,8 @@ impl Serial {
         Ok(Serial { registers, waiting, emptied, room })
     }
 
-    /// Raises its interrupt again if the guest has not seen it: KVM may not have carried it to the controllers yet when
-    /// those were saved.
+    /// Raises the interrupt again if the guest has not acknowledged it: KVM may not have delivered it to the interrupt
+    /// controllers before they were saved.
     pub fn repeat_interrupt(&self) {
         const NOTHING_PENDING: u8 = 1;
         if self.registers.state().interrupt_identification & NOTHING_PENDING == 0 {
@@ -130,12 +130,12 @@ impl Serial {
         }
     }
 
-    /// How many bytes of input are taken now.
+    /// The number of input bytes that are accepted now.
     pub fn input_room(&self) -> usize {
         INPUT_LIMIT - self.waiting.len()
     }
 
-    /// Takes input for the guest, as much as there is room for, and returns how much that was.
+    /// Accepts input for the guest up to the free space, and returns the number of bytes accepted.
     pub fn input(&mut self, bytes: &[u8]) -> usize {
         let taken = bytes.len().min(self.input_room());
         self.waiting.extend(&bytes[..taken]);
@@ -143,7 +143,7 @@ impl Serial {
         taken
     }
 
-    /// Moves waiting input into the 16550's buffer.
+    /// Moves waiting input into the 16550's FIFO.
     fn feed(&mut self) {
         while !self.waiting.is_empty() && self.registers.fifo_capacity() > 0 {
             let count = self.registers.fifo_capacity().min(self.waiting.len());
@@ -169,14 +169,14 @@ impl BusDevice for Serial {
             let was_full = self.input_room() == 0;
             self.feed();
             if was_full {
-                // The counter cannot overflow: one is added for each time that the buffer was full.
+                // The counter cannot overflow: one is added each time that the buffer was full.
                 let _ = self.room.write(1);
             }
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        // The registers report a console that cannot be written, which the console itself counts.
+        // The console counts its own write errors.
         let _ = self.registers.write(offset as u8, data[0]);
     }
 }
