@@ -1,24 +1,23 @@
-//! Address decoding: which device an access to a port or to the MMIO gap is meant for.
+//! Address decoding: finds the device for an access to an I/O port or to the MMIO gap.
 //!
-//! A bus is filled before the machine runs and never changes after, so that vCPUs look devices up without a lock;
-//! each device has a lock of its own. An access that no device answers reads as all ones and writes nothing, as on
-//! a PC's own bus.
+//! A bus is filled before the machine runs and does not change afterwards, so vCPUs look devices up without a lock;
+//! each device has its own lock. An access that no device claims reads as all ones and ignores writes, as on a PC bus.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A device that answers accesses within a range of addresses.
+/// A device that responds to accesses within an address range.
 pub trait BusDevice: Send {
-    /// Reads `data.len()` bytes (1 to 8) at `offset` within the device's range. `data` holds all ones before.
+    /// Reads `data.len()` bytes (1 to 8) at `offset` within the device's range. `data` is all ones before the call.
     fn read(&mut self, offset: u64, data: &mut [u8]);
     /// Writes `data` (1 to 8 bytes) at `offset` within the device's range.
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
-/// A device on a bus; devices are shared with the threads that feed them.
+/// A device on a bus, shared with the threads that feed it.
 pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
 
-/// One address space: ports, or memory-mapped I/O.
+/// One address space: I/O ports or memory-mapped I/O.
 #[derive(Default)]
 pub struct Bus {
     /// Sorted by `start`; ranges do not overlap.
@@ -31,18 +30,18 @@ struct Range {
     device: SharedDevice,
 }
 
-/// A range that is already another device's.
+/// The range overlaps another device's.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the addresses from {start:#x}, {length:#x} bytes long, overlap another device's")]
 pub struct Overlap {
     /// The first address.
     pub start: u64,
-    /// How many there are.
+    /// The number of addresses.
     pub length: u64,
 }
 
 impl Bus {
-    /// Gives the `length` addresses from `start` to `device`.
+    /// Assigns `length` addresses from `start` to `device`.
     pub fn insert(&mut self, start: u64, length: u64, device: SharedDevice) -> Result<(), Overlap> {
         let overlap = Overlap { start, length };
         let end = start.checked_add(length).ok_or(Overlap { start, length })?;
@@ -57,7 +56,7 @@ impl Bus {
         Ok(())
     }
 
-    /// Serves a read.
+    /// Dispatches a read.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let Some((offset, device)) = self.find(address, data.len()) {
@@ -65,14 +64,14 @@ impl Bus {
         }
     }
 
-    /// Serves a write.
+    /// Dispatches a write.
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((offset, device)) = self.find(address, data.len()) {
             device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
         }
     }
 
-    /// The device whose range holds the whole access.
+    /// Returns the device whose range contains the whole access.
     fn find(&self, address: u64, length: usize) -> Option<(u64, &SharedDevice)> {
         let index = self.ranges.partition_point(|range| range.start <= address).checked_sub(1)?;
         let range = &self.ranges[index];

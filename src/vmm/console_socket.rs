@@ -1,8 +1,8 @@
-//! The serial port's terminal: whoever connects to `console.sock` beside the machine, one at a time.
+//! The console socket: one client at a time connects to `console.sock` and uses the serial port as its terminal.
 //!
-//! What the terminal sends is the port's input, and the port's output goes to it (see
-//! [`Console`](super::devices::console::Console)). A terminal may end its input and go on listening; it has left when it
-//! has closed its connection. It waits for nothing itself: [`crate::vmm::monitor`] tells it what can be read.
+//! The client's bytes are the port's input, and the port's output goes to the client (see
+//! [`Console`](super::devices::console::Console)). A client may shut down its sending side and keep receiving; it is
+//! detached when it closes the connection. Nothing here waits: the event loop reports readable sockets.
 
 use std::fs::Permissions;
 use std::io::{self, Read, Write};
@@ -16,22 +16,22 @@ use vmm_sys_util::epoll::EventSet;
 use super::devices::console::Console;
 use super::devices::serial::Serial;
 
-/// The name of the socket in a machine's folder.
+/// The name of the socket in the machine's directory.
 pub const SOCKET: &str = "console.sock";
-/// What a second terminal reads.
+/// The message to a second client.
 const OCCUPIED: &[u8] = b"another terminal is attached to this machine's console\n";
 
-/// Why there is no socket.
+/// The console socket cannot be created.
 #[derive(Debug, thiserror::Error)]
 #[error("the console's socket {} cannot be made: {source}", path.display())]
 pub struct ConsoleSocketError {
-    /// Where.
+    /// The path.
     pub path: PathBuf,
-    /// Why.
+    /// The cause.
     pub source: io::Error,
 }
 
-/// The socket, and the terminal that is attached.
+/// The listening socket and the attached client.
 #[derive(Debug)]
 pub(super) struct ConsoleSocket {
     listener: UnixListener,
@@ -45,28 +45,28 @@ struct Terminal {
     input: Input,
 }
 
-/// What is to be done about a terminal's input.
+/// The state of a client's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Input {
-    /// It is taken when it comes.
+    /// Input is read when it arrives.
     Awaited,
-    /// The serial port has no room for it.
+    /// The serial port's buffer is full.
     Held,
-    /// There will be no more.
+    /// The client has shut down its sending side.
     Ended,
 }
 
-/// What the waiting is to be for from now on.
+/// The change of the events to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wait {
-    /// For what it was.
+    /// No change.
     Same,
-    /// For these events of the terminal.
+    /// Wait for these events of the client's descriptor.
     For(i32, EventSet),
 }
 
 impl ConsoleSocket {
-    /// Makes the socket at `path`; terminals are attached to `console`.
+    /// Creates the socket at `path`; clients are attached to `console`.
     pub fn bind(path: &Path, console: Console) -> Result<ConsoleSocket, ConsoleSocketError> {
         let failed = |source| ConsoleSocketError { path: path.to_path_buf(), source };
         let listener = UnixListener::bind(path).map_err(failed)?;
@@ -80,24 +80,24 @@ impl ConsoleSocket {
         self.listener.as_raw_fd()
     }
 
-    /// The terminal's descriptor, if one is attached.
+    /// The client's descriptor, if one is attached.
     pub fn terminal(&self) -> Option<i32> {
         self.terminal.as_ref().map(|terminal| terminal.stream.as_raw_fd())
     }
 
-    /// Takes who connects, if there is no other. Returns the descriptor to wait on for input.
+    /// Accepts a client, unless another one is attached. Returns the descriptor to wait on for input.
     pub fn accept(&mut self) -> io::Result<Option<i32>> {
         let (mut stream, _) = self.listener.accept()?;
         if self.terminal.is_some() {
             stream.set_nonblocking(true)?;
-            // A few bytes fit into a new connection, unless its other end is gone.
+            // The message fits into a new connection's buffer, unless the other end is closed.
             let _ = stream.write_all(OCCUPIED);
             return Ok(None);
         }
         self.attach(stream).map(Some)
     }
 
-    /// Makes `stream` the terminal. Returns the descriptor to wait on for input.
+    /// Attaches `stream`. Returns the descriptor to wait on for input.
     pub fn attach(&mut self, stream: UnixStream) -> io::Result<i32> {
         self.console.attach(stream.try_clone()?)?;
         let fd = stream.as_raw_fd();
@@ -105,15 +105,15 @@ impl ConsoleSocket {
         Ok(fd)
     }
 
-    /// Serves the terminal's `events`: takes as much of its input as the serial port has room for. A terminal that has
-    /// left is let go, and with its descriptor nothing is waited for any more.
+    /// Handles the client's `events`: reads as much input as the serial port accepts. A client that has closed the
+    /// connection is detached, and its descriptor is no longer waited for.
     pub fn serve(&mut self, events: EventSet, serial: &mut Serial) -> Wait {
         let Some(terminal) = &mut self.terminal else { return Wait::Same };
         let before = terminal.input;
         if events.contains(EventSet::IN) {
             terminal.take_input(serial);
         }
-        // Of what it sent before it left, the serial port gets what it has room for.
+        // Input sent before the connection was closed is accepted up to the free space.
         let goes_on = terminal.input == Input::Awaited && events.contains(EventSet::IN);
         if events.intersects(EventSet::HANG_UP | EventSet::ERROR) && !goes_on {
             self.console.detach();
@@ -123,7 +123,7 @@ impl ConsoleSocket {
         if terminal.input == before { Wait::Same } else { terminal.wait() }
     }
 
-    /// The serial port has room again.
+    /// The serial port has free space again.
     pub fn resume(&mut self) -> Wait {
         match &mut self.terminal {
             Some(terminal) if terminal.input == Input::Held => {
@@ -152,7 +152,7 @@ impl Terminal {
         }
     }
 
-    /// Without input to be taken, only for its leaving, which is told unasked.
+    /// Without input to read, wait only for the close, which epoll always reports.
     fn wait(&self) -> Wait {
         let events = if self.input == Input::Awaited { EventSet::IN } else { EventSet::empty() };
         Wait::For(self.stream.as_raw_fd(), events)
@@ -191,7 +191,7 @@ mod tests {
             (stream, fd)
         }
 
-        /// What the guest reads from the port.
+        /// Reads the input as the guest does.
         fn typed(&mut self) -> String {
             let mut register = |offset| {
                 let mut byte = [0];
@@ -199,7 +199,7 @@ mod tests {
                 byte[0]
             };
             let mut typed = String::new();
-            // The line status, and in it the bit for data.
+            // The data-ready bit of the line status register.
             while register(5) & 1 != 0 {
                 typed.push(register(0).into());
             }

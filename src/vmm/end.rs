@@ -1,4 +1,4 @@
-//! How a machine's life ends: told apart, because what a person does next differs.
+//! The reasons why a machine ends. They are distinguished because the user's next step differs.
 
 use std::fmt;
 use std::io;
@@ -7,44 +7,44 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Why a machine stopped running.
+/// The reason why a machine stopped running.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
 pub enum End {
-    /// The guest asked for a restart (through the i8042's reset line).
+    /// The guest requested a reset (through the i8042's reset line).
     Reboot,
     /// The guest powered off.
     PowerOff,
-    /// It was saved, to go on later.
+    /// The machine was saved.
     Saved,
-    /// The guest's kernel panicked and said so.
+    /// The guest's kernel reported a panic.
     Panic,
-    /// A fault while handling a fault while handling a fault: the CPU shut down.
+    /// A triple fault: the CPU shut down.
     TripleFault,
-    /// KVM could not go on.
+    /// KVM could not continue.
     KvmError(KvmFailure),
-    /// The monitor was told to end: by its control socket, or by a signal.
+    /// The VMM was told to end, through its control socket or by a signal.
     Killed {
-        /// Who asked, in a few words.
+        /// The requester, in a few words.
         by: String,
     },
 }
 
-/// What is known when KVM gives up on a vCPU.
+/// Diagnostics of a KVM failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvmFailure {
-    /// Which vCPU.
+    /// The vCPU.
     pub vcpu: u32,
-    /// One sentence: what happened and, where it is known, what to do.
+    /// One sentence with the problem and, if known, the remedy.
     pub message: String,
-    /// The bytes at the instruction pointer, in hexadecimal, where KVM gave them or they could be read.
+    /// The bytes at the instruction pointer in hexadecimal, if available.
     pub instruction_bytes: String,
-    /// The registers, rendered for the log.
+    /// The registers, formatted for the log.
     pub registers: String,
 }
 
 impl End {
-    /// Whether the guest ended as it was meant to.
+    /// Returns true if the guest ended normally.
     pub fn is_orderly(&self) -> bool {
         matches!(self, End::Reboot | End::PowerOff | End::Saved | End::Killed { .. })
     }
@@ -74,11 +74,11 @@ impl fmt::Display for KvmFailure {
     }
 }
 
-/// Where vCPUs and devices say that the machine has come to its end. The first end counts.
+/// The sender for vCPUs and devices. The first end counts.
 #[derive(Debug, Clone)]
 pub struct EndSender(Arc<EndState>);
 
-/// Where the machine learns of it.
+/// The receiver for the event loop.
 #[derive(Debug)]
 pub struct EndReceiver(Arc<EndState>);
 
@@ -88,7 +88,7 @@ struct EndState {
     event: EventFd,
 }
 
-/// A pair for one machine.
+/// Creates a channel for one machine.
 pub fn end_channel() -> io::Result<(EndSender, EndReceiver)> {
     let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
     let state = Arc::new(EndState { end: Mutex::new(None), event });
@@ -96,12 +96,12 @@ pub fn end_channel() -> io::Result<(EndSender, EndReceiver)> {
 }
 
 impl EndSender {
-    /// Says how the machine ends, unless that is settled.
+    /// Reports the machine's end, unless one has been reported.
     pub fn send(&self, end: End) {
         let mut slot = self.0.end.lock().unwrap_or_else(PoisonError::into_inner);
         if slot.is_none() {
             *slot = Some(end);
-            // The counter is written once for each machine: it cannot overflow.
+            // The counter is written once per machine and cannot overflow.
             let _ = self.0.event.write(1);
         }
     }
@@ -113,7 +113,7 @@ impl EndReceiver {
         &self.0.event
     }
 
-    /// The end, if it has come.
+    /// Returns the end, if there is one.
     pub fn take(&self) -> Option<End> {
         self.0.end.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -1,4 +1,4 @@
-//! The room's error: one variant a cause, each a sentence with the value that was wrong.
+//! The VMM's error: one variant per cause, each a sentence with the value that was wrong.
 
 use std::io;
 use std::path::PathBuf;
@@ -15,84 +15,84 @@ use crate::vmm::snapshot::SnapshotError;
 use crate::vmm::virtio::block::BlockError;
 use crate::vmm::virtio::vsock::VsockError;
 
-/// Why a machine could not be built or run.
+/// The reason why a machine cannot be built or run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration is not a machine.
+    /// The configuration is invalid.
     #[error("the machine's configuration is wrong: {0}")]
     Config(#[from] ConfigError),
-    /// `/dev/kvm` could not be opened.
+    /// `/dev/kvm` cannot be opened.
     #[error("/dev/kvm cannot be opened: {0}")]
     OpenKvm(#[source] io::Error),
-    /// KVM would not make a virtual machine: another hypervisor may hold the CPU's extensions.
+    /// KVM cannot create a virtual machine; another hypervisor may use the CPU's extensions.
     #[error("KVM refused to create a virtual machine: {0}")]
     CreateVm(#[source] kvm_ioctls::Error),
     /// A KVM ioctl failed.
     #[error("KVM refused to {what}: {source}")]
     Kvm {
-        /// What was asked of KVM.
+        /// The operation.
         what: &'static str,
         /// The ioctl's error.
         source: kvm_ioctls::Error,
     },
-    /// KVM lacks what a machine needs.
+    /// KVM lacks a required capability.
     #[error("this host's KVM lacks {0}; `wisp doctor` lists what is needed")]
     Capability(&'static str),
-    /// Guest memory could not be had.
+    /// Guest memory cannot be allocated.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The kernel, the initrd or the command line could not be put in place.
+    /// The kernel, the initrd or the command line cannot be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),
-    /// A disk could not be opened.
+    /// A disk cannot be opened.
     #[error(transparent)]
     Block(#[from] BlockError),
-    /// The vsock device could not be made.
+    /// The vsock device cannot be created.
     #[error(transparent)]
     Vsock(#[from] VsockError),
-    /// KVM would not give or take a vCPU's state.
+    /// KVM cannot get or set a vCPU's state.
     #[error(transparent)]
     State(#[from] StateError),
-    /// A disk could not be continued in a layer.
+    /// A disk cannot be switched to an overlay.
     #[error(transparent)]
     Slot(#[from] SlotError),
-    /// The machine could not be saved or restored.
+    /// The machine cannot be saved or restored.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// The control socket could not be made.
+    /// The control socket cannot be created.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// The process would have kept more than it may.
+    /// The sandbox cannot be entered.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
-    /// The console's socket could not be made.
+    /// The console socket cannot be created.
     #[error(transparent)]
     Console(#[from] ConsoleSocketError),
-    /// A file of the machine's own could not be written.
+    /// A file of the machine cannot be written.
     #[error("{} cannot be written: {source}", path.display())]
     File {
-        /// Which file.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// An eventfd, epoll or thread could not be had: the process is at one of its limits.
+    /// An eventfd, epoll instance or thread cannot be created: the process is at one of its limits.
     #[error("the host refused {what}: {source}")]
     Host {
-        /// What was asked for.
+        /// The resource.
         what: &'static str,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// For `map_err` on KVM ioctls.
+    /// Converts errors of KVM ioctls.
     pub(crate) fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
         move |source| Error::Kvm { what, source }
     }
 
-    /// For `map_err` on host calls.
+    /// Converts errors of host system calls.
     pub(crate) fn host(what: &'static str) -> impl FnOnce(io::Error) -> Error {
         move |source| Error::Host { what, source }
     }

@@ -1,7 +1,7 @@
-//! Pausing a machine, saving it, and having it go on.
+//! Pausing, saving and resuming a machine.
 //!
-//! vCPUs are paused first, so that nothing new is asked of the devices; then the devices finish what they have in hand;
-//! what that told the interrupt controllers is in the vCPUs' state, which is read last.
+//! vCPUs pause first, so that devices get no new requests. Then devices complete their requests in flight. The
+//! resulting interrupts are part of the vCPUs' state, which is saved last.
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,20 +22,20 @@ use super::snapshot::{self, MachineState, SnapshotError};
 use super::virtio::mmio::TransportState;
 use super::wiring::Devices;
 
-/// All of a running machine that has a state.
+/// All parts of a running machine that have state.
 pub(super) struct Freezer<'a> {
     pub vm: &'a VmFd,
     pub config: &'a MachineConfig,
     pub context: &'a VcpuContext,
     pub vcpus: &'a [VcpuHandle],
     pub devices: &'a Devices,
-    /// The saved memory that it went on from.
+    /// The snapshot that the machine was restored from.
     pub origin: Option<&'a Origin>,
 }
 
 impl Freezer<'_> {
-    /// Saves the machine into `folder`; if that succeeds, it stays as it was saved. Returns whether it was: not if it is at
-    /// its end anyway.
+    /// Saves the machine into the directory `folder` and leaves it paused. Returns false if the machine is ending
+    /// anyway.
     pub fn save(&self, folder: &Path) -> Result<bool, Error> {
         let Some(virtio) = self.pause() else { return Ok(false) };
         let content = Content::of(&self.context.memory, self.origin, folder);
@@ -43,18 +43,18 @@ impl Freezer<'_> {
             .map_err(Error::from)
             .and_then(|()| Ok(self.state(virtio, content.differences)?.write(folder)?));
         if saved.is_err() {
-            // The machine goes on, and changes its disks: nobody may take this for its state.
+            // The machine resumes and changes its disks: its state file must not be used.
             let _ = std::fs::remove_file(folder.join(snapshot::STATE));
             self.resume();
         }
         saved.map(|()| true)
     }
 
-    /// Saves the machine into `folder` as it is at one moment, from which on its disks are written to `layers`, and has it
-    /// go on meanwhile. Returns for how long it was paused; nothing if it is at its end anyway.
+    /// Saves the machine into the directory `folder` at one instant, from which on its disks write to the overlays
+    /// `layers`, and resumes it meanwhile. Returns the duration of the pause; none if the machine is ending anyway.
     pub fn fork(&self, folder: &Path, layers: &[Layer], files: &PassedFiles) -> Result<Option<Duration>, Error> {
         let disks = &self.devices.disks;
-        // Most of the writing out happens here, with the guest writing on.
+        // Most of the write-back happens here, while the guest runs.
         layers.iter().try_for_each(|layer| disks.write_out(&layer.disk))?;
         let began = Instant::now();
         let Some(virtio) = self.pause() else { return Ok(None) };
@@ -74,7 +74,7 @@ impl Freezer<'_> {
         Ok(Some(paused))
     }
 
-    /// Has the vCPUs stop, and then the devices finish what they have in hand; returns their states.
+    /// Pauses the vCPUs, lets the devices complete their requests in flight, and returns the devices' states.
     fn pause(&self) -> Option<Vec<TransportState>> {
         if !self.context.gate.pause(|| self.vcpus.iter().for_each(VcpuHandle::kick)) {
             self.context.gate.open();
@@ -88,7 +88,7 @@ impl Freezer<'_> {
         self.context.gate.open();
     }
 
-    /// All of the paused machine's state but its memory.
+    /// The paused machine's state without its memory.
     fn state(&self, virtio: Vec<TransportState>, differences: Option<Differences>) -> Result<MachineState, Error> {
         let devices = self.devices;
         Ok(MachineState {
@@ -122,7 +122,7 @@ fn save_controllers(vm: &VmFd) -> Result<Vec<kvm_irqchip>, Error> {
     [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC].into_iter().map(save).collect()
 }
 
-/// Gives a new machine's controllers, timer and clock, and its PC's devices but the serial port, the state of a saved one.
+/// Restores the interrupt controllers, timer and clock of a new machine, and its PC devices except the serial port.
 pub(super) fn restore(vm: &VmFd, devices: &Devices, state: &MachineState) -> Result<(), Error> {
     for chip in &state.interrupt_controllers {
         vm.set_irqchip(chip).map_err(Error::kvm("take an interrupt controller's state"))?;
@@ -142,8 +142,7 @@ pub(super) fn restore(vm: &VmFd, devices: &Devices, state: &MachineState) -> Res
     Ok(())
 }
 
-/// Has the virtio devices go on where those of the saved machine were. Their threads begin to serve: when the process has
-/// given up what they do not need.
+/// Restores the virtio devices and starts their threads; called after the seccomp filters are installed.
 pub(super) fn restore_virtio(devices: &Devices, states: &[TransportState], folder: &Path) -> Result<(), Error> {
     let unusable = |reason| SnapshotError::Unusable { path: folder.join(snapshot::STATE), reason };
     for (device, state) in devices.virtio.iter().zip(states) {

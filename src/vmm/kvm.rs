@@ -1,7 +1,7 @@
-//! KVM's part of a machine: the virtual machine, with the interrupt controllers and the timer that are KVM's own.
+//! The KVM virtual machine with its in-kernel interrupt controllers and timer.
 //!
-//! KVM takes milliseconds to make them, and most of that it waits for itself: so they are made beside what else a monitor
-//! does before its guest runs. `/dev/kvm` is opened first of all, and is not reachable any more in the monitor's sandbox.
+//! KVM takes milliseconds to create them, mostly waiting. A thread does it while the VMM starts up. `/dev/kvm` is
+//! opened first and is not reachable inside the sandbox.
 
 use std::panic::resume_unwind;
 use std::thread::{self, JoinHandle};
@@ -13,7 +13,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use super::error::Error;
 use super::memory::{self, GuestMemory};
 
-/// What KVM must be able to do.
+/// Required KVM capabilities.
 const CAPABILITIES: &[(Cap, &str)] = &[
     (Cap::Irqchip, "an interrupt controller (KVM_CAP_IRQCHIP)"),
     (Cap::Pit2, "a timer (KVM_CAP_PIT2)"),
@@ -25,21 +25,21 @@ const CAPABILITIES: &[(Cap, &str)] = &[
     (Cap::SetTssAddr, "a place for its task state (KVM_CAP_SET_TSS_ADDR)"),
 ];
 
-/// A virtual machine of KVM's.
+/// A KVM virtual machine.
 #[derive(Debug)]
 pub struct VirtualMachine {
-    /// KVM itself.
+    /// The open `/dev/kvm`.
     pub kvm: Kvm,
-    /// The virtual machine. Dropping it ends the guest for KVM: it stays for as long as anything of the machine does.
+    /// The virtual machine. Dropping it destroys the guest, so it lives as long as any part of the machine.
     pub vm: VmFd,
 }
 
-/// One that a thread is making.
+/// A virtual machine that a thread is creating.
 #[derive(Debug)]
 pub struct Making(JoinHandle<Result<VirtualMachine, Error>>);
 
 impl VirtualMachine {
-    /// Begins to make one.
+    /// Starts creating a virtual machine.
     pub fn begin() -> Result<Making, Error> {
         let kvm = open_kvm()?;
         let make = move || create_vm(&kvm).map(|vm| VirtualMachine { kvm, vm });
@@ -47,7 +47,7 @@ impl VirtualMachine {
         thread.map(Making).map_err(Error::host("a thread"))
     }
 
-    /// Gives it its memory.
+    /// Registers guest memory.
     pub fn register(&self, memory: &GuestMemory) -> Result<(), Error> {
         for (slot, region) in (0..).zip(memory.iter()) {
             let region = kvm_userspace_memory_region {
@@ -65,7 +65,7 @@ impl VirtualMachine {
 }
 
 impl Making {
-    /// Waits for it.
+    /// Waits for the virtual machine.
     pub fn finish(self) -> Result<VirtualMachine, Error> {
         self.0.join().unwrap_or_else(|panic| resume_unwind(panic))
     }
@@ -79,7 +79,7 @@ fn open_kvm() -> Result<Kvm, Error> {
     }
 }
 
-/// Creates the virtual machine with its interrupt controllers and timer, which are KVM's own.
+/// Creates the virtual machine with KVM's interrupt controllers and timer.
 fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     let vm = kvm.create_vm().map_err(Error::CreateVm)?;
     let tss = memory::KVM_TSS_ADDRESS as usize;

@@ -1,9 +1,9 @@
-//! Signals that are read from a descriptor, and interrupt nobody.
+//! Signals read from a descriptor (signalfd).
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 
-/// Blocks signals, for the calling thread and all that it starts, and has them read from a descriptor.
+/// Blocks signals for the calling thread and all threads that it starts, and returns a descriptor to read them from.
 pub(super) fn read_from_descriptor(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
     // SAFETY: `set` is initialised by sigemptyset before it is used; signalfd returns a new descriptor that nobody
     // else owns.

@@ -1,4 +1,4 @@
-//! Where a boot's time went, and how often and why the guest left: kept from the start, by atomics, for nothing.
+//! The boot timeline and the exit counters, kept in atomics at no cost.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,19 +6,19 @@ use serde::{Deserialize, Serialize};
 
 use super::cpu::exit::KINDS;
 
-/// The boot's milestones, in their order.
+/// The milestones of a boot in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mark {
-    /// The `wisp` process that the user started took its first instruction.
+    /// The user's `wisp` process executed its first instruction.
     ProcessStart,
-    /// The monitor's own process took its first.
+    /// The VMM process executed its first instruction.
     MonitorStart,
     /// Guest memory is mapped and registered with KVM.
     MemoryReady,
-    /// The kernel and all that it needs are in guest memory.
+    /// The kernel and its boot parameters are in guest memory.
     KernelLoaded,
-    /// Or the vCPUs and devices have the state of a saved machine.
+    /// The vCPUs and devices have been restored from a snapshot.
     StateRestored,
     /// The first vCPU is about to enter the guest for the first time.
     FirstInstruction,
@@ -26,12 +26,12 @@ pub enum Mark {
     FirstConsoleByte,
     /// The guest's first process runs.
     InitStarted,
-    /// The guest's agent answers.
+    /// The guest's agent is ready.
     AgentReady,
 }
 
 impl Mark {
-    /// All marks, in their order.
+    /// All marks in order.
     pub const ALL: [Mark; 9] = [
         Mark::ProcessStart,
         Mark::MonitorStart,
@@ -44,7 +44,7 @@ impl Mark {
         Mark::AgentReady,
     ];
 
-    /// What the phase that ends with this mark is called.
+    /// The name of the phase that ends with this mark.
     pub fn phase(self) -> &'static str {
         match self {
             Mark::ProcessStart => "process start",
@@ -60,30 +60,30 @@ impl Mark {
     }
 }
 
-/// Nanoseconds of `CLOCK_MONOTONIC`: the same in every process of a host.
+/// `CLOCK_MONOTONIC` in nanoseconds, which is the same in all processes of a host.
 pub fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// When each mark was reached; a mark is set once.
+/// The time of each mark. A mark is set once.
 #[derive(Debug, Default)]
 pub struct Timeline {
     marks: [AtomicU64; Mark::ALL.len()],
 }
 
 impl Timeline {
-    /// Sets `mark` to now, unless it is set.
+    /// Sets `mark` to the current time, unless it is set.
     pub fn mark(&self, mark: Mark) {
         self.mark_at(mark, monotonic_ns());
     }
 
-    /// Sets `mark` to a time of [`monotonic_ns`], unless it is set. Returns whether it was set now.
+    /// Sets `mark` to a time of [`monotonic_ns`], unless it is set. Returns true if it was set now.
     pub fn mark_at(&self, mark: Mark, at: u64) -> bool {
         self.marks[mark as usize].compare_exchange(0, at, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// The marks that were reached.
+    /// Returns the marks that have been reached.
     pub fn record(&self) -> TimelineRecord {
         let reached = Mark::ALL.into_iter().filter_map(|mark| {
             let at_ns = self.marks[mark as usize].load(Ordering::Relaxed);
@@ -93,40 +93,40 @@ impl Timeline {
     }
 }
 
-/// A timeline as data.
+/// A serialized timeline.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelineRecord {
-    /// Marks that were reached, in the order of [`Mark::ALL`].
+    /// The marks reached, in the order of [`Mark::ALL`].
     pub marks: Vec<MarkRecord>,
 }
 
-/// One mark and its time.
+/// A mark and its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MarkRecord {
-    /// Which.
+    /// The mark.
     pub mark: Mark,
-    /// When, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
     pub at_ns: u64,
 }
 
 impl TimelineRecord {
-    /// When `mark` was reached, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// The time of `mark` in nanoseconds of `CLOCK_MONOTONIC`.
     pub fn at(&self, mark: Mark) -> Option<u64> {
         self.marks.iter().find(|record| record.mark == mark).map(|record| record.at_ns)
     }
 
-    /// Whether the machine goes on from a saved one, and did not boot.
+    /// Returns true if the machine was restored from a snapshot.
     pub fn is_restored(&self) -> bool {
         self.at(Mark::StateRestored).is_some()
     }
 
-    /// Nanoseconds from one mark to another, where both were reached in that order.
+    /// Nanoseconds between two marks, if both were reached in that order.
     pub fn between(&self, from: Mark, to: Mark) -> Option<u64> {
         self.at(to)?.checked_sub(self.at(from)?)
     }
 }
 
-/// How often the guest left, by reason.
+/// Exit counters by reason.
 #[derive(Debug, Default)]
 pub struct ExitCounters {
     counts: [AtomicU64; KINDS.len()],
@@ -138,7 +138,7 @@ impl ExitCounters {
         self.counts[kind].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The counts of the reasons that occurred.
+    /// Returns the counters that are not zero.
     pub fn record(&self) -> Vec<ExitRecord> {
         let counts = KINDS.iter().zip(&self.counts);
         let counts = counts.map(|(reason, count)| (reason, count.load(Ordering::Relaxed)));
@@ -149,12 +149,12 @@ impl ExitCounters {
     }
 }
 
-/// How often the guest left for one reason.
+/// The number of exits for one reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitRecord {
-    /// The reason's name, see [`KINDS`].
+    /// The reason, see [`KINDS`].
     pub reason: String,
-    /// How often.
+    /// The number of exits.
     pub count: u64,
 }
 

@@ -1,21 +1,21 @@
-//! A timer on CPU time, of the thread that made it or of its process: it runs while they do, and signals that thread.
+//! A timer on the CPU time of a thread or of the process, which signals the thread that created it.
 
 use std::io;
 use std::ptr;
 
-/// The timer; its signals end with it. It stays in its thread.
+/// The timer. Dropping it stops its signals. It must stay in its thread.
 #[derive(Debug)]
 pub struct CpuTimer {
     timer: libc::timer_t,
 }
 
 impl CpuTimer {
-    /// A timer on the calling thread's time. That thread gets `signal` when it expires; it is not set.
+    /// Creates a disarmed timer on the calling thread's CPU time, which sends that thread `signal` when it expires.
     pub fn of_thread(signal: libc::c_int) -> io::Result<CpuTimer> {
         CpuTimer::on(libc::CLOCK_THREAD_CPUTIME_ID, signal)
     }
 
-    /// A timer on the time of all threads of the process. The calling thread gets `signal` when it expires; it is not set.
+    /// Creates a disarmed timer on the process's CPU time, which sends the calling thread `signal` when it expires.
     pub fn of_process(signal: libc::c_int) -> io::Result<CpuTimer> {
         CpuTimer::on(libc::CLOCK_PROCESS_CPUTIME_ID, signal)
     }
@@ -35,12 +35,12 @@ impl CpuTimer {
         }
     }
 
-    /// Has it expire once, after `ns` of CPU time, and not at the time that was set before.
+    /// Arms the timer to expire once, after `ns` of CPU time, and replaces an earlier setting.
     pub fn set(&self, ns: u64) -> io::Result<()> {
         self.set_with(ns, 0)
     }
 
-    /// Has it expire each time that `ns` of CPU time have passed.
+    /// Arms the timer to expire after every `ns` of CPU time.
     pub fn set_each(&self, ns: u64) -> io::Result<()> {
         self.set_with(ns, ns)
     }
@@ -48,7 +48,7 @@ impl CpuTimer {
     fn set_with(&self, first_ns: u64, each_ns: u64) -> io::Result<()> {
         let second = 1_000_000_000;
         let time = |ns: u64| libc::timespec { tv_sec: (ns / second) as i64, tv_nsec: (ns % second) as i64 };
-        // Zero would be never.
+        // Zero would disarm the timer.
         let value = libc::itimerspec { it_interval: time(each_ns), it_value: time(first_ns.max(1)) };
         // SAFETY: the timer is there for as long as this is; the value is read, no more.
         match unsafe { libc::timer_settime(self.timer, 0, &raw const value, ptr::null_mut()) } {

@@ -1,9 +1,9 @@
-//! Hosts where KVM runs without VMX or SVM ("software KVM"): guest user code runs natively there, guest kernel code
-//! is emulated, and the emulator does not know every instruction.
+//! Software KVM: on hosts without VMX or SVM, guest user code runs natively, guest kernel code is emulated, and the
+//! emulator does not implement every instruction.
 //!
-//! Two that it lacks can be helped from here: `int3` in the kernel (its own self-test, and jump labels while they
-//! are patched) becomes the #BP that it stands for, and `fwait` is stepped over. Any other ends the machine with a
-//! sentence that names the instruction.
+//! Two missing instructions are handled here: `int3` in the kernel (its self-test, and jump labels while they are
+//! patched) is injected as #BP, and `fwait` is skipped. Any other one ends the machine with a message that names the
+//! instruction.
 
 use iced_x86::{Decoder, DecoderOptions, FastFormatter, Instruction};
 use kvm_bindings::kvm_regs;
@@ -17,10 +17,10 @@ const INT3: u8 = 0xcc;
 const FWAIT: u8 = 0x9b;
 /// The vector of the breakpoint exception, #BP.
 const BREAKPOINT_VECTOR: u8 = 3;
-/// An x86 instruction has 15 bytes at most.
+/// The maximum length of an x86 instruction.
 const INSTRUCTION_MAX: usize = 15;
 
-/// Whether this host's CPU shows neither VMX nor SVM, so that a KVM that works emulates guest kernels.
+/// Returns true if this host's CPU has neither VMX nor SVM, so that KVM, if it works, emulates guest kernels.
 pub fn is_software_kvm() -> bool {
     use std::arch::x86_64::__cpuid;
     const VMX: u32 = 1 << 5;
@@ -30,7 +30,7 @@ pub fn is_software_kvm() -> bool {
     !vmx && !svm
 }
 
-/// Does for the guest what the emulator could not, where that is possible. Returns whether the vCPU can go on.
+/// Performs the instruction that KVM could not emulate, if possible. Returns true if the vCPU can continue.
 pub fn assist(vcpu: &VcpuFd, memory: &GuestMemory, failure: &EmulationFailure) -> Result<bool, kvm_ioctls::Error> {
     let mut regs = vcpu.get_regs()?;
     let bytes = instruction_bytes(vcpu, memory, &regs, failure);
@@ -54,8 +54,8 @@ pub fn assist(vcpu: &VcpuFd, memory: &GuestMemory, failure: &EmulationFailure) -
     }
 }
 
-/// The bytes at the instruction pointer: KVM's own, else read through the guest's page tables; fewer than 15 where
-/// memory ends.
+/// Returns the bytes at the instruction pointer: from KVM, else read through the guest's page tables. There are fewer
+/// than 15 at the end of memory.
 pub fn instruction_bytes(vcpu: &VcpuFd, memory: &GuestMemory, regs: &kvm_regs, failure: &EmulationFailure) -> Vec<u8> {
     if !failure.instruction_bytes.is_empty() {
         return failure.instruction_bytes.clone();
@@ -75,7 +75,7 @@ pub fn instruction_bytes(vcpu: &VcpuFd, memory: &GuestMemory, regs: &kvm_regs, f
     bytes
 }
 
-/// The sentence about an instruction that the host could not emulate.
+/// The message about an instruction that the host could not emulate.
 pub fn describe(rip: u64, bytes: &[u8], software_kvm: bool) -> String {
     let instruction = disassemble(rip, bytes).unwrap_or_else(|| "an instruction that cannot be read".to_string());
     let advice = if software_kvm {
@@ -88,7 +88,7 @@ pub fn describe(rip: u64, bytes: &[u8], software_kvm: bool) -> String {
     format!("the host could not emulate `{instruction}` at {rip:#x}. {advice}")
 }
 
-/// The first instruction in `bytes`, in Intel's syntax.
+/// Disassembles the first instruction in Intel syntax.
 fn disassemble(rip: u64, bytes: &[u8]) -> Option<String> {
     let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
     let mut instruction = Instruction::default();

@@ -1,4 +1,4 @@
-//! Raw KVM exits, parsed once into one typed enum: no other file reads `kvm_run`.
+//! Parses raw KVM exits once into one typed enum. No other file reads `kvm_run`.
 //!
 //! Source: the kernel's `Documentation/virt/kvm/api.rst`, section 5, "The kvm_run structure".
 
@@ -10,91 +10,91 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
-/// Why a vCPU came back from the guest.
+/// The reason why a vCPU exited to the VMM.
 #[derive(Debug)]
 pub enum Exit<'a> {
-    /// The guest reads `data.len() / size` times `size` bytes from a port; the answer goes into `data`.
+    /// The guest reads `data.len() / size` times `size` bytes from a port; the result goes into `data`.
     PortRead {
         /// The port.
         port: u16,
-        /// Bytes of one access: 1, 2 or 4.
+        /// The access size in bytes: 1, 2 or 4.
         size: usize,
-        /// Where the answer goes; several accesses where the instruction was repeated.
+        /// The buffer for the result; several accesses for a string instruction.
         data: &'a mut [u8],
     },
     /// The guest wrote to a port.
     PortWrite {
         /// The port.
         port: u16,
-        /// Bytes of one access: 1, 2 or 4.
+        /// The access size in bytes: 1, 2 or 4.
         size: usize,
-        /// What was written; several accesses where the instruction was repeated.
+        /// The written bytes; several accesses for a string instruction.
         data: &'a [u8],
     },
     /// The guest reads from an address without memory.
     MmioRead {
         /// The guest physical address.
         address: u64,
-        /// Where the answer goes.
+        /// The buffer for the result.
         data: &'a mut [u8],
     },
     /// The guest wrote to an address without memory.
     MmioWrite {
         /// The guest physical address.
         address: u64,
-        /// What was written.
+        /// The written bytes.
         data: &'a [u8],
     },
-    /// A signal came, or `immediate_exit` was set.
+    /// A signal arrived, or `immediate_exit` was set.
     Interrupted,
-    /// HLT, where the interrupt controller is not KVM's own.
+    /// HLT with an interrupt controller outside of KVM.
     Halt,
-    /// The CPU shut down: a triple fault.
+    /// The CPU shut down after a triple fault.
     Shutdown,
-    /// The guest asked KVM for an end (no x86 guest of ours does, but KVM has the exit).
+    /// The guest asked KVM to shut down or reset. No x86 guest does, but KVM defines the exit.
     SystemEvent(SystemEvent),
-    /// KVM had to emulate an instruction and could not.
+    /// KVM could not emulate an instruction.
     EmulationFailure(EmulationFailure),
-    /// Another internal error of KVM's, by its number, with the data that came with it.
+    /// Another internal error of KVM.
     InternalError {
         /// `suberror` of the exit.
         suberror: u32,
-        /// The words that KVM added.
+        /// The data words of the exit.
         data: Vec<u64>,
     },
-    /// The hardware refused to enter the guest, with its own reason.
+    /// The hardware refused to enter the guest.
     EntryFailure {
-        /// The hardware's code.
+        /// The hardware's reason.
         reason: u64,
     },
-    /// An exit that a machine like this one does not have.
+    /// An exit that this machine cannot cause.
     Unexpected {
-        /// KVM's number for it.
+        /// KVM's exit reason.
         reason: u32,
     },
 }
 
-/// Ends that a guest asks of KVM.
+/// System events of KVM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SystemEvent {
     /// Power off.
     Shutdown,
-    /// Restart.
+    /// Reset.
     Reset,
     /// The guest crashed.
     Crash,
-    /// Any other, by its number.
+    /// Any other event.
     Other(u32),
 }
 
-/// What KVM told of an instruction that it could not emulate.
+/// KVM's information about an instruction that it could not emulate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EmulationFailure {
-    /// The bytes at the instruction pointer, 15 at most; empty where KVM did not give them.
+    /// The bytes at the instruction pointer, at most 15; empty if KVM did not provide them.
     pub instruction_bytes: Vec<u8>,
 }
 
-/// The names under which exits are counted, in the order of [`Exit::kind`].
+/// The names of the exit counters, in the order of [`Exit::kind`].
 pub const KINDS: [&str; 12] = [
     "port read",
     "port write",
@@ -130,7 +130,7 @@ impl Exit<'_> {
     }
 }
 
-/// Runs the guest on this vCPU until it comes back. Errors are KVM_RUN's, less the interruptions.
+/// Runs the guest on this vCPU until it exits. Errors are KVM_RUN's, except interruptions.
 pub fn run(vcpu: &mut VcpuFd) -> Result<Exit<'_>, kvm_ioctls::Error> {
     match vcpu.run() {
         Ok(_) => {}

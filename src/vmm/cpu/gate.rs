@@ -1,7 +1,7 @@
-//! Where vCPUs wait while their machine is paused, each with its state laid down.
+//! The gate at which vCPU threads wait while the machine is paused, and save their state.
 //!
-//! A vCPU's thread looks at the gate before it enters the guest. Who closes it kicks the vCPUs, and waits until each has
-//! come: then nothing of the guest moves.
+//! A vCPU thread checks the gate before it enters the guest. `pause` closes the gate, kicks the vCPUs and waits until
+//! each has arrived; then the guest does not run anywhere.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use super::state::{StateError, VcpuState};
 /// The gate.
 #[derive(Debug)]
 pub struct Gate {
-    /// Whether vCPUs may not just pass: what they look at first, without the lock.
+    /// The fast path: read without the lock before each entry into the guest.
     closed: AtomicBool,
     inner: Mutex<Inner>,
     changed: Condvar,
@@ -21,9 +21,9 @@ pub struct Gate {
 #[derive(Debug)]
 struct Inner {
     phase: Phase,
-    /// Of each vCPU whether it waits, and its state once that was asked for.
+    /// One entry per vCPU: whether it waits, and its state once saved.
     places: Vec<Place>,
-    /// vCPUs whose threads are at their end.
+    /// The number of vCPU threads that have ended.
     left: usize,
 }
 
@@ -38,25 +38,25 @@ enum Place {
 enum Phase {
     Open,
     Paused,
-    /// Paused, and the vCPUs' states are wanted.
+    /// Paused, and the vCPUs' states are requested.
     Saving,
     Stopped,
 }
 
 impl Gate {
-    /// An open gate for so many vCPUs.
+    /// An open gate for this many vCPUs.
     pub fn new(vcpus: u32) -> Gate {
         let places = (0..vcpus).map(|_| Place::Running).collect();
         let inner = Inner { phase: Phase::Open, places, left: 0 };
         Gate { closed: AtomicBool::new(false), inner: Mutex::new(inner), changed: Condvar::new() }
     }
 
-    /// Whether a vCPU may not enter the guest now.
+    /// Returns true if vCPUs must not enter the guest.
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Waits until vCPU `id` may go on; returns false if it is to end. `save` reads its state, when that is wanted.
+    /// Waits until vCPU `id` may continue; returns false if it must end. `save` reads its state on request.
     pub fn wait(&self, id: u32, save: impl Fn() -> Result<VcpuState, StateError>) -> bool {
         let place = id as usize;
         let mut inner = self.lock();
@@ -79,30 +79,30 @@ impl Gate {
         }
     }
 
-    /// Holds a vCPU back for `duration`, or until the gate closes or somebody [nudges](Gate::nudge), for as long as it is
-    /// `wanted`: which is asked so that no nudge after it is missed.
+    /// Throttles a vCPU for `duration`, or until the gate closes or [`nudge`](Gate::nudge) is called. `wanted` is
+    /// evaluated under the lock, so that no nudge is missed.
     pub fn hold(&self, duration: Duration, wanted: impl FnOnce() -> bool) {
         let inner = self.lock();
         if inner.phase == Phase::Open && wanted() {
-            // However it ends: the vCPU looks again at all that it waited for.
+            // In every case, the vCPU checks all its conditions again.
             drop(self.changed.wait_timeout(inner, duration));
         }
     }
 
-    /// Has those who are held back look again.
+    /// Wakes throttled vCPUs to check their conditions again.
     pub fn nudge(&self) {
         let _inner = self.lock();
         self.changed.notify_all();
     }
 
-    /// A vCPU's thread is at its end.
+    /// Reports that a vCPU thread has ended.
     pub fn leave(&self) {
         self.lock().left += 1;
         self.changed.notify_all();
     }
 
-    /// Closes the gate and waits until every vCPU is there, which `kick` has them do. Returns whether all are; if not, some
-    /// have ended, and the machine is about to.
+    /// Closes the gate and waits until every vCPU has arrived; `kick` makes them exit the guest. Returns false if some
+    /// have ended, in which case the machine is about to end.
     pub fn pause(&self, kick: impl FnOnce()) -> bool {
         self.set(Phase::Paused);
         kick();
@@ -110,7 +110,7 @@ impl Gate {
         inner.left == 0
     }
 
-    /// The states of the vCPUs, which wait at the gate.
+    /// Returns the states of the paused vCPUs.
     pub fn save(&self) -> Result<Vec<VcpuState>, StateError> {
         self.set(Phase::Saving);
         let mut inner = self.wait_for_all(|place| matches!(place, Place::Saved(_)));
@@ -126,12 +126,12 @@ impl Gate {
         states.into_iter().collect()
     }
 
-    /// Lets all vCPUs go on.
+    /// Resumes all vCPUs.
     pub fn open(&self) {
         self.set(Phase::Open);
     }
 
-    /// Has all vCPUs end.
+    /// Makes all vCPUs end.
     pub fn stop(&self) {
         self.set(Phase::Stopped);
     }

@@ -1,6 +1,5 @@
-//! Virtual CPUs: what they can do ([`cpuid`]), how they start ([`registers`]), why they stop ([`exit`]), and the
-//! thread in which each of them runs ([`vcpu`]), for as long as it may ([`quota`]). [`emulation`] and [`xstate`] are what differs where KVM emulates guest
-//! kernels.
+//! Virtual CPUs: features ([`cpuid`]), initial state ([`registers`]), exits ([`exit`]), threads ([`vcpu`]) and CPU
+//! quota ([`quota`]). [`emulation`] and [`xstate`] are specific to software KVM.
 
 pub(super) mod cpu_timer;
 pub mod cpuid;

@@ -1,14 +1,14 @@
-//! The extended states of guest tasks (x87, SSE, AVX, AVX-512) where KVM emulates guest kernels.
+//! Extended states of guest tasks (x87, SSE, AVX, AVX-512) on software KVM.
 //!
-//! There a guest's programs run natively and use what the host's XCR0 enables, whatever CPUID or XCR0 the guest has;
-//! but the guest's kernel cannot save it at a context switch, because XSAVE and XRSTOR are not among the emulated
-//! instructions. So the machine has three ports by which the kernel asks for it (`images/kernel/patches/0008-*`):
+//! There, guest programs run natively and use the features that the host's XCR0 enables, whatever the guest's CPUID
+//! and XCR0 say. The guest's kernel cannot save these states on a context switch, because XSAVE and XRSTOR are not
+//! among the emulated instructions. Three ports do it on the kernel's behalf (`images/kernel/patches/0008-*`):
 //!
-//! - reading [`FEATURES_PORT`] gives the state components that are kept, as in XCR0;
-//! - writing the physical address of an XSAVE area, in units of 64 bytes, to [`SAVE_PORT`] or [`RESTORE_PORT`] copies
-//!   all of them from the vCPU that writes, or to it (Intel SDM volume 1, section 13.4: the standard format).
+//! - a read of [`FEATURES_PORT`] returns the saved state components, as in XCR0;
+//! - a write of an XSAVE area's physical address, in units of 64 bytes, to [`SAVE_PORT`] or [`RESTORE_PORT`] copies
+//!   all components from or to the writing vCPU (Intel SDM volume 1, section 13.4: the standard format).
 //!
-//! Elsewhere nothing answers at these ports, and a kernel reads ones.
+//! On other hosts the ports are absent and read as ones.
 
 use kvm_bindings::{CpuId, kvm_xsave};
 use kvm_ioctls::VcpuFd;
@@ -16,47 +16,47 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::vmm::memory::GuestMemory;
 
-/// Tells the kept components; 32 bits.
+/// Returns the saved components; 32 bits.
 pub const FEATURES_PORT: u16 = 0x6e4;
-/// Saves this vCPU's states; 32 bits.
+/// Saves the vCPU's states; 32 bits.
 pub const SAVE_PORT: u16 = 0x6e8;
-/// Restores this vCPU's states; 32 bits.
+/// Restores the vCPU's states; 32 bits.
 pub const RESTORE_PORT: u16 = 0x6ec;
 
-/// Bits of XCR0: x87, SSE, AVX, and AVX-512's three.
+/// Bits of XCR0: x87, SSE, AVX, and three for AVX-512.
 const X87: u32 = 1;
 const SSE: u32 = 1 << 1;
 const KEPT: u32 = 0b1110_0111;
-/// The leaf that describes the components: its subleaf 0 says which there are, the others one component's size (EAX)
-/// and place (EBX).
+/// The CPUID leaf of the state components: subleaf 0 lists them, the others have a component's size (EAX) and offset
+/// (EBX).
 const XSTATE_LEAF: u32 = 0xd;
-/// The part of an area that every one has: the legacy region and the header.
+/// The part that every area has: the legacy region and the header.
 const LEGACY_AND_HEADER: usize = 576;
-/// An area's address is a multiple of this, and what the ports take is the quotient.
+/// The alignment of an area. The ports take the address divided by it.
 const UNIT: u64 = 64;
 
-/// Places in an area, in 32-bit words: x87 control word (with the status word above it), the rest of the x87 header up
-/// to MXCSR, the x87 registers, the SSE registers, the header's `XSTATE_BV` (two words).
+/// Offsets in an area, in 32-bit words: x87 control word (with the status word above it), the rest of the x87 header
+/// up to MXCSR, the x87 registers, the SSE registers, the header's `XSTATE_BV` (two words).
 const X87_CONTROL: usize = 0;
 const X87_POINTERS: std::ops::Range<usize> = 1..6;
 const X87_REGISTERS: std::ops::Range<usize> = 8..40;
 const SSE_REGISTERS: std::ops::Range<usize> = 40..104;
 const XSTATE_BV: usize = 128;
-/// The x87 control word in its initial state, with a status word of zero.
+/// The initial x87 control word, with a status word of zero.
 const X87_CONTROL_INITIAL: u32 = 0x37f;
 
-/// Why a guest did not get what it asked for.
+/// The reason why a guest's request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum XstateError {
-    /// The area is not in its memory.
+    /// The area is outside guest memory.
     #[error("an XSAVE area at {0:#x} is not in memory")]
     Address(u64),
-    /// KVM refused; with `EINVAL`, because of what is in the area.
+    /// KVM refused; with `EINVAL`, because of the area's content.
     #[error("KVM did not take or give the states of the XSAVE area at {0:#x}: {1}")]
     Kvm(u64, #[source] kvm_ioctls::Error),
 }
 
-/// What is kept, and how long an area is.
+/// The saved components, and the size of an area.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Xstate {
     features: u32,
@@ -64,7 +64,7 @@ pub struct Xstate {
 }
 
 impl Xstate {
-    /// What KVM can keep on this host, by the CPUID that it supports; nothing on one that has no XSAVE.
+    /// The components that KVM saves on this host, from its supported CPUID; none without XSAVE.
     pub fn of_host(supported: &CpuId) -> Option<Xstate> {
         let subleaf = |index: u32| {
             supported.as_slice().iter().find(|entry| entry.function == XSTATE_LEAF && entry.index == index)
@@ -83,12 +83,12 @@ impl Xstate {
         (length <= size_of::<kvm_xsave>()).then_some(Xstate { features, words: length.div_ceil(4) })
     }
 
-    /// What [`FEATURES_PORT`] answers.
+    /// The value of [`FEATURES_PORT`].
     pub fn features(&self) -> u32 {
         self.features
     }
 
-    /// Serves a write of `value` to `port`; other ports than the two are not this one's.
+    /// Handles a write of `value` to `port`; ignores other ports.
     pub fn write(&self, vcpu: &VcpuFd, memory: &GuestMemory, port: u16, value: u32) -> Result<(), XstateError> {
         let address = u64::from(value) * UNIT;
         match port {
@@ -118,8 +118,8 @@ impl Xstate {
     }
 }
 
-/// Writes the initial states of x87 and SSE out where the header says that they are not in the area. XRSTOR loads MXCSR
-/// from an area either way (Intel SDM volume 1, section 13.8.1); KVM, only with a component that it belongs to.
+/// Writes the initial x87 and SSE states where the header marks them as not present. XRSTOR always loads MXCSR from
+/// the area (Intel SDM volume 1, section 13.8.1); KVM does so only with a component that it belongs to.
 fn write_out_legacy(region: &mut [u32; 1024]) {
     if region[XSTATE_BV] & X87 == 0 {
         region[X87_CONTROL] = X87_CONTROL_INITIAL;

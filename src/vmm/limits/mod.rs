@@ -1,8 +1,7 @@
-//! How much of the host a machine may have: plain numbers of its configuration, and what counts by them.
+//! Resource limits of a machine: CPU budget, and rates of bytes and operations.
 //!
-//! The numbers are of nobody's catalogue here: a CPU budget that is earned, saved and spent, and rates of bytes and
-//! operations. [`rate_limiter`] says how long devices are to wait; CPUs are held by [`crate::vmm::cpu::quota`].
-//! A machine without limits has no timers and no clocks for them.
+//! The values are plain numbers without knowledge of instance types. [`rate_limiter`] computes how long devices have
+//! to wait; [`crate::vmm::cpu::quota`] throttles vCPUs. A machine without limits has no timers for them.
 
 pub mod cpu_budget;
 pub mod rate_limiter;
@@ -13,56 +12,56 @@ use serde::{Deserialize, Serialize};
 pub use cpu_budget::{CpuBalance, CpuBudget, CpuBudgetConfig, CpuBudgetRecord};
 pub use rate_limiter::{DiskLimiter, RateLimiter};
 
-/// The most that a rate can be, by the second: sums of it and of centuries fit.
+/// The maximum rate per second: sums over centuries fit 64 bits.
 const MAX_RATE: u64 = 1 << 50;
 
-/// How much may pass by the second.
+/// A rate limit per second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rate {
-    /// What may always pass.
+    /// The sustained rate.
     pub baseline: u64,
-    /// What may pass while there are savings; no less than the baseline.
+    /// The burst rate, at least the sustained rate.
     pub peak: u64,
-    /// What can be saved of the baseline, for times above it. A machine starts with all of it.
+    /// The size of the burst bucket, which is full at the start.
     pub savings: u64,
 }
 
 impl Rate {
-    /// A rate that is the same at any time.
+    /// A constant rate without bursts.
     pub fn constant(rate: u64) -> Rate {
         Rate { baseline: rate, peak: rate, savings: 0 }
     }
 
-    /// Whether it is one that something can pass by.
+    /// Returns true if the rate is valid and not zero.
     pub fn is_sound(&self) -> bool {
         (1..=MAX_RATE).contains(&self.baseline) && (self.baseline..=MAX_RATE).contains(&self.peak)
     }
 }
 
-/// What a disk may do, or all disks of a machine together.
+/// The limits of a disk, or of all disks of a machine together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskLimits {
-    /// Bytes that are read and written.
+    /// Bytes read and written.
     #[serde(default)]
     pub bytes: Option<Rate>,
     /// Operations.
     #[serde(default)]
     pub operations: Option<Rate>,
-    /// The bytes that one operation moves at the most: a larger request counts as several. With 0, each is one.
+    /// The maximum size of one operation; a larger request counts as several. With 0, each request counts as one.
     #[serde(default)]
     pub operation_bytes: u64,
 }
 
 impl DiskLimits {
-    /// Whether something can pass by each of its rates.
+    /// Returns true if all rates are valid and not zero.
     pub fn is_sound(&self) -> bool {
         self.bytes.iter().chain(&self.operations).all(Rate::is_sound)
     }
 }
 
-/// What a network device may do, in each direction.
+/// The limits of a network device in each direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetLimits {

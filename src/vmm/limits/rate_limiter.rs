@@ -1,25 +1,25 @@
-//! Limiters: what may pass by a [`Rate`], and by those of a disk. Time is passed in; nothing here waits.
+//! Rate limiters for a [`Rate`] and for a disk's rates. Time is passed in; nothing here waits.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::token_bucket::TokenBucket;
 use super::{DiskLimits, Rate};
 
-/// How much of its peak may pass at once, as a fraction of what passes in a second. A device's thread wakes some
-/// milliseconds late; what would have passed meanwhile passes then.
+/// The fraction of a second's peak that may pass at once. A device thread can wake up some milliseconds late, and
+/// catches up then.
 const AT_ONCE: u64 = 20;
 
-/// A limiter of one rate: what comes above the peak waits, and what comes above the baseline where nothing is saved.
+/// A rate limiter: throttles above the peak rate, and above the baseline rate when the burst bucket is empty.
 #[derive(Debug, Clone)]
 pub struct RateLimiter {
     rate: Rate,
     peak: TokenBucket,
-    /// Savings; none where the peak is the baseline.
+    /// The burst bucket; none if the peak equals the baseline.
     savings: Option<TokenBucket>,
 }
 
 impl RateLimiter {
-    /// One with all its savings.
+    /// Creates a limiter with a full bucket.
     pub fn new(rate: Rate, now_ns: u64) -> RateLimiter {
         let peak = TokenBucket::full(rate.peak, rate.peak / AT_ONCE, now_ns);
         let savings = (rate.peak > rate.baseline)
@@ -27,18 +27,18 @@ impl RateLimiter {
         RateLimiter { rate, peak, savings }
     }
 
-    /// Its rate.
+    /// The rate.
     pub fn rate(&self) -> Rate {
         self.rate
     }
 
-    /// How long until something may pass, in nanoseconds; 0 if it may now.
+    /// Returns the nanoseconds until a request may pass; 0 if one may pass now.
     pub fn wait_ns(&mut self, now_ns: u64) -> u64 {
         let savings = self.savings.as_mut().map_or(0, |savings| savings.wait_ns(now_ns));
         self.peak.wait_ns(now_ns).max(savings)
     }
 
-    /// `amount` passes.
+    /// Accounts for `amount`.
     pub fn take(&mut self, amount: u64, now_ns: u64) {
         self.peak.take(amount, now_ns);
         if let Some(savings) = &mut self.savings {
@@ -46,14 +46,14 @@ impl RateLimiter {
         }
     }
 
-    /// What is left of its savings, in per cent.
+    /// Burst balance in percent.
     pub fn saved_percent(&mut self, now_ns: u64) -> u64 {
         let all = self.rate.savings.max(1);
         self.savings.as_mut().map_or(100, |savings| savings.tokens(now_ns).min(all).saturating_mul(100) / all)
     }
 }
 
-/// The limiter of a disk, or of all disks of a machine.
+/// The rate limiter of a disk, or of all disks of a machine.
 #[derive(Debug, Clone, Default)]
 pub struct DiskLimiter {
     limits: DiskLimits,
@@ -62,23 +62,23 @@ pub struct DiskLimiter {
 }
 
 impl DiskLimiter {
-    /// One with all its savings.
+    /// Creates a limiter with full buckets.
     pub fn new(limits: DiskLimits, now_ns: u64) -> DiskLimiter {
         let limiter = |rate: Option<Rate>| rate.map(|rate| RateLimiter::new(rate, now_ns));
         DiskLimiter { limits, bytes: limiter(limits.bytes), operations: limiter(limits.operations) }
     }
 
-    /// Its limits.
+    /// The limits.
     pub fn limits(&self) -> DiskLimits {
         self.limits
     }
 
-    /// How long until a request may be carried out, in nanoseconds; 0 if it may now.
+    /// Returns the nanoseconds until a request may be executed; 0 if one may be executed now.
     pub fn wait_ns(&mut self, now_ns: u64) -> u64 {
         self.both().map(|limiter| limiter.wait_ns(now_ns)).max().unwrap_or(0)
     }
 
-    /// A request of so many bytes is carried out.
+    /// Accounts for a request of this many bytes.
     pub fn take(&mut self, bytes: u64, now_ns: u64) {
         let operations = bytes
             .checked_div(self.limits.operation_bytes)
@@ -91,7 +91,7 @@ impl DiskLimiter {
         }
     }
 
-    /// What is left of its savings, in per cent: of those of which the least is left.
+    /// Burst balance in percent: the lower of the two buckets.
     pub fn saved_percent(&mut self, now_ns: u64) -> u64 {
         self.both().map(|limiter| limiter.saved_percent(now_ns)).min().unwrap_or(100)
     }
@@ -101,12 +101,12 @@ impl DiskLimiter {
     }
 }
 
-/// The limiter of all disks of a machine that are limited, which their devices share. Its lock comes last.
+/// The limiter that all limited disks of a machine share. Its lock is the last in the lock order.
 #[derive(Debug, Clone, Default)]
 pub struct SharedDiskLimiter(Option<Arc<Mutex<DiskLimiter>>>);
 
 impl SharedDiskLimiter {
-    /// For those limits, if there are any.
+    /// Creates a limiter for the limits, if there are any.
     pub fn new(limits: Option<DiskLimits>, now_ns: u64) -> SharedDiskLimiter {
         SharedDiskLimiter(limits.map(|limits| Arc::new(Mutex::new(DiskLimiter::new(limits, now_ns)))))
     }
@@ -124,7 +124,8 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// How much passes of requests of `size` from `from` to `to`, by who waits as told and wakes `late`.
+    /// The number of requests of `size` that pass between `from` and `to`, if the caller waits as told and wakes up
+    /// `late`.
     fn passes(limiter: &mut RateLimiter, size: u64, (from, to): (u64, u64), late: u64) -> u64 {
         let (mut now, mut passed) = (from, 0);
         loop {
@@ -141,7 +142,7 @@ mod tests {
 
     #[test]
     fn there_is_the_peak_for_as_long_as_savings_last_and_then_the_baseline() {
-        // A hundred a second, and three hundred for ten seconds.
+        // 100 per second, and 300 per second for ten seconds.
         let rate = Rate { baseline: 100, peak: 300, savings: 2000 };
         let mut limiter = RateLimiter::new(rate, 0);
         let first = passes(&mut limiter, 1, (0, 5 * SECOND), 0);
@@ -149,7 +150,7 @@ mod tests {
         assert_eq!(limiter.saved_percent(5 * SECOND), 49);
         passes(&mut limiter, 1, (5 * SECOND, 12 * SECOND), 0);
         let later = passes(&mut limiter, 1, (20 * SECOND, 30 * SECOND), 0);
-        // What was saved while it did nothing for eight seconds comes besides.
+        // Plus the tokens accrued during eight idle seconds.
         assert!((1790..=1810).contains(&later), "{later}");
     }
 

@@ -1,9 +1,9 @@
-//! A token bucket: it fills at a steady rate up to its capacity, and what passes takes tokens out. Time is passed in.
+//! A token bucket that fills at a constant rate up to its capacity. Time is passed in.
 //!
-//! What passes is never cut: it may pass while there is a token, and takes all that it costs, so that the bucket may come
-//! to be in debt. Then nothing passes until that is paid. So no capacity is too small for one large request.
+//! Requests are not split: a request passes while there is at least one token and takes its whole cost, so the bucket
+//! can go into debt. Nothing passes until the debt is paid. Hence no capacity is too small for one large request.
 
-/// Billionths of tokens, so that a nanosecond at any rate is a whole number of them.
+/// Billionths of a token, so that a nanosecond at any rate is a whole number.
 const WHOLE: i128 = 1_000_000_000;
 
 /// The bucket.
@@ -13,42 +13,42 @@ pub struct TokenBucket {
     /// Capacity and tokens, in billionths.
     capacity: i128,
     tokens: i128,
-    /// When it was last filled, in nanoseconds.
+    /// The time of the last refill in nanoseconds.
     at_ns: u64,
 }
 
 impl TokenBucket {
-    /// A full bucket.
+    /// Creates a full bucket.
     pub fn full(per_second: u64, capacity: u64, now_ns: u64) -> TokenBucket {
         let capacity = i128::from(capacity.max(1)) * WHOLE;
         TokenBucket { per_second: per_second.max(1), capacity, tokens: capacity, at_ns: now_ns }
     }
 
-    /// Fills it with what has come since it was last looked at. A clock that goes back brings nothing.
+    /// Adds the tokens since the last refill. A clock that goes backwards adds none.
     fn fill(&mut self, now_ns: u64) {
         let elapsed = now_ns.saturating_sub(self.at_ns);
         self.at_ns = self.at_ns.max(now_ns);
         self.tokens = (self.tokens + i128::from(elapsed) * i128::from(self.per_second)).min(self.capacity);
     }
 
-    /// How long until something may pass, in nanoseconds; 0 if it may now.
+    /// Returns the nanoseconds until a request may pass; 0 if one may pass now.
     pub fn wait_ns(&mut self, now_ns: u64) -> u64 {
         self.fill(now_ns);
         if self.tokens > 0 {
             return 0;
         }
-        // One billionth above nothing is enough.
+        // One billionth above zero is enough.
         let wait = (1 - self.tokens).unsigned_abs().div_ceil(u128::from(self.per_second));
         u64::try_from(wait).unwrap_or(u64::MAX)
     }
 
-    /// `amount` passes.
+    /// Takes `amount` tokens.
     pub fn take(&mut self, amount: u64, now_ns: u64) {
         self.fill(now_ns);
         self.tokens = self.tokens.saturating_sub(i128::from(amount) * WHOLE);
     }
 
-    /// The tokens in it; none while it is in debt.
+    /// The number of tokens; 0 while in debt.
     pub fn tokens(&mut self, now_ns: u64) -> u64 {
         self.fill(now_ns);
         u64::try_from(self.tokens.max(0) / WHOLE).unwrap_or(u64::MAX)

@@ -2,17 +2,17 @@
 //!
 //! ```text
 //! 0x0000_0000  page tables, GDT, boot parameters, command line      (below 640 KiB)
-//! 0x000e_0000  ACPI tables, and
-//! 0x000f_0000  SMBIOS and MP tables, where the kernel looks for them
-//! 0x0010_0000  kernel, then everything else; the initrd at the end
+//! 0x000e_0000  ACPI tables
+//! 0x000f_0000  SMBIOS and MP tables, where kernels search for them
+//! 0x0010_0000  kernel and all other memory; the initrd at the end
 //! 0xc000_0000  end of low memory; the 32-bit MMIO gap begins
 //! 0xd000_0000  virtio-mmio devices, one page each
 //! 0xfec0_0000  I/O APIC, local APIC, KVM's own pages
 //! 0x1_0000_0000  the rest of the memory
 //! ```
 //!
-//! Memory is mapped privately and without reservation: the host pays for a page when the guest first touches it.
-//! Mappings begin at a multiple of 2 MiB and ask for transparent huge pages.
+//! Memory is mapped privately and without reservation: the host allocates a page when the guest first touches it.
+//! Mappings are aligned to 2 MiB and request transparent huge pages.
 
 pub mod pages;
 pub mod program;
@@ -26,18 +26,18 @@ use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 
 pub use pages::{PAGE, PageRun};
 
-/// The guest's memory, as every device sees it.
+/// The guest's memory as devices access it.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
 
 /// One mebibyte.
 pub const MIB: u64 = 1 << 20;
-/// Where the gap for 32-bit devices begins and low memory ends.
+/// The end of low memory and the start of the 32-bit MMIO gap.
 pub const MMIO_GAP_START: u64 = 0xc000_0000;
-/// Where the gap ends and high memory begins.
+/// The end of the gap and the start of high memory.
 pub const MMIO_GAP_END: u64 = 0x1_0000_0000;
-/// The first virtio-mmio device; the next is [`VIRTIO_MMIO_SIZE`] further.
+/// The address of the first virtio-mmio device; the next one is [`VIRTIO_MMIO_SIZE`] higher.
 pub const VIRTIO_MMIO_START: u64 = 0xd000_0000;
-/// The size of a virtio-mmio device's window.
+/// The size of a virtio-mmio device's register window.
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// Three pages that KVM needs on Intel hosts for real mode (KVM_SET_TSS_ADDR).
 pub const KVM_TSS_ADDRESS: u64 = 0xfffb_d000;
@@ -46,46 +46,46 @@ pub const IO_APIC_ADDRESS: u32 = 0xfec0_0000;
 /// The local APICs' registers.
 pub const LOCAL_APIC_ADDRESS: u32 = 0xfee0_0000;
 
-/// Where the extended BIOS data area would begin: conventional memory ends here.
+/// The end of conventional memory, where the extended BIOS data area would begin.
 pub const EBDA_START: u64 = 0x9_fc00;
-/// Where the kernel looks for ACPI's RSDP; the other tables follow it.
+/// The address where kernels search for ACPI's RSDP; the other tables follow it.
 pub const ACPI_START: u64 = 0xe_0000;
-/// Where the kernel begins to look for SMBIOS's entry point, and for the MP table.
+/// The start of the area that kernels search for the SMBIOS entry point and the MP table.
 pub const SMBIOS_START: u64 = 0xf_0000;
-/// Where the MP table is: behind the entry point.
+/// The MP table, after the SMBIOS entry point.
 pub const MP_TABLE_START: u64 = SMBIOS_START + 0x20;
-/// Where SMBIOS's tables are: behind the largest MP table.
+/// The SMBIOS tables, after the largest possible MP table.
 pub const SMBIOS_TABLES: u64 = SMBIOS_START + 0x1000;
-/// The room for them.
+/// The space for the SMBIOS tables.
 pub const SMBIOS_TABLES_SIZE: u64 = 0x1000;
-/// The first address above the legacy area, where kernels are loaded.
+/// The end of the legacy area, where kernels are loaded.
 pub const HIGH_MEMORY_START: u64 = MIB;
 
 const HUGE_PAGE: u64 = 2 * MIB;
 
-/// Why there is no guest memory.
+/// The reason why guest memory cannot be allocated.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The size does not fit into an address space.
     #[error("{0} MiB of guest memory are more than an address space holds")]
     TooLarge(u64),
-    /// The host would not map it.
+    /// The host cannot map the memory.
     #[error("{mib} MiB of guest memory cannot be mapped: {source}")]
     Map {
         /// The size of the guest's memory.
         mib: u64,
-        /// Why.
+        /// The cause.
         source: MmapRegionError,
     },
-    /// The files of a saved machine's memory cannot be used.
+    /// The memory files of a snapshot cannot be used.
     #[error("a saved machine's memory cannot be mapped: {0}")]
     File(#[source] io::Error),
-    /// The host would not set its paging up.
+    /// The host refused a madvise(2).
     #[error("the host would not let guest memory be lazily mapped: {0}")]
     Advise(#[source] io::Error),
 }
 
-/// The ranges of guest physical addresses that are memory, lowest first, as `(start, length)` in bytes.
+/// The ranges of guest physical memory in ascending order, as `(start, length)` in bytes.
 pub fn ranges(memory_mib: u64) -> Result<Vec<(GuestAddress, usize)>, MemoryError> {
     let too_large = || MemoryError::TooLarge(memory_mib);
     let size = memory_mib.checked_mul(MIB).filter(|size| *size < 1 << 46).ok_or_else(too_large)?;
@@ -97,7 +97,7 @@ pub fn ranges(memory_mib: u64) -> Result<Vec<(GuestAddress, usize)>, MemoryError
     Ok(ranges)
 }
 
-/// Maps `memory_mib` MiB of zeroes that cost nothing until they are touched.
+/// Maps `memory_mib` MiB of zeroes, which are allocated on first access.
 pub fn allocate(memory_mib: u64) -> Result<GuestMemory, MemoryError> {
     let regions = ranges(memory_mib)?
         .into_iter()
@@ -112,12 +112,12 @@ fn allocate_region(mib: u64, start: GuestAddress, length: usize) -> Result<Guest
     // SAFETY: `map_aligned` returned `length` bytes of private anonymous memory that nothing else refers to.
     let region = unsafe { MmapRegion::build_raw(mapped, length, ACCESS, MAP_FLAGS) }
         .map_err(|source| MemoryError::Map { mib, source })?;
-    // The mapping lives as long as the process: `MmapRegion::build_raw` does not own it. A monitor has one machine.
+    // The mapping lives as long as the process: `MmapRegion::build_raw` does not own it. A VMM has one machine.
     Ok(GuestRegionMmap::new(region, start).expect("the ranges end below the top of the address space"))
 }
 
-/// Maps a machine's memory from a file, and the runs of pages that another has, at the same places, from there: pages come
-/// from the files as they are touched, and what is written stays here.
+/// Maps a machine's memory privately from a file, and the page runs `over` from a second file. Pages are read on first
+/// access, and writes stay in this process.
 pub fn map_file(memory_mib: u64, file: &File, over: Option<(&File, &[PageRun])>) -> Result<GuestMemory, MemoryError> {
     for file in std::iter::once(file).chain(over.map(|(file, _)| file)) {
         let length = file.metadata().map_err(MemoryError::File)?.len();
@@ -151,7 +151,7 @@ pub fn map_file(memory_mib: u64, file: &File, over: Option<(&File, &[PageRun])>)
 /// Maps a part of a file privately.
 ///
 /// # Safety
-/// With `MAP_FIXED`, `length` bytes at `address` are the caller's to replace.
+/// With `MAP_FIXED`, the caller must own the `length` bytes at `address`.
 unsafe fn map_private(
     address: *mut libc::c_void,
     length: usize,
@@ -197,8 +197,8 @@ fn map_aligned(length: usize) -> io::Result<*mut u8> {
     Ok(aligned.cast())
 }
 
-/// How many bytes of `memory` are mapped by this process now (`/proc/self/smaps`): of a restored machine's, what the guest
-/// has touched.
+/// The number of bytes of `memory` that are resident in this process (`/proc/self/smaps`): for a restored machine, the
+/// memory that the guest has touched.
 pub fn resident_bytes(memory: &GuestMemory) -> io::Result<u64> {
     use vm_memory::GuestMemoryBackend;
     let ranges: Vec<_> = memory
@@ -221,7 +221,8 @@ pub fn resident_bytes(memory: &GuestMemory) -> io::Result<u64> {
     Ok(resident)
 }
 
-/// How many bytes this process holds in RAM, guest memory and all (`/proc/self/statm`); 0 where that is unreadable.
+/// The resident memory of this process in bytes, including guest memory (`/proc/self/statm`); 0 if that cannot be
+/// read.
 pub fn process_resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());

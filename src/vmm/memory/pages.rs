@@ -1,5 +1,6 @@
-//! Which pages of guest memory this process has made its own (`/proc/self/pagemap`, Documentation/admin-guide/mm/pagemap.rst
-//! of Linux): of memory mapped privately from a file, those that differ from it; of other memory, those that were touched.
+//! Finds the pages of guest memory that are private to this process (`/proc/self/pagemap`,
+//! Documentation/admin-guide/mm/pagemap.rst of Linux): for memory mapped from a file, the pages that differ from it;
+//! for other memory, the pages that were touched.
 
 use std::fs::File;
 use std::io;
@@ -11,29 +12,29 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::GuestMemory;
 
-/// The size of a page, in bytes.
+/// The page size in bytes.
 pub const PAGE: u64 = 4096;
 
-/// Entries of the page map that are read at a time.
+/// The number of page map entries read at a time.
 const BATCH: u64 = 1 << 16;
-/// An entry's bits: the page is in RAM, is swapped out, or is a file's.
+/// Bits of an entry: the page is present, is swapped out, or belongs to a file.
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const OF_FILE: u64 = 1 << 61;
-/// Runs with fewer pages than these between them are one: a run costs more than a page.
+/// Runs separated by fewer pages than this are merged, because a run costs more than a page.
 const GAP: u64 = 8;
 
-/// Pages in a row. They are counted over all of the machine's memory, one range after another, without the gap.
+/// Consecutive pages, counted over the machine's memory ranges without the gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageRun {
-    /// The first.
+    /// The first page.
     pub first: u64,
-    /// How many.
+    /// The number of pages.
     pub count: u64,
 }
 
 impl PageRun {
-    /// Where they are in a file with all of the memory.
+    /// The byte range in a file that contains all memory.
     #[must_use]
     pub fn bytes(&self) -> Range<u64> {
         self.first * PAGE..(self.first + self.count) * PAGE
@@ -44,7 +45,7 @@ impl PageRun {
     }
 }
 
-/// The pages of `memory` that are this process's own, in order; no run lies in two ranges.
+/// Returns the private pages of `memory` in order; no run spans two ranges.
 pub fn changed(memory: &GuestMemory) -> io::Result<Vec<PageRun>> {
     let map = File::open("/proc/self/pagemap")?;
     let mut runs: Vec<PageRun> = Vec::new();
@@ -73,7 +74,7 @@ pub fn changed(memory: &GuestMemory) -> io::Result<Vec<PageRun>> {
     Ok(runs)
 }
 
-/// The pages that are in one or the other, of runs as [`changed`] gives them.
+/// Returns the union of two sets of runs as returned by [`changed`].
 pub fn join(memory: &GuestMemory, one: Vec<PageRun>, other: &[PageRun]) -> Vec<PageRun> {
     let mut start = 0;
     let begins: Vec<u64> = memory

@@ -1,22 +1,22 @@
-//! The program's own pages: what only starting needed of them is given back.
+//! Releases the program's pages that only start-up needed.
 //!
-//! Reading a configuration, loading a kernel and wiring devices touch most of the program and of the C library, once; a
-//! monitor that runs goes round in little of it. The kernel would keep all of it mapped for as long as memory is plenty, in
-//! pieces of 64 KiB around each page that was touched. They are pages of files, in the page cache: one that is used again
-//! comes back without being read from anywhere, and only those that are used do.
+//! Reading the configuration, loading a kernel and wiring devices touch most of the program and of the C library once;
+//! a running VMM uses little of them. The kernel would keep those pages mapped while memory is plentiful, in blocks of
+//! 64 KiB around each touched page. They are file pages in the page cache: a page that is used again is mapped again
+//! without I/O.
 
 use std::ffi::{c_int, c_void};
 
 use libc::{PF_W, PT_LOAD, dl_phdr_info, size_t};
 
-/// Unmaps the pages of all read-only parts of the program and its libraries, until they are used again. Any thread may be
-/// running in them.
+/// Unmaps the pages of all read-only segments of the program and its libraries until they are used again. Any thread
+/// may be executing in them.
 pub fn release_start_up() {
     // SAFETY: the callback is called before this returns, and does not use its last argument.
     unsafe { libc::dl_iterate_phdr(Some(release), std::ptr::null_mut()) };
 }
 
-/// Does so for one of them. What is relocated, and then protected, lies in a segment that can be written, and stays.
+/// Unmaps the pages of one object. Relocated, then write-protected data is in a writable segment and is not affected.
 unsafe extern "C" fn release(object: *mut dl_phdr_info, _size: size_t, _data: *mut c_void) -> c_int {
     // SAFETY: dl_iterate_phdr passes a valid object, whose program headers are mapped for as long as the object is.
     let (base, headers) = unsafe {
@@ -26,7 +26,7 @@ unsafe extern "C" fn release(object: *mut dl_phdr_info, _size: size_t, _data: *m
     // SAFETY: without an argument that could be wrong.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64;
     for header in headers.iter().filter(|header| header.p_type == PT_LOAD && header.p_flags & PF_W == 0) {
-        // Whole pages: one that a segment ends in may be another's, too.
+        // Whole pages only: a segment's last page may be shared with the next segment.
         let start = (base + header.p_vaddr).next_multiple_of(page);
         let end = (base + header.p_vaddr + header.p_memsz) / page * page;
         if start < end {
@@ -43,12 +43,12 @@ mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
 
-    /// What the program has a table of, in pages that it is not relocated in.
+    /// A table in pages without relocations.
     static TABLE: [u8; 1 << 20] = [7; 1 << 20];
 
     const PAGE: usize = 4096;
 
-    /// How many of the table's whole pages this process has (`Documentation/admin-guide/mm/pagemap.rst`).
+    /// The number of the table's whole pages that are mapped (`Documentation/admin-guide/mm/pagemap.rst`).
     fn present() -> usize {
         let pagemap = std::fs::File::open("/proc/self/pagemap").unwrap();
         let first = (&raw const TABLE as usize).div_ceil(PAGE);
@@ -64,7 +64,7 @@ mod tests {
         let all = present();
         assert_eq!(all, TABLE.len() / PAGE - 1);
         release_start_up();
-        // A page that lies beside one that was used since comes with it.
+        // A page next to one that was used is mapped with it.
         let after = present();
         assert!(after < all / 4, "{after} of {all} pages");
         assert_eq!(sum(), expected);

@@ -1,4 +1,4 @@
-//! Writing guest memory while the guest goes on.
+//! Writes guest memory while the guest runs.
 
 use std::fs::File;
 use std::io;
@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use super::memory::{Content, create};
 use super::{MEMORY, SnapshotError};
 
-/// A copy of guest memory as it was at one moment, that is being written while the guest goes on.
+/// A copy of guest memory at one instant, which is being written while the guest runs.
 ///
-/// It is a copy of this process (fork(2)): the two share their pages until either writes to one. The child does nothing but
-/// write, and only calls what may be called in the child of a process with threads (signal-safety(7)).
+/// It is a copy of this process (fork(2)); the two share pages until either writes to one. The child only writes, and
+/// calls only async-signal-safe functions (signal-safety(7)).
 #[derive(Debug)]
 pub struct Copy {
     child: libc::pid_t,
@@ -20,7 +20,7 @@ pub struct Copy {
 }
 
 impl Copy {
-    /// Begins to write `content`, of a machine that is paused until this returns, into `folder`.
+    /// Starts writing `content` into the directory `folder`. The machine must be paused until this returns.
     pub fn begin(content: &Content, folder: &Path) -> Result<Copy, SnapshotError> {
         let path = folder.join(MEMORY);
         let failed = SnapshotError::file(&path, "written");
@@ -41,7 +41,7 @@ impl Copy {
         }
     }
 
-    /// Waits until all is written and durable.
+    /// Waits until everything is written and durable.
     pub fn finish(mut self) -> Result<(), SnapshotError> {
         let failed = SnapshotError::file(&self.path, "written");
         match self.wait() {
@@ -50,7 +50,7 @@ impl Copy {
         }
     }
 
-    /// Waits for the child, and returns its exit code: the number of an error.
+    /// Waits for the child and returns its exit code, which is an error number.
     fn wait(&mut self) -> i32 {
         let child = std::mem::replace(&mut self.child, 0);
         let mut status = 0;
@@ -75,9 +75,9 @@ impl Drop for Copy {
     }
 }
 
-/// What the child does.
+/// The child's work.
 fn write_all(file: &File, content: &Content) -> io::Result<()> {
-    // What the other process has open is its own: its sockets' and locks' ends must not depend on this one.
+    // Close the parent's descriptors: the ends of its sockets and locks must not depend on this process.
     let fd = file.as_raw_fd() as u32;
     // SAFETY: these calls take numbers; descriptors below 3 are the standard streams.
     unsafe {

@@ -1,11 +1,11 @@
-//! Entry points for fuzzing a saved machine's state: what is read must not end the process, even where the digest is right.
+//! Fuzzing entry points for the state file of a snapshot: no input may end the process, even with a valid digest.
 
 use sha2::{Digest, Sha256};
 
 use super::{MAGIC, VERSION, parse};
 use crate::vmm::virtio;
 
-/// A state's file; or, where the first byte is odd, what is behind a header that is right.
+/// Parses a state file; if the first byte is odd, the rest is placed behind a valid header.
 pub(crate) fn state(data: &[u8]) {
     let Some((first, rest)) = data.split_first() else { return };
     let content = if first & 1 == 0 {
@@ -19,7 +19,7 @@ pub(crate) fn state(data: &[u8]) {
     }
 }
 
-/// The state of one device of a saved machine's.
+/// Parses the state of one device.
 pub(crate) fn device(data: &[u8]) {
     if let Ok(state) = postcard::from_bytes(data) {
         virtio::fuzzing::restore(&state);

@@ -1,5 +1,4 @@
-//! Guest memory in a file: sparse, without the pages that are zero, and of a machine that went on from a saved one only
-//! what has changed since.
+//! Guest memory in a file: sparse, without zero pages. For a restored machine, only the pages that have changed since.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,18 +12,18 @@ use super::{BASE, MEMORY, SnapshotError, gone};
 use crate::vmm::memory::{GuestMemory, PAGE, PageRun, pages};
 use crate::vmm::sparse::write_blocks;
 
-/// What a thread takes at a time, in bytes.
+/// The number of bytes that a thread writes at a time.
 const CHUNK: usize = 4 << 20;
-/// Threads that write: more have the host's disk do no more.
+/// The number of writing threads; more do not increase the disk's throughput.
 const THREADS: usize = 4;
 
-/// What of a paused machine's memory is to be written.
+/// The part of a paused machine's memory to write.
 #[derive(Debug)]
 pub struct Content {
     pub(super) pieces: Vec<Piece>,
-    /// The file's length: all of the machine's memory, in bytes.
+    /// The file's length: the size of the machine's memory in bytes.
     pub(super) length: u64,
-    /// What it is to be read together with.
+    /// The base snapshot that the file extends.
     pub differences: Option<Differences>,
 }
 
@@ -33,7 +32,7 @@ pub struct Content {
 pub(super) struct Piece {
     start: *const u8,
     length: usize,
-    /// Where it is in the file.
+    /// The offset in the file.
     offset: u64,
 }
 
@@ -41,13 +40,13 @@ pub(super) struct Piece {
 unsafe impl Sync for Piece {}
 
 impl Content {
-    /// What is to be written into `folder` of a machine that went on from `origin`, if from any: what has changed, if that is
-    /// known and the rest can be had from there, or all that is not zero.
+    /// Selects the content to write into `folder` for a machine that was restored from `origin`, if from any: the
+    /// changed pages, if they are known and the base is available, else all pages that are not zero.
     pub fn of(memory: &GuestMemory, origin: Option<&Origin>, folder: &Path) -> Content {
         let differences = origin.and_then(|origin| origin.differences(memory, folder));
         let runs = match (&differences, origin) {
             (Some(differences), _) => differences.runs.clone(),
-            // Where the host's kernel does not tell what was touched, all is looked at.
+            // If the kernel does not report touched pages, all pages are examined.
             (None, None) => pages::changed(memory).unwrap_or_else(|_| all(memory)),
             (None, Some(_)) => all(memory),
         };
@@ -57,7 +56,7 @@ impl Content {
             let end = start + region.len();
             let within = runs.iter().map(PageRun::bytes).filter(|run| start <= run.start && run.end <= end);
             pieces.extend(within.map(|run| Piece {
-                // It is within the region.
+                // The run is within the region.
                 start: region.as_ptr().wrapping_add((run.start - start) as usize).cast_const(),
                 length: (run.end - run.start) as usize,
                 offset: run.start,
@@ -68,7 +67,7 @@ impl Content {
     }
 }
 
-/// All of `memory`: a run for each of its ranges.
+/// All of `memory`: one run per range.
 fn all(memory: &GuestMemory) -> Vec<PageRun> {
     let mut first = 0;
     let run = |count| {
@@ -78,8 +77,8 @@ fn all(memory: &GuestMemory) -> Vec<PageRun> {
     memory.iter().map(|region| region.len() / PAGE).map(run).collect()
 }
 
-/// Makes the file of `content` in `folder`, in place of what may be there, and may be mapped. Nobody writes to it again: other
-/// machines may go on from it.
+/// Creates the file of `content` in `folder` and replaces an existing file, which may be mapped. The file is never
+/// written again, because several machines may be restored from it.
 pub(super) fn create(content: &Content, folder: &Path) -> io::Result<File> {
     let stale = if content.differences.is_some() { &[MEMORY][..] } else { &[MEMORY, BASE] };
     for name in stale {
@@ -90,7 +89,7 @@ pub(super) fn create(content: &Content, folder: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Writes `content`, of a machine that stays paused meanwhile, into `folder`; it is durable when this returns.
+/// Writes `content` of a machine that stays paused into `folder`. It is durable when this returns.
 pub fn write(content: &Content, folder: &Path) -> Result<(), SnapshotError> {
     let failed = SnapshotError::file(&folder.join(MEMORY), "written");
     let file = create(content, folder).map_err(&failed)?;
@@ -106,7 +105,7 @@ pub fn write(content: &Content, folder: &Path) -> Result<(), SnapshotError> {
 }
 
 impl Piece {
-    /// The same in pieces of at most [`CHUNK`] bytes.
+    /// Splits the runs into pieces of at most [`CHUNK`] bytes.
     fn chunks(&self) -> impl Iterator<Item = Piece> + use<> {
         let Piece { start, length, offset } = *self;
         (0..length).step_by(CHUNK).map(move |done| Piece {
@@ -116,7 +115,7 @@ impl Piece {
         })
     }
 
-    /// Writes what is not zero. Allocates nothing and takes no lock.
+    /// Writes the pages that are not zero. Allocates nothing and takes no lock.
     pub(super) fn write(&self, file: &File) -> io::Result<()> {
         // SAFETY: guest memory is mapped for as long as the process lives, and nobody writes to it while the machine is
         // paused, or to a copy of the process's.

@@ -1,11 +1,12 @@
-//! What a machine used over time: readings of its counters, in a file in its folder, for who judges its size later.
+//! Usage of a machine over time: readings of its counters in a file in its directory, from which right-sizing
+//! recommendations are made.
 //!
-//! No clock has them taken, but use: one when the machine begins, one when its agent is ready, one each time that it had so
-//! much of the host's CPUs (`recorder.rs`), one at its end. An idle machine is one long interval between two readings, and
+//! Readings are taken by use and not by a clock: one at the start, one when the agent is ready, one after each quantum
+//! of CPU time (`recorder.rs`), and one at the end. An idle machine is one long interval between two readings and
 //! costs nothing.
 //!
-//! A reading holds sums since the machine began, not differences. So one that is lost, by a kill or a full disk, takes nothing
-//! away but detail: the next has all of it.
+//! A reading holds sums since the start, not differences. A reading that is lost, through a kill or a full disk, only
+//! loses detail, because the next one includes it.
 
 mod file;
 mod recorder;
@@ -21,21 +22,21 @@ use super::virtio::net::NetRecord;
 pub use file::{FILE, read};
 pub(super) use recorder::Recorder;
 
-/// When a machine without an agent is taken to be up, in milliseconds.
+/// The time after which a machine without an agent counts as booted, in milliseconds.
 const UP_AFTER_MS: u64 = 10 * 60 * 1000;
 
-/// When something is so, in a machine's life and in the world.
+/// A point in time, in a machine's life and in wall-clock time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment {
-    /// Which machine: when it began, in nanoseconds since 1970. A guest that reboots goes on in another.
+    /// Identifies the run: its start in nanoseconds since 1970. A guest's reboot begins a new run.
     pub run: u64,
-    /// How long that was ago, in milliseconds; a host that sleeps does not count.
+    /// Milliseconds since the start, without the time for which the host was suspended.
     pub up_ms: u64,
-    /// The time of day, in milliseconds since 1970. It may have been set meanwhile.
+    /// Wall-clock time in milliseconds since 1970, which may have been set meanwhile.
     pub at_ms: u64,
 }
 
-/// A machine's own clock.
+/// The machine's clock.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Clock {
     run: u64,
@@ -43,48 +44,48 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// It begins now.
+    /// Starts the clock.
     pub(super) fn start() -> Clock {
         let run = u64::try_from(since_1970().as_nanos()).unwrap_or(u64::MAX);
         Clock { run, began: Instant::now() }
     }
 
-    /// Now.
+    /// The current time.
     pub(super) fn now(&self) -> Moment {
         let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Moment { run: self.run, up_ms: ms(self.began.elapsed()), at_ms: ms(since_1970()) }
     }
 }
 
-/// A clock before 1970 is one that nobody has set.
+/// A clock before 1970 was never set.
 fn since_1970() -> std::time::Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// A machine's counters at one moment: sums since it began, unless it says another.
+/// The counters of a machine: sums since its start, unless stated otherwise.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reading {
-    /// When.
+    /// The time of the reading.
     #[serde(flatten)]
     pub moment: Moment,
-    /// Whether its guest has booted.
+    /// True if the guest has booted.
     pub is_up: bool,
-    /// What its vCPUs had of the host's CPUs, in nanoseconds.
+    /// CPU time of the vCPUs in nanoseconds.
     pub cpu_ns: u64,
-    /// Bytes of guest memory that the host holds in RAM, now.
+    /// Guest memory currently resident on the host, in bytes.
     pub resident_bytes: u64,
-    /// Its disks.
+    /// Disks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskReading>,
-    /// Its network device.
+    /// The network device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net: Option<NetRecord>,
-    /// Its CPU budget.
+    /// The CPU budget.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_budget: Option<BudgetReading>,
 }
 
-/// A disk's counters, since it was put into the machine.
+/// A disk's counters since it was attached.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskReading {
     /// The disk's name.
@@ -97,27 +98,27 @@ pub struct DiskReading {
     pub read_bytes: u64,
     /// Bytes written.
     pub written_bytes: u64,
-    /// For how long requests were held back, in nanoseconds.
+    /// Throttled time in nanoseconds.
     pub held_ns: u64,
 }
 
-/// A CPU budget, in nanoseconds.
+/// A CPU budget in nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BudgetReading {
-    /// Earned and saved, now.
+    /// Earned balance.
     pub saved_ns: u64,
-    /// Given besides, now.
+    /// Extra (launch) balance.
     pub extra_ns: u64,
-    /// Owed, now.
+    /// Surplus owed.
     pub owed_ns: u64,
-    /// Charged, of this machine and those before.
+    /// Surplus charged, including earlier runs.
     pub charged_ns: u64,
-    /// For how long vCPUs were held out of the guest, all together.
+    /// Throttled time, summed over the vCPUs.
     pub held_ns: u64,
 }
 
 impl Reading {
-    /// What a machine's status says of it.
+    /// Extracts a reading from a machine's status.
     pub fn of(status: &Status) -> Reading {
         let is_ready = status.timeline.at(Mark::AgentReady).is_some();
         let cpu_budget = status.cpu_budget.as_ref().map(|now| BudgetReading {

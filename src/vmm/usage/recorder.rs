@@ -1,7 +1,8 @@
-//! Who has readings taken: a timer on the monitor's CPU time, which a machine that does nothing does not set off.
+//! Schedules readings by a timer on the process's CPU time, which an idle machine does not trigger.
 //!
-//! A machine that is as busy as it can be is read every [`QUANTUM_NS`]; one that is so for a hundredth of the time, a hundred
-//! times more seldom. So the mean use of any five minutes is known to within a sixtieth of the whole machine.
+//! A machine at full load is read every [`QUANTUM_NS`] of CPU time per vCPU; one at a hundredth of that load, a
+//! hundred times less often. The mean usage over any five minutes is therefore known to within a sixtieth of the whole
+//! machine.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -13,23 +14,23 @@ use super::{FILE, Reading};
 use crate::vmm::cpu::cpu_timer::CpuTimer;
 use crate::vmm::signals::read_from_descriptor;
 
-/// CPU time of each vCPU between two readings.
+/// CPU time per vCPU between two readings.
 const QUANTUM_NS: u64 = 5_000_000_000;
 
-/// The recorder. What it cannot do is logged: no machine ends for want of its figures.
+/// The recorder. Failures are logged: a machine does not end because of its statistics.
 #[derive(Debug)]
 pub(in crate::vmm) struct Recorder {
     file: ReadingsFile,
     expirations: OwnedFd,
-    /// It goes with the process: the filter of the machine's thread has no call to delete it.
+    /// Never deleted: the thread's seccomp filter does not allow timer_delete(2).
     _timer: ManuallyDrop<CpuTimer>,
-    /// Whether the last reading was kept: the log has one line for a full disk.
+    /// True if the last reading was written: the log gets one line for a full disk.
     is_keeping: bool,
 }
 
 impl Recorder {
-    /// Records into `folder` what a machine of so many vCPUs uses. Called by the machine's own thread, before it gives up its
-    /// system calls.
+    /// Records the usage of a machine with this many vCPUs in the directory `folder`. Called by the main thread before
+    /// the seccomp filters are installed.
     pub fn new(folder: &Path, vcpus: u32) -> Option<Recorder> {
         let begin = || {
             let file = ReadingsFile::open(folder)?;
@@ -42,18 +43,18 @@ impl Recorder {
         begin().inspect_err(|error: &io::Error| log::error!("what the machine uses is not recorded: {error}")).ok()
     }
 
-    /// Becomes readable when it is time for a reading.
+    /// Becomes readable when a reading is due.
     pub fn expirations(&self) -> RawFd {
         self.expirations.as_raw_fd()
     }
 
-    /// Notes that the time has come.
+    /// Acknowledges the timer.
     pub fn take_expirations(&self) {
         let mut buffer = [0; size_of::<libc::signalfd_siginfo>()];
         while rustix::io::read(&self.expirations, &mut buffer).is_ok_and(|count| count > 0) {}
     }
 
-    /// Keeps a reading.
+    /// Writes a reading.
     pub fn record(&mut self, reading: &Reading) {
         let result = self.file.add(reading);
         if let Err(error) = &result
