@@ -1,7 +1,7 @@
-//! What held a figure back: something that the instance type says, or this host.
+//! Finds the bound of a figure: a limit of the instance type, or this host.
 //!
-//! A limit of the type's is named where it was seen at work: its limiter held the guest back, or the figure is within a tenth
-//! of the rate. Whatever is below all of them is this host's.
+//! A type's limit is named if it was observed: its limiter throttled the guest, or the figure is within a tenth of the
+//! rate. A figure below all limits is bounded by the host.
 
 use super::measure::{About, Measure};
 use super::statistics::median;
@@ -9,85 +9,85 @@ use crate::ec2::InstanceType;
 use crate::ec2::credits::CreditMode;
 use crate::vmm::limits::{DiskLimits, Rate};
 
-/// How much of its rate a figure has that is bounded by it.
+/// The share of a rate from which a figure counts as bounded by it.
 const NEAR: f64 = 0.9;
-/// For which part of the time a guest was held back that is bounded by that.
+/// The share of throttled time from which a guest counts as bounded.
 const HELD: f64 = 0.05;
-/// Which part of its CPU a vCPU has at least that has it to itself.
+/// The minimum share of a CPU of a vCPU that has one to itself.
 const WHOLE: f64 = 0.8;
-/// By how much figures of a processor differ at most that has nothing else to do: the largest, of the smallest.
+/// The maximum ratio between the largest and the smallest figure of an otherwise idle CPU.
 const STEADY: f64 = 1.25;
 const MIB: f64 = 1_048_576.0;
 
-/// Whose limit it is.
+/// The owner of the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum By {
-    /// The instance type's, or its volume's: it would be the same in EC2.
+    /// The instance type or its volume: the limit would be the same in EC2.
     Type,
-    /// This host's: it would be another elsewhere.
+    /// This host: the limit would differ elsewhere.
     Host,
 }
 
-/// What bounded a measure.
+/// The bound of a measure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bound {
-    /// Whose limit it is.
+    /// The owner of the limit.
     pub by: By,
-    /// What it is, in a phrase.
+    /// The limit, in a phrase.
     pub why: String,
 }
 
-/// What was seen from outside while something was measured.
+/// Observations from outside during a measurement.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Observed {
-    /// CPU time that the vCPUs had, of what the work's threads could have used; more than 1 if others ran besides.
+    /// CPU time of the vCPUs as a share of what the workload's threads could use; above 1 if other threads ran.
     pub cpu_share: f64,
-    /// Which part of the time vCPUs, disks and the network were held back by their limits.
+    /// The shares of time for which vCPUs, disks and the network were throttled.
     pub cpu_held: f64,
-    /// The disks.
+    /// Disks.
     pub disk_held: f64,
     /// The network.
     pub net_held: f64,
 }
 
-/// One run's figure.
+/// The figure of one run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sample {
-    /// In the measure's unit.
+    /// The figure in the measure's unit.
     pub figure: f64,
-    /// In how many bytes of memory or file it was measured; 0 where that says nothing.
+    /// The size of the memory or file that was measured in bytes; 0 where it does not matter.
     pub bytes: u64,
-    /// What was seen meanwhile.
+    /// The observations during the run.
     pub observed: Observed,
 }
 
-/// The limits that a machine was given.
+/// The limits of a machine.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Limits {
-    /// Its root volume's.
+    /// The root volume's limits.
     pub volume: Option<DiskLimits>,
-    /// Those of its path to all volumes.
+    /// The limits of the path to all volumes.
     pub path: Option<DiskLimits>,
-    /// Its network's.
+    /// The network's limit.
     pub network: Option<Rate>,
-    /// What happens when its credits are spent, if it has any.
+    /// The credit mode, if the type has CPU credits.
     pub credits: Option<CreditMode>,
 }
 
-/// What there is to know of the host.
+/// Facts about the host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostFacts {
-    /// Its processor's name.
+    /// The CPU's name.
     pub cpu: String,
-    /// CPUs that may be used.
+    /// Usable CPUs.
     pub cpus: u32,
-    /// Whether it emulates guests' kernels.
+    /// True on software KVM.
     pub software_kvm: bool,
-    /// Bytes of its processor's last cache.
+    /// The size of the last-level cache in bytes.
     pub cache: Option<u64>,
 }
 
-/// What bounded these figures of a measure; they are not none.
+/// Judges the bound of a measure from its samples, of which there must be at least one.
 pub fn judge(measure: &Measure, of: &InstanceType, limits: &Limits, host: &HostFacts, samples: &[Sample]) -> Bound {
     let middle = |part: fn(&Sample) -> f64| median(samples.iter().map(part));
     let figure = middle(|sample| sample.figure);
@@ -122,7 +122,7 @@ pub fn judge(measure: &Measure, of: &InstanceType, limits: &Limits, host: &HostF
     }
 }
 
-/// What the host has to do with work on so many vCPUs, if they did not have their CPUs.
+/// The host's part if work on this many vCPUs did not get its CPUs.
 fn cpu(seen: &Observed, threads: u32, host: &HostFacts) -> Option<Bound> {
     if threads > host.cpus {
         return Some(host_s(&format!("it has {} for {threads} vCPUs", plural(host.cpus, "CPU"))));
@@ -132,8 +132,8 @@ fn cpu(seen: &Observed, threads: u32, host: &HostFacts) -> Option<Bound> {
         .then(|| host_s(&format!("its CPUs were busy with others: vCPUs had {percent:.0} % of one")))
 }
 
-/// What the host has to do with figures that differ more than work on a processor does. A host that is a virtual machine
-/// itself does not see what is taken from it.
+/// The host's part if figures vary more than CPU-bound work does. A host that is a virtual machine cannot observe
+/// steal time.
 fn unsteady(samples: &[Sample]) -> Option<Bound> {
     let figures = samples.iter().map(|sample| sample.figure);
     let (smallest, largest) = (figures.clone().fold(f64::INFINITY, f64::min), figures.fold(0.0, f64::max));
@@ -152,7 +152,7 @@ fn memory(bytes: f64, host: &HostFacts) -> Bound {
     }
 }
 
-/// A rate that may bound a figure: what it is, its text, and how much it is at most.
+/// A rate that may bound a figure: its name, its text and its maximum.
 struct Candidate {
     whose: &'static str,
     text: String,
@@ -193,7 +193,7 @@ fn network(figure: f64, held: f64, limits: &Limits, host: &HostFacts) -> Bound {
     })
 }
 
-/// The lowest of the rates, if it bounded the figure; else that, and how much of it, in per cent, the figure is.
+/// The lowest of the rates if it bounded the figure; otherwise that rate, with the figure as a percentage of it.
 fn rated(
     candidates: [Option<Candidate>; 2],
     figure: f64,
@@ -241,7 +241,7 @@ fn plural(count: u32, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
-/// With three digits where it has a fraction.
+/// Formats with three significant digits.
 fn number(value: f64) -> String {
     if value >= 100.0 || value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.1}") }
 }

@@ -1,32 +1,31 @@
-//! Which type is the cheapest that is fast enough.
+//! Chooses the cheapest type that is fast enough.
 //!
-//! Prices are the user's to give: Wisp has none, for they change, and are others in each region. Without them, types are in
-//! the order of what they always have: vCPUs at their baseline, and then memory, which is the order of EC2's prices within a
-//! generation.
+//! The user provides prices, because they change and differ by region. Without prices, types are ordered by baseline
+//! vCPUs and then memory, which is the order of EC2's prices within a generation.
 
 use std::cmp::Ordering;
 
 use super::measure::Measure;
 use crate::ec2::InstanceType;
 
-/// What one type came to in one measure.
+/// The result of one type in one measure.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Standing {
-    /// Which type, by its place in the list.
+    /// The index of the type.
     pub subject: usize,
     /// The median.
     pub median: f64,
 }
 
-/// By how much each type is slower than the fastest one in a measure, in their order.
+/// The slowdown of each type relative to the fastest in a measure, in the order of the types.
 pub fn slowdowns(measure: &Measure, standings: &[Standing]) -> Vec<(usize, f64)> {
     let best = standings.iter().map(|standing| standing.median).reduce(|one, other| measure.better_of(one, other));
     let Some(best) = best else { return Vec::new() };
     standings.iter().map(|standing| (standing.subject, measure.slowdown(standing.median, best))).collect()
 }
 
-/// The first in `by_price` (places of types, the cheapest first) whose slowdown is at most `within` in every one of these
-/// measures. A type that was not measured in one of them is not chosen.
+/// The first type of `by_price` (indices, cheapest first) whose slowdown is at most `within` in all measures. A type
+/// without a result in one of them is not chosen.
 pub fn cheapest(by_price: &[usize], measures: &[Vec<(usize, f64)>], within: f64) -> Option<usize> {
     let fast = |subject: usize| {
         let is_fast = |slowdowns: &Vec<(usize, f64)>| {
@@ -37,7 +36,7 @@ pub fn cheapest(by_price: &[usize], measures: &[Vec<(usize, f64)>], within: f64)
     by_price.iter().copied().find(|subject| fast(*subject))
 }
 
-/// The order of types by price, where each has one, or else by size.
+/// Orders types by price if all have one, else by size.
 pub fn order(one: (&InstanceType, Option<f64>), other: (&InstanceType, Option<f64>)) -> Ordering {
     match (one.1, other.1) {
         (Some(price), Some(other_price)) => price.total_cmp(&other_price),
@@ -45,7 +44,7 @@ pub fn order(one: (&InstanceType, Option<f64>), other: (&InstanceType, Option<f6
     }
 }
 
-/// What a type always has: hundredths of a per cent of a vCPU, MiB, and whether it can have more for a while.
+/// The baseline size of a type: hundredths of a percent of a vCPU, MiB, and whether it can burst.
 fn by_size(instance_type: &InstanceType) -> (u64, u64, bool) {
     let percent = instance_type.credits.map_or(100.0, |credits| credits.baseline_percent);
     let share = (percent * 100.0) as u64 * u64::from(instance_type.vcpus);
@@ -74,7 +73,7 @@ mod tests {
         assert_eq!(cheapest(&order, std::slice::from_ref(&rate), 1.0), Some(0));
         assert_eq!(cheapest(&[2, 1, 0], std::slice::from_ref(&rate), 0.25), Some(2));
         assert_eq!(cheapest(&order, &[rate.clone(), time], 0.15), Some(1));
-        // Who was not measured is not chosen; and nobody is where nothing was.
+        // A type without results is not chosen; without any results, none is.
         assert_eq!(cheapest(&order, &[rate, slowdowns(measures[1], &standings(&[1.0]))], 0.25), None);
         assert_eq!(cheapest(&order, &[], 0.25), None);
     }
@@ -101,7 +100,7 @@ mod tests {
             let measure = chosen(["integer-one"]).unwrap()[0];
             let order: Vec<usize> = (0..medians.len()).collect();
             let slowdowns = [slowdowns(measure, &standings(&medians))];
-            // The fastest is always within.
+            // The fastest type always qualifies.
             let chosen = cheapest(&order, &slowdowns, within).unwrap();
             prop_assert!(cheapest(&order, &slowdowns, within + more).unwrap() <= chosen);
             prop_assert!(slowdowns[0][chosen].1 <= within);

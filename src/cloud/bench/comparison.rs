@@ -1,4 +1,4 @@
-//! A bench's figures side by side, and what follows from them.
+//! Compares the figures of a bench side by side.
 
 use super::bound::{Bound, judge};
 use super::choice::{Standing, cheapest, order, slowdowns};
@@ -6,44 +6,45 @@ use super::measure::{About, COMMAND, Measure};
 use super::statistics::Summary;
 use super::{MeasureReport, Report};
 
-/// All measures, and the choice.
+/// All measures and the choice.
 #[derive(Debug)]
 pub struct Comparison<'a> {
-    /// Each measure, in its order.
+    /// The measures in order.
     pub measures: Vec<Compared<'a>>,
-    /// The measures that the choice goes by.
+    /// The measures that decide the choice.
     pub over: Vec<&'static str>,
-    /// Whether every type has a price: then the cheapest is that by price, else the smallest.
+    /// True if every type has a price; otherwise the smallest type counts as the cheapest.
     pub has_prices: bool,
-    /// The place of the cheapest type within the slowdown, in all of them.
+    /// The index of the cheapest type within the slowdown in all measures.
     pub cheapest: Option<usize>,
 }
 
 /// One measure of all types.
 #[derive(Debug)]
 pub struct Compared<'a> {
-    /// Which.
+    /// The measure.
     pub measure: &'static Measure,
-    /// An entry for each type that was begun, in their order.
+    /// One entry per type that was started, in order.
     pub entries: Vec<Entry<'a>>,
-    /// The place of the cheapest type within the slowdown, in this measure.
+    /// The index of the cheapest type within the slowdown in this measure.
     pub cheapest: Option<usize>,
 }
 
 /// One measure of one type.
 #[derive(Debug)]
 pub struct Entry<'a> {
-    /// The type's place.
+    /// The index of the type.
     pub subject: usize,
-    /// What came of it.
+    /// The result.
     pub result: &'a MeasureReport,
-    /// The figures in short, and what bounded them, where there are any.
+    /// The summary of the figures and their bound, if there are figures.
     pub summary: Option<(Summary, Bound)>,
-    /// By how much it is slower than the fastest: 0.25 is a quarter.
+    /// The slowdown relative to the fastest type: 0.25 is a quarter slower.
     pub slowdown: Option<f64>,
 }
 
-/// Compares; `prices` has one for each type, if it is known, and `within` is the slowdown that is fine: 0.25 is a quarter.
+/// Compares the results. `prices` has one entry per type, if known; `within` is the acceptable slowdown: 0.25 is a
+/// quarter.
 pub fn compare<'a>(report: &'a Report, prices: &[Option<f64>], within: f64) -> Comparison<'a> {
     let has_prices = prices.len() == report.types.len() && prices.iter().all(Option::is_some);
     let mut by_price: Vec<usize> = (0..report.types.len()).collect();
@@ -58,7 +59,7 @@ pub fn compare<'a>(report: &'a Report, prices: &[Option<f64>], within: f64) -> C
     let has_command = measures.iter().any(|(compared, _)| compared.measure.name == COMMAND.name);
     let counts = |measure: &Measure| match has_command {
         true => measure.name == COMMAND.name,
-        // How soon an instance starts is this host's, and no type's.
+        // The start time of an instance depends on this host, not on the type.
         false => measure.about != About::Start,
     };
     let over: Vec<&(Compared, Vec<(usize, f64)>)> =
@@ -88,7 +89,7 @@ fn compare_one<'a>(
             (summary, bound)
         };
         let summary = result.summary().map(bound);
-        // What failed in one run is not fast, however fast the others were.
+        // A measure that failed in one run has no slowdown, however fast the other runs were.
         if let (Some((summary, _)), None) = (&summary, &result.not_measured) {
             standings.push(Standing { subject, median: summary.median });
         }

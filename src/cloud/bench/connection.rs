@@ -1,5 +1,5 @@
-//! The host's end of the network's measures: a connection to a port of this host's loopback interface that leads to the
-//! guest (`images/workloads/src/net.rs` is the other end). What comes is not trusted; it is only counted.
+//! The host's end of the network measures: connects to a loopback port that is forwarded to the guest
+//! (`images/workloads/src/net.rs` is the other end). The guest's data is untrusted and only counted.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 
 /// The guest's port.
 pub(super) const GUEST_PORT: u16 = 5201;
-/// How long either end may be silent.
+/// The timeout for either end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A port that nobody listens on now.
+/// Returns a port that is currently free.
 pub(super) fn free_port() -> io::Result<SocketAddrV4> {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
     Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
 }
 
-/// Has the guest send for as long as it was told. Returns how many bytes came after the first ones, and in how long.
+/// Receives for as long as the guest sends. Returns the number of bytes after the first ones, and the elapsed time.
 pub(super) fn receive(address: SocketAddrV4) -> io::Result<(u64, Duration)> {
     let mut stream = connect(address, b's')?;
     let mut piece = vec![0; 256 << 10];
@@ -27,20 +27,21 @@ pub(super) fn receive(address: SocketAddrV4) -> io::Result<(u64, Duration)> {
         let count = stream.read(&mut piece)?;
         received += count as u64;
         is_over = count == 0;
-        // The end may come later than the last bytes.
+        // The end of the stream may arrive later than the last bytes.
         elapsed = if is_over { elapsed } else { began.elapsed() };
     }
     Ok((received, elapsed))
 }
 
-/// Sends single bytes, and waits for each to come back, for as long as `target`. Returns how many did, and in how long.
+/// Sends single bytes and waits for each echo, until `target` has elapsed. Returns the number of round trips and the
+/// elapsed time.
 pub(super) fn echo(address: SocketAddrV4, target: Duration) -> io::Result<(u64, Duration)> {
     let mut stream = connect(address, b'e')?;
     let mut there_and_back = || {
         let mut byte = [0];
         stream.write_all(&byte).and_then(|()| stream.read_exact(&mut byte))
     };
-    // The first one waits for the connection's other half.
+    // The first round trip waits for the forwarded connection to be established.
     there_and_back()?;
     let (began, mut count) = (Instant::now(), 0);
     while began.elapsed() < target {

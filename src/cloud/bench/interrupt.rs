@@ -1,4 +1,4 @@
-//! Ctrl-C during a bench: the guest that runs ends at once, and with it whatever was waited for.
+//! Ctrl-C during a bench: ends the running guest at once, and with it every wait.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -16,16 +16,16 @@ use crate::vmm::control::{ControlClient, Request, SOCKET};
 /// The signals that end a bench.
 const SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
-/// What the thread that waits for signals shares with the bench.
+/// State shared between the signal thread and the bench.
 #[derive(Debug, Default)]
 struct Shared {
-    /// The signal that came.
+    /// The signal received.
     signal: AtomicI32,
-    /// The folder of the machine that runs.
+    /// The directory of the running machine.
     machine: Mutex<Option<PathBuf>>,
 }
 
-/// Takes this process's signals until it is dropped.
+/// Handles this process's signals until dropped.
 #[derive(Debug)]
 pub(super) struct Interrupt {
     shared: Arc<Shared>,
@@ -34,7 +34,7 @@ pub(super) struct Interrupt {
 }
 
 impl Interrupt {
-    /// Begins to.
+    /// Starts handling signals.
     pub(super) fn watch() -> std::io::Result<Interrupt> {
         let shared = Arc::new(Shared::default());
         let over = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
@@ -45,7 +45,7 @@ impl Interrupt {
         Ok(Interrupt { shared, over, thread: Some(thread) })
     }
 
-    /// The machine in this folder runs now; one that a signal came for already ends.
+    /// Registers the machine in this directory as running. If a signal has arrived already, the machine is ended.
     pub(super) fn guard(&self, folder: &Path) {
         *self.shared.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(folder.to_path_buf());
         if self.signal().is_some() {
@@ -53,12 +53,12 @@ impl Interrupt {
         }
     }
 
-    /// None does any more.
+    /// Unregisters the machine.
     pub(super) fn release(&self) {
         *self.shared.machine.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// The signal that came, if one did.
+    /// The signal received, if any.
     pub(super) fn signal(&self) -> Option<i32> {
         Some(self.shared.signal.load(Ordering::Acquire)).filter(|signal| *signal != 0)
     }
@@ -66,7 +66,7 @@ impl Interrupt {
 
 impl Drop for Interrupt {
     fn drop(&mut self) {
-        // It fails only where the counter is full, and then the thread has ended.
+        // Fails only if the counter is full, in which case the thread has ended.
         let _ = rustix::io::write(&self.over, &1_u64.to_ne_bytes());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -75,7 +75,7 @@ impl Drop for Interrupt {
 }
 
 impl Shared {
-    /// Whether there is one that was told.
+    /// Ends the registered machine. Returns false if there is none to end.
     fn end_machine(&self) -> bool {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(folder) = machine else { return false };
@@ -94,7 +94,7 @@ fn wait(signals: &Signals, over: &OwnedFd, shared: &Shared) {
         let Some(number) = signal.read.then(|| signals.next()).flatten() else { continue };
         shared.signal.store(number, Ordering::Release);
         if !shared.end_machine() {
-            // A guest that is being made, or whose monitor does not listen yet, ends with its owner: this process.
+            // A guest that is still starting, or whose VMM does not listen yet, ends with its owner: this process.
             std::process::exit(128 + number);
         }
     }

@@ -1,36 +1,36 @@
-//! What `wisp bench` measures: names, units, and how a workload's counts become a figure.
+//! The measures of `wisp bench`: names, units, and the conversion of a workload's counts to figures.
 
 use std::time::Duration;
 
 /// A measure.
 #[derive(Debug, PartialEq)]
 pub struct Measure {
-    /// What it is called on the command line and in JSON.
+    /// The name on the command line and in JSON.
     pub name: &'static str,
-    /// What it is, for people.
+    /// The display name.
     pub title: &'static str,
-    /// Of its figures.
+    /// The unit of the figures.
     pub unit: &'static str,
-    /// Which figures are good ones.
+    /// The direction of better figures.
     pub better: Better,
-    /// What it is about, which decides what can limit it.
+    /// The subject, which determines the limits that can apply.
     pub about: About,
-    /// The workload's name in the guest, where it is one.
+    /// The workload's name in the guest; empty if the measure has none.
     workload: &'static str,
-    /// What a unit counts: an amount a second is divided by it, or a time in seconds.
+    /// The scale of the unit: amounts per second are divided by it, as are times in seconds.
     scale: f64,
 }
 
-/// Which figures are good.
+/// The direction of better figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Better {
-    /// High ones: rates.
+    /// Higher is better: rates.
     Higher,
-    /// Low ones: times.
+    /// Lower is better: times.
     Lower,
 }
 
-/// What a measure is about.
+/// The subject of a measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum About {
     /// One vCPU.
@@ -39,13 +39,13 @@ pub enum About {
     AllCpus,
     /// Memory.
     Memory,
-    /// The root volume: bytes by the second.
+    /// The root volume: bytes per second.
     DiskBytes,
-    /// The root volume: operations by the second.
+    /// The root volume: operations per second.
     DiskOperations,
-    /// Bytes by the second through the network interface.
+    /// Bytes per second through the network interface.
     Network,
-    /// A way there and back through it.
+    /// Round-trip time through the network interface.
     NetworkLatency,
     /// The start of an instance.
     Start,
@@ -55,7 +55,7 @@ pub enum About {
 
 const MIB: f64 = 1_048_576.0;
 
-/// The built-in ones, in the order in which they are run and shown.
+/// The built-in measures, in order of execution and display.
 pub static BUILT_IN: [Measure; 18] = [
     cpu("integer-one", "Integer, one vCPU (SHA-256)", "MiB/s", About::OneCpu, "integer", 1024.0),
     cpu("integer-all", "Integer, all vCPUs (SHA-256)", "MiB/s", About::AllCpus, "integer", 1024.0),
@@ -110,22 +110,22 @@ const fn start(name: &'static str, title: &'static str) -> Measure {
 }
 
 impl Measure {
-    /// The workload in the guest; none for what is measured from outside.
+    /// The workload in the guest; none for measures taken from outside.
     pub fn workload(&self) -> Option<&'static str> {
         Some(self.workload).filter(|name| !name.is_empty())
     }
 
-    /// Whether it goes through the guest's disk.
+    /// Returns true if the measure uses the guest's disk.
     pub fn is_of_disk(&self) -> bool {
         matches!(self.about, About::DiskBytes | About::DiskOperations)
     }
 
-    /// Whether it goes through the guest's network interface.
+    /// Returns true if the measure uses the guest's network interface.
     pub fn is_of_network(&self) -> bool {
         matches!(self.about, About::Network | About::NetworkLatency)
     }
 
-    /// The figure of `amount` done in `elapsed`; none where that is no time, or nothing was done.
+    /// The figure for `amount` in `elapsed`; none if either is zero.
     pub fn figure(&self, amount: u64, elapsed: Duration) -> Option<f64> {
         let (amount, seconds) = (amount as f64, elapsed.as_secs_f64());
         let figure = match self.better {
@@ -135,7 +135,7 @@ impl Measure {
         Some(figure).filter(|figure| figure.is_finite() && *figure > 0.0)
     }
 
-    /// By how much a figure is worse than the best one: 0.25 is a quarter slower.
+    /// The slowdown relative to the best figure: 0.25 is a quarter slower.
     pub fn slowdown(&self, figure: f64, best: f64) -> f64 {
         let ratio = match self.better {
             Better::Higher => best / figure,
@@ -144,7 +144,7 @@ impl Measure {
         (ratio - 1.0).max(0.0)
     }
 
-    /// The better of two figures.
+    /// Returns the better of two figures.
     pub fn better_of(&self, one: f64, other: f64) -> f64 {
         match self.better {
             Better::Higher => one.max(other),
@@ -153,8 +153,7 @@ impl Measure {
     }
 }
 
-/// The measures that names stand for: a measure's own, or the beginning of several (`disk`, `disk-random`), or `cpu`. The
-/// error is the name that stands for none.
+/// Selects measures by name, by a common prefix (`disk`, `disk-random`), or by `cpu`. The error is the unknown name.
 pub fn chosen<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Vec<&'static Measure>, &'a str> {
     let mut wanted = [false; BUILT_IN.len()];
     for name in names {

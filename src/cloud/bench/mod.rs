@@ -1,9 +1,9 @@
-//! `wisp bench`: what instance types come to on this host.
+//! `wisp bench`: compares instance types on this host.
 //!
-//! Each run starts a fresh instance of a type, from a warm snapshot where there can be one, and measures in it what was asked
-//! for. Runs of all types take turns, so that a host that is slower for a while is so for all of them. One instance runs at a
-//! time. They are like those of `wisp run`: their monitors end with this process, however that ends, and nothing of them is
-//! in the store.
+//! Each run starts a new instance of a type, from a template if possible, and takes the requested measures in it. Runs
+//! of all types alternate, so that a period in which the host is slow affects all of them. One instance runs at a
+//! time. Instances are ephemeral as with `wisp run`: their VMMs end with this process, and the store has no record of
+//! them.
 
 pub mod bound;
 pub mod choice;
@@ -35,94 +35,94 @@ use crate::host::home::{Home, HomeError};
 use crate::host::probe;
 use crate::vmm::timeline::monotonic_ns;
 
-/// Why there is no result.
+/// The reason why there is no result.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// The data directory is unusable.
     #[error(transparent)]
     Home(#[from] HomeError),
-    /// An instance could not be started, or came to a bad end.
+    /// An instance failed to start or ended unexpectedly.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// The guest ended while it was measured.
+    /// The guest ended during a measurement.
     #[error("the guest ended while it was measured{0}")]
     GuestGone(ConsoleTail),
-    /// The workloads' program could not be unpacked.
+    /// The workload program cannot be unpacked.
     #[error("{} cannot be written: {source}", path.display())]
     Program {
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Signals could not be taken.
+    /// Signal handlers cannot be installed.
     #[error("this process's signals cannot be taken: {0}")]
     Signals(#[source] io::Error),
-    /// A signal ended it.
+    /// A signal ended the bench.
     #[error("ended by signal {0}; no instance of it is left")]
     Interrupted(i32),
 }
 
-/// What is to be measured.
+/// The parameters of a bench.
 #[derive(Debug, Clone)]
 pub struct BenchSpec {
-    /// What the instances boot.
+    /// The image.
     pub image: Image,
-    /// Their types.
+    /// The types.
     pub types: Vec<Request>,
-    /// What is measured in them, in this order.
+    /// The measures in order.
     pub measures: Vec<&'static Measure>,
-    /// The user's command, for their shells.
+    /// The user's command, run by the guest's shell.
     pub command: Option<String>,
-    /// How often.
+    /// The number of runs.
     pub runs: u32,
-    /// How long a workload is to take.
+    /// The duration of a workload.
     pub target: Duration,
-    /// Whether they have their types' limits.
+    /// True if the types' limits are enforced.
     pub limited: bool,
-    /// Whether they may have more vCPUs than this host has CPUs.
+    /// True if vCPUs may outnumber the host's CPUs.
     pub overcommit: bool,
-    /// What their network is.
+    /// The network mode.
     pub network: NetworkMode,
-    /// How long a guest may take to boot.
+    /// The timeout for a guest's boot.
     pub boot_timeout: Duration,
 }
 
-/// What came of it.
+/// The result of a bench.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// Where it was measured.
+    /// The host.
     pub host: HostFacts,
-    /// The types, in the order in which they were named.
+    /// The types in the given order.
     pub types: Vec<TypeReport>,
 }
 
-/// What came of one type.
+/// The result of one type.
 #[derive(Debug, Clone)]
 pub struct TypeReport {
     /// The type.
     pub request: Request,
-    /// Why it was not measured, or no longer.
+    /// The reason why it was not measured, or not completely.
     pub failed: Option<String>,
-    /// The limits that it had.
+    /// Its limits.
     pub limits: Limits,
-    /// Each measure.
+    /// The results of the measures.
     pub results: Vec<MeasureReport>,
 }
 
-/// What came of one measure of a type.
+/// The result of one measure of a type.
 #[derive(Debug, Clone)]
 pub struct MeasureReport {
-    /// Which.
+    /// The measure.
     pub measure: &'static Measure,
-    /// A figure for each run.
+    /// One figure per run.
     pub samples: Vec<Sample>,
-    /// Why there are no more.
+    /// The reason why there are no further figures.
     pub not_measured: Option<String>,
 }
 
 impl MeasureReport {
-    /// The figures in short, if there are any.
+    /// The summary of the figures, if there are any.
     pub fn summary(&self) -> Option<Summary> {
         Summary::of(&self.samples.iter().map(|sample| sample.figure).collect::<Vec<_>>())
     }
@@ -135,18 +135,18 @@ impl MeasureReport {
     }
 }
 
-/// Where a bench is.
+/// The progress of a bench.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress {
     /// The run, from 1; 0 before the first one.
     pub run: u32,
     /// The type.
     pub instance_type: &'static str,
-    /// What is done.
+    /// The current activity.
     pub what: &'static str,
 }
 
-/// Measures. What fails for one type is noted there, and the others go on.
+/// Runs the bench. A failure of one type is recorded in its result, and the others continue.
 pub fn run(home: &Home, spec: &BenchSpec, progress: &mut dyn FnMut(Progress)) -> Result<Report, BenchError> {
     let interrupt = Interrupt::watch().map_err(BenchError::Signals)?;
     let mut bench = Bench { home, spec, program: program::unpacked(home)?, interrupt: &interrupt, progress };
@@ -192,7 +192,7 @@ impl Bench<'_> {
         (self.progress)(Progress { run, instance_type: report.request.instance_type.name, what });
     }
 
-    /// Makes a warm snapshot of the type's size, if there can be one and is none. Without it, instances boot.
+    /// Creates a template of the type's size if possible and missing. Without one, instances boot.
     fn warm_up(&mut self, report: &TypeReport) -> Result<(), BenchError> {
         let BenchSpec { image, boot_timeout, .. } = self.spec;
         let only_boots = report.results.iter().all(|result| result.measure.name == "boot");
@@ -223,7 +223,7 @@ impl Bench<'_> {
         self.checked(result, report)
     }
 
-    /// A signal ends everything; another error, this type.
+    /// A signal ends the bench; any other error ends this type only.
     fn checked(&self, result: Result<(), BenchError>, report: &mut TypeReport) -> Result<(), BenchError> {
         if let Some(signal) = self.interrupt.signal() {
             return Err(BenchError::Interrupted(signal));
@@ -234,7 +234,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Boots one, if that is measured: once only where it takes long.
+    /// Measures a cold boot if requested: only once where boots are slow.
     fn boot(&mut self, report: &mut TypeReport, run: u32) -> Result<(), BenchError> {
         let has_warm = warm::can_have(&self.spec.image);
         let is_due = run == 1 || !probe::is_software_kvm();
@@ -248,7 +248,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Starts one as soon as can be, and measures in it.
+    /// Starts an instance as fast as possible, and takes the measures in it.
     fn launch(&mut self, report: &mut TypeReport, run: u32) -> Result<(), BenchError> {
         let BenchSpec { image, command, .. } = self.spec;
         let request = report.request;
@@ -301,7 +301,7 @@ fn note_start(report: &mut TypeReport, name: &str, subject: &Subject) {
     note(report, name, subject.start_sample().ok_or_else(|| "its timeline has no beginning or no end".into()));
 }
 
-/// Notes what came of a measure, if it is one of those that are wanted.
+/// Records the result of a measure, if it was requested.
 fn note(report: &mut TypeReport, name: &str, result: Result<Sample, String>) {
     if let Some(wanted) = report.results.iter_mut().find(|wanted| wanted.measure.name == name) {
         wanted.note(result);

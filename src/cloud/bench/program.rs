@@ -1,4 +1,5 @@
-//! The program that a bench copies into its guests: `wisp-workload`, which is inside the binary (`images/workloads`).
+//! The workload program that a bench copies into its guests: `wisp-workload`, embedded in the binary
+//! (`images/workloads`).
 
 use std::fs::{self, Permissions};
 use std::io::Write;
@@ -8,14 +9,14 @@ use std::path::PathBuf;
 use super::BenchError;
 use crate::host::home::Home;
 
-/// Compressed with zstd.
+/// The program, compressed with zstd.
 const PROGRAM: &[u8] = include_bytes!("../../../images/workloads/wisp-workload.zst");
-/// Its name in the data directory.
+/// The file name in the data directory.
 const NAME: &str = "wisp-workload";
-/// The most that it is long, unpacked.
+/// The maximum unpacked size.
 const MOST: usize = 16 << 20;
 
-/// The program as a file of the data directory, where it stays for the next bench.
+/// Unpacks the program into a file of the data directory, where it stays for the next bench.
 pub(super) fn unpacked(home: &Home) -> Result<PathBuf, BenchError> {
     let path = home.root().join(NAME);
     let failed = |source| BenchError::Program { path: path.clone(), source };
@@ -42,7 +43,7 @@ mod tests {
         let path = unpacked(&home).unwrap();
         assert_eq!(unpacked(&home).unwrap(), path);
         let run = std::process::Command::new(path).args(["integer", "--ms", "1"]).output().unwrap();
-        // It says when it begins, and then what came of it.
+        // The program first reports its start, then the result.
         let text = String::from_utf8(run.stdout).unwrap();
         let line: serde_json::Value = serde_json::from_str(text.strip_prefix("begin\n").unwrap()).unwrap();
         assert!(line["amount"].as_u64().unwrap() > 0 && line["threads"] == 1, "{line}");

@@ -1,19 +1,19 @@
-//! What comes of several runs: the smallest, the middle, and what few exceed.
+//! Statistics over several runs: minimum, median and 95th percentile.
 
 /// A summary of values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Summary {
-    /// The smallest.
+    /// The minimum.
     pub min: f64,
-    /// The middle one; of an even number, halfway between the two in the middle.
+    /// The median; the mean of the two middle values if their number is even.
     pub median: f64,
-    /// The 95th percentile, by nearest rank: the smallest value that 95 % of all do not exceed. Of fewer than 20 values that
-    /// is the largest.
+    /// The 95th percentile by nearest rank: the smallest value that 95 % of all do not exceed. Of fewer than 20
+    /// values, it is the maximum.
     pub p95: f64,
 }
 
 impl Summary {
-    /// Of these values; none if there are none, or one of them is no number.
+    /// Summarizes values; none if there are no values, or if one is not a number.
     pub fn of(values: &[f64]) -> Option<Summary> {
         if values.iter().any(|value| value.is_nan()) {
             return None;
@@ -26,12 +26,12 @@ impl Summary {
     }
 }
 
-/// The index of a percentile among so many sorted values, which are not none.
+/// The index of a percentile in `count` sorted values; `count` must not be zero.
 fn nearest_rank(count: usize, percent: usize) -> usize {
     (count * percent).div_ceil(100).max(1) - 1
 }
 
-/// The middle of values that may be none: then nothing.
+/// The median; 0 if there are no values.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let values: Vec<f64> = values.into_iter().collect();
     Summary::of(&values).map_or(0.0, |summary| summary.median)

@@ -1,9 +1,9 @@
-//! A VPC's rules, as nftables reads them.
+//! The nftables rules of a VPC.
 //!
-//! Each direction has a map from an instance's address to the chain of its rules; instances with the same rules share a
-//! chain. What an instance begins passes its egress chain, then the ingress chain of the instance that it is for, or leaves
-//! by the way out; what answers to that passes by connection tracking. What asks the VPC's name server passes whatever the
-//! groups say, as in EC2 (Amazon VPC User Guide, "Security groups").
+//! Each direction has a map from an instance's address to the chain of its rules; instances with the same rules share
+//! a chain. A new connection passes the egress chain of its source, and then the ingress chain of its destination or
+//! the uplink. Replies pass by connection tracking. Requests to the VPC's name server pass regardless of security
+//! groups, as in EC2 (Amazon VPC User Guide, "Security groups").
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,7 +13,7 @@ use super::RouterConfig;
 use super::namespace::{BRIDGE, OUT, Port};
 use crate::vmm::link::{FilterProtocol, FilterRule};
 
-/// The whole table, put in the place of the one before at once.
+/// The whole table, which atomically replaces the previous one.
 pub(super) fn render(config: &RouterConfig) -> String {
     let mut text = String::from("table inet wisp\ndelete table inet wisp\ntable inet wisp {\n");
     let egress: Vec<_> = config.interfaces.iter().map(|one| (one.address, one.filter.egress.as_slice())).collect();
@@ -74,7 +74,7 @@ table bridge wisp {{
     )
 }
 
-/// The chains of one direction, and the map that leads to them; `peer` is the field with the other's address.
+/// The chains of one direction and the map to them; `peer` is the field with the other end's address.
 fn chains(text: &mut String, name: &str, interfaces: &[(Ipv4Addr, &[FilterRule])], peer: &str, verdict: &str) {
     let mut alike: BTreeMap<&[FilterRule], Vec<Ipv4Addr>> = BTreeMap::new();
     for (address, rules) in interfaces {
@@ -100,7 +100,7 @@ fn peers(rule: &FilterRule, field: &str) -> String {
     if rule.peers.iter().any(|peer| peer.prefix_length == 0) {
         return String::new();
     }
-    // Ranges within others would be refused.
+    // nftables refuses overlapping ranges.
     let within = |one: usize| {
         let inner = rule.peers[one];
         rule.peers.iter().enumerate().any(|(other, outer)| {

@@ -1,17 +1,17 @@
-//! Address resolution (RFC 826): whatever a guest asks for, it is behind the one router.
+//! ARP (RFC 826): every address that a guest resolves is behind the router.
 
 use std::net::Ipv4Addr;
 
 use super::config::{GATEWAY_MAC, MacAddress};
 use super::packet::{self, TYPE_ARP};
 
-/// Ethernet and IPv4, with addresses of 6 and of 4 bytes.
+/// Ethernet and IPv4, with addresses of 6 and 4 bytes.
 const KIND: [u8; 6] = [0, 1, 8, 0, 6, 4];
 const REQUEST: [u8; 2] = [0, 1];
 const REPLY: [u8; 2] = [0, 2];
 const LENGTH: usize = 28;
 
-/// The answer to what a guest with the address `own` asks, if there is one: it looks for others of its own address in vain.
+/// Returns the reply to a guest's request, if any. The guest's probes for its own address `own` get no reply.
 pub fn answer(guest: MacAddress, own: Ipv4Addr, payload: &[u8]) -> Option<Vec<u8>> {
     let message = payload.first_chunk::<LENGTH>()?;
     let target: [u8; 4] = *message[24..].first_chunk()?;

@@ -1,20 +1,20 @@
-//! The DHCP server of a link with one client, whose address is known beforehand (RFC 2131, options of RFC 2132).
+//! The DHCP server of a network with one client, whose address is fixed (RFC 2131, options of RFC 2132).
 
 use std::net::Ipv4Addr;
 
 use super::config::{GATEWAY_MAC, LinkConfig, MacAddress};
 use super::packet::{self, Datagram, TYPE_IPV4};
 
-/// Ports of server and client.
+/// The server's and the client's port.
 pub const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
 
 /// The fixed part of a message, before the cookie and the options.
 const FIXED: usize = 236;
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
-/// Messages are filled up to what the oldest clients take (RFC 951).
+/// The minimum message size, for the oldest clients (RFC 951).
 const MINIMUM: usize = 300;
-/// How long an address is promised, in seconds: as long as in EC2.
+/// The lease time in seconds, as in EC2.
 const LEASE: u32 = 3600;
 const BROADCAST_FLAG: u8 = 0x80;
 
@@ -44,7 +44,7 @@ mod kind {
     pub const INFORM: u8 = 8;
 }
 
-/// What a client sent, as far as it matters.
+/// The relevant fields of a client's message.
 struct Message<'a> {
     fixed: &'a [u8; FIXED],
     kind: u8,
@@ -82,28 +82,28 @@ impl<'a> Message<'a> {
         Some(message)
     }
 
-    /// The address that it says it has (`ciaddr`).
+    /// The client's current address (`ciaddr`).
     fn own(&self) -> Option<Ipv4Addr> {
         let octets: [u8; 4] = *self.fixed[12..].first_chunk()?;
         Some(Ipv4Addr::from(octets)).filter(|address| !address.is_unspecified())
     }
 }
 
-/// The frame that answers a message, if it is one to be answered.
+/// Returns the frame that replies to a message, if it needs a reply.
 pub fn answer(guest: MacAddress, config: &LinkConfig, bytes: &[u8]) -> Option<Vec<u8>> {
     let message = Message::parse(bytes)?;
     let is_other = |address: Option<Ipv4Addr>| address.is_some_and(|address| address != config.address);
     let kind = match message.kind {
         kind::DISCOVER => kind::OFFER,
-        // The offer of another server was taken, and there is none on this link.
+        // The client accepted another server's offer, but there is no other server on this network.
         kind::REQUEST if message.server.is_some_and(|server| server != config.router) => return None,
         kind::REQUEST if is_other(message.requested.or(message.own())) => kind::NAK,
         kind::REQUEST | kind::INFORM => kind::ACK,
-        // Addresses that are declined or released stay the guest's.
+        // The guest keeps an address that it declines or releases.
         _ => return None,
     };
     let reply = reply(config, &message, kind);
-    // Where it has no address, it may not take a packet to it (RFC 2131, section 4.1).
+    // A client without an address may not accept unicast packets (RFC 2131, section 4.1).
     let is_unicast = kind != kind::NAK && (message.own().is_some() || message.fixed[10] & BROADCAST_FLAG == 0);
     let (mac, address) =
         if is_unicast { (guest, config.address) } else { (MacAddress([0xff; 6]), Ipv4Addr::BROADCAST) };
@@ -115,12 +115,12 @@ pub fn answer(guest: MacAddress, config: &LinkConfig, bytes: &[u8]) -> Option<Ve
 fn reply(config: &LinkConfig, message: &Message, kind: u8) -> Vec<u8> {
     let mut bytes = vec![0; FIXED];
     bytes[..3].copy_from_slice(&[2, 1, 6]);
-    // Transaction and flags.
+    // Transaction id and flags.
     bytes[4..8].copy_from_slice(&message.fixed[4..8]);
     bytes[10..12].copy_from_slice(&message.fixed[10..12]);
     let mut options = COOKIE.to_vec();
     let mut put = |code: u8, value: &[u8]| {
-        // A name longer than an option is left out; no other value is.
+        // A host name that is too long for an option is omitted; no other value can be.
         if let Ok(length) = u8::try_from(value.len()) {
             options.extend([code, length]);
             options.extend(value);

@@ -1,8 +1,8 @@
-//! A stateful filter, as security groups are: rules decide who may begin, and what belongs to something that was begun passes
-//! both ways.
+//! A stateful packet filter for security groups: rules decide about new connections, and packets of established
+//! connections pass in both directions.
 //!
-//! What was begun under rules that have changed since goes on, as tracked connections do in EC2. The table of what was begun
-//! is bounded; when it is full, what was idle the longest is forgotten first.
+//! Established connections survive a change of rules, as tracked connections do in EC2. The connection table is
+//! bounded; when it is full, the connections that were idle longest are removed first.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use super::config::{Filter, FilterProtocol, FilterRule};
 use super::packet::{ICMP, Ipv4, TCP, UDP};
 
-/// How much is kept track of.
+/// The size of the connection table.
 const LIMIT: usize = 65536;
-/// With how many those that are over are first looked for.
+/// The table size at which expired entries are first removed.
 const FIRST_SWEEP: usize = 1024;
-/// How many first fragments are remembered for those that come later.
+/// The number of first fragments that are remembered for later fragments.
 const FRAGMENTS: usize = 64;
 
-/// How long something may be idle.
+/// The idle timeout by protocol.
 fn idle_limit(protocol: u8) -> Duration {
     match protocol {
         TCP => Duration::from_secs(3600),
@@ -29,12 +29,12 @@ fn idle_limit(protocol: u8) -> Duration {
 
 const ECHO_REPLY: u8 = 0;
 const ECHO: u8 = 8;
-/// ICMP messages about another packet: unreachable, time exceeded, parameter problem.
+/// ICMP error messages about another packet: unreachable, time exceeded, parameter problem.
 const ABOUT_A_PACKET: [u8; 3] = [3, 11, 12];
-/// The offset in TCP of a fragment that would overwrite the flags of the first (RFC 3128).
+/// The TCP offset of a fragment that would overwrite the flags of the first one (RFC 3128).
 const OVER_THE_FLAGS: u16 = 1;
 
-/// Which way a packet goes.
+/// The direction of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// To the guest.
@@ -43,22 +43,22 @@ pub enum Direction {
     Egress,
 }
 
-/// What a packet is to what it belongs to.
+/// The role of a packet in its flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// Its beginning, which the rules judge even where something with these ports was begun before.
+    /// The start of a flow, which the rules judge even if a flow with these ports exists.
     Begin,
-    /// Of the side that began.
+    /// From the initiator.
     Request,
-    /// Of the other side.
+    /// From the responder.
     Reply,
-    /// Of either.
+    /// From either side.
     Either,
-    /// It belongs to nothing.
+    /// Not part of a flow.
     Alone,
 }
 
-/// Both directions of what belongs together.
+/// A flow: both directions of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Flow {
     protocol: u8,
@@ -69,19 +69,20 @@ struct Flow {
     guest_port: u16,
 }
 
-/// What there is to know of one.
+/// The state of a tracked flow.
 #[derive(Debug, Clone, Copy)]
 struct Tracked {
     begun: Direction,
     seen: Instant,
 }
 
-/// What a packet belongs to, and as what; nothing, if it is too short to tell.
+/// Returns a packet's flow and its role; none if the packet is too short.
 fn classify(packet: &Ipv4, direction: Direction) -> Option<(Flow, Part)> {
     let (source, destination, part) = match packet.protocol {
         TCP | UDP => {
             let (source, destination) = packet.ports()?;
-            // Where the flags are not, a fragment may bring them later: TCP is not cut that short (RFC 1858).
+            // Without flags in the packet, a later fragment could carry them. TCP segments are never fragmented that
+            // short (RFC 1858).
             let begins = packet.protocol == TCP && packet.begins_connection()?;
             (source, destination, if begins { Part::Begin } else { Part::Either })
         }
@@ -101,8 +102,8 @@ fn classify(packet: &Ipv4, direction: Direction) -> Option<(Flow, Part)> {
     Some((Flow::between(packet, direction, source, destination), part))
 }
 
-/// What an ICMP message of this type is, and the type of the query that it is or answers: echo, timestamp, information,
-/// address mask.
+/// The role of an ICMP message, and the type of the query that it is or answers: echo, timestamp, information, address
+/// mask.
 fn icmp_part(kind: u8) -> (Part, u8) {
     match kind {
         ECHO | 13 | 15 | 17 => (Part::Request, kind),
@@ -113,7 +114,7 @@ fn icmp_part(kind: u8) -> (Part, u8) {
 }
 
 impl Flow {
-    /// Of a packet with these ports.
+    /// The flow of a packet with these ports.
     fn between(packet: &Ipv4, direction: Direction, source: u16, destination: u16) -> Flow {
         let (peer_port, guest_port) = match direction {
             Direction::Ingress => (source, destination),
@@ -133,14 +134,14 @@ impl Tracked {
     }
 }
 
-/// The rules, and what was begun.
+/// The rules and the connection table.
 #[derive(Debug)]
 pub struct Tracker {
     rules: Option<Filter>,
     flows: HashMap<Flow, Tracked>,
-    /// First fragments that passed: which way, with whom, of which packet.
+    /// First fragments that passed: direction, peer, identification and protocol.
     fragments: VecDeque<(Direction, Ipv4Addr, u16, u8)>,
-    /// How many there may be before those that are over are looked for.
+    /// The table size at which expired entries are removed next.
     sweep_at: usize,
     limit: usize,
 }
@@ -162,18 +163,18 @@ impl Direction {
 }
 
 impl Tracker {
-    /// By these rules; without any, everything passes.
+    /// Creates a tracker with these rules; without rules, everything passes.
     pub fn new(rules: Option<Filter>) -> Tracker {
         let (flows, fragments) = (HashMap::new(), VecDeque::new());
         Tracker { rules, flows, fragments, sweep_at: FIRST_SWEEP, limit: LIMIT }
     }
 
-    /// Other rules for what is begun from now on.
+    /// Replaces the rules for new connections.
     pub fn set_rules(&mut self, rules: Option<Filter>) {
         self.rules = rules;
     }
 
-    /// Whether a packet may pass, of which there may be the beginning only.
+    /// Returns true if a packet may pass. `packet` may be truncated after its headers.
     pub fn passes(&mut self, packet: &Ipv4, direction: Direction, now: Instant) -> bool {
         if self.rules.is_none() {
             return true;
@@ -198,7 +199,7 @@ impl Tracker {
         passes
     }
 
-    /// Whether the rules let somebody begin with this packet.
+    /// Returns true if the rules allow a new connection with this packet.
     fn is_allowed(&self, packet: &Ipv4, direction: Direction) -> bool {
         let peer = direction.peer(packet);
         self.rules.as_ref().is_none_or(|rules| {
@@ -210,7 +211,7 @@ impl Tracker {
         })
     }
 
-    /// Whether a packet belongs to something that was begun, which then is not idle.
+    /// Returns true if a packet belongs to an established flow, and refreshes the flow's idle timer.
     fn belongs(&mut self, flow: &Flow, part: Part, direction: Direction, now: Instant) -> bool {
         let Some(tracked) = self.flows.get_mut(flow).filter(|tracked| tracked.is_live(flow, now)) else { return false };
         let belongs = match part {
@@ -232,8 +233,8 @@ impl Tracker {
         self.flows.insert(flow, Tracked { begun: direction, seen: now });
     }
 
-    /// Forgets what is over, and of a table that is full all the same an eighth, what was idle the longest: so that a table
-    /// that is kept full is looked through once in many flows.
+    /// Removes expired flows. If the table is still full, removes the eighth that was idle longest, so that a table
+    /// that stays full is scanned only once in many flows.
     fn sweep(&mut self, now: Instant) {
         self.flows.retain(|flow, tracked| tracked.is_live(flow, now));
         if self.flows.len() >= self.limit {
@@ -250,20 +251,20 @@ impl Tracker {
         self.flows.shrink_to(self.sweep_at);
     }
 
-    /// Whether it is an ICMP message about a packet of something that was begun (RFC 792: it holds that packet's header and 8
-    /// bytes more).
+    /// Returns true for an ICMP error about a packet of an established flow (RFC 792: it contains that packet's header
+    /// and 8 more bytes).
     fn is_about_a_flow(&self, packet: &Ipv4, direction: Direction, now: Instant) -> bool {
         if packet.protocol != ICMP || !packet.payload.first().is_some_and(|kind| ABOUT_A_PACKET.contains(kind)) {
             return false;
         }
-        // The packet that it is about went the other way.
+        // The quoted packet went in the opposite direction.
         let Some(inner) = packet.payload.get(8..).and_then(Ipv4::parse) else { return false };
         let Some(flow) = quoted_flow(&inner, direction.other()) else { return false };
         self.flows.get(&flow).is_some_and(|tracked| tracked.is_live(&flow, now))
     }
 }
 
-/// What a packet belongs to of which there may be no more than 8 bytes behind the header: no flags of TCP.
+/// The flow of a quoted packet, which may have only 8 bytes after its header and thus no TCP flags.
 fn quoted_flow(packet: &Ipv4, direction: Direction) -> Option<Flow> {
     if packet.protocol != TCP {
         return classify(packet, direction).map(|(flow, _)| flow);
@@ -272,7 +273,7 @@ fn quoted_flow(packet: &Ipv4, direction: Direction) -> Option<Flow> {
     Some(Flow::between(packet, direction, source, destination))
 }
 
-/// Whether a rule lets somebody begin with this packet.
+/// Returns true if a rule allows a new connection with this packet.
 fn allows(rule: &FilterRule, peer: Ipv4Addr, packet: &Ipv4) -> bool {
     let destination_port = || packet.ports().map(|(_, destination)| destination);
     let in_range = |from, to| destination_port().is_some_and(|port| (from..=to).contains(&port));
@@ -441,7 +442,7 @@ mod tests {
         assert!(bench.passes(&icmp(GUEST, PEER, &[ECHO, 0, 0, 0, 0, 7, 0, 0]), Egress));
         assert!(!bench.passes(&icmp(PEER, GUEST, &[ECHO, 0, 0, 0, 0, 7, 0, 0]), Ingress));
         assert!(bench.passes(&icmp(PEER, GUEST, &[ECHO_REPLY, 0, 0, 0, 0, 7, 0, 0]), Ingress));
-        // A time is asked for, and a redirect comes.
+        // Timestamp requests and redirects.
         assert!(bench.passes(&icmp(GUEST, PEER, &[13, 0, 0, 0, 0, 7, 0, 0]), Egress));
         assert!(!bench.passes(&icmp(PEER, GUEST, &[5, 0, 0, 0, 0, 7, 0, 0]), Ingress));
     }

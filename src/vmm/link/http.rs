@@ -1,43 +1,43 @@
-//! As much of HTTP/1.1 (RFC 9112) as the metadata service needs: requests with headers, answers with a length.
+//! The subset of HTTP/1.1 (RFC 9112) that the metadata service needs: requests with headers, responses with a length.
 
-/// The longest request line with its headers.
+/// The maximum size of the request line with the headers.
 pub const HEAD_LIMIT: usize = 8 << 10;
-/// The most headers.
+/// The maximum number of headers.
 const HEADERS: usize = 64;
-/// The longest body that is read over; nothing is done with one.
+/// The maximum size of a request body, which is ignored.
 const BODY_LIMIT: usize = 64 << 10;
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     pub method: String,
-    /// Without a query.
+    /// The path without the query.
     pub path: String,
-    /// Names in lower case.
+    /// Headers; names are in lower case.
     pub headers: Vec<(String, String)>,
-    /// Whether another one may follow on the connection.
+    /// True if another request may follow on the connection.
     pub keeps_alive: bool,
 }
 
 impl Request {
-    /// The value of a header, by its name in lower case.
+    /// Returns the value of a header, by its name in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }
 
-/// What the beginning of a connection's bytes is.
+/// The result of parsing the bytes received on a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// A request of so many bytes.
+    /// A complete request and its size in bytes.
     Request(Request, usize),
-    /// A part of one.
+    /// A part of a request.
     Incomplete,
-    /// None that could be answered but with this; nothing that follows can be made sense of.
+    /// An invalid request with its response; the connection cannot be used further.
     Bad(Answer),
 }
 
-/// An answer.
+/// A response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
@@ -47,12 +47,12 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// With a body of text.
+    /// A response with a text body.
     pub fn text(body: impl Into<String>) -> Answer {
         Answer { status: 200, content_type: "text/plain", headers: Vec::new(), body: body.into().into_bytes() }
     }
 
-    /// That it cannot be done, with the body that EC2 has for it.
+    /// An error response with EC2's body.
     pub fn error(status: u16) -> Answer {
         let reason = reason(status);
         let body = format!(
@@ -66,7 +66,7 @@ impl Answer {
         Answer { status, ..self }
     }
 
-    /// As it is sent: without its body, if it is `head_only`.
+    /// Encodes the response, without its body if `head_only`.
     pub fn encode(&self, keeps_alive: bool, head_only: bool) -> Vec<u8> {
         let mut head = format!(
             "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nServer: EC2ws\r\nConnection: {}\r\n",
@@ -104,7 +104,7 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-/// Reads the request at the beginning of `bytes`.
+/// Parses the request at the start of `bytes`.
 pub fn parse(bytes: &[u8]) -> Parsed {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
     let mut request = httparse::Request::new(&mut headers);
@@ -139,7 +139,7 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     let says = |word: &str| find("connection").is_some_and(|value| value.to_ascii_lowercase().contains(word));
     let keeps_alive = if request.version == Some(1) { !says("close") } else { says("keep-alive") };
     let target = request.path.unwrap_or("/");
-    // A proxy's form has the whole address (RFC 9112, section 3.2.2).
+    // The absolute form for proxies (RFC 9112, section 3.2.2).
     let target = target.strip_prefix("http://").map_or(target, |rest| rest.find('/').map_or("/", |at| &rest[at..]));
     let path = target.split(['?', '#']).next().unwrap_or("/").to_string();
     let method = request.method.unwrap_or_default().to_string();

@@ -1,5 +1,5 @@
-//! Frames, as far as they are looked at: Ethernet II, IPv4 (RFC 791), and the ports of what it carries. Nothing is taken on
-//! trust: a header that is not all there is none.
+//! Parses frames as far as needed: Ethernet II, IPv4 (RFC 791), and the ports of the payload. Truncated headers are
+//! rejected.
 
 use std::net::Ipv4Addr;
 
@@ -8,11 +8,11 @@ use smoltcp::wire::{Icmpv4Packet, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, U
 
 use super::config::MacAddress;
 
-/// The length of an Ethernet header.
+/// The size of an Ethernet header.
 pub const ETHERNET: usize = 14;
-/// The least length of an IPv4 header.
+/// The minimum size of an IPv4 header.
 pub const IPV4: usize = 20;
-/// The greatest.
+/// The maximum size of an IPv4 header.
 const MAX_IPV4_HEADER: usize = 60;
 /// `ETHERTYPE_IP` and `ETHERTYPE_ARP`.
 pub const TYPE_IPV4: u16 = 0x0800;
@@ -21,14 +21,14 @@ pub const TYPE_ARP: u16 = 0x0806;
 pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
-/// The flag of a fragment that others follow, beside its offset.
+/// The more-fragments flag, next to the fragment offset.
 const MORE_FRAGMENTS: u16 = 0x2000;
-/// Where a TCP header has its flags, and two of them.
+/// The offset of the flags in a TCP header, and two flags.
 const TCP_FLAGS: usize = 13;
 const SYN: u8 = 2;
 const ACK: u8 = 0x10;
 
-/// A frame's Ethernet header, and what is behind it.
+/// A frame's Ethernet header and payload.
 #[derive(Debug, Clone, Copy)]
 pub struct Ethernet<'a> {
     pub destination: MacAddress,
@@ -38,7 +38,7 @@ pub struct Ethernet<'a> {
 }
 
 impl<'a> Ethernet<'a> {
-    /// The header at the beginning of `frame`.
+    /// Parses the header at the start of `frame`.
     pub fn parse(frame: &'a [u8]) -> Option<Ethernet<'a>> {
         let (header, payload) = frame.split_first_chunk::<ETHERNET>()?;
         let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, k0, k1] = *header;
@@ -51,27 +51,27 @@ impl<'a> Ethernet<'a> {
     }
 }
 
-/// A frame around `payload`.
+/// Builds a frame around `payload`.
 pub fn frame(destination: MacAddress, source: MacAddress, kind: u16, payload: &[u8]) -> Vec<u8> {
     [&destination.0[..], &source.0, &kind.to_be_bytes(), payload].concat()
 }
 
-/// An IPv4 header, and what there is of its payload.
+/// An IPv4 header, and the available part of its payload.
 #[derive(Debug, Clone, Copy)]
 pub struct Ipv4<'a> {
     pub source: Ipv4Addr,
     pub destination: Ipv4Addr,
     pub protocol: u8,
     pub identification: u16,
-    /// Where this fragment belongs in its packet, in units of 8 bytes.
+    /// The fragment offset in units of 8 bytes.
     pub fragment_offset: u16,
-    /// Whether there are fragments behind this one.
+    /// True if more fragments follow.
     pub has_more_fragments: bool,
     pub payload: &'a [u8],
 }
 
 impl<'a> Ipv4<'a> {
-    /// The header at the beginning of `bytes`, which may be cut off behind it.
+    /// Parses the header at the start of `bytes`, which may be truncated after it.
     pub fn parse(bytes: &'a [u8]) -> Option<Ipv4<'a>> {
         let header = bytes.first_chunk::<IPV4>()?;
         let length = usize::from(header[0] & 0xf) * 4;
@@ -89,22 +89,22 @@ impl<'a> Ipv4<'a> {
             identification: u16::from_be_bytes([header[4], header[5]]),
             fragment_offset: fragment & 0x1fff,
             has_more_fragments: fragment & MORE_FRAGMENTS != 0,
-            // An Ethernet frame may be padded behind the packet.
+            // An Ethernet frame may be padded after the packet.
             payload: &payload[..payload.len().min(total - length)],
         })
     }
 
-    /// Whether this is a fragment other than the first: then no ports are in it.
+    /// Returns true for a fragment other than the first, which has no ports.
     pub fn is_later_fragment(&self) -> bool {
         self.fragment_offset != 0
     }
 
-    /// Whether this is a part of a packet only.
+    /// Returns true for a fragment.
     pub fn is_fragment(&self) -> bool {
         self.is_later_fragment() || self.has_more_fragments
     }
 
-    /// Whether this begins a TCP connection (SYN without ACK); nothing, if it is not TCP, or too short to tell.
+    /// Returns true if this starts a TCP connection (SYN without ACK); none if it is not TCP or too short.
     pub fn begins_connection(&self) -> Option<bool> {
         if self.is_later_fragment() || self.protocol != TCP {
             return None;
@@ -112,7 +112,7 @@ impl<'a> Ipv4<'a> {
         self.payload.get(TCP_FLAGS).map(|flags| flags & (SYN | ACK) == SYN)
     }
 
-    /// The ports of TCP or UDP, source and destination.
+    /// The source and destination ports of TCP or UDP.
     pub fn ports(&self) -> Option<(u16, u16)> {
         if self.is_later_fragment() || !matches!(self.protocol, TCP | UDP) {
             return None;
@@ -122,7 +122,7 @@ impl<'a> Ipv4<'a> {
     }
 }
 
-/// A datagram.
+/// A UDP datagram.
 #[derive(Debug, Clone, Copy)]
 pub struct Datagram<'a> {
     pub source: (Ipv4Addr, u16),
@@ -131,7 +131,7 @@ pub struct Datagram<'a> {
 }
 
 impl<'a> Datagram<'a> {
-    /// The datagram of a whole packet.
+    /// Parses the datagram of a whole packet.
     pub fn parse(packet: &Ipv4<'a>) -> Option<Datagram<'a>> {
         let (source, destination) = packet.ports().filter(|_| packet.protocol == UDP)?;
         let length = usize::from(u16::from_be_bytes([*packet.payload.get(4)?, *packet.payload.get(5)?]));
@@ -139,7 +139,7 @@ impl<'a> Datagram<'a> {
         Some(Datagram { source: (packet.source, source), destination: (packet.destination, destination), payload })
     }
 
-    /// The IPv4 packet with this datagram; its payload has to fit.
+    /// Builds the IPv4 packet with this datagram; none if the payload does not fit.
     pub fn packet(&self) -> Option<Vec<u8>> {
         let udp = UdpRepr { src_port: self.source.1, dst_port: self.destination.1 };
         let length = udp.header_len() + self.payload.len();
@@ -169,7 +169,7 @@ impl<'a> Datagram<'a> {
     }
 }
 
-/// A packet of our own in pieces that fit, if it is longer than `mtu` (RFC 791, section 3.2).
+/// Splits a locally generated packet that exceeds `mtu` into fragments (RFC 791, section 3.2).
 pub fn fragments(packet: Vec<u8>, mtu: usize, identification: u16) -> Vec<Vec<u8>> {
     if packet.len() <= mtu || packet.len() < IPV4 {
         return vec![packet];
@@ -179,7 +179,7 @@ pub fn fragments(packet: Vec<u8>, mtu: usize, identification: u16) -> Vec<Vec<u8
     let pieces = payload.chunks(step).enumerate().map(|(index, piece)| {
         let mut bytes = [header, piece].concat();
         let is_last = (index + 1) * step >= payload.len();
-        // It holds: a packet has no more than 65535 bytes.
+        // The offset fits: a packet has at most 65535 bytes.
         let offset = (index * step / 8) as u16 | if is_last { 0 } else { MORE_FRAGMENTS };
         bytes[2..4].copy_from_slice(&((IPV4 + piece.len()) as u16).to_be_bytes());
         bytes[4..6].copy_from_slice(&identification.to_be_bytes());
@@ -190,7 +190,7 @@ pub fn fragments(packet: Vec<u8>, mtu: usize, identification: u16) -> Vec<Vec<u8
     pieces.collect()
 }
 
-/// That a network cannot be reached (RFC 792): type 3, code 0, and the beginning of the packet that was to go there.
+/// An ICMP "network unreachable" message (RFC 792: type 3, code 0) with the start of the undeliverable packet.
 pub fn unreachable(router: Ipv4Addr, guest: Ipv4Addr, packet: &[u8]) -> Vec<u8> {
     let quoted = &packet[..packet.len().min(MAX_IPV4_HEADER + 8)];
     let mut message = [&[3, 0, 0, 0, 0, 0, 0, 0][..], quoted].concat();

@@ -1,4 +1,4 @@
-//! The addresses on a link that are the monitor's own, with smoltcp's TCP behind them: IP packets in, IP packets out.
+//! The VMM's own addresses in the guest's network, served by smoltcp's TCP: IP packets in, IP packets out.
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
@@ -12,11 +12,11 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 use super::config::{LinkConfig, METADATA_ADDRESS};
 
-/// Packets that wait for the guest to take them; smoltcp sends what there is no room for again.
+/// The number of packets queued for the guest. smoltcp retransmits what does not fit.
 const WAITING: usize = 64;
-/// Those that answer a packet at once come on top, up to here; beyond it, what the guest sends is lost on the way.
+/// The limit including immediate replies; beyond it, packets from the guest are dropped.
 const WAITING_WITH_ANSWERS: usize = 2 * WAITING;
-/// The least MTU that a link with IPv4 is sure to have room in for TCP's headers (RFC 791).
+/// The minimum MTU that leaves room for TCP headers (RFC 791).
 const LEAST_MTU: u16 = 576;
 
 /// The stack and its sockets.
@@ -24,14 +24,14 @@ pub struct Stack {
     interface: Interface,
     /// The sockets of all services.
     pub sockets: SocketSet<'static>,
-    /// Sockets that have a last word to say.
+    /// Sockets that still have data to send.
     retired: Vec<SocketHandle>,
     wire: Wire,
     began: Instant,
     router: Ipv4Addr,
 }
 
-/// What smoltcp takes for its interface.
+/// The device of smoltcp's interface.
 pub(super) struct Wire {
     pub arrived: Option<Vec<u8>>,
     pub leaving: VecDeque<Vec<u8>>,
@@ -53,27 +53,27 @@ impl Stack {
         let mut interface = Interface::new(settings, &mut wire, StackInstant::ZERO);
         let router = config.router;
         interface.update_ip_addrs(|addresses| {
-            // smoltcp takes no other than these for an address of its own.
+            // smoltcp accepts no other addresses for an interface.
             let is_sound = |address: &Ipv4Addr| !address.is_multicast() && !address.is_broadcast();
             for address in [METADATA_ADDRESS, router].into_iter().filter(is_sound) {
-                // There is room for two (smoltcp's `IFACE_MAX_ADDR_COUNT`).
+                // There is space for two (smoltcp's `IFACE_MAX_ADDR_COUNT`).
                 let _ = addresses.push(IpCidr::new(IpAddress::Ipv4(address), 32));
             }
         });
         Stack { interface, sockets: SocketSet::new(Vec::new()), retired: Vec::new(), wire, began, router }
     }
 
-    /// Whether an address is the monitor's own.
+    /// Returns true if an address is the VMM's own.
     pub fn has(&self, address: Ipv4Addr) -> bool {
         address == METADATA_ADDRESS || address == self.router
     }
 
-    /// What sockets need to connect.
+    /// The parts that a socket needs to connect.
     pub fn parts(&mut self) -> (&mut Interface, &mut SocketSet<'static>) {
         (&mut self.interface, &mut self.sockets)
     }
 
-    /// A packet of the guest's.
+    /// Receives a packet from the guest.
     pub fn arrive(&mut self, packet: Vec<u8>, now: Instant) {
         if self.wire.leaving.len() >= WAITING_WITH_ANSWERS {
             return;
@@ -83,7 +83,7 @@ impl Stack {
         self.wire.arrived = None;
     }
 
-    /// Does what is due.
+    /// Runs timers and sends what is due.
     pub fn poll(&mut self, now: Instant) {
         let now = self.time(now);
         self.interface.poll(now, &mut self.wire, &mut self.sockets);
@@ -98,25 +98,25 @@ impl Stack {
         });
     }
 
-    /// Nobody uses this socket any more: it goes when it has said its last word.
+    /// Releases a socket, which is removed once it has sent its remaining data.
     pub fn retire(&mut self, handle: SocketHandle) {
         self.retired.push(handle);
     }
 
-    /// How many sockets still have a last word to say.
+    /// The number of sockets that still have data to send.
     pub fn retired(&self) -> usize {
         self.retired.len()
     }
 
-    /// A packet for the guest.
+    /// The next packet for the guest.
     pub fn next_packet(&mut self) -> Option<Vec<u8>> {
         self.wire.leaving.pop_front()
     }
 
-    /// How long until something is due.
+    /// The time until something is due.
     pub fn timeout(&mut self, now: Instant) -> Option<Duration> {
         if self.wire.leaving.len() >= WAITING {
-            // Nothing can be done before the guest takes what waits for it.
+            // Nothing is due before the guest takes its queued packets.
             return None;
         }
         let now = self.time(now);
@@ -163,7 +163,7 @@ impl Device for Wire {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = self.mtu;
-        // A guest leaves checksums to its device.
+        // The guest offloads checksums to its device.
         let mut checksums = ChecksumCapabilities::default();
         checksums.tcp = Checksum::Tx;
         checksums.udp = Checksum::Tx;

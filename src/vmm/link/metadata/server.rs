@@ -1,4 +1,4 @@
-//! The metadata service's connections.
+//! The connections of the metadata service.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -14,15 +14,15 @@ use crate::vmm::link::http::{self, HEAD_LIMIT, Parsed};
 use crate::vmm::link::stack::Stack;
 
 const PORT: u16 = 80;
-/// The most connections at a time; one more waits for a segment that is sent again.
+/// The maximum number of connections; a further one waits for a retransmission.
 const CONNECTIONS: usize = 16;
-/// Bytes that a connection holds either way.
+/// The size of a connection's buffers in bytes.
 const RECEIVE_BUFFER: usize = 4 << 10;
 const SEND_BUFFER: usize = 8 << 10;
-/// How long a connection may be silent.
+/// The idle timeout of a connection.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// The connections, the one that is waited for among them.
+/// The connections, including the listening socket.
 #[derive(Debug, Default)]
 pub struct Server {
     connections: HashMap<SocketHandle, Connection>,
@@ -30,21 +30,21 @@ pub struct Server {
 
 #[derive(Debug, Default)]
 struct Connection {
-    /// What came of a request.
+    /// The received part of a request.
     request: Vec<u8>,
-    /// What of an answer was not taken yet.
+    /// The unsent part of the response.
     answer: Vec<u8>,
-    /// It ends with that answer.
+    /// True if the connection closes after the response.
     ends: bool,
 }
 
 impl Server {
-    /// Whether a packet to this port is the service's.
+    /// Returns true if the service listens on this port.
     pub fn is_for(port: u16) -> bool {
         port == PORT
     }
 
-    /// Somebody is about to connect: there has to be a socket that listens. Returns whether there is.
+    /// Ensures that a socket listens, because a connection is about to arrive. Returns false if there is none.
     pub fn expect(&mut self, stack: &mut Stack) -> bool {
         let listens = |handle: &SocketHandle, stack: &Stack| {
             stack.sockets.get::<tcp::Socket>(*handle).state() == tcp::State::Listen
@@ -68,7 +68,7 @@ impl Server {
         listens
     }
 
-    /// Reads requests and writes answers.
+    /// Reads requests and writes responses.
     pub fn serve(&mut self, stack: &mut Stack, metadata: &mut Metadata, now: Instant) {
         self.connections.retain(|handle, connection| {
             let socket = stack.sockets.get_mut::<tcp::Socket>(*handle);
@@ -81,7 +81,7 @@ impl Server {
         });
     }
 
-    /// Ends all connections.
+    /// Closes all connections.
     pub fn close(&mut self, stack: &mut Stack) {
         self.connections.drain().for_each(|(handle, _)| drop(stack.sockets.remove(handle)));
     }
@@ -97,11 +97,11 @@ impl Connection {
             if self.ends {
                 return socket.close();
             }
-            // Requests may come before the one ahead of them is answered.
+            // Requests may arrive before the previous one is answered.
             match http::parse(&self.request) {
                 Parsed::Request(request, length) => {
                     self.request.drain(..length);
-                    // For good: the answer may still be here, or be sent again, when the next request is read.
+                    // Permanently: the response may still be buffered or retransmitted when the next request is read.
                     if let Some(limit) = metadata.hop_limit(&request) {
                         socket.set_hop_limit(Some(limit));
                     }
@@ -116,7 +116,7 @@ impl Connection {
                 Parsed::Incomplete => {
                     let received = socket.recv(|bytes| (bytes.len(), bytes.to_vec())).unwrap_or_default();
                     if received.is_empty() {
-                        // The guest has nothing more to ask.
+                        // The guest has closed its side.
                         if socket.state() == tcp::State::CloseWait {
                             socket.close();
                         }

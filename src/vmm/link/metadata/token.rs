@@ -1,4 +1,4 @@
-//! Tokens of the metadata service's version 2: random, and good for a time.
+//! IMDSv2 session tokens: random, with a lifetime.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -7,12 +7,12 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-/// Random bytes of a token: 56 characters of text, as many as EC2's have.
+/// The number of random bytes of a token: 56 characters, as in EC2.
 const BYTES: usize = 42;
-/// How many are kept; the oldest go first.
+/// The maximum number of tokens; the oldest are removed first.
 const LIMIT: usize = 1024;
 
-/// Those that were given.
+/// The valid tokens.
 #[derive(Debug, Default)]
 pub struct Tokens {
     given: VecDeque<Token>,
@@ -23,7 +23,7 @@ struct Token {
     expires: Instant,
 }
 
-/// What is secret is not to be found in a log.
+/// Keeps the secret out of logs.
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Token").field("expires", &self.expires).finish_non_exhaustive()
@@ -31,7 +31,7 @@ impl std::fmt::Debug for Token {
 }
 
 impl Tokens {
-    /// A new one; none if the host has no random numbers.
+    /// Creates a token; none if the host has no random numbers.
     pub fn make(&mut self, lasts: Duration, now: Instant) -> Option<String> {
         self.given.retain(|token| token.expires > now);
         if self.given.len() >= LIMIT {
@@ -43,7 +43,7 @@ impl Tokens {
         Some(URL_SAFE.encode(bytes))
     }
 
-    /// Whether a text is one that is good now. How long that takes to tell does not depend on how much of one it has right.
+    /// Returns true if the token is valid, in constant time.
     pub fn is_good(&self, text: &str, now: Instant) -> bool {
         let Ok(shown) = URL_SAFE.decode(text) else { return false };
         let Ok(shown) = <[u8; BYTES]>::try_from(shown) else { return false };
