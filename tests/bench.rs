@@ -84,7 +84,7 @@ fn fail_a_command(wisp: &Wisp) {
 fn interrupt(wisp: &Wisp) {
     let mut running = wisp.start(&["bench", "--types", "t3.nano", "--command", "sleep 600", "--overcommit"]);
     let deadline = Instant::now() + common::DEADLINE;
-    while !wisp.runs().iter().any(|folder| folder.join("control.sock").exists()) {
+    while !wisp.runs().iter().any(|folder| folder.join("vmm/control.sock").exists()) {
         assert!(Instant::now() < deadline, "no guest came up");
         assert!(!running.has_ended_within(Duration::from_millis(20)), "it ended");
     }

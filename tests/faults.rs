@@ -184,9 +184,9 @@ fn a_console_that_nobody_reads_holds_nobody_up() {
     let wisp = Wisp::warm();
     launch(&wisp, &["--name", "talker", "--network", "none"]).expect_code(0);
     // One that is connected and reads nothing, and is gone in the end.
-    let idle = std::os::unix::net::UnixStream::connect(folder(&wisp, "talker").join("console.sock")).unwrap();
+    let idle = std::os::unix::net::UnixStream::connect(folder(&wisp, "talker").join("vmm/console.sock")).unwrap();
     exec(&wisp, "talker", "seq 10000 11999 > /dev/console; echo the-last-line > /dev/console");
-    let log = folder(&wisp, "talker").join("console.log");
+    let log = folder(&wisp, "talker").join("vmm/console.log");
     let deadline = Instant::now() + DEADLINE;
     while !fs::read_to_string(&log).unwrap().contains("the-last-line") {
         assert!(Instant::now() < deadline, "the console's output does not come");
@@ -203,7 +203,7 @@ fn a_console_that_nobody_reads_holds_nobody_up() {
 fn a_disk_with_bad_sectors_fails_what_asks_for_them_and_nothing_else() {
     let wisp = Wisp::new();
     let folder = tempfile::tempdir().unwrap();
-    let mut config = config(&wisp, folder.path());
+    let mut config = config(&wisp);
     // The other disks end before what cannot be read begins.
     for (name, size) in [("bad", 2 * BAD), ("good", BAD / 2)] {
         let path = folder.path().join(name);

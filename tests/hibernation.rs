@@ -34,7 +34,7 @@ fn assert_goes_on(wisp: &Wisp, boot: &str) {
 
 /// Whether every thread of the monitor in `folder` has a filter of its system calls: those of devices began before the guest.
 fn assert_filtered(folder: &Path) {
-    let mut control = ControlClient::connect(&folder.join("control.sock")).unwrap();
+    let mut control = ControlClient::connect(&folder.join("vmm/control.sock")).unwrap();
     control.send(&Request::Status).unwrap();
     let Message::Status(status) = control.receive(Some(common::DEADLINE)).unwrap() else { panic!("no status") };
     let threads = std::fs::read_dir(format!("/proc/{}/task", status.sandbox.pid)).unwrap();
@@ -69,13 +69,13 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     refused(wisp.run(&["stop", "sleeper", "--hibernate"]), "IncorrectInstanceState");
     wisp.run(&["start", "sleeper"]).expect_code(0);
     assert_goes_on(&wisp, &boot);
-    assert!(!folder.join("hibernated/state").exists(), "nothing can go on from it again");
+    assert!(!folder.join("vmm/hibernated/state").exists(), "nothing can go on from it again");
     assert_filtered(&folder);
 
     // A command that is killed leaves the rest to the monitor, and to the next command.
     let monitor = monitor_pid(&folder);
     let stop = wisp.start(&["stop", "sleeper", "--hibernate"]);
-    while !folder.join("hibernated/memory").exists() {
+    while !folder.join("vmm/hibernated/memory").exists() {
         std::thread::yield_now();
     }
     stop.signal(libc::SIGKILL);
@@ -89,7 +89,7 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     assert_eq!(state(&wisp), hibernated());
 
     // A saved machine that is damaged is refused, and what there is of it stays; without it, the instance boots.
-    let saved = folder.join("hibernated/state");
+    let saved = folder.join("vmm/hibernated/state");
     let sound = std::fs::read(&saved).unwrap();
     let mut damaged = sound.clone();
     *damaged.last_mut().unwrap() ^= 1;
@@ -108,7 +108,7 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     // A monitor that is killed while it saves leaves an instance that is stopped.
     let monitor = monitor_pid(&folder);
     let stop = wisp.start(&["stop", "sleeper", "--hibernate"]);
-    while !folder.join("hibernated/memory").exists() {
+    while !folder.join("vmm/hibernated/memory").exists() {
         std::thread::yield_now();
     }
     // SAFETY: the monitor is this test's own.
@@ -178,16 +178,16 @@ fn a_monitor_that_is_killed_while_it_restores_leaves_all_or_nothing() {
         assert!(Instant::now() < deadline, "no kill came before the first instruction");
         wisp.run(&["start", "sleeper"]).expect_code(0);
     }
-    assert!(!folder.join("hibernated").exists());
+    assert!(!folder.join("vmm/hibernated").exists());
     wisp.run(&["start", "sleeper"]).expect_code(0);
     assert_eq!(exec(&wisp, "sleeper", "cat /root/file; [ -e /tmp/here ] || echo booted"), "kept\nbooted");
 
     // What cannot be saved is stopped without: here because something is in the way of the file.
-    std::fs::create_dir_all(folder.join("hibernated/memory/obstacle")).unwrap();
+    std::fs::create_dir_all(folder.join("vmm/hibernated/memory/obstacle")).unwrap();
     let stopped = wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
     assert!(stopped.stderr.contains("its memory could not be kept, and it is stopped without"), "{}", stopped.stderr);
     assert_eq!(state(&wisp), ("stopped".into(), "Client.UserInitiatedShutdown".into()));
-    assert!(!folder.join("hibernated").exists());
+    assert!(!folder.join("vmm/hibernated").exists());
     wisp.run(&["terminate", "sleeper"]).expect_code(0);
 }
 
@@ -212,7 +212,7 @@ fn a_busy_guest_goes_on_a_hundred_times_and_nothing_is_lost() {
     let wisp = Wisp::new();
     let size = ["--vcpus", "2", "--memory", "192M", "--overcommit"];
     wisp.run(&[&["launch", "--name", "sleeper", "--hibernation"], &size[..]].concat()).expect_code(0);
-    let folder = wisp.instances().remove(0).join("hibernated");
+    let folder = wisp.instances().remove(0).join("vmm/hibernated");
     let put = "cat > /run/busy; chmod +x /run/busy; /run/busy > /run/said 2>&1 < /dev/null &";
     wisp.run_with_input(&["exec", "sleeper", "--", "sh", "-c", put], &common::program("busy")).expect_code(0);
     let numbers: String = (0..200_000).map(|number| format!("{number}\n")).collect();

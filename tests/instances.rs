@@ -155,7 +155,7 @@ fn a_launch_that_was_killed_has_launched_all_or_none() {
 #[track_caller]
 fn wait_until_state(wisp: &Wisp, id: &str, expected: &str) {
     let folder = wisp.home().join("instances").join(id);
-    if let Ok(mut control) = ControlClient::connect(&folder.join("control.sock")) {
+    if let Ok(mut control) = ControlClient::connect(&folder.join("vmm/control.sock")) {
         let _ = control.send(&Request::Subscribe);
         while control.receive(Some(common::DEADLINE)).is_ok() {}
     }

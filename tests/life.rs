@@ -58,7 +58,7 @@ fn a_killed_monitor_is_told_and_leaves_nothing() {
 fn ctrl_alt_del_asks_the_guest_for_an_orderly_end() {
     let wisp = Wisp::warm();
     let running = wisp.start_guest();
-    let mut control = ControlClient::connect(&wisp.runs()[0].join("control.sock")).unwrap();
+    let mut control = ControlClient::connect(&wisp.runs()[0].join("vmm/control.sock")).unwrap();
     control.send(&Request::Subscribe).unwrap();
     control.send(&Request::CtrlAltDel).unwrap();
     let end = loop {
@@ -79,7 +79,7 @@ fn a_client_that_never_reads_stalls_only_itself() {
     use std::os::unix::net::UnixStream;
     let wisp = Wisp::warm();
     let mut running = wisp.start_guest();
-    let socket = wisp.runs()[0].join("vsock.sock");
+    let socket = wisp.runs()[0].join("vmm/vsock.sock");
     // A connection to the agent that is never read from or written to after its greeting.
     let mut idle = UnixStream::connect(&socket).unwrap();
     idle.write_all(b"CONNECT 1024\n").unwrap();

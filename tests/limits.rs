@@ -32,7 +32,7 @@ fn be_busy(machine: &mut Machine) -> (Duration, Duration) {
 fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
     let wisp = Wisp::new();
     let folder = tempfile::tempdir().unwrap();
-    let mut config = config(&wisp, folder.path());
+    let mut config = config(&wisp);
     config.cpu_budget = Some(CpuBudgetConfig {
         earned_ppm: (SHARE * 1e6) as u64,
         cap_ns: 60 * SECOND,
@@ -78,7 +78,7 @@ fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
 
     // Whoever pauses, saves or ends it need not wait for its turn: an overdrawn one would have for seconds.
     machine.shell(&format!("({BUSY}; {BUSY}; {BUSY}; {BUSY}) > /dev/null 2>&1 &"));
-    let saved = machine.path("saved");
+    let saved = machine.path("vmm/saved");
     std::fs::create_dir(&saved).unwrap();
     let request = Request::Fork { folder: saved, layers: Vec::new() };
     let Message::Saved { paused_ns } = machine.ask(&request) else { panic!("it was not saved") };
@@ -134,7 +134,7 @@ fn thread_time(pid: u32, name: &str) -> Duration {
 /// A machine of the embedded image with three disks: one has a rate of bytes, one of operations, and one has none; and with
 /// an interface, with what the monitor itself answers there.
 fn with_limits(wisp: &Wisp, folder: &std::path::Path) -> wisp::vmm::MachineConfig {
-    let mut config = config(wisp, folder);
+    let mut config = config(wisp);
     let bytes = DiskLimits { bytes: Some(Rate::constant(DISK_BYTES)), operations: None, operation_bytes: 0 };
     let operations =
         DiskLimits { bytes: None, operations: Some(Rate::constant(OPERATIONS)), operation_bytes: 256 << 10 };
@@ -273,7 +273,7 @@ fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhi
 
 /// What an instance's monitor answers.
 fn ask(folder: &std::path::Path, request: &Request) -> Message {
-    let mut control = ControlClient::connect(&folder.join("control.sock")).unwrap();
+    let mut control = ControlClient::connect(&folder.join("vmm/control.sock")).unwrap();
     control.send(request).unwrap();
     control.receive(Some(DEADLINE)).unwrap()
 }

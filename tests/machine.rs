@@ -20,7 +20,7 @@ const MIB: u64 = 1 << 20;
 fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
     let wisp = Wisp::new();
     let folder = tempfile::tempdir().unwrap();
-    let config = config(&wisp, folder.path());
+    let config = config(&wisp);
     let mut machine = Machine::start(&wisp, folder, &config);
     machine.wait_until_ready();
     assert_eq!(machine.shell("ls /sys/block | grep vd"), "vda\n");
@@ -102,25 +102,27 @@ fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
 fn a_machine_outlives_its_watcher_shows_its_console_and_leaves_its_end() {
     let wisp = Wisp::new();
     let folder = tempfile::tempdir().unwrap();
-    let mut config = config(&wisp, folder.path());
+    let mut config = config(&wisp);
     config.kernel.cmdline = String::new();
-    // What a killed monitor left.
-    for name in ["control.sock", "console.sock", "vsock.sock"] {
+    // What a killed VMM left.
+    let own = folder.path().join("vmm");
+    fs::create_dir(&own).unwrap();
+    for name in ["vmm/control.sock", "vmm/console.sock", "vmm/vsock.sock"] {
         drop(std::os::unix::net::UnixListener::bind(folder.path().join(name)).unwrap());
     }
-    EndRecord::Failed { why: "long ago".into() }.write(folder.path()).unwrap();
+    EndRecord::Failed { why: "long ago".into() }.write(&own).unwrap();
     let mut machine = Machine::start(&wisp, folder, &config);
     machine.wait_until_ready();
-    assert_eq!(EndRecord::read(machine.folder.path()).unwrap(), None);
+    assert_eq!(EndRecord::read(&own).unwrap(), None);
 
-    machine.control = ControlClient::connect(&machine.path("control.sock")).unwrap();
+    machine.control = ControlClient::connect(&machine.path("vmm/control.sock")).unwrap();
     machine.status();
 
-    let terminal = UnixStream::connect(machine.path("console.sock")).unwrap();
+    let terminal = UnixStream::connect(machine.path("vmm/console.sock")).unwrap();
     terminal.set_read_timeout(Some(DEADLINE)).unwrap();
     machine.status();
     let mut second = String::new();
-    UnixStream::connect(machine.path("console.sock")).unwrap().read_to_string(&mut second).unwrap();
+    UnixStream::connect(machine.path("vmm/console.sock")).unwrap().read_to_string(&mut second).unwrap();
     assert!(second.contains("another terminal"), "{second}");
     machine.shell("echo hello from the guest > /dev/ttyS0");
     let mut line = String::new();
@@ -138,7 +140,7 @@ fn a_machine_outlives_its_watcher_shows_its_console_and_leaves_its_end() {
     let Message::Ended { end, .. } = machine.control.receive(Some(DEADLINE)).unwrap() else { panic!("no end") };
     assert_eq!(end, End::Killed { by: "the test".into() });
     // It is there before anybody is told.
-    let record = EndRecord::read(machine.folder.path()).unwrap();
+    let record = EndRecord::read(&own).unwrap();
     let Some(EndRecord::Ended { end: kept, status, ended_at: 1.. }) = record else { panic!("{record:?}") };
     assert_eq!(kept, end);
     assert!(status.cpu_time_ns > 0);
@@ -148,9 +150,9 @@ fn a_machine_outlives_its_watcher_shows_its_console_and_leaves_its_end() {
 fn a_saved_machine_goes_on_where_it_was() {
     let wisp = Wisp::new();
     let folder = tempfile::tempdir().unwrap();
-    let saved = folder.path().join("saved");
-    fs::create_dir(&saved).unwrap();
-    let mut config = config(&wisp, folder.path());
+    let saved = folder.path().join("vmm/saved");
+    fs::create_dir_all(&saved).unwrap();
+    let mut config = config(&wisp);
     config.cpus = CpuConfig { count: 2, threads_per_core: 1 };
     config.disks[0].access = DiskAccess::ReadWrite;
     config.disks[0].path = folder.path().join("root.raw");

@@ -270,7 +270,7 @@ fn a_running_monitor_has_only_what_its_machine_needs() {
     let running = wisp.start_guest();
     drop(leak);
     let folder = wisp.runs().remove(0);
-    let mut control = ControlClient::connect(&folder.join("control.sock")).unwrap();
+    let mut control = ControlClient::connect(&folder.join("vmm/control.sock")).unwrap();
     control.send(&Request::Status).unwrap();
     let Message::Status(status) = control.receive(Some(common::DEADLINE)).unwrap() else { panic!("no status") };
     let sandbox = status.sandbox;
@@ -307,9 +307,16 @@ fn a_running_monitor_has_only_what_its_machine_needs() {
     for private in [wisp.home(), &wisp.home().join("runs"), &folder] {
         assert_eq!(mode(private), 0o700, "{}", private.display());
     }
-    for file in fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| !path.is_dir()) {
+    for file in [folder.clone(), folder.join("vmm")].iter().flat_map(|folder| fs::read_dir(folder).unwrap()) {
+        let file = file.unwrap().path();
         assert_eq!(mode(&file) & 0o077, 0, "{}: {:o}", file.display(), mode(&file));
     }
+    // The process sees its own directory, and of the files beside that only those which it has to read.
+    let seen = PathBuf::from(format!("/proc/{}/root", sandbox.pid)).join(folder.strip_prefix("/").unwrap());
+    assert!(seen.join("vmm/console.log").exists());
+    let seen: Vec<_> = fs::read_dir(seen).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(folder.join("config.json").exists() && folder.join("lock").exists());
+    assert!(seen.iter().all(|name| ["vmm", "link.json", "seed"].contains(&name.to_str().unwrap())), "{seen:?}");
     another_user_gets_nowhere(&wisp, &folder);
     running.wait().expect_code(0);
 }
@@ -331,9 +338,9 @@ fn another_user_gets_nowhere(wisp: &Wisp, folder: &Path) {
         all_refused(&[
             fs::read_dir(wisp.home()).is_ok(),
             folder.join("config.json").exists(),
-            fs::read(folder.join("console.log")).is_ok(),
-            std::os::unix::net::UnixStream::connect(folder.join("control.sock")).is_ok(),
-            std::os::unix::net::UnixStream::connect(folder.join("vsock.sock")).is_ok(),
+            fs::read(folder.join("vmm/console.log")).is_ok(),
+            std::os::unix::net::UnixStream::connect(folder.join("vmm/control.sock")).is_ok(),
+            std::os::unix::net::UnixStream::connect(folder.join("vmm/vsock.sock")).is_ok(),
             wisp::host::home::Home::at(wisp.home()).is_ok(),
         ])
     });
@@ -368,7 +375,7 @@ fn what_a_host_does_not_have_is_said_and_the_rest_holds() {
     assert!(launched.status.success(), "{}", String::from_utf8_lossy(&launched.stderr));
     assert_eq!(exec(&wisp, "it", "echo here"), "here");
 
-    let mut control = ControlClient::connect(&folder(&wisp, "it").join("control.sock")).unwrap();
+    let mut control = ControlClient::connect(&folder(&wisp, "it").join("vmm/control.sock")).unwrap();
     control.send(&Request::Status).unwrap();
     let Message::Status(status) = control.receive(Some(common::DEADLINE)).unwrap() else { panic!("no status") };
     let sandbox = status.sandbox;

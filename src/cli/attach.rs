@@ -1,6 +1,5 @@
 //! `wisp attach`: an instance's serial terminal.
 
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -8,6 +7,7 @@ use anyhow::Context;
 use super::output;
 use super::{open_cloud, serial};
 use crate::vmm::console_socket::SOCKET;
+use crate::vmm::untrusted;
 
 /// Joins this terminal to an instance's serial console, both ways. Ctrl-] leaves it; the guest goes on.
 #[derive(Debug, clap::Args)]
@@ -23,7 +23,7 @@ pub struct Args {
 /// Joins it.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (record, folder) = open_cloud()?.reachable(&args.instance)?;
-    let stream = UnixStream::connect(folder.path().join(SOCKET))
+    let stream = untrusted::connect(&folder.vmm_directory().join(SOCKET))
         .with_context(|| format!("{}: its console cannot be reached", record.id))?;
     output::say("Joined; ctrl-] leaves.");
     match serial::join(stream)? {

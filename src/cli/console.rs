@@ -12,9 +12,12 @@ use super::open_cloud;
 use super::output::{self, Output};
 use crate::cloud::timestamp;
 use crate::vmm::devices::console::LOG;
+use crate::vmm::untrusted;
 
 /// What EC2 shows of a console, in bytes.
 const LIMIT: usize = 64 << 10;
+/// The most bytes that are copied to the terminal at a time.
+const AT_A_TIME: u64 = 2 << 20;
 
 /// Prints what an instance wrote to its console: the last 64 KiB.
 #[derive(Debug, clap::Args)]
@@ -57,8 +60,8 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 
 /// Prints what is added to the log until the machine has ended.
 fn follow(folder: &crate::cloud::machine::Folder) -> anyhow::Result<()> {
-    let path = folder.path().join(LOG);
-    let mut log = File::open(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
+    let path = folder.vmm_directory().join(LOG);
+    let mut log = untrusted::open(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
     log.seek(SeekFrom::End(0))?;
     let mut monitor = folder.connect()?;
     monitor.subscribe()?;
@@ -66,10 +69,10 @@ fn follow(folder: &crate::cloud::machine::Folder) -> anyhow::Result<()> {
         // The file's growth is looked at ten times a second, the machine's end is waited for meanwhile.
         let ended = monitor.wait_ended(Duration::from_millis(100))?;
         let mut more = Vec::new();
-        log.read_to_end(&mut more)?;
+        (&log).take(AT_A_TIME).read_to_end(&mut more)?;
         if log.stream_position()? > log.metadata()?.len() || is_rotated(&log, &path) {
-            log = File::open(&path)?;
-            log.read_to_end(&mut more)?;
+            log = untrusted::open(&path)?;
+            (&log).take(AT_A_TIME).read_to_end(&mut more)?;
         }
         let mut stdout = io::stdout().lock();
         if stdout.write_all(&more).and_then(|()| stdout.flush()).is_err() || ended {
@@ -80,7 +83,7 @@ fn follow(folder: &crate::cloud::machine::Folder) -> anyhow::Result<()> {
 
 fn is_rotated(log: &File, path: &std::path::Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    match (log.metadata(), path.metadata()) {
+    match (log.metadata(), path.symlink_metadata()) {
         (Ok(open), Ok(named)) => open.ino() != named.ino(),
         _ => false,
     }

@@ -1,7 +1,8 @@
 //! `wisp vmm`: the monitor's process, started by other commands, never by hand.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use anyhow::Context;
 use rustix::fs::Mode;
 
 use crate::host::keeper::Signals;
-use crate::host::monitor_process::{CONFIG, close_on_exec, keep_open, violation};
+use crate::host::monitor_process::{self, CONFIG, close_on_exec, keep_open, violation, vmm_directory};
 use crate::host::out_of_memory::KilledBefore;
 use crate::host::probe;
 use crate::host::router;
@@ -26,7 +27,9 @@ use crate::vmm::sandbox::files::Grants;
 use crate::vmm::sandbox::namespaces::{self, Side};
 use crate::vmm::sandbox::{self, limits, seccomp};
 use crate::vmm::snapshot::origin;
+use crate::vmm::untrusted;
 use crate::vmm::virtio::block::Ring;
+use crate::vmm::virtio::vsock;
 use crate::vmm::{Machine, MachineConfig};
 
 /// Runs the machine of an instance's folder.
@@ -84,6 +87,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let lock = inherit(args.lock_fd)?;
     let network = args.network_fd.map(inherit).transpose()?;
     let connections = Connections::take(&args)?;
+    make_vmm_directory(&args.folder).context("the VMM's directory cannot be made")?;
     let config = read_config(&args.folder);
     let own_network = config.as_ref().is_ok_and(|config| !config.uses_host_ports());
     let signals = Signals::block().context("the signals that end a machine cannot be waited for")?;
@@ -105,7 +109,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             if status.terminating_signal() == Some(libc::SIGKILL)
                 && args.owner_fd.is_none()
                 && let Some(suspicion) = killed_before.suspicion()
-                && let Ok(None) = EndRecord::read(&args.folder)
+                && let Ok(None) = EndRecord::read(&vmm_directory(&args.folder))
             {
                 keep(&EndRecord::Failed { why: format!("its monitor was killed; {suspicion}") }, &args.folder);
             }
@@ -119,21 +123,45 @@ const AGAIN: u8 = 75;
 /// How a monitor exits whose owner has left without removing the folder.
 const LEFT: u8 = 76;
 
+/// The supervisor's reaction to the end of its VMM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Aftermath {
+    StartAgain,
+    RemoveFolder,
+    RecordViolation,
+    Nothing,
+}
+
+impl Aftermath {
+    /// A VMM that was taken over chooses its exit code: one that makes no sense for a machine with this owner has no
+    /// consequence.
+    fn of(code: Option<i32>, has_owner: bool) -> Aftermath {
+        const AGAIN_CODE: i32 = AGAIN as i32;
+        const LEFT_CODE: i32 = LEFT as i32;
+        match (code, has_owner) {
+            (Some(AGAIN_CODE), false) => Aftermath::StartAgain,
+            (Some(LEFT_CODE), true) => Aftermath::RemoveFolder,
+            (Some(seccomp::VIOLATION), false) => Aftermath::RecordViolation,
+            _ => Aftermath::Nothing,
+        }
+    }
+}
+
 /// What there is to do when the monitor has ended with the exit code `code`, if it exited.
 fn keep_house(args: &Args, code: Option<i32>, lock: &OwnedFd, network: Option<&OwnedFd>) -> anyhow::Result<ExitCode> {
-    if let Err(error) = origin::forget(&args.folder) {
+    if let Err(error) = origin::forget(&vmm_directory(&args.folder)) {
         log::warn!("a saved machine's memory stays: {error}");
     }
-    match code {
-        Some(code) if code == i32::from(AGAIN) => return Err(start_again(&args.folder, lock, network)),
+    match Aftermath::of(code, args.owner_fd.is_some()) {
+        Aftermath::StartAgain => return Err(start_again(&args.folder, lock, network)),
         // The owner was killed, or it would remove the folder itself.
-        Some(code) if code == i32::from(LEFT) => drop(fs::remove_dir_all(&args.folder)),
-        Some(seccomp::VIOLATION) if args.owner_fd.is_none() => {
+        Aftermath::RemoveFolder => drop(fs::remove_dir_all(&args.folder)),
+        Aftermath::RecordViolation => {
             let why =
                 violation(&args.folder).unwrap_or_else(|| "its monitor made a system call that it may not".into());
             keep(&EndRecord::Failed { why }, &args.folder);
         }
-        _ => {}
+        Aftermath::Nothing => {}
     }
     // One that a signal ended has no code.
     Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)))
@@ -180,7 +208,7 @@ fn monitor(
     };
     let result = config.and_then(|config| {
         let surroundings = Surroundings {
-            folder: args.folder.clone(),
+            folder: vmm_directory(&args.folder),
             kvm: VirtualMachine::begin()?,
             pid: sandboxed.keeper,
             launcher,
@@ -231,7 +259,11 @@ fn start_again(folder: &Path, lock: &OwnedFd, network: Option<&OwnedFd>) -> anyh
 
 /// Writes how it ended. Whoever looks later finds a monitor that is gone, and no reason; this log tells more.
 fn keep(record: &EndRecord, folder: &Path) {
-    if let Err(error) = record.write(folder) {
+    keep_in(&vmm_directory(folder), record);
+}
+
+fn keep_in(own: &Path, record: &EndRecord) {
+    if let Err(error) = record.write(own) {
         log::error!("how the machine ended cannot be kept: {error}");
     }
 }
@@ -246,8 +278,15 @@ fn explain(error: &anyhow::Error) -> String {
 
 fn read_config(folder: &Path) -> anyhow::Result<MachineConfig> {
     let path = folder.join(CONFIG);
-    let text = fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is not a machine's configuration", path.display()))
+    monitor_process::read_config(folder).with_context(|| format!("{} is not a machine's configuration", path.display()))
+}
+
+/// Makes the VMM's directory, unless an earlier start did.
+fn make_vmm_directory(folder: &Path) -> std::io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(vmm_directory(folder)) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn build_and_run(
@@ -256,35 +295,30 @@ fn build_and_run(
     owned: bool,
     monitor: &namespaces::Monitor,
 ) -> anyhow::Result<End> {
-    let folder = surroundings.folder.clone();
-    clear_leftovers(&folder, &config).context("what an earlier machine left cannot be removed")?;
+    let own = surroundings.folder.clone();
+    clear_leftovers(&own).context("what an earlier machine left cannot be removed")?;
     if let Some(Restore { folder: saved, once: false }) = &surroundings.restore {
-        origin::keep(saved, &folder);
+        origin::keep(saved, &own);
     }
-    let grants = Grants::of(&folder, &config, surroundings.restore.as_ref());
+    let grants = Grants::of(&own, &config, surroundings.restore.as_ref());
     sandbox::enter(monitor, &grants, config.threads())?;
     let conclude = |end: &End, status: &control::Status| {
         if !owned && *end != End::Reboot {
-            keep(&EndRecord::ended(end, status), &folder);
+            keep_in(&own, &EndRecord::ended(end, status));
         }
     };
     Ok(Machine::new(config, surroundings)?.run(conclude)?)
 }
 
-/// Removes the sockets, the origin and the end of a machine that ran here before. This process holds the lock: nobody uses them.
-fn clear_leftovers(folder: &Path, config: &MachineConfig) -> std::io::Result<()> {
-    EndRecord::clear(folder)?;
-    origin::forget(folder)?;
-    let vsock = config.vsock.as_ref().map(|vsock| vsock.path.clone());
-    let control = folder.join(control::SOCKET);
-    let sockets = [control.with_extension("new"), control, folder.join(console_socket::SOCKET)];
-    for socket in sockets.into_iter().chain(vsock) {
-        match fs::remove_file(&socket) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
+/// Removes the sockets, the origin and the end of a machine that ran before with the VMM's directory `own`. This process holds
+/// the lock: nobody uses them. It has all of the user's rights still, so that it removes only these names, whatever an earlier
+/// VMM has put there.
+fn clear_leftovers(own: &Path) -> std::io::Result<()> {
+    EndRecord::clear(own)?;
+    origin::forget(own)?;
+    let control = own.join(control::SOCKET);
+    let sockets = [control.with_extension("new"), control, own.join(console_socket::SOCKET), own.join(vsock::SOCKET)];
+    sockets.iter().try_for_each(|socket| untrusted::remove(socket))
 }
 
 /// Whether the other end of the owner's connection is closed.
@@ -302,4 +336,46 @@ pub(super) fn inherit(fd: RawFd) -> anyhow::Result<OwnedFd> {
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     close_on_exec(&fd)?;
     Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_code_of_owned_machine_does_not_restart_and_of_instance_does_not_remove() {
+        let (again, left) = (Some(i32::from(AGAIN)), Some(i32::from(LEFT)));
+        assert_eq!(Aftermath::of(again, false), Aftermath::StartAgain);
+        assert_eq!(Aftermath::of(again, true), Aftermath::Nothing);
+        assert_eq!(Aftermath::of(left, true), Aftermath::RemoveFolder);
+        assert_eq!(Aftermath::of(left, false), Aftermath::Nothing);
+        assert_eq!(Aftermath::of(Some(seccomp::VIOLATION), false), Aftermath::RecordViolation);
+        assert_eq!(Aftermath::of(Some(seccomp::VIOLATION), true), Aftermath::Nothing);
+        for code in [None, Some(0), Some(1), Some(-1), Some(i32::from(AGAIN) + 256)] {
+            assert_eq!(Aftermath::of(code, true), Aftermath::Nothing);
+            assert_eq!(Aftermath::of(code, false), Aftermath::Nothing);
+        }
+    }
+
+    #[test]
+    fn clear_leftovers_links_and_directories_planted_leaves_their_targets() {
+        let folder = tempfile::tempdir().unwrap();
+        let (own, outside) = (folder.path().join("vmm"), folder.path().join("outside"));
+        make_vmm_directory(folder.path()).unwrap();
+        make_vmm_directory(folder.path()).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("victim"), "the user's").unwrap();
+        for name in ["control.sock", "end.json", "origin"] {
+            std::os::unix::fs::symlink(outside.join("victim"), own.join(name)).unwrap();
+        }
+        std::os::unix::fs::symlink(&outside, own.join("vsock.sock")).unwrap();
+        fs::create_dir(own.join("console.sock")).unwrap();
+        std::os::unix::fs::symlink(&outside, own.join("console.sock/link")).unwrap();
+        fs::write(own.join("console.log"), "stays").unwrap();
+
+        clear_leftovers(&own).unwrap();
+        let left: Vec<_> = fs::read_dir(&own).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["console.log"]);
+        assert_eq!(fs::read_to_string(outside.join("victim")).unwrap(), "the user's");
+    }
 }

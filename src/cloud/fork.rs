@@ -25,6 +25,7 @@ use crate::store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, VolumeR
 use crate::vmm::config::DiskFormat;
 use crate::vmm::control::{Layer, Message, Request};
 use crate::vmm::machine::Restore;
+use crate::vmm::snapshot;
 
 /// How long saving may take, most of it while the machine runs.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -55,7 +56,7 @@ pub struct Forked {
 
 /// A running instance as it was at one moment.
 pub(super) struct Frozen {
-    /// Its machine, saved.
+    /// Its machine, saved where its VMM cannot write.
     pub(super) saved: TempDir,
     /// Its volumes, with the files that they had then; the instance goes on in others.
     pub(super) volumes: Vec<VolumeRecord>,
@@ -90,10 +91,11 @@ impl Cloud {
             return Err(Ec2Error::IncorrectInstanceState { instance: record.id, state: "stopping", action }.into());
         };
         let snapshots = self.lock_snapshots()?;
-        let saved = self.folder(record.id).saved_for_others()?;
+        let [own, saved] = self.folder(record.id).saved_for_others()?;
         let sweeping = [self.home.lock(&self.home.instances())?, self.home.lock(&self.home.volumes())?];
         let volumes = self.volumes_of(record)?;
-        let paused = self.save_and_continue(record, &volumes, saved.path())?;
+        let paused = self.save_and_continue(record, &volumes, own.path())?;
+        snapshot::take(own.path(), saved.path()).map_err(CloudError::file(saved.path(), "made"))?;
         Ok(Frozen { saved, volumes, paused, sweeping, _changing: [operation, snapshots] })
     }
 

@@ -23,7 +23,7 @@ use crate::vmm::machine::Restore;
 use crate::vmm::snapshot;
 use crate::vmm::timeline::Mark;
 
-/// The saved machine's place in an instance's folder.
+/// The saved machine's place in the VMM's directory.
 const SAVED: &str = "hibernated";
 /// How long saving may take: the memory of the largest machine on a slow disk.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(1800);
@@ -32,12 +32,12 @@ const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Folder {
     fn saved(&self) -> PathBuf {
-        self.path().join(SAVED)
+        self.vmm_directory().join(SAVED)
     }
 
     /// Whether the instance was hibernated, and waits to go on.
     pub fn is_hibernated(&self) -> bool {
-        self.saved().join(snapshot::STATE).exists()
+        self.saved().join(snapshot::STATE).symlink_metadata().is_ok_and(|metadata| metadata.is_file())
     }
 
     /// The saved machine, to be gone on from once.

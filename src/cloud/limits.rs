@@ -131,7 +131,7 @@ fn disk_limits(Performance { bytes, operations, operation_bytes }: Performance) 
 impl Cloud {
     /// What is left of the credits of an instance that has stopped. Of one whose monitor was killed nobody knows.
     pub(super) fn kept_credits(&self, id: InstanceId) -> Option<KeptCredits> {
-        let kept = KeptBalance::read(self.folder(id).path()).unwrap_or_else(|error| {
+        let kept = KeptBalance::read(&self.folder(id).vmm_directory()).unwrap_or_else(|error| {
             log::warn!("{id}: what is left of its CPU credits cannot be read: {error}");
             None
         });

@@ -19,7 +19,7 @@ use super::error::CloudError;
 use super::image::Image;
 use super::network::Connection;
 use super::run::{ConsoleTail, console_tail, is_timeout};
-use super::run_spec::{GUEST_CID, VSOCK, add_options, identity, image_kernel, name_host};
+use super::run_spec::{GUEST_CID, add_options, identity, image_kernel, name_host};
 use crate::ec2::InstanceId;
 use crate::ec2::catalogue;
 use crate::ec2::state::InstanceState;
@@ -35,6 +35,8 @@ use crate::vmm::end::End;
 use crate::vmm::end_record::EndRecord;
 use crate::vmm::machine::{Launcher, Restore};
 use crate::vmm::timeline::monotonic_ns;
+use crate::vmm::untrusted;
+use crate::vmm::virtio::vsock;
 
 /// Begins the name of a folder with a saved machine that is on its way.
 const SAVED_FOR_OTHERS: &str = "saved-";
@@ -77,18 +79,27 @@ impl Folder {
         DirBuilder::new().mode(0o700).create(&self.path).map_err(CloudError::file(&self.path, "made"))
     }
 
-    /// A folder in it for the machine to be saved into for others, which goes with what is returned: a monitor can write
-    /// nowhere else. Whoever makes one has the lock of operations, and removes what was left by who was killed.
-    pub(super) fn saved_for_others(&self) -> Result<TempDir, CloudError> {
-        let failed = || CloudError::file(&self.path, "written");
-        for entry in fs::read_dir(&self.path).map_err(failed())? {
-            let entry = entry.map_err(failed())?;
-            if entry.file_name().to_string_lossy().starts_with(SAVED_FOR_OTHERS) {
-                fs::remove_dir_all(entry.path()).map_err(failed())?;
+    /// The directory of the VMM's own files in it.
+    pub fn vmm_directory(&self) -> PathBuf {
+        monitor_process::vmm_directory(&self.path)
+    }
+
+    /// Two directories for the machine to be saved for others, which are removed when what is returned is dropped: one where its
+    /// VMM can write, and a trusted one that the snapshot is moved to. The caller holds the lock of operations, and removes
+    /// what killed commands left.
+    pub(super) fn saved_for_others(&self) -> Result<[TempDir; 2], CloudError> {
+        let [own, trusted] = [self.vmm_directory(), self.path.clone()].map(|parent| {
+            let failed = || CloudError::file(&parent, "written");
+            for entry in fs::read_dir(&parent).map_err(failed())? {
+                let entry = entry.map_err(failed())?;
+                if entry.file_name().to_string_lossy().starts_with(SAVED_FOR_OTHERS) {
+                    untrusted::remove(&entry.path()).map_err(failed())?;
+                }
             }
-        }
-        let private = fs::Permissions::from_mode(0o700);
-        tempfile::Builder::new().prefix(SAVED_FOR_OTHERS).permissions(private).tempdir_in(&self.path).map_err(failed())
+            let private = fs::Permissions::from_mode(0o700);
+            tempfile::Builder::new().prefix(SAVED_FOR_OTHERS).permissions(private).tempdir_in(&parent).map_err(failed())
+        });
+        Ok([own?, trusted?])
     }
 
     /// Removes it with all that is in it. It has another name first: whoever looks for a lock in it would make that anew.
@@ -150,7 +161,7 @@ impl Folder {
 
     /// How the last machine ended; none where its monitor was killed.
     pub fn end(&self) -> Option<EndRecord> {
-        EndRecord::read(&self.path).unwrap_or_else(|error| {
+        EndRecord::read(&self.vmm_directory()).unwrap_or_else(|error| {
             log::warn!("{}: how its machine ended cannot be read: {error}", self.id);
             None
         })
@@ -158,14 +169,14 @@ impl Folder {
 
     /// The last lines of its console.
     pub fn console_tail(&self) -> ConsoleTail {
-        console_tail(&self.path)
+        console_tail(&self.vmm_directory())
     }
 
     /// The last `limit` bytes that the guest wrote to its console.
     pub fn console_output(&self, limit: usize) -> Result<Vec<u8>, CloudError> {
         let mut bytes = Vec::new();
-        for path in [FULL_LOG, LOG].map(|name| self.path.join(name)) {
-            match fs::read(&path) {
+        for path in [FULL_LOG, LOG].map(|name| self.vmm_directory().join(name)) {
+            match untrusted::read_tail(&path, limit as u64) {
                 Ok(more) => bytes.extend(more),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(CloudError::file(path, "read")(error)),
@@ -176,7 +187,7 @@ impl Folder {
 
     /// The agent of the instance's guest.
     pub fn agent(&self, timeout: Duration) -> Result<Agent, CloudError> {
-        Agent::connect(&self.path.join(VSOCK), timeout)
+        Agent::connect(&self.vmm_directory().join(vsock::SOCKET), timeout)
             .map_err(|source| CloudError::Guest { instance: self.id, source })
     }
 
@@ -189,7 +200,7 @@ impl Folder {
 
     /// A connection to the instance's monitor.
     pub fn connect(&self) -> Result<Monitor, CloudError> {
-        let client = ControlClient::connect(&self.path.join(SOCKET)).map_err(self.control_error())?;
+        let client = ControlClient::connect(&self.vmm_directory().join(SOCKET)).map_err(self.control_error())?;
         Ok(Monitor { folder: self.clone(), client, ready: false, ended: None, told: Vec::new() })
     }
 
@@ -204,7 +215,7 @@ impl Folder {
         let deadline = Instant::now() + timeout;
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC).map_err(io::Error::from).map_err(failed())?;
         // The control socket of the new machine is moved to its name.
-        inotify::add_watch(&watch, &self.path, inotify::WatchFlags::MOVED_TO)
+        inotify::add_watch(&watch, self.vmm_directory(), inotify::WatchFlags::MOVED_TO)
             .map_err(io::Error::from)
             .map_err(failed())?;
         request()?;
@@ -243,7 +254,8 @@ impl Folder {
         restore: Option<&Restore>,
     ) -> Result<Monitor, CloudError> {
         self.write_config(config)?;
-        let cleared = EndRecord::clear(&self.path).and_then(|()| KeptBalance::clear(&self.path));
+        let own = self.vmm_directory();
+        let cleared = EndRecord::clear(&own).and_then(|()| KeptBalance::clear(&own));
         cleared.map_err(CloudError::file(&self.path, "cleaned"))?;
         let spawn_error = |source| CloudError::Spawn { instance: self.id, source };
         let (near, far) = UnixStream::pair().map_err(spawn_error)?;
@@ -293,7 +305,7 @@ impl Folder {
         disks.extend(self.instance_store(record)?);
         let disk_slots = (disks.len() + FREE_SLOTS).min(MAX_DISKS);
         let cpus = CpuConfig { count: record.vcpus, threads_per_core: record.threads_per_core };
-        let vsock = Some(VsockConfig { cid: GUEST_CID, path: self.path.join(VSOCK), seed });
+        let vsock = Some(VsockConfig { cid: GUEST_CID, seed });
         let memory_mib = with_kernel_share(record.memory_mib);
         Ok(MachineConfig {
             cpus,

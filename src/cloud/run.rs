@@ -16,7 +16,7 @@ use super::error::CloudError;
 use super::limits::limit_as;
 use super::network::{self, Connection};
 use super::new_id;
-use super::run_spec::{Boot, RunSpec, SEED, VSOCK, host_name};
+use super::run_spec::{Boot, RunSpec, SEED, host_name};
 use super::warm::Warm;
 use crate::ec2::id::InstanceId;
 use crate::guest::Seed;
@@ -28,13 +28,17 @@ use crate::vmm::devices::console;
 use crate::vmm::end::End;
 use crate::vmm::machine::Launcher;
 use crate::vmm::snapshot;
+use crate::vmm::untrusted;
+use crate::vmm::virtio::vsock;
 
-/// Where a machine is saved, in its folder.
+/// The directory that a machine is saved in, in the VMM's own.
 const SAVED: &str = "saved";
 /// How long a monitor may take to end once it was told to.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 /// How much of the console is shown when something went wrong, in lines.
 const CONSOLE_LINES: usize = 12;
+/// How much of the console log is searched for them, in bytes.
+const CONSOLE_TAIL: u64 = 16 << 10;
 
 /// Why an instance could not be started, or came to a bad end.
 #[derive(Debug, thiserror::Error)]
@@ -194,14 +198,14 @@ impl EphemeralInstance {
         &self.id
     }
 
-    /// Its folder.
-    pub(super) fn folder(&self) -> &Path {
-        &self.folder
+    /// The directory of its VMM's own files.
+    pub(super) fn vmm_directory(&self) -> PathBuf {
+        monitor_process::vmm_directory(&self.folder)
     }
 
     /// The socket through which the guest's agent is reached.
     pub fn vsock(&self) -> PathBuf {
-        self.folder.join(VSOCK)
+        self.vmm_directory().join(vsock::SOCKET)
     }
 
     /// Takes the console's terminal, if the instance was started with one.
@@ -248,13 +252,13 @@ impl EphemeralInstance {
 
     /// Saves the machine into `folder`, with which it ends.
     pub fn save(&mut self, folder: &Path, timeout: Duration) -> Result<(), RunError> {
-        // The monitor can write into its own folder only.
-        let saved = self.folder.join(SAVED);
+        // The VMM can write into its own directory only.
+        let saved = self.vmm_directory().join(SAVED);
         let failed = |source| RunError::Folder { path: folder.to_path_buf(), source };
         fs::DirBuilder::new().mode(0o700).create(&saved).map_err(failed)?;
         self.control.send(&Request::Save { folder: saved.clone() })?;
         match self.wait_ended(Some(timeout)) {
-            Ok((End::Saved, _)) => snapshot::rename(&saved, folder).map_err(failed),
+            Ok((End::Saved, _)) => snapshot::take(&saved, folder).map_err(failed),
             Ok((end, _)) => Err(RunError::Unsaved(end.to_string())),
             Err(RunError::Refused(why)) => Err(RunError::Unsaved(why)),
             Err(error) => Err(error),
@@ -303,7 +307,7 @@ impl EphemeralInstance {
 
     /// The last lines of the console.
     pub fn console_tail(&self) -> ConsoleTail {
-        console_tail(&self.folder)
+        console_tail(&self.vmm_directory())
     }
 }
 
@@ -357,9 +361,9 @@ fn sweep(runs: &Path) {
     }
 }
 
-/// The last lines of the console of the machine in `folder`.
-pub(super) fn console_tail(folder: &Path) -> ConsoleTail {
-    let bytes = fs::read(folder.join(console::LOG)).unwrap_or_default();
+/// The last lines of the console of the machine whose VMM writes into the directory `own`.
+pub(super) fn console_tail(own: &Path) -> ConsoleTail {
+    let bytes = untrusted::read_tail(&own.join(console::LOG), CONSOLE_TAIL).unwrap_or_default();
     ConsoleTail(last_lines(&bytes, CONSOLE_LINES))
 }
 

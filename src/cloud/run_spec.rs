@@ -16,8 +16,6 @@ use crate::vmm::config::{
 
 /// The guest's context id; each monitor has a vsock device of its own, so that all can be the same.
 pub(super) const GUEST_CID: u32 = 3;
-/// The vsock socket's name in an instance's folder.
-pub(super) const VSOCK: &str = "vsock.sock";
 /// The name of what a guest is told of who it is.
 pub(super) const SEED: &str = "seed";
 
@@ -84,7 +82,7 @@ impl RunSpec {
         self.disks.iter().any(|disk| !disk.read_only)
     }
 
-    /// The machine, with its vsock socket in `folder`; if it goes on from a warm one, over that one's layer.
+    /// The machine, with its seed in `folder`; if it goes on from a warm one, over that one's layer.
     pub(super) fn machine(&self, id: &InstanceId, folder: &Path, warm: Option<&Warm>) -> MachineConfig {
         let (mut kernel, mut disks) = match &self.boot {
             Boot::Nobody { image, layer } => (image_kernel(image), vec![layer_disk(layer, DiskAccess::ReadWrite)]),
@@ -126,7 +124,7 @@ impl RunSpec {
             disks[0].root = true;
         }
         let seed = warm.map(|_| folder.join(SEED));
-        let vsock = Some(VsockConfig { cid: GUEST_CID, path: folder.join(VSOCK), seed });
+        let vsock = Some(VsockConfig { cid: GUEST_CID, seed });
         let memory_mib = with_kernel_share(self.memory_mib);
         // Who goes on from it may attach volumes.
         let disk_slots = if matches!(self.boot, Boot::Nobody { .. }) { 1 + FREE_SLOTS } else { 0 };

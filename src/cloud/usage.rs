@@ -54,9 +54,9 @@ impl Cloud {
     }
 
     fn readings(&self, id: InstanceId) -> Vec<Reading> {
-        let folder = self.folder(id);
-        read(folder.path()).unwrap_or_else(|error| {
-            log::warn!("{id}: what it used cannot be read: {}: {error}", folder.path().join(FILE).display());
+        let own = self.folder(id).vmm_directory();
+        read(&own).unwrap_or_else(|error| {
+            log::warn!("{id}: what it used cannot be read: {}: {error}", own.join(FILE).display());
             Vec::new()
         })
     }

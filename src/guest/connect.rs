@@ -4,8 +4,8 @@
 //! from then on passes bytes both ways. Where the guest refuses it closes the connection.
 
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,9 +15,6 @@ use wisp_agent::AGENT_PORT;
 use wisp_agent::protocol::{Connection, ToGuest};
 
 use super::Error;
-
-/// The longest path a Unix socket's address holds (unix(7)), its final NUL taken off.
-const LONGEST_ADDRESS: usize = 107;
 
 /// Longer than any answer: `OK 4294967295\n`.
 const LONGEST_ANSWER: usize = 32;
@@ -76,17 +73,15 @@ impl Agent {
     }
 }
 
-/// Connects to a Unix socket, by way of its directory where its path is too long for an address.
+/// Connects to a Unix socket, however long its path is. The VMM, which can write into the socket's directory, cannot have a
+/// link at its name lead to another.
 fn open(socket: &Path) -> io::Result<UnixStream> {
-    if socket.as_os_str().as_bytes().len() <= LONGEST_ADDRESS {
-        return UnixStream::connect(socket);
+    let flags = libc::O_PATH | libc::O_NOFOLLOW;
+    let found = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(socket)?;
+    if !found.metadata()?.file_type().is_socket() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a socket"));
     }
-    let (Some(directory), Some(name)) = (socket.parent(), socket.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    use std::os::fd::AsRawFd;
-    let directory = std::fs::File::open(directory)?;
-    UnixStream::connect(Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name))
+    UnixStream::connect(Path::new("/proc/self/fd").join(found.as_raw_fd().to_string()))
 }
 
 /// Asks for the port; `Ok(Err(answer))` is an answer that makes no sense.
@@ -153,6 +148,15 @@ mod tests {
     #[test]
     fn a_guest_that_goes_after_the_answer_is_gone() {
         assert!(matches!(connect(b"OK 1073741824\n"), Error::GuestGone));
+    }
+
+    #[test]
+    fn connect_link_to_socket_is_refused() {
+        let home = tempfile::tempdir().expect("a directory");
+        let _listener = UnixListener::bind(home.path().join("other")).expect("bound");
+        std::os::unix::fs::symlink(home.path().join("other"), home.path().join("vsock.sock")).expect("a link");
+        let error = Agent::connect(&home.path().join("vsock.sock"), Duration::from_secs(1)).expect_err("a link");
+        assert!(matches!(&error, Error::Connect { source, .. } if source.kind() == io::ErrorKind::InvalidData));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::home::write_private;
 use crate::vmm::config::MachineConfig;
 use crate::vmm::machine::{Launcher, Restore};
 use crate::vmm::sandbox::seccomp;
+use crate::vmm::untrusted;
 
 /// The configuration's file name in an instance's folder.
 pub const CONFIG: &str = "config.json";
@@ -28,6 +29,16 @@ pub const CONFIG: &str = "config.json";
 pub const LOCK: &str = "lock";
 /// The log's.
 pub const LOG: &str = "vmm.log";
+/// The directory of the VMM's own files in an instance's folder: its sockets, its console log, its records and what it
+/// saves. The VMM can write there and nowhere else in that folder, so that nothing in there is trusted (see
+/// [`untrusted`]).
+const VMM_DIRECTORY: &str = "vmm";
+
+/// The directory of the VMM's own files in an instance's folder.
+#[must_use]
+pub fn vmm_directory(folder: &Path) -> PathBuf {
+    folder.join(VMM_DIRECTORY)
+}
 
 /// Writes the configuration of the machine in `folder`.
 pub fn write_config(folder: &Path, config: &MachineConfig) -> io::Result<()> {
@@ -40,9 +51,12 @@ pub fn read_config(folder: &Path) -> io::Result<MachineConfig> {
     Ok(serde_json::from_slice(&std::fs::read(folder.join(CONFIG))?)?)
 }
 
+/// How much of the log is searched for the VMM's last words, in bytes.
+const LOG_TAIL: u64 = 64 << 10;
+
 /// What the last monitor in `folder` said of a system call that it may not make, if it was ended for one.
 pub fn violation(folder: &Path) -> Option<String> {
-    let log = std::fs::read(folder.join(LOG)).ok()?;
+    let log = untrusted::read_tail(&folder.join(LOG), LOG_TAIL).ok()?;
     let text = String::from_utf8_lossy(&log);
     text.lines().rev().find(|line| line.starts_with(seccomp::SAYS)).map(String::from)
 }

@@ -160,8 +160,6 @@ pub enum DiskAccess {
 pub struct VsockConfig {
     /// The guest's context id, 3 or more.
     pub cid: u32,
-    /// The Unix socket on which the host reaches the guest; the guest reaches the host at `<path>_<port>`.
-    pub path: PathBuf,
     /// A file that a guest reads when it connects to port [`wisp_agent::seed::SEED_PORT`] of the host: what it is told
     /// at its first boot.
     #[serde(default)]
@@ -361,7 +359,7 @@ mod tests {
     #[test]
     fn reserved_context_ids_are_refused() {
         let mut config = config();
-        config.vsock = Some(VsockConfig { cid: 2, path: "v.sock".into(), seed: None });
+        config.vsock = Some(VsockConfig { cid: 2, seed: None });
         assert_eq!(config.validate(), Err(ConfigError::Cid(2)));
     }
 

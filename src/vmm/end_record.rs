@@ -1,4 +1,4 @@
-//! How a machine ended, for those who were not there: `end.json` in its folder.
+//! How a machine ended, for those who were not there: `end.json` in the VMM's directory.
 
 use std::io;
 use std::path::Path;
@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::control::Status;
 use super::end::End;
+use super::untrusted;
 
-/// The record's name in a machine's folder.
+/// The record's name.
 pub const FILE: &str = "end.json";
 
 /// What the monitor leaves when its machine has ended, or could not be built.
@@ -43,7 +44,7 @@ impl EndRecord {
 
     /// The record of the machine in `folder`; none while it runs, and where its monitor was killed.
     pub fn read(folder: &Path) -> io::Result<Option<EndRecord>> {
-        match std::fs::read(folder.join(FILE)) {
+        match untrusted::read(&folder.join(FILE), untrusted::RECORD_LIMIT) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -62,10 +63,7 @@ impl EndRecord {
 
     /// Removes that of an earlier machine.
     pub fn clear(folder: &Path) -> io::Result<()> {
-        match std::fs::remove_file(folder.join(FILE)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        untrusted::remove(&folder.join(FILE))
     }
 }
 

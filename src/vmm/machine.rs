@@ -46,13 +46,13 @@ use super::usage::{Clock, Moment, Recorder};
 use super::virtio::block::Ring;
 use super::virtio::mmio::{Slot, TransportState};
 use super::virtio::net::NetControl;
-use super::virtio::vsock::Vsock;
+use super::virtio::vsock::{self, Vsock};
 use super::wiring::{self, Devices, VirtioParts, connect, new_eventfd, virtio_slots};
 
 /// What a machine needs of the process that it runs in.
 #[derive(Debug)]
 pub struct Surroundings {
-    /// The machine's own folder: its sockets, console log and copy-on-write layers go there.
+    /// The VMM's own directory: its sockets, console log, copy-on-write layers and saved states go there.
     pub folder: PathBuf,
     /// The virtual machine that it becomes.
     pub kvm: Making,
@@ -166,7 +166,9 @@ impl Machine {
         let released = released.map_err(Error::host("an eventfd"))?;
         let saved_ports = saved.as_ref().zip(revival);
         let mut devices = wiring::wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console, saved_ports)?;
-        let vsock = config.vsock.as_ref().map(|vsock| Vsock::new(vsock, released)).transpose()?;
+        let vsock =
+            config.vsock.as_ref().map(|vsock| Vsock::new(vsock, &surroundings.folder.join(vsock::SOCKET), released));
+        let vsock = vsock.transpose()?;
         let net = net.map(|net| connect(net, surroundings.network, link)).transpose()?;
         let (rings, disk_limits) = (surroundings.rings, config.disk_limits);
         let parts = VirtioParts { disks: &disks, rings, disk_limits, vsock, net, slots: &slots };

@@ -35,6 +35,7 @@ mod signals;
 pub mod snapshot;
 pub mod sparse;
 pub mod timeline;
+pub mod untrusted;
 pub mod usage;
 pub mod virtio;
 mod wiring;

@@ -221,9 +221,9 @@ impl<'a> Monitor<'a> {
                     };
                     self.control.send(fd, &answer);
                 }
-                Request::ReloadLink => {
+                Request::ReloadLink { link } => {
                     let message = match &self.devices.net {
-                        Some(net) => net.reload().map(|problems| Message::Reloaded { problems }),
+                        Some(net) => net.reload(&link, &files).map(|problems| Message::Reloaded { problems }),
                         None => Err("the machine has no network device".into()),
                     };
                     self.control.send(fd, &message.unwrap_or_else(|why| Message::Failed { why }));

@@ -29,7 +29,7 @@ pub struct Machine {
 }
 
 /// What a machine of the embedded image is made of.
-pub fn config(wisp: &Wisp, folder: &Path) -> MachineConfig {
+pub fn config(wisp: &Wisp) -> MachineConfig {
     let bundle = wisp.bundle();
     let root = DiskConfig {
         id: "root".into(),
@@ -52,7 +52,7 @@ pub fn config(wisp: &Wisp, folder: &Path) -> MachineConfig {
         },
         disks: vec![root],
         disk_slots: 3,
-        vsock: Some(VsockConfig { cid: 3, path: folder.join("vsock.sock"), seed: None }),
+        vsock: Some(VsockConfig { cid: 3, seed: None }),
         net: None,
         identity: None,
         cpu_budget: None,
@@ -138,7 +138,7 @@ impl Machine {
     /// What a shell in the guest says to `script`.
     pub fn shell(&self, script: &str) -> String {
         let _one = COMMAND.lock().unwrap_or_else(PoisonError::into_inner);
-        let agent = Agent::connect(&self.path("vsock.sock"), DEADLINE).unwrap();
+        let agent = Agent::connect(&self.path("vmm/vsock.sock"), DEADLINE).unwrap();
         let (input, mut output) = (File::open("/dev/null").unwrap(), tempfile::tempfile().unwrap());
         let argv = ["sh", "-ec", script].map(Into::into).to_vec();
         let request = ExecRequest { argv, env: vec![], cwd: None, terminal: None, user: None };

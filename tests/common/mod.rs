@@ -152,7 +152,7 @@ impl Drop for Wisp {
     fn drop(&mut self) {
         use wisp::vmm::control::{ControlClient, Request};
         for folder in self.instances() {
-            let Ok(mut control) = ControlClient::connect(&folder.join("control.sock")) else { continue };
+            let Ok(mut control) = ControlClient::connect(&folder.join("vmm/control.sock")) else { continue };
             let _ = control.send(&Request::Kill { by: "the end of a test".into() });
             // It closes the connection when it has ended.
             while control.receive(Some(DEADLINE)).is_ok() {}
@@ -302,7 +302,7 @@ impl Outcome {
 /// The process id of the monitor of the machine in `folder`.
 pub fn monitor_pid(folder: &Path) -> u32 {
     use wisp::vmm::control::{ControlClient, Message, Request};
-    let mut control = ControlClient::connect(&folder.join("control.sock")).unwrap();
+    let mut control = ControlClient::connect(&folder.join("vmm/control.sock")).unwrap();
     control.send(&Request::Status).unwrap();
     match control.receive(Some(DEADLINE)).unwrap() {
         Message::Status(status) => status.pid,

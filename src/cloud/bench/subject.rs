@@ -96,7 +96,7 @@ impl<'a> Subject<'a> {
             limits: spec.limited.then_some(request.instance_type),
         };
         let mut instance = EphemeralInstance::start_from(home, &run, warm, monotonic_ns())?;
-        interrupt.guard(instance.folder());
+        interrupt.guard(&instance.vmm_directory());
         let ready = instance.wait_ready(spec.boot_timeout).and_then(|()| instance.status());
         let status = ready.inspect_err(|_| interrupt.release())?;
         Ok(Subject { instance, request, interrupt, port, target: spec.target, status })

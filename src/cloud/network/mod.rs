@@ -231,8 +231,8 @@ impl Cloud {
     pub(super) fn retell(&mut self, record: &InstanceRecord) -> Result<(), CloudError> {
         let Some(network) = record.network.as_ref().filter(|_| record.state.has_machine()) else { return Ok(()) };
         let folder = self.folder(record.id);
-        write_link(folder.path(), &self.link_of(record, network)?)?;
-        let told = folder.connect().and_then(|mut monitor| monitor.ask(&Request::ReloadLink));
+        let link = write_link(folder.path(), &self.link_of(record, network)?)?;
+        let told = folder.connect().and_then(|mut monitor| monitor.ask(&Request::ReloadLink { link }));
         let problems = match told {
             Ok(Message::Reloaded { problems }) => problems,
             // One that ends at this moment needs to know nothing more.

@@ -93,20 +93,24 @@ pub enum Request {
         /// Whether they may.
         can_owe: bool,
     },
-    /// Read the link's configuration again, and go by it; answered with [`Message::Reloaded`].
-    ReloadLink,
+    /// Go by the link's new configuration; answered with [`Message::Reloaded`].
+    ReloadLink {
+        /// The configuration's file, which is passed with the request: a new one may have taken the place of the one that
+        /// the process can open.
+        link: PathBuf,
+    },
     /// The files that the next request is about come with this line, open, in this order; not answered.
     Files {
         /// What they stand for.
         files: Vec<PassedPath>,
     },
-    /// Save the machine into a folder of its own folder, with which it ends: answered with [`Message::Ended`] where the client subscribed.
+    /// Save the machine into a folder of the VMM's own directory, with which it ends: answered with [`Message::Ended`] where the client subscribed.
     /// After [`Message::Failed`] it goes on.
     Save {
         /// The folder, which is there.
         folder: PathBuf,
     },
-    /// Save the machine into a folder of its own folder while it runs: it pauses for milliseconds. Answered with [`Message::Saved`] when all
+    /// Save the machine into a folder of the VMM's own directory while it runs: it pauses for milliseconds. Answered with [`Message::Saved`] when all
     /// is written.
     Fork {
         /// The folder, which is there.
@@ -133,6 +137,7 @@ impl Request {
             Request::AttachDisk { disk } => {
                 chain(&disk.path, disk.format, disk.access == DiskAccess::ReadWrite).collect()
             }
+            Request::ReloadLink { link } => vec![PassedPath { path: link.clone(), writable: false }],
             Request::SwitchDisk { layer, .. } => chain(layer, DiskFormat::Qcow2, true).collect(),
             Request::Fork { layers, .. } => {
                 layers.iter().flat_map(|layer| chain(&layer.path, DiskFormat::Qcow2, true)).collect()

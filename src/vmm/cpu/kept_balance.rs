@@ -1,5 +1,5 @@
-//! What is left of a machine's CPU budget when it ends: `cpu-balance.json` in its folder, for the one that starts anew after
-//! a guest's reboot, and for whoever starts it later.
+//! What is left of a machine's CPU budget when it ends: `cpu-balance.json` in the VMM's directory, for the
+//! machine that starts anew after a guest's reboot, and for a later start.
 
 use std::io;
 use std::path::Path;
@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::vmm::limits::CpuBalance;
+use crate::vmm::untrusted;
 
 /// The file's name.
 const FILE: &str = "cpu-balance.json";
@@ -31,7 +32,7 @@ impl KeptBalance {
 
     /// What the last machine in `folder` left; none if it had no budget or was killed.
     pub fn read(folder: &Path) -> io::Result<Option<KeptBalance>> {
-        match std::fs::read(folder.join(FILE)) {
+        match untrusted::read(&folder.join(FILE), untrusted::RECORD_LIMIT) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -47,10 +48,7 @@ impl KeptBalance {
 
     /// Removes that of an earlier machine.
     pub fn clear(folder: &Path) -> io::Result<()> {
-        match std::fs::remove_file(folder.join(FILE)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        untrusted::remove(&folder.join(FILE))
     }
 }
 

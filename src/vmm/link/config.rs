@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 use std::str::FromStr;
@@ -71,7 +72,14 @@ pub struct LinkConfig {
 impl LinkConfig {
     /// The configuration in a file.
     pub fn read(path: &Path) -> io::Result<LinkConfig> {
-        Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+        LinkConfig::read_from(File::open(path)?)
+    }
+
+    /// The configuration in an open file.
+    pub fn read_from(mut file: File) -> io::Result<LinkConfig> {
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        Ok(serde_json::from_slice(&text)?)
     }
 
     /// How the interface of the guest with the address `mac` is to be set.

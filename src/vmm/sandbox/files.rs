@@ -34,13 +34,14 @@ pub struct Grant {
 pub struct Grants(Vec<Grant>);
 
 impl Grants {
-    /// Those of the machine of `config` with its own `folder`. What cannot be looked into is left out: the machine that
-    /// cannot do without it says so when it misses it.
-    pub fn of(folder: &Path, config: &MachineConfig, restore: Option<&Restore>) -> Grants {
+    /// Those of the machine of `config` whose VMM writes into the directory `own`. Nothing else in the instance's directory
+    /// is among them: the configuration, the locks and the files of the link are the supervisor's and the commands'. What
+    /// cannot be looked into is left out: the machine that cannot do without it says so when it misses it.
+    pub fn of(own: &Path, config: &MachineConfig, restore: Option<&Restore>) -> Grants {
         let mut all = vec![
             // What the process is told of itself: its memory, and which pages of it are resident.
             Grant { path: "/proc/self".into(), access: Access::Read },
-            Grant { path: folder.to_path_buf(), access: Access::Own },
+            Grant { path: own.to_path_buf(), access: Access::Own },
         ];
         let mut add = |path: &Path, access| all.push(Grant { path: path.to_path_buf(), access });
         if let Some(Restore { folder, once }) = restore {
@@ -88,6 +89,42 @@ fn disk(disk: &DiskConfig) -> Vec<(PathBuf, Access)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vmm::config::{BootProtocol, CpuConfig, KernelConfig, VsockConfig};
+
+    #[test]
+    fn grants_of_instance_are_its_vmm_directory_and_single_files() {
+        let kernel = KernelConfig {
+            path: "/h/images/a/vmlinux".into(),
+            initrd: None,
+            cmdline: String::new(),
+            protocol: BootProtocol::Auto,
+            software_kvm_aware: true,
+        };
+        let config = MachineConfig {
+            cpus: CpuConfig { count: 1, threads_per_core: 1 },
+            memory_mib: 64,
+            kernel,
+            disks: Vec::new(),
+            disk_slots: 0,
+            vsock: Some(VsockConfig { cid: 3, seed: Some("/h/instances/i-1/seed".into()) }),
+            net: None,
+            identity: None,
+            cpu_budget: None,
+            disk_limits: None,
+        };
+        let restore = Restore { folder: "/h/instances/i-1/vmm/hibernated".into(), once: true };
+        let grants = Grants::of(Path::new("/h/instances/i-1/vmm"), &config, Some(&restore));
+        let outside: Vec<_> = grants.iter().map(|grant| (grant.path.to_str().unwrap(), grant.access)).collect();
+        assert_eq!(
+            outside,
+            [
+                ("/proc/self", Access::Read),
+                ("/h/instances/i-1/vmm", Access::Own),
+                ("/h/images/a/vmlinux", Access::Read),
+                ("/h/instances/i-1/seed", Access::Read),
+            ]
+        );
+    }
 
     #[test]
     fn what_is_in_a_folder_of_one_s_own_is_not_named_again() {

@@ -26,6 +26,7 @@ use super::devices::acpi_pm::AcpiPmState;
 use super::devices::i8042::I8042State;
 use super::devices::rtc::RtcState;
 use super::devices::serial::SerialState;
+use super::untrusted::{self, Presence};
 use super::virtio::mmio::TransportState;
 use origin::Differences;
 
@@ -157,12 +158,8 @@ impl MachineState {
     /// Reads the state in `folder`, which must be one that can go on on this host.
     pub fn read(folder: &Path) -> Result<MachineState, SnapshotError> {
         let path = folder.join(STATE);
-        let length = path.metadata().map_err(SnapshotError::file(&path, "read"))?.len();
         let unusable = |reason: String| SnapshotError::Unusable { path: path.clone(), reason };
-        if length > LIMIT {
-            return Err(unusable(format!("it has {length} bytes")));
-        }
-        let content = fs::read(&path).map_err(SnapshotError::file(&path, "read"))?;
+        let content = untrusted::read(&path, LIMIT).map_err(SnapshotError::file(&path, "read"))?;
         let state = parse(&content).map_err(unusable)?;
         let here = processor();
         if state.processor != here {
@@ -190,7 +187,7 @@ impl MachineState {
 }
 
 fn file_written(path: &Path) -> Result<(i64, i64), SnapshotError> {
-    path.metadata().map(|metadata| written(&metadata)).map_err(SnapshotError::file(path, "read"))
+    path.symlink_metadata().map(|metadata| written(&metadata)).map_err(SnapshotError::file(path, "read"))
 }
 
 /// When a file was written, in seconds and nanoseconds since 1970.
@@ -210,22 +207,25 @@ pub fn consume(folder: &Path) -> Result<(), SnapshotError> {
     consume().map_err(SnapshotError::file(folder, "changed"))
 }
 
-/// Moves a snapshot into another folder of the same file system; last what makes it one.
-pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    gone(fs::rename(from.join(BASE), to.join(BASE)))?;
-    [MEMORY, STATE].into_iter().try_for_each(|name| fs::rename(from.join(name), to.join(name)))
+/// Moves a snapshot out of the directory in which a VMM has saved it, into a trusted one of the same file system. From then on the
+/// VMM cannot exchange its files for links. The state comes last: it is what makes a snapshot.
+pub fn take(from: &Path, to: &Path) -> io::Result<()> {
+    use Presence::{Optional, Required};
+    untrusted::take(from, to, &[(BASE, Optional), (MEMORY, Required), (STATE, Required)])
 }
 
 /// What a snapshot takes on disk, in bytes.
 pub fn bytes(folder: &Path) -> u64 {
-    let files = [STATE, MEMORY, BASE].map(|name| folder.join(name).metadata());
+    let files = [STATE, MEMORY, BASE].map(|name| folder.join(name).symlink_metadata());
     files.iter().flatten().map(|metadata| metadata.blocks() * 512).sum()
 }
 
 /// Removes a snapshot, or what there is of one; first what makes it one.
 pub fn remove(folder: &Path) -> io::Result<()> {
-    gone(fs::remove_file(folder.join(STATE)))?;
-    gone(fs::remove_dir_all(folder))
+    if folder.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+        untrusted::remove_in(folder, STATE)?;
+    }
+    untrusted::remove(folder)
 }
 
 /// What was to be removed need not have been there.

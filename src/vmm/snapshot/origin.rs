@@ -8,13 +8,14 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, linkat};
 use serde::{Deserialize, Serialize};
 
 use super::{BASE, MEMORY, MachineState, SnapshotError, written};
 use crate::vmm::memory::{self, GuestMemory, MemoryError, PAGE, PageRun, pages};
+use crate::vmm::untrusted;
 
 /// More runs than these cost more to map than their pages are worth.
 const MAX_RUNS: usize = 4096;
@@ -42,7 +43,8 @@ pub const KEPT: &str = "origin";
 /// Gives the file that most of the memory saved in `saved` is in a name in the folder `own` of the machine that goes on from
 /// it: there it can be linked from, when that is saved itself, by a process that may not change anything in `saved`.
 pub fn keep(saved: &Path, own: &Path) {
-    let base = [BASE, MEMORY].map(|name| saved.join(name)).into_iter().find(|path| path.exists());
+    let is_file = |path: &PathBuf| path.symlink_metadata().is_ok_and(|metadata| metadata.is_file());
+    let base = [BASE, MEMORY].map(|name| saved.join(name)).into_iter().find(is_file);
     let kept = base.map_or(Ok(()), |base| fs::hard_link(base, own.join(KEPT)));
     if let Err(error) = kept {
         log::info!("all of the machine's memory will be saved, if it is, not only what has changed: {error}");
@@ -51,7 +53,7 @@ pub fn keep(saved: &Path, own: &Path) {
 
 /// Takes that name away. It need not have been there.
 pub fn forget(own: &Path) -> io::Result<()> {
-    super::gone(fs::remove_file(own.join(KEPT)))
+    untrusted::remove(&own.join(KEPT))
 }
 
 impl Origin {
@@ -59,8 +61,8 @@ impl Origin {
     pub fn open(folder: &Path, own: &Path, state: &MachineState) -> Result<Origin, SnapshotError> {
         let open = |name| {
             let path = folder.join(name);
-            let file = File::open(&path).map_err(SnapshotError::file(&path, "read"))?;
-            Ok(match File::open(own.join(KEPT)) {
+            let file = untrusted::open(&path).map_err(SnapshotError::file(&path, "read"))?;
+            Ok(match untrusted::open(&own.join(KEPT)) {
                 Ok(kept) if is_same(&kept, &file) => kept,
                 _ => file,
             })
@@ -102,7 +104,7 @@ impl Origin {
     /// Gives the base its name in `folder`, if it does not have it.
     fn link(&self, folder: &Path) -> io::Result<()> {
         let path = folder.join(BASE);
-        match File::open(&path) {
+        match untrusted::open(&path) {
             Ok(there) if is_same(&there, &self.base) => return Ok(()),
             Ok(_) => fs::remove_file(&path)?,
             Err(_) => {}

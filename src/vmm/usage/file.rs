@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::Reading;
+use crate::vmm::untrusted;
 
 /// Its name in a machine's folder.
 pub const FILE: &str = "usage.jsonl";
@@ -32,11 +33,8 @@ pub fn read(folder: &Path) -> io::Result<Vec<Reading>> {
 
 /// What is in the file at `path`; nothing if there is none.
 fn bytes(path: &Path) -> io::Result<Vec<u8>> {
-    match std::fs::metadata(path) {
-        Ok(metadata) if metadata.len() > MOST_BYTES => {
-            Err(io::Error::other(format!("it has {} bytes, and {MOST_BYTES} at the most", metadata.len())))
-        }
-        Ok(_) => std::fs::read(path),
+    match untrusted::read(path, MOST_BYTES) {
+        Ok(bytes) => Ok(bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     }
@@ -59,7 +57,7 @@ impl ReadingsFile {
         // One that cannot be read is worth nothing.
         let text = bytes(&path).or_else(|error| {
             log::warn!("what was used before is forgotten: {}: {error}", path.display());
-            std::fs::remove_file(&path).map(|()| Vec::new())
+            untrusted::remove(&path).map(|()| Vec::new())
         })?;
         let lines = text.iter().filter(|byte| **byte == b'\n').count();
         let is_torn = text.last().is_some_and(|byte| *byte != b'\n');

@@ -17,7 +17,7 @@ mod service;
 mod stream;
 mod tap;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -31,6 +31,7 @@ use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_byt
 use crate::vmm::config::NetConfig;
 use crate::vmm::limits::{NetLimits, RateLimiter};
 use crate::vmm::link::{LinkConfig, Services};
+use crate::vmm::passed::PassedFiles;
 use crate::vmm::timeline::monotonic_ns;
 pub use backend::Backend;
 use service::Service;
@@ -154,17 +155,16 @@ impl Shared {
 #[derive(Debug, Clone)]
 pub struct NetControl {
     shared: Arc<Shared>,
-    /// Where the link is described.
-    link: Option<PathBuf>,
 }
 
 impl NetControl {
-    /// Has the link's services go by its configuration as it is now. Returns what of it could not be done, in sentences; the
+    /// Has the link's services go by the configuration in the file `link`, one of `files`. Returns what of it
+    /// could not be done, in sentences; the
     /// rest is. The error is a sentence, too.
-    pub fn reload(&self) -> Result<Vec<String>, String> {
+    pub fn reload(&self, link: &Path, files: &PassedFiles) -> Result<Vec<String>, String> {
         let none = || "the machine has no link that could be changed".to_string();
-        let path = self.link.as_ref().ok_or_else(none)?;
-        let config = LinkConfig::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+        let failed = |error| format!("{} cannot be read: {error}", link.display());
+        let config = files.open(link, false).and_then(LinkConfig::read_from).map_err(failed)?;
         let mut port = self.shared.port();
         let services = port.services.as_mut().ok_or_else(none)?;
         services.reload(config);
@@ -224,7 +224,7 @@ impl Net {
 
     /// The device's link, from outside the guest.
     pub fn control(&self) -> NetControl {
-        NetControl { shared: Arc::clone(&self.shared), link: self.config.link.clone() }
+        NetControl { shared: Arc::clone(&self.shared) }
     }
 }
 

@@ -18,8 +18,8 @@ pub(crate) fn packets(data: &[u8]) {
     fs::write(&seed, b"a seed").expect("a file");
     let server = UnixListener::bind(folder.path().join(format!("v_{PORT}"))).expect("a socket");
     server.set_nonblocking(true).expect("a socket");
-    let config = VsockConfig { cid: 3, path: path.clone(), seed: Some(seed) };
-    let mut device = Vsock::new(&config, None).expect("a socket");
+    let config = VsockConfig { cid: 3, seed: Some(seed) };
+    let mut device = Vsock::new(&config, &path, None).expect("a socket");
     let mut streams: Vec<UnixStream> = Vec::new();
     let mut sink = [0; 4096];
     drive(&mut device, data, &mut |bytes| {

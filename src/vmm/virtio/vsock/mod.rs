@@ -18,7 +18,7 @@ mod service;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -28,6 +28,9 @@ use super::worker::{self, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
 use crate::vmm::config::VsockConfig;
 use service::Service;
+
+/// The device's socket in the VMM's directory. The guest reaches the host at `<socket>_<port>`.
+pub const SOCKET: &str = "vsock.sock";
 
 /// The device's id (section 5).
 const DEVICE_TYPE: u32 = 19;
@@ -52,6 +55,7 @@ pub enum VsockError {
 #[derive(Debug)]
 pub struct Vsock {
     config: VsockConfig,
+    path: PathBuf,
     listener: UnixListener,
     worker: Option<Worker<Service>>,
     /// If the connections that the guest knows of were another machine's: written when its agent has heard of it.
@@ -59,13 +63,13 @@ pub struct Vsock {
 }
 
 impl Vsock {
-    /// Makes the device and its socket; the socket's file is removed when the device is dropped. A device that is to be
-    /// restored has the guest forget its connections, and takes no client until `released` is written.
-    pub fn new(config: &VsockConfig, released: Option<EventFd>) -> Result<Vsock, VsockError> {
-        let failed = |source| VsockError::Listen { path: config.path.clone(), source };
-        let listener = UnixListener::bind(&config.path).map_err(failed)?;
+    /// Makes the device and its socket at `path`; the socket's file is removed when the device is dropped. A device that is
+    /// to be restored has the guest forget its connections, and takes no client until `released` is written.
+    pub fn new(config: &VsockConfig, path: &Path, released: Option<EventFd>) -> Result<Vsock, VsockError> {
+        let failed = |source| VsockError::Listen { path: path.to_path_buf(), source };
+        let listener = UnixListener::bind(path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Vsock { config: config.clone(), listener, worker: None, released })
+        Ok(Vsock { config: config.clone(), path: path.to_path_buf(), listener, worker: None, released })
     }
 }
 
@@ -73,7 +77,7 @@ impl Drop for Vsock {
     fn drop(&mut self) {
         self.worker = None;
         // It may be gone with its folder.
-        let _ = std::fs::remove_file(&self.config.path);
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -97,10 +101,10 @@ impl VirtioDevice for Vsock {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let failed = |source| ActivateError { device: "vsock", source };
         let listener: OwnedFd = self.listener.try_clone().map_err(failed)?.into();
-        let config = self.config.clone();
+        let (config, path) = (self.config.clone(), self.path.clone());
         let released = self.released.take();
         let worker = Worker::spawn("vsock", Arc::clone(&activation.clock), |wakeups| {
-            Service::new(config, UnixListener::from(listener), activation, wakeups, released)
+            Service::new(config, path, UnixListener::from(listener), activation, wakeups, released)
         });
         self.worker = Some(worker.map_err(failed)?);
         Ok(())

@@ -112,6 +112,7 @@ impl Revival {
 impl Service {
     pub(super) fn new(
         config: VsockConfig,
+        path: PathBuf,
         listener: UnixListener,
         activation: Activation,
         wakeups: Arc<Wakeups>,
@@ -119,7 +120,7 @@ impl Service {
     ) -> io::Result<Service> {
         let service = Service {
             cid: config.cid.into(),
-            path: config.path,
+            path,
             seed: config.seed,
             listener,
             activation,
@@ -550,8 +551,8 @@ mod tests {
             faults: Arc::new(GuestFaults::new("vsock")),
             clock: Arc::default(),
         };
-        let config = VsockConfig { cid: CID, path, seed: None };
-        Service::new(config, listener, activation, Wakeups::for_test(), None).unwrap()
+        let config = VsockConfig { cid: CID, seed: None };
+        Service::new(config, path, listener, activation, Wakeups::for_test(), None).unwrap()
     }
 
     #[test]

@@ -1,0 +1,254 @@
+//! Files that a VMM can write, as seen by processes that trust them in nothing: commands and the supervisor.
+//!
+//! A VMM that was taken over can put anything at a name in its own directory: a symbolic link to a file of the user's, a
+//! FIFO that blocks who opens it, a directory, a file of any size. Nothing here follows a link at the last component of a path,
+//! waits for a peer, or reads more than the caller allows. The directories above that component must be trusted ones.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, openat, renameat, statat};
+
+/// The most bytes of a small record, such as `end.json`.
+pub const RECORD_LIMIT: u64 = 1 << 20;
+
+/// Opens a regular file for reading.
+///
+/// # Errors
+/// It cannot be opened, or is anything but a regular file.
+pub fn open(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(name_link)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(unexpected("is not a regular file")) }
+}
+
+/// Reads a regular file of at most `limit` bytes.
+///
+/// # Errors
+/// As [`open`], or it has more bytes.
+pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = open(path)?;
+    let mut bytes = Vec::new();
+    // A writer may add to it meanwhile.
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(unexpected(&format!("has more than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Reads the last `limit` bytes of a regular file.
+///
+/// # Errors
+/// As [`open`].
+pub fn read_tail(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut file = open(path)?;
+    let start = file.metadata()?.len().saturating_sub(limit);
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Removes whatever has that name, which need not exist. A link is removed and not what it leads to.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => gone(fs::remove_dir_all(path)),
+        Ok(_) => gone(fs::remove_file(path)),
+        Err(error) => gone(Err(error)),
+    }
+}
+
+/// Removes a file of the directory `folder`, which is not followed if it is a link. Neither need exist.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn remove_in(folder: &Path, name: &str) -> io::Result<()> {
+    let unlink = || Ok(rustix::fs::unlinkat(open_directory(folder)?, name, AtFlags::empty())?);
+    gone(unlink())
+}
+
+/// Moves regular files, in this order, from a directory of a VMM's into a trusted one of the same file system. Those marked as
+/// optional need not exist.
+///
+/// # Errors
+/// A file cannot be moved. One that is not regular is removed, and those after it stay.
+pub fn take(from: &Path, to: &Path, names: &[(&str, Presence)]) -> io::Result<()> {
+    let from = open_directory(from)?;
+    let to = open_directory(to)?;
+    for (name, presence) in names {
+        match renameat(&from, *name, &to, *name) {
+            Err(rustix::io::Errno::NOENT) if *presence == Presence::Optional => continue,
+            result => result?,
+        }
+        // Only now can the VMM no longer exchange it.
+        if FileType::from_raw_mode(statat(&to, *name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode) != FileType::RegularFile {
+            let _ = rustix::fs::unlinkat(&to, *name, AtFlags::empty());
+            return Err(unexpected(&format!("has {name:?}, which is not a regular file")));
+        }
+    }
+    Ok(())
+}
+
+/// Says if a file that is taken has to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// It has to be.
+    Required,
+    /// It need not be.
+    Optional,
+}
+
+/// Connects to the Unix socket at `path`, however long that is.
+///
+/// # Errors
+/// It cannot be connected to, or is anything but a socket.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    let socket = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
+    if !socket.metadata()?.file_type().is_socket() {
+        return Err(unexpected("is not a socket"));
+    }
+    UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd()))
+}
+
+fn open_directory(path: &Path) -> io::Result<rustix::fd::OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(CWD, path, flags, Mode::empty())?)
+}
+
+fn unexpected(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the VMM's directory {what} where one is expected"))
+}
+
+/// A link that is not followed is reported by the kernel as too many levels of links.
+fn name_link(error: io::Error) -> io::Error {
+    if error.raw_os_error() == Some(libc::ELOOP) { unexpected("has a symbolic link") } else { error }
+}
+
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    struct Bench {
+        folder: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join("victim"), "the user's").unwrap();
+            fs::create_dir(folder.path().join("own")).unwrap();
+            Bench { folder }
+        }
+
+        fn path(&self, name: &str) -> std::path::PathBuf {
+            self.folder.path().join(name)
+        }
+
+        fn victim_is_whole(&self) -> bool {
+            fs::read_to_string(self.path("victim")).is_ok_and(|text| text == "the user's")
+        }
+    }
+
+    fn make_fifo(path: &Path) {
+        rustix::fs::mkfifoat(CWD, path, Mode::RUSR | Mode::WUSR).unwrap();
+    }
+
+    #[test]
+    fn read_link_fifo_directory_is_refused() {
+        let bench = Bench::new();
+        symlink(bench.path("victim"), bench.path("own/link")).unwrap();
+        make_fifo(&bench.path("own/fifo"));
+        fs::create_dir(bench.path("own/directory")).unwrap();
+        let _listener = UnixListener::bind(bench.path("own/socket")).unwrap();
+        for name in ["link", "fifo", "directory", "socket"] {
+            assert!(read(&bench.path("own").join(name), 100).is_err(), "{name}");
+            assert!(read_tail(&bench.path("own").join(name), 100).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn read_file_over_limit_is_refused() {
+        let bench = Bench::new();
+        let path = bench.path("victim");
+        assert_eq!(read(&path, 10).unwrap(), b"the user's");
+        let error = read(&path, 9).unwrap_err().to_string();
+        assert!(error.contains("more than 9 bytes"), "{error}");
+        // A sparse file costs its writer nothing.
+        File::create(bench.path("own/sparse")).unwrap().set_len(1 << 40).unwrap();
+        assert!(read(&bench.path("own/sparse"), 1 << 10).is_err());
+        assert_eq!(read_tail(&bench.path("own/sparse"), 1 << 10).unwrap().len(), 1 << 10);
+        assert_eq!(read_tail(&path, 6).unwrap(), b"user's");
+        assert_eq!(read_tail(&path, 600).unwrap(), b"the user's");
+    }
+
+    #[test]
+    fn remove_link_leaves_its_target() {
+        let bench = Bench::new();
+        symlink(bench.path("victim"), bench.path("own/link")).unwrap();
+        fs::create_dir(bench.path("own/directory")).unwrap();
+        symlink(bench.folder.path(), bench.path("own/directory/link")).unwrap();
+        for name in ["link", "directory", "nothing"] {
+            remove(&bench.path("own").join(name)).unwrap();
+        }
+        assert_eq!(fs::read_dir(bench.path("own")).unwrap().count(), 0);
+        symlink(bench.folder.path(), bench.path("own/link")).unwrap();
+        assert!(remove_in(&bench.path("own/link"), "victim").is_err());
+        remove_in(&bench.path("own"), "nothing").unwrap();
+        remove_in(&bench.path("nothing"), "nothing").unwrap();
+        assert!(bench.victim_is_whole());
+    }
+
+    #[test]
+    fn take_moves_regular_files_only() {
+        let bench = Bench::new();
+        fs::create_dir(bench.path("to")).unwrap();
+        let names = [("base", Presence::Optional), ("memory", Presence::Required), ("state", Presence::Required)];
+        fs::write(bench.path("own/memory"), "m").unwrap();
+        symlink(bench.path("victim"), bench.path("own/state")).unwrap();
+        let error = take(&bench.path("own"), &bench.path("to"), &names).unwrap_err().to_string();
+        assert!(error.contains("\"state\""), "{error}");
+        assert!(!bench.path("to/state").exists() && bench.victim_is_whole());
+
+        fs::write(bench.path("own/memory"), "m").unwrap();
+        assert!(take(&bench.path("own"), &bench.path("to"), &names).is_err(), "there is no state");
+        for name in ["memory", "state", "base"] {
+            fs::write(bench.path("own").join(name), name).unwrap();
+        }
+        take(&bench.path("own"), &bench.path("to"), &names).unwrap();
+        assert_eq!(fs::read_to_string(bench.path("to/base")).unwrap(), "base");
+
+        // A directory that the VMM has replaced by a link is not entered.
+        symlink(bench.path("to"), bench.path("own/elsewhere")).unwrap();
+        fs::create_dir(bench.path("other")).unwrap();
+        assert!(take(&bench.path("own/elsewhere"), &bench.path("other"), &names).is_err());
+    }
+
+    #[test]
+    fn connect_long_path_reaches_socket_and_link_is_refused() {
+        let bench = Bench::new();
+        let long = bench.path(&"d".repeat(120));
+        fs::create_dir(&long).unwrap();
+        let listener = UnixListener::bind(bench.path("own/socket")).unwrap();
+        fs::rename(bench.path("own/socket"), long.join("socket")).unwrap();
+        connect(&long.join("socket")).unwrap();
+        listener.accept().unwrap();
+        symlink(long.join("socket"), bench.path("own/socket")).unwrap();
+        assert!(connect(&bench.path("own/socket")).is_err());
+        assert!(connect(&bench.path("victim")).is_err());
+        assert_eq!(connect(&bench.path("nothing")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}
