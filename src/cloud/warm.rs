@@ -29,7 +29,7 @@ use crate::host::disk_image;
 use crate::host::home::{Home, private_file, try_lock_file, write_private};
 use crate::vmm::config::CpuConfig;
 use crate::vmm::machine::Restore;
-use crate::vmm::snapshot::{self, MachineState};
+use crate::vmm::snapshot;
 
 /// What a warm guest calls its root disk.
 pub(super) const ROOT: &str = "root";
@@ -135,8 +135,8 @@ pub fn can_have(image: &Image) -> bool {
 pub fn find(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Option<Warm> {
     if let Some(memory) = ImageMemory::of(image).filter(|memory| memory.is_of(cpus, memory_mib)) {
         let folder = image_memory::folder(image);
-        match MachineState::read(&folder) {
-            Ok(_) => return Some(Warm { folder, layer: None, root: memory.root, _lock: None }),
+        match snapshot::check(&folder) {
+            Ok(()) => return Some(Warm { folder, layer: None, root: memory.root, _lock: None }),
             Err(error) => log::warn!("the image's memory cannot be gone on from: {error}"),
         }
     }
@@ -154,8 +154,8 @@ fn find_snapshot(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -
     }
     let file = private_file(&lock).ok()?;
     flock(&file, FlockOperation::NonBlockingLockShared).ok()?;
-    match MachineState::read(&folder) {
-        Ok(_) => {
+    match snapshot::check(&folder) {
+        Ok(()) => {
             // The one that was not used for the longest time goes first.
             let _ = File::open(folder.join(FACTS)).and_then(|facts| facts.set_modified(SystemTime::now()));
             Some(Warm { folder, layer: Some(layer), root: ROOT.into(), _lock: Some(file) })

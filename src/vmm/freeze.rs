@@ -92,7 +92,7 @@ impl Freezer<'_> {
     fn state(&self, virtio: Vec<TransportState>, differences: Option<Differences>) -> Result<MachineState, Error> {
         let devices = self.devices;
         Ok(MachineState {
-            processor: snapshot::processor(),
+            identity: self.context.identity.clone(),
             counter: snapshot::counter(),
             cpus: self.config.cpus,
             memory_mib: self.config.memory_mib,

@@ -6,7 +6,10 @@
 use std::panic::resume_unwind;
 use std::thread::{self, JoinHandle};
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_CAP_PMU_CAPABILITY, KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_pit_config,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -84,8 +87,20 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     let vm = kvm.create_vm().map_err(Error::CreateVm)?;
     let tss = memory::KVM_TSS_ADDRESS as usize;
     vm.set_tss_address(tss).map_err(Error::kvm("place its task state segment"))?;
+    disable_pmu(kvm, &vm)?;
     vm.create_irq_chip().map_err(Error::kvm("create an interrupt controller"))?;
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(Error::kvm("create a timer"))?;
     Ok(vm)
+}
+
+/// Takes the guest's performance counters away, which its CPUID does not show either: AMD's oldest four have no bit there.
+fn disable_pmu(kvm: &Kvm, vm: &VmFd) -> Result<(), Error> {
+    let can = kvm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
+    if can <= 0 || can as u32 & KVM_PMU_CAP_DISABLE == 0 {
+        return Ok(());
+    }
+    let mut off = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
+    off.args[0] = KVM_PMU_CAP_DISABLE.into();
+    vm.enable_cap(&off).map_err(Error::kvm("take the guest's performance counters away"))
 }

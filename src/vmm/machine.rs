@@ -13,7 +13,7 @@ use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use kvm_bindings::CpuId;
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::boot::{self, BootState, cmdline};
@@ -40,6 +40,7 @@ use super::monitor::Monitor;
 use super::revival::Revival;
 use super::sandbox;
 use super::snapshot::origin::Origin;
+use super::snapshot::processor::{CpuIdentity, Processor, tsc_to_set};
 use super::snapshot::{self, MachineState, SnapshotError};
 use super::timeline::{ExitCounters, Mark, Timeline};
 use super::usage::{Clock, Moment, Recorder};
@@ -149,6 +150,9 @@ impl Machine {
         let machine = surroundings.kvm.finish()?;
         machine.register(&memory)?;
         let VirtualMachine { kvm, vm } = machine;
+        if let (Some(state), Some(from)) = (&saved, &surroundings.restore) {
+            state.check_host(&from.folder, &kvm)?;
+        }
         timeline.mark(Mark::MemoryReady);
         let link = read_link(&config)?;
         let (end_sender, ends) = end_channel().map_err(Error::host("an eventfd"))?;
@@ -176,7 +180,7 @@ impl Machine {
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::kvm("tell which CPU features it supports"))?;
-        let vcpus = create_vcpus(&vm, &supported, &config)?;
+        let (vcpus, identity) = create_vcpus(&kvm, &vm, &supported, &config, saved.as_ref())?;
         if let Some(loading) = loading {
             let boot = loading.join().unwrap_or_else(|panic| resume_unwind(panic))?;
             timeline.mark(Mark::KernelLoaded);
@@ -210,6 +214,7 @@ impl Machine {
             ends: end_sender,
             gate,
             saved_msrs,
+            identity,
         };
         let launcher = surroundings.launcher;
         Ok(Machine {
@@ -298,7 +303,9 @@ impl Drop for Running<'_> {
 fn saved_state(folder: &Path, config: &MachineConfig) -> Result<MachineState, Error> {
     let state = MachineState::read(folder)?;
     let describe = |cpus: CpuConfig, memory_mib| format!("{} vCPUs and {memory_mib} MiB", cpus.count);
-    if (state.cpus, state.memory_mib, state.vcpus.len()) != (config.cpus, config.memory_mib, config.cpus.count as usize)
+    let count = config.cpus.count as usize;
+    if (state.cpus, state.memory_mib) != (config.cpus, config.memory_mib)
+        || [state.vcpus.len(), state.identity.cpuid.len()] != [count; 2]
     {
         let (saved, wanted) = (describe(state.cpus, state.memory_mib), describe(config.cpus, config.memory_mib));
         return Err(SnapshotError::OtherMachine { saved, wanted }.into());
@@ -322,16 +329,35 @@ fn load_beside(
     thread::Builder::new().name("loader".into()).spawn(load).map_err(Error::host("a thread"))
 }
 
-/// Creates all vCPUs, as they are after a reset; all but the first wait there for it to start them.
-fn create_vcpus(vm: &VmFd, supported: &CpuId, config: &MachineConfig) -> Result<Vec<VcpuFd>, Error> {
-    let mut vcpus = Vec::with_capacity(config.cpus.count as usize);
-    for id in 0..config.cpus.count {
-        let vcpu = vm.create_vcpu(id.into()).map_err(Error::kvm("create a vCPU"))?;
-        let cpuid = cpuid::for_vcpu(supported, id, config.cpus);
-        vcpu.set_cpuid2(&cpuid).map_err(Error::kvm("set a vCPU's CPUID"))?;
+/// Creates all vCPUs, as they are after a reset; all but the first wait there for it to start them. Those of a saved machine
+/// have the CPUID and the counter's frequency that they had.
+fn create_vcpus(
+    kvm: &Kvm,
+    vm: &VmFd,
+    supported: &CpuId,
+    config: &MachineConfig,
+    saved: Option<&MachineState>,
+) -> Result<(Vec<VcpuFd>, CpuIdentity), Error> {
+    let saved = saved.map(|state| &state.identity);
+    let new = |id| cpuid::for_vcpu(supported, id, config.cpus).as_slice().to_vec();
+    let cpuid = saved.map_or_else(|| (0..config.cpus.count).map(new).collect(), |saved| saved.cpuid.clone());
+    let mut vcpus = Vec::with_capacity(cpuid.len());
+    for (id, entries) in (0..).zip(&cpuid) {
+        let vcpu = vm.create_vcpu(id).map_err(Error::kvm("create a vCPU"))?;
+        let entries = CpuId::from_entries(entries)
+            .map_err(|_| SnapshotError::Device(format!("{} entries of CPUID are too many", entries.len())))?;
+        vcpu.set_cpuid2(&entries).map_err(Error::kvm("set a vCPU's CPUID"))?;
         vcpus.push(vcpu);
     }
-    Ok(vcpus)
+    let here = vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok());
+    let tsc_khz = saved.and_then(|saved| saved.tsc_khz);
+    let to_set = tsc_to_set(tsc_khz, here, kvm.check_extension(Cap::TscControl)).map_err(SnapshotError::Device)?;
+    if let Some(khz) = to_set {
+        let set = |vcpu: &VcpuFd| vcpu.set_tsc_khz(khz).map_err(Error::kvm("set the frequency of a vCPU's counter"));
+        vcpus.iter().try_for_each(set)?;
+    }
+    let identity = CpuIdentity { processor: Processor::of_host(Some(kvm)), tsc_khz: tsc_khz.or(here), cpuid };
+    Ok((vcpus, identity))
 }
 
 /// Which disk is in each slot: those of `config` in their order, or where they were when the machine was saved.

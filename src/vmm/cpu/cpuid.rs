@@ -16,12 +16,105 @@ const HTT: u32 = 1 << 28;
 const LEVEL_THREAD: u32 = 1;
 const LEVEL_CORE: u32 = 2;
 
+/// Leaves that guests do not see, for they describe only what guests do not have: the PMU (0xa, 0x23, 0x8000_0022), SGX (0x12),
+/// processor trace (0x14), branch records (0x1c), AMX (0x1d, 0x1e), SVM (0x8000_000a), sampling (0x8000_001b), profiling
+/// (0x8000_001c) and encrypted guests (0x8000_001f).
+const HIDDEN_LEAVES: [u32; 12] =
+    [0xa, 0x12, 0x14, 0x1c, 0x1d, 0x1e, 0x23, 0x8000_000a, 0x8000_001b, 0x8000_001c, 0x8000_001f, 0x8000_0022];
+/// Extended states (the index of their part of leaf 0xd, and their bit in XCR0 or IA32_XSS) that guests do not have: processor
+/// trace, shadow stacks of user and kernel, branch records, AMX's configuration and its tiles.
+const HIDDEN_STATES: [u32; 6] = [8, 11, 12, 15, 17, 18];
+
+/// Bits that guests do not see: nested virtualization, the PMU and its relatives, and what a snapshot does not save. Nested
+/// virtualization is KVM's most attacked part, and a guest that is saved while its own guest runs would lose that one's state.
+/// Leaf, index, and bits of EAX, EBX, ECX, EDX.
+const HIDDEN: [(u32, u32, [u32; 4]); 5] = [
+    // DTES64, DS-CPL, VMX, SMX, PDCM; DS.
+    (0x1, 0, [0, 0, 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 15, 1 << 21]),
+    // SGX, processor trace; shadow stacks, SGX's launch control; SGX's keys, branch records, IBT, AMX.
+    (0x7, 0, [0, 1 << 2 | 1 << 25, 1 << 7 | 1 << 30, 1 << 1 | 1 << 19 | 1 << 20 | 1 << 22 | 1 << 24 | 1 << 25]),
+    // Leaf 0x23, AMX; AMX, supervisor shadow stacks.
+    (0x7, 1, [1 << 8 | 1 << 21, 0, 0, 1 << 8 | 1 << 18]),
+    // XFD, which only AMX uses; states of IA32_XSS.
+    (0xd, 1, [1 << 4, 0, 1 << 8 | 1 << 11 | 1 << 12 | 1 << 15, 0]),
+    // SVM, sampling, SKINIT, profiling, counters of cores, of the northbridge, of the time-stamp counter and of the last cache.
+    (0x8000_0001, 0, [0, 0, 1 << 2 | 1 << 10 | 1 << 12 | 1 << 15 | 1 << 23 | 1 << 24 | 1 << 27 | 1 << 28, 0]),
+];
+
+fn is_hidden(entry: &kvm_cpuid_entry2) -> bool {
+    HIDDEN_LEAVES.contains(&entry.function) || entry.function == 0xd && HIDDEN_STATES.contains(&entry.index)
+}
+
+fn hide(entry: &mut kvm_cpuid_entry2) {
+    for (_, _, bits) in HIDDEN.iter().filter(|(leaf, index, _)| (*leaf, *index) == (entry.function, entry.index)) {
+        let registers = [&mut entry.eax, &mut entry.ebx, &mut entry.ecx, &mut entry.edx];
+        registers.into_iter().zip(bits).for_each(|(register, bits)| *register &= !bits);
+    }
+    if (entry.function, entry.index) == (0xd, 0) {
+        entry.eax &= !HIDDEN_STATES.iter().fold(0, |bits, state| bits | 1 << state);
+    }
+}
+
+/// Registers of which each bit is a feature. Leaf, index, and masks of EAX, EBX, ECX, EDX.
+const FEATURES: [(u32, u32, [u32; 4]); 11] = {
+    const ALL: u32 = u32::MAX;
+    [
+        (0x1, 0, [0, 0, ALL, ALL]),
+        (0x7, 0, [0, ALL, ALL, ALL]),
+        (0x7, 1, [ALL; 4]),
+        (0x7, 2, [0, 0, 0, ALL]),
+        (0xd, 0, [ALL, 0, 0, ALL]),
+        (0xd, 1, [ALL, 0, ALL, ALL]),
+        // KVM's own: kvmclock, asynchronous page faults and so on.
+        (0x4000_0001, 0, [ALL, 0, 0, 0]),
+        (0x8000_0001, 0, [0, 0, ALL, ALL]),
+        (0x8000_0007, 0, [0, 0, 0, ALL]),
+        (0x8000_0008, 0, [0, ALL, 0, 0]),
+        (0x8000_0021, 0, [ALL, 0, 0, 0]),
+    ]
+};
+
+/// The first thing that a guest with the `saved` CPUID relies on and that a new one would not get (`here`): a feature, the layout
+/// of an extended state, the width of physical addresses.
+pub fn missing(saved: &[kvm_cpuid_entry2], here: &CpuId) -> Option<String> {
+    let registers = |entry: &kvm_cpuid_entry2| [entry.eax, entry.ebx, entry.ecx, entry.edx];
+    let find = |function, index| {
+        let found = here.as_slice().iter().find(|entry| (entry.function, entry.index) == (function, index));
+        found.map_or([0; 4], registers)
+    };
+    for entry in saved {
+        let (function, index) = (entry.function, entry.index);
+        let (had, has) = (registers(entry), find(function, index));
+        let features = FEATURES.iter().find(|(leaf, part, _)| (*leaf, *part) == (function, index));
+        let masks = features.map_or([0; 4], |(.., masks)| *masks);
+        for (register, name) in ["EAX", "EBX", "ECX", "EDX"].iter().enumerate() {
+            let lost = had[register] & !has[register] & masks[register];
+            if lost != 0 {
+                return Some(format!("leaf {function:#x}.{index}, bits {lost:#x} of {name}"));
+            }
+        }
+        if function == 0xd && index >= 2 && had[0] != 0 && had[..3] != has[..3] {
+            return Some(format!("leaf {function:#x}.{index}, an extended state laid out as {had:x?}, here {has:x?}"));
+        }
+        let width = |[eax, ..]: [u32; 4]| eax & 0xff;
+        if function == 0x8000_0008 && width(had) > width(has) {
+            return Some(format!("physical addresses of {} bits, here {}", width(had), width(has)));
+        }
+    }
+    None
+}
+
 /// The CPUID of vCPU `id` of a machine with `cpus`, made from what KVM supports.
 pub fn for_vcpu(supported: &CpuId, id: u32, cpus: CpuConfig) -> CpuId {
-    let topology = Topology::new(id, cpus);
-    let mut entries: Vec<kvm_cpuid_entry2> =
-        supported.as_slice().iter().filter(|entry| !matches!(entry.function, 0xb | 0x1f)).copied().collect();
+    let topology = Topology::new(id, cpus, is_amd(supported));
+    let mut entries: Vec<kvm_cpuid_entry2> = supported
+        .as_slice()
+        .iter()
+        .filter(|entry| !matches!(entry.function, 0xb | 0x1f) && !is_hidden(entry))
+        .copied()
+        .collect();
     for entry in &mut entries {
+        hide(entry);
         topology.apply(entry);
     }
     let max_leaf = supported.as_slice().iter().find(|entry| entry.function == 0).map_or(0, |entry| entry.eax);
@@ -33,6 +126,13 @@ pub fn for_vcpu(supported: &CpuId, id: u32, cpus: CpuConfig) -> CpuId {
     CpuId::from_entries(&entries).expect("KVM's own entries and six more are within KVM's limit")
 }
 
+/// Whether the processor is AMD's or Hygon's, by the name in leaf 0.
+fn is_amd(supported: &CpuId) -> bool {
+    let name = supported.as_slice().iter().find(|entry| entry.function == 0);
+    let name = name.map(|leaf| [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat());
+    name.is_some_and(|name| [b"AuthenticAMD", b"HygonGenuine"].iter().any(|amd| name == *amd))
+}
+
 /// A vCPU's place.
 #[derive(Debug, Clone, Copy)]
 struct Topology {
@@ -41,10 +141,11 @@ struct Topology {
     threads_per_core: u32,
     thread_bits: u32,
     package_bits: u32,
+    is_amd: bool,
 }
 
 impl Topology {
-    fn new(id: u32, cpus: CpuConfig) -> Topology {
+    fn new(id: u32, cpus: CpuConfig, is_amd: bool) -> Topology {
         let bits = |count: u32| count.next_power_of_two().trailing_zeros();
         Topology {
             apic_id: id,
@@ -52,6 +153,7 @@ impl Topology {
             threads_per_core: cpus.threads_per_core,
             thread_bits: bits(cpus.threads_per_core),
             package_bits: bits(cpus.count),
+            is_amd,
         }
     }
 
@@ -69,8 +171,8 @@ impl Topology {
                 let cores = 1 << (self.package_bits - self.thread_bits);
                 entry.eax = (entry.eax & 0x3fff) | ((shared - 1) << 14) | ((cores - 1) << 26);
             }
-            // AMD: threads in the package, and the width of its ids.
-            0x8000_0008 => entry.ecx = (self.count - 1) | (self.package_bits << 12),
+            // AMD: threads in the package, and the width of its ids. Intel's register is reserved.
+            0x8000_0008 if self.is_amd => entry.ecx = (self.count - 1) | (self.package_bits << 12),
             // AMD's cache leaf: who shares a cache (25:14).
             0x8000_001d if entry.eax & 0x1f != 0 => {
                 let shared = self.cache_sharing((entry.eax >> 5) & 7);
@@ -123,6 +225,94 @@ mod tests {
 
     fn leaf(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
         *cpuid.as_slice().iter().find(|entry| entry.function == function && entry.index == index).unwrap()
+    }
+
+    const ONE: CpuConfig = CpuConfig { count: 1, threads_per_core: 1 };
+
+    /// A processor that has everything.
+    fn full() -> CpuId {
+        let ones = u32::MAX;
+        let leaf = |function, index| kvm_cpuid_entry2 {
+            function,
+            index,
+            eax: ones,
+            ebx: ones,
+            ecx: ones,
+            edx: ones,
+            ..Default::default()
+        };
+        let mut leaves = vec![leaf(0, 0), leaf(7, 0), leaf(7, 1), leaf(0x4000_0001, 0)];
+        leaves.extend((1..=0x24).filter(|function| ![4, 7, 0xb, 0xd, 0x1f].contains(function)).map(|one| leaf(one, 0)));
+        leaves.extend((0..20).map(|state| leaf(0xd, state)));
+        leaves.extend((0x8000_0000..=0x8000_0022).map(|function| leaf(function, 0)));
+        CpuId::from_entries(&leaves).unwrap()
+    }
+
+    #[test]
+    fn nested_virtualization_and_performance_counters_are_hidden() {
+        let cpuid = for_vcpu(&full(), 0, ONE);
+        let basic = leaf(&cpuid, 1, 0);
+        assert_eq!((basic.ecx & (1 << 5 | 1 << 15), basic.edx & 1 << 21), (0, 0), "VMX, PDCM, DS");
+        let extended = leaf(&cpuid, 0x8000_0001, 0);
+        assert_eq!(extended.ecx & (1 << 2 | 1 << 23 | 1 << 24 | 1 << 28), 0, "SVM, counters");
+        for hidden in [0xa, 0x23, 0x8000_000a, 0x8000_0022] {
+            assert!(cpuid.as_slice().iter().all(|entry| entry.function != hidden), "{hidden:#x}");
+        }
+        // What is left is left.
+        assert_eq!((basic.ecx & 1, leaf(&cpuid, 7, 0).ebx & 1 << 5, extended.edx & 1 << 29), (1, 1 << 5, 1 << 29));
+    }
+
+    #[test]
+    fn states_that_a_snapshot_does_not_save_are_hidden() {
+        let cpuid = for_vcpu(&full(), 0, ONE);
+        let features = leaf(&cpuid, 7, 0);
+        assert_eq!(features.ebx & (1 << 2 | 1 << 25), 0, "SGX, processor trace");
+        assert_eq!(features.ecx & 1 << 7, 0, "shadow stacks");
+        assert_eq!(features.edx & (1 << 19 | 1 << 20 | 1 << 22 | 1 << 24 | 1 << 25), 0, "branch records, IBT, AMX");
+        assert_eq!(leaf(&cpuid, 0xd, 0).eax & (1 << 17 | 1 << 18), 0, "AMX");
+        assert_eq!(leaf(&cpuid, 0xd, 1).ecx & (1 << 8 | 1 << 11 | 1 << 12 | 1 << 15), 0);
+        let states: Vec<u32> =
+            cpuid.as_slice().iter().filter(|entry| entry.function == 0xd).map(|entry| entry.index).collect();
+        assert!(HIDDEN_STATES.iter().all(|state| !states.contains(state)), "{states:?}");
+        assert!([2, 5, 9].iter().all(|state| states.contains(state)), "AVX, AVX-512, PKRU");
+    }
+
+    #[test]
+    fn restored_guest_misses_what_the_host_lost() {
+        let saved = for_vcpu(&full(), 0, ONE);
+        assert_eq!(missing(saved.as_slice(), &saved), None);
+        let without = |function, index, change: fn(&mut kvm_cpuid_entry2)| {
+            let mut here = full();
+            let entries = here.as_mut_slice().iter_mut();
+            entries.filter(|entry| (entry.function, entry.index) == (function, index)).for_each(change);
+            missing(saved.as_slice(), &for_vcpu(&here, 0, ONE))
+        };
+        // Speculation control, a mitigation.
+        assert_eq!(without(7, 0, |leaf| leaf.edx &= !(1 << 26)).unwrap(), "leaf 0x7.0, bits 0x4000000 of EDX");
+        assert_eq!(without(0xd, 0, |leaf| leaf.eax &= !4).unwrap(), "leaf 0xd.0, bits 0x4 of EAX");
+        assert!(without(0xd, 2, |leaf| leaf.ebx = 576).unwrap().contains("leaf 0xd.2"));
+        assert!(without(0x4000_0001, 0, |leaf| leaf.eax = 0).is_some());
+        assert!(without(0x8000_0008, 0, |leaf| leaf.eax &= !1).unwrap().contains("255 bits"));
+        // What is hidden anyway, and what is no feature, is not missed.
+        assert_eq!(without(1, 0, |leaf| leaf.ecx &= !(1 << 5)), None);
+        assert_eq!(without(1, 0, |leaf| leaf.ebx = 0), None);
+        // A host that has more is good enough.
+        assert_eq!(missing(for_vcpu(&supported(), 0, ONE).as_slice(), &saved), None);
+    }
+
+    #[test]
+    fn package_size_is_amd_s_alone() {
+        let with_name = |name: &[u8; 12]| {
+            let word = |at: usize| u32::from_le_bytes(*name[at..].first_chunk().unwrap());
+            let mut cpuid = supported();
+            let leaf = &mut cpuid.as_mut_slice()[0];
+            (leaf.ebx, leaf.edx, leaf.ecx) = (word(0), word(4), word(8));
+            for_vcpu(&cpuid, 0, CpuConfig { count: 4, threads_per_core: 2 })
+        };
+        assert_eq!(leaf(&with_name(b"GenuineIntel"), 0x8000_0008, 0).ecx, 0);
+        for amd in [b"AuthenticAMD", b"HygonGenuine"] {
+            assert_eq!(leaf(&with_name(amd), 0x8000_0008, 0).ecx, 3 | 2 << 12);
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod emulation;
 pub mod exit;
 pub mod gate;
 pub mod kept_balance;
+mod msrs;
 pub mod quota;
 pub mod registers;
 pub mod state;

@@ -1,9 +1,10 @@
 //! The state in which a vCPU begins: what the two boot protocols demand, and what firmware would have set.
 
-use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::msrs::set_each;
 use crate::vmm::boot::{BootState, Entry};
 use crate::vmm::error::Error;
 use crate::vmm::memory::GuestMemory;
@@ -40,8 +41,9 @@ const MSR_CSTAR: u32 = 0xc000_0083;
 const MSR_SYSCALL_MASK: u32 = 0xc000_0084;
 const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
 const MSR_IA32_TSC: u32 = 0x10;
-/// Fast string operations, as firmware enables them.
-const MISC_ENABLE_FAST_STRING: u64 = 1;
+/// Fast string operations, as firmware enables them; and that there are no branch trace store (bit 11) and no processor
+/// event based sampling (bit 12), which belong to the PMU that guests do not have.
+const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12;
 /// MTRRs enabled, memory write-back by default.
 const MTRR_ENABLE_WRITE_BACK: u64 = (1 << 11) | 6;
 
@@ -220,16 +222,14 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<(), Error> {
         entry(MSR_KERNEL_GS_BASE, 0),
         entry(MSR_SYSCALL_MASK, 0),
         entry(MSR_IA32_TSC, 0),
-        entry(MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
+        entry(MSR_IA32_MISC_ENABLE, MISC_ENABLE),
         entry(MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK),
     ];
-    let msrs = Msrs::from_entries(&entries).expect("eleven entries are within KVM's limit");
-    let set = vcpu.set_msrs(&msrs).map_err(Error::kvm("set a vCPU's model-specific registers"))?;
-    if set < entries.len() {
-        log::warn!(
-            "KVM does not know the model-specific register {:#x}; the guest boots without it",
-            entries[set].index
-        );
+    let refused =
+        set_each(&entries, |msrs| vcpu.set_msrs(msrs)).map_err(Error::kvm("set a vCPU's model-specific registers"))?;
+    if let [first, others @ ..] = refused.as_slice() {
+        let (index, more) = (first.index, others.len());
+        log::warn!("KVM does not take the model-specific register {index:#x} and {more} more; the guest boots without");
     }
     Ok(())
 }
@@ -254,6 +254,11 @@ fn set_local_interrupts(vcpu: &VcpuFd) -> Result<(), Error> {
 mod tests {
     use super::*;
     use crate::vmm::memory;
+
+    #[test]
+    fn misc_enable_keeps_sampling_and_branch_tracing_unavailable() {
+        assert_eq!(MISC_ENABLE, 0x1801);
+    }
 
     #[test]
     fn descriptors_are_the_architectures() {

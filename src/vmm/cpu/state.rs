@@ -7,6 +7,8 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 
+use super::msrs::set_each;
+
 const MSR_IA32_TSC: u32 = 0x10;
 const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
 
@@ -26,15 +28,34 @@ pub struct VcpuState {
 
 /// What KVM refused.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("KVM would not {what}: {source}")]
-pub struct StateError {
-    what: &'static str,
-    source: kvm_ioctls::Error,
+pub enum StateError {
+    /// A request failed.
+    #[error("KVM would not {what}: {source}")]
+    Request {
+        /// What was asked of it.
+        what: &'static str,
+        /// Why not.
+        source: kvm_ioctls::Error,
+    },
+    /// A model-specific register did not get its saved value.
+    #[error(
+        "KVM would not set the model-specific register {index:#x} to {value:#x}, which it was when the machine was saved"
+    )]
+    Register {
+        /// The register.
+        index: u32,
+        /// Its saved value.
+        value: u64,
+    },
 }
 
 fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> StateError {
-    move |source| StateError { what, source }
+    move |source| StateError::Request { what, source }
 }
+
+/// Registers that KVM shows and does not take. `HV_X64_MSR_TIME_REF_COUNT` counts by itself, and only guests of Hyper-V read
+/// it.
+const REFUSED_MSRS: [u32; 1] = [0x4000_0020];
 
 /// The model-specific registers that this host's KVM saves.
 pub fn saved_msrs(kvm: &Kvm) -> Result<Vec<u32>, StateError> {
@@ -71,7 +92,19 @@ impl VcpuState {
         // Before the registers of its timer.
         vcpu.set_lapic(&self.local_apic).map_err(failed("take a local APIC's registers"))?;
         restore_msrs(vcpu, &self.msrs)?;
-        vcpu.set_vcpu_events(&self.events).map_err(failed("take a vCPU's pending events"))
+        vcpu.set_vcpu_events(&self.events).map_err(failed("take a vCPU's pending events"))?;
+        tell_of_pause(vcpu);
+        Ok(())
+    }
+}
+
+/// Tells the guest that this vCPU was paused, so that its watchdogs do not take the time for a lockup. A guest without
+/// kvmclock cannot be told, which KVM answers with EINVAL.
+pub(super) fn tell_of_pause(vcpu: &VcpuFd) {
+    if let Err(error) = vcpu.kvmclock_ctrl()
+        && error.errno() != libc::EINVAL
+    {
+        log::debug!("KVM would not tell the guest of a pause: {error}");
     }
 }
 
@@ -102,16 +135,41 @@ fn revive_deadline(msrs: &mut Vec<kvm_msr_entry>) {
     msrs.push(kvm_msr_entry { index: MSR_IA32_TSC_DEADLINE, data, ..Default::default() });
 }
 
-/// Some that can be read cannot be written; what they hold, KVM sets by itself.
+/// A register that KVM refuses and that has its saved value anyway is one that KVM sets by itself.
 fn restore_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), StateError> {
-    let mut left = entries;
-    while !left.is_empty() {
-        let msrs = Msrs::from_entries(left).expect("no more than there were");
-        let count = vcpu.set_msrs(&msrs).map_err(failed("take a vCPU's model-specific registers"))?;
-        if count < left.len() {
-            log::debug!("KVM does not take the model-specific register {:#x}", left[count].index);
+    let refused =
+        set_each(entries, |msrs| vcpu.set_msrs(msrs)).map_err(failed("take a vCPU's model-specific registers"))?;
+    let value = |index| {
+        let mut msrs = Msrs::from_entries(&[kvm_msr_entry { index, ..Default::default() }]).ok()?;
+        (vcpu.get_msrs(&mut msrs).ok()? == 1).then(|| msrs.as_slice()[0].data)
+    };
+    check_refused(&refused, value)
+}
+
+/// Accepts refused registers that are on the list, or whose `value` is the saved one.
+fn check_refused(refused: &[kvm_msr_entry], value: impl Fn(u32) -> Option<u64>) -> Result<(), StateError> {
+    for kvm_msr_entry { index, data, .. } in refused.iter().copied() {
+        if !REFUSED_MSRS.contains(&index) && value(index) != Some(data) {
+            return Err(StateError::Register { index, value: data });
         }
-        left = &left[(count + 1).min(left.len())..];
+        log::debug!("KVM does not take the model-specific register {index:#x}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_register_is_an_error_unless_it_has_its_value_or_is_listed() {
+        let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+        let value = |index| (index == 0x48).then_some(5);
+        assert!(check_refused(&[], value).is_ok());
+        assert!(check_refused(&[entry(0x48, 5), entry(REFUSED_MSRS[0], 9)], value).is_ok());
+        for refused in [entry(0x48, 6), entry(0xc000_0103, 0)] {
+            let error = check_refused(&[entry(0x48, 5), refused], value).unwrap_err();
+            assert!(error.to_string().contains(&format!("{:#x}", refused.index)), "{error}");
+        }
+    }
 }

@@ -18,7 +18,7 @@ use super::exit::{self, EmulationFailure, Exit, SystemEvent};
 use super::gate::Gate;
 use super::quota::Quota;
 use super::registers;
-use super::state::VcpuState;
+use super::state::{self, VcpuState};
 use super::time::CpuTime;
 use super::xstate::{self, Xstate};
 use crate::vmm::bus::Bus;
@@ -29,6 +29,7 @@ use crate::vmm::limits::CpuBudgetRecord;
 use crate::vmm::memory::GuestMemory;
 use crate::vmm::sandbox::calls::Kind;
 use crate::vmm::sandbox::threads;
+use crate::vmm::snapshot::processor::CpuIdentity;
 use crate::vmm::timeline::{ExitCounters, Mark, Timeline};
 
 /// What every vCPU of a machine shares.
@@ -60,6 +61,8 @@ pub struct VcpuContext {
     pub gate: Gate,
     /// What is saved of the model-specific registers.
     pub saved_msrs: Vec<u32>,
+    /// The vCPUs' CPUID and the host's CPU, for a snapshot.
+    pub identity: CpuIdentity,
 }
 
 impl VcpuContext {
@@ -160,6 +163,7 @@ impl Vcpu {
                 if !context.gate.wait(self.id, || VcpuState::save(&self.fd, &context.saved_msrs)) {
                     break None;
                 }
+                state::tell_of_pause(&self.fd);
                 is_due = true;
                 continue;
             }

@@ -352,5 +352,6 @@ mod ioctl {
         read(KVM, 0x98, size_of::<kvm_bindings::kvm_mp_state>()),
         read(KVM, 0xa1, size_of::<kvm_bindings::kvm_debugregs>()),
         read(KVM, 0xa6, size_of::<kvm_bindings::kvm_xcrs>()),
+        none(KVM, 0xad), // KVM_KVMCLOCK_CTRL: the guest is told of a pause.
     ];
 }

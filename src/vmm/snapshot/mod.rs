@@ -9,6 +9,7 @@ pub mod copy;
 pub(crate) mod fuzzing;
 pub mod memory;
 pub mod origin;
+pub mod processor;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -16,12 +17,13 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::{kvm_clock_data, kvm_irqchip, kvm_pit_state2};
+use kvm_ioctls::Kvm;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::config::CpuConfig;
-use super::cpu::emulation;
 use super::cpu::state::VcpuState;
+use super::cpu::{cpuid, emulation};
 use super::devices::acpi_pm::AcpiPmState;
 use super::devices::i8042::I8042State;
 use super::devices::rtc::RtcState;
@@ -29,6 +31,7 @@ use super::devices::serial::SerialState;
 use super::untrusted::{self, Presence};
 use super::virtio::mmio::TransportState;
 use origin::Differences;
+use processor::{CpuIdentity, Processor};
 
 /// The state's file, in a snapshot's folder.
 pub const STATE: &str = "state";
@@ -39,7 +42,7 @@ pub const BASE: &str = "base";
 
 const MAGIC: [u8; 8] = *b"wispsnap";
 /// Changes whenever what is written does.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEADER: usize = 8 + 4 + 8 + 32;
 /// More than any machine's state: 64 vCPUs have some 10 KiB each.
 const LIMIT: u64 = 64 << 20;
@@ -47,8 +50,8 @@ const LIMIT: u64 = 64 << 20;
 /// A machine's state, but for its memory.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MachineState {
-    /// The processor that it ran on.
-    pub processor: String,
+    /// Its vCPUs' CPUID, and the processor that it ran on.
+    pub identity: CpuIdentity,
     /// That processor's time-stamp counter then.
     pub counter: u64,
     /// How many vCPUs it has, and how they belong together.
@@ -161,12 +164,8 @@ impl MachineState {
         let unusable = |reason: String| SnapshotError::Unusable { path: path.clone(), reason };
         let content = untrusted::read(&path, LIMIT).map_err(SnapshotError::file(&path, "read"))?;
         let state = parse(&content).map_err(unusable)?;
-        let here = processor();
-        if state.processor != here {
-            return Err(unusable(format!(
-                "it was taken on another processor, {:?}, and this is {here:?}",
-                state.processor
-            )));
+        if let Some(difference) = state.identity.processor.difference(&Processor::of_host(None)) {
+            return Err(unusable(difference));
         }
         // Elsewhere KVM gives a guest a counter that goes on from where it was.
         if emulation::is_software_kvm() && counter() < state.counter {
@@ -184,6 +183,31 @@ impl MachineState {
         }
         Ok(state)
     }
+
+    /// Refuses a state, read from `folder`, whose guest would miss something under this host's KVM: the microcode that it
+    /// ran with, or a feature of its CPUID.
+    pub fn check_host(&self, folder: &Path, kvm: &Kvm) -> Result<(), SnapshotError> {
+        let unusable = |reason| SnapshotError::Unusable { path: folder.join(STATE), reason };
+        if let Some(difference) = self.identity.processor.difference(&Processor::of_host(Some(kvm))) {
+            return Err(unusable(difference));
+        }
+        let supported = kvm
+            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+            .map_err(|error| unusable(format!("KVM does not tell which CPU features it supports: {error}")))?;
+        for (id, saved) in (0..).zip(&self.identity.cpuid) {
+            if let Some(feature) = cpuid::missing(saved, &cpuid::for_vcpu(&supported, id, self.cpus)) {
+                return Err(unusable(format!("its guest has a CPU feature that KVM does not give here: {feature}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the snapshot in `folder` can be restored on this host, as far as that can be told before it is tried.
+pub fn check(folder: &Path) -> Result<(), SnapshotError> {
+    let state = MachineState::read(folder)?;
+    // A host without KVM says so when the machine is started.
+    Kvm::new().map_or(Ok(()), |kvm| state.check_host(folder, &kvm))
 }
 
 fn file_written(path: &Path) -> Result<(i64, i64), SnapshotError> {
@@ -242,7 +266,9 @@ fn parse(content: &[u8]) -> Result<MachineState, String> {
     }
     let version = u32::from_le_bytes(header[8..12].try_into().expect("four bytes"));
     if version != VERSION {
-        return Err(format!("it has the format's version {version}, and this wisp reads version {VERSION}"));
+        return Err(format!(
+            "another version of wisp saved it (the format's version is {version}, and this wisp reads version {VERSION})"
+        ));
     }
     let length = u64::from_le_bytes(header[12..20].try_into().expect("eight bytes"));
     if length != payload.len() as u64 {
@@ -258,29 +284,6 @@ fn parse(content: &[u8]) -> Result<MachineState, String> {
 pub fn counter() -> u64 {
     // SAFETY: every x86-64 processor has the instruction, and nothing takes it from user mode here.
     unsafe { std::arch::x86_64::_rdtsc() }
-}
-
-/// What this host's processor is: a state goes on on its like only.
-pub fn processor() -> String {
-    use std::arch::x86_64::{__cpuid, __cpuid_count};
-    let words = |leaf: std::arch::x86_64::CpuidResult| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx];
-    let brand: Vec<u8> = (0x8000_0002..=0x8000_0004)
-        .flat_map(|leaf| words(__cpuid(leaf)))
-        .flat_map(u32::to_le_bytes)
-        .take_while(|byte| *byte != 0)
-        .collect();
-    // Family, model and stepping; the features without what differs from CPU to CPU (the APIC's id in EBX, OSXSAVE).
-    let basic = __cpuid(1);
-    let extended = __cpuid_count(7, 0);
-    format!(
-        "{} {:x} {:x} {:x} {:x} {:x}",
-        String::from_utf8_lossy(&brand).trim(),
-        basic.eax,
-        basic.ecx & !(1 << 27),
-        basic.edx,
-        extended.ebx,
-        extended.ecx & !(1 << 4)
-    )
 }
 
 #[cfg(test)]
@@ -308,12 +311,10 @@ mod tests {
         assert_eq!(refused(&altered), "its SHA-256 is another: it was altered");
         altered[0] ^= 1;
         assert_eq!(refused(&altered), "it does not begin as one");
-        assert!(refused(&content(VERSION + 1, b"")).contains("version 3"));
+        assert_eq!(
+            refused(&content(VERSION - 1, b"")),
+            "another version of wisp saved it (the format's version is 2, and this wisp reads version 3)"
+        );
         assert!(!refused(&content(VERSION, b"")).is_empty(), "no state is that short");
-    }
-
-    #[test]
-    fn a_processor_is_always_the_same() {
-        assert_eq!(processor(), processor());
     }
 }

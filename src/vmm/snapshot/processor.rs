@@ -1,0 +1,194 @@
+//! The host's CPU, as a snapshot records it: a guest can only be restored on a CPU that is the same to it.
+
+use std::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
+
+use kvm_bindings::{Msrs, kvm_cpuid_entry2, kvm_msr_entry};
+use kvm_ioctls::Kvm;
+use serde::{Deserialize, Serialize};
+
+/// The revision of the loaded microcode, which KVM shows as one of its feature registers.
+const MSR_IA32_UCODE_REV: u32 = 0x8b;
+/// Leaf 1, ECX: set by an operating system that uses XSAVE.
+const OSXSAVE: u32 = 1 << 27;
+/// Leaf 7, ECX: set by an operating system that uses protection keys.
+const OSPKE: u32 = 1 << 4;
+
+/// Bits of a leaf that are compared: those that do not change from CPU to CPU, or with what the operating system turns on.
+#[derive(Debug, Clone, Copy)]
+struct Compared {
+    function: u32,
+    index: u32,
+    /// EAX, EBX, ECX, EDX.
+    masks: [u32; 4],
+}
+
+const ALL: u32 = u32::MAX;
+
+const fn leaf(function: u32, index: u32, masks: [u32; 4]) -> Compared {
+    Compared { function, index, masks }
+}
+
+const COMPARED: [Compared; 12] = [
+    // Family, model and stepping; features.
+    leaf(0x1, 0, [ALL, 0, !OSXSAVE, ALL]),
+    // Features, and in EDX those that a kernel's mitigations go by.
+    leaf(0x7, 0, [ALL, ALL, !OSPKE, ALL]),
+    leaf(0x7, 1, [ALL; 4]),
+    leaf(0x7, 2, [ALL; 4]),
+    // Extended states: which there are, and how large they are together; the size of those that are on is left out.
+    leaf(0xd, 0, [ALL, 0, ALL, ALL]),
+    leaf(0xd, 1, [ALL, 0, ALL, ALL]),
+    // Of AVX, the AVX-512 masks, and PKRU: size and offset.
+    leaf(0xd, 2, [ALL; 4]),
+    leaf(0xd, 5, [ALL; 4]),
+    leaf(0xd, 9, [ALL; 4]),
+    leaf(0x8000_0001, 0, [0, 0, ALL, ALL]),
+    // The width of addresses; AMD's features for mitigations.
+    leaf(0x8000_0008, 0, [ALL, ALL, 0, 0]),
+    leaf(0x8000_0021, 0, [ALL, 0, 0, 0]),
+];
+
+/// The vCPUs of a machine, and the host's CPU that they ran on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CpuIdentity {
+    /// The host's CPU.
+    pub processor: Processor,
+    /// The frequency of the guest's time-stamp counter, where KVM tells it. Guests boot with `tsc=reliable` and measure it once.
+    pub tsc_khz: Option<u32>,
+    /// The CPUID of each vCPU, in order.
+    pub cpuid: Vec<Vec<kvm_cpuid_entry2>>,
+}
+
+/// Largest difference between two frequencies that a guest's time keeping corrects: KVM's own limit is 250 ppm, too.
+const TSC_TOLERANCE: u32 = 4000;
+
+/// The frequency that KVM has to give a restored guest's counter, if that is not the host's own (`here`). The error is a
+/// sentence.
+pub fn tsc_to_set(saved: Option<u32>, here: Option<u32>, can_scale: bool) -> Result<Option<u32>, String> {
+    match (saved, here) {
+        (Some(saved), Some(here)) if saved != here && can_scale => Ok(Some(saved)),
+        (Some(saved), Some(here)) if saved.abs_diff(here) > saved / TSC_TOLERANCE => Err(format!(
+            "its time-stamp counter ran at {saved} kHz, this host's runs at {here} kHz, and this processor cannot scale it"
+        )),
+        _ => Ok(None),
+    }
+}
+
+/// A CPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Processor {
+    brand: String,
+    /// The registers of each leaf that is compared, in order: EAX, EBX, ECX, EDX.
+    leaves: Vec<[u32; 4]>,
+    /// The microcode's revision, where KVM tells it.
+    microcode: Option<u64>,
+}
+
+impl Processor {
+    /// The CPU that this thread runs on. Without `kvm`, the revision of its microcode is left out.
+    pub fn of_host(kvm: Option<&Kvm>) -> Processor {
+        let (basic, extended) = (__cpuid(0).eax, __cpuid(0x8000_0000).eax);
+        let read = |Compared { function, index, masks }: &Compared| {
+            let most = if *function < 0x8000_0000 { basic } else { extended };
+            let is_there = *function <= most && (*function != 7 || *index <= __cpuid_count(7, 0).eax);
+            let registers = if is_there { words(__cpuid_count(*function, *index)) } else { [0; 4] };
+            std::array::from_fn(|register| registers[register] & masks[register])
+        };
+        let brand: Vec<u8> = (0x8000_0002..=0x8000_0004)
+            .filter(|function| *function <= extended)
+            .flat_map(|function| words(__cpuid(function)))
+            .flat_map(u32::to_le_bytes)
+            .take_while(|byte| *byte != 0)
+            .collect();
+        Processor {
+            brand: String::from_utf8_lossy(&brand).trim().to_string(),
+            leaves: COMPARED.iter().map(read).collect(),
+            microcode: kvm.and_then(microcode),
+        }
+    }
+
+    /// The first difference between this CPU, on which a snapshot was taken, and the one that is `here`.
+    pub fn difference(&self, here: &Processor) -> Option<String> {
+        if self.brand != here.brand {
+            return Some(format!("it was taken on another processor, {:?}, and this is {:?}", self.brand, here.brand));
+        }
+        if self.leaves.len() != here.leaves.len() {
+            return Some("it does not say which processor it was taken on".into());
+        }
+        for (Compared { function, index, .. }, (saved, now)) in
+            COMPARED.iter().zip(self.leaves.iter().zip(&here.leaves))
+        {
+            if saved != now {
+                return Some(format!(
+                    "it was taken when this processor's features were others: leaf {function:#x}.{index} of CPUID was \
+                     {saved:#x?}, and is {now:#x?}"
+                ));
+            }
+        }
+        match (self.microcode, here.microcode) {
+            (Some(saved), Some(now)) if saved != now => Some(format!(
+                "it was taken with revision {saved:#x} of the processor's microcode, and this host has {now:#x}"
+            )),
+            _ => None,
+        }
+    }
+}
+
+fn words(leaf: CpuidResult) -> [u32; 4] {
+    [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
+}
+
+fn microcode(kvm: &Kvm) -> Option<u64> {
+    let mut msrs = Msrs::from_entries(&[kvm_msr_entry { index: MSR_IA32_UCODE_REV, ..Default::default() }]).ok()?;
+    (kvm.get_msrs(&mut msrs).ok()? == 1).then(|| msrs.as_slice()[0].data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_is_the_same_each_time() {
+        assert_eq!(Processor::of_host(None), Processor::of_host(None));
+        assert_eq!(Processor::of_host(None).difference(&Processor::of_host(None)), None);
+    }
+
+    #[test]
+    fn each_compared_register_makes_a_difference() {
+        let here = Processor::of_host(None);
+        for (place, Compared { function, masks, .. }) in COMPARED.iter().enumerate() {
+            for register in (0..4).filter(|register| masks[*register] != 0) {
+                let mut saved = here.clone();
+                saved.leaves[place][register] ^= 1 << 10;
+                let reason = saved.difference(&here).unwrap();
+                assert!(reason.contains(&format!("leaf {function:#x}.")), "{reason}");
+            }
+        }
+        let mut saved = here.clone();
+        saved.brand.push('!');
+        assert!(saved.difference(&here).unwrap().contains("another processor"));
+        saved = Processor { leaves: Vec::new(), ..here.clone() };
+        assert!(saved.difference(&here).is_some());
+    }
+
+    #[test]
+    fn counter_of_another_frequency_is_scaled_or_refused() {
+        assert_eq!(tsc_to_set(Some(2_000_000), Some(2_000_000), false), Ok(None));
+        assert_eq!(tsc_to_set(Some(2_000_000), Some(2_000_500), false), Ok(None));
+        assert_eq!(tsc_to_set(Some(2_000_000), Some(2_000_500), true), Ok(Some(2_000_000)));
+        assert_eq!(tsc_to_set(Some(2_000_000), Some(2_400_000), true), Ok(Some(2_000_000)));
+        let reason = tsc_to_set(Some(2_000_000), Some(2_400_000), false).unwrap_err();
+        assert!(reason.contains("2000000 kHz") && reason.contains("2400000 kHz"), "{reason}");
+        assert_eq!((tsc_to_set(None, Some(1), false), tsc_to_set(Some(1), None, true)), (Ok(None), Ok(None)));
+    }
+
+    #[test]
+    fn microcode_is_compared_where_both_are_known() {
+        let with = |microcode| Processor { microcode, ..Processor::of_host(None) };
+        let reason = with(Some(0x2b00)).difference(&with(Some(0x2c00))).unwrap();
+        assert!(reason.contains("revision 0x2b00") && reason.contains("0x2c00"), "{reason}");
+        assert_eq!(with(Some(1)).difference(&with(Some(1))), None);
+        assert_eq!(with(Some(1)).difference(&with(None)), None);
+        assert_eq!(with(None).difference(&with(Some(1))), None);
+    }
+}
