@@ -65,6 +65,16 @@ impl<'a> Pieces<'a> {
         usize::try_from(read).map_err(|_| io::Error::last_os_error())
     }
 
+    /// Copies the first `length` bytes, or as many as there are.
+    pub fn first(&self, length: usize) -> Vec<u8> {
+        let mut part = Pieces::default();
+        for piece in &self.pieces {
+            let left = length - part.length;
+            part.push(piece.iov_base.cast(), piece.iov_len.min(left));
+        }
+        part.copy_from(0)
+    }
+
     /// Copies what lies behind the first `skip` bytes.
     pub fn copy_from(&self, skip: usize) -> Vec<u8> {
         let mut bytes = vec![0; self.length.saturating_sub(skip)];
@@ -119,5 +129,6 @@ mod tests {
         assert_eq!(pieces.copy_from(2), [3, 4, 5]);
         assert_eq!(pieces.copy_from(4), [5]);
         assert!(pieces.copy_from(9).is_empty());
+        assert_eq!((pieces.first(4), pieces.first(9)), (vec![1, 2, 3, 4], vec![1, 2, 3, 4, 5]));
     }
 }

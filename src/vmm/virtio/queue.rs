@@ -314,6 +314,18 @@ pub fn write_to(memory: &GuestMemory, buffers: &[Buffer], data: &[u8]) -> usize 
     done
 }
 
+/// Fills `buffers` with zeroes.
+pub fn clear(memory: &GuestMemory, buffers: &[Buffer]) {
+    const ZEROES: [u8; 4096] = [0; 4096];
+    for Buffer { address, length } in buffers {
+        for offset in (0..*length).step_by(ZEROES.len()) {
+            let count = (length - offset).min(ZEROES.len() as u32) as usize;
+            // Buffers were checked to be in memory.
+            let _ = memory.write_slice(&ZEROES[..count], GuestAddress(address.0 + u64::from(offset)));
+        }
+    }
+}
+
 /// The host's view of `buffers`, for vectored I/O straight on guest memory. A buffer that crosses a hole of guest
 /// memory cannot be: [`Chain`] checked it.
 pub fn volatile_slices<'a>(memory: &'a GuestMemory, buffers: &[Buffer]) -> Vec<VolatileSlice<'a>> {

@@ -8,6 +8,7 @@ use rustix::fs::{FileType, fstat};
 use super::header::{self, Header};
 use super::stream::Stream;
 use super::tap::Tap;
+use crate::vmm::link::HEAD_LENGTH;
 use crate::vmm::virtio::iovec::Pieces;
 
 /// The longest frame: an IP packet of 65535 bytes behind an Ethernet header.
@@ -42,6 +43,11 @@ pub enum Received {
     Frame {
         /// Without the header.
         length: usize,
+    },
+    /// One that may not pass, of which so many bytes were written into the target.
+    Refused {
+        /// Without the header.
+        written: usize,
     },
     /// There is none now.
     Nothing,
@@ -93,14 +99,21 @@ impl Backend {
         }
     }
 
-    /// Takes a frame into `target`, which has room for a header and the longest frame.
-    pub fn receive(&mut self, header: &mut Header, target: &Pieces) -> Received {
+    /// Takes a frame into `target`, which has room for a header and the longest frame, if it `may_pass`: which is asked with
+    /// its beginning.
+    pub fn receive(&mut self, header: &mut Header, target: &Pieces, may_pass: impl FnOnce(&[u8]) -> bool) -> Received {
         match self {
-            Backend::Tap(tap) => tap.receive(header, target),
+            // The kernel hands a frame over only as a whole.
+            Backend::Tap(tap) => match tap.receive(header, target) {
+                Received::Frame { length } if !may_pass(&target.first(length.min(HEAD_LENGTH))) => {
+                    Received::Refused { written: length }
+                }
+                other => other,
+            },
             Backend::Stream(stream) => {
                 *header = header::PLAIN;
                 header[0] = header::DATA_VALID;
-                stream.receive(target)
+                stream.receive(target, may_pass)
             }
             Backend::Nobody => Received::Nothing,
         }

@@ -118,22 +118,24 @@ impl Receiver {
         if !target.fit() {
             return Err(QueueError::TooShort { queue: self.queue.index(), length: 1, needed: 64 });
         }
-        let length = match backend.receive(&mut header, &target) {
+        let length = match backend.receive(&mut header, &target, may_pass) {
             Received::Frame { length } => length,
+            Received::Refused { written } => {
+                // The guest gets nothing of it, not even in buffers that it was not told of.
+                let leaked = queue::subrange(&body, 0, written.saturating_sub(HEAD_LENGTH) as u64);
+                queue::clear(memory, &leaked);
+                return Ok(Step::Dropped);
+            }
             Received::Nothing => return Ok(Step::Nothing),
             Received::Closed => return Ok(Step::Closed),
         };
         if header::LENGTH + length > capacity {
             let mut frame = target.copy_from(0);
             frame.truncate(length);
-            let passes = may_pass(&frame[..length.min(HEAD_LENGTH)]);
-            return if passes { self.deliver(memory, header, frame) } else { Ok(Step::Dropped) };
+            return self.deliver(memory, header, frame);
         }
         drop(target);
         let head = &self.head[..length.min(HEAD_LENGTH)];
-        if !may_pass(head) {
-            return Ok(Step::Dropped);
-        }
         let place = queue::subrange(&buffers, header::LENGTH as u64, head.len() as u64);
         queue::write_to(memory, &place, head);
         self.publish(memory, &buffers, header, length)

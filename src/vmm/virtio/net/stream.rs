@@ -13,6 +13,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::backend::{MAX_FRAME, Received, Sent};
+use crate::vmm::link::HEAD_LENGTH;
 use crate::vmm::virtio::iovec::Pieces;
 
 /// Bytes before a frame.
@@ -114,16 +115,20 @@ impl Stream {
         self.announced().is_some_and(|length| self.end - self.start - PREFIX >= length)
     }
 
-    /// Copies a frame to `target`.
-    pub fn receive(&mut self, target: &Pieces) -> Received {
+    /// Copies a frame to `target`, if it `may_pass`: which is asked with its beginning.
+    pub fn receive(&mut self, target: &Pieces, may_pass: impl FnOnce(&[u8]) -> bool) -> Received {
         loop {
             if self.is_closed {
                 return Received::Closed;
             }
             if let Some(length) = self.frame() {
                 let frame = self.start + PREFIX..self.start + PREFIX + length;
-                copy_to(target, &self.buffer[frame.clone()]);
                 self.start = frame.end;
+                let frame = &self.buffer[frame];
+                if !may_pass(&frame[..length.min(HEAD_LENGTH)]) {
+                    return Received::Refused { written: 0 };
+                }
+                copy_to(target, frame);
                 return Received::Frame { length };
             }
             if self.is_closed {

@@ -34,6 +34,12 @@ impl Tap {
         Ok(Tap { fd })
     }
 
+    /// A socket that hands frames over as a tap does.
+    #[cfg(test)]
+    pub fn for_test(fd: OwnedFd) -> Tap {
+        Tap { fd }
+    }
+
     /// What the kernel may leave to the guest.
     pub fn set_offloads(&self, checksum: bool, segmentation: bool, ecn: bool) -> io::Result<()> {
         let choose = |wanted: bool, flag| if wanted { flag } else { 0 };

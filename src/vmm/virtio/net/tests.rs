@@ -252,12 +252,50 @@ fn the_next_user_of_a_socket_begins_with_a_whole_frame() {
     let mut space = [0; 100];
     let mut target = Pieces::default();
     target.push_target(&mut space);
-    assert_eq!(stream.receive(&target), backend::Received::Nothing);
+    assert_eq!(stream.receive(&target, |_| true), backend::Received::Nothing);
     peer.write_all(&[&[1; 20][..], &3_u32.to_be_bytes(), &[7, 8, 9]].concat()).unwrap();
     drop(stream);
     let mut rest = [0; 7];
     (&kept).read_exact(&mut rest).unwrap();
     assert_eq!(rest, [0, 0, 0, 3, 7, 8, 9]);
+}
+
+#[test]
+fn refused_frame_leaves_no_bytes_in_guest_memory() {
+    use std::os::unix::net::UnixDatagram;
+    const FRAME: usize = 3000;
+    // Enough room for the longest frame, and less than this one needs.
+    for (count, length) in [(2, 36_000), (2, 700)] {
+        for is_tap in [true, false] {
+            let memory = memory::allocate(64).unwrap();
+            let buffers: Vec<Descriptor> =
+                (0..count).map(|number| (0x30_0000 + (number << 20), length, WRITE, 0)).collect();
+            let heads: Vec<u16> = (0..count as u16).collect();
+            let mut receiver = receiver::Receiver::new(queue_at(&memory, 0, RECEIVE, &buffers, &heads), true);
+            let (frame, mut backend, _peer): (_, _, OwnedFd) = if is_tap {
+                let (near, far) = UnixDatagram::pair().unwrap();
+                far.send(&[&header::PLAIN[..], &[7; FRAME]].concat()).unwrap();
+                (vec![7; FRAME], Backend::Tap(tap::Tap::for_test(near.into())), far.into())
+            } else {
+                let (near, mut far) = UnixStream::pair().unwrap();
+                far.write_all(&[&(FRAME as u32).to_be_bytes()[..], &[7; FRAME]].concat()).unwrap();
+                (vec![7; FRAME], Backend::of(near.into()).unwrap(), far.into())
+            };
+            let mut asked = Vec::new();
+            let refuse = |head: &[u8]| {
+                asked = head.to_vec();
+                false
+            };
+            assert_eq!(receiver.receive(&memory, &mut backend, refuse), Ok(receiver::Step::Dropped));
+            assert_eq!(asked, frame[..asked.len()]);
+            assert!(asked.len() >= 100);
+            for (address, length, ..) in buffers {
+                let mut bytes = vec![0; length as usize];
+                memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+                assert!(bytes.iter().all(|byte| *byte == 0), "tap: {is_tap}, room for {length}");
+            }
+        }
+    }
 }
 
 proptest! {
