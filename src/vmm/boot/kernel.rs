@@ -20,6 +20,8 @@ const BZIMAGE_MAGIC: (usize, [u8; 4]) = (0x202, *b"HdrS");
 const BZIMAGE_ENTRY_64: u64 = 0x200;
 /// `XLF_KERNEL_64` of `xloadflags`: the kernel has the 64-bit entry.
 const XLF_KERNEL_64: u16 = 1;
+/// `XLF_CAN_BE_LOADED_ABOVE_4G`: the kernel reads its initrd wherever it is, and `initrd_addr_max` does not count.
+const XLF_CAN_BE_LOADED_ABOVE_4G: u16 = 2;
 
 /// The kernel's entry point and boot protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +40,18 @@ pub(super) struct LoadedKernel {
     pub(super) setup_header: Option<setup_header>,
     /// The end of the memory that the kernel needs before it reads its memory map.
     pub(super) end: u64,
+}
+
+impl LoadedKernel {
+    /// The first address that its initrd may not occupy. A kernel without a header reads whatever 32 bits can name.
+    pub(super) fn initrd_end(&self) -> u64 {
+        match self.setup_header {
+            Some(header) if { header.xloadflags } & XLF_CAN_BE_LOADED_ABOVE_4G == 0 => {
+                u64::from(header.initrd_addr_max) + 1
+            }
+            _ => 1 << 32,
+        }
+    }
 }
 
 /// Loads the kernel of `config`.

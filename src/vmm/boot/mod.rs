@@ -25,6 +25,7 @@ use crate::vmm::memory::{self, GuestMemory, HIGH_MEMORY_START};
 use crate::vmm::virtio::mmio::Slot;
 
 pub use kernel::Entry;
+use kernel::LoadedKernel;
 
 /// Where the zero page or the PVH start information lies.
 const BOOT_PARAMS: GuestAddress = GuestAddress(0x7000);
@@ -125,7 +126,7 @@ pub fn load(
 ) -> Result<BootState, BootError> {
     let kernel = kernel::load(memory, &config.kernel, config.memory_mib)?;
     let initrd = match &config.kernel.initrd {
-        Some(path) => Some(load_initrd(memory, path, kernel.end, config.memory_mib)?),
+        Some(path) => Some(load_initrd(memory, path, &kernel, config.memory_mib)?),
         None => None,
     };
     cmdline::check(cmdline)?;
@@ -152,21 +153,25 @@ struct Initrd {
     size: u64,
 }
 
-/// Loads an initrd as high as it fits below the MMIO gap, where no kernel unpacks itself.
-fn load_initrd(memory: &GuestMemory, path: &Path, kernel_end: u64, memory_mib: u64) -> Result<Initrd, BootError> {
+/// Loads an initrd as high as it fits below the MMIO gap, where no kernel unpacks itself, and as the kernel can read it.
+fn load_initrd(memory: &GuestMemory, path: &Path, kernel: &LoadedKernel, memory_mib: u64) -> Result<Initrd, BootError> {
     use vm_memory::GuestMemoryBackend;
     let mut file = open(path)?;
     let size = file.metadata().map_err(|source| read_error(path, source))?.len();
     let too_large = || BootError::InitrdTooLarge { path: path.to_path_buf(), size, memory_mib };
     let low_end = memory.iter().next().map_or(0, vm_memory::GuestMemoryRegion::len);
-    let address = low_end.checked_sub(size).ok_or_else(too_large)? & !0xfff;
-    if address < kernel_end.max(HIGH_MEMORY_START) {
-        return Err(too_large());
-    }
+    let end = low_end.min(kernel.initrd_end());
+    let address = place_initrd(size, kernel.end.max(HIGH_MEMORY_START), end).ok_or_else(too_large)?;
     memory
         .read_exact_volatile_from(GuestAddress(address), &mut file, size as usize)
         .map_err(|error| read_error(path, io::Error::other(error)))?;
     Ok(Initrd { address: GuestAddress(address), size })
+}
+
+/// The highest page at which `size` bytes fit between `start` and `end`.
+fn place_initrd(size: u64, start: u64, end: u64) -> Option<u64> {
+    let address = end.checked_sub(size)? & !0xfff;
+    (address >= start).then_some(address)
 }
 
 fn open(path: &Path) -> Result<File, BootError> {
@@ -191,4 +196,40 @@ fn memory_map(memory: &GuestMemory) -> Vec<(u64, u64, bool)> {
     ];
     map.extend(memory.iter().skip(1).map(|region| (region.start_addr().0, region.len(), true)));
     map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use linux_loader::bootparam::setup_header;
+
+    fn kernel(initrd_addr_max: u32, xloadflags: u16) -> LoadedKernel {
+        let header = setup_header { initrd_addr_max, xloadflags, ..Default::default() };
+        LoadedKernel { entry: Entry::Linux64(GuestAddress(0)), setup_header: Some(header), end: 32 << 20 }
+    }
+
+    #[test]
+    fn initrd_lies_where_its_kernel_can_read_it() {
+        const SIZE: u64 = 5000;
+        let memory = memory::allocate(2560).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), [7; SIZE as usize]).unwrap();
+        let load = |kernel: LoadedKernel| load_initrd(&memory, file.path(), &kernel, 2560);
+        let low = load(kernel(0x7fff_ffff, 1)).unwrap();
+        assert_eq!(low, Initrd { address: GuestAddress(0x7fff_e000), size: SIZE });
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(low.address.0 + SIZE - 1)).unwrap(), 7);
+        // With XLF_CAN_BE_LOADED_ABOVE_4G, and without a header, it is as high as memory goes.
+        let top = (2560 << 20) - 0x2000;
+        assert_eq!(load(kernel(0x7fff_ffff, 3)).unwrap().address.0, top);
+        assert_eq!(load(LoadedKernel { setup_header: None, ..kernel(0, 0) }).unwrap().address.0, top);
+        assert!(matches!(load(kernel(0x1ff_ffff, 1)), Err(BootError::InitrdTooLarge { .. })));
+    }
+
+    #[test]
+    fn initrd_that_does_not_fit_has_no_place() {
+        assert_eq!(place_initrd(0x1001, 0x10_0000, 0x20_0000), Some(0x1f_e000));
+        assert_eq!(place_initrd(0x10_0000, 0x10_0000, 0x20_0000), Some(0x10_0000));
+        assert_eq!(place_initrd(0x10_0001, 0x10_0000, 0x20_0000), None);
+        assert_eq!(place_initrd(u64::MAX, 0, 0x20_0000), None);
+    }
 }
