@@ -167,7 +167,7 @@ fn with_limits(wisp: &Wisp, folder: &std::path::Path) -> wisp::vmm::MachineConfi
     std::fs::write(&path, serde_json::to_vec(&link).unwrap()).unwrap();
     config.kernel.cmdline.push_str(&format!(" {}", link.network(mac).to_option()));
     let limits = Some(NetLimits { bytes: Rate::constant(NET_BYTES) });
-    config.net = Some(NetConfig { mac, mtu: MTU, link: Some(path), limits, no_host_ports: true });
+    config.net = Some(NetConfig { mac, mtu: MTU, link: Some(path), limits });
     config
 }
 

@@ -10,12 +10,14 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Instant;
 
-use common::instances::{exec, json, launch};
+use common::instances::{exec, folder, json, launch};
 use common::namespace::{WORLD, is_inside};
 use common::{DEADLINE, Wisp};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use wisp::host::sparse::hex;
+use wisp::vmm::control::{ControlClient, Message, Request};
+use wisp::vmm::sandbox::Layer;
 
 /// Bytes that are sent in the small pieces of the guest's nc.
 const UPLOAD: usize = 256 << 10;
@@ -137,8 +139,14 @@ fn a_guest_reaches_out_and_is_reached() {
         assert!(lease.lines().any(|known| known == line), "no {line} in {lease}");
     }
 
+    // Its VMM has none of the network that its ports are published on.
+    in_own_network_namespace(&wisp, "web");
+
     // It is all there again after a reboot, and the address stays with it through a stop.
     wisp.run(&["reboot", "web"]).expect_code(0);
+    in_own_network_namespace(&wisp, "web");
+    exec(&wisp, "web", "mkdir -p /www; echo again > /www/page; httpd -h /www");
+    assert!(ask(([127, 0, 0, 1], port), b"GET /page HTTP/1.0\r\n\r\n").ends_with(b"again\n"));
     let answered = reach(&world_server(), &wisp, "web");
     assert_eq!(answered, "hello");
     wisp.run(&["stop", "web"]).expect_code(0);
@@ -151,6 +159,18 @@ fn a_guest_reaches_out_and_is_reached() {
     assert!(wisp.instances().is_empty());
     TcpListener::bind(("127.0.0.1", port)).unwrap();
     assert_no_passt();
+}
+
+fn in_own_network_namespace(wisp: &Wisp, name: &str) {
+    let mut control = ControlClient::connect(&folder(wisp, name).join("vmm/control.sock")).unwrap();
+    control.send(&Request::Status).unwrap();
+    let Message::Status(status) = control.receive(Some(DEADLINE)).unwrap() else { panic!("no status") };
+    assert!(status.sandbox.layers.contains(&Layer::NetworkNamespace), "{:?}", status.sandbox);
+    let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+    assert_ne!(namespace(status.sandbox.pid), namespace(std::process::id()));
+    let text = std::fs::read_to_string(format!("/proc/{}/net/dev", status.sandbox.pid)).unwrap();
+    let interfaces: Vec<&str> = text.lines().skip(2).filter_map(|line| line.split(':').next()).map(str::trim).collect();
+    assert_eq!(interfaces, ["lo"]);
 }
 
 fn world_server() -> TcpListener {

@@ -4,8 +4,8 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::Read;
-use std::net::{TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -44,9 +44,10 @@ fn apart(with_namespaces: bool, attempt: impl FnOnce() -> i32) -> (Option<i32>, 
         }
     };
     let child = if with_namespaces {
-        match namespaces::split(false).unwrap() {
+        match namespaces::split().unwrap() {
             Side::Monitor(monitor) => {
                 assert!(monitor.refused.is_none(), "{:?}", monitor.refused);
+                assert!(monitor.network_refused.is_none(), "{:?}", monitor.network_refused);
                 run(&writer)
             }
             Side::Keeper { child, .. } => child,
@@ -203,12 +204,12 @@ fn descriptors_that_nobody_meant_for_a_monitor_are_closed() {
 }
 
 /// Makes a call in a process with the filter of `kind`: it is named, and ends the process.
-fn violates(kind: Kind, name: &str, call: impl FnOnce()) {
+fn violates<T>(kind: Kind, name: &str, call: impl FnOnce() -> T) {
     let (code, said) = apart(false, || {
         if seccomp::prepare().and_then(|()| seccomp::enter(kind)).is_err() {
             return NO_LAYER;
         }
-        call();
+        let _ = call();
         ESCAPED
     });
     assert_eq!(code, Some(seccomp::VIOLATION), "{name}: {said}");
@@ -230,12 +231,6 @@ fn a_call_that_is_not_listed_ends_the_process_and_is_named() {
         violates(kind, "clone", || syscall(libc::SYS_clone, (libc::CLONE_NEWUSER | libc::SIGCHLD) as usize));
     }
     // Arguments count, too.
-    let socket = |family: i32| move || syscall(libc::SYS_socket, family as usize);
-    violates(Kind::Vcpu, "socket", socket(libc::AF_UNIX));
-    violates(Kind::Block, "socket", socket(libc::AF_INET));
-    violates(Kind::Vsock, "socket", socket(libc::AF_INET));
-    violates(Kind::Net, "socket", socket(libc::AF_NETLINK));
-    violates(Kind::Net, "connect", || syscall(libc::SYS_connect, 0));
     violates(Kind::Block, "ioctl", || {
         // SAFETY: KVM_RUN takes no memory, and there is no such descriptor.
         unsafe { libc::syscall(libc::SYS_ioctl, -1, 0xae80) };
@@ -249,6 +244,165 @@ fn a_call_that_is_not_listed_ends_the_process_and_is_named() {
     violates(Kind::Block, "openat", || {
         let _ = File::create("/nowhere");
     });
+}
+
+/// A VMM without namespaces, on a kernel without Landlock, has its filters alone.
+#[test]
+fn no_thread_makes_names_or_connects_a_socket() {
+    for kind in Kind::ALL {
+        for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_VSOCK, libc::AF_PACKET]
+        {
+            // SAFETY: the call takes numbers only.
+            violates(kind, "socket", || unsafe { libc::socket(family, libc::SOCK_STREAM, 0) });
+        }
+        // SAFETY: the call takes numbers only.
+        violates(kind, "listen", || unsafe { libc::listen(-1, 1) });
+        // SAFETY: there is no such descriptor, so that the kernel reads no memory.
+        violates(kind, "bind", || unsafe { libc::bind(-1, std::ptr::null(), 0) });
+        // SAFETY: as above.
+        violates(kind, "sendmsg", || unsafe { libc::sendmsg(-1, std::ptr::null(), 0) });
+        // SAFETY: as above.
+        violates(kind, "sendmmsg", || unsafe { libc::sendmmsg(-1, std::ptr::null_mut(), 0, 0) });
+    }
+    for (domain, kind) in [(libc::AF_UNIX, libc::SOCK_DGRAM), (libc::AF_INET, libc::SOCK_STREAM)] {
+        // SAFETY: there is room for two descriptors.
+        violates(Kind::Vsock, "socketpair", || unsafe { libc::socketpair(domain, kind, 0, [0; 2].as_mut_ptr()) });
+    }
+}
+
+#[test]
+fn abstract_socket_is_not_connected_to() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::UnixListener;
+    let name = format!("wisp-test-{}", std::process::id());
+    let listener =
+        UnixListener::bind_addr(&std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = rustix::net::SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
+    for kind in Kind::ALL {
+        // One that was made before.
+        let socket =
+            rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None).unwrap();
+        violates(kind, "connect", || rustix::net::connect(&socket, &address));
+    }
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+/// Kinds of threads that send to connected sockets.
+const WITH_SOCKETS: [Kind; 5] = [Kind::Main, Kind::Starter, Kind::Vcpu, Kind::Vsock, Kind::Net];
+
+#[test]
+fn udp_datagram_is_not_sent_to_an_address() {
+    let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+    receiver.set_nonblocking(true).unwrap();
+    let address = receiver.local_addr().unwrap();
+    for kind in WITH_SOCKETS {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        violates(kind, "sendto", || socket.send_to(b"out", address));
+    }
+    assert_eq!(receiver.recv_from(&mut [0; 8]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn tcp_fast_open_does_not_connect() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let SocketAddr::V4(to) = listener.local_addr().unwrap() else { panic!("an IPv4 address") };
+    let address = libc::sockaddr_in {
+        sin_family: libc::AF_INET as u16,
+        sin_port: to.port().to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from(*to.ip()).to_be() },
+        sin_zero: [0; 8],
+    };
+    let send = |fd: i32, flags, address: *const libc::sockaddr_in| {
+        let length = if address.is_null() { 0 } else { size_of::<libc::sockaddr_in>() as u32 };
+        // SAFETY: three bytes are read, and an address of that length, if there is one.
+        unsafe { libc::sendto(fd, b"out".as_ptr().cast(), 3, flags, address.cast(), length) }
+    };
+    for kind in WITH_SOCKETS {
+        for (flags, address) in [
+            (libc::MSG_FASTOPEN, &raw const address),
+            (libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL, &raw const address),
+            (libc::MSG_FASTOPEN, std::ptr::null()),
+            (0, &raw const address),
+        ] {
+            // One that was made before, as those are that come from a listener.
+            let socket =
+                rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
+            violates(kind, "sendto", || send(socket.as_raw_fd(), flags, address));
+        }
+    }
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn socket_options_of_other_levels_are_not_set() {
+    let set = |level: i32, name: i32| {
+        // SAFETY: there is no such descriptor, and four bytes are there to be read.
+        move || unsafe { libc::setsockopt(-1, level, name, (&raw const level).cast(), 4) }
+    };
+    for kind in WITH_SOCKETS {
+        violates(kind, "setsockopt", set(libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP));
+        violates(kind, "setsockopt", set(libc::IPPROTO_IPV6, libc::IPV6_ADD_MEMBERSHIP));
+        violates(kind, "setsockopt", set(libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT));
+        violates(kind, "setsockopt", set(libc::IPPROTO_TCP, libc::TCP_ULP));
+        violates(kind, "setsockopt", set(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER));
+        violates(kind, "setsockopt", set(libc::SOL_SOCKET, libc::SO_BINDTODEVICE));
+        violates(kind, "setsockopt", set(libc::SOL_NETLINK, 1));
+    }
+}
+
+/// A VMM whose ports are published has an empty network namespace: what it is given is enough to serve them, with all layers.
+#[test]
+fn passed_listener_serves_clients_from_an_empty_network_namespace() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let client = std::thread::spawn(move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
+        stream.write_all(b"question").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let grants = grants(folder.path());
+    let (code, said) = apart(true, || {
+        let is_apart = TcpStream::connect(address).is_err() && UdpSocket::bind("127.0.0.1:0").is_ok();
+        let given_up = root::enter(&grants).is_ok()
+            && landlock::enter(&grants).is_ok()
+            && limits::only_capabilities(CapabilitySet::empty()).is_ok()
+            && limits::no_new_privileges().is_ok()
+            && seccomp::prepare().and_then(|()| seccomp::enter(Kind::Net)).is_ok();
+        if !is_apart || !given_up {
+            return NO_LAYER;
+        }
+        let ready = |fd: &dyn std::os::fd::AsFd| {
+            let deadline = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+            let mut ready = [rustix::event::PollFd::from_borrowed_fd(fd.as_fd(), rustix::event::PollFlags::IN)];
+            rustix::event::poll(&mut ready, Some(&deadline)) == Ok(1)
+        };
+        let served = || -> std::io::Result<bool> {
+            if !ready(&listener) {
+                return Ok(false);
+            }
+            let (mut stream, _) = listener.accept()?;
+            stream.set_nonblocking(true)?;
+            stream.set_nodelay(true)?;
+            let mut question = [0; 8];
+            if !ready(&stream) {
+                return Ok(false);
+            }
+            stream.read_exact(&mut question)?;
+            stream.write_all(b"answer")?;
+            stream.shutdown(std::net::Shutdown::Write)?;
+            Ok(&question == b"question")
+        };
+        if served().is_ok_and(|served| served) { REFUSED } else { ESCAPED }
+    });
+    assert_eq!((code, said.as_str()), (Some(REFUSED), ""));
+    assert_eq!(client.join().unwrap(), "answer");
 }
 
 /// What `/proc/<pid>/status` says of each thread.
@@ -388,10 +542,7 @@ fn what_a_host_does_not_have_is_said_and_the_rest_holds() {
     assert!(landlock.contains("no Landlock"), "{landlock}");
     let shown = wisp.run(&["show", "it"]).expect_code(0).text();
     assert!(shown.contains(namespaces) && shown.contains(landlock), "{shown}");
-    // Where there is no user namespace, root's monitor may listen on ports below 1024, and nothing more.
-    let is_root = rustix::process::geteuid().is_root();
-    let capabilities = if is_root { "0000000000000400" } else { "0000000000000000" };
-    for (field, value) in [("Seccomp", "2"), ("NoNewPrivs", "1"), ("CapEff", capabilities)] {
+    for (field, value) in [("Seccomp", "2"), ("NoNewPrivs", "1"), ("CapEff", "0000000000000000")] {
         let threads = thread_status(sandbox.pid, field);
         assert!(threads.len() >= 5 && threads.iter().all(|thread| thread == value), "{field}: {threads:?}");
     }

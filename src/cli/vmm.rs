@@ -16,6 +16,7 @@ use crate::host::monitor_process::{self, CONFIG, close_on_exec, keep_open, viola
 use crate::host::out_of_memory::KilledBefore;
 use crate::host::probe;
 use crate::host::router;
+use crate::vmm::broker::{self, Broker, BrokerClient};
 use crate::vmm::config::MAX_DISKS;
 use crate::vmm::console_socket;
 use crate::vmm::control::{self, Message};
@@ -89,22 +90,24 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let connections = Connections::take(&args)?;
     make_vmm_directory(&args.folder).context("the VMM's directory cannot be made")?;
     let config = read_config(&args.folder);
-    let own_network = config.as_ref().is_ok_and(|config| !config.uses_host_ports());
+    let (mut broker, client) =
+        broker_of(&args.folder, config.as_ref().ok()).context("sockets cannot be opened for the VMM")?;
     let signals = Signals::block().context("the signals that end a machine cannot be waited for")?;
     let keeper = std::process::id();
-    match namespaces::split(own_network).context("the monitor's process cannot be started")? {
+    match namespaces::split().context("the monitor's process cannot be started")? {
         Side::Monitor(sandbox) => {
+            drop(broker);
             signals.unblock();
             let network = network.as_ref().map(OwnedFd::try_clone).transpose().context("the network cannot be used")?;
-            monitor(&args, connections, network, config, &Sandboxed { sandbox, keeper })
+            monitor(&args, connections, network, config, Sandboxed { sandbox, keeper, broker: client })
         }
         Side::Keeper { child, alive: _alive } => {
             // Whose other ends are to see the monitor's end.
-            drop(connections);
+            drop((connections, client));
             // For the next router of its VPC, if this one is killed. The monitor has none of it.
             let _namespace = network.as_ref().and_then(router::namespace_of);
             let killed_before = KilledBefore::now();
-            let status = signals.wait(child).context("the monitor cannot be waited for")?;
+            let status = signals.wait(child, &mut broker).context("the monitor cannot be waited for")?;
             signals.unblock();
             if status.terminating_signal() == Some(libc::SIGKILL)
                 && args.owner_fd.is_none()
@@ -116,6 +119,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             keep_house(&args, status.exit_status(), &lock, network.as_ref())
         }
     }
+}
+
+/// The broker of the machine's sockets, and the VMM's end.
+fn broker_of(folder: &Path, config: Option<&MachineConfig>) -> std::io::Result<(Broker, BrokerClient)> {
+    let link = config.and_then(|config| config.net.as_ref()?.link.clone());
+    broker::pair(link, Some(vmm_directory(folder).join(vsock::SOCKET)))
 }
 
 /// How a monitor exits that is to be started again: its guest rebooted.
@@ -187,6 +196,7 @@ impl Connections {
 struct Sandboxed {
     sandbox: namespaces::Monitor,
     keeper: u32,
+    broker: BrokerClient,
 }
 
 /// The monitor: gives up what it can, and runs the machine. Why it could not be built is told to who started it, who is
@@ -196,7 +206,7 @@ fn monitor(
     Connections { owner, watcher, console }: Connections,
     network: Option<OwnedFd>,
     config: anyhow::Result<MachineConfig>,
-    sandboxed: &Sandboxed,
+    sandboxed: Sandboxed,
 ) -> anyhow::Result<ExitCode> {
     let complaint = owner.as_ref().or(watcher.as_ref()).map(UnixStream::try_clone).transpose();
     let complaint = complaint.context("the connection of who started the machine cannot be used")?;
@@ -214,6 +224,7 @@ fn monitor(
             launcher,
             console,
             network,
+            broker: sandboxed.broker,
             process_start_ns: args.began_ns,
             restore: args.restore.clone().map(|folder| Restore { folder, once: args.once }),
             // Nothing can make them later.

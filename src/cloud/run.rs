@@ -164,12 +164,7 @@ impl EphemeralInstance {
             Some(network) => {
                 let image = if let Boot::Image(image) = &spec.boot { image.manifest.name.as_str() } else { "(none)" };
                 let link = network::run_link(id, image, network);
-                let way_out = network::connect(id, folder, &link, network.mode, &mut machine).map_err(Box::new)?;
-                // What is published now is all that ever is.
-                if let Some(device) = &mut machine.net {
-                    device.no_host_ports = network.published.is_empty();
-                }
-                way_out
+                network::connect(id, folder, &link, network.mode, &mut machine).map_err(Box::new)?
             }
             None => None,
         };

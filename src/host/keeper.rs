@@ -1,12 +1,17 @@
 //! A monitor's keeper: the process that starts it, waits for it, and puts things in order when it has ended.
 //!
 //! A monitor has given up what it would need for that: it cannot execute itself anew when its guest reboots, nor remove its
-//! own folder. The keeper has no part in the machine: no socket, no file of the guest's. It holds the lock with the
-//! monitor, passes on the signals that end a machine, and ends with its monitor, as that does with it.
+//! own folder. The keeper holds the lock with the monitor, passes on the signals that end a machine, and ends with its monitor,
+//! as that does with it. It opens sockets of the host for the monitor ([`broker`](crate::vmm::broker)).
 
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+
+use crate::vmm::broker::Broker;
 
 /// Signals that end a machine.
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
@@ -37,21 +42,55 @@ impl Signals {
         unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const self.0, std::ptr::null_mut()) };
     }
 
-    /// Waits until the monitor has ended, passing signals on to it; returns how it did.
-    pub fn wait(&self, monitor: Pid) -> io::Result<WaitStatus> {
+    /// Waits until the monitor has ended, passing signals on to it and serving `broker`; returns how it did.
+    pub fn wait(&self, monitor: Pid, broker: &mut Broker) -> io::Result<WaitStatus> {
+        let signals = self.descriptor()?;
         loop {
-            if let Some((_, status)) = waitpid(Some(monitor), WaitOptions::NOHANG)? {
-                if status.exited() || status.signaled() {
-                    return Ok(status);
-                }
-                continue;
+            if let Some((_, status)) = waitpid(Some(monitor), WaitOptions::NOHANG)?
+                && (status.exited() || status.signaled())
+            {
+                return Ok(status);
             }
-            // SAFETY: the set is initialised; what the signal tells besides its number is not asked for.
-            match unsafe { libc::sigwaitinfo(&raw const self.0, std::ptr::null_mut()) } {
-                -1 | libc::SIGCHLD => {}
+            let mut ready =
+                [PollFd::new(&signals, PollFlags::IN), PollFd::from_borrowed_fd(broker.events(), PollFlags::IN)];
+            match poll(&mut ready, None) {
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            let has_request = !ready[1].revents().is_empty();
+            for signal in read_signals(&signals).filter(|signal| *signal != libc::SIGCHLD) {
                 // SAFETY: the monitor has not been waited for, so that its id is its own.
-                signal => drop(unsafe { libc::kill(monitor.as_raw_nonzero().get(), signal) }),
+                unsafe { libc::kill(monitor.as_raw_nonzero().get(), signal) };
+            }
+            if has_request {
+                broker.serve();
             }
         }
     }
+
+    /// A descriptor from which the signals can be read.
+    fn descriptor(&self) -> io::Result<OwnedFd> {
+        // SAFETY: the set is initialised, and the descriptor is new: nobody else owns it.
+        unsafe {
+            match libc::signalfd(-1, &raw const self.0, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+                -1 => Err(io::Error::last_os_error()),
+                fd => Ok(OwnedFd::from_raw_fd(fd)),
+            }
+        }
+    }
+}
+
+/// The numbers of the signals that have come.
+fn read_signals(descriptor: &OwnedFd) -> impl Iterator<Item = i32> {
+    std::iter::from_fn(move || {
+        let mut record = [0; size_of::<libc::signalfd_siginfo>()];
+        match rustix::io::read(descriptor, &mut record) {
+            // The number is the record's first field.
+            Ok(length) if length == record.len() => {
+                Some(i32::from_ne_bytes([record[0], record[1], record[2], record[3]]))
+            }
+            _ => None,
+        }
+    })
 }

@@ -180,9 +180,6 @@ pub struct NetConfig {
     /// What may pass through it, if that is limited.
     #[serde(default)]
     pub limits: Option<NetLimits>,
-    /// Whether no port of the host will ever lead to the guest: the monitor then needs nothing of the host's network.
-    #[serde(default)]
-    pub no_host_ports: bool,
 }
 
 /// Why a configuration cannot make a machine.
@@ -236,11 +233,6 @@ impl DiskConfig {
 }
 
 impl MachineConfig {
-    /// Whether ports of the host may lead to the guest.
-    pub fn uses_host_ports(&self) -> bool {
-        self.net.as_ref().is_some_and(|net| net.link.is_some() && !net.no_host_ports)
-    }
-
     /// The most threads and processes that a monitor of this machine has at a time: one for each vCPU and device, what the
     /// kernel starts for a disk, its own few, and those that save it.
     pub fn threads(&self) -> u64 {
@@ -367,12 +359,12 @@ mod tests {
     fn networks_that_cannot_be_are_refused() {
         let mut config = config();
         let mac = MacAddress([6, 0, 0, 0, 0, 1]);
-        config.net = Some(NetConfig { mac, mtu: 9001, link: None, limits: None, no_host_ports: false });
+        config.net = Some(NetConfig { mac, mtu: 9001, link: None, limits: None });
         assert_eq!(config.validate(), Ok(()));
-        config.net = Some(NetConfig { mac, mtu: 67, link: None, limits: None, no_host_ports: false });
+        config.net = Some(NetConfig { mac, mtu: 67, link: None, limits: None });
         assert_eq!(config.validate(), Err(ConfigError::Mtu(67)));
         let mac = MacAddress([0xff; 6]);
-        config.net = Some(NetConfig { mac, mtu: 1500, link: None, limits: None, no_host_ports: false });
+        config.net = Some(NetConfig { mac, mtu: 1500, link: None, limits: None });
         assert_eq!(config.validate(), Err(ConfigError::GroupAddress(mac)));
     }
 }

@@ -17,6 +17,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::boot::{self, BootState, cmdline};
+use super::broker::BrokerClient;
 use super::bus::Bus;
 use super::config::{CpuConfig, DiskConfig, MachineConfig};
 use super::console_socket::{self, ConsoleSocket};
@@ -67,6 +68,8 @@ pub struct Surroundings {
     pub process_start_ns: Option<u64>,
     /// What the network device is connected to: a tap, or the stream socket of a user-mode network.
     pub network: Option<OwnedFd>,
+    /// Opens sockets of the host.
+    pub broker: BrokerClient,
     /// A saved machine that this one is to go on from.
     pub restore: Option<Restore>,
     /// For its disks: one for each slot, or as many as the host gives.
@@ -170,10 +173,11 @@ impl Machine {
         let released = released.map_err(Error::host("an eventfd"))?;
         let saved_ports = saved.as_ref().zip(revival);
         let mut devices = wiring::wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console, saved_ports)?;
+        let BrokerClient { link: link_sockets, vsock: connector } = surroundings.broker;
+        let vsock_path = surroundings.folder.join(vsock::SOCKET);
         let vsock =
-            config.vsock.as_ref().map(|vsock| Vsock::new(vsock, &surroundings.folder.join(vsock::SOCKET), released));
-        let vsock = vsock.transpose()?;
-        let net = net.map(|net| connect(net, surroundings.network, link)).transpose()?;
+            config.vsock.as_ref().map(|vsock| Vsock::new(vsock, &vsock_path, connector, released)).transpose()?;
+        let net = net.map(|net| connect(net, surroundings.network, link, link_sockets)).transpose()?;
         let (rings, disk_limits) = (surroundings.rings, config.disk_limits);
         let parts = VirtioParts { disks: &disks, rings, disk_limits, vsock, net, slots: &slots };
         wiring::wire_virtio(&vm, &mut mmio, &mut devices, &memory, parts, &surroundings.folder)?;

@@ -8,6 +8,7 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 use wisp_agent::resumed::{RESUMED_PORT, RESUMED_PORTS};
 
+use super::broker::LinkSockets;
 use super::bus::{Bus, SharedDevice};
 use super::config::{DiskConfig, NetConfig};
 use super::cpu::time::ThreadClock;
@@ -129,9 +130,14 @@ pub(super) fn wire_ports(
 }
 
 /// The network device, in front of what it is connected to.
-pub(super) fn connect(config: &NetConfig, network: Option<OwnedFd>, link: Option<LinkConfig>) -> Result<Net, Error> {
+pub(super) fn connect(
+    config: &NetConfig,
+    network: Option<OwnedFd>,
+    link: Option<LinkConfig>,
+    sockets: LinkSockets,
+) -> Result<Net, Error> {
     let backend = network.map_or(Ok(Backend::Nobody), Backend::of).map_err(Error::host("the network"))?;
-    Net::new(config, backend, link).map_err(Error::host("an eventfd"))
+    Net::new(config, backend, link, Some(sockets)).map_err(Error::host("the network"))
 }
 
 /// Where so many virtio devices are, in the order of [`wire_virtio`].

@@ -117,7 +117,7 @@ fn unsupported(error: passt::PasstError) -> CloudError {
 /// The network device of the instance `id`.
 pub(super) fn device(id: InstanceId, link: Option<&Path>) -> NetConfig {
     let link = link.map(Path::to_path_buf);
-    NetConfig { mac: MacAddress(mac_address(id)), mtu: MTU, link, limits: None, no_host_ports: false }
+    NetConfig { mac: MacAddress(mac_address(id)), mtu: MTU, link, limits: None }
 }
 
 /// Gives a machine the device of the link `link`, and tells its kernel.

@@ -9,7 +9,7 @@ use super::facts::{
 };
 use super::mend::Mend;
 use crate::host::router::Killed;
-use crate::vmm::link::ALLOW_LOW_PORTS;
+use crate::vmm::broker::ALLOW_LOW_PORTS;
 
 /// Below this much free memory, even a small guest may fail to start.
 const SCARCE_MEMORY_MIB: u64 = 128;

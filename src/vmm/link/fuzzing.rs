@@ -90,7 +90,7 @@ pub(crate) fn http(data: &[u8]) {
 }
 
 fn acts(input: &mut Unstructured) -> arbitrary::Result<()> {
-    let Ok(services) = Services::with_seed(GUEST, config(input.arbitrary()?), SEED) else { return Ok(()) };
+    let Ok(services) = Services::with_seed(GUEST, config(input.arbitrary()?), SEED, None) else { return Ok(()) };
     let mut guest = Guest { services, now: Instant::now(), connections: HashMap::new() };
     while !input.is_empty() {
         match input.arbitrary::<u8>()? % 8 {

@@ -28,12 +28,13 @@ use std::time::{Duration, Instant};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use crate::vmm::broker::{DatagramChannel, HostPort};
 pub use config::{
     Cidr, Filter, FilterProtocol, FilterRule, Forward, GATEWAY_MAC, LinkConfig, METADATA_ADDRESS, MacAddress,
     MetadataConfig, ParseError, Transport,
 };
 use filter::{Direction, Tracker};
-pub use forward::ALLOW_LOW_PORTS;
+pub(in crate::vmm) use forward::FIRST_PORT;
 use forward::Forwards;
 use metadata::{Metadata, Server};
 use packet::{Datagram, Ethernet, ICMP, Ipv4, TYPE_ARP, TYPE_IPV4, UDP};
@@ -72,29 +73,39 @@ pub struct Services {
 }
 
 impl Services {
-    /// For a guest with this address. Ports of the host that cannot be listened on are [problems](Services::problems).
-    pub fn new(mac: MacAddress, config: LinkConfig) -> io::Result<Services> {
+    /// For a guest with this address. The datagrams of published UDP ports come through `datagrams`; the ports are
+    /// [set](Services::set_ports) later.
+    pub fn new(mac: MacAddress, config: LinkConfig, datagrams: Option<DatagramChannel>) -> io::Result<Services> {
         let mut seed = [0; 8];
         getrandom(&mut seed, GetRandomFlags::empty())?;
-        Services::with_seed(mac, config, u64::from_le_bytes(seed))
+        Services::with_seed(mac, config, u64::from_le_bytes(seed), datagrams)
     }
 
     /// The same, with what its TCP's numbers are drawn from.
-    fn with_seed(mac: MacAddress, config: LinkConfig, seed: u64) -> io::Result<Services> {
-        let mut stack = Stack::new(&config, seed);
-        let mut forwards = Forwards::new()?;
-        forwards.set(&config.forwards, &mut stack);
+    fn with_seed(
+        mac: MacAddress,
+        config: LinkConfig,
+        seed: u64,
+        datagrams: Option<DatagramChannel>,
+    ) -> io::Result<Services> {
+        let stack = Stack::new(&config, seed);
+        let forwards = Forwards::new(datagrams)?;
         let (tracker, server) = (Tracker::new(config.filter.clone()), Server::default());
         let metadata = config.metadata.clone().map(Metadata::new);
         let frames = VecDeque::new();
         Ok(Services { mac, config, stack, tracker, metadata, server, forwards, frames, identification: 0 })
     }
 
-    /// Goes by another configuration. What was begun and stays allowed goes on; the guest's address and its router stay what
-    /// they were.
+    /// Has these ports of the host lead to the guest, and no others. Those that are not open are
+    /// [problems](Services::problems).
+    pub fn set_ports(&mut self, ports: Vec<(Forward, HostPort)>) {
+        self.forwards.set(ports, &mut self.stack);
+    }
+
+    /// Goes by another configuration, except for its ports. What was begun and stays allowed goes on; the guest's address and
+    /// its router stay what they were.
     pub fn reload(&mut self, config: LinkConfig) {
         self.tracker.set_rules(config.filter.clone());
-        self.forwards.set(&config.forwards, &mut self.stack);
         match (&mut self.metadata, &config.metadata) {
             (Some(metadata), Some(content)) => metadata.set(content.clone()),
             (metadata, content) => *metadata = content.clone().map(Metadata::new),
@@ -194,7 +205,7 @@ impl Services {
     pub fn poll(&mut self, now: Instant) {
         self.stack.poll(now);
         let mut packets = Vec::new();
-        self.forwards.serve(&mut self.stack, &self.config, &mut packets, now);
+        self.forwards.serve(&mut self.stack, &self.config, &mut packets);
         if let Some(metadata) = &mut self.metadata {
             self.server.serve(&mut self.stack, metadata, now);
         }

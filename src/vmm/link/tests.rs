@@ -10,6 +10,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 use super::packet::TCP;
 use super::stack::Wire;
 use super::*;
+use crate::vmm::broker::{self, LinkSockets, PortsClient};
 
 pub(super) const GUEST: MacAddress = MacAddress([6, 0, 0, 0, 0, 1]);
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 4);
@@ -33,6 +34,9 @@ pub(super) fn config() -> LinkConfig {
 /// A guest with a TCP of its own, at the other end of the link.
 struct Bench {
     services: Services,
+    /// The link's configuration for the broker that opens its ports.
+    file: tempfile::NamedTempFile,
+    ports: PortsClient,
     interface: Interface,
     sockets: SocketSet<'static>,
     wire: Wire,
@@ -47,11 +51,24 @@ fn bench(config: LinkConfig) -> Bench {
     let mut wire = Wire { arrived: None, leaving: VecDeque::new(), mtu: config.mtu.into() };
     let mut interface = Interface::new(Config::new(HardwareAddress::Ip), &mut wire, StackInstant::ZERO);
     interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(IpAddress::Ipv4(ADDRESS), 20)).unwrap());
-    let (services, sockets) = (Services::new(GUEST, config).unwrap(), SocketSet::new(Vec::new()));
-    Bench { services, interface, sockets, wire, began: Instant::now(), ttl: 0, ttl_of_data: 0 }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let LinkSockets { ports, datagrams } = broker::in_thread(Some(file.path().to_path_buf()), None).link;
+    let services = Services::new(GUEST, config.clone(), Some(datagrams)).unwrap();
+    let (sockets, began) = (SocketSet::new(Vec::new()), Instant::now());
+    let mut bench = Bench { services, file, ports, interface, sockets, wire, began, ttl: 0, ttl_of_data: 0 };
+    bench.reload(config);
+    bench
 }
 
 impl Bench {
+    /// Goes by another configuration, as the network device does.
+    fn reload(&mut self, config: LinkConfig) {
+        std::fs::write(self.file.path(), serde_json::to_vec(&config).unwrap()).unwrap();
+        let ports = self.ports.request().unwrap();
+        self.services.reload(config);
+        self.services.set_ports(ports);
+    }
+
     /// Moves everything there is to be moved.
     fn turn(&mut self) {
         let now = Instant::now();
@@ -297,16 +314,16 @@ fn ports_that_are_taken_are_told_and_change_with_the_configuration() {
     let problems = bench.services.problems();
     assert!(problems.len() == 1 && problems[0].contains(&host.to_string()), "{problems:?}");
     drop(taken);
-    bench.services.reload(wanted.clone());
+    bench.reload(wanted.clone());
     assert_eq!(bench.services.problems(), Vec::<String>::new());
     TcpStream::connect(host).unwrap();
-    bench.services.reload(LinkConfig { forwards: Vec::new(), ..wanted });
+    bench.reload(LinkConfig { forwards: Vec::new(), ..wanted });
     assert!(TcpStream::connect(host).is_err());
 }
 
 #[test]
 fn only_the_guests_own_frames_leave() {
-    let mut services = Services::new(GUEST, config()).unwrap();
+    let mut services = Services::new(GUEST, config(), None).unwrap();
     let now = Instant::now();
     let peer = Ipv4Addr::new(10, 0, 0, 9);
     let mut route = |mac, kind, from, to| {
@@ -345,7 +362,7 @@ fn a_program_hears_that_there_is_no_way() {
 
 #[test]
 fn nobody_else_speaks_for_the_services() {
-    let mut services = Services::new(GUEST, config()).unwrap();
+    let mut services = Services::new(GUEST, config(), None).unwrap();
     let now = Instant::now();
     let mut passes = |from, to| {
         let datagram = Datagram { source: (from, 1), destination: (to, 2), payload: b"x" };
@@ -365,7 +382,7 @@ fn datagram_to(to: Ipv4Addr, port: u16) -> Vec<u8> {
 
 #[test]
 fn a_guest_that_takes_nothing_does_not_pile_up_answers() {
-    let mut services = Services::new(GUEST, config()).unwrap();
+    let mut services = Services::new(GUEST, config(), None).unwrap();
     let now = Instant::now();
     let frames = [segment(2, 7, &[], &[(22, 9)]), datagram_to(config().router, 9), datagram_to(METADATA_ADDRESS, 9)];
     for frame in frames.iter().cycle().take(10_000) {
@@ -379,7 +396,7 @@ fn a_guest_that_takes_nothing_does_not_pile_up_answers() {
 
 #[test]
 fn a_frame_to_another_than_the_gateway_goes_nowhere() {
-    let mut services = Services::new(GUEST, config()).unwrap();
+    let mut services = Services::new(GUEST, config(), None).unwrap();
     let mut frame = datagram_to(Ipv4Addr::new(172, 31, 0, 5), 80);
     assert_eq!(services.from_guest(&frame, Instant::now()), Route::Forward);
     // A neighbour's own address: a bridge would take it there, past the router and its rules.
@@ -389,7 +406,7 @@ fn a_frame_to_another_than_the_gateway_goes_nowhere() {
 
 #[test]
 fn what_is_the_hosts_own_is_out_of_reach() {
-    let mut services = Services::new(GUEST, config()).unwrap();
+    let mut services = Services::new(GUEST, config(), None).unwrap();
     for address in ["127.0.0.1", "127.18.0.5", "0.0.0.1", "169.254.170.2", "240.0.0.1", "172.31.15.255"] {
         let frame = datagram_to(address.parse().unwrap(), 80);
         assert_eq!(services.from_guest(&frame, Instant::now()), Route::Drop, "{address}");
@@ -460,7 +477,7 @@ fn a_client_that_is_gone_is_forgotten_though_the_guest_stalls() {
 
 #[test]
 fn one_connection_too_many_is_left_to_try_again() {
-    let mut services = Services::new(GUEST, config()).unwrap();
+    let mut services = Services::new(GUEST, config(), None).unwrap();
     let now = Instant::now();
     for port in 0..40 {
         let mut frame = segment(2, 7, &[], &[]);
@@ -524,7 +541,7 @@ proptest! {
         kinds in proptest::collection::vec(0_usize..4, 20),
         drains: bool,
     ) {
-        let mut services = Services::new(GUEST, LinkConfig { filter: Some(Filter::default()), ..config() }).unwrap();
+        let mut services = Services::new(GUEST, LinkConfig { filter: Some(Filter::default()), ..config() }, None).unwrap();
         let frames = frames.into_iter().zip(kinds).map(|(bytes, kind)| match kind {
             0 => bytes,
             1 => packet::frame(GATEWAY_MAC, GUEST, TYPE_ARP, &bytes),
@@ -544,7 +561,7 @@ proptest! {
              proptest::collection::vec((any::<usize>(), any::<u8>()), 0..3)), 0..40),
         drains: bool,
     ) {
-        let mut services = Services::new(GUEST, config()).unwrap();
+        let mut services = Services::new(GUEST, config(), None).unwrap();
         let begin = segment(2, 7, &[], &[]);
         let frames = segments.into_iter().map(|(flags, sequence, payload, changes)| {
             segment(flags & 0x3f, sequence % 200, &payload, &changes)

@@ -55,7 +55,13 @@ pub enum Arguments {
         /// What they are.
         value: u64,
     },
+    /// Of the argument of each index, the bits under the mask are the value: (index, mask, value).
+    AllBits(&'static [(u8, u64, u64)]),
 }
+
+/// All bits of an argument that the kernel takes as an int, and of one that it takes as a pointer.
+const INT: u64 = u32::MAX as u64;
+const POINTER: u64 = u64::MAX;
 
 const fn any(number: c_long) -> Call {
     Call { number, arguments: Arguments::Any }
@@ -71,6 +77,17 @@ const fn without(number: c_long, argument: u8, bits: c_int) -> Call {
 
 const fn bits_are(number: c_long, argument: u8, mask: c_int, value: c_int) -> Call {
     Call { number, arguments: Arguments::Bits { argument, mask: mask as u64, value: value as u64 } }
+}
+
+const fn all_bits(number: c_long, bits: &'static [(u8, u64, u64)]) -> Call {
+    Call { number, arguments: Arguments::AllBits(bits) }
+}
+
+/// Setting one socket option.
+macro_rules! socket_option {
+    ($level:expr, $name:expr) => {
+        all_bits(libc::SYS_setsockopt, &[(1, INT, $level as u64), (2, INT, $name as u64)])
+    };
 }
 
 /// What every thread needs to be one.
@@ -164,34 +181,35 @@ const DEVICE: &[Call] = &[
     ),
 ];
 
-/// Sockets that are connected.
+/// Sockets that are connected. Nothing is sent to an address: not by sendto(2), whose address is no null pointer or whose flags
+/// have MSG_FASTOPEN, and not by sendmsg(2), whose address is in memory that no filter sees.
 const SOCKETS: &[Call] = &[
-    any(libc::SYS_sendto),
-    any(libc::SYS_sendmsg),
+    all_bits(libc::SYS_sendto, &[(3, libc::MSG_FASTOPEN as u64, 0), (4, POINTER, 0)]),
     any(libc::SYS_recvfrom),
-    any(libc::SYS_recvmsg),
     any(libc::SYS_shutdown),
     any(libc::SYS_getsockopt),
-    any(libc::SYS_setsockopt),
+    // A reset at the end of a published port's connection, and its small packets; deadlines for a user-mode network.
+    socket_option!(libc::SOL_SOCKET, libc::SO_LINGER),
+    socket_option!(libc::IPPROTO_TCP, libc::TCP_NODELAY),
+    socket_option!(libc::SOL_SOCKET, libc::SO_RCVTIMEO),
+    socket_option!(libc::SOL_SOCKET, libc::SO_SNDTIMEO),
     any(libc::SYS_getsockname),
     any(libc::SYS_getpeername),
     one_of(libc::SYS_ioctl, 1, &[libc::FIONBIO]),
 ];
 
+/// Descriptors that come with messages: disks, ports, vsock's connections.
+const RECEIVE: &[Call] = &[any(libc::SYS_recvmsg)];
+
 /// Sockets that others connect to.
 const ACCEPT: &[Call] = &[any(libc::SYS_accept4)];
 
-/// The guest's connections to Unix sockets of its own folder.
-const UNIX: &[Call] = &[
-    one_of(libc::SYS_socket, 0, &[libc::AF_UNIX as u64]),
-    any(libc::SYS_connect),
-    // What it reads of its seed comes through one.
-    one_of(libc::SYS_socketpair, 0, &[libc::AF_UNIX as u64]),
-];
-
-/// Ports of the host that lead to the guest: they are listened on, and nothing is connected to.
-const PORTS: &[Call] =
-    &[one_of(libc::SYS_socket, 0, &[libc::AF_INET as u64]), any(libc::SYS_bind), any(libc::SYS_listen)];
+/// What the guest reads of its seed comes through a pair of Unix streams.
+const PAIR: &[Call] = &[all_bits(
+    libc::SYS_socketpair,
+    &[(0, INT, libc::AF_UNIX as u64), (1, INT & !(SOCKET_FLAGS as u64), libc::SOCK_STREAM as u64)],
+)];
+const SOCKET_FLAGS: c_int = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 
 /// A tap is told what the guest's driver takes.
 const TAP: &[Call] = &[one_of(libc::SYS_ioctl, 1, &[ioctl::TUNSETOFFLOAD])];
@@ -277,7 +295,7 @@ impl Kind {
     /// The groups of calls that a thread of this kind has.
     pub fn groups(self) -> &'static [&'static [Call]] {
         match self {
-            Kind::Main => &[EVERY, FILES, DEVICE, SOCKETS, ACCEPT, PORTS, TAP, BLOCK_DEVICES, MACHINE, THREADS],
+            Kind::Main => &[EVERY, FILES, DEVICE, SOCKETS, RECEIVE, ACCEPT, TAP, BLOCK_DEVICES, MACHINE, THREADS],
             // It has what those have that it starts: they can only have less than it.
             Kind::Starter => &[
                 EVERY,
@@ -286,9 +304,9 @@ impl Kind {
                 CONSOLE,
                 DEVICE,
                 SOCKETS,
+                RECEIVE,
                 ACCEPT,
-                UNIX,
-                PORTS,
+                PAIR,
                 TAP,
                 BLOCK_DEVICES,
                 RING,
@@ -299,7 +317,7 @@ impl Kind {
             Kind::Vcpu => &[EVERY, FILES, READ, CONSOLE, DEVICE, SOCKETS, TAP, BLOCK_DEVICES, VCPU],
             Kind::Block => &[EVERY, FILES, READ, DEVICE, BLOCK_DEVICES, RING],
             Kind::Rng => &[EVERY],
-            Kind::Vsock => &[EVERY, FILES, READ, DEVICE, SOCKETS, ACCEPT, UNIX],
+            Kind::Vsock => &[EVERY, FILES, READ, DEVICE, SOCKETS, RECEIVE, ACCEPT, PAIR],
             Kind::Net => &[EVERY, FILES, READ, DEVICE, SOCKETS, ACCEPT, TAP],
         }
     }

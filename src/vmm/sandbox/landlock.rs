@@ -1,6 +1,6 @@
 //! Landlock (landlock(7)): which files can be opened, from here on and for good, whatever the user's rights are.
 //!
-//! It knows more than files, of newer kernels: no TCP connection is made, no abstract Unix socket of another process reached
+//! It knows more than files, of newer kernels: no TCP connection is made, no TCP port bound, no abstract Unix socket of another process reached
 //! and no other process signalled. Kernels before 5.13 have none of it, and each since has more.
 
 use landlock::{
@@ -18,7 +18,7 @@ const VERSION: ABI = ABI::V6;
 pub fn enter(grants: &Grants) -> Result<Option<bool>, RulesetError> {
     let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(VERSION))?
-        .handle_access(AccessNet::ConnectTcp)?
+        .handle_access(AccessNet::ConnectTcp | AccessNet::BindTcp)?
         .scope(Scope::from_all(VERSION))?
         .create()?;
     for grant in grants.iter() {

@@ -38,7 +38,7 @@ pub enum Layer {
     Limits,
     /// User, process, IPC and host name namespaces.
     Namespaces,
-    /// A network namespace, where the machine needs nothing of the host's.
+    /// An empty network namespace.
     NetworkNamespace,
     /// A file system with only the machine's files.
     Files,
@@ -111,8 +111,7 @@ pub fn enter(monitor: &namespaces::Monitor, grants: &Grants, threads: u64) -> Re
         Ok(None) => record.missing.push("no Landlock: the kernel has none, or it is switched off".into()),
         Err(error) => record.missing.push(format!("no Landlock: {error}")),
     }
-    let kept = if monitor.keeps_low_ports { CapabilitySet::NET_BIND_SERVICE } else { CapabilitySet::empty() };
-    limits::only_capabilities(kept).map_err(keeps("its capabilities"))?;
+    limits::only_capabilities(CapabilitySet::empty()).map_err(keeps("its capabilities"))?;
     limits::no_new_privileges().map_err(keeps("the privileges of what it could execute"))?;
     monitor.end_with_keeper().map_err(keeps("its life when its keeper ends"))?;
     if record.missing.is_empty() {
@@ -131,11 +130,12 @@ fn enter_namespaces(
     record: &mut SandboxRecord,
 ) -> Result<(), SandboxError> {
     record.layers.push(Layer::Namespaces);
-    if monitor.has_own_network {
-        record.layers.push(Layer::NetworkNamespace);
+    match &monitor.network_refused {
+        None => record.layers.push(Layer::NetworkNamespace),
+        Some(error) => record.missing.push(format!("no network namespace of its own: {error}")),
     }
-    // Without a user namespace, and on older kernels, all processes of the user's count.
-    if !monitor.keeps_low_ports && kernel_is_at_least(5, 14) {
+    // On older kernels all processes of the user's count.
+    if kernel_is_at_least(5, 14) {
         limits::processes(threads).map_err(keeps("its number of processes"))?;
     }
     match root::enter(grants) {

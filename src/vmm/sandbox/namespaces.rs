@@ -4,9 +4,8 @@
 //! the host's root takes orders only from the host's root. The process is the first of its process namespace, so that there
 //! is no other to be seen or signalled. Its user is mapped to itself: files belong to who started it, as ever.
 //!
-//! Whoever may listen on ports below 1024, root above all, would lose that in a user namespace, whose privileges are none over
-//! the host's network. A monitor of theirs that has ports of the host's is in the other namespaces only, and keeps that one
-//! capability.
+//! Its network namespace is empty. The ports of the host that lead to the guest are opened by the supervisor's
+//! [broker](crate::vmm::broker).
 //!
 //! A process cannot enter a process namespace, it can only be born in one: so there are two, the monitor and its keeper.
 
@@ -17,7 +16,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, getegid, geteuid, set_parent_process_death_signal};
-use rustix::thread::{CapabilitySet, capabilities};
 
 /// What a process is that [`split`] returned to.
 #[derive(Debug)]
@@ -38,46 +36,38 @@ pub enum Side {
 pub struct Monitor {
     /// Why it is in no namespaces of its own, if it is not.
     pub refused: Option<io::Error>,
-    /// Whether it is in a network namespace of its own.
-    pub has_own_network: bool,
-    /// Whether it is in no user namespace of its own, because it may listen on ports below 1024.
-    pub keeps_low_ports: bool,
+    /// The reason why it is in the host's network namespace, if it has the others.
+    pub network_refused: Option<io::Error>,
     keeper: OwnedFd,
 }
 
 /// How a child exits that cannot have its user mapped.
 const NOT_MAPPED: i32 = 200;
 
-/// Copies the process, as fork(2), the copy in namespaces of its own: with the network's, if that is wanted. Where the host
-/// does not let it have any, it is without.
+/// Copies the process, as fork(2), the copy in namespaces of its own. Where the host does not allow it any, it is without; and
+/// without the network's alone, where only that is not allowed.
 ///
 /// The process must have no threads but this.
-pub fn split(own_network: bool) -> io::Result<Side> {
-    let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-    if own_network {
-        flags |= libc::CLONE_NEWNET;
-    }
-    let keeps_low_ports = !own_network && may_listen_on_low_ports();
-    if keeps_low_ports && let Ok(side) = attempt(flags, true) {
-        return Ok(side);
-    }
-    match attempt(flags | libc::CLONE_NEWUSER, false) {
-        Ok(side) => Ok(side),
-        Err(error) => Ok(match attempt(0, keeps_low_ports)? {
-            Side::Monitor(monitor) => {
-                Side::Monitor(Monitor { refused: Some(error), has_own_network: false, ..monitor })
-            }
+pub fn split() -> io::Result<Side> {
+    let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let error = match attempt(flags | libc::CLONE_NEWNET) {
+        Ok(side) => return Ok(side),
+        Err(error) => error,
+    };
+    if let Ok(side) = attempt(flags) {
+        return Ok(match side {
+            Side::Monitor(monitor) => Side::Monitor(Monitor { network_refused: Some(error), ..monitor }),
             keeper => keeper,
-        }),
+        });
     }
-}
-
-fn may_listen_on_low_ports() -> bool {
-    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_BIND_SERVICE))
+    Ok(match attempt(0)? {
+        Side::Monitor(monitor) => Side::Monitor(Monitor { refused: Some(error), ..monitor }),
+        keeper => keeper,
+    })
 }
 
 /// Copies the process with these flags of clone(2).
-fn attempt(flags: libc::c_int, keeps_low_ports: bool) -> io::Result<Side> {
+fn attempt(flags: libc::c_int) -> io::Result<Side> {
     let (keeper, alive) = pipe_with(PipeFlags::CLOEXEC)?;
     let (mapped, is_mapped) = pipe_with(PipeFlags::CLOEXEC)?;
     let user = (geteuid().as_raw(), getegid().as_raw());
@@ -96,8 +86,7 @@ fn attempt(flags: libc::c_int, keeps_low_ports: bool) -> io::Result<Side> {
             }
             // The other waits for it, or is gone.
             let _ = rustix::io::write(&is_mapped, &[1]);
-            let has_own_network = flags & libc::CLONE_NEWNET != 0;
-            Ok(Side::Monitor(Monitor { refused: None, has_own_network, keeps_low_ports, keeper }))
+            Ok(Side::Monitor(Monitor { refused: None, network_refused: None, keeper }))
         }
         child => {
             drop((keeper, is_mapped));

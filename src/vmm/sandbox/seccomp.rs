@@ -114,6 +114,14 @@ fn conditions(call: &Call) -> Vec<SeccompRule> {
             values.iter().map(|value| rule(argument, SeccompCmpOp::Eq, *value)).collect()
         }
         Arguments::Bits { argument, mask, value } => vec![rule(argument, SeccompCmpOp::MaskedEq(mask), value)],
+        Arguments::AllBits(bits) => {
+            let condition = |(argument, mask, value): &(u8, u64, u64)| {
+                // Masks tell which half of the argument counts.
+                SeccompCondition::new(*argument, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(*mask), *value)
+            };
+            let conditions = bits.iter().map(condition).collect::<Result<_, _>>();
+            vec![conditions.and_then(SeccompRule::new).expect("calls have six arguments, and the lists name those")]
+        }
     }
 }
 
@@ -193,6 +201,12 @@ mod tests {
     #[test]
     fn no_list_has_a_call_that_gets_more_than_there_is() {
         let forbidden = [
+            libc::SYS_socket,
+            libc::SYS_bind,
+            libc::SYS_listen,
+            libc::SYS_connect,
+            libc::SYS_sendmsg,
+            libc::SYS_sendmmsg,
             libc::SYS_execve,
             libc::SYS_execveat,
             libc::SYS_ptrace,

@@ -1,13 +1,14 @@
-//! Ports of the host that lead to the guest: the monitor listens, and is a client of the guest's own, from its router's address.
+//! Published ports: connections that clients of the host make to them are passed on to the guest, from its router's address.
+//!
+//! The supervisor's [broker](crate::vmm::broker) opens them. TCP listeners come as descriptors; UDP datagrams come through a
+//! channel, each with its peer's number, which is the port of the router that the guest sees it at.
 
-mod datagram;
 mod stream;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::{TcpListener, UdpSocket};
+use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::time::Instant;
 
 use smoltcp::iface::SocketHandle;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -15,49 +16,46 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::config::{Forward, LinkConfig, Transport};
 use super::packet::Datagram;
 use super::stack::Stack;
-use datagram::Sessions;
+use crate::vmm::broker::{DatagramChannel, HostPort};
 use stream::Connection;
 
 /// The most connections at a time, those among them that only the guest still has to end.
 const CONNECTIONS: usize = 256;
-
-/// What lets users other than root listen at the ports below 1024 that servers have.
-pub const ALLOW_LOW_PORTS: &str = "sudo sysctl net.ipv4.ip_unprivileged_port_start=22";
+/// Datagrams that are taken at a time, and bytes.
+const BATCH: usize = 64;
+const BATCH_BYTES: usize = 256 << 10;
 
 /// All forwards of a link.
 #[derive(Debug)]
 pub struct Forwards {
     epoll: Epoll,
-    listeners: HashMap<Forward, Listener>,
+    listeners: HashMap<Forward, TcpListener>,
+    /// Ports of the guest's whose datagrams come through the channel, and the peers that have sent some.
+    udp_ports: HashSet<u16>,
+    udp_peers: HashSet<u16>,
+    datagrams: Option<DatagramChannel>,
     connections: HashMap<RawFd, (SocketHandle, Connection)>,
     problems: Vec<String>,
     next_port: u16,
 }
 
-#[derive(Debug)]
-enum Listener {
-    Tcp(TcpListener),
-    Udp(UdpSocket, Sessions),
-}
-
-impl AsRawFd for Listener {
-    fn as_raw_fd(&self) -> RawFd {
-        match self {
-            Listener::Tcp(listener) => listener.as_raw_fd(),
-            Listener::Udp(socket, _) => socket.as_raw_fd(),
-        }
-    }
-}
-
-/// The monitor's own ports (RFC 6335: dynamic ones).
-const FIRST_PORT: u16 = 49152;
+/// The router's own ports (RFC 6335: dynamic ones).
+pub const FIRST_PORT: u16 = 49152;
 
 impl Forwards {
-    /// Without any yet.
-    pub fn new() -> io::Result<Forwards> {
+    /// Without any yet. Datagrams come and go through `datagrams`.
+    pub fn new(datagrams: Option<DatagramChannel>) -> io::Result<Forwards> {
+        let epoll = Epoll::new()?;
+        if let Some(channel) = &datagrams {
+            let fd = channel.as_fd().as_raw_fd();
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64))?;
+        }
         Ok(Forwards {
-            epoll: Epoll::new()?,
+            epoll,
             listeners: HashMap::new(),
+            udp_ports: HashSet::new(),
+            udp_peers: HashSet::new(),
+            datagrams,
             connections: HashMap::new(),
             problems: Vec::new(),
             next_port: FIRST_PORT,
@@ -75,10 +73,13 @@ impl Forwards {
         &self.problems
     }
 
-    /// Has these forwards and no others. Connections go on whose forward stays.
-    pub fn set(&mut self, wanted: &[Forward], stack: &mut Stack) {
+    /// Has these ports and no others. Connections go on whose port stays.
+    pub fn set(&mut self, ports: Vec<(Forward, HostPort)>, stack: &mut Stack) {
         self.problems.clear();
+        let wanted: HashSet<Forward> = ports.iter().map(|(forward, _)| *forward).collect();
         self.listeners.retain(|forward, _| wanted.contains(forward));
+        let udp = wanted.iter().filter(|forward| forward.transport == Transport::Udp);
+        self.udp_ports = udp.map(|forward| forward.guest_port).collect();
         let ended: Vec<RawFd> = self
             .connections
             .iter()
@@ -86,57 +87,38 @@ impl Forwards {
             .map(|(fd, _)| *fd)
             .collect();
         ended.into_iter().for_each(|fd| self.remove(fd, stack));
-        for forward in wanted {
-            if self.listeners.contains_key(forward) {
-                continue;
-            }
-            match self.listen(*forward) {
-                Ok(listener) => drop(self.listeners.insert(*forward, listener)),
-                Err(error) => {
-                    let protocol = if forward.transport == Transport::Tcp { "TCP" } else { "UDP" };
-                    let (host, guest) = (forward.host, forward.guest_port);
-                    let mend = match error.kind() {
-                        io::ErrorKind::PermissionDenied => format!("; `{ALLOW_LOW_PORTS}` allows it"),
-                        _ => String::new(),
-                    };
-                    let problem = format!("{protocol} port {host} cannot lead to the guest's {guest}: {error}{mend}");
-                    self.problems.push(problem);
-                }
+        for (forward, port) in ports {
+            match port {
+                HostPort::Passed(listener) => match self.watch(&listener) {
+                    Ok(()) => drop(self.listeners.insert(forward, listener)),
+                    Err(error) => self.problems.push(format!("{} cannot be waited for: {error}", forward.host)),
+                },
+                HostPort::Open => {}
+                HostPort::Failed(why) => self.problems.push(why),
             }
         }
     }
 
-    fn listen(&self, forward: Forward) -> io::Result<Listener> {
-        let listener = match forward.transport {
-            Transport::Tcp => {
-                let listener = TcpListener::bind(forward.host)?;
-                listener.set_nonblocking(true)?;
-                Listener::Tcp(listener)
-            }
-            Transport::Udp => {
-                let socket = UdpSocket::bind(forward.host)?;
-                socket.set_nonblocking(true)?;
-                Listener::Udp(socket, Sessions::default())
-            }
-        };
+    fn watch(&self, listener: &TcpListener) -> io::Result<()> {
         let fd = listener.as_raw_fd();
-        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64))?;
-        Ok(listener)
+        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64))
     }
 
     /// Does what there is to be done; datagrams for the guest go to `packets`.
-    pub fn serve(&mut self, stack: &mut Stack, config: &LinkConfig, packets: &mut Vec<Vec<u8>>, now: Instant) {
+    pub fn serve(&mut self, stack: &mut Stack, config: &LinkConfig, packets: &mut Vec<Vec<u8>>) {
         let mut events = [EpollEvent::default(); 64];
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
         let mut accepting = false;
+        let datagrams = self.datagrams.as_ref().map(|channel| channel.as_fd().as_raw_fd());
         for event in &events[..count] {
             match self.connections.get_mut(&event.fd()) {
                 Some((_, connection)) => connection.note(event.event_set()),
+                None if Some(event.fd()) == datagrams => self.take_datagrams(config, event.event_set(), packets),
                 None => accepting = true,
             }
         }
         if accepting {
-            self.accept(stack, config, packets, now);
+            self.accept(stack, config);
         }
         let mut ended = Vec::new();
         for (fd, (handle, connection)) in &mut self.connections {
@@ -147,28 +129,20 @@ impl Forwards {
         ended.into_iter().for_each(|fd| self.remove(fd, stack));
     }
 
-    fn accept(&mut self, stack: &mut Stack, config: &LinkConfig, packets: &mut Vec<Vec<u8>>, now: Instant) {
+    fn accept(&mut self, stack: &mut Stack, config: &LinkConfig) {
         let limit = CONNECTIONS.saturating_sub(stack.retired());
         let mut accepted = Vec::new();
         for (forward, listener) in &mut self.listeners {
-            match listener {
-                Listener::Tcp(listener) => {
-                    while self.connections.len() + accepted.len() < limit {
-                        match listener.accept() {
-                            Ok((host, _)) => accepted.push((*forward, host)),
-                            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                            Err(_) => break,
-                        }
-                    }
-                    // One too many is told so, or it would be heard of for ever.
-                    if self.connections.len() + accepted.len() >= limit {
-                        let _ = listener.accept();
-                    }
+            while self.connections.len() + accepted.len() < limit {
+                match listener.accept() {
+                    Ok((host, _)) => accepted.push((*forward, host)),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => break,
                 }
-                Listener::Udp(socket, sessions) => {
-                    let guest = (config.address, forward.guest_port);
-                    sessions.receive(socket, config.router, guest, packets, now);
-                }
+            }
+            // One too many is told so, or it would be heard of for ever.
+            if self.connections.len() + accepted.len() >= limit {
+                let _ = listener.accept();
             }
         }
         for (forward, host) in accepted {
@@ -203,14 +177,36 @@ impl Forwards {
         }
     }
 
+    /// Takes datagrams of clients; they go to `packets`, as IP packets from the router to the guest.
+    fn take_datagrams(&mut self, config: &LinkConfig, events: EventSet, packets: &mut Vec<Vec<u8>>) {
+        let Some(channel) = &self.datagrams else { return };
+        if !events.contains(EventSet::IN) {
+            // Its other end is closed, which would be reported forever.
+            let fd = channel.as_fd().as_raw_fd();
+            let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+            return;
+        }
+        let mut room = vec![0; 64 << 10];
+        let (mut count, mut bytes) = (0, 0);
+        while count < BATCH && bytes < BATCH_BYTES {
+            let Some((peer, port, payload)) = channel.receive(&mut room) else { break };
+            (count, bytes) = (count + 1, bytes + payload.len());
+            self.udp_peers.insert(peer);
+            let datagram = Datagram { source: (config.router, peer), destination: (config.address, port), payload };
+            packets.extend(datagram.packet());
+        }
+    }
+
     /// A datagram that the guest sent to the router's address. Returns whether it belongs to a forward.
     pub fn answer(&mut self, datagram: &Datagram) -> bool {
-        self.listeners.iter_mut().any(|(forward, listener)| match listener {
-            Listener::Udp(socket, sessions) if forward.guest_port == datagram.source.1 => {
-                sessions.answer(socket, datagram)
+        let (port, peer) = (datagram.source.1, datagram.destination.1);
+        match &self.datagrams {
+            Some(channel) if self.udp_ports.contains(&port) && self.udp_peers.contains(&peer) => {
+                channel.send(peer, datagram.payload);
+                true
             }
             _ => false,
-        })
+        }
     }
 
     fn remove(&mut self, fd: RawFd, stack: &mut Stack) {

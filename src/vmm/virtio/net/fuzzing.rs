@@ -16,8 +16,8 @@ pub(crate) fn frames(data: &[u8]) {
     let bits = data.first().copied().unwrap_or(0);
     let services = (bits & 8 == 0).then(|| link::fuzzing::config(bits >> 4 & 7));
     let backend = Backend::of(OwnedFd::from(near)).expect("a socket is a backend");
-    let config = NetConfig { mac: link::fuzzing::GUEST, mtu: 1500, link: None, limits: None, no_host_ports: false };
-    let mut net = Net::new(&config, backend, services).expect("there are descriptors left");
+    let config = NetConfig { mac: link::fuzzing::GUEST, mtu: 1500, link: None, limits: None };
+    let mut net = Net::new(&config, backend, services, None).expect("there are descriptors left");
     let mut sink = [0; 4096];
     drive(&mut net, data, &mut |bytes| {
         while far.read(&mut sink).is_ok_and(|count| count > 0) {}

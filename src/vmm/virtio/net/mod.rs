@@ -28,6 +28,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::worker::{self, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
+use crate::vmm::broker::{LinkSockets, PortsClient};
 use crate::vmm::config::NetConfig;
 use crate::vmm::limits::{NetLimits, RateLimiter};
 use crate::vmm::link::{LinkConfig, Services};
@@ -122,6 +123,8 @@ struct Port {
 #[derive(Debug)]
 struct Shared {
     port: Mutex<Port>,
+    /// Opens the ports of the host that lead to the guest.
+    ports: Option<PortsClient>,
     /// Written when the services were changed by another thread.
     changed: EventFd,
     is_up: AtomicBool,
@@ -163,11 +166,14 @@ impl NetControl {
     /// rest is. The error is a sentence, too.
     pub fn reload(&self, link: &Path, files: &PassedFiles) -> Result<Vec<String>, String> {
         let none = || "the machine has no link that could be changed".to_string();
+        let ports = self.shared.ports.as_ref().map_or(Ok(Vec::new()), PortsClient::request);
+        let ports = ports.map_err(|error| format!("its published ports cannot be opened: {error}"))?;
         let failed = |error| format!("{} cannot be read: {error}", link.display());
         let config = files.open(link, false).and_then(LinkConfig::read_from).map_err(failed)?;
         let mut port = self.shared.port();
         let services = port.services.as_mut().ok_or_else(none)?;
         services.reload(config);
+        services.set_ports(ports);
         // The counter is written far more rarely than it is read.
         let _ = self.shared.changed.write(1);
         Ok(services.problems())
@@ -208,9 +214,19 @@ pub struct Net {
 }
 
 impl Net {
-    /// A device with this address, in front of `backend`. `link` is what its services go by, if it has any.
-    pub fn new(config: &NetConfig, backend: Backend, link: Option<LinkConfig>) -> std::io::Result<Net> {
-        let services = link.map(|link| Services::new(config.mac, link)).transpose()?;
+    /// A device with this address, in front of `backend`. `link` is what its services go by, if it has any, and `sockets` lead
+    /// to its published ports.
+    pub fn new(
+        config: &NetConfig,
+        backend: Backend,
+        link: Option<LinkConfig>,
+        sockets: Option<LinkSockets>,
+    ) -> std::io::Result<Net> {
+        let (ports, datagrams) = sockets.map(|LinkSockets { ports, datagrams }| (ports, datagrams)).unzip();
+        let mut services = link.map(|link| Services::new(config.mac, link, datagrams)).transpose()?;
+        if let (Some(services), Some(ports)) = (&mut services, &ports) {
+            services.set_ports(ports.request()?);
+        }
         // Without a backend, too: there are the services, or the machine is saved before it has either, and its guest, which
         // goes on with both, need not notice.
         let is_up = AtomicBool::new(true);
@@ -218,7 +234,8 @@ impl Net {
         let limiter = |limits: NetLimits| RateLimiter::new(limits.bytes, monotonic_ns());
         let limits = config.limits.map(|limits| [RECEIVE, TRANSMIT].map(|_| limiter(limits)));
         let port = Mutex::new(Port { backend, services, limits });
-        let shared = Shared { port, changed, is_up, is_cut_off: AtomicBool::new(false), counters: Counters::default() };
+        let (is_cut_off, counters) = (AtomicBool::new(false), Counters::default());
+        let shared = Shared { port, ports, changed, is_up, is_cut_off, counters };
         Ok(Net { config: config.clone(), shared: Arc::new(shared), worker: None })
     }
 

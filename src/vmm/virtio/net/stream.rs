@@ -39,6 +39,7 @@ pub struct Stream {
 impl Stream {
     /// `fd` is connected.
     pub fn new(fd: OwnedFd) -> io::Result<Stream> {
+        fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
         Ok(Stream { fd, unsent: Vec::new(), buffer: Vec::new(), start: 0, end: 0, is_closed: false })
     }
 
@@ -55,13 +56,9 @@ impl Stream {
         all.push_source(&prefix);
         let mut pieces = all.as_slice().to_vec();
         pieces.extend_from_slice(frame.as_slice());
-        // SAFETY: all zeroes is a valid `msghdr`, with no address, no pieces and no control messages.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        message.msg_iov = pieces.as_mut_ptr();
-        message.msg_iovlen = pieces.len();
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // Not sendmsg(2), which no thread may call: no filter sees the address in its argument.
         // SAFETY: the pieces are valid for the call, as `Pieces` promises, and are only read.
-        let count = unsafe { libc::sendmsg(self.fd.as_raw_fd(), &raw const message, flags) };
+        let count = unsafe { libc::writev(self.fd.as_raw_fd(), pieces.as_ptr(), pieces.len() as libc::c_int) };
         match usize::try_from(count) {
             Ok(count) if count < PREFIX => {
                 self.unsent.extend_from_slice(&prefix[count..]);

@@ -49,8 +49,8 @@ fn limited_bench(
     let (near, peer) = UnixStream::pair().unwrap();
     peer.set_read_timeout(Some(DEADLINE)).unwrap();
     let mac = MacAddress([6, 0, 0, 0, 0, 1]);
-    let config = NetConfig { mac, mtu: 1500, link: None, limits, no_host_ports: false };
-    let mut net = Net::new(&config, Backend::of(OwnedFd::from(near)).unwrap(), None).unwrap();
+    let config = NetConfig { mac, mtu: 1500, link: None, limits };
+    let mut net = Net::new(&config, Backend::of(OwnedFd::from(near)).unwrap(), None, None).unwrap();
     let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
     let faults = Arc::new(GuestFaults::new("net"));
     let queues = vec![

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::Vsock;
+use crate::vmm::broker;
 use crate::vmm::config::VsockConfig;
 use crate::vmm::virtio::fuzzing::drive;
 
@@ -19,7 +20,8 @@ pub(crate) fn packets(data: &[u8]) {
     let server = UnixListener::bind(folder.path().join(format!("v_{PORT}"))).expect("a socket");
     server.set_nonblocking(true).expect("a socket");
     let config = VsockConfig { cid: 3, seed: Some(seed) };
-    let mut device = Vsock::new(&config, &path, None).expect("a socket");
+    let connector = broker::in_thread(None, Some(path.clone())).vsock;
+    let mut device = Vsock::new(&config, &path, connector, None).expect("a socket");
     let mut streams: Vec<UnixStream> = Vec::new();
     let mut sink = [0; 4096];
     drive(&mut device, data, &mut |bytes| {

@@ -26,6 +26,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::worker::{self, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
+use crate::vmm::broker::VsockConnector;
 use crate::vmm::config::VsockConfig;
 use service::Service;
 
@@ -57,6 +58,7 @@ pub struct Vsock {
     config: VsockConfig,
     path: PathBuf,
     listener: UnixListener,
+    connector: VsockConnector,
     worker: Option<Worker<Service>>,
     /// If the connections that the guest knows of were another machine's: written when its agent has heard of it.
     released: Option<EventFd>,
@@ -64,12 +66,18 @@ pub struct Vsock {
 
 impl Vsock {
     /// Makes the device and its socket at `path`; the socket's file is removed when the device is dropped. A device that is
-    /// to be restored has the guest forget its connections, and takes no client until `released` is written.
-    pub fn new(config: &VsockConfig, path: &Path, released: Option<EventFd>) -> Result<Vsock, VsockError> {
+    /// to be restored has the guest forget its connections, and takes no client until `released` is written. `connector` makes
+    /// the guest's connections to the host.
+    pub fn new(
+        config: &VsockConfig,
+        path: &Path,
+        connector: VsockConnector,
+        released: Option<EventFd>,
+    ) -> Result<Vsock, VsockError> {
         let failed = |source| VsockError::Listen { path: path.to_path_buf(), source };
         let listener = UnixListener::bind(path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Vsock { config: config.clone(), path: path.to_path_buf(), listener, worker: None, released })
+        Ok(Vsock { config: config.clone(), path: path.to_path_buf(), listener, connector, worker: None, released })
     }
 }
 
@@ -102,9 +110,10 @@ impl VirtioDevice for Vsock {
         let failed = |source| ActivateError { device: "vsock", source };
         let listener: OwnedFd = self.listener.try_clone().map_err(failed)?.into();
         let (config, path) = (self.config.clone(), self.path.clone());
+        let connector = self.connector.try_clone().map_err(failed)?;
         let released = self.released.take();
         let worker = Worker::spawn("vsock", Arc::clone(&activation.clock), |wakeups| {
-            Service::new(config, path, UnixListener::from(listener), activation, wakeups, released)
+            Service::new(config, path, UnixListener::from(listener), connector, activation, wakeups, released)
         });
         self.worker = Some(worker.map_err(failed)?);
         Ok(())

@@ -17,6 +17,7 @@ use wisp_agent::seed::{MAX_SEED, SEED_PORT};
 use super::connection::{Connection, Key};
 use super::handshake::{Handshake, Progress};
 use super::packet::{HEADER_SIZE, HOST_CID, Header, MAX_DATA, TYPE_STREAM, op};
+use crate::vmm::broker::VsockConnector;
 use crate::vmm::config::VsockConfig;
 use crate::vmm::memory::GuestMemory;
 use crate::vmm::sandbox::calls::Kind;
@@ -57,6 +58,7 @@ pub(super) struct Service {
     /// What is offered at [`SEED_PORT`].
     seed: Option<PathBuf>,
     listener: UnixListener,
+    connector: VsockConnector,
     activation: Activation,
     wakeups: Arc<Wakeups>,
     connections: HashMap<Key, Entry>,
@@ -114,6 +116,7 @@ impl Service {
         config: VsockConfig,
         path: PathBuf,
         listener: UnixListener,
+        connector: VsockConnector,
         activation: Activation,
         wakeups: Arc<Wakeups>,
         released: Option<EventFd>,
@@ -123,6 +126,7 @@ impl Service {
             path,
             seed: config.seed,
             listener,
+            connector,
             activation,
             wakeups,
             connections: HashMap::new(),
@@ -386,11 +390,7 @@ impl Service {
                 self.sentinel = Some(near);
                 far
             }),
-            _ => {
-                let mut path = self.path.clone().into_os_string();
-                path.push(format!("_{}", key.host_port));
-                connect(Path::new(&path))
-            }
+            _ => self.connector.connect(&self.path, key.host_port),
         };
         let Ok(stream) = stream else { return self.reset_stray(request) };
         let Some(token) = self.watch(&stream) else { return self.reset_stray(request) };
@@ -491,15 +491,6 @@ fn random_offset() -> u32 {
     (RandomState::new().hash_one(()) as u32) % (1 << 29)
 }
 
-/// Connects without waiting: where nobody takes clients, one more is turned away as where there is nobody.
-fn connect(path: &Path) -> io::Result<UnixStream> {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(socket.into())
-}
-
 /// A stream from which the file at `path` can be read, and then its end. A socket holds a seed as a whole.
 fn offer(path: &Path) -> io::Result<UnixStream> {
     let mut content = Vec::new();
@@ -520,6 +511,7 @@ fn read_into_guest(memory: &GuestMemory, stream: &UnixStream, buffers: &[Buffer]
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vmm::broker;
     use crate::vmm::fault::GuestFaults;
     use crate::vmm::irq::IrqLine;
     use crate::vmm::memory;
@@ -552,7 +544,8 @@ mod tests {
             clock: Arc::default(),
         };
         let config = VsockConfig { cid: CID, seed: None };
-        Service::new(config, path, listener, activation, Wakeups::for_test(), None).unwrap()
+        let connector = broker::in_thread(None, None).vsock;
+        Service::new(config, path, listener, connector, activation, Wakeups::for_test(), None).unwrap()
     }
 
     #[test]
@@ -591,19 +584,5 @@ mod tests {
             assert_eq!(usize::from(service.activation.queue_states()[TRANSMIT].next_avail), turn * BATCH);
         }
         assert_eq!((service.timeout(true), service.timeout(false)), (0, -1));
-    }
-
-    #[test]
-    fn a_server_that_takes_no_clients_is_not_waited_for() {
-        use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("v_80");
-        let server = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
-        bind(&server, &SocketAddrUnix::new(&path).unwrap()).unwrap();
-        listen(&server, 1).unwrap();
-        let clients: Vec<_> = (0..8).map(|_| connect(&path)).collect();
-        assert!(clients[0].is_ok());
-        assert_eq!(clients[7].as_ref().unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        assert!(connect(&folder.path().join("v_81")).is_err());
     }
 }

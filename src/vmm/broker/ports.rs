@@ -1,0 +1,141 @@
+//! The host's ports that lead to the guest.
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, sendmsg, shutdown};
+use serde::{Deserialize, Serialize};
+
+use super::relay::Relay;
+use super::{ALLOW_LOW_PORTS, PORTS_AT_A_TIME};
+use crate::vmm::link::{Forward, LinkConfig, Transport};
+
+/// One message of an answer.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct PortsMessage {
+    pub ports: Vec<PortRecord>,
+    /// The configuration could not be read: nothing has changed.
+    pub failed: Option<String>,
+    pub is_last: bool,
+}
+
+/// One forward.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct PortRecord {
+    pub forward: Forward,
+    pub state: PortState,
+}
+
+/// A forward's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum PortState {
+    /// Its listener comes with this message.
+    Passed,
+    /// Its listener was passed before, or its datagrams are relayed.
+    Open,
+    /// The host does not allow it, for this reason.
+    Failed(String),
+}
+
+/// The TCP listeners that the VMM has; the [`Relay`] has the UDP sockets.
+#[derive(Debug)]
+pub(super) struct Ports {
+    link: Option<PathBuf>,
+    listeners: HashMap<Forward, TcpListener>,
+}
+
+impl Ports {
+    pub fn new(link: Option<PathBuf>) -> Ports {
+        Ports { link, listeners: HashMap::new() }
+    }
+
+    /// Opens and closes ports as the link's configuration says now, and sends the VMM their states.
+    pub fn answer(&mut self, channel: impl AsFd, relay: &mut Relay) {
+        let config = self
+            .link
+            .as_ref()
+            .map(|path| LinkConfig::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display())));
+        let records = match config {
+            Some(Ok(config)) => self.set(&config.forwards, relay),
+            None => Vec::new(),
+            Some(Err(why)) => {
+                let message = PortsMessage { failed: Some(why), is_last: true, ..PortsMessage::default() };
+                return self.send(channel, &message);
+            }
+        };
+        let mut records = records.into_iter().peekable();
+        loop {
+            let ports: Vec<PortRecord> = records.by_ref().take(PORTS_AT_A_TIME).collect();
+            let is_last = records.peek().is_none();
+            self.send(&channel, &PortsMessage { ports, failed: None, is_last });
+            if is_last {
+                return;
+            }
+        }
+    }
+
+    /// Has these ports open and no others.
+    fn set(&mut self, wanted: &[Forward], relay: &mut Relay) -> Vec<PortRecord> {
+        self.listeners.retain(|forward, listener| {
+            let stays = wanted.contains(forward);
+            if !stays {
+                // The VMM has a copy, which stops listening with this one.
+                let _ = shutdown(listener, Shutdown::Both);
+            }
+            stays
+        });
+        relay.retain(wanted);
+        let state = |forward: &Forward| PortRecord { forward: *forward, state: self.open(*forward, relay) };
+        wanted.iter().map(state).collect()
+    }
+
+    fn open(&mut self, forward: Forward, relay: &mut Relay) -> PortState {
+        let opened = match forward.transport {
+            _ if self.listeners.contains_key(&forward) || relay.has(&forward) => return PortState::Open,
+            Transport::Tcp => listen(forward).map(|listener| {
+                self.listeners.insert(forward, listener);
+                PortState::Passed
+            }),
+            Transport::Udp => {
+                let bound = UdpSocket::bind(forward.host);
+                bound.and_then(|socket| relay.add(forward, socket)).map(|()| PortState::Open)
+            }
+        };
+        opened.unwrap_or_else(|error| PortState::Failed(problem(forward, &error)))
+    }
+
+    /// Sends a message and the listeners that it passes.
+    fn send(&self, channel: impl AsFd, message: &PortsMessage) {
+        let text = serde_json::to_vec(message).expect("ports are plain data");
+        let passed = message.ports.iter().filter(|record| record.state == PortState::Passed);
+        let listeners: Vec<BorrowedFd> =
+            passed.filter_map(|record| self.listeners.get(&record.forward)).map(AsFd::as_fd).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PORTS_AT_A_TIME))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fits = listeners.is_empty() || control.push(SendAncillaryMessage::ScmRights(&listeners));
+        debug_assert!(fits, "there is room for as many as are passed at a time");
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        if let Err(error) = sendmsg(channel, &[IoSlice::new(&text)], &mut control, flags) {
+            log::warn!("the VMM does not take its ports: {error}");
+        }
+    }
+}
+
+fn listen(forward: Forward) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(forward.host)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn problem(forward: Forward, error: &io::Error) -> String {
+    let protocol = if forward.transport == Transport::Tcp { "TCP" } else { "UDP" };
+    let advice = match error.kind() {
+        io::ErrorKind::PermissionDenied => format!("; `{ALLOW_LOW_PORTS}` allows it"),
+        _ => String::new(),
+    };
+    format!("{protocol} port {} cannot lead to the guest's {}: {error}{advice}", forward.host, forward.guest_port)
+}

@@ -1,0 +1,92 @@
+//! Connections of the guest's to Unix sockets beside its vsock socket.
+
+use std::ffi::OsString;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    connect as connect_to, sendmsg, socket_with,
+};
+
+/// The answer to a request whose connection was made, which comes with it, and to another.
+pub(super) const CONNECTED: u8 = 1;
+pub(super) const REFUSED: u8 = 0;
+
+/// The Unix socket for a port of the host's, beside the device's `socket`.
+pub(in crate::vmm) fn path(socket: &Path, port: u32) -> PathBuf {
+    let mut path = OsString::from(socket);
+    path.push(format!("_{port}"));
+    path.into()
+}
+
+/// Connects to the socket at `path`, and passes the connection.
+pub(super) fn answer(channel: impl AsFd, path: Option<PathBuf>) {
+    let stream = path.and_then(|path| connect(&path).ok());
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let passed = stream.iter().map(AsFd::as_fd).collect::<Vec<_>>();
+    let fits = passed.is_empty() || control.push(SendAncillaryMessage::ScmRights(&passed));
+    let code = [if fits && !passed.is_empty() { CONNECTED } else { REFUSED }];
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    if let Err(error) = sendmsg(channel, &[IoSlice::new(&code)], &mut control, flags) {
+        log::warn!("the VMM does not take a vsock connection: {error}");
+    }
+}
+
+/// Connects to a socket without waiting: a server that takes no more clients refuses this one.
+///
+/// The VMM can write to the directory. So a symbolic link is not followed, and a socket that has another name, outside the
+/// directory perhaps, is refused.
+fn connect(path: &Path) -> io::Result<OwnedFd> {
+    let file = openat(CWD, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let stat = fstat(&file)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket || stat.st_nlink != 1 {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // What was looked at is what is connected to, whatever has its name now.
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    connect_to(&socket, &address)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn server_with_full_backlog_is_not_waited_for() {
+        use rustix::net::{bind, listen, socket};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("v_80");
+        let server = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        bind(&server, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        listen(&server, 1).unwrap();
+        let clients: Vec<_> = (0..8).map(|_| connect(&path)).collect();
+        assert!(clients[0].is_ok());
+        assert_eq!(clients[7].as_ref().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(connect(&folder.path().join("v_81")).is_err());
+    }
+
+    #[test]
+    fn socket_outside_the_directory_is_refused() {
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let target = other.path().join("target");
+        let _listener = UnixListener::bind(&target).unwrap();
+        connect(&target).unwrap();
+        let link = folder.path().join("v_1");
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        connect(&link).unwrap_err();
+        let hard_link = folder.path().join("v_2");
+        std::fs::hard_link(&target, &hard_link).unwrap();
+        connect(&hard_link).unwrap_err();
+        std::fs::write(folder.path().join("v_3"), "").unwrap();
+        connect(&folder.path().join("v_3")).unwrap_err();
+    }
+}
