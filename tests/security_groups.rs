@@ -81,3 +81,21 @@ fn rules_that_make_no_sense_are_refused() {
     );
     assert_eq!(group(&wisp, "default")["SecurityGroupRules"].as_array().unwrap().len(), 2);
 }
+
+#[test]
+fn description_with_control_characters_is_escaped_and_stays_the_same_in_json() {
+    const HOSTILE: &str = "web\x1b]0;title\x07\u{9b}2J\x7f\u{202e}\nline";
+    let is_shown_raw = |text: &str| text.contains(|c: char| c.is_control() && c != '\n' || c == '\u{202e}');
+    let wisp = Wisp::without_kvm();
+    wisp.run(&["sg", "create", "odd", "--description", HOSTILE]).expect_code(0);
+    for words in [&["sg", "ls"][..], &["sg", "show", "odd"]] {
+        let text = wisp.run(words).expect_code(0).text();
+        assert!(text.contains(r"web\x1b]0;title\x07\u{9b}2J\x7f\u{202e}\nline"), "{text:?}");
+        assert!(!is_shown_raw(&text), "{text:?}");
+        let text = wisp.run(&[words, &["--output", "json"]].concat()).expect_code(0).text();
+        assert!(!is_shown_raw(&text), "{text:?}");
+    }
+    assert_eq!(group(&wisp, "odd")["Description"], HOSTILE);
+    let refused = wisp.run(&["sg", "show", HOSTILE]).expect_code(1);
+    assert!(!is_shown_raw(&refused.stderr), "{:?}", refused.stderr);
+}

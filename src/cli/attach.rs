@@ -27,8 +27,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("{}: its console cannot be reached", record.id))?;
     output::say("Joined; ctrl-] leaves.");
     match serial::join(stream)? {
-        serial::Left::ByEscape => output::say("\r\nLeft; the guest goes on."),
-        serial::Left::GuestEnded => output::say("\r\nThe machine has ended."),
+        serial::Left::ByEscape => output::say("\nLeft; the guest goes on."),
+        serial::Left::GuestEnded => output::say("\nThe machine has ended."),
     }
     Ok(ExitCode::SUCCESS)
 }

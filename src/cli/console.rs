@@ -1,13 +1,14 @@
 //! `wisp console`: what a guest wrote to its console.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::json;
 
+use super::escape::ConsoleFilter;
 use super::open_cloud;
 use super::output::{self, Output};
 use crate::cloud::timestamp;
@@ -24,7 +25,10 @@ const AT_A_TIME: u64 = 2 << 20;
 #[command(after_help = "\
 Examples:
   wisp console web
-  wisp console web --follow      and what it writes from now on, until it ends or you press ctrl-c")]
+  wisp console web --follow      and what it writes from now on, until it ends or you press ctrl-c
+  wisp console web > log         exactly the bytes that it wrote
+
+On a terminal, control characters are escaped and colors are left out. A pipe or a file gets all bytes.")]
 pub struct Args {
     /// The instance: its id, the beginning of it, or its name.
     #[arg(value_name = "INSTANCE")]
@@ -33,6 +37,37 @@ pub struct Args {
     /// Go on with what it writes from now on.
     #[arg(long, short)]
     follow: bool,
+
+    /// Print control characters as they are on a terminal, too.
+    #[arg(long)]
+    raw: bool,
+}
+
+/// Prints a console's output, filtered on a terminal.
+struct Printer<W> {
+    output: W,
+    filter: Option<ConsoleFilter>,
+}
+
+impl<W: Write> Printer<W> {
+    fn new(output: W, is_terminal: bool, raw: bool) -> Printer<W> {
+        Printer { output, filter: (is_terminal && !raw).then(ConsoleFilter::default) }
+    }
+
+    fn print(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.filter {
+            Some(filter) => self.output.write_all(filter.filter(bytes).as_bytes())?,
+            None => self.output.write_all(bytes)?,
+        }
+        self.output.flush()
+    }
+
+    /// Prints what is left of a sequence that was not complete.
+    fn finish(&mut self) -> io::Result<()> {
+        let rest = self.filter.as_mut().map(ConsoleFilter::finish).unwrap_or_default();
+        self.output.write_all(rest.as_bytes())?;
+        self.output.flush()
+    }
 }
 
 /// Prints it.
@@ -41,25 +76,24 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let record = cloud.instance(&args.instance)?;
     let folder = cloud.folder(record.id);
     let bytes = folder.console_output(LIMIT)?;
+    let mut printer = Printer::new(io::stdout(), io::stdout().is_terminal(), args.raw);
     match output {
         Output::Json => output::print_json(&json!({
             "InstanceId": record.id,
             "Output": String::from_utf8_lossy(&bytes),
             "Timestamp": timestamp(record.launch_time),
         }))?,
-        Output::Table => {
-            let mut stdout = io::stdout().lock();
-            stdout.write_all(&bytes).and_then(|()| stdout.flush()).context("standard output")?;
-        }
+        Output::Table => printer.print(&bytes).context("standard output")?,
     }
     if args.follow && record.state.has_machine() {
-        follow(&folder)?;
+        follow(&folder, &mut printer)?;
     }
+    printer.finish().context("standard output")?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Prints what is added to the log until the machine has ended.
-fn follow(folder: &crate::cloud::machine::Folder) -> anyhow::Result<()> {
+fn follow(folder: &crate::cloud::machine::Folder, printer: &mut Printer<impl Write>) -> anyhow::Result<()> {
     let path = folder.vmm_directory().join(LOG);
     let mut log = untrusted::open(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
     log.seek(SeekFrom::End(0))?;
@@ -74,8 +108,7 @@ fn follow(folder: &crate::cloud::machine::Folder) -> anyhow::Result<()> {
             log = untrusted::open(&path)?;
             (&log).take(AT_A_TIME).read_to_end(&mut more)?;
         }
-        let mut stdout = io::stdout().lock();
-        if stdout.write_all(&more).and_then(|()| stdout.flush()).is_err() || ended {
+        if printer.print(&more).is_err() || ended {
             return Ok(());
         }
     }
@@ -86,5 +119,31 @@ fn is_rotated(log: &File, path: &std::path::Path) -> bool {
     match (log.metadata(), path.symlink_metadata()) {
         (Ok(open), Ok(named)) => open.ino() != named.ino(),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOSTILE: &[u8] = b"login: \x1b]0;title\x07\r\n\x1b[2J\x1b[";
+
+    fn printed(is_terminal: bool, raw: bool) -> Vec<u8> {
+        let mut printer = Printer::new(Vec::new(), is_terminal, raw);
+        HOSTILE.chunks(3).for_each(|piece| printer.print(piece).unwrap());
+        printer.finish().unwrap();
+        printer.output
+    }
+
+    #[test]
+    fn terminal_gets_escaped_output_unless_raw() {
+        let shown = printed(true, false);
+        assert_eq!(String::from_utf8(shown).unwrap(), "login: \\x1b]0;title\\x07\r\n\\x1b[2J\\x1b[");
+        assert_eq!(printed(true, true), HOSTILE);
+    }
+
+    #[test]
+    fn pipe_gets_all_bytes() {
+        assert_eq!(printed(false, false), HOSTILE);
     }
 }

@@ -9,6 +9,7 @@ mod completions;
 mod console;
 mod cp;
 mod doctor;
+mod escape;
 mod exec;
 mod fork;
 mod guest_command;
@@ -45,6 +46,7 @@ mod vpc;
 mod wait;
 mod warm;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -126,7 +128,14 @@ pub fn main() -> ExitCode {
     // virtio-queue logs every mistake in a ring, which a guest can make as often as it likes: they are counted, and logged once
     // a second, where they come to (`vmm::fault`).
     let quiet = log::LevelFilter::Off;
-    env_logger::Builder::from_env(log).filter_module("virtio_queue", quiet).format_target(false).init();
+    env_logger::Builder::from_env(log)
+        .filter_module("virtio_queue", quiet)
+        .format(|line, record| {
+            // A guest's words can be part of it.
+            let text = record.args().to_string();
+            writeln!(line, "[{} {:<5}] {}", line.timestamp(), record.level(), escape::escape(&text))
+        })
+        .init();
     let result = match cli.command {
         Command::Run(args) => run::run(args, began_ns),
         Command::Launch(args) => launch::run(args, cli.output),

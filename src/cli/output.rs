@@ -2,6 +2,8 @@
 //!
 //! Results go to standard output, and everything said about them to standard error, so that a pipe
 //! carries results only. Colour appears on terminals, and only where `NO_COLOR` is not set.
+//!
+//! Control characters in names, paths and messages are [escaped](super::escape), in pipes too.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -10,6 +12,7 @@ use std::time::Duration;
 use comfy_table::{Attribute, CellAlignment, Color, ContentArrangement, LineStyle, TableStyle};
 use serde::Serialize;
 
+use super::escape::{escape, escape_json, escape_line, escape_output};
 use crate::cloud::CloudError;
 use crate::ec2::Ec2Error;
 use crate::host::probe::{KvmAccessError, Mend};
@@ -57,17 +60,18 @@ impl Screen {
         Screen { width: Some(if columns == 0 { 80 } else { columns.into() }), colour: !is_set("NO_COLOR") && !is_dumb }
     }
 
-    /// `text` in a tone, where the screen shows colours.
+    /// `text` in a tone, where the screen shows colours; its control characters are escaped.
     pub fn paint(self, tone: Tone, text: &str) -> String {
+        let text = escape_line(text);
         let code = match tone {
-            Tone::Plain => return text.to_owned(),
+            Tone::Plain => return text.into_owned(),
             Tone::Strong => "1",
             Tone::Quiet => "2",
             Tone::Good => "32",
             Tone::Warning => "33",
             Tone::Bad => "31",
         };
-        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into_owned() }
     }
 }
 
@@ -97,9 +101,9 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// A cell in a tone.
+    /// A cell in a tone, with its control characters escaped.
     pub fn new(text: impl Into<String>, tone: Tone) -> Self {
-        Cell { text: text.into(), tone }
+        Cell { text: escape_line(&text.into()).into_owned(), tone }
     }
 }
 
@@ -189,6 +193,16 @@ pub fn print_table(columns: &[(&str, Align)], rows: impl IntoIterator<Item = Vec
 
 /// Prints results. A reader that has read enough, such as `head`, is no error.
 pub fn print(text: &str) -> io::Result<()> {
+    print_raw(&escape_output(text))
+}
+
+/// Clears the terminal.
+pub fn clear_screen() -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(b"\x1b[H\x1b[2J").and_then(|()| stdout.flush())
+}
+
+fn print_raw(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(text.as_bytes()).and_then(|()| match text.ends_with('\n') {
         true => Ok(()),
@@ -202,7 +216,7 @@ pub fn print(text: &str) -> io::Result<()> {
 
 /// Prints results as JSON.
 pub fn print_json(results: &impl Serialize) -> anyhow::Result<()> {
-    Ok(print(&serde_json::to_string_pretty(results)?)?)
+    Ok(print_raw(&escape_json(&serde_json::to_string_pretty(results)?))?)
 }
 
 /// Names the next useful command, without the `wisp` it begins with.
@@ -213,7 +227,7 @@ pub fn next(command: &str) {
 
 /// Says something that is no result. There is nobody to tell if that fails.
 pub fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", escape_output(text));
 }
 
 /// Prints what went wrong and what to do about it.
@@ -231,13 +245,13 @@ pub fn explain(error: &anyhow::Error) -> String {
 }
 
 fn error_text(error: &anyhow::Error, screen: Screen) -> String {
-    let mut text = format!("{} {}", screen.paint(Tone::Bad, "error:"), explain(error));
+    let mut text = format!("{} {}", screen.paint(Tone::Bad, "error:"), escape(&explain(error)));
     for cause in error.chain() {
         // The cloud's errors are what they are made of: the chain does not have a refusal in one of them once more.
         let of_cloud = cause.downcast_ref::<CloudError>().and_then(CloudError::hint);
         if let Some(hint) = cause.downcast_ref::<Ec2Error>().and_then(Ec2Error::hint).or(of_cloud) {
             let label = screen.paint(Tone::Quiet, "hint:");
-            let _ = write!(text, "\n{label}  {hint}");
+            let _ = write!(text, "\n{label}  {}", escape(&hint));
         }
         if let Some(access) = cause.downcast_ref::<KvmAccessError>() {
             for line in mend_lines(&access.mends(), screen) {
@@ -325,7 +339,7 @@ pub fn count(number: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::catalogue;
+    use crate::ec2::{ErrorCode, catalogue};
 
     const COLOUR: Screen = Screen { width: Some(80), colour: true };
 
@@ -345,6 +359,33 @@ mod tests {
     fn a_table_is_coloured_only_where_colours_show() {
         assert!(table(COLOUR)[1].contains("\x1b[1m"));
         assert!(table(Screen::PLAIN).iter().all(|line| !line.contains('\x1b')));
+    }
+
+    const HOSTILE: &str = "web\x1b]0;title\x07\u{9b}2J\u{202e}\nState running";
+    const ESCAPED: &str = "web\\x1b]0;title\\x07\\u{9b}2J\\u{202e}\\nState running";
+
+    #[test]
+    fn hostile_text_in_cell_and_style_is_escaped() {
+        for tone in [Tone::Plain, Tone::Strong, Tone::Quiet, Tone::Good, Tone::Warning, Tone::Bad] {
+            for screen in [Screen::PLAIN, COLOUR] {
+                let mut table = Table::new(screen, &[("NAME", Align::Left)]);
+                table.row(vec![Cell::new(HOSTILE, tone)]);
+                for text in [table.lines()[1].clone(), screen.paint(tone, HOSTILE)] {
+                    assert!(text.contains(ESCAPED), "{text:?}");
+                    // Styles of our own reach the terminal.
+                    assert_eq!(escape_output(&text), text);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_text_in_error_and_hint_is_escaped() {
+        let text = error_text(&anyhow::anyhow!("{HOSTILE}").context("\x1b[31mred"), COLOUR);
+        assert!(text.contains(&ESCAPED.replace("\\n", "\n")) && text.contains("\\x1b[31mred"), "{text:?}");
+        let error = Ec2Error::refused(ErrorCode::InvalidParameterValue, "x", Some(HOSTILE.into()));
+        let text = error_text(&anyhow::Error::new(error), Screen::PLAIN);
+        assert!(text.contains(&ESCAPED.replace("\\n", "\n")), "{text:?}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+use super::escape::escape_line;
 use super::output::{self, Align, Cell, Output, Tone};
 use super::{open_cloud, shapes, tell_notices};
 use crate::cloud::network::{RuleSpec, shown};
@@ -184,6 +185,6 @@ fn show(group: &SecurityGroupRecord) -> anyhow::Result<()> {
             Cell::from(shown(rule.peer)),
         ]
     };
-    output::print(&format!("{}  {}  {}", group.id, group.name, group.description))?;
+    output::print(&format!("{}  {}  {}", group.id, escape_line(&group.name), escape_line(&group.description)))?;
     Ok(output::print_table(&columns, group.rules.iter().map(row))?)
 }

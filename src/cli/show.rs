@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use super::escape::escape_line;
 use super::ls::{check_cell, state_cell, status};
 use super::output::{self, Output, Screen, Tone};
 use super::shapes::{self, GroupNames};
@@ -181,7 +182,7 @@ fn lines(record: &InstanceRecord, volumes: &[VolumeRecord], groups: &GroupNames,
         lines.push(line("Protection", "terminate is refused"));
     }
     for (key, value) in record.tags.iter().filter(|(key, _)| *key != "Name") {
-        lines.push(line("Tag", &format!("{key}={value}")));
+        lines.push(line("Tag", &format!("{}={}", escape_line(key), escape_line(value))));
     }
     lines.push(line("Reservation", &format!("{}, number {}", record.reservation_id, record.launch_index)));
     lines

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::escape::escape_line;
 use super::output::{self, Output};
 use super::{open_cloud, shapes};
 use crate::ec2::tag::Tag;
@@ -36,7 +37,12 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     match output {
         Output::Json => output::print_json(&serde_json::json!({"Tags": shapes::tags(&tags)}))?,
         Output::Table => {
-            output::print(&tags.iter().map(|(key, value)| format!("{key}={value}\n")).collect::<String>())?;
+            output::print(
+                &tags
+                    .iter()
+                    .map(|(key, value)| format!("{}={}\n", escape_line(key), escape_line(value)))
+                    .collect::<String>(),
+            )?;
         }
     }
     Ok(ExitCode::SUCCESS)

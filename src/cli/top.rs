@@ -85,8 +85,10 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         if output == Output::Json {
             output::print_json(&json!({"Instances": rows.iter().map(shape).collect::<Vec<_>>()}))?;
         } else {
-            let clear = if once { "" } else { "\x1b[H\x1b[2J" };
-            output::print(&format!("{clear}{}", render(&rows, Screen::stdout())))?;
+            if !once {
+                output::clear_screen()?;
+            }
+            output::print(&render(&rows, Screen::stdout()))?;
         }
         if once || stopped {
             return Ok(ExitCode::SUCCESS);

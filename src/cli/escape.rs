@@ -1,0 +1,268 @@
+//! Escapes text that is not ours before a terminal sees it.
+//!
+//! Names, tags, paths, error messages of a guest, an image or an archive can hold control characters: sequences that move the
+//! cursor, set the window's title or hide what follows, and bidirectional overrides that show a name in another order. They are
+//! shown as `\x1b` or `\u{202e}`. Command output (`wisp exec`, `wisp run`, `wisp ssh`) and `wisp attach` are the user's own
+//! terminal sessions, and pass unchanged.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+/// Escapes control characters, except for newline and tab.
+pub fn escape(text: &str) -> Cow<'_, str> {
+    escape_unless(text, |c| matches!(c, '\n' | '\t'))
+}
+
+/// Escapes control characters in text that stays on one line: newline and tab, too.
+pub fn escape_line(text: &str) -> Cow<'_, str> {
+    escape_unless(text, |_| false)
+}
+
+/// Escapes control characters in finished output, except for newline, tab and the [styles](STYLES) of our own.
+pub fn escape_output(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_control) {
+        return Cow::Borrowed(text);
+    }
+    let mut output = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let style = STYLES.iter().find(|style| rest.starts_with(**style));
+        let length = style.map_or(c.len_utf8(), |style| style.len());
+        let (head, tail) = rest.split_at(length);
+        match style {
+            None if is_control(c) && !matches!(c, '\n' | '\t') => push_escaped(&mut output, c),
+            _ => output.push_str(head),
+        }
+        rest = tail;
+    }
+    Cow::Owned(output)
+}
+
+/// Escapes in JSON what its encoder leaves: DEL, C1 and bidirectional controls, which only strings have. It stays the same JSON.
+pub fn escape_json(json: &str) -> Cow<'_, str> {
+    let is_left = |c: char| is_control(c) && c >= '\x7f';
+    if !json.contains(is_left) {
+        return Cow::Borrowed(json);
+    }
+    let mut output = String::with_capacity(json.len());
+    for c in json.chars() {
+        // All of them are in the basic multilingual plane.
+        if is_left(c) {
+            let _ = write!(output, "\\u{:04x}", u32::from(c));
+        } else {
+            output.push(c);
+        }
+    }
+    Cow::Owned(output)
+}
+
+/// The styles that `output.rs` and its tables use.
+pub const STYLES: [&str; 12] = [
+    "\x1b[0m",
+    "\x1b[1m",
+    "\x1b[2m",
+    "\x1b[22m",
+    "\x1b[31m",
+    "\x1b[32m",
+    "\x1b[33m",
+    "\x1b[39m",
+    "\x1b[49m",
+    "\x1b[38;5;1m",
+    "\x1b[38;5;2m",
+    "\x1b[38;5;3m",
+];
+
+/// C0, DEL, C1 and the controls of the Unicode bidirectional algorithm (UAX #9).
+fn is_control(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+fn escape_unless(text: &str, is_kept: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let is_escaped = |c: char| is_control(c) && !is_kept(c);
+    if !text.contains(is_escaped) {
+        return Cow::Borrowed(text);
+    }
+    let mut output = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if is_escaped(c) { push_escaped(&mut output, c) } else { output.push(c) }
+    }
+    Cow::Owned(output)
+}
+
+fn push_escaped(output: &mut String, c: char) {
+    let _ = match c {
+        '\n' => output.write_str("\\n"),
+        '\t' => output.write_str("\\t"),
+        '\r' => output.write_str("\\r"),
+        c if c.is_ascii() => write!(output, "\\x{:02x}", u32::from(c)),
+        c => write!(output, "\\u{{{:x}}}", u32::from(c)),
+    };
+}
+
+/// The longest style or character that can be split between two pieces of a console's output; longer ones are escaped.
+const LONGEST: usize = 32;
+
+/// Escapes a console's output, piece by piece. Line ends stay, and styles (SGR, `ESC [ ... m`), which boot messages are full of,
+/// are left out.
+#[derive(Debug, Default)]
+pub struct ConsoleFilter {
+    /// The end of the last piece, which may go on in the next.
+    pending: Vec<u8>,
+}
+
+impl ConsoleFilter {
+    /// Returns what can be printed of the output so far.
+    pub fn filter(&mut self, piece: &[u8]) -> String {
+        self.pending.extend_from_slice(piece);
+        let bytes = std::mem::take(&mut self.pending);
+        let (output, rest) = filtered(&bytes, false);
+        self.pending = rest.to_vec();
+        output
+    }
+
+    /// Returns the rest, when nothing more comes.
+    pub fn finish(&mut self) -> String {
+        filtered(&std::mem::take(&mut self.pending), true).0
+    }
+}
+
+/// The text to be printed, and an end that is not complete yet unless `is_last`.
+fn filtered(bytes: &[u8], is_last: bool) -> (String, &[u8]) {
+    let mut output = String::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some(&first) = rest.first() {
+        let is_open = !is_last && rest.len() < LONGEST;
+        let (taken, text) = match first {
+            b'\r' if rest.get(1) == Some(&b'\n') => (2, "\r\n"),
+            b'\r' | 0x1b if is_open && rest.len() == 1 => break,
+            b'\n' => (1, "\n"),
+            b'\t' => (1, "\t"),
+            0x1b if rest.get(1) == Some(&b'[') => {
+                let parameters = rest[2..].iter().take(LONGEST).take_while(|byte| matches!(byte, b'0'..=b';')).count();
+                match rest.get(2 + parameters) {
+                    None if is_open => break,
+                    Some(b'm') => (parameters + 3, ""),
+                    _ => (1, "\\x1b"),
+                }
+            }
+            _ => {
+                let head = &rest[..rest.len().min(4)];
+                match first_character(head) {
+                    Some(c) => {
+                        let mut own = [0; 4];
+                        output.push_str(&escape_line(c.encode_utf8(&mut own)));
+                        rest = &rest[c.len_utf8()..];
+                        continue;
+                    }
+                    None if is_open && is_beginning(head) => break,
+                    None => {
+                        let _ = write!(output, "\\x{first:02x}");
+                        rest = &rest[1..];
+                        continue;
+                    }
+                }
+            }
+        };
+        output.push_str(text);
+        rest = &rest[taken..];
+    }
+    (output, rest)
+}
+
+/// The character that `bytes` begin with, if they begin with one.
+fn first_character(bytes: &[u8]) -> Option<char> {
+    let valid = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default(),
+    };
+    valid.chars().next()
+}
+
+/// Whether more bytes could make `bytes` begin with a character.
+fn is_beginning(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Nothing that a terminal acts on.
+    fn is_harmless(text: &str) -> bool {
+        !text.chars().any(|c| is_control(c) && !matches!(c, '\n' | '\t'))
+    }
+
+    const HOSTILE: &str = "a\x1b]0;title\x07b\u{9b}2Jc\x7fd\u{202e}e\rf\u{2066}g\x00";
+
+    #[test]
+    fn control_characters_are_shown_as_escapes() {
+        let shown = "a\\x1b]0;title\\x07b\\u{9b}2Jc\\x7fd\\u{202e}e\\rf\\u{2066}g\\x00";
+        assert_eq!(escape(HOSTILE), shown);
+        assert_eq!(escape_output(HOSTILE), shown);
+        assert_eq!(escape("one\n\ttwo é \u{1f600} עברית"), "one\n\ttwo é \u{1f600} עברית");
+        assert_eq!(escape_line("one\n\ttwo"), "one\\n\\ttwo");
+    }
+
+    #[test]
+    fn own_styles_pass_and_others_do_not() {
+        assert_eq!(escape_output("\x1b[31merror:\x1b[0m \x1b[8mhidden"), "\x1b[31merror:\x1b[0m \\x1b[8mhidden");
+        assert_eq!(escape("\x1b[31m"), "\\x1b[31m");
+    }
+
+    #[test]
+    fn json_stays_the_same_value() {
+        let text = serde_json::to_string(&[HOSTILE]).unwrap();
+        let escaped = escape_json(&text);
+        assert!(is_harmless(&escaped), "{escaped}");
+        assert_eq!(serde_json::from_str::<[String; 1]>(&escaped).unwrap(), [HOSTILE]);
+    }
+
+    #[test]
+    fn console_keeps_lines_and_drops_styles() {
+        let mut filter = ConsoleFilter::default();
+        let shown = filter
+            .filter(b"[\x1b[0;32m  OK  \x1b[0m] Started\r\nname: \x1b]0;x\x07 \x1b[2J\rover\xc2\x9b\xff\xc3\xa9\n");
+        assert_eq!(shown, "[  OK  ] Started\r\nname: \\x1b]0;x\\x07 \\x1b[2J\\rover\\u{9b}\\xffé\n");
+        assert_eq!(filter.finish(), "");
+    }
+
+    #[test]
+    fn console_output_that_ends_in_a_sequence_is_shown_at_its_end() {
+        for (end, shown) in
+            [(&b"x\x1b"[..], "x\\x1b"), (b"x\x1b[3", "x\\x1b[3"), (b"x\r", "x\\r"), (b"x\xc3", "x\\xc3")]
+        {
+            let mut filter = ConsoleFilter::default();
+            assert_eq!(filter.filter(end), "x");
+            assert_eq!(format!("x{}", filter.finish()), shown);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_output_has_control_characters(text in "\\PC*|[\\x00-\\u{ff}\\u{200e}-\\u{202f}]*") {
+            prop_assert!(is_harmless(&escape(&text)));
+            prop_assert!(is_harmless(&escape_line(&text)));
+            let output = STYLES.iter().fold(escape_output(&text).into_owned(), |text, style| text.replace(style, ""));
+            prop_assert!(is_harmless(&output));
+        }
+
+        #[test]
+        fn console_is_filtered_alike_in_any_pieces(
+            bytes in proptest::collection::vec(prop_oneof![Just(0x1b), Just(b'['), Just(b'm'), Just(b'\r'), Just(b'\n'), Just(b'1'), Just(0xc2), any::<u8>()], 0..200),
+            cuts in proptest::collection::vec(0_usize..200, 0..8),
+        ) {
+            let mut whole = ConsoleFilter::default();
+            let expected = whole.filter(&bytes) + &whole.finish();
+            prop_assert!(is_harmless(&expected.replace("\r\n", "\n")));
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let mut pieces = ConsoleFilter::default();
+            let mut shown: String = cuts.windows(2).map(|cut| pieces.filter(&bytes[cut[0]..cut[1]])).collect();
+            shown += &pieces.finish();
+            prop_assert_eq!(shown, expected);
+        }
+    }
+}
