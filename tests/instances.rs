@@ -2,6 +2,9 @@
 
 mod common;
 
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
 use common::instances::{exec, files, json, launch};
 use common::{Wisp, monitor_pid, wait_until_gone, wait_until_unlocked};
 use serde_json::Value;
@@ -35,6 +38,33 @@ fn kill(wisp: &Wisp, id: &str) {
     wait_until_unlocked(&folder);
 }
 
+/// Copies a sparse file of 1 GiB to the instance `web` and back. Its holes would not fit in the guest's disk as data.
+fn copy_sparse_file(wisp: &Wisp, folder: &Path) {
+    const LENGTH: u64 = 1 << 30;
+    let (sent, back) = (folder.join("sparse"), folder.join("sparse-back"));
+    let file = std::fs::File::create(&sent).unwrap();
+    file.write_all_at(&common::noise(10_000), 300 << 20).unwrap();
+    file.set_len(LENGTH).unwrap();
+    wisp.run(&["cp", sent.to_str().unwrap(), "web:/root/sparse"]).expect_code(0);
+    let in_guest = exec(wisp, "web", "stat -c '%s %b' /root/sparse");
+    let (length, blocks) = in_guest.split_once(' ').unwrap();
+    assert_eq!(length, LENGTH.to_string());
+    assert!(blocks.parse::<u64>().unwrap() < 2048, "{blocks} blocks in the guest");
+    wisp.run(&["cp", "web:/root/sparse", back.to_str().unwrap()]).expect_code(0);
+    let metadata = back.metadata().unwrap();
+    assert!(metadata.len() == LENGTH && metadata.blocks() < 2048, "{metadata:?}");
+    let mut noise = vec![0; 10_000];
+    std::fs::File::open(&back).unwrap().read_exact_at(&mut noise, 300 << 20).unwrap();
+    assert_eq!(noise, common::noise(10_000));
+    exec(wisp, "web", "rm /root/sparse");
+
+    // A pipe in the guest stays one.
+    exec(wisp, "web", "mkfifo /root/pipe");
+    let refused = wisp.run(&["cp", folder.join("sent").to_str().unwrap(), "web:/root/pipe"]).expect_code(1);
+    assert!(refused.stderr.contains("/root/pipe: is a pipe"), "{}", refused.stderr);
+    exec(wisp, "web", "test -p /root/pipe && rm /root/pipe");
+}
+
 #[test]
 fn an_instance_lives_as_in_ec2() {
     let wisp = Wisp::new();
@@ -59,6 +89,7 @@ fn an_instance_lives_as_in_ec2() {
     wisp.run(&["cp", sent.to_str().unwrap(), "web:/root/data"]).expect_code(0);
     wisp.run(&["cp", "web:/root/data", back.to_str().unwrap()]).expect_code(0);
     assert_eq!(std::fs::read(&back).unwrap(), common::noise(100_000));
+    copy_sparse_file(&wisp, folder.path());
     let too_early = wisp.run(&["modify", "web", "--vcpus", "2", "--memory", "192M"]).expect_code(1);
     assert!(too_early.stderr.contains("IncorrectInstanceState"), "{}", too_early.stderr);
 

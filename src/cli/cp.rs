@@ -13,7 +13,8 @@ use super::wait::{self, AGENT_TIMEOUT};
 /// Copy files and directories to or from an instance.
 ///
 /// It needs no network and no key. An existing directory DST takes the copy inside it, under the last component of SRC. A SRC
-/// without one, such as `web:/` or `web:/srv/.`, needs a DST that does not exist. Symbolic links inside SRC are copied as links.
+/// without one, such as `web:/` or `web:/srv/.`, needs a DST that does not exist. Holes of sparse files stay holes. Symbolic
+/// links inside SRC are copied as links.
 /// Links copied from an instance are never followed later, neither in SRC nor in DST. Devices, pipes and sockets are not
 /// copied and not written to.
 #[derive(Debug, clap::Args)]
@@ -49,15 +50,15 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let summary = match (in_guest(&args.source), in_guest(&args.destination)) {
         (None, Some((instance, path))) => {
             let (_, folder) = cloud.reachable(instance)?;
-            folder.agent(AGENT_TIMEOUT)?.copy_to_guest(Path::new(&args.source), OsStr::new(path), &mut progress)?
+            let holes = folder.agent(AGENT_TIMEOUT)?.ping(AGENT_TIMEOUT)?.holes();
+            let agent = folder.agent(AGENT_TIMEOUT)?;
+            agent.copy_to_guest(Path::new(&args.source), OsStr::new(path), holes, &mut progress)?
         }
         (Some((instance, path)), None) => {
             let (_, folder) = cloud.reachable(instance)?;
-            folder.agent(AGENT_TIMEOUT)?.copy_from_guest(
-                OsStr::new(path),
-                Path::new(&args.destination),
-                &mut progress,
-            )?
+            let holes = folder.agent(AGENT_TIMEOUT)?.ping(AGENT_TIMEOUT)?.holes();
+            let agent = folder.agent(AGENT_TIMEOUT)?;
+            agent.copy_from_guest(OsStr::new(path), Path::new(&args.destination), holes, &mut progress)?
         }
         (None, None) => bail!("neither path is in a guest: write one of them as INSTANCE:PATH"),
         (Some(_), Some(_)) => bail!("both paths are in guests: copy to this host first, and then to the other guest"),

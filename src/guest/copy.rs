@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use wisp_agent::protocol::{Connection, Fill, FrameReader, MAX_DATA, ProtocolError, ToGuest, ToHost};
-use wisp_agent::tree::{self, Entry, Links, Request, Summary, TreeError, TreeWriter};
+use wisp_agent::tree::{self, Entry, Holes, Links, Request, Summary, TreeError, TreeWriter};
 
 use super::{Agent, Error};
 
@@ -13,7 +13,8 @@ impl Agent {
     ///
     /// An existing directory takes the copy inside it, under the source's name; else the copy gets the
     /// destination's name, in a directory that must exist. A relative destination starts at the agent's
-    /// home (`/root`). `progress` is called with the bytes of file contents sent since its last call.
+    /// home (`/root`). `progress` is called with the bytes of file contents sent since its last call. `holes` is what the agent
+    /// can do, by [`Facts::holes`](super::Facts::holes).
     ///
     /// # Errors
     /// [`Error::Copy`] for the host's files, [`Error::Guest`] for the guest's, each with the path.
@@ -21,11 +22,12 @@ impl Agent {
         mut self,
         source: &Path,
         destination: &OsStr,
+        holes: Holes,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Summary, Error> {
         self.begin(&ToGuest::Write { destination: destination.to_owned() })?;
         let Connection { writer, reader } = &mut self.connection;
-        let sent = tree::send(source, Links::RefuseMarked, &mut |entry| {
+        let sent = tree::send(source, Links::RefuseMarked, holes, &mut |entry| {
             if let Entry::Data(data) = &entry {
                 progress(data.0.len() as u64);
             }
@@ -50,7 +52,7 @@ impl Agent {
     }
 
     /// Copies the guest's `source` to `destination` on the host. `progress` is called with the bytes of file contents
-    /// received since its last call.
+    /// received since its last call. `holes` is what the agent can do, by [`Facts::holes`](super::Facts::holes).
     ///
     /// An existing directory takes the copy inside it, under the last component of `source`; a source without one (`/`, `.`,
     /// `..`) needs a destination that does not exist. The guest does not choose the name, a link or the permissions: see
@@ -62,9 +64,14 @@ impl Agent {
         mut self,
         source: &OsStr,
         destination: &Path,
+        holes: Holes,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Summary, Error> {
-        self.begin(&ToGuest::Read { source: source.to_owned() })?;
+        let source_in_guest = source.to_owned();
+        self.begin(&match holes {
+            Holes::Fill => ToGuest::Read { source: source_in_guest },
+            Holes::Keep => ToGuest::ReadSparse { source: source_in_guest },
+        })?;
         let mut tree = TreeWriter::untrusted(destination, Request::new(source, umask()));
         while !tree.is_complete() {
             match self.connection.reader.receive()? {
@@ -108,13 +115,13 @@ fn stop_where_refused(reader: &mut FrameReader) -> Result<(), TreeError> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::os::unix::net::UnixStream;
     use std::path::PathBuf;
     use std::thread;
     use std::time::Duration;
 
-    use wisp_agent::protocol::Bytes;
+    use wisp_agent::protocol::{Bytes, Facts};
     use wisp_agent::tree::Attributes;
 
     use super::*;
@@ -147,7 +154,7 @@ mod tests {
             Ok::<(), ProtocolError>(())
         });
         let agent = Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60) };
-        let outcome = agent.copy_from_guest(source.as_ref(), destination, &mut |_| {});
+        let outcome = agent.copy_from_guest(source.as_ref(), destination, Holes::Keep, &mut |_| {});
         // The host may leave before it has heard all.
         let _ = guest.join().expect("the guest does not panic");
         outcome
@@ -253,7 +260,9 @@ mod tests {
 
         // Nor does it lead a copy into the guest to another file.
         fs::write(host.victim.join("secret"), "x").expect("written");
-        let error = agent().copy_to_guest(&data.join("sub/secret"), "x".as_ref(), &mut |_| {}).expect_err("refused");
+        let error = agent()
+            .copy_to_guest(&data.join("sub/secret"), "x".as_ref(), Holes::Keep, &mut |_| {})
+            .expect_err("refused");
         assert!(matches!(error, Error::Copy(TreeError::MarkedLink(_))), "{error}");
     }
 
@@ -289,6 +298,70 @@ mod tests {
     }
 
     #[test]
+    fn sparse_file_keeps_its_holes_both_ways() {
+        const LENGTH: u64 = 1 << 30;
+        let home = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| home.path().join(name);
+        fs::File::create(path("a")).and_then(|file| file.set_len(LENGTH)).expect("made");
+        let holes = agent().ping(Duration::from_secs(60)).expect("answered").holes();
+        assert_eq!(holes, Holes::Keep);
+        let no_data = &mut |bytes| assert_eq!(bytes, 0, "a hole was sent as data");
+        agent().copy_to_guest(&path("a"), path("b").as_os_str(), holes, no_data).expect("copied");
+        let no_data = &mut |bytes| assert_eq!(bytes, 0, "a hole was received as data");
+        let summary = agent().copy_from_guest(path("b").as_os_str(), &path("c"), holes, no_data).expect("copied");
+        assert_eq!(summary.bytes, LENGTH);
+        for name in ["b", "c"] {
+            let metadata = fs::metadata(path(name)).expect("there");
+            assert!(metadata.len() == LENGTH && metadata.blocks() < 1 << 11, "{name}: {metadata:?}");
+        }
+    }
+
+    /// An agent of a release before holes says so by its version, and would take the new messages for malformed ones.
+    #[test]
+    fn older_agent_gets_and_is_asked_for_plain_data() {
+        let older = Facts { agent_version: "0.1.0+resumes".into(), ..facts() };
+        assert_eq!(older.holes(), Holes::Fill);
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("sparse");
+        fs::File::create(&path).and_then(|file| file.set_len(200_000)).expect("made");
+
+        let (host, guest) = UnixStream::pair().expect("a socket pair");
+        let guest = thread::spawn(move || {
+            let mut connection = Connection::new(guest.into());
+            connection.greet().expect("greeted");
+            assert!(matches!(connection.reader.receive().expect("a request"), ToGuest::Write { .. }));
+            let mut bytes = 0;
+            loop {
+                match connection.reader.receive().expect("an entry") {
+                    ToGuest::Tree(Entry::Data(data)) => bytes += data.0.len(),
+                    ToGuest::Tree(Entry::End) => break,
+                    ToGuest::Tree(Entry::File { .. } | Entry::EndOfFile) => {}
+                    other => panic!("an older agent does not know {other:?}"),
+                }
+            }
+            connection.writer.send(&ToHost::Copied(Summary::default())).expect("answered");
+            bytes
+        });
+        let agent = Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60) };
+        agent.copy_to_guest(&path, "x".as_ref(), older.holes(), &mut |_| {}).expect("copied");
+        assert_eq!(guest.join().expect("no panic"), 200_000);
+
+        let (host, guest) = UnixStream::pair().expect("a socket pair");
+        let guest = thread::spawn(move || {
+            let mut connection = Connection::new(guest.into());
+            connection.greet().expect("greeted");
+            assert!(matches!(connection.reader.receive().expect("a request"), ToGuest::Read { .. }));
+        });
+        let agent = Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60) };
+        agent.copy_from_guest("/x".as_ref(), home.path(), older.holes(), &mut |_| {}).expect_err("it left");
+        guest.join().expect("no panic");
+    }
+
+    fn facts() -> Facts {
+        Facts { hostname: "guest".into(), uptime: Duration::ZERO, agent_version: String::new(), is_init: false }
+    }
+
+    #[test]
     fn umask_is_read_from_the_status_of_the_process() {
         assert_eq!(parse_umask("Name:\twisp\nUmask:\t0027\nState:\tR\n"), Some(0o027));
         assert_eq!(parse_umask("Name:\twisp\n"), None);
@@ -303,16 +376,20 @@ mod tests {
         std::fs::create_dir(path("a")).expect("made");
         std::fs::write(path("a/f"), vec![b'x'; 200_000]).expect("written");
         let mut sent = 0;
-        let summary = agent().copy_to_guest(&path("a"), path("b").as_os_str(), &mut |bytes| sent += bytes);
+        let summary = agent().copy_to_guest(&path("a"), path("b").as_os_str(), Holes::Keep, &mut |bytes| sent += bytes);
         assert_eq!(summary.expect("copied").bytes, 200_000);
         assert_eq!(sent, 200_000);
-        let summary = agent().copy_from_guest(path("b").as_os_str(), &path("c"), &mut |_| {});
+        let summary = agent().copy_from_guest(path("b").as_os_str(), &path("c"), Holes::Keep, &mut |_| {});
         assert_eq!(summary.expect("copied").files, 1);
         assert_eq!(std::fs::read(path("c/f")).expect("there").len(), 200_000);
 
-        let error = agent().copy_to_guest(&path("a"), path("no/such").as_os_str(), &mut |_| {}).expect_err("no place");
+        let error = agent()
+            .copy_to_guest(&path("a"), path("no/such").as_os_str(), Holes::Keep, &mut |_| {})
+            .expect_err("no place");
         assert!(matches!(&error, Error::Guest(message) if message.contains("/no: cannot open")), "{error}");
-        let error = agent().copy_to_guest(Path::new("/no/such"), "x".as_ref(), &mut |_| {}).expect_err("no source");
+        let error = agent()
+            .copy_to_guest(Path::new("/no/such"), "x".as_ref(), Holes::Keep, &mut |_| {})
+            .expect_err("no source");
         assert!(matches!(error, Error::Copy(_)), "{error}");
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use wisp_agent::protocol::frame::{decode, encode, locate};
 use wisp_agent::protocol::{Connection, Hello, ToGuest, ToHost, VERSION};
 use wisp_agent::seed::Seed;
+use wisp_agent::tree::Holes;
 
 use super::exec::{self, Shared};
 use super::{Agent, Streams};
@@ -82,7 +83,7 @@ fn copy(agent: Agent, destination: &str) {
     }
     symlink(".", inside.join("link")).expect("a link");
     symlink(&outside, inside.join("etc/a")).expect("a link");
-    let _ = agent.copy_from_guest(OsStr::new("/etc"), &inside.join(destination), &mut |_| {});
+    let _ = agent.copy_from_guest(OsStr::new("/etc"), &inside.join(destination), Holes::Keep, &mut |_| {});
     let names = |folder: &Path| -> BTreeSet<OsString> {
         fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.file_name()).collect()
     };

@@ -40,4 +40,4 @@ pub use wisp_agent::protocol::{ExecRequest, ExitStatus, Facts, TerminalRequest, 
 pub use wisp_agent::protocol::{UserDataState, UserDataStatus};
 pub use wisp_agent::resumed::FEATURE;
 pub use wisp_agent::seed::{MAX_SEED, Seed};
-pub use wisp_agent::tree::Summary;
+pub use wisp_agent::tree::{Holes, Summary};

@@ -58,7 +58,7 @@ fn a_ping_tells_the_guests_facts() {
     host.send(&ToGuest::Ping);
     let ToHost::Pong(facts) = host.receive() else { panic!("no pong") };
     assert!(!facts.is_init && !facts.hostname.is_empty() && !facts.uptime.is_zero(), "{facts:?}");
-    let version = concat!(env!("CARGO_PKG_VERSION"), "+resumes");
+    let version = concat!(env!("CARGO_PKG_VERSION"), "+resumes+holes");
     assert_eq!(facts.agent_version, version);
 }
 

@@ -9,13 +9,14 @@ use std::time::{Duration, SystemTime};
 
 use support::Host;
 use wisp_agent::protocol::{Bytes, ToGuest, ToHost};
-use wisp_agent::tree::{self, Attributes, Entry, Links, Request, Summary, TreeWriter};
+use wisp_agent::tree::{self, Attributes, Entry, Holes, Links, Request, Summary, TreeWriter};
 
 fn write(source: &Path, destination: &Path) -> Result<Summary, String> {
     let mut host = Host::connect();
     host.send(&ToGuest::Write { destination: destination.into() });
     let writer = &mut host.connection.writer;
-    tree::send(source, Links::Follow, &mut |entry| Ok(writer.send(&ToGuest::Tree(entry))?)).expect("readable");
+    tree::send(source, Links::Follow, Holes::Keep, &mut |entry| Ok(writer.send(&ToGuest::Tree(entry))?))
+        .expect("readable");
     match host.receive() {
         ToHost::Copied(summary) => Ok(summary),
         ToHost::Failed(message) => Err(message),
@@ -25,7 +26,7 @@ fn write(source: &Path, destination: &Path) -> Result<Summary, String> {
 
 fn read(source: &Path, destination: &Path) -> Result<Summary, String> {
     let mut host = Host::connect();
-    host.send(&ToGuest::Read { source: source.into() });
+    host.send(&ToGuest::ReadSparse { source: source.into() });
     let mut tree = TreeWriter::untrusted(destination, Request::new(source.as_os_str(), 0o022));
     while !tree.is_complete() {
         match host.receive() {

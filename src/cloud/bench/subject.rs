@@ -24,7 +24,7 @@ use crate::cloud::warm::Warm;
 use crate::ec2::capacity::Request;
 use crate::ec2::credits::CreditMode;
 use crate::ec2::network::{Protocol, PublishedPort};
-use crate::guest::{Agent, Captured, ExecRequest};
+use crate::guest::{Agent, Captured, ExecRequest, Holes};
 use crate::host::home::Home;
 use crate::vmm::control::Status;
 use crate::vmm::timeline::{Mark, monotonic_ns};
@@ -123,7 +123,7 @@ impl<'a> Subject<'a> {
 
     /// Puts the program into the guest.
     pub(super) fn equip(&self, program: &Path) -> Result<(), RunError> {
-        self.agent()?.copy_to_guest(program, PROGRAM.as_ref(), &mut |_| ())?;
+        self.agent()?.copy_to_guest(program, PROGRAM.as_ref(), Holes::Fill, &mut |_| ())?;
         Ok(())
     }
 

@@ -32,7 +32,7 @@ pub use spawn::{Program, Stdio, spawn};
 pub use users::User;
 
 use crate::protocol::{Connection, ProtocolError, ToGuest, ToHost};
-use crate::tree::{self, Entry, Links, TreeError, TreeWriter};
+use crate::tree::{self, Entry, Holes, Links, TreeError, TreeWriter};
 
 /// What all connections share.
 #[derive(Debug)]
@@ -89,7 +89,8 @@ impl Agent {
             ToGuest::Ping => connection.writer.send(&ToHost::Pong(system::facts(self.is_init))),
             ToGuest::Exec(request) => exec::run(&self.children, connection, &request),
             ToGuest::Write { destination } => write_tree(connection, &from_home(&destination)),
-            ToGuest::Read { source } => read_tree(connection, &from_home(&source)),
+            ToGuest::Read { source } => read_tree(connection, &from_home(&source), Holes::Fill),
+            ToGuest::ReadSparse { source } => read_tree(connection, &from_home(&source), Holes::Keep),
             ToGuest::Sync => {
                 rustix::fs::sync();
                 connection.writer.send(&ToHost::Done)
@@ -145,9 +146,9 @@ fn pass_over_tree(connection: &mut Connection) -> Result<(), ProtocolError> {
     }
 }
 
-fn read_tree(connection: &mut Connection, source: &Path) -> Result<(), ProtocolError> {
+fn read_tree(connection: &mut Connection, source: &Path, holes: Holes) -> Result<(), ProtocolError> {
     let writer = &mut connection.writer;
-    let sent = tree::send(source, Links::Follow, &mut |entry| {
+    let sent = tree::send(source, Links::Follow, holes, &mut |entry| {
         writer.queue(&ToHost::Tree(entry))?;
         // Small entries share a system call.
         if writer.pending() >= crate::protocol::MAX_DATA { Ok(writer.flush()?) } else { Ok(()) }

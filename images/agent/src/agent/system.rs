@@ -15,6 +15,7 @@ use super::spawn::{Program, Stdio, spawn};
 use super::users::User;
 use crate::protocol::{ExitStatus, Facts};
 use crate::resumed::FEATURE;
+use crate::tree::HOLES_FEATURE;
 
 /// What the guest tells about itself.
 pub fn facts(is_init: bool) -> Facts {
@@ -22,7 +23,7 @@ pub fn facts(is_init: bool) -> Facts {
     Facts {
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         uptime: Duration::new(uptime.tv_sec.try_into().unwrap_or(0), uptime.tv_nsec.try_into().unwrap_or(0)),
-        agent_version: format!("{}{FEATURE}", env!("CARGO_PKG_VERSION")),
+        agent_version: format!("{}{FEATURE}{HOLES_FEATURE}", env!("CARGO_PKG_VERSION")),
         is_init,
     }
 }

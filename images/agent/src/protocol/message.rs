@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Bytes;
-use crate::tree::{Entry, Summary};
+use crate::tree::{Entry, HOLES_FEATURE, Holes, Summary};
 
 /// The first frame from either end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +56,11 @@ pub enum ToGuest<'a> {
     },
     /// How far is the user data? Answered by [`ToHost::UserData`].
     UserData,
+    /// As [`ToGuest::Read`], with [`Entry::Hole`] for holes. Only for agents whose version has [`HOLES_FEATURE`].
+    ReadSparse {
+        /// What to send.
+        source: OsString,
+    },
 }
 
 /// What the guest says.
@@ -217,4 +222,37 @@ pub struct Facts {
     pub agent_version: String,
     /// Whether the agent is the guest's first process.
     pub is_init: bool,
+}
+
+impl Facts {
+    /// Whether files can be copied to and from this agent with their holes.
+    #[must_use]
+    pub fn holes(&self) -> Holes {
+        if self.agent_version.contains(HOLES_FEATURE) { Holes::Keep } else { Holes::Fill }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::frame::encode;
+
+    fn bytes<M: Serialize>(message: &M) -> Vec<u8> {
+        let mut frame = Vec::new();
+        encode(message, &mut frame).expect("short");
+        frame.split_off(4)
+    }
+
+    /// Agents of earlier releases know the messages by these numbers.
+    #[test]
+    fn messages_of_copies_keep_their_numbers() {
+        assert_eq!(bytes(&ToGuest::Write { destination: "d".into() }), [7, 0, 1, b'd']);
+        assert_eq!(bytes(&ToGuest::Read { source: "s".into() }), [8, 0, 1, b's']);
+        assert_eq!(bytes(&ToGuest::Tree(Entry::Data(Bytes(b"x")))), [9, 3, 1, b'x']);
+        assert_eq!(bytes(&ToGuest::Tree(Entry::End)), [9, 7]);
+        assert_eq!(bytes(&ToGuest::Tree(Entry::Hole(1))), [9, 8, 1]);
+        assert_eq!(bytes(&ToGuest::UserData), [13]);
+        assert_eq!(bytes(&ToGuest::ReadSparse { source: "s".into() }), [14, 0, 1, b's']);
+        assert_eq!(bytes(&ToHost::Tree(Entry::End)), [5, 7]);
+    }
 }

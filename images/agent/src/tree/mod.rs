@@ -4,9 +4,9 @@
 //! writes the tree elsewhere. Either end of a connection does either, so that copying into a guest and
 //! out of it follow the same rules:
 //!
-//! - Kept: names, contents, permission bits, modification times of files and directories, symbolic
+//! - Kept: names, contents, holes, permission bits, modification times of files and directories, symbolic
 //!   links as such. Not kept: owners (what is written belongs to the writing process), set-user-id
-//!   and set-group-id bits (their meaning hangs on the owner), hard links, holes, extended attributes.
+//!   and set-group-id bits (their meaning hangs on the owner), hard links, extended attributes.
 //! - Sockets, devices and pipes inside a tree are passed over and counted.
 //! - A directory that is there already is added to and keeps its own mode: copying an `etc` into a
 //!   system does not change the system's `/etc` itself.
@@ -79,7 +79,25 @@ pub enum Entry<'a> {
     },
     /// The tree is complete.
     End,
+    /// The next so many bytes of the file are zero and take no space; never 0. Sent only where [`Holes::Keep`] was agreed.
+    Hole(u64),
 }
+
+/// Ways to send a file's holes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holes {
+    /// As zero bytes: the other end knows no [`Entry::Hole`].
+    Fill,
+    /// As [`Entry::Hole`].
+    Keep,
+}
+
+/// The part of an agent's version that says that it knows [`Entry::Hole`] and [`ToGuest::ReadSparse`].
+///
+/// Guests that were imported, hibernated or started earlier run agents that do not.
+///
+/// [`ToGuest::ReadSparse`]: crate::protocol::ToGuest::ReadSparse
+pub const HOLES_FEATURE: &str = "+holes";
 
 /// What is kept of a file or a directory besides its name and contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,7 +131,7 @@ pub struct Summary {
     pub symlinks: u64,
     /// Sockets, devices and pipes passed over.
     pub skipped: u64,
-    /// Bytes in files.
+    /// Bytes in files, those in holes included.
     pub bytes: u64,
 }
 

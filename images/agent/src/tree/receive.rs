@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
 use super::path::{self, Links, Name, Place};
@@ -65,11 +65,73 @@ struct OpenFile {
     name: OsString,
     path: PathBuf,
     attributes: Attributes,
+    /// Whether something had its name when it was begun.
+    replaces: bool,
+    /// Whether it has its name.
+    is_placed: bool,
+    /// The bytes and holes so far.
+    length: u64,
+    /// The last of these is a hole, which the file does not have until its length is set.
+    ends_with_hole: bool,
+}
+
+impl OpenFile {
+    fn write(&mut self, mut data: &[u8]) -> Result<(), TreeError> {
+        self.length = self.length.saturating_add(data.len() as u64);
+        self.ends_with_hole = false;
+        while !data.is_empty() {
+            let count = rustix::io::retry_on_intr(|| rustix::io::write(&self.fd, data))
+                .map_err(TreeError::io("write", &self.path))?;
+            data = &data[count..];
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, length: u64) -> Result<(), TreeError> {
+        if length == 0 {
+            return Err(TreeError::OutOfOrder("a hole of no bytes"));
+        }
+        let end = self.length.checked_add(length).filter(|end| i64::try_from(*end).is_ok());
+        self.length = end.ok_or_else(|| TreeError::io("write", &self.path)(Errno::FBIG))?;
+        self.ends_with_hole = true;
+        rustix::fs::seek(&self.fd, SeekFrom::Start(self.length)).map_err(TreeError::io("write", &self.path))?;
+        Ok(())
+    }
+
+    fn set_length(&self) -> Result<(), TreeError> {
+        if !self.ends_with_hole {
+            return Ok(());
+        }
+        rustix::fs::ftruncate(&self.fd, self.length).map_err(TreeError::io("write", &self.path))
+    }
+
+    /// Gives it its name.
+    fn place(&mut self) -> Result<(), TreeError> {
+        let (from, to) = (self.temporary.as_os_str(), self.name.as_os_str());
+        let failed = TreeError::io("write", &self.path);
+        if !self.replaces {
+            match rustix::fs::renameat_with(&self.parent, from, &self.parent, to, RenameFlags::NOREPLACE) {
+                Ok(()) => {
+                    self.is_placed = true;
+                    return Ok(());
+                }
+                // Something has taken the name meanwhile, or the file system cannot tell.
+                Err(Errno::EXIST | Errno::INVAL | Errno::NOSYS) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+        refuse_special(self.parent.as_fd(), to, &self.path)?;
+        rustix::fs::renameat(&self.parent, from, &self.parent, to).map_err(failed)?;
+        self.is_placed = true;
+        Ok(())
+    }
 }
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        // After a rename there is nothing under this name, and nothing to do.
+        if self.is_placed {
+            return;
+        }
         let _ = rustix::fs::unlinkat(&self.parent, self.temporary.as_os_str(), AtFlags::empty());
     }
 }
@@ -121,7 +183,7 @@ impl TreeWriter {
         if self.ended {
             return Err(TreeError::OutOfOrder("an entry after the end"));
         }
-        if self.file.is_some() && !matches!(entry, Entry::Data(_) | Entry::EndOfFile) {
+        if self.file.is_some() && !matches!(entry, Entry::Data(_) | Entry::Hole(_) | Entry::EndOfFile) {
             return Err(TreeError::OutOfOrder("an entry within a file"));
         }
         match entry {
@@ -129,6 +191,7 @@ impl TreeWriter {
             Entry::EndOfDirectory => self.end_directory(),
             Entry::File { name, attributes } => self.begin_file(&name, attributes),
             Entry::Data(data) => self.write(data.0),
+            Entry::Hole(length) => self.skip(length),
             Entry::EndOfFile => self.end_file(),
             Entry::Symlink { name, target } => self.symlink(&name, &target),
             Entry::Skipped { .. } if self.root.is_none() => {
@@ -220,8 +283,8 @@ impl TreeWriter {
 
     fn begin_file(&mut self, name: &OsStr, attributes: Attributes) -> Result<(), TreeError> {
         let (parent, name, path) = self.place(name, false)?;
-        // Again before it is replaced: here, so that a large file does not come in vain.
-        refuse_special(parent, &name, &path)?;
+        // The place is checked again before it is replaced. Here, no data have been sent in vain.
+        let replaces = refuse_special(parent, &name, &path)?.is_some();
         let temporary = temporary_name();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(parent, temporary.as_os_str(), flags, Mode::RUSR | Mode::WUSR)
@@ -231,27 +294,38 @@ impl TreeWriter {
             path: path.clone(),
             source,
         })?;
-        self.file = Some(OpenFile { fd, parent, temporary, name, path, attributes });
+        self.file = Some(OpenFile {
+            fd,
+            parent,
+            temporary,
+            name,
+            path,
+            attributes,
+            replaces,
+            is_placed: false,
+            length: 0,
+            ends_with_hole: false,
+        });
         Ok(())
     }
 
-    fn write(&mut self, mut data: &[u8]) -> Result<(), TreeError> {
-        let file = self.file.as_ref().ok_or(TreeError::OutOfOrder("data outside a file"))?;
-        self.summary.bytes += data.len() as u64;
-        while !data.is_empty() {
-            let count = rustix::io::retry_on_intr(|| rustix::io::write(&file.fd, data))
-                .map_err(TreeError::io("write", &file.path))?;
-            data = &data[count..];
-        }
-        Ok(())
+    fn write(&mut self, data: &[u8]) -> Result<(), TreeError> {
+        let file = self.file.as_mut().ok_or(TreeError::OutOfOrder("data outside a file"))?;
+        self.summary.bytes = self.summary.bytes.saturating_add(data.len() as u64);
+        file.write(data)
+    }
+
+    fn skip(&mut self, length: u64) -> Result<(), TreeError> {
+        let file = self.file.as_mut().ok_or(TreeError::OutOfOrder("a hole outside a file"))?;
+        self.summary.bytes = self.summary.bytes.saturating_add(length);
+        file.skip(length)
     }
 
     fn end_file(&mut self) -> Result<(), TreeError> {
-        let file = self.file.take().ok_or(TreeError::OutOfOrder("the end of no file"))?;
+        let mut file = self.file.take().ok_or(TreeError::OutOfOrder("the end of no file"))?;
+        file.set_length()?;
         apply(file.fd.as_fd(), file.attributes, self.mask(0o777), &file.path)?;
-        let (from, to) = (file.temporary.as_os_str(), file.name.as_os_str());
-        refuse_special(file.parent.as_fd(), to, &file.path)?;
-        rustix::fs::renameat(&file.parent, from, &file.parent, to).map_err(TreeError::io("write", &file.path))?;
+        file.place()?;
         self.summary.files += 1;
         Ok(())
     }
@@ -301,10 +375,10 @@ fn kind_of(parent: BorrowedFd<'_>, name: &OsStr) -> Option<FileType> {
     Some(FileType::from_raw_mode(stat.st_mode))
 }
 
-/// Refuses to replace a device, a pipe or a socket.
-fn refuse_special(parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(), TreeError> {
+/// Refuses to replace a device, a pipe or a socket; returns what else has the name.
+fn refuse_special(parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<Option<FileType>, TreeError> {
     match kind_of(parent, name) {
-        None | Some(FileType::RegularFile | FileType::Directory | FileType::Symlink) => Ok(()),
+        kind @ (None | Some(FileType::RegularFile | FileType::Directory | FileType::Symlink)) => Ok(kind),
         Some(kind) => Err(TreeError::Special { path: path.to_owned(), kind: SpecialFile::of(kind) }),
     }
 }
@@ -332,7 +406,7 @@ mod tests {
 
     use super::*;
     use crate::protocol::Bytes;
-    use crate::tree::send;
+    use crate::tree::{Holes, send};
 
     const PLAIN: Attributes = Attributes { mode: 0o644, modified: 1_000_000_000, nanoseconds: 5 };
 
@@ -390,8 +464,87 @@ mod tests {
 
     #[test]
     fn an_error_names_its_path_and_the_systems_words() {
-        let error = send(Path::new("/no/such/file"), Links::Follow, &mut |_| Ok(())).expect_err("not there");
+        let error =
+            send(Path::new("/no/such/file"), Links::Follow, Holes::Fill, &mut |_| Ok(())).expect_err("not there");
         assert_eq!(error.to_string(), "/no/such/file: cannot read: No such file or directory");
+    }
+
+    fn blocks_and_length(path: &Path) -> (i64, u64) {
+        let stat = rustix::fs::stat(path).expect("there");
+        (stat.st_blocks, stat.st_size.try_into().expect("positive"))
+    }
+
+    /// Copies a file as a peer that knows holes, or one that does not, would; returns the data bytes that were sent.
+    fn copy(from: &Path, to: &Path, holes: Holes) -> u64 {
+        let mut writer = TreeWriter::new(to);
+        let mut sent = 0;
+        send(from, Links::Follow, holes, &mut |entry| {
+            if let Entry::Data(data) = &entry {
+                sent += data.0.len() as u64;
+            }
+            assert!(holes == Holes::Keep || !matches!(entry, Entry::Hole(_)), "the peer knows no holes");
+            writer.accept(entry)
+        })
+        .expect("copied");
+        assert!(writer.is_complete());
+        sent
+    }
+
+    #[test]
+    fn sparse_file_is_sent_and_written_without_its_holes() {
+        use std::os::unix::fs::FileExt;
+        const LENGTH: u64 = 1 << 30;
+        let home = tempfile::tempdir().expect("a directory");
+        let (from, to) = (home.path().join("from"), home.path().join("to"));
+        let file = std::fs::File::create(&from).expect("created");
+        file.set_len(LENGTH).expect("set");
+        for position in [0, 5_000_000, 512 << 20] {
+            file.write_all_at(b"data", position).expect("written");
+        }
+        let sent = copy(&from, &to, Holes::Keep);
+        assert!(sent <= 3 << 20, "{sent} bytes were sent");
+        let (blocks, length) = blocks_and_length(&to);
+        assert!(blocks <= 6 << 11 && length == LENGTH, "{blocks} blocks, {length} bytes");
+        let copied = std::fs::File::open(&to).expect("opened");
+        for position in [0, 5_000_000, 512 << 20] {
+            let mut bytes = [1; 6];
+            copied.read_exact_at(&mut bytes, position).expect("read");
+            assert_eq!(&bytes, b"data\0\0");
+        }
+    }
+
+    #[test]
+    fn sparse_file_is_whole_for_a_peer_that_knows_no_holes() {
+        let home = tempfile::tempdir().expect("a directory");
+        let (from, to) = (home.path().join("from"), home.path().join("to"));
+        std::fs::File::create(&from).and_then(|file| file.set_len(3 << 20)).expect("made");
+        assert_eq!(copy(&from, &to, Holes::Fill), 3 << 20);
+        assert_eq!(std::fs::read(&to).expect("read"), vec![0; 3 << 20]);
+    }
+
+    /// `/proc` tells a length of 0, and no holes.
+    #[test]
+    fn file_of_proc_is_copied_whole() {
+        let home = tempfile::tempdir().expect("a directory");
+        copy(Path::new("/proc/version"), &home.path().join("to"), Holes::Keep);
+        let read = |path: &Path| std::fs::read(path).expect("read");
+        assert_eq!(read(&home.path().join("to")), read(Path::new("/proc/version")));
+    }
+
+    #[test]
+    fn holes_that_no_file_can_have_are_refused() {
+        const LARGEST: u64 = i64::MAX as u64;
+        for holes in [&[0][..], &[LARGEST + 1], &[u64::MAX], &[1, u64::MAX], &[LARGEST, 1]] {
+            let home = tempfile::tempdir().expect("a directory");
+            let mut writer = untrusted(home.path(), "f");
+            writer.accept(file("f")).expect("begun");
+            let outcome: Result<Vec<_>, _> = holes.iter().map(|hole| writer.accept(Entry::Hole(*hole))).collect();
+            assert!(outcome.is_err(), "{holes:?}");
+            drop(writer);
+            assert_eq!(std::fs::read_dir(home.path()).expect("listed").count(), 0);
+        }
+        let mut writer = untrusted(Path::new("/no/such"), "f");
+        assert!(matches!(writer.accept(Entry::Hole(1)), Err(TreeError::OutOfOrder(_))));
     }
 
     /// A directory with one of each kind that a copy must not replace; the socket lives as long as its listener.
@@ -481,18 +634,20 @@ mod tests {
         File,
         Data,
         EndOfFile,
+        Hole,
         Symlink,
         Skipped,
         End,
     }
 
     fn steps() -> impl Strategy<Value = Vec<(Step, &'static str)>> {
-        use Step::{Data, Directory, End, EndOfDirectory, EndOfFile, File, Skipped, Symlink};
+        use Step::{Data, Directory, End, EndOfDirectory, EndOfFile, File, Hole, Skipped, Symlink};
         let kind = prop::sample::select(vec![
             Directory,
             EndOfDirectory,
             File,
             Data,
+            Hole,
             EndOfFile,
             Symlink,
             Skipped,
@@ -529,6 +684,7 @@ mod tests {
                         Step::EndOfDirectory => Entry::EndOfDirectory,
                         Step::File => Entry::File { name, attributes: PLAIN },
                         Step::Data => Entry::Data(Bytes(b"x")),
+                        Step::Hole => Entry::Hole(name.len() as u64 * 5000),
                         Step::EndOfFile => Entry::EndOfFile,
                         Step::Symlink => Entry::Symlink { name, target: folder.path().join("outside").into() },
                         Step::Skipped => Entry::Skipped { name },
@@ -549,7 +705,28 @@ mod tests {
         }
 
         #[test]
-        fn entries_in_any_order_never_panic(steps in proptest::collection::vec((0u8..8, 0usize..4), 0..40)) {
+        fn files_with_holes_survive_the_way(
+            parts in prop::collection::vec((any::<bool>(), 1usize..200_000), 0..8),
+            holes in prop::sample::select(vec![Holes::Keep, Holes::Fill]),
+        ) {
+            use std::os::unix::fs::FileExt;
+            let home = tempfile::tempdir().expect("a directory");
+            let (from, to) = (home.path().join("from"), home.path().join("to"));
+            let file = std::fs::File::create(&from).expect("created");
+            let mut length = 0;
+            for (is_data, part) in parts {
+                if is_data {
+                    file.write_all_at(&vec![b'd'; part], length).expect("written");
+                }
+                length += part as u64;
+            }
+            file.set_len(length).expect("set");
+            copy(&from, &to, holes);
+            prop_assert_eq!(std::fs::read(&to).expect("read"), std::fs::read(&from).expect("read"));
+        }
+
+        #[test]
+        fn entries_in_any_order_never_panic(steps in proptest::collection::vec((0u8..9, 0usize..4), 0..40)) {
             let home = tempfile::tempdir().expect("a directory");
             let mut writer = TreeWriter::new(home.path());
             for (kind, name) in steps {
@@ -562,6 +739,7 @@ mod tests {
                     4 => Entry::EndOfFile,
                     5 => Entry::Symlink { name, target: "a".into() },
                     6 => Entry::Skipped { name },
+                    7 => Entry::Hole(10_000),
                     _ => Entry::End,
                 });
             }

@@ -5,23 +5,24 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::buffer::spare_capacity;
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
 use super::path::{self, Links, Name, Place};
-use super::{Attributes, Entry, MAX_DEPTH, TreeError};
+use super::{Attributes, Entry, Holes, MAX_DEPTH, TreeError};
 use crate::protocol::{Bytes, MAX_DATA};
 
 /// Hands the entries of the file or directory at `source` to `emit`, [`Entry::End`] last.
 ///
-/// The path `source` may lead through symbolic links as `links` says; links inside a directory are sent as links.
+/// The path `source` may lead through symbolic links as `links` says; links inside a directory are sent as links. Holes in
+/// files are sent as `holes` says.
 ///
 /// # Errors
 /// The first thing that cannot be read, or what `emit` returned.
 pub fn send(
     source: &Path,
     links: Links,
+    holes: Holes,
     emit: &mut dyn FnMut(Entry<'_>) -> Result<(), TreeError>,
 ) -> Result<(), TreeError> {
     let place = path::resolve(source, links).map_err(|error| match error {
@@ -30,7 +31,7 @@ pub fn send(
         other => other,
     })?;
     let name = own_name(source)?;
-    let mut walk = Walk { emit, path: source.to_owned(), depth: 0, buffer: Vec::new() };
+    let mut walk = Walk { emit, path: source.to_owned(), depth: 0, holes, buffer: Vec::new() };
     match place {
         Place::Directory(fd) => {
             let fd = walk.open(fd.as_fd(), OsStr::new("."), OFlags::DIRECTORY)?;
@@ -67,6 +68,7 @@ struct Walk<'a> {
     /// Where the walk is, for messages.
     path: PathBuf,
     depth: usize,
+    holes: Holes,
     buffer: Vec<u8>,
 }
 
@@ -123,18 +125,62 @@ impl Walk<'_> {
             return Err(TreeError::NotCopyable(self.path.clone()));
         }
         (self.emit)(Entry::File { name, attributes: Attributes::of(&stat) })?;
-        self.buffer.reserve_exact(MAX_DATA);
-        loop {
-            self.buffer.clear();
-            let count = rustix::io::retry_on_intr(|| rustix::io::read(&fd, spare_capacity(&mut self.buffer)))
+        if self.holes == Holes::Keep && is_sparse(&stat) {
+            self.sparse_data(&fd)?;
+        } else {
+            self.data(&fd, u64::MAX)?;
+        }
+        (self.emit)(Entry::EndOfFile)
+    }
+
+    /// Sends what is read from the file's position on, to the file's end or `limit` bytes; returns their number.
+    fn data(&mut self, fd: &OwnedFd, limit: u64) -> Result<u64, TreeError> {
+        self.buffer.resize(MAX_DATA, 0);
+        let mut sent = 0;
+        while sent < limit {
+            let wanted = usize::try_from(limit - sent).map_or(MAX_DATA, |left| left.min(MAX_DATA));
+            let count = rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut self.buffer[..wanted]))
                 .map_err(TreeError::io("read", &self.path))?;
             if count == 0 {
-                return (self.emit)(Entry::EndOfFile);
+                break;
             }
-            // An allocator may have rounded the capacity up.
-            for part in self.buffer.chunks(MAX_DATA) {
-                (self.emit)(Entry::Data(Bytes(part)))?;
+            (self.emit)(Entry::Data(Bytes(&self.buffer[..count])))?;
+            sent += count as u64;
+        }
+        Ok(sent)
+    }
+
+    /// Sends the file's data, and holes for what is between and behind them.
+    fn sparse_data(&mut self, fd: &OwnedFd) -> Result<(), TreeError> {
+        let mut position = 0;
+        loop {
+            let data = match rustix::fs::seek(fd, SeekFrom::Data(position)) {
+                Ok(data) => data.max(position),
+                Err(Errno::NXIO) => {
+                    let stat = rustix::fs::fstat(fd).map_err(TreeError::io("read", &self.path))?;
+                    return self.hole(position, u64::try_from(stat.st_size).unwrap_or(0));
+                }
+                // The file system does not tell: all of it is data.
+                Err(_) => position,
+            };
+            self.hole(position, data)?;
+            let end = rustix::fs::seek(fd, SeekFrom::Hole(data)).ok().filter(|end| *end > data);
+            rustix::fs::seek(fd, SeekFrom::Start(data)).map_err(TreeError::io("read", &self.path))?;
+            let limit = end.map_or(u64::MAX, |end| end - data);
+            let sent = self.data(fd, limit)?;
+            if sent < limit {
+                return Ok(());
             }
+            position = data + sent;
         }
     }
+
+    fn hole(&mut self, from: u64, to: u64) -> Result<(), TreeError> {
+        if to > from { (self.emit)(Entry::Hole(to - from)) } else { Ok(()) }
+    }
+}
+
+/// Whether a file may have holes. It is not asked for the holes of others, of `/proc` for one: they need not be told truly.
+fn is_sparse(stat: &Stat) -> bool {
+    stat.st_blocks.saturating_mul(512) < stat.st_size
 }
