@@ -11,7 +11,9 @@ use std::path::Path;
 use tempfile::NamedTempFile;
 
 use super::image::{Image, ImageError, MANIFEST, MANIFEST_LIMIT, Manifest};
-use super::import::{Content, Entry, ImportError, LARGEST_FILE, Landing, Progress, TarFile, detect, open_regular};
+use super::import::{
+    Content, Entry, HEAD, ImportError, LARGEST_FILE, Landing, Progress, TarFile, detect, open_regular, unsupported,
+};
 use crate::host::{disk_image, sparse};
 use crate::vmm::config::DiskFormat;
 
@@ -51,9 +53,23 @@ pub fn is_one(source: &Path) -> Result<bool, ImportError> {
 }
 
 /// Copies the bundle in `source`, a directory or an archive, into the empty folder `into`. Every file is checked against
-/// its digest on the way.
-pub fn import_bundle(source: &Path, into: &Path, progress: &dyn Progress) -> Result<Manifest, ImportError> {
-    let landing = Landing::new(into)?;
+/// its digest on the way. If the bundle's kernel is the embedded one, whose SHA-256 is `embedded_kernel`, a root file
+/// system that this kernel cannot use is refused. What another kernel can use is not known here.
+pub fn import_bundle(
+    source: &Path,
+    into: &Path,
+    embedded_kernel: &str,
+    progress: &dyn Progress,
+) -> Result<Manifest, ImportError> {
+    import_into(Landing::new(into)?, source, embedded_kernel, progress)
+}
+
+fn import_into(
+    landing: Landing,
+    source: &Path,
+    embedded_kernel: &str,
+    progress: &dyn Progress,
+) -> Result<Manifest, ImportError> {
     let kind = source.metadata().map_err(ImportError::read(source))?;
     let (text, manifest) = if kind.is_dir() {
         copy_directory(source, &landing, progress)?
@@ -71,9 +87,25 @@ pub fn import_bundle(source: &Path, into: &Path, progress: &dyn Progress) -> Res
             }
         }
     };
-    // A layer would have our machines read whatever file of the host it names.
-    if let Some(root) = manifest.root.as_ref().filter(|root| root.format == DiskFormat::Qcow2) {
-        disk_image::open_alone(&landing.path(&root.file))?;
+    if let Some(root) = &manifest.root {
+        let path = landing.path(&root.file);
+        let mut head = vec![0; HEAD];
+        let failed = ImportError::read(&path);
+        let count = match root.format {
+            // A layer would have our machines read whatever file of the host it names.
+            DiskFormat::Qcow2 => {
+                let image = disk_image::open_alone(&path)?;
+                let count = image.size().min(HEAD as u64) as usize;
+                image.read(&mut head[..count], 0).map_err(failed)?;
+                count
+            }
+            DiskFormat::Raw => sparse::read_full(&mut open_regular(&path, false)?, &mut head).map_err(failed)?,
+        };
+        if manifest.kernel.sha256.eq_ignore_ascii_case(embedded_kernel)
+            && let Some(reason) = unsupported(&head[..count])
+        {
+            return Err(ImportError::unusable(&source.join(&root.file), reason));
+        }
     }
     landing.keep(&text)?;
     Ok(manifest)
@@ -168,7 +200,8 @@ fn copy_directory(
             return Err(ImportError::unusable(&path, format!("it has more than {} bytes", largest(&manifest, file))));
         }
         progress.begin(file, length);
-        let copied = sparse::copy(&content, &landing.create(file)?, length, &|count| progress.advance(count));
+        let copied =
+            sparse::copy(&content, &landing.create(file)?, length, &landing.space, &|count| progress.advance(count));
         compare(source, file, expected, copied.map_err(ImportError::write(&landing.path(file)))?)?;
     }
     Ok((text, manifest))
@@ -208,7 +241,7 @@ fn unpack(archive: &TarFile, landing: &Landing, progress: &dyn Progress) -> Resu
             return Err(entry.error(&archive.path, "which is there twice"));
         }
         let file = landing.create(&name)?;
-        let written = sparse::write_stream(&mut entry.content(), &file, limit);
+        let written = sparse::write_stream(&mut entry.content(), &file, limit, &landing.space);
         found.insert(name.clone(), written.map_err(|error| stream_error(error, archive, landing, &name))?);
         Ok(())
     })?;
@@ -230,7 +263,7 @@ fn unpack(archive: &TarFile, landing: &Landing, progress: &dyn Progress) -> Resu
 fn stream_error(error: io::Error, archive: &TarFile, landing: &Landing, name: &str) -> ImportError {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ImportError::write(&landing.path(name))(error),
-        _ => ImportError::BadArchive { path: archive.path.clone(), reason: format!("{name}: {error}") },
+        _ => ImportError::BadArchive { path: archive.path.clone(), reason: format!("{name:?}: {error}") },
     }
 }
 
@@ -240,7 +273,7 @@ fn file_name(entry: &Entry) -> Result<Option<String>, String> {
     use tar::EntryType::{Continuous, Directory, GNUSparse, Regular};
     let name = std::str::from_utf8(&entry.name).map_err(|_| "whose name is not UTF-8")?;
     let plain = name.strip_prefix("./").unwrap_or(name);
-    match entry.header.entry_type() {
+    match entry.kind {
         Directory if plain.is_empty() || plain == "." => Ok(None),
         Regular | Continuous | GNUSparse => {
             if plain.is_empty() || plain.contains(['/', '\0']) || plain == "." || plain == ".." {
@@ -295,6 +328,8 @@ fn compare(bundle: &Path, file: &str, expected: &str, found: String) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cloud::import::testing::run;
+    use crate::host::space::{FreeSpace, RESERVE};
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::path::PathBuf;
@@ -307,7 +342,7 @@ mod tests {
     }
 
     fn sha256(bytes: &[u8]) -> String {
-        sparse::write_stream(&mut &*bytes, &tempfile::tempfile().unwrap(), u64::MAX).unwrap()
+        sparse::write_stream(&mut &*bytes, &tempfile::tempfile().unwrap(), u64::MAX, &FreeSpace::unwatched()).unwrap()
     }
 
     fn root() -> Vec<u8> {
@@ -330,7 +365,7 @@ mod tests {
         fs::write(folder.path().join(MANIFEST), manifest()).unwrap();
         fs::write(folder.path().join("vmlinux"), "kernel").unwrap();
         let file = File::create(folder.path().join("root.ext4")).unwrap();
-        sparse::write_stream(&mut root().as_slice(), &file, u64::MAX).unwrap();
+        sparse::write_stream(&mut root().as_slice(), &file, u64::MAX, &FreeSpace::unwatched()).unwrap();
         Bundle { folder }
     }
 
@@ -361,7 +396,7 @@ mod tests {
     /// Imports, and checks that a failure leaves nothing.
     fn import(source: &Path) -> Result<(Manifest, tempfile::TempDir), String> {
         let into = tempfile::tempdir().unwrap();
-        match import_bundle(source, into.path(), &()) {
+        match import_bundle(source, into.path(), "", &()) {
             Ok(manifest) => Ok((manifest, into)),
             Err(error) => {
                 assert_eq!(fs::read_dir(into.path()).unwrap().count(), 0, "{error}");
@@ -514,6 +549,27 @@ mod tests {
     }
 
     #[test]
+    fn bundle_beyond_the_free_space_is_stopped_and_leaves_nothing() {
+        let bundle = bundle();
+        let noise: Vec<u8> = (0..500_000u32).flat_map(|n| n.wrapping_mul(0x9e37_79b1).to_be_bytes()).collect();
+        fs::write(bundle.path().join("root.ext4"), &noise).unwrap();
+        let text = manifest().replace(&sha256(&root()), &sha256(&noise));
+        fs::write(bundle.path().join(MANIFEST), text).unwrap();
+        let archive = bundle.path().join("image.tar.zst");
+        export(bundle.path(), &archive, &()).unwrap();
+        for source in [bundle.path(), &archive] {
+            let into = tempfile::tempdir().unwrap();
+            let space = FreeSpace::measured_by(Path::new("/data"), |written| Ok(RESERVE + (1 << 20) - written));
+            let landing = Landing::with_space(into.path(), space).unwrap();
+            let error = import_into(landing, source, "", &()).unwrap_err();
+            assert!(matches!(error, ImportError::SpaceExhausted(_)), "{error}");
+            assert!(error.to_string().contains("/data has 128 MiB free, and 128 MiB stay free"), "{error}");
+            assert_eq!(fs::read_dir(into.path()).unwrap().count(), 0);
+            import(source).unwrap();
+        }
+    }
+
+    #[test]
     fn a_root_that_needs_another_file_is_refused() {
         let bundle = bundle();
         let root = bundle.path().join("root.ext4");
@@ -526,6 +582,20 @@ mod tests {
         fs::write(bundle.path().join(MANIFEST), text).unwrap();
         let error = import(bundle.path()).unwrap_err();
         assert!(error.contains("\"base\""), "{error}");
+    }
+
+    #[test]
+    fn root_is_checked_against_the_embedded_kernel_and_no_other() {
+        let bundle = bundle();
+        let root = bundle.path().join("root.ext4");
+        run("mke2fs", &["-q", "-F", "-t", "ext4", "-O", "quota", root.to_str().unwrap(), "8M"]);
+        let text = manifest().replace(&sha256(&super::tests::root()), &sha256(&fs::read(&root).unwrap()));
+        fs::write(bundle.path().join(MANIFEST), text).unwrap();
+        import(bundle.path()).unwrap();
+        let into = tempfile::tempdir().unwrap();
+        let error = import_bundle(bundle.path(), into.path(), &sha256(b"kernel"), &()).unwrap_err().to_string();
+        assert!(error.contains("root.ext4: ") && error.contains("tune2fs -O ^quota FILE"), "{error}");
+        assert_eq!(fs::read_dir(into.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::image::MANIFEST;
 use super::import::ImportError;
 use crate::ec2::id::ImageId;
 use crate::host::home::{Home, HomeError, private_file};
+use crate::host::space::FreeSpace;
 use crate::host::sparse;
 
 /// The image's name.
@@ -94,7 +95,8 @@ fn unpack_archive(archive: &[u8], folder: &Path) -> io::Result<()> {
         let path = entry.path()?.into_owned();
         let name = path.file_name().filter(|_| path.components().count() == 1);
         let name = name.ok_or_else(|| io::Error::other(format!("{} is not a plain file name", path.display())))?;
-        sparse::write_stream(&mut entry, &private_file(&folder.join(name))?, u64::MAX)?;
+        let file = private_file(&folder.join(name))?;
+        sparse::write_stream(&mut entry, &file, u64::MAX, &FreeSpace::unwatched())?;
     }
     Ok(())
 }

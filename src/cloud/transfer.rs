@@ -58,7 +58,7 @@ impl Cloud {
         let kernel = self.open_image(embedded::id())?;
         let (_lock, scratch) = self.scratch_image()?;
         let manifest = if is_bundle {
-            bundle::import_bundle(source, scratch.path(), progress)?
+            bundle::import_bundle(source, scratch.path(), &kernel.manifest.kernel.sha256, progress)?
         } else {
             let options = RootOptions {
                 name,

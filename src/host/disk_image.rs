@@ -15,6 +15,7 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
+use super::space::FreeSpace;
 use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
 use crate::vmm::virtio::block::{self, Backing, BlockError, Disk, ImageFile, SECTOR};
 
@@ -147,7 +148,7 @@ pub fn convert(
     destination: &Path,
     destination_format: DiskFormat,
 ) -> Result<(), ImageError> {
-    convert_image(&block::open_to_read(source, format)?, source, destination, destination_format)
+    convert_image(&block::open_to_read(source, format)?, source, destination, destination_format, None)
 }
 
 /// Opens a qcow2 image that somebody else made, to look into it. One that leads to any other file is refused.
@@ -155,9 +156,9 @@ pub fn open_alone(path: &Path) -> Result<FormatAccess<ImageFile>, ImageError> {
     Ok(block::open_alone(path)?)
 }
 
-/// Copies what is on the disk of such an image to a new raw file.
-pub fn convert_alone(source: &Path, destination: &Path) -> Result<(), ImageError> {
-    convert_image(&block::open_alone(source)?, source, destination, DiskFormat::Raw)
+/// Copies what is on the disk of such an image to a new raw file, which takes its space from `space`.
+pub fn convert_alone(source: &Path, destination: &Path, space: &FreeSpace) -> Result<(), ImageError> {
+    convert_image(&block::open_alone(source)?, source, destination, DiskFormat::Raw, Some(space))
 }
 
 fn convert_image(
@@ -165,6 +166,7 @@ fn convert_image(
     source: &Path,
     destination: &Path,
     format: DiskFormat,
+    space: Option<&FreeSpace>,
 ) -> Result<(), ImageError> {
     check_size(image.size())?;
     let file = new_file(destination)?;
@@ -172,7 +174,7 @@ fn convert_image(
     let target = match format {
         DiskFormat::Raw => {
             file.as_file().set_len(image.size()).map_err(failed)?;
-            Target::Raw(file.as_file())
+            Target::Raw(file.as_file(), space)
         }
         DiskFormat::Qcow2 => Target::Qcow2(new_qcow2(&file, image.size(), None).map_err(failed)?),
     };
@@ -183,28 +185,32 @@ fn convert_image(
 
 /// Where a copy goes.
 enum Target<'a> {
-    Raw(&'a File),
+    /// A file, and the free space for it if that is watched.
+    Raw(&'a File, Option<&'a FreeSpace>),
     Qcow2(FormatAccess<ImageFile>),
 }
 
 impl Target<'_> {
     fn unit(&self) -> usize {
         match self {
-            Target::Raw(_) => RAW_UNIT,
+            Target::Raw(..) => RAW_UNIT,
             Target::Qcow2(_) => QCOW2_UNIT,
         }
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         match self {
-            Target::Raw(file) => file.write_all_at(bytes, offset),
+            Target::Raw(file, space) => {
+                space.map_or(Ok(()), |space| space.take(bytes.len() as u64))?;
+                file.write_all_at(bytes, offset)
+            }
             Target::Qcow2(image) => image.write(bytes, offset),
         }
     }
 
     fn flush(&self) -> io::Result<()> {
         match self {
-            Target::Raw(_) => Ok(()),
+            Target::Raw(..) => Ok(()),
             Target::Qcow2(image) => image.flush(),
         }
     }

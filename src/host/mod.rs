@@ -9,4 +9,5 @@ pub mod out_of_memory;
 pub mod passt;
 pub mod probe;
 pub mod router;
+pub mod space;
 pub mod sparse;

@@ -10,13 +10,22 @@ use sha2::{Digest, Sha256};
 
 pub use crate::vmm::sparse::write_blocks;
 
+use super::space::FreeSpace;
+use crate::vmm::sparse::data_runs;
+
 /// The read size in bytes.
 const CHUNK: usize = 256 << 10;
 
 /// Copies `source` into the empty file `destination`, which becomes `length` bytes long; bytes beyond the end of
-/// `source` are zero. Shares blocks (reflink) where the file system supports it. Returns the SHA-256 of the written
-/// bytes; `advance` is called for every byte.
-pub fn copy(source: &File, destination: &File, length: u64, advance: &dyn Fn(u64)) -> io::Result<String> {
+/// `source` are zero. Shares blocks (reflink) where the file system supports it; otherwise `space` must have room for
+/// the copy. Returns the SHA-256 of the written bytes; `advance` is called for every byte.
+pub fn copy(
+    source: &File,
+    destination: &File,
+    length: u64,
+    space: &FreeSpace,
+    advance: &dyn Fn(u64),
+) -> io::Result<String> {
     if ioctl_ficlone(destination, source).is_ok() {
         destination.set_len(length)?;
         return sha256(destination, advance);
@@ -29,11 +38,19 @@ pub fn copy(source: &File, destination: &File, length: u64, advance: &dyn Fn(u64
         hasher.part(&part);
         match part {
             Part::Hole(_) => Ok(()),
-            Part::Data(offset, bytes) => write_blocks(destination, offset, bytes),
+            Part::Data(offset, bytes) => write_blocks_within(destination, offset, bytes, space),
         }
     })?;
     hasher.zeroes(length - available);
     Ok(hasher.finish())
+}
+
+/// Writes the blocks of `bytes` that are not zero if `space` has room for them; `destination` has holes there.
+pub fn write_blocks_within(destination: &File, offset: u64, bytes: &[u8], space: &FreeSpace) -> io::Result<()> {
+    data_runs(bytes).try_for_each(|run| {
+        space.take(run.len() as u64)?;
+        destination.write_all_at(&bytes[run.clone()], offset + run.start as u64)
+    })
 }
 
 /// Returns the SHA-256 of a file in hexadecimal; `advance` is called for every byte.
@@ -48,8 +65,8 @@ pub fn sha256(file: &File, advance: &dyn Fn(u64)) -> io::Result<String> {
 }
 
 /// Writes the stream `content` into the empty file `destination`, with holes for zeroes, and returns its SHA-256. More
-/// than `limit` bytes are an error.
-pub fn write_stream(content: &mut dyn Read, destination: &File, limit: u64) -> io::Result<String> {
+/// than `limit` bytes, or more than `space` has room for, are an error.
+pub fn write_stream(content: &mut dyn Read, destination: &File, limit: u64, space: &FreeSpace) -> io::Result<String> {
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; CHUNK];
     let mut length = 0;
@@ -62,7 +79,7 @@ pub fn write_stream(content: &mut dyn Read, destination: &File, limit: u64) -> i
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {limit} bytes")));
         }
         hasher.part(&Part::Data(length, &buffer[..count]));
-        write_blocks(destination, length, &buffer[..count])?;
+        write_blocks_within(destination, length, &buffer[..count], space)?;
         length += count as u64;
     }
     destination.set_len(length)?;
@@ -197,7 +214,10 @@ mod tests {
         let (file, mut bytes) = sparse_file();
         let copied = tempfile::tempfile().unwrap();
         let seen = std::cell::Cell::new(0);
-        let digest = copy(&file, &copied, bytes.len() as u64 + 100, &|count| seen.set(seen.get() + count)).unwrap();
+        let digest = copy(&file, &copied, bytes.len() as u64 + 100, &FreeSpace::unwatched(), &|count| {
+            seen.set(seen.get() + count)
+        })
+        .unwrap();
         bytes.extend([0; 100]);
         assert_eq!(content(&copied), bytes);
         assert_eq!(digest, plain(&bytes));
@@ -210,7 +230,10 @@ mod tests {
     fn a_stream_becomes_a_sparse_file() {
         let (_, bytes) = sparse_file();
         let file = tempfile::tempfile().unwrap();
-        assert_eq!(write_stream(&mut bytes.as_slice(), &file, u64::MAX).unwrap(), plain(&bytes));
+        assert_eq!(
+            write_stream(&mut bytes.as_slice(), &file, u64::MAX, &FreeSpace::unwatched()).unwrap(),
+            plain(&bytes)
+        );
         assert_eq!(content(&file), bytes);
         assert!(file.metadata().unwrap().blocks() * 512 < MIB as u64);
     }
@@ -218,8 +241,28 @@ mod tests {
     #[test]
     fn a_stream_longer_than_allowed_is_an_error() {
         let file = tempfile::tempfile().unwrap();
-        assert!(write_stream(&mut [1; 10].as_slice(), &file, 10).is_ok());
-        assert!(write_stream(&mut [1; 11].as_slice(), &file, 10).unwrap_err().to_string().contains("more than 10"));
+        assert!(write_stream(&mut [1; 10].as_slice(), &file, 10, &FreeSpace::unwatched()).is_ok());
+        assert!(
+            write_stream(&mut [1; 11].as_slice(), &file, 10, &FreeSpace::unwatched())
+                .unwrap_err()
+                .to_string()
+                .contains("more than 10")
+        );
+    }
+
+    #[test]
+    fn stream_beyond_the_free_space_is_stopped() {
+        let free = || {
+            FreeSpace::measured_by(std::path::Path::new("/"), |written| {
+                Ok(super::super::space::RESERVE + 8192 - written)
+            })
+        };
+        let file = tempfile::tempfile().unwrap();
+        assert!(write_stream(&mut [1; 8192].as_slice(), &file, u64::MAX, &free()).is_ok());
+        let error = write_stream(&mut [1; 8193].as_slice(), &file, u64::MAX, &free()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        // Zeroes take no space.
+        assert!(write_stream(&mut [0; 1 << 20].as_slice(), &tempfile::tempfile().unwrap(), u64::MAX, &free()).is_ok());
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::archive::Compression;
+use super::archive::{Compression, has_checksum};
+use super::features;
 use crate::host::sparse;
 
 /// How much of a file is looked at: up to the last magic number that is known, Btrfs's.
@@ -139,6 +140,21 @@ fn partitions(kind: &str) -> String {
     )
 }
 
+/// What the embedded kernel cannot use of the file system that begins with `head`, as a sentence; nothing if it can be
+/// mounted, or is none that is known here.
+pub fn unsupported(head: &[u8]) -> Option<String> {
+    let at = |offset: usize, magic: &[u8]| head.get(offset..offset + magic.len()) == Some(magic);
+    if at(1024 + 0x38, &[0x53, 0xef]) {
+        features::refuse_ext4(head)
+    } else if at(0, b"hsqs") {
+        features::refuse_squashfs(head)
+    } else if at(1024, &0xe0f5_e1e2_u32.to_le_bytes()) {
+        features::refuse_erofs(head)
+    } else {
+        None
+    }
+}
+
 /// A file system that can be mounted, or the reason why this one cannot.
 fn mountable(head: &[u8], size: u64) -> Option<Content> {
     let half = |at: usize| head.get(at..at + 2).map(|bytes| u16::from_le_bytes(bytes.try_into().expect("two bytes")));
@@ -148,14 +164,12 @@ fn mountable(head: &[u8], size: u64) -> Option<Content> {
         Some(length) if length <= size => Content::FileSystem(kind),
         _ => Content::Other(format!("it is the beginning of a file system ({}): the rest is cut off", kind.name())),
     };
+    if let Some(reason) = unsupported(head) {
+        return Some(Content::Other(reason));
+    }
     // linux/fs/ext4/ext4.h: the superblock is at 1024.
     if half(1024 + 0x38) == Some(0xef53) {
         let shift = word(1024 + 0x18)?;
-        if shift > 2 {
-            return Some(Content::Other(
-                "it is an ext4 file system with blocks over 4 KiB, which the guest's kernel cannot mount".into(),
-            ));
-        }
         let has_64_bits = word(1024 + 0x60)? & 0x80 != 0;
         let high = if has_64_bits { u64::from(word(1024 + 0x150)?) } else { 0 };
         let blocks = high << 32 | u64::from(word(1024 + 4)?);
@@ -163,13 +177,6 @@ fn mountable(head: &[u8], size: u64) -> Option<Content> {
     }
     // linux/fs/squashfs/squashfs_fs.h.
     if head.starts_with(b"hsqs") {
-        if !matches!(half(20)?, 1 | 4 | 6) {
-            return Some(Content::Other(
-                "it is a SquashFS file system that is not compressed with gzip, xz or zstd, which the guest's kernel knows: \
-                 make it again with mksquashfs -comp zstd"
-                    .into(),
-            ));
-        }
         return Some(whole(FileSystem::Squashfs, long(40)));
     }
     // linux/fs/erofs/erofs_fs.h: the superblock is at 1024.
@@ -186,10 +193,7 @@ fn is_tar(head: &[u8]) -> bool {
     let Some(block) = head.get(..SECTOR) else { return false };
     let mut header = tar::Header::new_old();
     header.as_mut_bytes().copy_from_slice(block);
-    let sum: u32 =
-        block.iter().enumerate().map(|(i, b)| u32::from(if (148..156).contains(&i) { b' ' } else { *b })).sum();
-    let is_zero = block.iter().all(|byte| *byte == 0);
-    !is_zero && header.cksum().is_ok_and(|stated| stated == sum)
+    block.iter().any(|byte| *byte != 0) && has_checksum(&header)
 }
 
 #[cfg(test)]
@@ -253,6 +257,7 @@ mod tests {
         }
         let mut lz4 = with(0, b"hsqs");
         lz4[20] = 5;
+        lz4[28] = 4;
         assert!(reason(of(&lz4, 1 << 30)).contains("mksquashfs"));
     }
 

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::path::Path;
 
 use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Meta, Options, RegionSink};
 
 use super::archive::TarFile;
 use super::tree::{Kind, Node, ROOT, Tree};
 use super::{ImportError, Progress};
+use crate::host::space::FreeSpace;
 use crate::host::sparse;
 
 /// A file system's block.
@@ -26,6 +28,11 @@ const ROUND: u64 = 4 << 20;
 const SHORT_LINK: usize = 59;
 /// The directory that every ext4 has in its root; it is made anew.
 const LOST_FOUND: &str = "lost+found";
+
+/// What the extended attributes of one file may take, in bytes: a block without its header and end mark.
+pub const ATTRIBUTE_SPACE: u64 = BLOCK - 36;
+/// The most names that a file can have (linux/fs/ext4/ext4.h, EXT4_LINK_MAX).
+const LINK_LIMIT: u32 = 65_000;
 
 /// What a file system is like, beside its files.
 #[derive(Debug, Clone)]
@@ -57,6 +64,18 @@ pub fn usage(tree: &Tree) -> (u64, u64) {
     })
     .expect("nothing fails");
     (blocks.saturating_mul(BLOCK), count)
+}
+
+/// Checks that attributes with these names and values fit into one block. The error is what they take, in
+/// bytes.
+pub fn check_attributes(attributes: &[(String, Vec<u8>)]) -> Result<(), u64> {
+    let size = |name: &str, value: &[u8]| {
+        // The namespace is stored as a number.
+        let name = name.split_once('.').map_or(0, |(_, name)| name.len());
+        16 + (name.next_multiple_of(4) + value.len().next_multiple_of(4)) as u64
+    };
+    let total = attributes.iter().map(|(name, value)| size(name, value)).sum();
+    if total > ATTRIBUTE_SPACE { Err(total) } else { Ok(()) }
 }
 
 fn node_blocks(node: &Node) -> u64 {
@@ -97,40 +116,53 @@ pub fn plan(tree: Tree, shape: &Shape) -> Result<Plan, String> {
     };
     let text = |error: mkext4::Error| error.to_string();
     let mut builder = FsBuilder::new(options).map_err(text)?;
-    let entries = declare(&mut builder, tree).map_err(text)?;
+    let entries = declare(&mut builder, &tree)?;
+    drop(tree);
     Ok(Plan { layout: builder.seal().map_err(text)?, entries })
 }
 
 /// By the archive's entry: the file that gets its content, and how many bytes that is.
 type Contents = HashMap<u64, (InodeHandle, u64)>;
 
-fn declare(builder: &mut FsBuilder, tree: Tree) -> mkext4::Result<Contents> {
+/// Tells the builder of every file. The error names the file.
+fn declare(builder: &mut FsBuilder, tree: &Tree) -> Result<Contents, String> {
     let mut handles: HashMap<usize, InodeHandle> = HashMap::from([(ROOT, mkext4::ROOT)]);
+    let mut links: HashMap<usize, u32> = HashMap::new();
     let mut entries = HashMap::new();
-    for_each(&tree, &mut |id, node, place, new| {
+    for_each(tree, &mut |id, node, place, new| {
+        let failed = |error: mkext4::Error| format!("{:?}: {error}", tree.path_of(id));
         let Some((parent, name)) = place else {
-            builder.set_meta(mkext4::ROOT, meta(node))?;
-            return set_attributes(builder, mkext4::ROOT, node);
+            builder.set_meta(mkext4::ROOT, meta(node)).map_err(failed)?;
+            return set_attributes(builder, mkext4::ROOT, node).map_err(failed);
         };
         let parent = handles[&parent];
         if !new {
-            return builder.hardlink(parent, name, handles[&id]);
+            let links = links.entry(id).or_insert(1);
+            *links += 1;
+            if *links > LINK_LIMIT {
+                return Err(format!(
+                    "{:?} has more than {LINK_LIMIT} hard links, the most that ext4 can hold: make some of them copies \
+                     or symbolic links",
+                    tree.path_of(id)
+                ));
+            }
+            return builder.hardlink(parent, name, handles[&id]).map_err(failed);
         }
         let handle = match &node.kind {
-            Kind::Directory(_) => builder.mkdir(parent, name, meta(node))?,
-            Kind::File { size, entry } => {
-                let handle = builder.file(parent, name, meta(node), *size)?;
-                // Files without content are complete.
-                if *size > 0 {
-                    entries.insert(*entry, (handle, *size));
-                }
-                handle
-            }
-            Kind::Symlink(target) => builder.symlink(parent, name, target, meta(node))?,
-            Kind::Special(kind) => builder.mknod(parent, name, meta(node), *kind)?,
+            Kind::Directory(_) => builder.mkdir(parent, name, meta(node)),
+            Kind::File { size, .. } => builder.file(parent, name, meta(node), *size),
+            Kind::Symlink(target) => builder.symlink(parent, name, target, meta(node)),
+            Kind::Special(kind) => builder.mknod(parent, name, meta(node), *kind),
         };
+        let handle = handle.map_err(failed)?;
+        // Files without content are complete.
+        if let Kind::File { size, entry } = node.kind
+            && size > 0
+        {
+            entries.insert(entry, (handle, size));
+        }
         handles.insert(id, handle);
-        set_attributes(builder, handle, node)
+        set_attributes(builder, handle, node).map_err(failed)
     })?;
     Ok(entries)
 }
@@ -169,13 +201,22 @@ fn for_each<'a, E>(tree: &'a Tree, visit: &mut Visit<'a, '_, E>) -> Result<(), E
 }
 
 impl Plan {
-    /// Writes the file system to the empty `file`, with the contents of `archive`.
-    pub fn write(self, archive: &TarFile, file: &File, progress: &dyn Progress) -> Result<(), ImportError> {
-        let failed =
-            |error: mkext4::Error| ImportError::FileSystem { path: archive.path.clone(), reason: error.to_string() };
+    /// Writes the file system to the empty `file` at `path`, with the contents of `archive`.
+    pub fn write(
+        self,
+        archive: &TarFile,
+        file: &File,
+        path: &Path,
+        space: &FreeSpace,
+        progress: &dyn Progress,
+    ) -> Result<(), ImportError> {
+        let failed = |error: mkext4::Error| match error {
+            mkext4::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull => ImportError::write(path)(error),
+            error => ImportError::FileSystem { path: archive.path.clone(), reason: error.to_string() },
+        };
         let length = self.layout.image_len();
         file.set_len(length).map_err(|error| failed(error.into()))?;
-        let mut writer = self.layout.writer(Sink { file, length }).map_err(failed)?;
+        let mut writer = self.layout.writer(Sink { file, length, space }).map_err(failed)?;
         archive.entries(progress, &mut |entry| match self.entries.get(&entry.index) {
             Some((_, size)) if *size != entry.size => {
                 Err(entry.error(&archive.path, "which has become another while the archive was read: import it again"))
@@ -192,11 +233,12 @@ impl Plan {
 struct Sink<'a> {
     file: &'a File,
     length: u64,
+    space: &'a FreeSpace,
 }
 
 impl RegionSink for Sink<'_> {
     fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        sparse::write_blocks(self.file, offset, bytes)
+        sparse::write_blocks_within(self.file, offset, bytes, self.space)
     }
 
     fn zeros(&mut self, offset: u64, length: u64) -> io::Result<()> {

@@ -10,6 +10,7 @@ use super::ext4::{self, Shape};
 use super::tree::Tree;
 use crate::cloud::bundle;
 use crate::cloud::image::Manifest;
+use crate::host::space::FreeSpace;
 
 /// The largest file system that is written: a header can promise more than there is.
 const LARGEST: u64 = 64 << 20;
@@ -31,7 +32,7 @@ pub(crate) fn archive(data: &[u8]) {
     fs::write(&source, data).expect("a file");
     fs::create_dir(&into).expect("a folder");
     let _ = bundle::is_one(&source);
-    if bundle::import_bundle(&source, &into, &()).is_err() {
+    if bundle::import_bundle(&source, &into, "", &()).is_err() {
         assert!(fs::read_dir(&into).expect("a folder").next().is_none(), "what cannot be imported leaves nothing");
     }
     let names: Vec<_> =
@@ -48,12 +49,13 @@ fn root(archive: &TarFile, folder: &Path) {
     let mut tree = Tree::new(0);
     let read = archive.entries(&(), &mut |entry| {
         let _ = entry.content().read(&mut [0; 64]);
-        tree.add(entry).map_err(|reason| entry.error(&archive.path, reason))
+        tree.add(entry).map_err(|error| entry.error(&archive.path, format!("{error:?}")))
     });
     if read.is_err() || ext4::usage(&tree).0 > LARGEST {
         return;
     }
     let Ok(plan) = ext4::plan(tree, &Shape { uuid: [1; 16], made: 0, size: None }) else { return };
-    let file = File::options().read(true).write(true).create(true).truncate(true).open(folder.join("root"));
-    let _ = plan.write(archive, &file.expect("a file"), &());
+    let path = folder.join("root");
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
+    let _ = plan.write(archive, &file.expect("a file"), &path, &FreeSpace::unwatched(), &());
 }

@@ -6,10 +6,13 @@
 mod archive;
 mod content;
 mod ext4;
+mod features;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod newc;
+mod pax;
 pub mod root;
+mod sparse_map;
 mod tree;
 
 use std::fs::{self, File, OpenOptions};
@@ -19,9 +22,10 @@ use std::path::{Path, PathBuf};
 
 use super::image::{ImageError, MANIFEST, Manifest};
 use crate::host::disk_image;
+use crate::host::space::{FreeSpace, RESERVE, SpaceExhausted};
 
 pub(super) use archive::{Entry, TarFile};
-pub(super) use content::{Content, detect};
+pub(super) use content::{Content, HEAD, detect, unsupported};
 
 /// The largest file of an image: EBS has no larger volume.
 pub(super) const LARGEST_FILE: u64 = 16 << 40;
@@ -63,7 +67,11 @@ pub enum ImportError {
         source: io::Error,
     },
     /// There is not enough space for what is known to come.
-    #[error("{} has {free} MiB free, and the image takes {needed} MiB: make room, or set WISP_HOME to a directory on another disk", folder.display())]
+    #[error(
+        "{} has {free} MiB free, of which {} MiB stay free for the rest of the host, and the image takes {needed} MiB: \
+         make room, or set WISP_HOME to a directory on another disk",
+        folder.display(), RESERVE >> 20
+    )]
     NoSpace {
         /// Where.
         folder: PathBuf,
@@ -72,6 +80,9 @@ pub enum ImportError {
         /// What is there.
         free: u64,
     },
+    /// There is not enough space for what came.
+    #[error("{0}. Make room, or set WISP_HOME to a directory on another disk")]
+    SpaceExhausted(SpaceExhausted),
     /// The folder that is to be filled is not empty.
     #[error("{} is not an empty directory, and only such a one can take an image", .0.display())]
     NotEmpty(PathBuf),
@@ -104,6 +115,16 @@ pub enum ImportError {
         /// What was found.
         reason: String,
     },
+    /// Something is larger than an import takes.
+    #[error("{} cannot be imported: {exceeded}. {advice}", path.display())]
+    Limit {
+        /// The file.
+        path: PathBuf,
+        /// What exceeds which limit.
+        exceeded: String,
+        /// What to do.
+        advice: &'static str,
+    },
     /// A file is not what the manifest says.
     #[error("{file} of {} is damaged: its SHA-256 is {found} in place of {expected}. Fetch the bundle again", bundle.display())]
     Damaged {
@@ -118,7 +139,7 @@ pub enum ImportError {
     },
     /// A disk image is unsound, or needs other files.
     #[error(transparent)]
-    Disk(#[from] disk_image::ImageError),
+    Disk(disk_image::ImageError),
     /// The file system could not be made.
     #[error("no ext4 file system can be made of {}: {reason}", path.display())]
     FileSystem {
@@ -143,7 +164,10 @@ impl ImportError {
 
     pub(super) fn write(path: &Path) -> impl Fn(io::Error) -> ImportError + use<> {
         let path = path.to_path_buf();
-        move |source| ImportError::Write { path: path.clone(), source }
+        move |source| match exhausted(&source) {
+            Some(exhausted) => ImportError::SpaceExhausted(exhausted),
+            None => ImportError::Write { path: path.clone(), source },
+        }
     }
 
     pub(super) fn unusable(path: &Path, reason: impl Into<String>) -> ImportError {
@@ -151,21 +175,43 @@ impl ImportError {
     }
 }
 
+impl From<disk_image::ImageError> for ImportError {
+    fn from(error: disk_image::ImageError) -> ImportError {
+        match &error {
+            disk_image::ImageError::Write { source, .. } => exhausted(source).map(ImportError::SpaceExhausted),
+            _ => None,
+        }
+        .unwrap_or(ImportError::Disk(error))
+    }
+}
+
+/// The cause of an error that [`FreeSpace::take`] returned.
+fn exhausted(error: &io::Error) -> Option<SpaceExhausted> {
+    error.get_ref().and_then(|cause| cause.downcast_ref()).cloned()
+}
+
 /// A folder that is being filled: unless it is kept, it is empty again when this is dropped.
 #[derive(Debug)]
 pub(super) struct Landing<'a> {
     folder: &'a Path,
+    /// The free space for the files in it.
+    pub space: FreeSpace,
     kept: bool,
 }
 
 impl<'a> Landing<'a> {
     /// Takes `folder`, which is empty.
     pub fn new(folder: &'a Path) -> Result<Landing<'a>, ImportError> {
+        Landing::with_space(folder, FreeSpace::of(folder))
+    }
+
+    /// Takes `folder`, which is empty, with this space for files.
+    pub fn with_space(folder: &'a Path, space: FreeSpace) -> Result<Landing<'a>, ImportError> {
         let mut entries = fs::read_dir(folder).map_err(ImportError::read(folder))?;
         if entries.next().is_some() {
             return Err(ImportError::NotEmpty(folder.to_path_buf()));
         }
-        Ok(Landing { folder, kept: false })
+        Ok(Landing { folder, space, kept: false })
     }
 
     /// The path of a file in it.
@@ -182,11 +228,14 @@ impl<'a> Landing<'a> {
 
     /// Refuses what will not fit.
     pub fn check_space(&self, bytes: u64) -> Result<(), ImportError> {
-        let space = rustix::fs::statvfs(self.folder).map_err(|errno| ImportError::read(self.folder)(errno.into()))?;
-        let free = space.f_bavail.saturating_mul(space.f_frsize);
-        if bytes > free {
+        let usable = self.space.usable().map_err(ImportError::read(self.folder))?;
+        if bytes > usable {
             let folder = self.folder.to_path_buf();
-            return Err(ImportError::NoSpace { folder, needed: bytes.div_ceil(1 << 20), free: free >> 20 });
+            return Err(ImportError::NoSpace {
+                folder,
+                needed: bytes.div_ceil(1 << 20),
+                free: (usable + RESERVE) >> 20,
+            });
         }
         Ok(())
     }
@@ -242,7 +291,7 @@ fn render(manifest: &Manifest) -> String {
 }
 
 #[cfg(test)]
-mod testing {
+pub(super) mod testing {
     use std::process::Command;
 
     /// Runs a program of e2fsprogs, squashfs-tools or qemu-utils, and returns what it prints.

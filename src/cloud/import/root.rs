@@ -9,10 +9,10 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::archive::TarFile;
+use super::archive::{Entry, TarFile};
 use super::content::{self, Content, FileSystem};
 use super::ext4::{self, Shape};
-use super::tree::Tree;
+use super::tree::{AddError, Tree};
 use super::{ImportError, LARGEST_FILE, Landing, Progress, newc, open_regular, render};
 use crate::cloud::image::{FileEntry, Image, KernelEntry, MANIFEST, Manifest, RootEntry};
 use crate::host::{disk_image, sparse};
@@ -32,6 +32,9 @@ const CLOUD_INIT: &str = "/usr/bin/cloud-init";
 const CLOUD_INIT_OFF: &str = "/etc/cloud/cloud-init.disabled";
 /// Disks have whole pages.
 const PAGE: u64 = 4 << 10;
+
+/// Free space is looked at again after so many bytes of contents.
+const SPACE_STEP: u64 = 64 << 20;
 
 /// What an image is to be like.
 #[derive(Debug, Clone)]
@@ -61,8 +64,18 @@ pub fn import_root(
     into: &Path,
     progress: &dyn Progress,
 ) -> Result<Manifest, ImportError> {
+    import_into(Landing::new(into)?, source, options, embedded, agent, progress)
+}
+
+fn import_into(
+    landing: Landing,
+    source: &Path,
+    options: &RootOptions,
+    embedded: &Image,
+    agent: &[u8],
+    progress: &dyn Progress,
+) -> Result<Manifest, ImportError> {
     let file = open_regular(source, true)?;
-    let landing = Landing::new(into)?;
     let import = Import { source, options, agent, landing: &landing, progress };
     let found = match content::detect(&file).map_err(ImportError::read(source))? {
         Content::Archive(compression) => import.archive(&TarFile { path: source.to_path_buf(), file, compression })?,
@@ -108,10 +121,15 @@ impl Import<'_> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let now = i64::from(u32::try_from(now).unwrap_or(u32::MAX));
         let mut tree = Tree::new(now);
-        let mut stored = 0u64;
+        let (mut stored, mut checked) = (0u64, 0u64);
         archive.entries(self.progress, &mut |entry| {
-            stored = stored.saturating_add(entry.size);
-            tree.add(entry).map_err(|reason| entry.error(self.source, reason))
+            // Nothing is unpacked yet: a bomb ends here, at the first header that promises too much.
+            stored = stored.saturating_add(entry.stored);
+            if stored > checked {
+                self.landing.check_space(stored)?;
+                checked = stored.saturating_add(SPACE_STEP);
+            }
+            tree.add(entry).map_err(|error| self.add_error(entry, error))
         })?;
         self.check_tree(&mut tree)?;
         let cloud_init = runs_cloud_init(|path| {
@@ -134,9 +152,24 @@ impl Import<'_> {
         let name = root_name(FileSystem::Ext4);
         let file = self.landing.create(&name)?;
         self.progress.begin("writing the file system", length);
-        plan.write(archive, &file, self.progress)?;
+        plan.write(archive, &file, &self.landing.path(&name), &self.landing.space, self.progress)?;
         let sha256 = self.digest(&file, &name)?;
         Ok(Found { file_system: FileSystem::Ext4, sha256, cloud_init })
+    }
+
+    fn add_error(&self, entry: &Entry, error: AddError) -> ImportError {
+        match error {
+            AddError::Entry(reason) => entry.error(self.source, reason),
+            AddError::Memory { limit } => ImportError::Limit {
+                path: self.source.to_path_buf(),
+                exceeded: format!(
+                    "the names and attributes of its files, up to {:?}, take more than {} MiB of memory",
+                    String::from_utf8_lossy(&entry.name),
+                    limit >> 20
+                ),
+                advice: "Leave files or attributes out, or import a file system image (mkfs.ext4 -d DIRECTORY) instead",
+            },
+        }
     }
 
     /// Refuses archives of something else.
@@ -165,7 +198,7 @@ impl Import<'_> {
         let file = self.landing.create(&name)?;
         self.progress.begin("copying the file system", length);
         let advance = |count| self.progress.advance(count);
-        let sha256 = sparse::copy(source, &file, length.next_multiple_of(PAGE), &advance)
+        let sha256 = sparse::copy(source, &file, length.next_multiple_of(PAGE), &self.landing.space, &advance)
             .map_err(ImportError::write(&self.landing.path(&name)))?;
         Ok(Found { file_system: kind, sha256, cloud_init: self.finds_cloud_init(&name) })
     }
@@ -195,7 +228,7 @@ impl Import<'_> {
         let name = root_name(file_system);
         let path = self.landing.path(&name);
         self.progress.begin("unpacking the qcow2 image", 0);
-        disk_image::convert_alone(self.source, &path)?;
+        disk_image::convert_alone(self.source, &path, &self.landing.space)?;
         let file = File::open(&path).map_err(ImportError::read(&path))?;
         let sha256 = self.digest(&file, &name)?;
         Ok(Found { file_system, sha256, cloud_init: self.finds_cloud_init(&name) })
@@ -220,7 +253,7 @@ impl Import<'_> {
         let source = open_regular(&path, false)?;
         let length = source.metadata().map_err(ImportError::read(&path))?.len();
         // A copy, and no hard link: damage to one image is not to reach another.
-        let copied = sparse::copy(&source, &self.landing.create(KERNEL)?, length, &|_| {});
+        let copied = sparse::copy(&source, &self.landing.create(KERNEL)?, length, &self.landing.space, &|_| {});
         let sha256 = copied.map_err(ImportError::write(&self.landing.path(KERNEL)))?;
         if sha256 != kernel.sha256 {
             let (bundle, file) = (embedded.folder.clone(), kernel.file.clone());
@@ -280,7 +313,9 @@ fn root_name(kind: FileSystem) -> String {
 mod tests {
     use super::*;
     use crate::cloud::import::testing::run;
+    use crate::host::space::{FreeSpace, RESERVE};
     use std::fs;
+    use std::io::Read;
     use std::path::PathBuf;
 
     /// A folder with an embedded image, a place for sources, and one for what is made of them.
@@ -322,8 +357,17 @@ mod tests {
             self.import_sized(source, None)
         }
 
-        /// Imports; what is made is a sound bundle, and a failure leaves nothing.
         fn import_sized(&self, source: &Path, size: Option<u64>) -> Result<(Manifest, PathBuf), String> {
+            self.import_with(source, size, FreeSpace::unwatched())
+        }
+
+        /// Imports; what is made is a sound bundle, and a failure leaves nothing.
+        fn import_with(
+            &self,
+            source: &Path,
+            size: Option<u64>,
+            space: FreeSpace,
+        ) -> Result<(Manifest, PathBuf), String> {
             let into = tempfile::tempdir_in(self.folder.path()).unwrap().keep();
             let options = RootOptions {
                 name: "mine".into(),
@@ -334,7 +378,8 @@ mod tests {
                 cloud_init: false,
             };
             let embedded = Image::open(&self.path("embedded")).unwrap();
-            match import_root(source, &options, &embedded, b"agent", &into, &()) {
+            let landing = Landing::with_space(&into, space).unwrap();
+            match import_into(landing, source, &options, &embedded, b"agent", &()) {
                 Ok(manifest) => {
                     assert_eq!(Image::open(&into).unwrap().manifest, manifest);
                     for verified in crate::cloud::bundle::verify(&into, &()).unwrap() {
@@ -511,6 +556,105 @@ mod tests {
             let error = shop.import(&shop.archive(things)).unwrap_err();
             assert!(error.contains(part), "{part}: {error}");
         }
+    }
+
+    #[test]
+    fn file_with_too_many_hard_links_is_named() {
+        let shop = Workshop::new();
+        let path = shop.archive(&[("bin/busybox", Regular(b"busybox"))]);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes.truncate(1024);
+        let mut link = tar::Header::new_gnu();
+        link.set_entry_type(tar::EntryType::Link);
+        link.set_link_name("bin/busybox").unwrap();
+        for number in 1..=65_000 {
+            let name = format!("bin/{number}");
+            link.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+            link.set_cksum();
+            bytes.extend(link.as_bytes());
+            if number == 64_999 {
+                fs::write(&path, [&bytes[..], &[0; 1024]].concat()).unwrap();
+                let (_, folder) = shop.import(&path).unwrap();
+                let fs = Fs::open(File::open(folder.join("root.ext4")).unwrap()).unwrap();
+                assert_eq!(fs.inode(fs.resolve("/bin/1").unwrap()).unwrap().links_count, 65_000);
+            }
+        }
+        fs::write(&path, [&bytes[..], &[0; 1024]].concat()).unwrap();
+        let error = shop.import(&path).unwrap_err();
+        assert!(error.contains("has more than 65000 hard links") && error.contains("\"bin/"), "{error}");
+    }
+
+    #[test]
+    fn names_in_errors_are_escaped() {
+        let shop = Workshop::new();
+        for things in [
+            [("bin/\x1b[2J", Regular(b"x")), ("bin/\x1b[2J/a", Regular(b"x"))],
+            [("bin/a", Hard("\x1b[2J")), ("bin", Directory)],
+            [("bin/\x1b[2J", Device('Z', 0, 0)), ("bin", Directory)],
+        ] {
+            let error = shop.import(&shop.archive(&things)).unwrap_err();
+            assert!(error.contains("\\u{1b}[2J") && !error.contains('\x1b'), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn import_beyond_the_free_space_is_stopped_with_the_limit() {
+        let shop = Workshop::new();
+        let room = || FreeSpace::measured_by(Path::new("/data"), |written| Ok(RESERVE + (4 << 20) - written));
+        let (files, tar, raw, squashfs, qcow2) =
+            (shop.path("files"), shop.path("root.tar"), shop.path("raw"), shop.path("squashfs"), shop.path("qcow2"));
+        fs::create_dir_all(files.join("bin")).unwrap();
+        let noise: Vec<u8> = (0..1_500_000u32).flat_map(|n| n.wrapping_mul(0x9e37_79b1).to_be_bytes()).collect();
+        fs::write(files.join("bin/noise"), noise).unwrap();
+        let text = |path: &Path| path.to_str().unwrap().to_string();
+        run("tar", &["-cf", &text(&tar), "-C", &text(&files), "."]);
+        run("mke2fs", &["-q", "-t", "ext4", "-d", &text(&files), &text(&raw), "32M"]);
+        run("mksquashfs", &[&text(&files), &text(&squashfs), "-quiet"]);
+        disk_image::convert(&raw, DiskFormat::Raw, &qcow2, DiskFormat::Qcow2).unwrap();
+        let error = shop.import_with(&tar, None, room()).unwrap_err();
+        assert!(
+            error.contains("has 132 MiB free, of which 128 MiB stay free") && error.contains("takes 6 MiB"),
+            "{error}"
+        );
+        for source in [&raw, &squashfs, &qcow2] {
+            let error = shop.import_with(source, None, room()).unwrap_err();
+            assert!(error.contains("/data has 128 MiB free, and 128 MiB stay free"), "{error}");
+            assert!(error.contains("WISP_HOME"), "{error}");
+            shop.import(source).unwrap();
+        }
+        // Contents that are compressed are counted before they are unpacked.
+        let bomb = shop.path("bomb.tar.zst");
+        let mut archive = tar::Builder::new(zstd::Encoder::new(File::create(&bomb).unwrap(), 1).unwrap());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(8 << 40);
+        archive.append_data(&mut header, "bin/zeroes", std::io::repeat(0).take(64 << 20)).unwrap();
+        archive.into_inner().unwrap().finish().unwrap();
+        let error = shop.import_with(&bomb, None, room()).unwrap_err();
+        assert!(error.contains("takes 8388608 MiB"), "{error}");
+    }
+
+    #[test]
+    fn archive_over_the_memory_limit_is_refused_with_the_limit() {
+        let shop = Workshop::new();
+        let path = shop.path("many.tar.zst");
+        let mut writer = zstd::Encoder::new(File::create(&path).unwrap(), 1).unwrap();
+        let mut link = tar::Header::new_gnu();
+        link.set_entry_type(tar::EntryType::GNULongLink);
+        link.set_size(4000);
+        link.set_cksum();
+        let mut symlink = tar::Header::new_gnu();
+        symlink.set_entry_type(tar::EntryType::Symlink);
+        symlink.as_old_mut().name[..5].copy_from_slice(b"bin/a");
+        symlink.set_cksum();
+        let mut entry = [link.as_bytes(), &[b'x'; 4000][..]].concat();
+        entry.resize(512 + 4096, 0);
+        entry.extend(symlink.as_bytes());
+        for _ in 0..150_000 {
+            writer.write_all(&entry).unwrap();
+        }
+        writer.finish().unwrap();
+        let error = shop.import(&path).unwrap_err();
+        assert!(error.contains("up to \"bin/a\", take more than 1024 MiB of memory"), "{error}");
     }
 
     #[test]

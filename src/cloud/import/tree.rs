@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use mkext4::SpecialKind;
 
 use super::archive::Entry;
+use super::ext4;
+use super::pax::Records;
 
 /// The root directory's node.
 pub const ROOT: usize = 0;
@@ -16,6 +18,14 @@ const LINK_LIMIT: usize = 40;
 /// The longest path and name, as in Linux.
 const PATH_LIMIT: usize = 4096;
 const NAME_LIMIT: usize = 255;
+/// The most memory that the names and attributes of an archive may take, in bytes. A million files with names of twenty
+/// bytes take about 0.6 GiB.
+pub const MEMORY_LIMIT: u64 = 1 << 30;
+/// Memory of a node, a name and an attribute, apart from their bytes, here and in the plan. Generous: with what the
+/// allocator adds.
+const NODE_MEMORY: u64 = 320;
+const NAME_MEMORY: u64 = 192;
+const ATTRIBUTE_MEMORY: u64 = 96;
 /// Times that ext4 can hold: 1970 to 2446.
 const TIME_LIMIT: i64 = (1 << 34) - (1 << 31) - 1;
 
@@ -59,9 +69,57 @@ pub enum Kind {
 pub struct Tree {
     /// All nodes; those that were replaced have no name any more.
     pub nodes: Vec<Node>,
+    memory: Memory,
+}
+
+/// Why an entry cannot be added.
+#[derive(Debug, PartialEq, Eq)]
+pub enum AddError {
+    /// Completes a sentence about the entry: "which ...".
+    Entry(String),
+    /// The tree takes more memory than it may.
+    Memory {
+        /// In bytes.
+        limit: u64,
+    },
+}
+
+impl From<String> for AddError {
+    fn from(reason: String) -> AddError {
+        AddError::Entry(reason)
+    }
+}
+
+impl From<&str> for AddError {
+    fn from(reason: &str) -> AddError {
+        AddError::Entry(reason.into())
+    }
+}
+
+/// Counts the memory of a tree, and of the file system that is planned from it. Nothing is given back: nodes that are
+/// replaced stay.
+#[derive(Debug)]
+struct Memory {
+    used: u64,
+    limit: u64,
+}
+
+impl Memory {
+    fn charge(&mut self, bytes: u64) -> Result<(), AddError> {
+        self.used = self.used.saturating_add(bytes);
+        if self.used > self.limit { Err(AddError::Memory { limit: self.limit }) } else { Ok(()) }
+    }
 }
 
 impl Node {
+    /// What the node takes here and in the plan, which copies its attributes and the target of a link.
+    fn memory(&self) -> u64 {
+        let attributes =
+            self.attributes.iter().map(|(name, value)| 2 * (ATTRIBUTE_MEMORY + (name.len() + value.len()) as u64));
+        let target = if let Kind::Symlink(target) = &self.kind { 2 * target.len() as u64 } else { 0 };
+        NODE_MEMORY + attributes.sum::<u64>() + target
+    }
+
     /// A node that belongs to root.
     pub fn new(mode: u16, modified: i64, kind: Kind) -> Node {
         Node { mode, uid: 0, gid: 0, modified: modified.clamp(0, TIME_LIMIT), attributes: Vec::new(), kind }
@@ -71,50 +129,44 @@ impl Node {
 impl Tree {
     /// An empty root.
     pub fn new(modified: i64) -> Tree {
-        Tree { nodes: vec![Node::new(0o755, modified, Kind::Directory(BTreeMap::new()))] }
+        Tree::with_limit(modified, MEMORY_LIMIT)
     }
 
-    /// Takes an entry in. The error is the rest of a sentence that begins with the entry's name: "which ...".
-    pub fn add(&mut self, entry: &Entry) -> Result<(), String> {
-        use tar::EntryType::{
-            Block, Char, Continuous, Directory, Fifo, GNUSparse, Link, Regular, Symlink, XGlobalHeader,
-        };
+    /// An empty root of a tree that may take so many bytes of memory.
+    pub fn with_limit(modified: i64, limit: u64) -> Tree {
+        let nodes = vec![Node::new(0o755, modified, Kind::Directory(BTreeMap::new()))];
+        Tree { nodes, memory: Memory { used: 0, limit } }
+    }
+
+    /// Adds an entry. The error completes a sentence that begins with the entry's name: "which ...".
+    pub fn add(&mut self, entry: &Entry) -> Result<(), AddError> {
+        use tar::EntryType::{Block, Char, Continuous, Directory, Fifo, GNUSparse, Link, Regular, Symlink};
         let path = components(&entry.name)?;
-        let text = |what: &str| format!("whose {what} cannot be read");
-        let device = || {
-            let major = entry.header.device_major().ok().flatten().unwrap_or(0);
-            let minor = entry.header.device_minor().ok().flatten().unwrap_or(0);
-            // What ext4 and Linux can hold.
-            if major > 0xfff || minor > 0xf_ffff { Err(text("device number")) } else { Ok((major, minor)) }
-        };
-        let kind = match entry.header.entry_type() {
+        let kind = match entry.kind {
             Directory => Kind::Directory(BTreeMap::new()),
             // Archives from before POSIX mark a directory by its name.
             Regular if entry.name.ends_with(b"/") => Kind::Directory(BTreeMap::new()),
             Regular | Continuous | GNUSparse => Kind::File { size: entry.size, entry: entry.index },
             Symlink => Kind::Symlink(link_target(entry)?),
             Link => return self.link(&path, entry),
-            Char => device().map(|(major, minor)| Kind::Special(SpecialKind::Char { major, minor }))?,
-            Block => device().map(|(major, minor)| Kind::Special(SpecialKind::Block { major, minor }))?,
+            Char => entry.device().map(|(major, minor)| Kind::Special(SpecialKind::Char { major, minor }))?,
+            Block => entry.device().map(|(major, minor)| Kind::Special(SpecialKind::Block { major, minor }))?,
             Fifo => Kind::Special(SpecialKind::Fifo),
-            XGlobalHeader => return Ok(()),
             other => {
-                return Err(format!("which is of a kind that no file system has ({:?})", char::from(other.as_byte())));
+                let kind = char::from(other.as_byte());
+                return Err(format!("which is of a kind that no file system has ({kind:?})").into());
             }
         };
-        let number = |value: std::io::Result<u64>, what| {
-            value.ok().and_then(|value| u32::try_from(value).ok()).ok_or_else(|| text(what))
-        };
-        let mode = (entry.header.mode().map_err(|_| text("mode"))? & 0o7777) as u16;
-        let mut node = Node::new(mode, modified(entry), kind);
-        node.uid = number(entry.header.uid(), "owner")?;
-        node.gid = number(entry.header.gid(), "group")?;
-        node.attributes = attributes(&entry.extensions)?;
+        let mut node = Node::new(entry.mode()?, entry.modified()?, kind);
+        node.uid = entry.uid()?;
+        node.gid = entry.gid()?;
+        node.attributes = attributes(&entry.records)?;
         self.put(&path, node).map(|_| ())
     }
 
     /// Gives `node` a name, with directories on the way where there are none, and returns it.
-    pub fn put(&mut self, path: &[&str], node: Node) -> Result<usize, String> {
+    pub fn put(&mut self, path: &[&str], node: Node) -> Result<usize, AddError> {
+        self.memory.charge(node.memory())?;
         let Some((name, parent)) = path.split_last() else {
             return match node.kind {
                 Kind::Directory(_) => Ok(self.merge(ROOT, node)),
@@ -143,12 +195,12 @@ impl Tree {
         }
         let id = self.nodes.len();
         self.nodes.push(node);
-        self.name(parent, name, id);
+        self.name(parent, name, id)?;
         Ok(id)
     }
 
     /// The node that `path` leads to, if there is one; symbolic links are followed.
-    pub fn find(&mut self, path: &[&str]) -> Result<Option<usize>, String> {
+    pub fn find(&mut self, path: &[&str]) -> Result<Option<usize>, AddError> {
         self.walk(path, false)
     }
 
@@ -160,10 +212,33 @@ impl Tree {
         }
     }
 
-    fn name(&mut self, directory: usize, name: &str, id: usize) {
+    fn name(&mut self, directory: usize, name: &str, id: usize) -> Result<(), AddError> {
+        self.memory.charge(NAME_MEMORY + 3 * name.len() as u64)?;
         if let Kind::Directory(children) = &mut self.nodes[directory].kind {
             children.insert(name.to_string(), id);
         }
+        Ok(())
+    }
+
+    /// A path of a node, for errors: the first that is found.
+    pub fn path_of(&self, node: usize) -> String {
+        let mut pending = vec![(ROOT, String::new())];
+        while let Some((directory, path)) = pending.pop() {
+            if directory == node {
+                return path;
+            }
+            let Kind::Directory(children) = &self.nodes[directory].kind else { continue };
+            for (name, &id) in children {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
+                if id == node {
+                    return path;
+                }
+                if matches!(self.nodes[id].kind, Kind::Directory(_)) {
+                    pending.push((id, path));
+                }
+            }
+        }
+        String::new()
     }
 
     /// A directory that is there gets the owner, mode and attributes of another.
@@ -173,7 +248,7 @@ impl Tree {
         id
     }
 
-    fn link(&mut self, path: &[&str], entry: &Entry) -> Result<(), String> {
+    fn link(&mut self, path: &[&str], entry: &Entry) -> Result<(), AddError> {
         let target = entry.target.as_deref().ok_or("which is a link to nothing")?;
         let shown = String::from_utf8_lossy(target);
         let target = components(target)?;
@@ -182,29 +257,26 @@ impl Tree {
         let folder = self.find(folder)?.ok_or_else(missing)?;
         let id = self.child(folder, name).ok_or_else(missing)?;
         if matches!(self.nodes[id].kind, Kind::Directory(_)) {
-            return Err(format!("which is a link to the directory {shown:?}"));
+            return Err(format!("which is a link to the directory {shown:?}").into());
         }
         let (name, parent) = path.split_last().ok_or("which has the root directory's name and is none")?;
         let parent = self.directory(parent)?;
         match self.child(parent, name).map(|present| &self.nodes[present].kind) {
             Some(Kind::Directory(_)) => Err("which is a directory and, further on, something else".into()),
-            _ => {
-                self.name(parent, name, id);
-                Ok(())
-            }
+            _ => self.name(parent, name, id),
         }
     }
 
-    fn directory(&mut self, path: &[&str]) -> Result<usize, String> {
+    fn directory(&mut self, path: &[&str]) -> Result<usize, AddError> {
         let id = self.walk(path, true)?.expect("it was made where it was not there");
         match self.nodes[id].kind {
             Kind::Directory(_) => Ok(id),
-            _ => Err(format!("whose parent /{} is not a directory", path.join("/"))),
+            _ => Err(format!("whose parent {:?} is not a directory", format!("/{}", path.join("/"))).into()),
         }
     }
 
     /// Follows a path; directories that are missing are made if `make` says so.
-    fn walk(&mut self, path: &[&str], make: bool) -> Result<Option<usize>, String> {
+    fn walk(&mut self, path: &[&str], make: bool) -> Result<Option<usize>, AddError> {
         let mut trail = vec![ROOT];
         let mut pending: Vec<String> = path.iter().rev().map(ToString::to_string).collect();
         let mut links = 0;
@@ -217,7 +289,7 @@ impl Tree {
             }
             if !matches!(self.nodes[here].kind, Kind::Directory(_)) {
                 return if make {
-                    Err(format!("whose parent {name:?} is in something that is no directory"))
+                    Err(format!("whose parent {name:?} is in something that is no directory").into())
                 } else {
                     Ok(None)
                 };
@@ -225,8 +297,9 @@ impl Tree {
             match self.child(here, &name) {
                 None if make => {
                     let id = self.nodes.len();
+                    self.memory.charge(NODE_MEMORY)?;
                     self.nodes.push(Node::new(0o755, self.nodes[here].modified, Kind::Directory(BTreeMap::new())));
-                    self.name(here, &name, id);
+                    self.name(here, &name, id)?;
                     trail.push(id);
                 }
                 None => return Ok(None),
@@ -234,7 +307,7 @@ impl Tree {
                     Kind::Symlink(target) => {
                         links += 1;
                         if links > LINK_LIMIT {
-                            return Err(format!("whose path goes over more than {LINK_LIMIT} symbolic links"));
+                            return Err(format!("whose path goes over more than {LINK_LIMIT} symbolic links").into());
                         }
                         if target.starts_with('/') {
                             trail.truncate(1);
@@ -280,26 +353,45 @@ fn link_target(entry: &Entry) -> Result<String, String> {
     Ok(target.to_string())
 }
 
-/// The time of the last change, to the second.
-fn modified(entry: &Entry) -> i64 {
-    let extended = entry.extensions.iter().rev().find(|(key, _)| key == "mtime");
-    let extended = extended.and_then(|(_, value)| std::str::from_utf8(value).ok()?.split('.').next()?.parse().ok());
-    extended.or_else(|| entry.header.mtime().ok().and_then(|time| i64::try_from(time).ok())).unwrap_or(0)
-}
-
 /// Extended attributes, as GNU tar, bsdtar and star write them. Those of other systems' namespaces are left out.
-fn attributes(extensions: &[(String, Vec<u8>)]) -> Result<Vec<(String, Vec<u8>)>, String> {
-    let mut attributes = Vec::new();
-    for (key, value) in extensions {
-        let Some(name) = key.strip_prefix("SCHILY.xattr.") else { continue };
-        let known = ["user.", "trusted.", "security.", "system."].iter().any(|space| name.starts_with(space));
-        if name.starts_with("system.posix_acl_") {
-            attributes.push((name.to_string(), ext4_acl(value).ok_or("whose access control list is damaged")?));
-        } else if known {
-            attributes.push((name.to_string(), value.clone()));
-        }
+fn attributes(records: &Records) -> Result<Vec<(String, Vec<u8>)>, String> {
+    let mut attributes: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    for (key, value) in records.iter() {
+        let Some(name) = key.strip_prefix(b"SCHILY.xattr.") else { continue };
+        let shown = String::from_utf8_lossy(name);
+        let Some(space) =
+            ["user.", "trusted.", "security.", "system."].iter().find(|space| name.starts_with(space.as_bytes()))
+        else {
+            continue;
+        };
+        let known = std::str::from_utf8(name).ok().filter(|name| name.len() - space.len() <= NAME_LIMIT);
+        let Some(known) = known else {
+            return Err(format!(
+                "whose attribute {:?} has a name that is not UTF-8 or over {NAME_LIMIT} bytes",
+                cut(&shown)
+            ));
+        };
+        let value = if known.starts_with("system.posix_acl_") {
+            ext4_acl(value).ok_or("whose access control list is damaged")?
+        } else {
+            value.to_vec()
+        };
+        attributes.insert(known.to_string(), value);
+    }
+    let attributes: Vec<(String, Vec<u8>)> = attributes.into_iter().collect();
+    if let Err(size) = ext4::check_attributes(&attributes) {
+        return Err(format!(
+            "whose extended attributes take {size} bytes, and ext4 holds {} of one file. Leave them out with tar \
+             --xattrs-exclude=PATTERN or --no-xattrs",
+            ext4::ATTRIBUTE_SPACE
+        ));
     }
     Ok(attributes)
+}
+
+/// The beginning of what may be long.
+fn cut(text: &str) -> String {
+    text.chars().take(60).collect()
 }
 
 /// An access control list as ext4 stores it (linux/fs/ext4/acl.h): without the ids of entries that have none.
@@ -324,9 +416,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn put(tree: &mut Tree, path: &str, kind: Kind) -> Result<usize, String> {
+    fn put(tree: &mut Tree, path: &str, kind: Kind) -> Result<usize, AddError> {
         let parts = components(path.as_bytes())?;
         tree.put(&parts, Node::new(0o644, 0, kind))
+    }
+
+    fn reason(result: Result<usize, AddError>) -> String {
+        match result {
+            Err(AddError::Entry(reason)) => reason,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn file() -> Kind {
@@ -364,7 +463,7 @@ mod tests {
         let mut tree = Tree::new(0);
         put(&mut tree, "a", Kind::Symlink("b".into())).unwrap();
         put(&mut tree, "b", Kind::Symlink("a".into())).unwrap();
-        assert!(put(&mut tree, "a/file", file()).unwrap_err().contains("40 symbolic links"));
+        assert!(reason(put(&mut tree, "a/file", file())).contains("40 symbolic links"));
     }
 
     #[test]
@@ -373,8 +472,33 @@ mod tests {
         put(&mut tree, "etc/a", file()).unwrap();
         let second = put(&mut tree, "./etc//a", file()).unwrap();
         assert_eq!(find(&mut tree, "etc/a"), Some(second));
-        assert!(put(&mut tree, "etc", file()).unwrap_err().contains("something else"));
+        assert!(reason(put(&mut tree, "etc", file())).contains("something else"));
         assert!(put(&mut tree, "etc/a/b", file()).is_err());
+    }
+
+    #[test]
+    fn tree_over_its_memory_limit_is_refused() {
+        let mut tree = Tree::with_limit(0, 100_000);
+        let added = (0..1000).map(|number| put(&mut tree, &format!("etc/{number}"), file())).take_while(Result::is_ok);
+        assert!((150..250).contains(&added.count()));
+        assert_eq!(put(&mut tree, "etc/next", file()), Err(AddError::Memory { limit: 100_000 }));
+        // Attributes, targets of links, and directories that no entry names count, too.
+        let mut node = Node::new(0o644, 0, file());
+        node.attributes = vec![("user.a".into(), vec![0; 60_000])];
+        assert!(Tree::with_limit(0, 100_000).put(&["a"], node).is_err());
+        assert!(put(&mut Tree::with_limit(0, 8_000), "a", Kind::Symlink("x".repeat(4095))).is_err());
+        assert!(put(&mut Tree::with_limit(0, 100_000), &"d/".repeat(300), file()).is_err());
+    }
+
+    #[test]
+    fn attributes_beyond_what_ext4_holds_are_refused() {
+        let record = |length: usize| {
+            let record = format!("SCHILY.xattr.user.a={}\n", "x".repeat(length));
+            Records::parse(format!("{} {record}", record.len() + 5).as_bytes()).unwrap()
+        };
+        assert!(attributes(&record(4000)).is_ok());
+        let error = attributes(&record(4100)).unwrap_err();
+        assert!(error.contains("take 4120 bytes") && error.contains("--no-xattrs"), "{error}");
     }
 
     #[test]

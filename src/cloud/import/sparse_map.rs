@@ -1,0 +1,151 @@
+//! Sparse files of tar archives: GNU tar's own format (entry type `S`), and PAX formats 0.0, 0.1 and 1.0.
+//!
+//! The archive stores the data segments one after another; the map says where each belongs. Reference: GNU tar manual,
+//! "Storing Sparse Files".
+
+use super::archive::number;
+use super::pax::{Records, decimal, not_a_number};
+
+/// A tar archive's block.
+const BLOCK: usize = 512;
+
+/// Data segments of a file, in order, as offset and length, and the size of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SparseMap {
+    pub segments: Vec<(u64, u64)>,
+    pub size: u64,
+}
+
+impl SparseMap {
+    /// A file without holes.
+    pub fn whole(size: u64) -> SparseMap {
+        SparseMap { segments: vec![(0, size)], size }
+    }
+
+    /// Checks a map against the number of bytes that the archive stores for it.
+    fn checked(segments: Vec<(u64, u64)>, size: u64, stored: u64) -> Result<SparseMap, String> {
+        let damaged = |what: &str| Err(format!("whose sparse map is damaged: {what}"));
+        let (mut end, mut data) = (0u64, 0u64);
+        for (offset, length) in &segments {
+            if !data.is_multiple_of(BLOCK as u64) && *length > 0 {
+                return damaged("a segment that is not the last is no multiple of 512 bytes");
+            }
+            let next = offset.checked_add(*length);
+            match next {
+                Some(next) if *offset >= end && next <= size => end = next,
+                _ => return damaged("its segments overlap or exceed the file"),
+            }
+            data += length;
+        }
+        if data != stored {
+            return damaged(&format!("its segments have {data} bytes, and the archive stores {stored}"));
+        }
+        Ok(SparseMap { segments, size })
+    }
+
+    /// Reads the PAX formats 0.0 and 0.1, which have the map in their records; nothing if there is none.
+    pub fn of_records(records: &Records, stored: u64) -> Result<Option<SparseMap>, String> {
+        let Some(size) = records.number("GNU.sparse.size")? else { return Ok(None) };
+        let mut numbers = Vec::new();
+        if let Some(map) = records.get("GNU.sparse.map") {
+            for text in map.split(|byte| *byte == b',') {
+                numbers.push(decimal(text).ok_or_else(|| not_a_number("GNU.sparse.map", text))?);
+            }
+        } else {
+            for (index, (key, value)) in records
+                .iter()
+                .filter(|(key, _)| [&b"GNU.sparse.offset"[..], b"GNU.sparse.numbytes"].contains(key))
+                .enumerate()
+            {
+                let expected = ["GNU.sparse.offset", "GNU.sparse.numbytes"][index % 2];
+                if key != expected.as_bytes() {
+                    return Err("whose sparse map is damaged: offsets and lengths do not alternate".into());
+                }
+                numbers.push(decimal(value).ok_or_else(|| not_a_number(expected, value))?);
+            }
+        }
+        Self::checked(pairs(&numbers)?, size, stored).map(Some)
+    }
+
+    /// Reads the map at the beginning of the content, as PAX format 1.0 has it. `block` reads the content's next 512
+    /// bytes. Returns the number of bytes read, too.
+    pub fn of_content<E: From<String>>(
+        size: u64,
+        stored: u64,
+        block: &mut dyn FnMut() -> Result<[u8; BLOCK], E>,
+    ) -> Result<(SparseMap, u64), E> {
+        let mut text = Vec::new();
+        let mut blocks = 0u64;
+        let mut numbers: Vec<u64> = Vec::new();
+        let mut at = 0;
+        // The count, and two numbers for each segment.
+        while numbers
+            .first()
+            .is_none_or(|count| (numbers.len() as u64 - 1) / 2 < *count || numbers.len().is_multiple_of(2))
+        {
+            match text[at..].iter().position(|byte| *byte == b'\n') {
+                Some(length) => {
+                    let line = &text[at..at + length];
+                    numbers.push(decimal(line).ok_or_else(|| not_a_number("GNU.sparse map", line))?);
+                    at += length + 1;
+                }
+                None => {
+                    blocks += 1;
+                    if stored < blocks * BLOCK as u64 {
+                        return Err(E::from("whose sparse map is damaged: it is longer than the content".to_string()));
+                    }
+                    text.drain(..at);
+                    at = 0;
+                    text.extend(block()?);
+                }
+            }
+        }
+        let read = blocks * BLOCK as u64;
+        Ok((Self::checked(pairs(&numbers[1..])?, size, stored - read)?, read))
+    }
+
+    /// Reads the map of a GNU header, which goes on in extension blocks. `block` reads the archive's next 512 bytes.
+    pub fn of_gnu<E: From<String>>(
+        header: &tar::Header,
+        stored: u64,
+        block: &mut dyn FnMut() -> Result<[u8; BLOCK], E>,
+    ) -> Result<SparseMap, E> {
+        let gnu = header.as_gnu().ok_or_else(|| "which is sparse in a format other than GNU tar's".to_string())?;
+        let size = field(&gnu.realsize)?;
+        let mut segments = Vec::new();
+        take_segments(&header.as_bytes()[386..482], &mut segments)?;
+        let mut more = gnu.isextended[0] != 0;
+        while more {
+            let extension = block()?;
+            take_segments(&extension[..504], &mut segments)?;
+            more = extension[504] != 0;
+        }
+        Ok(Self::checked(segments, size, stored)?)
+    }
+}
+
+fn field(bytes: &[u8]) -> Result<u64, String> {
+    number(bytes)
+        .and_then(|value| u64::try_from(value).ok())
+        .ok_or_else(|| "whose sparse map is damaged: it holds something that is no number".to_string())
+}
+
+/// Takes pairs of twelve-byte fields, up to the first empty one.
+fn take_segments(fields: &[u8], segments: &mut Vec<(u64, u64)>) -> Result<(), String> {
+    for pair in fields.as_chunks::<24>().0 {
+        if pair[0] == 0 || pair[12] == 0 {
+            break;
+        }
+        segments.push((field(&pair[..12])?, field(&pair[12..])?));
+    }
+    Ok(())
+}
+
+fn pairs(numbers: &[u64]) -> Result<Vec<(u64, u64)>, String> {
+    let (pairs, rest) = numbers.as_chunks::<2>();
+    if rest.is_empty() {
+        Ok(pairs.iter().map(|[offset, length]| (*offset, *length)).collect())
+    } else {
+        Err("whose sparse map is damaged: an offset without a length".into())
+    }
+}

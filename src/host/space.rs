@@ -1,0 +1,125 @@
+//! Free space of a file system, watched while files of unknown size are written.
+//!
+//! The size of a compressed archive or of a sparse disk says little about what it takes when it is unpacked. A writer asks
+//! here before each write; it is refused while there is still some space left for the rest of the host.
+
+use std::cell::Cell;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Free space that a writer leaves to the rest of the host, in bytes.
+pub const RESERVE: u64 = 128 << 20;
+/// The file system is asked again after so many bytes: others write to it, too.
+const STEP: u64 = 16 << 20;
+
+/// The free space of the file system with a directory in it.
+pub struct FreeSpace {
+    directory: PathBuf,
+    free: Box<dyn Fn(u64) -> io::Result<u64>>,
+    /// Bytes that may be written before the file system is asked again.
+    allowance: Cell<u64>,
+    written: Cell<u64>,
+}
+
+/// The error of a write that would not leave [`RESERVE`] bytes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{} has {} MiB free, and {} MiB stay free for the rest of the host: stopped after {} MiB were written",
+    directory.display(), free >> 20, RESERVE >> 20, written >> 20
+)]
+pub struct SpaceExhausted {
+    /// The directory.
+    pub directory: PathBuf,
+    /// Free bytes.
+    pub free: u64,
+    /// Bytes that this writer wrote.
+    pub written: u64,
+}
+
+impl FreeSpace {
+    /// The free space of `directory`'s file system.
+    pub fn of(directory: &Path) -> FreeSpace {
+        let place = directory.to_path_buf();
+        FreeSpace::measured_by(directory, move |_| {
+            let stat = rustix::fs::statvfs(&place)?;
+            Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        })
+    }
+
+    /// Space without a limit of ours, for files of a known size.
+    pub fn unwatched() -> FreeSpace {
+        FreeSpace::measured_by(Path::new(""), |_| Ok(u64::MAX))
+    }
+
+    /// As `free` measures it, which gets the bytes that were written.
+    pub fn measured_by(directory: &Path, free: impl Fn(u64) -> io::Result<u64> + 'static) -> FreeSpace {
+        let (allowance, written) = (Cell::new(0), Cell::new(0));
+        FreeSpace { directory: directory.to_path_buf(), free: Box::new(free), allowance, written }
+    }
+
+    /// Bytes that can be written now without using the reserve.
+    pub fn usable(&self) -> io::Result<u64> {
+        Ok((self.free)(self.written.get())?.saturating_sub(RESERVE))
+    }
+
+    /// Asks for the space of a write. The error has the kind `StorageFull` and holds a [`SpaceExhausted`].
+    pub fn take(&self, bytes: u64) -> io::Result<()> {
+        let left = match self.allowance.get().checked_sub(bytes) {
+            Some(left) => left,
+            None => {
+                let free = (self.free)(self.written.get())?;
+                let Some(left) = free.saturating_sub(RESERVE).checked_sub(bytes) else {
+                    let (directory, written) = (self.directory.clone(), self.written.get());
+                    let error = SpaceExhausted { directory, free, written };
+                    return Err(io::Error::new(io::ErrorKind::StorageFull, error));
+                };
+                left.min(STEP)
+            }
+        };
+        self.allowance.set(left);
+        self.written.set(self.written.get() + bytes);
+        Ok(())
+    }
+}
+
+impl fmt::Debug for FreeSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FreeSpace").field("directory", &self.directory).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::rc::Rc;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn write_into_the_reserve_is_refused() {
+        let space = FreeSpace::measured_by(Path::new("/data"), |written| Ok(RESERVE + 100 * MIB - written));
+        let written = (0..).take_while(|_| space.take(MIB).is_ok()).count();
+        let error = space.take(MIB).unwrap_err();
+        assert_eq!((written, error.kind()), (100, io::ErrorKind::StorageFull));
+        let exhausted = error.get_ref().unwrap().downcast_ref::<SpaceExhausted>().unwrap();
+        assert_eq!((exhausted.free, exhausted.written), (RESERVE, 100 * MIB));
+    }
+
+    #[test]
+    fn space_that_others_take_is_noticed() {
+        let free = Rc::new(Cell::new(1 << 40));
+        let seen = free.clone();
+        let space = FreeSpace::measured_by(Path::new("/data"), move |_| Ok(seen.get()));
+        space.take(MIB).unwrap();
+        free.set(RESERVE);
+        assert!((0..20).any(|_| space.take(MIB).is_err()));
+    }
+
+    #[test]
+    fn free_space_of_a_directory_is_measured() {
+        let directory = tempfile::tempdir().unwrap();
+        FreeSpace::of(directory.path()).usable().unwrap();
+        assert!(FreeSpace::of(Path::new("/no/such/directory")).take(1).is_err());
+    }
+}
