@@ -113,8 +113,10 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     }
     // SAFETY: the monitor is this test's own.
     unsafe { libc::kill(monitor as i32, libc::SIGKILL) };
-    stop.wait();
+    let told = stop.wait().stderr;
+    // It may have been saved just before; if not, that is said.
     assert_eq!(state(&wisp).0, "stopped");
+    assert!(state(&wisp) == hibernated() || told.contains("its memory could not be kept"), "{told}");
     wisp.run(&["terminate", "sleeper"]).expect_code(0);
     assert!(wisp.instances().is_empty());
 }

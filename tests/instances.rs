@@ -4,6 +4,7 @@ mod common;
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::time::Duration;
 
 use common::instances::{exec, files, json, launch};
 use common::{Wisp, monitor_pid, wait_until_gone, wait_until_unlocked};
@@ -141,6 +142,30 @@ fn ends_that_nobody_asked_for_are_told_apart() {
     assert_eq!(reason(&wisp, ids[0]), "Server.InternalError");
     wisp.run(&["start", ids[0]]).expect_code(0);
     assert_eq!(exec(&wisp, ids[0], "cat /root/file"), "kept");
+
+    // A VMM that is killed while its guest shuts down for a reboot: there is nothing left to wait for.
+    let stay = "(trap 'echo going-down > /dev/console' TERM; while :; do sleep 1; done) > /dev/null 2>&1 &";
+    exec(&wisp, ids[0], stay);
+    let mut console = wisp.start(&["console", ids[0], "--follow"]);
+    let rebooting = wisp.start(&["reboot", ids[0]]);
+    console.wait_for("going-down");
+    kill(&wisp, ids[0]);
+    let refused = rebooting.wait().expect_code(1).stderr;
+    let is_said = |text: &str| refused.contains(text);
+    // The reboot may just have been done.
+    assert!(is_said("ended before it was rebooted") || is_said("before its agent was ready"), "{refused}");
+    console.wait().expect_code(0);
+
+    // The lock is held for a moment longer than the VMM lives, and `start` comes within it.
+    let folder = wisp.home().join("instances").join(ids[0]);
+    wisp.run(&["start", ids[0], "--wait", "running"]).expect_code(0);
+    kill(&wisp, ids[0]);
+    let lock = wisp::host::home::lock_file(&folder.join("lock")).unwrap();
+    let mut starting = wisp.start(&["start", ids[0], "--wait", "running"]);
+    assert!(!starting.has_ended_within(Duration::from_secs(1)), "it did not wait for the lock");
+    drop(lock);
+    assert!(starting.wait().expect_code(0).text().contains("stopped → pending"));
+    assert_eq!(state(&wisp, ids[0]), "running");
 
     // A guest's kernel that panics: stopped, failed, and its last words.
     wisp.run(&["exec", ids[1], "--", "sh", "-c", "echo c > /proc/sysrq-trigger"]);

@@ -139,6 +139,20 @@ impl CloudError {
         }
     }
 
+    /// Returns whether the cause is that the instance's VMM, or its guest, has ended.
+    pub(super) fn is_lost_vmm(&self) -> bool {
+        match self {
+            CloudError::Control { source, .. } => source.is_gone(),
+            CloudError::Guest { source, .. } => {
+                matches!(
+                    source,
+                    guest::Error::GuestGone | guest::Error::NotListening { .. } | guest::Error::Connect { .. }
+                )
+            }
+            _ => false,
+        }
+    }
+
     /// EC2's rules refuse it, for a reason of its own.
     pub(super) fn refused(code: ErrorCode, what: impl Into<String>, hint: Option<String>) -> CloudError {
         Ec2Error::refused(code, what, hint).into()

@@ -70,8 +70,10 @@ pub(super) struct Frozen {
 impl Cloud {
     /// Forks a running instance: when this returns, the forks' machines run. All of them do, or none.
     pub fn fork(&mut self, spec: &ForkSpec) -> Result<Forked, CloudError> {
-        let record = self.check_fork(spec)?;
-        let Frozen { saved, volumes, paused, sweeping, _changing } = self.freeze(&record)?;
+        let record = self.check_fork(spec);
+        let record = record.map_err(|error| self.unless_ended(spec.instance, "forked", error))?;
+        let frozen = self.freeze(&record).map_err(|error| self.unless_ended(spec.instance, "forked", error))?;
+        let Frozen { saved, volumes, paused, sweeping, _changing } = frozen;
         let prepared = self.prepare_forks(spec, &record, &volumes)?;
         drop(sweeping);
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.id).collect();

@@ -81,7 +81,15 @@ impl Folder {
         }
         let folder = self.saved();
         DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(CloudError::file(&folder, "made"))?;
-        let saved = monitor.end_with(&Request::Save { folder }, SAVE_TIMEOUT);
+        let saved =
+            monitor.end_with(&Request::Save { folder }, SAVE_TIMEOUT).and_then(|()| match self.is_hibernated() {
+                true => Ok(()),
+                // A VMM that is killed has ended, too.
+                false => Err(CloudError::NotDone {
+                    instance: self.id(),
+                    why: "its VMM ended before the memory was saved".into(),
+                }),
+            });
         if saved.is_err() {
             self.forget_hibernated()?;
         }
@@ -102,7 +110,8 @@ impl Cloud {
                 ));
             }
             Action::Hibernate.allowed(*id, record.state)?;
-            self.folder(*id).check_savable()?;
+            let checked = self.folder(*id).check_savable();
+            checked.map_err(|error| self.unless_ended(*id, "hibernated", error))?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use super::launch::{check_capacity, promised_memory};
 use super::limits::limit;
 use super::machine::{Folder, Monitor};
 use super::network::{Addresses, NetworkSpec, Placement, free_addresses_of, take_public_address};
+use super::vmm_watch::Awaited;
 use super::{Cloud, now, resolve, utc};
 use crate::ec2::capacity::Request;
 use crate::ec2::catalogue;
@@ -32,9 +33,12 @@ const CTRL_ALT_DEL_TIMEOUTS: [Duration; 2] = [Duration::from_secs(20), Duration:
 const AGENT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a monitor may take to end its machine at once.
 const FORCE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a monitor may take to run its guest anew, and how often a guest that is being stopped may reboot.
+/// Limit for a supervisor to start the next VMM of a guest that reboots, or to end.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
-const REBOOTS: usize = 3;
+/// Limit for a VMM to listen so that it can be asked to stop its guest: another command may just be starting it.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a VMM that is being stopped may be replaced by another one, and how often an instance is forced to end.
+const ATTEMPTS: usize = 3;
 
 /// A state before and after a command (EC2 API Reference, `InstanceStateChange`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,9 +121,7 @@ impl Cloud {
         cold: bool,
     ) -> Result<(StateChange, Option<Monitor>), CloudError> {
         let folder = self.folder(id);
-        // Whoever has the lock runs it, or is about to; or is the monitor of one that has stopped, and about to be gone.
-        let has_stopped = self.store.read::<_, CloudError>(|tx| get(tx, id))?.state == InstanceState::Stopped;
-        let lock = if has_stopped { folder.lock_within(RESTART_TIMEOUT)? } else { folder.try_lock()? };
+        let lock = self.lock_to_start(&folder)?;
         let origin = self.address_origin();
         let begun = self.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
@@ -166,6 +168,48 @@ impl Cloud {
                 Err(if goes_on { CloudError::NotResumed { instance: id, source: Box::new(error) } } else { error })
             }
         }
+    }
+
+    /// The lock of an instance that can be started; none if the instance runs, or another command is at it.
+    fn lock_to_start(&mut self, folder: &Folder) -> Result<Option<File>, CloudError> {
+        match self.store.read::<_, CloudError>(|tx| get(tx, folder.id()))?.state {
+            // The VMM that has stopped may hold the lock for another moment.
+            InstanceState::Stopped => folder.unless_gone(folder.lock_within(RESTART_TIMEOUT)),
+            // A VMM that was killed holds the lock for another moment, and does not answer.
+            InstanceState::Running if !folder.unless_gone(answers(folder))? => {
+                match folder.unless_gone(folder.lock_within(RESTART_TIMEOUT))? {
+                    Some(lock) => drop(lock),
+                    None => return Ok(None),
+                }
+                self.reconcile_instance(folder.id())?;
+                folder.unless_gone(folder.lock_within(RESTART_TIMEOUT))
+            }
+            InstanceState::Running => Ok(None),
+            _ => folder.unless_gone(folder.try_lock()),
+        }
+    }
+
+    /// The error for something that failed with `error` while an instance ran. If the instance has ended meanwhile, its
+    /// entry is brought up to date, and that is the error. `action` is a participle.
+    pub(super) fn unless_ended(&mut self, id: InstanceId, action: &str, error: CloudError) -> CloudError {
+        if !error.is_lost_vmm() {
+            return error;
+        }
+        let folder = self.folder(id);
+        match folder.unless_gone(answers(&folder)) {
+            Ok(true) => error,
+            Ok(false) => self.ended_before(id, action).unwrap_or_else(|other| other),
+            Err(other) => other,
+        }
+    }
+
+    /// The error for an instance that has ended before it was `action`: a participle.
+    fn ended_before(&mut self, id: InstanceId, action: &str) -> Result<CloudError, CloudError> {
+        self.reconcile_instance(id)?;
+        let state = self.store.read::<_, CloudError>(|tx| get(tx, id))?.state;
+        let what = format!("The instance '{id}' ended before it was {action}. It is {state} now.");
+        let hint = (state == InstanceState::Stopped).then(|| format!("`wisp start {id}` starts it again."));
+        Ok(CloudError::refused(ErrorCode::IncorrectInstanceState, what, hint))
     }
 
     fn start_machine(
@@ -309,19 +353,30 @@ impl Cloud {
         Action::Reboot.allowed(id, record.state)?;
         let folder = self.folder(id);
         let timeout = SHUTDOWN_TIMEOUTS[usize::from(probe::is_software_kvm())];
-        let restarted = folder.connect_after_reboot(timeout, || {
+        let restarted = folder.reboot_by(timeout, || {
             let asked = folder.agent(AGENT_TIMEOUT).and_then(|agent| {
                 agent.shutdown(true, AGENT_TIMEOUT).map_err(|source| CloudError::Guest { instance: id, source })
             });
             let Err(error) = asked else { return Ok(()) };
             log::info!("{id}: the agent does not reboot it ({error}); pressing ctrl-alt-del");
             folder.connect()?.demand(&control::Request::CtrlAltDel)
-        })?;
-        restarted.ok_or_else(|| {
-            let what = format!("{id} did not reboot within {} s; it may do so yet.", timeout.as_secs());
-            let hint = Some(format!("`wisp stop {id}` and `wisp start {id}` restart it in any case."));
-            CloudError::refused(ErrorCode::IncorrectInstanceState, what, hint)
-        })
+        });
+        match restarted {
+            Ok(Awaited::Listening(mut monitor)) => {
+                monitor.subscribe().map_err(|error| self.unless_ended(id, "rebooted", error))?;
+                Ok(monitor)
+            }
+            Ok(Awaited::Ended(lock)) => {
+                drop(lock);
+                Err(self.ended_before(id, "rebooted")?)
+            }
+            Ok(Awaited::TimedOut) => {
+                let what = format!("{id} did not reboot within {} s; it may do so yet.", timeout.as_secs());
+                let hint = Some(format!("`wisp stop {id}` and `wisp start {id}` restart it in any case."));
+                Err(CloudError::refused(ErrorCode::IncorrectInstanceState, what, hint))
+            }
+            Err(error) => Err(self.unless_ended(id, "rebooted", error)),
+        }
     }
 
     /// The instance has stopped: its volumes stay attached, its instance-store disks are gone.
@@ -454,47 +509,79 @@ fn end_machine_in(folder: &Folder, manner: Manner) -> Result<Ended, CloudError> 
     {
         notice = Some(format!("{}: its memory could not be kept, and it is stopped without: {error}", folder.id()));
     }
-    for _ in 0..REBOOTS {
-        match folder.connect().and_then(|mut monitor| end_by(&mut monitor, folder)) {
-            Ok(()) => break,
-            // It is gone, and its lock is about to be free; or its guest rebooted in this moment, and it runs it anew.
-            Err(CloudError::Control { source, .. }) if !source.is_timeout() => {
-                if let Some(lock) = folder.lock_within(RESTART_TIMEOUT)? {
-                    return Ok(Ended { _lock: Some(lock), notice });
-                }
+    for _ in 0..ATTEMPTS {
+        let mut monitor = match folder.await_vmm(LISTEN_TIMEOUT)? {
+            Awaited::Ended(lock) => return Ok(Ended { _lock: Some(lock), notice }),
+            Awaited::Listening(monitor) => monitor,
+            Awaited::TimedOut => {
+                let why = format!("its VMM did not listen within {} s", LISTEN_TIMEOUT.as_secs());
+                return Err(CloudError::NotDone { instance: folder.id(), why: format!("{}: {why}", folder.id()) });
             }
+        };
+        match end_by(&mut monitor, folder) {
+            // The lock is free in a moment, unless the guest rebooted just then, or another command started it again.
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(CloudError::Control { source, .. }) if !source.is_timeout() => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(Ended { _lock: Some(folder.lock()?), notice })
+    let mut ended = force(folder)?;
+    ended.notice = ended.notice.or(notice);
+    Ok(ended)
 }
 
-/// Ends the machine at once. A monitor that does not do it, because it stands still, is killed.
+/// Ends the machine at once. A VMM that does not do it, because it stands still, is killed.
 fn force(folder: &Folder) -> Result<Ended, CloudError> {
-    // One that cannot be asked any more is about to be gone.
-    let _ = folder.connect().and_then(|mut monitor| monitor.kill("wisp"));
-    if let Some(lock) = folder.lock_within(FORCE_TIMEOUT)? {
-        return Ok(Ended { _lock: Some(lock), notice: None });
+    let mut notice = None;
+    // Another command may hold the lock and start the VMM only now, so each attempt looks for it again.
+    for _ in 0..ATTEMPTS {
+        // One that cannot be asked any more is about to be gone.
+        let _ = folder.connect().and_then(|mut monitor| monitor.kill("wisp"));
+        if let Some(lock) = folder.lock_within(FORCE_TIMEOUT)? {
+            return Ok(Ended { _lock: Some(lock), notice });
+        }
+        notice = Some(format!("{}: its monitor did not answer, and was killed.", folder.id()));
+        monitor_process::kill(folder.path()).map_err(CloudError::file(folder.path(), "freed of its monitor"))?;
+        if let Some(lock) = folder.lock_within(FORCE_TIMEOUT)? {
+            return Ok(Ended { _lock: Some(lock), notice });
+        }
     }
-    monitor_process::kill(folder.path()).map_err(CloudError::file(folder.path(), "freed of its monitor"))?;
-    let lock = folder.lock()?;
-    let notice = format!("{}: its monitor did not answer, and was killed.", folder.id());
-    Ok(Ended { _lock: Some(lock), notice: Some(notice) })
+    let why = format!("{}: its VMM has not ended, although it was killed", folder.id());
+    Err(CloudError::NotDone { instance: folder.id(), why })
 }
 
-/// Ends the machine with its guest's help, if that comes in time.
-fn end_by(monitor: &mut Monitor, folder: &Folder) -> Result<(), CloudError> {
+/// Returns whether a VMM answers; false if the instance has ended.
+fn answers(folder: &Folder) -> Result<bool, CloudError> {
+    for _ in 0..ATTEMPTS {
+        let mut monitor = match folder.await_vmm(RESTART_TIMEOUT)? {
+            Awaited::Ended(_) => return Ok(false),
+            Awaited::Listening(monitor) => monitor,
+            Awaited::TimedOut => return Ok(true),
+        };
+        match monitor.status_within(RESTART_TIMEOUT) {
+            // The connection was to a VMM that was ending.
+            Err(CloudError::Control { source, .. }) if source.is_gone() => {}
+            // One that does not answer in time is there all the same.
+            _ => return Ok(true),
+        }
+    }
+    Ok(true)
+}
+
+/// Ends the machine with its guest's help, if that comes in time. Returns whether it has ended.
+fn end_by(monitor: &mut Monitor, folder: &Folder) -> Result<bool, CloudError> {
     monitor.subscribe()?;
     monitor.demand(&control::Request::EndAtReboot)?;
     let slow = usize::from(probe::is_software_kvm());
     let asked = folder.agent(AGENT_TIMEOUT).map(|agent| agent.shutdown(false, AGENT_TIMEOUT).is_ok());
     if asked.unwrap_or(false) && monitor.wait_ended(SHUTDOWN_TIMEOUTS[slow])? {
-        return Ok(());
+        return Ok(true);
     }
     match monitor.demand(&control::Request::CtrlAltDel) {
         Ok(()) => {
             if monitor.wait_ended(CTRL_ALT_DEL_TIMEOUTS[slow])? {
-                return Ok(());
+                return Ok(true);
             }
         }
         // There is no keyboard driver in that guest.
@@ -502,7 +589,7 @@ fn end_by(monitor: &mut Monitor, folder: &Folder) -> Result<(), CloudError> {
         Err(error) => return Err(error),
     }
     monitor.kill("wisp")?;
-    monitor.wait_ended(Duration::from_secs(60)).map(|_| ())
+    monitor.wait_ended(FORCE_TIMEOUT)
 }
 
 fn note_reason(record: &mut InstanceRecord, reason: &StateReason) {

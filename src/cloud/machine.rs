@@ -11,8 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::inotify;
 use tempfile::TempDir;
 
 use super::error::CloudError;
@@ -126,12 +124,6 @@ impl Folder {
         self.try_lock_named(OPERATION_LOCK)
     }
 
-    /// Waits for the lock: until the monitor's process is gone.
-    pub fn lock(&self) -> Result<File, CloudError> {
-        let path = self.path.join(monitor_process::LOCK);
-        lock_file(&path).map_err(CloudError::file(path, "locked"))
-    }
-
     /// Waits for the lock for so long; none if it is not free by then.
     pub fn lock_within(&self, timeout: Duration) -> Result<Option<File>, CloudError> {
         let path = self.path.join(monitor_process::LOCK);
@@ -202,41 +194,6 @@ impl Folder {
     pub fn connect(&self) -> Result<Monitor, CloudError> {
         let client = ControlClient::connect(&self.vmm_directory().join(SOCKET)).map_err(self.control_error())?;
         Ok(Monitor { folder: self.clone(), client, ready: false, ended: None, told: Vec::new() })
-    }
-
-    /// Does `request`, upon which the guest is to reboot, and waits at most for `timeout` until its machine has started
-    /// anew; returns a connection to it, or none in that time.
-    pub fn connect_after_reboot(
-        &self,
-        timeout: Duration,
-        request: impl FnOnce() -> Result<(), CloudError>,
-    ) -> Result<Option<Monitor>, CloudError> {
-        let failed = || CloudError::file(&self.path, "watched");
-        let deadline = Instant::now() + timeout;
-        let watch = inotify::init(inotify::CreateFlags::CLOEXEC).map_err(io::Error::from).map_err(failed())?;
-        // The control socket of the new machine is moved to its name.
-        inotify::add_watch(&watch, self.vmm_directory(), inotify::WatchFlags::MOVED_TO)
-            .map_err(io::Error::from)
-            .map_err(failed())?;
-        request()?;
-        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-            match poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&left)) {
-                Ok(0) => return Ok(None),
-                Ok(_) => {}
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => return Err(failed()(error.into())),
-            }
-            let mut events = inotify::Reader::new(&watch, &mut buffer);
-            let event = events.next().map_err(io::Error::from).map_err(failed())?;
-            if event.file_name().is_some_and(|name| name.to_bytes() == SOCKET.as_bytes()) {
-                let mut monitor = self.connect()?;
-                monitor.subscribe()?;
-                return Ok(Some(monitor));
-            }
-        }
     }
 
     fn control_error(&self) -> impl Fn(ClientError) -> CloudError {
@@ -424,7 +381,12 @@ impl Monitor {
 
     /// The machine in figures, now.
     pub fn status(&mut self) -> Result<Status, CloudError> {
-        match self.ask(&Request::Status)? {
+        self.status_within(ANSWER_TIMEOUT)
+    }
+
+    /// The machine in figures, if its VMM answers in time.
+    pub(super) fn status_within(&mut self, timeout: Duration) -> Result<Status, CloudError> {
+        match self.ask_within(&Request::Status, timeout)? {
             Message::Status(status) => Ok(*status),
             other => Err(self.unexpected(&other)),
         }
@@ -464,13 +426,17 @@ impl Monitor {
 
     /// Waits until the agent is ready; whether it is, at the end of `timeout`.
     pub fn wait_ready(&mut self, timeout: Duration) -> Result<bool, CloudError> {
-        self.wait(timeout, |monitor| monitor.ready || monitor.ended.is_some())?;
+        let early = |folder: &Folder, end: String| {
+            Err(CloudError::EndedEarly { instance: folder.id, end, console: folder.console_tail() })
+        };
+        match self.wait(timeout, |monitor| monitor.ready || monitor.ended.is_some()) {
+            Err(CloudError::Control { source: ClientError::Gone, .. }) => {
+                return early(&self.folder, "the VMM process was killed".into());
+            }
+            waited => waited?,
+        }
         match &self.ended {
-            Some((end, _)) if !self.ready => Err(CloudError::EndedEarly {
-                instance: self.folder.id,
-                end: end.to_string(),
-                console: self.folder.console_tail(),
-            }),
+            Some((end, _)) if !self.ready => early(&self.folder, end.to_string()),
             _ => Ok(self.ready),
         }
     }
@@ -508,9 +474,12 @@ impl Monitor {
 
     /// The same, where the answer may take so long.
     pub(super) fn ask_within(&mut self, request: &Request, timeout: Duration) -> Result<Message, CloudError> {
+        let deadline = Instant::now() + timeout;
         self.send(request)?;
         loop {
-            let message = self.client.receive(Some(timeout)).map_err(self.folder.control_error())?;
+            // Zero would be no limit.
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            let message = self.client.receive(Some(left)).map_err(self.folder.control_error())?;
             match message {
                 Message::Ready | Message::Ended { .. } => self.note(message)?,
                 Message::Failed { why } => return Err(CloudError::Refused { instance: self.folder.id, why }),

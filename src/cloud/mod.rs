@@ -31,6 +31,7 @@ pub mod ssh;
 pub mod tags;
 pub mod transfer;
 pub mod usage;
+mod vmm_watch;
 pub mod volume;
 pub mod warm;
 

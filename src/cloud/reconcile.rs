@@ -51,7 +51,7 @@ impl Cloud {
         self.sweep_stray_images()
     }
 
-    fn reconcile_instance(&mut self, id: InstanceId) -> Result<(), CloudError> {
+    pub(super) fn reconcile_instance(&mut self, id: InstanceId) -> Result<(), CloudError> {
         let folder = self.folder(id);
         let lock = folder.unless_gone(folder.try_lock())?;
         if lock.is_none() && folder.path().exists() {
@@ -83,7 +83,10 @@ impl Cloud {
             let launched = if is_launching(&record) { self.launched_with(&record)? } else { vec![record] };
             let ids: Vec<InstanceId> = launched.iter().map(|record| record.id).collect();
             // One that does not answer has no machine yet, or will have none.
-            if ids.iter().all(|id| self.folder(*id).connect().and_then(|mut monitor| monitor.status()).is_ok()) {
+            if ids
+                .iter()
+                .all(|id| self.folder(*id).connect().and_then(|mut monitor| monitor.status_within(END_TIMEOUT)).is_ok())
+            {
                 self.settle_running(&ids)?;
             }
             return Ok(());
@@ -101,7 +104,7 @@ impl Cloud {
             return self.end_and_terminate(id, &StateReason::user_initiated());
         }
         // It may be about to end after all: saving, or powering off.
-        if folder.connect().and_then(|mut monitor| monitor.status()).is_err() {
+        if folder.connect().and_then(|mut monitor| monitor.status_within(END_TIMEOUT)).is_err() {
             return match folder.unless_gone(folder.lock_within(END_TIMEOUT))? {
                 Some(lock) => {
                     drop(lock);

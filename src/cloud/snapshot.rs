@@ -71,18 +71,28 @@ impl Cloud {
         if let Some(mut monitor) = running
             && let Err(error) = self.switch(&mut monitor, &before, layer)
         {
-            self.store.write::<_, CloudError>(|tx| {
-                let mut volume = get_volume(tx, id)?;
-                volume.file.clone_from(&before.file);
-                tx.put(&volume)?;
-                Ok(tx.remove::<SnapshotRecord>(&snapshot.id.to_string())?)
-            })?;
-            self.sweep_volumes()?;
-            return Err(error);
+            if is_refusal(&error) {
+                self.forget_snapshot(&before, &snapshot)?;
+            }
+            return Err(match &before.attachment {
+                Some(attachment) => self.unless_ended(attachment.instance_id, "given a snapshot", error),
+                None => error,
+            });
         }
         let snapshot = SnapshotRecord { state: SnapshotState::Completed, ..snapshot };
         self.store.write::<_, CloudError>(|tx| Ok(tx.put(&snapshot)?))?;
         Ok(snapshot)
+    }
+
+    /// Takes back a snapshot that the VMM refused: it goes on writing the volume's file of before.
+    fn forget_snapshot(&mut self, before: &VolumeRecord, snapshot: &SnapshotRecord) -> Result<(), CloudError> {
+        self.store.write::<_, CloudError>(|tx| {
+            let mut volume = get_volume(tx, before.id)?;
+            volume.file.clone_from(&before.file);
+            tx.put(&volume)?;
+            Ok(tx.remove::<SnapshotRecord>(&snapshot.id.to_string())?)
+        })?;
+        self.sweep_volumes()
     }
 
     /// Has a running machine go on in `layer`. A guest that reboots in between goes on in it too.
@@ -97,7 +107,7 @@ impl Cloud {
         };
         write_to(&layer)?;
         let switched = monitor.demand(&Request::SwitchDisk { id: id.clone(), layer });
-        if switched.is_err() {
+        if switched.as_ref().is_err_and(is_refusal) {
             write_to(&self.home.volumes().join(&volume.file))?;
         }
         switched
@@ -159,4 +169,10 @@ impl Cloud {
         let completed = SnapshotRecord { state: SnapshotState::Completed, ..snapshot.clone() };
         self.store.write::<_, CloudError>(|tx| Ok(tx.put(&completed)?))
     }
+}
+
+/// Returns whether the VMM said that it did not switch to the layer. One that ended, or did not answer, may have done so: then
+/// the layer stays the volume's file, and a later command completes the snapshot.
+fn is_refusal(error: &CloudError) -> bool {
+    matches!(error, CloudError::Refused { .. })
 }

@@ -27,6 +27,8 @@ use crate::vmm::control::{Message, Request};
 
 /// How long the guest's agent may take to bind a driver.
 const AGENT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+/// Limit for a guest's driver to take a disk, or to finish with it: there may be much to write.
+const DRIVER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(300);
 
 /// What a new volume is to be.
 #[derive(Debug, Clone, Default)]
@@ -140,7 +142,7 @@ impl Cloud {
             && let Err(error) = self.plug(instance, disk)
         {
             self.forget_attachment(id)?;
-            return Err(error);
+            return Err(self.unless_ended(instance, "given the volume", error));
         }
         Ok(volume)
     }
@@ -166,7 +168,8 @@ impl Cloud {
             return Err(CloudError::refused(ErrorCode::OperationNotPermitted, what, None));
         }
         if record.state == InstanceState::Running {
-            self.unplug(&record, &volume_disk(&self.home, &volume).id, force)?;
+            let unplugged = self.unplug(&record, &volume_disk(&self.home, &volume).id, force);
+            unplugged.map_err(|error| self.unless_ended(record.id, "without the volume", error))?;
         }
         self.forget_attachment(id)?;
         self.volume(&id.to_string())
@@ -224,7 +227,8 @@ impl Cloud {
             .open("/dev/null")
             .map_err(CloudError::file("/dev/null", "opened"))?;
         let streams = Streams { input: null.as_fd(), output: null.as_fd(), error: null.as_fd() };
-        let status = self.folder(instance).agent(AGENT_TIMEOUT)?.exec(request, streams).map_err(guest_error)?;
+        let agent = self.folder(instance).agent(AGENT_TIMEOUT)?.with_silence_limit(DRIVER_TIMEOUT);
+        let status = agent.exec(request, streams).map_err(guest_error)?;
         if status == ExitStatus::Exited(0) {
             return Ok(());
         }

@@ -286,7 +286,7 @@ fn read_a_shell(agent: Agent) -> Result<(), guest::Error> {
     let null = null.map_err(|source| guest::Error::Local { action: "open /dev/null", source })?;
     let streams = Streams { input: null.as_fd(), output: null.as_fd(), error: null.as_fd() };
     let request = ExecRequest { argv: ["sh", "-c", ":"].map(Into::into).into(), ..ExecRequest::default() };
-    agent.exec(request, streams).map(drop)
+    agent.with_silence_limit(AGENT_TIMEOUT).exec(request, streams).map(drop)
 }
 
 /// All there are, those last used first.

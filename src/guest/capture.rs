@@ -30,6 +30,7 @@ impl Agent {
         limit: usize,
         mut on_output: impl FnMut(&[u8]),
     ) -> Result<Captured, Error> {
+        let silence = self.silence;
         self.begin(&ToGuest::Exec(request))?;
         let Connection { writer, reader } = &mut self.connection;
         writer.send(&ToGuest::StdinEnd)?;
@@ -39,7 +40,7 @@ impl Agent {
             kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
         };
         loop {
-            match reader.receive()? {
+            match reader.receive().map_err(|error| Error::from(error).of_silence(silence))? {
                 ToHost::Output(OutputStream::Stdout, bytes) => {
                     keep(&mut stdout, bytes.0);
                     on_output(&stdout);
@@ -66,6 +67,13 @@ mod tests {
         assert_eq!(captured.status, ExitStatus::Exited(3));
         assert_eq!((&captured.stdout[..], &captured.stderr[..]), (&b"first\n\0\0\0\0"[..], &b"wrong\n"[..]));
         assert_eq!(seen, captured.stdout);
+    }
+
+    #[test]
+    fn command_that_is_silent_for_too_long_times_out() {
+        let limit = std::time::Duration::from_millis(50);
+        let error = agent().with_silence_limit(limit).capture(shell("echo up; exec sleep 1000"), 10, |_| ());
+        assert!(matches!(error, Err(Error::TimedOut(after)) if after == limit), "{error:?}");
     }
 
     #[test]

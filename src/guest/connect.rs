@@ -25,6 +25,8 @@ pub struct Agent {
     pub(super) connection: Connection,
     /// How long the agent may take to say hello.
     pub(super) patience: Duration,
+    /// Limit for each wait for the guest once the operation has begun.
+    pub(super) silence: Option<Duration>,
 }
 
 impl Agent {
@@ -52,14 +54,21 @@ impl Agent {
             _ => Error::Connect { socket: socket.to_owned(), source: error },
         };
         request_port(&mut stream, port, deadline).map_err(failed)?.map_err(|answer| Error::BadAnswer { answer })?;
-        Ok(Self { connection: Connection::new(stream.into()), patience: timeout })
+        Ok(Self { connection: Connection::new(stream.into()), patience: timeout, silence: None })
     }
 
     /// Begins the operation: both ends say hello, this one with what it wants.
     pub(super) fn begin(&mut self, request: &ToGuest<'_>) -> Result<(), Error> {
         self.limit(Some(self.patience))?;
         self.connection.begin(request).map_err(Error::within(self.patience))?;
-        self.limit(None)
+        self.limit(self.silence)
+    }
+
+    /// Ends an operation with [`Error::TimedOut`] when the guest is silent for longer. A command may be silent for as long
+    /// as it runs, unless this is called.
+    #[must_use]
+    pub fn with_silence_limit(self, limit: Duration) -> Self {
+        Self { silence: Some(limit), ..self }
     }
 
     /// How long each wait for the guest may last from now on. (Zero would mean for ever.)

@@ -102,6 +102,16 @@ impl Error {
         }
     }
 
+    /// The error of an operation with a limit for the guest's silence: a socket's time-out is that limit.
+    pub(super) fn of_silence(self, limit: Option<Duration>) -> Self {
+        match (self, limit) {
+            (Self::Protocol(ProtocolError::Io(error)), Some(limit)) if error.kind() == io::ErrorKind::WouldBlock => {
+                Self::TimedOut(limit)
+            }
+            (error, _) => error,
+        }
+    }
+
     pub(super) fn local(action: &'static str) -> impl FnOnce(rustix::io::Errno) -> Self {
         move |errno| Self::Local { action, source: errno.into() }
     }

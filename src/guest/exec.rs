@@ -71,6 +71,7 @@ impl Agent {
         let raw_mode = (has_terminal && isatty(streams.input)).then(|| RawMode::enter(streams.input)).transpose();
         let _raw_mode = raw_mode.map_err(|source| Error::Local { action: "put the terminal into raw mode", source })?;
         let shared = Shared::new(has_terminal)?;
+        let silence = self.silence;
         self.begin(&ToGuest::Exec(request))?;
         let Connection { writer, reader } = &mut self.connection;
         thread::scope(|scope| {
@@ -84,7 +85,7 @@ impl Agent {
             };
             let sender = thread::Builder::new().name("guest-exec-input".into()).spawn_scoped(scope, || sender.run());
             let sender = sender.map_err(|source| Error::Local { action: "start a thread", source })?;
-            let outcome = receive(&shared, reader, streams);
+            let outcome = receive(&shared, reader, streams).map_err(|error| error.of_silence(silence));
             shared.finish();
             // The sender may be waiting for the guest to take something.
             let _ = rustix::net::shutdown(reader.as_fd(), Shutdown::Both);

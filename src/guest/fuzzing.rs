@@ -39,7 +39,7 @@ pub(crate) fn host(data: &[u8]) {
     // Operations are behind the greeting.
     let greeting = if which % 8 < 6 { hello() } else { Vec::new() };
     let Some((host, guest)) = said_by_a_guest(&[&greeting, said].concat()) else { return };
-    let agent = Agent { connection: Connection::new(host.into()), patience: TIMEOUT };
+    let agent = Agent { connection: Connection::new(host.into()), patience: TIMEOUT, silence: None };
     match which % 8 {
         0 => copy(agent, "new"),
         1 => copy(agent, "."),

@@ -14,7 +14,7 @@ pub fn agent() -> Agent {
     static GUEST: LazyLock<wisp_agent::agent::Agent> = LazyLock::new(|| wisp_agent::agent::Agent::new(false));
     let (host, guest) = UnixStream::pair().expect("a socket pair");
     thread::spawn(move || GUEST.serve(guest.into()));
-    Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60) }
+    Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60), silence: None }
 }
 
 /// A request to run a shell script.

@@ -125,6 +125,9 @@ pub enum RouterError {
     /// It could not be started, or does not answer.
     #[error("the network's router cannot be used: {0}")]
     Io(#[from] io::Error),
+    /// Its process ended before it answered.
+    #[error("the network's router ended before it answered; {} may tell why", .0.display())]
+    Ended(PathBuf),
     /// It says why not.
     #[error("the network's router says: {0}")]
     Refused(String),
@@ -219,7 +222,7 @@ impl Router {
             },
             other => (other?, None),
         };
-        ask(&stream, Request::Apply)?;
+        ask(&self.folder, &stream, Request::Apply)?;
         killed.map(|cut_off| Ok(Revival { came_back: Some(has_way_out(&self.folder)?), cut_off })).transpose()
     }
 
@@ -234,7 +237,7 @@ impl Router {
             }
             other => (other?, None),
         };
-        let (_, Some(tap)) = ask(&stream, Request::Attach(address))? else {
+        let (_, Some(tap)) = ask(&self.folder, &stream, Request::Attach(address))? else {
             return Err(RouterError::Refused("there is no tap in its answer".into()));
         };
         let revived = |(came_back, cut_off): (bool, _)| {
@@ -306,7 +309,7 @@ impl Router {
 /// Whether there is a way out of the VPC whose router in `folder` runs; waits until that is known, some hundredths of a second
 /// after it was started.
 pub fn has_way_out(folder: &Path) -> Result<bool, RouterError> {
-    match ask(&connect(folder)?, Request::WayOut)? {
+    match ask(folder, &connect(folder)?, Request::WayOut)? {
         (Answer::WayOut(is_there), _) => Ok(is_there),
         _ => Err(RouterError::Refused("it does not answer whether there is a way out".into())),
     }
@@ -324,16 +327,31 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-/// Asks for something; returns the answer, and the descriptor that came with it.
-fn ask(stream: &UnixStream, request: Request) -> Result<(Answer, Option<OwnedFd>), RouterError> {
-    let mut line = serde_json::to_vec(&request).map_err(io::Error::from)?;
+/// Asks the router in `folder` for something; returns the answer, and the descriptor that came with it.
+fn ask(folder: &Path, stream: &UnixStream, request: Request) -> Result<(Answer, Option<OwnedFd>), RouterError> {
+    let ended = || RouterError::Ended(folder.join(LOG));
+    let (text, fd) = exchange(stream, request).map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ended(),
+        _ => error.into(),
+    })?;
+    if text.is_empty() {
+        return Err(ended());
+    }
+    match serde_json::from_slice(&text).map_err(io::Error::from)? {
+        Answer::Failed(why) => Err(RouterError::Refused(why)),
+        answer => Ok((answer, fd)),
+    }
+}
+
+/// Sends a request and reads to the end of the answer, which is empty if the router has ended.
+fn exchange(stream: &UnixStream, request: Request) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    let mut line = serde_json::to_vec(&request)?;
     line.push(b'\n');
     (&*stream).write_all(&line)?;
     let mut text = vec![0; 64 << 10];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(stream, &mut [IoSliceMut::new(&mut text)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-        .map_err(io::Error::from)?;
+    let received = recvmsg(stream, &mut [IoSliceMut::new(&mut text)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
     let mut fd = None;
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
@@ -342,8 +360,29 @@ fn ask(stream: &UnixStream, request: Request) -> Result<(Answer, Option<OwnedFd>
     }
     text.truncate(received.bytes);
     (&*stream).read_to_end(&mut text)?;
-    match serde_json::from_slice(&text).map_err(io::Error::from)? {
-        Answer::Failed(why) => Err(RouterError::Refused(why)),
-        answer => Ok((answer, fd)),
+    Ok((text, fd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn router_that_ends_instead_of_answering_is_reported_as_ended() {
+        let folder = Path::new("/networks/vpc-1");
+        let (near, far) = UnixStream::pair().unwrap();
+        drop(far);
+        assert!(matches!(ask(folder, &near, Request::Apply), Err(RouterError::Ended(_))));
+        let (near, far) = UnixStream::pair().unwrap();
+        let router = std::thread::spawn(move || {
+            let mut byte = [0];
+            (&far).read_exact(&mut byte).unwrap();
+        });
+        let error = ask(folder, &near, Request::WayOut).unwrap_err();
+        router.join().unwrap();
+        assert_eq!(
+            error.to_string(),
+            "the network's router ended before it answered; /networks/vpc-1/router.log may tell why"
+        );
     }
 }

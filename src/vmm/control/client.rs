@@ -36,6 +36,20 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Returns whether no VMM listens on the socket: it has ended, or does not listen yet.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, ClientError::Io(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
+    }
+
+    /// Returns whether the VMM has ended: the connection was closed, or nothing listens any more.
+    pub fn is_gone(&self) -> bool {
+        let is_closed =
+            |error: &io::Error| matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+        self.is_absent()
+            || matches!(self, ClientError::Gone)
+            || matches!(self, ClientError::Io(error) if is_closed(error))
+    }
+
     /// Whether the machine's process is there, and did not answer in time.
     pub fn is_timeout(&self) -> bool {
         matches!(self, ClientError::Io(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut))

@@ -1,0 +1,263 @@
+//! Waits for an instance's VMM that end as soon as the VMM can no longer appear.
+//!
+//! A VMM announces itself by moving its control socket to its final name, which inotify reports. The supervisor holds the
+//! instance's lock for as long as the instance runs, also while the guest reboots. A thread waits for that lock, so its
+//! release ends the wait, whoever died.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::inotify;
+use rustix::io::Errno;
+
+use super::error::CloudError;
+use super::machine::{Folder, Monitor};
+use crate::host::home::lock_file;
+use crate::host::monitor_process::LOCK;
+use crate::vmm::control::SOCKET;
+
+/// Outcome of a wait for a VMM.
+#[derive(Debug)]
+pub(super) enum Awaited {
+    /// The VMM listens on its control socket.
+    Listening(Monitor),
+    /// No process runs the instance. The lock keeps it so until it is dropped.
+    Ended(File),
+    /// Neither happened in time.
+    TimedOut,
+}
+
+/// Reports a VMM that begins to listen, and the release of the instance's lock.
+#[derive(Debug)]
+struct VmmWatch<'a> {
+    folder: &'a Folder,
+    sockets: OwnedFd,
+    released: Arc<OwnedFd>,
+    lock: Receiver<io::Result<File>>,
+}
+
+impl<'a> VmmWatch<'a> {
+    fn new(folder: &'a Folder) -> Result<VmmWatch<'a>, CloudError> {
+        let failed = |errno: Errno| CloudError::file(folder.path(), "watched")(errno.into());
+        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+        let sockets = inotify::init(flags).map_err(failed)?;
+        inotify::add_watch(&sockets, folder.path(), inotify::WatchFlags::MOVED_TO).map_err(failed)?;
+        let released = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(failed)?);
+        let (sender, lock) = mpsc::channel();
+        let (path, signal) = (folder.path().join(LOCK), Arc::clone(&released));
+        let wait = move || {
+            // A lock that comes after the watch was dropped is released at once.
+            if sender.send(lock_file(&path)).is_ok() {
+                // The counter cannot overflow: this is its only write.
+                let _ = rustix::io::write(&*signal, &1_u64.to_ne_bytes());
+            }
+        };
+        let thread = std::thread::Builder::new().name("instance-lock".into());
+        thread.spawn(wait).map_err(CloudError::file(folder.path(), "watched"))?;
+        Ok(VmmWatch { folder, sockets, released, lock })
+    }
+
+    /// Waits for the first of the two events.
+    fn wait(&self, deadline: Instant) -> Result<Awaited, CloudError> {
+        let path = self.folder.path();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            let mut fds = [PollFd::new(&self.sockets, PollFlags::IN), PollFd::new(&*self.released, PollFlags::IN)];
+            match poll(&mut fds, Some(&left)) {
+                Ok(0) => return Ok(Awaited::TimedOut),
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(CloudError::file(path, "watched")(error.into())),
+            }
+            if !fds[1].revents().is_empty() {
+                let lock = self.lock.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()));
+                return lock.map(Awaited::Ended).map_err(CloudError::file(path, "locked"));
+            }
+            if self.has_new_socket()
+                && let Some(monitor) = self.folder.connect_if_listening()?
+            {
+                return Ok(Awaited::Listening(monitor));
+            }
+        }
+    }
+
+    /// Reads all pending events. Returns whether one of them is a new control socket.
+    fn has_new_socket(&self) -> bool {
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(&self.sockets, &mut buffer);
+        let mut is_new = false;
+        while let Ok(event) = events.next() {
+            is_new |= event.file_name().is_some_and(|name| name.to_bytes() == SOCKET.as_bytes());
+        }
+        is_new
+    }
+}
+
+impl Folder {
+    /// Waits until the instance's VMM listens, or has ended for good. A guest that reboots gets a new VMM.
+    pub(super) fn await_vmm(&self, timeout: Duration) -> Result<Awaited, CloudError> {
+        let deadline = Instant::now() + timeout;
+        if let Some(monitor) = self.connect_if_listening()? {
+            return Ok(Awaited::Listening(monitor));
+        }
+        let watch = VmmWatch::new(self)?;
+        // A VMM that began to listen before there was a watch is not reported.
+        match self.connect_if_listening()? {
+            Some(monitor) => Ok(Awaited::Listening(monitor)),
+            None => watch.wait(deadline),
+        }
+    }
+
+    /// Makes `request`, which lets the guest reboot, and waits until the next VMM listens or the instance has ended.
+    pub(super) fn reboot_by(
+        &self,
+        timeout: Duration,
+        request: impl FnOnce() -> Result<(), CloudError>,
+    ) -> Result<Awaited, CloudError> {
+        let deadline = Instant::now() + timeout;
+        let watch = VmmWatch::new(self)?;
+        request()?;
+        watch.wait(deadline)
+    }
+
+    /// A connection to the VMM; none if no process listens.
+    fn connect_if_listening(&self) -> Result<Option<Monitor>, CloudError> {
+        match self.connect() {
+            Ok(monitor) => Ok(Some(monitor)),
+            Err(CloudError::Control { source, .. }) if source.is_absent() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::ec2::InstanceId;
+    use crate::host::home::Home;
+
+    /// Longer than any wait here may take; a wait that misses its event takes all of it.
+    const PATIENCE: Duration = Duration::from_secs(600);
+
+    struct Instance {
+        _directory: tempfile::TempDir,
+        folder: Folder,
+    }
+
+    fn instance() -> Instance {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Home::at(directory.path()).unwrap();
+        let folder = Folder::of(&home, InstanceId::from_random([7; 9]));
+        folder.create().unwrap();
+        Instance { _directory: directory, folder }
+    }
+
+    /// Binds a control socket as a VMM does.
+    fn listen(folder: &Folder) -> UnixListener {
+        let socket = folder.path().join(SOCKET);
+        let new = socket.with_extension("new");
+        let listener = UnixListener::bind(&new).unwrap();
+        std::fs::rename(new, socket).unwrap();
+        listener
+    }
+
+    /// Has a VMM take one connection, read a request from it, and end.
+    fn end_at_first_request(listener: UnixListener) -> std::thread::JoinHandle<()> {
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+        })
+    }
+
+    #[test]
+    fn reboot_of_killed_vmm_ends_with_the_lock() {
+        let Instance { folder, _directory } = instance();
+        let lock = folder.try_lock().unwrap().unwrap();
+        let began = Instant::now();
+        let awaited = folder.reboot_by(PATIENCE, || {
+            drop(lock);
+            Ok(())
+        });
+        assert!(matches!(awaited.unwrap(), Awaited::Ended(_)));
+        assert!(began.elapsed() < PATIENCE);
+    }
+
+    #[test]
+    fn reboot_ends_when_the_next_vmm_listens() {
+        let Instance { folder, _directory } = instance();
+        let _lock = folder.try_lock().unwrap().unwrap();
+        let mut listener = None;
+        let awaited = folder.reboot_by(PATIENCE, || {
+            // Other files that are moved in the same moment are no VMM.
+            for name in ["a", "b"] {
+                std::fs::write(folder.path().join(name), "").unwrap();
+                std::fs::rename(folder.path().join(name), folder.path().join(format!("{name}.new"))).unwrap();
+            }
+            listener = Some(listen(&folder));
+            Ok(())
+        });
+        assert!(matches!(awaited.unwrap(), Awaited::Listening(_)));
+    }
+
+    #[test]
+    fn reboot_that_neither_comes_nor_fails_times_out() {
+        let Instance { folder, _directory } = instance();
+        let _lock = folder.try_lock().unwrap().unwrap();
+        let awaited = folder.reboot_by(Duration::from_millis(10), || Ok(()));
+        assert!(matches!(awaited.unwrap(), Awaited::TimedOut));
+    }
+
+    #[test]
+    fn socket_of_a_dead_vmm_counts_as_none() {
+        let Instance { folder, _directory } = instance();
+        let lock = folder.try_lock().unwrap().unwrap();
+        drop(listen(&folder));
+        assert!(matches!(folder.await_vmm(Duration::from_millis(10)).unwrap(), Awaited::TimedOut));
+        drop(lock);
+        assert!(matches!(folder.await_vmm(PATIENCE).unwrap(), Awaited::Ended(_)));
+        let _listener = listen(&folder);
+        assert!(matches!(folder.await_vmm(PATIENCE).unwrap(), Awaited::Listening(_)));
+    }
+
+    #[test]
+    fn vmm_killed_before_its_agent_is_ready_is_an_early_end() {
+        let Instance { folder, _directory } = instance();
+        let vmm = end_at_first_request(listen(&folder));
+        let mut monitor = folder.connect().unwrap();
+        let subscribed = monitor.subscribe();
+        assert!(subscribed.as_ref().is_err_and(CloudError::is_lost_vmm), "{subscribed:?}");
+        vmm.join().unwrap();
+        let ready = monitor.wait_ready(PATIENCE);
+        assert!(matches!(ready, Err(CloudError::EndedEarly { .. })), "{ready:?}");
+    }
+
+    #[test]
+    fn vmm_killed_while_it_saves_has_not_hibernated() {
+        let Instance { folder, _directory } = instance();
+        let vmm = end_at_first_request(listen(&folder));
+        let mut monitor = folder.connect().unwrap();
+        let hibernated = folder.hibernate(&mut monitor);
+        vmm.join().unwrap();
+        assert!(matches!(hibernated, Err(CloudError::NotDone { .. })), "{hibernated:?}");
+    }
+
+    #[test]
+    fn lock_that_comes_after_the_wait_is_free_again() {
+        let Instance { folder, _directory } = instance();
+        let path = folder.path().join(LOCK);
+        let lock = folder.try_lock().unwrap().unwrap();
+        assert!(matches!(folder.await_vmm(Duration::ZERO).unwrap(), Awaited::TimedOut));
+        drop(lock);
+        // The watch's thread may take the lock first, and does not keep it.
+        drop(lock_file(&path).unwrap());
+    }
+}
