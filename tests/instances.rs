@@ -29,6 +29,11 @@ fn reason(wisp: &Wisp, instance: &str) -> String {
     shown["Reservations"][0]["Instances"][0]["StateReason"]["Code"].as_str().unwrap().to_string()
 }
 
+fn refused(outcome: common::Outcome, text: &str) {
+    let outcome = outcome.expect_code(1);
+    assert!(outcome.stderr.contains(text), "{}", outcome.stderr);
+}
+
 /// Kills an instance's monitor.
 fn kill(wisp: &Wisp, id: &str) {
     let folder = wisp.home().join("instances").join(id);
@@ -112,6 +117,17 @@ fn an_instance_lives_as_in_ec2() {
     assert_eq!(exec(&wisp, "web", "wc -c < /root/data"), "100000");
     assert_eq!(instances(&wisp)[0]["InstanceId"], id.as_str());
 
+    // Where its tags are part of its metadata, they have keys that can be served.
+    refused(wisp.run(&["launch", "--metadata-options", "tags=enabled", "--tag", "a b=1"]), "not a valid tag key");
+    wisp.run(&["modify", "web", "--metadata-options", "tags=enabled"]).expect_code(0);
+    wisp.run(&["tag", "web", "a.b=1"]).expect_code(0);
+    refused(wisp.run(&["tag", "web", "a/b=1"]), "InvalidParameterValue");
+    wisp.run(&["modify", "web", "--metadata-options", "tags=disabled"]).expect_code(0);
+    wisp.run(&["tag", "web", "a/b=1"]).expect_code(0);
+    refused(wisp.run(&["modify", "web", "--metadata-options", "tags=enabled"]), "'a/b' is not a valid tag key");
+    wisp.run(&["tag", "web", "--remove", "a/b"]).expect_code(0);
+    wisp.run(&["modify", "web", "--metadata-options", "tags=enabled"]).expect_code(0);
+
     // Protected, it cannot be terminated; then it can, and nothing of it is left but its entry.
     wisp.run(&["modify", "web", "--termination-protection", "true"]).expect_code(0);
     let protected = wisp.run(&["terminate", "web"]).expect_code(1);
@@ -121,6 +137,11 @@ fn an_instance_lives_as_in_ec2() {
     assert_eq!(state(&wisp, &id), "terminated");
     assert!(wisp.instances().is_empty());
     assert_eq!(files(&wisp, "volumes"), Vec::<String>::new());
+
+    // Its token is used up.
+    let again = launch(&wisp, &token).expect_code(1);
+    assert!(again.stderr.contains("IdempotentInstanceTerminated"), "{}", again.stderr);
+    assert_eq!(instances(&wisp).len(), 1);
 }
 
 #[test]
@@ -229,6 +250,19 @@ fn what_cannot_be_is_refused_with_ec2_s_codes() {
         (&["show", "i-0123456789abcdef0"][..], "InvalidInstanceID.NotFound"),
         (&["stop", "nobody"], "InvalidInstanceID.NotFound"),
         (&["launch", "ami-0123456789abcdef0"], "InvalidAMIID.NotFound"),
+        (&["stop", "i-123"], "InvalidInstanceID.Malformed"),
+        (&["stop", "vol-0123456789abcdef0"], "InvalidInstanceID.Malformed"),
+        (&["launch", "ami-123"], "InvalidAMIID.Malformed"),
+        (&["volume", "rm", "vol-123"], "InvalidVolumeID.Malformed"),
+        (&["volume", "rm", "vol-0123456789abcdef0"], "InvalidVolume.NotFound"),
+        (&["snapshot", "rm", "snap-123"], "InvalidSnapshotID.Malformed"),
+        (&["sg", "show", "sg-123"], "InvalidGroupId.Malformed"),
+        (&["sg", "show", "sg-0123456789abcdef0"], "InvalidGroup.NotFound"),
+        (&["sg", "revoke", "default", "--rule", "sgr-0123456789abcdef0"], "InvalidSecurityGroupRuleId.NotFound"),
+        (&["vpc", "rm", "vpc-123"], "InvalidVpcID.Malformed"),
+        (&["subnet", "rm", "subnet-123"], "InvalidSubnetID.Malformed"),
+        (&["address", "release", "eipalloc-123"], "InvalidAllocationID.Malformed"),
+        (&["tag", "subnet-123", "a=b"], "InvalidSubnetID.Malformed"),
         (&["launch", "--type", "t9.huge"], "InvalidParameterValue"),
         (&["launch", "--count", "0"], "InvalidParameterValue"),
         (&["launch", "--key", "none"], "InvalidKeyPair.NotFound"),
@@ -239,6 +273,66 @@ fn what_cannot_be_is_refused_with_ec2_s_codes() {
         assert!(outcome.stderr.contains(code), "{args:?}: {}", outcome.stderr);
     }
     assert_eq!(instances(&wisp), Vec::<Value>::new());
+}
+
+/// Everything in the data directory: each table's rows, and the contents of all files but the store's own.
+fn contents(wisp: &Wisp) -> Vec<(String, Vec<u8>)> {
+    let store = rusqlite::Connection::open(wisp.home().join(wisp::store::FILE)).unwrap();
+    let column = |text: &str| -> Vec<String> {
+        let mut statement = store.prepare(text).unwrap();
+        let rows = statement.query_map([], |row| row.get(0)).unwrap();
+        rows.map(Result::unwrap).collect()
+    };
+    let tables = column("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name");
+    let mut all: Vec<(String, Vec<u8>)> = Vec::new();
+    for table in tables {
+        let rows = column(&format!("SELECT record FROM {table} ORDER BY record"));
+        all.push((table, rows.join("\n").into_bytes()));
+    }
+    let mut folders = vec![wisp.home().to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(wisp.home()).unwrap().to_str().unwrap().to_string();
+            match path.is_dir() {
+                true => all.push((name, Vec::new())),
+                false if name.starts_with(wisp::store::FILE) => {}
+                false => all.push((name, std::fs::read(&path).unwrap())),
+            }
+            folders.extend(path.is_dir().then_some(path));
+        }
+    }
+    all.sort();
+    all
+}
+
+#[test]
+fn dry_run_changes_nothing_in_the_data_directory() {
+    let wisp = Wisp::new();
+    wisp.run(&["ls"]).expect_code(0);
+    let before = contents(&wisp);
+    let dry_run = |args: &[&str], code: &str| {
+        refused(wisp.run(&[&["launch", "--dry-run"], args].concat()), code);
+        assert!(contents(&wisp) == before, "{args:?} changed something");
+    };
+    dry_run(&[], "DryRunOperation");
+    dry_run(&["tiny", "--count", "2", "--security-group", "default", "--client-token", "one"], "DryRunOperation");
+    dry_run(&["--volume", "1", "--private-ip", "172.31.0.9", "--tag", "a=b"], "DryRunOperation");
+    dry_run(&["--key", "none"], "InvalidKeyPair.NotFound");
+    dry_run(&["--security-group", "none"], "InvalidGroup.NotFound");
+    dry_run(&["--subnet", "none"], "InvalidSubnetID.NotFound");
+    dry_run(&["none"], "InvalidAMIID.NotFound");
+}
+
+#[test]
+fn suggested_command_quotes_names() {
+    let wisp = Wisp::without_kvm();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("my key.pem");
+    let made = wisp.run(&["key", "create", "my key", "--file", file.to_str().unwrap()]).expect_code(0);
+    assert!(made.stderr.contains("Next: wisp launch --key 'my key'\n"), "{}", made.stderr);
+    let made = wisp.run(&["volume", "create", "1", "--name", "it's; reboot"]).expect_code(0);
+    assert!(made.stderr.contains(r"Next: wisp volume attach 'it'\''s; reboot' INSTANCE"), "{}", made.stderr);
 }
 
 #[test]

@@ -32,8 +32,7 @@ pub struct Args {
 
 /// Runs it.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let (record, folder) = open_cloud()?.reachable(&args.instance)?;
-    let agent = folder.agent(AGENT_TIMEOUT)?;
+    let (record, agent) = open_cloud()?.agent_of(&args.instance, AGENT_TIMEOUT)?;
     match guest_command::run(agent, &args.command, args.user)? {
         Outcome::Exited(code) | Outcome::Interrupted(code) => Ok(ExitCode::from(code)),
         Outcome::GuestGone => anyhow::bail!("{}: the guest ended while the command ran", record.id),

@@ -23,6 +23,7 @@ use crate::cloud::{Cloud, timestamp, utc};
 use crate::ec2::catalogue;
 use crate::ec2::size::{MemorySize, approximate_mib};
 use crate::guest::parse_user_name;
+use crate::host::shell;
 use crate::store::{ImageRecord, Visibility};
 use crate::vmm::config::CpuConfig;
 
@@ -192,7 +193,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
                 Output::Json => output::print_json(&json!({"ImageId": record.id}))?,
                 Output::Table => {
                     output::print(&record.id.to_string())?;
-                    output::next(&format!("launch {name}"));
+                    output::next_command(["launch", &name]);
                 }
             }
         }
@@ -214,7 +215,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
                 Output::Json => output::print_json(&json!({"ImageId": record.id}))?,
                 Output::Table => {
                     output::print(&record.id.to_string())?;
-                    output::next(&format!("run {}", record.name));
+                    output::next_command(["run", &record.name]);
                 }
             }
         }
@@ -383,7 +384,7 @@ fn make_warm(
         Output::Json => output::print_json(&warm_shape(&record))?,
         Output::Table => {
             output::print(&format!("warm: {}", warm_line(&record)))?;
-            output::next(&format!("launch {}{}", image.manifest.name, size.options()));
+            output::next(&format!("{}{}", shell::command(["launch", &image.manifest.name]), size.options()));
         }
     }
     Ok(())
@@ -446,6 +447,6 @@ fn list(images: &[ImageRecord], output: Output) -> anyhow::Result<()> {
         ]
     };
     output::print_table(&columns, images.iter().map(row))?;
-    output::next(&format!("launch {}", images.last().map_or("tiny", |record| record.name.as_str())));
+    output::next_command(["launch", images.last().map_or("tiny", |record| record.name.as_str())]);
     Ok(())
 }

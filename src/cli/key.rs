@@ -71,7 +71,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
                 Output::Table => {
                     output::print(&format!("{}  {}  {}", record.id, record.key_type, record.fingerprint))?;
                     output::say(&format!("The private key is in {}; there is no other copy of it.", path.display()));
-                    output::next(&format!("launch --key {}", record.name));
+                    output::next_command(["launch", "--key", &record.name]);
                 }
             }
         }
@@ -81,7 +81,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
                 Output::Json => output::print_json(&shapes::key_pair(&record))?,
                 Output::Table => {
                     output::print(&format!("{}  {}  {}", record.id, record.key_type, record.fingerprint))?;
-                    output::next(&format!("launch --key {}", record.name));
+                    output::next_command(["launch", "--key", &record.name]);
                 }
             }
         }

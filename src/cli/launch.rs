@@ -9,12 +9,11 @@ use super::output::{self, Output};
 use super::size::SizeArgs;
 use super::wait::{self, Wait};
 use super::{open_cloud, shapes, tell_notices, warm};
-use crate::cloud::image_memory::ImageMemory;
 use crate::cloud::launch::{LaunchSpec, Launched};
 use crate::cloud::network::NetworkSpec;
 use crate::ec2::credits::CreditMode;
 use crate::ec2::metadata::MetadataChange;
-use crate::ec2::state::ShutdownBehavior;
+use crate::ec2::state::{InstanceState, ShutdownBehavior};
 use crate::ec2::tag::{Tag, with_tags};
 use crate::ec2::user_data::UserData;
 use crate::ec2::volume::VolumeOption;
@@ -148,7 +147,7 @@ pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<String> {
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     crate::host::probe::kvm_access()?;
     let mut cloud = open_cloud()?;
-    let given = args.size.or_memorys(ImageMemory::of(&cloud.image(args.image.as_deref())?.1));
+    let given = args.size.or_memorys(cloud.image_memory(args.image.as_deref())?);
     let size = given.of_type(catalogue::find(DEFAULT_TYPE)?)?;
     let tags = tags(args.tags, args.name.as_deref())?;
     let spec = LaunchSpec {
@@ -193,7 +192,11 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     }
     if output == Output::Table {
         match instances.as_slice() {
-            [only] => output::next(&format!("exec {} -- uname -a", only.name().unwrap_or(&only.id.to_string()))),
+            [only] if only.state == InstanceState::Stopped => output::next_command(["start", &only.id.to_string()]),
+            [only] => {
+                let id = only.id.to_string();
+                output::next_command(["exec", only.name().unwrap_or(&id), "--", "uname", "-a"]);
+            }
             _ => output::next("ls"),
         }
     }

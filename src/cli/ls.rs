@@ -80,9 +80,9 @@ fn suggest_next(instances: &[InstanceRecord]) {
         _ => record.id.to_string(),
     };
     if let Some(running) = instances.iter().find(|record| record.state == InstanceState::Running) {
-        output::next(&format!("exec {}", called(running)));
+        output::next_command(["exec", &called(running)]);
     } else if let Some(stopped) = instances.iter().find(|record| record.state == InstanceState::Stopped) {
-        output::next(&format!("start {}", called(stopped)));
+        output::next_command(["start", &called(stopped)]);
     } else {
         output::next("launch");
     }

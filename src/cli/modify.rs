@@ -82,7 +82,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         Output::Json => output::print_json(&shapes::instance(&record, &cloud.group_names()?))?,
         Output::Table => {
             output::print(&format!("{}  modified", record.id))?;
-            output::next(&format!("show {}", args.instance));
+            output::next_command(["show", &args.instance]);
         }
     }
     Ok(ExitCode::SUCCESS)

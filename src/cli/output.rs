@@ -16,6 +16,7 @@ use super::escape::{escape, escape_json, escape_line, escape_output};
 use crate::cloud::CloudError;
 use crate::ec2::Ec2Error;
 use crate::host::probe::{KvmAccessError, Mend};
+use crate::host::shell;
 
 /// How results are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -219,7 +220,13 @@ pub fn print_json(results: &impl Serialize) -> anyhow::Result<()> {
     Ok(print_raw(&escape_json(&serde_json::to_string_pretty(results)?))?)
 }
 
-/// Names the next useful command, without the `wisp` it begins with.
+/// Suggests the next useful command by its words, without the `wisp` it begins with.
+pub fn next_command<'a>(words: impl IntoIterator<Item = &'a str>) {
+    next(&shell::command(words));
+}
+
+/// Suggests the next useful command, without the `wisp` it begins with. What a user or a guest has named is for
+/// [`next_command`], which quotes it.
 pub fn next(command: &str) {
     let label = Screen::stderr().paint(Tone::Quiet, "Next:");
     say(&format!("{label} wisp {command}"));

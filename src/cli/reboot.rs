@@ -41,7 +41,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         Output::Json => output::print_json(&serde_json::json!({}))?,
         Output::Table => {
             output::print(&records.iter().map(|record| format!("{}  rebooted\n", record.id)).collect::<String>())?;
-            output::next(&format!("exec {} -- uptime", args.instances[0]));
+            output::next_command(["exec", &args.instances[0], "--", "uptime"]);
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -12,6 +12,7 @@ use crate::ec2::right_size::{Confidence, Figures, Finding, Judgement, Statistic,
 use crate::ec2::size::approximate_mib;
 use crate::ec2::state::InstanceState;
 use crate::ec2::{InstanceType, catalogue};
+use crate::host::shell;
 use crate::store::InstanceRecord;
 
 /// Says whether instances are too small, too large or fine for what they used in the last 14 days, with the figures behind it, and
@@ -77,10 +78,10 @@ fn called(record: &InstanceRecord) -> String {
 fn suggest_next(all: &[(&InstanceRecord, Verdict)]) {
     let option = |verdict: &Verdict| verdict.as_ref().ok().and_then(|judgement| judgement.options.first().copied());
     if let Some((record, option)) = all.iter().find_map(|(record, verdict)| Some((record, option(verdict)?))) {
-        let name = called(record);
+        let name = shell::command([called(record)]);
         output::next(&format!("stop {name}; wisp modify {name} --type {}; wisp start {name}", option.name));
     } else if let [(record, _)] = all {
-        output::next(&format!("top {} --history", called(record)));
+        output::next_command(["top", &called(record), "--history"]);
     }
 }
 

@@ -127,7 +127,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             if output == Output::Table {
                 output::print(&record.id.to_string())?;
                 let group = if vpc.is_some() { record.id.to_string() } else { name };
-                output::next(&format!("sg authorize {group} --port 80"));
+                output::next_command(["sg", "authorize", &group, "--port", "80"]);
                 return Ok(ExitCode::SUCCESS);
             }
             record

@@ -70,8 +70,8 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     }
     output::print(&lines.join("\n"))?;
     match record.state {
-        InstanceState::Running => output::next(&format!("exec {} -- uptime", args.instance)),
-        InstanceState::Stopped => output::next(&format!("start {}", args.instance)),
+        InstanceState::Running => output::next_command(["exec", &args.instance, "--", "uptime"]),
+        InstanceState::Stopped => output::next_command(["start", &args.instance]),
         _ => output::next("ls"),
     }
     Ok(ExitCode::SUCCESS)

@@ -57,7 +57,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
                 Output::Table => {
                     output::print(&format!("{}  {}", record.id, record.state.as_str()))?;
                     let id = record.id.to_string();
-                    output::next(&format!("volume create --snapshot {}", name.as_deref().unwrap_or(&id)));
+                    output::next_command(["volume", "create", "--snapshot", name.as_deref().unwrap_or(&id)]);
                 }
             }
         }

@@ -13,6 +13,7 @@ use super::wait::AGENT_TIMEOUT;
 use super::{open_cloud, output};
 use crate::cloud::ssh::SshTarget;
 use crate::guest::parse_user_name;
+use crate::host::shell;
 
 /// How long the host's own loopback may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -62,7 +63,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let user = args.login.or(named).unwrap_or_else(|| target.user.clone());
     let why = match ssh(&target, &user, args.identity.as_deref(), &args.command) {
         Ok(command) if args.print => {
-            output::print(&shown(&command))?;
+            let words = std::iter::once(command.get_program()).chain(command.get_args());
+            output::print(&shell::command(words))?;
             return Ok(ExitCode::SUCCESS);
         }
         // It comes back only where it could not be started.
@@ -138,26 +140,6 @@ fn in_a_shell(words: &[OsString]) -> Vec<OsString> {
     vec!["sh".into(), "-c".into(), words.join(OsStr::new(" "))]
 }
 
-/// A command as it is typed.
-fn shown(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let words: Vec<String> = words.map(|word| quoted(word).to_string_lossy().into_owned()).collect();
-    format!("{}\n", words.join(" "))
-}
-
-/// A word as a shell reads it back.
-fn quoted(word: &OsStr) -> OsString {
-    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./=:@,+%".contains(byte);
-    let bytes = word.as_encoded_bytes();
-    if !bytes.is_empty() && bytes.iter().all(is_plain) {
-        return word.to_os_string();
-    }
-    match word.to_str() {
-        Some(text) => format!("'{}'", text.replace('\'', r"'\''")).into(),
-        None => word.to_os_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,14 +191,5 @@ mod tests {
             text.lines().any(|line| line.starts_with("userknownhostsfile ") && line.contains("/w h/100")),
             "{text}"
         );
-    }
-
-    #[test]
-    fn words_are_quoted_where_a_shell_would_change_them() {
-        let quote = |text: &str| quoted(OsStr::new(text)).into_string().unwrap();
-        assert_eq!(quote("a-b_c.d/e=f"), "a-b_c.d/e=f");
-        assert_eq!(quote("a b"), "'a b'");
-        assert_eq!(quote("it's"), r"'it'\''s'");
-        assert_eq!(quote(""), "''");
     }
 }

@@ -53,7 +53,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     }
     print_changes("StartingInstances", &changes, output)?;
     if output == Output::Table {
-        output::next(&format!("exec {}", args.instances[0]));
+        output::next_command(["exec", &args.instances[0]]);
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -52,7 +52,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     finished?;
     print_changes("StoppingInstances", &changes, output)?;
     if output == Output::Table {
-        output::next(&format!("start {}", args.instances[0]));
+        output::next_command(["start", &args.instances[0]]);
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -95,7 +95,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     }
     let id = subnet.id.to_string();
     output::print(&if is_new { id.clone() } else { format!("{id}  modified") })?;
-    output::next(&format!("launch --subnet {}", subnet.name().unwrap_or(&id)));
+    output::next_command(["launch", "--subnet", subnet.name().unwrap_or(&id)]);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -117,7 +117,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             }
             show(&record, output)?;
             if output == Output::Table {
-                output::next(&format!("volume attach {} INSTANCE", called(&record)));
+                output::next_command(["volume", "attach", &called(&record), "INSTANCE"]);
             }
         }
         Command::Ls => list(&mut cloud, output)?,
@@ -127,7 +127,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             show(&record, output)?;
             if output == Output::Table {
                 let name = instance.name().map_or_else(|| instance.id.to_string(), str::to_owned);
-                output::next(&format!("exec {name} -- cat /proc/partitions"));
+                output::next_command(["exec", &name, "--", "cat", "/proc/partitions"]);
             }
         }
         Command::Detach { volume, force } => {

@@ -99,7 +99,14 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
                             let id = vpc.id.to_string();
                             let (name, base) = (vpc.name().unwrap_or(&id), vpc.cidr.base);
                             let length = vpc.cidr.prefix_length.max(24);
-                            output::next(&format!("subnet create --vpc {name} --cidr {base}/{length}"));
+                            output::next_command([
+                                "subnet",
+                                "create",
+                                "--vpc",
+                                name,
+                                "--cidr",
+                                &format!("{base}/{length}"),
+                            ]);
                         }
                     }
                 }

@@ -14,11 +14,13 @@ use super::machine::{Folder, Monitor};
 use super::network::{Addresses, NetworkSpec, Placement};
 use super::volume::attach;
 use super::warm::{self, Warm};
-use super::{Cloud, new_id, now, resolve};
+use super::{Cloud, embedded, new_id, now, resolve};
 use crate::ec2::capacity::{self, Request};
 use crate::ec2::credits::CreditMode;
 use crate::ec2::key;
+use crate::ec2::metadata::MetadataOptions;
 use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
+use crate::ec2::tag::check_metadata_keys;
 use crate::ec2::volume::{VolumeOption, VolumeSource, VolumeState};
 use crate::ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId};
 use crate::host::{disk_image, probe};
@@ -107,11 +109,13 @@ impl Cloud {
     /// Launches instances: when this returns, the machines run. A launch with a client token that was used before
     /// returns the instances of that launch.
     pub fn launch(&mut self, spec: &LaunchSpec) -> Result<Launched, CloudError> {
-        let (image_record, image) = self.image(spec.image.as_deref())?;
+        let image_record = self.image_record(spec.image.as_deref().unwrap_or(embedded::NAME))?;
         let parameters = digest(spec, &image_record);
-        if let Some(instances) = self.launched_before(spec, &parameters)? {
+        let before = self.launched_before(spec, &parameters)?;
+        if let Some(instances) = before.filter(|_| !spec.dry_run) {
             return Ok(Launched { instances, monitors: Vec::new(), wants_warm: false });
         }
+        self.check_image(&image_record)?;
         self.check_launch(spec)?;
         if spec.dry_run {
             return Err(CloudError::refused(
@@ -120,6 +124,7 @@ impl Cloud {
                 None,
             ));
         }
+        let (image_record, image) = self.image(spec.image.as_deref())?;
         let can_be_warm = can_be_warm(spec, &image);
         let warm =
             if can_be_warm { warm::find(&self.home, &image, cpus(&spec.size), spec.size.memory_mib) } else { None };
@@ -162,8 +167,11 @@ impl Cloud {
             }
             .into());
         }
-        // Written, for the default group may be made by it.
-        self.store.write::<_, CloudError>(|tx| Placement::choose(tx, &spec.network).map(drop))?;
+        if spec.network.metadata.unwrap_or_default().applied(MetadataOptions::default()).tags {
+            check_metadata_keys(spec.tags.keys().map(String::as_str))?;
+        }
+        // The default security group may be missing: the launch makes it, the check does not.
+        self.store.rehearse::<_, CloudError>(|tx| Placement::choose(tx, &spec.network).map(drop))?;
         if spec.count > 1 && spec.network.private_ip.is_some() {
             let what = format!("A private address is one instance's, and {} are to be launched.", spec.count);
             return Err(CloudError::refused(ErrorCode::InvalidParameterCombination, what, None));
@@ -533,6 +541,14 @@ fn with_token(
     }
     let mut instances: Vec<InstanceRecord> = tx.list()?;
     instances.retain(|record| record.reservation_id == used.reservation_id);
+    // Entries of terminated instances are removed after some time, before the token is.
+    if instances.iter().all(|record| matches!(record.state, InstanceState::ShuttingDown | InstanceState::Terminated)) {
+        return Err(CloudError::refused(
+            ErrorCode::IdempotentInstanceTerminated,
+            format!("The client token '{token}' was used for a launch whose instances have been terminated."),
+            Some("Use another token to launch again.".into()),
+        ));
+    }
     instances.sort_by_key(|record| record.launch_index);
     Ok(Some(instances))
 }

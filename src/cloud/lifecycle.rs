@@ -19,6 +19,7 @@ use crate::ec2::catalogue;
 use crate::ec2::state::{Action, InstanceState, StateReason, Verdict};
 use crate::ec2::volume::VolumeState;
 use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
+use crate::guest::Agent;
 use crate::host::home::is_lock;
 use crate::host::{disk_image, monitor_process, probe};
 use crate::store::{InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
@@ -110,6 +111,13 @@ impl Cloud {
         Action::Reach.allowed(record.id, record.state)?;
         let folder = self.folder(record.id);
         Ok((record, folder))
+    }
+
+    /// A connection to the agent of an instance's guest.
+    pub fn agent_of(&mut self, reference: &str, timeout: Duration) -> Result<(InstanceRecord, Agent), CloudError> {
+        let (record, folder) = self.reachable(reference)?;
+        let agent = folder.agent(timeout).map_err(|error| self.unless_ended(record.id, "reached", error))?;
+        Ok((record, agent))
     }
 
     /// Starts a stopped instance: a hibernated one goes on where it was, unless it is to boot `cold`. When this returns,

@@ -11,6 +11,7 @@ use crate::ec2::capacity::Request;
 use crate::ec2::credits::CreditMode;
 use crate::ec2::metadata::MetadataChange;
 use crate::ec2::state::{Action, ShutdownBehavior};
+use crate::ec2::tag::check_metadata_keys;
 use crate::ec2::{InstanceId, catalogue};
 use crate::store::InstanceRecord;
 
@@ -68,6 +69,9 @@ impl Cloud {
             }
             if let (Some(options), Some(network)) = (change.metadata_options, &mut record.network) {
                 network.metadata_options = options.applied(network.metadata_options);
+            }
+            if change.metadata_options.is_some() && record.serves_tags() {
+                check_metadata_keys(record.tags.keys().map(String::as_str))?;
             }
             if let (false, Some(network)) = (change.security_groups.is_empty(), &mut record.network) {
                 network.security_groups = chosen_groups(tx, network.vpc_id, &change.security_groups)?;

@@ -17,7 +17,7 @@ use crate::ec2::id::Image as ImageKind;
 use crate::ec2::state::{Action, InstanceState};
 use crate::ec2::{ErrorCode, ImageId, InstanceId};
 use crate::host::home::write_private;
-use crate::host::{disk_image, sparse};
+use crate::host::{disk_image, shell, sparse};
 use crate::store::{ImageRecord, InstanceRecord, SnapshotRecord, StoreError, Transaction, Visibility, VolumeRecord};
 use crate::vmm::config::DiskFormat;
 
@@ -36,14 +36,27 @@ impl Cloud {
     /// The image that `reference` stands for: an identifier, the beginning of one, or a name; the embedded one when
     /// nothing is said.
     pub fn image(&mut self, reference: Option<&str>) -> Result<(ImageRecord, Image), CloudError> {
+        self.register_embedded()?;
         let record = self.image_record(reference.unwrap_or(embedded::NAME))?;
         let image = self.open_image(record.id)?;
         Ok((record, image))
     }
 
-    /// The registered image that `reference` stands for.
+    /// The memory of the image that `reference` stands for, if it has any. The embedded image has none, and is not unpacked
+    /// for this.
+    pub fn image_memory(&mut self, reference: Option<&str>) -> Result<Option<ImageMemory>, CloudError> {
+        let record = self.image_record(reference.unwrap_or(embedded::NAME))?;
+        Ok(self.check_image(&record)?.and_then(|image| ImageMemory::of(&image)))
+    }
+
+    /// Opens an image, unless it is the embedded one, which may have to be unpacked.
+    pub(super) fn check_image(&self, record: &ImageRecord) -> Result<Option<Image>, CloudError> {
+        if record.id == embedded::id() { Ok(None) } else { self.open_image(record.id).map(Some) }
+    }
+
+    /// The image that `reference` stands for, registered or embedded. Nothing is changed.
     pub fn image_record(&mut self, reference: &str) -> Result<ImageRecord, CloudError> {
-        let known = self.images()?;
+        let known = self.known_images()?;
         if let Some(named) = known.iter().find(|record| record.name == reference) {
             return Ok(named.clone());
         }
@@ -52,7 +65,10 @@ impl Cloud {
                 return Err(CloudError::refused(
                     ErrorCode::InvalidAmiIdNotFound,
                     format!("The directory '{reference}' is no registered image."),
-                    Some(format!("`wisp run {reference}` runs it; `wisp image ls` lists the registered ones.")),
+                    Some(format!(
+                        "`wisp {}` runs it; `wisp image ls` lists the registered ones.",
+                        shell::command(["run", reference])
+                    )),
                 ));
             }
             return Err(ImageId::not_found(reference).into());
@@ -64,8 +80,17 @@ impl Cloud {
     /// All registered images.
     pub fn images(&mut self) -> Result<Vec<ImageRecord>, CloudError> {
         self.register_embedded()?;
+        self.known_images()
+    }
+
+    /// All registered images, and the embedded one, which is registered when it is first used.
+    fn known_images(&mut self) -> Result<Vec<ImageRecord>, CloudError> {
         let mut records: Vec<ImageRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         records.retain(|record| record.deregistered.is_none());
+        if records.iter().all(|record| record.id != embedded::id()) {
+            records.retain(|record| record.name != embedded::NAME);
+            records.push(embedded_record());
+        }
         records.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
         Ok(records)
     }
@@ -81,7 +106,7 @@ impl Cloud {
 
     /// The embedded image is registered like any other. Another version of Wisp brings another one, which takes over
     /// the name.
-    fn register_embedded(&mut self) -> Result<(), CloudError> {
+    pub(super) fn register_embedded(&mut self) -> Result<(), CloudError> {
         let id = embedded::id();
         let known = self.store.read::<_, StoreError>(|tx| tx.get::<ImageRecord>(&id.to_string()))?;
         if known.is_some_and(|record| record.deregistered.is_none()) {
@@ -94,17 +119,7 @@ impl Cloud {
                     tx.put(&record)?;
                 }
             }
-            Ok(tx.put(&ImageRecord {
-                id,
-                name: embedded::NAME.into(),
-                description: "Linux with busybox and the Wisp agent, inside the binary".into(),
-                created: now(),
-                owner: "wisp".into(),
-                visibility: Visibility::Public,
-                source_instance: None,
-                deregistered: None,
-                tags: Default::default(),
-            })?)
+            Ok(tx.put(&embedded_record())?)
         })
     }
 
@@ -344,6 +359,21 @@ fn images_in_use(tx: &Transaction) -> Result<Vec<ImageId>, CloudError> {
     used.extend(tx.list::<VolumeRecord>()?.iter().filter_map(|record| record.image_id));
     used.extend(tx.list::<SnapshotRecord>()?.iter().filter_map(|record| record.image_id));
     Ok(used)
+}
+
+/// The entry of the embedded image.
+fn embedded_record() -> ImageRecord {
+    ImageRecord {
+        id: embedded::id(),
+        name: embedded::NAME.into(),
+        description: "Linux with busybox and the Wisp agent, inside the binary".into(),
+        created: now(),
+        owner: "wisp".into(),
+        visibility: Visibility::Public,
+        source_instance: None,
+        deregistered: None,
+        tags: Default::default(),
+    }
 }
 
 /// A new image of an instance.

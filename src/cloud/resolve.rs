@@ -97,6 +97,17 @@ mod tests {
         assert_eq!(find("i-0b", &known), Ok(b));
         assert!(matches!(find("i-0", &known), Err(Ec2Error::AmbiguousReference { .. })));
         assert!(matches!(find("db", &known), Err(Ec2Error::NotFound { .. })));
+        assert!(matches!(find("i-123", &known), Err(Ec2Error::MalformedId { .. })));
+        assert!(matches!(find("i-0c000000000000000", &known), Err(Ec2Error::NotFound { .. })));
+    }
+
+    #[test]
+    fn name_that_begins_as_an_identifier_is_found() {
+        let (a, b) = (id("i-0a000000000000000"), id("i-0b000000000000000"));
+        let known = [(a, Some("i-am-a-name")), (b, Some("i-123"))];
+        assert_eq!(find("i-am-a-name", &known), Ok(a));
+        assert_eq!(find("i-123", &known), Ok(b));
+        assert!(matches!(find("i-am-no-name", &known), Err(Ec2Error::MalformedId { .. })));
     }
 
     #[test]

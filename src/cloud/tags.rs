@@ -4,9 +4,13 @@ use std::collections::BTreeMap;
 
 use super::Cloud;
 use super::error::CloudError;
+use super::lifecycle::get;
 use super::resolve;
-use crate::ec2::id::{AllocationId, SecurityGroupId, SubnetId, VpcId};
-use crate::ec2::tag::{Tag, check_key, with_tags};
+use crate::ec2::id::{
+    Allocation, AllocationId, Id, Image, Kind, SecurityGroup, SecurityGroupId, Snapshot, Subnet, SubnetId, Volume, Vpc,
+    VpcId,
+};
+use crate::ec2::tag::{Tag, check_key, check_metadata_keys, with_tags};
 use crate::ec2::{Ec2Error, ImageId, InstanceId, SnapshotId, VolumeId};
 use crate::store::{
     AddressRecord, ImageRecord, InstanceRecord, Record, SecurityGroupRecord, SnapshotRecord, SubnetRecord, Transaction,
@@ -49,14 +53,22 @@ impl Cloud {
             Some(resource) => Ok(resource),
             None => match self.image_record(reference) {
                 Ok(record) => Ok(Resource::Image(record.id)),
-                Err(_) => Err(InstanceId::not_found(reference).into()),
+                Err(_) => Err(nothing(reference).into()),
             },
         }
     }
 
     /// Sets tags of a resource, removes others, and returns all that it has then.
     pub fn tag(&mut self, resource: Resource, set: &[Tag], remove: &[String]) -> Result<Tags, CloudError> {
+        if matches!(resource, Resource::Image(_)) {
+            self.register_embedded()?;
+        }
         let tags = self.store.write::<_, CloudError>(|tx| {
+            if let Resource::Instance(id) = resource
+                && get(tx, id)?.serves_tags()
+            {
+                check_metadata_keys(set.iter().map(Tag::key))?;
+            }
             let change = |tags: &mut Tags| -> Result<(), Ec2Error> {
                 remove.iter().try_for_each(|key| check_key(key))?;
                 *tags = with_tags(tags, set.iter().cloned())?;
@@ -130,11 +142,29 @@ fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudErro
     }
     for (_, candidate) in candidates {
         match candidate() {
-            Err(CloudError::Ec2(Ec2Error::NotFound { .. })) => {}
+            // What is malformed as the identifier of one kind may be the name of another.
+            Err(CloudError::Ec2(Ec2Error::NotFound { .. } | Ec2Error::MalformedId { .. })) => {}
             found => return found.map(Some),
         }
     }
     Ok(None)
+}
+
+/// The error for a reference to nothing, of the kind that its prefix names; a name without one is meant for an instance.
+fn nothing(reference: &str) -> Ec2Error {
+    fn meant<K: Kind>(reference: &str) -> Option<Ec2Error> {
+        Id::<K>::has_prefix(reference).then(|| Id::<K>::not_found(reference))
+    }
+    let kinds = [
+        meant::<Volume>,
+        meant::<Snapshot>,
+        meant::<Image>,
+        meant::<Vpc>,
+        meant::<Subnet>,
+        meant::<SecurityGroup>,
+        meant::<Allocation>,
+    ];
+    kinds.iter().find_map(|kind| kind(reference)).unwrap_or_else(|| InstanceId::not_found(reference))
 }
 
 /// Changes the tags of one record; returns them, or nothing if the record is gone.
@@ -148,4 +178,28 @@ fn update<R: Record>(
     change(tags(&mut record))?;
     tx.put(&record)?;
     Ok(Some(tags(&mut record).clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ec2::ErrorCode;
+
+    #[test]
+    fn reference_to_nothing_has_the_code_of_the_kind_that_its_prefix_names() {
+        for (reference, code) in [
+            ("web", ErrorCode::InvalidInstanceIdNotFound),
+            ("i-123", ErrorCode::InvalidInstanceIdMalformed),
+            ("vol-zz", ErrorCode::InvalidVolumeIdMalformed),
+            ("snap-zz", ErrorCode::InvalidSnapshotIdMalformed),
+            ("ami-zz", ErrorCode::InvalidAmiIdMalformed),
+            ("sg-zz", ErrorCode::InvalidGroupIdMalformed),
+            ("sg-0123456789abcdef0", ErrorCode::InvalidGroupNotFound),
+            ("vpc-zz", ErrorCode::InvalidVpcIdMalformed),
+            ("subnet-zz", ErrorCode::InvalidSubnetIdMalformed),
+            ("eipalloc-zz", ErrorCode::InvalidAllocationIdMalformed),
+        ] {
+            assert_eq!(nothing(reference).code(), code, "{reference}");
+        }
+    }
 }

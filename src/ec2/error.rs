@@ -265,8 +265,8 @@ mod tests {
 
     #[test]
     fn a_missing_thing_carries_its_kinds_code_and_where_to_look() {
-        let error = ImageId::not_found("ami-0a1");
-        assert_eq!(error.to_string(), "InvalidAMIID.NotFound: The image 'ami-0a1' does not exist.");
+        let error = ImageId::not_found("web");
+        assert_eq!(error.to_string(), "InvalidAMIID.NotFound: The image 'web' does not exist.");
         assert_eq!(
             error.hint().as_deref(),
             Some(

@@ -25,6 +25,8 @@ pub enum ErrorCode {
     DryRunOperation,
     /// A client token was used before, with other parameters.
     IdempotentParameterMismatch,
+    /// A client token was used for instances that are terminated.
+    IdempotentInstanceTerminated,
     /// An image has that name already.
     InvalidAmiNameDuplicate,
     /// A name that no image can have.
@@ -152,6 +154,7 @@ impl ErrorCode {
             ErrorCode::InvalidParameterValue => "InvalidParameterValue",
             ErrorCode::Unsupported => "Unsupported",
             ErrorCode::DryRunOperation => "DryRunOperation",
+            ErrorCode::IdempotentInstanceTerminated => "IdempotentInstanceTerminated",
             ErrorCode::IdempotentParameterMismatch => "IdempotentParameterMismatch",
             ErrorCode::InvalidAmiNameDuplicate => "InvalidAMIName.Duplicate",
             ErrorCode::InvalidAmiNameMalformed => "InvalidAMIName.Malformed",

@@ -18,6 +18,8 @@ pub const DIGITS: usize = 17;
 pub const RANDOM_BYTES: usize = DIGITS.div_ceil(2);
 
 const NUMBER_MASK: u128 = (1 << (4 * DIGITS)) - 1;
+/// Digits of EC2's older identifiers: well formed, and none of them exists here.
+const OLD_DIGITS: usize = 8;
 
 /// What an identifier names, and EC2's words for it.
 pub trait Kind: Copy + fmt::Debug + Ord + Hash + 'static {
@@ -47,7 +49,11 @@ macro_rules! kinds {
 
         #[doc = concat!("The identifier of a ", $noun, ": `", $prefix, "-…`.")]
         pub type $id = Id<$kind>;
-    )*};
+    )*
+
+    /// The prefixes of all kinds.
+    const PREFIXES: &[&str] = &[$($prefix),*];
+    };
 }
 
 kinds! {
@@ -86,8 +92,7 @@ impl<K: Kind> Id<K> {
     /// Whether `text` has the form of such an identifier or of the beginning of one. Anything else
     /// a person types can only be a name.
     pub fn looks_like(text: &str) -> bool {
-        digits_after_prefix::<K>(text)
-            .is_some_and(|digits| (1..=DIGITS).contains(&digits.len()) && is_lower_hex(digits))
+        digits_after(K::PREFIX, text).is_some_and(|digits| (1..=DIGITS).contains(&digits.len()) && is_lower_hex(digits))
     }
 
     /// Whether this identifier begins with `prefix`, as typed: `i-0a1`.
@@ -115,8 +120,24 @@ impl<K: Kind> Id<K> {
         }
     }
 
-    /// The error for a `reference`, an identifier or a name, to nothing.
+    /// Whether `text` begins as this kind's identifiers do.
+    pub fn has_prefix(text: &str) -> bool {
+        digits_after(K::PREFIX, text).is_some()
+    }
+
+    /// The error for a `reference` to nothing. Text that begins as an identifier and is none is malformed, and so is an
+    /// identifier of another kind; anything else may be a name.
     pub fn not_found(reference: &str) -> Ec2Error {
+        let is_malformed = match digits_after(K::PREFIX, reference) {
+            Some(digits) => ![DIGITS, OLD_DIGITS].contains(&digits.len()) || !is_lower_hex(digits),
+            None => PREFIXES
+                .iter()
+                .filter_map(|prefix| digits_after(prefix, reference))
+                .any(|digits| digits.len() == DIGITS && is_lower_hex(digits)),
+        };
+        if is_malformed {
+            return Self::malformed(reference);
+        }
         Ec2Error::NotFound { code: K::NOT_FOUND, noun: K::NOUN, given: reference.to_owned() }
     }
 
@@ -125,8 +146,8 @@ impl<K: Kind> Id<K> {
     }
 }
 
-fn digits_after_prefix<K: Kind>(text: &str) -> Option<&str> {
-    text.strip_prefix(K::PREFIX)?.strip_prefix('-')
+fn digits_after<'a>(prefix: &str, text: &'a str) -> Option<&'a str> {
+    text.strip_prefix(prefix)?.strip_prefix('-')
 }
 
 fn is_lower_hex(digits: &str) -> bool {
@@ -137,7 +158,7 @@ impl<K: Kind> FromStr for Id<K> {
     type Err = Ec2Error;
 
     fn from_str(text: &str) -> Result<Self, Ec2Error> {
-        digits_after_prefix::<K>(text)
+        digits_after(K::PREFIX, text)
             .filter(|digits| digits.len() == DIGITS && is_lower_hex(digits))
             .and_then(|digits| u128::from_str_radix(digits, 16).ok())
             .map(|number| Id { number, kind: PhantomData })
@@ -216,8 +237,41 @@ mod tests {
         assert_eq!(InstanceId::find("i-0a2b0000000000000", known), Ok(known[1]));
         let code = |reference| InstanceId::find(reference, known).expect_err(reference).code();
         assert_eq!(code("i-0a"), ErrorCode::InvalidParameterValue);
-        assert_eq!(code("i-ff"), ErrorCode::InvalidInstanceIdNotFound);
+        assert_eq!(code("i-ff"), ErrorCode::InvalidInstanceIdMalformed);
+        assert_eq!(code("i-0a1b0000000000001"), ErrorCode::InvalidInstanceIdNotFound);
         assert_eq!(code("web-1"), ErrorCode::InvalidInstanceIdMalformed);
+    }
+
+    #[test]
+    fn reference_to_nothing_is_malformed_or_not_found_as_in_ec2() {
+        fn codes<K: Kind>() {
+            let code = |reference: &str| Id::<K>::not_found(reference).code();
+            let prefix = K::PREFIX;
+            for well_formed in [format!("{prefix}-0123456789abcdef0"), format!("{prefix}-0123abcd"), "web".to_owned()] {
+                assert_eq!(code(&well_formed), K::NOT_FOUND, "{well_formed}");
+            }
+            let other = if prefix == "i" { "vol" } else { "i" };
+            for malformed in [
+                format!("{prefix}-"),
+                format!("{prefix}-123"),
+                format!("{prefix}-0123456789ABCDEF0"),
+                format!("{prefix}-web"),
+                format!("{other}-0123456789abcdef0"),
+            ] {
+                assert_eq!(code(&malformed), K::MALFORMED, "{malformed}");
+            }
+        }
+        codes::<Instance>();
+        codes::<Image>();
+        codes::<Volume>();
+        codes::<Snapshot>();
+        codes::<SecurityGroup>();
+        codes::<SecurityGroupRule>();
+        codes::<Vpc>();
+        codes::<Subnet>();
+        codes::<Allocation>();
+        codes::<Association>();
+        assert_eq!(InstanceId::not_found("vol-1").code(), ErrorCode::InvalidInstanceIdNotFound, "it may be a name");
     }
 
     #[test]

@@ -59,6 +59,15 @@ pub enum TagError {
         /// The key.
         key: String,
     },
+    /// The metadata service cannot serve the key, and serves the instance's tags.
+    #[error(
+        "'{key}' is not a valid tag key. Tag keys must match pattern ([0-9a-zA-Z\\-_+=,.@:]{{1,255}}), and must not be a \
+         reserved name ('.', '..', '_index')."
+    )]
+    NotForMetadata {
+        /// The key.
+        key: String,
+    },
     /// One key is given twice.
     #[error("Duplicate tag key '{key}' specified.")]
     Duplicate {
@@ -83,6 +92,7 @@ impl TagError {
             | TagError::KeyTooLong { .. }
             | TagError::ValueTooLong { .. }
             | TagError::ControlCharacter { .. }
+            | TagError::NotForMetadata { .. }
             | TagError::Duplicate { .. } => ErrorCode::InvalidParameterValue,
         }
     }
@@ -93,6 +103,9 @@ impl TagError {
             TagError::NotKeyValue { .. } => "Write KEY=VALUE; `KEY=` for a tag without a value.",
             TagError::EmptyKey => "Write KEY=VALUE, such as Name=web.",
             TagError::Reserved { .. } => "Choose a key that does not begin with aws:.",
+            TagError::NotForMetadata { .. } => {
+                "Choose another key, or leave tags out of the metadata: InstanceMetadataTags=disabled."
+            }
             TagError::TooMany { .. } => "Remove some of its tags first.",
             TagError::Duplicate { .. } => "A key has one value; give it once.",
             _ => return None,
@@ -164,6 +177,21 @@ pub fn check_key(key: &str) -> Result<(), Ec2Error> {
         return Ok(());
     };
     Err(cause.into())
+}
+
+/// Whether the metadata service can serve a tag of that key, as a path's last step (EC2 User Guide, "Work with instance tags
+/// in instance metadata").
+pub fn is_metadata_key(key: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "+-=.,_:@".contains(c);
+    !key.is_empty() && key.chars().all(allowed) && ![".", "..", "_index"].contains(&key)
+}
+
+/// Refuses keys that the metadata service cannot serve.
+pub fn check_metadata_keys<'a>(keys: impl IntoIterator<Item = &'a str>) -> Result<(), Ec2Error> {
+    match keys.into_iter().find(|key| !is_metadata_key(key)) {
+        Some(key) => Err(TagError::NotForMetadata { key: key.to_owned() }.into()),
+        None => Ok(()),
+    }
 }
 
 /// The tags of a resource that has these and is given those (`CreateTags`): a key that it has gets the new value.
@@ -261,6 +289,23 @@ mod tests {
         with_own.remove("0");
         with_own.insert("aws:autoscaling:groupName".to_owned(), "x".to_owned());
         assert!(with_tags(&with_own, [tag("more=1")]).is_ok());
+    }
+
+    #[test]
+    fn key_that_is_no_step_of_a_path_is_not_for_metadata() {
+        for key in ["Name", "a+b-c=d.e,f_g:h@i", "aws:autoscaling:groupName", "...", "_index_", "0"] {
+            assert!(is_metadata_key(key), "{key}");
+        }
+        for key in ["", ".", "..", "_index", "a b", "a/b", "/", " ", "ключ", "a*", "a?b", "a#b", "a%20b"] {
+            assert!(!is_metadata_key(key), "{key}");
+        }
+        assert!(check_metadata_keys(["a", "b"]).is_ok());
+        let error = check_metadata_keys(["a", "b c"]).expect_err("a space");
+        assert_eq!(
+            error.to_string(),
+            "InvalidParameterValue: 'b c' is not a valid tag key. Tag keys must match pattern \
+             ([0-9a-zA-Z\\-_+=,.@:]{1,255}), and must not be a reserved name ('.', '..', '_index')."
+        );
     }
 
     #[test]

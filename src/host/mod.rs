@@ -9,5 +9,6 @@ pub mod out_of_memory;
 pub mod passt;
 pub mod probe;
 pub mod router;
+pub mod shell;
 pub mod space;
 pub mod sparse;

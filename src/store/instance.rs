@@ -121,6 +121,11 @@ impl InstanceRecord {
         self.tags.get("Name").map(String::as_str)
     }
 
+    /// Whether its tags are part of its metadata.
+    pub fn serves_tags(&self) -> bool {
+        self.network.as_ref().is_some_and(|network| network.metadata_options.tags)
+    }
+
     /// Its root volume.
     pub fn root(&self) -> Option<&BlockDeviceMapping> {
         self.block_devices.first()

@@ -117,6 +117,17 @@ impl Store {
         Ok(result)
     }
 
+    /// Returns what [`write`](Self::write) would, and changes nothing.
+    pub fn rehearse<T, E: From<StoreError>>(
+        &mut self,
+        change: impl FnOnce(&Transaction) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::Sqlite)?;
+        // It is rolled back when it is dropped.
+        change(&Transaction::new(transaction))
+    }
+
     /// Reads a consistent state.
     pub fn read<T, E: From<StoreError>>(&mut self, look: impl FnOnce(&Transaction) -> Result<T, E>) -> Result<T, E> {
         let transaction = self.connection.transaction().map_err(StoreError::Sqlite)?;
@@ -164,6 +175,18 @@ mod tests {
         });
         assert!(matches!(result, Err(StoreError::Sqlite(_))));
         assert_eq!(store.read::<_, StoreError>(|tx| tx.list::<KeyPairRecord>()).unwrap(), []);
+    }
+
+    #[test]
+    fn rehearsed_step_changes_nothing() {
+        let (mut store, _folder) = store();
+        let listed = store.rehearse::<_, StoreError>(|tx| {
+            tx.insert(&key("a"))?;
+            tx.list::<KeyPairRecord>()
+        });
+        assert_eq!(listed.unwrap(), [key("a")]);
+        assert_eq!(store.read::<_, StoreError>(|tx| tx.list::<KeyPairRecord>()).unwrap(), []);
+        store.write::<_, StoreError>(|tx| tx.insert(&key("a"))).unwrap();
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::link::Known;
 use crate::cloud::timestamp_seconds;
 use crate::ec2::InstanceId;
 use crate::ec2::network::{REGION, SubnetRange, Zone, mac_address, private_dns_name};
+use crate::ec2::tag::is_metadata_key;
 use crate::store::{InstanceRecord, NetworkRecord};
 use crate::vmm::link::MacAddress;
 
@@ -49,21 +50,24 @@ pub(super) fn tree_of(record: &InstanceRecord, network: &NetworkRecord, known: &
         }
     }
     if let (Some(key), Some(name)) = (public_key, &record.key_name) {
-        let words: Vec<&str> = key.split_whitespace().take(2).chain([name.as_str()]).collect();
-        put("public-keys/0/openssh-key", words.join(" "));
+        put("public-keys/0/openssh-key", openssh_key(key, name));
     }
     if let Some(public) = network.public_ip {
         put("public-ipv4", public.to_string());
         put(&format!("{interface}/public-ipv4s"), public.to_string());
         put(&format!("{interface}/ipv4-associations/{public}"), network.private_ip.to_string());
     }
-    // EC2 leaves out what would be two steps of a path, and what has a space.
-    for (key, value) in
-        record.tags.iter().filter(|(key, _)| !key.contains(['/', ' ']) && key.as_str() != "." && key.as_str() != "..")
-    {
+    // Others are refused where tags are served, but may have been given before they were.
+    for (key, value) in record.tags.iter().filter(|(key, _)| is_metadata_key(key)) {
         put(&format!("tags/instance/{key}"), value.clone());
     }
     tree
+}
+
+/// A public key as a line of `authorized_keys`, with its key pair's name as the comment.
+fn openssh_key(public_key: &str, name: &str) -> String {
+    let words: Vec<&str> = public_key.split_whitespace().take(2).chain([name]).collect();
+    words.join(" ") + "\n"
 }
 
 /// The tree of a guest that is there for one command.
@@ -140,4 +144,14 @@ pub(super) fn identity_document(record: &InstanceRecord, network: &NetworkRecord
         "version": "2017-09-30",
     });
     serde_json::to_string_pretty(&document).expect("a document is plain data")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn openssh_key_is_a_line_with_the_key_pairs_name() {
+        assert_eq!(openssh_key("ssh-ed25519 AAAA me@host\n", "my own key"), "ssh-ed25519 AAAA my own key\n");
+    }
 }

@@ -13,6 +13,7 @@ use crate::ec2::id::{SecurityGroupId, SecurityGroupRuleId, VpcId};
 use crate::ec2::network::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
 use crate::ec2::state::InstanceState;
 use crate::ec2::{Ec2Error, ErrorCode};
+use crate::host::shell;
 use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, Transaction};
 use crate::vmm::link::Filter;
 
@@ -70,7 +71,7 @@ impl Cloud {
                 return Err(CloudError::refused(
                     ErrorCode::InvalidGroupDuplicate,
                     format!("The security group '{name}' already exists for VPC '{vpc_id}'."),
-                    Some(format!("`wisp sg show {name}` shows it.")),
+                    Some(format!("`wisp {}` shows it.", shell::command(["sg", "show", name]))),
                 ));
             }
             let everything = rule(true, Traffic::All, Peer::Range(Ipv4Range::ANYWHERE));
@@ -156,7 +157,10 @@ impl Cloud {
         reference: &str,
         id: SecurityGroupRuleId,
     ) -> Result<SecurityGroupRecord, CloudError> {
-        self.remove_rules(reference, |_, _| {
+        self.remove_rules(reference, |_, group| {
+            if group.rules.iter().all(|rule| rule.id != id) {
+                return Err(SecurityGroupRuleId::not_found(&id.to_string()).into());
+            }
             Ok(move |record: &SecurityGroupRecord| {
                 vec![record.rules.iter().find(|rule| rule.id == id).map(|rule| rule.id)]
             })
@@ -175,7 +179,7 @@ impl Cloud {
                 return Err(CloudError::refused(
                     ErrorCode::InvalidPermissionNotFound,
                     "The specified rule does not exist in this security group.",
-                    Some(format!("`wisp sg show {reference}` shows those that do.")),
+                    Some(format!("`wisp {}` shows those that do.", shell::command(["sg", "show", reference]))),
                 ));
             };
             record.rules.retain(|rule| !ids.contains(&rule.id));

@@ -158,11 +158,12 @@ impl Metadata {
     }
 }
 
-/// How something `below` a folder is listed there: keys by their number and their name, the last word of theirs.
+/// The name under which something `below` a folder is listed there: keys by their number and their name, which is all that
+/// follows the key and may have spaces.
 fn listed_name(folder: &str, below: &str, value: &str) -> String {
     match below.split_once('/') {
         Some((number, _)) if folder == "public-keys" => {
-            format!("{number}={}", value.split_whitespace().nth(2).unwrap_or("key"))
+            format!("{number}={}", value.trim_end().splitn(3, ' ').nth(2).unwrap_or("key"))
         }
         Some((name, _)) => format!("{name}/"),
         None => below.to_string(),
@@ -183,7 +184,7 @@ pub(super) mod tests {
             ("instance-id", "i-1"),
             ("placement/availability-zone", "us-east-1a"),
             ("placement/region", "us-east-1"),
-            ("public-keys/0/openssh-key", "ssh-ed25519 AAAA mine"),
+            ("public-keys/0/openssh-key", "ssh-ed25519 AAAA my own key\n"),
             ("tags/instance/Name", "web"),
         ];
         MetadataConfig {
@@ -229,9 +230,11 @@ pub(super) mod tests {
         assert_eq!(top, "ami-id\ninstance-id\nplacement/\npublic-keys/\ntags/");
         assert_eq!(bench.get("/latest/meta-data/placement"), (200, "availability-zone\nregion".into()));
         assert_eq!(bench.get("/2009-04-04/meta-data/placement/region"), (200, "us-east-1".into()));
-        assert_eq!(bench.get("/latest/meta-data/public-keys/"), (200, "0=mine".into()));
+        assert_eq!(bench.get("/latest/meta-data/public-keys/"), (200, "0=my own key".into()));
         assert_eq!(bench.get("/latest/meta-data/public-keys/0/"), (200, "openssh-key".into()));
-        assert_eq!(bench.get("/latest/meta-data/public-keys/0=mine"), (200, "openssh-key".into()));
+        assert_eq!(bench.get("/latest/meta-data/public-keys/0=my own key"), (200, "openssh-key".into()));
+        let key = "/latest/meta-data/public-keys/0/openssh-key";
+        assert_eq!(bench.get(key), (200, "ssh-ed25519 AAAA my own key\n".into()));
         let mut left = vec!["/latest/meta-data/".to_string()];
         let mut seen = 0;
         while let Some(folder) = left.pop() {

@@ -1,0 +1,86 @@
+//! Commands as a person copies them into a shell.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+/// The command of these words, each quoted where a shell would change it.
+pub fn command<W: AsRef<OsStr>>(words: impl IntoIterator<Item = W>) -> String {
+    let words: Vec<OsString> = words.into_iter().map(|word| quoted(word.as_ref())).collect();
+    words.join(OsStr::new(" ")).to_string_lossy().into_owned()
+}
+
+/// A word as a POSIX shell reads it back. One with control characters is in dollar quotes, so that none reaches a terminal.
+pub fn quoted(word: &OsStr) -> OsString {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./=:@,+%".contains(byte);
+    let bytes = word.as_bytes();
+    // zsh expands a word that begins with an equals sign.
+    if !bytes.is_empty() && !bytes.starts_with(b"=") && bytes.iter().all(is_plain) {
+        return word.to_os_string();
+    }
+    if word.to_str().is_none_or(|text| text.contains(char::is_control)) {
+        return in_dollar_quotes(bytes).into();
+    }
+    let mut quoted = vec![b'\''];
+    for byte in bytes {
+        match byte {
+            b'\'' => quoted.extend(br"'\''"),
+            byte => quoted.push(*byte),
+        }
+    }
+    quoted.push(b'\'');
+    OsString::from_vec(quoted)
+}
+
+fn in_dollar_quotes(bytes: &[u8]) -> String {
+    let mut quoted = String::from("$'");
+    for byte in bytes {
+        match byte {
+            b'\'' | b'\\' => quoted.extend(['\\', char::from(*byte)]),
+            b' '..=b'~' => quoted.push(char::from(*byte)),
+            // Three octal digits cannot run into a digit that follows.
+            byte => write!(quoted, "\\{byte:03o}").expect("a string takes all that is written to it"),
+        }
+    }
+    quoted.push('\'');
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_would_change_them() {
+        let quote = |text: &str| quoted(OsStr::new(text)).into_string().unwrap();
+        assert_eq!(quote("a-b_c.d/e=f"), "a-b_c.d/e=f");
+        assert_eq!(quote("a b"), "'a b'");
+        assert_eq!(quote("it's"), r"'it'\''s'");
+        assert_eq!(quote(""), "''");
+        assert_eq!(quote("=ls"), "'=ls'");
+        assert_eq!(quote("größe"), "'größe'");
+        assert_eq!(quote("a\x1b[2Jb'"), r"$'a\033[2Jb\''");
+        assert_eq!(quoted(OsStr::from_bytes(b"\xff1")), r"$'\3771'");
+    }
+
+    #[test]
+    fn command_is_its_quoted_words() {
+        assert_eq!(command(["launch", "--key", "my key"]), "launch --key 'my key'");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn what_is_quoted_a_shell_reads_back(bytes in prop::collection::vec(1_u8.., 0..20)) {
+            let word = OsString::from_vec(bytes.clone());
+            let mut script = OsString::from("printf %s ");
+            script.push(quoted(&word));
+            let read = Command::new("bash").args(["--noprofile", "--norc", "-c"]).arg(&script).output().unwrap();
+            prop_assert_eq!(read.stdout, bytes);
+        }
+    }
+}
