@@ -431,7 +431,7 @@ impl Monitor {
         };
         match self.wait(timeout, |monitor| monitor.ready || monitor.ended.is_some()) {
             Err(CloudError::Control { source: ClientError::Gone, .. }) => {
-                return early(&self.folder, "the VMM process was killed".into());
+                return early(&self.folder, "the VMM process ended unexpectedly".into());
             }
             waited => waited?,
         }
