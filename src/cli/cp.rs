@@ -49,15 +49,15 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let summary = match (in_guest(&args.source), in_guest(&args.destination)) {
         (None, Some((instance, path))) => {
-            let (_, folder) = cloud.reachable(instance)?;
-            let holes = folder.agent(AGENT_TIMEOUT)?.ping(AGENT_TIMEOUT)?.holes();
-            let agent = folder.agent(AGENT_TIMEOUT)?;
+            let (record, agent) = cloud.agent_of(instance, AGENT_TIMEOUT)?;
+            let holes = agent.ping(AGENT_TIMEOUT)?.holes();
+            let agent = cloud.folder(record.id).agent(AGENT_TIMEOUT)?;
             agent.copy_to_guest(Path::new(&args.source), OsStr::new(path), holes, &mut progress)?
         }
         (Some((instance, path)), None) => {
-            let (_, folder) = cloud.reachable(instance)?;
-            let holes = folder.agent(AGENT_TIMEOUT)?.ping(AGENT_TIMEOUT)?.holes();
-            let agent = folder.agent(AGENT_TIMEOUT)?;
+            let (record, agent) = cloud.agent_of(instance, AGENT_TIMEOUT)?;
+            let holes = agent.ping(AGENT_TIMEOUT)?.holes();
+            let agent = cloud.folder(record.id).agent(AGENT_TIMEOUT)?;
             agent.copy_from_guest(OsStr::new(path), Path::new(&args.destination), holes, &mut progress)?
         }
         (None, None) => bail!("neither path is in a guest: write one of them as INSTANCE:PATH"),

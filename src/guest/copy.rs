@@ -153,7 +153,8 @@ mod tests {
             }
             Ok::<(), ProtocolError>(())
         });
-        let agent = Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60) };
+        let agent =
+            Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60), silence: None };
         let outcome = agent.copy_from_guest(source.as_ref(), destination, Holes::Keep, &mut |_| {});
         // The host may leave before it has heard all.
         let _ = guest.join().expect("the guest does not panic");
