@@ -362,27 +362,3 @@ fn exchange(stream: &UnixStream, request: Request) -> io::Result<(Vec<u8>, Optio
     (&*stream).read_to_end(&mut text)?;
     Ok((text, fd))
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn router_that_ends_instead_of_answering_is_reported_as_ended() {
-        let folder = Path::new("/networks/vpc-1");
-        let (near, far) = UnixStream::pair().unwrap();
-        drop(far);
-        assert!(matches!(ask(folder, &near, Request::Apply), Err(RouterError::Ended(_))));
-        let (near, far) = UnixStream::pair().unwrap();
-        let router = std::thread::spawn(move || {
-            let mut byte = [0];
-            (&far).read_exact(&mut byte).unwrap();
-        });
-        let error = ask(folder, &near, Request::WayOut).unwrap_err();
-        router.join().unwrap();
-        assert_eq!(
-            error.to_string(),
-            "the network's router ended before it answered; /networks/vpc-1/router.log may tell why"
-        );
-    }
-}

@@ -1,6 +1,6 @@
 //! The kernel's side of a VPC: taps as VMMs have them, and frames that a VMM which was taken over writes to one.
 //!
-//! Each test runs in a user and a network namespace of its own.
+//! Each of these tests runs in a user and a network namespace of its own. The last test is of a router that has ended.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -177,4 +177,23 @@ fn tap_without_rules_sends_nothing() {
     drop(taps);
     assert_eq!(namespace::tap_names().unwrap(), Vec::<String>::new());
     assert!(namespace::connected_ports(&config).unwrap().is_empty());
+}
+
+#[test]
+fn router_that_ends_instead_of_answering_is_reported_as_ended() {
+    let folder = Path::new("/networks/vpc-1");
+    let (near, far) = UnixStream::pair().unwrap();
+    drop(far);
+    assert!(matches!(ask(folder, &near, Request::Apply), Err(RouterError::Ended(_))));
+    let (near, far) = UnixStream::pair().unwrap();
+    let router = std::thread::spawn(move || {
+        let mut byte = [0];
+        (&far).read_exact(&mut byte).unwrap();
+    });
+    let error = ask(folder, &near, Request::WayOut).unwrap_err();
+    router.join().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "the network's router ended before it answered; /networks/vpc-1/router.log may tell why"
+    );
 }
