@@ -527,8 +527,12 @@ fn end_machine_in(folder: &Folder, manner: Manner) -> Result<Ended, CloudError> 
             }
         };
         match end_by(&mut monitor, folder) {
-            // The lock is free in a moment, unless the guest rebooted just then, or another command started it again.
-            Ok(true) => {}
+            // The lock is free in a moment, unless another command started the instance again.
+            Ok(true) => {
+                if let Some(lock) = folder.lock_within(FORCE_TIMEOUT)? {
+                    return Ok(Ended { _lock: Some(lock), notice });
+                }
+            }
             Ok(false) => break,
             Err(CloudError::Control { source, .. }) if !source.is_timeout() => {}
             Err(error) => return Err(error),
