@@ -1,8 +1,7 @@
 //! `wisp vmm`: the monitor's process, started by other commands, never by hand.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +11,9 @@ use anyhow::Context;
 use rustix::fs::Mode;
 
 use crate::host::keeper::Signals;
-use crate::host::monitor_process::{self, CONFIG, close_on_exec, keep_open, violation, vmm_directory};
+use crate::host::monitor_process::{
+    self, CONFIG, close_on_exec, keep_open, make_vmm_directory, violation, vmm_directory,
+};
 use crate::host::out_of_memory::KilledBefore;
 use crate::host::probe;
 use crate::host::router;
@@ -290,14 +291,6 @@ fn explain(error: &anyhow::Error) -> String {
 fn read_config(folder: &Path) -> anyhow::Result<MachineConfig> {
     let path = folder.join(CONFIG);
     monitor_process::read_config(folder).with_context(|| format!("{} is not a machine's configuration", path.display()))
-}
-
-/// Makes the VMM's directory, unless an earlier start did.
-fn make_vmm_directory(folder: &Path) -> std::io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(vmm_directory(folder)) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
-    }
 }
 
 fn build_and_run(

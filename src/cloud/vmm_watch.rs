@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use super::error::CloudError;
 use super::machine::{Folder, Monitor};
 use crate::host::home::lock_file;
-use crate::host::monitor_process::LOCK;
+use crate::host::monitor_process::{LOCK, make_vmm_directory};
 use crate::vmm::control::SOCKET;
 
 /// Outcome of a wait for a VMM.
@@ -46,7 +46,9 @@ impl<'a> VmmWatch<'a> {
         let failed = |errno: Errno| CloudError::file(folder.path(), "watched")(errno.into());
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
         let sockets = inotify::init(flags).map_err(failed)?;
-        inotify::add_watch(&sockets, folder.path(), inotify::WatchFlags::MOVED_TO).map_err(failed)?;
+        // The supervisor makes it, which another command may be about to start.
+        make_vmm_directory(folder.path()).map_err(CloudError::file(folder.path(), "watched"))?;
+        inotify::add_watch(&sockets, folder.vmm_directory(), inotify::WatchFlags::MOVED_TO).map_err(failed)?;
         let released = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(failed)?);
         let (sender, lock) = mpsc::channel();
         let (path, signal) = (folder.path().join(LOCK), Arc::clone(&released));
@@ -163,7 +165,8 @@ mod tests {
 
     /// Binds a control socket as a VMM does.
     fn listen(folder: &Folder) -> UnixListener {
-        let socket = folder.path().join(SOCKET);
+        make_vmm_directory(folder.path()).unwrap();
+        let socket = folder.vmm_directory().join(SOCKET);
         let new = socket.with_extension("new");
         let listener = UnixListener::bind(&new).unwrap();
         std::fs::rename(new, socket).unwrap();
@@ -198,9 +201,10 @@ mod tests {
         let mut listener = None;
         let awaited = folder.reboot_by(PATIENCE, || {
             // Other files that are moved in the same moment are no VMM.
+            let path = |name: &str| folder.vmm_directory().join(name);
             for name in ["a", "b"] {
-                std::fs::write(folder.path().join(name), "").unwrap();
-                std::fs::rename(folder.path().join(name), folder.path().join(format!("{name}.new"))).unwrap();
+                std::fs::write(path(name), "").unwrap();
+                std::fs::rename(path(name), path(&format!("{name}.new"))).unwrap();
             }
             listener = Some(listen(&folder));
             Ok(())

@@ -4,11 +4,11 @@
 //! lock as inherited descriptors, and nothing else. Its standard error is `vmm.log` in its folder.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -38,6 +38,14 @@ const VMM_DIRECTORY: &str = "vmm";
 #[must_use]
 pub fn vmm_directory(folder: &Path) -> PathBuf {
     folder.join(VMM_DIRECTORY)
+}
+
+/// Makes the VMM's directory, unless an earlier start did.
+pub fn make_vmm_directory(folder: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(vmm_directory(folder)) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Writes the configuration of the machine in `folder`.
