@@ -343,7 +343,8 @@ mod tests {
             connection.writer.send(&ToHost::Copied(Summary::default())).expect("answered");
             bytes
         });
-        let agent = Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60) };
+        let agent =
+            Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60), silence: None };
         agent.copy_to_guest(&path, "x".as_ref(), older.holes(), &mut |_| {}).expect("copied");
         assert_eq!(guest.join().expect("no panic"), 200_000);
 
@@ -353,7 +354,8 @@ mod tests {
             connection.greet().expect("greeted");
             assert!(matches!(connection.reader.receive().expect("a request"), ToGuest::Read { .. }));
         });
-        let agent = Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60) };
+        let agent =
+            Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60), silence: None };
         agent.copy_from_guest("/x".as_ref(), home.path(), older.holes(), &mut |_| {}).expect_err("it left");
         guest.join().expect("no panic");
     }
