@@ -372,7 +372,7 @@ impl Cloud {
         match restarted {
             Ok(Awaited::Listening(mut monitor)) => {
                 monitor.subscribe().map_err(|error| self.unless_ended(id, "rebooted", error))?;
-                Ok(monitor)
+                Ok(*monitor)
             }
             Ok(Awaited::Ended(lock)) => {
                 drop(lock);

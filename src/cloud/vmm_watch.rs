@@ -25,7 +25,7 @@ use crate::vmm::control::SOCKET;
 #[derive(Debug)]
 pub(super) enum Awaited {
     /// The VMM listens on its control socket.
-    Listening(Monitor),
+    Listening(Box<Monitor>),
     /// No process runs the instance. The lock keeps it so until it is dropped.
     Ended(File),
     /// Neither happened in time.
@@ -84,7 +84,7 @@ impl<'a> VmmWatch<'a> {
             if self.has_new_socket()
                 && let Some(monitor) = self.folder.connect_if_listening()?
             {
-                return Ok(Awaited::Listening(monitor));
+                return Ok(Awaited::Listening(Box::new(monitor)));
             }
         }
     }
@@ -106,12 +106,12 @@ impl Folder {
     pub(super) fn await_vmm(&self, timeout: Duration) -> Result<Awaited, CloudError> {
         let deadline = Instant::now() + timeout;
         if let Some(monitor) = self.connect_if_listening()? {
-            return Ok(Awaited::Listening(monitor));
+            return Ok(Awaited::Listening(Box::new(monitor)));
         }
         let watch = VmmWatch::new(self)?;
         // A VMM that began to listen before there was a watch is not reported.
         match self.connect_if_listening()? {
-            Some(monitor) => Ok(Awaited::Listening(monitor)),
+            Some(monitor) => Ok(Awaited::Listening(Box::new(monitor))),
             None => watch.wait(deadline),
         }
     }
