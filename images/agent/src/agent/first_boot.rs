@@ -8,27 +8,36 @@ use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::children::Children;
+use super::children::{Child, Children};
 use super::environment;
+use super::files::{self, Owner};
 use super::listener;
 use super::spawn::{Program, Stdio, spawn};
 use super::users::User;
+use crate::poll::{Interest, poll};
 use crate::protocol::{ExitStatus, UserDataState, UserDataStatus};
 use crate::seed::{MAX_SEED, SEED_PORT, Seed};
 
 /// Where the agent keeps what outlives a boot.
-const STATE_FOLDER: &str = "/var/lib/wisp";
+pub const STATE_FOLDER: &str = "/var/lib/wisp";
 const STATE: &str = "user-data.state";
 const SCRIPT: &str = "user-data";
 /// What a script prints goes to the console and to this file.
 const LOG: &str = "/var/log/wisp-user-data.log";
+const AUTHORIZED_KEYS: &str = "authorized_keys";
+/// The size of a read of a script's output.
+const BUFFER: usize = 4096;
+/// What is passed on after a script's end at most, in bytes, before the script counts as finished: more than a pipe holds.
+const DRAIN_LIMIT: usize = 2 << 20;
 
 /// How far user data has come, for whoever asks.
 #[derive(Debug, Default)]
@@ -60,7 +69,7 @@ pub fn apply(children: &Children, user_data: &UserData, seed: &Seed) {
     if let Err(error) = authorize(seed) {
         eprintln!("wisp-init: public keys cannot be put into place: {error}");
     }
-    if let Err(error) = run_user_data(children, user_data, seed, Path::new(STATE_FOLDER)) {
+    if let Err(error) = run_user_data(children, user_data, seed, &Places::of_the_guest()) {
         eprintln!("wisp-init: user data cannot be run: {error}");
         user_data.set(UserDataStatus { state: UserDataState::Failed, exit: None });
     }
@@ -79,34 +88,55 @@ fn authorize(seed: &Seed) -> io::Result<()> {
     }
     let missing = || io::Error::other(format!("the guest has no user {:?}", seed.default_user));
     let user = User::named(&seed.default_user).ok_or_else(missing)?;
-    add_keys(Path::new(&user.home), &seed.public_keys, Some((user.uid, user.gid)))
+    add_keys(Path::new(&user.home), &seed.public_keys, (user.uid, user.gid))
 }
 
-fn add_keys(home: &Path, keys: &[String], owner: Option<(u32, u32)>) -> io::Result<()> {
-    let folder = home.join(".ssh");
-    match fs::DirBuilder::new().mode(0o700).create(&folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
+/// The longest `authorized_keys`, in bytes.
+const MAX_KEYS: u64 = 1 << 20;
+
+/// Adds keys to `authorized_keys` in the home directory of a user, who may have put links and other files there.
+fn add_keys(home: &Path, keys: &[String], owner: Owner) -> io::Result<()> {
+    let (uid, _) = owner;
+    let home_directory = files::open_directory(home)?;
+    let home_owner = rustix::fs::fstat(&home_directory)?.st_uid;
+    if home_owner != uid {
+        let home = home.display();
+        return Err(io::Error::other(format!("{home} belongs to the user {home_owner}, and not to {uid}")));
     }
-    let path = folder.join("authorized_keys");
-    let mut text = fs::read_to_string(&path).unwrap_or_default();
+    let directory = files::open_or_make_directory(&home_directory, ".ssh", 0o700)?;
+    match rustix::fs::fstat(&directory)?.st_uid {
+        owner if owner == uid => {}
+        0 => files::give(&directory, Some(owner))?,
+        other => return Err(io::Error::other(format!("~/.ssh belongs to the user {other}, and not to {uid}"))),
+    }
+    let before = match files::read(&directory, AUTHORIZED_KEYS, MAX_KEYS)? {
+        // The user gets the result, and may have put any file of the system there by a hard link.
+        Some((_, stat)) if stat.st_uid != uid && stat.st_mode & 0o004 == 0 => {
+            return Err(io::Error::other(format!("~/.ssh/{AUTHORIZED_KEYS} is not the user's to read")));
+        }
+        Some((before, _)) => before,
+        None => Vec::new(),
+    };
+    match with_keys(&before, keys) {
+        text if text == before => Ok(()),
+        text => files::replace(&directory, AUTHORIZED_KEYS, &text, 0o600, Some(owner)),
+    }
+}
+
+/// The lines of an `authorized_keys`, with those of `keys` that it does not have.
+fn with_keys(before: &[u8], keys: &[String]) -> Vec<u8> {
+    let mut text = before.to_vec();
     for key in keys {
-        if !text.lines().any(|line| line.trim() == key.trim()) {
-            if !text.is_empty() && !text.ends_with('\n') {
-                text.push('\n');
+        let key = key.trim().as_bytes();
+        if !text.split(|byte| *byte == b'\n').any(|line| line.trim_ascii() == key) {
+            if text.last().is_some_and(|last| *last != b'\n') {
+                text.push(b'\n');
             }
-            text.push_str(key.trim());
-            text.push('\n');
+            text.extend_from_slice(key);
+            text.push(b'\n');
         }
     }
-    let temporary = folder.join(".authorized_keys.wisp");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    if let Some((uid, gid)) = owner {
-        chown(&folder, Some(uid), Some(gid))?;
-        chown(&temporary, Some(uid), Some(gid))?;
-    }
-    fs::rename(&temporary, &path)
+    text
 }
 
 /// What a boot has to do about user data.
@@ -118,36 +148,45 @@ enum Step {
     First,
 }
 
-fn run_user_data(children: &Children, user_data: &UserData, seed: &Seed, folder: &Path) -> io::Result<()> {
+/// Where user data and its output go.
+#[derive(Debug)]
+struct Places {
+    /// The directory of the user data and its state.
+    state: PathBuf,
+    /// The log of a script's output.
+    log: PathBuf,
+    console: PathBuf,
+}
+
+impl Places {
+    fn of_the_guest() -> Self {
+        Self { state: STATE_FOLDER.into(), log: LOG.into(), console: "/dev/console".into() }
+    }
+}
+
+fn run_user_data(children: &Children, user_data: &UserData, seed: &Seed, places: &Places) -> io::Result<()> {
     let Some(data) = &seed.user_data else { return Ok(()) };
-    let state = folder.join(STATE);
+    let state = places.state.join(STATE);
     if let Step::Done(status) = step(&fs::read_to_string(&state).unwrap_or_default(), &seed.instance_id) {
         user_data.set(status);
         return Ok(());
     }
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let script = folder.join(SCRIPT);
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&places.state)?;
+    let directory = files::open_directory(&places.state)?;
     let is_script = data.starts_with(b"#!");
-    write_file(&script, data, if is_script { 0o700 } else { 0o600 })?;
+    files::replace(&directory, SCRIPT, data, if is_script { 0o700 } else { 0o600 }, None)?;
     let note = |status: UserDataStatus| {
         user_data.set(status);
-        write_file(&state, render(&seed.instance_id, status).as_bytes(), 0o600)
+        files::replace(&directory, STATE, render(&seed.instance_id, status).as_bytes(), 0o600, None)
     };
     if !is_script {
         return note(UserDataStatus { state: UserDataState::Stored, exit: None });
     }
     // Noted before it begins: a script that ends the machine is not begun again.
     note(UserDataStatus { state: UserDataState::Running, exit: None })?;
-    let exit = run_script(children, &script)?.exit_code();
+    let exit = run_script(children, &places.state.join(SCRIPT), places)?.exit_code();
     let state = if exit == 0 { UserDataState::Finished } else { UserDataState::Failed };
     note(UserDataStatus { state, exit: Some(exit) })
-}
-
-fn write_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
-    file.set_permissions(fs::Permissions::from_mode(mode))?;
-    file.write_all(content)?;
-    file.sync_all()
 }
 
 fn step(state: &str, instance_id: &str) -> Step {
@@ -171,8 +210,9 @@ fn render(instance_id: &str, status: UserDataStatus) -> String {
     format!("{instance_id} {}{exit}\n", status.state.as_str())
 }
 
-/// Runs the script as root and passes on what it prints.
-fn run_script(children: &Children, script: &Path) -> io::Result<ExitStatus> {
+/// Runs the script as root and passes on what it prints; returns when the script itself has ended. Processes that it left in
+/// the background may go on writing.
+fn run_script(children: &Children, script: &Path, places: &Places) -> io::Result<ExitStatus> {
     let path = CString::new(script.as_os_str().as_encoded_bytes())?;
     let program = Program {
         argv: vec![path.clone()],
@@ -183,27 +223,85 @@ fn run_script(children: &Children, script: &Path) -> io::Result<ExitStatus> {
     let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let (output, input) = pipe_with(PipeFlags::CLOEXEC)?;
     let stdio = Stdio::Descriptors([null.as_fd(), input.as_fd(), input.as_fd()]);
-    let child = children.spawn(|| spawn(&program, stdio))?;
+    let child = children.spawn(|| spawn(&program, stdio)).map_err(|error| explain(error, script))?;
     drop(input);
-    pass_on(output);
+    let mut output = ScriptOutput::new(output, places);
+    output.pass_on_until(&child);
+    if !output.has_ended {
+        // Whoever writes to a pipe that nobody reads any more is killed.
+        let _ = thread::Builder::new().name("user-data".into()).spawn(move || while output.pass_on() {});
+    }
     Ok(children.reap(child))
 }
 
-/// Copies a script's output to the console and to its log, until all who may write to it are gone.
-fn pass_on(output: OwnedFd) {
-    let open = |path: PathBuf| OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-    let mut sinks: Vec<File> = [open("/dev/console".into()), open(LOG.into())].into_iter().flatten().collect();
-    let mut output = File::from(output);
-    let mut buffer = [0; 4096];
-    while let Ok(count @ 1..) = output.read(&mut buffer) {
-        // A full disk or a console that is gone is no reason to stop the script.
-        sinks.iter_mut().for_each(|sink| drop(sink.write_all(&buffer[..count])));
+/// Says which interpreter a script has that cannot be started.
+fn explain(error: io::Error, script: &Path) -> io::Error {
+    let mut start = Vec::new();
+    let read = File::open(script).and_then(|file| file.take(256).read_to_end(&mut start));
+    let line = start.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    match (read, line.strip_prefix(b"#!")) {
+        (Ok(_), Some(interpreter)) => {
+            let interpreter = String::from_utf8_lossy(interpreter.trim_ascii()).into_owned();
+            io::Error::new(error.kind(), format!("its interpreter {interpreter:?} cannot be started: {error}"))
+        }
+        _ => error,
+    }
+}
+
+/// The pipe of a script's output, and where that goes: the console and the log.
+struct ScriptOutput {
+    pipe: File,
+    sinks: Vec<File>,
+    /// Nobody can write to the pipe any more.
+    has_ended: bool,
+}
+
+impl ScriptOutput {
+    fn new(pipe: OwnedFd, places: &Places) -> Self {
+        let console = OpenOptions::new().append(true).open(&places.console);
+        let sinks = [console, files::append(&places.log)].into_iter().flatten().collect();
+        Self { pipe: pipe.into(), sinks, has_ended: false }
+    }
+
+    /// Passes on what is written until the child has ended, and what the pipe holds then.
+    fn pass_on_until(&mut self, child: &Child) {
+        let mut left = DRAIN_LIMIT;
+        let mut is_running = true;
+        while !self.has_ended && (is_running || left > 0) {
+            let timeout = (!is_running).then_some(Duration::ZERO);
+            let slots = [
+                Some((self.pipe.as_fd(), Interest::Read)),
+                Some((child.as_fd(), Interest::Read)).filter(|_| is_running),
+            ];
+            let Ok([output, ended]) = poll(slots, timeout) else { return };
+            if output.read {
+                left = if is_running { left } else { left.saturating_sub(BUFFER) };
+                self.pass_on();
+            } else if !is_running {
+                return;
+            }
+            is_running &= !ended.read;
+        }
+    }
+
+    /// Waits for output and passes it on; `false` at its end.
+    fn pass_on(&mut self) -> bool {
+        let mut buffer = [0; BUFFER];
+        match self.pipe.read(&mut buffer) {
+            // A full disk or a console that is gone is no reason to stop the script.
+            Ok(count @ 1..) => self.sinks.iter_mut().for_each(|sink| drop(sink.write_all(&buffer[..count]))),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            _ => self.has_ended = true,
+        }
+        !self.has_ended
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::files::tests::make_pipe;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
     fn user_data_is_done_once_for_each_instance() {
@@ -224,35 +322,141 @@ mod tests {
         }
     }
 
+    /// A home directory of whoever runs the tests.
+    fn home() -> (tempfile::TempDir, Owner) {
+        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        (tempfile::tempdir().unwrap(), own)
+    }
+
+    fn key(name: &str) -> Vec<String> {
+        vec![format!("ssh-ed25519 {name} {name}")]
+    }
+
     #[test]
     fn keys_are_added_to_those_that_are_there() {
-        let home = tempfile::tempdir().unwrap();
+        let (home, owner) = home();
         let file = home.path().join(".ssh/authorized_keys");
-        add_keys(home.path(), &["ssh-ed25519 A a".into()], None).unwrap();
-        fs::write(&file, "ssh-rsa B b\nssh-ed25519 A a").unwrap();
-        add_keys(home.path(), &["ssh-ed25519 A a".into(), "ssh-ed25519 C c".into()], None).unwrap();
-        assert_eq!(fs::read_to_string(&file).unwrap(), "ssh-rsa B b\nssh-ed25519 A a\nssh-ed25519 C c\n");
+        add_keys(home.path(), &key("A"), owner).unwrap();
+        fs::write(&file, b"ssh-rsa B b\xff\nssh-ed25519 A A").unwrap();
+        add_keys(home.path(), &[key("A"), key("C")].concat(), owner).unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"ssh-rsa B b\xff\nssh-ed25519 A A\nssh-ed25519 C C\n");
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(home.path().join(".ssh").metadata().unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[test]
-    fn a_script_runs_and_data_is_stored() {
-        let folder = tempfile::tempdir().unwrap();
-        let (children, user_data) = (Children::new(false), UserData::default());
-        let trace = folder.path().join("trace");
-        let run = |data: &str, id: &str| {
-            let seed = Seed { instance_id: id.into(), user_data: Some(data.into()), ..Seed::default() };
-            run_user_data(&children, &user_data, &seed, folder.path()).unwrap();
-            user_data.status()
+    fn keys_follow_no_link_of_the_user() {
+        let (home, owner) = home();
+        let system = tempfile::tempdir().unwrap();
+        let secret = system.path().join("shadow");
+        fs::write(&secret, "secret").unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o640)).unwrap();
+        let is_untouched = || {
+            let mode = secret.metadata().unwrap().permissions().mode() & 0o777;
+            let names = fs::read_dir(system.path()).unwrap().count();
+            fs::read_to_string(&secret).unwrap() == "secret" && mode == 0o640 && names == 1
         };
-        let script = format!("#!/bin/sh\necho ran >> {}\nexit 3\n", trace.display());
-        assert_eq!(run(&script, "i-1"), UserDataStatus { state: UserDataState::Failed, exit: Some(3) });
-        assert_eq!(run(&script, "i-1"), UserDataStatus { state: UserDataState::Failed, exit: Some(3) });
+        // The directory.
+        symlink(system.path(), home.path().join(".ssh")).unwrap();
+        add_keys(home.path(), &key("A"), owner).unwrap_err();
+        assert!(is_untouched());
+        // The file that is read, and the one that is written.
+        fs::remove_file(home.path().join(".ssh")).unwrap();
+        fs::create_dir(home.path().join(".ssh")).unwrap();
+        let file = home.path().join(".ssh/authorized_keys");
+        symlink(&secret, &file).unwrap();
+        add_keys(home.path(), &key("A"), owner).unwrap_err();
+        assert!(is_untouched());
+        fs::remove_file(&file).unwrap();
+        symlink(&secret, home.path().join(".ssh/.authorized_keys.wisp")).unwrap();
+        add_keys(home.path(), &key("A"), owner).unwrap();
+        assert!(is_untouched());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "ssh-ed25519 A A\n");
+        // A home that is another user's.
+        add_keys(home.path(), &key("B"), (owner.0 + 1, owner.1)).unwrap_err();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "ssh-ed25519 A A\n");
+    }
+
+    #[test]
+    fn keys_in_a_pipe_are_an_error_and_are_not_waited_for() {
+        let (home, owner) = home();
+        fs::create_dir(home.path().join(".ssh")).unwrap();
+        let file = home.path().join(".ssh/authorized_keys");
+        make_pipe(&file);
+        let error = add_keys(home.path(), &key("A"), owner).unwrap_err().to_string();
+        assert!(error.contains("not a regular file"), "{error}");
+    }
+
+    /// Where the user data of a test goes.
+    struct Guest {
+        folder: tempfile::TempDir,
+        children: Children,
+        user_data: UserData,
+        places: Places,
+    }
+
+    impl Guest {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let console = folder.path().join("console");
+            fs::write(&console, "").unwrap();
+            let places = Places { state: folder.path().join("state"), log: folder.path().join("log"), console };
+            Self { folder, children: Children::new(false), user_data: UserData::default(), places }
+        }
+
+        fn run(&self, data: &str, id: &str) -> io::Result<UserDataStatus> {
+            let seed = Seed { instance_id: id.into(), user_data: Some(data.into()), ..Seed::default() };
+            run_user_data(&self.children, &self.user_data, &seed, &self.places)?;
+            Ok(self.user_data.status())
+        }
+    }
+
+    #[test]
+    fn a_script_runs_and_data_is_stored() {
+        let guest = Guest::new();
+        let trace = guest.folder.path().join("trace");
+        let script = format!("#!/bin/sh\necho said\necho ran >> {}\nexit 3\n", trace.display());
+        let failed = UserDataStatus { state: UserDataState::Failed, exit: Some(3) };
+        assert_eq!(guest.run(&script, "i-1").unwrap(), failed);
+        assert_eq!(guest.run(&script, "i-1").unwrap(), failed);
         assert_eq!(fs::read_to_string(&trace).unwrap(), "ran\n");
-        assert_eq!(run(&script, "i-2"), UserDataStatus { state: UserDataState::Failed, exit: Some(3) });
+        assert_eq!(guest.run(&script, "i-2").unwrap(), failed);
         assert_eq!(fs::read_to_string(&trace).unwrap(), "ran\nran\n");
-        assert_eq!(run("plain", "i-3"), UserDataStatus { state: UserDataState::Stored, exit: None });
-        assert_eq!(fs::read_to_string(folder.path().join(SCRIPT)).unwrap(), "plain");
+        assert_eq!(fs::read_to_string(&guest.places.log).unwrap(), "said\nsaid\n");
+        assert_eq!(fs::read_to_string(&guest.places.console).unwrap(), "said\nsaid\n");
+        let stored = UserDataStatus { state: UserDataState::Stored, exit: None };
+        assert_eq!(guest.run("plain", "i-3").unwrap(), stored);
+        assert_eq!(fs::read_to_string(guest.places.state.join(SCRIPT)).unwrap(), "plain");
+    }
+
+    #[test]
+    fn a_script_is_finished_when_it_exits_and_its_background_goes_on() {
+        let guest = Guest::new();
+        let pipe = |name: &str| {
+            let path = guest.folder.path().join(name);
+            make_pipe(&path);
+            let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+            (path, file)
+        };
+        let ((start, mut starting), (end, ending)) = (pipe("start"), pipe("end"));
+        let script = format!(
+            "#!/bin/sh\n(read line < {}; echo late; echo $line > {}) &\necho said\n",
+            start.display(),
+            end.display()
+        );
+        let finished = UserDataStatus { state: UserDataState::Finished, exit: Some(0) };
+        assert_eq!(guest.run(&script, "i-1").unwrap(), finished);
+        assert_eq!(fs::read_to_string(&guest.places.log).unwrap(), "said\n");
+        // What it prints now neither ends it nor keeps it waiting.
+        starting.write_all(b"alive\n").unwrap();
+        let [ready] = poll([Some((ending.as_fd(), Interest::Read))], Some(Duration::from_secs(60))).unwrap();
+        assert!(ready.read, "the background process has ended early");
+    }
+
+    #[test]
+    fn a_script_without_its_interpreter_says_which() {
+        let guest = Guest::new();
+        let error = guest.run("#!/no/such/shell -x\n", "i-1").unwrap_err().to_string();
+        assert!(error.contains("\"/no/such/shell -x\""), "{error}");
     }
 }

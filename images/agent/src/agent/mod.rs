@@ -7,6 +7,7 @@
 mod children;
 mod environment;
 mod exec;
+mod files;
 mod first_boot;
 mod interface;
 mod listener;

@@ -1,0 +1,162 @@
+//! Files in directories that somebody other than root can change.
+//!
+//! Root that opens a path there opens whatever the directory's owner has put into its place: a link to a file of the system, a
+//! pipe that nobody writes to, a device. So these functions take an open directory and one name in it. They follow no link,
+//! wait for nothing, and change owner and mode of what is open, never of a name.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
+use rustix::io::Errno;
+
+/// Attempts to make a temporary file whose name somebody else takes at the same time.
+const ATTEMPTS: usize = 8;
+
+/// A user and a group.
+pub type Owner = (u32, u32);
+
+/// Opens a directory of the system. Links in `path` are followed.
+pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Opens the directory `name`, which is made if it does not exist. A link is no directory.
+pub fn open_or_make_directory(parent: impl AsFd, name: &str, mode: u32) -> io::Result<OwnedFd> {
+    match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(mode)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
+        Err(Errno::NOTDIR | Errno::LOOP) => {
+            Err(io::Error::other(format!("{name} is not a directory, or is a symbolic link, which is not followed")))
+        }
+        opened => Ok(opened?),
+    }
+}
+
+/// Reads at most `limit` bytes of the file `name`, and what the file is; nothing if it does not exist. Links, devices, pipes and
+/// longer files are errors.
+pub fn read(parent: impl AsFd, name: &str, limit: u64) -> io::Result<Option<(Vec<u8>, Stat)>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::LOOP) => {
+            return Err(io::Error::other(format!("{name} is a symbolic link, which is not followed")));
+        }
+        Err(errno) => return Err(errno.into()),
+    };
+    let stat = regular(&file, name)?;
+    let mut content = Vec::new();
+    File::from(file).take(limit + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > limit {
+        return Err(io::Error::other(format!("{name} has more than {limit} bytes")));
+    }
+    Ok(Some((content, stat)))
+}
+
+/// Replaces the file `name`, or makes it, in one step. A link of that name is replaced, not followed.
+pub fn replace(parent: impl AsFd, name: &str, content: &[u8], mode: u32, owner: Option<Owner>) -> io::Result<()> {
+    let temporary = format!(".{name}.wisp");
+    let mut file = File::from(create_new(&parent, &temporary)?);
+    let written = file
+        .write_all(content)
+        .and_then(|()| give(&file, owner))
+        .and_then(|()| Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| Ok(rustix::fs::renameat(&parent, temporary.as_str(), &parent, name)?));
+    if written.is_err() {
+        let _ = rustix::fs::unlinkat(&parent, temporary.as_str(), AtFlags::empty());
+    }
+    written
+}
+
+/// Opens a file of the system to append to it; `path` is made if it does not exist. Only a regular file is opened.
+pub fn append(path: &Path) -> io::Result<File> {
+    let flags =
+        OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))?;
+    regular(&file, &path.display().to_string())?;
+    Ok(file.into())
+}
+
+/// Gives an open file or directory to its owner.
+pub fn give(file: impl AsFd, owner: Option<Owner>) -> io::Result<()> {
+    let Some((uid, gid)) = owner else { return Ok(()) };
+    Ok(rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?)
+}
+
+/// A new file that nobody else has a name or a descriptor for.
+fn create_new(parent: impl AsFd, name: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    for _ in 0..ATTEMPTS {
+        match rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o600)) {
+            // Left by an agent that was killed, or put there by the directory's owner.
+            Err(Errno::EXIST) => rustix::fs::unlinkat(&parent, name, AtFlags::empty())?,
+            opened => return Ok(opened?),
+        }
+    }
+    Err(Errno::EXIST.into())
+}
+
+fn regular(file: &OwnedFd, name: &str) -> io::Result<Stat> {
+    let stat = rustix::fs::fstat(file)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(stat),
+        _ => Err(io::Error::other(format!("{name} is not a regular file"))),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    pub fn make_pipe(path: &Path) {
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, mode, 0).unwrap();
+    }
+
+    fn directory() -> (tempfile::TempDir, OwnedFd) {
+        let folder = tempfile::tempdir().unwrap();
+        let open = open_directory(folder.path()).unwrap();
+        (folder, open)
+    }
+
+    #[test]
+    fn links_are_not_followed() {
+        let (folder, directory) = directory();
+        let (target, outside) = (folder.path().join("target"), folder.path().join("outside"));
+        fs::write(&target, "before").unwrap();
+        fs::create_dir(&outside).unwrap();
+        symlink(&target, folder.path().join("file")).unwrap();
+        symlink(&target, folder.path().join(".file.wisp")).unwrap();
+        symlink(&outside, folder.path().join("folder")).unwrap();
+        assert!(read(&directory, "file", 100).is_err());
+        assert!(append(&folder.path().join("file")).is_err());
+        assert!(open_or_make_directory(&directory, "folder", 0o700).is_err());
+        replace(&directory, "file", b"after", 0o640, None).unwrap();
+        assert_eq!(fs::read_to_string(&target).unwrap(), "before");
+        let written = folder.path().join("file");
+        assert_eq!(fs::read_to_string(&written).unwrap(), "after");
+        assert_eq!(written.symlink_metadata().unwrap().permissions().mode() & 0o7777, 0o640);
+    }
+
+    #[test]
+    fn pipes_and_long_files_are_errors_and_are_not_waited_for() {
+        let (folder, directory) = directory();
+        let pipe = folder.path().join("pipe");
+        make_pipe(&pipe);
+        assert!(read(&directory, "pipe", 100).unwrap_err().to_string().contains("not a regular file"));
+        assert!(append(&pipe).is_err());
+        fs::write(folder.path().join("long"), [0; 101]).unwrap();
+        assert!(read(&directory, "long", 100).unwrap_err().to_string().contains("more than 100 bytes"));
+        assert_eq!(read(&directory, "long", 101).unwrap().unwrap().0.len(), 101);
+        assert!(read(&directory, "none", 100).unwrap().is_none());
+    }
+}
