@@ -11,13 +11,22 @@ use common::instances::{exec, files, json, launch};
 const COUNTS_ON: &str =
     "c=$(cat /tmp/count); until d=$(cat /tmp/count) && [ -n \"$d\" ] && [ \"$d\" != \"$c\" ]; do :; done";
 
+/// A machine's id, an SSH host key and a random seed, as images have them that come from elsewhere.
+const ID: &str = "0123456789abcdef0123456789abcdef";
+const HOST_KEY: &str = "/etc/dropbear/dropbear_ed25519_host_key";
+const MAKE_IDENTITY: &str = "echo 0123456789abcdef0123456789abcdef > /etc/machine-id; mkdir -p /etc/dropbear \
+    /var/lib/systemd; echo key > /etc/dropbear/dropbear_ed25519_host_key; echo seed > /var/lib/systemd/random-seed";
+/// Prints those that are there.
+const IDENTITY: &str =
+    "cat /etc/machine-id /etc/dropbear/dropbear_ed25519_host_key /var/lib/systemd/random-seed 2>&- || :";
+
 #[test]
 fn forks_go_on_from_where_the_original_is_and_apart_from_it() {
     let wisp = Wisp::new();
     let original = launch(&wisp, &["--name", "origin", "--volume", "size=1,name=data"]).expect_code(0).text();
     let original = original.trim();
     let count = "(i=0; while :; do i=$((i + 1)); echo $i > /tmp/count; sleep 1; done) > /dev/null 2>&1 &";
-    exec(&wisp, original, &format!("{count} echo before > /root/file; echo data > /dev/vdb; sync"));
+    exec(&wisp, original, &format!("{count} echo before > /root/file; echo data > /dev/vdb; {MAKE_IDENTITY}; sync"));
     let boot = exec(&wisp, original, "cat /proc/sys/kernel/random/boot_id");
 
     let forked = wisp.run(&["fork", "origin", "--count", "2", "--name", "fork", "--overcommit"]).expect_code(0);
@@ -41,10 +50,17 @@ fn forks_go_on_from_where_the_original_is_and_apart_from_it() {
         assert_eq!(text, format!("{id}\n{id}"), "what one writes is its own");
     }
 
+    // What only one machine may have is each one's own; the original keeps what it had.
+    assert_eq!(exec(&wisp, original, IDENTITY), format!("{ID}\nkey\nseed"));
+    let ids: BTreeSet<String> = forks.iter().map(|fork| exec(&wisp, fork, IDENTITY)).collect();
+    assert!(ids.len() == 2 && ids.iter().all(|id| id.len() == ID.len() && id != ID), "{ids:?}");
+    let before = exec(&wisp, forks[0], &format!("echo key > {HOST_KEY}; {IDENTITY}"));
+
     // They need the original no more, and are instances as any other.
     wisp.run(&["terminate", original, forks[1]]).expect_code(0);
     wisp.run(&["stop", forks[0]]).expect_code(0);
     wisp.run(&["start", forks[0]]).expect_code(0);
+    assert_eq!(exec(&wisp, forks[0], IDENTITY), before, "a stop and a start keep it");
     assert_eq!(exec(&wisp, forks[0], "cat /root/file; hostname"), format!("{}\n{}", forks[0], &forks[0][..10]));
     wisp.run(&["terminate", forks[0]]).expect_code(0);
     let listed = wisp.run(&["volume", "ls"]).expect_code(0).text();
@@ -98,7 +114,7 @@ fn an_image_with_memory_is_gone_on_from() {
     let wisp = Wisp::warm();
     let original = launch(&wisp, &["--name", "origin"]).expect_code(0).text();
     let count = "(i=0; while :; do i=$((i + 1)); echo $i > /tmp/count; sleep 1; done) > /dev/null 2>&1 &";
-    exec(&wisp, "origin", &format!("{count} echo before > /root/file"));
+    exec(&wisp, "origin", &format!("{count} echo before > /root/file; {MAKE_IDENTITY}"));
     let boot = exec(&wisp, "origin", "cat /proc/sys/kernel/random/boot_id");
     wisp.run(&["image", "create", "origin", "--name", "warm-origin", "--with-memory"]).expect_code(0);
     exec(&wisp, "origin", &format!("{COUNTS_ON}; echo after > /root/file"));
@@ -129,6 +145,8 @@ fn an_image_with_memory_is_gone_on_from() {
         wisp.run(&["launch", "warm-origin", "--vcpus", "1", "--memory", "128M", "--name", "cold"]).expect_code(0);
     assert!(cold.stderr.contains("in another size it boots"), "{}", cold.stderr);
     assert_eq!(exec(&wisp, "cold", "cat /root/file; [ -e /tmp/count ] || echo booted"), "before\nbooted");
+    let identity = exec(&wisp, "cold", IDENTITY);
+    assert!(identity.len() == ID.len() && identity != ID, "{identity}");
     wisp.run(&["terminate", "cold"]).expect_code(0);
     wisp.run(&["image", "rm", "warm-origin"]).expect_code(0);
 }

@@ -36,10 +36,16 @@ fn bare_root(wisp: &Wisp, folder: &Path) -> PathBuf {
         add(name, tar::EntryType::Symlink, b"", "/bin/busybox");
     }
     add("etc/passwd", tar::EntryType::Regular, b"root:x:0:0:root:/root:/bin/sh\n", "");
+    add(".dockerenv", tar::EntryType::Regular, b"", "");
     add("etc/inittab", tar::EntryType::Regular, b"::respawn:/bin/cat\n::ctrlaltdel:/bin/reboot\n", "");
     archive.into_inner().unwrap().finish().unwrap();
     path
 }
+
+/// Prints the guest's address as the metadata service tells it over the network, its name server, and whether Docker's mark is
+/// there.
+const NETWORK: &str = "echo address $(busybox wget -q -O - http://169.254.169.254/latest/meta-data/local-ipv4); \
+    busybox grep nameserver /etc/resolv.conf; [ -e /.dockerenv ] || echo no mark";
 
 #[test]
 fn a_root_file_system_keeps_its_init_and_gets_the_agent() {
@@ -48,7 +54,10 @@ fn a_root_file_system_keeps_its_init_and_gets_the_agent() {
     let root = bare_root(&wisp, folder.path());
     let import = ["image", "import", root.to_str().unwrap(), "--name", "bare", "--description", "busybox, alone"];
     wisp.run(&import).expect_code(0);
-    let script = "cat /proc/1/comm; cat /proc/cmdline >&2; cat /proc/mounts | while read a b c; do echo $b; done";
+    let script = format!(
+        "cat /proc/1/comm; cat /proc/cmdline >&2; cat /proc/mounts | while read a b c; do echo $b; done; {NETWORK}"
+    );
+    let script = script.as_str();
     let outcome = wisp.run(&["run", "bare", "--", "sh", "-c", script]).expect_code(0);
     let text = outcome.text();
     let lines: Vec<&str> = text.lines().collect();
@@ -57,6 +66,8 @@ fn a_root_file_system_keeps_its_init_and_gets_the_agent() {
         assert!(lines[1..].contains(&mounted), "{mounted} of {lines:?}");
     }
     assert!(outcome.stderr.contains("rootfstype=ext4"), "{}", outcome.stderr);
+    // Its init does nothing for the network, and it has no configuration of the resolver.
+    assert!(text.ends_with("address 172.31.0.4\nnameserver 172.31.0.2\nno mark\n"), "{text}");
 
     // Without its agent it is stopped by ctrl-alt-del, upon which its init reboots: that is its end, too.
     wisp.run(&["launch", "bare", "--name", "box"]).expect_code(0);
@@ -82,6 +93,10 @@ fn a_root_that_cannot_be_written_is_written_in_memory() {
     std::fs::create_dir(&files).unwrap();
     let archive = flate2::read::GzDecoder::new(File::open(bare_root(&wisp, folder.path())).unwrap());
     tar::Archive::new(archive).unpack(&files).unwrap();
+    // The files of a container: nothing that could be an init.
+    std::fs::remove_file(files.join("sbin/init")).unwrap();
+    std::fs::write(files.join("etc/resolv.conf"), "nameserver 192.0.2.1\n").unwrap();
+    assert!(files.join(".dockerenv").exists());
     // Not compressed: where the kernel is emulated, unpacking takes most of a minute.
     let made = Command::new("mksquashfs")
         .args([&files, &root])
@@ -89,9 +104,12 @@ fn a_root_that_cannot_be_written_is_written_in_memory() {
         .status();
     assert!(made.unwrap().success());
     wisp.run(&["image", "import", root.to_str().unwrap(), "--name", "fixed"]).expect_code(0);
-    let script = "echo new > /etc/motd; cat /etc/motd; while read a b c; do echo $b $c; done < /proc/mounts";
-    let text = wisp.run(&["run", "fixed", "--", "sh", "-c", script]).expect_code(0).text();
+    let script = format!(
+        "echo new > /etc/motd; cat /etc/motd; while read a b c; do echo $b $c; done < /proc/mounts; {NETWORK}; cat /proc/1/comm"
+    );
+    let text = wisp.run(&["run", "fixed", "--", "sh", "-c", &script]).expect_code(0).text();
     assert!(text.starts_with("new\n") && text.contains("\n/ overlay rw"), "{text}");
+    assert!(text.ends_with("address 172.31.0.4\nnameserver 192.0.2.1\nno mark\ninit\n"), "{text}");
 }
 
 #[test]

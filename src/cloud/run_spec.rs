@@ -198,9 +198,9 @@ pub(super) fn host_name(id: &InstanceId) -> String {
     name
 }
 
-/// Has the guest call itself so.
+/// Tells the guest its host name, and which instance it is.
 pub(super) fn name_host(kernel: &mut KernelConfig, id: &InstanceId) {
-    kernel.cmdline.push_str(&format!(" wisp.hostname={}", host_name(id)));
+    kernel.cmdline.push_str(&format!(" wisp.hostname={} wisp.instance={id}", host_name(id)));
 }
 
 fn names_root(cmdline: &str) -> bool {

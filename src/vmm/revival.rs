@@ -38,12 +38,13 @@ impl Revival {
             Some(path) => Seed::decode(&std::fs::read(&path).map_err(|source| Error::File { path, source })?),
             None => None,
         };
+        let instance_id = seed.as_ref().map(|seed| seed.instance_id.clone());
         let hostname = seed.as_ref().and_then(|seed| seed.hostname.clone());
         // Of what it has from before, or was just told, it need not be told again.
         let has_more = seed.is_some_and(|seed| !seed.public_keys.is_empty() || seed.user_data.is_some());
         let entropy = (!is_taken).then_some(entropy);
         let network = config.net.as_ref().zip(link).map(|(net, link)| link.network(net.mac));
-        let message = Resumed { entropy, hostname, seed: has_more, network, ..Resumed::default() };
+        let message = Resumed { entropy, hostname, seed: has_more, network, instance_id, ..Resumed::default() };
         Ok(Revival { message, release: new_eventfd()? })
     }
 }

@@ -26,6 +26,7 @@ wisp-init: the first process of a Wisp guest, and its agent
   wisp-init              as process 1: bring the guest up and serve the host; as /init of an
                          initial RAM disk: start the agent and the root file system's own init
   wisp-init --agent      serve the host, in a guest with an init of its own
+  wisp-init --network    configure the network interface and name resolution, if nothing else has
   wisp-init --version    print the version";
 
 /// The C library's entry, in place of Rust's.
@@ -58,6 +59,7 @@ fn prepare() {
 fn run_as_command(argument: Option<&str>) -> libc::c_int {
     match argument {
         Some("--agent") => run_as_agent(),
+        Some("--network") => init::configure_network(),
         Some("--version") => {
             println!("wisp-init {}", env!("CARGO_PKG_VERSION"));
             0
@@ -81,7 +83,11 @@ fn run_as_agent() -> libc::c_int {
             }
             let agent: &'static Agent = Box::leak(Box::new(Agent::new(false)));
             // Without a thread for it the guest goes without keys and user data, and can still be reached.
-            let _ = std::thread::Builder::new().name("seed".into()).spawn(|| agent.apply_seed());
+            let _ = std::thread::Builder::new().name("seed".into()).spawn(|| {
+                // An initial RAM disk of Wisp's has done it before, unless the root could not be written then.
+                init::renew_identity(agent);
+                agent.apply_seed();
+            });
             serve::run(agent, Some(&listener), None)
         }
         Err(error) => {

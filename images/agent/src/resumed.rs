@@ -33,6 +33,8 @@ pub struct Resumed {
     pub seed: bool,
     /// Its network interface, if it has one.
     pub network: Option<Network>,
+    /// The instance that it is now; nothing, if it is for nobody. An agent that is older than this field passes over it.
+    pub instance_id: Option<String>,
 }
 
 impl Resumed {
@@ -67,6 +69,7 @@ mod tests {
             hostname: Some("i-01234567".into()),
             seed: true,
             network: Network::parse("06:00:00:00:00:01,172.31.0.4/20,172.31.0.1,9001,172.31.0.2"),
+            instance_id: Some("i-0123456789abcdef0".into()),
         };
         let mut bytes = resumed.encode();
         assert_eq!(Resumed::decode(&bytes[..bytes.len() - 1]), None);

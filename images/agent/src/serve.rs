@@ -46,7 +46,7 @@ pub fn run(agent: &'static Agent, listener: Option<&Listener>, signals: Option<&
         };
         recovering = false;
         if ready[2].read {
-            let has_seed = sentinel.as_ref().is_some_and(|sentinel| sentinel.resume(agent.is_init()));
+            let has_seed = sentinel.as_ref().is_some_and(|sentinel| sentinel.resume(agent));
             sentinel = Sentinel::connect();
             if has_seed {
                 let _ = thread::Builder::new().name("seed".into()).spawn(|| agent.apply_seed());

@@ -123,6 +123,9 @@ impl Import<'_> {
         let mut tree = Tree::new(now);
         let (mut stored, mut checked) = (0u64, 0u64);
         archive.entries(self.progress, &mut |entry| {
+            if is_docker_mark(&entry.name) {
+                return Ok(());
+            }
             // Nothing is unpacked yet: a bomb ends here, at the first header that promises too much.
             stored = stored.saturating_add(entry.stored);
             if stored > checked {
@@ -300,6 +303,12 @@ impl Import<'_> {
     }
 }
 
+/// Whether an entry is what Docker puts into each container, by which programs take the machine for one.
+fn is_docker_mark(name: &[u8]) -> bool {
+    let name = name.strip_prefix(b"./").unwrap_or(name);
+    name.strip_prefix(b"/").unwrap_or(name) == b".dockerenv"
+}
+
 /// Whether cloud-init will run in a root; `has` tells whether a path is there.
 fn runs_cloud_init(mut has: impl FnMut(&str) -> bool) -> bool {
     has(CLOUD_INIT) && !has(CLOUD_INIT_OFF)
@@ -457,12 +466,14 @@ mod tests {
             ("run/pipe", Device('6', 0, 0)),
             ("lost+found", Directory),
             ("etc/empty", Regular(b"")),
+            (".dockerenv", Regular(b"")),
         ]);
         let (manifest, folder) = shop.import(&shop.archive(&things)).unwrap();
         let path = folder.join("root.ext4");
         run("e2fsck", &["-fn", path.to_str().unwrap()]);
         let fs = Fs::open(File::open(&path).unwrap()).unwrap();
         assert_eq!(read(&fs, "/etc/big"), big);
+        assert!(fs.resolve("/.dockerenv").is_err(), "programs would take the machine for a container");
         let inode = fs.inode(fs.resolve("/etc/same").unwrap()).unwrap();
         assert_eq!((inode.links_count, inode.uid, inode.gid, inode.mode), (2, 7, 8, 0o100_755));
         let device = run("debugfs", &["-R", "stat /dev/ttyS0", path.to_str().unwrap()]);

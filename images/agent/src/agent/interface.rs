@@ -5,21 +5,21 @@ use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::netlink::Requests;
+use super::resolver;
 use crate::network::Network;
 
 /// The interface of the only network device, as the kernel names it.
 const NAME: &CStr = c"eth0";
 /// The number of `lo`, in every network (`LOOPBACK_IFINDEX`, linux/include/net/flow.h).
 const LOOPBACK_INDEX: u32 = 1;
-/// Where the resolver's configuration is kept in an image whose `/etc/resolv.conf` leads there.
-const RESOLVER: &str = "/run/resolv.conf";
-/// The domain that names are looked for in, as in EC2's us-east-1.
-const DOMAIN: &str = "ec2.internal";
+/// The interface's flags.
+const FLAGS: &str = "/sys/class/net/eth0/flags";
 
 /// Whether the interface makes itself a link-local IPv6 address, from its Ethernet address; it does so when that is written
 /// (linux/Documentation/networking/ip-sysctl.rst, "addr_gen_mode"). By netlink, it would be remembered, and no more.
@@ -100,13 +100,27 @@ pub fn generate_link_local_address() -> io::Result<()> {
     fs::write(ADDRESS_GENERATION, FROM_ETHERNET_ADDRESS)
 }
 
-/// Says where names are looked up, in an image that leaves it to the agent.
+/// Configures the interface and where names are looked up, for a guest whose own init may do neither. What that does later
+/// takes the place of this.
 ///
 /// # Errors
-/// Why it could not be written.
-pub fn configure_resolver(network: &Network) -> io::Result<()> {
-    let servers = network.dns.iter().map(|server| format!("nameserver {server}\n"));
-    fs::write(RESOLVER, format!("search {DOMAIN}\n{}", servers.collect::<String>()))
+/// The first; the rest was tried, too.
+pub fn configure_all(network: &Network) -> io::Result<()> {
+    let outcomes = [bring_up_loopback(), configure(network), resolver::configure(network)];
+    outcomes.into_iter().collect()
+}
+
+/// Whether something in the guest has the interface in hand: it is up, or one of the daemons runs that bring interfaces up.
+#[must_use]
+pub fn is_managed() -> bool {
+    const DAEMONS: [&str; 2] = ["/run/systemd/netif/state", "/run/NetworkManager"];
+    DAEMONS.iter().any(|path| Path::new(path).exists()) || is_up(&fs::read_to_string(FLAGS).unwrap_or_default())
+}
+
+/// Whether an interface's flags, as the kernel prints them, say that it is up.
+fn is_up(flags: &str) -> bool {
+    let digits = flags.trim().trim_start_matches("0x");
+    u32::from_str_radix(digits, 16).is_ok_and(|flags| flags & UP != 0)
 }
 
 /// An address of the interface.
@@ -186,4 +200,15 @@ fn address() -> io::Result<Option<Address>> {
     let Some(address) = ask(libc::SIOCGIFADDR as _)? else { return Ok(None) };
     let netmask = ask(libc::SIOCGIFNETMASK as _)?.unwrap_or(Ipv4Addr::BROADCAST);
     Ok(Some(Address { address, prefix_length: netmask.to_bits().leading_ones() as u8 }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_of_an_interface_say_whether_it_is_up() {
+        assert!(is_up("0x1003\n"));
+        assert!(!is_up("0x1002\n") && !is_up("") && !is_up("up"));
+    }
 }

@@ -9,9 +9,11 @@ mod environment;
 mod exec;
 mod files;
 mod first_boot;
+mod identity;
 mod interface;
 mod listener;
 mod netlink;
+mod resolver;
 mod resume;
 mod spawn;
 mod start;
@@ -21,13 +23,16 @@ mod users;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use children::{Child, Children};
 pub use environment::{PATH, for_user as environment_for, to_c_strings as environment_strings};
 use first_boot::UserData;
+pub use identity::{Moment, has_cloud_init, renew as renew_identity};
 pub use interface::{bring_up as bring_up_interface, configure as configure_interface};
-pub use interface::{bring_up_loopback, configure_resolver};
+pub use interface::{bring_up_loopback, configure_all as configure_network, is_managed as network_is_managed};
 pub use listener::Listener;
+pub use resolver::configure as configure_resolver;
 pub use resume::Sentinel;
 pub use spawn::{Program, Stdio, spawn};
 pub use users::User;
@@ -42,6 +47,8 @@ pub struct Agent {
     pub children: Children,
     user_data: UserData,
     is_init: bool,
+    /// Held while the guest's identity is renewed.
+    identity: Mutex<()>,
 }
 
 impl Agent {
@@ -49,7 +56,12 @@ impl Agent {
     /// is asked, by its signals, to stop the guest.
     #[must_use]
     pub fn new(is_init: bool) -> Self {
-        Self { children: Children::new(is_init), user_data: UserData::default(), is_init }
+        Self { children: Children::new(is_init), user_data: UserData::default(), is_init, identity: Mutex::default() }
+    }
+
+    /// Waits until no renewal of the guest's identity is going on, and keeps one from beginning.
+    pub fn hold_identity(&self) -> MutexGuard<'_, ()> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether this process is the guest's first one.

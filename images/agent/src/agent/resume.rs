@@ -8,7 +8,8 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
-use super::{interface, listener, system};
+use super::identity::{self, Moment};
+use super::{Agent, interface, listener, resolver, system};
 use crate::resumed::{RESUMED_PORT, RESUMED_PORTS, Resumed, SENTINEL_PORT};
 use crate::{BOOT_TIMER_PORT, MARK_AGENT_READY};
 
@@ -43,8 +44,8 @@ impl Sentinel {
     }
 
     /// The connection broke: brings the guest up to date if it was saved, and says so to the monitor. Returns whether there is
-    /// a seed to be applied. Where this process `is_init`, names are its to look up, too.
-    pub fn resume(&self, is_init: bool) -> bool {
+    /// a seed to be applied.
+    pub fn resume(&self, agent: &Agent) -> bool {
         let mut bytes = [0; RESUMED_PORTS];
         let read = rustix::io::pread(&self.ports, &mut bytes[..], RESUMED_PORT.into());
         let Some(resumed) = read.ok().and_then(|count| Resumed::decode(&bytes[..count])) else { return false };
@@ -62,15 +63,24 @@ impl Sentinel {
         {
             eprintln!("wisp-init: cannot set the host name to {name:?}: {error}");
         }
+        // Before it can be reached at its address, where it must not show another's host key.
+        let renewal = resumed.instance_id.as_deref().map(|id| (id, agent.hold_identity()));
         if let Some(network) = &resumed.network {
             if let Err(error) = interface::configure(network) {
                 eprintln!("wisp-init: the network interface cannot be set: {error}");
             }
-            if is_init && let Err(error) = interface::configure_resolver(network) {
+            if agent.is_init()
+                && let Err(error) = resolver::configure(network)
+            {
                 eprintln!("wisp-init: where names are looked up cannot be said: {error}");
             }
         }
         let _ = rustix::io::pwrite(&self.ports, &[MARK_AGENT_READY], BOOT_TIMER_PORT.into());
+        // Connections are taken by this thread, after this: the host need not wait for it to begin one.
+        if let Some((instance_id, identity)) = renewal {
+            identity::renew(&agent.children, instance_id, Moment::Resume);
+            drop(identity);
+        }
         // No network of Wisp's goes by it, so nobody need wait for it.
         if resumed.network.is_some()
             && let Err(error) = interface::generate_link_local_address()

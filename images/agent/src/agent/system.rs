@@ -52,7 +52,7 @@ pub fn shut_down(children: &Children, is_init: bool, reboot: bool) {
 }
 
 /// Runs a command of the system without input or output; whether it succeeded.
-fn run(children: &Children, argv: &[&str]) -> bool {
+pub fn run(children: &Children, argv: &[&str]) -> bool {
     let started = (|| -> io::Result<_> {
         let Lookup::Found(path) = look_up(argv[0].as_ref(), environment::PATH.as_ref()) else {
             return Err(io::ErrorKind::NotFound.into());

@@ -9,6 +9,8 @@ use wisp_agent::network::Network;
 pub struct CommandLine {
     /// `wisp.hostname=NAME`.
     pub hostname: Option<String>,
+    /// `wisp.instance=ID`: the instance that this guest is.
+    pub instance_id: Option<String>,
     /// `wisp.console=shell`: keep a shell on the serial console.
     pub console_shell: bool,
     /// `wisp.seed`: the host has a seed for this guest.
@@ -45,6 +47,7 @@ impl CommandLine {
             match word.split_once('=').unwrap_or((word, "")) {
                 ("wisp.seed", _) => line.seed = true,
                 ("wisp.hostname", name) => line.hostname = Some(name.to_owned()),
+                ("wisp.instance", id) => line.instance_id = Some(id.to_owned()),
                 ("wisp.network", value) => line.network = Network::parse(value),
                 ("wisp.console", "shell") => line.console_shell = true,
                 ("init", path) => line.init = Some(path.to_owned()),
@@ -66,9 +69,12 @@ mod tests {
 
     #[test]
     fn words_of_others_are_passed_over() {
-        let line = CommandLine::parse("console=ttyS0 wisp.hostname=ip-10-0-0-5 wisp.console=shell wisp.seed\n");
-        let hostname = Some("ip-10-0-0-5".into());
-        assert_eq!(line, CommandLine { hostname, console_shell: true, seed: true, ..CommandLine::default() });
+        let line = CommandLine::parse(
+            "console=ttyS0 wisp.hostname=ip-10-0-0-5 wisp.console=shell wisp.seed wisp.instance=i-1\n",
+        );
+        let (hostname, instance_id) = (Some("ip-10-0-0-5".into()), Some("i-1".into()));
+        let expected = CommandLine { hostname, instance_id, console_shell: true, seed: true, ..CommandLine::default() };
+        assert_eq!(line, expected);
         assert_eq!(CommandLine::parse("quiet wisp.console=none"), CommandLine::default());
     }
 

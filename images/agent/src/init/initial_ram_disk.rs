@@ -16,6 +16,8 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_move};
 
+use wisp_agent::agent::{self, Children, Moment};
+
 use super::command_line::{CommandLine, Root};
 use super::mounts;
 
@@ -50,6 +52,20 @@ Restart=always
 OOMPolicy=continue
 TasksMax=infinity
 ";
+const NETWORK_UNIT: &str = "wisp-network.service";
+/// Runs when those that manage networks have been started, and before those that need one.
+const NETWORK_UNIT_TEXT: &str = "\
+[Unit]
+Description=Wisp's network configuration, if nothing else has one
+After=network.target systemd-networkd.service NetworkManager.service networking.service dhcpcd.service connman.service
+Before=network-online.target
+
+[Service]
+Type=oneshot
+ExecStart=/run/wisp/wisp-init --network
+";
+/// What Docker leaves in the files of a container.
+const DOCKER_MARK: &str = "/.dockerenv";
 
 /// Makes the root the root, and runs its init. Returns, in that root, where it has none.
 ///
@@ -73,8 +89,13 @@ fn try_enter_root() -> Result<(), String> {
     if command_line.hostname.is_some() {
         super::set_hostname(&command_line);
     }
+    // systemd would take the machine for a container.
+    let _ = fs::remove_file(DOCKER_MARK);
+    if let Some(instance_id) = &command_line.instance_id {
+        agent::renew_identity(&Children::new(false), instance_id, Moment::Boot);
+    }
     if let Some(init) = find_init(&command_line) {
-        return Err(run_init(&init));
+        return Err(run_init(&init, &command_line));
     }
     eprintln!("wisp-init: the root has no init of its own: {}", INITS.join(", "));
     Ok(())
@@ -150,8 +171,17 @@ fn find_init(command_line: &CommandLine) -> Option<PathBuf> {
 }
 
 /// Gives this process to `init`; the error is why that failed.
-fn run_init(init: &Path) -> String {
-    let started = if is_systemd(init) { add_unit() } else { start_agent() };
+fn run_init(init: &Path, command_line: &CommandLine) -> String {
+    // cloud-init brings the network up; systemd has services that may.
+    let network = command_line.network.as_ref().filter(|_| !agent::has_cloud_init(Path::new("/")));
+    let started = if is_systemd(init) {
+        add_units(Path::new(UNITS), network.is_some())
+    } else {
+        if let Some(Err(error)) = network.map(agent::configure_network) {
+            eprintln!("wisp-init: the network cannot be configured: {error}");
+        }
+        start_agent()
+    };
     if let Err(error) = started {
         eprintln!("wisp-init: the guest will be without an agent: {error}");
     }
@@ -163,13 +193,36 @@ fn is_systemd(init: &Path) -> bool {
     init.canonicalize().is_ok_and(|path| path.ends_with("systemd/systemd"))
 }
 
-fn add_unit() -> io::Result<()> {
-    let wanted = format!("{UNITS}/multi-user.target.wants");
+/// Adds the units of the agent, and of the network where that is not certain to be brought up.
+fn add_units(units: &Path, with_network: bool) -> io::Result<()> {
+    let wanted = units.join("multi-user.target.wants");
     fs::create_dir_all(&wanted)?;
-    fs::write(format!("{UNITS}/{UNIT}"), UNIT_TEXT)?;
-    symlink(format!("../{UNIT}"), format!("{wanted}/{UNIT}"))
+    let network = with_network.then_some((NETWORK_UNIT, NETWORK_UNIT_TEXT));
+    for (name, text) in [(UNIT, UNIT_TEXT)].into_iter().chain(network) {
+        fs::write(units.join(name), text)?;
+        symlink(format!("../{name}"), wanted.join(name))?;
+    }
+    Ok(())
 }
 
 fn start_agent() -> io::Result<()> {
     Command::new(AGENT).arg("--agent").process_group(0).spawn().map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_wanted_by_the_multi_user_target() {
+        let folder = tempfile::tempdir().unwrap();
+        add_units(folder.path(), false).unwrap();
+        let wanted = |name: &str| folder.path().join("multi-user.target.wants").join(name);
+        assert_eq!(fs::read_to_string(wanted(UNIT)).unwrap(), UNIT_TEXT);
+        assert!(!wanted(NETWORK_UNIT).exists());
+        let folder = tempfile::tempdir().unwrap();
+        add_units(folder.path(), true).unwrap();
+        let text = fs::read_to_string(folder.path().join("multi-user.target.wants").join(NETWORK_UNIT)).unwrap();
+        assert!(text.contains("wisp-init --network"), "{text}");
+    }
 }

@@ -16,7 +16,7 @@ mod stop;
 use std::fs;
 use std::io;
 
-use wisp_agent::agent::{self, Agent, Listener};
+use wisp_agent::agent::{self, Agent, Listener, Moment};
 use wisp_agent::{AGENT_PORT, MARK_AGENT_READY, MARK_INIT_STARTED};
 
 pub use signals::Signals;
@@ -65,6 +65,9 @@ pub fn run(program: &[u8]) -> ! {
         eprintln!("wisp-init: the network interface cannot be set: {error}");
     }
     let agent: &'static Agent = Box::leak(Box::new(Agent::new(true)));
+    if let Some(instance_id) = &command_line.instance_id {
+        agent::renew_identity(&agent.children, instance_id, Moment::Boot);
+    }
     if command_line.console_shell {
         console::keep_shell(agent);
     }
@@ -87,6 +90,29 @@ pub fn run(program: &[u8]) -> ! {
             eprintln!("wisp-init: cannot take signals: {error}");
             serve::run(agent, listener.as_ref().ok(), None);
             stop::power_off(signals::Ending::PowerOff)
+        }
+    }
+}
+
+/// Renews what the guest has of another instance, in a guest whose first process is another init.
+pub fn renew_identity(agent: &Agent) {
+    if let Some(instance_id) = CommandLine::read().instance_id {
+        let _identity = agent.hold_identity();
+        agent::renew_identity(&agent.children, &instance_id, Moment::Boot);
+    }
+}
+
+/// Configures the network of a guest in which nothing else does; returns the exit code.
+pub fn configure_network() -> libc::c_int {
+    let Some(network) = CommandLine::read().network else { return 0 };
+    if agent::network_is_managed() {
+        return 0;
+    }
+    match agent::configure_network(&network) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("wisp-init: the network cannot be configured: {error}");
+            1
         }
     }
 }

@@ -62,6 +62,8 @@ fn accept(agent: &'static Agent, listener: &TcpListener) {
 
 /// Runs the server on a connection, to its end. It knows no passwords; what it logs, it sends to the guest's own log.
 fn serve(agent: &Agent, connection: TcpStream) -> io::Result<()> {
+    // The server reads its key when it starts.
+    let identity = agent.hold_identity();
     fs::create_dir_all(KEYS)?;
     let program = Program {
         path: c"/usr/sbin/dropbear".into(),
@@ -72,6 +74,7 @@ fn serve(agent: &Agent, connection: TcpStream) -> io::Result<()> {
     let log = fs::OpenOptions::new().append(true).create(true).open(LOG)?;
     let stdio = Stdio::Descriptors([connection.as_fd(), connection.as_fd(), log.as_fd()]);
     let child = agent.children.spawn(|| spawn(&program, stdio))?;
+    drop(identity);
     drop(connection);
     agent.children.reap(child);
     Ok(())

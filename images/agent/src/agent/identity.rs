@@ -1,0 +1,400 @@
+//! What only one machine may have: SSH host keys, the machine's id, the seed of its random generator.
+//!
+//! The disk of an instance that was made from another's has the other's. The first boot of an instance renews them, before the
+//! guest's own init runs where possible; so does a fork, when it is told who it is. [`STAMP`] remembers for which instance that
+//! was done, so that they stay over later boots.
+//!
+//! cloud-init renews SSH host keys itself when it boots as another instance: where it is, a boot leaves them to it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use super::children::Children;
+use super::files;
+use super::first_boot::STATE_FOLDER;
+use super::system;
+
+/// A symbolic link to the id of the instance that the machine has been made: one step, and part of the journal, so that it is
+/// there after a crash if anything is that came after it.
+const STAMP: &str = "instance";
+/// The longest id that is noted.
+const MAX_ID: usize = 32;
+
+/// systemd's and D-Bus' id of the machine (machine-id(5)).
+const MACHINE_ID: (&str, &str) = ("etc", "machine-id");
+const DBUS_MACHINE_ID: (&str, &str) = ("var/lib/dbus", "machine-id");
+/// The length of an id in digits. A file with anything else in it has no id yet, and the guest's init makes one.
+const ID_DIGITS: usize = 32;
+
+/// Where systemd, sysvinit, older Alpine, OpenRC and busybox keep what they feed the next boot's random generator.
+const RANDOM_SEEDS: [&str; 5] = [
+    "var/lib/systemd/random-seed",
+    "var/lib/urandom/random-seed",
+    "var/lib/misc/random-seed",
+    "var/lib/seedrng/seed.credit",
+    "var/lib/seedrng/seed.no-credit",
+];
+
+/// OpenSSH's host keys, and the directory in the guest's state where new ones are made first.
+const OPENSSH: &str = "etc/ssh";
+const NEW_KEYS: &str = "new-host-keys";
+/// dropbear's.
+const DROPBEAR: &str = "etc/dropbear";
+/// The process that takes OpenSSH's connections.
+const SSHD: &str = "sshd";
+const SSHD_PID: &str = "/run/sshd.pid";
+
+/// Where cloud-init is, and what switches it off.
+const CLOUD_INIT: &str = "usr/bin/cloud-init";
+const CLOUD_INIT_OFF: &str = "etc/cloud/cloud-init.disabled";
+
+/// When an identity is renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// At a boot.
+    Boot,
+    /// In a guest that goes on as another instance than it was saved as.
+    Resume,
+}
+
+/// Renews the identity of the guest if that was another instance's. Problems are told on the console.
+pub fn renew(children: &Children, instance_id: &str, moment: Moment) {
+    let guest = Guest { root: "/".into(), run: &|argv| system::run(children, argv) };
+    if let Err(error) = guest.renew(instance_id, moment) {
+        eprintln!("wisp-init: the identity of {instance_id} cannot be made: {error}");
+    }
+}
+
+/// Whether cloud-init sets the guest in `root` up.
+pub fn has_cloud_init(root: &Path) -> bool {
+    root.join(CLOUD_INIT).exists() && !root.join(CLOUD_INIT_OFF).exists()
+}
+
+/// A guest's files, and how a program is run there; that returns whether it succeeded.
+struct Guest<'a> {
+    root: PathBuf,
+    run: &'a dyn Fn(&[&str]) -> bool,
+}
+
+impl Guest<'_> {
+    fn renew(&self, instance_id: &str, moment: Moment) -> io::Result<()> {
+        let is_id = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        if instance_id.is_empty() || instance_id.len() > MAX_ID || !instance_id.bytes().all(is_id) {
+            return Err(io::Error::other("that is not an instance's id"));
+        }
+        let state = self.root.join(STATE_FOLDER.trim_start_matches('/'));
+        let stamp = state.join(STAMP);
+        match fs::read_link(&stamp) {
+            Ok(known) if known == Path::new(instance_id) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        self.renew_machine_id()?;
+        for seed in RANDOM_SEEDS {
+            remove(&self.root.join(seed))?;
+        }
+        if moment == Moment::Resume || !has_cloud_init(&self.root) {
+            self.renew_openssh_keys(&state)?;
+            self.renew_dropbear_keys()?;
+        }
+        note(&state, &stamp, instance_id)?;
+        if moment == Moment::Resume {
+            reload_sshd();
+        }
+        Ok(())
+    }
+
+    fn renew_machine_id(&self) -> io::Result<()> {
+        let mut new = None;
+        for (directory, name) in [MACHINE_ID, DBUS_MACHINE_ID] {
+            let Some(directory) = found(files::open_directory(&self.root.join(directory)))? else { continue };
+            // D-Bus' file is mostly a link to the other.
+            if !is_regular(&directory, name) {
+                continue;
+            }
+            let Some((before, stat)) = files::read(&directory, name, 4096)? else { continue };
+            let before = before.trim_ascii();
+            if before.len() != ID_DIGITS || !before.iter().all(u8::is_ascii_hexdigit) {
+                continue;
+            }
+            let id = match &new {
+                Some(id) => id,
+                None => new.insert(random_id()?),
+            };
+            let owner = Some((stat.st_uid, stat.st_gid));
+            files::replace(&directory, name, format!("{id}\n").as_bytes(), stat.st_mode & 0o777, owner)?;
+        }
+        Ok(())
+    }
+
+    /// New keys are made before the old ones go: a guest that cannot make any keeps what it has, and says so.
+    fn renew_openssh_keys(&self, state: &Path) -> io::Result<()> {
+        let directory = self.root.join(OPENSSH);
+        let old = names(&directory, |name| name.starts_with("ssh_host_") && name.contains("_key"))?;
+        if old.is_empty() {
+            return Ok(());
+        }
+        let prefix = state.join(NEW_KEYS);
+        let made = prefix.join(OPENSSH);
+        remove_all(&prefix)?;
+        fs::create_dir_all(&made)?;
+        let in_guest = Path::new("/").join(prefix.strip_prefix(&self.root).unwrap_or(&prefix));
+        if !(self.run)(&["ssh-keygen", "-A", "-f", &in_guest.to_string_lossy()]) {
+            return Err(io::Error::other(format!(
+                "`ssh-keygen -A` failed: the SSH host keys in /{OPENSSH} are those of another instance"
+            )));
+        }
+        let new = names(&made, |_| true)?;
+        if new.is_empty() {
+            return Err(io::Error::other("`ssh-keygen -A` made no SSH host keys"));
+        }
+        for name in &new {
+            fs::rename(made.join(name), directory.join(name))?;
+        }
+        // Certificates, and kinds that are not made any more.
+        for name in old.iter().filter(|name| !new.contains(name)) {
+            remove(&directory.join(name))?;
+        }
+        remove_all(&prefix)
+    }
+
+    /// Where there is no `dropbearkey`, the server makes what it lacks (`-R`).
+    fn renew_dropbear_keys(&self) -> io::Result<()> {
+        let directory = self.root.join(DROPBEAR);
+        for name in names(&directory, |name| name.starts_with("dropbear_") && name.ends_with("_host_key"))? {
+            remove(&directory.join(&name))?;
+            let kind = name.trim_start_matches("dropbear_").trim_end_matches("_host_key");
+            (self.run)(&["dropbearkey", "-t", kind, "-f", &format!("/{DROPBEAR}/{name}")]);
+        }
+        Ok(())
+    }
+}
+
+/// Notes for which instance all is new now.
+fn note(state: &Path, stamp: &Path, instance_id: &str) -> io::Result<()> {
+    match symlink(instance_id, stamp) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(state)?;
+            return symlink(instance_id, stamp);
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    let temporary = state.join(format!(".{STAMP}"));
+    remove(&temporary)?;
+    symlink(instance_id, &temporary)?;
+    fs::rename(&temporary, stamp)
+}
+
+/// A random id, with the bits that say so (machine-id(5)).
+fn random_id() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Has a running OpenSSH server read its keys anew.
+fn reload_sshd() {
+    let Some(pid) = fs::read_to_string(SSHD_PID).ok().and_then(|text| text.trim().parse::<i32>().ok()) else { return };
+    let is_sshd = fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == SSHD);
+    if let (true, Some(pid)) = (is_sshd, Pid::from_raw(pid)) {
+        let _ = kill_process(pid, Signal::HUP);
+    }
+}
+
+/// The names in a directory that are chosen; none where it does not exist.
+fn names(directory: &Path, is_chosen: impl Fn(&str) -> bool) -> io::Result<Vec<String>> {
+    let Some(entries) = found(fs::read_dir(directory))? else { return Ok(Vec::new()) };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry?.file_name().into_string().ok().filter(|name| is_chosen(name)));
+    }
+    Ok(names)
+}
+
+fn is_regular(directory: &std::os::fd::OwnedFd, name: &str) -> bool {
+    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile)
+}
+
+/// Removes a file or a link.
+fn remove(path: &Path) -> io::Result<()> {
+    match rustix::fs::unlink(path) {
+        Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn remove_all(path: &Path) -> io::Result<()> {
+    found(fs::remove_dir_all(path)).map(drop)
+}
+
+/// What there is; nothing if it does not exist.
+fn found<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+    match outcome {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
+        outcome => outcome.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+    use std::os::unix::fs::PermissionsExt;
+
+    const OLD_ID: &str = "0123456789abcdef0123456789abcdef";
+
+    /// The files of a guest, and what was run in it.
+    struct Root {
+        folder: tempfile::TempDir,
+        ran: RefCell<Vec<String>>,
+        /// Whether `ssh-keygen` is there and works.
+        makes_keys: bool,
+    }
+
+    impl Root {
+        fn new(files: &[(&str, &str)]) -> Self {
+            let root = Self { folder: tempfile::tempdir().unwrap(), ran: RefCell::default(), makes_keys: true };
+            for (path, content) in files {
+                let path = root.path(path);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, content).unwrap();
+            }
+            root
+        }
+
+        fn path(&self, path: &str) -> PathBuf {
+            self.folder.path().join(path)
+        }
+
+        fn read(&self, path: &str) -> String {
+            fs::read_to_string(self.path(path)).unwrap_or_default()
+        }
+
+        fn renew(&self, id: &str, moment: Moment) -> io::Result<()> {
+            let run = |argv: &[&str]| {
+                self.ran.borrow_mut().push(argv.join(" "));
+                if argv[0] == "ssh-keygen" && self.makes_keys {
+                    let made = self.path(&format!("{}/etc/ssh", argv[3].trim_start_matches('/')));
+                    fs::write(made.join("ssh_host_ed25519_key"), "new").unwrap();
+                    fs::write(made.join("ssh_host_ed25519_key.pub"), "new").unwrap();
+                    return true;
+                }
+                false
+            };
+            Guest { root: self.folder.path().into(), run: &run }.renew(id, moment)
+        }
+    }
+
+    fn full() -> Root {
+        Root::new(&[
+            ("etc/machine-id", &format!("{OLD_ID}\n")),
+            ("var/lib/dbus/machine-id", OLD_ID),
+            ("var/lib/systemd/random-seed", "seed"),
+            ("var/lib/seedrng/seed.credit", "seed"),
+            ("etc/ssh/sshd_config", "config"),
+            ("etc/ssh/ssh_host_ed25519_key", "old"),
+            ("etc/ssh/ssh_host_ed25519_key.pub", "old"),
+            ("etc/ssh/ssh_host_dsa_key", "old"),
+            ("etc/dropbear/dropbear_ed25519_host_key", "old"),
+        ])
+    }
+
+    #[test]
+    fn identity_is_renewed_for_a_new_instance_and_kept_after() {
+        let root = full();
+        fs::set_permissions(root.path("etc/machine-id"), fs::Permissions::from_mode(0o444)).unwrap();
+        root.renew("i-1", Moment::Boot).unwrap();
+        let id = root.read("etc/machine-id");
+        assert!(id.len() == 33 && id.trim() != OLD_ID, "{id:?}");
+        assert_eq!(root.read("var/lib/dbus/machine-id"), id);
+        assert_eq!(root.path("etc/machine-id").metadata().unwrap().permissions().mode() & 0o777, 0o444);
+        for gone in ["var/lib/systemd/random-seed", "var/lib/seedrng/seed.credit", "etc/ssh/ssh_host_dsa_key"] {
+            assert!(!root.path(gone).exists(), "{gone}");
+        }
+        assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "new");
+        assert_eq!(root.read("etc/ssh/sshd_config"), "config");
+        assert!(!root.path("etc/dropbear/dropbear_ed25519_host_key").exists());
+        let ran = root.ran.borrow().clone();
+        let dropbearkey = "dropbearkey -t ed25519 -f /etc/dropbear/dropbear_ed25519_host_key";
+        assert_eq!(ran, ["ssh-keygen -A -f /var/lib/wisp/new-host-keys", dropbearkey]);
+        assert!(!root.path("var/lib/wisp/new-host-keys").exists());
+
+        // The same instance, at its next boot.
+        fs::write(root.path("etc/ssh/ssh_host_ed25519_key"), "its own").unwrap();
+        fs::write(root.path("var/lib/systemd/random-seed"), "its own").unwrap();
+        root.renew("i-1", Moment::Boot).unwrap();
+        assert_eq!(root.read("etc/machine-id"), id);
+        assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "its own");
+        assert_eq!(root.read("var/lib/systemd/random-seed"), "its own");
+
+        // Another, made from it.
+        root.renew("i-2", Moment::Resume).unwrap();
+        assert_ne!(root.read("etc/machine-id"), id);
+        assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "new");
+        assert_eq!(fs::read_link(root.path("var/lib/wisp/instance")).unwrap(), Path::new("i-2"));
+    }
+
+    #[test]
+    fn machine_without_an_identity_gets_none() {
+        for content in ["", "uninitialized\n"] {
+            let root = Root::new(&[("etc/machine-id", content), ("etc/ssh/sshd_config", "config")]);
+            root.renew("i-1", Moment::Boot).unwrap();
+            assert_eq!(root.read("etc/machine-id"), content);
+            assert!(root.ran.borrow().is_empty());
+        }
+        Root::new(&[]).renew("i-1", Moment::Boot).unwrap();
+    }
+
+    #[test]
+    fn cloud_init_renews_host_keys_itself_at_a_boot() {
+        let root = full();
+        fs::create_dir_all(root.path("usr/bin")).unwrap();
+        fs::write(root.path("usr/bin/cloud-init"), "").unwrap();
+        root.renew("i-1", Moment::Boot).unwrap();
+        assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "old");
+        assert_ne!(root.read("etc/machine-id").trim(), OLD_ID);
+        // A fork goes on without a boot.
+        root.renew("i-2", Moment::Resume).unwrap();
+        assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "new");
+        // Switched off, it does nothing.
+        let root = full();
+        for file in ["usr/bin/cloud-init", "etc/cloud/cloud-init.disabled"] {
+            fs::create_dir_all(root.path(file).parent().unwrap()).unwrap();
+            fs::write(root.path(file), "").unwrap();
+        }
+        root.renew("i-1", Moment::Boot).unwrap();
+        assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "new");
+    }
+
+    #[test]
+    fn keys_that_cannot_be_made_are_tried_again_at_the_next_boot() {
+        let mut root = full();
+        root.makes_keys = false;
+        let error = root.renew("i-1", Moment::Boot).unwrap_err().to_string();
+        assert!(error.contains("ssh-keygen"), "{error}");
+        assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "old", "an instance without keys cannot be reached");
+        root.makes_keys = true;
+        root.renew("i-1", Moment::Boot).unwrap();
+        assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "new");
+    }
+
+    #[test]
+    fn what_is_no_instance_s_id_is_refused() {
+        for id in ["", "../x", "i 1", &"i".repeat(33)] {
+            full().renew(id, Moment::Boot).unwrap_err();
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! `/etc/resolv.conf`, in a guest where nothing else writes it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Component, Path, PathBuf};
+
+use super::files;
+use crate::network::Network;
+
+/// The resolver's configuration, in the root.
+const DIRECTORY: &str = "etc";
+const FILE: &str = "resolv.conf";
+/// The file that an image links to which leaves the configuration to the agent.
+const RESOLVER: &str = "run/resolv.conf";
+/// Files below it are of this boot only: links lead there that somebody fills in at each boot.
+const VOLATILE: &str = "run";
+/// The domain that names are looked for in, as in EC2's us-east-1.
+const DOMAIN: &str = "ec2.internal";
+/// Begins what the agent wrote, which it writes again when its network is another.
+const MARK: &str = "# Written by wisp-init, as the image left it empty.\n";
+/// The longest file that is looked at, in bytes.
+const LIMIT: u64 = 64 << 10;
+
+/// Says where names are looked up, unless the guest's own configuration does.
+///
+/// # Errors
+/// Why it could not be written.
+pub fn configure(network: &Network) -> io::Result<()> {
+    configure_in(Path::new("/"), network)
+}
+
+fn configure_in(root: &Path, network: &Network) -> io::Result<()> {
+    let servers = network.dns.iter().map(|server| format!("nameserver {server}\n"));
+    let text = format!("search {DOMAIN}\n{}", servers.collect::<String>());
+    let path = root.join(DIRECTORY).join(FILE);
+    match fs::read_link(&path) {
+        Ok(target) => match linked(root, &target) {
+            Some(target) if target == root.join(RESOLVER) => fs::write(target, text),
+            Some(target) if target.starts_with(root.join(VOLATILE)) && is_ours(fs::read(&target))? => {
+                target.parent().map_or(Ok(()), fs::create_dir_all)?;
+                fs::write(target, format!("{MARK}{text}"))
+            }
+            _ => Ok(()),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(root.join(DIRECTORY))?;
+            let directory = files::open_directory(&root.join(DIRECTORY))?;
+            files::replace(directory, FILE, format!("{MARK}{text}").as_bytes(), 0o644, None)
+        }
+        // It is no link.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            let directory = files::open_directory(&root.join(DIRECTORY))?;
+            let content = files::read(&directory, FILE, LIMIT)?.map(|(content, _)| content).unwrap_or_default();
+            if !is_ours(Ok(content))? {
+                return Ok(());
+            }
+            // Written in place, as it may be a mount point.
+            let mut options = fs::OpenOptions::new();
+            let mut file = options.write(true).truncate(true).custom_flags(libc::O_NOFOLLOW).open(&path)?;
+            io::Write::write_all(&mut file, format!("{MARK}{text}").as_bytes())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a configuration is the agent's to write: it is missing, says nothing, or was written by the agent.
+fn is_ours(content: io::Result<Vec<u8>>) -> io::Result<bool> {
+    let content = match content {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        content => content?,
+    };
+    let says_something = |line: &[u8]| !matches!(line.trim_ascii().first(), None | Some(b'#' | b';'));
+    let is_empty = !content.split(|byte| *byte == b'\n').any(says_something);
+    Ok(is_empty || content.starts_with(MARK.as_bytes()))
+}
+
+/// The path in `root` that a link in `/etc` leads to; nothing if it leads out of the root.
+fn linked(root: &Path, target: &Path) -> Option<PathBuf> {
+    let mut parts: Vec<&std::ffi::OsStr> = if target.is_absolute() { vec![] } else { vec![DIRECTORY.as_ref()] };
+    for component in target.components() {
+        match component {
+            Component::Normal(part) => parts.push(part),
+            Component::ParentDir => drop(parts.pop()?),
+            Component::RootDir | Component::CurDir => {}
+            Component::Prefix(_) => return None,
+        }
+    }
+    Some(parts.iter().fold(root.to_path_buf(), |path, part| path.join(part)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    const WRITTEN: &str = "search ec2.internal\nnameserver 172.31.0.2\n";
+
+    fn network(dns: &str) -> Network {
+        Network::parse(&format!("06:00:00:00:00:01,172.31.0.4/20,172.31.0.1,9001,{dns}")).unwrap()
+    }
+
+    fn root() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        ["etc", "run"].iter().for_each(|name| fs::create_dir(root.path().join(name)).unwrap());
+        root
+    }
+
+    #[test]
+    fn missing_or_empty_configuration_is_written_and_follows_the_network() {
+        for content in [None, Some(""), Some("\n# nothing\n; here\n")] {
+            let root = root();
+            let path = root.path().join("etc/resolv.conf");
+            if let Some(content) = content {
+                fs::write(&path, content).unwrap();
+            }
+            configure_in(root.path(), &network("172.31.0.2")).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), format!("{MARK}{WRITTEN}"), "{content:?}");
+            configure_in(root.path(), &network("10.0.0.2")).unwrap();
+            assert!(fs::read_to_string(&path).unwrap().ends_with("nameserver 10.0.0.2\n"));
+        }
+        // Not even the directory is there.
+        let root = tempfile::tempdir().unwrap();
+        configure_in(root.path(), &network("172.31.0.2")).unwrap();
+        assert!(root.path().join("etc/resolv.conf").exists());
+    }
+
+    #[test]
+    fn configuration_with_content_stays() {
+        let root = root();
+        let path = root.path().join("etc/resolv.conf");
+        for content in ["nameserver 9.9.9.9\n", "options edns0"] {
+            fs::write(&path, content).unwrap();
+            configure_in(root.path(), &network("172.31.0.2")).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+        }
+    }
+
+    #[test]
+    fn links_are_filled_in_where_each_boot_does_and_nowhere_else() {
+        let root = root();
+        let path = root.path().join("etc/resolv.conf");
+        let link = |target: &str| {
+            let _ = fs::remove_file(&path);
+            symlink(target, &path).unwrap();
+            configure_in(root.path(), &network("172.31.0.2")).unwrap();
+        };
+        link("/run/resolv.conf");
+        assert_eq!(fs::read_to_string(root.path().join("run/resolv.conf")).unwrap(), WRITTEN);
+        link("../run/systemd/resolve/stub-resolv.conf");
+        let stub = root.path().join("run/systemd/resolve/stub-resolv.conf");
+        assert_eq!(fs::read_to_string(&stub).unwrap(), format!("{MARK}{WRITTEN}"));
+        fs::write(&stub, "nameserver 127.0.0.53\n").unwrap();
+        link("../run/systemd/resolve/stub-resolv.conf");
+        assert_eq!(fs::read_to_string(&stub).unwrap(), "nameserver 127.0.0.53\n");
+        link("/var/lib/resolv.conf");
+        link("../../outside");
+        assert!(!root.path().join("var").exists() && !root.path().parent().unwrap().join("outside").exists());
+    }
+}
