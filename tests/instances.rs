@@ -74,7 +74,13 @@ fn copy_sparse_file(wisp: &Wisp, folder: &Path) {
 #[test]
 fn an_instance_lives_as_in_ec2() {
     let wisp = Wisp::new();
-    let token = ["--name", "web", "--client-token", "one", "--tag", "team=red"];
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("user-data");
+    // As an editor of another system writes it; and what it leaves running keeps its output open.
+    std::fs::write(&script, "\u{feff}#!/bin/sh\r\necho ran > /root/user-data\r\n(while :; do sleep 1000; done) &\r\n")
+        .unwrap();
+    let data = ["--user-data", script.to_str().unwrap()];
+    let token = [&["--name", "web", "--client-token", "one", "--tag", "team=red"], &data[..]].concat();
     let id = launch(&wisp, &token).expect_code(0).text().trim().to_string();
 
     // The same token is the same launch; with other parameters it is an error.
@@ -88,14 +94,33 @@ fn an_instance_lives_as_in_ec2() {
     assert_eq!(all[0]["State"]["Code"], 16);
     assert_eq!(all[0]["Tags"][1]["Value"], "red");
 
+    // The seed is for privileged processes of the guest, and its kernel says which those are.
+    let put = "cat > /run/seed && chmod 755 /run/seed";
+    wisp.run_with_input(&["exec", "web", "--", "sh", "-c", put], &common::program("seed")).expect_code(0);
+    for (user, port, expected) in [
+        ("root", "1000", "read: a seed"),
+        ("root", "", "connect: ConnectionReset"),
+        ("nobody", "1000", "bind: PermissionDenied"),
+        ("nobody", "4000", "connect: ConnectionReset"),
+        ("nobody", "", "connect: ConnectionReset"),
+    ] {
+        let command =
+            [&["exec", "--user", user, "web", "--", "/run/seed"][..], &[port][..usize::from(!port.is_empty())]]
+                .concat();
+        assert_eq!(wisp.run(&command).expect_code(0).text().trim(), expected, "{user} {port}");
+    }
+
     // Files get in and out; the guest's disk is the instance's own.
-    let folder = tempfile::tempdir().unwrap();
     let (sent, back) = (folder.path().join("sent"), folder.path().join("back"));
     std::fs::write(&sent, common::noise(100_000)).unwrap();
     wisp.run(&["cp", sent.to_str().unwrap(), "web:/root/data"]).expect_code(0);
     wisp.run(&["cp", "web:/root/data", back.to_str().unwrap()]).expect_code(0);
     assert_eq!(std::fs::read(&back).unwrap(), common::noise(100_000));
     copy_sparse_file(&wisp, folder.path());
+    let ran = "until grep -q finished /var/lib/wisp/user-data.state; do sleep 0.1; done; cat /root/user-data";
+    assert_eq!(exec(&wisp, "web", ran), "ran");
+    let shown = wisp.run(&["show", "web"]).expect_code(0).text();
+    assert!(shown.contains("finished, exit code 0"), "{shown}");
     let too_early = wisp.run(&["modify", "web", "--vcpus", "2", "--memory", "192M"]).expect_code(1);
     assert!(too_early.stderr.contains("IncorrectInstanceState"), "{}", too_early.stderr);
 

@@ -138,9 +138,10 @@ pub fn tags(tags: Vec<Tag>, name: Option<&str>) -> Result<BTreeMap<String, Strin
     with_tags(&BTreeMap::new(), tags.into_iter().chain(name))
 }
 
-/// The user data in a file, raw or in base64, as EC2's API takes it: in base64.
-pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<String> {
-    Ok(UserData::read(&super::key::read(path)?).map_err(Ec2Error::from)?.to_base64())
+/// Reads the user data in a file, raw or in base64, and returns it as EC2's API takes it: in base64. An empty file has none.
+pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<Option<String>> {
+    let data = UserData::read(&super::key::read(path)?).map_err(Ec2Error::from)?;
+    Ok(Some(data).filter(|data| !data.is_empty()).map(|data| data.to_base64()))
 }
 
 /// Launches them.
@@ -157,7 +158,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         overcommit: given.overcommit,
         count: args.count,
         key_name: args.key,
-        user_data: args.user_data.as_deref().map(read_user_data).transpose()?,
+        user_data: args.user_data.as_deref().map(read_user_data).transpose()?.flatten(),
         tags,
         shutdown_behavior: args.shutdown_behavior,
         termination_protection: args.termination_protection,

@@ -69,7 +69,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     };
     let change = Modification {
         size,
-        user_data: args.user_data.as_deref().map(read_user_data).transpose()?.map(Some),
+        user_data: args.user_data.as_deref().map(read_user_data).transpose()?,
         shutdown_behavior: args.shutdown_behavior,
         termination_protection: args.termination_protection,
         cpu_credits: args.cpu_credits,

@@ -12,6 +12,7 @@ use super::image_memory::ImageMemory;
 use super::limits::{check_credits, limit};
 use super::machine::{Folder, Monitor};
 use super::network::{Addresses, NetworkSpec, Placement};
+use super::seed::check_user_data;
 use super::volume::attach;
 use super::warm::{self, Warm};
 use super::{Cloud, embedded, new_id, now, resolve};
@@ -115,7 +116,10 @@ impl Cloud {
         if let Some(instances) = before.filter(|_| !spec.dry_run) {
             return Ok(Launched { instances, monitors: Vec::new(), wants_warm: false });
         }
-        self.check_image(&image_record)?;
+        let image = self.check_image(&image_record)?;
+        // The embedded image has no cloud-init.
+        let has_cloud_init = image.is_some_and(|image| image.manifest.cloud_init);
+        check_user_data(has_cloud_init, spec.user_data.as_ref())?;
         self.check_launch(spec)?;
         if spec.dry_run {
             return Err(CloudError::refused(

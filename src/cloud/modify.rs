@@ -7,6 +7,7 @@ use super::launch::threads_per_core;
 use super::lifecycle::get;
 use super::limits::check_credits;
 use super::network::chosen_groups;
+use super::seed::check_user_data;
 use crate::ec2::capacity::Request;
 use crate::ec2::credits::CreditMode;
 use crate::ec2::metadata::MetadataChange;
@@ -37,6 +38,10 @@ pub struct Modification {
 impl Cloud {
     /// Changes an instance's attributes, all or none.
     pub fn modify(&mut self, id: InstanceId, change: &Modification) -> Result<InstanceRecord, CloudError> {
+        if let Some(user_data) = &change.user_data {
+            let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
+            check_user_data(self.open_image(record.image_id)?.manifest.cloud_init, user_data.as_ref())?;
+        }
         let needs_stop = change.size.is_some() || change.user_data.is_some();
         let record = self.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;

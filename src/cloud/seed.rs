@@ -10,7 +10,8 @@ use super::error::CloudError;
 use super::image::Manifest;
 use super::machine::Folder;
 use super::run_spec::host_name;
-use crate::ec2::user_data::{Kind, UserData};
+use crate::ec2::Ec2Error;
+use crate::ec2::user_data::UserData;
 use crate::guest::Seed;
 use crate::host::home::write_private;
 use crate::store::{InstanceRecord, KeyPairRecord};
@@ -43,8 +44,7 @@ impl Cloud {
             hostname: Some(host_name(&record.id)),
             default_user: image.default_user.clone(),
             public_keys: key.into_iter().map(|key| key.public_key).collect(),
-            // What is in the store was checked when it came in.
-            user_data: user_data.and_then(|text| UserData::from_base64(text).ok()).map(unpack),
+            user_data: user_data.map(|text| unwrapped(text)).transpose()?,
         };
         let path = folder.path().join(FILE);
         write_private(&path, &seed.encode()).map_err(CloudError::file(&path, "written"))?;
@@ -52,36 +52,13 @@ impl Cloud {
     }
 }
 
-/// User data without its compression; what is no sound gzip stays as it is.
-fn unpack(data: UserData) -> Vec<u8> {
-    use std::io::Read;
-    if data.kind() != Kind::Gzip {
-        return data.into_bytes();
-    }
-    let mut unpacked = Vec::new();
-    // What it unpacks to has to fit into a seed with all else.
-    let limit = (crate::guest::MAX_SEED - 16 * 1024) as u64;
-    match flate2::read::GzDecoder::new(data.bytes()).take(limit).read_to_end(&mut unpacked) {
-        Ok(_) => unpacked,
-        Err(_) => data.into_bytes(),
-    }
+/// Refuses user data that the agent cannot unwrap. cloud-init, in an image that has it, unwraps user data itself.
+pub(super) fn check_user_data(has_cloud_init: bool, user_data: Option<&String>) -> Result<(), CloudError> {
+    user_data.filter(|_| !has_cloud_init).map_or(Ok(()), |text| unwrapped(text).map(drop))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write;
-
-    fn unpacked(bytes: &[u8]) -> Vec<u8> {
-        unpack(UserData::raw(bytes.to_vec()).unwrap())
-    }
-
-    #[test]
-    fn compressed_user_data_is_unpacked_and_other_is_not() {
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-        encoder.write_all(b"#!/bin/sh\n").unwrap();
-        assert_eq!(unpacked(&encoder.finish().unwrap()), b"#!/bin/sh\n");
-        assert_eq!(unpacked(b"plain"), b"plain");
-        assert_eq!(unpacked(&[0x1f, 0x8b, 0]), [0x1f, 0x8b, 0]);
-    }
+/// User data from the store, as the agent gets it.
+fn unwrapped(text: &str) -> Result<Vec<u8>, CloudError> {
+    let data = UserData::from_base64(text).and_then(|data| data.unwrapped());
+    Ok(data.map_err(Ec2Error::from)?)
 }

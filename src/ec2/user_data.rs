@@ -4,6 +4,7 @@
 //! form, before it is base64-encoded; cloud-init's documentation, "User data formats".
 
 use std::fmt;
+use std::io::Read;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD as BASE64, STANDARD_NO_PAD as BASE64_WITHOUT_PADDING};
@@ -12,6 +13,15 @@ use super::error::ErrorCode;
 
 /// The most bytes of user data, raw: as the guest gets them, and where they are compressed, compressed.
 pub const MAX_BYTES: usize = 16_384;
+
+/// The most bytes of user data without its compression that the agent of an image without cloud-init is given.
+pub const MAX_UNPACKED: usize = 48 << 10;
+
+/// How often user data can be compressed or encoded.
+const MAX_LAYERS: usize = 4;
+
+/// UTF-8's byte-order mark, which some editors begin a file with.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// What begins a gzip file (RFC 1952, section 2.3.1).
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
@@ -30,6 +40,8 @@ pub enum Kind {
     Gzip,
     /// Several of these in one MIME message.
     Mime,
+    /// Another format of cloud-init's, by its first line: `#include`, `#cloud-boothook`, a template ...
+    CloudInit,
     /// Anything else, which the guest may read all the same.
     Other,
 }
@@ -37,12 +49,16 @@ pub enum Kind {
 impl Kind {
     /// What these bytes are.
     pub fn of(bytes: &[u8]) -> Kind {
+        let bytes = without_mark(bytes);
+        let line = first_line(bytes).trim_ascii_end();
         if bytes.starts_with(GZIP_MAGIC) {
             Kind::Gzip
         } else if bytes.starts_with(b"#!") {
             Kind::Script
-        } else if first_line(bytes).trim_ascii_end() == b"#cloud-config" {
+        } else if line == b"#cloud-config" {
             Kind::CloudConfig
+        } else if CLOUD_INIT_LINES.contains(&line) {
+            Kind::CloudInit
         } else if [b"content-type:".as_slice(), b"mime-version:"].into_iter().any(|header| begins_with(bytes, header)) {
             Kind::Mime
         } else {
@@ -57,6 +73,7 @@ impl Kind {
             Kind::CloudConfig => "cloud-config",
             Kind::Gzip => "gzip",
             Kind::Mime => "MIME multipart",
+            Kind::CloudInit => "cloud-init part",
             Kind::Other => "other",
         }
     }
@@ -66,6 +83,22 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.title())
     }
+}
+
+/// The first lines of cloud-init's other formats (cloudinit/handlers/__init__.py, `INCLUSION_TYPES_MAP`).
+const CLOUD_INIT_LINES: [&[u8]; 8] = [
+    b"#include",
+    b"#include-once",
+    b"#cloud-boothook",
+    b"#cloud-config-archive",
+    b"#cloud-config-jsonp",
+    b"#part-handler",
+    b"#upstart-job",
+    b"## template: jinja",
+];
+
+fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
 }
 
 fn first_line(bytes: &[u8]) -> &[u8] {
@@ -88,6 +121,9 @@ pub enum UserDataError {
         /// What it is.
         kind: Kind,
     },
+    /// Without its compression there is too much of it.
+    #[error("User data is limited to {MAX_UNPACKED} bytes when it is uncompressed, and this has more.")]
+    UnpacksTooLarge,
     /// What is to be base64 is not.
     #[error("Invalid BASE64 encoding of user data.")]
     NotBase64,
@@ -104,7 +140,7 @@ impl UserDataError {
     /// EC2's code.
     pub fn code(&self) -> ErrorCode {
         match self {
-            UserDataError::TooLarge { .. } => ErrorCode::InvalidParameterValue,
+            UserDataError::TooLarge { .. } | UserDataError::UnpacksTooLarge => ErrorCode::InvalidParameterValue,
             UserDataError::NotBase64 => ErrorCode::InvalidUserDataMalformed,
         }
     }
@@ -117,6 +153,9 @@ impl UserDataError {
             }
             UserDataError::TooLarge { .. } => {
                 "Compress it with gzip, which cloud-init unpacks, or let it fetch the rest.".to_owned()
+            }
+            UserDataError::UnpacksTooLarge => {
+                "Let it fetch the rest, for instance from a volume, or use an image with cloud-init.".to_owned()
             }
             UserDataError::NotBase64 => "Encode it with `base64`, or give it as it is.".to_owned(),
         })
@@ -132,16 +171,39 @@ pub struct UserData {
 impl UserData {
     /// What was given to `--user-data` or is in a file: the user data itself, or its base64.
     ///
-    /// It is taken for base64 where the whole of it, white space aside, is that and decodes to something that begins as
-    /// a script, cloud-config, gzip or a MIME message does. Anything else is the user data as it stands, so that plain
-    /// text such as `hello` stays what it is. (EC2's command line encodes what it is given, EC2's API takes base64
-    /// only; what was encoded for the API does the same here.)
+    /// A byte-order mark at its beginning is left out. It is taken for base64 where the whole of it, white space aside, is
+    /// that and decodes to one of cloud-init's formats, to gzip or to text. Text is only accepted from base64 that is padded
+    /// or long, so that a word such as `hello123` stays what it is. (EC2's command line encodes what it is given, EC2's API
+    /// takes base64 only; what was encoded for the API does the same here.)
     pub fn read(given: &[u8]) -> Result<UserData, UserDataError> {
-        let decoded = (given.len() <= MAX_BASE64)
-            .then(|| decode(given))
-            .flatten()
-            .filter(|decoded| Kind::of(decoded) != Kind::Other);
+        let given = without_mark(given);
+        let decoded = (given.len() <= MAX_BASE64).then(|| decode_known(given)).flatten();
         Self::raw(decoded.unwrap_or_else(|| given.to_vec()))
+    }
+
+    /// Returns the user data as the agent of an image without cloud-init gets it: without compression, base64 and a byte-order
+    /// mark, and a script's lines without carriage returns, which its interpreter's name would end with. What only begins as
+    /// gzip does stays as it is.
+    pub fn unwrapped(&self) -> Result<Vec<u8>, UserDataError> {
+        let mut bytes = without_mark(&self.bytes).to_vec();
+        for _ in 0..MAX_LAYERS {
+            let inner = match Kind::of(&bytes) {
+                Kind::Gzip => gunzip(&bytes)?,
+                Kind::Other => decode_known(&bytes),
+                _ => None,
+            };
+            let Some(inner) = inner else { break };
+            bytes = without_mark(&inner).to_vec();
+        }
+        if Kind::of(&bytes) == Kind::Script && first_line(&bytes).ends_with(b"\r") {
+            bytes = without_carriage_returns(&bytes);
+        }
+        Ok(bytes)
+    }
+
+    /// Whether there is nothing in it, which is the same as no user data.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
     }
 
     /// These bytes, as they are.
@@ -178,6 +240,37 @@ impl UserData {
     }
 }
 
+/// What base64 encodes that is known: one of cloud-init's formats, gzip, or text.
+fn decode_known(given: &[u8]) -> Option<Vec<u8>> {
+    let digits = given.trim_ascii();
+    let is_deliberate = digits.ends_with(b"=") || digits.len() >= LONG_BASE64;
+    decode(given).filter(|decoded| Kind::of(decoded) != Kind::Other || is_deliberate && is_text(decoded))
+}
+
+/// No word or password of so many digits decodes to text by chance.
+const LONG_BASE64: usize = 32;
+
+fn is_text(bytes: &[u8]) -> bool {
+    let is_printed = |character: char| !character.is_control() || matches!(character, '\n' | '\r' | '\t');
+    !bytes.is_empty() && std::str::from_utf8(bytes).is_ok_and(|text| text.chars().all(is_printed))
+}
+
+/// Uncompresses gzip; nothing if it is none.
+fn gunzip(bytes: &[u8]) -> Result<Option<Vec<u8>>, UserDataError> {
+    let mut unpacked = Vec::new();
+    let limit = MAX_UNPACKED as u64 + 1;
+    match flate2::read::MultiGzDecoder::new(bytes).take(limit).read_to_end(&mut unpacked) {
+        Ok(count) if count > MAX_UNPACKED => Err(UserDataError::UnpacksTooLarge),
+        Ok(_) => Ok(Some(unpacked)),
+        Err(_) => Ok(None),
+    }
+}
+
+fn without_carriage_returns(bytes: &[u8]) -> Vec<u8> {
+    let lines = bytes.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    lines.collect::<Vec<_>>().join(&b'\n')
+}
+
 /// What base64 encodes, with or without padding, on any number of lines.
 fn decode(given: &[u8]) -> Option<Vec<u8>> {
     let digits: Vec<u8> = given.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
@@ -204,7 +297,9 @@ mod tests {
             (b"Content-Type: multipart/mixed; boundary=\"x\"\nMIME-Version: 1.0\n\n", Kind::Mime),
             (b"MIME-Version: 1.0\n", Kind::Mime),
             (b"#cloud-configuration\n", Kind::Other),
-            (b"#include\n", Kind::Other),
+            (b"#include\n", Kind::CloudInit),
+            (b"#cloud-boothook\r\n", Kind::CloudInit),
+            (b"\xef\xbb\xbf#!/bin/sh\n", Kind::Script),
             (b"", Kind::Other),
         ] {
             assert_eq!(read(given).kind(), kind, "{given:?}");
@@ -226,9 +321,69 @@ mod tests {
 
     #[test]
     fn text_that_only_looks_like_base64_stays_as_it_is() {
-        for given in [b"hello123".as_slice(), b"aGVsbG8=", b"data"] {
+        for given in [b"hello123".as_slice(), b"aGVsbG8x", b"data", b"////", b"AAECAwQFBgc="] {
             assert_eq!(read(given).bytes(), given);
         }
+    }
+
+    #[test]
+    fn base64_of_every_kind_is_decoded() {
+        for raw in [b"hello".as_slice(), b"{\"a\": 12}\n", b"#include\nhttp://a/\n", b"key=value, and more of that\n"] {
+            assert_eq!(read(BASE64.encode(raw).as_bytes()).bytes(), raw);
+        }
+        let marked = [BYTE_ORDER_MARK, BASE64.encode(b"hello").as_bytes()].concat();
+        assert_eq!(read(&marked).bytes(), b"hello");
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        use std::io::Write;
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(bytes).expect("into memory");
+        encoder.finish().expect("into memory")
+    }
+
+    fn unwrapped(bytes: &[u8]) -> Vec<u8> {
+        UserData::raw(bytes.to_vec()).expect("short").unwrapped().expect("short")
+    }
+
+    #[test]
+    fn agent_gets_every_kind_without_gzip_and_base64() {
+        for raw in
+            [b"#!/bin/sh\necho\n".as_slice(), b"#cloud-config\n", b"MIME-Version: 1.0\n", b"plain text", b"#include\n"]
+        {
+            let encoded = BASE64.encode(raw);
+            assert_eq!(unwrapped(raw), raw);
+            assert_eq!(unwrapped(&gzip(raw)), raw);
+            assert_eq!(unwrapped(&gzip(&gzip(raw))), raw);
+            assert_eq!(unwrapped(BASE64.encode(gzip(raw)).as_bytes()), raw);
+            assert_eq!(unwrapped(&gzip(BASE64.encode(gzip(raw)).as_bytes())), raw);
+            if encoded.ends_with('=') || Kind::of(raw) != Kind::Other {
+                assert_eq!(unwrapped(&gzip(encoded.as_bytes())), raw);
+            }
+        }
+        assert_eq!(unwrapped(&[0x1f, 0x8b, 0]), [0x1f, 0x8b, 0], "it only looks like gzip");
+    }
+
+    #[test]
+    fn carriage_returns_of_a_script_and_byte_order_marks_are_left_out() {
+        let script = b"#!/bin/sh\necho 'a\rb'\n";
+        for given in [b"#!/bin/sh\r\necho 'a\rb'\r\n".as_slice(), b"\xef\xbb\xbf#!/bin/sh\r\necho 'a\rb'\r\n"] {
+            assert_eq!(unwrapped(given), script);
+            assert_eq!(unwrapped(&gzip(given)), script);
+        }
+        // A script with an end of line that is meant stays as it is, and so does what is no script.
+        for given in [b"#!/bin/sh\nprintf 'a\r\n'\n".as_slice(), b"a,b\r\nc,d\r\n"] {
+            assert_eq!(unwrapped(given), given);
+        }
+        assert_eq!(read(b"\xef\xbb\xbf#cloud-config\n").bytes(), b"#cloud-config\n");
+        assert!(read(b"").is_empty() && read(b"\xef\xbb\xbf").is_empty());
+    }
+
+    #[test]
+    fn what_is_too_long_uncompressed_is_refused() {
+        let data = UserData::raw(gzip(&vec![b'x'; MAX_UNPACKED + 1])).expect("short");
+        assert_eq!(data.unwrapped(), Err(UserDataError::UnpacksTooLarge));
+        assert_eq!(unwrapped(&gzip(&vec![b'x'; MAX_UNPACKED])).len(), MAX_UNPACKED);
     }
 
     #[test]
@@ -258,6 +413,7 @@ mod tests {
         #[test]
         fn reading_never_panics_and_base64_gives_it_back(given: Vec<u8>) {
             let data = UserData::read(&given).expect("it is short");
+            data.unwrapped().expect("it is short");
             prop_assert_eq!(UserData::from_base64(&data.to_base64()), Ok(data));
         }
     }

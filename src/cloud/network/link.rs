@@ -36,10 +36,15 @@ pub(super) fn link_of(record: &InstanceRecord, network: &NetworkRecord, known: &
     }
     let tree = tree_of(record, network, known);
     let document = metadata::identity_document(record, network);
-    let metadata = metadata_config(network.metadata_options, tree, document, record.user_data.clone());
+    let metadata = metadata_config(network.metadata_options, tree, document, user_data_of(record));
     // In a VPC, its router filters.
     let filter = (!is_in_vpc(network)).then_some(filter);
     LinkConfig { forwards, filter, metadata: Some(metadata), ..plain(address, known.subnet.range()) }
+}
+
+/// An instance's user data; empty user data, which older versions stored, is none.
+fn user_data_of(record: &InstanceRecord) -> Option<String> {
+    record.user_data.clone().filter(|text| !text.is_empty())
 }
 
 /// The link of a guest that is there for one command.
