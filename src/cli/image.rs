@@ -21,6 +21,7 @@ use crate::cloud::transfer::{NewImage, RootChoices};
 use crate::cloud::warm::{self, WarmRecord};
 use crate::cloud::{Cloud, timestamp, utc};
 use crate::ec2::catalogue;
+use crate::ec2::metadata::ImdsSupport;
 use crate::ec2::size::{MemorySize, approximate_mib};
 use crate::guest::parse_user_name;
 use crate::host::shell;
@@ -118,6 +119,9 @@ enum Command {
         /// What it is, in a sentence.
         #[arg(long)]
         description: Option<String>,
+        /// Require a token for the metadata of new instances (v2.0), unless their launch says otherwise. It stays.
+        #[arg(long, value_name = "VERSION")]
+        imds_support: Option<ImdsSupport>,
     },
     /// Makes warm snapshots: guests of the image that have started already, which launches of their size go on from. They
     /// also come by themselves, after a launch that had to boot.
@@ -229,8 +233,8 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
                 Output::Table => output::print(&format!("{}  exported to {}", record.id, file.display()))?,
             }
         }
-        Command::Modify { image, visibility, description } => {
-            let record = cloud.modify_image(&image, visibility.map(Visibility::from), description)?;
+        Command::Modify { image, visibility, description, imds_support } => {
+            let record = cloud.modify_image(&image, visibility.map(Visibility::from), description, imds_support)?;
             if output == Output::Table {
                 output::print(&format!("{}  {}, {}", record.id, record.name, record.visibility.as_str()))?;
             }
@@ -343,6 +347,9 @@ fn lines(record: &ImageRecord, image: &Image, warm: &[WarmRecord], screen: Scree
     }
     if manifest.cloud_init {
         lines.push(line("Set up by", "cloud-init, from the metadata service"));
+    }
+    if let Some(version) = record.imds_support {
+        lines.push(line("IMDS support", version.as_str()));
     }
     if let Some(instance) = record.source_instance {
         lines.push(line("Made of", &instance.to_string()));

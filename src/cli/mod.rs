@@ -19,6 +19,7 @@ mod key;
 mod launch;
 mod limits;
 mod ls;
+mod metadata_defaults;
 mod modify;
 mod network;
 mod reboot;
@@ -95,6 +96,7 @@ enum Command {
     Cp(cp::Args),
     Console(console::Args),
     Modify(modify::Args),
+    MetadataDefaults(metadata_defaults::Args),
     Tag(tag::Args),
     Attach(attach::Args),
     Image(image::Args),
@@ -155,6 +157,7 @@ pub fn main() -> ExitCode {
         Command::Cp(args) => cp::run(&args),
         Command::Console(args) => console::run(&args, cli.output),
         Command::Modify(args) => modify::run(&args, cli.output),
+        Command::MetadataDefaults(args) => metadata_defaults::run(&args, cli.output),
         Command::Tag(args) => tag::run(&args, cli.output),
         Command::Attach(args) => attach::run(&args),
         Command::Image(args) => image::run(args, cli.output, began_ns),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::embedded::{self, EmbeddedError};
+use crate::ec2::metadata::ImdsSupport;
 use crate::guest::check_user_name;
 use crate::host::home::Home;
 use crate::vmm::config::{BootProtocol, DiskFormat};
@@ -33,6 +34,9 @@ pub struct Manifest {
     /// Whether cloud-init is in it, which does what a new instance is told: its name, its key, its user data.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cloud_init: bool,
+    /// The version of the metadata service that its programs ask, if instances are to have no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imds_support: Option<ImdsSupport>,
     /// The kernel.
     pub kernel: KernelEntry,
     /// The initial RAM disk, if there is one.
@@ -288,6 +292,9 @@ mod tests {
     #[test]
     fn other_architectures_and_unknown_keys_are_refused() {
         assert!(Manifest::parse(&TEXT.replace("x86_64", "arm64")).unwrap_err().contains("arm64"));
+        assert!(Manifest::parse(&format!("imds_support = \"v1.0\"\n{TEXT}")).is_err());
+        let manifest = Manifest::parse(&format!("imds_support = \"v2.0\"\n{TEXT}")).unwrap();
+        assert_eq!(manifest.imds_support, Some(ImdsSupport::V2));
         assert!(Manifest::parse(&format!("colour = 1\n{TEXT}")).is_err());
     }
 }

@@ -19,15 +19,15 @@ use super::{Cloud, embedded, new_id, now, resolve};
 use crate::ec2::capacity::{self, Request};
 use crate::ec2::credits::CreditMode;
 use crate::ec2::key;
-use crate::ec2::metadata::MetadataOptions;
+use crate::ec2::metadata::{MetadataChange, MetadataOptions};
 use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use crate::ec2::tag::check_metadata_keys;
 use crate::ec2::volume::{VolumeOption, VolumeSource, VolumeState};
 use crate::ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId};
 use crate::host::{disk_image, probe};
 use crate::store::{
-    AttachmentRecord, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, SnapshotRecord, Transaction,
-    VolumeRecord,
+    AttachmentRecord, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, MetadataDefaults, SnapshotRecord,
+    Transaction, VolumeRecord,
 };
 use crate::vmm::config::{CpuConfig, DiskFormat};
 
@@ -171,7 +171,8 @@ impl Cloud {
             }
             .into());
         }
-        if spec.network.metadata.unwrap_or_default().applied(MetadataOptions::default()).tags {
+        let defaults = self.metadata_defaults()?.applied(MetadataOptions::default());
+        if spec.network.metadata.unwrap_or_default().applied(defaults).tags {
             check_metadata_keys(spec.tags.keys().map(String::as_str))?;
         }
         // The default security group may be missing: the launch makes it, the check does not.
@@ -243,9 +244,11 @@ impl Cloud {
                 tx.put(&ClientToken { token, parameters, reservation_id: reservation, created: now() })?;
             }
             let place = Placement::choose(tx, &spec.network)?;
+            let imds_support = image_record.imds_support.or(image.manifest.imds_support);
+            let metadata = metadata_defaults(tx)?.applied(MetadataOptions::of_image(imds_support));
             let mut addresses = Addresses::taken(tx, origin)?;
             for one in &mut prepared {
-                let mut network = place.interface(&spec.network);
+                let mut network = place.interface(&spec.network, metadata);
                 spec.network.private_ip.map_or(Ok(()), |address| addresses.claim(&mut network, address))?;
                 addresses.give(&mut network)?;
                 one.record.network = Some(network);
@@ -429,6 +432,16 @@ impl Cloud {
         Ok(monitors)
     }
 
+    /// Returns the metadata options of launches that do not say otherwise (`GetInstanceMetadataDefaults`).
+    pub fn metadata_defaults(&mut self) -> Result<MetadataChange, CloudError> {
+        self.store.read(metadata_defaults)
+    }
+
+    /// Sets these metadata options for launches that do not say otherwise (`ModifyInstanceMetadataDefaults`), or none.
+    pub fn set_metadata_defaults(&mut self, options: MetadataChange) -> Result<(), CloudError> {
+        self.store.write(|tx| Ok(tx.put(&MetadataDefaults { options })?))
+    }
+
     /// Marks instances whose machines were started as running, and returns their entries.
     pub(super) fn settle_running(&mut self, ids: &[InstanceId]) -> Result<Vec<InstanceRecord>, CloudError> {
         self.store.write(|tx| {
@@ -456,6 +469,11 @@ impl Cloud {
             }
         }
     }
+}
+
+/// The metadata options of launches that do not say otherwise.
+fn metadata_defaults(tx: &Transaction) -> Result<MetadataChange, CloudError> {
+    Ok(tx.get::<MetadataDefaults>(MetadataDefaults::KEY)?.unwrap_or_default().options)
 }
 
 /// The name of a volume's `generation`th file.

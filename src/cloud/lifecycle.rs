@@ -16,6 +16,7 @@ use super::vmm_watch::Awaited;
 use super::{Cloud, now, resolve, utc};
 use crate::ec2::capacity::Request;
 use crate::ec2::catalogue;
+use crate::ec2::metadata::MetadataOptions;
 use crate::ec2::state::{Action, InstanceState, StateReason, Verdict};
 use crate::ec2::volume::VolumeState;
 use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
@@ -150,7 +151,7 @@ impl Cloud {
             let spec = NetworkSpec::default();
             let mut network = match record.network.take() {
                 Some(network) => network,
-                None => Placement::choose(tx, &spec)?.interface(&spec),
+                None => Placement::choose(tx, &spec)?.interface(&spec, MetadataOptions::default()),
             };
             Addresses::taken(tx, origin)?.give(&mut network)?;
             record.network = Some(network);

@@ -14,6 +14,7 @@ use super::warm;
 use super::{Cloud, embedded, new_id, now};
 use crate::ec2::id::Id;
 use crate::ec2::id::Image as ImageKind;
+use crate::ec2::metadata::ImdsSupport;
 use crate::ec2::state::{Action, InstanceState};
 use crate::ec2::{ErrorCode, ImageId, InstanceId};
 use crate::host::home::write_private;
@@ -146,7 +147,10 @@ impl Cloud {
                 None,
             ));
         };
-        let new = image_of(instance, name, description);
+        let of_source =
+            self.store.read::<_, CloudError>(|tx| Ok(tx.get::<ImageRecord>(&record.image_id.to_string())?))?;
+        let imds_support = of_source.and_then(|image| image.imds_support);
+        let new = ImageRecord { imds_support, ..image_of(instance, name, description) };
         if moment == Moment::WithMemory {
             return self.create_image_with_memory(new, &record, &source, entry);
         }
@@ -251,6 +255,7 @@ impl Cloud {
         reference: &str,
         visibility: Option<Visibility>,
         description: Option<String>,
+        imds_support: Option<ImdsSupport>,
     ) -> Result<ImageRecord, CloudError> {
         let id = self.image_record(reference)?.id;
         if id == embedded::id() {
@@ -264,6 +269,7 @@ impl Cloud {
             let mut record: ImageRecord = tx.get(&id.to_string())?.ok_or_else(|| ImageId::not_found(reference))?;
             record.visibility = visibility.unwrap_or(record.visibility);
             record.description = description.unwrap_or(record.description);
+            record.imds_support = imds_support.or(record.imds_support);
             tx.put(&record)?;
             Ok(record)
         })
@@ -372,6 +378,7 @@ fn embedded_record() -> ImageRecord {
         visibility: Visibility::Public,
         source_instance: None,
         deregistered: None,
+        imds_support: None,
         tags: Default::default(),
     }
 }
@@ -387,6 +394,7 @@ fn image_of(instance: InstanceId, name: &str, description: &str) -> ImageRecord 
         visibility: Visibility::Private,
         source_instance: Some(instance),
         deregistered: None,
+        imds_support: None,
         tags: Default::default(),
     }
 }

@@ -162,7 +162,7 @@ impl EphemeralInstance {
         let mut machine = spec.machine(&id, folder, warm);
         let network = match &spec.network {
             Some(network) => {
-                let image = if let Boot::Image(image) = &spec.boot { image.manifest.name.as_str() } else { "(none)" };
+                let image = if let Boot::Image(image) = &spec.boot { Some(&image.manifest) } else { None };
                 let link = network::run_link(id, image, network);
                 network::connect(id, folder, &link, network.mode, &mut machine).map_err(Box::new)?
             }

@@ -81,6 +81,7 @@ impl Cloud {
             visibility: new.visibility,
             source_instance: None,
             deregistered: None,
+            imds_support: manifest.imds_support,
             tags: Default::default(),
         };
         self.register(record, scratch)

@@ -1,4 +1,8 @@
 //! How an instance's metadata can be asked for (EC2 API Reference, `InstanceMetadataOptionsRequest`).
+//!
+//! A new instance has what its launch says; else what `wisp metadata-defaults` says (`ModifyInstanceMetadataDefaults`); else
+//! what its image asks for (`ImdsSupport`); else both versions, one hop and no tags. This is EC2's order (EC2 User Guide,
+//! "Order of precedence for instance metadata options").
 
 use std::str::FromStr;
 
@@ -29,16 +33,90 @@ impl Default for MetadataOptions {
     }
 }
 
+/// The version of the service that an image asks for (EC2 API Reference, `Image`, `ImdsSupport`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImdsSupport {
+    /// Its programs ask with a token.
+    #[serde(rename = "v2.0")]
+    V2,
+}
+
+impl ImdsSupport {
+    /// EC2's name for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ImdsSupport::V2 => "v2.0",
+        }
+    }
+}
+
+impl FromStr for ImdsSupport {
+    type Err = Ec2Error;
+
+    fn from_str(text: &str) -> Result<ImdsSupport, Ec2Error> {
+        match text {
+            "v2.0" => Ok(ImdsSupport::V2),
+            _ => Err(Ec2Error::InvalidParameterValue {
+                parameter: "ImdsSupport",
+                given: text.to_string(),
+                rule: "v2.0 is the only version that an image can ask for.".to_string(),
+            }),
+        }
+    }
+}
+
+impl MetadataOptions {
+    /// Returns the options of a new instance about which nothing else is said. With tokens, containers in the instance are one
+    /// hop further: hence two, as in EC2.
+    pub fn of_image(support: Option<ImdsSupport>) -> MetadataOptions {
+        match support {
+            Some(ImdsSupport::V2) => {
+                MetadataOptions { tokens_required: true, hop_limit: 2, ..MetadataOptions::default() }
+            }
+            None => MetadataOptions::default(),
+        }
+    }
+}
+
 /// Some of them, to be changed: `HttpTokens=required,HttpPutResponseHopLimit=2`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct MetadataChange {
+    #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     tokens_required: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     hop_limit: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     tags: Option<bool>,
 }
 
 impl MetadataChange {
+    /// Returns this change with what `later` changes, too.
+    #[must_use]
+    pub fn then(self, later: MetadataChange) -> MetadataChange {
+        MetadataChange {
+            endpoint: later.endpoint.or(self.endpoint),
+            tokens_required: later.tokens_required.or(self.tokens_required),
+            hop_limit: later.hop_limit.or(self.hop_limit),
+            tags: later.tags.or(self.tags),
+        }
+    }
+
+    /// Returns EC2's names and values of what is changed.
+    pub fn named(self) -> Vec<(&'static str, String)> {
+        let switch = |on: bool| if on { "enabled" } else { "disabled" }.to_string();
+        let tokens = |required: bool| if required { "required" } else { "optional" }.to_string();
+        let all = [
+            ("HttpEndpoint", self.endpoint.map(switch)),
+            ("HttpTokens", self.tokens_required.map(tokens)),
+            ("HttpPutResponseHopLimit", self.hop_limit.map(|limit| limit.to_string())),
+            ("InstanceMetadataTags", self.tags.map(switch)),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
     /// The options with what is to be changed.
     pub fn applied(self, to: MetadataOptions) -> MetadataOptions {
         MetadataOptions {
@@ -100,6 +178,26 @@ mod tests {
         assert_eq!("tokens=required,hop-limit=2".parse::<MetadataChange>().unwrap(), change);
         let off: MetadataChange = "endpoint=disabled,tags=enabled".parse().unwrap();
         assert!(!off.applied(options).endpoint && off.applied(options).tags && off.applied(options).tokens_required);
+    }
+
+    #[test]
+    fn launch_comes_before_defaults_and_defaults_before_image() {
+        let image = MetadataOptions::of_image(Some(ImdsSupport::V2));
+        assert_eq!((image.tokens_required, image.hop_limit), (true, 2));
+        assert_eq!(MetadataOptions::of_image(None), MetadataOptions::default());
+        let defaults: MetadataChange = "HttpTokens=optional".parse().unwrap();
+        let defaults = defaults.then("hop-limit=3".parse().unwrap()).then("hop-limit=4".parse().unwrap());
+        assert_eq!(
+            defaults.named(),
+            [("HttpTokens", "optional".to_string()), ("HttpPutResponseHopLimit", "4".to_string())]
+        );
+        let options = defaults.applied(image);
+        assert_eq!((options.tokens_required, options.hop_limit), (false, 4));
+        let launch: MetadataChange = "HttpTokens=required".parse().unwrap();
+        assert!(launch.applied(options).tokens_required);
+        let stored = serde_json::to_string(&defaults).unwrap();
+        assert_eq!(serde_json::from_str::<MetadataChange>(&stored).unwrap(), defaults);
+        assert!("v1.0".parse::<ImdsSupport>().is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Record;
+use crate::ec2::metadata::ImdsSupport;
 use crate::ec2::{ImageId, InstanceId};
 
 /// An image. Times are seconds since 1970.
@@ -29,6 +30,9 @@ pub struct ImageRecord {
     /// The time of deregistration. Instances that use a deregistered image keep it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deregistered: Option<u64>,
+    /// The version of the metadata service that it asks for, if its manifest does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imds_support: Option<ImdsSupport>,
     /// Tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,

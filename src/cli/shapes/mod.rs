@@ -120,7 +120,7 @@ pub fn tags(tags: &BTreeMap<String, String>) -> Value {
 
 /// `Image`.
 pub fn image(record: &ImageRecord, devices: Value) -> Value {
-    json!({
+    let mut value = json!({
         "Architecture": "x86_64",
         "BlockDeviceMappings": devices,
         "CreationDate": timestamp(record.created),
@@ -137,7 +137,11 @@ pub fn image(record: &ImageRecord, devices: Value) -> Value {
         "State": "available",
         "Tags": tags(&record.tags),
         "VirtualizationType": "hvm",
-    })
+    });
+    if let Some(version) = record.imds_support {
+        value["ImdsSupport"] = json!(version);
+    }
+    value
 }
 
 /// `Volume`.

@@ -276,6 +276,7 @@ impl Import<'_> {
             architecture: "x86_64".into(),
             default_user: self.options.default_user.clone(),
             cloud_init: found.cloud_init || self.options.cloud_init,
+            imds_support: None,
             kernel: KernelEntry {
                 file: KERNEL.into(),
                 sha256,

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use super::super::image::Manifest;
 use super::filter::public_forwards;
 use super::metadata::{self, tree_of};
 use super::router::is_in_vpc;
@@ -48,12 +49,16 @@ fn user_data_of(record: &InstanceRecord) -> Option<String> {
 }
 
 /// The link of a guest that is there for one command.
-pub fn run_link(id: InstanceId, image: &str, spec: &NetworkSpec) -> LinkConfig {
+pub fn run_link(id: InstanceId, image: Option<&Manifest>, spec: &NetworkSpec) -> LinkConfig {
     // Nobody else is on its network: it has the first address that an instance can have.
     let subnet = SubnetRange::default_in(Zone::A);
     let address = subnet.addresses().next().unwrap_or(subnet.own.base);
-    let options = spec.metadata.unwrap_or_default().applied(MetadataOptions::default());
-    let tree = metadata::run_tree(id, image, address, subnet);
+    let options = spec
+        .metadata
+        .unwrap_or_default()
+        .applied(MetadataOptions::of_image(image.and_then(|image| image.imds_support)));
+    let name = image.map_or("(none)", |image| image.name.as_str());
+    let tree = metadata::run_tree(id, name, address, subnet);
     let metadata = metadata_config(options, tree, "{}".into(), None);
     let forwards = spec.published.iter().map(forward).collect();
     LinkConfig { forwards, metadata: Some(metadata), ..plain(address, subnet) }

@@ -50,8 +50,8 @@ impl Placement {
         Ok(Placement { subnet, security_groups, mode })
     }
 
-    /// An interface in this place, without addresses yet.
-    pub fn interface(&self, spec: &NetworkSpec) -> NetworkRecord {
+    /// An interface in this place, without addresses yet; `metadata` is what the launch does not say.
+    pub fn interface(&self, spec: &NetworkSpec, metadata: MetadataOptions) -> NetworkRecord {
         NetworkRecord {
             vpc_id: self.subnet.vpc_id,
             subnet_id: self.subnet.id,
@@ -63,7 +63,7 @@ impl Placement {
             mode: self.mode,
             published: spec.published.clone(),
             security_groups: self.security_groups.clone(),
-            metadata_options: spec.metadata.unwrap_or_default().applied(MetadataOptions::default()),
+            metadata_options: spec.metadata.unwrap_or_default().applied(metadata),
         }
     }
 }

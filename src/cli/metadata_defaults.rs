@@ -1,0 +1,60 @@
+//! `wisp metadata-defaults`: metadata options of new instances.
+
+use std::process::ExitCode;
+
+use serde_json::{Map, Value};
+
+use super::open_cloud;
+use super::output::{self, Output};
+use crate::ec2::metadata::MetadataChange;
+
+/// Show or set the metadata options of new instances.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp metadata-defaults                        show them
+  wisp metadata-defaults HttpTokens=required    refuse IMDSv1 in new instances
+  wisp metadata-defaults --reset                leave all to the image
+
+A launch's own --metadata-options come first. Instances that exist keep what they have.")]
+pub struct Args {
+    /// HttpTokens=required|optional, HttpEndpoint=enabled|disabled, HttpPutResponseHopLimit=1-64,
+    /// InstanceMetadataTags=enabled|disabled, with commas between them.
+    #[arg(value_name = "OPTIONS")]
+    options: Option<MetadataChange>,
+
+    /// Forget what was set before.
+    #[arg(long)]
+    reset: bool,
+}
+
+/// Shows or sets them.
+pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
+    let mut cloud = open_cloud()?;
+    let before = if args.reset { MetadataChange::default() } else { cloud.metadata_defaults()? };
+    let now = before.then(args.options.unwrap_or_default());
+    if args.reset || args.options.is_some() {
+        cloud.set_metadata_defaults(now)?;
+    }
+    let named = now.named();
+    match output {
+        Output::Json => {
+            let level: Map<String, Value> =
+                named.into_iter().map(|(name, value)| (name.to_string(), json_value(name, value))).collect();
+            output::print_json(&serde_json::json!({ "AccountLevel": level }))?;
+        }
+        Output::Table => {
+            let lines: String = named.iter().map(|(name, value)| format!("{name:<25} {value}\n")).collect();
+            output::print(if lines.is_empty() { "No defaults: the image decides.\n" } else { &lines })?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// EC2 has the hop limit as a number.
+fn json_value(name: &str, value: String) -> Value {
+    match value.parse::<u64>() {
+        Ok(number) if name == "HttpPutResponseHopLimit" => number.into(),
+        _ => value.into(),
+    }
+}
