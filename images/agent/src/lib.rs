@@ -23,6 +23,10 @@ pub mod tree;
 /// The vsock port the agent listens on in the guest.
 pub const AGENT_PORT: u32 = 1024;
 
+/// The vsock ports that only a process with `CAP_NET_BIND_SERVICE` can bind (`LAST_RESERVED_PORT`,
+/// linux/net/vmw_vsock/af_vsock.c). The host tells nothing to a process of the guest whose end has another one.
+pub const PRIVILEGED_PORTS: std::ops::RangeInclusive<u32> = 1..=1023;
+
 /// The I/O port of the monitor's boot timer: it notes the time of each byte written to it.
 pub const BOOT_TIMER_PORT: u16 = 0x6e0;
 

@@ -4,7 +4,7 @@ use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use crate::AGENT_PORT;
+use crate::{AGENT_PORT, PRIVILEGED_PORTS};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 64;
@@ -25,14 +25,9 @@ impl Listener {
     /// `EAFNOSUPPORT` where the kernel has no vsock; `EADDRINUSE` where an agent runs already.
     pub fn bind() -> io::Result<Self> {
         let socket = new_socket()?;
-        let fd = socket.as_raw_fd();
-        let address = address(libc::VMADDR_CID_ANY, AGENT_PORT);
-        // SAFETY: the address is a whole `sockaddr_vm`, and its length is given.
-        check(unsafe {
-            libc::bind(fd, (&raw const address).cast(), size_of::<libc::sockaddr_vm>() as libc::socklen_t)
-        })?;
+        bind(&socket, AGENT_PORT)?;
         // SAFETY: a call without pointers.
-        check(unsafe { libc::listen(fd, BACKLOG) })?;
+        check(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })?;
         Ok(Self { socket })
     }
 
@@ -62,12 +57,13 @@ impl Listener {
     }
 }
 
-/// Connects to a vsock port of the host.
+/// Connects to a vsock port of the host, from a privileged port of the guest.
 ///
 /// # Errors
-/// `ECONNRESET` where the host offers nothing on that port.
+/// `ECONNRESET` where the host offers nothing on that port; `EACCES` without the right to a privileged port.
 pub fn connect_to_host(port: u32) -> io::Result<OwnedFd> {
     let socket = new_socket()?;
+    bind_privileged(&socket)?;
     let address = address(libc::VMADDR_CID_HOST, port);
     // SAFETY: the address is a whole `sockaddr_vm`, and its length is given.
     check(unsafe {
@@ -78,6 +74,26 @@ pub fn connect_to_host(port: u32) -> io::Result<OwnedFd> {
         )
     })?;
     Ok(socket)
+}
+
+/// Binds the socket to a privileged port that nobody has: the highest.
+fn bind_privileged(socket: &OwnedFd) -> io::Result<()> {
+    for port in PRIVILEGED_PORTS.rev() {
+        match bind(socket, port) {
+            Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {}
+            bound => return bound,
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EADDRINUSE))
+}
+
+fn bind(socket: &OwnedFd, port: u32) -> io::Result<()> {
+    let address = address(libc::VMADDR_CID_ANY, port);
+    // SAFETY: the address is a whole `sockaddr_vm`, and its length is given.
+    check(unsafe {
+        libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_vm>() as libc::socklen_t)
+    })?;
+    Ok(())
 }
 
 fn new_socket() -> io::Result<OwnedFd> {

@@ -14,6 +14,8 @@ pub(crate) mod fuzzing;
 mod handshake;
 mod packet;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::OwnedFd;

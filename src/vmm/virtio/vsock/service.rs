@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
+use wisp_agent::PRIVILEGED_PORTS;
 use wisp_agent::resumed::SENTINEL_PORT;
 use wisp_agent::seed::{MAX_SEED, SEED_PORT};
 
@@ -74,8 +75,18 @@ pub(super) struct Service {
     revival: Option<Revival>,
     /// Of a guest that was restored: written whenever its agent says that it is ready.
     released: Option<EventFd>,
-    /// The host's end of the connection by which the guest's agent sees that it was restored.
-    sentinel: Option<UnixStream>,
+    /// The connection by which the guest's agent sees that it was restored.
+    sentinel: Option<Sentinel>,
+    /// A refusal of the seed is logged once.
+    has_refused_seed: bool,
+}
+
+/// The host's end of a connection to [`SENTINEL_PORT`], open for as long as the guest is not restored.
+#[derive(Debug)]
+struct Sentinel {
+    _stream: UnixStream,
+    /// The guest's end is bound to a privileged port.
+    is_privileged: bool,
 }
 
 /// A connection that the thread has.
@@ -139,6 +150,7 @@ impl Service {
             revival: released.as_ref().map(|_| Revival::new()),
             released,
             sentinel: None,
+            has_refused_seed: false,
         };
         service.listen()?;
         Ok(service)
@@ -383,13 +395,31 @@ impl Service {
         if self.connections.contains_key(&key) || self.connections.len() >= MAX_CONNECTIONS {
             return self.reset_stray(request);
         }
+        // The guest's kernel lets only its privileged processes bind such a port.
+        let is_privileged = PRIVILEGED_PORTS.contains(&key.guest_port);
         let stream = match &self.seed {
-            Some(seed) if key.host_port == SEED_PORT => offer(seed),
-            _ if key.host_port == SENTINEL_PORT => UnixStream::pair().map(|(near, far)| {
-                // There is one agent: of another connection of this kind only the last counts.
-                self.sentinel = Some(near);
-                far
-            }),
+            Some(seed) if key.host_port == SEED_PORT && is_privileged => offer(seed),
+            Some(_) if key.host_port == SEED_PORT => {
+                if !std::mem::replace(&mut self.has_refused_seed, true) {
+                    log::warn!(
+                        "the guest's port {} is not privileged: it does not get the instance's key and user data. If that was \
+                         the agent, it is older than this wisp: import the image again",
+                        key.guest_port
+                    );
+                }
+                return self.reset_stray(request);
+            }
+            _ if key.host_port == SENTINEL_PORT => {
+                // An agent that is older than the rule has no privileged port, and is believed until one has.
+                if self.sentinel.as_ref().is_some_and(|sentinel| sentinel.is_privileged) && !is_privileged {
+                    return self.reset_stray(request);
+                }
+                UnixStream::pair().map(|(near, far)| {
+                    // There is one agent: of another connection of this kind only the last counts.
+                    self.sentinel = Some(Sentinel { _stream: near, is_privileged });
+                    far
+                })
+            }
             _ => self.connector.connect(&self.path, key.host_port),
         };
         let Ok(stream) = stream else { return self.reset_stray(request) };
