@@ -48,6 +48,8 @@ const LOCK: &str = "lock";
 const LOG: &str = "router.log";
 /// How long a router may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest answer, and the longest request, in bytes.
+const ANSWER_LIMIT: u64 = 64 << 10;
 
 /// A VPC, as its router is to know it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -337,6 +339,9 @@ fn ask(folder: &Path, stream: &UnixStream, request: Request) -> Result<(Answer, 
     if text.is_empty() {
         return Err(ended());
     }
+    if text.len() as u64 > ANSWER_LIMIT {
+        return Err(RouterError::Refused(format!("more than the {ANSWER_LIMIT} bytes of an answer")));
+    }
     match serde_json::from_slice(&text).map_err(io::Error::from)? {
         Answer::Failed(why) => Err(RouterError::Refused(why)),
         answer => Ok((answer, fd)),
@@ -359,6 +364,6 @@ fn exchange(stream: &UnixStream, request: Request) -> io::Result<(Vec<u8>, Optio
         }
     }
     text.truncate(received.bytes);
-    (&*stream).read_to_end(&mut text)?;
+    stream.take(ANSWER_LIMIT).read_to_end(&mut text)?;
     Ok((text, fd))
 }

@@ -1,6 +1,6 @@
 //! The router's process.
 
-use std::io::{self, BufRead, BufReader, IoSlice, Write};
+use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,7 +19,7 @@ use rustix::net::{
 };
 
 use super::namespace::{self, Port, Tap};
-use super::{Answer, CONFIG, Interface, LOCK, Place, Request, RouterConfig, SOCKET, rules};
+use super::{ANSWER_LIMIT, Answer, CONFIG, Interface, LOCK, Place, Request, RouterConfig, SOCKET, rules};
 use crate::host::home::try_lock_file;
 use crate::host::probe;
 
@@ -188,7 +188,7 @@ impl Running<'_> {
         stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
         stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
         let mut line = String::new();
-        if BufReader::new(&stream).read_line(&mut line)? == 0 {
+        if BufReader::new((&stream).take(ANSWER_LIMIT)).read_line(&mut line)? == 0 {
             // It wanted to know whether anybody is here.
             return Ok(());
         }
