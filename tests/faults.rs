@@ -242,8 +242,7 @@ fn a_disk_with_bad_sectors_fails_what_asks_for_them_and_nothing_else() {
     let disk = &machine.status().disks[1];
     let said = disk.last_error.clone().unwrap();
     assert!(disk.id == "bad" && said.contains("the write failed on the host") && said.contains("os error 5"), "{said}");
-    let log = fs::read_to_string(machine.path("vmm.log")).unwrap();
-    assert!(log.contains("disk bad: the read failed on the host"), "{log}");
+    common::wait_for_log(machine.folder.path(), "disk bad: the read failed on the host");
     assert!(machine.status().guest_faults.iter().all(|fault| fault.count == 0));
     machine.shell("dmesg | grep -q 'I/O error, dev vdb' && sync");
 }

@@ -6,13 +6,14 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Instant;
 
 use anyhow::Context;
 use rustix::fs::Mode;
 
-use crate::host::keeper::Signals;
+use crate::host::keeper::{self, LogPipe, Signals};
 use crate::host::monitor_process::{
-    self, CONFIG, close_on_exec, keep_open, make_vmm_directory, violation, vmm_directory,
+    self, CONFIG, LOG, close_on_exec, keep_open, make_vmm_directory, violation, vmm_directory,
 };
 use crate::host::out_of_memory::KilledBefore;
 use crate::host::probe;
@@ -69,6 +70,10 @@ pub struct Args {
     #[arg(long)]
     restore: Option<PathBuf>,
 
+    /// How many times in a row the guest has rebooted soon after its start.
+    #[arg(long, default_value_t = 0)]
+    short_runs: u32,
+
     /// The saved machine is gone once it runs.
     #[arg(long, requires = "restore")]
     once: bool,
@@ -94,22 +99,27 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (mut broker, client) =
         broker_of(&args.folder, config.as_ref().ok()).context("sockets cannot be opened for the VMM")?;
     let signals = Signals::block().context("the signals that end a machine cannot be waited for")?;
+    let (mut log, vmm_stderr) = LogPipe::new(&args.folder.join(LOG)).context("the VMM's log cannot be opened")?;
     let keeper = std::process::id();
+    let began = Instant::now();
     match namespaces::split().context("the monitor's process cannot be started")? {
         Side::Monitor(sandbox) => {
             drop(broker);
             signals.unblock();
+            // Of the log it has only the pipe's end.
+            drop(log);
+            rustix::stdio::dup2_stderr(&vmm_stderr).context("the VMM's log cannot be written")?;
+            drop(vmm_stderr);
             let network = network.as_ref().map(OwnedFd::try_clone).transpose().context("the network cannot be used")?;
             monitor(&args, connections, network, config, Sandboxed { sandbox, keeper, broker: client })
         }
         Side::Keeper { child, alive: _alive } => {
             // Whose other ends are to see the monitor's end.
-            drop((connections, client));
+            drop((connections, client, vmm_stderr));
             // For the next router of its VPC, if this one is killed. The monitor has none of it.
             let _namespace = network.as_ref().and_then(router::namespace_of);
             let killed_before = KilledBefore::now();
-            let status = signals.wait(child, &mut broker).context("the monitor cannot be waited for")?;
-            signals.unblock();
+            let status = signals.wait(child, &mut broker, &mut log).context("the monitor cannot be waited for")?;
             if status.terminating_signal() == Some(libc::SIGKILL)
                 && args.owner_fd.is_none()
                 && let Some(suspicion) = killed_before.suspicion()
@@ -117,7 +127,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             {
                 keep(&EndRecord::Failed { why: format!("its monitor was killed; {suspicion}") }, &args.folder);
             }
-            keep_house(&args, status.exit_status(), &lock, network.as_ref())
+            let short_runs = keeper::count_short_runs(args.short_runs, began.elapsed());
+            let code = keep_house(&args, status.exit_status(), &signals, short_runs);
+            signals.unblock();
+            match code {
+                Some(code) => Ok(code),
+                None => Err(start_again(&args.folder, &lock, network.as_ref(), short_runs)),
+            }
         }
     }
 }
@@ -157,13 +173,24 @@ impl Aftermath {
     }
 }
 
-/// What there is to do when the monitor has ended with the exit code `code`, if it exited.
-fn keep_house(args: &Args, code: Option<i32>, lock: &OwnedFd, network: Option<&OwnedFd>) -> anyhow::Result<ExitCode> {
+/// Puts things in order when the VMM has ended with the exit code `code`, if it exited. Returns the supervisor's own code, or
+/// none if the machine is to be started again now.
+fn keep_house(args: &Args, code: Option<i32>, signals: &Signals, short_runs: u32) -> Option<ExitCode> {
     if let Err(error) = origin::forget(&vmm_directory(&args.folder)) {
         log::warn!("a saved machine's memory stays: {error}");
     }
     match Aftermath::of(code, args.owner_fd.is_some()) {
-        Aftermath::StartAgain => return Err(start_again(&args.folder, lock, network)),
+        Aftermath::StartAgain => {
+            let delay = keeper::restart_delay(short_runs);
+            if !delay.is_zero() {
+                log::warn!("the guest rebooted {short_runs} times soon after its start; it starts again in {delay:?}");
+            }
+            if !signals.end_within(delay) {
+                return None;
+            }
+            let why = "it was ended by a signal while its guest rebooted".into();
+            keep(&EndRecord::Failed { why }, &args.folder);
+        }
         // The owner was killed, or it would remove the folder itself.
         Aftermath::RemoveFolder => drop(fs::remove_dir_all(&args.folder)),
         Aftermath::RecordViolation => {
@@ -174,7 +201,7 @@ fn keep_house(args: &Args, code: Option<i32>, lock: &OwnedFd, network: Option<&O
         Aftermath::Nothing => {}
     }
     // One that a signal ended has no code.
-    Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)))
+    Some(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)))
 }
 
 /// The connections that a monitor inherits.
@@ -253,9 +280,9 @@ fn monitor(
 }
 
 /// Runs the machine anew, as a PC does after a reset, with a new program in the keeper's place; returns only why that failed.
-fn start_again(folder: &Path, lock: &OwnedFd, network: Option<&OwnedFd>) -> anyhow::Error {
+fn start_again(folder: &Path, lock: &OwnedFd, network: Option<&OwnedFd>, short_runs: u32) -> anyhow::Error {
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("wisp").arg("vmm").arg(folder);
+    command.arg0("wisp").arg("vmm").arg(folder).args(["--short-runs", &short_runs.to_string()]);
     for (option, fd) in [("--lock-fd", Some(lock)), ("--network-fd", network)] {
         match fd.map(keep_open).transpose() {
             Ok(number) => {

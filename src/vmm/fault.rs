@@ -1,4 +1,4 @@
-//! What a guest did wrong to a device: counted always, logged once a second at most, so that a hostile guest can
+//! What a guest did wrong to a device: counted always, logged at intervals that double, so that a hostile guest can
 //! fill neither the log nor the disk under it.
 
 use std::fmt;
@@ -6,28 +6,53 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// The time between the first two log lines.
+const FIRST_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest time between two log lines.
+const LAST_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// The faults of one device.
 #[derive(Debug)]
 pub struct GuestFaults {
     device: String,
     count: AtomicU64,
-    last_logged: Mutex<Option<Instant>>,
+    schedule: Mutex<Schedule>,
+}
+
+/// When the next log line may come.
+#[derive(Debug)]
+struct Schedule {
+    next: Option<Instant>,
+    interval: Duration,
+}
+
+impl Schedule {
+    fn new() -> Schedule {
+        Schedule { next: None, interval: FIRST_INTERVAL }
+    }
+
+    /// Takes the turn to log, if it has come.
+    fn is_due(&mut self, now: Instant) -> bool {
+        if self.next.is_some_and(|next| now < next) {
+            return false;
+        }
+        self.next = Some(now + self.interval);
+        self.interval = (self.interval * 2).min(LAST_INTERVAL);
+        true
+    }
 }
 
 impl GuestFaults {
     /// `device` is the name under which the faults are logged.
     pub fn new(device: impl Into<String>) -> GuestFaults {
-        GuestFaults { device: device.into(), count: AtomicU64::new(0), last_logged: Mutex::new(None) }
+        GuestFaults { device: device.into(), count: AtomicU64::new(0), schedule: Mutex::new(Schedule::new()) }
     }
 
-    /// Counts `fault` and, if the last log line is a second old, logs it with the count so far.
+    /// Counts `fault` and, if a log line is due, logs it with the count so far.
     pub fn record(&self, fault: &dyn fmt::Display) {
         let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut last = self.last_logged.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if last.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
-            *last = Some(Instant::now());
+        let mut schedule = self.schedule.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if schedule.is_due(Instant::now()) {
             log::warn!("{}: the guest's driver is at fault: {fault} ({count} faults so far)", self.device);
         }
     }
@@ -49,5 +74,18 @@ mod tests {
             faults.record(&"nonsense");
         }
         assert_eq!(faults.count(), 1000);
+    }
+
+    #[test]
+    fn faults_without_pause_are_logged_at_doubling_intervals() {
+        let (start, day) = (Instant::now(), 24 * 3600);
+        let mut schedule = Schedule::new();
+        let lines: Vec<u64> = (0..day).filter(|second| schedule.is_due(start + Duration::from_secs(*second))).collect();
+        assert_eq!(lines[..6], [0, 1, 3, 7, 15, 31]);
+        let gaps = lines.windows(2).map(|pair| pair[1] - pair[0]);
+        assert_eq!(gaps.max(), Some(LAST_INTERVAL.as_secs()));
+        // 12 until the longest interval is reached, and one an hour from then on.
+        assert!(lines.len() < 12 + 24, "{}", lines.len());
+        assert!(schedule.is_due(start + Duration::from_secs(10 * day)));
     }
 }

@@ -9,6 +9,7 @@
 //! and sockets; whatever ends the guest is told as one [`End`](end::End).
 
 pub mod boot;
+pub mod bounded_log;
 pub mod broker;
 pub mod bus;
 pub mod config;

@@ -326,6 +326,28 @@ pub fn wait_until_unlocked(folder: &Path) {
     drop(wisp::host::home::lock_file(&folder.join("lock")).unwrap());
 }
 
+/// Waits until the log of a folder's VMM contains `text`: it comes through a pipe, by way of the supervisor.
+#[track_caller]
+pub fn wait_for_log(folder: &Path, text: &str) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::fs::inotify;
+    let path = folder.join("vmm.log");
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).unwrap();
+    inotify::add_watch(&watch, &path, inotify::WatchFlags::MODIFY).unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let log = fs::read_to_string(&path).unwrap();
+        if log.contains(text) {
+            return;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "{text:?} is not in the log: {log}");
+        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        let _ = poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&left));
+        while rustix::io::read(&watch, &mut [0; 4096]).is_ok() {}
+    }
+}
+
 /// The processes of the monitors of instances, keepers among them, and whose they are.
 pub fn monitors(home: &Path) -> Vec<(i32, wisp::ec2::InstanceId)> {
     let mut found = Vec::new();

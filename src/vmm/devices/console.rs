@@ -3,13 +3,12 @@
 //! Nothing here blocks a vCPU: a client that reads too slowly loses bytes. The log keeps the last one to two times
 //! [`LOG_LIMIT`] bytes in two files.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::vmm::bounded_log::BoundedLog;
 use crate::vmm::timeline::{Mark, Timeline};
 
 /// The name of the log file.
@@ -31,14 +30,14 @@ struct Inner {
 
 #[derive(Debug)]
 struct Sinks {
-    log: Option<BoundedLog>,
+    log: Option<Log>,
     terminal: Option<UnixStream>,
 }
 
 impl Console {
     /// Creates a console that logs to `log`, if given.
     pub fn new(log: Option<&Path>, timeline: Arc<Timeline>) -> io::Result<Console> {
-        let log = log.map(BoundedLog::create).transpose()?;
+        let log = log.map(Log::open).transpose()?;
         Ok(Console(Arc::new(Inner { timeline, sinks: Mutex::new(Sinks { log, terminal: None }) })))
     }
 
@@ -89,46 +88,27 @@ impl Write for ConsoleWriter {
     }
 }
 
-/// A log file that does not exceed twice [`LOG_LIMIT`].
+/// The log, and whether its last write failed.
 #[derive(Debug)]
-struct BoundedLog {
-    path: PathBuf,
-    file: File,
-    length: u64,
+struct Log {
+    file: BoundedLog,
     failed: bool,
 }
 
-impl BoundedLog {
-    fn create(path: &Path) -> io::Result<BoundedLog> {
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
-        let length = file.metadata()?.len();
-        Ok(BoundedLog { path: path.to_path_buf(), file, length, failed: false })
+impl Log {
+    fn open(path: &Path) -> io::Result<Log> {
+        Ok(Log { file: BoundedLog::open(path, LOG_LIMIT)?, failed: false })
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        let result = self.rotate_if_full().and_then(|()| self.file.write_all(bytes));
-        match result {
-            Ok(()) => {
-                self.length += bytes.len() as u64;
-                self.failed = false;
-            }
+        match self.file.write(bytes) {
+            Ok(_) => self.failed = false,
             Err(error) if !self.failed => {
-                log::warn!("{} cannot be written: {error}; console output is lost", self.path.display());
+                log::warn!("{} cannot be written: {error}; console output is lost", self.file.path().display());
                 self.failed = true;
             }
             Err(_) => {}
         }
-    }
-
-    fn rotate_if_full(&mut self) -> io::Result<()> {
-        if self.length < LOG_LIMIT {
-            return Ok(());
-        }
-        let mut old = self.path.clone().into_os_string();
-        old.push(".1");
-        std::fs::rename(&self.path, old)?;
-        *self = BoundedLog::create(&self.path)?;
-        Ok(())
     }
 }
 

@@ -1,0 +1,78 @@
+//! A log file that does not grow beyond a bound, whatever is written.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// A full log becomes `<name>.1`, in place of the one before, and a new one begins: the last one to two times `limit` bytes are
+/// kept in the two.
+#[derive(Debug)]
+pub struct BoundedLog {
+    path: PathBuf,
+    limit: u64,
+    file: File,
+    length: u64,
+}
+
+impl BoundedLog {
+    /// Opens the log at `path`, to which is added, or makes it.
+    pub fn open(path: &Path, limit: u64) -> io::Result<BoundedLog> {
+        let flags = libc::O_NOFOLLOW;
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(flags).open(path)?;
+        let length = file.metadata()?.len();
+        Ok(BoundedLog { path: path.to_path_buf(), limit, file, length })
+    }
+
+    /// Adds bytes; says if a new file was begun for them.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<bool> {
+        let rotates = self.length >= self.limit;
+        if rotates {
+            std::fs::rename(&self.path, full(&self.path))?;
+            *self = BoundedLog::open(&self.path, self.limit)?;
+        }
+        self.file.write_all(bytes)?;
+        self.length += bytes.len() as u64;
+        Ok(rotates)
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The name of a log when it was full.
+#[must_use]
+pub fn full(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(".1");
+    name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_over_limit_begins_again_and_keeps_the_last_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        // One that an earlier version let grow.
+        std::fs::write(&path, [b'o'; 1000]).unwrap();
+        let mut log = BoundedLog::open(&path, 100).unwrap();
+        assert!(log.write(b"first\n").unwrap());
+        for number in 0..1000 {
+            log.write(format!("line {number}\n").as_bytes()).unwrap();
+        }
+        let text = [full(&path), path].map(|path| std::fs::read_to_string(path).unwrap());
+        assert!(text.iter().all(|text| text.len() < 120), "{text:?}");
+        assert!(text.concat().ends_with("line 998\nline 999\n"));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+}
