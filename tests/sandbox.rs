@@ -438,12 +438,24 @@ fn a_running_monitor_has_only_what_its_machine_needs() {
         let threads = thread_status(sandbox.pid, field);
         assert!(threads.len() >= 5 && threads.iter().all(|thread| thread == value), "{field}: {threads:?}");
     }
+    // This process's environment has more than that: the test runner's variables.
+    for pid in [status.pid, sandbox.pid] {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
+        let names = environment.split(|byte| *byte == 0).filter(|entry| !entry.is_empty());
+        let names: Vec<String> =
+            names.map(|entry| String::from_utf8_lossy(entry).split('=').next().unwrap().into()).collect();
+        let is_kept = |name: &String| wisp::host::environment::KEPT.contains(&name.as_str());
+        assert!(names.contains(&"WISP_HOME".to_string()) && names.iter().all(is_kept), "{names:?}");
+    }
+    assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());
+
     let descriptors = fs::read_dir(format!("/proc/{}/fd", sandbox.pid)).unwrap();
     let known = |target: &PathBuf| {
         let text = target.to_string_lossy();
         let anonymous = ["anon_inode:[event", "anon_inode:[signalfd]", "anon_inode:[io_uring]", "anon_inode:kvm-v"];
         let others = ["socket:", "pipe:", "/dev/null"];
-        anonymous.iter().chain(&others).any(|kind| text.starts_with(kind)) || target.starts_with(wisp.home())
+        let is_file = target.starts_with(wisp.home()) && !text.contains("vmm.log");
+        anonymous.iter().chain(&others).any(|kind| text.starts_with(kind)) || is_file
     };
     let targets: Vec<_> = descriptors.map(|entry| fs::read_link(entry.unwrap().path()).unwrap()).collect();
     targets.iter().for_each(|target| assert!(known(target), "{}", target.display()));

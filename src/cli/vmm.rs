@@ -11,6 +11,7 @@ use std::time::Instant;
 use anyhow::Context;
 use rustix::fs::Mode;
 
+use crate::host::environment;
 use crate::host::keeper::{self, LogPipe, Signals};
 use crate::host::monitor_process::{
     self, CONFIG, LOG, close_on_exec, keep_open, make_vmm_directory, violation, vmm_directory,
@@ -282,6 +283,7 @@ fn monitor(
 /// Runs the machine anew, as a PC does after a reset, with a new program in the keeper's place; returns only why that failed.
 fn start_again(folder: &Path, lock: &OwnedFd, network: Option<&OwnedFd>, short_runs: u32) -> anyhow::Error {
     let mut command = Command::new("/proc/self/exe");
+    environment::restrict(&mut command);
     command.arg0("wisp").arg("vmm").arg(folder).args(["--short-runs", &short_runs.to_string()]);
     for (option, fd) in [("--lock-fd", Some(lock)), ("--network-fd", network)] {
         match fd.map(keep_open).transpose() {

@@ -4,11 +4,13 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use crate::ec2::capacity::Request;
+use crate::host::environment;
 
 /// Starts `wisp image warm` for an image and a size, and does not wait for it. It is a process of its own with the lowest
 /// priority, which ends by itself; that it could not be made is no concern of who launches.
 pub fn prepare_in_background(image: Option<&str>, size: &Request) {
     let mut command = Command::new("/proc/self/exe");
+    environment::restrict(&mut command);
     command.arg0("wisp").args(["image", "warm"]);
     command.args(["--type", size.instance_type.name, "--vcpus", &size.vcpus.to_string()]);
     command.args(["--memory", &format!("{}M", size.memory_mib), "--overcommit", "--if-missing"]);

@@ -362,12 +362,15 @@ impl Monitor {
     /// Waits until the machine is built: the guest runs. The error is why it could not be; what is wrong with its link is
     /// returned, in sentences.
     pub fn wait_started(&mut self) -> Result<Vec<String>, CloudError> {
-        self.link_problems().map_err(|error| match (error, monitor_process::violation(&self.folder.path)) {
+        self.link_problems().map_err(|error| match error {
             // Its log goes with its folder.
-            (CloudError::Control { instance, source: ClientError::Gone }, Some(why)) => {
-                CloudError::Refused { instance, why }
+            CloudError::Control { instance, source: ClientError::Gone } => {
+                match monitor_process::last_violation(&self.folder.path) {
+                    Some(why) => CloudError::Refused { instance, why },
+                    None => CloudError::Control { instance, source: ClientError::Gone },
+                }
             }
-            (error, _) => error,
+            error => error,
         })
     }
 

@@ -279,7 +279,7 @@ impl EphemeralInstance {
     /// The error, or what the monitor said of it in a log that goes with the folder, or what is known besides.
     fn explain(&self, error: ClientError) -> RunError {
         let known = match &error {
-            ClientError::Gone => monitor_process::violation(&self.folder)
+            ClientError::Gone => monitor_process::last_violation(&self.folder)
                 .or_else(|| self.killed_before.suspicion().map(|suspicion| format!("{error}; {suspicion}"))),
             _ => None,
         };

@@ -1,6 +1,7 @@
 //! What Wisp does to the host, and what it asks of it: its data directory, monitor processes, networks, key pairs, probes.
 
 pub mod disk_image;
+pub mod environment;
 pub mod home;
 pub mod keeper;
 pub mod key;

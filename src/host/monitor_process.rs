@@ -1,23 +1,27 @@
 //! Monitor processes (`wisp vmm`): one for each running instance, started from this very binary.
 //!
 //! A monitor is in a session of its own, so that a terminal's signals do not reach it; it gets its sockets and its
-//! lock as inherited descriptors, and nothing else. Its standard error is `vmm.log` in its folder.
+//! lock as inherited descriptors, and nothing else. Its standard error is a pipe to its supervisor, which keeps `vmm.log`.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 
+use super::environment;
 use super::home::write_private;
+use crate::vmm::bounded_log;
 use crate::vmm::config::MachineConfig;
 use crate::vmm::machine::{Launcher, Restore};
 use crate::vmm::sandbox::seccomp;
@@ -61,12 +65,35 @@ pub fn read_config(folder: &Path) -> io::Result<MachineConfig> {
 
 /// How much of the log is searched for the VMM's last words, in bytes.
 const LOG_TAIL: u64 = 64 << 10;
+/// How much of a line of the log is shown, in characters.
+const LONGEST_LINE: usize = 512;
 
 /// What the last monitor in `folder` said of a system call that it may not make, if it was ended for one.
 pub fn violation(folder: &Path) -> Option<String> {
-    let log = untrusted::read_tail(&folder.join(LOG), LOG_TAIL).ok()?;
-    let text = String::from_utf8_lossy(&log);
-    text.lines().rev().find(|line| line.starts_with(seccomp::SAYS)).map(String::from)
+    let path = folder.join(LOG);
+    // The line may be the last of a log that was full.
+    [path.clone(), bounded_log::full(&path)].iter().find_map(|path| {
+        let log = untrusted::read_tail(path, LOG_TAIL).ok()?;
+        let text = String::from_utf8_lossy(&log);
+        let line = text.lines().rev().find(|line| line.starts_with(seccomp::SAYS))?;
+        // The VMM wrote it, and a terminal may show it.
+        Some(line.chars().filter(|c| !c.is_control()).take(LONGEST_LINE).collect())
+    })
+}
+
+/// How long a supervisor may take to end when its VMM has.
+const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// As [`violation`], for a VMM whose connection has just closed: its supervisor copies what it wrote to the log, and ends.
+pub fn last_violation(folder: &Path) -> Option<String> {
+    let deadline = Instant::now() + SUPERVISOR_TIMEOUT;
+    for process in processes(|other| other == folder).ok()? {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        // One that is not seen to end may restart its guest, or stand still: the log has no such line then.
+        let _ = poll(&mut [PollFd::new(&process.fd, PollFlags::IN)], Some(&left));
+    }
+    violation(folder)
 }
 
 /// What a monitor inherits.
@@ -87,6 +114,7 @@ pub struct Inherited {
 pub fn spawn(folder: &Path, inherited: Inherited, restore: Option<&Restore>, began_ns: u64) -> io::Result<Child> {
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join(LOG))?;
     let mut command = Command::new("/proc/self/exe");
+    environment::restrict(&mut command);
     command.arg0("wisp").arg("vmm").arg(folder);
     command.args(["--began-ns", &began_ns.to_string()]);
     if let Some(Restore { folder, once }) = restore {
@@ -126,39 +154,92 @@ pub fn spawn(folder: &Path, inherited: Inherited, restore: Option<&Restore>, beg
     command.spawn()
 }
 
-/// Kills the monitor of the machine in `folder` and its keeper, which both need not do anything for it: what the guest has in
-/// its memory is lost. They are found by their command lines; that there is none any more is no error.
+/// Kills the VMM of the machine in `folder` and its supervisor; guest memory is lost. That there is none is no error. A process that
+/// cannot be killed does not keep others alive, and is the error at the end.
 pub fn kill(folder: &Path) -> io::Result<()> {
-    for (pid, _) in processes(|other| other == folder)? {
-        match pidfd_open(pid, PidfdFlags::empty()) {
-            // It is still the one, now that it cannot be another any more.
-            Ok(fd) if folder_of(pid).is_some_and(|other| other == folder) => {
-                pidfd_send_signal(&fd, Signal::KILL).or_else(gone_is_fine)?
-            }
-            Ok(_) => {}
-            Err(error) => gone_is_fine(error)?,
+    let mut failure = None;
+    for process in processes(|other| other == folder)? {
+        if let Err(error) = pidfd_send_signal(&process.fd, Signal::KILL).or_else(gone_is_fine) {
+            failure.get_or_insert(error);
         }
     }
-    Ok(())
+    failure.map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// The processes of monitors, keepers among them, that are for folders of which `is_one` says so, by their command lines.
-pub fn processes(is_one: impl Fn(&Path) -> bool) -> io::Result<Vec<(Pid, PathBuf)>> {
+/// A VMM, or its supervisor.
+#[derive(Debug)]
+pub struct VmmProcess {
+    /// Its id, which is its own for as long as `fd` finds the process alive.
+    pub pid: Pid,
+    /// The process, which no other can take the place of.
+    fd: OwnedFd,
+    /// The folder of its machine.
+    pub folder: PathBuf,
+    /// Says if it is the supervisor, which the VMM it started is not.
+    pub is_supervisor: bool,
+}
+
+/// The VMMs and supervisors of the machines in those folders of which `is_one` says so.
+///
+/// Any process can have any arguments, so that these only tell where to look. A process is one if it is this user's and has the
+/// folder's lock open, which no other user can open. The lock tells more than the executable: that may be another version's.
+pub fn processes(is_one: impl Fn(&Path) -> bool) -> io::Result<Vec<VmmProcess>> {
     let mut all = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-        let Some(pid) = pid else { continue };
-        all.extend(folder_of(pid).filter(|folder| is_one(folder)).map(|folder| (pid, folder)));
+        let Some(pid) = pid.filter(|pid| folder_of(*pid).is_some_and(|folder| is_one(&folder))) else { continue };
+        // What is seen from now on is this process's, unless it has ended.
+        let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+        let Some(folder) = folder_of(pid).filter(|folder| is_one(folder)) else { continue };
+        let Some(identity) = Identity::of(pid).filter(|identity| identity.user == geteuid().as_raw()) else { continue };
+        if has_open(pid, &folder.join(LOCK)) {
+            let is_supervisor = Identity::of_self().is_some_and(|own| own.namespaces == identity.namespaces);
+            all.push(VmmProcess { pid, fd, folder, is_supervisor });
+        }
     }
     Ok(all)
 }
 
-/// The folder of the machine whose monitor, or keeper, a process is.
+/// The folder of the machine that a process has in its arguments, if these are a VMM's.
 fn folder_of(pid: Pid) -> Option<PathBuf> {
     let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
     let mut words = line.split(|byte| *byte == 0).skip(1);
     (words.next()? == b"vmm").then_some(())?;
     Some(Path::new(OsStr::from_bytes(words.next()?)).to_path_buf())
+}
+
+/// What the kernel says of a process, in `/proc/PID/status`.
+#[derive(Debug, PartialEq, Eq)]
+struct Identity {
+    /// Its effective user.
+    user: u32,
+    /// How many process namespaces it is in, from that of `/proc` on.
+    namespaces: usize,
+}
+
+impl Identity {
+    fn of(pid: Pid) -> Option<Identity> {
+        Identity::parse(&fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).ok()?)
+    }
+
+    fn of_self() -> Option<Identity> {
+        Identity::parse(&fs::read_to_string("/proc/self/status").ok()?)
+    }
+
+    fn parse(status: &str) -> Option<Identity> {
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let user = field("Uid")?.split_whitespace().nth(1)?.parse().ok()?;
+        // Kernels without process namespaces do not have the field.
+        Some(Identity { user, namespaces: field("NSpid").map_or(1, |pids| pids.split_whitespace().count()) })
+    }
+}
+
+/// Says if a process has the file at `path` open.
+fn has_open(pid: Pid, path: &Path) -> bool {
+    let Ok(wanted) = path.symlink_metadata() else { return false };
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())) else { return false };
+    let is_it = |metadata: fs::Metadata| (metadata.dev(), metadata.ino()) == (wanted.dev(), wanted.ino());
+    descriptors.flatten().any(|descriptor| fs::metadata(descriptor.path()).is_ok_and(is_it))
 }
 
 fn gone_is_fine(error: Errno) -> Result<(), Errno> {
@@ -174,4 +255,80 @@ pub fn close_on_exec(fd: impl AsFd) -> io::Result<()> {
 pub fn keep_open(fd: &OwnedFd) -> io::Result<i32> {
     fcntl_setfd(fd, fcntl_getfd(fd)? - FdFlags::CLOEXEC)?;
     Ok(fd.as_raw_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::ExitStatusExt;
+
+    /// A shell with the arguments of a VMM, `wisp vmm FOLDER`, until it is dropped.
+    struct Lookalike(Child);
+
+    impl Lookalike {
+        /// Starts it in a directory where `vmm` is a script, and waits until that says that it runs.
+        fn start(folder: &Path, script: &str, user: Option<u32>) -> Lookalike {
+            let scripts = tempfile::tempdir().unwrap();
+            fs::set_permissions(scripts.path(), fs::Permissions::from_mode(0o755)).unwrap();
+            fs::write(scripts.path().join("vmm"), format!("{script}\necho up\nread _\n")).unwrap();
+            let mut command = Command::new("sh");
+            command.arg0("wisp").arg("vmm").arg(folder).current_dir(scripts.path());
+            if let Some(user) = user {
+                command.uid(user);
+            }
+            let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            let mut up = [0; 3];
+            child.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
+            Lookalike(child)
+        }
+
+        fn pid(&self) -> i32 {
+            self.0.id() as i32
+        }
+    }
+
+    impl Drop for Lookalike {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn found(folder: &Path) -> Vec<i32> {
+        let processes = processes(|other| other == folder).unwrap();
+        assert!(processes.iter().all(|process| process.is_supervisor && process.folder == folder));
+        processes.iter().map(|process| process.pid.as_raw_nonzero().get()).collect()
+    }
+
+    #[test]
+    fn process_with_only_the_arguments_of_a_vmm_is_not_found_and_not_killed() {
+        const OPENS_LOCK: &str = "exec 3< \"$1/lock\"";
+        const NOBODY: u32 = 65534;
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(folder.path().join(LOCK), "").unwrap();
+        let mut decoy = Lookalike::start(folder.path(), ":", None);
+        let mut real = Lookalike::start(folder.path(), OPENS_LOCK, None);
+        // Another user cannot open the lock in a data directory; here it could, and is not found either.
+        let mut other = geteuid().is_root().then(|| Lookalike::start(folder.path(), OPENS_LOCK, Some(NOBODY)));
+        assert_eq!(found(folder.path()), [real.pid()]);
+        assert_eq!(found(Path::new("/nowhere")), []);
+
+        kill(folder.path()).unwrap();
+        assert!(real.0.wait().unwrap().signal() == Some(libc::SIGKILL));
+        assert!(decoy.0.try_wait().unwrap().is_none());
+        assert!(other.as_mut().is_none_or(|other| other.0.try_wait().unwrap().is_none()));
+        assert_eq!(found(folder.path()), []);
+        kill(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn identity_is_parsed_from_status() {
+        let status = "Name:\tx\nUid:\t0\t1000\t0\t0\nNSpid:\t77\t1\n";
+        assert_eq!(Identity::parse(status), Some(Identity { user: 1000, namespaces: 2 }));
+        assert_eq!(Identity::parse("Uid:\t5\t6\t7\t8\n"), Some(Identity { user: 6, namespaces: 1 }));
+        assert_eq!(Identity::parse("Name:\tUid: 0\n"), None);
+    }
 }

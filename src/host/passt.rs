@@ -75,6 +75,7 @@ pub fn prepare(config: &PasstConfig) -> Result<(OwnedFd, Prepared), PasstError> 
     let (near, far) = UnixStream::pair().map_err(PasstError::Spawn)?;
     let far = OwnedFd::from(far);
     let mut command = Command::new(PROGRAM);
+    environment::restrict(&mut command);
     command.args(["--foreground", "--quiet", "--ipv4-only", "--no-map-gw"]);
     command.args(["--no-dhcp", "--no-dhcpv6", "--no-ndp", "--no-ra", "--tcp-ports", "none", "--udp-ports", "none"]);
     command.args(["--fd", &far.as_raw_fd().to_string()]);

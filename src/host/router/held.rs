@@ -61,10 +61,13 @@ pub(super) fn find(config: &RouterConfig) -> io::Result<Holders<'_>> {
     // An instance has two processes, of which one holds it.
     let mut running: HashMap<&Path, Option<u64>> = HashMap::new();
     let mut namespaces: HashMap<u64, (OwnedFd, usize)> = HashMap::new();
-    for (pid, folder) in processes(|folder| by_folder.contains_key(folder))? {
-        let Some((folder, _)) = by_folder.get_key_value(folder.as_path()) else { continue };
+    for process in processes(|folder| by_folder.contains_key(folder))? {
+        let Some((folder, _)) = by_folder.get_key_value(process.folder.as_path()) else { continue };
         let of = running.entry(folder).or_default();
-        if let Some((number, namespace)) = held_by(pid.as_raw_nonzero().get()) {
+        // A VMM that was taken over may offer any namespace; its supervisor holds the router's.
+        if process.is_supervisor
+            && let Some((number, namespace)) = held_by(process.pid.as_raw_nonzero().get())
+        {
             *of = Some(number);
             namespaces.entry(number).or_insert((namespace, 0)).1 += 1;
         }

@@ -30,6 +30,7 @@ use std::time::Duration;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 
+use super::environment;
 use super::home::{lock_file, write_private};
 use super::monitor_process::keep_open;
 use super::probe::{self, NamespaceSetting};
@@ -278,6 +279,7 @@ impl Router {
         let listener = OwnedFd::from(UnixListener::bind(&socket)?);
         let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(self.folder.join(LOG))?;
         let mut command = Command::new("/proc/self/exe");
+        environment::restrict(&mut command);
         command.arg0("wisp").arg("router").arg(&self.folder);
         command.args(["--listener-fd", &listener.as_raw_fd().to_string()]);
         let namespace = match place {

@@ -14,6 +14,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 
 use super::held::owner_of;
 use super::{Interface, RouterConfig, WAY_OUT};
+use crate::host::environment;
 use crate::vmm::link::{GATEWAY_MAC, MacAddress};
 
 /// The bridge that instances' taps are ports of.
@@ -43,6 +44,7 @@ pub(super) fn prepare_way_out(folder: &Path, config: &RouterConfig) -> io::Resul
     let own = getpid().as_raw_nonzero();
     let is_root = geteuid().is_root();
     let mut command = Command::new("sh");
+    environment::restrict(&mut command);
     command.args(["-c", "read -r _ && exec \"$0\" \"$@\"", WAY_OUT]);
     command.args(["--foreground", "--quiet", "--ipv4-only", "--no-map-gw"]);
     command.args(["--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none"]);
@@ -267,6 +269,7 @@ fn ip(lines: &str) -> io::Result<()> {
 /// A program that may be where only root's path leads.
 fn program(name: &str) -> Command {
     let mut command = Command::new(name);
+    environment::restrict(&mut command);
     let path = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
     command
