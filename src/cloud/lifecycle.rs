@@ -539,8 +539,9 @@ fn end_machine_in(folder: &Folder, manner: Manner) -> Result<Ended, CloudError> 
             Err(error) => return Err(error),
         }
     }
+    // Its guest reboots in a loop: for some seconds there may be no VMM to ask.
     let mut ended = force(folder)?;
-    ended.notice = ended.notice.or(notice);
+    ended.notice = notice.or(ended.notice);
     Ok(ended)
 }
 
