@@ -23,7 +23,7 @@ use virtio_queue::{Queue, QueueState};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 use wisp::host::disk_image;
-use wisp::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
+use wisp::vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use wisp::vmm::fault::GuestFaults;
 use wisp::vmm::irq::IrqLine;
 use wisp::vmm::limits::rate_limiter::SharedDiskLimiter;
@@ -214,7 +214,7 @@ fn disks(folder: &Path, size_mib: u64) -> Result<Vec<TestDisk>> {
         }
         file.sync_all()?;
     }
-    disk_image::convert(&raw, DiskFormat::Raw, &whole, DiskFormat::Qcow2)?;
+    disk_image::convert(&raw, DiskFormat::Raw, &[], &whole, DiskFormat::Qcow2)?;
     disk_image::create_layer(&layer, &base, DiskFormat::Raw, None)?;
     Ok(vec![
         TestDisk { name: "raw", files: vec![raw], format: DiskFormat::Raw },
@@ -234,12 +234,15 @@ impl TestDisk {
                 std::io::copy(&mut &file, &mut std::io::sink())?;
             }
         }
+        let backing = self.files[1..].iter();
+        let backing = backing.map(|path| BackingFile { path: path.clone(), format: DiskFormat::Raw }).collect();
         let config = DiskConfig {
             id: "disk".into(),
             path: self.files[0].clone(),
             format: self.format,
             access: DiskAccess::ReadWrite,
             root: false,
+            backing,
             was: None,
             limits: None,
         };

@@ -4,16 +4,17 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::slots::{CONFIG_CHANGE, FLUSH, IN, IO_ERROR, MIB, OK, OUT, bench, check};
+use common::slots::{Bench, CONFIG_CHANGE, FLUSH, IN, IO_ERROR, MIB, OK, OUT, bench, check};
 use proptest::prelude::*;
 use vm_memory::VolatileSlice;
 use wisp::host::disk_image;
 use wisp::vmm::bus::BusDevice;
-use wisp::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
+use wisp::vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use wisp::vmm::disk_slots::SlotError;
 use wisp::vmm::virtio::block::{BlockError, Disk};
 use wisp::vmm::virtio::register;
@@ -39,7 +40,7 @@ fn a_disk_comes_into_an_empty_slot_and_goes_when_its_driver_has() {
     assert!(!driver.bind(), "a placeholder was set up");
     assert_eq!(fs::read(bench.path("first")).unwrap()[MIB as usize - 512..], [0xab; 512]);
     // Nobody holds the file any more.
-    disk_image::grow(&bench.path("first"), DiskFormat::Raw, 2 * MIB).unwrap();
+    disk_image::grow(&bench.path("first"), DiskFormat::Raw, &[], 2 * MIB).unwrap();
     assert!(matches!(bench.slots.detach("first", true), Err(SlotError::Unknown(_))));
 }
 
@@ -164,12 +165,62 @@ fn no_write_is_lost_while_a_disk_is_continued_in_layers() {
         let top = bench.path(&format!("layer{LAYERS}"));
         (1..=LAYERS).for_each(|number| check(&bench.path(&format!("layer{number}"))));
         let flat = bench.path("flat");
-        disk_image::convert(&top, DiskFormat::Qcow2, &flat, DiskFormat::Raw).unwrap();
+        let backing: Vec<BackingFile> = (0..LAYERS).rev().map(|number| file(&bench, number, format)).collect();
+        disk_image::convert(&top, DiskFormat::Qcow2, &backing, &flat, DiskFormat::Raw).unwrap();
         let flat = fs::read(flat).unwrap();
         for (block, number) in written.iter().enumerate() {
             assert_eq!(flat[block * 512 * 512..][..4096], number.to_le_bytes().repeat(512), "block {block}");
         }
     }
+}
+
+/// The file of the layer `number`; the first has this format.
+fn file(bench: &Bench, number: usize, format: DiskFormat) -> BackingFile {
+    let format = if number == 0 { format } else { DiskFormat::Qcow2 };
+    BackingFile { path: bench.path(&format!("layer{number}")), format }
+}
+
+/// Writes another name of the backing file into the header of a qcow2 image, as a VMM that was taken over can.
+fn forge_backing(image: &Path, name: &str) {
+    let file = fs::File::options().read(true).write(true).open(image).unwrap();
+    let mut place = [0; 12];
+    file.read_exact_at(&mut place, 8).unwrap();
+    let offset = u64::from_be_bytes(place[..8].try_into().unwrap());
+    assert!(offset > 0, "{} has no backing file", image.display());
+    file.write_all_at(name.as_bytes(), offset).unwrap();
+    file.write_all_at(&(name.len() as u32).to_be_bytes(), 16).unwrap();
+}
+
+#[test]
+fn forged_header_stops_a_switch_and_opens_no_other_file() {
+    let bench = bench(1);
+    let [base, layer, next] = ["base", "layer", "next"].map(|name| bench.path(name));
+    disk_image::create(&base, DiskFormat::Raw, MIB).unwrap();
+    disk_image::create_layer(&layer, &base, DiskFormat::Raw, None).unwrap();
+    let disk = DiskConfig {
+        id: "disk".into(),
+        path: layer.clone(),
+        format: DiskFormat::Qcow2,
+        backing: vec![BackingFile { path: base, format: DiskFormat::Raw }],
+        access: DiskAccess::ReadWrite,
+        root: false,
+        was: None,
+        limits: None,
+    };
+    bench.slots.attach(&disk).unwrap();
+    let mut driver = bench.driver(0);
+    assert!(driver.bind());
+    // Opening it would block for ever.
+    rustix::fs::mkfifoat(rustix::fs::CWD, bench.path("fifo"), rustix::fs::Mode::RUSR).unwrap();
+    forge_backing(&layer, "fifo");
+    disk_image::create_layer(&next, &layer, DiskFormat::Qcow2, None).unwrap();
+    let switched = bench.slots.switch("disk", &next);
+    assert!(matches!(switched, Err(SlotError::Disk(BlockError::OtherBacking { .. }))), "{switched:?}");
+    assert_eq!(driver.request(OUT, 8, &mut [8; 512]), OK);
+    driver.unbind();
+    bench.slots.detach("disk", false).unwrap();
+    let attached = bench.slots.attach(&disk);
+    assert!(matches!(attached, Err(SlotError::Disk(BlockError::OtherBacking { .. }))), "{attached:?}");
 }
 
 #[test]
@@ -184,7 +235,7 @@ fn a_switch_that_fails_leaves_the_disk_as_it_was() {
     for layer in ["over-other", "alone", "other", "absent"] {
         assert!(matches!(bench.slots.switch("disk", &bench.path(layer)), Err(SlotError::Disk(_))), "{layer}");
         assert_eq!(driver.request(OUT, 8, &mut [8; 512]), OK);
-        let grown = disk_image::grow(&bench.path("disk"), DiskFormat::Raw, 2 * MIB);
+        let grown = disk_image::grow(&bench.path("disk"), DiskFormat::Raw, &[], 2 * MIB);
         assert!(grown.is_err(), "the disk's file is not locked any more");
     }
     // It goes on in its own file already: who was killed before hearing of a switch asks for it again.
@@ -202,9 +253,10 @@ fn the_file_beneath_a_new_layer_can_be_read_by_others_and_written_by_none() {
     disk_image::create_layer(&layer, &bench.path("disk"), DiskFormat::Raw, Some(2 * MIB)).unwrap();
     bench.slots.switch("disk", &layer).unwrap();
     assert_eq!(bench.driver(0).sectors(), 4096);
-    disk_image::convert(&bench.path("disk"), DiskFormat::Raw, &bench.path("copy"), DiskFormat::Raw).unwrap();
-    for (path, format) in [("disk", DiskFormat::Raw), ("layer", DiskFormat::Qcow2)] {
-        let grown = disk_image::grow(&bench.path(path), format, 4 * MIB);
+    disk_image::convert(&bench.path("disk"), DiskFormat::Raw, &[], &bench.path("copy"), DiskFormat::Raw).unwrap();
+    let base = BackingFile { path: bench.path("disk"), format: DiskFormat::Raw };
+    for (path, format, backing) in [("disk", DiskFormat::Raw, &[][..]), ("layer", DiskFormat::Qcow2, &[base])] {
+        let grown = disk_image::grow(&bench.path(path), format, backing, 4 * MIB);
         assert!(matches!(grown, Err(disk_image::ImageError::Image(BlockError::InUse(_)))), "{path}");
     }
 }
@@ -259,8 +311,16 @@ fn a_disk_whose_machine_was_killed_has_all_that_was_flushed_and_is_sound() {
     let mut flushed: BTreeMap<u64, u64> = BTreeMap::new();
     for round in 0..12 {
         let (access, format) = (DiskAccess::ReadWrite, DiskFormat::Qcow2);
-        let config =
-            DiskConfig { id: "disk".into(), path: path(round), format, access, root: false, was: None, limits: None };
+        let config = DiskConfig {
+            id: "disk".into(),
+            path: path(round),
+            format,
+            access,
+            root: false,
+            backing: Vec::new(),
+            was: None,
+            limits: None,
+        };
         let disk = Disk::open(&config, folder.path()).unwrap();
         for (block, number) in &flushed {
             let mut data = vec![0; 4096];
@@ -286,8 +346,16 @@ fn a_disk_whose_machine_was_killed_has_all_that_was_flushed_and_is_sound() {
         fs::copy(path(round), path(round + 1)).unwrap();
     }
     let (path, format, access) = (path(12), DiskFormat::Qcow2, DiskAccess::ReadWrite);
-    let config =
-        DiskConfig { id: "disk".into(), path: path.clone(), format, access, root: false, was: None, limits: None };
+    let config = DiskConfig {
+        id: "disk".into(),
+        path: path.clone(),
+        format,
+        access,
+        root: false,
+        backing: Vec::new(),
+        was: None,
+        limits: None,
+    };
     drop(Disk::open(&config, folder.path()).unwrap());
     let output = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&path).output().unwrap();
     // 3: nothing but clusters that nobody uses.

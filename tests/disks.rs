@@ -4,7 +4,10 @@ mod common;
 
 use std::fs;
 
+use common::instances::json;
 use common::{Wisp, noise, sha256};
+use serde_json::{Value, json};
+use wisp::store::{self, InstanceRecord, Store, StoreError};
 
 const MIB: usize = 1 << 20;
 
@@ -24,7 +27,7 @@ fn what_the_guest_writes_and_flushes_is_in_the_file() {
         blkdiscard -o 1048576 -l 65536 /dev/vdb || echo 'no discard'
         dd if=/dev/vdb bs=4k count=1 skip=512 2>/dev/null | wc -c
         exit 0";
-    let read_only_arg = format!("{}:ro", read_only.display());
+    let read_only_arg = format!("{},ro", read_only.display());
     let args = ["run", "--disk", writable.to_str().unwrap(), "--disk", &read_only_arg, "--", "sh", "-c", script];
     let outcome = wisp.run(&args).expect_code(0);
     let lines: Vec<String> = outcome.text().lines().map(str::to_string).collect();
@@ -44,4 +47,76 @@ fn the_root_file_system_s_image_is_never_written() {
     let outcome = wisp.run(&["run", "--", "sh", "-c", script]).expect_code(0);
     assert_eq!(outcome.text(), "precious\n");
     assert_eq!(sha256(&fs::read(&root).unwrap()), before);
+}
+
+/// An instance that has never run, as the store has it.
+fn stopped_instance(id: &str) -> InstanceRecord {
+    let record = json!({
+        "id": id, "reservation_id": "r-0123456789abcdef0", "launch_index": 0, "client_token": null,
+        "image_id": "ami-0123456789abcdef0", "image_name": "none", "instance_type": "t3.nano", "vcpus": 1,
+        "threads_per_core": 1, "memory_mib": 192, "state": "stopped", "state_reason": null, "created": 1,
+        "launch_time": 1, "starts": 1, "terminated": null, "key_name": null, "user_data": null,
+        "shutdown_behavior": "stop", "termination_protection": false, "block_devices": [],
+    });
+    serde_json::from_value(record).unwrap()
+}
+
+/// Has SQLite change the store.
+fn change_store(wisp: &Wisp, statement: &str, key: &str) {
+    let connection = rusqlite::Connection::open(wisp.home().join(store::FILE)).unwrap();
+    assert_eq!(connection.execute(statement, [key]).unwrap(), 1);
+}
+
+#[test]
+fn damaged_files_and_records_get_in_the_way_of_no_other_command() {
+    const GOOD: &str = "i-0aaaaaaaaaaaaaaa0";
+    const DAMAGED: &str = "i-0bbbbbbbbbbbbbbb0";
+    let wisp = Wisp::without_kvm();
+    for name in ["torn", "lost", "kept"] {
+        wisp.run(&["volume", "create", "1", "--name", name]).expect_code(0);
+    }
+    let volume = |name: &str| {
+        let volumes = json(&wisp, &["volume", "ls"]);
+        let volumes = volumes["Volumes"].as_array().unwrap().clone();
+        let tagged = |volume: &&Value| volume["Tags"].as_array().unwrap().iter().any(|tag| tag["Value"] == name);
+        volumes.iter().find(tagged).unwrap()["VolumeId"].as_str().unwrap().to_string()
+    };
+    let [torn, lost] = ["torn", "lost"].map(volume);
+    let mut store = Store::open(wisp.home()).unwrap();
+    for id in [GOOD, DAMAGED] {
+        store.write::<_, StoreError>(|tx| tx.insert(&stopped_instance(id))).unwrap();
+        let folder = wisp.home().join("instances").join(id);
+        fs::create_dir_all(folder.join("vmm")).unwrap();
+        for name in ["config.json", "vmm/end.json", "vmm/usage"] {
+            fs::write(folder.join(name), [0xff; 100]).unwrap();
+        }
+    }
+    drop(store);
+    // A file that nothing owns has volumes looked through.
+    fs::write(wisp.home().join("volumes/stray.qcow2"), "").unwrap();
+    fs::write(wisp.home().join(format!("volumes/{torn}.1.qcow2")), "QFI\u{fb}").unwrap();
+    change_store(&wisp, "UPDATE instances SET record = substr(record, 1, 40) WHERE key = ?1", DAMAGED);
+    change_store(&wisp, "UPDATE volumes SET record = '{}' WHERE key = ?1", &lost);
+
+    let listed = wisp.run(&["ls"]).expect_code(0);
+    assert!(listed.text().contains(GOOD) && !listed.text().contains(DAMAGED), "{}", listed.text());
+    for damaged in [format!("damaged record of instances {DAMAGED}"), format!("damaged record of volumes {lost}")] {
+        assert_eq!(listed.stderr.matches(&damaged).count(), 1, "{damaged}: {}", listed.stderr);
+    }
+    wisp.run(&["show", GOOD]).expect_code(0);
+    wisp.run(&["volume", "resize", "kept", "2"]).expect_code(0);
+    let failed = wisp.run(&["volume", "resize", "torn", "2"]).expect_code(1);
+    assert!(failed.stderr.contains(&torn), "{}", failed.stderr);
+    wisp.run(&["terminate", GOOD]).expect_code(0);
+    assert!(!wisp.home().join("instances").join(GOOD).exists());
+    // A folder and a file may be of what cannot be read: they stay.
+    assert!(wisp.home().join("instances").join(DAMAGED).exists());
+    assert!(wisp.home().join(format!("volumes/{lost}.1.qcow2")).exists());
+
+    let terminated = wisp.run(&["terminate", DAMAGED]).expect_code(0);
+    assert!(terminated.stderr.contains(DAMAGED), "{}", terminated.stderr);
+    assert!(!wisp.home().join("instances").join(DAMAGED).exists());
+    wisp.run(&["volume", "rm", "torn"]).expect_code(0);
+    let listed = wisp.run(&["ls"]).expect_code(0);
+    assert!(!listed.stderr.contains(DAMAGED), "{}", listed.stderr);
 }

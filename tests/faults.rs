@@ -209,7 +209,16 @@ fn a_disk_with_bad_sectors_fails_what_asks_for_them_and_nothing_else() {
         let path = folder.path().join(name);
         fs::File::create(&path).unwrap().set_len(size).unwrap();
         let (format, access) = (DiskFormat::Raw, DiskAccess::ReadWrite);
-        config.disks.push(DiskConfig { id: name.into(), path, format, access, root: false, was: None, limits: None });
+        config.disks.push(DiskConfig {
+            id: name.into(),
+            path,
+            format,
+            access,
+            root: false,
+            backing: Vec::new(),
+            was: None,
+            limits: None,
+        });
     }
     let tools = tempfile::tempdir().unwrap();
     let library = library(tools.path(), BAD_SECTORS);

@@ -8,7 +8,7 @@ mod common;
 use common::slots::{Bench, FLUSH, IN, IO_ERROR, MIB, OK, OUT, bench, check};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use wisp::host::disk_image;
-use wisp::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
+use wisp::vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 
 const BLOCK: usize = 64 << 10;
 const BLOCKS: u64 = 512;
@@ -27,7 +27,8 @@ fn layer(bench: &Bench) -> DiskConfig {
     disk_image::create(&bench.path("base"), DiskFormat::Raw, BLOCKS * BLOCK as u64).unwrap();
     disk_image::create_layer(&bench.path("layer"), &bench.path("base"), DiskFormat::Raw, None).unwrap();
     let (path, format, access) = (bench.path("layer"), DiskFormat::Qcow2, DiskAccess::ReadWrite);
-    DiskConfig { id: "layer".into(), path, format, access, root: false, was: None, limits: None }
+    let backing = vec![BackingFile { path: bench.path("base"), format: DiskFormat::Raw }];
+    DiskConfig { id: "layer".into(), path, format, access, root: false, backing, was: None, limits: None }
 }
 
 #[test]
@@ -73,7 +74,7 @@ fn a_full_disk_fails_writes_and_nothing_else() {
             check(&path);
         }
         let flat = bench.path("flat");
-        disk_image::convert(&path, disk.format, &flat, DiskFormat::Raw).unwrap();
+        disk_image::convert(&path, disk.format, &disk.backing, &flat, DiskFormat::Raw).unwrap();
         let flat = std::fs::read(flat).unwrap();
         for (block, bytes) in (0..).zip(flat.chunks(BLOCK)) {
             assert!(bytes == content(block), "{name}: block {block} is not what was written");

@@ -103,7 +103,7 @@ fn a_guest_s_reboot_ends_it_and_is_told() {
 fn the_serial_console_works_both_ways_and_power_off_ends_it() {
     let wisp = Wisp::new();
     let bundle = wisp.bundle();
-    let (kernel, root) = (bundle.join("vmlinux"), format!("{}:ro", bundle.join("root.ext4").display()));
+    let (kernel, root) = (bundle.join("vmlinux"), format!("{},ro", bundle.join("root.ext4").display()));
     let options = "quiet init=/sbin/wisp-init wisp.console=shell";
     let args = ["run", "--kernel", kernel.to_str().unwrap(), "--disk", &root, "--cmdline", options, "--console"];
     let mut running = wisp.start(&args);
@@ -119,7 +119,7 @@ fn the_serial_console_works_both_ways_and_power_off_ends_it() {
 fn a_kernel_with_the_pvh_note_boots_by_it() {
     let wisp = Wisp::new();
     let bundle = wisp.bundle();
-    let (kernel, root) = (bundle.join("vmlinux"), format!("{}:ro", bundle.join("root.ext4").display()));
+    let (kernel, root) = (bundle.join("vmlinux"), format!("{},ro", bundle.join("root.ext4").display()));
     let kernel = kernel.to_str().unwrap();
     let options = "quiet init=/sbin/wisp-init";
     let args = ["run", "--kernel", kernel, "--protocol", "pvh", "--disk", &root, "--cmdline", options, "--", "uname"];

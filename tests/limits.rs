@@ -142,7 +142,16 @@ fn with_limits(wisp: &Wisp, folder: &std::path::Path) -> wisp::vmm::MachineConfi
         let path = folder.join(id);
         std::fs::File::create(&path).unwrap().set_len(16 << 20).unwrap();
         let (format, access) = (DiskFormat::Raw, DiskAccess::ReadWrite);
-        config.disks.push(DiskConfig { id: id.into(), path, format, access, root: false, was: None, limits });
+        config.disks.push(DiskConfig {
+            id: id.into(),
+            path,
+            format,
+            access,
+            root: false,
+            backing: Vec::new(),
+            was: None,
+            limits,
+        });
     }
     let link = LinkConfig {
         address: "172.31.0.9".parse().unwrap(),

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use common::machines::{Machine, config};
 use common::{DEADLINE, Wisp};
 use wisp::host::disk_image;
-use wisp::vmm::config::{CpuConfig, DiskAccess, DiskConfig, DiskFormat};
+use wisp::vmm::config::{BackingFile, CpuConfig, DiskAccess, DiskConfig, DiskFormat};
 use wisp::vmm::control::{ControlClient, Message, Request};
 use wisp::vmm::end::End;
 use wisp::vmm::end_record::EndRecord;
@@ -33,6 +33,7 @@ fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
         format: DiskFormat::Raw,
         access: DiskAccess::ReadWrite,
         root: false,
+        backing: Vec::new(),
         was: None,
         limits: None,
     };
@@ -52,7 +53,9 @@ fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
         "dd if=/proc/self/exe of=/dev/vdb bs=64k count=4 conv=fsync 2>/dev/null
         dd if=/proc/self/exe bs=64k count=4 2>/dev/null | sha256sum | cut -d' ' -f1",
     );
-    let switched = machine.ask(&Request::SwitchDisk { id: "vol-1".into(), layer: layer.clone() });
+    let backing = vec![BackingFile { path: data.clone(), format: DiskFormat::Raw }];
+    let switched =
+        machine.ask(&Request::SwitchDisk { id: "vol-1".into(), layer: layer.clone(), backing: backing.clone() });
     assert_eq!(switched, Message::Done);
     let snapshot = fs::read(&data).unwrap();
     assert_eq!(common::sha256(&snapshot[..256 << 10]), before.trim(), "the snapshot is not what was written");
@@ -73,7 +76,7 @@ fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
     machine.shell(&format!("echo {bus_device} > {driver}/unbind; [ ! -e /sys/block/vdb ]"));
     assert_eq!(machine.ask(&Request::DetachDisk { id: "vol-1".into(), force: false }), Message::Done);
     assert_eq!(fs::read(&data).unwrap(), snapshot, "the snapshot was changed");
-    disk_image::convert(&layer, DiskFormat::Qcow2, &machine.path("flat"), DiskFormat::Raw).unwrap();
+    disk_image::convert(&layer, DiskFormat::Qcow2, &backing, &machine.path("flat"), DiskFormat::Raw).unwrap();
     let flat = fs::read(machine.path("flat")).unwrap();
     assert_eq!(common::sha256(&flat[..2 * MIB as usize]), now.trim(), "the layer is not what the guest saw");
 
@@ -84,6 +87,7 @@ fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
         format: DiskFormat::Qcow2,
         access: DiskAccess::ReadOnly,
         root: false,
+        backing,
         was: None,
         limits: None,
     };

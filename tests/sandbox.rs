@@ -457,6 +457,11 @@ fn a_running_monitor_has_only_what_its_machine_needs() {
         let is_file = target.starts_with(wisp.home()) && !text.contains("vmm.log");
         anonymous.iter().chain(&others).any(|kind| text.starts_with(kind)) || is_file
     };
+    // The disk is open, and its file cannot be looked up: it can never be opened to be written.
+    let root = PathBuf::from(format!("/proc/{}/root", sandbox.pid));
+    let image = wisp.bundle().join("root.ext4");
+    assert!(image.exists() && root.join(folder.strip_prefix("/").unwrap()).exists());
+    assert!(!root.join(image.strip_prefix("/").unwrap()).exists());
     let targets: Vec<_> = descriptors.map(|entry| fs::read_link(entry.unwrap().path()).unwrap()).collect();
     targets.iter().for_each(|target| assert!(known(target), "{}", target.display()));
     // The disk has a ring, or the log says why not.

@@ -73,7 +73,7 @@ def wisp_block(env, folder):
         base = os.path.join(folder, "base.img")
         shutil.copy(raw, base)
         subprocess.run(["qemu-img", "create", "-f", "qcow2", "-F", "raw", "-b", base, layer], **quiet)
-        disks |= {"qcow2": whole, "qcow2 layer": layer}
+        disks |= {"qcow2": whole, "qcow2 layer": f"{layer},backing={base}"}
     script = """
         t() { read up _ < /proc/uptime; echo $up; }
         for disk in %s; do

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::output::{self, Align, Cell, Output, Screen, Tone};
 use super::size::SizeArgs;
-use super::{launch, open_cloud, shapes};
+use super::{launch, open_cloud, shapes, tell_notices};
 use crate::cloud::bundle::Verified;
 use crate::cloud::image::Image;
 use crate::cloud::image_memory::{self, ImageMemory};
@@ -262,6 +262,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
             }
         }
     }
+    tell_notices(&mut cloud);
     Ok(ExitCode::SUCCESS)
 }
 

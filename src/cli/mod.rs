@@ -8,6 +8,7 @@ mod bench;
 mod completions;
 mod console;
 mod cp;
+mod disk_option;
 mod doctor;
 mod escape;
 mod exec;

@@ -1,9 +1,6 @@
 //! `wisp run`: boots an image, runs a command or a shell in it, and leaves nothing behind.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,18 +11,18 @@ use super::guest_command::{self, Outcome};
 use super::network::NetworkArgs;
 use super::size::SizeArgs;
 use super::wait::{self, AGENT_TIMEOUT, SHOW_AFTER};
-use super::{output, serial, timeline, warm};
+use super::{disk_option, output, serial, timeline, warm};
 use crate::cloud::image::Image;
 use crate::cloud::image_memory::ImageMemory;
 use crate::cloud::launch;
 use crate::cloud::run::{EphemeralInstance, RunError};
-use crate::cloud::run_spec::{Boot, ExtraDisk, RunSpec};
+use crate::cloud::run_spec::{Boot, RunSpec};
 use crate::cloud::warm::{Warm, can_have, find};
 use crate::ec2::capacity::Request;
 use crate::guest::Agent;
 use crate::host::home::Home;
 use crate::host::probe;
-use crate::vmm::config::{BootProtocol, DiskFormat};
+use crate::vmm::config::BootProtocol;
 use crate::vmm::end::End;
 use crate::vmm::timeline::Mark;
 
@@ -49,7 +46,8 @@ Examples:
   wisp run --type c6i.large -- nproc            an instance type's vCPUs and memory
   wisp run -p 8080:80 -- httpd -f -p 80         port 8080 of this host leads to it
   wisp run --disk data.img -- ls -l /dev/vdb    a disk of yours, writable
-  wisp run --kernel vmlinux --disk root.ext4:ro --console
+  wisp run --disk data.qcow2,ro                 a qcow2 disk, read-only
+  wisp run --kernel vmlinux --disk root.ext4,ro --console
                                                 any kernel, on its serial console (ctrl-] leaves)")]
 pub struct Args {
     /// An image's name or id, or a bundle's directory; `tiny`, which is inside the binary, if left out.
@@ -71,8 +69,12 @@ pub struct Args {
     #[arg(long, value_name = "PROTOCOL", requires = "kernel", value_parser = parse_protocol, default_value = "auto")]
     protocol: BootProtocol,
 
-    /// A disk, raw or qcow2, writable unless :ro follows; repeat for more. With --kernel, the first is the root.
-    #[arg(long = "disk", value_name = "FILE[:ro]")]
+    /// Attach a disk; repeat for more. With --kernel, the first is the root.
+    ///
+    /// The format is raw unless the name ends in .qcow2 or format= says otherwise. The content never decides. `ro` makes
+    /// the disk read-only. A qcow2 image with backing files needs a backing=FILE for each, the topmost first. Write a
+    /// comma in a file's name twice.
+    #[arg(long = "disk", value_name = disk_option::SYNTAX)]
     disks: Vec<OsString>,
 
     /// Options for the kernel command line, behind the image's.
@@ -109,7 +111,7 @@ pub struct Args {
 
 /// Runs it; `began_ns` is when this process began.
 pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
-    let disks = args.disks.iter().map(parse_disk).collect::<anyhow::Result<Vec<_>>>()?;
+    let disks = args.disks.iter().map(|disk| disk_option::parse(disk)).collect::<anyhow::Result<Vec<_>>>()?;
     probe::kvm_access()?;
     let home = Home::open()?;
     let boot = boot(&args, &home)?;
@@ -206,21 +208,6 @@ fn parse_protocol(text: &str) -> Result<BootProtocol, String> {
         "pvh" => Ok(BootProtocol::Pvh),
         _ => Err("it is one of auto, linux64, pvh".into()),
     }
-}
-
-/// `FILE[:ro]`; the format is told by the file's first bytes.
-fn parse_disk(text: &OsString) -> anyhow::Result<ExtraDisk> {
-    let bytes = text.as_bytes();
-    let (path, read_only) = match bytes.strip_suffix(b":ro") {
-        Some(path) => (path, true),
-        None => (bytes.strip_suffix(b":rw").unwrap_or(bytes), false),
-    };
-    let path = absolute(Path::new(std::ffi::OsStr::from_bytes(path)))?;
-    let mut magic = [0; 4];
-    let count = File::open(&path).and_then(|mut file| file.read(&mut magic));
-    let count = count.with_context(|| format!("{} cannot be read", path.display()))?;
-    let format = if magic[..count] == *b"QFI\xfb" { DiskFormat::Qcow2 } else { DiskFormat::Raw };
-    Ok(ExtraDisk { path, format, read_only })
 }
 
 /// Whether a kernel is built to be emulated: then the option is in it. One that cannot be read is told of when it is to
@@ -367,17 +354,5 @@ mod tests {
         let args = parse(&["tiny", "--", "ls", "--help"]).unwrap();
         assert_eq!(args.image.as_deref(), Some("tiny"));
         assert_eq!(args.command, ["ls", "--help"]);
-    }
-
-    #[test]
-    fn a_disk_s_format_and_access_are_told() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk");
-        std::fs::write(&path, b"QFI\xfb and more").unwrap();
-        let text = OsString::from(format!("{}:ro", path.display()));
-        let disk = parse_disk(&text).unwrap();
-        assert_eq!((disk.format, disk.read_only), (DiskFormat::Qcow2, true));
-        std::fs::write(&path, b"").unwrap();
-        assert_eq!(parse_disk(&path.into_os_string()).unwrap().format, DiskFormat::Raw);
     }
 }

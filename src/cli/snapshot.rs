@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::output::{self, Align, Cell, Output, Tone};
-use super::{launch, open_cloud, shapes};
+use super::{launch, open_cloud, shapes, tell_notices};
 use crate::cloud::utc;
 use crate::store::SnapshotRecord;
 
@@ -100,5 +100,6 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             }
         }
     }
+    tell_notices(&mut cloud);
     Ok(ExitCode::SUCCESS)
 }

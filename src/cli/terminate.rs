@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::output::{self, Output};
-use super::{open_cloud, print_changes, wait};
+use super::{open_cloud, print_changes, tell_notices, wait};
 
 /// Terminates instances. Volumes that are not kept go with them; the entries stay visible for an hour.
 #[derive(Debug, clap::Args)]
@@ -20,12 +20,14 @@ pub struct Args {
 /// Terminates them.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
-    let ids: Vec<_> = cloud.instances(&args.instances)?.iter().map(|record| record.id).collect();
+    let references = cloud.terminate_damaged(&args.instances)?;
+    let ids: Vec<_> = cloud.instances(&references)?.iter().map(|record| record.id).collect();
     let ending = cloud.begin_terminate(&ids)?;
     let changes = ending.changes.clone();
     let spinner = wait::spinner("Terminating");
     let finished = cloud.finish_terminate(ending);
     spinner.finish_and_clear();
+    tell_notices(&mut cloud);
     finished?;
     print_changes("TerminatingInstances", &changes, output)?;
     if output == Output::Table {

@@ -27,6 +27,7 @@ use crate::vmm::end::End;
 use crate::vmm::end_record::EndRecord;
 use crate::vmm::kvm::VirtualMachine;
 use crate::vmm::machine::{Launcher, Restore, Surroundings};
+use crate::vmm::passed::PassedFiles;
 use crate::vmm::sandbox::files::Grants;
 use crate::vmm::sandbox::namespaces::{self, Side};
 use crate::vmm::sandbox::{self, limits, seccomp};
@@ -258,6 +259,7 @@ fn monitor(
             restore: args.restore.clone().map(|folder| Restore { folder, once: args.once }),
             // Nothing can make them later.
             rings: (0..config.all_disk_slots().min(MAX_DISKS)).map_while(|_| Ring::new()).collect(),
+            files: PassedFiles::of(&config.disks),
         };
         build_and_run(config, surroundings, owned, &sandboxed.sandbox)
     });

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::output::{self, Align, Cell, Output, Tone};
-use super::{launch, open_cloud, shapes};
+use super::{launch, open_cloud, shapes, tell_notices};
 use crate::cloud::volume::NewVolume;
 use crate::cloud::{Cloud, utc};
 use crate::ec2::block_device::DeviceName;
@@ -154,6 +154,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             }
         }
     }
+    tell_notices(&mut cloud);
     Ok(ExitCode::SUCCESS)
 }
 

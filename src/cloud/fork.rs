@@ -11,9 +11,10 @@ use tempfile::TempDir;
 
 use super::error::CloudError;
 use super::launch::{MAX_COUNT, Prepared, await_turn, check_forks, volume_file};
+use super::layers::over;
 use super::lifecycle::get;
 use super::limits::limit;
-use super::machine::{Folder, Monitor, volume_disk};
+use super::machine::{Folder, Monitor, disk_id, volume_disk};
 use super::network::{Addresses, for_fork};
 use super::volume::get_volume;
 use super::{Cloud, new_id, now};
@@ -22,7 +23,7 @@ use crate::ec2::volume::VolumeState;
 use crate::ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId, catalogue};
 use crate::host::disk_image;
 use crate::store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, VolumeRecord};
-use crate::vmm::config::DiskFormat;
+use crate::vmm::config::{DiskConfig, DiskFormat, MachineConfig};
 use crate::vmm::control::{Layer, Message, Request};
 use crate::vmm::machine::Restore;
 use crate::vmm::snapshot;
@@ -136,30 +137,27 @@ impl Cloud {
         saved: &Path,
     ) -> Result<Duration, CloudError> {
         let folder = self.folder(record.id);
-        let mut layers = Vec::new();
+        let mut after = Vec::new();
         for volume in before {
             let path = self.home.volumes().join(volume_file(volume.id, volume.generation + 1));
             let base = self.home.volumes().join(&volume.file);
             disk_image::create_layer(&path, &base, DiskFormat::Qcow2, Some(volume.size))?;
-            layers.push(Layer { disk: volume_disk(&self.home, volume).id, path });
+            after.push(continued(volume));
         }
+        let disks = after.iter().map(|volume| volume_disk(&self.home, volume)).collect::<Result<Vec<_>, _>>()?;
         // From now on the layers are the volumes' files. They are empty: until the machine writes into them, or if it never
         // does because this fails, they read as the files that it writes.
         self.store.write::<_, CloudError>(|tx| {
             for volume in before {
-                let mut volume = get_volume(tx, volume.id)?;
-                volume.generation += 1;
-                volume.file = volume_file(volume.id, volume.generation);
-                tx.put(&volume)?;
+                tx.put(&continued(&get_volume(tx, volume.id)?))?;
             }
             Ok(())
         })?;
         folder.change_config(|config| {
-            for layer in &layers {
-                let disks = config.disks.iter_mut().filter(|disk| disk.id == layer.disk);
-                disks.for_each(|disk| disk.path.clone_from(&layer.path));
-            }
+            disks.iter().for_each(|disk| continue_in(config, disk));
         })?;
+        let layers =
+            disks.into_iter().map(|disk| Layer { disk: disk.id, path: disk.path, backing: disk.backing }).collect();
         let request = Request::Fork { folder: saved.to_path_buf(), layers };
         let mut monitor = folder.connect()?;
         match monitor.ask_within(&request, SAVE_TIMEOUT)? {
@@ -270,6 +268,7 @@ impl Cloud {
             created: time,
             snapshot_id: None,
             file,
+            backing: over(&volume.file, volume.backing.as_deref()),
             generation: 1,
             attachment,
             tags: Default::default(),
@@ -292,7 +291,7 @@ impl Cloud {
             let network = self.connect(&record, &folder, &mut config)?;
             limit(&mut config, &record, &volumes);
             for (disk, volume) in config.disks.iter_mut().zip(before) {
-                disk.was = Some(volume_disk(&self.home, volume).id);
+                disk.was = Some(disk_id(volume));
             }
             await_turn(&mut monitors)?;
             monitors.push(folder.spawn(&config, lock, network, Some(&restore))?);
@@ -302,5 +301,25 @@ impl Cloud {
         }
         self.notice_ways_out();
         Ok(monitors)
+    }
+}
+
+/// Returns the record of the volume after it switched to a new layer.
+pub(super) fn continued(volume: &VolumeRecord) -> VolumeRecord {
+    let generation = volume.generation + 1;
+    VolumeRecord {
+        generation,
+        file: volume_file(volume.id, generation),
+        backing: over(&volume.file, volume.backing.as_deref()),
+        ..volume.clone()
+    }
+}
+
+/// Makes a rebooted machine use the files of `disk` for the disk with that id.
+pub(super) fn continue_in(config: &mut MachineConfig, disk: &DiskConfig) {
+    for known in config.disks.iter_mut().filter(|known| known.id == disk.id) {
+        known.path.clone_from(&disk.path);
+        known.format = disk.format;
+        known.backing.clone_from(&disk.backing);
     }
 }

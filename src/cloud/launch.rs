@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::error::CloudError;
 use super::image::Image;
 use super::image_memory::ImageMemory;
+use super::layers;
 use super::limits::{check_credits, limit};
 use super::machine::{Folder, Monitor};
 use super::network::{Addresses, NetworkSpec, Placement};
@@ -383,6 +384,7 @@ impl Cloud {
             snapshot_id: None,
             image_id: Some(image_record.id),
             file,
+            backing: Some(vec![layers::of_image(image_record.id, root)]),
             generation: 1,
             attachment: Some(AttachmentRecord {
                 instance_id,

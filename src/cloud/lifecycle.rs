@@ -22,9 +22,8 @@ use crate::ec2::volume::VolumeState;
 use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
 use crate::guest::Agent;
 use crate::host::home::is_lock;
-use crate::host::{disk_image, monitor_process, probe};
-use crate::store::{InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
-use crate::vmm::config::DiskFormat;
+use crate::host::{monitor_process, probe};
+use crate::store::{InstanceRecord, StoreError, Transaction, VolumeRecord};
 use crate::vmm::control;
 
 /// How long a guest may take to power off after its agent was asked to, and after ctrl-alt-del: with hardware KVM, and
@@ -248,6 +247,51 @@ impl Cloud {
         self.begin(ids, Action::Stop, InstanceState::Stopping)
     }
 
+    /// Terminates those of the instances whose records are damaged, at once. Such a record tells nothing of the instance,
+    /// so that it is found by its whole identifier only. Returns the other references.
+    pub fn terminate_damaged(&mut self, references: &[String]) -> Result<Vec<String>, CloudError> {
+        let mut others = Vec::new();
+        for reference in references {
+            let Ok(id) = reference.parse::<InstanceId>() else {
+                others.push(reference.clone());
+                continue;
+            };
+            match self.store.read::<_, StoreError>(|tx| tx.get::<InstanceRecord>(reference)) {
+                Err(StoreError::Record { .. }) => {
+                    self.terminate_without_record(id)?;
+                    let what = "its record was damaged; the instance is terminated, and the record is removed.";
+                    self.notice_once(format!("{id}: {what}"));
+                }
+                _ => others.push(reference.clone()),
+            }
+        }
+        Ok(others)
+    }
+
+    fn terminate_without_record(&mut self, id: InstanceId) -> Result<(), CloudError> {
+        let _ended = end_machine(&self.folder(id), Manner::Force)?;
+        self.store.write::<_, CloudError>(|tx| {
+            for mut volume in tx.list::<VolumeRecord>()? {
+                match &volume.attachment {
+                    Some(attachment) if attachment.instance_id == id => {}
+                    _ => continue,
+                }
+                if volume.attachment.take().is_some_and(|attachment| attachment.delete_on_termination) {
+                    tx.remove::<VolumeRecord>(&volume.id.to_string())?;
+                } else {
+                    volume.state = VolumeState::Available;
+                    tx.put(&volume)?;
+                }
+            }
+            free_addresses_of(tx, id)?;
+            tx.forget_usage(id)?;
+            Ok(tx.remove::<InstanceRecord>(&id.to_string())?)
+        })?;
+        self.folder(id).remove()?;
+        self.sweep_volumes();
+        Ok(())
+    }
+
     /// Says that instances are being terminated. A protected one keeps all of them alive.
     pub fn begin_terminate(&mut self, ids: &[InstanceId]) -> Result<Ending, CloudError> {
         self.store.read::<_, CloudError>(|tx| {
@@ -417,7 +461,13 @@ impl Cloud {
             if record.state == InstanceState::Terminated {
                 return Ok(());
             }
-            for mut volume in volumes_of(tx, &record)? {
+            for device in &record.block_devices {
+                let mut volume = match tx.get::<VolumeRecord>(&device.volume_id.to_string()) {
+                    Ok(Some(volume)) => volume,
+                    // A record that cannot be read is reported where volumes are listed, and keeps its file.
+                    Ok(None) | Err(StoreError::Record { .. }) => continue,
+                    Err(error) => return Err(error.into()),
+                };
                 if volume.attachment.as_ref().is_some_and(|attachment| attachment.delete_on_termination) {
                     tx.remove::<VolumeRecord>(&volume.id.to_string())?;
                 } else {
@@ -436,38 +486,26 @@ impl Cloud {
             Ok(tx.put(&record)?)
         })?;
         self.folder(id).remove()?;
-        self.sweep_volumes()
+        self.sweep_volumes();
+        Ok(())
     }
 
-    /// The names of the files that volumes and snapshots are written in.
-    pub(super) fn volume_files(&mut self) -> Result<Vec<String>, CloudError> {
-        self.store.read(|tx| {
-            let volumes = tx.list::<VolumeRecord>()?.into_iter().map(|volume| volume.file);
-            let snapshots = tx.list::<SnapshotRecord>()?.into_iter().map(|snapshot| snapshot.file);
-            Ok(volumes.chain(snapshots).collect())
-        })
+    /// Removes the files of volumes and snapshots that are gone, unless they are backing files of others. A failure
+    /// becomes a notice: the user asked for something else, and the next command tries again.
+    pub(super) fn sweep_volumes(&mut self) {
+        let swept = self.try_sweep_volumes();
+        self.notice_failed("files of deleted volumes cannot be removed yet", swept);
     }
 
-    /// Removes the files of volumes and snapshots that are gone, unless another image rests on them.
-    pub(super) fn sweep_volumes(&mut self) -> Result<(), CloudError> {
+    fn try_sweep_volumes(&mut self) -> Result<(), CloudError> {
         let folder = self.home.volumes();
         let _lock = self.home.lock(&folder)?;
-        let mut kept = self.volume_files()?;
-        // What is beneath a file that is kept is kept.
-        let mut index = 0;
-        while index < kept.len() {
-            let path = folder.join(&kept[index]);
-            let beneath = if path.exists() { disk_image::information(&path, DiskFormat::Qcow2)?.backing } else { None };
-            // Some rest on an image's root file system, in another folder.
-            let beneath = beneath.filter(|backing| backing.path.parent() == Some(&folder));
-            let name = beneath.and_then(|backing| Some(backing.path.file_name()?.to_str()?.to_string()));
-            kept.extend(name.filter(|name| !kept.contains(name)));
-            index += 1;
-        }
+        // The backing files of those that are kept are kept. Where some are not known, nothing is removed.
+        let Some(kept) = self.kept_volume_files()? else { return Ok(()) };
         for entry in fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))? {
             let entry = entry.map_err(CloudError::file(&folder, "read"))?;
             let name = entry.file_name();
-            let is_kept = name.to_str().is_none_or(|name| is_lock(name) || kept.iter().any(|known| known == name));
+            let is_kept = name.to_str().is_none_or(|name| is_lock(name) || kept.contains(name));
             if !is_kept {
                 fs::remove_file(entry.path()).map_err(CloudError::file(entry.path(), "removed"))?;
             }

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use super::error::CloudError;
 use super::image::Image;
+use super::layers::{self, resolved};
 use super::network::Connection;
 use super::run::{ConsoleTail, console_tail, is_timeout};
 use super::run_spec::{GUEST_CID, add_options, identity, image_kernel, name_host};
@@ -255,7 +256,8 @@ impl Folder {
         if seed.is_some() {
             kernel.cmdline.push_str(" wisp.seed");
         }
-        let mut disks: Vec<DiskConfig> = volumes.iter().map(|volume| volume_disk(home, volume)).collect();
+        let mut disks =
+            volumes.iter().map(|volume| volume_disk(home, volume)).collect::<Result<Vec<DiskConfig>, _>>()?;
         if let Some(root) = disks.first_mut() {
             root.root = true;
         }
@@ -293,6 +295,7 @@ impl Folder {
                 format: DiskFormat::Raw,
                 access: DiskAccess::ReadWrite,
                 root: false,
+                backing: Vec::new(),
                 was: None,
                 limits: None,
             })
@@ -324,17 +327,18 @@ pub fn disk_id(volume: &VolumeRecord) -> String {
     volume.id.to_string().replace('-', "")
 }
 
-/// A volume as a disk of a machine.
-pub fn volume_disk(home: &Home, volume: &VolumeRecord) -> DiskConfig {
-    DiskConfig {
+/// A volume as a disk of a machine, with the backing files that are on record.
+pub fn volume_disk(home: &Home, volume: &VolumeRecord) -> Result<DiskConfig, CloudError> {
+    Ok(DiskConfig {
         id: disk_id(volume),
-        path: home.volumes().join(&volume.file),
+        path: resolved(home.volumes().join(&volume.file)),
         format: DiskFormat::Qcow2,
+        backing: layers::backing_files(home, &volume.id, volume.backing.as_deref())?,
         access: DiskAccess::ReadWrite,
         root: false,
         was: None,
         limits: None,
-    }
+    })
 }
 
 /// A connection to an instance's monitor.

@@ -15,6 +15,7 @@ pub mod image_memory;
 pub mod import;
 pub mod key_pair;
 pub mod launch;
+mod layers;
 pub mod lifecycle;
 pub mod limits;
 pub mod machine;
@@ -44,7 +45,7 @@ pub use error::CloudError;
 
 use crate::ec2::id::{Id, Kind, RANDOM_BYTES, VpcId};
 use crate::host::home::Home;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// The open data directory.
 #[derive(Debug)]
@@ -62,7 +63,7 @@ impl Cloud {
         let home = Home::open()?;
         let store = Store::open(home.root())?;
         let mut cloud = Cloud { home, store, notices: Vec::new(), attached: BTreeSet::new() };
-        cloud.reconcile()?;
+        cloud.reconcile();
         Ok(cloud)
     }
 
@@ -73,7 +74,25 @@ impl Cloud {
 
     /// What was put right since the last command, in sentences; each is told once.
     pub fn take_notices(&mut self) -> Vec<String> {
+        let damaged = self.store.take_damaged();
+        damaged.into_iter().for_each(|sentence| self.notice_once(sentence));
         std::mem::take(&mut self.notices)
+    }
+
+    /// Turns a failure of something that the user did not ask for into a notice.
+    fn notice_failed(&mut self, what: &str, result: Result<(), CloudError>) {
+        match result {
+            Ok(()) => {}
+            // One notice, however many steps it makes fail.
+            Err(CloudError::Store(error @ StoreError::Record { .. })) => self.notice_once(error.to_string()),
+            Err(error) => self.notice_once(format!("{what}: {error}")),
+        }
+    }
+
+    fn notice_once(&mut self, notice: String) {
+        if !self.notices.contains(&notice) {
+            self.notices.push(notice);
+        }
     }
 }
 

@@ -34,21 +34,34 @@ struct Outcome {
 }
 
 impl Cloud {
-    /// Brings the entries of instances whose machines have gone up to date, and removes what nothing owns.
-    pub(super) fn reconcile(&mut self) -> Result<(), CloudError> {
-        let records: Vec<InstanceRecord> = self.store.read::<_, StoreError>(|tx| tx.list())?;
+    /// Updates the records of instances whose machines are gone, and removes what nothing owns. A step that fails becomes
+    /// a notice: it keeps neither the other steps nor the user's command from what they do.
+    pub(super) fn reconcile(&mut self) {
+        let records: Vec<InstanceRecord> = match self.store.read::<_, StoreError>(|tx| tx.list()) {
+            Ok(records) => records,
+            Err(error) => return self.notice_failed("instances cannot be checked", Err(error.into())),
+        };
         for record in &records {
             if record.state.has_machine() {
-                self.reconcile_instance(record.id)?;
+                let reconciled = self.reconcile_instance(record.id);
+                self.notice_failed(&format!("{} cannot be checked", record.id), reconciled);
             }
         }
-        self.forget_old(&records)?;
-        self.sweep_folders()?;
-        self.finish_snapshots()?;
-        self.sweep_networks()?;
+        let recorded = self.record_backing_files();
+        self.notice_failed("backing files of volumes cannot be recorded", recorded);
+        let forgotten = self.forget_old(&records);
+        self.notice_failed("old records cannot be removed", forgotten);
+        let swept = self.sweep_folders();
+        self.notice_failed("folders of earlier instances cannot be removed", swept);
+        let finished = self.finish_snapshots();
+        self.notice_failed("interrupted snapshots cannot be completed", finished);
+        let swept = self.sweep_networks();
+        self.notice_failed("folders of earlier networks cannot be removed", swept);
         self.revive_routers(&records);
-        warm::sweep(&self.home)?;
-        self.sweep_stray_images()
+        let swept = warm::sweep(&self.home);
+        self.notice_failed("unfinished templates cannot be removed", swept);
+        let swept = self.sweep_stray_images();
+        self.notice_failed("unfinished images cannot be removed", swept);
     }
 
     pub(super) fn reconcile_instance(&mut self, id: InstanceId) -> Result<(), CloudError> {
@@ -175,25 +188,24 @@ impl Cloud {
         let folder = self.home.instances();
         // A launch that is at it has the lock for milliseconds; what it makes has an entry when it lets go.
         let _lock = self.home.lock(&folder)?;
-        let records: Vec<InstanceRecord> = self.store.read::<_, StoreError>(|tx| tx.list())?;
+        let records: Vec<InstanceRecord> = self.store.read::<_, StoreError>(|tx| tx.list_whole())?;
         let mut swept = false;
         for entry in fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))? {
             let path = entry.map_err(CloudError::file(&folder, "read"))?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let Ok(id) = name.strip_prefix(GONE).unwrap_or(&name).parse::<InstanceId>() else { continue };
-            if name.starts_with(GONE) {
-                Folder::of(&self.home, id).remove()?;
-                continue;
-            }
             let record = records.iter().find(|record| record.id == id);
-            if record.is_none_or(|record| record.state == InstanceState::Terminated)
-                && let Some(_lock) = Folder::of(&self.home, id).try_lock()?
-            {
-                Folder::of(&self.home, id).remove()?;
-                swept = true;
+            let is_gone = name.starts_with(GONE);
+            if is_gone || record.is_none_or(|record| record.state == InstanceState::Terminated) {
+                let removed = sweep_folder(&Folder::of(&self.home, id), is_gone);
+                swept |= matches!(removed, Ok(true));
+                self.notice_failed(&format!("the folder of {id} cannot be removed"), removed.map(drop));
             }
         }
-        if swept || self.has_stray_volumes()? { self.sweep_volumes() } else { Ok(()) }
+        if swept || self.has_stray_volumes()? {
+            self.sweep_volumes();
+        }
+        Ok(())
     }
 
     /// Whether there are more files than volumes and snapshots: then it is worth a closer look.
@@ -201,9 +213,18 @@ impl Cloud {
         let folder = self.home.volumes();
         let entries = fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))?;
         let names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        let known = self.volume_files()?;
+        let Some(known) = self.kept_volume_files()? else { return Ok(false) };
         Ok(names.iter().any(|name| !is_lock(name) && !known.contains(name)))
     }
+}
+
+/// Removes the folder of an instance without a record, unless something runs in it. Returns whether it was removed.
+fn sweep_folder(folder: &Folder, is_gone: bool) -> Result<bool, CloudError> {
+    if is_gone {
+        return folder.remove().map(|()| true);
+    }
+    let Some(_lock) = folder.try_lock()? else { return Ok(false) };
+    folder.remove().map(|()| true)
 }
 
 /// Whether the launch that made the instance has not come to its end.

@@ -2,14 +2,15 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::CloudError;
 use super::fork::Frozen;
 use super::image::{Image, ImageError, MANIFEST, RootEntry};
 use super::image_memory::ImageMemory;
-use super::machine::volume_disk;
+use super::layers;
+use super::machine::disk_id;
 use super::warm;
 use super::{Cloud, embedded, new_id, now};
 use crate::ec2::id::Id;
@@ -20,7 +21,7 @@ use crate::ec2::{ErrorCode, ImageId, InstanceId};
 use crate::host::home::write_private;
 use crate::host::{disk_image, shell, sparse};
 use crate::store::{ImageRecord, InstanceRecord, SnapshotRecord, StoreError, Transaction, Visibility, VolumeRecord};
-use crate::vmm::config::DiskFormat;
+use crate::vmm::config::{BackingFile, DiskFormat};
 
 /// Which moment of an instance an image is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,8 +161,14 @@ impl Cloud {
         }
         let snapshot =
             if running { Some(self.create_snapshot(root.id, "for an image", Default::default())?) } else { None };
-        let frozen = self.home.volumes().join(snapshot.as_ref().map_or(&root.file, |snapshot| &snapshot.file));
-        let made = self.build_image(new, &source, entry, &frozen, |_| Ok(()));
+        let (file, backing) = match &snapshot {
+            Some(snapshot) => (&snapshot.file, &snapshot.backing),
+            None => (&root.file, &root.backing),
+        };
+        let made = layers::backing_files(&self.home, &root.id, backing.as_deref()).and_then(|backing| {
+            let disk = (self.home.volumes().join(file), backing);
+            self.build_image(new, &source, entry, &disk, |_| Ok(()))
+        });
         if let Some(snapshot) = snapshot {
             self.delete_snapshot(snapshot.id)?;
         }
@@ -192,19 +199,21 @@ impl Cloud {
         let Frozen { saved, volumes, sweeping, _changing, .. } = self.freeze(record)?;
         drop(sweeping);
         let root = &volumes[0];
-        let memory = ImageMemory::of_instance(record, volume_disk(&self.home, root).id);
-        let disk = self.home.volumes().join(&root.file);
+        let memory = ImageMemory::of_instance(record, disk_id(root));
+        let backing = layers::backing_files(&self.home, &root.id, root.backing.as_deref())?;
+        let disk = (self.home.volumes().join(&root.file), backing);
         let put = |bundle: &Path| memory.put(saved.path(), bundle);
         self.build_image(new, source, entry, &disk, put)
     }
 
-    /// Makes the image of `record` of a root disk (qcow2) and the rest of `source`; `finish` may add to its folder.
+    /// Makes the image of `record` of a root disk (qcow2) with its backing files, and the rest of `source`; `finish` may
+    /// add to its folder.
     fn build_image(
         &mut self,
         record: ImageRecord,
         source: &Image,
         entry: &RootEntry,
-        disk: &Path,
+        (disk, backing): &(PathBuf, Vec<BackingFile>),
         finish: impl FnOnce(&Path) -> Result<(), CloudError>,
     ) -> Result<ImageRecord, CloudError> {
         let (_lock, scratch) = self.scratch_image()?;
@@ -219,7 +228,7 @@ impl Cloud {
                 .map_err(CloudError::file(&to, "made"))?;
         }
         let root = scratch.path().join(&entry.file);
-        disk_image::convert(disk, DiskFormat::Qcow2, &root, DiskFormat::Raw)?;
+        disk_image::convert(&layers::resolved(disk.clone()), DiskFormat::Qcow2, backing, &root, DiskFormat::Raw)?;
         let digest = |file: fs::File| sparse::sha256(&file, &|_| {});
         let sha256 = fs::File::open(&root).and_then(digest).map_err(CloudError::file(&root, "read"))?;
         manifest.root = Some(RootEntry { sha256, format: DiskFormat::Raw, ..entry.clone() });
@@ -304,20 +313,22 @@ impl Cloud {
         record.deregistered = Some(now());
         self.store.write::<_, StoreError>(|tx| tx.put(&record))?;
         warm::remove_of(&self.home, &self.home.images().join(record.id.to_string()))?;
-        self.sweep_images()?;
+        self.sweep_images();
         Ok(record)
     }
 
-    /// Removes the files of images that nobody can use any more.
-    pub(super) fn sweep_images(&mut self) -> Result<(), CloudError> {
-        let _lock = self.home.lock(&self.home.images())?;
-        self.sweep_images_locked()
+    /// Removes the files of images that can no longer be used. A failure becomes a notice: the user asked for something
+    /// else, and a later command tries again.
+    pub(super) fn sweep_images(&mut self) {
+        let lock = self.home.lock(&self.home.images()).map_err(CloudError::from);
+        let swept = lock.and_then(|_lock| self.sweep_images_locked());
+        self.notice_failed("files of deregistered images cannot be removed yet", swept);
     }
 
     /// The same for what a command left that was killed: if there is any, and nobody is making an image now.
     pub(super) fn sweep_stray_images(&mut self) -> Result<(), CloudError> {
         let folder = self.home.images();
-        let known: Vec<ImageRecord> = self.store.read::<_, StoreError>(|tx| tx.list())?;
+        let known: Vec<ImageRecord> = self.store.read::<_, StoreError>(|tx| tx.list_whole())?;
         let is_stray = |name: &str| {
             let id = name.parse::<ImageId>().ok();
             name.starts_with(embedded::UNFINISHED)
@@ -337,7 +348,7 @@ impl Cloud {
         let kept: Vec<ImageId> = self.store.write::<_, CloudError>(|tx| {
             let used = images_in_use(tx)?;
             let mut kept = vec![embedded::id()];
-            for record in tx.list::<ImageRecord>()? {
+            for record in tx.list_whole::<ImageRecord>()? {
                 if record.deregistered.is_none() || used.contains(&record.id) {
                     kept.push(record.id);
                 } else {
@@ -361,9 +372,9 @@ impl Cloud {
 
 /// Images that a disk of some volume or snapshot rests on, or that an instance boots the kernel of.
 fn images_in_use(tx: &Transaction) -> Result<Vec<ImageId>, CloudError> {
-    let mut used: Vec<ImageId> = tx.list::<InstanceRecord>()?.iter().map(|record| record.image_id).collect();
-    used.extend(tx.list::<VolumeRecord>()?.iter().filter_map(|record| record.image_id));
-    used.extend(tx.list::<SnapshotRecord>()?.iter().filter_map(|record| record.image_id));
+    let mut used: Vec<ImageId> = tx.list_whole::<InstanceRecord>()?.iter().map(|record| record.image_id).collect();
+    used.extend(tx.list_whole::<VolumeRecord>()?.iter().filter_map(|record| record.image_id));
+    used.extend(tx.list_whole::<SnapshotRecord>()?.iter().filter_map(|record| record.image_id));
     Ok(used)
 }
 

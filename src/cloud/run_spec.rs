@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::image::Image;
+use super::layers::resolved;
 use super::machine::{FREE_SLOTS, with_kernel_share};
 use super::network::{self, NetworkSpec};
 use super::warm::{self, Warm};
@@ -10,8 +11,8 @@ use crate::ec2::InstanceType;
 use crate::ec2::id::InstanceId;
 use crate::ec2::system;
 use crate::vmm::config::{
-    BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, MachineConfig, SystemIdentity,
-    VsockConfig,
+    BackingFile, BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, MachineConfig,
+    SystemIdentity, VsockConfig,
 };
 
 /// The guest's context id; each monitor has a vsock device of its own, so that all can be the same.
@@ -72,6 +73,8 @@ pub struct ExtraDisk {
     pub path: PathBuf,
     /// Its format.
     pub format: DiskFormat,
+    /// Backing files, the topmost first.
+    pub backing: Vec<BackingFile>,
     /// Whether it may be written.
     pub read_only: bool,
 }
@@ -85,9 +88,11 @@ impl RunSpec {
     /// The machine, with its seed in `folder`; if it goes on from a warm one, over that one's layer.
     pub(super) fn machine(&self, id: &InstanceId, folder: &Path, warm: Option<&Warm>) -> MachineConfig {
         let (mut kernel, mut disks) = match &self.boot {
-            Boot::Nobody { image, layer } => (image_kernel(image), vec![layer_disk(layer, DiskAccess::ReadWrite)]),
+            Boot::Nobody { image, layer } => {
+                (image_kernel(image), vec![layer_disk(image, layer, DiskAccess::ReadWrite)])
+            }
             Boot::Image(image) => {
-                let layer = warm.and_then(Warm::layer).map(|layer| layer_disk(layer, DiskAccess::Ephemeral));
+                let layer = warm.and_then(Warm::layer).map(|layer| layer_disk(image, layer, DiskAccess::Ephemeral));
                 let mut root = layer.or_else(|| root_disk(image));
                 if let (Some(root), Some(warm)) = (&mut root, warm) {
                     root.was = Some(warm.root().into());
@@ -107,6 +112,7 @@ impl RunSpec {
                 id,
                 path: disk.path.clone(),
                 format: disk.format,
+                backing: disk.backing.clone(),
                 access,
                 root: false,
                 was: None,
@@ -163,15 +169,27 @@ fn root_disk(image: &Image) -> Option<DiskConfig> {
         format: root.format,
         access: DiskAccess::Ephemeral,
         root: true,
+        backing: Vec::new(),
         was: None,
         limits: None,
     })
 }
 
-/// A root disk that is a layer already.
-fn layer_disk(layer: &Path, access: DiskAccess) -> DiskConfig {
-    let (path, format) = (layer.to_path_buf(), DiskFormat::Qcow2);
-    DiskConfig { id: warm::ROOT.into(), path, format, access, root: true, was: None, limits: None }
+/// A root disk that is a layer already, over the image's root file system.
+fn layer_disk(image: &Image, layer: &Path, access: DiskAccess) -> DiskConfig {
+    let root = image.manifest.root.iter();
+    DiskConfig {
+        id: warm::ROOT.into(),
+        path: resolved(layer.to_path_buf()),
+        format: DiskFormat::Qcow2,
+        backing: root
+            .map(|root| BackingFile { path: resolved(image.folder.join(&root.file)), format: root.format })
+            .collect(),
+        access,
+        root: true,
+        was: None,
+        limits: None,
+    }
 }
 
 /// Adds a user's options to the kernel's.
@@ -241,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_kernel_s_first_disk_is_its_root_unless_it_has_an_initrd() {
-        let disk = ExtraDisk { path: "d".into(), format: DiskFormat::Raw, read_only: true };
+        let disk = ExtraDisk { path: "d".into(), format: DiskFormat::Raw, backing: Vec::new(), read_only: true };
         let machine = spec(kernel(None), vec![disk.clone()]).machine(&id(), Path::new("/f"), None);
         assert!(machine.disks[0].root);
         let machine = spec(kernel(Some("initrd")), vec![disk]).machine(&id(), Path::new("/f"), None);

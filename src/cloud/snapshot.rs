@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::error::CloudError;
-use super::launch::volume_file;
+use super::fork::{continue_in, continued};
 use super::machine::{Monitor, volume_disk};
 use super::volume::get_volume;
 use super::{Cloud, new_id, now, resolve};
@@ -44,8 +44,8 @@ impl Cloud {
         let lock = self.home.lock(&volumes)?;
         let before = self.store.read::<_, CloudError>(|tx| get_volume(tx, id))?;
         let running = self.running_machine_of(&before)?;
-        let file = volume_file(id, before.generation + 1);
-        let layer = volumes.join(&file);
+        let after = continued(&before);
+        let layer = volumes.join(&after.file);
         disk_image::create_layer(&layer, &volumes.join(&before.file), DiskFormat::Qcow2, Some(before.size))?;
         let snapshot = SnapshotRecord {
             id: new_id(),
@@ -55,21 +55,19 @@ impl Cloud {
             started: now(),
             description: description.into(),
             file: before.file.clone(),
+            backing: before.backing.clone(),
             image_id: before.image_id,
             tags,
         };
         // From now on the layer is the volume's file. It is empty: until the machine writes into it, if one runs, it
         // reads as the file that is still being written.
         self.store.write::<_, CloudError>(|tx| {
-            let mut volume = get_volume(tx, id)?;
-            volume.generation += 1;
-            volume.file.clone_from(&file);
-            tx.put(&volume)?;
+            tx.put(&continued(&get_volume(tx, id)?))?;
             Ok(tx.insert(&snapshot)?)
         })?;
         drop(lock);
         if let Some(mut monitor) = running
-            && let Err(error) = self.switch(&mut monitor, &before, layer)
+            && let Err(error) = self.switch(&mut monitor, &before, &after)
         {
             if is_refusal(&error) {
                 self.forget_snapshot(&before, &snapshot)?;
@@ -89,26 +87,24 @@ impl Cloud {
         self.store.write::<_, CloudError>(|tx| {
             let mut volume = get_volume(tx, before.id)?;
             volume.file.clone_from(&before.file);
+            volume.backing.clone_from(&before.backing);
             tx.put(&volume)?;
             Ok(tx.remove::<SnapshotRecord>(&snapshot.id.to_string())?)
         })?;
-        self.sweep_volumes()
+        self.sweep_volumes();
+        Ok(())
     }
 
-    /// Has a running machine go on in `layer`. A guest that reboots in between goes on in it too.
-    fn switch(&self, monitor: &mut Monitor, volume: &VolumeRecord, layer: PathBuf) -> Result<(), CloudError> {
-        let id = volume_disk(&self.home, volume).id;
-        let Some(attachment) = &volume.attachment else { return Ok(()) };
+    /// Has a running machine continue a volume in a new layer, from the files `before` to those `after`. A guest that
+    /// reboots in between continues in the layer, too.
+    fn switch(&self, monitor: &mut Monitor, before: &VolumeRecord, after: &VolumeRecord) -> Result<(), CloudError> {
+        let Some(attachment) = &after.attachment else { return Ok(()) };
+        let [before, after] = [volume_disk(&self.home, before)?, volume_disk(&self.home, after)?];
         let folder = self.folder(attachment.instance_id);
-        let write_to = |path: &Path| {
-            folder.change_config(|config| {
-                config.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.path = path.to_path_buf());
-            })
-        };
-        write_to(&layer)?;
-        let switched = monitor.demand(&Request::SwitchDisk { id: id.clone(), layer });
+        folder.change_config(|config| continue_in(config, &after))?;
+        let switched = monitor.demand(&Request::SwitchDisk { id: after.id, layer: after.path, backing: after.backing });
         if switched.as_ref().is_err_and(is_refusal) {
-            write_to(&self.home.volumes().join(&volume.file))?;
+            folder.change_config(|config| continue_in(config, &before))?;
         }
         switched
     }
@@ -116,8 +112,9 @@ impl Cloud {
     /// Deletes a snapshot. Volumes that were made of it keep what they need.
     pub fn delete_snapshot(&mut self, id: SnapshotId) -> Result<(), CloudError> {
         self.store.write::<_, CloudError>(|tx| Ok(tx.remove::<SnapshotRecord>(&id.to_string())?))?;
-        self.sweep_volumes()?;
-        self.sweep_images()
+        self.sweep_volumes();
+        self.sweep_images();
+        Ok(())
     }
 
     /// Waits until nobody takes a snapshot, and keeps others from it.
@@ -162,9 +159,9 @@ impl Cloud {
         if let Some(volume) = volume
             && let Some(mut monitor) = self.running_machine_of(&volume)?
         {
-            let layer = self.home.volumes().join(&volume.file);
-            let before = VolumeRecord { file: snapshot.file.clone(), ..volume };
-            self.switch(&mut monitor, &before, layer)?;
+            let before =
+                VolumeRecord { file: snapshot.file.clone(), backing: snapshot.backing.clone(), ..volume.clone() };
+            self.switch(&mut monitor, &before, &volume)?;
         }
         let completed = SnapshotRecord { state: SnapshotState::Completed, ..snapshot.clone() };
         self.store.write::<_, CloudError>(|tx| Ok(tx.put(&completed)?))

@@ -11,9 +11,10 @@ use std::os::fd::AsFd;
 use super::error::CloudError;
 use super::hibernate::refuse_hibernated;
 use super::launch::volume_file;
+use super::layers;
 use super::lifecycle::get;
 use super::limits::volume_limits;
-use super::machine::{Monitor, volume_disk};
+use super::machine::{Monitor, disk_id, volume_disk};
 use super::{Cloud, new_id, now, resolve};
 use crate::ec2::block_device::DeviceName;
 use crate::ec2::state::{Action, InstanceState};
@@ -99,6 +100,8 @@ impl Cloud {
             snapshot_id: source.map(|snapshot| snapshot.id),
             image_id: source.and_then(|snapshot| snapshot.image_id),
             file,
+            backing: source
+                .map_or(Some(Vec::new()), |snapshot| layers::over(&snapshot.file, snapshot.backing.as_deref())),
             generation: 1,
             attachment: None,
             tags,
@@ -114,8 +117,9 @@ impl Cloud {
             }
             Ok(tx.remove::<VolumeRecord>(&id.to_string())?)
         })?;
-        self.sweep_volumes()?;
-        self.sweep_images()
+        self.sweep_volumes();
+        self.sweep_images();
+        Ok(())
     }
 
     /// Attaches a volume to an instance, stopped or running. Returns the device's name.
@@ -137,7 +141,7 @@ impl Cloud {
             Ok((volume, record))
         })?;
         let limits = volume_limits(&volume).filter(|_| !record.no_limits);
-        let disk = DiskConfig { limits, ..volume_disk(&self.home, &volume) };
+        let disk = DiskConfig { limits, ..volume_disk(&self.home, &volume)? };
         if record.state == InstanceState::Running
             && let Err(error) = self.plug(instance, disk)
         {
@@ -168,7 +172,7 @@ impl Cloud {
             return Err(CloudError::refused(ErrorCode::OperationNotPermitted, what, None));
         }
         if record.state == InstanceState::Running {
-            let unplugged = self.unplug(&record, &volume_disk(&self.home, &volume).id, force);
+            let unplugged = self.unplug(&record, &disk_id(&volume), force);
             unplugged.map_err(|error| self.unless_ended(record.id, "without the volume", error))?;
         }
         self.forget_attachment(id)?;
@@ -260,10 +264,13 @@ impl Cloud {
         let running = self.running_machine_of(record)?;
         match running {
             Some(mut monitor) => {
-                let id = volume_disk(&self.home, record).id;
+                let id = disk_id(record);
                 monitor.demand(&Request::ResizeDisk { id, size })
             }
-            None => Ok(disk_image::grow(&self.home.volumes().join(&record.file), DiskFormat::Qcow2, size)?),
+            None => {
+                let disk = volume_disk(&self.home, record)?;
+                Ok(disk_image::grow(&disk.path, disk.format, &disk.backing, size)?)
+            }
         }
     }
 

@@ -16,8 +16,8 @@ use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use super::space::FreeSpace;
-use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
-use crate::vmm::virtio::block::{self, Backing, BlockError, Disk, ImageFile, SECTOR};
+use crate::vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
+use crate::vmm::virtio::block::{self, Backing, BlockError, Disk, ImageFile, MAX_LAYERS, SECTOR};
 
 /// How much is copied at a time: a multiple of the units below.
 const CHUNK: usize = 1 << 20;
@@ -64,6 +64,30 @@ pub enum ImageError {
         /// The layer's.
         size: u64,
     },
+    /// The header names a backing file that the user did not ask for.
+    #[error(
+        "the disk image {} has a backing file, {name:?}, which is opened only if you ask for it: add backing=FILE",
+        path.display()
+    )]
+    UnnamedBacking {
+        /// The image.
+        path: PathBuf,
+        /// The backing file in its header.
+        name: String,
+    },
+    /// The user named a backing file that the header does not.
+    #[error(
+        "{} is not the backing file of {}, whose header names {}", given.display(), path.display(),
+        found.as_ref().map_or("none".into(), |name| format!("{name:?}"))
+    )]
+    WrongBacking {
+        /// The image.
+        path: PathBuf,
+        /// The file that the user named.
+        given: PathBuf,
+        /// The backing file in its header.
+        found: Option<String>,
+    },
     /// No disk has this size.
     #[error("{0} bytes are not a size of a disk, which has one or more sectors of {SECTOR} bytes")]
     Size(u64),
@@ -101,7 +125,7 @@ pub fn create_layer(
     size: Option<u64>,
 ) -> Result<(), ImageError> {
     let backing_size = block::virtual_size(backing, backing_format)?;
-    let size = size.unwrap_or(backing_size);
+    let size = size.unwrap_or(backing_size.next_multiple_of(SECTOR));
     check_size(size)?;
     if size < backing_size {
         return Err(ImageError::SmallLayer { path: backing.to_path_buf(), backing: backing_size, size });
@@ -113,8 +137,45 @@ pub fn create_layer(
     keep(file, path)
 }
 
-/// Gives an image that no machine has `size` bytes, no fewer than it has; the new ones are zeroes.
-pub fn grow(path: &Path, format: DiskFormat, size: u64) -> Result<(), ImageError> {
+/// Finds out the backing files of a user's image: the files that the user named, the topmost first, and no others. The
+/// headers have to name the same files. The format of each is in the header of the image above it.
+pub fn resolve_backing(path: &Path, format: DiskFormat, named: &[PathBuf]) -> Result<Vec<BackingFile>, ImageError> {
+    let mut backing: Vec<BackingFile> = Vec::new();
+    let (mut path, mut format) = (path.to_path_buf(), format);
+    for given in named.iter().map(Some).chain([None]) {
+        let found = match format {
+            DiskFormat::Raw => None,
+            DiskFormat::Qcow2 => block::backing(&path)?,
+        };
+        let next = match (given, found) {
+            (None, None) => break,
+            (None, Some(found)) => return Err(ImageError::UnnamedBacking { path, name: found.name }),
+            (Some(given), Some(found)) if is_same(given, &found.path) => found,
+            (Some(given), found) => {
+                let found = found.map(|found| found.name);
+                return Err(ImageError::WrongBacking { path, given: given.clone(), found });
+            }
+        };
+        (path, format) = (next.path.clone(), next.format);
+        backing.push(BackingFile { path: next.path, format });
+        if backing.len() > MAX_LAYERS {
+            return Err(BlockError::TooManyLayers(path).into());
+        }
+    }
+    Ok(backing)
+}
+
+/// Returns true if both paths lead to the same file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    match (one.metadata(), other.metadata()) {
+        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        _ => false,
+    }
+}
+
+/// Gives an image that no machine has `size` bytes, no fewer than it has; the new ones are zeroes. `backing` are its
+/// backing files, the topmost first.
+pub fn grow(path: &Path, format: DiskFormat, backing: &[BackingFile], size: u64) -> Result<(), ImageError> {
     check_size(size)?;
     let id = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let config = DiskConfig {
@@ -123,6 +184,7 @@ pub fn grow(path: &Path, format: DiskFormat, size: u64) -> Result<(), ImageError
         format,
         access: DiskAccess::ReadWrite,
         root: false,
+        backing: backing.to_vec(),
         was: None,
         limits: None,
     };
@@ -141,14 +203,16 @@ pub fn information(path: &Path, format: DiskFormat) -> Result<Information, Image
     Ok(Information { virtual_size, allocated, backing })
 }
 
-/// Copies what is on the disk `source`, from all of its layers, to a new file that needs no other. Zeroes take no space.
+/// Copies the content of the disk `source`, whose `backing` files are the topmost first, to a new file that needs no
+/// other. Zeroes take no space.
 pub fn convert(
     source: &Path,
     format: DiskFormat,
+    backing: &[BackingFile],
     destination: &Path,
     destination_format: DiskFormat,
 ) -> Result<(), ImageError> {
-    convert_image(&block::open_to_read(source, format)?, source, destination, destination_format, None)
+    convert_image(&block::open_to_read(source, format, backing)?, source, destination, destination_format, None)
 }
 
 /// Opens a qcow2 image that somebody else made, to look into it. One that leads to any other file is refused.
@@ -168,15 +232,16 @@ fn convert_image(
     format: DiskFormat,
     space: Option<&FreeSpace>,
 ) -> Result<(), ImageError> {
-    check_size(image.size())?;
+    let size = image.size().next_multiple_of(SECTOR);
+    check_size(size)?;
     let file = new_file(destination)?;
     let failed = |source| ImageError::Write { path: destination.to_path_buf(), source };
     let target = match format {
         DiskFormat::Raw => {
-            file.as_file().set_len(image.size()).map_err(failed)?;
+            file.as_file().set_len(size).map_err(failed)?;
             Target::Raw(file.as_file(), space)
         }
-        DiskFormat::Qcow2 => Target::Qcow2(new_qcow2(&file, image.size(), None).map_err(failed)?),
+        DiskFormat::Qcow2 => Target::Qcow2(new_qcow2(&file, size, None).map_err(failed)?),
     };
     copy(image, source, &target, destination)?;
     target.flush().map_err(failed)?;
@@ -383,20 +448,29 @@ mod tests {
         output.stdout
     }
 
-    fn read(path: &Path, format: DiskFormat) -> Vec<u8> {
-        let image = block::open_to_read(path, format).unwrap();
+    fn qcow2(path: &Path) -> BackingFile {
+        BackingFile { path: path.into(), format: DiskFormat::Qcow2 }
+    }
+
+    fn raw(path: &Path) -> BackingFile {
+        BackingFile { path: path.into(), format: DiskFormat::Raw }
+    }
+
+    fn read(path: &Path, format: DiskFormat, backing: &[BackingFile]) -> Vec<u8> {
+        let image = block::open_to_read(path, format, backing).unwrap();
         let mut bytes = vec![0; image.size() as usize];
         image.read(bytes.as_mut_slice(), 0).unwrap();
         bytes
     }
 
-    fn write(path: &Path, format: DiskFormat, offset: u64, bytes: &mut [u8]) {
+    fn write(path: &Path, format: DiskFormat, backing: &[BackingFile], offset: u64, bytes: &mut [u8]) {
         let config = DiskConfig {
             id: "test".into(),
             path: path.into(),
             format,
             access: DiskAccess::ReadWrite,
             root: false,
+            backing: backing.to_vec(),
             was: None,
             limits: None,
         };
@@ -439,9 +513,9 @@ mod tests {
         let (base, first, second) = (home.join("images/base"), home.join("volumes/first"), home.join("volumes/second"));
         fs::write(&base, vec![7; MIB as usize]).unwrap();
         create_layer(&first, &base, DiskFormat::Raw, None).unwrap();
-        write(&first, DiskFormat::Qcow2, 4096, &mut [8; 512]);
+        write(&first, DiskFormat::Qcow2, &[raw(&base)], 4096, &mut [8; 512]);
         create_layer(&second, &first, DiskFormat::Qcow2, Some(2 * MIB)).unwrap();
-        write(&second, DiskFormat::Qcow2, 8192, &mut [9; 512]);
+        write(&second, DiskFormat::Qcow2, &[qcow2(&first), raw(&base)], 8192, &mut [9; 512]);
         let information = information(&second, DiskFormat::Qcow2).unwrap();
         assert_eq!(information.virtual_size, 2 * MIB);
         assert_eq!(information.backing.unwrap().name, "first");
@@ -449,12 +523,13 @@ mod tests {
         let moved = folder.path().join("moved");
         fs::rename(&home, &moved).unwrap();
         let (first, second) = (moved.join("volumes/first"), moved.join("volumes/second"));
+        let base = moved.join("images/base");
         let info = qemu_img(&first, "qcow2");
         assert_eq!(
             (&info["backing-filename"], &info["backing-filename-format"]),
             (&"../images/base".into(), &"raw".into())
         );
-        let bytes = read(&second, DiskFormat::Qcow2);
+        let bytes = read(&second, DiskFormat::Qcow2, &[qcow2(&first), raw(&base)]);
         assert_eq!((bytes[0], bytes[4096], bytes[8192], bytes[8704]), (7, 8, 9, 7));
         assert!(bytes[MIB as usize..].iter().all(|byte| *byte == 0));
         qemu_img(&second, "qcow2");
@@ -480,12 +555,12 @@ mod tests {
         for (format, name) in [(DiskFormat::Raw, "raw"), (DiskFormat::Qcow2, "qcow2")] {
             let path = folder.path().join(name);
             create(&path, format, MIB).unwrap();
-            write(&path, format, MIB - 512, &mut [5; 512]);
-            grow(&path, format, 3 * MIB).unwrap();
+            write(&path, format, &[], MIB - 512, &mut [5; 512]);
+            grow(&path, format, &[], 3 * MIB).unwrap();
             assert_eq!(qemu_img(&path, name)["virtual-size"], 3 * MIB);
-            let bytes = read(&path, format);
+            let bytes = read(&path, format, &[]);
             assert_eq!((bytes[MIB as usize - 1], bytes[MIB as usize], bytes.len() as u64), (5, 0, 3 * MIB));
-            assert!(matches!(grow(&path, format, MIB), Err(ImageError::Image(BlockError::Shrink { .. }))));
+            assert!(matches!(grow(&path, format, &[], MIB), Err(ImageError::Image(BlockError::Shrink { .. }))));
         }
     }
 
@@ -494,19 +569,50 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (base, layer) = (folder.path().join("base"), folder.path().join("layer"));
         create(&base, DiskFormat::Raw, 64 * MIB).unwrap();
-        write(&base, DiskFormat::Raw, 10 * MIB, &mut vec![7; MIB as usize]);
+        write(&base, DiskFormat::Raw, &[], 10 * MIB, &mut vec![7; MIB as usize]);
         create_layer(&layer, &base, DiskFormat::Raw, Some(80 * MIB)).unwrap();
-        write(&layer, DiskFormat::Qcow2, 10 * MIB + 4096, &mut [8; 512]);
-        write(&layer, DiskFormat::Qcow2, 80 * MIB - 512, &mut [9; 512]);
+        write(&layer, DiskFormat::Qcow2, &[raw(&base)], 10 * MIB + 4096, &mut [8; 512]);
+        write(&layer, DiskFormat::Qcow2, &[raw(&base)], 80 * MIB - 512, &mut [9; 512]);
         for (format, name) in [(DiskFormat::Raw, "raw"), (DiskFormat::Qcow2, "qcow2")] {
             let copy = folder.path().join(name);
-            convert(&layer, DiskFormat::Qcow2, &copy, format).unwrap();
+            convert(&layer, DiskFormat::Qcow2, &[raw(&base)], &copy, format).unwrap();
             let information = information(&copy, format).unwrap();
             assert_eq!((information.virtual_size, information.backing), (80 * MIB, None));
             assert!(information.allocated < 3 * MIB, "{}", information.allocated);
             run(&["compare", "-q", "-f", "qcow2", "-F", name, layer.to_str().unwrap(), copy.to_str().unwrap()]);
             qemu_img(&copy, name);
         }
+    }
+
+    #[test]
+    fn copy_reads_only_the_backing_files_that_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let [base, secret, layer, copy] = ["base", "secret", "layer", "copy"].map(|name| folder.path().join(name));
+        for path in [&base, &secret] {
+            fs::write(path, vec![7; MIB as usize]).unwrap();
+        }
+        create_layer(&layer, &base, DiskFormat::Raw, None).unwrap();
+        // A VMM that was taken over writes another name into the header of its volume.
+        run(&["rebase", "-u", "-f", "qcow2", "-b", secret.to_str().unwrap(), "-F", "raw", layer.to_str().unwrap()]);
+        for backing in [vec![raw(&base)], vec![]] {
+            let copied = convert(&layer, DiskFormat::Qcow2, &backing, &copy, DiskFormat::Raw);
+            assert!(matches!(copied, Err(ImageError::Image(BlockError::OtherBacking { .. }))), "{copied:?}");
+            assert!(!copy.exists());
+            let grown = grow(&layer, DiskFormat::Qcow2, &backing, 2 * MIB);
+            assert!(matches!(grown, Err(ImageError::Image(BlockError::OtherBacking { .. }))), "{grown:?}");
+        }
+    }
+
+    #[test]
+    fn disk_that_ends_within_a_sector_is_rounded_up_in_copies_and_layers() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, copy, layer] = ["disk", "copy", "layer"].map(|name| folder.path().join(name));
+        fs::write(&path, [7; 1100]).unwrap();
+        let whole = [vec![7; 1100], vec![0; 436]].concat();
+        convert(&path, DiskFormat::Raw, &[], &copy, DiskFormat::Raw).unwrap();
+        assert_eq!(fs::read(&copy).unwrap(), whole);
+        create_layer(&layer, &path, DiskFormat::Raw, None).unwrap();
+        assert_eq!(read(&layer, DiskFormat::Qcow2, &[raw(&path)]), whole);
     }
 
     #[test]
@@ -520,11 +626,12 @@ mod tests {
             format: DiskFormat::Raw,
             access: DiskAccess::ReadWrite,
             root: false,
+            backing: Vec::new(),
             was: None,
             limits: None,
         };
         let _disk = Disk::open(&config, folder.path()).unwrap();
-        let copied = convert(&path, DiskFormat::Raw, &folder.path().join("copy"), DiskFormat::Raw);
+        let copied = convert(&path, DiskFormat::Raw, &[], &folder.path().join("copy"), DiskFormat::Raw);
         assert!(matches!(copied, Err(ImageError::Image(BlockError::InUse(_)))));
         assert!(information(&path, DiskFormat::Raw).is_ok());
     }

@@ -21,6 +21,7 @@ mod usage;
 mod volume;
 mod vpc;
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -35,9 +36,10 @@ pub use network::NetworkRecord;
 pub use security_group::SecurityGroupRecord;
 pub use setting::MetadataDefaults;
 pub use snapshot::{SnapshotRecord, SnapshotState};
+use table::Damaged;
 pub use table::{Record, Transaction};
 pub use usage::UsageCursor;
-pub use volume::{AttachmentRecord, VolumeRecord};
+pub use volume::{AttachmentRecord, LayerFormat, LayerRecord, VolumeRecord};
 pub use vpc::{SubnetRecord, VpcRecord};
 
 /// The database's name in the data directory.
@@ -88,6 +90,8 @@ pub enum StoreError {
 #[derive(Debug)]
 pub struct Store {
     connection: Connection,
+    /// Damaged records that were left out of a list and not told of yet.
+    damaged: RefCell<Damaged>,
 }
 
 impl Store {
@@ -105,7 +109,7 @@ impl Store {
         connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
         connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
         schema::migrate(&mut connection, &path)?;
-        Ok(Store { connection })
+        Ok(Store { connection, damaged: RefCell::default() })
     }
 
     /// Runs one transaction: all writes of `change` are committed, or, if it fails, none. Transactions of other
@@ -113,7 +117,7 @@ impl Store {
     pub fn write<T, E: From<StoreError>>(&mut self, change: impl FnOnce(&Transaction) -> Result<T, E>) -> Result<T, E> {
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::Sqlite)?;
-        let transaction = Transaction::new(transaction);
+        let transaction = Transaction::new(transaction, &self.damaged);
         let result = change(&transaction)?;
         transaction.commit()?;
         Ok(result)
@@ -127,13 +131,18 @@ impl Store {
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::Sqlite)?;
         // It is rolled back when it is dropped.
-        change(&Transaction::new(transaction))
+        change(&Transaction::new(transaction, &self.damaged))
+    }
+
+    /// Returns a sentence for each damaged record that a list left out, once.
+    pub fn take_damaged(&mut self) -> Vec<String> {
+        std::mem::take(self.damaged.get_mut()).into_values().collect()
     }
 
     /// Reads a consistent state.
     pub fn read<T, E: From<StoreError>>(&mut self, look: impl FnOnce(&Transaction) -> Result<T, E>) -> Result<T, E> {
         let transaction = self.connection.transaction().map_err(StoreError::Sqlite)?;
-        look(&Transaction::new(transaction))
+        look(&Transaction::new(transaction, &self.damaged))
     }
 }
 
@@ -217,6 +226,21 @@ mod tests {
         let error = Store::open(folder.path()).unwrap_err().to_string();
         assert!(error.contains("version 1000"), "{error}");
         assert_eq!(std::fs::read(folder.path().join(FILE)).unwrap(), before);
+    }
+
+    #[test]
+    fn damaged_record_is_left_out_of_lists_and_told_of() {
+        let (mut store, _folder) = store();
+        store.write::<_, StoreError>(|tx| ["a", "b", "c"].iter().try_for_each(|name| tx.insert(&key(name)))).unwrap();
+        store.connection.execute("UPDATE key_pairs SET record = '{\"id\": 7' WHERE key = 'b'", []).unwrap();
+        let names = store.read::<_, StoreError>(|tx| tx.list::<KeyPairRecord>()).unwrap();
+        assert_eq!(names.iter().map(|key| key.name.as_str()).collect::<Vec<_>>(), ["a", "c"]);
+        let told = store.take_damaged();
+        assert!(matches!(&told[..], [one] if one.contains("damaged record of key_pairs b")), "{told:?}");
+        assert_eq!(store.take_damaged(), [] as [String; 0]);
+        let whole = store.read::<_, StoreError>(|tx| tx.list_whole::<KeyPairRecord>());
+        assert!(matches!(whole, Err(StoreError::Record { .. })), "{whole:?}");
+        assert!(store.read::<_, StoreError>(|tx| tx.get::<KeyPairRecord>("b")).is_err());
     }
 
     #[test]

@@ -63,6 +63,12 @@ const MIGRATIONS: &[&str] = &[
     CREATE TABLE usage_cursors (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
 ",
     "CREATE TABLE settings (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;",
+    // Backing files of volumes and snapshots are on record. Those of older ones are read from the files, once, by the next
+    // command (`cloud/layers.rs`). An older wisp would lose them, and is to refuse the store.
+    "
+    UPDATE volumes SET record = json_set(record, '$.backing', json('null')) WHERE json_valid(record);
+    UPDATE snapshots SET record = json_set(record, '$.backing', json('null')) WHERE json_valid(record);
+",
 ];
 
 /// The version that this program writes.
@@ -113,6 +119,8 @@ mod tests {
         let instance = r#"{"network": {"private_ip": "172.31.0.4"}}"#;
         old.execute("INSERT INTO security_groups VALUES ('sg-0123456789abcdef0', ?1)", [group]).unwrap();
         old.execute("INSERT INTO instances VALUES ('i-0', ?1), ('i-1', '{\"network\": null}')", [instance]).unwrap();
+        // A damaged record stays as it is.
+        old.execute("INSERT INTO volumes VALUES ('vol-0', '{'), ('vol-1', '{}')", []).unwrap();
         drop(old);
 
         let mut store = Store::open(folder.path()).unwrap();
@@ -131,5 +139,9 @@ mod tests {
             store.connection.query_row(text, [key], |row| row.get(0)).unwrap()
         };
         assert_eq!((read("i-0"), read("i-1")), (Some(first), None));
+        let volume = |key: &str| -> String {
+            store.connection.query_row("SELECT record FROM volumes WHERE key = ?1", [key], |row| row.get(0)).unwrap()
+        };
+        assert_eq!((volume("vol-0").as_str(), volume("vol-1").as_str()), ("{", r#"{"backing":null}"#));
     }
 }

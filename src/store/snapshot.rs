@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Record;
+use super::{LayerRecord, Record};
 use crate::ec2::{ImageId, SnapshotId, VolumeId};
 
 /// A snapshot of a volume. Times are seconds since 1970.
@@ -25,6 +25,9 @@ pub struct SnapshotRecord {
     pub description: String,
     /// Its file, in the folder of volumes: nothing writes it any more.
     pub file: String,
+    /// Backing files of that file, the topmost first; none if they are not known yet, in a store of an older version.
+    #[serde(default)]
+    pub backing: Option<Vec<LayerRecord>>,
     /// The image that it rests on, where it is of a root volume.
     #[serde(default)]
     pub image_id: Option<ImageId>,

@@ -1,5 +1,8 @@
 //! Tables of records, and the transaction that reads and writes them.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use rusqlite::{OptionalExtension, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,11 +22,18 @@ pub trait Record: Serialize + DeserializeOwned {
 #[derive(Debug)]
 pub struct Transaction<'a> {
     pub(super) transaction: rusqlite::Transaction<'a>,
+    damaged: &'a RefCell<Damaged>,
 }
 
+/// A key with its record, or why the record cannot be read back.
+type Row<R> = (String, Result<R, StoreError>);
+
+/// Records that cannot be read back, by table and key, with a sentence for each.
+pub(super) type Damaged = BTreeMap<(&'static str, String), String>;
+
 impl<'a> Transaction<'a> {
-    pub(super) fn new(transaction: rusqlite::Transaction<'a>) -> Transaction<'a> {
-        Transaction { transaction }
+    pub(super) fn new(transaction: rusqlite::Transaction<'a>, damaged: &'a RefCell<Damaged>) -> Transaction<'a> {
+        Transaction { transaction, damaged }
     }
 
     pub(super) fn commit(self) -> Result<(), StoreError> {
@@ -38,16 +48,35 @@ impl<'a> Transaction<'a> {
         record.map(|record| parse(key, &record)).transpose()
     }
 
-    /// Returns all records in the order of their keys.
+    /// Returns all readable records in the order of their keys. Damaged records do not make commands for others fail:
+    /// [`Store::take_damaged`](super::Store::take_damaged) reports them.
     pub fn list<R: Record>(&self) -> Result<Vec<R>, StoreError> {
-        let text = format!("SELECT key, record FROM {} ORDER BY key", R::TABLE);
-        let mut statement = self.transaction.prepare_cached(&text)?;
-        let mut rows = statement.query([])?;
         let mut records = Vec::new();
-        while let Some(row) = rows.next()? {
-            records.push(parse(&row.get::<_, String>(0)?, &row.get::<_, String>(1)?)?);
+        for (key, record) in self.rows::<R>()? {
+            match record {
+                Ok(record) => records.push(record),
+                Err(error) => drop(self.damaged.borrow_mut().insert((R::TABLE, key), error.to_string())),
+            }
         }
         Ok(records)
+    }
+
+    /// Returns all records in the order of their keys, or an error if one is damaged. Commands that remove unused files need
+    /// all of them.
+    pub fn list_whole<R: Record>(&self) -> Result<Vec<R>, StoreError> {
+        self.rows::<R>()?.into_iter().map(|(_, record)| record).collect()
+    }
+
+    fn rows<R: Record>(&self) -> Result<Vec<Row<R>>, StoreError> {
+        let text = format!("SELECT key, record FROM {} ORDER BY key", R::TABLE);
+        let mut statement = self.transaction.prepare_cached(&text)?;
+        let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+        rows.map(|row| {
+            let (key, text) = row?;
+            let record = parse(&key, &text);
+            Ok((key, record))
+        })
+        .collect()
     }
 
     /// Inserts a record, whose key must be new.

@@ -36,6 +36,9 @@ pub struct VolumeRecord {
     /// The file that it writes, in the folder of volumes. A snapshot takes the file, and the volume gets a new one over
     /// it.
     pub file: String,
+    /// Backing files of that file, the topmost first; none if they are not known yet, in a store of an older version.
+    #[serde(default)]
+    pub backing: Option<Vec<LayerRecord>>,
     /// The number of the next such file.
     #[serde(default)]
     pub generation: u32,
@@ -45,6 +48,25 @@ pub struct VolumeRecord {
     /// Its tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
+}
+
+/// A file that holds a part of a volume or a snapshot and is written by nothing any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// Path in the data directory, such as `volumes/vol-0123456789abcdef0.1.qcow2`.
+    pub file: String,
+    /// Format of the file.
+    pub format: LayerFormat,
+}
+
+/// Format of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayerFormat {
+    /// An image's root file system.
+    Raw,
+    /// A file of a volume.
+    Qcow2,
 }
 
 /// Where a volume is attached.

@@ -1,6 +1,6 @@
 //! What a machine is made of: plain data, written as JSON beside the instance, validated before anything is built.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -119,6 +119,9 @@ pub struct DiskConfig {
     pub path: PathBuf,
     /// The file's format.
     pub format: DiskFormat,
+    /// Backing files of a qcow2 image, the topmost first. Nothing else is opened, whatever the image's header names.
+    #[serde(default)]
+    pub backing: Vec<BackingFile>,
     /// What may be written, and what becomes of it.
     pub access: DiskAccess,
     /// Whether the guest's root file system is on it.
@@ -130,6 +133,16 @@ pub struct DiskConfig {
     /// What it may do, if that is limited.
     #[serde(default)]
     pub limits: Option<DiskLimits>,
+}
+
+/// A file that a qcow2 image has for its unallocated clusters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackingFile {
+    /// Path of the file.
+    pub path: PathBuf,
+    /// Format of the file.
+    pub format: DiskFormat,
 }
 
 /// The formats of disk images.
@@ -223,6 +236,12 @@ pub enum ConfigError {
 }
 
 impl DiskConfig {
+    /// Files of the disk, the image first. Only the image can be open for writing.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, bool)> {
+        let image = (self.path.as_path(), self.access == DiskAccess::ReadWrite);
+        std::iter::once(image).chain(self.backing.iter().map(|file| (file.path.as_path(), false)))
+    }
+
     /// Checks what can be checked without touching the host.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.id.len() > 20 {

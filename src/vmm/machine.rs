@@ -38,6 +38,7 @@ use super::kvm::{Making, VirtualMachine};
 use super::link::LinkConfig;
 use super::memory::{self, GuestMemory};
 use super::monitor::Monitor;
+use super::passed::PassedFiles;
 use super::revival::Revival;
 use super::sandbox;
 use super::snapshot::origin::Origin;
@@ -74,6 +75,8 @@ pub struct Surroundings {
     pub restore: Option<Restore>,
     /// For its disks: one for each slot, or as many as the host gives.
     pub rings: Vec<Ring>,
+    /// Files of its disks, open.
+    pub files: PassedFiles,
 }
 
 /// A saved machine to go on from.
@@ -178,8 +181,8 @@ impl Machine {
         let vsock =
             config.vsock.as_ref().map(|vsock| Vsock::new(vsock, &vsock_path, connector, released)).transpose()?;
         let net = net.map(|net| connect(net, surroundings.network, link, link_sockets)).transpose()?;
-        let (rings, disk_limits) = (surroundings.rings, config.disk_limits);
-        let parts = VirtioParts { disks: &disks, rings, disk_limits, vsock, net, slots: &slots };
+        let (rings, files, disk_limits) = (surroundings.rings, surroundings.files, config.disk_limits);
+        let parts = VirtioParts { disks: &disks, rings, files, disk_limits, vsock, net, slots: &slots };
         wiring::wire_virtio(&vm, &mut mmio, &mut devices, &memory, parts, &surroundings.folder)?;
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)

@@ -196,7 +196,9 @@ impl<'a> Monitor<'a> {
                 Request::DiskSlot { id } => self.answer(fd, disks.slot_of(&id).map(attached)),
                 Request::ResizeDisk { id, size } => self.answer(fd, disks.resize(&id, size).map(done)),
                 Request::SetDiskLimits { id, limits } => self.answer(fd, disks.limit(&id, limits).map(done)),
-                Request::SwitchDisk { id, layer } => self.answer(fd, disks.switch_among(&id, &layer, &files).map(done)),
+                Request::SwitchDisk { id, layer, .. } => {
+                    self.answer(fd, disks.switch_among(&id, &layer, &files).map(done))
+                }
                 Request::Save { folder } => match freezer.save(&folder) {
                     Ok(true) => return Some(End::Saved),
                     Ok(false) => self.control.send(fd, &Message::Failed { why: AT_ITS_END.into() }),

@@ -30,6 +30,7 @@ use super::limits::DiskLimits;
 use super::limits::rate_limiter::SharedDiskLimiter;
 use super::link::LinkConfig;
 use super::memory::{GuestMemory, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
+use super::passed::PassedFiles;
 use super::revival::Revival;
 use super::snapshot::MachineState;
 use super::timeline::{Timeline, monotonic_ns};
@@ -150,6 +151,7 @@ pub(super) fn virtio_slots(count: usize) -> Vec<Slot> {
 pub(super) struct VirtioParts<'a> {
     pub disks: &'a [Option<&'a DiskConfig>],
     pub rings: Vec<Ring>,
+    pub files: PassedFiles,
     pub disk_limits: Option<DiskLimits>,
     pub vsock: Option<Vsock>,
     pub net: Option<Net>,
@@ -162,14 +164,14 @@ pub(super) fn wire_virtio(
     bus: &mut Bus,
     devices: &mut Devices,
     memory: &GuestMemory,
-    VirtioParts { disks, mut rings, disk_limits, vsock, net, slots }: VirtioParts,
+    VirtioParts { disks, mut rings, files, disk_limits, vsock, net, slots }: VirtioParts,
     folder: &Path,
 ) -> Result<(), Error> {
     let mut parts: Vec<(String, Box<dyn VirtioDevice>)> = Vec::new();
     let mut bays = Vec::with_capacity(disks.len());
     let shared = SharedDiskLimiter::new(disk_limits, monotonic_ns());
     for (index, disk) in disks.iter().enumerate() {
-        let disk = disk.map(|disk| Disk::open(disk, folder)).transpose()?;
+        let disk = disk.map(|disk| Disk::open_among(disk, folder, &files)).transpose()?;
         let bay = Arc::new(DiskBay::new(disk, shared.clone()));
         parts.push((format!("block{index}"), Box::new(Block::with_ring(Arc::clone(&bay), index, rings.pop()))));
         bays.push(bay);

@@ -37,6 +37,7 @@ pub fn config(wisp: &Wisp) -> MachineConfig {
         format: DiskFormat::Raw,
         access: DiskAccess::Ephemeral,
         root: true,
+        backing: Vec::new(),
         was: None,
         limits: None,
     };

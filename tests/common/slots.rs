@@ -32,6 +32,8 @@ const QUEUE_SIZE: u16 = 16;
 pub const IN: u32 = 0;
 pub const OUT: u32 = 1;
 pub const FLUSH: u32 = 4;
+/// Feature bit of `FLUSH`.
+const FLUSH_FEATURE: u32 = 1 << 9;
 pub const OK: u8 = 0;
 pub const IO_ERROR: u8 = 1;
 /// Interrupt status bits.
@@ -76,6 +78,7 @@ impl Bench {
             format,
             access: DiskAccess::ReadWrite,
             root: false,
+            backing: Vec::new(),
             was: None,
             limits: None,
         }
@@ -122,6 +125,10 @@ impl Driver {
         use status::*;
         self.unbind();
         self.write(register::STATUS, ACKNOWLEDGE | DRIVER);
+        // Flushes, where the device has any: else each write would be durable when it completes.
+        self.write(register::DEVICE_FEATURES_SEL, 0);
+        self.write(register::DRIVER_FEATURES_SEL, 0);
+        self.write(register::DRIVER_FEATURES, self.read(register::DEVICE_FEATURES) & FLUSH_FEATURE);
         self.write(register::DRIVER_FEATURES_SEL, 1);
         self.write(register::DRIVER_FEATURES, (VERSION_1 >> 32) as u32);
         self.write(register::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);

@@ -622,7 +622,7 @@ mod tests {
         run("tar", &["-cf", &text(&tar), "-C", &text(&files), "."]);
         run("mke2fs", &["-q", "-t", "ext4", "-d", &text(&files), &text(&raw), "32M"]);
         run("mksquashfs", &[&text(&files), &text(&squashfs), "-quiet"]);
-        disk_image::convert(&raw, DiskFormat::Raw, &qcow2, DiskFormat::Qcow2).unwrap();
+        disk_image::convert(&raw, DiskFormat::Raw, &[], &qcow2, DiskFormat::Qcow2).unwrap();
         let error = shop.import_with(&tar, None, room()).unwrap_err();
         assert!(
             error.contains("has 132 MiB free, of which 128 MiB stay free") && error.contains("takes 6 MiB"),
@@ -712,7 +712,7 @@ mod tests {
         let shop = Workshop::new();
         let (raw, qcow2, layer) = (shop.path("raw"), shop.path("qcow2"), shop.path("layer"));
         run("mke2fs", &["-q", "-t", "ext4", raw.to_str().unwrap(), "8M"]);
-        disk_image::convert(&raw, DiskFormat::Raw, &qcow2, DiskFormat::Qcow2).unwrap();
+        disk_image::convert(&raw, DiskFormat::Raw, &[], &qcow2, DiskFormat::Qcow2).unwrap();
         let (manifest, folder) = shop.import(&qcow2).unwrap();
         assert_eq!(manifest.root.unwrap().format, DiskFormat::Raw);
         assert_eq!(fs::read(folder.join("root.ext4")).unwrap(), fs::read(&raw).unwrap());
@@ -735,7 +735,7 @@ mod tests {
         disk[510..512].copy_from_slice(&[0x55, 0xaa]);
         fs::write(&raw, disk).unwrap();
         assert!(shop.import(&raw).unwrap_err().contains("dd if="));
-        disk_image::convert(&raw, DiskFormat::Raw, &qcow2, DiskFormat::Qcow2).unwrap();
+        disk_image::convert(&raw, DiskFormat::Raw, &[], &qcow2, DiskFormat::Qcow2).unwrap();
         let error = shop.import(&qcow2).unwrap_err();
         assert!(error.contains("dd if=") && error.contains("qemu-img convert"), "{error}");
     }

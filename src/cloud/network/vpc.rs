@@ -170,7 +170,7 @@ impl Cloud {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             entries => entries.map_err(CloudError::file(&folder, "read"))?,
         };
-        let vpcs = self.vpcs()?;
+        let vpcs: Vec<VpcRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list_whole()?))?;
         for entry in entries {
             let path = entry.map_err(CloudError::file(&folder, "read"))?.path();
             let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<VpcId>().ok());

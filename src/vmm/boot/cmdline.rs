@@ -131,6 +131,7 @@ mod tests {
             format: DiskFormat::Raw,
             access: DiskAccess::Ephemeral,
             root,
+            backing: Vec::new(),
             was: None,
             limits: None,
         };

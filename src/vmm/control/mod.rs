@@ -13,14 +13,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::config::{DiskAccess, DiskConfig, DiskFormat};
+use super::config::{BackingFile, DiskConfig};
 use super::end::End;
 use super::limits::{CpuBudgetRecord, DiskLimits, NetLimits};
 use super::passed::PassedPath;
 use super::sandbox::SandboxRecord;
 use super::timeline::{ExitRecord, TimelineRecord};
 use super::usage::Moment;
-use super::virtio::block;
 use super::virtio::net::NetRecord;
 
 pub use client::{ClientError, ControlClient};
@@ -87,6 +86,10 @@ pub enum Request {
         id: String,
         /// A qcow2 file whose backing file is the one that the disk is written to now.
         layer: PathBuf,
+        /// Backing files of the layer, the topmost first. They are passed open with the request, which does not name them:
+        /// the machine knows the files that its disk has.
+        #[serde(skip)]
+        backing: Vec<BackingFile>,
     },
     /// Whether vCPUs may have more CPU time than is earned and saved, from now on; answered with [`Message::Done`].
     SetCanOwe {
@@ -127,24 +130,21 @@ pub enum Request {
 }
 
 impl Request {
-    /// The files that it is about, which have to be passed with it.
+    /// The files that have to be passed with the request: those that the command names, never those that a header does.
     fn files(&self) -> Vec<PassedPath> {
-        let chain = |path: &Path, format, writable| {
-            let writable = std::iter::once(writable).chain(std::iter::repeat(false));
-            block::chain(path, format).into_iter().zip(writable).map(|(path, writable)| PassedPath { path, writable })
+        let file = |path: &Path, writable| PassedPath { path: path.to_path_buf(), writable };
+        let layer = |path: &Path, backing: &[BackingFile]| {
+            let backing = backing.iter().map(|backing| file(&backing.path, false));
+            std::iter::once(file(path, true)).chain(backing).collect::<Vec<_>>()
         };
         let mut files: Vec<PassedPath> = match self {
-            Request::AttachDisk { disk } => {
-                chain(&disk.path, disk.format, disk.access == DiskAccess::ReadWrite).collect()
-            }
-            Request::ReloadLink { link } => vec![PassedPath { path: link.clone(), writable: false }],
-            Request::SwitchDisk { layer, .. } => chain(layer, DiskFormat::Qcow2, true).collect(),
-            Request::Fork { layers, .. } => {
-                layers.iter().flat_map(|layer| chain(&layer.path, DiskFormat::Qcow2, true)).collect()
-            }
+            Request::AttachDisk { disk } => disk.files().map(|(path, writable)| file(path, writable)).collect(),
+            Request::ReloadLink { link } => vec![file(link, false)],
+            Request::SwitchDisk { layer: path, backing, .. } => layer(path, backing),
+            Request::Fork { layers, .. } => layers.iter().flat_map(|one| layer(&one.path, &one.backing)).collect(),
             _ => Vec::new(),
         };
-        // Disks have an image's file beneath them together.
+        // Several disks may have the file of one image as their backing file.
         files.sort_by(|one, other| (&one.path, one.writable).cmp(&(&other.path, other.writable)));
         files.dedup();
         files
@@ -158,6 +158,9 @@ pub struct Layer {
     pub disk: String,
     /// A qcow2 file whose backing file is the one that the disk is written to now.
     pub path: PathBuf,
+    /// Backing files of the layer, the topmost first, as in [`Request::SwitchDisk`].
+    #[serde(skip)]
+    pub backing: Vec<BackingFile>,
 }
 
 /// What a machine says.
@@ -315,6 +318,26 @@ pub enum ControlError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_that_are_passed_are_those_that_the_request_names() {
+        let backing = vec![BackingFile { path: "/volumes/base".into(), format: crate::vmm::config::DiskFormat::Raw }];
+        let (id, layer) = ("disk".to_string(), PathBuf::from("/volumes/layer"));
+        let request = Request::SwitchDisk { id, layer: layer.clone(), backing: backing.clone() };
+        let file = |path: &str, writable| PassedPath { path: path.into(), writable };
+        assert_eq!(request.files(), [file("/volumes/base", false), file("/volumes/layer", true)]);
+        // Several disks with one backing file pass it once.
+        let layers = ["/volumes/layer", "/volumes/other"].map(|path| Layer {
+            disk: path.into(),
+            path: path.into(),
+            backing: backing.clone(),
+        });
+        let request = Request::Fork { folder: "/i".into(), layers: layers.to_vec() };
+        let files = [file("/volumes/base", false), file("/volumes/layer", true), file("/volumes/other", true)];
+        assert_eq!(request.files(), files);
+        // The request does not name them: the machine knows its own.
+        assert!(!serde_json::to_string(&request).unwrap().contains("base"));
+    }
 
     #[test]
     fn requests_and_messages_are_lines_of_json() {

@@ -210,8 +210,16 @@ mod tests {
         let mut client = ControlClient::connect(&folder.path().join("control.sock")).unwrap();
         let fd = server.accept().unwrap();
         let (access, format) = (DiskAccess::ReadWrite, DiskFormat::Raw);
-        let disk =
-            DiskConfig { id: "disk".into(), path: path.clone(), format, access, root: false, was: None, limits: None };
+        let disk = DiskConfig {
+            id: "disk".into(),
+            path: path.clone(),
+            format,
+            access,
+            root: false,
+            backing: Vec::new(),
+            was: None,
+            limits: None,
+        };
         client.send(&Request::AttachDisk { disk: disk.clone() }).unwrap();
         client.send(&Request::Status).unwrap();
         std::fs::remove_file(&path).unwrap();

@@ -234,6 +234,8 @@ const VCPU: &[Call] = &[
 const MACHINE: &[Call] = &[
     any(libc::SYS_openat),
     any(libc::SYS_flock),
+    // Byte-range locks of disks that come, those of QEMU (`virtio/block/lock.rs`).
+    one_of(libc::SYS_fcntl, 1, &[libc::F_OFD_SETLK as u64, libc::F_OFD_GETLK as u64]),
     any(libc::SYS_rename),
     any(libc::SYS_renameat),
     any(libc::SYS_renameat2),

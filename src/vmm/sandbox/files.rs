@@ -1,13 +1,13 @@
 //! The files that a machine has: what its monitor can still reach when it has given up the rest.
 //!
-//! `/dev/kvm` is open before that, and disks that come later, or layers that they go on in, are passed to the monitor as open
-//! descriptors (see [`control`](crate::vmm::control)): they need not be reachable.
+//! `/dev/kvm` and the files of disks are open before that. Disks that are attached later, and layers, are passed to the
+//! monitor as open descriptors (see [`control`](crate::vmm::control)). None of them can be opened again: once a layer is
+//! shared, the monitor has no way to write to it.
 
 use std::path::{Path, PathBuf};
 
-use crate::vmm::config::{DiskAccess, DiskConfig, MachineConfig};
+use crate::vmm::config::MachineConfig;
 use crate::vmm::machine::Restore;
-use crate::vmm::virtio::block;
 
 /// What may be done with a file or a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,9 +53,6 @@ impl Grants {
         for path in config.kernel.initrd.iter().chain(link).chain(seed) {
             add(path, Access::Read);
         }
-        for (path, access) in config.disks.iter().flat_map(disk) {
-            add(&path, access);
-        }
         Grants::new(all)
     }
 
@@ -76,14 +73,6 @@ impl Grants {
     pub fn iter(&self) -> impl Iterator<Item = &Grant> {
         self.0.iter()
     }
-}
-
-/// A disk's files: the one that it is written to, if it is, and those beneath, which are only read.
-fn disk(disk: &DiskConfig) -> Vec<(PathBuf, Access)> {
-    let top = if disk.access == DiskAccess::ReadWrite { Access::Write } else { Access::Read };
-    let chain = block::chain(&disk.path, disk.format);
-    let access = std::iter::once(top).chain(std::iter::repeat(Access::Read));
-    chain.into_iter().zip(access).collect()
 }
 
 #[cfg(test)]

@@ -13,7 +13,8 @@ use vm_memory::VolatileSlice;
 
 use super::counters::DiskCounters;
 use super::image::{self, BlockError, Image};
-use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
+use super::lock::lock;
+use crate::vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use crate::vmm::limits::DiskLimits;
 use crate::vmm::passed::PassedFiles;
 
@@ -53,6 +54,7 @@ pub struct Disk {
     image: Image,
     path: PathBuf,
     format: DiskFormat,
+    backing: Vec<BackingFile>,
     access: DiskAccess,
     counters: Arc<DiskCounters>,
     limits: Option<DiskLimits>,
@@ -66,10 +68,9 @@ impl Disk {
 
     /// The same, of which the files may be among `files`.
     pub fn open_among(config: &DiskConfig, folder: &Path, files: &PassedFiles) -> Result<Disk, BlockError> {
-        let base = image::open(&config.path, config.format, config.access == DiskAccess::ReadWrite, files)?;
-        if base.access.size() < SECTOR {
-            return Err(BlockError::Empty(config.path.clone()));
-        }
+        let base =
+            image::open(&config.path, config.format, &config.backing, config.access == DiskAccess::ReadWrite, files)?;
+        check_size(config, base.access.size())?;
         let image = if config.access == DiskAccess::Ephemeral {
             image::unnamed_layer(base, folder).map_err(|source| BlockError::Layer {
                 path: config.path.clone(),
@@ -84,6 +85,7 @@ impl Disk {
             image,
             path: config.path.clone(),
             format: config.format,
+            backing: config.backing.clone(),
             access: config.access,
             counters: Arc::new(DiskCounters::new(&config.id)),
             limits: config.limits,
@@ -110,9 +112,9 @@ impl Disk {
         self.limits = limits;
     }
 
-    /// The disk's size in whole sectors.
+    /// Size of the disk in sectors. Beyond the end of an image, the last sector reads as zeroes.
     pub fn sectors(&self) -> u64 {
-        self.image.access.size() / SECTOR
+        self.image.access.size().div_ceil(SECTOR)
     }
 
     /// Whether writes are refused.
@@ -235,9 +237,10 @@ impl Disk {
         self.image.file.try_clone()
     }
 
-    /// Goes on in `layer`, a qcow2 file over the present file, which is not written any more: it is durable, and locked
-    /// as one that is only read. Both, and what is beneath, may be among `files`. After an error the disk is as it was. It may go on in `layer` already: then somebody was
-    /// killed before hearing of it, and asks again.
+    /// Continues in `layer`, a qcow2 file over the present file. The present file is durable then, and open for reading
+    /// only: the descriptor that could write to it is closed, because other machines may share the file from now on.
+    /// The layer and its backing files may be among `files`. After an error the disk is as it was. A disk that is in
+    /// `layer` already stays there: a command that was killed before it got its answer asks again.
     pub fn switch(&mut self, layer: &Path, files: &PassedFiles) -> Result<(), BlockError> {
         if layer == self.path {
             return Ok(());
@@ -247,20 +250,46 @@ impl Disk {
         }
         let host = |source| BlockError::Host { id: self.id.clone(), what: "be written out", source };
         self.flush().map_err(host)?;
-        let base = image::open_unlocked(&self.path, self.format, files)?;
+        let present = BackingFile { path: self.path.clone(), format: self.format };
+        let backing: Vec<BackingFile> = std::iter::once(present).chain(self.backing.iter().cloned()).collect();
+        let base = image::open_unlocked(&self.path, self.format, &self.backing, files)?;
         let base_file = base.file.try_clone().map_err(host)?;
-        let over = image::open_layer(layer, base, &self.path, files)?;
+        if !image::is_same(&base_file, &self.image.file) {
+            return Err(BlockError::NotOver { layer: layer.to_path_buf(), present: self.path.clone() });
+        }
+        let over = image::open_layer(layer, &backing, base, files)?;
         let (size, present) = (over.access.size(), self.image.access.size());
         if size < present {
             return Err(BlockError::SmallLayer { layer: layer.to_path_buf(), size, present });
         }
         // The lock is never given up: it becomes one against writers, and then there are two of them.
-        image::lock(&self.image.file, &self.path, false)?;
-        image::lock(&base_file, &self.path, false)?;
+        lock(&self.image.file, &self.path, false)?;
+        lock(&base_file, &self.path, false).inspect_err(|_| {
+            // It had this lock until now, and no other process can have taken it since.
+            let _ = lock(&self.image.file, &self.path, true);
+        })?;
         self.image = over;
+        self.backing = backing;
         self.path = layer.to_path_buf();
         self.format = DiskFormat::Qcow2;
         Ok(())
+    }
+}
+
+/// Refuses a size that no disk can have. What cannot be written may end within a sector.
+fn check_size(config: &DiskConfig, size: u64) -> Result<(), BlockError> {
+    let path = config.path.clone();
+    if size == 0 {
+        return Err(BlockError::Empty(path));
+    }
+    let rounded = size.checked_next_multiple_of(SECTOR).ok_or(BlockError::PartialSector(size))?;
+    match config.access {
+        _ if rounded == size => Ok(()),
+        DiskAccess::ReadWrite => Err(BlockError::PartialDisk { path, size, rounded }),
+        DiskAccess::ReadOnly | DiskAccess::Ephemeral => {
+            log::warn!("{}: its {size} bytes end within a sector, which is filled with zeroes", path.display());
+            Ok(())
+        }
     }
 }
 
@@ -276,6 +305,7 @@ mod tests {
             format: DiskFormat::Raw,
             access,
             root: false,
+            backing: Vec::new(),
             was: None,
             limits: None,
         }
@@ -333,11 +363,58 @@ mod tests {
         let path = folder.path().join("disk");
         let open = |access, format| Disk::open(&DiskConfig { format, ..config(&path, access) }, folder.path());
         assert!(matches!(open(DiskAccess::ReadOnly, DiskFormat::Raw), Err(BlockError::Open { .. })));
-        fs::write(&path, [0; 100]).unwrap();
+        fs::write(&path, []).unwrap();
         assert!(matches!(open(DiskAccess::ReadOnly, DiskFormat::Raw), Err(BlockError::Empty(_))));
+        fs::write(&path, [0; 100]).unwrap();
         assert!(matches!(open(DiskAccess::ReadOnly, DiskFormat::Qcow2), Err(BlockError::Format { .. })));
         let not_a_file = Disk::open(&config(folder.path(), DiskAccess::ReadOnly), folder.path());
         assert!(matches!(not_a_file, Err(BlockError::NotADisk(_))));
+    }
+
+    #[test]
+    fn image_that_ends_within_a_sector_is_rounded_up_unless_it_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        fs::write(&path, vec![7; 3 * 512 + 100]).unwrap();
+        for access in [DiskAccess::ReadOnly, DiskAccess::Ephemeral] {
+            let disk = Disk::open(&config(&path, access), folder.path()).unwrap();
+            assert_eq!(disk.sectors(), 4, "{access:?}");
+            assert_eq!(read(&disk, 1024, 1024), [vec![7; 612], vec![0; 412]].concat(), "{access:?}");
+        }
+        let refused = Disk::open(&config(&path, DiskAccess::ReadWrite), folder.path());
+        assert!(matches!(refused, Err(BlockError::PartialDisk { size: 1636, rounded: 2048, .. })), "{refused:?}");
+        assert_eq!(fs::read(&path).unwrap(), vec![7; 3 * 512 + 100]);
+    }
+
+    /// Descriptors of this process that can write to the file at `path`.
+    fn writable_descriptors(path: &Path) -> usize {
+        let entries = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let is_writable = |entry: &fs::DirEntry| {
+            let info = fs::read_to_string(Path::new("/proc/self/fdinfo").join(entry.file_name())).unwrap_or_default();
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+            flags.is_some_and(|flags| i32::from_str_radix(flags.trim(), 8).unwrap() & libc::O_ACCMODE != libc::O_RDONLY)
+        };
+        entries
+            .filter(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path))
+            .filter(is_writable)
+            .count()
+    }
+
+    #[test]
+    fn switch_leaves_no_descriptor_that_can_write_to_the_lower_layer() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder_path = folder.path().canonicalize().unwrap();
+        let (path, layer) = (folder_path.join("disk"), folder_path.join("layer"));
+        fs::write(&path, vec![7; 1 << 20]).unwrap();
+        let mut disk = Disk::open(&config(&path, DiskAccess::ReadWrite), &folder_path).unwrap();
+        assert!(writable_descriptors(&path) > 0);
+        crate::vmm::virtio::block::image::tests::layer(&layer, "disk", "raw");
+        disk.switch(&layer, &PassedFiles::default()).unwrap();
+        write(&disk, 0, &mut [8; 512]);
+        disk.flush().unwrap();
+        assert_eq!(writable_descriptors(&path), 0);
+        assert!(writable_descriptors(&layer) > 0);
+        assert_eq!(read(&disk, 0, 1024), [[8; 512], [7; 512]].concat());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::disk::Piece;
 use super::flights::{Flights, Recipient};
 use super::*;
-use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
+use crate::vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use crate::vmm::fault::GuestFaults;
 use crate::vmm::irq::IrqLine;
 use crate::vmm::limits::rate_limiter::SharedDiskLimiter;
@@ -48,7 +48,19 @@ fn content() -> Vec<u8> {
 
 fn config(path: &Path, format: DiskFormat) -> DiskConfig {
     let access = DiskAccess::ReadWrite;
-    DiskConfig { id: "disk".into(), path: path.to_path_buf(), format, access, root: false, was: None, limits: None }
+    // The only layer here is over this file.
+    let base = BackingFile { path: path.with_file_name("base"), format: DiskFormat::Raw };
+    let backing = if path.ends_with("layer") { vec![base] } else { Vec::new() };
+    DiskConfig {
+        id: "disk".into(),
+        path: path.to_path_buf(),
+        format,
+        access,
+        root: false,
+        backing,
+        was: None,
+        limits: None,
+    }
 }
 
 /// A raw disk, and an empty qcow2 layer over another.
@@ -88,7 +100,14 @@ impl Driver {
         let queues = vec![queue];
         let clock = Arc::default();
         device
-            .activate(Activation { memory: memory.clone(), queues, interrupt, features: VERSION_1, faults, clock })
+            .activate(Activation {
+                memory: memory.clone(),
+                queues,
+                interrupt,
+                features: VERSION_1 | feature::FLUSH,
+                faults,
+                clock,
+            })
             .unwrap();
         Driver { device, bay, memory, kick, available: 0 }
     }

@@ -53,5 +53,14 @@ pub(crate) fn images(data: &[u8]) {
 }
 
 fn config(path: &Path, format: DiskFormat, access: DiskAccess) -> DiskConfig {
-    DiskConfig { id: "disk".into(), path: path.to_path_buf(), format, access, root: false, was: None, limits: None }
+    DiskConfig {
+        id: "disk".into(),
+        path: path.to_path_buf(),
+        format,
+        access,
+        root: false,
+        backing: Vec::new(),
+        was: None,
+        limits: None,
+    }
 }

@@ -1,25 +1,26 @@
-//! Image files: opened with everything beneath them, and locked.
+//! Image files: opened with their backing files, and locked ([`lock`](super::lock)).
 //!
-//! A file that a machine writes is locked against every other machine; one that is only read is locked against
-//! writers (`flock(2)`; it goes with the process). A qcow2 layer's backing files are only ever read. Their formats are
-//! those that the layers name, never guessed: a guest could write another format's header into a raw disk.
+//! The configuration names every backing file and its format. A header in an image is never a reason to open a file,
+//! because a process that was taken over could have written it; a header that names anything but the configured file is
+//! an error. No format is ever guessed: a guest could write another format's header into a raw disk. Backing files are
+//! only ever read.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use imago::format::drivers::FormatDriverInstance;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, Storage};
-use rustix::fs::{FlockOperation, flock};
 
 use super::disk::SECTOR;
 use super::image_file::ImageFile;
+use super::lock::lock;
 use super::refcounts;
-use crate::vmm::config::DiskFormat;
+use crate::vmm::config::{BackingFile, DiskFormat};
 use crate::vmm::passed::PassedFiles;
 
 /// The most files beneath a disk. Each costs a descriptor, and a read may have to look at all of them.
@@ -36,8 +37,11 @@ pub enum BlockError {
         /// Why.
         source: io::Error,
     },
-    /// Another process holds it.
-    #[error("the disk image {} is in use by another machine, which must end first", .0.display())]
+    /// Another program has the file open, and one of the two writes to it.
+    #[error(
+        "the disk image {} is in use by another program, such as a running guest or qemu-nbd, which has to end first",
+        .0.display()
+    )]
     InUse(PathBuf),
     /// It is not a file that holds a disk.
     #[error("{} is neither a regular file nor a block device", .0.display())]
@@ -87,8 +91,24 @@ pub enum BlockError {
         /// The other file, as the header names it.
         backing: String,
     },
-    /// There are more layers than can be, or they form a loop.
-    #[error("the disk image {} has more than {MAX_LAYERS} files beneath it", .0.display())]
+    /// The header of an image and the configuration disagree about the backing file.
+    #[error(
+        "the header of the disk image {} names {} as its backing file, but {} is expected. Nothing was opened: \
+         a process that can write to the image may have changed the header", path.display(), quoted(found), quoted(expected)
+    )]
+    OtherBacking {
+        /// The image.
+        path: PathBuf,
+        /// The backing file in the header, with its format.
+        found: Option<String>,
+        /// The configured backing file, with its format.
+        expected: Option<String>,
+    },
+    /// A raw image has no backing file.
+    #[error("the raw disk image {} cannot have a backing file", .0.display())]
+    RawBacking(PathBuf),
+    /// There are more backing files than a disk can have.
+    #[error("the disk image {} has more than {MAX_LAYERS} backing files", .0.display())]
     TooManyLayers(PathBuf),
     /// The layer is for another disk.
     #[error("the layer {} is not over {}, which is what the disk has now", layer.display(), present.display())]
@@ -121,6 +141,19 @@ pub enum BlockError {
         /// The size that it has.
         present: u64,
     },
+    /// A writable disk ends within a sector.
+    #[error(
+        "the disk image {} has {size} bytes, which is not a whole number of sectors of {SECTOR} bytes: the last bytes \
+         could not be written. `truncate -s {rounded}` extends it, or attach it read-only", path.display()
+    )]
+    PartialDisk {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        size: u64,
+        /// The size with the last sector whole.
+        rounded: u64,
+    },
     /// The new size is not one of a disk.
     #[error("{0} bytes are not a whole number of sectors of {SECTOR} bytes")]
     PartialSector(u64),
@@ -145,10 +178,10 @@ pub(super) struct Image {
     pub file: File,
 }
 
-/// What stands in a layer's header about the file beneath it.
+/// The backing file in the header of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backing {
-    /// The file, by a path that can be opened.
+    /// The file, by a path that can be opened. It is not to be trusted.
     pub path: PathBuf,
     /// Its name as the header has it, which is relative to the layer's folder if it is not absolute.
     pub name: String,
@@ -156,31 +189,43 @@ pub struct Backing {
     pub format: DiskFormat,
 }
 
-/// Opens and locks an image and everything beneath it.
-pub(super) fn open(path: &Path, format: DiskFormat, writable: bool, files: &PassedFiles) -> Result<Image, BlockError> {
+/// Opens and locks an image and its `backing` files, the topmost first.
+pub(super) fn open(
+    path: &Path,
+    format: DiskFormat,
+    backing: &[BackingFile],
+    writable: bool,
+    files: &PassedFiles,
+) -> Result<Image, BlockError> {
+    check_depth(path, backing)?;
     let file = open_file(path, writable, files)?;
     lock(&file, path, writable)?;
-    image(file, path, format, writable, (0, files))
+    image(file, path, format, backing, writable, files)
 }
 
-/// Opens `path` as it is now, without a lock of its own, to stand beneath a layer. The caller holds the file's lock, and
-/// gives it to the image with [`lock`].
-pub(super) fn open_unlocked(path: &Path, format: DiskFormat, files: &PassedFiles) -> Result<Image, BlockError> {
-    image(open_file(path, false, files)?, path, format, false, (1, files))
+/// Opens `path` read-only and without a lock of its own, to become a backing file. The caller holds a lock of the file,
+/// and locks the image later.
+pub(super) fn open_unlocked(
+    path: &Path,
+    format: DiskFormat,
+    backing: &[BackingFile],
+    files: &PassedFiles,
+) -> Result<Image, BlockError> {
+    image(open_file(path, false, files)?, path, format, backing, false, files)
 }
 
-/// Opens the layer at `path` over `base`, which it must name as its backing file.
-pub(super) fn open_layer(path: &Path, base: Image, base_path: &Path, files: &PassedFiles) -> Result<Image, BlockError> {
+/// Opens the qcow2 image at `path` over `base`. `backing` are its configured backing files, and `base` is the first.
+pub(super) fn open_layer(
+    path: &Path,
+    backing: &[BackingFile],
+    base: Image,
+    files: &PassedFiles,
+) -> Result<Image, BlockError> {
+    check_depth(path, backing)?;
     let file = open_file(path, true, files)?;
     lock(&file, path, true)?;
     let mut layer = qcow2(&file, path, true)?;
-    let over = match backing_of(&layer, path)? {
-        Some(backing) => files.open(&backing.path, false).is_ok_and(|named| is_same(&named, &base.file)),
-        None => false,
-    };
-    if !over {
-        return Err(BlockError::NotOver { layer: path.to_path_buf(), present: base_path.to_path_buf() });
-    }
+    check_backing(&layer, path, backing.first())?;
     layer.set_backing(Some(base.access));
     layer.set_data_file(None);
     Ok(Image { access: FormatAccess::new(layer), file })
@@ -189,7 +234,7 @@ pub(super) fn open_layer(path: &Path, base: Image, base_path: &Path, files: &Pas
 /// An unnamed qcow2 file over `base`: it takes all writes and is gone with the process.
 pub(super) fn unnamed_layer(base: Image, folder: &Path) -> io::Result<Image> {
     let file = tempfile::tempfile_in(folder)?;
-    let size = base.access.size();
+    let size = base.access.size().next_multiple_of(SECTOR);
     let backing = Arc::new(base.access);
     let layer =
         Qcow2::<ImageFile, Arc<FormatAccess<ImageFile>>>::create_builder(ImageFile::try_from(file.try_clone()?)?)
@@ -200,27 +245,19 @@ pub(super) fn unnamed_layer(base: Image, folder: &Path) -> io::Result<Image> {
     Ok(Image { access: FormatAccess::new(layer), file })
 }
 
-/// What the header of the qcow2 image at `path` says about the file beneath it.
+/// Reads the backing file from the header of the qcow2 image at `path`. It is not opened.
 pub fn backing(path: &Path) -> Result<Option<Backing>, BlockError> {
     let file = open_file(path, false, &PassedFiles::default())?;
     backing_of(&qcow2(&file, path, false)?, path)
 }
 
-/// The files of an image, the topmost first, as far as they can be told: whoever opens them says what is wrong.
-pub fn chain(path: &Path, format: DiskFormat) -> Vec<PathBuf> {
-    let mut files = vec![path.to_path_buf()];
-    let mut next = (path.to_path_buf(), format);
-    while files.len() <= MAX_LAYERS && next.1 == DiskFormat::Qcow2 {
-        let Ok(Some(backing)) = backing(&next.0) else { break };
-        files.push(backing.path.clone());
-        next = (backing.path, backing.format);
-    }
-    files
-}
-
-/// Opens an image that nobody writes, and what is beneath it.
-pub fn open_to_read(path: &Path, format: DiskFormat) -> Result<FormatAccess<ImageFile>, BlockError> {
-    Ok(open(path, format, false, &PassedFiles::default())?.access)
+/// Opens an image that no other program writes to, and its `backing` files, the topmost first.
+pub fn open_to_read(
+    path: &Path,
+    format: DiskFormat,
+    backing: &[BackingFile],
+) -> Result<FormatAccess<ImageFile>, BlockError> {
+    Ok(open(path, format, backing, false, &PassedFiles::default())?.access)
 }
 
 /// Opens a qcow2 image that somebody else made: it may not lead to any other file.
@@ -248,13 +285,6 @@ pub fn virtual_size(path: &Path, format: DiskFormat) -> Result<u64, BlockError> 
     }
 }
 
-/// Locks a file: against everybody if it is to be written, else against writers. A lock that the same open file has
-/// already becomes the new one.
-pub(super) fn lock(file: &File, path: &Path, writable: bool) -> Result<(), BlockError> {
-    let lock = if writable { FlockOperation::NonBlockingLockExclusive } else { FlockOperation::NonBlockingLockShared };
-    flock(file, lock).map_err(|_| BlockError::InUse(path.to_path_buf()))
-}
-
 fn open_file(path: &Path, writable: bool, files: &PassedFiles) -> Result<File, BlockError> {
     let failed = |source| BlockError::Open { path: path.to_path_buf(), source };
     let file = files.open(path, writable).map_err(failed)?;
@@ -265,23 +295,25 @@ fn open_file(path: &Path, writable: bool, files: &PassedFiles) -> Result<File, B
     Ok(file)
 }
 
-/// The image in `file`, which has `above` layers over it; what is beneath it may be among `files`.
+/// Reads the image in `file`, and opens its `backing` files, the topmost first.
 fn image(
     file: File,
     path: &Path,
     format: DiskFormat,
+    backing: &[BackingFile],
     writable: bool,
-    (above, files): (usize, &PassedFiles),
+    files: &PassedFiles,
 ) -> Result<Image, BlockError> {
     let access = match format {
+        DiskFormat::Raw if !backing.is_empty() => return Err(BlockError::RawBacking(path.to_path_buf())),
         DiskFormat::Raw => {
             let bad = |source| BlockError::Format { path: path.to_path_buf(), format: "raw", source };
             FormatAccess::new(Raw::open_image(storage(&file, path, writable)?, writable).map_err(bad)?)
         }
         DiskFormat::Qcow2 => {
             let mut image = qcow2(&file, path, writable)?;
-            let base =
-                backing_of(&image, path)?.map(|backing| open_backing(&backing, path, (above, files))).transpose()?;
+            check_backing(&image, path, backing.first())?;
+            let base = backing.split_first().map(|(first, rest)| open_backing(first, rest, files)).transpose()?;
             image.set_backing(base.map(|base| base.access));
             image.set_data_file(None);
             FormatAccess::new(image)
@@ -290,13 +322,52 @@ fn image(
     Ok(Image { access, file })
 }
 
-fn open_backing(backing: &Backing, path: &Path, (above, files): (usize, &PassedFiles)) -> Result<Image, BlockError> {
-    if above == MAX_LAYERS {
-        return Err(BlockError::TooManyLayers(path.to_path_buf()));
+fn open_backing(first: &BackingFile, rest: &[BackingFile], files: &PassedFiles) -> Result<Image, BlockError> {
+    let file = open_file(&first.path, false, files)?;
+    lock(&file, &first.path, false)?;
+    image(file, &first.path, first.format, rest, false, files)
+}
+
+fn check_depth(path: &Path, backing: &[BackingFile]) -> Result<(), BlockError> {
+    if backing.len() > MAX_LAYERS { Err(BlockError::TooManyLayers(path.to_path_buf())) } else { Ok(()) }
+}
+
+/// Refuses an image whose header names anything but the `configured` backing file.
+fn check_backing(image: &Qcow2<ImageFile>, path: &Path, configured: Option<&BackingFile>) -> Result<(), BlockError> {
+    let found = backing_of(image, path)?;
+    let is_configured = match (&found, configured) {
+        (None, None) => true,
+        (Some(found), Some(configured)) => {
+            found.format == configured.format && normalized(&found.path) == normalized(&configured.path)
+        }
+        _ => false,
+    };
+    if is_configured {
+        return Ok(());
     }
-    let file = open_file(&backing.path, false, files)?;
-    lock(&file, &backing.path, false)?;
-    image(file, &backing.path, backing.format, false, (above + 1, files))
+    let describe = |path: &str, format: DiskFormat| format!("{path:?} ({format:?})");
+    Err(BlockError::OtherBacking {
+        path: path.to_path_buf(),
+        found: found.map(|found| describe(&found.name, found.format)),
+        expected: configured.map(|file| describe(&file.path.to_string_lossy(), file.format)),
+    })
+}
+
+/// Resolves `.` and `..` without looking at the file system, which a sandboxed process cannot see.
+fn normalized(path: &Path) -> PathBuf {
+    let mut whole = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => drop(whole.pop()),
+            other => whole.push(other),
+        }
+    }
+    whole
+}
+
+fn quoted(backing: &Option<String>) -> &str {
+    backing.as_deref().unwrap_or("no file")
 }
 
 /// A qcow2 image without what is beneath it; one that is to be written is mended first.
@@ -334,8 +405,8 @@ fn storage(file: &File, path: &Path, writable: bool) -> Result<ImageFile, BlockE
     ImageFile::new(file.try_clone().map_err(failed)?, path, writable).map_err(failed)
 }
 
-/// Whether both are the same file.
-fn is_same(one: &File, other: &File) -> bool {
+/// Returns true if both descriptors are of the same file.
+pub(super) fn is_same(one: &File, other: &File) -> bool {
     match (one.metadata(), other.metadata()) {
         (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
         _ => false,
@@ -343,57 +414,110 @@ fn is_same(one: &File, other: &File) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A qcow2 file whose header names `backing`, with its format where there is one.
-    fn layer(path: &Path, backing: &str, format: &str) {
+    pub fn layer(path: &Path, backing: &str, format: &str) {
         let file = ImageFile::try_from(File::create_new(path).unwrap()).unwrap();
         let builder = Qcow2::<ImageFile>::create_builder(file).size(1 << 20);
         builder.backing(backing.into(), format.into()).create().unwrap();
     }
 
+    fn raw(path: &Path) -> BackingFile {
+        BackingFile { path: path.to_path_buf(), format: DiskFormat::Raw }
+    }
+
+    fn open_qcow2(path: &Path, backing: &[BackingFile], writable: bool) -> Result<Image, BlockError> {
+        open(path, DiskFormat::Qcow2, backing, writable, &PassedFiles::default())
+    }
+
+    fn open_raw(path: &Path, writable: bool) -> Result<Image, BlockError> {
+        open(path, DiskFormat::Raw, &[], writable, &PassedFiles::default())
+    }
+
     #[test]
-    fn what_is_beneath_a_layer_is_locked_against_writers() {
+    fn backing_file_is_locked_against_writers() {
         let folder = tempfile::tempdir().unwrap();
         let (base, top) = (folder.path().join("base"), folder.path().join("top"));
         std::fs::write(&base, vec![7; 1 << 20]).unwrap();
         layer(&top, "base", "raw");
-        let image = open(&top, DiskFormat::Qcow2, true, &PassedFiles::default()).unwrap();
+        let image = open_qcow2(&top, &[raw(&base)], true).unwrap();
         let mut bytes = [0; 512];
         image.access.read(bytes.as_mut_slice(), 4096).unwrap();
         assert_eq!(bytes, [7; 512]);
-        assert!(
-            matches!(open(&base, DiskFormat::Raw, true, &PassedFiles::default()), Err(BlockError::InUse(path)) if path == base)
-        );
-        open(&base, DiskFormat::Raw, false, &PassedFiles::default()).unwrap();
+        assert!(matches!(open_raw(&base, true), Err(BlockError::InUse(path)) if path == base));
+        open_raw(&base, false).unwrap();
         drop(image);
-        open(&base, DiskFormat::Raw, true, &PassedFiles::default()).unwrap();
+        open_raw(&base, true).unwrap();
     }
 
     #[test]
-    fn a_layer_over_itself_is_refused() {
+    fn header_that_names_another_file_than_the_configuration_opens_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        layer(&folder.path().join("one"), "two", "qcow2");
-        layer(&folder.path().join("two"), "one", "qcow2");
-        let opened = open(&folder.path().join("one"), DiskFormat::Qcow2, false, &PassedFiles::default());
-        assert!(matches!(opened, Err(BlockError::TooManyLayers(_))));
+        let [base, secret, top, alone] = ["base", "secret", "top", "alone"].map(|name| folder.path().join(name));
+        std::fs::write(&base, vec![7; 1 << 20]).unwrap();
+        // Opening this one would block until there is a writer.
+        rustix::fs::mkfifoat(rustix::fs::CWD, &secret, rustix::fs::Mode::RUSR).unwrap();
+        let file = ImageFile::try_from(File::create_new(&alone).unwrap()).unwrap();
+        Qcow2::<ImageFile>::create_builder(file).size(1 << 20).create().unwrap();
+        for name in ["secret", "./secret", "../base", secret.to_str().unwrap()] {
+            let _ = std::fs::remove_file(&top);
+            layer(&top, name, "raw");
+            for configured in [&[][..], &[raw(&base)]] {
+                let opened = open_qcow2(&top, configured, false);
+                assert!(matches!(opened, Err(BlockError::OtherBacking { .. })), "{name}, {configured:?}: {opened:?}");
+            }
+        }
+        let expected = open_qcow2(&alone, &[raw(&base)], false);
+        assert!(matches!(expected, Err(BlockError::OtherBacking { found: None, .. })), "{expected:?}");
+        // The file is the right one, and its format is not.
+        std::fs::remove_file(&top).unwrap();
+        layer(&top, "base", "qcow2");
+        assert!(matches!(open_qcow2(&top, &[raw(&base)], false), Err(BlockError::OtherBacking { .. })));
+    }
+
+    #[test]
+    fn backing_file_may_be_named_by_any_path_to_it() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("volumes")).unwrap();
+        let (base, top) = (folder.path().join("base"), folder.path().join("volumes/top"));
+        std::fs::write(&base, vec![7; 1 << 20]).unwrap();
+        for name in ["../base", "./../volumes/../base", base.to_str().unwrap()] {
+            let _ = std::fs::remove_file(&top);
+            layer(&top, name, "raw");
+            open_qcow2(&top, &[raw(&base)], false).unwrap();
+        }
+    }
+
+    #[test]
+    fn layer_over_itself_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+        layer(&one, "two", "qcow2");
+        layer(&two, "one", "qcow2");
+        let files = [&two, &one].map(|path| BackingFile { path: path.clone(), format: DiskFormat::Qcow2 });
+        let opened = open_qcow2(&one, &files, false);
+        assert!(matches!(opened, Err(BlockError::OtherBacking { .. })), "{opened:?}");
+        let deep = vec![files[0].clone(); MAX_LAYERS + 1];
+        assert!(matches!(open_qcow2(&one, &deep, false), Err(BlockError::TooManyLayers(_))));
     }
 
     #[test]
     fn formats_are_not_guessed() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("base"), vec![7; 1 << 20]).unwrap();
+        let base = folder.path().join("base");
+        std::fs::write(&base, vec![7; 1 << 20]).unwrap();
         for (name, format) in [("none", ""), ("other", "vmdk")] {
             let path = folder.path().join(name);
             layer(&path, "base", format);
-            assert!(
-                matches!(
-                    open(&path, DiskFormat::Qcow2, false, &PassedFiles::default()),
-                    Err(BlockError::BackingFormat { .. })
-                ),
-                "{name}"
-            );
+            let opened = open_qcow2(&path, &[raw(&base)], false);
+            assert!(matches!(opened, Err(BlockError::BackingFormat { .. })), "{name}");
         }
+        // A guest's raw disk that begins with a header is read as it is.
+        let path = folder.path().join("disk");
+        layer(&path, "/etc/hostname", "raw");
+        let length = path.metadata().unwrap().len();
+        assert_eq!(open_raw(&path, true).unwrap().access.size(), length);
     }
 }

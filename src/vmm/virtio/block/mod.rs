@@ -16,6 +16,7 @@ mod flights;
 pub(crate) mod fuzzing;
 mod image;
 mod image_file;
+mod lock;
 mod refcounts;
 mod request;
 mod ring;
@@ -36,9 +37,9 @@ pub use bay::{DiskBay, Label};
 pub use counters::DiskCounters;
 pub use disk::{Disk, SECTOR};
 use flights::Flights;
-pub use image::{Backing, BlockError, backing, chain, open_alone, open_to_read, virtual_size};
+pub use image::{Backing, BlockError, MAX_LAYERS, backing, open_alone, open_to_read, virtual_size};
 pub use image_file::ImageFile;
-use request::{Begun, MAX_RANGE_SECTORS, MAX_RANGES, Request};
+use request::{Begun, CacheMode, MAX_RANGE_SECTORS, MAX_RANGES, Request};
 pub use ring::{KERNEL_THREADS, Ring};
 
 /// The device's id (section 5).
@@ -261,7 +262,8 @@ impl Service {
 
     /// Takes requests out of the queue and begins or carries them out, until there is no more or for as long as it may.
     fn begin<'a>(&mut self, bay: &'a DiskBay, hand: &mut Hand<'a>) -> Result<Option<Duration>, QueueError> {
-        let Activation { memory, queues, faults, .. } = &mut self.activation;
+        let Activation { memory, queues, faults, features, .. } = &mut self.activation;
+        let cache = cache_mode(*features);
         let queue = &mut queues[0];
         let mut left = BATCH;
         while left > 0 {
@@ -308,7 +310,7 @@ impl Service {
                     flights.wrote();
                 }
             }
-            let written = request.execute(memory, disk, faults);
+            let written = request.execute(memory, disk, cache, faults);
             queue.add_used(chain.head, written)?;
         }
         Ok(Some(Duration::ZERO))
@@ -339,6 +341,11 @@ impl Hand<'_> {
         self.disk = None;
         queue.notify()
     }
+}
+
+/// The cache mode that these negotiated features call for.
+fn cache_mode(features: u64) -> CacheMode {
+    if features & feature::FLUSH == 0 { CacheMode::WriteThrough } else { CacheMode::WriteBack }
 }
 
 /// Whoever had it and panicked has waited for what was in flight.

@@ -52,6 +52,15 @@ impl Status {
     }
 }
 
+/// The moment at which a write is on stable storage (section 5.2.6.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheMode {
+    /// When a later flush completes.
+    WriteBack,
+    /// When the write completes: the driver did not negotiate flushes, and will not send any.
+    WriteThrough,
+}
+
 /// Writes a request's status. Returns how many bytes that are.
 pub fn answer(memory: &GuestMemory, at: GuestAddress, status: Status) -> u32 {
     queue::write_to(memory, &[Buffer { address: at, length: 1 }], &[status as u8]);
@@ -98,16 +107,25 @@ impl<'a> Request<'a> {
 
     /// Carries the request out; without a disk, it fails. Returns how many bytes of the chain were written, the status
     /// among them.
-    pub fn execute(&self, memory: &GuestMemory, disk: Option<&mut Disk>, faults: &GuestFaults) -> u32 {
-        let (status, written) = match (disk, self.kind) {
-            (None, _) => (Status::IoError, 0),
-            (Some(disk), kind::IN) => self.read(memory, disk, faults),
-            (Some(disk), kind::OUT) => (self.write(memory, disk, faults), 0),
-            (Some(disk), kind::FLUSH) => (Status::of(&disk.flush()), 0),
-            (Some(disk), kind::GET_ID) => (Status::Ok, self.get_id(memory, disk)),
-            (Some(disk), kind::DISCARD | kind::WRITE_ZEROES) => (self.ranges(memory, disk, faults), 0),
+    pub fn execute(
+        &self,
+        memory: &GuestMemory,
+        disk: Option<&mut Disk>,
+        cache: CacheMode,
+        faults: &GuestFaults,
+    ) -> u32 {
+        let Some(disk) = disk else { return answer(memory, self.status, Status::IoError) };
+        let (mut status, written) = match self.kind {
+            kind::IN => self.read(memory, disk, faults),
+            kind::OUT => (self.write(memory, disk, faults), 0),
+            kind::FLUSH => (Status::of(&disk.flush()), 0),
+            kind::GET_ID => (Status::Ok, self.get_id(memory, disk)),
+            kind::DISCARD | kind::WRITE_ZEROES => (self.ranges(memory, disk, faults), 0),
             _ => (Status::Unsupported, 0),
         };
+        if cache == CacheMode::WriteThrough && self.writes() && status == Status::Ok {
+            status = Status::of(&disk.flush());
+        }
         answer(memory, self.status, status) + written
     }
 

@@ -8,6 +8,7 @@ use crate::vmm::memory::{self, GuestMemory};
 use crate::vmm::timeline::monotonic_ns;
 use crate::vmm::virtio::interrupt::{Interrupt, status};
 use crate::vmm::virtio::queue::tests::{NEXT, WRITE, queue_with};
+use imago::FormatCreateBuilder;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -28,8 +29,16 @@ fn bench(access: DiskAccess) -> Bench {
     let path = folder.path().join("disk");
     let content: Vec<u8> = (0..64 * 512_u32).map(|n| (n / 512) as u8).collect();
     std::fs::write(&path, content).unwrap();
-    let config =
-        DiskConfig { id: "an-id".into(), path, format: DiskFormat::Raw, access, root: false, was: None, limits: None };
+    let config = DiskConfig {
+        id: "an-id".into(),
+        path,
+        format: DiskFormat::Raw,
+        access,
+        root: false,
+        backing: Vec::new(),
+        was: None,
+        limits: None,
+    };
     let disk = Disk::open(&config, folder.path()).unwrap();
     Bench { folder, memory: memory::allocate(64).unwrap(), disk }
 }
@@ -49,7 +58,7 @@ impl Bench {
         descriptors.push((STATUS_AT, 1, WRITE, 0));
         let chain = queue_with(&self.memory, &descriptors, &[0]).pop().unwrap().unwrap();
         let request = Request::parse(&self.memory, 0, &chain).unwrap();
-        request.execute(&self.memory, Some(&mut self.disk), &GuestFaults::new("test"));
+        request.execute(&self.memory, Some(&mut self.disk), CacheMode::WriteBack, &GuestFaults::new("test"));
         self.memory.read_obj(GuestAddress(STATUS_AT)).unwrap()
     }
 
@@ -151,8 +160,16 @@ fn a_disk_that_is_read_into_its_own_ring_can_be_paused() {
     };
     std::fs::write(&path, (0..=u16::MAX).flat_map(sector).collect::<Vec<u8>>()).unwrap();
     let access = DiskAccess::ReadOnly;
-    let config =
-        DiskConfig { id: "an-id".into(), path, format: DiskFormat::Raw, access, root: false, was: None, limits: None };
+    let config = DiskConfig {
+        id: "an-id".into(),
+        path,
+        format: DiskFormat::Raw,
+        access,
+        root: false,
+        backing: Vec::new(),
+        was: None,
+        limits: None,
+    };
     let disk = Disk::open(&config, folder.path()).unwrap();
     let memory = memory::allocate(64).unwrap();
     let descriptors = [
@@ -203,7 +220,7 @@ proptest! {
         }));
         let Ok(Some(chain)) = queue_with(&bench.memory, &descriptors, &[0]).pop() else { return Ok(()) };
         if let Ok(request) = Request::parse(&bench.memory, 0, &chain) {
-            let written = request.execute(&bench.memory, Some(&mut bench.disk), &GuestFaults::new("test"));
+            let written = request.execute(&bench.memory, Some(&mut bench.disk), CacheMode::WriteBack, &GuestFaults::new("test"));
             prop_assert!(u64::from(written) <= super::super::queue::total_length(&chain.writable));
         }
     }
@@ -263,4 +280,57 @@ fn what_is_over_the_limit_waits_in_the_ring_and_keeps_nobody() {
     let mut device = Block::new(bay, 0);
     device.activate(activation).unwrap();
     wait_for(2);
+}
+
+/// Returns the first sector in the file of a qcow2 disk after a device with these features completed a write.
+fn file_after_write(features: u64) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, copy] = ["disk", "copy"].map(|name| folder.path().join(name));
+    let file = imago::file::File::try_from(std::fs::File::create_new(&path).unwrap()).unwrap();
+    let builder = imago::qcow2::Qcow2::<imago::file::File>::create_builder(file).size(1 << 20);
+    builder.create().unwrap();
+    let config = DiskConfig {
+        id: "disk".into(),
+        path: path.clone(),
+        format: DiskFormat::Qcow2,
+        backing: Vec::new(),
+        access: DiskAccess::ReadWrite,
+        root: false,
+        was: None,
+        limits: None,
+    };
+    let disk = Disk::open(&config, folder.path()).unwrap();
+    let memory = memory::allocate(64).unwrap();
+    memory.write_slice(&[0xab; 512], GuestAddress(DATA_AT)).unwrap();
+    let mut header = [0; 16];
+    header[0] = 1;
+    memory.write_slice(&header, GuestAddress(HEADER_AT)).unwrap();
+    let request = [(HEADER_AT, 16, NEXT, 1), (DATA_AT, 512, NEXT, 2), (STATUS_AT, 1, WRITE, 0)];
+    let queue = queue_with(&memory, &request, &[0]);
+    let line = IrqLine::new().unwrap();
+    let interrupt = Arc::new(Interrupt::new(line.try_clone().unwrap()));
+    let faults = Arc::new(GuestFaults::new("test"));
+    let clock = Arc::default();
+    let activation = Activation { memory: memory.clone(), queues: vec![queue], interrupt, features, faults, clock };
+    let mut device = Block::new(Arc::new(DiskBay::new(Some(disk), SharedDiskLimiter::default())), 0);
+    device.activate(activation).unwrap();
+    // SAFETY: the eventfd is the line's, which outlives this.
+    let event = unsafe { std::os::fd::BorrowedFd::borrow_raw(line.eventfd().as_raw_fd()) };
+    let deadline = rustix::event::Timespec { tv_sec: 60, tv_nsec: 0 };
+    let mut answered = [rustix::event::PollFd::new(&event, rustix::event::PollFlags::IN)];
+    assert_ne!(rustix::event::poll(&mut answered, Some(&deadline)).unwrap(), 0, "the write is not answered");
+    assert_eq!(memory.read_obj::<u8>(GuestAddress(STATUS_AT)).unwrap(), 0);
+    // A power cut now would leave this file.
+    std::fs::copy(&path, &copy).unwrap();
+    let image = open_to_read(&copy, DiskFormat::Qcow2, &[]).unwrap();
+    let mut bytes = vec![0; 512];
+    image.read(bytes.as_mut_slice(), 0).unwrap();
+    bytes
+}
+
+#[test]
+fn write_is_in_the_file_when_it_completes_unless_flushes_were_negotiated() {
+    assert_eq!(file_after_write(VERSION_1), [0xab; 512]);
+    // The image's tables wait for the flush that this driver can send.
+    assert_eq!(file_after_write(VERSION_1 | feature::FLUSH), [0; 512]);
 }

@@ -1,0 +1,288 @@
+//! Backing files of volumes and snapshots, as the store records them.
+//!
+//! A command that makes a layer records its backing files. Nothing else decides which files are opened for a disk, passed to a
+//! VMM, copied into an image or kept: the header of a layer is written by its VMM, and a VMM that a guest has taken over
+//! could name any file of the user there.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+use super::Cloud;
+use super::error::CloudError;
+use super::image::RootEntry;
+use crate::ec2::{ErrorCode, ImageId};
+use crate::host::disk_image;
+use crate::host::home::Home;
+use crate::store::{LayerFormat, LayerRecord, SnapshotRecord, VolumeRecord};
+use crate::vmm::config::{BackingFile, DiskFormat};
+use crate::vmm::virtio::block::MAX_LAYERS;
+
+/// Folders of the data directory that have layers.
+const VOLUMES: &str = "volumes/";
+const IMAGES: &str = "images/";
+
+/// The backing files of a layer over `file`, which is in the folder of volumes and has these backing files itself.
+pub(super) fn over(file: &str, backing: Option<&[LayerRecord]>) -> Option<Vec<LayerRecord>> {
+    let below = LayerRecord { file: format!("{VOLUMES}{file}"), format: LayerFormat::Qcow2 };
+    Some(std::iter::once(below).chain(backing?.iter().cloned()).collect())
+}
+
+/// The root file system of an image, as a backing file.
+pub(super) fn of_image(id: ImageId, root: &RootEntry) -> LayerRecord {
+    let format = match root.format {
+        DiskFormat::Raw => LayerFormat::Raw,
+        DiskFormat::Qcow2 => LayerFormat::Qcow2,
+    };
+    LayerRecord { file: format!("{IMAGES}{id}/{}", root.file), format }
+}
+
+/// The backing files of the volume or snapshot `id` for a machine. Fails if they are not on record.
+pub(super) fn backing_files(
+    home: &Home,
+    id: &dyn Display,
+    backing: Option<&[LayerRecord]>,
+) -> Result<Vec<BackingFile>, CloudError> {
+    let Some(backing) = backing else {
+        let what = format!("The backing files of '{id}' are not known, because its file cannot be read.");
+        let hint = "`qemu-img check` on the file in the folder of volumes may say why.";
+        return Err(CloudError::refused(ErrorCode::IncorrectState, what, Some(hint.into())));
+    };
+    let file = |layer: &LayerRecord| BackingFile {
+        path: resolved(home.root().join(&layer.file)),
+        format: match layer.format {
+            LayerFormat::Raw => DiskFormat::Raw,
+            LayerFormat::Qcow2 => DiskFormat::Qcow2,
+        },
+    };
+    Ok(backing.iter().map(file).collect())
+}
+
+/// The path without links, by which the header of a layer names the file. One that is not there stays as it is.
+pub(super) fn resolved(path: PathBuf) -> PathBuf {
+    path.canonicalize().unwrap_or(path)
+}
+
+impl Cloud {
+    /// Records the backing files of volumes and snapshots of an older store, from their headers: the only time that those
+    /// are believed, and only where they name files of the data directory's images and volumes.
+    pub(super) fn record_backing_files(&mut self) -> Result<(), CloudError> {
+        let (volumes, snapshots) =
+            self.store.read::<_, CloudError>(|tx| Ok((tx.list::<VolumeRecord>()?, tx.list::<SnapshotRecord>()?)))?;
+        for volume in volumes.into_iter().filter(|volume| volume.backing.is_none()) {
+            let Some(backing) = self.read_backing_files(&volume.id, &volume.file) else { continue };
+            self.store.write::<_, CloudError>(|tx| {
+                if let Some(mut record) = tx.get::<VolumeRecord>(&volume.id.to_string())?
+                    && record.file == volume.file
+                    && record.backing.is_none()
+                {
+                    record.backing = Some(backing);
+                    tx.put(&record)?;
+                }
+                Ok(())
+            })?;
+        }
+        for snapshot in snapshots.into_iter().filter(|snapshot| snapshot.backing.is_none()) {
+            let Some(backing) = self.read_backing_files(&snapshot.id, &snapshot.file) else { continue };
+            self.store.write::<_, CloudError>(|tx| {
+                if let Some(mut record) = tx.get::<SnapshotRecord>(&snapshot.id.to_string())?
+                    && record.backing.is_none()
+                {
+                    record.backing = Some(backing);
+                    tx.put(&record)?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The backing files of `file` by its header; a notice says why they cannot be told.
+    fn read_backing_files(&mut self, id: &dyn Display, file: &str) -> Option<Vec<LayerRecord>> {
+        match from_headers(&self.home, file) {
+            Ok(backing) => Some(backing),
+            Err(why) => {
+                self.notices.push(format!("{id}: its backing files cannot be told, and it cannot be used: {why}"));
+                None
+            }
+        }
+    }
+
+    /// Names of the files in the folder of volumes that volumes and snapshots have; none if some are not known.
+    pub(super) fn kept_volume_files(&mut self) -> Result<Option<BTreeSet<String>>, CloudError> {
+        self.store.read(|tx| {
+            let volumes = tx.list_whole::<VolumeRecord>()?.into_iter().map(|volume| (volume.file, volume.backing));
+            let snapshots = tx.list_whole::<SnapshotRecord>()?.into_iter();
+            let snapshots = snapshots.map(|snapshot| (snapshot.file, snapshot.backing));
+            let mut kept = BTreeSet::new();
+            for (file, backing) in volumes.chain(snapshots) {
+                kept.insert(file);
+                let Some(backing) = backing else { return Ok(None) };
+                kept.extend(backing.iter().filter_map(|layer| layer.file.strip_prefix(VOLUMES)).map(String::from));
+            }
+            Ok(Some(kept))
+        })
+    }
+}
+
+/// Follows the headers from `file` in the folder of volumes. The error is a sentence.
+fn from_headers(home: &Home, file: &str) -> Result<Vec<LayerRecord>, String> {
+    let mut layers = Vec::new();
+    let mut path = home.volumes().join(file);
+    loop {
+        let information = disk_image::information(&path, DiskFormat::Qcow2).map_err(|error| error.to_string())?;
+        let Some(backing) = information.backing else { return Ok(layers) };
+        let name = name_in(home, &backing.path)
+            .ok_or_else(|| format!("{} names {:?}, which is no image or volume", path.display(), backing.name))?;
+        let format = match backing.format {
+            DiskFormat::Raw => LayerFormat::Raw,
+            DiskFormat::Qcow2 => LayerFormat::Qcow2,
+        };
+        layers.push(LayerRecord { file: name, format });
+        if layers.len() > MAX_LAYERS {
+            return Err(format!("{} has more than {MAX_LAYERS} backing files", path.display()));
+        }
+        if format == LayerFormat::Raw {
+            return Ok(layers);
+        }
+        path = backing.path;
+    }
+}
+
+/// The path of a file of the data directory's volumes or images in it.
+fn name_in(home: &Home, path: &Path) -> Option<String> {
+    let path = path.canonicalize().ok()?;
+    let inside = |folder: PathBuf, name: &str| {
+        let rest = path.strip_prefix(folder.canonicalize().ok()?).ok()?.to_str()?.to_string();
+        Some(format!("{name}{rest}"))
+    };
+    inside(home.volumes(), VOLUMES).or_else(|| inside(home.images(), IMAGES))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloud::machine::volume_disk;
+    use crate::cloud::volume::NewVolume;
+    use crate::store::{Record, Store};
+    use std::fs;
+    use std::process::Command;
+
+    fn cloud(folder: &Path) -> Cloud {
+        let home = Home::at(folder).unwrap();
+        let store = Store::open(home.root()).unwrap();
+        Cloud { home, store, notices: Vec::new(), attached: BTreeSet::new() }
+    }
+
+    fn new_volume(cloud: &mut Cloud, snapshot: Option<&SnapshotRecord>) -> VolumeRecord {
+        let mut new = NewVolume { snapshot: snapshot.map(|snapshot| snapshot.id.to_string()), ..NewVolume::default() };
+        new.spec.size = Some("1".parse().unwrap());
+        cloud.create_volume(&new).unwrap()
+    }
+
+    fn put<R: Record>(cloud: &mut Cloud, record: &R) {
+        cloud.store.write::<_, CloudError>(|tx| Ok(tx.put(record)?)).unwrap();
+    }
+
+    fn paths(disk: &crate::vmm::config::DiskConfig) -> Vec<String> {
+        let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_string();
+        disk.files().map(|(path, _)| name(path)).collect()
+    }
+
+    #[test]
+    fn layers_of_volumes_and_snapshots_are_recorded_when_they_are_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut cloud = cloud(folder.path());
+        let first = new_volume(&mut cloud, None);
+        let snapshot = cloud.create_snapshot(first.id, "", Default::default()).unwrap();
+        let second = new_volume(&mut cloud, Some(&snapshot));
+        let later = cloud.create_snapshot(second.id, "", Default::default()).unwrap();
+        let [first, second] = [first, second].map(|volume| cloud.volume(&volume.id.to_string()).unwrap());
+        let base = format!("{}.1.qcow2", first.id);
+        let disk = |volume: &VolumeRecord| paths(&volume_disk(&cloud.home, volume).unwrap());
+        assert_eq!(disk(&first), [format!("{}.2.qcow2", first.id), base.clone()]);
+        let [lower, upper] = [1, 2].map(|generation| format!("{}.{generation}.qcow2", second.id));
+        assert_eq!(disk(&second), [upper, lower, base.clone()]);
+        assert_eq!(later.backing.unwrap(), over(&base, Some(&[])).unwrap());
+        // All of them are what a machine can open, and what the headers name.
+        for volume in [&first, &second] {
+            let disk = volume_disk(&cloud.home, volume).unwrap();
+            disk_image::grow(&disk.path, disk.format, &disk.backing, 2 << 30).unwrap();
+            assert_eq!(from_headers(&cloud.home, &volume.file).as_ref().ok(), volume.backing.as_ref());
+        }
+
+        // Those of a volume that is gone stay for as long as another needs them.
+        cloud.delete_volume(first.id).unwrap();
+        cloud.delete_snapshot(snapshot.id).unwrap();
+        let path = |name: &str| cloud.home.volumes().join(name);
+        assert!(path(&base).exists() && !path(&first.file).exists());
+        let disk = volume_disk(&cloud.home, &second).unwrap();
+        disk_image::grow(&disk.path, disk.format, &disk.backing, 3 << 30).unwrap();
+        assert_eq!(cloud.take_notices(), [] as [String; 0]);
+    }
+
+    #[test]
+    fn forged_header_changes_neither_what_is_opened_nor_what_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut cloud = cloud(folder.path());
+        let volume = new_volume(&mut cloud, None);
+        cloud.create_snapshot(volume.id, "", Default::default()).unwrap();
+        let volume = cloud.volume(&volume.id.to_string()).unwrap();
+        let disk = volume_disk(&cloud.home, &volume).unwrap();
+        let secret = folder.path().join("secret");
+        fs::write(&secret, vec![7; 1 << 20]).unwrap();
+        let rebased = Command::new("qemu-img")
+            .args(["rebase", "-u", "-f", "qcow2", "-F", "raw", "-b"])
+            .args([&secret, &disk.path])
+            .output()
+            .expect("qemu-img, of Debian's qemu-utils, can be run");
+        assert!(rebased.status.success(), "{}", String::from_utf8_lossy(&rebased.stderr));
+        assert_eq!(volume_disk(&cloud.home, &volume).unwrap(), disk);
+        let grown = cloud.modify_volume(
+            volume.id,
+            &crate::ec2::volume::VolumeChange { size: Some("2".parse().unwrap()), ..Default::default() },
+        );
+        assert!(grown.unwrap_err().to_string().contains("names"));
+        cloud.sweep_volumes();
+        assert!(disk.files().all(|(path, _)| path.exists()));
+    }
+
+    #[test]
+    fn older_records_get_their_backing_files_from_headers_inside_the_data_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut cloud = cloud(folder.path());
+        let volume = new_volume(&mut cloud, None);
+        let snapshot = cloud.create_snapshot(volume.id, "", Default::default()).unwrap();
+        let volume = cloud.volume(&volume.id.to_string()).unwrap();
+        let outside = new_volume(&mut cloud, None);
+        let unreadable = new_volume(&mut cloud, None);
+        for volume in [&volume, &outside, &unreadable] {
+            put(&mut cloud, &VolumeRecord { backing: None, ..volume.clone() });
+        }
+        put(&mut cloud, &SnapshotRecord { backing: None, ..snapshot.clone() });
+        let path = |cloud: &Cloud, volume: &VolumeRecord| cloud.home.volumes().join(&volume.file);
+        fs::write(folder.path().join("secret"), vec![7; 1 << 20]).unwrap();
+        fs::remove_file(path(&cloud, &outside)).unwrap();
+        let secret = folder.path().join("secret");
+        disk_image::create_layer(&path(&cloud, &outside), &secret, DiskFormat::Raw, Some(1 << 30)).unwrap();
+        fs::write(path(&cloud, &unreadable), "torn").unwrap();
+        fs::write(cloud.home.volumes().join("stray.qcow2"), "").unwrap();
+
+        cloud.reconcile();
+        assert_eq!(cloud.volume(&volume.id.to_string()).unwrap(), volume);
+        assert_eq!(cloud.snapshot(&snapshot.id.to_string()).unwrap(), snapshot);
+        let notices = cloud.take_notices();
+        for unknown in [&outside, &unreadable] {
+            assert!(notices.iter().any(|notice| notice.starts_with(&unknown.id.to_string())), "{notices:?}");
+            let record = cloud.volume(&unknown.id.to_string()).unwrap();
+            assert!(volume_disk(&cloud.home, &record).is_err());
+        }
+        assert_eq!(notices.len(), 2, "{notices:?}");
+        // Not knowing what they need, nothing is removed.
+        assert!(cloud.home.volumes().join("stray.qcow2").exists());
+        for unknown in [outside.id, unreadable.id] {
+            cloud.delete_volume(unknown).unwrap();
+        }
+        assert!(!cloud.home.volumes().join("stray.qcow2").exists());
+    }
+}

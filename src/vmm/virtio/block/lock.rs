@@ -1,0 +1,213 @@
+//! Locks of image files, against other processes of Wisp and against QEMU's.
+//!
+//! A file that a machine writes to is locked against every other user; one that is only read is locked against writers.
+//! Each open file has two locks, and both end with its last descriptor. `flock(2)` excludes other processes of Wisp, and
+//! readers from what a machine writes. Byte-range locks of the open file (`fcntl(2)`, `F_OFD_SETLK`) are those with
+//! which QEMU, qemu-img and qemu-nbd tell each other what they do with an image (`block/file-posix.c`): a shared lock of
+//! a byte from 100 on for each thing that its owner does, and one from 200 on for each thing that it does not allow
+//! others. Both locks belong to the inode, so that another name of the file makes no difference.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::image::BlockError;
+
+/// First byte of the locks for what an owner does (`RAW_LOCK_PERM_BASE`).
+const DOES: i64 = 100;
+/// First byte of the locks for what an owner does not allow others (`RAW_LOCK_SHARED_BASE`).
+const FORBIDS: i64 = 200;
+/// Reading (`BLK_PERM_CONSISTENT_READ`).
+const READ: i64 = 0;
+/// Writing (`BLK_PERM_WRITE`).
+const WRITE: i64 = 1;
+/// Changing the size (`BLK_PERM_RESIZE`).
+const RESIZE: i64 = 3;
+
+/// Locks a file: for a writer against every other user, else against writers. A lock that the same open file has already
+/// becomes the new one.
+pub(super) fn lock(file: &File, path: &Path, writable: bool) -> Result<(), BlockError> {
+    let in_use = || BlockError::InUse(path.to_path_buf());
+    let whole = if writable { FlockOperation::NonBlockingLockExclusive } else { FlockOperation::NonBlockingLockShared };
+    flock(file, whole).map_err(|_| in_use())?;
+    match lock_ranges(file, writable) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(in_use()),
+        // A file system without such locks: QEMU does without there, too.
+        Err(error) => {
+            log::debug!("{} has no byte-range locks: {error}", path.display());
+            Ok(())
+        }
+    }
+}
+
+/// Takes the locks that QEMU looks for, and looks for QEMU's. Returns whether the file may be used. As in QEMU, each
+/// takes its locks before it looks for others': of two that do it at once, none or one goes on.
+fn lock_ranges(file: &File, writable: bool) -> io::Result<bool> {
+    let does: &[i64] = if writable { &[READ, WRITE, RESIZE] } else { &[READ] };
+    for byte in does {
+        set(file, libc::F_RDLCK, DOES + byte)?;
+    }
+    for byte in [WRITE, RESIZE] {
+        set(file, libc::F_RDLCK, FORBIDS + byte)?;
+        if !writable {
+            // What the same open file may have had as a writer.
+            set(file, libc::F_UNLCK, DOES + byte)?;
+        }
+    }
+    for byte in does {
+        if is_locked(file, FORBIDS + byte)? {
+            return Ok(false);
+        }
+    }
+    Ok(!is_locked(file, DOES + WRITE)? && !is_locked(file, DOES + RESIZE)?)
+}
+
+/// Sets or takes away the lock of one byte.
+fn set(file: &File, kind: libc::c_int, byte: i64) -> io::Result<()> {
+    fcntl(file, libc::F_OFD_SETLK, &mut range(kind, byte))
+}
+
+/// Returns true if another open file has a lock of the byte.
+fn is_locked(file: &File, byte: i64) -> io::Result<bool> {
+    let mut lock = range(libc::F_WRLCK, byte);
+    fcntl(file, libc::F_OFD_GETLK, &mut lock)?;
+    Ok(libc::c_int::from(lock.l_type) != libc::F_UNLCK)
+}
+
+fn range(kind: libc::c_int, byte: i64) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+fn fcntl(file: &File, command: libc::c_int, lock: &mut libc::flock) -> io::Result<()> {
+    // SAFETY: the descriptor is open, and the kernel reads and writes the structure, which is valid for the call.
+    match unsafe { libc::fcntl(file.as_raw_fd(), command, std::ptr::from_mut(lock)) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::config::DiskFormat;
+    use crate::vmm::passed::PassedFiles;
+    use crate::vmm::virtio::block::image::{Image, open};
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::{Child, ChildStdin, Command, Output, Stdio};
+
+    fn run(program: &str, arguments: &[&str], path: &Path) -> Output {
+        Command::new(program).args(arguments).arg(path).output().unwrap_or_else(|error| {
+            panic!("{program}, of Debian's qemu-utils, is needed to check locks against and cannot be run: {error}")
+        })
+    }
+
+    /// qemu-io with an image open.
+    struct QemuIo {
+        child: Child,
+        input: Option<ChildStdin>,
+    }
+
+    impl QemuIo {
+        fn open(arguments: &[&str], path: &Path) -> QemuIo {
+            let mut command = Command::new("qemu-io");
+            command.args(arguments).arg(path).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut child = command.spawn().expect("qemu-io, of Debian's qemu-utils, can be run");
+            let mut input = child.stdin.take().unwrap();
+            input.write_all(b"length\n").unwrap();
+            let mut answer = String::new();
+            BufReader::new(child.stdout.take().unwrap()).read_line(&mut answer).unwrap();
+            assert!(answer.contains("MiB"), "qemu-io has not opened the image: {answer}");
+            QemuIo { child, input: Some(input) }
+        }
+    }
+
+    impl Drop for QemuIo {
+        fn drop(&mut self) {
+            // It ends at the end of its input.
+            self.input = None;
+            let _ = self.child.wait();
+        }
+    }
+
+    fn open_image(path: &Path, writable: bool) -> Result<Image, BlockError> {
+        open(path, DiskFormat::Raw, &[], writable, &PassedFiles::default())
+    }
+
+    fn image() -> (tempfile::TempDir, std::path::PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn disk_that_qemu_writes_is_refused() {
+        let (_folder, path) = image();
+        let writer = QemuIo::open(&["-f", "raw"], &path);
+        for writable in [true, false] {
+            let opened = open_image(&path, writable);
+            assert!(matches!(opened, Err(BlockError::InUse(_))), "writable: {writable}, {opened:?}");
+        }
+        drop(writer);
+        open_image(&path, true).unwrap();
+    }
+
+    #[test]
+    fn disk_that_qemu_reads_can_be_read_and_not_written() {
+        let (_folder, path) = image();
+        let _reader = QemuIo::open(&["-r", "-f", "raw"], &path);
+        open_image(&path, false).unwrap();
+    }
+
+    #[test]
+    fn qemu_is_refused_what_is_written_and_may_read_what_is_read() {
+        let (_folder, path) = image();
+        let write = ["-f", "raw", "-c", "write -P 9 0 512"];
+        let read = ["-r", "-f", "raw", "-c", "read -P 7 0 512"];
+        let refused =
+            |output: &Output| !output.status.success() && String::from_utf8_lossy(&output.stderr).contains("lock");
+        let writer = open_image(&path, true).unwrap();
+        let output = run("qemu-io", &write, &path);
+        assert!(refused(&output), "{output:?}");
+        // A lower layer is read only.
+        lock(&writer.file, &path, false).unwrap();
+        let output = run("qemu-io", &write, &path);
+        assert!(refused(&output), "{output:?}");
+        let output = run("qemu-io", &read, &path);
+        assert!(output.status.success(), "{output:?}");
+        let reader = open_image(&path, false).unwrap();
+        drop(writer);
+        assert!(refused(&run("qemu-io", &write, &path)));
+        drop(reader);
+        let output = run("qemu-io", &write, &path);
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    #[test]
+    fn another_name_of_a_file_is_the_same_file() {
+        let (folder, path) = image();
+        let [hard, soft] = ["hard", "soft"].map(|name| folder.path().join(name));
+        std::fs::hard_link(&path, &hard).unwrap();
+        std::os::unix::fs::symlink(&path, &soft).unwrap();
+        let writer = open_image(&path, true).unwrap();
+        for name in [&hard, &soft] {
+            for writable in [true, false] {
+                assert!(matches!(open_image(name, writable), Err(BlockError::InUse(_))), "{}", name.display());
+            }
+        }
+        drop(writer);
+        let _reader = open_image(&path, false).unwrap();
+        open_image(&hard, false).unwrap();
+        assert!(matches!(open_image(&hard, true), Err(BlockError::InUse(_))));
+    }
+}
