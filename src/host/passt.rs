@@ -11,6 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use crate::host::environment;
 use crate::host::monitor_process::keep_open;
 use crate::host::probe::{self, NamespaceSetting};
 use crate::vmm::link::GATEWAY_MAC;
