@@ -776,13 +776,14 @@ mod tests {
             (b"1\n4000\n512\n", "exceed the file"),
             (b"1\n0\n1024\n", "1024 bytes, and the archive stores 512"),
             (b"1\n0\nx\n", "is \"x\" instead of a number"),
-            (b"99999\n", "longer than the content"),
+            (b"99999\n", "instead of a number"),
         ] {
             let error = refused(&version(map));
             assert!(error.contains(part) && error.contains("\"a\""), "{part}: {error}");
         }
-        let endless = vec![b'1'; 2 << 20];
-        assert!(refused(&version(&endless)).contains("more than 1048576 bytes"));
+        assert!(refused(&version(&vec![b'1'; 2 << 20])).contains("instead of a number"));
+        let long = [b"999999\n".to_vec(), b"0\n".repeat(1 << 20)].concat();
+        assert!(refused(&version(&long)).contains("more than 1048576 bytes"));
         let star = member(b'S', "a", b"", |header| header.as_mut_bytes()[257..265].copy_from_slice(b"ustar\x0000"));
         assert!(refused(&[star]).contains("other than GNU"));
     }

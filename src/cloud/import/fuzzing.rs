@@ -7,7 +7,7 @@ use std::path::Path;
 use super::archive::TarFile;
 use super::content::{Content, detect};
 use super::ext4::{self, Shape};
-use super::tree::Tree;
+use super::tree::{MEMORY_LIMIT, Tree};
 use crate::cloud::bundle;
 use crate::cloud::image::Manifest;
 use crate::host::space::FreeSpace;
@@ -46,7 +46,7 @@ pub(crate) fn archive(data: &[u8]) {
 
 /// Makes a file system of an archive.
 fn root(archive: &TarFile, folder: &Path) {
-    let mut tree = Tree::new(0);
+    let mut tree = Tree::with_limit(0, MEMORY_LIMIT);
     let read = archive.entries(&(), &mut |entry| {
         let _ = entry.content().read(&mut [0; 64]);
         tree.add(entry).map_err(|error| entry.error(&archive.path, format!("{error:?}")))

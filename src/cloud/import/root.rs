@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::archive::{Entry, TarFile};
 use super::content::{self, Content, FileSystem};
 use super::ext4::{self, Shape};
-use super::tree::{AddError, Tree};
+use super::tree::{self, AddError, Tree};
 use super::{ImportError, LARGEST_FILE, Landing, Progress, newc, open_regular, render};
 use crate::cloud::image::{FileEntry, Image, KernelEntry, MANIFEST, Manifest, RootEntry};
 use crate::host::{disk_image, sparse};
@@ -64,11 +64,14 @@ pub fn import_root(
     into: &Path,
     progress: &dyn Progress,
 ) -> Result<Manifest, ImportError> {
-    import_into(Landing::new(into)?, source, options, embedded, agent, progress)
+    let limit = tree::MEMORY_LIMIT;
+    import_into(Landing::new(into)?, limit, source, options, embedded, agent, progress)
 }
 
+/// As [`import_root`], where the names and attributes of an archive may take `memory_limit` bytes.
 fn import_into(
     landing: Landing,
+    memory_limit: u64,
     source: &Path,
     options: &RootOptions,
     embedded: &Image,
@@ -76,7 +79,7 @@ fn import_into(
     progress: &dyn Progress,
 ) -> Result<Manifest, ImportError> {
     let file = open_regular(source, true)?;
-    let import = Import { source, options, agent, landing: &landing, progress };
+    let import = Import { source, options, agent, landing: &landing, memory_limit, progress };
     let found = match content::detect(&file).map_err(ImportError::read(source))? {
         Content::Archive(compression) => import.archive(&TarFile { path: source.to_path_buf(), file, compression })?,
         Content::FileSystem(kind) => import.file_system(&file, kind)?,
@@ -110,6 +113,7 @@ struct Import<'a> {
     options: &'a RootOptions,
     agent: &'a [u8],
     landing: &'a Landing<'a>,
+    memory_limit: u64,
     progress: &'a dyn Progress,
 }
 
@@ -120,7 +124,7 @@ impl Import<'_> {
         self.progress.begin("reading the archive", length);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let now = i64::from(u32::try_from(now).unwrap_or(u32::MAX));
-        let mut tree = Tree::new(now);
+        let mut tree = Tree::with_limit(now, self.memory_limit);
         let (mut stored, mut checked) = (0u64, 0u64);
         archive.entries(self.progress, &mut |entry| {
             if is_docker_mark(&entry.name) {
@@ -333,6 +337,9 @@ mod tests {
         folder: tempfile::TempDir,
     }
 
+    /// Enough for the 65,000 names of a test.
+    const MEMORY_LIMIT: u64 = 32 << 20;
+
     /// What is in the archives of these tests.
     enum Thing<'a> {
         Directory,
@@ -389,7 +396,7 @@ mod tests {
             };
             let embedded = Image::open(&self.path("embedded")).unwrap();
             let landing = Landing::with_space(&into, space).unwrap();
-            match import_into(landing, source, &options, &embedded, b"agent", &()) {
+            match import_into(landing, MEMORY_LIMIT, source, &options, &embedded, b"agent", &()) {
                 Ok(manifest) => {
                     assert_eq!(Image::open(&into).unwrap().manifest, manifest);
                     for verified in crate::cloud::bundle::verify(&into, &()).unwrap() {
@@ -661,12 +668,12 @@ mod tests {
         let mut entry = [link.as_bytes(), &[b'x'; 4000][..]].concat();
         entry.resize(512 + 4096, 0);
         entry.extend(symlink.as_bytes());
-        for _ in 0..150_000 {
+        for _ in 0..5000 {
             writer.write_all(&entry).unwrap();
         }
         writer.finish().unwrap();
         let error = shop.import(&path).unwrap_err();
-        assert!(error.contains("up to \"bin/a\", take more than 1024 MiB of memory"), "{error}");
+        assert!(error.contains("up to \"bin/a\", take more than 32 MiB of memory"), "{error}");
     }
 
     #[test]

@@ -89,6 +89,10 @@ impl SparseMap {
                     numbers.push(decimal(line).ok_or_else(|| not_a_number("GNU.sparse map", line))?);
                     at += length + 1;
                 }
+                // A number has up to 20 digits.
+                None if text.len() - at > 20 => {
+                    return Err(E::from(not_a_number("GNU.sparse map", &text[at..])));
+                }
                 None => {
                     blocks += 1;
                     if stored < blocks * BLOCK as u64 {

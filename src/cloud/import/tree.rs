@@ -128,6 +128,7 @@ impl Node {
 
 impl Tree {
     /// An empty root.
+    #[cfg(test)]
     pub fn new(modified: i64) -> Tree {
         Tree::with_limit(modified, MEMORY_LIMIT)
     }

@@ -1,0 +1,120 @@
+//! Unix sockets at paths of any length.
+//!
+//! A socket's address holds a path of up to 107 bytes (unix(7)), and a data directory can have a longer one. So a listener
+//! names a long path through a descriptor of its directory, `/proc/self/fd/N/NAME`, and a client connects through a
+//! descriptor of the socket. This needs no change of the working directory, which is the whole process's, and works in
+//! the VMM's sandbox, which has `/proc/self`.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// The longest path in a socket's address, in bytes; a NUL follows it.
+const LONGEST_PATH: usize = 107;
+
+/// A path for a socket's address. It is valid as long as this exists.
+#[derive(Debug)]
+pub struct SocketPath {
+    path: PathBuf,
+    _directory: Option<File>,
+}
+
+impl SocketPath {
+    /// Returns a path that leads to `path` and is short enough for an address.
+    ///
+    /// # Errors
+    /// The directory cannot be opened, or the name alone is too long.
+    pub fn of(path: &Path) -> io::Result<SocketPath> {
+        if fits(path) {
+            return Ok(SocketPath { path: path.to_path_buf(), _directory: None });
+        }
+        let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let directory = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(directory)?;
+        let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+        if !fits(&short) {
+            let reason = format!("the name {name:?} is too long for a socket, which has up to about 80 bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidFilename, reason));
+        }
+        Ok(SocketPath { path: short, _directory: Some(directory) })
+    }
+}
+
+impl AsRef<Path> for SocketPath {
+    fn as_ref(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn fits(path: &Path) -> bool {
+    path.as_os_str().as_bytes().len() <= LONGEST_PATH
+}
+
+/// Creates a listening socket at `path`.
+///
+/// # Errors
+/// As [`SocketPath::of`], or the socket cannot be created.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    UnixListener::bind(SocketPath::of(path)?)
+}
+
+/// Connects to the socket at `path`. A symbolic link at its name is not followed: a VMM can write to the directory of its
+/// sockets.
+///
+/// # Errors
+/// `path` cannot be connected to, or is anything but a socket.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    let socket = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
+    if !socket.metadata()?.file_type().is_socket() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "is not a socket"));
+    }
+    // What was looked at is what is connected to.
+    UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// A directory whose path has more than 200 bytes, spaces, and letters that are not ASCII.
+    fn long_directory(parent: &Path) -> PathBuf {
+        let directory =
+            parent.join("wisp data ünïcödé ".repeat(6).trim()).join("ordner mit leerzeichen ".repeat(4).trim());
+        fs::create_dir_all(&directory).unwrap();
+        assert!(directory.as_os_str().len() > 200);
+        directory
+    }
+
+    #[test]
+    fn socket_at_long_path_is_bound_at_its_name_and_connected_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = long_directory(folder.path()).join("control.sock");
+        let listener = bind(&path).unwrap();
+        assert!(fs::symlink_metadata(&path).unwrap().file_type().is_socket());
+        let _client = connect(&path).unwrap();
+        listener.accept().unwrap();
+        assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn short_path_is_used_as_it_is() {
+        let path = Path::new("/run/some where/ö.sock");
+        assert_eq!(SocketPath::of(path).unwrap().as_ref(), path);
+    }
+
+    #[test]
+    fn long_path_that_leads_nowhere_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = long_directory(folder.path());
+        assert_eq!(connect(&directory.join("absent")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(bind(&directory.join("absent/socket")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let error = bind(&directory.join("x".repeat(120))).unwrap_err();
+        assert!(error.to_string().contains("too long for a socket"), "{error}");
+    }
+}
