@@ -73,7 +73,7 @@ fn copy_sparse_file(wisp: &Wisp, folder: &Path) {
 
 #[test]
 fn an_instance_lives_as_in_ec2() {
-    let wisp = Wisp::new();
+    let wisp = Wisp::in_long_home();
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("user-data");
     // As an editor of another system writes it; and what it leaves running keeps its output open.

@@ -56,7 +56,7 @@ fn a_killed_monitor_is_told_and_leaves_nothing() {
 
 #[test]
 fn ctrl_alt_del_asks_the_guest_for_an_orderly_end() {
-    let wisp = Wisp::warm();
+    let wisp = Wisp::warm_in_long_home();
     let running = wisp.start_guest();
     let mut control = ControlClient::connect(&wisp.runs()[0].join("vmm/control.sock")).unwrap();
     control.send(&Request::Subscribe).unwrap();
@@ -77,18 +77,19 @@ fn ctrl_alt_del_asks_the_guest_for_an_orderly_end() {
 fn a_client_that_never_reads_stalls_only_itself() {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
-    let wisp = Wisp::warm();
+    use wisp::vmm::unix_socket;
+    let wisp = Wisp::warm_in_long_home();
     let mut running = wisp.start_guest();
     let socket = wisp.runs()[0].join("vmm/vsock.sock");
     // A connection to the agent that is never read from or written to after its greeting.
-    let mut idle = UnixStream::connect(&socket).unwrap();
+    let mut idle = unix_socket::connect(&socket).unwrap();
     idle.write_all(b"CONNECT 1024\n").unwrap();
     idle.set_read_timeout(Some(common::DEADLINE)).unwrap();
     let mut answer = [0; 3];
     idle.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"OK ");
     // Nobody listens there: the connection ends without an answer.
-    let mut refused = UnixStream::connect(&socket).unwrap();
+    let mut refused = unix_socket::connect(&socket).unwrap();
     refused.set_read_timeout(Some(common::DEADLINE)).unwrap();
     refused.write_all(b"CONNECT 4242\n").unwrap();
     assert_eq!(refused.read(&mut answer).unwrap(), 0);

@@ -78,7 +78,7 @@ fn a_router_that_was_killed_comes_back_and_cuts_nobody_off() {
     if !is_inside("a_router_that_was_killed_comes_back_and_cuts_nobody_off") {
         return;
     }
-    let wisp = Wisp::warm();
+    let wisp = Wisp::warm_in_long_home();
     let before = of_the_host();
     wisp.run(&["sg", "create", "db"]).expect_code(0);
     for traffic in [&["--port", "7"][..], &["--protocol", "icmp"]] {

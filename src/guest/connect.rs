@@ -4,8 +4,7 @@
 //! from then on passes bytes both ways. Where the guest refuses it closes the connection.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,6 +14,7 @@ use wisp_agent::AGENT_PORT;
 use wisp_agent::protocol::{Connection, ToGuest};
 
 use super::Error;
+use crate::vmm::unix_socket;
 
 /// Longer than any answer: `OK 4294967295\n`.
 const LONGEST_ANSWER: usize = 32;
@@ -45,7 +45,8 @@ impl Agent {
     /// As [`connect`](Self::connect).
     pub fn connect_to_port(socket: &Path, port: u32, timeout: Duration) -> Result<Self, Error> {
         let deadline = Instant::now() + timeout;
-        let mut stream = open(socket).map_err(|source| Error::Connect { socket: socket.to_owned(), source })?;
+        let mut stream =
+            unix_socket::connect(socket).map_err(|source| Error::Connect { socket: socket.to_owned(), source })?;
         let failed = |error: io::Error| match error.kind() {
             io::ErrorKind::WouldBlock => Error::TimedOut(timeout),
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
@@ -80,17 +81,6 @@ impl Agent {
         }
         Ok(())
     }
-}
-
-/// Connects to a Unix socket, however long its path is. The VMM, which can write into the socket's directory, cannot have a
-/// link at its name lead to another.
-fn open(socket: &Path) -> io::Result<UnixStream> {
-    let flags = libc::O_PATH | libc::O_NOFOLLOW;
-    let found = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(socket)?;
-    if !found.metadata()?.file_type().is_socket() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a socket"));
-    }
-    UnixStream::connect(Path::new("/proc/self/fd").join(found.as_raw_fd().to_string()))
 }
 
 /// Asks for the port; `Ok(Err(answer))` is an answer that makes no sense.

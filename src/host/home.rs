@@ -34,6 +34,20 @@ pub enum HomeError {
         /// Whose it is.
         owner: u32,
     },
+    /// Its path cannot be written down in records, which are JSON.
+    #[error("wisp's data directory {} has a name that is not UTF-8. Set WISP_HOME to another directory", path.display())]
+    NotUtf8 {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Its path leaves too little room for the paths in it.
+    #[error("wisp's data directory {} has a path of {length} bytes, more than {LONGEST_PATH}. Set WISP_HOME to a shorter one", path.display())]
+    TooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: usize,
+    },
     /// Another user can replace a directory or link on the path.
     #[error(
         "wisp's data directory {} is reached through {}, which {flaw}: another user could replace the data directory. {}",
@@ -110,9 +124,12 @@ impl Home {
     /// The data directory at `path`.
     pub fn at(path: &Path) -> Result<Home, HomeError> {
         let failed = |source| HomeError::Unusable { path: path.to_path_buf(), source };
+        check_name(&std::path::absolute(path).map_err(failed)?)?;
         check_way(path)?;
         make_private(path).map_err(failed)?;
         let root = path.canonicalize().map_err(failed)?;
+        // A link can lead to a longer path.
+        check_name(&root)?;
         // Again: parts that were missing are checked only now, and what was found there may have been replaced.
         check_way(&root)?;
         check_own(&root)?;
@@ -178,6 +195,23 @@ impl Home {
         let path = folder.join(LOCK);
         let failed = |source| HomeError::Unusable { path: path.clone(), source };
         try_lock_file(&path).map_err(failed)
+    }
+}
+
+/// The longest path of a data directory, in bytes: paths of up to 4095 bytes can be opened (PATH_MAX), and those in it are
+/// some hundred longer.
+const LONGEST_PATH: usize = 3072;
+
+/// Refuses a path that something would fail with later.
+fn check_name(path: &Path) -> Result<(), HomeError> {
+    let path = path.to_path_buf();
+    let length = path.as_os_str().len();
+    if path.to_str().is_none() {
+        Err(HomeError::NotUtf8 { path })
+    } else if length > LONGEST_PATH {
+        Err(HomeError::TooLong { path, length })
+    } else {
+        Ok(())
     }
 }
 
@@ -357,6 +391,20 @@ mod tests {
         assert_eq!(mode(&home.instances()), 0o700);
         write_private(&home.last_timeline(), b"{}").unwrap();
         assert_eq!(mode(&home.last_timeline()), 0o600);
+    }
+
+    #[test]
+    fn path_that_cannot_be_used_is_refused_before_anything_is_made() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = folder.path().join(std::ffi::OsStr::from_bytes(b"\xff"));
+        assert!(matches!(Home::at(&bytes), Err(HomeError::NotUtf8 { .. })));
+        let long = folder.path().join("directory/".repeat(310));
+        let error = Home::at(&long).unwrap_err();
+        assert!(error.to_string().contains("more than 3072"), "{error}");
+        assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+        let name = "data directory ünïcödé ".repeat(9);
+        Home::at(&folder.path().join(name.trim())).unwrap();
     }
 
     #[test]

@@ -15,6 +15,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::devices::console::Console;
 use super::devices::serial::Serial;
+use super::unix_socket;
 
 /// The name of the socket in the machine's directory.
 pub const SOCKET: &str = "console.sock";
@@ -69,7 +70,7 @@ impl ConsoleSocket {
     /// Creates the socket at `path`; clients are attached to `console`.
     pub fn bind(path: &Path, console: Console) -> Result<ConsoleSocket, ConsoleSocketError> {
         let failed = |source| ConsoleSocketError { path: path.to_path_buf(), source };
-        let listener = UnixListener::bind(path).map_err(failed)?;
+        let listener = unix_socket::bind(path).map_err(failed)?;
         std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         Ok(ConsoleSocket { listener, console, terminal: None })

@@ -6,11 +6,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+pub use super::unix_socket::connect;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, openat, renameat, statat};
 
 /// The most bytes of a small record, such as `end.json`.
@@ -104,18 +103,6 @@ pub enum Presence {
     Required,
     /// It need not be.
     Optional,
-}
-
-/// Connects to the Unix socket at `path`, however long that is.
-///
-/// # Errors
-/// It cannot be connected to, or is anything but a socket.
-pub fn connect(path: &Path) -> io::Result<UnixStream> {
-    let socket = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
-    if !socket.metadata()?.file_type().is_socket() {
-        return Err(unexpected("is not a socket"));
-    }
-    UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd()))
 }
 
 fn open_directory(path: &Path) -> io::Result<rustix::fd::OwnedFd> {

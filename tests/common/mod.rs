@@ -51,6 +51,24 @@ impl Wisp {
         Wisp { home: tempfile::tempdir().expect("a temporary directory"), is_warm: false, user: None }
     }
 
+    /// As [`new`](Self::new), in a data directory whose sockets' paths are longer than an address holds, with spaces and
+    /// with letters that are not ASCII.
+    pub fn in_long_home() -> Wisp {
+        let mut wisp = Wisp::new();
+        let prefix = "data directory ünïcödé 数据 ".repeat(6);
+        wisp.home = tempfile::Builder::new().prefix(&prefix).tempdir().expect("a temporary directory");
+        assert!(wisp.home().as_os_str().len() > 150);
+        wisp
+    }
+
+    /// As [`warm`](Self::warm), in such a data directory.
+    pub fn warm_in_long_home() -> Wisp {
+        let mut wisp = Wisp::in_long_home();
+        wisp.is_warm = true;
+        template::copy_to(wisp.home());
+        wisp
+    }
+
     /// For tests of warm snapshots, without any.
     pub fn warmable() -> Wisp {
         let mut wisp = Wisp::new();

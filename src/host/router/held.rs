@@ -16,6 +16,7 @@ use rustix::fs::{FileType, fstat};
 use super::namespace::is_furnished;
 use super::{Interface, RouterConfig};
 use crate::host::monitor_process::processes;
+use crate::vmm::unix_socket::SocketPath;
 
 // `linux/if_tun.h`, `linux/nsfs.h`.
 const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
@@ -97,7 +98,9 @@ fn held_by(pid: i32) -> Option<(u64, OwnedFd)> {
 pub(super) fn is_deserted(socket: &Path) -> bool {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let connected = SocketAddrUnix::new(socket).and_then(|address| {
+    let Ok(path) = SocketPath::of(socket) else { return false };
+    let short: &Path = path.as_ref();
+    let connected = SocketAddrUnix::new(short).and_then(|address| {
         let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         connect(stream.as_fd(), &address)
     });

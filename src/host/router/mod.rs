@@ -21,7 +21,7 @@ use std::mem::MaybeUninit;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -35,6 +35,7 @@ use super::home::{lock_file, write_private};
 use super::monitor_process::keep_open;
 use super::probe::{self, NamespaceSetting};
 use crate::vmm::link::{Cidr, Filter, MacAddress};
+use crate::vmm::unix_socket;
 pub use held::namespace_of;
 pub use process::run;
 
@@ -276,7 +277,7 @@ impl Router {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let listener = OwnedFd::from(UnixListener::bind(&socket)?);
+        let listener = OwnedFd::from(unix_socket::bind(&socket)?);
         let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(self.folder.join(LOG))?;
         let mut command = Command::new("/proc/self/exe");
         environment::restrict(&mut command);
@@ -320,7 +321,7 @@ pub fn has_way_out(folder: &Path) -> Result<bool, RouterError> {
 }
 
 fn connect(folder: &Path) -> io::Result<UnixStream> {
-    let stream = UnixStream::connect(folder.join(SOCKET))?;
+    let stream = unix_socket::connect(&folder.join(SOCKET))?;
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
     Ok(stream)

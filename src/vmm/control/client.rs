@@ -13,7 +13,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 use super::{FILES_AT_A_TIME, Message, Request};
 use crate::vmm::passed::PassedPath;
-use crate::vmm::untrusted;
+use crate::vmm::unix_socket;
 
 /// A connection to a machine.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl ClientError {
 impl ControlClient {
     /// Connects to the socket at `path`.
     pub fn connect(path: &Path) -> Result<ControlClient, ClientError> {
-        ControlClient::new(untrusted::connect(path)?)
+        ControlClient::new(unix_socket::connect(path)?)
     }
 
     /// Uses a connection that exists.

@@ -16,6 +16,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 
 use super::{ControlError, FILES_AT_A_TIME, LINE_LIMIT, Message, Request};
 use crate::vmm::passed::PassedFiles;
+use crate::vmm::unix_socket;
 
 /// The most clients at a time.
 const MAX_CLIENTS: usize = 64;
@@ -57,7 +58,7 @@ impl ControlServer {
     pub fn bind(path: &Path) -> Result<ControlServer, ControlError> {
         let failed = |source| ControlError::Listen { path: path.to_path_buf(), source };
         let unnamed = path.with_extension("new");
-        let listener = UnixListener::bind(&unnamed).map_err(failed)?;
+        let listener = unix_socket::bind(&unnamed).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         std::fs::rename(&unnamed, path).map_err(failed)?;
         Ok(ControlServer { listener, clients: HashMap::new() })

@@ -30,6 +30,7 @@ use super::worker::{self, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
 use crate::vmm::broker::VsockConnector;
 use crate::vmm::config::VsockConfig;
+use crate::vmm::unix_socket;
 use service::Service;
 
 /// The device's socket in the VMM's directory. The guest reaches the host at `<socket>_<port>`.
@@ -77,7 +78,7 @@ impl Vsock {
         released: Option<EventFd>,
     ) -> Result<Vsock, VsockError> {
         let failed = |source| VsockError::Listen { path: path.to_path_buf(), source };
-        let listener = UnixListener::bind(path).map_err(failed)?;
+        let listener = unix_socket::bind(path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         Ok(Vsock { config: config.clone(), path: path.to_path_buf(), listener, connector, worker: None, released })
     }
