@@ -8,7 +8,8 @@
 //! - [`ec2`]: EC2's rules, pure;
 //! - [`host`]: the host's side of an instance;
 //! - [`guest`]: the host's end of the guest's agent;
-//! - [`vmm`]: the virtual machine monitor.
+//! - [`vmm`]: the virtual machine monitor;
+//! - [`unix_socket`]: Unix sockets at paths of any length, for all of them.
 //!
 //! `docs/architecture.md` tells the story of one boot through them.
 
@@ -20,4 +21,5 @@ pub mod fuzzing;
 pub mod guest;
 pub mod host;
 pub mod store;
+pub mod unix_socket;
 pub mod vmm;

@@ -77,7 +77,7 @@ fn ctrl_alt_del_asks_the_guest_for_an_orderly_end() {
 fn a_client_that_never_reads_stalls_only_itself() {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
-    use wisp::vmm::unix_socket;
+    use wisp::unix_socket;
     let wisp = Wisp::warm_in_long_home();
     let mut running = wisp.start_guest();
     let socket = wisp.runs()[0].join("vmm/vsock.sock");

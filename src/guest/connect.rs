@@ -14,7 +14,7 @@ use wisp_agent::AGENT_PORT;
 use wisp_agent::protocol::{Connection, ToGuest};
 
 use super::Error;
-use crate::vmm::unix_socket;
+use crate::unix_socket;
 
 /// Longer than any answer: `OK 4294967295\n`.
 const LONGEST_ANSWER: usize = 32;

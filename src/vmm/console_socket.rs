@@ -15,7 +15,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::devices::console::Console;
 use super::devices::serial::Serial;
-use super::unix_socket;
+use crate::unix_socket;
 
 /// The name of the socket in the machine's directory.
 pub const SOCKET: &str = "console.sock";

@@ -9,7 +9,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-pub use super::unix_socket::connect;
+pub use crate::unix_socket::connect;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, openat, renameat, statat};
 
 /// The most bytes of a small record, such as `end.json`.

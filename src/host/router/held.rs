@@ -16,7 +16,7 @@ use rustix::fs::{FileType, fstat};
 use super::namespace::is_furnished;
 use super::{Interface, RouterConfig};
 use crate::host::monitor_process::processes;
-use crate::vmm::unix_socket::SocketPath;
+use crate::unix_socket::SocketPath;
 
 // `linux/if_tun.h`, `linux/nsfs.h`.
 const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;

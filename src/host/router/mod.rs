@@ -34,8 +34,8 @@ use super::environment;
 use super::home::{lock_file, write_private};
 use super::monitor_process::keep_open;
 use super::probe::{self, NamespaceSetting};
+use crate::unix_socket;
 use crate::vmm::link::{Cidr, Filter, MacAddress};
-use crate::vmm::unix_socket;
 pub use held::namespace_of;
 pub use process::run;
 

@@ -12,8 +12,8 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::{FILES_AT_A_TIME, Message, Request};
+use crate::unix_socket;
 use crate::vmm::passed::PassedPath;
-use crate::vmm::unix_socket;
 
 /// A connection to a machine.
 #[derive(Debug)]

@@ -15,8 +15,8 @@ use std::path::Path;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::{ControlError, FILES_AT_A_TIME, LINE_LIMIT, Message, Request};
+use crate::unix_socket;
 use crate::vmm::passed::PassedFiles;
-use crate::vmm::unix_socket;
 
 /// The most clients at a time.
 const MAX_CLIENTS: usize = 64;

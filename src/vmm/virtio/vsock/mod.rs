@@ -28,9 +28,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::worker::{self, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
+use crate::unix_socket;
 use crate::vmm::broker::VsockConnector;
 use crate::vmm::config::VsockConfig;
-use crate::vmm::unix_socket;
 use service::Service;
 
 /// The device's socket in the VMM's directory. The guest reaches the host at `<socket>_<port>`.
