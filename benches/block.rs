@@ -1,9 +1,12 @@
-//! Measures the block device alone: a driver's end of its queue in this process, its thread, real files. No guest, no KVM.
+//! Measures the block device alone: a driver's end of its queue in this process, its thread, real files. No guest, no
+//! KVM.
 //!
-//! `scripts/bench --device` runs it. The driver does what Linux's does: it notifies when the device wants to know
-//! (`EVENT_IDX`), waits for the interrupt when there is nothing to do, and keeps as many requests in the queue as it can.
-//! Each figure is had twice, in turns: of the device as it is, and of one without an io_uring, which serves one request at a
-//! time.
+//! `scripts/bench --device` runs it. The driver behaves like Linux's. It notifies the device when the device asks for
+//! it (`EVENT_IDX`), waits for the interrupt when there is nothing to do, and keeps the queue as full as the depth
+//! allows.
+//!
+//! Each figure is measured twice, alternating between the device with io_uring and one without, which serves one
+//! request at a time.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -34,7 +37,7 @@ use wisp::vmm::virtio::mmio::EVENT_IDX;
 use wisp::vmm::virtio::queue::Virtqueue;
 use wisp::vmm::virtio::{Activation, VirtioDevice};
 
-/// Where the driver has its things in guest memory.
+/// Addresses of the driver's structures in guest memory.
 const DESCRIPTORS: u64 = 0;
 const AVAILABLE: u64 = 0x2000;
 const USED: u64 = 0x3000;
@@ -52,37 +55,37 @@ const IN: u32 = 0;
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;
 
-/// Measures the block device, and says so as a table and as JSON.
+/// Measure the block device and print a table
 #[derive(Debug, Parser)]
 struct Options {
-    /// The folder for the disks: on the file system that is to be measured
+    /// Directory for the disks, on the file system to measure
     #[arg(long, default_value = ".")]
     folder: PathBuf,
-    /// How large the disks are, in MiB
+    /// Size of the disks in MiB
     #[arg(long, default_value_t = 1024)]
     size: u64,
-    /// For how long each measure runs, in seconds
+    /// Duration of each run in seconds
     #[arg(long, default_value_t = 0.5)]
     seconds: f64,
-    /// How often each is measured; the median counts
+    /// Number of runs of each measurement; the median counts
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Only measures whose name contains this
+    /// Run only the measurements whose name contains this text
     #[arg(long, default_value = "")]
     only: String,
-    /// Writes the figures to this file too
+    /// Also write the figures to this file as JSON
     #[arg(long)]
     json: Option<PathBuf>,
-    /// What cargo gives every benchmark
+    /// Option that cargo passes to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// What requests do.
+/// Kinds of load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Read,
-    /// With a flush at the end, which counts.
+    /// Writes with a flush at the end, which is included in the time.
     Write,
     /// One write in 8 requests and one flush in 64; the rest are reads.
     Mixed,
@@ -129,7 +132,7 @@ impl Measure {
     }
 }
 
-/// What was measured.
+/// The results of a run.
 #[derive(Debug, Clone, Copy)]
 struct Figures {
     per_second: f64,
@@ -172,7 +175,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The run that is in the middle by its requests a second.
+/// Returns the run with the median number of requests per second.
 fn median(mut runs: Vec<Figures>) -> Figures {
     runs.sort_by(|one, other| one.per_second.total_cmp(&other.per_second));
     runs[runs.len() / 2]
@@ -195,14 +198,14 @@ impl fmt::Display for Figures {
     }
 }
 
-/// A disk's files, the one that it is opened by first.
+/// A disk's files, starting with the one to open.
 struct TestDisk {
     name: &'static str,
     files: Vec<PathBuf>,
     format: DiskFormat,
 }
 
-/// A raw disk with data, a qcow2 disk with the same, and an empty layer over a raw disk.
+/// Creates a raw disk with data, a qcow2 disk with the same data, and an empty overlay with a raw backing file.
 fn disks(folder: &Path, size_mib: u64) -> Result<Vec<TestDisk>> {
     let [raw, whole, base, layer] = ["raw", "qcow2", "base", "layer"].map(|name| folder.join(name));
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
@@ -256,7 +259,7 @@ impl TestDisk {
     }
 }
 
-/// A driver's end of the queue.
+/// The driver's end of the queue.
 struct Driver {
     device: Block,
     memory: GuestMemory,
@@ -352,7 +355,7 @@ impl Driver {
         Ok(Figures { per_second, mib_per_second, median_us: at(0.5), p99_us: at(0.99) })
     }
 
-    /// Puts a request into `slot`, which has three descriptors, and makes it available.
+    /// Writes a request into `slot`, which has three descriptors, and makes it available.
     fn put(&mut self, slot: u16, kind: u32, sector: u64, length: u32) -> Result<()> {
         let header = HEADERS + 16 * u64::from(slot);
         self.memory.write_obj(u64::from(kind), GuestAddress(header))?;
@@ -381,7 +384,7 @@ impl Driver {
         Ok(self.memory.write_obj(rest, GuestAddress(place + 8))?)
     }
 
-    /// Notifies the device, if it wants to know of one of the requests since `old` (section 2.7.10).
+    /// Notifies the device, if it wants a notification for a request since `old` (section 2.7.10).
     fn notify(&self, old: u16) -> Result<()> {
         fence(Ordering::SeqCst);
         let event: u16 = self.memory.load(GuestAddress(USED + 4 + 8 * u64::from(QUEUE_SIZE)), Ordering::Relaxed)?;
@@ -391,7 +394,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Waits until requests are done; returns their slots.
+    /// Waits for completed requests; returns their slots.
     fn wait(&mut self) -> Result<Vec<u16>> {
         let mut slots = Vec::new();
         loop {
@@ -408,7 +411,7 @@ impl Driver {
             if !slots.is_empty() {
                 return Ok(slots);
             }
-            // The next one is to interrupt; it may have come already.
+            // Request an interrupt for the next completion, then check again: it may have happened already.
             self.memory.store(self.used, GuestAddress(AVAILABLE + 4 + 2 * u64::from(QUEUE_SIZE)), Ordering::Relaxed)?;
             fence(Ordering::SeqCst);
             if self.memory.load::<u16>(GuestAddress(USED + 2), Ordering::Acquire)? == self.used {
@@ -422,7 +425,7 @@ impl Driver {
     }
 }
 
-/// Numbers without a pattern that a disk could see (xorshift).
+/// A xorshift generator, whose numbers have no pattern that a disk could exploit.
 struct Random(u64);
 
 impl Random {

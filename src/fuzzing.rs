@@ -1,11 +1,11 @@
-//! What the fuzz targets in `fuzz/` call, a function an area, beside the code that it drives: any bytes are to leave it
-//! standing. Here for tests, and with the feature `fuzzing`; nothing of it is in `wisp`.
+//! Entry points of the fuzz targets in `fuzz/`. Each area defines its own in a `fuzzing` module beside the code; no
+//! input may cause a panic. Compiled for tests and with the feature `fuzzing`, so the `wisp` binary has none of it.
 //!
-//! The tests replay the inputs that are kept in `fuzz/corpus`, and changes of them. `docs/fuzzing.md` tells the rest.
+//! The tests replay the inputs in `fuzz/corpus`, and mutations of them. See `docs/fuzzing.md`.
 
 use crate::{cloud, ec2, guest, vmm};
 
-/// Names the targets, each with what it calls, and has a test for each.
+/// Defines the list of targets with their functions, and a test for each.
 macro_rules! targets {
     ($($name:ident: $($entry:ident)::+,)+) => {
         $(

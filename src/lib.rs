@@ -1,17 +1,17 @@
-//! Wisp: EC2 on one Linux machine. Real Linux guests under KVM, in a monitor of its own, with the nouns and manners
-//! of Amazon EC2.
+//! Wisp: EC2 on one Linux machine. Instances are Linux guests under KVM, each in its own VMM process, with the nouns
+//! and behavior of Amazon EC2.
 //!
-//! The library behind the binary, room by room; arrows point down only:
+//! The modules of the library; each depends only on those below it:
 //!
 //! - [`cli`]: one file a subcommand;
-//! - [`cloud`]: what the subcommands do;
-//! - [`ec2`]: EC2's rules, pure;
+//! - [`cloud`]: the operations behind the subcommands;
+//! - [`ec2`]: the rules of EC2, without I/O;
 //! - [`host`]: the host's side of an instance;
-//! - [`guest`]: the host's end of the guest's agent;
+//! - [`guest`]: the client of the guest's agent;
 //! - [`vmm`]: the virtual machine monitor;
-//! - [`unix_socket`]: Unix sockets at paths of any length, for all of them.
+//! - [`unix_socket`]: Unix sockets at paths of any length, used by all.
 //!
-//! `docs/architecture.md` tells the story of one boot through them.
+//! `docs/architecture.md` follows one boot through the modules.
 
 pub mod cli;
 pub mod cloud;

@@ -1,9 +1,9 @@
 //! Unix sockets at paths of any length.
 //!
-//! A socket's address holds a path of up to 107 bytes (unix(7)), and a data directory can have a longer one. So a listener
-//! names a long path through a descriptor of its directory, `/proc/self/fd/N/NAME`, and a client connects through a
-//! descriptor of the socket. This needs no change of the working directory, which is the whole process's, and works in
-//! the VMM's sandbox, which has `/proc/self`.
+//! A socket address holds a path of at most 107 bytes (unix(7)), and the path of a data directory can be longer. For a
+//! long path, a listener binds to `/proc/self/fd/N/NAME`, where `N` is a descriptor of the directory. A client
+//! connects through a descriptor of the socket itself. Unlike a change of the working directory, this does not affect
+//! other threads, and it works in the VMM's sandbox, which has `/proc/self`.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,10 +13,10 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-/// The longest path in a socket's address, in bytes; a NUL follows it.
+/// The longest path in a socket address, in bytes. A NUL follows it.
 const LONGEST_PATH: usize = 107;
 
-/// A path for a socket's address. It is valid as long as this exists.
+/// A path for a socket address. It is valid while this value exists.
 #[derive(Debug)]
 pub struct SocketPath {
     path: PathBuf,
@@ -24,7 +24,7 @@ pub struct SocketPath {
 }
 
 impl SocketPath {
-    /// Returns a path that leads to `path` and is short enough for an address.
+    /// Returns a path to `path` that fits into an address.
     ///
     /// # Errors
     /// The directory cannot be opened, or the name alone is too long.
@@ -63,17 +63,17 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(SocketPath::of(path)?)
 }
 
-/// Connects to the socket at `path`. A symbolic link at its name is not followed: a VMM can write to the directory of its
-/// sockets.
+/// Connects to the socket at `path`. Does not follow a symbolic link in the last component, because a VMM can write to
+/// the directory of its sockets.
 ///
 /// # Errors
-/// `path` cannot be connected to, or is anything but a socket.
+/// The connection fails, or `path` is not a socket.
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let socket = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
     if !socket.metadata()?.file_type().is_socket() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "is not a socket"));
     }
-    // What was looked at is what is connected to.
+    // Connects to the checked file, even if the path leads to another one by now.
     UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd()))
 }
 
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
     use std::fs;
 
-    /// A directory whose path has more than 200 bytes, spaces, and letters that are not ASCII.
+    /// Returns a directory with a path of more than 200 bytes that contains spaces and non-ASCII letters.
     fn long_directory(parent: &Path) -> PathBuf {
         let directory =
             parent.join("wisp data ünïcödé ".repeat(6).trim()).join("ordner mit leerzeichen ".repeat(4).trim());

@@ -1,4 +1,4 @@
-//! `wisp bench`: types side by side, in real guests.
+//! `wisp bench`: instance types compared in real guests.
 
 mod common;
 
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::Wisp;
 use serde_json::Value;
 
-/// Two of one size, which have one warm snapshot together; and one that no guest is as large as.
+/// Two types of one size, which share a template, and one that is larger than any guest here.
 const TYPES: &str = "t3.nano,t3a.nano,m5.24xlarge";
 
 #[track_caller]
@@ -25,10 +25,10 @@ fn result<'a>(bench: &'a Value, measure: &str, instance_type: &str) -> &'a Value
 fn types_are_compared_by_workloads_and_by_a_command() {
     let wisp = Wisp::warmable();
     measure_and_compare(&wisp);
-    // From now on there is a warm snapshot.
+    // From now on there is a template.
     fail_a_command(&wisp);
     interrupt(&wisp);
-    // What is in the data directory afterwards: no machine, and the program for the next bench.
+    // Afterwards the data directory contains no machine, but the program for the next bench.
     assert_eq!(wisp.runs(), Vec::<PathBuf>::new());
     assert_eq!(wisp.home().join("wisp-workload").metadata().unwrap().permissions().mode() & 0o777, 0o700);
     common::await_no_processes_of(&wisp);

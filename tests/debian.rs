@@ -1,6 +1,9 @@
-//! A Debian guest, from the mirror to a command in it: the archive is made, an image is made of it, systemd starts the
-//! agent. It needs the network, /dev/kvm and, where guest kernels are emulated, some minutes. cloud-init goes on behind the
-//! agent there for a quarter of an hour: it is waited for on hardware KVM, and with `WISP_TEST_CLOUD_INIT=1` anywhere.
+//! A Debian guest, from the mirror to a command: builds the archive, makes an image of it, and boots it until systemd
+//! starts the agent.
+//!
+//! The test needs the network, /dev/kvm and, under software KVM, some minutes. cloud-init then runs for another
+//! quarter of an hour after the agent has started. The test waits for it on hardware KVM, and anywhere with
+//! `WISP_TEST_CLOUD_INIT=1`.
 
 mod common;
 
@@ -11,12 +14,12 @@ use std::time::Duration;
 use common::Wisp;
 use common::instances::{exec, json};
 
-/// How long the guest may take until its agent answers.
+/// The time limit until the guest's agent is ready.
 const BOOT: Duration = Duration::from_secs(1500);
-/// How long cloud-init may take after that.
+/// The time limit for cloud-init after that.
 const CLOUD_INIT: Duration = Duration::from_secs(3600);
 
-/// What cloud-init is told.
+/// The configuration for cloud-init.
 const USER_DATA: &str = "#cloud-config
 hostname: webby
 write_files:

@@ -1,4 +1,4 @@
-//! Disks that come and go under a driver: what it writes is on them, whatever is done to them meanwhile.
+//! Disks that are attached and detached under a driver. Its writes are on them, whatever happens to them meanwhile.
 
 mod common;
 
@@ -39,7 +39,7 @@ fn a_disk_comes_into_an_empty_slot_and_goes_when_its_driver_has() {
     assert_eq!((driver.read(register::DEVICE_ID), driver.sectors()), (0, 0));
     assert!(!driver.bind(), "a placeholder was set up");
     assert_eq!(fs::read(bench.path("first")).unwrap()[MIB as usize - 512..], [0xab; 512]);
-    // Nobody holds the file any more.
+    // The file is no longer locked.
     disk_image::grow(&bench.path("first"), DiskFormat::Raw, &[], 2 * MIB).unwrap();
     assert!(matches!(bench.slots.detach("first", true), Err(SlotError::Unknown(_))));
 }
@@ -125,7 +125,7 @@ fn no_write_is_lost_while_a_disk_is_continued_in_layers() {
             let writer = scope.spawn(move || {
                 let mut written = vec![0_u64; BLOCKS as usize];
                 let mut count = 0_u64;
-                // Blocks lie apart, so that many clusters are touched; each bears the number of its last write.
+                // Blocks are spread out to touch many clusters. Each contains the number of its last write.
                 while !stop.load(Ordering::Acquire) {
                     count += 1;
                     let block = count.wrapping_mul(0x9e37_79b9_7f4a_7c15) % BLOCKS;
@@ -141,7 +141,7 @@ fn no_write_is_lost_while_a_disk_is_continued_in_layers() {
             });
             let mut present = (bench.path("layer0"), format);
             for number in 1..=LAYERS {
-                // Between two switches something is written, however busy the host is.
+                // However busy the host is, something is written between two switches.
                 assert_eq!(progress.iter().take(BETWEEN).count(), BETWEEN);
                 let layer = bench.path(&format!("layer{number}"));
                 disk_image::create_layer(&layer, &present.0, present.1, None).unwrap();
@@ -174,13 +174,13 @@ fn no_write_is_lost_while_a_disk_is_continued_in_layers() {
     }
 }
 
-/// The file of the layer `number`; the first has this format.
+/// Returns the file of the overlay `number`. The first file has this format.
 fn file(bench: &Bench, number: usize, format: DiskFormat) -> BackingFile {
     let format = if number == 0 { format } else { DiskFormat::Qcow2 };
     BackingFile { path: bench.path(&format!("layer{number}")), format }
 }
 
-/// Writes another name of the backing file into the header of a qcow2 image, as a VMM that was taken over can.
+/// Writes another name of the backing file into the header of a qcow2 image, as a compromised VMM can.
 fn forge_backing(image: &Path, name: &str) {
     let file = fs::File::options().read(true).write(true).open(image).unwrap();
     let mut place = [0; 12];
@@ -210,7 +210,7 @@ fn forged_header_stops_a_switch_and_opens_no_other_file() {
     bench.slots.attach(&disk).unwrap();
     let mut driver = bench.driver(0);
     assert!(driver.bind());
-    // Opening it would block for ever.
+    // Opening a FIFO would block for ever.
     rustix::fs::mkfifoat(rustix::fs::CWD, bench.path("fifo"), rustix::fs::Mode::RUSR).unwrap();
     forge_backing(&layer, "fifo");
     disk_image::create_layer(&next, &layer, DiskFormat::Qcow2, None).unwrap();
@@ -238,7 +238,8 @@ fn a_switch_that_fails_leaves_the_disk_as_it_was() {
         let grown = disk_image::grow(&bench.path("disk"), DiskFormat::Raw, &[], 2 * MIB);
         assert!(grown.is_err(), "the disk's file is not locked any more");
     }
-    // It goes on in its own file already: who was killed before hearing of a switch asks for it again.
+    // The disk already uses its own file. A client that was killed before it got the answer to a switch repeats the
+    // request.
     bench.slots.switch("disk", &bench.path("disk")).unwrap();
     driver.unbind();
     bench.slots.detach("disk", false).unwrap();
@@ -296,7 +297,8 @@ fn what_was_done_to_a_disk_is_counted() {
     assert_eq!(record.last_error, None);
 }
 
-/// A killed process leaves in its files what others see in them: a copy of the file stands for what is left.
+/// Other processes see the same file contents as a killed process left. So a copy of the file represents the state
+/// after a kill.
 #[test]
 fn a_disk_whose_machine_was_killed_has_all_that_was_flushed_and_is_sound() {
     const SIZE: u64 = 64 << 30;
@@ -340,7 +342,7 @@ fn a_disk_whose_machine_was_killed_has_all_that_was_flushed_and_is_sound() {
         };
         write(Some(&mut flushed), 40);
         disk.flush().unwrap();
-        // What is not flushed may be there or not: nobody asks for it again.
+        // Unflushed blocks may be lost or not, so the test does not check them.
         let lost = write(None, 40);
         flushed.retain(|block, _| !lost.contains_key(block));
         fs::copy(path(round), path(round + 1)).unwrap();
@@ -358,11 +360,11 @@ fn a_disk_whose_machine_was_killed_has_all_that_was_flushed_and_is_sound() {
     };
     drop(Disk::open(&config, folder.path()).unwrap());
     let output = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&path).output().unwrap();
-    // 3: nothing but clusters that nobody uses.
+    // 3: only leaked clusters.
     assert!(matches!(output.status.code(), Some(0 | 3)), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
-/// What a guest and the host may do at any time.
+/// A step of the guest or the host, possible at any time.
 #[derive(Debug, Clone)]
 enum Step {
     Read(u64, usize),
@@ -409,7 +411,7 @@ proptest! {
                     prop_assert_eq!(driver.bind(), present.is_some());
                 }
                 Step::Request(kind, sector, length) => {
-                    // After arbitrary writes to its registers, only a device that was set up anew answers.
+                    // After arbitrary register writes, only a freshly initialized device answers.
                     if driver.bind() {
                         driver.request(kind, sector, &mut vec![0; length.max(512)]);
                     }

@@ -1,4 +1,4 @@
-//! Disks: what the guest writes is on the host, what it may not write it cannot, and it sees what is there.
+//! Disks: the host sees the guest's writes, the guest cannot write read-only disks, and it reads what is on them.
 
 mod common;
 
@@ -49,7 +49,7 @@ fn the_root_file_system_s_image_is_never_written() {
     assert_eq!(sha256(&fs::read(&root).unwrap()), before);
 }
 
-/// An instance that has never run, as the store has it.
+/// Returns the record of an instance that has never run.
 fn stopped_instance(id: &str) -> InstanceRecord {
     let record = json!({
         "id": id, "reservation_id": "r-0123456789abcdef0", "launch_index": 0, "client_token": null,
@@ -61,7 +61,7 @@ fn stopped_instance(id: &str) -> InstanceRecord {
     serde_json::from_value(record).unwrap()
 }
 
-/// Has SQLite change the store.
+/// Changes the store through SQLite.
 fn change_store(wisp: &Wisp, statement: &str, key: &str) {
     let connection = rusqlite::Connection::open(wisp.home().join(store::FILE)).unwrap();
     assert_eq!(connection.execute(statement, [key]).unwrap(), 1);
@@ -92,7 +92,7 @@ fn damaged_files_and_records_get_in_the_way_of_no_other_command() {
         }
     }
     drop(store);
-    // A file that nothing owns has volumes looked through.
+    // An unowned file makes the command check the volumes.
     fs::write(wisp.home().join("volumes/stray.qcow2"), "").unwrap();
     fs::write(wisp.home().join(format!("volumes/{torn}.1.qcow2")), "QFI\u{fb}").unwrap();
     change_store(&wisp, "UPDATE instances SET record = substr(record, 1, 40) WHERE key = ?1", DAMAGED);
@@ -109,7 +109,7 @@ fn damaged_files_and_records_get_in_the_way_of_no_other_command() {
     assert!(failed.stderr.contains(&torn), "{}", failed.stderr);
     wisp.run(&["terminate", GOOD]).expect_code(0);
     assert!(!wisp.home().join("instances").join(GOOD).exists());
-    // A folder and a file may be of what cannot be read: they stay.
+    // The directory and the file may belong to the unreadable records, so they stay.
     assert!(wisp.home().join("instances").join(DAMAGED).exists());
     assert!(wisp.home().join(format!("volumes/{lost}.1.qcow2")).exists());
 

@@ -1,6 +1,7 @@
-//! What a host does to its processes: one stands still for seconds, its clock jumps, its memory
-//! runs out, nobody reads the console. Each ends in a right state or a clear error, and whoever else is there notices nothing.
-//! `docs/reliability.md` lists all that is thrown at Wisp.
+//! Faults of the host: a process is stopped for seconds, its clock jumps, its memory runs out, no client reads the
+//! console.
+//! Each ends in a correct state or a clear error, and other instances are not affected.
+//! `docs/reliability.md` lists all tested faults.
 
 mod common;
 
@@ -15,7 +16,7 @@ use common::machines::{Machine, config};
 use common::{DEADLINE, Outcome, Wisp};
 use wisp::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
 
-/// An instance's monitor and its keeper.
+/// Returns an instance's VMM and its supervisor.
 fn processes(wisp: &Wisp, instance: &str) -> Vec<i32> {
     let id = folder(wisp, instance).file_name().unwrap().to_str().unwrap().to_string();
     common::monitors(wisp.home()).into_iter().filter(|(_, of)| of.to_string() == id).map(|(pid, _)| pid).collect()
@@ -23,7 +24,7 @@ fn processes(wisp: &Wisp, instance: &str) -> Vec<i32> {
 
 fn signal(processes: &[i32], signal: i32) {
     for pid in processes {
-        // SAFETY: the process is this test's own, and nobody has waited for it.
+        // SAFETY: it is a process of this test that has not been waited for.
         assert_eq!(unsafe { libc::kill(*pid, signal) }, 0);
     }
 }
@@ -43,7 +44,7 @@ fn a_monitor_that_stands_still_is_told_of_and_goes_on() {
     assert_eq!(monitor.len(), 2, "{monitor:?}");
     signal(&monitor, libc::SIGSTOP);
 
-    // What is known without it is said, and others are served.
+    // Commands that need no answer of the VMM work, and other instances are served.
     assert!(wisp.run(&["ls"]).expect_code(0).text().contains("still"));
     assert_eq!(exec(&wisp, "other", "echo here"), "here");
     signal(&monitor, libc::SIGCONT);
@@ -54,7 +55,7 @@ fn a_monitor_that_stands_still_is_told_of_and_goes_on() {
     }
     assert_eq!(exec(&wisp, "still", "dmesg | grep -i 'soft lockup'; true"), "");
 
-    // One that does not go on by itself is ended, and its instance starts again.
+    // A VMM that stays stopped is killed, and its instance starts again.
     signal(&monitor, libc::SIGSTOP);
     let stopped = wisp.run(&["stop", "still", "--force"]).expect_code(0);
     assert!(stopped.stderr.contains("its monitor did not answer, and was killed"), "{}", stopped.stderr);
@@ -64,7 +65,7 @@ fn a_monitor_that_stands_still_is_told_of_and_goes_on() {
     wisp.run(&["terminate", "still", "other"]).expect_code(0);
 }
 
-/// A library that has processes see another wall clock: by as many seconds as `WISP_TEST_CLOCK` says.
+/// A library that shifts the wall clock of processes by `WISP_TEST_CLOCK` seconds.
 const OTHER_CLOCK: &str = "
         #define _GNU_SOURCE
         #include <stdlib.h>
@@ -79,12 +80,12 @@ const OTHER_CLOCK: &str = "
         }
 ";
 
-/// Where disks cannot be read or written, beyond the end of the image's; and how much of them.
+/// The location and length of unreadable bytes in disks, beyond the end of the image's disk.
 const BAD: u64 = 512 << 20;
 const BAD_LENGTH: u64 = 64 << 10;
 
-/// A library with which no file can be read or written there: a disk of the host's with bad sectors. What an io_uring reads it
-/// does not see, and so there is none.
+/// A library that makes all file accesses at [`BAD`] fail, like a host disk with bad sectors. It cannot intercept
+/// io_uring, so it disables it.
 const BAD_SECTORS: &str = "
         #define _GNU_SOURCE
         #include <errno.h>
@@ -126,7 +127,7 @@ const BAD_SECTORS: &str = "
         VECTORED(pwritev64, SYS_pwritev)
 ";
 
-/// Compiles a library that processes are to load before all others.
+/// Compiles a library for `LD_PRELOAD`.
 fn library(folder: &Path, source: &str) -> std::path::PathBuf {
     let (file, library) = (folder.join("library.c"), folder.join("library.so"));
     fs::write(&file, source).unwrap();
@@ -151,7 +152,7 @@ fn a_clock_that_jumps_changes_what_time_it_is_and_nothing_else() {
         assert!(output.status.success(), "{words:?}, {days} days on: {}", String::from_utf8_lossy(&output.stderr));
         text
     };
-    // What is seen by commands and the monitors that they start; KVM itself has the host's clock.
+    // Commands and the VMMs that they start see the shifted clock. KVM itself uses the host's.
     let is_right = |days: i64| {
         let time = exec(&wisp, "it", "date -u +%s").parse::<i64>().unwrap();
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
@@ -164,10 +165,10 @@ fn a_clock_that_jumps_changes_what_time_it_is_and_nothing_else() {
     at(400, &[&size[..], &["--name", "it", "--overcommit"]].concat());
     assert!(launched() > before, "{} is not after {before}", launched());
     is_right(400);
-    // To whoever looks, it was launched in the future.
+    // For this command, the instance was launched in the future.
     assert!(at(0, &["ls"]).contains("running") && at(-400, &["show", "it"]).contains("running"));
     at(-400, &["tag", "it", "when=before"]);
-    // The guest's own clock jumps, too: it is told the time when it goes on.
+    // The guest's own clock jumps, too. It gets the time when it is restored.
     exec(&wisp, "it", "date -u -s @1000000000");
     at(-400, &["stop", "it", "--hibernate"]);
     at(0, &["start", "it"]);
@@ -183,7 +184,7 @@ fn a_clock_that_jumps_changes_what_time_it_is_and_nothing_else() {
 fn a_console_that_nobody_reads_holds_nobody_up() {
     let wisp = Wisp::warm();
     launch(&wisp, &["--name", "talker", "--network", "none"]).expect_code(0);
-    // One that is connected and reads nothing, and is gone in the end.
+    // A client that connects, reads nothing, and disconnects in the end.
     let idle = std::os::unix::net::UnixStream::connect(folder(&wisp, "talker").join("vmm/console.sock")).unwrap();
     exec(&wisp, "talker", "seq 10000 11999 > /dev/console; echo the-last-line > /dev/console");
     let log = folder(&wisp, "talker").join("vmm/console.log");
@@ -204,7 +205,7 @@ fn a_disk_with_bad_sectors_fails_what_asks_for_them_and_nothing_else() {
     let wisp = Wisp::new();
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(&wisp);
-    // The other disks end before what cannot be read begins.
+    // The other disks end before the unreadable bytes.
     for (name, size) in [("bad", 2 * BAD), ("good", BAD / 2)] {
         let path = folder.path().join(name);
         fs::File::create(&path).unwrap().set_len(size).unwrap();
@@ -227,7 +228,7 @@ fn a_disk_with_bad_sectors_fails_what_asks_for_them_and_nothing_else() {
     let errors = |machine: &mut Machine| machine.status().disks.iter().map(|disk| disk.errors).collect::<Vec<_>>();
     assert_eq!(errors(&mut machine), [0, 0, 0]);
 
-    // One block in the middle of it, read and written; and those on either side.
+    // A block in the middle of the bad range, read and written; and the blocks on either side.
     let (bad, before, after) = ((BAD + BAD_LENGTH / 2) >> 12, (BAD >> 12) - 1, (BAD + BAD_LENGTH) >> 12);
     let attempt = |what: &str| format!("{what} 2> /tmp/said && echo done || grep -o 'Input/output error' /tmp/said");
     let read = |at: u64| attempt(&format!("dd if=/dev/vdb of=/dev/null bs=4k count=1 skip={at} iflag=direct"));
@@ -247,7 +248,7 @@ fn a_disk_with_bad_sectors_fails_what_asks_for_them_and_nothing_else() {
     );
     assert_eq!(errors(&mut machine), failed, "what is beside it, and on the other disk, has no errors");
 
-    // It is told of: to who asks, and in the log.
+    // The status and the log report the errors.
     let disk = &machine.status().disks[1];
     let said = disk.last_error.clone().unwrap();
     assert!(disk.id == "bad" && said.contains("the write failed on the host") && said.contains("os error 5"), "{said}");
@@ -256,13 +257,13 @@ fn a_disk_with_bad_sectors_fails_what_asks_for_them_and_nothing_else() {
     machine.shell("dmesg | grep -q 'I/O error, dev vdb' && sync");
 }
 
-/// A control group of the host's whose processes have no more than `limit` of memory; it goes with its last process.
+/// A control group that limits its processes' memory. It is removed after its last process has ended.
 struct MemoryGroup(PathBuf);
 
 impl MemoryGroup {
-    /// An error where this user, or this host, has none to give.
+    /// Creates a group. Fails if this user or this host cannot.
     fn new(limit: u64) -> std::io::Result<MemoryGroup> {
-        // Of the first version, or of the second.
+        // cgroup version 1 or 2.
         let first = Path::new("/sys/fs/cgroup/memory");
         let (root, file) = if first.join("tasks").exists() {
             (first, "memory.limit_in_bytes")
@@ -288,7 +289,7 @@ impl MemoryGroup {
 impl Drop for MemoryGroup {
     fn drop(&mut self) {
         let deadline = Instant::now() + DEADLINE;
-        // A process that has just ended is in it for a moment.
+        // A process that has just ended remains in the group briefly.
         while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
             std::thread::yield_now();
         }
@@ -310,7 +311,7 @@ fn a_monitor_that_the_kernel_kills_for_lack_of_memory_is_told_of_and_loses_nothi
     };
     run(&[&["launch", "--name", "large", "--network", "none", "--overcommit"], &SMALL[..]].concat()).expect_code(0);
     exec(&wisp, "large", "echo kept > /root/kept; sync");
-    // It has less than it was promised. The command ends with its guest.
+    // The guest gets less memory than it was promised. The command ends with its guest.
     let fill = if group.is_ok() { "head -c 200000000 /dev/zero > /dev/shm/zeroes" } else { "echo up; sleep 9999" };
     let filled = match &group {
         Ok(_) => wisp.run(&["exec", "large", "--", "sh", "-c", fill]),
@@ -328,13 +329,13 @@ fn a_monitor_that_the_kernel_kills_for_lack_of_memory_is_told_of_and_loses_nothi
     let reason = instance["StateReason"]["Message"].as_str().unwrap();
     assert!(reason.contains(if group.is_ok() { "for lack of memory" } else { "was killed" }), "{reason}");
 
-    // Outside the group it has what it needs.
+    // Outside the group its memory suffices.
     assert_eq!(exec(&wisp, "other", "echo here"), "here");
     wisp.run(&["start", "large", "--wait", "ready"]).expect_code(0);
     assert_eq!(exec(&wisp, "large", "cat /root/kept"), "kept");
     wisp.run(&["terminate", "large", "other"]).expect_code(0);
 
-    // A command that owns its guest says it, too.
+    // A command that owns its guest reports the same error.
     if group.is_ok() {
         let ran = run(&["run", "--network", "none", "--", "sh", "-c", fill]).expect_code(1);
         assert!(ran.stderr.contains("for lack of memory"), "{}", ran.stderr);

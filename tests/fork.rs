@@ -1,4 +1,4 @@
-//! Instances that go on from another's exact state.
+//! Instances that are forked from another's exact state.
 
 mod common;
 
@@ -7,16 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::Wisp;
 use common::instances::{exec, files, json, launch};
 
-/// Waits in the guest until its process has counted further.
+/// A script that waits until the guest's process has counted further.
 const COUNTS_ON: &str =
     "c=$(cat /tmp/count); until d=$(cat /tmp/count) && [ -n \"$d\" ] && [ \"$d\" != \"$c\" ]; do :; done";
 
-/// A machine's id, an SSH host key and a random seed, as images have them that come from elsewhere.
+/// A machine id, an SSH host key and a random seed, as in images from elsewhere.
 const ID: &str = "0123456789abcdef0123456789abcdef";
 const HOST_KEY: &str = "/etc/dropbear/dropbear_ed25519_host_key";
 const MAKE_IDENTITY: &str = "echo 0123456789abcdef0123456789abcdef > /etc/machine-id; mkdir -p /etc/dropbear \
     /var/lib/systemd; echo key > /etc/dropbear/dropbear_ed25519_host_key; echo seed > /var/lib/systemd/random-seed";
-/// Prints those that are there.
+/// A script that prints the existing ones.
 const IDENTITY: &str =
     "cat /etc/machine-id /etc/dropbear/dropbear_ed25519_host_key /var/lib/systemd/random-seed 2>&- || :";
 
@@ -50,13 +50,13 @@ fn forks_go_on_from_where_the_original_is_and_apart_from_it() {
         assert_eq!(text, format!("{id}\n{id}"), "what one writes is its own");
     }
 
-    // What only one machine may have is each one's own; the original keeps what it had.
+    // Each fork has its own identity. The original keeps its identity.
     assert_eq!(exec(&wisp, original, IDENTITY), format!("{ID}\nkey\nseed"));
     let ids: BTreeSet<String> = forks.iter().map(|fork| exec(&wisp, fork, IDENTITY)).collect();
     assert!(ids.len() == 2 && ids.iter().all(|id| id.len() == ID.len() && id != ID), "{ids:?}");
     let before = exec(&wisp, forks[0], &format!("echo key > {HOST_KEY}; {IDENTITY}"));
 
-    // They need the original no more, and are instances as any other.
+    // Forks do not depend on the original, and behave like any other instance.
     wisp.run(&["terminate", original, forks[1]]).expect_code(0);
     wisp.run(&["stop", forks[0]]).expect_code(0);
     wisp.run(&["start", forks[0]]).expect_code(0);
@@ -93,7 +93,7 @@ fn no_two_forks_ever_draw_the_same_random_numbers() {
     wisp.run_with_input(&["exec", "origin", "--", "sh", "-c", put], &common::program("draws")).expect_code(0);
     exec(&wisp, "origin", "until [ -s /run/drawn ]; do :; done");
     let forked = wisp.run(&["fork", "origin", "--count", "2", "--overcommit"]).expect_code(0).text();
-    // What was drawn before the fork was drawn at one time; a number that comes at two times came to two guests.
+    // Numbers drawn before the fork share one time in all copies. A number with two times was drawn by two guests.
     let mut times: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut counts = Vec::new();
     for id in original.lines().chain(forked.lines()) {
@@ -122,7 +122,7 @@ fn an_image_with_memory_is_gone_on_from() {
     assert_eq!(shown["Images"][0]["Memory"]["MemoryMiB"], 192, "{shown}");
     wisp.run(&["terminate", original.trim()]).expect_code(0);
 
-    // Its size is the image's, if nothing is said.
+    // The default size is the image's.
     let script = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(script.path(), "#!/bin/sh\necho ran > /root/user-data\n").unwrap();
     let data = script.path().to_str().unwrap();
@@ -140,7 +140,7 @@ fn an_image_with_memory_is_gone_on_from() {
     }
     let ran = wisp.run(&["run", "warm-origin", "--", "cat", "/proc/sys/kernel/random/boot_id", "/root/file"]);
     assert_eq!(ran.expect_code(0).text(), format!("{boot}\nbefore\n"));
-    // In another size, and where that is asked for, it boots.
+    // In another size, or on request, it cold-boots.
     let cold =
         wisp.run(&["launch", "warm-origin", "--vcpus", "1", "--memory", "128M", "--name", "cold"]).expect_code(0);
     assert!(cold.stderr.contains("in another size it boots"), "{}", cold.stderr);

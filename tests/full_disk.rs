@@ -1,7 +1,7 @@
-//! A host's disk that is full: the guest's writes fail, the rest goes on, and nothing is broken when there is room again.
+//! A full host disk: the guest's writes fail, everything else works, and after space is freed nothing is broken.
 //!
-//! The limit of a file's size stands for the disk's: to the disk image it is the same, an error where the file would
-//! grow. It is the whole process's, so that there is one test here.
+//! The limit of a file's size simulates the full disk. For the disk image it is the same: an error where the file
+//! would grow. The limit applies to the whole process, so this file has only one test.
 
 mod common;
 
@@ -18,7 +18,7 @@ fn limit_files(bytes: Option<u64>) {
     setrlimit(Resource::Fsize, limit).unwrap();
 }
 
-/// Each block of a disk has other bytes, and none is zero.
+/// Returns a block's content, which differs for each block and is never zero.
 fn content(block: u64) -> Vec<u8> {
     (block + 1).to_le_bytes().repeat(BLOCK / 8)
 }
@@ -60,7 +60,7 @@ fn a_full_disk_fails_writes_and_nothing_else() {
             assert_eq!(driver.request(IN, block * 128, &mut data), OK, "{name}: block {block}");
             assert!(*answer != OK || data == content(block), "{name}: block {block} is not what was written");
         }
-        // It may fail; what it leaves must not.
+        // The flush may fail. The state after it must be sound.
         driver.request(FLUSH, 0, &mut []);
 
         limit_files(None);

@@ -1,5 +1,4 @@
-//! What a guest does and how it ends, through the front door: `wisp run`. Each test boots one guest, or one for each
-//! thing that ends it.
+//! Guests of `wisp run`: their commands and the ways they end. Each test boots one guest, or one for each way to end.
 
 mod common;
 
@@ -37,7 +36,7 @@ fn the_smallest_guest_runs() {
     assert!((44 << 10..64 << 10).contains(&kib), "{kib} KiB of 64 MiB");
 }
 
-/// `MemTotal` within 3% of `mib`: the rest is the kernel's own.
+/// Asserts that `MemTotal` is within 3% of `mib`. The kernel uses the rest.
 fn assert_memory(line: &str, mib: u64) {
     let kib = mem_total_kib(line);
     assert!(kib <= mib << 10 && kib * 100 >= (mib << 10) * 97, "{kib} KiB of {mib} MiB");

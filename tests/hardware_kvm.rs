@@ -1,5 +1,7 @@
-//! Wisp where KVM has hardware: on a host that QEMU emulates with AMD-V, whose KVM runs guests as any PC's does. Debian's
-//! kernel for cloud machines is that host's, and one of its guests'. It needs the network, and qemu-system-x86.
+//! Wisp on hardware KVM. QEMU emulates a host with AMD-V, whose KVM runs guests as on any PC.
+//!
+//! The host runs Debian's kernel for cloud machines, and so does one of its guests. The test needs the network and
+//! qemu-system-x86.
 
 mod common;
 
@@ -11,12 +13,12 @@ use std::process::{Command, Stdio};
 use common::Wisp;
 use mkext4::reader::Fs;
 
-/// How long the emulated host may take, in seconds.
+/// The time limit of the emulated host in seconds.
 const TIMEOUT: &str = "900";
-/// Modules in the order in which one needs another.
+/// Modules in the order of their dependencies.
 const KVM: [&str; 3] = ["irqbypass", "kvm", "kvm-amd"];
 const VIRTIO: [&str; 4] = ["virtio_ring", "virtio", "virtio_mmio", "virtio_blk"];
-/// What the emulated host does; `say` begins a line that the test looks for.
+/// The script of the emulated host. `say` prints a line that the test looks for.
 const HOST: &str = r#"
 export PATH=/bin HOME=/root WISP_HOME=/root/wisp WISP_WARM_LIMIT=0
 say() { echo "SAY $1: $(cat | tr '\n' ' ')"; }
@@ -51,13 +53,13 @@ wisp run --memory 192M --vcpus 1 -- hostname | say warm
 wisp timeline | grep -a learns | say timeline
 wisp run -- sh -c 'echo c > /proc/sysrq-trigger' 2>&1 | grep -a panicked | say panic
 "#;
-/// What Debian's guest does.
+/// The script of Debian's guest.
 const GUEST: &str = r#"
 echo "DEBIAN $(cut -d' ' -f3 /proc/version) $(grep -c ^processor /proc/cpuinfo) $(head -c 19 /dev/vda)"
 poweroff -f
 "#;
 
-/// A folder that becomes an initial RAM disk with busybox, modules and a script.
+/// A directory for an initial RAM disk with busybox, modules and a script.
 struct RamDisk {
     folder: tempfile::TempDir,
 }
@@ -92,7 +94,7 @@ impl RamDisk {
         fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// A program of this host's, with the libraries that it needs.
+    /// Copies a program of this host, with its libraries.
     fn bring(&self, program: &Path, name: &str) {
         let stripped = run(Command::new("strip").arg("-o").arg(self.path(name)).arg(program));
         assert_eq!(stripped, "");
@@ -151,7 +153,7 @@ fn guests_run_on_hardware_kvm_as_they_do_on_software_kvm() {
         line.1.trim().to_string()
     };
     assert!(said("doctor").contains("hardware (AMD-V)"), "{printed}");
-    // Two vCPUs, of which none has nested virtualization.
+    // Two vCPUs, none of which has nested virtualization.
     assert!(said("guest").starts_with("2 0 ") && said("guest").ends_with(": 0 lost"), "{printed}");
     assert_eq!(said("hibernated"), "counts on", "{printed}");
     assert!(said("forked").starts_with("counts on i-"), "{printed}");

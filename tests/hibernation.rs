@@ -1,4 +1,4 @@
-//! Instances that are stopped with their memory, and go on with it.
+//! Instances that are stopped with their memory, and restored from it.
 
 mod common;
 
@@ -21,7 +21,7 @@ fn hibernated() -> (String, String) {
     ("stopped".into(), "Client.UserInitiatedHibernate".into())
 }
 
-/// Whether the guest is the one that `boot` is the boot id of, and its process goes on.
+/// Asserts that the guest still has the boot id `boot`, and that its process is running.
 fn assert_goes_on(wisp: &Wisp, boot: &str) {
     let script = "cat /proc/sys/kernel/random/boot_id; c=$(cat /tmp/count)
         until d=$(cat /tmp/count) && [ -n \"$d\" ] && [ \"$d\" != \"$c\" ]; do :; done; date +%s";
@@ -32,7 +32,7 @@ fn assert_goes_on(wisp: &Wisp, boot: &str) {
     assert!(now.abs_diff(time.parse().unwrap()) <= 3, "the guest's clock says {time}, and it is {now}");
 }
 
-/// Whether every thread of the monitor in `folder` has a filter of its system calls: those of devices began before the guest.
+/// Asserts that every thread of the VMM in `folder` has a seccomp filter. The device threads started before the guest.
 fn assert_filtered(folder: &Path) {
     let mut control = ControlClient::connect(&folder.join("vmm/control.sock")).unwrap();
     control.send(&Request::Status).unwrap();
@@ -72,7 +72,7 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     assert!(!folder.join("vmm/hibernated/state").exists(), "nothing can go on from it again");
     assert_filtered(&folder);
 
-    // A command that is killed leaves the rest to the monitor, and to the next command.
+    // If the command is killed, the VMM finishes its part, and the next command does the rest.
     let monitor = monitor_pid(&folder);
     let stop = wisp.start(&["stop", "sleeper", "--hibernate"]);
     while !folder.join("vmm/hibernated/memory").exists() {
@@ -88,7 +88,7 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     wait_until_gone(monitor);
     assert_eq!(state(&wisp), hibernated());
 
-    // A saved machine that is damaged is refused, and what there is of it stays; without it, the instance boots.
+    // A damaged snapshot is refused and kept. Without it, the instance cold-boots.
     let saved = folder.join("vmm/hibernated/state");
     let sound = std::fs::read(&saved).unwrap();
     let mut damaged = sound.clone();
@@ -105,23 +105,23 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     assert_ne!(exec(&wisp, "sleeper", "cat /proc/sys/kernel/random/boot_id"), boot);
     assert_eq!(exec(&wisp, "sleeper", "cat /root/file"), "kept");
 
-    // A monitor that is killed while it saves leaves an instance that is stopped.
+    // A VMM that is killed while it saves leaves a stopped instance.
     let monitor = monitor_pid(&folder);
     let stop = wisp.start(&["stop", "sleeper", "--hibernate"]);
     while !folder.join("vmm/hibernated/memory").exists() {
         std::thread::yield_now();
     }
-    // SAFETY: the monitor is this test's own.
+    // SAFETY: the VMM is a process of this test.
     unsafe { libc::kill(monitor as i32, libc::SIGKILL) };
     let told = stop.wait().stderr;
-    // It may have been saved just before; if not, that is said.
+    // The snapshot may have been complete just before. Otherwise the command reports its loss.
     assert_eq!(state(&wisp).0, "stopped");
     assert!(state(&wisp) == hibernated() || told.contains("its memory could not be kept"), "{told}");
     wisp.run(&["terminate", "sleeper"]).expect_code(0);
     assert!(wisp.instances().is_empty());
 }
 
-/// The monitor that is about to go on from what was saved in `folder`, once there is one.
+/// Waits for the VMM that is about to restore the snapshot in `folder`.
 fn restoring_monitor(folder: &Path) -> u32 {
     let path = folder.to_str().unwrap().as_bytes();
     let is_it = |pid: &u32| {
@@ -140,8 +140,10 @@ fn restoring_monitor(folder: &Path) -> u32 {
     }
 }
 
-/// Hibernates the instance, and kills the monitor that restores it, later and later, until that is when its guest runs.
-/// Returns how often it came before, after which the instance is hibernated as if nothing had been.
+/// Hibernates the instance and kills the restoring VMM, after an increasing delay, until a kill comes after its guest
+/// has started.
+///
+/// Returns the number of earlier kills. Each of them leaves the instance hibernated.
 fn kill_while_restoring(wisp: &Wisp, folder: &Path) -> u32 {
     exec(wisp, "sleeper", "echo kept > /root/file; sync; touch /tmp/here");
     wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
@@ -153,11 +155,11 @@ fn kill_while_restoring(wisp: &Wisp, folder: &Path) -> u32 {
         while began.elapsed() < delay {
             std::hint::spin_loop();
         }
-        // SAFETY: the monitor is this test's own.
+        // SAFETY: the VMM is a process of this test.
         unsafe { libc::kill(monitor as i32, libc::SIGKILL) };
         start.wait();
         wait_until_gone(monitor);
-        // What is killed is the monitor's keeper, with which it ends.
+        // The process killed is the supervisor. The VMM ends with it.
         wait_until_unlocked(folder);
         let state = state(wisp);
         assert_eq!(state.0, "stopped", "{delay:?}");
@@ -174,7 +176,7 @@ fn a_monitor_that_is_killed_while_it_restores_leaves_all_or_nothing() {
     let wisp = Wisp::warm();
     launch(&wisp, &["--name", "sleeper", "--hibernation"]).expect_code(0);
     let folder = wisp.instances().remove(0);
-    // On a busy host the first kill may come when the guest runs already: then all of it once more.
+    // On a busy host the first kill may already come after the guest has started. Then repeat everything.
     let deadline = Instant::now() + common::DEADLINE;
     while kill_while_restoring(&wisp, &folder) == 0 {
         assert!(Instant::now() < deadline, "no kill came before the first instruction");
@@ -184,7 +186,7 @@ fn a_monitor_that_is_killed_while_it_restores_leaves_all_or_nothing() {
     wisp.run(&["start", "sleeper"]).expect_code(0);
     assert_eq!(exec(&wisp, "sleeper", "cat /root/file; [ -e /tmp/here ] || echo booted"), "kept\nbooted");
 
-    // What cannot be saved is stopped without: here because something is in the way of the file.
+    // An instance that cannot be saved is stopped without its memory. Here an obstacle is in the way of the file.
     std::fs::create_dir_all(folder.join("vmm/hibernated/memory/obstacle")).unwrap();
     let stopped = wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
     assert!(stopped.stderr.contains("its memory could not be kept, and it is stopped without"), "{}", stopped.stderr);
@@ -204,7 +206,7 @@ fn hibernation_is_refused_as_in_ec2() {
     wisp.run(&["terminate", "other"]).expect_code(0);
 }
 
-/// What a file takes on disk.
+/// Returns a file's allocated bytes.
 fn allocated(path: &Path) -> u64 {
     path.metadata().map_or(0, |metadata| metadata.blocks() * 512)
 }
@@ -222,7 +224,7 @@ fn a_busy_guest_goes_on_a_hundred_times_and_nothing_is_lost() {
         let mut stream = wisp.start(&["exec", "sleeper", "--", "/run/busy", "stream"]);
         stream.wait_for("99\n");
         wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
-        // The stream breaks off, and is right up to there.
+        // The stream breaks off, and is correct up to there.
         let streamed = stream.wait();
         assert_ne!(streamed.code, Some(0));
         assert!(numbers.starts_with(&streamed.text()), "round {round}: {}", streamed.text());
@@ -237,7 +239,7 @@ fn a_busy_guest_goes_on_a_hundred_times_and_nothing_is_lost() {
     let said = exec(&wisp, "sleeper", end);
     let counts: Vec<u64> = said.split(' ').map(|part| part.split_once('=').unwrap().1.parse().unwrap()).collect();
     assert!(counts[..3].iter().all(|count| *count >= 100) && counts[3] == 0, "{said}");
-    // Without its memory it has no base either.
+    // Without the saved memory there is no base either.
     wisp.run(&["stop", "sleeper"]).expect_code(0);
     assert!(!folder.exists());
     wisp.run(&["terminate", "sleeper"]).expect_code(0);

@@ -1,4 +1,4 @@
-//! What needs no guest: the catalogue and the doctor, through the front door.
+//! Commands that need no guest: the instance type catalog and the doctor.
 
 mod common;
 

@@ -1,6 +1,7 @@
-//! A guest whose kernel does nothing but harm: its monitor neither dies nor grows, and a guest beside it notices nothing.
+//! A guest with a hostile kernel. Its VMM neither dies nor grows, and a guest next to it is not affected.
 //!
-//! `scripts/fuzz hostile` lets it run longer. WISP_HOSTILE_ROUNDS and WISP_HOSTILE_SEED say how long, and from where.
+//! `scripts/fuzz hostile` lets it run longer. WISP_HOSTILE_ROUNDS and WISP_HOSTILE_SEED set the number of rounds and
+//! the seed.
 
 mod common;
 
@@ -12,14 +13,15 @@ use std::process::Command;
 use common::{Running, Wisp, monitor_pid};
 
 const ROUNDS: u64 = 256;
-/// What `tests/programs/hostile.rs` prints a line after.
+/// The number of rounds after which `tests/programs/hostile.rs` prints a line.
 const LINE: u64 = 64;
-/// Its memory, all of which it may touch, and what a monitor may take besides.
+/// The guest's memory, all of which it may touch, and the limit of the VMM's own memory.
 const MEMORY_KIB: u64 = 64 << 10;
 const MONITOR_KIB: u64 = 48 << 10;
-/// Descriptors that come and go with devices: less than one for each line.
+/// The limit for additional descriptors, which devices open and close. In longer runs a leak of one per report exceeds
+/// it.
 const DESCRIPTORS: usize = 4;
-/// Lines of the log: each of the devices may say once a second what its driver did wrong.
+/// The limit of the log. Each device may log one fault of its driver per second.
 const LOG_BYTES: u64 = 1 << 20;
 
 #[test]
@@ -81,7 +83,7 @@ fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).map_or(otherwise, parse)
 }
 
-/// The kernel, built: without an operating system beneath it, at 16 MiB.
+/// Builds the kernel: without an operating system, linked at 16 MiB.
 fn kernel(folder: &Path) -> std::path::PathBuf {
     let (source, built) =
         (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/hostile.rs"), folder.join("hostile"));

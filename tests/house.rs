@@ -1,11 +1,11 @@
-//! The house stays in order: rooms import downward only, and what is embedded is the repository's.
+//! Checks of the repository: modules import only lower modules, and embedded files match their sources.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Which rooms a room may import, besides itself (`docs/architecture.md`).
+/// The modules that each top-level module may import, apart from itself (`docs/architecture.md`).
 const ALLOWED: [(&str, &[&str]); 8] = [
-    // Above them all, and for tests.
+    // Above all others, and only for fuzzing.
     ("fuzzing", &["cloud", "ec2", "guest", "vmm"]),
     ("cli", &["cloud", "ec2", "store", "host", "guest", "vmm"]),
     ("cloud", &["ec2", "store", "host", "guest", "vmm"]),
@@ -33,7 +33,7 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The rooms that a source text names by `crate::<room>` or, in a room's own top file, by `super::<room>`.
+/// Returns the modules that a source text names as `crate::<module>` or, in a module's top file, as `super::<module>`.
 fn rooms_named(text: &str) -> Vec<String> {
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
     code.flat_map(|line| {
@@ -97,7 +97,7 @@ fn the_embedded_workloads_are_built_from_this_repository() {
     let source = repository().join(folder).join("src");
     files.extend(rust_files(&source).iter().map(|path| path.strip_prefix(repository()).unwrap().to_path_buf()));
     files.sort();
-    // As `sha256sum` prints them.
+    // In the format of `sha256sum`.
     let line = |path: &PathBuf| format!("{}  {}\n", hex(&fs::read(repository().join(path)).unwrap()), path.display());
     let now = hex(files.iter().map(line).collect::<String>().as_bytes());
     let built_from = fs::read_to_string(repository().join(folder).join("inputs.sha256")).unwrap();

@@ -1,4 +1,4 @@
-//! Images that come from elsewhere and go there, through the front door.
+//! Imported and exported images.
 
 mod common;
 
@@ -9,7 +9,7 @@ use std::process::Command;
 use common::Wisp;
 use mkext4::reader::Fs;
 
-/// A root file system that knows nothing of Wisp: busybox, as its init too.
+/// Creates a root file system without Wisp: only busybox, which is also its init.
 fn bare_root(wisp: &Wisp, folder: &Path) -> PathBuf {
     let embedded = Fs::open(File::open(wisp.bundle().join("root.ext4")).unwrap()).unwrap();
     let busybox = embedded.read_file(embedded.resolve("/bin/busybox").unwrap()).unwrap();
@@ -42,8 +42,8 @@ fn bare_root(wisp: &Wisp, folder: &Path) -> PathBuf {
     path
 }
 
-/// Prints the guest's address as the metadata service tells it over the network, its name server, and whether Docker's mark is
-/// there.
+/// A script that prints the guest's address according to the metadata service, its name server, and the absence of
+/// Docker's mark file.
 const NETWORK: &str = "echo address $(busybox wget -q -O - http://169.254.169.254/latest/meta-data/local-ipv4); \
     busybox grep nameserver /etc/resolv.conf; [ -e /.dockerenv ] || echo no mark";
 
@@ -66,17 +66,17 @@ fn a_root_file_system_keeps_its_init_and_gets_the_agent() {
         assert!(lines[1..].contains(&mounted), "{mounted} of {lines:?}");
     }
     assert!(outcome.stderr.contains("rootfstype=ext4"), "{}", outcome.stderr);
-    // Its init does nothing for the network, and it has no configuration of the resolver.
+    // Its init does not configure the network, and it has no resolver configuration.
     assert!(text.ends_with("address 172.31.0.4\nnameserver 172.31.0.2\nno mark\n"), "{text}");
 
-    // Without its agent it is stopped by ctrl-alt-del, upon which its init reboots: that is its end, too.
+    // Without its agent, the guest is stopped by ctrl-alt-del. Its init then reboots, which also counts as its end.
     wisp.run(&["launch", "bare", "--name", "box"]).expect_code(0);
     wisp.run(&["exec", "box", "--", "sh", "-c", "kill -9 $PPID"]);
     wisp.run(&["stop", "box"]).expect_code(0);
     let shown = wisp.run(&["show", "box", "--output", "json"]).expect_code(0).text();
     assert!(shown.contains("\"stopped\"") && shown.contains("Client.UserInitiatedShutdown"), "{shown}");
 
-    // With an init that takes no notice of that either, it is forced.
+    // An init that ignores ctrl-alt-del, too, is stopped by force.
     wisp.run(&["start", "box"]).expect_code(0);
     wisp.run(&["exec", "box", "--", "sh", "-c", "echo > /etc/inittab; kill -HUP 1; kill -9 $PPID"]);
     wisp.run(&["stop", "box"]).expect_code(0);
@@ -93,11 +93,11 @@ fn a_root_that_cannot_be_written_is_written_in_memory() {
     std::fs::create_dir(&files).unwrap();
     let archive = flate2::read::GzDecoder::new(File::open(bare_root(&wisp, folder.path())).unwrap());
     tar::Archive::new(archive).unpack(&files).unwrap();
-    // The files of a container: nothing that could be an init.
+    // A container's files, without anything that could be an init.
     std::fs::remove_file(files.join("sbin/init")).unwrap();
     std::fs::write(files.join("etc/resolv.conf"), "nameserver 192.0.2.1\n").unwrap();
     assert!(files.join(".dockerenv").exists());
-    // Not compressed: where the kernel is emulated, unpacking takes most of a minute.
+    // Uncompressed: under software KVM, decompression takes most of a minute.
     let made = Command::new("mksquashfs")
         .args([&files, &root])
         .args(["-quiet", "-no-progress", "-all-root", "-noI", "-noD", "-noF"])

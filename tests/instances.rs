@@ -1,4 +1,4 @@
-//! Instances: what EC2 promises of their life, over real guests.
+//! The life cycle of instances as in EC2, with real guests.
 
 mod common;
 
@@ -34,17 +34,18 @@ fn refused(outcome: common::Outcome, text: &str) {
     assert!(outcome.stderr.contains(text), "{}", outcome.stderr);
 }
 
-/// Kills an instance's monitor.
+/// Kills an instance's VMM.
 fn kill(wisp: &Wisp, id: &str) {
     let folder = wisp.home().join("instances").join(id);
     let pid = monitor_pid(&folder);
-    // SAFETY: the monitor has just answered; it is this test's own.
+    // SAFETY: the VMM has just answered; it is a process of this test.
     assert_eq!(unsafe { libc::kill(pid as i32, libc::SIGKILL) }, 0);
     wait_until_gone(pid);
     wait_until_unlocked(&folder);
 }
 
-/// Copies a sparse file of 1 GiB to the instance `web` and back. Its holes would not fit in the guest's disk as data.
+/// Copies a sparse file of 1 GiB to the instance `web` and back. Sent as data, its holes would not fit on the guest's
+/// disk.
 fn copy_sparse_file(wisp: &Wisp, folder: &Path) {
     const LENGTH: u64 = 1 << 30;
     let (sent, back) = (folder.join("sparse"), folder.join("sparse-back"));
@@ -64,7 +65,7 @@ fn copy_sparse_file(wisp: &Wisp, folder: &Path) {
     assert_eq!(noise, common::noise(10_000));
     exec(wisp, "web", "rm /root/sparse");
 
-    // A pipe in the guest stays one.
+    // A pipe in the guest is not replaced.
     exec(wisp, "web", "mkfifo /root/pipe");
     let refused = wisp.run(&["cp", folder.join("sent").to_str().unwrap(), "web:/root/pipe"]).expect_code(1);
     assert!(refused.stderr.contains("/root/pipe: is a pipe"), "{}", refused.stderr);
@@ -76,14 +77,15 @@ fn an_instance_lives_as_in_ec2() {
     let wisp = Wisp::in_long_home();
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("user-data");
-    // As an editor of another system writes it; and what it leaves running keeps its output open.
+    // The script has a byte order mark and CRLF line ends, like one from another system's editor. Its background
+    // process keeps its output open.
     std::fs::write(&script, "\u{feff}#!/bin/sh\r\necho ran > /root/user-data\r\n(while :; do sleep 1000; done) &\r\n")
         .unwrap();
     let data = ["--user-data", script.to_str().unwrap()];
     let token = [&["--name", "web", "--client-token", "one", "--tag", "team=red"], &data[..]].concat();
     let id = launch(&wisp, &token).expect_code(0).text().trim().to_string();
 
-    // The same token is the same launch; with other parameters it is an error.
+    // The same token returns the same launch. Other parameters with it are an error.
     assert_eq!(launch(&wisp, &token).expect_code(0).text().trim(), id);
     let other = launch(&wisp, &["--name", "db", "--client-token", "one"]).expect_code(1);
     assert!(other.stderr.contains("IdempotentParameterMismatch"), "{}", other.stderr);
@@ -94,7 +96,7 @@ fn an_instance_lives_as_in_ec2() {
     assert_eq!(all[0]["State"]["Code"], 16);
     assert_eq!(all[0]["Tags"][1]["Value"], "red");
 
-    // The seed is for privileged processes of the guest, and its kernel says which those are.
+    // The seed is only for privileged processes of the guest. The guest's kernel enforces that.
     let put = "cat > /run/seed && chmod 755 /run/seed";
     wisp.run_with_input(&["exec", "web", "--", "sh", "-c", put], &common::program("seed")).expect_code(0);
     for (user, port, expected) in [
@@ -110,7 +112,7 @@ fn an_instance_lives_as_in_ec2() {
         assert_eq!(wisp.run(&command).expect_code(0).text().trim(), expected, "{user} {port}");
     }
 
-    // Files get in and out; the guest's disk is the instance's own.
+    // Files are copied in and out. The guest's disk belongs to the instance.
     let (sent, back) = (folder.path().join("sent"), folder.path().join("back"));
     std::fs::write(&sent, common::noise(100_000)).unwrap();
     wisp.run(&["cp", sent.to_str().unwrap(), "web:/root/data"]).expect_code(0);
@@ -124,7 +126,7 @@ fn an_instance_lives_as_in_ec2() {
     let too_early = wisp.run(&["modify", "web", "--vcpus", "2", "--memory", "192M"]).expect_code(1);
     assert!(too_early.stderr.contains("IncorrectInstanceState"), "{}", too_early.stderr);
 
-    // Stopped, it keeps its disk and takes another size.
+    // A stopped instance keeps its disk and accepts another size.
     wisp.run(&["stop", "web"]).expect_code(0);
     assert_eq!(state(&wisp, "web"), "stopped");
     assert_eq!(reason(&wisp, "web"), "Client.UserInitiatedShutdown");
@@ -135,14 +137,14 @@ fn an_instance_lives_as_in_ec2() {
     let seen = exec(&wisp, "web", "sha256sum /root/data | cut -c1-64; nproc");
     assert_eq!(seen, format!("{}\n2", common::sha256(&common::noise(100_000))));
 
-    // A reboot keeps all of it.
+    // A reboot keeps everything.
     let boot = exec(&wisp, "web", "cat /proc/sys/kernel/random/boot_id");
     wisp.run(&["reboot", "web"]).expect_code(0);
     assert_ne!(exec(&wisp, "web", "cat /proc/sys/kernel/random/boot_id"), boot);
     assert_eq!(exec(&wisp, "web", "wc -c < /root/data"), "100000");
     assert_eq!(instances(&wisp)[0]["InstanceId"], id.as_str());
 
-    // Where its tags are part of its metadata, they have keys that can be served.
+    // If tags are part of the metadata, their keys must be valid there.
     refused(wisp.run(&["launch", "--metadata-options", "tags=enabled", "--tag", "a b=1"]), "not a valid tag key");
     wisp.run(&["modify", "web", "--metadata-options", "tags=enabled"]).expect_code(0);
     wisp.run(&["tag", "web", "a.b=1"]).expect_code(0);
@@ -153,7 +155,7 @@ fn an_instance_lives_as_in_ec2() {
     wisp.run(&["tag", "web", "--remove", "a/b"]).expect_code(0);
     wisp.run(&["modify", "web", "--metadata-options", "tags=enabled"]).expect_code(0);
 
-    // Protected, it cannot be terminated; then it can, and nothing of it is left but its entry.
+    // A protected instance cannot be terminated. After termination only its entry is left.
     wisp.run(&["modify", "web", "--termination-protection", "true"]).expect_code(0);
     let protected = wisp.run(&["terminate", "web"]).expect_code(1);
     assert!(protected.stderr.contains("OperationNotPermitted"), "{}", protected.stderr);
@@ -178,7 +180,7 @@ fn ends_that_nobody_asked_for_are_told_apart() {
     let names: Vec<String> = ids.iter().map(|id| exec(&wisp, id, "hostname")).collect();
     assert!(names[0] != names[1] && names[1] != names[2], "{names:?}");
 
-    // A monitor that is killed: what the guest had synced is there when it starts again.
+    // After a kill of the VMM and a start, synced data of the guest are there.
     exec(&wisp, ids[0], "echo kept > /root/file; sync");
     kill(&wisp, ids[0]);
     let first = wisp.run(&["ls"]).expect_code(0);
@@ -189,7 +191,7 @@ fn ends_that_nobody_asked_for_are_told_apart() {
     wisp.run(&["start", ids[0]]).expect_code(0);
     assert_eq!(exec(&wisp, ids[0], "cat /root/file"), "kept");
 
-    // A VMM that is killed while its guest shuts down for a reboot: there is nothing left to wait for.
+    // A VMM that is killed while its guest shuts down for a reboot: the reboot must not wait any longer.
     let stay = "(trap 'echo going-down > /dev/console' TERM; while :; do sleep 1; done) > /dev/null 2>&1 &";
     exec(&wisp, ids[0], stay);
     let mut console = wisp.start(&["console", ids[0], "--follow"]);
@@ -198,11 +200,11 @@ fn ends_that_nobody_asked_for_are_told_apart() {
     kill(&wisp, ids[0]);
     let refused = rebooting.wait().expect_code(1).stderr;
     let is_said = |text: &str| refused.contains(text);
-    // The reboot may just have been done.
+    // The reboot may just have completed.
     assert!(is_said("ended before it was rebooted") || is_said("before its agent was ready"), "{refused}");
     console.wait().expect_code(0);
 
-    // The lock is held for a moment longer than the VMM lives, and `start` comes within it.
+    // The lock is held slightly longer than the VMM lives. `start` runs before it is released.
     let folder = wisp.home().join("instances").join(ids[0]);
     wisp.run(&["start", ids[0], "--wait", "running"]).expect_code(0);
     kill(&wisp, ids[0]);
@@ -213,7 +215,7 @@ fn ends_that_nobody_asked_for_are_told_apart() {
     assert!(starting.wait().expect_code(0).text().contains("stopped → pending"));
     assert_eq!(state(&wisp, ids[0]), "running");
 
-    // A guest's kernel that panics: stopped, failed, and its last words.
+    // A kernel panic in the guest: the instance is stopped and failed, with its last console output.
     wisp.run(&["exec", ids[1], "--", "sh", "-c", "echo c > /proc/sysrq-trigger"]);
     wait_until_state(&wisp, ids[1], "stopped");
     assert_eq!(reason(&wisp, ids[1]), "Server.InternalError");
@@ -222,7 +224,7 @@ fn ends_that_nobody_asked_for_are_told_apart() {
     let console = wisp.run(&["console", ids[1]]).expect_code(0).text();
     assert!(console.contains("Kernel panic"), "{console}");
 
-    // A guest that powers itself off, with the shutdown behaviour "terminate".
+    // A guest that powers itself off, with the shutdown behavior "terminate".
     wisp.run(&["exec", ids[2], "--", "poweroff"]);
     wait_until_state(&wisp, ids[2], "terminated");
     assert_eq!(reason(&wisp, ids[2]), "Client.InstanceInitiatedShutdown");
@@ -233,7 +235,7 @@ fn a_launch_that_was_killed_has_launched_all_or_none() {
     let wisp = Wisp::new();
     let launched = launch(&wisp, &["--count", "2", "--wait", "none"]).expect_code(0).text();
     let ids: Vec<&str> = launched.lines().collect();
-    // As a launch leaves them that is killed after it has started all monitors.
+    // The state after a launch was killed when it had started all VMMs.
     let unsettle = || {
         Store::open(wisp.home()).unwrap().write::<_, StoreError>(|tx| {
             let records: Vec<InstanceRecord> = tx.list()?;
@@ -244,7 +246,7 @@ fn a_launch_that_was_killed_has_launched_all_or_none() {
     };
     unsettle().unwrap();
     assert!(ids.iter().all(|id| state(&wisp, id) == "running"));
-    // And before it has started the last one.
+    // The state after it was killed before it started the last one.
     unsettle().unwrap();
     kill(&wisp, ids[1]);
     let told = wisp.run(&["ls"]).expect_code(0).stderr;
@@ -253,7 +255,7 @@ fn a_launch_that_was_killed_has_launched_all_or_none() {
     assert!(wisp.instances().is_empty());
 }
 
-/// Waits for the machine of an instance to end, and looks what became of it.
+/// Waits for an instance's machine to end, and asserts the instance's state.
 #[track_caller]
 fn wait_until_state(wisp: &Wisp, id: &str, expected: &str) {
     let folder = wisp.home().join("instances").join(id);
@@ -261,7 +263,7 @@ fn wait_until_state(wisp: &Wisp, id: &str, expected: &str) {
         let _ = control.send(&Request::Subscribe);
         while control.receive(Some(common::DEADLINE)).is_ok() {}
     }
-    // The process is gone when its lock is free.
+    // The process has ended when its lock is free.
     if let Ok(lock) = std::fs::File::open(folder.join("lock")) {
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockShared).unwrap();
     }
@@ -300,7 +302,7 @@ fn what_cannot_be_is_refused_with_ec2_s_codes() {
     assert_eq!(instances(&wisp), Vec::<Value>::new());
 }
 
-/// Everything in the data directory: each table's rows, and the contents of all files but the store's own.
+/// Returns everything in the data directory: each table's rows, and the contents of all files except the store's own.
 fn contents(wisp: &Wisp) -> Vec<(String, Vec<u8>)> {
     let store = rusqlite::Connection::open(wisp.home().join(wisp::store::FILE)).unwrap();
     let column = |text: &str| -> Vec<String> {

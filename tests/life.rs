@@ -1,11 +1,11 @@
-//! Processes: a guest's monitor ends with the command that owns it, however that ends, and nothing stays.
+//! Processes: a guest's VMM ends with the command that owns it, however that ends, and no process is left.
 
 mod common;
 
 use common::{Wisp, monitor_pid, wait_until_gone, wait_until_unlocked};
 use wisp::vmm::control::{ControlClient, Message, Request};
 
-/// The process id of the one machine's monitor.
+/// Returns the process id of the only machine's VMM.
 fn only_monitor(wisp: &Wisp) -> u32 {
     let runs = wisp.runs();
     let [folder] = runs.as_slice() else { panic!("not one machine: {runs:?}") };
@@ -27,11 +27,11 @@ fn what_two_killed_processes_left_goes_with_the_next_command() {
     let wisp = Wisp::warm();
     let running = wisp.start_guest();
     let monitor = only_monitor(&wisp);
-    // The monitor is stopped first, so that it sees nothing of its owner's end.
+    // The VMM is stopped first, so that it cannot react to its owner's end.
     for (pid, signal) in
         [(monitor as i32, libc::SIGSTOP), (running.pid(), libc::SIGKILL), (monitor as i32, libc::SIGKILL)]
     {
-        // SAFETY: both processes are this test's own, and nobody has waited for them.
+        // SAFETY: both are processes of this test that have not been waited for.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
     wait_until_gone(monitor);
@@ -47,7 +47,7 @@ fn a_killed_monitor_is_told_and_leaves_nothing() {
     let wisp = Wisp::warm();
     let running = wisp.start_guest();
     let monitor = only_monitor(&wisp);
-    // SAFETY: the monitor was just there, and its parent has not waited for it.
+    // SAFETY: the VMM was alive just now, and its parent has not waited for it.
     assert_eq!(unsafe { libc::kill(monitor as i32, libc::SIGKILL) }, 0);
     let outcome = running.wait().expect_code(1);
     assert!(outcome.stderr.contains("error:"), "{}", outcome.stderr);
@@ -81,19 +81,19 @@ fn a_client_that_never_reads_stalls_only_itself() {
     let wisp = Wisp::warm_in_long_home();
     let mut running = wisp.start_guest();
     let socket = wisp.runs()[0].join("vmm/vsock.sock");
-    // A connection to the agent that is never read from or written to after its greeting.
+    // A connection to the agent that is idle after its greeting.
     let mut idle = unix_socket::connect(&socket).unwrap();
     idle.write_all(b"CONNECT 1024\n").unwrap();
     idle.set_read_timeout(Some(common::DEADLINE)).unwrap();
     let mut answer = [0; 3];
     idle.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"OK ");
-    // Nobody listens there: the connection ends without an answer.
+    // No guest process listens on that port: the connection ends without an answer.
     let mut refused = unix_socket::connect(&socket).unwrap();
     refused.set_read_timeout(Some(common::DEADLINE)).unwrap();
     refused.write_all(b"CONNECT 4242\n").unwrap();
     assert_eq!(refused.read(&mut answer).unwrap(), 0);
-    // A flood that nobody reads, while the first command and others go on.
+    // An unread flood of output, while the first command and others continue.
     let agent = || wisp::guest::Agent::connect(&socket, common::DEADLINE).unwrap();
     agent().ping(common::DEADLINE).unwrap();
     let (flood_reader, flood) = UnixStream::pair().unwrap();
@@ -112,7 +112,7 @@ fn a_client_that_never_reads_stalls_only_itself() {
     let mut stdin = running.stdin.take().unwrap();
     stdin.write_all(b"still here\n").unwrap();
     running.wait_for("still here");
-    // The reader wakes up: everything is there.
+    // When the reader resumes, no byte is missing.
     let mut flood_reader = flood_reader;
     let mut flooded = vec![0; 2_097_152];
     let read = flood_reader.read_exact(&mut flooded);

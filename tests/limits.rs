@@ -1,4 +1,4 @@
-//! What a machine may have of the host: CPU time, of a real guest's vCPUs; and what instances are given.
+//! Limits of machines: the CPU time of a real guest's vCPUs, and the limits that instances get.
 
 mod common;
 
@@ -15,12 +15,12 @@ use wisp::vmm::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate
 use wisp::vmm::link::{LinkConfig, MacAddress, MetadataConfig};
 
 const SECOND: u64 = 1_000_000_000;
-/// What its vCPU earns, of one CPU: less than it has of the host in any case, however busy that is.
+/// The share of one CPU that the vCPU earns. It is less than the vCPU gets from the host, however busy the host is.
 const SHARE: f64 = 0.2;
-/// User code, which is native wherever a guest runs, for part of a second.
+/// User code for part of a second, which runs natively even under software KVM.
 const BUSY: &str = "i=0; while [ $i -lt 30000 ]; do i=$((i + 1)); done";
 
-/// What a loop had of the host's CPUs, and for how long it ran.
+/// Returns the host CPU time of a loop, and its duration.
 fn be_busy(machine: &mut Machine) -> (Duration, Duration) {
     let (before, began) = (machine.status().cpu_time_ns, Instant::now());
     machine.shell(BUSY);
@@ -42,7 +42,7 @@ fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
     });
     let mut machine = Machine::start(&wisp, folder, &config);
     machine.wait_until_ready();
-    // It booted on credit, which held nobody.
+    // The boot ran on credits, without throttling.
     let record = machine.status().cpu_budget.unwrap();
     assert!(record.held_ns == 0 && record.used_ns > 0, "{record:?}");
     println!("boot: {record:?}");
@@ -51,19 +51,19 @@ fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
 
     assert_eq!(machine.ask(&Request::SetCanOwe { can_owe: false }), Message::Done);
     let before = machine.status().cpu_budget.unwrap();
-    // What was owed was charged; what was used in the moment since is a slice at the most.
+    // The debt was charged. Usage since then is one slice at most.
     let CpuBalance { owed_ns, overdrawn_ns, .. } = before.budget.balance;
     assert!(owed_ns == 0 && overdrawn_ns < 100_000_000, "{before:?}");
     let (used, took) = be_busy(&mut machine);
     let after = machine.status().cpu_budget.unwrap();
     println!("limited: {used:?} of CPU time in {took:?}: {after:?}");
-    // What was saved in the moments before, and the last slices, come besides.
+    // Credits saved in the moments before, and the last slices, add to the share.
     let most = took.as_secs_f64() * SHARE + before.budget.balance.saved_ns as f64 / 1e9 + 0.1;
     assert!(used.as_secs_f64() <= most, "{used:?} in {took:?} is more than {most}");
-    // It was held no longer than it had to: what it earned, it had.
+    // It was throttled no longer than necessary: it used what it earned.
     assert!(after.held_ns > 0 && after.budget.balance.saved_ns < 100_000_000, "{after:?}");
 
-    // What its devices' threads use is charged, too.
+    // Device threads are charged, too.
     assert_eq!(machine.ask(&Request::SetCanOwe { can_owe: true }), Message::Done);
     let pid = machine.status().sandbox.pid;
     let (least, deadline) = (Duration::from_millis(30), Instant::now() + DEADLINE);
@@ -76,7 +76,7 @@ fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
     assert!(devices >= least.as_nanos() as u64 / 2, "{devices} ns were charged for devices");
     assert_eq!(machine.ask(&Request::SetCanOwe { can_owe: false }), Message::Done);
 
-    // Whoever pauses, saves or ends it need not wait for its turn: an overdrawn one would have for seconds.
+    // A pause, snapshot or end does not wait for the throttle, which could hold an overdrawn machine for seconds.
     machine.shell(&format!("({BUSY}; {BUSY}; {BUSY}; {BUSY}) > /dev/null 2>&1 &"));
     let saved = machine.path("vmm/saved");
     std::fs::create_dir(&saved).unwrap();
@@ -90,18 +90,19 @@ fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
     assert_eq!((record.budget.balance.overdrawn_ns, record.held_ns), (0, held), "{record:?}");
 }
 
-/// Bytes by the second of the limited disk and of the interface, and operations of another disk: less than the guest could
-/// do, however busy the host is.
+/// Bytes per second of the limited disk and of the interface, and operations per second of another disk.
+/// The guest could do more, however busy the host is.
 const DISK_BYTES: u64 = 50_000;
 const OPERATIONS: u64 = 10;
 const NET_BYTES: u64 = 20_000;
-/// What user data has, in bytes, which the guest is to receive.
+/// The size of the user data that the guest receives, in bytes.
 const USER_DATA: usize = 150_000;
 const BLOCK: u64 = 4096;
 const MTU: u16 = 1500;
 
-/// Lets something be counted, which can only be counted up, for as long as `act` takes. What comes may be no more than a
-/// rate allows in that time: a twentieth of a second's at once, and one more, the last, which is `largest` at the most.
+/// Asserts that a counter stays within a rate during `act`.
+///
+/// The limit is the rate, plus a burst of a twentieth of a second, plus the last operation of at most `largest`.
 fn expect_within(
     machine: &mut Machine,
     rate: u64,
@@ -119,20 +120,20 @@ fn expect_within(
     assert!(passed > 0 && passed <= most, "{passed} in {took:?} is more than {most}");
 }
 
-/// What a thread of the process had of the host's CPUs.
+/// Returns the host CPU time of a thread of the process.
 fn thread_time(pid: u32, name: &str) -> Duration {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|entry| entry.unwrap().path());
     let is_one = |task: &std::path::PathBuf| std::fs::read_to_string(task.join("comm")).unwrap().trim() == name;
     let thread = tasks.into_iter().find(is_one).unwrap_or_else(|| panic!("there is no thread {name}"));
     let stat = std::fs::read_to_string(thread.join("stat")).unwrap();
-    // Behind the name in parentheses, with the state as the first: utime and stime (proc(5)).
+    // The fields after the name in parentheses start with the state, so these are utime and stime (proc(5)).
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
 }
 
-/// A machine of the embedded image with three disks: one has a rate of bytes, one of operations, and one has none; and with
-/// an interface, with what the monitor itself answers there.
+/// Returns a machine with the embedded image, an interface served by the VMM's netstack, and three disks: one with a
+/// byte rate, one with an operation rate, and one without limits.
 fn with_limits(wisp: &Wisp, folder: &std::path::Path) -> wisp::vmm::MachineConfig {
     let mut config = config(wisp);
     let bytes = DiskLimits { bytes: Some(Rate::constant(DISK_BYTES)), operations: None, operation_bytes: 0 };
@@ -185,7 +186,7 @@ fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhi
     let wisp = Wisp::new();
     let folder = tempfile::tempdir().unwrap();
     let config = with_limits(&wisp, folder.path());
-    // A network that takes all that it is sent, and says nothing.
+    // A network that accepts everything and sends nothing.
     let (network, mut far) = UnixStream::pair().unwrap();
     std::thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()));
     let mut machine = Machine::start_connected(&wisp, folder, &config, network);
@@ -195,7 +196,7 @@ fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhi
     let write =
         |to: &str, count: u64| format!("dd if=/dev/zero of=/dev/{to} bs=4k count={count} oflag=direct 2>/dev/null");
 
-    // Bytes and operations, read and written; the disk that has no limit is never held.
+    // Bytes and operations, reads and writes. The unlimited disk is never throttled.
     fn moved(disk: &DiskRecord) -> u64 {
         disk.read_bytes + disk.written_bytes
     }
@@ -222,7 +223,7 @@ fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhi
     assert!(disks[1].held_ns > 0 && disks[2].held_ns > 0, "{disks:?}");
     assert_eq!((disks[0].held_ns, disks[3].held_ns, disks[3].reads >= 200), (0, 0, true), "{disks:?}");
 
-    // A large one counts as several: one for each quarter of a MiB.
+    // A large operation counts as several: one for each quarter of a MiB.
     expect_within(
         &mut machine,
         OPERATIONS,
@@ -233,7 +234,7 @@ fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhi
         },
     );
 
-    // The interface, each way. What is answered comes in frames of the link, and goes out as acknowledgements.
+    // The interface, in each direction. The guest receives data of the netstack, and sends acknowledgments.
     let frame = u64::from(MTU) + 14;
     let net = |status: &Status| status.net.unwrap();
     expect_within(
@@ -253,7 +254,7 @@ fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhi
         frame,
         |status| status.net.unwrap().sent_bytes,
         |machine| {
-            // Nobody answers; what the device holds back then, it sends later.
+            // There are no answers. The device sends throttled packets later.
             machine.shell("ping -q -c 100 -i 0.02 -s 1400 -W 1 -w 120 172.31.0.77 > /dev/null || true");
             let deadline = Instant::now() + DEADLINE;
             while machine.status().net.unwrap().sent_bytes < 100_000 {
@@ -262,7 +263,7 @@ fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhi
         },
     );
 
-    // Who is held back sleeps: for seconds of that, its thread had next to nothing of the host's CPUs.
+    // A throttled thread sleeps: in several seconds it uses almost no CPU time.
     machine.shell(&format!("({}) > /dev/null 2>&1 &", direct("vdb", 200)));
     machine.shell("wget -q -O - http://169.254.169.254/latest/user-data > /dev/null 2>&1 &");
     let pid = machine.status().sandbox.pid;
@@ -280,7 +281,7 @@ fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhi
     }
 }
 
-/// What an instance's monitor answers.
+/// Returns the answer of an instance's VMM.
 fn ask(folder: &std::path::Path, request: &Request) -> Message {
     let mut control = ControlClient::connect(&folder.join("vmm/control.sock")).unwrap();
     control.send(request).unwrap();
@@ -292,7 +293,7 @@ fn a_volume_gives_its_operations_and_no_more_unless_its_instance_has_no_limits()
     const IOPS: u64 = 100;
     const READS: u64 = 60;
     let wisp = Wisp::warm();
-    // The least that a volume can have, and that without credits for more.
+    // The minimum for a volume, of a type without burst credits.
     let volume = ["--network", "none", "--overcommit", "--volume", "size=4,type=io1,iops=100"];
     let script = format!("dd if=/dev/vdb of=/dev/null bs=4k count={READS} iflag=direct 2>/dev/null");
     for (name, more, is_limited) in [("limited", &[][..], true), ("free", &["--no-limits"], false)] {
@@ -302,7 +303,7 @@ fn a_volume_gives_its_operations_and_no_more_unless_its_instance_has_no_limits()
             Message::Status(status) => status.disks[1].clone(),
             other => panic!("not a status: {other:?}"),
         };
-        // Held to what `limits` says, or to nothing. Returns for how long that was.
+        // Asserts the limit, if any, and returns the throttled time in nanoseconds.
         let held_to = |iops: Option<u64>| {
             let (began, before) = (Instant::now(), disk());
             instances::exec(&wisp, name, &script);
@@ -323,7 +324,7 @@ fn a_volume_gives_its_operations_and_no_more_unless_its_instance_has_no_limits()
             continue;
         }
         held_to(Some(IOPS));
-        // No volume of EC2's has fewer, and a guest whose kernel is emulated seldom wants more: it is given fewer still.
+        // No EC2 volume has fewer IOPS, and a guest under software KVM seldom needs more. So set an even lower limit.
         let operations = Some(Rate::constant(OPERATIONS));
         let limits = Some(DiskLimits { bytes: None, operations, operation_bytes: 256 << 10 });
         assert_eq!(ask(&folder, &Request::SetDiskLimits { id: disk().id, limits }), Message::Done);
@@ -340,7 +341,7 @@ fn an_instance_has_its_type_s_limits_and_its_volumes_have_theirs() {
     let refused = wisp.run(&["launch", "--type", "m5.large", "--overcommit", "--cpu-credits", "standard"]);
     assert!(refused.expect_code(1).stderr.contains("InvalidParameterCombination"));
 
-    // What its guest does meanwhile is of no interest.
+    // The state of the guest does not matter here.
     let launch = ["launch", "--network", "none", "--wait", "running", "--overcommit", "--type", "t3.nano"];
     wisp.run(&[&launch[..], &["--name", "a", "--volume", "size=1,type=gp2"]].concat()).expect_code(0);
     let shown = instances::json(&wisp, &["show", "a"]);
@@ -355,7 +356,7 @@ fn an_instance_has_its_type_s_limits_and_its_volumes_have_theirs() {
     let text = wisp.run(&["show", "a"]).expect_code(0).text();
     assert!(text.contains(" of 144") && text.contains("100 IOPS, for a while 3000 IOPS"), "{text}");
 
-    // Both are changed while it runs.
+    // Both are changed while the instance is running.
     wisp.run(&["modify", "a", "--cpu-credits", "standard"]).expect_code(0);
     let volume = instance["BlockDeviceMappings"][1]["Ebs"]["VolumeId"].as_str().unwrap();
     wisp.run(&["volume", "modify", volume, "--type", "gp3"]).expect_code(0);
@@ -364,7 +365,7 @@ fn an_instance_has_its_type_s_limits_and_its_volumes_have_theirs() {
     assert_eq!(shown["Limits"]["CPUSurplusCreditBalance"], 0.0);
     assert_eq!(shown["Limits"]["Volumes"][1]["Iops"], json!({"Baseline": 3000, "Peak": 3000}));
 
-    // What is left is kept over a stop.
+    // The balances are kept across a stop.
     wisp.run(&["stop", "--force", "a"]).expect_code(0);
     let limits = &instances::json(&wisp, &["show", "a"])["Limits"];
     assert!(limits["CPUCreditBalance"].is_number() && limits["Volumes"].is_null(), "{limits}");

@@ -1,4 +1,4 @@
-//! A machine whose launcher only watches: it stays, is talked to through its sockets, and leaves word of its end.
+//! A machine whose launcher only watches. It keeps running, answers on its sockets, and records its end.
 
 mod common;
 
@@ -45,10 +45,10 @@ fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
     assert_eq!(seen, "vol-1\n4096\n");
     assert_eq!(machine.ask(&Request::DiskSlot { id: "vol-1".into() }), attached);
 
-    // A layer, while the guest writes.
+    // An overlay is inserted while the guest writes.
     let layer = machine.path("layer");
     disk_image::create_layer(&layer, &data, DiskFormat::Raw, None).unwrap();
-    // Random bytes would take a guest long whose kernel is emulated; a program's are as good.
+    // Random bytes would take long under software KVM. A program's bytes serve as well.
     let before = machine.shell(
         "dd if=/proc/self/exe of=/dev/vdb bs=64k count=4 conv=fsync 2>/dev/null
         dd if=/proc/self/exe bs=64k count=4 2>/dev/null | sha256sum | cut -d' ' -f1",
@@ -80,7 +80,7 @@ fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
     let flat = fs::read(machine.path("flat")).unwrap();
     assert_eq!(common::sha256(&flat[..2 * MIB as usize]), now.trim(), "the layer is not what the guest saw");
 
-    // The slot is good for another.
+    // The slot accepts another disk.
     let disk = DiskConfig {
         id: "vol-2".into(),
         path: layer,
@@ -108,7 +108,7 @@ fn a_machine_outlives_its_watcher_shows_its_console_and_leaves_its_end() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(&wisp);
     config.kernel.cmdline = String::new();
-    // What a killed VMM left.
+    // Files left by a killed VMM.
     let own = folder.path().join("vmm");
     fs::create_dir(&own).unwrap();
     for name in ["vmm/control.sock", "vmm/console.sock", "vmm/vsock.sock"] {
@@ -143,7 +143,7 @@ fn a_machine_outlives_its_watcher_shows_its_console_and_leaves_its_end() {
     machine.control.send(&Request::Kill { by: "the test".into() }).unwrap();
     let Message::Ended { end, .. } = machine.control.receive(Some(DEADLINE)).unwrap() else { panic!("no end") };
     assert_eq!(end, End::Killed { by: "the test".into() });
-    // It is there before anybody is told.
+    // The record exists before any client is notified.
     let record = EndRecord::read(&own).unwrap();
     let Some(EndRecord::Ended { end: kept, status, ended_at: 1.. }) = record else { panic!("{record:?}") };
     assert_eq!(kept, end);
@@ -167,7 +167,7 @@ fn a_saved_machine_goes_on_where_it_was() {
         .shell("(i=0; while :; do i=$((i + 1)); echo $i > /tmp/count; done) > /dev/null 2>&1 & echo kept > /root/file");
     let boot = machine.shell("cat /proc/sys/kernel/random/boot_id");
 
-    // It goes on after a save that is not its end.
+    // The machine resumes after a snapshot that does not end it.
     let began = std::time::Instant::now();
     let folder = || saved.clone();
     let Message::Saved { paused_ns } = machine.ask(&Request::Fork { folder: folder(), layers: Vec::new() }) else {

@@ -1,7 +1,7 @@
-//! A guest's network: out to the world, in by published ports and SSH, its metadata.
+//! A guest's network: outbound connections, published ports and SSH, metadata.
 //!
-//! The tests run in a network namespace of their own, which has one interface that leads nowhere, and a server at its
-//! address in place of the world.
+//! The tests run in a network namespace with a single interface without a real peer. A server at its address
+//! represents the outside world.
 
 mod common;
 
@@ -19,10 +19,10 @@ use wisp::host::sparse::hex;
 use wisp::vmm::control::{ControlClient, Message, Request};
 use wisp::vmm::sandbox::Layer;
 
-/// Bytes that are sent in the small pieces of the guest's nc.
+/// The number of bytes to upload. The guest's nc sends them in small pieces.
 const UPLOAD: usize = 256 << 10;
 
-/// What comes back when a client connects to `address` and sends `request`, up to the end.
+/// Connects to `address`, sends `request`, and returns the whole answer.
 fn ask(address: impl Into<SocketAddr>, request: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(address.into()).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -65,7 +65,7 @@ fn a_guest_reaches_out_and_is_reached() {
     );
     assert!(!launched.expect_code(0).stderr.contains("cannot lead"));
 
-    // Out: a name is looked up where the host looks, a server is read from and written to.
+    // Outbound: the guest resolves a name with the host's resolver, and reads from and writes to a server.
     let content: Vec<u8> = (0..4_u32 << 20).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let server = TcpListener::bind((WORLD, 0)).unwrap();
     let world = server.local_addr().unwrap();
@@ -82,7 +82,7 @@ fn a_guest_reaches_out_and_is_reached() {
     exec(&wisp, "web", &format!("head -c {UPLOAD} /tmp/content | nc {WORLD} {}", world.port()));
     assert!(serving.join().unwrap() == content[..UPLOAD], "what the guest sent arrived otherwise");
 
-    // In: a published port.
+    // Inbound: a published port.
     exec(&wisp, "web", "mkdir -p /www; cp /tmp/content /www; httpd -h /www");
     let answer = ask(([127, 0, 0, 1], port), b"GET /content HTTP/1.0\r\n\r\n");
     let body = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
@@ -96,7 +96,7 @@ fn a_guest_reaches_out_and_is_reached() {
     assert_eq!(outcome.text().trim(), &shown["InstanceId"].as_str().unwrap()[..10]);
     assert!(!outcome.stderr.contains("agent"), "{}", outcome.stderr);
 
-    // What a group opens is open at once, and closed at once; what its members begin, too.
+    // Changes of a security group take effect at once, for inbound and outbound connections.
     let at_public = || TcpStream::connect((public, 80));
     assert!(at_public().is_err());
     wisp.run(&["sg", "authorize", "shell", "--port", "80"]).expect_code(0);
@@ -109,7 +109,7 @@ fn a_guest_reaches_out_and_is_reached() {
     assert_eq!(exec(&wisp, "web", &script), "");
     wisp.run(&["sg", "authorize", "shell", "--egress", "--protocol", "all"]).expect_code(0);
 
-    // What it is told of itself, now and after a change.
+    // Metadata, before and after a change.
     let private = shown["PrivateIpAddress"].as_str().unwrap();
     let told = exec(
         &wisp,
@@ -129,7 +129,7 @@ fn a_guest_reaches_out_and_is_reached() {
          wget -q -O - --header \"X-aws-ec2-metadata-token: $token\" http://169.254.169.254/latest/meta-data/local-ipv4";
     assert_eq!(exec(&wisp, "web", script), private);
 
-    // DHCP says what it has.
+    // DHCP offers the same configuration.
     let script =
         "printf '#!/bin/sh\\nenv\\n' > /tmp/dhcp; chmod +x /tmp/dhcp; udhcpc -f -q -n -i eth0 -s /tmp/dhcp 2>&1";
     let lease = exec(&wisp, "web", script);
@@ -139,10 +139,10 @@ fn a_guest_reaches_out_and_is_reached() {
         assert!(lease.lines().any(|known| known == line), "no {line} in {lease}");
     }
 
-    // Its VMM has none of the network that its ports are published on.
+    // The VMM cannot access the network that its ports are published on.
     in_own_network_namespace(&wisp, "web");
 
-    // It is all there again after a reboot, and the address stays with it through a stop.
+    // Everything works again after a reboot, and the address is kept across a stop.
     wisp.run(&["reboot", "web"]).expect_code(0);
     in_own_network_namespace(&wisp, "web");
     exec(&wisp, "web", "mkdir -p /www; echo again > /www/page; httpd -h /www");
@@ -177,7 +177,7 @@ fn world_server() -> TcpListener {
     TcpListener::bind((WORLD, 0)).unwrap()
 }
 
-/// Answers one request for whatever with `body`.
+/// Answers one request with `body`.
 fn serve(server: &TcpListener, body: &[u8]) {
     let (mut stream, _) = server.accept().unwrap();
     let mut request = Vec::new();
@@ -190,7 +190,7 @@ fn serve(server: &TcpListener, body: &[u8]) {
     stream.write_all(body).unwrap();
 }
 
-/// What a guest is told by a server in the world that says hello.
+/// Returns the guest's page from a server in the outside world that says hello.
 fn reach(server: &TcpListener, wisp: &Wisp, instance: &str) -> String {
     let address = server.local_addr().unwrap();
     std::thread::scope(|scope| {
@@ -234,7 +234,7 @@ fn guests_that_go_on_from_a_saved_one_have_addresses_of_their_own() {
     }
     assert_eq!(exec(&wisp, "first", own), first);
 
-    // One that was hibernated is reached as before.
+    // A hibernated instance is reachable as before.
     wisp.run(&["stop", "first", "--hibernate"]).expect_code(0);
     wisp.run(&["start", "first"]).expect_code(0);
     assert_eq!(exec(&wisp, "first", own), first);
@@ -264,7 +264,7 @@ fn a_guest_without_a_network_has_its_metadata_and_is_reached() {
     let script = format!("{METADATA}/instance-type; echo; nc -l -p 7; wget -q -O - http://{WORLD}:9/ || echo nothing");
     let mut guest = wisp.start(&["run", "--network", "none", "-p", &published, "--", "sh", "-c", &script]);
     guest.wait_for("custom");
-    // Somebody may come before it listens.
+    // The client may connect before the guest listens.
     let deadline = Instant::now() + DEADLINE;
     loop {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();

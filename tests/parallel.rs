@@ -1,5 +1,5 @@
-//! A thousand commands of twenty processes at once, on instances of their own and on one that all share. Each is done or
-//! refused with a reason, and at the end the store, the files and the processes agree on what there is.
+//! A thousand commands from twenty processes at once, on separate instances and on a shared one. Each succeeds or is
+//! refused with a reason. At the end the store, the files and the processes are consistent.
 
 mod common;
 
@@ -14,7 +14,7 @@ const PROCESSES: usize = 20;
 const ROUNDS: usize = 5;
 const SHARED: &str = "shared";
 
-/// Runs a command; a refusal has to be one of EC2's.
+/// Runs a command. A refusal must be an EC2 error.
 fn ask(wisp: &Wisp, words: &[&str]) -> Output {
     let output = wisp.command(words).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
@@ -23,7 +23,7 @@ fn ask(wisp: &Wisp, words: &[&str]) -> Output {
     output
 }
 
-/// Ten commands of one process, of which one ends what the first made.
+/// Runs ten commands of one process. The last one terminates the instance of the first.
 fn round(wisp: &Wisp, number: usize) {
     let done = |words: &[&str]| {
         let output = ask(wisp, words);

@@ -1,4 +1,4 @@
-//! What an instance used is measured, survives whatever ends it, and is judged by.
+//! Usage measurements: they are taken, survive any end of the instance, and are the basis of recommendations.
 
 mod common;
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 use wisp::vmm::usage::{FILE, Moment, Reading, read};
 
 const MIB: f64 = 1_048_576.0;
-/// User code, which is native wherever a guest runs.
+/// User code, which runs natively even under software KVM.
 const BUSY: &str = "i=0; while [ $i -lt 10000 ]; do i=$((i + 1)); done";
 
 fn datapoints(wisp: &Wisp) -> Vec<Value> {
@@ -22,7 +22,7 @@ fn sum(points: &[Value], metric: &str) -> f64 {
     points.iter().map(|point| point[metric].as_f64().unwrap()).sum()
 }
 
-/// CPU time, in seconds.
+/// Returns the CPU time in seconds.
 fn cpu_seconds(points: &[Value]) -> f64 {
     let of_point =
         |point: &Value| point["CPUUtilization"].as_f64().unwrap() / 100.0 * point["Period"].as_f64().unwrap();
@@ -39,7 +39,7 @@ fn what_an_instance_used_is_kept_over_kills_and_stops_and_judged_by() {
     assert_eq!(early["errors"][0]["code"], "InsufficientData", "{early}");
     assert!(early["errors"][0]["message"].as_str().unwrap().contains("5 min are needed"), "{early}");
 
-    // It writes, and is busy until its monitor takes the time for a reading of it.
+    // The guest writes, then is busy until its VMM takes a reading.
     instances::exec(&wisp, "a", "dd if=/dev/zero of=/root/file bs=1M count=8 conv=fsync 2>/dev/null");
     let before = read(&folder).unwrap().len();
     while read(&folder).unwrap().len() == before {
@@ -47,13 +47,14 @@ fn what_an_instance_used_is_kept_over_kills_and_stops_and_judged_by() {
         instances::exec(&wisp, "a", BUSY);
     }
     let last = read(&folder).unwrap().pop().unwrap();
-    // No clock has it read: each reading but the first and that of its being ready is for five seconds of its vCPU.
+    // No timer takes readings: apart from the first one and the one at readiness, each is for five seconds of vCPU
+    // time.
     let readings = read(&folder).unwrap().len() as u64;
     assert!(readings <= 3 + last.cpu_ns / 4_000_000_000, "{readings} readings of {last:?}");
 
-    // Nobody has asked since. The monitor is killed, and what it had read is there.
+    // No command has asked since. The VMM is killed, and its readings are still there.
     let pid = i32::try_from(monitor_pid(&folder)).unwrap();
-    // SAFETY: the monitor is this test's own.
+    // SAFETY: the VMM is a process of this test.
     assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
     wait_until_unlocked(&folder);
     let points = datapoints(&wisp);
@@ -67,11 +68,11 @@ fn what_an_instance_used_is_kept_over_kills_and_stops_and_judged_by() {
     assert!(sum(&points, "EBSWriteOps") >= 8.0);
     let touched = points.last().unwrap()["MemoryTouchedBytes"].as_f64().unwrap();
     assert!((8.0 * MIB..=200.0 * MIB).contains(&touched), "{touched} bytes");
-    // Of the 30 credits that a T2 begins with, some are spent.
+    // Some of a T2's 30 launch credits are spent.
     let credits = points.last().unwrap()["CPUCreditBalance"].as_f64().unwrap();
     assert!((25.0..30.0).contains(&credits), "{credits} credits");
 
-    // Its file is full when it starts: the monitor makes room, for all that it has given up.
+    // The file is full at the start: the VMM makes room, despite its sandbox.
     let mut text = String::new();
     for number in 0..2100 {
         let moment = Moment { run: 1, up_ms: number * 1000, at_ms: last.moment.at_ms };
@@ -81,14 +82,14 @@ fn what_an_instance_used_is_kept_over_kills_and_stops_and_judged_by() {
     text += &fs::read_to_string(folder.join(FILE)).unwrap();
     fs::write(folder.join(FILE), text).unwrap();
     wisp.run(&["start", "a", "--wait", "running"]).expect_code(0);
-    // An answer comes after the first reading, and its guest is booting.
+    // An answer means that the first reading was taken. The guest is still booting.
     let again = instances::json(&wisp, &["show", "a"]);
     assert_eq!(again["Reservations"][0]["Instances"][0]["State"]["Name"], "running");
     assert!(read(&folder).unwrap().len() < 1100);
     let again = datapoints(&wisp);
     assert!(cpu_seconds(&again) > used && cpu_seconds(&again) < used + began.elapsed().as_secs_f64() - ran);
 
-    // Asked while it runs, it is judged up to now; and so when it has stopped.
+    // A running instance is judged up to now, a stopped one likewise.
     let recommendation = |state: &str| {
         let judged = instances::json(&wisp, &["recommend", "--least", "1"])["instanceRecommendations"][0].clone();
         let metric = |name: &str| {
@@ -103,7 +104,7 @@ fn what_an_instance_used_is_kept_over_kills_and_stops_and_judged_by() {
     recommendation("running");
     wisp.run(&["stop", "--force", "a"]).expect_code(0);
     let judged = recommendation("stopped");
-    // It was busier than the baseline of its type, which is a tenth, nearly all of the time.
+    // Nearly all of the time it was busier than its type's baseline, which is a tenth.
     assert_eq!(judged["finding"], "UNDER_PROVISIONED", "{judged}");
     let first = judged["recommendationOptions"][0]["instanceType"].as_str().unwrap();
     let shown = wisp.run(&["recommend", "a", "--least", "1"]).expect_code(0);

@@ -1,4 +1,4 @@
-//! What is refused before any guest runs, and what is said of it.
+//! Inputs that are refused before any guest runs, and their messages.
 
 mod common;
 
@@ -6,7 +6,7 @@ use std::fs;
 
 use common::Wisp;
 
-/// The command fails with 1, says all of `words`, and leaves nothing.
+/// Asserts that the command fails with 1, prints all of `words`, and leaves no machine.
 #[track_caller]
 fn refuses(args: &[&str], words: &[&str]) {
     let wisp = Wisp::new();
@@ -80,7 +80,7 @@ fn usage_errors_exit_with_2() {
     }
 }
 
-/// Loads from an address that no page table maps; without an interrupt table, that is a triple fault.
+/// Loads from an unmapped address. Without an interrupt table, that is a triple fault.
 const UNMAPPED_LOAD: [u8; 10] = [0x48, 0xa1, 0x00, 0x00, 0xff, 0xff, 0xff, 0x7f, 0x00, 0x00];
 /// `popcnt eax, ecx`: an instruction that software KVM does not emulate.
 const POPCNT: [u8; 4] = [0xf3, 0x0f, 0xb8, 0xc1];
@@ -99,12 +99,12 @@ fn an_instruction_that_the_host_cannot_emulate_is_named() {
             assert!(outcome.stderr.contains(word), "{word:?} is not in {}", outcome.stderr);
         }
     } else {
-        // Hardware runs it, and what follows.
+        // Hardware executes it, and the instructions after it.
         assert!(outcome.stderr.contains("triple fault"), "{}", outcome.stderr);
     }
 }
 
-/// Boots a kernel that consists of these instructions; it must fail, and leave nothing.
+/// Boots a kernel that consists of these instructions. It must fail, and leave nothing.
 fn run_code(code: &[u8]) -> common::Outcome {
     let folder = tempfile::tempdir().unwrap();
     let kernel = folder.path().join("kernel");
@@ -115,7 +115,7 @@ fn run_code(code: &[u8]) -> common::Outcome {
     outcome
 }
 
-/// An ELF kernel with these instructions at its entry.
+/// Returns an ELF kernel with these instructions at its entry.
 fn kernel_of(code: &[u8]) -> Vec<u8> {
     const ADDRESS: u64 = 0x100_0000;
     let mut image = vec![0_u8; 120];

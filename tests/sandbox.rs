@@ -1,5 +1,4 @@
-//! What a monitor gives up, and that it is gone: each layer by itself against attempts to get around it, and all of them on a
-//! monitor with a guest.
+//! The VMM's sandbox: each layer alone against attempts to escape it, and all of them on a VMM with a guest.
 
 mod common;
 
@@ -25,15 +24,14 @@ use wisp::vmm::sandbox::files::Grants;
 use wisp::vmm::sandbox::namespaces::{self, Side};
 use wisp::vmm::sandbox::{Layer, landlock, limits, root, seccomp};
 
-/// An attempt's exit code where it did not succeed.
+/// The exit code of a refused attempt.
 const REFUSED: i32 = 0;
-/// Where it did.
+/// The exit code of a successful attempt.
 const ESCAPED: i32 = 1;
-/// Where the layer itself failed.
+/// The exit code if the layer itself failed.
 const NO_LAYER: i32 = 2;
 
-/// Does `attempt` in a process of its own, in namespaces of its own if that is wanted; returns its exit code and what it
-/// wrote to standard error.
+/// Runs `attempt` in a new process, optionally in new namespaces; returns its exit code and standard error.
 fn apart(with_namespaces: bool, attempt: impl FnOnce() -> i32) -> (Option<i32>, String) {
     let (reader, writer) = rustix::pipe::pipe().unwrap();
     let run = |writer: &OwnedFd| {
@@ -66,7 +64,7 @@ fn apart(with_namespaces: bool, attempt: impl FnOnce() -> i32) -> (Option<i32>, 
     (status.exit_status(), said)
 }
 
-/// The grants of a machine in `folder`, with nothing but a kernel that is not there.
+/// Returns the grants of a machine in `folder` that has only a kernel, which does not exist.
 fn grants(folder: &Path) -> Grants {
     let kernel = KernelConfig {
         path: "/no/kernel".into(),
@@ -91,7 +89,7 @@ fn grants(folder: &Path) -> Grants {
     Grants::of(folder, &config, None)
 }
 
-/// Refused if each of these is.
+/// Returns [`REFUSED`] if no attempt succeeded.
 fn all_refused(attempts: &[bool]) -> i32 {
     if attempts.iter().any(|succeeded| *succeeded) { ESCAPED } else { REFUSED }
 }
@@ -203,7 +201,7 @@ fn descriptors_that_nobody_meant_for_a_monitor_are_closed() {
     assert_eq!(code, Some(REFUSED));
 }
 
-/// Makes a call in a process with the filter of `kind`: it is named, and ends the process.
+/// Asserts that a call under the filter of `kind` ends the process, and that the message names the call.
 fn violates<T>(kind: Kind, name: &str, call: impl FnOnce() -> T) {
     let (code, said) = apart(false, || {
         if seccomp::prepare().and_then(|()| seccomp::enter(kind)).is_err() {
@@ -230,13 +228,13 @@ fn a_call_that_is_not_listed_ends_the_process_and_is_named() {
         violates(kind, "unshare", || syscall(libc::SYS_unshare, libc::CLONE_NEWUSER as usize));
         violates(kind, "clone", || syscall(libc::SYS_clone, (libc::CLONE_NEWUSER | libc::SIGCHLD) as usize));
     }
-    // Arguments count, too.
+    // Filters also check arguments.
     violates(Kind::Block, "ioctl", || {
         // SAFETY: KVM_RUN takes no memory, and there is no such descriptor.
         unsafe { libc::syscall(libc::SYS_ioctl, -1, 0xae80) };
     });
     violates(Kind::Vcpu, "mmap", || {
-        // SAFETY: a new mapping is nobody else's.
+        // SAFETY: a new mapping has no other users.
         unsafe {
             libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
         };
@@ -246,7 +244,7 @@ fn a_call_that_is_not_listed_ends_the_process_and_is_named() {
     });
 }
 
-/// A VMM without namespaces, on a kernel without Landlock, has its filters alone.
+/// A VMM without namespaces, on a kernel without Landlock, has only its filters.
 #[test]
 fn no_thread_makes_names_or_connects_a_socket() {
     for kind in Kind::ALL {
@@ -280,7 +278,7 @@ fn abstract_socket_is_not_connected_to() {
     listener.set_nonblocking(true).unwrap();
     let address = rustix::net::SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
     for kind in Kind::ALL {
-        // One that was made before.
+        // A socket created earlier.
         let socket =
             rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None).unwrap();
         violates(kind, "connect", || rustix::net::connect(&socket, &address));
@@ -326,7 +324,7 @@ fn tcp_fast_open_does_not_connect() {
             (libc::MSG_FASTOPEN, std::ptr::null()),
             (0, &raw const address),
         ] {
-            // One that was made before, as those are that come from a listener.
+            // A socket created earlier, like those that come from a listener.
             let socket =
                 rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
             violates(kind, "sendto", || send(socket.as_raw_fd(), flags, address));
@@ -352,7 +350,8 @@ fn socket_options_of_other_levels_are_not_set() {
     }
 }
 
-/// A VMM whose ports are published has an empty network namespace: what it is given is enough to serve them, with all layers.
+/// A VMM with published ports has an empty network namespace. The passed listeners suffice to serve them, with all
+/// layers.
 #[test]
 fn passed_listener_serves_clients_from_an_empty_network_namespace() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -405,7 +404,7 @@ fn passed_listener_serves_clients_from_an_empty_network_namespace() {
     assert_eq!(client.join().unwrap(), "answer");
 }
 
-/// What `/proc/<pid>/status` says of each thread.
+/// Returns a field of `/proc/<pid>/status` for each thread.
 fn thread_status(pid: u32, field: &str) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let texts = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap());
@@ -417,7 +416,7 @@ fn thread_status(pid: u32, field: &str) -> Vec<String> {
 #[test]
 fn a_running_monitor_has_only_what_its_machine_needs() {
     let wisp = Wisp::new();
-    // A descriptor that its starter leaves open is not the monitor's.
+    // The VMM must not keep a descriptor that its parent leaked.
     let leak = File::open("/etc/passwd").unwrap();
     let leak = rustix::io::fcntl_dupfd_cloexec(&leak, 100).unwrap();
     rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
@@ -438,7 +437,7 @@ fn a_running_monitor_has_only_what_its_machine_needs() {
         let threads = thread_status(sandbox.pid, field);
         assert!(threads.len() >= 5 && threads.iter().all(|thread| thread == value), "{field}: {threads:?}");
     }
-    // This process's environment has more than that: the test runner's variables.
+    // This process's environment has more, such as the test runner's variables.
     for pid in [status.pid, sandbox.pid] {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
         let names = environment.split(|byte| *byte == 0).filter(|entry| !entry.is_empty());
@@ -457,7 +456,7 @@ fn a_running_monitor_has_only_what_its_machine_needs() {
         let is_file = target.starts_with(wisp.home()) && !text.contains("vmm.log");
         anonymous.iter().chain(&others).any(|kind| text.starts_with(kind)) || is_file
     };
-    // The disk is open, and its file cannot be looked up: it can never be opened to be written.
+    // The disk is open, but its path does not exist in the sandbox: it cannot be reopened for writing.
     let root = PathBuf::from(format!("/proc/{}/root", sandbox.pid));
     let image = wisp.bundle().join("root.ext4");
     assert!(image.exists() && root.join(folder.strip_prefix("/").unwrap()).exists());
@@ -482,7 +481,7 @@ fn a_running_monitor_has_only_what_its_machine_needs() {
         let file = file.unwrap().path();
         assert_eq!(mode(&file) & 0o077, 0, "{}: {:o}", file.display(), mode(&file));
     }
-    // The process sees its own directory, and of the files beside that only those which it has to read.
+    // The process sees its own directory, and of the files next to it only those that it must read.
     let seen = PathBuf::from(format!("/proc/{}/root", sandbox.pid)).join(folder.strip_prefix("/").unwrap());
     assert!(seen.join("vmm/console.log").exists());
     let seen: Vec<_> = fs::read_dir(seen).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -492,7 +491,7 @@ fn a_running_monitor_has_only_what_its_machine_needs() {
     running.wait().expect_code(0);
 }
 
-/// Only root can be another user.
+/// Asserts that another user has no access. Only root can become another user.
 fn another_user_gets_nowhere(wisp: &Wisp, folder: &Path) {
     const NOBODY: u32 = 65534;
     if !rustix::process::geteuid().is_root() {
@@ -518,7 +517,7 @@ fn another_user_gets_nowhere(wisp: &Wisp, folder: &Path) {
     assert_eq!((code, said.as_str()), (Some(REFUSED), ""));
 }
 
-/// A host that lets nobody have process namespaces, and whose kernel has no Landlock: system calls that say so.
+/// Returns filters that simulate a host without process namespaces and a kernel without Landlock.
 fn lesser_host() -> [BpfProgram; 2] {
     let filter = |call: i64, rules: Vec<SeccompRule>, error: i32| {
         let refuse = SeccompAction::Errno(error as u32);

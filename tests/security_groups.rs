@@ -1,4 +1,4 @@
-//! Security groups, as far as they need no guest.
+//! Security groups, without guests.
 
 mod common;
 
@@ -49,7 +49,7 @@ fn rules_are_added_and_taken_away() {
     assert_eq!((&permissions[1]["FromPort"], &permissions[1]["ToPort"]), (&json!(8000), &json!(8100)));
     assert_eq!(permissions[1]["UserIdGroupPairs"][0]["GroupId"], group(&wisp, "backend")["GroupId"]);
     refused(wisp.run(&["sg", "rm", "backend"]), "DependencyViolation");
-    // All that was asked for, or nothing.
+    // A command applies all of its rules, or none.
     refused(
         wisp.run(&["sg", "revoke", "web", "--port", "8000-8100", "--cidr", "10.0.0.0/8", "--cidr", "10.1.0.0/16"]),
         "InvalidPermission.NotFound",

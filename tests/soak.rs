@@ -1,7 +1,8 @@
-//! Random commands, of which some are killed, as monitors are, at random moments. After each round the next command must
-//! find, or bring about, a state in which the store, the processes and the files agree; at the end nothing is left.
+//! Random commands. Some of them, and some VMMs, are killed at random moments. After each round the next command must
+//! find or restore a consistent state of the store, the processes and the files. At the end nothing is left.
 //!
-//! `scripts/soak` runs any number of rounds. WISP_SOAK_ROUNDS and WISP_SOAK_SEED say how many, and from where.
+//! `scripts/soak` runs any number of rounds. WISP_SOAK_ROUNDS and WISP_SOAK_SEED set the number of rounds and the
+//! seed.
 
 mod common;
 
@@ -18,9 +19,9 @@ use wisp::store::{ImageRecord, InstanceRecord, SnapshotRecord, Store, StoreError
 
 const ROUNDS: u64 = 30;
 const SEED: u64 = 20_061;
-/// Guests are small and few: what is looked for is between the commands, not in the guests.
+/// Guests are small and few: the test is about interleaved commands, not about guests.
 const MOST_INSTANCES: usize = 3;
-/// The longest time that a command or a monitor has before it is killed.
+/// The longest delay before a command or VMM is killed, in microseconds.
 const LONGEST: u64 = 3_000_000;
 
 #[test]
@@ -61,14 +62,15 @@ impl Random {
         (!choices.is_empty()).then(|| choices[self.below(choices.len() as u64) as usize].clone())
     }
 
-    /// Short ones as often as long ones: what happens within microseconds is as worth finding.
+    /// Returns a random delay. Short ones are as frequent as long ones, because faults within microseconds matter as
+    /// much.
     fn delay(&mut self) -> Duration {
         let limit = LONGEST >> self.below(14);
         Duration::from_micros(self.below(limit.max(1)))
     }
 }
 
-/// Everything that the store knows.
+/// All records of the store.
 struct State {
     instances: Vec<InstanceRecord>,
     volumes: Vec<VolumeRecord>,
@@ -79,7 +81,7 @@ struct State {
 struct Soak {
     wisp: Wisp,
     random: Random,
-    /// Commands, and monitors.
+    /// The number of killed commands and VMMs.
     killed: [u32; 2],
 }
 
@@ -108,7 +110,7 @@ impl Soak {
                 let monitors = common::monitors(self.wisp.home());
                 if let Some((pid, id)) = self.random.of(&monitors) {
                     kill(pid);
-                    // A monitor and its keeper end with each other.
+                    // A VMM and its supervisor end together.
                     let both = monitors.iter().filter(|(_, other)| *other == id);
                     both.for_each(|(pid, _)| common::wait_until_gone((*pid).try_into().unwrap()));
                     self.killed[1] += 1;
@@ -125,7 +127,7 @@ impl Soak {
         self.wisp.start(&words.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// A command that may well be refused.
+    /// Returns a command, which may be refused.
     fn command(&mut self) -> Vec<String> {
         let state = self.state();
         let living: Vec<String> = state
@@ -178,7 +180,7 @@ impl Soak {
             .unwrap()
     }
 
-    /// What the next command finds is consistent when it is done; the error says what is not.
+    /// Checks that the state after the next command is consistent. The error describes the inconsistency.
     fn check(&self) -> Result<(), String> {
         let state = self.settled()?;
         let running: BTreeSet<InstanceId> =
@@ -189,8 +191,9 @@ impl Soak {
         self.check_files(&state)
     }
 
-    /// The state in which no instance is on its way to another: the next command brings it about, but for a monitor that
-    /// had just been started by a command that was killed, for which some commands may come too early.
+    /// Returns the state once no instance is in transition.
+    ///
+    /// The next command usually settles it. A VMM that a killed command had just started may need several commands.
     fn settled(&self) -> Result<State, String> {
         let mut passing = String::new();
         for _ in 0..100 {
@@ -228,7 +231,7 @@ impl Soak {
         same("volumes that instances have", &of_instances, "attached volumes", &of_volumes)
     }
 
-    /// Every file is somebody's, and what somebody needs is there and sound.
+    /// Checks that every file has an owner, and that the files of each record exist and are sound.
     fn check_files(&self, state: &State) -> Result<(), String> {
         let home = self.wisp.home();
         let living: BTreeSet<String> = state
@@ -238,7 +241,7 @@ impl Soak {
             .map(|it| it.id.to_string())
             .collect();
         same("living instances", &living, "folders", &names(&home.join("instances")))?;
-        // The embedded image's folder is made when it is first used.
+        // The embedded image's directory is created on first use.
         let embedded = wisp::cloud::embedded::id().to_string();
         let without = |mut names: BTreeSet<String>| {
             names.remove(&embedded);
@@ -259,7 +262,7 @@ impl Soak {
         same("files that are needed", &needed.into_iter().collect(), "files", &names(&volumes))
     }
 
-    /// Ends and removes everything: then nothing is left.
+    /// Terminates and removes everything, and checks that nothing is left.
     fn clear(&self) -> Result<(), String> {
         let run = |words: &[&str], id: String| {
             let outcome = self.wisp.run(&[words, &[&id]].concat());
@@ -292,18 +295,18 @@ fn same<T: Ord + std::fmt::Debug>(what: &str, a: &BTreeSet<T>, other: &str, b: &
     Err(format!("only among {what}: {only_a:?}; only among {other}: {only_b:?}"))
 }
 
-/// What is in a folder, but for locks.
+/// Returns the names in a directory, except locks.
 fn names(folder: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     entries.filter(|name| name != ".lock" && name != ".snapshots").collect()
 }
 
-/// The file in the same folder on which a volume's file rests; the image must be sound.
+/// Checks a volume's file and returns the name of its backing file in the same directory.
 fn backing(file: &Path) -> Result<Option<String>, String> {
     let qemu_img = |verb: &str| {
         let output = Command::new("qemu-img").args([verb, "-U", "--output", "json"]).arg(file).output();
         let output = output.expect("qemu-img (Debian package qemu-utils) is needed: scripts/test installs it");
-        // What a killed process left unused is no damage; 3 says that there is such.
+        // 3: the image has leaked clusters, which a killed process may leave. They are no damage.
         let sound = matches!(output.status.code(), Some(0 | 3));
         if sound { Ok(output.stdout) } else { Err(format!("{file:?}: {}", String::from_utf8_lossy(&output.stderr))) }
     };
@@ -315,7 +318,7 @@ fn backing(file: &Path) -> Result<Option<String>, String> {
 }
 
 fn kill(pid: i32) {
-    // SAFETY: it is a monitor of this test's own data directory.
+    // SAFETY: it is a VMM of this test's data directory.
     unsafe { libc::kill(pid, libc::SIGKILL) };
     common::wait_until_gone(pid.try_into().unwrap());
 }

@@ -1,7 +1,7 @@
-//! Without root: all of Wisp works but what the kernel forbids, and that `wisp doctor` names.
+//! Wisp without root privileges: everything works except what the kernel forbids, which `wisp doctor` names.
 //!
-//! Root runs the tests where this is new; it makes a user, as whom `wisp` is run, in a network namespace as that of
-//! `network.rs`. Run by anybody else, all other tests show the same.
+//! These tests run as root. They create a user and run `wisp` as that user, in a network namespace like that of
+//! `network.rs`. For other users, all other tests already cover this.
 
 mod common;
 
@@ -20,7 +20,7 @@ use serde_json::Value;
 
 const TEST: &str = "all_works_for_a_user_without_privileges_and_nothing_is_left";
 const KVM: &str = "/dev/kvm";
-/// The setting that forbids users to listen where servers do.
+/// The setting that keeps low ports from unprivileged users.
 const LOW_PORTS: &str = "net.ipv4.ip_unprivileged_port_start";
 
 #[test]
@@ -32,7 +32,7 @@ fn all_works_for_a_user_without_privileges_and_nothing_is_left() {
         eprintln!("Only root can make a user; the other tests show the same, run by one.");
         return;
     };
-    // Devices first: what is open to everybody is no matter of this user's.
+    // Devices first. The check only applies if they are not open to all users.
     if std::fs::metadata(KVM).unwrap().permissions().mode() & 0o006 == 0 {
         let output = user.wisp().arg("doctor").output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
@@ -49,17 +49,17 @@ fn use_it_all(wisp: &Wisp) {
     let found = |name: &str| doctor["Findings"].as_array().unwrap().iter().find(|one| one["Name"] == name).unwrap();
     assert_eq!((&found(KVM)["Status"], &found("VPC")["Status"]), (&"ok".into(), &"ok".into()), "{doctor}");
 
-    // One guest boots, all others go on from it.
+    // One guest cold-boots. All others are restored from it.
     wisp.run(&[&["image", "warm", "tiny"], &SMALL[..]].concat()).expect_code(0);
     let ran = wisp.run(&[&["run"], &SMALL[..], &["--", "sh", "-c", &fetch("1.2.3.4:9", "|| id -u")]].concat());
     assert_eq!(ran.expect_code(0).text().trim(), "0");
 
-    // A network of its own, out by passt.
+    // A user-mode network, with passt as the uplink.
     launch(wisp, &["--name", "alone", "--network", "user"]).expect_code(0);
     assert_eq!(hello_from_the_world(wisp, "alone"), "hello");
     wisp.run(&["terminate", "alone"]).expect_code(0);
 
-    // A VPC: its instances reach each other, and out.
+    // A VPC: its instances reach each other and the outside world.
     let key = wisp.home().join("mine.pem");
     wisp.run(&["key", "create", "mine", "--file", key.to_str().unwrap()]).expect_code(0);
     wisp.run(&["sg", "create", "open"]).expect_code(0);
@@ -76,7 +76,7 @@ fn use_it_all(wisp: &Wisp) {
     assert_eq!(exec(wisp, "client", &fetch(private, "")), "page");
     assert_eq!(hello_from_the_world(wisp, "client"), "hello");
 
-    // Its router is killed, and comes back.
+    // Its router is killed and restarted.
     let networks = std::fs::read_dir(wisp.home().join("networks")).unwrap().map(|entry| entry.unwrap().path());
     let [folder] = &networks.filter(|path| path.is_dir()).collect::<Vec<_>>()[..] else { panic!("there is one VPC") };
     common::kill_router(folder.to_str().unwrap());
@@ -86,7 +86,7 @@ fn use_it_all(wisp: &Wisp) {
     assert_eq!(exec(wisp, "client", &fetch(private, "")), "page");
     assert_eq!(hello_from_the_world(wisp, "client"), "hello");
 
-    // In: what a group opens and closes.
+    // Inbound: a security group opens and closes a port.
     let public: Ipv4Addr = server["PublicIpAddress"].as_str().unwrap().parse().unwrap();
     assert!(TcpStream::connect((public, 8080)).is_err());
     wisp.run(&["sg", "authorize", "open", "--port", "8080"]).expect_code(0);
@@ -94,7 +94,7 @@ fn use_it_all(wisp: &Wisp) {
     wisp.run(&["sg", "revoke", "open", "--port", "8080"]).expect_code(0);
     assert!(TcpStream::connect((public, 8080)).is_err());
 
-    // SSH, whose port the kernel keeps for root, until it is told otherwise.
+    // SSH. The kernel reserves its port for root, unless the setting is changed.
     let ssh = || {
         let key = key.to_str().unwrap();
         let outcome = wisp.run(&["ssh", "client", "-i", key, "--", "hostname; exit 7"]).expect_code(7);
@@ -112,7 +112,7 @@ fn use_it_all(wisp: &Wisp) {
     assert_eq!(exec(wisp, "client", &fetch(private, "|| echo cut")), "cut");
     wisp.run(&["modify", "server", "--security-group", "default"]).expect_code(0);
 
-    // It is connected again when it goes on.
+    // A restored instance is connected again.
     wisp.run(&["stop", "server", "--hibernate"]).expect_code(0);
     wisp.run(&["start", "server"]).expect_code(0);
     assert_eq!(exec(wisp, "client", &fetch(private, "")), "page");
@@ -122,7 +122,7 @@ fn use_it_all(wisp: &Wisp) {
     nothing_is_left(wisp);
 }
 
-/// A page, within some seconds.
+/// Returns a script that fetches a page within some seconds.
 fn fetch(server: &str, otherwise: &str) -> String {
     format!("timeout 8 wget -q -O - http://{server}/page 2> /dev/null {otherwise}")
 }
@@ -131,7 +131,7 @@ fn instance(wisp: &Wisp, name: &str) -> Value {
     json(wisp, &["show", name])["Reservations"][0]["Instances"][0].clone()
 }
 
-/// What an instance is told by a server outside of all guests.
+/// Returns an instance's page from a server outside of all guests.
 fn hello_from_the_world(wisp: &Wisp, name: &str) -> String {
     let world = TcpListener::bind((WORLD, 0)).unwrap();
     let address = world.local_addr().unwrap().to_string();
@@ -141,14 +141,15 @@ fn hello_from_the_world(wisp: &Wisp, name: &str) -> String {
             stream.read_exact(&mut [0; 3]).unwrap();
             stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhello").unwrap();
             stream.shutdown(Shutdown::Write).unwrap();
-            // It is read to its end, or closing would reset it.
+            // The request is read to its end. Otherwise closing would reset the connection.
             stream.read_to_end(&mut Vec::new()).unwrap();
         });
         exec(wisp, name, &fetch(&address, ""))
     })
 }
 
-/// Where the kernel gives a user no namespaces, that and its mend are said: by the doctor, and by who would need them.
+/// Checks a kernel that grants users no namespaces: the doctor and the commands that need them report the problem and
+/// its fix.
 fn without_namespaces(wisp: &Wisp) {
     const MEND: &str = "sudo sysctl user.max_user_namespaces=15000";
     let forbidden = |args: &[&str]| {
@@ -185,7 +186,7 @@ fn nothing_is_left(wisp: &Wisp) {
     assert!(wisp.instances().is_empty());
 }
 
-/// All files in a folder.
+/// Returns all files in a directory.
 fn tree(folder: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {

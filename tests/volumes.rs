@@ -1,4 +1,4 @@
-//! Volumes, snapshots, images, keys and user data, over real guests.
+//! Volumes, snapshots, images, keys and user data, with real guests.
 
 mod common;
 
@@ -7,7 +7,7 @@ use std::process::Command;
 use common::Wisp;
 use common::instances::{exec, files, json, launch};
 
-/// Has `qemu-img` look at every file of a volume or a snapshot.
+/// Checks every file of a volume or a snapshot with `qemu-img`.
 fn check_images(wisp: &Wisp) {
     for name in files(wisp, "volumes") {
         let path = wisp.home().join("volumes").join(&name);
@@ -38,12 +38,12 @@ fn a_volume_moves_between_instances_with_its_data() {
     let taken = wisp.run(&["volume", "attach", "data", "b"]).expect_code(1);
     assert!(taken.stderr.contains("VolumeInUse"), "{}", taken.stderr);
 
-    // A snapshot is what was there then, whatever is written later.
+    // A snapshot is not affected by later writes.
     wisp.run(&["snapshot", "create", "data", "--name", "then"]).expect_code(0);
     exec(&wisp, "a", "dd if=/dev/zero of=/dev/vdb bs=64k count=1 conv=notrunc 2>/dev/null; sync");
     assert_ne!(exec(&wisp, "a", sum), digest);
 
-    // Off the one and onto the other while both run, with what was written last; there it grows.
+    // The volume moves between running instances with the last writes, and grows there.
     wisp.run(&["volume", "detach", "data"]).expect_code(0);
     wisp.run(&["volume", "attach", "data", "b"]).expect_code(0);
     assert_eq!(exec(&wisp, "b", "head -c 65536 /dev/vdb | tr -d '\\0' | wc -c"), "0");
@@ -52,7 +52,7 @@ fn a_volume_moves_between_instances_with_its_data() {
     let smaller = wisp.run(&["volume", "resize", "data", "16M"]).expect_code(1);
     assert!(smaller.stderr.contains("InvalidParameterValue"), "{}", smaller.stderr);
 
-    // The snapshot outlives the volume, and becomes another.
+    // The snapshot outlives the volume, and is the source of a new one.
     wisp.run(&["volume", "detach", "data"]).expect_code(0);
     wisp.run(&["volume", "rm", "data"]).expect_code(0);
     wisp.run(&["volume", "create", "--snapshot", "then", "--name", "copy"]).expect_code(0);
@@ -60,7 +60,7 @@ fn a_volume_moves_between_instances_with_its_data() {
     assert_eq!(exec(&wisp, "a", sum), digest);
     check_images(&wisp);
 
-    // What is kept on termination is kept, everything else goes.
+    // Volumes without deletion on termination are kept. All others are removed.
     wisp.run(&["terminate", "a", "b"]).expect_code(0);
     let volumes = json(&wisp, &["volume", "ls"]);
     let left: Vec<&str> =
@@ -88,7 +88,7 @@ fn an_image_of_an_instance_starts_others() {
     let console = wisp.run(&["console", "first"]).expect_code(0).text();
     assert!(console.contains("said by user data"), "{console}");
 
-    // Once for each instance: not at its next boot, and again in an instance of its image.
+    // User data runs once per instance: not at its next boot, but again in an instance of its image.
     wisp.run(&["image", "create", "first", "--name", "golden"]).expect_code(0);
     let duplicate = wisp.run(&["image", "create", "first", "--name", "golden"]).expect_code(1);
     assert!(duplicate.stderr.contains("InvalidAMIName.Duplicate"), "{}", duplicate.stderr);
@@ -99,7 +99,7 @@ fn an_image_of_an_instance_starts_others() {
     launch(&wisp, &["golden", "--name", "second", "--user-data", script.to_str().unwrap()]).expect_code(0);
     assert_eq!(exec(&wisp, "second", &done.replace("grep -q", "grep -q $(hostname).*")), "once\nonce");
 
-    // Its instances keep an image that was deregistered.
+    // A deregistered image is kept for its instances.
     wisp.run(&["image", "rm", "golden"]).expect_code(0);
     wisp.run(&["launch", "golden"]).expect_code(1);
     wisp.run(&["stop", "second"]).expect_code(0);

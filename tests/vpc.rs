@@ -1,6 +1,6 @@
-//! Instances of a VPC: they reach each other as their security groups say, and leave nothing.
+//! Instances of a VPC: they reach each other as their security groups allow, and leave nothing behind.
 //!
-//! The tests run in a network namespace of their own, as those of `network.rs`.
+//! The tests run in a network namespace like those of `network.rs`.
 
 mod common;
 
@@ -23,7 +23,7 @@ fn private_address(wisp: &Wisp, name: &str) -> String {
     shown(wisp, name)["PrivateIpAddress"].as_str().unwrap().to_string()
 }
 
-/// What the page at an address of this host says; nothing if nobody answers there.
+/// Returns the page at an address of this host, or `None` if there is no server.
 fn page(address: &str) -> Option<String> {
     let mut stream = TcpStream::connect((address, 80)).ok()?;
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -33,7 +33,7 @@ fn page(address: &str) -> Option<String> {
     answer.lines().last().map(str::to_string)
 }
 
-/// Whether `client` gets a page of `server`'s within some seconds.
+/// Returns true if `client` gets a page from `server` within some seconds.
 fn reaches(wisp: &Wisp, client: &str, server: &str) -> bool {
     let script = format!(
         "wget -q -O /tmp/page http://{server}/page & wget=$!; (sleep 8; kill $wget) > /dev/null 2>&1 & \
@@ -42,7 +42,8 @@ fn reaches(wisp: &Wisp, client: &str, server: &str) -> bool {
     exec(wisp, client, &script) == "reached"
 }
 
-/// Has a server talk to a client, over one connection to its port 7. What is returned waits until the client has heard more.
+/// Starts a stream from the server's port 7 to a client over one connection. The returned function waits until the
+/// client has received more.
 fn talk<'a>(wisp: &'a Wisp, server: &str, address: &str, client: &'a str) -> impl Fn() + 'a {
     exec(wisp, server, "(while true; do echo tick; sleep 1; done | nc -l -p 7) > /tmp/heard 2>&1 &");
     exec(wisp, client, &format!("(sleep 1000 | nc {address} 7) > /tmp/ticks 2>&1 &"));
@@ -55,7 +56,7 @@ fn talk<'a>(wisp: &'a Wisp, server: &str, address: &str, client: &'a str) -> imp
     }
 }
 
-/// What an instance is told by a server outside of all guests.
+/// Returns an instance's page from a server outside of all guests.
 fn hello_from_the_world(wisp: &Wisp, name: &str) -> String {
     let world = TcpListener::bind((WORLD, 0)).unwrap();
     let port = world.local_addr().unwrap().port();
@@ -65,7 +66,7 @@ fn hello_from_the_world(wisp: &Wisp, name: &str) -> String {
         stream.read_exact(&mut request).unwrap();
         stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhello").unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
-        // It is read to its end, or closing would reset it.
+        // The request is read to its end. Otherwise closing would reset the connection.
         stream.read_to_end(&mut Vec::new()).unwrap();
     });
     let hello = exec(wisp, name, &format!("wget -q -O - http://{WORLD}:{port}/"));
@@ -99,7 +100,7 @@ fn a_router_that_was_killed_comes_back_and_cuts_nobody_off() {
     let killed = kill_the_router();
     let router_finding = || finding(&wisp, "VPC router");
     assert_eq!(router_finding().unwrap()["Mends"][0]["Command"], "wisp ls");
-    // Whoever comes next brings it back, and what is to be in force is.
+    // The next command restarts the router, with the current rules.
     let came = wisp.run(&["sg", "authorize", "db", "--port", "80", "--group", "default"]).expect_code(0);
     assert!(came.stderr.contains("it is back") && !came.stderr.contains("reach nobody"), "{}", came.stderr);
     assert_eq!(router_finding(), None);
@@ -110,7 +111,7 @@ fn a_router_that_was_killed_comes_back_and_cuts_nobody_off() {
     let log = format!("{folder}/pasta.log");
     assert_eq!(common::processes(&["--log-file", &log]).len(), 1, "one way out, and not that of before");
 
-    // Two at once, of which one launches; the new one is where the others are.
+    // Two concurrent commands, one of which launches. The new instance joins the others' network.
     kill_the_router();
     let revoking = wisp.start(&["sg", "revoke", "db", "--port", "80", "--group", "default"]);
     let launched = launch(&wisp, &["--name", "third"]).expect_code(0);
@@ -122,7 +123,7 @@ fn a_router_that_was_killed_comes_back_and_cuts_nobody_off() {
     assert!(pings("third") && !reaches(&wisp, "third", &address));
     heard_more();
 
-    // A guest that reboots goes on under its keeper, which holds what it held: here for all of them.
+    // A rebooted guest keeps its supervisor, which holds the network connections: here for all of them.
     wisp.run(&["reboot", "server"]).expect_code(0);
     exec(&wisp, "server", "echo it is up");
     wisp.run(&["terminate", "client", "third"]).expect_code(0);
@@ -150,7 +151,7 @@ fn instances_of_a_vpc_reach_each_other_as_their_groups_say() {
     launch(&wisp, &[&["--name", "server", "--network", "vpc"][..], &groups[..]].concat()).expect_code(0);
     let address = private_address(&wisp, "server");
 
-    // Members of the default group reach each other: by ICMP, and by TCP with as many bytes as left there.
+    // Members of the default group reach each other: by ICMP, and by TCP without lost bytes.
     let pinged = exec(&wisp, "client", &format!("ping -c 2 -w 60 {address}"));
     assert!(pinged.contains(" 0% packet loss"), "{pinged}");
     let sum = exec(
@@ -162,10 +163,10 @@ fn instances_of_a_vpc_reach_each_other_as_their_groups_say() {
     let received = exec(&wisp, "client", &format!("wget -q -O - http://{address}/many | sha256sum"));
     assert_eq!(received, sum);
 
-    // Out, and what is there is not in.
+    // Outbound connections work, without a way in from outside.
     assert_eq!(hello_from_the_world(&wisp, "client"), "hello");
 
-    // What was begun goes on when its group is left; what is begun then does not. The other way likewise.
+    // Leaving a group keeps established connections and blocks new ones. Joining is the reverse.
     let heard_more = talk(&wisp, "server", &address, "client");
     heard_more();
     wisp.run(&["modify", "server", "--security-group", "db"]).expect_code(0);
@@ -181,7 +182,7 @@ fn instances_of_a_vpc_reach_each_other_as_their_groups_say() {
     wisp.run(&["sg", "authorize", "default", "--egress", "--port", "80", "--group", "db"]).expect_code(0);
     assert!(reaches(&wisp, "client", &address));
 
-    // One that goes on from a saved guest is connected by its own address; one that was stopped has the one it had.
+    // A fork is connected with its own address. A stopped instance keeps its address.
     wisp.run(&["fork", "client", "--name", "second"]).expect_code(0);
     assert!(reaches(&wisp, "second", &address));
     wisp.run(&["stop", "server"]).expect_code(0);
@@ -235,13 +236,13 @@ fn vpcs_are_apart_and_an_elastic_address_goes_from_one_instance_to_another() {
     assert!(taken.stderr.contains("InvalidIPAddress.InUse"), "{}", taken.stderr);
     assert!(wisp.run(&["subnet", "rm", "red-front"]).expect_code(1).stderr.contains("DependencyViolation"));
 
-    // From one subnet to another of the same VPC; the other VPC's instance is not there.
+    // Subnets of one VPC reach each other, but not the other VPC.
     assert!(reaches(&wisp, "a", "10.0.2.20"));
     let pinged = exec(&wisp, "b", "ping -c 1 -w 60 10.0.1.10");
     assert!(pinged.contains(" 0% packet loss"), "{pinged}");
     assert!(!reaches(&wisp, "c", "10.0.2.20"));
 
-    // An elastic address leads to one instance, then to another; it stays over a stop, and is free in the end.
+    // An elastic address moves between instances, is kept across a stop, and is free in the end.
     let allocated = json(&wisp, &["address", "allocate", "--name", "www"]);
     let ip = allocated["PublicIp"].as_str().unwrap();
     wisp.run(&["address", "associate", "www", "a"]).expect_code(0);
@@ -259,7 +260,7 @@ fn vpcs_are_apart_and_an_elastic_address_goes_from_one_instance_to_another() {
     wisp.run(&["terminate", "c"]).expect_code(0);
     assert_eq!(json(&wisp, &["address", "ls"])["Addresses"], json!([allocated]));
 
-    // What is in no VPC any more lets go of it.
+    // Without instances, the VPC's resources are free.
     wisp.run(&["terminate", "a", "b"]).expect_code(0);
     common::await_no_processes_of(&wisp);
     for vpc in ["red", "blue"] {
@@ -274,7 +275,7 @@ fn vpcs_are_apart_and_an_elastic_address_goes_from_one_instance_to_another() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// The names of this namespace's links, the filter's rules in it, and what is mounted of namespaces.
+/// Returns the links and firewall rules of this namespace, and the mounts of namespaces.
 fn of_the_host() -> [String; 3] {
     let said = |program: &str, arguments: &[&str]| {
         let output = std::process::Command::new(program).args(arguments).output().unwrap();
@@ -307,7 +308,7 @@ fn fifty_instances_are_on_the_network_and_leave_nothing() {
 
     wisp.run(&[&["terminate"][..], &field("InstanceId")].concat()).expect_code(0);
     common::await_no_processes_of(&wisp);
-    // Their namespaces had no other processes, and are nowhere else.
+    // The VPCs' namespaces had no other processes, and are not mounted anywhere.
     assert_eq!(of_the_host(), before);
     for folder in std::fs::read_dir(wisp.home().join("networks")).unwrap() {
         assert!(!folder.unwrap().path().join("router.sock").exists());

@@ -1,4 +1,4 @@
-//! VPCs, subnets and elastic addresses, as far as they need no guest.
+//! VPCs, subnets and elastic addresses, without guests.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Launches that go on from a guest that has started already.
+//! Warm starts: launches from a template.
 
 mod common;
 
@@ -8,7 +8,7 @@ use common::Wisp;
 use common::instances::{exec, json, launch};
 use serde_json::Value;
 
-/// Whether an instance's machine went on from a saved one.
+/// Returns true if an instance was restored from a template.
 fn is_warm(wisp: &Wisp, instance: &str) -> bool {
     has_restored(&json(wisp, &["timeline", instance]))
 }
@@ -37,7 +37,7 @@ fn a_warm_launch_is_an_instance_of_its_own() {
     let mut seen = BTreeSet::new();
     for id in &ids {
         assert!(is_warm(&wisp, id), "{id}");
-        // The key and the user data come when the guest is ready already.
+        // The key and the user data arrive after the guest is ready.
         let script = "until [ -e /root/user-data ]; do sleep 0.1; done; hostname
             head -c 16 /dev/urandom | od -An -tx1; grep -c mine /root/.ssh/authorized_keys; date +%s";
         let text = exec(&wisp, id, script);
@@ -49,7 +49,7 @@ fn a_warm_launch_is_an_instance_of_its_own() {
         assert!(seen.insert(lines[1].to_string()), "two guests drew the same random numbers");
     }
 
-    // It is as any other: what is written stays, and it boots again.
+    // It behaves like any other instance: written data stay, and it can reboot.
     exec(&wisp, ids[0], "echo mine > /root/file; sync");
     wisp.run(&["reboot", ids[0]]).expect_code(0);
     assert_eq!(exec(&wisp, ids[0], "cat /root/file; hostname"), format!("mine\n{}", &ids[0][..10]));
@@ -60,7 +60,7 @@ fn a_warm_launch_is_an_instance_of_its_own() {
     assert!(outcome.text().starts_with("i-"), "{}", outcome.text());
     assert!(has_restored(&json(&wisp, &["timeline"])));
 
-    // One that is damaged is none; then there is another after the next launch, which boots.
+    // A damaged template is not used. The next launch cold-boots, and a new template follows.
     let warm = wisp.home().join("warm");
     let folder = std::fs::read_dir(&warm).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir());
     std::fs::write(folder.unwrap().join("state"), "damaged").unwrap();
@@ -69,7 +69,7 @@ fn a_warm_launch_is_an_instance_of_its_own() {
     wisp.run(&["terminate", id.trim()]).expect_code(0);
     launch(&wisp, &["--name", "cold"]).expect_code(0);
     assert!(!is_warm(&wisp, "cold"));
-    // The one that is made in the background holds a lock of its machine.
+    // The background process that creates it holds its machine's lock.
     let deadline = std::time::Instant::now() + common::DEADLINE;
     while json(&wisp, &["image", "show", "tiny"])["Images"][0]["WarmSnapshots"].as_array().unwrap().is_empty() {
         assert!(std::time::Instant::now() < deadline, "no warm snapshot came");

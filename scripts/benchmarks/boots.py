@@ -1,4 +1,4 @@
-"""Boots and disks, beside QEMU's microvm and Firecracker where they are installed."""
+"""Measures boots and disks, and compares with QEMU's microvm and Firecracker if they are installed."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import time
 from .common import CMDLINE, DEADLINE, MEMORY_MIB, bundle, emulated_options, tabulate, wisp
 from .qemu import QEMU, qemu_command
 
-# Enough to measure, and seconds where the guest's kernel is emulated.
+# Enough to measure. Under software KVM it takes seconds.
 BLOCK_MIB = 2
 READY = b"wisp-init: ready"
 INIT = CMDLINE + " init=/sbin/wisp-init"
@@ -21,7 +21,7 @@ def bench(args):
     samples = {}
     with tempfile.TemporaryDirectory(prefix="wisp-bench-") as folder:
         env = dict(os.environ, WISP_HOME=os.path.join(folder, "home"), WISP_WARM_LIMIT="0")
-        wisp(env, "run", "--", "true")  # unpacks the image, which is no part of a boot
+        wisp(env, "run", "--", "true")  # unpack the image before the measurement
         image = bundle(env["WISP_HOME"])
         measures = [
             lambda: wisp_boot(env), lambda: wisp_command(env), lambda: wisp_block(env, folder),
@@ -41,7 +41,7 @@ def bench(args):
 
 
 def wisp_boot(env):
-    """One boot: milliseconds from process start to each mark, and memory."""
+    """Measures one boot: milliseconds from process start to each mark, and memory."""
     wisp(env, "run", "--", "true")
     report = json.loads(wisp(env, "timeline", "--output", "json"))
     marks = {mark["mark"]: mark["at_ns"] for mark in report["timeline"]["marks"]}
@@ -62,7 +62,7 @@ def wisp_command(env):
 
 
 def wisp_block(env, folder):
-    """Sequential throughput of disks, as dd in the guest sees it: a raw file, a qcow2 file, and a layer over a raw file."""
+    """Measures sequential throughput with dd in the guest: a raw file, a qcow2 file, and an overlay on a raw file."""
     raw, whole, layer = (os.path.join(folder, name) for name in ("disk.img", "disk.qcow2", "layer.qcow2"))
     with open(raw, "wb") as file:
         file.write(os.urandom(BLOCK_MIB << 20))
@@ -91,7 +91,7 @@ def wisp_block(env, folder):
 
 
 def until_ready(command, env=None):
-    """Milliseconds until the guest's console says that its agent is ready; the process is ended then."""
+    """Returns the milliseconds until the guest's console reports a ready agent. Then kills the process."""
     began = time.monotonic()
     process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     seen = b""

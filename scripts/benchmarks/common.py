@@ -1,4 +1,4 @@
-"""What all benchmarks share: the binary, the host, and how figures are shown."""
+"""Code shared by all benchmarks: the binary, the host, and the output of figures."""
 
 import os
 import re
@@ -10,7 +10,7 @@ WISP = os.path.join(ROOT, "target/release/wisp")
 MEMORY_MIB = 256
 SIZE = ("--vcpus", "1", "--memory", f"{MEMORY_MIB}M")
 DEADLINE = 300
-# What Wisp puts on the command line by itself, for the others.
+# Wisp's default kernel command line, for the other VMMs.
 CMDLINE = "console=ttyS0 reboot=k panic=-1 quiet 8250.nr_uarts=1 tsc=reliable no_timer_check noreplace-smp root=/dev/vda rw"
 
 
@@ -20,7 +20,7 @@ def software_kvm():
 
 
 def use(binary):
-    """Has another binary measured."""
+    """Selects another binary to measure."""
     global WISP
     WISP = os.path.abspath(binary)
 
@@ -35,13 +35,13 @@ def wisp(env, *args, **kwargs):
 
 
 def bundle(home):
-    """The embedded image, unpacked in this data directory."""
+    """Returns the directory of the embedded image, unpacked in this data directory."""
     images = os.path.join(home, "images")
     return next(os.path.join(images, name) for name in os.listdir(images) if name.startswith("ami-"))
 
 
 def emulated_options():
-    """The options that Wisp's monitor adds where the kernel is emulated, from its own source."""
+    """Returns the kernel options that Wisp adds under software KVM, read from its source."""
     if not software_kvm():
         return ""
     source = open(os.path.join(ROOT, "src/vmm/boot/cmdline.rs")).read()
@@ -50,7 +50,7 @@ def emulated_options():
 
 
 def tabulate(samples, runs):
-    """Prints what was measured, and returns it as figures."""
+    """Prints the samples as a table, and returns the figures."""
     print(f"{host()}; 1 vCPU, {MEMORY_MIB} MiB, {runs} runs\n")
     print(f"{'':58} {'min':>10} {'median':>10} {'max':>10}")
     figures = {}

@@ -1,4 +1,4 @@
-"""The block device by itself, without a guest: `benches/block.rs` drives it."""
+"""Measures the block device alone, without a guest, with `benches/block.rs`."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from .common import ROOT, host
 
 def bench(args):
     print(f"{host()}; the block device alone, {args.runs} runs, medians\n")
-    # It goes with this script, however that ends.
+    # The directory is removed when this script ends.
     with tempfile.TemporaryDirectory(prefix="wisp-bench-", dir=args.folder) as folder:
         folder = os.path.abspath(folder)
         figures = os.path.join(folder, "figures.json")

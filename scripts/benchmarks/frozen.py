@@ -1,4 +1,4 @@
-"""Guests that are saved, restored, launched warm and forked."""
+"""Measures snapshots, restores, warm starts and forks of guests."""
 
 import json
 import os
@@ -12,12 +12,12 @@ import time
 from .common import DEADLINE, MEMORY_MIB, SIZE, host, wisp, wisp_command
 
 
-# What a hundred of fit into a small host: their memory is promised to each, while forks share theirs.
+# A hundred of these fit into a small host. Launched instances reserve their memory, while forks share it.
 SMALL = ("--vcpus", "1", "--memory", "128M")
 
 
 def frozen(env, size):
-    """One round of saving and going on, in milliseconds. The instance of the last round is gone before the next."""
+    """Measures one round of a save and a restore, in milliseconds. The instance is terminated before the next round."""
     timed = lambda *args: (began := time.monotonic(), wisp(env, *args), (time.monotonic() - began) * 1e3)[1:]
     marks = lambda id: {
         mark["mark"]: mark["at_ns"]
@@ -39,7 +39,7 @@ def frozen(env, size):
 
 
 def forks(env, size, count):
-    """Forks at once: until all are ready, the original's pause, and what the host has less for each."""
+    """Measures concurrent forks: the time until all are ready, the original's pause, and the memory per fork."""
     available = lambda: int(re.search(r"MemAvailable:\s+(\d+)", open("/proc/meminfo").read()).group(1)) / 1024
     id = wisp(env, "launch", *size).decode().strip()
     before, began = available(), time.monotonic()
@@ -56,13 +56,13 @@ def forks(env, size, count):
         f"{count} forks at once: pause of the original": pause,
         f"{count} forks at once: memory of each that is not shared, MiB": private,
     }
-    if count >= 10:  # what else the host does meanwhile is more than one fork takes
+    if count >= 10:  # for fewer, other activity of the host outweighs the forks
         figures[f"{count} forks at once: what the host has less for each, MiB"] = memory
     return figures
 
 
 def launches(env, count):
-    """Instances of one launch, warm: until all are ready."""
+    """Measures the warm start of several instances in one launch: the time until all are ready."""
     began = time.monotonic()
     launched = wisp(env, "launch", *SMALL, "--count", str(count), "--overcommit", "--wait", "ready").decode().split()
     took = (time.monotonic() - began) * 1e3
@@ -71,7 +71,7 @@ def launches(env, count):
 
 
 def private_mib(env, id):
-    """What an instance's monitor has mapped, guest memory and all, that no other process has."""
+    """Returns the private memory of an instance's VMM, including guest memory."""
     pid = json.loads(wisp(env, "timeline", id, "--output", "json"))["pid"]
     text = open(f"/proc/{pid}/smaps_rollup").read()
     return sum(int(kib) for kib in re.findall(r"Private_(?:Clean|Dirty):\s+(\d+)", text)) / 1024

@@ -1,4 +1,4 @@
-"""What goes between guests of a VPC, between guest and host, through passt and over vsock; and the same between guests of QEMU's.
+"""Measures traffic between VPC guests, between guest and host, through passt and over vsock; and between QEMU guests.
 
 Guests and the host run the same program, tests/programs/net.rs.
 """
@@ -17,10 +17,10 @@ from .common import DEADLINE, ROOT, SIZE, bundle, software_kvm, tabulate, wisp
 from .qemu import QEMU, between_guests
 
 PORT = 8080
-# Seconds of work, where the guest's kernel is emulated.
+# Under software KVM these take seconds.
 PAGE_MIB = 8
 STREAM_MIB = 4 if software_kvm() else 512
-# What the program is run with, and what its figures are.
+# The program's arguments, and the names of its figures.
 MEASURES = {
     ("send", f"{STREAM_MIB}"): ["TCP, there, MiB/s"],
     ("receive", f"{STREAM_MIB}"): ["TCP, back, MiB/s"],
@@ -63,12 +63,12 @@ def build(folder):
 
 
 def figures(what, words, text):
-    """What the program printed, by name."""
+    """Parses the program's output into named figures."""
     return {f"{what}: {name}": float(value) for name, value in zip(MEASURES[words], text.split(), strict=True)}
 
 
 def in_a_vpc(env, program, runs, note):
-    """Between two guests, and between the host and one by its public address."""
+    """Measures between two guests, and between the host and a guest at its public address."""
     launched = wisp(env, "launch", *SIZE, "--network", "vpc", "--count", "2", "--overcommit").decode().split()
     try:
         server, client = launched
@@ -92,7 +92,7 @@ def in_a_vpc(env, program, runs, note):
 
 
 def through_passt(env, runs, note):
-    """By a published port, through passt, and to the metadata service. Returns whether there was a world to reach."""
+    """Measures a published port, passt and the metadata service. Returns true if the outside world was reachable."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     id = wisp(env, "launch", *SIZE, "-p", f"{port}:{PORT}").decode().strip()
@@ -109,7 +109,7 @@ def through_passt(env, runs, note):
 
 
 def over_vsock(env, runs, note):
-    """Through a command's standard input and output, which the agent has on vsock."""
+    """Measures a command's standard input and output, which the agent transfers over vsock."""
     id = wisp(env, "launch", *SIZE, "--network", "none").decode().strip()
 
     def rate(script, **kwargs):
@@ -132,7 +132,7 @@ def over_vsock(env, runs, note):
 
 
 def pages(port, outside, exec_in):
-    """Bytes through a published port, through passt, and how long the metadata service takes."""
+    """Measures throughput of a published port and of passt, and the latency of the metadata service."""
     figures = {}
 
     def fetch():
@@ -157,7 +157,7 @@ def pages(port, outside, exec_in):
 
 
 def serve_outside():
-    """A server at the host's own address, if it has one that is not loopback: answers whatever with PAGE_MIB of zeroes."""
+    """Starts a server at the host's non-loopback address, if there is one. It answers with PAGE_MIB of zeros."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(("198.51.100.1", 9))

@@ -1,4 +1,4 @@
-"""QEMU's microvm, with the kernel and the root file system of the embedded image."""
+"""Runs QEMU's microvm with the kernel and the root file system of the embedded image."""
 
 import os
 import re
@@ -9,11 +9,11 @@ import sys
 from .common import CMDLINE, DEADLINE, MEMORY_MIB, emulated_options, software_kvm
 
 QEMU = "qemu-system-x86_64"
-# As guests of Wisp's have it.
+# The same as in guests of Wisp.
 MTU = 9001
 ADDRESSES = {"server": "192.0.2.4", "client": "192.0.2.5"}
 
-# The first process of a guest: one end of the program, by what the kernel's command line says.
+# The first process of a guest. It runs the end of the program that the kernel's command line names.
 INIT = """#!/bin/sh
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs devtmpfs /dev 2> /dev/null
 ip link set lo up; ip address add $bench_address/24 dev eth0; ip link set eth0 mtu %(mtu)d up
@@ -27,7 +27,7 @@ done
 reboot -f
 """
 
-# Two guests, their taps on a bridge: in namespaces of their own, with which everything ends.
+# Two guests with their taps on a bridge, in new namespaces. Everything ends with the namespaces.
 MACHINES = """
 set -e
 ip link add br0 mtu %(mtu)d type bridge && ip link set br0 up
@@ -41,7 +41,7 @@ exec %(client)s < /dev/null
 
 
 def qemu_command(image, disk, cmdline, more=()):
-    """What starts one; its console is standard output."""
+    """Returns the command of a QEMU guest. Its console is standard output."""
     cpu = "host,-arch-capabilities" if software_kvm() else "host"
     return [
         QEMU, "-M", "microvm,rtc=on,isa-serial=on,acpi=off", "-enable-kvm", "-cpu", cpu, "-m", str(MEMORY_MIB),
@@ -52,7 +52,7 @@ def qemu_command(image, disk, cmdline, more=()):
 
 
 def between_guests(image, folder, program, port, measures, runs):
-    """Yields the words of each measurement between two guests, and what the program printed."""
+    """Yields the arguments and the output of each measurement between two guests."""
     lines = [
         f'    echo "figure {number} $(/net {words[0]} {ADDRESSES["server"]}:{port} {" ".join(words[1:])})"'
         for number, words in enumerate(measures)
@@ -72,7 +72,7 @@ def between_guests(image, folder, program, port, measures, runs):
         device = f"virtio-net-device,netdev=net,mac=06:00:00:00:00:0{number},host_mtu={MTU}"
         more = ["-netdev", f"tap,id=net,ifname={role},script=no,downscript=no,vhost=off", "-device", device]
         machines[role] = " ".join(f"'{word}'" for word in qemu_command(image, own, cmdline, more))
-    # The client's end is the shell's, and that is the namespace's first process: the server ends with it.
+    # The shell, the first process of the namespace, executes the client. So the server ends with the client.
     command = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "sh", "-c", MACHINES % machines]
     ended = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=DEADLINE * (1 + runs))
     words = list(measures)

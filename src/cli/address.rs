@@ -9,10 +9,11 @@ use super::{launch, open_cloud, shapes, tell_notices};
 use crate::ec2::tag::Tag;
 use crate::store::AddressRecord;
 
-/// Elastic addresses: public addresses that stay yours, and go from one instance to another.
+/// Manage elastic addresses.
 ///
-/// A public address is an address of this host's loopback interface, 127.18.x.y; it leads to the ports that the instance's
-/// security groups open.
+/// An elastic address is a public address that is yours until you release it, and that can move between instances.
+/// Public addresses are addresses of this host's loopback interface, 127.18.x.y. They lead to the ports that the
+/// instance's security groups open.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -28,40 +29,40 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Allocates an address.
+    /// Allocate an address.
     Allocate {
-        /// The value of its Name tag.
+        /// Name tag.
         #[arg(long)]
         name: Option<String>,
-        /// A tag; repeat for more.
+        /// Tag; repeat for more.
         #[arg(long = "tag", value_name = "KEY=VALUE")]
         tags: Vec<Tag>,
     },
-    /// Lists the addresses.
+    /// List addresses.
     Ls,
-    /// Gives an instance the address; one that another instance has is taken from it.
+    /// Associate an address with an instance, also if another instance has it.
     Associate {
-        /// The address, its id, the beginning of it, or its name.
+        /// Address, its id, a prefix of the id, or its name.
         address: String,
-        /// The instance: its id, the beginning of it, or its name.
+        /// Instance: id, prefix of the id, or name.
         instance: String,
-        /// Refuse if another instance has it.
+        /// Refuse if another instance has the address.
         #[arg(long)]
         no_reassociation: bool,
     },
-    /// Takes the address from the instance that has it.
+    /// Disassociate an address from its instance.
     Disassociate {
-        /// The address, its id, the beginning of it, or its name.
+        /// Address, its id, a prefix of the id, or its name.
         address: String,
     },
-    /// Gives the address back.
+    /// Release an address.
     Release {
-        /// The address, its id, the beginning of it, or its name.
+        /// Address, its id, a prefix of the id, or its name.
         address: String,
     },
 }
 
-/// Does it.
+/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let (record, next) = match args.command {

@@ -1,4 +1,4 @@
-//! `wisp attach`: an instance's serial terminal.
+//! `wisp attach`: an interactive serial console.
 
 use std::process::ExitCode;
 
@@ -9,18 +9,20 @@ use super::{open_cloud, serial};
 use crate::vmm::console_socket::SOCKET;
 use crate::vmm::untrusted;
 
-/// Joins this terminal to an instance's serial console, both ways. Ctrl-] leaves it; the guest goes on.
+/// Attach this terminal to an instance's serial console.
+///
+/// Ctrl-] detaches. The guest keeps running.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
   wisp launch --name web --cmdline wisp.console=shell && wisp attach web      press return for a prompt")]
 pub struct Args {
-    /// The instance: its id, the beginning of it, or its name.
+    /// Instance: id, prefix of the id, or name.
     #[arg(value_name = "INSTANCE")]
     instance: String,
 }
 
-/// Joins it.
+/// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (record, folder) = open_cloud()?.reachable(&args.instance)?;
     let stream = untrusted::connect(&folder.vmm_directory().join(SOCKET))

@@ -1,11 +1,11 @@
-//! `wisp completions`: what a shell completes after `wisp`.
+//! `wisp completions`: shell completion scripts.
 
 use std::process::ExitCode;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-/// Prints a script that has a shell complete wisp's commands and options.
+/// Print a shell completion script.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -13,12 +13,12 @@ Examples:
   wisp completions zsh > ~/.zfunc/_wisp
   wisp completions fish > ~/.config/fish/completions/wisp.fish")]
 pub struct Args {
-    /// The shell.
+    /// Shell.
     #[arg(value_enum)]
     shell: Shell,
 }
 
-/// Prints it.
+/// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut super::Cli::command(), "wisp", &mut script);

@@ -1,4 +1,4 @@
-//! `wisp console`: what a guest wrote to its console.
+//! `wisp console`: the output of a guest's console.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
@@ -15,12 +15,12 @@ use crate::cloud::timestamp;
 use crate::vmm::devices::console::LOG;
 use crate::vmm::untrusted;
 
-/// What EC2 shows of a console, in bytes.
+/// The size of EC2's console output, in bytes.
 const LIMIT: usize = 64 << 10;
-/// The most bytes that are copied to the terminal at a time.
+/// The maximum number of bytes copied to the terminal at a time.
 const AT_A_TIME: u64 = 2 << 20;
 
-/// Prints what an instance wrote to its console: the last 64 KiB.
+/// Show the last 64 KiB of console output.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -30,20 +30,20 @@ Examples:
 
 On a terminal, control characters are escaped and colors are left out. A pipe or a file gets all bytes.")]
 pub struct Args {
-    /// The instance: its id, the beginning of it, or its name.
+    /// Instance: id, prefix of the id, or name.
     #[arg(value_name = "INSTANCE")]
     instance: String,
 
-    /// Go on with what it writes from now on.
+    /// Follow the output until the instance ends.
     #[arg(long, short)]
     follow: bool,
 
-    /// Print control characters as they are on a terminal, too.
+    /// Do not escape control characters on a terminal.
     #[arg(long)]
     raw: bool,
 }
 
-/// Prints a console's output, filtered on a terminal.
+/// Prints console output, filtered on a terminal.
 struct Printer<W> {
     output: W,
     filter: Option<ConsoleFilter>,
@@ -62,7 +62,7 @@ impl<W: Write> Printer<W> {
         self.output.flush()
     }
 
-    /// Prints what is left of a sequence that was not complete.
+    /// Prints the rest of an incomplete sequence.
     fn finish(&mut self) -> io::Result<()> {
         let rest = self.filter.as_mut().map(ConsoleFilter::finish).unwrap_or_default();
         self.output.write_all(rest.as_bytes())?;
@@ -70,7 +70,7 @@ impl<W: Write> Printer<W> {
     }
 }
 
-/// Prints it.
+/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let record = cloud.instance(&args.instance)?;
@@ -92,7 +92,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints what is added to the log until the machine has ended.
+/// Prints what is appended to the log until the machine has ended.
 fn follow(folder: &crate::cloud::machine::Folder, printer: &mut Printer<impl Write>) -> anyhow::Result<()> {
     let path = folder.vmm_directory().join(LOG);
     let mut log = untrusted::open(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
@@ -100,7 +100,7 @@ fn follow(folder: &crate::cloud::machine::Folder, printer: &mut Printer<impl Wri
     let mut monitor = folder.connect()?;
     monitor.subscribe()?;
     loop {
-        // The file's growth is looked at ten times a second, the machine's end is waited for meanwhile.
+        // The file's size is checked ten times a second, while waiting for the machine's end.
         let ended = monitor.wait_ended(Duration::from_millis(100))?;
         let mut more = Vec::new();
         (&log).take(AT_A_TIME).read_to_end(&mut more)?;

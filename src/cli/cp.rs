@@ -1,4 +1,4 @@
-//! `wisp cp`: files into a guest and out of it.
+//! `wisp cp`: copies between the host and a guest.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -12,11 +12,10 @@ use super::wait::{self, AGENT_TIMEOUT};
 
 /// Copy files and directories to or from an instance.
 ///
-/// It needs no network and no key. An existing directory DST takes the copy inside it, under the last component of SRC. A SRC
-/// without one, such as `web:/` or `web:/srv/.`, needs a DST that does not exist. Holes of sparse files stay holes. Symbolic
-/// links inside SRC are copied as links.
-/// Links copied from an instance are never followed later, neither in SRC nor in DST. Devices, pipes and sockets are not
-/// copied and not written to.
+/// The copy needs no network and no key. If DST is an existing directory, the copy is created inside it, under the
+/// last component of SRC. A SRC without one, such as `web:/` or `web:/srv/.`, needs a DST that does not exist. Holes
+/// of sparse files stay holes. Symbolic links inside SRC are copied as links. Links copied from an instance are never
+/// followed later, neither in SRC nor in DST. Devices, pipes and sockets are not copied and not written to.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -33,12 +32,12 @@ pub struct Args {
     destination: String,
 }
 
-/// `INSTANCE:PATH`; a path with a slash before its colon is one of this host.
+/// Parses `INSTANCE:PATH`. A path with a slash before its colon is on this host.
 fn in_guest(text: &str) -> Option<(&str, &str)> {
     text.split_once(':').filter(|(instance, _)| !instance.is_empty() && !instance.contains('/'))
 }
 
-/// Copies.
+/// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let spinner = wait::spinner("Copying");

@@ -15,12 +15,12 @@ use crate::host::disk_image;
 use crate::vmm::config::DiskFormat;
 use crate::vmm::virtio::block::SECTOR;
 
-/// Syntax of the option.
+/// The syntax of the option.
 pub const SYNTAX: &str = "FILE[,format=raw|qcow2][,ro][,backing=FILE]";
 /// The first bytes of a qcow2 image.
 const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
 
-/// The option as it was written.
+/// The parsed option.
 #[derive(Debug, PartialEq, Eq)]
 struct Written {
     file: PathBuf,
@@ -29,8 +29,8 @@ struct Written {
     backing: Vec<PathBuf>,
 }
 
-/// Reads the option, and finds the disk's files. The format is what the option says, or raw unless the name ends in
-/// `.qcow2`: a guest can write the header of another format into a disk, so the content never decides.
+/// Parses the option and finds the disk's files. The format is the option's, or raw unless the name ends in `.qcow2`.
+/// A guest can write another format's header to a disk, so the content never decides.
 pub fn parse(text: &OsStr) -> anyhow::Result<ExtraDisk> {
     let written = read(text)?;
     let by_name = match written.file.extension() {
@@ -50,7 +50,7 @@ pub fn parse(text: &OsStr) -> anyhow::Result<ExtraDisk> {
     Ok(disk)
 }
 
-/// Splits the option at its commas; two of them are one of a file's name.
+/// Splits the option at its commas; two commas stand for one in a file name.
 fn read(text: &OsStr) -> anyhow::Result<Written> {
     let mut fields = fields(text.as_bytes()).into_iter();
     let file = PathBuf::from(fields.next().unwrap_or_default());
@@ -96,7 +96,7 @@ fn find(path: &Path) -> anyhow::Result<PathBuf> {
     })
 }
 
-/// Sentences about what a user may not expect of the disk.
+/// Notes about properties of the disk that a user may not expect.
 fn notes(disk: &ExtraDisk, format_is_given: bool) -> anyhow::Result<Vec<String>> {
     let mut notes = Vec::new();
     let path = &disk.path;

@@ -1,4 +1,4 @@
-//! `wisp doctor`: can this host run guests, and which command mends what is missing.
+//! `wisp doctor`: checks of the host, with the commands that fix problems.
 
 use std::process::ExitCode;
 
@@ -7,12 +7,12 @@ use serde::Serialize;
 use super::output::{self, Output, Screen, Tone};
 use crate::host::probe::{self, Finding, Status};
 
-/// Columns left of what was found: a mark, a blank, the part's name and two blanks.
+/// The columns before a finding: a mark, a space, the part's name and two spaces.
 const INDENT: usize = 19;
-/// The widest line, where the terminal is wider: longer ones are hard to read.
+/// The maximum line width, because longer lines are hard to read.
 const LONGEST_LINE: usize = 100;
 
-/// Checks whether this host can run guests, and names the command that mends what is missing.
+/// Check whether this host can run guests.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -22,7 +22,7 @@ Examples:
 Exit code: 0 if guests can run here, else 1.")]
 pub struct Args {}
 
-/// Looks at the host and prints what there is to say.
+/// Runs the command.
 pub fn run(_args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let findings = probe::examine();
     let guests_run = can_run_guests(&findings);
@@ -40,7 +40,7 @@ pub fn run(_args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     Ok(if guests_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What `--output json` prints.
+/// The output of `--output json`.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Report<'a> {

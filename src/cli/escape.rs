@@ -1,24 +1,24 @@
-//! Escapes text that is not ours before a terminal sees it.
+//! Escapes control characters in untrusted text before a terminal sees it.
 //!
-//! Names, tags, paths, error messages of a guest, an image or an archive can hold control characters: sequences that move the
-//! cursor, set the window's title or hide what follows, and bidirectional overrides that show a name in another order. They are
-//! shown as `\x1b` or `\u{202e}`. Command output (`wisp exec`, `wisp run`, `wisp ssh`) and `wisp attach` are the user's own
-//! terminal sessions, and pass unchanged.
+//! Names, tags, paths and error messages of a guest, an image or an archive can contain control characters: sequences
+//! that move the cursor, set the window's title or hide text, and bidirectional overrides that show a name in another
+//! order. They are shown as `\x1b` or `\u{202e}`. Command output (`wisp exec`, `wisp run`, `wisp ssh`) and `wisp
+//! attach` are the user's own terminal sessions, and pass unchanged.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Escapes control characters, except for newline and tab.
+/// Escapes control characters, except newline and tab.
 pub fn escape(text: &str) -> Cow<'_, str> {
     escape_unless(text, |c| matches!(c, '\n' | '\t'))
 }
 
-/// Escapes control characters in text that stays on one line: newline and tab, too.
+/// Escapes control characters in text of one line, including newline and tab.
 pub fn escape_line(text: &str) -> Cow<'_, str> {
     escape_unless(text, |_| false)
 }
 
-/// Escapes control characters in finished output, except for newline, tab and the [styles](STYLES) of our own.
+/// Escapes control characters in finished output, except newline, tab and Wisp's own [styles](STYLES).
 pub fn escape_output(text: &str) -> Cow<'_, str> {
     if !text.contains(is_control) {
         return Cow::Borrowed(text);
@@ -38,7 +38,8 @@ pub fn escape_output(text: &str) -> Cow<'_, str> {
     Cow::Owned(output)
 }
 
-/// Escapes in JSON what its encoder leaves: DEL, C1 and bidirectional controls, which only strings have. It stays the same JSON.
+/// Escapes the characters in JSON that its encoder leaves: DEL, C1 and bidirectional controls, which only strings
+/// contain. The value stays the same.
 pub fn escape_json(json: &str) -> Cow<'_, str> {
     let is_left = |c: char| is_control(c) && c >= '\x7f';
     if !json.contains(is_left) {
@@ -100,19 +101,20 @@ fn push_escaped(output: &mut String, c: char) {
     };
 }
 
-/// The longest style or character that can be split between two pieces of a console's output; longer ones are escaped.
+/// The maximum length of a style or character that may be split between two pieces of console output; longer ones are
+/// escaped.
 const LONGEST: usize = 32;
 
-/// Escapes a console's output, piece by piece. Line ends stay, and styles (SGR, `ESC [ ... m`), which boot messages are full of,
-/// are left out.
+/// Escapes console output piece by piece. Line ends are kept. Styles (SGR, `ESC [ ... m`), of which boot messages are
+/// full, are dropped.
 #[derive(Debug, Default)]
 pub struct ConsoleFilter {
-    /// The end of the last piece, which may go on in the next.
+    /// The end of the last piece, which may continue in the next.
     pending: Vec<u8>,
 }
 
 impl ConsoleFilter {
-    /// Returns what can be printed of the output so far.
+    /// Returns the printable part of the output so far.
     pub fn filter(&mut self, piece: &[u8]) -> String {
         self.pending.extend_from_slice(piece);
         let bytes = std::mem::take(&mut self.pending);
@@ -121,13 +123,13 @@ impl ConsoleFilter {
         output
     }
 
-    /// Returns the rest, when nothing more comes.
+    /// Returns the rest at the end of the output.
     pub fn finish(&mut self) -> String {
         filtered(&std::mem::take(&mut self.pending), true).0
     }
 }
 
-/// The text to be printed, and an end that is not complete yet unless `is_last`.
+/// Returns the printable text, and an incomplete end unless `is_last`.
 fn filtered(bytes: &[u8], is_last: bool) -> (String, &[u8]) {
     let mut output = String::with_capacity(bytes.len());
     let mut rest = bytes;
@@ -170,7 +172,7 @@ fn filtered(bytes: &[u8], is_last: bool) -> (String, &[u8]) {
     (output, rest)
 }
 
-/// The character that `bytes` begin with, if they begin with one.
+/// Returns the first character of `bytes`, if it is valid.
 fn first_character(bytes: &[u8]) -> Option<char> {
     let valid = match std::str::from_utf8(bytes) {
         Ok(text) => text,
@@ -179,7 +181,7 @@ fn first_character(bytes: &[u8]) -> Option<char> {
     valid.chars().next()
 }
 
-/// Whether more bytes could make `bytes` begin with a character.
+/// Returns true if more bytes could complete the first character of `bytes`.
 fn is_beginning(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
 }
@@ -189,7 +191,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Nothing that a terminal acts on.
+    /// Returns true if a terminal interprets nothing in the text.
     fn is_harmless(text: &str) -> bool {
         !text.chars().any(|c| is_control(c) && !matches!(c, '\n' | '\t'))
     }

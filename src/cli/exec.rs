@@ -1,4 +1,4 @@
-//! `wisp exec`: a command, or a shell, in an instance's guest.
+//! `wisp exec`: runs a command or a shell in a guest.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -7,9 +7,10 @@ use super::guest_command::{self, Outcome};
 use super::open_cloud;
 use super::wait::AGENT_TIMEOUT;
 
-/// Runs a command (or a shell) in an instance's guest. It needs no network and no key.
+/// Run a command or a shell in an instance.
 ///
-/// The exit code is the command's; standard input, output and error are passed through, signals are forwarded.
+/// No network and no key are needed. The exit code is the command's. Standard input, output and error are passed
+/// through, and signals are forwarded.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -17,20 +18,20 @@ Examples:
   wisp exec web df -h
   tar c . | wisp exec web -- tar x -C /srv")]
 pub struct Args {
-    /// The instance: its id, the beginning of it, or its name.
+    /// Instance: id, prefix of the id, or name.
     #[arg(value_name = "INSTANCE")]
     instance: String,
 
-    /// The guest's user that the command runs as; root if left out.
+    /// User in the guest [default: root].
     #[arg(long, short, value_name = "NAME")]
     user: Option<String>,
 
-    /// The command and its arguments, with `--` before it or without; a login shell if left out.
+    /// Command and arguments, with or without `--` before it [default: a login shell].
     #[arg(trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
-/// Runs it.
+/// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (record, agent) = open_cloud()?.agent_of(&args.instance, AGENT_TIMEOUT)?;
     match guest_command::run(agent, &args.command, args.user)? {

@@ -1,4 +1,4 @@
-//! `wisp fork`: new instances that go on from a running one's exact state.
+//! `wisp fork`: new instances from a running one's exact state.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,25 +9,24 @@ use super::{open_cloud, shapes};
 use crate::cloud::fork::{ForkSpec, Forked};
 use crate::store::InstanceRecord;
 
-/// Forks a running instance: new instances go on from where it is, with its memory and its disks, and the original goes on,
-/// too.
+/// Fork a running instance with its memory and disks.
 ///
-/// Their programs run on as if nothing had happened; names, random numbers and connections are their own. User data does not
-/// run again.
+/// The original keeps running. Programs in the forks continue; host names, random numbers and connections are their
+/// own. User data does not run again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp fork web                              one more
   wisp fork web --count 10 --overcommit      ten, with more vCPUs than this host has CPUs")]
 pub struct Args {
-    /// The instance: its id, the beginning of it, or its name.
+    /// Instance: id, prefix of the id, or name.
     instance: String,
 
-    /// How many forks.
+    /// Number of forks.
     #[arg(long, value_name = "N", default_value_t = 1)]
     count: u32,
 
-    /// The value of their Name tag.
+    /// Name tag.
     #[arg(long)]
     name: Option<String>,
 
@@ -35,16 +34,16 @@ pub struct Args {
     #[arg(long)]
     overcommit: bool,
 
-    /// What to wait for: none (the machines run), running (the same), or ready (the guests know who they are).
+    /// Wait for: none or running (the VMMs run), or ready (the guests have their identity).
     #[arg(long, value_enum, default_value_t = Wait::Ready)]
     wait: Wait,
 
-    /// How long the guests may take to be ready, in seconds.
+    /// Timeout for the guests to become ready, in seconds.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
 }
 
-/// Forks it.
+/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     crate::host::probe::kvm_access()?;
     let mut cloud = open_cloud()?;

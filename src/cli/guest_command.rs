@@ -1,4 +1,4 @@
-//! A command, or a shell, in a guest: what `wisp run` and `wisp exec` share.
+//! A command or a shell in a guest, for `wisp run` and `wisp exec`.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -6,18 +6,18 @@ use std::io::IsTerminal;
 use super::output;
 use crate::guest::{self, Agent, ExecRequest, ExitStatus, Streams, terminal};
 
-/// How a command in a guest came out.
+/// The outcome of a command in a guest.
 #[derive(Debug)]
 pub enum Outcome {
-    /// It ended, or could not be started; the exit code is what a shell would give.
+    /// The command exited or could not be started, with a shell's exit code.
     Exited(u8),
-    /// A signal that this process got ended the wait for it.
+    /// A signal to this process ended the wait.
     Interrupted(u8),
-    /// The guest ended while it ran.
+    /// The guest ended during the command.
     GuestGone,
 }
 
-/// Whether a shell is to be used by a person.
+/// Returns true for an interactive shell.
 pub fn is_interactive(command: &[OsString]) -> bool {
     command.is_empty() && std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
 }
@@ -43,6 +43,6 @@ fn complain(error: guest::Error, code: u8) -> u8 {
 }
 
 fn exit_code(status: &ExitStatus) -> u8 {
-    // A status has eight bits, and so has a signal's number with 128.
+    // An exit status has eight bits, and so has a signal number plus 128.
     (status.exit_code() & 0xff) as u8
 }

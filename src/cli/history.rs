@@ -1,4 +1,4 @@
-//! What an instance used over time, for `wisp top --history`: CloudWatch's metrics.
+//! Usage over time for `wisp top --history`, in CloudWatch's metrics.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::ec2::credits::in_credits;
 use crate::ec2::usage::Datapoint;
 use crate::store::InstanceRecord;
 
-/// Prints what an instance used in the last `hours`.
+/// Prints an instance's usage in the last `hours`.
 pub fn print(cloud: &mut Cloud, record: &InstanceRecord, hours: u32, output: Output) -> anyhow::Result<()> {
     let mut points = cloud.usage(record)?;
     let newest = points.last().map_or(0, |point| point.end_ms);
@@ -56,7 +56,7 @@ fn row(point: &Datapoint) -> Vec<Cell> {
     ]
 }
 
-/// CloudWatch's names for what it has, all of one interval: sums, but for shares in per cent, memory and balances.
+/// A datapoint under CloudWatch's names: sums over the interval, except percentages, memory and balances.
 fn shape(point: &Datapoint) -> Value {
     let Datapoint { ebs, instance_store, network, .. } = point;
     let memory_bytes = (point.memory_mib << 20).max(1) as f64;

@@ -28,7 +28,7 @@ use crate::host::shell;
 use crate::store::{ImageRecord, Visibility};
 use crate::vmm::config::CpuConfig;
 
-/// AMIs: what instances are launched from.
+/// Manage images (AMIs).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -46,98 +46,103 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Lists the images.
+    /// List images.
     Ls,
-    /// Shows all there is to say about an image.
+    /// Show an image.
     Show {
-        /// Its name, its id, or the beginning of it.
+        /// Image: name, id, or prefix of the id.
         image: String,
     },
-    /// Makes an image of an instance's root volume; a running guest writes what it has to its disk first.
+    /// Create an image from an instance's root volume.
+    ///
+    /// A running guest flushes its file systems first.
     Create {
-        /// The instance.
+        /// Instance.
         instance: String,
-        /// The image's name.
+        /// Image name.
         #[arg(long)]
         name: String,
-        /// What it is for.
+        /// Description.
         #[arg(long, default_value = "")]
         description: String,
-        /// Do not have a running guest write to its disk first: the image is what a power cut would leave.
+        /// Do not flush a running guest's file systems: the image is crash-consistent.
         #[arg(long)]
         no_reboot: bool,
-        /// Keep a running guest's memory too: launches of the image in the instance's size go on from this very moment.
+        /// Include a running guest's memory: launches in the instance's size are restored from it.
         #[arg(long, conflicts_with = "no_reboot")]
         with_memory: bool,
     },
-    /// Makes an image of a bundle, or of a root file system: a tar archive (plain, gzip or zstd) of its files, or a disk
-    /// without partitions (ext4, SquashFS, EROFS; raw or qcow2). See docs/images.md.
+    /// Import an image.
+    ///
+    /// The source is a bundle, a tar archive of a root file system (plain, gzip or zstd), or a disk without partitions
+    /// (ext4, SquashFS, EROFS; raw or qcow2). See docs/images.md.
     Import {
-        /// The bundle's directory or archive, or the root file system.
+        /// Bundle directory or archive, or root file system.
         source: PathBuf,
-        /// The image's name; without one, a bundle keeps its own.
+        /// Image name [default: the bundle's].
         #[arg(long)]
         name: Option<String>,
-        /// What it is, in a sentence.
+        /// Description.
         #[arg(long)]
         description: Option<String>,
-        /// For everybody: the image is public.
+        /// Make the image public.
         #[arg(long)]
         public: bool,
-        /// Of a root file system: who gets a key pair's public key.
+        /// Root file system: user who gets a key pair's public key.
         #[arg(long, value_name = "USER", default_value = "root", value_parser = parse_user_name)]
         default_user: String,
-        /// Of a root file system: options for the kernel's command line.
+        /// Root file system: kernel command line options.
         #[arg(long, value_name = "OPTIONS", default_value = "quiet")]
         cmdline: String,
-        /// Of an archive of files: the size of the file system that is made of it, such as 4G.
+        /// Archive of files: size of the file system, such as 4G.
         #[arg(long, value_name = "SIZE")]
         size: Option<MemorySize>,
-        /// Of a SquashFS or EROFS image: cloud-init is in it, and is left to set instances up. In others it is found.
+        /// SquashFS or EROFS image: it contains cloud-init. In others it is detected.
         #[arg(long)]
         cloud_init: bool,
     },
-    /// Writes an image's bundle to an archive.
+    /// Export an image as a bundle archive.
     Export {
-        /// Its name, its id, or the beginning of it.
+        /// Image: name, id, or prefix of the id.
         image: String,
-        /// The archive, which is not there yet: FILE.tar or FILE.tar.zst.
+        /// New archive: FILE.tar or FILE.tar.zst.
         file: PathBuf,
     },
-    /// Computes the digests of an image's files again.
+    /// Verify the digests of an image's files.
     Verify {
-        /// Its name, its id, or the beginning of it.
+        /// Image: name, id, or prefix of the id.
         image: String,
     },
-    /// Changes who may use an image, or what is said of it.
+    /// Change an image's visibility or description.
     Modify {
-        /// Its name, its id, or the beginning of it.
+        /// Image: name, id, or prefix of the id.
         image: String,
-        /// Its owner only, or everybody.
+        /// Visible to its owner (private) or to all (public).
         #[arg(long)]
         visibility: Option<VisibilityArg>,
-        /// What it is, in a sentence.
+        /// Description.
         #[arg(long)]
         description: Option<String>,
-        /// Require a token for the metadata of new instances (v2.0), unless their launch says otherwise. It stays.
+        /// Require IMDSv2 tokens in new instances (v2.0), unless the launch says otherwise. It cannot be removed.
         #[arg(long, value_name = "VERSION")]
         imds_support: Option<ImdsSupport>,
     },
-    /// Makes warm snapshots: guests of the image that have started already, which launches of their size go on from. They
-    /// also come by themselves, after a launch that had to boot.
+    /// Make templates from which launches of their size are restored.
+    ///
+    /// A launch that had to boot also makes one in the background.
     Warm {
-        /// An image's name or id, or a bundle's directory.
+        /// Image name or id, or bundle directory.
         image: String,
         #[command(flatten)]
         size: SizeArgs,
-        /// Remove the warm snapshots of the image instead.
+        /// Remove the image's templates instead.
         #[arg(long, conflicts_with_all = ["instance_type", "vcpus", "memory"])]
         remove: bool,
-        /// For a launch that had to boot: nothing, if there is one by now or another is making it.
+        /// Do nothing if there is a template, or if one is being made.
         #[arg(long, hide = true, conflicts_with = "remove")]
         if_missing: bool,
     },
-    /// Deregisters images. Instances that use one keep it.
+    /// Deregister images. Instances that use one keep it.
     Rm {
         /// Names or ids.
         #[arg(required = true)]
@@ -145,12 +150,12 @@ enum Command {
     },
 }
 
-/// Who may use an image.
+/// The visibility of an image.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum VisibilityArg {
-    /// Its owner.
+    /// The owner only.
     Private,
-    /// Everybody.
+    /// All users.
     Public,
 }
 
@@ -163,7 +168,7 @@ impl From<VisibilityArg> for Visibility {
     }
 }
 
-/// Does it.
+/// Runs the command.
 pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     match args.command {
@@ -266,7 +271,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says of each file whether it is what it was.
+/// Prints the verification result of each file.
 fn report(image: &str, files: Vec<Verified>, output: Output) -> anyhow::Result<ExitCode> {
     let damaged = files.iter().filter(|file| file.result.is_err()).count();
     if output == Output::Json {
@@ -286,7 +291,7 @@ fn report(image: &str, files: Vec<Verified>, output: Output) -> anyhow::Result<E
     }
 }
 
-/// How far an import, an export or a check is, on a terminal.
+/// The progress bar of an import, an export or a verification.
 #[derive(Debug, Default)]
 struct Bar {
     bar: RefCell<Option<ProgressBar>>,
@@ -366,7 +371,7 @@ fn lines(record: &ImageRecord, image: &Image, warm: &[WarmRecord], screen: Scree
     lines
 }
 
-/// Boots a guest and saves it.
+/// Boots a guest and snapshots it.
 fn make_warm(
     cloud: &Cloud,
     image: &Image,
@@ -398,13 +403,13 @@ fn make_warm(
     Ok(())
 }
 
-/// A warm snapshot's size, and what it takes.
+/// A template's size and disk usage.
 fn warm_line(record: &WarmRecord) -> String {
     let facts = &record.facts;
     format!("{}, made {}", saved_line(facts.cpus, facts.memory_mib, record.bytes), utc(facts.made))
 }
 
-/// The same of any saved machine.
+/// The size and disk usage of any snapshot.
 fn saved_line(cpus: CpuConfig, memory_mib: u64, bytes: u64) -> String {
     let vcpus = output::count(cpus.count as usize, "vCPU");
     format!("{vcpus}, {}: {} on disk", approximate_mib(memory_mib), output::bytes(bytes))

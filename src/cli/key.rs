@@ -13,7 +13,9 @@ use crate::cloud::utc;
 use crate::ec2::key::{KeyFormat, KeyName, KeyType};
 use crate::store::KeyPairRecord;
 
-/// Key pairs: the public half lands in the guest, the private half is written once and never stored.
+/// Manage key pairs.
+///
+/// The public key is installed in guests. The private key is written to a file once and never stored.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -27,7 +29,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Makes a key pair and writes its private half to a file.
+    /// Create a key pair and write its private key to a file.
     Create {
         /// Its name.
         name: KeyName,
@@ -41,25 +43,25 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
     },
-    /// Registers a public key that you have.
+    /// Import a public key.
     Import {
-        /// Its name.
+        /// Key pair name.
         name: KeyName,
-        /// The public key's file; - for standard input.
+        /// Public key file; - for standard input.
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
-    /// Lists the key pairs.
+    /// List key pairs.
     Ls,
-    /// Deletes key pairs; guests that have the public key keep it.
+    /// Delete key pairs. Guests keep the public key.
     Rm {
-        /// Their names.
+        /// Names.
         #[arg(required = true)]
         names: Vec<String>,
     },
 }
 
-/// Does it.
+/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     match args.command {
@@ -122,7 +124,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A file's content, or standard input's for `-`.
+/// Reads a file, or standard input for `-`.
 pub fn read(path: &std::path::Path) -> anyhow::Result<Vec<u8>> {
     if path.as_os_str() == "-" {
         let mut bytes = Vec::new();

@@ -20,12 +20,12 @@ use crate::ec2::volume::VolumeOption;
 use crate::ec2::{Ec2Error, catalogue};
 use crate::store::InstanceRecord;
 
-/// The type of an instance of which none was said: the one that EC2 gives away.
+/// The default instance type, which is in EC2's free tier.
 pub const DEFAULT_TYPE: &str = "t2.micro";
 
-/// Launches instances from an image, and prints their ids.
+/// Launch instances from an image, and print their ids.
 ///
-/// They run until they are stopped or terminated; `wisp ls` shows them. Either all of them start, or none does.
+/// They run until they are stopped or terminated; `wisp ls` lists them. Either all of them start, or none does.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -39,72 +39,76 @@ Examples:
   wisp launch --tag team=red --tag stage=test     with tags
   ID=$(wisp launch) && wisp exec $ID -- uname -a")]
 pub struct Args {
-    /// An image's name or id; `tiny`, which is inside the binary, if left out.
+    /// Image name or id [default: tiny, the embedded image].
     #[arg(value_name = "IMAGE")]
     image: Option<String>,
 
     #[command(flatten)]
     size: SizeArgs,
 
-    /// How many instances.
+    /// Number of instances.
     #[arg(long, value_name = "N", default_value_t = 1)]
     count: u32,
 
-    /// The value of their Name tag.
+    /// Name tag.
     #[arg(long)]
     name: Option<String>,
 
-    /// The key pair whose public key the guest gets (see `wisp key`).
+    /// Key pair whose public key the guest gets (see `wisp key`).
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
 
-    /// User data: a script (#!...) that runs once, at the first boot, or anything else; - for standard input.
+    /// User data file: a script (#!...) that runs once at the first boot, or other data; - for standard input.
     #[arg(long, value_name = "FILE")]
     user_data: Option<PathBuf>,
 
-    /// A tag; repeat for more.
+    /// Tag; repeat for more.
     #[arg(long = "tag", value_name = "KEY=VALUE")]
     tags: Vec<Tag>,
 
-    /// A volume besides the root; repeat for more. SIZE, or KEY=VALUE with commas between them: size, type, iops,
-    /// throughput, device, snapshot, volume, delete-on-termination, name.
+    /// Add a volume; repeat for more.
+    ///
+    /// SIZE, or KEY=VALUE separated by commas: size, type, iops, throughput, device, snapshot, volume,
+    /// delete-on-termination, name.
     #[arg(long = "volume", value_name = "SPEC")]
     volumes: Vec<VolumeOption>,
 
-    /// What the guest's own power-off does to the instance: stop or terminate.
+    /// Effect of the guest's own power-off: stop or terminate.
     #[arg(long, value_name = "BEHAVIOR", default_value = "stop")]
     shutdown_behavior: ShutdownBehavior,
 
-    /// Refuse `wisp terminate` until the protection is taken off.
+    /// Refuse `wisp terminate` until protection is turned off.
     #[arg(long)]
     termination_protection: bool,
 
-    /// Have it able to hibernate: `wisp stop --hibernate` keeps its memory, and `wisp start` goes on with it.
+    /// Enable hibernation (`wisp stop --hibernate`).
     #[arg(long)]
     hibernation: bool,
 
-    /// Launch once, however often this command is repeated with this token.
+    /// Launch at most once with this token.
     #[arg(long, value_name = "TOKEN")]
     client_token: Option<String>,
 
-    /// Boot, where a warm snapshot of the image would do (see `wisp image warm`).
+    /// Always cold-boot, even if a template exists (see `wisp image warm`).
     #[arg(long)]
     cold: bool,
 
-    /// Check everything, launch nothing.
+    /// Check the request without launching.
     #[arg(long)]
     dry_run: bool,
 
-    /// Options for the kernel command line, behind the image's.
+    /// Kernel command line options, appended to the image's.
     #[arg(long, value_name = "OPTIONS")]
     cmdline: Option<String>,
 
-    /// What happens when its CPU credits are spent: standard (its baseline) or unlimited (it goes on). T2 is standard, T3 and
-    /// T3a are unlimited, unless said; other types have no credits, and all of their vCPUs.
+    /// CPU credit mode: standard or unlimited.
+    ///
+    /// An instance whose credits are spent is throttled to its baseline (standard) or uses surplus credits
+    /// (unlimited). The default is standard for T2, and unlimited for T3 and T3a. Other types have no credits.
     #[arg(long, value_name = "MODE")]
     cpu_credits: Option<CreditMode>,
 
-    /// Let it have all that this host has: not the CPU credits, disk and network speeds of its type.
+    /// Do not enforce the instance type's CPU, disk and network limits.
     #[arg(long)]
     no_limits: bool,
 
@@ -114,37 +118,40 @@ pub struct Args {
     #[command(flatten)]
     placement: PlacementArgs,
 
-    /// A security group that it is in (see `wisp sg`); repeat for more. The default one, if none is said.
+    /// Security group (see `wisp sg`); repeat for more [default: the VPC's default group].
     #[arg(long = "security-group", value_name = "GROUP")]
     security_groups: Vec<String>,
 
-    /// How its metadata can be asked for: HttpTokens=required|optional, HttpEndpoint=enabled|disabled,
-    /// HttpPutResponseHopLimit=1-64, InstanceMetadataTags=enabled|disabled, with commas between them.
+    /// Metadata options, separated by commas.
+    ///
+    /// HttpTokens=required|optional, HttpEndpoint=enabled|disabled, HttpPutResponseHopLimit=1-64,
+    /// InstanceMetadataTags=enabled|disabled.
     #[arg(long, value_name = "OPTIONS")]
     metadata_options: Option<MetadataChange>,
 
-    /// What to wait for: none (the machines run), running (the same), or ready (the guests' agents answer).
+    /// Wait for: none or running (the VMMs run), or ready (the agents are ready).
     #[arg(long, value_enum, default_value_t = Wait::Ready)]
     wait: Wait,
 
-    /// How long the guests may take to be ready, in seconds.
+    /// Timeout for the guests to become ready, in seconds.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
 }
 
-/// Those, and the name as one more.
+/// Adds the name to the tags.
 pub fn tags(tags: Vec<Tag>, name: Option<&str>) -> Result<BTreeMap<String, String>, Ec2Error> {
     let name = name.map(|name| Tag::new("Name", name)).transpose()?;
     with_tags(&BTreeMap::new(), tags.into_iter().chain(name))
 }
 
-/// Reads the user data in a file, raw or in base64, and returns it as EC2's API takes it: in base64. An empty file has none.
+/// Reads a user data file, raw or in base64, and returns it in base64 as EC2's API takes it. An empty file is no user
+/// data.
 pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<Option<String>> {
     let data = UserData::read(&super::key::read(path)?).map_err(Ec2Error::from)?;
     Ok(Some(data).filter(|data| !data.is_empty()).map(|data| data.to_base64()))
 }
 
-/// Launches them.
+/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     crate::host::probe::kvm_access()?;
     let mut cloud = open_cloud()?;

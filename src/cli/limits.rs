@@ -1,4 +1,4 @@
-//! What an instance may have of the host, and what is left of it: for `wisp show` and `wisp top`.
+//! Limits and balances of an instance for `wisp show` and `wisp top`.
 
 use serde_json::{Value, json};
 
@@ -9,36 +9,36 @@ use crate::store::InstanceRecord;
 use crate::vmm::control::{DiskRecord, Status};
 use crate::vmm::limits::{DiskLimits, Rate};
 
-/// `CreditSpecification` of an instance; none if its type has no credits.
+/// Returns `CreditSpecification`; none if the type has no credits.
 pub fn credit_specification(record: &InstanceRecord) -> Option<Value> {
     credit_rules(record).map(|rules| json!({"CpuCredits": mode_of(record, &rules).as_str()}))
 }
 
-/// An instance's credits: of its machine, or what it kept when it stopped.
+/// The credit balance: the running VMM's, or the one kept at the last stop.
 fn credits(record: &InstanceRecord, status: Option<&Status>) -> Option<CreditBalance> {
     let running = status.and_then(|status| status.cpu_budget.as_ref()).map(|now| credits_of(&now.budget.balance));
     running.or(record.credits.filter(|_| !record.state.has_machine()).map(|kept| kept.balance))
 }
 
-/// How many credits are left, for a table: how many are owed, with a minus.
+/// The credit balance for a table; negative if surplus is owed.
 pub fn credit_cell(status: &Status) -> String {
     let Some(now) = &status.cpu_budget else { return "-".into() };
     let credits = credits_of(&now.budget.balance);
     format!("{:.1}", credits.credits() - in_credits(credits.surplus_ns))
 }
 
-/// For how long the machine was held back since it was started, in nanoseconds: its vCPUs, its disks and its network.
+/// The throttled time since the start in nanoseconds: vCPUs, disks and network added up.
 pub fn held_ns(status: &Status) -> u64 {
     let Held { cpus_ns, disks_ns, network_ns } = held_back(status);
     cpus_ns.saturating_add(disks_ns).saturating_add(network_ns)
 }
 
-/// The same, for a table.
+/// Formats nanoseconds as seconds for a table.
 pub fn seconds(ns: u64) -> String {
     format!("{:.1} s", ns as f64 / 1e9)
 }
 
-/// What there is to say of an instance's limits: labels and texts.
+/// Labels and texts of an instance's limits.
 pub fn lines(record: &InstanceRecord, status: Option<&Status>) -> Vec<(&'static str, String)> {
     if record.no_limits {
         return vec![("Limits", "none: it may have all that the host has".into())];
@@ -94,7 +94,7 @@ fn disk_text(limits: &DiskLimits) -> String {
     operations.chain(bytes).collect::<Vec<_>>().join("; ")
 }
 
-/// The same as data: EC2's and CloudWatch's names where they have any.
+/// The limits as data, under EC2's and CloudWatch's names where they exist.
 pub fn shape(record: &InstanceRecord, status: Option<&Status>) -> Value {
     let rate = |rate: &Rate| json!({"Baseline": rate.baseline, "Peak": rate.peak});
     let disk_limits = |limits: &DiskLimits| {

@@ -1,4 +1,4 @@
-//! `wisp ls`: the instances.
+//! `wisp ls`: lists instances.
 
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
@@ -13,7 +13,7 @@ use crate::store::InstanceRecord;
 use crate::vmm::control::Status;
 use crate::vmm::timeline::Mark;
 
-/// Lists the instances.
+/// List instances.
 #[derive(Debug, clap::Args)]
 #[command(
     visible_alias = "ps",
@@ -28,11 +28,11 @@ pub struct Args {
     #[arg(long = "state", value_name = "STATE", value_parser = parse_state)]
     states: Vec<InstanceState>,
 
-    /// Only instances with this tag; repeat for more: all must match.
+    /// Only instances with this tag; repeat for more, all must match.
     #[arg(long = "tag", value_name = "KEY=VALUE")]
     tags: Vec<Tag>,
 
-    /// Only their ids.
+    /// Print ids only.
     #[arg(short, long)]
     quiet: bool,
 }
@@ -45,7 +45,7 @@ fn parse_state(text: &str) -> Result<InstanceState, String> {
     })
 }
 
-/// Prints them.
+/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let mut instances = cloud.all_instances()?;
@@ -72,7 +72,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 }
 
 fn suggest_next(instances: &[InstanceRecord]) {
-    // A name that several living ones have leads to none of them.
+    // A name shared by several living instances identifies none.
     let is_living = |record: &&InstanceRecord| record.state != InstanceState::Terminated;
     let alike = |name: &str| instances.iter().filter(is_living).filter(|other| other.name() == Some(name)).count();
     let called = |record: &InstanceRecord| match record.name() {
@@ -129,7 +129,7 @@ fn address(address: Option<Ipv4Addr>) -> Cell {
     address.map_or_else(|| Cell::new("-", Tone::Quiet), |address| Cell::from(address.to_string()))
 }
 
-/// The state, and whether something broke.
+/// The state, with a mark if a failure caused it.
 pub fn state_cell(record: &InstanceRecord) -> (String, Tone) {
     let failed = record.state_reason.as_ref().is_some_and(|reason| reason.is_failure());
     match record.state {
@@ -146,7 +146,7 @@ pub fn state_cell(record: &InstanceRecord) -> (String, Tone) {
     }
 }
 
-/// What the monitor of a running instance says of it.
+/// The status of a running instance's VMM.
 pub fn status(cloud: &Cloud, record: &InstanceRecord) -> Option<Result<Status, CloudError>> {
     (record.state == InstanceState::Running)
         .then(|| cloud.folder(record.id).connect().and_then(|mut monitor| monitor.status()))

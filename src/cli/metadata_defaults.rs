@@ -18,17 +18,19 @@ Examples:
 
 A launch's own --metadata-options come first. Instances that exist keep what they have.")]
 pub struct Args {
+    /// Metadata options, separated by commas.
+    ///
     /// HttpTokens=required|optional, HttpEndpoint=enabled|disabled, HttpPutResponseHopLimit=1-64,
-    /// InstanceMetadataTags=enabled|disabled, with commas between them.
+    /// InstanceMetadataTags=enabled|disabled.
     #[arg(value_name = "OPTIONS")]
     options: Option<MetadataChange>,
 
-    /// Forget what was set before.
+    /// Remove the defaults.
     #[arg(long)]
     reset: bool,
 }
 
-/// Shows or sets them.
+/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let before = if args.reset { MetadataChange::default() } else { cloud.metadata_defaults()? };
@@ -51,7 +53,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// EC2 has the hop limit as a number.
+/// The value as EC2's API has it: the hop limit is a number.
 fn json_value(name: &str, value: String) -> Value {
     match value.parse::<u64>() {
         Ok(number) if name == "HttpPutResponseHopLimit" => number.into(),

@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand, each with its arguments, its help and what it does.
+//! The command line: one file per subcommand, with its arguments, help and action.
 
 pub mod output;
 
@@ -58,7 +58,7 @@ use crate::cloud::Cloud;
 use crate::cloud::lifecycle::StateChange;
 use crate::vmm::timeline::monotonic_ns;
 
-/// EC2 on one Linux machine: real Linux guests under KVM, with EC2's nouns and manners.
+/// EC2 on one Linux machine: real Linux guests under KVM, with EC2's nouns and behavior.
 #[derive(Debug, Parser)]
 #[command(
     name = "wisp",
@@ -72,7 +72,7 @@ Try first:
   wisp doctor                  can this host run guests?"
 )]
 struct Cli {
-    /// How results are printed.
+    /// Output format.
     #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
     output: Output,
 
@@ -120,7 +120,7 @@ enum Command {
     Vmm(vmm::Args),
 }
 
-/// Runs the command line; the exit code is 0, 1 (failed), 2 (usage), or that of a command in a guest.
+/// Runs the command line. The exit code is 0, 1 (failed), 2 (usage), or that of a command in a guest.
 pub fn main() -> ExitCode {
     let began_ns = monotonic_ns();
     let cli = Cli::parse();
@@ -128,13 +128,13 @@ pub fn main() -> ExitCode {
         "WISP_LOG",
         if matches!(cli.command, Command::Vmm(_) | Command::Router(_)) { "info" } else { "warn" },
     );
-    // virtio-queue logs every mistake in a ring, which a guest can make as often as it likes: they are counted, and logged once
-    // a second, where they come to (`vmm::fault`).
+    // virtio-queue logs every ring error, which a guest can cause at any rate. They are counted and logged at
+    // intervals in `vmm::fault`.
     let quiet = log::LevelFilter::Off;
     env_logger::Builder::from_env(log)
         .filter_module("virtio_queue", quiet)
         .format(|line, record| {
-            // A guest's words can be part of it.
+            // The message can contain text from a guest.
             let text = record.args().to_string();
             writeln!(line, "[{} {:<5}] {}", line.timestamp(), record.level(), escape::escape(&text))
         })
@@ -181,21 +181,21 @@ pub fn main() -> ExitCode {
     })
 }
 
-/// Opens the data directory; what was put right since the last command is said now.
+/// Opens the data directory, and prints what was reconciled since the last command.
 fn open_cloud() -> anyhow::Result<Cloud> {
     let mut cloud = Cloud::open()?;
     tell_notices(&mut cloud);
     Ok(cloud)
 }
 
-/// Says what the user should know of what was done.
+/// Prints warnings.
 fn tell_notices(cloud: &mut Cloud) {
     for notice in cloud.take_notices() {
         output::say(&format!("{} {notice}", output::Screen::stderr().paint(output::Tone::Warning, "Note:")));
     }
 }
 
-/// Prints what a command did to instances' states.
+/// Prints state changes of instances.
 fn print_changes(list: &str, changes: &[StateChange], output: Output) -> anyhow::Result<()> {
     match output {
         Output::Json => output::print_json(&shapes::state_changes(list, changes))?,

@@ -1,4 +1,4 @@
-//! `wisp modify`: an instance's attributes.
+//! `wisp modify`: changes an instance's attributes.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,7 +13,9 @@ use crate::ec2::credits::CreditMode;
 use crate::ec2::metadata::MetadataChange;
 use crate::ec2::state::ShutdownBehavior;
 
-/// Changes an instance: its type while it is stopped, its protection at any time.
+/// Change an instance's attributes.
+///
+/// The type and the user data can be changed while the instance is stopped, the others at any time.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -23,40 +25,42 @@ Examples:
   wisp modify web --shutdown-behavior terminate
   wisp modify web --metadata-options HttpTokens=required")]
 pub struct Args {
-    /// The instance: its id, the beginning of it, or its name.
+    /// Instance: id, prefix of the id, or name.
     #[arg(value_name = "INSTANCE")]
     instance: String,
 
     #[command(flatten)]
     size: SizeArgs,
 
-    /// Other user data, while it is stopped; - for standard input. It runs at the first boot of an instance only.
+    /// New user data of a stopped instance; - for standard input. It runs at the first boot only.
     #[arg(long, value_name = "FILE")]
     user_data: Option<PathBuf>,
 
-    /// What the guest's own power-off does to the instance: stop or terminate.
+    /// Effect of the guest's own power-off: stop or terminate.
     #[arg(long, value_name = "BEHAVIOR")]
     shutdown_behavior: Option<ShutdownBehavior>,
 
-    /// What happens when its CPU credits are spent, from now on: standard or unlimited.
+    /// CPU credit mode: standard or unlimited.
     #[arg(long, value_name = "MODE")]
     cpu_credits: Option<CreditMode>,
 
-    /// A security group that it is in from now on, in place of those that it was in; repeat for more.
+    /// Replace the security groups; repeat for more.
     #[arg(long = "security-group", value_name = "GROUP")]
     security_groups: Vec<String>,
 
-    /// How its metadata can be asked for: HttpTokens=required|optional, HttpEndpoint=enabled|disabled,
-    /// HttpPutResponseHopLimit=1-64, InstanceMetadataTags=enabled|disabled, with commas between them.
+    /// Metadata options, separated by commas.
+    ///
+    /// HttpTokens=required|optional, HttpEndpoint=enabled|disabled, HttpPutResponseHopLimit=1-64,
+    /// InstanceMetadataTags=enabled|disabled.
     #[arg(long, value_name = "OPTIONS")]
     metadata_options: Option<MetadataChange>,
 
-    /// Whether `wisp terminate` is refused: true or false.
+    /// Termination protection: true or false.
     #[arg(long, value_name = "BOOL")]
     termination_protection: Option<bool>,
 }
 
-/// Changes it.
+/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let record = cloud.instance(&args.instance)?;

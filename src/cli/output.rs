@@ -1,9 +1,9 @@
-//! What every subcommand prints with: tables, JSON, errors with their advice, the next command.
+//! Output of all subcommands: tables, JSON, errors with hints, the next command.
 //!
-//! Results go to standard output, and everything said about them to standard error, so that a pipe
-//! carries results only. Colour appears on terminals, and only where `NO_COLOR` is not set.
+//! Results go to standard output and messages to standard error, so that a pipe carries results only. Colors appear on
+//! terminals only, unless `NO_COLOR` is set.
 //!
-//! Control characters in names, paths and messages are [escaped](super::escape), in pipes too.
+//! Control characters in names, paths and messages are [escaped](super::escape), also in pipes.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -18,7 +18,7 @@ use crate::ec2::Ec2Error;
 use crate::host::probe::{KvmAccessError, Mend};
 use crate::host::shell;
 
-/// How results are printed.
+/// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
     /// For people.
@@ -28,17 +28,17 @@ pub enum Output {
     Json,
 }
 
-/// Where something is printed, as far as that decides how.
+/// The properties of an output that affect formatting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Screen {
-    /// Its width in columns; none where it is no terminal.
+    /// The width in columns; none if it is not a terminal.
     pub width: Option<usize>,
-    /// Whether it shows colours.
+    /// True if colors are shown.
     pub colour: bool,
 }
 
 impl Screen {
-    /// No terminal: a pipe or a file.
+    /// A pipe or a file.
     pub const PLAIN: Screen = Screen { width: None, colour: false };
 
     /// Standard output.
@@ -61,7 +61,7 @@ impl Screen {
         Screen { width: Some(if columns == 0 { 80 } else { columns.into() }), colour: !is_set("NO_COLOR") && !is_dumb }
     }
 
-    /// `text` in a tone, where the screen shows colours; its control characters are escaped.
+    /// Formats `text` in a tone if colors are shown. Control characters are escaped.
     pub fn paint(self, tone: Tone, text: &str) -> String {
         let text = escape_line(text);
         let code = match tone {
@@ -76,21 +76,21 @@ impl Screen {
     }
 }
 
-/// What a piece of text is to convey besides its words. Never the only carrier of a meaning.
+/// The meaning of a color. A color is never the only carrier of a meaning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tone {
-    /// Nothing.
+    /// No emphasis.
     #[default]
     Plain,
-    /// What the eye is to find first.
+    /// Emphasis.
     Strong,
-    /// What it may pass over.
+    /// De-emphasis.
     Quiet,
-    /// All is well.
+    /// Success.
     Good,
-    /// Something could be better.
+    /// A warning.
     Warning,
-    /// Something is wrong.
+    /// A failure.
     Bad,
 }
 
@@ -102,7 +102,7 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// A cell in a tone, with its control characters escaped.
+    /// Creates a cell in a tone; control characters are escaped.
     pub fn new(text: impl Into<String>, tone: Tone) -> Self {
         Cell { text: escape_line(&text.into()).into_owned(), tone }
     }
@@ -114,7 +114,7 @@ impl<T: Into<String>> From<T> for Cell {
     }
 }
 
-/// On which side of its column a text stands.
+/// The alignment of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
     /// Words.
@@ -123,15 +123,14 @@ pub enum Align {
     Right,
 }
 
-/// Columns under their titles, two blanks apart; no lines, no wrapping, so that `grep` and `awk`
-/// work on it.
+/// Columns with titles, separated by two spaces, without lines or wrapping, so that `grep` and `awk` work on them.
 pub struct Table {
     table: comfy_table::Table,
     columns: Vec<Align>,
 }
 
 impl Table {
-    /// An empty table with these columns.
+    /// Creates an empty table with these columns.
     pub fn new(screen: Screen, columns: &[(&str, Align)]) -> Self {
         let mut table = comfy_table::Table::new();
         let nothing = LineStyle::none();
@@ -152,14 +151,14 @@ impl Table {
         table
     }
 
-    /// Adds a row, a cell for each column.
+    /// Adds a row with one cell per column.
     pub fn row(&mut self, cells: Vec<Cell>) {
         debug_assert_eq!(cells.len(), self.columns.len());
         let cells = self.styled(cells);
         self.table.add_row(cells);
     }
 
-    /// The titles, and then a line for each row.
+    /// Returns the title line and one line per row.
     pub fn lines(&self) -> Vec<String> {
         self.table.trim_fmt().lines().map(str::to_owned).collect()
     }
@@ -192,7 +191,7 @@ pub fn print_table(columns: &[(&str, Align)], rows: impl IntoIterator<Item = Vec
     print(&table.lines().join("\n"))
 }
 
-/// Prints results. A reader that has read enough, such as `head`, is no error.
+/// Prints results. A reader that closes the pipe early, such as `head`, is not an error.
 pub fn print(text: &str) -> io::Result<()> {
     print_raw(&escape_output(text))
 }
@@ -220,29 +219,29 @@ pub fn print_json(results: &impl Serialize) -> anyhow::Result<()> {
     Ok(print_raw(&escape_json(&serde_json::to_string_pretty(results)?))?)
 }
 
-/// Suggests the next useful command by its words, without the `wisp` it begins with.
+/// Suggests the next useful command by its words, without `wisp`.
 pub fn next_command<'a>(words: impl IntoIterator<Item = &'a str>) {
     next(&shell::command(words));
 }
 
-/// Suggests the next useful command, without the `wisp` it begins with. What a user or a guest has named is for
-/// [`next_command`], which quotes it.
+/// Suggests the next useful command, without `wisp`. Use [`next_command`] for words that a user or a guest has chosen,
+/// because it quotes them.
 pub fn next(command: &str) {
     let label = Screen::stderr().paint(Tone::Quiet, "Next:");
     say(&format!("{label} wisp {command}"));
 }
 
-/// Says something that is no result. There is nobody to tell if that fails.
+/// Prints a message to standard error and ignores failures.
 pub fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{}", escape_output(text));
 }
 
-/// Prints what went wrong and what to do about it.
+/// Prints an error with its hint.
 pub fn print_error(error: &anyhow::Error) {
     say(&error_text(error, Screen::stderr()));
 }
 
-/// An error with its causes, but for those that it has told already.
+/// Formats an error with its causes, without repetitions.
 pub fn explain(error: &anyhow::Error) -> String {
     error
         .chain()
@@ -254,7 +253,7 @@ pub fn explain(error: &anyhow::Error) -> String {
 fn error_text(error: &anyhow::Error, screen: Screen) -> String {
     let mut text = format!("{} {}", screen.paint(Tone::Bad, "error:"), escape(&explain(error)));
     for cause in error.chain() {
-        // The cloud's errors are what they are made of: the chain does not have a refusal in one of them once more.
+        // A refusal inside a cloud error would appear twice in the chain.
         let of_cloud = cause.downcast_ref::<CloudError>().and_then(CloudError::hint);
         if let Some(hint) = cause.downcast_ref::<Ec2Error>().and_then(Ec2Error::hint).or(of_cloud) {
             let label = screen.paint(Tone::Quiet, "hint:");
@@ -269,8 +268,8 @@ fn error_text(error: &anyhow::Error, screen: Screen) -> String {
     text
 }
 
-/// The commands that mend something. One stands alone, several say what each is for. A command is
-/// never wrapped: it is to be copied.
+/// Formats commands that fix a problem. A single command stands alone; several are listed with their purposes. A
+/// command is never wrapped, so that it can be copied.
 pub fn mend_lines(mends: &[Mend], screen: Screen) -> Vec<String> {
     let command = |mend: &Mend| screen.paint(Tone::Strong, &mend.command);
     match mends {
@@ -281,7 +280,7 @@ pub fn mend_lines(mends: &[Mend], screen: Screen) -> Vec<String> {
     }
 }
 
-/// Breaks a text between words into lines of up to `width` characters; a longer word stands alone.
+/// Wraps a text at spaces to lines of up to `width` characters; a longer word gets its own line.
 pub fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = String::new();
@@ -299,8 +298,7 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// A duration in the units that people use for one so long: `85 µs`, `9.1 ms`, `1.25 s`,
-/// `2 min 5 s`, `3 h 4 min`, `2 d 3 h`.
+/// Formats a duration in suitable units: `85 µs`, `9.1 ms`, `1.25 s`, `2 min 5 s`, `3 h 4 min`, `2 d 3 h`.
 pub fn duration(duration: Duration) -> String {
     const MINUTE: u64 = 60;
     const HOUR: u64 = 60 * MINUTE;
@@ -322,8 +320,7 @@ pub fn duration(duration: Duration) -> String {
     }
 }
 
-/// A number of bytes in the largest binary unit that leaves something before the point, rounded
-/// down: `512 B`, `1.5 KiB`, `23.1 GiB`.
+/// Formats bytes in the largest suitable binary unit, rounded down: `512 B`, `1.5 KiB`, `23.1 GiB`.
 pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
@@ -338,7 +335,7 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
-/// `1 volume`, `2 volumes`.
+/// Formats a count with its noun: `1 volume`, `2 volumes`.
 pub fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
@@ -379,7 +376,7 @@ mod tests {
                 table.row(vec![Cell::new(HOSTILE, tone)]);
                 for text in [table.lines()[1].clone(), screen.paint(tone, HOSTILE)] {
                     assert!(text.contains(ESCAPED), "{text:?}");
-                    // Styles of our own reach the terminal.
+                    // Wisp's own styles reach the terminal.
                     assert_eq!(escape_output(&text), text);
                 }
             }

@@ -1,4 +1,4 @@
-//! `wisp recommend`: whether instances have the right size for what they do.
+//! `wisp recommend`: right-sizing recommendations.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,11 +15,11 @@ use crate::ec2::{InstanceType, catalogue};
 use crate::host::shell;
 use crate::store::InstanceRecord;
 
-/// Says whether instances are too small, too large or fine for what they used in the last 14 days, with the figures behind it, and
-/// which types would do.
+/// Recommend instance types from recorded usage.
 ///
-/// What counts is the 99th percentile, with a fifth of headroom. Memory is what the guest has touched, its page cache too: more
-/// than it needs.
+/// Instances are judged under-provisioned, over-provisioned or optimized by their usage of the last 14 days. The 99th
+/// percentile counts, with 20 % headroom. Memory is what the guest has touched, including its page cache, and so an
+/// upper bound.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -28,23 +28,23 @@ Examples:
   wisp recommend web --least 30             even if it ran for half a minute only
   wisp recommend --output json              in the shape of Compute Optimizer's API")]
 pub struct Args {
-    /// Instances: their ids, the beginnings of them, or their names.
+    /// Instances: ids, prefixes of ids, or names.
     #[arg(value_name = "INSTANCE")]
     instances: Vec<String>,
 
-    /// For how many seconds an instance must have been observed, its boots left out.
+    /// Minimum observation time in seconds, without boots.
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     least: u32,
 }
 
 type Verdict = Result<Judgement, TooLittle>;
 
-/// Judges them.
+/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let is_named = !args.instances.is_empty();
     let mut records = if is_named { cloud.instances(&args.instances)? } else { cloud.all_instances()? };
-    // What they used is gone with them.
+    // The usage of terminated instances has been deleted.
     records.retain(|record| is_named || record.state != InstanceState::Terminated);
     let mut verdicts = Vec::with_capacity(records.len());
     for record in &records {
@@ -109,7 +109,7 @@ fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
-/// The shares of a statistic of `all`.
+/// A statistic as shares of `all`.
 fn shares(statistic: &Statistic, all: f64) -> String {
     let [average, p99, maximum] =
         [statistic.average, statistic.p99, statistic.maximum].map(|value| percent(value / all));
@@ -126,7 +126,7 @@ fn per_second(bytes: u64) -> String {
     format!("{}/s", output::bytes(bytes))
 }
 
-/// All there is to say of one.
+/// The full recommendation for one instance.
 fn block(record: &InstanceRecord, verdict: &Verdict, least: u32, screen: Screen) -> Vec<String> {
     let line = |label: &str, text: &str| format!("{} {text}", screen.paint(Tone::Quiet, &format!("{label:<16}")));
     let name = screen.paint(Tone::Strong, record.name().unwrap_or(""));

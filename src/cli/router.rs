@@ -1,4 +1,4 @@
-//! `wisp router`: a VPC's router, started by other commands, never by hand.
+//! `wisp router`: a VPC's router, which other commands start.
 
 use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
@@ -10,14 +10,14 @@ use anyhow::Context;
 use super::vmm::inherit;
 use crate::host::router::{self, Place};
 
-/// Runs the router of a network's folder.
+/// Run the router of a network directory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Started by wisp itself, when an instance is connected to its network.")]
 pub struct Args {
-    /// The network's folder.
+    /// Network directory.
     folder: PathBuf,
 
-    /// The descriptor of the socket on which it is asked.
+    /// Descriptor of the listening socket.
     #[arg(long)]
     listener_fd: RawFd,
 
@@ -25,15 +25,15 @@ pub struct Args {
     place: PlaceArgs,
 }
 
-/// Where it is.
+/// The network namespace.
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 struct PlaceArgs {
-    /// The address of the instance that it is started for, in namespaces of its own.
+    /// Address of the first instance; creates new namespaces.
     #[arg(long)]
     first: Option<Ipv4Addr>,
 
-    /// The descriptor of the network namespace of one that was killed.
+    /// Descriptor of the network namespace of a killed router.
     #[arg(long)]
     namespace_fd: Option<RawFd>,
 }
@@ -48,7 +48,7 @@ impl PlaceArgs {
     }
 }
 
-/// Runs it until its last instance has gone.
+/// Runs the router until its last instance has ended.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let listener = inherit(args.listener_fd)?;
     router::run(&args.folder, listener, args.place.place()?).context("the network's router cannot go on")?;

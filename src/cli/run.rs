@@ -1,4 +1,4 @@
-//! `wisp run`: boots an image, runs a command or a shell in it, and leaves nothing behind.
+//! `wisp run`: an ephemeral instance for one command or shell.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -26,17 +26,17 @@ use crate::vmm::config::BootProtocol;
 use crate::vmm::end::End;
 use crate::vmm::timeline::Mark;
 
-/// The size of a guest of which none was said: EC2 has no type this small, and it boots soonest.
+/// The default size, which no EC2 type is as small as and which boots fastest.
 const DEFAULT_VCPUS: u32 = 1;
 const DEFAULT_MEMORY_MIB: u64 = 256;
-/// How long a guest may take to shut down.
+/// The timeout for a guest's shutdown.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(90);
-/// What a kernel has in it that is built to be emulated: the option that tells it so.
+/// The option in the command line handling of kernels that are built for emulation.
 const EMULATION_OPTION: &[u8] = b"wisp.software_kvm";
-/// Boots an image, runs a command (or a shell on this terminal) in it, and terminates it.
+/// Run a command or a shell in a new guest, and terminate it.
 ///
-/// The exit code is the command's; standard input, output and error are passed through, signals are forwarded.
-/// What the guest writes to its root file system is gone afterwards.
+/// The exit code is the command's. Standard input, output and error are passed through, and signals are forwarded.
+/// Changes to the guest's root file system are discarded.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -50,66 +50,66 @@ Examples:
   wisp run --kernel vmlinux --disk root.ext4,ro --console
                                                 any kernel, on its serial console (ctrl-] leaves)")]
 pub struct Args {
-    /// An image's name or id, or a bundle's directory; `tiny`, which is inside the binary, if left out.
+    /// Image name or id, or bundle directory [default: tiny, the embedded image].
     #[arg(value_name = "IMAGE", conflicts_with = "kernel")]
     image: Option<String>,
 
     #[command(flatten)]
     size: SizeArgs,
 
-    /// A kernel to boot in place of an image: an ELF vmlinux or a bzImage.
+    /// Boot this kernel instead of an image: ELF vmlinux or bzImage.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
 
-    /// An initial RAM disk for --kernel.
+    /// Initial RAM disk for --kernel.
     #[arg(long, value_name = "FILE", requires = "kernel")]
     initrd: Option<PathBuf>,
 
-    /// How --kernel is entered; `auto` is PVH where the kernel has its note.
+    /// Boot protocol of --kernel; `auto` selects PVH if the kernel has its note.
     #[arg(long, value_name = "PROTOCOL", requires = "kernel", value_parser = parse_protocol, default_value = "auto")]
     protocol: BootProtocol,
 
-    /// Attach a disk; repeat for more. With --kernel, the first is the root.
+    /// Attach a disk; repeat for more. With --kernel, the first one is the root.
     ///
-    /// The format is raw unless the name ends in .qcow2 or format= says otherwise. The content never decides. `ro` makes
-    /// the disk read-only. A qcow2 image with backing files needs a backing=FILE for each, the topmost first. Write a
-    /// comma in a file's name twice.
+    /// The format is raw unless the name ends in .qcow2 or format= says otherwise. The content never decides. `ro`
+    /// makes the disk read-only. A qcow2 image with backing files needs a backing=FILE for each, the topmost first.
+    /// Write a comma in a file name twice.
     #[arg(long = "disk", value_name = disk_option::SYNTAX)]
     disks: Vec<OsString>,
 
-    /// Options for the kernel command line, behind the image's.
+    /// Kernel command line options, appended to the image's.
     #[arg(long, value_name = "OPTIONS")]
     cmdline: Option<String>,
 
-    /// Boot, where a warm snapshot of the image would do (see `wisp image warm`).
+    /// Always cold-boot, even if a template exists (see `wisp image warm`).
     #[arg(long)]
     cold: bool,
 
-    /// Show the serial console in place of the agent's command; ctrl-] leaves it and ends the guest.
+    /// Show the serial console instead of running a command; ctrl-] ends the guest.
     #[arg(long, conflicts_with = "command")]
     console: bool,
 
-    /// Let it have all that this host has: not the CPU credits, disk and network speeds of --type.
+    /// Do not enforce the CPU, disk and network limits of --type.
     #[arg(long)]
     no_limits: bool,
 
     #[command(flatten)]
     network: NetworkArgs,
 
-    /// How long the guest may take to boot, in seconds.
+    /// Timeout for the guest's boot, in seconds.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
 
-    /// Show afterwards where the boot's time went.
+    /// Show the boot timeline afterwards.
     #[arg(long)]
     timeline: bool,
 
-    /// The command and its arguments; a login shell if left out.
+    /// Command and arguments [default: a login shell].
     #[arg(last = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
-/// Runs it; `began_ns` is when this process began.
+/// Runs the command; `began_ns` is the start of this process.
 pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
     let disks = args.disks.iter().map(|disk| disk_option::parse(disk)).collect::<anyhow::Result<Vec<_>>>()?;
     probe::kvm_access()?;
@@ -132,7 +132,7 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
     let mut instance = EphemeralInstance::start_from(&home, &spec, warm.found.as_ref(), began_ns)?;
     let outcome = if args.console { run_console(&mut instance) } else { run_command(&args, &spec, &mut instance) };
     let ended = instance.kill();
-    // What went wrong with the command says more than that its machine had gone already.
+    // The command's error says more than the end of its machine.
     let code = outcome?;
     let (end, status) = ended?;
     if let Err(error) = timeline::keep(&home, &status) {
@@ -148,12 +148,12 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
-/// What there is of a warm snapshot.
+/// The template for the guest.
 #[derive(Debug)]
 struct Warming {
-    /// The guest goes on from it.
+    /// The template from which the guest is restored.
     found: Option<Warm>,
-    /// It boots, and the next one need not.
+    /// True if a template is made for the next guest.
     is_wanted: bool,
 }
 
@@ -170,7 +170,7 @@ impl Warming {
     }
 }
 
-/// vCPUs and memory that were asked for, if this host has them.
+/// The requested vCPUs and memory, if this host has them.
 fn size(size: &SizeArgs) -> anyhow::Result<Request> {
     let request = size.or_else(DEFAULT_VCPUS, DEFAULT_MEMORY_MIB)?;
     size.check(&request)?;
@@ -189,7 +189,7 @@ fn boot(args: &Args, home: &Home) -> anyhow::Result<Boot> {
     Ok(Boot::Kernel { kernel: absolute(kernel)?, initrd, protocol: args.protocol, software_kvm_aware })
 }
 
-/// The embedded image and a bundle's directory need no store, which takes its time to open.
+/// Opens the image. The embedded image and a bundle directory need no store, which takes time to open.
 fn image(home: &Home, reference: Option<&str>) -> anyhow::Result<Image> {
     match Image::unregistered(home, reference)? {
         Some(image) => Ok(image),
@@ -210,14 +210,14 @@ fn parse_protocol(text: &str) -> Result<BootProtocol, String> {
     }
 }
 
-/// Whether a kernel is built to be emulated: then the option is in it. One that cannot be read is told of when it is to
-/// be loaded.
+/// Returns true if a kernel is built for emulation, in which case it contains the option. An unreadable kernel is
+/// reported when it is loaded.
 fn is_software_kvm_aware(kernel: &Path) -> bool {
     std::fs::read(kernel).is_ok_and(|content| contains(&content, EMULATION_OPTION))
 }
 
-/// Where guest kernels are emulated, one that is not built for it is slow beyond patience and cannot run programs: its
-/// user should know before waiting.
+/// Warns about kernels that are not built for emulation on software KVM, where they are very slow and cannot run
+/// programs.
 fn warn_of_emulation(kernel: &Path) {
     output::say(&format!(
         "Note: this host has software KVM, which emulates guest kernels. {} is not built for that: it takes many \
@@ -231,7 +231,7 @@ fn contains(content: &[u8], word: &[u8]) -> bool {
     content.windows(word.len()).any(|window| window == word)
 }
 
-/// The serial console, until the guest ends or the user leaves.
+/// Shows the serial console until the guest ends or the user leaves.
 fn run_console(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
     let stream = instance.take_console().context("the instance was started without a console")?;
     match serial::join(stream)? {
@@ -247,7 +247,7 @@ fn run_console(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
     }
 }
 
-/// The agent's command, and with a disk that outlives the guest, an orderly end.
+/// Runs the command through the agent. With a writable disk of the user's, the guest is shut down cleanly.
 fn run_command(args: &Args, spec: &RunSpec, instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
     wait_ready(args, instance)?;
     let interactive = guest_command::is_interactive(&args.command);
@@ -286,7 +286,7 @@ fn wait_ready(args: &Args, instance: &mut EphemeralInstance) -> Result<(), RunEr
     }
 }
 
-/// What a person sees before the shell's first prompt.
+/// Prints the greeting before the shell's first prompt.
 fn greet(spec: &RunSpec, instance: &mut EphemeralInstance) -> anyhow::Result<()> {
     let boot = instance.status()?.timeline.between(Mark::ProcessStart, Mark::AgentReady).unwrap_or(0);
     output::say(&format!(
@@ -299,7 +299,7 @@ fn greet(spec: &RunSpec, instance: &mut EphemeralInstance) -> anyhow::Result<()>
     Ok(())
 }
 
-/// The guest ended while the command ran: in order, if it was told to.
+/// Handles the guest's end during the command, which is normal if the guest was told to shut down.
 fn guest_ended(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
     let (end, _) = instance.wait_ended(Some(SHUTDOWN_TIMEOUT))?;
     match end {

@@ -1,4 +1,4 @@
-//! A guest's serial console on this terminal, both ways.
+//! A guest's serial console on this terminal.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -10,19 +10,19 @@ use wisp_agent::poll::{Interest, poll};
 
 use crate::guest::terminal::RawMode;
 
-/// Ctrl-]: leaves the console.
+/// Ctrl-] leaves the console.
 const ESCAPE: u8 = 0x1d;
 
-/// How a console was left.
+/// The way in which the console was left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
-    /// The user typed the escape.
+    /// The user typed the escape character.
     ByEscape,
-    /// The machine's end of it was closed.
+    /// The machine closed its end.
     GuestEnded,
 }
 
-/// Joins standard input and output to a console until either end leaves.
+/// Connects standard input and output to a console until either end closes.
 pub fn join(stream: UnixStream) -> anyhow::Result<Left> {
     let stdin = io::stdin();
     let is_terminal = io::IsTerminal::is_terminal(&stdin);
@@ -51,13 +51,13 @@ fn copy(stream: &UnixStream, input: impl AsFd, output: &mut impl Write, is_termi
             let count = rustix::io::read(&input, &mut buffer).unwrap_or(0);
             let escape = if is_terminal { buffer[..count].iter().position(|byte| *byte == ESCAPE) } else { None };
             let typed = &buffer[..escape.unwrap_or(count)];
-            // A guest that has ended is noticed where its output ends.
+            // The guest's end is noticed when its output ends.
             let _ = (&*stream).write_all(typed);
             if escape.is_some() {
                 return Ok(Left::ByEscape);
             }
             if count == 0 {
-                // The guest's output goes on.
+                // The guest's output continues.
                 input_open = false;
                 let _ = stream.shutdown(Shutdown::Write);
             }

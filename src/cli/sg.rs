@@ -12,7 +12,7 @@ use crate::ec2::id::SecurityGroupRuleId;
 use crate::ec2::network::{Ipv4Range, Traffic};
 use crate::store::SecurityGroupRecord;
 
-/// Security groups: who may begin what with the instances in them. What is answered to that passes, too.
+/// Manage security groups (stateful firewall rules).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -29,40 +29,42 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Makes a group: its members may begin everything, and nobody anything with them.
+    /// Create a security group.
+    ///
+    /// It allows all outbound and no inbound traffic.
     Create {
-        /// Its name.
+        /// Name.
         name: String,
-        /// What it is for.
+        /// Description.
         #[arg(long, default_value = "made by wisp")]
         description: String,
-        /// The VPC whose instances can be in it: its id or its name; the default one if left out.
+        /// VPC: id or name [default: the default VPC].
         #[arg(long)]
         vpc: Option<String>,
     },
-    /// Lists the groups.
+    /// List security groups.
     Ls {
-        /// Only those of this VPC: its id or its name.
+        /// Only groups of this VPC: id or name.
         #[arg(long)]
         vpc: Option<String>,
     },
-    /// Shows a group's rules.
+    /// Show a security group's rules.
     Show {
-        /// The group: its name or its id.
+        /// Security group: name or id.
         group: String,
     },
-    /// Deletes a group that no instance is in.
+    /// Delete a security group that no instance uses.
     Rm {
-        /// The group: its name or its id.
+        /// Security group: name or id.
         group: String,
     },
-    /// Adds rules; running instances go by them at once.
+    /// Add rules. They apply to running instances at once.
     Authorize(RuleArgs),
-    /// Takes rules away; what was begun under them goes on.
+    /// Remove rules. Established connections stay open.
     Revoke {
         #[command(flatten)]
         rule: RuleArgs,
-        /// The rule's id, in place of what it says.
+        /// Rule id, instead of a description of the rule.
         #[arg(long = "rule", value_name = "ID", conflicts_with_all = ["protocol", "port", "ranges", "groups"])]
         id: Option<SecurityGroupRuleId>,
     },
@@ -70,24 +72,24 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct RuleArgs {
-    /// The group: its name or its id.
+    /// Security group: name or id.
     group: String,
-    /// For what others begin with members (this is the default).
+    /// Inbound rule [default].
     #[arg(long, conflicts_with = "egress")]
     ingress: bool,
-    /// For what members begin.
+    /// Outbound rule.
     #[arg(long)]
     egress: bool,
-    /// tcp, udp, icmp, all, or a protocol's number; tcp if only ports are given.
+    /// tcp, udp, icmp, all, or a protocol number [default: tcp if ports are given].
     #[arg(long, value_name = "PROTOCOL")]
     protocol: Option<String>,
-    /// A port, a range such as 8000-8100, or all; for icmp, a type.
+    /// Port, range such as 8000-8100, or all; for icmp, a type.
     #[arg(long, value_name = "PORT")]
     port: Option<String>,
-    /// With these addresses; repeat for more. Everywhere (0.0.0.0/0), if neither this nor --group is given.
+    /// Address range; repeat for more [default: 0.0.0.0/0].
     #[arg(long = "cidr", value_name = "RANGE")]
     ranges: Vec<Ipv4Range>,
-    /// With the members of this group; repeat for more.
+    /// Members of this security group; repeat for more.
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<String>,
 }
@@ -105,7 +107,7 @@ impl RuleArgs {
     }
 }
 
-/// Does it.
+/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let changed = match args.command {

@@ -1,4 +1,4 @@
-//! `wisp show`: all there is to say about an instance.
+//! `wisp show`: shows an instance.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::ec2::state::InstanceState;
 use crate::guest::UserDataStatus;
 use crate::store::{InstanceRecord, VolumeRecord};
 
-/// How long a guest may take to say something that is good to know.
+/// The timeout for optional information from the guest.
 const SHORT: Duration = Duration::from_secs(5);
 
-/// Shows all there is to say about an instance.
+/// Show an instance.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -26,12 +26,12 @@ Examples:
   wisp show i-0a1b              by the beginning of its id
   wisp show web --output json   as DescribeInstances prints it, with its limits")]
 pub struct Args {
-    /// The instance: its id, the beginning of it, or its name.
+    /// Instance: id, prefix of the id, or name.
     #[arg(value_name = "INSTANCE")]
     instance: String,
 }
 
-/// Prints it.
+/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let record = cloud.instance(&args.instance)?;
@@ -77,7 +77,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// How far the user data is, as the guest says.
+/// The state of the user data, as the guest reports it.
 fn user_data(cloud: &Cloud, record: &InstanceRecord) -> String {
     if record.state != InstanceState::Running {
         return "given; the guest does not run".into();
@@ -100,7 +100,7 @@ fn line(screen: Screen, label: &str, text: &str) -> String {
     format!("{} {text}", screen.paint(Tone::Quiet, &format!("{label:<16}")))
 }
 
-/// How an instance is connected to its VPC.
+/// The connection of an instance to its VPC.
 fn connection(mode: NetworkMode) -> &'static str {
     match mode {
         NetworkMode::Vpc => "connected",

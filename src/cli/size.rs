@@ -1,4 +1,4 @@
-//! The options that decide an instance's size, for every subcommand that has them.
+//! Instance size options, shared by subcommands.
 
 use crate::cloud::image_memory::ImageMemory;
 use crate::ec2::capacity::{self, Request};
@@ -7,21 +7,21 @@ use crate::ec2::size::MemorySize;
 use crate::ec2::{Ec2Error, InstanceType};
 use crate::host::probe;
 
-/// The type that an override without a type is an override of; every one of its figures is replaced.
+/// The base type when only --vcpus or --memory are given; both are replaced.
 const OVERRIDDEN_TYPE: &str = "t2.nano";
 
-/// A type, or what overrides it.
+/// A type, and overrides.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct SizeArgs {
-    /// An instance type, which decides vCPUs and memory (see `wisp types`).
+    /// Instance type (see `wisp types`).
     #[arg(long = "type", value_name = "TYPE")]
     pub instance_type: Option<String>,
 
-    /// vCPUs, in place of the type's.
+    /// vCPUs instead of the type's.
     #[arg(long, value_name = "N")]
     pub vcpus: Option<u32>,
 
-    /// Memory, in place of the type's: 256M, 2G, or a number of MiB.
+    /// Memory instead of the type's: 256M, 2G, or a number of MiB.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<MemorySize>,
 
@@ -31,12 +31,12 @@ pub struct SizeArgs {
 }
 
 impl SizeArgs {
-    /// Whether nothing is said.
+    /// Returns true if no option is given.
     pub fn is_empty(&self) -> bool {
         self.instance_type.is_none() && self.vcpus.is_none() && self.memory.is_none()
     }
 
-    /// The options again, each with a space before it.
+    /// Returns the options, each preceded by a space.
     pub fn options(&self) -> String {
         let instance_type = self.instance_type.as_ref().map(|name| format!(" --type {name}"));
         let vcpus = self.vcpus.map(|count| format!(" --vcpus {count}"));
@@ -44,7 +44,7 @@ impl SizeArgs {
         [instance_type, vcpus, memory].into_iter().flatten().collect()
     }
 
-    /// The same for an image that has memory: its size, if nothing is said.
+    /// Returns the options for an image with memory: its size if none is given.
     pub fn or_memorys(self, memory: Option<ImageMemory>) -> SizeArgs {
         let Some(memory) = memory.filter(|_| self.is_empty()) else { return self };
         let overridden = memory.overridden;
@@ -56,18 +56,18 @@ impl SizeArgs {
         }
     }
 
-    /// Whether vCPUs or memory are not the type's.
+    /// Returns true if vCPUs or memory are overridden.
     pub fn overrides(&self) -> bool {
         self.vcpus.is_some() || self.memory.is_some()
     }
 
-    /// What was asked for. What is left out is `instance_type`'s.
+    /// Returns the requested size; missing values are `instance_type`'s.
     pub fn of_type(&self, instance_type: &'static InstanceType) -> Result<Request, Ec2Error> {
         let named = self.instance_type.as_deref().map(catalogue::find).transpose()?;
         Request::new(named.unwrap_or(instance_type), self.vcpus, self.memory)
     }
 
-    /// What was asked for. What is left out is the type's; without a type it is this number of vCPUs and MiB.
+    /// Returns the requested size; missing values are the type's, or without a type this number of vCPUs and MiB.
     pub fn or_else(&self, vcpus: u32, memory_mib: u64) -> Result<Request, Ec2Error> {
         match &self.instance_type {
             Some(name) => Request::new(catalogue::find(name)?, self.vcpus, self.memory),
@@ -78,7 +78,7 @@ impl SizeArgs {
         }
     }
 
-    /// Checks that this host has room for it.
+    /// Checks that this host has capacity for the size.
     pub fn check(&self, request: &Request) -> Result<(), Ec2Error> {
         capacity::check(request, probe::resources(), self.overcommit)
     }

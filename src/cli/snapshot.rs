@@ -9,7 +9,9 @@ use super::{launch, open_cloud, shapes, tell_notices};
 use crate::cloud::utc;
 use crate::store::SnapshotRecord;
 
-/// Snapshots of volumes: taken while a guest writes, and nothing is copied.
+/// Manage snapshots of volumes.
+///
+/// A snapshot can be taken while a guest writes, and copies nothing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -23,28 +25,30 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Takes a snapshot of a volume; of one in use, as a power cut at that moment would leave it.
+    /// Create a snapshot of a volume.
+    ///
+    /// A snapshot of a volume in use is crash-consistent.
     Create {
-        /// The volume: its id, the beginning of it, or its name.
+        /// Volume: id, prefix of the id, or name.
         volume: String,
-        /// The value of its Name tag.
+        /// Name tag.
         #[arg(long)]
         name: Option<String>,
-        /// What it is for.
+        /// Description.
         #[arg(long, default_value = "")]
         description: String,
     },
-    /// Lists the snapshots.
+    /// List snapshots.
     Ls,
-    /// Deletes snapshots. Volumes that were made of them keep what they need.
+    /// Delete snapshots. Volumes created from them keep their data.
     Rm {
-        /// The snapshots.
+        /// Snapshots.
         #[arg(required = true)]
         snapshots: Vec<String>,
     },
 }
 
-/// Does it.
+/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     match args.command {

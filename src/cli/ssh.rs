@@ -1,4 +1,4 @@
-//! `wisp ssh`: a shell, or a command, in an instance by SSH.
+//! `wisp ssh`: a shell or a command in an instance by SSH.
 
 use std::ffi::{OsStr, OsString};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
@@ -15,13 +15,13 @@ use crate::cloud::ssh::SshTarget;
 use crate::guest::parse_user_name;
 use crate::host::shell;
 
-/// How long the host's own loopback may take.
+/// The timeout for a connection to the host's loopback interface.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Opens a shell in an instance, or runs a command there, by SSH.
+/// Open a shell in an instance by SSH, or run a command.
 ///
-/// The user, the key and the address are the instance's own. Where it cannot be reached so (its security groups do not open
-/// port 22, or there is no `ssh` here), the guest's agent does it, as with `wisp exec`. The exit code is the command's.
+/// User, key and address are taken from the instance. If SSH is not possible (its security groups do not open port 22,
+/// or `ssh` is not installed), the command runs through the agent as with `wisp exec`. The exit code is the command's.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -32,28 +32,28 @@ Examples:
   wisp ssh web -i mine.pem -l admin    with another key, as another user
   wisp ssh web --print                 the ssh command, to be used by hand")]
 pub struct Args {
-    /// The instance: its id, the beginning of it, or its name; USER@ may stand before it.
+    /// [USER@]INSTANCE: id, prefix of the id, or name.
     #[arg(value_name = "INSTANCE")]
     instance: String,
 
-    /// The private key's file; the one that `wisp key create` wrote here, if left out, or what ssh finds by itself.
+    /// Private key file [default: the one that `wisp key create` wrote here, or ssh's own].
     #[arg(short, long, value_name = "FILE")]
     identity: Option<PathBuf>,
 
-    /// The guest's user; the image's, if left out.
+    /// User in the guest [default: the image's].
     #[arg(short, long, value_name = "NAME", value_parser = parse_user_name)]
     login: Option<String>,
 
-    /// Print the ssh command in place of running it.
+    /// Print the ssh command instead of running it.
     #[arg(long)]
     print: bool,
 
-    /// The command and its arguments; a login shell if left out.
+    /// Command and arguments [default: a login shell].
     #[arg(last = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
-/// Opens it.
+/// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (named, reference) = match args.instance.split_once('@') {
         Some((user, reference)) => (Some(parse_user_name(user).map_err(anyhow::Error::msg)?), reference),
@@ -67,7 +67,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             output::print(&shell::command(words))?;
             return Ok(ExitCode::SUCCESS);
         }
-        // It comes back only where it could not be started.
+        // exec returns only if it fails.
         Ok(mut command) => format!("ssh cannot be started ({})", command.exec()),
         Err(why) => why,
     };
@@ -81,7 +81,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Returns the `ssh` command, or why there is none, in a few words.
+/// Returns the `ssh` command, or a short reason why SSH is not possible.
 fn ssh(target: &SshTarget, user: &str, identity: Option<&Path>, words: &[OsString]) -> Result<Command, String> {
     let Some(endpoint) = target.endpoint else {
         return Err("its security groups let nobody in at port 22 (`wisp sg authorize default --port 22` does)".into());
@@ -92,7 +92,7 @@ fn ssh(target: &SshTarget, user: &str, identity: Option<&Path>, words: &[OsStrin
     Ok(command(target, endpoint, user, identity, words))
 }
 
-/// Builds the command. Nothing in it that the instance's image or owner chose can be taken for an option.
+/// Builds the command. No value that the image or the instance's owner chose can be parsed as an option.
 fn command(
     target: &SshTarget,
     endpoint: SocketAddrV4,
@@ -102,7 +102,7 @@ fn command(
 ) -> Command {
     let identity = match (identity, &target.key_name) {
         (Some(path), _) => Some(path.to_path_buf()),
-        // With "./", a name that begins with "~" is a file here, too.
+        // With "./", a name that starts with "~" is a file here, too.
         (None, Some(name)) => Some(PathBuf::from(format!("./{name}.pem"))).filter(|path| path.exists()),
         (None, None) => None,
     };
@@ -112,12 +112,12 @@ fn command(
     if let Some(identity) = identity {
         command.arg("-i").arg(identity).args(["-o", "IdentitiesOnly=yes"]);
     }
-    // Behind "--" ssh takes no options, neither before the address nor, unlike without it, after the address.
+    // After "--", ssh accepts no options, neither before the address nor, as it otherwise would, after it.
     command.args(["-l", user, "--", &endpoint.ip().to_string()]).args(words);
     command
 }
 
-/// The option for the file of host keys; ssh splits its value at spaces and expands `%` (ssh_config(5)).
+/// The option for the known hosts file; ssh splits its value at spaces and expands `%` (ssh_config(5)).
 fn known_hosts_option(path: &Path) -> OsString {
     let mut option = b"UserKnownHostsFile=".to_vec();
     let bytes = path.as_os_str().as_bytes();
@@ -135,7 +135,7 @@ fn known_hosts_option(path: &Path) -> OsString {
     OsString::from_vec(option)
 }
 
-/// As ssh has it: the words are put together with spaces, and a shell takes them apart.
+/// As ssh does: the words are joined with spaces, and a shell splits them.
 fn in_a_shell(words: &[OsString]) -> Vec<OsString> {
     vec!["sh".into(), "-c".into(), words.join(OsStr::new(" "))]
 }
@@ -173,7 +173,7 @@ mod tests {
         assert!(arguments.contains(&"UserKnownHostsFile=/w/known_hosts".to_string()), "{arguments:?}");
     }
 
-    /// OpenSSH itself says what it makes of the command.
+    /// OpenSSH itself reports how it parses the command.
     #[test]
     fn openssh_reads_the_command_as_meant() {
         let target = target("/w h/100%/a\"b/known_hosts");

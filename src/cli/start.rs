@@ -1,4 +1,4 @@
-//! `wisp start`: stopped instances run again.
+//! `wisp start`: starts stopped instances.
 
 use std::process::ExitCode;
 
@@ -6,14 +6,16 @@ use super::output::{self, Output};
 use super::wait::{self, Wait};
 use super::{open_cloud, print_changes};
 
-/// Starts stopped instances: same volumes, same identity, a fresh boot. Hibernated ones go on where they were.
+/// Start stopped instances with the same volumes and identity.
+///
+/// Hibernated instances are restored with their memory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp start web
   wisp start i-0a1b i-0c2d --wait running")]
 pub struct Args {
-    /// Instances: ids, beginnings of ids, or names.
+    /// Instances: ids, prefixes of ids, or names.
     #[arg(value_name = "INSTANCE", required = true)]
     instances: Vec<String>,
 
@@ -21,20 +23,20 @@ pub struct Args {
     #[arg(long)]
     overcommit: bool,
 
-    /// Boot, where an instance was hibernated: its memory is lost.
+    /// Cold-boot a hibernated instance; its memory is lost.
     #[arg(long)]
     cold: bool,
 
-    /// What to wait for.
+    /// Wait for this.
     #[arg(long, value_enum, default_value_t = Wait::Ready)]
     wait: Wait,
 
-    /// How long the guests may take to be ready, in seconds.
+    /// Timeout for the guests to become ready, in seconds.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
 }
 
-/// Starts them.
+/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     crate::host::probe::kvm_access()?;
     let mut cloud = open_cloud()?;

@@ -1,4 +1,4 @@
-//! `wisp stop`: instances stop running and keep their volumes.
+//! `wisp stop`: stops instances.
 
 use std::process::ExitCode;
 
@@ -6,10 +6,10 @@ use super::output::{self, Output};
 use super::{open_cloud, print_changes, tell_notices, wait};
 use crate::cloud::lifecycle::Manner;
 
-/// Stops instances; their volumes stay, and `wisp start` runs them again.
+/// Stop instances. Their volumes are kept.
 ///
-/// The guest's agent is asked to power off; then, after 60 s (300 s where guest kernels are emulated), ctrl-alt-del is
-/// pressed; then, after 20 s (60 s) more, the machine is forced to stop.
+/// The agent powers the guest off. After 60 s (300 s on software KVM), ctrl-alt-del is pressed; after 20 s (60 s)
+/// more, the VMM is ended by force.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -17,21 +17,20 @@ Examples:
   wisp stop web --force      at once, like pulling the plug
   wisp stop web --hibernate  with its memory, to go on where it was")]
 pub struct Args {
-    /// Instances: ids, beginnings of ids, or names.
+    /// Instances: ids, prefixes of ids, or names.
     #[arg(value_name = "INSTANCE", required = true)]
     instances: Vec<String>,
 
-    /// At once, without asking the guest: what it has not written is lost.
+    /// Stop at once without asking the guest; unwritten data is lost.
     #[arg(long)]
     force: bool,
 
-    /// Keep the guest's memory, so that `wisp start` has its programs go on where they were; for instances that were
-    /// launched with --hibernation.
+    /// Save the guest's memory, which `wisp start` restores; needs `launch --hibernation`.
     #[arg(long, conflicts_with = "force")]
     hibernate: bool,
 }
 
-/// Stops them.
+/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let ids: Vec<_> = cloud.instances(&args.instances)?.iter().map(|record| record.id).collect();

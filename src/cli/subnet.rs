@@ -11,7 +11,9 @@ use crate::ec2::network::{Ipv4Range, Zone};
 use crate::ec2::tag::Tag;
 use crate::store::SubnetRecord;
 
-/// Subnets: parts of a VPC, each in one availability zone (a label here), that instances are launched into.
+/// Manage subnets of VPCs.
+///
+/// A subnet is a part of a VPC in one availability zone, which is a label here. Instances are launched into subnets.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -27,45 +29,45 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Makes a subnet.
+    /// Create a subnet.
     Create {
-        /// The VPC: its id, the beginning of it, or its name; the default one if left out.
+        /// VPC: id, prefix of the id, or name [default: the default VPC].
         #[arg(long)]
         vpc: Option<String>,
-        /// Its addresses, within its VPC's: 10.0.1.0/24.
+        /// Address range within the VPC's: 10.0.1.0/24.
         #[arg(long, value_name = "RANGE")]
         cidr: Ipv4Range,
-        /// Its availability zone: us-east-1a to us-east-1f.
+        /// Availability zone: us-east-1a to us-east-1f.
         #[arg(long, value_name = "ZONE", default_value_t)]
         zone: Zone,
-        /// Give instances in it public addresses while they run, if nothing else is said when they are launched.
+        /// Give instances a public address while they run, unless the launch says otherwise.
         #[arg(long)]
         map_public_ip: bool,
-        /// The value of its Name tag.
+        /// Name tag.
         #[arg(long)]
         name: Option<String>,
-        /// A tag; repeat for more.
+        /// Tag; repeat for more.
         #[arg(long = "tag", value_name = "KEY=VALUE")]
         tags: Vec<Tag>,
     },
-    /// Lists the subnets.
+    /// List subnets.
     Ls,
-    /// Changes what is done with instances that are launched into it from now on.
+    /// Change a subnet. It affects later launches only.
     Modify {
-        /// The subnet: its id, the beginning of it, or its name.
+        /// Subnet: id, prefix of the id, or name.
         subnet: String,
-        /// Whether they have public addresses while they run, if nothing else is said: true or false.
+        /// Public addresses by default: true or false.
         #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
         map_public_ip: bool,
     },
-    /// Deletes a subnet that no instance is in.
+    /// Delete a subnet without instances.
     Rm {
-        /// The subnet: its id, the beginning of it, or its name.
+        /// Subnet: id, prefix of the id, or name.
         subnet: String,
     },
 }
 
-/// Does it.
+/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let (subnet, is_new) = match args.command {

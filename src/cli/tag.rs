@@ -7,7 +7,9 @@ use super::output::{self, Output};
 use super::{open_cloud, shapes};
 use crate::ec2::tag::Tag;
 
-/// Sets tags of an instance, a volume, a snapshot, an image or what else has an id, removes some, or prints them all.
+/// Set, remove or print the tags of a resource.
+///
+/// Resources are instances, volumes, snapshots, images and everything else with an id.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -16,7 +18,7 @@ Examples:
   wisp tag vol-0a1b Name=data
   wisp tag web --remove stage")]
 pub struct Args {
-    /// An id, the beginning of one, or a name.
+    /// Id, prefix of an id, or name.
     #[arg(value_name = "RESOURCE")]
     resource: String,
 
@@ -24,12 +26,12 @@ pub struct Args {
     #[arg(value_name = "KEY=VALUE")]
     set: Vec<Tag>,
 
-    /// A tag to remove; repeat for more.
+    /// Tag key to remove; repeat for more.
     #[arg(long, value_name = "KEY")]
     remove: Vec<String>,
 }
 
-/// Sets, removes and prints them.
+/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let resource = cloud.resource(&args.resource)?;

@@ -1,23 +1,25 @@
-//! `wisp terminate`: instances end for good.
+//! `wisp terminate`: terminates instances.
 
 use std::process::ExitCode;
 
 use super::output::{self, Output};
 use super::{open_cloud, print_changes, tell_notices, wait};
 
-/// Terminates instances. Volumes that are not kept go with them; the entries stay visible for an hour.
+/// Terminate instances.
+///
+/// Volumes with delete-on-termination are deleted. The records stay visible for an hour.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp terminate web
   wisp terminate $(wisp ls -q)      all of them")]
 pub struct Args {
-    /// Instances: ids, beginnings of ids, or names.
+    /// Instances: ids, prefixes of ids, or names.
     #[arg(value_name = "INSTANCE", required = true)]
     instances: Vec<String>,
 }
 
-/// Terminates them.
+/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let references = cloud.terminate_damaged(&args.instances)?;

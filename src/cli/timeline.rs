@@ -1,4 +1,4 @@
-//! `wisp timeline`: where a boot's time went, phase by phase, and how often the guest left, and why.
+//! `wisp timeline`: the phases of a boot with their times, and exits by reason.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::vmm::control::Status;
 use crate::vmm::end_record::EndRecord;
 use crate::vmm::timeline::{Mark, TimelineRecord};
 
-/// The widest bar, in columns.
+/// The maximum width of a bar in columns.
 const BAR: usize = 40;
 
-/// Shows where the time of a boot went, from the command to the guest's agent: of an instance, or of the last `wisp run`.
+/// Show the phases of a boot with their times.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -23,12 +23,12 @@ Examples:
   wisp timeline web                      an instance's last boot
   wisp timeline --output json            in nanoseconds")]
 pub struct Args {
-    /// The instance: its id, the beginning of it, or its name; the last `wisp run` if left out.
+    /// Instance: id, prefix of the id, or name [default: the last `wisp run`].
     #[arg(value_name = "INSTANCE")]
     instance: Option<String>,
 }
 
-/// A timeline as it is kept and printed as JSON; times are nanoseconds since the command began.
+/// A timeline as stored and as JSON output; times are nanoseconds since the start of the command.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Report {
@@ -36,7 +36,7 @@ struct Report {
     status: Status,
 }
 
-/// Prints a timeline.
+/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let status = match &args.instance {
         Some(instance) => of_instance(instance)?,
@@ -76,13 +76,13 @@ fn of_last_run() -> anyhow::Result<Status> {
     Ok(report.status)
 }
 
-/// Keeps the timeline of a run for [`run`].
+/// Stores the timeline of a run for [`run`].
 pub fn keep(home: &Home, status: &Status) -> anyhow::Result<()> {
     let report = serde_json::to_vec_pretty(&Report { status: status.clone() })?;
     Ok(crate::host::home::write_private(&home.last_timeline(), &report)?)
 }
 
-/// A table of phases with bars, and one of exits.
+/// Renders a table of phases with bars, and one of exits.
 pub fn render(status: &Status, screen: Screen) -> String {
     let mut lines = phase_lines(&status.timeline, screen);
     lines.push(String::new());
@@ -107,10 +107,10 @@ pub fn render(status: &Status, screen: Screen) -> String {
 }
 
 fn phase_lines(timeline: &TimelineRecord, screen: Screen) -> Vec<String> {
-    // Phases follow one another in time, whatever the order of their marks' list.
+    // Phases are ordered by time, whatever the order of the marks.
     let mut marks = timeline.marks.clone();
     marks.sort_by_key(|record| record.at_ns);
-    // A kernel that is quiet leaves the first word to the agent: that is no phase of the boot.
+    // With a quiet kernel, the first console output comes after the agent is ready, and is not a phase of the boot.
     let ready = timeline.at(Mark::AgentReady).unwrap_or(u64::MAX);
     marks.retain(|record| record.mark != Mark::FirstConsoleByte || record.at_ns < ready);
     let Some((first, last)) = marks.first().zip(marks.last()) else { return vec!["Nothing was marked.".into()] };

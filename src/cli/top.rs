@@ -1,4 +1,4 @@
-//! `wisp top`: what running instances do, now.
+//! `wisp top`: live usage of running instances.
 
 use std::collections::HashMap;
 use std::process::ExitCode;
@@ -15,8 +15,9 @@ use crate::ec2::state::InstanceState;
 use crate::store::InstanceRecord;
 use crate::vmm::control::Status;
 
-/// Shows what running instances do: CPU, CPU credits, how long they are held back by their limits, memory, disk and exits a
-/// second.
+/// Show live usage of running instances.
+///
+/// The columns are CPU, CPU credits, throttled time, memory, disk, network and exits per second.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -25,31 +26,31 @@ Examples:
   wisp top web --history               what it used in the last three hours
   wisp top web --history=336           in the last 14 days, which is all that is kept")]
 pub struct Args {
-    /// Only this instance: its id, the beginning of it, or its name.
+    /// Only this instance: id, prefix of the id, or name.
     #[arg(value_name = "INSTANCE")]
     instance: Option<String>,
 
-    /// What it used in so many hours before it was last seen, 3 if that is not said.
+    /// Show usage for the last HOURS hours [default: 3].
     #[arg(long, value_name = "HOURS", requires = "instance", num_args = 0..=1, require_equals = true,
         default_missing_value = "3", value_parser = clap::value_parser!(u32).range(1..=336))]
     history: Option<u32>,
 
-    /// One look, over one interval.
+    /// Print one interval and exit.
     #[arg(long)]
     once: bool,
 
-    /// Seconds between two looks.
+    /// Seconds between updates.
     #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
     interval: u64,
 }
 
-/// A look at a machine.
+/// A sample of a machine's counters.
 struct Sample {
     at: Instant,
     status: Status,
 }
 
-/// What a machine did between two looks, by the second.
+/// The rates between two samples, per second.
 #[derive(Debug, Clone, PartialEq)]
 struct Rates {
     cpu_percent: f64,
@@ -59,7 +60,7 @@ struct Rates {
     held_percent: f64,
 }
 
-/// Looks until told to stop.
+/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let interval = Duration::from_secs(args.interval);
     let once = args.once || output == Output::Json || Screen::stdout() == Screen::PLAIN;
@@ -97,7 +98,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Waits; whether somebody pressed return (or q and return) meanwhile.
+/// Waits; returns true if the user pressed return (or q and return) meanwhile.
 fn wait(interval: Duration, once: bool) -> bool {
     let timeout = Timespec { tv_sec: interval.as_secs() as i64, tv_nsec: 0 };
     let stdin = rustix::stdio::stdin();
@@ -113,7 +114,7 @@ fn look(cloud: &mut Cloud, only: Option<InstanceId>) -> anyhow::Result<Look> {
     records.retain(|record| record.state == InstanceState::Running && only.is_none_or(|id| id == record.id));
     let mut samples = HashMap::new();
     for record in &records {
-        // One that has just ended is not shown.
+        // An instance that has just ended is not shown.
         if let Ok(status) = cloud.folder(record.id).connect().and_then(|mut monitor| monitor.status()) {
             samples.insert(record.id, Sample { at: Instant::now(), status });
         }
@@ -123,7 +124,7 @@ fn look(cloud: &mut Cloud, only: Option<InstanceId>) -> anyhow::Result<Look> {
 
 fn rates(before: &Sample, after: &Sample) -> Rates {
     let seconds = (after.at - before.at).as_secs_f64().max(0.001);
-    // A machine that was restarted in between counts from zero again.
+    // The counters of a restarted machine start at zero.
     let rate = |before: u64, after: u64| after.saturating_sub(before) as f64 / seconds;
     let sum = |status: &Status, of: fn(&crate::vmm::control::DiskRecord) -> u64| status.disks.iter().map(of).sum();
     let exits = |status: &Status| status.exits.iter().map(|exit| exit.count).sum();

@@ -1,4 +1,4 @@
-//! `wisp types`: the catalogue of instance types, and what of it fits this host.
+//! `wisp types`: the catalog of instance types, and which of them fit this host.
 
 use std::process::ExitCode;
 
@@ -12,10 +12,10 @@ use crate::ec2::instance_type::{EbsBandwidth, InstanceType, NotLaunchable};
 use crate::ec2::size::{MemorySize, approximate_mib};
 use crate::host::probe;
 
-/// From this width on, a table has room for words.
+/// The minimum width of a table with words.
 const WIDE: usize = 100;
 
-/// Lists the instance types, and which of them fit this host.
+/// List instance types, and which of them fit this host.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -25,16 +25,16 @@ Examples:
   wisp types compute           all families for a purpose
   wisp types c6i.2xlarge       a type, and how its name is read")]
 pub struct Args {
-    /// A family (c6i), a type (c6i.large) or a purpose (compute); all if left out.
+    /// Family (c6i), type (c6i.large) or category (compute) [default: all].
     #[arg(value_name = "FAMILY|TYPE")]
     pub selection: Option<String>,
 
-    /// Only the types that fit this host now.
+    /// Only types that fit this host now.
     #[arg(long)]
     pub fits: bool,
 }
 
-/// Prints the types that were asked for.
+/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let host = probe::resources();
     let mut types = match &args.selection {
@@ -72,7 +72,7 @@ fn suggest_next(args: &Args, types: &[&'static InstanceType], host: HostCapacity
     }
 }
 
-/// Why a type does not fit.
+/// The reason why a type does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Misfit {
     Never(NotLaunchable),
@@ -109,7 +109,7 @@ impl Misfit {
         }
     }
 
-    /// For a type on its own.
+    /// For a single type.
     fn sentence(self, host: HostCapacity) -> String {
         match self {
             Misfit::Never(reason) => reason.to_string(),
@@ -121,20 +121,20 @@ impl Misfit {
     }
 }
 
-/// `2 CPUs, 23.1 GiB free`.
+/// Formats free capacity: `2 CPUs, 23.1 GiB free`.
 fn free(host: HostCapacity) -> String {
     let cpus = output::count(host.cpus as usize, "CPU");
     format!("{cpus}, {} free", approximate_mib(host.memory_mib))
 }
 
-/// All types, under their categories and families.
+/// Renders all types, grouped by category and family.
 fn render_all(types: &[&'static InstanceType], host: HostCapacity, screen: Screen) -> String {
     let mut lines = Vec::new();
     for category in types.chunk_by(|a, b| a.category == b.category) {
         let meaning = category[0].category;
         let title = screen.paint(Tone::Strong, &meaning.title().to_uppercase());
         lines.push(format!("{title}  {}", screen.paint(Tone::Quiet, meaning.explanation())));
-        // One table for the category, so that columns align from family to family.
+        // One table per category, so that columns align between families.
         let mut rows = table(category, host, screen).lines().into_iter();
         lines.extend(rows.next());
         for family in category.chunk_by(|a, b| a.family() == b.family()) {
@@ -147,7 +147,7 @@ fn render_all(types: &[&'static InstanceType], host: HostCapacity, screen: Scree
     lines.join("\n")
 }
 
-/// `c6i  sixth generation, Intel`. The category, which the name says too, stands above.
+/// Formats a family: `c6i  sixth generation, Intel`. The category is printed above.
 fn family_line(of: &InstanceType, screen: Screen) -> String {
     let reading = of.parts.family_reading();
     let (_, reading) = reading.split_once(", ").unwrap_or_default();
@@ -204,7 +204,7 @@ fn table(types: &[&'static InstanceType], host: HostCapacity, screen: Screen) ->
     table
 }
 
-/// What only some types have: a burst baseline, GPUs, disks.
+/// Properties of some types only: a burst baseline, GPUs, disks.
 fn extras(row: &InstanceType, is_wide: bool) -> String {
     let credits = row.credits.map(|credits| {
         let baseline = decimal(credits.baseline_percent);
@@ -225,7 +225,7 @@ fn memory(row: &InstanceType) -> String {
     MemorySize::from_mib(row.memory_mib).map_or_else(|| "0".to_owned(), |size| size.to_string())
 }
 
-/// `0.75–10`, or one number where nothing bursts.
+/// Formats a range: `0.75–10`, or one number if there is no burst.
 fn range(baseline: f64, peak: f64) -> String {
     match (decimal(baseline), decimal(peak)) {
         (baseline, peak) if baseline == peak => peak,
@@ -237,14 +237,14 @@ fn ebs_gbps(ebs: EbsBandwidth) -> String {
     range(f64::from(ebs.baseline_mbps) / 1000.0, f64::from(ebs.maximum_mbps) / 1000.0)
 }
 
-/// Rounded to two digits after the point, without trailing zeros.
+/// Rounds to two decimals, without trailing zeros.
 fn decimal(number: f64) -> String {
-    // Formatting alone rounds a half to even, and 0.425 to 0.42.
+    // Formatting alone rounds half to even, and 0.425 to 0.42.
     let rounded = (number * 100.0).round() / 100.0;
     format!("{rounded:.2}").trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// One type in full, with how its name is read.
+/// Renders one type in full, with an explanation of its name.
 fn render_one(shown: &'static InstanceType, host: HostCapacity, screen: Screen) -> String {
     let mut lines = vec![
         screen.paint(Tone::Strong, shown.name),
@@ -252,7 +252,7 @@ fn render_one(shown: &'static InstanceType, host: HostCapacity, screen: Screen) 
         String::new(),
     ];
     lines.extend(shown.parts.reading().into_iter().map(|part| {
-        // Padded before it is painted: what colours is no letter.
+        // Padded before coloring, because color codes have no width.
         format!("  {}  {}", screen.paint(Tone::Strong, &format!("{:<10}", part.text)), part.meaning)
     }));
     lines.push(String::new());
@@ -316,7 +316,7 @@ fn fit_sentence(shown: &'static InstanceType, host: HostCapacity) -> String {
     }
 }
 
-/// What `--output json` prints: EC2's answer, and Wisp's own remarks under a name of their own.
+/// The output of `--output json`: EC2's response, and Wisp's additions in a separate field.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Listing {
@@ -331,7 +331,7 @@ struct Listed {
     wisp: Remarks,
 }
 
-/// What EC2 does not say: CPU credits, and whether this host can run it.
+/// Properties that EC2's API does not have: CPU credits, and whether this host can run the type.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Remarks {
@@ -392,7 +392,7 @@ mod tests {
         Screen { width: Some(width), colour: false }
     }
 
-    /// Hosts that lack one thing or another.
+    /// Hosts that lack one resource or another.
     const HOSTS: [HostCapacity; 3] =
         [LAPTOP, HostCapacity { cpus: 1, memory_mib: 200 }, HostCapacity { cpus: 512, memory_mib: 200 }];
 

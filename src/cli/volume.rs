@@ -13,7 +13,7 @@ use crate::ec2::tag::Tag;
 use crate::ec2::volume::{VolumeChange, VolumeSize, VolumeSpec, VolumeState, VolumeType};
 use crate::store::VolumeRecord;
 
-/// EBS volumes: disks that outlive instances.
+/// Manage EBS volumes, which outlive instances.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -28,83 +28,83 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Makes a volume.
+    /// Create a volume.
     Create {
-        /// Its size, in GiB or with a unit (512M); a snapshot's own if left out.
+        /// Size, in GiB or with a unit (512M) [default: the snapshot's].
         #[arg(value_name = "SIZE")]
         size: Option<VolumeSize>,
         /// gp2, gp3, io1, io2, st1, sc1 or standard.
         #[arg(long = "type", value_name = "TYPE", default_value = "gp3")]
         volume_type: VolumeType,
-        /// Operations a second, for io1, io2 and gp3.
+        /// IOPS, for io1, io2 and gp3.
         #[arg(long)]
         iops: Option<u32>,
-        /// MiB a second, for gp3.
+        /// Throughput in MiB/s, for gp3.
         #[arg(long)]
         throughput: Option<u32>,
-        /// The snapshot that it is made of; nothing is copied.
+        /// Create the volume from this snapshot; nothing is copied.
         #[arg(long, value_name = "SNAPSHOT")]
         snapshot: Option<String>,
-        /// The value of its Name tag.
+        /// Name tag.
         #[arg(long)]
         name: Option<String>,
-        /// A tag; repeat for more.
+        /// Tag; repeat for more.
         #[arg(long = "tag", value_name = "KEY=VALUE")]
         tags: Vec<Tag>,
     },
-    /// Lists the volumes.
+    /// List volumes.
     Ls,
-    /// Attaches a volume to an instance.
+    /// Attach a volume to an instance.
     Attach {
-        /// The volume: its id, the beginning of it, or its name.
+        /// Volume: id, prefix of the id, or name.
         volume: String,
-        /// The instance.
+        /// Instance.
         instance: String,
-        /// The device's name in EC2's words; the next free one if left out.
+        /// EC2 device name [default: the next free one].
         #[arg(long)]
         device: Option<DeviceName>,
         /// Delete the volume when the instance is terminated.
         #[arg(long)]
         delete_on_termination: bool,
     },
-    /// Detaches a volume from its instance; unmount it in the guest first.
+    /// Detach a volume from its instance. Unmount it first.
     Detach {
-        /// The volume.
+        /// Volume.
         volume: String,
-        /// Even if the guest still uses it.
+        /// Detach even if the guest uses the volume.
         #[arg(long)]
         force: bool,
     },
-    /// Makes a volume larger, also while a guest uses it.
+    /// Grow a volume, also while a guest uses it.
     Resize {
-        /// The volume.
+        /// Volume.
         volume: String,
-        /// Its new size, in GiB or with a unit.
+        /// New size, in GiB or with a unit.
         size: VolumeSize,
     },
-    /// Changes a volume's type and figures.
+    /// Change a volume's type, IOPS or throughput.
     Modify {
-        /// The volume.
+        /// Volume.
         volume: String,
-        /// Its new type.
+        /// New type.
         #[arg(long = "type", value_name = "TYPE")]
         volume_type: Option<VolumeType>,
-        /// Operations a second.
+        /// IOPS.
         #[arg(long)]
         iops: Option<u32>,
-        /// MiB a second.
+        /// Throughput in MiB/s.
         #[arg(long)]
         throughput: Option<u32>,
     },
-    /// Deletes a volume that is attached to nothing.
+    /// Delete volumes that are not attached.
     Rm {
-        /// The volumes.
+        /// Volumes.
         #[arg(required = true)]
         volumes: Vec<String>,
     },
 }
 
-/// Does it.
+/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     match args.command {

@@ -1,4 +1,4 @@
-//! `wisp vpc`: virtual private clouds.
+//! `wisp vpc`: VPCs.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use crate::ec2::network::Ipv4Range;
 use crate::ec2::tag::Tag;
 use crate::store::VpcRecord;
 
-/// VPCs: networks whose instances reach each other, and nobody else's do.
+/// Manage VPCs: isolated networks of instances.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -26,31 +26,31 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Makes a VPC; subnets are made in it with `wisp subnet create`.
+    /// Create a VPC. Add subnets with `wisp subnet create`.
     Create {
-        /// Its addresses, /16 to /28: 10.0.0.0/16.
+        /// Address range, /16 to /28: 10.0.0.0/16.
         #[arg(long, value_name = "RANGE", required_unless_present = "default")]
         cidr: Option<Ipv4Range>,
-        /// The value of its Name tag.
+        /// Name tag.
         #[arg(long)]
         name: Option<String>,
-        /// A tag; repeat for more.
+        /// Tag; repeat for more.
         #[arg(long = "tag", value_name = "KEY=VALUE")]
         tags: Vec<Tag>,
-        /// Make the default VPC, with a subnet in each zone, after it was deleted.
+        /// Create the default VPC, with a subnet in each zone, after it was deleted.
         #[arg(long, conflicts_with_all = ["cidr", "name", "tags"])]
         default: bool,
     },
-    /// Lists the VPCs.
+    /// List VPCs.
     Ls,
-    /// Deletes a VPC that nothing is in.
+    /// Delete an empty VPC.
     Rm {
-        /// The VPC: its id, the beginning of it, or its name.
+        /// VPC: id, prefix of the id, or name.
         vpc: String,
     },
 }
 
-/// Does it.
+/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     match args.command {

@@ -1,4 +1,4 @@
-//! Waiting for a guest, where a person can see that something happens.
+//! Waits for guests, with progress on a terminal.
 
 use std::time::{Duration, Instant};
 
@@ -9,21 +9,21 @@ use crate::cloud::machine::Monitor;
 use crate::host::probe;
 use crate::store::InstanceRecord;
 
-/// How long a guest may take to boot: with hardware KVM, and where its kernel is emulated.
+/// The default boot timeouts: hardware KVM and software KVM.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
 const EMULATED_BOOT_TIMEOUT: Duration = Duration::from_secs(600);
-/// How long an agent that is ready may take to answer.
+/// The timeout for a ready agent's response.
 pub const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Work that takes longer than this is shown on a terminal.
 pub const SHOW_AFTER: Duration = Duration::from_secs(1);
 
-/// How long a guest may take to boot on this host, unless the user says.
+/// Returns the boot timeout on this host, unless the user sets one.
 pub fn boot_timeout(seconds: Option<u64>) -> Duration {
     let default = if probe::is_software_kvm() { EMULATED_BOOT_TIMEOUT } else { BOOT_TIMEOUT };
     seconds.map_or(default, Duration::from_secs)
 }
 
-/// Turns while something is waited for; on a terminal only.
+/// Shows a spinner; on a terminal only.
 pub fn spinner(message: impl Into<String>) -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("the template is well-formed");
     let spinner = ProgressBar::new_spinner().with_style(style);
@@ -32,18 +32,18 @@ pub fn spinner(message: impl Into<String>) -> ProgressBar {
     spinner
 }
 
-/// What a command that starts machines waits for.
+/// The event that a starting command waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Wait {
-    /// Nothing more than that the machines run.
+    /// The VMMs run.
     None,
-    /// That the machines run.
+    /// The VMMs run.
     Running,
-    /// That the guests' agents answer.
+    /// The agents are ready.
     Ready,
 }
 
-/// Waits until every agent is ready. The first guest that ends early, or is too slow, is the error.
+/// Waits until every agent is ready. The first guest that ends early or is too slow is the error.
 pub fn until_ready(instances: &[InstanceRecord], monitors: Vec<Monitor>, timeout: Duration) -> anyhow::Result<()> {
     let deadline = Instant::now() + timeout;
     let total = monitors.len();
@@ -57,7 +57,7 @@ pub fn until_ready(instances: &[InstanceRecord], monitors: Vec<Monitor>, timeout
             spinner.finish_and_clear();
             return Err(monitor.not_ready(record.state, timeout).into());
         }
-        // A network that cannot be shows some time after the machine runs; what was known then was told.
+        // An unavailable network shows some time after the VMM runs; problems known earlier have been reported.
         for problem in monitor.link_problems().unwrap_or_default() {
             spinner.suspend(|| output::say(&problem));
         }

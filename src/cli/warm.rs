@@ -1,4 +1,4 @@
-//! Warm snapshots that a command leaves for the next one.
+//! Starts the creation of templates in the background.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -6,22 +6,22 @@ use std::process::{Command, Stdio};
 use crate::ec2::capacity::Request;
 use crate::host::environment;
 
-/// Starts `wisp image warm` for an image and a size, and does not wait for it. It is a process of its own with the lowest
-/// priority, which ends by itself; that it could not be made is no concern of who launches.
+/// Starts `wisp image warm` for an image and a size in the background, with the lowest priority. Failures do not
+/// concern the launch.
 pub fn prepare_in_background(image: Option<&str>, size: &Request) {
     let mut command = Command::new("/proc/self/exe");
     environment::restrict(&mut command);
     command.arg0("wisp").args(["image", "warm"]);
     command.args(["--type", size.instance_type.name, "--vcpus", &size.vcpus.to_string()]);
     command.args(["--memory", &format!("{}M", size.memory_mib), "--overcommit", "--if-missing"]);
-    // An image's name may begin with a dash.
+    // An image name may start with a dash.
     command.args(["--", image.unwrap_or("tiny")]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // SAFETY: between fork and exec, only setsid and setpriority are called, which are async-signal-safe.
     unsafe {
         command.pre_exec(|| {
             rustix::process::setsid()?;
-            // Slower is better than not at all.
+            // A slower template is better than none.
             let _ = rustix::process::nice(19);
             Ok(())
         });

@@ -1,7 +1,7 @@
-//! Bundles on their way: taken in from a directory or an archive, checked, and written to an archive.
+//! Import, verification and export of image bundles.
 //!
-//! A bundle is a directory with `image.toml` and the files that it names, all of them directly in it; an archive of one
-//! is a tar archive of the same files, plain or compressed with gzip or zstd.
+//! A bundle is a directory with `image.toml` and the files that it names, all at the top level. A bundle archive is a
+//! tar archive of these files, plain or compressed with gzip or zstd.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,22 +17,24 @@ use super::import::{
 use crate::host::{disk_image, sparse};
 use crate::vmm::config::DiskFormat;
 
-/// The largest kernel and the largest initial RAM disk; a root file system may have [`LARGEST_FILE`].
+/// Maximum size of a kernel or an initial RAM disk in bytes. The limit for a root file system is [`LARGEST_FILE`].
 const LARGEST_BOOT_FILE: u64 = 4 << 30;
-/// How hard exports are compressed: zstd's own default, at which it is faster than most disks.
+/// Compression level of exports: zstd's default, which is faster than most disks.
 const COMPRESSION_LEVEL: i32 = 3;
 
-/// A file of a bundle, and whether it is what the manifest says.
+/// Verification result for one file of a bundle.
 #[derive(Debug)]
 pub struct Verified {
-    /// Its name.
+    /// The file name.
     pub file: String,
-    /// The error says what is wrong with it.
+    /// The error describes the mismatch.
     pub result: Result<(), ImportError>,
 }
 
-/// Whether `source` is a bundle rather than a root file system: a directory, or an archive in which a manifest is found
-/// before anything that a bundle does not have. What it is if not one, its import says.
+/// Returns true if `source` is a bundle rather than a root file system. A directory is a bundle. An archive is one if
+/// its manifest precedes any entry that a bundle cannot contain.
+///
+/// If `source` is neither, the import reports what it is.
 pub fn is_one(source: &Path) -> Result<bool, ImportError> {
     if source.metadata().map_err(ImportError::read(source))?.is_dir() {
         return Ok(true);
@@ -41,7 +43,8 @@ pub fn is_one(source: &Path) -> Result<bool, ImportError> {
     let Content::Archive(compression) = detect(&file).map_err(ImportError::read(source))? else { return Ok(false) };
     let mut found = false;
     let archive = TarFile { path: source.to_path_buf(), file, compression };
-    // The walk ends, by an error, with the first entry that tells; whether the archive is sound, its import will see.
+    // The visitor stops the walk with an error at the first decisive entry. A damaged archive is reported by the
+    // import.
     let _ = archive.entries(&(), &mut |entry| match file_name(entry) {
         Ok(name) if name.as_deref() != Some(MANIFEST) => Ok(()),
         told => {
@@ -52,9 +55,11 @@ pub fn is_one(source: &Path) -> Result<bool, ImportError> {
     Ok(found)
 }
 
-/// Copies the bundle in `source`, a directory or an archive, into the empty folder `into`. Every file is checked against
-/// its digest on the way. If the bundle's kernel is the embedded one, whose SHA-256 is `embedded_kernel`, a root file
-/// system that this kernel cannot use is refused. What another kernel can use is not known here.
+/// Copies the bundle in `source`, a directory or an archive, into the empty directory `into`. Each file is checked
+/// against its digest during the copy.
+///
+/// If the bundle's kernel is the embedded one, with the SHA-256 `embedded_kernel`, a root file system that this kernel
+/// cannot mount is refused. The capabilities of other kernels are unknown, so their root file systems are not checked.
 pub fn import_bundle(
     source: &Path,
     into: &Path,
@@ -92,7 +97,7 @@ fn import_into(
         let mut head = vec![0; HEAD];
         let failed = ImportError::read(&path);
         let count = match root.format {
-            // A layer would have our machines read whatever file of the host it names.
+            // A backing file reference would let the image read any file on the host.
             DiskFormat::Qcow2 => {
                 let image = disk_image::open_alone(&path)?;
                 let count = image.size().min(HEAD as u64) as usize;
@@ -111,7 +116,7 @@ fn import_into(
     Ok(manifest)
 }
 
-/// Computes all digests of the bundle in `folder` again.
+/// Recomputes all digests of the bundle in `folder`.
 pub fn verify(folder: &Path, progress: &dyn Progress) -> Result<Vec<Verified>, ImportError> {
     let manifest = parse_manifest(folder, &read_manifest(folder)?)?;
     let check = |file: &str, expected: &str| {
@@ -125,8 +130,12 @@ pub fn verify(folder: &Path, progress: &dyn Progress) -> Result<Vec<Verified>, I
     Ok(files.map(|(file, expected)| Verified { file: file.into(), result: check(file, expected) }).collect())
 }
 
-/// Writes the bundle in `folder` to the archive `destination`, a `.tar` or `.tar.zst`, which is whole and on the disk when
-/// the call returns, its owner's alone (0600), or not there at all. A damaged bundle is not exported.
+/// Writes the bundle in `folder` to the archive `destination`, a `.tar` or `.tar.zst` file with mode 0600. On success
+/// the archive is complete and durable. A failed export leaves no partial archive.
+///
+/// # Errors
+///
+/// Fails if `destination` exists, or if a file of the bundle does not match its digest.
 pub fn export(folder: &Path, destination: &Path, progress: &dyn Progress) -> Result<(), ImportError> {
     let name = destination.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let compressed = name.ends_with(".tar.zst");
@@ -159,7 +168,7 @@ pub fn export(folder: &Path, destination: &Path, progress: &dyn Progress) -> Res
     File::open(parent).and_then(|parent| parent.sync_all()).map_err(&failed)
 }
 
-/// A tar archive of a bundle's files; holes are told of and not stored.
+/// Writes a sparse tar archive of a bundle's files.
 fn write_archive(
     output: &mut dyn Write,
     folder: &Path,
@@ -167,7 +176,7 @@ fn write_archive(
     progress: &dyn Progress,
 ) -> Result<(), ImportError> {
     let mut archive = tar::Builder::new(output);
-    // Nothing of this host: no owner, no times.
+    // Omits the owner and times of this host.
     archive.mode(tar::HeaderMode::Deterministic);
     for file in files {
         let path = folder.join(file);
@@ -207,7 +216,7 @@ fn copy_directory(
     Ok((text, manifest))
 }
 
-/// Unpacks an archive, whose files may be in any order.
+/// Unpacks an archive with its files in any order.
 fn unpack(archive: &TarFile, landing: &Landing, progress: &dyn Progress) -> Result<(String, Manifest), ImportError> {
     let length = archive.file.metadata().map_err(ImportError::read(&archive.path))?.len();
     progress.begin("unpacking the bundle", length);
@@ -228,7 +237,7 @@ fn unpack(archive: &TarFile, landing: &Landing, progress: &dyn Progress) -> Resu
                 return Err(entry.error(&archive.path, format!("which its {MANIFEST} does not name")));
             }
             Some((_, manifest)) => largest(manifest, &name),
-            // As many files as a manifest can name; which ones, it will say.
+            // Limits the files that are unpacked before the manifest is known. A manifest names three files at most.
             None if found.len() >= 8 => {
                 return Err(entry.error(&archive.path, format!("and seven files more before its {MANIFEST}")));
             }
@@ -259,7 +268,7 @@ fn unpack(archive: &TarFile, landing: &Landing, progress: &dyn Progress) -> Resu
     Ok((text, manifest))
 }
 
-/// A stream fails at either end; what came short is the archive's.
+/// Attributes an error of a copy to the destination if its file system is full, and to the archive otherwise.
 fn stream_error(error: io::Error, archive: &TarFile, landing: &Landing, name: &str) -> ImportError {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ImportError::write(&landing.path(name))(error),
@@ -267,8 +276,8 @@ fn stream_error(error: io::Error, archive: &TarFile, landing: &Landing, name: &s
     }
 }
 
-/// The name of a regular file directly in the bundle; nothing for the bundle's own directory. The error is the end of a
-/// sentence: "which ...".
+/// Returns the name of a regular file at the top level, or `None` for the bundle's own directory. The error completes
+/// the sentence "the archive holds NAME, ...".
 fn file_name(entry: &Entry) -> Result<Option<String>, String> {
     use tar::EntryType::{Continuous, Directory, GNUSparse, Regular};
     let name = std::str::from_utf8(&entry.name).map_err(|_| "whose name is not UTF-8")?;
@@ -336,7 +345,7 @@ mod tests {
 
     const ROOT_SIZE: usize = 3 << 20;
 
-    /// A bundle of a kernel and a root file system that is mostly a hole.
+    /// A bundle with a kernel and a root file system that is mostly a hole.
     struct Bundle {
         folder: tempfile::TempDir,
     }
@@ -375,7 +384,7 @@ mod tests {
         }
     }
 
-    /// An archive of these entries, in a file.
+    /// Creates an archive of `entries` in a temporary file.
     fn archive(entries: &[(&str, tar::EntryType, &[u8])]) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut builder = tar::Builder::new(file.as_file());
@@ -393,7 +402,7 @@ mod tests {
         file
     }
 
-    /// Imports, and checks that a failure leaves nothing.
+    /// Imports `source` and checks that a failure leaves the directory empty.
     fn import(source: &Path) -> Result<(Manifest, tempfile::TempDir), String> {
         let into = tempfile::tempdir().unwrap();
         match import_bundle(source, into.path(), "", &()) {

@@ -1,4 +1,4 @@
-//! The image inside the binary: `tiny`, a kernel and a root file system of some megabytes, unpacked once.
+//! The embedded image `tiny`: a kernel and a root file system of a few megabytes, unpacked on first use.
 
 use std::fs;
 use std::io;
@@ -16,25 +16,25 @@ use crate::host::sparse;
 /// The image's name.
 pub const NAME: &str = "tiny";
 
-/// The bundle, as `images/tiny` keeps it: a tar archive, compressed with zstd; and its SHA-256.
+/// The bundle as stored in `images/tiny` (a tar archive compressed with zstd), and its SHA-256.
 const ARCHIVE: &[u8] = include_bytes!("../../images/tiny/tiny.tar.zst");
 const ARCHIVE_SHA256: &str = include_str!("../../images/tiny/tiny.sha256");
 
-/// Begins the names of directories that are being unpacked into.
+/// Name prefix of temporary directories for unpacking.
 pub(super) const UNFINISHED: &str = ".unpacking-";
 
-/// Why the embedded image is not there.
+/// Errors that make the embedded image unavailable.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedError {
     /// The data directory is unusable.
     #[error(transparent)]
     Home(#[from] HomeError),
-    /// It could not be written.
+    /// The image could not be written.
     #[error("the embedded image cannot be unpacked into {}: {source}", folder.display())]
     Unpack {
-        /// Where.
+        /// The image's directory.
         folder: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The binary is damaged.
@@ -42,19 +42,20 @@ pub enum EmbeddedError {
     Damaged(String),
 }
 
-/// The embedded image's id: it changes when its content does.
+/// Returns the embedded image's ID. It is derived from the content, so a changed image has a new ID.
 pub fn id() -> ImageId {
     let digits = &ARCHIVE_SHA256.trim()[..17];
     format!("ami-{digits}").parse().expect("the first 17 digits of a SHA-256 make an id")
 }
 
-/// The bundle's directory; it is unpacked now if it has not been. Any number of processes may do this at a time.
+/// Returns the bundle's directory, and unpacks the image if necessary. Concurrent calls from several processes are
+/// safe.
 pub fn unpacked(home: &Home) -> Result<PathBuf, EmbeddedError> {
     let folder = home.images().join(id().to_string());
     if folder.join(MANIFEST).is_file() {
         return Ok(folder);
     }
-    // One process unpacks, the others wait for it and find the image.
+    // One process unpacks the image while the others wait for the lock.
     let _lock = home.lock(&home.images())?;
     if !folder.join(MANIFEST).is_file() {
         unpack(&home.images(), &folder)?;
@@ -70,14 +71,15 @@ fn unpack(images: &Path, folder: &Path) -> Result<(), EmbeddedError> {
         tempfile::Builder::new().prefix(UNFINISHED).permissions(private).tempdir_in(images).map_err(failed)?;
     unpack_archive(ARCHIVE, scratch.path()).map_err(failed)?;
     verify(scratch.path())?;
-    // What is under the final name is whole: a directory is renamed into place, never filled in place.
+    // A rename is atomic, so the final name never refers to an incomplete image.
     fs::rename(scratch.path(), folder).map_err(failed)?;
-    // The directory has moved: there is nothing left to remove.
+    // The directory has been moved, so `TempDir` must not remove it.
     let _ = scratch.keep();
     Ok(())
 }
 
-/// What a process left that was killed while it unpacked; called under the lock, so nobody is at it now.
+/// Removes directories that killed processes left while unpacking. The caller holds the lock, so none of them is in
+/// use.
 pub(super) fn remove_unfinished(images: &Path) -> io::Result<()> {
     for entry in fs::read_dir(images)? {
         let entry = entry?;

@@ -1,4 +1,4 @@
-//! Why something could not be done to an instance, a volume or an image.
+//! Errors of operations on instances, volumes and images.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,122 +13,122 @@ use crate::host::home::HomeError;
 use crate::store::StoreError;
 use crate::vmm::control::ClientError;
 
-/// The causes.
+/// An error of an operation on an instance, a volume or an image.
 #[derive(Debug, thiserror::Error)]
 pub enum CloudError {
-    /// EC2's rules refuse it.
+    /// EC2's rules do not allow the operation.
     #[error(transparent)]
     Ec2(#[from] Ec2Error),
     /// The data directory is unusable.
     #[error(transparent)]
     Home(#[from] HomeError),
-    /// The store is.
+    /// The store is unusable.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The image cannot be used.
+    /// The image is unusable.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// A disk image cannot be made or read.
+    /// A disk image cannot be created or read.
     #[error(transparent)]
     DiskImage(#[from] disk_image::ImageError),
-    /// An image cannot be imported, exported or checked.
+    /// An image cannot be imported, exported or verified.
     #[error(transparent)]
     Import(#[from] ImportError),
-    /// A key pair could not be made or written.
+    /// A key pair could not be created or written.
     #[error(transparent)]
     Key(#[from] crate::host::key::KeyError),
-    /// A file of an instance or a volume.
+    /// A file operation on an instance or a volume failed.
     #[error("{} cannot be {action}: {source}", path.display())]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// What was to be done with it, as a participle.
+        /// The failed operation, as a participle.
         action: &'static str,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The monitor's process could not be started.
+    /// The VMM process could not be started.
     #[error("{instance}: the monitor's process cannot be started: {source}")]
     Spawn {
-        /// For which instance.
+        /// The instance.
         instance: InstanceId,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The monitor could not build the machine.
+    /// The VMM could not build the VM, or refused a request.
     #[error("{instance} cannot start: {why}")]
     Refused {
-        /// Which instance.
+        /// The instance.
         instance: InstanceId,
-        /// What the monitor said.
+        /// The VMM's reason.
         why: String,
     },
-    /// The monitor could not do it; the machine runs on.
+    /// The VMM did not complete the operation.
     #[error("{why}")]
     NotDone {
-        /// Which instance.
+        /// The instance.
         instance: InstanceId,
-        /// What the monitor said.
+        /// The reason.
         why: String,
     },
-    /// A hibernated instance could not go on; it still can, if that is mended.
+    /// A hibernated instance could not be resumed. It can be started again once the cause is fixed.
     #[error("{source}. Its memory is kept; `wisp start {instance} --cold` boots it without")]
     NotResumed {
-        /// Which instance.
+        /// The instance.
         instance: InstanceId,
-        /// Why.
+        /// The cause.
         source: Box<CloudError>,
     },
-    /// A guest for a warm snapshot did not come up.
+    /// A guest for a template did not start.
     #[error(transparent)]
     Run(#[from] super::run::RunError),
-    /// There is no warm snapshot.
+    /// No template could be created.
     #[error("the warm snapshot cannot be made: {0}")]
     NotWarm(String),
-    /// The monitor does not answer.
+    /// The VMM does not respond.
     #[error("{instance}: {source}")]
     Control {
-        /// Whose monitor.
+        /// The instance.
         instance: InstanceId,
-        /// What happened.
+        /// The cause.
         source: ClientError,
     },
-    /// The guest's agent could not do it.
+    /// The guest agent could not complete the operation.
     #[error("{instance}: {source}")]
     Guest {
-        /// Whose guest.
+        /// The instance.
         instance: InstanceId,
-        /// What happened.
+        /// The cause.
         source: guest::Error,
     },
     /// The guest ended before its agent was ready.
     #[error("{instance}: {end}, before its agent was ready{console}")]
     EndedEarly {
-        /// Which instance.
+        /// The instance.
         instance: InstanceId,
-        /// How it ended.
+        /// The way in which the guest ended.
         end: String,
-        /// Its last console lines.
+        /// The last console lines.
         console: ConsoleTail,
     },
-    /// The guest's agent did not become ready in time.
+    /// The guest agent did not become ready in time.
     #[error(
         "{instance} is {state}, but its agent was not ready after {seconds} s{console}\nIt goes on booting: `wisp console {instance} --follow` shows it"
     )]
     NotReady {
-        /// Which instance.
+        /// The instance.
         instance: InstanceId,
-        /// Its state.
+        /// The instance's state.
         state: &'static str,
-        /// How long was waited.
+        /// The elapsed time.
         seconds: u64,
-        /// Its last console lines.
+        /// The last console lines.
         console: ConsoleTail,
     },
 }
 
 impl CloudError {
-    /// What to do about it, as one line; none where the sentence says it all.
+    /// Returns a one-line hint for the user, if the message itself does not say what to do.
     pub fn hint(&self) -> Option<String> {
         match self {
             CloudError::Ec2(refusal) => refusal.hint(),
@@ -139,7 +139,7 @@ impl CloudError {
         }
     }
 
-    /// Returns whether the cause is that the instance's VMM, or its guest, has ended.
+    /// Returns true if the cause is that the instance's VMM or guest has ended.
     pub(super) fn is_lost_vmm(&self) -> bool {
         match self {
             CloudError::Control { source, .. } => source.is_gone(),
@@ -153,12 +153,12 @@ impl CloudError {
         }
     }
 
-    /// EC2's rules refuse it, for a reason of its own.
+    /// Creates an error for an operation that EC2's rules do not allow.
     pub(super) fn refused(code: ErrorCode, what: impl Into<String>, hint: Option<String>) -> CloudError {
         Ec2Error::refused(code, what, hint).into()
     }
 
-    /// A file could not be `action`: a participle.
+    /// Returns a closure that converts an I/O error on `path`. `action` is the failed operation, as a participle.
     pub(super) fn file(path: impl Into<PathBuf>, action: &'static str) -> impl FnOnce(io::Error) -> CloudError {
         let path = path.into();
         move |source| CloudError::File { path, action, source }

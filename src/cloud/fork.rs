@@ -1,7 +1,8 @@
-//! Forks: new instances that go on from a running one's exact state.
+//! Forks: new instances that start from the exact state of a running one.
 //!
-//! The running instance's volumes go on in new layers from the moment at which its machine is saved; the forks' volumes are
-//! layers over what was there then. Its memory is mapped by all of them, privately: each pays for what it changes.
+//! A fork takes a snapshot of the running VM. From then on, the original's volumes continue in new overlays; the
+//! forks' volumes are overlays over the same backing files. All forks map the snapshot's memory privately, so each one
+//! pays only for the pages that it changes.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -28,48 +29,48 @@ use crate::vmm::control::{Layer, Message, Request};
 use crate::vmm::machine::Restore;
 use crate::vmm::snapshot;
 
-/// How long saving may take, most of it while the machine runs.
+/// Timeout of a snapshot. The guest runs during most of it.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// What is to be forked.
+/// The parameters of a fork.
 #[derive(Debug, Clone)]
 pub struct ForkSpec {
     /// The running instance.
     pub instance: InstanceId,
-    /// How many forks.
+    /// Number of forks.
     pub count: u32,
-    /// The value of their Name tag; else they have the tags of the original without its name.
+    /// Value of the forks' Name tag. Without it, they have no name. All other tags are copied from the original.
     pub name: Option<String>,
-    /// Whether more vCPUs than the host has CPUs are fine.
+    /// Allows more vCPUs than the host has CPUs.
     pub overcommit: bool,
 }
 
-/// What came of it.
+/// The result of a fork.
 #[derive(Debug)]
 pub struct Forked {
     /// The forks.
     pub instances: Vec<InstanceRecord>,
-    /// Connections to their monitors.
+    /// Connections to the forks' VMMs.
     pub monitors: Vec<Monitor>,
-    /// For how long the original was paused.
+    /// Time for which the original was paused.
     pub paused: Duration,
 }
 
-/// A running instance as it was at one moment.
+/// The state of a running instance at one point in time.
 pub(super) struct Frozen {
-    /// Its machine, saved where its VMM cannot write.
+    /// The snapshot, in a directory where the VMM cannot write.
     pub(super) saved: TempDir,
-    /// Its volumes, with the files that they had then; the instance goes on in others.
+    /// The volumes with their files at the time of the snapshot. The instance has switched to new overlays.
     pub(super) volumes: Vec<VolumeRecord>,
     paused: Duration,
-    /// Nobody sweeps away what has no entry yet.
+    /// Locks that keep other commands from sweeping files that the store does not refer to yet.
     pub(super) sweeping: [File; 2],
-    /// Nobody stops the instance, or takes a snapshot of its volumes.
+    /// Locks that keep other commands from stopping the instance or taking EBS snapshots.
     pub(super) _changing: [File; 2],
 }
 
 impl Cloud {
-    /// Forks a running instance: when this returns, the forks' machines run. All of them do, or none.
+    /// Forks a running instance. On success all forks are running; on failure none is.
     pub fn fork(&mut self, spec: &ForkSpec) -> Result<Forked, CloudError> {
         let record = self.check_fork(spec);
         let record = record.map_err(|error| self.unless_ended(spec.instance, "forked", error))?;
@@ -87,7 +88,7 @@ impl Cloud {
         }
     }
 
-    /// Saves a running instance's machine, while it goes on.
+    /// Takes a snapshot of a running instance, which continues to run.
     pub(super) fn freeze(&mut self, record: &InstanceRecord) -> Result<Frozen, CloudError> {
         let Some(operation) = self.folder(record.id).try_lock_operation()? else {
             let action = "forked";
@@ -102,7 +103,7 @@ impl Cloud {
         Ok(Frozen { saved, volumes, paused, sweeping, _changing: [operation, snapshots] })
     }
 
-    /// Refuses what cannot be frozen.
+    /// Refuses instances that cannot be forked.
     pub(super) fn check_freezable(&self, record: &InstanceRecord) -> Result<(), CloudError> {
         let id = record.id;
         Action::Fork.allowed(id, record.state)?;
@@ -129,7 +130,7 @@ impl Cloud {
         Ok(record)
     }
 
-    /// Saves the machine, and has it and its volumes go on in new layers.
+    /// Takes a snapshot of the VM and switches its volumes to new overlays.
     fn save_and_continue(
         &mut self,
         record: &InstanceRecord,
@@ -145,8 +146,8 @@ impl Cloud {
             after.push(continued(volume));
         }
         let disks = after.iter().map(|volume| volume_disk(&self.home, volume)).collect::<Result<Vec<_>, _>>()?;
-        // From now on the layers are the volumes' files. They are empty: until the machine writes into them, or if it never
-        // does because this fails, they read as the files that it writes.
+        // From here on, the overlays are the volumes' files. They are empty, so they read like their backing files.
+        // The guest can therefore keep writing to the backing files until the switch, or for good if the switch fails.
         self.store.write::<_, CloudError>(|tx| {
             for volume in before {
                 tx.put(&continued(&get_volume(tx, volume.id)?))?;
@@ -166,7 +167,7 @@ impl Cloud {
         }
     }
 
-    /// Makes folders, volumes and entries, all of them or none.
+    /// Creates the directories, volumes and records of all forks, or none of them.
     fn prepare_forks(
         &mut self,
         spec: &ForkSpec,
@@ -237,11 +238,11 @@ impl Cloud {
             starts: 0,
             terminated: None,
             termination_protection: false,
-            // It ran in the original, whose disk has what came of it.
+            // The user data already ran in the original; its effects are on the disk.
             user_data: None,
             block_devices: volumes.iter().filter_map(VolumeRecord::mapping).collect::<Vec<BlockDeviceMapping>>(),
             network: for_fork(original.network.as_ref()),
-            // A new instance has a new one's.
+            // Credits start anew, as for any new instance.
             credits: None,
             tags,
             ..original.clone()
@@ -249,7 +250,7 @@ impl Cloud {
         Ok(Prepared { record, volumes, folder, lock })
     }
 
-    /// A volume over what `volume` was when the machine was saved.
+    /// Creates an overlay over the file that `volume` had at the time of the snapshot.
     fn fork_volume(&self, volume: &VolumeRecord, instance: InstanceId, time: u64) -> Result<VolumeRecord, CloudError> {
         let id = new_id();
         let file = volume_file(id, 1);
@@ -258,7 +259,7 @@ impl Cloud {
         let attachment = volume.attachment.as_ref().map(|attachment| AttachmentRecord {
             instance_id: instance,
             attach_time: time,
-            // Nobody has asked for a volume that outlives the fork.
+            // A fork's volumes are deleted with it, whatever the original's setting.
             delete_on_termination: true,
             ..attachment.clone()
         });
@@ -304,7 +305,7 @@ impl Cloud {
     }
 }
 
-/// Returns the record of the volume after it switched to a new layer.
+/// Returns the record of the volume after it switched to a new overlay.
 pub(super) fn continued(volume: &VolumeRecord) -> VolumeRecord {
     let generation = volume.generation + 1;
     VolumeRecord {
@@ -315,7 +316,7 @@ pub(super) fn continued(volume: &VolumeRecord) -> VolumeRecord {
     }
 }
 
-/// Makes a rebooted machine use the files of `disk` for the disk with that id.
+/// Makes a rebooted VM use the files of `disk` for the disk with the same ID.
 pub(super) fn continue_in(config: &mut MachineConfig, disk: &DiskConfig) {
     for known in config.disks.iter_mut().filter(|known| known.id == disk.id) {
         known.path.clone_from(&disk.path);

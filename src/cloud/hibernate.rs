@@ -1,8 +1,10 @@
-//! Hibernation: an instance that is stopped with its memory, and started with it.
+//! Hibernation: an instance is stopped together with its memory, and later resumed from it.
 //!
-//! The monitor saves the machine into a folder of the instance's, and removes its state from there when a machine goes on
-//! from it, before the first instruction: so no two ever do. What is in that folder without a state is an unfinished save, or
-//! the memory that the running machine went on from: if that is hibernated again, only what has changed is written.
+//! The VMM writes a snapshot into a directory of the instance. On a restore, the VMM removes the snapshot's state file
+//! before the first instruction, so at most one VM ever resumes from a snapshot.
+//!
+//! Without a state file, the directory holds an incomplete snapshot or the memory that the running VM was restored
+//! from. In the latter case, the next hibernation writes only the pages that have changed.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -23,11 +25,11 @@ use crate::vmm::machine::Restore;
 use crate::vmm::snapshot;
 use crate::vmm::timeline::Mark;
 
-/// The saved machine's place in the VMM's directory.
+/// Directory of the snapshot in the VMM's directory.
 const SAVED: &str = "hibernated";
-/// How long saving may take: the memory of the largest machine on a slow disk.
+/// Timeout of a snapshot: the memory of the largest VM on a slow disk.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(1800);
-/// How long an agent may take to answer.
+/// Timeout of a request to the guest agent.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Folder {
@@ -35,17 +37,17 @@ impl Folder {
         self.vmm_directory().join(SAVED)
     }
 
-    /// Whether the instance was hibernated, and waits to go on.
+    /// Returns true if the instance is hibernated.
     pub fn is_hibernated(&self) -> bool {
         self.saved().join(snapshot::STATE).symlink_metadata().is_ok_and(|metadata| metadata.is_file())
     }
 
-    /// The saved machine, to be gone on from once.
+    /// Returns the snapshot of a hibernated instance, which can be restored once.
     pub(super) fn hibernated(&self) -> Option<Restore> {
         self.is_hibernated().then(|| Restore { folder: self.saved(), once: true })
     }
 
-    /// Whether the guest is up, and has an agent that notices when it goes on after it was saved.
+    /// Checks that the guest is ready and that its agent detects a restore.
     pub(super) fn check_savable(&self) -> Result<(), CloudError> {
         let id = self.id();
         let refused = |what: String, hint: &str| {
@@ -64,16 +66,16 @@ impl Folder {
         refused(what, "Import its image again: that brings the present one.")
     }
 
-    /// Removes a saved machine, or what there is of one.
+    /// Removes the snapshot, complete or not.
     pub(super) fn forget_hibernated(&self) -> Result<(), CloudError> {
         let saved = self.saved();
         snapshot::remove(&saved).map_err(CloudError::file(&saved, "removed"))
     }
 
-    /// Has the instance's monitor save its machine, and end.
+    /// Makes the instance's VMM save a snapshot and exit.
     ///
-    /// Before, the guest writes to its disks what waits in its memory, as systems do that hibernate by themselves: so
-    /// nothing is lost where the memory is not gone on from (`start --cold`). A guest that does not is saved as it is.
+    /// The guest first writes its dirty pages to its disks, as systems do that hibernate themselves. No data is lost
+    /// if the snapshot is later discarded (`start --cold`). If the guest cannot sync, it is saved as it is.
     pub(super) fn hibernate(&self, monitor: &mut Monitor) -> Result<(), CloudError> {
         if let Err(error) = self.sync(AGENT_TIMEOUT) {
             let id = self.id();
@@ -84,7 +86,7 @@ impl Folder {
         let saved =
             monitor.end_with(&Request::Save { folder }, SAVE_TIMEOUT).and_then(|()| match self.is_hibernated() {
                 true => Ok(()),
-                // A VMM that is killed has ended, too.
+                // The VMM may have been killed before it saved the memory.
                 false => Err(CloudError::NotDone {
                     instance: self.id(),
                     why: "its VMM ended before the memory was saved".into(),
@@ -98,7 +100,7 @@ impl Folder {
 }
 
 impl Cloud {
-    /// Whether instances can be hibernated now: they were launched so, and their guests are up.
+    /// Checks that the instances can be hibernated now: hibernation is enabled, and their guests are ready.
     pub fn check_hibernation(&mut self, ids: &[InstanceId]) -> Result<(), CloudError> {
         for id in ids {
             let record = self.store.read::<_, CloudError>(|tx| get(tx, *id))?;
@@ -117,7 +119,7 @@ impl Cloud {
     }
 }
 
-/// Refuses what would change a machine that is to go on as it was.
+/// Refuses changes to a hibernated instance, which must resume with the same size and volumes.
 pub(super) fn refuse_hibernated(home: &Home, record: &InstanceRecord) -> Result<(), CloudError> {
     let id = record.id;
     if record.state.has_machine() || !Folder::of(home, id).is_hibernated() {

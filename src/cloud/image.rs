@@ -1,6 +1,6 @@
-//! Images (AMIs): bundles of a kernel, a root file system and what there is to know about them.
+//! Images (AMIs): bundles of a kernel, a root file system and their metadata.
 //!
-//! A bundle is a directory with `image.toml` and the files that it names, all of them directly in it.
+//! A bundle is a directory with `image.toml` and the files that it names, all at the top level.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,37 +15,37 @@ use crate::vmm::config::{BootProtocol, DiskFormat};
 
 /// The manifest's file name.
 pub const MANIFEST: &str = "image.toml";
-/// The longest manifest that is read, in bytes.
+/// Maximum size of a manifest in bytes.
 pub(super) const MANIFEST_LIMIT: u64 = 256 << 10;
 
-/// `image.toml`.
+/// The manifest, `image.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// The image's name.
     pub name: String,
-    /// What it is, in a sentence.
+    /// A one-sentence description.
     #[serde(default)]
     pub description: String,
-    /// The processor that it runs on: `x86_64`.
+    /// CPU architecture: `x86_64`.
     pub architecture: String,
-    /// Who commands run as.
+    /// The user that runs commands.
     pub default_user: String,
-    /// Whether cloud-init is in it, which does what a new instance is told: its name, its key, its user data.
+    /// The image contains cloud-init, which applies a new instance's host name, SSH key and user data.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cloud_init: bool,
-    /// The version of the metadata service that its programs ask, if instances are to have no other.
+    /// The only metadata service version that instances get, if the image restricts it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imds_support: Option<ImdsSupport>,
     /// The kernel.
     pub kernel: KernelEntry,
-    /// The initial RAM disk, if there is one.
+    /// The initial RAM disk, if any.
     #[serde(default)]
     pub initrd: Option<FileEntry>,
-    /// The root file system, if there is one.
+    /// The root file system, if any.
     #[serde(default)]
     pub root: Option<RootEntry>,
-    /// What it is made of.
+    /// The software in the image.
     #[serde(default, rename = "component")]
     pub components: Vec<Component>,
 }
@@ -54,82 +54,82 @@ pub struct Manifest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileEntry {
-    /// Its name in the bundle.
+    /// The file name.
     pub file: String,
-    /// Its SHA-256, in hexadecimal.
+    /// The SHA-256, in hexadecimal.
     pub sha256: String,
 }
 
-/// The kernel's file and how it boots.
+/// The kernel's file and boot parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KernelEntry {
-    /// Its name in the bundle.
+    /// The file name.
     pub file: String,
-    /// Its SHA-256, in hexadecimal.
+    /// The SHA-256, in hexadecimal.
     pub sha256: String,
-    /// Options for its command line.
+    /// Options for the kernel command line.
     #[serde(default)]
     pub cmdline: String,
-    /// How it is entered.
+    /// The boot protocol.
     #[serde(default)]
     pub protocol: BootProtocol,
-    /// Whether it knows `wisp.software_kvm`, with which it does without what KVM cannot emulate.
+    /// The kernel supports `wisp.software_kvm`, which makes it avoid operations that KVM cannot emulate.
     #[serde(default)]
     pub software_kvm_aware: bool,
 }
 
-/// The root file system's file and what is in it.
+/// The root file system's file and format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RootEntry {
-    /// Its name in the bundle.
+    /// The file name.
     pub file: String,
-    /// Its SHA-256, in hexadecimal.
+    /// The SHA-256, in hexadecimal.
     pub sha256: String,
-    /// The disk image's format.
+    /// The disk image format.
     pub format: DiskFormat,
-    /// The file system on it, as Linux names it.
+    /// The file system's name in Linux.
     pub file_system: String,
 }
 
-/// A program in the image: its version, its licence, and where its source is.
+/// A program in the image, with its version, license and source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Component {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its version.
+    /// The version.
     pub version: String,
-    /// Its licence, as SPDX names it.
+    /// The SPDX license identifier.
     pub licence: String,
-    /// Where its source is.
+    /// The location of the source code.
     pub source: String,
 }
 
-/// Why an image cannot be used.
+/// Errors that make an image unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// The embedded image could not be unpacked.
     #[error(transparent)]
     Embedded(#[from] EmbeddedError),
-    /// A directory without a manifest.
+    /// The directory has no readable manifest.
     #[error("{} is not an image bundle: its {MANIFEST} cannot be read: {source}", folder.display())]
     NoManifest {
         /// The directory.
         folder: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A manifest that is not one.
+    /// The manifest is invalid.
     #[error("{}: {reason}", path.display())]
     BadManifest {
         /// The manifest.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
-    /// A file that the manifest names is not there.
+    /// A file that the manifest names does not exist.
     #[error("the bundle {} has no file {file}, which its {MANIFEST} names", folder.display())]
     MissingFile {
         /// The bundle.
@@ -139,18 +139,18 @@ pub enum ImageError {
     },
 }
 
-/// An image that can be started.
+/// An image that can be launched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// Its bundle.
+    /// The bundle's directory.
     pub folder: PathBuf,
-    /// What it is.
+    /// The manifest.
     pub manifest: Manifest,
 }
 
 impl Image {
-    /// The image that a user means who calls it by the name or id of the embedded one (which is also meant when nothing
-    /// is said), or by a bundle's directory; nothing if it can only be a registered one.
+    /// Resolves a reference that needs no registered image: the embedded image's name or ID, or a bundle's directory.
+    /// Without a reference, returns the embedded image. Returns `None` if `reference` can only be a registered image.
     pub fn unregistered(home: &Home, reference: Option<&str>) -> Result<Option<Image>, ImageError> {
         let reference = reference.unwrap_or(embedded::NAME);
         if reference == embedded::NAME || reference == embedded::id().to_string() {
@@ -162,7 +162,7 @@ impl Image {
         Ok(None)
     }
 
-    /// Opens the bundle in `folder` and checks that it is whole. Digests are not computed: that takes the time of
+    /// Opens the bundle in `folder` and checks that its files exist. Digests are not verified, since that means
     /// reading every file.
     pub fn open(folder: &Path) -> Result<Image, ImageError> {
         let unreadable = |source| ImageError::NoManifest { folder: folder.to_path_buf(), source };
@@ -184,7 +184,7 @@ impl Image {
 }
 
 impl Manifest {
-    /// Reads a manifest; the error is a sentence.
+    /// Parses and validates a manifest. The error is a sentence.
     pub fn parse(text: &str) -> Result<Manifest, String> {
         let manifest: Manifest = toml::from_str(text).map_err(|error| error.to_string())?;
         if manifest.architecture != "x86_64" {
@@ -202,12 +202,12 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// The names of the files that it speaks of.
+    /// Returns the names of the files in the bundle.
     pub fn files(&self) -> impl Iterator<Item = &str> {
         self.digests().map(|(file, _)| file)
     }
 
-    /// The files with their SHA-256.
+    /// Returns the files with their SHA-256.
     pub fn digests(&self) -> impl Iterator<Item = (&str, &str)> {
         let kernel = (self.kernel.file.as_str(), self.kernel.sha256.as_str());
         let initrd = self.initrd.as_ref().map(|entry| (entry.file.as_str(), entry.sha256.as_str()));

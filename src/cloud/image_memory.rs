@@ -1,7 +1,8 @@
-//! An image's memory: the machine of the instance that it was made of, as it was at the moment of its root file system.
-//! Launches of the image in that size go on from there.
+//! An image's memory: a snapshot of the VM of the instance that the image was created from, taken at the same moment
+//! as its root file system. Launches of the image with the same size are restored from this snapshot.
 //!
-//! It is in a folder of its own in the image's, and is not part of the bundle: another host could not go on from it.
+//! It has its own directory next to the bundle's files. It is not part of the bundle, because other hosts could not
+//! restore it.
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
@@ -16,38 +17,38 @@ use crate::store::InstanceRecord;
 use crate::vmm::config::CpuConfig;
 use crate::vmm::snapshot::{self, BASE, MEMORY, STATE};
 
-/// Its folder.
+/// Directory of the snapshot.
 const FOLDER: &str = "memory";
-/// What there is to know about it.
+/// Metadata file.
 const FACTS: &str = "memory.json";
 
-/// What an image's memory is of.
+/// Metadata of an image's snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageMemory {
     /// vCPUs and their topology.
     pub cpus: CpuConfig,
-    /// Memory, in MiB, without the kernel's share.
+    /// Memory in MiB, without the extra memory for the kernel.
     pub memory_mib: u64,
-    /// The instance's type.
+    /// The instance type.
     pub instance_type: String,
-    /// Whether vCPUs or memory are not the type's.
+    /// The vCPUs or the memory differ from the instance type's.
     pub overridden: bool,
-    /// What the machine called its root disk.
+    /// ID of the root disk in the VM.
     pub root: String,
 }
 
 impl ImageMemory {
-    /// An image's, if it has one.
+    /// Reads the metadata of an image's snapshot, if the image has one.
     pub fn of(image: &Image) -> Option<ImageMemory> {
         serde_json::from_slice(&fs::read(folder(image).join(FACTS)).ok()?).ok()
     }
 
-    /// Whether it is of a machine of this size.
+    /// Returns true if the snapshot is of a VM of this size.
     pub fn is_of(&self, cpus: CpuConfig, memory_mib: u64) -> bool {
         (self.cpus, self.memory_mib) == (cpus, memory_mib)
     }
 
-    /// That of an instance.
+    /// Returns the metadata for a snapshot of an instance.
     pub(super) fn of_instance(record: &InstanceRecord, root: String) -> ImageMemory {
         ImageMemory {
             cpus: CpuConfig { count: record.vcpus, threads_per_core: record.threads_per_core },
@@ -58,7 +59,7 @@ impl ImageMemory {
         }
     }
 
-    /// Moves the machine that was saved in `saved` into the bundle of an image that is being made.
+    /// Moves the snapshot in `saved` into the bundle of a new image.
     pub(super) fn put(&self, saved: &Path, bundle: &Path) -> Result<(), CloudError> {
         let folder = bundle.join(FOLDER);
         let failed = || CloudError::file(&folder, "made");
@@ -73,12 +74,12 @@ impl ImageMemory {
     }
 }
 
-/// Where an image's memory is, if it has any.
+/// Returns the directory of an image's snapshot. It exists only if the image has one.
 pub fn folder(image: &Image) -> PathBuf {
     image.folder.join(FOLDER)
 }
 
-/// What an image's memory takes on disk, in bytes.
+/// Returns the disk usage of an image's snapshot in bytes.
 pub fn bytes(image: &Image) -> u64 {
     snapshot::bytes(&folder(image))
 }

@@ -1,4 +1,4 @@
-//! `CreateKeyPair`, `ImportKeyPair`, `DescribeKeyPairs`, `DeleteKeyPair`: the store has public keys only.
+//! `CreateKeyPair`, `ImportKeyPair`, `DescribeKeyPairs`, `DeleteKeyPair`. The store holds public keys only.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,12 +10,16 @@ use crate::host::key::{PublicKey, create, import, write_private};
 use crate::store::KeyPairRecord;
 
 impl Cloud {
-    /// All key pairs, by name.
+    /// Returns all key pairs, ordered by name.
     pub fn key_pairs(&mut self) -> Result<Vec<KeyPairRecord>, CloudError> {
         self.store.read(|tx| Ok(tx.list()?))
     }
 
-    /// Makes a key pair, and writes its private half to `path`, where there must be nothing.
+    /// Creates a key pair and writes the private key to `path`.
+    ///
+    /// # Errors
+    ///
+    /// Fails if `path` exists or the name is in use.
     pub fn create_key_pair(
         &mut self,
         name: &KeyName,
@@ -25,14 +29,14 @@ impl Cloud {
     ) -> Result<KeyPairRecord, CloudError> {
         self.check_free(name)?;
         let pair = create(name, key_type, format)?;
-        // The file first: a key pair whose private half is nowhere is of no use.
+        // The private key is written before the key pair is registered: a registered key pair without it is useless.
         write_private(path, &pair.private)?;
         self.keep_key_pair(name, pair.public).inspect_err(|_| {
             let _ = std::fs::remove_file(path);
         })
     }
 
-    /// Registers a public key that was made elsewhere.
+    /// Registers a public key that was created elsewhere.
     pub fn import_key_pair(&mut self, name: &KeyName, material: &[u8]) -> Result<KeyPairRecord, CloudError> {
         let public = import(name, material)?;
         self.keep_key_pair(name, public)
@@ -62,7 +66,7 @@ impl Cloud {
         })
     }
 
-    /// Deletes a key pair. Instances that were launched with it keep its public key.
+    /// Deletes a key pair. Instances launched with it keep the public key.
     pub fn delete_key_pair(&mut self, name: &str) -> Result<KeyPairRecord, CloudError> {
         self.store.write(|tx| {
             let record = tx.get::<KeyPairRecord>(name)?.ok_or_else(|| key::not_found(name))?;

@@ -1,4 +1,4 @@
-//! `RunInstances`: instances from an image, all or none.
+//! `RunInstances`: launches instances from an image, all or none.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -32,74 +32,74 @@ use crate::store::{
 };
 use crate::vmm::config::{CpuConfig, DiskFormat};
 
-/// The most instances of one launch.
+/// Maximum number of instances per launch.
 pub const MAX_COUNT: u32 = 100;
-/// The name of a root volume's device, as EC2 calls it for Linux images.
+/// Device name of the root volume. EC2 uses it for Linux images.
 pub const ROOT_DEVICE: &str = "/dev/xvda";
-/// How long a client token is remembered, as in EC2.
+/// Lifetime of a client token in seconds, as in EC2.
 pub(super) const TOKEN_LIFETIME: u64 = 24 * 3600;
-/// The longest client token.
+/// Maximum length of a client token in bytes.
 const TOKEN_LENGTH: usize = 64;
-/// How long others wait for a guest to learn that it goes on.
+/// Maximum time that the next launch waits for a restored guest's agent.
 const TURN: Duration = Duration::from_secs(10);
-/// The type of root volumes.
+/// Type of root volumes.
 const ROOT_VOLUME_TYPE: &str = "gp3";
 
-/// What is to be launched.
+/// The parameters of a launch.
 #[derive(Debug, Clone)]
 pub struct LaunchSpec {
-    /// Which image; the embedded one if left out.
+    /// The image. The default is the embedded one.
     pub image: Option<String>,
-    /// Type, vCPUs and memory.
+    /// Instance type, vCPUs and memory.
     pub size: Request,
-    /// Whether vCPUs or memory override the type's.
+    /// The vCPUs or the memory override the instance type's.
     pub overridden: bool,
-    /// Whether more vCPUs than the host has CPUs are fine.
+    /// Allows more vCPUs than the host has CPUs.
     pub overcommit: bool,
-    /// How many.
+    /// Number of instances.
     pub count: u32,
-    /// The key pair whose public key the guest gets.
+    /// The key pair whose public key is installed in the guest.
     pub key_name: Option<String>,
-    /// User data, in base64.
+    /// User data, in Base64.
     pub user_data: Option<String>,
-    /// Tags of the instances; a name is one.
+    /// Tags of the instances, including the name.
     pub tags: BTreeMap<String, String>,
-    /// What a guest's own power-off does.
+    /// The effect of a guest-initiated shutdown.
     pub shutdown_behavior: ShutdownBehavior,
-    /// Whether `terminate` is refused.
+    /// Refuses termination of the instances.
     pub termination_protection: bool,
-    /// Makes the launch happen once, however often it is asked for.
+    /// Makes the launch idempotent.
     pub client_token: Option<String>,
-    /// Only check.
+    /// Checks the request without launching.
     pub dry_run: bool,
-    /// Whether they boot, even where a warm snapshot is.
+    /// Cold-boots the instances even if a template exists.
     pub cold: bool,
-    /// Whether they can be hibernated.
+    /// Enables hibernation.
     pub hibernation: bool,
     /// Options for the kernel command line.
     pub cmdline: Option<String>,
-    /// Volumes besides the root.
+    /// Volumes in addition to the root volume.
     pub volumes: Vec<VolumeOption>,
-    /// Its network.
+    /// The network configuration.
     pub network: NetworkSpec,
-    /// What happens when its CPU credits are spent; as its type has it, if left out.
+    /// The CPU credit mode. The default is the instance type's.
     pub cpu_credits: Option<CreditMode>,
-    /// Whether it may have all that the host has, whatever its type.
+    /// Lifts the instance type's limits.
     pub no_limits: bool,
 }
 
-/// What came of a launch.
+/// The result of a launch.
 #[derive(Debug)]
 pub struct Launched {
-    /// The instances, in their order.
+    /// The instances in launch order.
     pub instances: Vec<InstanceRecord>,
-    /// Connections to their monitors, where this call started them.
+    /// Connections to the VMMs. Empty if an earlier launch with the same client token started them.
     pub monitors: Vec<Monitor>,
-    /// They booted, and could have gone on from a warm snapshot if there had been one.
+    /// The instances cold-booted because no template exists yet, although one can be created.
     pub wants_warm: bool,
 }
 
-/// An instance that is about to be: its folder exists and is locked.
+/// An instance that has not been started yet. Its directory exists and is locked.
 pub(super) struct Prepared {
     pub(super) record: InstanceRecord,
     pub(super) volumes: Vec<VolumeRecord>,
@@ -108,8 +108,8 @@ pub(super) struct Prepared {
 }
 
 impl Cloud {
-    /// Launches instances: when this returns, the machines run. A launch with a client token that was used before
-    /// returns the instances of that launch.
+    /// Launches instances. On success their VMs are running. A client token that was used before returns the instances
+    /// of the earlier launch.
     pub fn launch(&mut self, spec: &LaunchSpec) -> Result<Launched, CloudError> {
         let image_record = self.image_record(spec.image.as_deref().unwrap_or(embedded::NAME))?;
         let parameters = digest(spec, &image_record);
@@ -118,7 +118,7 @@ impl Cloud {
             return Ok(Launched { instances, monitors: Vec::new(), wants_warm: false });
         }
         let image = self.check_image(&image_record)?;
-        // The embedded image has no cloud-init.
+        // `None` means the embedded image, which has no cloud-init.
         let has_cloud_init = image.is_some_and(|image| image.manifest.cloud_init);
         check_user_data(has_cloud_init, spec.user_data.as_ref())?;
         self.check_launch(spec)?;
@@ -135,7 +135,7 @@ impl Cloud {
             if can_be_warm { warm::find(&self.home, &image, cpus(&spec.size), spec.size.memory_mib) } else { None };
         let prepared = match self.prepare(spec, &image_record, &image, warm.as_ref(), &parameters)? {
             Ok(prepared) => prepared,
-            // Another process was first with the token.
+            // Another process used the client token first.
             Err(instances) => return Ok(Launched { instances, monitors: Vec::new(), wants_warm: false }),
         };
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.id).collect();
@@ -176,7 +176,7 @@ impl Cloud {
         if spec.network.metadata.unwrap_or_default().applied(defaults).tags {
             check_metadata_keys(spec.tags.keys().map(String::as_str))?;
         }
-        // The default security group may be missing: the launch makes it, the check does not.
+        // The launch creates a missing default security group; the check must not.
         self.store.rehearse::<_, CloudError>(|tx| Placement::choose(tx, &spec.network).map(drop))?;
         if spec.count > 1 && spec.network.private_ip.is_some() {
             let what = format!("A private address is one instance's, and {} are to be launched.", spec.count);
@@ -200,7 +200,7 @@ impl Cloud {
         check_capacity(&spec.size, spec.count, promised, spec.overcommit)
     }
 
-    /// The instances of an earlier launch with the same client token.
+    /// Returns the instances of an earlier launch with the same client token.
     fn launched_before(
         &mut self,
         spec: &LaunchSpec,
@@ -209,8 +209,9 @@ impl Cloud {
         self.store.read(|tx| with_token(tx, spec.client_token.as_deref(), parameters))
     }
 
-    /// Makes folders, root volumes and entries, all of them or none. The inner error is what another launch with the
-    /// same token made meanwhile.
+    /// Creates the directories, root volumes and records of all instances, or none of them.
+    ///
+    /// The inner error holds the instances of a concurrent launch with the same client token.
     fn prepare(
         &mut self,
         spec: &LaunchSpec,
@@ -219,12 +220,12 @@ impl Cloud {
         warm: Option<&Warm>,
         parameters: &str,
     ) -> Result<Result<Vec<Prepared>, Vec<InstanceRecord>>, CloudError> {
-        // Under these locks nobody sweeps away what has no entry yet.
+        // These locks keep other commands from sweeping files that have no record yet.
         let _instances = self.home.lock(&self.home.instances())?;
         let _volumes = self.home.lock(&self.home.volumes())?;
         let reservation = new_id();
         let mut prepared = Vec::new();
-        // Found before anything is made: the snapshots that volumes are made of.
+        // Resolves the snapshots first, so that a wrong reference fails before anything is created.
         let snapshots = self.snapshots_of(spec)?;
         for index in 0..spec.count {
             match self.prepare_one(&snapshots, spec, image_record, (image, warm), reservation, index) {
@@ -272,7 +273,7 @@ impl Cloud {
         Ok(inserted?.map(|()| prepared))
     }
 
-    /// The snapshot of each volume that is made of one, in their order.
+    /// Returns the source snapshot of each volume in order, or `None` for a volume without one.
     fn snapshots_of(&mut self, spec: &LaunchSpec) -> Result<Vec<Option<SnapshotRecord>>, CloudError> {
         let snapshot = |option: &VolumeOption| match &option.source {
             VolumeSource::New { snapshot: Some(reference), .. } => self.snapshot(reference).map(Some),
@@ -281,7 +282,7 @@ impl Cloud {
         spec.volumes.iter().map(snapshot).collect()
     }
 
-    /// Makes the new volumes of an instance, and adds them to it.
+    /// Creates an instance's new volumes and attaches them.
     fn make_volumes(
         &self,
         spec: &LaunchSpec,
@@ -314,7 +315,7 @@ impl Cloud {
         folder.create()?;
         let lock = folder.try_lock()?.expect("nobody knows the folder that was just made");
         let root = self.make_root_volume(image_record, (image, warm), id, time).inspect_err(|_| {
-            // The error that is on its way says more than one about this would.
+            // The original error is more useful than an error of the cleanup.
             let _ = folder.remove();
         })?;
         let Request { instance_type, vcpus, memory_mib } = spec.size;
@@ -356,7 +357,7 @@ impl Cloud {
         Ok(Prepared { record, volumes, folder, lock })
     }
 
-    /// A copy-on-write layer over the image's root file system: an empty one, or what a warm guest has written.
+    /// Creates an overlay over the image's root file system. It is empty, or a copy of the template's overlay.
     fn make_root_volume(
         &self,
         image_record: &ImageRecord,
@@ -396,7 +397,8 @@ impl Cloud {
         }))
     }
 
-    /// Removes what [`Cloud::prepare`] made. What cannot be removed has no entry: the next command sweeps it away.
+    /// Removes the files that [`Cloud::prepare`] created. Files that cannot be removed have no record, so the next
+    /// command sweeps them.
     pub(super) fn discard(&self, prepared: &[Prepared]) {
         prepared.iter().for_each(|one| self.discard_one(&one.volumes, &one.folder));
     }
@@ -434,17 +436,17 @@ impl Cloud {
         Ok(monitors)
     }
 
-    /// Returns the metadata options of launches that do not say otherwise (`GetInstanceMetadataDefaults`).
+    /// Returns the default metadata options of launches (`GetInstanceMetadataDefaults`).
     pub fn metadata_defaults(&mut self) -> Result<MetadataChange, CloudError> {
         self.store.read(metadata_defaults)
     }
 
-    /// Sets these metadata options for launches that do not say otherwise (`ModifyInstanceMetadataDefaults`), or none.
+    /// Replaces the default metadata options of launches (`ModifyInstanceMetadataDefaults`).
     pub fn set_metadata_defaults(&mut self, options: MetadataChange) -> Result<(), CloudError> {
         self.store.write(|tx| Ok(tx.put(&MetadataDefaults { options })?))
     }
 
-    /// Marks instances whose machines were started as running, and returns their entries.
+    /// Marks pending instances as running and returns all records. The instances' VMs have started.
     pub(super) fn settle_running(&mut self, ids: &[InstanceId]) -> Result<Vec<InstanceRecord>, CloudError> {
         self.store.write(|tx| {
             let mut records = Vec::new();
@@ -462,7 +464,7 @@ impl Cloud {
         })
     }
 
-    /// A launch that failed leaves nothing that runs: its instances are terminated, with the reason.
+    /// Terminates the instances of a failed launch and records the error as the reason.
     pub(super) fn abandon(&mut self, ids: &[InstanceId], error: &CloudError) {
         let reason = StateReason::launch_failed(&error.to_string());
         for id in ids {
@@ -473,18 +475,18 @@ impl Cloud {
     }
 }
 
-/// The metadata options of launches that do not say otherwise.
+/// Returns the default metadata options of launches.
 fn metadata_defaults(tx: &Transaction) -> Result<MetadataChange, CloudError> {
     Ok(tx.get::<MetadataDefaults>(MetadataDefaults::KEY)?.unwrap_or_default().options)
 }
 
-/// The name of a volume's `generation`th file.
+/// Returns the name of a volume's file in `generation`.
 pub(super) fn volume_file(id: crate::ec2::VolumeId, generation: u32) -> String {
     format!("{id}.{generation}.qcow2")
 }
 
-/// Waits until a machine that goes on from a saved one may start: few at a time are ready sooner than all at once, because
-/// those that wait for a CPU cost the others theirs, by their guests' ticks.
+/// Waits until the next VM can be restored. Restored guests become ready sooner if no more of them start at once than
+/// the host has CPUs: a guest that waits for a CPU takes time from the others with its timer ticks.
 pub(super) fn await_turn(monitors: &mut [Monitor]) -> Result<(), CloudError> {
     let at_once = probe::resources().cpus as usize;
     match monitors.len().checked_sub(at_once) {
@@ -493,7 +495,7 @@ pub(super) fn await_turn(monitors: &mut [Monitor]) -> Result<(), CloudError> {
     }
 }
 
-/// Whether a warm snapshot of the image would serve.
+/// Returns true if a template can replace a boot of the image.
 fn can_be_warm(spec: &LaunchSpec, image: &Image) -> bool {
     !spec.cold
         && spec.cmdline.is_none()
@@ -502,7 +504,7 @@ fn can_be_warm(spec: &LaunchSpec, image: &Image) -> bool {
         && spec.size.instance_type.instance_store().is_empty()
 }
 
-/// Says why a launch of an image that has memory boots, if it is for its size.
+/// Returns a notice if the size of a launch differs from that of the image's snapshot, so that the instance boots.
 fn boots(memory: &ImageMemory, size: &Request) -> Option<String> {
     (!memory.is_of(cpus(size), size.memory_mib)).then(|| {
         let ImageMemory { cpus, memory_mib, .. } = memory;
@@ -513,31 +515,33 @@ fn boots(memory: &ImageMemory, size: &Request) -> Option<String> {
     })
 }
 
-/// The vCPUs of a size, and how they belong together.
+/// Returns the vCPUs of a size with their topology.
 pub fn cpus(size: &Request) -> CpuConfig {
     CpuConfig { count: size.vcpus, threads_per_core: threads_per_core(size) }
 }
 
-/// The type's topology, unless it does not divide an overriding number of vCPUs.
+/// Returns the instance type's threads per core, or 1 if they do not divide an overridden number of vCPUs.
 pub fn threads_per_core(size: &Request) -> u32 {
     let threads = size.instance_type.threads_per_core;
     if size.vcpus.is_multiple_of(threads) { threads } else { 1 }
 }
 
-/// Whether the host can run `count` forks of an instance: they share its memory.
+/// Checks that the host can run `count` forks of an instance. Forks share memory, so only vCPUs count.
 pub(super) fn check_forks(record: &InstanceRecord, count: u32, overcommit: bool) -> Result<(), CloudError> {
     let size = Request { memory_mib: 0, ..super::lifecycle::size_of(record)? };
     check_capacity(&size, count, 0, overcommit)
 }
 
-/// Memory that running instances may use up, in MiB.
+/// Returns the total memory of all instances with a VM, in MiB.
 pub(super) fn promised_memory(tx: &Transaction) -> Result<u64, CloudError> {
     let records: Vec<InstanceRecord> = tx.list()?;
     Ok(records.iter().filter(|record| record.state.has_machine()).map(|record| record.memory_mib).sum())
 }
 
-/// Whether the host has room for `count` more instances of `size`. What running instances were promised counts as
-/// used, whether they have touched it or not.
+/// Checks that the host has room for `count` more instances of `size`. The memory of running instances counts as used
+/// even if they have not touched it yet.
+///
+/// `promised` is the total memory of the running instances in MiB.
 pub(super) fn check_capacity(size: &Request, count: u32, promised: u64, overcommit: bool) -> Result<(), CloudError> {
     let mut free = probe::resources();
     free.memory_mib = free.memory_mib.saturating_sub(promised);
@@ -545,7 +549,11 @@ pub(super) fn check_capacity(size: &Request, count: u32, promised: u64, overcomm
     Ok(capacity::check(&all, free, overcommit)?)
 }
 
-/// The instances that were launched with `token`, if it was used; with other parameters, that is an error.
+/// Returns the instances that were launched with `token`, or `None` if the token was not used.
+///
+/// # Errors
+///
+/// Fails if the token was used with other parameters, or if its instances have been terminated.
 fn with_token(
     tx: &Transaction,
     token: Option<&str>,
@@ -565,7 +573,7 @@ fn with_token(
     }
     let mut instances: Vec<InstanceRecord> = tx.list()?;
     instances.retain(|record| record.reservation_id == used.reservation_id);
-    // Entries of terminated instances are removed after some time, before the token is.
+    // Records of terminated instances are removed before the token expires.
     if instances.iter().all(|record| matches!(record.state, InstanceState::ShuttingDown | InstanceState::Terminated)) {
         return Err(CloudError::refused(
             ErrorCode::IdempotentInstanceTerminated,
@@ -577,7 +585,7 @@ fn with_token(
     Ok(Some(instances))
 }
 
-/// A digest of what makes a launch this one.
+/// Returns a digest of the launch parameters that a client token stands for.
 fn digest(spec: &LaunchSpec, image: &ImageRecord) -> String {
     let parameters = serde_json::json!([
         image.id,
@@ -595,7 +603,7 @@ fn digest(spec: &LaunchSpec, image: &ImageRecord) -> String {
         format!("{:?}", spec.volumes),
         format!("{:?}", spec.network),
     ]);
-    // Added only where it is said, so that tokens of a time before it stay good.
+    // Added only if set, so that the digests of existing tokens stay valid.
     let limits = (spec.cpu_credits.is_some() || spec.no_limits)
         .then(|| serde_json::json!([spec.cpu_credits, spec.no_limits]).to_string());
     crate::host::sparse::hex(&Sha256::digest(parameters.to_string() + &limits.unwrap_or_default()))

@@ -1,8 +1,10 @@
-//! Backing files of volumes and snapshots, as the store records them.
+//! Backing files of volumes and snapshots, as recorded in the store.
 //!
-//! A command that makes a layer records its backing files. Nothing else decides which files are opened for a disk, passed to a
-//! VMM, copied into an image or kept: the header of a layer is written by its VMM, and a VMM that a guest has taken over
-//! could name any file of the user there.
+//! A command that creates an overlay records its backing files. Only these records decide which files are opened for a
+//! disk, passed to a VMM, copied into an image, or kept.
+//!
+//! The header of an overlay is not trusted. The VMM writes it, and a compromised VMM could name any file of the user
+//! there.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -18,17 +20,18 @@ use crate::store::{LayerFormat, LayerRecord, SnapshotRecord, VolumeRecord};
 use crate::vmm::config::{BackingFile, DiskFormat};
 use crate::vmm::virtio::block::MAX_LAYERS;
 
-/// Folders of the data directory that have layers.
+/// Directories in the data directory that contain disk images.
 const VOLUMES: &str = "volumes/";
 const IMAGES: &str = "images/";
 
-/// The backing files of a layer over `file`, which is in the folder of volumes and has these backing files itself.
+/// Returns the backing files of an overlay over `file`. `file` is in the volumes directory, and its own backing files
+/// are `backing`.
 pub(super) fn over(file: &str, backing: Option<&[LayerRecord]>) -> Option<Vec<LayerRecord>> {
     let below = LayerRecord { file: format!("{VOLUMES}{file}"), format: LayerFormat::Qcow2 };
     Some(std::iter::once(below).chain(backing?.iter().cloned()).collect())
 }
 
-/// The root file system of an image, as a backing file.
+/// Returns the root file system of an image as a backing file.
 pub(super) fn of_image(id: ImageId, root: &RootEntry) -> LayerRecord {
     let format = match root.format {
         DiskFormat::Raw => LayerFormat::Raw,
@@ -37,7 +40,11 @@ pub(super) fn of_image(id: ImageId, root: &RootEntry) -> LayerRecord {
     LayerRecord { file: format!("{IMAGES}{id}/{}", root.file), format }
 }
 
-/// The backing files of the volume or snapshot `id` for a machine. Fails if they are not on record.
+/// Returns the backing files of the volume or snapshot `id` for a VM.
+///
+/// # Errors
+///
+/// Fails if the backing files are not recorded.
 pub(super) fn backing_files(
     home: &Home,
     id: &dyn Display,
@@ -58,14 +65,16 @@ pub(super) fn backing_files(
     Ok(backing.iter().map(file).collect())
 }
 
-/// The path without links, by which the header of a layer names the file. One that is not there stays as it is.
+/// Resolves symbolic links, as overlay headers contain the resolved path. The path of a missing file is returned
+/// unchanged.
 pub(super) fn resolved(path: PathBuf) -> PathBuf {
     path.canonicalize().unwrap_or(path)
 }
 
 impl Cloud {
-    /// Records the backing files of volumes and snapshots of an older store, from their headers: the only time that those
-    /// are believed, and only where they name files of the data directory's images and volumes.
+    /// Records the backing files of volumes and snapshots from an older store, according to their headers.
+    ///
+    /// Headers are trusted here only, and only if they name files in the data directory's images and volumes.
     pub(super) fn record_backing_files(&mut self) -> Result<(), CloudError> {
         let (volumes, snapshots) =
             self.store.read::<_, CloudError>(|tx| Ok((tx.list::<VolumeRecord>()?, tx.list::<SnapshotRecord>()?)))?;
@@ -97,7 +106,7 @@ impl Cloud {
         Ok(())
     }
 
-    /// The backing files of `file` by its header; a notice says why they cannot be told.
+    /// Returns the backing files of `file` according to its header. A failure becomes a notice.
     fn read_backing_files(&mut self, id: &dyn Display, file: &str) -> Option<Vec<LayerRecord>> {
         match from_headers(&self.home, file) {
             Ok(backing) => Some(backing),
@@ -108,7 +117,8 @@ impl Cloud {
         }
     }
 
-    /// Names of the files in the folder of volumes that volumes and snapshots have; none if some are not known.
+    /// Returns the names of all files in the volumes directory that volumes and snapshots use. Returns `None` if the
+    /// backing files of any of them are unknown.
     pub(super) fn kept_volume_files(&mut self) -> Result<Option<BTreeSet<String>>, CloudError> {
         self.store.read(|tx| {
             let volumes = tx.list_whole::<VolumeRecord>()?.into_iter().map(|volume| (volume.file, volume.backing));
@@ -125,7 +135,7 @@ impl Cloud {
     }
 }
 
-/// Follows the headers from `file` in the folder of volumes. The error is a sentence.
+/// Follows the headers from `file` in the volumes directory. The error is a sentence.
 fn from_headers(home: &Home, file: &str) -> Result<Vec<LayerRecord>, String> {
     let mut layers = Vec::new();
     let mut path = home.volumes().join(file);
@@ -149,7 +159,7 @@ fn from_headers(home: &Home, file: &str) -> Result<Vec<LayerRecord>, String> {
     }
 }
 
-/// The path of a file of the data directory's volumes or images in it.
+/// Returns the path relative to the data directory if the file is a volume or belongs to an image.
 fn name_in(home: &Home, path: &Path) -> Option<String> {
     let path = path.canonicalize().ok()?;
     let inside = |folder: PathBuf, name: &str| {
@@ -204,14 +214,14 @@ mod tests {
         let [lower, upper] = [1, 2].map(|generation| format!("{}.{generation}.qcow2", second.id));
         assert_eq!(disk(&second), [upper, lower, base.clone()]);
         assert_eq!(later.backing.unwrap(), over(&base, Some(&[])).unwrap());
-        // All of them are what a machine can open, and what the headers name.
+        // A VM can open all of these files, and the headers name the same ones.
         for volume in [&first, &second] {
             let disk = volume_disk(&cloud.home, volume).unwrap();
             disk_image::grow(&disk.path, disk.format, &disk.backing, 2 << 30).unwrap();
             assert_eq!(from_headers(&cloud.home, &volume.file).as_ref().ok(), volume.backing.as_ref());
         }
 
-        // Those of a volume that is gone stay for as long as another needs them.
+        // The backing files of a deleted volume stay while another volume needs them.
         cloud.delete_volume(first.id).unwrap();
         cloud.delete_snapshot(snapshot.id).unwrap();
         let path = |name: &str| cloud.home.volumes().join(name);
@@ -278,7 +288,7 @@ mod tests {
             assert!(volume_disk(&cloud.home, &record).is_err());
         }
         assert_eq!(notices.len(), 2, "{notices:?}");
-        // Not knowing what they need, nothing is removed.
+        // Nothing is removed while the backing files of some volumes are unknown.
         assert!(cloud.home.volumes().join("stray.qcow2").exists());
         for unknown in [outside.id, unreadable.id] {
             cloud.delete_volume(unknown).unwrap();

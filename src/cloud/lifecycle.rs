@@ -1,8 +1,9 @@
 //! `StartInstances`, `StopInstances`, `RebootInstances`, `TerminateInstances`.
 //!
-//! Each has three steps: the store says that it has begun, which only one of several commands achieves; the machine
-//! follows; the store says how it came out. A command that is killed between two of them leaves the rest to
-//! [`Cloud::reconcile`].
+//! Each operation has three steps. The store records the transition, which only one of several concurrent commands
+//! achieves. Then the VM follows. Finally the store records the result.
+//!
+//! [`Cloud::reconcile`] completes the operation of a command that is killed in between.
 
 use std::fs::{self, File};
 use std::time::Duration;
@@ -26,42 +27,42 @@ use crate::host::{monitor_process, probe};
 use crate::store::{InstanceRecord, StoreError, Transaction, VolumeRecord};
 use crate::vmm::control;
 
-/// How long a guest may take to power off after its agent was asked to, and after ctrl-alt-del: with hardware KVM, and
-/// where its kernel is emulated. After both it is forced.
+/// Time for a guest to power off after a request to its agent, and after ctrl-alt-del. Each has a value for hardware
+/// KVM and one for an emulated guest kernel. After both timeouts the VM is forced to end.
 const SHUTDOWN_TIMEOUTS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(300)];
 const CTRL_ALT_DEL_TIMEOUTS: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(60)];
-/// How long an agent may take to take a request.
+/// Timeout for an agent to accept a request.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a monitor may take to end its machine at once.
+/// Timeout for a VMM to end its VM at once.
 const FORCE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Limit for a supervisor to start the next VMM of a guest that reboots, or to end.
+/// Timeout for a supervisor to start the next VMM of a rebooting guest, or to exit.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
-/// Limit for a VMM to listen so that it can be asked to stop its guest: another command may just be starting it.
+/// Timeout for a VMM to listen for a stop request. Another command may be starting it.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(60);
-/// How often a VMM that is being stopped may be replaced by another one, and how often an instance is forced to end.
+/// Number of VMMs of a rebooting guest that are asked to stop, and number of attempts to force an instance to end.
 const ATTEMPTS: usize = 3;
 
-/// A state before and after a command (EC2 API Reference, `InstanceStateChange`).
+/// The state of an instance before and after a command (EC2 API Reference, `InstanceStateChange`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateChange {
-    /// Whose.
+    /// The instance.
     pub instance: InstanceId,
-    /// Before.
+    /// The state before the command.
     pub previous: InstanceState,
-    /// After.
+    /// The state after the command.
     pub current: InstanceState,
 }
 
-/// Instances that are being stopped or terminated, by this command.
+/// Instances that this command is stopping or terminating.
 #[derive(Debug)]
 pub struct Ending {
-    /// What has changed so far.
+    /// The state changes so far.
     pub changes: Vec<StateChange>,
     _locks: Vec<File>,
 }
 
 impl Ending {
-    /// Those that have not ended already.
+    /// Returns the instances that have not ended yet.
     fn under_way(&self) -> Vec<InstanceId> {
         let under_way = |change: &&StateChange| change.current.has_machine();
         self.changes.iter().filter(under_way).map(|change| change.instance).collect()
@@ -69,12 +70,12 @@ impl Ending {
 }
 
 impl Cloud {
-    /// The instance that `reference` stands for.
+    /// Returns the instance that `reference` names.
     pub fn instance(&mut self, reference: &str) -> Result<InstanceRecord, CloudError> {
         self.store.read(|tx| resolve::instance(tx, reference))
     }
 
-    /// The instances that `references` stand for, each once.
+    /// Returns the instances that `references` name, without duplicates.
     pub fn instances(&mut self, references: &[String]) -> Result<Vec<InstanceRecord>, CloudError> {
         self.store.read(|tx| {
             let mut records: Vec<InstanceRecord> = Vec::new();
@@ -88,24 +89,24 @@ impl Cloud {
         })
     }
 
-    /// All instances, the oldest first.
+    /// Returns all instances, oldest first.
     pub fn all_instances(&mut self) -> Result<Vec<InstanceRecord>, CloudError> {
         let mut records: Vec<InstanceRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         records.sort_by_key(|record| (record.created, record.reservation_id, record.launch_index));
         Ok(records)
     }
 
-    /// The volumes of an instance, in the order of its block devices.
+    /// Returns an instance's volumes in the order of its block devices.
     pub fn volumes_of(&mut self, record: &InstanceRecord) -> Result<Vec<VolumeRecord>, CloudError> {
         self.store.read(|tx| volumes_of(tx, record))
     }
 
-    /// The folder of an instance.
+    /// Returns an instance's directory.
     pub fn folder(&self, id: InstanceId) -> Folder {
         Folder::of(&self.home, id)
     }
 
-    /// An instance whose guest can be reached now.
+    /// Returns an instance whose guest can be reached in its current state.
     pub fn reachable(&mut self, reference: &str) -> Result<(InstanceRecord, Folder), CloudError> {
         let record = self.instance(reference)?;
         Action::Reach.allowed(record.id, record.state)?;
@@ -113,15 +114,15 @@ impl Cloud {
         Ok((record, folder))
     }
 
-    /// A connection to the agent of an instance's guest.
+    /// Connects to an instance's guest agent.
     pub fn agent_of(&mut self, reference: &str, timeout: Duration) -> Result<(InstanceRecord, Agent), CloudError> {
         let (record, folder) = self.reachable(reference)?;
         let agent = folder.agent(timeout).map_err(|error| self.unless_ended(record.id, "reached", error))?;
         Ok((record, agent))
     }
 
-    /// Starts a stopped instance: a hibernated one goes on where it was, unless it is to boot `cold`. When this returns,
-    /// its machine runs.
+    /// Starts a stopped instance. A hibernated instance is resumed, unless `cold` requests a boot. On success its VM
+    /// is running.
     pub fn start(
         &mut self,
         id: InstanceId,
@@ -146,7 +147,7 @@ impl Cloud {
             record.state = InstanceState::Pending;
             record.clear_reason();
             record.launch_time = now();
-            // One of a time before there was a network gets one now.
+            // An instance from a version without networking gets a network interface now.
             let spec = NetworkSpec::default();
             let mut network = match record.network.take() {
                 Some(network) => network,
@@ -166,7 +167,7 @@ impl Cloud {
                 Ok((StateChange { instance: id, previous, current: InstanceState::Pending }, Some(monitor)))
             }
             Err(error) => {
-                // What was saved is still there if it did not come to its first instruction.
+                // The snapshot still exists if the restore failed before the first instruction.
                 let goes_on = folder.is_hibernated();
                 let reason = match goes_on {
                     true => StateReason::user_hibernated(),
@@ -178,12 +179,13 @@ impl Cloud {
         }
     }
 
-    /// The lock of an instance that can be started; none if the instance runs, or another command is at it.
+    /// Returns the lock of an instance that can be started. Returns `None` if the instance is running or another
+    /// command holds the lock.
     fn lock_to_start(&mut self, folder: &Folder) -> Result<Option<File>, CloudError> {
         match self.store.read::<_, CloudError>(|tx| get(tx, folder.id()))?.state {
-            // The VMM that has stopped may hold the lock for another moment.
+            // An exiting VMM may hold the lock for another moment.
             InstanceState::Stopped => folder.unless_gone(folder.lock_within(RESTART_TIMEOUT)),
-            // A VMM that was killed holds the lock for another moment, and does not answer.
+            // A killed VMM holds the lock for another moment, and does not respond.
             InstanceState::Running if !folder.unless_gone(answers(folder))? => {
                 match folder.unless_gone(folder.lock_within(RESTART_TIMEOUT))? {
                     Some(lock) => drop(lock),
@@ -197,8 +199,10 @@ impl Cloud {
         }
     }
 
-    /// The error for something that failed with `error` while an instance ran. If the instance has ended meanwhile, its
-    /// entry is brought up to date, and that is the error. `action` is a participle.
+    /// Returns the error to report for an operation on a running instance that failed with `error`.
+    ///
+    /// If the instance has ended meanwhile, its record is updated and the error says so. `action` is the operation as
+    /// a participle.
     pub(super) fn unless_ended(&mut self, id: InstanceId, action: &str, error: CloudError) -> CloudError {
         if !error.is_lost_vmm() {
             return error;
@@ -211,7 +215,7 @@ impl Cloud {
         }
     }
 
-    /// The error for an instance that has ended before it was `action`: a participle.
+    /// Returns the error for an instance that ended before an operation. `action` is the operation as a participle.
     fn ended_before(&mut self, id: InstanceId, action: &str) -> Result<CloudError, CloudError> {
         self.reconcile_instance(id)?;
         let state = self.store.read::<_, CloudError>(|tx| get(tx, id))?.state;
@@ -242,13 +246,14 @@ impl Cloud {
         Ok(monitor)
     }
 
-    /// Says that instances are being stopped.
+    /// Marks instances as stopping.
     pub fn begin_stop(&mut self, ids: &[InstanceId]) -> Result<Ending, CloudError> {
         self.begin(ids, Action::Stop, InstanceState::Stopping)
     }
 
-    /// Terminates those of the instances whose records are damaged, at once. Such a record tells nothing of the instance,
-    /// so that it is found by its whole identifier only. Returns the other references.
+    /// Terminates the instances with damaged records and returns the other references.
+    ///
+    /// The name in a damaged record is unreadable, so only the full instance ID matches it.
     pub fn terminate_damaged(&mut self, references: &[String]) -> Result<Vec<String>, CloudError> {
         let mut others = Vec::new();
         for reference in references {
@@ -292,7 +297,11 @@ impl Cloud {
         Ok(())
     }
 
-    /// Says that instances are being terminated. A protected one keeps all of them alive.
+    /// Marks instances as shutting down.
+    ///
+    /// # Errors
+    ///
+    /// Fails without any change if one of the instances has termination protection.
     pub fn begin_terminate(&mut self, ids: &[InstanceId]) -> Result<Ending, CloudError> {
         self.store.read::<_, CloudError>(|tx| {
             for id in ids {
@@ -314,8 +323,9 @@ impl Cloud {
     }
 
     fn begin(&mut self, ids: &[InstanceId], action: Action, next: InstanceState) -> Result<Ending, CloudError> {
-        // First the locks, then the entries: an instance that is being stopped by nobody was left so by a command that
-        // was killed. A lock that another command has is that command's business, and so is the notice of its end.
+        // The locks are taken before the state changes. Otherwise an instance in the state `stopping` without a lock
+        // would look as if its command had been killed. If another command holds a lock, that command finishes the
+        // operation and reports its result.
         let mut locks = Vec::new();
         for id in ids {
             let folder = self.folder(*id);
@@ -343,8 +353,8 @@ impl Cloud {
         Ok(Ending { changes, _locks: locks })
     }
 
-    /// Brings instances that are being stopped to a stop, all at the same time. One that cannot be hibernated is stopped
-    /// without, which a notice says.
+    /// Stops the VMs of stopping instances in parallel. An instance that cannot be hibernated is stopped without its
+    /// memory, and a notice says so.
     pub fn finish_stop(&mut self, ending: Ending, manner: Manner) -> Result<(), CloudError> {
         let settle = |cloud: &mut Cloud, id| {
             let hibernated = cloud.folder(id).is_hibernated();
@@ -354,12 +364,12 @@ impl Cloud {
         self.finish(&ending.under_way(), manner, settle)
     }
 
-    /// Brings instances that are being terminated to their end, all at the same time.
+    /// Ends the VMs of terminating instances in parallel.
     pub fn finish_terminate(&mut self, ending: Ending) -> Result<(), CloudError> {
         let (mut forced, mut orderly) = (Vec::new(), Vec::new());
         for id in ending.under_way() {
             let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
-            // Where something outlives the instance, the guest gets to write what it has not yet written.
+            // If a volume outlives the instance, the guest gets the chance to write its dirty pages.
             let outlived = record.block_devices.iter().any(|device| !device.delete_on_termination);
             if outlived { orderly.push(id) } else { forced.push(id) }
         }
@@ -381,7 +391,7 @@ impl Cloud {
         });
         let mut first_error = None;
         for (id, result) in ids.iter().zip(results) {
-            // The lock is held until the store says how it came out.
+            // `ended` holds the lock until the store has the result.
             let outcome = result.and_then(|ended| {
                 self.notices.extend(ended.notice);
                 settle(self, *id)
@@ -393,14 +403,14 @@ impl Cloud {
         first_error.map_or(Ok(()), Err)
     }
 
-    /// Ends the machine, if there is one, and terminates the instance, in whatever state it is.
+    /// Ends an instance's VM, if any, and terminates the instance in any state.
     pub(super) fn end_and_terminate(&mut self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
         let _ended = end_machine(&self.folder(id), Manner::Force)?;
         self.settle_terminated(id, reason)
     }
 
-    /// Reboots a running instance: the guest restarts, the instance keeps its identity, volumes and size. Returns a
-    /// connection to its new machine when that has started.
+    /// Reboots a running instance. It keeps its identity, volumes and size. Returns a connection to the new VMM once
+    /// the guest has restarted.
     pub fn reboot(&mut self, id: InstanceId) -> Result<Monitor, CloudError> {
         let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
         Action::Reboot.allowed(id, record.state)?;
@@ -432,7 +442,7 @@ impl Cloud {
         }
     }
 
-    /// The instance has stopped: its volumes stay attached, its instance-store disks are gone.
+    /// Marks an instance as stopped. Its volumes stay attached; its instance-store disks are removed.
     pub(super) fn settle_stopped(&mut self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
         let folder = self.folder(id);
         folder.remove_instance_store()?;
@@ -454,7 +464,8 @@ impl Cloud {
         })
     }
 
-    /// The instance is gone: its entry stays for an hour, its volumes go or stay as they were meant to.
+    /// Marks an instance as terminated. Its record stays for an hour. Its volumes are deleted or detached, depending
+    /// on `delete_on_termination`.
     pub(super) fn settle_terminated(&mut self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
         self.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
@@ -464,7 +475,7 @@ impl Cloud {
             for device in &record.block_devices {
                 let mut volume = match tx.get::<VolumeRecord>(&device.volume_id.to_string()) {
                     Ok(Some(volume)) => volume,
-                    // A record that cannot be read is reported where volumes are listed, and keeps its file.
+                    // An unreadable record is reported when volumes are listed. It keeps its file.
                     Ok(None) | Err(StoreError::Record { .. }) => continue,
                     Err(error) => return Err(error.into()),
                 };
@@ -490,8 +501,9 @@ impl Cloud {
         Ok(())
     }
 
-    /// Removes the files of volumes and snapshots that are gone, unless they are backing files of others. A failure
-    /// becomes a notice: the user asked for something else, and the next command tries again.
+    /// Removes the files of deleted volumes and snapshots, unless they are backing files of others.
+    ///
+    /// A failure becomes a notice, since the user asked for something else and the next command tries again.
     pub(super) fn sweep_volumes(&mut self) {
         let swept = self.try_sweep_volumes();
         self.notice_failed("files of deleted volumes cannot be removed yet", swept);
@@ -500,7 +512,7 @@ impl Cloud {
     fn try_sweep_volumes(&mut self) -> Result<(), CloudError> {
         let folder = self.home.volumes();
         let _lock = self.home.lock(&folder)?;
-        // The backing files of those that are kept are kept. Where some are not known, nothing is removed.
+        // Nothing is removed if the backing files of a volume or snapshot are unknown.
         let Some(kept) = self.kept_volume_files()? else { return Ok(()) };
         for entry in fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))? {
             let entry = entry.map_err(CloudError::file(&folder, "read"))?;
@@ -514,32 +526,32 @@ impl Cloud {
     }
 }
 
-/// How a machine is brought to its end.
+/// Method of ending a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manner {
-    /// It is saved, to go on later; if that fails, it ends in an orderly way.
+    /// Save a snapshot for a later resume. If that fails, shut down as with `Orderly`.
     Hibernate,
-    /// The agent is asked, then ctrl-alt-del is pressed, then it is forced.
+    /// Ask the agent to power off, then press ctrl-alt-del, then force the end.
     Orderly,
-    /// At once.
+    /// End the VM immediately.
     Force,
 }
 
-/// A machine that has ended.
+/// The result of ending a VM.
 #[derive(Debug, Default)]
 struct Ended {
-    /// What its monitor held; none if the instance's folder is gone.
+    /// The VMM's lock. `None` if the instance's directory was removed.
     _lock: Option<File>,
-    /// What the user should know of it.
+    /// A notice for the user.
     notice: Option<String>,
 }
 
-/// Ends the machine of the instance in `folder`, if it has one.
+/// Ends the VM of the instance in `folder`, if any.
 fn end_machine(folder: &Folder, manner: Manner) -> Result<Ended, CloudError> {
     folder.unless_gone(end_machine_in(folder, manner))
 }
 
-/// The same for a folder that is there.
+/// Ends the VM like [`end_machine`], but fails if the directory does not exist.
 fn end_machine_in(folder: &Folder, manner: Manner) -> Result<Ended, CloudError> {
     if let Some(lock) = folder.try_lock()? {
         return Ok(Ended { _lock: Some(lock), notice: None });
@@ -566,7 +578,7 @@ fn end_machine_in(folder: &Folder, manner: Manner) -> Result<Ended, CloudError> 
             }
         };
         match end_by(&mut monitor, folder) {
-            // The lock is free in a moment, unless another command started the instance again.
+            // The lock becomes free within moments, unless another command has started the instance again.
             Ok(true) => {
                 if let Some(lock) = folder.lock_within(FORCE_TIMEOUT)? {
                     return Ok(Ended { _lock: Some(lock), notice });
@@ -577,18 +589,18 @@ fn end_machine_in(folder: &Folder, manner: Manner) -> Result<Ended, CloudError> 
             Err(error) => return Err(error),
         }
     }
-    // Its guest reboots in a loop: for some seconds there may be no VMM to ask.
+    // A guest that reboots in a loop may have no VMM for some seconds.
     let mut ended = force(folder)?;
     ended.notice = notice.or(ended.notice);
     Ok(ended)
 }
 
-/// Ends the machine at once. A VMM that does not do it, because it stands still, is killed.
+/// Ends the VM immediately. A VMM that does not respond is killed.
 fn force(folder: &Folder) -> Result<Ended, CloudError> {
     let mut notice = None;
     // Another command may hold the lock and start the VMM only now, so each attempt looks for it again.
     for _ in 0..ATTEMPTS {
-        // One that cannot be asked any more is about to be gone.
+        // A failure can be ignored: the VMM is exiting, or is killed below.
         let _ = folder.connect().and_then(|mut monitor| monitor.kill("wisp"));
         if let Some(lock) = folder.lock_within(FORCE_TIMEOUT)? {
             return Ok(Ended { _lock: Some(lock), notice });
@@ -603,7 +615,7 @@ fn force(folder: &Folder) -> Result<Ended, CloudError> {
     Err(CloudError::NotDone { instance: folder.id(), why })
 }
 
-/// Returns whether a VMM answers; false if the instance has ended.
+/// Returns true if a VMM runs, and false if the instance has ended.
 fn answers(folder: &Folder) -> Result<bool, CloudError> {
     for _ in 0..ATTEMPTS {
         let mut monitor = match folder.await_vmm(RESTART_TIMEOUT)? {
@@ -612,16 +624,16 @@ fn answers(folder: &Folder) -> Result<bool, CloudError> {
             Awaited::TimedOut => return Ok(true),
         };
         match monitor.status_within(RESTART_TIMEOUT) {
-            // The connection was to a VMM that was ending.
+            // The connection was to an exiting VMM.
             Err(CloudError::Control { source, .. }) if source.is_gone() => {}
-            // One that does not answer in time is there all the same.
+            // A VMM that does not respond in time still runs.
             _ => return Ok(true),
         }
     }
     Ok(true)
 }
 
-/// Ends the machine with its guest's help, if that comes in time. Returns whether it has ended.
+/// Ends the VM with its guest's cooperation, and kills it after the timeouts. Returns true if it has ended.
 fn end_by(monitor: &mut Monitor, folder: &Folder) -> Result<bool, CloudError> {
     monitor.subscribe()?;
     monitor.demand(&control::Request::EndAtReboot)?;
@@ -636,7 +648,7 @@ fn end_by(monitor: &mut Monitor, folder: &Folder) -> Result<bool, CloudError> {
                 return Ok(true);
             }
         }
-        // There is no keyboard driver in that guest.
+        // The guest has no keyboard driver.
         Err(CloudError::Refused { .. }) => {}
         Err(error) => return Err(error),
     }
@@ -652,19 +664,19 @@ fn note_reason(record: &mut InstanceRecord, reason: &StateReason) {
     }
 }
 
-/// The entry of an instance.
+/// Returns the record of an instance.
 pub(super) fn get(tx: &Transaction, id: InstanceId) -> Result<InstanceRecord, CloudError> {
     Ok(tx.get(&id.to_string())?.ok_or_else(|| InstanceId::not_found(&id.to_string()))?)
 }
 
-/// The volumes of an instance, in the order of its block devices.
+/// Returns an instance's volumes in the order of its block devices.
 pub(super) fn volumes_of(tx: &Transaction, record: &InstanceRecord) -> Result<Vec<VolumeRecord>, CloudError> {
     let ids = record.block_devices.iter().map(|device| device.volume_id.to_string());
     let volumes = ids.map(|id| tx.get::<VolumeRecord>(&id)).collect::<Result<Vec<_>, _>>()?;
     Ok(volumes.into_iter().flatten().collect())
 }
 
-/// An instance's type, vCPUs and memory.
+/// Returns an instance's type, vCPUs and memory.
 pub(super) fn size_of(record: &InstanceRecord) -> Result<Request, CloudError> {
     let instance_type = catalogue::find(&record.instance_type)?;
     Ok(Request { instance_type, vcpus: record.vcpus, memory_mib: record.memory_mib })

@@ -1,4 +1,4 @@
-//! What an instance's size means for its machine: EC2's figures as the plain numbers that a monitor goes by.
+//! Conversion of an instance's EC2 limits into the VMM's rate limits.
 
 use super::error::CloudError;
 use super::machine::disk_id;
@@ -16,8 +16,8 @@ use crate::vmm::control::{Request, Status};
 use crate::vmm::cpu::kept_balance::KeptBalance;
 use crate::vmm::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
 
-/// Gives a machine the limits of an instance, unless that is to have none. Its first disks are the instance's volumes, and
-/// it has its network device.
+/// Applies an instance's limits to its VM, unless the instance is exempt. The first disks of `config` must be the
+/// instance's volumes, and its network device must be configured.
 pub(super) fn limit(config: &mut MachineConfig, record: &InstanceRecord, volumes: &[VolumeRecord]) {
     let Some(instance_type) = limited_type(record) else { return };
     config.cpu_budget = CreditRules::of(instance_type, record.vcpus).map(|rules| {
@@ -30,14 +30,14 @@ pub(super) fn limit(config: &mut MachineConfig, record: &InstanceRecord, volumes
     }
 }
 
-/// The limits of a machine that is nobody's instance, of a type of its own.
+/// Applies the limits of an instance type to a VM that is not an instance.
 pub(super) fn limit_as(config: &mut MachineConfig, instance_type: &InstanceType) {
     config.cpu_budget = CreditRules::of(instance_type, config.cpus.count).map(|rules| {
         let mode = rules.default_mode();
         budget(&rules, mode, rules.at_launch(mode))
     });
     limit_devices(config, instance_type);
-    // Its disks are no volumes; they are as fast as the ones that one gets without asking.
+    // The disks are not EBS volumes, so they get the limits of a default volume.
     let plain = VolumeSpec { size: VolumeSize::from_gib(1), ..VolumeSpec::default() };
     if let Ok(figures) = plain.figures(None, Role::Root) {
         config.disks.iter_mut().for_each(|disk| disk.limits = Some(disk_limits(figures.performance())));
@@ -51,27 +51,27 @@ fn limit_devices(config: &mut MachineConfig, instance_type: &InstanceType) {
     }
 }
 
-/// The limits of a volume; none if what is known of it makes no sense any more.
+/// Returns a volume's limits, or `None` if its recorded parameters are no longer valid.
 pub(super) fn volume_limits(volume: &VolumeRecord) -> Option<DiskLimits> {
     figures_of(volume).ok().map(|figures| disk_limits(figures.performance()))
 }
 
-/// The type whose limits an instance has.
+/// Returns the instance type whose limits apply, or `None` if the instance is exempt.
 fn limited_type(record: &InstanceRecord) -> Option<&'static InstanceType> {
     if record.no_limits { None } else { catalogue::find(&record.instance_type).ok() }
 }
 
-/// The credit rules of an instance; none if it is not burstable.
+/// Returns an instance's credit rules, or `None` if it is not burstable.
 pub fn credit_rules(record: &InstanceRecord) -> Option<CreditRules> {
     CreditRules::of(catalogue::find(&record.instance_type).ok()?, record.vcpus)
 }
 
-/// The mode of an instance's credits: what was said, or its type's.
+/// Returns an instance's credit mode. The default is the instance type's.
 pub fn mode_of(record: &InstanceRecord, rules: &CreditRules) -> CreditMode {
     record.cpu_credits.unwrap_or_else(|| rules.default_mode())
 }
 
-/// Refuses a credit mode for a type that has no credits.
+/// Refuses a credit mode for an instance type without credits.
 pub(super) fn check_credits(mode: Option<CreditMode>, instance_type: &InstanceType) -> Result<(), CloudError> {
     if mode.is_none() || instance_type.credits.is_some() {
         return Ok(());
@@ -94,24 +94,24 @@ fn budget(rules: &CreditRules, mode: CreditMode, balance: CreditBalance) -> CpuB
     }
 }
 
-/// What a machine's budget comes to, as an instance's credits.
+/// Converts a VM's CPU balance to an instance's credit balance.
 pub fn credits_of(balance: &CpuBalance) -> CreditBalance {
     let CpuBalance { saved_ns, extra_ns, owed_ns, charged_ns, .. } = *balance;
     CreditBalance { saved_ns, launch_ns: extra_ns, surplus_ns: owed_ns, charged_ns }
 }
 
-/// For how long a machine was held back by its limits since it was started, in nanoseconds.
+/// Time in nanoseconds for which a VM has been throttled since its start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Held {
-    /// Its vCPUs, all together.
+    /// The sum over all vCPUs.
     pub cpus_ns: u64,
-    /// Its disks.
+    /// The sum over all disks.
     pub disks_ns: u64,
-    /// Its network.
+    /// The network.
     pub network_ns: u64,
 }
 
-/// What a machine's status says of that.
+/// Returns the throttled times from a VM's status.
 pub fn held_back(status: &Status) -> Held {
     Held {
         cpus_ns: status.cpu_budget.as_ref().map_or(0, |now| now.held_ns),
@@ -129,7 +129,7 @@ fn disk_limits(Performance { bytes, operations, operation_bytes }: Performance) 
 }
 
 impl Cloud {
-    /// What is left of the credits of an instance that has stopped. Of one whose monitor was killed nobody knows.
+    /// Returns the remaining credits of a stopped instance. They are unknown if its VMM was killed.
     pub(super) fn kept_credits(&self, id: InstanceId) -> Option<KeptCredits> {
         let kept = KeptBalance::read(&self.folder(id).vmm_directory()).unwrap_or_else(|error| {
             log::warn!("{id}: what is left of its CPU credits cannot be read: {error}");
@@ -138,7 +138,7 @@ impl Cloud {
         kept.map(|KeptBalance { balance, at }| KeptCredits { balance: credits_of(&balance), at })
     }
 
-    /// Has a running instance go by its credit mode, as it is now.
+    /// Applies an instance's current credit mode to its VM, if it runs.
     pub(super) fn retell_credits(&self, record: &InstanceRecord) -> Result<(), CloudError> {
         let Some(rules) = credit_rules(record).filter(|_| !record.no_limits && record.state.has_machine()) else {
             return Ok(());
@@ -146,7 +146,7 @@ impl Cloud {
         let can_owe = mode_of(record, &rules) == CreditMode::Unlimited;
         let folder = self.folder(record.id);
         let mut monitor = folder.connect()?;
-        // One that was started without a budget has none until it is stopped and started.
+        // A VM that was started without a budget gets one at the next start.
         if monitor.status()?.cpu_budget.is_none() {
             return Ok(());
         }
@@ -154,7 +154,7 @@ impl Cloud {
         folder.change_config(|config| config.cpu_budget.iter_mut().for_each(|budget| budget.can_owe = can_owe))
     }
 
-    /// Has the machine that a volume is attached to, if that runs, go by the volume's figures.
+    /// Applies a volume's current limits to the running VM that it is attached to.
     pub(super) fn retell_volume(&mut self, volume: &VolumeRecord) -> Result<(), CloudError> {
         let Some(attachment) = &volume.attachment else { return Ok(()) };
         let record = self.instance(&attachment.instance_id.to_string())?;
@@ -162,7 +162,7 @@ impl Cloud {
         let (Some(limits), InstanceState::Running) = (limits, record.state) else { return Ok(()) };
         let (folder, id) = (self.folder(record.id), disk_id(volume));
         let mut monitor = folder.connect()?;
-        // One that was started without limits has none until it is stopped and started.
+        // A VM that was started without limits gets them at the next start.
         if !monitor.status()?.disks.iter().any(|disk| disk.id == id && disk.limits.is_some()) {
             return Ok(());
         }
@@ -182,7 +182,7 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
     const HOUR: u64 = 3600;
 
-    /// A machine with the type's budget, over simulated time.
+    /// A VM with the CPU budget of an instance type, in simulated time.
     struct Life {
         budget: CpuBudget,
         vcpus: u64,
@@ -197,7 +197,8 @@ mod tests {
             Life { budget, vcpus: known.vcpus.into() }
         }
 
-        /// Its guest would have all vCPUs busy so much, in per cent, for so many seconds. Returns how much they were.
+        /// Simulates a guest that tries to use `percent` of all vCPUs for `seconds`. Returns the percentage that it
+        /// got.
         fn wants(&mut self, percent: u64, seconds: u64) -> f64 {
             let (mut passed, mut used) = (0, 0);
             let until = seconds * SECOND;
@@ -205,7 +206,7 @@ mod tests {
                 let wait = self.budget.wait_ns().min(until - passed);
                 self.budget.pass(wait, 0);
                 passed += wait;
-                // Until the slice is used up, all vCPUs run at that rate.
+                // All vCPUs run at `percent` until the slice is used up.
                 let slice = self.budget.slice_ns(self.vcpus as u32);
                 let left = until - passed;
                 let elapsed = (slice * 100).checked_div(percent).unwrap_or(left).clamp(1, left.max(1));
@@ -231,11 +232,11 @@ mod tests {
         about(micro.wants(100, 1800), 100.0);
         about(micro.credits().credits(), 3.0);
         assert_eq!(micro.credits().launch_ns, 0);
-        // Three credits more, and what they earn meanwhile.
+        // Uses up the remaining three credits and those earned meanwhile.
         micro.wants(100, 300);
         about(micro.wants(100, HOUR), 10.0);
         about(micro.credits().credits(), 0.0);
-        // EC2's own figures: 6 an hour, and no more than 144.
+        // EC2 documents 6 credits an hour, and at most 144.
         micro.wants(0, 10 * HOUR);
         about(micro.credits().credits(), 60.0);
         micro.wants(0, 100 * HOUR);
@@ -275,13 +276,13 @@ mod tests {
     fn an_unlimited_t3_goes_on_and_pays_back() {
         let mut nano = Life::of("t3.nano", None);
         about(nano.wants(100, HOUR), 100.0);
-        // 120 were spent, and 6 earned.
+        // 120 credits were spent and 6 earned.
         about(in_credits(nano.credits().surplus_ns), 114.0);
         nano.wants(0, 19 * HOUR);
         about(in_credits(nano.credits().surplus_ns), 0.0);
         nano.wants(0, HOUR);
         about(nano.credits().credits(), 6.0);
-        // A day's earnings, 144, are paid back; the rest is charged.
+        // A day's earnings (144) can be paid back; the rest is charged.
         nano.wants(100, 2 * HOUR);
         about(in_credits(nano.credits().surplus_ns), 144.0);
         about(in_credits(nano.credits().charged_ns), 240.0 - 12.0 - 6.0 - 144.0);

@@ -1,7 +1,7 @@
-//! An instance's machine: its folder, its lock, the monitor's process, and talking to it.
+//! An instance's directory, its lock, and the client of its VMM.
 //!
-//! The lock in the folder tells the truth about who runs: the monitor holds it for as long as it lives, and before it
-//! the command that starts it.
+//! The lock in the directory shows whether the instance runs. The VMM and its supervisor hold it for as long as they
+//! live. Before that, the command that starts them holds it.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -37,20 +37,20 @@ use crate::vmm::timeline::monotonic_ns;
 use crate::vmm::untrusted;
 use crate::vmm::virtio::vsock;
 
-/// Begins the name of a folder with a saved machine that is on its way.
+/// Name prefix of a directory with a snapshot in transit.
 const SAVED_FOR_OTHERS: &str = "saved-";
-/// Begins the name of an instance's folder that is being removed.
+/// Name prefix of an instance directory that is being removed.
 pub(super) const GONE: &str = ".gone-";
-/// Held by the command that stops or terminates the instance.
+/// Lock file of the command that stops, terminates or freezes the instance.
 const OPERATION_LOCK: &str = "operation.lock";
-/// How long a monitor may take to answer.
+/// Maximum time for a VMM to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a guest may take to write what waits in its memory to its disks.
+/// Maximum time for a guest to write its dirty pages to its disks.
 pub(super) const SYNC_TIMEOUT: Duration = Duration::from_secs(300);
-/// Bytes of a GB, in which EC2 gives the size of instance-store disks.
+/// Bytes in a GB, the unit of EC2's instance-store sizes.
 const GB: u64 = 1_000_000_000;
 
-/// The folder of an instance.
+/// An instance's directory.
 #[derive(Debug, Clone)]
 pub struct Folder {
     id: InstanceId,
@@ -58,34 +58,34 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// The folder of the instance `id`, whether it exists or not.
+    /// Returns the directory of the instance `id`, which need not exist.
     pub fn of(home: &Home, id: InstanceId) -> Folder {
         Folder { id, path: home.instances().join(id.to_string()) }
     }
 
-    /// Where it is.
+    /// The path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whose it is.
+    /// The instance.
     pub fn id(&self) -> InstanceId {
         self.id
     }
 
-    /// Makes it.
+    /// Creates the directory.
     pub fn create(&self) -> Result<(), CloudError> {
         DirBuilder::new().mode(0o700).create(&self.path).map_err(CloudError::file(&self.path, "made"))
     }
 
-    /// The directory of the VMM's own files in it.
+    /// Returns the directory of the VMM's own files.
     pub fn vmm_directory(&self) -> PathBuf {
         monitor_process::vmm_directory(&self.path)
     }
 
-    /// Two directories for the machine to be saved for others, which are removed when what is returned is dropped: one where its
-    /// VMM can write, and a trusted one that the snapshot is moved to. The caller holds the lock of operations, and removes
-    /// what killed commands left.
+    /// Creates two temporary directories for saving the machine on behalf of other instances. The VMM can write to the
+    /// first one; the snapshot is then moved to the second one, which is trusted. Both are removed on drop. The caller
+    /// holds the operation lock, so older ones were left by killed commands and are removed.
     pub(super) fn saved_for_others(&self) -> Result<[TempDir; 2], CloudError> {
         let [own, trusted] = [self.vmm_directory(), self.path.clone()].map(|parent| {
             let failed = || CloudError::file(&parent, "written");
@@ -101,7 +101,8 @@ impl Folder {
         Ok([own?, trusted?])
     }
 
-    /// Removes it with all that is in it. It has another name first: whoever looks for a lock in it would make that anew.
+    /// Removes the directory with its contents. It is renamed first: a command that tries a lock in it would otherwise
+    /// create the lock file again.
     pub fn remove(&self) -> Result<(), CloudError> {
         let gone = self.path.with_file_name(format!("{GONE}{}", self.id));
         for result in [fs::rename(&self.path, &gone), fs::remove_dir_all(&gone)] {
@@ -115,22 +116,22 @@ impl Folder {
         Ok(())
     }
 
-    /// The lock, if nobody has it: then no monitor runs, and none is being started.
+    /// Takes the lock, if it is free: then no VMM runs, and no command is starting one.
     pub fn try_lock(&self) -> Result<Option<File>, CloudError> {
         self.try_lock_named(monitor_process::LOCK)
     }
 
-    /// The lock of commands that stop or terminate the instance, if nobody has it.
+    /// Takes the operation lock, if it is free.
     pub fn try_lock_operation(&self) -> Result<Option<File>, CloudError> {
         self.try_lock_named(OPERATION_LOCK)
     }
 
-    /// Waits for the lock for so long; none if it is not free by then.
+    /// Waits up to `timeout` for the lock. Returns none if it is not free by then.
     pub fn lock_within(&self, timeout: Duration) -> Result<Option<File>, CloudError> {
         let path = self.path.join(monitor_process::LOCK);
         let (sender, receiver) = mpsc::channel();
         let file = path.clone();
-        // A lock that comes too late finds nobody to take it, and is free again.
+        // A lock acquired after the timeout has no receiver and is released at once.
         std::thread::spawn(move || sender.send(lock_file(&file)));
         match receiver.recv_timeout(timeout) {
             Ok(lock) => lock.map(Some).map_err(CloudError::file(path, "locked")),
@@ -138,8 +139,8 @@ impl Folder {
         }
     }
 
-    /// What came of something that needs the folder. Another command may have terminated the instance, and removed the folder,
-    /// at any moment without a lock: then there was nothing to be done.
+    /// Ignores an error if the directory no longer exists. Another command may terminate the instance and remove its
+    /// directory at any time that the lock is not held; then there is nothing to do.
     pub(super) fn unless_gone<T: Default>(&self, result: Result<T, CloudError>) -> Result<T, CloudError> {
         match result {
             Err(_) if !self.path.exists() => Ok(T::default()),
@@ -152,7 +153,7 @@ impl Folder {
         try_lock_file(&path).map_err(CloudError::file(path, "locked"))
     }
 
-    /// How the last machine ended; none where its monitor was killed.
+    /// Reads how the last machine ended. Returns none if its VMM was killed.
     pub fn end(&self) -> Option<EndRecord> {
         EndRecord::read(&self.vmm_directory()).unwrap_or_else(|error| {
             log::warn!("{}: how its machine ended cannot be read: {error}", self.id);
@@ -160,12 +161,12 @@ impl Folder {
         })
     }
 
-    /// The last lines of its console.
+    /// Returns the last lines of the console.
     pub fn console_tail(&self) -> ConsoleTail {
         console_tail(&self.vmm_directory())
     }
 
-    /// The last `limit` bytes that the guest wrote to its console.
+    /// Returns the last `limit` bytes that the guest wrote to its console.
     pub fn console_output(&self, limit: usize) -> Result<Vec<u8>, CloudError> {
         let mut bytes = Vec::new();
         for path in [FULL_LOG, LOG].map(|name| self.vmm_directory().join(name)) {
@@ -178,20 +179,20 @@ impl Folder {
         Ok(bytes.split_off(bytes.len().saturating_sub(limit)))
     }
 
-    /// The agent of the instance's guest.
+    /// Connects to the guest's agent.
     pub fn agent(&self, timeout: Duration) -> Result<Agent, CloudError> {
         Agent::connect(&self.vmm_directory().join(vsock::SOCKET), timeout)
             .map_err(|source| CloudError::Guest { instance: self.id, source })
     }
 
-    /// Has the running guest write to its disks what waits in its memory; `answer` is how long its agent may take to answer
-    /// at all.
+    /// Makes the running guest write its dirty pages to its disks. `answer` is the timeout for connecting to the
+    /// agent.
     pub fn sync(&self, answer: Duration) -> Result<(), CloudError> {
         let synced = self.agent(answer)?.sync(SYNC_TIMEOUT);
         synced.map_err(|source| CloudError::Guest { instance: self.id, source })
     }
 
-    /// A connection to the instance's monitor.
+    /// Connects to the instance's VMM.
     pub fn connect(&self) -> Result<Monitor, CloudError> {
         let client = ControlClient::connect(&self.vmm_directory().join(SOCKET)).map_err(self.control_error())?;
         Ok(Monitor { folder: self.clone(), client, ready: false, ended: None, told: Vec::new() })
@@ -202,8 +203,7 @@ impl Folder {
         move |source| CloudError::Control { instance, source }
     }
 
-    /// Starts the monitor with this configuration. `lock` becomes its lock, and `network` what its network device is
-    /// connected to.
+    /// Starts the VMM with this configuration. The VMM inherits `lock` and the device's end of `network`.
     pub(super) fn spawn(
         &self,
         config: &MachineConfig,
@@ -219,7 +219,7 @@ impl Folder {
         let (near, far) = UnixStream::pair().map_err(spawn_error)?;
         let (network, beginning) = network.map(Connection::split).unzip();
         let inherited = Inherited { lock, launcher: Launcher::Watcher(far), console: None, network };
-        // The child is not waited for: it outlives this process, which is short.
+        // The child is not reaped: it outlives this short-lived process.
         monitor_process::spawn(&self.path, inherited, restore, monotonic_ns()).map_err(spawn_error)?;
         if let Err(error) = beginning.unwrap_or_default().start() {
             monitor_process::kill(&self.path).map_err(spawn_error)?;
@@ -229,7 +229,7 @@ impl Folder {
         Ok(Monitor { folder: self.clone(), client, ready: false, ended: None, told: Vec::new() })
     }
 
-    /// Changes the configuration in the folder, which a machine whose guest reboots starts anew with.
+    /// Changes the configuration in the directory. The next VMM reads it after a guest reboot.
     pub fn change_config(&self, change: impl FnOnce(&mut MachineConfig)) -> Result<(), CloudError> {
         let mut config =
             monitor_process::read_config(&self.path).map_err(CloudError::file(self.path.join(CONFIG), "read"))?;
@@ -241,7 +241,7 @@ impl Folder {
         monitor_process::write_config(&self.path, config).map_err(CloudError::file(self.path.join(CONFIG), "written"))
     }
 
-    /// The machine of an instance with these volumes, in the order of its block devices.
+    /// Returns the machine configuration of an instance. `volumes` are in the order of its block devices.
     pub fn config(
         &self,
         home: &Home,
@@ -280,7 +280,8 @@ impl Folder {
         })
     }
 
-    /// Fresh, empty instance-store disks of the instance's type: sparse files, gone when it stops.
+    /// Creates empty instance-store disks of the type's sizes. They are sparse files, and are removed when the
+    /// instance stops.
     fn instance_store(&self, record: &InstanceRecord) -> Result<Vec<DiskConfig>, CloudError> {
         self.remove_instance_store()?;
         let sizes = catalogue::find(&record.instance_type)?.instance_store();
@@ -303,7 +304,7 @@ impl Folder {
         sizes.into_iter().enumerate().map(disk).collect()
     }
 
-    /// Removes the instance-store disks, of which nothing outlives a stop.
+    /// Removes the instance-store disks, which do not survive a stop.
     pub fn remove_instance_store(&self) -> Result<(), CloudError> {
         let failed = || CloudError::file(&self.path, "cleaned");
         let Ok(entries) = fs::read_dir(&self.path) else { return Ok(()) };
@@ -317,17 +318,18 @@ impl Folder {
     }
 }
 
-/// Slots for volumes that are attached while the instance runs. A free one costs a guest some thousand instructions.
+/// Number of free disk slots for volumes that are attached at run time. Each costs the guest a few thousand
+/// instructions.
 pub(super) const FREE_SLOTS: usize = 4;
-/// Begins the names of instance-store disks.
+/// Name prefix of instance-store disks.
 const EPHEMERAL: &str = "ephemeral";
 
-/// What a machine calls a volume. virtio-blk has 20 bytes for its serial number: EC2's own, `vol` and the 17 digits.
+/// Returns the disk id of a volume: `vol` and 17 digits, as in EC2. A virtio-blk serial number has 20 bytes.
 pub fn disk_id(volume: &VolumeRecord) -> String {
     volume.id.to_string().replace('-', "")
 }
 
-/// A volume as a disk of a machine, with the backing files that are on record.
+/// Returns a volume as a disk of a machine, with the backing files in its record.
 pub fn volume_disk(home: &Home, volume: &VolumeRecord) -> Result<DiskConfig, CloudError> {
     Ok(DiskConfig {
         id: disk_id(volume),
@@ -341,19 +343,19 @@ pub fn volume_disk(home: &Home, volume: &VolumeRecord) -> Result<DiskConfig, Clo
     })
 }
 
-/// A connection to an instance's monitor.
+/// A connection to an instance's VMM.
 #[derive(Debug)]
 pub struct Monitor {
     folder: Folder,
     client: ControlClient,
     ready: bool,
     ended: Option<(End, Status)>,
-    /// What of its link was told.
+    /// Netstack problems that were already reported.
     told: Vec<String>,
 }
 
 impl Monitor {
-    /// The error for a guest whose agent took too long; `state` is its instance's.
+    /// Returns the error for a guest whose agent was not ready in time. `state` is the instance's state.
     pub fn not_ready(&self, state: InstanceState, after: Duration) -> CloudError {
         CloudError::NotReady {
             instance: self.folder.id,
@@ -363,11 +365,11 @@ impl Monitor {
         }
     }
 
-    /// Waits until the machine is built: the guest runs. The error is why it could not be; what is wrong with its link is
-    /// returned, in sentences.
+    /// Waits until the VMM has built the machine and the guest runs. Returns the netstack's problems as sentences. The
+    /// error is the reason why the machine could not be built.
     pub fn wait_started(&mut self) -> Result<Vec<String>, CloudError> {
         self.link_problems().map_err(|error| match error {
-            // Its log goes with its folder.
+            // The VMM's log is removed with the directory, so the error must contain the cause.
             CloudError::Control { instance, source: ClientError::Gone } => {
                 match monitor_process::last_violation(&self.folder.path) {
                     Some(why) => CloudError::Refused { instance, why },
@@ -378,7 +380,7 @@ impl Monitor {
         })
     }
 
-    /// What is wrong with the guest's link, in sentences; each is told once.
+    /// Returns the netstack's problems as sentences. Each problem is returned once.
     pub fn link_problems(&mut self) -> Result<Vec<String>, CloudError> {
         let mut problems = self.status()?.link_problems;
         problems.retain(|problem| !self.told.contains(problem));
@@ -386,12 +388,12 @@ impl Monitor {
         Ok(problems.into_iter().map(|problem| format!("{}: {problem}", self.folder.id)).collect())
     }
 
-    /// The machine in figures, now.
+    /// Queries the machine's status.
     pub fn status(&mut self) -> Result<Status, CloudError> {
         self.status_within(ANSWER_TIMEOUT)
     }
 
-    /// The machine in figures, if its VMM answers in time.
+    /// Queries the machine's status. Fails if the VMM does not answer within `timeout`.
     pub(super) fn status_within(&mut self, timeout: Duration) -> Result<Status, CloudError> {
         match self.ask_within(&Request::Status, timeout)? {
             Message::Status(status) => Ok(*status),
@@ -399,12 +401,13 @@ impl Monitor {
         }
     }
 
-    /// Has [`wait_ready`](Monitor::wait_ready) and [`wait_ended`](Monitor::wait_ended) told of the machine's life.
+    /// Subscribes to the events that [`wait_ready`](Monitor::wait_ready) and [`wait_ended`](Monitor::wait_ended) wait
+    /// for.
     pub fn subscribe(&mut self) -> Result<(), CloudError> {
         self.demand(&Request::Subscribe)
     }
 
-    /// Carries out a request that is answered with nothing but that it was.
+    /// Sends a request and waits for its confirmation.
     pub fn demand(&mut self, request: &Request) -> Result<(), CloudError> {
         match self.ask(request)? {
             Message::Done => Ok(()),
@@ -412,7 +415,7 @@ impl Monitor {
         }
     }
 
-    /// Asks for something that ends the machine, and waits until it has; the error is why the machine goes on.
+    /// Sends a request that ends the machine, and waits until it has ended. The error is the reason why it still runs.
     pub fn end_with(&mut self, request: &Request, timeout: Duration) -> Result<(), CloudError> {
         self.send(request)?;
         let instance = self.folder.id;
@@ -426,12 +429,12 @@ impl Monitor {
         }
     }
 
-    /// Ends the machine now.
+    /// Kills the machine.
     pub fn kill(&mut self, by: &str) -> Result<(), CloudError> {
         self.send(&Request::Kill { by: by.into() })
     }
 
-    /// Waits until the agent is ready; whether it is, at the end of `timeout`.
+    /// Waits up to `timeout` until the agent is ready. Returns whether it is.
     pub fn wait_ready(&mut self, timeout: Duration) -> Result<bool, CloudError> {
         let early = |folder: &Folder, end: String| {
             Err(CloudError::EndedEarly { instance: folder.id, end, console: folder.console_tail() })
@@ -448,11 +451,11 @@ impl Monitor {
         }
     }
 
-    /// Waits until the machine has ended; whether it has, at the end of `timeout`.
+    /// Waits up to `timeout` until the machine has ended. Returns whether it has.
     pub fn wait_ended(&mut self, timeout: Duration) -> Result<bool, CloudError> {
         match self.wait(timeout, |monitor| monitor.ended.is_some()) {
             Ok(()) => Ok(self.ended.is_some()),
-            // The monitor's process is gone: so is the machine.
+            // The machine ends with the VMM's process.
             Err(CloudError::Control { source: ClientError::Gone, .. }) => Ok(true),
             Err(error) => Err(error),
         }
@@ -474,17 +477,17 @@ impl Monitor {
         Ok(())
     }
 
-    /// Asks for something, and returns the answer.
+    /// Sends a request and returns the answer.
     pub(super) fn ask(&mut self, request: &Request) -> Result<Message, CloudError> {
         self.ask_within(request, ANSWER_TIMEOUT)
     }
 
-    /// The same, where the answer may take so long.
+    /// Sends a request and waits up to `timeout` for the answer.
     pub(super) fn ask_within(&mut self, request: &Request, timeout: Duration) -> Result<Message, CloudError> {
         let deadline = Instant::now() + timeout;
         self.send(request)?;
         loop {
-            // Zero would be no limit.
+            // A timeout of zero would disable the limit.
             let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
             let message = self.client.receive(Some(left)).map_err(self.folder.control_error())?;
             match message {
@@ -497,7 +500,7 @@ impl Monitor {
 
     fn send(&mut self, request: &Request) -> Result<(), CloudError> {
         match self.client.send(request) {
-            // What it said before it went explains more than the broken connection.
+            // A last message from the VMM explains more than the broken connection.
             Err(ClientError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
                 match self.client.receive(Some(ANSWER_TIMEOUT)) {
                     Ok(message) => self.note(message),
@@ -522,14 +525,14 @@ impl Monitor {
         Ok(())
     }
 
-    /// The error for an answer to something else.
+    /// Returns the error for an answer of the wrong kind.
     pub(super) fn unexpected(&self, message: &Message) -> CloudError {
         let why = format!("its monitor answered something else: {message:?}");
         CloudError::Refused { instance: self.folder.id, why }
     }
 }
-/// What a machine gets that was asked for so many MiB. The smallest types' gets a little more, for its kernel, so that what
-/// programs see there (`MemTotal`) is within 3% of the type's memory; from 1 GiB on it is without that.
+/// Returns the machine's memory in MiB for the requested amount. Sizes from 512 MiB to below 1 GiB get 8 MiB more for
+/// the kernel. This keeps `MemTotal` within 3% of the type's memory; larger sizes need no correction.
 pub(super) fn with_kernel_share(memory_mib: u64) -> u64 {
     if (512..1024).contains(&memory_mib) { memory_mib + 8 } else { memory_mib }
 }

@@ -1,8 +1,9 @@
-//! What the subcommands do, in EC2's words: the one room that sees store, host and monitor together.
+//! Implements the subcommands in EC2's terms. This is the only module that uses the store, the host and the VMM
+//! together.
 //!
-//! [`Cloud`] is the way in: it opens the data directory and the store and puts right what a process left that was
-//! killed. There is no daemon: each command is one process, commands at the same time meet in the store, and an
-//! instance's monitor lives on its own.
+//! [`Cloud`] is the entry point. It opens the data directory and the store, and reconciles what killed processes left.
+//! There is no daemon: each command is one process, and concurrent commands synchronize through the store. An
+//! instance's VMM runs independently of commands.
 
 pub mod bench;
 pub mod bundle;
@@ -47,18 +48,18 @@ use crate::ec2::id::{Id, Kind, RANDOM_BYTES, VpcId};
 use crate::host::home::Home;
 use crate::store::{Store, StoreError};
 
-/// The open data directory.
+/// An open data directory.
 #[derive(Debug)]
 pub struct Cloud {
     home: Home,
     store: Store,
     notices: Vec<String>,
-    /// VPCs to which instances were connected, of which it was not said yet whether they have a way out.
+    /// VPCs that instances were attached to, and whose uplink has not been checked since.
     attached: BTreeSet<VpcId>,
 }
 
 impl Cloud {
-    /// Opens the data directory, and reconciles the store with what really runs.
+    /// Opens the data directory and reconciles the store with the running VMMs.
     pub fn open() -> Result<Cloud, CloudError> {
         let home = Home::open()?;
         let store = Store::open(home.root())?;
@@ -72,18 +73,18 @@ impl Cloud {
         &self.home
     }
 
-    /// What was put right since the last command, in sentences; each is told once.
+    /// Takes the pending notices, such as the results of reconciliation, as sentences.
     pub fn take_notices(&mut self) -> Vec<String> {
         let damaged = self.store.take_damaged();
         damaged.into_iter().for_each(|sentence| self.notice_once(sentence));
         std::mem::take(&mut self.notices)
     }
 
-    /// Turns a failure of something that the user did not ask for into a notice.
+    /// Turns a failure of work that the user did not ask for into a notice.
     fn notice_failed(&mut self, what: &str, result: Result<(), CloudError>) {
         match result {
             Ok(()) => {}
-            // One notice, however many steps it makes fail.
+            // A damaged record gets one notice, however many steps fail because of it.
             Err(CloudError::Store(error @ StoreError::Record { .. })) => self.notice_once(error.to_string()),
             Err(error) => self.notice_once(format!("{what}: {error}")),
         }
@@ -96,30 +97,30 @@ impl Cloud {
     }
 }
 
-/// Now, in seconds since 1970.
+/// Returns the current time in seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// A new identifier.
+/// Returns a new random identifier.
 fn new_id<K: Kind>() -> Id<K> {
     let mut random = [0; RANDOM_BYTES];
-    // Without flags, and for so few bytes, it fails only where the system call is not allowed; nothing would run there.
+    // Without flags and for so few bytes, it fails only if the system call is forbidden. Nothing works on such a host.
     getrandom(&mut random, GetRandomFlags::empty()).expect("the host gives random numbers");
     Id::from_random(random)
 }
 
-/// A time as EC2 writes it: `2026-11-23 08:40:00 GMT`.
+/// Formats a time as in EC2's messages: `2026-11-23 08:40:00 GMT`.
 pub fn utc(seconds: u64) -> String {
     render_time(seconds, "%Y-%m-%d %H:%M:%S GMT")
 }
 
-/// A time as the API writes it: `2026-11-23T08:40:00.000Z`.
+/// Formats a time as in EC2's API: `2026-11-23T08:40:00.000Z`.
 pub fn timestamp(seconds: u64) -> String {
     render_time(seconds, "%Y-%m-%dT%H:%M:%S.000Z")
 }
 
-/// The same without fractions: `2026-11-23T08:40:00Z`.
+/// Formats a time as in EC2's API, without fractions: `2026-11-23T08:40:00Z`.
 fn timestamp_seconds(seconds: u64) -> String {
     render_time(seconds, "%Y-%m-%dT%H:%M:%SZ")
 }

@@ -16,22 +16,22 @@ use crate::ec2::tag::check_metadata_keys;
 use crate::ec2::{InstanceId, catalogue};
 use crate::store::InstanceRecord;
 
-/// What is to be changed; what is left out stays.
+/// Changes to an instance's attributes. Omitted attributes stay as they are.
 #[derive(Debug, Clone, Default)]
 pub struct Modification {
-    /// Type, vCPUs and memory, and whether they override the type's; while stopped.
+    /// Type, vCPUs and memory, and whether these override the type's. The instance must be stopped.
     pub size: Option<(Request, bool)>,
-    /// User data, in base64, or none; while stopped.
+    /// User data in base64; an inner none removes it. The instance must be stopped.
     pub user_data: Option<Option<String>>,
-    /// What the guest's own power-off does.
+    /// The effect of a power-off by the guest.
     pub shutdown_behavior: Option<ShutdownBehavior>,
-    /// Whether `terminate` is refused.
+    /// True if `terminate` is refused.
     pub termination_protection: Option<bool>,
-    /// The security groups that it is in from now on, by names or identifiers.
+    /// The new security groups, by name or identifier. An empty list changes nothing.
     pub security_groups: Vec<String>,
-    /// What happens when its CPU credits are spent; from now on, if it runs.
+    /// The CPU credit mode. It takes effect at once if the instance runs.
     pub cpu_credits: Option<CreditMode>,
-    /// How its metadata can be asked for; from now on, if it runs.
+    /// The metadata service's options. They take effect at once if the instance runs.
     pub metadata_options: Option<MetadataChange>,
 }
 
@@ -61,7 +61,7 @@ impl Cloud {
             }
             let instance_type = catalogue::find(&record.instance_type)?;
             check_credits(change.cpu_credits, instance_type)?;
-            // A mode that was said for a burstable type means nothing for another.
+            // A credit mode set for a burstable type is meaningless for other types.
             record.cpu_credits = record.cpu_credits.filter(|_| instance_type.credits.is_some());
             if let Some(user_data) = &change.user_data {
                 record.user_data.clone_from(user_data);

@@ -1,7 +1,7 @@
-//! Puts the store right with what really runs.
+//! Reconciles the store with the running VMMs.
 //!
-//! Every command does this first. Who runs is told by locks: a lock that is free means that no monitor lives and that no
-//! command is about to start one. What it finds is said once, by the command that put it right.
+//! Every command does this first. Locks show which instances run: a free lock means that no VMM runs and that no
+//! command is about to start one. The command that reconciles a difference reports it, once.
 
 use std::fs;
 use std::time::Duration;
@@ -20,13 +20,13 @@ use crate::store::{ClientToken, InstanceRecord, StoreError};
 use crate::vmm::end::End;
 use crate::vmm::end_record::EndRecord;
 
-/// How long a terminated instance stays visible, in seconds.
+/// Seconds for which a terminated instance stays visible.
 const TERMINATED_LIFETIME: u64 = 3600;
 
-/// How long a monitor that does not answer any more may take to be gone.
+/// Maximum time for an unresponsive VMM to exit.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What became of an instance while nobody looked.
+/// The fate of an instance whose machine has ended.
 struct Outcome {
     terminated: bool,
     reason: StateReason,
@@ -34,8 +34,8 @@ struct Outcome {
 }
 
 impl Cloud {
-    /// Updates the records of instances whose machines are gone, and removes what nothing owns. A step that fails becomes
-    /// a notice: it keeps neither the other steps nor the user's command from what they do.
+    /// Updates the records of instances whose machines have ended, and removes unowned files. A failed step becomes a
+    /// notice. It blocks neither the other steps nor the user's command.
     pub(super) fn reconcile(&mut self) {
         let records: Vec<InstanceRecord> = match self.store.read::<_, StoreError>(|tx| tx.list()) {
             Ok(records) => records,
@@ -70,7 +70,7 @@ impl Cloud {
         if lock.is_none() && folder.path().exists() {
             return self.reconcile_alive(id, &folder);
         }
-        // Read again, now that nobody else can change it.
+        // Read the record again: with the lock held, no other command can change it.
         let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
         if !record.state.has_machine() {
             return Ok(());
@@ -88,14 +88,14 @@ impl Cloud {
         Ok(())
     }
 
-    /// The machine lives. If the command that was to end it does not, the end is still to come; if it was its start that
-    /// was killed, the machine has started.
+    /// Reconciles an instance whose machine runs. An interrupted start or termination is completed. An interrupted
+    /// stop is undone, unless the machine is about to end.
     fn reconcile_alive(&mut self, id: InstanceId, folder: &Folder) -> Result<(), CloudError> {
         let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
         if record.state == InstanceState::Pending {
             let launched = if is_launching(&record) { self.launched_with(&record)? } else { vec![record] };
             let ids: Vec<InstanceId> = launched.iter().map(|record| record.id).collect();
-            // One that does not answer has no machine yet, or will have none.
+            // A VMM that does not answer has not built its machine yet, or never will.
             if ids
                 .iter()
                 .all(|id| self.folder(*id).connect().and_then(|mut monitor| monitor.status_within(END_TIMEOUT)).is_ok())
@@ -108,7 +108,7 @@ impl Cloud {
             return Ok(());
         }
         let Some(_operation) = folder.unless_gone(folder.try_lock_operation())? else { return Ok(()) };
-        // The command may have come to its end in between.
+        // The command may have finished in the meantime.
         if self.store.read::<_, CloudError>(|tx| get(tx, id))?.state != record.state {
             return Ok(());
         }
@@ -116,7 +116,7 @@ impl Cloud {
             self.notices.push(format!("{id}: its termination was interrupted; it is terminated now."));
             return self.end_and_terminate(id, &StateReason::user_initiated());
         }
-        // It may be about to end after all: saving, or powering off.
+        // A VMM that does not answer may still be about to end: it may be saving or powering off.
         if folder.connect().and_then(|mut monitor| monitor.status_within(END_TIMEOUT)).is_err() {
             return match folder.unless_gone(folder.lock_within(END_TIMEOUT))? {
                 Some(lock) => {
@@ -139,19 +139,19 @@ impl Cloud {
         Ok(())
     }
 
-    /// The instances of the launch that `record` is of, all of which are still to run.
+    /// Returns the instances of the same launch as `record` that have not started yet.
     fn launched_with(&mut self, record: &InstanceRecord) -> Result<Vec<InstanceRecord>, CloudError> {
         let mut records: Vec<InstanceRecord> = self.store.read::<_, StoreError>(|tx| tx.list())?;
         records.retain(|other| other.reservation_id == record.reservation_id && is_launching(other));
         Ok(records)
     }
 
-    /// Ends what a launch has started that has come to nothing: it launches all or none.
+    /// Terminates the started instances of a failed launch, because a launch starts all of its instances or none.
     fn undo_launch(&mut self, record: &InstanceRecord, reason: &StateReason) -> Result<(), CloudError> {
         for other in self.launched_with(record)?.into_iter().filter(|other| other.id != record.id) {
             let folder = self.folder(other.id);
             let has_machine = folder.unless_gone(folder.try_lock())?.is_none() && folder.path().exists();
-            // Those without a machine have their own turn, and their own reason.
+            // Instances without a machine are reconciled on their own, with their own reasons.
             if has_machine {
                 self.notices.push(format!(
                     "{}: {} of the same launch did not start; it is terminated, too.",
@@ -163,7 +163,7 @@ impl Cloud {
         Ok(())
     }
 
-    /// Removes terminated instances after their hour, and old client tokens.
+    /// Removes the records of instances an hour after their termination, and expired client tokens.
     fn forget_old(&mut self, records: &[InstanceRecord]) -> Result<(), CloudError> {
         let now = now();
         let is_old = |record: &&InstanceRecord| {
@@ -182,11 +182,11 @@ impl Cloud {
         Ok(())
     }
 
-    /// Removes folders of instances that have no entry: a launch was killed before it made one, or a termination before
-    /// it removed the folder. Volumes' files likewise.
+    /// Removes directories of instances without a record. They remain if a launch was killed before it created the
+    /// record, or a termination before it removed the directory. Unused volume files are removed, too.
     fn sweep_folders(&mut self) -> Result<(), CloudError> {
         let folder = self.home.instances();
-        // A launch that is at it has the lock for milliseconds; what it makes has an entry when it lets go.
+        // A launch holds this lock for milliseconds only. When it releases the lock, its instances have records.
         let _lock = self.home.lock(&folder)?;
         let records: Vec<InstanceRecord> = self.store.read::<_, StoreError>(|tx| tx.list_whole())?;
         let mut swept = false;
@@ -208,7 +208,7 @@ impl Cloud {
         Ok(())
     }
 
-    /// Whether there are more files than volumes and snapshots: then it is worth a closer look.
+    /// Returns true if there are files that no volume or snapshot uses.
     fn has_stray_volumes(&mut self) -> Result<bool, CloudError> {
         let folder = self.home.volumes();
         let entries = fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))?;
@@ -218,7 +218,7 @@ impl Cloud {
     }
 }
 
-/// Removes the folder of an instance without a record, unless something runs in it. Returns whether it was removed.
+/// Removes the directory of an instance without a record, unless the instance runs. Returns true if it was removed.
 fn sweep_folder(folder: &Folder, is_gone: bool) -> Result<bool, CloudError> {
     if is_gone {
         return folder.remove().map(|()| true);
@@ -227,12 +227,12 @@ fn sweep_folder(folder: &Folder, is_gone: bool) -> Result<bool, CloudError> {
     folder.remove().map(|()| true)
 }
 
-/// Whether the launch that made the instance has not come to its end.
+/// Returns true if the launch that created the instance has not completed.
 fn is_launching(record: &InstanceRecord) -> bool {
     record.state == InstanceState::Pending && record.starts == 0
 }
 
-/// What became of an instance that is said to have a machine and has none.
+/// Determines the fate of an instance that has no machine although its record says so.
 fn judge(record: &InstanceRecord, end: Option<EndRecord>, hibernated: bool) -> Outcome {
     let id = record.id;
     let stopped = |reason: StateReason, notice: Option<String>| Outcome { terminated: false, reason, notice };
@@ -257,7 +257,7 @@ fn judge(record: &InstanceRecord, end: Option<EndRecord>, hibernated: bool) -> O
                 notice: Some(format!("{id}: {why}; it is terminated now.")),
             }
         }
-        // It was saved, or it did not come to go on from there.
+        // The instance hibernated, or it failed to resume.
         (_, _) if hibernated => stopped(StateReason::user_hibernated(), None),
         (InstanceState::Stopping, _) => stopped(StateReason::user_initiated(), None),
         (_, Some(EndRecord::Ended { end: End::PowerOff | End::Reboot, .. })) => match record.shutdown_behavior {

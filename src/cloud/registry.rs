@@ -1,4 +1,4 @@
-//! The registered images: those that were imported or made here, and the embedded one.
+//! The registered images: imported images, images of instances, and the embedded image.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -23,20 +23,19 @@ use crate::host::{disk_image, shell, sparse};
 use crate::store::{ImageRecord, InstanceRecord, SnapshotRecord, StoreError, Transaction, Visibility, VolumeRecord};
 use crate::vmm::config::{BackingFile, DiskFormat};
 
-/// Which moment of an instance an image is of.
+/// The state of an instance that an image captures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// When a running guest has written to its disk what it has.
+    /// The state after a running guest has written its dirty pages to its disk.
     Written,
-    /// Now: what a power cut would leave.
+    /// The current state, as after a power failure.
     Now,
-    /// When a running guest has written what it has, with its memory.
+    /// The state after a running guest has written its dirty pages, including its memory.
     WithMemory,
 }
 
 impl Cloud {
-    /// The image that `reference` stands for: an identifier, the beginning of one, or a name; the embedded one when
-    /// nothing is said.
+    /// Finds and opens an image by identifier, prefix of an identifier, or name. The default is the embedded image.
     pub fn image(&mut self, reference: Option<&str>) -> Result<(ImageRecord, Image), CloudError> {
         self.register_embedded()?;
         let record = self.image_record(reference.unwrap_or(embedded::NAME))?;
@@ -44,19 +43,18 @@ impl Cloud {
         Ok((record, image))
     }
 
-    /// The memory of the image that `reference` stands for, if it has any. The embedded image has none, and is not unpacked
-    /// for this.
+    /// Returns the memory of an image, if it has any. The embedded image has none, and is not unpacked for this.
     pub fn image_memory(&mut self, reference: Option<&str>) -> Result<Option<ImageMemory>, CloudError> {
         let record = self.image_record(reference.unwrap_or(embedded::NAME))?;
         Ok(self.check_image(&record)?.and_then(|image| ImageMemory::of(&image)))
     }
 
-    /// Opens an image, unless it is the embedded one, which may have to be unpacked.
+    /// Opens an image. Returns none for the embedded image, which may have to be unpacked first.
     pub(super) fn check_image(&self, record: &ImageRecord) -> Result<Option<Image>, CloudError> {
         if record.id == embedded::id() { Ok(None) } else { self.open_image(record.id).map(Some) }
     }
 
-    /// The image that `reference` stands for, registered or embedded. Nothing is changed.
+    /// Finds the record of a registered image or of the embedded one, without changes to the store.
     pub fn image_record(&mut self, reference: &str) -> Result<ImageRecord, CloudError> {
         let known = self.known_images()?;
         if let Some(named) = known.iter().find(|record| record.name == reference) {
@@ -79,13 +77,13 @@ impl Cloud {
         Ok(known.into_iter().find(|record| record.id == id).expect("it was found among these"))
     }
 
-    /// All registered images.
+    /// Lists all registered images.
     pub fn images(&mut self) -> Result<Vec<ImageRecord>, CloudError> {
         self.register_embedded()?;
         self.known_images()
     }
 
-    /// All registered images, and the embedded one, which is registered when it is first used.
+    /// Lists all registered images, and the embedded one, which is not registered before its first use.
     fn known_images(&mut self) -> Result<Vec<ImageRecord>, CloudError> {
         let mut records: Vec<ImageRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         records.retain(|record| record.deregistered.is_none());
@@ -106,8 +104,8 @@ impl Cloud {
         Ok(Image::open(&self.home.images().join(id.to_string()))?)
     }
 
-    /// The embedded image is registered like any other. Another version of Wisp brings another one, which takes over
-    /// the name.
+    /// Registers the embedded image like any other. Another version of Wisp embeds another image, which takes over the
+    /// name.
     pub(super) fn register_embedded(&mut self) -> Result<(), CloudError> {
         let id = embedded::id();
         let known = self.store.read::<_, StoreError>(|tx| tx.get::<ImageRecord>(&id.to_string()))?;
@@ -125,10 +123,10 @@ impl Cloud {
         })
     }
 
-    /// Makes an image of an instance's root volume: a copy of what is on it, with the kernel that the instance boots.
+    /// Creates an image of an instance's root volume: a copy of its content, with the kernel that the instance boots.
     ///
-    /// A running guest is asked to write what it has to its disk first, unless `no_reboot`; the copy is made of a snapshot
-    /// then, so that it goes on writing. An image may keep a running guest's memory too.
+    /// Except for [`Moment::Now`], a running guest first writes its dirty pages to its disks. The copy is made from a
+    /// snapshot, so a running guest can continue to write. [`Moment::WithMemory`] also keeps the guest's memory.
     pub fn create_image(
         &mut self,
         instance: InstanceId,
@@ -175,7 +173,7 @@ impl Cloud {
         made
     }
 
-    /// Makes an image of a running instance's root volume and memory, both of the same moment.
+    /// Creates an image of a running instance's root volume and memory, both captured at the same time.
     fn create_image_with_memory(
         &mut self,
         new: ImageRecord,
@@ -194,7 +192,7 @@ impl Cloud {
                 Some("Detach them first: `wisp volume detach`.".into()),
             ));
         }
-        // So that it can be booted, too.
+        // The image can also be cold-booted, so the disk must be consistent.
         self.folder(record.id).sync(SYNC_TIMEOUT)?;
         let Frozen { saved, volumes, sweeping, _changing, .. } = self.freeze(record)?;
         drop(sweeping);
@@ -206,8 +204,8 @@ impl Cloud {
         self.build_image(new, source, entry, &disk, put)
     }
 
-    /// Makes the image of `record` of a root disk (qcow2) with its backing files, and the rest of `source`; `finish` may
-    /// add to its folder.
+    /// Builds the image of `record` from a root disk (qcow2) with its backing files, and from the other files of
+    /// `source`. `finish` may add files to its directory.
     fn build_image(
         &mut self,
         record: ImageRecord,
@@ -222,7 +220,7 @@ impl Cloud {
         manifest.description.clone_from(&record.description);
         for file in manifest.digests().map(|(file, _)| file.to_string()).filter(|file| *file != entry.file) {
             let (from, to) = (source.folder.join(&file), scratch.path().join(&file));
-            // The same file twice takes no room; another file system takes a copy.
+            // A hard link takes no space. On another file system, the file must be copied.
             fs::hard_link(&from, &to)
                 .or_else(|_| fs::copy(&from, &to).map(|_| ()))
                 .map_err(CloudError::file(&to, "made"))?;
@@ -239,8 +237,8 @@ impl Cloud {
         self.register(record, scratch)
     }
 
-    /// A folder for an image that is being made. The lock is to be held until the image has its entry: what is found
-    /// unfinished under it was left by a process that is gone.
+    /// Creates a directory for a new image. Hold the lock until the image has a record. An unfinished directory that
+    /// is found under the lock was left by a killed process.
     pub(super) fn scratch_image(&self) -> Result<(fs::File, tempfile::TempDir), CloudError> {
         let images = self.home.images();
         let lock = self.home.lock(&images)?;
@@ -253,12 +251,12 @@ impl Cloud {
         Ok((lock, scratch))
     }
 
-    /// Refuses a name that a registered image has.
+    /// Refuses the name of a registered image.
     pub(super) fn check_name_is_free(&mut self, name: &str) -> Result<(), CloudError> {
         self.store.read(|tx| name_is_free(tx, name))
     }
 
-    /// Changes what is said of an image; what is left out stays.
+    /// Changes an image's attributes. Omitted attributes stay as they are.
     pub fn modify_image(
         &mut self,
         reference: &str,
@@ -284,7 +282,7 @@ impl Cloud {
         })
     }
 
-    /// Gives a complete bundle its place, and its entry.
+    /// Moves a complete bundle to its final path and inserts its record.
     pub(super) fn register(
         &mut self,
         record: ImageRecord,
@@ -317,15 +315,15 @@ impl Cloud {
         Ok(record)
     }
 
-    /// Removes the files of images that can no longer be used. A failure becomes a notice: the user asked for something
-    /// else, and a later command tries again.
+    /// Removes the files of unused deregistered images. A failure becomes a notice: the user asked for something else,
+    /// and a later command tries again.
     pub(super) fn sweep_images(&mut self) {
         let lock = self.home.lock(&self.home.images()).map_err(CloudError::from);
         let swept = lock.and_then(|_lock| self.sweep_images_locked());
         self.notice_failed("files of deregistered images cannot be removed yet", swept);
     }
 
-    /// The same for what a command left that was killed: if there is any, and nobody is making an image now.
+    /// Removes files that killed commands left, if there are any and no other command is creating an image.
     pub(super) fn sweep_stray_images(&mut self) -> Result<(), CloudError> {
         let folder = self.home.images();
         let known: Vec<ImageRecord> = self.store.read::<_, StoreError>(|tx| tx.list_whole())?;
@@ -361,7 +359,7 @@ impl Cloud {
         for entry in fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))? {
             let path = entry.map_err(CloudError::file(&folder, "read"))?.path();
             let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<ImageId>().ok());
-            // A folder that was never registered is an older wisp's embedded image, or an import that was killed.
+            // An unregistered directory holds an older version's embedded image, or an interrupted import.
             if id.is_some_and(|id| !kept.contains(&id)) && path.join(MANIFEST).exists() {
                 fs::remove_dir_all(&path).map_err(CloudError::file(&path, "removed"))?;
             }
@@ -370,7 +368,7 @@ impl Cloud {
     }
 }
 
-/// Images that a disk of some volume or snapshot rests on, or that an instance boots the kernel of.
+/// Returns the images in use: those that volumes or snapshots are based on, and those whose kernels instances boot.
 fn images_in_use(tx: &Transaction) -> Result<Vec<ImageId>, CloudError> {
     let mut used: Vec<ImageId> = tx.list_whole::<InstanceRecord>()?.iter().map(|record| record.image_id).collect();
     used.extend(tx.list_whole::<VolumeRecord>()?.iter().filter_map(|record| record.image_id));
@@ -378,7 +376,7 @@ fn images_in_use(tx: &Transaction) -> Result<Vec<ImageId>, CloudError> {
     Ok(used)
 }
 
-/// The entry of the embedded image.
+/// Returns the record of the embedded image.
 fn embedded_record() -> ImageRecord {
     ImageRecord {
         id: embedded::id(),
@@ -394,7 +392,7 @@ fn embedded_record() -> ImageRecord {
     }
 }
 
-/// A new image of an instance.
+/// Returns the record of a new image of an instance.
 fn image_of(instance: InstanceId, name: &str, description: &str) -> ImageRecord {
     ImageRecord {
         id: new_id(),
@@ -410,10 +408,10 @@ fn image_of(instance: InstanceId, name: &str, description: &str) -> ImageRecord 
     }
 }
 
-/// How long a guest may take to write what it has to its disk.
+/// Maximum time for a guest to write its dirty pages to its disk.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Who makes images: the user's name on this host.
+/// Returns the owner of new images: the user's name on this host.
 pub(super) fn owner() -> String {
     std::env::var("USER").unwrap_or_else(|_| "self".into())
 }
@@ -427,7 +425,7 @@ fn name_is_free(tx: &Transaction, name: &str) -> Result<(), CloudError> {
     Err(CloudError::refused(ErrorCode::InvalidAmiNameDuplicate, what, None))
 }
 
-/// An image's name: 3 to 128 letters, digits and `()[] ./-'@_` (EC2 API Reference, `CreateImage`).
+/// Checks an image's name: 3 to 128 letters, digits and `()[] ./-'@_` (EC2 API Reference, `CreateImage`).
 pub(super) fn check_name(name: &str) -> Result<(), CloudError> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "()[] ./-'@_".contains(c);
     if (3..=128).contains(&name.len()) && name.chars().all(allowed) {

@@ -1,4 +1,4 @@
-//! What a person calls a thing: its identifier, an unambiguous beginning of it, or the value of its `Name` tag.
+//! Resolves references to resources: an identifier, an unambiguous prefix of one, or the value of a `Name` tag.
 
 use super::error::CloudError;
 use crate::ec2::Ec2Error;
@@ -9,7 +9,7 @@ use crate::store::{
     VpcRecord,
 };
 
-/// The one of `known` (identifiers with their names) that `reference` stands for.
+/// Finds the identifier for `reference` among `known`, which has identifiers with their names.
 fn find<K: Kind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Result<Id<K>, Ec2Error> {
     let named: Vec<Id<K>> = known.iter().filter(|(_, name)| *name == Some(reference)).map(|(id, _)| *id).collect();
     match named.as_slice() {
@@ -24,24 +24,24 @@ fn find<K: Kind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Result<Id<
     }
 }
 
-/// The instance that `reference` stands for. A terminated one is found by its identifier only: its name may be
-/// another's by now.
+/// Finds an instance. A terminated one is found by its identifier only, because another instance may have its name
+/// now.
 pub fn instance(tx: &Transaction, reference: &str) -> Result<InstanceRecord, CloudError> {
     let gone = |record: &InstanceRecord| record.state == InstanceState::Terminated;
     one_of(tx.list()?, reference, |record| (record.id, if gone(record) { None } else { record.name() }))
 }
 
-/// The volume that `reference` stands for.
+/// Finds a volume.
 pub fn volume(tx: &Transaction, reference: &str) -> Result<VolumeRecord, CloudError> {
     one_of(tx.list()?, reference, |record: &VolumeRecord| (record.id, record.name()))
 }
 
-/// The snapshot that `reference` stands for.
+/// Finds a snapshot.
 pub fn snapshot(tx: &Transaction, reference: &str) -> Result<SnapshotRecord, CloudError> {
     one_of(tx.list()?, reference, |record: &SnapshotRecord| (record.id, record.name()))
 }
 
-/// The security group that `reference` stands for, among those that `is_meant` says; its name is its own, no tag.
+/// Finds a security group among those that `is_meant` accepts. Its name is an attribute, not a tag.
 pub fn security_group(
     tx: &Transaction,
     reference: &str,
@@ -51,18 +51,18 @@ pub fn security_group(
     one_of(groups, reference, |record: &SecurityGroupRecord| (record.id, Some(record.name.as_str())))
 }
 
-/// The VPC that `reference` stands for; `default` is the default one.
+/// Finds a VPC; `default` is the default VPC.
 pub fn vpc(tx: &Transaction, reference: &str) -> Result<VpcRecord, CloudError> {
     let name = |record: &VpcRecord| if record.is_default { Some("default") } else { None };
     one_of(tx.list()?, reference, |record: &VpcRecord| (record.id, record.name().or(name(record))))
 }
 
-/// The subnet that `reference` stands for.
+/// Finds a subnet.
 pub fn subnet(tx: &Transaction, reference: &str) -> Result<SubnetRecord, CloudError> {
     one_of(tx.list()?, reference, |record: &SubnetRecord| (record.id, record.name()))
 }
 
-/// The elastic address that `reference`, which may be the address itself, stands for.
+/// Finds an elastic address. `reference` may also be the IP address.
 pub fn address(tx: &Transaction, reference: &str) -> Result<AddressRecord, CloudError> {
     let records: Vec<AddressRecord> = tx.list()?;
     if let Some(record) = records.iter().find(|record| record.public_ip.to_string() == reference) {

@@ -1,8 +1,7 @@
-//! An instance for the length of one command: `wisp run`.
+//! Ephemeral instances, which last for one command: `wisp run`.
 //!
-//! It lives in a folder under `runs/`, which its monitor's lock guards. The monitor ends when the command that
-//! owns it does, however that ends; what is left of an instance whose processes were all killed is swept away by the
-//! next one.
+//! The instance's directory is under `runs/`, and the lock of its VMM guards it. The VMM ends with the command that
+//! owns it, however the command ends. If all processes were killed, the next command removes the directory.
 
 use std::fs;
 use std::io;
@@ -31,64 +30,64 @@ use crate::vmm::snapshot;
 use crate::vmm::untrusted;
 use crate::vmm::virtio::vsock;
 
-/// The directory that a machine is saved in, in the VMM's own.
+/// The directory for a snapshot within the VMM's own directory.
 const SAVED: &str = "saved";
-/// How long a monitor may take to end once it was told to.
+/// Maximum time for a VMM to end on request.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
-/// How much of the console is shown when something went wrong, in lines.
+/// Number of console lines shown after a failure.
 const CONSOLE_LINES: usize = 12;
-/// How much of the console log is searched for them, in bytes.
+/// Bytes of the console log that are searched for these lines.
 const CONSOLE_TAIL: u64 = 16 << 10;
 
-/// Why an instance could not be started, or came to a bad end.
+/// Reason why an instance failed to start or to run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The data directory is unusable.
     #[error(transparent)]
     Home(#[from] HomeError),
-    /// The instance's folder could not be made.
+    /// The instance's directory cannot be created.
     #[error("the instance's folder {} cannot be made: {source}", path.display())]
     Folder {
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The monitor's process could not be started.
+    /// The VMM process cannot be started.
     #[error("the monitor's process cannot be started: {0}")]
     Spawn(#[source] io::Error),
-    /// The monitor could not build the machine.
+    /// The VMM refused a request or failed.
     #[error("{0}")]
     Refused(String),
     /// The guest ended before its agent was ready.
     #[error("{end}, before its agent was ready{console}")]
     EndedEarly {
-        /// How it ended.
+        /// The end.
         end: Box<End>,
-        /// Its last console lines.
+        /// The last console lines.
         console: ConsoleTail,
     },
-    /// The agent did not become ready in time.
+    /// The agent was not ready in time.
     #[error(
         "the guest runs, but its agent was not ready after {} s{console}\n\
          Give it longer with --timeout, or look at its console with --console", after.as_secs()
     )]
     NotReady {
-        /// How long was waited.
+        /// The time waited.
         after: Duration,
         /// The last console lines.
         console: ConsoleTail,
     },
-    /// The monitor's control socket failed.
+    /// The VMM's control socket failed.
     #[error(transparent)]
     Control(#[from] ClientError),
-    /// The guest's agent did.
+    /// The guest's agent failed.
     #[error(transparent)]
     Agent(#[from] crate::guest::Error),
     /// The machine could not be saved.
     #[error("the machine could not be saved: {0}")]
     Unsaved(String),
-    /// There is no network.
+    /// The network is unavailable.
     #[error(transparent)]
     Network(#[from] Box<CloudError>),
 }
@@ -107,28 +106,28 @@ impl std::fmt::Display for ConsoleTail {
     }
 }
 
-/// A running instance; when it is dropped, nothing of it is left.
+/// A running ephemeral instance. Dropping it kills the machine and removes the directory.
 #[derive(Debug)]
 pub struct EphemeralInstance {
     id: InstanceId,
     folder: PathBuf,
     monitor: Child,
     control: ControlClient,
-    /// The end of a console's terminal, until it is taken.
+    /// This process's end of the console, until it is taken.
     console: Option<UnixStream>,
-    /// How the machine ended, once that is known.
+    /// The end of the machine, once it is known.
     ended: Option<(End, Status)>,
     ready: bool,
     killed_before: KilledBefore,
 }
 
 impl EphemeralInstance {
-    /// Starts an instance; `began_ns` is when the user's command began.
+    /// Starts an instance. `began_ns` is the start time of the user's command.
     pub fn start(home: &Home, spec: &RunSpec, began_ns: u64) -> Result<EphemeralInstance, RunError> {
         EphemeralInstance::start_from(home, spec, None, began_ns)
     }
 
-    /// The same, from a warm snapshot of the image if there is one.
+    /// Starts an instance by restoring `warm`, or by a cold boot without one.
     pub fn start_from(
         home: &Home,
         spec: &RunSpec,
@@ -138,7 +137,7 @@ impl EphemeralInstance {
         let (id, folder, lock) = make_folder(home)?;
         let started = EphemeralInstance::spawn(id, &folder, lock, spec, warm, began_ns);
         if started.is_err() {
-            // The error that is on its way says more than one about this would.
+            // The first error is more useful than one about the removal.
             let _ = fs::remove_dir_all(&folder);
         }
         started
@@ -188,27 +187,27 @@ impl EphemeralInstance {
         Ok(instance)
     }
 
-    /// The instance's id.
+    /// The identifier.
     pub fn id(&self) -> &InstanceId {
         &self.id
     }
 
-    /// The directory of its VMM's own files.
+    /// Returns the directory of the VMM's own files.
     pub(super) fn vmm_directory(&self) -> PathBuf {
         monitor_process::vmm_directory(&self.folder)
     }
 
-    /// The socket through which the guest's agent is reached.
+    /// Returns the socket that leads to the guest's agent.
     pub fn vsock(&self) -> PathBuf {
         self.vmm_directory().join(vsock::SOCKET)
     }
 
-    /// Takes the console's terminal, if the instance was started with one.
+    /// Takes the console, if the instance was started with one.
     pub fn take_console(&mut self) -> Option<UnixStream> {
         self.console.take()
     }
 
-    /// Waits until the agent answers, at most for `timeout`.
+    /// Waits up to `timeout` until the agent is ready.
     pub fn wait_ready(&mut self, timeout: Duration) -> Result<(), RunError> {
         let deadline = Instant::now() + timeout;
         while !self.ready {
@@ -227,7 +226,7 @@ impl EphemeralInstance {
         Ok(())
     }
 
-    /// Waits until the machine has ended, at most for `timeout` where there is one.
+    /// Waits until the machine has ended, up to `timeout` if there is one.
     pub fn wait_ended(&mut self, timeout: Option<Duration>) -> Result<(End, Status), RunError> {
         loop {
             if let Some(ended) = &self.ended {
@@ -237,7 +236,7 @@ impl EphemeralInstance {
         }
     }
 
-    /// Ends the machine now.
+    /// Kills the machine.
     pub fn kill(&mut self) -> Result<(End, Status), RunError> {
         if self.ended.is_none() {
             self.control.send(&Request::Kill { by: "wisp run".into() })?;
@@ -245,9 +244,9 @@ impl EphemeralInstance {
         self.wait_ended(Some(END_TIMEOUT))
     }
 
-    /// Saves the machine into `folder`, with which it ends.
+    /// Saves the machine into `folder`, which ends it.
     pub fn save(&mut self, folder: &Path, timeout: Duration) -> Result<(), RunError> {
-        // The VMM can write into its own directory only.
+        // The VMM can write to its own directory only.
         let saved = self.vmm_directory().join(SAVED);
         let failed = |source| RunError::Folder { path: folder.to_path_buf(), source };
         fs::DirBuilder::new().mode(0o700).create(&saved).map_err(failed)?;
@@ -260,7 +259,7 @@ impl EphemeralInstance {
         }
     }
 
-    /// The machine in figures, now.
+    /// Queries the machine's status.
     pub fn status(&mut self) -> Result<Status, RunError> {
         self.control.send(&Request::Status)?;
         loop {
@@ -276,7 +275,8 @@ impl EphemeralInstance {
         self.note(message)
     }
 
-    /// The error, or what the monitor said of it in a log that goes with the folder, or what is known besides.
+    /// Explains why the connection closed: with the VMM's last message, from a log that is removed with the directory,
+    /// or with the host's out-of-memory kills.
     fn explain(&self, error: ClientError) -> RunError {
         let known = match &error {
             ClientError::Gone => monitor_process::last_violation(&self.folder)
@@ -300,7 +300,7 @@ impl EphemeralInstance {
         Ok(())
     }
 
-    /// The last lines of the console.
+    /// Returns the last lines of the console.
     pub fn console_tail(&self) -> ConsoleTail {
         console_tail(&self.vmm_directory())
     }
@@ -309,7 +309,7 @@ impl EphemeralInstance {
 impl Drop for EphemeralInstance {
     fn drop(&mut self) {
         if self.kill().is_err() {
-            // It does not answer, or could not start: the process is ended, if there is one.
+            // The VMM does not answer or failed to start. Kill the process, in case there is one.
             let _ = self.monitor.kill();
         }
         let _ = self.monitor.wait();
@@ -326,8 +326,8 @@ pub(super) fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
-/// Makes a folder with a lock that is held, and removes those whose instance is gone. Both happen under one lock, so
-/// that a folder without a holder is never one that is just being made.
+/// Creates a directory with its lock held, and removes the directories of ended instances. Both happen under one lock,
+/// so a directory without a lock holder is never a new one.
 fn make_folder(home: &Home) -> Result<(InstanceId, PathBuf, fs::File), RunError> {
     let runs = home.runs();
     let _all = home.lock(&runs)?;
@@ -343,7 +343,7 @@ fn make_folder(home: &Home) -> Result<(InstanceId, PathBuf, fs::File), RunError>
     Ok((id, folder, lock))
 }
 
-/// Removes the folders of instances whose monitor is gone.
+/// Removes the directories of instances whose VMM has ended.
 fn sweep(runs: &Path) {
     let Ok(entries) = fs::read_dir(runs) else { return };
     for folder in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
@@ -356,13 +356,13 @@ fn sweep(runs: &Path) {
     }
 }
 
-/// The last lines of the console of the machine whose VMM writes into the directory `own`.
+/// Returns the last console lines of the machine whose VMM writes to the directory `own`.
 pub(super) fn console_tail(own: &Path) -> ConsoleTail {
     let bytes = untrusted::read_tail(&own.join(console::LOG), CONSOLE_TAIL).unwrap_or_default();
     ConsoleTail(last_lines(&bytes, CONSOLE_LINES))
 }
 
-/// The last `count` lines of what a console printed, without what would move a terminal's cursor.
+/// Returns the last `count` lines of console output, without control characters, which could move a terminal's cursor.
 fn last_lines(bytes: &[u8], count: usize) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes);
     let clean = |line: &str| line.chars().filter(|c| !c.is_control() || *c == '\t').collect::<String>();

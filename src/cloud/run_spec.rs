@@ -1,4 +1,5 @@
-//! What `wisp run` runs, and the machine that it becomes; what of it is the same for launched instances.
+//! The specification of a `wisp run` instance and its translation to a machine configuration. Launched instances share
+//! parts of the translation.
 
 use std::path::{Path, PathBuf};
 
@@ -15,77 +16,78 @@ use crate::vmm::config::{
     SystemIdentity, VsockConfig,
 };
 
-/// The guest's context id; each monitor has a vsock device of its own, so that all can be the same.
+/// The guest's vsock context id. Each VMM has its own vsock device, so all guests can have the same one.
 pub(super) const GUEST_CID: u32 = 3;
-/// The name of what a guest is told of who it is.
+/// The seed's file name.
 pub(super) const SEED: &str = "seed";
 
-/// What is to run.
+/// The specification of an ephemeral instance.
 #[derive(Debug, Clone)]
 pub struct RunSpec {
     /// vCPUs and their topology.
     pub cpus: CpuConfig,
-    /// Guest memory, in MiB.
+    /// Guest memory in MiB.
     pub memory_mib: u64,
-    /// What boots.
+    /// The boot source.
     pub boot: Boot,
-    /// Further disks, in order.
+    /// Additional disks in order.
     pub disks: Vec<ExtraDisk>,
-    /// Options for the kernel command line, behind the image's.
+    /// Options appended to the image's kernel command line.
     pub cmdline: Option<String>,
-    /// Whether the serial port gets a terminal.
+    /// True if the serial port gets a terminal.
     pub console: bool,
-    /// Its network, unless it is for nobody.
+    /// The network; none for a template.
     pub network: Option<NetworkSpec>,
-    /// The type whose limits it has; without, it may have all that the host has.
+    /// The type whose limits apply. Without one, there are no limits.
     pub limits: Option<&'static InstanceType>,
 }
 
-/// What boots.
+/// A boot source.
 #[derive(Debug, Clone)]
 pub enum Boot {
-    /// An image: its root file system gets a layer that is gone with the instance.
+    /// An image. Its root file system gets an overlay that is removed with the instance.
     Image(Box<Image>),
-    /// An image, for nobody: what the guest writes stays in the layer at this path, and it gets no name.
+    /// An image, booted for a template. The guest has no host name, and its writes stay in the overlay.
     Nobody {
-        /// Which.
+        /// The image.
         image: Box<Image>,
-        /// The layer (qcow2).
+        /// The overlay (qcow2).
         layer: PathBuf,
     },
-    /// A kernel, with or without an initrd; the first disk is the root if there is no initrd.
+    /// A kernel with or without an initrd. Without one, the first disk is the root.
     Kernel {
-        /// The kernel's file.
+        /// The kernel's path.
         kernel: PathBuf,
-        /// The initrd's.
+        /// The initrd's path.
         initrd: Option<PathBuf>,
-        /// How it is entered.
+        /// The boot protocol.
         protocol: BootProtocol,
-        /// Whether it is built to be emulated too.
+        /// True if the kernel supports `wisp.software_kvm`, with which it avoids what KVM cannot emulate.
         software_kvm_aware: bool,
     },
 }
 
-/// A disk that the user brings.
+/// A disk provided by the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExtraDisk {
-    /// Its image's file.
+    /// The path of the disk image.
     pub path: PathBuf,
-    /// Its format.
+    /// The format.
     pub format: DiskFormat,
-    /// Backing files, the topmost first.
+    /// The backing files, topmost first.
     pub backing: Vec<BackingFile>,
-    /// Whether it may be written.
+    /// True if the guest cannot write to it.
     pub read_only: bool,
 }
 
 impl RunSpec {
-    /// Whether the guest can write something that outlives it.
+    /// Returns true if the guest can write to a disk that outlives it.
     pub fn writes_last(&self) -> bool {
         self.disks.iter().any(|disk| !disk.read_only)
     }
 
-    /// The machine, with its seed in `folder`; if it goes on from a warm one, over that one's layer.
+    /// Returns the machine configuration, with the seed in `folder`. If `warm` has an overlay, the root disk starts
+    /// from it.
     pub(super) fn machine(&self, id: &InstanceId, folder: &Path, warm: Option<&Warm>) -> MachineConfig {
         let (mut kernel, mut disks) = match &self.boot {
             Boot::Nobody { image, layer } => {
@@ -132,7 +134,7 @@ impl RunSpec {
         let seed = warm.map(|_| folder.join(SEED));
         let vsock = Some(VsockConfig { cid: GUEST_CID, seed });
         let memory_mib = with_kernel_share(self.memory_mib);
-        // Who goes on from it may attach volumes.
+        // Instances restored from a template may attach volumes.
         let disk_slots = if matches!(self.boot, Boot::Nobody { .. }) { 1 + FREE_SLOTS } else { 0 };
         MachineConfig {
             cpus: self.cpus,
@@ -149,7 +151,7 @@ impl RunSpec {
     }
 }
 
-/// An image's kernel.
+/// Returns an image's kernel.
 pub(super) fn image_kernel(image: &Image) -> KernelConfig {
     let manifest = &image.manifest;
     KernelConfig {
@@ -161,7 +163,7 @@ pub(super) fn image_kernel(image: &Image) -> KernelConfig {
     }
 }
 
-/// An image's root file system, with a layer over it that is gone with the machine.
+/// Returns an image's root file system as a disk, with an overlay that is removed with the machine.
 fn root_disk(image: &Image) -> Option<DiskConfig> {
     image.manifest.root.as_ref().map(|root| DiskConfig {
         id: "root".into(),
@@ -175,7 +177,7 @@ fn root_disk(image: &Image) -> Option<DiskConfig> {
     })
 }
 
-/// A root disk that is a layer already, over the image's root file system.
+/// Returns an existing overlay over the image's root file system as the root disk.
 fn layer_disk(image: &Image, layer: &Path, access: DiskAccess) -> DiskConfig {
     let root = image.manifest.root.iter();
     DiskConfig {
@@ -192,14 +194,14 @@ fn layer_disk(image: &Image, layer: &Path, access: DiskAccess) -> DiskConfig {
     }
 }
 
-/// Adds a user's options to the kernel's.
+/// Appends the user's options to the kernel command line.
 pub(super) fn add_options(kernel: &mut KernelConfig, options: Option<&str>) {
     if let Some(options) = options {
         kernel.cmdline = format!("{} {options}", kernel.cmdline).trim().to_string();
     }
 }
 
-/// What the firmware of an instance of this type says.
+/// Returns the system identity that the firmware reports for an instance of this type.
 pub(super) fn identity(id: InstanceId, instance_type: &str) -> SystemIdentity {
     SystemIdentity {
         manufacturer: system::MANUFACTURER.into(),
@@ -209,14 +211,14 @@ pub(super) fn identity(id: InstanceId, instance_type: &str) -> SystemIdentity {
     }
 }
 
-/// What a guest calls itself: something short, and different for each instance.
+/// Returns an instance's host name: short, and normally different for each instance.
 pub(super) fn host_name(id: &InstanceId) -> String {
     let mut name = id.to_string();
     name.truncate(10);
     name
 }
 
-/// Tells the guest its host name, and which instance it is.
+/// Adds the guest's host name and the instance's identifier to the kernel command line.
 pub(super) fn name_host(kernel: &mut KernelConfig, id: &InstanceId) {
     kernel.cmdline.push_str(&format!(" wisp.hostname={} wisp.instance={id}", host_name(id)));
 }

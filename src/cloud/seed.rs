@@ -1,7 +1,8 @@
-//! What a new instance is told over vsock: its identity, the key pair's public key, its user data.
+//! The seed that a new instance receives over vsock: its identity, its public key and its user data.
 //!
-//! A guest with cloud-init is not told: cloud-init asks the metadata service, which has the same, and user data is not to
-//! run twice. Only one that goes on from another's machine is told its name and its key, for cloud-init comes with a boot.
+//! A guest with cloud-init gets no seed on a boot. cloud-init asks the metadata service, which has the same data, and
+//! user data must not run twice. A restored copy of another instance gets its name and key in a seed, because
+//! cloud-init runs at boot only.
 
 use std::path::PathBuf;
 
@@ -16,12 +17,12 @@ use crate::guest::Seed;
 use crate::host::home::write_private;
 use crate::store::{InstanceRecord, KeyPairRecord};
 
-/// The seed's name in an instance's folder.
+/// The seed's file name in an instance's directory.
 const FILE: &str = "seed";
 
 impl Cloud {
-    /// Writes the seed of an instance that has something to be told: always, if it goes on from a `copied` machine. Returns
-    /// where it is.
+    /// Writes the seed, if the instance needs one. Instances restored from a `copied` machine always do. Returns the
+    /// path.
     pub(super) fn write_seed(
         &mut self,
         folder: &Folder,
@@ -30,7 +31,7 @@ impl Cloud {
         copied: bool,
     ) -> Result<Option<PathBuf>, CloudError> {
         let key = match &record.key_name {
-            // A key pair that was deleted since is no obstacle: EC2 starts the instance, and its disk has the key.
+            // The key pair may have been deleted. EC2 starts such an instance too, and its disk has the key already.
             Some(name) => self.store.read::<_, CloudError>(|tx| Ok(tx.get::<KeyPairRecord>(name)?))?,
             None => None,
         };
@@ -52,12 +53,12 @@ impl Cloud {
     }
 }
 
-/// Refuses user data that the agent cannot unwrap. cloud-init, in an image that has it, unwraps user data itself.
+/// Refuses user data that the agent cannot unwrap. If the image has cloud-init, cloud-init unwraps user data itself.
 pub(super) fn check_user_data(has_cloud_init: bool, user_data: Option<&String>) -> Result<(), CloudError> {
     user_data.filter(|_| !has_cloud_init).map_or(Ok(()), |text| unwrapped(text).map(drop))
 }
 
-/// User data from the store, as the agent gets it.
+/// Decodes and unwraps user data from the store for the agent.
 fn unwrapped(text: &str) -> Result<Vec<u8>, CloudError> {
     let data = UserData::from_base64(text).and_then(|data| data.unwrapped());
     Ok(data.map_err(Ec2Error::from)?)

@@ -1,7 +1,7 @@
 //! Snapshots of EBS volumes.
 //!
-//! A snapshot takes the file that its volume is written into as it is, and the volume goes on in a new layer over it:
-//! nothing is copied, and the snapshot needs the volume no more.
+//! A snapshot takes over the file that the volume was written to, and the volume continues in a new overlay. Nothing
+//! is copied, and the snapshot does not depend on the volume.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,19 +20,20 @@ use crate::vmm::config::DiskFormat;
 use crate::vmm::control::Request;
 
 impl Cloud {
-    /// All snapshots, the oldest first.
+    /// Lists all snapshots, oldest first.
     pub fn snapshots(&mut self) -> Result<Vec<SnapshotRecord>, CloudError> {
         let mut records: Vec<SnapshotRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         records.sort_by_key(|record| (record.started, record.id));
         Ok(records)
     }
 
-    /// The snapshot that `reference` stands for.
+    /// Finds a snapshot.
     pub fn snapshot(&mut self, reference: &str) -> Result<SnapshotRecord, CloudError> {
         self.store.read(|tx| resolve::snapshot(tx, reference))
     }
 
-    /// Takes a snapshot of a volume; of one that a running guest writes, as a power cut at that moment would leave it.
+    /// Creates a snapshot of a volume. If a running guest writes to the volume, the snapshot is crash-consistent: it
+    /// has the content that a power failure would leave.
     pub fn create_snapshot(
         &mut self,
         id: VolumeId,
@@ -59,8 +60,8 @@ impl Cloud {
             image_id: before.image_id,
             tags,
         };
-        // From now on the layer is the volume's file. It is empty: until the machine writes into it, if one runs, it
-        // reads as the file that is still being written.
+        // From now on, the overlay is the volume's file. It is empty until a running VMM switches to it, so it reads
+        // as its backing file, which that VMM still writes.
         self.store.write::<_, CloudError>(|tx| {
             tx.put(&continued(&get_volume(tx, id)?))?;
             Ok(tx.insert(&snapshot)?)
@@ -82,7 +83,7 @@ impl Cloud {
         Ok(snapshot)
     }
 
-    /// Takes back a snapshot that the VMM refused: it goes on writing the volume's file of before.
+    /// Reverts a snapshot that the VMM refused. The VMM continues to write the volume's previous file.
     fn forget_snapshot(&mut self, before: &VolumeRecord, snapshot: &SnapshotRecord) -> Result<(), CloudError> {
         self.store.write::<_, CloudError>(|tx| {
             let mut volume = get_volume(tx, before.id)?;
@@ -95,8 +96,8 @@ impl Cloud {
         Ok(())
     }
 
-    /// Has a running machine continue a volume in a new layer, from the files `before` to those `after`. A guest that
-    /// reboots in between continues in the layer, too.
+    /// Switches a running VMM from the volume's files in `before` to those in `after`. A guest that reboots meanwhile
+    /// also continues in the overlay.
     fn switch(&self, monitor: &mut Monitor, before: &VolumeRecord, after: &VolumeRecord) -> Result<(), CloudError> {
         let Some(attachment) = &after.attachment else { return Ok(()) };
         let [before, after] = [volume_disk(&self.home, before)?, volume_disk(&self.home, after)?];
@@ -109,7 +110,7 @@ impl Cloud {
         switched
     }
 
-    /// Deletes a snapshot. Volumes that were made of it keep what they need.
+    /// Deletes a snapshot. Volumes that were created from it keep the files they need.
     pub fn delete_snapshot(&mut self, id: SnapshotId) -> Result<(), CloudError> {
         self.store.write::<_, CloudError>(|tx| Ok(tx.remove::<SnapshotRecord>(&id.to_string())?))?;
         self.sweep_volumes();
@@ -117,18 +118,19 @@ impl Cloud {
         Ok(())
     }
 
-    /// Waits until nobody takes a snapshot, and keeps others from it.
+    /// Waits for the snapshot lock, which excludes other commands that take snapshots.
     pub(super) fn lock_snapshots(&self) -> Result<File, CloudError> {
         let path = self.snapshots_lock();
         lock_file(&path).map_err(CloudError::file(path, "locked"))
     }
 
-    /// Held by the command that takes a snapshot, from before it has an entry until it is complete.
+    /// Returns the path of the snapshot lock. A command holds the lock from before its snapshot has a record until the
+    /// snapshot is complete.
     fn snapshots_lock(&self) -> PathBuf {
         self.home.volumes().join(SNAPSHOTS_LOCK)
     }
 
-    /// Completes snapshots whose command was killed: where the machine does not go on in the layer yet, it does now.
+    /// Completes the snapshots of killed commands. A VMM that has not switched to the overlay does so now.
     pub(super) fn finish_snapshots(&mut self) -> Result<(), CloudError> {
         if self.pending_snapshots()?.is_empty() {
             return Ok(());
@@ -140,7 +142,7 @@ impl Cloud {
                 Ok(()) => {
                     self.notices.push(format!("{}: its command was interrupted; it is complete now.", snapshot.id))
                 }
-                // The instance is on its way to another state, or out of reach: a later command will do it.
+                // The instance is changing its state or is unreachable. A later command completes the snapshot.
                 Err(error) => log::info!("{} cannot be completed yet: {error}", snapshot.id),
             }
         }
@@ -168,8 +170,8 @@ impl Cloud {
     }
 }
 
-/// Returns whether the VMM said that it did not switch to the layer. One that ended, or did not answer, may have done so: then
-/// the layer stays the volume's file, and a later command completes the snapshot.
+/// Returns true if the VMM reported that it did not switch to the overlay. A VMM that ended or did not answer may have
+/// switched. Then the overlay stays the volume's file, and a later command completes the snapshot.
 fn is_refusal(error: &CloudError) -> bool {
     matches!(error, CloudError::Refused { .. })
 }

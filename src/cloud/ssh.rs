@@ -1,4 +1,4 @@
-//! How an instance is reached by SSH: by whom, where, with which key.
+//! SSH access to instances: user, endpoint and key.
 
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
@@ -10,30 +10,30 @@ use super::network::FILE;
 use crate::ec2::InstanceId;
 use crate::vmm::link::{Forward, LinkConfig, Transport};
 
-/// The port of SSH.
+/// The SSH port.
 const PORT: u16 = 22;
-/// The instance's host keys, as they were seen first.
+/// The file with the instance's host keys, which are trusted on first use.
 const KNOWN_HOSTS: &str = "known_hosts";
 
-/// What is known of it.
+/// The SSH parameters of an instance.
 #[derive(Debug)]
 pub struct SshTarget {
-    /// Which instance.
+    /// The instance.
     pub instance: InstanceId,
-    /// Its folder.
+    /// The instance's directory.
     pub folder: Folder,
-    /// The user of its image.
+    /// The image's default user.
     pub user: String,
-    /// The name of its key pair.
+    /// The name of the key pair.
     pub key_name: Option<String>,
-    /// Where its port 22 is reached, if it is.
+    /// The host address that is forwarded to the guest's port 22, if any.
     pub endpoint: Option<SocketAddrV4>,
-    /// Where its host keys are kept.
+    /// The path of the file with the host keys.
     pub known_hosts: PathBuf,
 }
 
 impl Cloud {
-    /// How the instance that `reference` stands for is reached.
+    /// Returns the SSH parameters of an instance.
     pub fn ssh_target(&mut self, reference: &str) -> Result<SshTarget, CloudError> {
         let (record, folder) = self.reachable(reference)?;
         let user = self.open_image(record.image_id)?.manifest.default_user;
@@ -49,7 +49,8 @@ impl Cloud {
     }
 }
 
-/// Where port 22 of a guest is reached: at its public address rather than at a port that was published.
+/// Returns the host address that is forwarded to the guest's port 22. The public address has priority over a published
+/// port.
 fn endpoint(forwards: &[Forward]) -> Option<SocketAddrV4> {
     let leads = |forward: &&Forward| forward.transport == Transport::Tcp && forward.guest_port == PORT;
     let leading = || forwards.iter().filter(leads).map(|forward| forward.host);

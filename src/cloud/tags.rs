@@ -1,4 +1,4 @@
-//! `CreateTags` and `DeleteTags`, for everything that has tags.
+//! `CreateTags` and `DeleteTags` for all resources with tags.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ use crate::store::{
 /// A resource's tags.
 pub type Tags = BTreeMap<String, String>;
 
-/// What has tags.
+/// A resource with tags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resource {
     /// An instance.
@@ -42,8 +42,9 @@ pub enum Resource {
 }
 
 impl Cloud {
-    /// What `reference` stands for: an identifier tells by itself, and a name is an instance's first, then a volume's, a
-    /// snapshot's, a VPC's, a subnet's, an elastic address', an image's. A security group's name is no tag.
+    /// Finds a resource. The prefix of an identifier determines its kind. A name is looked up among instances,
+    /// volumes, snapshots, VPCs, subnets, elastic addresses and images, in this order. Security groups are found by
+    /// identifier only, because their name is not a tag.
     pub fn resource(&mut self, reference: &str) -> Result<Resource, CloudError> {
         if ImageId::looks_like(reference) {
             return Ok(Resource::Image(self.image_record(reference)?.id));
@@ -58,7 +59,7 @@ impl Cloud {
         }
     }
 
-    /// Sets tags of a resource, removes others, and returns all that it has then.
+    /// Sets and removes tags of a resource. Returns all of its tags after that.
     pub fn tag(&mut self, resource: Resource, set: &[Tag], remove: &[String]) -> Result<Tags, CloudError> {
         if matches!(resource, Resource::Image(_)) {
             self.register_embedded()?;
@@ -89,7 +90,7 @@ impl Cloud {
             };
             changed?.ok_or_else(|| resource.not_found().into())
         })?;
-        // Its tags may be part of its metadata.
+        // The metadata service may serve the tags.
         if let Resource::Instance(id) = resource {
             let record = self.instance(&id.to_string())?;
             self.retell(&record)?;
@@ -113,10 +114,10 @@ impl Resource {
     }
 }
 
-/// Whether a reference names something of one kind, and what finds it.
+/// True if a reference looks like an identifier of the kind, and the lookup in that kind.
 type Candidate<'a> = (bool, &'a dyn Fn() -> Result<Resource, CloudError>);
 
-/// What is no image; nothing if there is none of that name.
+/// Finds a resource that is not an image. Returns none if no resource has that name.
 fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudError> {
     let instance = || resolve::instance(tx, reference).map(|record| Resource::Instance(record.id));
     let volume = || resolve::volume(tx, reference).map(|record| Resource::Volume(record.id));
@@ -128,7 +129,7 @@ fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudErro
     if SecurityGroupId::looks_like(reference) {
         return group().map(Some);
     }
-    // What looks like the identifier of one kind is no name of another.
+    // A reference that looks like an identifier of one kind is not looked up as a name of another.
     let candidates: [Candidate; 6] = [
         (InstanceId::looks_like(reference), &instance),
         (VolumeId::looks_like(reference), &volume),
@@ -142,7 +143,7 @@ fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudErro
     }
     for (_, candidate) in candidates {
         match candidate() {
-            // What is malformed as the identifier of one kind may be the name of another.
+            // A malformed identifier of one kind may be the name of another.
             Err(CloudError::Ec2(Ec2Error::NotFound { .. } | Ec2Error::MalformedId { .. })) => {}
             found => return found.map(Some),
         }
@@ -150,7 +151,8 @@ fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudErro
     Ok(None)
 }
 
-/// The error for a reference to nothing, of the kind that its prefix names; a name without one is meant for an instance.
+/// Returns the error for a reference that matches nothing. The prefix selects the kind; without one, it is an
+/// instance.
 fn nothing(reference: &str) -> Ec2Error {
     fn meant<K: Kind>(reference: &str) -> Option<Ec2Error> {
         Id::<K>::has_prefix(reference).then(|| Id::<K>::not_found(reference))
@@ -167,7 +169,7 @@ fn nothing(reference: &str) -> Ec2Error {
     kinds.iter().find_map(|kind| kind(reference)).unwrap_or_else(|| InstanceId::not_found(reference))
 }
 
-/// Changes the tags of one record; returns them, or nothing if the record is gone.
+/// Changes the tags of one record. Returns the new tags, or none if the record does not exist.
 fn update<R: Record>(
     tx: &Transaction,
     key: &str,

@@ -1,4 +1,4 @@
-//! Images that come and go: imported, exported, and checked against their digests.
+//! Import, export and verification of images.
 
 use std::path::Path;
 
@@ -9,35 +9,34 @@ use super::registry::{check_name, owner};
 use super::{Cloud, bundle, embedded, new_id, now};
 use crate::store::{ImageRecord, Visibility};
 
-/// What an import is to become.
+/// The parameters of an import.
 #[derive(Debug, Clone)]
 pub struct NewImage {
-    /// Its name; without one, a bundle keeps its own.
+    /// The name; a bundle has its own by default.
     pub name: Option<String>,
-    /// What it is, in a sentence; without one, a bundle keeps its own.
+    /// The description in one sentence; a bundle has its own by default.
     pub description: Option<String>,
-    /// Who may use it.
+    /// The visibility.
     pub visibility: Visibility,
-    /// For a root file system: who commands run as, the kernel's options, and the size in bytes that a file system which
-    /// is made of an archive is to have.
+    /// The parameters of a root file system.
     pub root: RootChoices,
 }
 
-/// What a bundle says itself, and a root file system does not.
+/// The parameters of an imported root file system. A bundle has its own.
 #[derive(Debug, Clone)]
 pub struct RootChoices {
-    /// Who commands run as.
+    /// The user who runs commands.
     pub default_user: String,
     /// Options for the kernel's command line.
     pub cmdline: String,
-    /// In bytes.
+    /// The size in bytes of a file system created from an archive.
     pub size: Option<u64>,
-    /// That cloud-init is in it, where that cannot be seen.
+    /// True if the root file system has cloud-init that cannot be detected.
     pub cloud_init: bool,
 }
 
 impl Cloud {
-    /// Registers the bundle, or the root file system, in `source`; what it is, its content tells.
+    /// Registers the bundle or the root file system in `source`. The content determines which of the two it is.
     pub fn import_image(
         &mut self,
         source: &Path,
@@ -87,7 +86,7 @@ impl Cloud {
         self.register(record, scratch)
     }
 
-    /// Writes the image that `reference` stands for to a new archive.
+    /// Writes an image to a new archive.
     pub fn export_image(
         &mut self,
         reference: &str,
@@ -99,7 +98,7 @@ impl Cloud {
         Ok(record)
     }
 
-    /// Compares the files of the image that `reference` stands for with their digests.
+    /// Compares an image's files with their digests.
     pub fn verify_image(
         &mut self,
         reference: &str,

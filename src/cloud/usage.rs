@@ -1,7 +1,7 @@
-//! What instances used over time: the readings that their monitors leave, as datapoints in the store.
+//! Usage of instances over time: converts the readings of their VMMs to datapoints in the store.
 //!
-//! Whoever asks for an instance's series, and whoever settles its end, brings it up to date. A reading is put into it once:
-//! the store knows the last one, and what comes is the difference to that.
+//! The series is updated when it is queried and when the instance's end is recorded. Each reading enters the series
+//! once: the store keeps the last one as a cursor, and a datapoint is the difference of two readings.
 
 use super::error::CloudError;
 use super::lifecycle::get;
@@ -14,22 +14,22 @@ use crate::store::{InstanceRecord, Transaction, UsageCursor};
 use crate::vmm::usage::{BudgetReading, DiskReading, FILE, Reading, read};
 use crate::vmm::virtio::net::NetRecord;
 
-/// Begins the names of volumes among a machine's disks; the others are instance-store disks.
+/// Name prefix of volumes among a machine's disks. All other disks are instance-store disks.
 const VOLUME: &str = "vol";
 
 impl Cloud {
-    /// What an instance used, up to now.
+    /// Returns the instance's usage up to now.
     pub fn usage(&mut self, record: &InstanceRecord) -> Result<Vec<Datapoint>, CloudError> {
         let mut readings = self.readings(record.id);
         if record.state.has_machine() {
-            // One that does not answer is as it was read last.
+            // If the VMM does not answer, the last reading must do.
             let status = self.folder(record.id).connect().and_then(|mut monitor| monitor.status());
             readings.extend(status.ok().map(|status| Reading::of(&status)));
         }
         self.keep_readings(record.id, &readings)
     }
 
-    /// Judges an instance's size by what it used, if that was observed for `least` seconds.
+    /// Recommends a size for an instance based on its usage, if at least `least` seconds of it were observed.
     pub fn right_size(
         &mut self,
         record: &InstanceRecord,
@@ -45,7 +45,8 @@ impl Cloud {
         Ok(judge(&subject, &self.usage(record)?, least))
     }
 
-    /// Keeps what an instance used whose machine has ended. That it cannot be kept is no reason not to go on.
+    /// Saves the usage of an instance whose machine has ended. A failure is logged only, because it must not block the
+    /// caller.
     pub(super) fn keep_usage(&mut self, id: InstanceId) {
         let readings = self.readings(id);
         if let Err(error) = self.keep_readings(id, &readings) {
@@ -66,7 +67,7 @@ impl Cloud {
     }
 }
 
-/// Puts what is new of `readings` into the series, and returns that.
+/// Adds new `readings` to the series. Returns the series.
 fn fold(
     tx: &Transaction,
     record: &InstanceRecord,
@@ -75,7 +76,7 @@ fn fold(
 ) -> Result<Vec<Datapoint>, CloudError> {
     let id = record.id;
     let before = tx.usage(id)?;
-    // One of another version of this program is as good as none.
+    // Another version's cursor that cannot be parsed counts as missing.
     let cursor = tx.get::<UsageCursor>(&id.to_string())?.and_then(|cursor| serde_json::from_value(cursor.reading).ok());
     let fresh = news(cursor.as_ref(), readings);
     let mut points = before.clone();
@@ -99,14 +100,14 @@ fn fold(
     Ok(after)
 }
 
-/// Readings that are not in a series, and the last one that is.
+/// The readings that are not in the series yet, and the last one that is.
 struct News<'a> {
     cursor: Option<&'a Reading>,
     readings: &'a [Reading],
 }
 
-/// Those of `readings` that come after the cursor. A terminated instance's folder is gone, and another has no file of it: where
-/// there is none of the cursor's machine, those of machines that began later are new.
+/// Returns the readings after the cursor. If the file has no reading of the cursor's machine, only those of later
+/// machines are new.
 fn news<'a>(cursor: Option<&'a Reading>, readings: &'a [Reading]) -> News<'a> {
     let Some(last) = cursor.map(|cursor| cursor.moment) else { return News { cursor, readings } };
     let of_machine = |reading: &Reading| reading.moment.run == last.run;
@@ -120,7 +121,8 @@ fn news<'a>(cursor: Option<&'a Reading>, readings: &'a [Reading]) -> News<'a> {
 }
 
 impl<'a> News<'a> {
-    /// Each with the one before it, if that is of the same machine, and some time has passed.
+    /// Pairs each reading with its predecessor, if that is from the same machine. Readings without elapsed time are
+    /// skipped.
     fn pairs(&self) -> impl Iterator<Item = (Option<&'a Reading>, &'a Reading)> {
         let mut previous = self.cursor;
         self.readings.iter().filter_map(move |reading| {
@@ -130,7 +132,7 @@ impl<'a> News<'a> {
     }
 }
 
-/// What was used between two readings of a machine, or since its beginning.
+/// Returns the usage between two readings of a machine, or since its start.
 fn difference(before: Option<&Reading>, after: &Reading) -> Datapoint {
     let none = Reading::default();
     let before = before.unwrap_or(&none);
@@ -173,7 +175,7 @@ fn network(before: NetRecord, after: NetRecord) -> NetworkUse {
     }
 }
 
-/// A disk that was taken out and put in again counts from nothing.
+/// Returns the usage of a disk. The counters of a disk that was detached and attached again start at zero.
 fn disk_use(before: Option<&DiskReading>, after: &DiskReading) -> DiskUse {
     let sums = |disk: &DiskReading| [disk.read_bytes, disk.written_bytes, disk.reads, disk.writes, disk.held_ns];
     let goes_on = |before: &&DiskReading| sums(before).iter().zip(sums(after)).all(|(before, after)| *before <= after);
@@ -207,11 +209,11 @@ mod tests {
         assert_eq!(periods(None, &file), [(1, 500), (1, 1500), (2, 100)]);
         assert_eq!(periods(Some(&file[1]), &file), [(1, 1500), (2, 100)]);
         assert_eq!(periods(Some(&file[4]), &file), []);
-        // A status that came between two readings, and readings that were thinned meanwhile.
+        // The cursor is a status between two readings, or readings were thinned out meanwhile.
         assert_eq!(periods(Some(&reading(1, 700)), &file), [(1, 1300), (2, 100)]);
         assert_eq!(periods(Some(&file[1]), &file[2..]), [(1, 1500), (2, 100)]);
         assert_eq!(periods(Some(&reading(2, 130)), &file), []);
-        // A machine that could not write its first ones: those before it are known.
+        // The machine could not write its first readings. The readings before those are in the series already.
         assert_eq!(periods(Some(&reading(3, 5)), &file), []);
         assert_eq!(periods(Some(&reading(3, 5)), &[&file[..], &[reading(3, 25)]].concat()), [(3, 20)]);
     }

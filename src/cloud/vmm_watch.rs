@@ -1,8 +1,8 @@
-//! Waits for an instance's VMM that end as soon as the VMM can no longer appear.
+//! Waits for an instance's VMM. A wait ends early if no VMM can appear anymore.
 //!
-//! A VMM announces itself by moving its control socket to its final name, which inotify reports. The supervisor holds the
-//! instance's lock for as long as the instance runs, also while the guest reboots. A thread waits for that lock, so its
-//! release ends the wait, whoever died.
+//! A VMM announces itself by moving its control socket to its final name, which inotify reports. The supervisor holds
+//! the instance's lock for as long as the instance runs, even while the guest reboots. A thread waits for that lock,
+//! so the death of both processes ends the wait.
 
 use std::fs::File;
 use std::io;
@@ -21,18 +21,18 @@ use crate::host::home::lock_file;
 use crate::host::monitor_process::{LOCK, make_vmm_directory};
 use crate::vmm::control::SOCKET;
 
-/// Outcome of a wait for a VMM.
+/// The outcome of a wait for a VMM.
 #[derive(Debug)]
 pub(super) enum Awaited {
     /// The VMM listens on its control socket.
     Listening(Box<Monitor>),
-    /// No process runs the instance. The lock keeps it so until it is dropped.
+    /// No process runs the instance. None can start until the lock is dropped.
     Ended(File),
     /// Neither happened in time.
     TimedOut,
 }
 
-/// Reports a VMM that begins to listen, and the release of the instance's lock.
+/// Reports a VMM that starts to listen, and the release of the instance's lock.
 #[derive(Debug)]
 struct VmmWatch<'a> {
     folder: &'a Folder,
@@ -46,14 +46,14 @@ impl<'a> VmmWatch<'a> {
         let failed = |errno: Errno| CloudError::file(folder.path(), "watched")(errno.into());
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
         let sockets = inotify::init(flags).map_err(failed)?;
-        // The supervisor makes it, which another command may be about to start.
+        // The supervisor normally creates the directory, but another command may be about to start it.
         make_vmm_directory(folder.path()).map_err(CloudError::file(folder.path(), "watched"))?;
         inotify::add_watch(&sockets, folder.vmm_directory(), inotify::WatchFlags::MOVED_TO).map_err(failed)?;
         let released = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(failed)?);
         let (sender, lock) = mpsc::channel();
         let (path, signal) = (folder.path().join(LOCK), Arc::clone(&released));
         let wait = move || {
-            // A lock that comes after the watch was dropped is released at once.
+            // A lock acquired after the watch was dropped is released at once.
             if sender.send(lock_file(&path)).is_ok() {
                 // The counter cannot overflow: this is its only write.
                 let _ = rustix::io::write(&*signal, &1_u64.to_ne_bytes());
@@ -102,21 +102,21 @@ impl<'a> VmmWatch<'a> {
 }
 
 impl Folder {
-    /// Waits until the instance's VMM listens, or has ended for good. A guest that reboots gets a new VMM.
+    /// Waits until the instance's VMM listens, or the instance has ended. A guest that reboots gets a new VMM.
     pub(super) fn await_vmm(&self, timeout: Duration) -> Result<Awaited, CloudError> {
         let deadline = Instant::now() + timeout;
         if let Some(monitor) = self.connect_if_listening()? {
             return Ok(Awaited::Listening(Box::new(monitor)));
         }
         let watch = VmmWatch::new(self)?;
-        // A VMM that began to listen before there was a watch is not reported.
+        // The watch does not report a VMM that started to listen before the watch existed.
         match self.connect_if_listening()? {
             Some(monitor) => Ok(Awaited::Listening(Box::new(monitor))),
             None => watch.wait(deadline),
         }
     }
 
-    /// Makes `request`, which lets the guest reboot, and waits until the next VMM listens or the instance has ended.
+    /// Calls `request`, which reboots the guest. Waits until the next VMM listens or the instance has ended.
     pub(super) fn reboot_by(
         &self,
         timeout: Duration,
@@ -128,7 +128,7 @@ impl Folder {
         watch.wait(deadline)
     }
 
-    /// A connection to the VMM; none if no process listens.
+    /// Connects to the VMM. Returns none if no process listens.
     fn connect_if_listening(&self) -> Result<Option<Monitor>, CloudError> {
         match self.connect() {
             Ok(monitor) => Ok(Some(monitor)),
@@ -147,7 +147,7 @@ mod tests {
     use crate::ec2::InstanceId;
     use crate::host::home::Home;
 
-    /// Longer than any wait here may take; a wait that misses its event takes all of it.
+    /// Longer than any wait in these tests. A wait that misses its event takes this long.
     const PATIENCE: Duration = Duration::from_secs(600);
 
     struct Instance {
@@ -173,7 +173,7 @@ mod tests {
         listener
     }
 
-    /// Has a VMM take one connection, read a request from it, and end.
+    /// Makes a VMM accept one connection, read a request from it, and end.
     fn end_at_first_request(listener: UnixListener) -> std::thread::JoinHandle<()> {
         std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
@@ -200,7 +200,7 @@ mod tests {
         let _lock = folder.try_lock().unwrap().unwrap();
         let mut listener = None;
         let awaited = folder.reboot_by(PATIENCE, || {
-            // Other files that are moved in the same moment are no VMM.
+            // Other files moved into the directory are not VMMs.
             let path = |name: &str| folder.vmm_directory().join(name);
             for name in ["a", "b"] {
                 std::fs::write(path(name), "").unwrap();
@@ -261,7 +261,7 @@ mod tests {
         let lock = folder.try_lock().unwrap().unwrap();
         assert!(matches!(folder.await_vmm(Duration::ZERO).unwrap(), Awaited::TimedOut));
         drop(lock);
-        // The watch's thread may take the lock first, and does not keep it.
+        // The watch's thread may acquire the lock first, but releases it.
         drop(lock_file(&path).unwrap());
     }
 }

@@ -1,7 +1,7 @@
 //! EBS volumes.
 //!
-//! A volume is written into one qcow2 file: its own, or a layer over the file of the snapshot that it was made of.
-//! Files of which no volume, no snapshot and no layer has need are swept away.
+//! A volume's data is in one qcow2 file: a standalone file, or an overlay over the file of its snapshot. Files that no
+//! volume, snapshot or overlay uses are removed.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -26,36 +26,36 @@ use crate::store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, Snapsho
 use crate::vmm::config::{DiskConfig, DiskFormat};
 use crate::vmm::control::{Message, Request};
 
-/// How long the guest's agent may take to bind a driver.
+/// Maximum time to connect to the guest's agent.
 const AGENT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
-/// Limit for a guest's driver to take a disk, or to finish with it: there may be much to write.
+/// Maximum time for the guest's driver to bind or unbind a disk. It may have much to write.
 const DRIVER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(300);
 
-/// What a new volume is to be.
+/// The parameters of a new volume.
 #[derive(Debug, Clone, Default)]
 pub struct NewVolume {
-    /// Size, type and figures.
+    /// Size, type and performance.
     pub spec: VolumeSpec,
-    /// The snapshot that it is made of.
+    /// The source snapshot.
     pub snapshot: Option<String>,
-    /// Its tags.
+    /// The tags.
     pub tags: BTreeMap<String, String>,
 }
 
 impl Cloud {
-    /// All volumes, the oldest first.
+    /// Lists all volumes, oldest first.
     pub fn volumes(&mut self) -> Result<Vec<VolumeRecord>, CloudError> {
         let mut records: Vec<VolumeRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         records.sort_by_key(|record| (record.created, record.id));
         Ok(records)
     }
 
-    /// The volume that `reference` stands for.
+    /// Finds a volume.
     pub fn volume(&mut self, reference: &str) -> Result<VolumeRecord, CloudError> {
         self.store.read(|tx| resolve::volume(tx, reference))
     }
 
-    /// Makes a volume: empty, or of a snapshot.
+    /// Creates an empty volume, or one from a snapshot.
     pub fn create_volume(&mut self, new: &NewVolume) -> Result<VolumeRecord, CloudError> {
         let source = new.snapshot.as_ref().map(|reference| self.snapshot(reference)).transpose()?;
         let _lock = self.home.lock(&self.home.volumes())?;
@@ -63,13 +63,13 @@ impl Cloud {
         let path = self.home.volumes().join(&record.file);
         let inserted = self.store.write::<_, CloudError>(|tx| Ok(tx.insert(&record)?));
         if inserted.is_err() {
-            // Without an entry it is nobody's.
+            // Without a record, no volume owns the file.
             let _ = std::fs::remove_file(&path);
         }
         inserted.map(|()| record)
     }
 
-    /// Makes a volume's file, under the lock of volumes; its entry is the caller's to make.
+    /// Creates a volume's file. The caller holds the volumes lock and inserts the record.
     pub(super) fn make_volume(
         &self,
         spec: &VolumeSpec,
@@ -108,7 +108,7 @@ impl Cloud {
         })
     }
 
-    /// Deletes a volume that is attached to nothing.
+    /// Deletes an unattached volume.
     pub fn delete_volume(&mut self, id: VolumeId) -> Result<(), CloudError> {
         self.store.write::<_, CloudError>(|tx| {
             let record = get_volume(tx, id)?;
@@ -122,7 +122,7 @@ impl Cloud {
         Ok(())
     }
 
-    /// Attaches a volume to an instance, stopped or running. Returns the device's name.
+    /// Attaches a volume to a stopped or running instance. Returns the volume's record with the device name.
     pub fn attach_volume(
         &mut self,
         id: VolumeId,
@@ -151,7 +151,7 @@ impl Cloud {
         Ok(volume)
     }
 
-    /// Detaches a volume from its instance, stopped or running. The guest should have unmounted it.
+    /// Detaches a volume from its stopped or running instance. The guest should have unmounted it.
     pub fn detach_volume(&mut self, id: VolumeId, force: bool) -> Result<VolumeRecord, CloudError> {
         let (volume, record) = self.store.read::<_, CloudError>(|tx| {
             let volume = get_volume(tx, id)?;
@@ -193,7 +193,7 @@ impl Cloud {
         })
     }
 
-    /// Puts a disk into a running machine and has the guest's driver look at it.
+    /// Hot-plugs a disk and binds the guest's driver to it.
     fn plug(&self, instance: InstanceId, disk: DiskConfig) -> Result<(), CloudError> {
         let folder = self.folder(instance);
         let mut monitor = folder.connect()?;
@@ -202,7 +202,7 @@ impl Cloud {
         self.drive(instance, "bind", &slot)
     }
 
-    /// Has the guest's driver leave a disk, and takes it out of the machine.
+    /// Unbinds the guest's driver from a disk and detaches the disk.
     fn unplug(&self, record: &InstanceRecord, id: &str, force: bool) -> Result<(), CloudError> {
         let mut monitor = self.folder(record.id).connect()?;
         let slot = slot_of(&mut monitor, &Request::DiskSlot { id: id.into() })?;
@@ -210,13 +210,13 @@ impl Cloud {
             Err(error) if !force => return Err(error),
             _ => {}
         }
-        // First what a reboot starts with: after one, the disk is out.
+        // Change the configuration first, so that a guest that reboots now comes up without the disk.
         self.folder(record.id).change_config(|config| config.disks.retain(|disk| disk.id != id))?;
         monitor.demand(&Request::DetachDisk { id: id.into(), force })
     }
 
-    /// Writes a slot's name to `bind` or `unbind` of the guest's virtio-mmio driver: by the name that it has from the
-    /// command line, or by the one from ACPI.
+    /// Writes a slot's device name to `bind` or `unbind` of the guest's virtio-mmio driver. The name comes from the
+    /// kernel command line or from ACPI; both are tried.
     fn drive(&self, instance: InstanceId, file: &str, [bus, acpi]: &[String; 2]) -> Result<(), CloudError> {
         let driver = "/sys/bus/platform/drivers/virtio-mmio";
         let script = format!(
@@ -241,7 +241,7 @@ impl Cloud {
         Err(CloudError::refused(ErrorCode::IncorrectState, what, Some(hint.into())))
     }
 
-    /// Changes a volume's size, type and figures. A running guest sees the new size.
+    /// Changes a volume's size, type and performance. A running guest sees the new size.
     pub fn modify_volume(&mut self, id: VolumeId, change: &VolumeChange) -> Result<VolumeRecord, CloudError> {
         let record = self.store.read::<_, CloudError>(|tx| get_volume(tx, id))?;
         let figures = figures_of(&record)?.modified(change, role_of(&record))?;
@@ -274,7 +274,10 @@ impl Cloud {
         }
     }
 
-    /// The monitor of the running instance that the volume is attached to.
+    /// Connects to the VMM of the running instance that the volume is attached to. Returns none if there is none.
+    ///
+    /// # Errors
+    /// Fails if the instance is hibernated or changing its state.
     pub(super) fn running_machine_of(&mut self, record: &VolumeRecord) -> Result<Option<Monitor>, CloudError> {
         let Some(attachment) = &record.attachment else { return Ok(None) };
         let instance = self.store.read::<_, CloudError>(|tx| get(tx, attachment.instance_id))?;
@@ -291,7 +294,7 @@ impl Cloud {
     }
 }
 
-/// Attaches a volume to an instance, in both entries; to write them is the caller's.
+/// Attaches a volume to an instance in both records. The caller stores the records.
 pub(super) fn attach(
     record: &mut InstanceRecord,
     volume: &mut VolumeRecord,
@@ -342,7 +345,7 @@ fn role_of(record: &VolumeRecord) -> Role {
     }
 }
 
-/// The figures of a volume, as its rules have them.
+/// Returns a volume's size, type and performance.
 pub(super) fn figures_of(record: &VolumeRecord) -> Result<VolumeFigures, CloudError> {
     let volume_type: VolumeType = record.volume_type.parse()?;
     let size =

@@ -1,10 +1,10 @@
-//! Warm snapshots: guests of an image and a size that were saved right after they had started, before they were anybody's.
-//! A launch that finds one goes on from it, in milliseconds, in place of booting. Images with cloud-init have none: it asks
-//! at boot whose it is, and would have done so before it was anybody's.
+//! Templates: snapshots of guests of an image and a size, taken right after their boot and before they have an
+//! identity. A launch restores one in milliseconds instead of booting. Images with cloud-init have no templates,
+//! because cloud-init asks for the instance's identity at boot.
 //!
-//! Each has a folder (the saved machine) and a file beside it (the layer of the root file system, as it was at that
-//! moment), both named by its key. The folder comes last and goes first: what has none is nothing. Whoever uses one has a
-//! shared lock of it; who removes it, the exclusive one.
+//! Each template has a directory with the machine's snapshot, and a file with the overlay of the root file system.
+//! Both are named by its key. The directory is created last and removed first: without it, there is no template. A
+//! user of a template holds a shared lock on it; a command that removes it takes the exclusive lock.
 
 use std::fs::{self, File};
 use std::io;
@@ -31,45 +31,46 @@ use crate::vmm::config::CpuConfig;
 use crate::vmm::machine::Restore;
 use crate::vmm::snapshot;
 
-/// What a warm guest calls its root disk.
+/// The id of a template's root disk.
 pub(super) const ROOT: &str = "root";
-/// How much disk all warm snapshots may take together, in MiB; with 0 none is kept.
+/// Environment variable with the disk space for all templates in MiB. At 0, no templates are kept.
 pub const LIMIT_VARIABLE: &str = "WISP_WARM_LIMIT";
 const DEFAULT_LIMIT_MIB: u64 = 4096;
-/// What there is to know about one, in its folder.
+/// The name of the metadata file in a template's directory.
 const FACTS: &str = "warm.json";
-/// Begins the names of what is not finished.
+/// Name prefix of unfinished files and directories.
 const UNFINISHED: &str = ".new-";
-/// How long an agent that is ready may take to answer and to write what it has.
+/// Maximum time for a ready agent to answer, and to write the guest's dirty pages.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long saving may take.
+/// Maximum time for saving a machine.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// What a warm snapshot is of.
+/// The metadata of a template.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarmFacts {
-    /// The image's folder, as seen from the folder of the data directory's images: a data directory can be moved or copied.
+    /// The image's directory, relative to the data directory's images: a data directory can be moved or copied.
     pub image: PathBuf,
     /// vCPUs and their topology.
     pub cpus: CpuConfig,
-    /// Memory, in MiB, without the kernel's share.
+    /// Memory in MiB without the kernel's share.
     pub memory_mib: u64,
-    /// When it was made, in seconds since 1970.
+    /// The creation time in seconds since 1970.
     pub made: u64,
 }
 
-/// A warm snapshot as it is listed.
+/// A template in a list.
 #[derive(Debug, Clone)]
 pub struct WarmRecord {
-    /// What it is of.
+    /// The metadata.
     pub facts: WarmFacts,
-    /// What it takes on disk.
+    /// The size on disk.
     pub bytes: u64,
     key: String,
     used: SystemTime,
 }
 
-/// A saved machine that a launch goes on from: a warm snapshot, which stays for as long as this does, or an image's memory.
+/// A snapshot that launches are restored from: a template or an image's memory. A template is locked until this is
+/// dropped.
 #[derive(Debug)]
 pub struct Warm {
     folder: PathBuf,
@@ -79,36 +80,36 @@ pub struct Warm {
 }
 
 impl Warm {
-    /// What a machine goes on from.
+    /// Returns the snapshot to restore from.
     pub fn restore(&self) -> Restore {
         Restore { folder: self.folder.clone(), once: false }
     }
 
-    /// What its guest has written since the image's root file system was as it is (qcow2), if anything; it is not to be
+    /// Returns the overlay (qcow2) with the guest's writes to the image's root file system, if any. It must not be
     /// written.
     pub fn layer(&self) -> Option<&Path> {
         self.layer.as_deref()
     }
 
-    /// What it calls its root disk.
+    /// The id of the root disk.
     pub fn root(&self) -> &str {
         &self.root
     }
 }
 
-/// How much disk warm snapshots may take, in bytes.
+/// Returns the disk space for templates in bytes.
 pub fn limit() -> u64 {
     let given = std::env::var(LIMIT_VARIABLE).ok();
     let mib = given.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(DEFAULT_LIMIT_MIB);
     mib.saturating_mul(1 << 20)
 }
 
-/// Its folder, its layer and its lock.
+/// Returns the paths of a template's directory, overlay and lock.
 fn paths(home: &Home, key: &str) -> [PathBuf; 3] {
     [key.to_string(), format!("{key}.qcow2"), format!("{key}.lock")].map(|name| home.warm().join(name))
 }
 
-/// An image's folder, as seen from the folder of images.
+/// Returns an image's directory relative to the directory of images.
 fn seen(home: &Home, folder: &Path) -> PathBuf {
     folder.strip_prefix(home.images()).unwrap_or(folder).to_path_buf()
 }
@@ -117,7 +118,7 @@ fn key(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> String {
     let manifest = &image.manifest;
     let digests = [Some(&manifest.kernel.sha256), manifest.root.as_ref().map(|root| &root.sha256)];
     let initrd = manifest.initrd.as_ref().map(|initrd| &initrd.sha256);
-    // What machines are made of besides: those of another time are not to be gone on from.
+    // The last part stands for the machine's devices: a template with other devices cannot be used.
     let folder = seen(home, &image.folder);
     let parts = serde_json::json!([folder, digests, initrd, manifest.kernel.cmdline, cpus, memory_mib, "net"]);
     let mut key = crate::host::sparse::hex(&Sha256::digest(parts.to_string()));
@@ -125,13 +126,13 @@ fn key(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> String {
     key
 }
 
-/// Whether there can be warm snapshots of an image.
+/// Returns true if an image can have templates.
 pub fn can_have(image: &Image) -> bool {
     image.manifest.root.is_some() && !image.manifest.cloud_init && limit() > 0
 }
 
-/// What a launch of an image in a size goes on from, if there is anything that this wisp and this host can: the image's
-/// memory, or a warm snapshot.
+/// Returns the snapshot that a launch of an image in a size can be restored from: the image's memory or a template.
+/// Returns none if there is none that this version and this host can restore.
 pub fn find(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Option<Warm> {
     if let Some(memory) = ImageMemory::of(image).filter(|memory| memory.is_of(cpus, memory_mib)) {
         let folder = image_memory::folder(image);
@@ -156,7 +157,7 @@ fn find_snapshot(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -
     flock(&file, FlockOperation::NonBlockingLockShared).ok()?;
     match snapshot::check(&folder) {
         Ok(()) => {
-            // The one that was not used for the longest time goes first.
+            // The modification time records the last use, so that the least recently used template is removed first.
             let _ = File::open(folder.join(FACTS)).and_then(|facts| facts.set_modified(SystemTime::now()));
             Some(Warm { folder, layer: Some(layer), root: ROOT.into(), _lock: Some(file) })
         }
@@ -171,7 +172,7 @@ fn find_snapshot(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -
     }
 }
 
-/// The task of making a warm snapshot, which one of many launches at the same time has.
+/// The right to create a template, which only one of several concurrent launches gets.
 #[derive(Debug)]
 pub struct Task {
     path: PathBuf,
@@ -179,7 +180,8 @@ pub struct Task {
 }
 
 impl Task {
-    /// For a launch that had to boot; nothing if another launch's is at it, or has done it.
+    /// Acquires the task after a cold boot. Returns none if another launch has the task, or if the template exists
+    /// already.
     pub fn take(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Result<Option<Task>, CloudError> {
         let path = home.warm().join(format!("{}.making", key(home, image, cpus, memory_mib)));
         let lock = try_lock_file(&path).map_err(CloudError::file(&path, "locked"))?;
@@ -190,13 +192,13 @@ impl Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
-        // Who locks it in this moment finds the snapshot.
+        // A process that acquires the lock now still finds the template, so removing the file is safe.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Boots a guest of the image and size, saves it when its agent answers, and makes room for it. One that is there already
-/// is made anew.
+/// Boots a guest of the image and size, saves it as a template when its agent is ready, and evicts old templates. An
+/// existing template is replaced.
 pub fn make(
     home: &Home,
     image: &Image,
@@ -246,7 +248,7 @@ pub fn make(
         .ok_or_else(|| CloudError::NotWarm(format!("it is larger than {LIMIT_VARIABLE} allows, {} MiB", limit() >> 20)))
 }
 
-/// A folder for a machine that is about to be saved; it is removed unless it is moved to its place.
+/// Creates a directory for a machine that is about to be saved. It is removed unless it is moved to its final path.
 fn unfinished_folder(home: &Home) -> Result<TempDir, CloudError> {
     let warm = home.warm();
     let private = fs::Permissions::from_mode(0o700);
@@ -254,7 +256,7 @@ fn unfinished_folder(home: &Home) -> Result<TempDir, CloudError> {
     folder.map_err(CloudError::file(&warm, "written"))
 }
 
-/// A file that is removed unless it was moved to its place.
+/// A file that is removed unless it was moved to its final path.
 struct Unfinished(PathBuf);
 
 impl Drop for Unfinished {
@@ -263,11 +265,12 @@ impl Drop for Unfinished {
     }
 }
 
-/// Boots, and saves into `folder`.
+/// Boots a guest and saves it into `folder`.
 fn save(home: &Home, spec: &RunSpec, folder: &Path, boot_timeout: Duration, began_ns: u64) -> Result<(), CloudError> {
     let mut instance = EphemeralInstance::start(home, spec, began_ns)?;
     instance.wait_ready(boot_timeout)?;
-    // It answers when all that comes after its ready is done; what it wrote is in the layer, and not waiting in memory.
+    // The agent answers when its work after the ready message is done. The sync then writes dirty pages to the
+    // overlay.
     let connect = || Agent::connect(&instance.vsock(), AGENT_TIMEOUT).map_err(RunError::from);
     let facts = connect()?.ping(AGENT_TIMEOUT).map_err(RunError::from)?;
     if !facts.agent_version.contains(FEATURE) {
@@ -280,7 +283,8 @@ fn save(home: &Home, spec: &RunSpec, folder: &Path, boot_timeout: Duration, bega
     Ok(instance.save(folder, SAVE_TIMEOUT)?)
 }
 
-/// Has a guest run a shell that does nothing: the first command of whoever goes on from it need not read it from the disk.
+/// Runs a shell that does nothing in the guest. The first command after a restore then need not read the shell from
+/// the disk.
 fn read_a_shell(agent: Agent) -> Result<(), guest::Error> {
     let null = File::options().read(true).write(true).open("/dev/null");
     let null = null.map_err(|source| guest::Error::Local { action: "open /dev/null", source })?;
@@ -289,7 +293,7 @@ fn read_a_shell(agent: Agent) -> Result<(), guest::Error> {
     agent.with_silence_limit(AGENT_TIMEOUT).exec(request, streams).map(drop)
 }
 
-/// All there are, those last used first.
+/// Lists all templates, most recently used first.
 pub fn list(home: &Home) -> Result<Vec<WarmRecord>, CloudError> {
     let warm = home.warm();
     let mut records = Vec::new();
@@ -311,14 +315,14 @@ fn weigh(home: &Home, key: &str) -> u64 {
     snapshot::bytes(&folder) + layer.metadata().map_or(0, |metadata| metadata.blocks() * 512)
 }
 
-/// Those of the image in `folder`.
+/// Lists the templates of the image in `folder`.
 pub fn list_of(home: &Home, folder: &Path) -> Result<Vec<WarmRecord>, CloudError> {
     let mut records = list(home)?;
     records.retain(|record| record.facts.image == seen(home, folder));
     Ok(records)
 }
 
-/// Removes those of the image in `folder`. Returns how many those were.
+/// Removes the templates of the image in `folder`. Returns their number.
 pub fn remove_of(home: &Home, folder: &Path) -> Result<usize, CloudError> {
     let _lock = home.lock(&home.warm())?;
     let records = list_of(home, folder)?;
@@ -326,7 +330,7 @@ pub fn remove_of(home: &Home, folder: &Path) -> Result<usize, CloudError> {
     Ok(records.len())
 }
 
-/// Removes those that were not used for the longest time, until the rest is within the limit.
+/// Removes each template that does not fit into the limit together with those that were used more recently.
 fn make_room(home: &Home) -> Result<(), CloudError> {
     let mut left = limit();
     for record in list(home)? {
@@ -338,7 +342,7 @@ fn make_room(home: &Home) -> Result<(), CloudError> {
     Ok(())
 }
 
-/// Removes one, unless somebody uses it now.
+/// Removes a template, unless it is in use.
 fn remove(home: &Home, key: &str) -> Result<(), CloudError> {
     let [folder, layer, lock] = paths(home, key);
     let file = private_file(&lock).map_err(CloudError::file(&lock, "made"))?;
@@ -354,7 +358,7 @@ fn remove(home: &Home, key: &str) -> Result<(), CloudError> {
     gone(fs::remove_file(&lock)).map_err(CloudError::file(&lock, "removed"))
 }
 
-/// Removes what makers left that were killed.
+/// Removes old unfinished files of killed commands.
 pub(super) fn sweep(home: &Home) -> Result<(), CloudError> {
     let warm = home.warm();
     for entry in fs::read_dir(&warm).map_err(CloudError::file(&warm, "read"))?.flatten() {
@@ -371,12 +375,12 @@ pub(super) fn sweep(home: &Home) -> Result<(), CloudError> {
     Ok(())
 }
 
-/// Copies a warm guest's layer for an instance of its own.
+/// Copies a template's overlay for a new instance.
 pub(super) fn copy_layer(layer: &Path, destination: &Path) -> Result<(), CloudError> {
     let failed = || CloudError::file(destination, "made");
     let mut source = File::open(layer).map_err(CloudError::file(layer, "read"))?;
     let mut file = private_file(destination).map_err(failed())?;
-    // By reference where the file system can.
+    // The kernel shares the extents if the file system supports it.
     io::copy(&mut source, &mut file).map_err(failed())?;
     Ok(())
 }

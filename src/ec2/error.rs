@@ -1,4 +1,4 @@
-//! What can be wrong with a request, by cause; each with EC2's own code and what to do about it.
+//! Errors of requests, by cause, with EC2's code and advice for the user.
 
 use std::fmt;
 
@@ -11,84 +11,83 @@ use super::tag::TagError;
 use super::user_data::UserDataError;
 use super::volume::VolumeError;
 
-/// A request that EC2's rules refuse. Prints as `CODE: sentence`; [`Ec2Error::hint`] says what to
-/// do about it.
+/// A request that EC2's rules refuse. Displays as `CODE: sentence`; [`Ec2Error::hint`] returns the advice.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ec2Error {
-    /// There is no such instance type.
+    /// The instance type does not exist.
     UnknownInstanceType {
-        /// The type or family asked for.
+        /// The requested type or family.
         given: String,
-        /// What may have been meant, closest first.
+        /// Suggestions, the closest first.
         closest: Vec<&'static str>,
     },
-    /// The type exists, and cannot run here whatever the host has.
+    /// The type exists in EC2, but cannot run here on any host.
     NotLaunchable {
-        /// The type asked for.
+        /// The requested type.
         instance_type: &'static str,
-        /// What keeps it from running.
+        /// The reason.
         reason: NotLaunchable,
     },
-    /// The host has no room for the instance.
+    /// The host lacks capacity for the instance.
     InsufficientCapacity(Box<Shortage>),
     /// A parameter's value is not allowed.
     InvalidParameterValue {
-        /// The parameter, as the API names it.
+        /// The parameter, as the API spells it.
         parameter: &'static str,
-        /// The value that was given.
+        /// The given value.
         given: String,
-        /// What the values are, as a sentence.
+        /// The allowed values, as a sentence.
         rule: String,
     },
-    /// An identifier is not well formed.
+    /// An identifier is malformed.
     MalformedId {
-        /// The code, which depends on the kind of thing.
+        /// The code, which depends on the kind of resource.
         code: ErrorCode,
-        /// The kind of thing.
+        /// The kind of resource.
         noun: &'static str,
-        /// What its identifiers begin with.
+        /// The prefix of its identifiers.
         prefix: &'static str,
-        /// What was given.
+        /// The given text.
         given: String,
     },
-    /// There is nothing of that identifier or name.
+    /// No resource has this identifier or name.
     NotFound {
-        /// The code, which depends on the kind of thing.
+        /// The code, which depends on the kind of resource.
         code: ErrorCode,
-        /// The kind of thing.
+        /// The kind of resource.
         noun: &'static str,
-        /// What was given.
+        /// The given text.
         given: String,
     },
-    /// An abbreviated identifier, or a name, stands for several things.
+    /// An abbreviated identifier or a name matches several resources.
     AmbiguousReference {
-        /// The kind of thing.
+        /// The kind of resource.
         noun: &'static str,
-        /// What was given.
+        /// The given text.
         given: String,
-        /// The identifiers it may stand for.
+        /// The matching identifiers.
         matches: Vec<String>,
     },
     /// The instance is in a state that does not allow the action.
     IncorrectInstanceState {
-        /// Which instance.
+        /// The instance.
         instance: InstanceId,
-        /// The state it is in.
+        /// Its state.
         state: &'static str,
-        /// What was to happen to it, as a participle: `started`.
+        /// The refused action as a participle, for example `started`.
         action: &'static str,
     },
-    /// A request that is refused for a reason of its own.
+    /// A refusal for a reason without a variant of its own.
     Refused {
-        /// EC2's code.
+        /// EC2's error code.
         code: ErrorCode,
-        /// What is in the way, as a sentence.
+        /// The problem, as a sentence.
         what: String,
-        /// What to do about it, as a line.
+        /// The advice for the user as one line.
         hint: Option<String>,
     },
 
-    /// A volume, a change of one, or its place in an instance is not allowed.
+    /// A volume, a volume modification or an attachment is not allowed.
     Volume(VolumeError),
     /// A key pair is not allowed.
     KeyPair(KeyPairError),
@@ -99,12 +98,12 @@ pub enum Ec2Error {
 }
 
 impl Ec2Error {
-    /// A refusal for a reason of its own.
+    /// Returns a refusal for a reason without a variant of its own.
     pub fn refused(code: ErrorCode, what: impl Into<String>, hint: Option<String>) -> Ec2Error {
         Ec2Error::Refused { code, what: what.into(), hint }
     }
 
-    /// EC2's code.
+    /// EC2's error code.
     pub fn code(&self) -> ErrorCode {
         match self {
             Ec2Error::UnknownInstanceType { .. }
@@ -123,7 +122,7 @@ impl Ec2Error {
         }
     }
 
-    /// What to do about it, as one line; none where the sentence says it all.
+    /// The advice for the user as one line; none if the message suffices.
     pub fn hint(&self) -> Option<String> {
         match self {
             Ec2Error::UnknownInstanceType { closest, .. } => Some(match closest.as_slice() {
@@ -232,7 +231,7 @@ impl From<TagError> for Ec2Error {
     }
 }
 
-/// `a`, `a or b`, `a, b or c`.
+/// Joins names: `a`, `a or b`, `a, b or c`.
 fn one_of<T: AsRef<str>>(names: &[T]) -> String {
     let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
     match names.split_last() {

@@ -7,142 +7,142 @@ use std::fmt;
 pub enum ErrorCode {
     /// The instance is in a state that does not allow the action.
     IncorrectInstanceState,
-    /// The host has no room for the instance.
+    /// The host lacks capacity for the instance.
     InsufficientInstanceCapacity,
-    /// An image identifier is not well formed.
+    /// An image id is malformed.
     InvalidAmiIdMalformed,
-    /// There is no such image.
+    /// The image does not exist.
     InvalidAmiIdNotFound,
-    /// An instance identifier is not well formed.
+    /// An instance id is malformed.
     InvalidInstanceIdMalformed,
-    /// There is no such instance.
+    /// The instance does not exist.
     InvalidInstanceIdNotFound,
     /// A parameter's value is not allowed.
     InvalidParameterValue,
-    /// What was asked for exists, but not here.
+    /// EC2 supports the request, but Wisp or this host does not.
     Unsupported,
-    /// The request would have succeeded, and nothing was to be done.
+    /// The dry run found no problem: the request would have succeeded.
     DryRunOperation,
-    /// A client token was used before, with other parameters.
+    /// A client token was used before with other parameters.
     IdempotentParameterMismatch,
-    /// A client token was used for instances that are terminated.
+    /// A client token was used for instances that are now terminated.
     IdempotentInstanceTerminated,
-    /// An image has that name already.
+    /// The image name is in use.
     InvalidAmiNameDuplicate,
-    /// A name that no image can have.
+    /// The image name is invalid.
     InvalidAmiNameMalformed,
-    /// There is no such key pair.
+    /// The key pair does not exist.
     InvalidKeyPairNotFound,
-    /// A reservation identifier is not well formed.
+    /// A reservation id is malformed.
     InvalidReservationIdMalformed,
-    /// There is no such reservation.
+    /// The reservation does not exist.
     InvalidReservationIdNotFound,
-    /// An image is made of the snapshot.
+    /// An image uses the snapshot.
     InvalidSnapshotInUse,
-    /// There is no such snapshot.
+    /// The snapshot does not exist.
     InvalidSnapshotNotFound,
-    /// A snapshot identifier is not well formed.
+    /// A snapshot id is malformed.
     InvalidSnapshotIdMalformed,
-    /// There is no such volume.
+    /// The volume does not exist.
     InvalidVolumeNotFound,
-    /// A volume identifier is not well formed.
+    /// A volume id is malformed.
     InvalidVolumeIdMalformed,
     /// A volume or snapshot is in a state that does not allow the action.
     IncorrectState,
-    /// The instance is protected against it.
+    /// The instance is protected against the action.
     OperationNotPermitted,
     /// The volume is attached to an instance.
     VolumeInUse,
 
-    // Of VPCs, subnets and addresses.
-    /// There is a default VPC already.
+    // VPCs, subnets and addresses.
+    /// A default VPC exists already.
     DefaultVpcAlreadyExists,
-    /// All addresses of the subnet are taken.
+    /// All addresses of the subnet are in use.
     InsufficientFreeAddressesInSubnet,
-    /// There is no such elastic address.
+    /// The elastic address does not exist.
     InvalidAllocationIdNotFound,
-    /// The identifier of an elastic address is not well formed.
+    /// The id of an elastic address is malformed.
     InvalidAllocationIdMalformed,
-    /// An address is associated with nothing.
+    /// The association does not exist.
     InvalidAssociationIdNotFound,
-    /// The identifier of an association is not well formed.
+    /// An association id is malformed.
     InvalidAssociationIdMalformed,
-    /// An address is in use.
+    /// The address is in use.
     InvalidIpAddressInUse,
-    /// A subnet identifier is not well formed.
+    /// A subnet id is malformed.
     InvalidSubnetIdMalformed,
-    /// There is no such subnet.
+    /// The subnet does not exist.
     InvalidSubnetIdNotFound,
     /// The subnet overlaps another one.
     InvalidSubnetConflict,
-    /// No subnet can have this range.
+    /// The range is not valid for a subnet.
     InvalidSubnetRange,
-    /// A VPC identifier is not well formed.
+    /// A VPC id is malformed.
     InvalidVpcIdMalformed,
-    /// There is no such VPC.
+    /// The VPC does not exist.
     InvalidVpcIdNotFound,
-    /// No VPC can have this range.
+    /// The range is not valid for a VPC.
     InvalidVpcRange,
-    /// The elastic address is associated with something else.
+    /// The elastic address is associated with another resource.
     ResourceAlreadyAssociated,
-    /// There is no default VPC, and no other was named.
+    /// No VPC was specified, and there is no default VPC.
     VpcIdNotSpecified,
 
-    // Of security groups.
-    /// What cannot be deleted by its nature.
+    // Security groups.
+    /// The resource can never be deleted, for example a default security group.
     CannotDelete,
-    /// Something else needs it.
+    /// Another resource depends on this one.
     DependencyViolation,
-    /// A security group has that name already.
+    /// The security group's name is in use.
     InvalidGroupDuplicate,
-    /// There is no such security group.
+    /// The security group does not exist.
     InvalidGroupNotFound,
-    /// A name that only the default group has.
+    /// The name is reserved for default security groups.
     InvalidGroupReserved,
-    /// A security group identifier is not well formed.
+    /// A security group id is malformed.
     InvalidGroupIdMalformed,
-    /// The group has that rule already.
+    /// The group has this rule already.
     InvalidPermissionDuplicate,
-    /// A rule that makes no sense.
+    /// The rule is malformed.
     InvalidPermissionMalformed,
-    /// The group has no such rule.
+    /// The group does not have this rule.
     InvalidPermissionNotFound,
-    /// A rule identifier is not well formed.
+    /// A security group rule id is malformed.
     InvalidSecurityGroupRuleIdMalformed,
-    /// There is no such rule.
+    /// The security group rule does not exist.
     InvalidSecurityGroupRuleIdNotFound,
-    /// A security group has all the rules it can have.
+    /// The security group has the maximum number of rules.
     RulesPerSecurityGroupLimitExceeded,
 
-    // Of volumes' figures, key pairs, user data and tags.
-    /// The instance can have no more volumes.
+    // Volume figures, key pairs, user data and tags.
+    /// The instance has the maximum number of volumes.
     AttachmentLimitExceeded,
     /// An entry of a block device mapping is not allowed.
     InvalidBlockDeviceMapping,
-    /// A key pair has that name already.
+    /// The key pair's name is in use.
     InvalidKeyPairDuplicate,
-    /// What was given is no public key.
+    /// The input is not a public key.
     InvalidKeyPairFormat,
-    /// Parameters that exclude each other, or lack one another.
+    /// Parameters exclude each other, or one requires another.
     InvalidParameterCombination,
-    /// A tag's key is not allowed.
+    /// A tag key is not allowed.
     InvalidTagKeyMalformed,
-    /// User data that is not well formed.
+    /// User data is malformed.
     InvalidUserDataMalformed,
-    /// A parameter is needed, and was not given.
+    /// A required parameter is missing.
     MissingParameter,
-    /// A resource has all the tags it can have.
+    /// The resource has the maximum number of tags.
     TagLimitExceeded,
-    /// There is no such type of volume.
+    /// The volume type does not exist.
     UnknownVolumeType,
-    /// It cannot be done with this, or not now.
+    /// The resource does not support the operation, or not in its current state.
     UnsupportedOperation,
-    /// The instance cannot be hibernated.
+    /// The instance does not support hibernation.
     UnsupportedHibernationConfiguration,
 }
 
 impl ErrorCode {
-    /// The code as the API spells it.
+    /// Returns the code as the API spells it.
     pub fn as_str(self) -> &'static str {
         match self {
             ErrorCode::IncorrectInstanceState => "IncorrectInstanceState",

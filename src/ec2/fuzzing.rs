@@ -1,5 +1,5 @@
-//! Entry points for fuzzing what people type: sizes, ids, names and options. What is understood can be printed, and is
-//! understood to be the same then.
+//! Entry points for fuzzing the parsers of user input: sizes, ids, names and options. Parsed sizes, device names, CIDR
+//! ranges and instance ids must survive printing and parsing again.
 
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
@@ -17,7 +17,7 @@ use super::user_data::UserData;
 use super::volume::{VolumeOption, VolumeSize, VolumeType};
 use super::{Ec2Error, catalogue};
 
-/// A word of a command line.
+/// Parses a word of a command line.
 pub(crate) fn words(data: &[u8]) {
     let _ = UserData::read(data);
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -41,7 +41,7 @@ pub(crate) fn words(data: &[u8]) {
     told(Id::find(text, known));
 }
 
-/// An error is a sentence, and may have a hint.
+/// Checks that an error has a message.
 fn told<T>(result: Result<T, Ec2Error>) {
     if let Err(error) = result {
         assert!(!error.to_string().is_empty());

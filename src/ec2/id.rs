@@ -1,7 +1,7 @@
-//! Identifiers as EC2 writes them: a prefix, a dash and seventeen lower-case hexadecimal digits.
+//! Identifiers in EC2's format: a prefix, a dash and 17 lowercase hexadecimal digits.
 //!
-//! The kind of thing is part of the type, so an image's identifier can never stand where an
-//! instance's belongs. Making one is pure: the caller brings the random bytes.
+//! The kind of resource is part of the type, so an image id cannot be used where an instance id is expected. Creating
+//! an identifier is pure: the caller passes in the random bytes.
 
 use std::fmt;
 use std::hash::Hash;
@@ -14,26 +14,26 @@ use super::error::{Ec2Error, ErrorCode};
 
 /// Hexadecimal digits in an identifier.
 pub const DIGITS: usize = 17;
-/// Random bytes that make the digits; half of the first one is left unused.
+/// Random bytes needed for the digits. Half of the first byte is not used.
 pub const RANDOM_BYTES: usize = DIGITS.div_ceil(2);
 
 const NUMBER_MASK: u128 = (1 << (4 * DIGITS)) - 1;
-/// Digits of EC2's older identifiers: well formed, and none of them exists here.
+/// The number of digits in EC2's older identifiers. They are well-formed, but no resource here has one.
 const OLD_DIGITS: usize = 8;
 
-/// What an identifier names, and EC2's words for it.
+/// A kind of resource, with EC2's terms for its identifiers.
 pub trait Kind: Copy + fmt::Debug + Ord + Hash + 'static {
-    /// What stands before the dash.
+    /// The text before the dash.
     const PREFIX: &'static str;
-    /// What it names, in a sentence.
+    /// The resource's name in a sentence.
     const NOUN: &'static str;
-    /// EC2's code for an identifier that is not well formed.
+    /// EC2's code for a malformed identifier.
     const MALFORMED: ErrorCode;
-    /// EC2's code for an identifier of nothing.
+    /// EC2's code for an unknown identifier.
     const NOT_FOUND: ErrorCode;
 }
 
-/// The kinds, a line each: its name, its identifiers' type, and what [`Kind`] says of it.
+/// Defines the kinds, one per line: the kind, its identifier type, and the constants of [`Kind`].
 macro_rules! kinds {
     ($($kind:ident, $id:ident: $prefix:literal, $noun:literal, $malformed:ident, $not_found:ident;)*) => {$(
         #[doc = concat!("What has the identifiers `", $prefix, "-…`.")]
@@ -73,35 +73,35 @@ kinds! {
         InvalidAssociationIdMalformed, InvalidAssociationIdNotFound;
 }
 
-/// The identifier of a `K`.
+/// The identifier of a resource of kind `K`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String", bound = "")]
 pub struct Id<K: Kind> {
-    /// The seventeen digits.
+    /// The 17 digits.
     number: u128,
     kind: PhantomData<K>,
 }
 
 impl<K: Kind> Id<K> {
-    /// The identifier that these random bytes spell.
+    /// Creates the identifier with the digits of these random bytes.
     pub fn from_random(bytes: [u8; RANDOM_BYTES]) -> Self {
         let number = bytes.iter().fold(0, |number, byte| number << 8 | u128::from(*byte));
         Id { number: number & NUMBER_MASK, kind: PhantomData }
     }
 
-    /// Whether `text` has the form of such an identifier or of the beginning of one. Anything else
-    /// a person types can only be a name.
+    /// Returns true if `text` has the form of such an identifier or of a prefix of one. Any other text can only be a
+    /// name.
     pub fn looks_like(text: &str) -> bool {
         digits_after(K::PREFIX, text).is_some_and(|digits| (1..=DIGITS).contains(&digits.len()) && is_lower_hex(digits))
     }
 
-    /// Whether this identifier begins with `prefix`, as typed: `i-0a1`.
+    /// Returns true if this identifier starts with `prefix`, for example `i-0a1`.
     pub fn starts_with(&self, prefix: &str) -> bool {
         self.to_string().starts_with(prefix)
     }
 
-    /// The one of the `known` identifiers that `reference`, an identifier or an unambiguous
-    /// beginning of one, stands for.
+    /// Returns the `known` identifier that `reference` denotes. The reference is an identifier or an unambiguous
+    /// prefix of one.
     pub fn find(reference: &str, known: impl IntoIterator<Item = Self>) -> Result<Self, Ec2Error> {
         if !Self::looks_like(reference) {
             return Err(Self::malformed(reference));
@@ -120,13 +120,13 @@ impl<K: Kind> Id<K> {
         }
     }
 
-    /// Whether `text` begins as this kind's identifiers do.
+    /// Returns true if `text` starts with this kind's prefix and a dash.
     pub fn has_prefix(text: &str) -> bool {
         digits_after(K::PREFIX, text).is_some()
     }
 
-    /// The error for a `reference` to nothing. Text that begins as an identifier and is none is malformed, and so is an
-    /// identifier of another kind; anything else may be a name.
+    /// Returns the error for an unknown `reference`. Text that only starts like an identifier is malformed, and so is
+    /// an identifier of another kind. Any other text may be a name.
     pub fn not_found(reference: &str) -> Ec2Error {
         let is_malformed = match digits_after(K::PREFIX, reference) {
             Some(digits) => ![DIGITS, OLD_DIGITS].contains(&digits.len()) || !is_lower_hex(digits),

@@ -1,8 +1,8 @@
-//! How an instance's metadata can be asked for (EC2 API Reference, `InstanceMetadataOptionsRequest`).
+//! Options of the instance metadata service (EC2 API Reference, `InstanceMetadataOptionsRequest`).
 //!
-//! A new instance has what its launch says; else what `wisp metadata-defaults` says (`ModifyInstanceMetadataDefaults`); else
-//! what its image asks for (`ImdsSupport`); else both versions, one hop and no tags. This is EC2's order (EC2 User Guide,
-//! "Order of precedence for instance metadata options").
+//! Each option of a new instance comes from the first of these sources that specifies it: the launch, `wisp
+//! metadata-defaults` (`ModifyInstanceMetadataDefaults`), the image (`ImdsSupport`). The defaults are both versions,
+//! one hop and no tags. This is EC2's order (EC2 User Guide, "Order of precedence for instance metadata options").
 
 use std::str::FromStr;
 
@@ -10,39 +10,39 @@ use serde::{Deserialize, Serialize};
 
 use super::error::Ec2Error;
 
-/// The most hops that an answer may go.
+/// The maximum hop limit.
 const MAX_HOPS: u8 = 64;
 
 /// The options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetadataOptions {
-    /// Whether the service answers (`HttpEndpoint`).
+    /// True if the service is enabled (`HttpEndpoint`).
     pub endpoint: bool,
-    /// Whether only those with a token are answered (`HttpTokens`): version 2 of the service alone.
+    /// True if requests require a token, so that only version 2 of the service is available (`HttpTokens`).
     pub tokens_required: bool,
-    /// How many hops an answer with a token may go (`HttpPutResponseHopLimit`).
+    /// The hop limit of responses to requests with a token (`HttpPutResponseHopLimit`).
     pub hop_limit: u8,
-    /// Whether the instance's tags are part of it (`InstanceMetadataTags`).
+    /// True if the metadata includes the instance's tags (`InstanceMetadataTags`).
     pub tags: bool,
 }
 
 impl Default for MetadataOptions {
-    /// Both versions, from the instance itself, without its tags: as EC2 has it where nobody says otherwise.
+    /// Returns EC2's defaults: both versions, one hop, no tags.
     fn default() -> MetadataOptions {
         MetadataOptions { endpoint: true, tokens_required: false, hop_limit: 1, tags: false }
     }
 }
 
-/// The version of the service that an image asks for (EC2 API Reference, `Image`, `ImdsSupport`).
+/// The version of the service that an image requests (EC2 API Reference, `Image`, `ImdsSupport`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ImdsSupport {
-    /// Its programs ask with a token.
+    /// The image's programs use tokens.
     #[serde(rename = "v2.0")]
     V2,
 }
 
 impl ImdsSupport {
-    /// EC2's name for it.
+    /// Returns EC2's name of the version.
     pub fn as_str(self) -> &'static str {
         match self {
             ImdsSupport::V2 => "v2.0",
@@ -66,8 +66,8 @@ impl FromStr for ImdsSupport {
 }
 
 impl MetadataOptions {
-    /// Returns the options of a new instance about which nothing else is said. With tokens, containers in the instance are one
-    /// hop further: hence two, as in EC2.
+    /// Returns the options of a new instance for which only the image specifies any. With version 2, EC2 raises the
+    /// hop limit to two, because containers in the instance are one hop further away.
     pub fn of_image(support: Option<ImdsSupport>) -> MetadataOptions {
         match support {
             Some(ImdsSupport::V2) => {
@@ -78,7 +78,7 @@ impl MetadataOptions {
     }
 }
 
-/// Some of them, to be changed: `HttpTokens=required,HttpPutResponseHopLimit=2`.
+/// A change of some of the options, for example `HttpTokens=required,HttpPutResponseHopLimit=2`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MetadataChange {
@@ -93,7 +93,7 @@ pub struct MetadataChange {
 }
 
 impl MetadataChange {
-    /// Returns this change with what `later` changes, too.
+    /// Returns both changes combined. Where they conflict, `later` wins.
     #[must_use]
     pub fn then(self, later: MetadataChange) -> MetadataChange {
         MetadataChange {
@@ -104,7 +104,7 @@ impl MetadataChange {
         }
     }
 
-    /// Returns EC2's names and values of what is changed.
+    /// Returns the changed options with EC2's names and values.
     pub fn named(self) -> Vec<(&'static str, String)> {
         let switch = |on: bool| if on { "enabled" } else { "disabled" }.to_string();
         let tokens = |required: bool| if required { "required" } else { "optional" }.to_string();
@@ -117,7 +117,7 @@ impl MetadataChange {
         all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
 
-    /// The options with what is to be changed.
+    /// Applies the change to the options `to`.
     pub fn applied(self, to: MetadataOptions) -> MetadataOptions {
         MetadataOptions {
             endpoint: self.endpoint.unwrap_or(to.endpoint),

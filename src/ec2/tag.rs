@@ -1,7 +1,7 @@
-//! Tags: what a resource's may be, and how many it may have.
+//! Tags: valid keys and values, and the maximum number per resource.
 //!
-//! Source: EC2 User Guide, "Tag your Amazon EC2 resources", tag restrictions. EC2 allows any character in a tag; Wisp
-//! all but control characters, which no table can show.
+//! Source: EC2 User Guide, "Tag your Amazon EC2 resources", tag restrictions. EC2 allows any character in a tag. Wisp
+//! refuses control characters, because a table cannot show them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,57 +9,57 @@ use std::str::FromStr;
 
 use super::error::{Ec2Error, ErrorCode};
 
-/// The most characters of a key.
+/// The maximum length of a key in characters.
 pub const MAX_KEY: usize = 128;
-/// The most characters of a value.
+/// The maximum length of a value in characters.
 pub const MAX_VALUE: usize = 256;
-/// The most tags of a resource.
+/// The maximum number of tags per resource.
 pub const MAX_TAGS: usize = 50;
 
-/// What keys that are AWS's own begin with, in any case.
+/// The prefix of keys that are reserved for AWS, in any case.
 const RESERVED: &str = "aws:";
 
-/// Why a tag is refused. It becomes an [`Ec2Error`], which prints it.
+/// The reason why a tag is refused. It converts to an [`Ec2Error`], which prints it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TagError {
-    /// It is not written as a tag.
+    /// The text is not `KEY=VALUE`.
     #[error("Invalid value '{given}' for tag: it is not KEY=VALUE.")]
     NotKeyValue {
-        /// What was given.
+        /// The given text.
         given: String,
     },
     /// The key is empty.
     #[error("Tag key cannot be empty.")]
     EmptyKey,
-    /// The key is longer than a key can be.
+    /// The key is too long.
     #[error("Tag key exceeds the maximum length of {MAX_KEY} characters: '{key}' has {length}.")]
     KeyTooLong {
         /// The key.
         key: String,
-        /// Its characters.
+        /// The key's length in characters.
         length: usize,
     },
-    /// The value is longer than a value can be.
+    /// The value is too long.
     #[error("Tag value exceeds the maximum length of {MAX_VALUE} characters: that of '{key}' has {length}.")]
     ValueTooLong {
         /// The key.
         key: String,
-        /// The value's characters.
+        /// The value's length in characters.
         length: usize,
     },
-    /// The key begins as AWS's own do.
+    /// The key has the prefix reserved for AWS.
     #[error("Tag keys starting with 'aws:' are reserved for internal use: '{key}'.")]
     Reserved {
         /// The key.
         key: String,
     },
-    /// There is a control character in it.
+    /// The key or value contains a control character.
     #[error("Tag {key:?} has a control character.")]
     ControlCharacter {
         /// The key.
         key: String,
     },
-    /// The metadata service cannot serve the key, and serves the instance's tags.
+    /// The metadata service cannot serve the key, although it serves the instance's tags.
     #[error(
         "'{key}' is not a valid tag key. Tag keys must match pattern ([0-9a-zA-Z\\-_+=,.@:]{{1,255}}), and must not be a \
          reserved name ('.', '..', '_index')."
@@ -68,22 +68,22 @@ pub enum TagError {
         /// The key.
         key: String,
     },
-    /// One key is given twice.
+    /// The key is given twice.
     #[error("Duplicate tag key '{key}' specified.")]
     Duplicate {
         /// The key.
         key: String,
     },
-    /// The resource would have too many.
+    /// The resource would have too many tags.
     #[error("The maximum number of tags is {MAX_TAGS}, and the resource would have {count}.")]
     TooMany {
-        /// How many it would have.
+        /// The number of tags that it would have.
         count: usize,
     },
 }
 
 impl TagError {
-    /// EC2's code.
+    /// EC2's error code.
     pub fn code(&self) -> ErrorCode {
         match self {
             TagError::EmptyKey | TagError::Reserved { .. } => ErrorCode::InvalidTagKeyMalformed,
@@ -97,7 +97,7 @@ impl TagError {
         }
     }
 
-    /// What to do about it, as one line; none where the sentence says it all.
+    /// The advice for the user as one line; none if the message suffices.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             TagError::NotKeyValue { .. } => "Write KEY=VALUE; `KEY=` for a tag without a value.",
@@ -114,7 +114,7 @@ impl TagError {
     }
 }
 
-/// A tag that a person may give. Reads `KEY=VALUE`; the value begins after the first `=`.
+/// A tag that a user may set. Parses `KEY=VALUE`; the value starts after the first `=`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag {
     key: String,
@@ -122,7 +122,10 @@ pub struct Tag {
 }
 
 impl Tag {
-    /// The tag of that key and value, if there can be one.
+    /// Creates a tag from a key and a value.
+    ///
+    /// # Errors
+    /// The key or the value is not allowed.
     pub fn new(key: &str, value: &str) -> Result<Tag, Ec2Error> {
         check_key(key)?;
         let length = value.chars().count();
@@ -161,7 +164,7 @@ impl fmt::Display for Tag {
     }
 }
 
-/// Whether a person may use, change or remove a tag of that key.
+/// Checks that a user may set, change or remove a tag with this key.
 pub fn check_key(key: &str) -> Result<(), Ec2Error> {
     let length = key.chars().count();
     let key_owned = || key.to_owned();
@@ -179,8 +182,8 @@ pub fn check_key(key: &str) -> Result<(), Ec2Error> {
     Err(cause.into())
 }
 
-/// Whether the metadata service can serve a tag of that key, as a path's last step (EC2 User Guide, "Work with instance tags
-/// in instance metadata").
+/// Returns true if the metadata service can serve this key as the last component of a path (EC2 User Guide, "Work with
+/// instance tags in instance metadata").
 pub fn is_metadata_key(key: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "+-=.,_:@".contains(c);
     !key.is_empty() && key.chars().all(allowed) && ![".", "..", "_index"].contains(&key)
@@ -194,7 +197,7 @@ pub fn check_metadata_keys<'a>(keys: impl IntoIterator<Item = &'a str>) -> Resul
     }
 }
 
-/// The tags of a resource that has these and is given those (`CreateTags`): a key that it has gets the new value.
+/// Returns the tags of a resource after `added` is set (`CreateTags`). A key in `current` gets the new value.
 pub fn with_tags(
     current: &BTreeMap<String, String>,
     added: impl IntoIterator<Item = Tag>,
@@ -208,7 +211,7 @@ pub fn with_tags(
     }
     let mut tags = current.clone();
     tags.extend(new);
-    // AWS's own tags do not count.
+    // Reserved tags do not count toward the limit.
     let count = tags.keys().filter(|key| !is_reserved(key)).count();
     if count > MAX_TAGS {
         return Err(TagError::TooMany { count }.into());

@@ -1,7 +1,7 @@
-//! User data: what an instance is told at launch, and hands to its first boot.
+//! User data: input for an instance's first boot.
 //!
-//! Source: EC2 User Guide, "Run commands when you launch an EC2 instance with user data input": at most 16 KB in raw
-//! form, before it is base64-encoded; cloud-init's documentation, "User data formats".
+//! Sources: EC2 User Guide, "Run commands when you launch an EC2 instance with user data input" (at most 16 KB in raw
+//! form, before base64 encoding); cloud-init's documentation, "User data formats".
 
 use std::fmt;
 use std::io::Read;
@@ -11,43 +11,44 @@ use base64::engine::general_purpose::{STANDARD as BASE64, STANDARD_NO_PAD as BAS
 
 use super::error::ErrorCode;
 
-/// The most bytes of user data, raw: as the guest gets them, and where they are compressed, compressed.
+/// The maximum number of raw bytes. Compressed user data counts in compressed form.
 pub const MAX_BYTES: usize = 16_384;
 
-/// The most bytes of user data without its compression that the agent of an image without cloud-init is given.
+/// The maximum number of uncompressed bytes passed to the agent of an image without cloud-init.
 pub const MAX_UNPACKED: usize = 48 << 10;
 
-/// How often user data can be compressed or encoded.
+/// The maximum number of nested compressions and encodings.
 const MAX_LAYERS: usize = 4;
 
-/// UTF-8's byte-order mark, which some editors begin a file with.
+/// UTF-8's byte-order mark, which some editors write at the start of a file.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// What begins a gzip file (RFC 1952, section 2.3.1).
+/// The magic number of gzip (RFC 1952, section 2.3.1).
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 
-/// Text longer than this is not tried as base64: of 16 KiB, even with every digit on a line of its own.
+/// The maximum length of text that is tried as base64: enough for 16 KiB with each digit on its own line.
 const MAX_BASE64: usize = 4 * MAX_BYTES;
 
-/// What cloud-init makes of user data, by how it begins.
+/// The format of user data for cloud-init, detected by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A program, run late in the first boot: it begins with `#!`.
+    /// A program that starts with `#!` and runs late in the first boot.
     Script,
-    /// Configuration in YAML: its first line is `#cloud-config`.
+    /// YAML configuration, whose first line is `#cloud-config`.
     CloudConfig,
-    /// Something compressed, which cloud-init unpacks and looks at again.
+    /// Compressed data, whose content cloud-init unpacks and detects again.
     Gzip,
-    /// Several of these in one MIME message.
+    /// A MIME message with several parts.
     Mime,
-    /// Another format of cloud-init's, by its first line: `#include`, `#cloud-boothook`, a template ...
+    /// Another format of cloud-init's, detected by its first line: `#include`, `#cloud-boothook`, a template and so
+    /// on.
     CloudInit,
-    /// Anything else, which the guest may read all the same.
+    /// Any other data, which the guest can still read.
     Other,
 }
 
 impl Kind {
-    /// What these bytes are.
+    /// Detects the format of `bytes`.
     pub fn of(bytes: &[u8]) -> Kind {
         let bytes = without_mark(bytes);
         let line = first_line(bytes).trim_ascii_end();
@@ -66,7 +67,7 @@ impl Kind {
         }
     }
 
-    /// Its name for people.
+    /// Returns the display name.
     pub fn title(self) -> &'static str {
         match self {
             Kind::Script => "script",
@@ -105,26 +106,26 @@ fn first_line(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == b'\n').next().unwrap_or_default()
 }
 
-/// Whether the bytes begin with that, whatever the case of their letters.
+/// Returns true if `bytes` starts with `prefix`, ignoring ASCII case.
 fn begins_with(bytes: &[u8], prefix: &[u8]) -> bool {
     bytes.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
-/// Why user data is refused. It becomes an [`Ec2Error`](super::Ec2Error), which prints it.
+/// The reason why user data is refused. It converts to an [`Ec2Error`](super::Ec2Error), which prints it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UserDataError {
-    /// There is too much of it.
+    /// The raw user data is too large.
     #[error("User data is limited to {MAX_BYTES} bytes, and this {kind} has {bytes}.", kind = kind_in_sentence(*.kind))]
     TooLarge {
-        /// How much there is, raw.
+        /// Its size in raw bytes.
         bytes: usize,
-        /// What it is.
+        /// Its format.
         kind: Kind,
     },
-    /// Without its compression there is too much of it.
+    /// The uncompressed user data is too large.
     #[error("User data is limited to {MAX_UNPACKED} bytes when it is uncompressed, and this has more.")]
     UnpacksTooLarge,
-    /// What is to be base64 is not.
+    /// The text is not base64.
     #[error("Invalid BASE64 encoding of user data.")]
     NotBase64,
 }
@@ -137,7 +138,7 @@ fn kind_in_sentence(kind: Kind) -> &'static str {
 }
 
 impl UserDataError {
-    /// EC2's code.
+    /// EC2's error code.
     pub fn code(&self) -> ErrorCode {
         match self {
             UserDataError::TooLarge { .. } | UserDataError::UnpacksTooLarge => ErrorCode::InvalidParameterValue,
@@ -145,7 +146,7 @@ impl UserDataError {
         }
     }
 
-    /// What to do about it, as one line.
+    /// The advice for the user as one line.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             UserDataError::TooLarge { kind: Kind::Gzip, .. } => {
@@ -162,28 +163,36 @@ impl UserDataError {
     }
 }
 
-/// An instance's user data, raw.
+/// An instance's user data in raw form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserData {
     bytes: Vec<u8>,
 }
 
 impl UserData {
-    /// What was given to `--user-data` or is in a file: the user data itself, or its base64.
+    /// Reads the input of `--user-data` or a file: the user data itself, or its base64.
     ///
-    /// A byte-order mark at its beginning is left out. It is taken for base64 where the whole of it, white space aside, is
-    /// that and decodes to one of cloud-init's formats, to gzip or to text. Text is only accepted from base64 that is padded
-    /// or long, so that a word such as `hello123` stays what it is. (EC2's command line encodes what it is given, EC2's API
-    /// takes base64 only; what was encoded for the API does the same here.)
+    /// A leading byte-order mark is dropped. The input counts as base64 if all of it, ignoring white space, is base64
+    /// that decodes to a known format. Known formats are cloud-init's, gzip and text. Text is accepted only from
+    /// base64 that is padded or long, so a word such as `hello123` is kept as it is.
+    ///
+    /// EC2's command line encodes its input, and EC2's API accepts base64 only. Reading both forms means that input
+    /// encoded for the API works here too.
+    ///
+    /// # Errors
+    /// The user data is too large.
     pub fn read(given: &[u8]) -> Result<UserData, UserDataError> {
         let given = without_mark(given);
         let decoded = (given.len() <= MAX_BASE64).then(|| decode_known(given)).flatten();
         Self::raw(decoded.unwrap_or_else(|| given.to_vec()))
     }
 
-    /// Returns the user data as the agent of an image without cloud-init gets it: without compression, base64 and a byte-order
-    /// mark, and a script's lines without carriage returns, which its interpreter's name would end with. What only begins as
-    /// gzip does stays as it is.
+    /// Returns the user data for the agent of an image without cloud-init, without compression, base64 and byte-order
+    /// mark. Scripts lose carriage returns, which would otherwise become part of the interpreter's name. Data that
+    /// only starts like gzip is kept as it is.
+    ///
+    /// # Errors
+    /// The uncompressed data is too large.
     pub fn unwrapped(&self) -> Result<Vec<u8>, UserDataError> {
         let mut bytes = without_mark(&self.bytes).to_vec();
         for _ in 0..MAX_LAYERS {
@@ -201,12 +210,15 @@ impl UserData {
         Ok(bytes)
     }
 
-    /// Whether there is nothing in it, which is the same as no user data.
+    /// Returns true for empty user data, which is equivalent to none.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// These bytes, as they are.
+    /// Takes the bytes as they are.
+    ///
+    /// # Errors
+    /// There are too many bytes.
     pub fn raw(bytes: Vec<u8>) -> Result<UserData, UserDataError> {
         if bytes.len() > MAX_BYTES {
             return Err(UserDataError::TooLarge { bytes: bytes.len(), kind: Kind::of(&bytes) });
@@ -214,40 +226,44 @@ impl UserData {
         Ok(UserData { bytes })
     }
 
-    /// What this base64 encodes, whatever it is: the form that EC2's API takes and gives.
+    /// Decodes base64, the form in which EC2's API accepts and returns user data.
+    ///
+    /// # Errors
+    /// The text is not base64, or the user data is too large.
     pub fn from_base64(text: &str) -> Result<UserData, UserDataError> {
         Self::raw(decode(text.as_bytes()).ok_or(UserDataError::NotBase64)?)
     }
 
-    /// It in base64, as `DescribeInstanceAttribute` gives it.
+    /// Returns the user data in base64, as `DescribeInstanceAttribute` does.
     pub fn to_base64(&self) -> String {
         BASE64.encode(&self.bytes)
     }
 
-    /// It as the guest reads it.
+    /// Returns the user data as the guest reads it.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// It as the guest reads it, given away.
+    /// Returns the user data as the guest reads it, without a copy.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 
-    /// What it is.
+    /// Returns the format.
     pub fn kind(&self) -> Kind {
         Kind::of(&self.bytes)
     }
 }
 
-/// What base64 encodes that is known: one of cloud-init's formats, gzip, or text.
+/// Decodes base64 whose content is in a known format: one of cloud-init's, gzip, or text.
 fn decode_known(given: &[u8]) -> Option<Vec<u8>> {
     let digits = given.trim_ascii();
     let is_deliberate = digits.ends_with(b"=") || digits.len() >= LONG_BASE64;
     decode(given).filter(|decoded| Kind::of(decoded) != Kind::Other || is_deliberate && is_text(decoded))
 }
 
-/// No word or password of so many digits decodes to text by chance.
+/// The length in digits from which unpadded base64 may be text. No word or password of this length decodes to text by
+/// chance.
 const LONG_BASE64: usize = 32;
 
 fn is_text(bytes: &[u8]) -> bool {
@@ -255,7 +271,7 @@ fn is_text(bytes: &[u8]) -> bool {
     !bytes.is_empty() && std::str::from_utf8(bytes).is_ok_and(|text| text.chars().all(is_printed))
 }
 
-/// Uncompresses gzip; nothing if it is none.
+/// Decompresses gzip. Returns none if the data is not gzip.
 fn gunzip(bytes: &[u8]) -> Result<Option<Vec<u8>>, UserDataError> {
     let mut unpacked = Vec::new();
     let limit = MAX_UNPACKED as u64 + 1;
@@ -271,7 +287,7 @@ fn without_carriage_returns(bytes: &[u8]) -> Vec<u8> {
     lines.collect::<Vec<_>>().join(&b'\n')
 }
 
-/// What base64 encodes, with or without padding, on any number of lines.
+/// Decodes base64 with or without padding, across any number of lines.
 fn decode(given: &[u8]) -> Option<Vec<u8>> {
     let digits: Vec<u8> = given.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
     BASE64.decode(&digits).or_else(|_| BASE64_WITHOUT_PADDING.decode(&digits)).ok()
@@ -371,7 +387,7 @@ mod tests {
             assert_eq!(unwrapped(given), script);
             assert_eq!(unwrapped(&gzip(given)), script);
         }
-        // A script with an end of line that is meant stays as it is, and so does what is no script.
+        // A script whose first line has no carriage return is unchanged, and so is data that is not a script.
         for given in [b"#!/bin/sh\nprintf 'a\r\n'\n".as_slice(), b"a,b\r\nc,d\r\n"] {
             assert_eq!(unwrapped(given), given);
         }

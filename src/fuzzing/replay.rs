@@ -1,4 +1,4 @@
-//! The kept inputs, and changes of them, as ordinary tests: they need no fuzzer, and take a second or two.
+//! Replays the corpus, and mutations of it, as ordinary tests. They need no fuzzer and take a second or two.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,14 +8,14 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
-/// Changed inputs for each target; with WISP_FUZZ_CASES, so many, and others each time.
+/// The number of mutated inputs for each target. With WISP_FUZZ_CASES set, that many, different in each run.
 const CASES: u32 = 256;
 
 fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(name)
 }
 
-/// The inputs of a target, in the order of their names.
+/// Returns the inputs of a target, sorted by name.
 fn inputs(target: &str) -> Vec<Vec<u8>> {
     let folder = folder("corpus").join(target);
     let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
@@ -24,7 +24,7 @@ fn inputs(target: &str) -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
 
-/// Gives `entry` every input of its target, and then changed ones: the same at each run.
+/// Calls `entry` with every input of its target, and then with mutated inputs, which are the same in each run.
 pub fn all(target: &str, entry: fn(&[u8])) {
     let inputs = inputs(target);
     assert!(!inputs.is_empty(), "{target} has no inputs");
@@ -54,7 +54,7 @@ pub fn all(target: &str, entry: fn(&[u8])) {
     }
 }
 
-/// What was forgotten in one of three places.
+/// Checks that each target has a corpus, a program and an entry in `fuzz/Cargo.toml`.
 pub fn are_complete(targets: &[&str]) {
     let names = |name: &str| {
         let entries = fs::read_dir(folder(name)).unwrap();
@@ -79,7 +79,7 @@ fn stem(path: &std::path::Path) -> String {
     path.file_stem().unwrap().to_str().unwrap().to_string()
 }
 
-/// A change of an input.
+/// A mutation of an input.
 #[derive(Debug, Clone)]
 enum Change {
     Set(Index, u8),
@@ -87,7 +87,7 @@ enum Change {
     Insert(Index, Vec<u8>),
     Remove(Index, u8),
     Repeat(Index, u8),
-    /// Goes on as another input does from there.
+    /// Continues with the bytes of another input.
     Splice(Index),
     Cut(Index),
 }
@@ -107,7 +107,7 @@ fn change_of_one() -> impl Strategy<Value = Change> {
 
 impl Change {
     fn apply(&self, input: &mut Vec<u8>, other: &[u8]) {
-        // An input without a byte has one place: its end.
+        // An empty input has one position: its end.
         let place = |at: &Index, input: &[u8]| at.index(input.len() + 1);
         match self {
             Change::Set(at, value) => {

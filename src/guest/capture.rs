@@ -1,29 +1,29 @@
-//! Runs a command in a guest and keeps what it prints: for a caller that is no terminal and no pipe.
+//! Runs a command in a guest and captures its output, for callers without a terminal or pipe.
 
 use wisp_agent::protocol::{Connection, ExecRequest, ExitStatus, OutputStream, ToGuest, ToHost};
 
 use super::{Agent, Error};
 
-/// What a command printed, and how it ended.
+/// The captured output and the status of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Captured {
-    /// How it ended.
+    /// The exit status.
     pub status: ExitStatus,
-    /// The beginning of its standard output.
+    /// The start of standard output.
     pub stdout: Vec<u8>,
-    /// The beginning of its standard error.
+    /// The start of standard error.
     pub stderr: Vec<u8>,
 }
 
 impl Agent {
-    /// Runs a command, without input, to its end. Of each of its outputs the first `limit` bytes are kept, and the rest is
-    /// read and dropped; `on_output` is called with what has come of standard output whenever more of it has.
+    /// Runs a command without input until it exits. Keeps the first `limit` bytes of each output and discards the
+    /// rest. Calls `on_output` with the captured standard output after each part that is received.
     ///
-    /// Unlike [`exec`](Self::exec), it leaves this process's signals alone.
+    /// Unlike [`exec`](Self::exec), this does not change the handling of signals.
     ///
     /// # Errors
-    /// [`Error::CommandNotFound`], [`Error::NotExecutable`] or [`Error::Guest`] where it could not be started;
-    /// [`Error::GuestGone`] where the guest ended before it.
+    /// [`Error::CommandNotFound`], [`Error::NotExecutable`] or [`Error::Guest`] if the command cannot be started;
+    /// [`Error::GuestGone`] if the guest stops before the command exits.
     pub fn capture(
         mut self,
         request: ExecRequest,

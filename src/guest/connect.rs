@@ -1,7 +1,7 @@
-//! Connects to a guest's agent through the monitor's socket.
+//! Connects to a guest's agent through the VMM's socket.
 //!
-//! The monitor takes `CONNECT <port>\n`, answers `OK <host port>\n` once the guest has accepted, and
-//! from then on passes bytes both ways. Where the guest refuses it closes the connection.
+//! The VMM receives `CONNECT <port>\n`, and answers `OK <host port>\n` when the guest has accepted the connection. It
+//! then forwards bytes in both directions. If the guest refuses, the VMM closes the connection.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -16,33 +16,33 @@ use wisp_agent::protocol::{Connection, ToGuest};
 use super::Error;
 use crate::unix_socket;
 
-/// Longer than any answer: `OK 4294967295\n`.
+/// A limit above the length of any valid answer, such as `OK 4294967295\n`.
 const LONGEST_ANSWER: usize = 32;
 
-/// A connection to a guest's agent, good for one operation.
+/// A connection to a guest's agent, for one operation.
 #[derive(Debug)]
 pub struct Agent {
     pub(super) connection: Connection,
-    /// How long the agent may take to say hello.
+    /// The time that the agent may take for its greeting.
     pub(super) patience: Duration,
-    /// Limit for each wait for the guest once the operation has begun.
+    /// The limit of each wait for the guest during the operation.
     pub(super) silence: Option<Duration>,
 }
 
 impl Agent {
-    /// Connects to the agent of the guest whose monitor offers `socket`, within `timeout`, which is also how long the agent may
-    /// take to say hello when the operation begins.
+    /// Connects to a guest's agent through the VMM's `socket` within `timeout`. The same timeout applies to the
+    /// agent's greeting when the operation starts.
     ///
     /// # Errors
-    /// [`Error::NotListening`] where the guest runs no agent (yet); [`Error::TimedOut`].
+    /// [`Error::NotListening`] if the guest does not run an agent (yet); [`Error::TimedOut`].
     pub fn connect(socket: &Path, timeout: Duration) -> Result<Self, Error> {
         Self::connect_to_port(socket, AGENT_PORT, timeout)
     }
 
-    /// As [`connect`](Self::connect), to another vsock port.
+    /// Connects to another vsock port like [`connect`](Self::connect).
     ///
     /// # Errors
-    /// As [`connect`](Self::connect).
+    /// Same as [`connect`](Self::connect).
     pub fn connect_to_port(socket: &Path, port: u32, timeout: Duration) -> Result<Self, Error> {
         let deadline = Instant::now() + timeout;
         let mut stream =
@@ -58,21 +58,21 @@ impl Agent {
         Ok(Self { connection: Connection::new(stream.into()), patience: timeout, silence: None })
     }
 
-    /// Begins the operation: both ends say hello, this one with what it wants.
+    /// Starts the operation: exchanges greetings and sends the request.
     pub(super) fn begin(&mut self, request: &ToGuest<'_>) -> Result<(), Error> {
         self.limit(Some(self.patience))?;
         self.connection.begin(request).map_err(Error::within(self.patience))?;
         self.limit(self.silence)
     }
 
-    /// Ends an operation with [`Error::TimedOut`] when the guest is silent for longer. A command may be silent for as long
-    /// as it runs, unless this is called.
+    /// Sets the time after which an operation fails with [`Error::TimedOut`] if the guest sends nothing. By default, a
+    /// command may be silent for as long as it runs.
     #[must_use]
     pub fn with_silence_limit(self, limit: Duration) -> Self {
         Self { silence: Some(limit), ..self }
     }
 
-    /// How long each wait for the guest may last from now on. (Zero would mean for ever.)
+    /// Sets the limit of each wait for the guest. A limit of zero is raised to 1 ms, because zero would mean no limit.
     pub(super) fn limit(&self, timeout: Option<Duration>) -> Result<(), Error> {
         let timeout = timeout.map(|timeout| timeout.max(Duration::from_millis(1)));
         for direction in [Timeout::Recv, Timeout::Send] {
@@ -83,11 +83,11 @@ impl Agent {
     }
 }
 
-/// Asks for the port; `Ok(Err(answer))` is an answer that makes no sense.
+/// Requests the port. `Ok(Err(answer))` is an invalid answer.
 fn request_port(stream: &mut UnixStream, port: u32, deadline: Instant) -> io::Result<Result<(), String>> {
     stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
     let mut answer = Vec::new();
-    // One byte at a time: what follows the line is the agent's.
+    // Read single bytes: the bytes after the line belong to the agent.
     while answer.last() != Some(&b'\n') && answer.len() < LONGEST_ANSWER {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -113,7 +113,7 @@ mod tests {
 
     use super::*;
 
-    /// A monitor that takes one connection and answers with `answer`.
+    /// Starts a fake VMM that accepts one connection and sends `answer`.
     fn monitor(directory: &Path, answer: &'static [u8]) -> std::path::PathBuf {
         let path = directory.join("vsock.sock");
         let listener = UnixListener::bind(&path).expect("bound");

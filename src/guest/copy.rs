@@ -1,4 +1,4 @@
-//! Copies files and directories into a guest and out of it; the rules are [`wisp_agent::tree`]'s.
+//! Copies files and directories to and from a guest, by the rules of [`wisp_agent::tree`].
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -9,15 +9,17 @@ use wisp_agent::tree::{self, Entry, Holes, Links, Request, Summary, TreeError, T
 use super::{Agent, Error};
 
 impl Agent {
-    /// Copies the host's `source`, a file or a directory with all in it, to `destination` in the guest.
+    /// Copies the host's `source`, a file or a whole directory, to `destination` in the guest.
     ///
-    /// An existing directory takes the copy inside it, under the source's name; else the copy gets the
-    /// destination's name, in a directory that must exist. A relative destination starts at the agent's
-    /// home (`/root`). `progress` is called with the bytes of file contents sent since its last call. `holes` is what the agent
-    /// can do, by [`Facts::holes`](super::Facts::holes).
+    /// If the destination is a directory, the copy is created inside it under the source's name. Otherwise the copy
+    /// gets the destination's name, and its parent directory must exist. A relative destination starts at the agent's
+    /// home (`/root`).
+    ///
+    /// `progress` is called with the number of content bytes sent since its last call. `holes` is the agent's
+    /// capability from [`Facts::holes`](super::Facts::holes).
     ///
     /// # Errors
-    /// [`Error::Copy`] for the host's files, [`Error::Guest`] for the guest's, each with the path.
+    /// [`Error::Copy`] for files on the host and [`Error::Guest`] for files in the guest, each with the path.
     pub fn copy_to_guest(
         mut self,
         source: &Path,
@@ -38,8 +40,8 @@ impl Agent {
             }
             Ok(())
         });
-        // A guest that refuses reads on until it has been heard, but one that ends breaks the pipe:
-        // then its last words say more than the pipe does.
+        // A guest that refuses the copy continues to read until its message is received. A guest that stops breaks the
+        // connection. Its last message then explains more than the write error.
         match sent.and_then(|()| Ok(writer.flush()?)) {
             Ok(()) | Err(TreeError::Stream(ProtocolError::Io(_))) => {}
             Err(error) => return Err(error.into()),
@@ -51,15 +53,15 @@ impl Agent {
         }
     }
 
-    /// Copies the guest's `source` to `destination` on the host. `progress` is called with the bytes of file contents
-    /// received since its last call. `holes` is what the agent can do, by [`Facts::holes`](super::Facts::holes).
+    /// Copies the guest's `source` to `destination` on the host. `progress` is called with the number of content bytes
+    /// received since its last call. `holes` is the agent's capability from [`Facts::holes`](super::Facts::holes).
     ///
-    /// An existing directory takes the copy inside it, under the last component of `source`; a source without one (`/`, `.`,
-    /// `..`) needs a destination that does not exist. The guest does not choose the name, a link or the permissions: see
-    /// [`TreeWriter::untrusted`].
+    /// If the destination is a directory, the copy is created inside it under the last component of `source`. A source
+    /// without a last component (`/`, `.`, `..`) needs a destination that does not exist. The guest cannot choose the
+    /// name, create a link at the top level or choose the permissions: see [`TreeWriter::untrusted`].
     ///
     /// # Errors
-    /// As [`copy_to_guest`](Self::copy_to_guest).
+    /// Same as [`copy_to_guest`](Self::copy_to_guest).
     pub fn copy_from_guest(
         mut self,
         source: &OsStr,
@@ -89,7 +91,7 @@ impl Agent {
     }
 }
 
-/// The process's umask, read without changing it; the strictest usual one where the kernel does not tell.
+/// Returns the process's umask without changing it, or the strictest usual one if the kernel does not report it.
 fn umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     parse_umask(&status).unwrap_or(0o077)
@@ -100,7 +102,7 @@ fn parse_umask(status: &str) -> Option<u32> {
     u32::from_str_radix(value.trim(), 8).ok()
 }
 
-/// Looks whether the guest has answered before the end, which it does only to refuse.
+/// Checks for an early answer from the guest, which it sends only to refuse the copy.
 fn stop_where_refused(reader: &mut FrameReader) -> Result<(), TreeError> {
     if reader.fill_now()? == Fill::Empty {
         return Ok(());
@@ -141,7 +143,7 @@ mod tests {
         Entry::Symlink { name: name.into(), target: target.into() }
     }
 
-    /// Copies `source` from a guest that answers with `entries`, whatever was asked for.
+    /// Copies `source` from a guest that answers with `entries`, regardless of the request.
     fn copy_from_hostile(source: &str, destination: &Path, entries: Vec<Entry<'static>>) -> Result<Summary, Error> {
         let (host, guest) = UnixStream::pair().expect("a socket pair");
         let guest = thread::spawn(move || {
@@ -156,7 +158,7 @@ mod tests {
         let agent =
             Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60), silence: None };
         let outcome = agent.copy_from_guest(source.as_ref(), destination, Holes::Keep, &mut |_| {});
-        // The host may leave before it has heard all.
+        // The host may close the connection before the guest has sent all entries.
         let _ = guest.join().expect("the guest does not panic");
         outcome
     }
@@ -169,7 +171,7 @@ mod tests {
         names
     }
 
-    /// A directory with `home`, the working directory of a user, and `victim`, which no copy may touch.
+    /// A directory with `home`, a user's working directory, and `victim`, which no copy may change.
     struct Host {
         _folder: tempfile::TempDir,
         home: PathBuf,
@@ -248,7 +250,7 @@ mod tests {
         copy_from_hostile("/srv/data", &host.home, first).expect("copied");
         assert_eq!(fs::read_link(data.join("sub")).expect("a link"), host.victim, "links are kept as such");
 
-        // Through the tree, and through the user's path to a place in it.
+        // Once through the tree, and once through the user's path to a place in it.
         let again = vec![directory("data"), directory("sub"), file("x"), Entry::EndOfFile];
         let error = copy_from_hostile("/srv/data", &host.home, again).expect_err("refused");
         assert!(matches!(error, Error::Copy(TreeError::LinkInTree(_))), "{error}");
@@ -259,7 +261,7 @@ mod tests {
         }
         host.assert_victim_is_untouched();
 
-        // Nor does it lead a copy into the guest to another file.
+        // The link does not lead a copy into the guest to another file either.
         fs::write(host.victim.join("secret"), "x").expect("written");
         let error = agent()
             .copy_to_guest(&data.join("sub/secret"), "x".as_ref(), Holes::Keep, &mut |_| {})
@@ -317,7 +319,8 @@ mod tests {
         }
     }
 
-    /// An agent of a release before holes says so by its version, and would take the new messages for malformed ones.
+    /// An agent from before sparse copies identifies itself by its version. It would reject the new messages as
+    /// malformed.
     #[test]
     fn older_agent_gets_and_is_asked_for_plain_data() {
         let older = Facts { agent_version: "0.1.0+resumes".into(), ..facts() };

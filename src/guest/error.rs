@@ -1,4 +1,4 @@
-//! What can go wrong between the host and an agent.
+//! Errors between the host and an agent.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,15 +8,15 @@ use thiserror::Error;
 use wisp_agent::protocol::{ExecFailure, ProtocolError, ToHost};
 use wisp_agent::tree::TreeError;
 
-/// Why an operation in a guest failed.
+/// The reason why an operation in a guest failed.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The monitor's socket cannot be connected to.
+    /// The VMM's socket cannot be connected to.
     #[error("cannot connect to the guest's socket {}: {source}", socket.display())]
     Connect {
         /// The socket.
         socket: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// The guest refused the connection.
@@ -25,48 +25,48 @@ pub enum Error {
         /// The port.
         port: u32,
     },
-    /// The monitor's socket spoke otherwise than a monitor does.
+    /// The VMM's socket gave an invalid answer.
     #[error("the guest's socket answered {answer:?} instead of OK and a port")]
     BadAnswer {
-        /// What it said.
+        /// The answer.
         answer: String,
     },
     /// The guest took too long.
     #[error("the guest's agent did not answer within {} s", .0.as_secs_f32())]
     TimedOut(Duration),
-    /// The connection failed, or what came over it was not the protocol.
+    /// The connection failed, or the guest violated the protocol.
     #[error("the guest's agent: {0}")]
     Protocol(ProtocolError),
-    /// The connection ended before the operation: the guest was stopped, or its agent ended.
+    /// The connection ended before the operation: the guest was stopped, or its agent exited.
     #[error("the guest closed the connection: it was stopped, or its agent has ended")]
     GuestGone,
-    /// The agent failed, and says why.
+    /// The agent reported a failure.
     #[error("the guest: {0}")]
     Guest(String),
-    /// The program is not in the guest.
+    /// The program is not installed in the guest.
     #[error("the guest: {0}")]
     CommandNotFound(String),
     /// The program cannot be executed.
     #[error("the guest: {0}")]
     NotExecutable(String),
-    /// A file of the host, or the stream of files, failed a copy.
+    /// A copy failed because of a file on the host or the received file stream.
     #[error(transparent)]
     Copy(TreeError),
     /// A stream of this process failed.
     #[error("cannot {action}: {source}")]
     Local {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
-    /// A signal to this process ended a terminal session; the command in the guest was hung up.
+    /// A signal to this process ended a terminal session. The guest hung up the command.
     #[error("ended by signal {0}")]
     Interrupted(i32),
 }
 
 impl Error {
-    /// What a message means that came in place of a running command's output or end.
+    /// Returns the error for a message other than a running command's output or exit status.
     pub(super) fn instead_of_output(message: ToHost<'_>) -> Error {
         match message {
             ToHost::ExecFailed { cause, message } => match cause {
@@ -81,8 +81,8 @@ impl Error {
 }
 
 impl Error {
-    /// The exit code that a shell gives a command which fails so: 127 not found, 126 not executable,
-    /// 128 and the signal; 1 for all else.
+    /// Returns a shell's exit code for this error: 127 if the command was not found, 126 if it is not executable, 128
+    /// plus the signal number, and otherwise 1.
     #[must_use]
     pub fn exit_code(&self) -> i32 {
         match self {
@@ -93,16 +93,16 @@ impl Error {
         }
     }
 
-    /// As an operation of bounded time sees a failure of its connection.
+    /// Converts a connection error of an operation with a timeout.
     pub(super) fn within(timeout: Duration) -> impl Fn(ProtocolError) -> Self {
         move |error| match error {
-            // What a socket with a time-out reports (socket(7)).
+            // A socket with a timeout reports EAGAIN (socket(7)).
             ProtocolError::Io(error) if error.kind() == io::ErrorKind::WouldBlock => Self::TimedOut(timeout),
             other => other.into(),
         }
     }
 
-    /// The error of an operation with a limit for the guest's silence: a socket's time-out is that limit.
+    /// Converts the error of an operation with a silence limit. A socket timeout means that the limit was exceeded.
     pub(super) fn of_silence(self, limit: Option<Duration>) -> Self {
         match (self, limit) {
             (Self::Protocol(ProtocolError::Io(error)), Some(limit)) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -1,14 +1,15 @@
 //! Runs a command in a guest with this process's streams, as if it ran here.
 //!
-//! Two threads share the connection: the caller's takes the frames that come and writes the output;
-//! the other sends what goes: input, signals, sizes. So output that nobody reads (a pager) keeps no
-//! signal from the guest. The first tells the second by [`Shared`] what it should know.
+//! Two threads share the connection. The caller's thread receives frames and writes the output. The other thread sends
+//! input, signals and window sizes. Output that is not read, for example by a pager, therefore does not delay a signal
+//! to the guest. The first thread notifies the second through [`Shared`].
 //!
-//! Without a terminal, SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 to this process go to the
-//! command instead. With one, control keys reach the guest as bytes; a signal from elsewhere ends
-//! the session, and the guest hangs the command up.
+//! Without a terminal, SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 to this process are forwarded to the
+//! command. With a terminal, control keys reach the guest as bytes. A signal from elsewhere then ends the session, and
+//! the guest hangs up the command.
 //!
-//! Input is read only as the command takes it, up to a window of 64 KiB ahead, and no more once it ended.
+//! Input is read only as the command consumes it, up to a window of 64 KiB ahead, and not after the command has
+//! exited.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
@@ -28,25 +29,25 @@ use super::signals::Signals;
 use super::terminal::{RawMode, window_size};
 use super::{Agent, Error};
 
-/// Signals a command without a terminal gets in this process's place.
+/// Signals that are forwarded to a command without a terminal.
 const FORWARDED: [i32; 6] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
 
-/// Signals taken while a command has a terminal.
+/// Signals that are handled while a command has a terminal.
 const WITH_TERMINAL: [i32; 5] = [libc::SIGWINCH, libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
-/// The descriptors a command's streams are joined to.
+/// The descriptors that a command's streams are connected to.
 #[derive(Debug, Clone, Copy)]
 pub struct Streams<'a> {
-    /// Read from; put into raw mode if it is a terminal and the command gets one.
+    /// Standard input. It is put into raw mode if it is a terminal and the command gets one.
     pub input: BorrowedFd<'a>,
-    /// Written to.
+    /// Standard output.
     pub output: BorrowedFd<'a>,
-    /// Written to.
+    /// Standard error.
     pub error: BorrowedFd<'a>,
 }
 
 impl Streams<'static> {
-    /// This process's own standard streams.
+    /// Returns this process's standard streams.
     #[must_use]
     pub fn own() -> Self {
         Self { input: rustix::stdio::stdin(), output: rustix::stdio::stdout(), error: rustix::stdio::stderr() }
@@ -54,16 +55,16 @@ impl Streams<'static> {
 }
 
 impl Agent {
-    /// Runs a command to its end, joined to `streams`.
+    /// Runs a command until it exits, connected to `streams`.
     ///
-    /// Where this process's output is closed by its reader, the command meets SIGPIPE in the guest,
-    /// and its status tells so.
+    /// If the reader of this process's output closes it, the command receives SIGPIPE in the guest, which its status
+    /// shows.
     ///
-    /// A process runs one command at a time this way: its signals can go to one only.
+    /// A process can run only one such command at a time, because its signals can be forwarded to only one.
     ///
     /// # Errors
-    /// [`Error::CommandNotFound`], [`Error::NotExecutable`] or [`Error::Guest`] where it could not be
-    /// started; [`Error::GuestGone`] where the guest ended before it; [`Error::Interrupted`].
+    /// [`Error::CommandNotFound`], [`Error::NotExecutable`] or [`Error::Guest`] if the command cannot be started;
+    /// [`Error::GuestGone`] if the guest stops before the command exits; [`Error::Interrupted`].
     pub fn exec(mut self, request: ExecRequest, streams: Streams<'_>) -> Result<ExitStatus, Error> {
         let has_terminal = request.terminal.is_some();
         let wanted: &[i32] = if has_terminal { &WITH_TERMINAL } else { &FORWARDED };
@@ -87,7 +88,7 @@ impl Agent {
             let sender = sender.map_err(|source| Error::Local { action: "start a thread", source })?;
             let outcome = receive(&shared, reader, streams).map_err(|error| error.of_silence(silence));
             shared.finish();
-            // The sender may be waiting for the guest to take something.
+            // The sender may be blocked on a write to the guest.
             let _ = rustix::net::shutdown(reader.as_fd(), Shutdown::Both);
             if sender.join().is_err() {
                 log::error!("the thread that sends input to the guest panicked");
@@ -100,17 +101,17 @@ impl Agent {
     }
 }
 
-/// What the receiving thread tells the sending one, and back.
+/// State shared by the receiving and the sending thread.
 pub(super) struct Shared {
     has_terminal: bool,
-    /// Bytes of input the guest has room for, beyond those the sender knows of.
+    /// Bytes of input that the guest has room for and that the sender has not added to its window yet.
     credit: AtomicUsize,
     output_closed: AtomicBool,
     error_closed: AtomicBool,
     finished: AtomicBool,
     /// The signal that ended a terminal session.
     interrupted: AtomicI32,
-    /// Readable when one of the others has changed.
+    /// An eventfd, readable after one of the other fields has changed.
     changed: OwnedFd,
 }
 
@@ -130,7 +131,7 @@ impl Shared {
     }
 
     fn notify(&self) {
-        // It fails only where the counter is full, and then it is readable.
+        // A write fails only if the counter is full, and then the eventfd is readable anyway.
         let _ = rustix::io::write(&self.changed, &1u64.to_ne_bytes());
     }
 
@@ -140,7 +141,7 @@ impl Shared {
     }
 }
 
-/// Takes what comes from the guest, to the command's end.
+/// Receives frames from the guest until the command exits.
 pub(super) fn receive(shared: &Shared, reader: &mut FrameReader, streams: Streams<'_>) -> Result<ExitStatus, Error> {
     loop {
         match reader.receive()? {
@@ -176,7 +177,7 @@ fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
         match rustix::io::write(fd, bytes) {
             Ok(count) => bytes = &bytes[count..],
             Err(Errno::INTR) => {}
-            // Somebody else put the terminal or pipe we share with them into non-blocking mode.
+            // Another process has made the shared terminal or pipe non-blocking.
             Err(Errno::AGAIN) => {
                 poll([Some((fd, Interest::Write))], None).map_err(|_| Errno::IO)?;
             }
@@ -186,13 +187,13 @@ fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// The thread that sends.
+/// The sending thread.
 struct Sender<'a> {
     shared: &'a Shared,
     writer: &'a mut FrameWriter,
     signals: &'a Signals,
     streams: Streams<'a>,
-    /// How many bytes of input may be sent now.
+    /// The number of input bytes that may be sent now.
     window: usize,
     input_ended: bool,
 }
@@ -200,7 +201,7 @@ struct Sender<'a> {
 impl Sender<'_> {
     fn run(mut self) {
         if let Err(error) = self.send() {
-            // The receiving thread meets the same end, and reports it.
+            // The receiving thread gets the same error and reports it.
             log::debug!("no more input to the guest: {error}");
         }
     }
@@ -225,7 +226,7 @@ impl Sender<'_> {
             if shared.finished.load(Ordering::Acquire) {
                 return Ok(());
             }
-            // A guest that gives more credit than it has room for harms itself only.
+            // A guest that grants more credit than it has room for harms only itself.
             self.window = self.window.saturating_add(shared.credit.swap(0, Ordering::AcqRel)).min(STDIN_WINDOW);
             self.tell_closed(&mut output_closed, &shared.output_closed, OutputStream::Stdout)?;
             self.tell_closed(&mut error_closed, &shared.error_closed, OutputStream::Stderr)?;
@@ -267,7 +268,7 @@ impl Sender<'_> {
         buffer.resize(self.window.min(MAX_DATA), 0);
         match rustix::io::read(self.streams.input, &mut buffer[..]) {
             Err(Errno::INTR | Errno::AGAIN) => Ok(()),
-            // An input that cannot be read (closed, or a terminal that is gone) holds nothing more.
+            // Input that cannot be read, for example from a closed terminal, counts as ended.
             Ok(0) | Err(_) => {
                 self.input_ended = true;
                 self.writer.queue(&ToGuest::StdinEnd)
@@ -294,7 +295,7 @@ mod tests {
     use crate::guest::terminal;
     use crate::guest::testing::{agent, shell};
 
-    /// One command at a time.
+    /// Serializes the tests' commands.
     fn turn() -> MutexGuard<'static, ()> {
         static TURN: Mutex<()> = Mutex::new(());
         TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -304,7 +305,7 @@ mod tests {
         File::options().read(true).write(true).open("/dev/null").expect("there is one")
     }
 
-    /// Runs `script` with `input`; its status and both outputs.
+    /// Runs `script` with `input`. Returns its status and both outputs.
     fn run(script: &str, input: impl AsFd) -> (Result<ExitStatus, Error>, String, String) {
         let _turn = turn();
         let (mut output, stdout) = std::io::pipe().expect("a pipe");
@@ -420,7 +421,8 @@ mod tests {
                 assert!(wait_for("trapped").contains("30 90"));
                 assert!(!echoes());
                 resize(40, 120);
-                // The kernel sends it to a terminal's foreground, which this test is not.
+                // The kernel sends SIGWINCH to a terminal's foreground process group, to which this test does not
+                // belong.
                 kill_process(getpid(), Signal::WINCH).expect("sent");
                 wait_for("40 120");
             });

@@ -1,5 +1,4 @@
-//! Entry points for fuzzing what guest and host say to each other: frames, and the host's end against a guest that says
-//! anything.
+//! Entry points for fuzzing the agent protocol: frames, and the host's side against an arbitrary guest.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -19,10 +18,10 @@ use wisp_agent::tree::Holes;
 use super::exec::{self, Shared};
 use super::{Agent, Streams};
 
-/// A guest that sent all that it sends has its time.
+/// A timeout that never expires, because the guest's whole output is sent before the operation starts.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes for either end: the frames that they are, and what is in those.
+/// Decodes bytes as frames and messages of both directions.
 pub(crate) fn frames(data: &[u8]) {
     let mut rest = data;
     while let Ok(Ok(range)) = locate(rest) {
@@ -33,10 +32,10 @@ pub(crate) fn frames(data: &[u8]) {
     let _ = (decode::<ToGuest>(data), decode::<ToHost>(data), Seed::decode(data));
 }
 
-/// What a guest answers, to one of the host's operations.
+/// Runs one of the host's operations against the given answers of a guest.
 pub(crate) fn host(data: &[u8]) {
     let Some((which, said)) = data.split_first() else { return };
-    // Operations are behind the greeting.
+    // Operations require a greeting first.
     let greeting = if which % 8 < 6 { hello() } else { Vec::new() };
     let Some((host, guest)) = said_by_a_guest(&[&greeting, said].concat()) else { return };
     let agent = Agent { connection: Connection::new(host.into()), patience: TIMEOUT, silence: None };
@@ -56,25 +55,25 @@ pub(crate) fn host(data: &[u8]) {
     drop(guest);
 }
 
-/// What a guest says first.
+/// Returns a guest's greeting.
 fn hello() -> Vec<u8> {
     let mut greeting = Vec::new();
     encode(&Hello { version: VERSION }, &mut greeting).expect("it is short");
     greeting
 }
 
-/// A guest that sends so much and no more.
+/// Returns a connection to a guest that sends these bytes and then closes its side.
 fn said_by_a_guest(said: &[u8]) -> Option<(UnixStream, UnixStream)> {
     let (host, mut guest) = UnixStream::pair().ok()?;
-    // What is longer than a socket's buffer is a matter for other tests.
+    // Input longer than a socket's buffer is left to other tests.
     guest.set_nonblocking(true).ok()?;
     guest.write_all(said).ok()?;
     guest.shutdown(std::net::Shutdown::Write).ok()?;
     Some((host, guest))
 }
 
-/// Copies `/etc` from the guest. Only the copy may appear, whatever the guest sends: below `directory`, where the user's own
-/// link leads there, too, and with links in the way that lead out of it.
+/// Copies `/etc` from the guest. Only the copy may appear, whatever the guest sends. Links are in the way: one of the
+/// user's leads back to the destination's directory, another leads outside.
 fn copy(agent: Agent, destination: &str) {
     let folder = tempfile::tempdir().expect("a folder");
     let (inside, outside) = (folder.path().join("inside"), folder.path().join("outside"));
@@ -96,7 +95,7 @@ fn copy(agent: Agent, destination: &str) {
     assert!(copied.contains(OsStr::new("link")), "a guest removes nothing");
 }
 
-/// A command's output and its end.
+/// Receives the output and the status of a command.
 fn output(mut agent: Agent) {
     let (Ok(null), Ok(shared)) = (fs::File::options().read(true).write(true).open("/dev/null"), Shared::new(false))
     else {

@@ -1,7 +1,7 @@
-//! The host's end of the guest agent: commands, copies and the guest's end, over vsock.
+//! The host's side of the guest agent: commands, copies and shutdown over vsock.
 //!
-//! [`Agent::connect`] goes through the Unix socket at which a monitor offers its guest's vsock ports.
-//! One connection carries one operation, so each operation takes the [`Agent`] it is called on:
+//! [`Agent::connect`] uses the Unix socket on which a VMM exposes its guest's vsock ports.
+//! One connection carries one operation, so each operation consumes the [`Agent`]:
 //!
 //! ```no_run
 //! # use std::{path::Path, time::Duration};
@@ -12,8 +12,8 @@
 //! # Ok::<(), wisp::guest::Error>(())
 //! ```
 //!
-//! What is said on the wire is `wisp_agent::protocol`'s affair. The guest is not trusted: it can end
-//! an operation with an error, never this process. Nothing here knows of instances or of KVM.
+//! `wisp_agent::protocol` defines the wire format. The guest is not trusted: it can make an operation fail, but it
+//! cannot crash this process. This module knows neither instances nor KVM.
 
 mod capture;
 mod connect;

@@ -1,4 +1,4 @@
-//! Short requests: is it there, sync, its name, its end.
+//! Short requests to the agent: ping, sync, host name, shutdown and user data status.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use wisp_agent::protocol::{Facts, ProtocolError, ToGuest, ToHost, UserDataStatus
 use super::{Agent, Error};
 
 impl Agent {
-    /// Asks the agent whether it is there, and for what it tells about its guest.
+    /// Checks that the agent is ready, and returns its facts about the guest.
     ///
     /// # Errors
-    /// [`Error::TimedOut`], or what ended the connection.
+    /// [`Error::TimedOut`], or the reason why the connection ended.
     pub fn ping(mut self, timeout: Duration) -> Result<Facts, Error> {
         match self.ask(&ToGuest::Ping, timeout)? {
             ToHost::Pong(facts) => Ok(facts),
@@ -18,36 +18,36 @@ impl Agent {
         }
     }
 
-    /// Has the guest write all its file systems to their disks; returns when they are written.
+    /// Writes all of the guest's file systems to their disks. Returns when they are written.
     ///
     /// # Errors
-    /// [`Error::TimedOut`], or what ended the connection.
+    /// [`Error::TimedOut`], or the reason why the connection ended.
     pub fn sync(self, timeout: Duration) -> Result<(), Error> {
         self.demand(&ToGuest::Sync, timeout)
     }
 
-    /// Sets the guest's host name, until its next boot.
+    /// Sets the guest's host name until its next boot.
     ///
     /// # Errors
-    /// [`Error::Guest`] for a name the guest's kernel refuses (empty is fine, over 64 bytes is not).
+    /// [`Error::Guest`] for a name that the guest's kernel refuses. It accepts an empty name, but none over 64 bytes.
     pub fn set_hostname(self, name: &str, timeout: Duration) -> Result<(), Error> {
         self.demand(&ToGuest::SetHostname(name.to_owned()), timeout)
     }
 
-    /// Has the guest stop in an orderly way, and start again where `reboot`.
+    /// Shuts the guest down cleanly, or reboots it if `reboot` is true.
     ///
-    /// Returns when the guest has begun to; that the machine is off shows at its monitor.
+    /// Returns when the guest has started to shut down. The VMM's exit shows that it is off.
     ///
     /// # Errors
-    /// [`Error::TimedOut`], or what ended the connection.
+    /// [`Error::TimedOut`], or the reason why the connection ended.
     pub fn shutdown(self, reboot: bool, timeout: Duration) -> Result<(), Error> {
         self.demand(&ToGuest::Shutdown { reboot }, timeout)
     }
 
-    /// How far the guest's user data is.
+    /// Returns the progress of the guest's user data.
     ///
     /// # Errors
-    /// [`Error::TimedOut`], or what ended the connection.
+    /// [`Error::TimedOut`], or the reason why the connection ended.
     pub fn user_data(mut self, timeout: Duration) -> Result<UserDataStatus, Error> {
         match self.ask(&ToGuest::UserData, timeout)? {
             ToHost::UserData(status) => Ok(status),

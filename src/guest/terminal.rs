@@ -1,4 +1,4 @@
-//! The host's terminal: its size, and raw mode with a way back.
+//! The host's terminal: its size, and raw mode with guaranteed restoration.
 
 use std::ffi::OsString;
 use std::io;
@@ -8,10 +8,10 @@ use std::sync::{Mutex, Once, PoisonError};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use wisp_agent::protocol::{TerminalRequest, WindowSize};
 
-/// What a terminal that tells no size is taken for.
+/// The assumed size of a terminal that does not report one.
 const DEFAULT_SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
 
-/// What a guest's command needs to know of the terminal `fd`; `None` where it is not a terminal.
+/// Returns a request for a terminal like `fd`. Returns `None` if `fd` is not a terminal.
 #[must_use]
 pub fn request(fd: impl AsFd) -> Option<TerminalRequest> {
     if !isatty(&fd) {
@@ -21,14 +21,14 @@ pub fn request(fd: impl AsFd) -> Option<TerminalRequest> {
     Some(TerminalRequest { size: window_size(fd).unwrap_or(DEFAULT_SIZE), term })
 }
 
-/// The size of a terminal; `None` where it has none.
+/// Returns the size of a terminal. Returns `None` if it does not report one.
 #[must_use]
 pub fn window_size(fd: impl AsFd) -> Option<WindowSize> {
     let size = tcgetwinsize(fd).ok()?;
     (size.ws_row > 0 && size.ws_col > 0).then_some(WindowSize { rows: size.ws_row, columns: size.ws_col })
 }
 
-/// The terminal in raw mode and how it was before. One at a time.
+/// The terminal in raw mode with its previous modes. Only one terminal can be in raw mode.
 static SAVED: Mutex<Option<Saved>> = Mutex::new(None);
 
 struct Saved {
@@ -36,19 +36,19 @@ struct Saved {
     modes: Termios,
 }
 
-/// A terminal in raw mode, as long as this lives.
+/// A guard that keeps a terminal in raw mode.
 ///
-/// It gets its modes back when this is dropped, and at a panic before that: release builds abort
-/// there, and drop nothing.
+/// Dropping the guard restores the terminal's modes. A panic hook does so too, because release builds abort on panic
+/// without dropping anything.
 #[derive(Debug)]
 #[must_use]
 pub struct RawMode(());
 
 impl RawMode {
-    /// Puts the terminal into raw mode: every key goes to the guest, control-C too.
+    /// Puts the terminal into raw mode, so that every key reaches the guest, including Ctrl-C.
     ///
     /// # Errors
-    /// Where `fd` is not a terminal, or another is in raw mode.
+    /// `fd` is not a terminal, or a terminal is in raw mode already.
     pub fn enter(fd: BorrowedFd<'_>) -> io::Result<Self> {
         static PANIC_HOOK: Once = Once::new();
         PANIC_HOOK.call_once(|| {
@@ -79,9 +79,9 @@ impl Drop for RawMode {
     }
 }
 
-/// Gives the terminal its modes back, if one is in raw mode.
+/// Restores the modes of the terminal in raw mode, if there is one.
 fn restore() {
-    // Not `lock`: a panic may come while this very thread holds it.
+    // `lock` could deadlock: this thread may panic while it holds the lock.
     let saved = match SAVED.try_lock() {
         Ok(mut saved) => saved.take(),
         Err(std::sync::TryLockError::Poisoned(poisoned)) => poisoned.into_inner().take(),

@@ -1,4 +1,4 @@
-//! An agent that runs in the test's own process, at the other end of a socket pair.
+//! An agent that runs in the test's process, connected by a socket pair.
 
 use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
@@ -9,7 +9,7 @@ use wisp_agent::protocol::Connection;
 
 use super::{Agent, ExecRequest};
 
-/// A connection to the agent.
+/// Starts an agent and returns a connection to it.
 pub fn agent() -> Agent {
     static GUEST: LazyLock<wisp_agent::agent::Agent> = LazyLock::new(|| wisp_agent::agent::Agent::new(false));
     let (host, guest) = UnixStream::pair().expect("a socket pair");
@@ -17,7 +17,7 @@ pub fn agent() -> Agent {
     Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60), silence: None }
 }
 
-/// A request to run a shell script.
+/// Returns a request to run a shell script.
 pub fn shell(script: &str) -> ExecRequest {
     ExecRequest { argv: vec!["sh".into(), "-c".into(), script.into()], ..Default::default() }
 }

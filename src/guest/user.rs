@@ -1,12 +1,12 @@
 //! Names of a guest's users.
 
-/// The most characters of a name, as in useradd(8).
+/// The maximum length of a name, as in useradd(8).
 const MAX_LENGTH: usize = 32;
 
-/// Checks the name of a guest's user: it becomes an argument of `ssh`, which expands it in the user's own configuration.
+/// Checks a guest's user name. It becomes an argument of `ssh`, which expands it in the user's configuration.
 ///
 /// # Errors
-/// A sentence with the name and the rule that it breaks.
+/// A sentence with the name and the violated rule.
 pub fn check_user_name(name: &str) -> Result<(), String> {
     let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_');
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
@@ -18,10 +18,10 @@ pub fn check_user_name(name: &str) -> Result<(), String> {
     ))
 }
 
-/// A user name as an option's value.
+/// Parses a user name as an option's value.
 ///
 /// # Errors
-/// As [`check_user_name`].
+/// Same as [`check_user_name`].
 pub fn parse_user_name(name: &str) -> Result<String, String> {
     check_user_name(name).map(|()| name.to_owned())
 }

@@ -1,7 +1,8 @@
-//! Disk images, made and looked at while no machine has them: raw files, and qcow2 files alone or in layers.
+//! Creates, inspects and copies disk images that no VMM has open. Formats are raw and qcow2, with or without backing
+//! files.
 //!
-//! What is made here is durable when the call returns, whole or not there at all, and its owner's alone (0600). A layer
-//! names the file beneath it relative to its own folder, so that both can be moved together.
+//! A created image is complete and durable when the call returns, or does not exist. Its mode is 0600. An overlay
+//! names its backing file relative to its own directory, so that both can be moved together.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -19,49 +20,50 @@ use super::space::FreeSpace;
 use crate::vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use crate::vmm::virtio::block::{self, Backing, BlockError, Disk, ImageFile, MAX_LAYERS, SECTOR};
 
-/// How much is copied at a time: a multiple of the units below.
+/// The number of bytes copied at a time, a multiple of both units below.
 const CHUNK: usize = 1 << 20;
-/// What is left out of a raw copy if it is zero: a page.
+/// The granularity at which a raw copy omits zeros: a page.
 const RAW_UNIT: usize = 4 << 10;
-/// What is left out of a qcow2 copy: a cluster, of which a part costs as much as the whole.
+/// The granularity at which a qcow2 copy omits zeros: a cluster. A partly written cluster takes as much space as a
+/// full one.
 const QCOW2_UNIT: usize = 64 << 10;
 
-/// Why an image could not be made, changed or read.
+/// The reason why an image cannot be created, changed or read.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// It is there.
+    /// The file exists already.
     #[error("{} exists already", .0.display())]
     Exists(PathBuf),
-    /// The file beneath it, or the image itself, is not as it should be.
+    /// The image or a backing file is damaged or unsupported.
     #[error(transparent)]
     Image(#[from] BlockError),
-    /// It could not be written.
+    /// The image cannot be written.
     #[error("the disk image {} cannot be written: {source}", path.display())]
     Write {
-        /// Which file.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// It could not be read.
+    /// The image cannot be read.
     #[error("the disk image {} cannot be read: {source}", path.display())]
     Read {
-        /// Which file.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The name cannot stand in a header.
+    /// The backing file's name cannot be stored in a qcow2 header.
     #[error("the name of {} is not UTF-8, or too long for the header of a qcow2 file", .0.display())]
     Name(PathBuf),
-    /// The layer would cut its disk off.
+    /// The overlay is smaller than its backing file.
     #[error("a layer of {size} bytes is too small for {}, which has {backing}", path.display())]
     SmallLayer {
-        /// The file beneath it.
+        /// The backing file.
         path: PathBuf,
-        /// Its size.
+        /// Its size in bytes.
         backing: u64,
-        /// The layer's.
+        /// The overlay's size in bytes.
         size: u64,
     },
     /// The header names a backing file that the user did not ask for.
@@ -88,23 +90,23 @@ pub enum ImageError {
         /// The backing file in its header.
         found: Option<String>,
     },
-    /// No disk has this size.
+    /// The size is zero, or not a multiple of the sector size.
     #[error("{0} bytes are not a size of a disk, which has one or more sectors of {SECTOR} bytes")]
     Size(u64),
 }
 
-/// What there is to know about an image.
+/// Information about an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Information {
-    /// The size of the disk, in bytes.
+    /// The disk size in bytes.
     pub virtual_size: u64,
-    /// What the file takes of the host's disk, in bytes, without the files beneath it.
+    /// The allocated size of the file in bytes, without its backing files.
     pub allocated: u64,
-    /// The file beneath it, if it is a layer.
+    /// The backing file, if the image is an overlay.
     pub backing: Option<Backing>,
 }
 
-/// Makes an image of `size` zeroes, which take no space.
+/// Creates an image of `size` zero bytes, which are not allocated.
 pub fn create(path: &Path, format: DiskFormat, size: u64) -> Result<(), ImageError> {
     check_size(size)?;
     let file = new_file(path)?;
@@ -116,8 +118,8 @@ pub fn create(path: &Path, format: DiskFormat, size: u64) -> Result<(), ImageErr
     keep(file, path)
 }
 
-/// Makes a qcow2 layer over `backing`: it reads as that does, and takes what is written. It has the size of `backing`, or
-/// `size`, which is no smaller. A machine may be writing `backing` still, as long as it goes on in the layer.
+/// Creates a qcow2 overlay on `backing`, with the size of `backing` or the larger `size`. A VMM may still write to
+/// `backing`, if it switches to the overlay afterwards.
 pub fn create_layer(
     path: &Path,
     backing: &Path,
@@ -137,8 +139,8 @@ pub fn create_layer(
     keep(file, path)
 }
 
-/// Finds out the backing files of a user's image: the files that the user named, the topmost first, and no others. The
-/// headers have to name the same files. The format of each is in the header of the image above it.
+/// Resolves the backing files of a user's image. The user must name all of them, the topmost first, and the headers
+/// must name the same files. The format of each backing file is in the header of the image above it.
 pub fn resolve_backing(path: &Path, format: DiskFormat, named: &[PathBuf]) -> Result<Vec<BackingFile>, ImageError> {
     let mut backing: Vec<BackingFile> = Vec::new();
     let (mut path, mut format) = (path.to_path_buf(), format);
@@ -173,8 +175,8 @@ fn is_same(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// Gives an image that no machine has `size` bytes, no fewer than it has; the new ones are zeroes. `backing` are its
-/// backing files, the topmost first.
+/// Grows an image to `size` bytes, which must not be smaller than the current size. The new bytes are zero. No VMM may
+/// have the image open. `backing` lists its backing files, the topmost first.
 pub fn grow(path: &Path, format: DiskFormat, backing: &[BackingFile], size: u64) -> Result<(), ImageError> {
     check_size(size)?;
     let id = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -191,7 +193,7 @@ pub fn grow(path: &Path, format: DiskFormat, backing: &[BackingFile], size: u64)
     Ok(Disk::open(&config, folder_of(path))?.grow(size)?)
 }
 
-/// Looks at an image. A machine may have it.
+/// Returns information about an image. A VMM may have the image open.
 pub fn information(path: &Path, format: DiskFormat) -> Result<Information, ImageError> {
     let virtual_size = block::virtual_size(path, format)?;
     let failed = |source| ImageError::Read { path: path.to_path_buf(), source };
@@ -203,8 +205,8 @@ pub fn information(path: &Path, format: DiskFormat) -> Result<Information, Image
     Ok(Information { virtual_size, allocated, backing })
 }
 
-/// Copies the content of the disk `source`, whose `backing` files are the topmost first, to a new file that needs no
-/// other. Zeroes take no space.
+/// Copies the content of the disk `source` to a new image without backing files. `backing` lists the source's backing
+/// files, the topmost first. Zeros are not allocated.
 pub fn convert(
     source: &Path,
     format: DiskFormat,
@@ -215,12 +217,13 @@ pub fn convert(
     convert_image(&block::open_to_read(source, format, backing)?, source, destination, destination_format, None)
 }
 
-/// Opens a qcow2 image that somebody else made, to look into it. One that leads to any other file is refused.
+/// Opens an untrusted qcow2 image for reading. An image that refers to any other file is refused.
 pub fn open_alone(path: &Path) -> Result<FormatAccess<ImageFile>, ImageError> {
     Ok(block::open_alone(path)?)
 }
 
-/// Copies what is on the disk of such an image to a new raw file, which takes its space from `space`.
+/// Copies the content of an untrusted qcow2 image to a new raw file, whose space is taken from `space`. An image that
+/// refers to any other file is refused.
 pub fn convert_alone(source: &Path, destination: &Path, space: &FreeSpace) -> Result<(), ImageError> {
     convert_image(&block::open_alone(source)?, source, destination, DiskFormat::Raw, Some(space))
 }
@@ -248,9 +251,9 @@ fn convert_image(
     keep(file, destination)
 }
 
-/// Where a copy goes.
+/// The destination of a copy.
 enum Target<'a> {
-    /// A file, and the free space for it if that is watched.
+    /// A raw file, with the free space to check, if any.
     Raw(&'a File, Option<&'a FreeSpace>),
     Qcow2(FormatAccess<ImageFile>),
 }
@@ -281,7 +284,7 @@ impl Target<'_> {
     }
 }
 
-/// Copies all that is not zero.
+/// Copies all bytes that are not zero.
 fn copy(image: &FormatAccess<ImageFile>, source: &Path, target: &Target, destination: &Path) -> Result<(), ImageError> {
     let cannot_read = |error| ImageError::Read { path: source.to_path_buf(), source: error };
     let cannot_write = |error| ImageError::Write { path: destination.to_path_buf(), source: error };
@@ -290,7 +293,7 @@ fn copy(image: &FormatAccess<ImageFile>, source: &Path, target: &Target, destina
     let mut offset = 0;
     while offset < image.size() {
         let empty = holes.empty_bytes(image, offset).map_err(cannot_read)?;
-        // A unit is left out whole or not at all, so that none is looked at twice.
+        // Only whole units are skipped, so that none is examined twice.
         offset += empty - empty % target.unit() as u64;
         let length = (image.size() - offset).min(CHUNK as u64) as usize;
         let chunk = &mut buffer[..length];
@@ -305,14 +308,14 @@ fn copy(image: &FormatAccess<ImageFile>, source: &Path, target: &Target, destina
     Ok(())
 }
 
-/// Finds what is empty without reading it: in an image's own tables, and where a file has holes.
+/// Finds zeros without reading data: from the image's tables, and from the files' holes.
 #[derive(Default)]
 struct Holes {
     files: HashMap<PathBuf, File>,
 }
 
 impl Holes {
-    /// How many bytes from `offset` are known to be zero; there may be more.
+    /// Returns the number of bytes from `offset` that are known to be zero. More may follow.
     fn empty_bytes(&mut self, image: &FormatAccess<ImageFile>, offset: u64) -> io::Result<u64> {
         let mut empty = 0;
         while offset + empty < image.size() {
@@ -333,7 +336,7 @@ impl Holes {
         Ok(empty)
     }
 
-    /// How much of `length` bytes at `offset` of a file is a hole.
+    /// Returns how many of the `length` bytes at `offset` are in a hole of the file.
     fn hole(&mut self, path: PathBuf, offset: u64, length: u64) -> io::Result<u64> {
         let file = match self.files.entry(path) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
@@ -344,9 +347,9 @@ impl Holes {
         };
         match rustix::fs::seek(&*file, SeekFrom::Data(offset)) {
             Ok(data) => Ok(data.saturating_sub(offset).min(length)),
-            // No data behind this.
+            // There is no more data in the file.
             Err(Errno::NXIO) => Ok(length),
-            // A block device, or a file system without holes.
+            // Block devices and some file systems do not report holes.
             Err(_) => Ok(0),
         }
     }
@@ -370,7 +373,7 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// A file that becomes `path` when it is complete.
+/// Creates a temporary file that becomes `path` when it is complete.
 fn new_file(path: &Path) -> Result<NamedTempFile, ImageError> {
     let failed = |source| ImageError::Write { path: path.to_path_buf(), source };
     if path.symlink_metadata().is_ok() {
@@ -379,7 +382,7 @@ fn new_file(path: &Path) -> Result<NamedTempFile, ImageError> {
     NamedTempFile::new_in(folder_of(path)).map_err(failed)
 }
 
-/// Gives a complete file its name, for good.
+/// Gives a complete file its final name and makes it durable.
 fn keep(file: NamedTempFile, path: &Path) -> Result<(), ImageError> {
     let failed = |source| ImageError::Write { path: path.to_path_buf(), source };
     file.as_file().sync_all().map_err(failed)?;
@@ -394,7 +397,7 @@ fn format_qcow2(file: &NamedTempFile, size: u64, backing: Option<(String, &str)>
     new_qcow2(file, size, backing)?.flush()
 }
 
-/// Puts an empty qcow2 image into `file`, and opens it without what is beneath it.
+/// Creates an empty qcow2 image in `file`, and opens it without its backing file.
 fn new_qcow2(file: &NamedTempFile, size: u64, backing: Option<(String, &str)>) -> io::Result<FormatAccess<ImageFile>> {
     let mut builder = Qcow2::<ImageFile>::create_builder(ImageFile::try_from(file.as_file().try_clone()?)?).size(size);
     if let Some((name, format)) = backing {
@@ -406,7 +409,7 @@ fn new_qcow2(file: &NamedTempFile, size: u64, backing: Option<(String, &str)>) -
     Ok(FormatAccess::new(image))
 }
 
-/// The name of `backing` as seen from the folder of `layer`.
+/// Returns the path of `backing` relative to the directory of `layer`.
 fn relative(layer: &Path, backing: &Path) -> Result<String, ImageError> {
     let absolute =
         |path: &Path| fs::canonicalize(path).map_err(|source| ImageError::Read { path: path.to_path_buf(), source });
@@ -415,7 +418,7 @@ fn relative(layer: &Path, backing: &Path) -> Result<String, ImageError> {
     let mut name = PathBuf::new();
     folder.components().skip(common).for_each(|_| name.push(Component::ParentDir));
     name.extend(file.components().skip(common));
-    // A name with a colon before its first slash would be a protocol's for other programs.
+    // Other programs take a name with a colon before its first slash for a protocol.
     let protocol = name.to_string_lossy().split('/').next().is_some_and(|first| first.contains(':'));
     let name = if protocol { Path::new(".").join(name) } else { name };
     match name.to_str() {
@@ -432,7 +435,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// What another implementation says about an image, after it has checked it.
+    /// Returns the output of `qemu-img info`. Runs `qemu-img check` on a qcow2 image first.
     fn qemu_img(path: &Path, format: &str) -> serde_json::Value {
         if format == "qcow2" {
             run(&["check", "-q", "-f", format, path.to_str().unwrap()]);
@@ -592,7 +595,7 @@ mod tests {
             fs::write(path, vec![7; MIB as usize]).unwrap();
         }
         create_layer(&layer, &base, DiskFormat::Raw, None).unwrap();
-        // A VMM that was taken over writes another name into the header of its volume.
+        // A compromised VMM may write another name into its volume's header.
         run(&["rebase", "-u", "-f", "qcow2", "-b", secret.to_str().unwrap(), "-F", "raw", layer.to_str().unwrap()]);
         for backing in [vec![raw(&base)], vec![]] {
             let copied = convert(&layer, DiskFormat::Qcow2, &backing, &copy, DiskFormat::Raw);

@@ -1,15 +1,15 @@
-//! The environment of the processes that Wisp leaves in the background: VMMs and their supervisors, routers, and the programs
-//! that carry their traffic.
+//! The environment of Wisp's background processes: VMMs, supervisors, routers and network helpers.
 //!
-//! A process keeps its environment in its memory, where a guest that has taken over a VMM can read it. A user's shell may hold
-//! credentials in variables that no such process needs, so that each starts with an empty environment but for these.
+//! A process keeps its environment in memory, where a guest that has taken over a VMM can read it. A user's shell may
+//! hold credentials in variables that no background process needs. Background processes therefore inherit only the
+//! variables in [`KEPT`].
 
 use std::ffi::OsStr;
 use std::process::Command;
 
 /// Variables that a background process inherits.
 pub const KEPT: [&str; 11] = [
-    // To find programs, and what they call the user.
+    // To find programs and the user's name.
     "PATH",
     "HOME",
     "USER",
@@ -17,17 +17,17 @@ pub const KEPT: [&str; 11] = [
     "RUST_LOG",
     "RUST_BACKTRACE",
     "WISP_LOG",
-    // The language of programs' messages.
+    // The language of messages.
     "LANG",
-    // Settings of this program.
+    // Wisp's own settings.
     "WISP_HOME",
     "WISP_WARM_LIMIT",
     "XDG_DATA_HOME",
-    // Where temporary files go.
+    // The directory of temporary files.
     "TMPDIR",
 ];
 
-/// Has `command` start with an empty environment but for the variables that background processes may have.
+/// Limits the environment of `command` to the variables in [`KEPT`].
 pub fn restrict(command: &mut Command) -> &mut Command {
     command.env_clear();
     let kept = KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
@@ -46,7 +46,7 @@ mod tests {
         assert!(output.status.success());
         let text = String::from_utf8(output.stdout).unwrap();
         let names: Vec<&str> = text.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name).collect();
-        // Test runners set variables of their own in this process, such as CARGO_MANIFEST_DIR.
+        // Test runners set other variables in this process, such as CARGO_MANIFEST_DIR.
         assert!(std::env::vars_os().count() > KEPT.len());
         assert!(names.contains(&"PATH") && names.iter().all(|name| KEPT.contains(name)), "{names:?}");
     }

@@ -1,4 +1,4 @@
-//! Wisp's data directory (`$WISP_HOME`): who may read it, and what lies where in it.
+//! Wisp's data directory (`$WISP_HOME`): its layout, permissions and locks.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -12,40 +12,40 @@ use rustix::io::Errno;
 
 use super::probe;
 
-/// Why there is no data directory.
+/// The reason why there is no data directory.
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
-    /// No variable says where it is.
+    /// No environment variable determines the path.
     #[error("there is no place for wisp's data: set WISP_HOME to a directory, or HOME")]
     Nowhere,
-    /// It cannot be made or used.
+    /// The directory cannot be created or used.
     #[error("wisp's data directory {} cannot be used: {source}. Set WISP_HOME to a directory that you can write", path.display())]
     Unusable {
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// It belongs to somebody else.
+    /// The directory belongs to another user.
     #[error("wisp's data directory {} belongs to another user (uid {owner}). Set WISP_HOME to a directory of your own", path.display())]
     NotYours {
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// Whose it is.
+        /// The owner's user id.
         owner: u32,
     },
-    /// Its path cannot be written down in records, which are JSON.
+    /// The path is not UTF-8, and records are JSON.
     #[error("wisp's data directory {} has a name that is not UTF-8. Set WISP_HOME to another directory", path.display())]
     NotUtf8 {
         /// The path.
         path: PathBuf,
     },
-    /// Its path leaves too little room for the paths in it.
+    /// The path is too long for the paths inside the directory.
     #[error("wisp's data directory {} has a path of {length} bytes, more than {LONGEST_PATH}. Set WISP_HOME to a shorter one", path.display())]
     TooLong {
         /// The path.
         path: PathBuf,
-        /// Its length in bytes.
+        /// The length in bytes.
         length: usize,
     },
     /// Another user can replace a directory or link on the path.
@@ -109,19 +109,19 @@ impl PathFlaw {
     }
 }
 
-/// The data directory; it exists, is 0700 and this user's own.
+/// The data directory, which belongs to this user and has mode 0700.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Home {
     root: PathBuf,
 }
 
 impl Home {
-    /// The data directory of the environment, made where it does not exist.
+    /// Opens the data directory that the environment determines. Creates it if it does not exist.
     pub fn open() -> Result<Home, HomeError> {
         Home::at(&probe::data_directory().ok_or(HomeError::Nowhere)?)
     }
 
-    /// The data directory at `path`.
+    /// Opens the data directory at `path`. Creates it if it does not exist.
     pub fn at(path: &Path) -> Result<Home, HomeError> {
         let failed = |source| HomeError::Unusable { path: path.to_path_buf(), source };
         check_name(&std::path::absolute(path).map_err(failed)?)?;
@@ -130,12 +130,12 @@ impl Home {
         let root = path.canonicalize().map_err(failed)?;
         // A link can lead to a longer path.
         check_name(&root)?;
-        // Again: parts that were missing are checked only now, and what was found there may have been replaced.
+        // Check again: components that did not exist have been created since, and the others may have been replaced.
         check_way(&root)?;
         check_own(&root)?;
         for folder in ["images", "instances", NETWORKS, "runs", "volumes", "warm"] {
             let folder = root.join(folder);
-            // Whoever could write here before it was closed may have put something else in its place.
+            // A user who could write here before the permissions were restricted may have replaced the directory.
             check_own(&folder)?;
             make_private(&folder).map_err(failed)?;
             check_own(&folder)?;
@@ -143,54 +143,54 @@ impl Home {
         Ok(Home { root })
     }
 
-    /// Where images are: a directory for each.
+    /// The directory of images, with a subdirectory for each.
     pub fn images(&self) -> PathBuf {
         self.root.join("images")
     }
 
-    /// Where instances are: a directory for each.
+    /// The directory of instances, with a subdirectory for each.
     pub fn instances(&self) -> PathBuf {
         self.root.join("instances")
     }
 
-    /// Where networks are: a directory for each that has had a router.
+    /// The directory of networks, with a subdirectory for each VPC that has had a router.
     pub fn networks(&self) -> PathBuf {
         self.root.join(NETWORKS)
     }
 
-    /// Where the instances of `wisp run` are, which end with their command: a directory for each.
+    /// The directory of `wisp run`'s ephemeral instances, with a subdirectory for each.
     pub fn runs(&self) -> PathBuf {
         self.root.join("runs")
     }
 
-    /// Where the files of volumes and snapshots are.
+    /// The directory of volume and snapshot files.
     pub fn volumes(&self) -> PathBuf {
         self.root.join("volumes")
     }
 
-    /// Where warm snapshots are.
+    /// The directory of templates.
     pub fn warm(&self) -> PathBuf {
         self.root.join("warm")
     }
 
-    /// The data directory itself.
+    /// The path of the data directory.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The boot timeline of the last `wisp run`.
+    /// The path of the boot timeline of the last `wisp run`.
     pub fn last_timeline(&self) -> PathBuf {
         self.root.join("last-timeline.json")
     }
 
-    /// Waits for the lock of one of the directories above; it is held until the file is dropped.
+    /// Waits for the lock of one of the directories above. The lock is held until the file is dropped.
     pub fn lock(&self, folder: &Path) -> Result<File, HomeError> {
         let path = folder.join(LOCK);
         let failed = |source| HomeError::Unusable { path: path.clone(), source };
         lock_file(&path).map_err(failed)
     }
 
-    /// The lock of one of the directories above, if nobody has it.
+    /// Takes the lock of one of the directories above. Returns none if it is held elsewhere.
     pub fn try_lock(&self, folder: &Path) -> Result<Option<File>, HomeError> {
         let path = folder.join(LOCK);
         let failed = |source| HomeError::Unusable { path: path.clone(), source };
@@ -198,11 +198,11 @@ impl Home {
     }
 }
 
-/// The longest path of a data directory, in bytes: paths of up to 4095 bytes can be opened (PATH_MAX), and those in it are
-/// some hundred longer.
+/// The maximum length of the data directory's path in bytes. The kernel's limit is 4095 (PATH_MAX), and paths inside
+/// the directory are some hundred bytes longer.
 const LONGEST_PATH: usize = 3072;
 
-/// Refuses a path that something would fail with later.
+/// Refuses a path that would cause failures later.
 fn check_name(path: &Path) -> Result<(), HomeError> {
     let path = path.to_path_buf();
     let length = path.as_os_str().len();
@@ -215,26 +215,27 @@ fn check_name(path: &Path) -> Result<(), HomeError> {
     }
 }
 
-/// The directory of networks.
+/// The name of the directory of networks.
 pub(super) const NETWORKS: &str = "networks";
-/// The lock of a directory.
+/// The name of a directory's lock file.
 const LOCK: &str = ".lock";
-/// The lock of whoever takes a snapshot, among the volumes.
+/// The name of the lock file in the directory of volumes that is held while a snapshot is taken.
 pub const SNAPSHOTS_LOCK: &str = ".snapshots";
 
-/// Whether a file of that name is a lock, which stays.
+/// Returns true if a file with this name is a lock file, which is never removed.
 pub fn is_lock(name: &str) -> bool {
     [LOCK, SNAPSHOTS_LOCK].contains(&name)
 }
 
-/// Waits for the lock of a file, which is made where it does not exist; it is held until the file is dropped.
+/// Waits for the lock of a file, and creates the file if it does not exist. The lock is held until the file is
+/// dropped.
 pub fn lock_file(path: &Path) -> io::Result<File> {
     let file = private_file(path)?;
     flock(&file, FlockOperation::LockExclusive)?;
     Ok(file)
 }
 
-/// The lock of a file, as [`lock_file`], if nobody has it.
+/// Takes the lock of a file like [`lock_file`]. Returns none if it is held elsewhere.
 pub fn try_lock_file(path: &Path) -> io::Result<Option<File>> {
     let file = private_file(path)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -244,8 +245,8 @@ pub fn try_lock_file(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Refuses what is another user's, or a link that is: where a link of one's own leads is one's own business, if that is
-/// one's own. What is not there is nobody's.
+/// Refuses a file or link that belongs to another user, and a link to another user's file. A path that does not exist
+/// is accepted.
 fn check_own(path: &Path) -> Result<(), HomeError> {
     for metadata in [path.symlink_metadata(), path.metadata()].into_iter().flatten() {
         if metadata.uid() != rustix::process::geteuid().as_raw() {
@@ -255,12 +256,12 @@ fn check_own(path: &Path) -> Result<(), HomeError> {
     Ok(())
 }
 
-/// As many symbolic links as the kernel follows (path_resolution(7)).
+/// The maximum number of symbolic links, the same as the kernel's (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
-/// Refuses a path that another user can change: each directory and symbolic link on it, those that links lead to included,
-/// belongs to root or this user, and each directory is writable by its owner only or has the sticky bit. The last component
-/// is [`check_own`]'s.
+/// Refuses a path that another user can change. This also covers the paths that symbolic links lead to. Each directory
+/// and link must belong to root or this user. Each directory must be writable only by its owner, or have the sticky
+/// bit. [`check_own`] checks the last component.
 fn check_way(path: &Path) -> Result<(), HomeError> {
     let failed = |source| HomeError::Unusable { path: path.to_path_buf(), source };
     let refused = |through: &Path, flaw| HomeError::Unsafe { path: path.into(), through: through.into(), flaw };
@@ -270,7 +271,7 @@ fn check_way(path: &Path) -> Result<(), HomeError> {
     let mut rest = reversed_components(&absolute);
     let mut links = 0;
     loop {
-        // The components of an absolute path end with the data directory itself.
+        // The last component is the data directory itself.
         if rest.is_empty() {
             return Ok(());
         }
@@ -284,7 +285,7 @@ fn check_way(path: &Path) -> Result<(), HomeError> {
             continue;
         }
         let next = walked.join(name);
-        // What does not exist yet is made by this user, in a directory that has just been checked.
+        // A component that does not exist will be created by this user, in a directory that has just been checked.
         let Ok(metadata) = next.symlink_metadata() else { return Ok(()) };
         if !metadata.is_symlink() {
             walked = next;
@@ -305,7 +306,7 @@ fn check_way(path: &Path) -> Result<(), HomeError> {
     }
 }
 
-/// The names in a path, the last one first, without its root and dots.
+/// Returns the names in a path in reverse order, without the root and `.` components.
 fn reversed_components(path: &Path) -> Vec<OsString> {
     let is_name = |part: &Component<'_>| matches!(part, Component::Normal(_) | Component::ParentDir);
     path.components().rev().filter(is_name).map(|part| part.as_os_str().to_owned()).collect()
@@ -322,11 +323,11 @@ fn flaw_of_directory(metadata: &Metadata, owners: &TrustedOwners) -> Option<Path
     (mode & 0o022 != 0 && mode & 0o1000 == 0).then_some(PathFlaw::WritableByOthers { mode })
 }
 
-/// The users who may own what leads to the data directory: root and this user.
+/// The users who may own the path to the data directory: root and this user.
 #[derive(Debug)]
 struct TrustedOwners {
     mine: u32,
-    /// The user that stands for all that are not mapped, root among them, in a user namespace.
+    /// In a user namespace, the user that represents all unmapped users, including the host's root.
     unmapped: Option<u32>,
 }
 
@@ -342,7 +343,8 @@ impl TrustedOwners {
     }
 }
 
-/// The user that `/` of the host belongs to in a user namespace that does not map the host's root; nothing elsewhere.
+/// Returns the apparent owner of the host's `/` in a user namespace that does not map the host's root. Returns none
+/// elsewhere.
 fn unmapped_owner(uid_map: &str, overflow_uid: &str) -> Option<u32> {
     let maps_everything = |line: &str| line.split_whitespace().eq(["0", "0", "4294967295"]);
     if uid_map.is_empty() || uid_map.lines().any(maps_everything) {
@@ -351,7 +353,8 @@ fn unmapped_owner(uid_map: &str, overflow_uid: &str) -> Option<u32> {
     overflow_uid.trim().parse().ok()
 }
 
-/// Makes a directory that only this user can enter, and its parents; takes others' permissions away from one that exists.
+/// Creates a directory with mode 0700, and its parents. Removes the permissions of other users from an existing
+/// directory.
 fn make_private(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let metadata = path.metadata()?;
@@ -361,12 +364,12 @@ fn make_private(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens a file for reading and writing that only this user can read, and makes it where it does not exist.
+/// Opens a file for reading and writing, and creates it with mode 0600 if it does not exist.
 pub fn private_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
-/// Writes a file that only this user can read, whole or not at all.
+/// Writes a file with mode 0600 atomically.
 pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
@@ -420,7 +423,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let open = folder.path().join("open");
         std::fs::create_dir(&open).unwrap();
-        // The user's own link leads there, too.
+        // The user's own link leads to the same directory.
         std::os::unix::fs::symlink("open", folder.path().join("link")).unwrap();
         let set = |mode| std::fs::set_permissions(&open, std::fs::Permissions::from_mode(mode)).unwrap();
         for mode in [0o777, 0o770, 0o720, 0o702, 0o2775] {
@@ -433,7 +436,7 @@ mod tests {
         }
         let error = Home::at(&open.join("home")).unwrap_err().to_string();
         assert!(error.contains(&format!("Run `chmod go-w {}`", open.display())), "{error}");
-        // As `/tmp` is, and as a group's `/tmp` would be.
+        // The modes of `/tmp`, of a group's `/tmp`, and of an ordinary directory.
         for mode in [0o1777, 0o1770, 0o755] {
             set(mode);
             Home::at(&open.join("home")).unwrap();
@@ -455,7 +458,7 @@ mod tests {
         assert_eq!(unmapped_owner("", "65534\n"), None);
     }
 
-    /// Root is kept from other users' directories like everyone else. Only root can make what is another user's.
+    /// Root is also refused other users' directories. Only root can create files of another user.
     #[test]
     fn home_in_a_directory_of_another_user_is_refused() {
         if !rustix::process::geteuid().is_root() {
@@ -474,7 +477,7 @@ mod tests {
         }
     }
 
-    /// Only root can make what is another user's.
+    /// Only root can create files of another user.
     #[test]
     fn links_and_directories_of_another_user_s_are_refused() {
         if !rustix::process::geteuid().is_root() {
@@ -486,12 +489,12 @@ mod tests {
         std::fs::create_dir(&theirs).unwrap();
         std::os::unix::fs::chown(&theirs, Some(NOBODY), None).unwrap();
         assert!(matches!(Home::at(&theirs), Err(HomeError::NotYours { owner: NOBODY, .. })));
-        // A part of it, as somebody may have put it there while the directory was open.
+        // A directory that another user replaced while the data directory was writable.
         Home::at(&mine).unwrap();
         std::fs::remove_dir(mine.join("volumes")).unwrap();
         std::os::unix::fs::symlink(&theirs, mine.join("volumes")).unwrap();
         assert!(matches!(Home::at(&mine), Err(HomeError::NotYours { owner: NOBODY, .. })));
-        // The way to it.
+        // A link on the path to the data directory.
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&mine, &link).unwrap();
         std::os::unix::fs::lchown(&link, Some(NOBODY), None).unwrap();

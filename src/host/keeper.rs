@@ -1,8 +1,9 @@
-//! A VMM's supervisor: the process that starts it, waits for it, keeps its log, and puts things in order when it has ended.
+//! The supervisor of a VMM, which starts the VMM, waits for it, writes its log and cleans up after it.
 //!
-//! A VMM has given up what it would need for that: it cannot execute itself anew when its guest reboots, nor remove its
-//! own folder. The supervisor holds the lock with the VMM, passes on the signals that end a machine, and ends with its VMM, as
-//! that does with it. It opens sockets of the host for the VMM ([`broker`](crate::vmm::broker)).
+//! The VMM's sandbox prevents it from doing this itself: it can neither execute itself again after a guest reboot, nor
+//! remove its own directory. The supervisor holds the instance's lock together with the VMM and forwards termination
+//! signals. Neither process outlives the other. The supervisor also opens host sockets for the VMM
+//! ([`broker`](crate::vmm::broker)).
 
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -19,25 +20,25 @@ use rustix::stdio::dup2_stderr;
 use crate::vmm::bounded_log::BoundedLog;
 use crate::vmm::broker::Broker;
 
-/// Signals that end a machine.
+/// Signals that terminate an instance.
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
-/// When the log has this many bytes, another begins: a guest that has the VMM complain cannot fill the disk.
+/// The size in bytes at which the log is rotated, so that a guest which provokes messages cannot fill the disk.
 const LOG_LIMIT: u64 = 1 << 20;
-/// The most that is copied to the log at a time: more than a pipe can hold.
+/// The maximum copied to the log at a time, which exceeds a pipe's capacity.
 const COPIED_AT_A_TIME: usize = 2 << 20;
-/// A machine whose guest reboots earlier than this may be in a loop.
+/// The run time below which a guest's reboot may be part of a loop.
 const SHORT_RUN: Duration = Duration::from_secs(10);
-/// The longest delay of a restart.
+/// The maximum delay before a restart.
 const MAX_RESTART_DELAY: Duration = Duration::from_secs(16);
 
-/// The number of consecutive short runs before a restart, of which `before` came before one that took `run`.
+/// Returns the number of consecutive short runs, after `before` of them and another run of length `run`.
 #[must_use]
 pub fn count_short_runs(before: u32, run: Duration) -> u32 {
     if run < SHORT_RUN { before.saturating_add(1) } else { 0 }
 }
 
-/// The delay of the restart after so many consecutive short runs. One is no loop: a user may reboot a guest right after its
-/// start.
+/// Returns the delay before a restart. A single short run is not a loop: a user may reboot a guest right after
+/// starting it.
 #[must_use]
 pub fn restart_delay(short_runs: u32) -> Duration {
     match short_runs {
@@ -46,8 +47,8 @@ pub fn restart_delay(short_runs: u32) -> Duration {
     }
 }
 
-/// The VMM's standard error, and the log that it is copied to. The VMM has no descriptor of the log, so that it can neither let
-/// it grow nor change what is in it.
+/// The pipe from the VMM's standard error to the log. The VMM has no descriptor of the log, so it can neither grow the
+/// log without bound nor change what was written.
 #[derive(Debug)]
 pub struct LogPipe {
     reader: OwnedFd,
@@ -56,7 +57,8 @@ pub struct LogPipe {
 }
 
 impl LogPipe {
-    /// Makes the log at `path` this process's standard error, and returns what is to be the VMM's.
+    /// Redirects this process's standard error to the log at `path`. Returns the pipe and its write end, which becomes
+    /// the VMM's standard error.
     pub fn new(path: &Path) -> io::Result<(LogPipe, OwnedFd)> {
         let (pipe, writer) = LogPipe::to(BoundedLog::open(path, LOG_LIMIT)?)?;
         dup2_stderr(pipe.log.file())?;
@@ -69,16 +71,16 @@ impl LogPipe {
         Ok((LogPipe { reader, log, is_open: true }, writer))
     }
 
-    /// Copies what there is, and has this process write to the same file.
+    /// Copies pending output to the log, and redirects this process's standard error if the log was rotated.
     fn copy(&mut self) {
         if self.copy_available() {
-            // What cannot be written there is lost.
+            // A failure cannot be logged.
             let _ = dup2_stderr(self.log.file());
         }
     }
 
-    /// Copies what there is; says if a new file was begun. What cannot be written, as on a full disk, is lost: the VMM must not
-    /// be held up.
+    /// Copies pending output and returns true if the log was rotated. Output that cannot be written, for example on a
+    /// full disk, is lost, because the VMM must not block.
     fn copy_available(&mut self) -> bool {
         let mut buffer = vec![0; 64 << 10];
         let (mut copied, mut rotated) = (0, false);
@@ -98,14 +100,14 @@ impl LogPipe {
     }
 }
 
-/// The signals that a supervisor waits for; blocked, so that none is lost.
+/// The signals that a supervisor waits for. They are blocked, so that none is lost.
 #[derive(Debug)]
 pub struct Signals(libc::sigset_t);
 
 impl Signals {
-    /// Blocks them, before the VMM is there.
+    /// Blocks the signals. Must be called before the VMM starts.
     pub fn block() -> io::Result<Signals> {
-        // SAFETY: `set` is initialised by sigemptyset before it is used.
+        // SAFETY: sigemptyset initializes `set` before it is used.
         let (set, error) = unsafe {
             let mut set = std::mem::zeroed();
             libc::sigemptyset(&raw mut set);
@@ -118,14 +120,14 @@ impl Signals {
         if error == 0 { Ok(Signals(set)) } else { Err(io::Error::from_raw_os_error(error)) }
     }
 
-    /// Lets them come again, in the VMM and in a supervisor that executes itself anew.
+    /// Unblocks the signals, in the VMM and before the supervisor executes itself again.
     pub fn unblock(&self) {
-        // SAFETY: the set is initialised; that it cannot fail with these arguments, pthread_sigmask(3) says.
+        // SAFETY: the set is initialized. The call cannot fail with these arguments (pthread_sigmask(3)).
         unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const self.0, std::ptr::null_mut()) };
     }
 
-    /// Waits until the VMM has ended, passing signals on to it and its messages to the log, and serving `broker`; returns how it
-    /// did. What it wrote is in the log by then.
+    /// Waits until the VMM exits and returns its status. Meanwhile forwards signals to the VMM, copies its output to
+    /// the log and serves `broker`. All output is in the log when this returns.
     pub fn wait(&self, vmm: Pid, broker: &mut Broker, log: &mut LogPipe) -> io::Result<WaitStatus> {
         let came = self.descriptor()?;
         loop {
@@ -150,7 +152,7 @@ impl Signals {
             log.copy();
             while let Some(signal) = self.next(Duration::ZERO) {
                 if signal != libc::SIGCHLD {
-                    // SAFETY: the VMM has not been waited for, so that its id is its own.
+                    // SAFETY: the VMM has not been waited for, so its id has not been reused.
                     unsafe { libc::kill(vmm.as_raw_nonzero().get(), signal) };
                 }
             }
@@ -160,7 +162,7 @@ impl Signals {
         }
     }
 
-    /// Waits for `delay`, or until a signal comes that ends a machine; says if one came.
+    /// Waits for `delay`, or until a termination signal arrives. Returns true for a signal.
     pub fn end_within(&self, delay: Duration) -> bool {
         let deadline = Instant::now() + delay;
         loop {
@@ -174,23 +176,23 @@ impl Signals {
         }
     }
 
-    /// A descriptor that can be read when a signal is pending.
+    /// Returns a descriptor that is readable while a signal is pending.
     fn descriptor(&self) -> io::Result<OwnedFd> {
-        // SAFETY: the set is initialised.
+        // SAFETY: the set is initialized.
         match unsafe { libc::signalfd(-1, &raw const self.0, libc::SFD_CLOEXEC) } {
             -1 => Err(io::Error::last_os_error()),
-            // SAFETY: the kernel has just opened it for this process, and nothing else has it.
+            // SAFETY: the kernel has just opened this descriptor, and nothing else owns it.
             fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         }
     }
 
-    /// Takes a signal that is pending, or comes within `timeout`.
+    /// Takes a signal that is pending or arrives within `timeout`.
     fn next(&self, timeout: Duration) -> Option<i32> {
         let timeout = libc::timespec {
             tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
         };
-        // SAFETY: the set and the time are initialised; what the signal tells besides its number is not asked for.
+        // SAFETY: the set and the timeout are initialized. The null pointer requests no further signal information.
         let signal = unsafe { libc::sigtimedwait(&raw const self.0, std::ptr::null_mut(), &raw const timeout) };
         (signal > 0).then_some(signal)
     }

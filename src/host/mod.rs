@@ -1,4 +1,4 @@
-//! What Wisp does to the host, and what it asks of it: its data directory, monitor processes, networks, key pairs, probes.
+//! The host: data directory, VMM processes, networks, key pairs and probes.
 
 pub mod disk_image;
 pub mod environment;

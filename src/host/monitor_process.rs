@@ -1,7 +1,7 @@
-//! Monitor processes (`wisp vmm`): one for each running instance, started from this very binary.
+//! VMM processes (`wisp vmm`), one for each running instance, started from this executable.
 //!
-//! A monitor is in a session of its own, so that a terminal's signals do not reach it; it gets its sockets and its
-//! lock as inherited descriptors, and nothing else. Its standard error is a pipe to its supervisor, which keeps `vmm.log`.
+//! A VMM process has its own session, so signals from a terminal do not reach it. It inherits only its sockets and its
+//! lock as descriptors. Its standard error is a pipe to its supervisor, which writes `vmm.log`.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -27,24 +27,23 @@ use crate::vmm::machine::{Launcher, Restore};
 use crate::vmm::sandbox::seccomp;
 use crate::vmm::untrusted;
 
-/// The configuration's file name in an instance's folder.
+/// The name of the configuration file in an instance's directory.
 pub const CONFIG: &str = "config.json";
-/// The lock's: held by the monitor for as long as it lives.
+/// The name of the lock file, whose lock the VMM and its supervisor hold while they run.
 pub const LOCK: &str = "lock";
-/// The log's.
+/// The name of the log file.
 pub const LOG: &str = "vmm.log";
-/// The directory of the VMM's own files in an instance's folder: its sockets, its console log, its records and what it
-/// saves. The VMM can write there and nowhere else in that folder, so that nothing in there is trusted (see
-/// [`untrusted`]).
+/// The subdirectory with the VMM's own files: sockets, console log, records and snapshots. The VMM can write only
+/// there, so nothing in it is trusted (see [`untrusted`]).
 const VMM_DIRECTORY: &str = "vmm";
 
-/// The directory of the VMM's own files in an instance's folder.
+/// Returns the directory of the VMM's own files in an instance's directory.
 #[must_use]
 pub fn vmm_directory(folder: &Path) -> PathBuf {
     folder.join(VMM_DIRECTORY)
 }
 
-/// Makes the VMM's directory, unless an earlier start did.
+/// Creates the VMM's directory if it does not exist.
 pub fn make_vmm_directory(folder: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(vmm_directory(folder)) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
@@ -52,65 +51,67 @@ pub fn make_vmm_directory(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Writes the configuration of the machine in `folder`.
+/// Writes the configuration of the instance in `folder`.
 pub fn write_config(folder: &Path, config: &MachineConfig) -> io::Result<()> {
     let text = serde_json::to_vec_pretty(config).expect("a configuration is plain data");
     write_private(&folder.join(CONFIG), &text)
 }
 
-/// The configuration of the machine in `folder`.
+/// Reads the configuration of the instance in `folder`.
 pub fn read_config(folder: &Path) -> io::Result<MachineConfig> {
     Ok(serde_json::from_slice(&std::fs::read(folder.join(CONFIG))?)?)
 }
 
-/// How much of the log is searched for the VMM's last words, in bytes.
+/// The number of bytes at the end of the log that are searched for a message.
 const LOG_TAIL: u64 = 64 << 10;
-/// How much of a line of the log is shown, in characters.
+/// The maximum number of characters of a displayed log line.
 const LONGEST_LINE: usize = 512;
 
-/// What the last monitor in `folder` said of a system call that it may not make, if it was ended for one.
+/// Returns the last logged message about a system call that the VMM's seccomp filter denied.
 pub fn violation(folder: &Path) -> Option<String> {
     let path = folder.join(LOG);
-    // The line may be the last of a log that was full.
+    // The log may have been rotated after the line.
     [path.clone(), bounded_log::full(&path)].iter().find_map(|path| {
         let log = untrusted::read_tail(path, LOG_TAIL).ok()?;
         let text = String::from_utf8_lossy(&log);
         let line = text.lines().rev().find(|line| line.starts_with(seccomp::SAYS))?;
-        // The VMM wrote it, and a terminal may show it.
+        // The VMM wrote the line, so it is not safe for a terminal.
         Some(line.chars().filter(|c| !c.is_control()).take(LONGEST_LINE).collect())
     })
 }
 
-/// How long a supervisor may take to end when its VMM has.
+/// The time that a supervisor may take to exit after its VMM.
 const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// As [`violation`], for a VMM whose connection has just closed: its supervisor copies what it wrote to the log, and ends.
+/// Returns the same as [`violation`] for a VMM whose connection has just closed. Waits until its supervisor has copied
+/// the VMM's output to the log and exited.
 pub fn last_violation(folder: &Path) -> Option<String> {
     let deadline = Instant::now() + SUPERVISOR_TIMEOUT;
     for process in processes(|other| other == folder).ok()? {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        // One that is not seen to end may restart its guest, or stand still: the log has no such line then.
+        // A supervisor that does not exit in time may be restarting its guest, or be stopped. The log has no message
+        // then.
         let _ = poll(&mut [PollFd::new(&process.fd, PollFlags::IN)], Some(&left));
     }
     violation(folder)
 }
 
-/// What a monitor inherits.
+/// Descriptors that the new process inherits.
 #[derive(Debug)]
 pub struct Inherited {
-    /// The lock's open file; the lock is the monitor's as soon as it runs.
+    /// The open lock file. The new process holds the lock as soon as it runs.
     pub lock: File,
-    /// The monitor's end of the connection of who starts it.
+    /// The VMM's end of the connection to the process that starts it.
     pub launcher: Launcher,
-    /// The monitor's end of the console's terminal.
+    /// The VMM's end of the console connection.
     pub console: Option<UnixStream>,
-    /// What its network device is connected to.
+    /// The backend of the network device.
     pub network: Option<OwnedFd>,
 }
 
-/// Starts the monitor of the machine in `folder`, which boots or goes on from a saved one. `began_ns` is when the user's
-/// command began.
+/// Starts the supervisor of the instance in `folder`, whose VMM boots or restores a snapshot. `began_ns` is the start
+/// time of the user's command.
 pub fn spawn(folder: &Path, inherited: Inherited, restore: Option<&Restore>, began_ns: u64) -> io::Result<Child> {
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join(LOG))?;
     let mut command = Command::new("/proc/self/exe");
@@ -139,8 +140,8 @@ pub fn spawn(folder: &Path, inherited: Inherited, restore: Option<&Restore>, beg
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     let numbers: Vec<i32> = kept.iter().map(AsRawFd::as_raw_fd).collect();
-    // SAFETY: between fork and exec, only fcntl and setsid are called, which are async-signal-safe; the descriptors
-    // are open, since `kept` lives until the child has started.
+    // SAFETY: between fork and exec, only fcntl and setsid are called, which are async-signal-safe. The descriptors
+    // are open, because `kept` lives until the child has started.
     unsafe {
         command.pre_exec(move || {
             for number in &numbers {
@@ -154,8 +155,8 @@ pub fn spawn(folder: &Path, inherited: Inherited, restore: Option<&Restore>, beg
     command.spawn()
 }
 
-/// Kills the VMM of the machine in `folder` and its supervisor; guest memory is lost. That there is none is no error. A process that
-/// cannot be killed does not keep others alive, and is the error at the end.
+/// Kills the VMM of the instance in `folder` and its supervisor. Guest memory is lost. It is not an error if neither
+/// runs. A process that cannot be killed does not protect the other one, and is reported at the end.
 pub fn kill(folder: &Path) -> io::Result<()> {
     let mut failure = None;
     for process in processes(|other| other == folder)? {
@@ -166,29 +167,30 @@ pub fn kill(folder: &Path) -> io::Result<()> {
     failure.map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// A VMM, or its supervisor.
+/// A VMM process or its supervisor.
 #[derive(Debug)]
 pub struct VmmProcess {
-    /// Its id, which is its own for as long as `fd` finds the process alive.
+    /// The process id, which is not reused while `fd` refers to a live process.
     pub pid: Pid,
-    /// The process, which no other can take the place of.
+    /// The pidfd, which always refers to this process.
     fd: OwnedFd,
-    /// The folder of its machine.
+    /// The instance's directory.
     pub folder: PathBuf,
-    /// Says if it is the supervisor, which the VMM it started is not.
+    /// True for the supervisor, false for the VMM that it started.
     pub is_supervisor: bool,
 }
 
-/// The VMMs and supervisors of the machines in those folders of which `is_one` says so.
+/// Returns the VMMs and supervisors of the instances whose directories satisfy `is_one`.
 ///
-/// Any process can have any arguments, so that these only tell where to look. A process is one if it is this user's and has the
-/// folder's lock open, which no other user can open. The lock tells more than the executable: that may be another version's.
+/// Any process can have any arguments, so arguments only select candidates. A candidate counts if it belongs to this
+/// user and has the instance's lock file open, which other users cannot open. The executable is no criterion, because
+/// it may be of another version.
 pub fn processes(is_one: impl Fn(&Path) -> bool) -> io::Result<Vec<VmmProcess>> {
     let mut all = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
         let Some(pid) = pid.filter(|pid| folder_of(*pid).is_some_and(|folder| is_one(&folder))) else { continue };
-        // What is seen from now on is this process's, unless it has ended.
+        // From here on, the pid refers to this process, unless it has exited.
         let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
         let Some(folder) = folder_of(pid).filter(|folder| is_one(folder)) else { continue };
         let Some(identity) = Identity::of(pid).filter(|identity| identity.user == geteuid().as_raw()) else { continue };
@@ -200,7 +202,7 @@ pub fn processes(is_one: impl Fn(&Path) -> bool) -> io::Result<Vec<VmmProcess>> 
     Ok(all)
 }
 
-/// The folder of the machine that a process has in its arguments, if these are a VMM's.
+/// Returns the instance's directory from the arguments of a process, if these are a VMM's.
 fn folder_of(pid: Pid) -> Option<PathBuf> {
     let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
     let mut words = line.split(|byte| *byte == 0).skip(1);
@@ -208,12 +210,12 @@ fn folder_of(pid: Pid) -> Option<PathBuf> {
     Some(Path::new(OsStr::from_bytes(words.next()?)).to_path_buf())
 }
 
-/// What the kernel says of a process, in `/proc/PID/status`.
+/// The kernel's information about a process from `/proc/PID/status`.
 #[derive(Debug, PartialEq, Eq)]
 struct Identity {
-    /// Its effective user.
+    /// The effective user id.
     user: u32,
-    /// How many process namespaces it is in, from that of `/proc` on.
+    /// The depth of PID namespaces, counted from that of `/proc`.
     namespaces: usize,
 }
 
@@ -229,12 +231,12 @@ impl Identity {
     fn parse(status: &str) -> Option<Identity> {
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         let user = field("Uid")?.split_whitespace().nth(1)?.parse().ok()?;
-        // Kernels without process namespaces do not have the field.
+        // Kernels without PID namespaces do not have the field.
         Some(Identity { user, namespaces: field("NSpid").map_or(1, |pids| pids.split_whitespace().count()) })
     }
 }
 
-/// Says if a process has the file at `path` open.
+/// Returns true if the process has the file at `path` open.
 fn has_open(pid: Pid, path: &Path) -> bool {
     let Ok(wanted) = path.symlink_metadata() else { return false };
     let Ok(descriptors) = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())) else { return false };
@@ -246,12 +248,12 @@ fn gone_is_fine(error: Errno) -> Result<(), Errno> {
     if error == Errno::SRCH { Ok(()) } else { Err(error) }
 }
 
-/// Keeps an inherited descriptor from being inherited further.
+/// Sets close-on-exec on an inherited descriptor.
 pub fn close_on_exec(fd: impl AsFd) -> io::Result<()> {
     Ok(fcntl_setfd(&fd, fcntl_getfd(&fd)? | FdFlags::CLOEXEC)?)
 }
 
-/// Lets a descriptor outlive this process's program; returns its number.
+/// Clears close-on-exec on a descriptor and returns its number.
 pub fn keep_open(fd: &OwnedFd) -> io::Result<i32> {
     fcntl_setfd(fd, fcntl_getfd(fd)? - FdFlags::CLOEXEC)?;
     Ok(fd.as_raw_fd())
@@ -264,11 +266,11 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::ExitStatusExt;
 
-    /// A shell with the arguments of a VMM, `wisp vmm FOLDER`, until it is dropped.
+    /// A shell with the arguments of a VMM (`wisp vmm FOLDER`), killed on drop.
     struct Lookalike(Child);
 
     impl Lookalike {
-        /// Starts it in a directory where `vmm` is a script, and waits until that says that it runs.
+        /// Starts a shell in a directory where `vmm` is a script, and waits until the script runs.
         fn start(folder: &Path, script: &str, user: Option<u32>) -> Lookalike {
             let scripts = tempfile::tempdir().unwrap();
             fs::set_permissions(scripts.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -311,7 +313,8 @@ mod tests {
         fs::write(folder.path().join(LOCK), "").unwrap();
         let mut decoy = Lookalike::start(folder.path(), ":", None);
         let mut real = Lookalike::start(folder.path(), OPENS_LOCK, None);
-        // Another user cannot open the lock in a data directory; here it could, and is not found either.
+        // Another user cannot open a lock in a data directory. In this test it can, but its process must not be found
+        // either.
         let mut other = geteuid().is_root().then(|| Lookalike::start(folder.path(), OPENS_LOCK, Some(NOBODY)));
         assert_eq!(found(folder.path()), [real.pid()]);
         assert!(found(Path::new("/nowhere")).is_empty());

@@ -1,7 +1,7 @@
-//! passt: user-mode networking, one process for each guest (its manual: passt(1)).
+//! User-mode networking with passt(1), one process per guest.
 //!
-//! It ends a guest's connections and makes its own, as any program of the user's: so it needs no privilege, and changes
-//! nothing of the host's. What is listened on for a guest is the monitor's business, not its.
+//! passt terminates the guest's connections and opens its own, as any program of the user does. It therefore needs no
+//! privileges and does not change the host's network configuration. The VMM itself listens on published ports.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -16,43 +16,43 @@ use crate::host::monitor_process::keep_open;
 use crate::host::probe::{self, NamespaceSetting};
 use crate::vmm::link::GATEWAY_MAC;
 
-/// The program, and how it is got where it is missing.
+/// The program's name.
 pub const PROGRAM: &str = "passt";
-/// What installs it.
+/// The command that installs the program.
 pub const INSTALL: &str = "sudo apt install passt";
 
-/// A guest's addresses, as its services have them.
+/// The guest's network configuration, the same as the DHCP server's.
 #[derive(Debug, Clone)]
 pub struct PasstConfig {
-    /// The guest's.
+    /// The guest's address.
     pub address: Ipv4Addr,
-    /// The length of its subnet's prefix.
+    /// The prefix length of its subnet.
     pub prefix_length: u8,
-    /// Its router's.
+    /// The default gateway.
     pub router: Ipv4Addr,
-    /// Where it asks for names: what it asks there goes to the host's own name server.
+    /// The name server's address. passt forwards queries to the host's name server.
     pub dns: Ipv4Addr,
-    /// Bytes of the largest IP packet.
+    /// The MTU in bytes.
     pub mtu: u16,
-    /// Where passt says what goes wrong.
+    /// The path of passt's log.
     pub log: PathBuf,
 }
 
-/// Why there is no user-mode network.
+/// The reason why there is no user-mode network.
 #[derive(Debug, thiserror::Error)]
 pub enum PasstError {
-    /// It is not installed.
+    /// passt is not installed.
     #[error("{PROGRAM} is not installed; `{INSTALL}` does it")]
     Missing,
-    /// The kernel gives it none of the namespaces that it locks itself into.
+    /// The kernel does not allow the namespaces in which passt isolates itself.
     #[error("{} forbids the namespaces that {PROGRAM} locks itself into; `{}` allows them", .0.name, .0.mend())]
     Forbidden(NamespaceSetting),
-    /// It could not be started.
+    /// passt cannot be started.
     #[error("{PROGRAM} cannot be started: {0}")]
     Spawn(#[source] io::Error),
 }
 
-/// Whether this host can have it.
+/// Checks that this host can run passt.
 pub fn check() -> Result<(), PasstError> {
     if !probe::is_installed(PROGRAM) {
         return Err(PasstError::Missing);
@@ -63,14 +63,14 @@ pub fn check() -> Result<(), PasstError> {
     }
 }
 
-/// One that is about to be started.
+/// A passt process that has not been started.
 #[derive(Debug)]
 pub struct Prepared {
     command: Command,
     far: OwnedFd,
 }
 
-/// Prepares it, and returns the socket that frames go through. It ends when the other end of that is closed.
+/// Prepares a process and returns the socket for its frames. passt exits when this socket is closed.
 pub fn prepare(config: &PasstConfig) -> Result<(OwnedFd, Prepared), PasstError> {
     check()?;
     let (near, far) = UnixStream::pair().map_err(PasstError::Spawn)?;
@@ -89,11 +89,11 @@ pub fn prepare(config: &PasstConfig) -> Result<(OwnedFd, Prepared), PasstError> 
 }
 
 impl Prepared {
-    /// Starts it. What comes through the socket before it reads waits there.
+    /// Starts the process. The socket buffers frames that arrive before passt reads.
     pub fn start(self) -> Result<(), PasstError> {
         let Prepared { mut command, far } = self;
-        // SAFETY: between fork and exec, only fcntl and setsid are called, which are async-signal-safe; `far` is open until
-        // the child has started.
+        // SAFETY: between fork and exec, only fcntl and setsid are called, which are async-signal-safe. `far` is open
+        // until the child has started.
         unsafe {
             command.pre_exec(move || {
                 keep_open(&far)?;
@@ -102,7 +102,7 @@ impl Prepared {
             });
         }
         let mut child = command.spawn().map_err(PasstError::Spawn)?;
-        // It outlives a command that only starts an instance; one that stays has to take note of its end.
+        // passt outlives a command that only starts an instance. A longer-running command must reap it.
         std::thread::spawn(move || child.wait());
         Ok(())
     }

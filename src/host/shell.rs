@@ -1,20 +1,21 @@
-//! Commands as a person copies them into a shell.
+//! Shell quoting of commands for users to copy.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// The command of these words, each quoted where a shell would change it.
+/// Joins words to a command. Words that a shell would change are quoted.
 pub fn command<W: AsRef<OsStr>>(words: impl IntoIterator<Item = W>) -> String {
     let words: Vec<OsString> = words.into_iter().map(|word| quoted(word.as_ref())).collect();
     words.join(OsStr::new(" ")).to_string_lossy().into_owned()
 }
 
-/// A word as a POSIX shell reads it back. One with control characters is in dollar quotes, so that none reaches a terminal.
+/// Quotes a word for a POSIX shell. Words with control characters use dollar quotes, so no control character reaches
+/// the terminal.
 pub fn quoted(word: &OsStr) -> OsString {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./=:@,+%".contains(byte);
     let bytes = word.as_bytes();
-    // zsh expands a word that begins with an equals sign.
+    // zsh expands words that start with an equals sign.
     if !bytes.is_empty() && !bytes.starts_with(b"=") && bytes.iter().all(is_plain) {
         return word.to_os_string();
     }
@@ -38,7 +39,7 @@ fn in_dollar_quotes(bytes: &[u8]) -> String {
         match byte {
             b'\'' | b'\\' => quoted.extend(['\\', char::from(*byte)]),
             b' '..=b'~' => quoted.push(char::from(*byte)),
-            // Three octal digits cannot run into a digit that follows.
+            // Three octal digits cannot merge with a following digit.
             byte => write!(quoted, "\\{byte:03o}").expect("a string takes all that is written to it"),
         }
     }

@@ -1,23 +1,24 @@
-//! Free space of a file system, watched while files of unknown size are written.
+//! Free space of a file system, monitored while files of unknown size are written.
 //!
-//! The size of a compressed archive or of a sparse disk says little about what it takes when it is unpacked. A writer asks
-//! here before each write; it is refused while there is still some space left for the rest of the host.
+//! The size of a compressed archive or a sparse disk image does not tell how much space its contents take. A writer
+//! therefore asks before each write. The write is refused if less than [`RESERVE`] would be left for the rest of the
+//! host.
 
 use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Free space that a writer leaves to the rest of the host, in bytes.
+/// Free space in bytes that a writer leaves for the rest of the host.
 pub const RESERVE: u64 = 128 << 20;
-/// The file system is asked again after so many bytes: others write to it, too.
+/// The number of bytes after which the file system is queried again, because other programs also write to it.
 const STEP: u64 = 16 << 20;
 
-/// The free space of the file system with a directory in it.
+/// The free space of a directory's file system.
 pub struct FreeSpace {
     directory: PathBuf,
     free: Box<dyn Fn(u64) -> io::Result<u64>>,
-    /// Bytes that may be written before the file system is asked again.
+    /// Bytes that may be written before the next query.
     allowance: Cell<u64>,
     written: Cell<u64>,
 }
@@ -47,12 +48,12 @@ impl FreeSpace {
         })
     }
 
-    /// Space without a limit of ours, for files of a known size.
+    /// Unlimited space, for files of a known size.
     pub fn unwatched() -> FreeSpace {
         FreeSpace::measured_by(Path::new(""), |_| Ok(u64::MAX))
     }
 
-    /// As `free` measures it, which gets the bytes that were written.
+    /// Free space as measured by `free`, which gets the number of bytes written so far.
     pub fn measured_by(directory: &Path, free: impl Fn(u64) -> io::Result<u64> + 'static) -> FreeSpace {
         let (allowance, written) = (Cell::new(0), Cell::new(0));
         FreeSpace { directory: directory.to_path_buf(), free: Box::new(free), allowance, written }
@@ -63,7 +64,10 @@ impl FreeSpace {
         Ok((self.free)(self.written.get())?.saturating_sub(RESERVE))
     }
 
-    /// Asks for the space of a write. The error has the kind `StorageFull` and holds a [`SpaceExhausted`].
+    /// Reserves space for a write.
+    ///
+    /// # Errors
+    /// The space is exhausted (`StorageFull` with a [`SpaceExhausted`]), or cannot be measured.
     pub fn take(&self, bytes: u64) -> io::Result<()> {
         let left = match self.allowance.get().checked_sub(bytes) {
             Some(left) => left,

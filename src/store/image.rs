@@ -30,7 +30,7 @@ pub struct ImageRecord {
     /// The time of deregistration. Instances that use a deregistered image keep it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deregistered: Option<u64>,
-    /// The version of the metadata service that it asks for, if its manifest does not say it.
+    /// The metadata service version that the image requests, if its manifest does not specify one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imds_support: Option<ImdsSupport>,
     /// Tags.

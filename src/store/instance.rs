@@ -1,4 +1,4 @@
-//! Instances as they are kept.
+//! Instances in the store.
 
 use std::collections::BTreeMap;
 
@@ -12,93 +12,93 @@ use crate::ec2::{ImageId, InstanceId, ReservationId, VolumeId};
 /// An instance. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceRecord {
-    /// Its identifier.
+    /// The instance id.
     pub id: InstanceId,
-    /// The launch that it came from.
+    /// The reservation of the launch.
     pub reservation_id: ReservationId,
-    /// Its place in that launch, from 0.
+    /// The index in the launch, from 0.
     pub launch_index: u32,
-    /// The token of that launch.
+    /// The client token of the launch.
     pub client_token: Option<String>,
-    /// What it was made from.
+    /// The image.
     pub image_id: ImageId,
-    /// What that was called then.
+    /// The image's name at launch.
     pub image_name: String,
-    /// Its type.
+    /// The instance type.
     pub instance_type: String,
-    /// vCPUs: the type's, or what overrides them.
+    /// vCPUs: the type's, or an override.
     pub vcpus: u32,
-    /// Threads for each core.
+    /// Threads per core.
     pub threads_per_core: u32,
-    /// Memory in MiB: the type's, or what overrides it.
+    /// Memory in MiB: the type's, or an override.
     pub memory_mib: u64,
-    /// Whether vCPUs and memory are not the type's.
+    /// True if vCPUs or memory are overridden.
     #[serde(default)]
     pub overridden: bool,
-    /// Its state.
+    /// The state.
     pub state: InstanceState,
-    /// Why it is in that state.
+    /// The reason for the state.
     pub state_reason: Option<StateReason>,
-    /// When and by whom it came into that state, in EC2's words; empty while it runs.
+    /// The initiator and the time of the last state transition, in EC2's words; empty while the instance runs.
     #[serde(default)]
     pub state_transition_reason: String,
-    /// When it was launched first.
+    /// The time of the launch.
     pub created: u64,
-    /// When it was started last.
+    /// The time of the last start.
     pub launch_time: u64,
-    /// How often its machine has been started.
+    /// The number of starts.
     #[serde(default)]
     pub starts: u32,
-    /// When it was terminated.
+    /// The time of termination.
     pub terminated: Option<u64>,
-    /// The key pair whose public key is in the guest.
+    /// The key pair whose public key the guest gets.
     pub key_name: Option<String>,
-    /// User data, in base64.
+    /// User data in base64.
     pub user_data: Option<String>,
-    /// What the guest's own power-off does.
+    /// The effect of the guest's own power-off.
     pub shutdown_behavior: ShutdownBehavior,
-    /// Whether `terminate` is refused.
+    /// True if the instance cannot be terminated.
     pub termination_protection: bool,
-    /// Whether it can be hibernated, which is said when it is launched.
+    /// True if hibernation was enabled at launch.
     #[serde(default)]
     pub hibernation: bool,
-    /// Its volumes, the root first.
+    /// The attached volumes, the root volume first.
     pub block_devices: Vec<BlockDeviceMapping>,
-    /// Options for the kernel command line, behind the image's.
+    /// Kernel command-line options, which are appended to the image's.
     #[serde(default)]
     pub cmdline: Option<String>,
-    /// Its network interface, unless it is of a time before there was one.
+    /// The network interface; none for an instance from before Wisp had networks.
     #[serde(default)]
     pub network: Option<NetworkRecord>,
-    /// What happens when its CPU credits are spent, if that was said.
+    /// The requested credit mode.
     #[serde(default)]
     pub cpu_credits: Option<CreditMode>,
-    /// The CPU credits that it had when it stopped last.
+    /// The CPU credits at the last stop.
     #[serde(default)]
     pub credits: Option<KeptCredits>,
-    /// Whether it may have all that the host has, whatever its type.
+    /// True if the instance type's limits are not enforced.
     #[serde(default)]
     pub no_limits: bool,
-    /// Its tags.
+    /// Tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
 }
 
-/// A volume of an instance.
+/// A block device mapping: an instance's side of a volume's attachment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockDeviceMapping {
-    /// The name that EC2 gives the device: `/dev/sdf`.
+    /// The device name in EC2's form, for example `/dev/sdf`.
     pub device_name: String,
-    /// Which volume.
+    /// The volume.
     pub volume_id: VolumeId,
-    /// Whether the volume goes with the instance.
+    /// True if the volume is deleted when the instance is terminated.
     pub delete_on_termination: bool,
-    /// When it was attached.
+    /// The time of the attachment.
     pub attach_time: u64,
 }
 
 impl BlockDeviceMapping {
-    /// The instance's side of a volume's attachment.
+    /// Creates the mapping of an attached volume.
     pub fn of(volume_id: VolumeId, attachment: &AttachmentRecord) -> BlockDeviceMapping {
         BlockDeviceMapping {
             device_name: attachment.device_name.clone(),
@@ -110,23 +110,23 @@ impl BlockDeviceMapping {
 }
 
 impl InstanceRecord {
-    /// It goes towards running: why it did not is of no interest any more.
+    /// Clears the reason for the previous state when the instance starts.
     pub fn clear_reason(&mut self) {
         self.state_reason = None;
         self.state_transition_reason.clear();
     }
 
-    /// The value of its `Name` tag.
+    /// The value of the `Name` tag.
     pub fn name(&self) -> Option<&str> {
         self.tags.get("Name").map(String::as_str)
     }
 
-    /// Whether its tags are part of its metadata.
+    /// Returns true if the metadata service serves the instance's tags.
     pub fn serves_tags(&self) -> bool {
         self.network.as_ref().is_some_and(|network| network.metadata_options.tags)
     }
 
-    /// Its root volume.
+    /// The root volume.
     pub fn root(&self) -> Option<&BlockDeviceMapping> {
         self.block_devices.first()
     }

@@ -44,7 +44,7 @@ pub use vpc::{SubnetRecord, VpcRecord};
 
 /// The database's name in the data directory.
 pub const FILE: &str = "wisp.db";
-/// The time for which a writer waits for others. Transactions take milliseconds, unless the disk is very slow.
+/// The maximum time for which a writer waits for others. Transactions take milliseconds, unless the disk is very slow.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The reason why the store cannot be used.
@@ -90,7 +90,7 @@ pub enum StoreError {
 #[derive(Debug)]
 pub struct Store {
     connection: Connection,
-    /// Damaged records that were left out of a list and not told of yet.
+    /// Damaged records that a list has left out, and that have not been reported yet.
     damaged: RefCell<Damaged>,
 }
 
@@ -130,7 +130,7 @@ impl Store {
     ) -> Result<T, E> {
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::Sqlite)?;
-        // It is rolled back when it is dropped.
+        // The transaction is rolled back when it is dropped.
         change(&Transaction::new(transaction, &self.damaged))
     }
 

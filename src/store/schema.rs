@@ -6,8 +6,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::StoreError;
 
-/// What makes each version out of the one before; the first makes it out of nothing. A step that was ever released is
-/// never changed.
+/// The steps that migrate each version to the next, starting from an empty database. A released step never changes.
 const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE instances (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -23,8 +22,8 @@ const MIGRATIONS: &[&str] = &[
     CREATE TABLE security_groups (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE UNIQUE INDEX security_group_names ON security_groups (json_extract(record, '$.name'));
 ",
-    // VPCs. The default one is there from the beginning; what there was before is in it, and all instances are in its first
-    // subnet, whose addresses they have.
+    // VPCs: creates the default VPC, and puts existing security groups and instances in it. The instances are in its
+    // first subnet, which contains their addresses.
     "
     CREATE TABLE vpcs (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE UNIQUE INDEX default_vpc ON vpcs (json_extract(record, '$.is_default'))
@@ -63,8 +62,9 @@ const MIGRATIONS: &[&str] = &[
     CREATE TABLE usage_cursors (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
 ",
     "CREATE TABLE settings (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;",
-    // Backing files of volumes and snapshots are on record. Those of older ones are read from the files, once, by the next
-    // command (`cloud/layers.rs`). An older wisp would lose them, and is to refuse the store.
+    // Records the backing files of volumes and snapshots. The next command reads those of existing volumes and
+    // snapshots from the files, once (`cloud/layers.rs`). The version makes an older Wisp refuse the store, because it
+    // would lose the records.
     "
     UPDATE volumes SET record = json_set(record, '$.backing', json('null')) WHERE json_valid(record);
     UPDATE snapshots SET record = json_set(record, '$.backing', json('null')) WHERE json_valid(record);
@@ -76,7 +76,7 @@ fn latest() -> i64 {
     MIGRATIONS.len() as i64
 }
 
-/// Refuses a store of a newer version.
+/// Refuses a store of a newer version. Returns the store's version.
 pub(super) fn check(connection: &Connection, path: &Path) -> Result<i64, StoreError> {
     let failed = |source| StoreError::Open { path: path.to_path_buf(), source };
     let found = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
@@ -86,13 +86,13 @@ pub(super) fn check(connection: &Connection, path: &Path) -> Result<i64, StoreEr
     Ok(found)
 }
 
-/// Brings the store to the latest version, in one transaction.
+/// Migrates the store to the latest version, in one transaction.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     if check(connection, path)? == latest() {
         return Ok(());
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    // Another process may have done it meanwhile.
+    // Another process may have migrated the store meanwhile.
     let found = check(&transaction, path)?;
     for step in &MIGRATIONS[found as usize..] {
         transaction.execute_batch(step)?;
@@ -119,7 +119,7 @@ mod tests {
         let instance = r#"{"network": {"private_ip": "172.31.0.4"}}"#;
         old.execute("INSERT INTO security_groups VALUES ('sg-0123456789abcdef0', ?1)", [group]).unwrap();
         old.execute("INSERT INTO instances VALUES ('i-0', ?1), ('i-1', '{\"network\": null}')", [instance]).unwrap();
-        // A damaged record stays as it is.
+        // The migration leaves damaged records unchanged.
         old.execute("INSERT INTO volumes VALUES ('vol-0', '{'), ('vol-1', '{}')", []).unwrap();
         drop(old);
 

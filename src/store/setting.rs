@@ -1,19 +1,19 @@
-//! Settings of the data directory, as EC2 has settings of an account.
+//! Settings of the data directory, the counterpart of EC2's account settings.
 
 use serde::{Deserialize, Serialize};
 
 use super::Record;
 use crate::ec2::metadata::MetadataChange;
 
-/// Metadata options of launches that do not say otherwise (`ModifyInstanceMetadataDefaults`).
+/// Default metadata options of new instances (`ModifyInstanceMetadataDefaults`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetadataDefaults {
-    /// What they are; what is left out, the image decides.
+    /// The options. The image determines those that are not set.
     pub options: MetadataChange,
 }
 
 impl MetadataDefaults {
-    /// The record's key: there is one.
+    /// The key of the only record.
     pub const KEY: &'static str = "metadata-defaults";
 }
 

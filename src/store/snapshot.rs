@@ -1,4 +1,4 @@
-//! Snapshots as they are kept.
+//! Volume snapshots in the store.
 
 use std::collections::BTreeMap;
 
@@ -10,44 +10,45 @@ use crate::ec2::{ImageId, SnapshotId, VolumeId};
 /// A snapshot of a volume. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotRecord {
-    /// Its identifier.
+    /// The snapshot id.
     pub id: SnapshotId,
-    /// The volume that it is of; it may be gone.
+    /// The source volume, which may have been deleted.
     pub volume_id: VolumeId,
-    /// That volume's size in bytes.
+    /// The source volume's size in bytes.
     pub size: u64,
-    /// Its state.
+    /// The state.
     pub state: SnapshotState,
-    /// When it was taken.
+    /// The time at which the snapshot was started.
     pub started: u64,
-    /// What it is for.
+    /// The description.
     #[serde(default)]
     pub description: String,
-    /// Its file, in the folder of volumes: nothing writes it any more.
+    /// The snapshot's file in the directory of volumes. It is no longer written.
     pub file: String,
-    /// Backing files of that file, the topmost first; none if they are not known yet, in a store of an older version.
+    /// The backing files of `file`, the topmost first. None in a store of an older version, until they have been read
+    /// from the files.
     #[serde(default)]
     pub backing: Option<Vec<LayerRecord>>,
-    /// The image that it rests on, where it is of a root volume.
+    /// The image, if the snapshot is of a root volume.
     #[serde(default)]
     pub image_id: Option<ImageId>,
-    /// Its tags.
+    /// Tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
 }
 
-/// A snapshot's states (EC2 API Reference, `Snapshot`).
+/// The state of a snapshot (EC2 API Reference, `Snapshot`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SnapshotState {
-    /// A running machine is being told to leave the file.
+    /// The running VMM is being switched to another file.
     Pending,
-    /// It is whole.
+    /// The snapshot is complete.
     Completed,
 }
 
 impl SnapshotState {
-    /// EC2's name for it.
+    /// EC2's state name.
     pub fn as_str(self) -> &'static str {
         match self {
             SnapshotState::Pending => "pending",
@@ -57,7 +58,7 @@ impl SnapshotState {
 }
 
 impl SnapshotRecord {
-    /// The value of its `Name` tag.
+    /// The value of the `Name` tag.
     pub fn name(&self) -> Option<&str> {
         self.tags.get("Name").map(String::as_str)
     }

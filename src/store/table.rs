@@ -25,10 +25,10 @@ pub struct Transaction<'a> {
     damaged: &'a RefCell<Damaged>,
 }
 
-/// A key with its record, or why the record cannot be read back.
+/// A key with its record, or with the reason why the record cannot be parsed.
 type Row<R> = (String, Result<R, StoreError>);
 
-/// Records that cannot be read back, by table and key, with a sentence for each.
+/// Records that cannot be parsed, by table and key, with a sentence for each.
 pub(super) type Damaged = BTreeMap<(&'static str, String), String>;
 
 impl<'a> Transaction<'a> {
@@ -61,8 +61,8 @@ impl<'a> Transaction<'a> {
         Ok(records)
     }
 
-    /// Returns all records in the order of their keys, or an error if one is damaged. Commands that remove unused files need
-    /// all of them.
+    /// Returns all records in the order of their keys, or an error if one is damaged. Commands that remove unused
+    /// files need all of them.
     pub fn list_whole<R: Record>(&self) -> Result<Vec<R>, StoreError> {
         self.rows::<R>()?.into_iter().map(|(_, record)| record).collect()
     }

@@ -1,4 +1,4 @@
-//! Volumes as they are kept.
+//! Volumes in the store.
 
 use std::collections::BTreeMap;
 
@@ -11,84 +11,85 @@ use crate::ec2::{ImageId, InstanceId, SnapshotId, VolumeId};
 /// A volume. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeRecord {
-    /// Its identifier.
+    /// The volume id.
     pub id: VolumeId,
-    /// Its size in bytes.
+    /// The size in bytes.
     pub size: u64,
-    /// Its type: `gp3`.
+    /// The volume type, for example `gp3`.
     pub volume_type: String,
-    /// Its operations a second, where the type has a figure.
+    /// IOPS, if the type specifies them.
     #[serde(default)]
     pub iops: Option<u32>,
-    /// Its MiB a second, where the type has a figure.
+    /// Throughput in MiB/s, if the type specifies it.
     #[serde(default)]
     pub throughput: Option<u32>,
-    /// Its state.
+    /// The state.
     pub state: VolumeState,
-    /// When it was made.
+    /// The creation time.
     pub created: u64,
-    /// The snapshot that it was made from.
+    /// The snapshot from which the volume was created.
     #[serde(default)]
     pub snapshot_id: Option<SnapshotId>,
-    /// The image that it is a root volume of.
+    /// The image, if this is a root volume.
     #[serde(default)]
     pub image_id: Option<ImageId>,
-    /// The file that it writes, in the folder of volumes. A snapshot takes the file, and the volume gets a new one over
-    /// it.
+    /// The file that the volume writes, in the directory of volumes. A snapshot takes over this file, and the volume
+    /// continues in a new overlay on top of it.
     pub file: String,
-    /// Backing files of that file, the topmost first; none if they are not known yet, in a store of an older version.
+    /// The backing files of `file`, the topmost first. None in a store of an older version, until they have been read
+    /// from the files.
     #[serde(default)]
     pub backing: Option<Vec<LayerRecord>>,
-    /// The number of the next such file.
+    /// The number of the volume's next file.
     #[serde(default)]
     pub generation: u32,
-    /// Where it is attached: to one instance at most.
+    /// The attachment, to at most one instance.
     #[serde(default)]
     pub attachment: Option<AttachmentRecord>,
-    /// Its tags.
+    /// Tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
 }
 
-/// A file that holds a part of a volume or a snapshot and is written by nothing any more.
+/// A file that holds part of a volume or snapshot and is no longer written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerRecord {
-    /// Path in the data directory, such as `volumes/vol-0123456789abcdef0.1.qcow2`.
+    /// The path in the data directory, for example `volumes/vol-0123456789abcdef0.1.qcow2`.
     pub file: String,
-    /// Format of the file.
+    /// The file format.
     pub format: LayerFormat,
 }
 
-/// Format of a layer.
+/// The format of a backing file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LayerFormat {
-    /// An image's root file system.
+    /// A raw image, such as an image's root file system.
     Raw,
-    /// A file of a volume.
+    /// A qcow2 file of a volume.
     Qcow2,
 }
 
-/// Where a volume is attached.
+/// The attachment of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachmentRecord {
-    /// To which instance.
+    /// The instance.
     pub instance_id: InstanceId,
-    /// As which device.
+    /// The device name.
     pub device_name: String,
-    /// Since when.
+    /// The time of the attachment.
     pub attach_time: u64,
-    /// Whether it goes with the instance.
+    /// True if the volume is deleted when the instance is terminated.
     pub delete_on_termination: bool,
 }
 
 impl VolumeRecord {
-    /// Its instance's side of its attachment.
+    /// The attachment as the instance's block device mapping.
     pub fn mapping(&self) -> Option<BlockDeviceMapping> {
         self.attachment.as_ref().map(|attachment| BlockDeviceMapping::of(self.id, attachment))
     }
 
-    /// The value of its `Name` tag.
+    /// The value of the `Name` tag.
     pub fn name(&self) -> Option<&str> {
         self.tags.get("Name").map(String::as_str)
     }

@@ -1,12 +1,12 @@
-//! A log file that does not grow beyond a bound, whatever is written.
+//! A log file of bounded size.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// A full log becomes `<name>.1`, in place of the one before, and a new one begins: the last one to two times `limit` bytes are
-/// kept in the two.
+/// A log file. When it is full, it is renamed to `<name>.1`, replacing the previous one, and a new file is started.
+/// The two files together keep the last `limit` to 2 × `limit` bytes.
 #[derive(Debug)]
 pub struct BoundedLog {
     path: PathBuf,
@@ -16,7 +16,7 @@ pub struct BoundedLog {
 }
 
 impl BoundedLog {
-    /// Opens the log at `path`, to which is added, or makes it.
+    /// Opens the log at `path` for appending, or creates it.
     pub fn open(path: &Path, limit: u64) -> io::Result<BoundedLog> {
         let flags = libc::O_NOFOLLOW;
         let file = OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(flags).open(path)?;
@@ -24,7 +24,7 @@ impl BoundedLog {
         Ok(BoundedLog { path: path.to_path_buf(), limit, file, length })
     }
 
-    /// Adds bytes; says if a new file was begun for them.
+    /// Appends bytes. Returns true if it started a new file for them.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<bool> {
         let rotates = self.length >= self.limit;
         if rotates {
@@ -41,13 +41,13 @@ impl BoundedLog {
         &self.file
     }
 
-    /// Where it is.
+    /// The path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// The name of a log when it was full.
+/// Returns the path of the full log.
 #[must_use]
 pub fn full(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_os_string();
@@ -63,7 +63,7 @@ mod tests {
     fn log_over_limit_begins_again_and_keeps_the_last_bytes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
-        // One that an earlier version let grow.
+        // A log of an earlier version, which was not bounded.
         std::fs::write(&path, [b'o'; 1000]).unwrap();
         let mut log = BoundedLog::open(&path, 100).unwrap();
         assert!(log.write(b"first\n").unwrap());

@@ -1,4 +1,5 @@
-//! What a machine is made of: plain data, written as JSON beside the instance, validated before anything is built.
+//! The configuration of a machine: plain data, stored as JSON in the instance's directory and validated before the
+//! machine is built.
 
 use std::path::{Path, PathBuf};
 
@@ -8,140 +9,139 @@ use super::limits::{CpuBudgetConfig, DiskLimits, NetLimits};
 use super::link::MacAddress;
 use super::virtio::block::KERNEL_THREADS;
 
-/// The most virtual CPUs that a machine can have: what the embedded kernel is built for.
+/// The maximum number of vCPUs, which is the limit of the embedded kernel.
 pub const MAX_VCPUS: u32 = 64;
-/// The least memory that a machine can have, in MiB: below it the embedded kernel and its agent do not fit.
+/// The minimum memory in MiB. The embedded kernel and its agent do not fit into less.
 pub const MIN_MEMORY_MIB: u64 = 64;
-/// The most disks that a machine can have: what is left of the interrupt lines, see `vmm/wiring.rs`.
+/// The maximum number of disks. The interrupt lines for virtio devices limit it, see `vmm/wiring.rs`.
 pub const MAX_DISKS: usize = 12;
 
-/// The least that an IPv4 network carries at once (RFC 791).
+/// The minimum MTU of an IPv4 network (RFC 791).
 pub const MIN_MTU: u16 = 68;
 
-/// Everything that [`Machine::new`](crate::vmm::Machine::new) needs to know.
+/// The configuration for [`Machine::new`](crate::vmm::Machine::new).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineConfig {
-    /// Virtual CPUs and their topology.
+    /// The vCPUs and their topology.
     pub cpus: CpuConfig,
-    /// Guest memory, in MiB.
+    /// Guest memory in MiB.
     pub memory_mib: u64,
-    /// What boots.
+    /// The kernel to boot.
     pub kernel: KernelConfig,
-    /// Block devices in the order in which the guest sees them: `/dev/vda`, `/dev/vdb` ...
+    /// Block devices in the guest's order: `/dev/vda`, `/dev/vdb` ...
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
-    /// How many disks there can be at a time, if more than there are in the beginning: the others can be put in while the
-    /// machine runs.
+    /// The number of disk slots, if more than `disks`. Disks can be attached to the free slots while the machine runs.
     #[serde(default)]
     pub disk_slots: usize,
-    /// The vsock device, if there is to be one.
+    /// The vsock device, if any.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,
-    /// The network device, if there is to be one.
+    /// The network device, if any.
     #[serde(default)]
     pub net: Option<NetConfig>,
-    /// What its firmware says that it is, if anything.
+    /// The identity in the SMBIOS tables, if any.
     #[serde(default)]
     pub identity: Option<SystemIdentity>,
-    /// How much CPU time its vCPUs may have, if that is limited.
+    /// The CPU budget of the vCPUs, if limited.
     #[serde(default)]
     pub cpu_budget: Option<CpuBudgetConfig>,
-    /// What those of its disks that are limited may do together, if that is.
+    /// The aggregate limits of those disks that have limits, if any.
     #[serde(default)]
     pub disk_limits: Option<DiskLimits>,
 }
 
-/// What a machine is called in its SMBIOS tables.
+/// A machine's identity in its SMBIOS tables.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SystemIdentity {
-    /// Who made it, its firmware, its board and its chassis.
+    /// The manufacturer of the system, firmware, board and chassis.
     pub manufacturer: String,
-    /// The product's name.
+    /// The product name.
     pub product: String,
-    /// Its UUID, which is its serial number too; the most significant byte first.
+    /// The UUID, most significant byte first. It is also the serial number.
     pub uuid: [u8; 16],
-    /// What its owner calls its board.
+    /// The asset tag of the board.
     pub asset_tag: String,
 }
 
-/// Virtual CPUs: one socket, `count / threads_per_core` cores.
+/// The vCPUs: one socket with `count / threads_per_core` cores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CpuConfig {
-    /// How many, 1 to [`MAX_VCPUS`].
+    /// The number of vCPUs, 1 to [`MAX_VCPUS`].
     pub count: u32,
     /// 1 or 2; `count` must be a multiple of it.
     pub threads_per_core: u32,
 }
 
-/// A kernel, what it is told and how it is entered.
+/// A kernel with its command line and boot protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KernelConfig {
     /// An ELF `vmlinux` or a `bzImage`.
     pub path: PathBuf,
-    /// An initial RAM disk, in any format that the kernel unpacks.
+    /// The initial RAM disk, in any format that the kernel can unpack.
     #[serde(default)]
     pub initrd: Option<PathBuf>,
-    /// Options of the image or of the user; the machine's own are added by [`crate::vmm::boot::cmdline`].
+    /// Options of the image or the user. [`crate::vmm::boot::cmdline`] adds those that the machine needs.
     #[serde(default)]
     pub cmdline: String,
-    /// How the kernel is entered.
+    /// The boot protocol.
     #[serde(default)]
     pub protocol: BootProtocol,
-    /// Whether the kernel knows `wisp.software_kvm`, with which it does without what KVM cannot emulate.
+    /// The kernel supports `wisp.software_kvm`, which makes it avoid what KVM cannot emulate.
     #[serde(default)]
     pub software_kvm_aware: bool,
 }
 
-/// The ways into a kernel.
+/// The boot protocols.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BootProtocol {
-    /// PVH where an ELF kernel has the note for it, else the 64-bit Linux boot protocol.
+    /// PVH if an ELF kernel has the note for it, else the 64-bit Linux boot protocol.
     #[default]
     Auto,
-    /// The 64-bit entry of the Linux boot protocol (`Documentation/arch/x86/boot.rst`).
+    /// The 64-bit entry point of the Linux boot protocol (`Documentation/arch/x86/boot.rst`).
     Linux64,
-    /// Xen's PVH direct boot; the kernel must have the note.
+    /// Xen's PVH direct boot. The kernel must have the note.
     Pvh,
 }
 
-/// One block device.
+/// A block device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
-    /// What `get-id` answers; the guest shows it as the disk's serial number. 20 bytes at most.
+    /// The response to virtio-blk's `GET_ID`, which the guest shows as the disk's serial number. At most 20 bytes.
     pub id: String,
-    /// The image file.
+    /// The path of the image file.
     pub path: PathBuf,
-    /// The file's format.
+    /// The format of the image file.
     pub format: DiskFormat,
-    /// Backing files of a qcow2 image, the topmost first. Nothing else is opened, whatever the image's header names.
+    /// The backing files of a qcow2 image, topmost first. No other file is opened, whatever the image's header names.
     #[serde(default)]
     pub backing: Vec<BackingFile>,
-    /// What may be written, and what becomes of it.
+    /// The guest's access to the disk.
     pub access: DiskAccess,
-    /// Whether the guest's root file system is on it.
+    /// The guest's root file system is on this disk.
     #[serde(default)]
     pub root: bool,
-    /// For a machine that goes on from a saved one: the id of the disk there whose place it takes, if that is another.
+    /// The id that the disk has in the snapshot to restore from, if different.
     #[serde(default)]
     pub was: Option<String>,
-    /// What it may do, if that is limited.
+    /// The disk's limits, if any.
     #[serde(default)]
     pub limits: Option<DiskLimits>,
 }
 
-/// A file that a qcow2 image has for its unallocated clusters.
+/// A backing file of a qcow2 image, for its unallocated clusters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackingFile {
-    /// Path of the file.
+    /// The path.
     pub path: PathBuf,
-    /// Format of the file.
+    /// The format.
     pub format: DiskFormat,
 }
 
@@ -149,21 +149,21 @@ pub struct BackingFile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskFormat {
-    /// The disk's bytes as they are.
+    /// The plain bytes of the disk.
     Raw,
     /// QEMU's copy-on-write format, version 2 or 3.
     Qcow2,
 }
 
-/// What a guest may do with a disk.
+/// A guest's access to a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DiskAccess {
     /// Writes reach the file.
     ReadWrite,
-    /// Writes are refused; the device says that it is read-only.
+    /// Writes fail, and the device reports that it is read-only.
     ReadOnly,
-    /// Writes go to a copy-on-write layer that is gone when the machine ends; the file is never written.
+    /// Writes go to an overlay that is deleted when the machine ends. The file is never written.
     Ephemeral,
 }
 
@@ -173,40 +173,40 @@ pub enum DiskAccess {
 pub struct VsockConfig {
     /// The guest's context id, 3 or more.
     pub cid: u32,
-    /// A file that a guest reads when it connects to port [`wisp_agent::seed::SEED_PORT`] of the host: what it is told
-    /// at its first boot.
+    /// The file that a guest reads at its first boot, by connecting to the host's port
+    /// [`wisp_agent::seed::SEED_PORT`].
     #[serde(default)]
     pub seed: Option<PathBuf>,
 }
 
-/// The network device. What it is connected to comes with the machine's [surroundings](crate::vmm::machine::Surroundings).
+/// The network device. Its backend comes with the machine's [surroundings](crate::vmm::machine::Surroundings).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
     /// The guest's Ethernet address.
     pub mac: MacAddress,
-    /// Bytes of the largest IP packet, [`MIN_MTU`] or more.
+    /// The size of the largest IP packet in bytes, [`MIN_MTU`] or more.
     pub mtu: u16,
-    /// A file with the [`LinkConfig`](super::link::LinkConfig) that the link's services go by, if it has any.
+    /// The file with the netstack's [`LinkConfig`](super::link::LinkConfig), if it has one.
     #[serde(default)]
     pub link: Option<PathBuf>,
-    /// What may pass through it, if that is limited.
+    /// The device's limits, if any.
     #[serde(default)]
     pub limits: Option<NetLimits>,
 }
 
-/// Why a configuration cannot make a machine.
+/// The reason why a configuration is invalid.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
     /// The vCPU count is out of range.
     #[error("a machine has 1 to {MAX_VCPUS} vCPUs, not {0}")]
     CpuCount(u32),
-    /// The topology does not divide.
+    /// The number of vCPUs is not a multiple of the threads per core.
     #[error("{threads_per_core} threads per core do not divide {count} vCPUs; 1 or 2 are possible")]
     Topology {
-        /// vCPUs asked for.
+        /// The requested number of vCPUs.
         count: u32,
-        /// Threads per core asked for.
+        /// The requested threads per core.
         threads_per_core: u32,
     },
     /// Too little memory.
@@ -218,31 +218,31 @@ pub enum ConfigError {
     /// A disk's id does not fit into virtio-blk's 20 bytes.
     #[error("the disk id {0:?} is longer than the 20 bytes that virtio-blk has for it")]
     DiskId(String),
-    /// More than one root.
+    /// More than one root disk.
     #[error("{0} disks are marked as the root; at most one can be")]
     Roots(usize),
-    /// CIDs 0 to 2 are taken (virtio 1.2, section 5.10.4).
+    /// CIDs 0 to 2 are reserved (virtio 1.2, section 5.10.4).
     #[error("the vsock context id {0} is reserved; a guest's is 3 or more")]
     Cid(u32),
-    /// Too small an MTU.
+    /// The MTU is too small.
     #[error("a network's largest packet has {MIN_MTU} bytes or more, not {0}")]
     Mtu(u16),
-    /// An address that no interface can have.
+    /// A multicast Ethernet address.
     #[error("{0} is the address of a group, not of an interface")]
     GroupAddress(MacAddress),
-    /// A limit that nothing could ever pass.
+    /// A rate of zero, or a peak below its baseline.
     #[error("{0} cannot be limited so: a rate is at least 1, and no peak is below its baseline")]
     Limits(&'static str),
 }
 
 impl DiskConfig {
-    /// Files of the disk, the image first. Only the image can be open for writing.
+    /// Returns the paths of the disk's files, the image first, each with true if it is opened for writing.
     pub fn files(&self) -> impl Iterator<Item = (&Path, bool)> {
         let image = (self.path.as_path(), self.access == DiskAccess::ReadWrite);
         std::iter::once(image).chain(self.backing.iter().map(|file| (file.path.as_path(), false)))
     }
 
-    /// Checks what can be checked without touching the host.
+    /// Validates the configuration without accessing the host.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.id.len() > 20 {
             return Err(ConfigError::DiskId(self.id.clone()));
@@ -252,19 +252,19 @@ impl DiskConfig {
 }
 
 impl MachineConfig {
-    /// The most threads and processes that a monitor of this machine has at a time: one for each vCPU and device, what the
-    /// kernel starts for a disk, its own few, and those that save it.
+    /// Returns the maximum number of threads and processes of this machine's VMM at a time. Each vCPU and disk slot
+    /// has one, and each disk has the kernel's threads. 24 more cover the other devices, the VMM itself and saving.
     pub fn threads(&self) -> u64 {
         let disk = 1 + u64::from(KERNEL_THREADS);
         u64::from(self.cpus.count) + self.all_disk_slots() as u64 * disk + 24
     }
 
-    /// Slots for disks: those that are taken in the beginning, and those that are free.
+    /// Returns the number of disk slots, used and free.
     pub fn all_disk_slots(&self) -> usize {
         self.disks.len().max(self.disk_slots)
     }
 
-    /// Checks what can be checked without touching the host.
+    /// Validates the configuration without accessing the host.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let CpuConfig { count, threads_per_core } = self.cpus;
         if !(1..=MAX_VCPUS).contains(&count) {

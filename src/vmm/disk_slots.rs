@@ -1,7 +1,7 @@
-//! A machine's slots for disks: what is put in and taken out, grown and continued in layers while the guest runs.
+//! A machine's disk slots. Disks are attached, detached, grown and switched to overlays while the guest runs.
 //!
-//! A slot is a virtio-mmio device that the guest's kernel knows from the beginning. Linux passes over an empty one, and
-//! looks again when its driver is bound to it, which somebody in the guest has to do.
+//! A slot is a virtio-mmio device that is present in the guest from boot. Linux's driver does not take an empty slot.
+//! A process in the guest must bind the driver again after a disk is attached.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,53 +14,53 @@ use super::passed::PassedFiles;
 use super::virtio::block::{BlockError, Disk, DiskBay, Label};
 use super::virtio::interrupt::{Interrupt, status};
 
-/// All of them.
+/// All disk slots of a machine.
 #[derive(Debug, Default)]
 pub struct DiskSlots {
-    /// One change at a time.
+    /// Locked for the duration of a change.
     slots: Mutex<Vec<DiskSlot>>,
-    /// Where the layers of ephemeral disks go.
+    /// The directory for the overlays of ephemeral disks.
     folder: PathBuf,
 }
 
-/// One slot.
+/// One disk slot.
 #[derive(Debug)]
 pub struct DiskSlot {
-    /// What the device is made of.
+    /// The state shared with the slot's block device.
     pub bay: Arc<DiskBay>,
-    /// How its driver is told something.
+    /// The device's interrupt and status.
     pub interrupt: Arc<Interrupt>,
 }
 
-/// Why a disk could not be put in, taken out or changed.
+/// The reason why a disk cannot be attached, detached or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
-    /// There is no such disk.
+    /// The machine has no such disk.
     #[error("the machine has no disk {0:?}")]
     Unknown(String),
-    /// There is one by that name.
+    /// The id is in use.
     #[error("the machine has a disk {0:?} already")]
     Taken(String),
     /// No slot is free.
     #[error("all {0} disk slots of the machine are taken, or the guest's driver has not left them")]
     Full(usize),
-    /// The driver is there.
+    /// The guest's driver uses the disk.
     #[error(
         "the guest's driver still uses the disk {0:?}; it must be unbound in the guest first, or the disk detached by force"
     )]
     InUse(String),
-    /// The disk's description is wrong.
+    /// The disk's configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The disk cannot be opened or changed.
     #[error(transparent)]
     Disk(#[from] BlockError),
-    /// It could not be written out.
+    /// The disk cannot be flushed.
     #[error("the disk {id:?} could not be written out: {source}")]
     Flush {
-        /// Which disk.
+        /// The disk's id.
         id: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -70,24 +70,24 @@ impl DiskSlot {
         self.bay.label()
     }
 
-    /// Whether a driver has set the device up.
+    /// Returns true if the guest's driver has set the device up.
     fn is_driven(&self) -> bool {
         self.interrupt.device_status() & status::DRIVER_OK != 0
     }
 }
 
 impl DiskSlots {
-    /// Slots in the order in which the guest knows them; ephemeral disks have their layers in `folder`.
+    /// Takes the slots in the guest's order. Overlays of ephemeral disks go into the directory `folder`.
     pub fn new(slots: Vec<DiskSlot>, folder: &Path) -> DiskSlots {
         DiskSlots { slots: Mutex::new(slots), folder: folder.to_path_buf() }
     }
 
-    /// Puts a disk into the first free slot. Returns which that is.
+    /// Attaches a disk to the first free slot. Returns the slot's index.
     pub fn attach(&self, config: &DiskConfig) -> Result<usize, SlotError> {
         self.attach_among(config, &PassedFiles::default())
     }
 
-    /// The same, of which the files may be among `files`.
+    /// As [`DiskSlots::attach`], with files that may have been passed as descriptors.
     pub fn attach_among(&self, config: &DiskConfig, files: &PassedFiles) -> Result<usize, SlotError> {
         config.validate()?;
         let slots = self.slots();
@@ -103,7 +103,8 @@ impl DiskSlots {
         Ok(index)
     }
 
-    /// Takes a disk out, with everything written to its file. While the guest's driver is there, only by `force`.
+    /// Flushes and detaches a disk. Without `force`, fails while the guest's driver uses the disk and if the flush
+    /// fails.
     pub fn detach(&self, id: &str, force: bool) -> Result<(), SlotError> {
         let slots = self.slots();
         let (index, slot) = find(&slots, id)?;
@@ -119,18 +120,18 @@ impl DiskSlots {
         }
         let disk = slot.interrupt.change_config(|| bay.take());
         drop(bay);
-        // Its files are closed, and their locks with them.
+        // Closes the disk's files, which releases their locks.
         drop(disk);
         log::info!("disk {id} is out of slot {index}");
         Ok(())
     }
 
-    /// Which slot a disk is in.
+    /// Returns the index of a disk's slot.
     pub fn slot_of(&self, id: &str) -> Result<usize, SlotError> {
         find(&self.slots(), id).map(|(index, _)| index)
     }
 
-    /// Gives a disk `size` bytes, and tells the guest.
+    /// Grows a disk to `size` bytes and notifies the guest.
     pub fn resize(&self, id: &str, size: u64) -> Result<(), SlotError> {
         let slots = self.slots();
         let (_, slot) = find(&slots, id)?;
@@ -142,7 +143,7 @@ impl DiskSlots {
         Ok(())
     }
 
-    /// Has a disk go by those limits from now on.
+    /// Sets a disk's limits.
     pub fn limit(&self, id: &str, limits: Option<DiskLimits>) -> Result<(), SlotError> {
         if !limits.iter().all(DiskLimits::is_sound) {
             return Err(ConfigError::Limits("a disk").into());
@@ -151,7 +152,7 @@ impl DiskSlots {
         Ok(())
     }
 
-    /// Has the host write what it holds of a disk, while the guest may write more.
+    /// Writes the host's cached data of a disk to storage. The guest may keep writing meanwhile.
     pub fn write_out(&self, id: &str) -> Result<(), SlotError> {
         let file = find(&self.slots(), id)?.1.bay.hold().disk().map(|disk| disk.file());
         let Some(file) = file else { return Ok(()) };
@@ -159,14 +160,14 @@ impl DiskSlots {
         file.map_err(flush)?.sync_data().map_err(flush)
     }
 
-    /// Has a disk written to `layer` from now on; what it was written to is durable and does not change any more.
+    /// Switches a disk to the overlay `layer`. The previous file is durable then and does not change any more.
     pub fn switch(&self, id: &str, layer: &Path) -> Result<(), SlotError> {
         self.switch_among(id, layer, &PassedFiles::default())
     }
 
-    /// The same, of which the files may be among `files`.
+    /// As [`DiskSlots::switch`], with files that may have been passed as descriptors.
     pub fn switch_among(&self, id: &str, layer: &Path, files: &PassedFiles) -> Result<(), SlotError> {
-        // Most of the writing out happens here, with the guest writing on.
+        // Most of the write-back happens here, while the guest still writes.
         self.write_out(id)?;
         let slots = self.slots();
         let (_, slot) = find(&slots, id)?;
@@ -182,12 +183,12 @@ impl DiskSlots {
         Ok(())
     }
 
-    /// The id of the disk in each slot.
+    /// Returns the id of the disk in each slot.
     pub fn ids(&self) -> Vec<Option<String>> {
         self.slots().iter().map(|slot| slot.label().map(|label| label.id)).collect()
     }
 
-    /// What was done to the disks.
+    /// Returns the counters and limits of all disks.
     pub fn records(&self) -> Vec<DiskRecord> {
         let record = |slot: &DiskSlot| {
             let Label { counters, limits, .. } = slot.label()?;
@@ -202,8 +203,8 @@ impl DiskSlots {
     }
 }
 
-/// The answer about a disk in the slot `index`. Linux counts the devices of its command line from 0 in decimal, and those
-/// of ACPI in hexadecimal.
+/// Returns the response for a disk in the slot `index`. Linux numbers the devices of its command line in decimal and
+/// those of ACPI in hexadecimal, both from 0.
 pub fn attached(index: usize) -> Message {
     Message::Attached {
         slot: index,

@@ -1,4 +1,4 @@
-//! How a machine ended, for those who were not there: `end.json` in the VMM's directory.
+//! The record of how a machine ended: `end.json` in the VMM's directory. Clients without a connection read it later.
 
 use std::io;
 use std::path::Path;
@@ -10,39 +10,40 @@ use super::control::Status;
 use super::end::End;
 use super::untrusted;
 
-/// The record's name.
+/// The record's file name.
 pub const FILE: &str = "end.json";
 
-/// What the monitor leaves when its machine has ended, or could not be built.
+/// The VMM's last record: the end of its machine, or the reason why it could not be built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum EndRecord {
-    /// The machine ran, and ended.
+    /// The machine ran and ended.
     Ended {
-        /// How.
+        /// The reason of the end.
         end: End,
-        /// Its last figures.
+        /// The last status.
         status: Box<Status>,
-        /// When, in seconds since 1970.
+        /// The time in seconds since 1970.
         #[serde(default)]
         ended_at: u64,
     },
-    /// There was no machine.
+    /// The machine could not be built.
     Failed {
-        /// Why, in a sentence.
+        /// The error message.
         why: String,
     },
 }
 
 impl EndRecord {
-    /// The record of a machine that has just ended.
+    /// Creates the record of a machine that has just ended.
     pub fn ended(end: &End, status: &Status) -> EndRecord {
-        // A clock before 1970 is one that nobody has set.
+        // Tolerates a host clock set to a time before 1970.
         let ended_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         EndRecord::Ended { end: end.clone(), status: Box::new(status.clone()), ended_at }
     }
 
-    /// The record of the machine in `folder`; none while it runs, and where its monitor was killed.
+    /// Reads the record in the directory `folder`. There is none while the machine runs, and none if the VMM was
+    /// killed.
     pub fn read(folder: &Path) -> io::Result<Option<EndRecord>> {
         match untrusted::read(&folder.join(FILE), untrusted::RECORD_LIMIT) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
@@ -51,7 +52,7 @@ impl EndRecord {
         }
     }
 
-    /// Writes it, whole or not at all.
+    /// Writes the record atomically.
     pub fn write(&self, folder: &Path) -> io::Result<()> {
         let bytes = serde_json::to_vec(self).expect("a record is plain data");
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
@@ -61,7 +62,7 @@ impl EndRecord {
         std::fs::File::open(folder)?.sync_all()
     }
 
-    /// Removes that of an earlier machine.
+    /// Removes the record of an earlier machine.
     pub fn clear(folder: &Path) -> io::Result<()> {
         untrusted::remove(&folder.join(FILE))
     }

@@ -1,14 +1,14 @@
-//! What a guest did wrong to a device: counted always, logged at intervals that double, so that a hostile guest can
-//! fill neither the log nor the disk under it.
+//! Errors of a guest's driver. All are counted, and logged at intervals that double, so that a hostile guest cannot
+//! fill the log or the disk.
 
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// The time between the first two log lines.
+/// The interval between the first two log lines.
 const FIRST_INTERVAL: Duration = Duration::from_secs(1);
-/// The longest time between two log lines.
+/// The longest interval between two log lines.
 const LAST_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// The faults of one device.
@@ -19,7 +19,7 @@ pub struct GuestFaults {
     schedule: Mutex<Schedule>,
 }
 
-/// When the next log line may come.
+/// The schedule of log lines.
 #[derive(Debug)]
 struct Schedule {
     next: Option<Instant>,
@@ -31,7 +31,7 @@ impl Schedule {
         Schedule { next: None, interval: FIRST_INTERVAL }
     }
 
-    /// Takes the turn to log, if it has come.
+    /// Returns true if a log line is due, and schedules the next.
     fn is_due(&mut self, now: Instant) -> bool {
         if self.next.is_some_and(|next| now < next) {
             return false;
@@ -43,12 +43,12 @@ impl Schedule {
 }
 
 impl GuestFaults {
-    /// `device` is the name under which the faults are logged.
+    /// Creates a counter; `device` is the name in the log.
     pub fn new(device: impl Into<String>) -> GuestFaults {
         GuestFaults { device: device.into(), count: AtomicU64::new(0), schedule: Mutex::new(Schedule::new()) }
     }
 
-    /// Counts `fault` and, if a log line is due, logs it with the count so far.
+    /// Counts `fault`. If a log line is due, logs it with the count so far.
     pub fn record(&self, fault: &dyn fmt::Display) {
         let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         let mut schedule = self.schedule.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -57,7 +57,7 @@ impl GuestFaults {
         }
     }
 
-    /// How many there were.
+    /// Returns the number of faults.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
@@ -84,7 +84,7 @@ mod tests {
         assert_eq!(lines[..6], [0, 1, 3, 7, 15, 31]);
         let gaps = lines.windows(2).map(|pair| pair[1] - pair[0]);
         assert_eq!(gaps.max(), Some(LAST_INTERVAL.as_secs()));
-        // 12 until the longest interval is reached, and one an hour from then on.
+        // 12 lines until the longest interval is reached, and one an hour from then on.
         assert!(lines.len() < 12 + 24, "{}", lines.len());
         assert!(schedule.is_due(start + Duration::from_secs(10 * day)));
     }

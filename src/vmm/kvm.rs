@@ -60,7 +60,7 @@ impl VirtualMachine {
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr() as u64,
             };
-            // SAFETY: the region is mapped for the life of the process, with this address and size, and slots do not overlap.
+            // SAFETY: the region is mapped at this address for the life of the process, and slots do not overlap.
             unsafe { self.vm.set_user_memory_region(region) }.map_err(Error::kvm("register guest memory"))?;
         }
         Ok(())
@@ -94,7 +94,7 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     Ok(vm)
 }
 
-/// Takes the guest's performance counters away, which its CPUID does not show either: AMD's oldest four have no bit there.
+/// Disables the guest's performance counters. Hiding them in CPUID is not enough: AMD's oldest four have no bit there.
 fn disable_pmu(kvm: &Kvm, vm: &VmFd) -> Result<(), Error> {
     let can = kvm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
     if can <= 0 || can as u32 & KVM_PMU_CAP_DISABLE == 0 {

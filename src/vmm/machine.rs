@@ -1,9 +1,9 @@
-//! A machine, from its parts: read top-down, this is the room's list of contents.
+//! Assembles a machine from its parts and runs it. Start reading the VMM here.
 //!
-//! [`Machine::new`] checks the configuration, lays out memory, has the kernel loaded into it meanwhile, wires the devices to
-//! [KVM's virtual machine](super::kvm) and creates the vCPUs, in that order; nothing of the guest runs before all of it has
-//! succeeded. [`Machine::run`] starts the vCPUs and hands the process to the [`monitor`](super::monitor) until there is an
-//! [`End`].
+//! [`Machine::new`] checks the configuration, lays out memory, connects the devices to [KVM's virtual
+//! machine](super::kvm) and creates the vCPUs, in that order. A thread loads the kernel into memory meanwhile. Guest
+//! code runs only after all steps have succeeded. [`Machine::run`] starts the vCPUs and runs the event loop
+//! ([`monitor`](super::monitor)) until there is an [`End`].
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -52,50 +52,50 @@ use super::virtio::net::NetControl;
 use super::virtio::vsock::{self, Vsock};
 use super::wiring::{self, Devices, VirtioParts, connect, new_eventfd, virtio_slots};
 
-/// What a machine needs of the process that it runs in.
+/// Resources of the host that a machine takes over.
 #[derive(Debug)]
 pub struct Surroundings {
-    /// The VMM's own directory: its sockets, console log, copy-on-write layers and saved states go there.
+    /// The VMM's own directory, for its sockets, console log, overlays and snapshots.
     pub folder: PathBuf,
-    /// The virtual machine that it becomes.
+    /// The KVM virtual machine, which a thread may still be creating.
     pub kvm: Making,
-    /// The process, as those outside it know it.
+    /// The process id outside the sandbox's namespaces.
     pub pid: u32,
-    /// The connection of the process that started the machine.
+    /// The connection to the process that started the machine.
     pub launcher: Launcher,
-    /// A terminal for the serial port: gets its output, and what it sends is the port's input.
+    /// A terminal to attach to the serial port.
     pub console: Option<UnixStream>,
-    /// When the user's command began, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// The start of the user's command, in nanoseconds of `CLOCK_MONOTONIC`.
     pub process_start_ns: Option<u64>,
-    /// What the network device is connected to: a tap, or the stream socket of a user-mode network.
+    /// The network device's backend: a tap device, or the stream socket of a user-mode network.
     pub network: Option<OwnedFd>,
-    /// Opens sockets of the host.
+    /// The client of the broker, which opens sockets on the host.
     pub broker: BrokerClient,
-    /// A saved machine that this one is to go on from.
+    /// The snapshot to restore from; none for a cold boot.
     pub restore: Option<Restore>,
-    /// For its disks: one for each slot, or as many as the host gives.
+    /// io_uring instances for the disks: one for each slot, or as many as the host allows.
     pub rings: Vec<Ring>,
-    /// Files of its disks, open.
+    /// Open files of the disks.
     pub files: PassedFiles,
 }
 
-/// A saved machine to go on from.
+/// A snapshot to restore from.
 #[derive(Debug, Clone)]
 pub struct Restore {
-    /// Its folder.
+    /// The snapshot's directory.
     pub folder: PathBuf,
-    /// Whether it is gone once it runs, so that nothing goes on from it twice.
+    /// Delete the snapshot before the vCPUs run, so that it is not restored twice.
     pub once: bool,
 }
 
-/// The connection of the process that started a machine: subscribed from the beginning (see [`super::control`]).
+/// The connection to the process that started a machine. It is subscribed from the start (see [`super::control`]).
 #[derive(Debug)]
 pub enum Launcher {
-    /// It owns the machine: when it closes, the machine ends.
+    /// An ephemeral machine, which ends when this connection closes.
     Owner(UnixStream),
-    /// It only watches; the machine outlives it.
+    /// A machine that outlives the connection.
     Watcher(UnixStream),
-    /// There is none.
+    /// No connection.
     Nobody,
 }
 
@@ -114,7 +114,7 @@ pub struct Machine {
     launcher: Launcher,
     console_socket: ConsoleSocket,
     restore: Option<Restore>,
-    /// Of the saved machine's virtio devices, if it goes on from one.
+    /// The saved state of the virtio devices; empty for a cold boot.
     virtio: Vec<TransportState>,
     origin: Option<Origin>,
     folder: PathBuf,
@@ -142,12 +142,12 @@ impl Machine {
             None => memory::allocate(config.memory_mib)?,
         };
         let disks = place_disks(&config, saved.as_ref())?;
-        // One that was saved when there was no network goes on without.
+        // A machine that was saved without a network device is restored without one.
         let has_net = |state: &MachineState| state.virtio.len() > disks.len() + 1 + usize::from(config.vsock.is_some());
         let net = config.net.as_ref().filter(|_| saved.as_ref().is_none_or(has_net));
         let slots = virtio_slots(disks.len() + 1 + usize::from(config.vsock.is_some()) + usize::from(net.is_some()));
         let software_kvm = emulation::is_software_kvm();
-        // Reading a kernel takes as long as all else until it is needed, and neither needs the other.
+        // Loading the kernel takes as long as the steps before its result is needed, and they are independent.
         let loading = match &saved {
             Some(_) => None,
             None => Some(load_beside(&memory, &config, &slots, software_kvm)?),
@@ -243,11 +243,13 @@ impl Machine {
         })
     }
 
-    /// Runs the guest to its end. Then, when no thread of the machine is left and its disks are flushed, `conclude` is
-    /// called, and after it those who subscribed are told.
+    /// Runs the guest to its end.
+    ///
+    /// Calls `conclude` after all threads of the machine have ended and its disks are flushed, and then notifies the
+    /// subscribers.
     pub fn run(self, conclude: impl FnOnce(&End, &Status)) -> Result<End, Error> {
         let context = Arc::new(self.context);
-        // What goes with its owner has nobody who asks later.
+        // The usage of an ephemeral machine is not read after its end.
         let recorder = match self.launcher {
             Launcher::Owner(_) => None,
             _ => Recorder::new(&self.folder, self.config.cpus.count),
@@ -288,7 +290,7 @@ impl Machine {
     }
 }
 
-/// A machine whose vCPUs run; they are stopped, and then the devices, when it is dropped.
+/// A machine with running vCPUs. Dropping it stops the vCPUs first and then the devices.
 struct Running<'a> {
     context: Arc<VcpuContext>,
     vcpus: Vec<VcpuHandle>,
@@ -306,7 +308,7 @@ impl Drop for Running<'_> {
     }
 }
 
-/// The state of a saved machine, which `config` must be the like of.
+/// Reads a snapshot's state, and checks that its vCPUs and memory are those of `config`.
 fn saved_state(folder: &Path, config: &MachineConfig) -> Result<MachineState, Error> {
     let state = MachineState::read(folder)?;
     let describe = |cpus: CpuConfig, memory_mib| format!("{} vCPUs and {memory_mib} MiB", cpus.count);
@@ -320,7 +322,7 @@ fn saved_state(folder: &Path, config: &MachineConfig) -> Result<MachineState, Er
     Ok(state)
 }
 
-/// Loads the kernel in a thread of its own.
+/// Loads the kernel in a separate thread.
 fn load_beside(
     memory: &GuestMemory,
     config: &MachineConfig,
@@ -336,8 +338,8 @@ fn load_beside(
     thread::Builder::new().name("loader".into()).spawn(load).map_err(Error::host("a thread"))
 }
 
-/// Creates all vCPUs, as they are after a reset; all but the first wait there for it to start them. Those of a saved machine
-/// have the CPUID and the counter's frequency that they had.
+/// Creates all vCPUs in the reset state. All but the first wait there for the guest to start them. Restored vCPUs keep
+/// their saved CPUID and TSC frequency.
 fn create_vcpus(
     kvm: &Kvm,
     vm: &VmFd,
@@ -367,7 +369,7 @@ fn create_vcpus(
     Ok((vcpus, identity))
 }
 
-/// Which disk is in each slot: those of `config` in their order, or where they were when the machine was saved.
+/// Returns the disk in each slot: the disks of `config` in order, or the slots of the snapshot.
 fn place_disks<'a>(
     config: &'a MachineConfig,
     saved: Option<&MachineState>,
@@ -387,7 +389,7 @@ fn place_disks<'a>(
     }
 }
 
-/// What the services of the network device's link go by, if it has any.
+/// Reads the netstack's configuration, if the network device has one.
 fn read_link(config: &MachineConfig) -> Result<Option<LinkConfig>, Error> {
     let Some(path) = config.net.as_ref().and_then(|net| net.link.as_ref()) else { return Ok(None) };
     LinkConfig::read(path).map(Some).map_err(|source| Error::File { path: path.clone(), source })
@@ -398,7 +400,7 @@ fn new_console(folder: &Path, timeline: &Arc<Timeline>) -> Result<Console, Error
     Console::new(Some(&path), Arc::clone(timeline)).map_err(|source| Error::File { path, source })
 }
 
-/// The vCPUs' budget, if they have one: with what was left before the guest's reboot, after one.
+/// Returns the vCPUs' CPU budget, if it is limited. After a guest reboot, it starts with the balance kept from before.
 fn quota(config: &MachineConfig, folder: &Path) -> Option<Quota> {
     let mut budget = config.cpu_budget?;
     match KeptBalance::read(folder) {

@@ -1,12 +1,13 @@
-//! The virtual machine monitor: one Linux guest under KVM, from a [`MachineConfig`](config::MachineConfig) to its end.
+//! The virtual machine monitor (VMM): runs one Linux guest under KVM, from a [`MachineConfig`](config::MachineConfig)
+//! to its end.
 //!
-//! The room knows nothing of EC2, of the store or of the command line. [`machine`] is its list of contents: read
-//! that first. Below it, [`boot`] puts a kernel into guest [`memory`], [`cpu`] runs virtual CPUs, [`bus`] finds
-//! the device that an access is meant for, [`devices`] are the few that every PC has and [`virtio`] those that do
-//! the work. [`control`] is how other processes talk to a running machine.
+//! The module is independent of EC2, the store and the command line. Start reading at [`machine`], which assembles the
+//! parts. [`boot`] loads a kernel into guest [`memory`], [`cpu`] runs the vCPUs, and [`bus`] decodes addresses.
+//! [`devices`] holds the few devices that every PC has, and [`virtio`] holds disks, network, vsock and entropy. Other
+//! processes talk to a running machine through [`control`].
 //!
-//! What it promises: nothing that a guest does ends the process or reaches outside the guest's own memory, disks
-//! and sockets; whatever ends the guest is told as one [`End`](end::End).
+//! A guest cannot crash the process, and cannot reach anything outside its own memory, disks and sockets. Every end of
+//! a guest is reported as one [`End`](end::End).
 
 pub mod boot;
 pub mod bounded_log;

@@ -1,7 +1,8 @@
-//! The machine's own thread: it waits for the machine's end, and serves whoever talks to the machine meanwhile.
+//! The event loop of the VMM's main thread: waits for the machine's end and serves clients.
 //!
-//! What it waits on: the end, the agent's ready, signals, the control socket and its clients, and the console's socket
-//! and its terminal. It never polls. What a client asks of a disk it does itself, so that others wait meanwhile.
+//! The loop waits on the end, the agent's ready notification, signals and the usage timer. It also waits on the
+//! control and console sockets and their clients. It never polls. Requests about disks run on this thread, so other
+//! clients wait meanwhile.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -23,12 +24,12 @@ use super::signals::read_from_descriptor;
 use super::usage::{Reading, Recorder};
 use super::wiring::Devices;
 
-/// Why a machine is not saved.
+/// The reason for refusing to save a machine that is ending.
 const AT_ITS_END: &str = "the machine has come to its end";
 /// Signals that end the machine.
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
-/// The thread's state.
+/// The event loop's state.
 pub(super) struct Monitor<'a> {
     epoll: Epoll,
     control: ControlServer,
@@ -37,15 +38,16 @@ pub(super) struct Monitor<'a> {
     ends: &'a EndReceiver,
     ready: &'a EventFd,
     signals: OwnedFd,
-    /// Keeps what the machine uses, if that is of interest.
+    /// The recorder of the machine's usage; none for an ephemeral machine.
     recorder: Option<Recorder>,
     was_ready: bool,
-    /// The client that stops the machine.
+    /// The client that requested to end the machine at the guest's next reboot.
     ends_at_reboot: Option<i32>,
 }
 
 impl<'a> Monitor<'a> {
-    /// Waits on everything; must be called before the machine's threads start, which inherit the blocked signals.
+    /// Registers all descriptors. Must be called before the machine's threads start, because they inherit the blocked
+    /// signals.
     pub(super) fn new(
         mut control: ControlServer,
         launcher: Launcher,
@@ -85,7 +87,7 @@ impl<'a> Monitor<'a> {
         Ok(monitor)
     }
 
-    /// Serves until the machine has come to its end, and returns the end and those who are to be told of it.
+    /// Serves until the machine ends. Returns the end, and the control server with the subscribers to notify.
     pub(super) fn run(mut self, status: &dyn Fn() -> Status, freezer: &Freezer) -> (End, ControlServer) {
         self.record(status);
         let end = self.serve(status, freezer);
@@ -133,9 +135,9 @@ impl<'a> Monitor<'a> {
             let _ = self.ready.read();
             self.was_ready = true;
             self.control.broadcast(&Message::Ready);
-            // What is used from now on is not the boot's.
+            // Usage from now on does not belong to the boot.
             self.record(status);
-            // Nobody waits for this thread now.
+            // Start-up is over, so this thread has time for it.
             memory::program::release_start_up();
         } else if self.recorder.as_ref().is_some_and(|recorder| fd == recorder.expirations()) {
             self.recorder.iter().for_each(Recorder::take_expirations);
@@ -189,7 +191,7 @@ impl<'a> Monitor<'a> {
                 }
                 Request::AttachDisk { disk } => self.answer(fd, disks.attach_among(&disk, &files).map(attached)),
                 Request::DetachDisk { id, force } => {
-                    // Its counters go with it.
+                    // The disk's counters are lost when it is detached.
                     self.record(status);
                     self.answer(fd, disks.detach(&id, force).map(done));
                 }
@@ -215,7 +217,7 @@ impl<'a> Monitor<'a> {
                 Request::SetCanOwe { can_owe } => {
                     let answer = match freezer.context.set_can_owe(can_owe) {
                         true => {
-                            // Those that run have slices by the rules before.
+                            // Running vCPUs still have time slices by the previous setting.
                             freezer.vcpus.iter().for_each(VcpuHandle::kick);
                             Message::Done
                         }
@@ -230,13 +232,13 @@ impl<'a> Monitor<'a> {
                     };
                     self.control.send(fd, &message.unwrap_or_else(|why| Message::Failed { why }));
                 }
-                // The server keeps them for the request that they are for.
+                // The server keeps the files for the request that follows.
                 Request::Files { .. } => {}
                 Request::Kill { by } => return Some(End::Killed { by }),
             }
         }
         if incoming.closed {
-            // A connection that another descriptor leads to as well would be reported for ever.
+            // If another descriptor refers to the same connection, epoll would report it forever.
             let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
             self.control.remove(fd);
             self.ends_at_reboot.take_if(|client| *client == fd);
@@ -245,7 +247,7 @@ impl<'a> Monitor<'a> {
             .then(|| End::Killed { by: "the exit of the command that started it".into() })
     }
 
-    /// Keeps what the machine has used so far.
+    /// Records the machine's usage so far.
     fn record(&mut self, status: &dyn Fn() -> Status) {
         if let Some(recorder) = &mut self.recorder {
             recorder.record(&Reading::of(&status()));
@@ -266,7 +268,7 @@ impl<'a> Monitor<'a> {
         self.control.send(fd, &message);
     }
 
-    /// Waits for other events of the console's terminal.
+    /// Changes the events to wait for on the console's terminal.
     fn wait_for(&self, wait: Wait) {
         let Wait::For(fd, events) = wait else { return };
         if let Err(error) = self.epoll.ctl(ControlOperation::Modify, fd, EpollEvent::new(events, fd as u64)) {

@@ -1,7 +1,7 @@
-//! Files that come to a machine as open descriptors: whoever sends a request opens what it is about.
+//! Files that are passed to a VMM as open descriptors.
 //!
-//! A monitor opens the files of its disks before it gives up the rest (`vmm/sandbox`), and can open none of them later.
-//! A disk that is attached, or a new layer of a disk, comes through the control socket with its backing files.
+//! A VMM opens the files of its disks before it enters the sandbox (`vmm/sandbox`), and can open none afterwards. To
+//! attach a disk or switch to an overlay, the client opens the files and passes them through the control socket.
 
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
@@ -12,34 +12,34 @@ use serde::{Deserialize, Serialize};
 
 use super::config::DiskConfig;
 
-/// What a file that is passed stands for.
+/// The path and mode of a passed file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PassedPath {
-    /// Where whoever sends it has found it.
+    /// The path at which the sender opened the file.
     pub path: PathBuf,
-    /// Whether it is open to be written, too.
+    /// The file is open for writing as well.
     pub writable: bool,
 }
 
 impl PassedPath {
-    /// Opens it.
+    /// Opens the file in this process.
     pub fn open(&self) -> io::Result<File> {
         OpenOptions::new().read(true).write(self.writable).open(&self.path)
     }
 }
 
-/// Files that were opened for disks: those that came with a request, or none.
+/// Open files for disks.
 #[derive(Debug, Default)]
 pub struct PassedFiles(RefCell<Vec<(PassedPath, File)>>);
 
 impl PassedFiles {
-    /// Opens the files of these disks. One that cannot be opened is left out: the disk reports it.
+    /// Opens the files of `disks`. Skips a file that cannot be opened; opening the disk reports the error.
     #[must_use]
     pub fn of(disks: &[DiskConfig]) -> PassedFiles {
         let mut files: Vec<(PassedPath, File)> = Vec::new();
         for (path, writable) in disks.iter().flat_map(DiskConfig::files) {
             let path = PassedPath { path: path.to_path_buf(), writable };
-            // Each writer has a descriptor of its own, so that two disks with one file exclude each other by their locks.
+            // Each writer has its own descriptor, so that the locks of two disks with the same file conflict.
             if !writable && files.iter().any(|(known, _)| *known == path) {
                 continue;
             }
@@ -48,19 +48,19 @@ impl PassedFiles {
         PassedFiles(RefCell::new(files))
     }
 
-    /// Adds some.
+    /// Adds files.
     pub fn extend(&mut self, files: impl IntoIterator<Item = (PassedPath, File)>) {
         self.0.get_mut().extend(files);
     }
 
-    /// How many there are.
+    /// Returns the number of files.
     #[must_use]
     pub fn count(&self) -> usize {
         self.0.borrow().len()
     }
 
-    /// Opens a file: the descriptor that was passed for it, or the file that the process finds at its path. A writable
-    /// descriptor is given away once, so that none stays here.
+    /// Returns the passed file for `path`, or opens it. A writable descriptor is moved out, so that its lock ends with
+    /// the disk.
     pub fn open(&self, path: &Path, writable: bool) -> io::Result<File> {
         let wanted = PassedPath { path: path.to_path_buf(), writable };
         let mut files = self.0.borrow_mut();

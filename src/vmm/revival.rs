@@ -1,4 +1,4 @@
-//! What the guest of a restored machine has to hear before anybody else talks to it.
+//! The message to the guest of a restored machine. Clients can reach the guest only after it has handled the message.
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_sys_util::eventfd::EventFd;
@@ -12,16 +12,16 @@ use super::link::LinkConfig;
 use super::memory::GuestMemory;
 use super::wiring::new_eventfd;
 
-/// What it hears, and how others learn that it has.
+/// The message, and the notification that the guest has handled it.
 #[derive(Debug)]
 pub(super) struct Revival {
     pub message: Resumed,
-    /// Written when it has.
+    /// Notified when the guest has handled the message.
     pub release: EventFd,
 }
 
 impl Revival {
-    /// For a guest that has not gone on yet; its random generator gets a generation of its own.
+    /// Prepares the message, and gives the guest a new VM generation id with new entropy.
     pub fn of(
         config: &MachineConfig,
         memory: &GuestMemory,
@@ -40,7 +40,7 @@ impl Revival {
         };
         let instance_id = seed.as_ref().map(|seed| seed.instance_id.clone());
         let hostname = seed.as_ref().and_then(|seed| seed.hostname.clone());
-        // Of what it has from before, or was just told, it need not be told again.
+        // The instance id, host name and network are in the message. The guest reads the seed only for the rest.
         let has_more = seed.is_some_and(|seed| !seed.public_keys.is_empty() || seed.user_data.is_some());
         let entropy = (!is_taken).then_some(entropy);
         let network = config.net.as_ref().zip(link).map(|(net, link)| link.network(net.mac));

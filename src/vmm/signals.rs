@@ -5,7 +5,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 /// Blocks signals for the calling thread and all threads that it starts, and returns a descriptor to read them from.
 pub(super) fn read_from_descriptor(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
-    // SAFETY: `set` is initialised by sigemptyset before it is used; signalfd returns a new descriptor that nobody
+    // SAFETY: `set` is initialized by sigemptyset before it is used; signalfd returns a new descriptor that nothing
     // else owns.
     unsafe {
         let mut set = std::mem::zeroed();

@@ -1,19 +1,19 @@
-//! Files that have holes where they would be zero.
+//! Sparse files: holes instead of blocks of zeros.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-/// What is left out if it is zero: a page, and a block of most file systems.
+/// The granularity of holes: a page, and a block of most file systems.
 pub const BLOCK: usize = 4 << 10;
 
-/// Writes the blocks of `bytes` that are not zero; `destination` has holes there.
+/// Writes the blocks of `bytes` that are not zero. `destination` must have holes at the others.
 pub fn write_blocks(destination: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
     data_runs(bytes).try_for_each(|run| destination.write_all_at(&bytes[run.clone()], offset + run.start as u64))
 }
 
-/// The ranges of blocks that are not zero.
+/// Returns the ranges of blocks that are not zero.
 pub fn data_runs(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> {
     let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
     let mut start = 0;

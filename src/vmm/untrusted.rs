@@ -1,8 +1,9 @@
-//! Files that a VMM can write, as seen by processes that trust them in nothing: commands and the supervisor.
+//! File access for commands and the supervisor, where a compromised VMM may have written the directory.
 //!
-//! A VMM that was taken over can put anything at a name in its own directory: a symbolic link to a file of the user's, a
-//! FIFO that blocks who opens it, a directory, a file of any size. Nothing here follows a link at the last component of a path,
-//! waits for a peer, or reads more than the caller allows. The directories above that component must be trusted ones.
+//! Such a VMM can put anything at a name in its own directory: a symbolic link to another file of the user's, a FIFO
+//! that blocks the process that opens it, a directory, a file of any size. These functions do not follow a link in the
+//! last component of a path, and do not wait for a peer. They read no more than the caller allows. The parent
+//! directories must be trusted.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -12,13 +13,13 @@ use std::path::Path;
 pub use crate::unix_socket::connect;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, openat, renameat, statat};
 
-/// The most bytes of a small record, such as `end.json`.
+/// The size limit of a small record, such as `end.json`.
 pub const RECORD_LIMIT: u64 = 1 << 20;
 
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// It cannot be opened, or is anything but a regular file.
+/// The file cannot be opened, or is not a regular file.
 pub fn open(path: &Path) -> io::Result<File> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(name_link)?;
@@ -28,11 +29,11 @@ pub fn open(path: &Path) -> io::Result<File> {
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// As [`open`], or it has more bytes.
+/// As [`open`], or the file is longer than `limit`.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = open(path)?;
     let mut bytes = Vec::new();
-    // A writer may add to it meanwhile.
+    // A process may append to the file meanwhile.
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         return Err(unexpected(&format!("has more than {limit} bytes")));
@@ -53,7 +54,7 @@ pub fn read_tail(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Removes whatever has that name, which need not exist. A link is removed and not what it leads to.
+/// Removes the file or directory at `path`, if it exists. A link is removed itself, not its target.
 ///
 /// # Errors
 /// It cannot be removed.
@@ -65,7 +66,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes a file of the directory `folder`, which is not followed if it is a link. Neither need exist.
+/// Removes a file from the directory `folder`, without following a link at `folder`. Neither needs to exist.
 ///
 /// # Errors
 /// It cannot be removed.
@@ -74,11 +75,11 @@ pub fn remove_in(folder: &Path, name: &str) -> io::Result<()> {
     gone(unlink())
 }
 
-/// Moves regular files, in this order, from a directory of a VMM's into a trusted one of the same file system. Those marked as
-/// optional need not exist.
+/// Moves regular files, in the given order, from a VMM's directory into a trusted directory on the same file system.
+/// Optional files need not exist.
 ///
 /// # Errors
-/// A file cannot be moved. One that is not regular is removed, and those after it stay.
+/// A file cannot be moved. A file that is not regular is removed, and the files after it stay.
 pub fn take(from: &Path, to: &Path, names: &[(&str, Presence)]) -> io::Result<()> {
     let from = open_directory(from)?;
     let to = open_directory(to)?;
@@ -87,7 +88,7 @@ pub fn take(from: &Path, to: &Path, names: &[(&str, Presence)]) -> io::Result<()
             Err(rustix::io::Errno::NOENT) if *presence == Presence::Optional => continue,
             result => result?,
         }
-        // Only now can the VMM no longer exchange it.
+        // The check comes after the move, because the VMM can no longer replace the file.
         if FileType::from_raw_mode(statat(&to, *name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode) != FileType::RegularFile {
             let _ = rustix::fs::unlinkat(&to, *name, AtFlags::empty());
             return Err(unexpected(&format!("has {name:?}, which is not a regular file")));
@@ -96,12 +97,12 @@ pub fn take(from: &Path, to: &Path, names: &[(&str, Presence)]) -> io::Result<()
     Ok(())
 }
 
-/// Says if a file that is taken has to be there.
+/// The handling of a missing file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
-    /// It has to be.
+    /// It is an error.
     Required,
-    /// It need not be.
+    /// It is ignored.
     Optional,
 }
 
@@ -114,7 +115,7 @@ fn unexpected(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the VMM's directory {what} where one is expected"))
 }
 
-/// A link that is not followed is reported by the kernel as too many levels of links.
+/// Replaces the kernel's error for a link, "too many levels of symbolic links".
 fn name_link(error: io::Error) -> io::Error {
     if error.raw_os_error() == Some(libc::ELOOP) { unexpected("has a symbolic link") } else { error }
 }
@@ -218,7 +219,7 @@ mod tests {
         take(&bench.path("own"), &bench.path("to"), &names).unwrap();
         assert_eq!(fs::read_to_string(bench.path("to/base")).unwrap(), "base");
 
-        // A directory that the VMM has replaced by a link is not entered.
+        // A link that the VMM put at a directory's name is not followed.
         symlink(bench.path("to"), bench.path("own/elsewhere")).unwrap();
         fs::create_dir(bench.path("other")).unwrap();
         assert!(take(&bench.path("own/elsewhere"), &bench.path("other"), &names).is_err());

@@ -1,4 +1,4 @@
-//! A machine's devices, connected: their registers to the buses, their interrupts and notifications to KVM.
+//! Connects a machine's devices: their registers to the buses, their interrupts and notifications to KVM.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -44,15 +44,15 @@ use super::virtio::vsock::Vsock;
 
 /// The keyboard's interrupt line.
 const KEYBOARD_IRQ: u32 = 1;
-/// Lines for virtio devices: what the PC's own devices leave of the I/O APIC's 24 pins (0 timer, 1 keyboard,
-/// 2 cascade, 4 serial port, 8 clock, 9 ACPI, 13 coprocessor).
+/// Interrupt lines for virtio devices: those of the I/O APIC's 24 pins that the PC's own devices do not use (0 timer,
+/// 1 keyboard, 2 cascade, 4 serial port, 8 clock, 9 ACPI, 13 coprocessor).
 const VIRTIO_IRQS: [u32; 16] = [5, 6, 7, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
 
-/// Devices that are talked to from outside the guest.
+/// The devices that the VMM accesses after the machine is built.
 #[derive(Debug)]
 pub(super) struct Devices {
     pub(super) serial: Arc<Mutex<Serial>>,
-    /// Written when the serial port takes input again.
+    /// Notified when the serial port's input buffer has free space again.
     pub(super) serial_room: EventFd,
     pub(super) i8042: Arc<Mutex<I8042>>,
     pub(super) rtc: Arc<Mutex<Rtc>>,
@@ -62,7 +62,7 @@ pub(super) struct Devices {
     pub(super) net: Option<NetControl>,
     pub(super) virtio: Vec<Arc<Mutex<MmioTransport>>>,
     pub(super) faults: Vec<(String, Arc<GuestFaults>)>,
-    /// Clocks of the virtio devices' threads.
+    /// CPU clocks of the virtio devices' threads.
     pub(super) clocks: Vec<Arc<ThreadClock>>,
 }
 
@@ -70,14 +70,14 @@ pub(super) fn new_eventfd() -> Result<EventFd, Error> {
     EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::host("an eventfd"))
 }
 
-/// A new interrupt line that leads to pin `gsi` of the I/O APIC.
+/// Creates an interrupt line for pin `gsi` of the I/O APIC.
 fn wire_irq(vm: &VmFd, gsi: u32) -> Result<IrqLine, Error> {
     let line = IrqLine::new().map_err(Error::host("an eventfd"))?;
     vm.register_irqfd(line.eventfd(), gsi).map_err(Error::kvm("route an interrupt line"))?;
     Ok(line)
 }
 
-/// Wires the PC's own devices.
+/// Connects the PC's own devices.
 pub(super) fn wire_ports(
     vm: &VmFd,
     bus: &mut Bus,
@@ -130,7 +130,7 @@ pub(super) fn wire_ports(
     Ok(Devices { serial, serial_room, i8042, rtc, acpi_pm, generation, disks, net: None, virtio, faults, clocks })
 }
 
-/// The network device, in front of what it is connected to.
+/// Creates the network device with its backend.
 pub(super) fn connect(
     config: &NetConfig,
     network: Option<OwnedFd>,
@@ -141,13 +141,13 @@ pub(super) fn connect(
     Net::new(config, backend, link, Some(sockets)).map_err(Error::host("the network"))
 }
 
-/// Where so many virtio devices are, in the order of [`wire_virtio`].
+/// Returns the addresses and interrupts of the first `count` virtio devices, in the order of [`wire_virtio`].
 pub(super) fn virtio_slots(count: usize) -> Vec<Slot> {
     let address = |index: usize| VIRTIO_MMIO_START + index as u64 * VIRTIO_MMIO_SIZE;
     VIRTIO_IRQS.iter().take(count).enumerate().map(|(index, irq)| Slot { address: address(index), irq: *irq }).collect()
 }
 
-/// The virtio devices that depend on the configuration, and where all of them go.
+/// The virtio devices that depend on the configuration, and the slots of all virtio devices.
 pub(super) struct VirtioParts<'a> {
     pub disks: &'a [Option<&'a DiskConfig>],
     pub rings: Vec<Ring>,
@@ -158,7 +158,7 @@ pub(super) struct VirtioParts<'a> {
     pub slots: &'a [Slot],
 }
 
-/// Wires the virtio devices: disks in their order, slots without one, the entropy device, vsock, the network device.
+/// Connects the virtio devices: one for each disk slot (empty ones as well), then entropy, vsock and network.
 pub(super) fn wire_virtio(
     vm: &VmFd,
     bus: &mut Bus,

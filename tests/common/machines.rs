@@ -1,4 +1,4 @@
-//! A machine of the embedded image whose launcher only watches: what tests of the monitor itself start.
+//! A machine with the embedded image for tests of the VMM itself. The test is the VMM's watcher.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -18,17 +18,17 @@ use wisp::vmm::control::{ControlClient, Message, Request, Status};
 
 use super::{DEADLINE, Wisp};
 
-/// A process runs one command in a guest at a time: the command gets the process's signals.
+/// Held during a command in a guest. A process can run only one, because the command gets the process's signals.
 static COMMAND: Mutex<()> = Mutex::new(());
 
-/// A machine of the embedded image, with its folder.
+/// A machine with the embedded image, and its directory.
 pub struct Machine {
     pub folder: tempfile::TempDir,
     pub monitor: Child,
     pub control: ControlClient,
 }
 
-/// What a machine of the embedded image is made of.
+/// Returns the configuration of a machine with the embedded image.
 pub fn config(wisp: &Wisp) -> MachineConfig {
     let bundle = wisp.bundle();
     let root = DiskConfig {
@@ -62,12 +62,12 @@ pub fn config(wisp: &Wisp) -> MachineConfig {
 }
 
 impl Machine {
-    /// Starts a monitor for `config` in `folder`, with a watcher's connection.
+    /// Starts a VMM for `config` in `folder`, with a watcher connection.
     pub fn start(wisp: &Wisp, folder: tempfile::TempDir, config: &MachineConfig) -> Machine {
         Machine::go_on(wisp, folder, config, None)
     }
 
-    /// The same, from what was saved in `restore`.
+    /// Like [`start`](Self::start), restored from the snapshot in `restore`.
     pub fn go_on(wisp: &Wisp, folder: tempfile::TempDir, config: &MachineConfig, restore: Option<&Path>) -> Machine {
         let mut command = wisp.command(&["vmm", folder.path().to_str().unwrap()]);
         if let Some(saved) = restore {
@@ -76,14 +76,14 @@ impl Machine {
         Machine::of(command, folder, config)
     }
 
-    /// The same, with a library that is loaded before all others.
+    /// Like [`start`](Self::start), with a library that is preloaded.
     pub fn start_with(wisp: &Wisp, folder: tempfile::TempDir, config: &MachineConfig, library: &Path) -> Machine {
         let mut command = wisp.command(&["vmm", folder.path().to_str().unwrap()]);
         command.env("LD_PRELOAD", library);
         Machine::of(command, folder, config)
     }
 
-    /// The same, whose network device is connected to `network`.
+    /// Like [`start`](Self::start), with the network device connected to `network`.
     pub fn start_connected(
         wisp: &Wisp,
         folder: tempfile::TempDir,
@@ -92,7 +92,8 @@ impl Machine {
     ) -> Machine {
         let mut command = wisp.command(&["vmm", folder.path().to_str().unwrap()]);
         command.args(["--network-fd", &network.as_raw_fd().to_string()]);
-        // SAFETY: fcntl is async-signal-safe, and the descriptor is the closure's, open as long as the command is there.
+        // SAFETY: fcntl is async-signal-safe, and the closure owns the descriptor, so it is open until the command is
+        // dropped.
         unsafe { command.pre_exec(move || Ok(fcntl_setfd(&network, FdFlags::empty())?)) };
         Machine::of(command, folder, config)
     }
@@ -136,7 +137,7 @@ impl Machine {
         assert_eq!(message, Message::Ready, "{}", fs::read_to_string(self.path("vmm.log")).unwrap());
     }
 
-    /// What a shell in the guest says to `script`.
+    /// Runs `script` in the guest's shell and returns its output.
     pub fn shell(&self, script: &str) -> String {
         let _one = COMMAND.lock().unwrap_or_else(PoisonError::into_inner);
         let agent = Agent::connect(&self.path("vmm/vsock.sock"), DEADLINE).unwrap();

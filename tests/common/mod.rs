@@ -1,5 +1,6 @@
-//! What the tests that boot guests share: the binary under test, a data directory of its own for each test, and
-//! deadlines. Nothing here sleeps; whatever a test starts is ended when the test is, passed or failed.
+//! Helpers for tests that boot guests: the binary under test, a data directory for each test, and deadlines.
+//!
+//! Nothing here sleeps. Everything that a test starts ends with the test, passed or failed.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -18,18 +19,18 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Longer than any guest here takes, where its kernel is emulated and two others run beside it.
+/// Longer than any guest here takes under software KVM while two others run.
 pub const DEADLINE: Duration = Duration::from_secs(300);
 
 /// A data directory and the binary that uses it.
 pub struct Wisp {
     home: tempfile::TempDir,
     is_warm: bool,
-    /// As whom it is run, if not as this process's own.
+    /// The user to run the binary as. The default is the current user.
     user: Option<user::User>,
 }
 
-/// What a command printed, and how it ended.
+/// A command's output and exit code.
 #[derive(Debug)]
 pub struct Outcome {
     pub code: Option<i32>,
@@ -38,7 +39,7 @@ pub struct Outcome {
 }
 
 impl Wisp {
-    /// For tests that boot guests; says so where that is impossible.
+    /// Creates a data directory for tests that boot guests. Panics without KVM.
     pub fn new() -> Wisp {
         if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
             panic!("this test boots a guest and needs /dev/kvm, which cannot be opened: {error} (see `wisp doctor`)");
@@ -46,13 +47,13 @@ impl Wisp {
         Wisp::without_kvm()
     }
 
-    /// For tests that boot none.
+    /// Creates a data directory for tests that boot no guest.
     pub fn without_kvm() -> Wisp {
         Wisp { home: tempfile::tempdir().expect("a temporary directory"), is_warm: false, user: None }
     }
 
-    /// As [`new`](Self::new), in a data directory whose sockets' paths are longer than an address holds, with spaces and
-    /// with letters that are not ASCII.
+    /// Like [`new`](Self::new), with a path that is longer than a socket address holds, and that contains spaces and
+    /// non-ASCII letters.
     pub fn in_long_home() -> Wisp {
         let mut wisp = Wisp::new();
         let prefix = "data directory ünïcödé 数据 ".repeat(6);
@@ -61,7 +62,7 @@ impl Wisp {
         wisp
     }
 
-    /// As [`warm`](Self::warm), in such a data directory.
+    /// Like [`warm`](Self::warm), with the path of [`in_long_home`](Self::in_long_home).
     pub fn warm_in_long_home() -> Wisp {
         let mut wisp = Wisp::in_long_home();
         wisp.is_warm = true;
@@ -69,21 +70,22 @@ impl Wisp {
         wisp
     }
 
-    /// For tests of warm snapshots, without any.
+    /// Creates a data directory without templates, for tests that create some.
     pub fn warmable() -> Wisp {
         let mut wisp = Wisp::new();
         wisp.is_warm = true;
         wisp
     }
 
-    /// For tests whose guests need not boot: with warm snapshots of [`instances::SMALL`] and of the size of `wisp run`.
+    /// Creates a data directory with templates of [`instances::SMALL`] and of the size of `wisp run`, for tests that
+    /// need no cold boot.
     pub fn warm() -> Wisp {
         let wisp = Wisp::warmable();
         template::copy_to(wisp.home());
         wisp
     }
 
-    /// For tests of what works without root; with warm snapshots.
+    /// Creates a data directory for tests without root privileges. Templates are enabled.
     pub fn of(user: user::User) -> Wisp {
         let mut wisp = Wisp::warmable();
         std::os::unix::fs::chown(wisp.home(), Some(user.uid()), Some(user.uid())).unwrap();
@@ -91,21 +93,21 @@ impl Wisp {
         wisp
     }
 
-    /// The data directory.
+    /// Returns the data directory.
     pub fn home(&self) -> &Path {
         self.home.path()
     }
 
-    /// As whom it is run, where that is not as this process's own.
+    /// Returns the user to run the binary as. Panics if it is the current user.
     pub fn user(&self) -> &user::User {
         self.user.as_ref().expect("it is run as another user")
     }
 
-    /// The command with these arguments.
+    /// Returns the command with these arguments.
     pub fn command(&self, args: &[&str]) -> Command {
         let own = || Command::new(env!("CARGO_BIN_EXE_wisp"));
         let mut command = self.user.as_ref().map_or_else(own, user::User::wisp);
-        // Guests boot, and nothing runs in the background, unless a test is about that.
+        // Guests cold-boot, and no templates are created in the background, unless a test is about that.
         let limit = if self.is_warm { "4096" } else { "0" };
         command.args(args).env("WISP_HOME", self.home()).env("WISP_WARM_LIMIT", limit).env_remove("WISP_LOG");
         command
@@ -117,7 +119,7 @@ impl Wisp {
         let mut stdin = running.stdin.take().expect("standard input is a pipe");
         let input = input.to_vec();
         let writer = thread::spawn(move || {
-            // A command that does not read its input is no failure.
+            // The command need not read its input.
             let _ = stdin.write_all(&input);
         });
         let outcome = running.wait();
@@ -137,24 +139,24 @@ impl Wisp {
         Running::new(command.spawn().expect("wisp starts"))
     }
 
-    /// Starts a guest with a command in it that runs until its input ends, and waits for it to be up.
+    /// Starts a guest with a command that runs until its input ends, and waits until it is up.
     pub fn start_guest(&self) -> Running {
         let mut running = self.start(&["run", "--", "sh", "-c", "echo up; exec cat"]);
         running.wait_for("up");
         running
     }
 
-    /// Unpacks the embedded image, if need be, and returns its bundle.
+    /// Unpacks the embedded image if necessary, and returns its directory.
     pub fn bundle(&self) -> PathBuf {
         wisp::cloud::embedded::unpacked(&wisp::host::home::Home::at(self.home()).unwrap()).unwrap()
     }
 
-    /// The folders of machines that `wisp run` started.
+    /// Returns the directories of the machines of `wisp run`.
     pub fn runs(&self) -> Vec<PathBuf> {
         self.folders("runs")
     }
 
-    /// The folders of instances that are there.
+    /// Returns the directories of existing instances.
     pub fn instances(&self) -> Vec<PathBuf> {
         self.folders("instances")
     }
@@ -166,19 +168,19 @@ impl Wisp {
 }
 
 impl Drop for Wisp {
-    /// Ends every machine that the test left running. Monitors that nobody can reach hold no lock in this folder.
+    /// Ends every instance that the test left running.
     fn drop(&mut self) {
         use wisp::vmm::control::{ControlClient, Request};
         for folder in self.instances() {
             let Ok(mut control) = ControlClient::connect(&folder.join("vmm/control.sock")) else { continue };
             let _ = control.send(&Request::Kill { by: "the end of a test".into() });
-            // It closes the connection when it has ended.
+            // The VMM closes the connection when it ends.
             while control.receive(Some(DEADLINE)).is_ok() {}
         }
     }
 }
 
-/// A command that runs; it is killed if the test ends before it.
+/// A running command, which is killed if the test ends before it.
 pub struct Running {
     child: Child,
     pub stdin: Option<ChildStdin>,
@@ -210,7 +212,7 @@ impl Running {
         Running { child, stdin, lines, seen: Vec::new(), stderr: Some(stderr) }
     }
 
-    /// The process id.
+    /// Returns the process id.
     pub fn pid(&self) -> i32 {
         self.child.id().try_into().unwrap()
     }
@@ -245,7 +247,7 @@ impl Running {
         }
     }
 
-    /// Waits until the command has ended, or until `delay` has passed; whether it has ended.
+    /// Waits until the command has ended or `delay` has passed; returns true if it has ended.
     pub fn has_ended_within(&mut self, delay: Duration) -> bool {
         let deadline = Instant::now() + delay;
         loop {
@@ -257,7 +259,7 @@ impl Running {
         }
     }
 
-    /// Kills the command with SIGKILL after `delay`, unless it has ended by then. Returns whether it was killed.
+    /// Kills the command with SIGKILL after `delay`, unless it has ended by then. Returns true if it was killed.
     pub fn kill_after(mut self, delay: Duration) -> bool {
         let killed = !self.has_ended_within(delay);
         if killed {
@@ -304,12 +306,12 @@ impl Drop for Running {
 }
 
 impl Outcome {
-    /// Standard output as text.
+    /// Returns standard output as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
-    /// Asserts the exit code, showing everything if it differs.
+    /// Asserts the exit code, and shows the whole output if it differs.
     #[track_caller]
     pub fn expect_code(self, code: i32) -> Outcome {
         assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.text(), self.stderr);
@@ -317,7 +319,7 @@ impl Outcome {
     }
 }
 
-/// The process id of the monitor of the machine in `folder`.
+/// Returns the process id of the VMM of the machine in `folder`.
 pub fn monitor_pid(folder: &Path) -> u32 {
     use wisp::vmm::control::{ControlClient, Message, Request};
     let mut control = ControlClient::connect(&folder.join("vmm/control.sock")).unwrap();
@@ -328,7 +330,7 @@ pub fn monitor_pid(folder: &Path) -> u32 {
     }
 }
 
-/// Waits until a process is no more (or a zombie that nobody has waited for).
+/// Waits until a process has ended (or is a zombie).
 pub fn wait_until_gone(pid: u32) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -339,12 +341,13 @@ pub fn wait_until_gone(pid: u32) {
     assert_eq!(ended, 1, "process {pid:?} is still there");
 }
 
-/// Waits until no process of the machine in `folder` is left: the one that runs it dies with its keeper, and a moment later.
+/// Waits until no process of the machine in `folder` is left. The VMM dies shortly after its supervisor.
 pub fn wait_until_unlocked(folder: &Path) {
     drop(wisp::host::home::lock_file(&folder.join("lock")).unwrap());
 }
 
-/// Waits until the log of a folder's VMM contains `text`: it comes through a pipe, by way of the supervisor.
+/// Waits until the log of a machine's VMM contains `text`. The supervisor writes it with a delay, because it comes
+/// through a pipe.
 #[track_caller]
 pub fn wait_for_log(folder: &Path, text: &str) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -366,7 +369,7 @@ pub fn wait_for_log(folder: &Path, text: &str) {
     }
 }
 
-/// The processes of the monitors of instances, keepers among them, and whose they are.
+/// Returns the VMM and supervisor processes of instances, with their instance ids.
 pub fn monitors(home: &Path) -> Vec<(i32, wisp::ec2::InstanceId)> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -385,7 +388,7 @@ pub fn monitors(home: &Path) -> Vec<(i32, wisp::ec2::InstanceId)> {
     found
 }
 
-/// The processes with these words in their command lines, one after the other.
+/// Returns the processes whose command lines contain these consecutive words.
 pub fn processes(words: &[&str]) -> Vec<i32> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -397,7 +400,7 @@ pub fn processes(words: &[&str]) -> Vec<i32> {
     pids.filter(is_one).collect()
 }
 
-/// Kills the router of the VPC's folder; returns its process id.
+/// Kills the router of the VPC with this directory; returns its process id.
 pub fn kill_router(folder: &str) -> i32 {
     let [router] = processes(&["router", folder])[..] else { panic!("there is not one router of {folder}") };
     // SAFETY: the process is this test's own, and it is there.
@@ -406,7 +409,7 @@ pub fn kill_router(folder: &str) -> i32 {
     router
 }
 
-/// Waits until no process has the data directory in its command line: no monitor, no router, nothing that they started.
+/// Waits until no process has the data directory in its command line: no VMM, no router, none of their children.
 pub fn await_no_processes_of(wisp: &Wisp) {
     let home = wisp.home().to_str().unwrap();
     let command_line = |folder: &Path| fs::read_to_string(folder.join("cmdline")).unwrap_or_default();
@@ -420,7 +423,7 @@ pub fn await_no_processes_of(wisp: &Wisp) {
     }
 }
 
-/// Bytes that look random and are always the same.
+/// Returns pseudorandom bytes, the same ones each time.
 pub fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(length + 8);
@@ -434,13 +437,13 @@ pub fn noise(length: usize) -> Vec<u8> {
     bytes
 }
 
-/// The SHA-256 of `bytes`, as `sha256sum` prints it.
+/// Returns the SHA-256 of `bytes` as `sha256sum` prints it.
 pub fn sha256(bytes: &[u8]) -> String {
     use sha2::Digest;
     sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A program of tests/programs, built to run in any guest.
+/// Builds a program of tests/programs so that it runs in any guest.
 pub fn program(name: &str) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/programs/{name}.rs"));

@@ -1,13 +1,14 @@
-//! A network namespace for a test of its own, with one interface that leads nowhere, and its address in place of the world.
+//! A network namespace for one test. It has a single interface without a real peer, whose address represents the
+//! outside world.
 
 use std::process::Command;
 
-/// Set in the process that is in the namespace.
+/// Set in the process inside the namespace.
 const INSIDE: &str = "WISP_TEST_NETWORK";
-/// The host's address there.
+/// The host's address in the namespace.
 pub const WORLD: &str = "192.0.2.2";
 
-/// Whether this process is in a namespace of its own; if not, the test `name` is run in one.
+/// Returns true inside a namespace. Otherwise runs the test `name` in a new one and returns false.
 pub fn is_inside(name: &str) -> bool {
     let is_inside = is_there();
     if !is_inside {
@@ -16,7 +17,7 @@ pub fn is_inside(name: &str) -> bool {
     is_inside
 }
 
-/// Whether this process is in a namespace, which then has its interface.
+/// Returns true inside a namespace, after creating its interface.
 pub fn is_there() -> bool {
     if std::env::var_os(INSIDE).is_none() {
         return false;
@@ -34,7 +35,7 @@ pub fn is_there() -> bool {
     true
 }
 
-/// Has `unshare` run the test `name` in a namespace.
+/// Runs the test `name` in a namespace with `unshare`.
 pub fn run(unshare: &mut Command, name: &str) {
     let own = std::env::current_exe().unwrap();
     let command = unshare.arg(own).args(["--exact", name, "--nocapture"]).env(INSIDE, "1");

@@ -1,4 +1,4 @@
-//! Disk slots without a machine: their driver is the test, on the registers and in the memory of a guest that has no
+//! Disk slots without a machine. The test is their driver: it uses the registers, and the memory of a guest without a
 //! CPU.
 
 use std::path::{Path, PathBuf};
@@ -28,11 +28,11 @@ const HEADER: u64 = 0x20_0000;
 const STATUS: u64 = 0x20_1000;
 const DATA: u64 = 0x21_0000;
 const QUEUE_SIZE: u16 = 16;
-/// Request types and answers of virtio-blk.
+/// Request types and status codes of virtio-blk.
 pub const IN: u32 = 0;
 pub const OUT: u32 = 1;
 pub const FLUSH: u32 = 4;
-/// Feature bit of `FLUSH`.
+/// The feature bit of `FLUSH`.
 const FLUSH_FEATURE: u32 = 1 << 9;
 pub const OK: u8 = 0;
 pub const IO_ERROR: u8 = 1;
@@ -69,7 +69,7 @@ impl Bench {
         self.folder.path().join(name)
     }
 
-    /// An image of this size, and a disk of the same name.
+    /// Creates an image of this size, and returns a disk of the same name.
     pub fn disk(&self, name: &str, format: DiskFormat, size: u64) -> DiskConfig {
         disk_image::create(&self.path(name), format, size).unwrap();
         DiskConfig {
@@ -97,7 +97,7 @@ impl Drop for Bench {
     }
 }
 
-/// A driver of one slot.
+/// The driver of one slot.
 pub struct Driver {
     memory: GuestMemory,
     pub transport: Arc<Mutex<MmioTransport>>,
@@ -120,12 +120,12 @@ impl Driver {
         u64::from(self.read(register::CONFIG)) | u64::from(self.read(register::CONFIG + 4)) << 32
     }
 
-    /// Sets the device up. Returns whether it let itself be.
+    /// Initializes the device. Returns false if the device refuses.
     pub fn bind(&mut self) -> bool {
         use status::*;
         self.unbind();
         self.write(register::STATUS, ACKNOWLEDGE | DRIVER);
-        // Flushes, where the device has any: else each write would be durable when it completes.
+        // Accept flushes if the device offers them. Otherwise each write is durable when it completes.
         self.write(register::DEVICE_FEATURES_SEL, 0);
         self.write(register::DRIVER_FEATURES_SEL, 0);
         self.write(register::DRIVER_FEATURES, self.read(register::DEVICE_FEATURES) & FLUSH_FEATURE);
@@ -151,7 +151,7 @@ impl Driver {
         self.write(register::STATUS, 0);
     }
 
-    /// Has the device carry out one request, and waits for its answer.
+    /// Submits one request to the device and waits until it completes.
     pub fn request(&mut self, kind: u32, sector: u64, data: &mut [u8]) -> u8 {
         let mut header = [0; 16];
         header[..4].copy_from_slice(&kind.to_le_bytes());
@@ -194,7 +194,7 @@ impl Driver {
     }
 }
 
-/// Has another implementation look an image over.
+/// Checks an image with another implementation.
 pub fn check(path: &Path) {
     let output = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(path).output().unwrap_or_else(|error| {
         panic!("qemu-img, of Debian's qemu-utils, is needed to check images with and cannot be run: {error}")

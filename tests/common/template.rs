@@ -1,5 +1,6 @@
-//! A data directory with warm snapshots, which tests begin with a copy of: one test boots the guests, the others need not.
-//! It is made anew for each build of the binary, and lies in Cargo's folder for what tests make.
+//! A data directory with templates, of which tests take a copy. One test boots the guests, the others need not.
+//!
+//! It is created for each build of the binary, in Cargo's directory for test data.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +14,7 @@ use super::instances::SMALL;
 /// The size of `wisp run`'s guests, as options.
 const DEFAULT: [&str; 4] = ["--vcpus", "1", "--memory", "256M"];
 
-/// Copies the template to `home`, which exists. Whoever comes first makes it; the others wait.
+/// Copies the data directory to the existing directory `home`. The first caller creates it while the others wait.
 pub fn copy_to(home: &Path) {
     let binary = Path::new(env!("CARGO_BIN_EXE_wisp"));
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));

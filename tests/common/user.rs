@@ -1,5 +1,5 @@
-//! A user without privileges, for a test that is run by root: as whom `wisp` is run, with the devices open to it that
-//! distributions open to everybody, or to a group.
+//! An unprivileged user for tests that run as root. `wisp` runs as that user, with the devices open to it that
+//! distributions open to all users or to a group.
 
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -12,20 +12,20 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 use super::DEADLINE;
 
-/// Set in the process that is in the namespace.
+/// Set in the process inside the namespace.
 const NAME: &str = "WISP_TEST_USER";
 
-/// The user. Who made it removes it, with the processes that it still has.
+/// The user. The `User` that created it removes it, together with its processes.
 pub struct User {
     name: String,
     uid: u32,
     folder: PathBuf,
-    /// Where its home and its copy of the binary are, which may lie where only root's path leads.
+    /// The directory of its home and its copy of the binary. The original may be on a path that only root can search.
     _made: Option<tempfile::TempDir>,
 }
 
 impl User {
-    /// Makes one; none where this process may not.
+    /// Creates a user; returns `None` without root privileges.
     pub fn create() -> Option<User> {
         if !geteuid().is_root() {
             return None;
@@ -40,14 +40,14 @@ impl User {
         Some(User { uid: id(&name), name, folder: made.path().to_path_buf(), _made: Some(made) })
     }
 
-    /// The one that the process outside this namespace has made.
+    /// Returns the user that the process outside this namespace has created.
     pub fn inside() -> User {
         let value = std::env::var(NAME).unwrap();
         let (name, folder) = value.split_once(':').unwrap();
         User { uid: id(name), name: name.into(), folder: folder.into(), _made: None }
     }
 
-    /// What tells a process in a namespace of it.
+    /// Returns the environment variable that passes the user to a process in a namespace.
     pub fn environment(&self) -> (&'static str, String) {
         (NAME, format!("{}:{}", self.name, self.folder.display()))
     }
@@ -56,22 +56,22 @@ impl User {
         self.uid
     }
 
-    /// `program` as this user, who has logged in and has nothing else set.
+    /// Returns a command for `program` as this user, with the environment of a login.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         let home = self.folder.join(&self.name);
-        // Without root's groups: std drops them with the user.
+        // Without root's groups: std drops them when it sets the uid.
         command.uid(self.uid).gid(self.uid).current_dir(&home).env_clear();
         command.env("HOME", home).env("USER", &self.name).env("PATH", "/usr/local/bin:/usr/bin:/bin");
         command
     }
 
-    /// `wisp` as this user.
+    /// Returns a command for `wisp` as this user.
     pub fn wisp(&self) -> Command {
         self.command(self.folder.join("wisp").to_str().unwrap())
     }
 
-    /// The processes that it has, but for those that only wait for somebody to take note of their end.
+    /// Returns the user's processes, except zombies.
     pub fn processes(&self) -> Vec<(Pid, String)> {
         let process = |folder: &Path| {
             let status = std::fs::read_to_string(folder.join("status")).ok()?;
@@ -95,7 +95,7 @@ impl Drop for User {
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
-        // It says when the home is not there to be removed, and such; that it is gone counts.
+        // It reports such things as a missing home directory. Only the removal matters.
         let _ = Command::new("userdel").args(["--remove", &self.name]).stderr(Stdio::null()).status();
     }
 }
@@ -105,10 +105,10 @@ fn id(name: &str) -> u32 {
     String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
 }
 
-/// Devices that everybody can open; they have the modes that they had when this is dropped.
+/// Devices that all users can open. Dropping it restores their modes.
 pub struct OpenDevices {
     modes: Vec<(&'static str, u32)>,
-    /// One at a time, or the second would take the first's modes for those that they had.
+    /// Serializes tests. Otherwise a second one would take the first one's modes for the original ones.
     _lock: File,
 }
 

@@ -1,7 +1,7 @@
-//! Keeps a guest busy, and checks that nothing it does goes wrong: arithmetic whose result is known, a file that is written
-//! and read back, timers. When /run/busy.stop is there, it says how much it did, and what was wrong.
+//! Keeps a guest busy and checks its work: arithmetic with a known result, a file that is written and read back, and
+//! timers. When /run/busy.stop exists, it prints the amount of work and the number of errors.
 //!
-//! `busy stream` prints numbers, one after another, without end.
+//! `busy stream` prints consecutive numbers without end.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -37,7 +37,7 @@ fn check(right: bool) {
     WRONG.fetch_add(u64::from(!right), Ordering::SeqCst);
 }
 
-/// Steps a generator one by one, and compares with as many steps at once.
+/// Steps a generator one by one, and compares the result with a jump of as many steps.
 fn arithmetic() -> u64 {
     const STEPS: u64 = 1 << 22;
     let (mut factor, mut term) = (FACTOR, TERM);
@@ -57,7 +57,7 @@ fn arithmetic() -> u64 {
     sums
 }
 
-/// Writes blocks in turn, durably, and reads them back; at the end from the disk.
+/// Writes blocks in turn, durably, and reads them back; at the end it reads them from the disk.
 fn disk() -> u64 {
     let block = |number: u64| {
         let mut bytes = [0; BLOCK];

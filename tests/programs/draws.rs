@@ -1,4 +1,4 @@
-//! Draws random numbers, and prints each after the time of its draw, until /run/draws.stop is there.
+//! Draws random numbers and prints each after the time of its draw, until /run/draws.stop exists.
 
 use std::fs::File;
 use std::io::{Read, Write};

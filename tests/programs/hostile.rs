@@ -1,10 +1,10 @@
-//! A kernel that means no good: it has the machine to itself, and writes at random to the registers of all virtio devices, to
-//! their rings and to the ports of the others, sometimes as a driver would and more often not.
+//! A hostile kernel. It owns the whole machine and writes at random to the registers of all virtio devices, to their
+//! rings and to the ports of the other devices. Some writes are what a driver would do, most are not.
 //!
-//! Its command line says `rounds=N`, and `seed=N`. Now and then, with all devices reset, it prints `hostile: N rounds` on the
-//! serial port and goes on when a key was pressed; after the last round it switches the machine off.
+//! Its command line has `rounds=N` and `seed=N`. Periodically, with all devices reset, it prints `hostile: N rounds`
+//! on the serial port and waits for a key. After the last round it powers the machine off.
 //!
-//! Without an operating system there is nobody to print a panic, so that it has none.
+//! Without an operating system nothing could print a panic, so the panic handler only loops.
 
 #![no_std]
 #![no_main]
@@ -12,8 +12,8 @@
 use core::arch::{asm, global_asm};
 use core::ptr::{read_volatile, write_volatile};
 
-// The monitor enters here, in long mode with the first GiB mapped to itself, and the boot parameters in RSI. What is compiled
-// may use SSE, which a kernel has to switch on (CR4.OSFXSR).
+// The VMM enters here, in long mode with the first GiB identity-mapped and the boot parameters in RSI. Compiled code
+// may use SSE, which a kernel has to enable (CR4.OSFXSR).
 global_asm!(
     ".globl _start",
     "_start:",
@@ -30,18 +30,20 @@ global_asm!(
 const WINDOWS: u64 = 0xd000_0000;
 const WINDOW: u64 = 0x1000;
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
-/// The monitor's page directory pointers, and a page for a directory of the fourth GiB, where the windows are.
+/// The VMM's page-directory-pointer table, and a page for the directory of the fourth GiB, which contains the device
+/// windows.
 const POINTERS: u64 = 0xa000;
 const DIRECTORY: u64 = 0x1e0_0000;
-/// Where rings and buffers are, and how much of that there is.
+/// The location and size of the rings and buffers.
 const AREA: u64 = 0x200_0000;
 const AREA_SIZE: u64 = 0x100_0000;
 /// The end of the guest's memory: 64 MiB.
 const MEMORY: u64 = 0x400_0000;
 const SERIAL: u16 = 0x3f8;
-/// Rounds between two lines.
+/// The number of rounds between two reports.
 const LINE: u64 = 64;
-/// Ports that end nothing: serial port, clock, ACPI's events, boot timer, resumed ports, generation, and nobody's.
+/// Ports that do not end the machine: serial port, clock, ACPI events, boot timer, resume message, generation ID,
+/// unused.
 const PORTS: [(u16, u16); 7] =
     [(0x3f8, 8), (0x70, 2), (0x600, 1), (0x6e0, 1), (0x700, 128), (0x780, 8), (0x1000, 0x1000)];
 
@@ -63,7 +65,7 @@ impl Random {
     }
 
     fn below(&mut self, bound: u64) -> u64 {
-        // The low bits of a xorshift are its weak ones.
+        // The low bits of a xorshift are weak.
         (self.next() >> 16) % bound
     }
 
@@ -71,7 +73,7 @@ impl Random {
         self.below(count) == 0
     }
 
-    /// Numbers at which something changes, as often as others.
+    /// Returns a random number, with a preference for boundary values.
     fn number(&mut self) -> u64 {
         match self.below(6) {
             0 => self.next(),
@@ -142,7 +144,7 @@ fn print_number(number: u64) {
     print(&[b'0' + (number % 10) as u8]);
 }
 
-/// The number behind `name` on the command line, which the boot parameters lead to.
+/// Returns the number after `name` on the command line, which the boot parameters point to.
 fn option(parameters: u64, name: &[u8], otherwise: u64) -> u64 {
     let start = u64::from(read::<u32>(parameters + 0x228));
     let mut at = start;
@@ -186,13 +188,13 @@ extern "C" fn hostile(parameters: u64) {
         }
     }
     print(b"hostile: done\n");
-    // Soft off, by ACPI's control register: sleep type 5, and now.
+    // Soft off through ACPI's control register: sleep type 5 and the enable bit.
     out_any(0x604, 1, 5 << 10 | 1 << 13);
 }
 
-/// Says how far it is, and waits for a key.
+/// Reports the progress and waits for a key.
 fn report(round: u64, devices: u64) {
-    // Whatever was written there: no divisor, no interrupts, no loop back, empty FIFOs.
+    // Undo random writes to the serial port: no divisor, no interrupts, no loopback, empty FIFOs.
     for (register, value) in [(3, 3), (1, 0), (4, 0), (2, 7)] {
         out(SERIAL + register, value);
     }
@@ -205,7 +207,7 @@ fn report(round: u64, devices: u64) {
     input(SERIAL);
 }
 
-/// One access of any width, anywhere in a window.
+/// Accesses a random offset in a device window, with a random width.
 fn poke_register(random: &mut Random, device: u64) {
     let (address, value) = (device + random.below(0x200), random.number());
     match random.below(8) {
@@ -231,7 +233,7 @@ fn poke_port(random: &mut Random) {
     }
 }
 
-/// Brings a device up, most of the time as it is meant to be, and gives it rings full of anything.
+/// Initializes a device, correctly most of the time, and fills its rings with random data.
 fn drive(random: &mut Random, device: u64) {
     let set = |offset: u64, value: u32| write(device + offset, value);
     let kind = read::<u32>(device + 8);
@@ -271,7 +273,7 @@ fn drive(random: &mut Random, device: u64) {
             if random.one_in(4) {
                 fill(random, device, kind, queue as u32);
             }
-            // The ring's index: a few more chains, or a jump.
+            // The available index: a few more chains, or a jump.
             let index = read::<u16>(rings + 0x1002);
             let more = if random.one_in(24) { random.next() as u16 } else { random.below(12) as u16 };
             write(rings + 0x1002, index.wrapping_add(more));
@@ -283,7 +285,7 @@ fn drive(random: &mut Random, device: u64) {
     }
 }
 
-/// Writes descriptors, heads and buffers.
+/// Writes descriptors, ring entries and buffers.
 fn fill(random: &mut Random, device: u64, kind: u32, queue: u32) {
     let rings = AREA + u64::from(queue) * 0x4000;
     for index in 0..16_u64 {
@@ -301,7 +303,7 @@ fn fill(random: &mut Random, device: u64, kind: u32, queue: u32) {
             2 => 1,
             _ => [16, 44, 60, 512, 1600, 4096][random.below(6) as usize % 6],
         };
-        // The receive queues' buffers are the device's to write.
+        // The device writes the buffers of receive queues.
         let is_receive = queue == 0 && matches!(kind, 1 | 19) || kind == 4;
         let mut flags = if is_receive { 2 } else { 0 };
         if kind == 2 {
@@ -323,16 +325,16 @@ fn fill(random: &mut Random, device: u64, kind: u32, queue: u32) {
     }
 }
 
-/// Something that a device of this kind could be sent, or nearly.
+/// Writes data that are valid, or nearly valid, for a device of this kind.
 fn content(random: &mut Random, device: u64, at: u64, kind: u32) {
     match kind {
-        // A header and a frame for the link's services: ARP, or IPv4 with ports of DHCP's or of HTTP's.
+        // A header and a frame for the netstack: ARP, or IPv4 with the ports of DHCP or HTTP.
         1 => {
             (0..8).for_each(|word| write(at + 8 * word, 0_u64));
             write(at + 12, [0xff_u8; 6]);
             (0..6).for_each(|byte| write(at + 18 + byte, read::<u8>(device + 0x100 + byte)));
             if random.one_in(4) {
-                // A request of ARP's.
+                // An ARP request.
                 write(at + 24, 0x0608_u16);
                 write(at + 26, [0_u8, 1, 8, 0, 6, 4, 0, random.below(3) as u8]);
             } else {
@@ -343,12 +345,12 @@ fn content(random: &mut Random, device: u64, at: u64, kind: u32) {
                 write(at + 46, [0_u8, 68, 0, if random.one_in(2) { 67 } else { 80 }, 1, 44, 0, 0]);
             }
         }
-        // A request: type, sector.
+        // A block request: type, sector.
         2 => {
             write(at, [0_u32, 1, 4, 8, 11, 13, random.next() as u32][random.below(7) as usize % 7]);
             write(at + 8, if random.one_in(4) { random.number() } else { random.below(128) });
         }
-        // A packet: context ids, ports, length, type and operation, credit.
+        // A vsock packet: context ids, ports, length, type and operation, credit.
         19 => {
             write(at, 3_u64);
             write(at + 8, 2_u64);
@@ -363,13 +365,13 @@ fn content(random: &mut Random, device: u64, at: u64, kind: u32) {
         }
         _ => {}
     }
-    // What is nearly right goes further than what is not.
+    // Nearly valid data get further than random data.
     if random.one_in(3) {
         write(at + random.below(64), random.next());
     }
 }
 
-/// What the compiler calls for long values, and would find in a C library.
+/// A function that the compiler calls for large values. There is no C library.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memset(to: *mut u8, value: i32, count: usize) -> *mut u8 {
     // SAFETY: as the caller promises.
@@ -377,7 +379,7 @@ unsafe extern "C" fn memset(to: *mut u8, value: i32, count: usize) -> *mut u8 {
     to
 }
 
-/// The same.
+/// A function that the compiler calls for large values. There is no C library.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
     // SAFETY: as the caller promises.
@@ -385,6 +387,6 @@ unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut 
     to
 }
 
-/// What the compiled parts of Rust's core library name, although nothing is unwound.
+/// A symbol that compiled parts of Rust's core library reference, although nothing unwinds.
 #[unsafe(no_mangle)]
 extern "C" fn rust_eh_personality() {}

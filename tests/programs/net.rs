@@ -1,27 +1,27 @@
-//! Both ends of what `scripts/bench --network` measures: bytes a second over one TCP connection, each way, packets a second,
-//! and round trips over UDP.
+//! Both ends of the measurements of `scripts/bench --network`: throughput of one TCP connection in each direction,
+//! packets per second, and round trips over UDP.
 //!
-//!     net serve PORT                      the other end of the others, for ever
+//!     net serve PORT                      serves the commands below, for ever
 //!     net send ADDRESS:PORT MIB           prints MiB/s
 //!     net receive ADDRESS:PORT MIB        prints MiB/s
-//!     net packets ADDRESS:PORT SECONDS    prints how many a second left, and how many arrived
-//!     net round-trips ADDRESS:PORT COUNT  prints median, p99 and the longest, in milliseconds
+//!     net packets ADDRESS:PORT SECONDS    prints the packets per second sent, and received
+//!     net round-trips ADDRESS:PORT COUNT  prints median, p99 and maximum, in milliseconds
 
 use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What the first byte of a connection asks for.
+/// The first byte of a connection.
 const TAKE: u8 = 0;
 const GIVE: u8 = 1;
-/// What the first byte of a datagram asks for.
+/// The first byte of a datagram.
 const ECHO: u8 = 0;
 const COUNT: u8 = 1;
 const REPORT: u8 = 2;
-/// Bytes of a datagram.
+/// The size of a datagram in bytes.
 const DATAGRAM: usize = 64;
-/// How long an answer may take before it is asked for again.
+/// The time to wait for an answer before a retry.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn main() -> Result<()> {
@@ -107,7 +107,7 @@ fn stream(address: &str, kind: u8, length: u64) -> Result<()> {
     stream.write_all(&request)?;
     if kind == TAKE {
         give(&mut stream, length)?;
-        // All of it has arrived when this does.
+        // The answer arrives after the server has received everything.
         stream.read_exact(&mut [0])?;
     } else {
         take(&mut stream, length)?;
@@ -123,7 +123,7 @@ fn connected(address: &str) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Sends a datagram of this kind until it is answered, by so many bytes; how long the last one took.
+/// Sends a datagram of this kind until an answer arrives; returns the time of the last attempt.
 fn ask(socket: &UdpSocket, kind: u8, answer: &mut [u8]) -> Result<Duration> {
     let mut datagram = [0; DATAGRAM];
     datagram[0] = kind;
@@ -142,12 +142,12 @@ fn packets(address: &str, duration: Duration) -> Result<()> {
     let socket = connected(address)?;
     let (mut datagram, mut sent) = ([0; DATAGRAM], 0_u64);
     let mut count = [0; 8];
-    // What came of another measurement is not of this one.
+    // Discard the count of an earlier measurement.
     ask(&socket, REPORT, &mut count)?;
     datagram[0] = COUNT;
     let began = Instant::now();
     while began.elapsed() < duration {
-        // Where there is no room, it waits until there is.
+        // Blocks while the socket's buffer is full.
         socket.send(&datagram)?;
         sent += 1;
     }

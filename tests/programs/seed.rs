@@ -1,5 +1,5 @@
-//! Asks the host for the instance's seed over vsock, from the port that its argument names or else from any, and prints what
-//! comes of it.
+//! Asks the host for the instance's seed over vsock and prints the result. The argument is the source port; the
+//! default is any port.
 
 use std::ffi::{c_int, c_void};
 

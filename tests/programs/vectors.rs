@@ -1,15 +1,16 @@
-//! Runs in a guest (see tests/guest.rs): three processes at a time hold patterns of their own in the vector registers,
-//! across context switches and across a signal handler that overwrites them. Prints one line, which registers it tried
-//! and how often one did not hold.
+//! Checks the vector registers in a guest (see tests/guest.rs). Three concurrent processes hold patterns in the
+//! registers across context switches and across a signal handler that overwrites them.
+//!
+//! Prints one line with the tested registers and the number of lost patterns.
 
 use std::arch::asm;
 use std::process::{Command, Stdio, exit};
 
 const PROCESSES: u64 = 3;
 const ROUNDS: u64 = 20;
-/// Turns of an empty loop: a good part of a tick.
+/// Iterations of an empty loop: a good part of a timer tick.
 const TURNS: u64 = 40_000_000;
-/// The handler comes so often, in microseconds.
+/// The interval of the handler in microseconds.
 const ALARM: i64 = 20_000;
 const SIGALRM: i32 = 14;
 
@@ -36,7 +37,7 @@ fn main() {
     println!("{registers}: {lost} lost");
 }
 
-/// Holds patterns made of `number`, and returns how many were lost.
+/// Holds patterns derived from `number`, and returns the number of lost ones.
 fn hold(number: u64, registers: &str) -> i32 {
     let handler: extern "C" fn(i32) = match registers {
         "zmm" => overwrite_zmm,
@@ -65,7 +66,8 @@ fn hold(number: u64, registers: &str) -> i32 {
     lost
 }
 
-/// Registers that only AVX-512 has, and the first mask. Returns how many words were used; a lost mask is a lost word.
+/// Tests a register that only AVX-512 has, and the first mask. Returns the number of words used; a lost mask counts as
+/// a lost word.
 #[target_feature(enable = "avx512f")]
 unsafe fn through_zmm(pattern: &[u64; 8], found: &mut [u64; 8]) -> usize {
     let mask: u32;
@@ -104,7 +106,7 @@ unsafe fn through_xmm(pattern: &[u64; 8], found: &mut [u64; 8]) -> usize {
 extern "C" fn overwrite_zmm(_: i32) {
     #[target_feature(enable = "avx512f")]
     fn overwrite() {
-        // SAFETY: it is told which registers are overwritten.
+        // SAFETY: the overwritten registers are declared.
         unsafe {
             asm!("vpxorq zmm17, zmm17, zmm17", "kxorw k1, k1, k1", out("zmm17") _, out("k1") _);
         }
@@ -116,7 +118,7 @@ extern "C" fn overwrite_zmm(_: i32) {
 extern "C" fn overwrite_ymm(_: i32) {
     #[target_feature(enable = "avx")]
     fn overwrite() {
-        // SAFETY: it is told which register is overwritten.
+        // SAFETY: the overwritten register is declared.
         unsafe {
             asm!("vxorps ymm5, ymm5, ymm5", out("ymm5") _);
         }
@@ -126,7 +128,7 @@ extern "C" fn overwrite_ymm(_: i32) {
 }
 
 extern "C" fn overwrite_xmm(_: i32) {
-    // SAFETY: it is told which register is overwritten.
+    // SAFETY: the overwritten register is declared.
     unsafe {
         asm!("xorps xmm5, xmm5", out("xmm5") _);
     }

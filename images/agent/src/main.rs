@@ -1,12 +1,12 @@
 //! `wisp-init`: the first process of a Wisp guest, and its agent.
 //!
-//! As process 1 it is a whole init: it mounts the kernel's file systems, serves the host over vsock,
-//! reaps orphans and stops the machine (see [`init`]). In a guest with an init of its own it runs as
-//! `wisp-init --agent` and only serves; in an initial RAM disk it brings such a guest that far.
+//! As process 1 it is a complete init. It mounts the kernel's file systems, serves the host over vsock, reaps orphans
+//! and stops the machine (see [`init`]). In a guest with its own init it runs as `wisp-init --agent` and only serves.
+//! In an initial RAM disk it starts such a guest.
 //!
-//! Under software KVM each system call before the agent is ready costs a good part of a millisecond of
-//! boot. Hence no Rust runtime (`no_main`: no handlers, no signal stack), one malloc arena, and an
-//! order of work in which what the host waits for comes first.
+//! Under software KVM each system call before the agent is ready costs a good part of a millisecond of boot. Hence
+//! there is no Rust runtime (`no_main`: no handlers, no signal stack) and only one malloc arena. Work that the host
+//! waits for is done first.
 
 #![cfg_attr(not(test), no_main)]
 #![cfg_attr(test, allow(dead_code, reason = "the entry is not built for tests"))]
@@ -29,15 +29,15 @@ wisp-init: the first process of a Wisp guest, and its agent
   wisp-init --network    configure the network interface and name resolution, if nothing else has
   wisp-init --version    print the version";
 
-/// The C library's entry, in place of Rust's.
+/// The C library's entry point. It replaces Rust's.
 ///
 /// # Safety
-/// `argv` is what C's `main` gets; only the C library calls this.
+/// `argv` must be the argument of C's `main`. Only the C library calls this function.
 #[cfg(not(test))]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn main(_argc: libc::c_int, argv: *const *const libc::c_char) -> libc::c_int {
     prepare();
-    // The kernel gives process 1 its own command line's words; none of them concerns us.
+    // The kernel passes words of its command line to process 1. None of them is an option of ours.
     if rustix::process::getpid().as_raw_nonzero().get() == 1 {
         // SAFETY: by this function's contract; the kernel gives process 1 a name.
         init::run(unsafe { std::ffi::CStr::from_ptr(*argv) }.to_bytes());
@@ -45,12 +45,12 @@ pub unsafe extern "C" fn main(_argc: libc::c_int, argv: *const *const libc::c_ch
     run_as_command(std::env::args().nth(1).as_deref())
 }
 
-/// What Rust's runtime would have done, as far as it is wanted.
+/// Does the parts of the Rust runtime's setup that we need.
 #[cfg(not(test))]
 fn prepare() {
     // SAFETY: no thread runs yet; the values are ones these calls take.
     unsafe {
-        // Each thread would reserve an arena of its own, by four system calls.
+        // Otherwise each thread reserves its own arena, which takes four system calls.
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
@@ -82,9 +82,9 @@ fn run_as_agent() -> libc::c_int {
                 timer.mark(MARK_AGENT_READY);
             }
             let agent: &'static Agent = Box::leak(Box::new(Agent::new(false)));
-            // Without a thread for it the guest goes without keys and user data, and can still be reached.
+            // Without this thread the guest has no keys and user data, but it can still be reached.
             let _ = std::thread::Builder::new().name("seed".into()).spawn(|| {
-                // An initial RAM disk of Wisp's has done it before, unless the root could not be written then.
+                // Wisp's initial RAM disk has already done this, unless the root was not writable then.
                 init::renew_identity(agent);
                 agent.apply_seed();
             });

@@ -1,32 +1,33 @@
-//! How a guest's network interface is to be set: told by the kernel's command line at boot, and by the monitor to a guest that
-//! goes on after it was saved.
+//! The configuration of the guest's network interface.
+//!
+//! The kernel's command line carries it at boot. The VMM sends it to a guest that was restored from a snapshot.
 
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-/// The kernel option's name, with its sign.
+/// The kernel option's name, with its equals sign.
 const OPTION: &str = "wisp.network=";
 
-/// The interface's addresses. Its text is `MAC,ADDRESS/PREFIX,ROUTER,MTU` and a comma before each name server.
+/// The interface's addresses. The text form is `MAC,ADDRESS/PREFIX,ROUTER,MTU`, then a comma before each name server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
-    /// Its Ethernet address.
+    /// The Ethernet address.
     pub mac: [u8; 6],
-    /// Its address.
+    /// The IPv4 address.
     pub address: Ipv4Addr,
-    /// The length of its subnet's prefix.
+    /// The prefix length of the subnet.
     pub prefix_length: u8,
-    /// Its router.
+    /// The default router.
     pub router: Ipv4Addr,
-    /// Its name servers.
+    /// The name servers.
     pub dns: Vec<Ipv4Addr>,
-    /// Bytes of the largest IP packet.
+    /// The size of the largest IP packet, in bytes.
     pub mtu: u16,
 }
 
 impl Network {
-    /// The kernel option that says so.
+    /// Formats the configuration as a kernel option.
     #[must_use]
     pub fn to_option(&self) -> String {
         let mac: Vec<String> = self.mac.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -38,7 +39,7 @@ impl Network {
         text
     }
 
-    /// What the kernel option's value says, if it is one.
+    /// Parses the kernel option's value. Returns `None` if it is invalid.
     #[must_use]
     pub fn parse(value: &str) -> Option<Self> {
         let mut parts = value.split(',');
@@ -53,7 +54,7 @@ impl Network {
         Some(Self { mac: mac.try_into().ok()?, address, prefix_length, router, dns, mtu })
     }
 
-    /// The bits that all addresses of its subnet have in common.
+    /// Returns the subnet's netmask.
     #[must_use]
     pub fn netmask(&self) -> Ipv4Addr {
         let zeroes = u32::from(32 - self.prefix_length.min(32));

@@ -1,46 +1,46 @@
-//! `poll(2)` with types: a slot that is `None` is not waited for.
+//! A typed `poll(2)`. Slots that are `None` are ignored.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-/// What to wait for on a descriptor. A hang-up or an error counts as either.
+/// The events to wait for on a descriptor. A hang-up or an error counts as either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interest {
-    /// Until it can be read.
+    /// Until it is readable.
     Read,
-    /// Until it can be written.
+    /// Until it is writable.
     Write,
-    /// Until either.
+    /// Until it is readable or writable.
     Both,
 }
 
-/// What a descriptor is ready for.
+/// The events that a descriptor is ready for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ready {
-    /// Reading it would not block (it may report an end or an error).
+    /// Reading would not block (it may report the end of the file or an error).
     pub read: bool,
-    /// Writing to it would not block (it may report an error).
+    /// Writing would not block (it may report an error).
     pub write: bool,
 }
 
-/// Waits until one of the descriptors is ready, or for `timeout` (`None`: for ever; zero: only looks).
+/// Waits until a descriptor is ready or `timeout` expires (`None`: no limit; zero: do not wait).
 ///
-/// The answer has a place for each slot; all are empty where the time ran out.
+/// The result has an entry for each slot. All are empty after a timeout.
 ///
 /// # Errors
-/// What `poll(2)` reports, but for an interruption by a signal, after which it waits on (with the
-/// whole time-out again, which callers here don't mind).
+/// Any error of `poll(2)` except `EINTR`. After a signal the wait restarts with the whole timeout, which is acceptable
+/// to all callers.
 pub fn poll<const N: usize>(
     slots: [Option<(BorrowedFd<'_>, Interest)>; N],
     timeout: Option<Duration>,
 ) -> io::Result<[Ready; N]> {
     let mut raw = slots.map(|slot| match slot {
-        // A negative descriptor is passed over.
+        // `poll(2)` ignores negative descriptors.
         None => libc::pollfd { fd: -1, events: 0, revents: 0 },
         Some((fd, interest)) => libc::pollfd { fd: fd.as_raw_fd(), events: events(interest), revents: 0 },
     });
-    // Rounded up, so that a wait never ends just before its time.
+    // Rounded up, so that a wait never ends before its deadline.
     let timeout = timeout.map_or(-1, |timeout| i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX));
     loop {
         // SAFETY: `raw` is an array of N `pollfd`, which outlives the call.

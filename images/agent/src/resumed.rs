@@ -1,9 +1,10 @@
-//! What a guest that was saved is told when it goes on, here or as another.
+//! The message to a guest that was restored from a snapshot, as the same instance or as another.
 //!
-//! The monitor resets all vsock connections of a restored guest. The agent has one that is for nothing else, to port
-//! [`SENTINEL_PORT`] of the host: when that breaks, it reads at the I/O ports from [`RESUMED_PORT`] on, one byte a port, what
-//! there is to know: a length, and so many bytes of a message in postcard's encoding. It has taken note of it when it writes
-//! [`MARK_AGENT_READY`](crate::MARK_AGENT_READY) to the boot timer; until then nobody else reaches it.
+//! The VMM resets all vsock connections of a restored guest. The agent keeps a connection to port [`SENTINEL_PORT`] of
+//! the host, only to detect that reset. When it breaks, the agent reads the I/O ports from [`RESUMED_PORT`] on, one
+//! byte per port: a length, then a message of that length in postcard's encoding. The agent writes
+//! [`MARK_AGENT_READY`](crate::MARK_AGENT_READY) to the boot timer when it has applied the message. Until then no
+//! other connection reaches it.
 
 use std::time::Duration;
 
@@ -11,34 +12,35 @@ use serde::{Deserialize, Serialize};
 
 use crate::network::Network;
 
-/// The host's vsock port that takes connections which break when the guest is restored.
+/// The host's vsock port for connections that break when the guest is restored.
 pub const SENTINEL_PORT: u32 = 1026;
-/// The first of the ports.
+/// The first of the message's I/O ports.
 pub const RESUMED_PORT: u16 = 0x700;
-/// How many they are: the length and the longest message.
+/// The number of I/O ports: one for the length, the rest for the longest message.
 pub const RESUMED_PORTS: usize = 128;
-/// In the agent's version, where it knows of all this.
+/// The feature in the agent's version that says it supports this message.
 pub const FEATURE: &str = "+resumes";
 
-/// The message.
+/// The message to a restored guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resumed {
-    /// The time, since 1970 in UTC.
+    /// The time since 1970, in UTC.
     pub time: Duration,
-    /// Bytes that no other guest gets, for the random number generator, if the kernel has not got them already.
+    /// Bytes unique to this guest for the random number generator, unless the kernel already has them.
     pub entropy: Option<[u8; 32]>,
-    /// What it is to call itself now; nothing, if it is who it was.
+    /// The new hostname, or `None` to keep the old one.
     pub hostname: Option<String>,
-    /// Whether the host has a seed for it.
+    /// True if the host has a seed for this guest.
     pub seed: bool,
-    /// Its network interface, if it has one.
+    /// The network configuration, if the guest has an interface.
     pub network: Option<Network>,
-    /// The instance that it is now; nothing, if it is for nobody. An agent that is older than this field passes over it.
+    /// The current instance's identifier, or `None` if the guest belongs to no instance. Agents older than this field
+    /// ignore it.
     pub instance_id: Option<String>,
 }
 
 impl Resumed {
-    /// The bytes at the ports; none, but for a length of 0, if the message is too long.
+    /// Returns the bytes for the ports. If the message is too long, they are only a length of 0.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let message = postcard::to_allocvec(self).unwrap_or_default();
@@ -48,7 +50,7 @@ impl Resumed {
         }
     }
 
-    /// The message in the bytes at the ports, if there is one.
+    /// Decodes the bytes read from the ports. Returns `None` if they hold no message.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (length, rest) = bytes.split_first()?;

@@ -1,25 +1,26 @@
-//! What the host tells a new instance: who it is, whose keys open it, what it is to run first.
+//! The host's data for a new instance: its identity, its public keys and its user data.
 //!
-//! The monitor offers it on vsock port [`SEED_PORT`] of the host: a guest that connects reads the seed and then the end.
-//! It is one message in postcard's encoding, behind a version.
+//! The VMM offers it on vsock port [`SEED_PORT`] of the host. A guest that connects reads the seed, then the end of
+//! the stream.
+//! The seed is a version and one message in postcard's encoding.
 
 use serde::{Deserialize, Serialize};
 
-/// The host's vsock port at which a guest reads its seed.
+/// The host's vsock port that serves the seed.
 pub const SEED_PORT: u32 = 1025;
 
-/// The longest seed, in bytes: user data has 16 KiB at most, keys a few hundred bytes each.
+/// The length of the longest seed, in bytes. User data has 16 KiB at most, keys a few hundred bytes each.
 pub const MAX_SEED: usize = 64 * 1024;
 
-/// The version of [`Seed`]'s shape.
+/// The version of [`Seed`]'s format.
 const VERSION: u32 = 2;
 
-/// The seed.
+/// The data for a new instance.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seed {
-    /// The instance's identifier: what is done once for each instance is done when it changes.
+    /// The instance's identifier. Per-instance work is repeated when it changes.
     pub instance_id: String,
-    /// What the guest is to call itself; nothing, if its kernel's command line said so.
+    /// The hostname, or `None` if the kernel's command line sets it.
     pub hostname: Option<String>,
     /// The user whose `authorized_keys` get the public keys.
     pub default_user: String,
@@ -30,7 +31,7 @@ pub struct Seed {
 }
 
 impl Seed {
-    /// The seed as it is sent.
+    /// Encodes the seed.
     ///
     /// # Panics
     /// Never: the seed is plain data.
@@ -39,7 +40,7 @@ impl Seed {
         postcard::to_allocvec(&(VERSION, self)).expect("a seed is plain data")
     }
 
-    /// The seed that was sent; none if it is no seed, or of another version.
+    /// Decodes a seed. Returns `None` if it is invalid or of another version.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (version, rest) = postcard::take_from_bytes::<u32>(bytes).ok()?;

@@ -1,4 +1,4 @@
-//! The main thread's loop: takes connections, gives each a thread, and acts on signals.
+//! The main thread's loop: accepts connections, starts a thread for each, and acts on signals.
 
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
@@ -12,20 +12,20 @@ use wisp_agent::protocol::ProtocolError;
 
 use crate::init::Signals;
 
-/// How many connections are served at once; each may hold a few descriptors and a thread.
+/// The number of connections served at once. Each may use a thread and several descriptors.
 const MAX_SESSIONS: usize = 64;
 
-/// A session's stack: a tree of the greatest depth fits. Pages not touched cost nothing.
+/// A session's stack size. It fits a tree of the greatest depth. Untouched pages cost nothing.
 const STACK_BYTES: usize = 512 * 1024;
 
-/// How long to leave the listener alone when no connection can be taken (no descriptors, no memory).
+/// The time to ignore the listener after a failed accept (no descriptors, no memory).
 const RECOVERY: Duration = Duration::from_secs(1);
 
-/// Serves until a signal's action asks to stop, or for ever; returns the exit code.
+/// Serves until a signal's action asks to stop; returns the exit code.
 ///
-/// Without a listener only signals are acted on; without signals, only connections.
+/// Without a listener it only acts on signals. Without signals it only serves connections.
 pub fn run(agent: &'static Agent, listener: Option<&Listener>, signals: Option<&mut Signals>) -> libc::c_int {
-    // A command that closed its input shows as an error of the write.
+    // A closed input of a command must fail the write, not kill the agent.
     // SAFETY: the disposition is one this call takes, and no handler is involved.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     let mut signals = signals;
@@ -77,7 +77,7 @@ fn take_connection(agent: &'static Agent, listener: &Listener) -> std::io::Resul
     SESSIONS.fetch_add(1, Ordering::Relaxed);
     let session = thread::Builder::new().name("session".into()).stack_size(STACK_BYTES).spawn(move || {
         match agent.serve(socket) {
-            // The host went away, which it may at any time.
+            // The host may disconnect at any time.
             Ok(()) | Err(ProtocolError::Closed | ProtocolError::Truncated | ProtocolError::Io(_)) => {}
             Err(error) => eprintln!("wisp-init: closed a connection: {error}"),
         }

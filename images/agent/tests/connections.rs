@@ -1,4 +1,4 @@
-//! Connections that are not as they should be, and the short requests.
+//! Invalid connections, and the short requests.
 
 mod support;
 
@@ -7,10 +7,10 @@ use std::io::{Read, Write};
 use support::{Host, command, exited, raw_connection};
 use wisp_agent::protocol::{Bytes, Connection, Hello, ProtocolError, ToGuest, ToHost, VERSION};
 
-/// Sends `bytes` in place of a hello, and what follows it, and reads to the end of the connection.
+/// Sends `bytes` instead of a hello, and reads to the end of the connection.
 fn speak(bytes: &[u8]) -> Result<(), ProtocolError> {
     let (mut socket, server) = raw_connection();
-    // The agent may be gone before it has all of it.
+    // The agent may disconnect before it has read everything.
     let _ = socket.write_all(bytes);
     let _ = socket.shutdown(std::net::Shutdown::Write);
     let _ = socket.read_to_end(&mut Vec::new());

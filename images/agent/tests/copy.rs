@@ -1,4 +1,4 @@
-//! Copies both ways, through the front door.
+//! Copies in both directions, over the agent's protocol.
 
 mod support;
 
@@ -38,7 +38,7 @@ fn read(source: &Path, destination: &Path) -> Result<Summary, String> {
     Ok(tree.summary())
 }
 
-/// A directory `name` with one of each kind.
+/// Creates a directory `name` with one file of each kind.
 fn make_tree(home: &Path, name: &str) {
     let root = home.join(name);
     fs::create_dir_all(root.join("inner/empty")).expect("made");

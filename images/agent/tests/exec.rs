@@ -1,4 +1,4 @@
-//! Commands, through the front door: an agent serves one end of a socket pair, the test is the host.
+//! Commands over the agent's protocol: an agent serves one end of a socket pair, and the test is the host.
 
 mod support;
 
@@ -79,7 +79,7 @@ fn input_larger_than_its_window_goes_through_under_credit() {
 #[test]
 fn a_host_that_exceeds_the_window_loses_the_connection() {
     let mut host = Host::exec(command(&["sleep", "1000"]));
-    // The pipe itself takes up to a window's worth, too.
+    // The pipe itself also holds up to a window.
     for _ in 0..3 {
         host.stdin(&vec![b'x'; STDIN_WINDOW]);
     }
@@ -178,10 +178,10 @@ fn a_terminal_has_its_size_and_follows_the_hosts() {
 
 #[test]
 fn control_c_on_a_terminal_interrupts_the_foreground() {
-    // Not a shell that starts another program: some lose the signal while they do.
+    // Not a shell that starts another program: some shells lose the signal meanwhile.
     let mut host = Host::exec(on_terminal(command(&["cat"])));
     host.stdin(b"ready\n");
-    // The terminal's echo, and cat's own.
+    // The terminal's echo, and cat's own output.
     host.wait_for("ready\r\nready\r\n");
     host.stdin(b"\x03");
     assert_eq!(host.finish().end, End::Status(ExitStatus::Signaled(libc::SIGINT)));
@@ -211,7 +211,7 @@ fn the_last_words_on_a_terminal_are_not_lost() {
     }
 }
 
-/// A socket that shows when the last process that holds it is gone: nobody has to look for a process id.
+/// Creates a socket that closes when the last process that holds it ends. No process id is needed.
 fn life_line(directory: &Path) -> (UnixListener, String) {
     let path = directory.join("life-line");
     let listener = UnixListener::bind(&path).expect("bound");
@@ -219,7 +219,7 @@ fn life_line(directory: &Path) -> (UnixListener, String) {
     (listener, path.display().to_string())
 }
 
-/// Holds a connection to the socket `$0` for as long as the process, whatever signal it ignores.
+/// Holds a connection to the socket `$0` until the process ends; it ignores signals.
 const HOLD: &str = "import socket,signal,sys,time;s=socket.socket(socket.AF_UNIX);s.connect(sys.argv[1]);\
 signal.signal(signal.SIGHUP,signal.SIG_IGN if len(sys.argv)>2 else signal.SIG_DFL);print('up',flush=True);time.sleep(1000)";
 

@@ -10,25 +10,25 @@ use sha2::{Digest, Sha256};
 use crate::EPOCH;
 use crate::inputs::hex;
 
-/// Slow and small: it is done once and read often.
+/// Slow but small: a bundle is compressed once and read often.
 const COMPRESSION_LEVEL: i32 = 19;
-/// How far back zstd looks for repetitions, as a power of two: 128 MiB, which every decoder allows.
+/// zstd's window as a power of two: 128 MiB, which every decoder allows.
 const WINDOW_LOG: u32 = 27;
 
-/// What the manifest says of a component.
+/// A component in the manifest.
 #[derive(Debug)]
 pub struct Component<'a> {
-    /// Its name.
+    /// The name.
     pub name: &'a str,
-    /// Its version.
+    /// The version.
     pub version: &'a str,
-    /// Its licence, as SPDX names it.
+    /// The SPDX license identifier.
     pub licence: &'a str,
-    /// Where its source is.
+    /// The location of the source.
     pub source: &'a str,
 }
 
-/// The manifest of a bundle with these files, which are read for their digests.
+/// Creates the manifest of a bundle. Reads the files for their digests.
 pub fn manifest(kernel: &Path, root: &Path, components: &[Component]) -> anyhow::Result<String> {
     let (kernel, root) = (sha256(kernel)?, sha256(root)?);
     let mut text = format!(
@@ -62,7 +62,7 @@ file_system = "ext4"
     Ok(text)
 }
 
-/// Writes the archive and, beside it, its SHA-256. Returns the archive's size in bytes.
+/// Writes the archive and, next to it, its SHA-256. Returns the archive's size in bytes.
 pub fn archive(output: &Path, manifest: &str, kernel: &Path, root: &Path) -> anyhow::Result<u64> {
     let file = File::create(output).with_context(|| output.display().to_string())?;
     let mut encoder = zstd::Encoder::new(file, COMPRESSION_LEVEL)?;
@@ -94,7 +94,7 @@ fn append<W: io::Write>(
     Ok(archive.append(&header, content)?)
 }
 
-/// The SHA-256 of a file, in hexadecimal.
+/// Returns the SHA-256 of a file, in hexadecimal.
 fn sha256(path: &Path) -> anyhow::Result<String> {
     let mut hasher = Sha256::new();
     let mut file = File::open(path).with_context(|| path.display().to_string())?;

@@ -1,7 +1,7 @@
-//! A digest of everything in the repository that the embedded image is made from.
+//! A digest of everything in the repository that the embedded image is built from.
 //!
-//! It is written beside the bundle when the bundle is built, and a test compares it with the repository: a change to
-//! the agent, the kernel's configuration or patches, or the recipe, without a new bundle, fails that test.
+//! The builder writes it next to the bundle, and a test compares it with the repository. A change to the agent, the
+//! kernel's configuration or patches, or the recipe fails that test until the bundle is rebuilt.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-/// Files and folders, from the repository's root.
+/// Files and directories, relative to the repository's root.
 const INPUTS: [&str; 9] = [
     "images/agent/Cargo.toml",
     "images/agent/src",
@@ -22,7 +22,7 @@ const INPUTS: [&str; 9] = [
     "images/tiny/files",
 ];
 
-/// The SHA-256, in hexadecimal, of all inputs' names and contents under `repository`.
+/// Returns the SHA-256, in hexadecimal, of the names and contents of all inputs in `repository`.
 pub fn digest(repository: &Path) -> io::Result<String> {
     let mut hasher = Sha256::new();
     for input in INPUTS {
@@ -50,7 +50,7 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes in hexadecimal.
+/// Formats bytes in hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

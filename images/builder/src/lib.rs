@@ -1,5 +1,7 @@
-//! How Wisp's embedded image is made: a root file system ([`rootfs`]) and the bundle around it ([`bundle`]), without
-//! root and reproducibly: the same inputs give the same bytes. [`inputs`] tells whether a bundle is the repository's.
+//! Builds Wisp's embedded image: a root file system ([`rootfs`]) and the bundle around it ([`bundle`]).
+//!
+//! The build needs no root privileges and is reproducible: the same inputs give the same bytes. [`inputs`] detects a
+//! bundle that does not match the repository.
 
 pub mod bundle;
 pub mod inputs;

@@ -1,4 +1,4 @@
-//! Builds the embedded image from a kernel, a busybox and a wisp-init; `scripts/rebuild-images` calls it.
+//! Builds the embedded image from a kernel, a busybox and a wisp-init. `scripts/rebuild-images` calls it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,31 +9,31 @@ use wisp_image_builder::bundle::{self, Component};
 use wisp_image_builder::inputs;
 use wisp_image_builder::rootfs::Rootfs;
 
-/// Builds images/tiny's bundle.
+/// Build the bundle of images/tiny.
 #[derive(Debug, Parser)]
 struct Args {
     /// The repository.
     #[arg(long, default_value = ".")]
     repository: PathBuf,
-    /// The kernel: an ELF vmlinux.
+    /// The kernel, an ELF vmlinux.
     #[arg(long)]
     kernel: PathBuf,
-    /// What the kernel is: its release and its source package's version.
+    /// The kernel's release and its source package's version.
     #[arg(long)]
     kernel_version: String,
     /// A static busybox.
     #[arg(long)]
     busybox: PathBuf,
-    /// The busybox package's version.
+    /// The version of the busybox package.
     #[arg(long)]
     busybox_version: String,
     /// A static dropbear.
     #[arg(long)]
     dropbear: PathBuf,
-    /// The text of its licence, which goes with it.
+    /// The text of dropbear's license, which is included.
     #[arg(long)]
     dropbear_licence: PathBuf,
-    /// The version of its source package.
+    /// The version of dropbear's source package.
     #[arg(long)]
     dropbear_version: String,
     /// A static wisp-init.
@@ -41,7 +41,7 @@ struct Args {
     init: PathBuf,
 }
 
-/// The root file system's size: room for a learner's experiments; what is not used takes no space.
+/// The root file system's size. It leaves room for a learner's experiments. Unused space takes none on disk.
 const ROOT_MIB: u64 = 256;
 
 fn main() -> anyhow::Result<()> {

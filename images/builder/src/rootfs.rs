@@ -1,4 +1,4 @@
-//! The root file system of `tiny`: busybox, wisp-init, and the few files that programs look for; ext4, with a journal.
+//! The root file system of `tiny`: busybox, wisp-init, and the few files that programs need; ext4, with a journal.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,25 +11,25 @@ use mkext4::{FsBuilder, InodeHandle, Meta, Options, ROOT};
 
 use crate::EPOCH;
 
-/// The file system's identity: fixed, so that equal inputs give equal bytes.
+/// The file system's UUID: fixed, so that equal inputs give equal bytes.
 const UUID: [u8; 16] = *b"wisp-tiny-rootfs";
-/// Its journal, in blocks of 4 KiB: the least that ext4 takes.
+/// The journal's size in blocks of 4 KiB: the minimum for ext4.
 const JOURNAL_BLOCKS: u32 = 1024;
 
-/// What goes into the file system.
+/// The contents of the file system.
 #[derive(Debug)]
 pub struct Rootfs {
     /// A static busybox.
     pub busybox: PathBuf,
     /// A static dropbear.
     pub dropbear: PathBuf,
-    /// The text of its licence.
+    /// The text of dropbear's license.
     pub dropbear_licence: PathBuf,
     /// A static wisp-init.
     pub init: PathBuf,
-    /// A folder whose files are put into the root as they are (`etc/passwd` ...).
+    /// A directory of files to copy into the root (`etc/passwd` ...).
     pub files: PathBuf,
-    /// The file system's size in MiB; what is not used takes no space.
+    /// The file system's size in MiB. Unused space takes none on disk.
     pub size_mib: u64,
 }
 
@@ -59,18 +59,18 @@ impl Rootfs {
             tree.symlink(&format!("/{applet}"), "/bin/busybox")?;
         }
         tree.symlink("/sbin/init", "/sbin/wisp-init")?;
-        // wisp-init writes it, for the network that the guest is in.
+        // wisp-init writes the file for the guest's network.
         tree.symlink("/etc/resolv.conf", "/run/resolv.conf")?;
         tree.copy_folder(&self.files)?;
         tree.seal(image)
     }
 }
 
-/// The paths under which busybox is found, from `busybox --list-full`.
+/// Returns the paths of busybox's applets, from `busybox --list-full`.
 fn applets(busybox: &Path) -> anyhow::Result<Vec<String>> {
     let output = Command::new(busybox).arg("--list-full").output().context("busybox --list-full")?;
     let mut applets: Vec<String> = String::from_utf8(output.stdout)?.lines().map(str::to_string).collect();
-    // Its own init is not this image's: wisp-init is.
+    // This image's init is wisp-init, not busybox's.
     applets.retain(|path| !matches!(path.as_str(), "bin/busybox" | "sbin/init" | "linuxrc" | "init"));
     applets.sort();
     if applets.len() < 100 {
@@ -90,7 +90,7 @@ impl Tree {
         Meta::new(mode, 0, 0, (EPOCH, 0))
     }
 
-    /// The directory at `path`, made with its parents where it does not exist.
+    /// Returns the directory at `path`, creating it and its parents if necessary.
     fn directory(&mut self, path: &str, mode: u16) -> anyhow::Result<InodeHandle> {
         if let Some((_, handle)) = self.directories.iter().find(|(known, _)| known == path) {
             return Ok(*handle);

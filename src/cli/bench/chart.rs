@@ -1,31 +1,31 @@
-//! A measure as a chart: a bar for each type's median, and a whisker from the smallest figure to the 95th percentile.
+//! A measure as a chart: a bar for each type's median, with a whisker from the minimum to the 95th percentile.
 //!
-//! Drawn as narrow as a phone; its colours are the page's.
+//! The chart is narrow enough for a phone and uses the page's colors.
 
 use std::fmt::Write as _;
 
 use super::html::escape;
 
 const WIDTH: f64 = 360.0;
-/// Of a bar with its label.
+/// The height of a bar with its label.
 const ROW: f64 = 38.0;
 const BAR: f64 = 12.0;
-/// Where a bar begins below its row's top.
+/// The offset of a bar from the top of its row.
 const DOWN: f64 = 18.0;
 
 /// A bar.
 pub struct Bar<'a> {
-    /// What stands above it, at the left and at the right.
+    /// The labels above it, at the left and at the right.
     pub label: &'a str,
     pub value: String,
     pub min: f64,
     pub median: f64,
     pub p95: f64,
-    /// Whether it is set off from the others.
+    /// True if the bar is highlighted.
     pub is_chosen: bool,
 }
 
-/// The chart, as SVG.
+/// Renders the chart as SVG.
 pub fn chart(title: &str, bars: &[Bar]) -> String {
     let height = ROW * bars.len() as f64;
     let most = bars.iter().map(|bar| bar.p95.max(bar.median)).fold(f64::MIN_POSITIVE, f64::max);

@@ -1,4 +1,4 @@
-//! A bench as one web page that needs nothing else: charts, tables, what is whose limit, and all figures as JSON inside.
+//! A bench as one self-contained web page: charts, tables, limits, and all figures as JSON.
 
 use std::fmt::Write as _;
 
@@ -29,7 +29,7 @@ td, th { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px soli
 code { overflow-wrap: anywhere }
 ";
 
-/// Text in a page: nothing of it is a tag or ends an attribute.
+/// Escapes text for HTML content and attributes.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -45,7 +45,7 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
-/// The page; `data` is what it has inside as JSON.
+/// Renders the page with the JSON `data` inside.
 pub fn page(shown: &Shown, data: &Value) -> String {
     let names: Vec<&str> = shown.report.types.iter().map(|of| of.request.instance_type.name).collect();
     let title = format!("wisp bench: {}", names.join(", "));
@@ -63,7 +63,7 @@ pub fn page(shown: &Shown, data: &Value) -> String {
         section(&mut page, shown, compared);
     }
     host(&mut page, shown);
-    // In a script, "<" is the only character that could end it.
+    // In a script element, only "<" could end it.
     let data = data.to_string().replace('<', "\\u003c");
     let _ = write!(page, "<script type=\"application/json\" id=\"bench\">{data}</script>\n</body>\n</html>\n");
     page
@@ -197,7 +197,7 @@ mod tests {
             assert!(!page.contains(raw), "{raw}");
         }
         assert!(page.contains("A &lt;fast&gt; processor") && page.contains("&lt;no&gt; &amp; &quot;such&quot; file"));
-        // The data ends where it is to end, and is whole.
+        // The script element ends where it should, and is complete.
         assert_eq!(page.matches("</script>").count(), 1);
         let inside = page.split("id=\"bench\">").nth(1).unwrap().split("</script>").next().unwrap();
         assert_eq!(serde_json::from_str::<Value>(inside).unwrap(), data);

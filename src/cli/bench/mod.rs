@@ -1,4 +1,4 @@
-//! `wisp bench`: what instance types come to on this host.
+//! `wisp bench`: compares instance types on this host.
 
 mod chart;
 mod html;
@@ -24,11 +24,12 @@ use crate::ec2::{Ec2Error, catalogue};
 use crate::host::home::Home;
 use crate::host::probe;
 
-/// Compares instance types on this host: launches each several times, runs workloads or a command of yours in it, and says
-/// which is the cheapest that is fast enough, and what is a type's limit and what is this host's.
+/// Compare instance types on this host.
 ///
-/// Built-in workloads: integer and floating point on one and on all vCPUs, memory's bandwidth and latency, disk in sequence
-/// and at random with 1 and 32 requests at a time, network, launch and boot.
+/// Each type is launched several times and runs workloads or a command. The result names the cheapest type that is
+/// fast enough, and for each figure whether the type or this host is the limit. Built-in workloads: integer and
+/// floating point on one and on all vCPUs, memory bandwidth and latency, sequential and random disk access with 1 and
+/// 32 requests in flight, network, launch and boot.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -42,48 +43,48 @@ Workloads: integer-one, integer-all, float-one, float-all (cpu: these four), mem
 disk-read-1, disk-read-32, disk-write-1, disk-write-32, disk-random-read-1, disk-random-read-32, disk-random-write-1,
 disk-random-write-32, network-throughput, network-latency, warm-launch, boot; the beginning of names is all of them: disk.")]
 pub struct Args {
-    /// An image's name or id, or a bundle's directory; `tiny`, which is inside the binary, if left out.
+    /// Image name or id, or bundle directory [default: tiny, the embedded image].
     #[arg(value_name = "IMAGE")]
     image: Option<String>,
 
-    /// The instance types, with commas between them (see `wisp types`).
+    /// Instance types, separated by commas (see `wisp types`).
     #[arg(long, value_name = "TYPES", value_delimiter = ',', required = true)]
     types: Vec<String>,
 
-    /// A command for the guest's shell, in place of the built-in workloads: how long it takes.
+    /// Measure this command, run by the guest's shell, instead of the built-in workloads.
     #[arg(long, value_name = "CMD")]
     command: Option<String>,
 
-    /// Built-in workloads, with commas between them; all, if neither they nor a command are said.
+    /// Built-in workloads, separated by commas [default: all].
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     workloads: Vec<String>,
 
-    /// How often each type is launched and measured.
+    /// Number of runs per type.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
 
-    /// How long each workload is to take, in milliseconds.
+    /// Duration of each workload in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..=60_000))]
     time: u64,
 
-    /// How much slower than the fastest the cheapest type may be, in per cent.
+    /// Acceptable slowdown relative to the fastest type, in percent.
     #[arg(long, alias = "slowdown", value_name = "PERCENT", default_value_t = 25.0, value_parser = parse_percent)]
     within: f64,
 
-    /// What a type costs, in any unit; with commas between several. Without all of them, the smallest type counts as the
+    /// Price of a type in any unit; separated by commas. Without a price for each type, the smallest one counts as the
     /// cheapest.
     #[arg(long = "price", value_name = "TYPE=AMOUNT", value_delimiter = ',')]
     prices: Vec<Price>,
 
-    /// Write the result to a file, as JSON, too.
+    /// Also write the result to a file as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 
-    /// Write it to a file as one web page, with charts.
+    /// Write the result to a file as one web page with charts.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 
-    /// Let the instances have all that this host has: not the CPU credits, disk and network speeds of their types.
+    /// Do not enforce the instance types' CPU, disk and network limits.
     #[arg(long)]
     no_limits: bool,
 
@@ -91,16 +92,16 @@ pub struct Args {
     #[arg(long)]
     overcommit: bool,
 
-    /// What the guests' network is: user, none, or auto (user where this host can have it).
+    /// Network mode: user, none, or auto (user if this host supports it).
     #[arg(long, value_name = "MODE", default_value = "auto")]
     network: NetworkMode,
 
-    /// How long a guest may take to boot, in seconds.
+    /// Timeout for a guest's boot, in seconds.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
 }
 
-/// What a type costs. Its text is `TYPE=AMOUNT`.
+/// The price of a type, written `TYPE=AMOUNT`.
 #[derive(Debug, Clone, PartialEq)]
 struct Price {
     instance_type: &'static str,
@@ -123,20 +124,20 @@ fn parse_percent(text: &str) -> Result<f64, String> {
     percent.filter(|percent| (0.0..=100_000.0).contains(percent)).ok_or("it is a number of per cent, from 0 on".into())
 }
 
-/// A finished bench, as everything that shows it sees it.
+/// A finished bench, as input of all output formats.
 struct Shown<'a> {
     report: &'a Report,
     comparison: Comparison<'a>,
-    /// What each type costs, if that was said.
+    /// The price of each type, if given.
     prices: Vec<Option<f64>>,
-    /// In per cent.
+    /// Percent.
     within: f64,
     image: &'a str,
     runs: u32,
     limited: bool,
-    /// When it began, as the API writes it.
+    /// The start time in the API's format.
     began: String,
-    /// The command line's words.
+    /// The words of the command line.
     command_line: Vec<String>,
 }
 
@@ -149,7 +150,7 @@ impl Shown<'_> {
         if self.report.host.software_kvm { "software KVM, which emulates guest kernels" } else { "hardware KVM" }
     }
 
-    /// What the choice is, in a sentence.
+    /// The choice in a sentence.
     fn choice(&self) -> String {
         let Comparison { over, has_prices, cheapest, .. } = &self.comparison;
         let what = match over.as_slice() {
@@ -165,7 +166,7 @@ impl Shown<'_> {
         }
     }
 
-    /// What of a burstable type's figures does not last, in a sentence for each.
+    /// One sentence for each burstable type about its sustained performance.
     fn notes(&self) -> Vec<String> {
         let note = |of: &bench::TypeReport| {
             let (name, credits, mode) =
@@ -180,7 +181,7 @@ impl Shown<'_> {
     }
 }
 
-/// A figure with about three digits.
+/// Formats a figure with about three digits.
 fn figure(value: f64) -> String {
     match value {
         100.0.. => format!("{value:.0}"),
@@ -190,7 +191,7 @@ fn figure(value: f64) -> String {
     }
 }
 
-/// Measures, and shows what came of it.
+/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     probe::kvm_access()?;
     let types = types(&args.types)?;
@@ -253,7 +254,7 @@ fn show(shown: &Shown, args: &Args, output: Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Success, if every type that this host has room for was measured, and the command did not fail.
+/// Success if every type that fits this host was measured and the command did not fail.
 fn exit_code(report: &Report) -> ExitCode {
     let measured = |of: &bench::TypeReport| of.results.iter().any(|result| !result.samples.is_empty());
     let failed = |of: &bench::TypeReport| {
@@ -275,7 +276,7 @@ fn measure(home: &Home, spec: &BenchSpec) -> Result<Report, BenchError> {
     result
 }
 
-/// The embedded image and a bundle's directory need no store.
+/// Opens the image. The embedded image and a bundle directory need no store.
 fn image(home: &Home, reference: Option<&str>) -> anyhow::Result<Image> {
     match Image::unregistered(home, reference)? {
         Some(image) => Ok(image),
@@ -283,7 +284,7 @@ fn image(home: &Home, reference: Option<&str>) -> anyhow::Result<Image> {
     }
 }
 
-/// The types, each once.
+/// The types without duplicates.
 fn types(names: &[String]) -> Result<Vec<Request>, Ec2Error> {
     let mut types: Vec<Request> = Vec::new();
     for name in names {
@@ -305,7 +306,7 @@ fn measures(args: &Args) -> anyhow::Result<Vec<&'static Measure>> {
     })
 }
 
-/// Better now than after minutes of measuring.
+/// Fails before minutes of measurements.
 fn check_folder(file: &Path) -> anyhow::Result<()> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if file.is_dir() || !folder.is_dir() {

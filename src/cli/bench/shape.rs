@@ -1,4 +1,4 @@
-//! A bench as JSON: all figures of all runs, and what follows from them.
+//! A bench as JSON: all figures of all runs, and the conclusions.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::cloud::bench::comparison::{Compared, Entry};
 use crate::cloud::bench::measure::Better;
 use crate::vmm::limits::{DiskLimits, Rate};
 
-/// All of it.
+/// The whole bench.
 pub fn shape(shown: &Shown) -> Value {
     let host = &shown.report.host;
     let comparison = &shown.comparison;

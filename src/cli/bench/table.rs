@@ -1,11 +1,11 @@
-//! A bench as a table, and what follows from it in sentences.
+//! A bench as a table, followed by the conclusions.
 
 use super::super::output::{Align, Cell, Screen, Table, Tone};
 use super::{Shown, figure};
 use crate::cloud::bench::bound::By;
 use crate::cloud::bench::comparison::Entry;
 
-/// A line for each measure of each type, and then the rest.
+/// Renders a line for each measure of each type, and the conclusions.
 pub fn render(shown: &Shown, screen: Screen) -> String {
     let mut lines = figures(shown, screen);
     lines.push(String::new());

@@ -1,4 +1,4 @@
-//! What there is in the shapes of the EC2 API, for `--output json`.
+//! EC2's API shapes for `--output json`.
 
 mod network;
 
@@ -14,10 +14,10 @@ use crate::ec2::state::InstanceState;
 use crate::store::{ImageRecord, InstanceRecord, KeyPairRecord, SnapshotRecord, SnapshotState, VolumeRecord};
 pub use network::{address, security_group, subnet, vpc};
 
-/// An account's number, which every owner of a thing has in EC2; there is one account here.
+/// The account id of all resources. There is one account.
 pub const OWNER: &str = "000000000000";
 
-/// What security groups are called.
+/// Names of security groups.
 pub type GroupNames = BTreeMap<SecurityGroupId, String>;
 
 /// `DescribeInstances`, grouped by reservation.

@@ -1,4 +1,4 @@
-//! The shapes of networks.
+//! EC2's API shapes of networks.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::ec2::metadata::MetadataOptions;
 use crate::ec2::network::{Peer, Rule, Traffic, private_dns_name};
 use crate::store::{AddressRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, VpcRecord};
 
-/// Adds to an `Instance` what is of its interface.
+/// Adds the network interface's fields to an `Instance`.
 pub(super) fn add_interface(instance: &mut Value, network: &NetworkRecord, groups: &GroupNames) {
     let group = |id| json!({"GroupId": id, "GroupName": groups.get(id)});
     instance["VpcId"] = json!(network.vpc_id);
@@ -47,7 +47,7 @@ pub fn vpc(record: &VpcRecord) -> Value {
     })
 }
 
-/// `Subnet`, with the number of its addresses that are free.
+/// `Subnet`, with the number of its free addresses.
 pub fn subnet(record: &SubnetRecord, free: usize) -> Value {
     json!({
         "AvailabilityZone": record.zone,
@@ -79,7 +79,7 @@ pub fn address(record: &AddressRecord) -> Value {
     value
 }
 
-/// `SecurityGroup`, with the rules as `SecurityGroupRule` has them beside.
+/// `SecurityGroup`, with its rules as `SecurityGroupRule`.
 pub fn security_group(record: &SecurityGroupRecord) -> Value {
     let permissions = |egress: bool| {
         let mut all: Vec<Value> = Vec::new();

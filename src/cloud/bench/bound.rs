@@ -13,7 +13,7 @@ use crate::vmm::limits::{DiskLimits, Rate};
 const NEAR: f64 = 0.9;
 /// The share of throttled time from which a guest counts as bounded.
 const HELD: f64 = 0.05;
-/// The minimum share of a CPU of a vCPU that has one to itself.
+/// The minimum share of a CPU that a vCPU gets if it has the CPU to itself.
 const WHOLE: f64 = 0.8;
 /// The maximum ratio between the largest and the smallest figure of an otherwise idle CPU.
 const STEADY: f64 = 1.25;
@@ -40,13 +40,13 @@ pub struct Bound {
 /// Observations from outside during a measurement.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Observed {
-    /// CPU time of the vCPUs as a share of what the workload's threads could use; above 1 if other threads ran.
+    /// CPU time of the vCPUs as a share of the time available to the workload's threads. Above 1 if other threads ran.
     pub cpu_share: f64,
-    /// The shares of time for which vCPUs, disks and the network were throttled.
+    /// The share of time for which vCPUs were throttled.
     pub cpu_held: f64,
-    /// Disks.
+    /// The share of time for which disks were throttled.
     pub disk_held: f64,
-    /// The network.
+    /// The share of time for which the network was throttled.
     pub net_held: f64,
 }
 
@@ -55,7 +55,7 @@ pub struct Observed {
 pub struct Sample {
     /// The figure in the measure's unit.
     pub figure: f64,
-    /// The size of the memory or file that was measured in bytes; 0 where it does not matter.
+    /// The size in bytes of the memory or file that was measured; 0 where it does not matter.
     pub bytes: u64,
     /// The observations during the run.
     pub observed: Observed,
@@ -122,7 +122,7 @@ pub fn judge(measure: &Measure, of: &InstanceType, limits: &Limits, host: &HostF
     }
 }
 
-/// The host's part if work on this many vCPUs did not get its CPUs.
+/// Names the host as the bound if work on this many vCPUs did not get its CPUs.
 fn cpu(seen: &Observed, threads: u32, host: &HostFacts) -> Option<Bound> {
     if threads > host.cpus {
         return Some(host_s(&format!("it has {} for {threads} vCPUs", plural(host.cpus, "CPU"))));
@@ -132,8 +132,8 @@ fn cpu(seen: &Observed, threads: u32, host: &HostFacts) -> Option<Bound> {
         .then(|| host_s(&format!("its CPUs were busy with others: vCPUs had {percent:.0} % of one")))
 }
 
-/// The host's part if figures vary more than CPU-bound work does. A host that is a virtual machine cannot observe
-/// steal time.
+/// Names the host as the bound if figures vary more than CPU-bound work does. A host that is a virtual machine cannot
+/// observe steal time.
 fn unsteady(samples: &[Sample]) -> Option<Bound> {
     let figures = samples.iter().map(|sample| sample.figure);
     let (smallest, largest) = (figures.clone().fold(f64::INFINITY, f64::min), figures.fold(0.0, f64::max));

@@ -214,7 +214,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// One run of one type.
+    /// Executes one run of one type.
     fn run(&mut self, report: &mut TypeReport, run: u32) -> Result<(), BenchError> {
         if report.failed.is_some() {
             return Ok(());
@@ -223,7 +223,7 @@ impl Bench<'_> {
         self.checked(result, report)
     }
 
-    /// A signal ends the bench; any other error ends this type only.
+    /// Records an error as the failure of this type. Fails only if a signal ended the bench.
     fn checked(&self, result: Result<(), BenchError>, report: &mut TypeReport) -> Result<(), BenchError> {
         if let Some(signal) = self.interrupt.signal() {
             return Err(BenchError::Interrupted(signal));
@@ -234,7 +234,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Measures a cold boot if requested: only once where boots are slow.
+    /// Measures a cold boot if requested. On software KVM, where boots are slow, this happens in the first run only.
     fn boot(&mut self, report: &mut TypeReport, run: u32) -> Result<(), BenchError> {
         let has_warm = warm::can_have(&self.spec.image);
         let is_due = run == 1 || !probe::is_software_kvm();
@@ -248,7 +248,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Starts an instance as fast as possible, and takes the measures in it.
+    /// Starts an instance as fast as possible and takes the measures in it.
     fn launch(&mut self, report: &mut TypeReport, run: u32) -> Result<(), BenchError> {
         let BenchSpec { image, command, .. } = self.spec;
         let request = report.request;

@@ -1,5 +1,5 @@
-//! One instance of a bench: started, measured, ended. Every run has a fresh one, with all that its type has at a launch:
-//! credits, and bursts that nobody has used.
+//! One instance of a bench: starts it, takes measures in it, and ends it. Each run has a new instance with the CPU
+//! credits and full burst balances that its type has at launch.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -29,28 +29,28 @@ use crate::host::home::Home;
 use crate::vmm::control::Status;
 use crate::vmm::timeline::{Mark, monotonic_ns};
 
-/// Where things are in the guest.
+/// Paths in the guest.
 const PROGRAM: &str = "/root/wisp-workload";
 const FILE: &str = "/root/wisp-workload.data";
-/// The size of the file that is read and written, if the guest's disk is that fast.
+/// The maximum size of the test file; slow disks get a smaller one.
 const FILE_BYTES: u64 = 64 << 20;
-/// The most memory that is measured, as a part of the guest's, and in MiB.
+/// The maximum amount of memory to measure: a fraction of the guest's memory, and an absolute limit in MiB.
 const MEMORY_PART: u64 = 4;
 const MEMORY_MIB: u64 = 256;
-/// How long an agent that is ready may take to answer.
+/// Maximum time for a ready agent to answer.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
-/// How much is kept of what a program prints.
+/// Maximum number of bytes kept of a program's output.
 const OUTPUT: usize = 64 << 10;
-/// How many of a failed command's last lines are told.
+/// Number of lines shown of a failed command's output.
 const LINES: usize = 3;
 
-/// What a workload prints when it is ready.
+/// The line that a workload prints when it is ready.
 const BEGIN: &[u8] = b"begin\n";
 
-/// What was printed, the machine when the measuring began, and what was counted at this end.
+/// The output, the status at the start of the measurement, and the count at the host's end of the connection.
 type Measured = (Captured, Option<(Status, Instant)>, Option<io::Result<(u64, Duration)>>);
 
-/// What a workload says.
+/// The result that a workload prints.
 #[derive(Debug, Deserialize)]
 struct Done {
     amount: u64,
@@ -66,12 +66,12 @@ pub(super) struct Subject<'a> {
     interrupt: &'a Interrupt,
     port: Option<SocketAddrV4>,
     target: Duration,
-    /// The machine when its agent was ready.
+    /// The status when the agent was ready.
     status: Status,
 }
 
 impl<'a> Subject<'a> {
-    /// Starts one, from `warm` if there is that, and waits until it is ready.
+    /// Starts an instance, from `warm` if there is one, and waits until it is ready.
     pub(super) fn start(
         home: &Home,
         spec: &BenchSpec,
@@ -102,7 +102,7 @@ impl<'a> Subject<'a> {
         Ok(Subject { instance, request, interrupt, port, target: spec.target, status })
     }
 
-    /// How long its start took, from the beginning of the call to the agent's ready.
+    /// Returns the start time of the instance: from the start of the call until the agent was ready.
     pub(super) fn start_sample(&self) -> Option<Sample> {
         let took = Duration::from_nanos(self.status.timeline.between(Mark::ProcessStart, Mark::AgentReady)?);
         let vcpus = self.request.vcpus;
@@ -110,7 +110,7 @@ impl<'a> Subject<'a> {
         Some(Sample { figure: took.as_secs_f64(), bytes: 0, observed })
     }
 
-    /// The limits that its machine was given.
+    /// Returns the limits of the machine.
     pub(super) fn limits(&self) -> Limits {
         let mode = |can_owe| if can_owe { CreditMode::Unlimited } else { CreditMode::Standard };
         Limits {
@@ -121,19 +121,19 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// Puts the program into the guest.
+    /// Copies the workload program into the guest.
     pub(super) fn equip(&self, program: &Path) -> Result<(), RunError> {
         self.agent()?.copy_to_guest(program, PROGRAM.as_ref(), Holes::Fill, &mut |_| ())?;
         Ok(())
     }
 
-    /// Writes the file that disk measures use; the inner error is why it cannot be.
+    /// Writes the file for disk measures. The inner error is the reason why that is impossible.
     pub(super) fn prepare_disk(&self) -> Result<Result<(), String>, BenchError> {
         let captured = self.capture(self.workload("disk-prepare", 1))?;
         Ok(done(&captured).map(drop))
     }
 
-    /// Measures once; the inner error is why it cannot be.
+    /// Takes a measure once. The inner error is the reason why that is impossible.
     pub(super) fn measure(&mut self, measure: &Measure) -> Result<Result<Sample, String>, BenchError> {
         let Some(workload) = measure.workload() else { return Ok(Err("it is no workload".into())) };
         if measure.is_of_network() && self.port.is_none() {
@@ -144,7 +144,7 @@ impl<'a> Subject<'a> {
         let took = before.as_ref().map(|(_, at)| at.elapsed());
         let after = self.instance.status()?;
         let done = match (done(&captured), counted) {
-            // Why the host's end saw nothing says more than that the guest's saw nobody.
+            // The error at the host's end explains more than the lack of a connection in the guest.
             (_, Some(Err(error))) => Err(format!("the port of this host's that leads to the guest: {error}")),
             (Ok(done), Some(Ok((amount, elapsed)))) => Ok((amount, elapsed, done)),
             (Ok(done), None) => Ok((done.amount, Duration::from_nanos(done.elapsed_ns), done)),
@@ -158,8 +158,8 @@ impl<'a> Subject<'a> {
         }))
     }
 
-    /// Runs a workload. Returns what it printed, the machine when it had begun, and what the host's end of the network
-    /// counted, where it has one.
+    /// Runs a workload. Returns its output, the status at its start, and the count at the host's end of the
+    /// connection, if there is one.
     fn measured(&mut self, measure: &Measure, request: ExecRequest) -> Result<Measured, BenchError> {
         let agent = self.agent()?;
         let (instance, target) = (&mut self.instance, self.target);
@@ -178,7 +178,7 @@ impl<'a> Subject<'a> {
             let captured = agent.capture(request, OUTPUT, |output| {
                 if before.is_none() && output.starts_with(BEGIN) {
                     before = instance.status().ok().map(|status| (status, Instant::now()));
-                    // Without a port, nobody listens.
+                    // Without a port, there is no receiver.
                     let _ = sender.send(());
                 }
             });
@@ -188,7 +188,7 @@ impl<'a> Subject<'a> {
         Ok((captured.map_err(|error| self.explain(error))?, before, counted))
     }
 
-    /// Runs the user's command once; the inner error is how it failed.
+    /// Runs the user's command once. The inner error is the reason of its failure.
     pub(super) fn run(&mut self, command: &str) -> Result<Result<Sample, String>, BenchError> {
         let argv = ["/bin/sh", "-c", command].map(Into::into).into();
         let before = self.instance.status()?;
@@ -226,7 +226,7 @@ impl<'a> Subject<'a> {
         Ok(Agent::connect(&self.instance.vsock(), AGENT_TIMEOUT)?)
     }
 
-    /// An error of the guest's, with its last words if it is gone.
+    /// Converts an error of the agent. If the guest has ended, the result has its last console lines.
     fn explain(&self, error: crate::guest::Error) -> BenchError {
         match error {
             crate::guest::Error::GuestGone => BenchError::GuestGone(self.instance.console_tail()),
@@ -241,7 +241,7 @@ impl Drop for Subject<'_> {
     }
 }
 
-/// Whether a program ended well; the error is how it did not, with its last lines.
+/// Checks a program's exit code. The error has the code and the last lines of output.
 fn succeeded(captured: &Captured) -> Result<(), String> {
     let code = captured.status.exit_code();
     if code == 0 {
@@ -249,14 +249,14 @@ fn succeeded(captured: &Captured) -> Result<(), String> {
     }
     let text = [&captured.stderr, &captured.stdout].map(|bytes| String::from_utf8_lossy(bytes).trim().to_string());
     let said = text.into_iter().find(|text| !text.is_empty()).unwrap_or_default();
-    // What it says is the guest's: nothing of it is to move a terminal's cursor.
+    // The guest controls this output, so remove characters that could move a terminal's cursor.
     let clean = |line: &str| line.chars().filter(|c| !c.is_control()).collect::<String>();
     let lines: Vec<String> = said.lines().map(clean).collect();
     let last = lines[lines.len().saturating_sub(LINES)..].join(" | ");
     Err(if last.is_empty() { format!("exit code {code}") } else { format!("exit code {code}: {last}") })
 }
 
-/// What a workload says that it did.
+/// Parses the result that a workload printed.
 fn done(captured: &Captured) -> Result<Done, String> {
     succeeded(captured)?;
     let text = String::from_utf8_lossy(&captured.stdout);
@@ -264,7 +264,8 @@ fn done(captured: &Captured) -> Result<Done, String> {
     serde_json::from_str(last).map_err(|error| format!("the workload's answer makes no sense: {error}"))
 }
 
-/// What happened between two looks at a machine that were `took` apart; the work's threads could have used `usable`.
+/// Computes the observations between two statuses that were taken `took` apart. The workload's threads could use
+/// `usable` CPU time.
 fn observe(before: &Status, after: &Status, took: Duration, usable: Duration, vcpus: u32) -> Observed {
     let part = |ns: u64, of: Duration| ns as f64 / of.as_nanos().max(1) as f64;
     let (held_before, held) = (held_back(before), held_back(after));

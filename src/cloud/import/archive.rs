@@ -1,8 +1,10 @@
-//! Tar archives, plain or compressed, read once from beginning to end.
+//! Sequential reader for tar archives, plain or compressed.
 //!
-//! Reads ustar, GNU and PAX archives: long names, PAX records ([`super::pax`]), sparse files ([`super::sparse_map`]) and
-//! numbers in base 256. The `tar` crate knows the layout of a header; it splits PAX records at newlines, though, and
-//! keeps as much of them as there is. Here every size that an archive states has a limit before memory is allocated.
+//! Supports ustar, GNU and PAX archives: long names, PAX records ([`super::pax`]), sparse files
+//! ([`super::sparse_map`]) and base-256 numbers.
+//!
+//! The `tar` crate provides only the layout of a header. Its PAX parser splits records at newlines and has no size
+//! limit. Here, each size that an archive states is checked before memory is allocated.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -14,19 +16,19 @@ use super::pax::{self, Records};
 use super::sparse_map::SparseMap;
 use super::{ImportError, LARGEST_FILE, Progress};
 
-/// The most that the names, attributes and sparse map of one entry may take in the archive, in bytes.
+/// Maximum size of the names, attributes and sparse map of one entry in the archive, in bytes.
 const HEADER_LIMIT: u64 = 1 << 20;
-/// The most that the PAX records for all entries may take, in bytes: every entry copies them.
+/// Maximum size of the global PAX records in bytes. Each entry copies them.
 const GLOBAL_LIMIT: u64 = 64 << 10;
-/// The most entries that an archive may have.
+/// Maximum number of entries in an archive.
 const ENTRY_LIMIT: u64 = 8 << 20;
-/// A block: the size of a header, and the unit of contents.
+/// Block size in bytes. A header is one block, and contents are padded to whole blocks.
 const BLOCK: usize = 512;
 
-/// How a file is compressed.
+/// Compression format of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// It is not.
+    /// Not compressed.
     None,
     /// gzip.
     Gzip,
@@ -35,22 +37,22 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// By the file's first bytes.
+    /// Detects the format from the file's first bytes.
     pub fn of(head: &[u8]) -> Compression {
         match head {
             [0x1f, 0x8b, ..] => Compression::Gzip,
-            // A frame, or a frame to be skipped, with which parallel compressors begin.
+            // Parallel compressors start with a skippable frame instead of a data frame.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
             _ => Compression::None,
         }
     }
 
-    /// What is in `content`.
+    /// Returns a reader for the decompressed content.
     pub fn decode<'a>(self, content: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
         let content = io::BufReader::with_capacity(128 << 10, content);
         Ok(match self {
             Compression::None => Box::new(content),
-            // Parallel compressors write many members.
+            // Parallel compressors write several gzip members.
             Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(content)),
             Compression::Zstd => Box::new(zstd::Decoder::with_buffer(content)?),
         })
@@ -60,29 +62,29 @@ impl Compression {
 /// A tar archive in a file.
 #[derive(Debug)]
 pub struct TarFile {
-    /// Its path, for errors.
+    /// The path, for errors.
     pub path: PathBuf,
     /// The file.
     pub file: File,
-    /// How it is compressed.
+    /// The compression format.
     pub compression: Compression,
 }
 
-/// A file of an archive, a directory, or whatever else.
+/// An entry of an archive: a file, a directory, a link or a special file.
 pub struct Entry<'a> {
-    /// How many entries come before it.
+    /// Zero-based index in the archive.
     pub index: u64,
-    /// Its type. A directory of a GNU incremental archive is a directory.
+    /// The entry type. Directories of incremental GNU archives are reported as directories.
     pub kind: EntryType,
-    /// Its name, as it stands in the archive.
+    /// The name as stored in the archive.
     pub name: Vec<u8>,
-    /// The name that it links to.
+    /// The target of a link.
     pub target: Option<Vec<u8>>,
-    /// The PAX records that apply to it, global ones first.
+    /// The PAX records that apply to the entry, global ones first.
     pub records: Records,
-    /// The size of its content, holes included.
+    /// Content size in bytes, including holes.
     pub size: u64,
-    /// Bytes of its content that the archive stores.
+    /// Number of content bytes that the archive stores.
     pub stored: u64,
     header: tar::Header,
     segments: &'a [(u64, u64)],
@@ -91,7 +93,8 @@ pub struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// Its content. Call this once; less than `size` bytes are an error.
+    /// Returns a reader for the content. Must be called at most once. A read fails if the archive ends before `size`
+    /// bytes.
     pub fn content(&mut self) -> EntryContent<'_> {
         EntryContent {
             position: 0,
@@ -102,27 +105,27 @@ impl Entry<'_> {
         }
     }
 
-    /// An error about it: "which ...".
+    /// Creates an error about the entry. `reason` has the form "which ...".
     pub fn error(&self, archive: &Path, reason: impl Into<String>) -> ImportError {
         entry_error(archive, &self.name, reason)
     }
 
-    /// Permissions, with set-user-ID, set-group-ID and sticky.
+    /// Returns the permissions with the set-user-ID, set-group-ID and sticky bits.
     pub fn mode(&self) -> Result<u16, String> {
         Ok((self.field(&self.header.as_old().mode, "mode")? & 0o7777) as u16)
     }
 
-    /// The owner.
+    /// Returns the owner.
     pub fn uid(&self) -> Result<u32, String> {
         self.id("uid", &self.header.as_old().uid, "owner")
     }
 
-    /// The group.
+    /// Returns the group.
     pub fn gid(&self) -> Result<u32, String> {
         self.id("gid", &self.header.as_old().gid, "group")
     }
 
-    /// The time of the last change, in seconds since 1970.
+    /// Returns the modification time in seconds since 1970.
     pub fn modified(&self) -> Result<i64, String> {
         match self.records.get("mtime") {
             Some(value) => pax::seconds(value).ok_or_else(|| pax::not_a_number("mtime", value)),
@@ -133,7 +136,7 @@ impl Entry<'_> {
         }
     }
 
-    /// The major and minor number of a device.
+    /// Returns a device's major and minor number.
     pub fn device(&self) -> Result<(u32, u32), String> {
         let fields = match (self.header.as_ustar(), self.header.as_gnu()) {
             (Some(ustar), _) => (&ustar.dev_major, &ustar.dev_minor),
@@ -142,7 +145,7 @@ impl Entry<'_> {
         };
         let [major, minor] = [fields.0, fields.1].map(|field| self.field(field, "device number"));
         let (major, minor) = (major?, minor?);
-        // The ranges of Linux and ext4.
+        // The limits of Linux and ext4.
         if major > 0xfff || minor > 0xf_ffff {
             return Err(format!("whose device number {major}:{minor} is larger than 4095:1048575"));
         }
@@ -163,13 +166,13 @@ impl Entry<'_> {
     }
 }
 
-/// A number in a header: octal digits between spaces and NULs, or, if the first bit is set, a signed one in base 256. A
-/// field without a digit is zero.
+/// Parses a number in a header: octal digits between spaces and NULs, or a signed base-256 number if the first bit is
+/// set. A field without digits is zero.
 pub(super) fn number(field: &[u8]) -> Option<i128> {
     let (first, rest) = field.split_first()?;
     if first & 0x80 != 0 {
         let sign = if first & 0x40 != 0 { -0x40 } else { 0 };
-        // Fields have up to twelve bytes: 95 bits.
+        // Fields have up to 12 bytes, so a number has up to 95 bits.
         return Some(
             rest.iter().take(14).fold(i128::from(first & 0x3f) + sign, |value, byte| value << 8 | i128::from(*byte)),
         );
@@ -188,7 +191,7 @@ fn entry_error(archive: &Path, name: &[u8], reason: impl Into<String>) -> Import
     ImportError::Entry { path: archive.to_path_buf(), entry, reason: reason.into() }
 }
 
-/// The content of an entry, with zeroes for the holes.
+/// A reader for the content of an entry, with zeros for the holes.
 pub struct EntryContent<'a> {
     position: u64,
     size: u64,
@@ -226,8 +229,11 @@ impl Read for EntryContent<'_> {
 }
 
 impl TarFile {
-    /// Shows every entry to `visit`, in order. What it does not read of a content is skipped. An archive that ends too
-    /// early is an error, whatever was shown before.
+    /// Passes each entry to `visit` in order. Content that `visit` does not read is skipped.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the archive is damaged or truncated, even after `visit` has seen entries.
     pub fn entries(
         &self,
         progress: &dyn Progress,
@@ -260,7 +266,7 @@ fn limit(path: &Path, exceeded: String, advice: &'static str) -> ImportError {
     ImportError::Limit { path: path.to_path_buf(), exceeded, advice }
 }
 
-/// Why the headers of an entry are unusable.
+/// Errors in the headers of an entry.
 enum Fault {
     /// Completes a sentence about the entry: "which ...".
     Entry(String),
@@ -279,7 +285,7 @@ impl From<ImportError> for Fault {
     }
 }
 
-/// What the headers of an entry say.
+/// The parsed headers of an entry.
 struct Head {
     header: tar::Header,
     name: Vec<u8>,
@@ -295,12 +301,12 @@ struct Walk<'a> {
     path: &'a Path,
     input: Box<dyn Read + 'a>,
     globals: Records,
-    /// What the headers of this entry may still take.
+    /// Remaining size limit for the headers of this entry, in bytes.
     budget: u64,
 }
 
 impl Walk<'_> {
-    /// Reads the next entry's headers; nothing at the end mark.
+    /// Reads the next entry's headers. Returns `None` at the end mark.
     fn next(&mut self) -> Result<Option<Head>, ImportError> {
         self.budget = HEADER_LIMIT.saturating_sub(self.globals.size());
         let (mut long_name, mut long_target) = (None, None);
@@ -325,15 +331,15 @@ impl Walk<'_> {
                         return Err(limit(self.path, exceeded, "Create it without them"));
                     }
                     records.extend(parsed);
-                    // The end may follow.
+                    // `pending` stays unchanged: the archive may end after global records.
                     continue;
                 }
-                // Solaris has another letter for the same.
+                // Solaris uses a different letter for the same header.
                 EntryType::XHeader | EntryType::__Nonexhaustive(b'X') => {
                     let parsed = Records::parse(&self.extension(&header)?);
                     records.extend(parsed.map_err(|reason| entry_error(self.path, &shown, reason))?);
                 }
-                // The label of a GNU archive.
+                // The volume label of a GNU archive.
                 EntryType::__Nonexhaustive(b'V') => {
                     self.extension(&header)?;
                     continue;
@@ -355,7 +361,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Shows an entry. Returns how much of its content is left to be skipped, padding included.
+    /// Passes an entry to `visit`. Returns the number of bytes to skip, including padding.
     fn visit(
         &mut self,
         head: Head,
@@ -386,7 +392,7 @@ impl Walk<'_> {
         Ok(entry.unread + padding(head.stored))
     }
 
-    /// The size of an entry's content and where its data belongs.
+    /// Returns the sparse map of an entry's content and the number of stored bytes.
     fn content(&mut self, header: &tar::Header, records: &Records) -> Result<(SparseMap, u64), Fault> {
         let size = number(&header.as_old().size).and_then(|size| u64::try_from(size).ok());
         let size = match records.number("size")? {
@@ -394,7 +400,7 @@ impl Walk<'_> {
             None => size.ok_or_else(|| "whose size is not a number".to_string())?,
         };
         let kind = header.entry_type();
-        // As GNU tar has it: a hard link has no content, whatever its size says.
+        // As in GNU tar, a hard link has no content, whatever its size field says.
         let stored = if kind == EntryType::Link { 0 } else { size };
         if kind == EntryType::GNUSparse {
             let map = SparseMap::of_gnu(header, stored, &mut || self.header_block().map_err(Fault::from))?;
@@ -414,7 +420,7 @@ impl Walk<'_> {
         Ok((map, stored))
     }
 
-    /// The next header; nothing at the end mark.
+    /// Returns the next header, or `None` at the end mark.
     fn header(&mut self) -> Result<Option<tar::Header>, ImportError> {
         let Some(block) = self.block()? else { return Err(damaged(self.path, "it has no end mark")) };
         self.charge(BLOCK as u64)?;
@@ -426,7 +432,7 @@ impl Walk<'_> {
         if has_checksum(&header) { Ok(Some(header)) } else { Err(damaged(self.path, "a header's checksum is wrong")) }
     }
 
-    /// The content of a header of type `L` or `K`: a name, and a NUL.
+    /// Reads the content of a header of type `L` or `K`: a name with an optional NUL at the end.
     fn long(&mut self, header: &tar::Header) -> Result<Vec<u8>, ImportError> {
         let mut name = self.extension(header)?;
         if name.last() == Some(&0) {
@@ -435,7 +441,7 @@ impl Walk<'_> {
         Ok(name)
     }
 
-    /// The content of a header that describes the next entry.
+    /// Reads the content of a header that describes the next entry.
     fn extension(&mut self, header: &tar::Header) -> Result<Vec<u8>, ImportError> {
         let size = number(&header.as_old().size).and_then(|size| u64::try_from(size).ok());
         let size = size.ok_or_else(|| damaged(self.path, "the size of an extended header is not a number"))?;
@@ -446,7 +452,7 @@ impl Walk<'_> {
         Ok(content)
     }
 
-    /// A block that describes the entry, before its data.
+    /// Reads a block of the sparse map, which precedes the data.
     fn header_block(&mut self) -> Result<[u8; BLOCK], ImportError> {
         self.charge(BLOCK as u64)?;
         self.block()?.ok_or_else(|| damaged(self.path, "it ends in a sparse map"))
@@ -462,7 +468,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The next block; nothing at the end of the file.
+    /// Returns the next block, or `None` at the end of the file.
     fn block(&mut self) -> Result<Option<[u8; BLOCK]>, ImportError> {
         let mut block = [0; BLOCK];
         let read = crate::host::sparse::read_full(&mut self.input, &mut block);
@@ -487,12 +493,12 @@ impl Walk<'_> {
     }
 }
 
-/// Bytes from the end of a content to the next block.
+/// Returns the number of padding bytes after `size` bytes of content.
 fn padding(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK as u64
 }
 
-/// Whether the checksum of a header is right. Some old programs summed signed bytes.
+/// Returns true if a header's checksum is correct. Some old programs summed signed bytes, which is also accepted.
 pub(super) fn has_checksum(header: &tar::Header) -> bool {
     let bytes =
         || header.as_bytes().iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { b' ' } else { *byte });
@@ -501,7 +507,7 @@ pub(super) fn has_checksum(header: &tar::Header) -> bool {
     number(&header.as_old().cksum).is_some_and(|stated| stated == unsigned || stated == signed)
 }
 
-/// Reports what is read of the file.
+/// A reader that reports its progress in the file.
 struct Counted<'a> {
     inner: File,
     progress: &'a dyn Progress,
@@ -580,7 +586,7 @@ mod tests {
         assert!(error.unwrap_err().to_string().contains("612 bytes are missing"));
     }
 
-    /// A header of a GNU archive, and its content.
+    /// Returns the header of a GNU archive and its content.
     fn member(kind: u8, name: &str, content: &[u8], change: impl FnOnce(&mut tar::Header)) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(EntryType::new(kind));
@@ -605,7 +611,7 @@ mod tests {
         bytes
     }
 
-    /// The members as an archive with an end mark.
+    /// Creates an archive from `members` and an end mark.
     fn sealed(members: &[Vec<u8>]) -> TarFile {
         file(&[members.concat(), vec![0; 2 * BLOCK]].concat(), Compression::None)
     }
@@ -625,7 +631,7 @@ mod tests {
             vec![pax(&[("SCHILY.xattr.user.a", &long)]), file.clone()],
             [vec![small; 500], vec![file.clone()]].concat(),
             [vec![empty; 2100], vec![file.clone()]].concat(),
-            // Only the header says that there is so much.
+            // The content does not exist; only the header claims this size.
             vec![member(b'x', "", b"", |header| header.set_size(1 << 40)), file],
         ] {
             let error = refused(&members);
@@ -725,7 +731,7 @@ mod tests {
         let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
         for name in ["sparse", "again"] {
             let source = File::create(path(name)).unwrap();
-            // More segments than a header holds, and a hole at the end.
+            // More segments than fit in one header, and a hole at the end.
             for number in 0..40u8 {
                 source.write_all_at(&[number + 1; 5000], u64::from(number) * 65536 + 8192).unwrap();
             }
@@ -749,7 +755,7 @@ mod tests {
                 assert!(entry.stored < 1 << 20, "{format}");
                 index += 1;
                 if index == 2 {
-                    // The first is skipped.
+                    // The first entry is skipped.
                     let mut content = Vec::new();
                     entry.content().read_to_end(&mut content).unwrap();
                     assert!(content == expected, "{format}");

@@ -1,4 +1,4 @@
-//! What a file is, by its content and never by its name.
+//! Detection of a file's format from its content, never from its name.
 
 use std::fs::File;
 use std::io;
@@ -8,28 +8,28 @@ use super::archive::{Compression, has_checksum};
 use super::features;
 use crate::host::sparse;
 
-/// How much of a file is looked at: up to the last magic number that is known, Btrfs's.
+/// Number of bytes that are examined: up to the last known magic number, that of Btrfs.
 pub const HEAD: usize = 68 << 10;
-/// A sector, and a block of a tar archive.
+/// Sector size, and block size of a tar archive.
 const SECTOR: usize = 512;
 
-/// What a file is.
+/// The format of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     /// A tar archive.
     Archive(Compression),
-    /// A file system that the guest's kernel can mount.
+    /// A file system that the embedded kernel can mount.
     FileSystem(FileSystem),
-    /// A qcow2 image of something.
+    /// A qcow2 image.
     Qcow2,
-    /// Nothing that can be used, and why, as a sentence.
+    /// An unusable file, with the reason as a sentence.
     Other(String),
 }
 
-/// A file system that the embedded kernel can mount.
+/// A type of file system that the embedded kernel can mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileSystem {
-    /// ext2, ext3 or ext4; one driver does all of them.
+    /// ext2, ext3 or ext4. Linux has one driver for all three.
     Ext4,
     /// SquashFS.
     Squashfs,
@@ -38,7 +38,7 @@ pub enum FileSystem {
 }
 
 impl FileSystem {
-    /// As Linux names it.
+    /// Returns the name in Linux.
     pub fn name(self) -> &'static str {
         match self {
             FileSystem::Ext4 => "ext4",
@@ -47,13 +47,13 @@ impl FileSystem {
         }
     }
 
-    /// Whether it can be written at all.
+    /// Returns true if the file system type is read-only.
     pub fn is_read_only(self) -> bool {
         self != FileSystem::Ext4
     }
 }
 
-/// Looks at a file.
+/// Detects the format of a file.
 pub fn detect(file: &File) -> io::Result<Content> {
     let mut head = vec![0; HEAD];
     let count = sparse::read_full(&mut At { file, offset: 0 }, &mut head)?;
@@ -73,7 +73,7 @@ pub fn detect(file: &File) -> io::Result<Content> {
     }
 }
 
-/// Reads a file from somewhere on, and leaves its position as it is.
+/// A reader for a file that leaves the file's position unchanged.
 struct At<'a> {
     file: &'a File,
     offset: u64,
@@ -87,7 +87,7 @@ impl io::Read for At<'_> {
     }
 }
 
-/// What begins with `head` and has `size` bytes, and is not compressed.
+/// Returns the format of an uncompressed file of `size` bytes that starts with `head`.
 pub fn of(head: &[u8], size: u64) -> Content {
     let at = |offset: usize, magic: &[u8]| head.get(offset..offset + magic.len()) == Some(magic);
     let other = |reason: &str| Content::Other(reason.into());
@@ -140,8 +140,8 @@ fn partitions(kind: &str) -> String {
     )
 }
 
-/// What the embedded kernel cannot use of the file system that begins with `head`, as a sentence; nothing if it can be
-/// mounted, or is none that is known here.
+/// Returns a sentence that says why the embedded kernel cannot use the file system that starts with `head`. Returns
+/// `None` if the kernel can mount it, or if the format is unknown.
 pub fn unsupported(head: &[u8]) -> Option<String> {
     let at = |offset: usize, magic: &[u8]| head.get(offset..offset + magic.len()) == Some(magic);
     if at(1024 + 0x38, &[0x53, 0xef]) {
@@ -155,7 +155,7 @@ pub fn unsupported(head: &[u8]) -> Option<String> {
     }
 }
 
-/// A file system that can be mounted, or the reason why this one cannot.
+/// Returns the mountable file system, the reason why it cannot be mounted, or `None` if the format is unknown.
 fn mountable(head: &[u8], size: u64) -> Option<Content> {
     let half = |at: usize| head.get(at..at + 2).map(|bytes| u16::from_le_bytes(bytes.try_into().expect("two bytes")));
     let word = |at: usize| head.get(at..at + 4).map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four bytes")));
@@ -167,7 +167,7 @@ fn mountable(head: &[u8], size: u64) -> Option<Content> {
     if let Some(reason) = unsupported(head) {
         return Some(Content::Other(reason));
     }
-    // linux/fs/ext4/ext4.h: the superblock is at 1024.
+    // linux/fs/ext4/ext4.h: the superblock is at offset 1024.
     if half(1024 + 0x38) == Some(0xef53) {
         let shift = word(1024 + 0x18)?;
         let has_64_bits = word(1024 + 0x60)? & 0x80 != 0;
@@ -179,7 +179,7 @@ fn mountable(head: &[u8], size: u64) -> Option<Content> {
     if head.starts_with(b"hsqs") {
         return Some(whole(FileSystem::Squashfs, long(40)));
     }
-    // linux/fs/erofs/erofs_fs.h: the superblock is at 1024.
+    // linux/fs/erofs/erofs_fs.h: the superblock is at offset 1024.
     if word(1024) == Some(0xe0f5_e1e2) {
         let shift = *head.get(1024 + 12)?;
         let blocks = u64::from(word(1024 + 36)?);
@@ -188,7 +188,7 @@ fn mountable(head: &[u8], size: u64) -> Option<Content> {
     None
 }
 
-/// Whether this begins with the header of a tar archive: old ones have no magic number, and all have a checksum.
+/// Returns true if `head` starts with a tar header. Old headers have no magic number, but all have a checksum.
 fn is_tar(head: &[u8]) -> bool {
     let Some(block) = head.get(..SECTOR) else { return false };
     let mut header = tar::Header::new_old();
@@ -225,7 +225,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (ext4, squashfs) = (folder.path().join("x.tar"), folder.path().join("y.raw"));
         run("mke2fs", &["-q", "-t", "ext4", ext4.to_str().unwrap(), "4M"]);
-        // A part of what does not get smaller cannot be missing without notice.
+        // Incompressible data, so that half of the image cannot be padding.
         let noise: Vec<u8> = (0..25_000u32).flat_map(|n| n.wrapping_mul(0x9e37_79b1).to_be_bytes()).collect();
         std::fs::create_dir(folder.path().join("files")).unwrap();
         std::fs::write(folder.path().join("files/a"), noise).unwrap();

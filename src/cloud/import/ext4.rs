@@ -1,4 +1,5 @@
-//! An ext4 file system of a tree of files, written in one go: its layout is computed before the first byte is.
+//! Writer for an ext4 file system with the files of a [`Tree`]. The complete layout is computed before the first byte
+//! is written.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,46 +14,46 @@ use super::{ImportError, Progress};
 use crate::host::space::FreeSpace;
 use crate::host::sparse;
 
-/// A file system's block.
+/// Block size of the file system.
 const BLOCK: u64 = 4 << 10;
-/// What an inode takes, and how much room each has by default.
+/// Size of an inode, and the default ratio of disk space to inodes, in bytes.
 const INODE: u64 = 256;
 const BYTES_PER_INODE: u64 = 16 << 10;
-/// The least that a file system has beside its files; a quarter of their size, if that is more.
+/// Minimum free space of a file system in bytes. A quarter of the files' size applies if that is more.
 pub const HEADROOM: u64 = 512 << 20;
-/// The smallest file system.
+/// Minimum size of a file system in bytes.
 pub const SMALLEST: u64 = 1 << 30;
 /// Sizes are multiples of this.
 const ROUND: u64 = 4 << 20;
-/// The longest symbolic link that needs no block of its own.
+/// Maximum length of a symbolic link that is stored in its inode.
 const SHORT_LINK: usize = 59;
-/// The directory that every ext4 has in its root; it is made anew.
+/// The directory that every ext4 file system has in its root. It is recreated, not copied.
 const LOST_FOUND: &str = "lost+found";
 
-/// What the extended attributes of one file may take, in bytes: a block without its header and end mark.
+/// Maximum size of one file's extended attributes in bytes: a block without its header and end mark.
 pub const ATTRIBUTE_SPACE: u64 = BLOCK - 36;
-/// The most names that a file can have (linux/fs/ext4/ext4.h, EXT4_LINK_MAX).
+/// Maximum number of hard links to a file (linux/fs/ext4/ext4.h, EXT4_LINK_MAX).
 const LINK_LIMIT: u32 = 65_000;
 
-/// What a file system is like, beside its files.
+/// Parameters of a file system, apart from its files.
 #[derive(Debug, Clone)]
 pub struct Shape {
-    /// Its identity.
+    /// The UUID.
     pub uuid: [u8; 16],
-    /// When it was made, in seconds since 1970.
+    /// Creation time in seconds since 1970.
     pub made: i64,
-    /// Its size in bytes; as large as its files and the headroom if nothing is said.
+    /// Size in bytes. The default is the size of the files plus headroom.
     pub size: Option<u64>,
 }
 
-/// A tree that can be written.
+/// A file system with a complete layout, ready to be written.
 pub struct Plan {
     layout: Layout,
-    /// Files whose contents come from the archive, by entry.
+    /// Files whose content comes from the archive, by entry index.
     entries: HashMap<u64, (InodeHandle, u64)>,
 }
 
-/// What a tree's files take, in bytes, and how many there are.
+/// Returns the disk usage of a tree's files in bytes, and their number.
 pub fn usage(tree: &Tree) -> (u64, u64) {
     let (mut blocks, mut count) = (0u64, 0u64);
     for_each(tree, &mut |_, node, _, new| {
@@ -66,11 +67,14 @@ pub fn usage(tree: &Tree) -> (u64, u64) {
     (blocks.saturating_mul(BLOCK), count)
 }
 
-/// Checks that attributes with these names and values fit into one block. The error is what they take, in
-/// bytes.
+/// Checks that these attributes fit in one block.
+///
+/// # Errors
+///
+/// Fails with their total size in bytes.
 pub fn check_attributes(attributes: &[(String, Vec<u8>)]) -> Result<(), u64> {
     let size = |name: &str, value: &[u8]| {
-        // The namespace is stored as a number.
+        // ext4 stores the namespace as a number.
         let name = name.split_once('.').map_or(0, |(_, name)| name.len());
         16 + (name.next_multiple_of(4) + value.len().next_multiple_of(4)) as u64
     };
@@ -80,12 +84,12 @@ pub fn check_attributes(attributes: &[(String, Vec<u8>)]) -> Result<(), u64> {
 
 fn node_blocks(node: &Node) -> u64 {
     let own = match &node.kind {
-        // An entry takes its name and eight bytes, and a large directory an index.
+        // A directory entry takes its name and eight bytes. A large directory also has an index.
         Kind::Directory(children) => {
             let bytes: u64 = children.keys().map(|name| name.len().next_multiple_of(4) as u64 + 8).sum();
             1 + bytes.div_ceil(BLOCK) * 3 / 2
         }
-        // One block of extents tells of 340 parts of up to 128 MiB.
+        // A block of extents holds 340 of them, and each covers up to 128 MiB.
         Kind::File { size, .. } => size.div_ceil(BLOCK) + size.div_ceil(32 << 30),
         Kind::Symlink(target) => u64::from(target.len() > SHORT_LINK),
         Kind::Special(_) => 0,
@@ -93,11 +97,11 @@ fn node_blocks(node: &Node) -> u64 {
     own + u64::from(!node.attributes.is_empty())
 }
 
-/// Decides where everything will be. The error is a sentence's end.
+/// Computes the layout. The error completes a sentence.
 pub fn plan(tree: Tree, shape: &Shape) -> Result<Plan, String> {
     let (bytes, count) = usage(&tree);
     let inodes = count + count / 4 + 1024;
-    // The block groups of 128 MiB have up to 32768 inodes each.
+    // Each block group of 128 MiB has at most 32,768 inodes, so each inode takes at least one block of disk space.
     let needed = (bytes + inodes * INODE).max(inodes * BLOCK);
     let size = match shape.size {
         Some(size) if size < needed => {
@@ -121,10 +125,10 @@ pub fn plan(tree: Tree, shape: &Shape) -> Result<Plan, String> {
     Ok(Plan { layout: builder.seal().map_err(text)?, entries })
 }
 
-/// By the archive's entry: the file that gets its content, and how many bytes that is.
+/// The file that gets the content of an entry, and its size in bytes, by entry index.
 type Contents = HashMap<u64, (InodeHandle, u64)>;
 
-/// Tells the builder of every file. The error names the file.
+/// Declares all files to the builder. The error names the file.
 fn declare(builder: &mut FsBuilder, tree: &Tree) -> Result<Contents, String> {
     let mut handles: HashMap<usize, InodeHandle> = HashMap::from([(ROOT, mkext4::ROOT)]);
     let mut links: HashMap<usize, u32> = HashMap::new();
@@ -155,7 +159,7 @@ fn declare(builder: &mut FsBuilder, tree: &Tree) -> Result<Contents, String> {
             Kind::Special(kind) => builder.mknod(parent, name, meta(node), *kind),
         };
         let handle = handle.map_err(failed)?;
-        // Files without content are complete.
+        // Files without content need no data from the archive.
         if let Kind::File { size, entry } = node.kind
             && size > 0
         {
@@ -175,10 +179,11 @@ fn set_attributes(builder: &mut FsBuilder, handle: InodeHandle, node: &Node) -> 
     node.attributes.iter().try_for_each(|(name, value)| builder.set_xattr(handle, name, value))
 }
 
-/// Sees a name: the node, its directory and name (the root has none), and whether the node is seen for the first time.
+/// A callback for one name in a tree. Its parameters are the node's ID, the node, its directory and name (`None` for
+/// the root), and true if this is the node's first name.
 type Visit<'a, 'v, E> = dyn FnMut(usize, &'a Node, Option<(usize, &'a str)>, bool) -> Result<(), E> + 'v;
 
-/// Shows every name of a tree, a directory before what is in it.
+/// Visits all names in a tree. A directory comes before its children.
 fn for_each<'a, E>(tree: &'a Tree, visit: &mut Visit<'a, '_, E>) -> Result<(), E> {
     let mut seen = vec![false; tree.nodes.len()];
     visit(ROOT, &tree.nodes[ROOT], None, true)?;
@@ -201,7 +206,7 @@ fn for_each<'a, E>(tree: &'a Tree, visit: &mut Visit<'a, '_, E>) -> Result<(), E
 }
 
 impl Plan {
-    /// Writes the file system to the empty `file` at `path`, with the contents of `archive`.
+    /// Writes the file system to the empty `file` at `path`, with the contents from `archive`.
     pub fn write(
         self,
         archive: &TarFile,
@@ -229,7 +234,7 @@ impl Plan {
     }
 }
 
-/// Writes what is not zero.
+/// A sink that writes nonzero blocks only.
 struct Sink<'a> {
     file: &'a File,
     length: u64,
@@ -242,7 +247,7 @@ impl RegionSink for Sink<'_> {
     }
 
     fn zeros(&mut self, offset: u64, length: u64) -> io::Result<()> {
-        // The file has only holes where nothing was written.
+        // Nothing to write: the new file consists of holes, which read as zeros.
         if offset.checked_add(length).is_none_or(|end| end > self.length) {
             return Err(io::Error::other("zeroes behind the end of the file system"));
         }

@@ -1,39 +1,41 @@
-//! Features of file systems that the embedded kernel cannot use.
+//! File system features that the embedded kernel does not support.
 //!
-//! A kernel refuses to mount such a file system, or cannot read some of its files, which a guest finds out by a panic. An
-//! import reads the superblock and says so, with the command that helps. What the kernel supports is derived from its
-//! configuration, in which an option that is not named is off, and from the code of Linux 6.12.
+//! The kernel refuses to mount such a file system, or cannot read some of its files, so the guest would panic. An
+//! import therefore checks the superblock, and reports the command that fixes the file system.
+//!
+//! The supported features are derived from the kernel's configuration and the source of Linux 6.12. An option that the
+//! configuration does not mention is off.
 
-/// The configuration of the embedded kernel.
+/// The embedded kernel's configuration.
 const KERNEL_CONFIG: &str = include_str!("../../../images/kernel/config");
 
-/// Whether the embedded kernel is built with an option.
+/// Returns true if the embedded kernel is built with `option`.
 fn kernel_has(option: &str) -> bool {
     KERNEL_CONFIG.lines().any(|line| line.strip_prefix(option) == Some("=y"))
 }
 
-/// A little-endian number in a superblock.
+/// Reads a little-endian number from a superblock.
 fn number<const SIZE: usize>(superblock: &[u8], at: usize) -> Option<u64> {
     let bytes = superblock.get(at..at + SIZE)?;
     Some(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
 }
 
-/// What removes a feature from an ext4 file system.
+/// Method of removing a feature from an ext4 file system.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Removal {
-    /// tune2fs can.
+    /// Run tune2fs.
     Tune,
-    /// The file system has to be made again without it.
+    /// Recreate the file system without the feature.
     Remake,
 }
 use Removal::{Remake, Tune};
 
-/// A feature that needs something of the kernel.
+/// A feature that depends on kernel options.
 struct Feature {
     bit: u32,
-    /// As e2fsprogs names it.
+    /// The name in e2fsprogs.
     name: &'static str,
-    /// Options that the kernel needs for it; empty if no kernel supports it.
+    /// Kernel options that the feature requires. Empty if no kernel supports it.
     options: &'static [&'static str],
     removal: Removal,
 }
@@ -42,33 +44,36 @@ const fn feature(bit: u32, name: &'static str, options: &'static [&'static str],
     Feature { bit, name, options, removal }
 }
 
-/// Incompatible features that every ext4 driver of Linux 6.12 supports (linux/fs/ext4/ext4.h, EXT4_FEATURE_INCOMPAT_SUPP):
-/// filetype, needs_recovery, meta_bg, extents, 64bit, mmp, flex_bg, ea_inode, metadata_csum_seed, large_dir, inline_data.
+/// Incompatible features that every ext4 driver of Linux 6.12 supports (linux/fs/ext4/ext4.h,
+/// EXT4_FEATURE_INCOMPAT_SUPP): filetype, needs_recovery, meta_bg, extents, 64bit, mmp, flex_bg, ea_inode,
+/// metadata_csum_seed, large_dir, inline_data.
 const EXT4_INCOMPAT: u32 = 0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000;
 const EXT4_INCOMPAT_FEATURES: [Feature; 4] = [
     feature(0x1, "compression", &[], Remake),
     feature(0x1000, "dirdata", &[], Remake),
-    // Mounted without it, but encrypted files cannot be opened.
+    // Kernels without the option mount the file system, but cannot open encrypted files.
     feature(0x1_0000, "encrypt", &["CONFIG_FS_ENCRYPTION"], Remake),
     feature(0x2_0000, "casefold", &["CONFIG_UNICODE"], Tune),
 ];
-/// Features for writers that every ext4 driver of Linux 6.12 supports (EXT4_FEATURE_RO_COMPAT_SUPP): sparse_super,
-/// large_file, btree_dir, huge_file, uninit_bg, dir_nlink, extra_isize, bigalloc, metadata_csum, orphan_present.
+/// Read-only-compatible features that every ext4 driver of Linux 6.12 can write (EXT4_FEATURE_RO_COMPAT_SUPP):
+/// sparse_super, large_file, btree_dir, huge_file, uninit_bg, dir_nlink, extra_isize, bigalloc, metadata_csum,
+/// orphan_present.
 const EXT4_RO_COMPAT: u32 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x40 | 0x200 | 0x400 | 0x1_0000;
 const QUOTA: &[&str] = &["CONFIG_QUOTA", "CONFIG_QFMT_V2"];
 const EXT4_RO_COMPAT_FEATURES: [Feature; 7] = [
     feature(0x80, "snapshot", &[], Remake),
     feature(0x100, "quota", QUOTA, Tune),
     feature(0x800, "replica", &[], Remake),
-    // A root is mounted to be written.
+    // The root is mounted read-write.
     feature(0x1000, "read-only", &[], Tune),
     feature(0x2000, "project", QUOTA, Tune),
     feature(0x4000, "shared_blocks", &[], Remake),
-    // Mounted without it, but files with verity cannot be opened.
+    // Kernels without the option mount the file system, but cannot open files with verity.
     feature(0x8000, "verity", &["CONFIG_FS_VERITY"], Remake),
 ];
 
-/// What the guest kernel cannot use of the ext4 file system that begins with `head`, as a sentence.
+/// Returns a sentence that says why the guest kernel cannot use the ext4 file system that starts with `head`, or
+/// `None`.
 pub fn refuse_ext4(head: &[u8]) -> Option<String> {
     let word = |at: usize| number::<4>(head, 1024 + at).map(|value| value as u32);
     let (compat, incompat, ro_compat) = (word(0x5c)?, word(0x60)?, word(0x64)?);
@@ -96,7 +101,7 @@ pub fn refuse_ext4(head: &[u8]) -> Option<String> {
         return Some(without(&missing));
     }
     let has_journal = compat & 0x4 != 0;
-    // Its inode number.
+    // Inode number of the journal.
     if has_journal && word(0xe0)? == 0 {
         return Some(
             "it is an ext4 file system with its journal on another device, which a guest does not have. Give it one of its \
@@ -116,7 +121,7 @@ pub fn refuse_ext4(head: &[u8]) -> Option<String> {
                 .into(),
         );
     }
-    // CRC32C is the only algorithm that there is.
+    // CRC32C, number 1, is the only defined algorithm.
     let algorithm = head.get(1024 + 0x175).copied()?;
     if ro_compat & 0x400 != 0 && algorithm != 1 {
         return Some(format!(
@@ -133,7 +138,8 @@ pub fn refuse_ext4(head: &[u8]) -> Option<String> {
     None
 }
 
-/// The features among `bits` that the kernel lacks. e2fsprogs names one that it does not know FEATURE_I12 or the like.
+/// Returns the features in `bits` that the kernel does not support. An unknown feature gets the name that e2fsprogs
+/// uses, such as FEATURE_I12.
 fn missing(bits: u32, features: &[Feature], set: char) -> impl Iterator<Item = (String, Removal)> {
     (0..32).map(|number| (number, 1 << number)).filter(move |(_, bit)| bits & bit != 0).filter_map(
         move |(number, bit)| match features.iter().find(|feature| feature.bit == bit) {
@@ -146,7 +152,7 @@ fn missing(bits: u32, features: &[Feature], set: char) -> impl Iterator<Item = (
     )
 }
 
-/// The sentence about missing features.
+/// Returns the sentence about unsupported features.
 fn without(missing: &[(String, Removal)]) -> String {
     let names: Vec<&str> = missing.iter().map(|(name, _)| name.as_str()).collect();
     let options: Vec<String> = names.iter().map(|name| format!("^{name}")).collect();
@@ -163,7 +169,7 @@ fn without(missing: &[(String, Removal)]) -> String {
     )
 }
 
-/// SquashFS compressors by number, and the options for them (linux/fs/squashfs/squashfs_fs.h).
+/// SquashFS compressors by number, with their kernel options (linux/fs/squashfs/squashfs_fs.h).
 const SQUASHFS_COMPRESSORS: [(u64, &str, &str); 6] = [
     (1, "gzip", "CONFIG_SQUASHFS_ZLIB"),
     (2, "lzma", ""),
@@ -172,7 +178,7 @@ const SQUASHFS_COMPRESSORS: [(u64, &str, &str); 6] = [
     (5, "lz4", "CONFIG_SQUASHFS_LZ4"),
     (6, "zstd", "CONFIG_SQUASHFS_ZSTD"),
 ];
-/// Filters of xz by bit of the compressor's options.
+/// xz filters in the order of their bits in the compressor options.
 const XZ_FILTERS: [(&str, &str); 6] = [
     ("x86", "CONFIG_XZ_DEC_X86"),
     ("powerpc", "CONFIG_XZ_DEC_POWERPC"),
@@ -182,7 +188,8 @@ const XZ_FILTERS: [(&str, &str); 6] = [
     ("sparc", "CONFIG_XZ_DEC_SPARC"),
 ];
 
-/// What the guest kernel cannot use of the SquashFS file system that begins with `head`, as a sentence.
+/// Returns a sentence that says why the guest kernel cannot use the SquashFS file system that starts with `head`, or
+/// `None`.
 pub fn refuse_squashfs(head: &[u8]) -> Option<String> {
     const ADVICE: &str = "make it again with `mksquashfs DIRECTORY FILE -comp zstd`";
     let version = number::<2>(head, 28)?;
@@ -201,7 +208,8 @@ pub fn refuse_squashfs(head: &[u8]) -> Option<String> {
     }
     let has_options = number::<2>(head, 24)? & 0x400 != 0;
     if name == "xz" && has_options {
-        // A block of metadata with its length, the size of the dictionary, and the filters.
+        // The compressor options follow the superblock: the length of the metadata block, the dictionary size and the
+        // filters.
         let used = number::<4>(head, 96 + 2 + 4)?;
         let lacking =
             XZ_FILTERS.iter().enumerate().find(|(bit, (_, option))| used >> bit & 1 != 0 && !kernel_has(option));
@@ -215,9 +223,9 @@ pub fn refuse_squashfs(head: &[u8]) -> Option<String> {
     None
 }
 
-/// Features of EROFS that Linux 6.12 supports (linux/fs/erofs/erofs_fs.h, EROFS_FEATURE_INCOMPAT_ALL).
+/// Incompatible features that Linux 6.12 supports (linux/fs/erofs/erofs_fs.h, EROFS_FEATURE_INCOMPAT_ALL).
 const EROFS_INCOMPAT: u64 = 0x7f;
-/// EROFS compressors by bit.
+/// EROFS compressors in the order of their bits.
 const EROFS_COMPRESSORS: [(&str, &str); 4] = [
     ("lz4", "CONFIG_EROFS_FS_ZIP"),
     ("lzma", "CONFIG_EROFS_FS_ZIP_LZMA"),
@@ -225,7 +233,8 @@ const EROFS_COMPRESSORS: [(&str, &str); 4] = [
     ("zstd", "CONFIG_EROFS_FS_ZIP_ZSTD"),
 ];
 
-/// What the guest kernel cannot use of the EROFS file system that begins with `head`, as a sentence.
+/// Returns a sentence that says why the guest kernel cannot use the EROFS file system that starts with `head`, or
+/// `None`.
 pub fn refuse_erofs(head: &[u8]) -> Option<String> {
     const ADVICE: &str = "make it again with `mkfs.erofs -zlz4 FILE DIRECTORY`";
     let block_shift = number::<1>(head, 1024 + 12)?;
@@ -243,7 +252,7 @@ pub fn refuse_erofs(head: &[u8]) -> Option<String> {
              mkfs.erofs of Linux 6.12's time"
         ));
     }
-    // With the feature compr_cfgs, the bits of the compressors; without, the distance of lz4.
+    // With the feature compr_cfgs, the field holds the compressors' bits. Without it, the field is the LZ4 distance.
     let used = if features & 0x2 != 0 { number::<2>(head, 1024 + 84)? } else { 0 };
     for bit in 0..16 {
         let (name, option) = EROFS_COMPRESSORS.get(bit).copied().unwrap_or(("an unknown compressor", ""));
@@ -340,7 +349,7 @@ mod tests {
         assert!(refusal(&path).unwrap().contains("mkfs.ext4 -b 4096"));
         let path = image(folder.path(), &["-O", "journal_dev", "-b", "4096"]);
         assert!(refusal(&path).unwrap().contains("external journal"));
-        // An external journal; and features that mke2fs does not make, by the superblock's fields.
+        // An external journal, and features that mke2fs cannot create, as superblock fields.
         for (at, value, part) in [
             (0xe0, 0u32, "tune2fs -f -O ^has_journal"),
             (0x5c, 0x38, "needs recovery"),

@@ -1,4 +1,4 @@
-//! Entry points for fuzzing imports: manifests, bundles, and archives of root file systems.
+//! Fuzzing entry points for imports: manifests, bundles, and archives of root file systems.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -12,10 +12,10 @@ use crate::cloud::bundle;
 use crate::cloud::image::Manifest;
 use crate::host::space::FreeSpace;
 
-/// The largest file system that is written: a header can promise more than there is.
+/// Maximum size of a file system that is written. A header can claim far more than the archive contains.
 const LARGEST: u64 = 64 << 20;
 
-/// A manifest.
+/// Parses `data` as a manifest and checks that the result survives a round trip.
 pub(crate) fn manifest(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(manifest) = Manifest::parse(text) {
@@ -25,7 +25,7 @@ pub(crate) fn manifest(data: &[u8]) {
     }
 }
 
-/// A file from elsewhere: what it is; as a bundle; as a root file system.
+/// Imports `data` as a bundle and as a root file system, and checks that nothing is left outside the destination.
 pub(crate) fn archive(data: &[u8]) {
     let folder = tempfile::tempdir().expect("a folder");
     let (source, into) = (folder.path().join("source"), folder.path().join("into"));
@@ -44,7 +44,7 @@ pub(crate) fn archive(data: &[u8]) {
     }
 }
 
-/// Makes a file system of an archive.
+/// Creates a file system from an archive.
 fn root(archive: &TarFile, folder: &Path) {
     let mut tree = Tree::with_limit(0, MEMORY_LIMIT);
     let read = archive.entries(&(), &mut |entry| {

@@ -1,7 +1,7 @@
-//! Images from elsewhere: bundles ([`super::bundle`]) and root file systems ([`root`]).
+//! Import of images: bundles ([`super::bundle`]) and root file systems ([`root`]).
 //!
-//! Everything here fills one empty folder that nobody else knows of yet. A call that fails leaves the folder empty; one
-//! that succeeds has everything in it on the disk, the manifest last.
+//! An import fills one empty directory that no other process uses yet. On failure the directory is empty again. On
+//! success all files are durable, and the manifest is written last.
 
 mod archive;
 mod content;
@@ -27,131 +27,131 @@ use crate::host::space::{FreeSpace, RESERVE, SpaceExhausted};
 pub(super) use archive::{Entry, TarFile};
 pub(super) use content::{Content, HEAD, detect, unsupported};
 
-/// The largest file of an image: EBS has no larger volume.
+/// Maximum size of a file in an image in bytes. It is the maximum size of an EBS volume.
 pub(super) const LARGEST_FILE: u64 = 16 << 40;
 
-/// Hears how far an import is.
+/// Receiver of progress reports.
 pub trait Progress {
-    /// A part of the work begins, with about so many bytes.
+    /// Starts a step of the work with approximately `bytes` bytes.
     fn begin(&self, what: &str, bytes: u64);
-    /// So many more bytes are done.
+    /// Reports that `bytes` more bytes are done.
     fn advance(&self, bytes: u64);
-    /// Something that the user should know about the image, in a sentence.
+    /// Reports a fact about the image that the user should know. `sentence` is a complete sentence.
     fn note(&self, sentence: &str);
 }
 
-/// Hears nothing.
+/// Discards all reports.
 impl Progress for () {
     fn begin(&self, _what: &str, _bytes: u64) {}
     fn advance(&self, _bytes: u64) {}
     fn note(&self, _sentence: &str) {}
 }
 
-/// Why something cannot be imported, checked or exported.
+/// Errors of imports, verification and exports.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// A file could not be read.
     #[error("{} cannot be read: {source}", path.display())]
     Read {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// A file could not be written.
     #[error("{} cannot be written: {source}", path.display())]
     Write {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// There is not enough space for what is known to come.
+    /// The image is known to need more space than is free.
     #[error(
         "{} has {free} MiB free, of which {} MiB stay free for the rest of the host, and the image takes {needed} MiB: \
          make room, or set WISP_HOME to a directory on another disk",
         folder.display(), RESERVE >> 20
     )]
     NoSpace {
-        /// Where.
+        /// The directory.
         folder: PathBuf,
-        /// What it takes, in MiB.
+        /// Required space in MiB.
         needed: u64,
-        /// What is there.
+        /// Free space in MiB.
         free: u64,
     },
-    /// There is not enough space for what came.
+    /// The free space was used up during an import.
     #[error("{0}. Make room, or set WISP_HOME to a directory on another disk")]
     SpaceExhausted(SpaceExhausted),
-    /// The folder that is to be filled is not empty.
+    /// The destination directory is not empty.
     #[error("{} is not an empty directory, and only such a one can take an image", .0.display())]
     NotEmpty(PathBuf),
-    /// The bundle or its manifest is not one.
+    /// The bundle or its manifest is invalid.
     #[error(transparent)]
     Bundle(#[from] ImageError),
-    /// A file is neither a bundle nor anything else that can be imported.
+    /// The file is neither a bundle nor any other importable format.
     #[error("{}: {reason}", path.display())]
     Unusable {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why, and what to do.
+        /// The reason and the fix.
         reason: String,
     },
-    /// Something in an archive cannot be taken.
+    /// An archive contains an entry that cannot be imported.
     #[error("{} holds {entry:?}, {reason}", path.display())]
     Entry {
         /// The archive.
         path: PathBuf,
-        /// What it holds.
+        /// The entry's name.
         entry: String,
-        /// What is wrong with it: "which ...".
+        /// The problem with the entry: "which ...".
         reason: String,
     },
-    /// An archive ends too early, or is no archive from somewhere on.
+    /// An archive is truncated or damaged.
     #[error("the archive {} is damaged or cut off: {reason}. Fetch it again", path.display())]
     BadArchive {
         /// The archive.
         path: PathBuf,
-        /// What was found.
+        /// The problem.
         reason: String,
     },
-    /// Something is larger than an import takes.
+    /// A limit of imports is exceeded.
     #[error("{} cannot be imported: {exceeded}. {advice}", path.display())]
     Limit {
         /// The file.
         path: PathBuf,
-        /// What exceeds which limit.
+        /// The limit, and the value that exceeds it.
         exceeded: String,
-        /// What to do.
+        /// The fix.
         advice: &'static str,
     },
-    /// A file is not what the manifest says.
+    /// A file does not match its digest in the manifest.
     #[error("{file} of {} is damaged: its SHA-256 is {found} in place of {expected}. Fetch the bundle again", bundle.display())]
     Damaged {
         /// The bundle.
         bundle: PathBuf,
         /// The file.
         file: String,
-        /// What the manifest says.
+        /// The digest in the manifest.
         expected: String,
-        /// What it is.
+        /// The file's digest.
         found: String,
     },
-    /// A disk image is unsound, or needs other files.
+    /// A disk image is invalid, or depends on other files.
     #[error(transparent)]
     Disk(disk_image::ImageError),
-    /// The file system could not be made.
+    /// The file system could not be created.
     #[error("no ext4 file system can be made of {}: {reason}", path.display())]
     FileSystem {
-        /// What it was to be made of.
+        /// The source archive.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         reason: String,
     },
-    /// The agent's initial RAM disk is not one.
+    /// The embedded image has no usable agent.
     #[error("the agent that this wisp brings is damaged ({0}): build or install wisp again")]
     Agent(String),
-    /// The file to be written is there.
+    /// The destination file exists.
     #[error("{} exists already; choose another name, or remove it", .0.display())]
     Exists(PathBuf),
 }
@@ -185,27 +185,27 @@ impl From<disk_image::ImageError> for ImportError {
     }
 }
 
-/// The cause of an error that [`FreeSpace::take`] returned.
+/// Returns the cause of an error from [`FreeSpace::take`].
 fn exhausted(error: &io::Error) -> Option<SpaceExhausted> {
     error.get_ref().and_then(|cause| cause.downcast_ref()).cloned()
 }
 
-/// A folder that is being filled: unless it is kept, it is empty again when this is dropped.
+/// A directory that is being filled. Dropping it removes its files, unless they were kept.
 #[derive(Debug)]
 pub(super) struct Landing<'a> {
     folder: &'a Path,
-    /// The free space for the files in it.
+    /// The free space for the files.
     pub space: FreeSpace,
     kept: bool,
 }
 
 impl<'a> Landing<'a> {
-    /// Takes `folder`, which is empty.
+    /// Takes the empty directory `folder`.
     pub fn new(folder: &'a Path) -> Result<Landing<'a>, ImportError> {
         Landing::with_space(folder, FreeSpace::of(folder))
     }
 
-    /// Takes `folder`, which is empty, with this space for files.
+    /// Takes the empty directory `folder`, with `space` as the free space for its files.
     pub fn with_space(folder: &'a Path, space: FreeSpace) -> Result<Landing<'a>, ImportError> {
         let mut entries = fs::read_dir(folder).map_err(ImportError::read(folder))?;
         if entries.next().is_some() {
@@ -214,19 +214,19 @@ impl<'a> Landing<'a> {
         Ok(Landing { folder, space, kept: false })
     }
 
-    /// The path of a file in it.
+    /// Returns the path of a file in the directory.
     pub fn path(&self, file: &str) -> PathBuf {
         self.folder.join(file)
     }
 
-    /// A new file in it, its owner's alone.
+    /// Creates a file in the directory with mode 0600.
     pub fn create(&self, file: &str) -> Result<File, ImportError> {
         let path = self.path(file);
         let opened = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
         opened.map_err(ImportError::write(&path))
     }
 
-    /// Refuses what will not fit.
+    /// Checks that `bytes` more bytes fit in the file system.
     pub fn check_space(&self, bytes: u64) -> Result<(), ImportError> {
         let usable = self.space.usable().map_err(ImportError::read(self.folder))?;
         if bytes > usable {
@@ -240,7 +240,7 @@ impl<'a> Landing<'a> {
         Ok(())
     }
 
-    /// Writes the manifest, makes everything durable, and lets the folder be.
+    /// Writes the manifest, makes all files durable, and keeps them.
     pub fn keep(mut self, manifest: &str) -> Result<(), ImportError> {
         let path = self.path(MANIFEST);
         self.create(MANIFEST)?.write_all(manifest.as_bytes()).map_err(ImportError::write(&path))?;
@@ -267,8 +267,9 @@ impl Drop for Landing<'_> {
     }
 }
 
-/// Opens a regular file; `links` says whether it may be reached through a symbolic link. Nothing else is opened: a pipe
-/// would wait, and a device could be anything.
+/// Opens a regular file. `links` allows the last component of `path` to be a symbolic link.
+///
+/// Other types of files are refused: reading a pipe could block, and reading a device could have side effects.
 pub(super) fn open_regular(path: &Path, links: bool) -> Result<File, ImportError> {
     let mut flags = libc::O_NONBLOCK;
     if !links {
@@ -285,7 +286,7 @@ pub(super) fn open_regular(path: &Path, links: bool) -> Result<File, ImportError
     Ok(file)
 }
 
-/// A manifest as text.
+/// Serializes a manifest.
 fn render(manifest: &Manifest) -> String {
     toml::to_string(manifest).expect("a manifest is tables of text")
 }
@@ -294,9 +295,9 @@ fn render(manifest: &Manifest) -> String {
 pub(super) mod testing {
     use std::process::Command;
 
-    /// Runs a program of e2fsprogs, squashfs-tools or qemu-utils, and returns what it prints.
+    /// Runs a program of e2fsprogs, squashfs-tools or qemu-utils, and returns its output.
     pub fn run(program: &str, args: &[&str]) -> String {
-        // Where Debian has what only root was once to use.
+        // Debian installs some of these programs in /usr/sbin, which is not in every user's PATH.
         let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
         let output = Command::new(program).args(args).env("PATH", path).output();
         let output = output.unwrap_or_else(|error| panic!("{program} is needed and cannot be run: {error}"));

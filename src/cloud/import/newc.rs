@@ -1,7 +1,7 @@
-//! Archives of initial RAM disks: cpio's "new ASCII" format (`newc`), as
-//! Documentation/driver-api/early-userspace/buffer-format.rst describes it.
+//! Writer for initial RAM disks in cpio's "new ASCII" format (`newc`), as described in
+//! Documentation/driver-api/early-userspace/buffer-format.rst.
 
-/// A header's magic number, and the fields of it that are not zero here, by their position among thirteen.
+/// Magic number of a header, and the positions of its nonzero fields among the thirteen.
 const MAGIC: &str = "070701";
 const FIELDS: usize = 13;
 const INODE: usize = 0;
@@ -9,12 +9,12 @@ const MODE: usize = 1;
 const LINKS: usize = 4;
 const FILE_SIZE: usize = 6;
 const NAME_SIZE: usize = 11;
-/// The name behind which there is nothing.
+/// Name of the last entry.
 const TRAILER: &str = "TRAILER!!!";
-/// A regular file that everybody may run.
+/// Mode of an executable regular file (0755).
 const PROGRAM: usize = 0o100_755;
 
-/// An uncompressed archive of one program, directly in it: unpacking takes a kernel no more than a copy.
+/// Returns an uncompressed archive with one program at the top level. The kernel unpacks it at the cost of one copy.
 pub fn of_program(name: &str, content: &[u8]) -> Vec<u8> {
     let mut archive = Vec::with_capacity(content.len() + 512);
     add(&mut archive, name, PROGRAM, content);
@@ -33,7 +33,7 @@ fn add(archive: &mut Vec<u8>, name: &str, mode: usize, content: &[u8]) {
     archive.extend(fields.iter().flat_map(|field| format!("{field:08x}").into_bytes()));
     archive.extend(name.bytes());
     archive.push(0);
-    // Names and contents end at multiples of four bytes.
+    // Names and contents are padded to multiples of four bytes.
     archive.resize(archive.len().next_multiple_of(4), 0);
     archive.extend(content);
     archive.resize(archive.len().next_multiple_of(4), 0);

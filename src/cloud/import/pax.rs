@@ -1,14 +1,15 @@
-//! PAX records (POSIX.1-2024, pax, "pax Extended Header"): `LENGTH KEYWORD=VALUE\n`. The length counts the whole record,
-//! so the value can hold any byte, newlines included.
+//! Parser for PAX records (POSIX.1-2024, pax, "pax Extended Header"): `LENGTH KEYWORD=VALUE\n`.
+//!
+//! The length covers the whole record, so a value can contain any byte, including newlines.
 
 use std::borrow::Cow;
 
-/// Records in the order of the archive. Of two with the same keyword, the later one counts.
+/// PAX records in archive order. The last record with a keyword takes precedence.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Records(Vec<(Vec<u8>, Vec<u8>)>);
 
 impl Records {
-    /// Splits the content of an extended header. The error completes a sentence about the header: "which ...".
+    /// Parses the content of an extended header. The error completes a sentence about the header: "which ...".
     pub fn parse(mut data: &[u8]) -> Result<Records, String> {
         let mut records = Vec::new();
         // Some writers pad with NULs.
@@ -25,23 +26,23 @@ impl Records {
         self.0.extend(later.0);
     }
 
-    /// Memory that the keywords and values take, in bytes.
+    /// Returns the total size of the keywords and values in bytes.
     pub fn size(&self) -> u64 {
         self.0.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum()
     }
 
-    /// The value of `key`. An empty one withdraws an earlier value, and the header's own field counts again.
+    /// Returns the value of `key`. An empty value cancels earlier ones, so that the header field applies again.
     pub fn get(&self, key: &str) -> Option<&[u8]> {
         let found = self.0.iter().rev().find(|(name, _)| name == key.as_bytes());
         found.map(|(_, value)| value.as_slice()).filter(|value| !value.is_empty())
     }
 
-    /// A value that is a decimal number.
+    /// Returns the value of `key` as a decimal number.
     pub fn number(&self, key: &str) -> Result<Option<u64>, String> {
         self.get(key).map(|value| decimal(value).ok_or_else(|| not_a_number(key, value))).transpose()
     }
 
-    /// All records, in order.
+    /// Returns all records in order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.0.iter().map(|(key, value)| (key.as_slice(), value.as_slice()))
     }
@@ -70,14 +71,14 @@ fn split_record(data: &[u8]) -> Result<(Record, &[u8]), String> {
     Ok(((body[..equals].to_vec(), body[equals + 1..].to_vec()), &data[length..]))
 }
 
-/// A number of decimal digits alone.
+/// Parses a number that consists of decimal digits only.
 pub fn decimal(text: &[u8]) -> Option<u64> {
-    // `parse` takes a sign, too.
+    // `parse` accepts a sign.
     let text = std::str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
     text.parse().ok()
 }
 
-/// Reads a time, in seconds since 1970; the fraction is cut off.
+/// Parses a time in seconds since 1970. The fraction is dropped.
 pub fn seconds(text: &[u8]) -> Option<i64> {
     let (negative, text) = match text.strip_prefix(b"-") {
         Some(text) => (true, text),
@@ -88,12 +89,12 @@ pub fn seconds(text: &[u8]) -> Option<i64> {
     Some(if negative { -seconds } else { seconds })
 }
 
-/// The end of a sentence about a value that should be a number.
+/// Returns the end of a sentence about a value that is not a number.
 pub fn not_a_number(key: &str, value: &[u8]) -> String {
     format!("whose PAX record {key} is {:?} instead of a number", shorten(value))
 }
 
-/// The beginning of what may be long.
+/// Truncates a value for an error message.
 fn shorten(bytes: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(&bytes[..bytes.len().min(40)])
 }

@@ -1,8 +1,10 @@
-//! Images of root file systems: an archive of files, a file system's image, or a qcow2 file with one in it.
+//! Import of root file systems: a tar archive of files, a file system image, or a qcow2 image of a file system.
 //!
-//! The image gets the embedded image's kernel, and the agent in an initial RAM disk, where it mounts the root, sees to it
-//! that it is started there (by systemd, as a service, where that is the root's init), and gives process 1 to the root's
-//! own init. The root stays as it came. Where cloud-init is in it, the manifest says so.
+//! The image gets the embedded image's kernel, and an initial RAM disk with the agent. The agent mounts the root and
+//! arranges to be started there: as a service if the root's init is systemd. Then it hands process 1 over to the
+//! root's own init.
+//!
+//! The root itself is not modified. The manifest records whether it contains cloud-init.
 
 use std::fs::File;
 use std::io::Write;
@@ -19,43 +21,45 @@ use crate::host::{disk_image, sparse};
 use crate::vmm::config::{BootProtocol, DiskFormat};
 use mkext4::reader::Fs;
 
-/// The kernel's name in the image.
+/// Kernel file name in the image.
 const KERNEL: &str = "vmlinux";
-/// The initial RAM disk's.
+/// Initial RAM disk file name in the image.
 const INITRD: &str = "agent.cpio";
-/// The agent in its initial RAM disk.
+/// The agent's name in the initial RAM disk.
 const AGENT: &str = "init";
-/// Where the agent is in the embedded image's root.
+/// Path of the agent in the embedded image's root.
 const EMBEDDED_AGENT: &str = "/sbin/wisp-init";
-/// Where cloud-init is, and what switches it off (cloud-init's documentation, "How to disable cloud-init").
+/// Path of cloud-init, and the file that disables it (cloud-init documentation, "How to disable cloud-init").
 const CLOUD_INIT: &str = "/usr/bin/cloud-init";
 const CLOUD_INIT_OFF: &str = "/etc/cloud/cloud-init.disabled";
-/// Disks have whole pages.
+/// Disk sizes are multiples of this.
 const PAGE: u64 = 4 << 10;
 
-/// Free space is looked at again after so many bytes of contents.
+/// Number of content bytes between two checks of the free space.
 const SPACE_STEP: u64 = 64 << 20;
 
-/// What an image is to be like.
+/// Properties of the new image.
 #[derive(Debug, Clone)]
 pub struct RootOptions {
-    /// Its name.
+    /// The image's name.
     pub name: String,
-    /// What it is, in a sentence.
+    /// A one-sentence description.
     pub description: String,
-    /// Who commands run as.
+    /// The user that runs commands.
     pub default_user: String,
-    /// Options for the kernel's command line.
+    /// Options for the kernel command line.
     pub cmdline: String,
-    /// The size of a file system that is made of an archive, in bytes; if nothing is said, what its files take, and a
-    /// quarter of that or [`ext4::HEADROOM`], and at least [`ext4::SMALLEST`].
+    /// Size of a file system that is created from an archive, in bytes. The default is the size of its files plus a
+    /// quarter, but at least [`ext4::HEADROOM`] more than the files, and at least [`ext4::SMALLEST`].
     pub size: Option<u64>,
-    /// That cloud-init is in it, for file systems that are not looked into.
+    /// Declares that the root contains cloud-init. Needed for file systems that the import cannot read.
     pub cloud_init: bool,
 }
 
-/// Makes an image of the root file system in `source`, in the empty folder `into`. What `source` is, its content tells.
-/// `embedded` gives the kernel; `agent` is the agent's program.
+/// Creates an image from the root file system in `source` in the empty directory `into`. The type of `source` is
+/// detected from its content.
+///
+/// `embedded` provides the kernel, and `agent` is the agent's executable.
 pub fn import_root(
     source: &Path,
     options: &RootOptions,
@@ -68,7 +72,7 @@ pub fn import_root(
     import_into(Landing::new(into)?, limit, source, options, embedded, agent, progress)
 }
 
-/// As [`import_root`], where the names and attributes of an archive may take `memory_limit` bytes.
+/// Works like [`import_root`], with a limit in bytes for the memory of an archive's names and attributes.
 fn import_into(
     landing: Landing,
     memory_limit: u64,
@@ -98,7 +102,7 @@ struct Found {
     cloud_init: bool,
 }
 
-/// The agent's program, from the embedded image.
+/// Extracts the agent's executable from the embedded image.
 pub fn agent_of(embedded: &Image) -> Result<Vec<u8>, ImportError> {
     let damaged = |reason: String| ImportError::Agent(reason);
     let root = embedded.manifest.root.as_ref().ok_or_else(|| damaged("there is none".into()))?;
@@ -118,7 +122,7 @@ struct Import<'a> {
 }
 
 impl Import<'_> {
-    /// Makes an ext4 file system of an archive: once through it for what is in it, once more for the contents.
+    /// Creates an ext4 file system from an archive. The first pass reads the headers, the second one the contents.
     fn archive(&self, archive: &TarFile) -> Result<Found, ImportError> {
         let length = archive.file.metadata().map_err(ImportError::read(self.source))?.len();
         self.progress.begin("reading the archive", length);
@@ -130,7 +134,8 @@ impl Import<'_> {
             if is_docker_mark(&entry.name) {
                 return Ok(());
             }
-            // Nothing is unpacked yet: a bomb ends here, at the first header that promises too much.
+            // Nothing has been written yet, so a decompression bomb is refused at the first header that claims too
+            // much.
             stored = stored.saturating_add(entry.stored);
             if stored > checked {
                 self.landing.check_space(stored)?;
@@ -152,7 +157,7 @@ impl Import<'_> {
         let mut uuid = [0; 16];
         rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())
             .map_err(|errno| unusable(std::io::Error::from(errno).to_string()))?;
-        // A random UUID says that it is one (RFC 9562, version 4).
+        // Marks the UUID as random (RFC 9562, version 4).
         uuid[6] = uuid[6] & 0x0f | 0x40;
         uuid[8] = uuid[8] & 0x3f | 0x80;
         let plan = ext4::plan(tree, &Shape { uuid, made: now, size: self.options.size }).map_err(unusable)?;
@@ -179,7 +184,7 @@ impl Import<'_> {
         }
     }
 
-    /// Refuses archives of something else.
+    /// Refuses archives that do not contain a root file system.
     fn check_tree(&self, tree: &mut Tree) -> Result<(), ImportError> {
         let mut has = |path: &[&str]| tree.find(path).is_ok_and(|found| found.is_some());
         let reason = if has(&[MANIFEST]) {
@@ -195,7 +200,7 @@ impl Import<'_> {
         Err(ImportError::unusable(self.source, reason))
     }
 
-    /// Takes a file system's image as it is.
+    /// Copies a file system image unchanged.
     fn file_system(&self, source: &File, kind: FileSystem) -> Result<Found, ImportError> {
         let length = source.metadata().map_err(ImportError::read(self.source))?.len();
         if length > LARGEST_FILE {
@@ -210,8 +215,8 @@ impl Import<'_> {
         Ok(Found { file_system: kind, sha256, cloud_init: self.finds_cloud_init(&name) })
     }
 
-    /// Unpacks a qcow2 image. It does not stay one: what is in it is looked at once, here, and a machine then reads
-    /// bytes, not tables that somebody else wrote.
+    /// Converts a qcow2 image to raw. Its tables are untrusted and are parsed only once, here, so that VMs of the
+    /// image never read them.
     fn qcow2(&self) -> Result<Found, ImportError> {
         let image = disk_image::open_alone(self.source)?;
         if image.size() > LARGEST_FILE {
@@ -241,7 +246,7 @@ impl Import<'_> {
         Ok(Found { file_system, sha256, cloud_init: self.finds_cloud_init(&name) })
     }
 
-    /// Whether cloud-init is found in the file system `name`; in one of a kind that cannot be looked into, it is not.
+    /// Returns true if cloud-init is found in the file system `name`. Returns false if the file system cannot be read.
     fn finds_cloud_init(&self, name: &str) -> bool {
         let root = open_regular(&self.landing.path(name), false).ok().and_then(|file| Fs::open(file).ok());
         root.is_some_and(|root| runs_cloud_init(|path| root.resolve(path).is_ok()))
@@ -253,13 +258,13 @@ impl Import<'_> {
         sparse::sha256(file, &|count| self.progress.advance(count)).map_err(ImportError::read(&path))
     }
 
-    /// Brings the kernel and the agent's RAM disk, and says what the image is.
+    /// Adds the kernel and the agent's RAM disk, and returns the manifest.
     fn manifest(&self, embedded: &Image, found: Found) -> Result<Manifest, ImportError> {
         let kernel = &embedded.manifest.kernel;
         let path = embedded.folder.join(&kernel.file);
         let source = open_regular(&path, false)?;
         let length = source.metadata().map_err(ImportError::read(&path))?.len();
-        // A copy, and no hard link: damage to one image is not to reach another.
+        // A copy instead of a hard link, so that damage to one image does not affect another.
         let copied = sparse::copy(&source, &self.landing.create(KERNEL)?, length, &self.landing.space, &|_| {});
         let sha256 = copied.map_err(ImportError::write(&self.landing.path(KERNEL)))?;
         if sha256 != kernel.sha256 {
@@ -308,13 +313,14 @@ impl Import<'_> {
     }
 }
 
-/// Whether an entry is what Docker puts into each container, by which programs take the machine for one.
+/// Returns true for the marker file that Docker adds to each container. Programs that find it would take the VM for a
+/// container.
 fn is_docker_mark(name: &[u8]) -> bool {
     let name = name.strip_prefix(b"./").unwrap_or(name);
     name.strip_prefix(b"/").unwrap_or(name) == b".dockerenv"
 }
 
-/// Whether cloud-init will run in a root; `has` tells whether a path is there.
+/// Returns true if cloud-init runs in a root. `has` returns true if a path exists.
 fn runs_cloud_init(mut has: impl FnMut(&str) -> bool) -> bool {
     has(CLOUD_INIT) && !has(CLOUD_INIT_OFF)
 }
@@ -332,7 +338,7 @@ mod tests {
     use std::io::Read;
     use std::path::PathBuf;
 
-    /// A folder with an embedded image, a place for sources, and one for what is made of them.
+    /// A temporary directory with an embedded image, the sources and the imported images.
     struct Workshop {
         folder: tempfile::TempDir,
     }
@@ -340,7 +346,7 @@ mod tests {
     /// Enough for the 65,000 names of a test.
     const MEMORY_LIMIT: u64 = 32 << 20;
 
-    /// What is in the archives of these tests.
+    /// An entry of a test archive.
     enum Thing<'a> {
         Directory,
         File(&'a [u8]),
@@ -378,7 +384,7 @@ mod tests {
             self.import_with(source, size, FreeSpace::unwatched())
         }
 
-        /// Imports; what is made is a sound bundle, and a failure leaves nothing.
+        /// Imports `source`. Checks that a success is a valid bundle and that a failure leaves nothing.
         fn import_with(
             &self,
             source: &Path,
@@ -641,7 +647,7 @@ mod tests {
             assert!(error.contains("WISP_HOME"), "{error}");
             shop.import(source).unwrap();
         }
-        // Contents that are compressed are counted before they are unpacked.
+        // The stated size of a compressed archive's contents counts before they are unpacked.
         let bomb = shop.path("bomb.tar.zst");
         let mut archive = tar::Builder::new(zstd::Encoder::new(File::create(&bomb).unwrap(), 1).unwrap());
         let mut header = tar::Header::new_gnu();

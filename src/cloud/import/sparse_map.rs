@@ -1,15 +1,15 @@
-//! Sparse files of tar archives: GNU tar's own format (entry type `S`), and PAX formats 0.0, 0.1 and 1.0.
+//! Sparse files in tar archives: GNU tar's own format (entry type `S`), and PAX formats 0.0, 0.1 and 1.0.
 //!
-//! The archive stores the data segments one after another; the map says where each belongs. Reference: GNU tar manual,
-//! "Storing Sparse Files".
+//! The archive stores the data segments one after another, and a map contains their offsets. Reference: GNU tar
+//! manual, "Storing Sparse Files".
 
 use super::archive::number;
 use super::pax::{Records, decimal, not_a_number};
 
-/// A tar archive's block.
+/// Block size of a tar archive.
 const BLOCK: usize = 512;
 
-/// Data segments of a file, in order, as offset and length, and the size of the file.
+/// Data segments of a file as offset and length, in order, and the file size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SparseMap {
     pub segments: Vec<(u64, u64)>,
@@ -17,12 +17,12 @@ pub struct SparseMap {
 }
 
 impl SparseMap {
-    /// A file without holes.
+    /// Returns the map of a file without holes.
     pub fn whole(size: u64) -> SparseMap {
         SparseMap { segments: vec![(0, size)], size }
     }
 
-    /// Checks a map against the number of bytes that the archive stores for it.
+    /// Checks a map against the number of bytes that the archive stores for the entry.
     fn checked(segments: Vec<(u64, u64)>, size: u64, stored: u64) -> Result<SparseMap, String> {
         let damaged = |what: &str| Err(format!("whose sparse map is damaged: {what}"));
         let (mut end, mut data) = (0u64, 0u64);
@@ -43,7 +43,7 @@ impl SparseMap {
         Ok(SparseMap { segments, size })
     }
 
-    /// Reads the PAX formats 0.0 and 0.1, which have the map in their records; nothing if there is none.
+    /// Reads a map in PAX format 0.0 or 0.1, which is stored in the PAX records. Returns `None` if there is no map.
     pub fn of_records(records: &Records, stored: u64) -> Result<Option<SparseMap>, String> {
         let Some(size) = records.number("GNU.sparse.size")? else { return Ok(None) };
         let mut numbers = Vec::new();
@@ -67,8 +67,10 @@ impl SparseMap {
         Self::checked(pairs(&numbers)?, size, stored).map(Some)
     }
 
-    /// Reads the map at the beginning of the content, as PAX format 1.0 has it. `block` reads the content's next 512
-    /// bytes. Returns the number of bytes read, too.
+    /// Reads a map in PAX format 1.0, which precedes the data in the content. `block` reads the content's next 512
+    /// bytes.
+    ///
+    /// Returns the map and the number of bytes read.
     pub fn of_content<E: From<String>>(
         size: u64,
         stored: u64,
@@ -78,7 +80,7 @@ impl SparseMap {
         let mut blocks = 0u64;
         let mut numbers: Vec<u64> = Vec::new();
         let mut at = 0;
-        // The count, and two numbers for each segment.
+        // The number of segments, followed by two numbers for each segment.
         while numbers
             .first()
             .is_none_or(|count| (numbers.len() as u64 - 1) / 2 < *count || numbers.len().is_multiple_of(2))
@@ -89,7 +91,7 @@ impl SparseMap {
                     numbers.push(decimal(line).ok_or_else(|| not_a_number("GNU.sparse map", line))?);
                     at += length + 1;
                 }
-                // A number has up to 20 digits.
+                // A 64-bit number has up to 20 digits.
                 None if text.len() - at > 20 => {
                     return Err(E::from(not_a_number("GNU.sparse map", &text[at..])));
                 }
@@ -108,7 +110,8 @@ impl SparseMap {
         Ok((Self::checked(pairs(&numbers[1..])?, size, stored - read)?, read))
     }
 
-    /// Reads the map of a GNU header, which goes on in extension blocks. `block` reads the archive's next 512 bytes.
+    /// Reads the map in a GNU header, which may continue in extension blocks. `block` reads the archive's next 512
+    /// bytes.
     pub fn of_gnu<E: From<String>>(
         header: &tar::Header,
         stored: u64,
@@ -134,7 +137,7 @@ fn field(bytes: &[u8]) -> Result<u64, String> {
         .ok_or_else(|| "whose sparse map is damaged: it holds something that is no number".to_string())
 }
 
-/// Takes pairs of twelve-byte fields, up to the first empty one.
+/// Parses pairs of 12-byte fields up to the first empty one.
 fn take_segments(fields: &[u8], segments: &mut Vec<(u64, u64)>) -> Result<(), String> {
     for pair in fields.as_chunks::<24>().0 {
         if pair[0] == 0 || pair[12] == 0 {

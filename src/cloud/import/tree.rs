@@ -1,7 +1,7 @@
-//! The files of a root file system archive, as a tree in memory: names, owners and modes, but no contents.
+//! In-memory tree of the files in a root file system archive: names, owners and modes, but no contents.
 //!
-//! Paths mean what they would mean to `tar -x` in the new root: symbolic links on the way are followed, and never lead
-//! out of the root. A later entry takes the place of an earlier one of the same name.
+//! Paths are resolved like those of `tar -x` in the new root. Symbolic links in a path are followed, and never lead
+//! out of the root. A later entry replaces an earlier one with the same name.
 
 use std::collections::BTreeMap;
 
@@ -11,75 +11,75 @@ use super::archive::Entry;
 use super::ext4;
 use super::pax::Records;
 
-/// The root directory's node.
+/// Node index of the root directory.
 pub const ROOT: usize = 0;
-/// The most symbolic links on the way to a file, as in Linux.
+/// Maximum number of symbolic links in a path, as in Linux.
 const LINK_LIMIT: usize = 40;
-/// The longest path and name, as in Linux.
+/// Maximum lengths of a path and a name in bytes, as in Linux.
 const PATH_LIMIT: usize = 4096;
 const NAME_LIMIT: usize = 255;
-/// The most memory that the names and attributes of an archive may take, in bytes. A million files with names of twenty
-/// bytes take about 0.6 GiB.
+/// Maximum memory for an archive's names and attributes in bytes. A million files with names of 20 bytes take about
+/// 0.6 GiB.
 pub const MEMORY_LIMIT: u64 = 1 << 30;
-/// Memory of a node, a name and an attribute, apart from their bytes, here and in the plan. Generous: with what the
-/// allocator adds.
+/// Memory of a node, a name and an attribute, apart from their bytes, here and in the plan. These are upper estimates
+/// that include the allocator's overhead.
 const NODE_MEMORY: u64 = 320;
 const NAME_MEMORY: u64 = 192;
 const ATTRIBUTE_MEMORY: u64 = 96;
-/// Times that ext4 can hold: 1970 to 2446.
+/// The latest time that ext4 can store, in 2446. The earliest one used here is 1970.
 const TIME_LIMIT: i64 = (1 << 34) - (1 << 31) - 1;
 
-/// A file, a directory, or whatever else; how many names lead to it is not said here.
+/// A file, a directory, a symbolic link or a special file. It does not count its names.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// Permissions, with set-user-ID, set-group-ID and sticky.
+    /// Permissions with the set-user-ID, set-group-ID and sticky bits.
     pub mode: u16,
     /// The owner.
     pub uid: u32,
     /// The group.
     pub gid: u32,
-    /// When it was changed, in seconds since 1970.
+    /// Modification time in seconds since 1970.
     pub modified: i64,
     /// Extended attributes.
     pub attributes: Vec<(String, Vec<u8>)>,
-    /// What it is.
+    /// Type and type-specific data.
     pub kind: Kind,
 }
 
-/// What a node is.
+/// Type of a node.
 #[derive(Debug, Clone)]
 pub enum Kind {
-    /// A directory.
+    /// A directory with its children's names and node indices.
     Directory(BTreeMap<String, usize>),
     /// A regular file.
     File {
-        /// In bytes.
+        /// Size in bytes.
         size: u64,
-        /// The archive's entry in which its content is.
+        /// Index of the archive entry that holds the content.
         entry: u64,
     },
-    /// A symbolic link.
+    /// A symbolic link with its target.
     Symlink(String),
     /// A device, pipe or socket.
     Special(SpecialKind),
 }
 
-/// The tree.
+/// A tree of files.
 #[derive(Debug)]
 pub struct Tree {
-    /// All nodes; those that were replaced have no name any more.
+    /// All nodes. Nodes that were replaced have no name anymore.
     pub nodes: Vec<Node>,
     memory: Memory,
 }
 
-/// Why an entry cannot be added.
+/// Errors that prevent an entry from being added.
 #[derive(Debug, PartialEq, Eq)]
 pub enum AddError {
     /// Completes a sentence about the entry: "which ...".
     Entry(String),
-    /// The tree takes more memory than it may.
+    /// The tree exceeds its memory limit.
     Memory {
-        /// In bytes.
+        /// The limit in bytes.
         limit: u64,
     },
 }
@@ -96,8 +96,8 @@ impl From<&str> for AddError {
     }
 }
 
-/// Counts the memory of a tree, and of the file system that is planned from it. Nothing is given back: nodes that are
-/// replaced stay.
+/// Memory accounting for a tree and for the file system plan created from it. Memory is never released, since replaced
+/// nodes stay in the tree.
 #[derive(Debug)]
 struct Memory {
     used: u64,
@@ -112,7 +112,8 @@ impl Memory {
 }
 
 impl Node {
-    /// What the node takes here and in the plan, which copies its attributes and the target of a link.
+    /// Returns the node's memory here and in the plan. The plan copies the attributes and the target of a symbolic
+    /// link.
     fn memory(&self) -> u64 {
         let attributes =
             self.attributes.iter().map(|(name, value)| 2 * (ATTRIBUTE_MEMORY + (name.len() + value.len()) as u64));
@@ -120,32 +121,32 @@ impl Node {
         NODE_MEMORY + attributes.sum::<u64>() + target
     }
 
-    /// A node that belongs to root.
+    /// Creates a node that is owned by root.
     pub fn new(mode: u16, modified: i64, kind: Kind) -> Node {
         Node { mode, uid: 0, gid: 0, modified: modified.clamp(0, TIME_LIMIT), attributes: Vec::new(), kind }
     }
 }
 
 impl Tree {
-    /// An empty root.
+    /// Creates a tree with an empty root directory.
     #[cfg(test)]
     pub fn new(modified: i64) -> Tree {
         Tree::with_limit(modified, MEMORY_LIMIT)
     }
 
-    /// An empty root of a tree that may take so many bytes of memory.
+    /// Creates a tree with an empty root directory. The tree may take up to `limit` bytes of memory.
     pub fn with_limit(modified: i64, limit: u64) -> Tree {
         let nodes = vec![Node::new(0o755, modified, Kind::Directory(BTreeMap::new()))];
         Tree { nodes, memory: Memory { used: 0, limit } }
     }
 
-    /// Adds an entry. The error completes a sentence that begins with the entry's name: "which ...".
+    /// Adds an entry. The error completes a sentence about the entry: "which ...".
     pub fn add(&mut self, entry: &Entry) -> Result<(), AddError> {
         use tar::EntryType::{Block, Char, Continuous, Directory, Fifo, GNUSparse, Link, Regular, Symlink};
         let path = components(&entry.name)?;
         let kind = match entry.kind {
             Directory => Kind::Directory(BTreeMap::new()),
-            // Archives from before POSIX mark a directory by its name.
+            // Pre-POSIX archives mark a directory by the trailing slash of its name.
             Regular if entry.name.ends_with(b"/") => Kind::Directory(BTreeMap::new()),
             Regular | Continuous | GNUSparse => Kind::File { size: entry.size, entry: entry.index },
             Symlink => Kind::Symlink(link_target(entry)?),
@@ -165,7 +166,7 @@ impl Tree {
         self.put(&path, node).map(|_| ())
     }
 
-    /// Gives `node` a name, with directories on the way where there are none, and returns it.
+    /// Adds `node` at `path`, creates missing parent directories, and returns the node's index.
     pub fn put(&mut self, path: &[&str], node: Node) -> Result<usize, AddError> {
         self.memory.charge(node.memory())?;
         let Some((name, parent)) = path.split_last() else {
@@ -183,7 +184,7 @@ impl Tree {
                 Kind::Directory(children) if !children.is_empty() => {
                     return Err("which is a directory with files in it and, further on, something else".into());
                 }
-                // /lib is a link to /usr/lib, and an archive adds to the directory /lib.
+                // For example, /lib is a link to /usr/lib, and the archive adds the directory /lib.
                 Kind::Symlink(_) if is_directory => {
                     if let Some(target) = self.find(path)?
                         && matches!(self.nodes[target].kind, Kind::Directory(_))
@@ -200,12 +201,12 @@ impl Tree {
         Ok(id)
     }
 
-    /// The node that `path` leads to, if there is one; symbolic links are followed.
+    /// Returns the node at `path`, if it exists. Symbolic links are followed.
     pub fn find(&mut self, path: &[&str]) -> Result<Option<usize>, AddError> {
         self.walk(path, false)
     }
 
-    /// The node's name in a directory.
+    /// Returns the node with this name in a directory. Symbolic links are not followed.
     pub fn child(&self, directory: usize, name: &str) -> Option<usize> {
         match &self.nodes[directory].kind {
             Kind::Directory(children) => children.get(name).copied(),
@@ -221,7 +222,7 @@ impl Tree {
         Ok(())
     }
 
-    /// A path of a node, for errors: the first that is found.
+    /// Returns the first path found for a node, for error messages.
     pub fn path_of(&self, node: usize) -> String {
         let mut pending = vec![(ROOT, String::new())];
         while let Some((directory, path)) = pending.pop() {
@@ -242,7 +243,7 @@ impl Tree {
         String::new()
     }
 
-    /// A directory that is there gets the owner, mode and attributes of another.
+    /// Replaces the owner, mode and attributes of an existing directory, and keeps its children.
     fn merge(&mut self, id: usize, node: Node) -> usize {
         let kind = std::mem::replace(&mut self.nodes[id].kind, Kind::Directory(BTreeMap::new()));
         self.nodes[id] = Node { kind, ..node };
@@ -276,7 +277,7 @@ impl Tree {
         }
     }
 
-    /// Follows a path; directories that are missing are made if `make` says so.
+    /// Resolves a path. Missing directories are created if `make` is true.
     fn walk(&mut self, path: &[&str], make: bool) -> Result<Option<usize>, AddError> {
         let mut trail = vec![ROOT];
         let mut pending: Vec<String> = path.iter().rev().map(ToString::to_string).collect();
@@ -325,7 +326,11 @@ impl Tree {
     }
 }
 
-/// The parts of a path in an archive. A leading slash or `./` means the root; nothing leads out of it.
+/// Splits a path in an archive into its components. A leading `/` or `./` means the root.
+///
+/// # Errors
+///
+/// Fails if a component is `..`, is too long or contains a NUL.
 pub fn components(path: &[u8]) -> Result<Vec<&str>, String> {
     if path.len() > PATH_LIMIT {
         return Err(format!("whose name has more than {PATH_LIMIT} bytes"));
@@ -354,7 +359,7 @@ fn link_target(entry: &Entry) -> Result<String, String> {
     Ok(target.to_string())
 }
 
-/// Extended attributes, as GNU tar, bsdtar and star write them. Those of other systems' namespaces are left out.
+/// Returns the extended attributes in the format of GNU tar, bsdtar and star. Other systems' namespaces are ignored.
 fn attributes(records: &Records) -> Result<Vec<(String, Vec<u8>)>, String> {
     let mut attributes: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for (key, value) in records.iter() {
@@ -390,12 +395,13 @@ fn attributes(records: &Records) -> Result<Vec<(String, Vec<u8>)>, String> {
     Ok(attributes)
 }
 
-/// The beginning of what may be long.
+/// Truncates a name for an error message.
 fn cut(text: &str) -> String {
     text.chars().take(60).collect()
 }
 
-/// An access control list as ext4 stores it (linux/fs/ext4/acl.h): without the ids of entries that have none.
+/// Converts an access control list to ext4's format (linux/fs/ext4/acl.h), in which only named users and groups have
+/// an ID.
 fn ext4_acl(list: &[u8]) -> Option<Vec<u8>> {
     const VERSION: [u8; 4] = 2u32.to_le_bytes();
     const EXT4_VERSION: [u8; 4] = 1u32.to_le_bytes();
@@ -454,7 +460,7 @@ mod tests {
         assert_eq!(find(&mut tree, "usr/lib/a"), Some(first));
         assert_eq!(find(&mut tree, "usr/b"), Some(second));
         assert_eq!(find(&mut tree, "lib/c"), Some(third));
-        // A directory of that name adds to the link's.
+        // An entry for a directory of that name applies to the link's target.
         put(&mut tree, "lib", directory()).unwrap();
         assert_eq!(find(&mut tree, "lib/a"), Some(first));
     }
@@ -483,7 +489,7 @@ mod tests {
         let added = (0..1000).map(|number| put(&mut tree, &format!("etc/{number}"), file())).take_while(Result::is_ok);
         assert!((150..250).contains(&added.count()));
         assert_eq!(put(&mut tree, "etc/next", file()), Err(AddError::Memory { limit: 100_000 }));
-        // Attributes, targets of links, and directories that no entry names count, too.
+        // Attributes, symbolic link targets and implicitly created directories also count.
         let mut node = Node::new(0o644, 0, file());
         node.attributes = vec![("user.a".into(), vec![0; 60_000])];
         assert!(Tree::with_limit(0, 100_000).put(&["a"], node).is_err());
@@ -537,7 +543,7 @@ mod tests {
                 let kind = match kind { 0 => file(), 1 => directory(), _ => Kind::Symlink(target) };
                 let _ = put(&mut tree, &path, kind);
             }
-            // Every directory has one name: there are no circles.
+            // Each directory has at most one name, so there are no cycles.
             let mut names = vec![0; tree.nodes.len()];
             for node in &tree.nodes {
                 if let Kind::Directory(children) = &node.kind {

@@ -1,4 +1,4 @@
-//! Which addresses instances get.
+//! Assignment of IP addresses to instances.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -10,11 +10,11 @@ use crate::ec2::id::{SubnetId, VpcId};
 use crate::ec2::network::SubnetRange;
 use crate::store::{AddressRecord, InstanceRecord, NetworkRecord, SubnetRecord, Transaction};
 
-/// Public addresses: 127.18.0.1 to 127.18.255.254 of the host's loopback interface.
+/// Public addresses: 127.18.0.1 to 127.18.255.254 on the host's loopback interface.
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(127, 18, 0, 0);
 const PUBLIC_COUNT: u32 = 65534;
 
-/// The addresses that are taken, by all instances of a store.
+/// The addresses in use by all instances of a store.
 #[derive(Debug)]
 pub(in crate::cloud) struct Addresses {
     private: BTreeSet<(VpcId, Ipv4Addr)>,
@@ -24,7 +24,8 @@ pub(in crate::cloud) struct Addresses {
 }
 
 impl Addresses {
-    /// As they are now. `origin` is where public addresses are looked for first: different for different stores of one host.
+    /// Reads the addresses in use. The search for a free public address begins at `origin`, which differs between the
+    /// stores of a host.
     pub fn taken(tx: &Transaction, origin: u16) -> Result<Addresses, CloudError> {
         let records: Vec<InstanceRecord> = tx.list()?;
         let private = living(&records).map(|network| (network.vpc_id, network.private_ip)).collect();
@@ -34,7 +35,7 @@ impl Addresses {
         Ok(Addresses { private, public, subnets, origin })
     }
 
-    /// Gives a new interface the private address that was asked for.
+    /// Assigns the requested private address to a new interface.
     pub fn claim(&mut self, network: &mut NetworkRecord, address: Ipv4Addr) -> Result<(), CloudError> {
         if !self.private.insert((network.vpc_id, address)) {
             let what = format!("Address {address} is in use.");
@@ -44,8 +45,8 @@ impl Addresses {
         Ok(())
     }
 
-    /// Gives an interface that lacks them a private address of its own, for life, and a public one for as long as its
-    /// instance runs, if it is to have one.
+    /// Assigns missing addresses to an interface: a private one for its lifetime, and a public one, if requested, for
+    /// as long as its instance runs.
     pub fn give(&mut self, network: &mut NetworkRecord) -> Result<(), CloudError> {
         if network.private_ip.is_unspecified() {
             network.private_ip = self.free_private(network)?;
@@ -58,7 +59,7 @@ impl Addresses {
         Ok(())
     }
 
-    /// A public address that nobody has.
+    /// Returns a free public address.
     pub fn free_public(&self) -> Option<Ipv4Addr> {
         let mut candidates = (0..PUBLIC_COUNT).map(|step| {
             let number = (u32::from(self.origin) + step) % PUBLIC_COUNT + 1;
@@ -83,7 +84,7 @@ impl Addresses {
     }
 }
 
-/// Takes an instance's public address back, unless it is an elastic one.
+/// Releases an instance's public address, unless it is an elastic one.
 pub(in crate::cloud) fn take_public_address(record: &mut InstanceRecord) {
     if let Some(network) = record.network.as_mut().filter(|network| network.elastic_address.is_none()) {
         network.public_ip = None;

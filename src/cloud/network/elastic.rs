@@ -1,4 +1,4 @@
-//! Elastic addresses: public addresses that stay, and go from one instance to another.
+//! Elastic addresses: static public addresses that can be moved between instances.
 
 use std::collections::BTreeMap;
 
@@ -12,14 +12,14 @@ use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
 use crate::store::{AddressRecord, AssociationRecord, InstanceRecord, Transaction};
 
 impl Cloud {
-    /// All elastic addresses.
+    /// Lists all elastic addresses.
     pub fn addresses(&mut self) -> Result<Vec<AddressRecord>, CloudError> {
         let mut addresses: Vec<AddressRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         addresses.sort_by_key(|address| address.public_ip);
         Ok(addresses)
     }
 
-    /// Allocates one.
+    /// Allocates an elastic address.
     pub fn allocate_address(&mut self, tags: BTreeMap<String, String>) -> Result<AddressRecord, CloudError> {
         let origin = self.address_origin();
         self.store.write(|tx| {
@@ -34,8 +34,8 @@ impl Cloud {
         })
     }
 
-    /// Associates an address with an instance, from now on and for as long as neither changes: in place of the public
-    /// address that the instance has. An address that another instance has is taken from that, if it `may_move`.
+    /// Associates an address with an instance, until it is disassociated or moved. It replaces the instance's public
+    /// address. An address of another instance is moved only if `may_move` is true.
     pub fn associate_address(
         &mut self,
         reference: &str,
@@ -60,7 +60,7 @@ impl Cloud {
             if let Some(holder) = holder {
                 before.push(strip(tx, holder, origin)?);
             }
-            // The address that the instance has had so far is free again.
+            // Release the instance's previous elastic address.
             for mut other in held_by(tx, instance.id)? {
                 other.association = None;
                 tx.put(&other)?;
@@ -69,12 +69,13 @@ impl Cloud {
             tx.put(&record)?;
             Ok((record.clone(), before, put_on(tx, instance.id, &record)?))
         })?;
-        // Who had it lets go of it before who gets it takes it.
+        // Release the address on the old instance before binding it on the new one.
         from.iter().chain([&to]).try_for_each(|changed| self.retell(changed))?;
         Ok(record)
     }
 
-    /// Takes an address from the instance that has it, which gets one of its own if it is to have one.
+    /// Disassociates an address from its instance. A running instance gets another public address, if it should have
+    /// one.
     pub fn disassociate_address(&mut self, reference: &str) -> Result<AddressRecord, CloudError> {
         let origin = self.address_origin();
         let (record, from) = self.store.write::<_, CloudError>(|tx| {
@@ -90,7 +91,7 @@ impl Cloud {
         Ok(record)
     }
 
-    /// Gives an address back that no instance has.
+    /// Releases an unassociated address.
     pub fn release_address(&mut self, reference: &str) -> Result<AddressRecord, CloudError> {
         self.store.write(|tx| {
             let record = resolve::address(tx, reference)?;
@@ -105,7 +106,7 @@ impl Cloud {
     }
 }
 
-/// Frees the elastic address of an instance that is gone.
+/// Releases the elastic address of a terminated instance.
 pub(in crate::cloud) fn free_addresses_of(tx: &Transaction, instance: InstanceId) -> Result<(), CloudError> {
     for record in held_by(tx, instance)? {
         tx.put(&AddressRecord { association: None, ..record })?;
@@ -119,7 +120,7 @@ fn held_by(tx: &Transaction, instance: InstanceId) -> Result<Vec<AddressRecord>,
     Ok(records)
 }
 
-/// Takes an instance's elastic address from it; while it runs, it has one of its own again.
+/// Removes an instance's elastic address. A running instance gets another public address.
 fn strip(tx: &Transaction, instance: InstanceId, origin: u16) -> Result<InstanceRecord, CloudError> {
     let has_machine = get(tx, instance)?.state.has_machine();
     change(tx, instance, None, |tx, network| {

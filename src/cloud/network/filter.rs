@@ -1,4 +1,4 @@
-//! What security groups come to for one instance: the filter of its link, and the ports of its public address.
+//! Translates an instance's security groups to its packet filter and to the forwarded ports of its public address.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -6,15 +6,15 @@ use crate::ec2::id::SecurityGroupId;
 use crate::ec2::network::{Peer, Rule, Traffic};
 use crate::vmm::link::{Cidr, Filter, FilterProtocol, FilterRule, Forward, Transport};
 
-/// A rule of more ports than this opens those of them at a public address that programs are known to listen on.
+/// Rules with more ports than this forward only well-known ports of a public address.
 const MANY: u16 = 64;
-/// Those ports.
+/// Ports that programs commonly listen on.
 const KNOWN: [u16; 24] = [
     21, 22, 25, 53, 80, 110, 143, 389, 443, 465, 587, 993, 1433, 1521, 3000, 3306, 5000, 5432, 6379, 8000, 8080, 8443,
     9000, 27017,
 ];
 
-/// The filter of these rules; `members` are the addresses of a group's.
+/// Builds the filter of these rules. `members` returns the addresses of a group's members.
 pub(super) fn filter_of<'a>(
     rules: impl Iterator<Item = &'a Rule> + Clone,
     members: impl Fn(SecurityGroupId) -> Vec<Ipv4Addr>,
@@ -48,7 +48,8 @@ fn protocol(traffic: Traffic) -> FilterProtocol {
     }
 }
 
-/// The ports of a public address, an address of the host's loopback interface, that the rules open for the host.
+/// Returns the forwarded ports of a public address: those that the rules open for the host. A public address is an
+/// address of the host's loopback interface.
 pub(super) fn public_forwards(public: Ipv4Addr, filter: &Filter) -> Vec<Forward> {
     let opens = |rule: &&FilterRule| rule.peers.iter().any(|range| range.contains(Ipv4Addr::LOCALHOST));
     let mut forwards = Vec::new();

@@ -1,4 +1,4 @@
-//! An instance's link, as its monitor is to know it.
+//! Builds the configuration of an instance's netstack.
 
 use std::net::Ipv4Addr;
 
@@ -12,23 +12,23 @@ use crate::ec2::{InstanceId, metadata::MetadataOptions};
 use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, VolumeRecord};
 use crate::vmm::link::{Filter, Forward, LinkConfig, MetadataConfig, Transport};
 
-/// The link's file in an instance's folder.
+/// The name of the netstack's configuration file in an instance's directory.
 pub const FILE: &str = "link.json";
 
-/// What the store knows of what belongs to an instance.
+/// Records that belong to an instance.
 #[derive(Debug)]
 pub(super) struct Known {
-    /// The subnet that it is in.
+    /// The subnet.
     pub subnet: SubnetRecord,
-    /// The public half of its key pair.
+    /// The public key of the key pair.
     pub public_key: Option<String>,
-    /// Its volumes.
+    /// The volumes.
     pub volumes: Vec<VolumeRecord>,
-    /// Its security groups.
+    /// The security groups.
     pub groups: Vec<SecurityGroupRecord>,
 }
 
-/// The link of an instance.
+/// Returns an instance's netstack configuration.
 pub(super) fn link_of(record: &InstanceRecord, network: &NetworkRecord, known: &Known, filter: Filter) -> LinkConfig {
     let address = network.private_ip;
     let mut forwards: Vec<Forward> = network.published.iter().map(forward).collect();
@@ -38,19 +38,19 @@ pub(super) fn link_of(record: &InstanceRecord, network: &NetworkRecord, known: &
     let tree = tree_of(record, network, known);
     let document = metadata::identity_document(record, network);
     let metadata = metadata_config(network.metadata_options, tree, document, user_data_of(record));
-    // In a VPC, its router filters.
+    // In a VPC, the router filters packets.
     let filter = (!is_in_vpc(network)).then_some(filter);
     LinkConfig { forwards, filter, metadata: Some(metadata), ..plain(address, known.subnet.range()) }
 }
 
-/// An instance's user data; empty user data, which older versions stored, is none.
+/// Returns an instance's user data. Empty user data, which older versions stored, counts as none.
 fn user_data_of(record: &InstanceRecord) -> Option<String> {
     record.user_data.clone().filter(|text| !text.is_empty())
 }
 
-/// The link of a guest that is there for one command.
+/// Returns an ephemeral instance's netstack configuration.
 pub fn run_link(id: InstanceId, image: Option<&Manifest>, spec: &NetworkSpec) -> LinkConfig {
-    // Nobody else is on its network: it has the first address that an instance can have.
+    // The guest is alone on its network, so it gets the first address that an instance can have.
     let subnet = SubnetRange::default_in(Zone::A);
     let address = subnet.addresses().next().unwrap_or(subnet.own.base);
     let options = spec

@@ -1,5 +1,5 @@
-//! What an instance is told of itself (Amazon EC2 User Guide, "Instance metadata categories"). What there is nothing like
-//! here is left out, but for what programs take for granted.
+//! The metadata of an instance (Amazon EC2 User Guide, "Instance metadata categories"). Categories without a
+//! counterpart in Wisp are omitted, except those that programs rely on.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -17,10 +17,10 @@ use crate::vmm::link::MacAddress;
 /// Values by their path below `meta-data/`.
 pub(super) type Tree = BTreeMap<String, String>;
 
-/// The one account that there is.
+/// The only account.
 const ACCOUNT: &str = "000000000000";
 
-/// The tree of an instance.
+/// Returns an instance's metadata tree.
 pub(super) fn tree_of(record: &InstanceRecord, network: &NetworkRecord, known: &Known) -> Tree {
     let Known { subnet, public_key, volumes, groups } = known;
     let place = (network.private_ip, subnet.range(), network.zone);
@@ -57,20 +57,20 @@ pub(super) fn tree_of(record: &InstanceRecord, network: &NetworkRecord, known: &
         put(&format!("{interface}/public-ipv4s"), public.to_string());
         put(&format!("{interface}/ipv4-associations/{public}"), network.private_ip.to_string());
     }
-    // Others are refused where tags are served, but may have been given before they were.
+    // Other keys are refused while tags are served, but may have been set earlier.
     for (key, value) in record.tags.iter().filter(|(key, _)| is_metadata_key(key)) {
         put(&format!("tags/instance/{key}"), value.clone());
     }
     tree
 }
 
-/// A public key as a line of `authorized_keys`, with its key pair's name as the comment.
+/// Formats a public key as a line of `authorized_keys`, with the key pair's name as the comment.
 fn openssh_key(public_key: &str, name: &str) -> String {
     let words: Vec<&str> = public_key.split_whitespace().take(2).chain([name]).collect();
     words.join(" ") + "\n"
 }
 
-/// The tree of a guest that is there for one command.
+/// Returns an ephemeral instance's metadata tree.
 pub(super) fn run_tree(id: InstanceId, image: &str, address: Ipv4Addr, subnet: SubnetRange) -> Tree {
     basis(id, image, "custom", (address, subnet, Zone::default()))
 }
@@ -79,7 +79,7 @@ fn interface_path(id: InstanceId) -> String {
     format!("network/interfaces/macs/{}", MacAddress(mac_address(id)))
 }
 
-/// What every guest is told; `place` is its address, its subnet and its zone.
+/// Returns the metadata that every guest has. `place` is its address, its subnet and its zone.
 fn basis(id: InstanceId, image: &str, instance_type: &str, place: (Ipv4Addr, SubnetRange, Zone)) -> Tree {
     let (address, subnet, zone) = place;
     let name = private_dns_name(address);
@@ -124,7 +124,7 @@ fn basis(id: InstanceId, image: &str, instance_type: &str, place: (Ipv4Addr, Sub
     fixed.chain(of_interface.into_iter().map(|(path, value)| (format!("{interface}/{path}"), value))).collect()
 }
 
-/// The instance's identity document (Amazon EC2 User Guide, "Instance identity documents").
+/// Returns the instance identity document (Amazon EC2 User Guide, "Instance identity documents").
 pub(super) fn identity_document(record: &InstanceRecord, network: &NetworkRecord) -> String {
     let document = json!({
         "accountId": ACCOUNT,

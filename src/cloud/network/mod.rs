@@ -1,7 +1,7 @@
-//! The network of instances: their addresses, and what their machines' network devices are connected to.
+//! The network of instances: their addresses, and the backends of their network devices.
 //!
-//! Each instance has a link of its own, whose services the monitor gives by a file in the instance's folder; behind the link
-//! is a user-mode network, where the host has the program for it, or the router of a VPC.
+//! Each instance's VMM has a netstack, configured by a file in the instance's directory. Behind the netstack is a
+//! user-mode network, if the host has the program for it, or the router of a VPC.
 
 mod address;
 mod elastic;
@@ -44,33 +44,34 @@ use security_group::filters;
 pub use security_group::{RuleSpec, shown};
 pub use vpc::SubnetSpec;
 
-/// Bytes of the largest packet: what EC2 has within a VPC (jumbo frames).
+/// Maximum packet size in bytes, as within a VPC in EC2 (jumbo frames).
 pub const MTU: u16 = 9001;
-/// What the user-mode network says, in an instance's folder.
+/// The name of the user-mode network's log in an instance's directory.
 const LOG: &str = "passt.log";
 
-/// What was asked for of an instance's network.
+/// The requested network of an instance.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkSpec {
-    /// What it is connected to.
+    /// The network mode.
     pub mode: NetworkMode,
-    /// The subnet that it is in, by its identifier or name; one of the default VPC's, if none is said.
+    /// The subnet by identifier or name. The default is a subnet of the default VPC.
     pub subnet: Option<String>,
-    /// The zone that it is in.
+    /// The zone.
     pub zone: Option<Zone>,
-    /// Its private address, which is one of the subnet's.
+    /// The private address, which must be in the subnet.
     pub private_ip: Option<Ipv4Addr>,
-    /// Whether it has a public address while it runs; as its subnet says, if nothing is.
+    /// True if it has a public address while it runs. By default, the subnet decides.
     pub public_ip: Option<bool>,
-    /// Ports of the host that lead to it.
+    /// Host ports that are forwarded to it.
     pub published: Vec<PublishedPort>,
-    /// The security groups that it is in, by names or identifiers; the default one, if none is said.
+    /// The security groups by name or identifier. By default, the VPC's default group.
     pub security_groups: Vec<String>,
-    /// How its metadata can be asked for, if not as it is by default.
+    /// Changes to the metadata service's default options.
     pub metadata: Option<MetadataChange>,
 }
 
-/// The interface of a fork: like the original's, with addresses of its own, and no ports of the host's, which lead to one.
+/// Returns the interface of a fork: a copy of the original's with new addresses. It has no published ports, because a
+/// host port leads to one instance only.
 pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord> {
     let original = original?.clone();
     Some(NetworkRecord {
@@ -82,28 +83,28 @@ pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord
     })
 }
 
-/// What a machine's network device is connected to.
+/// The connection of a machine's network device.
 #[derive(Debug)]
 pub(super) struct Connection {
-    /// A tap, or the socket of a user-mode network: the device's end.
+    /// The device's end: a tap, or the socket of a user-mode network.
     device: OwnedFd,
-    /// The user-mode network, which the machine need not wait for.
+    /// The user-mode network. The machine need not wait for it.
     user_mode: Option<passt::Prepared>,
 }
 
 impl Connection {
-    /// The device's end, and who is to be started at the other when the machine's monitor has been.
+    /// Returns the device's end, and the backend to start once the VMM has been started.
     pub fn split(self) -> (OwnedFd, Beginning) {
         (self.device, Beginning(self.user_mode))
     }
 }
 
-/// What of a network is still to be started.
+/// A network backend that has not been started.
 #[derive(Debug, Default)]
 pub(super) struct Beginning(Option<passt::Prepared>);
 
 impl Beginning {
-    /// Starts it.
+    /// Starts the backend.
     pub fn start(self) -> Result<(), CloudError> {
         self.0.map_or(Ok(()), |passt| passt.start().map_err(unsupported))
     }
@@ -114,13 +115,14 @@ fn unsupported(error: passt::PasstError) -> CloudError {
     CloudError::refused(ErrorCode::Unsupported, format!("{error}."), Some(hint.into()))
 }
 
-/// The network device of the instance `id`.
+/// Returns the network device of the instance `id`.
 pub(super) fn device(id: InstanceId, link: Option<&Path>) -> NetConfig {
     let link = link.map(Path::to_path_buf);
     NetConfig { mac: MacAddress(mac_address(id)), mtu: MTU, link, limits: None }
 }
 
-/// Gives a machine the device of the link `link`, and tells its kernel.
+/// Gives a machine its network device with the netstack configuration `link`, and adds the network to its kernel
+/// command line.
 fn give_device(
     id: InstanceId,
     folder: &Path,
@@ -134,8 +136,8 @@ fn give_device(
     Ok(())
 }
 
-/// Connects a machine that is in no VPC: gives it its device, and prepares what is behind it, unless that is nothing. None is
-/// returned where the host has no program for it and it is not demanded.
+/// Connects a machine outside of VPCs: adds its network device and prepares the backend. Returns none for mode `none`,
+/// and for mode `auto` if the host lacks the program.
 pub(super) fn connect(
     id: InstanceId,
     folder: &Path,
@@ -159,7 +161,7 @@ pub(super) fn connect(
     Ok(Some(Connection { device, user_mode: Some(passt) }))
 }
 
-/// Writes the link into an instance's folder; returns where it is.
+/// Writes the netstack configuration into an instance's directory. Returns its path.
 fn write_link(folder: &Path, link: &LinkConfig) -> Result<PathBuf, CloudError> {
     let path = folder.join(FILE);
     let text = serde_json::to_vec_pretty(link).expect("a link is plain data");
@@ -168,7 +170,8 @@ fn write_link(folder: &Path, link: &LinkConfig) -> Result<PathBuf, CloudError> {
 }
 
 impl Cloud {
-    /// Where public addresses are looked for first: so that the instances of two stores on one host seldom meet.
+    /// Returns the start of the search for a public address. It depends on the data directory, so that two stores on
+    /// one host rarely use the same address.
     pub(super) fn address_origin(&self) -> u16 {
         let digest = Sha256::digest(self.home.root().as_os_str().as_encoded_bytes());
         u16::from_be_bytes([digest[0], digest[1]])
@@ -199,14 +202,14 @@ impl Cloud {
         Ok(connected)
     }
 
-    /// Has the user told something, once.
+    /// Adds a notice, unless the same one is pending.
     fn notice(&mut self, notice: String) {
         if !self.notices.contains(&notice) {
             self.notices.push(notice);
         }
     }
 
-    /// The link of an instance with this interface, by one look at the store.
+    /// Returns the netstack configuration of an instance with this interface, read in one transaction.
     fn link_of(&mut self, record: &InstanceRecord, network: &NetworkRecord) -> Result<LinkConfig, CloudError> {
         self.store.read(|tx| {
             let key = record.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
@@ -227,7 +230,7 @@ impl Cloud {
         })
     }
 
-    /// Tells a running instance's monitor what has changed of its link. What cannot be done is noticed.
+    /// Makes a running instance's VMM reload its netstack configuration. Failures become notices.
     pub(super) fn retell(&mut self, record: &InstanceRecord) -> Result<(), CloudError> {
         let Some(network) = record.network.as_ref().filter(|_| record.state.has_machine()) else { return Ok(()) };
         let folder = self.folder(record.id);
@@ -235,7 +238,7 @@ impl Cloud {
         let told = folder.connect().and_then(|mut monitor| monitor.ask(&Request::ReloadLink { link }));
         let problems = match told {
             Ok(Message::Reloaded { problems }) => problems,
-            // One that ends at this moment needs to know nothing more.
+            // An instance that is ending needs no new configuration.
             Ok(_) | Err(CloudError::Control { .. }) => Vec::new(),
             Err(error) => vec![error.to_string()],
         };
@@ -244,7 +247,7 @@ impl Cloud {
     }
 }
 
-/// Whether instances can be connected to their VPCs here.
+/// Returns true if instances can be connected to their VPCs on this host.
 fn router_is_possible() -> bool {
     crate::host::router::check().is_ok()
 }

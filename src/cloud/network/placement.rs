@@ -1,4 +1,4 @@
-//! Where an instance that is launched comes to be: its subnet, its security groups, and what it is connected to.
+//! The network placement of a launched instance: its subnet, security groups and network mode.
 
 use std::net::Ipv4Addr;
 
@@ -13,7 +13,7 @@ use crate::ec2::network::NetworkMode;
 use crate::ec2::{Ec2Error, ErrorCode};
 use crate::store::{NetworkRecord, SubnetRecord, Transaction, VpcRecord};
 
-/// A place in a network.
+/// A network placement.
 #[derive(Debug)]
 pub(in crate::cloud) struct Placement {
     subnet: SubnetRecord,
@@ -22,7 +22,7 @@ pub(in crate::cloud) struct Placement {
 }
 
 impl Placement {
-    /// The place that is asked for; the default VPC's subnet of the zone that is, if none is said.
+    /// Returns the requested placement. The default subnet is the default VPC's subnet in the requested zone.
     pub fn choose(tx: &Transaction, spec: &NetworkSpec) -> Result<Placement, CloudError> {
         let subnet = match &spec.subnet {
             Some(reference) => resolve::subnet(tx, reference)?,
@@ -50,7 +50,7 @@ impl Placement {
         Ok(Placement { subnet, security_groups, mode })
     }
 
-    /// An interface in this place, without addresses yet; `metadata` is what the launch does not say.
+    /// Returns an interface in this placement, without addresses. `metadata` has the options that the launch omits.
     pub fn interface(&self, spec: &NetworkSpec, metadata: MetadataOptions) -> NetworkRecord {
         NetworkRecord {
             vpc_id: self.subnet.vpc_id,
@@ -74,7 +74,7 @@ fn default_subnet(tx: &Transaction, spec: &NetworkSpec) -> Result<SubnetRecord, 
     let mut subnets: Vec<SubnetRecord> = tx.list()?;
     subnets.retain(|subnet| subnet.vpc_id == vpc.id && subnet.default_for_zone);
     subnets.sort_by_key(|subnet| (subnet.zone != zone, subnet.zone));
-    // A zone that is not asked for may have lost its subnet; another one serves as well.
+    // Without a requested zone, another zone's subnet will do if the default zone's was deleted.
     subnets.into_iter().next().filter(|subnet| spec.zone.is_none_or(|zone| zone == subnet.zone)).ok_or_else(|| {
         let what = format!("There is no default subnet in {zone}.");
         let hint = "`wisp subnet ls` lists the subnets; `--subnet` names one of them.";

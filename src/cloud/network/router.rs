@@ -1,4 +1,4 @@
-//! A VPC, as its router is to know it: who is in it, and who may begin what with whom.
+//! Configures a VPC's router: its interfaces and their packet filters.
 
 use std::collections::BTreeSet;
 use std::fs::DirBuilder;
@@ -17,13 +17,13 @@ use crate::host::router::{self, Attached, Interface, Revival, Router, RouterConf
 use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VpcRecord};
 use crate::vmm::link::{Cidr, MacAddress};
 
-/// Whether an interface is connected to its VPC.
+/// Returns true if an interface is connected to its VPC.
 pub(super) fn is_in_vpc(network: &NetworkRecord) -> bool {
     network.mode == NetworkMode::Vpc
 }
 
 impl Cloud {
-    /// Connects an instance to its VPC; returns its tap.
+    /// Connects an instance to its VPC. Returns its tap.
     pub(super) fn attach(&mut self, network: &NetworkRecord) -> Result<OwnedFd, CloudError> {
         let router = self.router(network.vpc_id)?;
         let config = self.router_config(network.vpc_id)?;
@@ -35,10 +35,11 @@ impl Cloud {
         Ok(tap)
     }
 
-    /// Says whether a VPC to which instances were connected has no way out. They run meanwhile: it takes longer than they do.
+    /// Adds a notice for each VPC without an uplink that instances were attached to. This is done after their start,
+    /// because the uplink takes longer to come up than they do.
     pub(in crate::cloud) fn notice_ways_out(&mut self) {
         for vpc in std::mem::take(&mut self.attached) {
-            // One that ends meanwhile needs none.
+            // A router that is ending needs no uplink.
             if let Ok(false) = router::has_way_out(&self.router_folder(vpc)) {
                 self.notice(format!(
                     "The VPC has no way out: {WAY_OUT} (`sudo apt install passt`) is missing, or has ended; \
@@ -48,10 +49,10 @@ impl Cloud {
         }
     }
 
-    /// Has the routers of VPCs go by the groups and instances as they are now, where they run.
+    /// Applies the current groups and instances to all running routers.
     pub(super) fn retell_routers(&mut self) -> Result<(), CloudError> {
         for vpc in self.vpcs()? {
-            // Without its folder, nobody was ever connected.
+            // Without its directory, a VPC never had an attached instance.
             if self.router_folder(vpc.id).exists() {
                 let router = self.router(vpc.id)?;
                 if let Some(revival) = router.apply(&self.router_config(vpc.id)?).map_err(refused)? {
@@ -62,15 +63,15 @@ impl Cloud {
         Ok(())
     }
 
-    /// Brings back the routers of running instances that were killed, where an instance holds their place. What cannot be
-    /// done is noticed: no command is for that alone.
+    /// Restarts killed routers of running instances, if an instance still holds the router's namespace. A failure
+    /// becomes a notice, because no command exists for this purpose alone.
     pub(in crate::cloud) fn revive_routers(&mut self, records: &[InstanceRecord]) {
         let running = records.iter().filter(|record| record.state.has_machine());
         let networks = running.filter_map(|record| record.network.as_ref()).filter(|network| is_in_vpc(network));
         let vpcs: BTreeSet<VpcId> = networks.map(|network| network.vpc_id).collect();
         for vpc in vpcs.into_iter().filter(|vpc| router::is_killed(&self.router_folder(*vpc))).collect::<Vec<_>>() {
             match self.revive_router(vpc) {
-                // That nothing can be done, those say who would need it.
+                // If the router cannot be restarted, the commands that need it report that.
                 Ok(Some(revival)) if revival.came_back.is_some() => self.notice_revival(vpc, &revival),
                 Ok(_) => {}
                 Err(error) => self.notice(format!("The router of {vpc} was killed, and does not come back: {error}")),
@@ -83,7 +84,7 @@ impl Cloud {
         router.apply(&self.router_config(vpc)?).map_err(refused)
     }
 
-    /// Says that a VPC's router was killed, and what became of its instances.
+    /// Adds a notice that a VPC's router was killed, with the consequences for its instances.
     fn notice_revival(&mut self, vpc: VpcId, revival: &Revival) {
         let came_back = match revival.came_back {
             Some(true) => Some("it is back, and what was connected is connected"),
@@ -102,7 +103,7 @@ impl Cloud {
         self.home.networks().join(vpc.to_string())
     }
 
-    /// The router, locked: what is read after this is newer than what another command has told it.
+    /// Locks the router. A configuration that is read after this is newer than that of any other command.
     fn router(&self, vpc: VpcId) -> Result<Router, CloudError> {
         let folder = self.router_folder(vpc);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
@@ -125,7 +126,7 @@ impl Cloud {
             };
             Ok((record.cidr, living.filter_map(interface).collect()))
         })?;
-        // Each subnet's router is this one; what it says itself, it says as the first.
+        // The router serves all subnets. Its own address is the router address of a subnet that spans the whole VPC.
         let first = SubnetRange { own: range, vpc: range };
         Ok(RouterConfig {
             range: Cidr { address: range.base, prefix_length: range.prefix_length },

@@ -1,6 +1,6 @@
-//! `CreateSecurityGroup`, `AuthorizeSecurityGroupIngress` and the like: who may begin what with instances.
+//! `CreateSecurityGroup`, `AuthorizeSecurityGroupIngress` and the like: stateful firewall rules.
 //!
-//! A group that is changed is changed for running instances at once; what was begun before goes on.
+//! A change takes effect on running instances at once. Established connections stay open.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -17,24 +17,24 @@ use crate::host::shell;
 use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, Transaction};
 use crate::vmm::link::Filter;
 
-/// The group of instances of which no other was said.
+/// The name of a VPC's default group.
 pub const DEFAULT: &str = "default";
 
-/// A rule as it is asked for.
+/// A requested rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleSpec {
-    /// Whether it is for what members begin.
+    /// True for outbound traffic.
     pub egress: bool,
-    /// Which packets.
+    /// The protocol and ports.
     pub traffic: Traffic,
-    /// With whom: ranges, and names or identifiers of groups.
+    /// Peers by address range.
     pub ranges: Vec<Ipv4Range>,
-    /// Groups.
+    /// Peers by group: names or identifiers.
     pub groups: Vec<String>,
 }
 
 impl Cloud {
-    /// All groups, or those of one VPC; default ones are there from the beginning.
+    /// Lists all groups, or those of one VPC. Creates the default VPC's default group if it is missing.
     pub fn security_groups(&mut self, vpc: Option<&str>) -> Result<Vec<SecurityGroupRecord>, CloudError> {
         self.store.write(|tx| {
             let vpc = vpc.map(|reference| resolve::vpc(tx, reference)).transpose()?.map(|vpc| vpc.id);
@@ -46,18 +46,18 @@ impl Cloud {
         })
     }
 
-    /// What all groups are called.
+    /// Returns the names of all groups.
     pub fn group_names(&mut self) -> Result<BTreeMap<SecurityGroupId, String>, CloudError> {
         let groups: Vec<SecurityGroupRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         Ok(groups.into_iter().map(|group| (group.id, group.name)).collect())
     }
 
-    /// The group that `reference`, a name or an identifier, stands for.
+    /// Finds a group by name or identifier.
     pub fn security_group(&mut self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
         self.store.write(|tx| find_group(tx, reference))
     }
 
-    /// Makes a group in a VPC, the default one if none is said: members may begin everything, and nobody anything with them.
+    /// Creates a group in a VPC, by default in the default one. It allows all outbound and no inbound traffic.
     pub fn create_security_group(
         &mut self,
         name: &str,
@@ -88,7 +88,7 @@ impl Cloud {
         })
     }
 
-    /// Deletes a group that no instance is in, and no rule of another group names.
+    /// Deletes a group that has no members and that no rule of another group names.
     pub fn delete_security_group(&mut self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
         self.store.write(|tx| {
             let record = find_group(tx, reference)?;
@@ -112,7 +112,7 @@ impl Cloud {
         })
     }
 
-    /// Adds rules to a group, all or none; returns it with them.
+    /// Adds rules to a group, all or none. Returns the changed group.
     pub fn authorize(&mut self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
         let record = self.store.write::<_, CloudError>(|tx| {
             let mut record = find_group(tx, reference)?;
@@ -140,7 +140,7 @@ impl Cloud {
         Ok(record)
     }
 
-    /// Takes rules from a group, all or none; returns it without them.
+    /// Removes rules from a group, all or none. Returns the changed group.
     pub fn revoke(&mut self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
         self.remove_rules(reference, |tx, group| {
             let peers = peers(tx, group.vpc_id, spec)?;
@@ -151,7 +151,7 @@ impl Cloud {
         })
     }
 
-    /// Takes a rule from a group by its identifier.
+    /// Removes a rule from a group by its identifier.
     pub fn revoke_by_id(
         &mut self,
         reference: &str,
@@ -190,8 +190,8 @@ impl Cloud {
         Ok(record)
     }
 
-    /// Has running instances go by the groups as they are now: their own may have changed, or who is in those that these
-    /// name.
+    /// Applies the current groups to running instances. The change may affect an instance's own groups, or the members
+    /// of groups that their rules name.
     pub(in crate::cloud) fn groups_changed(&mut self) -> Result<(), CloudError> {
         let instances: Vec<InstanceRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         instances.iter().try_for_each(|record| self.retell(record))?;
@@ -199,12 +199,13 @@ impl Cloud {
     }
 }
 
-/// The groups of an instance.
+/// Returns an instance's groups.
 pub(in crate::cloud) fn groups_of(record: &InstanceRecord) -> &[SecurityGroupId] {
     record.network.as_ref().map_or(&[], |network| &network.security_groups)
 }
 
-/// A VPC's default group, which is made if it is not there: its members may reach each other, and everything.
+/// Returns a VPC's default group, and creates it if it is missing. It allows all traffic between its members and all
+/// outbound traffic.
 pub(super) fn default_group(tx: &Transaction, vpc_id: VpcId) -> Result<SecurityGroupRecord, CloudError> {
     let groups: Vec<SecurityGroupRecord> = tx.list()?;
     if let Some(group) = groups.into_iter().find(|group| group.vpc_id == vpc_id && group.name == DEFAULT) {
@@ -225,7 +226,7 @@ pub(super) fn default_group(tx: &Transaction, vpc_id: VpcId) -> Result<SecurityG
     Ok(record)
 }
 
-/// The groups that an instance in a VPC is to be in: the default one if none is said.
+/// Resolves the groups of an instance in a VPC. By default, that is the VPC's default group.
 pub(in crate::cloud) fn chosen_groups(
     tx: &Transaction,
     vpc: VpcId,
@@ -253,20 +254,20 @@ pub(in crate::cloud) fn chosen_groups(
     Ok(ids)
 }
 
-/// What the groups of an interface come to.
+/// Returns the packet filter of an interface's groups.
 pub(super) fn filters(groups: &[SecurityGroupRecord], instances: &[InstanceRecord], network: &NetworkRecord) -> Filter {
     let own = groups.iter().filter(|group| network.security_groups.contains(&group.id));
     filter_of(own.flat_map(|group| &group.rules), |group| members(instances, group))
 }
 
-/// The private addresses of those of `instances` in a group that are not gone.
+/// Returns the private addresses of a group's members, except terminated ones.
 fn members(instances: &[InstanceRecord], group: SecurityGroupId) -> Vec<Ipv4Addr> {
     let living = instances.iter().filter(|record| record.state != InstanceState::Terminated);
     let in_it = living.filter(|record| groups_of(record).contains(&group));
     in_it.filter_map(|record| record.network.as_ref().map(|network| network.private_ip)).collect()
 }
 
-/// The default VPC's default group is there, if there is such a VPC.
+/// Creates the default VPC's default group if the VPC exists and the group does not.
 fn ensure_default_group(tx: &Transaction) -> Result<(), CloudError> {
     match default_vpc(tx) {
         Ok(vpc) => default_group(tx, vpc.id).map(drop),
@@ -274,7 +275,7 @@ fn ensure_default_group(tx: &Transaction) -> Result<(), CloudError> {
     }
 }
 
-/// The group that `reference` stands for: a name is one of the default VPC's first, as in EC2.
+/// Finds a group. A name is looked up in the default VPC first, as in EC2.
 fn find_group(tx: &Transaction, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
     ensure_default_group(tx)?;
     let vpc = default_vpc(tx).ok().map(|vpc| vpc.id);
@@ -282,7 +283,7 @@ fn find_group(tx: &Transaction, reference: &str) -> Result<SecurityGroupRecord, 
         .or_else(|_| resolve::security_group(tx, reference, |_| true))
 }
 
-/// The group of a VPC that `reference` stands for.
+/// Finds a group of a VPC.
 fn group_in(tx: &Transaction, vpc: VpcId, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
     resolve::security_group(tx, reference, |group| group.vpc_id == vpc).map_err(|error| {
         match find_group(tx, reference) {
@@ -308,7 +309,7 @@ fn rule(egress: bool, traffic: Traffic, peer: Peer) -> Rule {
     Rule { id: new_id(), egress, traffic, peer }
 }
 
-/// A peer as it is typed.
+/// Formats a peer as it is given on the command line.
 pub fn shown(peer: Peer) -> String {
     match peer {
         Peer::Range(range) => range.to_string(),

@@ -1,6 +1,7 @@
-//! VPCs and subnets: what EC2's `CreateVpc`, `CreateSubnet` and their kin do.
+//! VPCs and subnets: EC2's `CreateVpc`, `CreateSubnet` and the like.
 //!
-//! A VPC is an entry until an instance is connected to it: then it has a router (see `router.rs`), for as long as one is.
+//! A VPC is only a record until an instance is connected to it. It has a router (see `router.rs`) for as long as an
+//! instance is connected.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,42 +17,42 @@ use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, SubnetRec
 
 type Tags = BTreeMap<String, String>;
 
-/// A subnet as it is asked for.
+/// The parameters of a new subnet.
 #[derive(Debug, Clone)]
 pub struct SubnetSpec {
-    /// The VPC, by its identifier or name; the default one if left out.
+    /// The VPC by identifier or name. The default is the default VPC.
     pub vpc: Option<String>,
-    /// Its addresses.
+    /// The address range.
     pub cidr: Ipv4Range,
-    /// Its zone.
+    /// The zone.
     pub zone: Zone,
-    /// Whether instances in it have a public address, if nothing else is said.
+    /// True if instances get a public address by default.
     pub map_public_ip: bool,
-    /// Its tags.
+    /// The tags.
     pub tags: Tags,
 }
 
 impl Cloud {
-    /// All VPCs, the default one first.
+    /// Lists all VPCs, the default one first.
     pub fn vpcs(&mut self) -> Result<Vec<VpcRecord>, CloudError> {
         let mut vpcs: Vec<VpcRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         vpcs.sort_by_key(|vpc| (!vpc.is_default, vpc.cidr));
         Ok(vpcs)
     }
 
-    /// All subnets, by their VPCs and addresses.
+    /// Lists all subnets in the order of their VPCs and address ranges, default subnets first.
     pub fn subnets(&mut self) -> Result<Vec<SubnetRecord>, CloudError> {
         let mut subnets: Vec<SubnetRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         subnets.sort_by_key(|subnet| (!subnet.default_for_zone, subnet.vpc_id, subnet.cidr));
         Ok(subnets)
     }
 
-    /// The VPC that `reference`, an identifier or a name, stands for.
+    /// Finds a VPC by identifier or name.
     pub fn vpc(&mut self, reference: &str) -> Result<VpcRecord, CloudError> {
         self.store.read(|tx| resolve::vpc(tx, reference))
     }
 
-    /// Makes a VPC, without subnets, with its default security group.
+    /// Creates a VPC with a default security group and without subnets.
     pub fn create_vpc(&mut self, cidr: Ipv4Range, tags: Tags) -> Result<VpcRecord, CloudError> {
         check_vpc_range(cidr)?;
         self.store.write(|tx| {
@@ -62,7 +63,7 @@ impl Cloud {
         })
     }
 
-    /// Makes the default VPC, with a subnet in each zone, where it was deleted.
+    /// Creates the default VPC with a subnet in each zone, if it was deleted.
     pub fn create_default_vpc(&mut self) -> Result<VpcRecord, CloudError> {
         self.store.write(|tx| {
             if let Some(vpc) = tx.list::<VpcRecord>()?.into_iter().find(|vpc| vpc.is_default) {
@@ -89,7 +90,7 @@ impl Cloud {
         })
     }
 
-    /// Deletes a VPC that nothing is in but its default security group; of the default one, its subnets go with it.
+    /// Deletes a VPC that contains only its default security group and default subnets.
     pub fn delete_vpc(&mut self, reference: &str) -> Result<VpcRecord, CloudError> {
         let vpc = self.store.write::<_, CloudError>(|tx| {
             let vpc = resolve::vpc(tx, reference)?;
@@ -113,7 +114,7 @@ impl Cloud {
         Ok(vpc)
     }
 
-    /// Makes a subnet.
+    /// Creates a subnet.
     pub fn create_subnet(&mut self, spec: &SubnetSpec) -> Result<SubnetRecord, CloudError> {
         self.store.write(|tx| {
             let vpc = vpc_or_default(tx, spec.vpc.as_deref())?;
@@ -135,7 +136,7 @@ impl Cloud {
         })
     }
 
-    /// Says whether instances that are launched into a subnet from now on have a public address, if nothing else is said.
+    /// Sets whether instances launched into a subnet from now on get a public address by default.
     pub fn map_public_ip(&mut self, reference: &str, map_public_ip: bool) -> Result<SubnetRecord, CloudError> {
         self.store.write(|tx| {
             let subnet = SubnetRecord { map_public_ip, ..resolve::subnet(tx, reference)? };
@@ -144,7 +145,7 @@ impl Cloud {
         })
     }
 
-    /// Deletes a subnet that no instance is in.
+    /// Deletes a subnet without instances.
     pub fn delete_subnet(&mut self, reference: &str) -> Result<SubnetRecord, CloudError> {
         self.store.write(|tx| {
             let subnet = resolve::subnet(tx, reference)?;
@@ -156,14 +157,14 @@ impl Cloud {
         })
     }
 
-    /// How many addresses of each subnet are free, in their order.
+    /// Returns the number of free addresses of each subnet, in the given order.
     pub fn free_addresses(&mut self, subnets: &[SubnetRecord]) -> Result<Vec<usize>, CloudError> {
         let instances = self.all_instances()?;
         let taken = |subnet: &SubnetRecord| living(&instances).filter(|network| network.subnet_id == subnet.id).count();
         Ok(subnets.iter().map(|subnet| subnet.range().addresses().count().saturating_sub(taken(subnet))).collect())
     }
 
-    /// Removes the folders of VPCs that are no more, and what their routers have logged.
+    /// Removes the directories of deleted VPCs with the logs of their routers.
     pub(in crate::cloud) fn sweep_networks(&mut self) -> Result<(), CloudError> {
         let folder = self.home.networks();
         let entries = match fs::read_dir(&folder) {
@@ -182,7 +183,7 @@ impl Cloud {
     }
 }
 
-/// The VPC that was named, or the default one.
+/// Returns the named VPC, or the default one.
 pub(super) fn vpc_or_default(tx: &Transaction, reference: Option<&str>) -> Result<VpcRecord, CloudError> {
     match reference {
         Some(reference) => resolve::vpc(tx, reference),
@@ -190,7 +191,7 @@ pub(super) fn vpc_or_default(tx: &Transaction, reference: Option<&str>) -> Resul
     }
 }
 
-/// The default VPC.
+/// Returns the default VPC.
 pub(super) fn default_vpc(tx: &Transaction) -> Result<VpcRecord, CloudError> {
     tx.list::<VpcRecord>()?.into_iter().find(|vpc| vpc.is_default).ok_or_else(|| {
         let hint = "`wisp vpc create --default` makes one anew; `wisp subnet ls` lists other VPCs' subnets.";
@@ -198,20 +199,20 @@ pub(super) fn default_vpc(tx: &Transaction) -> Result<VpcRecord, CloudError> {
     })
 }
 
-/// The interfaces of the instances that are not gone.
+/// Iterates over the interfaces of instances that are not terminated.
 pub(super) fn living(instances: &[InstanceRecord]) -> impl Iterator<Item = &NetworkRecord> {
     let living = instances.iter().filter(|record| record.state != InstanceState::Terminated);
     living.filter_map(|record| record.network.as_ref())
 }
 
-/// An instance with such an interface, if there is one.
+/// Finds an instance with a matching interface.
 fn occupant(tx: &Transaction, is_in: impl Fn(&NetworkRecord) -> bool) -> Result<Option<InstanceRecord>, CloudError> {
     let mut instances: Vec<InstanceRecord> = tx.list()?;
     instances.retain(|record| record.state != InstanceState::Terminated);
     Ok(instances.into_iter().find(|record| record.network.as_ref().is_some_and(&is_in)))
 }
 
-/// The refusal to delete what something else needs.
+/// Returns the refusal to delete a resource that another one depends on.
 pub(super) fn depends(resource: &str, dependent: &str) -> CloudError {
     let what = match resource.split('-').next() {
         Some("vpc") => "The vpc",

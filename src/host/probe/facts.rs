@@ -38,7 +38,7 @@ pub struct Facts {
     pub vpc: VpcFacts,
     /// VPCs whose routers were killed while instances ran.
     pub killed_routers: Vec<Killed>,
-    /// Whether a public address's port below 1024, such as 22, can be bound.
+    /// The result of binding a public address's port below 1024, such as 22.
     pub low_ports: Result<(), Errno>,
     /// The version of the kernel's Landlock; 0 if it has none.
     pub landlock: u32,
@@ -254,11 +254,11 @@ impl User {
 /// The kernel's huge page mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HugePages {
-    /// Wherever possible.
+    /// Used wherever possible.
     Always,
-    /// Where a program requests them, as the VMM can.
+    /// Used only where a program requests them, as the VMM can.
     OnRequest,
-    /// Never.
+    /// Never used.
     Never,
 }
 
@@ -267,7 +267,7 @@ pub enum HugePages {
 pub struct HomeFacts {
     /// The path, which may not exist yet.
     pub path: PathBuf,
-    /// Whether the directory can be written or created.
+    /// The result of checking that the directory can be written or created.
     pub writable: Result<(), Errno>,
     /// Free space of its file system in MiB.
     pub free_mib: Option<u64>,
@@ -347,8 +347,7 @@ impl NamespaceSetting {
     }
 }
 
-/// Tries to make a table of the bridge family, in namespaces that end with the attempt. Returns false where that cannot be
-/// tried.
+/// Tries to create a table of the bridge family in temporary namespaces. Returns false if that cannot be tried.
 fn lacks_bridge_rules() -> bool {
     let mut command = Command::new("unshare");
     command.args(["--map-root-user", "--net", "--", "nft", "add table bridge wisp"]).stdin(Stdio::null());
@@ -364,7 +363,7 @@ fn lacks_bridge_rules() -> bool {
 /// landlock_create_ruleset(2) without attributes returns the version.
 fn landlock_version() -> u32 {
     const VERSION: libc::c_uint = 1;
-    // SAFETY: with this flag, the call takes no memory.
+    // SAFETY: with this flag, the call reads no memory.
     let version =
         unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0_usize, VERSION) };
     u32::try_from(version).unwrap_or(0)

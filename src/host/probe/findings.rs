@@ -210,7 +210,7 @@ fn space(free_mib: u64) -> Finding {
     }
 }
 
-/// The family's module, where it is one: it brings the family's own expressions, and a kernel that has it has the family.
+/// The module with the bridge family's expressions. A kernel with this module also has the family.
 const BRIDGE_MODULE: &str = "sudo modprobe nft_meta_bridge";
 
 fn vpc(facts: VpcFacts) -> Finding {

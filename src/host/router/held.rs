@@ -1,8 +1,8 @@
-//! The namespaces of a router that was killed: the keepers of its instances' monitors hold them, and by them a new one finds
-//! them.
+//! The namespaces of a killed router. The supervisors of its instances hold them open, so that the next router can
+//! enter them.
 //!
-//! A namespace's number is used again when it has gone, and VPCs may have the same addresses. So neither tells whose it is:
-//! that is told by the folder of the instance whose keeper holds it.
+//! The inode number of a deleted namespace is reused, and two VPCs may have the same addresses. Neither therefore
+//! identifies a VPC's namespace. The directory of the instance whose supervisor holds the namespace does.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -22,7 +22,8 @@ use crate::unix_socket::SocketPath;
 const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
 const NS_GET_USERNS: libc::Ioctl = 0xb701;
 
-/// The network namespace of a tap; none if the descriptor is no tap's, or the kernel does not tell.
+/// Returns the network namespace of a tap. Returns none if the descriptor is not a tap, or the kernel does not support
+/// the request.
 pub fn namespace_of(network: &OwnedFd) -> Option<OwnedFd> {
     let is_device = fstat(network).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice);
     if !is_device {
@@ -32,40 +33,41 @@ pub fn namespace_of(network: &OwnedFd) -> Option<OwnedFd> {
     told.inspect_err(|error| log::warn!("a router that is killed cannot come back: {error}")).ok()
 }
 
-/// The user namespace that a namespace belongs to.
+/// Returns the user namespace that owns a namespace.
 pub(super) fn owner_of(namespace: &OwnedFd) -> io::Result<OwnedFd> {
     descriptor_by(namespace, NS_GET_USERNS)
 }
 
 fn descriptor_by(fd: &OwnedFd, request: libc::Ioctl) -> io::Result<OwnedFd> {
-    // SAFETY: these requests have no argument.
+    // SAFETY: these requests take no argument.
     match unsafe { libc::ioctl(fd.as_raw_fd(), request) } {
         -1 => Err(io::Error::last_os_error()),
-        // SAFETY: the kernel has just opened it for this process, and nobody else has it.
+        // SAFETY: the kernel has just opened this descriptor, and nothing else owns it.
         new => Ok(unsafe { OwnedFd::from_raw_fd(new) }),
     }
 }
 
-/// Who of a VPC is there after its router was killed.
+/// The running instances of a VPC after its router was killed.
 #[derive(Debug, Default)]
 pub(super) struct Holders<'a> {
-    /// The network namespace that the router is to go on in, if one is held.
+    /// The network namespace for the next router, if one is held.
     pub namespace: Option<OwnedFd>,
-    /// Instances that run and are not in it.
+    /// Running instances that are not in this namespace.
     pub cut_off: Vec<&'a Interface>,
 }
 
-/// Looks for them. Of several namespaces, in which a VPC is whose router could once not come back, that which most are in.
+/// Finds the running instances and their namespace. A VPC may be spread over several namespaces if a router could not
+/// be replaced earlier. The namespace with the most instances is used then.
 pub(super) fn find(config: &RouterConfig) -> io::Result<Holders<'_>> {
     let by_folder: HashMap<&Path, &Interface> =
         config.interfaces.iter().map(|interface| (interface.folder.as_path(), interface)).collect();
-    // An instance has two processes, of which one holds it.
+    // An instance has two processes, one of which holds the namespace.
     let mut running: HashMap<&Path, Option<u64>> = HashMap::new();
     let mut namespaces: HashMap<u64, (OwnedFd, usize)> = HashMap::new();
     for process in processes(|folder| by_folder.contains_key(folder))? {
         let Some((folder, _)) = by_folder.get_key_value(process.folder.as_path()) else { continue };
         let of = running.entry(folder).or_default();
-        // A VMM that was taken over may offer any namespace; its supervisor holds the router's.
+        // A compromised VMM may offer any namespace, so only its supervisor's is used.
         if process.is_supervisor
             && let Some((number, namespace)) = held_by(process.pid.as_raw_nonzero().get())
         {
@@ -84,7 +86,8 @@ pub(super) fn find(config: &RouterConfig) -> io::Result<Holders<'_>> {
     Ok(Holders { namespace, cut_off })
 }
 
-/// The network namespace that a process has a descriptor of, and its number. Of one that may not be looked at, none.
+/// Returns the network namespace that a process has open, with its inode number. Returns none if the process cannot be
+/// inspected.
 fn held_by(pid: i32) -> Option<(u64, OwnedFd)> {
     fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten().find_map(|entry| {
         let link = fs::read_link(entry.path()).ok()?;
@@ -94,7 +97,7 @@ fn held_by(pid: i32) -> Option<(u64, OwnedFd)> {
     })
 }
 
-/// Whether somebody who listened at `socket` was killed. It does not wait for one who stands still.
+/// Returns true if the process that listened on `socket` was killed. Does not block if the listener is stopped.
 pub(super) fn is_deserted(socket: &Path) -> bool {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -122,7 +125,7 @@ mod tests {
     #[test]
     fn a_namespace_has_an_owner_and_a_file_has_none() {
         assert!(owner_of(&File::open("/dev/null").unwrap().into()).is_err());
-        // That of this process belongs to a namespace above, which it may not be told, or to its own.
+        // The namespace of this process is owned by its own user namespace, or by a parent that it cannot access.
         if let Ok(owner) = owner_of(&File::open("/proc/self/ns/net").unwrap().into()) {
             assert_ne!(fstat(owner).unwrap().st_ino, fs::metadata("/proc/self/ns/net").unwrap().ino());
         }

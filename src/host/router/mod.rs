@@ -1,12 +1,12 @@
-//! The router of a VPC: one process (`wisp router`) in a user and a network namespace of its own, which holds a bridge with
-//! a tap for each instance. Nothing of it is in the host's own namespace, and it needs no privilege.
+//! The router of a VPC: a process (`wisp router`) in its own user and network namespaces, with a bridge and a tap for
+//! each instance. It leaves the host's namespaces unchanged and needs no privileges.
 //!
-//! The bridge's ports are isolated from each other: everything is routed, and passes the rules that nftables holds. The way
-//! out is `pasta`, where it is installed. The router is started by who connects the first instance, and ends when the last
-//! instance's monitor has: with it go the bridge, the rules and the way out.
+//! The bridge's ports are isolated from each other, so all traffic is routed and passes the nftables rules. The uplink
+//! is `pasta`, if it is installed. The command that connects the first instance starts the router. The router exits
+//! when the last instance's VMM has exited. The bridge, the rules and the uplink disappear with it.
 //!
-//! One that is killed takes only the way out with it: the kernel goes on to pass what the rules let. The next router goes
-//! into the same namespaces, which the keepers of the instances' monitors hold for it.
+//! If a router is killed, only the uplink is lost: the kernel continues to forward what the rules allow. The next
+//! router enters the same namespaces, which the supervisors of the instances' VMMs hold open.
 
 mod held;
 mod namespace;
@@ -39,141 +39,143 @@ use crate::vmm::link::{Cidr, Filter, MacAddress};
 pub use held::namespace_of;
 pub use process::run;
 
-/// The programs that it cannot do without, and the packages that have them.
+/// The required programs with their packages.
 pub const PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("nft", "nftables")];
-/// The way out.
+/// The uplink's program.
 pub const WAY_OUT: &str = "pasta";
 
 const CONFIG: &str = "router.json";
 const SOCKET: &str = "router.sock";
 const LOCK: &str = "lock";
 const LOG: &str = "router.log";
-/// How long a router may take to answer.
+/// The maximum time that a router may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// The longest answer, and the longest request, in bytes.
+/// The maximum size of an answer and of a request in bytes.
 const ANSWER_LIMIT: u64 = 64 << 10;
 
-/// A VPC, as its router is to know it.
+/// The configuration of a VPC's router.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouterConfig {
-    /// The VPC's addresses.
+    /// The VPC's CIDR range.
     pub range: Cidr,
-    /// The router's own.
+    /// The router's address.
     pub router: Ipv4Addr,
-    /// Where instances ask for names: what they ask there goes to the host's own name server.
+    /// The name server's address. Queries are forwarded to the host's name server.
     pub dns: Ipv4Addr,
-    /// Bytes of the largest IP packet.
+    /// The MTU in bytes.
     pub mtu: u16,
     /// The instances.
     pub interfaces: Vec<Interface>,
 }
 
-/// An instance's interface.
+/// An instance's network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
-    /// Its address.
+    /// The IPv4 address.
     pub address: Ipv4Addr,
-    /// The instance's folder.
+    /// The instance's directory.
     pub folder: PathBuf,
-    /// Its Ethernet address.
+    /// The MAC address.
     pub mac: MacAddress,
-    /// What may be begun by it, and with it.
+    /// The security group rules.
     pub filter: Filter,
 }
 
-/// What a router is asked for.
+/// A request to the router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Request {
-    /// To go by its configuration as it is now.
+    /// Apply the current configuration.
     Apply,
-    /// That, and a tap for the interface with this address.
+    /// Apply the current configuration, and return a tap for the interface with this address.
     Attach(Ipv4Addr),
-    /// Whether there is a way out; answered when that is known.
+    /// Report whether there is an uplink, as soon as that is known.
     WayOut,
 }
 
-/// What it answers; a tap comes with the answer to [`Request::Attach`].
+/// The router's answer. A tap is attached to the answer to [`Request::Attach`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Answer {
-    /// It is done.
+    /// The request succeeded.
     Done,
-    /// There is a way out, or there is none.
+    /// True if there is an uplink.
     WayOut(bool),
-    /// It cannot be done.
+    /// The request failed.
     Failed(String),
 }
 
-/// Where a router is.
+/// The namespaces in which a router runs.
 #[derive(Debug)]
 pub enum Place {
-    /// In namespaces of its own, which it makes for the interface with this address.
+    /// New namespaces, created for the interface with this address.
     New(Ipv4Addr),
-    /// In the network namespace of one that was killed.
+    /// The network namespace of a killed router.
     Held(OwnedFd),
 }
 
-/// Why there is no router, or why it does not do what it is to.
+/// The reason why a router cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RouterError {
     /// A program is not installed.
     #[error("{0} is not installed; `sudo apt install {1}` does it")]
     Missing(&'static str, &'static str),
-    /// Taps cannot be made.
+    /// Taps cannot be created.
     #[error("/dev/net/tun cannot be opened ({0}); `sudo chmod 0666 /dev/net/tun`, its usual mode, allows it")]
     Tun(#[source] io::Error),
-    /// The kernel gives this user no namespaces.
+    /// The kernel does not allow this user namespaces.
     #[error("{} forbids the namespaces that a network's router is in; `{}` allows them", .0.name, .0.mend())]
     Forbidden(NamespaceSetting),
-    /// It could not be started, or does not answer.
+    /// The router cannot be started, or does not answer.
     #[error("the network's router cannot be used: {0}")]
     Io(#[from] io::Error),
-    /// Its process ended before it answered.
+    /// The router exited before it answered.
     #[error("the network's router ended before it answered; {} may tell why", .0.display())]
     Ended(PathBuf),
-    /// It says why not.
+    /// The router refused the request.
     #[error("the network's router says: {0}")]
     Refused(String),
 }
 
-/// The folder of a VPC's router, locked: one command at a time tells it what to go by.
+/// The locked directory of a VPC's router. The lock serializes commands that configure the router.
 #[derive(Debug)]
 pub struct Router {
     folder: PathBuf,
     _lock: File,
 }
 
-/// What came of connecting an instance.
+/// The result of connecting an instance.
 #[derive(Debug)]
 pub struct Attached {
-    /// Its tap: the device's end.
+    /// The tap.
     pub tap: OwnedFd,
-    /// What became of others, if their router had been killed.
+    /// The state of the other instances, if their router had been killed.
     pub revival: Option<Revival>,
 }
 
-/// What became of a VPC whose router was killed. Instances are named as their folders are.
+/// The state of a VPC after its router was killed. Instances are identified by the names of their directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revival {
-    /// Where another router has gone on in its place, whether there is a way out. None where no instance has kept its place.
+    /// Set if a new router replaced the killed one; true if it has an uplink. None if no instance held the router's
+    /// namespaces.
     pub came_back: Option<bool>,
-    /// Instances that reach nobody until they are stopped and started.
+    /// Instances without a network until they are stopped and started.
     pub cut_off: Vec<String>,
 }
 
 /// A VPC whose router was killed while instances ran.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Killed {
-    /// The VPC, as its router's folder is named.
+    /// The VPC: the name of its router's directory.
     pub vpc: String,
-    /// Whether the next router can take its place.
+    /// True if a new router can replace the killed one.
     pub can_come_back: bool,
-    /// Instances that it cannot be for.
+    /// Instances whose network a new router cannot restore.
     pub cut_off: Vec<String>,
 }
 
-/// The VPCs in `networks`, which has a folder for each, whose routers were killed while instances ran. Nothing is changed.
+/// Returns the VPCs whose routers were killed while instances ran. `networks` has a directory for each VPC. Changes
+/// nothing.
 pub fn killed(networks: &Path) -> Vec<Killed> {
     let judge = |folder: &Path| {
         let vpc = folder.file_name()?.to_str()?.to_string();
@@ -188,7 +190,7 @@ pub fn killed(networks: &Path) -> Vec<Killed> {
     all
 }
 
-/// Whether the router of the folder was killed: one that ends in order removes its socket.
+/// Returns true if the router of the directory was killed. A router that exits normally removes its socket.
 pub fn is_killed(folder: &Path) -> bool {
     held::is_deserted(&folder.join(SOCKET))
 }
@@ -198,7 +200,7 @@ fn names(interfaces: &[&Interface]) -> Vec<String> {
     interfaces.iter().filter_map(name).collect()
 }
 
-/// Whether this host can have routers.
+/// Checks that this host can run routers.
 pub fn check() -> Result<(), RouterError> {
     for (program, package) in PROGRAMS {
         if !probe::is_installed(program) {
@@ -210,13 +212,13 @@ pub fn check() -> Result<(), RouterError> {
 }
 
 impl Router {
-    /// Waits for the lock of the router in `folder`, which exists.
+    /// Waits for the lock of the router in `folder`, which must exist.
     pub fn lock(folder: &Path) -> Result<Router, RouterError> {
         Ok(Router { folder: folder.to_path_buf(), _lock: lock_file(&folder.join(LOCK))? })
     }
 
-    /// Has it go by `config`. One that has ended needs to know nothing; one that was killed comes back, if an instance holds
-    /// its place.
+    /// Writes `config` and applies it if the router runs. A router that has exited is not started. A killed router is
+    /// replaced if an instance holds its namespaces.
     pub fn apply(&self, config: &RouterConfig) -> Result<Option<Revival>, RouterError> {
         self.write(config)?;
         let (stream, killed) = match connect(&self.folder) {
@@ -230,7 +232,7 @@ impl Router {
         killed.map(|cut_off| Ok(Revival { came_back: Some(has_way_out(&self.folder)?), cut_off })).transpose()
     }
 
-    /// Has it go by `config`, and connects the interface with `address`; starts it if it does not run.
+    /// Applies `config` and connects the interface with `address`. Starts the router if it does not run.
     pub fn attach(&self, config: &RouterConfig, address: Ipv4Addr) -> Result<Attached, RouterError> {
         self.write(config)?;
         let (stream, killed) = match connect(&self.folder) {
@@ -251,8 +253,8 @@ impl Router {
         Ok(Attached { tap, revival: killed.map(revived).transpose()? })
     }
 
-    /// The network namespace of one that does not run, as `absent` says, and the instances that run outside it. One that
-    /// ended had no instances.
+    /// Returns the network namespace of a router that does not run, and the running instances outside it. `absent` is
+    /// the error of connecting to the router: a router that exited normally had no instances.
     fn find(&self, config: &RouterConfig, absent: &io::Error) -> io::Result<(Option<OwnedFd>, Vec<String>)> {
         if absent.kind() == io::ErrorKind::NotFound {
             return Ok((None, Vec::new()));
@@ -265,7 +267,8 @@ impl Router {
         write_private(&self.folder.join(CONFIG), &serde_json::to_vec_pretty(config)?)
     }
 
-    /// Starts it. It is listened for before it runs, so that it can be connected to at once.
+    /// Starts the router and connects to it. The socket listens before the router runs, so the connection succeeds at
+    /// once.
     fn start(&self, place: Place) -> Result<UnixStream, RouterError> {
         check()?;
         Ok(self.spawn(place).and_then(|()| connect(&self.folder))?)
@@ -294,8 +297,8 @@ impl Router {
             }
         };
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        // SAFETY: between fork and exec, only fcntl and setsid are called, which are async-signal-safe; the descriptors are
-        // open until the child has started.
+        // SAFETY: between fork and exec, only fcntl and setsid are called, which are async-signal-safe. The descriptors
+        // are open until the child has started.
         unsafe {
             command.pre_exec(move || {
                 keep_open(&listener)?;
@@ -305,14 +308,14 @@ impl Router {
             });
         }
         let mut child = command.spawn()?;
-        // It outlives a command that only starts an instance; one that stays has to take note of its end.
+        // The router outlives a command that only starts an instance. A longer-running command must reap it.
         std::thread::spawn(move || child.wait());
         Ok(())
     }
 }
 
-/// Whether there is a way out of the VPC whose router in `folder` runs; waits until that is known, some hundredths of a second
-/// after it was started.
+/// Returns true if the VPC of the running router in `folder` has an uplink. Waits until that is known, some tens of
+/// milliseconds after the router's start.
 pub fn has_way_out(folder: &Path) -> Result<bool, RouterError> {
     match ask(folder, &connect(folder)?, Request::WayOut)? {
         (Answer::WayOut(is_there), _) => Ok(is_there),
@@ -327,12 +330,12 @@ fn connect(folder: &Path) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-/// Whether nobody listens.
+/// Returns true if the error means that no process listens.
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-/// Asks the router in `folder` for something; returns the answer, and the descriptor that came with it.
+/// Sends a request to the router in `folder`. Returns the answer and the descriptor attached to it.
 fn ask(folder: &Path, stream: &UnixStream, request: Request) -> Result<(Answer, Option<OwnedFd>), RouterError> {
     let ended = || RouterError::Ended(folder.join(LOG));
     let (text, fd) = exchange(stream, request).map_err(|error| match error.kind() {
@@ -351,7 +354,7 @@ fn ask(folder: &Path, stream: &UnixStream, request: Request) -> Result<(Answer, 
     }
 }
 
-/// Sends a request and reads to the end of the answer, which is empty if the router has ended.
+/// Sends a request and reads the whole answer, which is empty if the router has exited.
 fn exchange(stream: &UnixStream, request: Request) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let mut line = serde_json::to_vec(&request)?;
     line.push(b'\n');

@@ -1,4 +1,4 @@
-//! The router's namespaces, and what is in them.
+//! The router's namespaces and the interfaces in them.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -17,13 +17,13 @@ use super::{Interface, RouterConfig, WAY_OUT};
 use crate::host::environment;
 use crate::vmm::link::{GATEWAY_MAC, MacAddress};
 
-/// The bridge that instances' taps are ports of.
+/// The name of the bridge, whose ports are the instances' taps.
 pub(super) const BRIDGE: &str = "wisp0";
-/// The way out.
+/// The name of the uplink interface.
 pub(super) const OUT: &str = "out0";
-/// What instances' taps are called.
+/// The prefix of the taps' names.
 pub(super) const TAPS: &str = "tap";
-/// The addresses of the way out: the router's end, and the other.
+/// The addresses of the uplink: the router's, and its gateway's.
 const OUT_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
 const OUT_ROUTER: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const OUT_PREFIX: u8 = 30;
@@ -34,12 +34,12 @@ const IFF_TAP: libc::c_short = 0x0002;
 const IFF_NO_PI: libc::c_short = 0x1000;
 const IFF_VNET_HDR: libc::c_short = 0x4000;
 
-/// The device that makes taps.
+/// Opens the device that creates taps.
 pub(super) fn open_tun() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open("/dev/net/tun")
 }
 
-/// A way out that waits, outside, for the namespaces to be.
+/// Starts the uplink's process, which waits on its standard input until the namespaces exist.
 pub(super) fn prepare_way_out(folder: &Path, config: &RouterConfig) -> io::Result<Child> {
     let own = getpid().as_raw_nonzero();
     let is_root = geteuid().is_root();
@@ -64,40 +64,40 @@ pub(super) fn prepare_way_out(folder: &Path, config: &RouterConfig) -> io::Resul
     command.spawn()
 }
 
-/// Moves this process, which has one thread, into a user and a network namespace of its own.
+/// Moves this process into new user and network namespaces. The process must have one thread.
 pub(super) fn enter() -> io::Result<()> {
     let (user, group) = (geteuid().as_raw(), getegid().as_raw());
-    // SAFETY: no descriptor table is unshared, and there is one thread: nobody else relies on the namespaces.
+    // SAFETY: no descriptor table is unshared, and no other thread relies on the namespaces.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNET)? };
     std::fs::write("/proc/self/setgroups", "deny")?;
     std::fs::write("/proc/self/uid_map", format!("0 {user} 1"))?;
     std::fs::write("/proc/self/gid_map", format!("0 {group} 1"))
 }
 
-/// Moves this process, which has one thread, into a network namespace that is there, and the user namespace that it belongs
-/// to: who has made that has all capabilities in it.
+/// Moves this process into an existing network namespace and the user namespace that owns it, where the creator has
+/// all capabilities. The process must have one thread.
 pub(super) fn enter_again(network: &OwnedFd) -> io::Result<()> {
     let user = owner_of(network)?;
     move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User))?;
     Ok(move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
-/// Whether a network namespace is what [`furnish`] made of it.
+/// Returns true if [`furnish`] has set up this network namespace for `config`.
 pub(super) fn is_furnished(network: &OwnedFd, config: &RouterConfig) -> bool {
     let mut command = program("ip");
     command.args(["-oneline", "-family", "inet", "address", "show", "dev", BRIDGE]);
     command.stdin(Stdio::null()).stderr(Stdio::null());
     let Ok(network) = network.try_clone() else { return false };
-    // SAFETY: ioctl and setns are async-signal-safe, and what is done besides allocates nothing.
+    // SAFETY: ioctl and setns are async-signal-safe, and nothing else here allocates.
     unsafe { command.pre_exec(move || enter_again(&network)) };
     let address = format!(" {}/32 ", config.router);
     command.output().is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(&address))
 }
 
-/// Makes the bridge, connects the tap of the first interface, and turns routing on.
+/// Creates the bridge, connects the first interface's tap and enables IP forwarding.
 pub(super) fn furnish(config: &RouterConfig, first: &Interface, tap: Tap) -> io::Result<OwnedFd> {
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
-    // The links carry IPv4; a kernel may have nothing else.
+    // The links carry IPv4 only. A kernel without IPv6 does not have this file.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
     let RouterConfig { range, router, mtu, .. } = config;
     ip(&format!(
@@ -112,7 +112,7 @@ route add {range} dev {BRIDGE}
     tap.enter_in_bridge(first)
 }
 
-/// Removes what is left of the way out of a router that was killed. It may be about to go by itself.
+/// Removes the uplink interface of a killed router, which may also disappear by itself.
 pub(super) fn remove_way_out() -> io::Result<()> {
     match has_way_out()? {
         true => ip(&format!("link delete {OUT}\n")).or_else(|error| if has_way_out()? { Err(error) } else { Ok(()) }),
@@ -120,14 +120,14 @@ pub(super) fn remove_way_out() -> io::Result<()> {
     }
 }
 
-/// Whether the interface of the way out is there.
+/// Returns true if the uplink interface exists.
 pub(super) fn has_way_out() -> io::Result<bool> {
     let name = CString::new(OUT)?;
-    // SAFETY: the name is a string that ends with zero.
+    // SAFETY: the name is NUL-terminated.
     Ok(unsafe { libc::if_nametoindex(name.as_ptr()) } != 0)
 }
 
-/// Sets the way out, whose interface is there.
+/// Configures the existing uplink interface.
 pub(super) fn furnish_way_out(config: &RouterConfig) -> io::Result<()> {
     ip(&format!(
         "address replace {OUT_ADDRESS}/{OUT_PREFIX} dev {OUT}
@@ -140,7 +140,7 @@ route replace {dns}/32 via {OUT_ROUTER} dev {OUT}
     ))
 }
 
-/// Connects an instance's tap, which is there for as long as its descriptor is open somewhere.
+/// Connects an instance's tap, which exists as long as a descriptor of it is open.
 pub(super) fn connect(config: &RouterConfig, interface: &Interface, tap: Tap) -> io::Result<OwnedFd> {
     ip(&tap.lines(config, interface))?;
     tap.enter_in_bridge(interface)
@@ -155,7 +155,8 @@ pub(super) struct Port {
     pub address: Ipv4Addr,
 }
 
-/// The bridge's ports, as an earlier router connected them: the bridge has each instance's Ethernet address.
+/// Returns the bridge's ports as an earlier router connected them. The bridge's forwarding table has each instance's
+/// MAC address.
 pub(super) fn connected_ports(config: &RouterConfig) -> io::Result<Vec<Port>> {
     let mut command = program("bridge");
     let output = command.args(["fdb", "show", "br", BRIDGE]).stdin(Stdio::null()).output()?;
@@ -178,30 +179,30 @@ fn ports_in(entries: &str, config: &RouterConfig) -> Vec<Port> {
     entries.lines().filter_map(port).collect()
 }
 
-/// The names of the taps in this namespace.
+/// Returns the names of the taps in this namespace.
 pub(super) fn tap_names() -> io::Result<Vec<String>> {
-    // SAFETY: without an argument; the list is freed below.
+    // SAFETY: the call has no arguments, and the list is freed below.
     let list = unsafe { libc::if_nameindex() };
     if list.is_null() {
         return Err(io::Error::last_os_error());
     }
     let mut names = Vec::new();
     for index in 0.. {
-        // SAFETY: the list goes on to the entry without a name, and nothing behind that is looked at.
+        // SAFETY: the list ends with an entry without a name, and nothing after it is read.
         let name = unsafe { (*list.add(index)).if_name };
         if name.is_null() {
             break;
         }
-        // SAFETY: the entry's name is a string that ends with zero.
+        // SAFETY: the entry's name is NUL-terminated.
         let name = unsafe { std::ffi::CStr::from_ptr(name) };
         names.extend(name.to_str().ok().filter(|name| name.starts_with(TAPS)).map(str::to_string));
     }
-    // SAFETY: it is the list from above, freed once.
+    // SAFETY: this is the list from above, and it is freed only once.
     unsafe { libc::if_freenameindex(list) };
     Ok(names)
 }
 
-/// A tap that is to be connected.
+/// A tap that is not connected yet.
 #[derive(Debug)]
 pub(super) struct Tap {
     name: String,
@@ -211,7 +212,7 @@ pub(super) struct Tap {
 impl Tap {
     pub(super) fn new() -> io::Result<Tap> {
         let file = open_tun()?;
-        // SAFETY: an interface request of zeros is a valid one.
+        // SAFETY: an all-zero interface request is valid.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         for (target, byte) in request.ifr_name.iter_mut().zip(format!("{TAPS}%d").bytes()) {
             *target = byte as libc::c_char;
@@ -225,12 +226,12 @@ impl Tap {
         Ok(Tap { name: letters.take_while(|letter| *letter != '\0').collect(), file })
     }
 
-    /// The port that it will be.
+    /// Returns the port that this tap becomes when it is connected.
     pub(super) fn port(&self, interface: &Interface) -> Port {
         Port { tap: self.name.clone(), mac: interface.mac, address: interface.address }
     }
 
-    /// What `ip` is told of it: a port of the bridge, for one interface only.
+    /// Returns the `ip` commands that make the tap a bridge port of one interface.
     fn lines(&self, config: &RouterConfig, interface: &Interface) -> String {
         let (Tap { name, .. }, Interface { address, mac, .. }, mtu) = (self, interface, config.mtu);
         format!(
@@ -241,7 +242,8 @@ neighbour replace {address} lladdr {mac} nud permanent dev {BRIDGE}
         )
     }
 
-    /// The last of it: the bridge, which learns nothing, is told who is there.
+    /// Enters the instance's MAC address in the bridge's forwarding table, because the bridge does not learn
+    /// addresses. Returns the tap.
     fn enter_in_bridge(self, interface: &Interface) -> io::Result<OwnedFd> {
         let line = format!("fdb replace {} dev {} master static\n", interface.mac, self.name);
         feed("bridge", &["-batch", "-"], &line)?;
@@ -249,11 +251,11 @@ neighbour replace {address} lladdr {mac} nud permanent dev {BRIDGE}
     }
 }
 
-/// The kernel's part in a VPC's rules.
+/// The kernel features that the rules require.
 const KERNEL_NEEDS: &str = "a VPC needs nftables with the families inet and bridge (CONFIG_NF_TABLES_INET and \
                             CONFIG_NF_TABLES_BRIDGE of the kernel)";
 
-/// Has nftables go by `rules`.
+/// Applies `rules` with nftables.
 pub(super) fn set_rules(rules: &str) -> io::Result<()> {
     const UNSUPPORTED: &str = "Operation not supported";
     feed("nft", &["-f", "-"], rules).map_err(|error| match error.to_string() {
@@ -266,7 +268,7 @@ fn ip(lines: &str) -> io::Result<()> {
     feed("ip", &["-batch", "-"], lines)
 }
 
-/// A program that may be where only root's path leads.
+/// Returns a command whose program may be installed only in root's path.
 fn program(name: &str) -> Command {
     let mut command = Command::new(name);
     environment::restrict(&mut command);
@@ -275,13 +277,13 @@ fn program(name: &str) -> Command {
     command
 }
 
-/// Runs a program with `input`; the error has what it says.
+/// Runs a program with `input`. The error contains its standard error.
 fn feed(program: &str, args: &[&str], input: &str) -> io::Result<()> {
     let mut command = self::program(program);
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
     let mut stdin = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
-    // One that does not read on says why below.
+    // A program that stops reading reports the reason below.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
     let output = child.wait_with_output()?;

@@ -1,4 +1,4 @@
-//! The router's process.
+//! The event loop of the router process.
 
 use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -23,38 +23,40 @@ use super::{ANSWER_LIMIT, Answer, CONFIG, Interface, LOCK, Place, Request, Route
 use crate::host::home::try_lock_file;
 use crate::host::probe;
 
-/// `RTMGRP_LINK` (`linux/rtnetlink.h`): interfaces that come and go.
+/// `RTMGRP_LINK` (`linux/rtnetlink.h`): notifications about added and removed interfaces.
 const LINK_GROUP: u32 = 1;
-/// How long a client may take to say what it wants.
+/// The time that a client may take to send its request.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the way out may take to be there.
+/// The maximum time until the uplink interface exists.
 const WAY_OUT_TIMEOUT: Duration = Duration::from_secs(10);
-/// When one looks again whether its way out has ended before it was there, of which no interface tells.
+/// The interval at which the router checks whether the uplink's process has exited before its interface existed. No
+/// netlink notification reports this.
 const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-/// When one that has nothing left to do looks again whether somebody is about to come.
+/// The interval at which an idle router checks whether a client is about to connect.
 const AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// The router, in its namespaces.
+/// The running router, in its namespaces.
 #[derive(Debug)]
 struct Running<'a> {
     folder: &'a Path,
-    /// Tells of interfaces that come and go.
+    /// The netlink socket for interface notifications.
     links: OwnedFd,
-    /// The way out, if there is one.
+    /// The uplink's process.
     way_out: Option<Child>,
-    /// Until when its interface may be there at the latest, while it is not: no instance waits for that.
+    /// The deadline for the uplink interface while it does not exist. Instances do not wait for it.
     awaited: Option<Instant>,
-    /// Who wants to know what comes of that.
+    /// Clients that wait for the state of the uplink.
     askers: Vec<UnixStream>,
-    /// The rules in force: the instances of one launch come one by one, and are in the rules from the first on.
+    /// The rules in force. The instances of one launch connect one after another, but the rules contain all of them
+    /// from the start.
     rules: String,
-    /// The ports that the bridge's table lets send.
+    /// The ports that the bridge's table allows to send.
     ports: Vec<Port>,
-    /// The tap of the interface that the router was started for, until somebody has asked for one.
+    /// The tap of the interface for which the router was started, until a client requests it.
     first: Option<(Interface, OwnedFd)>,
 }
 
-/// Runs the router of the VPC in `folder` until its last instance has gone.
+/// Runs the router of the VPC in `folder` until its last instance has stopped.
 pub fn run(folder: &Path, listener: OwnedFd, place: Place) -> io::Result<()> {
     let listener = UnixListener::from(listener);
     listener.set_nonblocking(true)?;
@@ -67,7 +69,7 @@ pub fn run(folder: &Path, listener: OwnedFd, place: Place) -> io::Result<()> {
     result
 }
 
-/// Tells the client that started the router why there is none.
+/// Reports to the client that started the router why it failed.
 fn refuse_first(listener: &UnixListener, why: &io::Error) -> io::Result<()> {
     let timeout = Timespec { tv_sec: CLIENT_TIMEOUT.as_secs() as i64, tv_nsec: 0 };
     poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&timeout))?;
@@ -97,7 +99,8 @@ fn set_up(folder: &Path, place: Place) -> io::Result<Running<'_>> {
         Place::Held(_) => {
             namespace::remove_way_out()?;
             let ports = namespace::connected_ports(&config)?;
-            // The rules of before may let pass what no group does any more: they are replaced before there is a way out.
+            // The previous rules may allow traffic that no security group allows any more, so they are replaced before
+            // there is an uplink.
             namespace::set_rules(&format!("{rules}{}", rules::render_ports(&ports)))?;
             (ports, None)
         }
@@ -112,8 +115,8 @@ fn set_up(folder: &Path, place: Place) -> io::Result<Running<'_>> {
     Ok(Running { folder, links, way_out, awaited: None, askers: Vec::new(), rules, ports, first })
 }
 
-/// Sets `rules` while a tap is connected. Each is programs that take milliseconds, and neither needs the other: nobody has the
-/// tap before there are rules.
+/// Applies `rules` while a tap is connected. Both run programs that take milliseconds, and they are independent. No
+/// client has the tap before the rules are in force.
 fn set_beside(rules: &str, connect: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
     thread::scope(|scope| {
         let set = scope.spawn(|| namespace::set_rules(rules));
@@ -126,7 +129,7 @@ fn set_beside(rules: &str, connect: impl FnOnce() -> io::Result<OwnedFd>) -> io:
 impl Running<'_> {
     fn serve(mut self, listener: &UnixListener) -> io::Result<()> {
         let mut was_asked = false;
-        // Whoever started it has the lock until there is an instance, or goes without.
+        // The process that started the router holds the lock until an instance is connected, or gives up.
         let mut wants_end = true;
         loop {
             let fds = &mut [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.links, PollFlags::IN)];
@@ -153,7 +156,7 @@ impl Running<'_> {
                 }
                 continue;
             }
-            // Who has the lock is about to ask for something.
+            // A process that holds the lock is about to send a request.
             if let Some(_lock) = try_lock_file(&self.folder.join(LOCK))?
                 && self.is_alone()?
             {
@@ -167,12 +170,12 @@ impl Running<'_> {
         }
     }
 
-    /// Whether no instance is connected.
+    /// Returns true if no instance is connected.
     fn is_alone(&self) -> io::Result<bool> {
         Ok(namespace::tap_names()?.len() == usize::from(self.first.is_some()))
     }
 
-    /// Removes the rules of taps that are gone.
+    /// Removes the rules of taps that no longer exist.
     fn forget_ports(&mut self) -> io::Result<()> {
         let names = namespace::tap_names()?;
         let left: Vec<Port> = self.ports.iter().filter(|port| names.contains(&port.tap)).cloned().collect();
@@ -189,7 +192,7 @@ impl Running<'_> {
         stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
         let mut line = String::new();
         if BufReader::new((&stream).take(ANSWER_LIMIT)).read_line(&mut line)? == 0 {
-            // It wanted to know whether anybody is here.
+            // The client only checked that the router is running.
             return Ok(());
         }
         let done = match serde_json::from_str(&line) {
@@ -209,7 +212,7 @@ impl Running<'_> {
         send(&stream, &answer, tap)
     }
 
-    /// Goes by the configuration as it is now.
+    /// Reads the configuration and applies its rules.
     fn apply(&mut self) -> io::Result<RouterConfig> {
         let config = read_config(self.folder)?;
         let rules = rules::render(&config);
@@ -223,7 +226,7 @@ impl Running<'_> {
     fn attach(&mut self, address: Ipv4Addr) -> io::Result<OwnedFd> {
         let config = self.apply()?;
         let interface = find(&config, address)?;
-        // If whoever started this router did not come, another instance may have the address meanwhile.
+        // If the process that started this router gave up, another instance may have the address now.
         match self.first.take() {
             Some((first, tap)) if (first.address, first.mac) == (address, interface.mac) => Ok(tap),
             _ => self.add_tap(&config, interface),
@@ -233,7 +236,7 @@ impl Running<'_> {
     fn add_tap(&mut self, config: &RouterConfig, interface: &Interface) -> io::Result<OwnedFd> {
         let tap = Tap::new()?;
         let port = tap.port(interface);
-        // The tap's name may be that of one which is gone.
+        // The tap's name may be that of a removed tap.
         let mut ports: Vec<Port> = self.ports.iter().filter(|other| other.tap != port.tap).cloned().collect();
         ports.push(port);
         let tap = set_beside(&rules::render_ports(&ports), || namespace::connect(config, interface, tap))?;
@@ -241,21 +244,22 @@ impl Running<'_> {
         Ok(tap)
     }
 
-    /// Has the way out, which waits for that, go on: who was first here has been served, without it taking any CPU meanwhile.
+    /// Lets the waiting uplink process continue. It waits so that it does not compete for the CPU while the first
+    /// instance is connected.
     fn let_way_out_go(&mut self) {
         if let Some(mut stdin) = self.way_out.as_mut().and_then(|child| child.stdin.take()) {
-            // That it has ended is seen soon enough.
+            // If the process has exited, this is detected later.
             let _ = stdin.write_all(b"\n");
             self.awaited = Some(Instant::now() + WAY_OUT_TIMEOUT);
         }
     }
 
-    /// Whether there is a way out.
+    /// Returns true if the uplink's process runs.
     fn has_way_out(&mut self) -> bool {
         self.way_out.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// Sets the interface of the way out, if that has come.
+    /// Configures the uplink interface once it exists.
     fn look_for_way_out(&mut self) {
         let (Some(deadline), Some(child)) = (self.awaited, &mut self.way_out) else { return };
         let come = match namespace::has_way_out() {
@@ -271,7 +275,7 @@ impl Running<'_> {
         self.awaited = None;
         if let Err(error) = come {
             log::warn!("there is no way out: {error}");
-            // It may have ended by itself.
+            // The process may have exited by itself.
             let _ = child.kill();
             let _ = child.wait();
             self.way_out = None;
@@ -285,7 +289,7 @@ impl Running<'_> {
     }
 }
 
-/// Sends an answer, and a tap with it.
+/// Sends an answer, with a tap if there is one.
 fn send(stream: &UnixStream, answer: &Answer, tap: Option<OwnedFd>) -> io::Result<()> {
     let text = serde_json::to_vec(answer)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -307,7 +311,7 @@ pub(super) fn read_config(folder: &Path) -> io::Result<RouterConfig> {
     Ok(serde_json::from_slice(&std::fs::read(folder.join(CONFIG))?)?)
 }
 
-/// Reads what interfaces did, which is looked up elsewhere.
+/// Discards interface notifications. The state of interfaces is queried elsewhere.
 fn drain(links: &OwnedFd) {
     let mut buffer = [0; 16 << 10];
     while rustix::io::read(links, &mut buffer[..]).is_ok_and(|count| count > 0) {}

@@ -48,9 +48,9 @@ pub(super) fn render(config: &RouterConfig) -> String {
     text
 }
 
-/// The bridge's table, put in the place of the one before at once: from each port, IPv4 from its instance's own addresses and
-/// nothing else. The VMM answers ARP and DHCP itself, so that an instance has nothing else to send. The tables of security
-/// groups can therefore trust a packet's source address.
+/// Renders the bridge's table, which atomically replaces the previous one. Each port may send only IPv4 packets from
+/// its instance's own MAC and IP addresses. The VMM itself answers ARP and DHCP, so an instance has nothing else to
+/// send. The security groups' rules can therefore trust a packet's source address.
 pub(super) fn render_ports(ports: &[Port]) -> String {
     let element = |Port { tap, mac, address }: &Port| format!("\"{tap}\" . {mac} . {address}");
     let elements: Vec<String> = ports.iter().map(element).collect();

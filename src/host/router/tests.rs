@@ -1,6 +1,6 @@
-//! The kernel's side of a VPC: taps as VMMs have them, and frames that a VMM which was taken over writes to one.
+//! Tests of a VPC in the kernel: taps as VMMs use them, and frames that a compromised VMM writes to its tap.
 //!
-//! Each of these tests runs in a user and a network namespace of its own. The last test is of a router that has ended.
+//! Each test runs in new user and network namespaces, except the last one.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -14,14 +14,14 @@ use super::namespace::{self, Port, Tap};
 use super::*;
 use crate::vmm::link::{FilterProtocol, FilterRule, GATEWAY_MAC};
 
-/// Set in the process that is in the namespaces.
+/// Set in the process that runs in the namespaces.
 const INSIDE: &str = "WISP_TEST_ROUTER";
 const DEADLINE: Duration = Duration::from_secs(20);
-/// Bytes of the header that a tap's frames begin with (`IFF_VNET_HDR`).
+/// The size in bytes of the header before each of a tap's frames (`IFF_VNET_HDR`).
 const VNET_HEADER: usize = 10;
 const ROUTER: [u8; 4] = [172, 31, 0, 1];
 
-/// Whether this process is in namespaces of its own. If not, runs the test `name` in some.
+/// Returns true if this process runs in new namespaces. Otherwise runs the test `name` in such a process.
 fn is_inside(name: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
@@ -34,7 +34,7 @@ fn is_inside(name: &str) -> bool {
     false
 }
 
-/// Instances 4, 5 and 6, which may begin everything with each other.
+/// Returns a VPC with the instances 4, 5 and 6, whose rules allow all traffic between them.
 fn config() -> RouterConfig {
     let all = || vec![FilterRule { protocol: FilterProtocol::All, peers: vec!["0.0.0.0/0".parse().unwrap()] }];
     let interface = |number: u8| Interface {
@@ -60,7 +60,7 @@ fn address(number: u8) -> [u8; 4] {
     [172, 31, 0, number]
 }
 
-/// A network with three taps, in the order of the instances.
+/// Creates a network with three taps, in the order of the instances.
 fn network(config: &RouterConfig) -> (Vec<Port>, Vec<OwnedFd>) {
     let (mut ports, mut taps) = (Vec::new(), Vec::new());
     namespace::set_rules(&rules::render(config)).unwrap();
@@ -80,7 +80,7 @@ fn ethernet(source: [u8; 6], rest: &[&[u8]]) -> Vec<u8> {
     [&[0; VNET_HEADER][..], &GATEWAY_MAC.0, &source, &rest.concat()].concat()
 }
 
-/// A UDP packet, as an instance sends it to another through the router.
+/// Returns a UDP packet as an instance sends it to another through the router.
 fn packet(source_mac: [u8; 6], source: [u8; 4], destination: [u8; 4], text: &[u8]) -> Vec<u8> {
     ethernet(source_mac, &[&[8, 0], &ip(source, destination, text)])
 }
@@ -103,7 +103,7 @@ fn write(tap: &OwnedFd, frame: &[u8]) {
     File::from(tap.try_clone().unwrap()).write_all(frame).unwrap();
 }
 
-/// The texts of packets that a tap gets, up to the one that says `last`.
+/// Returns the payloads of the packets that a tap receives, up to the payload `last`.
 fn texts(tap: &OwnedFd, last: &[u8]) -> Vec<Vec<u8>> {
     let (mut texts, deadline) = (Vec::new(), Instant::now() + DEADLINE);
     let mut file = File::from(tap.try_clone().unwrap());
@@ -131,7 +131,7 @@ fn spoofed_frames_are_dropped_at_the_port() {
     assert_eq!(texts(to, b"first"), [b"first"]);
 
     let arp: &[&[u8]] = &[&[8, 6, 0, 1, 8, 0, 6, 4, 0, 2], &mac(4), &address(6), &mac(6), &address(6)];
-    // A priority tag: the kernel takes it off and routes the packet.
+    // A priority tag, which the kernel would remove before routing the packet.
     let tagged: &[&[u8]] = &[&[0x81, 0, 0, 0, 8, 0], &ip(address(5), address(6), b"tagged")];
     for spoofed in [
         packet(mac(4), address(5), address(6), b"address"),
@@ -149,7 +149,7 @@ fn spoofed_frames_are_dropped_at_the_port() {
     write(from, &packet(mac(4), address(4), address(6), b"last"));
     assert_eq!(texts(to, b"last"), [b"last"]);
 
-    // What is restored after the router was killed is what there was.
+    // The state that a new router restores after a kill is the same as before.
     let mut connected = namespace::connected_ports(&config).unwrap();
     connected.sort_by(|one, other| one.tap.cmp(&other.tap));
     assert_eq!(connected, ports);
@@ -172,7 +172,7 @@ fn tap_without_rules_sends_nothing() {
     write(&taps[1], &packet(mac(5), address(5), address(6), b"bound"));
     assert_eq!(texts(&taps[2], b"bound"), [b"bound"]);
 
-    // The tap goes with its descriptor, and its name is free.
+    // The tap disappears with its descriptor, and its name is free again.
     assert!(namespace::tap_names().unwrap().contains(&without.tap));
     drop(taps);
     assert_eq!(namespace::tap_names().unwrap(), Vec::<String>::new());

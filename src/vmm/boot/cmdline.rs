@@ -1,4 +1,4 @@
-//! The kernel command line: every option that a machine adds is added here, with its reason.
+//! The kernel command line. All options that a machine adds are listed here, with reasons.
 
 use super::BootError;
 use crate::vmm::config::{DiskAccess, MachineConfig};
@@ -9,64 +9,66 @@ use crate::vmm::virtio::mmio::Slot;
 /// `COMMAND_LINE_SIZE` of x86 less the final NUL.
 const LIMIT: usize = 2047;
 
-/// For every machine.
+/// Options for all machines.
 const ALWAYS: &[&str] = &[
-    // The serial port is the console; there is one.
+    // The serial port is the console, and there is only one.
     "console=ttyS0",
     "8250.nr_uarts=1",
-    // A restart pulls the i8042's reset line: the monitor tells it apart from a crash.
+    // A reboot uses the i8042's reset line, which the VMM can distinguish from a crash.
     "reboot=k",
-    // A panic restarts at once, after it was reported.
+    // A kernel that has reported a panic reboots at once.
     "panic=-1",
-    // The host keeps the clocks: no watchdog over them, no test of the timer's wiring.
+    // The host maintains the clocks, so the guest needs no clock watchdog and no timer test.
     "tsc=reliable",
     "no_timer_check",
-    // Lock prefixes cost nothing: thousands of them need not be patched away where there is one CPU.
+    // Patching thousands of lock prefixes for a single CPU costs more than the prefixes.
     "noreplace-smp",
-    // The monitor's seed and the CPU's random numbers are good, so that nothing waits for entropy.
+    // The VMM's seed and the CPU's random numbers are trustworthy, so the guest need not wait for entropy.
     "random.trust_bootloader=on",
     "random.trust_cpu=on",
 ];
 
-/// For kernels other than the embedded one, which has no i8042 driver: the controller is there for ctrl-alt-del, so
-/// nothing is to be probed on it.
+/// Options for kernels other than the embedded one, which has no i8042 driver. The controller only serves
+/// ctrl-alt-del, so there are no devices to probe.
 const I8042: &[&str] = &["i8042.noaux", "i8042.nomux", "i8042.dumbkbd"];
 
-/// Where KVM emulates the guest's kernel, whichever it is: no page tables are split to protect code that is emulated
-/// anyway.
+/// Options for all kernels on software KVM. Splitting page tables to protect kernel code is useless when the code is
+/// emulated.
 const SOFTWARE_KVM: &[&str] = &["rodata=off"];
 
-/// There, for a kernel that switches off by itself what the emulator cannot do.
+/// Options on software KVM for a kernel that disables by itself what the emulator does not support.
 const SOFTWARE_KVM_AWARE: &[&str] = &[
     "wisp.software_kvm",
-    // Each page that is touched would be accounted for, at some thousand instructions for each program that starts.
+    // Accounting for touched pages takes some thousand instructions for each started program.
     "cgroup_disable=memory",
-    // An idle guest has nothing to look after twice a second: a wake-up is some thousand instructions.
+    // Avoids wake-ups of an idle guest twice a second, which take some thousand instructions each.
     "sysctl.vm.compaction_proactiveness=0",
     "sysctl.vm.stat_interval=60",
-    // The counter goes on while a guest is saved, which is no stall.
+    // The counter advances while a guest is saved, which must not be reported as a stall.
     "rcupdate.rcu_cpu_stall_suppress=1",
 ];
 
-/// There, for a root with an init of its own, which came with an initial RAM disk: systemd's deadlines are of kernels that
-/// run. It would kill what is late, its own journal and network among it.
+/// Options on software KVM for a root file system with its own init, which is booted with an initial RAM disk.
+/// systemd's timeouts are too short for an emulated kernel, and it would kill slow services, including its journal and
+/// network.
 const SOFTWARE_KVM_SYSTEMD: &[&str] = &["systemd.default_timeout_start_sec=1800", "systemd.service_watchdogs=no"];
 
-/// There, for any other kernel. `clearcpuid` takes bit numbers (smap popcnt cx16 smep umip fsgsbase pcid invpcid rdrand
-/// rdseed bmi1 bmi2 avx erms fsrm).
+/// Options on software KVM for any other kernel. `clearcpuid` takes bit numbers (smap popcnt cx16 smep umip fsgsbase
+/// pcid invpcid rdrand rdseed bmi1 bmi2 avx erms fsrm).
 const SOFTWARE_KVM_UNAWARE: &[&str] = &[
     "noxsave",
     "clearcpuid=308,151,141,295,514,288,145,298,158,306,291,296,156,297,580",
-    // The first per-CPU area in small pages: a huge one would be zeroed whole.
+    // Allocates the first per-CPU area in small pages. A huge page would be zeroed as a whole.
     "percpu_alloc=page",
-    // Interpreting tables takes minutes; the MP table says the same. A kernel without support for that one still boots.
+    // Interpreting ACPI tables takes minutes, and the MP table has the same content. A kernel without MP table support
+    // boots anyway.
     "acpi=off",
 ];
 
-/// The serial port before there is a driver for it.
+/// Serial output before the kernel's serial driver is ready.
 const EARLY_CONSOLE: &str = "earlyprintk=ttyS0,115200";
 
-/// The whole command line of a machine whose virtio devices are at `slots`.
+/// Returns the complete command line of a machine with virtio devices at `slots`.
 pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> String {
     let mut options: Vec<String> = ALWAYS.iter().map(ToString::to_string).collect();
     options.push(format!("wisp.pvpanic_port={:#x}", pvpanic::PORT));
@@ -89,12 +91,13 @@ pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> S
     if !config.kernel.cmdline.trim().is_empty() {
         options.push(config.kernel.cmdline.trim().to_string());
     }
-    // What goes wrong before the console is there is seen too. It says at once what was said before: `quiet` comes first.
+    // Shows errors before the console is ready. This console prints earlier messages as soon as it is enabled, so
+    // `quiet` must precede it.
     options.push(EARLY_CONSOLE.into());
     for slot in slots {
         options.push(format!("virtio_mmio.device={VIRTIO_MMIO_SIZE:#x}@{:#x}:{}", slot.address, slot.irq));
     }
-    // What follows `--` would be init's: the machine's options stand before it.
+    // Options after `--` belong to init, so the machine's options must precede it.
     if let Some(index) = options.iter().position(|option| option.split_whitespace().any(|word| word == "--")) {
         let with_init = options.remove(index);
         options.push(with_init);
@@ -102,13 +105,13 @@ pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> S
     options.join(" ")
 }
 
-/// The name that Linux gives to the virtio disk with this index.
+/// Returns Linux's name for the virtio disk with this index.
 pub fn disk_name(index: usize) -> String {
     let letter = char::from(b'a' + u8::try_from(index % 26).expect("a remainder of 26 fits"));
     format!("vd{letter}")
 }
 
-/// Checks that a kernel can read `cmdline` as it stands.
+/// Checks that a kernel can read `cmdline` completely.
 pub(super) fn check(cmdline: &str) -> Result<(), BootError> {
     if let Some(position) = cmdline.bytes().position(|byte| matches!(byte, 0 | b'\n' | b'\r')) {
         return Err(BootError::CommandLineByte(position));

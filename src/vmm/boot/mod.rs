@@ -1,9 +1,9 @@
-//! From files to a guest that can take its first instruction: kernel, initrd, command line, boot parameters, ACPI, MP
-//! and SMBIOS tables, all in guest memory.
+//! Prepares guest memory for the first instruction: kernel, initrd, command line, boot parameters, and ACPI, MP and
+//! SMBIOS tables.
 //!
-//! Two protocols: the 64-bit entry of the Linux boot protocol, with `boot_params` ("the zero page"), and PVH, with
-//! `hvm_start_info`. Which one is used follows from the kernel, see [`BootProtocol`](crate::vmm::config::BootProtocol).
-//! Whatever is wrong with a file is found here, before a vCPU exists.
+//! There are two protocols: the 64-bit entry of the Linux boot protocol with `boot_params` ("the zero page"), and PVH
+//! with `hvm_start_info`. The kernel determines the protocol, see [`BootProtocol`](crate::vmm::config::BootProtocol).
+//! Errors in the files are found here, before any vCPU runs.
 
 mod acpi;
 pub mod cmdline;
@@ -27,97 +27,97 @@ use crate::vmm::virtio::mmio::Slot;
 pub use kernel::Entry;
 use kernel::LoadedKernel;
 
-/// Where the zero page or the PVH start information lies.
+/// The address of the zero page or the PVH start information.
 const BOOT_PARAMS: GuestAddress = GuestAddress(0x7000);
-/// Where the PVH memory map lies.
+/// The address of the PVH memory map.
 const PVH_MEMMAP: GuestAddress = GuestAddress(0x7100);
-/// Where PVH's list of modules (the initrd) lies.
+/// The address of PVH's module list, which contains the initrd.
 const PVH_MODULES: GuestAddress = GuestAddress(0x7f00);
-/// Where the command line lies: 64 KiB are free for it.
+/// The address of the command line, with 64 KiB of free memory.
 const COMMAND_LINE: GuestAddress = GuestAddress(0x2_0000);
 
-/// Why nothing can be booted.
+/// The reason why a machine cannot boot.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    /// A file could not be opened or read.
+    /// A file cannot be opened or read.
     #[error("{} cannot be read: {source}", path.display())]
     Read {
-        /// Which file.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Neither ELF nor bzImage.
+    /// The file is neither ELF nor bzImage.
     #[error(
         "{} is not a kernel that can be booted: it begins with neither ELF's magic number nor a bzImage's boot sector",
         .0.display()
     )]
     NotAKernel(PathBuf),
-    /// A kernel, but of another machine or a damaged one.
+    /// The kernel is for another architecture, or damaged.
     #[error("{} cannot be loaded as {format}: {reason}", path.display())]
     BadKernel {
-        /// Which file.
+        /// The path.
         path: PathBuf,
         /// `an ELF kernel` or `a bzImage`.
         format: &'static str,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
-    /// A segment or the entry lies outside guest memory.
+    /// A segment or the entry point is outside guest memory.
     #[error(
         "{} needs guest memory from {start:#x} to {end:#x}, but the guest has {memory_mib} MiB; give it more, or use a smaller kernel",
         path.display()
     )]
     OutsideMemory {
-        /// Which file.
+        /// The path.
         path: PathBuf,
-        /// First address needed.
+        /// The first address of the required range.
         start: u64,
-        /// First address after what is needed.
+        /// The address after the required range.
         end: u64,
-        /// What the guest has.
+        /// Guest memory in MiB.
         memory_mib: u64,
     },
-    /// PVH was asked for, and the kernel has no PVH note.
+    /// PVH was requested, but the kernel has no PVH note.
     #[error("{} has no PVH entry note (XEN_ELFNOTE_PHYS32_ENTRY); boot it with the `linux64` protocol", .0.display())]
     NoPvhNote(PathBuf),
     /// The initrd does not fit.
     #[error("the initrd {} ({size} bytes) does not fit beside the kernel into {memory_mib} MiB of guest memory", path.display())]
     InitrdTooLarge {
-        /// Which file.
+        /// The path.
         path: PathBuf,
-        /// Its size.
+        /// The initrd's size in bytes.
         size: u64,
-        /// What the guest has.
+        /// Guest memory in MiB.
         memory_mib: u64,
     },
-    /// The command line is longer than the kernel reads.
+    /// The command line is longer than the kernel's limit.
     #[error("the kernel command line has {length} bytes, and the kernel reads {limit} at most: shorten it")]
     CommandLineTooLong {
-        /// Its length.
+        /// The command line's length.
         length: usize,
-        /// The most that is possible.
+        /// The limit.
         limit: usize,
     },
-    /// The command line has a byte that cannot be in one.
+    /// The command line contains an invalid byte.
     #[error("the kernel command line has a NUL or a line break at byte {0}")]
     CommandLineByte(usize),
-    /// One of the tables could not be written: guest memory lacks the place for it.
+    /// A table cannot be written, because guest memory is too small.
     #[error("guest memory has no room for the {0}")]
     Table(&'static str),
 }
 
-/// What the first vCPU needs to know.
+/// The boot state for the first vCPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BootState {
-    /// Where and how the kernel is entered.
+    /// The entry point and boot protocol.
     pub entry: Entry,
     /// The address of `boot_params` or `hvm_start_info`.
     pub params: GuestAddress,
 }
 
-/// Puts everything into `memory`. `cmdline` is the whole command line, see [`cmdline::assemble`]; `slots` are where
-/// the virtio devices will be.
+/// Loads everything into `memory`. `cmdline` is the complete command line, see [`cmdline::assemble`]; `slots` are the
+/// virtio devices.
 pub fn load(
     memory: &GuestMemory,
     config: &MachineConfig,
@@ -146,14 +146,15 @@ pub fn load(
     Ok(BootState { entry: kernel.entry, params: BOOT_PARAMS })
 }
 
-/// Where an initrd lies, and its size in bytes.
+/// An initrd in guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Initrd {
     address: GuestAddress,
     size: u64,
 }
 
-/// Loads an initrd as high as it fits below the MMIO gap, where no kernel unpacks itself, and as the kernel can read it.
+/// Loads an initrd at the highest address that the kernel can read, below the MMIO gap. No kernel decompresses itself
+/// there.
 fn load_initrd(memory: &GuestMemory, path: &Path, kernel: &LoadedKernel, memory_mib: u64) -> Result<Initrd, BootError> {
     use vm_memory::GuestMemoryBackend;
     let mut file = open(path)?;
@@ -168,7 +169,7 @@ fn load_initrd(memory: &GuestMemory, path: &Path, kernel: &LoadedKernel, memory_
     Ok(Initrd { address: GuestAddress(address), size })
 }
 
-/// The highest page at which `size` bytes fit between `start` and `end`.
+/// Returns the highest page address at which `size` bytes fit between `start` and `end`.
 fn place_initrd(size: u64, start: u64, end: u64) -> Option<u64> {
     let address = end.checked_sub(size)? & !0xfff;
     (address >= start).then_some(address)
@@ -184,7 +185,7 @@ fn read_error(path: &Path, source: io::Error) -> BootError {
     BootError::Read { path: path.to_path_buf(), source }
 }
 
-/// The memory map that a kernel is told, as `(start, length, usable)`; the holes are for firmware that is not there.
+/// Returns the guest's memory map as `(start, length, usable)`. Its gaps are memory that firmware would occupy.
 fn memory_map(memory: &GuestMemory) -> Vec<(u64, u64, bool)> {
     use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
     let low_end = memory.iter().next().map_or(0, |region| region.len());
@@ -218,7 +219,7 @@ mod tests {
         let low = load(kernel(0x7fff_ffff, 1)).unwrap();
         assert_eq!(low, Initrd { address: GuestAddress(0x7fff_e000), size: SIZE });
         assert_eq!(memory.read_obj::<u8>(GuestAddress(low.address.0 + SIZE - 1)).unwrap(), 7);
-        // With XLF_CAN_BE_LOADED_ABOVE_4G, and without a header, it is as high as memory goes.
+        // With XLF_CAN_BE_LOADED_ABOVE_4G, or without a header, the limit is the end of memory.
         let top = (2560 << 20) - 0x2000;
         assert_eq!(load(kernel(0x7fff_ffff, 3)).unwrap().address.0, top);
         assert_eq!(load(LoadedKernel { setup_header: None, ..kernel(0, 0) }).unwrap().address.0, top);

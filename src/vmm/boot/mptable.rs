@@ -1,8 +1,8 @@
 //! The MP table, which tells a kernel without ACPI about CPUs, the I/O APIC and interrupt lines (Intel MultiProcessor
 //! Specification 1.4, chapter 4).
 //!
-//! It has one bus (ISA), one I/O APIC whose pins are the interrupt lines of the same numbers, and one processor entry
-//! per vCPU, whose local APIC id is its index.
+//! It has one bus (ISA) and one I/O APIC, whose pins are the interrupt lines of the same numbers. Each vCPU has a
+//! processor entry with its index as local APIC id.
 
 use vm_memory::{Bytes, GuestAddress};
 

@@ -14,7 +14,7 @@ use crate::vmm::memory::GuestMemory;
 
 /// `E820_TYPE_RAM` and `E820_TYPE_RESERVED`; PVH's memory map uses the same numbers.
 const E820: [u32; 2] = [2, 1];
-/// `BOOT_FLAG`, `HdrS` and protocol 2.15 for a kernel without a header of its own (an ELF `vmlinux`).
+/// `BOOT_FLAG`, `HdrS` and protocol 2.15 for a kernel without a header (an ELF `vmlinux`).
 const BOOT_FLAG: u16 = 0xaa55;
 const HEADER_MAGIC: u32 = 0x5372_6448;
 const PROTOCOL_VERSION: u16 = 0x020f;
@@ -83,7 +83,7 @@ fn write_random_seed(memory: &GuestMemory) -> Result<GuestAddress, BootError> {
 struct Pvh<T>(T);
 
 // SAFETY: the structures are `repr(C)`, hold integers only and have no padding (their sizes are asserted by
-// linux-loader), so any bytes are a valid value and every byte is initialised.
+// linux-loader), so any bytes are a valid value and every byte is initialized.
 unsafe impl ByteValued for Pvh<hvm_start_info> {}
 // SAFETY: as above.
 unsafe impl ByteValued for Pvh<hvm_memmap_table_entry> {}

@@ -1,4 +1,5 @@
-//! The VMM's end of the broker's channels. It only uses calls that its threads may make: nothing is opened or connected here.
+//! The VMM's end of the broker's channels. VMM threads cannot open or connect sockets themselves, so this code only
+//! sends and receives messages.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -17,36 +18,36 @@ use super::relay::{FROM_VMM, TO_VMM};
 use super::{MESSAGE_LIMIT, PORTS_AT_A_TIME, Taken, take, vsock};
 use crate::vmm::link::Forward;
 
-/// All channels.
+/// The VMM's ends of all channels.
 #[derive(Debug)]
 pub struct BrokerClient {
-    /// The network device's.
+    /// The channels of the network device.
     pub link: LinkSockets,
-    /// The vsock device's.
+    /// The channel of the vsock device.
     pub vsock: VsockConnector,
 }
 
 /// The channels for published ports.
 #[derive(Debug)]
 pub struct LinkSockets {
-    /// TCP listeners, and the states of all ports.
+    /// Requests the ports and receives TCP listeners.
     pub ports: PortsClient,
-    /// UDP's datagrams.
+    /// Carries UDP datagrams.
     pub datagrams: DatagramChannel,
 }
 
-/// A port of the host's.
+/// The state of a published port on the host.
 #[derive(Debug)]
 pub enum HostPort {
-    /// A new listener.
+    /// A new TCP listener.
     Passed(TcpListener),
-    /// Open already, or its datagrams are relayed.
+    /// A listener that was passed before, or a relayed UDP port.
     Open,
-    /// Not open, for this reason.
+    /// The port is not open, for this reason.
     Failed(String),
 }
 
-/// Asks for ports.
+/// The channel for port requests.
 #[derive(Debug)]
 pub struct PortsClient(Mutex<OwnedFd>);
 
@@ -55,10 +56,10 @@ impl PortsClient {
         PortsClient(Mutex::new(channel))
     }
 
-    /// Has the broker read the link's configuration, and returns all of its ports. Waits for the broker, without which this
-    /// process would end.
+    /// Makes the broker read the netstack's configuration again, and returns all of its ports. Waits for the broker
+    /// without a timeout, because the VMM cannot outlive it.
     pub fn request(&self) -> io::Result<Vec<(Forward, HostPort)>> {
-        // Answers are in the order of requests.
+        // Responses arrive in the order of requests, so one request is in flight at a time.
         let channel = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         send(&*channel, b"?", SendFlags::NOSIGNAL)?;
         let mut ports = Vec::new();
@@ -87,7 +88,7 @@ fn no_descriptor() -> HostPort {
     HostPort::Failed("the VMM has no descriptor left for a published port".into())
 }
 
-/// Waits for a message, and takes the descriptors with it.
+/// Waits for a message and its descriptors.
 fn receive(channel: impl AsFd, limit: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut text = vec![0; limit];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PORTS_AT_A_TIME))];
@@ -111,7 +112,7 @@ fn receive(channel: impl AsFd, limit: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd
     Ok((text, passed))
 }
 
-/// Datagrams of UDP ports, each with its peer's number.
+/// The channel for UDP datagrams, each with its peer's number.
 #[derive(Debug)]
 pub struct DatagramChannel(OwnedFd);
 
@@ -121,7 +122,7 @@ impl DatagramChannel {
         Ok(DatagramChannel(channel))
     }
 
-    /// The next datagram, written to `buffer`: the peer's number, the guest's port and the payload.
+    /// Receives the next datagram into `buffer`. Returns the peer's number, the guest's port and the payload.
     pub fn receive<'a>(&self, buffer: &'a mut [u8]) -> Option<(u16, u16, &'a [u8])> {
         let Taken::Message(length) = take(&self.0, buffer) else { return None };
         let (head, payload) = buffer[..length].split_first_chunk::<TO_VMM>()?;
@@ -129,7 +130,7 @@ impl DatagramChannel {
         Some((u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]), payload))
     }
 
-    /// Sends an answer to a peer. It may be lost.
+    /// Sends a reply to a peer. It may be lost.
     pub fn send(&self, peer: u16, payload: &[u8]) {
         let number: [u8; FROM_VMM] = peer.to_le_bytes();
         let _ = rustix::io::writev(&self.0, &[IoSlice::new(&number), IoSlice::new(payload)]);
@@ -142,7 +143,7 @@ impl AsFd for DatagramChannel {
     }
 }
 
-/// Connects the guest to Unix sockets of the host.
+/// The channel for connections from the guest to Unix sockets on the host.
 #[derive(Debug)]
 pub struct VsockConnector(OwnedFd);
 
@@ -151,13 +152,13 @@ impl VsockConnector {
         VsockConnector(channel)
     }
 
-    /// Another descriptor of the same channel, for the thread of a device that is set up again.
+    /// Duplicates the descriptor, for the thread of a device that is set up again.
     pub fn try_clone(&self) -> io::Result<VsockConnector> {
         self.0.try_clone().map(VsockConnector)
     }
 
-    /// Connects to the socket for `port` beside the device's `socket`. The broker is not asked about one that does not exist:
-    /// the guest chooses the port.
+    /// Connects to the Unix socket for `port`, next to the device's `socket`. The guest chooses the port, so the
+    /// broker is not asked about a socket that does not exist.
     pub fn connect(&self, socket: &Path, port: u32) -> io::Result<UnixStream> {
         vsock::path(socket, port).symlink_metadata()?;
         send(&self.0, &port.to_le_bytes(), SendFlags::NOSIGNAL)?;

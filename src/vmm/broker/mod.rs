@@ -1,17 +1,18 @@
-//! The broker: the part of the supervisor that opens sockets of the host for its VMM.
+//! The broker: the part of the supervisor that opens host sockets for its VMM.
 //!
 //! A VMM has an empty network namespace, and none of its threads may call socket, bind, listen or connect
-//! (`vmm/sandbox/calls.rs`). The broker opens what the machine's configuration names. They are connected by three pairs of
-//! SOCK_SEQPACKET sockets, one for each thread of the VMM that needs something:
+//! (`vmm/sandbox/calls.rs`). The broker opens the sockets that the machine's configuration names. Three pairs of
+//! SOCK_SEQPACKET sockets connect them, one for each VMM thread that needs host sockets:
 //!
-//! - *Ports*: the VMM asks for its published ports. The broker reads the link's configuration, opens what is new, closes what
-//!   is gone, and passes TCP listeners as descriptors: accept(2) does not depend on the caller's network namespace.
-//! - *Datagrams*: UDP sockets stay in the broker, because their owner can send to any address. It relays datagrams, and sends
-//!   only to peers that have sent something to the same port ([`relay`]).
+//! - *Ports*: the VMM requests its published ports. The broker reads the netstack's configuration, opens new ports,
+//!   closes removed ones, and passes TCP listeners as descriptors. accept(2) does not depend on the caller's network
+//!   namespace.
+//! - *Datagrams*: UDP sockets stay in the broker, because their owner can send to any address. The broker relays
+//!   datagrams, and sends only to peers that have sent something to the same port ([`relay`]).
 //! - *vsock*: the guest's connections to `<vsock socket>_<port>`, which the broker makes and passes ([`vsock`]).
 //!
-//! The VMM is not trusted. It decides when the configuration is read, which known peer gets a datagram, and which vsock port is
-//! connected to. The broker never waits for it: a message that the VMM does not take is dropped.
+//! The VMM is not trusted. It only decides when the configuration is read, which known peer gets a datagram, and which
+//! vsock port is connected to. The broker never waits for the VMM: it drops a message that the VMM does not receive.
 
 mod client;
 mod ports;
@@ -32,13 +33,13 @@ pub use client::{BrokerClient, DatagramChannel, HostPort, LinkSockets, PortsClie
 use ports::Ports;
 use relay::Relay;
 
-/// Lets users other than root listen at the ports below 1024 that servers have.
+/// The command that lets users other than root listen on the well-known ports of servers.
 pub const ALLOW_LOW_PORTS: &str = "sudo sysctl net.ipv4.ip_unprivileged_port_start=22";
 
-/// Ports in one message: fewer than the descriptors that the kernel passes at once (`SCM_MAX_FD`), and their text fits into
-/// [`MESSAGE_LIMIT`].
+/// The number of ports in one message. It is below the kernel's limit for descriptors (`SCM_MAX_FD`), and the text
+/// fits into [`MESSAGE_LIMIT`].
 const PORTS_AT_A_TIME: usize = 50;
-/// Bytes of the longest message about ports.
+/// The maximum size of a message about ports, in bytes.
 const MESSAGE_LIMIT: usize = 64 << 10;
 
 /// The supervisor's end.
@@ -50,12 +51,12 @@ pub struct Broker {
     relay: Relay,
     vsock: Option<PathBuf>,
     vsock_channel: OwnedFd,
-    /// Channels whose other end is closed, except the relay's.
+    /// The number of channels whose other end is closed, without the relay's.
     closed: usize,
 }
 
-/// Makes a broker and its VMM's end. The broker opens the ports of the link's configuration in the file `link`, and connects to
-/// the Unix sockets `<vsock>_<port>`.
+/// Creates a broker and the VMM's end. The broker opens the ports of the netstack's configuration in the file `link`,
+/// and connects to the Unix sockets `<vsock>_<port>`.
 pub fn pair(link: Option<PathBuf>, vsock: Option<PathBuf>) -> io::Result<(Broker, BrokerClient)> {
     let (ports_channel, ports) = channel()?;
     let (datagrams_channel, datagrams) = channel()?;
@@ -78,13 +79,13 @@ fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 impl Broker {
-    /// Becomes readable when there is something to do.
+    /// Becomes readable when there is work to do.
     pub fn events(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is open for as long as `self` is borrowed.
         unsafe { BorrowedFd::borrow_raw(self.epoll.as_raw_fd()) }
     }
 
-    /// Does some of what there is to do, without waiting.
+    /// Handles a bounded amount of work without waiting.
     pub fn serve(&mut self) {
         let mut events = [EpollEvent::default(); 4];
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
@@ -127,7 +128,7 @@ impl Broker {
     }
 }
 
-/// A broker in a thread of its own, which ends when the client is dropped.
+/// Runs a broker in a separate thread, which ends when the client is dropped.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn in_thread(link: Option<PathBuf>, vsock: Option<PathBuf>) -> BrokerClient {
     use rustix::event::{PollFd, PollFlags, poll};

@@ -1,4 +1,4 @@
-//! The host's ports that lead to the guest.
+//! The published ports on the host.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -14,11 +14,11 @@ use super::relay::Relay;
 use super::{ALLOW_LOW_PORTS, PORTS_AT_A_TIME};
 use crate::vmm::link::{Forward, LinkConfig, Transport};
 
-/// One message of an answer.
+/// One message of a response.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct PortsMessage {
     pub ports: Vec<PortRecord>,
-    /// The configuration could not be read: nothing has changed.
+    /// The reason why the configuration cannot be read. No port has changed.
     pub failed: Option<String>,
     pub is_last: bool,
 }
@@ -33,15 +33,15 @@ pub(super) struct PortRecord {
 /// A forward's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum PortState {
-    /// Its listener comes with this message.
+    /// The listener comes with this message.
     Passed,
-    /// Its listener was passed before, or its datagrams are relayed.
+    /// The listener was passed before, or the datagrams are relayed.
     Open,
-    /// The host does not allow it, for this reason.
+    /// The port cannot be opened, for this reason.
     Failed(String),
 }
 
-/// The TCP listeners that the VMM has; the [`Relay`] has the UDP sockets.
+/// The TCP listeners that were passed to the VMM. The [`Relay`] has the UDP sockets.
 #[derive(Debug)]
 pub(super) struct Ports {
     link: Option<PathBuf>,
@@ -53,7 +53,7 @@ impl Ports {
         Ports { link, listeners: HashMap::new() }
     }
 
-    /// Opens and closes ports as the link's configuration says now, and sends the VMM their states.
+    /// Opens and closes ports according to the current configuration, and sends the VMM their states.
     pub fn answer(&mut self, channel: impl AsFd, relay: &mut Relay) {
         let config = self
             .link
@@ -78,12 +78,12 @@ impl Ports {
         }
     }
 
-    /// Has these ports open and no others.
+    /// Opens the ports in `wanted` and closes all others.
     fn set(&mut self, wanted: &[Forward], relay: &mut Relay) -> Vec<PortRecord> {
         self.listeners.retain(|forward, listener| {
             let stays = wanted.contains(forward);
             if !stays {
-                // The VMM has a copy, which stops listening with this one.
+                // The VMM's descriptor refers to the same listener, so shutdown stops it as well.
                 let _ = shutdown(listener, Shutdown::Both);
             }
             stays
@@ -108,7 +108,7 @@ impl Ports {
         opened.unwrap_or_else(|error| PortState::Failed(problem(forward, &error)))
     }
 
-    /// Sends a message and the listeners that it passes.
+    /// Sends a message with the listeners that it passes.
     fn send(&self, channel: impl AsFd, message: &PortsMessage) {
         let text = serde_json::to_vec(message).expect("ports are plain data");
         let passed = message.ports.iter().filter(|record| record.state == PortState::Passed);

@@ -1,7 +1,7 @@
-//! UDP ports of the host: datagrams between their peers and the VMM.
+//! Relays datagrams between the host's UDP ports and the VMM.
 //!
-//! A peer is known to the VMM by a number, which is also the router's port that the guest sees it at. The VMM can answer a
-//! peer by its number, from the port that the peer has sent to, and reach nothing else.
+//! The VMM knows a peer by a number, which is also the router's port at which the guest sees the peer. The VMM can
+//! reply to a known peer, from the port that the peer has sent to, and reach nothing else.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,32 +16,33 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::{Taken, take};
 use crate::vmm::link::{FIRST_PORT, Forward};
 
-/// A peer that has been silent this long can be replaced by another.
+/// The idle time after which a peer can be replaced by another.
 const IDLE: Duration = Duration::from_secs(60);
-/// Peers of one port.
+/// The maximum number of peers of one port.
 const LIMIT: usize = 256;
-/// Datagrams that are moved at a time in each direction, and bytes.
+/// The maximum number of datagrams, and of bytes, that are relayed at a time in each direction.
 const BATCH: usize = 64;
 const BATCH_BYTES: usize = 256 << 10;
-/// Bytes of the longest datagram.
+/// The size of the longest datagram in bytes.
 const MAX_DATAGRAM: usize = 65535;
 
-/// To the VMM, a message is the peer's number, the guest's port and the payload; from the VMM, it has no port.
+/// The header sizes. A message to the VMM starts with the peer's number and the guest's port, a message from the VMM
+/// only with the peer's number.
 pub(super) const TO_VMM: usize = 4;
 pub(super) const FROM_VMM: usize = 2;
 
-/// The sockets, and the peers that they have heard from.
+/// The sockets and their known peers.
 #[derive(Debug)]
 pub(super) struct Relay {
-    /// The channel and `clients`.
+    /// Contains the channel and `clients`.
     epoll: Epoll,
-    /// The sockets.
+    /// Contains the sockets.
     clients: Epoll,
     channel: OwnedFd,
     sockets: HashMap<Forward, UdpSocket>,
     peers: HashMap<u16, Peer>,
     next: u16,
-    /// The VMM has not taken what was sent: peers wait until it does.
+    /// The channel to the VMM is full. Datagrams from peers wait until it has room.
     is_full: bool,
     is_closed: bool,
 }
@@ -63,13 +64,13 @@ impl Relay {
         Ok(Relay { epoll, clients, channel, sockets, peers, next: 0, is_full: false, is_closed: false })
     }
 
-    /// Becomes readable when there is something to do.
+    /// Becomes readable when there is work to do.
     pub fn events(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is open for as long as `self` is borrowed.
         unsafe { BorrowedFd::borrow_raw(self.epoll.as_raw_fd()) }
     }
 
-    /// Whether the VMM's end is closed.
+    /// Returns true if the VMM's end is closed.
     #[cfg(any(test, feature = "fuzzing"))]
     pub fn is_closed(&self) -> bool {
         self.is_closed
@@ -87,14 +88,14 @@ impl Relay {
         Ok(())
     }
 
-    /// Closes all sockets but those of `wanted`, and forgets their peers.
+    /// Closes all sockets except those of `wanted`, and removes their peers.
     pub fn retain(&mut self, wanted: &[Forward]) {
         self.sockets.retain(|forward, _| wanted.contains(forward));
         let sockets = &self.sockets;
         self.peers.retain(|_, peer| sockets.contains_key(&peer.forward));
     }
 
-    /// Moves what there is, some of it.
+    /// Relays datagrams, up to one batch in each direction.
     pub fn serve(&mut self, now: Instant) {
         let mut events = [EpollEvent::default(); 2];
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
@@ -130,14 +131,14 @@ impl Relay {
         }
     }
 
-    /// Sends a message, or drops it as a full network does.
+    /// Sends a message, or drops it, as a full network would.
     fn send_to_vmm(&mut self, message: &[u8]) {
         if send(&self.channel, message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) == Err(Errno::AGAIN) {
             self.wait_for_vmm(true);
         }
     }
 
-    /// Leaves peers' datagrams to their sockets while the VMM has no room for them, or takes them again.
+    /// Stops reading from the sockets while the VMM's channel is full (`is_full`), or starts again.
     fn wait_for_vmm(&mut self, is_full: bool) {
         self.is_full = is_full;
         let (channel, clients) = match is_full {
@@ -151,7 +152,8 @@ impl Relay {
         }
     }
 
-    /// The number of a peer that has sent something, which may be new.
+    /// Returns the number of the peer that has sent a datagram; assigns one to a new peer. Returns none if too many
+    /// peers are active.
     fn number_of(&mut self, forward: Forward, address: SocketAddr, now: Instant) -> Option<u16> {
         let is_it = |peer: &Peer| peer.forward == forward && peer.address == address;
         if let Some((number, peer)) = self.peers.iter_mut().find(|(_, peer)| is_it(peer)) {
@@ -184,7 +186,7 @@ impl Relay {
                 Taken::Nothing => return,
                 Taken::End => {
                     self.is_closed = true;
-                    // epoll would report its end forever.
+                    // epoll would report the closed end forever.
                     let fd = self.channel.as_raw_fd();
                     let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
                     return;

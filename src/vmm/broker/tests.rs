@@ -13,7 +13,7 @@ use crate::vmm::link::{Forward, LinkConfig, Transport};
 const DEADLINE: Duration = Duration::from_secs(20);
 const GUEST_PORT: u16 = 53;
 
-/// An address that no other test uses: of the loopback network, where each process has an address of its own.
+/// An address that no other test uses: each test process has its own in the loopback network.
 fn forward(transport: Transport) -> Forward {
     static NEXT: AtomicU16 = AtomicU16::new(20000);
     let [_, a, b, c] = std::process::id().to_be_bytes();
@@ -21,7 +21,7 @@ fn forward(transport: Transport) -> Forward {
     Forward { transport, host, guest_port: GUEST_PORT }
 }
 
-/// Writes the configuration of a link with these forwards.
+/// Writes a configuration with these forwards.
 fn publish(file: &Path, forwards: &[Forward]) {
     let config = LinkConfig {
         address: Ipv4Addr::new(172, 31, 0, 4),
@@ -44,7 +44,7 @@ fn link_file(forwards: &[Forward]) -> tempfile::NamedTempFile {
     file
 }
 
-/// The next datagram for the guest: its peer, and the payload.
+/// Returns the next datagram for the guest: the peer's number and the payload.
 fn receive(channel: &DatagramChannel) -> (u16, Vec<u8>) {
     let mut room = vec![0; 64 << 10];
     loop {
@@ -102,7 +102,7 @@ fn removed_port_stops_listening_although_the_vmm_keeps_its_copy() {
     assert!(client.link.ports.request().unwrap().is_empty());
     assert_eq!(TcpStream::connect(tcp.host).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     assert!(listener.accept().is_err());
-    // Another program can have the port, and connections that were made go on.
+    // The port is free for another program, and established connections stay open.
     TcpListener::bind(tcp.host).unwrap();
     (&established).write_all(b"x").unwrap();
     accepted.read_exact(&mut [0]).unwrap();
@@ -166,7 +166,7 @@ fn datagrams_are_relayed_both_ways() {
         datagrams.send(*peer, &peer.to_le_bytes());
         assert_eq!(heard(client), (peer.to_le_bytes().to_vec(), udp.host.into()));
     }
-    // An empty one, and one that is too long: nothing comes of the second.
+    // An empty reply is sent, one that is too long is dropped.
     datagrams.send(peers[0], &[]);
     assert_eq!(heard(&clients[0]).0, b"");
     datagrams.send(peers[0], &[0; 65508]);
@@ -185,13 +185,13 @@ fn datagram_to_peer_that_has_sent_nothing_is_dropped() {
     let (peer, _) = receive(&datagrams);
     for number in (0..=u16::MAX).filter(|number| *number != peer) {
         datagrams.send(number, b"from nowhere");
-        // Leaves room for the next.
+        // Leaves room for the next datagram.
         if number % 32 == 0 {
             datagrams.send(peer, b"turn");
             assert_eq!(heard(&known).0, b"turn");
         }
     }
-    // Messages without a whole number, too.
+    // Includes messages that are too short for a peer's number.
     rustix::io::write(&datagrams, &[1]).unwrap();
     datagrams.send(peer, b"last");
     assert_eq!(heard(&known).0, b"last");
@@ -233,7 +233,7 @@ fn vmm_that_takes_nothing_does_not_stop_the_broker() {
     for _ in 0..64 {
         client.send_to(&[7; 16 << 10], udp.host).unwrap();
     }
-    // It still answers, and relays again when there is room.
+    // The broker still responds, and relays again when the channel has room.
     assert_eq!(ports.request().unwrap().len(), 2);
     let (peer, _) = receive(&datagrams);
     datagrams.send(peer, b"here");

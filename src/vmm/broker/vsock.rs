@@ -1,4 +1,4 @@
-//! Connections of the guest's to Unix sockets beside its vsock socket.
+//! Connections from the guest to Unix sockets next to its vsock socket.
 
 use std::ffi::OsString;
 use std::io::{self, IoSlice};
@@ -12,18 +12,18 @@ use rustix::net::{
     connect as connect_to, sendmsg, socket_with,
 };
 
-/// The answer to a request whose connection was made, which comes with it, and to another.
+/// The response codes. With `CONNECTED`, the connection comes with the message.
 pub(super) const CONNECTED: u8 = 1;
 pub(super) const REFUSED: u8 = 0;
 
-/// The Unix socket for a port of the host's, beside the device's `socket`.
+/// Returns the path of the Unix socket for a host port, next to the device's `socket`.
 pub(in crate::vmm) fn path(socket: &Path, port: u32) -> PathBuf {
     let mut path = OsString::from(socket);
     path.push(format!("_{port}"));
     path.into()
 }
 
-/// Connects to the socket at `path`, and passes the connection.
+/// Connects to the socket at `path` and passes the connection.
 pub(super) fn answer(channel: impl AsFd, path: Option<PathBuf>) {
     let stream = path.and_then(|path| connect(&path).ok());
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -37,10 +37,10 @@ pub(super) fn answer(channel: impl AsFd, path: Option<PathBuf>) {
     }
 }
 
-/// Connects to a socket without waiting: a server that takes no more clients refuses this one.
+/// Connects to a socket without waiting. The connection fails if the server's backlog is full.
 ///
-/// The VMM can write to the directory. So a symbolic link is not followed, and a socket that has another name, outside the
-/// directory perhaps, is refused.
+/// The VMM can write to the directory. Therefore a symbolic link is not followed, and a socket with a second hard
+/// link, which may be outside the directory, is refused.
 fn connect(path: &Path) -> io::Result<OwnedFd> {
     let file = openat(CWD, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     let stat = fstat(&file)?;
@@ -49,7 +49,7 @@ fn connect(path: &Path) -> io::Result<OwnedFd> {
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // What was looked at is what is connected to, whatever has its name now.
+    // Connects to the checked file, even if another file has its name by now.
     let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
     connect_to(&socket, &address)?;
     Ok(socket)

@@ -1,4 +1,4 @@
-//! The other end of a control socket.
+//! The client's end of a control socket.
 
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
@@ -19,37 +19,37 @@ use crate::vmm::passed::PassedPath;
 #[derive(Debug)]
 pub struct ControlClient {
     stream: UnixStream,
-    /// Bytes of messages that were not returned yet.
+    /// Received bytes of messages that have not been returned yet.
     received: Vec<u8>,
 }
 
-/// The longest message, in bytes: a status of a machine with every device has a few thousand.
+/// The maximum size of a message in bytes. The status of a machine with all devices takes a few thousand.
 const MESSAGE_LIMIT: usize = 1 << 20;
 
-/// Why a machine did not answer.
+/// The reason why a request to a machine failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The connection failed, timed out, or ended: the machine's process is gone, or hangs.
+    /// The connection failed or timed out.
     #[error("the machine's control socket failed: {0}")]
     Io(#[from] io::Error),
-    /// The machine ended without a word.
+    /// The machine closed the connection.
     #[error("the machine's process ended without saying why; its vmm.log may tell")]
     Gone,
-    /// The machine's process does not end its message.
+    /// The message is longer than the limit.
     #[error("the machine's process sent a message of more than {MESSAGE_LIMIT} bytes; `wisp stop --force` ends it")]
     TooLong,
-    /// The machine said what this version does not understand.
+    /// The message is invalid, or of another version.
     #[error("the machine said something that this version of wisp does not understand: {0}")]
     Malformed(#[from] serde_json::Error),
 }
 
 impl ClientError {
-    /// Returns whether no VMM listens on the socket: it has ended, or does not listen yet.
+    /// Returns true if no VMM listens on the socket: it has ended, or does not listen yet.
     pub fn is_absent(&self) -> bool {
         matches!(self, ClientError::Io(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
     }
 
-    /// Returns whether the VMM has ended: the connection was closed, or nothing listens any more.
+    /// Returns true if the VMM has ended: the connection was closed, or nothing listens any more.
     pub fn is_gone(&self) -> bool {
         let is_closed =
             |error: &io::Error| matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
@@ -58,7 +58,7 @@ impl ClientError {
             || matches!(self, ClientError::Io(error) if is_closed(error))
     }
 
-    /// Whether the machine's process is there, and did not answer in time.
+    /// Returns true if the VMM did not respond in time.
     pub fn is_timeout(&self) -> bool {
         matches!(self, ClientError::Io(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut))
     }
@@ -70,12 +70,12 @@ impl ControlClient {
         ControlClient::new(unix_socket::connect(path)?)
     }
 
-    /// Uses a connection that exists.
+    /// Uses an existing connection.
     pub fn new(stream: UnixStream) -> Result<ControlClient, ClientError> {
         Ok(ControlClient { stream, received: Vec::new() })
     }
 
-    /// Sends a request, and the files that it is about. One that cannot be opened is the machine's to complain of.
+    /// Sends a request with its files. A file that cannot be opened is skipped, and the VMM reports it.
     pub fn send(&mut self, request: &Request) -> Result<(), ClientError> {
         let files = request.files();
         for paths in files.chunks(FILES_AT_A_TIME) {
@@ -86,7 +86,7 @@ impl ControlClient {
         self.send_line(request, &[])
     }
 
-    /// Sends a line, with files at its first byte.
+    /// Sends a line, with the files attached to its first byte.
     fn send_line(&mut self, request: &Request, files: &[File]) -> Result<(), ClientError> {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
@@ -108,7 +108,7 @@ impl ControlClient {
         Ok(self.stream.write_all(&line[sent..])?)
     }
 
-    /// The next message; waits for `timeout` at most, or for ever.
+    /// Returns the next message. Waits for at most `timeout`, or without a limit if there is none.
     pub fn receive(&mut self, timeout: Option<Duration>) -> Result<Message, ClientError> {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let mut searched = 0;
@@ -121,7 +121,7 @@ impl ControlClient {
             if searched > MESSAGE_LIMIT {
                 return Err(ClientError::TooLong);
             }
-            // Zero would mean for ever. What has come of a message stays for the next call.
+            // A timeout of zero would be invalid. A partial message stays for the next call.
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             self.stream.set_read_timeout(left.map(|left| left.max(Duration::from_millis(1))))?;
             let mut bytes = [0; 8192];
@@ -150,7 +150,7 @@ mod tests {
         let (mut client, mut far) = pair();
         let writer = std::thread::spawn(move || {
             let chunk = vec![b' '; 64 << 10];
-            // It is dropped, with all that it would still say.
+            // Fails once the client is dropped.
             while far.write_all(&chunk).is_ok() {}
         });
         assert!(matches!(client.receive(Some(Duration::from_secs(60))), Err(ClientError::TooLong)));

@@ -1,8 +1,8 @@
-//! How other processes talk to a running machine: lines of JSON over a Unix socket, `control.sock` beside it.
+//! The control protocol of a running machine: lines of JSON over a Unix socket, `control.sock` in its directory.
 //!
-//! A client sends [`Request`]s and reads one [`Message`] for each, in order. After [`Request::Subscribe`], messages
-//! about the machine's life come between them. The process that started a machine may be its *owner*: it has a
-//! connection from the beginning, and when that closes, the machine ends.
+//! A client sends [`Request`]s and reads one [`Message`] for each, in order. After [`Request::Subscribe`], event
+//! messages come between them. The process that started a machine may be its *owner*: it is connected from the start,
+//! and when it closes the connection, the machine ends.
 
 mod client;
 mod server;
@@ -25,112 +25,114 @@ use super::virtio::net::NetRecord;
 pub use client::{ClientError, ControlClient};
 pub(super) use server::ControlServer;
 
-/// The name of the control socket in a machine's folder.
+/// The name of the control socket in a machine's directory.
 pub const SOCKET: &str = "control.sock";
-/// The longest line, in bytes; a client that sends more is dropped.
+/// The maximum length of a line in bytes. A client that sends more is disconnected.
 const LINE_LIMIT: usize = 64 << 10;
 
-/// Files that come with one line: fewer than the kernel passes at once (`SCM_MAX_FD`), and their paths fit into it.
+/// The number of files that come with one line. It is below the kernel's limit (`SCM_MAX_FD`), and their paths fit
+/// into the line.
 const FILES_AT_A_TIME: usize = 100;
 
-/// What a client asks for.
+/// A client's request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "kebab-case")]
 pub enum Request {
-    /// How the machine is; answered with [`Message::Status`].
+    /// Return the machine's status. Response: [`Message::Status`].
     Status,
-    /// Be told when the agent is ready (at once if it is) and when the machine ends; answered with [`Message::Done`].
-    Subscribe,
-    /// Press ctrl-alt-del; answered with [`Message::Done`], or [`Message::Failed`] if the guest has no keyboard driver.
-    CtrlAltDel,
-    /// The machine is being stopped: if its guest reboots while this client is there, that is its end; answered with
+    /// Send a message when the agent is ready (at once if it already is) and when the machine ends. Response:
     /// [`Message::Done`].
+    Subscribe,
+    /// Press ctrl-alt-del. Response: [`Message::Done`], or [`Message::Failed`] if the guest has no keyboard driver.
+    CtrlAltDel,
+    /// End the machine if its guest reboots while this client is connected. Sent while the machine is being stopped.
+    /// Response: [`Message::Done`].
     EndAtReboot,
-    /// Put a disk into the first free slot; answered with [`Message::Attached`]. The guest looks at the slot when it is told
-    /// to bind its driver to it.
+    /// Attach a disk to the first free slot. The guest detects it when its driver is bound to the slot again.
+    /// Response: [`Message::Attached`].
     AttachDisk {
-        /// The disk; its id is new to the machine.
+        /// The disk, whose id must not be in use.
         disk: DiskConfig,
     },
-    /// Take a disk out; answered with [`Message::Done`] when everything is written to its file, which is free then.
+    /// Detach a disk. Response: [`Message::Done`], once everything is written to the file and the file is unlocked.
     DetachDisk {
-        /// Which.
+        /// The disk's id.
         id: String,
-        /// Even if the guest's driver is still there: it gets errors for what it asks of the disk from now on.
+        /// Detach the disk even if the guest's driver uses it. The driver then gets errors.
         #[serde(default)]
         force: bool,
     },
-    /// Where a disk is; answered with [`Message::Attached`].
+    /// Return the slot of a disk. Response: [`Message::Attached`].
     DiskSlot {
-        /// Which.
+        /// The disk's id.
         id: String,
     },
-    /// Give a disk more bytes, and tell the guest; answered with [`Message::Done`].
+    /// Grow a disk and notify the guest. Response: [`Message::Done`].
     ResizeDisk {
-        /// Which.
+        /// The disk's id.
         id: String,
-        /// How many bytes it is to have, no fewer than it has.
+        /// The new size in bytes, at least the current size.
         size: u64,
     },
-    /// Have a disk go by other limits from now on; answered with [`Message::Done`].
+    /// Set the limits of a disk. Response: [`Message::Done`].
     SetDiskLimits {
-        /// Which.
+        /// The disk's id.
         id: String,
-        /// The limits; without, it has none of its own.
+        /// The limits; none removes the disk's own limits.
         limits: Option<DiskLimits>,
     },
-    /// Have a disk written to a new layer from now on. Answered with [`Message::Done`] when the file that it was written
-    /// to is complete and durable, and will not change again. After [`Message::Failed`] the disk goes on as it was.
+    /// Switch a disk to a new overlay. Response: [`Message::Done`], once the previous file is complete, durable and
+    /// will not change again. After [`Message::Failed`], the disk still uses its previous file.
     SwitchDisk {
-        /// Which.
+        /// The disk's id.
         id: String,
-        /// A qcow2 file whose backing file is the one that the disk is written to now.
+        /// A qcow2 file whose backing file is the disk's current file.
         layer: PathBuf,
-        /// Backing files of the layer, the topmost first. They are passed open with the request, which does not name them:
-        /// the machine knows the files that its disk has.
+        /// The overlay's backing files, topmost first. They are passed open with the request, which does not name
+        /// them, because the machine knows the files of its disks.
         #[serde(skip)]
         backing: Vec<BackingFile>,
     },
-    /// Whether vCPUs may have more CPU time than is earned and saved, from now on; answered with [`Message::Done`].
+    /// Allow or forbid vCPUs to run on surplus credits. Response: [`Message::Done`].
     SetCanOwe {
-        /// Whether they may.
+        /// True allows it.
         can_owe: bool,
     },
-    /// Go by the link's new configuration; answered with [`Message::Reloaded`].
+    /// Reload the netstack's configuration. Response: [`Message::Reloaded`].
     ReloadLink {
-        /// The configuration's file, which is passed with the request: a new one may have taken the place of the one that
-        /// the process can open.
+        /// The configuration's file, which is passed with the request. A new file may have replaced the one that the
+        /// VMM can open.
         link: PathBuf,
     },
-    /// The files that the next request is about come with this line, open, in this order; not answered.
+    /// Pass open files for the next request, in this order. There is no response.
     Files {
-        /// What they stand for.
+        /// The paths and modes of the files.
         files: Vec<PassedPath>,
     },
-    /// Save the machine into a folder of the VMM's own directory, with which it ends: answered with [`Message::Ended`] where the client subscribed.
-    /// After [`Message::Failed`] it goes on.
+    /// Save the machine into a directory inside the VMM's own, and end it. Subscribers get [`Message::Ended`]. After
+    /// [`Message::Failed`], the machine still runs.
     Save {
-        /// The folder, which is there.
+        /// The directory, which must exist.
         folder: PathBuf,
     },
-    /// Save the machine into a folder of the VMM's own directory while it runs: it pauses for milliseconds. Answered with [`Message::Saved`] when all
-    /// is written.
+    /// Save the machine into a directory inside the VMM's own while it runs. It pauses for milliseconds. Response:
+    /// [`Message::Saved`], once everything is written.
     Fork {
-        /// The folder, which is there.
+        /// The directory, which must exist.
         folder: PathBuf,
-        /// New layers that disks are written to from that moment on, as with [`Request::SwitchDisk`]: what was there then is
-        /// beneath them. After [`Message::Failed`] some may be in use, and some not.
+        /// New overlays that disks write to from that instant on, as with [`Request::SwitchDisk`]. The files of the
+        /// snapshot are their backing files. After [`Message::Failed`], some of them may be in use.
         layers: Vec<Layer>,
     },
-    /// End the machine now; answered with [`Message::Ended`] where the client subscribed.
+    /// End the machine now. Subscribers get [`Message::Ended`].
     Kill {
-        /// Who wants it, in a few words: it becomes part of the machine's end.
+        /// The requester in a few words, for the machine's [`End`].
         by: String,
     },
 }
 
 impl Request {
-    /// The files that have to be passed with the request: those that the command names, never those that a header does.
+    /// Returns the files to pass with the request. The command names them; a path in an image's header is never used.
     fn files(&self) -> Vec<PassedPath> {
         let file = |path: &Path, writable| PassedPath { path: path.to_path_buf(), writable };
         let layer = |path: &Path, backing: &[BackingFile]| {
@@ -144,136 +146,136 @@ impl Request {
             Request::Fork { layers, .. } => layers.iter().flat_map(|one| layer(&one.path, &one.backing)).collect(),
             _ => Vec::new(),
         };
-        // Several disks may have the file of one image as their backing file.
+        // Several disks may have the same backing file.
         files.sort_by(|one, other| (&one.path, one.writable).cmp(&(&other.path, other.writable)));
         files.dedup();
         files
     }
 }
 
-/// A disk's new layer.
+/// A disk's new overlay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {
-    /// Which disk's.
+    /// The disk's id.
     pub disk: String,
-    /// A qcow2 file whose backing file is the one that the disk is written to now.
+    /// A qcow2 file whose backing file is the disk's current file.
     pub path: PathBuf,
-    /// Backing files of the layer, the topmost first, as in [`Request::SwitchDisk`].
+    /// The overlay's backing files, topmost first, as in [`Request::SwitchDisk`].
     #[serde(skip)]
     pub backing: Vec<BackingFile>,
 }
 
-/// What a machine says.
+/// A message from a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "kebab-case")]
 pub enum Message {
     /// The machine's status.
     Status(Box<Status>),
-    /// A request was carried out.
+    /// The request succeeded.
     Done,
-    /// A request could not be carried out.
+    /// The request failed.
     Failed {
-        /// Why, in a sentence.
+        /// The error message.
         why: String,
     },
-    /// A disk is in a slot.
+    /// The slot of a disk.
     Attached {
         /// The slot, counted from 0.
         slot: usize,
-        /// What Linux calls the slot where it learns of it from its command line: what is written to `bind` or `unbind`
+        /// Linux's name of the slot if it detects devices from its command line. It is written to `bind` or `unbind`
         /// in `/sys/bus/platform/drivers/virtio-mmio`.
         bus_device: String,
-        /// The same, where it learns of it from ACPI.
+        /// Linux's name of the slot if it detects devices through ACPI.
         acpi_device: String,
     },
-    /// The link goes by its new configuration.
+    /// The netstack uses its new configuration.
     Reloaded {
-        /// What of it could not be done, in sentences.
+        /// Error messages about the parts that could not be applied.
         problems: Vec<String>,
     },
-    /// The machine was saved, and runs on.
+    /// The machine was saved and runs again.
     Saved {
-        /// For how long it was paused, in nanoseconds.
+        /// The duration of the pause in nanoseconds.
         paused_ns: u64,
     },
-    /// The guest's agent answers.
+    /// The guest's agent is ready.
     Ready,
-    /// The machine has come to its end; the connection closes after this.
+    /// The machine has ended. The connection closes after this message.
     Ended {
-        /// How.
+        /// The reason of the end.
         end: End,
         /// The last status.
         status: Box<Status>,
     },
 }
 
-/// A machine in figures.
+/// The status of a machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// The monitor's process id: of its keeper, which ends the other when it ends.
+    /// The process id of the VMM's supervisor. The VMM ends with it.
     pub pid: u32,
-    /// When it was so.
+    /// The time of the status.
     #[serde(default)]
     pub moment: Moment,
-    /// What the process that runs the machine has given up.
+    /// The VMM's sandbox.
     #[serde(default)]
     pub sandbox: SandboxRecord,
-    /// vCPUs.
+    /// The number of vCPUs.
     pub vcpus: u32,
-    /// Guest memory, in MiB.
+    /// Guest memory in MiB.
     pub memory_mib: u64,
-    /// Whether guest kernels are emulated on this host.
+    /// The host has software KVM, which emulates guest kernels.
     pub software_kvm: bool,
-    /// The boot's marks.
+    /// The boot timeline.
     pub timeline: TimelineRecord,
     /// Exits by reason.
     pub exits: Vec<ExitRecord>,
-    /// What all vCPUs together had of the host's CPUs, in nanoseconds.
+    /// CPU time of all vCPUs in nanoseconds.
     #[serde(default)]
     pub cpu_time_ns: u64,
-    /// What is left for them, if that is limited.
+    /// The CPU budget, if limited.
     #[serde(default)]
     pub cpu_budget: Option<CpuBudgetRecord>,
-    /// What was done to the disks that the machine has now, in the order of their slots.
+    /// Counters of the attached disks, in slot order.
     #[serde(default)]
     pub disks: Vec<DiskRecord>,
-    /// What has gone through the network device, if there is one.
+    /// Counters of the network device, if there is one.
     #[serde(default)]
     pub net: Option<NetRecord>,
-    /// What may pass through it, if that is limited.
+    /// Limits of the network device, if any.
     #[serde(default)]
     pub net_limits: Option<NetLimits>,
-    /// What all disks together may do, if that is limited.
+    /// Aggregate limits of all disks, if any.
     #[serde(default)]
     pub disk_limits: Option<DiskLimits>,
-    /// What is wrong with its link, in sentences.
+    /// Error messages of the netstack.
     #[serde(default)]
     pub link_problems: Vec<String>,
-    /// What the guest's drivers did wrong, by device.
+    /// Errors of the guest's drivers, by device.
     pub guest_faults: Vec<GuestFaultRecord>,
-    /// Bytes of guest memory that the host holds in RAM.
+    /// Resident guest memory in bytes.
     pub guest_resident_bytes: u64,
-    /// Bytes that the monitor holds in RAM besides.
+    /// Other resident memory of the VMM process, in bytes.
     pub monitor_resident_bytes: u64,
 }
 
-/// A device's faults.
+/// The errors of a guest's driver.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestFaultRecord {
     /// The device.
     pub device: String,
-    /// How many.
+    /// The number of errors.
     pub count: u64,
 }
 
-/// What was done to a disk since it was put into the machine.
+/// The counters of a disk since it was attached.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskRecord {
-    /// The disk's name.
+    /// The disk's id.
     pub id: String,
-    /// Reads that succeeded.
+    /// Successful reads.
     pub reads: u64,
-    /// Writes that succeeded.
+    /// Successful writes.
     pub writes: u64,
     /// Bytes read.
     pub read_bytes: u64,
@@ -281,36 +283,36 @@ pub struct DiskRecord {
     pub written_bytes: u64,
     /// Requests that failed on the host.
     pub errors: u64,
-    /// The last of them, in a sentence.
+    /// The last error message.
     pub last_error: Option<String>,
-    /// For how long requests were held back, in nanoseconds.
+    /// Throttled time in nanoseconds.
     #[serde(default)]
     pub held_ns: u64,
-    /// What it may do, if that is limited.
+    /// The disk's limits, if any.
     #[serde(default)]
     pub limits: Option<DiskLimits>,
-    /// What is left of what it can save for times above its baseline, in per cent.
+    /// The burst balance in percent.
     #[serde(default)]
     pub saved_percent: Option<u64>,
 }
 
-/// Sends one message to a connection that has no server yet, where a machine could not even be built. It is a
-/// courtesy: if the other end is gone, nobody is told.
+/// Sends one message to a connection without a server, when a machine could not be built. Errors are ignored, because
+/// the client may be gone.
 pub fn send_once(mut stream: &UnixStream, message: &Message) {
     let mut line = serde_json::to_vec(message).expect("messages are plain data");
     line.push(b'\n');
     let _ = stream.write_all(&line);
 }
 
-/// Why there is no control socket.
+/// The reason why there is no control socket.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// The socket could not be made.
+    /// The socket cannot be created.
     #[error("the control socket {} cannot be made: {source}", path.display())]
     Listen {
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -326,7 +328,7 @@ mod tests {
         let request = Request::SwitchDisk { id, layer: layer.clone(), backing: backing.clone() };
         let file = |path: &str, writable| PassedPath { path: path.into(), writable };
         assert_eq!(request.files(), [file("/volumes/base", false), file("/volumes/layer", true)]);
-        // Several disks with one backing file pass it once.
+        // Two overlays with the same backing file pass it once.
         let layers = ["/volumes/layer", "/volumes/other"].map(|path| Layer {
             disk: path.into(),
             path: path.into(),
@@ -335,7 +337,7 @@ mod tests {
         let request = Request::Fork { folder: "/i".into(), layers: layers.to_vec() };
         let files = [file("/volumes/base", false), file("/volumes/layer", true), file("/volumes/other", true)];
         assert_eq!(request.files(), files);
-        // The request does not name them: the machine knows its own.
+        // The request does not name backing files: the machine knows its own.
         assert!(!serde_json::to_string(&request).unwrap().contains("base"));
     }
 

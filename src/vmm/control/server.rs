@@ -1,7 +1,7 @@
-//! The machine's end of its control socket: connections, their half-read lines, and who is to be told what.
+//! The server of a machine's control socket: connections, partial lines and subscriptions.
 //!
-//! It waits for nothing itself: [`crate::vmm::monitor`] tells it when a socket can be read. A client that does not
-//! read its messages is dropped, so that it holds up nobody.
+//! Nothing here waits: the event loop ([`crate::vmm::monitor`]) reports readable sockets. A client that does not read
+//! its messages is disconnected, so that it cannot block the VMM.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,10 +18,10 @@ use super::{ControlError, FILES_AT_A_TIME, LINE_LIMIT, Message, Request};
 use crate::unix_socket;
 use crate::vmm::passed::PassedFiles;
 
-/// The most clients at a time.
+/// The maximum number of clients at a time.
 const MAX_CLIENTS: usize = 64;
-/// The most files that a client passes for one request: all that a machine's disks can have, once to be read and their
-/// topmost to be written.
+/// The maximum number of files that a client passes for one request. It covers all files of a machine's disks, open
+/// for reading, and the topmost also for writing.
 const FILES_LIMIT: usize = 1024;
 
 /// The server.
@@ -35,26 +35,26 @@ pub(in crate::vmm) struct ControlServer {
 struct Client {
     stream: UnixStream,
     line: Vec<u8>,
-    /// Descriptors whose line has not come whole, and files whose request has not.
+    /// Descriptors whose line is not complete yet; `files` holds those whose request has not arrived.
     descriptors: Vec<OwnedFd>,
     files: PassedFiles,
     subscribed: bool,
     owner: bool,
 }
 
-/// What came of reading from a client.
+/// The outcome of reading from a client.
 #[derive(Debug)]
 pub(in crate::vmm) struct Incoming {
-    /// Whole requests, in order, with the files that came for them; what could not be understood has been answered already.
+    /// Complete requests in order, with their files. Invalid lines have been responded to already.
     pub requests: Vec<(Request, PassedFiles)>,
-    /// The client is gone.
+    /// The client has closed the connection, or must be disconnected.
     pub closed: bool,
-    /// It was the machine's owner.
+    /// The client is the machine's owner.
     pub owner: bool,
 }
 
 impl ControlServer {
-    /// Makes the socket at `path`. It listens before it has its name: whoever sees it can connect.
+    /// Creates the socket at `path`. It listens before it gets this name, so that a client that sees it can connect.
     pub fn bind(path: &Path) -> Result<ControlServer, ControlError> {
         let failed = |source| ControlError::Listen { path: path.to_path_buf(), source };
         let unnamed = path.with_extension("new");
@@ -69,13 +69,13 @@ impl ControlServer {
         self.listener.as_raw_fd()
     }
 
-    /// Takes the connection of who started the machine: subscribed from the beginning. Returns the descriptor to wait
-    /// on.
+    /// Adds the connection of the process that started the machine, which is subscribed from the start. Returns the
+    /// descriptor to wait on.
     pub fn adopt_launcher(&mut self, stream: UnixStream, owner: bool) -> io::Result<i32> {
         self.insert(stream, true, owner)
     }
 
-    /// Takes a client that connects. Returns the descriptor to wait on.
+    /// Accepts a client. Returns the descriptor to wait on.
     pub fn accept(&mut self) -> io::Result<i32> {
         let (stream, _) = self.listener.accept()?;
         if self.clients.len() >= MAX_CLIENTS {
@@ -101,7 +101,7 @@ impl ControlServer {
         Ok(fd)
     }
 
-    /// Reads what the client with descriptor `fd` has sent.
+    /// Reads the requests of the client with descriptor `fd`.
     pub fn read(&mut self, fd: i32) -> Incoming {
         let Some(client) = self.clients.get_mut(&fd) else {
             return Incoming { requests: Vec::new(), closed: true, owner: false };
@@ -147,7 +147,7 @@ impl ControlServer {
         requests
     }
 
-    /// Has the client told of the machine's life from now on.
+    /// Subscribes the client to event messages.
     pub fn subscribe(&mut self, fd: i32) {
         if let Some(client) = self.clients.get_mut(&fd) {
             client.subscribed = true;
@@ -160,17 +160,18 @@ impl ControlServer {
         let mut line = serde_json::to_vec(message).expect("messages are plain data");
         line.push(b'\n');
         if client.stream.write_all(&line).is_err() {
-            // It does not read, or is gone: now its end is read, and it is removed.
+            // The client does not read, or is gone. The shutdown makes the event loop remove it.
             let _ = client.stream.shutdown(Shutdown::Both);
         }
     }
 
-    /// Forgets a client that [`read`](ControlServer::read) found closed, once its descriptor is waited on no more.
+    /// Removes a client that [`read`](ControlServer::read) reported as closed, after its descriptor is no longer
+    /// waited on.
     pub fn remove(&mut self, fd: i32) {
         self.clients.remove(&fd);
     }
 
-    /// Sends a message to all who subscribed.
+    /// Sends a message to all subscribers.
     pub fn broadcast(&mut self, message: &Message) {
         let subscribed: Vec<i32> =
             self.clients.iter().filter(|(_, client)| client.subscribed).map(|(fd, _)| *fd).collect();
@@ -178,7 +179,7 @@ impl ControlServer {
     }
 }
 
-/// Reads what has come, and the descriptors with it.
+/// Receives available bytes and descriptors.
 fn receive(stream: &UnixStream, buffer: &mut [u8], descriptors: &mut Vec<OwnedFd>) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_AT_A_TIME))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

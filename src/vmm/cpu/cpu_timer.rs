@@ -21,14 +21,14 @@ impl CpuTimer {
     }
 
     fn on(clock: libc::clockid_t, signal: libc::c_int) -> io::Result<CpuTimer> {
-        // SAFETY: all bytes zero is a sigevent.
+        // SAFETY: all zeroes is a valid sigevent.
         let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
         event.sigev_notify = libc::SIGEV_THREAD_ID;
         event.sigev_signo = signal;
-        // SAFETY: it has no arguments and cannot fail.
+        // SAFETY: the call has no arguments and cannot fail.
         event.sigev_notify_thread_id = unsafe { libc::gettid() };
         let mut timer = ptr::null_mut();
-        // SAFETY: the event is read and the timer's id written, no more.
+        // SAFETY: the kernel only reads the event and writes the timer's id.
         match unsafe { libc::timer_create(clock, &raw mut event, &raw mut timer) } {
             0 => Ok(CpuTimer { timer }),
             _ => Err(io::Error::last_os_error()),
@@ -50,7 +50,7 @@ impl CpuTimer {
         let time = |ns: u64| libc::timespec { tv_sec: (ns / second) as i64, tv_nsec: (ns % second) as i64 };
         // Zero would disarm the timer.
         let value = libc::itimerspec { it_interval: time(each_ns), it_value: time(first_ns.max(1)) };
-        // SAFETY: the timer is there for as long as this is; the value is read, no more.
+        // SAFETY: the timer exists as long as `self`; the kernel only reads the value.
         match unsafe { libc::timer_settime(self.timer, 0, &raw const value, ptr::null_mut()) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
@@ -60,7 +60,7 @@ impl CpuTimer {
 
 impl Drop for CpuTimer {
     fn drop(&mut self) {
-        // SAFETY: the timer is this one's own, and nobody uses it any more.
+        // SAFETY: `self` owns the timer, and nothing uses it afterwards.
         unsafe { libc::timer_delete(self.timer) };
     }
 }

@@ -1,43 +1,43 @@
-//! What a guest's CPUID instruction answers: what KVM supports on this host, with the machine's own topology.
+//! The guest's CPUID: the features that KVM supports on this host, with the machine's topology.
 //!
-//! One socket; vCPU n has local APIC id n; threads of a core have neighbouring ids. Sources: Intel SDM volume 2A,
-//! "CPUID"; AMD APM volume 3, appendix E.
+//! There is one socket. vCPU n has local APIC id n, and the threads of a core have neighboring ids. Sources: Intel SDM
+//! volume 2A, "CPUID"; AMD APM volume 3, appendix E.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 use crate::vmm::config::CpuConfig;
 
-/// Leaf 1, ECX: the TSC-deadline mode of the local APIC timer, and "there is a hypervisor".
+/// Leaf 1, ECX: the TSC-deadline mode of the local APIC timer, and the hypervisor bit.
 const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX: several logical processors in a package.
 const HTT: u32 = 1 << 28;
-/// Leaf 0xb and 0x1f, ECX bits 15:8: the kinds of levels.
+/// Leaf 0xb and 0x1f, ECX bits 15:8: level types.
 const LEVEL_THREAD: u32 = 1;
 const LEVEL_CORE: u32 = 2;
 
-/// Leaves that guests do not see, for they describe only what guests do not have: the PMU (0xa, 0x23, 0x8000_0022), SGX (0x12),
-/// processor trace (0x14), branch records (0x1c), AMX (0x1d, 0x1e), SVM (0x8000_000a), sampling (0x8000_001b), profiling
-/// (0x8000_001c) and encrypted guests (0x8000_001f).
+/// Leaves that are hidden because guests do not have their features: the PMU (0xa, 0x23, 0x8000_0022), SGX (0x12),
+/// processor trace (0x14), branch records (0x1c), AMX (0x1d, 0x1e), SVM (0x8000_000a), sampling (0x8000_001b),
+/// profiling (0x8000_001c) and encrypted guests (0x8000_001f).
 const HIDDEN_LEAVES: [u32; 12] =
     [0xa, 0x12, 0x14, 0x1c, 0x1d, 0x1e, 0x23, 0x8000_000a, 0x8000_001b, 0x8000_001c, 0x8000_001f, 0x8000_0022];
-/// Extended states (the index of their part of leaf 0xd, and their bit in XCR0 or IA32_XSS) that guests do not have: processor
-/// trace, shadow stacks of user and kernel, branch records, AMX's configuration and its tiles.
+/// Extended states that guests do not have: processor trace, user and supervisor shadow stacks, branch records, AMX
+/// configuration and AMX tiles. The number is the index in leaf 0xd and the bit in XCR0 or IA32_XSS.
 const HIDDEN_STATES: [u32; 6] = [8, 11, 12, 15, 17, 18];
 
-/// Bits that guests do not see: nested virtualization, the PMU and its relatives, and what a snapshot does not save. Nested
-/// virtualization is KVM's most attacked part, and a guest that is saved while its own guest runs would lose that one's state.
-/// Leaf, index, and bits of EAX, EBX, ECX, EDX.
+/// Hidden feature bits: nested virtualization, the PMU and related features, and features whose state a snapshot does
+/// not contain. Nested virtualization is the most attacked part of KVM, and a snapshot would lose the state of a
+/// running nested guest. Leaf, index, and bits of EAX, EBX, ECX, EDX.
 const HIDDEN: [(u32, u32, [u32; 4]); 5] = [
     // DTES64, DS-CPL, VMX, SMX, PDCM; DS.
     (0x1, 0, [0, 0, 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 15, 1 << 21]),
-    // SGX, processor trace; shadow stacks, SGX's launch control; SGX's keys, branch records, IBT, AMX.
+    // SGX, processor trace; shadow stacks, SGX launch control; SGX keys, branch records, IBT, AMX.
     (0x7, 0, [0, 1 << 2 | 1 << 25, 1 << 7 | 1 << 30, 1 << 1 | 1 << 19 | 1 << 20 | 1 << 22 | 1 << 24 | 1 << 25]),
     // Leaf 0x23, AMX; AMX, supervisor shadow stacks.
     (0x7, 1, [1 << 8 | 1 << 21, 0, 0, 1 << 8 | 1 << 18]),
-    // XFD, which only AMX uses; states of IA32_XSS.
+    // XFD, which only AMX uses; IA32_XSS states.
     (0xd, 1, [1 << 4, 0, 1 << 8 | 1 << 11 | 1 << 12 | 1 << 15, 0]),
-    // SVM, sampling, SKINIT, profiling, counters of cores, of the northbridge, of the time-stamp counter and of the last cache.
+    // SVM, sampling, SKINIT, profiling; performance counters of cores, northbridge, TSC and last-level cache.
     (0x8000_0001, 0, [0, 0, 1 << 2 | 1 << 10 | 1 << 12 | 1 << 15 | 1 << 23 | 1 << 24 | 1 << 27 | 1 << 28, 0]),
 ];
 
@@ -55,7 +55,7 @@ fn hide(entry: &mut kvm_cpuid_entry2) {
     }
 }
 
-/// Registers of which each bit is a feature. Leaf, index, and masks of EAX, EBX, ECX, EDX.
+/// Registers in which each bit is a feature. Leaf, index, and masks of EAX, EBX, ECX, EDX.
 const FEATURES: [(u32, u32, [u32; 4]); 11] = {
     const ALL: u32 = u32::MAX;
     [
@@ -65,7 +65,7 @@ const FEATURES: [(u32, u32, [u32; 4]); 11] = {
         (0x7, 2, [0, 0, 0, ALL]),
         (0xd, 0, [ALL, 0, 0, ALL]),
         (0xd, 1, [ALL, 0, ALL, ALL]),
-        // KVM's own: kvmclock, asynchronous page faults and so on.
+        // KVM's features: kvmclock, asynchronous page faults and others.
         (0x4000_0001, 0, [ALL, 0, 0, 0]),
         (0x8000_0001, 0, [0, 0, ALL, ALL]),
         (0x8000_0007, 0, [0, 0, 0, ALL]),
@@ -74,8 +74,8 @@ const FEATURES: [(u32, u32, [u32; 4]); 11] = {
     ]
 };
 
-/// The first thing that a guest with the `saved` CPUID relies on and that a new one would not get (`here`): a feature, the layout
-/// of an extended state, the width of physical addresses.
+/// Returns the first item of the `saved` CPUID that a guest would lose with the CPUID `here`: a feature, the layout of
+/// an extended state, or the width of physical addresses.
 pub fn missing(saved: &[kvm_cpuid_entry2], here: &CpuId) -> Option<String> {
     let registers = |entry: &kvm_cpuid_entry2| [entry.eax, entry.ebx, entry.ecx, entry.edx];
     let find = |function, index| {
@@ -104,7 +104,7 @@ pub fn missing(saved: &[kvm_cpuid_entry2], here: &CpuId) -> Option<String> {
     None
 }
 
-/// The CPUID of vCPU `id` of a machine with `cpus`, made from what KVM supports.
+/// Returns the CPUID of vCPU `id` of a machine with `cpus`, based on KVM's supported CPUID.
 pub fn for_vcpu(supported: &CpuId, id: u32, cpus: CpuConfig) -> CpuId {
     let topology = Topology::new(id, cpus, is_amd(supported));
     let mut entries: Vec<kvm_cpuid_entry2> = supported
@@ -126,14 +126,14 @@ pub fn for_vcpu(supported: &CpuId, id: u32, cpus: CpuConfig) -> CpuId {
     CpuId::from_entries(&entries).expect("KVM's own entries and six more are within KVM's limit")
 }
 
-/// Whether the processor is AMD's or Hygon's, by the name in leaf 0.
+/// Returns true if leaf 0 names AMD or Hygon.
 fn is_amd(supported: &CpuId) -> bool {
     let name = supported.as_slice().iter().find(|entry| entry.function == 0);
     let name = name.map(|leaf| [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat());
     name.is_some_and(|name| [b"AuthenticAMD", b"HygonGenuine"].iter().any(|amd| name == *amd))
 }
 
-/// A vCPU's place.
+/// A vCPU's position in the topology.
 #[derive(Debug, Clone, Copy)]
 struct Topology {
     apic_id: u32,
@@ -165,15 +165,15 @@ impl Topology {
                 entry.ecx |= TSC_DEADLINE | HYPERVISOR;
                 entry.edx = if self.count > 1 { entry.edx | HTT } else { entry.edx & !HTT };
             }
-            // Intel's cache leaf: who shares a cache (25:14), and how many core ids a package has (31:26).
+            // Intel's cache leaf: threads sharing the cache (25:14), core ids in the package (31:26).
             0x4 if entry.eax & 0x1f != 0 => {
                 let shared = self.cache_sharing((entry.eax >> 5) & 7);
                 let cores = 1 << (self.package_bits - self.thread_bits);
                 entry.eax = (entry.eax & 0x3fff) | ((shared - 1) << 14) | ((cores - 1) << 26);
             }
-            // AMD: threads in the package, and the width of its ids. Intel's register is reserved.
+            // AMD: threads in the package, and the width of its ids. The register is reserved on Intel.
             0x8000_0008 if self.is_amd => entry.ecx = (self.count - 1) | (self.package_bits << 12),
-            // AMD's cache leaf: who shares a cache (25:14).
+            // AMD's cache leaf: threads sharing the cache (25:14).
             0x8000_001d if entry.eax & 0x1f != 0 => {
                 let shared = self.cache_sharing((entry.eax >> 5) & 7);
                 entry.eax = (entry.eax & 0x3fff) | ((shared - 1) << 14);
@@ -188,12 +188,13 @@ impl Topology {
         }
     }
 
-    /// How many vCPUs share a cache of this level: the first two belong to a core, the rest to the package.
+    /// Returns the number of vCPUs that share a cache of this level. Levels 1 and 2 belong to a core, others to the
+    /// package.
     fn cache_sharing(&self, level: u32) -> u32 {
         if level <= 2 { self.threads_per_core } else { 1 << self.package_bits }
     }
 
-    /// Leaf 0xb or 0x1f: the thread level, the core level, the end.
+    /// Returns leaf 0xb or 0x1f: the thread level, the core level and the end.
     fn extended_leaf(&self, function: u32) -> [kvm_cpuid_entry2; 3] {
         let level = |index, kind: u32, shift, logical| kvm_cpuid_entry2 {
             function,
@@ -229,7 +230,7 @@ mod tests {
 
     const ONE: CpuConfig = CpuConfig { count: 1, threads_per_core: 1 };
 
-    /// A processor that has everything.
+    /// Returns the CPUID of a processor with all features.
     fn full() -> CpuId {
         let ones = u32::MAX;
         let leaf = |function, index| kvm_cpuid_entry2 {
@@ -258,7 +259,7 @@ mod tests {
         for hidden in [0xa, 0x23, 0x8000_000a, 0x8000_0022] {
             assert!(cpuid.as_slice().iter().all(|entry| entry.function != hidden), "{hidden:#x}");
         }
-        // What is left is left.
+        // Other features are not hidden.
         assert_eq!((basic.ecx & 1, leaf(&cpuid, 7, 0).ebx & 1 << 5, extended.edx & 1 << 29), (1, 1 << 5, 1 << 29));
     }
 
@@ -293,10 +294,10 @@ mod tests {
         assert!(without(0xd, 2, |leaf| leaf.ebx = 576).unwrap().contains("leaf 0xd.2"));
         assert!(without(0x4000_0001, 0, |leaf| leaf.eax = 0).is_some());
         assert!(without(0x8000_0008, 0, |leaf| leaf.eax &= !1).unwrap().contains("255 bits"));
-        // What is hidden anyway, and what is no feature, is not missed.
+        // Hidden bits, and registers that are not features, are not compared.
         assert_eq!(without(1, 0, |leaf| leaf.ecx &= !(1 << 5)), None);
         assert_eq!(without(1, 0, |leaf| leaf.ebx = 0), None);
-        // A host that has more is good enough.
+        // Additional features on the host are accepted.
         assert_eq!(missing(for_vcpu(&supported(), 0, ONE).as_slice(), &saved), None);
     }
 

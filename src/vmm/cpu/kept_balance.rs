@@ -1,5 +1,5 @@
-//! What is left of a machine's CPU budget when it ends: `cpu-balance.json` in the VMM's directory, for the
-//! machine that starts anew after a guest's reboot, and for a later start.
+//! The CPU budget's balance at the end of a machine: `cpu-balance.json` in the VMM's directory. It is used by the next
+//! machine after a guest reboot, and by a later start.
 
 use std::io;
 use std::path::Path;
@@ -13,24 +13,25 @@ use crate::vmm::untrusted;
 /// The file's name.
 const FILE: &str = "cpu-balance.json";
 
-/// A balance, and when it was that.
+/// A balance and its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptBalance {
-    /// What was left.
+    /// The balance.
     pub balance: CpuBalance,
-    /// In seconds since 1970.
+    /// The time in seconds since 1970.
     pub at: u64,
 }
 
 impl KeptBalance {
-    /// The balance that is left now.
+    /// Creates a record of the balance with the current time.
     pub fn now(balance: CpuBalance) -> KeptBalance {
-        // A clock before 1970 is one that nobody has set.
+        // Tolerates a host clock set to a time before 1970.
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         KeptBalance { balance, at }
     }
 
-    /// What the last machine in `folder` left; none if it had no budget or was killed.
+    /// Reads the balance of the last machine in the directory `folder`. There is none if the machine had no budget or
+    /// was killed.
     pub fn read(folder: &Path) -> io::Result<Option<KeptBalance>> {
         match untrusted::read(&folder.join(FILE), untrusted::RECORD_LIMIT) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
@@ -39,14 +40,14 @@ impl KeptBalance {
         }
     }
 
-    /// Writes it, whole or not at all.
+    /// Writes the file atomically.
     pub fn write(&self, folder: &Path) -> io::Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
         io::Write::write_all(&mut file, &serde_json::to_vec(self).expect("a balance is plain data"))?;
         file.persist(folder.join(FILE)).map(drop).map_err(|error| error.error)
     }
 
-    /// Removes that of an earlier machine.
+    /// Removes the file of an earlier machine.
     pub fn clear(folder: &Path) -> io::Result<()> {
         untrusted::remove(&folder.join(FILE))
     }

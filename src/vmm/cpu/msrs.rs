@@ -1,9 +1,9 @@
-//! Setting model-specific registers, of which KVM may refuse some.
+//! Sets model-specific registers, some of which KVM may refuse.
 
 use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
 
-/// Sets registers in order, and goes on behind each that KVM refuses. Returns those. `set` is KVM_SET_MSRS: it stops at the
-/// first register that it refuses, and tells how many it has set.
+/// Sets registers in order, skips those that KVM refuses, and returns them. `set` is KVM_SET_MSRS, which stops at the
+/// first refused register and returns the number of registers set.
 pub(super) fn set_each<E>(
     entries: &[kvm_msr_entry],
     mut set: impl FnMut(&Msrs) -> Result<usize, E>,

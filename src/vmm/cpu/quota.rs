@@ -1,11 +1,12 @@
-//! A machine's CPU budget, enforced: vCPUs run for slices of CPU time, and are held out of the guest while the budget is
+//! Enforces a machine's CPU budget: vCPUs run for time slices, and wait outside the guest while the budget is
 //! overdrawn.
 //!
-//! A slice ends by a timer on the thread's CPU time, whose signal is the one that kicks vCPUs: an idle guest sets off none.
-//! All vCPUs pay from one budget and wait for the same moment, and each then has a slice as long as the others': none can
-//! starve another. Who is held waits at the [`Gate`], so that pausing, saving and stopping find it there at once.
-//! The budget pays for the CPU time of the vCPUs' threads, with that of serving their exits, and for that of the threads that
-//! serve the machine's devices. Those are never held: they stop by themselves when the guest gives them no more work.
+//! A timer on the thread's CPU time ends a slice with the signal that kicks vCPUs, so an idle guest triggers none. All
+//! vCPUs share one budget, wait for the same instant, and then get slices of the same length, so none can starve
+//! another. A throttled vCPU waits at the [`Gate`], where pausing, saving and stopping find it at once.
+//!
+//! The budget is charged for the CPU time of vCPU threads, including exit handling, and of device threads. Device
+//! threads are never throttled: they stop when the guest submits no more work.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,25 +18,25 @@ use super::time::CpuTime;
 use super::vcpu::kick_signal;
 use crate::vmm::limits::{CpuBudget, CpuBudgetConfig, CpuBudgetRecord};
 
-/// The budget of all vCPUs of a machine. Its lock comes before those of [`CpuTime`].
+/// The CPU budget of a machine. Its lock comes before those of [`CpuTime`] in the lock order.
 #[derive(Debug)]
 pub struct Quota {
     account: Mutex<Account>,
     vcpus: u32,
-    /// Counts changes of the rules, upon which those who wait look again.
+    /// The number of configuration changes. Throttled vCPUs check their conditions again after each.
     changes: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Account {
     budget: CpuBudget,
-    /// When it was last settled, and the CPU time that had been charged by then, in nanoseconds.
+    /// The time of the last settlement, and the CPU time charged until then in nanoseconds.
     settled: Instant,
     used_ns: u64,
     held_ns: u64,
 }
 
-/// What a vCPU's thread runs by.
+/// A vCPU thread's access to the budget.
 #[derive(Debug)]
 pub struct Allowance<'a> {
     quota: &'a Quota,
@@ -44,14 +45,14 @@ pub struct Allowance<'a> {
 }
 
 impl Quota {
-    /// The budget of so many vCPUs, none of which has run.
+    /// Creates the budget of a machine with this many vCPUs, none of which has run.
     pub fn new(config: CpuBudgetConfig, vcpus: u32) -> Quota {
         let account = Account { budget: CpuBudget::new(config), settled: Instant::now(), used_ns: 0, held_ns: 0 };
         Quota { account: Mutex::new(account), vcpus, changes: AtomicU64::new(0) }
     }
 
-    /// What the calling thread, a vCPU's, is to run by. Where the host has no timer for it, it runs without being held; what
-    /// it uses counts all the same.
+    /// Creates the allowance of the calling thread, which must be a vCPU's. If the host refuses a timer, the vCPU runs
+    /// unthrottled, but its CPU time is still charged.
     pub fn allow_this_thread<'a>(&'a self, cpu_time: &'a CpuTime) -> Option<Allowance<'a>> {
         match CpuTimer::of_thread(kick_signal()) {
             Ok(timer) => Some(Allowance { quota: self, cpu_time, timer }),
@@ -62,20 +63,20 @@ impl Quota {
         }
     }
 
-    /// Whether time may be owed, from now on; those who wait at the `gate` look again.
+    /// Allows or forbids surplus credits, and wakes throttled vCPUs at the `gate`.
     pub fn set_can_owe(&self, can_owe: bool, cpu_time: &CpuTime, gate: &Gate) {
         self.settle(cpu_time).budget.set_can_owe(can_owe);
         self.changes.fetch_add(1, Ordering::SeqCst);
         gate.nudge();
     }
 
-    /// The budget as it is now.
+    /// Returns the current budget.
     pub fn record(&self, cpu_time: &CpuTime) -> CpuBudgetRecord {
         let account = self.settle(cpu_time);
         CpuBudgetRecord { budget: account.budget.config(), used_ns: account.used_ns, held_ns: account.held_ns }
     }
 
-    /// The account, up to now.
+    /// Settles the account up to now and returns it.
     fn settle(&self, cpu_time: &CpuTime) -> MutexGuard<'_, Account> {
         let mut account = self.account.lock().unwrap_or_else(PoisonError::into_inner);
         let (now, used) = (Instant::now(), cpu_time.charged_ns());
@@ -88,8 +89,8 @@ impl Quota {
 }
 
 impl Allowance<'_> {
-    /// Asks for the next slice, when one has ended or may have. Returns whether it was given; if not, the vCPU has waited at
-    /// the `gate`, which may be closed by now.
+    /// Requests the next slice after one has ended, or may have. Returns true if it was granted. Otherwise the vCPU
+    /// has waited at the `gate`, which may be closed by now.
     pub fn next_slice(&self, gate: &Gate) -> bool {
         let quota = self.quota;
         let changes = quota.changes.load(Ordering::SeqCst);
@@ -123,7 +124,7 @@ mod tests {
     fn device_thread_time_is_charged_to_the_budget() {
         const SPENT: u64 = 5_000_000;
         let balance = CpuBalance { saved_ns: 1_000_000, ..CpuBalance::default() };
-        // So little that nothing is earned meanwhile.
+        // The rate is so low that nothing is earned during the test.
         let config = CpuBudgetConfig { earned_ppm: 1, cap_ns: 1 << 40, can_owe: false, owed_cap_ns: 0, balance };
         let device = Arc::new(ThreadClock::default());
         let time = CpuTime::new(1, vec![Arc::clone(&device)]);

@@ -1,4 +1,5 @@
-//! The state in which a vCPU begins: what the two boot protocols demand, and what firmware would have set.
+//! The initial state of a vCPU: the requirements of the two boot protocols, and settings that firmware would have
+//! made.
 
 use kvm_bindings::{kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
@@ -9,16 +10,16 @@ use crate::vmm::boot::{BootState, Entry};
 use crate::vmm::error::Error;
 use crate::vmm::memory::GuestMemory;
 
-/// Page tables that map the first GiB to itself in pages of 2 MiB, for the 64-bit entry.
+/// Page tables for the 64-bit entry, which identity-map the first GiB with 2 MiB pages.
 const PML4: GuestAddress = GuestAddress(0x9000);
 const PDPT: GuestAddress = GuestAddress(0xa000);
 const PAGE_DIRECTORY: GuestAddress = GuestAddress(0xb000);
 const PAGE_PRESENT_WRITABLE: u64 = 0x3;
 const PAGE_HUGE: u64 = 0x80;
-/// The global descriptor table, and an empty interrupt descriptor table behind it.
+/// The global descriptor table, followed by an empty interrupt descriptor table.
 const GDT: GuestAddress = GuestAddress(0x500);
 const IDT: GuestAddress = GuestAddress(0x520);
-/// A stack for the few instructions that need one before the kernel has its own.
+/// The stack of the first instructions, until the kernel sets up its own.
 const BOOT_STACK: u64 = 0x8ff0;
 
 const CR0_PE: u64 = 1;
@@ -41,20 +42,20 @@ const MSR_CSTAR: u32 = 0xc000_0083;
 const MSR_SYSCALL_MASK: u32 = 0xc000_0084;
 const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
 const MSR_IA32_TSC: u32 = 0x10;
-/// Fast string operations, as firmware enables them; and that there are no branch trace store (bit 11) and no processor
-/// event based sampling (bit 12), which belong to the PMU that guests do not have.
+/// Fast string operations, as enabled by firmware. The bits for branch trace store (11) and processor event based
+/// sampling (12) mean "unavailable": they belong to the PMU, which guests do not have.
 const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12;
 /// MTRRs enabled, memory write-back by default.
 const MTRR_ENABLE_WRITE_BACK: u64 = (1 << 11) | 6;
 
-/// Offsets of the local vector table's two pins in the local APIC's page (Intel SDM volume 3A, table 11-1), and the
-/// delivery modes that go into them.
+/// Offsets of the two local interrupt pins in the local APIC's page (Intel SDM volume 3A, table 11-1), and their
+/// delivery modes.
 const LVT_LINT0: usize = 0x350;
 const LVT_LINT1: usize = 0x360;
 const DELIVERY_NMI: u32 = 0x400;
 const DELIVERY_EXTINT: u32 = 0x700;
 
-/// Sets what every vCPU has, whether it boots the machine or waits for another to start it.
+/// Sets the state that all vCPUs have, whether they boot the machine or wait for another to start them.
 pub fn set_common(vcpu: &VcpuFd) -> Result<(), Error> {
     set_msrs(vcpu)?;
     let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
@@ -84,7 +85,7 @@ pub fn set_boot(vcpu: &VcpuFd, memory: &GuestMemory, boot: &BootState) -> Result
     vcpu.set_regs(&regs).map_err(Error::kvm("set a vCPU's registers"))
 }
 
-/// The registers in a few lines, for whoever has to find out what a guest was doing.
+/// Formats the registers for the log.
 pub fn describe(regs: &kvm_regs, sregs: &kvm_sregs) -> String {
     format!(
         "rip={:016x} rsp={:016x} rflags={:08x} cs={:04x}\n\
@@ -234,7 +235,7 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<(), Error> {
     Ok(())
 }
 
-/// Pin 0 takes the interrupts of the 8259, pin 1 the NMI, as the MP table says.
+/// Connects pin 0 to the 8259 and pin 1 to NMIs, as the MP table says.
 fn set_local_interrupts(vcpu: &VcpuFd) -> Result<(), Error> {
     let mut apic = vcpu.get_lapic().map_err(Error::kvm("read a local APIC"))?;
     for (offset, mode) in [(LVT_LINT0, DELIVERY_EXTINT), (LVT_LINT1, DELIVERY_NMI)] {

@@ -1,4 +1,4 @@
-//! A vCPU's whole state, as KVM gives and takes it, in the order that it asks for (Documentation/virt/kvm/api.rst).
+//! A vCPU's complete state, saved and restored in the order that KVM requires (Documentation/virt/kvm/api.rst).
 
 use kvm_bindings::{
     Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
@@ -12,7 +12,7 @@ use super::msrs::set_each;
 const MSR_IA32_TSC: u32 = 0x10;
 const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
 
-/// The state.
+/// The state of a vCPU.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VcpuState {
     mp_state: kvm_mp_state,
@@ -26,18 +26,18 @@ pub struct VcpuState {
     events: kvm_vcpu_events,
 }
 
-/// What KVM refused.
+/// The reason why KVM cannot save or restore a state.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StateError {
-    /// A request failed.
+    /// An ioctl failed.
     #[error("KVM would not {what}: {source}")]
     Request {
-        /// What was asked of it.
+        /// The operation.
         what: &'static str,
-        /// Why not.
+        /// The ioctl's error.
         source: kvm_ioctls::Error,
     },
-    /// A model-specific register did not get its saved value.
+    /// A model-specific register does not have its saved value.
     #[error(
         "KVM would not set the model-specific register {index:#x} to {value:#x}, which it was when the machine was saved"
     )]
@@ -53,20 +53,20 @@ fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> StateError {
     move |source| StateError::Request { what, source }
 }
 
-/// Registers that KVM shows and does not take. `HV_X64_MSR_TIME_REF_COUNT` counts by itself, and only guests of Hyper-V read
-/// it.
+/// Registers that KVM lets user space read but not write. `HV_X64_MSR_TIME_REF_COUNT` is a counter that only Hyper-V
+/// guests read.
 const REFUSED_MSRS: [u32; 1] = [0x4000_0020];
 
-/// The model-specific registers that this host's KVM saves.
+/// Returns the model-specific registers that this host's KVM saves.
 pub fn saved_msrs(kvm: &Kvm) -> Result<Vec<u32>, StateError> {
     Ok(kvm.get_msr_index_list().map_err(failed("list the registers that it saves"))?.as_slice().to_vec())
 }
 
 impl VcpuState {
-    /// Reads the state of a vCPU that is not in the guest and has no exit half served.
+    /// Reads the state of a vCPU that is outside the guest, with its last exit completed.
     pub fn save(vcpu: &VcpuFd, msrs: &[u32]) -> Result<VcpuState, StateError> {
         Ok(VcpuState {
-            // First: it brings pending events of the local APIC home.
+            // Must be first: it processes pending events of the local APIC.
             mp_state: vcpu.get_mp_state().map_err(failed("give a vCPU's state of running"))?,
             regs: vcpu.get_regs().map_err(failed("give a vCPU's registers"))?,
             sregs: vcpu.get_sregs().map_err(failed("give a vCPU's system registers"))?,
@@ -79,7 +79,7 @@ impl VcpuState {
         })
     }
 
-    /// Gives a new vCPU, whose CPUID is set, this state.
+    /// Restores the state into a new vCPU whose CPUID is set.
     pub fn restore(&self, vcpu: &VcpuFd) -> Result<(), StateError> {
         vcpu.set_mp_state(self.mp_state).map_err(failed("take a vCPU's state of running"))?;
         vcpu.set_regs(&self.regs).map_err(failed("take a vCPU's registers"))?;
@@ -89,7 +89,7 @@ impl VcpuState {
         unsafe { vcpu.set_xsave(&self.xsave) }.map_err(failed("take a vCPU's extended states"))?;
         vcpu.set_xcrs(&self.xcrs).map_err(failed("take a vCPU's extended control registers"))?;
         vcpu.set_debug_regs(&self.debug_registers).map_err(failed("take a vCPU's debug registers"))?;
-        // Before the registers of its timer.
+        // Must precede the registers of the APIC's timer.
         vcpu.set_lapic(&self.local_apic).map_err(failed("take a local APIC's registers"))?;
         restore_msrs(vcpu, &self.msrs)?;
         vcpu.set_vcpu_events(&self.events).map_err(failed("take a vCPU's pending events"))?;
@@ -98,8 +98,8 @@ impl VcpuState {
     }
 }
 
-/// Tells the guest that this vCPU was paused, so that its watchdogs do not take the time for a lockup. A guest without
-/// kvmclock cannot be told, which KVM answers with EINVAL.
+/// Notifies the guest that this vCPU was paused, so that its watchdogs do not report a lockup. KVM returns EINVAL if
+/// the guest does not use kvmclock.
 pub(super) fn tell_of_pause(vcpu: &VcpuFd) {
     if let Err(error) = vcpu.kvmclock_ctrl()
         && error.errno() != libc::EINVAL
@@ -108,7 +108,8 @@ pub(super) fn tell_of_pause(vcpu: &VcpuFd) {
     }
 }
 
-/// KVM stops at the first register that it cannot read, of which there may be some on its own list.
+/// Reads the registers in parts: KVM stops at the first register that it cannot read, and its own list may contain
+/// some.
 fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, StateError> {
     let mut saved = Vec::with_capacity(indices.len());
     let mut left = indices;
@@ -123,19 +124,21 @@ fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, State
     Ok(saved)
 }
 
-/// A timer whose time has come reads as one that is off, although its interrupt may not be in the local APIC's registers
-/// yet, which were read before or after. Then the guest would wait for it for ever: it gets one more at once instead, which
-/// a guest's timer code has to expect anyway.
+/// Rearms the TSC-deadline timer if it reads as off.
+///
+/// An expired timer reads as off, but its interrupt may not be in the saved registers of the local APIC. The guest
+/// would then wait for it forever. It gets an extra interrupt at once instead; timer code must expect a spurious one
+/// anyway.
 fn revive_deadline(msrs: &mut Vec<kvm_msr_entry>) {
     let value = |index: u32| msrs.iter().find(|msr| msr.index == index).map(|msr| msr.data);
     let (Some(now), Some(deadline)) = (value(MSR_IA32_TSC), value(MSR_IA32_TSC_DEADLINE)) else { return };
-    // It is measured by the counter, so it comes after it.
+    // The deadline refers to the TSC, so it must be restored after it.
     msrs.retain(|msr| msr.index != MSR_IA32_TSC_DEADLINE);
     let data = if deadline == 0 { now } else { deadline };
     msrs.push(kvm_msr_entry { index: MSR_IA32_TSC_DEADLINE, data, ..Default::default() });
 }
 
-/// A register that KVM refuses and that has its saved value anyway is one that KVM sets by itself.
+/// Restores the registers. A refused register is accepted if it has its saved value, because KVM sets it by itself.
 fn restore_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), StateError> {
     let refused =
         set_each(entries, |msrs| vcpu.set_msrs(msrs)).map_err(failed("take a vCPU's model-specific registers"))?;

@@ -1,8 +1,8 @@
-//! CPU time that a machine's threads took from the host: its vCPUs', and that of the threads that serve its devices.
+//! CPU time of a machine's threads on the host: those of vCPUs and those of devices.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// CPU time of one thread, or of several that follow each other.
+/// CPU time of one thread, or of several consecutive threads.
 #[derive(Debug, Default)]
 pub struct ThreadClock(Mutex<Counted>);
 
@@ -10,11 +10,11 @@ pub struct ThreadClock(Mutex<Counted>);
 struct Counted {
     /// Nanoseconds of threads that have ended.
     ended_ns: u64,
-    /// The clock of the thread that runs now. It is valid until that thread ends.
+    /// The clock of the running thread. It is valid until that thread ends.
     running: Option<libc::clockid_t>,
 }
 
-/// A thread that is counted. The thread drops it itself, just before it ends.
+/// A counted thread. The thread drops the value itself, just before it ends.
 #[derive(Debug)]
 pub struct CountedThread<'a>(&'a ThreadClock);
 
@@ -22,7 +22,7 @@ impl ThreadClock {
     /// Counts the calling thread until the returned value is dropped. Returns none if the host has no clock for it.
     pub fn count_this_thread(&self) -> Option<CountedThread<'_>> {
         let mut clock = 0;
-        // SAFETY: the thread is the calling one, so that its id is valid; `clock` is written to, no more.
+        // SAFETY: the id of the calling thread is valid; the call only writes to `clock`.
         let error = unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut clock) };
         if error != 0 {
             return None;
@@ -31,7 +31,7 @@ impl ThreadClock {
         Some(CountedThread(self))
     }
 
-    /// Nanoseconds so far.
+    /// Returns the nanoseconds so far.
     pub fn ns(&self) -> u64 {
         self.lock().ns()
     }
@@ -52,7 +52,7 @@ impl Counted {
     fn ns(&self) -> u64 {
         let Some(clock) = self.running else { return self.ended_ns };
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: `time` is written to, no more. The thread of the clock runs: it says that it ends before it does.
+        // SAFETY: the call only writes to `time`. The clock's thread still runs: it clears `running` before it ends.
         match unsafe { libc::clock_gettime(clock, &raw mut time) } {
             0 => self.ended_ns + time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64,
             _ => self.ended_ns,
@@ -68,22 +68,22 @@ pub struct CpuTime {
 }
 
 impl CpuTime {
-    /// For `vcpus` threads, none of which runs yet, and the threads of these devices.
+    /// Creates clocks for `vcpus` threads, none of which runs yet, and for the threads of these devices.
     pub fn new(vcpus: u32, devices: Vec<Arc<ThreadClock>>) -> CpuTime {
         CpuTime { vcpus: (0..vcpus).map(|_| ThreadClock::default()).collect(), devices }
     }
 
-    /// Counts the calling thread as that of vCPU `id`, until the returned value is dropped.
+    /// Counts the calling thread as vCPU `id`, until the returned value is dropped.
     pub fn count_this_thread(&self, id: u32) -> Option<CountedThread<'_>> {
         self.vcpus.get(id as usize)?.count_this_thread()
     }
 
-    /// Nanoseconds of all vCPUs so far.
+    /// Returns the nanoseconds of all vCPUs so far.
     pub fn total_ns(&self) -> u64 {
         self.vcpus.iter().map(ThreadClock::ns).sum()
     }
 
-    /// Nanoseconds that the machine's CPU budget pays for: those of the vCPUs, and of the threads that serve devices.
+    /// Returns the nanoseconds charged to the machine's CPU budget: those of vCPU threads and device threads.
     pub fn charged_ns(&self) -> u64 {
         self.total_ns() + self.devices.iter().map(|device| device.ns()).sum::<u64>()
     }
@@ -93,7 +93,7 @@ impl CpuTime {
 mod tests {
     use super::*;
 
-    /// Uses CPU time until `clock` shows so much.
+    /// Uses CPU time until `clock` shows `ns`.
     pub(in crate::vmm) fn run_until(clock: &ThreadClock, ns: u64) {
         let mut sum = 0_u64;
         while clock.ns() < ns {

@@ -1,7 +1,7 @@
-//! One virtual CPU: a named thread that runs the guest, serves its accesses to devices, and leaves when told to.
+//! A vCPU: a named thread that runs the guest and emulates device accesses.
 //!
-//! A vCPU is told by a flag and a signal. The signal's handler sets `immediate_exit` in the thread's own `kvm_run`,
-//! so that a signal which arrives just before KVM_RUN is not lost (api.rst, "KVM_SET_SIGNAL_MASK", the paragraph on
+//! A vCPU is interrupted by a flag and a signal. The signal's handler sets `immediate_exit` in the thread's own
+//! `kvm_run`, so that a signal just before KVM_RUN is not lost (api.rst, "KVM_SET_SIGNAL_MASK", the paragraph on
 //! `immediate_exit`).
 
 use std::cell::Cell;
@@ -32,7 +32,7 @@ use crate::vmm::sandbox::threads;
 use crate::vmm::snapshot::processor::CpuIdentity;
 use crate::vmm::timeline::{ExitCounters, Mark, Timeline};
 
-/// What every vCPU of a machine shares.
+/// The context that all vCPUs of a machine share.
 #[derive(Debug)]
 pub struct VcpuContext {
     /// Devices on I/O ports.
@@ -41,49 +41,49 @@ pub struct VcpuContext {
     pub mmio: Bus,
     /// Guest memory, to read instructions from.
     pub memory: GuestMemory,
-    /// Whether guest kernels are emulated here.
+    /// True if KVM emulates guest kernels on this host.
     pub software_kvm: bool,
-    /// Where they are, the states that the guest's kernel has saved and restored here.
+    /// The extended states that the guest's kernel saves through ports, on software KVM.
     pub xstate: Option<Xstate>,
-    /// What the guest did wrong with them.
+    /// Errors of the guest with extended states.
     pub xstate_faults: Arc<GuestFaults>,
     /// Exits by reason.
     pub exits: Arc<ExitCounters>,
-    /// What the vCPUs had of the host's CPUs.
+    /// CPU time of the machine.
     pub cpu_time: CpuTime,
-    /// How much they may have, if that is limited.
+    /// The CPU budget, if limited.
     pub quota: Option<Quota>,
-    /// The boot's marks.
+    /// The boot timeline.
     pub timeline: Arc<Timeline>,
-    /// Where the first end goes.
+    /// The channel for the machine's end.
     pub ends: EndSender,
-    /// Where vCPUs wait while the machine is paused, and learn that they are to end.
+    /// The gate at which vCPUs wait while the machine is paused or a vCPU is throttled.
     pub gate: Gate,
-    /// What is saved of the model-specific registers.
+    /// The model-specific registers to save.
     pub saved_msrs: Vec<u32>,
     /// The vCPUs' CPUID and the host's CPU, for a snapshot.
     pub identity: CpuIdentity,
 }
 
 impl VcpuContext {
-    /// Whether vCPUs may have more CPU time than is earned and saved, from now on. Returns whether it is limited at all.
+    /// Allows or forbids surplus credits. Returns false if the CPU time is not limited.
     pub fn set_can_owe(&self, can_owe: bool) -> bool {
         self.quota.as_ref().map(|quota| quota.set_can_owe(can_owe, &self.cpu_time, &self.gate)).is_some()
     }
 
-    /// What is left for them, if that is limited.
+    /// Returns the CPU budget, if limited.
     pub fn cpu_budget(&self) -> Option<CpuBudgetRecord> {
         self.quota.as_ref().map(|quota| quota.record(&self.cpu_time))
     }
 }
 
-/// A vCPU whose thread runs.
+/// A vCPU with a running thread.
 #[derive(Debug)]
 pub struct VcpuHandle {
     thread: JoinHandle<()>,
 }
 
-/// The signal that kicks a vCPU out of the guest.
+/// Returns the signal that kicks a vCPU out of the guest.
 pub(super) fn kick_signal() -> i32 {
     libc::SIGRTMIN()
 }
@@ -101,7 +101,7 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
     }
 }
 
-/// Installs the kick signal's handler; once for a process, before any vCPU runs.
+/// Installs the kick signal's handler. Called once per process, before any vCPU runs.
 pub fn install_kick_handler() -> Result<(), Error> {
     vmm_sys_util::signal::register_signal_handler(kick_signal(), on_kick)
         .map_err(|error| Error::Host { what: "a signal handler", source: error.into() })
@@ -116,7 +116,7 @@ impl VcpuHandle {
         Ok(VcpuHandle { thread })
     }
 
-    /// Interrupts the guest on this vCPU, so that it looks at [`VcpuContext::gate`].
+    /// Interrupts the guest on this vCPU, so that the vCPU checks [`VcpuContext::gate`].
     pub fn kick(&self) {
         // SAFETY: the thread has not been joined, so its id is valid; the signal has a handler.
         unsafe { libc::pthread_kill(self.thread.as_pthread_t(), kick_signal()) };
@@ -136,10 +136,10 @@ struct Vcpu {
     context: Arc<VcpuContext>,
 }
 
-/// What comes after an exit.
+/// The next step after KVM_RUN has returned.
 enum Next {
     Run,
-    /// The same, after a kick: there was no exit.
+    /// Run the guest again. A kick interrupted KVM_RUN, and there was no exit.
     Kicked,
     Leave(Option<End>),
 }
@@ -153,7 +153,7 @@ impl Vcpu {
             self.context.timeline.mark(Mark::FirstInstruction);
         }
         let allowance = context.quota.as_ref().and_then(|quota| quota.allow_this_thread(&context.cpu_time));
-        // Whether its slice has ended, or may have: any kick can be its timer's.
+        // Set when a kick may have come from the slice timer.
         let mut is_due = true;
         let end = loop {
             if self.context.gate.is_closed() {
@@ -186,21 +186,21 @@ impl Vcpu {
         }
     }
 
-    /// What an exit's answer changes in the vCPU, KVM changes when it is entered again: it is, without a step into the
-    /// guest. Returns the end, if it comes to that.
+    /// Completes the last exit. KVM applies its result when the vCPU is entered again; with `immediate_exit` set, no
+    /// guest code runs then. Returns the end if the exit causes it.
     fn finish_exit(&mut self) -> Option<Option<End>> {
         loop {
             self.fd.set_kvm_immediate_exit(1);
             match self.step() {
                 Next::Kicked => return None,
-                // One access can be several exits.
+                // One access can cause several exits.
                 Next::Run => {}
                 Next::Leave(end) => return Some(end),
             }
         }
     }
 
-    /// Runs the guest once and serves what it wants.
+    /// Runs the guest until the next exit, and handles it.
     fn step(&mut self) -> Next {
         let context = Arc::clone(&self.context);
         let exit = match exit::run(&mut self.fd) {
@@ -258,7 +258,8 @@ impl Vcpu {
         }
     }
 
-    /// Where the guest was when it was kicked: a profiler is a script that kicks, at the log level `trace`.
+    /// Logs the guest's instruction pointer after a kick. A script that kicks repeatedly, at log level `trace`, is a
+    /// profiler.
     fn trace_position(&self) {
         if log::log_enabled!(log::Level::Trace)
             && let Ok(regs) = self.fd.get_regs()
@@ -267,7 +268,7 @@ impl Vcpu {
         }
     }
 
-    /// Saves or restores the extended states, for a kernel that was told that it can have it.
+    /// Saves or restores the extended states for a kernel that supports it.
     fn keep_xstate(&self, port: u16, value: u32) {
         if let Some(xstate) = &self.context.xstate
             && let Err(error) = xstate.write(&self.fd, &self.context.memory, port, value)

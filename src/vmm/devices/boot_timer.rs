@@ -1,24 +1,24 @@
-//! The boot timer: a port on which a guest says how far it has come. Writes are marks on the boot's timeline; other
-//! values are ignored, and reads answer with the last value.
+//! The boot timer: a port on which a guest reports its boot progress. Writes are marks on the boot timeline; other
+//! values are ignored, and reads return the last value.
 
 use std::sync::Arc;
 
 use crate::vmm::bus::BusDevice;
 use crate::vmm::timeline::{Mark, Timeline};
 
-/// Called when the guest says that its agent is ready.
+/// The callback for the report that the guest's agent is ready.
 pub type OnReady = Box<dyn FnOnce() + Send>;
 
-/// The port's device; one byte wide.
+/// The device; one byte wide.
 pub struct BootTimer {
     timeline: Arc<Timeline>,
-    /// Taken by the first ready mark. Others cost the host nothing but the exit.
+    /// Taken by the first ready mark. Further marks cost no more than the exit.
     on_ready: Option<OnReady>,
     last: u8,
 }
 
 impl BootTimer {
-    /// `on_ready` is called at the first ready mark, no more.
+    /// Creates the device. `on_ready` is called once, at the first ready mark.
     pub fn new(timeline: Arc<Timeline>, on_ready: OnReady) -> BootTimer {
         BootTimer { timeline, on_ready: Some(on_ready), last: 0 }
     }

@@ -1,6 +1,6 @@
 //! The PC devices that a guest without firmware expects, one file each.
 //!
-//! Registers know nothing about buses, eventfds or KVM: [`wire`](crate::vmm::machine) connects them. Each device
+//! Registers are independent of buses, eventfds and KVM; [`machine`](crate::vmm::machine) connects them. Each device
 //! implements [`BusDevice`](crate::vmm::bus::BusDevice) with offsets from its first port.
 
 pub mod acpi_pm;

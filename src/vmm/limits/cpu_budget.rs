@@ -1,74 +1,75 @@
-//! A budget of CPU time: earned at a steady rate, saved up to a cap, spent by running. Time is passed in.
+//! A budget of CPU time: earned at a constant rate, saved up to a cap, spent by running. Time is passed in.
 //!
-//! Where it cannot be owed, what is spent beyond it is overdrawn, and is to be waited off: [`CpuBudget::wait_ns`].
+//! Unless surplus is allowed, CPU time beyond the balance is overdrawn, and the vCPUs must wait for
+//! [`CpuBudget::wait_ns`].
 
 use serde::{Deserialize, Serialize};
 
-/// Millionths.
+/// Parts per million.
 const PPM: u128 = 1_000_000;
-/// The shortest time that a vCPU is given at once. Held for it, a vCPU with a share of 5 % runs five times a second; and
-/// the kernel looks at CPU-time timers once a tick, which is 4 ms at its usual 250 Hz.
+/// The shortest time slice. With it, a vCPU with a share of 5 % runs five times a second. The kernel checks CPU-time
+/// timers once per tick, which is 4 ms at the usual 250 Hz.
 const MIN_SLICE_NS: u64 = 10_000_000;
-/// The longest: what is earned above the cap is noticed to be lost this late.
+/// The longest time slice. The balance is settled at least once per slice.
 const MAX_SLICE_NS: u64 = 1_000_000_000;
 
 /// A machine's CPU budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CpuBudgetConfig {
-    /// CPU time that is earned, in millionths of the time that passes: 100,000 are a tenth of one CPU.
+    /// The earning rate in millionths of wall-clock time: 100,000 is a tenth of one CPU.
     pub earned_ppm: u64,
-    /// The most that is saved, in nanoseconds.
+    /// The maximum saved balance in nanoseconds.
     pub cap_ns: u64,
-    /// Whether time may be owed: then no vCPU ever waits.
+    /// Allows surplus credits, so that vCPUs are never throttled.
     pub can_owe: bool,
-    /// The most that is owed and paid back, in nanoseconds; what is spent beyond it is charged.
+    /// The maximum surplus that is paid back, in nanoseconds. Surplus beyond it is charged.
     pub owed_cap_ns: u64,
-    /// What there is in the beginning.
+    /// The initial balance.
     pub balance: CpuBalance,
 }
 
-/// What a budget comes to, in nanoseconds.
+/// The balance of a CPU budget in nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CpuBalance {
-    /// Earned and saved.
+    /// Earned balance.
     pub saved_ns: u64,
-    /// Given besides: spent first, and not counted by the cap.
+    /// Launch balance, which is spent first and does not count toward the cap.
     #[serde(default)]
     pub extra_ns: u64,
-    /// Spent before it is earned; paid back by what is earned.
+    /// Surplus that earnings pay back.
     #[serde(default)]
     pub owed_ns: u64,
-    /// Spent with nothing left; the vCPUs wait until it is earned.
+    /// Overdrawn time, for which the vCPUs wait.
     #[serde(default)]
     pub overdrawn_ns: u64,
-    /// Owed beyond the cap, or when owing ended: never paid back.
+    /// Charged surplus, which is never paid back: above the cap, or owed when surplus was disabled.
     #[serde(default)]
     pub charged_ns: u64,
 }
 
-/// A budget as it is now, as data.
+/// The current state of a CPU budget.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuBudgetRecord {
-    /// Its rules; the balance in it is what it is now.
+    /// The configuration, with the current balance.
     pub budget: CpuBudgetConfig,
-    /// CPU time charged since the machine was started: its vCPUs' and its device threads'.
+    /// CPU time charged since the machine's start, in nanoseconds: that of vCPU threads and device threads.
     pub used_ns: u64,
-    /// For how long vCPUs were held out of the guest since then, all together.
+    /// Throttled time since then in nanoseconds, summed over the vCPUs.
     pub held_ns: u64,
 }
 
-/// The budget.
+/// A CPU budget.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuBudget {
     config: CpuBudgetConfig,
-    /// Earned, in millionths of a nanosecond, and not yet a whole one.
+    /// The earned fraction of a nanosecond, in millionths.
     rest: u128,
 }
 
 impl CpuBudgetConfig {
-    /// Whether what is overdrawn is ever earned, and sums of it fit.
+    /// Returns true if the rate is valid and not zero, and sums do not overflow.
     pub fn is_sound(&self) -> bool {
         const MOST: u64 = 1 << 60;
         let CpuBalance { saved_ns, extra_ns, owed_ns, overdrawn_ns, charged_ns } = self.balance;
@@ -78,23 +79,23 @@ impl CpuBudgetConfig {
 }
 
 impl CpuBudget {
-    /// A budget that begins with its configuration's balance.
+    /// Creates a budget with the configuration's balance.
     pub fn new(config: CpuBudgetConfig) -> CpuBudget {
         CpuBudget { config, rest: 0 }
     }
 
-    /// Its rules, and its balance now.
+    /// Returns the configuration with the current balance.
     pub fn config(&self) -> CpuBudgetConfig {
         self.config
     }
 
-    /// `elapsed_ns` have passed, in which `used_ns` of CPU time were used.
+    /// Accounts for `elapsed_ns` of wall-clock time and `used_ns` of CPU time.
     pub fn pass(&mut self, elapsed_ns: u64, used_ns: u64) {
         self.earn(elapsed_ns);
         self.spend(used_ns);
     }
 
-    /// What is overdrawn is paid first, then what is owed; the rest is saved.
+    /// Pays back overdrawn time first and then surplus, and saves the rest.
     fn earn(&mut self, elapsed_ns: u64) {
         let earned = u128::from(elapsed_ns) * u128::from(self.config.earned_ppm) + self.rest;
         self.rest = earned % PPM;
@@ -105,7 +106,7 @@ impl CpuBudget {
             *debt -= paid;
             earned -= paid;
         }
-        // What was saved under a higher cap stays.
+        // A balance above the cap, saved under a higher one, is kept.
         let room = cap_ns.saturating_sub(balance.saved_ns);
         balance.saved_ns += earned.min(room);
     }
@@ -126,14 +127,14 @@ impl CpuBudget {
         balance.charged_ns = balance.charged_ns.saturating_add(used - owed);
     }
 
-    /// How long the vCPUs are to wait now, if nothing is spent meanwhile.
+    /// Returns the time that the vCPUs must wait, if nothing is spent meanwhile.
     pub fn wait_ns(&self) -> u64 {
         let missing = u128::from(self.config.balance.overdrawn_ns) * PPM;
         let wait = missing.saturating_sub(self.rest).div_ceil(u128::from(self.config.earned_ppm.max(1)));
         u64::try_from(wait).unwrap_or(u64::MAX)
     }
 
-    /// For how much CPU time each of `vcpus` may run before the budget is looked at again.
+    /// Returns the CPU time that each of `vcpus` may run before the budget is settled again.
     pub fn slice_ns(&self, vcpus: u32) -> u64 {
         let CpuBudgetConfig { can_owe, balance, .. } = &self.config;
         if *can_owe {
@@ -143,7 +144,7 @@ impl CpuBudget {
         (left / u64::from(vcpus.max(1))).clamp(MIN_SLICE_NS, MAX_SLICE_NS)
     }
 
-    /// Whether time may be owed, from now on. What is owed when that ends is charged.
+    /// Allows or forbids surplus. Surplus owed when it is forbidden is charged.
     pub fn set_can_owe(&mut self, can_owe: bool) {
         let CpuBudgetConfig { can_owe: could, balance, .. } = &mut self.config;
         *could = can_owe;
@@ -235,8 +236,8 @@ mod tests {
     }
 
     proptest! {
-        /// However time is cut into pieces, a machine that waits as it is told has what it began with and what it earned,
-        /// and never more than a slice beyond it.
+        /// For any sequence of slices and waits, a machine gets at most its initial balance and its earnings, plus one
+        /// slice.
         #[test]
         fn nobody_gets_more_than_there_is(
             saved in 0..3 * SECOND,
@@ -268,7 +269,7 @@ mod tests {
             pieces in prop::collection::vec((0_u64..10 * SECOND, 0_u64..10 * SECOND), 1..100),
         ) {
             let mut budget = budget(0, true);
-            // As if there were no caps: every nanosecond is somewhere.
+            // Without caps, no nanosecond is dropped.
             (budget.config.cap_ns, budget.config.owed_cap_ns) = (1 << 60, 1 << 60);
             let (mut earned, mut used) = (0_i128, 0_i128);
             for (elapsed, spent) in pieces {

@@ -124,8 +124,8 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// The number of requests of `size` that pass between `from` and `to`, if the caller waits as told and wakes up
-    /// `late`.
+    /// Returns the number of requests of `size` that pass between `from` and `to`. The caller waits for the returned
+    /// time and wakes up `late`.
     fn passes(limiter: &mut RateLimiter, size: u64, (from, to): (u64, u64), late: u64) -> u64 {
         let (mut now, mut passed) = (from, 0);
         loop {

@@ -1,5 +1,5 @@
-//! What the services of a guest's link are to know: plain data, written as JSON beside the instance, read again when it has
-//! changed.
+//! The configuration of a guest's netstack: plain data, stored as JSON in the instance's directory and reloaded after
+//! a change.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,27 +12,27 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use wisp_agent::network::Network;
 
-/// The Ethernet address of everything that a guest can reach: all is routed, and nothing of the host's link is its own.
+/// The Ethernet address of all peers. The guest's network is routed, so no frame carries an address of another device.
 pub const GATEWAY_MAC: MacAddress = MacAddress([0x0a, 0x57, 0x49, 0x53, 0x50, 0x01]);
-/// Where a guest asks for its metadata.
+/// The address of the metadata service.
 pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
-/// An Ethernet address; its text is six pairs of hexadecimal digits: `06:1f:2a:00:00:01`.
+/// An Ethernet address. Its text form is six pairs of hexadecimal digits: `06:1f:2a:00:00:01`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct MacAddress(pub [u8; 6]);
 
-/// A range of addresses; its text is an address, a slash and the length of the prefix that the range has in common.
+/// An address range in CIDR notation: an address, a slash and the prefix length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Cidr {
-    /// Its first address.
+    /// The first address.
     pub address: Ipv4Addr,
-    /// Bits of the prefix, 0 to 32.
+    /// The prefix length, 0 to 32.
     pub prefix_length: u8,
 }
 
-/// A text that is no address, or no range of addresses.
+/// A text that is not an address or an address range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{given:?} is not {what}")]
 pub struct ParseError {
@@ -40,64 +40,64 @@ pub struct ParseError {
     what: &'static str,
 }
 
-/// The link of one guest.
+/// The netstack configuration of one guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LinkConfig {
     /// The guest's address.
     pub address: Ipv4Addr,
-    /// The length of its subnet's prefix.
+    /// The prefix length of its subnet.
     pub prefix_length: u8,
-    /// Its router.
+    /// The router's address.
     pub router: Ipv4Addr,
-    /// Its name servers.
+    /// The name servers.
     pub dns: Vec<Ipv4Addr>,
-    /// Bytes of the largest IP packet.
+    /// The size of the largest IP packet in bytes.
     pub mtu: u16,
-    /// What it is called: `ip-172-31-5-9`.
+    /// The host name: `ip-172-31-5-9`.
     pub hostname: String,
-    /// The domain of its name: `ec2.internal`.
+    /// The domain name: `ec2.internal`.
     pub domain: String,
-    /// Ports of the host that lead to the guest.
+    /// Published ports.
     #[serde(default)]
     pub forwards: Vec<Forward>,
-    /// What may pass; everything, if there is none.
+    /// The packet filter; none passes everything.
     #[serde(default)]
     pub filter: Option<Filter>,
-    /// What it is told of itself, if it is.
+    /// The metadata service's content; none disables the service.
     #[serde(default)]
     pub metadata: Option<MetadataConfig>,
 }
 
 impl LinkConfig {
-    /// The configuration in a file.
+    /// Reads the configuration from the file at `path`.
     pub fn read(path: &Path) -> io::Result<LinkConfig> {
         LinkConfig::read_from(File::open(path)?)
     }
 
-    /// The configuration in an open file.
+    /// Reads the configuration from an open file.
     pub fn read_from(mut file: File) -> io::Result<LinkConfig> {
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
         Ok(serde_json::from_slice(&text)?)
     }
 
-    /// How the interface of the guest with the address `mac` is to be set.
+    /// Returns the settings of the guest's interface with the address `mac`.
     pub fn network(&self, mac: MacAddress) -> Network {
         let LinkConfig { address, prefix_length, router, ref dns, mtu, .. } = *self;
         Network { mac: mac.0, address, prefix_length, router, dns: dns.clone(), mtu }
     }
 }
 
-/// A port of the host that leads to one of the guest.
+/// A port of the host that is forwarded to the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Forward {
-    /// Of which protocol.
+    /// The protocol.
     pub transport: Transport,
-    /// Where the host listens.
+    /// The address and port on the host.
     pub host: SocketAddrV4,
-    /// The guest's port.
+    /// The port of the guest.
     pub guest_port: u16,
 }
 
@@ -111,56 +111,56 @@ pub enum Transport {
     Udp,
 }
 
-/// What may be begun; what is answered to that may pass, too.
+/// A stateful packet filter: rules for new connections. Replies always pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Filter {
-    /// By others.
+    /// Rules for inbound connections.
     pub ingress: Vec<FilterRule>,
-    /// By the guest.
+    /// Rules for outbound connections.
     pub egress: Vec<FilterRule>,
 }
 
-/// One kind of traffic, with some.
+/// A rule that allows one kind of traffic with a set of peers.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FilterRule {
-    /// Of which protocol.
+    /// The protocol.
     #[serde(flatten)]
     pub protocol: FilterProtocol,
-    /// With whom.
+    /// The peers' addresses.
     pub peers: Vec<Cidr>,
 }
 
-/// Which packets.
+/// The packets that a rule matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "protocol", rename_all = "kebab-case")]
 pub enum FilterProtocol {
-    /// All.
+    /// All packets.
     All,
-    /// TCP, to these ports.
+    /// TCP to a range of ports.
     Tcp {
-        /// The first.
+        /// The first port.
         from: u16,
-        /// The last.
+        /// The last port.
         to: u16,
     },
-    /// UDP, to these ports.
+    /// UDP to a range of ports.
     Udp {
-        /// The first.
+        /// The first port.
         from: u16,
-        /// The last.
+        /// The last port.
         to: u16,
     },
     /// ICMP.
     Icmp {
-        /// Only this type.
+        /// The type; none matches all.
         kind: Option<u8>,
-        /// Only this code.
+        /// The code; none matches all.
         code: Option<u8>,
     },
     /// Another protocol.
     Other {
-        /// Its number (IANA's assigned internet protocol numbers).
+        /// The protocol number (IANA's assigned internet protocol numbers).
         number: u8,
     },
 }
@@ -169,17 +169,17 @@ pub enum FilterProtocol {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MetadataConfig {
-    /// Whether it answers (`HttpEndpoint`).
+    /// The service is enabled (`HttpEndpoint`).
     pub enabled: bool,
-    /// Whether it answers only those who have a token (`HttpTokens`).
+    /// Requests need a token (`HttpTokens`).
     pub tokens_required: bool,
-    /// How many hops an answer with a token may go, 1 to 64.
+    /// The hop limit of responses with a token, 1 to 64.
     pub hop_limit: u8,
-    /// What there is below `meta-data/`, by path: `placement/availability-zone`.
+    /// The values under `meta-data/`, by path: `placement/availability-zone`.
     pub tree: BTreeMap<String, String>,
-    /// The instance's identity document.
+    /// The instance identity document.
     pub identity_document: String,
-    /// User data, in base64.
+    /// User data in base64.
     pub user_data: Option<String>,
 }
 
@@ -202,18 +202,18 @@ impl FromStr for MacAddress {
 }
 
 impl Cidr {
-    /// One address.
+    /// Returns the range of a single address.
     pub const fn host(address: Ipv4Addr) -> Cidr {
         Cidr { address, prefix_length: 32 }
     }
 
-    /// The bits that all addresses of the range have in common.
+    /// Returns the network mask.
     pub const fn mask(self) -> u32 {
-        // Half of a longer number, so that a prefix of no bits shifts all out of it.
+        // The 64-bit shift is valid even for a prefix of 0 bits.
         (u64::MAX << (32 - if self.prefix_length > 32 { 32 } else { self.prefix_length })) as u32
     }
 
-    /// Whether `address` is one of the range.
+    /// Returns true if the range contains `address`.
     pub fn contains(self, address: Ipv4Addr) -> bool {
         (self.address.to_bits() ^ address.to_bits()) & self.mask() == 0
     }

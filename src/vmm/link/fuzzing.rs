@@ -1,7 +1,7 @@
-//! Entry points for fuzzing the link: whatever frames a guest and its neighbours send, the services go on.
+//! Fuzzing entry points for the netstack: no frame of the guest or the network may end it.
 //!
-//! An input is a sequence of acts. A fuzzer does not guess sequence numbers: one of the acts is a TCP segment whose numbers
-//! follow from what the services have sent.
+//! An input is a sequence of actions. A fuzzer cannot guess sequence numbers, so one of the actions is a TCP segment
+//! whose numbers follow from what the services have sent.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -18,12 +18,12 @@ use super::{HEAD_LENGTH, Route, Services, WAITING, dhcp, http, metadata, packet}
 /// The guest's addresses.
 pub(crate) const GUEST: MacAddress = MacAddress([6, 0, 0, 0, 0, 1]);
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 4);
-/// The same numbers of sequence each time.
+/// A fixed seed for TCP sequence numbers.
 const SEED: u64 = 1;
 const ACK: u8 = 0x10;
 const SYN: u8 = 2;
 
-/// A link with everything that a guest can talk to, and rules. `bits` says which of them.
+/// Returns a configuration with all services, and a packet filter. `bits` selects options.
 pub(crate) fn config(bits: u8) -> LinkConfig {
     let everybody = Cidr { address: Ipv4Addr::UNSPECIFIED, prefix_length: 0 };
     let rule = |protocol| FilterRule { protocol, peers: vec![everybody] };
@@ -62,13 +62,13 @@ pub(crate) fn config(bits: u8) -> LinkConfig {
     }
 }
 
-/// Frames of a guest's and of others': ARP, DHCP, IP, TCP to the services and past them.
+/// Feeds frames from the guest and the network: ARP, DHCP, IP, and TCP to and past the services.
 pub(crate) fn frames(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let _ = acts(&mut input);
 }
 
-/// Requests to the metadata service, without the TCP around them.
+/// Feeds requests to the metadata service without TCP.
 pub(crate) fn http(data: &[u8]) {
     let (bits, mut requests) = data.split_first().map_or((0, data), |(bits, rest)| (*bits, rest));
     let Some(content) = config(bits & !8).metadata else { return };
@@ -118,7 +118,7 @@ fn acts(input: &mut Unstructured) -> arbitrary::Result<()> {
     Ok(())
 }
 
-/// Some bytes, with their number before them.
+/// Takes a length and that many bytes.
 fn bytes<'a>(input: &mut Unstructured<'a>) -> arbitrary::Result<&'a [u8]> {
     let length = usize::from(input.arbitrary::<u16>()?).min(input.len());
     input.bytes(length)
@@ -127,12 +127,12 @@ fn bytes<'a>(input: &mut Unstructured<'a>) -> arbitrary::Result<&'a [u8]> {
 struct Guest {
     services: Services,
     now: Instant,
-    /// Of each of its ports: its own next number, and the one that it expects.
+    /// The guest's next sequence number and its acknowledgment number, by guest port.
     connections: HashMap<u16, (u32, u32)>,
 }
 
 impl Guest {
-    /// As the device does it.
+    /// Handles a frame as the device does.
     fn send(&mut self, frame: &[u8]) {
         let head = &frame[..frame.len().min(HEAD_LENGTH)];
         match self.services.from_guest(head, self.now) {
@@ -156,7 +156,7 @@ impl Guest {
         self.send(&packet::frame(GATEWAY_MAC, GUEST, TYPE_IPV4, &[&header[..], payload].concat()));
     }
 
-    /// A segment of one of its connections: flags, how far its numbers are off, and data.
+    /// Sends a segment of a connection: flags, sequence number offsets, and data.
     fn send_segment(&mut self, input: &mut Unstructured) -> arbitrary::Result<()> {
         let [to, port, flags, off, window]: [u8; 5] = input.arbitrary()?;
         let data = bytes(input)?;
@@ -175,7 +175,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Takes what there is for it, as far as there is any end to it.
+    /// Receives replies, up to a limit.
     fn turn(&mut self) {
         self.services.poll(self.now);
         for _ in 0..4 * WAITING {

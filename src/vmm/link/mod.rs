@@ -1,12 +1,14 @@
-//! What a guest finds on its link that is not another machine, and the gate to what is: answered by the monitor itself, with
-//! no process besides.
+//! The netstack: network services for one guest, and the packet filter between the guest and the network. It runs
+//! inside the VMM and needs no other process.
 //!
-//! [`Services`] look at every frame that a guest sends, and every one that is for it. Address resolution and DHCP are
-//! answered here; the instance metadata service, and the router's address from which the host's forwarded ports reach the
-//! guest, have a TCP of their own. The rest passes, if it comes from the guest's own address (EC2's source and destination
-//! check), goes to the gateway's, and the [`filter`] allows it. The link carries IPv4; other protocols, broadcasts and
-//! multicasts end here, and so does what is for addresses that mean something else to the host: its loopback, above all,
-//! which a backend that is a process of the host's would connect to.
+//! [`Services`] inspects every frame from and to the guest. It answers ARP and DHCP. A TCP stack provides the instance
+//! metadata service, and the router's address, from which forwarded ports reach the guest. The other frames pass if
+//! they come from the guest's own address (EC2's source/destination check), go to the gateway, and match the
+//! [`filter`].
+//!
+//! Only IPv4 is carried; other protocols, broadcasts and multicasts are dropped. Addresses with a special meaning on
+//! the host are dropped as well. For example, a backend process on the host would connect to the host's own loopback
+//! address.
 
 mod arp;
 mod config;
@@ -40,23 +42,23 @@ use metadata::{Metadata, Server};
 use packet::{Datagram, Ethernet, ICMP, Ipv4, TYPE_ARP, TYPE_IPV4, UDP};
 use stack::Stack;
 
-/// Bytes of a frame's beginning that are enough to tell where it goes.
+/// The number of leading bytes of a frame that suffice to route it.
 pub const HEAD_LENGTH: usize = 256;
-/// Frames that wait for the guest, beyond which answers without a connection are dropped.
+/// The maximum number of frames queued for the guest. Further replies outside of TCP connections are dropped.
 const WAITING: usize = 256;
 
-/// Where a frame of the guest's goes.
+/// The destination of a frame from the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
-    /// On.
+    /// The network.
     Forward,
-    /// Nowhere.
+    /// None; the frame is dropped.
     Drop,
-    /// To [`Services::accept`], whole.
+    /// [`Services::accept`], which takes the whole frame.
     Services,
 }
 
-/// The services of one guest's link.
+/// The network services of one guest.
 #[derive(Debug)]
 pub struct Services {
     mac: MacAddress,
@@ -66,22 +68,22 @@ pub struct Services {
     metadata: Option<Metadata>,
     server: Server,
     forwards: Forwards,
-    /// For the guest: whole frames.
+    /// Whole frames for the guest.
     frames: VecDeque<Vec<u8>>,
-    /// Of the last packet that was sent in fragments.
+    /// The identification of the last fragmented packet.
     identification: u16,
 }
 
 impl Services {
-    /// For a guest with this address. The datagrams of published UDP ports come through `datagrams`; the ports are
-    /// [set](Services::set_ports) later.
+    /// Creates the services for a guest with this Ethernet address. The datagrams of published UDP ports come through
+    /// `datagrams`; the ports are [set](Services::set_ports) later.
     pub fn new(mac: MacAddress, config: LinkConfig, datagrams: Option<DatagramChannel>) -> io::Result<Services> {
         let mut seed = [0; 8];
         getrandom(&mut seed, GetRandomFlags::empty())?;
         Services::with_seed(mac, config, u64::from_le_bytes(seed), datagrams)
     }
 
-    /// The same, with what its TCP's numbers are drawn from.
+    /// As [`Services::new`], with a seed for TCP sequence numbers.
     fn with_seed(
         mac: MacAddress,
         config: LinkConfig,
@@ -96,14 +98,13 @@ impl Services {
         Ok(Services { mac, config, stack, tracker, metadata, server, forwards, frames, identification: 0 })
     }
 
-    /// Has these ports of the host lead to the guest, and no others. Those that are not open are
-    /// [problems](Services::problems).
+    /// Replaces the published ports. Those that are not open are reported as [problems](Services::problems).
     pub fn set_ports(&mut self, ports: Vec<(Forward, HostPort)>) {
         self.forwards.set(ports, &mut self.stack);
     }
 
-    /// Goes by another configuration, except for its ports. What was begun and stays allowed goes on; the guest's address and
-    /// its router stay what they were.
+    /// Replaces the configuration, except for ports, the guest's address and its router. Established connections stay
+    /// open if they are still allowed.
     pub fn reload(&mut self, config: LinkConfig) {
         self.tracker.set_rules(config.filter.clone());
         match (&mut self.metadata, &config.metadata) {
@@ -117,12 +118,13 @@ impl Services {
         self.config = LinkConfig { address, router, prefix_length, ..config };
     }
 
-    /// What of its configuration could not be done, in sentences.
+    /// Returns error messages about ports that are not open.
     pub fn problems(&self) -> Vec<String> {
         self.forwards.problems().to_vec()
     }
 
-    /// Where a frame of the guest's goes, of which `head` is the beginning: [`HEAD_LENGTH`] bytes, or all of it.
+    /// Returns the destination of a frame from the guest. `head` contains the first [`HEAD_LENGTH`] bytes, or the
+    /// whole frame.
     pub fn from_guest(&mut self, head: &[u8], now: Instant) -> Route {
         let Some(ethernet) = Ethernet::parse(head).filter(|ethernet| ethernet.source == self.mac) else {
             return Route::Drop;
@@ -142,13 +144,13 @@ impl Services {
         if self.stack.has(packet.destination) {
             return Route::Services;
         }
-        // A bridge would take a frame to a neighbour's own address there, past the router and its rules.
+        // A bridge would deliver a frame with a neighbor's address directly, past the router and its filter.
         let is_for_router = ethernet.destination == GATEWAY_MAC && self.is_routed(packet.destination);
         let passes = is_for_router && self.tracker.passes(&packet, Direction::Egress, now);
         if passes { Route::Forward } else { Route::Drop }
     }
 
-    /// A whole frame that is the services'.
+    /// Handles a whole frame for the services.
     pub fn accept(&mut self, frame: &[u8], now: Instant) {
         let Some(ethernet) = Ethernet::parse(frame) else { return };
         if ethernet.kind == TYPE_ARP {
@@ -161,14 +163,14 @@ impl Services {
             let answer = message.and_then(|message| dhcp::answer(self.mac, &self.config, message.payload));
             return self.put(answer);
         }
-        // smoltcp would take each for a whole packet.
+        // smoltcp would treat each fragment as a whole packet.
         if packet.is_fragment() {
             return;
         }
         if packet.destination == METADATA_ADDRESS {
             let is_service = packet.ports().is_some_and(|(_, to)| Server::is_for(to)) && self.metadata.is_some();
             let begins = packet.begins_connection() == Some(true);
-            // One too many is not refused: it comes again.
+            // A connection above the limit is not refused: the guest retransmits, and gets in later.
             if is_service && begins && !self.server.expect(&mut self.stack) {
                 return;
             }
@@ -181,8 +183,8 @@ impl Services {
         self.stack.arrive(ethernet.payload.to_vec(), now);
     }
 
-    /// Tells the guest that there is no way for a frame of its own, of which `head` is the beginning: programs that wait for
-    /// an answer give up at once.
+    /// Replies to the guest's frame, which starts with `head`, that its destination is unreachable. Programs that wait
+    /// for an answer then fail at once.
     pub fn refuse(&mut self, head: &[u8]) {
         let packet = Ethernet::parse(head).and_then(|ethernet| Ipv4::parse(ethernet.payload).map(|ip| (ethernet, ip)));
         if let Some((ethernet, _)) = packet.filter(|(_, packet)| packet.protocol != ICMP && !packet.is_later_fragment())
@@ -192,16 +194,16 @@ impl Services {
         }
     }
 
-    /// Whether a frame may go to the guest, of which `head` is the beginning.
+    /// Returns true if a frame, which starts with `head`, may go to the guest.
     pub fn to_guest(&mut self, head: &[u8], now: Instant) -> bool {
         let Some(ethernet) = Ethernet::parse(head).filter(|ethernet| ethernet.kind == TYPE_IPV4) else { return false };
         let Some(packet) = Ipv4::parse(ethernet.payload) else { return false };
         let is_its = packet.destination == self.config.address && ethernet.destination == self.mac;
-        // Nobody else speaks for those who are on this link.
+        // The network must not send packets from the services' addresses.
         is_its && !self.stack.has(packet.source) && self.tracker.passes(&packet, Direction::Ingress, now)
     }
 
-    /// Does what is due.
+    /// Runs the services.
     pub fn poll(&mut self, now: Instant) {
         self.stack.poll(now);
         let mut packets = Vec::new();
@@ -215,34 +217,35 @@ impl Services {
                 self.put(Some(packet::frame(self.mac, GATEWAY_MAC, TYPE_IPV4, &piece)));
             }
         }
-        // What they have written is sent at once.
+        // Sends the services' output at once.
         self.stack.poll(now);
     }
 
-    /// The next frame for the guest.
+    /// Returns the next frame for the guest.
     pub fn next_frame(&mut self) -> Option<Vec<u8>> {
         let packet = || Some(packet::frame(self.mac, GATEWAY_MAC, TYPE_IPV4, &self.stack.next_packet()?));
         self.frames.pop_front().or_else(packet)
     }
 
-    /// How long until something is due that no event tells of.
+    /// Returns the time until the next call of [`Services::poll`] is due, if no event comes before.
     pub fn timeout(&mut self, now: Instant) -> Option<Duration> {
         self.stack.timeout(now)
     }
 
-    /// Becomes readable when the host has something for the guest.
+    /// Becomes readable when the host has data for the guest.
     pub fn events(&self) -> BorrowedFd<'_> {
         self.forwards.events()
     }
 
-    /// Whether it is for the DHCP server of this link; that of another network is asked like everybody there.
+    /// Returns true for packets to this network's DHCP server. A DHCP server of another network is reached like any
+    /// other host.
     fn is_dhcp(&self, packet: &Ipv4) -> bool {
         let is_here = packet.destination.is_broadcast() || packet.destination == self.config.router;
         is_here && packet.protocol == UDP && packet.ports().is_some_and(|(_, to)| to == dhcp::SERVER_PORT)
     }
 
-    /// Whether the router takes packets to an address: to one machine, and one that is not the guest itself. Link-local ones
-    /// are none of its business, but for a name server that was configured.
+    /// Returns true if the router forwards packets to an address. It must belong to a single machine other than the
+    /// guest. Link-local addresses are not forwarded, except for configured name servers.
     fn is_routed(&self, address: Ipv4Addr) -> bool {
         const RESERVED: u8 = 240;
         let subnet = Cidr { address: self.config.address, prefix_length: self.config.prefix_length };

@@ -31,19 +31,19 @@ pub(super) fn config() -> LinkConfig {
     }
 }
 
-/// A guest with a TCP of its own, at the other end of the link.
+/// A netstack, and a guest with its own TCP stack.
 struct Bench {
     services: Services,
-    /// The link's configuration for the broker that opens its ports.
+    /// The configuration from which the broker opens ports.
     file: tempfile::NamedTempFile,
     ports: PortsClient,
     interface: Interface,
     sockets: SocketSet<'static>,
     wire: Wire,
     began: Instant,
-    /// Time to live of the last packet from the metadata service.
+    /// The time to live of the last packet from the metadata service.
     ttl: u8,
-    /// The greatest of those that had more than a header.
+    /// The maximum time to live of packets with a payload.
     ttl_of_data: u8,
 }
 
@@ -61,7 +61,7 @@ fn bench(config: LinkConfig) -> Bench {
 }
 
 impl Bench {
-    /// Goes by another configuration, as the network device does.
+    /// Loads another configuration, as the network device does.
     fn reload(&mut self, config: LinkConfig) {
         std::fs::write(self.file.path(), serde_json::to_vec(&config).unwrap()).unwrap();
         let ports = self.ports.request().unwrap();
@@ -69,7 +69,7 @@ impl Bench {
         self.services.set_ports(ports);
     }
 
-    /// Moves everything there is to be moved.
+    /// Moves all available packets.
     fn turn(&mut self) {
         let now = Instant::now();
         let time = StackInstant::from_micros((now - self.began).as_micros() as i64);
@@ -121,7 +121,7 @@ impl Bench {
         handle
     }
 
-    /// What the metadata service answers to `request`, up to the end of the connection.
+    /// Returns the metadata service's output for `request`, up to the end of the connection.
     fn ask(&mut self, port: u16, request: &str) -> String {
         let handle = self.add_socket();
         let to = IpEndpoint { addr: IpAddress::Ipv4(METADATA_ADDRESS), port: 80 };
@@ -166,7 +166,7 @@ fn a_guest_gets_a_token_and_its_metadata() {
     let answer = bench.ask(5001, &get("/latest/meta-data/instance-id", Some(&token)));
     assert!(answer.ends_with("\r\n\r\ni-1"), "{answer}");
     assert!(bench.ask(5002, &get("/latest/meta-data/instance-id", None)).starts_with("HTTP/1.1 401"));
-    // Two requests at once are answered in their order.
+    // Two pipelined requests are answered in order.
     let both =
         [get("/latest/meta-data/ami-id", Some(&token)).replace("Connection: close\r\n", ""), get("/x", Some(&token))];
     let answer = bench.ask(5003, &both.concat());
@@ -219,7 +219,7 @@ fn a_client_of_the_host_is_passed_on_both_ways() {
         stream.read_to_end(&mut back).unwrap();
         (writer.join().unwrap(), back)
     });
-    // The guest sends everything back, and ends when the client has.
+    // The guest echoes everything, and closes when the client has closed.
     let mut held: VecDeque<u8> = VecDeque::new();
     bench.until("all is sent back", |bench| {
         let socket = bench.socket(listener);
@@ -355,7 +355,7 @@ fn a_program_hears_that_there_is_no_way() {
     let kind = (message.msg_type(), message.msg_code());
     assert_eq!(kind, (smoltcp::wire::Icmpv4Message::DstUnreachable, 0));
     assert_eq!(message.data(), &frame[packet::ETHERNET..]);
-    // No error is answered by another.
+    // An ICMP error must not cause another.
     bench.services.refuse(&answer);
     assert!(bench.services.next_frame().is_none());
 }
@@ -374,7 +374,7 @@ fn nobody_else_speaks_for_the_services() {
     assert!(!passes(Ipv4Addr::new(10, 0, 0, 9), Ipv4Addr::new(172, 31, 0, 5)));
 }
 
-/// A frame of the guest's with a datagram.
+/// Returns a frame of the guest with a datagram.
 fn datagram_to(to: Ipv4Addr, port: u16) -> Vec<u8> {
     let datagram = Datagram { source: (ADDRESS, 4000), destination: (to, port), payload: b"x" };
     packet::frame(GATEWAY_MAC, GUEST, TYPE_IPV4, &datagram.packet().unwrap())
@@ -399,7 +399,7 @@ fn a_frame_to_another_than_the_gateway_goes_nowhere() {
     let mut services = Services::new(GUEST, config(), None).unwrap();
     let mut frame = datagram_to(Ipv4Addr::new(172, 31, 0, 5), 80);
     assert_eq!(services.from_guest(&frame, Instant::now()), Route::Forward);
-    // A neighbour's own address: a bridge would take it there, past the router and its rules.
+    // A bridge would deliver a frame with a neighbor's address directly, past the router and its filter.
     frame[..6].copy_from_slice(&[6, 0, 0, 0, 0, 2]);
     assert_eq!(services.from_guest(&frame, Instant::now()), Route::Drop);
 }
@@ -466,7 +466,7 @@ fn a_client_that_is_gone_is_forgotten_though_the_guest_stalls() {
         turns_without = if client.write(&filler).is_ok() { 0 } else { turns_without + 1 };
         (turns_without > 500).then_some(())
     });
-    // With bytes that nobody has read, a close is a reset.
+    // A close with unread data is a reset.
     bench.socket(listener).send_slice(b"unread").unwrap();
     for _ in 0..50 {
         bench.turn();
@@ -490,12 +490,12 @@ fn one_connection_too_many_is_left_to_try_again() {
     for frame in answers {
         assert_eq!(frame[47], 0x12, "SYN and ACK, no reset");
     }
-    // Those who never go on make room.
+    // Incomplete connections time out.
     services.poll(now + Duration::from_secs(61));
     assert_eq!(format!("{:?}", services.server).matches("Connection {").count(), 0);
 }
 
-/// Has the services take frames, with a guest that `drains` what comes back, or takes none of it.
+/// Passes frames to the services. The guest reads the replies if `drains` is set.
 fn throw(services: &mut Services, frames: Vec<Vec<u8>>, drains: bool) {
     for frame in frames {
         let now = Instant::now();
@@ -504,7 +504,7 @@ fn throw(services: &mut Services, frames: Vec<Vec<u8>>, drains: bool) {
         if services.from_guest(head, now) == Route::Services {
             services.accept(&frame, now);
         }
-        // Even what they would not be asked to take.
+        // Includes frames that the services would not be given.
         services.accept(&frame, now);
         services.poll(now);
         assert!(services.frames.len() <= WAITING);
@@ -513,7 +513,7 @@ fn throw(services: &mut Services, frames: Vec<Vec<u8>>, drains: bool) {
     assert!(std::iter::from_fn(|| services.next_frame()).count() <= 2 * WAITING);
 }
 
-/// Segments to a service's port that are sound but for some bytes.
+/// Builds segments to a service's port that are valid except for some bytes.
 fn segment(flags: u8, sequence: u32, payload: &[u8], changes: &[(usize, u8)]) -> Vec<u8> {
     let datagram = Datagram { source: (ADDRESS, 4000), destination: (METADATA_ADDRESS, 80), payload: &[] };
     let mut packet = datagram.packet().unwrap();
@@ -596,7 +596,7 @@ proptest! {
             let _ = socket.recv(|bytes| (bytes.len(), ()));
             (!socket.may_recv()).then_some(())
         });
-        // Others are answered as ever.
+        // Other requests are still answered.
         prop_assert!(bench.ask(5001, &get("/latest/meta-data/ami-id", None)).ends_with("ami-1"));
     }
 }

@@ -23,15 +23,15 @@ unsafe extern "C" fn release(object: *mut dl_phdr_info, _size: size_t, _data: *m
         let object = &*object;
         (object.dlpi_addr, std::slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into()))
     };
-    // SAFETY: without an argument that could be wrong.
+    // SAFETY: sysconf accepts any argument.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64;
     for header in headers.iter().filter(|header| header.p_type == PT_LOAD && header.p_flags & PF_W == 0) {
         // Whole pages only: a segment's last page may be shared with the next segment.
         let start = (base + header.p_vaddr).next_multiple_of(page);
         let end = (base + header.p_vaddr + header.p_memsz) / page * page;
         if start < end {
-            // SAFETY: the pages are a file's, mapped privately and never written to: nothing is lost with them, and
-            // whoever touches one finds the same bytes. Where a kernel refuses, all stays as it is.
+            // SAFETY: the pages are private mappings of a file and were never written to, so the next access reads the
+            // same bytes again. An error leaves them mapped.
             unsafe { libc::madvise(start as *mut c_void, (end - start) as usize, libc::MADV_DONTNEED) };
         }
     }

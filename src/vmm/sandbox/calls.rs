@@ -1,65 +1,66 @@
-//! The system calls that a running monitor's threads may make: the whole list, each with its reason.
+//! The system calls that the threads of a running VMM may make. This file is the whole list, with reasons.
 //!
-//! A thread has what [`EVERY`] thread has and the groups of its [`Kind`]; everything else ends the process. The calls with
-//! which a process gets more than it has are in no group: none of execve, ptrace, process_vm_writev, bpf, mount, unshare,
-//! setns, keyctl, io_uring_setup, io_uring_register, userfaultfd, chmod, chown, setuid or prlimit64. No memory is made executable.
+//! A thread may make the calls of [`EVERY`] thread and those of the groups of its [`Kind`]. Any other call ends the
+//! process. Calls with which a process can gain access are in no group: no execve, ptrace, process_vm_writev, bpf,
+//! mount, unshare, setns, keyctl, io_uring_setup, io_uring_register, userfaultfd, chmod, chown, setuid or prlimit64.
+//! No memory can be made executable.
 //!
-//! A thread that another starts inherits its filter, which is why devices' threads are started by a thread of their own
-//! ([`super::threads`]): a vCPU may not start one.
+//! A new thread inherits the filter of the thread that starts it. Device threads are therefore started by a separate
+//! thread ([`super::threads`]), and a vCPU thread may not start any.
 
 use libc::{c_int, c_long};
 
-/// A thread's part in a machine, by which it is given its calls.
+/// The kind of a thread, which determines its calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The machine's own: control socket, console, saving, disks that come and go.
+    /// The main thread: event loop, control socket, console, saving, attaching disks.
     Main,
-    /// Starts the devices' threads.
+    /// The thread that starts the device threads.
     Starter,
-    /// Runs a virtual CPU, and serves its accesses to devices.
+    /// A vCPU thread, which also emulates device registers.
     Vcpu,
-    /// Serves a disk.
+    /// The thread of a disk.
     Block,
-    /// Serves the entropy device.
+    /// The thread of the entropy device.
     Rng,
-    /// Serves the vsock device.
+    /// The thread of the vsock device.
     Vsock,
-    /// Serves the network device and its link.
+    /// The thread of the network device and the netstack.
     Net,
 }
 
-/// One call.
+/// A system call.
 #[derive(Debug)]
 pub struct Call {
-    /// Its number.
+    /// The call's number.
     pub number: c_long,
-    /// With which arguments.
+    /// The allowed arguments.
     pub arguments: Arguments,
 }
 
-/// What is asked of a call's arguments.
+/// The condition on a call's arguments.
 #[derive(Debug)]
 pub enum Arguments {
-    /// Nothing.
+    /// No condition.
     Any,
-    /// The argument of this index is the process's own id.
+    /// The argument with this index is the VMM's process id.
     OwnProcess(u8),
-    /// The argument of this index is one of these.
+    /// The argument with this index is one of these values.
     OneOf(u8, &'static [u64]),
-    /// Of the argument of this index, the bits under the mask are the value.
+    /// The bits of one argument under the mask equal the value.
     Bits {
-        /// Which argument.
+        /// The argument's index.
         argument: u8,
-        /// Which bits.
+        /// The mask.
         mask: u64,
-        /// What they are.
+        /// The value.
         value: u64,
     },
-    /// Of the argument of each index, the bits under the mask are the value: (index, mask, value).
+    /// The bits of each argument under the mask equal the value: (index, mask, value).
     AllBits(&'static [(u8, u64, u64)]),
 }
 
-/// All bits of an argument that the kernel takes as an int, and of one that it takes as a pointer.
+/// The masks for a whole argument that the kernel takes as an int, or as a pointer.
 const INT: u64 = u32::MAX as u64;
 const POINTER: u64 = u64::MAX;
 
@@ -83,16 +84,16 @@ const fn all_bits(number: c_long, bits: &'static [(u8, u64, u64)]) -> Call {
     Call { number, arguments: Arguments::AllBits(bits) }
 }
 
-/// Setting one socket option.
+/// Allows setsockopt(2) for one option.
 macro_rules! socket_option {
     ($level:expr, $name:expr) => {
         all_bits(libc::SYS_setsockopt, &[(1, INT, $level as u64), (2, INT, $name as u64)])
     };
 }
 
-/// What every thread needs to be one.
+/// The calls of every thread.
 const EVERY: &[Call] = &[
-    // Waiting, on each other and on what they serve.
+    // Waiting.
     any(libc::SYS_futex),
     any(libc::SYS_epoll_wait),
     any(libc::SYS_epoll_pwait),
@@ -100,43 +101,43 @@ const EVERY: &[Call] = &[
     any(libc::SYS_ppoll),
     any(libc::SYS_sched_yield),
     any(libc::SYS_restart_syscall),
-    // eventfds, logs, whatever is open.
+    // Open eventfds and files.
     any(libc::SYS_read),
     any(libc::SYS_write),
     any(libc::SYS_readv),
     any(libc::SYS_writev),
     any(libc::SYS_close),
-    // Memory: the allocator's, stacks, guard pages. Never to be executed.
+    // Memory for the allocator, stacks and guard pages. It must not be executable.
     without(libc::SYS_mmap, 2, libc::PROT_EXEC),
     without(libc::SYS_mprotect, 2, libc::PROT_EXEC),
     any(libc::SYS_munmap),
     any(libc::SYS_mremap),
     any(libc::SYS_brk),
-    // Of the process's own, whatever the advice; C libraries have new kinds for their stacks' guards.
+    // Any advice about the process's own memory; C libraries use new kinds for stack guards.
     any(libc::SYS_madvise),
-    // The allocator counts CPUs, to know how many arenas it may have; hash maps have random keys.
+    // The allocator counts CPUs to choose its number of arenas. Hash maps have random keys.
     any(libc::SYS_sched_getaffinity),
     any(libc::SYS_getcpu),
     any(libc::SYS_getrandom),
-    // Signals: the kick of vCPUs, masks around the start and the end of threads, and their stacks.
+    // Signal masks when threads start and end, returns from the vCPU kick's handler, and signal stacks.
     any(libc::SYS_rt_sigprocmask),
     any(libc::SYS_rt_sigreturn),
     any(libc::SYS_sigaltstack),
-    // Clocks that have no place in the vDSO, as those of threads.
+    // Clocks without vDSO support, such as those of threads.
     any(libc::SYS_clock_gettime),
     any(libc::SYS_gettid),
     any(libc::SYS_getpid),
-    // A thread's name, and what its libraries ask of it when it starts.
+    // The thread's name, and calls of the C library when a thread starts.
     one_of(libc::SYS_prctl, 0, &[libc::PR_SET_NAME as u64, libc::PR_SET_VMA as u64]),
     any(libc::SYS_rseq),
     any(libc::SYS_set_robust_list),
-    // The kick of vCPUs, and a panic's end: signals for threads of this process.
+    // Signals to threads of this process, for vCPU kicks and for a panic.
     Call { number: libc::SYS_tgkill, arguments: Arguments::OwnProcess(0) },
     any(libc::SYS_exit),
     any(libc::SYS_exit_group),
 ];
 
-/// Using files that are open.
+/// Open files.
 const FILES: &[Call] = &[
     any(libc::SYS_preadv),
     any(libc::SYS_pwritev),
@@ -145,7 +146,7 @@ const FILES: &[Call] = &[
     any(libc::SYS_lseek),
     any(libc::SYS_fsync),
     any(libc::SYS_fdatasync),
-    // Growing, discarding, zeroing.
+    // Growing, discarding and zeroing.
     any(libc::SYS_fallocate),
     any(libc::SYS_ftruncate),
     any(libc::SYS_fstat),
@@ -154,11 +155,11 @@ const FILES: &[Call] = &[
     any(libc::SYS_newfstatat),
 ];
 
-/// Opening files to read: a vsock's seed, and what the C library may look for in `/sys` and `/proc`.
+/// Opening files for reading: the seed, and files in `/sys` and `/proc` for the C library.
 const READ: &[Call] = &[without(libc::SYS_openat, 2, libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC | TMPFILE)];
 const TMPFILE: c_int = libc::O_TMPFILE & !libc::O_DIRECTORY;
 
-/// The console's log, which a vCPU writes, and has another begin when it is full.
+/// The console log. A vCPU thread writes it, and starts a new one when it is full.
 const CONSOLE: &[Call] = &[
     bits_are(
         libc::SYS_openat,
@@ -169,7 +170,7 @@ const CONSOLE: &[Call] = &[
     any(libc::SYS_rename),
 ];
 
-/// What a device is made of when its driver sets it up, and what it leaves when it is reset.
+/// Setting up and resetting a device.
 const DEVICE: &[Call] = &[
     any(libc::SYS_eventfd2),
     any(libc::SYS_epoll_create1),
@@ -181,14 +182,14 @@ const DEVICE: &[Call] = &[
     ),
 ];
 
-/// Sockets that are connected. Nothing is sent to an address: not by sendto(2), whose address is no null pointer or whose flags
-/// have MSG_FASTOPEN, and not by sendmsg(2), whose address is in memory that no filter sees.
+/// Connected sockets. Sending to an address is not possible. sendto(2) requires a null address and no MSG_FASTOPEN.
+/// sendmsg(2) is not allowed, because its address is in memory, where the filter cannot see it.
 const SOCKETS: &[Call] = &[
     all_bits(libc::SYS_sendto, &[(3, libc::MSG_FASTOPEN as u64, 0), (4, POINTER, 0)]),
     any(libc::SYS_recvfrom),
     any(libc::SYS_shutdown),
     any(libc::SYS_getsockopt),
-    // A reset at the end of a published port's connection, and its small packets; deadlines for a user-mode network.
+    // Resets and small packets for published ports; timeouts for a user-mode network.
     socket_option!(libc::SOL_SOCKET, libc::SO_LINGER),
     socket_option!(libc::IPPROTO_TCP, libc::TCP_NODELAY),
     socket_option!(libc::SOL_SOCKET, libc::SO_RCVTIMEO),
@@ -198,31 +199,31 @@ const SOCKETS: &[Call] = &[
     one_of(libc::SYS_ioctl, 1, &[libc::FIONBIO]),
 ];
 
-/// Descriptors that come with messages: disks, ports, vsock's connections.
+/// Receiving descriptors of disks, ports and vsock connections.
 const RECEIVE: &[Call] = &[any(libc::SYS_recvmsg)];
 
-/// Sockets that others connect to.
+/// Listening sockets.
 const ACCEPT: &[Call] = &[any(libc::SYS_accept4)];
 
-/// What the guest reads of its seed comes through a pair of Unix streams.
+/// The pair of Unix streams through which the guest reads the seed.
 const PAIR: &[Call] = &[all_bits(
     libc::SYS_socketpair,
     &[(0, INT, libc::AF_UNIX as u64), (1, INT & !(SOCKET_FLAGS as u64), libc::SOCK_STREAM as u64)],
 )];
 const SOCKET_FLAGS: c_int = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 
-/// A tap is told what the guest's driver takes.
+/// Setting the offloads of a tap device to those of the guest's driver.
 const TAP: &[Call] = &[one_of(libc::SYS_ioctl, 1, &[ioctl::TUNSETOFFLOAD])];
 
-/// Disks on the host's block devices.
+/// Disks on block devices of the host.
 const BLOCK_DEVICES: &[Call] =
     &[one_of(libc::SYS_ioctl, 1, &[ioctl::BLKSSZGET, ioctl::BLKGETSIZE64, ioctl::BLKDISCARD, ioctl::BLKZEROOUT])];
 
-/// Reads that are in flight together: by rings that were made before and are restricted to reads and syncs of what is open
-/// (`virtio/block/ring.rs`); and the read of what need not be, because it is in memory.
+/// io_uring requests, on rings that were created before and are restricted to reads and syncs of open files
+/// (`virtio/block/ring.rs`). preadv2 reads data that is already in memory.
 const RING: &[Call] = &[any(libc::SYS_io_uring_enter), any(libc::SYS_preadv2)];
 
-/// Running a virtual CPU, and reading its state to save it; the timer that ends the slices of a CPU budget.
+/// Running a vCPU, and reading its state to save it. The timer ends the time slices of a CPU budget.
 const VCPU: &[Call] = &[
     one_of(libc::SYS_ioctl, 1, ioctl::VCPU),
     any(libc::SYS_timer_create),
@@ -230,11 +231,11 @@ const VCPU: &[Call] = &[
     any(libc::SYS_timer_delete),
 ];
 
-/// The machine's own thread: the files of disks that come and of layers, locks, saved machines, the record of the end.
+/// The main thread: attached disks and overlays, locks, snapshots, and the end record.
 const MACHINE: &[Call] = &[
     any(libc::SYS_openat),
     any(libc::SYS_flock),
-    // Byte-range locks of disks that come, those of QEMU (`virtio/block/lock.rs`).
+    // QEMU's byte-range locks on attached disks (`virtio/block/lock.rs`).
     one_of(libc::SYS_fcntl, 1, &[libc::F_OFD_SETLK as u64, libc::F_OFD_GETLK as u64]),
     any(libc::SYS_rename),
     any(libc::SYS_renameat),
@@ -248,22 +249,22 @@ const MACHINE: &[Call] = &[
     any(libc::SYS_link),
     any(libc::SYS_linkat),
     any(libc::SYS_getcwd),
-    // What of the guest's memory is resident.
+    // The guest's resident memory.
     any(libc::SYS_mincore),
-    // The interrupt controllers, the timer and the clock of a machine that is saved.
+    // The state of the interrupt controllers, the timer and the clock, for saving.
     one_of(libc::SYS_ioctl, 1, &[ioctl::KVM_GET_IRQCHIP, ioctl::KVM_GET_PIT2, ioctl::KVM_GET_CLOCK]),
-    // A fork: the copy of this process, with this filter, that writes guest memory.
+    // A fork: a copy of this process with the same filter writes guest memory.
     one_of(libc::SYS_clone, 0, &[FORK]),
     any(libc::SYS_close_range),
     any(libc::SYS_wait4),
     one_of(libc::SYS_kill, 1, &[libc::SIGKILL as u64]),
 ];
 
-/// What glibc's fork(3) gives clone(2).
+/// The flags of clone(2) that glibc's fork(3) uses.
 const FORK: u64 = (libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD) as u64;
 
-/// Starting threads, and only threads. `clone3` is answered with ENOSYS, because its flags are in memory where no filter sees
-/// them: the C library then uses `clone`.
+/// Starting threads, but not processes. `clone3` returns ENOSYS, because its flags are in memory, where the filter
+/// cannot see them. The C library then uses `clone`.
 const THREADS: &[Call] =
     &[bits_are(libc::SYS_clone, 0, libc::CLONE_THREAD | NAMESPACES, libc::CLONE_THREAD), any(libc::SYS_clone3)];
 const NAMESPACES: c_int = libc::CLONE_NEWNS
@@ -274,14 +275,14 @@ const NAMESPACES: c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET;
 
-/// Giving a thread its filter, which can only take calls away.
+/// Installing a thread's filter, which can only remove calls.
 const FILTER: &[Call] = &[any(libc::SYS_seccomp), one_of(libc::SYS_prctl, 0, &[libc::PR_SET_NO_NEW_PRIVS as u64])];
 
 impl Kind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Kind; 7] = [Kind::Main, Kind::Starter, Kind::Vcpu, Kind::Block, Kind::Rng, Kind::Vsock, Kind::Net];
 
-    /// What a person calls such a thread.
+    /// Returns the name of the thread in the log.
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::Main => "the machine's own thread",
@@ -294,11 +295,11 @@ impl Kind {
         }
     }
 
-    /// The groups of calls that a thread of this kind has.
+    /// Returns the groups of calls of a thread of this kind.
     pub fn groups(self) -> &'static [&'static [Call]] {
         match self {
             Kind::Main => &[EVERY, FILES, DEVICE, SOCKETS, RECEIVE, ACCEPT, TAP, BLOCK_DEVICES, MACHINE, THREADS],
-            // It has what those have that it starts: they can only have less than it.
+            // Must be a superset of the lists of the threads that it starts, because they inherit its filter.
             Kind::Starter => &[
                 EVERY,
                 FILES,
@@ -325,7 +326,7 @@ impl Kind {
     }
 }
 
-/// Numbers of ioctls (`linux/kvm.h`, `linux/if_tun.h`, `linux/fs.h`).
+/// ioctl numbers (`linux/kvm.h`, `linux/if_tun.h`, `linux/fs.h`).
 mod ioctl {
     const fn number(direction: u64, kind: u8, number: u64, size: usize) -> u64 {
         direction << 30 | (size as u64) << 16 | (kind as u64) << 8 | number
@@ -356,22 +357,22 @@ mod ioctl {
 
     pub const VCPU: &[u64] = &[
         none(KVM, 0x80), // KVM_RUN
-        // Registers, for accesses that are emulated, for the log, and for saving.
+        // Registers, for emulated accesses, for the log and for saving.
         read(KVM, 0x81, size_of::<kvm_bindings::kvm_regs>()),
         write(KVM, 0x82, size_of::<kvm_bindings::kvm_regs>()),
         read(KVM, 0x83, size_of::<kvm_bindings::kvm_sregs>()),
         both(KVM, 0x85, size_of::<kvm_bindings::kvm_translation>()),
         read(KVM, 0x9f, size_of::<kvm_bindings::kvm_vcpu_events>()),
         write(KVM, 0xa0, size_of::<kvm_bindings::kvm_vcpu_events>()),
-        // Extended states: saving, and what a software KVM's guest has kept (`cpu/xstate.rs`).
+        // Extended states, for saving and for the save ports of software KVM (`cpu/xstate.rs`).
         read(KVM, 0xa4, size_of::<kvm_bindings::kvm_xsave>()),
         write(KVM, 0xa5, size_of::<kvm_bindings::kvm_xsave>()),
-        // Only read, to be saved.
+        // Read for saving, never written.
         both(KVM, 0x88, size_of::<kvm_bindings::kvm_msrs>()),
         read(KVM, 0x8e, size_of::<kvm_bindings::kvm_lapic_state>()),
         read(KVM, 0x98, size_of::<kvm_bindings::kvm_mp_state>()),
         read(KVM, 0xa1, size_of::<kvm_bindings::kvm_debugregs>()),
         read(KVM, 0xa6, size_of::<kvm_bindings::kvm_xcrs>()),
-        none(KVM, 0xad), // KVM_KVMCLOCK_CTRL: the guest is told of a pause.
+        none(KVM, 0xad), // KVM_KVMCLOCK_CTRL: notifies the guest of a pause.
     ];
 }

@@ -1,45 +1,45 @@
-//! The files that a machine has: what its monitor can still reach when it has given up the rest.
+//! The files that a machine may open once its VMM is in the sandbox.
 //!
-//! `/dev/kvm` and the files of disks are open before that. Disks that are attached later, and layers, are passed to the
-//! monitor as open descriptors (see [`control`](crate::vmm::control)). None of them can be opened again: once a layer is
-//! shared, the monitor has no way to write to it.
+//! `/dev/kvm` and the files of disks are opened before. Disks that are attached later, and overlays, are passed to the
+//! VMM as open descriptors (see [`control`](crate::vmm::control)). The VMM can open none of them again: once an
+//! overlay is shared as a backing file, the VMM has no way to write to it.
 
 use std::path::{Path, PathBuf};
 
 use crate::vmm::config::MachineConfig;
 use crate::vmm::machine::Restore;
 
-/// What may be done with a file or a folder.
+/// The access to a file or directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Everything but execution, with all that is in the folder.
+    /// Everything except execution, for the directory and its content.
     Own,
-    /// Reading the file, or all that is in the folder.
+    /// Reading the file, or the directory and its content.
     Read,
     /// Reading and writing the file.
     Write,
 }
 
-/// One file or folder.
+/// Access to one file or directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// Where it is.
+    /// The path.
     pub path: PathBuf,
-    /// What may be done with it.
+    /// The access.
     pub access: Access,
 }
 
-/// All of them, folders before what is in them.
+/// A list of grants, with directories before their content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grants(Vec<Grant>);
 
 impl Grants {
-    /// Those of the machine of `config` whose VMM writes into the directory `own`. Nothing else in the instance's directory
-    /// is among them: the configuration, the locks and the files of the link are the supervisor's and the commands'. What
-    /// cannot be looked into is left out: the machine that cannot do without it says so when it misses it.
+    /// Returns the grants of the machine of `config`, whose VMM writes into the directory `own`. The rest of the
+    /// instance's directory is excluded: the machine's configuration and the locks belong to the supervisor and the
+    /// commands. A file that does not exist is reported later, when it is opened.
     pub fn of(own: &Path, config: &MachineConfig, restore: Option<&Restore>) -> Grants {
         let mut all = vec![
-            // What the process is told of itself: its memory, and which pages of it are resident.
+            // Information on the process itself, such as which pages of its memory are resident.
             Grant { path: "/proc/self".into(), access: Access::Read },
             Grant { path: own.to_path_buf(), access: Access::Own },
         ];
@@ -69,7 +69,7 @@ impl Grants {
         Grants(kept)
     }
 
-    /// One after the other.
+    /// Iterates over the grants.
     pub fn iter(&self) -> impl Iterator<Item = &Grant> {
         self.0.iter()
     }

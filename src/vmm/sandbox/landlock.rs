@@ -1,7 +1,7 @@
-//! Landlock (landlock(7)): which files can be opened, from here on and for good, whatever the user's rights are.
+//! Landlock (landlock(7)): permanently restricts the files that can be opened, whatever the user's permissions are.
 //!
-//! It knows more than files, of newer kernels: no TCP connection is made, no TCP port bound, no abstract Unix socket of another process reached
-//! and no other process signalled. Kernels before 5.13 have none of it, and each since has more.
+//! With newer kernels it also forbids TCP connections, binding TCP ports, other processes' abstract Unix sockets, and
+//! signals to other processes. Kernels before 5.13 do not have Landlock, and later versions add rights.
 
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
@@ -10,11 +10,11 @@ use landlock::{
 
 use super::files::{Access, Grants};
 
-/// The newest version whose rights are handled here; older kernels have fewer.
+/// The newest Landlock version whose rights are handled. Older kernels have fewer.
 const VERSION: ABI = ABI::V6;
 
-/// Restricts the calling thread, and all that it starts, to `grants`. Returns whether the kernel has all that is asked for;
-/// nothing if it has none.
+/// Restricts the calling thread, and all threads that it starts, to `grants`. Returns true if the kernel enforces
+/// everything, false if it enforces a part, and none if it has no Landlock.
 pub fn enter(grants: &Grants) -> Result<Option<bool>, RulesetError> {
     let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(VERSION))?
@@ -22,7 +22,7 @@ pub fn enter(grants: &Grants) -> Result<Option<bool>, RulesetError> {
         .scope(Scope::from_all(VERSION))?
         .create()?;
     for grant in grants.iter() {
-        // A file that is not there is missed when it is opened.
+        // A missing file is reported when it is opened.
         let Ok(path) = PathFd::new(&grant.path) else { continue };
         let rights =
             rights(grant.access) & if grant.path.is_dir() { BitFlags::all() } else { AccessFs::from_file(VERSION) };
@@ -39,7 +39,7 @@ fn rights(access: Access) -> BitFlags<AccessFs> {
     let write = AccessFs::WriteFile | AccessFs::Truncate | AccessFs::ReadFile;
     match access {
         Access::Read => AccessFs::ReadFile | AccessFs::ReadDir,
-        // It may be a block device.
+        // The file may be a block device.
         Access::Write => write | AccessFs::IoctlDev,
         Access::Own => {
             let other = AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev;

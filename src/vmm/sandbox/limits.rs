@@ -1,4 +1,5 @@
-//! What the process itself gives up: descriptors that nobody meant for it, capabilities, and limits that it cannot raise.
+//! Drops what the process itself has: inherited descriptors, capabilities, and resource limits, which cannot be raised
+//! again.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -6,22 +7,22 @@ use std::os::fd::RawFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 
-/// Descriptors: 12 disks with 64 files each, 256 forwarded connections, as many of vsock's, 64 clients, and what machines of
-/// 64 vCPUs are made of.
+/// The maximum number of descriptors: 12 disks with 64 files each, 256 forwarded connections, as many vsock
+/// connections, 64 clients, and those of a machine with 64 vCPUs.
 const DESCRIPTORS: u64 = 4096;
 
-/// Capabilities that a kernel may know: those that it does not, cannot be dropped.
+/// The number of capabilities to drop. Dropping one that the kernel does not know has no effect.
 const CAPABILITIES: libc::c_ulong = 64;
 
-/// Closes every descriptor but the standard streams and `kept`.
+/// Closes every descriptor except the standard streams and `kept`.
 pub fn close_others(kept: &[RawFd]) -> io::Result<()> {
     let mut kept: Vec<u32> = kept.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd > 2).collect();
     kept.sort_unstable();
     let mut first = 3;
     for fd in kept.into_iter().chain([u32::MAX]) {
-        // Up to, and not with, the one that stays; of the last, no descriptor has the number.
+        // The range excludes the descriptor to keep. No descriptor has the last number, `u32::MAX`.
         if first < fd {
-            // SAFETY: nothing in this process owns the descriptors in between: it has just begun.
+            // SAFETY: the process has just started, so nothing in it owns the descriptors in the range.
             let closed = unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0_u32) };
             if closed == -1 {
                 return Err(io::Error::last_os_error());
@@ -32,14 +33,15 @@ pub fn close_others(kept: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// No program that this process could execute, if it could execute one, has more rights than it.
+/// Ensures that a program that this process executes cannot gain privileges.
 pub fn no_new_privileges() -> io::Result<()> {
     Ok(set_no_new_privs(true)?)
 }
 
-/// Gives up all capabilities but those `kept`: those of root, and those that a user namespace's first process has in it.
+/// Drops all capabilities except `kept`: those of root, and those of the first process in a user namespace.
 pub fn only_capabilities(kept: CapabilitySet) -> io::Result<()> {
-    // The bounding set counts for executed programs only, which cannot gain any as it is; it needs a capability itself.
+    // Errors are ignored: dropping from the bounding set needs a capability itself. The set only matters for executed
+    // programs, which cannot gain capabilities anyway.
     for capability in 0..CAPABILITIES {
         // SAFETY: the call takes numbers only.
         unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
@@ -48,8 +50,8 @@ pub fn only_capabilities(kept: CapabilitySet) -> io::Result<()> {
     Ok(set_capabilities(None, sets)?)
 }
 
-/// Sets limits, which cannot be raised again: no core with a guest's memory in it, no locked memory, no message queues, no
-/// real-time priority.
+/// Sets limits that cannot be raised again: no core dump (it would contain guest memory), no locked memory, no message
+/// queues, no real-time priority.
 pub fn resources() -> io::Result<()> {
     let at_most = |limit: u64, resource| {
         let limit = getrlimit(resource).maximum.map_or(limit, |present| present.min(limit));
@@ -62,7 +64,8 @@ pub fn resources() -> io::Result<()> {
     Ok(())
 }
 
-/// Limits processes and threads to `count`. In a user namespace only: elsewhere all that the user has are counted.
+/// Limits processes and threads to `count`. Only useful in a user namespace; elsewhere all processes of the user
+/// count.
 pub fn processes(count: u64) -> io::Result<()> {
     Ok(setrlimit(Resource::Nproc, Rlimit { current: Some(count), maximum: Some(count) })?)
 }

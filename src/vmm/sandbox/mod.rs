@@ -1,11 +1,12 @@
-//! What a running monitor gives up, so that a guest that has taken it over has nothing: docs/security.md has the whole story.
+//! The VMM's sandbox: a guest that takes over its VMM gains access to nothing else. `docs/security.md` describes it.
 //!
-//! In this order: descriptors that nobody meant for it, then the host's processes, users and files ([`namespaces`],
-//! [`root`]), files once more ([`landlock`]), capabilities and limits ([`limits`]), all before anything of the machine is
-//! built; and, right before the guest's first instruction, all system calls but those that each thread needs ([`calls`],
-//! [`seccomp`], [`threads`]).
+//! The VMM enters it in this order, before it builds the machine: it closes inherited descriptors, enters namespaces
+//! ([`namespaces`]) and its own root directory ([`root`]), restricts files again ([`landlock`]), drops capabilities
+//! and sets limits ([`limits`]). Right before the guest's first instruction, it restricts system calls to those that
+//! each thread needs ([`calls`], [`seccomp`], [`threads`]).
 //!
-//! A host may not have namespaces or Landlock: then the monitor goes on without, and says so. Nothing else is optional.
+//! A host may lack namespaces or Landlock. The VMM then runs without them and reports it. All other layers are
+//! mandatory.
 
 pub mod calls;
 pub mod files;
@@ -26,23 +27,23 @@ use calls::Kind;
 use files::Grants;
 use rustix::thread::CapabilitySet;
 
-/// A layer.
+/// A layer of the sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layer {
-    /// No executed program has more rights.
+    /// Executed programs cannot gain privileges.
     NoNewPrivileges,
-    /// System calls are filtered, thread by thread.
+    /// System calls are filtered for each thread.
     Seccomp,
-    /// Limits on what it takes of the host; no capability.
+    /// Resource limits are set and capabilities dropped.
     Limits,
     /// User, process, IPC and host name namespaces.
     Namespaces,
     /// An empty network namespace.
     NetworkNamespace,
-    /// A file system with only the machine's files.
+    /// A root directory with only the machine's files.
     Files,
-    /// Landlock, which says the same of files.
+    /// Landlock restricts file access.
     Landlock,
 }
 
@@ -60,18 +61,18 @@ impl fmt::Display for Layer {
     }
 }
 
-/// Which layers a monitor has.
+/// The layers of a VMM's sandbox.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxRecord {
-    /// The process, as the host counts it; the machine's [`Status`](super::control::Status) has its keeper.
+    /// The VMM's process id on the host. The machine's [`Status`](super::control::Status) has that of its supervisor.
     pub pid: u32,
-    /// Those that it has.
+    /// The active layers.
     pub layers: Vec<Layer>,
-    /// What of them the host does not have, in sentences.
+    /// Error messages about missing layers.
     pub missing: Vec<String>,
 }
 
-/// Why a monitor does not go on.
+/// The reason why a VMM cannot enter the sandbox. It does not run without it.
 #[derive(Debug, thiserror::Error)]
 #[error("the monitor cannot give up {what}, and does not run with it: {source}")]
 pub struct SandboxError {
@@ -85,13 +86,13 @@ fn keeps(what: &'static str) -> impl Fn(io::Error) -> SandboxError {
 
 static RECORD: OnceLock<SandboxRecord> = OnceLock::new();
 
-/// The layers of this process.
+/// Returns the layers of this process.
 pub fn record() -> SandboxRecord {
     RECORD.get().cloned().unwrap_or_default()
 }
 
-/// Gives up all that can be given up before the machine is built, of which the files are `grants` and the threads no more
-/// than `threads`.
+/// Enters all layers except seccomp, before the machine is built. The machine's files are `grants`, and `threads` is
+/// the maximum number of its threads.
 pub fn enter(monitor: &namespaces::Monitor, grants: &Grants, threads: u64) -> Result<(), SandboxError> {
     let mut record =
         SandboxRecord { pid: own_pid(), layers: vec![Layer::NoNewPrivileges, Layer::Seccomp], missing: vec![] };
@@ -134,7 +135,7 @@ fn enter_namespaces(
         None => record.layers.push(Layer::NetworkNamespace),
         Some(error) => record.missing.push(format!("no network namespace of its own: {error}")),
     }
-    // On older kernels all processes of the user's count.
+    // On older kernels, all processes of the user count.
     if kernel_is_at_least(5, 14) {
         limits::processes(threads).map_err(keeps("its number of processes"))?;
     }
@@ -145,8 +146,8 @@ fn enter_namespaces(
     Ok(())
 }
 
-/// Gives up all system calls but those of the machine's own thread, which calls this, right before its guest runs. Threads
-/// from now on are started by [`threads::spawn`].
+/// Filters system calls, right before the guest runs. Called by the main thread. Later threads are started by
+/// [`threads::spawn`].
 pub fn seal() -> Result<(), SandboxError> {
     let failed = keeps("its system calls");
     seccomp::prepare().map_err(&failed)?;
@@ -155,7 +156,7 @@ pub fn seal() -> Result<(), SandboxError> {
 }
 
 impl SandboxRecord {
-    /// The layers that there are, for a person.
+    /// Returns a text of the active layers.
     #[must_use]
     pub fn layers_text(&self) -> String {
         self.layers.iter().map(Layer::to_string).collect::<Vec<_>>().join(", ")
@@ -169,7 +170,7 @@ impl fmt::Display for SandboxRecord {
     }
 }
 
-/// This process's id as the file system in `/proc` counts: the host's, whatever namespace the process is in.
+/// Returns this process's id in the file system at `/proc`, which is the host's even inside a process namespace.
 fn own_pid() -> u32 {
     let link = std::fs::read_link("/proc/self").ok();
     link.and_then(|link| link.to_str()?.parse().ok()).unwrap_or_else(std::process::id)

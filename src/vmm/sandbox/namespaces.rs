@@ -1,13 +1,15 @@
-//! The monitor's process, in namespaces of its own (namespaces(7), user_namespaces(7)).
+//! Namespaces for the VMM process (namespaces(7), user_namespaces(7)).
 //!
-//! A user namespace needs no privilege, and takes all of it away: who is root in it is nobody on the host, and what belongs to
-//! the host's root takes orders only from the host's root. The process is the first of its process namespace, so that there
-//! is no other to be seen or signalled. Its user is mapped to itself: files belong to who started it, as ever.
+//! Creating a user namespace needs no privilege, and removes privileges outside it: root in the namespace is not root
+//! on the host, and host resources that belong to the host's root stay out of reach. The VMM is the first process of
+//! its process namespace, so it cannot see or signal other processes. The user is mapped to itself, so that file
+//! ownership is unchanged.
 //!
-//! Its network namespace is empty. The ports of the host that lead to the guest are opened by the supervisor's
-//! [broker](crate::vmm::broker).
+//! The network namespace is empty. The supervisor's [broker](crate::vmm::broker) opens the published ports on the
+//! host.
 //!
-//! A process cannot enter a process namespace, it can only be born in one: so there are two, the monitor and its keeper.
+//! A process cannot move into a process namespace; only its children can be created in one. Hence there are two
+//! processes, the VMM and its supervisor.
 
 use std::fs;
 use std::io;
@@ -17,37 +19,37 @@ use rustix::fd::OwnedFd;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, getegid, geteuid, set_parent_process_death_signal};
 
-/// What a process is that [`split`] returned to.
+/// The process that [`split`] returned to.
 #[derive(Debug)]
 pub enum Side {
-    /// The one that was there. The other is its child, which ends when it does, and `alive` with it.
+    /// The supervisor, which is the original process. The VMM is its child and ends when the supervisor ends.
     Keeper {
-        /// The other.
+        /// The VMM's process id.
         child: Pid,
-        /// Held for as long as the keeper lives.
+        /// Closed when the supervisor ends, which the VMM can detect.
         alive: OwnedFd,
     },
-    /// The new one.
+    /// The VMM, which is the new process.
     Monitor(Monitor),
 }
 
-/// What the new process knows of how it came to be.
+/// The state of the new process.
 #[derive(Debug)]
 pub struct Monitor {
-    /// Why it is in no namespaces of its own, if it is not.
+    /// The reason why the process is not in namespaces, if it is not.
     pub refused: Option<io::Error>,
     /// The reason why it is in the host's network namespace, if it has the others.
     pub network_refused: Option<io::Error>,
     keeper: OwnedFd,
 }
 
-/// How a child exits that cannot have its user mapped.
+/// The exit code of a child whose user cannot be mapped.
 const NOT_MAPPED: i32 = 200;
 
-/// Copies the process, as fork(2), the copy in namespaces of its own. Where the host does not allow it any, it is without; and
-/// without the network's alone, where only that is not allowed.
+/// Forks a child into new namespaces. If the host does not allow a network namespace, the child has only the others.
+/// If it allows none, the child has none.
 ///
-/// The process must have no threads but this.
+/// The process must have a single thread.
 pub fn split() -> io::Result<Side> {
     let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     let error = match attempt(flags | libc::CLONE_NEWNET) {
@@ -66,13 +68,13 @@ pub fn split() -> io::Result<Side> {
     })
 }
 
-/// Copies the process with these flags of clone(2).
+/// Forks the process with these flags of clone(2).
 fn attempt(flags: libc::c_int) -> io::Result<Side> {
     let (keeper, alive) = pipe_with(PipeFlags::CLOEXEC)?;
     let (mapped, is_mapped) = pipe_with(PipeFlags::CLOEXEC)?;
     let user = (geteuid().as_raw(), getegid().as_raw());
-    // SAFETY: without CLONE_VM, and with no stack of its own, the child is a copy as fork(2) makes it; the process has no
-    // other threads whose locks the copy could have taken along.
+    // SAFETY: without CLONE_VM and a stack, the child is a copy of the process, as with fork(2). The process has no
+    // other threads, so no lock can be held in the copy.
     let child = unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0) };
     match child {
         -1 => Err(io::Error::last_os_error()),
@@ -81,10 +83,10 @@ fn attempt(flags: libc::c_int) -> io::Result<Side> {
             if flags & libc::CLONE_NEWUSER != 0
                 && let Err(error) = map_user(user)
             {
-                // SAFETY: it ends this process, a copy that has nothing to put in order; the other takes note.
+                // SAFETY: this ends the process, a copy without anything to clean up. The supervisor gets the code.
                 unsafe { libc::_exit(error.raw_os_error().unwrap_or(NOT_MAPPED)) }
             }
-            // The other waits for it, or is gone.
+            // The supervisor waits for this byte, or has ended.
             let _ = rustix::io::write(&is_mapped, &[1]);
             Ok(Side::Monitor(Monitor { refused: None, network_refused: None, keeper }))
         }
@@ -101,20 +103,21 @@ fn attempt(flags: libc::c_int) -> io::Result<Side> {
     }
 }
 
-/// Has the namespace's user be the one outside it, and nobody else there.
+/// Maps the user and group to themselves in the namespace, and no others.
 fn map_user((user, group): (u32, u32)) -> io::Result<()> {
-    // Else a group could be left, which may be what keeps a file from somebody.
+    // Prevents the process from dropping a supplementary group, which may be what denies it access to a file. The
+    // kernel requires this for the group map.
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("{user} {user} 1"))?;
     fs::write("/proc/self/gid_map", format!("{group} {group} 1"))
 }
 
 impl Monitor {
-    /// Has this process end when its keeper does, from now on. To be called when it has given up its privileges, which
-    /// takes that back.
+    /// Kills this process when its supervisor ends. Must be called after dropping privileges, which resets the
+    /// setting.
     pub fn end_with_keeper(&self) -> io::Result<()> {
         set_parent_process_death_signal(Some(Signal::KILL))?;
-        // It may have ended before.
+        // The supervisor may have ended already.
         let mut keeper = [PollFd::new(&self.keeper, PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         match poll(&mut keeper, Some(&now))? {

@@ -1,7 +1,7 @@
-//! A file system with nothing in it but the machine's files, each where it was (mount_namespaces(7), pivot_root(2)).
+//! A root directory with only the machine's files, each at its original path (mount_namespaces(7), pivot_root(2)).
 //!
-//! Landlock says what can be opened; here the rest is not even there: no sockets of other programs to connect to, no
-//! processes to be seen, nothing to be looked up.
+//! Landlock restricts what can be opened. Here, other files do not exist at all, so there are no sockets of other
+//! programs to connect to and no processes to see.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -15,10 +15,11 @@ use rustix::process::{chdir, pivot_root};
 
 use super::files::{Access, Grant, Grants};
 
-/// Where the new root is put together: a folder that every host has, and no machine's file is in.
+/// The mount point for building the new root: a directory that exists on every host and contains no file of a machine.
 const PLACE: &str = "/sys";
 
-/// Makes the root of a mount namespace of the caller's own; all of it or, up to the last step, nothing that shows.
+/// Changes the root directory of the calling process, which must be in its own mount namespace. After an error, the
+/// root is unchanged, except if the last steps fail.
 pub fn enter(grants: &Grants) -> Result<(), Errno> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -28,7 +29,7 @@ pub fn enter(grants: &Grants) -> Result<(), Errno> {
         pivot_root(".", ".")
     });
     if entered.is_err() {
-        // The process goes on in the root that it has.
+        // The process keeps its root.
         chdir("/")?;
         let _ = unmount(PLACE, UnmountFlags::DETACH);
         return entered;
@@ -38,7 +39,7 @@ pub fn enter(grants: &Grants) -> Result<(), Errno> {
     mount_remount("/", MountFlags::BIND | flags | MountFlags::RDONLY, c"")
 }
 
-/// Puts a file or folder at its place.
+/// Mounts a file or directory at its original path.
 fn show(grant: &Grant) -> Result<(), Errno> {
     let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
     let place = below(&grant.path);
@@ -47,7 +48,7 @@ fn show(grant: &Grant) -> Result<(), Errno> {
         fs::create_dir_all(&place).map_err(errno)?;
     } else {
         fs::create_dir_all(place.parent().unwrap_or(&place)).map_err(errno)?;
-        // Never one that is there: it may be shown already, and be the file itself.
+        // An existing file is not truncated: it may be the machine's file, if it is already mounted.
         match File::create_new(&place) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(errno(error)),
             _ => {}
@@ -61,7 +62,7 @@ fn show(grant: &Grant) -> Result<(), Errno> {
     if metadata.is_dir() || metadata.is_file() {
         flags |= MountFlags::NODEV;
     }
-    // A mount with flags that may not be taken from it stays as it is: Landlock and the filters say the same.
+    // Flags of a mount may be locked, and the remount fails. Landlock and the seccomp filters enforce the same.
     let _ = mount_remount(&place, flags, c"");
     Ok(())
 }

@@ -1,9 +1,8 @@
-//! Filters of system calls (seccomp(2)), one for each kind of thread, from the lists in [`super::calls`].
+//! System call filters (seccomp(2)) for each kind of thread, from the lists in [`super::calls`].
 //!
-//! A call that is not on its thread's list is not carried out. The thread gets SIGSYS instead, whose handler says in the
-//! log which call it was and ends the process. Nothing hangs on that handler: without it, with the signal blocked or with
-//! another handler, which no list lets a thread install, the call is not carried out either, and the kernel ends the process
-//! where nothing takes the signal. Calls of another architecture's numbering end it at once.
+//! A call that is not on its thread's list is not executed. The thread gets SIGSYS, whose handler logs the call and
+//! ends the process. The filter does not depend on the handler: no list allows a thread to replace it, and if the
+//! thread has blocked the signal, the kernel ends the process. Calls of another architecture end it at once.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -18,23 +17,23 @@ use seccompiler::{
 
 use super::calls::{Arguments, Call, Kind};
 
-/// How a monitor exits that made a call that it may not.
+/// The exit code of a VMM that made a forbidden call.
 pub const VIOLATION: i32 = 159;
 
-/// How the line begins that says which call it was.
+/// The beginning of the log line that names the call.
 pub const SAYS: &str = "the monitor ends: ";
 
-/// Whether threads of this process get filters.
+/// True if threads of this process get filters.
 static WANTED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    /// Who the handler says it was.
+    /// The thread's name in the log line.
     static WHO: Cell<&'static str> = const { Cell::new("a thread") };
 }
 
-/// Has threads of this process get filters from now on, and installs the handler.
+/// Installs the handler and enables filters for threads of this process.
 pub fn prepare() -> io::Result<()> {
-    // SAFETY: all zeroes is a valid `sigaction`; the handler only does what a handler may.
+    // SAFETY: all zeroes is a valid `sigaction`; the handler is async-signal-safe.
     let installed = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_violation as *const () as usize;
@@ -48,12 +47,12 @@ pub fn prepare() -> io::Result<()> {
     Ok(())
 }
 
-/// Whether threads of this process get filters.
+/// Returns true if threads of this process get filters.
 pub fn is_wanted() -> bool {
     WANTED.load(Ordering::Acquire)
 }
 
-/// Gives the calling thread its filter, for good, if this process has any.
+/// Installs the calling thread's filter permanently, if filters are enabled.
 pub fn enter(kind: Kind) -> io::Result<()> {
     if !is_wanted() {
         return Ok(());
@@ -66,8 +65,8 @@ pub fn enter(kind: Kind) -> io::Result<()> {
     Ok(())
 }
 
-/// The filters of a kind: first the one that has `clone3` answered with ENOSYS, then the list. The strictest answer of the
-/// two counts.
+/// Returns the filters of a kind: one that makes `clone3` return ENOSYS, and the list. The stricter action of the two
+/// applies.
 fn programs(kind: Kind) -> [&'static BpfProgram; 2] {
     static NO_CLONE3: OnceLock<BpfProgram> = OnceLock::new();
     static LISTS: [OnceLock<BpfProgram>; Kind::ALL.len()] = [const { OnceLock::new() }; Kind::ALL.len()];
@@ -87,7 +86,7 @@ fn compile(rules: Rules, others: SeccompAction, listed: SeccompAction) -> BpfPro
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// A kind's calls; what several groups say of a call is joined.
+/// Returns the rules of a kind. A call is allowed if any of its groups allows it.
 fn rules(kind: Kind) -> Rules {
     let mut rules = Rules::new();
     let calls = || kind.groups().iter().copied().flatten();
@@ -101,7 +100,7 @@ fn rules(kind: Kind) -> Rules {
 }
 
 fn conditions(call: &Call) -> Vec<SeccompRule> {
-    // The kernel takes these arguments as 32 bits, but for clone's flags, whose upper half means nothing.
+    // The kernel takes these arguments as 32 bits. clone's flags are 64 bits, but the upper half has no meaning.
     let rule = |argument, operator, value| {
         SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
             .and_then(|condition| SeccompRule::new(vec![condition]))
@@ -116,7 +115,7 @@ fn conditions(call: &Call) -> Vec<SeccompRule> {
         Arguments::Bits { argument, mask, value } => vec![rule(argument, SeccompCmpOp::MaskedEq(mask), value)],
         Arguments::AllBits(bits) => {
             let condition = |(argument, mask, value): &(u8, u64, u64)| {
-                // Masks tell which half of the argument counts.
+                // The mask selects the part of the argument to compare.
                 SeccompCondition::new(*argument, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(*mask), *value)
             };
             let conditions = bits.iter().map(condition).collect::<Result<_, _>>();
@@ -125,11 +124,10 @@ fn conditions(call: &Call) -> Vec<SeccompRule> {
     }
 }
 
-/// Says which call it was, and ends the process. Only does what a signal's handler may: it allocates nothing, and takes no
-/// lock.
+/// Logs the call and ends the process. Signal-safe: allocates nothing and takes no lock.
 extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel gives the handler a valid `siginfo_t`. Of SIGSYS, it has the call's number behind the address of
-    // the call, which is behind three integers and padding (`asm-generic/siginfo.h`).
+    // SAFETY: the kernel passes a valid `siginfo_t`. For SIGSYS, the call's number follows the call's address, which
+    // follows three integers and padding (`asm-generic/siginfo.h`).
     let number = unsafe { info.cast::<libc::c_int>().add(6).read() };
     let mut line = Line { bytes: [0; 200], length: 0 };
     let name = syscalls::Sysno::new(number as usize).map_or("unknown to wisp", |call| call.name());
@@ -141,7 +139,7 @@ extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     line.push(" (");
     line.push(name);
     line.push("), or gave it arguments, that src/vmm/sandbox/calls.rs does not list for it\n");
-    // SAFETY: `length` bytes were written; the descriptor is the log's, or closed.
+    // SAFETY: `length` bytes of the line are initialized; descriptor 2 is the log, or closed.
     unsafe {
         libc::write(2, line.bytes.as_ptr().cast(), line.length);
         libc::_exit(VIOLATION);
@@ -184,7 +182,7 @@ mod tests {
         }
     }
 
-    /// A thread has its starter's filter, too.
+    /// A thread inherits the filter of the thread that starts it.
     #[test]
     fn the_starter_has_every_call_of_those_that_it_starts() {
         let starter = rules(Kind::Starter);

@@ -1,8 +1,8 @@
-//! The thread that starts the machine's others.
+//! The thread that starts the machine's other threads.
 //!
-//! A thread has the filter of who starts it, and its own besides. Devices' threads are started when the guest's driver sets
-//! its device up, which happens on a vCPU's thread: without this one, a vCPU could do all that devices can, and start
-//! threads. It does what it is asked in order, and has nothing of the guest's.
+//! A new thread inherits its parent's filter and adds its own. A device's thread is started when the guest's driver
+//! sets the device up, which happens on a vCPU thread. Without the starter, a vCPU thread would need the calls of all
+//! devices, and those that start threads. The starter only runs these requests in order, and handles no guest data.
 
 use std::io;
 use std::sync::OnceLock;
@@ -12,14 +12,14 @@ use std::thread::{Builder, JoinHandle};
 use super::calls::Kind;
 use super::seccomp;
 
-/// Stacks are small: nothing recurses, and buffers are not on them.
+/// Stacks are small: there is no recursion, and buffers are not on the stack.
 const STACK: usize = 256 << 10;
 
 type Job = Box<dyn FnOnce() + Send>;
 
 static STARTER: OnceLock<Sender<Job>> = OnceLock::new();
 
-/// Starts the thread that starts others; once for a process, before it has filters.
+/// Starts the starter thread. Called once, before the process has filters.
 pub fn begin() -> io::Result<()> {
     let (sender, jobs) = mpsc::channel::<Job>();
     let (started, is_started) = mpsc::sync_channel(1);
@@ -31,14 +31,14 @@ pub fn begin() -> io::Result<()> {
 fn serve(jobs: &mpsc::Receiver<Job>, started: &SyncSender<io::Result<()>>) {
     let entered = seccomp::enter(Kind::Starter);
     let is_entered = entered.is_ok();
-    // Who waits for it is there.
+    // The caller waits for this message.
     let _ = started.send(entered);
     if is_entered {
         jobs.iter().for_each(|job| job());
     }
 }
 
-/// Starts a thread of this kind, which gets its filter before it does anything.
+/// Starts a thread of this kind, which installs its filter first.
 pub fn spawn<T: Send + 'static>(
     name: String,
     kind: Kind,
@@ -56,7 +56,7 @@ pub fn spawn<T: Send + 'static>(
     };
     let Some(starter) = STARTER.get() else { return start() };
     let (answer, thread) = mpsc::sync_channel(1);
-    // Whoever asked waits for the answer.
+    // This function waits for the response.
     starter.send(Box::new(move || drop(answer.send(start())))).map_err(|_| gone())?;
     thread.recv().map_err(|_| gone())?
 }

@@ -34,7 +34,7 @@ impl Copy {
                     Ok(()) => 0,
                     Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
                 };
-                // SAFETY: it ends this process, which is a copy that has nothing to put in order.
+                // SAFETY: this ends the process, which is a copy without anything to clean up.
                 unsafe { libc::_exit(code) }
             }
             child => Ok(Copy { child, file, path }),
@@ -54,7 +54,7 @@ impl Copy {
     fn wait(&mut self) -> i32 {
         let child = std::mem::replace(&mut self.child, 0);
         let mut status = 0;
-        // SAFETY: the child is this process's own, and is waited for once.
+        // SAFETY: it is a child of this process, and is waited for once.
         while child != 0 && unsafe { libc::waitpid(child, &raw mut status, 0) } == -1 {
             let error = io::Error::last_os_error();
             if error.kind() != io::ErrorKind::Interrupted {
@@ -68,7 +68,7 @@ impl Copy {
 impl Drop for Copy {
     fn drop(&mut self) {
         if self.child != 0 {
-            // SAFETY: the child is this process's own, and was not waited for.
+            // SAFETY: it is a child of this process that has not been waited for.
             unsafe { libc::kill(self.child, libc::SIGKILL) };
             self.wait();
         }

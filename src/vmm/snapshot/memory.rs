@@ -36,7 +36,7 @@ pub(super) struct Piece {
     offset: u64,
 }
 
-// SAFETY: guest memory is mapped for as long as the process lives; whoever reads it through this has the machine paused.
+// SAFETY: guest memory is mapped for the life of the process, and the machine is paused while a piece is read.
 unsafe impl Sync for Piece {}
 
 impl Content {
@@ -117,8 +117,8 @@ impl Piece {
 
     /// Writes the pages that are not zero. Allocates nothing and takes no lock.
     pub(super) fn write(&self, file: &File) -> io::Result<()> {
-        // SAFETY: guest memory is mapped for as long as the process lives, and nobody writes to it while the machine is
-        // paused, or to a copy of the process's.
+        // SAFETY: guest memory is mapped for the life of the process. Nothing writes to it while the machine is paused,
+        // or in a forked copy of the process.
         let bytes = unsafe { std::slice::from_raw_parts(self.start, self.length) };
         write_blocks(file, self.offset, bytes)
     }

@@ -1,8 +1,8 @@
-//! A saved machine: its state in one file, its memory in another beside it, or in two.
+//! A snapshot of a machine: one file for its state, and one or two files for its memory.
 //!
-//! The state file is a magic number, the format's version, the length of what follows and its SHA-256, and then the state
-//! itself, each device's its own typed part of it. What is of another version, cut short, altered, or of another
-//! processor is refused before anything is made of it. A save that is not finished has no state file.
+//! The state file contains a magic number, the format version, the payload's length and SHA-256, and the payload with
+//! the typed state of each device. A file of another version, a truncated or modified one, or one of another processor
+//! is rejected before anything is built. An unfinished snapshot has no state file.
 
 pub mod copy;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -33,37 +33,37 @@ use super::virtio::mmio::TransportState;
 use origin::Differences;
 use processor::{CpuIdentity, Processor};
 
-/// The state's file, in a snapshot's folder.
+/// The name of the state file in a snapshot's directory.
 pub const STATE: &str = "state";
-/// The memory's.
+/// The name of the memory file.
 pub const MEMORY: &str = "memory";
-/// The memory's of another saved machine, where the memory's own has only what differs.
+/// The name of the base snapshot's memory file, if the memory file only contains changed pages.
 pub const BASE: &str = "base";
 
 const MAGIC: [u8; 8] = *b"wispsnap";
-/// Changes whenever what is written does.
+/// The format version. It changes with every change of the format.
 const VERSION: u32 = 3;
 const HEADER: usize = 8 + 4 + 8 + 32;
-/// More than any machine's state: 64 vCPUs have some 10 KiB each.
+/// The size limit of the state. 64 vCPUs take about 10 KiB each.
 const LIMIT: u64 = 64 << 20;
 
-/// A machine's state, but for its memory.
+/// A machine's state without its memory.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MachineState {
-    /// Its vCPUs' CPUID, and the processor that it ran on.
+    /// The vCPUs' CPUID, and the host's CPU.
     pub identity: CpuIdentity,
-    /// That processor's time-stamp counter then.
+    /// The host's time-stamp counter at the time of the snapshot.
     pub counter: u64,
-    /// How many vCPUs it has, and how they belong together.
+    /// The vCPUs and their topology.
     pub cpus: CpuConfig,
-    /// Its memory.
+    /// The size of the memory in MiB.
     pub memory_mib: u64,
-    /// When the memory's file was written: seconds and nanoseconds since 1970. Its content has no checksum, because it is
-    /// not read before the guest reads it. It is known when the state is written.
+    /// The memory file's modification time, in seconds and nanoseconds since 1970. It is checked because the content
+    /// has no checksum: pages are only read when the guest accesses them. Set when the state is written.
     pub memory_written: Option<(i64, i64)>,
-    /// If that file has only what differs from another's: what that is.
+    /// The changed pages, if the memory file only contains those.
     pub differences: Option<Differences>,
-    /// The vCPUs, in order.
+    /// The vCPUs in order.
     pub vcpus: Vec<VcpuState>,
     /// The two 8259s and the I/O APIC.
     pub interrupt_controllers: Vec<kvm_irqchip>,
@@ -75,54 +75,54 @@ pub struct MachineState {
     pub serial: SerialState,
     /// The keyboard controller.
     pub i8042: I8042State,
-    /// The clock with a battery.
+    /// The real-time clock.
     pub rtc: RtcState,
-    /// ACPI's registers.
+    /// The ACPI registers.
     pub acpi_pm: AcpiPmState,
-    /// Where the guest's random generator looks for its generation.
+    /// The guest address of the VM generation id, if the guest uses it.
     pub generation: Option<u64>,
     /// The id of the disk in each slot.
     pub disks: Vec<Option<String>>,
-    /// The virtio devices, in the order of their slots: disks, the entropy device, vsock.
+    /// The virtio devices in slot order: disks, entropy, vsock, network.
     pub virtio: Vec<TransportState>,
 }
 
-/// Why a machine cannot be saved or restored.
+/// The reason why a machine cannot be saved or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    /// A file could not be read or written.
+    /// A file cannot be read or written.
     #[error("{} cannot be {action}: {source}", path.display())]
     File {
-        /// Which.
+        /// The path.
         path: PathBuf,
-        /// What was to be done with it, as a participle.
+        /// The operation, as a participle.
         action: &'static str,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// It is no snapshot, or a damaged one.
+    /// The file is not a snapshot, or it is damaged, or it cannot be restored on this host.
     #[error("{} is no snapshot that can be used: {reason}", path.display())]
     Unusable {
-        /// The state's file.
+        /// The state file's path.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// A device cannot have that state.
+    /// The state of a device or vCPU is invalid.
     #[error("the snapshot's state is not a device's: {0}")]
     Device(String),
-    /// The machine that is to go on lacks a disk.
+    /// The snapshot has a disk that the machine lacks.
     #[error("the saved machine had a disk {0:?}, which this one lacks")]
     NoDisk(String),
-    /// Or has one more.
+    /// The machine has a disk that the snapshot lacks.
     #[error("the saved machine had no disk {0:?}; it can be attached when the machine runs")]
     NewDisk(String),
-    /// The machine that it is to become is another.
+    /// The machine's vCPUs or memory differ from the snapshot's.
     #[error("the snapshot is of a machine with {saved}; this one has {wanted}")]
     OtherMachine {
-        /// What was saved.
+        /// The snapshot's configuration.
         saved: String,
-        /// What is wanted.
+        /// The requested configuration.
         wanted: String,
     },
 }
@@ -135,7 +135,7 @@ impl SnapshotError {
 }
 
 impl MachineState {
-    /// Writes the state into `folder`, where the memory is already; whole and durable, or not at all.
+    /// Writes the state atomically and durably into the directory `folder`, which already contains the memory.
     pub fn write(mut self, folder: &Path) -> Result<(), SnapshotError> {
         self.memory_written = Some(file_written(&folder.join(MEMORY))?);
         let path = folder.join(STATE);
@@ -158,7 +158,8 @@ impl MachineState {
         write().map_err(failed)
     }
 
-    /// Reads the state in `folder`, which must be one that can go on on this host.
+    /// Reads the state in the directory `folder`, and checks that its memory is unchanged and that it fits this host's
+    /// CPU.
     pub fn read(folder: &Path) -> Result<MachineState, SnapshotError> {
         let path = folder.join(STATE);
         let unusable = |reason: String| SnapshotError::Unusable { path: path.clone(), reason };
@@ -167,7 +168,7 @@ impl MachineState {
         if let Some(difference) = state.identity.processor.difference(&Processor::of_host(None)) {
             return Err(unusable(difference));
         }
-        // Elsewhere KVM gives a guest a counter that goes on from where it was.
+        // Without software KVM, KVM gives the guest a counter that continues from its saved value.
         if emulation::is_software_kvm() && counter() < state.counter {
             return Err(unusable(
                 "the host was restarted since, and its KVM (software KVM) gives guests the host's own time-stamp counter, \
@@ -184,8 +185,8 @@ impl MachineState {
         Ok(state)
     }
 
-    /// Refuses a state, read from `folder`, whose guest would miss something under this host's KVM: the microcode that it
-    /// ran with, or a feature of its CPUID.
+    /// Rejects the state, which was read from `folder`, if the microcode differs or KVM on this host lacks a feature
+    /// of the guest's CPUID.
     pub fn check_host(&self, folder: &Path, kvm: &Kvm) -> Result<(), SnapshotError> {
         let unusable = |reason| SnapshotError::Unusable { path: folder.join(STATE), reason };
         if let Some(difference) = self.identity.processor.difference(&Processor::of_host(Some(kvm))) {
@@ -203,10 +204,10 @@ impl MachineState {
     }
 }
 
-/// Whether the snapshot in `folder` can be restored on this host, as far as that can be told before it is tried.
+/// Checks that the snapshot in `folder` can be restored on this host, as far as possible without restoring it.
 pub fn check(folder: &Path) -> Result<(), SnapshotError> {
     let state = MachineState::read(folder)?;
-    // A host without KVM says so when the machine is started.
+    // A host without KVM is reported when the machine is started.
     Kvm::new().map_or(Ok(()), |kvm| state.check_host(folder, &kvm))
 }
 
@@ -214,13 +215,13 @@ fn file_written(path: &Path) -> Result<(i64, i64), SnapshotError> {
     path.symlink_metadata().map(|metadata| written(&metadata)).map_err(SnapshotError::file(path, "read"))
 }
 
-/// When a file was written, in seconds and nanoseconds since 1970.
+/// Returns a file's modification time in seconds and nanoseconds since 1970.
 fn written(metadata: &fs::Metadata) -> (i64, i64) {
     (metadata.mtime(), metadata.mtime_nsec())
 }
 
-/// Has no other machine go on from a snapshot: durably, when this returns. Its memory stays as the base of one of the machine
-/// that goes on from it now.
+/// Invalidates a snapshot durably, so that it is not restored again. Its memory file stays as the base of the machine
+/// that is being restored.
 pub fn consume(folder: &Path) -> Result<(), SnapshotError> {
     let consume = || {
         fs::remove_file(folder.join(STATE))?;
@@ -231,20 +232,21 @@ pub fn consume(folder: &Path) -> Result<(), SnapshotError> {
     consume().map_err(SnapshotError::file(folder, "changed"))
 }
 
-/// Moves a snapshot out of the directory in which a VMM has saved it, into a trusted one of the same file system. From then on the
-/// VMM cannot exchange its files for links. The state comes last: it is what makes a snapshot.
+/// Moves a snapshot from a VMM's directory into a trusted directory on the same file system. The VMM can then no
+/// longer replace its files by links. The state file is moved last, because it makes the snapshot valid.
 pub fn take(from: &Path, to: &Path) -> io::Result<()> {
     use Presence::{Optional, Required};
     untrusted::take(from, to, &[(BASE, Optional), (MEMORY, Required), (STATE, Required)])
 }
 
-/// What a snapshot takes on disk, in bytes.
+/// Returns the disk space of a snapshot in bytes.
 pub fn bytes(folder: &Path) -> u64 {
     let files = [STATE, MEMORY, BASE].map(|name| folder.join(name).symlink_metadata());
     files.iter().flatten().map(|metadata| metadata.blocks() * 512).sum()
 }
 
-/// Removes a snapshot, or what there is of one; first what makes it one.
+/// Removes a snapshot, even an incomplete one. The state file is removed first, so that the rest is not a valid
+/// snapshot.
 pub fn remove(folder: &Path) -> io::Result<()> {
     if folder.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
         untrusted::remove_in(folder, STATE)?;
@@ -252,7 +254,7 @@ pub fn remove(folder: &Path) -> io::Result<()> {
     untrusted::remove(folder)
 }
 
-/// What was to be removed need not have been there.
+/// Ignores that a removed file did not exist.
 fn gone(removed: io::Result<()>) -> io::Result<()> {
     removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
@@ -280,9 +282,9 @@ fn parse(content: &[u8]) -> Result<MachineState, String> {
     postcard::from_bytes(payload).map_err(|error| error.to_string())
 }
 
-/// The processor's time-stamp counter.
+/// Reads the processor's time-stamp counter.
 pub fn counter() -> u64 {
-    // SAFETY: every x86-64 processor has the instruction, and nothing takes it from user mode here.
+    // SAFETY: every x86-64 processor has the instruction, and Linux permits it in user mode.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
 

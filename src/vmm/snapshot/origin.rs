@@ -1,8 +1,8 @@
-//! The saved memory that a machine went on from. A snapshot of that machine has only what has changed since, beside a link
-//! to the file that has the rest.
+//! The snapshot memory that a machine was restored from. A new snapshot of that machine contains only the pages that
+//! have changed since, and a link to the file with the others.
 //!
-//! Nothing has to be tracked while the guest runs: its memory is mapped privately, so that what it has not changed still is
-//! the file's.
+//! The guest's writes need no tracking: its memory is a private mapping of the file, so unchanged pages are still the
+//! file's.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,31 +17,31 @@ use super::{BASE, MEMORY, MachineState, SnapshotError, written};
 use crate::vmm::memory::{self, GuestMemory, MemoryError, PAGE, PageRun, pages};
 use crate::vmm::untrusted;
 
-/// More runs than these cost more to map than their pages are worth.
+/// The maximum number of runs of changed pages. Mapping more costs more than saving all pages.
 const MAX_RUNS: usize = 4096;
 
-/// What of a snapshot's memory is in its own file; the rest is in its base.
+/// The part of a snapshot's memory that its own file contains. The rest is in its base.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Differences {
-    /// When the base's file was written: seconds and nanoseconds since 1970.
+    /// The base file's modification time, in seconds and nanoseconds since 1970.
     pub base_written: (i64, i64),
     /// The pages.
     pub runs: Vec<PageRun>,
 }
 
-/// The files of the saved memory, and what comes from which.
+/// The memory files that a machine was restored from.
 #[derive(Debug)]
 pub struct Origin {
     base: File,
-    /// What is not from the base.
+    /// The file with changed pages, and their positions.
     differences: Option<(File, Vec<PageRun>)>,
 }
 
-/// The name, in the folder of a machine that goes on from a saved one, of the file that most of its memory is from.
+/// The name of the link to the base file, in the directory of a restored machine.
 pub const KEPT: &str = "origin";
 
-/// Gives the file that most of the memory saved in `saved` is in a name in the folder `own` of the machine that goes on from
-/// it: there it can be linked from, when that is saved itself, by a process that may not change anything in `saved`.
+/// Links the base file of the snapshot in `saved` into the directory `own` of the machine to restore. The VMM may not
+/// modify `saved`, but can link the file from `own` when it saves the machine.
 pub fn keep(saved: &Path, own: &Path) {
     let is_file = |path: &PathBuf| path.symlink_metadata().is_ok_and(|metadata| metadata.is_file());
     let base = [BASE, MEMORY].map(|name| saved.join(name)).into_iter().find(is_file);
@@ -51,13 +51,14 @@ pub fn keep(saved: &Path, own: &Path) {
     }
 }
 
-/// Takes that name away. It need not have been there.
+/// Removes the link, if it exists.
 pub fn forget(own: &Path) -> io::Result<()> {
     untrusted::remove(&own.join(KEPT))
 }
 
 impl Origin {
-    /// Opens the files beside `state` in `folder`, of which the folder `own` may have one as well.
+    /// Opens the memory files of the snapshot in `folder` with the given `state`. Prefers the link in the directory
+    /// `own`.
     pub fn open(folder: &Path, own: &Path, state: &MachineState) -> Result<Origin, SnapshotError> {
         let open = |name| {
             let path = folder.join(name);
@@ -75,14 +76,14 @@ impl Origin {
         })
     }
 
-    /// Maps the memory: pages come from the files as they are touched, and what is written stays with the machine.
+    /// Maps the memory. Pages are read from the files on first access, and the guest's writes stay private.
     pub fn map(&self, memory_mib: u64) -> Result<GuestMemory, MemoryError> {
         let over = self.differences.as_ref().map(|(file, runs)| (file, runs.as_slice()));
         memory::map_file(memory_mib, &self.base, over)
     }
 
-    /// What a snapshot in `folder` has to have of `memory`, which was mapped here: nothing, if it is better off with all of
-    /// it. Sees to it that the base is there.
+    /// Returns the changed pages of `memory`, which was mapped here, and links the base into `folder`. Returns none if
+    /// saving all pages is cheaper, or if that fails.
     pub(super) fn differences(&self, memory: &GuestMemory, folder: &Path) -> Option<Differences> {
         let find = || -> io::Result<Option<Differences>> {
             let known = self.differences.as_ref().map_or(&[][..], |(_, runs)| runs);
@@ -101,7 +102,7 @@ impl Origin {
         })
     }
 
-    /// Gives the base its name in `folder`, if it does not have it.
+    /// Links the base into `folder`, if it is not there yet.
     fn link(&self, folder: &Path) -> io::Result<()> {
         let path = folder.join(BASE);
         match untrusted::open(&path) {
@@ -109,7 +110,7 @@ impl Origin {
             Ok(_) => fs::remove_file(&path)?,
             Err(_) => {}
         }
-        // A file whose last name is gone gets none any more: that fails.
+        // This fails if the file has no name left.
         let name = format!("/proc/self/fd/{}", self.base.as_raw_fd());
         Ok(linkat(CWD, name, CWD, &path, AtFlags::SYMLINK_FOLLOW)?)
     }

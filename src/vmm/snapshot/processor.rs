@@ -1,4 +1,4 @@
-//! The host's CPU, as a snapshot records it: a guest can only be restored on a CPU that is the same to it.
+//! The host's CPU in a snapshot. A guest can only be restored on a CPU that looks the same to it.
 
 use std::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
 
@@ -6,14 +6,15 @@ use kvm_bindings::{Msrs, kvm_cpuid_entry2, kvm_msr_entry};
 use kvm_ioctls::Kvm;
 use serde::{Deserialize, Serialize};
 
-/// The revision of the loaded microcode, which KVM shows as one of its feature registers.
+/// The revision of the loaded microcode, which KVM provides as a feature register.
 const MSR_IA32_UCODE_REV: u32 = 0x8b;
 /// Leaf 1, ECX: set by an operating system that uses XSAVE.
 const OSXSAVE: u32 = 1 << 27;
 /// Leaf 7, ECX: set by an operating system that uses protection keys.
 const OSPKE: u32 = 1 << 4;
 
-/// Bits of a leaf that are compared: those that do not change from CPU to CPU, or with what the operating system turns on.
+/// The bits of a leaf to compare. Bits that differ between CPUs of a host, or that the operating system changes, are
+/// left out.
 #[derive(Debug, Clone, Copy)]
 struct Compared {
     function: u32,
@@ -31,14 +32,14 @@ const fn leaf(function: u32, index: u32, masks: [u32; 4]) -> Compared {
 const COMPARED: [Compared; 12] = [
     // Family, model and stepping; features.
     leaf(0x1, 0, [ALL, 0, !OSXSAVE, ALL]),
-    // Features, and in EDX those that a kernel's mitigations go by.
+    // Features; EDX contains those for mitigations.
     leaf(0x7, 0, [ALL, ALL, !OSPKE, ALL]),
     leaf(0x7, 1, [ALL; 4]),
     leaf(0x7, 2, [ALL; 4]),
-    // Extended states: which there are, and how large they are together; the size of those that are on is left out.
+    // The extended states and their total size, without the size of the enabled states.
     leaf(0xd, 0, [ALL, 0, ALL, ALL]),
     leaf(0xd, 1, [ALL, 0, ALL, ALL]),
-    // Of AVX, the AVX-512 masks, and PKRU: size and offset.
+    // Size and offset of AVX, the AVX-512 masks and PKRU.
     leaf(0xd, 2, [ALL; 4]),
     leaf(0xd, 5, [ALL; 4]),
     leaf(0xd, 9, [ALL; 4]),
@@ -48,22 +49,27 @@ const COMPARED: [Compared; 12] = [
     leaf(0x8000_0021, 0, [ALL, 0, 0, 0]),
 ];
 
-/// The vCPUs of a machine, and the host's CPU that they ran on.
+/// The vCPUs' CPUID, and the host's CPU.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CpuIdentity {
     /// The host's CPU.
     pub processor: Processor,
-    /// The frequency of the guest's time-stamp counter, where KVM tells it. Guests boot with `tsc=reliable` and measure it once.
+    /// The frequency of the guest's time-stamp counter, if KVM provides it. Guests boot with `tsc=reliable` and
+    /// measure it only once.
     pub tsc_khz: Option<u32>,
     /// The CPUID of each vCPU, in order.
     pub cpuid: Vec<Vec<kvm_cpuid_entry2>>,
 }
 
-/// Largest difference between two frequencies that a guest's time keeping corrects: KVM's own limit is 250 ppm, too.
+/// The divisor for the largest frequency difference that a guest's timekeeping corrects: 250 ppm, which is also KVM's
+/// limit.
 const TSC_TOLERANCE: u32 = 4000;
 
-/// The frequency that KVM has to give a restored guest's counter, if that is not the host's own (`here`). The error is a
-/// sentence.
+/// Returns the frequency to set for a restored guest's counter, if it differs from the host's (`here`) and KVM can
+/// scale it.
+///
+/// # Errors
+/// An error message, if the frequencies differ too much and KVM cannot scale the counter.
 pub fn tsc_to_set(saved: Option<u32>, here: Option<u32>, can_scale: bool) -> Result<Option<u32>, String> {
     match (saved, here) {
         (Some(saved), Some(here)) if saved != here && can_scale => Ok(Some(saved)),
@@ -78,14 +84,14 @@ pub fn tsc_to_set(saved: Option<u32>, here: Option<u32>, can_scale: bool) -> Res
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Processor {
     brand: String,
-    /// The registers of each leaf that is compared, in order: EAX, EBX, ECX, EDX.
+    /// The registers of each compared leaf, in order: EAX, EBX, ECX, EDX.
     leaves: Vec<[u32; 4]>,
-    /// The microcode's revision, where KVM tells it.
+    /// The microcode revision, if KVM provides it.
     microcode: Option<u64>,
 }
 
 impl Processor {
-    /// The CPU that this thread runs on. Without `kvm`, the revision of its microcode is left out.
+    /// Returns the CPU that this thread runs on. Without `kvm`, the microcode revision is unknown.
     pub fn of_host(kvm: Option<&Kvm>) -> Processor {
         let (basic, extended) = (__cpuid(0).eax, __cpuid(0x8000_0000).eax);
         let read = |Compared { function, index, masks }: &Compared| {
@@ -107,7 +113,7 @@ impl Processor {
         }
     }
 
-    /// The first difference between this CPU, on which a snapshot was taken, and the one that is `here`.
+    /// Returns the first difference between this CPU, on which the snapshot was taken, and the CPU `here`.
     pub fn difference(&self, here: &Processor) -> Option<String> {
         if self.brand != here.brand {
             return Some(format!("it was taken on another processor, {:?}, and this is {:?}", self.brand, here.brand));

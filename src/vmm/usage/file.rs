@@ -1,7 +1,7 @@
-//! The file that readings are kept in: one line of JSON each, never more than [`MOST_LINES`].
+//! The file with usage readings: at most [`MOST_LINES`] lines of JSON.
 //!
-//! One process writes it, the machine's. A line that was not written whole, because the process was killed or the disk was
-//! full, is passed over by who reads. When there are too many lines, a file with fewer takes its place.
+//! Only the machine's VMM writes it. Readers skip an incomplete line, which remains after the VMM was killed or the
+//! disk was full. A file with too many lines is replaced by a thinned-out one.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -11,18 +11,18 @@ use std::path::{Path, PathBuf};
 use super::Reading;
 use crate::vmm::untrusted;
 
-/// Its name in a machine's folder.
+/// The file's name in a machine's directory.
 pub const FILE: &str = "usage.jsonl";
 
-/// How many lines it has at the most.
+/// The maximum number of lines.
 const MOST_LINES: usize = 2048;
-/// A file that is longer was not written here: a reading of twelve disks is shorter than 4 KiB.
+/// The maximum size of a valid file. A reading with twelve disks is shorter than 4 KiB.
 const MOST_BYTES: u64 = (MOST_LINES as u64) << 12;
-/// How far readings are apart where the past is thinned, at the least; and how old they become, in milliseconds.
+/// The minimum interval between old readings, and their maximum age, in milliseconds.
 const APART_MS: u64 = 60_000;
 const OLDEST_MS: u64 = 14 * 24 * 3600 * 1000;
 
-/// The readings of the machines in `folder`, the oldest first; none if there is no file.
+/// Returns the readings of the machines in the directory `folder`, oldest first; none if there is no file.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -31,7 +31,7 @@ pub fn read(folder: &Path) -> io::Result<Vec<Reading>> {
     Ok(text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 
-/// What is in the file at `path`; nothing if there is none.
+/// Reads the file at `path`; a missing file is empty.
 fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     match untrusted::read(path, MOST_BYTES) {
         Ok(bytes) => Ok(bytes),
@@ -40,21 +40,21 @@ fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// The file, to be written.
+/// The file, open for appending.
 #[derive(Debug)]
 pub(super) struct ReadingsFile {
     path: PathBuf,
     file: File,
     lines: usize,
-    /// Whether its last line may not be whole.
+    /// The last line may be incomplete.
     is_torn: bool,
 }
 
 impl ReadingsFile {
-    /// Opens that in `folder`; what others wrote there stays.
+    /// Opens the file in the directory `folder`. Existing readings are kept.
     pub fn open(folder: &Path) -> io::Result<ReadingsFile> {
         let path = folder.join(FILE);
-        // One that cannot be read is worth nothing.
+        // A file that cannot be read is discarded.
         let text = bytes(&path).or_else(|error| {
             log::warn!("what was used before is forgotten: {}: {error}", path.display());
             untrusted::remove(&path).map(|()| Vec::new())
@@ -64,7 +64,7 @@ impl ReadingsFile {
         Ok(ReadingsFile { file: append_to(&path)?, path, lines, is_torn })
     }
 
-    /// Adds a reading. After an error it is as if there had been none.
+    /// Appends a reading. After an error, the next reading starts on a new line.
     pub fn add(&mut self, reading: &Reading) -> io::Result<()> {
         if self.lines >= MOST_LINES {
             self.thin()?;
@@ -79,7 +79,7 @@ impl ReadingsFile {
         Ok(())
     }
 
-    /// Puts a file with half as many readings in its place.
+    /// Replaces the file by one with half as many readings.
     fn thin(&mut self) -> io::Result<()> {
         let folder = self.path.parent().unwrap_or(Path::new("."));
         let kept = thinned(read(folder)?, MOST_LINES / 2);
@@ -102,8 +102,8 @@ fn append_to(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
-/// At most `most` of these readings: no old ones, and the others as far apart as it takes. The last of each machine stays, if
-/// there are not more machines than that.
+/// Returns at most `most` readings: drops those that are too old, and increases the interval between the others as
+/// needed. The last reading of each run is kept, unless there are more runs than `most`.
 fn thinned(mut readings: Vec<Reading>, most: usize) -> Vec<Reading> {
     let newest = readings.last().map_or(0, |reading| reading.moment.at_ms);
     readings.retain(|reading| reading.moment.at_ms.saturating_add(OLDEST_MS) >= newest);

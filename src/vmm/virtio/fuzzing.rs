@@ -1,7 +1,7 @@
-//! Entry points for fuzzing virtio devices: a driver that writes whatever it likes into rings, buffers and registers.
+//! Fuzz targets for virtio devices: a driver that writes arbitrary data into rings, buffers and registers.
 //!
-//! A device's thread serves at least once whenever it is resumed, and has finished when it is paused: so that an input does
-//! the same each time.
+//! A device's thread serves its queues at least once on every resume, and has finished on every pause. This makes each
+//! input deterministic.
 
 use std::sync::Arc;
 
@@ -21,19 +21,19 @@ use crate::vmm::fault::GuestFaults;
 use crate::vmm::irq::IrqLine;
 use crate::vmm::memory::GuestMemory;
 
-/// Guest memory: more than the 64 KiB that an input writes to, so that there are buffers that nobody else looks at.
+/// Size of guest memory. It exceeds the 64 KiB that an input can write to, so that some buffers are never inspected.
 const MEMORY: usize = 1 << 20;
-/// The size of each queue, and how far each's rings are from the last one's: the descriptors, the available ring from
-/// 0x100 on, the used ring from 0x200 on.
+/// Size of each queue, and the distance between the rings of two queues. The available ring is at offset 0x100, the
+/// used ring at 0x200.
 const SIZE: u16 = 16;
 const RINGS: u64 = 0x400;
 
-/// The entropy device.
+/// Fuzzes the entropy device.
 pub(crate) fn rng(data: &[u8]) {
     drive(&mut Rng::default(), data, &mut |_| {});
 }
 
-/// Registers: of the entropy device, and of a block device without a disk.
+/// Fuzzes the registers of the entropy device and of a block device without a disk.
 pub(crate) fn registers(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let memory = memory();
@@ -53,7 +53,7 @@ pub(crate) fn registers(data: &[u8]) {
         if which & 0x80 != 0 {
             return write_memory(input, &memory);
         }
-        // Most drivers write words to words.
+        // Most drivers write aligned words.
         let value: [u8; 8] = input.arbitrary::<u32>().map(|value| u64::from(value).to_le_bytes())?;
         let (offset, width) = if which & 0x10 == 0 { (offset & !3, 4) } else { (offset, width) };
         device.write(offset, &value[..width]);
@@ -63,7 +63,7 @@ pub(crate) fn registers(data: &[u8]) {
     devices.iter_mut().for_each(MmioTransport::shut_down);
 }
 
-/// A device goes on from a saved state, whatever that says.
+/// Fuzzes the restore of a device from an arbitrary saved state.
 pub(crate) fn restore(state: &TransportState) {
     let memory = memory();
     let mut device = transport(Box::new(Rng::default()), &memory);
@@ -85,8 +85,8 @@ fn memory() -> GuestMemory {
     GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("one range does not overlap")
 }
 
-/// Has a driver do what `data` says: write to memory, have the device look, have the host's side do something (`host`),
-/// reset. A device that needs a reset gets one.
+/// Drives a device as `data` says: write to memory, serve, call `host` for the host's side, or reset. A device that
+/// needs a reset is reset.
 pub(super) fn drive(device: &mut dyn VirtioDevice, data: &[u8], host: &mut dyn FnMut(&[u8])) {
     let mut input = Unstructured::new(data);
     let mut driver = Driver { memory: memory(), taken: input.arbitrary().unwrap_or(0), device };
@@ -110,7 +110,7 @@ pub(super) fn drive(device: &mut dyn VirtioDevice, data: &[u8], host: &mut dyn F
     driver.device.reset();
 }
 
-/// Up to 255 bytes, with their number before them.
+/// Returns up to 255 bytes, preceded by a length byte in the input.
 fn some_bytes<'a>(input: &mut Unstructured<'a>) -> arbitrary::Result<&'a [u8]> {
     let length = usize::from(input.arbitrary::<u8>()?).min(input.len());
     input.bytes(length)
@@ -124,13 +124,13 @@ fn write_memory(input: &mut Unstructured, memory: &GuestMemory) -> arbitrary::Re
 
 struct Driver<'a> {
     memory: GuestMemory,
-    /// Which features it takes.
+    /// Bits that select the features to accept.
     taken: u8,
     device: &'a mut dyn VirtioDevice,
 }
 
 impl Driver<'_> {
-    /// All queues are ready. Returns how the device says what is wrong.
+    /// Activates the device with all queues ready. Returns its interrupt.
     fn activate(&mut self) -> Arc<Interrupt> {
         let interrupt = Arc::new(Interrupt::new(IrqLine::new().expect("there are descriptors left")));
         let mut features = self.device.features();

@@ -1,5 +1,5 @@
-//! How a device tells its driver something (specification, sections 2.1, 2.9 and 4.2.2): made of atomics, for the vCPUs that
-//! access its registers and for its own thread.
+//! Interrupts and status of a device (specification, sections 2.1, 2.9 and 4.2.2). The state is atomic, because both
+//! the vCPUs that access the registers and the device's thread use it.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -9,13 +9,13 @@ use crate::vmm::irq::IrqLine;
 pub mod status {
     /// The guest has noticed the device.
     pub const ACKNOWLEDGE: u32 = 1;
-    /// The guest knows how to drive it.
+    /// The guest has a driver for the device.
     pub const DRIVER: u32 = 2;
-    /// The driver is set up.
+    /// The driver is ready.
     pub const DRIVER_OK: u32 = 4;
-    /// Features are settled.
+    /// Feature negotiation is complete.
     pub const FEATURES_OK: u32 = 8;
-    /// The device has met an error from which it cannot recover.
+    /// The device has met an unrecoverable error.
     pub const DEVICE_NEEDS_RESET: u32 = 64;
     /// The driver has given up.
     pub const FAILED: u32 = 128;
@@ -25,7 +25,7 @@ pub mod status {
 pub(super) const USED_BUFFER: u32 = 1;
 pub(super) const CONFIG_CHANGE: u32 = 2;
 
-/// How a device tells its driver something; shared with the device's thread.
+/// A device's interrupt and status, shared with the device's thread.
 #[derive(Debug)]
 pub struct Interrupt {
     line: IrqLine,
@@ -35,7 +35,7 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// Interrupts go to `line`.
+    /// Creates an interrupt on `line`.
     pub fn new(line: IrqLine) -> Interrupt {
         Interrupt {
             line,
@@ -45,14 +45,16 @@ impl Interrupt {
         }
     }
 
-    /// "Buffers were used."
+    /// Raises an interrupt for used buffers.
     pub fn signal_used(&self) {
         self.signal(USED_BUFFER);
     }
 
-    /// Has `change` change the configuration, and tells a driver that listens. A driver reads the configuration piece by
-    /// piece, and the generation before and after (section 2.5.1): that changes on both sides of the change, so that
-    /// nobody takes pieces of two configurations for one.
+    /// Calls `change` to change the configuration, and notifies an active driver.
+    ///
+    /// A driver reads the configuration field by field, and the generation before and after (section 2.5.1). The
+    /// generation changes both before and after `change`, so that no driver mistakes a mix of two configurations for
+    /// one.
     pub fn change_config<T>(&self, change: impl FnOnce() -> T) -> T {
         self.config_generation.fetch_add(1, Ordering::SeqCst);
         let result = change();
@@ -63,7 +65,7 @@ impl Interrupt {
         result
     }
 
-    /// The device cannot go on (section 2.1.2): says so in its status, and to a driver that listens.
+    /// Sets `DEVICE_NEEDS_RESET` (section 2.1.2), and notifies an active driver.
     pub fn need_reset(&self) {
         let before = self.device_status.fetch_or(status::DEVICE_NEEDS_RESET, Ordering::AcqRel);
         if before & status::DRIVER_OK != 0 {
@@ -71,12 +73,12 @@ impl Interrupt {
         }
     }
 
-    /// The device's status bits.
+    /// Returns the device's status bits.
     pub fn device_status(&self) -> u32 {
         self.device_status.load(Ordering::Acquire)
     }
 
-    /// Raises the line again: what it told may not have arrived.
+    /// Raises the line again, because an earlier interrupt may have been lost.
     pub(super) fn repeat(&self) {
         self.line.trigger();
     }

@@ -1,14 +1,14 @@
-//! Pieces of guest memory and of our own, for one system call.
+//! I/O vectors that mix guest memory and host memory in one system call.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use vm_memory::VolatileSlice;
 
-/// The most pieces that one call takes (`IOV_MAX`).
+/// Maximum number of pieces in one system call (`IOV_MAX`).
 const MAX: usize = 1024;
 
-/// Pieces in order. They are valid for as long as what they were made of is borrowed.
+/// Pieces of memory, in order. They are valid for as long as their sources are borrowed.
 #[derive(Debug, Default)]
 pub struct Pieces<'a> {
     pieces: Vec<libc::iovec>,
@@ -17,17 +17,17 @@ pub struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    /// Bytes to be read from; nobody may write to them through these pieces.
+    /// Appends bytes to read from. They must not be written through these pieces.
     pub fn push_source(&mut self, bytes: &'a [u8]) {
         self.push(bytes.as_ptr().cast_mut(), bytes.len());
     }
 
-    /// Bytes to be written to.
+    /// Appends bytes to write to.
     pub fn push_target(&mut self, bytes: &'a mut [u8]) {
         self.push(bytes.as_mut_ptr(), bytes.len());
     }
 
-    /// Guest memory, which the guest may change meanwhile.
+    /// Appends guest memory, which the guest may change at any time.
     pub fn extend_guest(&mut self, slices: &[VolatileSlice<'a>]) {
         for slice in slices {
             self.push(slice.ptr_guard_mut().as_ptr(), slice.len());
@@ -41,31 +41,32 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    /// Bytes in all pieces.
+    /// Returns the total length in bytes.
     pub fn length(&self) -> usize {
         self.length
     }
 
-    /// Whether one system call takes them.
+    /// Returns true if the pieces fit into one system call.
     pub fn fit(&self) -> bool {
         self.pieces.len() <= MAX
     }
 
-    /// As the kernel takes them.
+    /// Returns the pieces as the kernel's `iovec` structures.
     pub fn as_slice(&self) -> &[libc::iovec] {
         &self.pieces
     }
 
-    /// Reads from `fd` into the pieces, which are targets, as far as one system call takes them. Pieces may overlap.
+    /// Reads from `fd` into the pieces, up to the limit of one system call. All pieces must be targets. They may
+    /// overlap.
     pub fn read_from(&self, fd: BorrowedFd) -> io::Result<usize> {
         let count = self.pieces.len().min(MAX);
-        // SAFETY: the pieces are valid for the call and may be written to, as the type promises of targets; they are raw
-        // pointers, so that no two references lead to the same byte where the guest's buffers overlap.
+        // SAFETY: the pieces are valid for the call and writable, as the type promises for targets. They are raw
+        // pointers, so overlapping guest buffers never create two references to the same byte.
         let read = unsafe { libc::readv(fd.as_raw_fd(), self.pieces.as_ptr(), count as libc::c_int) };
         usize::try_from(read).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Copies the first `length` bytes, or as many as there are.
+    /// Copies the first `length` bytes, or all bytes if there are fewer.
     pub fn first(&self, length: usize) -> Vec<u8> {
         let mut part = Pieces::default();
         for piece in &self.pieces {
@@ -75,7 +76,7 @@ impl<'a> Pieces<'a> {
         part.copy_from(0)
     }
 
-    /// Copies what lies behind the first `skip` bytes.
+    /// Copies everything after the first `skip` bytes.
     pub fn copy_from(&self, skip: usize) -> Vec<u8> {
         let mut bytes = vec![0; self.length.saturating_sub(skip)];
         let (mut skip, mut done) = (skip, 0);
@@ -83,9 +84,9 @@ impl<'a> Pieces<'a> {
             let skipped = skip.min(piece.iov_len);
             skip -= skipped;
             let count = piece.iov_len - skipped;
-            // SAFETY: the piece is valid for reads (it is borrowed, or guest memory, which is mapped for the life of the
-            // process and may change meanwhile: then some bytes are old and some new); `bytes` has room for all pieces
-            // behind the skipped bytes, and is nobody else's.
+            // SAFETY: the piece is valid for reads: it is borrowed, or guest memory, which stays mapped for the life of
+            // the process. If the guest changes it concurrently, some bytes are old and some are new. `bytes` has room
+            // for all pieces after the skipped bytes, and nothing else refers to it.
             unsafe {
                 let from = piece.iov_base.cast::<u8>().add(skipped);
                 std::ptr::copy(from, bytes.as_mut_ptr().add(done), count);

@@ -1,7 +1,7 @@
 //! The MMIO transport (specification, section 4.2): a device's registers, status and notifications.
 //!
-//! Register accesses come from any vCPU, one at a time (the bus has a lock for each device). The device's own thread
-//! touches only [`Interrupt`], which is made of atomics.
+//! Any vCPU can access the registers, one at a time: the bus has a lock for each device. The device's own thread only
+//! touches [`Interrupt`], which consists of atomics.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,28 +19,28 @@ use crate::vmm::fault::GuestFaults;
 use crate::vmm::irq::IrqLine;
 use crate::vmm::memory::GuestMemory;
 
-/// Where a device's registers are, and which line is its interrupt.
+/// Register address and interrupt line of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
-    /// The guest physical address of the first register.
+    /// Guest physical address of the first register.
     pub address: u64,
-    /// The line's number: a pin of the I/O APIC.
+    /// Interrupt line: a pin of the I/O APIC.
     pub irq: u32,
 }
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
-/// "WISP" in ASCII; drivers print it, no more.
+/// "WISP" in ASCII. Drivers only print it.
 const VENDOR: u32 = u32::from_le_bytes(*b"WISP");
 
-/// `VIRTIO_F_VERSION_1`, which every device here demands.
+/// `VIRTIO_F_VERSION_1`, which every device here requires.
 pub const VERSION_1: u64 = 1 << 32;
 /// `VIRTIO_F_INDIRECT_DESC`.
 pub const INDIRECT_DESC: u64 = 1 << 28;
 /// `VIRTIO_F_EVENT_IDX`.
 pub const EVENT_IDX: u64 = 1 << 29;
 
-/// A device's registers and queues, saved.
+/// Saved state of a device's registers and queues.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TransportState {
     device_type: u32,
@@ -55,11 +55,11 @@ pub struct TransportState {
     queues: Vec<SavedQueue>,
 }
 
-/// A queue's place and position.
+/// A queue's saved ring addresses and position.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct SavedQueue(#[serde(with = "QueueFields")] QueueState);
 
-/// The fields of virtio-queue's state, for serde.
+/// Fields of virtio-queue's `QueueState`, for serde.
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "QueueState")]
 struct QueueFields {
@@ -92,7 +92,7 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Puts `device` behind registers; interrupts go to `line`.
+    /// Creates the transport for `device`, with `line` as its interrupt.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: GuestMemory,
@@ -119,28 +119,28 @@ impl MmioTransport {
         })
     }
 
-    /// The eventfds that notifications of the queues go to, in the queues' order: to be registered with KVM.
+    /// Returns the kick eventfds in queue order, for registration with KVM.
     pub fn kicks(&self) -> &[Arc<EventFd>] {
         &self.kicks
     }
 
-    /// How the device tells its driver something.
+    /// Returns the device's interrupt.
     pub fn interrupt(&self) -> &Arc<Interrupt> {
         &self.interrupt
     }
 
-    /// Counts the CPU time of the device's thread.
+    /// Returns the CPU time accounting of the device's thread.
     pub fn clock(&self) -> &Arc<ThreadClock> {
         &self.clock
     }
 
-    /// Stops the device for good: when this returns, nothing of it runs and everything it wrote is with its backend.
+    /// Stops the device permanently. On return, none of its threads run and its backend has received all writes.
     pub fn shut_down(&mut self) {
         self.device.reset();
     }
 
-    /// Has the device finish what it has in hand, and stop until [`resume`](MmioTransport::resume). The vCPUs are paused
-    /// before.
+    /// Makes the device finish its work in progress and stop until [`resume`](MmioTransport::resume). The vCPUs must
+    /// be paused already.
     pub fn pause(&mut self) -> TransportState {
         let live = if self.activated { self.device.pause() } else { Vec::new() };
         let queues = if live.is_empty() { self.queues.iter().map(Queue::state).collect() } else { live };
@@ -158,7 +158,7 @@ impl MmioTransport {
         }
     }
 
-    /// Has the device go on after [`pause`](MmioTransport::pause).
+    /// Resumes the device after [`pause`](MmioTransport::pause).
     pub fn resume(&mut self) {
         if self.activated
             && let Err(error) = self.device.resume()
@@ -168,7 +168,10 @@ impl MmioTransport {
         }
     }
 
-    /// Gives a new device the state of one that was paused. The error is a sentence.
+    /// Restores the state of a paused device into a new one.
+    ///
+    /// # Errors
+    /// A message for the user, if the state does not match this device.
     pub fn restore(&mut self, state: &TransportState) -> Result<(), String> {
         if state.device_type != self.device.device_type() || state.queues.len() != self.queues.len() {
             return Err(format!("there was a device of type {} and is one of another", state.device_type));
@@ -189,8 +192,8 @@ impl MmioTransport {
         if state.activated {
             self.activate();
         }
-        // KVM carries interrupts of a line's eventfd to the controllers when it comes to it: the last may have been on its
-        // way. A driver that sees one too many finds nothing to do.
+        // KVM delivers a line's eventfd asynchronously, so the snapshot may have missed the last interrupt. A spurious
+        // interrupt is harmless to the driver.
         if state.interrupt_status != 0 {
             self.interrupt.repeat();
         }
@@ -214,7 +217,7 @@ impl MmioTransport {
             register::INTERRUPT_STATUS => self.interrupt.status.load(Ordering::SeqCst),
             register::STATUS => self.status(),
             register::CONFIG_GENERATION => self.interrupt.config_generation.load(Ordering::Acquire),
-            // "No such region": its length and base read as -1 (section 4.2.2).
+            // No such region: its length and base read as -1 (section 4.2.2).
             register::SHM_SEL..=0xbc => u32::MAX,
             _ => 0,
         }
@@ -247,7 +250,8 @@ impl MmioTransport {
         }
     }
 
-    /// Queues are set up between `FEATURES_OK` and `DRIVER_OK` (section 3.1.1), one by one, until they are ready.
+    /// Configures the selected queue. This is allowed only between `FEATURES_OK` and `DRIVER_OK` (section 3.1.1), and
+    /// only until the queue is ready.
     fn set_up_queue(&mut self, offset: u64, value: u32) {
         if self.status() & (status::FEATURES_OK | status::DRIVER_OK) != status::FEATURES_OK {
             return self.faults.record(&"a queue was changed outside of the device's set-up");
@@ -271,13 +275,13 @@ impl MmioTransport {
         }
     }
 
-    /// A notification that did not stay in the kernel wakes the device's thread.
+    /// Kicks the device's thread for a notification that KVM did not handle in the kernel.
     fn notify(&mut self, queue: usize) {
         if !self.activated || self.status() & status::DEVICE_NEEDS_RESET != 0 {
             return;
         }
         if let Some(kick) = self.kicks.get(queue) {
-            // The write fails only if the counter is full, which means that the thread is to wake anyway.
+            // The write fails only if the counter is full. The thread is then due to wake anyway.
             let _ = kick.write(1);
         }
     }
@@ -287,14 +291,14 @@ impl MmioTransport {
             return self.reset();
         }
         let before = self.status();
-        // Bits are only ever added (section 2.1.1); the device's own bit is not the driver's to clear.
+        // The driver may only set bits (section 2.1.1), and `DEVICE_NEEDS_RESET` belongs to the device.
         if before & !status::DEVICE_NEEDS_RESET & !value != 0 {
             return self.faults.record(&"a status bit was cleared without a reset");
         }
         let mut after = value & !status::DEVICE_NEEDS_RESET | before & status::DEVICE_NEEDS_RESET;
         let added = after & !before;
         if added & status::FEATURES_OK != 0 && !self.features_are_acceptable() {
-            // The driver reads the status back and sees that the bit did not stay (section 3.1.1, step 6).
+            // The driver reads the status back and sees that the bit is not set (section 3.1.1, step 6).
             self.faults.record(&"the driver took features that are not offered, or not VIRTIO_F_VERSION_1");
             after &= !status::FEATURES_OK;
         }
@@ -344,7 +348,7 @@ impl MmioTransport {
         }
         self.activated = false;
         self.queues.iter_mut().for_each(QueueT::reset);
-        // A notification from before the reset is not one for the queues after it.
+        // Discard notifications from before the reset, which are not for the new queues.
         self.kicks.iter().for_each(|kick| drop(kick.read()));
         self.device_features_select = 0;
         self.driver_features_select = 0;
@@ -355,7 +359,7 @@ impl MmioTransport {
     }
 }
 
-/// The low (0) or high (1) half of `value`; others read as 0 (section 4.2.2).
+/// Returns the low (0) or high (1) half of `value`. Other selectors read as 0 (section 4.2.2).
 fn half(value: u64, select: u32) -> u32 {
     match select {
         0 => value as u32,
@@ -396,7 +400,7 @@ mod tests {
     use crate::vmm::virtio::interrupt::{CONFIG_CHANGE, USED_BUFFER};
     use proptest::prelude::*;
 
-    /// A device that only remembers what was done to it.
+    /// A device that records the calls it receives.
     #[derive(Debug, Default)]
     struct Probe {
         activations: usize,
@@ -449,7 +453,7 @@ mod tests {
         transport.write(offset, &value.to_le_bytes());
     }
 
-    /// Takes `features` and sets both queues up, as a driver does.
+    /// Negotiates `features` and sets up both queues, as a driver does.
     fn bring_up(transport: &mut MmioTransport, features: u64) {
         use status::*;
         write(transport, register::STATUS, ACKNOWLEDGE);

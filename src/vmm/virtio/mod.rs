@@ -1,7 +1,7 @@
-//! Virtio devices over MMIO (Virtual I/O Device Version 1.2, "the specification" in this room).
+//! Virtio devices over MMIO. In this module, "the specification" is Virtual I/O Device Version 1.2.
 //!
-//! [`mmio`] is the transport: registers, status, notifications. [`queue`] turns a guest's rings into checked
-//! descriptor chains. A device implements [`VirtioDevice`] and knows nothing of either's registers.
+//! [`mmio`] implements the transport: registers, device status and notifications. [`queue`] turns the guest's rings
+//! into validated descriptor chains. A device implements [`VirtioDevice`] and does not depend on the transport.
 
 pub mod block;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -25,80 +25,83 @@ use crate::vmm::memory::GuestMemory;
 use interrupt::Interrupt;
 use queue::Virtqueue;
 
-/// Where a queue is, and how far each end has come in it.
+/// Addresses of a queue's rings, and the device's position in them.
 pub use virtio_queue::QueueState;
 
-/// A device's life, in the order of its calls: any number of configuration accesses; then `activate`, once, when the
-/// driver has said `DRIVER_OK`; then `reset`, after which everything may come again.
+/// A virtio device.
 ///
-/// In between, `pause` and `resume` come in turn. Between `activate` and `reset` the device owns its queues and its thread. `reset` returns only
-/// when no thread of the device touches guest memory any more.
+/// Life cycle: any number of configuration accesses, then one `activate` when the driver has set `DRIVER_OK`, then
+/// `reset`. After `reset`, the cycle can start again.
+///
+/// Between `activate` and `reset` the device owns its queues and its thread, and `pause` and `resume` alternate.
+/// `reset` returns only when no device thread can touch guest memory any more.
 pub trait VirtioDevice: Send + fmt::Debug {
-    /// The device's id (section 5).
+    /// Returns the device ID (section 5).
     fn device_type(&self) -> u32;
 
-    /// The largest size of each of its queues.
+    /// Returns the maximum size of each queue.
     fn queue_sizes(&self) -> &'static [u16];
 
-    /// Feature bits that the device offers, its own and the reserved ones (section 6).
+    /// Returns the feature bits that the device offers, including the reserved ones (section 6).
     fn features(&self) -> u64;
 
-    /// Reads from the configuration space; what lies behind its end stays as it is.
+    /// Reads from the configuration space. Bytes of `data` past the end of the space are left unchanged.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
-    /// Writes to the configuration space; most devices have nothing there to write.
+    /// Writes to the configuration space. Most devices have no writable field.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    /// The driver is ready: the device takes its queues and begins to serve them in a thread of its own. The driver's
-    /// notifications go to the queues' eventfds, without leaving the kernel (ioeventfd).
+    /// Takes ownership of the queues and starts serving them on a separate thread. Called when the driver is ready.
+    /// The driver's notifications reach the queues' eventfds inside the kernel (ioeventfd).
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
-    /// Finishes what it has in hand and stops serving, until `resume`; returns where its end of each queue is, none if it
-    /// is not active. Guest memory and the device's own state do not change in between.
+    /// Finishes the work in progress and stops serving until `resume`. Returns the device's position in each queue, or
+    /// an empty vector if the device is not active. Guest memory and the device's own state do not change until
+    /// `resume`.
     fn pause(&mut self) -> Vec<QueueState>;
 
-    /// Goes on after `pause`, with what has come meanwhile.
+    /// Resumes after `pause`, and serves the requests that arrived in the meantime.
     fn resume(&mut self) -> Result<(), ActivateError>;
 
-    /// Stops serving, drops the queues and forgets what the driver negotiated.
+    /// Stops serving, drops the queues and forgets the negotiated features.
     fn reset(&mut self);
 }
 
-/// What a device gets when its driver is ready.
+/// Resources that a device receives on activation.
 #[derive(Debug)]
 pub struct Activation {
     /// Guest memory.
     pub memory: GuestMemory,
-    /// One for each of [`VirtioDevice::queue_sizes`], in the same order.
+    /// One queue for each entry of [`VirtioDevice::queue_sizes`], in the same order.
     pub queues: Vec<Virtqueue>,
-    /// How the device tells the driver something.
+    /// The device's interrupt.
     pub interrupt: Arc<Interrupt>,
-    /// Features that the driver took.
+    /// The negotiated features.
     pub features: u64,
-    /// Where what the driver does wrong is counted.
+    /// Counter and log of the driver's protocol violations.
     pub faults: Arc<GuestFaults>,
-    /// Counts the CPU time of the device's thread.
+    /// CPU time accounting of the device's thread.
     pub clock: Arc<ThreadClock>,
 }
 
 impl Activation {
-    /// Where the device's end of each queue is.
+    /// Returns the device's position in each queue.
     pub fn queue_states(&self) -> Vec<QueueState> {
         self.queues.iter().map(Virtqueue::state).collect()
     }
 }
 
-/// Why a device could not begin to serve.
+/// An error during activation or resume.
 #[derive(Debug, thiserror::Error)]
 #[error("{device} could not be activated: {source}")]
 pub struct ActivateError {
-    /// Which device.
+    /// The device's name.
     pub device: &'static str,
-    /// Why.
+    /// The cause.
     pub source: std::io::Error,
 }
 
-/// Copies what of `config` lies at `offset` into `data`.
+/// Copies the bytes of `config` from `offset` on into `data`, up to the end of either.
 fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
     let Ok(offset) = usize::try_from(offset) else { return };
     if let Some(rest) = config.get(offset..) {

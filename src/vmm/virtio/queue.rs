@@ -1,9 +1,13 @@
-//! Virtqueues: a guest's rings as checked descriptor chains (specification, section 2.7).
+//! Virtqueues: the guest's rings as validated descriptor chains (specification, section 2.7).
 //!
-//! virtio-queue reads the rings; this file decides what a chain may be. A chain is taken whole before a device sees
-//! it: every buffer lies in guest memory and has a length, device-readable buffers come before device-writable ones,
-//! and the chain ends. What does not hold to that is a [`QueueError`], after which the device needs a reset: the
-//! driver's idea of the ring and the device's have parted.
+//! virtio-queue reads the rings. This module validates a whole chain before a device sees it:
+//!
+//! - every buffer lies in guest memory and is not empty,
+//! - device-readable buffers precede device-writable ones,
+//! - the chain terminates.
+//!
+//! Any violation is a [`QueueError`]. The device then needs a reset, because the driver and the device no longer agree
+//! about the ring.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,37 +19,37 @@ use vmm_sys_util::eventfd::EventFd;
 use super::interrupt::Interrupt;
 use crate::vmm::memory::GuestMemory;
 
-/// A driver's mistake in a ring.
+/// A driver's violation of the ring protocol.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum QueueError {
     /// The ring itself cannot be read or written.
     #[error("queue {queue}: the ring is not sound: {reason}")]
     Ring {
-        /// Which queue.
+        /// The queue's index.
         queue: usize,
-        /// What virtio-queue said.
+        /// The error from virtio-queue.
         reason: String,
     },
-    /// A chain has a loop, an index out of range, a bad indirect table, or over 4 GiB.
+    /// A chain with a loop, an index out of range, a bad indirect table, or more than 4 GiB.
     #[error("queue {queue}: the chain at descriptor {head} has no end (a loop, a bad index, or a bad indirect table)")]
     Endless {
-        /// Which queue.
+        /// The queue's index.
         queue: usize,
         /// The chain's first descriptor.
         head: u16,
     },
-    /// A chain without a single buffer.
+    /// A chain without buffers.
     #[error("queue {queue}: the chain at descriptor {head} is empty")]
     Empty {
-        /// Which queue.
+        /// The queue's index.
         queue: usize,
         /// The chain's first descriptor.
         head: u16,
     },
-    /// A buffer without a byte.
+    /// A buffer of length 0.
     #[error("queue {queue}: a buffer at {address:#x} has no length")]
     ZeroLength {
-        /// Which queue.
+        /// The queue's index.
         queue: usize,
         /// The buffer's address.
         address: u64,
@@ -53,34 +57,34 @@ pub enum QueueError {
     /// A buffer outside guest memory.
     #[error("queue {queue}: a buffer at {address:#x}, {length} bytes long, is outside guest memory")]
     OutsideMemory {
-        /// Which queue.
+        /// The queue's index.
         queue: usize,
         /// The buffer's address.
         address: u64,
         /// The buffer's length.
         length: u32,
     },
-    /// A device-readable buffer behind a device-writable one, or a chain of the wrong kind for this queue.
+    /// A device-readable buffer after a device-writable one, or a buffer of the wrong direction for this queue.
     #[error("queue {queue}: a buffer at {address:#x} has the wrong direction")]
     WrongDirection {
-        /// Which queue.
+        /// The queue's index.
         queue: usize,
         /// The buffer's address.
         address: u64,
     },
-    /// A chain too short for what the device exchanges on this queue.
+    /// A chain too short for this queue's requests.
     #[error("queue {queue}: a chain has {length} bytes where {needed} are needed")]
     TooShort {
-        /// Which queue.
+        /// The queue's index.
         queue: usize,
-        /// What there is.
+        /// The chain's length.
         length: u64,
-        /// What is needed.
+        /// The minimum length.
         needed: u64,
     },
 }
 
-/// A queue in a device's hands.
+/// A virtqueue owned by a device.
 #[derive(Debug)]
 pub struct Virtqueue {
     index: usize,
@@ -88,12 +92,12 @@ pub struct Virtqueue {
     memory: GuestMemory,
     interrupt: Arc<Interrupt>,
     kick: Arc<EventFd>,
-    /// Chains were handed back together, of which virtio-queue has counted the last.
+    /// Set after a batch of used elements, of which virtio-queue has counted only the last.
     added_before: bool,
 }
 
 impl Virtqueue {
-    /// `queue` must be valid for `memory`; `kick` is readable when the driver has notified.
+    /// Wraps `queue`, which must be valid for `memory`. The driver's notifications make `kick` readable.
     pub fn new(
         index: usize,
         queue: Queue,
@@ -104,22 +108,22 @@ impl Virtqueue {
         Virtqueue { index, queue, memory, interrupt, kick, added_before: false }
     }
 
-    /// Where it is, and how far this end has come.
+    /// Returns the ring addresses and the device's position.
     pub fn state(&self) -> QueueState {
         self.queue.state()
     }
 
-    /// The eventfd that the driver's notifications are written to.
+    /// Returns the eventfd that receives the driver's notifications.
     pub fn kick(&self) -> &EventFd {
         &self.kick
     }
 
-    /// The queue's number.
+    /// Returns the queue's index.
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// The next chain that the driver made available.
+    /// Takes the next available chain.
     pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
         use virtio_queue::QueueOwnedT;
         let ring = |error: virtio_queue::Error| QueueError::Ring { queue: self.index, reason: error.to_string() };
@@ -130,20 +134,20 @@ impl Virtqueue {
         chain.map(|chain| Chain::parse(self.index, chain, &self.memory)).transpose()
     }
 
-    /// Puts the chain popped last back, to be popped again.
+    /// Returns the last popped chain to the queue, so that the next `pop` yields it again.
     pub fn undo_pop(&mut self) {
         use virtio_queue::QueueOwnedT;
         self.queue.go_to_previous_position();
     }
 
-    /// How many chains the driver has made available that were not popped.
+    /// Returns the number of available chains that were not popped yet.
     pub fn available(&self) -> Result<u16, QueueError> {
         let ring = |error: virtio_queue::Error| QueueError::Ring { queue: self.index, reason: error.to_string() };
         let end = self.queue.avail_idx(&self.memory, Ordering::Acquire).map_err(ring)?;
         Ok(end.0.wrapping_sub(self.queue.next_avail()))
     }
 
-    /// Asks to be notified of the chain after those that are available, which stay where they are.
+    /// Requests a notification for the chain after those that are already available, without popping any.
     pub fn enable_notification_of_more(&mut self) -> Result<(), QueueError> {
         let next = self.queue.next_avail();
         self.queue.set_next_avail(next.wrapping_add(self.available()?));
@@ -152,54 +156,54 @@ impl Virtqueue {
         enabled.map(drop)
     }
 
-    /// Hands the chain that began at `head` back, `written` bytes of it written.
+    /// Marks the chain with first descriptor `head` as used, with `written` bytes written.
     pub fn add_used(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
         self.queue
             .add_used(&self.memory, head, written)
             .map_err(|error| QueueError::Ring { queue: self.index, reason: error.to_string() })
     }
 
-    /// Hands several chains back, each with how much of it was written, so that the driver sees all of them or none.
+    /// Marks several chains as used, each with its number of written bytes. The driver sees all of them or none.
     pub fn add_used_together(&mut self, chains: &[(u16, u32)]) -> Result<(), QueueError> {
         let Some(((last, written), before)) = chains.split_last() else { return Ok(()) };
         let state = self.queue.state();
         let failed = |error: &dyn std::fmt::Display| QueueError::Ring { queue: self.index, reason: error.to_string() };
         let mut next = state.next_used;
         for (head, written) in before {
-            // The ring's elements, 8 bytes each, come behind its flags and its index (section 2.7.8).
+            // The elements, 8 bytes each, follow the ring's flags and index (section 2.7.8).
             let place = state.used_ring + 4 + 8 * u64::from(next % state.size.max(1));
             let element = u64::from(*head) | u64::from(*written) << 32;
             self.memory.write_obj(u64::to_le(element), GuestAddress(place)).map_err(|error| failed(&error))?;
             next = next.wrapping_add(1);
         }
         self.queue.set_next_used(next);
-        // The index changes with this one only.
+        // Only this call advances the ring's index.
         self.add_used(*last, *written)?;
         self.added_before |= !before.is_empty();
         Ok(())
     }
 
-    /// Interrupts the driver, if it wants to know of what was used since the last time (section 2.7.7).
+    /// Interrupts the driver if it asked for an interrupt since the last call (section 2.7.7).
     pub fn notify(&mut self) -> Result<(), QueueError> {
         let wanted = self
             .queue
             .needs_notification(&self.memory)
             .map_err(|error| QueueError::Ring { queue: self.index, reason: error.to_string() })?;
-        // What it wants to hear of may be one of those that were not counted: once too often does no harm.
+        // The driver may be waiting for an element that virtio-queue did not count. A spurious interrupt is harmless.
         if wanted || std::mem::take(&mut self.added_before) {
             self.interrupt.signal_used();
         }
         Ok(())
     }
 
-    /// Asks the driver for no notifications while the device looks at the ring anyway.
+    /// Suppresses notifications while the device is polling the ring anyway.
     pub fn disable_notifications(&mut self) -> Result<(), QueueError> {
         self.queue
             .disable_notification(&self.memory)
             .map_err(|error| QueueError::Ring { queue: self.index, reason: error.to_string() })
     }
 
-    /// Asks for notifications again. Returns whether chains came in between, which must be looked at first.
+    /// Enables notifications again. Returns true if chains arrived in the meantime: the caller must serve them first.
     pub fn enable_notifications(&mut self) -> Result<bool, QueueError> {
         self.queue
             .enable_notification(&self.memory)
@@ -207,23 +211,23 @@ impl Virtqueue {
     }
 }
 
-/// One buffer of a chain, inside guest memory.
+/// A buffer of a chain, inside guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Buffer {
-    /// Where it begins.
+    /// The address of its first byte.
     pub address: GuestAddress,
-    /// Its length in bytes, never 0.
+    /// The length in bytes, never 0.
     pub length: u32,
 }
 
-/// A descriptor chain whose every buffer was checked.
+/// A descriptor chain with all buffers validated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
-    /// The index of the first descriptor: what [`Virtqueue::add_used`] takes.
+    /// The index of the first descriptor, as [`Virtqueue::add_used`] expects it.
     pub head: u16,
     /// Device-readable buffers, in order.
     pub readable: Vec<Buffer>,
-    /// Device-writable buffers, in order; all behind the readable ones.
+    /// Device-writable buffers, in order. They follow the readable ones.
     pub writable: Vec<Buffer>,
 }
 
@@ -262,12 +266,12 @@ impl Chain {
     }
 }
 
-/// The bytes in `buffers` together.
+/// Returns the total length of `buffers` in bytes.
 pub fn total_length(buffers: &[Buffer]) -> u64 {
     buffers.iter().map(|buffer| u64::from(buffer.length)).sum()
 }
 
-/// The part of `buffers` that begins `skip` bytes in and is at most `length` bytes long.
+/// Returns the part of `buffers` that starts after `skip` bytes and is at most `length` bytes long.
 pub fn subrange(buffers: &[Buffer], skip: u64, length: u64) -> Vec<Buffer> {
     let (mut skip, mut left) = (skip, length);
     let mut part = Vec::with_capacity(buffers.len());
@@ -288,7 +292,7 @@ pub fn subrange(buffers: &[Buffer], skip: u64, length: u64) -> Vec<Buffer> {
     part
 }
 
-/// Reads from the beginning of `buffers` until `data` is full. Returns how many bytes there were.
+/// Copies from the start of `buffers` until `data` is full. Returns the number of bytes copied.
 pub fn read_from(memory: &GuestMemory, buffers: &[Buffer], data: &mut [u8]) -> usize {
     let mut done = 0;
     for buffer in buffers {
@@ -301,7 +305,7 @@ pub fn read_from(memory: &GuestMemory, buffers: &[Buffer], data: &mut [u8]) -> u
     done
 }
 
-/// Writes `data` to the beginning of `buffers`. Returns how many bytes fitted.
+/// Copies `data` to the start of `buffers`. Returns the number of bytes that fit.
 pub fn write_to(memory: &GuestMemory, buffers: &[Buffer], data: &[u8]) -> usize {
     let mut done = 0;
     for buffer in buffers {
@@ -320,14 +324,14 @@ pub fn clear(memory: &GuestMemory, buffers: &[Buffer]) {
     for Buffer { address, length } in buffers {
         for offset in (0..*length).step_by(ZEROES.len()) {
             let count = (length - offset).min(ZEROES.len() as u32) as usize;
-            // Buffers were checked to be in memory.
+            // The buffers were validated to be in guest memory.
             let _ = memory.write_slice(&ZEROES[..count], GuestAddress(address.0 + u64::from(offset)));
         }
     }
 }
 
-/// The host's view of `buffers`, for vectored I/O straight on guest memory. A buffer that crosses a hole of guest
-/// memory cannot be: [`Chain`] checked it.
+/// Returns the host's view of `buffers`, for vectored I/O directly on guest memory. No buffer crosses a hole in guest
+/// memory: [`Chain`] has validated them.
 pub fn volatile_slices<'a>(memory: &'a GuestMemory, buffers: &[Buffer]) -> Vec<VolatileSlice<'a>> {
     let slices = buffers.iter().flat_map(|buffer| memory.get_slices(buffer.address, buffer.length as usize));
     slices.filter_map(Result::ok).collect()
@@ -347,10 +351,10 @@ pub(super) mod tests {
     pub(in crate::vmm::virtio) const WRITE: u16 = 2;
     pub(in crate::vmm::virtio) const INDIRECT: u16 = 4;
     const SIZE: u16 = 16;
-    /// Chains that are always available in an endless queue.
+    /// Number of chains that are always available in an endless queue.
     const AHEAD: u16 = 8;
 
-    /// A driver's end of a queue: descriptors are put down as given, sound or not.
+    /// Creates a queue 0 as a driver would. The descriptors are stored as given, valid or not.
     pub(in crate::vmm::virtio) fn queue_with(
         memory: &GuestMemory,
         descriptors: &[(u64, u32, u16, u16)],
@@ -359,8 +363,8 @@ pub(super) mod tests {
         queue_at(memory, 0, 0, descriptors, heads)
     }
 
-    /// The same, of the queue `index`, with its rings from `start` on: the descriptors, the available ring 0x100 bytes from
-    /// there, the used ring 0x200.
+    /// Creates queue `index` as a driver would, with its descriptors at `start`. The available ring is at offset
+    /// 0x100, and the used ring at offset 0x200.
     pub(in crate::vmm::virtio) fn queue_at(
         memory: &GuestMemory,
         start: u64,
@@ -378,14 +382,14 @@ pub(super) mod tests {
         }
         mock.avail().idx().store(u16::to_le(heads.len() as u16));
         let mut queue: Queue = mock.create_queue().unwrap();
-        // The mock's own used ring lies over the end of its available ring.
+        // The mock places its used ring over the end of its available ring.
         queue.set_used_ring_address(Some(start as u32 + 0x200), Some(0));
         let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
         Virtqueue::new(index, queue, memory.clone(), interrupt, Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()))
     }
 
-    /// A queue that never runs empty, as if a driver always added more: its used ring lies over its available ring, and is
-    /// ahead of it. All chains are one buffer: its address, its length and its flags.
+    /// Creates a queue that never runs empty, as if the driver kept adding chains. The used ring overlaps the
+    /// available ring, and is ahead of it. Every chain is one buffer with this address, length and flags.
     pub(in crate::vmm::virtio) fn endless_queue(
         memory: &GuestMemory,
         index: usize,
@@ -396,7 +400,7 @@ pub(super) mod tests {
         let available = own.queue.state().avail_ring;
         own.queue.set_used_ring_address(Some(available as u32), Some(0));
         own.queue.set_next_used(AHEAD);
-        // Whatever number a used element writes into the available ring has a descriptor.
+        // The used elements overwrite the available ring, so every possible index needs a descriptor.
         let descriptor = RawDescriptor::from(Descriptor::new(address, length, flags, 0));
         for number in 0..u64::from(SIZE) {
             memory.write_obj(descriptor, GuestAddress(start + 16 * number)).unwrap();

@@ -1,4 +1,4 @@
-//! The entropy device (specification, section 5.4): fills what the driver offers with the host's random bytes.
+//! The entropy device (specification, section 5.4). It fills the driver's buffers with random bytes from the host.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -13,17 +13,17 @@ use super::worker::{self, Serve, Wakeups, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice};
 use crate::vmm::sandbox::calls::Kind;
 
-/// The device's id (section 5).
+/// Device ID (section 5).
 const DEVICE_TYPE: u32 = 4;
 const QUEUE_SIZES: &[u16] = &[64];
-/// What one request gets at most; a driver that wants more asks again.
+/// Maximum number of bytes per request. A driver that wants more submits another request.
 const REQUEST_LIMIT: usize = 4096;
-/// Requests before the thread looks for a request to pause.
+/// Number of requests to serve before checking for a pause.
 const BATCH: usize = 64;
-/// The token of the queue's notifications.
+/// Event token of the queue's kick.
 const KICKED: u64 = 0;
 
-/// The device.
+/// The entropy device.
 #[derive(Debug, Default)]
 pub struct Rng {
     worker: Option<Worker<Service>>,
@@ -63,7 +63,7 @@ impl VirtioDevice for Rng {
     }
 }
 
-/// The state of the thread.
+/// State of the device's thread.
 #[derive(Debug)]
 struct Service {
     activation: Activation,
@@ -73,13 +73,13 @@ struct Service {
 impl Service {
     fn new(activation: Activation, wakeups: Arc<Wakeups>) -> io::Result<Service> {
         for queue in &activation.queues {
-            // Edge-triggered: nothing has to read the counter.
+            // Edge-triggered, so that the counter does not have to be read.
             wakeups.add(queue.kick().as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED, KICKED)?;
         }
         Ok(Service { activation, wakeups })
     }
 
-    /// Serves a batch of requests. Returns whether there are more.
+    /// Serves a batch of requests. Returns true if there are more.
     fn serve_batch(&mut self) -> Result<bool, QueueError> {
         let Activation { memory, queues, .. } = &mut self.activation;
         let [requests] = queues.as_mut_slice() else { return Ok(false) };
@@ -160,7 +160,7 @@ mod tests {
     fn buffer_is_filled_with_random_bytes() {
         let memory = memory::allocate(64).unwrap();
         let (mut rng, ..) = active_rng(&memory, queue_with(&memory, &[(0x10_0000, 64, WRITE, 0)], &[0]));
-        // The thread serves once before it looks for a request to pause.
+        // The thread serves the queue once before it checks for a pause.
         assert_eq!(rng.pause()[0].next_used, 1);
         let mut bytes = [0; 64];
         memory.read_slice(&mut bytes, GuestAddress(0x10_0000)).unwrap();

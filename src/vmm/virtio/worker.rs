@@ -1,4 +1,4 @@
-//! The thread of a virtio device: it waits for notifications of its queues and for the word to pause.
+//! The thread of a virtio device, which waits for queue notifications and for a request to pause.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -14,23 +14,23 @@ use crate::vmm::cpu::time::ThreadClock;
 use crate::vmm::sandbox::calls::Kind;
 use crate::vmm::sandbox::threads;
 
-/// What an event of [`Wakeups`] means when it is not one of the device's own.
+/// Event token of the pause request. Devices must not use it for their own events.
 const PAUSE: u64 = u64::MAX;
 
-/// What a device's thread does: it runs until [`Wakeups::wait`] says that it is to pause, and can be run again. What
-/// it has in hand then is finished.
+/// The work of a device's thread. `run` returns when [`Wakeups::wait`] reports a pause, and can be called again. It
+/// finishes the work in progress before it returns.
 pub(super) trait Serve: Send + 'static {
-    /// Which system calls it makes.
+    /// The thread's kind, which selects its seccomp filter.
     const KIND: Kind;
 
-    /// Serves.
+    /// Serves the queues until the thread is paused.
     fn run(&mut self);
 
-    /// Where its end of each queue is.
+    /// Returns the device's position in each queue.
     fn queue_states(&self) -> Vec<QueueState>;
 }
 
-/// A device's thread and what it has; the thread is stopped and joined when this is dropped.
+/// A device's thread and its state. Dropping it stops and joins the thread.
 #[derive(Debug)]
 pub(super) struct Worker<S> {
     name: String,
@@ -47,7 +47,7 @@ enum State<S> {
     Lost,
 }
 
-/// What a device's thread waits on.
+/// Events that a device's thread waits for.
 #[derive(Debug)]
 pub(super) struct Wakeups {
     epoll: Epoll,
@@ -55,7 +55,7 @@ pub(super) struct Wakeups {
 }
 
 impl<S: Serve> Worker<S> {
-    /// Makes what serves and starts a thread named `name` for it, whose CPU time `clock` counts.
+    /// Builds the service with `make` and starts a thread for it. `clock` accounts for the thread's CPU time.
     pub(super) fn spawn(
         name: &str,
         clock: Arc<ThreadClock>,
@@ -68,10 +68,10 @@ impl<S: Serve> Worker<S> {
         Ok(worker)
     }
 
-    /// Stops the thread and returns what it had; nothing if it panicked.
+    /// Stops the thread and returns its state, or `None` if the thread panicked.
     pub(super) fn pause(&mut self) -> Option<&S> {
         if let State::Running(thread) = std::mem::replace(&mut self.state, State::Lost) {
-            // The counter is written once before it is read: it cannot overflow.
+            // The counter is read between two writes, so it cannot overflow.
             let _ = self.wakeups.pause.write(1);
             match thread.join() {
                 Ok(service) => self.state = State::Paused(service),
@@ -84,7 +84,7 @@ impl<S: Serve> Worker<S> {
         }
     }
 
-    /// Starts the thread again, which looks at everything that has come meanwhile.
+    /// Starts the thread again. It first checks for work that arrived during the pause.
     pub(super) fn resume(&mut self) -> io::Result<()> {
         let State::Paused(mut service) = std::mem::replace(&mut self.state, State::Lost) else { return Ok(()) };
         let _ = self.wakeups.pause.read();
@@ -101,19 +101,19 @@ impl<S: Serve> Worker<S> {
     }
 }
 
-/// [`VirtioDevice::pause`](super::VirtioDevice::pause) of a device that has this worker while it is active.
+/// Implements [`VirtioDevice::pause`](super::VirtioDevice::pause) for a device that has a worker while it is active.
 pub(super) fn pause<S: Serve>(worker: &mut Option<Worker<S>>) -> Vec<QueueState> {
     worker.as_mut().and_then(Worker::pause).map_or_else(Vec::new, Serve::queue_states)
 }
 
-/// [`VirtioDevice::resume`](super::VirtioDevice::resume) of the same.
+/// Implements [`VirtioDevice::resume`](super::VirtioDevice::resume) for such a device.
 pub(super) fn resume<S: Serve>(worker: &mut Option<Worker<S>>, device: &'static str) -> Result<(), ActivateError> {
     worker.as_mut().map_or(Ok(()), Worker::resume).map_err(|source| ActivateError { device, source })
 }
 
 #[cfg(test)]
 impl<S> Worker<S> {
-    /// Waits for the thread to end by itself.
+    /// Waits until the thread ends by itself.
     pub(super) fn join_for_test(mut self) {
         if let State::Running(thread) = std::mem::replace(&mut self.state, State::Lost) {
             thread.join().map(drop).unwrap();
@@ -132,7 +132,8 @@ impl<S> Drop for Worker<S> {
     }
 }
 
-/// So many milliseconds, for [`Wakeups::wait`]: rounded up, for what is due in part of one is not due before.
+/// Converts a duration to the milliseconds of [`Wakeups::wait`]. It rounds up, because waking early would find nothing
+/// due.
 pub(super) fn timeout_ms(wait: Option<Duration>) -> i32 {
     wait.map_or(-1, |wait| i32::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX))
 }
@@ -150,23 +151,23 @@ impl Wakeups {
         Arc::new(Wakeups::new().unwrap())
     }
 
-    /// Waits on `fd` for `events` too; they come with `token`.
+    /// Adds `fd` to the set, with `token` to identify its `events`.
     pub(super) fn add(&self, fd: i32, events: EventSet, token: u64) -> io::Result<()> {
         self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
     }
 
-    /// Waits on `fd`, which was added before, for other `events`.
+    /// Changes the `events` of an `fd` that was added before.
     pub(super) fn change(&self, fd: i32, events: EventSet, token: u64) -> io::Result<()> {
         self.epoll.ctl(ControlOperation::Modify, fd, EpollEvent::new(events, token))
     }
 
-    /// Waits on `fd` no more.
+    /// Removes `fd` from the set.
     pub(super) fn remove(&self, fd: i32) -> io::Result<()> {
         self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default())
     }
 
-    /// Waits until something happens or `timeout_ms` has passed (-1: for ever), and gives each event's token and
-    /// kinds to `handle`. Returns false when the thread is to pause.
+    /// Waits for events or until `timeout_ms` has passed (-1 means no timeout). Calls `handle` with each event's token
+    /// and kinds. Returns false if the thread must pause.
     pub(super) fn wait(&self, timeout_ms: i32, mut handle: impl FnMut(u64, EventSet)) -> bool {
         let mut events = [EpollEvent::default(); 32];
         let count = match self.epoll.wait(timeout_ms, &mut events) {
@@ -177,7 +178,7 @@ impl Wakeups {
                 return false;
             }
         };
-        // What else came with the word to pause is not lost on the way.
+        // Events that arrive together with the pause request must still be handled.
         let mut go_on = true;
         for event in &events[..count] {
             if event.data() == PAUSE {

@@ -1,10 +1,10 @@
-//! Who takes the exit status of which child.
+//! Ownership of children's exit statuses.
 //!
-//! Each command's session waits for its own child. The guest's first process also gets every orphan
-//! of the system as a child, and must reap those, but never a command. Both look under one lock: a
-//! command is registered before a sweep can see it, and a sweep that meets a registered child stops
-//! there (`waitid` shows the dead in an order of its own, one at a time); the session that reaps
-//! that child then sweeps again. So no zombie stays, and no status goes to the wrong place.
+//! Each command's session waits for its own child. The guest's first process also inherits every orphan of the system
+//! and must reap them, but never a command. Both use one lock. A command is registered before a sweep can see it, and
+//! a sweep that finds a dead registered child stops there: `waitid` reports dead children one at a time, in its own
+//! order. The session that reaps that child then sweeps again. So no zombie stays, and no status goes to the wrong
+//! waiter.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -19,18 +19,18 @@ use rustix::process::{
 
 use crate::protocol::ExitStatus;
 
-/// The children that have somebody who waits for them.
+/// The children that a session waits for.
 #[derive(Debug)]
 pub struct Children {
     registered: Mutex<Vec<Pid>>,
     adopts_orphans: bool,
-    /// While the guest stops: its first process wants a SIGCHLD for each child that is gone.
+    /// True while the guest stops. Its first process then wants a SIGCHLD for each reaped child.
     stopping: AtomicBool,
 }
 
 /// A running command, the leader of its own session and process group.
 ///
-/// Its process id stays its own until [`Children::reap`].
+/// Its process id is not reused before [`Children::reap`].
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
@@ -38,7 +38,7 @@ pub struct Child {
 }
 
 impl Child {
-    /// Sends a signal to the command's process group; one that is gone already is no error.
+    /// Sends a signal to the command's process group. A group that is already gone is not an error.
     pub fn signal(&self, signal: Signal) {
         let _ = kill_process_group(self.pid, signal);
     }
@@ -52,21 +52,21 @@ impl AsFd for Child {
 }
 
 impl Children {
-    /// An empty register; `adopts_orphans` where this process is the guest's first one.
+    /// Creates an empty register. `adopts_orphans` is true in the guest's first process.
     #[must_use]
     pub fn new(adopts_orphans: bool) -> Self {
         Self { registered: Mutex::new(Vec::new()), adopts_orphans, stopping: AtomicBool::new(false) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Pid>> {
-        // Every change to the list is one call, so that it is whole even after a panic.
+        // Each change of the list is one call, so it is consistent even after a panic.
         self.registered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a child by `spawn` and registers it, so that only [`reap`](Self::reap) takes its status.
+    /// Starts a child with `spawn` and registers it, so that only [`reap`](Self::reap) takes its status.
     ///
     /// # Errors
-    /// What `spawn` returned, or that no descriptor for the child could be had.
+    /// The error of `spawn` or of `pidfd_open`.
     pub fn spawn(&self, spawn: impl FnOnce() -> io::Result<Pid>) -> io::Result<Child> {
         let pid = {
             let mut registered = self.lock();
@@ -102,7 +102,7 @@ impl Children {
             let _ = kill_process(rustix::process::getpid(), Signal::CHILD);
         }
         let Ok(Some(status)) = status else {
-            // Only somebody who reaps our children behind our back brings this about.
+            // Only possible if code outside this module reaps our children.
             return ExitStatus::Signaled(libc::SIGKILL);
         };
         match status.terminating_signal() {
@@ -111,9 +111,9 @@ impl Children {
         }
     }
 
-    /// Reaps every dead child that nobody waits for. Does nothing unless this is the first process.
+    /// Reaps every dead child that no session waits for. Does nothing unless this is the first process.
     ///
-    /// Returns whether there are any children left, dead or alive.
+    /// Returns true if any children are left, dead or alive.
     pub fn reap_orphans(&self) -> bool {
         if !self.adopts_orphans {
             return true;
@@ -126,24 +126,24 @@ impl Children {
                 }
                 Ok(_) => return true,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // ECHILD: none at all.
+                // ECHILD: no children.
                 Err(_) => return false,
             }
         }
     }
 
-    /// Whether the machine is coming to its end.
+    /// Returns true while the guest stops.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// From now on each child reaped anywhere shows as a SIGCHLD to this process.
+    /// Requests a SIGCHLD to this process for every child reaped from now on.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
     }
 }
 
-/// A child that has ended, which stays one that can be waited for. (rustix's `waitid` hides whose status it is.)
+/// Finds a dead child without reaping it. (rustix's `waitid` hides the child's process id.)
 fn look_for_dead_child() -> io::Result<Option<Pid>> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;

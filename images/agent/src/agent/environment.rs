@@ -1,4 +1,4 @@
-//! A command's environment and where its program is.
+//! A command's environment and the lookup of its program.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
@@ -9,10 +9,10 @@ use rustix::fs::FileType;
 
 use super::users::User;
 
-/// Where programs are looked for, unless a request sets its own `PATH`.
+/// The default `PATH` for program lookup.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The variables every command of this user starts with.
+/// Returns the initial environment of this user's commands.
 #[must_use]
 pub fn for_user(user: &User) -> Vec<(OsString, OsString)> {
     let variables =
@@ -24,7 +24,7 @@ pub fn for_user(user: &User) -> Vec<(OsString, OsString)> {
         .collect()
 }
 
-/// Sets a variable, over an earlier value.
+/// Sets a variable, replacing an earlier value.
 pub fn set(variables: &mut Vec<(OsString, OsString)>, name: &OsStr, value: &OsStr) {
     match variables.iter_mut().find(|(known, _)| known == name) {
         Some((_, known)) => known.clone_from(&value.to_owned()),
@@ -32,10 +32,10 @@ pub fn set(variables: &mut Vec<(OsString, OsString)>, name: &OsStr, value: &OsSt
     }
 }
 
-/// The variables as `name=value`.
+/// Formats the variables as `name=value`.
 ///
 /// # Errors
-/// `InvalidInput` where one holds a NUL, or a name is empty or holds `=`.
+/// `InvalidInput` if a variable contains NUL, or if a name is empty or contains `=`.
 pub fn to_c_strings(variables: Vec<(OsString, OsString)>) -> io::Result<Vec<CString>> {
     variables
         .into_iter()
@@ -51,18 +51,18 @@ pub fn to_c_strings(variables: Vec<(OsString, OsString)>) -> io::Result<Vec<CStr
         .collect()
 }
 
-/// What a look through `PATH` found.
+/// The result of a lookup in `PATH`.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Lookup {
-    /// A program to execute.
+    /// An executable program.
     Found(OsString),
     /// Only files without an execute bit.
     NotExecutable,
-    /// Nothing.
+    /// No such file.
     NotFound,
 }
 
-/// Looks for a program as a shell does: a name with a slash is a path already.
+/// Looks up a program as a shell does: a name with a slash is already a path.
 #[must_use]
 pub fn look_up(program: &OsStr, path: &OsStr) -> Lookup {
     if program.as_bytes().contains(&b'/') {

@@ -1,14 +1,13 @@
-//! A command's session: its streams and the connection, between which one thread pumps.
+//! A command's session. One thread moves data between the command's streams and the connection.
 //!
-//! Nothing is read that cannot be passed on: output is read only when the output before it has been
-//! sent, and standard input arrives within its window. So the session holds at most a window of input
-//! and a frame or two of output, a host that reads slowly slows the command down, and a signal is
-//! seen at once whatever else is stuck.
+//! The session reads nothing that it cannot forward: it reads output only after sending the previous output, and
+//! standard input arrives within its window. So it holds at most a window of input and a frame or two of output. A
+//! slow host slows the command down, and a signal is handled at once whatever else is blocked.
 //!
-//! The status is reported when the command itself has ended and the pipes (or the terminal) hold
-//! nothing more. Processes it left behind in the background don't keep the session open.
+//! The session reports the status when the command itself has ended and the pipes (or the terminal) are empty.
+//! Background processes that the command left do not keep the session open.
 //!
-//! When the host goes away, the command's process group gets SIGHUP, and after [`GRACE`] SIGKILL.
+//! When the host disconnects, the command's process group gets SIGHUP, and SIGKILL after [`GRACE`].
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -25,24 +24,24 @@ use crate::protocol::{
     ToHost,
 };
 
-/// How long a command has to end by itself after its host went away.
+/// The time for a command to end after its host disconnected.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Credit is given back in portions of this size at least: a frame for each keystroke would be waste.
-/// As long as it is well below the window, the host never starves.
+/// The least credit to return at once: a frame for each keystroke would be wasteful.
+/// The host never starves as long as this is well below the window.
 const CREDIT_PORTION: usize = STDIN_WINDOW / 4;
 
-/// What is passed on after the command's end, at most: more than it can have left in its pipes (a
-/// mebibyte in each, if it enlarged them), and an end to it where something in the background goes on writing.
+/// The most output to forward after the command's end. It is more than the pipes can hold (a mebibyte each, if the
+/// command enlarged them). It bounds the session if a background process keeps writing.
 const DRAIN_LIMIT: usize = 2 * 1024 * 1024;
 
-/// What a terminal takes for the end of input (VEOF, control-D).
+/// The character that a terminal treats as the end of input (VEOF, control-D).
 const END_OF_TRANSMISSION: u8 = 4;
 
 /// Runs a command and serves its connection until either ends.
 ///
 /// # Errors
-/// What ended the connection, where that came first.
+/// The error that ended the connection, if it ended first.
 pub fn run(children: &Children, connection: &mut Connection, request: &ExecRequest) -> Result<(), ProtocolError> {
     let Running { child, input, output, error } = match start(children, request) {
         Ok(running) => running,
@@ -69,40 +68,40 @@ pub fn run(children: &Children, connection: &mut Connection, request: &ExecReque
 struct Session<'a> {
     children: &'a Children,
     connection: &'a mut Connection,
-    /// Until it is reaped.
+    /// `None` once reaped.
     child: Option<Child>,
     status: Option<ExitStatus>,
     input: Input,
     output: Option<OwnedFd>,
     error: Option<OwnedFd>,
     buffer: Vec<u8>,
-    /// Bytes passed on since the command ended.
+    /// The number of bytes forwarded since the command ended.
     drained: usize,
 }
 
-/// The way to the command's standard input.
+/// The command's standard input and the data for it.
 struct Input {
-    /// A terminal's stays open for the command's whole life, whatever becomes of its other end: to
-    /// close the last descriptor of it would hang the command up while it is exiting.
+    /// A terminal stays open for the command's whole life, whatever happens to its input. Closing its last descriptor
+    /// would hang up the command while it exits.
     fd: Option<OwnedFd>,
     is_terminal: bool,
-    /// The command takes no more.
+    /// The command accepts no more input.
     closed: bool,
     pending: Vec<u8>,
     written: usize,
-    /// No more comes from the host.
+    /// The host sends no more input.
     ended: bool,
-    /// Bytes written that the host has not been told of.
+    /// Bytes written but not yet credited to the host.
     credit: usize,
 }
 
 impl Session<'_> {
     fn pump(&mut self) -> Result<(), ProtocolError> {
-        // Some may have come along with the request, in one read: no poll tells of those.
+        // Some frames may have arrived in the same read as the request. `poll` does not report those.
         let mut host_is_there = self.act_on_frames()?;
         while host_is_there {
             let sending = self.connection.writer.pending() > 0;
-            // The command has ended: only what its pipes hold now is still waited for.
+            // The command has ended: forward only the current contents of its pipes.
             let draining = self.status.filter(|_| !sending);
             let slots = [
                 Some((self.connection.reader.as_fd(), if sending { Interest::Both } else { Interest::Read })),
@@ -115,7 +114,7 @@ impl Session<'_> {
             if let Some(status) = draining
                 && (!(output.read || error.read) || self.drained >= DRAIN_LIMIT)
             {
-                // A command that the machine's end has killed did not end by itself: the host sees the guest go.
+                // The guest's shutdown killed the command, so report no status. The host sees the guest end.
                 if self.children.is_stopping() && matches!(status, ExitStatus::Signaled(_)) {
                     return Ok(());
                 }
@@ -143,13 +142,13 @@ impl Session<'_> {
         Err(ProtocolError::Closed)
     }
 
-    /// Acts on the frames that have been read; `false` where the session ends by one.
+    /// Handles the frames that have been read; returns false if a frame ends the session.
     fn act_on_frames(&mut self) -> Result<bool, ProtocolError> {
         while let Some(frame) = self.connection.reader.next_buffered()? {
             match frame {
                 ToGuest::Stdin(bytes) => self.input.take(bytes.0)?,
                 ToGuest::StdinEnd => self.input.end(),
-                // A terminal that is gone has no size.
+                // The terminal may be closed already.
                 ToGuest::Resize(size) if self.input.is_terminal => {
                     let _ = self.output.as_ref().map(|terminal| resize(terminal, size));
                 }
@@ -158,7 +157,7 @@ impl Session<'_> {
                     let signal = Signal::from_named_raw(number).ok_or(ProtocolError::Unexpected("no such signal"))?;
                     let _ = self.child.as_ref().map(|child| child.signal(signal));
                 }
-                // A terminal without a reader is hung up, as one whose window was closed.
+                // A terminal without a reader is hung up, as if its window had been closed.
                 ToGuest::OutputClosed(OutputStream::Stdout) if self.input.is_terminal => return Ok(false),
                 ToGuest::OutputClosed(OutputStream::Stdout) => self.output = None,
                 ToGuest::OutputClosed(OutputStream::Stderr) => self.error = None,
@@ -201,16 +200,16 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Ends a command that still runs, because nobody is there to hear of it.
+    /// Ends a command that is still running, because the host is gone.
     fn hang_up(&mut self) {
         let Some(child) = self.child.take() else { return };
-        // Closing the terminal hangs it up for whoever has it open.
+        // Closing the terminal hangs it up for every process that has it open.
         (self.input.fd, self.output, self.error) = (None, None, None);
         child.signal(Signal::HUP);
-        // A stopped process gets the first signal when it goes on.
+        // A stopped process only receives SIGHUP after it continues.
         child.signal(Signal::CONT);
         let _ = poll([Some((child.as_fd(), Interest::Read))], Some(GRACE));
-        // Before it is reaped, while the group's id is certainly still its own.
+        // The group's id cannot have been reused before the child is reaped.
         child.signal(Signal::KILL);
         self.children.reap(child);
     }
@@ -232,7 +231,7 @@ impl Input {
         if self.pending.len() - self.written + bytes.len() > STDIN_WINDOW {
             return Err(ProtocolError::Unexpected("more standard input than its window"));
         }
-        // A command that closed its input gets no more, and the host no more credit.
+        // Input that the command no longer accepts is dropped, and the host gets no more credit.
         if !self.closed {
             self.pending.drain(..self.written);
             self.written = 0;
@@ -250,7 +249,7 @@ impl Input {
         self.write();
     }
 
-    /// Writes what can be written without waiting.
+    /// Writes as much as possible without blocking.
     fn write(&mut self) {
         let Some(fd) = &self.fd else { return };
         while self.is_pending() {
@@ -261,7 +260,7 @@ impl Input {
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return,
-                // The command closed its input, or is gone.
+                // The command closed its input or ended.
                 Err(_) => return self.close(),
             }
         }

@@ -1,8 +1,8 @@
-//! Files in directories that somebody other than root can change.
+//! Files in directories that users other than root can change.
 //!
-//! Root that opens a path there opens whatever the directory's owner has put into its place: a link to a file of the system, a
-//! pipe that nobody writes to, a device. So these functions take an open directory and one name in it. They follow no link,
-//! wait for nothing, and change owner and mode of what is open, never of a name.
+//! If root opens a path there, the directory's owner may have replaced it with a link to a system file, a pipe without
+//! a writer, or a device. So these functions take an open directory and one name in it. They follow no link and never
+//! block. They change the owner and mode of an open file, never of a name.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -12,18 +12,18 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 
-/// Attempts to make a temporary file whose name somebody else takes at the same time.
+/// The attempts to create a temporary file whose name another process keeps taking.
 const ATTEMPTS: usize = 8;
 
-/// A user and a group.
+/// A user id and a group id.
 pub type Owner = (u32, u32);
 
-/// Opens a directory of the system. Links in `path` are followed.
+/// Opens a directory of the system. Follows links in `path`.
 pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// Opens the directory `name`, which is made if it does not exist. A link is no directory.
+/// Opens the directory `name`, creating it if necessary. Does not follow a link.
 pub fn open_or_make_directory(parent: impl AsFd, name: &str, mode: u32) -> io::Result<OwnedFd> {
     match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(mode)) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -38,8 +38,8 @@ pub fn open_or_make_directory(parent: impl AsFd, name: &str, mode: u32) -> io::R
     }
 }
 
-/// Reads at most `limit` bytes of the file `name`, and what the file is; nothing if it does not exist. Links, devices, pipes and
-/// longer files are errors.
+/// Reads the file `name` and its metadata; returns `None` if it does not exist. Links, devices, pipes and files longer
+/// than `limit` bytes are errors.
 pub fn read(parent: impl AsFd, name: &str, limit: u64) -> io::Result<Option<(Vec<u8>, Stat)>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
@@ -59,7 +59,7 @@ pub fn read(parent: impl AsFd, name: &str, limit: u64) -> io::Result<Option<(Vec
     Ok(Some((content, stat)))
 }
 
-/// Replaces the file `name`, or makes it, in one step. A link of that name is replaced, not followed.
+/// Creates or replaces the file `name` atomically. A link of that name is replaced, not followed.
 pub fn replace(parent: impl AsFd, name: &str, content: &[u8], mode: u32, owner: Option<Owner>) -> io::Result<()> {
     let temporary = format!(".{name}.wisp");
     let mut file = File::from(create_new(&parent, &temporary)?);
@@ -75,7 +75,7 @@ pub fn replace(parent: impl AsFd, name: &str, content: &[u8], mode: u32, owner: 
     written
 }
 
-/// Opens a file of the system to append to it; `path` is made if it does not exist. Only a regular file is opened.
+/// Opens a regular file of the system for appending, creating it if necessary.
 pub fn append(path: &Path) -> io::Result<File> {
     let flags =
         OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -84,18 +84,18 @@ pub fn append(path: &Path) -> io::Result<File> {
     Ok(file.into())
 }
 
-/// Gives an open file or directory to its owner.
+/// Changes the owner of an open file or directory.
 pub fn give(file: impl AsFd, owner: Option<Owner>) -> io::Result<()> {
     let Some((uid, gid)) = owner else { return Ok(()) };
     Ok(rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?)
 }
 
-/// A new file that nobody else has a name or a descriptor for.
+/// Creates a new file, to which no other process has a descriptor.
 fn create_new(parent: impl AsFd, name: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     for _ in 0..ATTEMPTS {
         match rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o600)) {
-            // Left by an agent that was killed, or put there by the directory's owner.
+            // An agent that was killed left it, or the directory's owner created it.
             Err(Errno::EXIST) => rustix::fs::unlinkat(&parent, name, AtFlags::empty())?,
             opened => return Ok(opened?),
         }

@@ -1,8 +1,8 @@
 //! Applies the seed: keys at each boot, user data once for each instance.
 //!
-//! What was done is kept in `/var/lib/wisp/user-data.state`, on the guest's own disk: a restart of the same instance does
-//! not run its user data again, a new instance from an image of this disk does. Where the disk cannot be written, keys
-//! and user data go without.
+//! The state is in `/var/lib/wisp/user-data.state`, on the guest's own disk. A restarted instance does not run its
+//! user data again; a new instance from an image of this disk does. If the disk is not writable, neither keys nor user
+//! data are applied.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -27,24 +27,25 @@ use crate::poll::{Interest, poll};
 use crate::protocol::{ExitStatus, UserDataState, UserDataStatus};
 use crate::seed::{MAX_SEED, SEED_PORT, Seed};
 
-/// Where the agent keeps what outlives a boot.
+/// The directory of the agent's persistent state.
 pub const STATE_FOLDER: &str = "/var/lib/wisp";
 const STATE: &str = "user-data.state";
 const SCRIPT: &str = "user-data";
-/// What a script prints goes to the console and to this file.
+/// The log of a script's output, which also goes to the console.
 const LOG: &str = "/var/log/wisp-user-data.log";
 const AUTHORIZED_KEYS: &str = "authorized_keys";
 /// The size of a read of a script's output.
 const BUFFER: usize = 4096;
-/// What is passed on after a script's end at most, in bytes, before the script counts as finished: more than a pipe holds.
+/// The most output to forward after a script's end, in bytes, before it counts as finished. It is more than a pipe
+/// holds.
 const DRAIN_LIMIT: usize = 2 << 20;
 
-/// How far user data has come, for whoever asks.
+/// The state of the user data, shared with connections.
 #[derive(Debug, Default)]
 pub struct UserData(Mutex<UserDataStatus>);
 
 impl UserData {
-    /// How far it is.
+    /// Returns the current state.
     pub fn status(&self) -> UserDataStatus {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -54,7 +55,7 @@ impl UserData {
     }
 }
 
-/// Reads the seed from the host, if it offers one, and applies it; returns when user data has run.
+/// Reads the seed from the host, if there is one, and applies it; returns after the user data has run.
 pub fn apply_seed(children: &Children, user_data: &UserData) {
     let Ok(socket) = listener::connect_to_host(SEED_PORT) else { return };
     let Some(seed) = read_seed(socket) else {
@@ -64,7 +65,7 @@ pub fn apply_seed(children: &Children, user_data: &UserData) {
     apply(children, user_data, &seed);
 }
 
-/// Applies a seed; returns when user data has run.
+/// Applies a seed; returns after the user data has run.
 pub fn apply(children: &Children, user_data: &UserData, seed: &Seed) {
     if let Err(error) = authorize(seed) {
         eprintln!("wisp-init: public keys cannot be put into place: {error}");
@@ -81,7 +82,7 @@ fn read_seed(socket: OwnedFd) -> Option<Seed> {
     Seed::decode(&bytes)
 }
 
-/// Adds the public keys that are not there yet to the default user's `authorized_keys`.
+/// Adds missing public keys to the default user's `authorized_keys`.
 fn authorize(seed: &Seed) -> io::Result<()> {
     if seed.public_keys.is_empty() {
         return Ok(());
@@ -94,7 +95,8 @@ fn authorize(seed: &Seed) -> io::Result<()> {
 /// The longest `authorized_keys`, in bytes.
 const MAX_KEYS: u64 = 1 << 20;
 
-/// Adds keys to `authorized_keys` in the home directory of a user, who may have put links and other files there.
+/// Adds keys to `authorized_keys` in the home directory of a user. The user may have placed links and other files
+/// there.
 fn add_keys(home: &Path, keys: &[String], owner: Owner) -> io::Result<()> {
     let (uid, _) = owner;
     let home_directory = files::open_directory(home)?;
@@ -110,7 +112,7 @@ fn add_keys(home: &Path, keys: &[String], owner: Owner) -> io::Result<()> {
         other => return Err(io::Error::other(format!("~/.ssh belongs to the user {other}, and not to {uid}"))),
     }
     let before = match files::read(&directory, AUTHORIZED_KEYS, MAX_KEYS)? {
-        // The user gets the result, and may have put any file of the system there by a hard link.
+        // The user can read the result. With a hard link, the user could have placed any system file here.
         Some((_, stat)) if stat.st_uid != uid && stat.st_mode & 0o004 == 0 => {
             return Err(io::Error::other(format!("~/.ssh/{AUTHORIZED_KEYS} is not the user's to read")));
         }
@@ -123,7 +125,7 @@ fn add_keys(home: &Path, keys: &[String], owner: Owner) -> io::Result<()> {
     }
 }
 
-/// The lines of an `authorized_keys`, with those of `keys` that it does not have.
+/// Returns the content of `authorized_keys` with the missing lines of `keys` appended.
 fn with_keys(before: &[u8], keys: &[String]) -> Vec<u8> {
     let mut text = before.to_vec();
     for key in keys {
@@ -139,16 +141,16 @@ fn with_keys(before: &[u8], keys: &[String]) -> Vec<u8> {
     text
 }
 
-/// What a boot has to do about user data.
+/// The work of a boot for the user data.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
-    /// It ran, or was stored, at an earlier boot of this instance.
+    /// The user data ran, or was stored, at an earlier boot of this instance.
     Done(UserDataStatus),
-    /// It is this instance's first boot.
+    /// This is the instance's first boot.
     First,
 }
 
-/// Where user data and its output go.
+/// Locations of the user data and its output.
 #[derive(Debug)]
 struct Places {
     /// The directory of the user data and its state.
@@ -182,7 +184,7 @@ fn run_user_data(children: &Children, user_data: &UserData, seed: &Seed, places:
     if !is_script {
         return note(UserDataStatus { state: UserDataState::Stored, exit: None });
     }
-    // Noted before it begins: a script that ends the machine is not begun again.
+    // Recorded before the script starts: a script that ends the machine must not run again.
     note(UserDataStatus { state: UserDataState::Running, exit: None })?;
     let exit = run_script(children, &places.state.join(SCRIPT), places)?.exit_code();
     let state = if exit == 0 { UserDataState::Finished } else { UserDataState::Failed };
@@ -199,7 +201,7 @@ fn step(state: &str, instance_id: &str) -> Step {
     let state = match name {
         Some("stored") => UserDataState::Stored,
         Some("finished") => UserDataState::Finished,
-        // One that was running when the machine ended did not finish.
+        // A script that was running when the machine ended did not finish.
         _ => UserDataState::Failed,
     };
     Step::Done(UserDataStatus { state, exit })
@@ -210,8 +212,8 @@ fn render(instance_id: &str, status: UserDataStatus) -> String {
     format!("{instance_id} {}{exit}\n", status.state.as_str())
 }
 
-/// Runs the script as root and passes on what it prints; returns when the script itself has ended. Processes that it left in
-/// the background may go on writing.
+/// Runs the script as root and forwards its output; returns when the script itself has ended. Its background processes
+/// may keep writing.
 fn run_script(children: &Children, script: &Path, places: &Places) -> io::Result<ExitStatus> {
     let path = CString::new(script.as_os_str().as_encoded_bytes())?;
     let program = Program {
@@ -228,13 +230,13 @@ fn run_script(children: &Children, script: &Path, places: &Places) -> io::Result
     let mut output = ScriptOutput::new(output, places);
     output.pass_on_until(&child);
     if !output.has_ended {
-        // Whoever writes to a pipe that nobody reads any more is killed.
+        // Keep reading: SIGPIPE would kill background processes that write to the pipe.
         let _ = thread::Builder::new().name("user-data".into()).spawn(move || while output.pass_on() {});
     }
     Ok(children.reap(child))
 }
 
-/// Says which interpreter a script has that cannot be started.
+/// Names the interpreter of a script that cannot be started.
 fn explain(error: io::Error, script: &Path) -> io::Error {
     let mut start = Vec::new();
     let read = File::open(script).and_then(|file| file.take(256).read_to_end(&mut start));
@@ -248,11 +250,11 @@ fn explain(error: io::Error, script: &Path) -> io::Error {
     }
 }
 
-/// The pipe of a script's output, and where that goes: the console and the log.
+/// The pipe of a script's output, and its destinations: the console and the log.
 struct ScriptOutput {
     pipe: File,
     sinks: Vec<File>,
-    /// Nobody can write to the pipe any more.
+    /// The pipe has no writer any more.
     has_ended: bool,
 }
 
@@ -263,7 +265,7 @@ impl ScriptOutput {
         Self { pipe: pipe.into(), sinks, has_ended: false }
     }
 
-    /// Passes on what is written until the child has ended, and what the pipe holds then.
+    /// Forwards output until the child has ended, then the rest of the pipe.
     fn pass_on_until(&mut self, child: &Child) {
         let mut left = DRAIN_LIMIT;
         let mut is_running = true;
@@ -284,11 +286,11 @@ impl ScriptOutput {
         }
     }
 
-    /// Waits for output and passes it on; `false` at its end.
+    /// Waits for output and forwards it; returns false at its end.
     fn pass_on(&mut self) -> bool {
         let mut buffer = [0; BUFFER];
         match self.pipe.read(&mut buffer) {
-            // A full disk or a console that is gone is no reason to stop the script.
+            // A full disk or a missing console must not stop the script.
             Ok(count @ 1..) => self.sinks.iter_mut().for_each(|sink| drop(sink.write_all(&buffer[..count]))),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             _ => self.has_ended = true,
@@ -322,7 +324,7 @@ mod tests {
         }
     }
 
-    /// A home directory of whoever runs the tests.
+    /// Creates a home directory of the current user.
     fn home() -> (tempfile::TempDir, Owner) {
         let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         (tempfile::tempdir().unwrap(), own)
@@ -360,7 +362,7 @@ mod tests {
         symlink(system.path(), home.path().join(".ssh")).unwrap();
         add_keys(home.path(), &key("A"), owner).unwrap_err();
         assert!(is_untouched());
-        // The file that is read, and the one that is written.
+        // The file to read, and the file to write.
         fs::remove_file(home.path().join(".ssh")).unwrap();
         fs::create_dir(home.path().join(".ssh")).unwrap();
         let file = home.path().join(".ssh/authorized_keys");
@@ -372,7 +374,7 @@ mod tests {
         add_keys(home.path(), &key("A"), owner).unwrap();
         assert!(is_untouched());
         assert_eq!(fs::read_to_string(&file).unwrap(), "ssh-ed25519 A A\n");
-        // A home that is another user's.
+        // A home directory of another user.
         add_keys(home.path(), &key("B"), (owner.0 + 1, owner.1)).unwrap_err();
         assert_eq!(fs::read_to_string(&file).unwrap(), "ssh-ed25519 A A\n");
     }
@@ -387,7 +389,7 @@ mod tests {
         assert!(error.contains("not a regular file"), "{error}");
     }
 
-    /// Where the user data of a test goes.
+    /// Locations of a test's user data.
     struct Guest {
         folder: tempfile::TempDir,
         children: Children,
@@ -447,7 +449,7 @@ mod tests {
         let finished = UserDataStatus { state: UserDataState::Finished, exit: Some(0) };
         assert_eq!(guest.run(&script, "i-1").unwrap(), finished);
         assert_eq!(fs::read_to_string(&guest.places.log).unwrap(), "said\n");
-        // What it prints now neither ends it nor keeps it waiting.
+        // Later output neither kills the process nor blocks it.
         starting.write_all(b"alive\n").unwrap();
         let [ready] = poll([Some((ending.as_fd(), Interest::Read))], Some(Duration::from_secs(60))).unwrap();
         assert!(ready.read, "the background process has ended early");

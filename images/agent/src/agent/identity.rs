@@ -1,10 +1,10 @@
-//! What only one machine may have: SSH host keys, the machine's id, the seed of its random generator.
+//! Data that must be unique per machine: SSH host keys, the machine id, the random generator's seed.
 //!
-//! The disk of an instance that was made from another's has the other's. The first boot of an instance renews them, before the
-//! guest's own init runs where possible; so does a fork, when it is told who it is. [`STAMP`] remembers for which instance that
-//! was done, so that they stay over later boots.
+//! The disk of an instance that was created from another has the other's data. The first boot of an instance renews
+//! them, if possible before the guest's own init runs. A fork renews them when it receives its new identity. [`STAMP`]
+//! records the instance for which this was done, so that later boots keep the data.
 //!
-//! cloud-init renews SSH host keys itself when it boots as another instance: where it is, a boot leaves them to it.
+//! cloud-init renews SSH host keys when it boots as a new instance. If it is installed, a boot leaves the keys to it.
 
 use std::fs;
 use std::io;
@@ -21,19 +21,21 @@ use super::files;
 use super::first_boot::STATE_FOLDER;
 use super::system;
 
-/// A symbolic link to the id of the instance that the machine has been made: one step, and part of the journal, so that it is
-/// there after a crash if anything is that came after it.
+/// A symbolic link to the id of the instance that the data were made for.
+///
+/// Creating a link is atomic and part of the journal: after a crash it exists if any later change does.
 const STAMP: &str = "instance";
-/// The longest id that is noted.
+/// The longest accepted id.
 const MAX_ID: usize = 32;
 
-/// systemd's and D-Bus' id of the machine (machine-id(5)).
+/// The machine id of systemd and of D-Bus (machine-id(5)).
 const MACHINE_ID: (&str, &str) = ("etc", "machine-id");
 const DBUS_MACHINE_ID: (&str, &str) = ("var/lib/dbus", "machine-id");
-/// The length of an id in digits. A file with anything else in it has no id yet, and the guest's init makes one.
+/// The number of digits of an id. A file with other content has no id yet, and the guest's init creates one.
 const ID_DIGITS: usize = 32;
 
-/// Where systemd, sysvinit, older Alpine, OpenRC and busybox keep what they feed the next boot's random generator.
+/// The files in which systemd, sysvinit, older Alpine, OpenRC and busybox keep a seed for the next boot's random
+/// generator.
 const RANDOM_SEEDS: [&str; 5] = [
     "var/lib/systemd/random-seed",
     "var/lib/urandom/random-seed",
@@ -42,29 +44,29 @@ const RANDOM_SEEDS: [&str; 5] = [
     "var/lib/seedrng/seed.no-credit",
 ];
 
-/// OpenSSH's host keys, and the directory in the guest's state where new ones are made first.
+/// The directory of OpenSSH's host keys, and the directory in the guest's state where new ones are created first.
 const OPENSSH: &str = "etc/ssh";
 const NEW_KEYS: &str = "new-host-keys";
-/// dropbear's.
+/// The directory of dropbear's host keys.
 const DROPBEAR: &str = "etc/dropbear";
-/// The process that takes OpenSSH's connections.
+/// The name of the process that accepts OpenSSH's connections.
 const SSHD: &str = "sshd";
 const SSHD_PID: &str = "/run/sshd.pid";
 
-/// Where cloud-init is, and what switches it off.
+/// cloud-init, and the file that disables it.
 const CLOUD_INIT: &str = "usr/bin/cloud-init";
 const CLOUD_INIT_OFF: &str = "etc/cloud/cloud-init.disabled";
 
-/// When an identity is renewed.
+/// Occasions of a renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// At a boot.
+    /// A boot.
     Boot,
-    /// In a guest that goes on as another instance than it was saved as.
+    /// A guest that is restored as another instance than the one that was saved.
     Resume,
 }
 
-/// Renews the identity of the guest if that was another instance's. Problems are told on the console.
+/// Renews the identity of the guest if it is another instance's. Reports problems on the console.
 pub fn renew(children: &Children, instance_id: &str, moment: Moment) {
     let guest = Guest { root: "/".into(), run: &|argv| system::run(children, argv) };
     if let Err(error) = guest.renew(instance_id, moment) {
@@ -72,12 +74,12 @@ pub fn renew(children: &Children, instance_id: &str, moment: Moment) {
     }
 }
 
-/// Whether cloud-init sets the guest in `root` up.
+/// Returns true if cloud-init configures the guest in `root`.
 pub fn has_cloud_init(root: &Path) -> bool {
     root.join(CLOUD_INIT).exists() && !root.join(CLOUD_INIT_OFF).exists()
 }
 
-/// A guest's files, and how a program is run there; that returns whether it succeeded.
+/// A guest's files, and a function that runs a program there and returns true on success.
 struct Guest<'a> {
     root: PathBuf,
     run: &'a dyn Fn(&[&str]) -> bool,
@@ -116,7 +118,7 @@ impl Guest<'_> {
         let mut new = None;
         for (directory, name) in [MACHINE_ID, DBUS_MACHINE_ID] {
             let Some(directory) = found(files::open_directory(&self.root.join(directory)))? else { continue };
-            // D-Bus' file is mostly a link to the other.
+            // D-Bus' file is usually a link to the other.
             if !is_regular(&directory, name) {
                 continue;
             }
@@ -135,7 +137,8 @@ impl Guest<'_> {
         Ok(())
     }
 
-    /// New keys are made before the old ones go: a guest that cannot make any keeps what it has, and says so.
+    /// Replaces the OpenSSH host keys. New keys are created before the old ones are removed: a guest that cannot
+    /// create keys keeps the old ones and reports it.
     fn renew_openssh_keys(&self, state: &Path) -> io::Result<()> {
         let directory = self.root.join(OPENSSH);
         let old = names(&directory, |name| name.starts_with("ssh_host_") && name.contains("_key"))?;
@@ -159,14 +162,14 @@ impl Guest<'_> {
         for name in &new {
             fs::rename(made.join(name), directory.join(name))?;
         }
-        // Certificates, and kinds that are not made any more.
+        // Certificates, and key types that are no longer created.
         for name in old.iter().filter(|name| !new.contains(name)) {
             remove(&directory.join(name))?;
         }
         remove_all(&prefix)
     }
 
-    /// Where there is no `dropbearkey`, the server makes what it lacks (`-R`).
+    /// Replaces dropbear's host keys. Without `dropbearkey` the server creates missing keys itself (`-R`).
     fn renew_dropbear_keys(&self) -> io::Result<()> {
         let directory = self.root.join(DROPBEAR);
         for name in names(&directory, |name| name.starts_with("dropbear_") && name.ends_with("_host_key"))? {
@@ -178,7 +181,7 @@ impl Guest<'_> {
     }
 }
 
-/// Notes for which instance all is new now.
+/// Records the instance that the identity was renewed for.
 fn note(state: &Path, stamp: &Path, instance_id: &str) -> io::Result<()> {
     match symlink(instance_id, stamp) {
         Ok(()) => return Ok(()),
@@ -195,7 +198,7 @@ fn note(state: &Path, stamp: &Path, instance_id: &str) -> io::Result<()> {
     fs::rename(&temporary, stamp)
 }
 
-/// A random id, with the bits that say so (machine-id(5)).
+/// Returns a random id with the version and variant bits of a UUID (machine-id(5)).
 fn random_id() -> io::Result<String> {
     let mut bytes = [0; 16];
     getrandom(&mut bytes, GetRandomFlags::empty())?;
@@ -204,7 +207,7 @@ fn random_id() -> io::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Has a running OpenSSH server read its keys anew.
+/// Makes a running OpenSSH server reload its keys.
 fn reload_sshd() {
     let Some(pid) = fs::read_to_string(SSHD_PID).ok().and_then(|text| text.trim().parse::<i32>().ok()) else { return };
     let is_sshd = fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == SSHD);
@@ -213,7 +216,7 @@ fn reload_sshd() {
     }
 }
 
-/// The names in a directory that are chosen; none where it does not exist.
+/// Returns the chosen names in a directory, or none if it does not exist.
 fn names(directory: &Path, is_chosen: impl Fn(&str) -> bool) -> io::Result<Vec<String>> {
     let Some(entries) = found(fs::read_dir(directory))? else { return Ok(Vec::new()) };
     let mut names = Vec::new();
@@ -240,7 +243,7 @@ fn remove_all(path: &Path) -> io::Result<()> {
     found(fs::remove_dir_all(path)).map(drop)
 }
 
-/// What there is; nothing if it does not exist.
+/// Returns `None` for a file that does not exist.
 fn found<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
     match outcome {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
@@ -256,11 +259,11 @@ mod tests {
 
     const OLD_ID: &str = "0123456789abcdef0123456789abcdef";
 
-    /// The files of a guest, and what was run in it.
+    /// The files of a guest, and the programs run in it.
     struct Root {
         folder: tempfile::TempDir,
         ran: RefCell<Vec<String>>,
-        /// Whether `ssh-keygen` is there and works.
+        /// True if `ssh-keygen` is installed and works.
         makes_keys: bool,
     }
 
@@ -332,7 +335,7 @@ mod tests {
         assert_eq!(ran, ["ssh-keygen -A -f /var/lib/wisp/new-host-keys", dropbearkey]);
         assert!(!root.path("var/lib/wisp/new-host-keys").exists());
 
-        // The same instance, at its next boot.
+        // The next boot of the same instance.
         fs::write(root.path("etc/ssh/ssh_host_ed25519_key"), "its own").unwrap();
         fs::write(root.path("var/lib/systemd/random-seed"), "its own").unwrap();
         root.renew("i-1", Moment::Boot).unwrap();
@@ -340,7 +343,7 @@ mod tests {
         assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "its own");
         assert_eq!(root.read("var/lib/systemd/random-seed"), "its own");
 
-        // Another, made from it.
+        // Another instance, created from the first.
         root.renew("i-2", Moment::Resume).unwrap();
         assert_ne!(root.read("etc/machine-id"), id);
         assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "new");
@@ -366,10 +369,10 @@ mod tests {
         root.renew("i-1", Moment::Boot).unwrap();
         assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "old");
         assert_ne!(root.read("etc/machine-id").trim(), OLD_ID);
-        // A fork goes on without a boot.
+        // A fork resumes without a boot.
         root.renew("i-2", Moment::Resume).unwrap();
         assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "new");
-        // Switched off, it does nothing.
+        // A disabled cloud-init does nothing.
         let root = full();
         for file in ["usr/bin/cloud-init", "etc/cloud/cloud-init.disabled"] {
             fs::create_dir_all(root.path(file).parent().unwrap()).unwrap();

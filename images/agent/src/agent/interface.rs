@@ -1,4 +1,4 @@
-//! Setting the network interface, without a program.
+//! Configuration of the network interface, without external programs.
 
 use std::ffi::CStr;
 use std::fs;
@@ -14,28 +14,30 @@ use super::netlink::Requests;
 use super::resolver;
 use crate::network::Network;
 
-/// The interface of the only network device, as the kernel names it.
+/// The kernel's name for the only network device's interface.
 const NAME: &CStr = c"eth0";
-/// The number of `lo`, in every network (`LOOPBACK_IFINDEX`, linux/include/net/flow.h).
+/// The index of `lo` in every network namespace (`LOOPBACK_IFINDEX`, linux/include/net/flow.h).
 const LOOPBACK_INDEX: u32 = 1;
 /// The interface's flags.
 const FLAGS: &str = "/sys/class/net/eth0/flags";
 
-/// Whether the interface makes itself a link-local IPv6 address, from its Ethernet address; it does so when that is written
-/// (linux/Documentation/networking/ip-sysctl.rst, "addr_gen_mode"). By netlink, it would be remembered, and no more.
+/// The mode for the link-local IPv6 address, which the interface generates from its Ethernet address when this file is
+/// written (linux/Documentation/networking/ip-sysctl.rst, "addr_gen_mode"). Netlink would only store the mode.
 const ADDRESS_GENERATION: &str = "/proc/sys/net/ipv6/conf/eth0/addr_gen_mode";
 const FROM_ETHERNET_ADDRESS: &str = "0";
 const NO_ADDRESS: &str = "1";
 
-/// The number of the interface that [`bring_up`] has left without an address; zero if there is none, or it has one since. To
-/// ask the kernel for both is two sockets, made and gone: a tenth of what a saved guest does before it is ready.
+/// The index of the interface that [`bring_up`] left without an address, or zero.
+///
+/// Asking the kernel for the index and the address takes two sockets, a tenth of the time that a restored guest needs
+/// to become ready.
 static WITHOUT_ADDRESS: AtomicU32 = AtomicU32::new(0);
 
-/// Brings the interface up without any address, for a guest that is saved before it is told who it is: its receive buffers
-/// need not be laid out when it goes on.
+/// Brings the interface up without an address, for a guest that is saved before it has an identity. Its receive
+/// buffers are then already set up when it resumes.
 ///
 /// # Errors
-/// The first that the kernel answered.
+/// The first error that the kernel reports.
 pub fn bring_up() -> io::Result<()> {
     let index = index()?;
     fs::write(ADDRESS_GENERATION, NO_ADDRESS)?;
@@ -46,21 +48,20 @@ pub fn bring_up() -> io::Result<()> {
     Ok(())
 }
 
-/// Brings `lo` up; the kernel gives it 127.0.0.1 by itself.
+/// Brings `lo` up. The kernel assigns 127.0.0.1 itself.
 ///
 /// # Errors
-/// What the kernel answered.
+/// The error that the kernel reports.
 pub fn bring_up_loopback() -> io::Result<()> {
     let mut requests = Requests::default();
     requests.add(libc::RTM_NEWLINK, 0, &link(LOOPBACK_INDEX, UP));
     requests.send()
 }
 
-/// Gives the interface its addresses, its router and its MTU, and brings it up. An address and a router that it had before
-/// are gone.
+/// Sets the interface's addresses, router and MTU, and brings it up. Replaces an earlier address and router.
 ///
 /// # Errors
-/// The first that the kernel answered; the others were tried, too.
+/// The first error that the kernel reports. It still tries the other requests.
 pub fn configure(network: &Network) -> io::Result<()> {
     let (index, before) = match WITHOUT_ADDRESS.swap(0, Ordering::Relaxed) {
         0 => (index()?, address()?),
@@ -92,32 +93,32 @@ pub fn configure(network: &Network) -> io::Result<()> {
     requests.send()
 }
 
-/// Has the interface make itself a link-local IPv6 address, if it was not to before.
+/// Makes the interface generate a link-local IPv6 address, if it was disabled.
 ///
 /// # Errors
-/// Why the kernel could not be told.
+/// The error of the write to the kernel.
 pub fn generate_link_local_address() -> io::Result<()> {
     fs::write(ADDRESS_GENERATION, FROM_ETHERNET_ADDRESS)
 }
 
-/// Configures the interface and where names are looked up, for a guest whose own init may do neither. What that does later
-/// takes the place of this.
+/// Configures the interfaces and name resolution, for a guest whose own init may do neither. Later configuration by
+/// the guest's init replaces this.
 ///
 /// # Errors
-/// The first; the rest was tried, too.
+/// The first error. The other steps are still tried.
 pub fn configure_all(network: &Network) -> io::Result<()> {
     let outcomes = [bring_up_loopback(), configure(network), resolver::configure(network)];
     outcomes.into_iter().collect()
 }
 
-/// Whether something in the guest has the interface in hand: it is up, or one of the daemons runs that bring interfaces up.
+/// Returns true if the guest manages the interface: it is up, or a daemon that brings interfaces up is running.
 #[must_use]
 pub fn is_managed() -> bool {
     const DAEMONS: [&str; 2] = ["/run/systemd/netif/state", "/run/NetworkManager"];
     DAEMONS.iter().any(|path| Path::new(path).exists()) || is_up(&fs::read_to_string(FLAGS).unwrap_or_default())
 }
 
-/// Whether an interface's flags, as the kernel prints them, say that it is up.
+/// Returns true if an interface's flags, as printed by the kernel, include `IFF_UP`.
 fn is_up(flags: &str) -> bool {
     let digits = flags.trim().trim_start_matches("0x");
     u32::from_str_radix(digits, 16).is_ok_and(|flags| flags & UP != 0)
@@ -131,7 +132,7 @@ struct Address {
 }
 
 impl Address {
-    /// `struct ifaddrmsg` (rtnetlink(7)): family, prefix, flags, scope, interface.
+    /// Returns a `struct ifaddrmsg` (rtnetlink(7)): family, prefix, flags, scope, interface.
     fn body(self, index: u32) -> [u8; 8] {
         let [a, b, c, d] = index.to_ne_bytes();
         [libc::AF_INET as u8, self.prefix_length, 0, libc::RT_SCOPE_UNIVERSE, a, b, c, d]
@@ -142,10 +143,11 @@ impl Address {
     }
 }
 
-/// `IFF_UP`, among an interface's flags.
+/// `IFF_UP`, one of an interface's flags.
 const UP: u32 = libc::IFF_UP as u32;
 
-/// `struct rtmsg` (rtnetlink(7)): family, prefixes, type of service, table, protocol, scope, type, flags: the default route.
+/// The default route as a `struct rtmsg` (rtnetlink(7)): family, prefixes, type of service, table, protocol, scope,
+/// type, flags.
 const DEFAULT_ROUTE: [u8; 12] = [
     libc::AF_INET as u8,
     0,
@@ -161,7 +163,7 @@ const DEFAULT_ROUTE: [u8; 12] = [
     0,
 ];
 
-/// `struct ifinfomsg` (rtnetlink(7)): family, type, index, flags, which of them are to change.
+/// Returns a `struct ifinfomsg` (rtnetlink(7)): family, type, index, flags, mask of the flags to change.
 fn link(index: u32, flags: u32) -> [u8; 16] {
     let mut body = [0; 16];
     body[4..8].copy_from_slice(&index.to_ne_bytes());
@@ -178,7 +180,7 @@ fn index() -> io::Result<u32> {
     }
 }
 
-/// The interface's first address, if it has one.
+/// Returns the interface's first address, if it has one.
 fn address() -> io::Result<Option<Address>> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let ask = |request: libc::c_ulong| {

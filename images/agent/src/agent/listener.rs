@@ -1,4 +1,4 @@
-//! The vsock socket the agent listens on.
+//! The agent's listening vsock socket.
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::{AGENT_PORT, PRIVILEGED_PORTS};
 
-/// How many connections may wait to be accepted.
+/// The number of connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
 
-/// A listening vsock socket that takes connections from the host only.
+/// A listening vsock socket that accepts connections only from the host.
 ///
-/// A guest with vsock's loopback transport could otherwise let any of its users ask the agent, which
-/// runs as root, to run a command.
+/// In a guest with vsock's loopback transport, any user could otherwise ask the agent, which runs as root, to run a
+/// command.
 #[derive(Debug)]
 pub struct Listener {
     socket: OwnedFd,
@@ -22,7 +22,7 @@ impl Listener {
     /// Listens on [`AGENT_PORT`].
     ///
     /// # Errors
-    /// `EAFNOSUPPORT` where the kernel has no vsock; `EADDRINUSE` where an agent runs already.
+    /// `EAFNOSUPPORT` if the kernel has no vsock; `EADDRINUSE` if an agent is already running.
     pub fn bind() -> io::Result<Self> {
         let socket = new_socket()?;
         bind(&socket, AGENT_PORT)?;
@@ -31,10 +31,10 @@ impl Listener {
         Ok(Self { socket })
     }
 
-    /// Waits for a connection. `None` for one that is not from the host, or was gone again.
+    /// Waits for a connection. Returns `None` if it is not from the host or was already closed.
     ///
     /// # Errors
-    /// Where no connection can be taken, for now or for ever.
+    /// Fails if no connection can be accepted, temporarily or permanently.
     pub fn accept(&self) -> io::Result<Option<OwnedFd>> {
         // SAFETY: all zeroes is a valid address.
         let mut address: libc::sockaddr_vm = unsafe { MaybeUninit::zeroed().assume_init() };
@@ -45,7 +45,7 @@ impl Listener {
         };
         match check(fd) {
             Ok(fd) => {
-                // SAFETY: the descriptor is new and nobody else's.
+                // SAFETY: the descriptor is new and has no other owner.
                 let connection = unsafe { OwnedFd::from_raw_fd(fd) };
                 Ok((address.svm_cid == libc::VMADDR_CID_HOST).then_some(connection))
             }
@@ -60,7 +60,7 @@ impl Listener {
 /// Connects to a vsock port of the host, from a privileged port of the guest.
 ///
 /// # Errors
-/// `ECONNRESET` where the host offers nothing on that port; `EACCES` without the right to a privileged port.
+/// `ECONNRESET` if the host does not serve the port; `EACCES` without the right to a privileged port.
 pub fn connect_to_host(port: u32) -> io::Result<OwnedFd> {
     let socket = new_socket()?;
     bind_privileged(&socket)?;
@@ -76,7 +76,7 @@ pub fn connect_to_host(port: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Binds the socket to a privileged port that nobody has: the highest.
+/// Binds the socket to the highest free privileged port.
 fn bind_privileged(socket: &OwnedFd) -> io::Result<()> {
     for port in PRIVILEGED_PORTS.rev() {
         match bind(socket, port) {
@@ -99,7 +99,7 @@ fn bind(socket: &OwnedFd, port: u32) -> io::Result<()> {
 fn new_socket() -> io::Result<OwnedFd> {
     // SAFETY: a call without pointers.
     let fd = check(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -113,7 +113,7 @@ fn address(cid: u32, port: u32) -> libc::sockaddr_vm {
 }
 
 impl AsFd for Listener {
-    /// Readable when a connection waits.
+    /// Readable when a connection is waiting.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -1,8 +1,8 @@
 //! The guest's end: serves connections from the host, one operation each.
 //!
-//! [`Agent::serve`] takes any connected stream socket and returns when it is done with it; whoever
-//! accepts connections gives each a thread of its own. A fault on a connection ends that connection.
-//! The agent trusts the host, which owns the guest anyway; it accepts nobody else (see [`Listener`]).
+//! [`Agent::serve`] takes any connected stream socket and returns when the operation is complete. The caller gives
+//! each connection its own thread. A fault on a connection ends that connection. The agent trusts the host, which
+//! controls the guest anyway. It accepts no other peer (see [`Listener`]).
 
 mod children;
 mod environment;
@@ -40,10 +40,10 @@ pub use users::User;
 use crate::protocol::{Connection, ProtocolError, ToGuest, ToHost};
 use crate::tree::{self, Entry, Holes, Links, TreeError, TreeWriter};
 
-/// What all connections share.
+/// The state that all connections share.
 #[derive(Debug)]
 pub struct Agent {
-    /// The commands that run, and who takes their exit status.
+    /// The running commands.
     pub children: Children,
     user_data: UserData,
     is_init: bool,
@@ -52,25 +52,25 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent; `is_init` where this process is the guest's first one, which adopts orphans and
-    /// is asked, by its signals, to stop the guest.
+    /// Creates an agent. `is_init` is true if this process is the guest's first one, which adopts orphans and stops
+    /// the guest when it gets the corresponding signals.
     #[must_use]
     pub fn new(is_init: bool) -> Self {
         Self { children: Children::new(is_init), user_data: UserData::default(), is_init, identity: Mutex::default() }
     }
 
-    /// Waits until no renewal of the guest's identity is going on, and keeps one from beginning.
+    /// Waits for a renewal of the guest's identity to finish, and blocks further ones.
     pub fn hold_identity(&self) -> MutexGuard<'_, ()> {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether this process is the guest's first one.
+    /// Returns true if this process is the guest's first one.
     #[must_use]
     pub fn is_init(&self) -> bool {
         self.is_init
     }
 
-    /// Applies what the host tells a new instance, if it tells anything; returns when its user data has run.
+    /// Applies the host's seed, if there is one; returns after its user data has run.
     pub fn apply_seed(&self) {
         first_boot::apply_seed(&self.children, &self.user_data);
     }
@@ -78,12 +78,12 @@ impl Agent {
     /// Serves one connection to its end.
     ///
     /// # Errors
-    /// What was wrong with the connection. The other end has been told, where it could be.
+    /// The fault of the connection. It has been reported to the other end if possible.
     pub fn serve(&self, socket: OwnedFd) -> Result<(), ProtocolError> {
         let mut connection = Connection::new(socket);
         let outcome = connection.greet().and_then(|()| self.operate(&mut connection));
         match &outcome {
-            // Nobody is there to be told.
+            // The peer is gone, so there is no one to report to.
             Ok(()) | Err(ProtocolError::Closed | ProtocolError::Truncated | ProtocolError::Io(_)) => {}
             Err(error) => {
                 let _ = connection.writer.send(&ToHost::Failed(error.to_string()));
@@ -94,7 +94,7 @@ impl Agent {
 
     fn operate(&self, connection: &mut Connection) -> Result<(), ProtocolError> {
         let request = match connection.reader.receive() {
-            // A host that only looks whether the agent is there.
+            // The host only checked that the agent is running.
             Err(ProtocolError::Closed) => return Ok(()),
             request => request?,
         };
@@ -113,7 +113,7 @@ impl Agent {
                 Err(error) => ToHost::Failed(format!("cannot set the host name to {name:?}: {error}")),
             }),
             ToGuest::Shutdown { reboot } => {
-                // Before it begins: afterwards there may be nobody to answer.
+                // Answer first: the connection may not survive the shutdown.
                 connection.writer.send(&ToHost::Done)?;
                 system::shut_down(&self.children, self.is_init, reboot);
                 Ok(())
@@ -129,7 +129,7 @@ impl Agent {
     }
 }
 
-/// A path of the host's for this guest: a relative one starts at the agent's home, as scp's do.
+/// Resolves a path from the host. A relative one starts at the agent's home directory, as in scp.
 fn from_home(path: &OsStr) -> PathBuf {
     Path::new(&User::own().home).join(path)
 }
@@ -148,7 +148,7 @@ fn write_tree(connection: &mut Connection, destination: &Path) -> Result<(), Pro
     connection.writer.send(&ToHost::Copied(tree.summary()))
 }
 
-/// Reads on until the host has seen the answer and leaves: to close earlier could cost it the answer.
+/// Reads the rest of the tree until the host disconnects. Closing earlier could lose the answer.
 fn pass_over_tree(connection: &mut Connection) -> Result<(), ProtocolError> {
     loop {
         match connection.reader.receive() {
@@ -163,7 +163,7 @@ fn read_tree(connection: &mut Connection, source: &Path, holes: Holes) -> Result
     let writer = &mut connection.writer;
     let sent = tree::send(source, Links::Follow, holes, &mut |entry| {
         writer.queue(&ToHost::Tree(entry))?;
-        // Small entries share a system call.
+        // Batch small entries into one system call.
         if writer.pending() >= crate::protocol::MAX_DATA { Ok(writer.flush()?) } else { Ok(()) }
     });
     match sent {

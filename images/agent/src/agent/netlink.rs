@@ -1,16 +1,16 @@
 //! Requests to the kernel's routing netlink (rtnetlink(7)): several in one message, each with its attributes.
 //!
-//! Many changes of an interface are one system call, and the kernel tells nobody of what is between them: an emulated kernel
-//! takes milliseconds for each that netdevice(7)'s requests would need.
+//! One system call makes several changes to an interface, and the kernel announces no intermediate state. Under
+//! software KVM, each call that netdevice(7) would need takes milliseconds.
 
 use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
-/// `struct nlmsghdr` (netlink(7)): length, type, flags, sequence number, sender.
+/// The size of `struct nlmsghdr` (netlink(7)): length, type, flags, sequence number, sender.
 const HEADER: usize = 16;
-/// All is aligned to so many bytes.
+/// The alignment of all parts, in bytes.
 const ALIGNMENT: usize = 4;
 
 /// Requests that are sent together.
@@ -20,7 +20,7 @@ pub struct Requests {
     count: usize,
 }
 
-/// One of them, to which attributes are added.
+/// One request, to which attributes can be added.
 #[derive(Debug)]
 pub struct Request<'a> {
     bytes: &'a mut Vec<u8>,
@@ -28,7 +28,7 @@ pub struct Request<'a> {
 }
 
 impl Requests {
-    /// Adds a request of a `kind` (`RTM_...`), with `flags` (`NLM_F_...`) and the `body` that belongs to the kind.
+    /// Adds a request of a `kind` (`RTM_...`), with `flags` (`NLM_F_...`) and the `body` of that kind.
     pub fn add(&mut self, kind: u16, flags: libc::c_int, body: &[u8]) -> Request<'_> {
         let start = self.bytes.len();
         let flags = flags as u16 | libc::NLM_F_REQUEST as u16;
@@ -44,15 +44,15 @@ impl Requests {
         request
     }
 
-    /// Sends them, and waits until the kernel is through.
+    /// Sends the requests and waits until the kernel has processed them.
     ///
     /// # Errors
-    /// The first that the kernel answered; the others were tried, too.
+    /// The first error that the kernel reports. It still tries the other requests.
     pub fn send(self) -> io::Result<()> {
         // Protocol 0 of these sockets is `NETLINK_ROUTE`.
         let socket: OwnedFd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
         send(&socket, &self.bytes, SendFlags::empty())?;
-        // The kernel has done all before it comes back, and answers where something went wrong only.
+        // The kernel processes all requests during the send, and only answers on errors.
         let mut answer = [0; 512];
         match recv(&socket, &mut answer[..], RecvFlags::DONTWAIT) {
             Ok((count, _)) => refusal(&answer[..count]).map_or(Ok(()), Err),
@@ -62,7 +62,7 @@ impl Requests {
     }
 }
 
-/// The error in the kernel's first answer, if it is one: `struct nlmsgerr` after the header, a negative error number.
+/// Returns the error in the kernel's first answer: a `struct nlmsgerr` after the header, with a negative error number.
 fn refusal(answer: &[u8]) -> Option<io::Error> {
     let kind = u16::from_ne_bytes(*answer.get(4..)?.first_chunk()?);
     let error = i32::from_ne_bytes(*answer.get(HEADER..)?.first_chunk()?);
@@ -72,7 +72,7 @@ fn refusal(answer: &[u8]) -> Option<io::Error> {
 impl Request<'_> {
     /// Adds an attribute.
     pub fn attribute(&mut self, kind: u16, value: &[u8]) -> &mut Self {
-        // `struct rtattr` (rtnetlink(7)): length, type, value; the next is aligned.
+        // `struct rtattr` (rtnetlink(7)): length, type, value. The next one is aligned.
         let length = (ALIGNMENT + value.len()) as u16;
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
@@ -82,7 +82,7 @@ impl Request<'_> {
         self
     }
 
-    /// Writes down the length as it is now.
+    /// Updates the request's length.
     fn end(&mut self) {
         let length = (self.bytes.len() - self.start) as u32;
         self.bytes[self.start..self.start + 4].copy_from_slice(&length.to_ne_bytes());
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn the_kernel_s_refusal_is_an_error() {
-        // Loopback has no such address to lose; whoever asks: without a right to it, that is what is refused.
+        // Loopback has no such address to remove. Without privileges, the kernel refuses the request itself.
         let mut requests = Requests::default();
         let body = [&[libc::AF_INET as u8, 8, 0, 0][..], &1_u32.to_ne_bytes()].concat();
         requests.add(libc::RTM_DELADDR, 0, &body).attribute(libc::IFA_LOCAL, &[127, 9, 8, 7]);

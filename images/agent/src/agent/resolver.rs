@@ -1,4 +1,4 @@
-//! `/etc/resolv.conf`, in a guest where nothing else writes it.
+//! `/etc/resolv.conf`, in a guest where no other program writes it.
 
 use std::fs;
 use std::io;
@@ -8,24 +8,24 @@ use std::path::{Component, Path, PathBuf};
 use super::files;
 use crate::network::Network;
 
-/// The resolver's configuration, in the root.
+/// The directory of the resolver's configuration, in the root.
 const DIRECTORY: &str = "etc";
 const FILE: &str = "resolv.conf";
-/// The file that an image links to which leaves the configuration to the agent.
+/// The link target by which an image leaves the configuration to the agent.
 const RESOLVER: &str = "run/resolv.conf";
-/// Files below it are of this boot only: links lead there that somebody fills in at each boot.
+/// The directory whose files last for one boot. Links into it are normally filled in at each boot.
 const VOLATILE: &str = "run";
-/// The domain that names are looked for in, as in EC2's us-east-1.
+/// The search domain, as in EC2's us-east-1.
 const DOMAIN: &str = "ec2.internal";
-/// Begins what the agent wrote, which it writes again when its network is another.
+/// The first line of a file that the agent wrote. The agent rewrites such a file when the network changes.
 const MARK: &str = "# Written by wisp-init, as the image left it empty.\n";
-/// The longest file that is looked at, in bytes.
+/// The longest configuration to read, in bytes.
 const LIMIT: u64 = 64 << 10;
 
-/// Says where names are looked up, unless the guest's own configuration does.
+/// Configures name resolution, unless the guest has its own configuration.
 ///
 /// # Errors
-/// Why it could not be written.
+/// The error of writing the file.
 pub fn configure(network: &Network) -> io::Result<()> {
     configure_in(Path::new("/"), network)
 }
@@ -48,14 +48,14 @@ fn configure_in(root: &Path, network: &Network) -> io::Result<()> {
             let directory = files::open_directory(&root.join(DIRECTORY))?;
             files::replace(directory, FILE, format!("{MARK}{text}").as_bytes(), 0o644, None)
         }
-        // It is no link.
+        // EINVAL: the file is not a link.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             let directory = files::open_directory(&root.join(DIRECTORY))?;
             let content = files::read(&directory, FILE, LIMIT)?.map(|(content, _)| content).unwrap_or_default();
             if !is_ours(Ok(content))? {
                 return Ok(());
             }
-            // Written in place, as it may be a mount point.
+            // Written in place, because it may be a mount point.
             let mut options = fs::OpenOptions::new();
             let mut file = options.write(true).truncate(true).custom_flags(libc::O_NOFOLLOW).open(&path)?;
             io::Write::write_all(&mut file, format!("{MARK}{text}").as_bytes())
@@ -64,7 +64,7 @@ fn configure_in(root: &Path, network: &Network) -> io::Result<()> {
     }
 }
 
-/// Whether a configuration is the agent's to write: it is missing, says nothing, or was written by the agent.
+/// Returns true if the agent may write a configuration: it is missing, has no entries, or was written by the agent.
 fn is_ours(content: io::Result<Vec<u8>>) -> io::Result<bool> {
     let content = match content {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
@@ -75,7 +75,7 @@ fn is_ours(content: io::Result<Vec<u8>>) -> io::Result<bool> {
     Ok(is_empty || content.starts_with(MARK.as_bytes()))
 }
 
-/// The path in `root` that a link in `/etc` leads to; nothing if it leads out of the root.
+/// Returns the path in `root` of a link in `/etc`, or `None` if the link leaves the root.
 fn linked(root: &Path, target: &Path) -> Option<PathBuf> {
     let mut parts: Vec<&std::ffi::OsStr> = if target.is_absolute() { vec![] } else { vec![DIRECTORY.as_ref()] };
     for component in target.components() {
@@ -119,7 +119,7 @@ mod tests {
             configure_in(root.path(), &network("10.0.0.2")).unwrap();
             assert!(fs::read_to_string(&path).unwrap().ends_with("nameserver 10.0.0.2\n"));
         }
-        // Not even the directory is there.
+        // Not even the directory exists.
         let root = tempfile::tempdir().unwrap();
         configure_in(root.path(), &network("172.31.0.2")).unwrap();
         assert!(root.path().join("etc/resolv.conf").exists());

@@ -1,5 +1,4 @@
-//! What a guest that was saved has to learn before anything else is asked of it: the time, randomness of its own, and who
-//! it is now.
+//! Updates a restored guest before it serves any request: the time, fresh randomness and its identity.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -20,13 +19,13 @@ const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
 /// `struct rand_pool_info` (linux/include/uapi/linux/random.h).
 #[repr(C)]
 struct RandomPool {
-    /// How many bits of the buffer nobody knows.
+    /// The entropy of the buffer, in bits.
     entropy_bits: libc::c_int,
     size: libc::c_int,
     buffer: [u8; 32],
 }
 
-/// A connection that breaks when the guest goes on after it was saved, and what is needed then.
+/// A connection that breaks when the guest is restored, and the devices needed then.
 #[derive(Debug)]
 pub struct Sentinel {
     socket: OwnedFd,
@@ -35,7 +34,7 @@ pub struct Sentinel {
 }
 
 impl Sentinel {
-    /// Connects; nothing where the host has no such thing.
+    /// Connects; returns `None` if the host does not serve the port.
     #[must_use]
     pub fn connect() -> Option<Self> {
         let socket = listener::connect_to_host(SENTINEL_PORT).ok()?;
@@ -43,13 +42,13 @@ impl Sentinel {
         Some(Self { socket, ports: device("/dev/port").ok()?, random: device("/dev/urandom").ok()? })
     }
 
-    /// The connection broke: brings the guest up to date if it was saved, and says so to the monitor. Returns whether there is
-    /// a seed to be applied.
+    /// Handles the broken connection: updates the guest if it was restored, and notifies the VMM. Returns true if
+    /// there is a seed to apply.
     pub fn resume(&self, agent: &Agent) -> bool {
         let mut bytes = [0; RESUMED_PORTS];
         let read = rustix::io::pread(&self.ports, &mut bytes[..], RESUMED_PORT.into());
         let Some(resumed) = read.ok().and_then(|count| Resumed::decode(&bytes[..count])) else { return false };
-        // First: what runs already may draw random numbers at any time.
+        // First, because running processes may draw random numbers at any time.
         if let Some(entropy) = &resumed.entropy
             && let Err(error) = self.reseed(entropy)
         {
@@ -63,7 +62,7 @@ impl Sentinel {
         {
             eprintln!("wisp-init: cannot set the host name to {name:?}: {error}");
         }
-        // Before it can be reached at its address, where it must not show another's host key.
+        // Locked before the guest is reachable at its address, where it must not show another instance's host key.
         let renewal = resumed.instance_id.as_deref().map(|id| (id, agent.hold_identity()));
         if let Some(network) = &resumed.network {
             if let Err(error) = interface::configure(network) {
@@ -76,12 +75,12 @@ impl Sentinel {
             }
         }
         let _ = rustix::io::pwrite(&self.ports, &[MARK_AGENT_READY], BOOT_TIMER_PORT.into());
-        // Connections are taken by this thread, after this: the host need not wait for it to begin one.
+        // This thread also accepts connections, after this, so the host need not wait for the renewal.
         if let Some((instance_id, identity)) = renewal {
             identity::renew(&agent.children, instance_id, Moment::Resume);
             drop(identity);
         }
-        // No network of Wisp's goes by it, so nobody need wait for it.
+        // Last, because Wisp's networks do not use this address.
         if resumed.network.is_some()
             && let Err(error) = interface::generate_link_local_address()
         {
@@ -90,7 +89,7 @@ impl Sentinel {
         resumed.seed
     }
 
-    /// Has the kernel's generator forget what a copy of this guest knows, too.
+    /// Reseeds the kernel's generator, whose state copies of this guest share.
     fn reseed(&self, entropy: &[u8; 32]) -> io::Result<()> {
         let size = entropy.len() as libc::c_int;
         let pool = RandomPool { entropy_bits: size * 8, size, buffer: *entropy };
@@ -107,7 +106,7 @@ impl Sentinel {
 }
 
 impl AsFd for Sentinel {
-    /// Readable when it broke.
+    /// Readable when the connection breaks.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

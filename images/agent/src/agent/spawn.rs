@@ -1,11 +1,12 @@
-//! Starts a process in a session of its own, by `clone(CLONE_VM | CLONE_VFORK)` and `execve`.
+//! Starts a process in a new session, with `clone(CLONE_VM
+//! CLONE_VFORK)` and `execve`.
 //!
-//! As with vfork, the child shares the agent's memory until its exec, and the thread that starts it
-//! waits: no page table is copied. Under software KVM a fork of even this process costs tens of
-//! milliseconds. `posix_spawn` works the same way, but glibc's child first asks for and sets the
-//! action of every signal, which is 120 system calls and there as slow as a fork.
+//! As with vfork, the child shares the agent's memory until its exec while the parent thread waits, so no page table
+//! is copied. Under software KVM a fork of even this process costs tens of milliseconds. `posix_spawn` works the same
+//! way, but glibc's child first reads and sets the action of every signal. Those 120 system calls are as slow there as
+//! a fork.
 //!
-//! The child takes a terminal as its controlling one by opening it as the leader of a new session.
+//! The child acquires its controlling terminal by opening it as the leader of a new session.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -15,35 +16,35 @@ use std::ptr;
 
 use rustix::process::Pid;
 
-/// The child's stack until its exec: a few calls deep, and a dynamic linker's look-ups in tests.
+/// The child's stack size until its exec: a few calls deep, and in tests a dynamic linker's lookups.
 const STACK_BYTES: usize = 64 * 1024;
 
-/// What to execute.
+/// A program to execute.
 #[derive(Debug)]
 pub struct Program {
     /// The file.
     pub path: CString,
-    /// Its arguments, the program's name first.
+    /// The arguments, starting with the program's name.
     pub argv: Vec<CString>,
-    /// Its environment, as `name=value`.
+    /// The environment, as `name=value`.
     pub env: Vec<CString>,
-    /// Its working directory; else the agent's.
+    /// The working directory. The default is the agent's.
     pub cwd: Option<CString>,
 }
 
 /// A process's standard input, output and error.
 #[derive(Debug, Clone, Copy)]
 pub enum Stdio<'a> {
-    /// These three descriptors, none of which is below 3.
+    /// Three descriptors, all above 2.
     Descriptors([BorrowedFd<'a>; 3]),
-    /// This terminal for all three, and as the controlling terminal.
+    /// A terminal for all three streams, which becomes the controlling terminal.
     Terminal(&'a CStr),
 }
 
-/// Starts the program as the leader of a new session, with no signal blocked, and SIGPIPE not ignored.
+/// Starts the program as the leader of a new session, with no signal blocked and SIGPIPE not ignored.
 ///
 /// # Errors
-/// What kept it from being executed: `ENOENT` for the file, its interpreter or its working directory.
+/// The reason that it could not be executed: `ENOENT` for the file, its interpreter or its working directory.
 pub fn spawn(program: &Program, stdio: Stdio<'_>) -> io::Result<Pid> {
     let (argv, env) = (pointers(&program.argv), pointers(&program.env));
     let mut plan = Plan {
@@ -57,7 +58,7 @@ pub fn spawn(program: &Program, stdio: Stdio<'_>) -> io::Result<Pid> {
     let plan = &raw mut plan;
     let mut stack = Vec::<u8>::with_capacity(STACK_BYTES);
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    // SAFETY: the stack is `STACK_BYTES` of memory nobody else uses, of which `clone` is given the end
+    // SAFETY: the stack is `STACK_BYTES` of exclusively owned memory, of which `clone` gets the end
     // (it aligns that itself). The plan, all it points to and the stack outlive the child's use of
     // them: with CLONE_VFORK the call returns only when the child has executed the program or ended.
     let pid = unsafe {
@@ -81,20 +82,20 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }
 
-/// What the child is to do. Prepared before it starts, because it must not allocate.
+/// The child's instructions. They are prepared before it starts, because it must not allocate.
 struct Plan<'a> {
     path: &'a CStr,
     argv: *const *const libc::c_char,
     env: *const *const libc::c_char,
     cwd: Option<&'a CStr>,
     stdio: Stdio<'a>,
-    /// Written by the child, where it fails.
+    /// The child's error number, written by the child.
     errno: i32,
 }
 
-/// The child's life, up to its exec.
+/// The child's code up to its exec.
 extern "C" fn child(plan: *mut libc::c_void) -> libc::c_int {
-    // SAFETY: `spawn` passes its plan, which nobody else touches while this runs.
+    // SAFETY: `spawn` passes its plan, which no other code accesses while this runs.
     let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };
     // SAFETY: as `execute` demands.
     let Err(error) = unsafe { execute(plan) };
@@ -102,10 +103,10 @@ extern "C" fn child(plan: *mut libc::c_void) -> libc::c_int {
     127
 }
 
-/// Makes the process what the plan says, and executes the program: returns only what went wrong.
+/// Sets up the process as planned and executes the program. Only returns on errors.
 ///
 /// # Safety
-/// For a child of `spawn`: it changes the process it runs in. The plan's lists end in null pointers.
+/// Only for a child of `spawn`: it changes the process it runs in. The plan's lists must end in null pointers.
 unsafe fn execute(plan: &Plan<'_>) -> io::Result<std::convert::Infallible> {
     // SAFETY: plain system calls, on C strings and on memory of this function's own.
     unsafe {
@@ -129,7 +130,7 @@ unsafe fn execute(plan: &Plan<'_>) -> io::Result<std::convert::Infallible> {
                 }
             }
         }
-        // The agent ignores it; a command must not. Exec resets whatever is handled.
+        // The agent ignores SIGPIPE; a command must not. Exec resets handled signals.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         let mut none = MaybeUninit::uninit();
         libc::sigemptyset(none.as_mut_ptr());

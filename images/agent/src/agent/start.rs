@@ -1,4 +1,4 @@
-//! From a request to a running command: its user, its environment, its streams.
+//! Starts the command of a request: its user, environment and streams.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
@@ -21,24 +21,24 @@ use super::spawn::{Program, Stdio, spawn};
 use super::users::User;
 use crate::protocol::{ExecFailure, ExecRequest, TerminalRequest, WindowSize};
 
-/// A command that runs, and this end of its streams.
+/// A running command, and the agent's ends of its streams.
 #[derive(Debug)]
 pub struct Running {
     /// The command.
     pub child: Child,
-    /// Written to without blocking.
+    /// The command's standard input, in non-blocking mode.
     pub input: OwnedFd,
-    /// Its standard output, or the terminal.
+    /// The command's standard output, or the terminal.
     pub output: OwnedFd,
-    /// Its standard error, unless it has a terminal.
+    /// The command's standard error, unless it has a terminal.
     pub error: Option<OwnedFd>,
 }
 
-/// Why it doesn't run.
+/// The reason that a command could not be started.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct StartError {
-    /// The kind.
+    /// The kind of failure.
     pub cause: ExecFailure,
     message: String,
 }
@@ -49,10 +49,10 @@ impl StartError {
     }
 }
 
-/// Starts the command a request asks for.
+/// Starts the requested command.
 ///
 /// # Errors
-/// A sentence, and what exit code it stands for.
+/// The kind of failure, which determines the exit code, and a message.
 pub fn start(children: &Children, request: &ExecRequest) -> Result<Running, StartError> {
     let Some(name) = &request.user else {
         return start_as(children, request, &User::own());
@@ -61,9 +61,9 @@ pub fn start(children: &Children, request: &ExecRequest) -> Result<Running, Star
     if user == User::own() {
         return start_as(children, request, &user);
     }
-    // Linux keeps a user's identity for each thread (credentials(7)), and a child inherits that of
-    // the thread that starts it. So a thread becomes that user, and ends once the command runs: the
-    // program is looked up and the terminal opened with that user's rights, and the agent keeps its own.
+    // Linux keeps a user's identity per thread (credentials(7)), and a child inherits it from the thread that starts
+    // it. So a helper thread changes to that user and ends once the command runs. It looks up the program and opens
+    // the terminal with that user's rights. The agent keeps its own.
     thread::scope(|scope| {
         let helper = thread::Builder::new().name("start-as-user".into()).spawn_scoped(scope, || {
             assume(&user)
@@ -134,7 +134,7 @@ fn on_pipes(children: &Children, program: &Program) -> io::Result<Running> {
     let (stdin, input) = pipe_with(PipeFlags::CLOEXEC)?;
     let (output, stdout) = pipe_with(PipeFlags::CLOEXEC)?;
     let (error, stderr) = pipe_with(PipeFlags::CLOEXEC)?;
-    // The other end is another open file: what the command reads stays in blocking mode.
+    // The other end is a separate open file: the command's input stays in blocking mode.
     rustix::fs::fcntl_setfl(&input, OFlags::NONBLOCK)?;
     let stdio = Stdio::Descriptors([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
     let child = children.spawn(|| spawn(program, stdio))?;
@@ -147,7 +147,7 @@ fn on_terminal(children: &Children, program: &Program, request: &TerminalRequest
     let name = ptsname(&master, Vec::new())?;
     resize(&master, request.size)?;
     let mut modes = tcgetattr(&master)?;
-    // A backspace takes a whole character.
+    // IUTF8: a backspace removes a whole character.
     modes.input_modes |= InputModes::IUTF8;
     tcsetattr(&master, OptionalActions::Now, &modes)?;
     rustix::fs::fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
@@ -156,7 +156,7 @@ fn on_terminal(children: &Children, program: &Program, request: &TerminalRequest
     Ok(Running { child, input, output: master, error: None })
 }
 
-/// Sets a terminal's size; its foreground process group gets SIGWINCH where it differs.
+/// Sets a terminal's size. A change sends SIGWINCH to its foreground process group.
 pub fn resize(master: impl AsFd, size: WindowSize) -> Result<(), Errno> {
     let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
     tcsetwinsize(master, size)

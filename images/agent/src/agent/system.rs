@@ -1,4 +1,4 @@
-//! What concerns the guest as a whole: its facts, its name, its end.
+//! Operations on the guest as a whole: its facts, its hostname, its shutdown.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -17,7 +17,7 @@ use crate::protocol::{ExitStatus, Facts};
 use crate::resumed::FEATURE;
 use crate::tree::HOLES_FEATURE;
 
-/// What the guest tells about itself.
+/// Returns the facts about this guest.
 pub fn facts(is_init: bool) -> Facts {
     let uptime = clock_gettime(ClockId::Boottime);
     Facts {
@@ -28,16 +28,16 @@ pub fn facts(is_init: bool) -> Facts {
     }
 }
 
-/// Sets the kernel's host name.
+/// Sets the kernel's hostname.
 pub fn set_hostname(name: &str) -> io::Result<()> {
     Ok(rustix::system::sethostname(name.as_bytes())?)
 }
 
-/// Begins to stop the guest.
+/// Starts to shut the guest down.
 ///
-/// The first process takes the same way as for busybox's `reboot` and `poweroff`: a signal to
-/// itself, which its main thread acts on. Another guest's own service manager is asked; where none
-/// answers, file systems are synced and the machine stopped as it is.
+/// The first process uses the same mechanism as busybox's `reboot` and `poweroff`: a signal to itself, which its main
+/// thread handles. In other guests the service manager is asked. If that fails, file systems are synced and the
+/// machine stops at once.
 pub fn shut_down(children: &Children, is_init: bool, reboot: bool) {
     if is_init {
         let _ = kill_process(getpid(), if reboot { Signal::TERM } else { Signal::USR2 });
@@ -51,7 +51,7 @@ pub fn shut_down(children: &Children, is_init: bool, reboot: bool) {
     let _ = rustix::system::reboot(if reboot { RebootCommand::Restart } else { RebootCommand::PowerOff });
 }
 
-/// Runs a command of the system without input or output; whether it succeeded.
+/// Runs a system command without input or output; returns true if it succeeded.
 pub fn run(children: &Children, argv: &[&str]) -> bool {
     let started = (|| -> io::Result<_> {
         let Lookup::Found(path) = look_up(argv[0].as_ref(), environment::PATH.as_ref()) else {

@@ -1,27 +1,27 @@
-//! The guest's users, read from `/etc/passwd` and `/etc/group` by hand.
+//! The guest's users, parsed from `/etc/passwd` and `/etc/group`.
 //!
-//! The C library's look-ups load modules at run time, which a static binary cannot; local files are
-//! what a guest's image comes with.
+//! The C library's lookups load modules at run time, which a static binary cannot. Users in a guest's image are in
+//! local files.
 
 use std::fs;
 
 /// One line of `/etc/passwd`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
-    /// Its name.
+    /// The user name.
     pub name: String,
-    /// User id.
+    /// The user id.
     pub uid: u32,
-    /// Primary group id.
+    /// The primary group id.
     pub gid: u32,
-    /// Home directory.
+    /// The home directory.
     pub home: String,
-    /// Login shell.
+    /// The login shell.
     pub shell: String,
 }
 
 impl User {
-    /// The user this process runs as. For root it is known without a look at a file.
+    /// Returns the user of this process. For root no file is read.
     #[must_use]
     pub fn own() -> Self {
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
@@ -38,7 +38,7 @@ impl User {
         find(&read("/etc/passwd"), |user| user.uid == uid).unwrap_or_else(|| unnamed("", "/"))
     }
 
-    /// The user with this name, or with this number.
+    /// Finds the user with this name or number.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         let passwd = read("/etc/passwd");
@@ -46,7 +46,7 @@ impl User {
             .or_else(|| name.parse().ok().and_then(|uid| find(&passwd, |user| user.uid == uid)))
     }
 
-    /// The ids of all groups the user is in.
+    /// Returns the ids of all the user's groups.
     #[must_use]
     pub fn groups(&self) -> Vec<u32> {
         groups_of(self, &read("/etc/group"))
@@ -61,7 +61,7 @@ fn find(passwd: &str, is_it: impl Fn(&User) -> bool) -> Option<User> {
     passwd.lines().filter_map(parse_user).find(is_it)
 }
 
-/// `name:password:uid:gid:comment:home:shell`, as passwd(5) has it.
+/// Parses `name:password:uid:gid:comment:home:shell` (passwd(5)).
 fn parse_user(line: &str) -> Option<User> {
     let mut fields = line.split(':');
     let name = fields.next().filter(|name| !name.is_empty())?.to_owned();
@@ -76,7 +76,7 @@ fn parse_user(line: &str) -> Option<User> {
     Some(User { name, uid, gid, home, shell })
 }
 
-/// `name:password:gid:member,member`, as group(5) has it.
+/// Parses `name:password:gid:member,member` (group(5)).
 fn groups_of(user: &User, group: &str) -> Vec<u32> {
     let mut groups = vec![user.gid];
     for line in group.lines() {

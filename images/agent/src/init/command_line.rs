@@ -1,21 +1,21 @@
-//! What the kernel's command line asks of init.
+//! Init's options on the kernel's command line.
 
 use std::fs;
 
 use wisp_agent::network::Network;
 
-/// The words that concern init.
+/// Init's options.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct CommandLine {
     /// `wisp.hostname=NAME`.
     pub hostname: Option<String>,
-    /// `wisp.instance=ID`: the instance that this guest is.
+    /// `wisp.instance=ID`: the instance's id.
     pub instance_id: Option<String>,
     /// `wisp.console=shell`: keep a shell on the serial console.
     pub console_shell: bool,
     /// `wisp.seed`: the host has a seed for this guest.
     pub seed: bool,
-    /// `wisp.network=...`: how the network interface is to be set.
+    /// `wisp.network=...`: the configuration of the network interface.
     pub network: Option<Network>,
     /// `init=PATH`.
     pub init: Option<String>,
@@ -23,19 +23,19 @@ pub struct CommandLine {
     pub root: Option<Root>,
 }
 
-/// The root file system, for whoever mounts it in the kernel's place.
+/// The root file system, which init mounts instead of the kernel.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Root {
     /// `root=DEVICE`.
     pub device: String,
     /// `rootfstype=KIND`.
     pub file_system: Option<String>,
-    /// `ro`, if no `rw` comes after it.
+    /// `ro`, unless `rw` follows it.
     pub read_only: bool,
 }
 
 impl CommandLine {
-    /// Reads `/proc/cmdline`; without it, nothing is asked.
+    /// Reads `/proc/cmdline`. If that fails, no option is set.
     pub fn read() -> Self {
         fs::read("/proc/cmdline").map(|bytes| Self::parse(&String::from_utf8_lossy(&bytes))).unwrap_or_default()
     }

@@ -11,10 +11,10 @@ const TERMINAL: &std::ffi::CStr = c"/dev/ttyS0";
 /// A shell that ends sooner was not ended by a person.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// So many of those in a row, and it is given up: the terminal or the shell is broken.
+/// The number of such shells in a row after which to give up: the terminal or the shell is broken.
 const SHORT_LIVES: u32 = 3;
 
-/// Keeps a shell on the console: a new one whenever the last has ended.
+/// Keeps a shell on the console: starts a new one whenever the last one has ended.
 pub fn keep_shell(agent: &'static Agent) {
     let started = thread::Builder::new().name("console".into()).spawn(move || {
         let mut short = 0;

@@ -1,9 +1,9 @@
-//! Roots that know nothing of Wisp: there this program is `/init` in an initial RAM disk.
+//! Support for root file systems without Wisp, where this program is `/init` in an initial RAM disk.
 //!
-//! It mounts the root that the kernel's command line names (one of a kind that nobody can write beneath a layer in
-//! memory that takes the writes), leaves a copy of itself in the root's `/run`, and gives process 1 to the root's own
-//! init. systemd finds a unit for the agent beside the copy; under another init the agent
-//! runs from before its first instruction. A root without an init keeps this program as its process 1.
+//! It mounts the root that the kernel's command line names. A read-only kind of file system gets an overlay in memory
+//! for writes. It leaves a copy of itself in the root's `/run` and makes the root's own init process 1. systemd finds
+//! a unit for the agent next to the copy. With another init the agent is started before that init. In a root without
+//! an init, this program stays process 1.
 
 use std::fs;
 use std::io;
@@ -21,23 +21,23 @@ use wisp_agent::agent::{self, Children, Moment};
 use super::command_line::{CommandLine, Root};
 use super::mounts;
 
-/// What the kernel runs of an initial RAM disk.
+/// The program of an initial RAM disk that the kernel runs.
 pub const PROGRAM: &str = "/init";
-/// Where the root is mounted until it is the root. The kernel's own RAM disk has this directory, others need not.
+/// The mount point of the new root until the switch. The kernel's own RAM disk has this directory, others may not.
 const ROOT: &str = "/root";
-/// The file systems that images have, in the order they are tried in where nothing is said.
+/// The file systems of images, in the order in which they are tried by default.
 const FILE_SYSTEMS: [&str; 3] = ["ext4", "squashfs", "erofs"];
-/// Those of them that are never written, and where they are mounted, beneath what is.
+/// The read-only ones among them, and their mount point as the lower layer of an overlay.
 const READ_ONLY: [&str; 2] = ["squashfs", "erofs"];
 const LOWER: &str = "/lower";
-/// Where what is written on top of them is kept.
+/// The mount point for the overlay's writable layer.
 const UPPER: &str = "/upper";
-/// The programs that the kernel looks for (init/main.c), but for the shell.
+/// The programs that the kernel looks for (init/main.c), except the shell.
 const INITS: [&str; 3] = ["/sbin/init", "/etc/init", "/bin/init"];
 /// The copy of this program, in the root.
 const AGENT_FOLDER: &str = "/run/wisp";
 const AGENT: &str = "/run/wisp/wisp-init";
-/// Units of the running system (systemd.unit(5)).
+/// The directory for runtime units (systemd.unit(5)).
 const UNITS: &str = "/run/systemd/system";
 const UNIT: &str = "wisp-agent.service";
 const UNIT_TEXT: &str = "\
@@ -53,7 +53,7 @@ OOMPolicy=continue
 TasksMax=infinity
 ";
 const NETWORK_UNIT: &str = "wisp-network.service";
-/// Runs when those that manage networks have been started, and before those that need one.
+/// Ordered after the services that manage networks, and before those that need a network.
 const NETWORK_UNIT_TEXT: &str = "\
 [Unit]
 Description=Wisp's network configuration, if nothing else has one
@@ -64,12 +64,12 @@ Before=network-online.target
 Type=oneshot
 ExecStart=/run/wisp/wisp-init --network
 ";
-/// What Docker leaves in the files of a container.
+/// The file that Docker leaves in a container's root.
 const DOCKER_MARK: &str = "/.dockerenv";
 
-/// Makes the root the root, and runs its init. Returns, in that root, where it has none.
+/// Switches to the root and runs its init. Returns, in that root, if it has no init.
 ///
-/// Without a root there is nothing to run: this process ends, which the kernel tells as a panic.
+/// Without a root this process ends, which the kernel reports as a panic.
 pub fn enter_root() {
     if let Err(error) = try_enter_root() {
         eprintln!("wisp-init: {error}");
@@ -89,7 +89,7 @@ fn try_enter_root() -> Result<(), String> {
     if command_line.hostname.is_some() {
         super::set_hostname(&command_line);
     }
-    // systemd would take the machine for a container.
+    // Otherwise systemd takes the machine for a container.
     let _ = fs::remove_file(DOCKER_MARK);
     if let Some(instance_id) = &command_line.instance_id {
         agent::renew_identity(&Children::new(false), instance_id, Moment::Boot);
@@ -126,7 +126,7 @@ fn mount_root_as(kind: &str, root: &Root) -> rustix::io::Result<()> {
     mount(device, LOWER, kind, MountFlags::RDONLY, None)?;
     make_folder(UPPER)?;
     mount("tmpfs", UPPER, "tmpfs", MountFlags::empty(), Some(c"mode=0755"))?;
-    // Both are of one file system, as overlayfs asks (linux/Documentation/filesystems/overlayfs.rst).
+    // overlayfs requires both on the same file system (linux/Documentation/filesystems/overlayfs.rst).
     make_folder("/upper/files")?;
     make_folder("/upper/work")?;
     let layers = c"lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work";
@@ -140,21 +140,21 @@ fn make_folder(path: &str) -> rustix::io::Result<()> {
     }
 }
 
-/// Brings a copy of this program into the new root's `/run`, which systemd takes over as it finds it.
+/// Copies this program into the new root's `/run`, which systemd keeps.
 fn bring_agent() -> io::Result<()> {
     let run = format!("{ROOT}/run");
-    // A root that is read-only and has none tells it by the mount's error.
+    // If a read-only root lacks the directory, the mount reports it.
     let _ = make_folder(&run);
     mount("tmpfs", run.as_str(), "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755"))?;
     fs::create_dir(format!("{ROOT}{AGENT_FOLDER}"))?;
     fs::copy(PROGRAM, format!("{ROOT}{AGENT}"))?;
-    // The RAM disk stays beneath the root for ever: it need not hold a second copy.
+    // The RAM disk stays mounted under the root for ever. It need not hold a second copy.
     fs::remove_file(PROGRAM)
 }
 
 fn switch_root() -> rustix::io::Result<()> {
-    // Programs of the root find the kernel's file systems from the first on; where it can have no such directory, its
-    // init has to make do.
+    // Programs of the root have the kernel's file systems from the start. If a directory cannot be created, the root's
+    // init has to cope without it.
     for target in ["/dev", "/proc", "/sys"] {
         let _ = make_folder(&format!("{ROOT}{target}"));
         let _ = mount_move(target, format!("{ROOT}{target}"));
@@ -170,7 +170,7 @@ fn find_init(command_line: &CommandLine) -> Option<PathBuf> {
     asked.into_iter().chain(INITS).map(PathBuf::from).find(|path| path.is_file())
 }
 
-/// Gives this process to `init`; the error is why that failed.
+/// Executes `init` in this process; returns the error if that fails.
 fn run_init(init: &Path, command_line: &CommandLine) -> String {
     // cloud-init brings the network up; systemd has services that may.
     let network = command_line.network.as_ref().filter(|_| !agent::has_cloud_init(Path::new("/")));
@@ -193,7 +193,7 @@ fn is_systemd(init: &Path) -> bool {
     init.canonicalize().is_ok_and(|path| path.ends_with("systemd/systemd"))
 }
 
-/// Adds the units of the agent, and of the network where that is not certain to be brought up.
+/// Adds the units of the agent and, if requested, of the network.
 fn add_units(units: &Path, with_network: bool) -> io::Result<()> {
     let wanted = units.join("multi-user.target.wants");
     fs::create_dir_all(&wanted)?;

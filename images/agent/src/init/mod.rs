@@ -1,8 +1,8 @@
 //! Process 1 of a guest.
 //!
-//! [`run`] reads as the order of things: say that user space runs, listen, say that the agent is
-//! ready; then mount, name and wire up what commands expect, while the host's first connection
-//! already waits in the listener's queue; then serve. So a command never runs before all is mounted.
+//! [`run`] lists the steps in order. It marks the start of user space, listens, and marks the agent as ready. Then it
+//! mounts file systems and sets the hostname and network that commands expect, while the host's first connection
+//! already waits in the listener's queue. It serves last, so a command never runs before all is mounted.
 
 mod command_line;
 mod console;
@@ -25,7 +25,7 @@ use self::command_line::CommandLine;
 use crate::boot_timer::BootTimer;
 use crate::serve;
 
-/// Runs the guest, until it is stopped. `program` is what the kernel started this process as.
+/// Runs the guest until it is stopped. `program` is the name that the kernel started this process under.
 pub fn run(program: &[u8]) -> ! {
     let in_ram_disk = program == initial_ram_disk::PROGRAM.as_bytes();
     let mut timer = BootTimer::open();
@@ -47,7 +47,7 @@ pub fn run(program: &[u8]) -> ! {
     }
     drop(timer);
 
-    // Before any thread, which inherits what is blocked.
+    // Before any thread, because threads inherit the signal mask.
     let signals = Signals::take_over();
     mounts::mount_all();
     let command_line = CommandLine::read();
@@ -57,7 +57,8 @@ pub fn run(program: &[u8]) -> ! {
     }
     let set = match &command_line.network {
         Some(network) => agent::configure_interface(network).and_then(|()| agent::configure_resolver(network)),
-        // A guest that is to be saved is told its addresses when it goes on, if there is an interface to have them.
+        // A guest without addresses is about to be saved, and gets them when it is restored. It may have no interface
+        // at all.
         None => agent::bring_up_interface()
             .or_else(|error| if error.raw_os_error() == Some(libc::ENODEV) { Ok(()) } else { Err(error) }),
     };
@@ -85,7 +86,7 @@ pub fn run(program: &[u8]) -> ! {
             serve::run(agent, listener.as_ref().ok(), Some(&mut signals));
             stop::stop(agent, &mut signals)
         }
-        // Nothing can be reaped or stopped; what there is can still be served.
+        // Without signals, children cannot be reaped and the guest cannot be stopped, but connections can be served.
         Err(error) => {
             eprintln!("wisp-init: cannot take signals: {error}");
             serve::run(agent, listener.as_ref().ok(), None);
@@ -94,7 +95,7 @@ pub fn run(program: &[u8]) -> ! {
     }
 }
 
-/// Renews what the guest has of another instance, in a guest whose first process is another init.
+/// Renews the guest's identity, in a guest with another init.
 pub fn renew_identity(agent: &Agent) {
     if let Some(instance_id) = CommandLine::read().instance_id {
         let _identity = agent.hold_identity();
@@ -102,7 +103,7 @@ pub fn renew_identity(agent: &Agent) {
     }
 }
 
-/// Configures the network of a guest in which nothing else does; returns the exit code.
+/// Configures the network if no other program does; returns the exit code.
 pub fn configure_network() -> libc::c_int {
     let Some(network) = CommandLine::read().network else { return 0 };
     if agent::network_is_managed() {
@@ -117,7 +118,7 @@ pub fn configure_network() -> libc::c_int {
     }
 }
 
-/// Says on the console that the guest is up, by one write: a formatted message takes one for each part.
+/// Reports on the console that the guest is up. One write: a formatted message takes one for each part.
 fn announce(listener: &io::Result<Listener>) {
     let line = match listener {
         Ok(_) => format!("wisp-init: ready, agent on vsock port {AGENT_PORT}\n"),
@@ -128,7 +129,7 @@ fn announce(listener: &io::Result<Listener>) {
     let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
 }
 
-/// The name from the kernel's command line, else from `/etc/hostname`, else `wisp`.
+/// Sets the hostname from the kernel's command line, else from `/etc/hostname`, else `wisp`.
 fn set_hostname(command_line: &CommandLine) {
     let name = command_line
         .hostname

@@ -15,14 +15,14 @@ struct Mount {
     options: Option<&'static CStr>,
 }
 
-/// No programs with another's rights, no devices, no execution: for file systems that hold none.
+/// Flags for file systems without set-user-id programs, devices or executables.
 const STRICT: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 const TEMPORARY: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 
 const DEVICES: Mount =
     Mount { kind: "devtmpfs", target: "/dev", flags: MountFlags::NOSUID, options: Some(c"mode=0755") };
 
-/// In the order they are mounted: parents first.
+/// The file systems in mount order: parents first.
 const MOUNTS: [Mount; 7] = [
     Mount { kind: "proc", target: "/proc", flags: STRICT, options: None },
     Mount { kind: "sysfs", target: "/sys", flags: STRICT, options: None },
@@ -39,7 +39,7 @@ const MOUNTS: [Mount; 7] = [
     Mount { kind: "tmpfs", target: "/tmp", flags: TEMPORARY, options: Some(c"mode=1777") },
 ];
 
-/// Names by which programs reach their own streams; devtmpfs does not have them.
+/// The links by which programs reach their own streams. devtmpfs does not have them.
 const LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
@@ -47,7 +47,7 @@ const LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd/2", "/dev/stderr"),
 ];
 
-/// Mounts `/dev`, for a kernel that did not.
+/// Mounts `/dev`, if the kernel did not.
 pub fn mount_devices() {
     DEVICES.mount();
 }
@@ -57,7 +57,7 @@ pub fn mount_kernel() {
     MOUNTS[..2].iter().for_each(Mount::mount);
 }
 
-/// Mounts all the others. What fails is told on the console, and the guest goes on without it.
+/// Mounts all the others. Failures are reported on the console, and the guest continues without that file system.
 pub fn mount_all() {
     for mount in &MOUNTS {
         mount.mount();
@@ -71,12 +71,12 @@ impl Mount {
     fn mount(&self) {
         let mut outcome = self.try_mount();
         if outcome == Err(Errno::NOENT) {
-            // The image may lack the directory, and devtmpfs has none.
+            // The image or devtmpfs may lack the directory.
             let _ = rustix::fs::mkdir(self.target, Mode::from_raw_mode(0o755));
             outcome = self.try_mount();
         }
         match outcome {
-            // Busy: it is mounted already. No such device: the kernel was built without it.
+            // BUSY: already mounted. NODEV: the kernel was built without this file system.
             Ok(()) | Err(Errno::BUSY | Errno::NODEV) => {}
             Err(errno) => eprintln!("wisp-init: cannot mount {} on {}: {errno}", self.kind, self.target),
         }
@@ -87,8 +87,8 @@ impl Mount {
     }
 }
 
-/// Unmounts what lies on block devices, the last mounted first, and makes the root read-only, so that
-/// no file system needs a recovery at its next mount.
+/// Unmounts block devices, the last mounted first, and makes the root read-only. Then no file system needs a recovery
+/// at its next mount.
 pub fn unmount_disks() {
     let mounts = fs::read("/proc/self/mounts").unwrap_or_default();
     for target in disk_mount_points(&String::from_utf8_lossy(&mounts)).iter().rev() {
@@ -102,7 +102,7 @@ pub fn unmount_disks() {
     }
 }
 
-/// Mount points of block devices other than the root, in the order they were mounted.
+/// Returns the mount points of block devices other than the root, in mount order.
 fn disk_mount_points(mounts: &str) -> Vec<String> {
     mounts
         .lines()
@@ -114,7 +114,7 @@ fn disk_mount_points(mounts: &str) -> Vec<String> {
         .collect()
 }
 
-/// Undoes proc(5)'s octal escapes for space, tab, newline and backslash.
+/// Decodes proc(5)'s octal escapes for space, tab, newline and backslash.
 fn unescape(target: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .into_iter()

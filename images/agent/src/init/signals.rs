@@ -1,11 +1,11 @@
-//! The signals process 1 acts on, taken from a descriptor so that one loop waits for all there is.
+//! Signals of process 1, read from a descriptor so that one loop waits for everything.
 //!
 //! | signal | from | meaning |
 //! |---|---|---|
-//! | SIGCHLD | the kernel | a child, maybe an orphan, has ended |
-//! | SIGTERM | busybox's `reboot`, the agent | start again |
+//! | SIGCHLD | the kernel | a child, possibly an orphan, has ended |
+//! | SIGTERM | busybox's `reboot`, the agent | restart |
 //! | SIGUSR2 | busybox's `poweroff`, the agent | power off |
-//! | SIGUSR1 | busybox's `halt` | power off: a halted virtual machine is of use to nobody |
+//! | SIGUSR1 | busybox's `halt` | power off: a halted virtual machine is of no use |
 //! | SIGINT | control-alt-delete, the host's stop button | power off, as an EC2 instance does |
 
 use std::io;
@@ -16,16 +16,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::system::RebootCommand;
 use wisp_agent::agent::Agent;
 
-/// How the guest ends.
+/// Ways for the guest to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// Off.
+    /// Power off.
     PowerOff,
-    /// And on again.
+    /// Restart.
     Restart,
 }
 
-/// The signals, blocked and to be read.
+/// The blocked signals and their descriptor.
 #[derive(Debug)]
 pub struct Signals {
     fd: OwnedFd,
@@ -33,7 +33,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Blocks the signals in this thread and those it starts, and has control-alt-delete send one.
+    /// Blocks the signals in this thread and its later children, and makes control-alt-delete send SIGINT.
     pub fn take_over() -> io::Result<Self> {
         let mut set = MaybeUninit::uninit();
         // SAFETY: sigemptyset initialises the set, and the other calls use it after that.
@@ -48,13 +48,13 @@ impl Signals {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // Without it the kernel restarts the machine at once.
+        // Otherwise control-alt-delete makes the kernel restart the machine at once.
         let _ = rustix::system::reboot(RebootCommand::CadOff);
-        // SAFETY: the descriptor is new and nobody else's.
+        // SAFETY: the descriptor is new and has no other owner.
         Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, ending: None })
     }
 
-    /// Acts on the signals that have come; breaks when the guest is to end, and how is [`ending`](Self::ending).
+    /// Handles pending signals. Breaks when the guest must end; [`ending`](Self::ending) says in which way.
     pub fn act(&mut self, agent: &Agent) -> ControlFlow<()> {
         while let Some(signal) = self.next() {
             match signal {
@@ -68,12 +68,12 @@ impl Signals {
         if self.ending.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    /// What the last signal asked for.
+    /// Returns the ending that the last signal requested.
     pub fn ending(&self) -> Ending {
         self.ending.unwrap_or(Ending::PowerOff)
     }
 
-    /// The next signal that has come, if any.
+    /// Returns the next pending signal, if any.
     fn next(&self) -> Option<i32> {
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
         let size = size_of::<libc::signalfd_siginfo>();
@@ -88,7 +88,7 @@ impl Signals {
 }
 
 impl AsFd for Signals {
-    /// Readable when a signal has come.
+    /// Readable when a signal is pending.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

@@ -1,4 +1,4 @@
-//! SSH: a server for each connection, if the image has one, and nothing in memory but who listens.
+//! SSH: starts a server for each connection, if the image has one. Only the listener stays in memory.
 
 use std::fs;
 use std::io;
@@ -11,21 +11,21 @@ use std::time::Duration;
 
 use wisp_agent::agent::{Agent, Program, Stdio, User, environment_for, environment_strings, spawn};
 
-/// The server, which takes a connection for its standard input and output.
+/// The server, which takes a connection as its standard input and output.
 const SERVER: &str = "/usr/sbin/dropbear";
-/// Where it keeps the host's key, which it makes at the first connection (`-R`).
+/// The directory of the host key, which the server creates at the first connection (`-R`).
 const KEYS: &str = "/etc/dropbear";
-/// What it says.
+/// The file for the standard error of servers.
 const LOG: &str = "/run/dropbear.log";
 const PORT: u16 = 22;
-/// The most connections at a time.
+/// The most concurrent connections.
 const LIMIT: usize = 32;
-/// How long to wait when there is no descriptor for a connection.
+/// The time to wait when there is no descriptor for a connection.
 const RECOVERY: Duration = Duration::from_millis(100);
 
 static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
 
-/// Listens, in a thread of its own, if there is a server to be started.
+/// Listens in a new thread, if the server is installed.
 pub fn listen(agent: &'static Agent) {
     if !Path::new(SERVER).exists() {
         return;
@@ -53,16 +53,16 @@ fn accept(agent: &'static Agent, listener: &TcpListener) {
                     CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
                 }
             }
-            // One too many is hung up on.
+            // Over the limit: close the connection.
             Ok(_) => drop(CONNECTIONS.fetch_sub(1, Ordering::Relaxed)),
             Err(_) => thread::sleep(RECOVERY),
         }
     }
 }
 
-/// Runs the server on a connection, to its end. It knows no passwords; what it logs, it sends to the guest's own log.
+/// Runs the server on a connection, to its end. The server is built without password logins and logs to syslog.
 fn serve(agent: &Agent, connection: TcpStream) -> io::Result<()> {
-    // The server reads its key when it starts.
+    // Held until the server has started, because it reads its key then.
     let identity = agent.hold_identity();
     fs::create_dir_all(KEYS)?;
     let program = Program {

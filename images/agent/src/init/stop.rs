@@ -1,4 +1,4 @@
-//! The orderly end: every process gets the time it needs, within bounds, and every disk is clean.
+//! The orderly shutdown: processes get a bounded time to end, and every disk is clean.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -11,17 +11,17 @@ use wisp_agent::poll::{Interest, poll};
 use super::mounts;
 use super::signals::{Ending, Signals};
 
-/// How long processes have after SIGTERM. Most are gone at once, and then nothing is waited for.
+/// The time for processes to end after SIGTERM. Usually all end at once, and nothing waits.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How long the kernel has to end them after SIGKILL; one stuck on a dead disk is left behind.
+/// The time for the kernel to end processes after SIGKILL. A process stuck on a dead disk is left.
 const KILL_GRACE: Duration = Duration::from_secs(1);
 
 /// Stops all processes and the machine.
 pub fn stop(agent: &Agent, signals: &mut Signals) -> ! {
     agent.children.stop();
     signal_all(Signal::TERM);
-    // A stopped process gets the first signal when it goes on.
+    // A stopped process only receives SIGTERM after it continues.
     signal_all(Signal::CONT);
     if !wait_until_all_are_gone(agent, signals, GRACE) {
         signal_all(Signal::KILL);
@@ -32,7 +32,7 @@ pub fn stop(agent: &Agent, signals: &mut Signals) -> ! {
     power_off(signals.ending())
 }
 
-/// Ends the machine as it is.
+/// Ends the machine without further cleanup.
 pub fn power_off(ending: Ending) -> ! {
     let command = match ending {
         Ending::PowerOff => RebootCommand::PowerOff,
@@ -52,11 +52,11 @@ fn signal_all(signal: Signal) {
     unsafe { libc::kill(-1, signal.as_raw()) };
 }
 
-/// Reaps until no child is left, orphans of all kinds included, or until the time is up.
+/// Reaps children, including orphans, until none is left or the time is up.
 fn wait_until_all_are_gone(agent: &Agent, signals: &mut Signals, within: Duration) -> bool {
     let deadline = Instant::now() + within;
     loop {
-        // The answer to another signal stands already: the guest is ending.
+        // Further signals change nothing: the guest is already ending.
         let _ = signals.act(agent);
         if !agent.children.reap_orphans() {
             return true;

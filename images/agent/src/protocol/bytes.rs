@@ -1,11 +1,11 @@
-//! A run of bytes that is decoded without copying it.
+//! Bytes that are decoded without a copy.
 
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde::ser::{Serialize, Serializer};
 
-/// Bytes of a stream or a file, borrowed from the frame they came in.
+/// Bytes of a stream or a file, borrowed from their frame.
 ///
-/// serde would take a plain `&[u8]` for a sequence and write it element by element.
+/// serde serializes a plain `&[u8]` as a sequence, element by element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bytes<'a>(
     /// The bytes.

@@ -1,8 +1,7 @@
-//! A connection: frames in, frames out, over any connected stream socket (vsock, or Unix in tests).
+//! A connection that exchanges frames over any connected stream socket (vsock, or Unix in tests).
 //!
-//! Sending and receiving block unless a call says otherwise; calls that don't block leave the socket
-//! in blocking mode (`MSG_DONTWAIT`). Memory stays below two frames for each direction as long as the
-//! caller flushes what it queues.
+//! Sending and receiving block unless a method says otherwise. Methods that do not block use `MSG_DONTWAIT` and leave
+//! the socket in blocking mode. Memory stays below two frames per direction if the caller flushes after it queues.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -15,20 +14,20 @@ use serde::{Deserialize, Serialize};
 use super::frame::{self, LENGTH_BYTES, MAX_FRAME, ProtocolError};
 use super::{Hello, VERSION};
 
-/// What the first read makes room for: most requests are shorter, and untouched pages cost nothing.
+/// The capacity for a first read. Most requests are shorter, and untouched pages cost nothing.
 const FIRST_READ: usize = 4096;
 
 /// Both directions of a stream.
 #[derive(Debug)]
 pub struct Connection {
-    /// Frames out.
+    /// The sending half.
     pub writer: FrameWriter,
-    /// Frames in.
+    /// The receiving half.
     pub reader: FrameReader,
 }
 
 impl Connection {
-    /// A connection over a connected stream socket.
+    /// Creates a connection over a connected stream socket.
     #[must_use]
     pub fn new(socket: OwnedFd) -> Self {
         let socket = Arc::new(socket);
@@ -41,17 +40,18 @@ impl Connection {
     /// Sends this end's [`Hello`] and waits for the other's.
     ///
     /// # Errors
-    /// As [`begin`](Self::begin).
+    /// The same as [`begin`](Self::begin).
     pub fn greet(&mut self) -> Result<(), ProtocolError> {
         self.writer.send(&Hello { version: VERSION })?;
         self.await_hello()
     }
 
-    /// Sends this end's [`Hello`] and `request` with it, which the other end reads when it has answered the first; waits for
-    /// that.
+    /// Sends this end's [`Hello`] and `request` together, then waits for the other end's [`Hello`].
+    ///
+    /// The other end reads `request` after it has sent its own [`Hello`].
     ///
     /// # Errors
-    /// [`ProtocolError::VersionMismatch`], or what ended the stream.
+    /// [`ProtocolError::VersionMismatch`], or the error that ended the stream.
     pub fn begin<M: Serialize>(&mut self, request: &M) -> Result<(), ProtocolError> {
         self.writer.queue(&Hello { version: VERSION })?;
         self.writer.send(request)?;
@@ -75,7 +75,7 @@ pub struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// Appends a frame to what is to be sent.
+    /// Appends a frame to the pending bytes.
     ///
     /// # Errors
     /// [`ProtocolError::RequestTooLong`].
@@ -83,16 +83,16 @@ impl FrameWriter {
         frame::encode(message, &mut self.pending)
     }
 
-    /// How many bytes wait to be sent.
+    /// Returns the number of pending bytes.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.pending.len() - self.sent
     }
 
-    /// Sends all that is queued, however long the other end takes to read it.
+    /// Sends all pending bytes, however long the other end takes to read them.
     ///
     /// # Errors
-    /// Where the stream is broken.
+    /// Fails if the stream is broken.
     pub fn flush(&mut self) -> Result<(), ProtocolError> {
         while self.pending() > 0 {
             self.push(SendFlags::NOSIGNAL)?;
@@ -100,10 +100,10 @@ impl FrameWriter {
         Ok(())
     }
 
-    /// Sends what can be sent without waiting. More may be pending afterwards.
+    /// Sends pending bytes without blocking. Some may still be pending afterwards.
     ///
     /// # Errors
-    /// Where the stream is broken.
+    /// Fails if the stream is broken.
     pub fn flush_now(&mut self) -> Result<(), ProtocolError> {
         while self.pending() > 0 {
             match self.push(SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
@@ -114,10 +114,10 @@ impl FrameWriter {
         Ok(())
     }
 
-    /// Queues a frame and sends all that is queued.
+    /// Queues a frame and sends all pending bytes.
     ///
     /// # Errors
-    /// As [`queue`](Self::queue) and [`flush`](Self::flush).
+    /// The same as [`queue`](Self::queue) and [`flush`](Self::flush).
     pub fn send<M: Serialize>(&mut self, message: &M) -> Result<(), ProtocolError> {
         self.queue(message)?;
         self.flush()
@@ -143,12 +143,12 @@ impl AsFd for FrameWriter {
     }
 }
 
-/// What one read brought.
+/// The result of one read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fill {
-    /// Some bytes.
+    /// Some bytes arrived.
     Bytes,
-    /// Nothing for now.
+    /// Nothing has arrived yet.
     Empty,
     /// The other end closed the stream.
     End,
@@ -166,7 +166,8 @@ impl FrameReader {
     /// Waits for the next frame.
     ///
     /// # Errors
-    /// [`ProtocolError::Closed`] where the stream ended before it, [`ProtocolError::Truncated`] within it.
+    /// [`ProtocolError::Closed`] if the stream ended before the frame, [`ProtocolError::Truncated`] if it ended within
+    /// it.
     pub fn receive<'a, M: Deserialize<'a>>(&'a mut self) -> Result<M, ProtocolError> {
         let frame = loop {
             if let Some(range) = self.take_frame()? {
@@ -183,7 +184,7 @@ impl FrameReader {
         frame::decode(&self.bytes[frame])
     }
 
-    /// The next frame, if all of it has been read already.
+    /// Returns the next frame if it has been read completely.
     ///
     /// # Errors
     /// [`ProtocolError::TooLong`] or [`ProtocolError::Malformed`].
@@ -194,15 +195,15 @@ impl FrameReader {
         }
     }
 
-    /// Reads once what has arrived, without waiting.
+    /// Reads once, without blocking.
     ///
     /// # Errors
-    /// Where the stream is broken.
+    /// Fails if the stream is broken.
     pub fn fill_now(&mut self) -> Result<Fill, ProtocolError> {
         self.fill(RecvFlags::DONTWAIT)
     }
 
-    /// Takes the next complete frame off the buffer and tells where it lies in it.
+    /// Consumes the next complete frame and returns its range in the buffer.
     fn take_frame(&mut self) -> Result<Option<std::ops::Range<usize>>, ProtocolError> {
         let Ok(frame) = frame::locate(&self.bytes[self.start..])? else {
             return Ok(None);
@@ -225,7 +226,7 @@ impl FrameReader {
         }
     }
 
-    /// Makes room for the rest of the frame that has begun, or for a first read.
+    /// Reserves capacity for the rest of a partial frame, or for a first read.
     fn make_room(&mut self) -> Result<(), ProtocolError> {
         if self.start > 0 {
             self.bytes.drain(..self.start);

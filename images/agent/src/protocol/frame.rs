@@ -1,8 +1,7 @@
-//! A frame: a little-endian u32 length, then that many bytes, which are one message in postcard's encoding.
+//! A frame: a little-endian u32 length, then one message of that length in postcard's encoding.
 //!
-//! The length is checked against [`MAX_FRAME`] before anything is allocated for it, and a frame must
-//! be its message to the last byte. Neither end trusts the other here: every fault is an error that
-//! ends one connection.
+//! The length is checked against [`MAX_FRAME`] before any allocation. A frame must not have trailing bytes. Neither
+//! end trusts the other here: every fault is an error that ends one connection.
 
 use std::io;
 use std::ops::Range;
@@ -11,37 +10,37 @@ use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The most bytes one data frame carries.
+/// The most bytes that one data frame carries.
 pub const MAX_DATA: usize = 64 * 1024;
 
-/// The longest frame, without its length: a full data frame and room for its header.
+/// The longest frame, without its length: a full data frame and its header.
 pub const MAX_FRAME: usize = MAX_DATA + 1024;
 
-/// The bytes of the length that precedes a frame.
+/// The size of the length before a frame.
 pub const LENGTH_BYTES: usize = 4;
 
-/// What can be wrong with a connection or with what arrived on it.
+/// An error of a connection or of the data received on it.
 #[derive(Debug, Error)]
 pub enum ProtocolError {
-    /// A frame is longer than either end may send.
+    /// The frame is longer than the limit.
     #[error("a frame of {length} bytes is longer than the limit of {MAX_FRAME}")]
     TooLong {
-        /// The length announced.
+        /// The announced length.
         length: usize,
     },
-    /// A message to send would not fit into a frame.
+    /// The message to send does not fit into a frame.
     #[error("the request does not fit into a frame of {MAX_FRAME} bytes")]
     RequestTooLong,
-    /// A frame does not hold a message, or something behind it.
+    /// The frame is not a message, or has trailing bytes.
     #[error("malformed frame: {0}")]
     Malformed(postcard::Error),
-    /// A frame that does not belong here.
+    /// The frame is not valid in the connection's current state.
     #[error("unexpected frame: {0}")]
     Unexpected(&'static str),
     /// The stream ended within a frame.
     #[error("the connection ended within a frame")]
     Truncated,
-    /// The stream ended where a frame was due.
+    /// The stream ended between frames, where another was expected.
     #[error("the connection was closed by the other end")]
     Closed,
     /// The two ends speak different versions.
@@ -49,7 +48,7 @@ pub enum ProtocolError {
     VersionMismatch {
         /// This end's version.
         ours: u32,
-        /// The other end's.
+        /// The other end's version.
         theirs: u32,
     },
     /// Reading or writing failed.
@@ -63,7 +62,7 @@ impl From<rustix::io::Errno> for ProtocolError {
     }
 }
 
-/// Appends `message` to `output` as one frame; a message that is too long leaves `output` as it was.
+/// Appends `message` to `output` as one frame. A message that is too long leaves `output` unchanged.
 ///
 /// # Errors
 /// [`ProtocolError::RequestTooLong`].
@@ -84,14 +83,16 @@ pub fn encode<M: Serialize>(message: &M, output: &mut Vec<u8>) -> Result<(), Pro
 /// Decodes the bytes of one frame (without the length).
 ///
 /// # Errors
-/// [`ProtocolError::Malformed`] where the bytes are not one message, or one and more.
+/// [`ProtocolError::Malformed`] if the bytes are not exactly one message.
 pub fn decode<'a, M: Deserialize<'a>>(frame: &'a [u8]) -> Result<M, ProtocolError> {
     let (message, rest) = postcard::take_from_bytes(frame).map_err(ProtocolError::Malformed)?;
     if rest.is_empty() { Ok(message) } else { Err(ProtocolError::Malformed(postcard::Error::DeserializeBadEncoding)) }
 }
 
-/// Where the first frame in `bytes` lies: `Ok(Ok(range))` once it is complete, else `Ok(Err(n))`,
-/// where `n` is how many bytes the whole frame, or its length, needs.
+/// Finds the first frame in `bytes`.
+///
+/// Returns `Ok(Ok(range))` if it is complete, otherwise `Ok(Err(n))`, where `n` is the number of bytes that the whole
+/// frame, or its length, needs.
 ///
 /// # Errors
 /// [`ProtocolError::TooLong`].
@@ -107,7 +108,7 @@ pub fn locate(bytes: &[u8]) -> Result<Result<Range<usize>, usize>, ProtocolError
     Ok(if bytes.len() < end { Err(end) } else { Ok(LENGTH_BYTES..end) })
 }
 
-/// A vector that takes no more bytes than `limit` in all.
+/// A vector that grows to at most `limit` bytes.
 struct Limited<'a> {
     output: &'a mut Vec<u8>,
     limit: usize,

@@ -15,117 +15,117 @@ pub struct Hello {
     pub version: u32,
 }
 
-/// What the host says.
+/// A message from the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToGuest<'a> {
-    /// Are you there? Answered by [`ToHost::Pong`].
+    /// A liveness check. Answered by [`ToHost::Pong`].
     Ping,
     /// Run a command. Answered by its output and [`ToHost::Exited`], or by [`ToHost::ExecFailed`].
     Exec(ExecRequest),
     /// Bytes for the command's standard input, within the window.
     #[serde(borrow)]
     Stdin(Bytes<'a>),
-    /// No more standard input.
+    /// The end of standard input.
     StdinEnd,
-    /// The host's terminal has a new size.
+    /// The new size of the host's terminal.
     Resize(WindowSize),
     /// Send this signal to the command's process group.
     Signal(i32),
-    /// Nobody reads this output any more: let the command meet SIGPIPE when it writes to it.
+    /// The host's reader of this output is gone: close it, so that the command gets SIGPIPE when it writes.
     OutputClosed(OutputStream),
     /// Write the tree that follows to this path. Answered by [`ToHost::Copied`] or [`ToHost::Failed`].
     Write {
-        /// Where; an existing directory takes the tree inside it, under its own name.
+        /// The destination. An existing directory takes the tree inside it, under the tree's own name.
         destination: OsString,
     },
     /// Send the file or directory at this path. Answered by [`ToHost::Tree`] frames or [`ToHost::Failed`].
     Read {
-        /// What to send.
+        /// The path to send.
         source: OsString,
     },
-    /// One entry of the tree being written.
+    /// One entry of the tree to write.
     Tree(Entry<'a>),
     /// Write all file systems to their disks. Answered by [`ToHost::Done`].
     Sync,
-    /// Set the host name. Answered by [`ToHost::Done`] or [`ToHost::Failed`].
+    /// Set the hostname. Answered by [`ToHost::Done`] or [`ToHost::Failed`].
     SetHostname(String),
-    /// Stop the guest in an orderly way. Answered by [`ToHost::Done`] when it begins.
+    /// Shut the guest down in an orderly way. Answered by [`ToHost::Done`] before the shutdown starts.
     Shutdown {
-        /// Start it again.
+        /// Restart the guest afterwards.
         reboot: bool,
     },
-    /// How far is the user data? Answered by [`ToHost::UserData`].
+    /// Query the state of the user data. Answered by [`ToHost::UserData`].
     UserData,
-    /// As [`ToGuest::Read`], with [`Entry::Hole`] for holes. Only for agents whose version has [`HOLES_FEATURE`].
+    /// Like [`ToGuest::Read`], with [`Entry::Hole`] for holes. Only for agents whose version has [`HOLES_FEATURE`].
     ReadSparse {
-        /// What to send.
+        /// The path to send.
         source: OsString,
     },
 }
 
-/// What the guest says.
+/// A message from the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToHost<'a> {
     /// The answer to a ping.
     Pong(Facts),
     /// The command could not be started.
     ExecFailed {
-        /// What kind of failure, for the exit code.
+        /// The kind of failure, which determines the exit code.
         cause: ExecFailure,
-        /// A sentence for people.
+        /// A message for people.
         message: String,
     },
     /// Bytes of the command's output.
     Output(
-        /// Which of its outputs.
+        /// The output stream.
         OutputStream,
         /// The bytes.
         #[serde(borrow)]
         Bytes<'a>,
     ),
-    /// The command took this many bytes of standard input: as many more may be sent.
+    /// The command took this many bytes of standard input: the host may send as many more.
     StdinCredit(u32),
-    /// The command ended, and all it wrote has been sent.
+    /// The command ended, and all its output has been sent.
     Exited(ExitStatus),
-    /// One entry of the tree asked for.
+    /// One entry of the requested tree.
     Tree(Entry<'a>),
-    /// The tree is written.
+    /// The tree has been written.
     Copied(Summary),
-    /// Done.
+    /// The request succeeded.
     Done,
-    /// The request failed: a sentence that names what it failed on.
+    /// The request failed. The message names the file or value at fault.
     Failed(String),
-    /// How far the user data is.
+    /// The state of the user data.
     UserData(UserDataStatus),
 }
 
-/// How far the user data is.
+/// The state of the user data.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserDataStatus {
-    /// Its state.
+    /// The state.
     pub state: UserDataState,
-    /// Its exit code, as a shell would give it, once it has one.
+    /// The script's exit code, as a shell reports it, once the script has ended.
     pub exit: Option<i32>,
 }
 
-/// The states of user data.
+/// States of user data.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UserDataState {
-    /// There is none.
+    /// There is no user data.
     #[default]
     None,
-    /// It is no script: it was only stored.
+    /// The user data is not a script: it was only stored.
     Stored,
-    /// The script runs.
+    /// The script is running.
     Running,
-    /// The script ended with success.
+    /// The script succeeded.
     Finished,
-    /// The script ended otherwise, could not be run, or did not end before the machine did.
+    /// The script failed, could not be run, or was interrupted by the end of the guest.
     Failed,
 }
 
 impl UserDataState {
-    /// Its name.
+    /// Returns the state's name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -141,22 +141,22 @@ impl UserDataState {
 /// A command to run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecRequest {
-    /// The program and its arguments. A program without a slash is looked for in `PATH`.
+    /// The program and its arguments. A program without a slash is searched for in `PATH`.
     pub argv: Vec<OsString>,
-    /// Variables set on top of the agent's own (`PATH`, `HOME`, `USER`, `LOGNAME`, `SHELL`).
+    /// Variables that extend or replace the agent's own (`PATH`, `HOME`, `USER`, `LOGNAME`, `SHELL`).
     pub env: Vec<(OsString, OsString)>,
-    /// Where it starts; else the user's home where a user is named, else `/`.
+    /// The working directory. The default is the home directory if a user is named, otherwise `/`.
     pub cwd: Option<OsString>,
-    /// Run it on a terminal of its own: then standard output and error are one stream.
+    /// Run the command on a new terminal, where standard output and error are one stream.
     pub terminal: Option<TerminalRequest>,
-    /// Run it as this user of the guest (a name, or a number); else as the agent's.
+    /// The guest user (a name or a number) to run the command as. The default is the agent's user.
     pub user: Option<String>,
 }
 
-/// The terminal a command is to run on.
+/// The terminal for a command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TerminalRequest {
-    /// Its size.
+    /// The terminal's size.
     pub size: WindowSize,
     /// The value of `TERM`.
     pub term: OsString,
@@ -165,9 +165,9 @@ pub struct TerminalRequest {
 /// A terminal's size in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowSize {
-    /// Lines.
+    /// The number of lines.
     pub rows: u16,
-    /// Characters a line.
+    /// The number of characters per line.
     pub columns: u16,
 }
 
@@ -180,28 +180,28 @@ pub enum OutputStream {
     Stderr,
 }
 
-/// Why a command could not be started.
+/// The reason that a command could not be started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExecFailure {
-    /// There is no such program.
+    /// The program does not exist.
     NotFound,
-    /// There is one, but it cannot be executed.
+    /// The program exists but cannot be executed.
     NotExecutable,
-    /// Anything else: no such user, no such directory, no memory ...
+    /// Any other reason, such as an unknown user, a missing directory or a lack of memory.
     Other,
 }
 
-/// How a command ended.
+/// The exit status of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitStatus {
-    /// It exited with this code.
+    /// The command exited with this code.
     Exited(i32),
-    /// This signal ended it.
+    /// This signal ended the command.
     Signaled(i32),
 }
 
 impl ExitStatus {
-    /// The code a shell would give: the command's own, or 128 and the signal.
+    /// Returns the exit code as a shell does: the command's own, or 128 plus the signal.
     #[must_use]
     pub fn exit_code(self) -> i32 {
         match self {
@@ -211,21 +211,21 @@ impl ExitStatus {
     }
 }
 
-/// What an agent tells about its guest.
+/// The agent's report about its guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
-    /// The guest's host name.
+    /// The guest's hostname.
     pub hostname: String,
-    /// How long the guest's kernel runs.
+    /// The time since the guest's kernel started.
     pub uptime: Duration,
     /// The agent's package version.
     pub agent_version: String,
-    /// Whether the agent is the guest's first process.
+    /// True if the agent is the guest's first process.
     pub is_init: bool,
 }
 
 impl Facts {
-    /// Whether files can be copied to and from this agent with their holes.
+    /// Returns the way to send holes to and from this agent.
     #[must_use]
     pub fn holes(&self) -> Holes {
         if self.agent_version.contains(HOLES_FEATURE) { Holes::Keep } else { Holes::Fill }
@@ -243,7 +243,7 @@ mod tests {
         frame.split_off(4)
     }
 
-    /// Agents of earlier releases know the messages by these numbers.
+    /// Agents of earlier releases identify the messages by these numbers.
     #[test]
     fn messages_of_copies_keep_their_numbers() {
         assert_eq!(bytes(&ToGuest::Write { destination: "d".into() }), [7, 0, 1, b'd']);

@@ -1,11 +1,11 @@
-//! The agent's protocol: what host and guest say to each other over one vsock stream.
+//! The agent's protocol between host and guest over one vsock stream.
 //!
-//! A stream starts with a [`Hello`] from each end, which carries the version. Then the host sends one
-//! request ([`ToGuest`]), the two exchange the frames that belong to it, and the stream ends: one
-//! connection, one operation. How frames look is told in [`frame`].
+//! A stream starts with a [`Hello`] from each end, which carries the version. Then the host sends one request
+//! ([`ToGuest`]), the two ends exchange its frames, and the stream ends. Each connection serves one operation.
+//! [`frame`] describes the frame format.
 //!
-//! Flow control is the stream's own, with one addition: standard input travels under a window
-//! ([`STDIN_WINDOW`]), so that a command that doesn't read its input never keeps a signal from it.
+//! Flow control is the stream's own, with one addition: standard input has a window ([`STDIN_WINDOW`]). A command that
+//! does not read its input therefore never delays a signal.
 
 mod bytes;
 mod connection;
@@ -20,10 +20,10 @@ pub use message::{
     UserDataStatus, WindowSize,
 };
 
-/// The version both ends must have in common. It grows when a message changes its shape or meaning.
+/// The version, which both ends must share. It increases when a message changes its format or meaning.
 pub const VERSION: u32 = 2;
 
-/// How many bytes of standard input may be under way to a command that has not read them, at most.
+/// The most bytes of standard input in transit to a command that has not read them.
 ///
-/// The agent holds up to this many; it gives the host credit for more as the command takes them.
+/// The agent buffers up to this many. It grants the host more credit as the command reads.
 pub const STDIN_WINDOW: usize = 64 * 1024;

@@ -1,24 +1,23 @@
 //! Files and directories as a stream of entries.
 //!
-//! [`send`] walks a file or a directory and hands out its [`Entry`]s; a [`TreeWriter`] takes them and
-//! writes the tree elsewhere. Either end of a connection does either, so that copying into a guest and
-//! out of it follow the same rules:
+//! [`send`] walks a file or a directory and emits its [`Entry`]s. A [`TreeWriter`] takes the entries and writes the
+//! tree elsewhere. Each end of a connection can send and receive, so copies in both directions follow the same rules:
 //!
 //! - Kept: names, contents, holes, permission bits, modification times of files and directories, symbolic
-//!   links as such. Not kept: owners (what is written belongs to the writing process), set-user-id
-//!   and set-group-id bits (their meaning hangs on the owner), hard links, extended attributes.
-//! - Sockets, devices and pipes inside a tree are passed over and counted.
-//! - A directory that is there already is added to and keeps its own mode: copying an `etc` into a
-//!   system does not change the system's `/etc` itself.
-//! - A file appears under its name when all of it is written: never half of one. Nothing replaces a device, a pipe or a
-//!   socket, and nothing is written to one.
+//!   links as such. Not kept: owners (the writing process owns the copy), set-user-id and set-group-id
+//!   bits (their meaning depends on the owner), hard links, extended attributes.
+//! - Sockets, devices and pipes inside a tree are skipped and counted.
+//! - An existing directory is added to and keeps its own mode: copying an `etc` into a system does not
+//!   change the mode of the system's `/etc`.
+//! - A file appears under its name only when it is complete. The writer never replaces a device, a pipe or a
+//!   socket, and never writes to one.
 //! - A name in the stream is one component: never empty, `.`, `..` or with a slash. The writer opens
-//!   each directory by its parent's descriptor and follows no link, so that nothing in a stream leads
-//!   out of the destination.
+//!   each directory by its parent's descriptor and follows no link, so a stream cannot leave the
+//!   destination.
 //!
-//! A guest trusts the host, but not the reverse. A writer with a [`Request`] takes the copy's own name from the request and
-//! never from the stream, applies the umask, and marks the links that it creates. A later copy does not follow marked links,
-//! even where the user's path leads through one ([`Links::RefuseMarked`]).
+//! A guest trusts the host, but not the reverse. A writer with a [`Request`] takes the copy's own name from the
+//! request, never from the stream. It applies the umask and marks the links that it creates. Later copies refuse
+//! marked links, even in the user's own path ([`Links::RefuseMarked`]).
 
 mod path;
 mod receive;
@@ -38,75 +37,75 @@ pub use path::Links;
 pub use receive::{Request, TreeWriter};
 pub use send::send;
 
-/// How deep directories may be nested, the copied one included: each level holds a descriptor open.
+/// The greatest nesting of directories, including the copied one. Each level holds a descriptor open.
 pub const MAX_DEPTH: usize = 128;
 
 /// One step of a walk through a tree, parents before children.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Entry<'a> {
-    /// A directory; what follows is inside it, until its [`Entry::EndOfDirectory`].
+    /// A directory. The following entries are inside it, until its [`Entry::EndOfDirectory`].
     Directory {
-        /// Its name within its parent.
+        /// The name within the parent.
         name: OsString,
-        /// Its mode and time.
+        /// The mode and time.
         attributes: Attributes,
     },
-    /// The innermost directory is complete.
+    /// The end of the innermost directory.
     EndOfDirectory,
-    /// A file; its data follow, until [`Entry::EndOfFile`].
+    /// A file. Its data follow, until [`Entry::EndOfFile`].
     File {
-        /// Its name within its parent.
+        /// The name within the parent.
         name: OsString,
-        /// Its mode and time.
+        /// The mode and time.
         attributes: Attributes,
     },
     /// The next bytes of the file.
     #[serde(borrow)]
     Data(Bytes<'a>),
-    /// The file is complete.
+    /// The end of the file.
     EndOfFile,
     /// A symbolic link.
     Symlink {
-        /// Its name within its parent.
+        /// The name within the parent.
         name: OsString,
-        /// What it points to, as it stands.
+        /// The link's target, verbatim.
         target: OsString,
     },
-    /// Something that is not copied: a socket, a device, a pipe.
+    /// A socket, device or pipe, which is not copied.
     Skipped {
-        /// Its name within its parent.
+        /// The name within the parent.
         name: OsString,
     },
-    /// The tree is complete.
+    /// The end of the tree.
     End,
-    /// The next so many bytes of the file are zero and take no space; never 0. Sent only where [`Holes::Keep`] was agreed.
+    /// A hole of this many zero bytes, never 0. Sent only after both ends agreed on [`Holes::Keep`].
     Hole(u64),
 }
 
 /// Ways to send a file's holes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holes {
-    /// As zero bytes: the other end knows no [`Entry::Hole`].
+    /// As zero bytes, to a peer without support for [`Entry::Hole`].
     Fill,
     /// As [`Entry::Hole`].
     Keep,
 }
 
-/// The part of an agent's version that says that it knows [`Entry::Hole`] and [`ToGuest::ReadSparse`].
+/// The feature in an agent's version for [`Entry::Hole`] and [`ToGuest::ReadSparse`].
 ///
-/// Guests that were imported, hibernated or started earlier run agents that do not.
+/// Guests that were imported, hibernated or started earlier may run agents without it.
 ///
 /// [`ToGuest::ReadSparse`]: crate::protocol::ToGuest::ReadSparse
 pub const HOLES_FEATURE: &str = "+holes";
 
-/// What is kept of a file or a directory besides its name and contents.
+/// The copied attributes of a file or a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attributes {
-    /// Permission bits.
+    /// The permission bits.
     pub mode: u32,
-    /// Modification time: seconds since 1970.
+    /// The modification time, in seconds since 1970.
     pub modified: i64,
-    /// And nanoseconds.
+    /// The nanoseconds of the modification time.
     pub nanoseconds: u32,
 }
 
@@ -120,76 +119,76 @@ impl Attributes {
     }
 }
 
-/// What was copied.
+/// Totals of a copy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Files.
+    /// The number of files.
     pub files: u64,
-    /// Directories.
+    /// The number of directories.
     pub directories: u64,
-    /// Symbolic links.
+    /// The number of symbolic links.
     pub symlinks: u64,
-    /// Sockets, devices and pipes passed over.
+    /// The number of skipped sockets, devices and pipes.
     pub skipped: u64,
-    /// Bytes in files, those in holes included.
+    /// The number of bytes in files, including holes.
     pub bytes: u64,
 }
 
-/// Why a tree could not be sent or written.
+/// The reason that a tree could not be sent or written.
 #[derive(Debug, Error)]
 pub enum TreeError {
-    /// The file system refused.
+    /// A file system operation failed.
     #[error("{}: cannot {action}: {}", path.display(), sentence(source))]
     Io {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// On what.
+        /// The file's path.
         path: PathBuf,
-        /// Why not.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A device, a pipe or a socket is where a file was to be written.
+    /// The destination of a file is a device, a pipe or a socket.
     #[error("{}: is {kind}; a copy writes only to files and directories", path.display())]
     Special {
-        /// Its path.
+        /// The file's path.
         path: PathBuf,
-        /// Its kind.
+        /// The kind of file.
         kind: SpecialFile,
     },
-    /// A symbolic link stands where a directory was to be written.
+    /// The destination of a directory is a symbolic link.
     #[error("{}: is a symbolic link; a copy does not follow links inside its destination", .0.display())]
     LinkInTree(PathBuf),
-    /// The user's path leads through a link that an untrusted stream created.
+    /// The user's path contains a link that an untrusted stream created.
     #[error(
         "{}: is a symbolic link that was copied from a guest; wisp does not follow it. Give the path of its target, or create the link yourself",
         .0.display()
     )]
     MarkedLink(PathBuf),
-    /// The source has no name, and the destination is a directory that exists.
+    /// The source has no name, and the destination is an existing directory.
     #[error(
         "{}: is a directory, and the source has no name of its own to get inside it. Give the path of the new copy, as in {}",
         .0.display(), .0.join("NAME").display()
     )]
     NameNeeded(PathBuf),
-    /// It is neither a file nor a directory.
+    /// The source is neither a file nor a directory.
     #[error("{}: is neither a file nor a directory", .0.display())]
     NotCopyable(PathBuf),
-    /// A path without a name of its own, such as `/`.
+    /// The path has no last component to use as a name, such as `/`.
     #[error("{}: has no name to copy it under", .0.display())]
     NoName(PathBuf),
-    /// Nested deeper than [`MAX_DEPTH`].
+    /// The tree is nested deeper than [`MAX_DEPTH`].
     #[error("{}: is nested deeper than {MAX_DEPTH} directories", .0.display())]
     TooDeep(PathBuf),
-    /// A received name is not one component.
+    /// A received name is not a single component.
     #[error("refused the name {0:?}: it is not the name of one file")]
     BadName(OsString),
-    /// A received entry does not belong where it stands.
+    /// A received entry is out of order.
     #[error("malformed tree: {0}")]
     OutOfOrder(&'static str),
     /// The stream failed.
     #[error(transparent)]
     Stream(#[from] ProtocolError),
-    /// The other end failed, and says why.
+    /// The other end failed and sent this message.
     #[error("{0}")]
     OtherEnd(String),
 }
@@ -200,7 +199,7 @@ impl TreeError {
     }
 }
 
-/// The kinds of files that are not copied to.
+/// Kinds of files that a copy does not write to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpecialFile {
     /// A character or block device.
@@ -209,9 +208,9 @@ pub enum SpecialFile {
     Pipe,
     /// A socket.
     Socket,
-    /// A file that is reached only through a process's open descriptor (`/proc/PID/fd`).
+    /// A file that is only reachable through a process's open descriptor (`/proc/PID/fd`).
     Descriptor,
-    /// Anything else that is not a regular file.
+    /// Any other file that is not regular.
     Other,
 }
 
@@ -239,7 +238,7 @@ impl std::fmt::Display for SpecialFile {
     }
 }
 
-/// The system's words for an error, without Rust's "(os error 2)".
+/// Returns the system's message for an error, without Rust's "(os error 2)".
 fn sentence(error: &io::Error) -> String {
     let text = error.to_string();
     match text.split_once(" (os error") {
@@ -248,7 +247,7 @@ fn sentence(error: &io::Error) -> String {
     }
 }
 
-/// Whether `name` is one path component that names a file of its own.
+/// Returns true if `name` is one path component other than `.` and `..`.
 fn is_single_name(name: &OsStr) -> bool {
     let bytes = name.as_bytes();
     !matches!(bytes, b"" | b"." | b"..") && !bytes.contains(&b'/') && !bytes.contains(&0)

@@ -1,8 +1,8 @@
-//! Resolves the path that a user gives for a copy: once, into descriptors.
+//! Resolves the user's path of a copy, once, into descriptors.
 //!
-//! The user's own symbolic links are followed. Links that an untrusted stream created are not: such a link could lead
-//! anywhere, and a later copy to or from `DIRECTORY/LINK/...` would write or read there. [`mark`] gives each of them a fixed
-//! modification time, by which [`resolve`] tells them from the user's.
+//! It follows the user's own symbolic links, but not those that an untrusted stream created. Such a link could point
+//! anywhere, and a later copy to or from `DIRECTORY/LINK/...` would write or read there. [`mark`] gives each of them a
+//! fixed modification time, which [`resolve`] recognizes.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,31 +14,32 @@ use rustix::io::Errno;
 
 use super::{SpecialFile, TreeError};
 
-/// As many links as the kernel follows (path_resolution(7)).
+/// The kernel's own limit (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
 /// The modification time of links that an untrusted stream created: "WISP" in ASCII, 2016-05-28 08:14:08 UTC.
 ///
-/// Whole seconds, and an even number of them, survive file systems that store coarse times.
+/// An even number of whole seconds survives file systems that store coarse times.
 const MARK: i64 = 0x5749_5350;
 
-/// Links that may be followed in a path that a user gives.
+/// Links to follow in a user's path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Links {
-    /// All of them.
+    /// All links.
     Follow,
-    /// All but those that an untrusted stream created.
+    /// All links except those that an untrusted stream created.
     RefuseMarked,
 }
 
-/// What a path leads to.
+/// The result of resolving a path.
 #[derive(Debug)]
 pub(super) enum Place {
     /// A directory, opened with `O_PATH`.
     Directory(OwnedFd),
-    /// A regular file in an open directory, or nothing, where a file or directory can be created.
+    /// A regular file in an open directory, or a free name where a file or directory can be created.
     Name(Name),
-    /// A file that only an open descriptor leads to: the target of a link in `/proc`, opened with `O_PATH`.
+    /// A file that is only reachable through an open descriptor: the target of a link in `/proc`, opened with
+    /// `O_PATH`.
     Descriptor(OwnedFd),
 }
 
@@ -48,11 +49,11 @@ pub(super) struct Name {
     pub parent: OwnedFd,
     pub name: OsString,
     pub exists: bool,
-    /// The path ends with a slash, so that only a directory can be meant.
+    /// The path ends with a slash, so it can only mean a directory.
     pub ends_with_slash: bool,
 }
 
-/// Gives a link the time by which [`resolve`] recognizes it.
+/// Sets the modification time by which [`resolve`] recognizes an untrusted link.
 pub(super) fn mark(parent: BorrowedFd<'_>, link: &OsStr) -> Result<(), Errno> {
     let times = Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
@@ -68,7 +69,7 @@ fn is_marked(link: &Stat) -> bool {
 /// Follows `path` component by component.
 ///
 /// # Errors
-/// [`TreeError::Io`] with the component that cannot be passed, [`TreeError::MarkedLink`], [`TreeError::Special`].
+/// [`TreeError::Io`] with the component that cannot be followed, [`TreeError::MarkedLink`], [`TreeError::Special`].
 pub(super) fn resolve(path: &Path, links: Links) -> Result<Place, TreeError> {
     let mut walk = Walk { at: open(CWD, ".".as_ref(), path)?, shown: PathBuf::new(), rest: Vec::new(), followed: 0 };
     walk.push(path)?;
@@ -84,20 +85,20 @@ struct Walk {
     at: OwnedFd,
     /// The path of `at`, for messages.
     shown: PathBuf,
-    /// The components that are left, the next one last.
+    /// The remaining components, in reverse order.
     rest: Vec<OsString>,
     followed: usize,
 }
 
 impl Walk {
-    /// Puts the components of `path` before the rest; an absolute path starts again at the root directory.
+    /// Puts the components of `path` before the remaining ones. An absolute path restarts at the root directory.
     fn push(&mut self, path: &Path) -> Result<(), TreeError> {
         let bytes = path.as_os_str().as_bytes();
         if bytes.starts_with(b"/") {
             self.shown = PathBuf::from("/");
             self.at = open(CWD, "/".as_ref(), &self.shown)?;
         }
-        // "." at the end stands for the slash there: only a directory can precede it.
+        // A "." at the end represents a trailing slash: only a directory can precede it.
         let end = bytes.ends_with(b"/").then_some(&b"."[..]);
         let components = bytes.split(|byte| *byte == b'/').filter(|component| !component.is_empty());
         let components: Vec<&[u8]> = components.chain(end).collect();
@@ -155,7 +156,7 @@ impl Walk {
         Ok(None)
     }
 
-    /// Follows a link of `/proc`, whose text need not be a path: only the kernel can.
+    /// Follows a link of `/proc`. Its text need not be a path, so only the kernel can follow it.
     fn follow_descriptor(&mut self, name: &OsStr, path: PathBuf) -> Result<Option<Place>, TreeError> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.at, name, flags, Mode::empty()).map_err(TreeError::io("open", &path))?;

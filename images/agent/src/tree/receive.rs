@@ -21,8 +21,10 @@ pub struct Request {
 }
 
 impl Request {
-    /// A request for `source`. An existing destination directory takes the copy under the source's last component, which
-    /// `/`, `.`, `..` and an empty path do not have. Permissions in `umask` are not set.
+    /// Creates a request for `source`.
+    ///
+    /// An existing destination directory takes the copy under the last component of `source`. The paths `/`, `.`, `..`
+    /// and the empty path have none. Permissions in `umask` are not set.
     #[must_use]
     pub fn new(source: &OsStr, umask: u32) -> Self {
         let bytes = source.as_bytes();
@@ -33,13 +35,13 @@ impl Request {
     }
 }
 
-/// Writes one tree. Dropped before [`Entry::End`], it leaves whole files, but never half of one.
+/// Writes one tree. A writer dropped before [`Entry::End`] leaves complete files, never partial ones.
 #[derive(Debug)]
 pub struct TreeWriter {
     destination: PathBuf,
-    /// What was asked for, of a sender that is not trusted.
+    /// The request, if the sender is not trusted.
     request: Option<Request>,
-    /// The directory the tree's root goes into: known from the first entry on.
+    /// The parent of the tree's root, known from the first entry on.
     root: Option<OwnedFd>,
     directories: Vec<OpenDirectory>,
     file: Option<OpenFile>,
@@ -50,13 +52,13 @@ pub struct TreeWriter {
 #[derive(Debug)]
 struct OpenDirectory {
     fd: OwnedFd,
-    /// For messages.
+    /// The path, for messages.
     path: PathBuf,
-    /// What it gets once its children are written; `None` for one that was there before.
+    /// The attributes to set after the children are written; `None` for an existing directory.
     attributes: Option<Attributes>,
 }
 
-/// A file under its temporary name, which it loses with the value.
+/// A file under its temporary name, which is removed on drop unless the file was placed.
 #[derive(Debug)]
 struct OpenFile {
     fd: OwnedFd,
@@ -65,13 +67,13 @@ struct OpenFile {
     name: OsString,
     path: PathBuf,
     attributes: Attributes,
-    /// Whether something had its name when it was begun.
+    /// True if the name was in use when the file was created.
     replaces: bool,
-    /// Whether it has its name.
+    /// True if the file has its final name.
     is_placed: bool,
-    /// The bytes and holes so far.
+    /// The length so far, including holes.
     length: u64,
-    /// The last of these is a hole, which the file does not have until its length is set.
+    /// True if the last part is a hole. The file does not include it until its length is set.
     ends_with_hole: bool,
 }
 
@@ -105,7 +107,7 @@ impl OpenFile {
         rustix::fs::ftruncate(&self.fd, self.length).map_err(TreeError::io("write", &self.path))
     }
 
-    /// Gives it its name.
+    /// Renames the file to its final name.
     fn place(&mut self) -> Result<(), TreeError> {
         let (from, to) = (self.temporary.as_os_str(), self.name.as_os_str());
         let failed = TreeError::io("write", &self.path);
@@ -115,7 +117,7 @@ impl OpenFile {
                     self.is_placed = true;
                     return Ok(());
                 }
-                // Something has taken the name meanwhile, or the file system cannot tell.
+                // The name was taken meanwhile, or the file system does not support `NOREPLACE`.
                 Err(Errno::EXIST | Errno::INVAL | Errno::NOSYS) => {}
                 Err(errno) => return Err(failed(errno)),
             }
@@ -137,15 +139,19 @@ impl Drop for OpenFile {
 }
 
 impl TreeWriter {
-    /// A writer to `destination` of a trusted stream: an existing directory takes the tree inside it, under the tree's own
-    /// name; anything else becomes the tree's root itself, replaced where it is a file.
+    /// Creates a writer of a trusted stream.
+    ///
+    /// An existing directory at `destination` takes the tree under the tree's own name. Otherwise `destination`
+    /// becomes the tree's root and an existing file there is replaced.
     #[must_use]
     pub fn new(destination: &Path) -> Self {
         Self::with(destination, None)
     }
 
-    /// A writer to `destination` of a stream that is not trusted. An existing directory takes the tree inside it, under the
-    /// name in the request; anything else becomes the tree's root itself.
+    /// Creates a writer of an untrusted stream.
+    ///
+    /// An existing directory at `destination` takes the tree under the name in the request. Otherwise `destination`
+    /// becomes the tree's root.
     #[must_use]
     pub fn untrusted(destination: &Path, request: Request) -> Self {
         Self::with(destination, Some(request))
@@ -163,13 +169,13 @@ impl TreeWriter {
         }
     }
 
-    /// What has been written so far.
+    /// Returns the totals so far.
     #[must_use]
     pub fn summary(&self) -> Summary {
         self.summary
     }
 
-    /// Whether the tree is complete.
+    /// Returns true if the tree is complete.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.ended
@@ -178,7 +184,7 @@ impl TreeWriter {
     /// Writes one entry.
     ///
     /// # Errors
-    /// What the file system refused, or what is wrong with the entry. The tree cannot go on after it.
+    /// The file system's error, or the reason that the entry is invalid. The writer cannot be used after an error.
     pub fn accept(&mut self, entry: Entry<'_>) -> Result<(), TreeError> {
         if self.ended {
             return Err(TreeError::OutOfOrder("an entry after the end"));
@@ -210,7 +216,7 @@ impl TreeWriter {
         }
     }
 
-    /// The directory that takes the entry `name`, the name it gets there, and its path for messages.
+    /// Returns the directory that takes the entry `name`, the entry's name there, and its path for messages.
     fn place(&mut self, name: &OsStr, is_directory: bool) -> Result<(BorrowedFd<'_>, OsString, PathBuf), TreeError> {
         if !is_single_name(name) {
             return Err(TreeError::BadName(name.to_owned()));
@@ -226,7 +232,7 @@ impl TreeWriter {
         }
     }
 
-    /// Resolves the destination, once: the descriptor is what counts from then on.
+    /// Resolves the destination. It runs once; later entries use the descriptor.
     fn place_root(&self, sent: &OsStr, is_directory: bool) -> Result<(OwnedFd, OsString, PathBuf), TreeError> {
         let destination = self.destination.as_path();
         let (links, name) = match &self.request {
@@ -274,7 +280,7 @@ impl TreeWriter {
     fn end_directory(&mut self) -> Result<(), TreeError> {
         let directory = self.directories.pop().ok_or(TreeError::OutOfOrder("the end of no directory"))?;
         if let Some(attributes) = directory.attributes {
-            // The sticky bit means something on a directory; set-group-id hangs on the owner.
+            // The sticky bit has a meaning on a directory. The meaning of set-group-id depends on the owner.
             apply(directory.fd.as_fd(), attributes, self.mask(0o1777), &directory.path)?;
         }
         self.summary.directories += 1;
@@ -283,7 +289,7 @@ impl TreeWriter {
 
     fn begin_file(&mut self, name: &OsStr, attributes: Attributes) -> Result<(), TreeError> {
         let (parent, name, path) = self.place(name, false)?;
-        // The place is checked again before it is replaced. Here, no data have been sent in vain.
+        // `OpenFile::place` checks again. This check fails before any data are sent.
         let replaces = refuse_special(parent, &name, &path)?.is_some();
         let temporary = temporary_name();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -332,7 +338,7 @@ impl TreeWriter {
 
     fn symlink(&mut self, name: &OsStr, target: &OsStr) -> Result<(), TreeError> {
         if self.root.is_none() {
-            // A sender follows the link that it is asked for.
+            // A sender must follow a link that is itself the source.
             return Err(TreeError::OutOfOrder("a symbolic link, where a file or directory was asked for"));
         }
         let is_untrusted = self.request.is_some();
@@ -350,7 +356,7 @@ impl TreeWriter {
         refuse_special(parent, &name, &path)?;
         let temporary = temporary_name();
         rustix::fs::symlinkat(target, parent, temporary.as_os_str()).map_err(TreeError::io("create", &path))?;
-        // A link never has its name without its mark.
+        // The link must never have its final name without its mark.
         let marked = if is_untrusted { path::mark(parent, &temporary) } else { Ok(()) };
         let placed = marked.map_err(TreeError::io("set the time of", &path)).and_then(|()| {
             rustix::fs::renameat(parent, temporary.as_os_str(), parent, name.as_os_str())
@@ -364,7 +370,7 @@ impl TreeWriter {
         Ok(())
     }
 
-    /// Permissions that are set of those that the stream gives.
+    /// Removes the bits of the request's umask from `possible`, the permissions a stream may set.
     fn mask(&self, possible: u32) -> u32 {
         possible & !self.request.as_ref().map_or(0, |request| request.umask)
     }
@@ -375,7 +381,7 @@ fn kind_of(parent: BorrowedFd<'_>, name: &OsStr) -> Option<FileType> {
     Some(FileType::from_raw_mode(stat.st_mode))
 }
 
-/// Refuses to replace a device, a pipe or a socket; returns what else has the name.
+/// Refuses to replace a device, a pipe or a socket; returns the kind of any other existing file.
 fn refuse_special(parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<Option<FileType>, TreeError> {
     match kind_of(parent, name) {
         kind @ (None | Some(FileType::RegularFile | FileType::Directory | FileType::Symlink)) => Ok(kind),
@@ -383,7 +389,7 @@ fn refuse_special(parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<O
     }
 }
 
-/// A name that no other writer of this process uses; O_EXCL finds out about other processes.
+/// Returns a name that is unique in this process. `O_EXCL` detects names of other processes.
 fn temporary_name() -> OsString {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let process = std::process::id();
@@ -474,7 +480,7 @@ mod tests {
         (stat.st_blocks, stat.st_size.try_into().expect("positive"))
     }
 
-    /// Copies a file as a peer that knows holes, or one that does not, would; returns the data bytes that were sent.
+    /// Copies a file with or without support for holes; returns the number of data bytes sent.
     fn copy(from: &Path, to: &Path, holes: Holes) -> u64 {
         let mut writer = TreeWriter::new(to);
         let mut sent = 0;
@@ -522,7 +528,7 @@ mod tests {
         assert_eq!(std::fs::read(&to).expect("read"), vec![0; 3 << 20]);
     }
 
-    /// `/proc` tells a length of 0, and no holes.
+    /// `/proc` reports a length of 0 and no holes.
     #[test]
     fn file_of_proc_is_copied_whole() {
         let home = tempfile::tempdir().expect("a directory");
@@ -547,15 +553,15 @@ mod tests {
         assert!(matches!(writer.accept(Entry::Hole(1)), Err(TreeError::OutOfOrder(_))));
     }
 
-    /// A directory with one of each kind that a copy must not replace; the socket lives as long as its listener.
+    /// Creates a directory with one file of each special kind. The socket lives as long as its listener.
     fn specials(at: &Path) -> std::os::unix::net::UnixListener {
         rustix::fs::mkfifoat(rustix::fs::CWD, at.join("pipe"), 0o600.into()).expect("made");
         if rustix::process::geteuid().is_root() {
-            // Not a device of any driver: a write would fail, and a replaced node would show.
+            // No driver has this device: a write to it would fail, and a replaced node would be visible.
             let device = rustix::fs::makedev(1, 200);
             let kind = FileType::CharacterDevice;
             let made = rustix::fs::mknodat(rustix::fs::CWD, at.join("device"), kind, 0o600.into(), device);
-            // Some containers forbid it even to root.
+            // Some containers forbid this even to root.
             assert!(matches!(made, Ok(()) | Err(Errno::PERM)), "{made:?}");
         }
         std::os::unix::net::UnixListener::bind(at.join("socket")).expect("bound")
@@ -581,7 +587,7 @@ mod tests {
         for name in &present {
             let path = home.path().join(name);
             std::os::unix::fs::symlink(name, home.path().join("own")).expect("linked");
-            // As the destination, as a name in a destination, by a link, and inside a tree.
+            // As the destination, as a name in the destination, through a link, and inside a tree.
             refused(TreeWriter::new(&path), vec![file("f")], name);
             refused(untrusted(&path, "/f"), vec![file("f")], name);
             refused(TreeWriter::new(home.path()), vec![file(name)], name);
@@ -600,7 +606,7 @@ mod tests {
         assert_eq!(present.iter().map(|name| kind(name)).collect::<Vec<_>>(), before);
     }
 
-    /// The file's place is taken while its data come.
+    /// A pipe takes the file's name while its data arrive.
     #[test]
     fn a_pipe_made_during_a_copy_is_not_replaced() {
         let home = tempfile::tempdir().expect("a directory");
@@ -662,7 +668,7 @@ mod tests {
     }
 
     proptest! {
-        /// Two streams in a row, since the first one's links lie in the second one's way.
+        /// Receives two streams in a row, because the links of the first are in the path of the second.
         #[test]
         fn an_untrusted_stream_creates_only_what_was_requested(
             streams in prop::collection::vec(steps(), 1..3),

@@ -12,13 +12,13 @@ use super::path::{self, Links, Name, Place};
 use super::{Attributes, Entry, Holes, MAX_DEPTH, TreeError};
 use crate::protocol::{Bytes, MAX_DATA};
 
-/// Hands the entries of the file or directory at `source` to `emit`, [`Entry::End`] last.
+/// Passes the entries of the file or directory at `source` to `emit`, [`Entry::End`] last.
 ///
-/// The path `source` may lead through symbolic links as `links` says; links inside a directory are sent as links. Holes in
-/// files are sent as `holes` says.
+/// `links` says which symbolic links in the path `source` are followed. Links inside a directory are sent as links.
+/// `holes` says how holes in files are sent.
 ///
 /// # Errors
-/// The first thing that cannot be read, or what `emit` returned.
+/// The first file that cannot be read, or the error that `emit` returned.
 pub fn send(
     source: &Path,
     links: Links,
@@ -39,7 +39,7 @@ pub fn send(
         }
         Place::Name(Name { exists: false, .. }) => return Err(TreeError::io("read", source)(Errno::NOENT)),
         Place::Name(Name { parent, name: at, .. }) => walk.file(parent.as_fd(), &at, name, OFlags::NOFOLLOW)?,
-        // The kernel's link leads back to the file that was found.
+        // Opening the `/proc` link again opens the same file for reading.
         Place::Descriptor(fd) => {
             let at = OsString::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
             walk.file(CWD, &at, name, OFlags::empty())?;
@@ -48,7 +48,7 @@ pub fn send(
     (walk.emit)(Entry::End)
 }
 
-/// The name `source` goes under; `.` and `..` go under the name of what they stand for.
+/// Returns the name to send for `source`; `.` and `..` are resolved first.
 fn own_name(source: &Path) -> Result<OsString, TreeError> {
     if let Some(name) = source.file_name()
         && !source.as_os_str().as_bytes().ends_with(b"/.")
@@ -65,7 +65,7 @@ fn own_name(source: &Path) -> Result<OsString, TreeError> {
 
 struct Walk<'a> {
     emit: &'a mut dyn FnMut(Entry<'_>) -> Result<(), TreeError>,
-    /// Where the walk is, for messages.
+    /// The current path, for messages.
     path: PathBuf,
     depth: usize,
     holes: Holes,
@@ -74,7 +74,7 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn open(&self, parent: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> Result<OwnedFd, TreeError> {
-        // NONBLOCK: a pipe that took a file's place meanwhile must not hold the walk up.
+        // `NONBLOCK`: a pipe that replaced the file meanwhile must not block the walk.
         let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(TreeError::io("open", &self.path))
     }
@@ -133,7 +133,8 @@ impl Walk<'_> {
         (self.emit)(Entry::EndOfFile)
     }
 
-    /// Sends what is read from the file's position on, to the file's end or `limit` bytes; returns their number.
+    /// Sends data from the current position up to the end of the file or `limit` bytes; returns the number of bytes
+    /// sent.
     fn data(&mut self, fd: &OwnedFd, limit: u64) -> Result<u64, TreeError> {
         self.buffer.resize(MAX_DATA, 0);
         let mut sent = 0;
@@ -150,7 +151,7 @@ impl Walk<'_> {
         Ok(sent)
     }
 
-    /// Sends the file's data, and holes for what is between and behind them.
+    /// Sends the file's data, and its holes as holes.
     fn sparse_data(&mut self, fd: &OwnedFd) -> Result<(), TreeError> {
         let mut position = 0;
         loop {
@@ -160,7 +161,7 @@ impl Walk<'_> {
                     let stat = rustix::fs::fstat(fd).map_err(TreeError::io("read", &self.path))?;
                     return self.hole(position, u64::try_from(stat.st_size).unwrap_or(0));
                 }
-                // The file system does not tell: all of it is data.
+                // The file system does not support `SEEK_DATA`: treat the rest as data.
                 Err(_) => position,
             };
             self.hole(position, data)?;
@@ -180,7 +181,8 @@ impl Walk<'_> {
     }
 }
 
-/// Whether a file may have holes. It is not asked for the holes of others, of `/proc` for one: they need not be told truly.
+/// Returns true if a file may have holes. Others are never queried: file systems such as `/proc` may report wrong
+/// holes.
 fn is_sparse(stat: &Stat) -> bool {
     stat.st_blocks.saturating_mul(512) < stat.st_size
 }

@@ -1,4 +1,4 @@
-//! A host's end of a connection to an agent that runs in this process. Every wait has a deadline.
+//! The host's end of a connection to an agent in this process. Every wait has a deadline.
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
@@ -15,12 +15,12 @@ use wisp_agent::protocol::{
     Bytes, Connection, ExecFailure, ExecRequest, ExitStatus, OutputStream, ProtocolError, ToGuest, ToHost,
 };
 
-/// Far longer than anything here takes.
+/// Far longer than any operation here takes.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 static AGENT: LazyLock<Agent> = LazyLock::new(|| Agent::new(false));
 
-/// A socket to an agent, before any frame, and the thread that serves it.
+/// Creates a socket to an agent, before any frame, and the thread that serves it.
 pub fn raw_connection() -> (UnixStream, JoinHandle<Result<(), ProtocolError>>) {
     let (host, guest) = UnixStream::pair().expect("a socket pair");
     set_socket_timeout(host.as_fd(), Timeout::Recv, Some(DEADLINE)).expect("a deadline");
@@ -28,13 +28,13 @@ pub fn raw_connection() -> (UnixStream, JoinHandle<Result<(), ProtocolError>>) {
     (host, thread::spawn(move || AGENT.serve(guest.into())))
 }
 
-/// A connection after both have said hello.
+/// A connection after both hellos.
 pub struct Host {
     pub connection: Connection,
     server: JoinHandle<Result<(), ProtocolError>>,
 }
 
-/// All that a command did.
+/// The output and end of a command.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub stdout: String,
@@ -107,7 +107,7 @@ impl Host {
         Outcome { stdout: text(stdout), stderr: text(stderr), end }
     }
 
-    /// Closes the connection and waits until the agent is done with it.
+    /// Closes the connection and waits until the agent has finished with it.
     pub fn leave(self) -> Result<(), ProtocolError> {
         drop(self.connection);
         self.server.join().expect("the agent does not panic")

@@ -1,7 +1,8 @@
-//! Published ports: connections that clients of the host make to them are passed on to the guest, from its router's address.
+//! Port forwarding: passes connections to published ports of the host on to the guest. The guest sees them from its
+//! router's address.
 //!
-//! The supervisor's [broker](crate::vmm::broker) opens them. TCP listeners come as descriptors; UDP datagrams come through a
-//! channel, each with its peer's number, which is the port of the router that the guest sees it at.
+//! The supervisor's [broker](crate::vmm::broker) opens the ports. TCP listeners come as descriptors. UDP datagrams
+//! come through a channel, each with its peer's number, which is the router's port at which the guest sees the peer.
 
 mod stream;
 
@@ -19,18 +20,18 @@ use super::stack::Stack;
 use crate::vmm::broker::{DatagramChannel, HostPort};
 use stream::Connection;
 
-/// The most connections at a time, those among them that only the guest still has to end.
+/// The maximum number of connections, including those that only the guest has yet to close.
 const CONNECTIONS: usize = 256;
-/// Datagrams that are taken at a time, and bytes.
+/// The maximum number of datagrams, and of bytes, that are handled at a time.
 const BATCH: usize = 64;
 const BATCH_BYTES: usize = 256 << 10;
 
-/// All forwards of a link.
+/// All forwards of a guest.
 #[derive(Debug)]
 pub struct Forwards {
     epoll: Epoll,
     listeners: HashMap<Forward, TcpListener>,
-    /// Ports of the guest's whose datagrams come through the channel, and the peers that have sent some.
+    /// The guest's ports whose datagrams come through the channel, and the known peers.
     udp_ports: HashSet<u16>,
     udp_peers: HashSet<u16>,
     datagrams: Option<DatagramChannel>,
@@ -39,11 +40,11 @@ pub struct Forwards {
     next_port: u16,
 }
 
-/// The router's own ports (RFC 6335: dynamic ones).
+/// The router's first own port (dynamic ports, RFC 6335).
 pub const FIRST_PORT: u16 = 49152;
 
 impl Forwards {
-    /// Without any yet. Datagrams come and go through `datagrams`.
+    /// Creates an empty set. UDP datagrams go through `datagrams`.
     pub fn new(datagrams: Option<DatagramChannel>) -> io::Result<Forwards> {
         let epoll = Epoll::new()?;
         if let Some(channel) = &datagrams {
@@ -62,18 +63,18 @@ impl Forwards {
         })
     }
 
-    /// Becomes readable when there is something to do.
+    /// Becomes readable when there is work to do.
     pub fn events(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is open for as long as `self` is borrowed.
         unsafe { BorrowedFd::borrow_raw(self.epoll.as_raw_fd()) }
     }
 
-    /// What could not be listened on, in sentences.
+    /// Returns error messages about ports that are not open.
     pub fn problems(&self) -> &[String] {
         &self.problems
     }
 
-    /// Has these ports and no others. Connections go on whose port stays.
+    /// Replaces the set of ports. Connections to ports that stay are kept.
     pub fn set(&mut self, ports: Vec<(Forward, HostPort)>, stack: &mut Stack) {
         self.problems.clear();
         let wanted: HashSet<Forward> = ports.iter().map(|(forward, _)| *forward).collect();
@@ -104,7 +105,7 @@ impl Forwards {
         self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64))
     }
 
-    /// Does what there is to be done; datagrams for the guest go to `packets`.
+    /// Handles all events. Datagrams for the guest are appended to `packets`.
     pub fn serve(&mut self, stack: &mut Stack, config: &LinkConfig, packets: &mut Vec<Vec<u8>>) {
         let mut events = [EpollEvent::default(); 64];
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
@@ -140,7 +141,7 @@ impl Forwards {
                     Err(_) => break,
                 }
             }
-            // One too many is told so, or it would be heard of for ever.
+            // Closes one connection above the limit, because epoll would report it until it is accepted.
             if self.connections.len() + accepted.len() >= limit {
                 let _ = listener.accept();
             }
@@ -162,7 +163,7 @@ impl Forwards {
         }
     }
 
-    /// A port of the monitor's that no connection has.
+    /// Returns a router port that no connection uses.
     fn free_port(&mut self, stack: &Stack) -> u16 {
         loop {
             let port = self.next_port;
@@ -177,11 +178,11 @@ impl Forwards {
         }
     }
 
-    /// Takes datagrams of clients; they go to `packets`, as IP packets from the router to the guest.
+    /// Receives datagrams of clients and appends them to `packets`, as IP packets from the router to the guest.
     fn take_datagrams(&mut self, config: &LinkConfig, events: EventSet, packets: &mut Vec<Vec<u8>>) {
         let Some(channel) = &self.datagrams else { return };
         if !events.contains(EventSet::IN) {
-            // Its other end is closed, which would be reported forever.
+            // The other end is closed, which epoll would report forever.
             let fd = channel.as_fd().as_raw_fd();
             let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
             return;
@@ -197,7 +198,7 @@ impl Forwards {
         }
     }
 
-    /// A datagram that the guest sent to the router's address. Returns whether it belongs to a forward.
+    /// Handles a datagram from the guest to the router's address. Returns true if it belongs to a forward.
     pub fn answer(&mut self, datagram: &Datagram) -> bool {
         let (port, peer) = (datagram.source.1, datagram.destination.1);
         match &self.datagrams {
@@ -213,7 +214,7 @@ impl Forwards {
         if let Some((handle, connection)) = self.connections.remove(&fd) {
             let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
             connection.end(stack.sockets.get_mut(handle));
-            // What it still has to say, it says at the next turn of the stack.
+            // Remaining segments are sent when the stack is polled next.
             stack.retire(handle);
         }
     }

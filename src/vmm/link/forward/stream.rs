@@ -1,4 +1,4 @@
-//! One TCP connection that is passed on: what either end sends, and that it is done.
+//! A forwarded TCP connection.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -13,30 +13,31 @@ use vmm_sys_util::epoll::EventSet;
 use super::super::config::{Forward, LinkConfig};
 use super::super::stack::Stack;
 
-/// Bytes that are under way, each way.
+/// The buffer size for each direction.
 const BUFFER: usize = 64 << 10;
-/// How long a guest may leave a connection without a sign, and how often it is asked for one.
+/// The time after which a connection without any segment from the guest is closed, and the keep-alive interval.
 const SILENCE: Duration = Duration::from_secs(120);
 const ASK: Duration = Duration::from_secs(30);
 
-/// A connection of a client of the host's.
+/// A connection from a client on the host.
 #[derive(Debug)]
 pub struct Connection {
     forward: Forward,
     host: TcpStream,
-    /// The client may have something, or room for something: it said so, and nothing has shown otherwise.
+    /// The client's socket may be readable or writable: epoll has reported it, and no call has failed with
+    /// `WouldBlock` since.
     is_readable: bool,
     is_writable: bool,
-    /// The client sends nothing more.
+    /// The client has closed its sending side.
     is_read: bool,
-    /// The guest sends nothing more, and the client knows.
+    /// The guest has closed its sending side, and the client's socket has been shut down accordingly.
     is_written: bool,
-    /// The client has reset it: it is over, whatever the guest still has room for.
+    /// The client has reset the connection, which ends it even if data for the guest is left.
     is_reset: bool,
 }
 
 impl Connection {
-    /// Connects to the guest, from a port of the router's.
+    /// Connects to the guest, from a port of the router.
     pub fn open(
         forward: Forward,
         host: TcpStream,
@@ -68,12 +69,12 @@ impl Connection {
         Ok((handle, connection))
     }
 
-    /// The forward that it came by.
+    /// Returns the connection's forward.
     pub fn forward(&self) -> Forward {
         self.forward
     }
 
-    /// Takes note of events of the client's socket.
+    /// Records epoll events of the client's socket.
     pub fn note(&mut self, events: EventSet) {
         self.is_reset |= events.contains(EventSet::ERROR);
         let ended = EventSet::HANG_UP | EventSet::ERROR | EventSet::READ_HANG_UP;
@@ -81,7 +82,7 @@ impl Connection {
         self.is_writable |= events.intersects(EventSet::OUT | ended);
     }
 
-    /// Passes on what there is. Returns whether there may be more.
+    /// Forwards available data. Returns false if the connection has ended.
     pub fn pump(&mut self, socket: &mut tcp::Socket) -> bool {
         if self.is_reset || !self.send_to_guest(socket) || !self.send_to_host(socket) {
             return false;
@@ -89,7 +90,7 @@ impl Connection {
         !(self.is_read && self.is_written) && socket.state() != tcp::State::Closed
     }
 
-    /// Passes on what the client sends. Returns whether it is still there.
+    /// Forwards data from the client. Returns false if the connection has failed.
     fn send_to_guest(&mut self, socket: &mut tcp::Socket) -> bool {
         while self.is_readable && !self.is_read && socket.can_send() {
             let host = &mut self.host;
@@ -111,7 +112,7 @@ impl Connection {
         true
     }
 
-    /// Passes on what the guest sends. Returns whether the client is still there.
+    /// Forwards data from the guest. Returns false if the connection has failed.
     fn send_to_host(&mut self, socket: &mut tcp::Socket) -> bool {
         while self.is_writable && socket.can_recv() {
             let host = &mut self.host;
@@ -135,13 +136,13 @@ impl Connection {
         true
     }
 
-    /// Ends it: in order, if both ends are done, and with a reset for both if not.
+    /// Ends the connection: orderly if both sides have closed, else with a reset in both directions.
     pub fn end(self, socket: &mut tcp::Socket) {
         if !(self.is_read && self.is_written) {
             socket.abort();
             let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-            // SAFETY: the kernel reads a `linger` of that size at the pointer, which is valid for the call. That it fails
-            // leaves an orderly end in the place of a reset.
+            // SAFETY: the kernel reads a `linger` of that size at the pointer, which is valid for the call. If it
+            // fails, the client sees an orderly end instead of a reset.
             unsafe {
                 libc::setsockopt(
                     self.host.as_raw_fd(),

@@ -1,5 +1,5 @@
-//! The instance metadata service, as EC2 has it at 169.254.169.254: what a guest is told of itself, to those who show a token
-//! (version 2), and to everybody where that is allowed (version 1).
+//! The instance metadata service at 169.254.169.254, as in EC2. Version 2 requires a token; version 1 does not, if it
+//! is allowed.
 
 mod server;
 mod token;
@@ -15,7 +15,7 @@ use super::http::{Answer, Request};
 pub use server::Server;
 use token::Tokens;
 
-/// The versions that are listed; all are answered alike.
+/// The listed API versions. All have the same content.
 const VERSIONS: [&str; 28] = [
     "1.0",
     "2007-01-19",
@@ -49,10 +49,10 @@ const VERSIONS: [&str; 28] = [
 const LATEST: &str = "latest";
 const TOKEN: &str = "x-aws-ec2-metadata-token";
 const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
-/// How long a token may last, in seconds: six hours.
+/// The range of a token's lifetime in seconds, up to six hours.
 const TOKEN_SECONDS: std::ops::RangeInclusive<u64> = 1..=21600;
 
-/// What requests are answered with.
+/// The service's content and tokens.
 #[derive(Debug)]
 pub struct Metadata {
     config: MetadataConfig,
@@ -64,17 +64,17 @@ impl Metadata {
         Metadata { config, tokens: Tokens::default() }
     }
 
-    /// Other content; tokens stay good.
+    /// Replaces the content. Tokens stay valid.
     pub fn set(&mut self, config: MetadataConfig) {
         self.config = config;
     }
 
-    /// How many hops an answer may go; any number, if there is none.
+    /// Returns the hop limit of a response; none is unlimited.
     pub fn hop_limit(&self, request: &Request) -> Option<u8> {
         (request.method == "PUT").then_some(self.config.hop_limit.max(1))
     }
 
-    /// The answer to a request.
+    /// Returns the response to a request.
     pub fn answer(&mut self, request: &Request, now: Instant) -> Answer {
         if !self.config.enabled {
             return Answer::error(403);
@@ -86,7 +86,7 @@ impl Metadata {
         if !matches!(request.method.as_str(), "GET" | "HEAD") || is_token_path(&segments) {
             return Answer::error(405);
         }
-        // One that is shown has to be good, even where none is needed.
+        // A token must be valid even if none is required.
         let may = match request.header(TOKEN) {
             Some(token) => self.tokens.is_good(token, now),
             None => !self.config.tokens_required,
@@ -105,7 +105,7 @@ impl Metadata {
         if !is_token_path(segments) {
             return Answer::error(405);
         }
-        // One that came through a proxy is not the instance's own (as EC2 refuses it).
+        // Like EC2, refuses tokens to requests through a proxy, which may come from outside the instance.
         if request.header("x-forwarded-for").is_some() {
             return Answer::error(403);
         }
@@ -137,7 +137,7 @@ impl Metadata {
         decoded.map_or_else(|| Answer::error(404), answer)
     }
 
-    /// A value, or what there is below a path: what has more below it ends in a slash.
+    /// Returns a value, or a directory listing in which directories end with a slash.
     fn meta_data(&self, path: &str) -> Answer {
         if let Some(value) = self.config.tree.get(path) {
             return Answer::text(value.as_str());
@@ -147,7 +147,7 @@ impl Metadata {
         let names: BTreeSet<String> =
             below.map(|(known, value)| listed_name(path, &known[prefix.len()..], value)).collect();
         if names.is_empty() {
-            // A key is listed by its number and its name, and has one form.
+            // A key is listed as number and name, and has one format.
             let is_key = |number: &str| self.config.tree.contains_key(&format!("public-keys/{number}/openssh-key"));
             return match path.strip_prefix("public-keys/").and_then(|rest| rest.split_once('=')) {
                 Some((number, _)) if is_key(number) => Answer::text("openssh-key"),
@@ -158,8 +158,8 @@ impl Metadata {
     }
 }
 
-/// The name under which something `below` a folder is listed there: keys by their number and their name, which is all that
-/// follows the key and may have spaces.
+/// Returns the name in a directory listing for the path `below` the directory. A key is listed as its number and
+/// comment; the comment is the rest of its line and may contain spaces.
 fn listed_name(folder: &str, below: &str, value: &str) -> String {
     match below.split_once('/') {
         Some((number, _)) if folder == "public-keys" => {

@@ -1,7 +1,7 @@
-//! A place for a disk: shared between a device, its thread, and whoever puts disks in and takes them out.
+//! A disk slot, shared between a device, its thread, and the code that attaches and detaches disks.
 //!
-//! Requests are carried out with the disk locked, until none is in flight. Who locks it meanwhile finds no request half
-//! done, and none begins until it is given back.
+//! Requests run while the slot is held, until none is in flight. Another holder therefore never sees a partly
+//! completed request, and no request starts until the slot is released.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
@@ -11,37 +11,37 @@ use crate::vmm::limits::rate_limiter::SharedDiskLimiter;
 use crate::vmm::limits::{DiskLimiter, DiskLimits};
 use crate::vmm::timeline::monotonic_ns;
 
-/// The place. Locks are taken in the order of its fields.
+/// A disk slot. Locks are taken in the order of the fields.
 #[derive(Debug, Default)]
 pub struct DiskBay {
-    /// Taken before the disk. A thread with one request after the other lets go of the disk for an instant only, and would
-    /// have it back before anybody who waits for it has woken; here it has to stand behind them.
+    /// Taken before the disk, for fairness. A thread with back-to-back requests releases the disk only for an instant,
+    /// and would take it again before any waiter wakes up. This lock makes it queue behind the waiters.
     turnstile: Mutex<()>,
     disk: Mutex<Option<Disk>>,
-    /// What is known of the disk without waiting for a request to end.
+    /// Data about the disk that is available without waiting for a request.
     label: Mutex<Option<Label>>,
-    /// What the disk may do, if that is limited.
+    /// The disk's rate limiter, if it is throttled.
     limiter: Mutex<Option<DiskLimiter>>,
-    /// What those of the machine's disks that are limited may do together.
+    /// The rate limiter that all throttled disks of the VM share.
     shared: SharedDiskLimiter,
 }
 
-/// What a disk is to those who only look at it.
+/// Data about a disk.
 #[derive(Debug, Clone)]
 pub struct Label {
-    /// The disk's name.
+    /// The disk's ID.
     pub id: String,
-    /// Its size in sectors.
+    /// Size in sectors.
     pub sectors: u64,
-    /// Whether writes are refused.
+    /// True if writes are refused.
     pub read_only: bool,
-    /// What was done to it.
+    /// I/O counters of the disk.
     pub counters: Arc<DiskCounters>,
-    /// What it may do, if that is limited.
+    /// Rate limits of the disk, if any.
     pub limits: Option<DiskLimits>,
 }
 
-/// A disk on which nothing moves.
+/// Guard for a disk without requests in flight.
 #[derive(Debug)]
 pub struct Held<'a> {
     bay: &'a DiskBay,
@@ -49,7 +49,7 @@ pub struct Held<'a> {
 }
 
 impl DiskBay {
-    /// A place with `disk` in it, if there is one, and what all disks of the machine may do.
+    /// Creates a slot with `disk`, if any, and the limiter that all disks of the VM share.
     pub fn new(disk: Option<Disk>, shared: SharedDiskLimiter) -> DiskBay {
         let bay = DiskBay { shared, ..DiskBay::default() };
         if let Some(disk) = disk {
@@ -58,7 +58,7 @@ impl DiskBay {
         bay
     }
 
-    /// How long until another request may be carried out, in nanoseconds; 0 if one may now.
+    /// Returns the time until the next request may start in nanoseconds, or 0 if it may start now.
     pub fn wait_ns(&self) -> u64 {
         let mut limiter = lock(&self.limiter);
         let Some(limiter) = limiter.as_mut() else { return 0 };
@@ -67,7 +67,7 @@ impl DiskBay {
         limiter.wait_ns(now).max(shared)
     }
 
-    /// A request that moves so many bytes is carried out.
+    /// Charges a request of `bytes` bytes to the rate limits.
     pub fn take(&self, bytes: u64) {
         let mut limiter = lock(&self.limiter);
         let Some(limiter) = limiter.as_mut() else { return };
@@ -78,22 +78,22 @@ impl DiskBay {
         }
     }
 
-    /// What is left of what the disk has saved, in per cent.
+    /// Returns the disk's burst balance in percent.
     pub fn saved_percent(&self) -> u64 {
         lock(&self.limiter).as_mut().map_or(100, |limiter| limiter.saved_percent(monotonic_ns()))
     }
 
-    /// What is in it.
+    /// Returns data about the disk, or `None` if the slot is empty.
     pub fn label(&self) -> Option<Label> {
         lock(&self.label).clone()
     }
 
-    /// Whether somebody waits for who holds it.
+    /// Returns true if another thread is waiting for the slot.
     pub fn is_wanted(&self) -> bool {
         matches!(self.turnstile.try_lock(), Err(TryLockError::WouldBlock))
     }
 
-    /// Waits for the requests that are being carried out, and keeps others from beginning.
+    /// Waits until no request is in flight, and blocks new requests until the guard is dropped.
     pub fn hold(&self) -> Held<'_> {
         let _turn = lock(&self.turnstile);
         Held { bay: self, disk: lock(&self.disk) }
@@ -101,19 +101,19 @@ impl DiskBay {
 }
 
 impl Held<'_> {
-    /// The disk, if there is one.
+    /// Returns the disk, if there is one.
     pub fn disk(&mut self) -> Option<&mut Disk> {
         self.disk.as_mut()
     }
 
-    /// Puts a disk in, with all that it can save for times above its baseline.
+    /// Attaches a disk with a full burst balance.
     pub fn put(&mut self, disk: Disk) {
         let limits = disk.limits();
         *self.disk = Some(disk);
         self.limit(limits);
     }
 
-    /// Has the disk go by those limits from its next request on.
+    /// Applies `limits` from the next request on, with a full burst balance.
     pub fn limit(&mut self, limits: Option<DiskLimits>) {
         if let Some(disk) = self.disk.as_mut() {
             disk.set_limits(limits);
@@ -122,14 +122,14 @@ impl Held<'_> {
         self.relabel();
     }
 
-    /// Takes the disk out.
+    /// Detaches the disk.
     pub fn take(&mut self) -> Option<Disk> {
         let disk = self.disk.take();
         self.relabel();
         disk
     }
 
-    /// Brings what is known of the disk up to date.
+    /// Updates the data that [`DiskBay::label`] returns.
     pub fn relabel(&mut self) {
         *lock(&self.bay.label) = self.disk.as_ref().map(|disk| Label {
             id: disk.id().to_string(),
@@ -141,7 +141,7 @@ impl Held<'_> {
     }
 }
 
-/// A disk is as good after a panic as after any other failed request.
+/// Ignores poisoning: after a panic, a disk is as usable as after any failed request.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! What was done to a disk, in figures, and the last thing that the host could not do.
+//! I/O counters of a disk, and its last host error.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::vmm::control::DiskRecord;
 
-/// A disk without room fails every request that writes: the log tells of one in a second.
+/// Minimum time between two log lines. A full file system fails every write, which would flood the log.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The counters of one disk; they may be read while the disk is busy.
+/// Counters of one disk. They can be read while the disk is busy.
 #[derive(Debug)]
 pub struct DiskCounters {
     id: String,
@@ -30,7 +30,7 @@ struct LastError {
 }
 
 impl DiskCounters {
-    /// Counters for the disk `id`, all zero.
+    /// Creates counters for the disk `id`.
     pub(super) fn new(id: &str) -> DiskCounters {
         let zero = AtomicU64::default;
         DiskCounters {
@@ -45,7 +45,7 @@ impl DiskCounters {
         }
     }
 
-    /// Counts a read of `length` bytes with its outcome, which it returns.
+    /// Counts a read of `length` bytes. Returns `result` unchanged.
     pub(super) fn read(&self, length: u64, result: io::Result<()>) -> io::Result<()> {
         if result.is_ok() {
             self.reads.fetch_add(1, Ordering::Relaxed);
@@ -54,7 +54,7 @@ impl DiskCounters {
         self.other("read", result)
     }
 
-    /// Counts a write of `length` bytes with its outcome, which it returns.
+    /// Counts a write of `length` bytes. Returns `result` unchanged.
     pub(super) fn write(&self, length: u64, result: io::Result<()>) -> io::Result<()> {
         if result.is_ok() {
             self.writes.fetch_add(1, Ordering::Relaxed);
@@ -63,13 +63,13 @@ impl DiskCounters {
         self.other("write", result)
     }
 
-    /// Counts for how long requests were held back.
+    /// Adds to the time that requests were throttled.
     pub(super) fn held(&self, duration: Duration) {
         let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         self.held_ns.fetch_add(ns, Ordering::Relaxed);
     }
 
-    /// Counts what failed, and logs it if the last log line is a second old.
+    /// Counts a failure, and logs it unless another one was logged within the last second. Returns `result` unchanged.
     pub(super) fn other(&self, what: &str, result: io::Result<()>) -> io::Result<()> {
         if let Err(error) = &result {
             let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
@@ -84,7 +84,7 @@ impl DiskCounters {
         result
     }
 
-    /// The counters as data.
+    /// Returns the counters as a record.
     pub fn record(&self) -> DiskRecord {
         DiskRecord {
             id: self.id.clone(),

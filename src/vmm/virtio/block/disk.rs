@@ -1,4 +1,4 @@
-//! A disk: an image that is read and written, counted, grown, and continued in a new layer while it is in use.
+//! An open disk image. It counts I/O, and can grow or switch to a new overlay while it is in use.
 
 use std::fs::File;
 use std::io;
@@ -18,30 +18,31 @@ use crate::vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use crate::vmm::limits::DiskLimits;
 use crate::vmm::passed::PassedFiles;
 
-/// A disk's sector, in bytes: the unit of every virtio-blk address.
+/// Sector size in bytes: the unit of every virtio-blk address.
 pub const SECTOR: u64 = 512;
-/// The largest cluster of a qcow2 file.
+/// Maximum cluster size of a qcow2 file.
 const LARGEST_CLUSTER: u64 = 2 << 20;
 
-/// A part of a disk that lies in one piece in a file.
+/// A contiguous range in a file that holds part of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
-    /// The file, open for as long as the disk is.
+    /// The file's descriptor. It is valid for as long as the disk is open.
     pub fd: RawFd,
-    /// Where in it the part begins.
+    /// Offset in the file.
     pub offset: u64,
-    /// How long it is.
+    /// Length in bytes.
     pub length: u64,
 }
 
 impl Piece {
-    /// Reads it into `buffers`, if the host has all of it in memory. If not, it has to be read as others are.
+    /// Reads the range into `buffers` if all of it is in the host's page cache. Otherwise returns false, and the
+    /// caller must read it in another way.
     pub fn read_cached(&self, buffers: &[VolatileSlice]) -> bool {
         let guards: Vec<_> = buffers.iter().map(VolatileSlice::ptr_guard_mut).collect();
         let vectors: Vec<_> =
             guards.iter().map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }).collect();
         let (count, offset) = (vectors.len() as libc::c_int, self.offset as libc::off_t);
-        // SAFETY: the guards keep the memory, which is only ever accessed as volatile, mapped.
+        // SAFETY: the guards keep the memory mapped. It is only ever accessed as volatile.
         let done = unsafe { libc::preadv2(self.fd, vectors.as_ptr(), count, offset, libc::RWF_NOWAIT) };
         u64::try_from(done).is_ok_and(|done| done == self.length)
     }
@@ -61,12 +62,12 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Opens what `config` names; a copy-on-write layer is made, without a name, in `folder`.
+    /// Opens the disk of `config`. An ephemeral disk gets an unnamed overlay in `folder`.
     pub fn open(config: &DiskConfig, folder: &Path) -> Result<Disk, BlockError> {
         Disk::open_among(config, folder, &PassedFiles::default())
     }
 
-    /// The same, of which the files may be among `files`.
+    /// Does the same as [`open`](Disk::open), with descriptors for its files possibly in `files`.
     pub fn open_among(config: &DiskConfig, folder: &Path, files: &PassedFiles) -> Result<Disk, BlockError> {
         let base =
             image::open(&config.path, config.format, &config.backing, config.access == DiskAccess::ReadWrite, files)?;
@@ -92,32 +93,32 @@ impl Disk {
         })
     }
 
-    /// The disk's name, from its configuration.
+    /// Returns the disk's ID from its configuration.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// What was done to it.
+    /// Returns the disk's I/O counters.
     pub fn counters(&self) -> &Arc<DiskCounters> {
         &self.counters
     }
 
-    /// What it may do, if that is limited: whoever carries out requests sees to it.
+    /// Returns the disk's rate limits, if any. The caller that executes requests must enforce them.
     pub fn limits(&self) -> Option<DiskLimits> {
         self.limits
     }
 
-    /// Changes what it may do.
+    /// Changes the rate limits.
     pub fn set_limits(&mut self, limits: Option<DiskLimits>) {
         self.limits = limits;
     }
 
-    /// Size of the disk in sectors. Beyond the end of an image, the last sector reads as zeroes.
+    /// Returns the size in sectors. If an image ends within its last sector, the rest of the sector reads as zeroes.
     pub fn sectors(&self) -> u64 {
         self.image.access.size().div_ceil(SECTOR)
     }
 
-    /// Whether writes are refused.
+    /// Returns true if writes are refused.
     pub fn is_read_only(&self) -> bool {
         self.access == DiskAccess::ReadOnly
     }
@@ -129,8 +130,8 @@ impl Disk {
         self.counters.read(length, self.image.access.readv(vector, offset))
     }
 
-    /// Where in files `length` bytes from `offset` on are; none if some of them are in no file, or not as they are read.
-    /// It holds until the disk is written to.
+    /// Returns the file ranges that hold `length` bytes from `offset` on. Returns `None` if some of the bytes are in
+    /// no file, or are not stored verbatim. The result is valid until the next write to the disk.
     pub fn pieces(&self, offset: u64, length: u64) -> Option<Vec<Piece>> {
         let (mut pieces, mut done) = (Vec::with_capacity(1), 0);
         while done < length {
@@ -145,13 +146,13 @@ impl Disk {
         Some(pieces)
     }
 
-    /// Counts a read of `length` bytes that was done with what [`pieces`](Disk::pieces) told.
+    /// Counts a read of `length` bytes from the ranges of [`pieces`](Disk::pieces).
     pub fn was_read(&self, length: u64) -> io::Result<()> {
         self.counters.read(length, Ok(()))
     }
 
-    /// Whether a write could free clusters, which another may then get: of an image that shares some within itself, as one
-    /// with snapshots of its own, or is compressed.
+    /// Returns true if a write could free clusters, which another write could then allocate. This happens in
+    /// compressed images, and in images with shared clusters, such as those with internal snapshots.
     pub fn write_frees(&self, offset: u64, length: u64) -> bool {
         let mut done = 0;
         while done < length {
@@ -173,40 +174,41 @@ impl Disk {
         self.counters.write(length, self.image.access.writev(vector, offset))
     }
 
-    /// Returns when everything written is on stable storage.
+    /// Waits until all written data is on stable storage.
     pub fn flush(&self) -> io::Result<()> {
-        // A disk that is gone with the machine needs no durability.
+        // An ephemeral disk is deleted with its VM and needs no durability.
         if self.access != DiskAccess::ReadWrite {
             return Ok(());
         }
         self.counters.other("flush", self.image.access.flush().and_then(|()| self.image.access.sync()))
     }
 
-    /// The first half of [`flush`](Disk::flush): returns the file whose `fsync` is the other. None if there is none, or if
-    /// it did not succeed, which a flush will tell.
+    /// Does the first half of [`flush`](Disk::flush). Returns the file to `fsync` as the second half. Returns `None`
+    /// if there is none or if the first half failed. A full `flush` then reports the error.
     pub fn begin_flush(&self) -> Option<RawFd> {
         let is_kept = self.access == DiskAccess::ReadWrite;
         (is_kept && self.image.access.flush().is_ok()).then(|| self.image.file.as_raw_fd())
     }
 
-    /// Counts the outcome of the other half, which it returns.
+    /// Counts the outcome of the second half. Returns `result` unchanged.
     pub fn was_flushed(&self, result: io::Result<()>) -> io::Result<()> {
         self.counters.other("flush", result)
     }
 
-    /// Gives the space of a range back; what is read there afterwards is anything.
+    /// Discards a range. Its contents are undefined afterwards.
     pub fn discard(&mut self, offset: u64, length: u64) -> io::Result<()> {
         match self.image.access.discard_to_any(offset, length) {
-            // A discard is advice: a file system that cannot punch holes ignores it.
+            // A discard is advisory: if the file system cannot punch holes, it is ignored.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
             result => self.counters.other("discard", result),
         }
     }
 
-    /// Makes a range read as zeroes; with `unmap`, its space is given back where that is possible.
+    /// Makes a range read as zeroes. With `unmap`, its space is freed if possible.
     pub fn write_zeroes(&mut self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
         let image = &mut self.image.access;
-        // imago (0.2.6) takes a disk for as large as a cluster at least: it would zero all of a smaller one, or panic.
+        // imago 0.2.6 assumes that a disk has at least one full cluster. On a smaller disk it would zero everything,
+        // or panic.
         if image.size() < LARGEST_CLUSTER {
             let result = image.write(vec![0; length as usize].as_slice(), offset);
             return self.counters.other("write of zeroes", result);
@@ -215,7 +217,10 @@ impl Disk {
         self.counters.other("write of zeroes", result)
     }
 
-    /// Gives the disk `size` bytes, no fewer than it has. The new ones read as zeroes; the new size is durable.
+    /// Grows the disk to `size` bytes. The new bytes read as zeroes, and the new size is durable.
+    ///
+    /// # Errors
+    /// `size` is smaller than the disk or not a whole number of sectors, the disk is read-only, or the host fails.
     pub fn grow(&mut self, size: u64) -> Result<(), BlockError> {
         let present = self.image.access.size();
         if self.is_read_only() {
@@ -231,16 +236,17 @@ impl Disk {
         grown.map_err(|source| BlockError::Host { id: self.id.clone(), what: "grow", source })
     }
 
-    /// The disk's file, to have what was written to it so far written out while the disk is in use: what a flush after
-    /// that waits for is only what came in between.
+    /// Returns a duplicate descriptor of the disk's file. It allows write-back while the disk is in use, so that a
+    /// later flush only has to wait for newer writes.
     pub fn file(&self) -> io::Result<File> {
         self.image.file.try_clone()
     }
 
-    /// Continues in `layer`, a qcow2 file over the present file. The present file is durable then, and open for reading
-    /// only: the descriptor that could write to it is closed, because other machines may share the file from now on.
-    /// The layer and its backing files may be among `files`. After an error the disk is as it was. A disk that is in
-    /// `layer` already stays there: a command that was killed before it got its answer asks again.
+    /// Switches to `layer`, a qcow2 overlay over the present file. `files` may hold the overlay and its backing files.
+    ///
+    /// The present file is flushed and stays open read-only. The writable descriptor is closed, because other VMs may
+    /// share the file from now on. If the disk already uses `layer`, this does nothing, because a client that was
+    /// killed before the response may retry. After an error the disk is unchanged.
     pub fn switch(&mut self, layer: &Path, files: &PassedFiles) -> Result<(), BlockError> {
         if layer == self.path {
             return Ok(());
@@ -262,10 +268,10 @@ impl Disk {
         if size < present {
             return Err(BlockError::SmallLayer { layer: layer.to_path_buf(), size, present });
         }
-        // The lock is never given up: it becomes one against writers, and then there are two of them.
+        // Downgrade the lock instead of releasing it: both descriptors then hold a lock against writers.
         lock(&self.image.file, &self.path, false)?;
         lock(&base_file, &self.path, false).inspect_err(|_| {
-            // It had this lock until now, and no other process can have taken it since.
+            // This descriptor held the lock until now, and no other process can have taken it since.
             let _ = lock(&self.image.file, &self.path, true);
         })?;
         self.image = over;
@@ -276,7 +282,7 @@ impl Disk {
     }
 }
 
-/// Refuses a size that no disk can have. What cannot be written may end within a sector.
+/// Refuses an empty or oversized image, and a writable one that ends within a sector.
 fn check_size(config: &DiskConfig, size: u64) -> Result<(), BlockError> {
     let path = config.path.clone();
     if size == 0 {
@@ -386,7 +392,7 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), vec![7; 3 * 512 + 100]);
     }
 
-    /// Descriptors of this process that can write to the file at `path`.
+    /// Returns the number of this process's descriptors that can write to the file at `path`.
     fn writable_descriptors(path: &Path) -> usize {
         let entries = fs::read_dir("/proc/self/fd").unwrap().flatten();
         let is_writable = |entry: &fs::DirEntry| {

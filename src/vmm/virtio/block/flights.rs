@@ -1,8 +1,8 @@
-//! Requests in flight: those that a ring carries out while the device's thread goes on with others.
+//! Requests in flight: an io_uring executes them while the device's thread handles others.
 //!
-//! Reads of what is mapped straight to files, and what flushes wait for. They are begun and completed with the disk held,
-//! by the thread that holds it, and none is left when it lets go. A read that fails, or gives less than it should, is
-//! done once more the way of all other requests, which says what is wrong.
+//! These are reads that map directly to files, and the `fsync` of a flush. The thread that holds the disk submits and
+//! completes them, and none is in flight when it releases the disk. A read that fails or is short is repeated
+//! synchronously, which yields the exact error.
 
 use std::io;
 
@@ -14,25 +14,26 @@ use super::ring::Ring;
 use crate::vmm::memory::GuestMemory;
 use crate::vmm::virtio::queue::{self, Buffer, QueueError, Virtqueue};
 
-/// Those of one ring. Dropped, it waits for them: the kernel has their buffers.
+/// The requests in flight of one ring. Dropping it waits for them, because the kernel still uses their buffers.
 #[derive(Debug)]
 pub(super) struct Flights<'a> {
     ring: &'a mut Ring,
     memory: GuestMemory,
-    /// By their tokens.
+    /// Requests, indexed by token.
     flights: Vec<Option<Flight>>,
-    /// Whether something was written while a flush was in flight.
+    /// Set if a write completed while a flush was in flight.
     wrote_beside: bool,
-    /// The error of a flush that may have been a later write's: the kernel tells of a failed write once.
+    /// A flush error that may belong to a later write. The kernel reports a failed write only once, so the next flush
+    /// must report it again.
     owed: Option<i32>,
 }
 
-/// Who is to be answered.
+/// Destination of a request's completion.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Recipient {
     /// The chain's first descriptor.
     pub head: u16,
-    /// Where the status goes.
+    /// Address of the status byte.
     pub status: GuestAddress,
 }
 
@@ -40,9 +41,9 @@ pub(super) struct Recipient {
 struct Flight {
     recipient: Recipient,
     work: Work,
-    /// Parts of it that are not completed.
+    /// Number of parts that are not complete.
     parts: usize,
-    /// The first error of the host's.
+    /// The first error from the host.
     error: Option<i32>,
 }
 
@@ -53,23 +54,23 @@ enum Work {
 }
 
 impl<'a> Flights<'a> {
-    /// None yet, in `ring`, with buffers in `memory`.
+    /// Creates an empty set for `ring`, with buffers in `memory`.
     pub fn new(ring: &'a mut Ring, memory: &GuestMemory) -> Flights<'a> {
         Flights { ring, memory: memory.clone(), flights: Vec::new(), wrote_beside: false, owed: None }
     }
 
-    /// Whether there are none.
+    /// Returns true if no request is in flight.
     pub fn is_empty(&self) -> bool {
         self.ring.in_flight() == 0
     }
 
-    /// Whether no more fits.
+    /// Returns true if the ring has no room.
     pub fn is_full(&self) -> bool {
         self.ring.room() == 0
     }
 
-    /// Has the `pieces` of files be read into `buffers`, which are what is at `offset` of the disk. Returns whether there
-    /// was room.
+    /// Queues a read of the file ranges `pieces` into `buffers`. The ranges hold the disk's data at `offset`. Returns
+    /// false if there is no room.
     pub fn read(&mut self, recipient: Recipient, buffers: Vec<Buffer>, offset: u64, pieces: &[Piece]) -> bool {
         if pieces.len() > self.ring.room() {
             return false;
@@ -90,8 +91,8 @@ impl<'a> Flights<'a> {
         let token = self.token();
         let mut start = 0;
         for (piece, end) in pieces.iter().zip(ends) {
-            // SAFETY: the vectors stay on the heap where they are, and the memory mapped, with this flight and this
-            // object, which waits for it. Guest memory is only ever accessed as volatile.
+            // SAFETY: the flight owns the vectors, whose heap allocation does not move. This object keeps the memory
+            // mapped, and waits for the flight when it is dropped. Guest memory is only ever accessed as volatile.
             unsafe { self.ring.read(piece.fd, &vectors[start..end], piece.offset, token as u64) };
             start = end;
         }
@@ -100,29 +101,29 @@ impl<'a> Flights<'a> {
         true
     }
 
-    /// Takes note of a write that is done now. The next flush is for it, whatever one in flight is told of it.
+    /// Records a completed write. The next flush must cover it, whatever a flush in flight reports.
     pub fn wrote(&mut self) {
         self.wrote_beside |= self.flights.iter().flatten().any(Flight::is_flush);
     }
 
-    /// The error that the next flush has to tell of, if there is one.
+    /// Takes the error that the next flush must report, if any.
     pub fn owed(&mut self) -> Option<io::Error> {
         self.owed.take().map(io::Error::from_raw_os_error)
     }
 
-    /// Has a flush answered when the file `fd` is written out. There must be room.
+    /// Queues an `fsync` of the file `fd`, whose completion answers a flush request. There must be room.
     pub fn flush(&mut self, recipient: Recipient, fd: i32) {
         let token = self.token();
         self.ring.sync(fd, token as u64);
         self.flights[token] = Some(Flight { recipient, work: Work::Flush, parts: 1, error: None });
     }
 
-    /// Begins what was put in.
+    /// Submits the queued requests.
     pub fn submit(&mut self) {
         self.ring.submit();
     }
 
-    /// Hands those back that are completed.
+    /// Returns completed requests to the driver.
     pub fn complete(&mut self, disk: Option<&Disk>, queue: &mut Virtqueue) -> Result<(), QueueError> {
         while let Some((token, result)) = self.ring.completed() {
             let Some(place) = usize::try_from(token).ok().and_then(|token| self.flights.get_mut(token)) else {
@@ -148,7 +149,7 @@ impl<'a> Flights<'a> {
         Ok(())
     }
 
-    /// Waits for all of them, and hands them back.
+    /// Waits for all requests and returns them to the driver.
     pub fn drain(&mut self, disk: Option<&Disk>, queue: &mut Virtqueue) -> Result<(), QueueError> {
         while !self.is_empty() {
             self.ring.wait();
@@ -157,7 +158,8 @@ impl<'a> Flights<'a> {
         Ok(())
     }
 
-    /// What a flush was told goes for those beside it, too, and for the next one if it was about what came later.
+    /// Propagates a flush error to the other flushes in flight. The next flush gets it too if the error may belong to
+    /// a later write.
     fn share(&mut self, error: Option<i32>) {
         let mut others = self.flights.iter_mut().flatten().filter(|flight| flight.is_flush()).peekable();
         let is_last = others.peek().is_none();
@@ -170,7 +172,7 @@ impl<'a> Flights<'a> {
         self.wrote_beside &= !is_last;
     }
 
-    /// A free one: there are no more than fit into the ring.
+    /// Returns a free token. There are never more than fit into the ring.
     fn token(&mut self) -> usize {
         self.flights.iter().position(Option::is_none).unwrap_or_else(|| {
             self.flights.push(None);
@@ -188,7 +190,7 @@ impl Drop for Flights<'_> {
     }
 }
 
-/// What an operation ends with that was not begun: there was no thread of the kernel's for it.
+/// Errors of operations that never started, because the kernel had no worker thread for them.
 const NOT_BEGUN: [i32; 3] = [libc::ECANCELED, libc::EAGAIN, libc::EINTR];
 
 impl Flight {
@@ -196,7 +198,7 @@ impl Flight {
         matches!(self.work, Work::Flush)
     }
 
-    /// Answers. Returns how many bytes of the chain were written.
+    /// Completes the request. Returns the number of bytes written to the chain.
     fn end(&self, memory: &GuestMemory, disk: Option<&Disk>) -> u32 {
         let (result, written) = match (&self.work, disk) {
             (_, None) => (Err(io::ErrorKind::NotFound.into()), 0),
@@ -210,7 +212,7 @@ impl Flight {
             (Work::Flush, Some(disk)) => {
                 let result = match self.error {
                     Some(error) if NOT_BEGUN.contains(&error) => disk.flush(),
-                    // The kernel tells of a failed write once: another sync would succeed.
+                    // The kernel reports a failed write only once: another sync would succeed.
                     error => disk.was_flushed(error.map_or(Ok(()), |error| Err(io::Error::from_raw_os_error(error)))),
                 };
                 (result, 0)

@@ -1,4 +1,4 @@
-//! Several requests at once: with a ring, and the same without.
+//! Tests of concurrent requests, with and without an io_uring.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -24,17 +24,17 @@ use crate::vmm::virtio::interrupt::Interrupt;
 use crate::vmm::virtio::queue::Buffer;
 use crate::vmm::virtio::queue::tests::{INDIRECT, NEXT, WRITE, queue_with};
 
-/// Where `queue_with` has its rings, and how long they are.
+/// Offsets of the rings that `queue_with` sets up.
 const AVAILABLE: u64 = 0x100;
 const USED: u64 = 0x200;
 const SIZE: u16 = 16;
-/// Of the request in each slot: its descriptors, header, status and data.
+/// Base addresses of each slot's descriptors, header, and status and data.
 const TABLES: u64 = 0x1000;
 const HEADERS: u64 = 0x2000;
 const STATUSES: u64 = 0x3000;
 const DATA: u64 = 0x10_0000;
 const LENGTH: u64 = 4096;
-/// The disk's blocks of [`LENGTH`]: each is full of its number.
+/// Number of blocks of [`LENGTH`] on the disk. Each block is filled with its number.
 const BLOCKS: u64 = 512;
 
 const IN: u32 = 0;
@@ -48,7 +48,7 @@ fn content() -> Vec<u8> {
 
 fn config(path: &Path, format: DiskFormat) -> DiskConfig {
     let access = DiskAccess::ReadWrite;
-    // The only layer here is over this file.
+    // The only overlay here is over this file.
     let base = BackingFile { path: path.with_file_name("base"), format: DiskFormat::Raw };
     let backing = if path.ends_with("layer") { vec![base] } else { Vec::new() };
     DiskConfig {
@@ -63,7 +63,7 @@ fn config(path: &Path, format: DiskFormat) -> DiskConfig {
     }
 }
 
-/// A raw disk, and an empty qcow2 layer over another.
+/// Returns a raw disk, and an empty qcow2 overlay over another one.
 fn disks(folder: &Path) -> [Disk; 2] {
     let [raw, base, layer] = ["raw", "base", "layer"].map(|name| folder.join(name));
     for path in [&raw, &base] {
@@ -79,7 +79,7 @@ fn disks(folder: &Path) -> [Disk; 2] {
         .map(|(path, format)| Disk::open(&config(&path, format), folder).unwrap())
 }
 
-/// A driver that has up to 16 requests in its queue.
+/// A driver with up to 16 requests in its queue.
 struct Driver {
     device: Block,
     bay: Arc<DiskBay>,
@@ -112,7 +112,7 @@ impl Driver {
         Driver { device, bay, memory, kick, available: 0 }
     }
 
-    /// With a ring and without, on each disk.
+    /// Runs a test on each disk, with and without an io_uring.
     fn each(test: impl Fn(&mut Driver)) {
         for ring in [Ring::new as fn() -> Option<Ring>, || None] {
             let folder = tempfile::tempdir().unwrap();
@@ -124,7 +124,7 @@ impl Driver {
         }
     }
 
-    /// Makes requests available, one slot after the other: kind, block, and whether there is data.
+    /// Makes requests available in consecutive slots. Each has a kind and a block number.
     fn put(&mut self, requests: &[(u32, u64)]) {
         for &(kind, block) in requests {
             let slot = u64::from(self.available % SIZE);
@@ -162,7 +162,7 @@ impl Driver {
         self.memory.load(GuestAddress(USED + 2), Ordering::Acquire).unwrap()
     }
 
-    /// Waits until all are done.
+    /// Waits until all requests are complete.
     fn wait(&self) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while self.used() != self.available {
@@ -175,7 +175,7 @@ impl Driver {
         self.memory.read_obj(GuestAddress(STATUSES + slot)).unwrap()
     }
 
-    /// The number that the data in `slot` is full of.
+    /// Returns the block number that fills the data in `slot`.
     fn block(&self, slot: u64) -> u64 {
         let mut bytes = vec![0; LENGTH as usize];
         self.memory.read_slice(&mut bytes, GuestAddress(DATA + slot * LENGTH)).unwrap();
@@ -206,7 +206,7 @@ fn pausing_with_requests_in_flight_loses_none() {
         for round in 0..16 {
             let requests: Vec<_> = (0..u64::from(SIZE)).map(|slot| (IN, slot + round * 16)).collect();
             driver.put(&requests);
-            // Where it is paused, depends: what was taken is done.
+            // The position of the pause varies, but all requests taken must be complete.
             let [state] = driver.device.pause()[..] else { panic!("the device is gone") };
             assert_eq!(driver.used(), state.next_avail);
             driver.device.resume().unwrap();
@@ -261,7 +261,7 @@ fn whoever_takes_the_disk_out_finds_nothing_in_flight() {
     });
 }
 
-/// Flights of a disk, with a queue to hand them back to.
+/// Requests in flight on a disk, and the queue that they return to.
 struct Bench {
     _folder: tempfile::TempDir,
     memory: GuestMemory,
@@ -364,7 +364,7 @@ fn what_one_flush_is_told_of_a_write_is_told_those_beside_it_and_the_one_after()
     flights.flush(recipient(1), fd);
     flights.drain(Some(&bench.disk), &mut bench.queue).unwrap();
     assert_eq!([bench.status(0), bench.status(1)], [1, 1]);
-    // There was no write beside them that the next could be for.
+    // There was no concurrent write, so the next flush has nothing to report.
     flights.wrote();
     assert!(flights.owed().is_none());
 

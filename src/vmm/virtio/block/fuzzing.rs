@@ -1,4 +1,4 @@
-//! Entry points for fuzzing the block device: requests, and image files.
+//! Fuzz targets for the block device: requests and image files.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::vmm::virtio::fuzzing::drive;
 /// The disk's size in sectors.
 const SECTORS: u64 = 64;
 
-/// Requests of a driver's, on a disk of 32 KiB.
+/// Fuzzes the requests of a driver on a disk of 32 KiB.
 pub(crate) fn requests(data: &[u8]) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("disk");
@@ -27,13 +27,14 @@ pub(crate) fn requests(data: &[u8]) {
     assert_eq!(length, SECTORS * SECTOR, "a guest's requests do not change its disk's size");
 }
 
-/// A qcow2 file that somebody else made: looked at, and read beneath a layer of ours, as an image's root is; and mended.
+/// Fuzzes an untrusted qcow2 file: inspect it, use it under an overlay like an image's root disk, and repair its
+/// refcounts.
 pub(crate) fn images(data: &[u8]) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("disk");
     fs::write(&path, data).expect("a file");
     let _ = (backing(&path), virtual_size(&path, DiskFormat::Qcow2));
-    // One that leads to other files is not taken.
+    // An image that refers to other files is refused.
     if open_alone(&path).is_ok()
         && let Ok(mut disk) = Disk::open(&config(&path, DiskFormat::Qcow2, DiskAccess::Ephemeral), folder.path())
     {

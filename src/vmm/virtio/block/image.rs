@@ -1,9 +1,9 @@
-//! Image files: opened with their backing files, and locked ([`lock`](super::lock)).
+//! Opens and [locks](super::lock) image files and their backing files.
 //!
 //! The configuration names every backing file and its format. A header in an image is never a reason to open a file,
-//! because a process that was taken over could have written it; a header that names anything but the configured file is
-//! an error. No format is ever guessed: a guest could write another format's header into a raw disk. Backing files are
-//! only ever read.
+//! because a compromised process could have written it. A header that names anything but the configured file is an
+//! error. Formats are never guessed, because a guest could write another format's header into a raw disk. Backing
+//! files are always opened read-only.
 
 use std::fs::File;
 use std::io;
@@ -23,75 +23,75 @@ use super::refcounts;
 use crate::vmm::config::{BackingFile, DiskFormat};
 use crate::vmm::passed::PassedFiles;
 
-/// The most files beneath a disk. Each costs a descriptor, and a read may have to look at all of them.
+/// Maximum number of backing files of a disk. Each costs a descriptor, and a read may have to search all of them.
 pub const MAX_LAYERS: usize = 64;
 
-/// Why a disk cannot be used.
+/// An error with a disk or its image.
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
     /// The file could not be opened.
     #[error("the disk image {} cannot be opened: {source}", path.display())]
     Open {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Another program has the file open, and one of the two writes to it.
+    /// Another program has the file open, and at least one of the two writes to it.
     #[error(
         "the disk image {} is in use by another program, such as a running guest or qemu-nbd, which has to end first",
         .0.display()
     )]
     InUse(PathBuf),
-    /// It is not a file that holds a disk.
+    /// The path is neither a regular file nor a block device.
     #[error("{} is neither a regular file nor a block device", .0.display())]
     NotADisk(PathBuf),
-    /// It is not in the format that was named.
+    /// The file is not a valid image of the configured format.
     #[error("{} is not a sound {format} image: {source}", path.display())]
     Format {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Which format.
+        /// The configured format.
         format: &'static str,
-        /// What imago said.
+        /// The error from imago.
         source: io::Error,
     },
-    /// The copy-on-write layer of an ephemeral disk could not be made.
+    /// The overlay of an ephemeral disk could not be created.
     #[error("no copy-on-write layer for {} can be made in {}: {source}", path.display(), folder.display())]
     Layer {
-        /// The image beneath it.
+        /// The image under the overlay.
         path: PathBuf,
-        /// Where it would have been.
+        /// The directory for the overlay.
         folder: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The image has no sector.
+    /// The image is empty.
     #[error("the disk image {} is empty: a disk has at least one sector of {SECTOR} bytes", .0.display())]
     Empty(PathBuf),
-    /// The image keeps its data in a file of its own.
+    /// The image stores its data in an external data file.
     #[error("the disk image {} keeps its data in another file, which is not supported", .0.display())]
     DataFile(PathBuf),
-    /// The image does not say what its backing file is.
+    /// The image does not name its backing file's format, or names an unknown one.
     #[error("the disk image {} names a backing file of the format {format:?}; it must be \"raw\" or \"qcow2\"", path.display())]
     BackingFormat {
-        /// Which image.
+        /// The image.
         path: PathBuf,
-        /// What it says; nothing where it says nothing.
+        /// The format in the header, or an empty string.
         format: String,
     },
-    /// The image needs another file, and may not have one.
+    /// The image has a backing file where none is allowed.
     #[error(
         "{} is a layer over another file, {backing:?}, without which it is worth nothing; only images that stand alone \
          are taken. Join them with `qemu-img convert -O qcow2 {} whole.qcow2`", path.display(), path.display()
     )]
     HasBacking {
-        /// Which image.
+        /// The image.
         path: PathBuf,
-        /// The other file, as the header names it.
+        /// The backing file, as the header names it.
         backing: String,
     },
-    /// The header of an image and the configuration disagree about the backing file.
+    /// The image's header and the configuration disagree about the backing file.
     #[error(
         "the header of the disk image {} names {} as its backing file, but {} is expected. Nothing was opened: \
          a process that can write to the image may have changed the header", path.display(), quoted(found), quoted(expected)
@@ -104,41 +104,41 @@ pub enum BlockError {
         /// The configured backing file, with its format.
         expected: Option<String>,
     },
-    /// A raw image has no backing file.
+    /// A raw image cannot have a backing file.
     #[error("the raw disk image {} cannot have a backing file", .0.display())]
     RawBacking(PathBuf),
-    /// There are more backing files than a disk can have.
+    /// The disk has more than [`MAX_LAYERS`] backing files.
     #[error("the disk image {} has more than {MAX_LAYERS} backing files", .0.display())]
     TooManyLayers(PathBuf),
-    /// The layer is for another disk.
+    /// The overlay is not over the disk's present file.
     #[error("the layer {} is not over {}, which is what the disk has now", layer.display(), present.display())]
     NotOver {
-        /// The layer.
+        /// The overlay.
         layer: PathBuf,
-        /// The file that the disk has.
+        /// The disk's present file.
         present: PathBuf,
     },
-    /// The layer is too small.
+    /// The overlay is smaller than the disk.
     #[error("the layer {} has {size} bytes, fewer than the {present} of the disk", layer.display())]
     SmallLayer {
-        /// The layer.
+        /// The overlay.
         layer: PathBuf,
-        /// Its virtual size.
+        /// The overlay's virtual size.
         size: u64,
-        /// The disk's.
+        /// The disk's size.
         present: u64,
     },
-    /// The disk's kind of access does not go with what is asked for.
+    /// The operation requires write access to the disk's file.
     #[error("the disk {0:?} does not write to its file, so that there is nothing to {1}")]
     NotWritten(String, &'static str),
-    /// The new size is smaller.
+    /// The new size is smaller than the present one.
     #[error("the disk {id:?} has {present} bytes and cannot shrink to {size}")]
     Shrink {
-        /// Which disk.
+        /// The disk's ID.
         id: String,
-        /// The size that was asked for.
+        /// The requested size.
         size: u64,
-        /// The size that it has.
+        /// The present size.
         present: u64,
     },
     /// A writable disk ends within a sector.
@@ -149,43 +149,43 @@ pub enum BlockError {
     PartialDisk {
         /// The image.
         path: PathBuf,
-        /// Its size.
+        /// The image's size.
         size: u64,
-        /// The size with the last sector whole.
+        /// The size rounded up to a whole sector.
         rounded: u64,
     },
-    /// The new size is not one of a disk.
+    /// The new size is not a whole number of sectors.
     #[error("{0} bytes are not a whole number of sectors of {SECTOR} bytes")]
     PartialSector(u64),
-    /// The host failed.
+    /// The host reported an error.
     #[error("the disk {id:?} could not {what}: {source}")]
     Host {
-        /// Which disk.
+        /// The disk's ID.
         id: String,
-        /// What it was to do.
+        /// The operation that failed.
         what: &'static str,
-        /// Why it could not.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// An image and everything beneath it.
+/// An open image with its backing files.
 #[derive(Debug)]
 pub(super) struct Image {
-    /// The image's bytes.
+    /// Access to the image's data.
     pub access: FormatAccess<ImageFile>,
-    /// The top file once more, the same open file: for its lock, and to have it written out while the image is in use.
+    /// A duplicate of the top file's descriptor, for its lock and for write-back while the image is in use.
     pub file: File,
 }
 
-/// The backing file in the header of an image.
+/// The backing file that an image's header names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backing {
-    /// The file, by a path that can be opened. It is not to be trusted.
+    /// A path that can be opened. It is untrusted.
     pub path: PathBuf,
-    /// Its name as the header has it, which is relative to the layer's folder if it is not absolute.
+    /// The name in the header. If relative, it is relative to the overlay's directory.
     pub name: String,
-    /// Its format.
+    /// The format.
     pub format: DiskFormat,
 }
 
@@ -203,8 +203,8 @@ pub(super) fn open(
     image(file, path, format, backing, writable, files)
 }
 
-/// Opens `path` read-only and without a lock of its own, to become a backing file. The caller holds a lock of the file,
-/// and locks the image later.
+/// Opens `path` read-only and without locking it, for use as a backing file. The caller already holds a lock on the
+/// file, and locks the returned image later.
 pub(super) fn open_unlocked(
     path: &Path,
     format: DiskFormat,
@@ -214,7 +214,8 @@ pub(super) fn open_unlocked(
     image(open_file(path, false, files)?, path, format, backing, false, files)
 }
 
-/// Opens the qcow2 image at `path` over `base`. `backing` are its configured backing files, and `base` is the first.
+/// Opens the qcow2 image at `path` over `base`. `backing` lists its configured backing files, and `base` is the first
+/// of them.
 pub(super) fn open_layer(
     path: &Path,
     backing: &[BackingFile],
@@ -231,7 +232,7 @@ pub(super) fn open_layer(
     Ok(Image { access: FormatAccess::new(layer), file })
 }
 
-/// An unnamed qcow2 file over `base`: it takes all writes and is gone with the process.
+/// Creates an unnamed qcow2 overlay over `base`. It takes all writes and disappears with the process.
 pub(super) fn unnamed_layer(base: Image, folder: &Path) -> io::Result<Image> {
     let file = tempfile::tempfile_in(folder)?;
     let size = base.access.size().next_multiple_of(SECTOR);
@@ -245,13 +246,14 @@ pub(super) fn unnamed_layer(base: Image, folder: &Path) -> io::Result<Image> {
     Ok(Image { access: FormatAccess::new(layer), file })
 }
 
-/// Reads the backing file from the header of the qcow2 image at `path`. It is not opened.
+/// Reads the name of the backing file from the header of the qcow2 image at `path`, without opening that file.
 pub fn backing(path: &Path) -> Result<Option<Backing>, BlockError> {
     let file = open_file(path, false, &PassedFiles::default())?;
     backing_of(&qcow2(&file, path, false)?, path)
 }
 
-/// Opens an image that no other program writes to, and its `backing` files, the topmost first.
+/// Opens an image for reading with its `backing` files, the topmost first. Fails if another program writes to one of
+/// them.
 pub fn open_to_read(
     path: &Path,
     format: DiskFormat,
@@ -260,7 +262,7 @@ pub fn open_to_read(
     Ok(open(path, format, backing, false, &PassedFiles::default())?.access)
 }
 
-/// Opens a qcow2 image that somebody else made: it may not lead to any other file.
+/// Opens an untrusted qcow2 image, which must not refer to any other file.
 pub fn open_alone(path: &Path) -> Result<FormatAccess<ImageFile>, BlockError> {
     let file = open_file(path, false, &PassedFiles::default())?;
     lock(&file, path, false)?;
@@ -273,7 +275,7 @@ pub fn open_alone(path: &Path) -> Result<FormatAccess<ImageFile>, BlockError> {
     Ok(FormatAccess::new(image))
 }
 
-/// The size of the disk in an image, in bytes. A machine may be writing it.
+/// Returns the virtual size of an image in bytes. The image may be in use by a VM.
 pub fn virtual_size(path: &Path, format: DiskFormat) -> Result<u64, BlockError> {
     let file = open_file(path, false, &PassedFiles::default())?;
     match format {
@@ -353,7 +355,7 @@ fn check_backing(image: &Qcow2<ImageFile>, path: &Path, configured: Option<&Back
     })
 }
 
-/// Resolves `.` and `..` without looking at the file system, which a sandboxed process cannot see.
+/// Resolves `.` and `..` lexically, because a sandboxed process cannot see the file system.
 fn normalized(path: &Path) -> PathBuf {
     let mut whole = PathBuf::new();
     for component in path.components() {
@@ -370,7 +372,7 @@ fn quoted(backing: &Option<String>) -> &str {
     backing.as_deref().unwrap_or("no file")
 }
 
-/// A qcow2 image without what is beneath it; one that is to be written is mended first.
+/// Opens a qcow2 image without its backing file. Repairs the refcounts first if the image is writable.
 fn qcow2(file: &File, path: &Path, writable: bool) -> Result<Qcow2<ImageFile>, BlockError> {
     let bad = |source| BlockError::Format { path: path.to_path_buf(), format: "qcow2", source };
     if writable {
@@ -405,7 +407,7 @@ fn storage(file: &File, path: &Path, writable: bool) -> Result<ImageFile, BlockE
     ImageFile::new(file.try_clone().map_err(failed)?, path, writable).map_err(failed)
 }
 
-/// Returns true if both descriptors are of the same file.
+/// Returns true if both descriptors refer to the same file.
 pub(super) fn is_same(one: &File, other: &File) -> bool {
     match (one.metadata(), other.metadata()) {
         (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
@@ -417,7 +419,7 @@ pub(super) fn is_same(one: &File, other: &File) -> bool {
 pub(super) mod tests {
     use super::*;
 
-    /// A qcow2 file whose header names `backing`, with its format where there is one.
+    /// Creates a qcow2 file whose header names `backing`, and its format unless that is empty.
     pub fn layer(path: &Path, backing: &str, format: &str) {
         let file = ImageFile::try_from(File::create_new(path).unwrap()).unwrap();
         let builder = Qcow2::<ImageFile>::create_builder(file).size(1 << 20);
@@ -457,7 +459,7 @@ pub(super) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let [base, secret, top, alone] = ["base", "secret", "top", "alone"].map(|name| folder.path().join(name));
         std::fs::write(&base, vec![7; 1 << 20]).unwrap();
-        // Opening this one would block until there is a writer.
+        // Opening this one would block until it has a writer.
         rustix::fs::mkfifoat(rustix::fs::CWD, &secret, rustix::fs::Mode::RUSR).unwrap();
         let file = ImageFile::try_from(File::create_new(&alone).unwrap()).unwrap();
         Qcow2::<ImageFile>::create_builder(file).size(1 << 20).create().unwrap();
@@ -471,7 +473,7 @@ pub(super) mod tests {
         }
         let expected = open_qcow2(&alone, &[raw(&base)], false);
         assert!(matches!(expected, Err(BlockError::OtherBacking { found: None, .. })), "{expected:?}");
-        // The file is the right one, and its format is not.
+        // The right file with the wrong format.
         std::fs::remove_file(&top).unwrap();
         layer(&top, "base", "qcow2");
         assert!(matches!(open_qcow2(&top, &[raw(&base)], false), Err(BlockError::OtherBacking { .. })));
@@ -514,7 +516,7 @@ pub(super) mod tests {
             let opened = open_qcow2(&path, &[raw(&base)], false);
             assert!(matches!(opened, Err(BlockError::BackingFormat { .. })), "{name}");
         }
-        // A guest's raw disk that begins with a header is read as it is.
+        // A raw disk is read verbatim, even if the guest has written an image header to it.
         let path = folder.path().join("disk");
         layer(&path, "/etc/hostname", "raw");
         let length = path.metadata().unwrap().len();

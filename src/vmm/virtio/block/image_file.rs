@@ -1,4 +1,5 @@
-//! An image's file as imago has it, with its descriptor: what is mapped straight to a file can be read without imago.
+//! imago's file of an image together with its descriptor, so that ranges mapped directly to a file can be read without
+//! imago.
 
 use std::fmt;
 use std::fs::File;
@@ -11,16 +12,16 @@ use imago::storage::PreallocateMode;
 use imago::storage::drivers::CommonStorageHelper;
 use imago::{Storage, StorageOpenOptions};
 
-/// The file of an image.
+/// An image file.
 #[derive(Debug)]
 pub struct ImageFile {
-    /// imago's own. It keeps the file that it was given for as long as it lives.
+    /// imago's file. It owns the descriptor and keeps it open.
     inner: imago::file::File,
     fd: RawFd,
 }
 
 impl ImageFile {
-    /// The open file of the image at `path`.
+    /// Wraps the open file of the image at `path`.
     pub(super) fn new(file: File, path: &Path, writable: bool) -> io::Result<ImageFile> {
         let options = StorageOpenOptions::new().write(writable).filename(path);
         let fd = file.as_raw_fd();
@@ -49,7 +50,7 @@ impl fmt::Display for ImageFile {
     }
 }
 
-/// All as imago's file does it.
+/// Delegates everything to imago's file.
 impl Storage for ImageFile {
     fn mem_align(&self) -> usize {
         self.inner.mem_align()
@@ -80,7 +81,7 @@ impl Storage for ImageFile {
     }
 
     unsafe fn pure_readv(&self, buffers: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
-        // SAFETY: the caller promises what this function asks for, which is what that one does; so below.
+        // SAFETY: the caller upholds this contract, which is the same as that of the inner function.
         unsafe { self.inner.pure_readv(buffers, offset) }
     }
 

@@ -1,11 +1,14 @@
-//! Locks of image files, against other processes of Wisp and against QEMU's.
+//! Locks image files against other Wisp processes and against QEMU.
 //!
-//! A file that a machine writes to is locked against every other user; one that is only read is locked against writers.
-//! Each open file has two locks, and both end with its last descriptor. `flock(2)` excludes other processes of Wisp, and
-//! readers from what a machine writes. Byte-range locks of the open file (`fcntl(2)`, `F_OFD_SETLK`) are those with
-//! which QEMU, qemu-img and qemu-nbd tell each other what they do with an image (`block/file-posix.c`): a shared lock of
-//! a byte from 100 on for each thing that its owner does, and one from 200 on for each thing that it does not allow
-//! others. Both locks belong to the inode, so that another name of the file makes no difference.
+//! A file that a VM writes to is locked against all other users. A file that is only read is locked against writers.
+//! Each open file has two kinds of locks, which are released with its last descriptor:
+//!
+//! - `flock(2)` excludes other Wisp processes: writers exclude everyone, readers exclude writers.
+//! - Byte-range locks of the open file description (`fcntl(2)`, `F_OFD_SETLK`) coordinate with QEMU, qemu-img and
+//!   qemu-nbd (`block/file-posix.c`). A shared lock on a byte from 100 on announces each kind of access of its owner.
+//!   One on a byte from 200 on forbids a kind of access to others.
+//!
+//! Both belong to the inode, so another name of the file makes no difference.
 
 use std::fs::File;
 use std::io;
@@ -16,9 +19,9 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::image::BlockError;
 
-/// First byte of the locks for what an owner does (`RAW_LOCK_PERM_BASE`).
+/// First byte of the locks for an owner's own accesses (`RAW_LOCK_PERM_BASE`).
 const DOES: i64 = 100;
-/// First byte of the locks for what an owner does not allow others (`RAW_LOCK_SHARED_BASE`).
+/// First byte of the locks for accesses that an owner forbids to others (`RAW_LOCK_SHARED_BASE`).
 const FORBIDS: i64 = 200;
 /// Reading (`BLK_PERM_CONSISTENT_READ`).
 const READ: i64 = 0;
@@ -27,8 +30,11 @@ const WRITE: i64 = 1;
 /// Changing the size (`BLK_PERM_RESIZE`).
 const RESIZE: i64 = 3;
 
-/// Locks a file: for a writer against every other user, else against writers. A lock that the same open file has already
-/// becomes the new one.
+/// Locks a file: a writer against all other users, a reader against writers. An existing lock of the same open file is
+/// converted.
+///
+/// # Errors
+/// [`BlockError::InUse`] if another user holds a conflicting lock.
 pub(super) fn lock(file: &File, path: &Path, writable: bool) -> Result<(), BlockError> {
     let in_use = || BlockError::InUse(path.to_path_buf());
     let whole = if writable { FlockOperation::NonBlockingLockExclusive } else { FlockOperation::NonBlockingLockShared };
@@ -36,7 +42,7 @@ pub(super) fn lock(file: &File, path: &Path, writable: bool) -> Result<(), Block
     match lock_ranges(file, writable) {
         Ok(true) => Ok(()),
         Ok(false) => Err(in_use()),
-        // A file system without such locks: QEMU does without there, too.
+        // The file system has no such locks. QEMU runs without them there, too.
         Err(error) => {
             log::debug!("{} has no byte-range locks: {error}", path.display());
             Ok(())
@@ -44,8 +50,8 @@ pub(super) fn lock(file: &File, path: &Path, writable: bool) -> Result<(), Block
     }
 }
 
-/// Takes the locks that QEMU looks for, and looks for QEMU's. Returns whether the file may be used. As in QEMU, each
-/// takes its locks before it looks for others': of two that do it at once, none or one goes on.
+/// Takes QEMU's locks and checks for conflicting ones. Returns true if the file may be used. Like QEMU, it takes its
+/// locks before it checks: if two processes do this at once, at most one succeeds.
 fn lock_ranges(file: &File, writable: bool) -> io::Result<bool> {
     let does: &[i64] = if writable { &[READ, WRITE, RESIZE] } else { &[READ] };
     for byte in does {
@@ -54,7 +60,7 @@ fn lock_ranges(file: &File, writable: bool) -> io::Result<bool> {
     for byte in [WRITE, RESIZE] {
         set(file, libc::F_RDLCK, FORBIDS + byte)?;
         if !writable {
-            // What the same open file may have had as a writer.
+            // Release the locks that this open file may have held as a writer.
             set(file, libc::F_UNLCK, DOES + byte)?;
         }
     }
@@ -66,12 +72,12 @@ fn lock_ranges(file: &File, writable: bool) -> io::Result<bool> {
     Ok(!is_locked(file, DOES + WRITE)? && !is_locked(file, DOES + RESIZE)?)
 }
 
-/// Sets or takes away the lock of one byte.
+/// Sets or releases the lock on one byte.
 fn set(file: &File, kind: libc::c_int, byte: i64) -> io::Result<()> {
     fcntl(file, libc::F_OFD_SETLK, &mut range(kind, byte))
 }
 
-/// Returns true if another open file has a lock of the byte.
+/// Returns true if another open file holds a lock on the byte.
 fn is_locked(file: &File, byte: i64) -> io::Result<bool> {
     let mut lock = range(libc::F_WRLCK, byte);
     fcntl(file, libc::F_OFD_GETLK, &mut lock)?;
@@ -111,7 +117,7 @@ mod tests {
         })
     }
 
-    /// qemu-io with an image open.
+    /// A qemu-io process with an image open.
     struct QemuIo {
         child: Child,
         input: Option<ChildStdin>,
@@ -133,7 +139,7 @@ mod tests {
 
     impl Drop for QemuIo {
         fn drop(&mut self) {
-            // It ends at the end of its input.
+            // qemu-io exits at the end of its input.
             self.input = None;
             let _ = self.child.wait();
         }
@@ -179,7 +185,7 @@ mod tests {
         let writer = open_image(&path, true).unwrap();
         let output = run("qemu-io", &write, &path);
         assert!(refused(&output), "{output:?}");
-        // A lower layer is read only.
+        // A backing file is only read.
         lock(&writer.file, &path, false).unwrap();
         let output = run("qemu-io", &write, &path);
         assert!(refused(&output), "{output:?}");

@@ -1,12 +1,13 @@
 //! The block device (specification, section 5.2): a disk image as the guest's `/dev/vd*`.
 //!
-//! Each device has a thread of its own, so that a slow disk stalls nothing else. It carries requests out one after the
-//! other, but for reads of what is mapped straight to files and for flushes: those are in flight together ([`flights`]),
-//! where the host has io_uring ([`ring`]). A host's I/O error becomes the request's; a queue that is not sound becomes
-//! `DEVICE_NEEDS_RESET`.
+//! Each device has its own thread, so a slow disk stalls no other device. The thread executes most requests
+//! synchronously, one after the other. Flushes, and reads that map directly to files, are in flight together
+//! ([`flights`]) if the host supports io_uring ([`ring`]). An I/O error on the host becomes the request's error. An
+//! invalid queue sets `DEVICE_NEEDS_RESET`.
 //!
-//! A device's disk lies in a [`DiskBay`] and can come and go. Without one, the device is a placeholder, which a driver
-//! passes over (section 4.2.2.2); a driver that was there when the disk was taken out gets errors until it leaves.
+//! The disk is in a disk slot ([`DiskBay`]) and can be hot-plugged. A device without a disk is a placeholder, which
+//! drivers skip (section 4.2.2.2). If a disk is detached under an active driver, the driver's requests fail until it
+//! releases the device.
 
 mod bay;
 mod counters;
@@ -42,18 +43,18 @@ pub use image_file::ImageFile;
 use request::{Begun, CacheMode, MAX_RANGE_SECTORS, MAX_RANGES, Request};
 pub use ring::{KERNEL_THREADS, Ring};
 
-/// The device's id (section 5).
+/// Device ID (section 5).
 const DEVICE_TYPE: u32 = 2;
 const QUEUE_SIZES: &[u16] = &[256];
-/// Data buffers in one request: the queue less header and status.
+/// Maximum number of data buffers per request: the queue size less header and status.
 const SEGMENTS_MAX: u32 = 254;
 
-/// What is done before a word to pause is looked for, in bytes; a request counts as some at least. A disk that is read into
-/// the ring makes requests of its own, without end.
+/// Number of bytes to serve before checking for a pause. Each request counts as at least [`LEAST_REQUEST`]. The limit
+/// is needed because a disk read into the ring can create requests endlessly.
 const BATCH: u64 = 16 << 20;
 const LEAST_REQUEST: u64 = 64 << 10;
 
-/// What the thread's events mean.
+/// Event tokens.
 const KICKED: u64 = 0;
 const COMPLETED: u64 = 1;
 
@@ -81,27 +82,27 @@ mod config {
     pub const SIZE: usize = 60;
 }
 
-/// What a placeholder says that it is (section 4.2.2.2).
+/// Device ID of a placeholder (section 4.2.2.2).
 const PLACEHOLDER: u32 = 0;
 
-/// The device.
+/// The block device.
 #[derive(Debug)]
 pub struct Block {
     bay: Arc<DiskBay>,
     thread_name: String,
-    /// The device's thread has it while it serves.
+    /// Locked by the device's thread while it serves.
     ring: Option<Arc<Mutex<Ring>>>,
     worker: Option<Worker<Service>>,
 }
 
 impl Block {
-    /// A device for the disk in `bay`, or for one that will be there; `index` names its thread. It has a ring, if this
-    /// process may make one.
+    /// Creates a device for the disk slot `bay`, which may be empty. `index` names its thread. It uses an io_uring if
+    /// this process can create one.
     pub fn new(bay: Arc<DiskBay>, index: usize) -> Block {
         Block::with_ring(bay, index, Ring::new())
     }
 
-    /// The same with this ring. Without one, each request is carried out before the next begins.
+    /// Creates the device with the given ring. Without a ring, each request completes before the next starts.
     pub fn with_ring(bay: Arc<DiskBay>, index: usize, ring: Option<Ring>) -> Block {
         let ring = ring.map(|ring| Arc::new(Mutex::new(ring)));
         Block { bay, thread_name: format!("block{index}"), ring, worker: None }
@@ -132,7 +133,7 @@ impl VirtioDevice for Block {
         QUEUE_SIZES
     }
 
-    /// A placeholder offers nothing, not even what a driver must take: none can set it up.
+    /// A placeholder offers no features, not even `VIRTIO_F_VERSION_1`, so no driver can initialize it.
     fn features(&self) -> u64 {
         let Some(disk) = self.bay.label() else { return 0 };
         let access =
@@ -149,7 +150,7 @@ impl VirtioDevice for Block {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let (bay, ring) = (Arc::clone(&self.bay), self.ring.clone());
         let worker = Worker::spawn(&self.thread_name, Arc::clone(&activation.clock), |wakeups| {
-            // Each notification is told once, so that nobody has to read the counter.
+            // Edge-triggered, so that the counter does not have to be read.
             let kicked = EventSet::IN | EventSet::EDGE_TRIGGERED;
             wakeups.add(activation.queues[0].kick().as_raw_fd(), kicked, KICKED)?;
             if let Some(ring) = &ring {
@@ -171,15 +172,15 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         self.worker = None;
-        // What the guest wrote without a flush goes to the host's page cache no later than now.
+        // Writes without a flush must be in the host's page cache by now.
         if let Some(disk) = self.bay.hold().disk() {
-            // The disk counts and logs its errors; there is nobody else to tell.
+            // The disk counts and logs its errors, and there is no request to fail.
             let _ = disk.flush();
         }
     }
 }
 
-/// What the thread has.
+/// State of the device's thread.
 #[derive(Debug)]
 struct Service {
     bay: Arc<DiskBay>,
@@ -188,10 +189,10 @@ struct Service {
     wakeups: Arc<Wakeups>,
 }
 
-/// What it has in hand: requests that are in flight, and the disk for as long as there are any.
+/// Requests in flight, and the disk, which is held while there are any.
 #[derive(Debug)]
 struct Hand<'a> {
-    // Dropped before the disk is given back.
+    // Dropped before the disk is released.
     flights: Option<Flights<'a>>,
     disk: Option<Held<'a>>,
 }
@@ -211,7 +212,7 @@ impl Serve for Service {
         let ended = self.serve_until_paused(&bay, &mut hand);
         let queue = &mut self.activation.queues[0];
         if let Err(error) = ended.and(hand.finish(queue)) {
-            // What was begun before the fault is answered as far as it can be.
+            // Complete as many earlier requests as possible.
             let _ = hand.finish(queue);
             self.activation.faults.record(&error);
             self.activation.interrupt.need_reset();
@@ -221,10 +222,10 @@ impl Serve for Service {
 
 impl Service {
     fn serve_until_paused<'a>(&mut self, bay: &'a DiskBay, hand: &mut Hand<'a>) -> Result<(), QueueError> {
-        // Requests may have come before the thread was there.
+        // The loop serves before it waits, because requests may have arrived before the thread started.
         loop {
             let wait = self.serve(bay, hand)?;
-            // What there is no time for now is not held back.
+            // A zero wait means that the batch was used up, which is not throttling.
             let began = wait.filter(|wait| !wait.is_zero()).map(|_| Instant::now());
             let goes_on = self.wakeups.wait(worker::timeout_ms(wait), |_, _| {});
             if let (Some(began), Some(label)) = (began, bay.label()) {
@@ -236,8 +237,8 @@ impl Service {
         }
     }
 
-    /// Hands back what is completed, and serves what is available and may be, some of it. Returns how long to wait before
-    /// the rest may be: until then the queue is not looked at, and the driver need not tell of more in it.
+    /// Completes requests and serves a batch of available ones. Returns the time to wait before the next batch. During
+    /// a nonzero wait the queue is not read, and driver notifications stay disabled.
     fn serve<'a>(&mut self, bay: &'a DiskBay, hand: &mut Hand<'a>) -> Result<Option<Duration>, QueueError> {
         let queue = &mut self.activation.queues[0];
         queue.disable_notifications()?;
@@ -247,7 +248,7 @@ impl Service {
         if let Some(flights) = &mut hand.flights {
             let was_full = flights.is_full();
             flights.submit();
-            // What the host has in memory is read already.
+            // Reads of cached data have completed during submission.
             hand.complete(queue)?;
             if was_full && !hand.is_full() {
                 wait = Some(Duration::ZERO);
@@ -260,14 +261,14 @@ impl Service {
         Ok(wait)
     }
 
-    /// Takes requests out of the queue and begins or carries them out, until there is no more or for as long as it may.
+    /// Submits or executes available requests, until the queue is empty, the batch is used up, or a limit is reached.
     fn begin<'a>(&mut self, bay: &'a DiskBay, hand: &mut Hand<'a>) -> Result<Option<Duration>, QueueError> {
         let Activation { memory, queues, faults, features, .. } = &mut self.activation;
         let cache = cache_mode(*features);
         let queue = &mut queues[0];
         let mut left = BATCH;
         while left > 0 {
-            // One that is completed makes room.
+            // The next completion makes room.
             if hand.is_full() {
                 return Ok(None);
             }
@@ -291,7 +292,7 @@ impl Service {
             if let Some(flights) = &mut hand.flights
                 && let Some(disk) = &disk
             {
-                // Sooner done than begun.
+                // A lone cached read is cheaper synchronously than through io_uring.
                 let is_alone = flights.is_empty() && queue.available()? == 0;
                 match request.begin(memory, disk, flights, is_alone) {
                     Begun::InFlight => continue,
@@ -301,7 +302,7 @@ impl Service {
                     }
                     Begun::Not => {}
                 }
-                // They go on while this thread is busy.
+                // Submit first, so that the kernel works on them while this thread is busy.
                 flights.submit();
                 if !flights.is_empty() && request.frees(disk) {
                     flights.drain(Some(disk), queue)?;
@@ -326,13 +327,13 @@ impl Hand<'_> {
         self.flights.as_ref().is_some_and(Flights::is_full)
     }
 
-    /// Hands back what is completed.
+    /// Returns completed requests to the driver.
     fn complete(&mut self, queue: &mut Virtqueue) -> Result<(), QueueError> {
         let disk = self.disk.as_mut().and_then(Held::disk);
         self.flights.as_mut().map_or(Ok(()), |flights| flights.complete(disk.as_deref(), queue))
     }
 
-    /// Waits for what is in flight, and gives the disk back.
+    /// Waits for the requests in flight, and releases the disk.
     fn finish(&mut self, queue: &mut Virtqueue) -> Result<(), QueueError> {
         let disk = self.disk.as_mut().and_then(Held::disk);
         if let Some(flights) = &mut self.flights {
@@ -343,12 +344,12 @@ impl Hand<'_> {
     }
 }
 
-/// The cache mode that these negotiated features call for.
+/// Returns the cache mode for these negotiated features.
 fn cache_mode(features: u64) -> CacheMode {
     if features & feature::FLUSH == 0 { CacheMode::WriteThrough } else { CacheMode::WriteBack }
 }
 
-/// Whoever had it and panicked has waited for what was in flight.
+/// Ignores poisoning: a thread that panicked has waited for its requests in flight.
 fn lock(ring: &Mutex<Ring>) -> MutexGuard<'_, Ring> {
     ring.lock().unwrap_or_else(PoisonError::into_inner)
 }

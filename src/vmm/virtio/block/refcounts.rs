@@ -1,29 +1,32 @@
-//! Mends a qcow2 file whose writer was killed, before it is written again.
+//! Repairs the refcounts of a qcow2 file whose writer was killed, before the file is written again.
 //!
-//! imago keeps the counts of used clusters in memory until a flush, but names a new table in the file at once: when the
-//! process is killed in between, the file names clusters that it counts as free. To write on would be to give them away
-//! a second time, and to lose what is in them. So everything that the file names is looked at whenever it is opened to be
-//! written, and counted as used. That is one table of 64 KiB for each 512 MiB of a disk. What is counted as used and not
-//! named only takes space; it is left alone. (QEMU's `docs/interop/qcow2.txt` tells the format.)
+//! imago keeps refcounts in memory until a flush, but links a new table in the file at once. If the process is killed
+//! in between, the file refers to clusters that it counts as free. Further writes would allocate these clusters again
+//! and destroy their data.
+//!
+//! Therefore all references are followed on every writable open, and their targets are counted as used. This reads one
+//! table of 64 KiB for each 512 MiB of disk. Clusters that are counted but not referenced only waste space, and are
+//! left alone. The format is specified in QEMU's `docs/interop/qcow2.txt`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// The bits of a table's entry that are an offset.
+/// Bits of a table entry that hold an offset.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// Set in an entry for compressed data.
+/// Flag of an entry for compressed data.
 const COMPRESSED: u64 = 1 << 62;
-/// The features that change what is read here: data in another file, and wider entries. imago refuses both.
+/// Features that change the layout: external data files and extended L2 entries. imago refuses both.
 const OTHER_LAYOUT: u64 = 1 << 2 | 1 << 4;
-/// Counts of 16 bits, which is what everybody uses; images with others are left alone.
+/// Refcounts of 16 bits, the common width. Images with another width are left alone.
 const REFCOUNT_ORDER: u32 = 4;
-/// The largest tables that QEMU takes.
+/// Table size limits, the same as QEMU's.
 const MAX_L1_BYTES: u64 = 32 << 20;
 const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 
-/// Counts every cluster as used that the image in `file` names. Returns how many were not.
+/// Counts every referenced cluster of the image in `file` as used. Returns the number of clusters that were not
+/// counted.
 pub(super) fn mend(file: &File) -> io::Result<u64> {
     let Some(header) = Header::read(file)? else { return Ok(0) };
     let mut refcounts = Refcounts::read(file, &header)?;
@@ -44,7 +47,7 @@ pub(super) fn mend(file: &File) -> io::Result<u64> {
     refcounts.write()
 }
 
-/// What the header says of where things are.
+/// Table locations from the image's header.
 #[derive(Debug)]
 struct Header {
     cluster_bits: u32,
@@ -55,7 +58,7 @@ struct Header {
 }
 
 impl Header {
-    /// The header of an image that can be mended; of others, imago says what is wrong with them.
+    /// Reads the header. Returns `None` for an image that cannot be repaired, for which imago reports the error.
     fn read(file: &File) -> io::Result<Option<Header>> {
         let mut bytes = [0; 104];
         let read = file.read_at(&mut bytes, 0)?;
@@ -84,13 +87,13 @@ impl Header {
         1 << self.cluster_bits
     }
 
-    /// What an entry of an L2 table names: an offset and a length, which is 0 where it names nothing.
+    /// Returns the offset and length that an L2 entry refers to. The length is 0 if the entry is empty.
     fn extent(&self, entry: u64) -> (u64, u64) {
         if entry & COMPRESSED == 0 {
             let offset = entry & OFFSET;
             return (offset, if offset == 0 { 0 } else { self.cluster_size() });
         }
-        // Below the flags, the number of sectors after the first is above the offset.
+        // The bits between the flags and the offset hold the number of additional sectors.
         let bits = 62 - (self.cluster_bits - 8);
         let offset = entry & ((1 << bits) - 1);
         let sectors = ((entry & (COMPRESSED - 1)) >> bits) + 1;
@@ -98,17 +101,17 @@ impl Header {
     }
 }
 
-/// The counts, of which those that are looked at are in memory.
+/// The refcounts. Blocks are loaded on demand.
 struct Refcounts<'a> {
     file: &'a File,
     cluster_bits: u32,
-    /// Where the blocks of counts are.
+    /// Offsets of the refcount blocks.
     table: Vec<u64>,
     blocks: BTreeMap<u64, Block>,
     mended: u64,
 }
 
-/// A cluster of counts.
+/// A refcount block, one cluster long.
 struct Block {
     offset: u64,
     counts: Vec<u8>,
@@ -118,7 +121,7 @@ struct Block {
 impl<'a> Refcounts<'a> {
     fn read(file: &'a File, header: &Header) -> io::Result<Refcounts<'a>> {
         let mut table = words(file, header.refcount_table, header.refcount_table_bytes)?;
-        // Blocks that are not there are at the end, in the images that everybody makes; those in between stay.
+        // Images usually have their missing blocks at the end. Missing blocks in between stay.
         while table.last() == Some(&0) {
             table.pop();
         }
@@ -159,7 +162,7 @@ impl<'a> Refcounts<'a> {
         Ok(())
     }
 
-    /// Writes what was changed, for good, and returns how many counts that were.
+    /// Writes the changed blocks durably. Returns the number of refcounts changed.
     fn write(self) -> io::Result<u64> {
         for block in self.blocks.values().filter(|block| block.changed) {
             self.file.write_all_at(&block.counts, block.offset)?;
@@ -171,7 +174,7 @@ impl<'a> Refcounts<'a> {
     }
 }
 
-/// Big-endian words of 64 bits.
+/// Reads big-endian 64-bit words.
 fn words(file: &File, offset: u64, length: u64) -> io::Result<Vec<u64>> {
     let mut bytes = vec![0; length as usize];
     file.read_exact_at(&mut bytes, offset)?;
@@ -194,7 +197,7 @@ mod tests {
         file
     }
 
-    /// An image of clusters of 512 bytes: header, refcount table, a block of counts, L1, L2, data.
+    /// Builds an image with clusters of 512 bytes: header, refcount table, refcount block, L1 table, L2 table, data.
     fn image(counts: &[u16]) -> Vec<u8> {
         let mut bytes = vec![0; 6 * 512];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
@@ -228,7 +231,7 @@ mod tests {
     #[test]
     fn compressed_data_is_counted_in_all_its_clusters() {
         let mut bytes = image(&[1; 6]);
-        // Two sectors, that with the last byte of cluster 5 and the next.
+        // Two sectors: the one with the last byte of cluster 5, and the next one.
         let entry = COMPRESSED | 1 << 61 | (6 * 512 - 1);
         bytes[4 * 512..4 * 512 + 8].copy_from_slice(&entry.to_be_bytes());
         assert_eq!(mend(&file(&bytes)).unwrap(), 1);

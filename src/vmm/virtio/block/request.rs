@@ -1,5 +1,5 @@
-//! One request of virtio-blk: read from its chain, carried out on the disk, answered with a status byte
-//! (specification, section 5.2.6).
+//! A virtio-blk request: parsed from its chain, executed on the disk, and answered with a status byte (specification,
+//! section 5.2.6).
 
 use vm_memory::GuestAddress;
 
@@ -10,17 +10,17 @@ use crate::vmm::fault::GuestFaults;
 use crate::vmm::memory::GuestMemory;
 use crate::vmm::virtio::queue::{self, Buffer, Chain, QueueError};
 
-/// The size of the header before the data.
+/// Size of the request header.
 const HEADER: u64 = 16;
-/// The size of the answer to `GET_ID`.
+/// Size of the response to `GET_ID`.
 pub const ID_LENGTH: usize = 20;
-/// The most sectors that one segment of a discard or of a write of zeroes covers: 2 GiB.
+/// Maximum number of sectors in one segment of a discard or write-zeroes request: 2 GiB.
 pub const MAX_RANGE_SECTORS: u32 = 1 << 22;
-/// The most segments in such a request.
+/// Maximum number of segments in such a request.
 pub const MAX_RANGES: u32 = 16;
-/// The size of a segment.
+/// Size of a segment descriptor.
 const RANGE: u64 = 16;
-/// A segment's flag: the space may be given back.
+/// Segment flag: the space may be freed.
 const RANGE_UNMAP: u32 = 1;
 
 /// Request types.
@@ -33,52 +33,52 @@ mod kind {
     pub const WRITE_ZEROES: u32 = 13;
 }
 
-/// The answer's last byte.
+/// Status byte of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Status {
-    /// Done.
+    /// Success.
     Ok = 0,
-    /// Failed: by the disk, or because it asked for what cannot be.
+    /// The disk failed, or the request is invalid.
     IoError = 1,
-    /// The device does not do this.
+    /// The device does not support the request.
     Unsupported = 2,
 }
 
 impl Status {
-    /// The status of what the host's disk did. Its errors are the host's, which the disk counts.
+    /// Returns the status for the outcome of a disk operation. The disk itself counts its errors.
     pub fn of(result: &std::io::Result<()>) -> Status {
         if result.is_ok() { Status::Ok } else { Status::IoError }
     }
 }
 
-/// The moment at which a write is on stable storage (section 5.2.6.2).
+/// The point at which a write is on stable storage (section 5.2.6.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheMode {
-    /// When a later flush completes.
+    /// Stable when a later flush completes.
     WriteBack,
-    /// When the write completes: the driver did not negotiate flushes, and will not send any.
+    /// Stable when the write completes, because the driver did not negotiate flushes and will not send any.
     WriteThrough,
 }
 
-/// Writes a request's status. Returns how many bytes that are.
+/// Writes a request's status byte. Returns the number of bytes written.
 pub fn answer(memory: &GuestMemory, at: GuestAddress, status: Status) -> u32 {
     queue::write_to(memory, &[Buffer { address: at, length: 1 }], &[status as u8]);
     1
 }
 
-/// What became of a request that was to begin.
+/// Outcome of submitting a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begun {
-    /// It cannot be in flight, and is to be carried out.
+    /// The request cannot be in flight. Execute it synchronously.
     Not,
-    /// It will be handed back.
+    /// The request is in flight.
     InFlight,
-    /// It is answered; so many bytes of its chain were written.
+    /// The request is complete, with this number of bytes written to its chain.
     Done(u32),
 }
 
-/// A request as the driver put it.
+/// A parsed request.
 #[derive(Debug)]
 pub struct Request<'a> {
     chain: &'a Chain,
@@ -88,7 +88,10 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the header and finds the status byte; a chain without room for either is a fault of the ring's.
+    /// Parses the header and locates the status byte.
+    ///
+    /// # Errors
+    /// The chain has no room for the header or for the status byte.
     pub fn parse(memory: &GuestMemory, queue: usize, chain: &'a Chain) -> Result<Request<'a>, QueueError> {
         let mut header = [0; HEADER as usize];
         let length = queue::read_from(memory, &chain.readable, &mut header) as u64;
@@ -105,8 +108,8 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Carries the request out; without a disk, it fails. Returns how many bytes of the chain were written, the status
-    /// among them.
+    /// Executes the request, which fails without a disk. Returns the number of bytes written to the chain, including
+    /// the status.
     pub fn execute(
         &self,
         memory: &GuestMemory,
@@ -129,14 +132,14 @@ impl<'a> Request<'a> {
         answer(memory, self.status, status) + written
     }
 
-    /// Has it begin among `flights`, if it is one that can: a read of what is mapped to files, or a flush. One that
-    /// `is_alone` need not, if the host has all of it in memory.
+    /// Submits the request to `flights` if it is a flush or a read that maps directly to files. If it `is_alone` and
+    /// the host has all of the data in memory, it is completed at once.
     pub fn begin(&self, memory: &GuestMemory, disk: &Disk, flights: &mut Flights, is_alone: bool) -> Begun {
         let recipient = Recipient { head: self.chain.head, status: self.status };
         match self.kind {
             kind::IN => {
                 let buffers = self.data_out();
-                // More than a driver may use, and than the kernel takes at once.
+                // Above the limit for drivers, and possibly above the kernel's limit for one call.
                 if buffers.len() > SEGMENTS_MAX as usize {
                     return Begun::Not;
                 }
@@ -165,12 +168,12 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Whether it changes what is on the disk.
+    /// Returns true if the request changes the disk's contents.
     pub fn writes(&self) -> bool {
         matches!(self.kind, kind::OUT | kind::DISCARD | kind::WRITE_ZEROES)
     }
 
-    /// Whether what others are reading could be put to another use by it: they have to be done before.
+    /// Returns true if the request could free clusters that reads in flight use. Those reads must complete first.
     pub fn frees(&self, disk: &Disk) -> bool {
         match self.kind {
             kind::DISCARD | kind::WRITE_ZEROES => true,
@@ -179,7 +182,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The bytes that it moves to or from the disk; none if it is none of those that limits count.
+    /// Returns the number of bytes to charge to the rate limits, or `None` if requests of this type are not limited.
     pub fn moved_bytes(&self) -> Option<u64> {
         match self.kind {
             kind::IN => Some(queue::total_length(&self.chain.writable).saturating_sub(1)),
@@ -189,17 +192,17 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Device-writable buffers less the status byte.
+    /// Returns the device-writable buffers without the status byte.
     fn data_out(&self) -> Vec<Buffer> {
         queue::subrange(&self.chain.writable, 0, queue::total_length(&self.chain.writable) - 1)
     }
 
-    /// Device-readable buffers less the header.
+    /// Returns the device-readable buffers without the header.
     fn data_in(&self) -> Vec<Buffer> {
         queue::subrange(&self.chain.readable, HEADER, u64::MAX)
     }
 
-    /// The id, cut off after 20 bytes or followed by zeroes.
+    /// Writes the disk's ID, truncated or zero-padded to 20 bytes. Returns the number of bytes written.
     fn get_id(&self, memory: &GuestMemory, disk: &Disk) -> u32 {
         let mut id = [0; ID_LENGTH];
         let length = disk.id().len().min(ID_LENGTH);
@@ -228,7 +231,7 @@ impl<'a> Request<'a> {
         Status::of(&disk.write(&queue::volatile_slices(memory, &buffers), offset))
     }
 
-    /// The byte offset of the request, if its whole sectors lie on the disk.
+    /// Returns the request's byte offset if it covers whole sectors within the disk.
     fn checked_offset(&self, disk: &Disk, length: u64, faults: &GuestFaults) -> Option<u64> {
         let offset = self.offset_on(disk, length);
         if offset.is_none() {
@@ -247,7 +250,7 @@ impl<'a> Request<'a> {
         (whole && end <= disk.sectors()).then(|| self.sector * SECTOR)
     }
 
-    /// `DISCARD` and `WRITE_ZEROES`: a list of ranges.
+    /// Executes `DISCARD` or `WRITE_ZEROES` on a list of segments.
     fn ranges(&self, memory: &GuestMemory, disk: &mut Disk, faults: &GuestFaults) -> Status {
         let buffers = self.data_in();
         let length = queue::total_length(&buffers);
@@ -284,7 +287,7 @@ impl<'a> Request<'a> {
             (kind::WRITE_ZEROES, 0 | RANGE_UNMAP) => {
                 Status::of(&disk.write_zeroes(offset, length, flags == RANGE_UNMAP))
             }
-            // Flags that the device does not know (section 5.2.6.2).
+            // Unknown flags (section 5.2.6.2).
             _ => Status::Unsupported,
         }
     }

@@ -1,10 +1,12 @@
-//! An io_uring (io_uring(7)) that reads and syncs files, and can do nothing else.
+//! An io_uring that can only read and sync files (io_uring(7)).
 //!
-//! What a ring does passes by the thread's filter of system calls. So it is restricted, for good and before it is enabled:
-//! to reads into buffers and to `fsync`, without flags; nothing can be registered with it, and nothing about it be changed.
-//! It is made before the process gives up locked memory, for which newer kernels take its two pages, and `io_uring_setup`.
-//! Files are not registered either: a ring gives those up some time after its process has ended, and a disk's lock would be
-//! held for that long.
+//! Operations of an io_uring bypass the thread's seccomp filter. The ring is therefore restricted permanently before
+//! it is enabled: to vectored reads and `fsync` without flags. Nothing can be registered with it, and its settings
+//! cannot change.
+//!
+//! The ring is created before the process gives up `io_uring_setup` and locked memory, to which newer kernels charge
+//! the ring's two pages. Files are not registered. The kernel releases registered files only some time after the
+//! process has ended, and a disk's lock would be held until then.
 
 use std::fmt;
 use std::io;
@@ -14,20 +16,21 @@ use std::sync::Once;
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, types};
 
-/// How much can be in flight at a time.
+/// Maximum number of operations in flight.
 pub(super) const DEPTH: usize = 64;
 
-/// Threads that the kernel may start for one disk: for a flush, and for reads on file systems that cannot do them without.
+/// Maximum number of kernel worker threads for one disk: for a flush, and for reads on file systems that need a
+/// thread.
 pub const KERNEL_THREADS: u32 = 4;
 
-/// The ring, and how much is in flight.
+/// The ring and its number of operations in flight.
 pub struct Ring {
     ring: IoUring,
     in_flight: usize,
 }
 
 impl Ring {
-    /// One with nothing in flight; none where the host does not let this process have one, which is logged once.
+    /// Creates a ring. Returns `None` if the host does not allow one, and logs the reason once.
     pub fn new() -> Option<Ring> {
         static SAID: Once = Once::new();
         let refused = |error| {
@@ -38,7 +41,7 @@ impl Ring {
 
     fn try_new() -> io::Result<Ring> {
         let ring = IoUring::builder().dontfork().setup_r_disabled().build(DEPTH as u32)?;
-        // Kernels before 5.15 do not let it be said, and have few of their own accord.
+        // Kernels before 5.15 do not support this, and start few threads anyway.
         let _ = ring.submitter().register_iowq_max_workers(&mut [KERNEL_THREADS - 1, 1]);
         let mut only = [Restriction::sqe_op(opcode::Readv::CODE), Restriction::sqe_op(opcode::Fsync::CODE)];
         ring.submitter().register_restrictions(&mut only)?;
@@ -46,63 +49,66 @@ impl Ring {
         Ok(Ring { ring, in_flight: 0 })
     }
 
-    /// What is begun and not taken from `completed`.
+    /// Returns the number of operations not yet taken from `completed`.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
     }
 
-    /// How much more can be begun.
+    /// Returns the number of operations that still fit.
     pub(super) fn room(&self) -> usize {
         DEPTH - self.in_flight
     }
 
-    /// Has a read begin with the next `submit`. There must be room.
+    /// Queues a read for the next `submit`. There must be room.
     ///
     /// # Safety
-    /// `buffers` and what they point to stay where they are, and nobody has references into the latter, until the read is
-    /// completed.
+    /// Until the read completes, `buffers` and the memory that they point to must stay in place. No references into
+    /// that memory may exist.
     pub(super) unsafe fn read(&mut self, fd: RawFd, buffers: &[libc::iovec], offset: u64, token: u64) {
         let read = opcode::Readv::new(types::Fd(fd), buffers.as_ptr(), buffers.len() as u32).offset(offset);
         // SAFETY: by this function's contract.
         unsafe { self.push(read.build().user_data(token)) }
     }
 
-    /// The same with writing out what was written to a file so far.
+    /// Queues an `fsync` of a file for the next `submit`. There must be room.
     pub(super) fn sync(&mut self, fd: RawFd, token: u64) {
-        // SAFETY: it has no buffers.
+        // SAFETY: the operation has no buffers.
         unsafe { self.push(opcode::Fsync::new(types::Fd(fd)).build().user_data(token)) }
     }
 
+    /// Queues an operation.
+    ///
     /// # Safety
-    /// The buffers of `entry` stay as they are until it is completed.
+    /// The buffers of `entry` must stay valid until it completes.
     unsafe fn push(&mut self, entry: io_uring::squeue::Entry) {
         // SAFETY: by this function's contract.
         unsafe { self.ring.submission().push(&entry) }.expect("there is room for what is not in flight");
         self.in_flight += 1;
     }
 
-    /// Begins what was put in.
+    /// Submits the queued operations.
     pub(super) fn submit(&mut self) {
         while !self.ring.submission().is_empty() {
             self.enter(0);
         }
     }
 
-    /// The same; returns when something is completed.
+    /// Submits the queued operations and waits for a completion.
     pub(super) fn wait(&mut self) {
         self.enter(1);
     }
 
     fn enter(&mut self, at_least: usize) {
         match self.ring.submit_and_wait(at_least).map_err(|error| error.raw_os_error()) {
-            // Signals; and a host that is short of memory, which has to be waited for: the buffers are given away.
+            // Retry after signals, and when the host is short of memory: the kernel may already use the buffers, so
+            // giving up is impossible.
             Ok(_) | Err(Some(libc::EINTR)) => {}
             Err(Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM)) => std::thread::yield_now(),
             Err(error) => panic!("a ring that is set up takes what it is restricted to: error {error:?}"),
         }
     }
 
-    /// The token of something that is completed, and its result: as a system call's, or minus an error.
+    /// Takes a completion: its token, and its result or negated error number.
     pub(super) fn completed(&mut self) -> Option<(u64, i32)> {
         let entry = self.ring.completion().next()?;
         self.in_flight -= 1;
@@ -111,7 +117,7 @@ impl Ring {
 }
 
 impl AsRawFd for Ring {
-    /// Readable when something is completed.
+    /// Returns the descriptor, which is readable when there is a completion.
     fn as_raw_fd(&self) -> RawFd {
         self.ring.as_raw_fd()
     }
@@ -127,13 +133,13 @@ impl fmt::Debug for Ring {
 mod tests {
     use super::*;
 
-    /// What becomes of `entry` in a ring.
+    /// Returns the result of `entry` in a new ring.
     fn result(entry: io_uring::squeue::Entry) -> Option<i32> {
         let Some(mut ring) = Ring::new() else {
             eprintln!("not tested: this host has no io_uring");
             return None;
         };
-        // SAFETY: the entries of these tests have no buffers that go away, and are not carried out.
+        // SAFETY: the tests only use entries without buffers, or entries that the ring refuses to execute.
         unsafe { ring.push(entry) };
         ring.wait();
         ring.completed().map(|(_, result)| result)
@@ -189,7 +195,7 @@ mod tests {
             apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
             Ring::new().is_none()
         };
-        // The filter is this thread's, and ends with it.
+        // The filter applies only to this thread.
         assert!(std::thread::spawn(forbidden).join().unwrap());
     }
 }

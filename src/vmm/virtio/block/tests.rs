@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 const HEADER_AT: u64 = 0x10_0000;
 const DATA_AT: u64 = 0x20_0000;
 const STATUS_AT: u64 = 0x30_0000;
-/// Where `queue_with` has the available ring.
+/// Address of the available ring that `queue_with` sets up.
 const RING_AT: u64 = 0x100;
 
 struct Bench {
@@ -44,7 +44,8 @@ fn bench(access: DiskAccess) -> Bench {
 }
 
 impl Bench {
-    /// One request of `kind` at `sector` with `length` bytes of data; `flags` says who writes the data.
+    /// Submits a request of `kind` at `sector` with `length` bytes of data. `flags` sets the direction of the data.
+    /// Returns the status.
     fn request(&mut self, kind: u32, sector: u64, length: u32, flags: u16) -> u8 {
         let mut header = [0; 16];
         header[..4].copy_from_slice(&kind.to_le_bytes());
@@ -149,7 +150,7 @@ fn a_bad_ring_needs_a_reset_and_the_thread_ends() {
 
 #[test]
 fn a_disk_that_is_read_into_its_own_ring_can_be_paused() {
-    // Sector n holds the header of a request for sector n + 1, and the ring's index that makes it available.
+    // Sector n holds the header of a request for sector n + 1, and the ring index that makes it available.
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk");
     let sector = |number: u16| {
@@ -229,7 +230,7 @@ proptest! {
 #[test]
 fn what_is_over_the_limit_waits_in_the_ring_and_keeps_nobody() {
     let Bench { folder: _folder, memory, disk } = bench(DiskAccess::ReadWrite);
-    // One byte a second: the first request passes, and the next would in a quarter of an hour.
+    // At one byte a second, the first request passes. The next would have to wait for a quarter of an hour.
     let limits = DiskLimits { bytes: Some(Rate::constant(1)), ..DiskLimits::default() };
     let bay = Arc::new(DiskBay::new(Some(disk), SharedDiskLimiter::new(Some(limits), monotonic_ns())));
     bay.hold().limit(Some(DiskLimits::default()));
@@ -262,7 +263,7 @@ fn what_is_over_the_limit_waits_in_the_ring_and_keeps_nobody() {
     assert_eq!(device.pause()[0].next_avail, 1, "it was taken when the device went on");
     device.reset();
 
-    // A disk's own limit holds it as the machine's does, until it is another.
+    // A disk's own limit throttles it like the VM's limit, until the limit is changed.
     let Bench { folder: _other, disk, .. } = bench(DiskAccess::ReadWrite);
     let bay = Arc::new(DiskBay::new(Some(disk), SharedDiskLimiter::default()));
     bay.hold().limit(Some(limits));
@@ -318,7 +319,7 @@ fn file_after_write(features: u64) -> Vec<u8> {
     device.pause();
     assert_eq!(memory.read_obj::<u16>(used).unwrap(), 1, "the write is not answered");
     assert_eq!(memory.read_obj::<u8>(GuestAddress(STATUS_AT)).unwrap(), 0);
-    // A power cut now would leave this file.
+    // The file as a power cut would leave it now.
     std::fs::copy(&path, &copy).unwrap();
     let image = open_to_read(&copy, DiskFormat::Qcow2, &[]).unwrap();
     let mut bytes = vec![0; 512];
@@ -329,6 +330,6 @@ fn file_after_write(features: u64) -> Vec<u8> {
 #[test]
 fn write_is_in_the_file_when_it_completes_unless_flushes_were_negotiated() {
     assert_eq!(file_after_write(VERSION_1), [0xab; 512]);
-    // The image's tables wait for the flush that this driver can send.
+    // The image's tables are written by a flush, which this driver can send.
     assert_eq!(file_after_write(VERSION_1 | feature::FLUSH), [0; 512]);
 }

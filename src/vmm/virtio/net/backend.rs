@@ -1,4 +1,4 @@
-//! What is behind a network device: where its frames go, and come from.
+//! Backends of a network device: the destination and source of its frames.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -11,7 +11,7 @@ use super::tap::Tap;
 use crate::vmm::link::HEAD_LENGTH;
 use crate::vmm::virtio::iovec::Pieces;
 
-/// The longest frame: an IP packet of 65535 bytes behind an Ethernet header.
+/// Maximum frame length: an IP packet of 65535 bytes after an Ethernet header.
 pub const MAX_FRAME: usize = 65535 + 14;
 
 /// A backend.
@@ -21,42 +21,43 @@ pub enum Backend {
     Tap(Tap),
     /// The socket of a user-mode network.
     Stream(Stream),
-    /// Nobody takes a frame or sends one.
+    /// No backend: frames are discarded and none arrive.
     Nobody,
 }
 
-/// What became of a frame that was to be sent.
+/// Outcome of sending a frame.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// It is on its way.
+    /// The frame was sent, or buffered for sending.
     Done,
-    /// It cannot be sent.
+    /// The frame cannot be sent.
     Refused,
-    /// There is no room for it now.
+    /// There is no room for the frame now.
     Full,
 }
 
-/// What came of waiting for a frame.
+/// Outcome of receiving a frame.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
-    /// One with so many bytes, and as many before it as its header has.
+    /// A frame was written to the target.
     Frame {
-        /// Without the header.
+        /// Length without the header.
         length: usize,
     },
-    /// One that may not pass, of which so many bytes were written into the target.
+    /// A frame was rejected, after part of it was written to the target.
     Refused {
-        /// Without the header.
+        /// Number of bytes written, without the header.
         written: usize,
     },
-    /// There is none now.
+    /// No frame is available now.
     Nothing,
-    /// There never will be one.
+    /// The backend is closed.
     Closed,
 }
 
 impl Backend {
-    /// What `fd` is: a tap with `IFF_VNET_HDR` and a header of [`header::LENGTH`] bytes, or a stream socket.
+    /// Creates the backend for `fd`: a tap with `IFF_VNET_HDR` and a header of [`header::LENGTH`] bytes, or a stream
+    /// socket.
     pub fn of(fd: OwnedFd) -> io::Result<Backend> {
         match FileType::from_raw_mode(fstat(&fd)?.st_mode) {
             FileType::Socket => Ok(Backend::Stream(Stream::new(fd)?)),
@@ -65,7 +66,7 @@ impl Backend {
         }
     }
 
-    /// The descriptor to wait on.
+    /// Returns the descriptor to poll.
     pub fn fd(&self) -> Option<RawFd> {
         match self {
             Backend::Tap(tap) => Some(tap.as_raw_fd()),
@@ -74,7 +75,7 @@ impl Backend {
         }
     }
 
-    /// Sends checksums and segments as the driver takes them.
+    /// Enables the offloads that the driver accepts on receive.
     pub fn set_offloads(&self, checksum: bool, segmentation: bool, ecn: bool) -> io::Result<()> {
         match self {
             Backend::Tap(tap) => tap.set_offloads(checksum, segmentation, ecn),
@@ -91,7 +92,7 @@ impl Backend {
         }
     }
 
-    /// Goes on with what could not be sent at once. Returns whether there is room again.
+    /// Continues sending buffered data. Returns true if there is room for another frame.
     pub fn flush(&mut self) -> bool {
         match self {
             Backend::Stream(stream) => stream.flush(),
@@ -99,11 +100,11 @@ impl Backend {
         }
     }
 
-    /// Takes a frame into `target`, which has room for a header and the longest frame, if it `may_pass`: which is asked with
-    /// its beginning.
+    /// Receives a frame into `target`, which must have room for the longest frame. `may_pass` decides from the frame's
+    /// head whether the guest gets it.
     pub fn receive(&mut self, header: &mut Header, target: &Pieces, may_pass: impl FnOnce(&[u8]) -> bool) -> Received {
         match self {
-            // The kernel hands a frame over only as a whole.
+            // The kernel only delivers whole frames.
             Backend::Tap(tap) => match tap.receive(header, target) {
                 Received::Frame { length } if !may_pass(&target.first(length.min(HEAD_LENGTH))) => {
                     Received::Refused { written: length }

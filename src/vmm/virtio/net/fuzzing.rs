@@ -1,4 +1,4 @@
-//! Entry points for fuzzing the network device: a driver's rings and frames, and what a user-mode network sends.
+//! Fuzz targets for the network device: the driver's rings and frames, and the frames of a user-mode network.
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -9,7 +9,7 @@ use crate::vmm::config::NetConfig;
 use crate::vmm::link;
 use crate::vmm::virtio::fuzzing::drive;
 
-/// With the link's services, or without, in front of the stream of a user-mode network.
+/// Fuzzes the device in front of a user-mode network's stream, with or without netstack services.
 pub(crate) fn frames(data: &[u8]) {
     let (near, mut far) = UnixStream::pair().expect("a pair of sockets");
     far.set_nonblocking(true).expect("a socket");
@@ -21,9 +21,9 @@ pub(crate) fn frames(data: &[u8]) {
     let mut sink = [0; 4096];
     drive(&mut net, data, &mut |bytes| {
         while far.read(&mut sink).is_ok_and(|count| count > 0) {}
-        // A device that has hung up, or that is not reading, takes nothing.
+        // The write fails if the device has hung up or is not reading.
         let _ = far.write(bytes);
     });
-    // The device would wait for it to read a frame to its end.
+    // With the peer still open, the device would wait for the rest of a partial frame.
     drop(far);
 }

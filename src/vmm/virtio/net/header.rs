@@ -1,12 +1,12 @@
-//! What stands before each frame in a buffer (specification, section 5.1.6): `struct virtio_net_hdr`, which is also what a
-//! tap with `IFF_VNET_HDR` has before each of its.
+//! The header before each frame in a buffer (specification, section 5.1.6): `struct virtio_net_hdr`. A tap with
+//! `IFF_VNET_HDR` uses the same header.
 
-/// The length with `num_buffers`, which every device has that is not a legacy one.
+/// Header length including `num_buffers`, which every non-legacy device has.
 pub const LENGTH: usize = 12;
 
-/// The checksum is the receiver's to fill in, from `csum_start` on, at `csum_offset` from there.
+/// The receiver must compute the checksum from `csum_start` on, and store it `csum_offset` bytes after that.
 pub const NEEDS_CSUM: u8 = 1;
-/// The checksum was looked at, and is right.
+/// The checksum was verified and is correct.
 pub const DATA_VALID: u8 = 2;
 
 const GSO_NONE: u8 = 0;
@@ -16,11 +16,11 @@ const GSO_ECN: u8 = 0x80;
 /// The bytes of a header.
 pub type Header = [u8; LENGTH];
 
-/// A header for a frame that is as it is on a wire, in one buffer.
+/// Header of a plain Ethernet frame in one buffer.
 pub const PLAIN: Header = [0, GSO_NONE, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
-/// Whether a driver may send this: only what it was offered. What the fields say of the frame is for those to check who go by
-/// it.
+/// Returns true if the header uses only offered offloads. It does not validate the header's fields against the frame:
+/// that is up to their consumers.
 pub fn is_offered(header: &Header) -> bool {
     let [flags, gso_type, ..] = *header;
     let is_segmented = gso_type & !GSO_ECN == GSO_TCPV4;
@@ -28,7 +28,7 @@ pub fn is_offered(header: &Header) -> bool {
     flags & !NEEDS_CSUM == 0 && (gso_type == GSO_NONE || is_segmented && size > 0 && flags & NEEDS_CSUM != 0)
 }
 
-/// The header of a frame that lies in so many buffers (section 5.1.6.4).
+/// Sets the number of buffers that hold the frame (section 5.1.6.4).
 pub fn with_buffers(mut header: Header, count: u16) -> Header {
     header[10..].copy_from_slice(&count.to_le_bytes());
     header

@@ -1,12 +1,12 @@
 //! The network device (specification, section 5.1): the guest's `eth0`.
 //!
-//! Frames go between guest memory and a [`Backend`], a tap or the stream socket of a user-mode network, without being copied
-//! but for their beginnings; what a guest's link answers by itself, its [`Services`], is asked about each one. Without a
-//! backend, the services are all there is.
+//! Frames pass between guest memory and a [`Backend`], which is a tap or the stream socket of a user-mode network.
+//! Only the head of a frame is copied. The netstack's [`Services`] inspect each frame and answer some themselves.
+//! Without a backend, the guest reaches only these services.
 //!
-//! The device offers checksum and segmentation offloads whatever its backend is, so that a saved guest goes on with another
-//! one: a tap's kernel carries them out, and a user-mode network ends connections itself, so that a large segment is as good
-//! to it as many small ones.
+//! The device offers the same checksum and segmentation offloads for every backend, so that a guest can be restored
+//! with a different one. The kernel of a tap implements the offloads. A user-mode network terminates connections
+//! itself, so a large segment is as good as many small ones.
 
 mod backend;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -37,7 +37,7 @@ use crate::vmm::timeline::monotonic_ns;
 pub use backend::Backend;
 use service::Service;
 
-/// The device's id (section 5).
+/// Device ID (section 5).
 const DEVICE_TYPE: u32 = 1;
 /// The receive queue and the transmit queue (section 5.1.2).
 const QUEUE_SIZES: &[u16] = &[256, 256];
@@ -58,28 +58,28 @@ mod feature {
     pub const STATUS: u64 = 1 << 16;
 }
 
-/// The configuration's status: the link is up (section 5.1.4).
+/// Bit of the status field in the configuration: the link is up (section 5.1.4).
 const LINK_UP: u16 = 1;
 
-/// What goes through a device, since its machine was started.
+/// Traffic counters of a network device since its VM was started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetRecord {
-    /// Frames that the guest got.
+    /// Frames delivered to the guest.
     pub received_frames: u64,
-    /// Their bytes.
+    /// Bytes delivered to the guest.
     pub received_bytes: u64,
-    /// Frames that the guest sent, those that were not passed on among them.
+    /// Frames that the guest sent, including those that the netstack consumed.
     pub sent_frames: u64,
-    /// Their bytes.
+    /// Bytes that the guest sent.
     pub sent_bytes: u64,
-    /// Frames either way that may not pass, or that there was no room for.
+    /// Frames dropped in either direction: rejected, or without room.
     pub dropped_frames: u64,
-    /// For how long frames of either direction were held back, in nanoseconds.
+    /// Time that frames of either direction were throttled, in nanoseconds.
     #[serde(default)]
     pub held_ns: u64,
 }
 
-/// What is counted.
+/// Live traffic counters.
 #[derive(Debug, Default)]
 struct Counters {
     received_frames: AtomicU64,
@@ -110,37 +110,37 @@ impl Counters {
     }
 }
 
-/// What the guest's end of a link leads to; it outlives the driver's resets.
+/// The host's side of a guest's link. It survives resets by the driver.
 #[derive(Debug)]
 struct Port {
     backend: Backend,
     services: Option<Services>,
-    /// What may pass in each direction: to the guest, and from it.
+    /// Rate limiters of the two directions: to the guest, and from the guest.
     limits: Option<[RateLimiter; 2]>,
 }
 
-/// What a device and its thread have in common with those who look at it, or change it, from outside the guest.
+/// State that a device and its thread share with users outside the guest.
 #[derive(Debug)]
 struct Shared {
     port: Mutex<Port>,
-    /// Opens the ports of the host that lead to the guest.
+    /// Client that opens the host's sockets for published ports.
     ports: Option<PortsClient>,
-    /// Written when the services were changed by another thread.
+    /// Written when another thread has changed the services.
     changed: EventFd,
     is_up: AtomicBool,
-    /// There was a backend, and it hung up.
+    /// Set when the backend has hung up.
     is_cut_off: AtomicBool,
     counters: Counters,
 }
 
 impl Port {
-    /// How long until something may pass in a direction, if nothing may now.
+    /// Returns the time until a frame may pass in `direction`, or `None` if one may pass now.
     fn wait(&mut self, direction: usize) -> Option<Duration> {
         let limiter = &mut self.limits.as_mut()?[direction];
         Some(limiter.wait_ns(monotonic_ns())).filter(|wait| *wait > 0).map(Duration::from_nanos)
     }
 
-    /// So many bytes pass in a direction.
+    /// Charges `bytes` to the rate limit of `direction`.
     fn take(&mut self, direction: usize, bytes: usize) {
         if let Some(limits) = &mut self.limits {
             limits[direction].take(bytes as u64, monotonic_ns());
@@ -154,16 +154,19 @@ impl Shared {
     }
 }
 
-/// A device's link, from outside the guest.
+/// Handle to control a device's link from outside the guest.
 #[derive(Debug, Clone)]
 pub struct NetControl {
     shared: Arc<Shared>,
 }
 
 impl NetControl {
-    /// Has the link's services go by the configuration in the file `link`, one of `files`. Returns what of it
-    /// could not be done, in sentences; the
-    /// rest is. The error is a sentence, too.
+    /// Applies the configuration in the file `link` to the netstack's services. `files` may hold the open file.
+    ///
+    /// Returns messages about parts of the configuration that could not be applied. The other parts are in effect.
+    ///
+    /// # Errors
+    /// A message for the user, if nothing was applied.
     pub fn reload(&self, link: &Path, files: &PassedFiles) -> Result<Vec<String>, String> {
         let none = || "the machine has no link that could be changed".to_string();
         let ports = self.shared.ports.as_ref().map_or(Ok(Vec::new()), PortsClient::request);
@@ -174,13 +177,12 @@ impl NetControl {
         let services = port.services.as_mut().ok_or_else(none)?;
         services.reload(config);
         services.set_ports(ports);
-        // The counter is written far more rarely than it is read.
+        // The counter cannot overflow: it is read far more often than it is written.
         let _ = self.shared.changed.write(1);
         Ok(services.problems())
     }
 
-    /// What is wrong with it, in sentences: what of its configuration could not be done, and that there is no way out any
-    /// more.
+    /// Returns messages about parts of the configuration that could not be applied, and about a lost uplink.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = self.shared.port().services.as_ref().map(Services::problems).unwrap_or_default();
         if self.shared.is_cut_off.load(Ordering::Acquire) {
@@ -189,7 +191,7 @@ impl NetControl {
         problems
     }
 
-    /// What has gone through.
+    /// Returns the traffic counters.
     pub fn record(&self) -> NetRecord {
         let Counters { received_frames, received_bytes, sent_frames, sent_bytes, dropped_frames, held_ns } =
             &self.shared.counters;
@@ -205,7 +207,7 @@ impl NetControl {
     }
 }
 
-/// The device.
+/// The network device.
 #[derive(Debug)]
 pub struct Net {
     config: NetConfig,
@@ -214,8 +216,8 @@ pub struct Net {
 }
 
 impl Net {
-    /// A device with this address, in front of `backend`. `link` is what its services go by, if it has any, and `sockets` lead
-    /// to its published ports.
+    /// Creates a device in front of `backend`. `link` configures the netstack's services, if there are any. `sockets`
+    /// gives access to the published ports.
     pub fn new(
         config: &NetConfig,
         backend: Backend,
@@ -227,8 +229,8 @@ impl Net {
         if let (Some(services), Some(ports)) = (&mut services, &ports) {
             services.set_ports(ports.request()?);
         }
-        // Without a backend, too: there are the services, or the machine is saved before it has either, and its guest, which
-        // goes on with both, need not notice.
+        // The link is up even without a backend, because the netstack's services may answer. A VM that becomes a
+        // template has neither yet. Its guest must not notice that both appear after a restore.
         let is_up = AtomicBool::new(true);
         let changed = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let limiter = |limits: NetLimits| RateLimiter::new(limits.bytes, monotonic_ns());
@@ -239,7 +241,7 @@ impl Net {
         Ok(Net { config: config.clone(), shared: Arc::new(shared), worker: None })
     }
 
-    /// The device's link, from outside the guest.
+    /// Returns a handle to control the device's link from outside the guest.
     pub fn control(&self) -> NetControl {
         NetControl { shared: Arc::clone(&self.shared) }
     }
@@ -261,7 +263,7 @@ impl VirtioDevice for Net {
         VERSION_1 | EVENT_IDX | INDIRECT_DESC | own | offloads | guest_offloads
     }
 
-    /// Address, status, number of queue pairs, MTU (section 5.1.4).
+    /// Layout: MAC address, status, number of queue pairs, MTU (section 5.1.4).
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut space = [0; 12];
         let status = if self.shared.is_up.load(Ordering::Acquire) { LINK_UP } else { 0 };

@@ -1,8 +1,9 @@
 //! The receive queue: frames on their way to the guest (specification, section 5.1.6.3).
 //!
-//! The driver offers many small buffers; with `VIRTIO_NET_F_MRG_RXBUF` a frame takes as many as it needs. Those at hand are
-//! enough for the longest frame, if the driver has so many: so one system call puts a frame where it belongs. Only its
-//! beginning comes through our own memory, and gets to the guest when it may pass.
+//! The driver offers many small buffers. With `VIRTIO_NET_F_MRG_RXBUF`, a frame takes as many as it needs. The
+//! receiver gathers enough buffers for the longest frame, if the driver has offered that many. One system call can
+//! then write a frame directly to its destination. Only the frame's head passes through the VMM's memory, and it
+//! reaches the guest only if the frame may pass.
 
 use std::collections::VecDeque;
 
@@ -13,18 +14,18 @@ use crate::vmm::memory::GuestMemory;
 use crate::vmm::virtio::iovec::Pieces;
 use crate::vmm::virtio::queue::{self, Buffer, Chain, QueueError, Virtqueue};
 
-/// What one step came to.
+/// Outcome of one step.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The guest got a frame of so many bytes.
+    /// The guest received a frame of this length.
     Delivered(usize),
-    /// One was thrown away: it may not pass, or no buffers of the driver's could ever take it.
+    /// A frame was dropped: it was rejected, or the driver can never offer enough buffers for it.
     Dropped,
-    /// There is none.
+    /// No frame is available.
     Nothing,
-    /// The driver has no buffers.
+    /// The driver has not offered enough buffers.
     NoBuffers,
-    /// The backend is gone.
+    /// The backend is closed.
     Closed,
 }
 
@@ -33,50 +34,50 @@ pub enum Step {
 pub struct Receiver {
     queue: Virtqueue,
     is_mergeable: bool,
-    /// Taken from the ring, and not used yet.
+    /// Chains taken from the ring and not used yet.
     ready: VecDeque<Chain>,
     /// A frame that waits for buffers.
     waiting: Option<(Header, Vec<u8>)>,
     head: [u8; HEAD_LENGTH],
-    /// What of a frame is longer than the buffers at hand; without a place until there is one.
+    /// Overflow area for a frame longer than the available buffers. Allocated on first use.
     spill: Vec<u8>,
 }
 
 impl Receiver {
-    /// `is_mergeable` is whether the driver took `VIRTIO_NET_F_MRG_RXBUF`.
+    /// Creates the receiver. `is_mergeable` is true if the driver negotiated `VIRTIO_NET_F_MRG_RXBUF`.
     pub fn new(queue: Virtqueue, is_mergeable: bool) -> Receiver {
         let (ready, spill) = (VecDeque::new(), Vec::new());
         Receiver { queue, is_mergeable, ready, waiting: None, head: [0; HEAD_LENGTH], spill }
     }
 
-    /// The queue.
+    /// Returns the queue.
     pub fn queue(&mut self) -> &mut Virtqueue {
         &mut self.queue
     }
 
-    /// Where this end of the queue is.
+    /// Returns the device's position in the queue.
     pub fn state(&self) -> virtio_queue::QueueState {
         self.queue.state()
     }
 
-    /// Puts back what was taken from the ring and not used.
+    /// Returns the unused chains to the ring.
     pub fn put_back(&mut self) {
         self.ready.drain(..).for_each(|_| self.queue.undo_pop());
     }
 
-    /// Whether a frame waits for buffers.
+    /// Returns true if a frame is waiting for buffers.
     pub fn is_waiting(&self) -> bool {
         self.waiting.is_some()
     }
 
-    /// Gives the guest a frame that nobody needs to ask about.
+    /// Delivers a frame that needs no filtering.
     pub fn deliver(&mut self, memory: &GuestMemory, header: Header, frame: Vec<u8>) -> Result<Step, QueueError> {
         debug_assert!(self.waiting.is_none(), "one frame waits at a time");
         self.waiting = Some((header, frame));
         self.deliver_waiting(memory)
     }
 
-    /// Gives the guest the frame that waits, if there are buffers now.
+    /// Delivers the waiting frame if there are enough buffers now.
     pub fn deliver_waiting(&mut self, memory: &GuestMemory) -> Result<Step, QueueError> {
         let Some((header, frame)) = self.waiting.take() else { return Ok(Step::Nothing) };
         let needed = header::LENGTH + frame.len();
@@ -93,7 +94,8 @@ impl Receiver {
         self.publish(memory, &buffers, header, frame.len())
     }
 
-    /// Takes a frame from the backend and gives it to the guest, if it `may_pass`: which is asked with its beginning.
+    /// Receives a frame from the backend and delivers it. `may_pass` decides from the frame's head whether the guest
+    /// gets it.
     pub fn receive(
         &mut self,
         memory: &GuestMemory,
@@ -121,7 +123,7 @@ impl Receiver {
         let length = match backend.receive(&mut header, &target, may_pass) {
             Received::Frame { length } => length,
             Received::Refused { written } => {
-                // The guest gets nothing of it, not even in buffers that it was not told of.
+                // Clear the buffers, so that the guest cannot read parts of a rejected frame in them.
                 let leaked = queue::subrange(&body, 0, written.saturating_sub(HEAD_LENGTH) as u64);
                 queue::clear(memory, &leaked);
                 return Ok(Step::Dropped);
@@ -141,8 +143,8 @@ impl Receiver {
         self.publish(memory, &buffers, header, length)
     }
 
-    /// Takes buffers from the ring until there is room for `wanted` bytes, if there are so many. Returns how much room there
-    /// is.
+    /// Takes chains from the ring until there is room for `wanted` bytes, or no chain is left. Returns the room in
+    /// bytes.
     fn gather(&mut self, wanted: usize) -> Result<usize, QueueError> {
         let mut room = self.ready.iter().map(|chain| queue::total_length(&chain.writable)).sum::<u64>() as usize;
         while room < wanted && (self.is_mergeable || self.ready.is_empty()) {
@@ -156,7 +158,7 @@ impl Receiver {
         Ok(room)
     }
 
-    /// Whether the driver could still offer more than what is at hand.
+    /// Returns true if the driver could still offer more buffers.
     fn can_grow(&self) -> bool {
         self.ready.is_empty() || self.is_mergeable && self.ready.len() < usize::from(self.queue.state().size)
     }
@@ -165,7 +167,7 @@ impl Receiver {
         self.ready.iter().flat_map(|chain| chain.writable.iter().copied()).collect()
     }
 
-    /// Writes the header, and hands the driver the buffers that a frame of `length` bytes lies in.
+    /// Writes the header, and marks the chains that hold the frame of `length` bytes as used.
     fn publish(
         &mut self,
         memory: &GuestMemory,

@@ -1,4 +1,4 @@
-//! The thread of a network device.
+//! The network device's thread.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -22,16 +22,16 @@ use crate::vmm::virtio::queue::{self, Chain, QueueError, Virtqueue};
 use crate::vmm::virtio::worker::{Serve, Wakeups, timeout_ms};
 use crate::vmm::virtio::{Activation, QueueState};
 
-/// Frames of one direction before the other has its turn, and before a word to pause is looked for.
+/// Maximum number of frames in one direction before the other direction is served and a pause is checked for.
 const BATCH: usize = 64;
 
-/// What events are of.
+/// Event tokens.
 const KICK: u64 = 0;
 const BACKEND: u64 = 1;
 const SERVICES: u64 = 2;
 const CHANGED: u64 = 3;
 
-/// What the thread has.
+/// State of the device's thread.
 #[derive(Debug)]
 pub struct Service {
     shared: Arc<Shared>,
@@ -41,13 +41,14 @@ pub struct Service {
     wakeups: Arc<Wakeups>,
     receiver: Receiver,
     transmit: Virtqueue,
-    /// What of the backend is waited for; nothing, and it is not waited on: that it hangs up would be told for ever.
+    /// Events to wait for on the backend. If empty, the backend is not in the epoll set, which would report a hangup
+    /// forever.
     watched: EventSet,
-    /// The backend had no room for a frame, which is still in the ring, or for all of one.
+    /// The backend had no room for a frame, which is still in the ring, or took only part of one.
     is_full: bool,
-    /// The driver had no buffers for what there is.
+    /// The driver has not offered buffers for the available frames.
     is_starved: bool,
-    /// Frames for the guest, and of the guest's, wait until their limits let them pass.
+    /// Time until throttled frames may pass, to the guest and from the guest.
     held: [Option<Duration>; 2],
 }
 
@@ -91,12 +92,12 @@ impl Service {
         })
     }
 
-    /// Moves what there is to be moved, some of it. Returns how long to wait for more.
+    /// Moves a batch of frames in each direction. Returns the time to wait for more.
     fn serve(&mut self, shared: &Shared) -> Result<Option<Duration>, QueueError> {
         let mut port = shared.port();
         let now = Instant::now();
         let mut has_more = self.send_batch(&mut port, shared, now)?;
-        // Behind what the guest sent, which may be answered at once.
+        // Poll after sending, because the guest's frames may cause immediate replies.
         if let Some(services) = &mut port.services {
             services.poll(now);
         }
@@ -107,13 +108,13 @@ impl Service {
         }
         let services = port.services.as_mut().and_then(|services| services.timeout(now));
         match self.held {
-            // What the services have for the guest waits with the rest: that it is due would be told for ever.
+            // The services' frames are throttled too. Their timeout would expire at once and make the thread spin.
             [Some(receiving), sending] => Ok(Some(sending.map_or(receiving, |sending| sending.min(receiving)))),
             [None, sending] => Ok(services.into_iter().chain(sending).min()),
         }
     }
 
-    /// Takes frames from the guest. Returns whether there are more that can be sent.
+    /// Sends a batch of the guest's frames. Returns true if there are more to send.
     fn send_batch(&mut self, port: &mut Port, shared: &Shared, now: Instant) -> Result<bool, QueueError> {
         self.held[TRANSMIT] = None;
         if self.is_full && !port.backend.flush() {
@@ -137,16 +138,16 @@ impl Service {
             count += 1;
         }
         self.transmit.notify()?;
-        // Of the last one, a part may be left.
+        // Part of the last frame may be unsent.
         self.is_full |= !port.backend.flush();
-        // Until it may send again, the driver need not tell of more.
+        // Notifications are not needed until sending is possible again.
         if self.is_full || self.held[TRANSMIT].is_some() {
             return Ok(false);
         }
         Ok(count == BATCH || self.transmit.enable_notifications()?)
     }
 
-    /// Sends one frame where it belongs.
+    /// Sends one frame to the services or to the backend.
     fn send(&mut self, port: &mut Port, shared: &Shared, chain: &Chain, now: Instant) -> Result<Sent, QueueError> {
         let index = self.transmit.index();
         if let Some(buffer) = chain.writable.first() {
@@ -155,7 +156,7 @@ impl Service {
         let total = queue::total_length(&chain.readable);
         let mut bytes = [0; header::LENGTH + HEAD_LENGTH];
         let copied = queue::read_from(&self.memory, &chain.readable, &mut bytes);
-        // The header, and at least an Ethernet header.
+        // At least an Ethernet header must follow the virtio header.
         let frame_length = total.saturating_sub(header::LENGTH as u64);
         if frame_length < 14 || frame_length > MAX_FRAME as u64 {
             self.faults.record(&format!("a frame of {frame_length} bytes"));
@@ -177,7 +178,7 @@ impl Service {
         let skip = (header::LENGTH + head.len()) as u64;
         let rest = queue::subrange(&chain.readable, skip, u64::MAX);
         let slices = queue::volatile_slices(&self.memory, &rest);
-        // What was looked at is what is sent, whatever the guest writes there meanwhile.
+        // Send the copy that was inspected, because the guest may change its memory concurrently.
         let mut frame = Pieces::default();
         frame.push_source(head);
         frame.extend_guest(&slices);
@@ -204,7 +205,7 @@ impl Service {
         Ok(sent)
     }
 
-    /// Gives the guest frames. Returns whether there are more that it has buffers for.
+    /// Delivers a batch of frames to the guest. Returns true if there are more, and buffers for them.
     fn receive_batch(&mut self, port: &mut Port, shared: &Shared, now: Instant) -> Result<bool, QueueError> {
         self.receiver.queue().disable_notifications()?;
         let mut count = 0;
@@ -230,11 +231,11 @@ impl Service {
             count += 1;
         };
         self.receiver.queue().notify()?;
-        // Without frames there is no need to hear of new buffers.
+        // Notifications of new buffers are only needed while frames wait for buffers.
         if self.is_starved { self.receiver.queue().enable_notifications() } else { Ok(false) }
     }
 
-    /// One frame: one that waits, one of the services', or one of the backend's.
+    /// Delivers one frame: the waiting one, else one from the services, else one from the backend.
     fn receive(&mut self, port: &mut Port, now: Instant) -> Result<Step, QueueError> {
         if self.receiver.is_waiting() {
             return self.receiver.deliver_waiting(&self.memory);
@@ -252,7 +253,7 @@ impl Service {
         self.receiver.receive(&self.memory, backend, may_pass)
     }
 
-    /// The backend is gone: the link is down, but for what the services do.
+    /// Handles the loss of the backend. The link goes down, unless the services keep it up.
     fn close(&mut self, port: &mut Port, shared: &Shared) {
         port.backend = Backend::Nobody;
         shared.is_cut_off.store(true, Ordering::Release);
@@ -261,7 +262,7 @@ impl Service {
         }
     }
 
-    /// Has the backend's events told that lead to something.
+    /// Updates the set of backend events to the ones that the thread can act on.
     fn watch(&mut self, port: &Port) {
         let holds = self.is_starved || self.held[RECEIVE].is_some();
         let mut wanted = if holds { EventSet::empty() } else { EventSet::IN };
@@ -278,11 +279,11 @@ impl Service {
         }
     }
 
-    /// Serves until the word to pause.
+    /// Serves until the thread is paused.
     fn serve_on(&mut self) -> Result<(), QueueError> {
         let shared = Arc::clone(&self.shared);
         loop {
-            // Reading resets the counters; what came before is looked at now.
+            // Reset the counters first: anything that came before is served now.
             for queue in [self.receiver.queue(), &mut self.transmit] {
                 let _ = queue.kick().read();
             }

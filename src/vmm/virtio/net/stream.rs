@@ -1,7 +1,8 @@
-//! The socket of a user-mode network, as passt and QEMU speak on it: frames behind their lengths, 4 bytes in network order.
+//! The socket protocol of a user-mode network, as passt and QEMU speak it: each frame follows its length, 4 bytes in
+//! network order.
 //!
-//! Several frames come with one system call, and are copied to the guest. One that the socket takes a part of is kept, and
-//! sent to its end before the next.
+//! One system call can receive several frames, which are then copied to the guest. If the socket takes only part of a
+//! frame, the rest is kept and sent before the next frame.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -16,20 +17,20 @@ use super::backend::{MAX_FRAME, Received, Sent};
 use crate::vmm::link::HEAD_LENGTH;
 use crate::vmm::virtio::iovec::Pieces;
 
-/// Bytes before a frame.
+/// Length of the prefix before a frame.
 const PREFIX: usize = 4;
-/// The longest frame that passt takes (`ETH_MAX_MTU`); it hangs up on a longer one.
+/// Longest frame that passt accepts (`ETH_MAX_MTU`). It hangs up on a longer one.
 const LIMIT: usize = 65535;
-/// Room for what comes with one system call.
+/// Receive buffer size for one system call.
 const ROOM: usize = 2 * (PREFIX + MAX_FRAME);
 
-/// The socket.
+/// The socket of a user-mode network.
 #[derive(Debug)]
 pub struct Stream {
     fd: OwnedFd,
-    /// What the socket has not taken of a frame.
+    /// The rest of a frame that the socket has not taken yet.
     unsent: Vec<u8>,
-    /// What has come and was not looked at, between `start` and `end`; without a place until something comes.
+    /// Received bytes. Those between `start` and `end` are unprocessed. Allocated on first use.
     buffer: Vec<u8>,
     start: usize,
     end: usize,
@@ -37,7 +38,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// `fd` is connected.
+    /// Wraps `fd`, a connected socket.
     pub fn new(fd: OwnedFd) -> io::Result<Stream> {
         fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
         Ok(Stream { fd, unsent: Vec::new(), buffer: Vec::new(), start: 0, end: 0, is_closed: false })
@@ -56,7 +57,7 @@ impl Stream {
         all.push_source(&prefix);
         let mut pieces = all.as_slice().to_vec();
         pieces.extend_from_slice(frame.as_slice());
-        // Not sendmsg(2), which no thread may call: no filter sees the address in its argument.
+        // Not sendmsg(2), which is denied to all threads: a seccomp filter cannot inspect the address in its argument.
         // SAFETY: the pieces are valid for the call, as `Pieces` promises, and are only read.
         let count = unsafe { libc::writev(self.fd.as_raw_fd(), pieces.as_ptr(), pieces.len() as libc::c_int) };
         match usize::try_from(count) {
@@ -70,12 +71,12 @@ impl Stream {
                 Sent::Done
             }
             Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock => Sent::Full,
-            // That it is closed shows when something is received.
+            // The next receive detects a closed socket.
             Err(_) => Sent::Refused,
         }
     }
 
-    /// Sends what is left of a frame. Returns whether nothing is.
+    /// Sends the rest of a frame. Returns true if nothing is left.
     pub fn flush(&mut self) -> bool {
         while !self.unsent.is_empty() {
             match send(&self.fd, &self.unsent, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
@@ -88,8 +89,8 @@ impl Stream {
         true
     }
 
-    /// The length of the frame that has come whole, if one has; an impossible one closes the socket, for what follows it
-    /// cannot be told apart.
+    /// Returns the length of the next frame, if all of it has arrived. An impossible length closes the socket, because
+    /// the frames after it cannot be delimited.
     fn frame(&mut self) -> Option<usize> {
         let length = self.announced()?;
         if length > MAX_FRAME {
@@ -100,19 +101,19 @@ impl Stream {
         (self.end - self.start - PREFIX >= length).then_some(length)
     }
 
-    /// The length that the next frame is said to have, if so much of it has come.
+    /// Returns the length in the next frame's prefix, if the prefix has arrived.
     fn announced(&self) -> Option<usize> {
         let prefix = self.buffer[self.start..self.end].first_chunk::<PREFIX>()?;
         Some(u32::from_be_bytes(*prefix) as usize)
     }
 
-    /// Whether a frame has come whole.
+    /// Returns true if a whole frame has arrived.
     #[cfg(test)]
     pub fn has_frame(&self) -> bool {
         self.announced().is_some_and(|length| self.end - self.start - PREFIX >= length)
     }
 
-    /// Copies a frame to `target`, if it `may_pass`: which is asked with its beginning.
+    /// Copies the next frame to `target`. `may_pass` decides from the frame's head whether the guest gets it.
     pub fn receive(&mut self, target: &Pieces, may_pass: impl FnOnce(&[u8]) -> bool) -> Received {
         loop {
             if self.is_closed {
@@ -151,11 +152,11 @@ impl Stream {
     }
 }
 
-/// How long the other end may take to finish what is under way.
+/// Timeout for the peer to finish partial frames.
 const SETTLE: Duration = Duration::from_secs(1);
 
 impl Stream {
-    /// Finishes the frames that are under way, so that whoever has the socket next begins with a whole one.
+    /// Finishes partial frames in both directions, so that the next user of the socket starts at a frame boundary.
     fn settle(&mut self) -> io::Result<()> {
         let nonblocking = fcntl_getfl(&self.fd)?;
         fcntl_setfl(&self.fd, nonblocking - OFlags::NONBLOCK)?;
@@ -205,12 +206,12 @@ impl AsRawFd for Stream {
     }
 }
 
-/// Copies `bytes` to the beginning of `target`, as far as it reaches.
+/// Copies `bytes` to the start of `target`, as far as they fit.
 fn copy_to(target: &Pieces, mut bytes: &[u8]) {
     for piece in target.as_slice() {
         let count = piece.iov_len.min(bytes.len());
-        // SAFETY: the piece is valid for writes of its length, as `Pieces` promises of targets, and does not overlap a
-        // buffer of ours.
+        // SAFETY: the piece is valid for writes of its length, as `Pieces` promises for targets. It does not overlap
+        // `bytes`, which is memory of the VMM.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), piece.iov_base.cast::<u8>(), count) };
         bytes = &bytes[count..];
     }

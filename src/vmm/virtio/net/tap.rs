@@ -1,4 +1,4 @@
-//! A tap of the host's kernel (`Documentation/networking/tuntap.rst`), which carries out checksums and segmentation.
+//! A tap of the host's kernel (`Documentation/networking/tuntap.rst`), which implements checksums and segmentation.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -16,14 +16,14 @@ const TUN_F_CSUM: libc::c_ulong = 1;
 const TUN_F_TSO4: libc::c_ulong = 2;
 const TUN_F_TSO_ECN: libc::c_ulong = 8;
 
-/// A tap.
+/// A tap device.
 #[derive(Debug)]
 pub struct Tap {
     fd: OwnedFd,
 }
 
 impl Tap {
-    /// The tap that `fd` is attached to.
+    /// Wraps `fd`, which must be attached to a tap.
     pub fn new(fd: OwnedFd) -> io::Result<Tap> {
         fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
         let length = header::LENGTH as libc::c_int;
@@ -34,16 +34,16 @@ impl Tap {
         Ok(Tap { fd })
     }
 
-    /// A socket that hands frames over as a tap does.
+    /// Wraps a socket that delivers frames in the same format.
     #[cfg(test)]
     pub fn for_test(fd: OwnedFd) -> Tap {
         Tap { fd }
     }
 
-    /// What the kernel may leave to the guest.
+    /// Sets the offloads that the kernel may leave to the guest.
     pub fn set_offloads(&self, checksum: bool, segmentation: bool, ecn: bool) -> io::Result<()> {
         let choose = |wanted: bool, flag| if wanted { flag } else { 0 };
-        // Segmentation without checksums there is not.
+        // Segmentation requires checksums.
         let flags = choose(checksum, TUN_F_CSUM)
             | choose(checksum && segmentation, TUN_F_TSO4)
             | choose(checksum && segmentation && ecn, TUN_F_TSO_ECN);
@@ -62,19 +62,19 @@ impl Tap {
         // SAFETY: the pieces are valid for the call, as `Pieces` promises, and are only read.
         let count = unsafe { libc::writev(self.fd.as_raw_fd(), all.as_ptr(), all.len() as libc::c_int) };
         match count {
-            // The kernel refuses a header that does not go with the frame; an interface may be down.
+            // The kernel refuses a header that does not match the frame. The interface may also be down.
             -1 if io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock => Sent::Full,
             -1 => Sent::Refused,
             _ => Sent::Done,
         }
     }
 
-    /// Takes a frame.
+    /// Receives a frame.
     pub fn receive(&self, header: &mut Header, target: &Pieces) -> Received {
         let mut all = Vec::with_capacity(target.as_slice().len() + 1);
         all.push(libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: header.len() });
         all.extend_from_slice(target.as_slice());
-        // SAFETY: the pieces are valid for the call and may be written to, as `Pieces` promises of targets.
+        // SAFETY: the pieces are valid for the call and may be written to, as `Pieces` promises for targets.
         let count = unsafe { libc::readv(self.fd.as_raw_fd(), all.as_ptr(), all.len() as libc::c_int) };
         match usize::try_from(count) {
             Ok(count) => match count.checked_sub(header.len()) {

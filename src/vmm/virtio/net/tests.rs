@@ -22,7 +22,7 @@ const HEADER: u32 = header::LENGTH as u32;
 
 type Descriptor = (u64, u32, u16, u16);
 
-/// A device with its driver's memory and the other end of its backend.
+/// A device with its driver's memory and the peer of its backend.
 struct Bench {
     memory: GuestMemory,
     net: Net,
@@ -71,7 +71,7 @@ fn limited_bench(
 }
 
 impl Bench {
-    /// Waits until a condition holds, which the device's thread brings about.
+    /// Waits until the device's thread has made the condition true.
     fn wait(&self, what: &str, holds: impl Fn(&Bench) -> bool) {
         let deadline = Instant::now() + DEADLINE;
         while !holds(self) {
@@ -80,7 +80,7 @@ impl Bench {
         }
     }
 
-    /// The chains that were handed back, and how much of each was written.
+    /// Returns the used chains, each with its number of written bytes.
     fn used(&self, queue: usize) -> Vec<(u32, u32)> {
         let ring = self.rings[queue].used_ring;
         let word = |at: u64| self.memory.read_obj::<u32>(GuestAddress(at)).unwrap();
@@ -92,7 +92,7 @@ impl Bench {
         self.memory.read_obj(GuestAddress(self.rings[queue].used_ring + 2)).unwrap()
     }
 
-    /// Offers the chain that begins at `head`, as the `number`th after the first, and has the device look.
+    /// Offers the chain at `head` as the `number`th after the first one, and kicks the queue.
     fn offer(&mut self, queue: usize, number: u16, head: u16) {
         let ring = self.rings[queue].avail_ring;
         self.memory.write_obj(head, GuestAddress(ring + 4 + 2 * u64::from(number % 16))).unwrap();
@@ -159,7 +159,7 @@ fn a_frame_takes_as_many_buffers_as_it_needs_and_leaves_the_others() {
     bench.send(&frame(14));
     bench.wait("one is used", |bench| bench.used(RECEIVE)[3..] == [(0, HEADER + 14)]);
     assert_eq!(bench.bytes(0x10_0000 + 12, 14), frame(14));
-    // Where it is saved, those that were looked at and not used are the driver's again.
+    // On pause, chains that were taken and not used return to the driver.
     let states = bench.net.pause();
     assert_eq!((states[RECEIVE].next_avail, states[RECEIVE].next_used), (4, 4));
     bench.net.resume().unwrap();
@@ -212,7 +212,7 @@ fn buffers_of_the_wrong_direction_need_a_reset() {
 fn a_backend_that_reads_nothing_gets_all_in_the_end() {
     const FRAMES: u16 = 200;
     let sent = frame(60_000);
-    // One buffer, offered again and again.
+    // The same buffer, offered repeatedly.
     let descriptors: Vec<Descriptor> = (0..16).map(|_| (0x10_0000, 60_012, 0, 0)).collect();
     let heads: Vec<u16> = (0..16).collect();
     let mut bench = bench((&[], &[]), (&descriptors, &heads), &[(0x10_0000, with_header(&sent))]);
@@ -264,7 +264,7 @@ fn the_next_user_of_a_socket_begins_with_a_whole_frame() {
 fn refused_frame_leaves_no_bytes_in_guest_memory() {
     use std::os::unix::net::UnixDatagram;
     const FRAME: usize = 3000;
-    // Enough room for the longest frame, and less than this one needs.
+    // The buffers have room for the longest frame, then for less than this frame.
     for (count, length) in [(2, 36_000), (2, 700)] {
         for is_tap in [true, false] {
             let memory = memory::allocate(64).unwrap();
@@ -318,7 +318,7 @@ proptest! {
         for size in sizes {
             bench.send(&frame(size));
         }
-        // It has a turn at all of it, and stops when it is told to.
+        // The thread serves the whole queue and stops when it is paused.
         bench.net.pause();
         bench.net.resume().unwrap();
         bench.net.reset();
@@ -327,7 +327,7 @@ proptest! {
 
 #[test]
 fn frames_over_the_limit_wait_in_either_direction_and_keep_nobody() {
-    // One byte a second: one frame passes each way, and the next would in minutes.
+    // At one byte a second, one frame passes each way. The next would have to wait for minutes.
     let limits = Some(NetLimits { bytes: Rate::constant(1) });
     let buffers = [(0x30_0000, 512, WRITE, 0), (0x31_0000, 512, WRITE, 0)];
     let frames = [(0x10_0000, with_header(&frame(100))), (0x20_0000, with_header(&frame(200)))];

@@ -1,8 +1,8 @@
-//! One vsock stream: a Unix socket on the host's side, packets on the guest's (specification, section 5.10.6).
+//! A vsock stream: a Unix socket on the host, packets on the guest's side (specification, section 5.10.6).
 //!
-//! Flow control is by credit in both directions: the guest sends no more than [`BUFFER`] bytes beyond what the host
-//! socket has taken, and the host's bytes stay in the host's socket until the guest has room. So a reader that never
-//! reads costs one bounded buffer and stalls its own connection only.
+//! Both directions use credit-based flow control. The guest sends at most [`BUFFER`] bytes beyond those that the
+//! host's socket has taken. The host's bytes stay in its socket until the guest has room. A stalled reader therefore
+//! costs one bounded buffer, and blocks only its own connection.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -12,12 +12,12 @@ use std::os::unix::net::UnixStream;
 
 use super::packet::{HOST_CID, Header, MAX_DATA, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op};
 
-/// What is buffered for a host socket that does not read, in bytes: the credit that the guest is told.
+/// Buffer size for a host socket that does not read, in bytes. This is the credit granted to the guest.
 pub const BUFFER: u32 = 256 << 10;
-/// The guest is told of new credit when this much has been freed since it was last told.
+/// Freed bytes after which the guest gets a credit update.
 const CREDIT_STEP: u32 = BUFFER / 4;
 
-/// A connection's two ports.
+/// The two ports that identify a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
     /// The guest's port.
@@ -28,17 +28,17 @@ pub struct Key {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// The host has asked, the guest has not answered.
+    /// The host has requested a connection, and the guest has not answered.
     Requested,
-    /// Data flows.
+    /// The connection carries data.
     Established,
-    /// One last packet, a reset, is still to be sent.
+    /// A final reset must still be sent.
     Resetting,
-    /// Nothing is left to do.
+    /// The connection has ended.
     Closed,
 }
 
-/// Packets without data that are to be sent.
+/// Control packets that must be sent.
 #[derive(Debug, Default)]
 struct Due {
     request: bool,
@@ -57,22 +57,23 @@ pub struct Connection {
 
     /// Bytes from the guest that the host's socket has not taken.
     outgoing: VecDeque<u8>,
-    /// Bytes received from the guest, and of those, taken by the host's socket; counters wrap, as the guest's do.
+    /// Bytes received from the guest, and bytes that the host's socket has taken. The counters wrap, as the guest's
+    /// do.
     received: Wrapping<u32>,
     forwarded: Wrapping<u32>,
-    /// The value of `forwarded` in the last packet that the guest got.
+    /// The value of `forwarded` in the last packet to the guest.
     forwarded_told: Wrapping<u32>,
     guest_shutdown: u32,
 
-    /// The guest's buffer, what it has taken out of it, and what was sent into it.
+    /// The guest's buffer size, the bytes that it has consumed, and the bytes sent to it.
     peer_buffer: u32,
     peer_forwarded: Wrapping<u32>,
     sent: Wrapping<u32>,
-    /// The guest was asked for its credit and has not answered with any.
+    /// A credit request is outstanding.
     credit_requested: bool,
-    /// Whether a read from the host's socket may give something.
+    /// Set if the host's socket may have data to read.
     readable: bool,
-    /// The host sends no more; and, of that, what the guest was told.
+    /// Shutdown flags of the host's end of stream, and the flags already sent to the guest.
     host_end: Option<u32>,
     host_end_told: u32,
     /// The host's socket is closed in both directions.
@@ -80,13 +81,13 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// The host asks for a connection to a port of the guest's.
+    /// Creates a connection that the host requests to a port of the guest.
     pub fn from_host(key: Key, guest_cid: u64, stream: UnixStream) -> Connection {
         let due = Due { request: true, ..Due::default() };
         Connection::new(key, guest_cid, stream, State::Requested, due)
     }
 
-    /// The guest asked, with `request`, and the host's socket is there.
+    /// Creates the connection for the guest's `request`, with an open host socket.
     pub fn from_guest(request: &Header, stream: UnixStream) -> Connection {
         let key = Key { guest_port: request.src_port, host_port: request.dst_port };
         let due = Due { response: true, ..Due::default() };
@@ -118,17 +119,17 @@ impl Connection {
         }
     }
 
-    /// Whether nothing is left to do.
+    /// Returns true if the connection has ended.
     pub fn is_closed(&self) -> bool {
         self.state == State::Closed
     }
 
-    /// The host's socket may have something to read.
+    /// Records that the host's socket may have data to read.
     pub fn set_readable(&mut self) {
         self.readable = true;
     }
 
-    /// The host's socket is closed in both directions.
+    /// Records that the host's socket is closed in both directions.
     pub fn set_hung_up(&mut self) {
         self.hung_up = true;
         self.readable = true;
@@ -137,7 +138,7 @@ impl Connection {
         }
     }
 
-    /// Takes a packet of the guest's; `data` is what came with it.
+    /// Processes a packet from the guest with its payload `data`.
     pub fn receive(&mut self, header: &Header, data: &[u8]) {
         self.take_credit(header);
         match (header.op, self.state) {
@@ -148,7 +149,7 @@ impl Connection {
             (op::SHUTDOWN, State::Established) => self.take_shutdown(header.flags),
             (op::CREDIT_UPDATE, State::Established) => {}
             (op::CREDIT_REQUEST, State::Established) => self.due.credit_update = true,
-            // Out of turn: the guest and the host do not agree on what this connection is.
+            // An unexpected packet: the guest and the host disagree about the connection's state.
             _ => self.state = State::Resetting,
         }
     }
@@ -163,7 +164,7 @@ impl Connection {
         self.state = State::Established;
         let answer = format!("OK {}\n", self.key.host_port);
         self.outgoing.extend(answer.as_bytes());
-        // The answer is the device's own, not the guest's: it takes no credit.
+        // The line comes from the device and not from the guest, so it must not count as the guest's data.
         self.forwarded -= answer.len() as u32;
         self.forwarded_told = Wrapping(0) - Wrapping(answer.len() as u32);
         self.flush();
@@ -172,7 +173,8 @@ impl Connection {
     fn take_data(&mut self, data: &[u8]) {
         let used = (self.received - self.forwarded).0;
         if self.guest_shutdown & SHUTDOWN_SEND != 0 || u64::from(used) + data.len() as u64 > u64::from(BUFFER) + 64 {
-            // Data beyond the credit, or after its end (section 5.10.6.3).
+            // Data beyond the credit, or after the guest's shutdown (section 5.10.6.3). The 64 extra bytes cover the
+            // `OK` line.
             self.state = State::Resetting;
             return;
         }
@@ -186,7 +188,7 @@ impl Connection {
         self.flush();
     }
 
-    /// Gives the host's socket what it takes; called whenever it may take something.
+    /// Writes buffered bytes to the host's socket. Called whenever the socket may be writable.
     pub fn flush(&mut self) {
         while !self.outgoing.is_empty() && !self.is_closed() {
             let (front, _) = self.outgoing.as_slices();
@@ -198,7 +200,7 @@ impl Connection {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
-                    // The host's socket is gone: what it did not take is lost, and the guest learns of it.
+                    // The host's socket is closed. Bytes that it did not take are lost, and a reset tells the guest.
                     self.outgoing.clear();
                     self.state = State::Resetting;
                 }
@@ -212,10 +214,10 @@ impl Connection {
         }
     }
 
-    /// All that the guest sent is with the host: what the guest closed can be closed.
+    /// Applies the guest's shutdown, now that the host's socket has taken all data.
     fn after_flush(&mut self) {
         if self.guest_shutdown & SHUTDOWN_SEND != 0 {
-            // Fails only where the socket is closed already.
+            // Fails only if the socket is already closed.
             let _ = self.stream.shutdown(Shutdown::Write);
         }
         if self.guest_shutdown == SHUTDOWN_SEND | SHUTDOWN_RECEIVE {
@@ -223,7 +225,7 @@ impl Connection {
         }
     }
 
-    /// How many bytes the guest can take.
+    /// Returns the number of bytes that the guest can take.
     fn credit(&self) -> u32 {
         let in_flight = (self.sent - self.peer_forwarded).0;
         self.peer_buffer.saturating_sub(in_flight)
@@ -236,7 +238,7 @@ impl Connection {
             && self.guest_shutdown & SHUTDOWN_RECEIVE == 0
     }
 
-    /// Whether [`Connection::next_packet`] may have a packet.
+    /// Returns true if [`Connection::next_packet`] may return a packet.
     pub fn wants_to_send(&self) -> bool {
         match self.state {
             State::Closed => false,
@@ -253,8 +255,8 @@ impl Connection {
         }
     }
 
-    /// The next packet for the guest. `read` reads from the host's socket straight into the guest's buffer, at most
-    /// as many bytes as it is told, and says how many there were; it is called for data only.
+    /// Returns the next packet for the guest. For data, it calls `read` with a byte limit. `read` transfers bytes from
+    /// the host's socket directly into the guest's buffer and returns their number.
     pub fn next_packet(&mut self, read: impl FnOnce(&mut UnixStream, u32) -> io::Result<usize>) -> Option<Header> {
         match self.state {
             State::Closed => return None,
@@ -301,10 +303,10 @@ impl Connection {
         std::mem::take(&mut self.due.credit_update).then(|| self.header(op::CREDIT_UPDATE, 0, 0))
     }
 
-    /// The host's socket was read to its end.
+    /// Handles the end of the host's stream.
     fn end_of_host(&mut self) {
         self.readable = false;
-        // A socket that is closed, not only shut down, takes nothing either.
+        // A closed socket, unlike one that is only shut down, cannot receive either.
         let flags = if self.hung_up { SHUTDOWN_SEND | SHUTDOWN_RECEIVE } else { SHUTDOWN_SEND };
         self.host_end = Some(flags);
     }

@@ -1,4 +1,4 @@
-//! Entry points for fuzzing the vsock device: a driver's packets, and clients and servers of the host's.
+//! Fuzz targets for the vsock device: the driver's packets, and clients and servers on the host.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -9,10 +9,10 @@ use crate::vmm::broker;
 use crate::vmm::config::VsockConfig;
 use crate::vmm::virtio::fuzzing::drive;
 
-/// The host's port that somebody listens at.
+/// The host port with a listener.
 const PORT: u32 = 80;
 
-/// Packets of a guest whose context id is 3.
+/// Fuzzes the packets of a guest with context ID 3.
 pub(crate) fn packets(data: &[u8]) {
     let folder = tempfile::tempdir().expect("a folder");
     let (path, seed) = (folder.path().join("v"), folder.path().join("seed"));

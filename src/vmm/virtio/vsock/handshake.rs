@@ -1,9 +1,9 @@
-//! The line with which a client on the host says which port of the guest's it wants: `CONNECT <port>\n`.
+//! The request line of a client on the host, which selects a port of the guest: `CONNECT <port>\n`.
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 
-/// The longest line: `CONNECT 4294967295\n`.
+/// Length of the longest line, `CONNECT 4294967295\n`.
 const LINE_LIMIT: usize = 19;
 
 /// A client that has not finished its line.
@@ -13,24 +13,24 @@ pub struct Handshake {
     line: Vec<u8>,
 }
 
-/// How far a client has come.
+/// State of a client's handshake.
 #[derive(Debug)]
 pub enum Progress {
-    /// More of the line is to come.
+    /// The line is incomplete.
     Waiting(Handshake),
-    /// It wants this port.
+    /// The client requests this port.
     Connect(UnixStream, u32),
-    /// It left, or wrote something else.
+    /// The client left or sent an invalid line.
     Refused,
 }
 
 impl Handshake {
-    /// For a stream that does not block.
+    /// Starts the handshake on a nonblocking stream.
     pub fn new(stream: UnixStream) -> Handshake {
         Handshake { stream, line: Vec::with_capacity(LINE_LIMIT) }
     }
 
-    /// Reads what there is of the line, byte by byte: what follows it is the guest's.
+    /// Reads the available part of the line, byte by byte, because the bytes after it are for the guest.
     pub fn advance(mut self) -> Progress {
         loop {
             let mut byte = [0];

@@ -1,12 +1,13 @@
-//! The vsock device (specification, section 5.10): streams between guest and host, on the host's side through Unix
-//! sockets, without a network and without a kernel module.
+//! The vsock device (specification, section 5.10): streams between guest and host. The host's side uses Unix sockets
+//! and needs neither a network nor a kernel module.
 //!
-//! - **Host to guest**: a client connects to the device's socket and writes `CONNECT <port>\n`. When the guest
-//!   accepts, it reads `OK <its own port>\n`, and the stream is the guest's; when nobody listens, it reads the end.
-//! - **Guest to host**: a connection to port *n* of the host (context id 2) goes to the Unix socket
-//!   `<the device's socket>_<n>`, and is refused where there is none.
+//! - **Host to guest**: a client connects to the device's socket and writes `CONNECT <port>\n`. If the guest accepts,
+//!   the client reads `OK <its own port>\n`, followed by the guest's stream. If no process in the guest listens, the
+//!   client reads the end of the stream.
+//! - **Guest to host**: a connection to port *n* of the host (context ID 2) goes to the Unix socket
+//!   `<the device's socket>_<n>`. It is refused if there is no such socket.
 //!
-//! One thread has everything; [`connection`] is one stream's state.
+//! One thread serves all streams. [`connection`] holds the state of one stream.
 
 mod connection;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -36,26 +37,26 @@ use service::Service;
 /// The device's socket in the VMM's directory. The guest reaches the host at `<socket>_<port>`.
 pub const SOCKET: &str = "vsock.sock";
 
-/// The device's id (section 5).
+/// Device ID (section 5).
 const DEVICE_TYPE: u32 = 19;
-/// Receive, transmit, event. Linux fills the whole receive queue with buffers while it boots, so that a long queue
-/// costs boot time: filling 256 took 0.33 s where the guest's kernel was emulated.
+/// Sizes of the receive, transmit and event queues. Linux fills the whole receive queue while it boots, so a long
+/// queue costs boot time. Filling 256 entries took 0.33 s in an emulated guest.
 const QUEUE_SIZES: &[u16] = &[64, 128, 16];
 
-/// Why the device cannot be.
+/// An error during the creation of the device.
 #[derive(Debug, thiserror::Error)]
 pub enum VsockError {
-    /// The socket on which the host reaches the guest could not be made.
+    /// The host's socket to the guest could not be created.
     #[error("the vsock socket {} cannot be made: {source}", path.display())]
     Listen {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// The device.
+/// The vsock device.
 #[derive(Debug)]
 pub struct Vsock {
     config: VsockConfig,
@@ -63,14 +64,17 @@ pub struct Vsock {
     listener: UnixListener,
     connector: VsockConnector,
     worker: Option<Worker<Service>>,
-    /// If the connections that the guest knows of were another machine's: written when its agent has heard of it.
+    /// Set for a restored guest, which still knows the connections of the VM in the snapshot. Written when its agent
+    /// is ready.
     released: Option<EventFd>,
 }
 
 impl Vsock {
-    /// Makes the device and its socket at `path`; the socket's file is removed when the device is dropped. A device that is
-    /// to be restored has the guest forget its connections, and takes no client until `released` is written. `connector` makes
-    /// the guest's connections to the host.
+    /// Creates the device and its socket at `path`. Dropping the device removes the socket file.
+    ///
+    /// `connector` opens the guest's connections to the host. With `released`, the device is for a restored guest. It
+    /// makes the guest drop its old connections. It accepts clients only after that and after `released` was written,
+    /// or after a timeout.
     pub fn new(
         config: &VsockConfig,
         path: &Path,
@@ -87,7 +91,7 @@ impl Vsock {
 impl Drop for Vsock {
     fn drop(&mut self) {
         self.worker = None;
-        // It may be gone with its folder.
+        // The file may be gone together with its directory.
         let _ = std::fs::remove_file(&self.path);
     }
 }

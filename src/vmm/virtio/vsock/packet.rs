@@ -1,50 +1,50 @@
 //! The header of a vsock packet (specification, section 5.10.6): 44 bytes, little-endian.
 
-/// The header's size in bytes.
+/// Size of the header in bytes.
 pub const HEADER_SIZE: usize = 44;
-/// The most data that one packet carries, in bytes (Linux's `VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`).
+/// Maximum payload of one packet in bytes (Linux's `VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`).
 pub const MAX_DATA: u32 = 64 << 10;
-/// The host's context id.
+/// The host's context ID.
 pub const HOST_CID: u64 = 2;
 
-/// `VIRTIO_VSOCK_TYPE_STREAM`, the one type that the device has.
+/// `VIRTIO_VSOCK_TYPE_STREAM`, the only type that the device supports.
 pub const TYPE_STREAM: u16 = 1;
 
 /// Operations.
 pub mod op {
-    /// Asks for a connection.
+    /// Requests a connection.
     pub const REQUEST: u16 = 1;
-    /// Accepts one.
+    /// Accepts a connection.
     pub const RESPONSE: u16 = 2;
-    /// Ends one, or refuses one.
+    /// Ends or refuses a connection.
     pub const RST: u16 = 3;
     /// Closes one or both directions.
     pub const SHUTDOWN: u16 = 4;
     /// Carries data.
     pub const RW: u16 = 5;
-    /// Tells how much the sender can take.
+    /// Announces the sender's credit.
     pub const CREDIT_UPDATE: u16 = 6;
-    /// Asks for that.
+    /// Requests a credit update.
     pub const CREDIT_REQUEST: u16 = 7;
 }
 
-/// Flag of `SHUTDOWN`: the sender receives no more.
+/// Flag of `SHUTDOWN`: the sender will not receive more data.
 pub const SHUTDOWN_RECEIVE: u32 = 1;
-/// Flag of `SHUTDOWN`: the sender sends no more.
+/// Flag of `SHUTDOWN`: the sender will not send more data.
 pub const SHUTDOWN_SEND: u32 = 2;
 
 /// A packet's header.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Header {
-    /// The sender's context id.
+    /// The sender's context ID.
     pub src_cid: u64,
-    /// The receiver's.
+    /// The receiver's context ID.
     pub dst_cid: u64,
     /// The sender's port.
     pub src_port: u32,
     /// The receiver's port.
     pub dst_port: u32,
-    /// Bytes of data that follow.
+    /// Length of the payload in bytes.
     pub len: u32,
     /// The connection's type.
     pub kind: u16,
@@ -52,14 +52,14 @@ pub struct Header {
     pub op: u16,
     /// The operation's flags.
     pub flags: u32,
-    /// How much the sender buffers for this connection.
+    /// The sender's buffer size for this connection.
     pub buf_alloc: u32,
-    /// How much of what it received has left its buffer.
+    /// Number of received bytes that have left the sender's buffer.
     pub fwd_cnt: u32,
 }
 
 impl Header {
-    /// From its bytes.
+    /// Parses a header.
     pub fn from_bytes(bytes: &[u8; HEADER_SIZE]) -> Header {
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
@@ -78,7 +78,7 @@ impl Header {
         }
     }
 
-    /// As bytes.
+    /// Serializes the header.
     pub fn to_bytes(self) -> [u8; HEADER_SIZE] {
         let mut bytes = [0; HEADER_SIZE];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
@@ -95,7 +95,7 @@ impl Header {
         bytes
     }
 
-    /// The answer to a packet that belongs to no connection.
+    /// Returns the reset that answers a packet without a connection.
     pub fn reset_for(&self) -> Header {
         Header {
             src_cid: self.dst_cid,

@@ -1,4 +1,4 @@
-//! The vsock device's thread: queues on one side, Unix sockets on the other, connections between them.
+//! The vsock device's thread, which connects the guest's queues to Unix sockets.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -30,10 +30,10 @@ use crate::vmm::virtio::{Activation, QueueState};
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 const EVENT: usize = 2;
-/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (section 5.10.6.7): all connections are gone.
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (section 5.10.6.7): all connections are lost.
 const TRANSPORT_RESET: [u8; 4] = [0; 4];
 
-/// Tokens of what the thread waits on; sockets have those from [`FIRST_SOCKET`].
+/// Event tokens. Sockets use those from [`FIRST_SOCKET`] on.
 const LISTENER: u64 = 0;
 const RECEIVE_KICK: u64 = 1;
 const TRANSMIT_KICK: u64 = 2;
@@ -41,22 +41,23 @@ const EVENT_KICK: u64 = 3;
 const RELEASED: u64 = 4;
 const FIRST_SOCKET: u64 = 16;
 
-/// Ports that the host's ends of connections get; below are those that a guest may name.
+/// First port for the host's ends of connections. Lower ports are those that a guest can connect to.
 const FIRST_HOST_PORT: u32 = 1 << 30;
-/// Most connections, and most clients that have not said which port they want.
+/// Maximum number of connections, and of clients that have not requested a port yet.
 const MAX_CONNECTIONS: usize = 1024;
 const MAX_HANDSHAKES: usize = 64;
-/// Most resets that wait for packets without a connection; a guest that does not take them gets no more.
+/// Maximum number of pending resets for packets without a connection. Further resets are dropped until the guest takes
+/// some.
 const MAX_STRAY_RESETS: usize = 128;
-/// Packets, of both directions, before the thread looks at its sockets and for a request to pause.
+/// Maximum number of packets, in both directions, before the thread checks its sockets and a pause request.
 const BATCH: usize = 128;
 
-/// What the thread has.
+/// State of the device's thread.
 #[derive(Debug)]
 pub(super) struct Service {
     cid: u64,
     path: PathBuf,
-    /// What is offered at [`SEED_PORT`].
+    /// The file served at [`SEED_PORT`].
     seed: Option<PathBuf>,
     listener: UnixListener,
     connector: VsockConnector,
@@ -64,24 +65,25 @@ pub(super) struct Service {
     wakeups: Arc<Wakeups>,
     connections: HashMap<Key, Entry>,
     handshakes: HashMap<u64, Handshake>,
-    /// The connection of each socket that is waited on.
+    /// The connection of each polled socket.
     sockets: HashMap<u64, Key>,
-    /// Connections that may have packets for the guest, each once, in turn: those whose entry says so, and no others.
+    /// Connections that may have packets for the guest, in round-robin order. A connection is here once if its entry's
+    /// `is_queued` is set, else not at all.
     ready: VecDeque<Key>,
     stray_resets: VecDeque<Header>,
     next_token: u64,
     next_port: u32,
-    /// Until it is over.
+    /// Present until a restored guest is ready for clients.
     revival: Option<Revival>,
-    /// Of a guest that was restored: written whenever its agent says that it is ready.
+    /// Set for a restored guest. Written whenever its agent reports that it is ready.
     released: Option<EventFd>,
-    /// The connection by which the guest's agent sees that it was restored.
+    /// The connection whose loss tells the guest's agent about a restore.
     sentinel: Option<Sentinel>,
-    /// A refusal of the seed is logged once.
+    /// Set once a refusal of the seed was logged, to log it only once.
     has_refused_seed: bool,
 }
 
-/// The host's end of a connection to [`SENTINEL_PORT`], open for as long as the guest is not restored.
+/// The host's end of a connection to [`SENTINEL_PORT`]. It stays open until the guest is restored.
 #[derive(Debug)]
 struct Sentinel {
     _stream: UnixStream,
@@ -89,31 +91,31 @@ struct Sentinel {
     is_privileged: bool,
 }
 
-/// A connection that the thread has.
+/// A connection and its place in the event loop.
 #[derive(Debug)]
 struct Entry {
     connection: Connection,
     /// The token of its socket.
     token: u64,
-    /// It is in [`Service::ready`].
+    /// The connection is in [`Service::ready`].
     is_queued: bool,
 }
 
-/// What a guest that was restored has to go through before clients reach it. It forgets its connections when it sees to
-/// it that they were reset: one that is made before would be forgotten with them.
+/// Progress of a restored guest until clients may connect. The guest drops all connections when it handles the
+/// transport reset, so an earlier connection would be lost too.
 #[derive(Debug)]
 struct Revival {
-    /// How many buffers it had left for events when it was told that its connections are gone; it gives one more when it has
-    /// taken note.
+    /// Number of event buffers left after the transport reset was sent. The guest adds a buffer once it has handled
+    /// the event.
     told: Option<u16>,
     has_noted: bool,
-    /// Whether its agent knows who it is.
+    /// The guest's agent has reported that it is ready.
     is_released: bool,
-    /// A guest without an agent is not waited for beyond this.
+    /// Time limit, for guests without an agent.
     deadline: Instant,
 }
 
-/// How long clients wait for the agent of a restored guest.
+/// Maximum time that clients wait for the agent of a restored guest.
 const REVIVAL_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Revival {
@@ -156,7 +158,7 @@ impl Service {
         Ok(service)
     }
 
-    /// Brings a guest that was restored as far as it comes now.
+    /// Advances a restored guest as far as possible.
     fn revive(&mut self) -> Result<(), QueueError> {
         let Some(revival) = &mut self.revival else { return Ok(()) };
         let events = &mut self.activation.queues[EVENT];
@@ -181,7 +183,7 @@ impl Service {
         Ok(())
     }
 
-    /// How long to wait for events, in milliseconds; -1 is for ever.
+    /// Returns the timeout for events in milliseconds, or -1 for none.
     fn timeout(&self, has_more: bool) -> i32 {
         if has_more {
             return 0;
@@ -207,11 +209,11 @@ impl Service {
             LISTENER => self.accept(),
             RECEIVE_KICK | TRANSMIT_KICK | EVENT_KICK => {
                 let queue = (token - RECEIVE_KICK) as usize;
-                // Resets the counter; the queues are served in every round anyway.
+                // Reset the counter. Every round serves all queues anyway.
                 let _ = self.activation.queues[queue].kick().read();
             }
             RELEASED => {
-                // Resets the counter.
+                // Reset the counter.
                 let _ = self.released.as_ref().map(EventFd::read);
                 if let Some(revival) = &mut self.revival {
                     revival.is_released = true;
@@ -221,7 +223,7 @@ impl Service {
         }
     }
 
-    /// Takes one client; if there are more, the listener stays readable.
+    /// Accepts one client. If there are more, the listener stays readable.
     fn accept(&mut self) {
         let Ok((stream, _)) = self.listener.accept() else { return };
         if self.handshakes.len() >= MAX_HANDSHAKES || self.connections.len() >= MAX_CONNECTIONS {
@@ -233,7 +235,7 @@ impl Service {
         }
     }
 
-    /// Waits on a host's socket: each change is told once, so that a socket is read and written until it blocks.
+    /// Polls a host socket, edge-triggered: the thread must read and write it until it would block.
     fn watch(&mut self, stream: &UnixStream) -> Option<u64> {
         let token = self.next_token;
         self.next_token += 1;
@@ -263,7 +265,7 @@ impl Service {
         self.add(key, Connection::from_host(key, self.cid, stream), token);
     }
 
-    /// Adds a connection, which has a packet for the guest.
+    /// Adds a connection that has a packet for the guest.
     fn add(&mut self, key: Key, connection: Connection, token: u64) {
         self.sockets.insert(token, key);
         self.connections.insert(key, Entry { connection, token, is_queued: false });
@@ -298,7 +300,8 @@ impl Service {
         self.queue_if_ready(key);
     }
 
-    /// Adds a connection to the ready queue if it has packets for the guest. Removes it, from there too, if it is closed.
+    /// Adds a connection to the ready queue if it has packets for the guest. Removes a closed connection, also from
+    /// that queue.
     fn queue_if_ready(&mut self, key: Key) {
         let Some(entry) = self.connections.get_mut(&key) else { return };
         if entry.connection.is_closed() {
@@ -314,8 +317,7 @@ impl Service {
         }
     }
 
-    /// Takes packets that the guest has sent, and gives it those that it has room for: one batch. Returns whether there may be
-    /// more.
+    /// Moves one batch of packets from and to the guest. Returns true if there may be more.
     fn serve_guest(&mut self) -> Result<bool, QueueError> {
         let mut left = BATCH;
         loop {
@@ -327,7 +329,7 @@ impl Service {
         }
     }
 
-    /// Takes as many packets of the guest's as are left of a batch. Returns whether there were any.
+    /// Takes packets from the guest, at most the rest of the batch. Returns true if there were any.
     fn take_packets(&mut self, left: &mut usize) -> Result<bool, QueueError> {
         let mut any = false;
         loop {
@@ -344,7 +346,7 @@ impl Service {
                 self.activation.queues[TRANSMIT].add_used(chain.head, 0)?;
             }
             self.activation.queues[TRANSMIT].notify()?;
-            // With none left the thread comes back here by itself, and needs no notification.
+            // When the batch is used up, the thread comes back by itself and needs no notification.
             if *left == 0 || !self.activation.queues[TRANSMIT].enable_notifications()? {
                 return Ok(any);
             }
@@ -390,12 +392,12 @@ impl Service {
         }
     }
 
-    /// The guest asks for a port of the host's.
+    /// Handles the guest's connection request to a host port.
     fn connect_to_host(&mut self, key: Key, request: &Header) {
         if self.connections.contains_key(&key) || self.connections.len() >= MAX_CONNECTIONS {
             return self.reset_stray(request);
         }
-        // The guest's kernel lets only its privileged processes bind such a port.
+        // The guest's kernel lets only privileged processes bind such a port.
         let is_privileged = PRIVILEGED_PORTS.contains(&key.guest_port);
         let stream = match &self.seed {
             Some(seed) if key.host_port == SEED_PORT && is_privileged => offer(seed),
@@ -410,12 +412,13 @@ impl Service {
                 return self.reset_stray(request);
             }
             _ if key.host_port == SENTINEL_PORT => {
-                // An agent that is older than the rule has no privileged port, and is believed until one has.
+                // An older agent does not bind a privileged port. It is accepted until an agent with one has
+                // connected.
                 if self.sentinel.as_ref().is_some_and(|sentinel| sentinel.is_privileged) && !is_privileged {
                     return self.reset_stray(request);
                 }
                 UnixStream::pair().map(|(near, far)| {
-                    // There is one agent: of another connection of this kind only the last counts.
+                    // There is only one agent, so a new sentinel connection replaces the last one.
                     self.sentinel = Some(Sentinel { _stream: near, is_privileged });
                     far
                 })
@@ -427,19 +430,19 @@ impl Service {
         self.add(key, Connection::from_guest(request, stream), token);
     }
 
-    /// Answers a packet that belongs to no connection; a reset is not answered.
+    /// Answers a packet without a connection, unless it is a reset.
     fn reset_stray(&mut self, header: &Header) {
         if header.op != op::RST && self.stray_resets.len() < MAX_STRAY_RESETS {
             self.stray_resets.push_back(header.reset_for());
         }
     }
 
-    /// Gives the guest as many packets as are left of a batch. Returns whether there were any.
+    /// Gives packets to the guest, at most the rest of the batch. Returns true if there were any.
     fn give_packets(&mut self, left: &mut usize) -> Result<bool, QueueError> {
         let mut any = false;
         while *left > 0 && !(self.ready.is_empty() && self.stray_resets.is_empty()) {
             let Some(chain) = self.activation.queues[RECEIVE].pop()? else {
-                // No room: the driver's next notification brings the thread back here.
+                // No receive buffers: the driver's next notification brings the thread back here.
                 if self.activation.queues[RECEIVE].enable_notifications()? {
                     continue;
                 }
@@ -469,7 +472,7 @@ impl Service {
         Ok(any)
     }
 
-    /// The next packet of whoever's turn it is; its data is in `buffers` behind the header's place already.
+    /// Returns the next packet in turn. Its payload is already in `buffers`, after the room for the header.
     fn next_packet(&mut self, buffers: &[Buffer]) -> Option<Header> {
         if let Some(reset) = self.stray_resets.pop_front() {
             return Some(reset);
@@ -515,13 +518,14 @@ impl Serve for Service {
     }
 }
 
-/// A guest that was restored may hold on to a port of its old life: the chance that one is used again is small.
+/// Returns a random offset for the first host port. A restored guest may still use a port from before the snapshot,
+/// and the offset makes a collision unlikely.
 fn random_offset() -> u32 {
     use std::hash::{BuildHasher, RandomState};
     (RandomState::new().hash_one(()) as u32) % (1 << 29)
 }
 
-/// A stream from which the file at `path` can be read, and then its end. A socket holds a seed as a whole.
+/// Returns a stream that yields the file at `path` and then ends. A socket's buffer holds a whole seed.
 fn offer(path: &Path) -> io::Result<UnixStream> {
     let mut content = Vec::new();
     File::open(path)?.take(MAX_SEED as u64).read_to_end(&mut content)?;
@@ -531,7 +535,7 @@ fn offer(path: &Path) -> io::Result<UnixStream> {
     Ok(far)
 }
 
-/// Reads from a socket straight into guest memory.
+/// Reads from a socket directly into guest memory.
 fn read_into_guest(memory: &GuestMemory, stream: &UnixStream, buffers: &[Buffer]) -> io::Result<usize> {
     let mut pieces = Pieces::default();
     pieces.extend_guest(&queue::volatile_slices(memory, buffers));
@@ -550,7 +554,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     const CID: u32 = 3;
-    /// The address of the guest's packet.
+    /// Address of the guest's packet.
     const PACKET: u64 = 0x10_0000;
 
     fn packet(op: u16, src_port: u32) -> Header {
@@ -559,7 +563,7 @@ mod tests {
         Header { src_cid, dst_cid, src_port, dst_port, len: 0, kind, op, flags: 0, buf_alloc, fwd_cnt: 0 }
     }
 
-    /// A device whose guest gives it no buffers, and without end the packet at [`PACKET`].
+    /// Creates a device whose guest offers no receive buffers and sends the packet at [`PACKET`] endlessly.
     fn service(folder: &Path) -> Service {
         let memory = memory::allocate(64).unwrap();
         let path = folder.join("v");
@@ -583,7 +587,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut service = service(folder.path());
         for port in 0..5000 {
-            // Privileged ports, as those of the agent's sentinel.
+            // Use privileged ports, as the agent's sentinel does.
             let port = 1 + port % 7;
             service.dispatch(&packet(op::REQUEST, port), &[]);
             assert_eq!(service.ready.len(), 1);

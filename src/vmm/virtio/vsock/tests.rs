@@ -1,4 +1,4 @@
-//! The ports that the device serves itself.
+//! Tests of the ports that the device itself serves.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ const SENT: u64 = 0x10_0000;
 const RECEIVED: u64 = 0x20_0000;
 const BUFFER: u64 = 0x1000;
 
-/// Has a guest ask for connections of these ports (its own, the host's), and returns the operation of each answer.
+/// Sends a guest's connection requests for these pairs of guest and host port. Returns the operation of each answer.
 fn answers(ports: &[(u32, u32)]) -> Vec<u16> {
     let folder = tempfile::tempdir().unwrap();
     let seed = folder.path().join("seed");
@@ -41,7 +41,7 @@ fn answers(ports: &[(u32, u32)]) -> Vec<u16> {
             dst_port: *dst_port,
             kind: TYPE_STREAM,
             op: op::REQUEST,
-            // No room for data: the answer is all that comes.
+            // No room for data, so that the answers are the only packets.
             buf_alloc: 0,
             ..Header::default()
         };
@@ -75,7 +75,7 @@ fn answers(ports: &[(u32, u32)]) -> Vec<u16> {
             (header.dst_port, header.op)
         })
         .collect();
-    // Resets come before what is accepted.
+    // Resets precede responses: restore the order of the requests.
     answers.sort_by_key(|(port, _)| ports.iter().position(|(own, _)| own == port));
     answers.into_iter().map(|(_, op)| op).collect()
 }
