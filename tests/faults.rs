@@ -65,18 +65,31 @@ fn a_monitor_that_stands_still_is_told_of_and_goes_on() {
     wisp.run(&["terminate", "still", "other"]).expect_code(0);
 }
 
-/// A library that shifts the wall clock of processes by `WISP_TEST_CLOCK` seconds.
+/// A library that shifts the wall clock of processes by `WISP_TEST_CLOCK` seconds. VMMs start with an allow-list of variables,
+/// so the library adds itself to the environment of each program that a process executes.
 const OTHER_CLOCK: &str = "
         #define _GNU_SOURCE
+        #include <dlfcn.h>
         #include <stdlib.h>
+        #include <string.h>
         #include <sys/syscall.h>
         #include <time.h>
         #include <unistd.h>
+        static char *library, *shift;
+        __attribute__((constructor)) static void remember(void) {
+            if (getenv(\"LD_PRELOAD\")) library = strdup(getenv(\"LD_PRELOAD\"));
+            if (getenv(\"WISP_TEST_CLOCK\")) shift = strdup(getenv(\"WISP_TEST_CLOCK\"));
+        }
         int clock_gettime(clockid_t clock, struct timespec *now) {
             int result = syscall(SYS_clock_gettime, clock, now);
-            const char *by = getenv(\"WISP_TEST_CLOCK\");
-            if (result == 0 && clock == CLOCK_REALTIME && by) now->tv_sec += atol(by);
+            if (result == 0 && clock == CLOCK_REALTIME && shift) now->tv_sec += atol(shift);
             return result;
+        }
+        int execvp(const char *file, char *const words[]) {
+            int (*next)(const char *, char *const[]) = dlsym(RTLD_NEXT, \"execvp\");
+            if (library) setenv(\"LD_PRELOAD\", library, 1);
+            if (shift) setenv(\"WISP_TEST_CLOCK\", shift, 1);
+            return next(file, words);
         }
 ";
 
@@ -133,7 +146,7 @@ fn library(folder: &Path, source: &str) -> std::path::PathBuf {
     fs::write(&file, source).unwrap();
     let mut compiler = Command::new("cc");
     compiler.args([format!("-DBAD={BAD}L"), format!("-DBAD_LENGTH={BAD_LENGTH}L")]);
-    let built = compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&file).output().unwrap();
+    let built = compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&file).arg("-ldl").output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     library
 }

@@ -36,7 +36,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (record, agent) = open_cloud()?.agent_of(&args.instance, AGENT_TIMEOUT)?;
     match guest_command::run(agent, &args.command, args.user)? {
         Outcome::Exited(code) | Outcome::Interrupted(code) => Ok(ExitCode::from(code)),
-        Outcome::GuestGone => anyhow::bail!("{}: the guest ended while the command ran", record.id),
+        Outcome::GuestGone => {
+            let state = open_cloud()?.state_after_guest_end(record.id)?;
+            anyhow::bail!("{}: the guest ended while the command ran; the instance is {state} now", record.id)
+        }
     }
 }
 

@@ -215,6 +215,16 @@ impl Cloud {
         }
     }
 
+    /// Returns the state of an instance whose guest ended during an operation. The VMM may take a moment to exit, so this
+    /// waits for its end, or for the VMM that runs the guest after a reboot, and reconciles the record.
+    pub fn state_after_guest_end(&mut self, id: InstanceId) -> Result<InstanceState, CloudError> {
+        let folder = self.folder(id);
+        if !folder.unless_gone(answers(&folder))? {
+            self.reconcile_instance(id)?;
+        }
+        self.store.read::<_, CloudError>(|tx| Ok(get(tx, id)?.state))
+    }
+
     /// Returns the error for an instance that ended before an operation. `action` is the operation as a participle.
     fn ended_before(&mut self, id: InstanceId, action: &str) -> Result<CloudError, CloudError> {
         self.reconcile_instance(id)?;
