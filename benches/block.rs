@@ -31,7 +31,7 @@ use wisp::vmm::fault::GuestFaults;
 use wisp::vmm::irq::IrqLine;
 use wisp::vmm::limits::rate_limiter::SharedDiskLimiter;
 use wisp::vmm::memory::{self, GuestMemory, MIB};
-use wisp::vmm::virtio::block::{Block, Disk, DiskBay, Ring, SECTOR};
+use wisp::vmm::virtio::block::{Block, Disk, Ring, SECTOR, SharedDisk};
 use wisp::vmm::virtio::interrupt::Interrupt;
 use wisp::vmm::virtio::mmio::EVENT_IDX;
 use wisp::vmm::virtio::queue::Virtqueue;
@@ -60,7 +60,7 @@ const FLUSH: u32 = 4;
 struct Options {
     /// Directory for the disks, on the file system to measure
     #[arg(long, default_value = ".")]
-    folder: PathBuf,
+    dir: PathBuf,
     /// Size of the disks in MiB
     #[arg(long, default_value_t = 1024)]
     size: u64,
@@ -143,8 +143,8 @@ struct Figures {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let folder = tempfile::tempdir_in(&options.folder).context("no folder for the disks")?;
-    let disks = disks(folder.path(), options.size)?;
+    let dir = tempfile::tempdir_in(&options.dir).context("no directory for the disks")?;
+    let disks = disks(dir.path(), options.size)?;
     let mut figures = serde_json::Map::new();
     println!("{:62} {:^31} {:^31}", "", "with io_uring", "one request at a time");
     let heads = format!("{:>11} {:>9} {:>9}", "a second", "median,µs", "p99,µs");
@@ -206,8 +206,8 @@ struct TestDisk {
 }
 
 /// Creates a raw disk with data, a qcow2 disk with the same data, and an empty overlay with a raw backing file.
-fn disks(folder: &Path, size_mib: u64) -> Result<Vec<TestDisk>> {
-    let [raw, whole, base, layer] = ["raw", "qcow2", "base", "layer"].map(|name| folder.join(name));
+fn disks(dir: &Path, size_mib: u64) -> Result<Vec<TestDisk>> {
+    let [raw, whole, base, layer] = ["raw", "qcow2", "base", "layer"].map(|name| dir.join(name));
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     for path in [&raw, &base] {
         let mut file = File::create_new(path)?;
@@ -251,8 +251,8 @@ impl TestDisk {
         };
         let disk = Disk::open(&config, Path::new("/"))?;
         let blocks = disk.sectors() * SECTOR / u64::from(measure.length);
-        let bay = DiskBay::new(Some(disk), SharedDiskLimiter::default());
-        let mut driver = Driver::new(Block::with_ring(Arc::new(bay), 0, ring))?;
+        let disk = SharedDisk::new(Some(disk), SharedDiskLimiter::default());
+        let mut driver = Driver::new(Block::with_ring(Arc::new(disk), 0, ring))?;
         let figures = driver.run(measure, blocks, Duration::from_secs_f64(options.seconds));
         driver.device.reset();
         figures

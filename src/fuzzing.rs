@@ -33,8 +33,8 @@ macro_rules! targets {
 }
 
 targets! {
-    link_frames: vmm::link::fuzzing::frames,
-    link_http: vmm::link::fuzzing::http,
+    link_frames: vmm::netstack::fuzzing::frames,
+    link_http: vmm::netstack::fuzzing::http,
     block_requests: vmm::virtio::block::fuzzing::requests,
     block_images: vmm::virtio::block::fuzzing::images,
     net_frames: vmm::virtio::net::fuzzing::frames,

@@ -93,8 +93,8 @@ mod tests {
 
     #[test]
     fn socket_at_long_path_is_bound_at_its_name_and_connected_to() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = long_directory(folder.path()).join("control.sock");
+        let dir = tempfile::tempdir().unwrap();
+        let path = long_directory(dir.path()).join("control.sock");
         let listener = bind(&path).unwrap();
         assert!(fs::symlink_metadata(&path).unwrap().file_type().is_socket());
         let _client = connect(&path).unwrap();
@@ -110,8 +110,8 @@ mod tests {
 
     #[test]
     fn long_path_that_leads_nowhere_is_an_error() {
-        let folder = tempfile::tempdir().unwrap();
-        let directory = long_directory(folder.path());
+        let dir = tempfile::tempdir().unwrap();
+        let directory = long_directory(dir.path());
         assert_eq!(connect(&directory.join("absent")).unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(bind(&directory.join("absent/socket")).unwrap_err().kind(), io::ErrorKind::NotFound);
         let error = bind(&directory.join("x".repeat(120))).unwrap_err();

@@ -35,8 +35,8 @@ fn types_are_compared_by_workloads_and_by_a_command() {
 }
 
 fn measure_and_compare(wisp: &Wisp) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
     let (json, html) = (path("bench.json"), path("bench.html"));
     let what = ["--workloads", "integer-all,network-latency,warm-launch", "--command", "test $(nproc) = 2"];
     let how = ["--runs", "2", "--time", "50", "--overcommit", "--json", &json, "--html", &html];
@@ -84,7 +84,7 @@ fn fail_a_command(wisp: &Wisp) {
 fn interrupt(wisp: &Wisp) {
     let mut running = wisp.start(&["bench", "--types", "t3.nano", "--command", "sleep 600", "--overcommit"]);
     let deadline = Instant::now() + common::DEADLINE;
-    while !wisp.runs().iter().any(|folder| folder.join("vmm/control.sock").exists()) {
+    while !wisp.runs().iter().any(|dir| dir.join("vmm/control.sock").exists()) {
         assert!(Instant::now() < deadline, "no guest came up");
         assert!(!running.has_ended_within(Duration::from_millis(20)), "it ended");
     }
@@ -99,7 +99,7 @@ fn what_cannot_be_is_refused_before_anything_runs() {
     for (args, text) in [
         (&["--types", "t3.micr0"][..], "Did you mean t3.micro?"),
         (&["--types", "t3.micro", "--workloads", "gpu"], "'gpu' is no workload; there are: integer-one"),
-        (&["--types", "t3.micro", "--html", "/no/such/folder/page.html"], "no such folder"),
+        (&["--types", "t3.micro", "--html", "/no/such/directory/page.html"], "no such directory"),
         (&["--types", "t3.micro", "no-such-image"], "no-such-image"),
     ] {
         let outcome = wisp.run(&[&["bench"], args].concat()).expect_code(1);

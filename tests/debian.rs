@@ -32,8 +32,8 @@ runcmd:
 #[test]
 fn debian_boots_under_systemd_with_the_agent_as_a_service_and_knows_that_it_is_on_ec2() {
     let wisp = Wisp::new();
-    let folder = tempfile::tempdir().unwrap();
-    let archive = folder.path().join("debian.tar");
+    let dir = tempfile::tempdir().unwrap();
+    let archive = dir.path().join("debian.tar");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/debian-image");
     let made = Command::new(script).arg(&archive).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -41,11 +41,11 @@ fn debian_boots_under_systemd_with_the_agent_as_a_service_and_knows_that_it_is_o
     let import = ["image", "import", archive.to_str().unwrap(), "--name", "debian", "--default-user", "admin"];
     wisp.run(&import).expect_code(0);
     wisp.run(&["image", "verify", "debian"]).expect_code(0);
-    let private_key = folder.path().join("key.pem");
+    let private_key = dir.path().join("key.pem");
     let private_key = private_key.to_str().unwrap();
     wisp.run(&["key", "create", "me", "--file", private_key]).expect_code(0);
     let timeout = BOOT.as_secs().to_string();
-    let user_data = folder.path().join("user-data.yaml");
+    let user_data = dir.path().join("user-data.yaml");
     std::fs::write(&user_data, USER_DATA).unwrap();
     let user_data = user_data.to_str().unwrap();
     let launch = ["launch", "debian", "--name", "bookworm", "--memory", "1G", "--key", "me", "--user-data", user_data];

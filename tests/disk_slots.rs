@@ -302,8 +302,8 @@ fn what_was_done_to_a_disk_is_counted() {
 #[test]
 fn a_disk_whose_machine_was_killed_has_all_that_was_flushed_and_is_sound() {
     const SIZE: u64 = 64 << 30;
-    let folder = tempfile::tempdir().unwrap();
-    let path = |round: u64| folder.path().join(format!("round{round}"));
+    let dir = tempfile::tempdir().unwrap();
+    let path = |round: u64| dir.path().join(format!("round{round}"));
     disk_image::create(&path(0), DiskFormat::Qcow2, SIZE).unwrap();
     let mut state = 1_u64;
     let mut random = move || {
@@ -323,7 +323,7 @@ fn a_disk_whose_machine_was_killed_has_all_that_was_flushed_and_is_sound() {
             was: None,
             limits: None,
         };
-        let disk = Disk::open(&config, folder.path()).unwrap();
+        let disk = Disk::open(&config, dir.path()).unwrap();
         for (block, number) in &flushed {
             let mut data = vec![0; 4096];
             disk.read(&[VolatileSlice::from(data.as_mut_slice())], block * 4096).unwrap();
@@ -358,7 +358,7 @@ fn a_disk_whose_machine_was_killed_has_all_that_was_flushed_and_is_sound() {
         was: None,
         limits: None,
     };
-    drop(Disk::open(&config, folder.path()).unwrap());
+    drop(Disk::open(&config, dir.path()).unwrap());
     let output = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&path).output().unwrap();
     // 3: only leaked clusters.
     assert!(matches!(output.status.code(), Some(0 | 3)), "{}", String::from_utf8_lossy(&output.stdout));

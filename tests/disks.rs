@@ -14,8 +14,8 @@ const MIB: usize = 1 << 20;
 #[test]
 fn what_the_guest_writes_and_flushes_is_in_the_file() {
     let wisp = Wisp::new();
-    let folder = tempfile::tempdir().unwrap();
-    let (writable, read_only) = (folder.path().join("writable"), folder.path().join("read-only"));
+    let dir = tempfile::tempdir().unwrap();
+    let (writable, read_only) = (dir.path().join("writable"), dir.path().join("read-only"));
     let original = noise(2 * MIB);
     fs::write(&writable, vec![0; 2 * MIB]).unwrap();
     fs::write(&read_only, &original).unwrap();
@@ -85,10 +85,10 @@ fn damaged_files_and_records_get_in_the_way_of_no_other_command() {
     let mut store = Store::open(wisp.home()).unwrap();
     for id in [GOOD, DAMAGED] {
         store.write::<_, StoreError>(|tx| tx.insert(&stopped_instance(id))).unwrap();
-        let folder = wisp.home().join("instances").join(id);
-        fs::create_dir_all(folder.join("vmm")).unwrap();
+        let dir = wisp.home().join("instances").join(id);
+        fs::create_dir_all(dir.join("vmm")).unwrap();
         for name in ["config.json", "vmm/end.json", "vmm/usage"] {
-            fs::write(folder.join(name), [0xff; 100]).unwrap();
+            fs::write(dir.join(name), [0xff; 100]).unwrap();
         }
     }
     drop(store);

@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Instant;
 
-use common::instances::{SMALL, exec, folder, json, launch};
+use common::instances::{SMALL, dir, exec, json, launch};
 use common::machines::{Machine, config};
 use common::{DEADLINE, Outcome, Wisp};
 use wisp::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
 
 /// Returns an instance's VMM and its supervisor.
 fn processes(wisp: &Wisp, instance: &str) -> Vec<i32> {
-    let id = folder(wisp, instance).file_name().unwrap().to_str().unwrap().to_string();
+    let id = dir(wisp, instance).file_name().unwrap().to_str().unwrap().to_string();
     common::monitors(wisp.home()).into_iter().filter(|(_, of)| of.to_string() == id).map(|(pid, _)| pid).collect()
 }
 
@@ -58,7 +58,7 @@ fn a_monitor_that_stands_still_is_told_of_and_goes_on() {
     // A VMM that stays stopped is killed, and its instance starts again.
     signal(&monitor, libc::SIGSTOP);
     let stopped = wisp.run(&["stop", "still", "--force"]).expect_code(0);
-    assert!(stopped.stderr.contains("its monitor did not answer, and was killed"), "{}", stopped.stderr);
+    assert!(stopped.stderr.contains("its VMM did not answer, and was killed"), "{}", stopped.stderr);
     assert_eq!(state(&wisp, "still"), "stopped");
     monitor.iter().for_each(|pid| common::wait_until_gone((*pid).try_into().unwrap()));
     wisp.run(&["start", "still", "--wait", "running"]).expect_code(0);
@@ -141,8 +141,8 @@ const BAD_SECTORS: &str = "
 ";
 
 /// Compiles a library for `LD_PRELOAD`.
-fn library(folder: &Path, source: &str) -> std::path::PathBuf {
-    let (file, library) = (folder.join("library.c"), folder.join("library.so"));
+fn library(dir: &Path, source: &str) -> std::path::PathBuf {
+    let (file, library) = (dir.join("library.c"), dir.join("library.so"));
     fs::write(&file, source).unwrap();
     let mut compiler = Command::new("cc");
     compiler.args([format!("-DBAD={BAD}L"), format!("-DBAD_LENGTH={BAD_LENGTH}L")]);
@@ -198,9 +198,9 @@ fn a_console_that_nobody_reads_holds_nobody_up() {
     let wisp = Wisp::warm();
     launch(&wisp, &["--name", "talker", "--network", "none"]).expect_code(0);
     // A client that connects, reads nothing, and disconnects in the end.
-    let idle = std::os::unix::net::UnixStream::connect(folder(&wisp, "talker").join("vmm/console.sock")).unwrap();
+    let idle = std::os::unix::net::UnixStream::connect(dir(&wisp, "talker").join("vmm/console.sock")).unwrap();
     exec(&wisp, "talker", "seq 10000 11999 > /dev/console; echo the-last-line > /dev/console");
-    let log = folder(&wisp, "talker").join("vmm/console.log");
+    let log = dir(&wisp, "talker").join("vmm/console.log");
     let deadline = Instant::now() + DEADLINE;
     while !fs::read_to_string(&log).unwrap().contains("the-last-line") {
         assert!(Instant::now() < deadline, "the console's output does not come");
@@ -216,11 +216,11 @@ fn a_console_that_nobody_reads_holds_nobody_up() {
 #[test]
 fn a_disk_with_bad_sectors_fails_what_asks_for_them_and_nothing_else() {
     let wisp = Wisp::new();
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let mut config = config(&wisp);
     // The other disks end before the unreadable bytes.
     for (name, size) in [("bad", 2 * BAD), ("good", BAD / 2)] {
-        let path = folder.path().join(name);
+        let path = dir.path().join(name);
         fs::File::create(&path).unwrap().set_len(size).unwrap();
         let (format, access) = (DiskFormat::Raw, DiskAccess::ReadWrite);
         config.disks.push(DiskConfig {
@@ -236,7 +236,7 @@ fn a_disk_with_bad_sectors_fails_what_asks_for_them_and_nothing_else() {
     }
     let tools = tempfile::tempdir().unwrap();
     let library = library(tools.path(), BAD_SECTORS);
-    let mut machine = Machine::start_with(&wisp, folder, &config, &library);
+    let mut machine = Machine::start_with(&wisp, dir, &config, &library);
     machine.wait_until_ready();
     let errors = |machine: &mut Machine| machine.status().disks.iter().map(|disk| disk.errors).collect::<Vec<_>>();
     assert_eq!(errors(&mut machine), [0, 0, 0]);
@@ -265,7 +265,7 @@ fn a_disk_with_bad_sectors_fails_what_asks_for_them_and_nothing_else() {
     let disk = &machine.status().disks[1];
     let said = disk.last_error.clone().unwrap();
     assert!(disk.id == "bad" && said.contains("the write failed on the host") && said.contains("os error 5"), "{said}");
-    common::wait_for_log(machine.folder.path(), "disk bad: the read failed on the host");
+    common::wait_for_log(machine.dir.path(), "disk bad: the read failed on the host");
     assert!(machine.status().guest_faults.iter().all(|fault| fault.count == 0));
     machine.shell("dmesg | grep -q 'I/O error, dev vdb' && sync");
 }

@@ -61,14 +61,14 @@ poweroff -f
 
 /// A directory for an initial RAM disk with busybox, modules and a script.
 struct RamDisk {
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl RamDisk {
     fn new(busybox: &[u8], modules: &Path, names: &[&str], script: &str) -> RamDisk {
-        let disk = RamDisk { folder: tempfile::tempdir().unwrap() };
-        for folder in ["bin", "dev", "lib64", "modules", "proc", "root", "run", "sys", "tmp"] {
-            fs::create_dir(disk.path(folder)).unwrap();
+        let disk = RamDisk { dir: tempfile::tempdir().unwrap() };
+        for dir in ["bin", "dev", "lib64", "modules", "proc", "root", "run", "sys", "tmp"] {
+            fs::create_dir(disk.path(dir)).unwrap();
         }
         disk.program("bin/busybox", busybox);
         let applets = "sh mount mkdir insmod poweroff cat tr grep cut head truncate";
@@ -86,7 +86,7 @@ impl RamDisk {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.dir.path().join(name)
     }
 
     fn program(&self, name: &str, content: &[u8]) {
@@ -107,7 +107,7 @@ impl RamDisk {
 
     fn pack(&self, into: &Path) {
         let command = "find . | cpio --create --format newc --quiet --file \"$0\"";
-        run(Command::new("sh").args(["-c", command]).arg(into).current_dir(self.folder.path()));
+        run(Command::new("sh").args(["-c", command]).arg(into).current_dir(self.dir.path()));
     }
 }
 
@@ -119,8 +119,8 @@ fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn find_module(folder: &Path, name: &str) -> PathBuf {
-    let found = run(Command::new("find").arg(folder).args(["-name", &format!("{name}.ko")]));
+fn find_module(dir: &Path, name: &str) -> PathBuf {
+    let found = run(Command::new("find").arg(dir).args(["-name", &format!("{name}.ko")]));
     PathBuf::from(found.lines().next().unwrap_or_else(|| panic!("Debian's kernel has no module {name}")))
 }
 
@@ -129,17 +129,17 @@ fn guests_run_on_hardware_kvm_as_they_do_on_software_kvm() {
     let wisp = Wisp::without_kvm();
     let embedded = Fs::open(File::open(wisp.bundle().join("root.ext4")).unwrap()).unwrap();
     let busybox = embedded.read_file(embedded.resolve("/bin/busybox").unwrap()).unwrap();
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/debian-kernel");
-    run(Command::new(script).arg(folder.path()));
-    let (kernel, modules) = (folder.path().join("vmlinuz"), folder.path().join("modules"));
+    run(Command::new(script).arg(dir.path()));
+    let (kernel, modules) = (dir.path().join("vmlinuz"), dir.path().join("modules"));
 
     let host = RamDisk::new(&busybox, &modules, &KVM, HOST);
     host.bring(Path::new(env!("CARGO_BIN_EXE_wisp")), "bin/wisp");
     fs::write(host.path("root/vectors"), common::program("vectors")).unwrap();
     fs::copy(&kernel, host.path("root/vmlinuz")).unwrap();
     RamDisk::new(&busybox, &modules, &VIRTIO, GUEST).pack(&host.path("root/initrd"));
-    let image = folder.path().join("host.cpio");
+    let image = dir.path().join("host.cpio");
     host.pack(&image);
 
     let options = "-accel tcg,thread=multi -cpu max -smp 2 -m 3G -nographic -nodefaults -serial stdio -no-reboot";

@@ -32,9 +32,9 @@ fn assert_goes_on(wisp: &Wisp, boot: &str) {
     assert!(now.abs_diff(time.parse().unwrap()) <= 3, "the guest's clock says {time}, and it is {now}");
 }
 
-/// Asserts that every thread of the VMM in `folder` has a seccomp filter. The device threads started before the guest.
-fn assert_filtered(folder: &Path) {
-    let mut control = ControlClient::connect(&folder.join("vmm/control.sock")).unwrap();
+/// Asserts that every thread of the VMM in `directory` has a seccomp filter. The device threads started before the guest.
+fn assert_filtered(dir: &Path) {
+    let mut control = ControlClient::connect(&dir.join("vmm/control.sock")).unwrap();
     control.send(&Request::Status).unwrap();
     let Message::Status(status) = control.receive(Some(common::DEADLINE)).unwrap() else { panic!("no status") };
     let threads = std::fs::read_dir(format!("/proc/{}/task", status.sandbox.pid)).unwrap();
@@ -60,7 +60,7 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     let shown = json(&wisp, &["show", "sleeper"]);
     let id = shown["Reservations"][0]["Instances"][0]["InstanceId"].as_str().unwrap().to_string();
     assert_eq!(shown["Reservations"][0]["Instances"][0]["HibernationOptions"]["Configured"], true);
-    let folder = wisp.home().join("instances").join(&id);
+    let dir = wisp.home().join("instances").join(&id);
 
     wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
     assert_eq!(state(&wisp), hibernated());
@@ -69,13 +69,13 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     refused(wisp.run(&["stop", "sleeper", "--hibernate"]), "IncorrectInstanceState");
     wisp.run(&["start", "sleeper"]).expect_code(0);
     assert_goes_on(&wisp, &boot);
-    assert!(!folder.join("vmm/hibernated/state").exists(), "nothing can go on from it again");
-    assert_filtered(&folder);
+    assert!(!dir.join("vmm/hibernated/state").exists(), "nothing can go on from it again");
+    assert_filtered(&dir);
 
     // If the command is killed, the VMM finishes its part, and the next command does the rest.
-    let monitor = monitor_pid(&folder);
+    let monitor = monitor_pid(&dir);
     let stop = wisp.start(&["stop", "sleeper", "--hibernate"]);
-    while !folder.join("vmm/hibernated/memory").exists() {
+    while !dir.join("vmm/hibernated/memory").exists() {
         std::thread::yield_now();
     }
     stop.signal(libc::SIGKILL);
@@ -89,7 +89,7 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     assert_eq!(state(&wisp), hibernated());
 
     // A damaged snapshot is refused and kept. Without it, the instance cold-boots.
-    let saved = folder.join("vmm/hibernated/state");
+    let saved = dir.join("vmm/hibernated/state");
     let sound = std::fs::read(&saved).unwrap();
     let mut damaged = sound.clone();
     *damaged.last_mut().unwrap() ^= 1;
@@ -106,9 +106,9 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     assert_eq!(exec(&wisp, "sleeper", "cat /root/file"), "kept");
 
     // A VMM that is killed while it saves leaves a stopped instance.
-    let monitor = monitor_pid(&folder);
+    let monitor = monitor_pid(&dir);
     let stop = wisp.start(&["stop", "sleeper", "--hibernate"]);
-    while !folder.join("vmm/hibernated/memory").exists() {
+    while !dir.join("vmm/hibernated/memory").exists() {
         std::thread::yield_now();
     }
     // SAFETY: the VMM is a process of this test.
@@ -116,14 +116,14 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     let told = stop.wait().stderr;
     // The snapshot may have been complete just before. Otherwise the command reports its loss.
     assert_eq!(state(&wisp).0, "stopped");
-    assert!(state(&wisp) == hibernated() || told.contains("its memory could not be kept"), "{told}");
+    assert!(state(&wisp) == hibernated() || told.contains("its memory could not be saved"), "{told}");
     wisp.run(&["terminate", "sleeper"]).expect_code(0);
     assert!(wisp.instances().is_empty());
 }
 
-/// Waits for the VMM that is about to restore the snapshot in `folder`.
-fn restoring_monitor(folder: &Path) -> u32 {
-    let path = folder.to_str().unwrap().as_bytes();
+/// Waits for the VMM that is about to restore the snapshot in `directory`.
+fn restoring_monitor(dir: &Path) -> u32 {
+    let path = dir.to_str().unwrap().as_bytes();
     let is_it = |pid: &u32| {
         let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut words = command.split(|byte| *byte == 0);
@@ -136,7 +136,7 @@ fn restoring_monitor(folder: &Path) -> u32 {
         if let Some(pid) = pids.into_iter().find(is_it) {
             return pid;
         }
-        assert!(Instant::now() < deadline, "no monitor came");
+        assert!(Instant::now() < deadline, "no VMM came");
     }
 }
 
@@ -144,13 +144,13 @@ fn restoring_monitor(folder: &Path) -> u32 {
 /// has started.
 ///
 /// Returns the number of earlier kills. Each of them leaves the instance hibernated.
-fn kill_while_restoring(wisp: &Wisp, folder: &Path) -> u32 {
+fn kill_while_restoring(wisp: &Wisp, dir: &Path) -> u32 {
     exec(wisp, "sleeper", "echo kept > /root/file; sync; touch /tmp/here");
     wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
     let mut recovered = 0;
     for delay in (0..).map(Duration::from_millis) {
         let start = wisp.start(&["start", "sleeper"]);
-        let monitor = restoring_monitor(folder);
+        let monitor = restoring_monitor(dir);
         let began = Instant::now();
         while began.elapsed() < delay {
             std::hint::spin_loop();
@@ -160,7 +160,7 @@ fn kill_while_restoring(wisp: &Wisp, folder: &Path) -> u32 {
         start.wait();
         wait_until_gone(monitor);
         // The process killed is the supervisor. The VMM ends with it.
-        wait_until_unlocked(folder);
+        wait_until_unlocked(dir);
         let state = state(wisp);
         assert_eq!(state.0, "stopped", "{delay:?}");
         if state != hibernated() {
@@ -175,23 +175,23 @@ fn kill_while_restoring(wisp: &Wisp, folder: &Path) -> u32 {
 fn a_monitor_that_is_killed_while_it_restores_leaves_all_or_nothing() {
     let wisp = Wisp::warm();
     launch(&wisp, &["--name", "sleeper", "--hibernation"]).expect_code(0);
-    let folder = wisp.instances().remove(0);
+    let dir = wisp.instances().remove(0);
     // On a busy host the first kill may already come after the guest has started. Then repeat everything.
     let deadline = Instant::now() + common::DEADLINE;
-    while kill_while_restoring(&wisp, &folder) == 0 {
+    while kill_while_restoring(&wisp, &dir) == 0 {
         assert!(Instant::now() < deadline, "no kill came before the first instruction");
         wisp.run(&["start", "sleeper"]).expect_code(0);
     }
-    assert!(!folder.join("vmm/hibernated").exists());
+    assert!(!dir.join("vmm/hibernated").exists());
     wisp.run(&["start", "sleeper"]).expect_code(0);
     assert_eq!(exec(&wisp, "sleeper", "cat /root/file; [ -e /tmp/here ] || echo booted"), "kept\nbooted");
 
     // An instance that cannot be saved is stopped without its memory. Here an obstacle is in the way of the file.
-    std::fs::create_dir_all(folder.join("vmm/hibernated/memory/obstacle")).unwrap();
+    std::fs::create_dir_all(dir.join("vmm/hibernated/memory/obstacle")).unwrap();
     let stopped = wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
-    assert!(stopped.stderr.contains("its memory could not be kept, and it is stopped without"), "{}", stopped.stderr);
+    assert!(stopped.stderr.contains("its memory could not be saved, and it was stopped without it"), "{}", stopped.stderr);
     assert_eq!(state(&wisp), ("stopped".into(), "Client.UserInitiatedShutdown".into()));
-    assert!(!folder.join("vmm/hibernated").exists());
+    assert!(!dir.join("vmm/hibernated").exists());
     wisp.run(&["terminate", "sleeper"]).expect_code(0);
 }
 
@@ -216,7 +216,7 @@ fn a_busy_guest_goes_on_a_hundred_times_and_nothing_is_lost() {
     let wisp = Wisp::new();
     let size = ["--vcpus", "2", "--memory", "192M", "--overcommit"];
     wisp.run(&[&["launch", "--name", "sleeper", "--hibernation"], &size[..]].concat()).expect_code(0);
-    let folder = wisp.instances().remove(0).join("vmm/hibernated");
+    let dir = wisp.instances().remove(0).join("vmm/hibernated");
     let put = "cat > /run/busy; chmod +x /run/busy; /run/busy > /run/said 2>&1 < /dev/null &";
     wisp.run_with_input(&["exec", "sleeper", "--", "sh", "-c", put], &common::program("busy")).expect_code(0);
     let numbers: String = (0..200_000).map(|number| format!("{number}\n")).collect();
@@ -228,9 +228,9 @@ fn a_busy_guest_goes_on_a_hundred_times_and_nothing_is_lost() {
         let streamed = stream.wait();
         assert_ne!(streamed.code, Some(0));
         assert!(numbers.starts_with(&streamed.text()), "round {round}: {}", streamed.text());
-        assert_eq!(folder.join("base").exists(), round > 0, "only the first has all of the memory");
+        assert_eq!(dir.join("base").exists(), round > 0, "only the first has all of the memory");
         if round == 1 {
-            let (changed, all) = (allocated(&folder.join("memory")), allocated(&folder.join("base")));
+            let (changed, all) = (allocated(&dir.join("memory")), allocated(&dir.join("base")));
             assert!(0 < changed && changed < all, "{changed} of {all} bytes have changed");
         }
         wisp.run(&["start", "sleeper", "--overcommit"]).expect_code(0);
@@ -241,6 +241,6 @@ fn a_busy_guest_goes_on_a_hundred_times_and_nothing_is_lost() {
     assert!(counts[..3].iter().all(|count| *count >= 100) && counts[3] == 0, "{said}");
     // Without the saved memory there is no base either.
     wisp.run(&["stop", "sleeper"]).expect_code(0);
-    assert!(!folder.exists());
+    assert!(!dir.exists());
     wisp.run(&["terminate", "sleeper"]).expect_code(0);
 }

@@ -55,20 +55,20 @@ fn a_hostile_kernel_harms_neither_its_monitor_nor_its_neighbour() {
         "--console",
     ]);
     hostile.wait_for("hostile: 0 rounds, 4 devices");
-    let folder = wisp.runs().into_iter().find(|folder| !beside.contains(folder)).expect("a second machine");
-    let pid = monitor_pid(&folder);
+    let dir = wisp.runs().into_iter().find(|dir| !beside.contains(dir)).expect("a second machine");
+    let pid = monitor_pid(&dir);
     let before = descriptors(pid);
     let lines = (1..=rounds / LINE).map(|line| line * LINE);
     for round in lines.chain((rounds % LINE != 0).then_some(rounds)) {
         press_a_key(&mut hostile);
         hostile.wait_for(&format!("hostile: {round} rounds"));
         let (memory, now) = (resident_kib(pid), descriptors(pid));
-        assert!(memory < MEMORY_KIB + MONITOR_KIB, "seed {seed}, round {round}: the monitor has {memory} KiB");
+        assert!(memory < MEMORY_KIB + MONITOR_KIB, "seed {seed}, round {round}: the VMM has {memory} KiB");
         assert!(now <= before + DESCRIPTORS, "seed {seed}, round {round}: {now} descriptors, and {before} at first");
-        let log = fs::metadata(folder.join("vmm.log")).unwrap().len();
+        let log = fs::metadata(dir.join("vmm.log")).unwrap().len();
         assert!(log < LOG_BYTES, "seed {seed}, round {round}: {log} bytes of log");
     }
-    let log = fs::read_to_string(folder.join("vmm.log")).unwrap();
+    let log = fs::read_to_string(dir.join("vmm.log")).unwrap();
     assert!(!log.contains("panicked"), "seed {seed}: {log}");
     press_a_key(&mut hostile);
     hostile.wait_for("hostile: done");
@@ -84,9 +84,9 @@ fn number(name: &str, otherwise: u64) -> u64 {
 }
 
 /// Builds the kernel: without an operating system, linked at 16 MiB.
-fn kernel(folder: &Path) -> std::path::PathBuf {
+fn kernel(dir: &Path) -> std::path::PathBuf {
     let (source, built) =
-        (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/hostile.rs"), folder.join("hostile"));
+        (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/hostile.rs"), dir.join("hostile"));
     let code = ["panic=abort", "relocation-model=static", "no-vectorize-loops", "no-vectorize-slp"];
     let link = ["-nostartfiles", "-nostdlib", "-static", "-no-pie", "-Wl,--image-base=0x1000000,--build-id=none"];
     let options =

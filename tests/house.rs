@@ -20,9 +20,9 @@ fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn rust_files(folder: &Path) -> Vec<PathBuf> {
+fn rust_files(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
+    for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             files.extend(rust_files(&path));
@@ -92,15 +92,15 @@ fn the_embedded_image_is_built_from_this_repository() {
 fn the_embedded_workloads_are_built_from_this_repository() {
     use sha2::{Digest, Sha256};
     let hex = |bytes: &[u8]| wisp_image_builder::inputs::hex(&Sha256::digest(bytes));
-    let folder = Path::new("images/workloads");
-    let mut files = vec![folder.join("Cargo.toml")];
-    let source = repository().join(folder).join("src");
+    let dir = Path::new("images/workloads");
+    let mut files = vec![dir.join("Cargo.toml")];
+    let source = repository().join(dir).join("src");
     files.extend(rust_files(&source).iter().map(|path| path.strip_prefix(repository()).unwrap().to_path_buf()));
     files.sort();
     // In the format of `sha256sum`.
     let line = |path: &PathBuf| format!("{}  {}\n", hex(&fs::read(repository().join(path)).unwrap()), path.display());
     let now = hex(files.iter().map(line).collect::<String>().as_bytes());
-    let built_from = fs::read_to_string(repository().join(folder).join("inputs.sha256")).unwrap();
+    let built_from = fs::read_to_string(repository().join(dir).join("inputs.sha256")).unwrap();
     assert_eq!(built_from.trim(), now, "the workloads have changed: run scripts/rebuild-images --workloads");
 }
 

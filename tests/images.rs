@@ -10,10 +10,10 @@ use common::Wisp;
 use mkext4::reader::Fs;
 
 /// Creates a root file system without Wisp: only busybox, which is also its init.
-fn bare_root(wisp: &Wisp, folder: &Path) -> PathBuf {
+fn bare_root(wisp: &Wisp, dir: &Path) -> PathBuf {
     let embedded = Fs::open(File::open(wisp.bundle().join("root.ext4")).unwrap()).unwrap();
     let busybox = embedded.read_file(embedded.resolve("/bin/busybox").unwrap()).unwrap();
-    let path = folder.join("root.tar.gz");
+    let path = dir.join("root.tar.gz");
     let encoder = flate2::write::GzEncoder::new(File::create(&path).unwrap(), flate2::Compression::fast());
     let mut archive = tar::Builder::new(encoder);
     let mut add = |name: &str, kind: tar::EntryType, content: &[u8], target: &str| {
@@ -28,8 +28,8 @@ fn bare_root(wisp: &Wisp, folder: &Path) -> PathBuf {
             target => archive.append_link(&mut header, name, target).unwrap(),
         }
     };
-    for folder in ["dev/", "etc/", "proc/", "sys/", "root/", "tmp/"] {
-        add(folder, tar::EntryType::Directory, b"", "");
+    for dir in ["dev/", "etc/", "proc/", "sys/", "root/", "tmp/"] {
+        add(dir, tar::EntryType::Directory, b"", "");
     }
     add("bin/busybox", tar::EntryType::Regular, &busybox, "");
     for name in ["bin/sh", "bin/cat", "bin/reboot", "bin/poweroff", "sbin/init"] {
@@ -50,8 +50,8 @@ const NETWORK: &str = "echo address $(busybox wget -q -O - http://169.254.169.25
 #[test]
 fn a_root_file_system_keeps_its_init_and_gets_the_agent() {
     let wisp = Wisp::new();
-    let folder = tempfile::tempdir().unwrap();
-    let root = bare_root(&wisp, folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let root = bare_root(&wisp, dir.path());
     let import = ["image", "import", root.to_str().unwrap(), "--name", "bare", "--description", "busybox, alone"];
     wisp.run(&import).expect_code(0);
     let script = format!(
@@ -88,10 +88,10 @@ fn a_root_file_system_keeps_its_init_and_gets_the_agent() {
 #[test]
 fn a_root_that_cannot_be_written_is_written_in_memory() {
     let wisp = Wisp::new();
-    let folder = tempfile::tempdir().unwrap();
-    let (files, root) = (folder.path().join("files"), folder.path().join("root.squashfs"));
+    let dir = tempfile::tempdir().unwrap();
+    let (files, root) = (dir.path().join("files"), dir.path().join("root.squashfs"));
     std::fs::create_dir(&files).unwrap();
-    let archive = flate2::read::GzDecoder::new(File::open(bare_root(&wisp, folder.path())).unwrap());
+    let archive = flate2::read::GzDecoder::new(File::open(bare_root(&wisp, dir.path())).unwrap());
     tar::Archive::new(archive).unpack(&files).unwrap();
     // A container's files, without anything that could be an init.
     std::fs::remove_file(files.join("sbin/init")).unwrap();
@@ -115,8 +115,8 @@ fn a_root_that_cannot_be_written_is_written_in_memory() {
 #[test]
 fn a_bundle_is_exported_imported_described_and_removed() {
     let wisp = Wisp::new();
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
     wisp.run(&["image", "export", "tiny", &path("tiny.tar.zst")]).expect_code(0);
     assert_eq!(wisp.run(&["image", "export", "tiny", &path("tiny.tar.zst")]).code, Some(1), "it exists");
 

@@ -36,19 +36,19 @@ fn refused(outcome: common::Outcome, text: &str) {
 
 /// Kills an instance's VMM.
 fn kill(wisp: &Wisp, id: &str) {
-    let folder = wisp.home().join("instances").join(id);
-    let pid = monitor_pid(&folder);
+    let dir = wisp.home().join("instances").join(id);
+    let pid = monitor_pid(&dir);
     // SAFETY: the VMM has just answered; it is a process of this test.
     assert_eq!(unsafe { libc::kill(pid as i32, libc::SIGKILL) }, 0);
     wait_until_gone(pid);
-    wait_until_unlocked(&folder);
+    wait_until_unlocked(&dir);
 }
 
 /// Copies a sparse file of 1 GiB to the instance `web` and back. Sent as data, its holes would not fit on the guest's
 /// disk.
-fn copy_sparse_file(wisp: &Wisp, folder: &Path) {
+fn copy_sparse_file(wisp: &Wisp, dir: &Path) {
     const LENGTH: u64 = 1 << 30;
-    let (sent, back) = (folder.join("sparse"), folder.join("sparse-back"));
+    let (sent, back) = (dir.join("sparse"), dir.join("sparse-back"));
     let file = std::fs::File::create(&sent).unwrap();
     file.write_all_at(&common::noise(10_000), 300 << 20).unwrap();
     file.set_len(LENGTH).unwrap();
@@ -67,7 +67,7 @@ fn copy_sparse_file(wisp: &Wisp, folder: &Path) {
 
     // A pipe in the guest is not replaced.
     exec(wisp, "web", "mkfifo /root/pipe");
-    let refused = wisp.run(&["cp", folder.join("sent").to_str().unwrap(), "web:/root/pipe"]).expect_code(1);
+    let refused = wisp.run(&["cp", dir.join("sent").to_str().unwrap(), "web:/root/pipe"]).expect_code(1);
     assert!(refused.stderr.contains("/root/pipe: is a pipe"), "{}", refused.stderr);
     exec(wisp, "web", "test -p /root/pipe && rm /root/pipe");
 }
@@ -75,8 +75,8 @@ fn copy_sparse_file(wisp: &Wisp, folder: &Path) {
 #[test]
 fn an_instance_lives_as_in_ec2() {
     let wisp = Wisp::in_long_home();
-    let folder = tempfile::tempdir().unwrap();
-    let script = folder.path().join("user-data");
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("user-data");
     // The script has a byte order mark and CRLF line ends, like one from another system's editor. Its background
     // process keeps its output open.
     std::fs::write(&script, "\u{feff}#!/bin/sh\r\necho ran > /root/user-data\r\n(while :; do sleep 1000; done) &\r\n")
@@ -113,12 +113,12 @@ fn an_instance_lives_as_in_ec2() {
     }
 
     // Files are copied in and out. The guest's disk belongs to the instance.
-    let (sent, back) = (folder.path().join("sent"), folder.path().join("back"));
+    let (sent, back) = (dir.path().join("sent"), dir.path().join("back"));
     std::fs::write(&sent, common::noise(100_000)).unwrap();
     wisp.run(&["cp", sent.to_str().unwrap(), "web:/root/data"]).expect_code(0);
     wisp.run(&["cp", "web:/root/data", back.to_str().unwrap()]).expect_code(0);
     assert_eq!(std::fs::read(&back).unwrap(), common::noise(100_000));
-    copy_sparse_file(&wisp, folder.path());
+    copy_sparse_file(&wisp, dir.path());
     let ran = "until grep -q finished /var/lib/wisp/user-data.state; do sleep 0.1; done; cat /root/user-data";
     assert_eq!(exec(&wisp, "web", ran), "ran");
     let shown = wisp.run(&["show", "web"]).expect_code(0).text();
@@ -205,10 +205,10 @@ fn ends_that_nobody_asked_for_are_told_apart() {
     console.wait().expect_code(0);
 
     // The lock is held slightly longer than the VMM lives. `start` runs before it is released.
-    let folder = wisp.home().join("instances").join(ids[0]);
+    let dir = wisp.home().join("instances").join(ids[0]);
     wisp.run(&["start", ids[0], "--wait", "running"]).expect_code(0);
     kill(&wisp, ids[0]);
-    let lock = wisp::host::home::lock_file(&folder.join("lock")).unwrap();
+    let lock = wisp::host::home::lock_file(&dir.join("lock")).unwrap();
     let mut starting = wisp.start(&["start", ids[0], "--wait", "running"]);
     assert!(!starting.has_ended_within(Duration::from_secs(1)), "it did not wait for the lock");
     drop(lock);
@@ -258,13 +258,13 @@ fn a_launch_that_was_killed_has_launched_all_or_none() {
 /// Waits for an instance's machine to end, and asserts the instance's state.
 #[track_caller]
 fn wait_until_state(wisp: &Wisp, id: &str, expected: &str) {
-    let folder = wisp.home().join("instances").join(id);
-    if let Ok(mut control) = ControlClient::connect(&folder.join("vmm/control.sock")) {
+    let dir = wisp.home().join("instances").join(id);
+    if let Ok(mut control) = ControlClient::connect(&dir.join("vmm/control.sock")) {
         let _ = control.send(&Request::Subscribe);
         while control.receive(Some(common::DEADLINE)).is_ok() {}
     }
     // The process has ended when its lock is free.
-    if let Ok(lock) = std::fs::File::open(folder.join("lock")) {
+    if let Ok(lock) = std::fs::File::open(dir.join("lock")) {
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockShared).unwrap();
     }
     assert_eq!(state(wisp, id), expected);
@@ -316,9 +316,9 @@ fn contents(wisp: &Wisp) -> Vec<(String, Vec<u8>)> {
         let rows = column(&format!("SELECT record FROM {table} ORDER BY record"));
         all.push((table, rows.join("\n").into_bytes()));
     }
-    let mut folders = vec![wisp.home().to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
+    let mut dirs = vec![wisp.home().to_path_buf()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
             let name = path.strip_prefix(wisp.home()).unwrap().to_str().unwrap().to_string();
             match path.is_dir() {
@@ -326,7 +326,7 @@ fn contents(wisp: &Wisp) -> Vec<(String, Vec<u8>)> {
                 false if name.starts_with(wisp::store::FILE) => {}
                 false => all.push((name, std::fs::read(&path).unwrap())),
             }
-            folders.extend(path.is_dir().then_some(path));
+            dirs.extend(path.is_dir().then_some(path));
         }
     }
     all.sort();
@@ -354,8 +354,8 @@ fn dry_run_changes_nothing_in_the_data_directory() {
 #[test]
 fn suggested_command_quotes_names() {
     let wisp = Wisp::without_kvm();
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("my key.pem");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("my key.pem");
     let made = wisp.run(&["key", "create", "my key", "--file", file.to_str().unwrap()]).expect_code(0);
     assert!(made.stderr.contains("Next: wisp launch --key 'my key'\n"), "{}", made.stderr);
     let made = wisp.run(&["volume", "create", "1", "--name", "it's; reboot"]).expect_code(0);

@@ -8,8 +8,8 @@ use wisp::vmm::control::{ControlClient, Message, Request};
 /// Returns the process id of the only machine's VMM.
 fn only_monitor(wisp: &Wisp) -> u32 {
     let runs = wisp.runs();
-    let [folder] = runs.as_slice() else { panic!("not one machine: {runs:?}") };
-    monitor_pid(folder)
+    let [dir] = runs.as_slice() else { panic!("not one machine: {runs:?}") };
+    monitor_pid(dir)
 }
 
 #[test]

@@ -12,7 +12,7 @@ use serde_json::json;
 use wisp::vmm::config::{DiskAccess, DiskConfig, DiskFormat, NetConfig};
 use wisp::vmm::control::{ControlClient, DiskRecord, Message, Request, Status};
 use wisp::vmm::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
-use wisp::vmm::link::{LinkConfig, MacAddress, MetadataConfig};
+use wisp::vmm::netstack::{MacAddress, MetadataConfig, NetstackConfig};
 
 const SECOND: u64 = 1_000_000_000;
 /// The share of one CPU that the vCPU earns. It is less than the vCPU gets from the host, however busy the host is.
@@ -31,7 +31,7 @@ fn be_busy(machine: &mut Machine) -> (Duration, Duration) {
 #[test]
 fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
     let wisp = Wisp::new();
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let mut config = config(&wisp);
     config.cpu_budget = Some(CpuBudgetConfig {
         earned_ppm: (SHARE * 1e6) as u64,
@@ -40,7 +40,7 @@ fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
         owed_cap_ns: 3600 * SECOND,
         balance: CpuBalance::default(),
     });
-    let mut machine = Machine::start(&wisp, folder, &config);
+    let mut machine = Machine::start(&wisp, dir, &config);
     machine.wait_until_ready();
     // The boot ran on credits, without throttling.
     let record = machine.status().cpu_budget.unwrap();
@@ -80,7 +80,7 @@ fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
     machine.shell(&format!("({BUSY}; {BUSY}; {BUSY}; {BUSY}) > /dev/null 2>&1 &"));
     let saved = machine.path("vmm/saved");
     std::fs::create_dir(&saved).unwrap();
-    let request = Request::Fork { folder: saved, layers: Vec::new() };
+    let request = Request::Fork { dir: saved, layers: Vec::new() };
     let Message::Saved { paused_ns } = machine.ask(&request) else { panic!("it was not saved") };
     println!("saved while it was held: paused for {paused_ns} ns");
     assert_eq!(machine.ask(&Request::SetCanOwe { can_owe: true }), Message::Done);
@@ -134,13 +134,13 @@ fn thread_time(pid: u32, name: &str) -> Duration {
 
 /// Returns a machine with the embedded image, an interface served by the VMM's netstack, and three disks: one with a
 /// byte rate, one with an operation rate, and one without limits.
-fn with_limits(wisp: &Wisp, folder: &std::path::Path) -> wisp::vmm::MachineConfig {
+fn with_limits(wisp: &Wisp, dir: &std::path::Path) -> wisp::vmm::MachineConfig {
     let mut config = config(wisp);
     let bytes = DiskLimits { bytes: Some(Rate::constant(DISK_BYTES)), operations: None, operation_bytes: 0 };
     let operations =
         DiskLimits { bytes: None, operations: Some(Rate::constant(OPERATIONS)), operation_bytes: 256 << 10 };
     for (id, limits) in [("bytes", Some(bytes)), ("operations", Some(operations)), ("free", None)] {
-        let path = folder.join(id);
+        let path = dir.join(id);
         std::fs::File::create(&path).unwrap().set_len(16 << 20).unwrap();
         let (format, access) = (DiskFormat::Raw, DiskAccess::ReadWrite);
         config.disks.push(DiskConfig {
@@ -154,7 +154,7 @@ fn with_limits(wisp: &Wisp, folder: &std::path::Path) -> wisp::vmm::MachineConfi
             limits,
         });
     }
-    let link = LinkConfig {
+    let link = NetstackConfig {
         address: "172.31.0.9".parse().unwrap(),
         prefix_length: 20,
         router: "172.31.0.1".parse().unwrap(),
@@ -173,7 +173,7 @@ fn with_limits(wisp: &Wisp, folder: &std::path::Path) -> wisp::vmm::MachineConfi
             user_data: Some(BASE64_STANDARD.encode(vec![b'x'; USER_DATA])),
         }),
     };
-    let (mac, path) = (MacAddress([6, 0, 0, 0, 0, 9]), folder.join("link.json"));
+    let (mac, path) = (MacAddress([6, 0, 0, 0, 0, 9]), dir.join("link.json"));
     std::fs::write(&path, serde_json::to_vec(&link).unwrap()).unwrap();
     config.kernel.cmdline.push_str(&format!(" {}", link.network(mac).to_option()));
     let limits = Some(NetLimits { bytes: Rate::constant(NET_BYTES) });
@@ -184,12 +184,12 @@ fn with_limits(wisp: &Wisp, folder: &std::path::Path) -> wisp::vmm::MachineConfi
 #[test]
 fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhile() {
     let wisp = Wisp::new();
-    let folder = tempfile::tempdir().unwrap();
-    let config = with_limits(&wisp, folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let config = with_limits(&wisp, dir.path());
     // A network that accepts everything and sends nothing.
     let (network, mut far) = UnixStream::pair().unwrap();
     std::thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()));
-    let mut machine = Machine::start_connected(&wisp, folder, &config, network);
+    let mut machine = Machine::start_connected(&wisp, dir, &config, network);
     machine.wait_until_ready();
     let direct =
         |from: &str, count: u64| format!("dd if=/dev/{from} of=/dev/null bs=4k count={count} iflag=direct 2>/dev/null");
@@ -282,8 +282,8 @@ fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhi
 }
 
 /// Returns the answer of an instance's VMM.
-fn ask(folder: &std::path::Path, request: &Request) -> Message {
-    let mut control = ControlClient::connect(&folder.join("vmm/control.sock")).unwrap();
+fn ask(dir: &std::path::Path, request: &Request) -> Message {
+    let mut control = ControlClient::connect(&dir.join("vmm/control.sock")).unwrap();
     control.send(request).unwrap();
     control.receive(Some(DEADLINE)).unwrap()
 }
@@ -298,8 +298,8 @@ fn a_volume_gives_its_operations_and_no_more_unless_its_instance_has_no_limits()
     let script = format!("dd if=/dev/vdb of=/dev/null bs=4k count={READS} iflag=direct 2>/dev/null");
     for (name, more, is_limited) in [("limited", &[][..], true), ("free", &["--no-limits"], false)] {
         instances::launch(&wisp, &[&["--name", name][..], &volume[..], more].concat()).expect_code(0);
-        let folder = instances::folder(&wisp, name);
-        let disk = || match ask(&folder, &Request::Status) {
+        let dir = instances::dir(&wisp, name);
+        let disk = || match ask(&dir, &Request::Status) {
             Message::Status(status) => status.disks[1].clone(),
             other => panic!("not a status: {other:?}"),
         };
@@ -327,10 +327,10 @@ fn a_volume_gives_its_operations_and_no_more_unless_its_instance_has_no_limits()
         // No EC2 volume has fewer IOPS, and a guest under software KVM seldom needs more. So set an even lower limit.
         let operations = Some(Rate::constant(OPERATIONS));
         let limits = Some(DiskLimits { bytes: None, operations, operation_bytes: 256 << 10 });
-        assert_eq!(ask(&folder, &Request::SetDiskLimits { id: disk().id, limits }), Message::Done);
+        assert_eq!(ask(&dir, &Request::SetDiskLimits { id: disk().id, limits }), Message::Done);
         assert!(held_to(Some(OPERATIONS)) > 0);
         let text = wisp.run(&["show", name]).expect_code(0).text();
-        assert!(text.contains(&format!("{OPERATIONS} IOPS; held back for")), "{text}");
+        assert!(text.contains(&format!("{OPERATIONS} IOPS; throttled for")), "{text}");
     }
     wisp.run(&["terminate", "limited", "free"]).expect_code(0);
 }
@@ -354,7 +354,7 @@ fn an_instance_has_its_type_s_limits_and_its_volumes_have_theirs() {
     assert_eq!(limits["Volumes"][1]["Iops"], json!({"Baseline": 100, "Peak": 3000}));
     assert_eq!(limits["Volumes"][1]["BurstBalance"], 100);
     let text = wisp.run(&["show", "a"]).expect_code(0).text();
-    assert!(text.contains(" of 144") && text.contains("100 IOPS, for a while 3000 IOPS"), "{text}");
+    assert!(text.contains(" of 144") && text.contains("100 IOPS (burst 3000 IOPS)"), "{text}");
 
     // Both are changed while the instance is running.
     wisp.run(&["modify", "a", "--cpu-credits", "standard"]).expect_code(0);

@@ -19,9 +19,9 @@ const MIB: u64 = 1 << 20;
 #[test]
 fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
     let wisp = Wisp::new();
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let config = config(&wisp);
-    let mut machine = Machine::start(&wisp, folder, &config);
+    let mut machine = Machine::start(&wisp, dir, &config);
     machine.wait_until_ready();
     assert_eq!(machine.shell("ls /sys/block | grep vd"), "vda\n");
 
@@ -105,17 +105,17 @@ fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
 #[test]
 fn a_machine_outlives_its_watcher_shows_its_console_and_leaves_its_end() {
     let wisp = Wisp::new();
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let mut config = config(&wisp);
     config.kernel.cmdline = String::new();
     // Files left by a killed VMM.
-    let own = folder.path().join("vmm");
+    let own = dir.path().join("vmm");
     fs::create_dir(&own).unwrap();
     for name in ["vmm/control.sock", "vmm/console.sock", "vmm/vsock.sock"] {
-        drop(std::os::unix::net::UnixListener::bind(folder.path().join(name)).unwrap());
+        drop(std::os::unix::net::UnixListener::bind(dir.path().join(name)).unwrap());
     }
     EndRecord::Failed { why: "long ago".into() }.write(&own).unwrap();
-    let mut machine = Machine::start(&wisp, folder, &config);
+    let mut machine = Machine::start(&wisp, dir, &config);
     machine.wait_until_ready();
     assert_eq!(EndRecord::read(&own).unwrap(), None);
 
@@ -153,15 +153,15 @@ fn a_machine_outlives_its_watcher_shows_its_console_and_leaves_its_end() {
 #[test]
 fn a_saved_machine_goes_on_where_it_was() {
     let wisp = Wisp::new();
-    let folder = tempfile::tempdir().unwrap();
-    let saved = folder.path().join("vmm/saved");
+    let dir = tempfile::tempdir().unwrap();
+    let saved = dir.path().join("vmm/saved");
     fs::create_dir_all(&saved).unwrap();
     let mut config = config(&wisp);
     config.cpus = CpuConfig { count: 2, threads_per_core: 1 };
     config.disks[0].access = DiskAccess::ReadWrite;
-    config.disks[0].path = folder.path().join("root.raw");
+    config.disks[0].path = dir.path().join("root.raw");
     fs::copy(wisp.bundle().join("root.ext4"), &config.disks[0].path).unwrap();
-    let mut machine = Machine::start(&wisp, folder, &config);
+    let mut machine = Machine::start(&wisp, dir, &config);
     machine.wait_until_ready();
     machine
         .shell("(i=0; while :; do i=$((i + 1)); echo $i > /tmp/count; done) > /dev/null 2>&1 & echo kept > /root/file");
@@ -169,8 +169,8 @@ fn a_saved_machine_goes_on_where_it_was() {
 
     // The machine resumes after a snapshot that does not end it.
     let began = std::time::Instant::now();
-    let folder = || saved.clone();
-    let Message::Saved { paused_ns } = machine.ask(&Request::Fork { folder: folder(), layers: Vec::new() }) else {
+    let dir = || saved.clone();
+    let Message::Saved { paused_ns } = machine.ask(&Request::Fork { dir: dir(), layers: Vec::new() }) else {
         panic!("{}", fs::read_to_string(machine.path("vmm.log")).unwrap());
     };
     println!("saved in {:?}, paused for {paused_ns} ns", began.elapsed());
@@ -180,15 +180,15 @@ fn a_saved_machine_goes_on_where_it_was() {
     let before = count(&machine);
     while count(&machine) == before {}
 
-    machine.control.send(&Request::Save { folder: folder() }).unwrap();
+    machine.control.send(&Request::Save { dir: dir() }).unwrap();
     let Message::Ended { end: End::Saved, .. } = machine.control.receive(Some(DEADLINE)).unwrap() else {
         panic!("{}", fs::read_to_string(machine.path("vmm.log")).unwrap());
     };
     machine.monitor.wait().unwrap();
-    let folder = std::mem::replace(&mut machine.folder, tempfile::tempdir().unwrap());
+    let dir = std::mem::replace(&mut machine.dir, tempfile::tempdir().unwrap());
 
     let began = std::time::Instant::now();
-    let mut machine = Machine::go_on(&wisp, folder, &config, Some(&saved));
+    let mut machine = Machine::go_on(&wisp, dir, &config, Some(&saved));
     let status = machine.status();
     println!("restored in {:?}: {status:?}", began.elapsed());
     machine.wait_until_ready();

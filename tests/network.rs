@@ -10,7 +10,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Instant;
 
-use common::instances::{exec, folder, json, launch};
+use common::instances::{dir, exec, json, launch};
 use common::namespace::{WORLD, is_inside};
 use common::{DEADLINE, Wisp};
 use serde_json::Value;
@@ -63,7 +63,7 @@ fn a_guest_reaches_out_and_is_reached() {
         ]
         .concat(),
     );
-    assert!(!launched.expect_code(0).stderr.contains("cannot lead"));
+    assert!(!launched.expect_code(0).stderr.contains("cannot be forwarded"));
 
     // Outbound: the guest resolves a name with the host's resolver, and reads from and writes to a server.
     let content: Vec<u8> = (0..4_u32 << 20).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
@@ -162,7 +162,7 @@ fn a_guest_reaches_out_and_is_reached() {
 }
 
 fn in_own_network_namespace(wisp: &Wisp, name: &str) {
-    let mut control = ControlClient::connect(&folder(wisp, name).join("vmm/control.sock")).unwrap();
+    let mut control = ControlClient::connect(&dir(wisp, name).join("vmm/control.sock")).unwrap();
     control.send(&Request::Status).unwrap();
     let Message::Status(status) = control.receive(Some(DEADLINE)).unwrap() else { panic!("no status") };
     assert!(status.sandbox.layers.contains(&Layer::NetworkNamespace), "{:?}", status.sandbox);
@@ -202,9 +202,9 @@ fn reach(server: &TcpListener, wisp: &Wisp, instance: &str) -> String {
 /// Waits until no passt is left in this namespace.
 fn assert_no_passt() {
     let namespace = std::fs::read_link("/proc/self/ns/net").unwrap();
-    let is_ours = |folder: &Path| {
-        let name = std::fs::read_to_string(folder.join("comm")).unwrap_or_default();
-        name.starts_with("passt") && std::fs::read_link(folder.join("ns/net")).is_ok_and(|other| other == namespace)
+    let is_ours = |dir: &Path| {
+        let name = std::fs::read_to_string(dir.join("comm")).unwrap_or_default();
+        name.starts_with("passt") && std::fs::read_link(dir.join("ns/net")).is_ok_and(|other| other == namespace)
     };
     let deadline = Instant::now() + DEADLINE;
     while std::fs::read_dir("/proc").unwrap().flatten().any(|entry| is_ours(&entry.path())) {

@@ -64,7 +64,7 @@ fn a_thousand_commands_of_twenty_processes_leave_what_they_say() {
     let ids: BTreeSet<_> = instances.iter().map(|it| it["InstanceId"].as_str().unwrap()).collect();
     let count = |name: &str| instances.iter().filter(|it| it["State"]["Name"] == name).count();
     assert_eq!((ids.len(), count("terminated"), count("stopped")), (101, 100, 1));
-    assert_eq!(files(&wisp, "instances").len(), 1, "only the shared one has a folder");
+    assert_eq!(files(&wisp, "instances").len(), 1, "only the shared one has a directory");
     assert_eq!(files(&wisp, "volumes").len(), 1, "and a volume");
     wisp.run(&["terminate", SHARED]).expect_code(0);
     common::await_no_processes_of(&wisp);

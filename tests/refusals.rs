@@ -20,11 +20,11 @@ fn refuses(args: &[&str], words: &[&str]) {
 
 #[test]
 fn kernels_that_cannot_be_loaded() {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let bundle = Wisp::new();
     let vmlinux = fs::read(bundle.bundle().join("vmlinux")).unwrap();
     let file = |name: &str, content: &[u8]| {
-        let path = folder.path().join(name);
+        let path = dir.path().join(name);
         fs::write(&path, content).unwrap();
         path.to_str().unwrap().to_string()
     };
@@ -38,14 +38,14 @@ fn kernels_that_cannot_be_loaded() {
     high.resize(vmlinux.len(), 0);
     let high = file("high", &high);
     refuses(&["run", "--kernel", &high], &["high needs guest memory from 0x90000000", "256 MiB"]);
-    let missing = folder.path().join("missing");
+    let missing = dir.path().join("missing");
     refuses(&["run", "--kernel", missing.to_str().unwrap()], &["missing cannot be opened", "No such file"]);
 }
 
 #[test]
 fn an_initrd_that_does_not_fit() {
-    let folder = tempfile::tempdir().unwrap();
-    let initrd = folder.path().join("initrd");
+    let dir = tempfile::tempdir().unwrap();
+    let initrd = dir.path().join("initrd");
     fs::File::create(&initrd).unwrap().set_len(1 << 30).unwrap();
     let kernel = Wisp::new();
     let kernel_path = kernel.bundle().join("vmlinux");
@@ -106,8 +106,8 @@ fn an_instruction_that_the_host_cannot_emulate_is_named() {
 
 /// Boots a kernel that consists of these instructions. It must fail, and leave nothing.
 fn run_code(code: &[u8]) -> common::Outcome {
-    let folder = tempfile::tempdir().unwrap();
-    let kernel = folder.path().join("kernel");
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = dir.path().join("kernel");
     fs::write(&kernel, kernel_of(code)).unwrap();
     let wisp = Wisp::new();
     let outcome = wisp.run(&["run", "--kernel", kernel.to_str().unwrap(), "--", "true"]).expect_code(1);

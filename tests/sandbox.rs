@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::Wisp;
-use common::instances::{SMALL, exec, folder};
+use common::instances::{SMALL, dir, exec};
 use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, setrlimit, waitpid};
 use rustix::thread::CapabilitySet;
 use seccompiler::{
@@ -43,12 +43,12 @@ fn apart(with_namespaces: bool, attempt: impl FnOnce() -> i32) -> (Option<i32>, 
     };
     let child = if with_namespaces {
         match namespaces::split().unwrap() {
-            Side::Monitor(monitor) => {
+            Side::Child(monitor) => {
                 assert!(monitor.refused.is_none(), "{:?}", monitor.refused);
                 assert!(monitor.network_refused.is_none(), "{:?}", monitor.network_refused);
                 run(&writer)
             }
-            Side::Keeper { child, .. } => child,
+            Side::Supervisor { child, .. } => child,
         }
     } else {
         // SAFETY: the child only does what `attempt` does, for which the C library's fork prepares its allocator.
@@ -64,8 +64,8 @@ fn apart(with_namespaces: bool, attempt: impl FnOnce() -> i32) -> (Option<i32>, 
     (status.exit_status(), said)
 }
 
-/// Returns the grants of a machine in `folder` that has only a kernel, which does not exist.
-fn grants(folder: &Path) -> Grants {
+/// Returns the grants of a machine in `directory` that has only a kernel, which does not exist.
+fn grants(dir: &Path) -> Grants {
     let kernel = KernelConfig {
         path: "/no/kernel".into(),
         initrd: None,
@@ -86,7 +86,7 @@ fn grants(folder: &Path) -> Grants {
         cpu_budget: None,
         disk_limits: None,
     };
-    Grants::of(folder, &config, None)
+    Grants::of(dir, &config, None)
 }
 
 /// Returns [`REFUSED`] if no attempt succeeded.
@@ -365,8 +365,8 @@ fn passed_listener_serves_clients_from_an_empty_network_namespace() {
         stream.read_to_string(&mut answer).unwrap();
         answer
     });
-    let folder = tempfile::tempdir().unwrap();
-    let grants = grants(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let grants = grants(dir.path());
     let (code, said) = apart(true, || {
         let is_apart = TcpStream::connect(address).is_err() && UdpSocket::bind("127.0.0.1:0").is_ok();
         let given_up = root::enter(&grants).is_ok()
@@ -422,8 +422,8 @@ fn a_running_monitor_has_only_what_its_machine_needs() {
     rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
     let running = wisp.start_guest();
     drop(leak);
-    let folder = wisp.runs().remove(0);
-    let mut control = ControlClient::connect(&folder.join("vmm/control.sock")).unwrap();
+    let dir = wisp.runs().remove(0);
+    let mut control = ControlClient::connect(&dir.join("vmm/control.sock")).unwrap();
     control.send(&Request::Status).unwrap();
     let Message::Status(status) = control.receive(Some(common::DEADLINE)).unwrap() else { panic!("no status") };
     let sandbox = status.sandbox;
@@ -459,13 +459,13 @@ fn a_running_monitor_has_only_what_its_machine_needs() {
     // The disk is open, but its path does not exist in the sandbox: it cannot be reopened for writing.
     let root = PathBuf::from(format!("/proc/{}/root", sandbox.pid));
     let image = wisp.bundle().join("root.ext4");
-    assert!(image.exists() && root.join(folder.strip_prefix("/").unwrap()).exists());
+    assert!(image.exists() && root.join(dir.strip_prefix("/").unwrap()).exists());
     assert!(!root.join(image.strip_prefix("/").unwrap()).exists());
     let targets: Vec<_> = descriptors.map(|entry| fs::read_link(entry.unwrap().path()).unwrap()).collect();
     targets.iter().for_each(|target| assert!(known(target), "{}", target.display()));
     // The disk has a ring, or the log says why not.
     let rings = targets.iter().filter(|target| target.to_string_lossy() == "anon_inode:[io_uring]").count();
-    let log = fs::read_to_string(folder.join("vmm.log")).unwrap();
+    let log = fs::read_to_string(dir.join("vmm.log")).unwrap();
     assert_eq!(rings, usize::from(!log.contains("one request at a time")), "{log}");
     let limits = fs::read_to_string(format!("/proc/{}/limits", sandbox.pid)).unwrap();
     assert!(
@@ -474,25 +474,25 @@ fn a_running_monitor_has_only_what_its_machine_needs() {
     );
 
     let mode = |path: &Path| std::os::unix::fs::MetadataExt::mode(&path.metadata().unwrap()) & 0o777;
-    for private in [wisp.home(), &wisp.home().join("runs"), &folder] {
+    for private in [wisp.home(), &wisp.home().join("runs"), &dir] {
         assert_eq!(mode(private), 0o700, "{}", private.display());
     }
-    for file in [folder.clone(), folder.join("vmm")].iter().flat_map(|folder| fs::read_dir(folder).unwrap()) {
+    for file in [dir.clone(), dir.join("vmm")].iter().flat_map(|dir| fs::read_dir(dir).unwrap()) {
         let file = file.unwrap().path();
         assert_eq!(mode(&file) & 0o077, 0, "{}: {:o}", file.display(), mode(&file));
     }
     // The process sees its own directory, and of the files next to it only those that it must read.
-    let seen = PathBuf::from(format!("/proc/{}/root", sandbox.pid)).join(folder.strip_prefix("/").unwrap());
+    let seen = PathBuf::from(format!("/proc/{}/root", sandbox.pid)).join(dir.strip_prefix("/").unwrap());
     assert!(seen.join("vmm/console.log").exists());
     let seen: Vec<_> = fs::read_dir(seen).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert!(folder.join("config.json").exists() && folder.join("lock").exists());
+    assert!(dir.join("config.json").exists() && dir.join("lock").exists());
     assert!(seen.iter().all(|name| ["vmm", "link.json", "seed"].contains(&name.to_str().unwrap())), "{seen:?}");
-    another_user_gets_nowhere(&wisp, &folder);
+    another_user_gets_nowhere(&wisp, &dir);
     running.wait().expect_code(0);
 }
 
 /// Asserts that another user has no access. Only root can become another user.
-fn another_user_gets_nowhere(wisp: &Wisp, folder: &Path) {
+fn another_user_gets_nowhere(wisp: &Wisp, dir: &Path) {
     const NOBODY: u32 = 65534;
     if !rustix::process::geteuid().is_root() {
         return;
@@ -507,10 +507,10 @@ fn another_user_gets_nowhere(wisp: &Wisp, folder: &Path) {
         }
         all_refused(&[
             fs::read_dir(wisp.home()).is_ok(),
-            folder.join("config.json").exists(),
-            fs::read(folder.join("vmm/console.log")).is_ok(),
-            std::os::unix::net::UnixStream::connect(folder.join("vmm/control.sock")).is_ok(),
-            std::os::unix::net::UnixStream::connect(folder.join("vmm/vsock.sock")).is_ok(),
+            dir.join("config.json").exists(),
+            fs::read(dir.join("vmm/console.log")).is_ok(),
+            std::os::unix::net::UnixStream::connect(dir.join("vmm/control.sock")).is_ok(),
+            std::os::unix::net::UnixStream::connect(dir.join("vmm/vsock.sock")).is_ok(),
             wisp::host::home::Home::at(wisp.home()).is_ok(),
         ])
     });
@@ -545,7 +545,7 @@ fn what_a_host_does_not_have_is_said_and_the_rest_holds() {
     assert!(launched.status.success(), "{}", String::from_utf8_lossy(&launched.stderr));
     assert_eq!(exec(&wisp, "it", "echo here"), "here");
 
-    let mut control = ControlClient::connect(&folder(&wisp, "it").join("vmm/control.sock")).unwrap();
+    let mut control = ControlClient::connect(&dir(&wisp, "it").join("vmm/control.sock")).unwrap();
     control.send(&Request::Status).unwrap();
     let Message::Status(status) = control.receive(Some(common::DEADLINE)).unwrap() else { panic!("no status") };
     let sandbox = status.sandbox;

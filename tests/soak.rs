@@ -40,7 +40,7 @@ fn random_commands_and_kills_leave_a_consistent_store_and_nothing_else() {
         panic!("seed {seed}, after {rounds} rounds: {find}");
     }
     let [commands, monitors] = soak.killed;
-    println!("{rounds} rounds from seed {seed}: {commands} commands and {monitors} monitors killed, nothing found");
+    println!("{rounds} rounds from seed {seed}: {commands} commands and {monitors} VMMs killed, nothing found");
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -114,7 +114,7 @@ impl Soak {
                     let both = monitors.iter().filter(|(_, other)| *other == id);
                     both.for_each(|(pid, _)| common::wait_until_gone((*pid).try_into().unwrap()));
                     self.killed[1] += 1;
-                    did = format!("{did}; the monitor of {id} killed");
+                    did = format!("{did}; the VMM of {id} killed");
                 }
                 finish(running);
             }
@@ -186,7 +186,7 @@ impl Soak {
         let running: BTreeSet<InstanceId> =
             state.instances.iter().filter(|it| it.state == InstanceState::Running).map(|it| it.id).collect();
         let alive: BTreeSet<InstanceId> = common::monitors(self.wisp.home()).into_iter().map(|(_, id)| id).collect();
-        same("instances that run", &running, "monitors", &alive)?;
+        same("instances that run", &running, "VMMs", &alive)?;
         self.check_volumes(&state)?;
         self.check_files(&state)
     }
@@ -240,7 +240,7 @@ impl Soak {
             .filter(|it| it.state != InstanceState::Terminated)
             .map(|it| it.id.to_string())
             .collect();
-        same("living instances", &living, "folders", &names(&home.join("instances")))?;
+        same("living instances", &living, "directories", &names(&home.join("instances")))?;
         // The embedded image's directory is created on first use.
         let embedded = wisp::cloud::embedded::id().to_string();
         let without = |mut names: BTreeSet<String>| {
@@ -248,7 +248,7 @@ impl Soak {
             names
         };
         let images = without(state.images.iter().map(|it| it.id.to_string()).collect());
-        same("images", &images, "folders", &without(names(&home.join("images"))))?;
+        same("images", &images, "directories", &without(names(&home.join("images"))))?;
 
         let volumes = home.join("volumes");
         let mut needed: Vec<String> = state.volumes.iter().map(|it| it.file.clone()).collect();
@@ -277,7 +277,7 @@ impl Soak {
         made.into_iter().try_for_each(|it| run(&["image", "rm"], it.id.to_string()))?;
         self.check()?;
         let left: Vec<String> =
-            ["instances", "volumes", "runs"].iter().flat_map(|folder| names(&self.wisp.home().join(folder))).collect();
+            ["instances", "volumes", "runs"].iter().flat_map(|dir| names(&self.wisp.home().join(dir))).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?} are left")) }
     }
 }
@@ -296,8 +296,8 @@ fn same<T: Ord + std::fmt::Debug>(what: &str, a: &BTreeSet<T>, other: &str, b: &
 }
 
 /// Returns the names in a directory, except locks.
-fn names(folder: &Path) -> BTreeSet<String> {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+fn names(dir: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     entries.filter(|name| name != ".lock" && name != ".snapshots").collect()
 }
 

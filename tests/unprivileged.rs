@@ -66,7 +66,7 @@ fn use_it_all(wisp: &Wisp) {
     wisp.run(&["sg", "authorize", "open", "--port", "22"]).expect_code(0);
     let vpc = ["--network", "vpc", "--security-group", "default", "--security-group", "open"];
     let launched = launch(wisp, &[&["--name", "client", "--key", "mine"], &vpc[..]].concat()).expect_code(0);
-    assert!(!launched.stderr.contains("no way out"), "{}", launched.stderr);
+    assert!(!launched.stderr.contains("no uplink"), "{}", launched.stderr);
     launch(wisp, &[&["--name", "server", "--hibernation"], &vpc[..]].concat()).expect_code(0);
     let [client, server] = ["client", "server"].map(|name| instance(wisp, name));
     let private = server["PrivateIpAddress"].as_str().unwrap();
@@ -78,11 +78,11 @@ fn use_it_all(wisp: &Wisp) {
 
     // Its router is killed and restarted.
     let networks = std::fs::read_dir(wisp.home().join("networks")).unwrap().map(|entry| entry.unwrap().path());
-    let [folder] = &networks.filter(|path| path.is_dir()).collect::<Vec<_>>()[..] else { panic!("there is one VPC") };
-    common::kill_router(folder.to_str().unwrap());
-    assert_eq!(finding(wisp, "VPC router").unwrap()["Mends"][0]["Command"], "wisp ls");
+    let [dir] = &networks.filter(|path| path.is_dir()).collect::<Vec<_>>()[..] else { panic!("there is one VPC") };
+    common::kill_router(dir.to_str().unwrap());
+    assert_eq!(finding(wisp, "VPC router").unwrap()["Fixes"][0]["Command"], "wisp ls");
     let came = wisp.run(&["ls"]).expect_code(0);
-    assert!(came.stderr.contains("it is back") && !came.stderr.contains("reach nobody"), "{}", came.stderr);
+    assert!(came.stderr.contains("it is back") && !came.stderr.contains("have no network"), "{}", came.stderr);
     assert_eq!(exec(wisp, "client", &fetch(private, "")), "page");
     assert_eq!(hello_from_the_world(wisp, "client"), "hello");
 
@@ -101,7 +101,7 @@ fn use_it_all(wisp: &Wisp) {
         assert_eq!(outcome.text().trim(), &client["InstanceId"].as_str().unwrap()[..10]);
         outcome.stderr.contains("through the guest's agent")
     };
-    assert_eq!(found("Ports below 1024")["Mends"][0]["Command"], format!("sudo sysctl {LOW_PORTS}=22"));
+    assert_eq!(found("Ports below 1024")["Fixes"][0]["Command"], format!("sudo sysctl {LOW_PORTS}=22"));
     assert!(launched.stderr.contains(LOW_PORTS), "{}", launched.stderr);
     assert!(ssh());
     std::fs::write(format!("/proc/sys/{}", LOW_PORTS.replace('.', "/")), "22").unwrap();
@@ -187,9 +187,9 @@ fn nothing_is_left(wisp: &Wisp) {
 }
 
 /// Returns all files in a directory.
-fn tree(folder: &Path) -> Vec<PathBuf> {
+fn tree(dir: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
         if entry.file_type().unwrap().is_dir() {
             all.extend(tree(&entry.path()));
         }

@@ -22,8 +22,8 @@ fn check_images(wisp: &Wisp) {
 fn a_volume_moves_between_instances_with_its_data() {
     let wisp = Wisp::new();
     let noise = common::noise(3 << 20);
-    let folder = tempfile::tempdir().unwrap();
-    let sent = folder.path().join("noise");
+    let dir = tempfile::tempdir().unwrap();
+    let sent = dir.path().join("noise");
     std::fs::write(&sent, &noise).unwrap();
     let digest = format!("{}  -", common::sha256(&noise));
     let sum = "head -c 3145728 /dev/vdb | sha256sum";
@@ -74,8 +74,8 @@ fn a_volume_moves_between_instances_with_its_data() {
 #[test]
 fn an_image_of_an_instance_starts_others() {
     let wisp = Wisp::warm();
-    let folder = tempfile::tempdir().unwrap();
-    let (script, key) = (folder.path().join("user-data"), folder.path().join("me.pem"));
+    let dir = tempfile::tempdir().unwrap();
+    let (script, key) = (dir.path().join("user-data"), dir.path().join("me.pem"));
     std::fs::write(&script, "#!/bin/sh\necho once >> /root/ran\necho said by user data\n").unwrap();
     wisp.run(&["key", "create", "me", "--file", key.to_str().unwrap()]).expect_code(0);
     wisp.run(&["key", "create", "me", "--file", key.to_str().unwrap()]).expect_code(1);

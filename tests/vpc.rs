@@ -94,22 +94,22 @@ fn a_router_that_was_killed_comes_back_and_cuts_nobody_off() {
     heard_more();
     assert!(!reaches(&wisp, "client", &address));
 
-    let folder = wisp.home().join("networks").join(shown(&wisp, "client")["VpcId"].as_str().unwrap());
-    let folder = folder.canonicalize().unwrap().to_str().unwrap().to_string();
-    let kill_the_router = || common::kill_router(&folder);
+    let dir = wisp.home().join("networks").join(shown(&wisp, "client")["VpcId"].as_str().unwrap());
+    let dir = dir.canonicalize().unwrap().to_str().unwrap().to_string();
+    let kill_the_router = || common::kill_router(&dir);
     let killed = kill_the_router();
     let router_finding = || finding(&wisp, "VPC router");
-    assert_eq!(router_finding().unwrap()["Mends"][0]["Command"], "wisp ls");
+    assert_eq!(router_finding().unwrap()["Fixes"][0]["Command"], "wisp ls");
     // The next command restarts the router, with the current rules.
     let came = wisp.run(&["sg", "authorize", "db", "--port", "80", "--group", "default"]).expect_code(0);
-    assert!(came.stderr.contains("it is back") && !came.stderr.contains("reach nobody"), "{}", came.stderr);
+    assert!(came.stderr.contains("it is back") && !came.stderr.contains("have no network"), "{}", came.stderr);
     assert_eq!(router_finding(), None);
-    assert_ne!(common::processes(&["router", &folder]), [killed]);
+    assert_ne!(common::processes(&["router", &dir]), [killed]);
     heard_more();
     assert!(pings("client") && reaches(&wisp, "client", &address));
     assert_eq!(hello_from_the_world(&wisp, "client"), "hello");
-    let log = format!("{folder}/pasta.log");
-    assert_eq!(common::processes(&["--log-file", &log]).len(), 1, "one way out, and not that of before");
+    let log = format!("{dir}/pasta.log");
+    assert_eq!(common::processes(&["--log-file", &log]).len(), 1, "one uplink, and not the previous one");
 
     // Two concurrent commands, one of which launches. The new instance joins the others' network.
     kill_the_router();
@@ -117,9 +117,9 @@ fn a_router_that_was_killed_comes_back_and_cuts_nobody_off() {
     let launched = launch(&wisp, &["--name", "third"]).expect_code(0);
     let revoked = revoking.wait().expect_code(0);
     for said in [&launched.stderr, &revoked.stderr] {
-        assert!(!said.contains("reach nobody") && !said.contains("no way out"), "{said}");
+        assert!(!said.contains("have no network") && !said.contains("no uplink"), "{said}");
     }
-    assert_eq!(common::processes(&["router", &folder]).len(), 1);
+    assert_eq!(common::processes(&["router", &dir]).len(), 1);
     assert!(pings("third") && !reaches(&wisp, "third", &address));
     heard_more();
 
@@ -129,13 +129,13 @@ fn a_router_that_was_killed_comes_back_and_cuts_nobody_off() {
     wisp.run(&["terminate", "client", "third"]).expect_code(0);
     kill_the_router();
     let came = wisp.run(&["ls"]).expect_code(0);
-    assert!(came.stderr.contains("it is back") && !came.stderr.contains("reach nobody"), "{}", came.stderr);
+    assert!(came.stderr.contains("it is back") && !came.stderr.contains("have no network"), "{}", came.stderr);
     launch(&wisp, &["--name", "fourth"]).expect_code(0);
     assert!(pings("fourth"));
 
     wisp.run(&["terminate", "server", "fourth"]).expect_code(0);
     common::await_no_processes_of(&wisp);
-    assert!(!std::path::Path::new(&folder).join("router.sock").exists());
+    assert!(!std::path::Path::new(&dir).join("router.sock").exists());
     assert_eq!(of_the_host(), before);
 }
 
@@ -193,8 +193,8 @@ fn instances_of_a_vpc_reach_each_other_as_their_groups_say() {
 
     wisp.run(&["terminate", "client", "second", "server"]).expect_code(0);
     common::await_no_processes_of(&wisp);
-    for folder in std::fs::read_dir(wisp.home().join("networks")).unwrap() {
-        assert!(!folder.unwrap().path().join("router.sock").exists());
+    for dir in std::fs::read_dir(wisp.home().join("networks")).unwrap() {
+        assert!(!dir.unwrap().path().join("router.sock").exists());
     }
 }
 
@@ -310,7 +310,7 @@ fn fifty_instances_are_on_the_network_and_leave_nothing() {
     common::await_no_processes_of(&wisp);
     // The VPCs' namespaces had no other processes, and are not mounted anywhere.
     assert_eq!(of_the_host(), before);
-    for folder in std::fs::read_dir(wisp.home().join("networks")).unwrap() {
-        assert!(!folder.unwrap().path().join("router.sock").exists());
+    for dir in std::fs::read_dir(wisp.home().join("networks")).unwrap() {
+        assert!(!dir.unwrap().path().join("router.sock").exists());
     }
 }

@@ -62,8 +62,8 @@ fn a_warm_launch_is_an_instance_of_its_own() {
 
     // A damaged template is not used. The next launch cold-boots, and a new template follows.
     let warm = wisp.home().join("warm");
-    let folder = std::fs::read_dir(&warm).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir());
-    std::fs::write(folder.unwrap().join("state"), "damaged").unwrap();
+    let dir = std::fs::read_dir(&warm).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir());
+    std::fs::write(dir.unwrap().join("state"), "damaged").unwrap();
     let id = launch(&wisp, &["--wait", "none", "--cold"]).expect_code(0).text();
     assert!(!is_warm(&wisp, id.trim()));
     wisp.run(&["terminate", id.trim()]).expect_code(0);
@@ -72,7 +72,7 @@ fn a_warm_launch_is_an_instance_of_its_own() {
     // The background process that creates it holds its machine's lock.
     let deadline = std::time::Instant::now() + common::DEADLINE;
     while json(&wisp, &["image", "show", "tiny"])["Images"][0]["WarmSnapshots"].as_array().unwrap().is_empty() {
-        assert!(std::time::Instant::now() < deadline, "no warm snapshot came");
+        assert!(std::time::Instant::now() < deadline, "no template was made");
         std::thread::yield_now();
     }
     launch(&wisp, &["--name", "again", "--overcommit"]).expect_code(0);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::output::{self, Align, Cell, Output, Tone};
-use super::{launch, open_cloud, shapes, tell_notices};
+use super::{launch, open_cloud, print_warnings, shapes};
 use crate::ec2::tag::Tag;
 use crate::store::AddressRecord;
 
@@ -18,7 +18,7 @@ use crate::store::AddressRecord;
 #[command(after_help = "\
 Examples:
   wisp address allocate --name www
-  wisp address associate www web               in place of the public address that it has
+  wisp address associate www web               instead of its own public address
   wisp address associate www web-2             fail over: it is taken from the first
   wisp address disassociate www
   wisp address release www")]
@@ -92,7 +92,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
     };
-    tell_notices(&mut cloud);
+    print_warnings(&mut cloud);
     match output {
         Output::Json => output::print_json(&shapes::address(&record))?,
         Output::Table => {

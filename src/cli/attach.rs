@@ -24,12 +24,12 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let (record, folder) = open_cloud()?.reachable(&args.instance)?;
-    let stream = untrusted::connect(&folder.vmm_directory().join(SOCKET))
+    let (record, dir) = open_cloud()?.reachable(&args.instance)?;
+    let stream = untrusted::connect(&dir.vmm_directory().join(SOCKET))
         .with_context(|| format!("{}: its console cannot be reached", record.id))?;
     output::say("Joined; ctrl-] leaves.");
     match serial::join(stream)? {
-        serial::Left::ByEscape => output::say("\nLeft; the guest goes on."),
+        serial::Left::ByEscape => output::say("\nDetached. The instance is still running."),
         serial::Left::GuestEnded => output::say("\nThe machine has ended."),
     }
     Ok(ExitCode::SUCCESS)

@@ -74,8 +74,8 @@ impl<W: Write> Printer<W> {
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let record = cloud.instance(&args.instance)?;
-    let folder = cloud.folder(record.id);
-    let bytes = folder.console_output(LIMIT)?;
+    let dir = cloud.dir(record.id);
+    let bytes = dir.console_output(LIMIT)?;
     let mut printer = Printer::new(io::stdout(), io::stdout().is_terminal(), args.raw);
     match output {
         Output::Json => output::print_json(&json!({
@@ -86,18 +86,18 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         Output::Table => printer.print(&bytes).context("standard output")?,
     }
     if args.follow && record.state.has_machine() {
-        follow(&folder, &mut printer)?;
+        follow(&dir, &mut printer)?;
     }
     printer.finish().context("standard output")?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Prints what is appended to the log until the machine has ended.
-fn follow(folder: &crate::cloud::machine::Folder, printer: &mut Printer<impl Write>) -> anyhow::Result<()> {
-    let path = folder.vmm_directory().join(LOG);
+fn follow(dir: &crate::cloud::machine::InstanceDir, printer: &mut Printer<impl Write>) -> anyhow::Result<()> {
+    let path = dir.vmm_directory().join(LOG);
     let mut log = untrusted::open(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
     log.seek(SeekFrom::End(0))?;
-    let mut monitor = folder.connect()?;
+    let mut monitor = dir.connect()?;
     monitor.subscribe()?;
     loop {
         // The file's size is checked ten times a second, while waiting for the machine's end.

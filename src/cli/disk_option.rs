@@ -135,8 +135,8 @@ mod tests {
         read(OsStr::new(text))
     }
 
-    fn qemu_img(arguments: &[&str], folder: &Path) {
-        let output = Command::new("qemu-img").args(arguments).current_dir(folder).output().unwrap_or_else(|error| {
+    fn qemu_img(arguments: &[&str], dir: &Path) {
+        let output = Command::new("qemu-img").args(arguments).current_dir(dir).output().unwrap_or_else(|error| {
             panic!("qemu-img, of Debian's qemu-utils, is needed to make images and cannot be run: {error}")
         });
         assert!(output.status.success(), "qemu-img {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -171,9 +171,9 @@ mod tests {
 
     #[test]
     fn format_comes_from_the_option_or_the_name_and_never_from_the_content() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        qemu_img(&["create", "-q", "-f", "qcow2", "real.qcow2", "1M"], folder.path());
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        qemu_img(&["create", "-q", "-f", "qcow2", "real.qcow2", "1M"], dir.path());
         fs::copy(at("real.qcow2"), at("disk.img")).unwrap();
         let format = |text: String| parse(OsStr::new(&text)).unwrap().format;
         let disk = at("disk.img").display().to_string();
@@ -188,12 +188,12 @@ mod tests {
 
     #[test]
     fn backing_files_are_those_that_the_user_names() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name).display().to_string();
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
         fs::write(at("base"), vec![0; 1 << 20]).unwrap();
         fs::write(at("other"), vec![0; 1 << 20]).unwrap();
-        qemu_img(&["create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", "middle.qcow2"], folder.path());
-        qemu_img(&["create", "-q", "-f", "qcow2", "-b", "middle.qcow2", "-F", "qcow2", "top.qcow2"], folder.path());
+        qemu_img(&["create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", "middle.qcow2"], dir.path());
+        qemu_img(&["create", "-q", "-f", "qcow2", "-b", "middle.qcow2", "-F", "qcow2", "top.qcow2"], dir.path());
         let [top, middle, base, other] = ["top.qcow2", "middle.qcow2", "base", "other"].map(at);
         let parse = |text: String| parse(OsStr::new(&text));
         let disk = parse(format!("{top},backing={middle},backing={base}")).unwrap();
@@ -215,8 +215,8 @@ mod tests {
 
     #[test]
     fn read_only_disk_that_ends_within_a_sector_is_noted() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
         fs::write(&path, [7; 700]).unwrap();
         let disk = parse(OsStr::new(&format!("{},ro", path.display()))).unwrap();
         let noted = notes(&disk, false).unwrap();

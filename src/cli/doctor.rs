@@ -34,7 +34,7 @@ pub fn run(_args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         })?,
         Output::Table => {
             output::print(&render(&findings, Screen::stdout()))?;
-            output::next(if guests_run { "run" } else { "doctor   (once that is mended)" });
+            output::next(if guests_run { "run" } else { "doctor   (once that is fixed)" });
         }
     }
     Ok(if guests_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -73,7 +73,7 @@ fn finding_lines(finding: &Finding, screen: Screen) -> Vec<String> {
     if let Some(explanation) = &finding.explanation {
         texts.extend(wrap(explanation).iter().map(|line| screen.paint(Tone::Quiet, line)));
     }
-    texts.extend(output::mend_lines(&finding.mends, screen));
+    texts.extend(output::fix_lines(&finding.fixes, screen));
 
     let name = format!("{:1$}", finding.name, INDENT - 2);
     let first = format!("{} {}", screen.paint(tone, mark), screen.paint(Tone::Strong, &name));
@@ -83,45 +83,41 @@ fn finding_lines(finding: &Finding, screen: Screen) -> Vec<String> {
 
 fn summary(findings: &[Finding], screen: Screen) -> String {
     let number = |status| findings.iter().filter(|finding| finding.status == status).count();
-    let improvable = match number(Status::Warn) {
-        0 => String::new(),
-        1 => " One thing could be better.".to_owned(),
-        several => format!(" {several} things could be better."),
+    let (problems, warnings) = (number(Status::Fail), number(Status::Warn));
+    let verdict = match problems {
+        0 => screen.paint(Tone::Good, "Ready"),
+        _ => screen.paint(Tone::Bad, &format!("Not ready: {}", output::count(problems, "problem"))),
     };
-    let verdict = match number(Status::Fail) {
-        0 => screen.paint(Tone::Good, "Guests can run here."),
-        1 => screen.paint(Tone::Bad, "Guests cannot run here: one thing is to be mended."),
-        several => {
-            let text = format!("Guests cannot run here: {several} things are to be mended.");
-            screen.paint(Tone::Bad, &text)
-        }
-    };
-    verdict + &improvable
+    match (problems, warnings) {
+        (_, 0) => verdict + ".",
+        (0, _) => format!("{verdict}: {}.", output::count(warnings, "warning")),
+        _ => format!("{verdict}, {}.", output::count(warnings, "warning")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::probe::Mend;
+    use crate::host::probe::Fix;
 
     fn finding(name: &'static str, status: Status) -> Finding {
-        Finding { name, status, found: "found".into(), explanation: None, mends: Vec::new() }
+        Finding { name, status, found: "found".into(), explanation: None, fixes: Vec::new() }
     }
 
-    fn mend(purpose: &'static str, command: &str) -> Mend {
-        Mend { purpose, command: command.to_owned() }
+    fn fix(purpose: &'static str, command: &str) -> Fix {
+        Fix { purpose, command: command.to_owned() }
     }
 
     #[test]
     fn a_good_host_is_ticked_through() {
         let text = render(&[finding("CPU", Status::Ok)], Screen::PLAIN);
-        assert_eq!(text, "✓ CPU              found\n\nGuests can run here.");
+        assert_eq!(text, "✓ CPU              found\n\nReady.");
     }
 
     #[test]
     fn the_mending_commands_stand_under_what_they_mend() {
         let mut missing = finding("/dev/kvm", Status::Fail);
-        missing.mends = vec![mend("for good", "sudo one"), mend("for now", "sudo two")];
+        missing.fixes = vec![fix("for good", "sudo one"), fix("for now", "sudo two")];
         let text = render(&[missing, finding("passt", Status::Warn)], Screen::PLAIN);
         assert_eq!(
             text.lines().collect::<Vec<_>>(),
@@ -133,7 +129,7 @@ mod tests {
                 "                       sudo two",
                 "! passt            found",
                 "",
-                "Guests cannot run here: one thing is to be mended. One thing could be better.",
+                "Not ready: 1 problem, 1 warning.",
             ]
         );
     }
@@ -142,7 +138,7 @@ mod tests {
     fn explanations_are_wrapped_and_commands_are_not() {
         let mut missing = finding("Memory", Status::Warn);
         missing.explanation = Some("word ".repeat(40));
-        missing.mends = vec![mend("for good", &"x".repeat(90))];
+        missing.fixes = vec![fix("for good", &"x".repeat(90))];
         let lines = finding_lines(&missing, Screen { width: Some(60), colour: false });
         let (command, others) = lines.split_last().expect("several lines");
         assert!(others.iter().all(|line| line.chars().count() <= 60), "{others:?}");

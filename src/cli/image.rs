@@ -10,15 +10,15 @@ use serde_json::{Value, json};
 
 use super::output::{self, Align, Cell, Output, Screen, Tone};
 use super::size::SizeArgs;
-use super::{launch, open_cloud, shapes, tell_notices};
+use super::{launch, open_cloud, print_warnings, shapes};
 use crate::cloud::bundle::Verified;
 use crate::cloud::image::Image;
 use crate::cloud::image_memory::{self, ImageMemory};
 use crate::cloud::import::Progress;
 use crate::cloud::launch::{ROOT_DEVICE, cpus};
 use crate::cloud::registry::Moment;
+use crate::cloud::template::{self, TemplateRecord};
 use crate::cloud::transfer::{NewImage, RootChoices};
-use crate::cloud::warm::{self, WarmRecord};
 use crate::cloud::{Cloud, timestamp, utc};
 use crate::ec2::catalogue;
 use crate::ec2::metadata::ImdsSupport;
@@ -130,7 +130,7 @@ enum Command {
     /// Make templates from which launches of their size are restored.
     ///
     /// A launch that had to boot also makes one in the background.
-    Warm {
+    Template {
         /// Image name or id, or bundle directory.
         image: String,
         #[command(flatten)]
@@ -175,7 +175,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
         Command::Ls => list(&cloud.images()?, output)?,
         Command::Show { image } => {
             let (record, image) = cloud.image(Some(&image))?;
-            let warm = warm::list_of(cloud.home(), &image.folder)?;
+            let warm = template::list_of(cloud.home(), &image.dir)?;
             match output {
                 Output::Json => {
                     let mut shape = shapes::image(&record, devices(&image));
@@ -244,15 +244,15 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
                 output::print(&format!("{}  {}, {}", record.id, record.name, record.visibility.as_str()))?;
             }
         }
-        Command::Warm { image, size, remove, if_missing } => {
+        Command::Template { image, size, remove, if_missing } => {
             let image = match Image::unregistered(cloud.home(), Some(&image))? {
                 Some(image) => image,
                 None => cloud.image(Some(&image))?.1,
             };
             if remove {
-                let count = warm::remove_of(cloud.home(), &image.folder)?;
+                let count = template::remove_of(cloud.home(), &image.dir)?;
                 if output == Output::Table {
-                    output::print(&format!("{} removed", output::count(count, "warm snapshot")))?;
+                    output::print(&format!("{} removed", output::count(count, "template")))?;
                 }
             } else {
                 make_warm(&cloud, &image, &size, if_missing, output, began_ns)?;
@@ -267,7 +267,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
             }
         }
     }
-    tell_notices(&mut cloud);
+    print_warnings(&mut cloud);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -336,7 +336,7 @@ fn devices(image: &Image) -> Value {
     }
 }
 
-fn lines(record: &ImageRecord, image: &Image, warm: &[WarmRecord], screen: Screen) -> Vec<String> {
+fn lines(record: &ImageRecord, image: &Image, warm: &[TemplateRecord], screen: Screen) -> Vec<String> {
     let line = |label: &str, text: &str| format!("{} {text}", screen.paint(Tone::Quiet, &format!("{label:<16}")));
     let manifest = &image.manifest;
     let mut lines = vec![
@@ -362,7 +362,7 @@ fn lines(record: &ImageRecord, image: &Image, warm: &[WarmRecord], screen: Scree
     }
     if let Some(memory) = ImageMemory::of(image) {
         let saved = saved_line(memory.cpus, memory.memory_mib, image_memory::bytes(image));
-        lines.push(line("Memory", &format!("{saved}; launches in this size go on from it")));
+        lines.push(line("Memory", &format!("{saved}; launches of this size are restored from it")));
     }
     lines.extend(warm.iter().map(|record| line("Warm", &warm_line(record))));
     for part in &manifest.components {
@@ -383,14 +383,14 @@ fn make_warm(
     crate::host::probe::kvm_access()?;
     let request = size.of_type(catalogue::find(launch::DEFAULT_TYPE)?)?;
     size.check(&request)?;
-    anyhow::ensure!(warm::limit() > 0, "{}=0 says that no warm snapshots are kept", warm::LIMIT_VARIABLE);
-    let task = warm::Task::take(cloud.home(), image, cpus(&request), request.memory_mib)?;
+    anyhow::ensure!(template::limit() > 0, "{}=0 turns templates off", template::LIMIT_VARIABLE);
+    let task = template::Task::take(cloud.home(), image, cpus(&request), request.memory_mib)?;
     if if_missing && task.is_none() {
         return Ok(());
     }
     let spinner = super::wait::spinner("A guest is booting, to be saved");
     let (cpus, timeout) = (cpus(&request), super::wait::boot_timeout(None));
-    let made = warm::make(cloud.home(), image, cpus, request.memory_mib, timeout, began_ns);
+    let made = template::make(cloud.home(), image, cpus, request.memory_mib, timeout, began_ns);
     spinner.finish_and_clear();
     let record = made?;
     match output {
@@ -404,7 +404,7 @@ fn make_warm(
 }
 
 /// A template's size and disk usage.
-fn warm_line(record: &WarmRecord) -> String {
+fn warm_line(record: &TemplateRecord) -> String {
     let facts = &record.facts;
     format!("{}, made {}", saved_line(facts.cpus, facts.memory_mib, record.bytes), utc(facts.made))
 }
@@ -415,7 +415,7 @@ fn saved_line(cpus: CpuConfig, memory_mib: u64, bytes: u64) -> String {
     format!("{vcpus}, {}: {} on disk", approximate_mib(memory_mib), output::bytes(bytes))
 }
 
-fn warm_shape(record: &WarmRecord) -> Value {
+fn warm_shape(record: &TemplateRecord) -> Value {
     let facts = &record.facts;
     json!({
         "Vcpus": facts.cpus.count,

@@ -8,7 +8,7 @@ use super::network::{NetworkArgs, PlacementArgs};
 use super::output::{self, Output};
 use super::size::SizeArgs;
 use super::wait::{self, Wait};
-use super::{open_cloud, shapes, tell_notices, warm};
+use super::{open_cloud, print_warnings, shapes, template};
 use crate::cloud::launch::{LaunchSpec, Launched};
 use crate::cloud::network::NetworkSpec;
 use crate::ec2::credits::CreditMode;
@@ -184,7 +184,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         no_limits: args.no_limits,
     };
     let Launched { instances, monitors, wants_warm } = cloud.launch(&spec)?;
-    tell_notices(&mut cloud);
+    print_warnings(&mut cloud);
     let all: Vec<&InstanceRecord> = instances.iter().collect();
     match output {
         Output::Json => output::print_json(&shapes::reservation(&all, &cloud.group_names()?))?,
@@ -196,7 +196,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         wait::until_ready(&instances, monitors, wait::boot_timeout(args.timeout))?;
     }
     if wants_warm {
-        warm::prepare_in_background(Some(&instances[0].image_id.to_string()), &spec.size);
+        template::prepare_in_background(Some(&instances[0].image_id.to_string()), &spec.size);
     }
     if output == Output::Table {
         match instances.as_slice() {

@@ -55,7 +55,7 @@ pub fn lines(record: &InstanceRecord, status: Option<&Status>) -> Vec<(&'static 
             }
         }
         if let Some(now) = status.and_then(|status| status.cpu_budget.as_ref()) {
-            text = format!("{text}; held back for {}", seconds(now.held_ns));
+            text = format!("{text}; throttled for {}", seconds(now.held_ns));
         }
         lines.push(("CPU credits", text));
     }
@@ -67,11 +67,11 @@ pub fn lines(record: &InstanceRecord, status: Option<&Status>) -> Vec<(&'static 
         let Some(limits) = limits else { continue };
         let saved = saved_percent.filter(|_| bursts(limits)).map(|percent| format!("; {percent} % of its burst saved"));
         let held = seconds(*held_ns);
-        lines.push(("Disk", format!("{id}: {}{}; held back for {held}", disk_text(limits), saved.unwrap_or_default())));
+        lines.push(("Disk", format!("{id}: {}{}; throttled for {held}", disk_text(limits), saved.unwrap_or_default())));
     }
     if let (Some(limits), Some(net)) = (&status.net_limits, &status.net) {
         let text = rate_text(&limits.bytes, |bytes| format!("{}/s", output::bytes(bytes)));
-        lines.push(("Network speed", format!("{text} each way; held back for {}", seconds(net.held_ns))));
+        lines.push(("Network speed", format!("{text} each way; throttled for {}", seconds(net.held_ns))));
     }
     lines
 }
@@ -82,7 +82,7 @@ fn bursts(limits: &DiskLimits) -> bool {
 
 fn rate_text(rate: &Rate, unit: impl Fn(u64) -> String) -> String {
     if rate.peak > rate.baseline {
-        format!("{}, for a while {}", unit(rate.baseline), unit(rate.peak))
+        format!("{} (burst {})", unit(rate.baseline), unit(rate.peak))
     } else {
         unit(rate.baseline)
     }
@@ -153,6 +153,6 @@ mod tests {
             operations: Some(Rate { baseline: 100, peak: 3000, savings: 1 }),
             operation_bytes: 0,
         };
-        assert_eq!(disk_text(&limits), "100 IOPS, for a while 3000 IOPS; 125 MiB/s");
+        assert_eq!(disk_text(&limits), "100 IOPS (burst 3000 IOPS); 125 MiB/s");
     }
 }

@@ -38,6 +38,7 @@ mod start;
 mod stop;
 mod subnet;
 mod tag;
+mod template;
 mod terminate;
 mod timeline;
 mod top;
@@ -46,7 +47,6 @@ mod vmm;
 mod volume;
 mod vpc;
 mod wait;
-mod warm;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -184,12 +184,12 @@ pub fn main() -> ExitCode {
 /// Opens the data directory, and prints what was reconciled since the last command.
 fn open_cloud() -> anyhow::Result<Cloud> {
     let mut cloud = Cloud::open()?;
-    tell_notices(&mut cloud);
+    print_warnings(&mut cloud);
     Ok(cloud)
 }
 
 /// Prints warnings.
-fn tell_notices(cloud: &mut Cloud) {
+fn print_warnings(cloud: &mut Cloud) {
     for notice in cloud.take_notices() {
         output::say(&format!("{} {notice}", output::Screen::stderr().paint(output::Tone::Warning, "Note:")));
     }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::launch::read_user_data;
 use super::output::{self, Output};
 use super::size::SizeArgs;
-use super::{open_cloud, shapes, tell_notices};
+use super::{open_cloud, print_warnings, shapes};
 use crate::cloud::modify::Modification;
 use crate::ec2::catalogue;
 use crate::ec2::credits::CreditMode;
@@ -81,7 +81,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         security_groups: args.security_groups.clone(),
     };
     let record = cloud.modify(record.id, &change)?;
-    tell_notices(&mut cloud);
+    print_warnings(&mut cloud);
     match output {
         Output::Json => output::print_json(&shapes::instance(&record, &cloud.group_names()?))?,
         Output::Table => {

@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::escape::{escape, escape_json, escape_line, escape_output};
 use crate::cloud::CloudError;
 use crate::ec2::Ec2Error;
-use crate::host::probe::{KvmAccessError, Mend};
+use crate::host::probe::{Fix, KvmAccessError};
 use crate::host::shell;
 
 /// Output format.
@@ -260,7 +260,7 @@ fn error_text(error: &anyhow::Error, screen: Screen) -> String {
             let _ = write!(text, "\n{label}  {}", escape(&hint));
         }
         if let Some(access) = cause.downcast_ref::<KvmAccessError>() {
-            for line in mend_lines(&access.mends(), screen) {
+            for line in fix_lines(&access.fixes(), screen) {
                 let _ = write!(text, "\n  {line}");
             }
         }
@@ -270,12 +270,12 @@ fn error_text(error: &anyhow::Error, screen: Screen) -> String {
 
 /// Formats commands that fix a problem. A single command stands alone; several are listed with their purposes. A
 /// command is never wrapped, so that it can be copied.
-pub fn mend_lines(mends: &[Mend], screen: Screen) -> Vec<String> {
-    let command = |mend: &Mend| screen.paint(Tone::Strong, &mend.command);
-    match mends {
+pub fn fix_lines(fixes: &[Fix], screen: Screen) -> Vec<String> {
+    let command = |fix: &Fix| screen.paint(Tone::Strong, &fix.command);
+    match fixes {
         [only] => vec![format!("→ {}", command(only))],
         several => {
-            several.iter().flat_map(|mend| [format!("→ {}:", mend.purpose), format!("    {}", command(mend))]).collect()
+            several.iter().flat_map(|fix| [format!("→ {}:", fix.purpose), format!("    {}", command(fix))]).collect()
         }
     }
 }

@@ -175,7 +175,7 @@ fn figure_lines(record: &InstanceRecord, figures: &Figures) -> Vec<(&'static str
     if figures.cpu_held > 0.0 {
         let held = percent(figures.cpu_held);
         let wanted = shares(&figures.cpu_wanted, vcpus);
-        lines.push(("", format!("held back for {held} of the time, for want of credits; without that {wanted}")));
+        lines.push(("", format!("throttled for {held} of the time for lack of credits; demand {wanted}")));
     }
     let memory_bytes = record.memory_mib << 20;
     let touched = percent(figures.touched_bytes as f64 / memory_bytes.max(1) as f64);
@@ -191,13 +191,13 @@ fn figure_lines(record: &InstanceRecord, figures: &Figures) -> Vec<(&'static str
         let held = percent(figures.ebs_held);
         lines.push((
             "",
-            format!("held back for {held} of the time, added up, by the type's limits or the volumes' own"),
+            format!("throttled for {held} of the time, summed, by the type's or the volumes' limits"),
         ));
     }
     let limit = of(known.map(|known| per_second(known.network_speed().baseline)));
     lines.push(("Network", format!("{}{limit}", rates(&figures.network, per_second))));
     if figures.network_held > 0.0 {
-        lines.push(("", format!("held back for {} of the time", percent(figures.network_held))));
+        lines.push(("", format!("throttled for {} of the time", percent(figures.network_held))));
     }
     lines
 }

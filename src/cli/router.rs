@@ -15,7 +15,7 @@ use crate::host::router::{self, Place};
 #[command(after_help = "Started by wisp itself, when an instance is connected to its network.")]
 pub struct Args {
     /// Network directory.
-    folder: PathBuf,
+    dir: PathBuf,
 
     /// Descriptor of the listening socket.
     #[arg(long)]
@@ -51,6 +51,6 @@ impl PlaceArgs {
 /// Runs the router until its last instance has ended.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let listener = inherit(args.listener_fd)?;
-    router::run(&args.folder, listener, args.place.place()?).context("the network's router cannot go on")?;
+    router::run(&args.dir, listener, args.place.place()?).context("the network's router cannot continue")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -11,14 +11,14 @@ use super::guest_command::{self, Outcome};
 use super::network::NetworkArgs;
 use super::size::SizeArgs;
 use super::wait::{self, AGENT_TIMEOUT, SHOW_AFTER};
-use super::{disk_option, output, serial, timeline, warm};
+use super::{disk_option, output, serial, template, timeline};
 use crate::cloud::image::Image;
 use crate::cloud::image_memory::ImageMemory;
 use crate::cloud::launch;
 use crate::cloud::run::{EphemeralInstance, RunError};
 use crate::cloud::run_spec::{Boot, RunSpec};
-use crate::cloud::warm::{Warm, can_have, find};
-use crate::ec2::capacity::Request;
+use crate::cloud::template::{Template, can_have, find};
+use crate::ec2::capacity::InstanceSize;
 use crate::guest::Agent;
 use crate::host::home::Home;
 use crate::host::probe;
@@ -136,14 +136,14 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
     let code = outcome?;
     let (end, status) = ended?;
     if let Err(error) = timeline::keep(&home, &status) {
-        log::warn!("the timeline cannot be kept: {error:#}");
+        log::warn!("the timeline cannot be stored: {error:#}");
     }
     if args.timeline {
         output::say(&timeline::render(&status, output::Screen::stderr()));
     }
     log::info!("{end}");
     if warm.is_wanted {
-        warm::prepare_in_background(args.image.as_deref(), &request);
+        template::prepare_in_background(args.image.as_deref(), &request);
     }
     Ok(ExitCode::from(code))
 }
@@ -152,7 +152,7 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
 #[derive(Debug)]
 struct Warming {
     /// The template from which the guest is restored.
-    found: Option<Warm>,
+    found: Option<Template>,
     /// True if a template is made for the next guest.
     is_wanted: bool,
 }
@@ -171,7 +171,7 @@ impl Warming {
 }
 
 /// The requested vCPUs and memory, if this host has them.
-fn size(size: &SizeArgs) -> anyhow::Result<Request> {
+fn size(size: &SizeArgs) -> anyhow::Result<InstanceSize> {
     let request = size.or_else(DEFAULT_VCPUS, DEFAULT_MEMORY_MIB)?;
     size.check(&request)?;
     Ok(request)

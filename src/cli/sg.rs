@@ -6,7 +6,7 @@ use clap::Subcommand;
 
 use super::escape::escape_line;
 use super::output::{self, Align, Cell, Output, Tone};
-use super::{open_cloud, shapes, tell_notices};
+use super::{open_cloud, print_warnings, shapes};
 use crate::cloud::network::{RuleSpec, shown};
 use crate::ec2::id::SecurityGroupRuleId;
 use crate::ec2::network::{Ipv4Range, Traffic};
@@ -138,7 +138,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         Command::Revoke { rule, id: Some(id) } => cloud.revoke_by_id(&rule.group, id)?,
         Command::Revoke { rule, id: None } => cloud.revoke(&rule.group, &rule.spec()?)?,
     };
-    tell_notices(&mut cloud);
+    print_warnings(&mut cloud);
     match output {
         Output::Json => output::print_json(&serde_json::json!({"SecurityGroups": [shapes::security_group(&changed)]}))?,
         Output::Table => show(&changed)?,

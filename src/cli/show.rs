@@ -65,7 +65,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         lines.push(line(screen, "User data", &user_data(&cloud, &record)));
     }
     if record.state_reason.as_ref().is_some_and(|reason| reason.is_failure()) {
-        let tail = cloud.folder(record.id).console_tail().to_string();
+        let tail = cloud.dir(record.id).console_tail().to_string();
         lines.push(line(screen, "Console", tail.trim_start_matches(['.', ';', ' '])));
     }
     output::print(&lines.join("\n"))?;
@@ -86,7 +86,7 @@ fn user_data(cloud: &Cloud, record: &InstanceRecord) -> String {
         return "left to cloud-init; `cloud-init status` in the guest tells how far it is".into();
     }
     let status = cloud
-        .folder(record.id)
+        .dir(record.id)
         .agent(SHORT)
         .and_then(|agent| agent.user_data(SHORT).map_err(|source| CloudError::Guest { instance: record.id, source }));
     match status {

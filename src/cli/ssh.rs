@@ -73,7 +73,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     anyhow::ensure!(!args.print, "{}: {why}; `wisp exec` needs none of it", target.instance);
     output::say(&format!("{}: {why}; through the guest's agent instead.", target.instance));
-    let agent = target.folder.agent(AGENT_TIMEOUT)?;
+    let agent = target.dir.agent(AGENT_TIMEOUT)?;
     let command = if args.command.is_empty() { Vec::new() } else { in_a_shell(&args.command) };
     match guest_command::run(agent, &command, Some(user))? {
         Outcome::Exited(code) | Outcome::Interrupted(code) => Ok(ExitCode::from(code)),
@@ -84,7 +84,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// Returns the `ssh` command, or a short reason why SSH is not possible.
 fn ssh(target: &SshTarget, user: &str, identity: Option<&Path>, words: &[OsString]) -> Result<Command, String> {
     let Some(endpoint) = target.endpoint else {
-        return Err("its security groups let nobody in at port 22 (`wisp sg authorize default --port 22` does)".into());
+        return Err("its security groups do not open port 22 (`wisp sg authorize default --port 22` does)".into());
     };
     if let Err(error) = TcpStream::connect_timeout(&SocketAddr::V4(endpoint), CONNECT_TIMEOUT) {
         return Err(format!("{endpoint} does not answer ({error})"));
@@ -143,7 +143,7 @@ fn in_a_shell(words: &[OsString]) -> Vec<OsString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloud::machine::Folder;
+    use crate::cloud::machine::InstanceDir;
     use crate::host::home::Home;
 
     fn target(known_hosts: &str) -> SshTarget {
@@ -151,7 +151,7 @@ mod tests {
         let id = "i-0123456789abcdef0".parse().unwrap();
         SshTarget {
             instance: id,
-            folder: Folder::of(&Home::at(home.path()).unwrap(), id),
+            dir: InstanceDir::of(&Home::at(home.path()).unwrap(), id),
             user: "admin".into(),
             key_name: Some("no-such-key".into()),
             endpoint: Some("127.18.0.5:22".parse().unwrap()),

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use super::output::{self, Output};
-use super::{open_cloud, print_changes, tell_notices, wait};
-use crate::cloud::lifecycle::Manner;
+use super::{open_cloud, print_changes, print_warnings, wait};
+use crate::cloud::lifecycle::StopMode;
 
 /// Stop instances. Their volumes are kept.
 ///
@@ -15,7 +15,7 @@ use crate::cloud::lifecycle::Manner;
 Examples:
   wisp stop web
   wisp stop web --force      at once, like pulling the plug
-  wisp stop web --hibernate  with its memory, to go on where it was")]
+  wisp stop web --hibernate  with its memory")]
 pub struct Args {
     /// Instances: ids, prefixes of ids, or names.
     #[arg(value_name = "INSTANCE", required = true)]
@@ -38,16 +38,16 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         cloud.check_hibernation(&ids)?;
     }
     let manner = match (args.hibernate, args.force) {
-        (true, _) => Manner::Hibernate,
-        (_, true) => Manner::Force,
-        _ => Manner::Orderly,
+        (true, _) => StopMode::Hibernate,
+        (_, true) => StopMode::Force,
+        _ => StopMode::Orderly,
     };
     let ending = cloud.begin_stop(&ids)?;
     let changes = ending.changes.clone();
     let spinner = wait::spinner(if args.hibernate { "Hibernating" } else { "Stopping" });
     let finished = cloud.finish_stop(ending, manner);
     spinner.finish_and_clear();
-    tell_notices(&mut cloud);
+    print_warnings(&mut cloud);
     finished?;
     print_changes("StoppingInstances", &changes, output)?;
     if output == Output::Table {

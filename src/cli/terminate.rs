@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::output::{self, Output};
-use super::{open_cloud, print_changes, tell_notices, wait};
+use super::{open_cloud, print_changes, print_warnings, wait};
 
 /// Terminate instances.
 ///
@@ -29,7 +29,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let spinner = wait::spinner("Terminating");
     let finished = cloud.finish_terminate(ending);
     spinner.finish_and_clear();
-    tell_notices(&mut cloud);
+    print_warnings(&mut cloud);
     finished?;
     print_changes("TerminatingInstances", &changes, output)?;
     if output == Output::Table {

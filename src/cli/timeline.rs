@@ -52,11 +52,11 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 fn of_instance(reference: &str) -> anyhow::Result<Status> {
     let mut cloud = super::open_cloud()?;
     let record = cloud.instance(reference)?;
-    let folder = cloud.folder(record.id);
+    let dir = cloud.dir(record.id);
     if record.state.has_machine() {
-        return Ok(folder.connect()?.status()?);
+        return Ok(dir.connect()?.status()?);
     }
-    match folder.end() {
+    match dir.end() {
         Some(EndRecord::Ended { status, .. }) => Ok(*status),
         _ => anyhow::bail!("{} is {}, and of its last boot nothing is known", record.id, record.state),
     }
@@ -95,7 +95,7 @@ pub fn render(status: &Status, screen: Screen) -> String {
     lines.extend(table.lines());
     lines.push(String::new());
     lines.push(format!(
-        "{} and {} MiB{}; {} of guest memory touched, {} for the monitor itself{}",
+        "{} and {} MiB{}; {} of guest memory touched, {} for the VMM itself{}",
         output::count(status.vcpus as usize, "vCPU"),
         status.memory_mib,
         if status.timeline.is_restored() { ", went on from a saved machine" } else { "" },
@@ -135,7 +135,7 @@ fn phase_lines(timeline: &TimelineRecord, screen: Screen) -> Vec<String> {
 fn phase(mark: Mark, timeline: &TimelineRecord) -> String {
     match mark {
         Mark::FirstInstruction if timeline.is_restored() => "start vCPUs".into(),
-        Mark::AgentReady if timeline.is_restored() => "the guest learns that it goes on".into(),
+        Mark::AgentReady if timeline.is_restored() => "agent resumed".into(),
         mark => mark.phase().into(),
     }
 }
@@ -172,8 +172,8 @@ mod tests {
 
     #[test]
     fn a_timeline_survives_its_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let home = Home::at(folder.path()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path()).unwrap();
         keep(&home, &status()).unwrap();
         let text = std::fs::read_to_string(home.last_timeline()).unwrap();
         assert_eq!(serde_json::from_str::<Report>(&text).unwrap().status, status());

@@ -115,7 +115,7 @@ fn look(cloud: &mut Cloud, only: Option<InstanceId>) -> anyhow::Result<Look> {
     let mut samples = HashMap::new();
     for record in &records {
         // An instance that has just ended is not shown.
-        if let Ok(status) = cloud.folder(record.id).connect().and_then(|mut monitor| monitor.status()) {
+        if let Ok(status) = cloud.dir(record.id).connect().and_then(|mut monitor| monitor.status()) {
             samples.insert(record.id, Sample { at: Instant::now(), status });
         }
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
-use crate::ec2::capacity::{self, HostCapacity, Lacking, Request};
+use crate::ec2::capacity::{self, HostCapacity, InstanceSize, Lacking};
 use crate::ec2::catalogue;
 use crate::ec2::describe::InstanceTypeInfo;
 use crate::ec2::instance_type::{EbsBandwidth, InstanceType, NotLaunchable};
@@ -81,7 +81,7 @@ enum Misfit {
 
 fn verdict(candidate: &'static InstanceType, host: HostCapacity) -> Result<(), Misfit> {
     candidate.launchable().map_err(Misfit::Never)?;
-    match capacity::lacking(&Request::of_type(candidate), host, false) {
+    match capacity::lacking(&InstanceSize::of_type(candidate), host, false) {
         None => Ok(()),
         Some(lacking) => Err(Misfit::Here(lacking)),
     }
@@ -102,7 +102,7 @@ impl Misfit {
     fn clause(self) -> &'static str {
         match self {
             Misfit::Never(reason) => reason.brief(),
-            Misfit::Here(Lacking::Monitor) => "more than 64 vCPUs",
+            Misfit::Here(Lacking::Vmm) => "more than 64 vCPUs",
             Misfit::Here(Lacking::Cpus) => "short of CPUs",
             Misfit::Here(Lacking::Memory) => "short of memory",
             Misfit::Here(Lacking::CpusAndMemory) => "short of CPUs and memory",
@@ -113,7 +113,7 @@ impl Misfit {
     fn sentence(self, host: HostCapacity) -> String {
         match self {
             Misfit::Never(reason) => reason.to_string(),
-            Misfit::Here(Lacking::Monitor) => {
+            Misfit::Here(Lacking::Vmm) => {
                 format!("a guest has at most {} vCPUs", capacity::MAX_VCPUS)
             }
             Misfit::Here(_) => format!("this host has {}", free(host)),

@@ -1,4 +1,4 @@
-//! `wisp vmm`: the monitor's process, started by other commands, never by hand.
+//! `wisp vmm`: the VMM's process, started by other commands, never by hand.
 
 use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -12,13 +12,13 @@ use anyhow::Context;
 use rustix::fs::Mode;
 
 use crate::host::environment;
-use crate::host::keeper::{self, LogPipe, Signals};
-use crate::host::monitor_process::{
-    self, CONFIG, LOG, close_on_exec, keep_open, make_vmm_directory, violation, vmm_directory,
-};
-use crate::host::out_of_memory::KilledBefore;
+use crate::host::out_of_memory::OomKillCount;
 use crate::host::probe;
 use crate::host::router;
+use crate::host::supervisor::{self, LogPipe, Signals};
+use crate::host::vmm_process::{
+    self, CONFIG, LOG, close_on_exec, keep_open, make_vmm_directory, violation, vmm_directory,
+};
 use crate::vmm::broker::{self, Broker, BrokerClient};
 use crate::vmm::config::MAX_DISKS;
 use crate::vmm::console_socket;
@@ -26,8 +26,8 @@ use crate::vmm::control::{self, Message};
 use crate::vmm::end::End;
 use crate::vmm::end_record::EndRecord;
 use crate::vmm::kvm::VirtualMachine;
-use crate::vmm::machine::{Launcher, Restore, Surroundings};
-use crate::vmm::passed::PassedFiles;
+use crate::vmm::machine::{Launcher, Restore, VmmInputs};
+use crate::vmm::passed_files::FdTable;
 use crate::vmm::sandbox::files::Grants;
 use crate::vmm::sandbox::namespaces::{self, Side};
 use crate::vmm::sandbox::{self, limits, seccomp};
@@ -37,12 +37,12 @@ use crate::vmm::virtio::block::Ring;
 use crate::vmm::virtio::vsock;
 use crate::vmm::{Machine, MachineConfig};
 
-/// Runs the machine of an instance's folder.
+/// Runs the machine of an instance's directory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Started by wisp itself: `wisp run` is what you want.")]
 pub struct Args {
-    /// The instance's folder.
-    folder: PathBuf,
+    /// The instance's directory.
+    dir: PathBuf,
 
     /// The descriptor of the instance's lock.
     #[arg(long)]
@@ -68,7 +68,7 @@ pub struct Args {
     #[arg(long)]
     began_ns: Option<u64>,
 
-    /// The folder of a saved machine to go on from; a guest that reboots later boots.
+    /// The directory of a saved machine to go on from; a guest that reboots later boots.
     #[arg(long)]
     restore: Option<PathBuf>,
 
@@ -82,30 +82,30 @@ pub struct Args {
 }
 
 /// Runs the machine to its end, in a process that has given up what the machine does not need (`vmm/sandbox`). This one is
-/// that one's keeper.
+/// that one's supervisor.
 ///
-/// A machine without an owner is an instance: how it ended is kept in its folder for the next command, and a guest that
-/// reboots goes on under the same keeper, which keeps the lock.
+/// A machine without an owner is an instance: how it ended is kept in its directory for the next command, and a guest that
+/// reboots goes on under the same supervisor, which keeps the lock.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let inherited = [Some(args.lock_fd), args.owner_fd, args.watcher_fd, args.console_fd, args.network_fd];
     limits::close_others(&inherited.into_iter().flatten().collect::<Vec<_>>())
-        .context("the descriptors that are not the monitor's cannot be closed")?;
+        .context("the descriptors that are not the VMM's cannot be closed")?;
     // What the two processes make, sockets too, is this user's alone.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     // The lock is held for as long as one of the two processes lives.
     let lock = inherit(args.lock_fd)?;
     let network = args.network_fd.map(inherit).transpose()?;
     let connections = Connections::take(&args)?;
-    make_vmm_directory(&args.folder).context("the VMM's directory cannot be made")?;
-    let config = read_config(&args.folder);
+    make_vmm_directory(&args.dir).context("the VMM's directory cannot be made")?;
+    let config = read_config(&args.dir);
     let (mut broker, client) =
-        broker_of(&args.folder, config.as_ref().ok()).context("sockets cannot be opened for the VMM")?;
+        broker_of(&args.dir, config.as_ref().ok()).context("sockets cannot be opened for the VMM")?;
     let signals = Signals::block().context("the signals that end a machine cannot be waited for")?;
-    let (mut log, vmm_stderr) = LogPipe::new(&args.folder.join(LOG)).context("the VMM's log cannot be opened")?;
-    let keeper = std::process::id();
+    let (mut log, vmm_stderr) = LogPipe::new(&args.dir.join(LOG)).context("the VMM's log cannot be opened")?;
+    let supervisor = std::process::id();
     let began = Instant::now();
-    match namespaces::split().context("the monitor's process cannot be started")? {
-        Side::Monitor(sandbox) => {
+    match namespaces::split().context("the VMM's process cannot be started")? {
+        Side::Child(sandbox) => {
             drop(broker);
             signals.unblock();
             // Of the log it has only the pipe's end.
@@ -113,42 +113,42 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             rustix::stdio::dup2_stderr(&vmm_stderr).context("the VMM's log cannot be written")?;
             drop(vmm_stderr);
             let network = network.as_ref().map(OwnedFd::try_clone).transpose().context("the network cannot be used")?;
-            monitor(&args, connections, network, config, Sandboxed { sandbox, keeper, broker: client })
+            monitor(&args, connections, network, config, Sandboxed { sandbox, supervisor, broker: client })
         }
-        Side::Keeper { child, alive: _alive } => {
-            // Whose other ends are to see the monitor's end.
+        Side::Supervisor { child, alive: _alive } => {
+            // Whose other ends are to see the VMM's end.
             drop((connections, client, vmm_stderr));
-            // For the next router of its VPC, if this one is killed. The monitor has none of it.
+            // For the next router of its VPC, if this one is killed. The VMM has none of it.
             let _namespace = network.as_ref().and_then(router::namespace_of);
-            let killed_before = KilledBefore::now();
-            let status = signals.wait(child, &mut broker, &mut log).context("the monitor cannot be waited for")?;
+            let killed_before = OomKillCount::now();
+            let status = signals.wait(child, &mut broker, &mut log).context("the VMM cannot be waited for")?;
             if status.terminating_signal() == Some(libc::SIGKILL)
                 && args.owner_fd.is_none()
                 && let Some(suspicion) = killed_before.suspicion()
-                && let Ok(None) = EndRecord::read(&vmm_directory(&args.folder))
+                && let Ok(None) = EndRecord::read(&vmm_directory(&args.dir))
             {
-                keep(&EndRecord::Failed { why: format!("its monitor was killed; {suspicion}") }, &args.folder);
+                keep(&EndRecord::Failed { why: format!("its VMM was killed; {suspicion}") }, &args.dir);
             }
-            let short_runs = keeper::count_short_runs(args.short_runs, began.elapsed());
+            let short_runs = supervisor::count_short_runs(args.short_runs, began.elapsed());
             let code = keep_house(&args, status.exit_status(), &signals, short_runs);
             signals.unblock();
             match code {
                 Some(code) => Ok(code),
-                None => Err(start_again(&args.folder, &lock, network.as_ref(), short_runs)),
+                None => Err(start_again(&args.dir, &lock, network.as_ref(), short_runs)),
             }
         }
     }
 }
 
 /// The broker of the machine's sockets, and the VMM's end.
-fn broker_of(folder: &Path, config: Option<&MachineConfig>) -> std::io::Result<(Broker, BrokerClient)> {
+fn broker_of(dir: &Path, config: Option<&MachineConfig>) -> std::io::Result<(Broker, BrokerClient)> {
     let link = config.and_then(|config| config.net.as_ref()?.link.clone());
-    broker::pair(link, Some(vmm_directory(folder).join(vsock::SOCKET)))
+    broker::pair(link, Some(vmm_directory(dir).join(vsock::SOCKET)))
 }
 
-/// How a monitor exits that is to be started again: its guest rebooted.
+/// How a VMM exits that is to be started again: its guest rebooted.
 const AGAIN: u8 = 75;
-/// How a monitor exits whose owner has left without removing the folder.
+/// How a VMM exits whose owner has left without removing the directory.
 const LEFT: u8 = 76;
 
 /// The supervisor's reaction to the end of its VMM.
@@ -178,12 +178,12 @@ impl Aftermath {
 /// Puts things in order when the VMM has ended with the exit code `code`, if it exited. Returns the supervisor's own code, or
 /// none if the machine is to be started again now.
 fn keep_house(args: &Args, code: Option<i32>, signals: &Signals, short_runs: u32) -> Option<ExitCode> {
-    if let Err(error) = origin::forget(&vmm_directory(&args.folder)) {
+    if let Err(error) = origin::forget(&vmm_directory(&args.dir)) {
         log::warn!("a saved machine's memory stays: {error}");
     }
     match Aftermath::of(code, args.owner_fd.is_some()) {
         Aftermath::StartAgain => {
-            let delay = keeper::restart_delay(short_runs);
+            let delay = supervisor::restart_delay(short_runs);
             if !delay.is_zero() {
                 log::warn!("the guest rebooted {short_runs} times soon after its start; it starts again in {delay:?}");
             }
@@ -191,14 +191,13 @@ fn keep_house(args: &Args, code: Option<i32>, signals: &Signals, short_runs: u32
                 return None;
             }
             let why = "it was ended by a signal while its guest rebooted".into();
-            keep(&EndRecord::Failed { why }, &args.folder);
+            keep(&EndRecord::Failed { why }, &args.dir);
         }
-        // The owner was killed, or it would remove the folder itself.
-        Aftermath::RemoveFolder => drop(fs::remove_dir_all(&args.folder)),
+        // The owner was killed, or it would remove the directory itself.
+        Aftermath::RemoveFolder => drop(fs::remove_dir_all(&args.dir)),
         Aftermath::RecordViolation => {
-            let why =
-                violation(&args.folder).unwrap_or_else(|| "its monitor made a system call that it may not".into());
-            keep(&EndRecord::Failed { why }, &args.folder);
+            let why = violation(&args.dir).unwrap_or_else(|| "its VMM made a system call that it may not".into());
+            keep(&EndRecord::Failed { why }, &args.dir);
         }
         Aftermath::Nothing => {}
     }
@@ -206,7 +205,7 @@ fn keep_house(args: &Args, code: Option<i32>, signals: &Signals, short_runs: u32
     Some(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)))
 }
 
-/// The connections that a monitor inherits.
+/// The connections that a VMM inherits.
 #[derive(Debug)]
 struct Connections {
     owner: Option<UnixStream>,
@@ -222,14 +221,14 @@ impl Connections {
     }
 }
 
-/// What a monitor knows of its processes.
+/// What a VMM knows of its processes.
 struct Sandboxed {
-    sandbox: namespaces::Monitor,
-    keeper: u32,
+    sandbox: namespaces::SandboxedChild,
+    supervisor: u32,
     broker: BrokerClient,
 }
 
-/// The monitor: gives up what it can, and runs the machine. Why it could not be built is told to who started it, who is
+/// The VMM: gives up what it can, and runs the machine. Why it could not be built is told to who started it, who is
 /// there to tell the user.
 fn monitor(
     args: &Args,
@@ -247,26 +246,26 @@ fn monitor(
         (None, None) => Launcher::Nobody,
     };
     let result = config.and_then(|config| {
-        let surroundings = Surroundings {
-            folder: vmm_directory(&args.folder),
+        let inputs = VmmInputs {
+            dir: vmm_directory(&args.dir),
             kvm: VirtualMachine::begin()?,
-            pid: sandboxed.keeper,
+            pid: sandboxed.supervisor,
             launcher,
             console,
             network,
             broker: sandboxed.broker,
             process_start_ns: args.began_ns,
-            restore: args.restore.clone().map(|folder| Restore { folder, once: args.once }),
+            restore: args.restore.clone().map(|dir| Restore { dir, once: args.once }),
             // Nothing can make them later.
             rings: (0..config.all_disk_slots().min(MAX_DISKS)).map_while(|_| Ring::new()).collect(),
-            files: PassedFiles::of(&config.disks),
+            files: FdTable::of(&config.disks),
         };
-        build_and_run(config, surroundings, owned, &sandboxed.sandbox)
+        build_and_run(config, inputs, owned, &sandboxed.sandbox)
     });
     if let Err(error) = &result {
         let why = explain(error);
         if !owned {
-            keep(&EndRecord::Failed { why: why.clone() }, &args.folder);
+            keep(&EndRecord::Failed { why: why.clone() }, &args.dir);
         }
         if let Some(stream) = &complaint {
             control::send_once(stream, &Message::Failed { why });
@@ -282,32 +281,32 @@ fn monitor(
     })
 }
 
-/// Runs the machine anew, as a PC does after a reset, with a new program in the keeper's place; returns only why that failed.
-fn start_again(folder: &Path, lock: &OwnedFd, network: Option<&OwnedFd>, short_runs: u32) -> anyhow::Error {
+/// Runs the machine anew, as a PC does after a reset, with a new program in the supervisor's place; returns only why that failed.
+fn start_again(dir: &Path, lock: &OwnedFd, network: Option<&OwnedFd>, short_runs: u32) -> anyhow::Error {
     let mut command = Command::new("/proc/self/exe");
     environment::restrict(&mut command);
-    command.arg0("wisp").arg("vmm").arg(folder).args(["--short-runs", &short_runs.to_string()]);
+    command.arg0("wisp").arg("vmm").arg(dir).args(["--short-runs", &short_runs.to_string()]);
     for (option, fd) in [("--lock-fd", Some(lock)), ("--network-fd", network)] {
         match fd.map(keep_open).transpose() {
             Ok(number) => {
                 command.args(number.map(|number| [option.to_string(), number.to_string()]).into_iter().flatten())
             }
             Err(error) => {
-                return anyhow::Error::new(error).context("the lock and the network cannot be kept over the reboot");
+                return anyhow::Error::new(error).context("the lock and the network cannot be passed over the reboot");
             }
         };
     }
-    anyhow::Error::new(command.exec()).context("the monitor cannot start again after the guest's reboot")
+    anyhow::Error::new(command.exec()).context("the VMM cannot start again after the guest's reboot")
 }
 
-/// Writes how it ended. Whoever looks later finds a monitor that is gone, and no reason; this log tells more.
-fn keep(record: &EndRecord, folder: &Path) {
-    keep_in(&vmm_directory(folder), record);
+/// Writes how it ended. Whoever looks later finds a VMM that is gone, and no reason; this log tells more.
+fn keep(record: &EndRecord, dir: &Path) {
+    keep_in(&vmm_directory(dir), record);
 }
 
 fn keep_in(own: &Path, record: &EndRecord) {
     if let Err(error) = record.write(own) {
-        log::error!("how the machine ended cannot be kept: {error}");
+        log::error!("the machine's end cannot be recorded: {error}");
     }
 }
 
@@ -319,30 +318,30 @@ fn explain(error: &anyhow::Error) -> String {
     }
 }
 
-fn read_config(folder: &Path) -> anyhow::Result<MachineConfig> {
-    let path = folder.join(CONFIG);
-    monitor_process::read_config(folder).with_context(|| format!("{} is not a machine's configuration", path.display()))
+fn read_config(dir: &Path) -> anyhow::Result<MachineConfig> {
+    let path = dir.join(CONFIG);
+    vmm_process::read_config(dir).with_context(|| format!("{} is not a machine's configuration", path.display()))
 }
 
 fn build_and_run(
     config: MachineConfig,
-    surroundings: Surroundings,
+    inputs: VmmInputs,
     owned: bool,
-    monitor: &namespaces::Monitor,
+    monitor: &namespaces::SandboxedChild,
 ) -> anyhow::Result<End> {
-    let own = surroundings.folder.clone();
+    let own = inputs.dir.clone();
     clear_leftovers(&own).context("what an earlier machine left cannot be removed")?;
-    if let Some(Restore { folder: saved, once: false }) = &surroundings.restore {
+    if let Some(Restore { dir: saved, once: false }) = &inputs.restore {
         origin::keep(saved, &own);
     }
-    let grants = Grants::of(&own, &config, surroundings.restore.as_ref());
+    let grants = Grants::of(&own, &config, inputs.restore.as_ref());
     sandbox::enter(monitor, &grants, config.threads())?;
     let conclude = |end: &End, status: &control::Status| {
         if !owned && *end != End::Reboot {
             keep_in(&own, &EndRecord::ended(end, status));
         }
     };
-    Ok(Machine::new(config, surroundings)?.run(conclude)?)
+    Ok(Machine::new(config, inputs)?.run(conclude)?)
 }
 
 /// Removes the sockets, the origin and the end of a machine that ran before with the VMM's directory `own`. This process holds
@@ -394,10 +393,10 @@ mod tests {
 
     #[test]
     fn clear_leftovers_links_and_directories_planted_leaves_their_targets() {
-        let folder = tempfile::tempdir().unwrap();
-        let (own, outside) = (folder.path().join("vmm"), folder.path().join("outside"));
-        make_vmm_directory(folder.path()).unwrap();
-        make_vmm_directory(folder.path()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (own, outside) = (dir.path().join("vmm"), dir.path().join("outside"));
+        make_vmm_directory(dir.path()).unwrap();
+        make_vmm_directory(dir.path()).unwrap();
         fs::create_dir(&outside).unwrap();
         fs::write(outside.join("victim"), "the user's").unwrap();
         for name in ["control.sock", "end.json", "origin"] {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::output::{self, Align, Cell, Output, Tone};
-use super::{launch, open_cloud, shapes, tell_notices};
+use super::{launch, open_cloud, print_warnings, shapes};
 use crate::cloud::volume::NewVolume;
 use crate::cloud::{Cloud, utc};
 use crate::ec2::block_device::DeviceName;
@@ -154,7 +154,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    tell_notices(&mut cloud);
+    print_warnings(&mut cloud);
     Ok(ExitCode::SUCCESS)
 }
 

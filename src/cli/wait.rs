@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output;
-use crate::cloud::machine::Monitor;
+use crate::cloud::machine::MachineHandle;
 use crate::host::probe;
 use crate::store::InstanceRecord;
 
@@ -44,7 +44,11 @@ pub enum Wait {
 }
 
 /// Waits until every agent is ready. The first guest that ends early or is too slow is the error.
-pub fn until_ready(instances: &[InstanceRecord], monitors: Vec<Monitor>, timeout: Duration) -> anyhow::Result<()> {
+pub fn until_ready(
+    instances: &[InstanceRecord],
+    monitors: Vec<MachineHandle>,
+    timeout: Duration,
+) -> anyhow::Result<()> {
     let deadline = Instant::now() + timeout;
     let total = monitors.len();
     let spinner =

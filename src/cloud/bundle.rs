@@ -116,27 +116,27 @@ fn import_into(
     Ok(manifest)
 }
 
-/// Recomputes all digests of the bundle in `folder`.
-pub fn verify(folder: &Path, progress: &dyn Progress) -> Result<Vec<Verified>, ImportError> {
-    let manifest = parse_manifest(folder, &read_manifest(folder)?)?;
+/// Recomputes all digests of the bundle in `directory`.
+pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<Vec<Verified>, ImportError> {
+    let manifest = parse_manifest(dir, &read_manifest(dir)?)?;
     let check = |file: &str, expected: &str| {
-        let path = folder.join(file);
+        let path = dir.join(file);
         let content = open_regular(&path, false)?;
         progress.begin(file, content.metadata().map_err(ImportError::read(&path))?.len());
         let found = sparse::sha256(&content, &|count| progress.advance(count)).map_err(ImportError::read(&path))?;
-        compare(folder, file, expected, found)
+        compare(dir, file, expected, found)
     };
     let files = manifest.digests();
     Ok(files.map(|(file, expected)| Verified { file: file.into(), result: check(file, expected) }).collect())
 }
 
-/// Writes the bundle in `folder` to the archive `destination`, a `.tar` or `.tar.zst` file with mode 0600. On success
+/// Writes the bundle in `directory` to the archive `destination`, a `.tar` or `.tar.zst` file with mode 0600. On success
 /// the archive is complete and durable. A failed export leaves no partial archive.
 ///
 /// # Errors
 ///
 /// Fails if `destination` exists, or if a file of the bundle does not match its digest.
-pub fn export(folder: &Path, destination: &Path, progress: &dyn Progress) -> Result<(), ImportError> {
+pub fn export(dir: &Path, destination: &Path, progress: &dyn Progress) -> Result<(), ImportError> {
     let name = destination.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let compressed = name.ends_with(".tar.zst");
     if !compressed && !name.ends_with(".tar") {
@@ -145,20 +145,20 @@ pub fn export(folder: &Path, destination: &Path, progress: &dyn Progress) -> Res
     if destination.symlink_metadata().is_ok() {
         return Err(ImportError::Exists(destination.to_path_buf()));
     }
-    for verified in verify(folder, progress)? {
+    for verified in verify(dir, progress)? {
         verified.result?;
     }
     let parent = destination.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
     let failed = ImportError::write(destination);
     let scratch = NamedTempFile::new_in(parent).map_err(&failed)?;
-    let manifest = Image::open(folder)?.manifest;
+    let manifest = Image::open(dir)?.manifest;
     let files: Vec<&str> = std::iter::once(MANIFEST).chain(manifest.files()).collect();
     if compressed {
         let mut encoder = zstd::Encoder::new(scratch.as_file(), COMPRESSION_LEVEL).map_err(&failed)?;
-        write_archive(&mut encoder, folder, &files, progress)?;
+        write_archive(&mut encoder, dir, &files, progress)?;
         encoder.finish().map_err(&failed)?;
     } else {
-        write_archive(&mut scratch.as_file(), folder, &files, progress)?;
+        write_archive(&mut scratch.as_file(), dir, &files, progress)?;
     }
     scratch.as_file().sync_all().map_err(&failed)?;
     scratch.persist_noclobber(destination).map_err(|error| match error.error.kind() {
@@ -171,7 +171,7 @@ pub fn export(folder: &Path, destination: &Path, progress: &dyn Progress) -> Res
 /// Writes a sparse tar archive of a bundle's files.
 fn write_archive(
     output: &mut dyn Write,
-    folder: &Path,
+    dir: &Path,
     files: &[&str],
     progress: &dyn Progress,
 ) -> Result<(), ImportError> {
@@ -179,14 +179,14 @@ fn write_archive(
     // Omits the owner and times of this host.
     archive.mode(tar::HeaderMode::Deterministic);
     for file in files {
-        let path = folder.join(file);
+        let path = dir.join(file);
         let mut content = open_regular(&path, false)?;
         let length = content.metadata().map_err(ImportError::read(&path))?.len();
         progress.begin(file, length);
         archive.append_file(file, &mut content).map_err(ImportError::read(&path))?;
         progress.advance(length);
     }
-    archive.finish().map_err(ImportError::read(folder))
+    archive.finish().map_err(ImportError::read(dir))
 }
 
 fn copy_directory(
@@ -200,7 +200,7 @@ fn copy_directory(
         let path = source.join(file);
         let content = open_regular(&path, false).map_err(|error| match error {
             ImportError::Read { source: cause, .. } if cause.kind() == io::ErrorKind::NotFound => {
-                ImageError::MissingFile { folder: source.to_path_buf(), file: file.into() }.into()
+                ImageError::MissingFile { dir: source.to_path_buf(), file: file.into() }.into()
             }
             other => other,
         })?;
@@ -256,9 +256,9 @@ fn unpack(archive: &TarFile, landing: &Landing, progress: &dyn Progress) -> Resu
     })?;
     let missing = || io::Error::new(io::ErrorKind::NotFound, "it is not in the archive");
     let (text, manifest) =
-        manifest.ok_or_else(|| ImageError::NoManifest { folder: archive.path.clone(), source: missing() })?;
+        manifest.ok_or_else(|| ImageError::NoManifest { dir: archive.path.clone(), source: missing() })?;
     for (file, expected) in manifest.digests() {
-        let missing = || ImageError::MissingFile { folder: archive.path.clone(), file: file.into() };
+        let missing = || ImageError::MissingFile { dir: archive.path.clone(), file: file.into() };
         compare(&archive.path, file, expected, found.remove(file).ok_or_else(missing)?)?;
     }
     if let Some((name, _)) = found.pop_first() {
@@ -298,10 +298,10 @@ fn largest(manifest: &Manifest, file: &str) -> u64 {
     if manifest.root.as_ref().is_some_and(|root| root.file == file) { LARGEST_FILE } else { LARGEST_BOOT_FILE }
 }
 
-fn read_manifest(folder: &Path) -> Result<String, ImportError> {
-    let path = folder.join(MANIFEST);
+fn read_manifest(dir: &Path) -> Result<String, ImportError> {
+    let path = dir.join(MANIFEST);
     let file = open_regular(&path, false).map_err(|error| match error {
-        ImportError::Read { source, .. } => ImageError::NoManifest { folder: folder.to_path_buf(), source }.into(),
+        ImportError::Read { source, .. } => ImageError::NoManifest { dir: dir.to_path_buf(), source }.into(),
         other => other,
     })?;
     let mut text = String::new();
@@ -347,7 +347,7 @@ mod tests {
 
     /// A bundle with a kernel and a root file system that is mostly a hole.
     struct Bundle {
-        folder: tempfile::TempDir,
+        dir: tempfile::TempDir,
     }
 
     fn sha256(bytes: &[u8]) -> String {
@@ -370,17 +370,17 @@ mod tests {
     }
 
     fn bundle() -> Bundle {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(MANIFEST), manifest()).unwrap();
-        fs::write(folder.path().join("vmlinux"), "kernel").unwrap();
-        let file = File::create(folder.path().join("root.ext4")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(MANIFEST), manifest()).unwrap();
+        fs::write(dir.path().join("vmlinux"), "kernel").unwrap();
+        let file = File::create(dir.path().join("root.ext4")).unwrap();
         sparse::write_stream(&mut root().as_slice(), &file, u64::MAX, &FreeSpace::unwatched()).unwrap();
-        Bundle { folder }
+        Bundle { dir }
     }
 
     impl Bundle {
         fn path(&self) -> &Path {
-            self.folder.path()
+            self.dir.path()
         }
     }
 
@@ -609,11 +609,11 @@ mod tests {
 
     #[test]
     fn what_is_no_bundle_at_all_is_said_to_be_none() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(import(folder.path()).unwrap_err().contains("not an image bundle"));
-        let file = folder.path().join("file");
+        let dir = tempfile::tempdir().unwrap();
+        assert!(import(dir.path()).unwrap_err().contains("not an image bundle"));
+        let file = dir.path().join("file");
         fs::write(&file, "hello").unwrap();
         assert!(import(&file).unwrap_err().contains("neither a tar archive"));
-        assert!(import(&folder.path().join("nothing")).unwrap_err().contains("cannot be read"));
+        assert!(import(&dir.path().join("nothing")).unwrap_err().contains("cannot be read"));
     }
 }

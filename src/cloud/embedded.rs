@@ -30,10 +30,10 @@ pub enum EmbeddedError {
     #[error(transparent)]
     Home(#[from] HomeError),
     /// The image could not be written.
-    #[error("the embedded image cannot be unpacked into {}: {source}", folder.display())]
+    #[error("the embedded image cannot be unpacked into {}: {source}", dir.display())]
     Unpack {
         /// The image's directory.
-        folder: PathBuf,
+        dir: PathBuf,
         /// The cause.
         source: io::Error,
     },
@@ -51,20 +51,20 @@ pub fn id() -> ImageId {
 /// Returns the bundle's directory, and unpacks the image if necessary. Concurrent calls from several processes are
 /// safe.
 pub fn unpacked(home: &Home) -> Result<PathBuf, EmbeddedError> {
-    let folder = home.images().join(id().to_string());
-    if folder.join(MANIFEST).is_file() {
-        return Ok(folder);
+    let dir = home.images().join(id().to_string());
+    if dir.join(MANIFEST).is_file() {
+        return Ok(dir);
     }
     // One process unpacks the image while the others wait for the lock.
     let _lock = home.lock(&home.images())?;
-    if !folder.join(MANIFEST).is_file() {
-        unpack(&home.images(), &folder)?;
+    if !dir.join(MANIFEST).is_file() {
+        unpack(&home.images(), &dir)?;
     }
-    Ok(folder)
+    Ok(dir)
 }
 
-fn unpack(images: &Path, folder: &Path) -> Result<(), EmbeddedError> {
-    let failed = |source| EmbeddedError::Unpack { folder: folder.to_path_buf(), source };
+fn unpack(images: &Path, dir: &Path) -> Result<(), EmbeddedError> {
+    let failed = |source| EmbeddedError::Unpack { dir: dir.to_path_buf(), source };
     remove_unfinished(images).map_err(failed)?;
     let private = fs::Permissions::from_mode(0o700);
     let scratch =
@@ -72,7 +72,7 @@ fn unpack(images: &Path, folder: &Path) -> Result<(), EmbeddedError> {
     unpack_archive(ARCHIVE, scratch.path()).map_err(failed)?;
     verify(scratch.path())?;
     // A rename is atomic, so the final name never refers to an incomplete image.
-    fs::rename(scratch.path(), folder).map_err(failed)?;
+    fs::rename(scratch.path(), dir).map_err(failed)?;
     // The directory has been moved, so `TempDir` must not remove it.
     let _ = scratch.keep();
     Ok(())
@@ -90,23 +90,23 @@ pub(super) fn remove_unfinished(images: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn unpack_archive(archive: &[u8], folder: &Path) -> io::Result<()> {
+fn unpack_archive(archive: &[u8], dir: &Path) -> io::Result<()> {
     let mut entries = tar::Archive::new(zstd::Decoder::new(archive)?);
     for entry in entries.entries()? {
         let mut entry = entry?;
         let path = entry.path()?.into_owned();
         let name = path.file_name().filter(|_| path.components().count() == 1);
         let name = name.ok_or_else(|| io::Error::other(format!("{} is not a plain file name", path.display())))?;
-        let file = private_file(&folder.join(name))?;
+        let file = private_file(&dir.join(name))?;
         sparse::write_stream(&mut entry, &file, u64::MAX, &FreeSpace::unwatched())?;
     }
     Ok(())
 }
 
 /// Checks every file against the manifest's digests.
-fn verify(folder: &Path) -> Result<(), EmbeddedError> {
+fn verify(dir: &Path) -> Result<(), EmbeddedError> {
     let damaged = |error: ImportError| EmbeddedError::Damaged(error.to_string());
-    for verified in bundle::verify(folder, &()).map_err(damaged)? {
+    for verified in bundle::verify(dir, &()).map_err(damaged)? {
         verified.result.map_err(damaged)?;
     }
     Ok(())
@@ -124,8 +124,8 @@ mod tests {
 
     #[test]
     fn first_runs_at_the_same_time_all_find_it_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let home = Home::at(folder.path()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path()).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| verify(&unpacked(&home).unwrap()).unwrap());
@@ -137,8 +137,8 @@ mod tests {
 
     #[test]
     fn what_a_killed_process_left_is_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let home = Home::at(folder.path()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path()).unwrap();
         let left = home.images().join(format!("{UNFINISHED}abc"));
         fs::create_dir(&left).unwrap();
         fs::write(left.join("vmlinux"), "half").unwrap();

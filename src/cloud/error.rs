@@ -48,7 +48,7 @@ pub enum CloudError {
         source: io::Error,
     },
     /// The VMM process could not be started.
-    #[error("{instance}: the monitor's process cannot be started: {source}")]
+    #[error("{instance}: the VMM's process cannot be started: {source}")]
     Spawn {
         /// The instance.
         instance: InstanceId,
@@ -83,7 +83,7 @@ pub enum CloudError {
     #[error(transparent)]
     Run(#[from] super::run::RunError),
     /// No template could be created.
-    #[error("the warm snapshot cannot be made: {0}")]
+    #[error("the template cannot be made: {0}")]
     NotWarm(String),
     /// The VMM does not respond.
     #[error("{instance}: {source}")]
@@ -113,7 +113,7 @@ pub enum CloudError {
     },
     /// The guest agent did not become ready in time.
     #[error(
-        "{instance} is {state}, but its agent was not ready after {seconds} s{console}\nIt goes on booting: `wisp console {instance} --follow` shows it"
+        "{instance} is {state}, but its agent was not ready after {seconds} s{console}\nIt is still booting: `wisp console {instance} --follow` shows it"
     )]
     NotReady {
         /// The instance.
@@ -133,7 +133,7 @@ impl CloudError {
         match self {
             CloudError::Ec2(refusal) => refusal.hint(),
             CloudError::Control { instance, source } if source.is_timeout() => {
-                Some(format!("Its monitor is there and does not answer. `wisp stop --force {instance}` ends it."))
+                Some(format!("Its VMM is there and does not answer. `wisp stop --force {instance}` ends it."))
             }
             _ => None,
         }

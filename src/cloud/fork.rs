@@ -15,7 +15,7 @@ use super::launch::{MAX_COUNT, Prepared, await_turn, check_forks, volume_file};
 use super::layers::over;
 use super::lifecycle::get;
 use super::limits::limit;
-use super::machine::{Folder, Monitor, disk_id, volume_disk};
+use super::machine::{InstanceDir, MachineHandle, disk_id, volume_disk};
 use super::network::{Addresses, for_fork};
 use super::volume::get_volume;
 use super::{Cloud, new_id, now};
@@ -51,7 +51,7 @@ pub struct Forked {
     /// The forks.
     pub instances: Vec<InstanceRecord>,
     /// Connections to the forks' VMMs.
-    pub monitors: Vec<Monitor>,
+    pub monitors: Vec<MachineHandle>,
     /// Time for which the original was paused.
     pub paused: Duration,
 }
@@ -90,12 +90,12 @@ impl Cloud {
 
     /// Takes a snapshot of a running instance, which continues to run.
     pub(super) fn freeze(&mut self, record: &InstanceRecord) -> Result<Frozen, CloudError> {
-        let Some(operation) = self.folder(record.id).try_lock_operation()? else {
+        let Some(operation) = self.dir(record.id).try_lock_operation()? else {
             let action = "forked";
             return Err(Ec2Error::IncorrectInstanceState { instance: record.id, state: "stopping", action }.into());
         };
         let snapshots = self.lock_snapshots()?;
-        let [own, saved] = self.folder(record.id).saved_for_others()?;
+        let [own, saved] = self.dir(record.id).saved_for_others()?;
         let sweeping = [self.home.lock(&self.home.instances())?, self.home.lock(&self.home.volumes())?];
         let volumes = self.volumes_of(record)?;
         let paused = self.save_and_continue(record, &volumes, own.path())?;
@@ -114,7 +114,7 @@ impl Cloud {
                 Some("Types without them can be: `wisp types` shows which those are.".into()),
             ));
         }
-        self.folder(id).check_savable()
+        self.dir(id).check_savable()
     }
 
     fn check_fork(&mut self, spec: &ForkSpec) -> Result<InstanceRecord, CloudError> {
@@ -137,7 +137,7 @@ impl Cloud {
         before: &[VolumeRecord],
         saved: &Path,
     ) -> Result<Duration, CloudError> {
-        let folder = self.folder(record.id);
+        let dir = self.dir(record.id);
         let mut after = Vec::new();
         for volume in before {
             let path = self.home.volumes().join(volume_file(volume.id, volume.generation + 1));
@@ -154,13 +154,13 @@ impl Cloud {
             }
             Ok(())
         })?;
-        folder.change_config(|config| {
+        dir.change_config(|config| {
             disks.iter().for_each(|disk| continue_in(config, disk));
         })?;
         let layers =
             disks.into_iter().map(|disk| Layer { disk: disk.id, path: disk.path, backing: disk.backing }).collect();
-        let request = Request::Fork { folder: saved.to_path_buf(), layers };
-        let mut monitor = folder.connect()?;
+        let request = Request::Fork { dir: saved.to_path_buf(), layers };
+        let mut monitor = dir.connect()?;
         match monitor.ask_within(&request, SAVE_TIMEOUT)? {
             Message::Saved { paused_ns } => Ok(Duration::from_nanos(paused_ns)),
             other => Err(monitor.unexpected(&other)),
@@ -213,15 +213,15 @@ impl Cloud {
     ) -> Result<Prepared, CloudError> {
         let time = now();
         let id: InstanceId = new_id();
-        let folder = Folder::of(&self.home, id);
-        folder.create()?;
-        let lock = folder.try_lock()?.expect("nobody knows the folder that was just made");
+        let dir = InstanceDir::of(&self.home, id);
+        dir.create()?;
+        let lock = dir.try_lock()?.expect("the directory is new and unknown to others");
         let mut volumes = Vec::new();
         let made = before.iter().try_for_each(|volume| {
             volumes.push(self.fork_volume(volume, id, time)?);
             Ok(())
         });
-        made.inspect_err(|_: &CloudError| self.discard_one(&volumes, &folder))?;
+        made.inspect_err(|_: &CloudError| self.discard_one(&volumes, &dir))?;
         let mut tags = original.tags.clone();
         tags.remove("Name");
         tags.extend(spec.name.iter().map(|name| ("Name".to_string(), name.clone())));
@@ -247,7 +247,7 @@ impl Cloud {
             tags,
             ..original.clone()
         };
-        Ok(Prepared { record, volumes, folder, lock })
+        Ok(Prepared { record, volumes, dir, lock })
     }
 
     /// Creates an overlay over the file that `volume` had at the time of the snapshot.
@@ -282,20 +282,20 @@ impl Cloud {
         prepared: Vec<Prepared>,
         before: &[VolumeRecord],
         saved: &Path,
-    ) -> Result<Vec<Monitor>, CloudError> {
-        let restore = Restore { folder: PathBuf::from(saved), once: false };
+    ) -> Result<Vec<MachineHandle>, CloudError> {
+        let restore = Restore { dir: PathBuf::from(saved), once: false };
         let mut monitors = Vec::new();
-        for Prepared { record, volumes, folder, lock } in prepared {
+        for Prepared { record, volumes, dir, lock } in prepared {
             let image = self.open_image(record.image_id)?;
-            let seed = self.write_seed(&folder, &record, &image.manifest, true)?;
-            let mut config = folder.config(&self.home, &record, &image, &volumes, seed)?;
-            let network = self.connect(&record, &folder, &mut config)?;
+            let seed = self.write_seed(&dir, &record, &image.manifest, true)?;
+            let mut config = dir.config(&self.home, &record, &image, &volumes, seed)?;
+            let network = self.connect(&record, &dir, &mut config)?;
             limit(&mut config, &record, &volumes);
             for (disk, volume) in config.disks.iter_mut().zip(before) {
                 disk.was = Some(disk_id(volume));
             }
             await_turn(&mut monitors)?;
-            monitors.push(folder.spawn(&config, lock, network, Some(&restore))?);
+            monitors.push(dir.spawn(&config, lock, network, Some(&restore))?);
         }
         for monitor in &mut monitors {
             self.notices.extend(monitor.wait_started()?);

@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::Cloud;
 use super::error::CloudError;
 use super::lifecycle::get;
-use super::machine::{Folder, Monitor};
+use super::machine::{InstanceDir, MachineHandle};
 use crate::ec2::state::Action;
 use crate::ec2::{ErrorCode, InstanceId};
 use crate::guest::FEATURE;
@@ -32,7 +32,7 @@ const SAVE_TIMEOUT: Duration = Duration::from_secs(1800);
 /// Timeout of a request to the guest agent.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 
-impl Folder {
+impl InstanceDir {
     fn saved(&self) -> PathBuf {
         self.vmm_directory().join(SAVED)
     }
@@ -44,7 +44,7 @@ impl Folder {
 
     /// Returns the snapshot of a hibernated instance, which can be restored once.
     pub(super) fn hibernated(&self) -> Option<Restore> {
-        self.is_hibernated().then(|| Restore { folder: self.saved(), once: true })
+        self.is_hibernated().then(|| Restore { dir: self.saved(), once: true })
     }
 
     /// Checks that the guest is ready and that its agent detects a restore.
@@ -76,22 +76,21 @@ impl Folder {
     ///
     /// The guest first writes its dirty pages to its disks, as systems do that hibernate themselves. No data is lost
     /// if the snapshot is later discarded (`start --cold`). If the guest cannot sync, it is saved as it is.
-    pub(super) fn hibernate(&self, monitor: &mut Monitor) -> Result<(), CloudError> {
+    pub(super) fn hibernate(&self, monitor: &mut MachineHandle) -> Result<(), CloudError> {
         if let Err(error) = self.sync(AGENT_TIMEOUT) {
             let id = self.id();
             log::warn!("{id}: its disks may lack what its memory has: {error}");
         }
-        let folder = self.saved();
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(CloudError::file(&folder, "made"))?;
-        let saved =
-            monitor.end_with(&Request::Save { folder }, SAVE_TIMEOUT).and_then(|()| match self.is_hibernated() {
-                true => Ok(()),
-                // The VMM may have been killed before it saved the memory.
-                false => Err(CloudError::NotDone {
-                    instance: self.id(),
-                    why: "its VMM ended before the memory was saved".into(),
-                }),
-            });
+        let dir = self.saved();
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(CloudError::file(&dir, "made"))?;
+        let saved = monitor.end_with(&Request::Save { dir }, SAVE_TIMEOUT).and_then(|()| match self.is_hibernated() {
+            true => Ok(()),
+            // The VMM may have been killed before it saved the memory.
+            false => Err(CloudError::NotDone {
+                instance: self.id(),
+                why: "its VMM ended before the memory was saved".into(),
+            }),
+        });
         if saved.is_err() {
             self.forget_hibernated()?;
         }
@@ -112,7 +111,7 @@ impl Cloud {
                 ));
             }
             Action::Hibernate.allowed(*id, record.state)?;
-            let checked = self.folder(*id).check_savable();
+            let checked = self.dir(*id).check_savable();
             checked.map_err(|error| self.unless_ended(*id, "hibernated", error))?;
         }
         Ok(())
@@ -122,12 +121,12 @@ impl Cloud {
 /// Refuses changes to a hibernated instance, which must resume with the same size and volumes.
 pub(super) fn refuse_hibernated(home: &Home, record: &InstanceRecord) -> Result<(), CloudError> {
     let id = record.id;
-    if record.state.has_machine() || !Folder::of(home, id).is_hibernated() {
+    if record.state.has_machine() || !InstanceDir::of(home, id).is_hibernated() {
         return Ok(());
     }
     Err(CloudError::refused(
         ErrorCode::IncorrectInstanceState,
-        format!("The instance '{id}' is hibernated: it is to go on with the size and the volumes that it had."),
-        Some(format!("`wisp start {id}` has it go on, and `wisp stop {id}` then stops it without its memory.")),
+        format!("The instance '{id}' is hibernated: its size and its volumes cannot change."),
+        Some(format!("`wisp start {id}`, then `wisp stop {id}`, stops it without hibernation.")),
     ))
 }

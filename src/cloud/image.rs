@@ -114,10 +114,10 @@ pub enum ImageError {
     #[error(transparent)]
     Embedded(#[from] EmbeddedError),
     /// The directory has no readable manifest.
-    #[error("{} is not an image bundle: its {MANIFEST} cannot be read: {source}", folder.display())]
+    #[error("{} is not an image bundle: its {MANIFEST} cannot be read: {source}", dir.display())]
     NoManifest {
         /// The directory.
-        folder: PathBuf,
+        dir: PathBuf,
         /// The cause.
         source: io::Error,
     },
@@ -130,10 +130,10 @@ pub enum ImageError {
         reason: String,
     },
     /// A file that the manifest names does not exist.
-    #[error("the bundle {} has no file {file}, which its {MANIFEST} names", folder.display())]
+    #[error("the bundle {} has no file {file}, which its {MANIFEST} names", dir.display())]
     MissingFile {
         /// The bundle.
-        folder: PathBuf,
+        dir: PathBuf,
         /// The file.
         file: String,
     },
@@ -143,7 +143,7 @@ pub enum ImageError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
     /// The bundle's directory.
-    pub folder: PathBuf,
+    pub dir: PathBuf,
     /// The manifest.
     pub manifest: Manifest,
 }
@@ -162,24 +162,24 @@ impl Image {
         Ok(None)
     }
 
-    /// Opens the bundle in `folder` and checks that its files exist. Digests are not verified, since that means
+    /// Opens the bundle in `directory` and checks that its files exist. Digests are not verified, since that means
     /// reading every file.
-    pub fn open(folder: &Path) -> Result<Image, ImageError> {
-        let unreadable = |source| ImageError::NoManifest { folder: folder.to_path_buf(), source };
-        let path = folder.join(MANIFEST);
+    pub fn open(dir: &Path) -> Result<Image, ImageError> {
+        let unreadable = |source| ImageError::NoManifest { dir: dir.to_path_buf(), source };
+        let path = dir.join(MANIFEST);
         if path.metadata().map_err(unreadable)?.len() > MANIFEST_LIMIT {
             let reason = format!("it is longer than {MANIFEST_LIMIT} bytes");
             return Err(ImageError::BadManifest { path, reason });
         }
         let text = std::fs::read_to_string(&path).map_err(unreadable)?;
         let manifest = Manifest::parse(&text).map_err(|reason| ImageError::BadManifest { path, reason })?;
-        let folder = folder.canonicalize().map_err(unreadable)?;
+        let dir = dir.canonicalize().map_err(unreadable)?;
         for file in manifest.files() {
-            if !folder.join(file).is_file() {
-                return Err(ImageError::MissingFile { folder, file: file.into() });
+            if !dir.join(file).is_file() {
+                return Err(ImageError::MissingFile { dir, file: file.into() });
             }
         }
-        Ok(Image { folder, manifest })
+        Ok(Image { dir, manifest })
     }
 }
 
@@ -241,26 +241,26 @@ mod tests {
     "#;
 
     fn bundle(text: &str) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         for (name, content) in [(MANIFEST, text), ("vmlinux", "k"), ("root.ext4", "r")] {
-            std::fs::write(folder.path().join(name), content).unwrap();
+            std::fs::write(dir.path().join(name), content).unwrap();
         }
-        folder
+        dir
     }
 
     #[test]
     fn a_whole_bundle_is_opened() {
-        let folder = bundle(TEXT);
-        let image = Image::open(folder.path()).unwrap();
+        let dir = bundle(TEXT);
+        let image = Image::open(dir.path()).unwrap();
         assert_eq!(image.manifest.digests().collect::<Vec<_>>(), [("vmlinux", "00"), ("root.ext4", "11")]);
         assert_eq!(image.manifest.kernel.protocol, BootProtocol::Linux64);
     }
 
     #[test]
     fn a_file_that_is_missing_is_named() {
-        let folder = bundle(TEXT);
-        std::fs::remove_file(folder.path().join("root.ext4")).unwrap();
-        let error = Image::open(folder.path()).unwrap_err().to_string();
+        let dir = bundle(TEXT);
+        std::fs::remove_file(dir.path().join("root.ext4")).unwrap();
+        let error = Image::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("no file root.ext4"), "{error}");
     }
 

@@ -40,7 +40,7 @@ pub struct ImageMemory {
 impl ImageMemory {
     /// Reads the metadata of an image's snapshot, if the image has one.
     pub fn of(image: &Image) -> Option<ImageMemory> {
-        serde_json::from_slice(&fs::read(folder(image).join(FACTS)).ok()?).ok()
+        serde_json::from_slice(&fs::read(dir(image).join(FACTS)).ok()?).ok()
     }
 
     /// Returns true if the snapshot is of a VM of this size.
@@ -61,25 +61,25 @@ impl ImageMemory {
 
     /// Moves the snapshot in `saved` into the bundle of a new image.
     pub(super) fn put(&self, saved: &Path, bundle: &Path) -> Result<(), CloudError> {
-        let folder = bundle.join(FOLDER);
-        let failed = || CloudError::file(&folder, "made");
-        DirBuilder::new().mode(0o700).create(&folder).map_err(failed())?;
+        let dir = bundle.join(FOLDER);
+        let failed = || CloudError::file(&dir, "made");
+        DirBuilder::new().mode(0o700).create(&dir).map_err(failed())?;
         for name in [MEMORY, BASE, STATE] {
             if saved.join(name).exists() {
-                fs::rename(saved.join(name), folder.join(name)).map_err(failed())?;
+                fs::rename(saved.join(name), dir.join(name)).map_err(failed())?;
             }
         }
         let text = serde_json::to_vec_pretty(self).expect("facts are plain data");
-        write_private(&folder.join(FACTS), &text).map_err(failed())
+        write_private(&dir.join(FACTS), &text).map_err(failed())
     }
 }
 
 /// Returns the directory of an image's snapshot. It exists only if the image has one.
-pub fn folder(image: &Image) -> PathBuf {
-    image.folder.join(FOLDER)
+pub fn dir(image: &Image) -> PathBuf {
+    image.dir.join(FOLDER)
 }
 
 /// Returns the disk usage of an image's snapshot in bytes.
 pub fn bytes(image: &Image) -> u64 {
-    snapshot::bytes(&folder(image))
+    snapshot::bytes(&dir(image))
 }

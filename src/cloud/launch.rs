@@ -11,13 +11,13 @@ use super::image::Image;
 use super::image_memory::ImageMemory;
 use super::layers;
 use super::limits::{check_credits, limit};
-use super::machine::{Folder, Monitor};
+use super::machine::{InstanceDir, MachineHandle};
 use super::network::{Addresses, NetworkSpec, Placement};
 use super::seed::check_user_data;
+use super::template::{self, Template};
 use super::volume::attach;
-use super::warm::{self, Warm};
 use super::{Cloud, embedded, new_id, now, resolve};
-use crate::ec2::capacity::{self, Request};
+use crate::ec2::capacity::{self, InstanceSize};
 use crate::ec2::credits::CreditMode;
 use crate::ec2::key;
 use crate::ec2::metadata::{MetadataChange, MetadataOptions};
@@ -51,7 +51,7 @@ pub struct LaunchSpec {
     /// The image. The default is the embedded one.
     pub image: Option<String>,
     /// Instance type, vCPUs and memory.
-    pub size: Request,
+    pub size: InstanceSize,
     /// The vCPUs or the memory override the instance type's.
     pub overridden: bool,
     /// Allows more vCPUs than the host has CPUs.
@@ -94,7 +94,7 @@ pub struct Launched {
     /// The instances in launch order.
     pub instances: Vec<InstanceRecord>,
     /// Connections to the VMMs. Empty if an earlier launch with the same client token started them.
-    pub monitors: Vec<Monitor>,
+    pub monitors: Vec<MachineHandle>,
     /// The instances cold-booted because no template exists yet, although one can be created.
     pub wants_warm: bool,
 }
@@ -103,7 +103,7 @@ pub struct Launched {
 pub(super) struct Prepared {
     pub(super) record: InstanceRecord,
     pub(super) volumes: Vec<VolumeRecord>,
-    pub(super) folder: Folder,
+    pub(super) dir: InstanceDir,
     pub(super) lock: File,
 }
 
@@ -132,7 +132,7 @@ impl Cloud {
         let (image_record, image) = self.image(spec.image.as_deref())?;
         let can_be_warm = can_be_warm(spec, &image);
         let warm =
-            if can_be_warm { warm::find(&self.home, &image, cpus(&spec.size), spec.size.memory_mib) } else { None };
+            if can_be_warm { template::find(&self.home, &image, cpus(&spec.size), spec.size.memory_mib) } else { None };
         let prepared = match self.prepare(spec, &image_record, &image, warm.as_ref(), &parameters)? {
             Ok(prepared) => prepared,
             // Another process used the client token first.
@@ -141,7 +141,7 @@ impl Cloud {
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.id).collect();
         match self.start_all(prepared, &image, warm.as_ref()) {
             Ok(monitors) => {
-                let wants_warm = can_be_warm && warm.is_none() && warm::can_have(&image);
+                let wants_warm = can_be_warm && warm.is_none() && template::can_have(&image);
                 if let (true, None, Some(memory)) = (can_be_warm, &warm, ImageMemory::of(&image)) {
                     self.notices.extend(boots(&memory, &spec.size));
                 }
@@ -179,7 +179,7 @@ impl Cloud {
         // The launch creates a missing default security group; the check must not.
         self.store.rehearse::<_, CloudError>(|tx| Placement::choose(tx, &spec.network).map(drop))?;
         if spec.count > 1 && spec.network.private_ip.is_some() {
-            let what = format!("A private address is one instance's, and {} are to be launched.", spec.count);
+            let what = format!("A private address is for one instance, and the launch is for {}.", spec.count);
             return Err(CloudError::refused(ErrorCode::InvalidParameterCombination, what, None));
         }
         let (pair, promised) = self.store.read::<_, CloudError>(|tx| {
@@ -193,7 +193,7 @@ impl Cloud {
         if spec.count > 1 && spec.volumes.iter().any(existing) {
             return Err(CloudError::refused(
                 ErrorCode::InvalidParameterValue,
-                format!("A volume can be attached to one instance only, and {} are to be launched.", spec.count),
+                format!("A volume can be attached to one instance only, and the launch is for {}.", spec.count),
                 Some("Make volumes of a snapshot instead: `--volume snapshot=SNAPSHOT`.".into()),
             ));
         }
@@ -217,7 +217,7 @@ impl Cloud {
         spec: &LaunchSpec,
         image_record: &ImageRecord,
         image: &Image,
-        warm: Option<&Warm>,
+        warm: Option<&Template>,
         parameters: &str,
     ) -> Result<Result<Vec<Prepared>, Vec<InstanceRecord>>, CloudError> {
         // These locks keep other commands from sweeping files that have no record yet.
@@ -305,20 +305,20 @@ impl Cloud {
         snapshots: &[Option<SnapshotRecord>],
         spec: &LaunchSpec,
         image_record: &ImageRecord,
-        (image, warm): (&Image, Option<&Warm>),
+        (image, warm): (&Image, Option<&Template>),
         reservation_id: ReservationId,
         launch_index: u32,
     ) -> Result<Prepared, CloudError> {
         let time = now();
         let id: InstanceId = new_id();
-        let folder = Folder::of(&self.home, id);
-        folder.create()?;
-        let lock = folder.try_lock()?.expect("nobody knows the folder that was just made");
+        let dir = InstanceDir::of(&self.home, id);
+        dir.create()?;
+        let lock = dir.try_lock()?.expect("the directory is new and unknown to others");
         let root = self.make_root_volume(image_record, (image, warm), id, time).inspect_err(|_| {
             // The original error is more useful than an error of the cleanup.
-            let _ = folder.remove();
+            let _ = dir.remove();
         })?;
-        let Request { instance_type, vcpus, memory_mib } = spec.size;
+        let InstanceSize { instance_type, vcpus, memory_mib } = spec.size;
         let record = InstanceRecord {
             id,
             reservation_id,
@@ -353,15 +353,15 @@ impl Cloud {
         };
         let (mut record, mut volumes) = (record, root.into_iter().collect());
         self.make_volumes(spec, snapshots, &mut record, &mut volumes)
-            .inspect_err(|_| self.discard_one(&volumes, &folder))?;
-        Ok(Prepared { record, volumes, folder, lock })
+            .inspect_err(|_| self.discard_one(&volumes, &dir))?;
+        Ok(Prepared { record, volumes, dir, lock })
     }
 
     /// Creates an overlay over the image's root file system. It is empty, or a copy of the template's overlay.
     fn make_root_volume(
         &self,
         image_record: &ImageRecord,
-        (image, warm): (&Image, Option<&Warm>),
+        (image, warm): (&Image, Option<&Template>),
         instance_id: InstanceId,
         time: u64,
     ) -> Result<Option<VolumeRecord>, CloudError> {
@@ -369,9 +369,9 @@ impl Cloud {
         let id = new_id();
         let file = volume_file(id, 1);
         let path = self.home.volumes().join(&file);
-        match warm.and_then(Warm::layer) {
-            Some(layer) => warm::copy_layer(layer, &path)?,
-            None => disk_image::create_layer(&path, &image.folder.join(&root.file), root.format, None)?,
+        match warm.and_then(Template::layer) {
+            Some(layer) => template::copy_layer(layer, &path)?,
+            None => disk_image::create_layer(&path, &image.dir.join(&root.file), root.format, None)?,
         }
         let size = disk_image::information(&path, DiskFormat::Qcow2)?.virtual_size;
         Ok(Some(VolumeRecord {
@@ -400,34 +400,34 @@ impl Cloud {
     /// Removes the files that [`Cloud::prepare`] created. Files that cannot be removed have no record, so the next
     /// command sweeps them.
     pub(super) fn discard(&self, prepared: &[Prepared]) {
-        prepared.iter().for_each(|one| self.discard_one(&one.volumes, &one.folder));
+        prepared.iter().for_each(|one| self.discard_one(&one.volumes, &one.dir));
     }
 
-    pub(super) fn discard_one(&self, volumes: &[VolumeRecord], folder: &Folder) {
+    pub(super) fn discard_one(&self, volumes: &[VolumeRecord], dir: &InstanceDir) {
         for volume in volumes {
             let _ = std::fs::remove_file(self.home.volumes().join(&volume.file));
         }
-        let _ = folder.remove();
+        let _ = dir.remove();
     }
 
     fn start_all(
         &mut self,
         prepared: Vec<Prepared>,
         image: &Image,
-        warm: Option<&Warm>,
-    ) -> Result<Vec<Monitor>, CloudError> {
+        warm: Option<&Template>,
+    ) -> Result<Vec<MachineHandle>, CloudError> {
         let mut monitors = Vec::new();
-        for Prepared { record, folder, lock, .. } in prepared {
+        for Prepared { record, dir, lock, .. } in prepared {
             let volumes = self.volumes_of(&record)?;
-            let seed = self.write_seed(&folder, &record, &image.manifest, warm.is_some())?;
-            let mut config = folder.config(&self.home, &record, image, &volumes, seed)?;
-            let network = self.connect(&record, &folder, &mut config)?;
+            let seed = self.write_seed(&dir, &record, &image.manifest, warm.is_some())?;
+            let mut config = dir.config(&self.home, &record, image, &volumes, seed)?;
+            let network = self.connect(&record, &dir, &mut config)?;
             limit(&mut config, &record, &volumes);
             if let Some(warm) = warm {
                 config.disks.iter_mut().filter(|disk| disk.root).for_each(|root| root.was = Some(warm.root().into()));
                 await_turn(&mut monitors)?;
             }
-            monitors.push(folder.spawn(&config, lock, network, warm.map(Warm::restore).as_ref())?);
+            monitors.push(dir.spawn(&config, lock, network, warm.map(Template::restore).as_ref())?);
         }
         for monitor in &mut monitors {
             self.notices.extend(monitor.wait_started()?);
@@ -487,7 +487,7 @@ pub(super) fn volume_file(id: crate::ec2::VolumeId, generation: u32) -> String {
 
 /// Waits until the next VM can be restored. Restored guests become ready sooner if no more of them start at once than
 /// the host has CPUs: a guest that waits for a CPU takes time from the others with its timer ticks.
-pub(super) fn await_turn(monitors: &mut [Monitor]) -> Result<(), CloudError> {
+pub(super) fn await_turn(monitors: &mut [MachineHandle]) -> Result<(), CloudError> {
     let at_once = probe::resources().cpus as usize;
     match monitors.len().checked_sub(at_once) {
         Some(index) => monitors[index].wait_ready(TURN).map(drop),
@@ -505,7 +505,7 @@ fn can_be_warm(spec: &LaunchSpec, image: &Image) -> bool {
 }
 
 /// Returns a notice if the size of a launch differs from that of the image's snapshot, so that the instance boots.
-fn boots(memory: &ImageMemory, size: &Request) -> Option<String> {
+fn boots(memory: &ImageMemory, size: &InstanceSize) -> Option<String> {
     (!memory.is_of(cpus(size), size.memory_mib)).then(|| {
         let ImageMemory { cpus, memory_mib, .. } = memory;
         format!(
@@ -516,19 +516,19 @@ fn boots(memory: &ImageMemory, size: &Request) -> Option<String> {
 }
 
 /// Returns the vCPUs of a size with their topology.
-pub fn cpus(size: &Request) -> CpuConfig {
+pub fn cpus(size: &InstanceSize) -> CpuConfig {
     CpuConfig { count: size.vcpus, threads_per_core: threads_per_core(size) }
 }
 
 /// Returns the instance type's threads per core, or 1 if they do not divide an overridden number of vCPUs.
-pub fn threads_per_core(size: &Request) -> u32 {
+pub fn threads_per_core(size: &InstanceSize) -> u32 {
     let threads = size.instance_type.threads_per_core;
     if size.vcpus.is_multiple_of(threads) { threads } else { 1 }
 }
 
 /// Checks that the host can run `count` forks of an instance. Forks share memory, so only vCPUs count.
 pub(super) fn check_forks(record: &InstanceRecord, count: u32, overcommit: bool) -> Result<(), CloudError> {
-    let size = Request { memory_mib: 0, ..super::lifecycle::size_of(record)? };
+    let size = InstanceSize { memory_mib: 0, ..super::lifecycle::size_of(record)? };
     check_capacity(&size, count, 0, overcommit)
 }
 
@@ -542,10 +542,15 @@ pub(super) fn promised_memory(tx: &Transaction) -> Result<u64, CloudError> {
 /// even if they have not touched it yet.
 ///
 /// `promised` is the total memory of the running instances in MiB.
-pub(super) fn check_capacity(size: &Request, count: u32, promised: u64, overcommit: bool) -> Result<(), CloudError> {
+pub(super) fn check_capacity(
+    size: &InstanceSize,
+    count: u32,
+    promised: u64,
+    overcommit: bool,
+) -> Result<(), CloudError> {
     let mut free = probe::resources();
     free.memory_mib = free.memory_mib.saturating_sub(promised);
-    let all = Request { memory_mib: size.memory_mib.saturating_mul(count.into()), ..*size };
+    let all = InstanceSize { memory_mib: size.memory_mib.saturating_mul(count.into()), ..*size };
     Ok(capacity::check(&all, free, overcommit)?)
 }
 

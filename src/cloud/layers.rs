@@ -52,7 +52,7 @@ pub(super) fn backing_files(
 ) -> Result<Vec<BackingFile>, CloudError> {
     let Some(backing) = backing else {
         let what = format!("The backing files of '{id}' are not known, because its file cannot be read.");
-        let hint = "`qemu-img check` on the file in the folder of volumes may say why.";
+        let hint = "`qemu-img check` on the file in the directory of volumes may say why.";
         return Err(CloudError::refused(ErrorCode::IncorrectState, what, Some(hint.into())));
     };
     let file = |layer: &LayerRecord| BackingFile {
@@ -111,7 +111,7 @@ impl Cloud {
         match from_headers(&self.home, file) {
             Ok(backing) => Some(backing),
             Err(why) => {
-                self.notices.push(format!("{id}: its backing files cannot be told, and it cannot be used: {why}"));
+                self.notices.push(format!("{id}: its backing files are unknown, and it cannot be used: {why}"));
                 None
             }
         }
@@ -162,8 +162,8 @@ fn from_headers(home: &Home, file: &str) -> Result<Vec<LayerRecord>, String> {
 /// Returns the path relative to the data directory if the file is a volume or belongs to an image.
 fn name_in(home: &Home, path: &Path) -> Option<String> {
     let path = path.canonicalize().ok()?;
-    let inside = |folder: PathBuf, name: &str| {
-        let rest = path.strip_prefix(folder.canonicalize().ok()?).ok()?.to_str()?.to_string();
+    let inside = |dir: PathBuf, name: &str| {
+        let rest = path.strip_prefix(dir.canonicalize().ok()?).ok()?.to_str()?.to_string();
         Some(format!("{name}{rest}"))
     };
     inside(home.volumes(), VOLUMES).or_else(|| inside(home.images(), IMAGES))
@@ -178,8 +178,8 @@ mod tests {
     use std::fs;
     use std::process::Command;
 
-    fn cloud(folder: &Path) -> Cloud {
-        let home = Home::at(folder).unwrap();
+    fn cloud(dir: &Path) -> Cloud {
+        let home = Home::at(dir).unwrap();
         let store = Store::open(home.root()).unwrap();
         Cloud { home, store, notices: Vec::new(), attached: BTreeSet::new() }
     }
@@ -201,8 +201,8 @@ mod tests {
 
     #[test]
     fn layers_of_volumes_and_snapshots_are_recorded_when_they_are_made() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut cloud = cloud(folder.path());
+        let dir = tempfile::tempdir().unwrap();
+        let mut cloud = cloud(dir.path());
         let first = new_volume(&mut cloud, None);
         let snapshot = cloud.create_snapshot(first.id, "", Default::default()).unwrap();
         let second = new_volume(&mut cloud, Some(&snapshot));
@@ -233,13 +233,13 @@ mod tests {
 
     #[test]
     fn forged_header_changes_neither_what_is_opened_nor_what_is_kept() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut cloud = cloud(folder.path());
+        let dir = tempfile::tempdir().unwrap();
+        let mut cloud = cloud(dir.path());
         let volume = new_volume(&mut cloud, None);
         cloud.create_snapshot(volume.id, "", Default::default()).unwrap();
         let volume = cloud.volume(&volume.id.to_string()).unwrap();
         let disk = volume_disk(&cloud.home, &volume).unwrap();
-        let secret = folder.path().join("secret");
+        let secret = dir.path().join("secret");
         fs::write(&secret, vec![7; 1 << 20]).unwrap();
         let rebased = Command::new("qemu-img")
             .args(["rebase", "-u", "-f", "qcow2", "-F", "raw", "-b"])
@@ -259,8 +259,8 @@ mod tests {
 
     #[test]
     fn older_records_get_their_backing_files_from_headers_inside_the_data_directory() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut cloud = cloud(folder.path());
+        let dir = tempfile::tempdir().unwrap();
+        let mut cloud = cloud(dir.path());
         let volume = new_volume(&mut cloud, None);
         let snapshot = cloud.create_snapshot(volume.id, "", Default::default()).unwrap();
         let volume = cloud.volume(&volume.id.to_string()).unwrap();
@@ -271,9 +271,9 @@ mod tests {
         }
         put(&mut cloud, &SnapshotRecord { backing: None, ..snapshot.clone() });
         let path = |cloud: &Cloud, volume: &VolumeRecord| cloud.home.volumes().join(&volume.file);
-        fs::write(folder.path().join("secret"), vec![7; 1 << 20]).unwrap();
+        fs::write(dir.path().join("secret"), vec![7; 1 << 20]).unwrap();
         fs::remove_file(path(&cloud, &outside)).unwrap();
-        let secret = folder.path().join("secret");
+        let secret = dir.path().join("secret");
         disk_image::create_layer(&path(&cloud, &outside), &secret, DiskFormat::Raw, Some(1 << 30)).unwrap();
         fs::write(path(&cloud, &unreadable), "torn").unwrap();
         fs::write(cloud.home.volumes().join("stray.qcow2"), "").unwrap();

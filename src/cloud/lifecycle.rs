@@ -11,19 +11,19 @@ use std::time::Duration;
 use super::error::CloudError;
 use super::launch::{check_capacity, promised_memory};
 use super::limits::limit;
-use super::machine::{Folder, Monitor};
+use super::machine::{InstanceDir, MachineHandle};
 use super::network::{Addresses, NetworkSpec, Placement, free_addresses_of, take_public_address};
 use super::vmm_watch::Awaited;
 use super::{Cloud, now, resolve, utc};
-use crate::ec2::capacity::Request;
+use crate::ec2::capacity::InstanceSize;
 use crate::ec2::catalogue;
 use crate::ec2::metadata::MetadataOptions;
-use crate::ec2::state::{Action, InstanceState, StateReason, Verdict};
+use crate::ec2::state::{Action, InstanceState, StateReason, Transition};
 use crate::ec2::volume::VolumeState;
 use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
 use crate::guest::Agent;
 use crate::host::home::is_lock;
-use crate::host::{monitor_process, probe};
+use crate::host::{probe, vmm_process};
 use crate::store::{InstanceRecord, StoreError, Transaction, VolumeRecord};
 use crate::vmm::control;
 
@@ -55,13 +55,13 @@ pub struct StateChange {
 
 /// Instances that this command is stopping or terminating.
 #[derive(Debug)]
-pub struct Ending {
+pub struct StopOperation {
     /// The state changes so far.
     pub changes: Vec<StateChange>,
     _locks: Vec<File>,
 }
 
-impl Ending {
+impl StopOperation {
     /// Returns the instances that have not ended yet.
     fn under_way(&self) -> Vec<InstanceId> {
         let under_way = |change: &&StateChange| change.current.has_machine();
@@ -102,22 +102,22 @@ impl Cloud {
     }
 
     /// Returns an instance's directory.
-    pub fn folder(&self, id: InstanceId) -> Folder {
-        Folder::of(&self.home, id)
+    pub fn dir(&self, id: InstanceId) -> InstanceDir {
+        InstanceDir::of(&self.home, id)
     }
 
     /// Returns an instance whose guest can be reached in its current state.
-    pub fn reachable(&mut self, reference: &str) -> Result<(InstanceRecord, Folder), CloudError> {
+    pub fn reachable(&mut self, reference: &str) -> Result<(InstanceRecord, InstanceDir), CloudError> {
         let record = self.instance(reference)?;
         Action::Reach.allowed(record.id, record.state)?;
-        let folder = self.folder(record.id);
-        Ok((record, folder))
+        let dir = self.dir(record.id);
+        Ok((record, dir))
     }
 
     /// Connects to an instance's guest agent.
     pub fn agent_of(&mut self, reference: &str, timeout: Duration) -> Result<(InstanceRecord, Agent), CloudError> {
-        let (record, folder) = self.reachable(reference)?;
-        let agent = folder.agent(timeout).map_err(|error| self.unless_ended(record.id, "reached", error))?;
+        let (record, dir) = self.reachable(reference)?;
+        let agent = dir.agent(timeout).map_err(|error| self.unless_ended(record.id, "reached", error))?;
         Ok((record, agent))
     }
 
@@ -128,14 +128,14 @@ impl Cloud {
         id: InstanceId,
         overcommit: bool,
         cold: bool,
-    ) -> Result<(StateChange, Option<Monitor>), CloudError> {
-        let folder = self.folder(id);
-        let lock = self.lock_to_start(&folder)?;
+    ) -> Result<(StateChange, Option<MachineHandle>), CloudError> {
+        let dir = self.dir(id);
+        let lock = self.lock_to_start(&dir)?;
         let origin = self.address_origin();
         let begun = self.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
             let previous = record.state;
-            if Action::Start.allowed(id, previous)? == Verdict::Already {
+            if Action::Start.allowed(id, previous)? == Transition::Already {
                 return Ok((previous, record, None));
             }
             let Some(lock) = lock else {
@@ -161,14 +161,14 @@ impl Cloud {
         let (previous, record, Some(lock)) = begun else {
             return Ok((StateChange { instance: id, previous: begun.0, current: begun.0 }, None));
         };
-        match self.start_machine(&record, &folder, lock, cold) {
+        match self.start_machine(&record, &dir, lock, cold) {
             Ok(monitor) => {
                 self.settle_running(&[id])?;
                 Ok((StateChange { instance: id, previous, current: InstanceState::Pending }, Some(monitor)))
             }
             Err(error) => {
                 // The snapshot still exists if the restore failed before the first instruction.
-                let goes_on = folder.is_hibernated();
+                let goes_on = dir.is_hibernated();
                 let reason = match goes_on {
                     true => StateReason::user_hibernated(),
                     false => StateReason::internal_error(&error.to_string()),
@@ -181,21 +181,21 @@ impl Cloud {
 
     /// Returns the lock of an instance that can be started. Returns `None` if the instance is running or another
     /// command holds the lock.
-    fn lock_to_start(&mut self, folder: &Folder) -> Result<Option<File>, CloudError> {
-        match self.store.read::<_, CloudError>(|tx| get(tx, folder.id()))?.state {
+    fn lock_to_start(&mut self, dir: &InstanceDir) -> Result<Option<File>, CloudError> {
+        match self.store.read::<_, CloudError>(|tx| get(tx, dir.id()))?.state {
             // An exiting VMM may hold the lock for another moment.
-            InstanceState::Stopped => folder.unless_gone(folder.lock_within(RESTART_TIMEOUT)),
+            InstanceState::Stopped => dir.unless_gone(dir.lock_within(RESTART_TIMEOUT)),
             // A killed VMM holds the lock for another moment, and does not respond.
-            InstanceState::Running if !folder.unless_gone(answers(folder))? => {
-                match folder.unless_gone(folder.lock_within(RESTART_TIMEOUT))? {
+            InstanceState::Running if !dir.unless_gone(answers(dir))? => {
+                match dir.unless_gone(dir.lock_within(RESTART_TIMEOUT))? {
                     Some(lock) => drop(lock),
                     None => return Ok(None),
                 }
-                self.reconcile_instance(folder.id())?;
-                folder.unless_gone(folder.lock_within(RESTART_TIMEOUT))
+                self.reconcile_instance(dir.id())?;
+                dir.unless_gone(dir.lock_within(RESTART_TIMEOUT))
             }
             InstanceState::Running => Ok(None),
-            _ => folder.unless_gone(folder.try_lock()),
+            _ => dir.unless_gone(dir.try_lock()),
         }
     }
 
@@ -207,8 +207,8 @@ impl Cloud {
         if !error.is_lost_vmm() {
             return error;
         }
-        let folder = self.folder(id);
-        match folder.unless_gone(answers(&folder)) {
+        let dir = self.dir(id);
+        match dir.unless_gone(answers(&dir)) {
             Ok(true) => error,
             Ok(false) => self.ended_before(id, action).unwrap_or_else(|other| other),
             Err(other) => other,
@@ -218,8 +218,8 @@ impl Cloud {
     /// Returns the state of an instance whose guest ended during an operation. The VMM may take a moment to exit, so this
     /// waits for its end, or for the VMM that runs the guest after a reboot, and reconciles the record.
     pub fn state_after_guest_end(&mut self, id: InstanceId) -> Result<InstanceState, CloudError> {
-        let folder = self.folder(id);
-        if !folder.unless_gone(answers(&folder))? {
+        let dir = self.dir(id);
+        if !dir.unless_gone(answers(&dir))? {
             self.reconcile_instance(id)?;
         }
         self.store.read::<_, CloudError>(|tx| Ok(get(tx, id)?.state))
@@ -237,27 +237,27 @@ impl Cloud {
     fn start_machine(
         &mut self,
         record: &InstanceRecord,
-        folder: &Folder,
+        dir: &InstanceDir,
         lock: File,
         cold: bool,
-    ) -> Result<Monitor, CloudError> {
-        if cold || !folder.is_hibernated() {
-            folder.forget_hibernated()?;
+    ) -> Result<MachineHandle, CloudError> {
+        if cold || !dir.is_hibernated() {
+            dir.forget_hibernated()?;
         }
         let image = self.open_image(record.image_id)?;
         let volumes = self.volumes_of(record)?;
-        let seed = self.write_seed(folder, record, &image.manifest, false)?;
-        let mut config = folder.config(&self.home, record, &image, &volumes, seed)?;
-        let network = self.connect(record, folder, &mut config)?;
+        let seed = self.write_seed(dir, record, &image.manifest, false)?;
+        let mut config = dir.config(&self.home, record, &image, &volumes, seed)?;
+        let network = self.connect(record, dir, &mut config)?;
         limit(&mut config, record, &volumes);
-        let mut monitor = folder.spawn(&config, lock, network, folder.hibernated().as_ref())?;
+        let mut monitor = dir.spawn(&config, lock, network, dir.hibernated().as_ref())?;
         self.notices.extend(monitor.wait_started()?);
         self.notice_ways_out();
         Ok(monitor)
     }
 
     /// Marks instances as stopping.
-    pub fn begin_stop(&mut self, ids: &[InstanceId]) -> Result<Ending, CloudError> {
+    pub fn begin_stop(&mut self, ids: &[InstanceId]) -> Result<StopOperation, CloudError> {
         self.begin(ids, Action::Stop, InstanceState::Stopping)
     }
 
@@ -284,7 +284,7 @@ impl Cloud {
     }
 
     fn terminate_without_record(&mut self, id: InstanceId) -> Result<(), CloudError> {
-        let _ended = end_machine(&self.folder(id), Manner::Force)?;
+        let _ended = end_machine(&self.dir(id), StopMode::Force)?;
         self.store.write::<_, CloudError>(|tx| {
             for mut volume in tx.list::<VolumeRecord>()? {
                 match &volume.attachment {
@@ -302,7 +302,7 @@ impl Cloud {
             tx.forget_usage(id)?;
             Ok(tx.remove::<InstanceRecord>(&id.to_string())?)
         })?;
-        self.folder(id).remove()?;
+        self.dir(id).remove()?;
         self.sweep_volumes();
         Ok(())
     }
@@ -312,7 +312,7 @@ impl Cloud {
     /// # Errors
     ///
     /// Fails without any change if one of the instances has termination protection.
-    pub fn begin_terminate(&mut self, ids: &[InstanceId]) -> Result<Ending, CloudError> {
+    pub fn begin_terminate(&mut self, ids: &[InstanceId]) -> Result<StopOperation, CloudError> {
         self.store.read::<_, CloudError>(|tx| {
             for id in ids {
                 let record = get(tx, *id)?;
@@ -332,14 +332,14 @@ impl Cloud {
         self.begin(ids, Action::Terminate, InstanceState::ShuttingDown)
     }
 
-    fn begin(&mut self, ids: &[InstanceId], action: Action, next: InstanceState) -> Result<Ending, CloudError> {
+    fn begin(&mut self, ids: &[InstanceId], action: Action, next: InstanceState) -> Result<StopOperation, CloudError> {
         // The locks are taken before the state changes. Otherwise an instance in the state `stopping` without a lock
         // would look as if its command had been killed. If another command holds a lock, that command finishes the
         // operation and reports its result.
         let mut locks = Vec::new();
         for id in ids {
-            let folder = self.folder(*id);
-            locks.extend(folder.unless_gone(folder.try_lock_operation())?);
+            let dir = self.dir(*id);
+            locks.extend(dir.unless_gone(dir.try_lock_operation())?);
         }
         let changes = self.store.write::<_, CloudError>(|tx| {
             let mut changes = Vec::new();
@@ -347,8 +347,8 @@ impl Cloud {
                 let mut record = get(tx, *id)?;
                 let previous = record.state;
                 let current = match action.allowed(*id, previous)? {
-                    Verdict::Already => previous,
-                    Verdict::Do => next,
+                    Transition::Already => previous,
+                    Transition::Do => next,
                 };
                 if current != previous {
                     record.state = current;
@@ -360,14 +360,14 @@ impl Cloud {
             }
             Ok(changes)
         })?;
-        Ok(Ending { changes, _locks: locks })
+        Ok(StopOperation { changes, _locks: locks })
     }
 
     /// Stops the VMs of stopping instances in parallel. An instance that cannot be hibernated is stopped without its
     /// memory, and a notice says so.
-    pub fn finish_stop(&mut self, ending: Ending, manner: Manner) -> Result<(), CloudError> {
+    pub fn finish_stop(&mut self, ending: StopOperation, manner: StopMode) -> Result<(), CloudError> {
         let settle = |cloud: &mut Cloud, id| {
-            let hibernated = cloud.folder(id).is_hibernated();
+            let hibernated = cloud.dir(id).is_hibernated();
             let reason = if hibernated { StateReason::user_hibernated() } else { StateReason::user_initiated() };
             cloud.settle_stopped(id, &reason)
         };
@@ -375,7 +375,7 @@ impl Cloud {
     }
 
     /// Ends the VMs of terminating instances in parallel.
-    pub fn finish_terminate(&mut self, ending: Ending) -> Result<(), CloudError> {
+    pub fn finish_terminate(&mut self, ending: StopOperation) -> Result<(), CloudError> {
         let (mut forced, mut orderly) = (Vec::new(), Vec::new());
         for id in ending.under_way() {
             let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
@@ -384,19 +384,19 @@ impl Cloud {
             if outlived { orderly.push(id) } else { forced.push(id) }
         }
         let settle = |cloud: &mut Cloud, id| cloud.settle_terminated(id, &StateReason::user_initiated());
-        self.finish(&forced, Manner::Force, settle)?;
-        self.finish(&orderly, Manner::Orderly, settle)
+        self.finish(&forced, StopMode::Force, settle)?;
+        self.finish(&orderly, StopMode::Orderly, settle)
     }
 
     fn finish(
         &mut self,
         ids: &[InstanceId],
-        manner: Manner,
+        manner: StopMode,
         settle: impl Fn(&mut Cloud, InstanceId) -> Result<(), CloudError>,
     ) -> Result<(), CloudError> {
-        let folders: Vec<Folder> = ids.iter().map(|id| self.folder(*id)).collect();
+        let dirs: Vec<InstanceDir> = ids.iter().map(|id| self.dir(*id)).collect();
         let results: Vec<Result<Ended, CloudError>> = std::thread::scope(|scope| {
-            let ends: Vec<_> = folders.iter().map(|folder| scope.spawn(move || end_machine(folder, manner))).collect();
+            let ends: Vec<_> = dirs.iter().map(|dir| scope.spawn(move || end_machine(dir, manner))).collect();
             ends.into_iter().map(|end| end.join().expect("ending a machine does not panic")).collect()
         });
         let mut first_error = None;
@@ -415,24 +415,24 @@ impl Cloud {
 
     /// Ends an instance's VM, if any, and terminates the instance in any state.
     pub(super) fn end_and_terminate(&mut self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
-        let _ended = end_machine(&self.folder(id), Manner::Force)?;
+        let _ended = end_machine(&self.dir(id), StopMode::Force)?;
         self.settle_terminated(id, reason)
     }
 
     /// Reboots a running instance. It keeps its identity, volumes and size. Returns a connection to the new VMM once
     /// the guest has restarted.
-    pub fn reboot(&mut self, id: InstanceId) -> Result<Monitor, CloudError> {
+    pub fn reboot(&mut self, id: InstanceId) -> Result<MachineHandle, CloudError> {
         let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
         Action::Reboot.allowed(id, record.state)?;
-        let folder = self.folder(id);
+        let dir = self.dir(id);
         let timeout = SHUTDOWN_TIMEOUTS[usize::from(probe::is_software_kvm())];
-        let restarted = folder.reboot_by(timeout, || {
-            let asked = folder.agent(AGENT_TIMEOUT).and_then(|agent| {
+        let restarted = dir.reboot_by(timeout, || {
+            let asked = dir.agent(AGENT_TIMEOUT).and_then(|agent| {
                 agent.shutdown(true, AGENT_TIMEOUT).map_err(|source| CloudError::Guest { instance: id, source })
             });
             let Err(error) = asked else { return Ok(()) };
             log::info!("{id}: the agent does not reboot it ({error}); pressing ctrl-alt-del");
-            folder.connect()?.demand(&control::Request::CtrlAltDel)
+            dir.connect()?.demand(&control::Request::CtrlAltDel)
         });
         match restarted {
             Ok(Awaited::Listening(mut monitor)) => {
@@ -454,10 +454,10 @@ impl Cloud {
 
     /// Marks an instance as stopped. Its volumes stay attached; its instance-store disks are removed.
     pub(super) fn settle_stopped(&mut self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
-        let folder = self.folder(id);
-        folder.remove_instance_store()?;
-        if !folder.is_hibernated() {
-            folder.forget_hibernated()?;
+        let dir = self.dir(id);
+        dir.remove_instance_store()?;
+        if !dir.is_hibernated() {
+            dir.forget_hibernated()?;
         }
         let kept = self.kept_credits(id);
         self.keep_usage(id);
@@ -506,7 +506,7 @@ impl Cloud {
             note_reason(&mut record, reason);
             Ok(tx.put(&record)?)
         })?;
-        self.folder(id).remove()?;
+        self.dir(id).remove()?;
         self.sweep_volumes();
         Ok(())
     }
@@ -520,12 +520,12 @@ impl Cloud {
     }
 
     fn try_sweep_volumes(&mut self) -> Result<(), CloudError> {
-        let folder = self.home.volumes();
-        let _lock = self.home.lock(&folder)?;
+        let dir = self.home.volumes();
+        let _lock = self.home.lock(&dir)?;
         // Nothing is removed if the backing files of a volume or snapshot are unknown.
         let Some(kept) = self.kept_volume_files()? else { return Ok(()) };
-        for entry in fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))? {
-            let entry = entry.map_err(CloudError::file(&folder, "read"))?;
+        for entry in fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))? {
+            let entry = entry.map_err(CloudError::file(&dir, "read"))?;
             let name = entry.file_name();
             let is_kept = name.to_str().is_none_or(|name| is_lock(name) || kept.contains(name));
             if !is_kept {
@@ -538,7 +538,7 @@ impl Cloud {
 
 /// Method of ending a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Manner {
+pub enum StopMode {
     /// Save a snapshot for a later resume. If that fails, shut down as with `Orderly`.
     Hibernate,
     /// Ask the agent to power off, then press ctrl-alt-del, then force the end.
@@ -556,41 +556,41 @@ struct Ended {
     notice: Option<String>,
 }
 
-/// Ends the VM of the instance in `folder`, if any.
-fn end_machine(folder: &Folder, manner: Manner) -> Result<Ended, CloudError> {
-    folder.unless_gone(end_machine_in(folder, manner))
+/// Ends the VM of the instance in `directory`, if any.
+fn end_machine(dir: &InstanceDir, manner: StopMode) -> Result<Ended, CloudError> {
+    dir.unless_gone(end_machine_in(dir, manner))
 }
 
 /// Ends the VM like [`end_machine`], but fails if the directory does not exist.
-fn end_machine_in(folder: &Folder, manner: Manner) -> Result<Ended, CloudError> {
-    if let Some(lock) = folder.try_lock()? {
+fn end_machine_in(dir: &InstanceDir, manner: StopMode) -> Result<Ended, CloudError> {
+    if let Some(lock) = dir.try_lock()? {
         return Ok(Ended { _lock: Some(lock), notice: None });
     }
-    if manner == Manner::Force {
-        return force(folder);
+    if manner == StopMode::Force {
+        return force(dir);
     }
     let mut notice = None;
-    if manner == Manner::Hibernate
-        && let Err(error) = folder.connect().and_then(|mut monitor| {
+    if manner == StopMode::Hibernate
+        && let Err(error) = dir.connect().and_then(|mut monitor| {
             monitor.subscribe()?;
-            folder.hibernate(&mut monitor)
+            dir.hibernate(&mut monitor)
         })
     {
-        notice = Some(format!("{}: its memory could not be kept, and it is stopped without: {error}", folder.id()));
+        notice = Some(format!("{}: its memory could not be saved, and it was stopped without it: {error}", dir.id()));
     }
     for _ in 0..ATTEMPTS {
-        let mut monitor = match folder.await_vmm(LISTEN_TIMEOUT)? {
+        let mut monitor = match dir.await_vmm(LISTEN_TIMEOUT)? {
             Awaited::Ended(lock) => return Ok(Ended { _lock: Some(lock), notice }),
             Awaited::Listening(monitor) => monitor,
             Awaited::TimedOut => {
                 let why = format!("its VMM did not listen within {} s", LISTEN_TIMEOUT.as_secs());
-                return Err(CloudError::NotDone { instance: folder.id(), why: format!("{}: {why}", folder.id()) });
+                return Err(CloudError::NotDone { instance: dir.id(), why: format!("{}: {why}", dir.id()) });
             }
         };
-        match end_by(&mut monitor, folder) {
+        match end_by(&mut monitor, dir) {
             // The lock becomes free within moments, unless another command has started the instance again.
             Ok(true) => {
-                if let Some(lock) = folder.lock_within(FORCE_TIMEOUT)? {
+                if let Some(lock) = dir.lock_within(FORCE_TIMEOUT)? {
                     return Ok(Ended { _lock: Some(lock), notice });
                 }
             }
@@ -600,35 +600,35 @@ fn end_machine_in(folder: &Folder, manner: Manner) -> Result<Ended, CloudError> 
         }
     }
     // A guest that reboots in a loop may have no VMM for some seconds.
-    let mut ended = force(folder)?;
+    let mut ended = force(dir)?;
     ended.notice = notice.or(ended.notice);
     Ok(ended)
 }
 
 /// Ends the VM immediately. A VMM that does not respond is killed.
-fn force(folder: &Folder) -> Result<Ended, CloudError> {
+fn force(dir: &InstanceDir) -> Result<Ended, CloudError> {
     let mut notice = None;
     // Another command may hold the lock and start the VMM only now, so each attempt looks for it again.
     for _ in 0..ATTEMPTS {
         // A failure can be ignored: the VMM is exiting, or is killed below.
-        let _ = folder.connect().and_then(|mut monitor| monitor.kill("wisp"));
-        if let Some(lock) = folder.lock_within(FORCE_TIMEOUT)? {
+        let _ = dir.connect().and_then(|mut monitor| monitor.kill("wisp"));
+        if let Some(lock) = dir.lock_within(FORCE_TIMEOUT)? {
             return Ok(Ended { _lock: Some(lock), notice });
         }
-        notice = Some(format!("{}: its monitor did not answer, and was killed.", folder.id()));
-        monitor_process::kill(folder.path()).map_err(CloudError::file(folder.path(), "freed of its monitor"))?;
-        if let Some(lock) = folder.lock_within(FORCE_TIMEOUT)? {
+        notice = Some(format!("{}: its VMM did not answer, and was killed.", dir.id()));
+        vmm_process::kill(dir.path()).map_err(CloudError::file(dir.path(), "freed of its VMM"))?;
+        if let Some(lock) = dir.lock_within(FORCE_TIMEOUT)? {
             return Ok(Ended { _lock: Some(lock), notice });
         }
     }
-    let why = format!("{}: its VMM has not ended, although it was killed", folder.id());
-    Err(CloudError::NotDone { instance: folder.id(), why })
+    let why = format!("{}: its VMM has not ended, although it was killed", dir.id());
+    Err(CloudError::NotDone { instance: dir.id(), why })
 }
 
 /// Returns true if a VMM runs, and false if the instance has ended.
-fn answers(folder: &Folder) -> Result<bool, CloudError> {
+fn answers(dir: &InstanceDir) -> Result<bool, CloudError> {
     for _ in 0..ATTEMPTS {
-        let mut monitor = match folder.await_vmm(RESTART_TIMEOUT)? {
+        let mut monitor = match dir.await_vmm(RESTART_TIMEOUT)? {
             Awaited::Ended(_) => return Ok(false),
             Awaited::Listening(monitor) => monitor,
             Awaited::TimedOut => return Ok(true),
@@ -644,11 +644,11 @@ fn answers(folder: &Folder) -> Result<bool, CloudError> {
 }
 
 /// Ends the VM with its guest's cooperation, and kills it after the timeouts. Returns true if it has ended.
-fn end_by(monitor: &mut Monitor, folder: &Folder) -> Result<bool, CloudError> {
+fn end_by(monitor: &mut MachineHandle, dir: &InstanceDir) -> Result<bool, CloudError> {
     monitor.subscribe()?;
     monitor.demand(&control::Request::EndAtReboot)?;
     let slow = usize::from(probe::is_software_kvm());
-    let asked = folder.agent(AGENT_TIMEOUT).map(|agent| agent.shutdown(false, AGENT_TIMEOUT).is_ok());
+    let asked = dir.agent(AGENT_TIMEOUT).map(|agent| agent.shutdown(false, AGENT_TIMEOUT).is_ok());
     if asked.unwrap_or(false) && monitor.wait_ended(SHUTDOWN_TIMEOUTS[slow])? {
         return Ok(true);
     }
@@ -687,7 +687,7 @@ pub(super) fn volumes_of(tx: &Transaction, record: &InstanceRecord) -> Result<Ve
 }
 
 /// Returns an instance's type, vCPUs and memory.
-pub(super) fn size_of(record: &InstanceRecord) -> Result<Request, CloudError> {
+pub(super) fn size_of(record: &InstanceRecord) -> Result<InstanceSize, CloudError> {
     let instance_type = catalogue::find(&record.instance_type)?;
-    Ok(Request { instance_type, vcpus: record.vcpus, memory_mib: record.memory_mib })
+    Ok(InstanceSize { instance_type, vcpus: record.vcpus, memory_mib: record.memory_mib })
 }

@@ -131,43 +131,43 @@ fn disk_limits(Performance { bytes, operations, operation_bytes }: Performance) 
 impl Cloud {
     /// Returns the remaining credits of a stopped instance. They are unknown if its VMM was killed.
     pub(super) fn kept_credits(&self, id: InstanceId) -> Option<KeptCredits> {
-        let kept = KeptBalance::read(&self.folder(id).vmm_directory()).unwrap_or_else(|error| {
-            log::warn!("{id}: what is left of its CPU credits cannot be read: {error}");
+        let kept = KeptBalance::read(&self.dir(id).vmm_directory()).unwrap_or_else(|error| {
+            log::warn!("{id}: its CPU credits cannot be read: {error}");
             None
         });
         kept.map(|KeptBalance { balance, at }| KeptCredits { balance: credits_of(&balance), at })
     }
 
     /// Applies an instance's current credit mode to its VM, if it runs.
-    pub(super) fn retell_credits(&self, record: &InstanceRecord) -> Result<(), CloudError> {
+    pub(super) fn apply_credit_mode(&self, record: &InstanceRecord) -> Result<(), CloudError> {
         let Some(rules) = credit_rules(record).filter(|_| !record.no_limits && record.state.has_machine()) else {
             return Ok(());
         };
         let can_owe = mode_of(record, &rules) == CreditMode::Unlimited;
-        let folder = self.folder(record.id);
-        let mut monitor = folder.connect()?;
+        let dir = self.dir(record.id);
+        let mut monitor = dir.connect()?;
         // A VM that was started without a budget gets one at the next start.
         if monitor.status()?.cpu_budget.is_none() {
             return Ok(());
         }
         monitor.demand(&Request::SetCanOwe { can_owe })?;
-        folder.change_config(|config| config.cpu_budget.iter_mut().for_each(|budget| budget.can_owe = can_owe))
+        dir.change_config(|config| config.cpu_budget.iter_mut().for_each(|budget| budget.can_owe = can_owe))
     }
 
     /// Applies a volume's current limits to the running VM that it is attached to.
-    pub(super) fn retell_volume(&mut self, volume: &VolumeRecord) -> Result<(), CloudError> {
+    pub(super) fn apply_volume_limits(&mut self, volume: &VolumeRecord) -> Result<(), CloudError> {
         let Some(attachment) = &volume.attachment else { return Ok(()) };
         let record = self.instance(&attachment.instance_id.to_string())?;
         let limits = volume_limits(volume).filter(|_| !record.no_limits);
         let (Some(limits), InstanceState::Running) = (limits, record.state) else { return Ok(()) };
-        let (folder, id) = (self.folder(record.id), disk_id(volume));
-        let mut monitor = folder.connect()?;
+        let (dir, id) = (self.dir(record.id), disk_id(volume));
+        let mut monitor = dir.connect()?;
         // A VM that was started without limits gets them at the next start.
         if !monitor.status()?.disks.iter().any(|disk| disk.id == id && disk.limits.is_some()) {
             return Ok(());
         }
         monitor.demand(&Request::SetDiskLimits { id: id.clone(), limits: Some(limits) })?;
-        folder.change_config(|config| {
+        dir.change_config(|config| {
             config.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.limits = Some(limits));
         })
     }

@@ -24,7 +24,7 @@ use crate::ec2::catalogue;
 use crate::ec2::state::InstanceState;
 use crate::guest::Agent;
 use crate::host::home::{Home, lock_file, private_file, try_lock_file};
-use crate::host::monitor_process::{self, CONFIG, Inherited};
+use crate::host::vmm_process::{self, CONFIG, Inherited};
 use crate::store::{InstanceRecord, VolumeRecord};
 use crate::vmm::config::{CpuConfig, DiskAccess, DiskConfig, DiskFormat, MAX_DISKS, MachineConfig, VsockConfig};
 use crate::vmm::control::{ClientError, ControlClient, Message, Request, SOCKET, Status};
@@ -52,15 +52,15 @@ const GB: u64 = 1_000_000_000;
 
 /// An instance's directory.
 #[derive(Debug, Clone)]
-pub struct Folder {
+pub struct InstanceDir {
     id: InstanceId,
     path: PathBuf,
 }
 
-impl Folder {
+impl InstanceDir {
     /// Returns the directory of the instance `id`, which need not exist.
-    pub fn of(home: &Home, id: InstanceId) -> Folder {
-        Folder { id, path: home.instances().join(id.to_string()) }
+    pub fn of(home: &Home, id: InstanceId) -> InstanceDir {
+        InstanceDir { id, path: home.instances().join(id.to_string()) }
     }
 
     /// The path.
@@ -80,7 +80,7 @@ impl Folder {
 
     /// Returns the directory of the VMM's own files.
     pub fn vmm_directory(&self) -> PathBuf {
-        monitor_process::vmm_directory(&self.path)
+        vmm_process::vmm_directory(&self.path)
     }
 
     /// Creates two temporary directories for saving the machine on behalf of other instances. The VMM can write to the
@@ -118,7 +118,7 @@ impl Folder {
 
     /// Takes the lock, if it is free: then no VMM runs, and no command is starting one.
     pub fn try_lock(&self) -> Result<Option<File>, CloudError> {
-        self.try_lock_named(monitor_process::LOCK)
+        self.try_lock_named(vmm_process::LOCK)
     }
 
     /// Takes the operation lock, if it is free.
@@ -128,7 +128,7 @@ impl Folder {
 
     /// Waits up to `timeout` for the lock. Returns none if it is not free by then.
     pub fn lock_within(&self, timeout: Duration) -> Result<Option<File>, CloudError> {
-        let path = self.path.join(monitor_process::LOCK);
+        let path = self.path.join(vmm_process::LOCK);
         let (sender, receiver) = mpsc::channel();
         let file = path.clone();
         // A lock acquired after the timeout has no receiver and is released at once.
@@ -193,9 +193,9 @@ impl Folder {
     }
 
     /// Connects to the instance's VMM.
-    pub fn connect(&self) -> Result<Monitor, CloudError> {
+    pub fn connect(&self) -> Result<MachineHandle, CloudError> {
         let client = ControlClient::connect(&self.vmm_directory().join(SOCKET)).map_err(self.control_error())?;
-        Ok(Monitor { folder: self.clone(), client, ready: false, ended: None, told: Vec::new() })
+        Ok(MachineHandle { dir: self.clone(), client, ready: false, ended: None, told: Vec::new() })
     }
 
     fn control_error(&self) -> impl Fn(ClientError) -> CloudError {
@@ -210,7 +210,7 @@ impl Folder {
         lock: File,
         network: Option<Connection>,
         restore: Option<&Restore>,
-    ) -> Result<Monitor, CloudError> {
+    ) -> Result<MachineHandle, CloudError> {
         self.write_config(config)?;
         let own = self.vmm_directory();
         let cleared = EndRecord::clear(&own).and_then(|()| KeptBalance::clear(&own));
@@ -220,25 +220,25 @@ impl Folder {
         let (network, beginning) = network.map(Connection::split).unzip();
         let inherited = Inherited { lock, launcher: Launcher::Watcher(far), console: None, network };
         // The child is not reaped: it outlives this short-lived process.
-        monitor_process::spawn(&self.path, inherited, restore, monotonic_ns()).map_err(spawn_error)?;
+        vmm_process::spawn(&self.path, inherited, restore, monotonic_ns()).map_err(spawn_error)?;
         if let Err(error) = beginning.unwrap_or_default().start() {
-            monitor_process::kill(&self.path).map_err(spawn_error)?;
+            vmm_process::kill(&self.path).map_err(spawn_error)?;
             return Err(error);
         }
         let client = ControlClient::new(near).map_err(self.control_error())?;
-        Ok(Monitor { folder: self.clone(), client, ready: false, ended: None, told: Vec::new() })
+        Ok(MachineHandle { dir: self.clone(), client, ready: false, ended: None, told: Vec::new() })
     }
 
     /// Changes the configuration in the directory. The next VMM reads it after a guest reboot.
     pub fn change_config(&self, change: impl FnOnce(&mut MachineConfig)) -> Result<(), CloudError> {
         let mut config =
-            monitor_process::read_config(&self.path).map_err(CloudError::file(self.path.join(CONFIG), "read"))?;
+            vmm_process::read_config(&self.path).map_err(CloudError::file(self.path.join(CONFIG), "read"))?;
         change(&mut config);
         self.write_config(&config)
     }
 
     fn write_config(&self, config: &MachineConfig) -> Result<(), CloudError> {
-        monitor_process::write_config(&self.path, config).map_err(CloudError::file(self.path.join(CONFIG), "written"))
+        vmm_process::write_config(&self.path, config).map_err(CloudError::file(self.path.join(CONFIG), "written"))
     }
 
     /// Returns the machine configuration of an instance. `volumes` are in the order of its block devices.
@@ -345,8 +345,8 @@ pub fn volume_disk(home: &Home, volume: &VolumeRecord) -> Result<DiskConfig, Clo
 
 /// A connection to an instance's VMM.
 #[derive(Debug)]
-pub struct Monitor {
-    folder: Folder,
+pub struct MachineHandle {
+    dir: InstanceDir,
     client: ControlClient,
     ready: bool,
     ended: Option<(End, Status)>,
@@ -354,14 +354,14 @@ pub struct Monitor {
     told: Vec<String>,
 }
 
-impl Monitor {
+impl MachineHandle {
     /// Returns the error for a guest whose agent was not ready in time. `state` is the instance's state.
     pub fn not_ready(&self, state: InstanceState, after: Duration) -> CloudError {
         CloudError::NotReady {
-            instance: self.folder.id,
+            instance: self.dir.id,
             state: state.as_str(),
             seconds: after.as_secs(),
-            console: self.folder.console_tail(),
+            console: self.dir.console_tail(),
         }
     }
 
@@ -371,7 +371,7 @@ impl Monitor {
         self.link_problems().map_err(|error| match error {
             // The VMM's log is removed with the directory, so the error must contain the cause.
             CloudError::Control { instance, source: ClientError::Gone } => {
-                match monitor_process::last_violation(&self.folder.path) {
+                match vmm_process::last_violation(&self.dir.path) {
                     Some(why) => CloudError::Refused { instance, why },
                     None => CloudError::Control { instance, source: ClientError::Gone },
                 }
@@ -385,7 +385,7 @@ impl Monitor {
         let mut problems = self.status()?.link_problems;
         problems.retain(|problem| !self.told.contains(problem));
         self.told.extend(problems.iter().cloned());
-        Ok(problems.into_iter().map(|problem| format!("{}: {problem}", self.folder.id)).collect())
+        Ok(problems.into_iter().map(|problem| format!("{}: {problem}", self.dir.id)).collect())
     }
 
     /// Queries the machine's status.
@@ -401,7 +401,7 @@ impl Monitor {
         }
     }
 
-    /// Subscribes to the events that [`wait_ready`](Monitor::wait_ready) and [`wait_ended`](Monitor::wait_ended) wait
+    /// Subscribes to the events that [`wait_ready`](VMM::wait_ready) and [`wait_ended`](VMM::wait_ended) wait
     /// for.
     pub fn subscribe(&mut self) -> Result<(), CloudError> {
         self.demand(&Request::Subscribe)
@@ -418,7 +418,7 @@ impl Monitor {
     /// Sends a request that ends the machine, and waits until it has ended. The error is the reason why it still runs.
     pub fn end_with(&mut self, request: &Request, timeout: Duration) -> Result<(), CloudError> {
         self.send(request)?;
-        let instance = self.folder.id;
+        let instance = self.dir.id;
         match self.wait_ended(timeout) {
             Ok(true) => Ok(()),
             Ok(false) => {
@@ -436,17 +436,17 @@ impl Monitor {
 
     /// Waits up to `timeout` until the agent is ready. Returns whether it is.
     pub fn wait_ready(&mut self, timeout: Duration) -> Result<bool, CloudError> {
-        let early = |folder: &Folder, end: String| {
-            Err(CloudError::EndedEarly { instance: folder.id, end, console: folder.console_tail() })
+        let early = |dir: &InstanceDir, end: String| {
+            Err(CloudError::EndedEarly { instance: dir.id, end, console: dir.console_tail() })
         };
         match self.wait(timeout, |monitor| monitor.ready || monitor.ended.is_some()) {
             Err(CloudError::Control { source: ClientError::Gone, .. }) => {
-                return early(&self.folder, "the VMM process ended unexpectedly".into());
+                return early(&self.dir, "the VMM process ended unexpectedly".into());
             }
             waited => waited?,
         }
         match &self.ended {
-            Some((end, _)) if !self.ready => early(&self.folder, end.to_string()),
+            Some((end, _)) if !self.ready => early(&self.dir, end.to_string()),
             _ => Ok(self.ready),
         }
     }
@@ -461,7 +461,7 @@ impl Monitor {
         }
     }
 
-    fn wait(&mut self, timeout: Duration, done: impl Fn(&Monitor) -> bool) -> Result<(), CloudError> {
+    fn wait(&mut self, timeout: Duration, done: impl Fn(&MachineHandle) -> bool) -> Result<(), CloudError> {
         let deadline = Instant::now() + timeout;
         while !done(self) {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -471,7 +471,7 @@ impl Monitor {
             match self.client.receive(Some(left)) {
                 Ok(message) => self.note(message)?,
                 Err(ClientError::Io(error)) if is_timeout(&error) => return Ok(()),
-                Err(source) => return Err(self.folder.control_error()(source)),
+                Err(source) => return Err(self.dir.control_error()(source)),
             }
         }
         Ok(())
@@ -489,10 +489,10 @@ impl Monitor {
         loop {
             // A timeout of zero would disable the limit.
             let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-            let message = self.client.receive(Some(left)).map_err(self.folder.control_error())?;
+            let message = self.client.receive(Some(left)).map_err(self.dir.control_error())?;
             match message {
                 Message::Ready | Message::Ended { .. } => self.note(message)?,
-                Message::Failed { why } => return Err(CloudError::Refused { instance: self.folder.id, why }),
+                Message::Failed { why } => return Err(CloudError::Refused { instance: self.dir.id, why }),
                 answer => return Ok(answer),
             }
         }
@@ -504,10 +504,10 @@ impl Monitor {
             Err(ClientError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
                 match self.client.receive(Some(ANSWER_TIMEOUT)) {
                     Ok(message) => self.note(message),
-                    Err(source) => Err(self.folder.control_error()(source)),
+                    Err(source) => Err(self.dir.control_error()(source)),
                 }
             }
-            result => result.map_err(self.folder.control_error()),
+            result => result.map_err(self.dir.control_error()),
         }
     }
 
@@ -515,7 +515,7 @@ impl Monitor {
         match message {
             Message::Ready => self.ready = true,
             Message::Ended { end, status } => self.ended = Some((end, *status)),
-            Message::Failed { why } => return Err(CloudError::Refused { instance: self.folder.id, why }),
+            Message::Failed { why } => return Err(CloudError::Refused { instance: self.dir.id, why }),
             Message::Status(_)
             | Message::Done
             | Message::Attached { .. }
@@ -527,8 +527,8 @@ impl Monitor {
 
     /// Returns the error for an answer of the wrong kind.
     pub(super) fn unexpected(&self, message: &Message) -> CloudError {
-        let why = format!("its monitor answered something else: {message:?}");
-        CloudError::Refused { instance: self.folder.id, why }
+        let why = format!("its VMM answered something else: {message:?}");
+        CloudError::Refused { instance: self.dir.id, why }
     }
 }
 /// Returns the machine's memory in MiB for the requested amount. Sizes from 512 MiB to below 1 GiB get 8 MiB more for

@@ -31,11 +31,11 @@ mod seed;
 pub mod snapshot;
 pub mod ssh;
 pub mod tags;
+pub mod template;
 pub mod transfer;
 pub mod usage;
 mod vmm_watch;
 pub mod volume;
-pub mod warm;
 
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -8,7 +8,7 @@ use super::lifecycle::get;
 use super::limits::check_credits;
 use super::network::chosen_groups;
 use super::seed::check_user_data;
-use crate::ec2::capacity::Request;
+use crate::ec2::capacity::InstanceSize;
 use crate::ec2::credits::CreditMode;
 use crate::ec2::metadata::MetadataChange;
 use crate::ec2::state::{Action, ShutdownBehavior};
@@ -20,7 +20,7 @@ use crate::store::InstanceRecord;
 #[derive(Debug, Clone, Default)]
 pub struct Modification {
     /// Type, vCPUs and memory, and whether these override the type's. The instance must be stopped.
-    pub size: Option<(Request, bool)>,
+    pub size: Option<(InstanceSize, bool)>,
     /// User data in base64; an inner none removes it. The instance must be stopped.
     pub user_data: Option<Option<String>>,
     /// The effect of a power-off by the guest.
@@ -85,12 +85,12 @@ impl Cloud {
             Ok(record)
         })?;
         if change.cpu_credits.is_some() {
-            self.retell_credits(&record)?;
+            self.apply_credit_mode(&record)?;
         }
         if !change.security_groups.is_empty() {
             self.groups_changed()?;
         } else if change.metadata_options.is_some() {
-            self.retell(&record)?;
+            self.push_network_config(&record)?;
         }
         Ok(record)
     }

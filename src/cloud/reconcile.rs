@@ -9,13 +9,13 @@ use std::time::Duration;
 use super::error::CloudError;
 use super::launch::TOKEN_LIFETIME;
 use super::lifecycle::get;
-use super::machine::{Folder, GONE};
-use super::warm;
+use super::machine::{GONE, InstanceDir};
+use super::template;
 use super::{Cloud, now};
 use crate::ec2::InstanceId;
 use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use crate::host::home::is_lock;
-use crate::host::monitor_process;
+use crate::host::vmm_process;
 use crate::store::{ClientToken, InstanceRecord, StoreError};
 use crate::vmm::end::End;
 use crate::vmm::end_record::EndRecord;
@@ -52,30 +52,30 @@ impl Cloud {
         let forgotten = self.forget_old(&records);
         self.notice_failed("old records cannot be removed", forgotten);
         let swept = self.sweep_folders();
-        self.notice_failed("folders of earlier instances cannot be removed", swept);
+        self.notice_failed("directories of earlier instances cannot be removed", swept);
         let finished = self.finish_snapshots();
         self.notice_failed("interrupted snapshots cannot be completed", finished);
         let swept = self.sweep_networks();
-        self.notice_failed("folders of earlier networks cannot be removed", swept);
+        self.notice_failed("directories of earlier networks cannot be removed", swept);
         self.revive_routers(&records);
-        let swept = warm::sweep(&self.home);
+        let swept = template::sweep(&self.home);
         self.notice_failed("unfinished templates cannot be removed", swept);
         let swept = self.sweep_stray_images();
         self.notice_failed("unfinished images cannot be removed", swept);
     }
 
     pub(super) fn reconcile_instance(&mut self, id: InstanceId) -> Result<(), CloudError> {
-        let folder = self.folder(id);
-        let lock = folder.unless_gone(folder.try_lock())?;
-        if lock.is_none() && folder.path().exists() {
-            return self.reconcile_alive(id, &folder);
+        let dir = self.dir(id);
+        let lock = dir.unless_gone(dir.try_lock())?;
+        if lock.is_none() && dir.path().exists() {
+            return self.reconcile_alive(id, &dir);
         }
         // Read the record again: with the lock held, no other command can change it.
         let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
         if !record.state.has_machine() {
             return Ok(());
         }
-        let outcome = judge(&record, folder.end(), folder.is_hibernated());
+        let outcome = judge(&record, dir.end(), dir.is_hibernated());
         if is_launching(&record) {
             self.undo_launch(&record, &outcome.reason)?;
         }
@@ -90,7 +90,7 @@ impl Cloud {
 
     /// Reconciles an instance whose machine runs. An interrupted start or termination is completed. An interrupted
     /// stop is undone, unless the machine is about to end.
-    fn reconcile_alive(&mut self, id: InstanceId, folder: &Folder) -> Result<(), CloudError> {
+    fn reconcile_alive(&mut self, id: InstanceId, dir: &InstanceDir) -> Result<(), CloudError> {
         let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
         if record.state == InstanceState::Pending {
             let launched = if is_launching(&record) { self.launched_with(&record)? } else { vec![record] };
@@ -98,7 +98,7 @@ impl Cloud {
             // A VMM that does not answer has not built its machine yet, or never will.
             if ids
                 .iter()
-                .all(|id| self.folder(*id).connect().and_then(|mut monitor| monitor.status_within(END_TIMEOUT)).is_ok())
+                .all(|id| self.dir(*id).connect().and_then(|mut monitor| monitor.status_within(END_TIMEOUT)).is_ok())
             {
                 self.settle_running(&ids)?;
             }
@@ -107,7 +107,7 @@ impl Cloud {
         if !matches!(record.state, InstanceState::Stopping | InstanceState::ShuttingDown) {
             return Ok(());
         }
-        let Some(_operation) = folder.unless_gone(folder.try_lock_operation())? else { return Ok(()) };
+        let Some(_operation) = dir.unless_gone(dir.try_lock_operation())? else { return Ok(()) };
         // The command may have finished in the meantime.
         if self.store.read::<_, CloudError>(|tx| get(tx, id))?.state != record.state {
             return Ok(());
@@ -117,8 +117,8 @@ impl Cloud {
             return self.end_and_terminate(id, &StateReason::user_initiated());
         }
         // A VMM that does not answer may still be about to end: it may be saving or powering off.
-        if folder.connect().and_then(|mut monitor| monitor.status_within(END_TIMEOUT)).is_err() {
-            return match folder.unless_gone(folder.lock_within(END_TIMEOUT))? {
+        if dir.connect().and_then(|mut monitor| monitor.status_within(END_TIMEOUT)).is_err() {
+            return match dir.unless_gone(dir.lock_within(END_TIMEOUT))? {
                 Some(lock) => {
                     drop(lock);
                     self.reconcile_instance(id)
@@ -149,8 +149,8 @@ impl Cloud {
     /// Terminates the started instances of a failed launch, because a launch starts all of its instances or none.
     fn undo_launch(&mut self, record: &InstanceRecord, reason: &StateReason) -> Result<(), CloudError> {
         for other in self.launched_with(record)?.into_iter().filter(|other| other.id != record.id) {
-            let folder = self.folder(other.id);
-            let has_machine = folder.unless_gone(folder.try_lock())?.is_none() && folder.path().exists();
+            let dir = self.dir(other.id);
+            let has_machine = dir.unless_gone(dir.try_lock())?.is_none() && dir.path().exists();
             // Instances without a machine are reconciled on their own, with their own reasons.
             if has_machine {
                 self.notices.push(format!(
@@ -185,21 +185,21 @@ impl Cloud {
     /// Removes directories of instances without a record. They remain if a launch was killed before it created the
     /// record, or a termination before it removed the directory. Unused volume files are removed, too.
     fn sweep_folders(&mut self) -> Result<(), CloudError> {
-        let folder = self.home.instances();
+        let dir = self.home.instances();
         // A launch holds this lock for milliseconds only. When it releases the lock, its instances have records.
-        let _lock = self.home.lock(&folder)?;
+        let _lock = self.home.lock(&dir)?;
         let records: Vec<InstanceRecord> = self.store.read::<_, StoreError>(|tx| tx.list_whole())?;
         let mut swept = false;
-        for entry in fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))? {
-            let path = entry.map_err(CloudError::file(&folder, "read"))?.path();
+        for entry in fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))? {
+            let path = entry.map_err(CloudError::file(&dir, "read"))?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let Ok(id) = name.strip_prefix(GONE).unwrap_or(&name).parse::<InstanceId>() else { continue };
             let record = records.iter().find(|record| record.id == id);
             let is_gone = name.starts_with(GONE);
             if is_gone || record.is_none_or(|record| record.state == InstanceState::Terminated) {
-                let removed = sweep_folder(&Folder::of(&self.home, id), is_gone);
+                let removed = sweep_folder(&InstanceDir::of(&self.home, id), is_gone);
                 swept |= matches!(removed, Ok(true));
-                self.notice_failed(&format!("the folder of {id} cannot be removed"), removed.map(drop));
+                self.notice_failed(&format!("the directory of {id} cannot be removed"), removed.map(drop));
             }
         }
         if swept || self.has_stray_volumes()? {
@@ -210,8 +210,8 @@ impl Cloud {
 
     /// Returns true if there are files that no volume or snapshot uses.
     fn has_stray_volumes(&mut self) -> Result<bool, CloudError> {
-        let folder = self.home.volumes();
-        let entries = fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))?;
+        let dir = self.home.volumes();
+        let entries = fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))?;
         let names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
         let Some(known) = self.kept_volume_files()? else { return Ok(false) };
         Ok(names.iter().any(|name| !is_lock(name) && !known.contains(name)))
@@ -219,12 +219,12 @@ impl Cloud {
 }
 
 /// Removes the directory of an instance without a record, unless the instance runs. Returns true if it was removed.
-fn sweep_folder(folder: &Folder, is_gone: bool) -> Result<bool, CloudError> {
+fn sweep_folder(dir: &InstanceDir, is_gone: bool) -> Result<bool, CloudError> {
     if is_gone {
-        return folder.remove().map(|()| true);
+        return dir.remove().map(|()| true);
     }
-    let Some(_lock) = folder.try_lock()? else { return Ok(false) };
-    folder.remove().map(|()| true)
+    let Some(_lock) = dir.try_lock()? else { return Ok(false) };
+    dir.remove().map(|()| true)
 }
 
 /// Returns true if the launch that created the instance has not completed.
@@ -269,6 +269,6 @@ fn judge(record: &InstanceRecord, end: Option<EndRecord>, hibernated: bool) -> O
         (_, Some(EndRecord::Ended { end, .. })) => failed(end.to_string()),
         (_, Some(EndRecord::Failed { why })) => failed(why),
         (InstanceState::Pending, None) => failed("its start was interrupted".into()),
-        (_, None) => failed(format!("its monitor (`wisp vmm`) was killed, {} tells no end", monitor_process::LOG)),
+        (_, None) => failed(format!("its VMM (`wisp vmm`) was killed; {} has no reason", vmm_process::LOG)),
     }
 }

@@ -11,7 +11,7 @@ use super::image::{Image, ImageError, MANIFEST, RootEntry};
 use super::image_memory::ImageMemory;
 use super::layers;
 use super::machine::disk_id;
-use super::warm;
+use super::template;
 use super::{Cloud, embedded, new_id, now};
 use crate::ec2::id::Id;
 use crate::ec2::id::Image as ImageKind;
@@ -98,8 +98,8 @@ impl Cloud {
     /// Opens the bundle of an image that is or was registered.
     pub fn open_image(&self, id: ImageId) -> Result<Image, CloudError> {
         if id == embedded::id() {
-            let folder = embedded::unpacked(&self.home).map_err(ImageError::Embedded)?;
-            return Ok(Image::open(&folder)?);
+            let dir = embedded::unpacked(&self.home).map_err(ImageError::Embedded)?;
+            return Ok(Image::open(&dir)?);
         }
         Ok(Image::open(&self.home.images().join(id.to_string()))?)
     }
@@ -155,7 +155,7 @@ impl Cloud {
         }
         let running = record.state == InstanceState::Running;
         if running && moment == Moment::Written {
-            self.folder(instance).sync(SYNC_TIMEOUT)?;
+            self.dir(instance).sync(SYNC_TIMEOUT)?;
         }
         let snapshot =
             if running { Some(self.create_snapshot(root.id, "for an image", Default::default())?) } else { None };
@@ -186,14 +186,14 @@ impl Cloud {
             return Err(CloudError::refused(
                 ErrorCode::UnsupportedOperation,
                 format!(
-                    "The instance '{}' has volumes besides its root, and its memory knows them: an image has a root only.",
+                    "The instance '{}' has volumes other than its root, which its memory refers to. An image has only a root.",
                     record.id
                 ),
                 Some("Detach them first: `wisp volume detach`.".into()),
             ));
         }
         // The image can also be cold-booted, so the disk must be consistent.
-        self.folder(record.id).sync(SYNC_TIMEOUT)?;
+        self.dir(record.id).sync(SYNC_TIMEOUT)?;
         let Frozen { saved, volumes, sweeping, _changing, .. } = self.freeze(record)?;
         drop(sweeping);
         let root = &volumes[0];
@@ -219,7 +219,7 @@ impl Cloud {
         manifest.name.clone_from(&record.name);
         manifest.description.clone_from(&record.description);
         for file in manifest.digests().map(|(file, _)| file.to_string()).filter(|file| *file != entry.file) {
-            let (from, to) = (source.folder.join(&file), scratch.path().join(&file));
+            let (from, to) = (source.dir.join(&file), scratch.path().join(&file));
             // A hard link takes no space. On another file system, the file must be copied.
             fs::hard_link(&from, &to)
                 .or_else(|_| fs::copy(&from, &to).map(|_| ()))
@@ -288,10 +288,10 @@ impl Cloud {
         record: ImageRecord,
         bundle: tempfile::TempDir,
     ) -> Result<ImageRecord, CloudError> {
-        let folder = self.home.images().join(record.id.to_string());
+        let dir = self.home.images().join(record.id.to_string());
         self.store.write(|tx| {
             name_is_free(tx, &record.name)?;
-            fs::rename(bundle.path(), &folder).map_err(CloudError::file(&folder, "made"))?;
+            fs::rename(bundle.path(), &dir).map_err(CloudError::file(&dir, "made"))?;
             let _ = bundle.keep();
             tx.insert(&record)?;
             Ok(record)
@@ -310,7 +310,7 @@ impl Cloud {
         }
         record.deregistered = Some(now());
         self.store.write::<_, StoreError>(|tx| tx.put(&record))?;
-        warm::remove_of(&self.home, &self.home.images().join(record.id.to_string()))?;
+        template::remove_of(&self.home, &self.home.images().join(record.id.to_string()))?;
         self.sweep_images();
         Ok(record)
     }
@@ -325,16 +325,16 @@ impl Cloud {
 
     /// Removes files that killed commands left, if there are any and no other command is creating an image.
     pub(super) fn sweep_stray_images(&mut self) -> Result<(), CloudError> {
-        let folder = self.home.images();
+        let dir = self.home.images();
         let known: Vec<ImageRecord> = self.store.read::<_, StoreError>(|tx| tx.list_whole())?;
         let is_stray = |name: &str| {
             let id = name.parse::<ImageId>().ok();
             name.starts_with(embedded::UNFINISHED)
                 || id.is_some_and(|id| id != embedded::id() && !known.iter().any(|record| record.id == id))
         };
-        let entries = fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))?;
+        let entries = fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))?;
         if entries.flatten().any(|entry| entry.file_name().to_str().is_some_and(is_stray))
-            && let Some(_lock) = self.home.try_lock(&folder)?
+            && let Some(_lock) = self.home.try_lock(&dir)?
         {
             self.sweep_images_locked()?;
         }
@@ -342,7 +342,7 @@ impl Cloud {
     }
 
     fn sweep_images_locked(&mut self) -> Result<(), CloudError> {
-        let folder = self.home.images();
+        let dir = self.home.images();
         let kept: Vec<ImageId> = self.store.write::<_, CloudError>(|tx| {
             let used = images_in_use(tx)?;
             let mut kept = vec![embedded::id()];
@@ -355,9 +355,9 @@ impl Cloud {
             }
             Ok(kept)
         })?;
-        embedded::remove_unfinished(&folder).map_err(CloudError::file(&folder, "cleaned"))?;
-        for entry in fs::read_dir(&folder).map_err(CloudError::file(&folder, "read"))? {
-            let path = entry.map_err(CloudError::file(&folder, "read"))?.path();
+        embedded::remove_unfinished(&dir).map_err(CloudError::file(&dir, "cleaned"))?;
+        for entry in fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))? {
+            let path = entry.map_err(CloudError::file(&dir, "read"))?.path();
             let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<ImageId>().ok());
             // An unregistered directory holds an older version's embedded image, or an interrupted import.
             if id.is_some_and(|id| !kept.contains(&id)) && path.join(MANIFEST).exists() {

@@ -16,12 +16,12 @@ use super::limits::limit_as;
 use super::network::{self, Connection};
 use super::new_id;
 use super::run_spec::{Boot, RunSpec, SEED, host_name};
-use super::warm::Warm;
+use super::template::Template;
 use crate::ec2::id::InstanceId;
 use crate::guest::Seed;
 use crate::host::home::{Home, HomeError, lock_file, try_lock_file, write_private};
-use crate::host::monitor_process::{self, Inherited};
-use crate::host::out_of_memory::KilledBefore;
+use crate::host::out_of_memory::OomKillCount;
+use crate::host::vmm_process::{self, Inherited};
 use crate::vmm::control::{ClientError, ControlClient, Message, Request, Status};
 use crate::vmm::devices::console;
 use crate::vmm::end::End;
@@ -46,15 +46,15 @@ pub enum RunError {
     #[error(transparent)]
     Home(#[from] HomeError),
     /// The instance's directory cannot be created.
-    #[error("the instance's folder {} cannot be made: {source}", path.display())]
-    Folder {
+    #[error("the instance's directory {} cannot be made: {source}", path.display())]
+    InstanceDir {
         /// The path.
         path: PathBuf,
         /// The cause.
         source: io::Error,
     },
     /// The VMM process cannot be started.
-    #[error("the monitor's process cannot be started: {0}")]
+    #[error("the VMM's process cannot be started: {0}")]
     Spawn(#[source] io::Error),
     /// The VMM refused a request or failed.
     #[error("{0}")]
@@ -70,7 +70,7 @@ pub enum RunError {
     /// The agent was not ready in time.
     #[error(
         "the guest runs, but its agent was not ready after {} s{console}\n\
-         Give it longer with --timeout, or look at its console with --console", after.as_secs()
+         Give it more time with --timeout, or watch its console with --console", after.as_secs()
     )]
     NotReady {
         /// The time waited.
@@ -110,7 +110,7 @@ impl std::fmt::Display for ConsoleTail {
 #[derive(Debug)]
 pub struct EphemeralInstance {
     id: InstanceId,
-    folder: PathBuf,
+    dir: PathBuf,
     monitor: Child,
     control: ControlClient,
     /// This process's end of the console, until it is taken.
@@ -118,7 +118,7 @@ pub struct EphemeralInstance {
     /// The end of the machine, once it is known.
     ended: Option<(End, Status)>,
     ready: bool,
-    killed_before: KilledBefore,
+    killed_before: OomKillCount,
 }
 
 impl EphemeralInstance {
@@ -131,58 +131,58 @@ impl EphemeralInstance {
     pub fn start_from(
         home: &Home,
         spec: &RunSpec,
-        warm: Option<&Warm>,
+        warm: Option<&Template>,
         began_ns: u64,
     ) -> Result<EphemeralInstance, RunError> {
-        let (id, folder, lock) = make_folder(home)?;
-        let started = EphemeralInstance::spawn(id, &folder, lock, spec, warm, began_ns);
+        let (id, dir, lock) = make_folder(home)?;
+        let started = EphemeralInstance::spawn(id, &dir, lock, spec, warm, began_ns);
         if started.is_err() {
             // The first error is more useful than one about the removal.
-            let _ = fs::remove_dir_all(&folder);
+            let _ = fs::remove_dir_all(&dir);
         }
         started
     }
 
     fn spawn(
         id: InstanceId,
-        folder: &Path,
+        dir: &Path,
         lock: fs::File,
         spec: &RunSpec,
-        warm: Option<&Warm>,
+        warm: Option<&Template>,
         began_ns: u64,
     ) -> Result<EphemeralInstance, RunError> {
-        let failed = |source| RunError::Folder { path: folder.to_path_buf(), source };
+        let failed = |source| RunError::InstanceDir { path: dir.to_path_buf(), source };
         if let (Some(_), Boot::Image(image)) = (warm, &spec.boot) {
             let (instance_id, hostname) = (id.to_string(), Some(host_name(&id)));
             let default_user = image.manifest.default_user.clone();
             let seed = Seed { instance_id, hostname, default_user, ..Seed::default() };
-            write_private(&folder.join(SEED), &seed.encode()).map_err(failed)?;
+            write_private(&dir.join(SEED), &seed.encode()).map_err(failed)?;
         }
-        let mut machine = spec.machine(&id, folder, warm);
+        let mut machine = spec.machine(&id, dir, warm);
         let network = match &spec.network {
             Some(network) => {
                 let image = if let Boot::Image(image) = &spec.boot { Some(&image.manifest) } else { None };
                 let link = network::run_link(id, image, network);
-                network::connect(id, folder, &link, network.mode, &mut machine).map_err(Box::new)?
+                network::connect(id, dir, &link, network.mode, &mut machine).map_err(Box::new)?
             }
             None => None,
         };
         if let Some(instance_type) = spec.limits {
             limit_as(&mut machine, instance_type);
         }
-        monitor_process::write_config(folder, &machine).map_err(failed)?;
+        vmm_process::write_config(dir, &machine).map_err(failed)?;
         let (owner, monitor_owner) = UnixStream::pair().map_err(RunError::Spawn)?;
         let console = if spec.console { Some(UnixStream::pair().map_err(RunError::Spawn)?) } else { None };
         let (console, monitor_console) = console.unzip();
         let (network, beginning) = network.map(Connection::split).unzip();
         let inherited = Inherited { lock, launcher: Launcher::Owner(monitor_owner), console: monitor_console, network };
-        let monitor = monitor_process::spawn(folder, inherited, warm.map(Warm::restore).as_ref(), began_ns)
+        let monitor = vmm_process::spawn(dir, inherited, warm.map(Template::restore).as_ref(), began_ns)
             .map_err(RunError::Spawn)?;
         let control = ControlClient::new(owner)?;
-        let folder = folder.to_path_buf();
-        let killed_before = KilledBefore::now();
+        let dir = dir.to_path_buf();
+        let killed_before = OomKillCount::now();
         let (ended, ready) = (None, false);
-        let instance = EphemeralInstance { id, folder, monitor, control, console, ended, ready, killed_before };
+        let instance = EphemeralInstance { id, dir, monitor, control, console, ended, ready, killed_before };
         beginning.unwrap_or_default().start().map_err(Box::new)?;
         Ok(instance)
     }
@@ -194,7 +194,7 @@ impl EphemeralInstance {
 
     /// Returns the directory of the VMM's own files.
     pub(super) fn vmm_directory(&self) -> PathBuf {
-        monitor_process::vmm_directory(&self.folder)
+        vmm_process::vmm_directory(&self.dir)
     }
 
     /// Returns the socket that leads to the guest's agent.
@@ -244,15 +244,15 @@ impl EphemeralInstance {
         self.wait_ended(Some(END_TIMEOUT))
     }
 
-    /// Saves the machine into `folder`, which ends it.
-    pub fn save(&mut self, folder: &Path, timeout: Duration) -> Result<(), RunError> {
+    /// Saves the machine into `directory`, which ends it.
+    pub fn save(&mut self, dir: &Path, timeout: Duration) -> Result<(), RunError> {
         // The VMM can write to its own directory only.
         let saved = self.vmm_directory().join(SAVED);
-        let failed = |source| RunError::Folder { path: folder.to_path_buf(), source };
+        let failed = |source| RunError::InstanceDir { path: dir.to_path_buf(), source };
         fs::DirBuilder::new().mode(0o700).create(&saved).map_err(failed)?;
-        self.control.send(&Request::Save { folder: saved.clone() })?;
+        self.control.send(&Request::Save { dir: saved.clone() })?;
         match self.wait_ended(Some(timeout)) {
-            Ok((End::Saved, _)) => snapshot::take(&saved, folder).map_err(failed),
+            Ok((End::Saved, _)) => snapshot::take(&saved, dir).map_err(failed),
             Ok((end, _)) => Err(RunError::Unsaved(end.to_string())),
             Err(RunError::Refused(why)) => Err(RunError::Unsaved(why)),
             Err(error) => Err(error),
@@ -279,7 +279,7 @@ impl EphemeralInstance {
     /// or with the host's out-of-memory kills.
     fn explain(&self, error: ClientError) -> RunError {
         let known = match &error {
-            ClientError::Gone => monitor_process::last_violation(&self.folder)
+            ClientError::Gone => vmm_process::last_violation(&self.dir)
                 .or_else(|| self.killed_before.suspicion().map(|suspicion| format!("{error}; {suspicion}"))),
             _ => None,
         };
@@ -313,9 +313,9 @@ impl Drop for EphemeralInstance {
             let _ = self.monitor.kill();
         }
         let _ = self.monitor.wait();
-        match fs::remove_dir_all(&self.folder) {
+        match fs::remove_dir_all(&self.dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!("{} cannot be removed: {error}", self.folder.display());
+                log::warn!("{} cannot be removed: {error}", self.dir.display());
             }
             _ => {}
         }
@@ -334,23 +334,23 @@ fn make_folder(home: &Home) -> Result<(InstanceId, PathBuf, fs::File), RunError>
     sweep(&runs);
     let failed = |path: &Path| {
         let path = path.to_path_buf();
-        move |source| RunError::Folder { path, source }
+        move |source| RunError::InstanceDir { path, source }
     };
     let id: InstanceId = new_id();
-    let folder = runs.join(id.to_string());
-    fs::DirBuilder::new().mode(0o700).create(&folder).map_err(failed(&folder))?;
-    let lock = lock_file(&folder.join(monitor_process::LOCK)).map_err(failed(&folder))?;
-    Ok((id, folder, lock))
+    let dir = runs.join(id.to_string());
+    fs::DirBuilder::new().mode(0o700).create(&dir).map_err(failed(&dir))?;
+    let lock = lock_file(&dir.join(vmm_process::LOCK)).map_err(failed(&dir))?;
+    Ok((id, dir, lock))
 }
 
 /// Removes the directories of instances whose VMM has ended.
 fn sweep(runs: &Path) {
     let Ok(entries) = fs::read_dir(runs) else { return };
-    for folder in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
-        if let Ok(Some(_lock)) = try_lock_file(&folder.join(monitor_process::LOCK)) {
-            log::info!("removing what is left of {}", folder.display());
-            if let Err(error) = fs::remove_dir_all(&folder) {
-                log::warn!("{} cannot be removed: {error}", folder.display());
+    for dir in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
+        if let Ok(Some(_lock)) = try_lock_file(&dir.join(vmm_process::LOCK)) {
+            log::info!("removing what is left of {}", dir.display());
+            if let Err(error) = fs::remove_dir_all(&dir) {
+                log::warn!("{} cannot be removed: {error}", dir.display());
             }
         }
     }
@@ -376,8 +376,8 @@ mod tests {
 
     #[test]
     fn what_nobody_holds_is_swept_and_what_somebody_holds_stays() {
-        let folder = tempfile::tempdir().unwrap();
-        let home = Home::at(folder.path()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path()).unwrap();
         let (_, held, _lock) = make_folder(&home).unwrap();
         let (_, left, lock) = make_folder(&home).unwrap();
         drop(lock);

@@ -7,7 +7,7 @@ use super::image::Image;
 use super::layers::resolved;
 use super::machine::{FREE_SLOTS, with_kernel_share};
 use super::network::{self, NetworkSpec};
-use super::warm::{self, Warm};
+use super::template::{self, Template};
 use crate::ec2::InstanceType;
 use crate::ec2::id::InstanceId;
 use crate::ec2::system;
@@ -86,15 +86,15 @@ impl RunSpec {
         self.disks.iter().any(|disk| !disk.read_only)
     }
 
-    /// Returns the machine configuration, with the seed in `folder`. If `warm` has an overlay, the root disk starts
+    /// Returns the machine configuration, with the seed in `directory`. If `warm` has an overlay, the root disk starts
     /// from it.
-    pub(super) fn machine(&self, id: &InstanceId, folder: &Path, warm: Option<&Warm>) -> MachineConfig {
+    pub(super) fn machine(&self, id: &InstanceId, dir: &Path, warm: Option<&Template>) -> MachineConfig {
         let (mut kernel, mut disks) = match &self.boot {
             Boot::Nobody { image, layer } => {
                 (image_kernel(image), vec![layer_disk(image, layer, DiskAccess::ReadWrite)])
             }
             Boot::Image(image) => {
-                let layer = warm.and_then(Warm::layer).map(|layer| layer_disk(image, layer, DiskAccess::Ephemeral));
+                let layer = warm.and_then(Template::layer).map(|layer| layer_disk(image, layer, DiskAccess::Ephemeral));
                 let mut root = layer.or_else(|| root_disk(image));
                 if let (Some(root), Some(warm)) = (&mut root, warm) {
                     root.was = Some(warm.root().into());
@@ -131,7 +131,7 @@ impl RunSpec {
         {
             disks[0].root = true;
         }
-        let seed = warm.map(|_| folder.join(SEED));
+        let seed = warm.map(|_| dir.join(SEED));
         let vsock = Some(VsockConfig { cid: GUEST_CID, seed });
         let memory_mib = with_kernel_share(self.memory_mib);
         // Instances restored from a template may attach volumes.
@@ -155,8 +155,8 @@ impl RunSpec {
 pub(super) fn image_kernel(image: &Image) -> KernelConfig {
     let manifest = &image.manifest;
     KernelConfig {
-        path: image.folder.join(&manifest.kernel.file),
-        initrd: manifest.initrd.as_ref().map(|entry| image.folder.join(&entry.file)),
+        path: image.dir.join(&manifest.kernel.file),
+        initrd: manifest.initrd.as_ref().map(|entry| image.dir.join(&entry.file)),
         cmdline: manifest.kernel.cmdline.clone(),
         protocol: manifest.kernel.protocol,
         software_kvm_aware: manifest.kernel.software_kvm_aware,
@@ -167,7 +167,7 @@ pub(super) fn image_kernel(image: &Image) -> KernelConfig {
 fn root_disk(image: &Image) -> Option<DiskConfig> {
     image.manifest.root.as_ref().map(|root| DiskConfig {
         id: "root".into(),
-        path: image.folder.join(&root.file),
+        path: image.dir.join(&root.file),
         format: root.format,
         access: DiskAccess::Ephemeral,
         root: true,
@@ -181,11 +181,11 @@ fn root_disk(image: &Image) -> Option<DiskConfig> {
 fn layer_disk(image: &Image, layer: &Path, access: DiskAccess) -> DiskConfig {
     let root = image.manifest.root.iter();
     DiskConfig {
-        id: warm::ROOT.into(),
+        id: template::ROOT.into(),
         path: resolved(layer.to_path_buf()),
         format: DiskFormat::Qcow2,
         backing: root
-            .map(|root| BackingFile { path: resolved(image.folder.join(&root.file)), format: root.format })
+            .map(|root| BackingFile { path: resolved(image.dir.join(&root.file)), format: root.format })
             .collect(),
         access,
         root: true,

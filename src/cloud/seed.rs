@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use super::Cloud;
 use super::error::CloudError;
 use super::image::Manifest;
-use super::machine::Folder;
+use super::machine::InstanceDir;
 use super::run_spec::host_name;
 use crate::ec2::Ec2Error;
 use crate::ec2::user_data::UserData;
@@ -25,7 +25,7 @@ impl Cloud {
     /// path.
     pub(super) fn write_seed(
         &mut self,
-        folder: &Folder,
+        dir: &InstanceDir,
         record: &InstanceRecord,
         image: &Manifest,
         copied: bool,
@@ -47,7 +47,7 @@ impl Cloud {
             public_keys: key.into_iter().map(|key| key.public_key).collect(),
             user_data: user_data.map(|text| unwrapped(text)).transpose()?,
         };
-        let path = folder.path().join(FILE);
+        let path = dir.path().join(FILE);
         write_private(&path, &seed.encode()).map_err(CloudError::file(&path, "written"))?;
         Ok(Some(path))
     }

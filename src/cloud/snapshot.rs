@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use super::error::CloudError;
 use super::fork::{continue_in, continued};
-use super::machine::{Monitor, volume_disk};
+use super::machine::{MachineHandle, volume_disk};
 use super::volume::get_volume;
 use super::{Cloud, new_id, now, resolve};
 use crate::ec2::{SnapshotId, VolumeId};
@@ -98,14 +98,19 @@ impl Cloud {
 
     /// Switches a running VMM from the volume's files in `before` to those in `after`. A guest that reboots meanwhile
     /// also continues in the overlay.
-    fn switch(&self, monitor: &mut Monitor, before: &VolumeRecord, after: &VolumeRecord) -> Result<(), CloudError> {
+    fn switch(
+        &self,
+        monitor: &mut MachineHandle,
+        before: &VolumeRecord,
+        after: &VolumeRecord,
+    ) -> Result<(), CloudError> {
         let Some(attachment) = &after.attachment else { return Ok(()) };
         let [before, after] = [volume_disk(&self.home, before)?, volume_disk(&self.home, after)?];
-        let folder = self.folder(attachment.instance_id);
-        folder.change_config(|config| continue_in(config, &after))?;
+        let dir = self.dir(attachment.instance_id);
+        dir.change_config(|config| continue_in(config, &after))?;
         let switched = monitor.demand(&Request::SwitchDisk { id: after.id, layer: after.path, backing: after.backing });
         if switched.as_ref().is_err_and(is_refusal) {
-            folder.change_config(|config| continue_in(config, &before))?;
+            dir.change_config(|config| continue_in(config, &before))?;
         }
         switched
     }

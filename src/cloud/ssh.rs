@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use super::Cloud;
 use super::error::CloudError;
-use super::machine::Folder;
+use super::machine::InstanceDir;
 use super::network::FILE;
 use crate::ec2::InstanceId;
-use crate::vmm::link::{Forward, LinkConfig, Transport};
+use crate::vmm::netstack::{Forward, NetstackConfig, Transport};
 
 /// The SSH port.
 const PORT: u16 = 22;
@@ -21,7 +21,7 @@ pub struct SshTarget {
     /// The instance.
     pub instance: InstanceId,
     /// The instance's directory.
-    pub folder: Folder,
+    pub dir: InstanceDir,
     /// The image's default user.
     pub user: String,
     /// The name of the key pair.
@@ -35,16 +35,16 @@ pub struct SshTarget {
 impl Cloud {
     /// Returns the SSH parameters of an instance.
     pub fn ssh_target(&mut self, reference: &str) -> Result<SshTarget, CloudError> {
-        let (record, folder) = self.reachable(reference)?;
+        let (record, dir) = self.reachable(reference)?;
         let user = self.open_image(record.image_id)?.manifest.default_user;
-        let link = LinkConfig::read(&folder.path().join(FILE)).ok();
+        let link = NetstackConfig::read(&dir.path().join(FILE)).ok();
         Ok(SshTarget {
             instance: record.id,
             user,
             key_name: record.key_name,
             endpoint: link.and_then(|link| endpoint(&link.forwards)),
-            known_hosts: folder.path().join(KNOWN_HOSTS),
-            folder,
+            known_hosts: dir.path().join(KNOWN_HOSTS),
+            dir,
         })
     }
 }

@@ -93,7 +93,7 @@ impl Cloud {
         // The metadata service may serve the tags.
         if let Resource::Instance(id) = resource {
             let record = self.instance(&id.to_string())?;
-            self.retell(&record)?;
+            self.push_network_config(&record)?;
         }
         Ok(tags)
     }

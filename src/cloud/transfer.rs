@@ -94,7 +94,7 @@ impl Cloud {
         progress: &dyn Progress,
     ) -> Result<ImageRecord, CloudError> {
         let (record, image) = self.image(Some(reference))?;
-        bundle::export(&image.folder, destination, progress)?;
+        bundle::export(&image.dir, destination, progress)?;
         Ok(record)
     }
 
@@ -105,6 +105,6 @@ impl Cloud {
         progress: &dyn Progress,
     ) -> Result<Vec<bundle::Verified>, CloudError> {
         let (_, image) = self.image(Some(reference))?;
-        Ok(bundle::verify(&image.folder, progress)?)
+        Ok(bundle::verify(&image.dir, progress)?)
     }
 }

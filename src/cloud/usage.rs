@@ -23,7 +23,7 @@ impl Cloud {
         let mut readings = self.readings(record.id);
         if record.state.has_machine() {
             // If the VMM does not answer, the last reading must do.
-            let status = self.folder(record.id).connect().and_then(|mut monitor| monitor.status());
+            let status = self.dir(record.id).connect().and_then(|mut monitor| monitor.status());
             readings.extend(status.ok().map(|status| Reading::of(&status)));
         }
         self.keep_readings(record.id, &readings)
@@ -50,12 +50,12 @@ impl Cloud {
     pub(super) fn keep_usage(&mut self, id: InstanceId) {
         let readings = self.readings(id);
         if let Err(error) = self.keep_readings(id, &readings) {
-            log::warn!("{id}: what it used cannot be kept: {error}");
+            log::warn!("{id}: its usage cannot be recorded: {error}");
         }
     }
 
     fn readings(&self, id: InstanceId) -> Vec<Reading> {
-        let own = self.folder(id).vmm_directory();
+        let own = self.dir(id).vmm_directory();
         read(&own).unwrap_or_else(|error| {
             log::warn!("{id}: what it used cannot be read: {}: {error}", own.join(FILE).display());
             Vec::new()

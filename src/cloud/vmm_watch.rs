@@ -16,16 +16,16 @@ use rustix::fs::inotify;
 use rustix::io::Errno;
 
 use super::error::CloudError;
-use super::machine::{Folder, Monitor};
+use super::machine::{InstanceDir, MachineHandle};
 use crate::host::home::lock_file;
-use crate::host::monitor_process::{LOCK, make_vmm_directory};
+use crate::host::vmm_process::{LOCK, make_vmm_directory};
 use crate::vmm::control::SOCKET;
 
 /// The outcome of a wait for a VMM.
 #[derive(Debug)]
 pub(super) enum Awaited {
     /// The VMM listens on its control socket.
-    Listening(Box<Monitor>),
+    Listening(Box<MachineHandle>),
     /// No process runs the instance. None can start until the lock is dropped.
     Ended(File),
     /// Neither happened in time.
@@ -35,23 +35,23 @@ pub(super) enum Awaited {
 /// Reports a VMM that starts to listen, and the release of the instance's lock.
 #[derive(Debug)]
 struct VmmWatch<'a> {
-    folder: &'a Folder,
+    dir: &'a InstanceDir,
     sockets: OwnedFd,
     released: Arc<OwnedFd>,
     lock: Receiver<io::Result<File>>,
 }
 
 impl<'a> VmmWatch<'a> {
-    fn new(folder: &'a Folder) -> Result<VmmWatch<'a>, CloudError> {
-        let failed = |errno: Errno| CloudError::file(folder.path(), "watched")(errno.into());
+    fn new(dir: &'a InstanceDir) -> Result<VmmWatch<'a>, CloudError> {
+        let failed = |errno: Errno| CloudError::file(dir.path(), "watched")(errno.into());
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
         let sockets = inotify::init(flags).map_err(failed)?;
         // The supervisor normally creates the directory, but another command may be about to start it.
-        make_vmm_directory(folder.path()).map_err(CloudError::file(folder.path(), "watched"))?;
-        inotify::add_watch(&sockets, folder.vmm_directory(), inotify::WatchFlags::MOVED_TO).map_err(failed)?;
+        make_vmm_directory(dir.path()).map_err(CloudError::file(dir.path(), "watched"))?;
+        inotify::add_watch(&sockets, dir.vmm_directory(), inotify::WatchFlags::MOVED_TO).map_err(failed)?;
         let released = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(failed)?);
         let (sender, lock) = mpsc::channel();
-        let (path, signal) = (folder.path().join(LOCK), Arc::clone(&released));
+        let (path, signal) = (dir.path().join(LOCK), Arc::clone(&released));
         let wait = move || {
             // A lock acquired after the watch was dropped is released at once.
             if sender.send(lock_file(&path)).is_ok() {
@@ -60,13 +60,13 @@ impl<'a> VmmWatch<'a> {
             }
         };
         let thread = std::thread::Builder::new().name("instance-lock".into());
-        thread.spawn(wait).map_err(CloudError::file(folder.path(), "watched"))?;
-        Ok(VmmWatch { folder, sockets, released, lock })
+        thread.spawn(wait).map_err(CloudError::file(dir.path(), "watched"))?;
+        Ok(VmmWatch { dir, sockets, released, lock })
     }
 
     /// Waits for the first of the two events.
     fn wait(&self, deadline: Instant) -> Result<Awaited, CloudError> {
-        let path = self.folder.path();
+        let path = self.dir.path();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
@@ -82,7 +82,7 @@ impl<'a> VmmWatch<'a> {
                 return lock.map(Awaited::Ended).map_err(CloudError::file(path, "locked"));
             }
             if self.has_new_socket()
-                && let Some(monitor) = self.folder.connect_if_listening()?
+                && let Some(monitor) = self.dir.connect_if_listening()?
             {
                 return Ok(Awaited::Listening(Box::new(monitor)));
             }
@@ -101,7 +101,7 @@ impl<'a> VmmWatch<'a> {
     }
 }
 
-impl Folder {
+impl InstanceDir {
     /// Waits until the instance's VMM listens, or the instance has ended. A guest that reboots gets a new VMM.
     pub(super) fn await_vmm(&self, timeout: Duration) -> Result<Awaited, CloudError> {
         let deadline = Instant::now() + timeout;
@@ -129,7 +129,7 @@ impl Folder {
     }
 
     /// Connects to the VMM. Returns none if no process listens.
-    fn connect_if_listening(&self) -> Result<Option<Monitor>, CloudError> {
+    fn connect_if_listening(&self) -> Result<Option<MachineHandle>, CloudError> {
         match self.connect() {
             Ok(monitor) => Ok(Some(monitor)),
             Err(CloudError::Control { source, .. }) if source.is_absent() => Ok(None),
@@ -152,21 +152,21 @@ mod tests {
 
     struct Instance {
         _directory: tempfile::TempDir,
-        folder: Folder,
+        dir: InstanceDir,
     }
 
     fn instance() -> Instance {
         let directory = tempfile::tempdir().unwrap();
         let home = Home::at(directory.path()).unwrap();
-        let folder = Folder::of(&home, InstanceId::from_random([7; 9]));
-        folder.create().unwrap();
-        Instance { _directory: directory, folder }
+        let dir = InstanceDir::of(&home, InstanceId::from_random([7; 9]));
+        dir.create().unwrap();
+        Instance { _directory: directory, dir }
     }
 
     /// Binds a control socket as a VMM does.
-    fn listen(folder: &Folder) -> UnixListener {
-        make_vmm_directory(folder.path()).unwrap();
-        let socket = folder.vmm_directory().join(SOCKET);
+    fn listen(dir: &InstanceDir) -> UnixListener {
+        make_vmm_directory(dir.path()).unwrap();
+        let socket = dir.vmm_directory().join(SOCKET);
         let new = socket.with_extension("new");
         let listener = UnixListener::bind(&new).unwrap();
         std::fs::rename(new, socket).unwrap();
@@ -183,10 +183,10 @@ mod tests {
 
     #[test]
     fn reboot_of_killed_vmm_ends_with_the_lock() {
-        let Instance { folder, _directory } = instance();
-        let lock = folder.try_lock().unwrap().unwrap();
+        let Instance { dir, _directory } = instance();
+        let lock = dir.try_lock().unwrap().unwrap();
         let began = Instant::now();
-        let awaited = folder.reboot_by(PATIENCE, || {
+        let awaited = dir.reboot_by(PATIENCE, || {
             drop(lock);
             Ok(())
         });
@@ -196,17 +196,17 @@ mod tests {
 
     #[test]
     fn reboot_ends_when_the_next_vmm_listens() {
-        let Instance { folder, _directory } = instance();
-        let _lock = folder.try_lock().unwrap().unwrap();
+        let Instance { dir, _directory } = instance();
+        let _lock = dir.try_lock().unwrap().unwrap();
         let mut listener = None;
-        let awaited = folder.reboot_by(PATIENCE, || {
+        let awaited = dir.reboot_by(PATIENCE, || {
             // Other files moved into the directory are not VMMs.
-            let path = |name: &str| folder.vmm_directory().join(name);
+            let path = |name: &str| dir.vmm_directory().join(name);
             for name in ["a", "b"] {
                 std::fs::write(path(name), "").unwrap();
                 std::fs::rename(path(name), path(&format!("{name}.new"))).unwrap();
             }
-            listener = Some(listen(&folder));
+            listener = Some(listen(&dir));
             Ok(())
         });
         assert!(matches!(awaited.unwrap(), Awaited::Listening(_)));
@@ -214,29 +214,29 @@ mod tests {
 
     #[test]
     fn reboot_that_neither_comes_nor_fails_times_out() {
-        let Instance { folder, _directory } = instance();
-        let _lock = folder.try_lock().unwrap().unwrap();
-        let awaited = folder.reboot_by(Duration::from_millis(10), || Ok(()));
+        let Instance { dir, _directory } = instance();
+        let _lock = dir.try_lock().unwrap().unwrap();
+        let awaited = dir.reboot_by(Duration::from_millis(10), || Ok(()));
         assert!(matches!(awaited.unwrap(), Awaited::TimedOut));
     }
 
     #[test]
     fn socket_of_a_dead_vmm_counts_as_none() {
-        let Instance { folder, _directory } = instance();
-        let lock = folder.try_lock().unwrap().unwrap();
-        drop(listen(&folder));
-        assert!(matches!(folder.await_vmm(Duration::from_millis(10)).unwrap(), Awaited::TimedOut));
+        let Instance { dir, _directory } = instance();
+        let lock = dir.try_lock().unwrap().unwrap();
+        drop(listen(&dir));
+        assert!(matches!(dir.await_vmm(Duration::from_millis(10)).unwrap(), Awaited::TimedOut));
         drop(lock);
-        assert!(matches!(folder.await_vmm(PATIENCE).unwrap(), Awaited::Ended(_)));
-        let _listener = listen(&folder);
-        assert!(matches!(folder.await_vmm(PATIENCE).unwrap(), Awaited::Listening(_)));
+        assert!(matches!(dir.await_vmm(PATIENCE).unwrap(), Awaited::Ended(_)));
+        let _listener = listen(&dir);
+        assert!(matches!(dir.await_vmm(PATIENCE).unwrap(), Awaited::Listening(_)));
     }
 
     #[test]
     fn vmm_killed_before_its_agent_is_ready_is_an_early_end() {
-        let Instance { folder, _directory } = instance();
-        let vmm = end_at_first_request(listen(&folder));
-        let mut monitor = folder.connect().unwrap();
+        let Instance { dir, _directory } = instance();
+        let vmm = end_at_first_request(listen(&dir));
+        let mut monitor = dir.connect().unwrap();
         let subscribed = monitor.subscribe();
         assert!(subscribed.as_ref().is_err_and(CloudError::is_lost_vmm), "{subscribed:?}");
         vmm.join().unwrap();
@@ -246,20 +246,20 @@ mod tests {
 
     #[test]
     fn vmm_killed_while_it_saves_has_not_hibernated() {
-        let Instance { folder, _directory } = instance();
-        let vmm = end_at_first_request(listen(&folder));
-        let mut monitor = folder.connect().unwrap();
-        let hibernated = folder.hibernate(&mut monitor);
+        let Instance { dir, _directory } = instance();
+        let vmm = end_at_first_request(listen(&dir));
+        let mut monitor = dir.connect().unwrap();
+        let hibernated = dir.hibernate(&mut monitor);
         vmm.join().unwrap();
         assert!(matches!(hibernated, Err(CloudError::NotDone { .. })), "{hibernated:?}");
     }
 
     #[test]
     fn lock_that_comes_after_the_wait_is_free_again() {
-        let Instance { folder, _directory } = instance();
-        let path = folder.path().join(LOCK);
-        let lock = folder.try_lock().unwrap().unwrap();
-        assert!(matches!(folder.await_vmm(Duration::ZERO).unwrap(), Awaited::TimedOut));
+        let Instance { dir, _directory } = instance();
+        let path = dir.path().join(LOCK);
+        let lock = dir.try_lock().unwrap().unwrap();
+        assert!(matches!(dir.await_vmm(Duration::ZERO).unwrap(), Awaited::TimedOut));
         drop(lock);
         // The watch's thread may acquire the lock first, but releases it.
         drop(lock_file(&path).unwrap());

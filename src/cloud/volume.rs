@@ -14,7 +14,7 @@ use super::launch::volume_file;
 use super::layers;
 use super::lifecycle::get;
 use super::limits::volume_limits;
-use super::machine::{Monitor, disk_id, volume_disk};
+use super::machine::{MachineHandle, disk_id, volume_disk};
 use super::{Cloud, new_id, now, resolve};
 use crate::ec2::block_device::DeviceName;
 use crate::ec2::state::{Action, InstanceState};
@@ -195,23 +195,23 @@ impl Cloud {
 
     /// Hot-plugs a disk and binds the guest's driver to it.
     fn plug(&self, instance: InstanceId, disk: DiskConfig) -> Result<(), CloudError> {
-        let folder = self.folder(instance);
-        let mut monitor = folder.connect()?;
+        let dir = self.dir(instance);
+        let mut monitor = dir.connect()?;
         let slot = slot_of(&mut monitor, &Request::AttachDisk { disk: disk.clone() })?;
-        folder.change_config(|config| config.disks.push(disk))?;
+        dir.change_config(|config| config.disks.push(disk))?;
         self.drive(instance, "bind", &slot)
     }
 
     /// Unbinds the guest's driver from a disk and detaches the disk.
     fn unplug(&self, record: &InstanceRecord, id: &str, force: bool) -> Result<(), CloudError> {
-        let mut monitor = self.folder(record.id).connect()?;
+        let mut monitor = self.dir(record.id).connect()?;
         let slot = slot_of(&mut monitor, &Request::DiskSlot { id: id.into() })?;
         match self.drive(record.id, "unbind", &slot) {
             Err(error) if !force => return Err(error),
             _ => {}
         }
         // Change the configuration first, so that a guest that reboots now comes up without the disk.
-        self.folder(record.id).change_config(|config| config.disks.retain(|disk| disk.id != id))?;
+        self.dir(record.id).change_config(|config| config.disks.retain(|disk| disk.id != id))?;
         monitor.demand(&Request::DetachDisk { id: id.into(), force })
     }
 
@@ -231,7 +231,7 @@ impl Cloud {
             .open("/dev/null")
             .map_err(CloudError::file("/dev/null", "opened"))?;
         let streams = Streams { input: null.as_fd(), output: null.as_fd(), error: null.as_fd() };
-        let agent = self.folder(instance).agent(AGENT_TIMEOUT)?.with_silence_limit(DRIVER_TIMEOUT);
+        let agent = self.dir(instance).agent(AGENT_TIMEOUT)?.with_silence_limit(DRIVER_TIMEOUT);
         let status = agent.exec(request, streams).map_err(guest_error)?;
         if status == ExitStatus::Exited(0) {
             return Ok(());
@@ -256,7 +256,7 @@ impl Cloud {
             tx.put(&record)?;
             Ok(record)
         })?;
-        self.retell_volume(&record)?;
+        self.apply_volume_limits(&record)?;
         Ok(record)
     }
 
@@ -278,11 +278,11 @@ impl Cloud {
     ///
     /// # Errors
     /// Fails if the instance is hibernated or changing its state.
-    pub(super) fn running_machine_of(&mut self, record: &VolumeRecord) -> Result<Option<Monitor>, CloudError> {
+    pub(super) fn running_machine_of(&mut self, record: &VolumeRecord) -> Result<Option<MachineHandle>, CloudError> {
         let Some(attachment) = &record.attachment else { return Ok(None) };
         let instance = self.store.read::<_, CloudError>(|tx| get(tx, attachment.instance_id))?;
         match instance.state {
-            InstanceState::Running => self.folder(instance.id).connect().map(Some),
+            InstanceState::Running => self.dir(instance.id).connect().map(Some),
             InstanceState::Stopped => refuse_hibernated(&self.home, &instance).map(|()| None),
             state => Err(Ec2Error::IncorrectInstanceState {
                 instance: instance.id,
@@ -319,7 +319,7 @@ pub(super) fn attach(
     Ok(())
 }
 
-fn slot_of(monitor: &mut Monitor, request: &Request) -> Result<[String; 2], CloudError> {
+fn slot_of(monitor: &mut MachineHandle, request: &Request) -> Result<[String; 2], CloudError> {
     match monitor.ask(request)? {
         Message::Attached { bus_device, acpi_device, .. } => Ok([bus_device, acpi_device]),
         other => Err(monitor.unexpected(&other)),

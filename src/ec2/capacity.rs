@@ -23,7 +23,7 @@ pub struct HostCapacity {
 
 /// The size of an instance.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Request {
+pub struct InstanceSize {
     /// The instance type.
     pub instance_type: &'static InstanceType,
     /// vCPUs: the type's, or an override.
@@ -32,10 +32,10 @@ pub struct Request {
     pub memory_mib: u64,
 }
 
-impl Request {
+impl InstanceSize {
     /// The size of a type without overrides.
     pub fn of_type(instance_type: &'static InstanceType) -> Self {
-        Request { instance_type, vcpus: instance_type.vcpus, memory_mib: instance_type.memory_mib }
+        InstanceSize { instance_type, vcpus: instance_type.vcpus, memory_mib: instance_type.memory_mib }
     }
 
     /// The type's size with optional overrides. Refuses a type that can never run here, and an unsupported number of
@@ -57,8 +57,8 @@ impl Request {
                 rule: format!("a guest has 1 to {MAX_VCPUS} vCPUs."),
             });
         }
-        let of_type = Request::of_type(instance_type);
-        Ok(Request {
+        let of_type = InstanceSize::of_type(instance_type);
+        Ok(InstanceSize {
             vcpus: vcpus.unwrap_or(of_type.vcpus),
             memory_mib: memory.map_or(of_type.memory_mib, MemorySize::mib),
             ..of_type
@@ -67,11 +67,11 @@ impl Request {
 
     /// Returns true if nothing overrides the type.
     fn is_pure(&self) -> bool {
-        *self == Request::of_type(self.instance_type)
+        *self == InstanceSize::of_type(self.instance_type)
     }
 }
 
-impl fmt::Display for Request {
+impl fmt::Display for InstanceSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let vcpus = count(self.vcpus, "vCPU");
         let memory = approximate_mib(self.memory_mib);
@@ -87,7 +87,7 @@ impl fmt::Display for Request {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shortage {
     /// The requested size.
-    pub request: Request,
+    pub request: InstanceSize,
     /// The host's capacity.
     pub host: HostCapacity,
     /// The missing resource.
@@ -100,7 +100,7 @@ pub struct Shortage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lacking {
     /// More vCPUs than the VMM supports on any host.
-    Monitor,
+    Vmm,
     /// CPUs only; memory suffices.
     Cpus,
     /// Memory only; CPUs suffice.
@@ -113,7 +113,7 @@ impl Lacking {
     /// A word or two for a table.
     pub fn brief(self) -> &'static str {
         match self {
-            Lacking::Monitor | Lacking::Cpus => "CPUs",
+            Lacking::Vmm | Lacking::Cpus => "CPUs",
             Lacking::Memory => "memory",
             Lacking::CpusAndMemory => "CPUs, memory",
         }
@@ -144,7 +144,7 @@ impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}; ", self.request)?;
         match self.lacking {
-            Lacking::Monitor => write!(f, "a guest has at most {MAX_VCPUS} vCPUs."),
+            Lacking::Vmm => write!(f, "a guest has at most {MAX_VCPUS} vCPUs."),
             Lacking::Cpus | Lacking::Memory | Lacking::CpusAndMemory => write!(
                 f,
                 "this host has {} and {} free.",
@@ -156,7 +156,7 @@ impl fmt::Display for Shortage {
 }
 
 /// Checks that the host has capacity for the instance. With `overcommit`, vCPUs may outnumber CPUs.
-pub fn check(request: &Request, host: HostCapacity, overcommit: bool) -> Result<(), Ec2Error> {
+pub fn check(request: &InstanceSize, host: HostCapacity, overcommit: bool) -> Result<(), Ec2Error> {
     let Some(lacking) = lacking(request, host, overcommit) else {
         return Ok(());
     };
@@ -169,9 +169,9 @@ pub fn check(request: &Request, host: HostCapacity, overcommit: bool) -> Result<
 }
 
 /// Returns the missing resource, or none if the instance fits.
-pub fn lacking(request: &Request, host: HostCapacity, overcommit: bool) -> Option<Lacking> {
+pub fn lacking(request: &InstanceSize, host: HostCapacity, overcommit: bool) -> Option<Lacking> {
     if request.vcpus > MAX_VCPUS {
-        return Some(Lacking::Monitor);
+        return Some(Lacking::Vmm);
     }
     let lacks_cpus = request.vcpus > host.cpus && !overcommit;
     let lacks_memory = request.memory_mib > host.memory_mib;
@@ -185,7 +185,7 @@ pub fn lacking(request: &Request, host: HostCapacity, overcommit: bool) -> Optio
 
 /// Returns true if the type can be launched on a host of this capacity.
 pub fn fits(instance_type: &'static InstanceType, host: HostCapacity, overcommit: bool) -> bool {
-    instance_type.launchable().is_ok() && lacking(&Request::of_type(instance_type), host, overcommit).is_none()
+    instance_type.launchable().is_ok() && lacking(&InstanceSize::of_type(instance_type), host, overcommit).is_none()
 }
 
 /// The largest type that fits: of the same family if possible, else of the most similar category.
@@ -212,8 +212,8 @@ mod tests {
 
     const LAPTOP: HostCapacity = HostCapacity { cpus: 2, memory_mib: 23_703 };
 
-    fn of_type(name: &str) -> Request {
-        Request::of_type(catalogue::find(name).expect(name))
+    fn of_type(name: &str) -> InstanceSize {
+        InstanceSize::of_type(catalogue::find(name).expect(name))
     }
 
     fn shortage(name: &str, host: HostCapacity, overcommit: bool) -> Shortage {
@@ -263,7 +263,7 @@ mod tests {
     fn more_vcpus_than_the_monitor_runs_fit_nowhere() {
         let huge = HostCapacity { cpus: 512, memory_mib: 8 << 20 };
         let shortage = shortage("c6i.24xlarge", huge, true);
-        assert_eq!(shortage.lacking, Lacking::Monitor);
+        assert_eq!(shortage.lacking, Lacking::Vmm);
         assert_eq!(shortage.largest.map(|largest| largest.name), Some("c6i.16xlarge"));
         assert!(shortage.to_string().ends_with("a guest has at most 64 vCPUs."));
     }
@@ -285,12 +285,12 @@ mod tests {
     #[test]
     fn overrides_replace_what_the_type_gives() {
         let micro = catalogue::find("t3.micro").expect("it is there");
-        let request = Request::new(micro, Some(1), MemorySize::from_mib(256)).expect("allowed");
+        let request = InstanceSize::new(micro, Some(1), MemorySize::from_mib(256)).expect("allowed");
         assert_eq!((request.vcpus, request.memory_mib), (1, 256));
         assert_eq!(request.to_string(), "1 vCPU and 256 MiB were asked for");
-        assert_eq!(Request::new(micro, None, None), Ok(Request::of_type(micro)));
+        assert_eq!(InstanceSize::new(micro, None, None), Ok(InstanceSize::of_type(micro)));
         for vcpus in [0, 65, u32::MAX] {
-            let error = Request::new(micro, Some(vcpus), None).expect_err("not allowed");
+            let error = InstanceSize::new(micro, Some(vcpus), None).expect_err("not allowed");
             assert_eq!(error.code(), ErrorCode::InvalidParameterValue);
         }
     }
@@ -298,7 +298,7 @@ mod tests {
     #[test]
     fn a_type_that_can_never_run_is_unsupported_even_with_overrides() {
         let arm = catalogue::find("t4g.micro").expect("it is there");
-        let error = Request::new(arm, Some(1), MemorySize::from_mib(256)).expect_err("Arm");
+        let error = InstanceSize::new(arm, Some(1), MemorySize::from_mib(256)).expect_err("Arm");
         let reason = NotLaunchable::Architecture;
         assert_eq!(error, Ec2Error::NotLaunchable { instance_type: "t4g.micro", reason });
         assert_eq!(
@@ -313,7 +313,7 @@ mod tests {
         fn what_is_offered_instead_fits(cpus in 0..200_u32, memory_mib in 0..5_000_000_u64, overcommit: bool) {
             let host = HostCapacity { cpus, memory_mib };
             for instance_type in catalogue::all() {
-                let refused = check(&Request::of_type(instance_type), host, overcommit);
+                let refused = check(&InstanceSize::of_type(instance_type), host, overcommit);
                 if let Err(Ec2Error::InsufficientCapacity(shortage)) = refused
                     && let Some(largest) = shortage.largest
                 {

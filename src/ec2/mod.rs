@@ -28,7 +28,7 @@ pub mod usage;
 pub mod user_data;
 pub mod volume;
 
-pub use capacity::{HostCapacity, Request};
+pub use capacity::{HostCapacity, InstanceSize};
 pub use error::{Ec2Error, ErrorCode};
 pub use id::{ImageId, InstanceId, KeyPairId, ReservationId, SnapshotId, VolumeId};
 pub use instance_type::InstanceType;

@@ -115,7 +115,7 @@ pub enum Action {
 
 /// The outcome of an allowed action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Transition {
     /// The action is carried out.
     Do,
     /// The action is done or in progress already: EC2 returns success.
@@ -124,7 +124,7 @@ pub enum Verdict {
 
 impl Action {
     /// Checks that an instance in this state accepts the action.
-    pub fn allowed(self, instance: InstanceId, state: InstanceState) -> Result<Verdict, Ec2Error> {
+    pub fn allowed(self, instance: InstanceId, state: InstanceState) -> Result<Transition, Ec2Error> {
         use InstanceState::*;
         match (self, state) {
             (Action::Start, Stopped)
@@ -133,9 +133,9 @@ impl Action {
             | (Action::Terminate, Pending | Running | Stopping | Stopped | ShuttingDown)
             | (Action::ModifyStopped, Stopped)
             | (Action::Modify, Pending | Running | Stopping | Stopped)
-            | (Action::ChangeVolumes, Running | Stopped) => Ok(Verdict::Do),
+            | (Action::ChangeVolumes, Running | Stopped) => Ok(Transition::Do),
             (Action::Start, Pending | Running) | (Action::Stop, Stopped) | (Action::Terminate, Terminated) => {
-                Ok(Verdict::Already)
+                Ok(Transition::Already)
             }
             _ => Err(Ec2Error::IncorrectInstanceState { instance, state: state.as_str(), action: self.participle() }),
         }
@@ -276,9 +276,9 @@ mod tests {
 
     #[test]
     fn what_is_done_already_succeeds() {
-        assert_eq!(Action::Start.allowed(id(), InstanceState::Running).unwrap(), Verdict::Already);
-        assert_eq!(Action::Stop.allowed(id(), InstanceState::Stopped).unwrap(), Verdict::Already);
-        assert_eq!(Action::Terminate.allowed(id(), InstanceState::Terminated).unwrap(), Verdict::Already);
+        assert_eq!(Action::Start.allowed(id(), InstanceState::Running).unwrap(), Transition::Already);
+        assert_eq!(Action::Stop.allowed(id(), InstanceState::Stopped).unwrap(), Transition::Already);
+        assert_eq!(Action::Terminate.allowed(id(), InstanceState::Terminated).unwrap(), Transition::Already);
     }
 
     #[test]

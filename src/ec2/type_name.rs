@@ -36,9 +36,9 @@ impl Category {
         match self {
             Category::Burstable => "burstable",
             Category::GeneralPurpose => "general purpose",
-            Category::ComputeOptimised => "compute optimised",
-            Category::MemoryOptimised => "memory optimised",
-            Category::StorageOptimised => "storage optimised",
+            Category::ComputeOptimised => "compute optimized",
+            Category::MemoryOptimised => "memory optimized",
+            Category::StorageOptimised => "storage optimized",
             Category::Accelerated => "accelerated",
         }
     }
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(
             reading("c6i.2xlarge"),
             [
-                ("c", "compute optimised".to_owned()),
+                ("c", "compute optimized".to_owned()),
                 ("6", "sixth generation".to_owned()),
                 ("i", "Intel".to_owned()),
                 ("2xlarge", "size: 2 times an xlarge".to_owned()),

@@ -11,14 +11,14 @@ use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner
 /// The number of mutated inputs for each target. With WISP_FUZZ_CASES set, that many, different in each run.
 const CASES: u32 = 256;
 
-fn folder(name: &str) -> PathBuf {
+fn dir(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(name)
 }
 
 /// Returns the inputs of a target, sorted by name.
 fn inputs(target: &str) -> Vec<Vec<u8>> {
-    let folder = folder("corpus").join(target);
-    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let dir = dir("corpus").join(target);
+    let entries = fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
@@ -57,7 +57,7 @@ pub fn all(target: &str, entry: fn(&[u8])) {
 /// Checks that each target has a corpus, a program and an entry in `fuzz/Cargo.toml`.
 pub fn are_complete(targets: &[&str]) {
     let names = |name: &str| {
-        let entries = fs::read_dir(folder(name)).unwrap();
+        let entries = fs::read_dir(dir(name)).unwrap();
         let mut names: Vec<String> = entries.map(|entry| stem(&entry.unwrap().path())).collect();
         names.sort();
         names
@@ -66,7 +66,7 @@ pub fn are_complete(targets: &[&str]) {
     targets.sort();
     assert_eq!(names("corpus"), targets);
     assert_eq!(names("fuzz_targets"), targets);
-    let manifest = fs::read_to_string(folder("Cargo.toml")).unwrap();
+    let manifest = fs::read_to_string(dir("Cargo.toml")).unwrap();
     for target in targets {
         assert!(
             manifest.contains(&format!("path = \"fuzz_targets/{target}.rs\"")),

@@ -180,12 +180,12 @@ mod tests {
 
     impl Host {
         fn new() -> Self {
-            let folder = tempfile::tempdir().expect("a directory");
-            let (home, victim) = (folder.path().join("home"), folder.path().join("victim"));
+            let dir = tempfile::tempdir().expect("a directory");
+            let (home, victim) = (dir.path().join("home"), dir.path().join("victim"));
             for path in [&home, &victim] {
                 fs::create_dir(path).expect("made");
             }
-            Self { _folder: folder, home, victim }
+            Self { _folder: dir, home, victim }
         }
 
         fn assert_victim_is_untouched(&self) {

@@ -75,19 +75,19 @@ fn said_by_a_guest(said: &[u8]) -> Option<(UnixStream, UnixStream)> {
 /// Copies `/etc` from the guest. Only the copy may appear, whatever the guest sends. Links are in the way: one of the
 /// user's leads back to the destination's directory, another leads outside.
 fn copy(agent: Agent, destination: &str) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (inside, outside) = (folder.path().join("inside"), folder.path().join("outside"));
+    let dir = tempfile::tempdir().expect("a directory");
+    let (inside, outside) = (dir.path().join("inside"), dir.path().join("outside"));
     for path in [&inside.join("etc"), &outside] {
-        fs::create_dir_all(path).expect("a folder");
+        fs::create_dir_all(path).expect("a directory");
     }
     symlink(".", inside.join("link")).expect("a link");
     symlink(&outside, inside.join("etc/a")).expect("a link");
     let _ = agent.copy_from_guest(OsStr::new("/etc"), &inside.join(destination), Holes::Keep, &mut |_| {});
-    let names = |folder: &Path| -> BTreeSet<OsString> {
-        fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.file_name()).collect()
+    let names = |dir: &Path| -> BTreeSet<OsString> {
+        fs::read_dir(dir).expect("a directory").flatten().map(|entry| entry.file_name()).collect()
     };
     let only = |names: &[&str]| names.iter().map(OsString::from).collect::<BTreeSet<_>>();
-    assert_eq!(names(folder.path()), only(&["inside", "outside"]), "a guest writes nothing outside");
+    assert_eq!(names(dir.path()), only(&["inside", "outside"]), "a guest writes nothing outside");
     assert_eq!(names(&outside), only(&[]), "a guest writes nothing through a link");
     let copied = names(&inside);
     let wanted = if destination == "new" { only(&["etc", "link", "new"]) } else { only(&["etc", "link"]) };

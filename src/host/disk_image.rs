@@ -368,7 +368,7 @@ fn format_name(format: DiskFormat) -> &'static str {
 
 fn folder_of(path: &Path) -> &Path {
     match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
+        Some(dir) if dir != Path::new("") => dir,
         _ => Path::new("."),
     }
 }
@@ -390,7 +390,7 @@ fn keep(file: NamedTempFile, path: &Path) -> Result<(), ImageError> {
         io::ErrorKind::AlreadyExists => ImageError::Exists(path.to_path_buf()),
         _ => failed(error.error),
     })?;
-    File::open(folder_of(path)).and_then(|folder| folder.sync_all()).map_err(failed)
+    File::open(folder_of(path)).and_then(|dir| dir.sync_all()).map_err(failed)
 }
 
 fn format_qcow2(file: &NamedTempFile, size: u64, backing: Option<(String, &str)>) -> io::Result<()> {
@@ -413,10 +413,10 @@ fn new_qcow2(file: &NamedTempFile, size: u64, backing: Option<(String, &str)>) -
 fn relative(layer: &Path, backing: &Path) -> Result<String, ImageError> {
     let absolute =
         |path: &Path| fs::canonicalize(path).map_err(|source| ImageError::Read { path: path.to_path_buf(), source });
-    let (folder, file) = (absolute(folder_of(layer))?, absolute(backing)?);
-    let common = folder.components().zip(file.components()).take_while(|(left, right)| left == right).count();
+    let (dir, file) = (absolute(folder_of(layer))?, absolute(backing)?);
+    let common = dir.components().zip(file.components()).take_while(|(left, right)| left == right).count();
     let mut name = PathBuf::new();
-    folder.components().skip(common).for_each(|_| name.push(Component::ParentDir));
+    dir.components().skip(common).for_each(|_| name.push(Component::ParentDir));
     name.extend(file.components().skip(common));
     // Other programs take a name with a colon before its first slash for a protocol.
     let protocol = name.to_string_lossy().split('/').next().is_some_and(|first| first.contains(':'));
@@ -484,9 +484,9 @@ mod tests {
 
     #[test]
     fn a_new_image_is_empty_private_and_sound() {
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         for (format, name) in [(DiskFormat::Raw, "raw"), (DiskFormat::Qcow2, "qcow2")] {
-            let path = folder.path().join(name);
+            let path = dir.path().join(name);
             create(&path, format, 64 * MIB).unwrap();
             assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
             assert_eq!(qemu_img(&path, name)["virtual-size"], 64 * MIB);
@@ -495,22 +495,22 @@ mod tests {
             assert!(information.allocated < MIB, "{}", information.allocated);
             assert!(matches!(create(&path, format, MIB), Err(ImageError::Exists(_))));
         }
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]
     fn sizes_that_no_disk_has_are_refused_and_leave_nothing() {
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         for size in [0, 513] {
-            assert!(matches!(create(&folder.path().join("disk"), DiskFormat::Raw, size), Err(ImageError::Size(_))));
+            assert!(matches!(create(&dir.path().join("disk"), DiskFormat::Raw, size), Err(ImageError::Size(_))));
         }
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
     fn a_layer_is_over_its_backing_file_wherever_both_are_moved() {
-        let folder = tempfile::tempdir().unwrap();
-        let home = folder.path().join("home");
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("home");
         fs::create_dir_all(home.join("images")).unwrap();
         fs::create_dir_all(home.join("volumes")).unwrap();
         let (base, first, second) = (home.join("images/base"), home.join("volumes/first"), home.join("volumes/second"));
@@ -523,7 +523,7 @@ mod tests {
         assert_eq!(information.virtual_size, 2 * MIB);
         assert_eq!(information.backing.unwrap().name, "first");
 
-        let moved = folder.path().join("moved");
+        let moved = dir.path().join("moved");
         fs::rename(&home, &moved).unwrap();
         let (first, second) = (moved.join("volumes/first"), moved.join("volumes/second"));
         let base = moved.join("images/base");
@@ -540,13 +540,13 @@ mod tests {
 
     #[test]
     fn a_layer_smaller_than_its_backing_file_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let (base, layer) = (folder.path().join("base"), folder.path().join("layer"));
+        let dir = tempfile::tempdir().unwrap();
+        let (base, layer) = (dir.path().join("base"), dir.path().join("layer"));
         create(&base, DiskFormat::Raw, MIB).unwrap();
         let refused = create_layer(&layer, &base, DiskFormat::Raw, Some(MIB / 2));
         assert!(matches!(refused, Err(ImageError::SmallLayer { .. })));
         assert!(matches!(
-            create_layer(&layer, &folder.path().join("none"), DiskFormat::Raw, None),
+            create_layer(&layer, &dir.path().join("none"), DiskFormat::Raw, None),
             Err(ImageError::Image(BlockError::Open { .. }))
         ));
         assert!(!layer.exists());
@@ -554,9 +554,9 @@ mod tests {
 
     #[test]
     fn images_grow_and_do_not_shrink() {
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         for (format, name) in [(DiskFormat::Raw, "raw"), (DiskFormat::Qcow2, "qcow2")] {
-            let path = folder.path().join(name);
+            let path = dir.path().join(name);
             create(&path, format, MIB).unwrap();
             write(&path, format, &[], MIB - 512, &mut [5; 512]);
             grow(&path, format, &[], 3 * MIB).unwrap();
@@ -569,15 +569,15 @@ mod tests {
 
     #[test]
     fn a_copy_is_flat_equal_and_sparse() {
-        let folder = tempfile::tempdir().unwrap();
-        let (base, layer) = (folder.path().join("base"), folder.path().join("layer"));
+        let dir = tempfile::tempdir().unwrap();
+        let (base, layer) = (dir.path().join("base"), dir.path().join("layer"));
         create(&base, DiskFormat::Raw, 64 * MIB).unwrap();
         write(&base, DiskFormat::Raw, &[], 10 * MIB, &mut vec![7; MIB as usize]);
         create_layer(&layer, &base, DiskFormat::Raw, Some(80 * MIB)).unwrap();
         write(&layer, DiskFormat::Qcow2, &[raw(&base)], 10 * MIB + 4096, &mut [8; 512]);
         write(&layer, DiskFormat::Qcow2, &[raw(&base)], 80 * MIB - 512, &mut [9; 512]);
         for (format, name) in [(DiskFormat::Raw, "raw"), (DiskFormat::Qcow2, "qcow2")] {
-            let copy = folder.path().join(name);
+            let copy = dir.path().join(name);
             convert(&layer, DiskFormat::Qcow2, &[raw(&base)], &copy, format).unwrap();
             let information = information(&copy, format).unwrap();
             assert_eq!((information.virtual_size, information.backing), (80 * MIB, None));
@@ -589,8 +589,8 @@ mod tests {
 
     #[test]
     fn copy_reads_only_the_backing_files_that_are_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let [base, secret, layer, copy] = ["base", "secret", "layer", "copy"].map(|name| folder.path().join(name));
+        let dir = tempfile::tempdir().unwrap();
+        let [base, secret, layer, copy] = ["base", "secret", "layer", "copy"].map(|name| dir.path().join(name));
         for path in [&base, &secret] {
             fs::write(path, vec![7; MIB as usize]).unwrap();
         }
@@ -608,8 +608,8 @@ mod tests {
 
     #[test]
     fn disk_that_ends_within_a_sector_is_rounded_up_in_copies_and_layers() {
-        let folder = tempfile::tempdir().unwrap();
-        let [path, copy, layer] = ["disk", "copy", "layer"].map(|name| folder.path().join(name));
+        let dir = tempfile::tempdir().unwrap();
+        let [path, copy, layer] = ["disk", "copy", "layer"].map(|name| dir.path().join(name));
         fs::write(&path, [7; 1100]).unwrap();
         let whole = [vec![7; 1100], vec![0; 436]].concat();
         convert(&path, DiskFormat::Raw, &[], &copy, DiskFormat::Raw).unwrap();
@@ -620,8 +620,8 @@ mod tests {
 
     #[test]
     fn a_disk_that_a_machine_writes_is_not_copied() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
         create(&path, DiskFormat::Raw, MIB).unwrap();
         let config = DiskConfig {
             id: "test".into(),
@@ -633,8 +633,8 @@ mod tests {
             was: None,
             limits: None,
         };
-        let _disk = Disk::open(&config, folder.path()).unwrap();
-        let copied = convert(&path, DiskFormat::Raw, &[], &folder.path().join("copy"), DiskFormat::Raw);
+        let _disk = Disk::open(&config, dir.path()).unwrap();
+        let copied = convert(&path, DiskFormat::Raw, &[], &dir.path().join("copy"), DiskFormat::Raw);
         assert!(matches!(copied, Err(ImageError::Image(BlockError::InUse(_)))));
         assert!(information(&path, DiskFormat::Raw).is_ok());
     }

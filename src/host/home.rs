@@ -133,12 +133,12 @@ impl Home {
         // Check again: components that did not exist have been created since, and the others may have been replaced.
         check_way(&root)?;
         check_own(&root)?;
-        for folder in ["images", "instances", NETWORKS, "runs", "volumes", "warm"] {
-            let folder = root.join(folder);
+        for dir in ["images", "instances", NETWORKS, "runs", "volumes", "warm"] {
+            let dir = root.join(dir);
             // A user who could write here before the permissions were restricted may have replaced the directory.
-            check_own(&folder)?;
-            make_private(&folder).map_err(failed)?;
-            check_own(&folder)?;
+            check_own(&dir)?;
+            make_private(&dir).map_err(failed)?;
+            check_own(&dir)?;
         }
         Ok(Home { root })
     }
@@ -184,15 +184,15 @@ impl Home {
     }
 
     /// Waits for the lock of one of the directories above. The lock is held until the file is dropped.
-    pub fn lock(&self, folder: &Path) -> Result<File, HomeError> {
-        let path = folder.join(LOCK);
+    pub fn lock(&self, dir: &Path) -> Result<File, HomeError> {
+        let path = dir.join(LOCK);
         let failed = |source| HomeError::Unusable { path: path.clone(), source };
         lock_file(&path).map_err(failed)
     }
 
     /// Takes the lock of one of the directories above. Returns none if it is held elsewhere.
-    pub fn try_lock(&self, folder: &Path) -> Result<Option<File>, HomeError> {
-        let path = folder.join(LOCK);
+    pub fn try_lock(&self, dir: &Path) -> Result<Option<File>, HomeError> {
+        let path = dir.join(LOCK);
         let failed = |source| HomeError::Unusable { path: path.clone(), source };
         try_lock_file(&path).map_err(failed)
     }
@@ -371,8 +371,8 @@ pub fn private_file(path: &Path) -> io::Result<File> {
 
 /// Writes a file with mode 0600 atomically.
 pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut file = tempfile::NamedTempFile::new_in(dir)?;
     io::Write::write_all(&mut file, content)?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
@@ -388,8 +388,8 @@ mod tests {
 
     #[test]
     fn everything_is_the_user_s_own() {
-        let folder = tempfile::tempdir().unwrap();
-        let home = Home::at(&folder.path().join("a/b")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(&dir.path().join("a/b")).unwrap();
         assert_eq!(mode(&home.root), 0o700);
         assert_eq!(mode(&home.instances()), 0o700);
         write_private(&home.last_timeline(), b"{}").unwrap();
@@ -399,37 +399,37 @@ mod tests {
     #[test]
     fn path_that_cannot_be_used_is_refused_before_anything_is_made() {
         use std::os::unix::ffi::OsStrExt;
-        let folder = tempfile::tempdir().unwrap();
-        let bytes = folder.path().join(std::ffi::OsStr::from_bytes(b"\xff"));
+        let dir = tempfile::tempdir().unwrap();
+        let bytes = dir.path().join(std::ffi::OsStr::from_bytes(b"\xff"));
         assert!(matches!(Home::at(&bytes), Err(HomeError::NotUtf8 { .. })));
-        let long = folder.path().join("directory/".repeat(310));
+        let long = dir.path().join("directory/".repeat(310));
         let error = Home::at(&long).unwrap_err();
         assert!(error.to_string().contains("more than 3072"), "{error}");
-        assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+        assert_eq!(dir.path().read_dir().unwrap().count(), 0);
         let name = "data directory ünïcödé ".repeat(9);
-        Home::at(&folder.path().join(name.trim())).unwrap();
+        Home::at(&dir.path().join(name.trim())).unwrap();
     }
 
     #[test]
     fn a_directory_that_others_can_read_is_closed() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        Home::at(folder.path()).unwrap();
-        assert_eq!(mode(folder.path()), 0o700);
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        Home::at(dir.path()).unwrap();
+        assert_eq!(mode(dir.path()), 0o700);
     }
 
     #[test]
     fn home_in_a_directory_that_others_can_write_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let open = folder.path().join("open");
+        let dir = tempfile::tempdir().unwrap();
+        let open = dir.path().join("open");
         std::fs::create_dir(&open).unwrap();
         // The user's own link leads to the same directory.
-        std::os::unix::fs::symlink("open", folder.path().join("link")).unwrap();
+        std::os::unix::fs::symlink("open", dir.path().join("link")).unwrap();
         let set = |mode| std::fs::set_permissions(&open, std::fs::Permissions::from_mode(mode)).unwrap();
         for mode in [0o777, 0o770, 0o720, 0o702, 0o2775] {
             set(mode);
             for path in ["open/home", "open/a/b/home", "link/home", "open/../open/home"] {
-                let refused = Home::at(&folder.path().join(path));
+                let refused = Home::at(&dir.path().join(path));
                 let Err(HomeError::Unsafe { through, flaw, .. }) = &refused else { panic!("{path}: {refused:?}") };
                 assert_eq!((through, *flaw), (&open, PathFlaw::WritableByOthers { mode }), "{path}");
             }
@@ -440,15 +440,15 @@ mod tests {
         for mode in [0o1777, 0o1770, 0o755] {
             set(mode);
             Home::at(&open.join("home")).unwrap();
-            Home::at(&folder.path().join("link/home")).unwrap();
+            Home::at(&dir.path().join("link/home")).unwrap();
         }
     }
 
     #[test]
     fn home_behind_a_loop_of_links_is_an_error() {
-        let folder = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink("loop", folder.path().join("loop")).unwrap();
-        assert!(matches!(Home::at(&folder.path().join("loop/home")), Err(HomeError::Unusable { .. })));
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
+        assert!(matches!(Home::at(&dir.path().join("loop/home")), Err(HomeError::Unusable { .. })));
     }
 
     #[test]
@@ -465,13 +465,13 @@ mod tests {
             return;
         }
         const NOBODY: u32 = 65534;
-        let folder = tempfile::tempdir().unwrap();
-        let theirs = folder.path().join("theirs");
+        let dir = tempfile::tempdir().unwrap();
+        let theirs = dir.path().join("theirs");
         std::fs::create_dir_all(theirs.join("mine")).unwrap();
         std::os::unix::fs::chown(&theirs, Some(NOBODY), None).unwrap();
-        std::os::unix::fs::symlink("theirs/mine", folder.path().join("link")).unwrap();
+        std::os::unix::fs::symlink("theirs/mine", dir.path().join("link")).unwrap();
         for path in ["theirs/mine", "theirs/new", "theirs/mine/deeper/home", "link", "link/home"] {
-            let refused = Home::at(&folder.path().join(path));
+            let refused = Home::at(&dir.path().join(path));
             let Err(HomeError::Unsafe { through, flaw, .. }) = &refused else { panic!("{path}: {refused:?}") };
             assert_eq!((through, *flaw), (&theirs, PathFlaw::DirectoryOfAnotherUser { owner: NOBODY }), "{path}");
         }
@@ -484,8 +484,8 @@ mod tests {
             return;
         }
         const NOBODY: u32 = 65534;
-        let folder = tempfile::tempdir().unwrap();
-        let (theirs, mine) = (folder.path().join("theirs"), folder.path().join("mine"));
+        let dir = tempfile::tempdir().unwrap();
+        let (theirs, mine) = (dir.path().join("theirs"), dir.path().join("mine"));
         std::fs::create_dir(&theirs).unwrap();
         std::os::unix::fs::chown(&theirs, Some(NOBODY), None).unwrap();
         assert!(matches!(Home::at(&theirs), Err(HomeError::NotYours { owner: NOBODY, .. })));
@@ -495,7 +495,7 @@ mod tests {
         std::os::unix::fs::symlink(&theirs, mine.join("volumes")).unwrap();
         assert!(matches!(Home::at(&mine), Err(HomeError::NotYours { owner: NOBODY, .. })));
         // A link on the path to the data directory.
-        let link = folder.path().join("link");
+        let link = dir.path().join("link");
         std::os::unix::fs::symlink(&mine, &link).unwrap();
         std::os::unix::fs::lchown(&link, Some(NOBODY), None).unwrap();
         assert!(matches!(Home::at(&link.join("home")), Err(HomeError::Unsafe { .. })));

@@ -442,17 +442,17 @@ JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
 
     #[test]
     fn a_private_key_s_file_is_its_owner_s_alone_and_never_written_over() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("web.pem");
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("web.pem");
         write_private(&path, "secret\n").expect("it is written");
         assert_eq!(path.metadata().expect("it is there").permissions().mode() & 0o777, 0o600);
         let again = write_private(&path, "other\n").expect_err("it exists");
         assert!(matches!(again, KeyError::Exists { .. }), "{again}");
         assert_eq!(std::fs::read_to_string(&path).expect("it is there"), "secret\n");
-        let link = folder.path().join("link");
-        std::os::unix::fs::symlink(folder.path().join("nothing"), &link).expect("a link");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path().join("nothing"), &link).expect("a link");
         assert!(matches!(write_private(&link, "x"), Err(KeyError::Exists { .. })));
-        let nowhere = write_private(&folder.path().join("no/such"), "x").expect_err("no folder");
+        let nowhere = write_private(&dir.path().join("no/such"), "x").expect_err("no directory");
         assert!(matches!(nowhere, KeyError::Write { .. }), "{nowhere}");
     }
 

@@ -3,9 +3,7 @@
 pub mod disk_image;
 pub mod environment;
 pub mod home;
-pub mod keeper;
 pub mod key;
-pub mod monitor_process;
 pub mod out_of_memory;
 pub mod passt;
 pub mod probe;
@@ -13,3 +11,5 @@ pub mod router;
 pub mod shell;
 pub mod space;
 pub mod sparse;
+pub mod supervisor;
+pub mod vmm_process;

@@ -5,18 +5,18 @@ use std::fs;
 /// The number of processes that the kernel killed for lack of memory, on the host or in a cgroup (`oom_kill` in
 /// proc_vmstat, Linux 4.13 and later).
 #[derive(Debug, Clone, Copy)]
-pub struct KilledBefore(Option<u64>);
+pub struct OomKillCount(Option<u64>);
 
-impl KilledBefore {
+impl OomKillCount {
     /// The number up to now.
-    pub fn now() -> KilledBefore {
-        KilledBefore(fs::read_to_string("/proc/vmstat").ok().and_then(|text| count(&text)))
+    pub fn now() -> OomKillCount {
+        OomKillCount(fs::read_to_string("/proc/vmstat").ok().and_then(|text| count(&text)))
     }
 
     /// Returns a clause about a killed VMM if the number has risen since. Only the kernel's log names the killed
     /// process, and not every user can read it.
     pub fn suspicion(self) -> Option<String> {
-        let killed = KilledBefore::now().0?.checked_sub(self.0?).filter(|killed| *killed > 0)?;
+        let killed = OomKillCount::now().0?.checked_sub(self.0?).filter(|killed| *killed > 0)?;
         Some(format!(
             "since it began, the host's kernel has killed {killed} process{} for lack of memory, maybe this one: \
              `sudo dmesg` says which; give the instance less memory, or the host, or the control group that it is in, more",
@@ -41,7 +41,7 @@ mod tests {
 
     #[test]
     fn without_a_kill_there_is_no_suspicion() {
-        assert_eq!(KilledBefore(Some(u64::MAX)).suspicion(), None);
-        assert_eq!(KilledBefore(None).suspicion(), None);
+        assert_eq!(OomKillCount(Some(u64::MAX)).suspicion(), None);
+        assert_eq!(OomKillCount(None).suspicion(), None);
     }
 }

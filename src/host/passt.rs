@@ -12,9 +12,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::host::environment;
-use crate::host::monitor_process::keep_open;
 use crate::host::probe::{self, NamespaceSetting};
-use crate::vmm::link::GATEWAY_MAC;
+use crate::host::vmm_process::keep_open;
+use crate::vmm::netstack::GATEWAY_MAC;
 
 /// The program's name.
 pub const PROGRAM: &str = "passt";
@@ -45,7 +45,7 @@ pub enum PasstError {
     #[error("{PROGRAM} is not installed; `{INSTALL}` does it")]
     Missing,
     /// The kernel does not allow the namespaces in which passt isolates itself.
-    #[error("{} forbids the namespaces that {PROGRAM} locks itself into; `{}` allows them", .0.name, .0.mend())]
+    #[error("{} forbids the namespaces that {PROGRAM} locks itself into; `{}` allows them", .0.name, .0.fix())]
     Forbidden(NamespaceSetting),
     /// passt cannot be started.
     #[error("{PROGRAM} cannot be started: {0}")]

@@ -95,9 +95,9 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store in the directory `folder`, creates it if it does not exist, and migrates its schema.
-    pub fn open(folder: &Path) -> Result<Store, StoreError> {
-        let path = folder.join(FILE);
+    /// Opens the store in the directory `directory`, creates it if it does not exist, and migrates its schema.
+    pub fn open(dir: &Path) -> Result<Store, StoreError> {
+        let path = dir.join(FILE);
         let failed = |source| StoreError::Open { path: path.clone(), source };
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(&path, flags).map_err(failed)?;
@@ -151,8 +151,8 @@ mod tests {
     use super::*;
 
     pub(super) fn store() -> (Store, tempfile::TempDir) {
-        let folder = tempfile::tempdir().unwrap();
-        (Store::open(folder.path()).unwrap(), folder)
+        let dir = tempfile::tempdir().unwrap();
+        (Store::open(dir.path()).unwrap(), dir)
     }
 
     fn key(name: &str) -> KeyPairRecord {
@@ -169,10 +169,10 @@ mod tests {
 
     #[test]
     fn what_was_written_is_there_after_reopening() {
-        let (mut store, folder) = store();
+        let (mut store, dir) = store();
         store.write::<_, StoreError>(|tx| tx.insert(&key("a"))).unwrap();
         drop(store);
-        let mut store = Store::open(folder.path()).unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
         assert_eq!(store.read::<_, StoreError>(|tx| tx.get::<KeyPairRecord>("a")).unwrap(), Some(key("a")));
         assert_eq!(store.read::<_, StoreError>(|tx| tx.get::<KeyPairRecord>("b")).unwrap(), None);
     }
@@ -202,9 +202,9 @@ mod tests {
 
     #[test]
     fn writers_of_two_processes_come_one_after_the_other() {
-        let (_, folder) = store();
+        let (_, dir) = store();
         let add = |name: &str| {
-            let mut store = Store::open(folder.path()).unwrap();
+            let mut store = Store::open(dir.path()).unwrap();
             for number in 0..50 {
                 store.write::<_, StoreError>(|tx| tx.insert(&key(&format!("{name}{number}")))).unwrap();
             }
@@ -213,19 +213,19 @@ mod tests {
             scope.spawn(|| add("a"));
             scope.spawn(|| add("b"));
         });
-        let mut store = Store::open(folder.path()).unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
         assert_eq!(store.read::<_, StoreError>(|tx| tx.list::<KeyPairRecord>()).unwrap().len(), 100);
     }
 
     #[test]
     fn a_newer_store_is_refused_and_left_alone() {
-        let (store, folder) = store();
+        let (store, dir) = store();
         store.connection.pragma_update(None, "user_version", 1000).unwrap();
         drop(store);
-        let before = std::fs::read(folder.path().join(FILE)).unwrap();
-        let error = Store::open(folder.path()).unwrap_err().to_string();
+        let before = std::fs::read(dir.path().join(FILE)).unwrap();
+        let error = Store::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("version 1000"), "{error}");
-        assert_eq!(std::fs::read(folder.path().join(FILE)).unwrap(), before);
+        assert_eq!(std::fs::read(dir.path().join(FILE)).unwrap(), before);
     }
 
     #[test]
@@ -245,9 +245,9 @@ mod tests {
 
     #[test]
     fn a_file_that_is_no_store_is_told_of() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join(FILE), [b'x'; 4096]).unwrap();
-        let error = Store::open(folder.path()).unwrap_err().to_string();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE), [b'x'; 4096]).unwrap();
+        let error = Store::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("not a database"), "{error}");
     }
 }

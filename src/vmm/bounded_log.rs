@@ -61,8 +61,8 @@ mod tests {
 
     #[test]
     fn log_over_limit_begins_again_and_keeps_the_last_bytes() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("log");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
         // A log of an earlier version, which was not bounded.
         std::fs::write(&path, [b'o'; 1000]).unwrap();
         let mut log = BoundedLog::open(&path, 100).unwrap();
@@ -73,6 +73,6 @@ mod tests {
         let text = [full(&path), path].map(|path| std::fs::read_to_string(path).unwrap());
         assert!(text.iter().all(|text| text.len() < 120), "{text:?}");
         assert!(text.concat().ends_with("line 998\nline 999\n"));
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }

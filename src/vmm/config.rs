@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::limits::{CpuBudgetConfig, DiskLimits, NetLimits};
-use super::link::MacAddress;
+use super::netstack::MacAddress;
 use super::virtio::block::KERNEL_THREADS;
 
 /// The maximum number of vCPUs, which is the limit of the embedded kernel.

@@ -170,24 +170,24 @@ mod tests {
     use vmm_sys_util::eventfd::EventFd;
 
     struct Bench {
-        folder: tempfile::TempDir,
+        dir: tempfile::TempDir,
         socket: ConsoleSocket,
         console: Console,
         serial: Serial,
     }
 
     fn bench() -> Bench {
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let console = Console::new(None, Arc::new(Timeline::default())).unwrap();
-        let socket = ConsoleSocket::bind(&folder.path().join(SOCKET), console.clone()).unwrap();
+        let socket = ConsoleSocket::bind(&dir.path().join(SOCKET), console.clone()).unwrap();
         let room = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let serial = Serial::new(IrqLine::new().unwrap(), console.writer(), room);
-        Bench { folder, socket, console, serial }
+        Bench { dir, socket, console, serial }
     }
 
     impl Bench {
         fn connect(&mut self) -> (UnixStream, Option<i32>) {
-            let stream = UnixStream::connect(self.folder.path().join(SOCKET)).unwrap();
+            let stream = UnixStream::connect(self.dir.path().join(SOCKET)).unwrap();
             let fd = self.socket.accept().unwrap();
             (stream, fd)
         }
@@ -225,7 +225,7 @@ mod tests {
         terminal.write_all(b"root\n").unwrap();
         assert_eq!(bench.socket.serve(EventSet::IN, &mut bench.serial), Wait::Same);
         assert_eq!(bench.typed(), "root\n");
-        let mode = bench.folder.path().join(SOCKET).metadata().unwrap().permissions().mode();
+        let mode = bench.dir.path().join(SOCKET).metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 

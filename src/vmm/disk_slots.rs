@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::config::{ConfigError, DiskConfig};
 use super::control::{DiskRecord, Message};
 use super::limits::DiskLimits;
-use super::passed::PassedFiles;
-use super::virtio::block::{BlockError, Disk, DiskBay, Label};
+use super::passed_files::FdTable;
+use super::virtio::block::{BlockError, Disk, Label, SharedDisk};
 use super::virtio::interrupt::{Interrupt, status};
 
 /// All disk slots of a machine.
@@ -20,14 +20,14 @@ pub struct DiskSlots {
     /// Locked for the duration of a change.
     slots: Mutex<Vec<DiskSlot>>,
     /// The directory for the overlays of ephemeral disks.
-    folder: PathBuf,
+    dir: PathBuf,
 }
 
 /// One disk slot.
 #[derive(Debug)]
 pub struct DiskSlot {
     /// The state shared with the slot's block device.
-    pub bay: Arc<DiskBay>,
+    pub shared_disk: Arc<SharedDisk>,
     /// The device's interrupt and status.
     pub interrupt: Arc<Interrupt>,
 }
@@ -67,7 +67,7 @@ pub enum SlotError {
 
 impl DiskSlot {
     fn label(&self) -> Option<Label> {
-        self.bay.label()
+        self.shared_disk.label()
     }
 
     /// Returns true if the guest's driver has set the device up.
@@ -77,18 +77,18 @@ impl DiskSlot {
 }
 
 impl DiskSlots {
-    /// Takes the slots in the guest's order. Overlays of ephemeral disks go into the directory `folder`.
-    pub fn new(slots: Vec<DiskSlot>, folder: &Path) -> DiskSlots {
-        DiskSlots { slots: Mutex::new(slots), folder: folder.to_path_buf() }
+    /// Takes the slots in the guest's order. Overlays of ephemeral disks go into the directory `directory`.
+    pub fn new(slots: Vec<DiskSlot>, dir: &Path) -> DiskSlots {
+        DiskSlots { slots: Mutex::new(slots), dir: dir.to_path_buf() }
     }
 
     /// Attaches a disk to the first free slot. Returns the slot's index.
     pub fn attach(&self, config: &DiskConfig) -> Result<usize, SlotError> {
-        self.attach_among(config, &PassedFiles::default())
+        self.attach_with_fds(config, &FdTable::default())
     }
 
     /// As [`DiskSlots::attach`], with files that may have been passed as descriptors.
-    pub fn attach_among(&self, config: &DiskConfig, files: &PassedFiles) -> Result<usize, SlotError> {
+    pub fn attach_with_fds(&self, config: &DiskConfig, files: &FdTable) -> Result<usize, SlotError> {
         config.validate()?;
         let slots = self.slots();
         if find(&slots, &config.id).is_ok() {
@@ -96,9 +96,9 @@ impl DiskSlots {
         }
         let free = slots.iter().position(|slot| slot.label().is_none() && !slot.is_driven());
         let index = free.ok_or(SlotError::Full(slots.len()))?;
-        let disk = Disk::open_among(config, &self.folder, files)?;
+        let disk = Disk::open_with_fds(config, &self.dir, files)?;
         let slot = &slots[index];
-        slot.interrupt.change_config(|| slot.bay.hold().put(disk));
+        slot.interrupt.change_config(|| slot.shared_disk.hold().put(disk));
         log::info!("disk {} is in slot {index}", config.id);
         Ok(index)
     }
@@ -111,15 +111,15 @@ impl DiskSlots {
         if slot.is_driven() && !force {
             return Err(SlotError::InUse(id.to_string()));
         }
-        let mut bay = slot.bay.hold();
-        let flushed = bay.disk().map_or(Ok(()), |disk| disk.flush());
+        let mut shared_disk = slot.shared_disk.hold();
+        let flushed = shared_disk.disk().map_or(Ok(()), |disk| disk.flush());
         if let Err(source) = flushed
             && !force
         {
             return Err(SlotError::Flush { id: id.to_string(), source });
         }
-        let disk = slot.interrupt.change_config(|| bay.take());
-        drop(bay);
+        let disk = slot.interrupt.change_config(|| shared_disk.take());
+        drop(shared_disk);
         // Closes the disk's files, which releases their locks.
         drop(disk);
         log::info!("disk {id} is out of slot {index}");
@@ -135,11 +135,11 @@ impl DiskSlots {
     pub fn resize(&self, id: &str, size: u64) -> Result<(), SlotError> {
         let slots = self.slots();
         let (_, slot) = find(&slots, id)?;
-        let mut bay = slot.bay.hold();
-        if let Some(disk) = bay.disk() {
+        let mut shared_disk = slot.shared_disk.hold();
+        if let Some(disk) = shared_disk.disk() {
             disk.grow(size)?;
         }
-        slot.interrupt.change_config(|| bay.relabel());
+        slot.interrupt.change_config(|| shared_disk.relabel());
         Ok(())
     }
 
@@ -148,13 +148,13 @@ impl DiskSlots {
         if !limits.iter().all(DiskLimits::is_sound) {
             return Err(ConfigError::Limits("a disk").into());
         }
-        find(&self.slots(), id)?.1.bay.hold().limit(limits);
+        find(&self.slots(), id)?.1.shared_disk.hold().limit(limits);
         Ok(())
     }
 
     /// Writes the host's cached data of a disk to storage. The guest may keep writing meanwhile.
     pub fn write_out(&self, id: &str) -> Result<(), SlotError> {
-        let file = find(&self.slots(), id)?.1.bay.hold().disk().map(|disk| disk.file());
+        let file = find(&self.slots(), id)?.1.shared_disk.hold().disk().map(|disk| disk.file());
         let Some(file) = file else { return Ok(()) };
         let flush = |source| SlotError::Flush { id: id.to_string(), source };
         file.map_err(flush)?.sync_data().map_err(flush)
@@ -162,22 +162,22 @@ impl DiskSlots {
 
     /// Switches a disk to the overlay `layer`. The previous file is durable then and does not change any more.
     pub fn switch(&self, id: &str, layer: &Path) -> Result<(), SlotError> {
-        self.switch_among(id, layer, &PassedFiles::default())
+        self.switch_with_fds(id, layer, &FdTable::default())
     }
 
     /// As [`DiskSlots::switch`], with files that may have been passed as descriptors.
-    pub fn switch_among(&self, id: &str, layer: &Path, files: &PassedFiles) -> Result<(), SlotError> {
+    pub fn switch_with_fds(&self, id: &str, layer: &Path, files: &FdTable) -> Result<(), SlotError> {
         // Most of the write-back happens here, while the guest still writes.
         self.write_out(id)?;
         let slots = self.slots();
         let (_, slot) = find(&slots, id)?;
-        let mut bay = slot.bay.hold();
-        let before = bay.disk().map(|disk| disk.sectors());
-        if let Some(disk) = bay.disk() {
+        let mut shared_disk = slot.shared_disk.hold();
+        let before = shared_disk.disk().map(|disk| disk.sectors());
+        if let Some(disk) = shared_disk.disk() {
             disk.switch(layer, files)?;
         }
-        if bay.disk().map(|disk| disk.sectors()) != before {
-            slot.interrupt.change_config(|| bay.relabel());
+        if shared_disk.disk().map(|disk| disk.sectors()) != before {
+            slot.interrupt.change_config(|| shared_disk.relabel());
         }
         log::info!("disk {id} is continued in {}", layer.display());
         Ok(())
@@ -192,7 +192,7 @@ impl DiskSlots {
     pub fn records(&self) -> Vec<DiskRecord> {
         let record = |slot: &DiskSlot| {
             let Label { counters, limits, .. } = slot.label()?;
-            let saved_percent = limits.map(|_| slot.bay.saved_percent());
+            let saved_percent = limits.map(|_| slot.shared_disk.saved_percent());
             Some(DiskRecord { limits, saved_percent, ..counters.record() })
         };
         self.slots().iter().filter_map(record).collect()

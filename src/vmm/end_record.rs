@@ -42,10 +42,10 @@ impl EndRecord {
         EndRecord::Ended { end: end.clone(), status: Box::new(status.clone()), ended_at }
     }
 
-    /// Reads the record in the directory `folder`. There is none while the machine runs, and none if the VMM was
+    /// Reads the record in the directory `directory`. There is none while the machine runs, and none if the VMM was
     /// killed.
-    pub fn read(folder: &Path) -> io::Result<Option<EndRecord>> {
-        match untrusted::read(&folder.join(FILE), untrusted::RECORD_LIMIT) {
+    pub fn read(dir: &Path) -> io::Result<Option<EndRecord>> {
+        match untrusted::read(&dir.join(FILE), untrusted::RECORD_LIMIT) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -53,18 +53,18 @@ impl EndRecord {
     }
 
     /// Writes the record atomically.
-    pub fn write(&self, folder: &Path) -> io::Result<()> {
+    pub fn write(&self, dir: &Path) -> io::Result<()> {
         let bytes = serde_json::to_vec(self).expect("a record is plain data");
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
         io::Write::write_all(&mut file, &bytes)?;
         file.as_file().sync_all()?;
-        file.persist(folder.join(FILE)).map_err(|error| error.error)?;
-        std::fs::File::open(folder)?.sync_all()
+        file.persist(dir.join(FILE)).map_err(|error| error.error)?;
+        std::fs::File::open(dir)?.sync_all()
     }
 
     /// Removes the record of an earlier machine.
-    pub fn clear(folder: &Path) -> io::Result<()> {
-        untrusted::remove(&folder.join(FILE))
+    pub fn clear(dir: &Path) -> io::Result<()> {
+        untrusted::remove(&dir.join(FILE))
     }
 }
 
@@ -74,14 +74,14 @@ mod tests {
 
     #[test]
     fn a_record_is_read_back_and_cleared() {
-        let folder = tempfile::tempdir().unwrap();
-        assert_eq!(EndRecord::read(folder.path()).unwrap(), None);
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(EndRecord::read(dir.path()).unwrap(), None);
         let record = EndRecord::ended(&End::Panic, &Status::default());
         assert!(matches!(record, EndRecord::Ended { ended_at: 1.., .. }));
-        record.write(folder.path()).unwrap();
-        assert_eq!(EndRecord::read(folder.path()).unwrap(), Some(record));
-        EndRecord::clear(folder.path()).unwrap();
-        EndRecord::clear(folder.path()).unwrap();
-        assert_eq!(EndRecord::read(folder.path()).unwrap(), None);
+        record.write(dir.path()).unwrap();
+        assert_eq!(EndRecord::read(dir.path()).unwrap(), Some(record));
+        EndRecord::clear(dir.path()).unwrap();
+        EndRecord::clear(dir.path()).unwrap();
+        assert_eq!(EndRecord::read(dir.path()).unwrap(), None);
     }
 }

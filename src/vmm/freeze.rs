@@ -14,7 +14,7 @@ use super::config::MachineConfig;
 use super::control::Layer;
 use super::cpu::vcpu::{VcpuContext, VcpuHandle};
 use super::error::Error;
-use super::passed::PassedFiles;
+use super::passed_files::FdTable;
 use super::snapshot::copy::Copy;
 use super::snapshot::memory::Content;
 use super::snapshot::origin::{Differences, Origin};
@@ -34,43 +34,43 @@ pub(super) struct Freezer<'a> {
 }
 
 impl Freezer<'_> {
-    /// Saves the machine into the directory `folder` and leaves it paused. Returns false if the machine is ending
+    /// Saves the machine into the directory `directory` and leaves it paused. Returns false if the machine is ending
     /// anyway.
-    pub fn save(&self, folder: &Path) -> Result<bool, Error> {
+    pub fn save(&self, dir: &Path) -> Result<bool, Error> {
         let Some(virtio) = self.pause() else { return Ok(false) };
-        let content = Content::of(&self.context.memory, self.origin, folder);
-        let saved = snapshot::memory::write(&content, folder)
+        let content = Content::of(&self.context.memory, self.origin, dir);
+        let saved = snapshot::memory::write(&content, dir)
             .map_err(Error::from)
-            .and_then(|()| Ok(self.state(virtio, content.differences)?.write(folder)?));
+            .and_then(|()| Ok(self.state(virtio, content.differences)?.write(dir)?));
         if saved.is_err() {
             // The machine resumes and changes its disks: its state file must not be used.
-            let _ = std::fs::remove_file(folder.join(snapshot::STATE));
+            let _ = std::fs::remove_file(dir.join(snapshot::STATE));
             self.resume();
         }
         saved.map(|()| true)
     }
 
-    /// Saves the machine into the directory `folder` at one instant, from which on its disks write to the overlays
+    /// Saves the machine into the directory `directory` at one instant, from which on its disks write to the overlays
     /// `layers`, and resumes it meanwhile. Returns the duration of the pause; none if the machine is ending anyway.
-    pub fn fork(&self, folder: &Path, layers: &[Layer], files: &PassedFiles) -> Result<Option<Duration>, Error> {
+    pub fn fork(&self, dir: &Path, layers: &[Layer], files: &FdTable) -> Result<Option<Duration>, Error> {
         let disks = &self.devices.disks;
         // Most of the write-back happens here, while the guest runs.
         layers.iter().try_for_each(|layer| disks.write_out(&layer.disk))?;
         let began = Instant::now();
         let Some(virtio) = self.pause() else { return Ok(None) };
-        let content = Content::of(&self.context.memory, self.origin, folder);
-        let copied = Copy::begin(&content, folder)
+        let content = Content::of(&self.context.memory, self.origin, dir);
+        let copied = Copy::begin(&content, dir)
             .map_err(Error::from)
             .and_then(|copy| Ok((self.state(virtio, content.differences)?, copy)));
         let switched = copied.and_then(|copied| {
-            layers.iter().try_for_each(|layer| disks.switch_among(&layer.disk, &layer.path, files))?;
+            layers.iter().try_for_each(|layer| disks.switch_with_fds(&layer.disk, &layer.path, files))?;
             Ok(copied)
         });
         self.resume();
         let paused = began.elapsed();
         let (state, copy) = switched?;
         copy.finish()?;
-        state.write(folder)?;
+        state.write(dir)?;
         Ok(Some(paused))
     }
 
@@ -143,8 +143,8 @@ pub(super) fn restore(vm: &VmFd, devices: &Devices, state: &MachineState) -> Res
 }
 
 /// Restores the virtio devices and starts their threads; called after the seccomp filters are installed.
-pub(super) fn restore_virtio(devices: &Devices, states: &[TransportState], folder: &Path) -> Result<(), Error> {
-    let unusable = |reason| SnapshotError::Unusable { path: folder.join(snapshot::STATE), reason };
+pub(super) fn restore_virtio(devices: &Devices, states: &[TransportState], dir: &Path) -> Result<(), Error> {
+    let unusable = |reason| SnapshotError::Unusable { path: dir.join(snapshot::STATE), reason };
     for (device, state) in devices.virtio.iter().zip(states) {
         lock(device).restore(state).map_err(unusable)?;
     }

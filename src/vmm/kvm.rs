@@ -39,15 +39,15 @@ pub struct VirtualMachine {
 
 /// A virtual machine that a thread is creating.
 #[derive(Debug)]
-pub struct Making(JoinHandle<Result<VirtualMachine, Error>>);
+pub struct PendingVm(JoinHandle<Result<VirtualMachine, Error>>);
 
 impl VirtualMachine {
     /// Starts creating a virtual machine.
-    pub fn begin() -> Result<Making, Error> {
+    pub fn begin() -> Result<PendingVm, Error> {
         let kvm = open_kvm()?;
         let make = move || create_vm(&kvm).map(|vm| VirtualMachine { kvm, vm });
         let thread = thread::Builder::new().name("kvm".into()).spawn(make);
-        thread.map(Making).map_err(Error::host("a thread"))
+        thread.map(PendingVm).map_err(Error::host("a thread"))
     }
 
     /// Registers guest memory.
@@ -67,7 +67,7 @@ impl VirtualMachine {
     }
 }
 
-impl Making {
+impl PendingVm {
     /// Waits for the virtual machine.
     pub fn finish(self) -> Result<VirtualMachine, Error> {
         self.0.join().unwrap_or_else(|panic| resume_unwind(panic))

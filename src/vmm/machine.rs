@@ -3,7 +3,7 @@
 //! [`Machine::new`] checks the configuration, lays out memory, connects the devices to [KVM's virtual
 //! machine](super::kvm) and creates the vCPUs, in that order. A thread loads the kernel into memory meanwhile. Guest
 //! code runs only after all steps have succeeded. [`Machine::run`] starts the vCPUs and runs the event loop
-//! ([`monitor`](super::monitor)) until there is an [`End`].
+//! ([`VMM`](super::VMM)) until there is an [`End`].
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -32,14 +32,14 @@ use super::cpu::{cpuid, emulation, registers, state};
 use super::devices::console::{self, Console};
 use super::end::{End, EndReceiver, end_channel};
 use super::error::Error;
+use super::event_loop::EventLoop;
 use super::fault::GuestFaults;
 use super::freeze::{self, Freezer};
-use super::kvm::{Making, VirtualMachine};
-use super::link::LinkConfig;
+use super::kvm::{PendingVm, VirtualMachine};
 use super::memory::{self, GuestMemory};
-use super::monitor::Monitor;
-use super::passed::PassedFiles;
-use super::revival::Revival;
+use super::netstack::NetstackConfig;
+use super::passed_files::FdTable;
+use super::resume_message::ResumeMessage;
 use super::sandbox;
 use super::snapshot::origin::Origin;
 use super::snapshot::processor::{CpuIdentity, Processor, tsc_to_set};
@@ -54,11 +54,11 @@ use super::wiring::{self, Devices, VirtioParts, connect, new_eventfd, virtio_slo
 
 /// Resources of the host that a machine takes over.
 #[derive(Debug)]
-pub struct Surroundings {
+pub struct VmmInputs {
     /// The VMM's own directory, for its sockets, console log, overlays and snapshots.
-    pub folder: PathBuf,
+    pub dir: PathBuf,
     /// The KVM virtual machine, which a thread may still be creating.
-    pub kvm: Making,
+    pub kvm: PendingVm,
     /// The process id outside the sandbox's namespaces.
     pub pid: u32,
     /// The connection to the process that started the machine.
@@ -76,14 +76,14 @@ pub struct Surroundings {
     /// io_uring instances for the disks: one for each slot, or as many as the host allows.
     pub rings: Vec<Ring>,
     /// Open files of the disks.
-    pub files: PassedFiles,
+    pub files: FdTable,
 }
 
 /// A snapshot to restore from.
 #[derive(Debug, Clone)]
 pub struct Restore {
     /// The snapshot's directory.
-    pub folder: PathBuf,
+    pub dir: PathBuf,
     /// Delete the snapshot before the vCPUs run, so that it is not restored twice.
     pub once: bool,
 }
@@ -117,24 +117,24 @@ pub struct Machine {
     /// The saved state of the virtio devices; empty for a cold boot.
     virtio: Vec<TransportState>,
     origin: Option<Origin>,
-    folder: PathBuf,
+    dir: PathBuf,
 }
 
 impl Machine {
     /// Builds the machine that `config` describes.
-    pub fn new(config: MachineConfig, surroundings: Surroundings) -> Result<Machine, Error> {
+    pub fn new(config: MachineConfig, inputs: VmmInputs) -> Result<Machine, Error> {
         let timeline = Arc::new(Timeline::default());
         timeline.mark(Mark::MonitorStart);
-        if let Some(start) = surroundings.process_start_ns {
+        if let Some(start) = inputs.process_start_ns {
             timeline.mark_at(Mark::ProcessStart, start);
         }
         config.validate()?;
         install_kick_handler()?;
-        let control = ControlServer::bind(&surroundings.folder.join(SOCKET))?;
+        let control = ControlServer::bind(&inputs.dir.join(SOCKET))?;
 
-        let saved = surroundings.restore.as_ref().map(|from| saved_state(&from.folder, &config)).transpose()?;
-        let origin = match (&saved, &surroundings.restore) {
-            (Some(state), Some(from)) => Some(Origin::open(&from.folder, &surroundings.folder, state)?),
+        let saved = inputs.restore.as_ref().map(|from| saved_state(&from.dir, &config)).transpose()?;
+        let origin = match (&saved, &inputs.restore) {
+            (Some(state), Some(from)) => Some(Origin::open(&from.dir, &inputs.dir, state)?),
             _ => None,
         };
         let memory = match &origin {
@@ -153,37 +153,38 @@ impl Machine {
             None => Some(load_beside(&memory, &config, &slots, software_kvm)?),
         };
 
-        let machine = surroundings.kvm.finish()?;
+        let machine = inputs.kvm.finish()?;
         machine.register(&memory)?;
         let VirtualMachine { kvm, vm } = machine;
-        if let (Some(state), Some(from)) = (&saved, &surroundings.restore) {
-            state.check_host(&from.folder, &kvm)?;
+        if let (Some(state), Some(from)) = (&saved, &inputs.restore) {
+            state.check_host(&from.dir, &kvm)?;
         }
         timeline.mark(Mark::MemoryReady);
         let link = read_link(&config)?;
         let (end_sender, ends) = end_channel().map_err(Error::host("an eventfd"))?;
         let ready = new_eventfd()?;
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
-        let console = new_console(&surroundings.folder, &timeline)?;
-        let mut console_socket =
-            ConsoleSocket::bind(&surroundings.folder.join(console_socket::SOCKET), console.clone())?;
-        if let Some(terminal) = surroundings.console {
+        let console = new_console(&inputs.dir, &timeline)?;
+        let mut console_socket = ConsoleSocket::bind(&inputs.dir.join(console_socket::SOCKET), console.clone())?;
+        if let Some(terminal) = inputs.console {
             console_socket.attach(terminal).map_err(Error::host("a terminal for the console"))?;
         }
-        let revival =
-            saved.as_ref().map(|state| Revival::of(&config, &memory, state.generation, link.as_ref())).transpose()?;
+        let revival = saved
+            .as_ref()
+            .map(|state| ResumeMessage::of(&config, &memory, state.generation, link.as_ref()))
+            .transpose()?;
         let released = revival.as_ref().map(|revival| revival.release.try_clone()).transpose();
         let released = released.map_err(Error::host("an eventfd"))?;
         let saved_ports = saved.as_ref().zip(revival);
         let mut devices = wiring::wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console, saved_ports)?;
-        let BrokerClient { link: link_sockets, vsock: connector } = surroundings.broker;
-        let vsock_path = surroundings.folder.join(vsock::SOCKET);
+        let BrokerClient { link: link_sockets, vsock: connector } = inputs.broker;
+        let vsock_path = inputs.dir.join(vsock::SOCKET);
         let vsock =
             config.vsock.as_ref().map(|vsock| Vsock::new(vsock, &vsock_path, connector, released)).transpose()?;
-        let net = net.map(|net| connect(net, surroundings.network, link, link_sockets)).transpose()?;
-        let (rings, files, disk_limits) = (surroundings.rings, surroundings.files, config.disk_limits);
+        let net = net.map(|net| connect(net, inputs.network, link, link_sockets)).transpose()?;
+        let (rings, files, disk_limits) = (inputs.rings, inputs.files, config.disk_limits);
         let parts = VirtioParts { disks: &disks, rings, files, disk_limits, vsock, net, slots: &slots };
-        wiring::wire_virtio(&vm, &mut mmio, &mut devices, &memory, parts, &surroundings.folder)?;
+        wiring::wire_virtio(&vm, &mut mmio, &mut devices, &memory, parts, &inputs.dir)?;
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::kvm("tell which CPU features it supports"))?;
@@ -202,7 +203,7 @@ impl Machine {
         let exits = Arc::new(ExitCounters::default());
         let cpu_time = CpuTime::new(config.cpus.count, devices.clocks.clone());
         let gate = Gate::new(config.cpus.count);
-        let quota = quota(&config, &surroundings.folder);
+        let quota = quota(&config, &inputs.dir);
         let saved_msrs = state::saved_msrs(&kvm)?;
         let xstate = Xstate::of_host(&supported).filter(|_| software_kvm);
         let xstate_faults = Arc::new(GuestFaults::new("xstate"));
@@ -223,10 +224,10 @@ impl Machine {
             saved_msrs,
             identity,
         };
-        let launcher = surroundings.launcher;
+        let launcher = inputs.launcher;
         Ok(Machine {
             config,
-            pid: surroundings.pid,
+            pid: inputs.pid,
             vm,
             vcpus,
             context,
@@ -236,10 +237,10 @@ impl Machine {
             control,
             launcher,
             console_socket,
-            restore: surroundings.restore,
+            restore: inputs.restore,
             virtio: saved.map(|state| state.virtio).unwrap_or_default(),
             origin,
-            folder: surroundings.folder,
+            dir: inputs.dir,
         })
     }
 
@@ -252,18 +253,18 @@ impl Machine {
         // The usage of an ephemeral machine is not read after its end.
         let recorder = match self.launcher {
             Launcher::Owner(_) => None,
-            _ => Recorder::new(&self.folder, self.config.cpus.count),
+            _ => Recorder::new(&self.dir, self.config.cpus.count),
         };
         let (devices, ends, ready) = (&self.devices, &self.ends, &self.ready);
-        let monitor = Monitor::new(self.control, self.launcher, self.console_socket, devices, ends, ready, recorder)?;
+        let monitor = EventLoop::new(self.control, self.launcher, self.console_socket, devices, ends, ready, recorder)?;
         sandbox::seal()?;
         if let Some(from) = &self.restore {
-            freeze::restore_virtio(devices, &self.virtio, &from.folder)?;
+            freeze::restore_virtio(devices, &self.virtio, &from.dir)?;
             context.timeline.mark(Mark::StateRestored);
         }
         let spawn = |(id, fd)| VcpuHandle::spawn(id, fd, Arc::clone(&context));
-        if let Some(Restore { folder, once: true }) = &self.restore {
-            snapshot::consume(folder)?;
+        if let Some(Restore { dir, once: true }) = &self.restore {
+            snapshot::consume(dir)?;
         }
         let mut running = Running { context: Arc::clone(&context), vcpus: Vec::new(), devices: &self.devices };
         for vcpu in (0..).zip(self.vcpus) {
@@ -282,7 +283,7 @@ impl Machine {
         let (end, mut control) = monitor.run(&status, &freezer);
         let last_status = status();
         drop(running);
-        keep_balance(&context, &self.folder);
+        keep_balance(&context, &self.dir);
         log::info!("{end}");
         conclude(&end, &last_status);
         control.broadcast(&super::control::Message::Ended { end: end.clone(), status: Box::new(last_status) });
@@ -309,8 +310,8 @@ impl Drop for Running<'_> {
 }
 
 /// Reads a snapshot's state, and checks that its vCPUs and memory are those of `config`.
-fn saved_state(folder: &Path, config: &MachineConfig) -> Result<MachineState, Error> {
-    let state = MachineState::read(folder)?;
+fn saved_state(dir: &Path, config: &MachineConfig) -> Result<MachineState, Error> {
+    let state = MachineState::read(dir)?;
     let describe = |cpus: CpuConfig, memory_mib| format!("{} vCPUs and {memory_mib} MiB", cpus.count);
     let count = config.cpus.count as usize;
     if (state.cpus, state.memory_mib) != (config.cpus, config.memory_mib)
@@ -390,30 +391,30 @@ fn place_disks<'a>(
 }
 
 /// Reads the netstack's configuration, if the network device has one.
-fn read_link(config: &MachineConfig) -> Result<Option<LinkConfig>, Error> {
+fn read_link(config: &MachineConfig) -> Result<Option<NetstackConfig>, Error> {
     let Some(path) = config.net.as_ref().and_then(|net| net.link.as_ref()) else { return Ok(None) };
-    LinkConfig::read(path).map(Some).map_err(|source| Error::File { path: path.clone(), source })
+    NetstackConfig::read(path).map(Some).map_err(|source| Error::File { path: path.clone(), source })
 }
 
-fn new_console(folder: &Path, timeline: &Arc<Timeline>) -> Result<Console, Error> {
-    let path = folder.join(console::LOG);
+fn new_console(dir: &Path, timeline: &Arc<Timeline>) -> Result<Console, Error> {
+    let path = dir.join(console::LOG);
     Console::new(Some(&path), Arc::clone(timeline)).map_err(|source| Error::File { path, source })
 }
 
 /// Returns the vCPUs' CPU budget, if it is limited. After a guest reboot, it starts with the balance kept from before.
-fn quota(config: &MachineConfig, folder: &Path) -> Option<Quota> {
+fn quota(config: &MachineConfig, dir: &Path) -> Option<Quota> {
     let mut budget = config.cpu_budget?;
-    match KeptBalance::read(folder) {
+    match KeptBalance::read(dir) {
         Ok(kept) => budget.balance = kept.map_or(budget.balance, |kept| kept.balance),
         Err(error) => log::warn!("what was left of the CPU budget cannot be read: {error}"),
     }
     Some(Quota::new(budget, config.cpus.count))
 }
 
-fn keep_balance(context: &VcpuContext, folder: &Path) {
+fn keep_balance(context: &VcpuContext, dir: &Path) {
     let Some(record) = context.cpu_budget() else { return };
-    if let Err(error) = KeptBalance::now(record.budget.balance).write(folder) {
-        log::error!("what is left of the CPU budget cannot be kept: {error}");
+    if let Err(error) = KeptBalance::now(record.budget.balance).write(dir) {
+        log::error!("the CPU budget cannot be recorded: {error}");
     }
 }
 

@@ -48,7 +48,7 @@ impl Mark {
     pub fn phase(self) -> &'static str {
         match self {
             Mark::ProcessStart => "process start",
-            Mark::MonitorStart => "start the monitor",
+            Mark::MonitorStart => "start the VMM",
             Mark::MemoryReady => "create the machine, map memory",
             Mark::KernelLoaded => "attach devices, load the kernel",
             Mark::StateRestored => "restore the saved state",

@@ -66,12 +66,12 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes a file from the directory `folder`, without following a link at `folder`. Neither needs to exist.
+/// Removes a file from the directory `directory`, without following a link at `directory`. Neither needs to exist.
 ///
 /// # Errors
 /// It cannot be removed.
-pub fn remove_in(folder: &Path, name: &str) -> io::Result<()> {
-    let unlink = || Ok(rustix::fs::unlinkat(open_directory(folder)?, name, AtFlags::empty())?);
+pub fn remove_in(dir: &Path, name: &str) -> io::Result<()> {
+    let unlink = || Ok(rustix::fs::unlinkat(open_directory(dir)?, name, AtFlags::empty())?);
     gone(unlink())
 }
 
@@ -131,19 +131,19 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     struct Bench {
-        folder: tempfile::TempDir,
+        dir: tempfile::TempDir,
     }
 
     impl Bench {
         fn new() -> Bench {
-            let folder = tempfile::tempdir().unwrap();
-            fs::write(folder.path().join("victim"), "the user's").unwrap();
-            fs::create_dir(folder.path().join("own")).unwrap();
-            Bench { folder }
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("victim"), "the user's").unwrap();
+            fs::create_dir(dir.path().join("own")).unwrap();
+            Bench { dir }
         }
 
         fn path(&self, name: &str) -> std::path::PathBuf {
-            self.folder.path().join(name)
+            self.dir.path().join(name)
         }
 
         fn victim_is_whole(&self) -> bool {
@@ -188,12 +188,12 @@ mod tests {
         let bench = Bench::new();
         symlink(bench.path("victim"), bench.path("own/link")).unwrap();
         fs::create_dir(bench.path("own/directory")).unwrap();
-        symlink(bench.folder.path(), bench.path("own/directory/link")).unwrap();
+        symlink(bench.dir.path(), bench.path("own/directory/link")).unwrap();
         for name in ["link", "directory", "nothing"] {
             remove(&bench.path("own").join(name)).unwrap();
         }
         assert_eq!(fs::read_dir(bench.path("own")).unwrap().count(), 0);
-        symlink(bench.folder.path(), bench.path("own/link")).unwrap();
+        symlink(bench.dir.path(), bench.path("own/link")).unwrap();
         assert!(remove_in(&bench.path("own/link"), "victim").is_err());
         remove_in(&bench.path("own"), "nothing").unwrap();
         remove_in(&bench.path("nothing"), "nothing").unwrap();

@@ -28,14 +28,14 @@ use super::fault::GuestFaults;
 use super::irq::IrqLine;
 use super::limits::DiskLimits;
 use super::limits::rate_limiter::SharedDiskLimiter;
-use super::link::LinkConfig;
 use super::memory::{GuestMemory, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
-use super::passed::PassedFiles;
-use super::revival::Revival;
+use super::netstack::NetstackConfig;
+use super::passed_files::FdTable;
+use super::resume_message::ResumeMessage;
 use super::snapshot::MachineState;
 use super::timeline::{Timeline, monotonic_ns};
 use super::virtio::VirtioDevice;
-use super::virtio::block::{Block, Disk, DiskBay, Ring};
+use super::virtio::block::{Block, Disk, Ring, SharedDisk};
 use super::virtio::mmio::{MmioTransport, Slot};
 use super::virtio::net::{Backend, Net, NetControl};
 use super::virtio::register;
@@ -85,7 +85,7 @@ pub(super) fn wire_ports(
     ends: &EndSender,
     ready: &EventFd,
     console: &Console,
-    saved: Option<(&MachineState, Revival)>,
+    saved: Option<(&MachineState, ResumeMessage)>,
 ) -> Result<Devices, Error> {
     let serial_room = new_eventfd()?;
     let room = serial_room.try_clone().map_err(Error::host("an eventfd"))?;
@@ -134,7 +134,7 @@ pub(super) fn wire_ports(
 pub(super) fn connect(
     config: &NetConfig,
     network: Option<OwnedFd>,
-    link: Option<LinkConfig>,
+    link: Option<NetstackConfig>,
     sockets: LinkSockets,
 ) -> Result<Net, Error> {
     let backend = network.map_or(Ok(Backend::Nobody), Backend::of).map_err(Error::host("the network"))?;
@@ -151,7 +151,7 @@ pub(super) fn virtio_slots(count: usize) -> Vec<Slot> {
 pub(super) struct VirtioParts<'a> {
     pub disks: &'a [Option<&'a DiskConfig>],
     pub rings: Vec<Ring>,
-    pub files: PassedFiles,
+    pub files: FdTable,
     pub disk_limits: Option<DiskLimits>,
     pub vsock: Option<Vsock>,
     pub net: Option<Net>,
@@ -165,16 +165,16 @@ pub(super) fn wire_virtio(
     devices: &mut Devices,
     memory: &GuestMemory,
     VirtioParts { disks, mut rings, files, disk_limits, vsock, net, slots }: VirtioParts,
-    folder: &Path,
+    dir: &Path,
 ) -> Result<(), Error> {
     let mut parts: Vec<(String, Box<dyn VirtioDevice>)> = Vec::new();
     let mut bays = Vec::with_capacity(disks.len());
     let shared = SharedDiskLimiter::new(disk_limits, monotonic_ns());
     for (index, disk) in disks.iter().enumerate() {
-        let disk = disk.map(|disk| Disk::open_among(disk, folder, &files)).transpose()?;
-        let bay = Arc::new(DiskBay::new(disk, shared.clone()));
-        parts.push((format!("block{index}"), Box::new(Block::with_ring(Arc::clone(&bay), index, rings.pop()))));
-        bays.push(bay);
+        let disk = disk.map(|disk| Disk::open_with_fds(disk, dir, &files)).transpose()?;
+        let shared_disk = Arc::new(SharedDisk::new(disk, shared.clone()));
+        parts.push((format!("block{index}"), Box::new(Block::with_ring(Arc::clone(&shared_disk), index, rings.pop()))));
+        bays.push(shared_disk);
     }
     parts.push(("rng".into(), Box::new(Rng::default())));
     if let Some(vsock) = vsock {
@@ -203,7 +203,7 @@ pub(super) fn wire_virtio(
         .virtio
         .iter()
         .map(|transport| Arc::clone(transport.lock().unwrap_or_else(PoisonError::into_inner).interrupt()));
-    let slots = bays.into_iter().zip(interrupts).map(|(bay, interrupt)| DiskSlot { bay, interrupt });
-    devices.disks = DiskSlots::new(slots.collect(), folder);
+    let slots = bays.into_iter().zip(interrupts).map(|(shared_disk, interrupt)| DiskSlot { shared_disk, interrupt });
+    devices.disks = DiskSlots::new(slots.collect(), dir);
     Ok(())
 }

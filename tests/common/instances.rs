@@ -22,7 +22,7 @@ pub fn json(wisp: &Wisp, args: &[&str]) -> Value {
 }
 
 /// Returns an instance's directory.
-pub fn folder(wisp: &Wisp, instance: &str) -> PathBuf {
+pub fn dir(wisp: &Wisp, instance: &str) -> PathBuf {
     let shown = json(wisp, &["show", instance]);
     let id = shown["Reservations"][0]["Instances"][0]["InstanceId"].as_str().unwrap().to_string();
     wisp.home().join("instances").join(id)
@@ -41,8 +41,8 @@ pub fn exec(wisp: &Wisp, instance: &str, script: &str) -> String {
 }
 
 /// Returns the names of files in a directory of the data directory, except locks.
-pub fn files(wisp: &Wisp, folder: &str) -> Vec<String> {
-    let entries = std::fs::read_dir(wisp.home().join(folder)).unwrap();
+pub fn files(wisp: &Wisp, dir: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(wisp.home().join(dir)).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter(|name| !name.starts_with('.')).collect()
 }

@@ -23,7 +23,7 @@ static COMMAND: Mutex<()> = Mutex::new(());
 
 /// A machine with the embedded image, and its directory.
 pub struct Machine {
-    pub folder: tempfile::TempDir,
+    pub dir: tempfile::TempDir,
     pub monitor: Child,
     pub control: ControlClient,
 }
@@ -62,50 +62,50 @@ pub fn config(wisp: &Wisp) -> MachineConfig {
 }
 
 impl Machine {
-    /// Starts a VMM for `config` in `folder`, with a watcher connection.
-    pub fn start(wisp: &Wisp, folder: tempfile::TempDir, config: &MachineConfig) -> Machine {
-        Machine::go_on(wisp, folder, config, None)
+    /// Starts a VMM for `config` in `directory`, with a watcher connection.
+    pub fn start(wisp: &Wisp, dir: tempfile::TempDir, config: &MachineConfig) -> Machine {
+        Machine::go_on(wisp, dir, config, None)
     }
 
     /// Like [`start`](Self::start), restored from the snapshot in `restore`.
-    pub fn go_on(wisp: &Wisp, folder: tempfile::TempDir, config: &MachineConfig, restore: Option<&Path>) -> Machine {
-        let mut command = wisp.command(&["vmm", folder.path().to_str().unwrap()]);
+    pub fn go_on(wisp: &Wisp, dir: tempfile::TempDir, config: &MachineConfig, restore: Option<&Path>) -> Machine {
+        let mut command = wisp.command(&["vmm", dir.path().to_str().unwrap()]);
         if let Some(saved) = restore {
             command.arg("--restore").arg(saved);
         }
-        Machine::of(command, folder, config)
+        Machine::of(command, dir, config)
     }
 
     /// Like [`start`](Self::start), with a library that is preloaded.
-    pub fn start_with(wisp: &Wisp, folder: tempfile::TempDir, config: &MachineConfig, library: &Path) -> Machine {
-        let mut command = wisp.command(&["vmm", folder.path().to_str().unwrap()]);
+    pub fn start_with(wisp: &Wisp, dir: tempfile::TempDir, config: &MachineConfig, library: &Path) -> Machine {
+        let mut command = wisp.command(&["vmm", dir.path().to_str().unwrap()]);
         command.env("LD_PRELOAD", library);
-        Machine::of(command, folder, config)
+        Machine::of(command, dir, config)
     }
 
     /// Like [`start`](Self::start), with the network device connected to `network`.
     pub fn start_connected(
         wisp: &Wisp,
-        folder: tempfile::TempDir,
+        dir: tempfile::TempDir,
         config: &MachineConfig,
         network: UnixStream,
     ) -> Machine {
-        let mut command = wisp.command(&["vmm", folder.path().to_str().unwrap()]);
+        let mut command = wisp.command(&["vmm", dir.path().to_str().unwrap()]);
         command.args(["--network-fd", &network.as_raw_fd().to_string()]);
         // SAFETY: fcntl is async-signal-safe, and the closure owns the descriptor, so it is open until the command is
         // dropped.
         unsafe { command.pre_exec(move || Ok(fcntl_setfd(&network, FdFlags::empty())?)) };
-        Machine::of(command, folder, config)
+        Machine::of(command, dir, config)
     }
 
-    fn of(mut command: Command, folder: tempfile::TempDir, config: &MachineConfig) -> Machine {
-        fs::write(folder.path().join("config.json"), serde_json::to_vec(config).unwrap()).unwrap();
-        let lock = File::create(folder.path().join("lock")).unwrap();
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("no other monitor has the folder");
+    fn of(mut command: Command, dir: tempfile::TempDir, config: &MachineConfig) -> Machine {
+        fs::write(dir.path().join("config.json"), serde_json::to_vec(config).unwrap()).unwrap();
+        let lock = File::create(dir.path().join("lock")).unwrap();
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("no other VMM has the directory");
         let (watcher, monitor_watcher) = UnixStream::pair().unwrap();
         let inherited = [lock.as_raw_fd(), monitor_watcher.as_raw_fd()];
         command.args(["--lock-fd", &inherited[0].to_string(), "--watcher-fd", &inherited[1].to_string()]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(folder.path().join("vmm.log")).unwrap());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(dir.path().join("vmm.log")).unwrap());
         // SAFETY: fcntl is async-signal-safe, and the descriptors are open until the child has started.
         unsafe {
             command.pre_exec(move || {
@@ -113,11 +113,11 @@ impl Machine {
             });
         }
         let monitor = command.spawn().unwrap();
-        Machine { folder, monitor, control: ControlClient::new(watcher).unwrap() }
+        Machine { dir, monitor, control: ControlClient::new(watcher).unwrap() }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.dir.path().join(name)
     }
 
     pub fn ask(&mut self, request: &Request) -> Message {

@@ -153,15 +153,15 @@ impl Wisp {
 
     /// Returns the directories of the machines of `wisp run`.
     pub fn runs(&self) -> Vec<PathBuf> {
-        self.folders("runs")
+        self.dirs("runs")
     }
 
     /// Returns the directories of existing instances.
     pub fn instances(&self) -> Vec<PathBuf> {
-        self.folders("instances")
+        self.dirs("instances")
     }
 
-    fn folders(&self, name: &str) -> Vec<PathBuf> {
+    fn dirs(&self, name: &str) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(self.home().join(name)) else { return Vec::new() };
         entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()
     }
@@ -171,8 +171,8 @@ impl Drop for Wisp {
     /// Ends every instance that the test left running.
     fn drop(&mut self) {
         use wisp::vmm::control::{ControlClient, Request};
-        for folder in self.instances() {
-            let Ok(mut control) = ControlClient::connect(&folder.join("vmm/control.sock")) else { continue };
+        for dir in self.instances() {
+            let Ok(mut control) = ControlClient::connect(&dir.join("vmm/control.sock")) else { continue };
             let _ = control.send(&Request::Kill { by: "the end of a test".into() });
             // The VMM closes the connection when it ends.
             while control.receive(Some(DEADLINE)).is_ok() {}
@@ -319,10 +319,10 @@ impl Outcome {
     }
 }
 
-/// Returns the process id of the VMM of the machine in `folder`.
-pub fn monitor_pid(folder: &Path) -> u32 {
+/// Returns the process id of the VMM of the machine in `directory`.
+pub fn monitor_pid(dir: &Path) -> u32 {
     use wisp::vmm::control::{ControlClient, Message, Request};
-    let mut control = ControlClient::connect(&folder.join("vmm/control.sock")).unwrap();
+    let mut control = ControlClient::connect(&dir.join("vmm/control.sock")).unwrap();
     control.send(&Request::Status).unwrap();
     match control.receive(Some(DEADLINE)).unwrap() {
         Message::Status(status) => status.pid,
@@ -341,18 +341,18 @@ pub fn wait_until_gone(pid: u32) {
     assert_eq!(ended, 1, "process {pid:?} is still there");
 }
 
-/// Waits until no process of the machine in `folder` is left. The VMM dies shortly after its supervisor.
-pub fn wait_until_unlocked(folder: &Path) {
-    drop(wisp::host::home::lock_file(&folder.join("lock")).unwrap());
+/// Waits until no process of the machine in `directory` is left. The VMM dies shortly after its supervisor.
+pub fn wait_until_unlocked(dir: &Path) {
+    drop(wisp::host::home::lock_file(&dir.join("lock")).unwrap());
 }
 
 /// Waits until the log of a machine's VMM contains `text`. The supervisor writes it with a delay, because it comes
 /// through a pipe.
 #[track_caller]
-pub fn wait_for_log(folder: &Path, text: &str) {
+pub fn wait_for_log(dir: &Path, text: &str) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::fs::inotify;
-    let path = folder.join("vmm.log");
+    let path = dir.join("vmm.log");
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).unwrap();
     inotify::add_watch(&watch, &path, inotify::WatchFlags::MODIFY).unwrap();
     let deadline = Instant::now() + DEADLINE;
@@ -377,8 +377,8 @@ pub fn monitors(home: &Path) -> Vec<(i32, wisp::ec2::InstanceId)> {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let words: Vec<&str> =
             line.split(|byte| *byte == 0).filter_map(|word| std::str::from_utf8(word).ok()).collect();
-        let ["wisp", "vmm", folder, ..] = words[..] else { continue };
-        if let Ok(path) = Path::new(folder).strip_prefix(home.join("instances"))
+        let ["wisp", "vmm", dir, ..] = words[..] else { continue };
+        if let Ok(path) = Path::new(dir).strip_prefix(home.join("instances"))
             && let Ok(id) = path.to_str().unwrap().parse()
         {
             found.push((pid, id));
@@ -401,8 +401,8 @@ pub fn processes(words: &[&str]) -> Vec<i32> {
 }
 
 /// Kills the router of the VPC with this directory; returns its process id.
-pub fn kill_router(folder: &str) -> i32 {
-    let [router] = processes(&["router", folder])[..] else { panic!("there is not one router of {folder}") };
+pub fn kill_router(dir: &str) -> i32 {
+    let [router] = processes(&["router", dir])[..] else { panic!("there is not one router of {dir}") };
     // SAFETY: the process is this test's own, and it is there.
     assert_eq!(unsafe { libc::kill(router, libc::SIGKILL) }, 0);
     wait_until_gone(router.try_into().unwrap());
@@ -412,7 +412,7 @@ pub fn kill_router(folder: &str) -> i32 {
 /// Waits until no process has the data directory in its command line: no VMM, no router, none of their children.
 pub fn await_no_processes_of(wisp: &Wisp) {
     let home = wisp.home().to_str().unwrap();
-    let command_line = |folder: &Path| fs::read_to_string(folder.join("cmdline")).unwrap_or_default();
+    let command_line = |dir: &Path| fs::read_to_string(dir.join("cmdline")).unwrap_or_default();
     let left = || {
         let all = fs::read_dir("/proc").unwrap().flatten().map(|entry| command_line(&entry.path()));
         all.filter(|line| line.contains(home)).collect::<Vec<_>>()
@@ -445,10 +445,10 @@ pub fn sha256(bytes: &[u8]) -> String {
 
 /// Builds a program of tests/programs so that it runs in any guest.
 pub fn program(name: &str) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/programs/{name}.rs"));
     let options = ["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-o"];
-    let built = Command::new("rustc").args(options).arg(folder.path().join(name)).arg(source).output().unwrap();
+    let built = Command::new("rustc").args(options).arg(dir.path().join(name)).arg(source).output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    std::fs::read(folder.path().join(name)).unwrap()
+    std::fs::read(dir.path().join(name)).unwrap()
 }

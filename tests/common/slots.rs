@@ -15,7 +15,7 @@ use wisp::vmm::disk_slots::{DiskSlot, DiskSlots};
 use wisp::vmm::fault::GuestFaults;
 use wisp::vmm::irq::IrqLine;
 use wisp::vmm::memory::{self, GuestMemory};
-use wisp::vmm::virtio::block::{Block, DiskBay};
+use wisp::vmm::virtio::block::{Block, SharedDisk};
 use wisp::vmm::virtio::interrupt::status;
 use wisp::vmm::virtio::mmio::{MmioTransport, VERSION_1};
 use wisp::vmm::virtio::register;
@@ -41,32 +41,32 @@ pub const CONFIG_CHANGE: u32 = 2;
 
 /// A machine's disk slots, without the machine.
 pub struct Bench {
-    pub folder: tempfile::TempDir,
+    pub dir: tempfile::TempDir,
     memory: GuestMemory,
     pub slots: DiskSlots,
     transports: Vec<(Arc<Mutex<MmioTransport>>, IrqLine)>,
 }
 
 pub fn bench(count: usize) -> Bench {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let memory = memory::allocate(64).unwrap();
     let (mut slots, mut transports) = (Vec::new(), Vec::new());
     for index in 0..count {
-        let bay = Arc::new(DiskBay::default());
+        let shared_disk = Arc::new(SharedDisk::default());
         let line = IrqLine::new().unwrap();
-        let device = Box::new(Block::new(Arc::clone(&bay), index));
+        let device = Box::new(Block::new(Arc::clone(&shared_disk), index));
         let faults = Arc::new(GuestFaults::new("block"));
         let transport = MmioTransport::new(device, memory.clone(), line.try_clone().unwrap(), faults).unwrap();
-        slots.push(DiskSlot { bay, interrupt: Arc::clone(transport.interrupt()) });
+        slots.push(DiskSlot { shared_disk, interrupt: Arc::clone(transport.interrupt()) });
         transports.push((Arc::new(Mutex::new(transport)), line));
     }
-    let slots = DiskSlots::new(slots, folder.path());
-    Bench { folder, memory, slots, transports }
+    let slots = DiskSlots::new(slots, dir.path());
+    Bench { dir, memory, slots, transports }
 }
 
 impl Bench {
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.dir.path().join(name)
     }
 
     /// Creates an image of this size, and returns a disk of the same name.

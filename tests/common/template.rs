@@ -17,21 +17,21 @@ const DEFAULT: [&str; 4] = ["--vcpus", "1", "--memory", "256M"];
 /// Copies the data directory to the existing directory `home`. The first caller creates it while the others wait.
 pub fn copy_to(home: &Path) {
     let binary = Path::new(env!("CARGO_BIN_EXE_wisp"));
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let lock = lock_file(&folder.join("template.lock")).unwrap();
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let lock = lock_file(&dir.join("template.lock")).unwrap();
     let metadata = binary.metadata().unwrap();
-    let template = folder.join(format!("template-{}-{}", metadata.mtime(), metadata.mtime_nsec()));
+    let template = dir.join(format!("template-{}-{}", metadata.mtime(), metadata.mtime_nsec()));
     if !template.exists() {
-        older(folder).for_each(|path| fs::remove_dir_all(path).unwrap());
-        make(binary, folder, &template);
+        older(dir).for_each(|path| fs::remove_dir_all(path).unwrap());
+        make(binary, dir, &template);
     }
     let copied = Command::new("cp").args(["-a", "--reflink=auto"]).arg(template.join(".")).arg(home).status().unwrap();
     assert!(copied.success(), "cp ended with {copied}");
     drop(lock);
 }
 
-fn make(binary: &Path, folder: &Path, template: &Path) {
-    let unfinished = tempfile::Builder::new().prefix("template-new-").tempdir_in(folder).unwrap();
+fn make(binary: &Path, dir: &Path, template: &Path) {
+    let unfinished = tempfile::Builder::new().prefix("template-new-").tempdir_in(dir).unwrap();
     for size in [SMALL, DEFAULT] {
         let mut command = Command::new(binary);
         command.args(["image", "warm", "tiny"]).args(size).env("WISP_HOME", unfinished.path());
@@ -41,7 +41,7 @@ fn make(binary: &Path, folder: &Path, template: &Path) {
     fs::rename(unfinished.keep(), template).unwrap();
 }
 
-fn older(folder: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+fn older(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
     entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("template-")).map(|entry| entry.path())
 }

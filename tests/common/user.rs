@@ -19,7 +19,7 @@ const NAME: &str = "WISP_TEST_USER";
 pub struct User {
     name: String,
     uid: u32,
-    folder: PathBuf,
+    dir: PathBuf,
     /// The directory of its home and its copy of the binary. The original may be on a path that only root can search.
     _made: Option<tempfile::TempDir>,
 }
@@ -37,19 +37,19 @@ impl User {
         let mut useradd = Command::new("useradd");
         useradd.args(["--create-home", "--no-log-init", "--shell", "/bin/sh", "--base-dir"]).arg(made.path());
         assert!(useradd.arg(&name).status().unwrap().success(), "useradd {name}");
-        Some(User { uid: id(&name), name, folder: made.path().to_path_buf(), _made: Some(made) })
+        Some(User { uid: id(&name), name, dir: made.path().to_path_buf(), _made: Some(made) })
     }
 
     /// Returns the user that the process outside this namespace has created.
     pub fn inside() -> User {
         let value = std::env::var(NAME).unwrap();
-        let (name, folder) = value.split_once(':').unwrap();
-        User { uid: id(name), name: name.into(), folder: folder.into(), _made: None }
+        let (name, dir) = value.split_once(':').unwrap();
+        User { uid: id(name), name: name.into(), dir: dir.into(), _made: None }
     }
 
     /// Returns the environment variable that passes the user to a process in a namespace.
     pub fn environment(&self) -> (&'static str, String) {
-        (NAME, format!("{}:{}", self.name, self.folder.display()))
+        (NAME, format!("{}:{}", self.name, self.dir.display()))
     }
 
     pub fn uid(&self) -> u32 {
@@ -59,7 +59,7 @@ impl User {
     /// Returns a command for `program` as this user, with the environment of a login.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        let home = self.folder.join(&self.name);
+        let home = self.dir.join(&self.name);
         // Without root's groups: std drops them when it sets the uid.
         command.uid(self.uid).gid(self.uid).current_dir(&home).env_clear();
         command.env("HOME", home).env("USER", &self.name).env("PATH", "/usr/local/bin:/usr/bin:/bin");
@@ -68,13 +68,13 @@ impl User {
 
     /// Returns a command for `wisp` as this user.
     pub fn wisp(&self) -> Command {
-        self.command(self.folder.join("wisp").to_str().unwrap())
+        self.command(self.dir.join("wisp").to_str().unwrap())
     }
 
     /// Returns the user's processes, except zombies.
     pub fn processes(&self) -> Vec<(Pid, String)> {
-        let process = |folder: &Path| {
-            let status = std::fs::read_to_string(folder.join("status")).ok()?;
+        let process = |dir: &Path| {
+            let status = std::fs::read_to_string(dir.join("status")).ok()?;
             let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
             let is_ours = field("Uid:").split('\t').any(|uid| uid == self.uid.to_string());
             let pid = Pid::from_raw(field("Pid:").parse().ok()?)?;

@@ -121,8 +121,8 @@ impl Tree {
         Ok(())
     }
 
-    fn copy_folder(&mut self, folder: &Path) -> anyhow::Result<()> {
-        let mut pending = vec![folder.to_path_buf()];
+    fn copy_folder(&mut self, dir: &Path) -> anyhow::Result<()> {
+        let mut pending = vec![dir.to_path_buf()];
         let mut files = Vec::new();
         while let Some(current) = pending.pop() {
             for entry in fs::read_dir(&current).with_context(|| current.display().to_string())? {
@@ -132,7 +132,7 @@ impl Tree {
         }
         files.sort();
         for source in files {
-            let path = format!("/{}", source.strip_prefix(folder)?.display());
+            let path = format!("/{}", source.strip_prefix(dir)?.display());
             self.file(&path, 0o644, &source)?;
         }
         Ok(())

@@ -18,7 +18,7 @@ use crate::cloud::bench::comparison::{Comparison, compare};
 use crate::cloud::bench::measure::{BUILT_IN, COMMAND, Measure, chosen};
 use crate::cloud::bench::{self, BenchError, BenchSpec, Progress, Report};
 use crate::cloud::image::Image;
-use crate::ec2::capacity::Request;
+use crate::ec2::capacity::InstanceSize;
 use crate::ec2::network::NetworkMode;
 use crate::ec2::{Ec2Error, catalogue};
 use crate::host::home::Home;
@@ -121,7 +121,7 @@ impl FromStr for Price {
 
 fn parse_percent(text: &str) -> Result<f64, String> {
     let percent = text.trim_end_matches('%').parse::<f64>().ok();
-    percent.filter(|percent| (0.0..=100_000.0).contains(percent)).ok_or("it is a number of per cent, from 0 on".into())
+    percent.filter(|percent| (0.0..=100_000.0).contains(percent)).ok_or("it is a number of percent, from 0 on".into())
 }
 
 /// A finished bench, as input of all output formats.
@@ -222,7 +222,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
         Err(error) => return Err(error.into()),
     };
-    let price = |of: &Request| args.prices.iter().find(|price| price.instance_type == of.instance_type.name);
+    let price = |of: &InstanceSize| args.prices.iter().find(|price| price.instance_type == of.instance_type.name);
     let prices: Vec<Option<f64>> = spec.types.iter().map(|of| price(of).map(|price| price.amount)).collect();
     let shown = Shown {
         report: &report,
@@ -285,10 +285,10 @@ fn image(home: &Home, reference: Option<&str>) -> anyhow::Result<Image> {
 }
 
 /// The types without duplicates.
-fn types(names: &[String]) -> Result<Vec<Request>, Ec2Error> {
-    let mut types: Vec<Request> = Vec::new();
+fn types(names: &[String]) -> Result<Vec<InstanceSize>, Ec2Error> {
+    let mut types: Vec<InstanceSize> = Vec::new();
     for name in names {
-        let request = Request::of_type(catalogue::find(name.trim())?);
+        let request = InstanceSize::of_type(catalogue::find(name.trim())?);
         if !types.contains(&request) {
             types.push(request);
         }
@@ -308,12 +308,12 @@ fn measures(args: &Args) -> anyhow::Result<Vec<&'static Measure>> {
 
 /// Fails before minutes of measurements.
 fn check_folder(file: &Path) -> anyhow::Result<()> {
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if file.is_dir() || !folder.is_dir() {
+    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if file.is_dir() || !dir.is_dir() {
         bail!(
             "{} cannot be written: {}",
             file.display(),
-            if file.is_dir() { "it is a folder" } else { "no such folder" }
+            if file.is_dir() { "it is a directory" } else { "no such directory" }
         );
     }
     Ok(())
@@ -352,7 +352,7 @@ mod tests {
             MeasureReport { measure, samples, not_measured: None }
         };
         let of = |name: &str, results: Vec<MeasureReport>| TypeReport {
-            request: Request::of_type(catalogue::find(name).unwrap()),
+            request: InstanceSize::of_type(catalogue::find(name).unwrap()),
             failed: None,
             limits: Limits::default(),
             results,
@@ -413,7 +413,7 @@ mod tests {
         }
         let args = parse(&["--types", "t3.micro", "--slowdown", "10%", "--price", "t3.micro=1,m5.large=2.5"]).unwrap();
         assert_eq!((args.within, args.prices[1].amount), (10.0, 2.5));
-        assert!(check_folder(Path::new("/no/such/folder/file")).is_err());
+        assert!(check_folder(Path::new("/no/such/directory/file")).is_err());
         assert!(check_folder(Path::new("file")).is_ok());
     }
 

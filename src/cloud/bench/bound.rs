@@ -101,7 +101,7 @@ pub fn judge(measure: &Measure, of: &InstanceType, limits: &Limits, host: &HostF
         let baseline = of.credits.map_or(100.0, |credits| credits.baseline_percent);
         let held = seen.cpu_held * 100.0;
         return type_s(format!(
-            "its CPU credits are spent: {baseline} % of each vCPU (held back {held:.0} % of the time)"
+            "its CPU credits are spent: {baseline} % of each vCPU (throttled {held:.0} % of the time)"
         ));
     }
     match measure.about {
@@ -213,10 +213,10 @@ fn rated(
 
 fn command(seen: &Observed, of: &InstanceType, host: &HostFacts) -> Bound {
     if seen.disk_held > HELD {
-        return type_s(format!("its volumes (held back {:.0} % of the time)", seen.disk_held * 100.0));
+        return type_s(format!("its volumes (throttled {:.0} % of the time)", seen.disk_held * 100.0));
     }
     if seen.net_held > HELD {
-        return type_s(format!("its network (held back {:.0} % of the time)", seen.net_held * 100.0));
+        return type_s(format!("its network (throttled {:.0} % of the time)", seen.net_held * 100.0));
     }
     let busy = seen.cpu_share * 100.0;
     if seen.cpu_share >= WHOLE && of.vcpus <= host.cpus {

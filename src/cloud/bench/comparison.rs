@@ -111,7 +111,7 @@ mod tests {
     use super::super::bound::{HostFacts, Limits, Observed, Sample};
     use super::super::measure::chosen;
     use super::*;
-    use crate::ec2::capacity::Request;
+    use crate::ec2::capacity::InstanceSize;
     use crate::ec2::catalogue;
 
     fn result(measure: &'static Measure, figures: &[f64]) -> MeasureReport {
@@ -122,7 +122,7 @@ mod tests {
 
     fn report(types: &[(&str, Vec<MeasureReport>)]) -> Report {
         let of = |(name, results): &(&str, Vec<MeasureReport>)| TypeReport {
-            request: Request::of_type(catalogue::find(name).unwrap()),
+            request: InstanceSize::of_type(catalogue::find(name).unwrap()),
             failed: None,
             limits: Limits::default(),
             results: results.clone(),

@@ -46,8 +46,8 @@ impl Interrupt {
     }
 
     /// Registers the machine in this directory as running. If a signal has arrived already, the machine is ended.
-    pub(super) fn guard(&self, folder: &Path) {
-        *self.shared.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(folder.to_path_buf());
+    pub(super) fn guard(&self, dir: &Path) {
+        *self.shared.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(dir.to_path_buf());
         if self.signal().is_some() {
             self.shared.end_machine();
         }
@@ -78,8 +78,8 @@ impl Shared {
     /// Ends the registered machine. Returns false if there is none to end.
     fn end_machine(&self) -> bool {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(folder) = machine else { return false };
-        let told = ControlClient::connect(&folder.join(SOCKET))
+        let Some(dir) = machine else { return false };
+        let told = ControlClient::connect(&dir.join(SOCKET))
             .and_then(|mut monitor| monitor.send(&Request::Kill { by: "a signal to wisp bench".into() }));
         told.is_ok()
     }

@@ -79,7 +79,7 @@ pub static BUILT_IN: [Measure; 18] = [
         better: Better::Lower,
         ..cpu("network-latency", "Network, TCP there and back", "ms", About::NetworkLatency, "net", 1e-3)
     },
-    start("warm-launch", "Launch from a warm snapshot, to ready"),
+    start("warm-launch", "Launch from a template, to agent ready"),
     start("boot", "Boot, to ready"),
 ];
 

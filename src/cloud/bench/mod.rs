@@ -27,9 +27,9 @@ use self::subject::Subject;
 use super::image::Image;
 use super::launch::cpus;
 use super::run::{ConsoleTail, RunError};
-use super::warm;
+use super::template;
 use crate::ec2::Ec2Error;
-use crate::ec2::capacity::{self, Request};
+use crate::ec2::capacity::{self, InstanceSize};
 use crate::ec2::network::NetworkMode;
 use crate::host::home::{Home, HomeError};
 use crate::host::probe;
@@ -69,7 +69,7 @@ pub struct BenchSpec {
     /// The image.
     pub image: Image,
     /// The types.
-    pub types: Vec<Request>,
+    pub types: Vec<InstanceSize>,
     /// The measures in order.
     pub measures: Vec<&'static Measure>,
     /// The user's command, run by the guest's shell.
@@ -101,7 +101,7 @@ pub struct Report {
 #[derive(Debug, Clone)]
 pub struct TypeReport {
     /// The type.
-    pub request: Request,
+    pub request: InstanceSize,
     /// The reason why it was not measured, or not completely.
     pub failed: Option<String>,
     /// Its limits.
@@ -173,7 +173,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn begin(&self, request: &Request) -> TypeReport {
+    fn begin(&self, request: &InstanceSize) -> TypeReport {
         let BenchSpec { measures, command, overcommit, .. } = self.spec;
         let measures = measures.iter().copied().chain(command.iter().map(|_| &COMMAND));
         let result = |measure| MeasureReport { measure, samples: Vec::new(), not_measured: None };
@@ -196,19 +196,19 @@ impl Bench<'_> {
     fn warm_up(&mut self, report: &TypeReport) -> Result<(), BenchError> {
         let BenchSpec { image, boot_timeout, .. } = self.spec;
         let only_boots = report.results.iter().all(|result| result.measure.name == "boot");
-        let Request { memory_mib, .. } = report.request;
+        let InstanceSize { memory_mib, .. } = report.request;
         let cpus = cpus(&report.request);
-        if report.failed.is_some() || only_boots || !warm::can_have(image) {
+        if report.failed.is_some() || only_boots || !template::can_have(image) {
             return Ok(());
         }
-        if warm::find(self.home, image, cpus, memory_mib).is_none() {
-            self.tell(0, report, "a warm snapshot");
-            let made = warm::make(self.home, image, cpus, memory_mib, *boot_timeout, monotonic_ns());
+        if template::find(self.home, image, cpus, memory_mib).is_none() {
+            self.tell(0, report, "a template");
+            let made = template::make(self.home, image, cpus, memory_mib, *boot_timeout, monotonic_ns());
             if let Some(signal) = self.interrupt.signal() {
                 return Err(BenchError::Interrupted(signal));
             }
             if let Err(error) = made {
-                log::warn!("there is no warm snapshot for {}: {error}", report.request.instance_type.name);
+                log::warn!("there is no template for {}: {error}", report.request.instance_type.name);
             }
         }
         Ok(())
@@ -236,7 +236,7 @@ impl Bench<'_> {
 
     /// Measures a cold boot if requested. On software KVM, where boots are slow, this happens in the first run only.
     fn boot(&mut self, report: &mut TypeReport, run: u32) -> Result<(), BenchError> {
-        let has_warm = warm::can_have(&self.spec.image);
+        let has_warm = template::can_have(&self.spec.image);
         let is_due = run == 1 || !probe::is_software_kvm();
         if !is_due || !has_warm || !report.results.iter().any(|result| result.measure.name == "boot") {
             return Ok(());
@@ -253,19 +253,19 @@ impl Bench<'_> {
         let BenchSpec { image, command, .. } = self.spec;
         let request = report.request;
         let is_wanted = |result: &MeasureReport| result.not_measured.is_none();
-        let has_warm = warm::can_have(image);
+        let has_warm = template::can_have(image);
         if !report.results.iter().any(|result| is_wanted(result) && (result.measure.name != "boot" || !has_warm)) {
             return Ok(());
         }
         self.tell(run, report, "launch");
-        let warm = warm::find(self.home, image, cpus(&request), request.memory_mib);
+        let warm = template::find(self.home, image, cpus(&request), request.memory_mib);
         let mut subject = Subject::start(self.home, self.spec, &request, warm.as_ref(), self.interrupt)?;
         report.limits = subject.limits();
         if warm.is_some() {
             note_start(report, "warm-launch", &subject);
         } else {
             note_start(report, "boot", &subject);
-            let why = "there is no warm snapshot of this image and size (see `wisp image warm`)";
+            let why = "there is no template of this image and size (see `wisp image warm`)";
             note(report, "warm-launch", Err(why.into()));
         }
         let workloads = |report: &TypeReport| {

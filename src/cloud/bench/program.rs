@@ -37,9 +37,9 @@ mod tests {
 
     #[test]
     fn the_program_runs_and_is_unpacked_again_if_it_is_another() {
-        let folder = tempfile::tempdir().unwrap();
-        let home = Home::at(folder.path()).unwrap();
-        fs::write(folder.path().join(NAME), "of another time").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path()).unwrap();
+        fs::write(dir.path().join(NAME), "of another time").unwrap();
         let path = unpacked(&home).unwrap();
         assert_eq!(unpacked(&home).unwrap(), path);
         let run = std::process::Command::new(path).args(["integer", "--ms", "1"]).output().unwrap();

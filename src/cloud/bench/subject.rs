@@ -20,8 +20,8 @@ use crate::cloud::limits::held_back;
 use crate::cloud::network::NetworkSpec;
 use crate::cloud::run::{EphemeralInstance, RunError};
 use crate::cloud::run_spec::{Boot, RunSpec};
-use crate::cloud::warm::Warm;
-use crate::ec2::capacity::Request;
+use crate::cloud::template::Template;
+use crate::ec2::capacity::InstanceSize;
 use crate::ec2::credits::CreditMode;
 use crate::ec2::network::{Protocol, PublishedPort};
 use crate::guest::{Agent, Captured, ExecRequest, Holes};
@@ -62,7 +62,7 @@ struct Done {
 /// A running instance of a type.
 pub(super) struct Subject<'a> {
     instance: EphemeralInstance,
-    request: &'a Request,
+    request: &'a InstanceSize,
     interrupt: &'a Interrupt,
     port: Option<SocketAddrV4>,
     target: Duration,
@@ -75,8 +75,8 @@ impl<'a> Subject<'a> {
     pub(super) fn start(
         home: &Home,
         spec: &BenchSpec,
-        request: &'a Request,
-        warm: Option<&Warm>,
+        request: &'a InstanceSize,
+        warm: Option<&Template>,
         interrupt: &'a Interrupt,
     ) -> Result<Subject<'a>, BenchError> {
         let wants_port = spec.measures.iter().any(|measure| measure.is_of_network());
@@ -137,7 +137,7 @@ impl<'a> Subject<'a> {
     pub(super) fn measure(&mut self, measure: &Measure) -> Result<Result<Sample, String>, BenchError> {
         let Some(workload) = measure.workload() else { return Ok(Err("it is no workload".into())) };
         if measure.is_of_network() && self.port.is_none() {
-            return Ok(Err("this host has no port that could lead to the guest".into()));
+            return Ok(Err("this host has no free port to forward to the guest".into()));
         }
         let threads = if measure.about == About::AllCpus { self.request.vcpus } else { 1 };
         let (captured, before, counted) = self.measured(measure, self.workload(workload, threads))?;
@@ -145,7 +145,7 @@ impl<'a> Subject<'a> {
         let after = self.instance.status()?;
         let done = match (done(&captured), counted) {
             // The error at the host's end explains more than the lack of a connection in the guest.
-            (_, Some(Err(error))) => Err(format!("the port of this host's that leads to the guest: {error}")),
+            (_, Some(Err(error))) => Err(format!("the port forwarded to the guest: {error}")),
             (Ok(done), Some(Ok((amount, elapsed)))) => Ok((amount, elapsed, done)),
             (Ok(done), None) => Ok((done.amount, Duration::from_nanos(done.elapsed_ns), done)),
             (Err(why), _) => Err(why),

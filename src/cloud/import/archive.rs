@@ -727,8 +727,8 @@ mod tests {
     fn sparse_files_of_gnu_tar_are_read_in_every_format() {
         use crate::cloud::import::testing::run;
         use std::os::unix::fs::FileExt;
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
         for name in ["sparse", "again"] {
             let source = File::create(path(name)).unwrap();
             // More segments than fit in one header, and a hole at the end.
@@ -742,8 +742,8 @@ mod tests {
             ["--format=gnu", "--format=pax --sparse-version=0.0", "--format=pax --sparse-version=0.1", "--format=pax"]
         {
             let mut arguments: Vec<&str> = format.split(' ').collect();
-            let (archive, folder) = (path("archive"), path(""));
-            arguments.extend(["--sparse", "-cf", &archive, "-C", &folder, "again", "sparse"]);
+            let (archive, dir) = (path("archive"), path(""));
+            arguments.extend(["--sparse", "-cf", &archive, "-C", &dir, "again", "sparse"]);
             run("tar", &arguments);
             assert!(Path::new(&archive).metadata().unwrap().len() < 1 << 20, "{format}: it is not sparse");
             let archive =

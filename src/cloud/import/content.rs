@@ -222,14 +222,14 @@ mod tests {
 
     #[test]
     fn real_file_systems_are_known_and_cut_off_ones_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let (ext4, squashfs) = (folder.path().join("x.tar"), folder.path().join("y.raw"));
+        let dir = tempfile::tempdir().unwrap();
+        let (ext4, squashfs) = (dir.path().join("x.tar"), dir.path().join("y.raw"));
         run("mke2fs", &["-q", "-t", "ext4", ext4.to_str().unwrap(), "4M"]);
         // Incompressible data, so that half of the image cannot be padding.
         let noise: Vec<u8> = (0..25_000u32).flat_map(|n| n.wrapping_mul(0x9e37_79b1).to_be_bytes()).collect();
-        std::fs::create_dir(folder.path().join("files")).unwrap();
-        std::fs::write(folder.path().join("files/a"), noise).unwrap();
-        let files = folder.path().join("files");
+        std::fs::create_dir(dir.path().join("files")).unwrap();
+        std::fs::write(dir.path().join("files/a"), noise).unwrap();
+        let files = dir.path().join("files");
         run("mksquashfs", &[files.to_str().unwrap(), squashfs.to_str().unwrap(), "-comp", "zstd", "-quiet"]);
         for (path, kind) in [(&ext4, FileSystem::Ext4), (&squashfs, FileSystem::Squashfs)] {
             assert_eq!(detected(path), Content::FileSystem(kind));

@@ -276,8 +276,8 @@ mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
 
-    fn image(folder: &Path, arguments: &[&str]) -> PathBuf {
-        let path = folder.join("image");
+    fn image(dir: &Path, arguments: &[&str]) -> PathBuf {
+        let path = dir.join("image");
         let _ = fs::remove_file(&path);
         let file = path.to_str().unwrap();
         let kind: &[&str] = if arguments.contains(&"-t") { &[] } else { &["-t", "ext4"] };
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn ext4_features_of_the_kernel_are_accepted() {
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         for features in [
             "^64bit",
             "inline_data",
@@ -312,22 +312,22 @@ mod tests {
             "sparse_super2",
             "meta_bg,^resize_inode",
         ] {
-            assert_eq!(refusal(&image(folder.path(), &["-O", features])), None, "{features}");
+            assert_eq!(refusal(&image(dir.path(), &["-O", features])), None, "{features}");
         }
         for arguments in [&["-b", "1024"][..], &["-b", "2048"], &["-t", "ext2"], &["-t", "ext3"]] {
-            assert_eq!(refusal(&image(folder.path(), arguments)), None, "{arguments:?}");
+            assert_eq!(refusal(&image(dir.path(), arguments)), None, "{arguments:?}");
         }
     }
 
     #[test]
     fn ext4_features_that_the_kernel_lacks_are_refused_until_removed() {
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         for (features, command) in [
             ("quota", "tune2fs -O ^quota FILE"),
             ("quota,project", "tune2fs -O ^quota,^project FILE"),
             ("casefold", "tune2fs -O ^casefold FILE"),
         ] {
-            let path = image(folder.path(), &["-O", features]);
+            let path = image(dir.path(), &["-O", features]);
             let reason = refusal(&path).unwrap();
             assert!(reason.contains(&features.replace(',', ", ")) && reason.contains(command), "{reason}");
             let arguments: Vec<&str> = command.split(' ').skip(1).collect();
@@ -335,19 +335,19 @@ mod tests {
             assert_eq!(refusal(&path), None, "{command}");
         }
         for feature in ["verity", "encrypt"] {
-            let path = image(folder.path(), &["-O", feature]);
+            let path = image(dir.path(), &["-O", feature]);
             let reason = refusal(&path).unwrap();
             assert!(reason.contains(feature) && reason.contains(&format!("mkfs.ext4 -O ^{feature}")), "{reason}");
-            assert_eq!(refusal(&image(folder.path(), &["-O", &format!("^{feature}")])), None, "{feature}");
+            assert_eq!(refusal(&image(dir.path(), &["-O", &format!("^{feature}")])), None, "{feature}");
         }
     }
 
     #[test]
     fn ext4_that_cannot_be_a_root_is_refused_with_the_remedy() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = image(folder.path(), &["-b", "65536"]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = image(dir.path(), &["-b", "65536"]);
         assert!(refusal(&path).unwrap().contains("mkfs.ext4 -b 4096"));
-        let path = image(folder.path(), &["-O", "journal_dev", "-b", "4096"]);
+        let path = image(dir.path(), &["-O", "journal_dev", "-b", "4096"]);
         assert!(refusal(&path).unwrap().contains("external journal"));
         // An external journal, and features that mke2fs cannot create, as superblock fields.
         for (at, value, part) in [
@@ -359,7 +359,7 @@ mod tests {
             (0x64, 0x8000_046b, "FEATURE_R31"),
             (0x60, 0x282, "without extents"),
         ] {
-            let path = image(folder.path(), &["-O", if part == "without extents" { "bigalloc" } else { "64bit" }]);
+            let path = image(dir.path(), &["-O", if part == "without extents" { "bigalloc" } else { "64bit" }]);
             let mut bytes = fs::read(&path).unwrap();
             bytes[1024 + at..1024 + at + 4].copy_from_slice(&value.to_le_bytes());
             if part == "needs recovery" {
@@ -368,7 +368,7 @@ mod tests {
             let reason = refuse_ext4(&bytes).unwrap();
             assert!(reason.contains(part), "{part}: {reason}");
         }
-        let path = image(folder.path(), &[]);
+        let path = image(dir.path(), &[]);
         let mut bytes = fs::read(&path).unwrap();
         bytes[1024 + 0x60] |= 4;
         assert!(refuse_ext4(&bytes).unwrap().contains("wrong checksum"));
@@ -381,8 +381,8 @@ mod tests {
 
     #[test]
     fn squashfs_is_accepted_if_the_kernel_has_its_compressor() {
-        let folder = tempfile::tempdir().unwrap();
-        let (files, path) = (folder.path().join("files"), folder.path().join("image"));
+        let dir = tempfile::tempdir().unwrap();
+        let (files, path) = (dir.path().join("files"), dir.path().join("image"));
         fs::create_dir(&files).unwrap();
         fs::write(files.join("a"), "a").unwrap();
         for (arguments, refused) in [

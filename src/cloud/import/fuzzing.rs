@@ -27,25 +27,25 @@ pub(crate) fn manifest(data: &[u8]) {
 
 /// Imports `data` as a bundle and as a root file system, and checks that nothing is left outside the destination.
 pub(crate) fn archive(data: &[u8]) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (source, into) = (folder.path().join("source"), folder.path().join("into"));
+    let dir = tempfile::tempdir().expect("a directory");
+    let (source, into) = (dir.path().join("source"), dir.path().join("into"));
     fs::write(&source, data).expect("a file");
-    fs::create_dir(&into).expect("a folder");
+    fs::create_dir(&into).expect("a directory");
     let _ = bundle::is_one(&source);
     if bundle::import_bundle(&source, &into, "", &()).is_err() {
-        assert!(fs::read_dir(&into).expect("a folder").next().is_none(), "what cannot be imported leaves nothing");
+        assert!(fs::read_dir(&into).expect("a directory").next().is_none(), "what cannot be imported leaves nothing");
     }
     let names: Vec<_> =
-        fs::read_dir(folder.path()).expect("a folder").flatten().map(|entry| entry.file_name()).collect();
-    assert_eq!(names.len(), 2, "an import writes nothing outside its folder: {names:?}");
+        fs::read_dir(dir.path()).expect("a directory").flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(names.len(), 2, "an import writes nothing outside its directory: {names:?}");
     let Ok(file) = File::open(&source) else { return };
     if let Ok(Content::Archive(compression)) = detect(&file) {
-        root(&TarFile { path: source, file, compression }, folder.path());
+        root(&TarFile { path: source, file, compression }, dir.path());
     }
 }
 
 /// Creates a file system from an archive.
-fn root(archive: &TarFile, folder: &Path) {
+fn root(archive: &TarFile, dir: &Path) {
     let mut tree = Tree::with_limit(0, MEMORY_LIMIT);
     let read = archive.entries(&(), &mut |entry| {
         let _ = entry.content().read(&mut [0; 64]);
@@ -55,7 +55,7 @@ fn root(archive: &TarFile, folder: &Path) {
         return;
     }
     let Ok(plan) = ext4::plan(tree, &Shape { uuid: [1; 16], made: 0, size: None }) else { return };
-    let path = folder.join("root");
+    let path = dir.join("root");
     let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
     let _ = plan.write(archive, &file.expect("a file"), &path, &FreeSpace::unwatched(), &());
 }

@@ -70,11 +70,11 @@ pub enum ImportError {
     #[error(
         "{} has {free} MiB free, of which {} MiB stay free for the rest of the host, and the image takes {needed} MiB: \
          make room, or set WISP_HOME to a directory on another disk",
-        folder.display(), RESERVE >> 20
+        dir.display(), RESERVE >> 20
     )]
     NoSpace {
         /// The directory.
-        folder: PathBuf,
+        dir: PathBuf,
         /// Required space in MiB.
         needed: u64,
         /// Free space in MiB.
@@ -126,7 +126,7 @@ pub enum ImportError {
         advice: &'static str,
     },
     /// A file does not match its digest in the manifest.
-    #[error("{file} of {} is damaged: its SHA-256 is {found} in place of {expected}. Fetch the bundle again", bundle.display())]
+    #[error("{file} of {} is damaged: its SHA-256 is {found} instead of {expected}. Fetch the bundle again", bundle.display())]
     Damaged {
         /// The bundle.
         bundle: PathBuf,
@@ -193,30 +193,30 @@ fn exhausted(error: &io::Error) -> Option<SpaceExhausted> {
 /// A directory that is being filled. Dropping it removes its files, unless they were kept.
 #[derive(Debug)]
 pub(super) struct Landing<'a> {
-    folder: &'a Path,
+    dir: &'a Path,
     /// The free space for the files.
     pub space: FreeSpace,
     kept: bool,
 }
 
 impl<'a> Landing<'a> {
-    /// Takes the empty directory `folder`.
-    pub fn new(folder: &'a Path) -> Result<Landing<'a>, ImportError> {
-        Landing::with_space(folder, FreeSpace::of(folder))
+    /// Takes the empty directory `directory`.
+    pub fn new(dir: &'a Path) -> Result<Landing<'a>, ImportError> {
+        Landing::with_space(dir, FreeSpace::of(dir))
     }
 
-    /// Takes the empty directory `folder`, with `space` as the free space for its files.
-    pub fn with_space(folder: &'a Path, space: FreeSpace) -> Result<Landing<'a>, ImportError> {
-        let mut entries = fs::read_dir(folder).map_err(ImportError::read(folder))?;
+    /// Takes the empty directory `directory`, with `space` as the free space for its files.
+    pub fn with_space(dir: &'a Path, space: FreeSpace) -> Result<Landing<'a>, ImportError> {
+        let mut entries = fs::read_dir(dir).map_err(ImportError::read(dir))?;
         if entries.next().is_some() {
-            return Err(ImportError::NotEmpty(folder.to_path_buf()));
+            return Err(ImportError::NotEmpty(dir.to_path_buf()));
         }
-        Ok(Landing { folder, space, kept: false })
+        Ok(Landing { dir, space, kept: false })
     }
 
     /// Returns the path of a file in the directory.
     pub fn path(&self, file: &str) -> PathBuf {
-        self.folder.join(file)
+        self.dir.join(file)
     }
 
     /// Creates a file in the directory with mode 0600.
@@ -228,14 +228,10 @@ impl<'a> Landing<'a> {
 
     /// Checks that `bytes` more bytes fit in the file system.
     pub fn check_space(&self, bytes: u64) -> Result<(), ImportError> {
-        let usable = self.space.usable().map_err(ImportError::read(self.folder))?;
+        let usable = self.space.usable().map_err(ImportError::read(self.dir))?;
         if bytes > usable {
-            let folder = self.folder.to_path_buf();
-            return Err(ImportError::NoSpace {
-                folder,
-                needed: bytes.div_ceil(1 << 20),
-                free: (usable + RESERVE) >> 20,
-            });
+            let dir = self.dir.to_path_buf();
+            return Err(ImportError::NoSpace { dir, needed: bytes.div_ceil(1 << 20), free: (usable + RESERVE) >> 20 });
         }
         Ok(())
     }
@@ -244,11 +240,11 @@ impl<'a> Landing<'a> {
     pub fn keep(mut self, manifest: &str) -> Result<(), ImportError> {
         let path = self.path(MANIFEST);
         self.create(MANIFEST)?.write_all(manifest.as_bytes()).map_err(ImportError::write(&path))?;
-        for entry in fs::read_dir(self.folder).map_err(ImportError::read(self.folder))? {
-            let path = entry.map_err(ImportError::read(self.folder))?.path();
+        for entry in fs::read_dir(self.dir).map_err(ImportError::read(self.dir))? {
+            let path = entry.map_err(ImportError::read(self.dir))?.path();
             File::open(&path).and_then(|file| file.sync_all()).map_err(ImportError::write(&path))?;
         }
-        File::open(self.folder).and_then(|folder| folder.sync_all()).map_err(ImportError::write(self.folder))?;
+        File::open(self.dir).and_then(|dir| dir.sync_all()).map_err(ImportError::write(self.dir))?;
         self.kept = true;
         Ok(())
     }
@@ -259,7 +255,7 @@ impl Drop for Landing<'_> {
         if self.kept {
             return;
         }
-        for entry in fs::read_dir(self.folder).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.dir).into_iter().flatten().flatten() {
             if let Err(error) = fs::remove_file(entry.path()) {
                 log::warn!("{} cannot be removed: {error}", entry.path().display());
             }
@@ -313,36 +309,36 @@ mod tests {
 
     #[test]
     fn a_landing_that_is_not_kept_is_empty_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let landing = Landing::new(folder.path()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let landing = Landing::new(dir.path()).unwrap();
         landing.create("vmlinux").unwrap();
         drop(landing);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
     fn only_an_empty_folder_is_filled_and_nothing_of_another_is_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("mine"), "x").unwrap();
-        assert!(matches!(Landing::new(folder.path()), Err(ImportError::NotEmpty(_))));
-        assert!(folder.path().join("mine").exists());
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("mine"), "x").unwrap();
+        assert!(matches!(Landing::new(dir.path()), Err(ImportError::NotEmpty(_))));
+        assert!(dir.path().join("mine").exists());
     }
 
     #[test]
     fn more_than_the_disk_has_is_refused_before_it_is_written() {
-        let folder = tempfile::tempdir().unwrap();
-        let error = Landing::new(folder.path()).unwrap().check_space(u64::MAX).unwrap_err().to_string();
+        let dir = tempfile::tempdir().unwrap();
+        let error = Landing::new(dir.path()).unwrap().check_space(u64::MAX).unwrap_err().to_string();
         assert!(error.contains("make room"), "{error}");
     }
 
     #[test]
     fn what_is_no_regular_file_is_not_opened() {
-        let folder = tempfile::tempdir().unwrap();
-        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
         fs::write(&file, "x").unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
         assert!(open_regular(&link, true).is_ok());
         assert!(open_regular(&link, false).unwrap_err().to_string().contains("symbolic link"));
-        assert!(open_regular(folder.path(), true).unwrap_err().to_string().contains("not a regular file"));
+        assert!(open_regular(dir.path(), true).unwrap_err().to_string().contains("not a regular file"));
     }
 }

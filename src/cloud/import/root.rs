@@ -106,7 +106,7 @@ struct Found {
 pub fn agent_of(embedded: &Image) -> Result<Vec<u8>, ImportError> {
     let damaged = |reason: String| ImportError::Agent(reason);
     let root = embedded.manifest.root.as_ref().ok_or_else(|| damaged("there is none".into()))?;
-    let file = open_regular(&embedded.folder.join(&root.file), false)?;
+    let file = open_regular(&embedded.dir.join(&root.file), false)?;
     let root = Fs::open(file).map_err(|error| damaged(error.to_string()))?;
     let inode = root.resolve(EMBEDDED_AGENT).map_err(|error| damaged(error.to_string()))?;
     root.read_file(inode).map_err(|error| damaged(error.to_string()))
@@ -261,14 +261,14 @@ impl Import<'_> {
     /// Adds the kernel and the agent's RAM disk, and returns the manifest.
     fn manifest(&self, embedded: &Image, found: Found) -> Result<Manifest, ImportError> {
         let kernel = &embedded.manifest.kernel;
-        let path = embedded.folder.join(&kernel.file);
+        let path = embedded.dir.join(&kernel.file);
         let source = open_regular(&path, false)?;
         let length = source.metadata().map_err(ImportError::read(&path))?.len();
         // A copy instead of a hard link, so that damage to one image does not affect another.
         let copied = sparse::copy(&source, &self.landing.create(KERNEL)?, length, &self.landing.space, &|_| {});
         let sha256 = copied.map_err(ImportError::write(&self.landing.path(KERNEL)))?;
         if sha256 != kernel.sha256 {
-            let (bundle, file) = (embedded.folder.clone(), kernel.file.clone());
+            let (bundle, file) = (embedded.dir.clone(), kernel.file.clone());
             return Err(ImportError::Damaged { bundle, file, expected: kernel.sha256.clone(), found: sha256 });
         }
         let cmdline = format!("{} rootfstype={}", self.options.cmdline.trim(), found.file_system.name());
@@ -340,7 +340,7 @@ mod tests {
 
     /// A temporary directory with an embedded image, the sources and the imported images.
     struct Workshop {
-        folder: tempfile::TempDir,
+        dir: tempfile::TempDir,
     }
 
     /// Enough for the 65,000 names of a test.
@@ -358,8 +358,8 @@ mod tests {
 
     impl Workshop {
         fn new() -> Workshop {
-            let folder = tempfile::tempdir().unwrap();
-            let embedded = folder.path().join("embedded");
+            let dir = tempfile::tempdir().unwrap();
+            let embedded = dir.path().join("embedded");
             fs::create_dir(&embedded).unwrap();
             fs::write(embedded.join("vmlinux"), "kernel").unwrap();
             let sha256 = sparse::sha256(&File::open(embedded.join("vmlinux")).unwrap(), &|_| {}).unwrap();
@@ -369,11 +369,11 @@ mod tests {
                  licence = \"GPL-2.0-only\"\nsource = \"Debian\"\n"
             );
             fs::write(embedded.join(MANIFEST), manifest).unwrap();
-            Workshop { folder }
+            Workshop { dir }
         }
 
         fn path(&self, name: &str) -> PathBuf {
-            self.folder.path().join(name)
+            self.dir.path().join(name)
         }
 
         fn import(&self, source: &Path) -> Result<(Manifest, PathBuf), String> {
@@ -391,7 +391,7 @@ mod tests {
             size: Option<u64>,
             space: FreeSpace,
         ) -> Result<(Manifest, PathBuf), String> {
-            let into = tempfile::tempdir_in(self.folder.path()).unwrap().keep();
+            let into = tempfile::tempdir_in(self.dir.path()).unwrap().keep();
             let options = RootOptions {
                 name: "mine".into(),
                 description: "Made by a test".into(),
@@ -482,8 +482,8 @@ mod tests {
             ("etc/empty", Regular(b"")),
             (".dockerenv", Regular(b"")),
         ]);
-        let (manifest, folder) = shop.import(&shop.archive(&things)).unwrap();
-        let path = folder.join("root.ext4");
+        let (manifest, dir) = shop.import(&shop.archive(&things)).unwrap();
+        let path = dir.join("root.ext4");
         run("e2fsck", &["-fn", path.to_str().unwrap()]);
         let fs = Fs::open(File::open(&path).unwrap()).unwrap();
         assert_eq!(read(&fs, "/etc/big"), big);
@@ -502,11 +502,11 @@ mod tests {
     fn the_agent_comes_first_and_the_root_stays_as_it_came() {
         let shop = Workshop::new();
         let things = [("bin/busybox", Regular(b"busybox")), ("sbin/init", Link("/bin/busybox"))];
-        let (manifest, folder) = shop.import(&shop.archive(&things)).unwrap();
+        let (manifest, dir) = shop.import(&shop.archive(&things)).unwrap();
         assert_eq!(manifest.initrd.unwrap().file, INITRD);
         assert_eq!(manifest.kernel.cmdline, "quiet rootfstype=ext4");
-        assert_eq!(fs::read(folder.join(INITRD)).unwrap(), newc::of_program("init", b"agent"));
-        let fs = Fs::open(File::open(folder.join("root.ext4")).unwrap()).unwrap();
+        assert_eq!(fs::read(dir.join(INITRD)).unwrap(), newc::of_program("init", b"agent"));
+        let fs = Fs::open(File::open(dir.join("root.ext4")).unwrap()).unwrap();
         assert_eq!(fs.symlink_target(fs.resolve("/sbin/init").unwrap()).unwrap(), b"/bin/busybox");
     }
 
@@ -516,9 +516,9 @@ mod tests {
         assert!(!shop.import(&shop.archive(&systemd())).unwrap().0.cloud_init);
         let mut things = systemd();
         things.push(("usr/bin/cloud-init", Regular(b"#!/usr/bin/python3")));
-        let (manifest, folder) = shop.import(&shop.archive(&things)).unwrap();
+        let (manifest, dir) = shop.import(&shop.archive(&things)).unwrap();
         assert!(manifest.cloud_init);
-        assert!(shop.import(&folder.join("root.ext4")).unwrap().0.cloud_init);
+        assert!(shop.import(&dir.join("root.ext4")).unwrap().0.cloud_init);
         things.push(("etc/cloud/cloud-init.disabled", Regular(b"")));
         assert!(!shop.import(&shop.archive(&things)).unwrap().0.cloud_init);
     }
@@ -542,8 +542,8 @@ mod tests {
         header.set_gid(0);
         builder.append_data(&mut header, "bin/ping", &b"ping"[..]).unwrap();
         builder.finish().unwrap();
-        let (_, folder) = shop.import(&path).unwrap();
-        let fs = Fs::open(File::open(folder.join("root.ext4")).unwrap()).unwrap();
+        let (_, dir) = shop.import(&path).unwrap();
+        let fs = Fs::open(File::open(dir.join("root.ext4")).unwrap()).unwrap();
         let id = fs.resolve("/bin/ping").unwrap();
         let attributes = fs.xattrs(id).unwrap();
         assert_eq!(attributes.len(), 1);
@@ -551,7 +551,7 @@ mod tests {
             (attributes[0].full_name(), attributes[0].value.clone()),
             (Some(b"security.capability".to_vec()), capability.to_vec())
         );
-        let stat = run("debugfs", &["-R", "stat /bin/ping", folder.join("root.ext4").to_str().unwrap()]);
+        let stat = run("debugfs", &["-R", "stat /bin/ping", dir.join("root.ext4").to_str().unwrap()]);
         assert!(stat.contains("Mode:  04755") && stat.contains("mtime: 0x499602d2"), "{stat}");
     }
 
@@ -560,8 +560,8 @@ mod tests {
         let shop = Workshop::new();
         let big = vec![1; 100 << 20];
         let path = shop.archive(&[("bin/big", Regular(&big))]);
-        let (_, folder) = shop.import_sized(&path, Some(2 << 30)).unwrap();
-        assert_eq!(folder.join("root.ext4").metadata().unwrap().len(), 2 << 30);
+        let (_, dir) = shop.import_sized(&path, Some(2 << 30)).unwrap();
+        assert_eq!(dir.join("root.ext4").metadata().unwrap().len(), 2 << 30);
         let error = shop.import_sized(&path, Some(64 << 20)).unwrap_err();
         assert!(error.contains("it was to have 64 MiB"), "{error}");
     }
@@ -599,8 +599,8 @@ mod tests {
             bytes.extend(link.as_bytes());
             if number == 64_999 {
                 fs::write(&path, [&bytes[..], &[0; 1024]].concat()).unwrap();
-                let (_, folder) = shop.import(&path).unwrap();
-                let fs = Fs::open(File::open(folder.join("root.ext4")).unwrap()).unwrap();
+                let (_, dir) = shop.import(&path).unwrap();
+                let fs = Fs::open(File::open(dir.join("root.ext4")).unwrap()).unwrap();
                 assert_eq!(fs.inode(fs.resolve("/bin/1").unwrap()).unwrap().links_count, 65_000);
             }
         }
@@ -711,13 +711,13 @@ mod tests {
         let (files, squashfs, ext4) = (shop.path("files"), shop.path("any"), shop.path("name"));
         run("mksquashfs", &[files.to_str().unwrap(), squashfs.to_str().unwrap(), "-comp", "zstd", "-quiet"]);
         run("mke2fs", &["-q", "-t", "ext4", ext4.to_str().unwrap(), "8M"]);
-        let (manifest, folder) = shop.import(&squashfs).unwrap();
+        let (manifest, dir) = shop.import(&squashfs).unwrap();
         assert_eq!(manifest.kernel.cmdline, "quiet rootfstype=squashfs");
-        assert_eq!(fs::read(folder.join("root.squashfs")).unwrap(), fs::read(&squashfs).unwrap());
+        assert_eq!(fs::read(dir.join("root.squashfs")).unwrap(), fs::read(&squashfs).unwrap());
         assert!(manifest.initrd.is_some());
-        let (manifest, folder) = shop.import(&ext4).unwrap();
+        let (manifest, dir) = shop.import(&ext4).unwrap();
         assert_eq!(manifest.kernel.cmdline, "quiet rootfstype=ext4");
-        assert_eq!(fs::read(folder.join("root.ext4")).unwrap(), fs::read(&ext4).unwrap());
+        assert_eq!(fs::read(dir.join("root.ext4")).unwrap(), fs::read(&ext4).unwrap());
     }
 
     #[test]
@@ -726,9 +726,9 @@ mod tests {
         let (raw, qcow2, layer) = (shop.path("raw"), shop.path("qcow2"), shop.path("layer"));
         run("mke2fs", &["-q", "-t", "ext4", raw.to_str().unwrap(), "8M"]);
         disk_image::convert(&raw, DiskFormat::Raw, &[], &qcow2, DiskFormat::Qcow2).unwrap();
-        let (manifest, folder) = shop.import(&qcow2).unwrap();
+        let (manifest, dir) = shop.import(&qcow2).unwrap();
         assert_eq!(manifest.root.unwrap().format, DiskFormat::Raw);
-        assert_eq!(fs::read(folder.join("root.ext4")).unwrap(), fs::read(&raw).unwrap());
+        assert_eq!(fs::read(dir.join("root.ext4")).unwrap(), fs::read(&raw).unwrap());
 
         disk_image::create_layer(&layer, &qcow2, DiskFormat::Qcow2, None).unwrap();
         let error = shop.import(&layer).unwrap_err();

@@ -255,9 +255,9 @@ impl Tree {
         let shown = String::from_utf8_lossy(target);
         let target = components(target)?;
         let missing = || format!("which is a link to {shown:?}, and that is not in the archive before it");
-        let (name, folder) = target.split_last().ok_or_else(missing)?;
-        let folder = self.find(folder)?.ok_or_else(missing)?;
-        let id = self.child(folder, name).ok_or_else(missing)?;
+        let (name, dir) = target.split_last().ok_or_else(missing)?;
+        let dir = self.find(dir)?.ok_or_else(missing)?;
+        let id = self.child(dir, name).ok_or_else(missing)?;
         if matches!(self.nodes[id].kind, Kind::Directory(_)) {
             return Err(format!("which is a link to the directory {shown:?}").into());
         }
@@ -335,7 +335,7 @@ pub fn components(path: &[u8]) -> Result<Vec<&str>, String> {
     if path.len() > PATH_LIMIT {
         return Err(format!("whose name has more than {PATH_LIMIT} bytes"));
     }
-    let path = std::str::from_utf8(path).map_err(|_| "whose name is not UTF-8, which cannot be kept")?;
+    let path = std::str::from_utf8(path).map_err(|_| "whose name is not UTF-8, which is not supported")?;
     let mut parts = Vec::new();
     for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
         if part == ".." {
@@ -352,7 +352,7 @@ pub fn components(path: &[u8]) -> Result<Vec<&str>, String> {
 fn link_target(entry: &Entry) -> Result<String, String> {
     let target = entry.target.as_deref().unwrap_or_default();
     let target =
-        std::str::from_utf8(target).map_err(|_| "which links to a name that is not UTF-8, which cannot be kept")?;
+        std::str::from_utf8(target).map_err(|_| "which links to a name that is not UTF-8, which is not supported")?;
     if target.is_empty() || target.len() >= PATH_LIMIT || target.contains('\0') {
         return Err("which is a symbolic link to no file name".into());
     }

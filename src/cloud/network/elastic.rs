@@ -70,7 +70,7 @@ impl Cloud {
             Ok((record.clone(), before, put_on(tx, instance.id, &record)?))
         })?;
         // Release the address on the old instance before binding it on the new one.
-        from.iter().chain([&to]).try_for_each(|changed| self.retell(changed))?;
+        from.iter().chain([&to]).try_for_each(|changed| self.push_network_config(changed))?;
         Ok(record)
     }
 
@@ -87,7 +87,7 @@ impl Cloud {
             tx.put(&record)?;
             Ok((record, strip(tx, association.instance_id, origin)?))
         })?;
-        self.retell(&from)?;
+        self.push_network_config(&from)?;
         Ok(record)
     }
 

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use crate::ec2::id::SecurityGroupId;
 use crate::ec2::network::{Peer, Rule, Traffic};
-use crate::vmm::link::{Cidr, Filter, FilterProtocol, FilterRule, Forward, Transport};
+use crate::vmm::netstack::{Cidr, Filter, FilterProtocol, FilterRule, Forward, Transport};
 
 /// Rules with more ports than this forward only well-known ports of a public address.
 const MANY: u16 = 64;

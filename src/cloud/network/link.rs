@@ -10,7 +10,7 @@ use super::{MTU, NetworkSpec};
 use crate::ec2::network::{DOMAIN, Protocol, PublishedPort, SubnetRange, Zone, private_host_name};
 use crate::ec2::{InstanceId, metadata::MetadataOptions};
 use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, VolumeRecord};
-use crate::vmm::link::{Filter, Forward, LinkConfig, MetadataConfig, Transport};
+use crate::vmm::netstack::{Filter, Forward, MetadataConfig, NetstackConfig, Transport};
 
 /// The name of the netstack's configuration file in an instance's directory.
 pub const FILE: &str = "link.json";
@@ -29,7 +29,12 @@ pub(super) struct Known {
 }
 
 /// Returns an instance's netstack configuration.
-pub(super) fn link_of(record: &InstanceRecord, network: &NetworkRecord, known: &Known, filter: Filter) -> LinkConfig {
+pub(super) fn link_of(
+    record: &InstanceRecord,
+    network: &NetworkRecord,
+    known: &Known,
+    filter: Filter,
+) -> NetstackConfig {
     let address = network.private_ip;
     let mut forwards: Vec<Forward> = network.published.iter().map(forward).collect();
     if let Some(public) = network.public_ip {
@@ -40,7 +45,7 @@ pub(super) fn link_of(record: &InstanceRecord, network: &NetworkRecord, known: &
     let metadata = metadata_config(network.metadata_options, tree, document, user_data_of(record));
     // In a VPC, the router filters packets.
     let filter = (!is_in_vpc(network)).then_some(filter);
-    LinkConfig { forwards, filter, metadata: Some(metadata), ..plain(address, known.subnet.range()) }
+    NetstackConfig { forwards, filter, metadata: Some(metadata), ..plain(address, known.subnet.range()) }
 }
 
 /// Returns an instance's user data. Empty user data, which older versions stored, counts as none.
@@ -49,7 +54,7 @@ fn user_data_of(record: &InstanceRecord) -> Option<String> {
 }
 
 /// Returns an ephemeral instance's netstack configuration.
-pub fn run_link(id: InstanceId, image: Option<&Manifest>, spec: &NetworkSpec) -> LinkConfig {
+pub fn run_link(id: InstanceId, image: Option<&Manifest>, spec: &NetworkSpec) -> NetstackConfig {
     // The guest is alone on its network, so it gets the first address that an instance can have.
     let subnet = SubnetRange::default_in(Zone::A);
     let address = subnet.addresses().next().unwrap_or(subnet.own.base);
@@ -61,11 +66,11 @@ pub fn run_link(id: InstanceId, image: Option<&Manifest>, spec: &NetworkSpec) ->
     let tree = metadata::run_tree(id, name, address, subnet);
     let metadata = metadata_config(options, tree, "{}".into(), None);
     let forwards = spec.published.iter().map(forward).collect();
-    LinkConfig { forwards, metadata: Some(metadata), ..plain(address, subnet) }
+    NetstackConfig { forwards, metadata: Some(metadata), ..plain(address, subnet) }
 }
 
-fn plain(address: Ipv4Addr, subnet: SubnetRange) -> LinkConfig {
-    LinkConfig {
+fn plain(address: Ipv4Addr, subnet: SubnetRange) -> NetstackConfig {
+    NetstackConfig {
         address,
         prefix_length: subnet.own.prefix_length,
         router: subnet.router(),

@@ -12,7 +12,7 @@ use crate::ec2::InstanceId;
 use crate::ec2::network::{REGION, SubnetRange, Zone, mac_address, private_dns_name};
 use crate::ec2::tag::is_metadata_key;
 use crate::store::{InstanceRecord, NetworkRecord};
-use crate::vmm::link::MacAddress;
+use crate::vmm::netstack::MacAddress;
 
 /// Values by their path below `meta-data/`.
 pub(super) type Tree = BTreeMap<String, String>;

@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use super::Cloud;
 use super::error::CloudError;
 use super::lifecycle::volumes_of;
-use super::machine::Folder;
+use super::machine::InstanceDir;
 use crate::ec2::id::SubnetId;
 use crate::ec2::metadata::MetadataChange;
 use crate::ec2::network::{NetworkMode, PublishedPort, Zone, mac_address};
@@ -32,7 +32,7 @@ use crate::host::passt::{self, PasstConfig};
 use crate::store::{InstanceRecord, KeyPairRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord};
 use crate::vmm::config::{MachineConfig, NetConfig};
 use crate::vmm::control::{Message, Request};
-use crate::vmm::link::{LinkConfig, MacAddress};
+use crate::vmm::netstack::{MacAddress, NetstackConfig};
 
 pub(super) use address::{Addresses, take_public_address};
 pub(super) use elastic::free_addresses_of;
@@ -94,16 +94,16 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Returns the device's end, and the backend to start once the VMM has been started.
-    pub fn split(self) -> (OwnedFd, Beginning) {
-        (self.device, Beginning(self.user_mode))
+    pub fn split(self) -> (OwnedFd, DeferredPasst) {
+        (self.device, DeferredPasst(self.user_mode))
     }
 }
 
 /// A network backend that has not been started.
 #[derive(Debug, Default)]
-pub(super) struct Beginning(Option<passt::Prepared>);
+pub(super) struct DeferredPasst(Option<passt::Prepared>);
 
-impl Beginning {
+impl DeferredPasst {
     /// Starts the backend.
     pub fn start(self) -> Result<(), CloudError> {
         self.0.map_or(Ok(()), |passt| passt.start().map_err(unsupported))
@@ -125,11 +125,11 @@ pub(super) fn device(id: InstanceId, link: Option<&Path>) -> NetConfig {
 /// command line.
 fn give_device(
     id: InstanceId,
-    folder: &Path,
-    link: &LinkConfig,
+    dir: &Path,
+    link: &NetstackConfig,
     machine: &mut MachineConfig,
 ) -> Result<(), CloudError> {
-    let path = write_link(folder, link)?;
+    let path = write_link(dir, link)?;
     let device = device(id, Some(&path));
     machine.kernel.cmdline.push_str(&format!(" {}", link.network(device.mac).to_option()));
     machine.net = Some(device);
@@ -140,8 +140,8 @@ fn give_device(
 /// and for mode `auto` if the host lacks the program.
 pub(super) fn connect(
     id: InstanceId,
-    folder: &Path,
-    link: &LinkConfig,
+    dir: &Path,
+    link: &NetstackConfig,
     mode: NetworkMode,
     machine: &mut MachineConfig,
 ) -> Result<Option<Connection>, CloudError> {
@@ -150,20 +150,20 @@ pub(super) fn connect(
         let hint = "`wisp launch --network vpc` launches an instance that is.";
         return Err(CloudError::refused(ErrorCode::InvalidParameterCombination, what, Some(hint.into())));
     }
-    give_device(id, folder, link, machine)?;
+    give_device(id, dir, link, machine)?;
     if mode == NetworkMode::None || mode == NetworkMode::Auto && passt::check().is_err() {
         return Ok(None);
     }
-    let LinkConfig { address, prefix_length, router, ref dns, mtu, .. } = *link;
+    let NetstackConfig { address, prefix_length, router, ref dns, mtu, .. } = *link;
     let dns = dns.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED);
-    let config = PasstConfig { address, prefix_length, router, dns, mtu, log: folder.join(LOG) };
+    let config = PasstConfig { address, prefix_length, router, dns, mtu, log: dir.join(LOG) };
     let (device, passt) = passt::prepare(&config).map_err(unsupported)?;
     Ok(Some(Connection { device, user_mode: Some(passt) }))
 }
 
 /// Writes the netstack configuration into an instance's directory. Returns its path.
-fn write_link(folder: &Path, link: &LinkConfig) -> Result<PathBuf, CloudError> {
-    let path = folder.join(FILE);
+fn write_link(dir: &Path, link: &NetstackConfig) -> Result<PathBuf, CloudError> {
+    let path = dir.join(FILE);
     let text = serde_json::to_vec_pretty(link).expect("a link is plain data");
     write_private(&path, &text).map_err(CloudError::file(&path, "written"))?;
     Ok(path)
@@ -181,7 +181,7 @@ impl Cloud {
     pub(super) fn connect(
         &mut self,
         record: &InstanceRecord,
-        folder: &Folder,
+        dir: &InstanceDir,
         machine: &mut MachineConfig,
     ) -> Result<Option<Connection>, CloudError> {
         let Some(network) = &record.network else {
@@ -190,10 +190,10 @@ impl Cloud {
         };
         let link = self.link_of(record, network)?;
         if is_in_vpc(network) {
-            give_device(record.id, folder.path(), &link, machine)?;
+            give_device(record.id, dir.path(), &link, machine)?;
             return Ok(Some(Connection { device: self.attach(network)?, user_mode: None }));
         }
-        let connected = connect(record.id, folder.path(), &link, network.mode, machine)?;
+        let connected = connect(record.id, dir.path(), &link, network.mode, machine)?;
         if network.mode == NetworkMode::Auto
             && let Err(error) = passt::check()
         {
@@ -210,7 +210,7 @@ impl Cloud {
     }
 
     /// Returns the netstack configuration of an instance with this interface, read in one transaction.
-    fn link_of(&mut self, record: &InstanceRecord, network: &NetworkRecord) -> Result<LinkConfig, CloudError> {
+    fn link_of(&mut self, record: &InstanceRecord, network: &NetworkRecord) -> Result<NetstackConfig, CloudError> {
         self.store.read(|tx| {
             let key = record.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
             let volumes = volumes_of(tx, record)?;
@@ -231,11 +231,11 @@ impl Cloud {
     }
 
     /// Makes a running instance's VMM reload its netstack configuration. Failures become notices.
-    pub(super) fn retell(&mut self, record: &InstanceRecord) -> Result<(), CloudError> {
+    pub(super) fn push_network_config(&mut self, record: &InstanceRecord) -> Result<(), CloudError> {
         let Some(network) = record.network.as_ref().filter(|_| record.state.has_machine()) else { return Ok(()) };
-        let folder = self.folder(record.id);
-        let link = write_link(folder.path(), &self.link_of(record, network)?)?;
-        let told = folder.connect().and_then(|mut monitor| monitor.ask(&Request::ReloadLink { link }));
+        let dir = self.dir(record.id);
+        let link = write_link(dir.path(), &self.link_of(record, network)?)?;
+        let told = dir.connect().and_then(|mut monitor| monitor.ask(&Request::ReloadLink { link }));
         let problems = match told {
             Ok(Message::Reloaded { problems }) => problems,
             // An instance that is ending needs no new configuration.

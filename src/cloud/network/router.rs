@@ -13,9 +13,9 @@ use crate::ec2::ErrorCode;
 use crate::ec2::id::VpcId;
 use crate::ec2::network::{NetworkMode, SubnetRange, mac_address};
 use crate::ec2::state::InstanceState;
-use crate::host::router::{self, Attached, Interface, Revival, Router, RouterConfig, RouterError, WAY_OUT};
+use crate::host::router::{self, Attached, Interface, Router, RouterConfig, RouterError, RouterRecovery, WAY_OUT};
 use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VpcRecord};
-use crate::vmm::link::{Cidr, MacAddress};
+use crate::vmm::netstack::{Cidr, MacAddress};
 
 /// Returns true if an interface is connected to its VPC.
 pub(super) fn is_in_vpc(network: &NetworkRecord) -> bool {
@@ -42,7 +42,7 @@ impl Cloud {
             // A router that is ending needs no uplink.
             if let Ok(false) = router::has_way_out(&self.router_folder(vpc)) {
                 self.notice(format!(
-                    "The VPC has no way out: {WAY_OUT} (`sudo apt install passt`) is missing, or has ended; \
+                    "The VPC has no uplink: {WAY_OUT} (`sudo apt install passt`) is missing or has exited; \
                      `wisp doctor` says more."
                 ));
             }
@@ -50,7 +50,7 @@ impl Cloud {
     }
 
     /// Applies the current groups and instances to all running routers.
-    pub(super) fn retell_routers(&mut self) -> Result<(), CloudError> {
+    pub(super) fn update_routers(&mut self) -> Result<(), CloudError> {
         for vpc in self.vpcs()? {
             // Without its directory, a VPC never had an attached instance.
             if self.router_folder(vpc.id).exists() {
@@ -79,20 +79,20 @@ impl Cloud {
         }
     }
 
-    fn revive_router(&mut self, vpc: VpcId) -> Result<Option<Revival>, CloudError> {
+    fn revive_router(&mut self, vpc: VpcId) -> Result<Option<RouterRecovery>, CloudError> {
         let router = self.router(vpc)?;
         router.apply(&self.router_config(vpc)?).map_err(refused)
     }
 
     /// Adds a notice that a VPC's router was killed, with the consequences for its instances.
-    fn notice_revival(&mut self, vpc: VpcId, revival: &Revival) {
+    fn notice_revival(&mut self, vpc: VpcId, revival: &RouterRecovery) {
         let came_back = match revival.came_back {
             Some(true) => Some("it is back, and what was connected is connected"),
-            Some(false) => Some("it is back, without a way out, and what was connected is connected"),
+            Some(false) => Some("it is back without an uplink; its instances are still connected"),
             None => None,
         };
         let cut_off = (!revival.cut_off.is_empty())
-            .then(|| format!("{} reach nobody until they are stopped and started", revival.cut_off.join(", ")));
+            .then(|| format!("{} have no network until they are stopped and started", revival.cut_off.join(", ")));
         let said: Vec<String> = came_back.map(String::from).into_iter().chain(cut_off).collect();
         if !said.is_empty() {
             self.notice(format!("The router of {vpc} was killed: {}.", said.join("; ")));
@@ -105,10 +105,10 @@ impl Cloud {
 
     /// Locks the router. A configuration that is read after this is newer than that of any other command.
     fn router(&self, vpc: VpcId) -> Result<Router, CloudError> {
-        let folder = self.router_folder(vpc);
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-        made.map_err(CloudError::file(&folder, "made"))?;
-        Router::lock(&folder).map_err(refused)
+        let dir = self.router_folder(vpc);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+        made.map_err(CloudError::file(&dir, "made"))?;
+        Router::lock(&dir).map_err(refused)
     }
 
     fn router_config(&mut self, vpc: VpcId) -> Result<RouterConfig, CloudError> {
@@ -121,8 +121,8 @@ impl Cloud {
             let interface = |record: &InstanceRecord| {
                 let network = record.network.as_ref().filter(|network| network.vpc_id == vpc && is_in_vpc(network))?;
                 let filter = filters(&groups, &instances, network);
-                let folder = instances_folder.join(record.id.to_string());
-                Some(Interface { address: network.private_ip, folder, mac: MacAddress(mac_address(record.id)), filter })
+                let dir = instances_folder.join(record.id.to_string());
+                Some(Interface { address: network.private_ip, dir, mac: MacAddress(mac_address(record.id)), filter })
             };
             Ok((record.cidr, living.filter_map(interface).collect()))
         })?;

@@ -15,7 +15,7 @@ use crate::ec2::state::InstanceState;
 use crate::ec2::{Ec2Error, ErrorCode};
 use crate::host::shell;
 use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, Transaction};
-use crate::vmm::link::Filter;
+use crate::vmm::netstack::Filter;
 
 /// The name of a VPC's default group.
 pub const DEFAULT: &str = "default";
@@ -194,8 +194,8 @@ impl Cloud {
     /// of groups that their rules name.
     pub(in crate::cloud) fn groups_changed(&mut self) -> Result<(), CloudError> {
         let instances: Vec<InstanceRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
-        instances.iter().try_for_each(|record| self.retell(record))?;
-        self.retell_routers()
+        instances.iter().try_for_each(|record| self.push_network_config(record))?;
+        self.update_routers()
     }
 }
 

@@ -166,14 +166,14 @@ impl Cloud {
 
     /// Removes the directories of deleted VPCs with the logs of their routers.
     pub(in crate::cloud) fn sweep_networks(&mut self) -> Result<(), CloudError> {
-        let folder = self.home.networks();
-        let entries = match fs::read_dir(&folder) {
+        let dir = self.home.networks();
+        let entries = match fs::read_dir(&dir) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            entries => entries.map_err(CloudError::file(&folder, "read"))?,
+            entries => entries.map_err(CloudError::file(&dir, "read"))?,
         };
         let vpcs: Vec<VpcRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list_whole()?))?;
         for entry in entries {
-            let path = entry.map_err(CloudError::file(&folder, "read"))?.path();
+            let path = entry.map_err(CloudError::file(&dir, "read"))?.path();
             let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<VpcId>().ok());
             if id.is_some_and(|id| vpcs.iter().all(|vpc| vpc.id != id)) {
                 fs::remove_dir_all(&path).map_err(CloudError::file(&path, "removed"))?;

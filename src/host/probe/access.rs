@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-use super::facts::{Cpu, DeviceNode, KVM_MODULES, KvmFacts, RIVAL_MODULES, Surroundings};
+use super::facts::{Cpu, DeviceNode, HostEnvironment, KVM_MODULES, KvmFacts, RIVAL_MODULES};
 
 /// The version of KVM's API, unchanged since Linux 2.6.22.
 const API_VERSION: i32 = 12;
@@ -12,7 +12,7 @@ const API_VERSION: i32 = 12;
 pub enum KvmAccessError {
     /// The CPU has no virtualization extensions, or the firmware has disabled them.
     #[error(
-        "/dev/kvm is missing: this CPU's virtualisation is switched off. Restart into the firmware \
+        "/dev/kvm is missing: this CPU's virtualization is switched off. Restart into the firmware \
          set-up (BIOS) and enable {switch}"
     )]
     NoVirtualisation {
@@ -22,7 +22,7 @@ pub enum KvmAccessError {
     /// The host is a virtual machine without nested virtualization.
     #[error(
         "/dev/kvm is missing: this host is itself a virtual machine, and its hypervisor does not \
-         pass virtualisation on. Enable nested virtualisation where it runs, or use another host"
+         pass virtualization on. Enable nested virtualization where it runs, or use another host"
     )]
     NoNestedVirtualisation,
     /// The CPU supports virtualization, but the module is not loaded.
@@ -86,7 +86,7 @@ pub enum KvmAccessError {
     #[error("this kernel's KVM lacks {}", .0.join(", "))]
     MissingCapabilities(Vec<&'static str>),
     /// Another hypervisor uses the CPU's virtualization extensions.
-    #[error("another hypervisor is using the CPU's virtualisation: {}", holder(rivals))]
+    #[error("another hypervisor is using the CPU's virtualization: {}", holder(rivals))]
     Busy {
         /// The loaded modules of other hypervisors.
         rivals: Vec<&'static str>,
@@ -97,23 +97,23 @@ pub enum KvmAccessError {
 }
 
 /// Checks that KVM can be used.
-pub fn judge(kvm: &KvmFacts, surroundings: &Surroundings) -> Result<(), KvmAccessError> {
-    judge_device(kvm, surroundings)?;
+pub fn judge(kvm: &KvmFacts, environment: &HostEnvironment) -> Result<(), KvmAccessError> {
+    judge_device(kvm, environment)?;
     judge_interface(kvm)?;
-    judge_creation(kvm, surroundings)
+    judge_creation(kvm, environment)
 }
 
 /// Checks that the device exists and can be opened.
-pub(super) fn judge_device(kvm: &KvmFacts, surroundings: &Surroundings) -> Result<(), KvmAccessError> {
+pub(super) fn judge_device(kvm: &KvmFacts, environment: &HostEnvironment) -> Result<(), KvmAccessError> {
     let Err(errno) = kvm.opened else {
         return Ok(());
     };
     Err(match (errno, &kvm.node) {
         // The node can exist before the module is loaded: systemd creates it at boot.
-        (Errno::NOENT | Errno::NODEV | Errno::NXIO, _) => why_missing(surroundings),
-        (Errno::ACCESS, Some(node)) => why_denied(node, surroundings),
+        (Errno::NOENT | Errno::NODEV | Errno::NXIO, _) => why_missing(environment),
+        (Errno::ACCESS, Some(node)) => why_denied(node, environment),
         (Errno::ACCESS, None) | (Errno::PERM, _) => {
-            KvmAccessError::Forbidden { in_container: surroundings.in_container }
+            KvmAccessError::Forbidden { in_container: environment.in_container }
         }
         (other, _) => KvmAccessError::OpenFailed(other),
     })
@@ -133,20 +133,20 @@ pub(super) fn judge_interface(kvm: &KvmFacts) -> Result<(), KvmAccessError> {
 }
 
 /// Checks the result of creating a virtual machine, if that was tried.
-pub(super) fn judge_creation(kvm: &KvmFacts, surroundings: &Surroundings) -> Result<(), KvmAccessError> {
+pub(super) fn judge_creation(kvm: &KvmFacts, environment: &HostEnvironment) -> Result<(), KvmAccessError> {
     match kvm.created_vm {
-        Some(Err(errno)) => Err(create_vm_error(errno, surroundings)),
+        Some(Err(errno)) => Err(create_vm_error(errno, environment)),
         _ => Ok(()),
     }
 }
 
 /// The reason why KVM refused to create a virtual machine.
-pub fn create_vm_error(errno: Errno, surroundings: &Surroundings) -> KvmAccessError {
+pub fn create_vm_error(errno: Errno, environment: &HostEnvironment) -> KvmAccessError {
     if errno != Errno::BUSY {
         return KvmAccessError::CreateVmFailed(errno);
     }
     let is_rival = |module: &&'static str| RIVAL_MODULES.contains(module);
-    KvmAccessError::Busy { rivals: surroundings.modules.iter().copied().filter(is_rival).collect() }
+    KvmAccessError::Busy { rivals: environment.modules.iter().copied().filter(is_rival).collect() }
 }
 
 /// Returns true if KVM, where it works, runs without virtualization extensions (software KVM).
@@ -154,11 +154,11 @@ pub fn is_software(cpu: &Cpu) -> bool {
     !cpu.has_vmx && !cpu.has_svm
 }
 
-fn why_missing(surroundings: &Surroundings) -> KvmAccessError {
-    let cpu = &surroundings.cpu;
+fn why_missing(environment: &HostEnvironment) -> KvmAccessError {
+    let cpu = &environment.cpu;
     let is_kvm = |module: &&'static str| KVM_MODULES.contains(module);
-    if surroundings.modules.iter().any(is_kvm) {
-        return match surroundings.in_container {
+    if environment.modules.iter().any(is_kvm) {
+        return match environment.in_container {
             true => KvmAccessError::NotInContainer,
             false => KvmAccessError::NodeMissing,
         };
@@ -171,26 +171,26 @@ fn why_missing(surroundings: &Surroundings) -> KvmAccessError {
             switch: match vendor.as_str() {
                 "GenuineIntel" => "Intel Virtualization Technology (VT-x)",
                 "AuthenticAMD" | "HygonGenuine" => "SVM Mode (AMD-V)",
-                _ => "hardware virtualisation",
+                _ => "hardware virtualization",
             },
         },
     }
 }
 
-fn why_denied(node: &DeviceNode, surroundings: &Surroundings) -> KvmAccessError {
-    let user = &surroundings.user;
+fn why_denied(node: &DeviceNode, environment: &HostEnvironment) -> KvmAccessError {
+    let user = &environment.user;
     let group_may = node.mode & 0o060 == 0o060;
     let others_may = node.mode & 0o006 == 0o006;
     let in_group = user.groups.contains(&node.group);
     if user.uid == 0 || others_may || (group_may && in_group) {
-        return KvmAccessError::Forbidden { in_container: surroundings.in_container };
+        return KvmAccessError::Forbidden { in_container: environment.in_container };
     }
     // Never advise joining root's group.
     if !group_may || node.group == 0 {
         return KvmAccessError::RootOnly {
             mode: node.mode,
             user: user.name.clone(),
-            has_kvm_group: surroundings.has_kvm_group,
+            has_kvm_group: environment.has_kvm_group,
         };
     }
     let group = node.group_name.clone().unwrap_or_else(|| node.group.to_string());
@@ -235,26 +235,26 @@ mod tests {
         KvmFacts { node, opened: Err(errno), interface: None, created_vm: None }
     }
 
-    fn laptop() -> Surroundings {
-        Surroundings {
+    fn laptop() -> HostEnvironment {
+        HostEnvironment {
             cpu: Cpu { vendor: "GenuineIntel".into(), has_vmx: true, ..Cpu::default() },
             modules: vec!["kvm_intel"],
             user: User { name: "ann".into(), uid: 1000, ..User::default() },
             has_kvm_group: true,
-            ..Surroundings::default()
+            ..HostEnvironment::default()
         }
     }
 
     fn commands(error: &KvmAccessError) -> Vec<String> {
-        error.mends().into_iter().map(|mend| mend.command).collect()
+        error.fixes().into_iter().map(|fix| fix.command).collect()
     }
 
-    fn denied(node: DeviceNode, surroundings: &Surroundings) -> KvmAccessError {
-        judge(&failing(Errno::ACCESS, Some(node)), surroundings).expect_err("denied")
+    fn denied(node: DeviceNode, environment: &HostEnvironment) -> KvmAccessError {
+        judge(&failing(Errno::ACCESS, Some(node)), environment).expect_err("denied")
     }
 
-    fn missing(surroundings: &Surroundings) -> KvmAccessError {
-        judge(&failing(Errno::NOENT, None), surroundings).expect_err("missing")
+    fn missing(environment: &HostEnvironment) -> KvmAccessError {
+        judge(&failing(Errno::NOENT, None), environment).expect_err("missing")
     }
 
     #[test]
@@ -264,25 +264,25 @@ mod tests {
 
     #[test]
     fn an_unloaded_module_is_named_for_its_processor() {
-        let intel = Surroundings { modules: Vec::new(), ..laptop() };
+        let intel = HostEnvironment { modules: Vec::new(), ..laptop() };
         assert_eq!(missing(&intel), KvmAccessError::ModuleNotLoaded { module: "kvm_intel" });
         let cpu = Cpu { has_svm: true, ..Cpu::default() };
-        let amd = Surroundings { cpu, ..intel };
+        let amd = HostEnvironment { cpu, ..intel };
         assert_eq!(commands(&missing(&amd))[0], "sudo modprobe kvm_amd");
     }
 
     #[test]
     fn a_node_without_a_module_behind_it_counts_as_missing() {
-        let surroundings = Surroundings { modules: Vec::new(), ..laptop() };
+        let environment = HostEnvironment { modules: Vec::new(), ..laptop() };
         let kvm = failing(Errno::NODEV, Some(node(0o660, KVM_GROUP)));
-        let error = judge(&kvm, &surroundings).expect_err("not loaded");
+        let error = judge(&kvm, &environment).expect_err("not loaded");
         assert_eq!(error, KvmAccessError::ModuleNotLoaded { module: "kvm_intel" });
     }
 
     #[test]
     fn switched_off_virtualisation_leads_to_the_firmware() {
         let cpu = Cpu { vendor: "AuthenticAMD".into(), ..Cpu::default() };
-        let error = missing(&Surroundings { cpu, modules: Vec::new(), ..laptop() });
+        let error = missing(&HostEnvironment { cpu, modules: Vec::new(), ..laptop() });
         assert_eq!(error, KvmAccessError::NoVirtualisation { switch: "SVM Mode (AMD-V)" });
         assert_eq!(commands(&error), ["systemctl reboot --firmware-setup"]);
     }
@@ -290,13 +290,13 @@ mod tests {
     #[test]
     fn a_virtual_machine_without_nesting_is_told_so() {
         let cpu = Cpu { is_virtual: true, ..Cpu::default() };
-        let error = missing(&Surroundings { cpu, modules: Vec::new(), ..laptop() });
+        let error = missing(&HostEnvironment { cpu, modules: Vec::new(), ..laptop() });
         assert_eq!(error, KvmAccessError::NoNestedVirtualisation);
     }
 
     #[test]
     fn a_container_is_told_to_bring_the_device() {
-        let container = Surroundings { in_container: true, ..laptop() };
+        let container = HostEnvironment { in_container: true, ..laptop() };
         assert_eq!(missing(&container), KvmAccessError::NotInContainer);
         assert_eq!(commands(&missing(&container)), ["docker run --device /dev/kvm IMAGE"]);
         let forbidden = judge(&failing(Errno::PERM, Some(node(0o660, KVM_GROUP))), &container);
@@ -317,9 +317,9 @@ mod tests {
 
     #[test]
     fn who_joined_the_group_since_is_told_to_log_in_again() {
-        let mut surroundings = laptop();
-        surroundings.user.listed_groups.push(KVM_GROUP);
-        let error = denied(node(0o660, KVM_GROUP), &surroundings);
+        let mut environment = laptop();
+        environment.user.listed_groups.push(KVM_GROUP);
+        let error = denied(node(0o660, KVM_GROUP), &environment);
         assert_eq!(commands(&error), ["newgrp kvm"]);
     }
 
@@ -329,7 +329,7 @@ mod tests {
         assert_eq!(error.to_string(), "/dev/kvm is for root alone (its mode is 0600)");
         let expected = "sudo chgrp kvm /dev/kvm && sudo chmod 0660 /dev/kvm";
         assert_eq!(commands(&error)[0], expected);
-        let without_group = Surroundings { has_kvm_group: false, ..laptop() };
+        let without_group = HostEnvironment { has_kvm_group: false, ..laptop() };
         let error = denied(node(0o600, 0), &without_group);
         assert_eq!(commands(&error)[..2], ["sudo groupadd --system kvm", expected]);
     }
@@ -366,12 +366,12 @@ mod tests {
     #[test]
     fn a_rival_that_holds_the_processor_is_named() {
         let kvm = KvmFacts { created_vm: Some(Err(Errno::BUSY)), ..working() };
-        let mut surroundings = laptop();
-        surroundings.modules.push("vboxdrv");
-        let error = judge(&kvm, &surroundings).expect_err("busy");
+        let mut environment = laptop();
+        environment.modules.push("vboxdrv");
+        let error = judge(&kvm, &environment).expect_err("busy");
         assert!(error.to_string().ends_with("VirtualBox, by what is loaded"), "{error}");
         assert_eq!(commands(&error), ["sudo modprobe -r vboxnetflt vboxnetadp vboxdrv"]);
-        let error = create_vm_error(Errno::NOMEM, &surroundings);
+        let error = create_vm_error(Errno::NOMEM, &environment);
         assert_eq!(error, KvmAccessError::CreateVmFailed(Errno::NOMEM));
     }
 

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::parse;
 use crate::host::home::NETWORKS;
-use crate::host::router::{Killed, killed};
+use crate::host::router::{KilledRouter, killed};
 
 /// The KVM device.
 pub const KVM_DEVICE: &str = "/dev/kvm";
@@ -23,7 +23,7 @@ pub struct Facts {
     /// KVM.
     pub kvm: KvmFacts,
     /// The host's environment.
-    pub surroundings: Surroundings,
+    pub environment: HostEnvironment,
     /// CPUs available to this process.
     pub cpus: u32,
     /// Memory available without swapping, in MiB.
@@ -37,7 +37,7 @@ pub struct Facts {
     /// Kernel features that VPCs need.
     pub vpc: VpcFacts,
     /// VPCs whose routers were killed while instances ran.
-    pub killed_routers: Vec<Killed>,
+    pub killed_routers: Vec<KilledRouter>,
     /// The result of binding a public address's port below 1024, such as 22.
     pub low_ports: Result<(), Errno>,
     /// The version of the kernel's Landlock; 0 if it has none.
@@ -49,7 +49,7 @@ impl Facts {
     pub fn read(data_directory: Option<PathBuf>) -> Self {
         Facts {
             kvm: kvm(KvmDepth::CreateVm),
-            surroundings: Surroundings::read(),
+            environment: HostEnvironment::read(),
             cpus: usable_cpus(),
             memory_available_mib: memory_available_mib(),
             huge_pages: parse::huge_pages(&text("/sys/kernel/mm/transparent_hugepage/enabled")),
@@ -172,7 +172,7 @@ fn errno(error: &kvm_ioctls::Error) -> Errno {
 
 /// The parts of the host that decide who can use KVM.
 #[derive(Clone, Debug, Default)]
-pub struct Surroundings {
+pub struct HostEnvironment {
     /// The CPU.
     pub cpu: Cpu,
     /// True if this process runs in a container.
@@ -190,12 +190,12 @@ pub const KVM_MODULES: [&str; 3] = ["kvm_intel", "kvm_amd", "kvm_pvm"];
 /// Modules of other hypervisors, which use the CPU's virtualization extensions exclusively.
 pub const RIVAL_MODULES: [&str; 2] = ["vboxdrv", "vmmon"];
 
-impl Surroundings {
+impl HostEnvironment {
     /// Gathers the facts.
     pub fn read() -> Self {
         let groups = text("/etc/group");
         let is_loaded = |module: &&str| Path::new("/sys/module").join(module).exists();
-        Surroundings {
+        HostEnvironment {
             cpu: parse::cpuinfo(&text("/proc/cpuinfo")),
             in_container: ["/.dockerenv", "/run/.containerenv", "/run/systemd/container"]
                 .iter()
@@ -342,7 +342,7 @@ impl NamespaceSetting {
     }
 
     /// The command that allows user namespaces.
-    pub fn mend(&self) -> String {
+    pub fn fix(&self) -> String {
         format!("sudo sysctl {}={}", self.name, self.allows)
     }
 }
@@ -377,7 +377,7 @@ impl VpcFacts {
     }
 }
 
-fn killed_routers(data_directory: &Path) -> Vec<Killed> {
+fn killed_routers(data_directory: &Path) -> Vec<KilledRouter> {
     killed(&data_directory.join(NETWORKS))
 }
 

@@ -5,10 +5,11 @@ use serde::Serialize;
 
 use super::access::{self, KvmAccessError};
 use super::facts::{
-    Facts, Helper, HomeFacts, HugePages, KVM_MODULES, NamespaceSetting, REQUIRED_CAPABILITIES, Surroundings, VpcFacts,
+    Facts, Helper, HomeFacts, HostEnvironment, HugePages, KVM_MODULES, NamespaceSetting, REQUIRED_CAPABILITIES,
+    VpcFacts,
 };
-use super::mend::Mend;
-use crate::host::router::Killed;
+use super::fix::Fix;
+use crate::host::router::KilledRouter;
 use crate::vmm::broker::ALLOW_LOW_PORTS;
 
 /// Below this much free memory, even a small guest may fail to start.
@@ -47,12 +48,12 @@ pub struct Finding {
     pub explanation: Option<String>,
     /// Commands that fix the problem.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub mends: Vec<Mend>,
+    pub fixes: Vec<Fix>,
 }
 
 impl Finding {
     fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Finding { name, status: Status::Ok, found: found.into(), explanation: None, mends: Vec::new() }
+        Finding { name, status: Status::Ok, found: found.into(), explanation: None, fixes: Vec::new() }
     }
 
     fn warn(name: &'static str, found: impl Into<String>) -> Self {
@@ -67,8 +68,8 @@ impl Finding {
         Finding { explanation: Some(explanation.into()), ..self }
     }
 
-    fn mended_by(self, purpose: &'static str, command: impl Into<String>) -> Self {
-        Finding { mends: vec![Mend::new(purpose, command)], ..self }
+    fn fixed_by(self, purpose: &'static str, command: impl Into<String>) -> Self {
+        Finding { fixes: vec![Fix::new(purpose, command)], ..self }
     }
 }
 
@@ -88,7 +89,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
 }
 
 fn cpu(facts: &Facts) -> Finding {
-    let model = match facts.surroundings.cpu.model.as_str() {
+    let model = match facts.environment.cpu.model.as_str() {
         "" => "an unnamed CPU",
         model => model,
     };
@@ -99,9 +100,9 @@ fn cpu(facts: &Facts) -> Finding {
 /// The device, the interface, and creating a virtual machine: each step is judged if the previous one succeeded.
 fn kvm(facts: &Facts) -> Vec<Finding> {
     let failed =
-        |name, error: KvmAccessError| Finding { mends: error.mends(), ..Finding::fail(name, error.to_string()) };
-    let mut findings = Vec::from_iter(virtualisation(&facts.surroundings));
-    if let Err(error) = access::judge_device(&facts.kvm, &facts.surroundings) {
+        |name, error: KvmAccessError| Finding { fixes: error.fixes(), ..Finding::fail(name, error.to_string()) };
+    let mut findings = Vec::from_iter(virtualisation(&facts.environment));
+    if let Err(error) = access::judge_device(&facts.kvm, &facts.environment) {
         findings.push(failed("/dev/kvm", error));
         return findings;
     }
@@ -119,7 +120,7 @@ fn kvm(facts: &Facts) -> Vec<Finding> {
         );
         Finding::ok("KVM interface", found)
     }));
-    match access::judge_creation(&facts.kvm, &facts.surroundings) {
+    match access::judge_creation(&facts.kvm, &facts.environment) {
         Err(error) => findings.push(failed("Virtual machine", error)),
         Ok(()) => findings.push(Finding::ok("Virtual machine", "one was created and released")),
     }
@@ -127,14 +128,14 @@ fn kvm(facts: &Facts) -> Vec<Finding> {
 }
 
 /// The kind of virtualization. Without any, the finding about the missing device suffices.
-fn virtualisation(surroundings: &Surroundings) -> Option<Finding> {
-    const NAME: &str = "Virtualisation";
-    let cpu = &surroundings.cpu;
+fn virtualisation(environment: &HostEnvironment) -> Option<Finding> {
+    const NAME: &str = "Virtualization";
+    let cpu = &environment.cpu;
     let extension = match (cpu.has_vmx, cpu.has_svm) {
         (true, _) => "VT-x",
         (_, true) => "AMD-V",
         _ => {
-            let module = surroundings.modules.iter().find(|module| KVM_MODULES.contains(module))?;
+            let module = environment.modules.iter().find(|module| KVM_MODULES.contains(module))?;
             return Some(Finding::warn(NAME, format!("software KVM ({module})")).explained(
                 "The CPU shows neither vmx nor svm, so guest kernels are emulated: booting and \
                  system calls take many times longer, while programs run at full speed.",
@@ -156,10 +157,10 @@ fn memory(available_mib: u64) -> Finding {
     match available_mib {
         ..SCARCE_MEMORY_MIB => Finding::fail(NAME, found)
             .explained("No guest fits: close some programs.")
-            .mended_by("to see what uses it", "ps -eo rss,comm --sort=-rss | head"),
+            .fixed_by("to see what uses it", "ps -eo rss,comm --sort=-rss | head"),
         SCARCE_MEMORY_MIB..LITTLE_MEMORY_MIB => Finding::warn(NAME, found)
             .explained("Only the smallest instance types fit.")
-            .mended_by("to see which", "wisp types --fits"),
+            .fixed_by("to see which", "wisp types --fits"),
         _ => Finding::ok(NAME, found),
     }
 }
@@ -171,7 +172,7 @@ fn huge_pages(setting: HugePages) -> Finding {
         HugePages::OnRequest => Finding::ok(NAME, "on request (madvise)"),
         HugePages::Never => Finding::warn(NAME, "never")
             .explained("Large guests use memory faster in huge pages.")
-            .mended_by("until the next reboot", "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"),
+            .fixed_by("until the next reboot", "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"),
     }
 }
 
@@ -180,14 +181,14 @@ fn home(home: Option<&HomeFacts>) -> Vec<Finding> {
     let Some(home) = home else {
         return vec![
             Finding::fail(NAME, "neither WISP_HOME nor HOME is set")
-                .mended_by("to keep data there", "export WISP_HOME=/var/tmp/wisp"),
+                .fixed_by("to keep data there", "export WISP_HOME=/var/tmp/wisp"),
         ];
     };
     let path = home.path.display();
     if let Err(errno) = home.writable {
         return vec![
             Finding::fail(NAME, format!("{path} cannot be written: {errno}"))
-                .mended_by("to keep data elsewhere", "export WISP_HOME=/var/tmp/wisp"),
+                .fixed_by("to keep data elsewhere", "export WISP_HOME=/var/tmp/wisp"),
         ];
     }
     let mut findings = vec![Finding::ok(NAME, path.to_string())];
@@ -201,11 +202,11 @@ fn space(free_mib: u64) -> Finding {
     let elsewhere = ("to keep data elsewhere", "export WISP_HOME=/path/with/more/space");
     match free_mib {
         ..SCARCE_SPACE_MIB => {
-            Finding::fail(NAME, found).explained("Images and volumes do not fit.").mended_by(elsewhere.0, elsewhere.1)
+            Finding::fail(NAME, found).explained("Images and volumes do not fit.").fixed_by(elsewhere.0, elsewhere.1)
         }
-        SCARCE_SPACE_MIB..LITTLE_SPACE_MIB => Finding::warn(NAME, found)
-            .explained("A few images and volumes fill it.")
-            .mended_by(elsewhere.0, elsewhere.1),
+        SCARCE_SPACE_MIB..LITTLE_SPACE_MIB => {
+            Finding::warn(NAME, found).explained("A few images and volumes fill it.").fixed_by(elsewhere.0, elsewhere.1)
+        }
         _ => Finding::ok(NAME, found),
     }
 }
@@ -219,42 +220,42 @@ fn vpc(facts: VpcFacts) -> Finding {
     match (facts.tun, facts.forbidden_by) {
         (Ok(()), None) if facts.lacks_bridge_rules => {
             let found = Finding::warn(NAME, "the kernel's nftables lacks the bridge family (CONFIG_NF_TABLES_BRIDGE)");
-            found.explained(only).mended_by("Load its module, or install a kernel that has it", BRIDGE_MODULE)
+            found.explained(only).fixed_by("Load its module, or install a kernel that has it", BRIDGE_MODULE)
         }
-        (Ok(()), None) => Finding::ok(NAME, "taps, and namespaces of one's own"),
+        (Ok(()), None) => Finding::ok(NAME, "ok (tap devices, user and network namespaces)"),
         (Err(Errno::NOENT | Errno::NODEV), _) => {
             let found = Finding::warn(NAME, "there is no /dev/net/tun, which makes taps").explained(only);
-            found.mended_by("Load its module", "sudo modprobe tun")
+            found.fixed_by("Load its module", "sudo modprobe tun")
         }
         (Err(error), _) => {
             let found = Finding::warn(NAME, format!("/dev/net/tun, which makes taps, cannot be opened: {error}"));
-            found.explained(only).mended_by("Give it its usual mode", "sudo chmod 0666 /dev/net/tun")
+            found.explained(only).fixed_by("Give it its usual mode", "sudo chmod 0666 /dev/net/tun")
         }
         (Ok(()), Some(setting)) => {
-            let found = Finding::warn(NAME, format!("{} forbids namespaces of one's own", setting.name));
+            let found = Finding::warn(NAME, format!("{} forbids user namespaces", setting.name));
             let neither = "Without them, there are no VPCs, and passt leads no guest out.";
-            found.explained(if setting.for_all { neither } else { only }).mended_by("Allow them", setting.mend())
+            found.explained(if setting.for_all { neither } else { only }).fixed_by("Allow them", setting.fix())
         }
     }
 }
 
 /// A router that was killed while instances ran. The next command that opens the data directory restarts it, if it
 /// can.
-fn killed_router(killed: &Killed) -> Finding {
-    let Killed { vpc, can_come_back, cut_off } = killed;
+fn killed_router(killed: &KilledRouter) -> Finding {
+    let KilledRouter { vpc, can_come_back, cut_off } = killed;
     let found = Finding::warn("VPC router", format!("that of {vpc} was killed while its instances ran"));
     match (can_come_back, cut_off.as_slice()) {
         (true, []) => found
             .explained("They reach each other, and nothing outside.")
-            .mended_by("to bring it back, as any other command does", "wisp ls"),
+            .fixed_by("to bring it back, as any other command does", "wisp ls"),
         (true, _) => {
-            let text = format!("{} reach nobody until they are stopped and started.", cut_off.join(", "));
-            found.explained(text).mended_by("to bring it back for the others", "wisp ls")
+            let text = format!("{} have no network until they are stopped and started.", cut_off.join(", "));
+            found.explained(text).fixed_by("to bring it back for the others", "wisp ls")
         }
         (false, _) => {
             let all = cut_off.join(" ");
-            let found = found.explained("They reach nobody, and none of them has kept its place.");
-            found.mended_by("to connect them again", format!("wisp stop {all} && wisp start {all}"))
+            let found = found.explained("They have no network, and none of them holds the namespace.");
+            found.fixed_by("to connect them again", format!("wisp stop {all} && wisp start {all}"))
         }
     }
 }
@@ -267,7 +268,7 @@ fn low_ports(listened: Result<(), Errno>) -> Finding {
                 "Instances' public addresses have no SSH, HTTP and the like: `wisp ssh` goes through the guest's agent, \
                  and `-p 8080:80` publishes a port at another.",
             )
-            .mended_by("to open them from 22 on, until the next reboot", ALLOW_LOW_PORTS),
+            .fixed_by("to open them from 22 on, until the next reboot", ALLOW_LOW_PORTS),
         // EADDRINUSE means that the port can be bound.
         _ => Finding::ok(NAME, "open, for SSH and servers at public addresses"),
     }
@@ -277,11 +278,11 @@ fn low_ports(listened: Result<(), Errno>) -> Finding {
 fn sandbox(landlock: u32, forbidden_by: Option<NamespaceSetting>) -> Finding {
     const NAME: &str = "Sandbox";
     const WITHOUT: &str =
-        "Monitors go on without that layer; their system calls are filtered all the same (docs/security.md).";
+        "VMMs run without that layer; their seccomp filters still apply (docs/security.md).";
     match (landlock, forbidden_by) {
         (_, Some(setting)) => {
-            let found = Finding::warn(NAME, format!("{} forbids namespaces of one's own", setting.name));
-            found.explained(WITHOUT).mended_by("Allow them", setting.mend())
+            let found = Finding::warn(NAME, format!("{} forbids user namespaces", setting.name));
+            found.explained(WITHOUT).fixed_by("Allow them", setting.fix())
         }
         (0, None) => Finding::warn(NAME, "seccomp and namespaces; the kernel has no Landlock, or it is switched off")
             .explained(WITHOUT),
@@ -295,7 +296,7 @@ fn helper(helper: &Helper, installed: bool) -> Finding {
         return Finding::ok(program, format!("installed, for {purpose}"));
     }
     Finding::warn(program, format!("not installed; optional, for {purpose}"))
-        .mended_by("to install it", format!("sudo apt install {package}"))
+        .fixed_by("to install it", format!("sudo apt install {package}"))
 }
 
 /// Formats a size, rounded down.
@@ -321,10 +322,10 @@ mod tests {
                 interface: Some(KvmInterface { api_version: 12, missing: Vec::new(), max_vcpus: 1024 }),
                 created_vm: Some(Ok(())),
             },
-            surroundings: Surroundings {
+            environment: HostEnvironment {
                 cpu: Cpu { model: "Test CPU".into(), has_vmx: true, ..Cpu::default() },
                 modules: vec!["kvm_intel"],
-                ..Surroundings::default()
+                ..HostEnvironment::default()
             },
             cpus: 8,
             memory_available_mib: 16_000,
@@ -354,16 +355,16 @@ mod tests {
     fn a_good_host_has_nothing_to_mend() {
         for finding in judge(&laptop()) {
             assert_eq!(finding.status, Status::Ok, "{finding:?}");
-            assert!(finding.mends.is_empty(), "{finding:?}");
+            assert!(finding.fixes.is_empty(), "{finding:?}");
         }
     }
 
     #[test]
     fn software_kvm_is_explained_and_is_no_failure() {
         let mut facts = laptop();
-        facts.surroundings.cpu.has_vmx = false;
-        facts.surroundings.modules = vec!["kvm_pvm"];
-        let finding = find(&facts, "Virtualisation").expect("it is judged");
+        facts.environment.cpu.has_vmx = false;
+        facts.environment.modules = vec!["kvm_pvm"];
+        let finding = find(&facts, "Virtualization").expect("it is judged");
         assert_eq!(finding.status, Status::Warn);
         assert_eq!(finding.found, "software KVM (kvm_pvm)");
         assert!(finding.explanation.is_some_and(|text| text.contains("guest kernels are emulated")));
@@ -372,18 +373,18 @@ mod tests {
     #[test]
     fn software_kvm_that_may_not_be_opened_is_still_software_kvm() {
         let mut facts = laptop();
-        facts.surroundings.cpu.has_vmx = false;
-        facts.surroundings.modules = vec!["kvm_pvm"];
+        facts.environment.cpu.has_vmx = false;
+        facts.environment.modules = vec!["kvm_pvm"];
         facts.kvm.opened = Err(Errno::ACCESS);
-        assert_eq!(status(&facts, "Virtualisation"), Some(Status::Warn));
+        assert_eq!(status(&facts, "Virtualization"), Some(Status::Warn));
         assert_eq!(status(&facts, "/dev/kvm"), Some(Status::Fail));
     }
 
     #[test]
     fn a_processor_without_virtualisation_is_one_problem_and_not_two() {
         let mut facts = laptop();
-        facts.surroundings.cpu.has_vmx = false;
-        facts.surroundings.modules.clear();
+        facts.environment.cpu.has_vmx = false;
+        facts.environment.modules.clear();
         facts.kvm.opened = Err(Errno::NOENT);
         let failures = judge(&facts).into_iter().filter(|finding| finding.status == Status::Fail);
         assert_eq!(failures.map(|finding| finding.name).collect::<Vec<_>>(), ["/dev/kvm"]);
@@ -392,8 +393,8 @@ mod tests {
     #[test]
     fn nesting_is_mentioned() {
         let mut facts = laptop();
-        facts.surroundings.cpu.is_virtual = true;
-        let finding = find(&facts, "Virtualisation").expect("it is judged");
+        facts.environment.cpu.is_virtual = true;
+        let finding = find(&facts, "Virtualization").expect("it is judged");
         assert_eq!((finding.status, finding.found.as_str()), (Status::Ok, "hardware (VT-x), nested"));
     }
 
@@ -401,10 +402,10 @@ mod tests {
     fn a_device_that_does_not_open_ends_the_questions_to_kvm() {
         let mut facts = laptop();
         facts.kvm.opened = Err(Errno::NOENT);
-        facts.surroundings.modules.clear();
+        facts.environment.modules.clear();
         let finding = find(&facts, "/dev/kvm").expect("it is judged");
         assert_eq!(finding.status, Status::Fail);
-        assert_eq!(finding.mends[0].command, "sudo modprobe kvm_intel");
+        assert_eq!(finding.fixes[0].command, "sudo modprobe kvm_intel");
         assert_eq!(status(&facts, "KVM interface"), None);
         assert_eq!(status(&facts, "Virtual machine"), None);
     }
@@ -453,20 +454,20 @@ mod tests {
             finding.found,
             "not installed; optional, for converting disks that `wisp image import` does not read"
         );
-        assert_eq!(finding.mends[0].command, "sudo apt install qemu-utils");
+        assert_eq!(finding.fixes[0].command, "sudo apt install qemu-utils");
     }
 
     #[test]
     fn what_a_vpc_lacks_is_said_with_the_command_that_brings_it() {
         let lacks = |tun, forbidden_by, lacks_bridge_rules| {
-            vpc(VpcFacts { tun, forbidden_by, lacks_bridge_rules }).mends[0].command.to_string()
+            vpc(VpcFacts { tun, forbidden_by, lacks_bridge_rules }).fixes[0].command.to_string()
         };
-        let mend = |tun, forbidden_by| lacks(tun, forbidden_by, false);
+        let fix = |tun, forbidden_by| lacks(tun, forbidden_by, false);
         assert_eq!(lacks(Ok(()), None, true), BRIDGE_MODULE);
-        assert_eq!(mend(Err(Errno::ACCESS), None), "sudo chmod 0666 /dev/net/tun");
-        assert_eq!(mend(Err(Errno::NOENT), None), "sudo modprobe tun");
+        assert_eq!(fix(Err(Errno::ACCESS), None), "sudo chmod 0666 /dev/net/tun");
+        assert_eq!(fix(Err(Errno::NOENT), None), "sudo modprobe tun");
         assert_eq!(
-            mend(Ok(()), Some(NamespaceSetting { name: "user.max_user_namespaces", allows: "15000", for_all: true })),
+            fix(Ok(()), Some(NamespaceSetting { name: "user.max_user_namespaces", allows: "15000", for_all: true })),
             "sudo sysctl user.max_user_namespaces=15000"
         );
     }
@@ -477,14 +478,14 @@ mod tests {
         assert_eq!(status(&facts, "VPC router"), None);
         let killed = |can_come_back, cut_off: &[&str]| {
             let cut_off = cut_off.iter().map(|name| name.to_string()).collect();
-            vec![Killed { vpc: "vpc-1".into(), can_come_back, cut_off }]
+            vec![KilledRouter { vpc: "vpc-1".into(), can_come_back, cut_off }]
         };
         facts.killed_routers = killed(true, &[]);
         let finding = find(&facts, "VPC router").expect("it is judged");
-        assert_eq!((finding.status, finding.mends[0].command.as_str()), (Status::Warn, "wisp ls"));
+        assert_eq!((finding.status, finding.fixes[0].command.as_str()), (Status::Warn, "wisp ls"));
         facts.killed_routers = killed(false, &["i-1", "i-2"]);
         let finding = find(&facts, "VPC router").expect("it is judged");
-        assert_eq!(finding.mends[0].command, "wisp stop i-1 i-2 && wisp start i-1 i-2");
+        assert_eq!(finding.fixes[0].command, "wisp stop i-1 i-2 && wisp start i-1 i-2");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 pub mod access;
 pub mod facts;
 pub mod findings;
-pub mod mend;
+pub mod fix;
 mod parse;
 
 use std::path::PathBuf;
@@ -15,10 +15,10 @@ pub use access::KvmAccessError;
 pub(crate) use facts::is_installed;
 pub use facts::{Facts, NamespaceSetting};
 pub use findings::{Finding, Status};
-pub use mend::Mend;
+pub use fix::Fix;
 
 use crate::ec2::HostCapacity;
-use facts::{KvmDepth, Surroundings};
+use facts::{HostEnvironment, KvmDepth};
 
 /// Checks that KVM can run guests; the error advises what to do.
 ///
@@ -26,20 +26,20 @@ use facts::{KvmDepth, Surroundings};
 /// virtual machine, which took 15 ms when measured, too much for every launch. If that fails later,
 /// [`create_vm_error`] returns the same error.
 pub fn kvm_access() -> Result<(), KvmAccessError> {
-    access::judge(&facts::kvm(KvmDepth::Open), &Surroundings::read())
+    access::judge(&facts::kvm(KvmDepth::Open), &HostEnvironment::read())
 }
 
 /// The error for a virtual machine that KVM refused to create.
 pub fn create_vm_error(errno: i32) -> KvmAccessError {
     let errno = rustix::io::Errno::from_raw_os_error(errno);
-    access::create_vm_error(errno, &Surroundings::read())
+    access::create_vm_error(errno, &HostEnvironment::read())
 }
 
 /// Returns true on software KVM: guest kernels are emulated and boot many times slower, while guest programs run at
 /// full speed.
 pub fn is_software_kvm() -> bool {
-    let surroundings = Surroundings::read();
-    facts::kvm_node().is_some() && access::is_software(&surroundings.cpu)
+    let environment = HostEnvironment::read();
+    facts::kvm_node().is_some() && access::is_software(&environment.cpu)
 }
 
 /// The CPUs and memory currently available to guests.
@@ -49,7 +49,7 @@ pub fn resources() -> HostCapacity {
 
 /// The CPU's name and the size of its last-level cache in bytes.
 pub fn processor() -> (String, Option<u64>) {
-    (Surroundings::read().cpu.model, facts::last_cache_bytes())
+    (HostEnvironment::read().cpu.model, facts::last_cache_bytes())
 }
 
 /// The data directory: `$WISP_HOME`, else `$XDG_DATA_HOME/wisp`, else `~/.local/share/wisp`; none where no such
@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn looking_at_this_host_finds_something_to_say_about_each_part() {
         let findings = examine();
-        for name in ["CPU", "Virtualisation", "/dev/kvm", "Memory", "Data directory"] {
+        for name in ["CPU", "Virtualization", "/dev/kvm", "Memory", "Data directory"] {
             assert!(findings.iter().any(|finding| finding.name == name), "{name}");
         }
     }

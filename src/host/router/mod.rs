@@ -8,8 +8,8 @@
 //! If a router is killed, only the uplink is lost: the kernel continues to forward what the rules allow. The next
 //! router enters the same namespaces, which the supervisors of the instances' VMMs hold open.
 
-mod held;
 mod namespace;
+mod namespace_holder;
 mod process;
 mod rules;
 #[cfg(test)]
@@ -32,11 +32,11 @@ use serde::{Deserialize, Serialize};
 
 use super::environment;
 use super::home::{lock_file, write_private};
-use super::monitor_process::keep_open;
 use super::probe::{self, NamespaceSetting};
+use super::vmm_process::keep_open;
 use crate::unix_socket;
-use crate::vmm::link::{Cidr, Filter, MacAddress};
-pub use held::namespace_of;
+use crate::vmm::netstack::{Cidr, Filter, MacAddress};
+pub use namespace_holder::namespace_of;
 pub use process::run;
 
 /// The required programs with their packages.
@@ -74,7 +74,7 @@ pub struct Interface {
     /// The IPv4 address.
     pub address: Ipv4Addr,
     /// The instance's directory.
-    pub folder: PathBuf,
+    pub dir: PathBuf,
     /// The MAC address.
     pub mac: MacAddress,
     /// The security group rules.
@@ -124,7 +124,7 @@ pub enum RouterError {
     #[error("/dev/net/tun cannot be opened ({0}); `sudo chmod 0666 /dev/net/tun`, its usual mode, allows it")]
     Tun(#[source] io::Error),
     /// The kernel does not allow this user namespaces.
-    #[error("{} forbids the namespaces that a network's router is in; `{}` allows them", .0.name, .0.mend())]
+    #[error("{} forbids the namespaces that a network's router is in; `{}` allows them", .0.name, .0.fix())]
     Forbidden(NamespaceSetting),
     /// The router cannot be started, or does not answer.
     #[error("the network's router cannot be used: {0}")]
@@ -140,7 +140,7 @@ pub enum RouterError {
 /// The locked directory of a VPC's router. The lock serializes commands that configure the router.
 #[derive(Debug)]
 pub struct Router {
-    folder: PathBuf,
+    dir: PathBuf,
     _lock: File,
 }
 
@@ -150,12 +150,12 @@ pub struct Attached {
     /// The tap.
     pub tap: OwnedFd,
     /// The state of the other instances, if their router had been killed.
-    pub revival: Option<Revival>,
+    pub revival: Option<RouterRecovery>,
 }
 
 /// The state of a VPC after its router was killed. Instances are identified by the names of their directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Revival {
+pub struct RouterRecovery {
     /// Set if a new router replaced the killed one; true if it has an uplink. None if no instance held the router's
     /// namespaces.
     pub came_back: Option<bool>,
@@ -165,7 +165,7 @@ pub struct Revival {
 
 /// A VPC whose router was killed while instances ran.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Killed {
+pub struct KilledRouter {
     /// The VPC: the name of its router's directory.
     pub vpc: String,
     /// True if a new router can replace the killed one.
@@ -176,27 +176,27 @@ pub struct Killed {
 
 /// Returns the VPCs whose routers were killed while instances ran. `networks` has a directory for each VPC. Changes
 /// nothing.
-pub fn killed(networks: &Path) -> Vec<Killed> {
-    let judge = |folder: &Path| {
-        let vpc = folder.file_name()?.to_str()?.to_string();
-        let config = is_killed(folder).then(|| process::read_config(folder).ok()).flatten()?;
-        let found = held::find(&config).ok()?;
+pub fn killed(networks: &Path) -> Vec<KilledRouter> {
+    let judge = |dir: &Path| {
+        let vpc = dir.file_name()?.to_str()?.to_string();
+        let config = is_killed(dir).then(|| process::read_config(dir).ok()).flatten()?;
+        let found = namespace_holder::find(&config).ok()?;
         let (can_come_back, cut_off) = (found.namespace.is_some(), names(&found.cut_off));
-        (can_come_back || !cut_off.is_empty()).then_some(Killed { vpc, can_come_back, cut_off })
+        (can_come_back || !cut_off.is_empty()).then_some(KilledRouter { vpc, can_come_back, cut_off })
     };
     let entries = std::fs::read_dir(networks).into_iter().flatten().flatten();
-    let mut all: Vec<Killed> = entries.filter_map(|entry| judge(&entry.path())).collect();
+    let mut all: Vec<KilledRouter> = entries.filter_map(|entry| judge(&entry.path())).collect();
     all.sort_by(|one, other| one.vpc.cmp(&other.vpc));
     all
 }
 
 /// Returns true if the router of the directory was killed. A router that exits normally removes its socket.
-pub fn is_killed(folder: &Path) -> bool {
-    held::is_deserted(&folder.join(SOCKET))
+pub fn is_killed(dir: &Path) -> bool {
+    namespace_holder::is_deserted(&dir.join(SOCKET))
 }
 
 fn names(interfaces: &[&Interface]) -> Vec<String> {
-    let name = |interface: &&Interface| interface.folder.file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = |interface: &&Interface| interface.dir.file_name().map(|name| name.to_string_lossy().into_owned());
     interfaces.iter().filter_map(name).collect()
 }
 
@@ -212,30 +212,30 @@ pub fn check() -> Result<(), RouterError> {
 }
 
 impl Router {
-    /// Waits for the lock of the router in `folder`, which must exist.
-    pub fn lock(folder: &Path) -> Result<Router, RouterError> {
-        Ok(Router { folder: folder.to_path_buf(), _lock: lock_file(&folder.join(LOCK))? })
+    /// Waits for the lock of the router in `directory`, which must exist.
+    pub fn lock(dir: &Path) -> Result<Router, RouterError> {
+        Ok(Router { dir: dir.to_path_buf(), _lock: lock_file(&dir.join(LOCK))? })
     }
 
     /// Writes `config` and applies it if the router runs. A router that has exited is not started. A killed router is
     /// replaced if an instance holds its namespaces.
-    pub fn apply(&self, config: &RouterConfig) -> Result<Option<Revival>, RouterError> {
+    pub fn apply(&self, config: &RouterConfig) -> Result<Option<RouterRecovery>, RouterError> {
         self.write(config)?;
-        let (stream, killed) = match connect(&self.folder) {
+        let (stream, killed) = match connect(&self.dir) {
             Err(error) if is_absent(&error) => match self.find(config, &error)? {
-                (None, cut_off) => return Ok(Some(Revival { came_back: None, cut_off })),
+                (None, cut_off) => return Ok(Some(RouterRecovery { came_back: None, cut_off })),
                 (Some(namespace), cut_off) => (self.start(Place::Held(namespace))?, Some(cut_off)),
             },
             other => (other?, None),
         };
-        ask(&self.folder, &stream, Request::Apply)?;
-        killed.map(|cut_off| Ok(Revival { came_back: Some(has_way_out(&self.folder)?), cut_off })).transpose()
+        ask(&self.dir, &stream, Request::Apply)?;
+        killed.map(|cut_off| Ok(RouterRecovery { came_back: Some(has_way_out(&self.dir)?), cut_off })).transpose()
     }
 
     /// Applies `config` and connects the interface with `address`. Starts the router if it does not run.
     pub fn attach(&self, config: &RouterConfig, address: Ipv4Addr) -> Result<Attached, RouterError> {
         self.write(config)?;
-        let (stream, killed) = match connect(&self.folder) {
+        let (stream, killed) = match connect(&self.dir) {
             Err(error) if is_absent(&error) => {
                 let (namespace, cut_off) = self.find(config, &error)?;
                 let came_back = namespace.is_some();
@@ -243,12 +243,12 @@ impl Router {
             }
             other => (other?, None),
         };
-        let (_, Some(tap)) = ask(&self.folder, &stream, Request::Attach(address))? else {
+        let (_, Some(tap)) = ask(&self.dir, &stream, Request::Attach(address))? else {
             return Err(RouterError::Refused("there is no tap in its answer".into()));
         };
         let revived = |(came_back, cut_off): (bool, _)| {
-            let came_back = came_back.then(|| has_way_out(&self.folder)).transpose()?;
-            Ok::<_, RouterError>(Revival { came_back, cut_off })
+            let came_back = came_back.then(|| has_way_out(&self.dir)).transpose()?;
+            Ok::<_, RouterError>(RouterRecovery { came_back, cut_off })
         };
         Ok(Attached { tap, revival: killed.map(revived).transpose()? })
     }
@@ -259,32 +259,32 @@ impl Router {
         if absent.kind() == io::ErrorKind::NotFound {
             return Ok((None, Vec::new()));
         }
-        let found = held::find(config)?;
+        let found = namespace_holder::find(config)?;
         Ok((found.namespace, names(&found.cut_off)))
     }
 
     fn write(&self, config: &RouterConfig) -> io::Result<()> {
-        write_private(&self.folder.join(CONFIG), &serde_json::to_vec_pretty(config)?)
+        write_private(&self.dir.join(CONFIG), &serde_json::to_vec_pretty(config)?)
     }
 
     /// Starts the router and connects to it. The socket listens before the router runs, so the connection succeeds at
     /// once.
     fn start(&self, place: Place) -> Result<UnixStream, RouterError> {
         check()?;
-        Ok(self.spawn(place).and_then(|()| connect(&self.folder))?)
+        Ok(self.spawn(place).and_then(|()| connect(&self.dir))?)
     }
 
     fn spawn(&self, place: Place) -> io::Result<()> {
-        let socket = self.folder.join(SOCKET);
+        let socket = self.dir.join(SOCKET);
         match std::fs::remove_file(&socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         let listener = OwnedFd::from(unix_socket::bind(&socket)?);
-        let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(self.folder.join(LOG))?;
+        let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(self.dir.join(LOG))?;
         let mut command = Command::new("/proc/self/exe");
         environment::restrict(&mut command);
-        command.arg0("wisp").arg("router").arg(&self.folder);
+        command.arg0("wisp").arg("router").arg(&self.dir);
         command.args(["--listener-fd", &listener.as_raw_fd().to_string()]);
         let namespace = match place {
             Place::New(first) => {
@@ -314,17 +314,17 @@ impl Router {
     }
 }
 
-/// Returns true if the VPC of the running router in `folder` has an uplink. Waits until that is known, some tens of
+/// Returns true if the VPC of the running router in `directory` has an uplink. Waits until that is known, some tens of
 /// milliseconds after the router's start.
-pub fn has_way_out(folder: &Path) -> Result<bool, RouterError> {
-    match ask(folder, &connect(folder)?, Request::WayOut)? {
+pub fn has_way_out(dir: &Path) -> Result<bool, RouterError> {
+    match ask(dir, &connect(dir)?, Request::WayOut)? {
         (Answer::WayOut(is_there), _) => Ok(is_there),
         _ => Err(RouterError::Refused("it does not answer whether there is a way out".into())),
     }
 }
 
-fn connect(folder: &Path) -> io::Result<UnixStream> {
-    let stream = unix_socket::connect(&folder.join(SOCKET))?;
+fn connect(dir: &Path) -> io::Result<UnixStream> {
+    let stream = unix_socket::connect(&dir.join(SOCKET))?;
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
     Ok(stream)
@@ -335,9 +335,9 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-/// Sends a request to the router in `folder`. Returns the answer and the descriptor attached to it.
-fn ask(folder: &Path, stream: &UnixStream, request: Request) -> Result<(Answer, Option<OwnedFd>), RouterError> {
-    let ended = || RouterError::Ended(folder.join(LOG));
+/// Sends a request to the router in `directory`. Returns the answer and the descriptor attached to it.
+fn ask(dir: &Path, stream: &UnixStream, request: Request) -> Result<(Answer, Option<OwnedFd>), RouterError> {
+    let ended = || RouterError::Ended(dir.join(LOG));
     let (text, fd) = exchange(stream, request).map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ended(),
         _ => error.into(),

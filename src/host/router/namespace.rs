@@ -12,10 +12,10 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Signal, getegid, geteuid, getpid, set_parent_process_death_signal};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
-use super::held::owner_of;
+use super::namespace_holder::owner_of;
 use super::{Interface, RouterConfig, WAY_OUT};
 use crate::host::environment;
-use crate::vmm::link::{GATEWAY_MAC, MacAddress};
+use crate::vmm::netstack::{GATEWAY_MAC, MacAddress};
 
 /// The name of the bridge, whose ports are the instances' taps.
 pub(super) const BRIDGE: &str = "wisp0";
@@ -40,7 +40,7 @@ pub(super) fn open_tun() -> io::Result<File> {
 }
 
 /// Starts the uplink's process, which waits on its standard input until the namespaces exist.
-pub(super) fn prepare_way_out(folder: &Path, config: &RouterConfig) -> io::Result<Child> {
+pub(super) fn prepare_way_out(dir: &Path, config: &RouterConfig) -> io::Result<Child> {
     let own = getpid().as_raw_nonzero();
     let is_root = geteuid().is_root();
     let mut command = Command::new("sh");
@@ -51,7 +51,7 @@ pub(super) fn prepare_way_out(folder: &Path, config: &RouterConfig) -> io::Resul
     command.args(["--no-dhcp", "--no-dhcpv6", "--no-ndp", "--no-ra", "--ns-ifname", OUT]);
     command.args(["--address", &OUT_ADDRESS.to_string(), "--netmask", &OUT_PREFIX.to_string()]);
     command.args(["--gateway", &OUT_ROUTER.to_string(), "--dns-forward", &config.dns.to_string()]);
-    command.arg("--log-file").arg(folder.join("pasta.log"));
+    command.arg("--log-file").arg(dir.join("pasta.log"));
     if is_root {
         command.args(["--runas", "0"]);
     }
@@ -237,7 +237,7 @@ impl Tap {
         format!(
             "link set {name} mtu {mtu} master {BRIDGE} up
 link set {name} type bridge_slave isolated on learning off flood off mcast_flood off bcast_flood off
-neighbour replace {address} lladdr {mac} nud permanent dev {BRIDGE}
+neighbor replace {address} lladdr {mac} nud permanent dev {BRIDGE}
 "
         )
     }

@@ -38,7 +38,7 @@ const AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// The running router, in its namespaces.
 #[derive(Debug)]
 struct Running<'a> {
-    folder: &'a Path,
+    dir: &'a Path,
     /// The netlink socket for interface notifications.
     links: OwnedFd,
     /// The uplink's process.
@@ -56,11 +56,11 @@ struct Running<'a> {
     first: Option<(Interface, OwnedFd)>,
 }
 
-/// Runs the router of the VPC in `folder` until its last instance has stopped.
-pub fn run(folder: &Path, listener: OwnedFd, place: Place) -> io::Result<()> {
+/// Runs the router of the VPC in `directory` until its last instance has stopped.
+pub fn run(dir: &Path, listener: OwnedFd, place: Place) -> io::Result<()> {
     let listener = UnixListener::from(listener);
     listener.set_nonblocking(true)?;
-    let running = set_up(folder, place);
+    let running = set_up(dir, place);
     if let Err(error) = &running {
         refuse_first(&listener, error)?;
     }
@@ -81,10 +81,10 @@ fn refuse_first(listener: &UnixListener, why: &io::Error) -> io::Result<()> {
     send(&stream, &Answer::Failed(why.to_string()), None)
 }
 
-fn set_up(folder: &Path, place: Place) -> io::Result<Running<'_>> {
-    let config = read_config(folder)?;
+fn set_up(dir: &Path, place: Place) -> io::Result<Running<'_>> {
+    let config = read_config(dir)?;
     let way_out = match probe::is_installed(super::WAY_OUT) {
-        true => Some(namespace::prepare_way_out(folder, &config)?),
+        true => Some(namespace::prepare_way_out(dir, &config)?),
         false => None,
     };
     match &place {
@@ -112,7 +112,7 @@ fn set_up(folder: &Path, place: Place) -> io::Result<Running<'_>> {
             (vec![port], Some((first.clone(), tap)))
         }
     };
-    Ok(Running { folder, links, way_out, awaited: None, askers: Vec::new(), rules, ports, first })
+    Ok(Running { dir, links, way_out, awaited: None, askers: Vec::new(), rules, ports, first })
 }
 
 /// Applies `rules` while a tap is connected. Both run programs that take milliseconds, and they are independent. No
@@ -157,10 +157,10 @@ impl Running<'_> {
                 continue;
             }
             // A process that holds the lock is about to send a request.
-            if let Some(_lock) = try_lock_file(&self.folder.join(LOCK))?
+            if let Some(_lock) = try_lock_file(&self.dir.join(LOCK))?
                 && self.is_alone()?
             {
-                std::fs::remove_file(self.folder.join(SOCKET))?;
+                std::fs::remove_file(self.dir.join(SOCKET))?;
                 if let Some(mut child) = self.way_out.take() {
                     let _ = child.kill();
                     let _ = child.wait();
@@ -214,7 +214,7 @@ impl Running<'_> {
 
     /// Reads the configuration and applies its rules.
     fn apply(&mut self) -> io::Result<RouterConfig> {
-        let config = read_config(self.folder)?;
+        let config = read_config(self.dir)?;
         let rules = rules::render(&config);
         if rules != self.rules {
             namespace::set_rules(&rules)?;
@@ -263,7 +263,7 @@ impl Running<'_> {
     fn look_for_way_out(&mut self) {
         let (Some(deadline), Some(child)) = (self.awaited, &mut self.way_out) else { return };
         let come = match namespace::has_way_out() {
-            Ok(true) => read_config(self.folder).and_then(|config| namespace::furnish_way_out(&config)),
+            Ok(true) => read_config(self.dir).and_then(|config| namespace::furnish_way_out(&config)),
             Ok(false) => match child.try_wait() {
                 Ok(None) if Instant::now() < deadline => return,
                 Ok(None) => Err(io::Error::new(io::ErrorKind::TimedOut, "its interface does not come")),
@@ -274,7 +274,7 @@ impl Running<'_> {
         };
         self.awaited = None;
         if let Err(error) = come {
-            log::warn!("there is no way out: {error}");
+            log::warn!("there is no uplink: {error}");
             // The process may have exited by itself.
             let _ = child.kill();
             let _ = child.wait();
@@ -307,8 +307,8 @@ fn find(config: &RouterConfig, address: Ipv4Addr) -> io::Result<&Interface> {
     found.ok_or_else(|| io::Error::other(format!("{address} is no address of an instance in this network")))
 }
 
-pub(super) fn read_config(folder: &Path) -> io::Result<RouterConfig> {
-    Ok(serde_json::from_slice(&std::fs::read(folder.join(CONFIG))?)?)
+pub(super) fn read_config(dir: &Path) -> io::Result<RouterConfig> {
+    Ok(serde_json::from_slice(&std::fs::read(dir.join(CONFIG))?)?)
 }
 
 /// Discards interface notifications. The state of interfaces is queried elsewhere.

@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 
 use super::RouterConfig;
 use super::namespace::{BRIDGE, OUT, Port};
-use crate::vmm::link::{FilterProtocol, FilterRule};
+use crate::vmm::netstack::{FilterProtocol, FilterRule};
 
 /// The whole table, which atomically replaces the previous one.
 pub(super) fn render(config: &RouterConfig) -> String {
@@ -133,13 +133,13 @@ fn matches(protocol: FilterProtocol) -> String {
 mod tests {
     use super::super::Interface;
     use super::*;
-    use crate::vmm::link::{Cidr, Filter, MacAddress};
+    use crate::vmm::netstack::{Cidr, Filter, MacAddress};
 
     fn interface(number: u8, ingress: Vec<FilterRule>) -> Interface {
         let egress = vec![FilterRule { protocol: FilterProtocol::All, peers: vec!["0.0.0.0/0".parse().unwrap()] }];
         let address = Ipv4Addr::new(172, 31, 0, number);
-        let folder = format!("i-{number}").into();
-        Interface { address, folder, mac: MacAddress([6, 0, 0, 0, 0, number]), filter: Filter { ingress, egress } }
+        let dir = format!("i-{number}").into();
+        Interface { address, dir, mac: MacAddress([6, 0, 0, 0, 0, number]), filter: Filter { ingress, egress } }
     }
 
     fn render_with(interfaces: Vec<Interface>) -> String {

@@ -12,7 +12,7 @@ use rustix::fs::{OFlags, fcntl_setfl};
 
 use super::namespace::{self, Port, Tap};
 use super::*;
-use crate::vmm::link::{FilterProtocol, FilterRule, GATEWAY_MAC};
+use crate::vmm::netstack::{FilterProtocol, FilterRule, GATEWAY_MAC};
 
 /// Set in the process that runs in the namespaces.
 const INSIDE: &str = "WISP_TEST_ROUTER";
@@ -39,7 +39,7 @@ fn config() -> RouterConfig {
     let all = || vec![FilterRule { protocol: FilterProtocol::All, peers: vec!["0.0.0.0/0".parse().unwrap()] }];
     let interface = |number: u8| Interface {
         address: address(number).into(),
-        folder: format!("i-{number}").into(),
+        dir: format!("i-{number}").into(),
         mac: MacAddress(mac(number)),
         filter: Filter { ingress: all(), egress: all() },
     };
@@ -181,16 +181,16 @@ fn tap_without_rules_sends_nothing() {
 
 #[test]
 fn router_that_ends_instead_of_answering_is_reported_as_ended() {
-    let folder = Path::new("/networks/vpc-1");
+    let dir = Path::new("/networks/vpc-1");
     let (near, far) = UnixStream::pair().unwrap();
     drop(far);
-    assert!(matches!(ask(folder, &near, Request::Apply), Err(RouterError::Ended(_))));
+    assert!(matches!(ask(dir, &near, Request::Apply), Err(RouterError::Ended(_))));
     let (near, far) = UnixStream::pair().unwrap();
     let router = std::thread::spawn(move || {
         let mut byte = [0];
         (&far).read_exact(&mut byte).unwrap();
     });
-    let error = ask(folder, &near, Request::WayOut).unwrap_err();
+    let error = ask(dir, &near, Request::WayOut).unwrap_err();
     router.join().unwrap();
     assert_eq!(
         error.to_string(),

@@ -14,8 +14,8 @@ const MEMORY_MIB: u64 = 4;
 /// Loads a file as a kernel.
 pub(crate) fn kernel(data: &[u8]) {
     let Some((first, content)) = data.split_first() else { return };
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("kernel");
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("kernel");
     fs::write(&path, content).expect("a file");
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), (MEMORY_MIB << 20) as usize)]).expect("one range");
     let protocol = [BootProtocol::Auto, BootProtocol::Linux64, BootProtocol::Pvh][usize::from(first % 3)];

@@ -16,7 +16,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlag
 use super::ports::{PortState, PortsMessage};
 use super::relay::{FROM_VMM, TO_VMM};
 use super::{MESSAGE_LIMIT, PORTS_AT_A_TIME, Taken, take, vsock};
-use crate::vmm::link::Forward;
+use crate::vmm::netstack::Forward;
 
 /// The VMM's ends of all channels.
 #[derive(Debug)]

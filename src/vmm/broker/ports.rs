@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::relay::Relay;
 use super::{ALLOW_LOW_PORTS, PORTS_AT_A_TIME};
-use crate::vmm::link::{Forward, LinkConfig, Transport};
+use crate::vmm::netstack::{Forward, NetstackConfig, Transport};
 
 /// One message of a response.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -55,10 +55,9 @@ impl Ports {
 
     /// Opens and closes ports according to the current configuration, and sends the VMM their states.
     pub fn answer(&mut self, channel: impl AsFd, relay: &mut Relay) {
-        let config = self
-            .link
-            .as_ref()
-            .map(|path| LinkConfig::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display())));
+        let config = self.link.as_ref().map(|path| {
+            NetstackConfig::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))
+        });
         let records = match config {
             Some(Ok(config)) => self.set(&config.forwards, relay),
             None => Vec::new(),
@@ -137,5 +136,5 @@ fn problem(forward: Forward, error: &io::Error) -> String {
         io::ErrorKind::PermissionDenied => format!("; `{ALLOW_LOW_PORTS}` allows it"),
         _ => String::new(),
     };
-    format!("{protocol} port {} cannot lead to the guest's {}: {error}{advice}", forward.host, forward.guest_port)
+    format!("{protocol} port {} cannot be forwarded to guest port {}: {error}{advice}", forward.host, forward.guest_port)
 }

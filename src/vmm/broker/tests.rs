@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::*;
-use crate::vmm::link::{Forward, LinkConfig, Transport};
+use crate::vmm::netstack::{Forward, NetstackConfig, Transport};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const GUEST_PORT: u16 = 53;
@@ -23,7 +23,7 @@ fn forward(transport: Transport) -> Forward {
 
 /// Writes a configuration with these forwards.
 fn publish(file: &Path, forwards: &[Forward]) {
-    let config = LinkConfig {
+    let config = NetstackConfig {
         address: Ipv4Addr::new(172, 31, 0, 4),
         prefix_length: 20,
         router: Ipv4Addr::new(172, 31, 0, 1),
@@ -246,9 +246,9 @@ fn vmm_that_takes_nothing_does_not_stop_the_broker() {
 
 #[test]
 fn vsock_connection_is_passed_or_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("vsock.sock");
-    let server = UnixListener::bind(folder.path().join("vsock.sock_80")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("vsock.sock");
+    let server = UnixListener::bind(dir.path().join("vsock.sock_80")).unwrap();
     let connector = in_thread(None, Some(socket.clone())).vsock;
     for _ in 0..3 {
         assert!(connector.connect(&socket, 81).is_err());

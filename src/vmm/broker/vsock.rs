@@ -63,30 +63,30 @@ mod tests {
     #[test]
     fn server_with_full_backlog_is_not_waited_for() {
         use rustix::net::{bind, listen, socket};
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("v_80");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("v_80");
         let server = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
         bind(&server, &SocketAddrUnix::new(&path).unwrap()).unwrap();
         listen(&server, 1).unwrap();
         let clients: Vec<_> = (0..8).map(|_| connect(&path)).collect();
         assert!(clients[0].is_ok());
         assert_eq!(clients[7].as_ref().unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        assert!(connect(&folder.path().join("v_81")).is_err());
+        assert!(connect(&dir.path().join("v_81")).is_err());
     }
 
     #[test]
     fn socket_outside_the_directory_is_refused() {
-        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let target = other.path().join("target");
         let _listener = UnixListener::bind(&target).unwrap();
         connect(&target).unwrap();
-        let link = folder.path().join("v_1");
+        let link = dir.path().join("v_1");
         std::os::unix::fs::symlink(&target, &link).unwrap();
         connect(&link).unwrap_err();
-        let hard_link = folder.path().join("v_2");
+        let hard_link = dir.path().join("v_2");
         std::fs::hard_link(&target, &hard_link).unwrap();
         connect(&hard_link).unwrap_err();
-        std::fs::write(folder.path().join("v_3"), "").unwrap();
-        connect(&folder.path().join("v_3")).unwrap_err();
+        std::fs::write(dir.path().join("v_3"), "").unwrap();
+        connect(&dir.path().join("v_3")).unwrap_err();
     }
 }

@@ -13,7 +13,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 use super::{FILES_AT_A_TIME, Message, Request};
 use crate::unix_socket;
-use crate::vmm::passed::PassedPath;
+use crate::vmm::passed_files::PassedFile;
 
 /// A connection to a machine.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl ControlClient {
         let files = request.files();
         for paths in files.chunks(FILES_AT_A_TIME) {
             let open = paths.iter().filter_map(|path| Some((path.clone(), path.open().ok()?)));
-            let (files, open): (Vec<PassedPath>, Vec<File>) = open.unzip();
+            let (files, open): (Vec<PassedFile>, Vec<File>) = open.unzip();
             self.send_line(&Request::Files { files }, &open)?;
         }
         self.send_line(request, &[])

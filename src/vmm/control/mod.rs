@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::config::{BackingFile, DiskConfig};
 use super::end::End;
 use super::limits::{CpuBudgetRecord, DiskLimits, NetLimits};
-use super::passed::PassedPath;
+use super::passed_files::PassedFile;
 use super::sandbox::SandboxRecord;
 use super::timeline::{ExitRecord, TimelineRecord};
 use super::usage::Moment;
@@ -107,19 +107,19 @@ pub enum Request {
     /// Pass open files for the next request, in this order. There is no response.
     Files {
         /// The paths and modes of the files.
-        files: Vec<PassedPath>,
+        files: Vec<PassedFile>,
     },
     /// Save the machine into a directory inside the VMM's own, and end it. Subscribers get [`Message::Ended`]. After
     /// [`Message::Failed`], the machine still runs.
     Save {
         /// The directory, which must exist.
-        folder: PathBuf,
+        dir: PathBuf,
     },
     /// Save the machine into a directory inside the VMM's own while it runs. It pauses for milliseconds. Response:
     /// [`Message::Saved`], once everything is written.
     Fork {
         /// The directory, which must exist.
-        folder: PathBuf,
+        dir: PathBuf,
         /// New overlays that disks write to from that instant on, as with [`Request::SwitchDisk`]. The files of the
         /// snapshot are their backing files. After [`Message::Failed`], some of them may be in use.
         layers: Vec<Layer>,
@@ -133,13 +133,13 @@ pub enum Request {
 
 impl Request {
     /// Returns the files to pass with the request. The command names them; a path in an image's header is never used.
-    fn files(&self) -> Vec<PassedPath> {
-        let file = |path: &Path, writable| PassedPath { path: path.to_path_buf(), writable };
+    fn files(&self) -> Vec<PassedFile> {
+        let file = |path: &Path, writable| PassedFile { path: path.to_path_buf(), writable };
         let layer = |path: &Path, backing: &[BackingFile]| {
             let backing = backing.iter().map(|backing| file(&backing.path, false));
             std::iter::once(file(path, true)).chain(backing).collect::<Vec<_>>()
         };
-        let mut files: Vec<PassedPath> = match self {
+        let mut files: Vec<PassedFile> = match self {
             Request::AttachDisk { disk } => disk.files().map(|(path, writable)| file(path, writable)).collect(),
             Request::ReloadLink { link } => vec![file(link, false)],
             Request::SwitchDisk { layer: path, backing, .. } => layer(path, backing),
@@ -326,7 +326,7 @@ mod tests {
         let backing = vec![BackingFile { path: "/volumes/base".into(), format: crate::vmm::config::DiskFormat::Raw }];
         let (id, layer) = ("disk".to_string(), PathBuf::from("/volumes/layer"));
         let request = Request::SwitchDisk { id, layer: layer.clone(), backing: backing.clone() };
-        let file = |path: &str, writable| PassedPath { path: path.into(), writable };
+        let file = |path: &str, writable| PassedFile { path: path.into(), writable };
         assert_eq!(request.files(), [file("/volumes/base", false), file("/volumes/layer", true)]);
         // Two overlays with the same backing file pass it once.
         let layers = ["/volumes/layer", "/volumes/other"].map(|path| Layer {
@@ -334,7 +334,7 @@ mod tests {
             path: path.into(),
             backing: backing.clone(),
         });
-        let request = Request::Fork { folder: "/i".into(), layers: layers.to_vec() };
+        let request = Request::Fork { dir: "/i".into(), layers: layers.to_vec() };
         let files = [file("/volumes/base", false), file("/volumes/layer", true), file("/volumes/other", true)];
         assert_eq!(request.files(), files);
         // The request does not name backing files: the machine knows its own.

@@ -1,6 +1,6 @@
 //! The server of a machine's control socket: connections, partial lines and subscriptions.
 //!
-//! Nothing here waits: the event loop ([`crate::vmm::monitor`]) reports readable sockets. A client that does not read
+//! Nothing here waits: the event loop ([`crate::vmm::VMM`]) reports readable sockets. A client that does not read
 //! its messages is disconnected, so that it cannot block the VMM.
 
 use std::collections::HashMap;
@@ -16,7 +16,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 
 use super::{ControlError, FILES_AT_A_TIME, LINE_LIMIT, Message, Request};
 use crate::unix_socket;
-use crate::vmm::passed::PassedFiles;
+use crate::vmm::passed_files::FdTable;
 
 /// The maximum number of clients at a time.
 const MAX_CLIENTS: usize = 64;
@@ -37,7 +37,7 @@ struct Client {
     line: Vec<u8>,
     /// Descriptors whose line is not complete yet; `files` holds those whose request has not arrived.
     descriptors: Vec<OwnedFd>,
-    files: PassedFiles,
+    files: FdTable,
     subscribed: bool,
     owner: bool,
 }
@@ -46,7 +46,7 @@ struct Client {
 #[derive(Debug)]
 pub(in crate::vmm) struct Incoming {
     /// Complete requests in order, with their files. Invalid lines have been responded to already.
-    pub requests: Vec<(Request, PassedFiles)>,
+    pub requests: Vec<(Request, FdTable)>,
     /// The client has closed the connection, or must be disconnected.
     pub closed: bool,
     /// The client is the machine's owner.
@@ -89,14 +89,7 @@ impl ControlServer {
         let fd = stream.as_raw_fd();
         self.clients.insert(
             fd,
-            Client {
-                stream,
-                line: Vec::new(),
-                descriptors: Vec::new(),
-                files: PassedFiles::default(),
-                subscribed,
-                owner,
-            },
+            Client { stream, line: Vec::new(), descriptors: Vec::new(), files: FdTable::default(), subscribed, owner },
         );
         Ok(fd)
     }
@@ -129,7 +122,7 @@ impl ControlServer {
         Incoming { requests, closed, owner }
     }
 
-    fn take_requests(&mut self, fd: i32) -> Vec<(Request, PassedFiles)> {
+    fn take_requests(&mut self, fd: i32) -> Vec<(Request, FdTable)> {
         let mut requests = Vec::new();
         while let Some(client) = self.clients.get_mut(&fd) {
             let Some(end) = client.line.iter().position(|byte| *byte == b'\n') else { break };
@@ -206,10 +199,10 @@ mod tests {
 
     #[test]
     fn a_file_comes_with_the_request_that_it_is_for() {
-        let (mut server, folder) = server();
-        let path = folder.path().join("disk");
+        let (mut server, dir) = server();
+        let path = dir.path().join("disk");
         std::fs::write(&path, [7; 512]).unwrap();
-        let mut client = ControlClient::connect(&folder.path().join("control.sock")).unwrap();
+        let mut client = ControlClient::connect(&dir.path().join("control.sock")).unwrap();
         let fd = server.accept().unwrap();
         let (access, format) = (DiskAccess::ReadWrite, DiskFormat::Raw);
         let disk = DiskConfig {
@@ -234,14 +227,14 @@ mod tests {
     }
 
     fn server() -> (ControlServer, tempfile::TempDir) {
-        let folder = tempfile::tempdir().unwrap();
-        (ControlServer::bind(&folder.path().join("control.sock")).unwrap(), folder)
+        let dir = tempfile::tempdir().unwrap();
+        (ControlServer::bind(&dir.path().join("control.sock")).unwrap(), dir)
     }
 
     #[test]
     fn requests_come_whole_however_they_arrive() {
-        let (mut server, folder) = server();
-        let mut client = UnixStream::connect(folder.path().join("control.sock")).unwrap();
+        let (mut server, dir) = server();
+        let mut client = UnixStream::connect(dir.path().join("control.sock")).unwrap();
         let fd = server.accept().unwrap();
         client.write_all(b"{\"op\":\"sta").unwrap();
         assert_eq!(requests(&server.read(fd)), [] as [&Request; 0]);
@@ -251,8 +244,8 @@ mod tests {
 
     #[test]
     fn nonsense_is_answered_and_the_client_stays() {
-        let (mut server, folder) = server();
-        let mut client = UnixStream::connect(folder.path().join("control.sock")).unwrap();
+        let (mut server, dir) = server();
+        let mut client = UnixStream::connect(dir.path().join("control.sock")).unwrap();
         let fd = server.accept().unwrap();
         client.write_all(b"hello\n{\"op\":\"status\"}\n").unwrap();
         assert_eq!(requests(&server.read(fd)), [&Request::Status]);
@@ -263,8 +256,8 @@ mod tests {
 
     #[test]
     fn an_endless_line_is_not_kept() {
-        let (mut server, folder) = server();
-        let mut client = UnixStream::connect(folder.path().join("control.sock")).unwrap();
+        let (mut server, dir) = server();
+        let mut client = UnixStream::connect(dir.path().join("control.sock")).unwrap();
         let fd = server.accept().unwrap();
         let mut closed = false;
         client.set_nonblocking(true).unwrap();

@@ -30,10 +30,10 @@ impl KeptBalance {
         KeptBalance { balance, at }
     }
 
-    /// Reads the balance of the last machine in the directory `folder`. There is none if the machine had no budget or
+    /// Reads the balance of the last machine in the directory `directory`. There is none if the machine had no budget or
     /// was killed.
-    pub fn read(folder: &Path) -> io::Result<Option<KeptBalance>> {
-        match untrusted::read(&folder.join(FILE), untrusted::RECORD_LIMIT) {
+    pub fn read(dir: &Path) -> io::Result<Option<KeptBalance>> {
+        match untrusted::read(&dir.join(FILE), untrusted::RECORD_LIMIT) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -41,15 +41,15 @@ impl KeptBalance {
     }
 
     /// Writes the file atomically.
-    pub fn write(&self, folder: &Path) -> io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    pub fn write(&self, dir: &Path) -> io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
         io::Write::write_all(&mut file, &serde_json::to_vec(self).expect("a balance is plain data"))?;
-        file.persist(folder.join(FILE)).map(drop).map_err(|error| error.error)
+        file.persist(dir.join(FILE)).map(drop).map_err(|error| error.error)
     }
 
     /// Removes the file of an earlier machine.
-    pub fn clear(folder: &Path) -> io::Result<()> {
-        untrusted::remove(&folder.join(FILE))
+    pub fn clear(dir: &Path) -> io::Result<()> {
+        untrusted::remove(&dir.join(FILE))
     }
 }
 
@@ -59,13 +59,13 @@ mod tests {
 
     #[test]
     fn a_balance_is_read_back_and_cleared() {
-        let folder = tempfile::tempdir().unwrap();
-        assert_eq!(KeptBalance::read(folder.path()).unwrap(), None);
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(KeptBalance::read(dir.path()).unwrap(), None);
         let kept = KeptBalance::now(CpuBalance { saved_ns: 7, ..CpuBalance::default() });
-        kept.write(folder.path()).unwrap();
-        assert_eq!(KeptBalance::read(folder.path()).unwrap(), Some(kept));
-        KeptBalance::clear(folder.path()).unwrap();
-        KeptBalance::clear(folder.path()).unwrap();
-        assert_eq!(KeptBalance::read(folder.path()).unwrap(), None);
+        kept.write(dir.path()).unwrap();
+        assert_eq!(KeptBalance::read(dir.path()).unwrap(), Some(kept));
+        KeptBalance::clear(dir.path()).unwrap();
+        KeptBalance::clear(dir.path()).unwrap();
+        assert_eq!(KeptBalance::read(dir.path()).unwrap(), None);
     }
 }

@@ -119,17 +119,17 @@ mod tests {
 
     #[test]
     fn a_flood_stays_within_its_bound() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("console.log");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
         let console = Console::new(Some(&path), Arc::new(Timeline::default())).unwrap();
         let mut writer = console.writer();
         for _ in 0..80 {
             writer.write_all(&[b'x'; 65_536]).unwrap();
         }
         let size: u64 =
-            std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
+            std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
         assert!(size <= 2 * LOG_LIMIT + 65_536, "{size}");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]

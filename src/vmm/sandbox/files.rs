@@ -44,8 +44,8 @@ impl Grants {
             Grant { path: own.to_path_buf(), access: Access::Own },
         ];
         let mut add = |path: &Path, access| all.push(Grant { path: path.to_path_buf(), access });
-        if let Some(Restore { folder, once }) = restore {
-            add(folder, if *once { Access::Own } else { Access::Read });
+        if let Some(Restore { dir, once }) = restore {
+            add(dir, if *once { Access::Own } else { Access::Read });
         }
         add(&config.kernel.path, Access::Read);
         let link = config.net.as_ref().and_then(|net| net.link.as_ref());
@@ -60,7 +60,7 @@ impl Grants {
         all.sort_by_key(|grant| grant.path.components().count());
         let mut kept: Vec<Grant> = Vec::with_capacity(all.len());
         for grant in all {
-            let is_inside = |folder: &Grant| folder.access == Access::Own && grant.path.starts_with(&folder.path);
+            let is_inside = |dir: &Grant| dir.access == Access::Own && grant.path.starts_with(&dir.path);
             if kept.contains(&grant) || kept.iter().any(is_inside) {
                 continue;
             }
@@ -101,7 +101,7 @@ mod tests {
             cpu_budget: None,
             disk_limits: None,
         };
-        let restore = Restore { folder: "/h/instances/i-1/vmm/hibernated".into(), once: true };
+        let restore = Restore { dir: "/h/instances/i-1/vmm/hibernated".into(), once: true };
         let grants = Grants::of(Path::new("/h/instances/i-1/vmm"), &config, Some(&restore));
         let outside: Vec<_> = grants.iter().map(|grant| (grant.path.to_str().unwrap(), grant.access)).collect();
         assert_eq!(

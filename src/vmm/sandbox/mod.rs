@@ -74,7 +74,7 @@ pub struct SandboxRecord {
 
 /// The reason why a VMM cannot enter the sandbox. It does not run without it.
 #[derive(Debug, thiserror::Error)]
-#[error("the monitor cannot give up {what}, and does not run with it: {source}")]
+#[error("the VMM cannot give up {what}, and does not run with it: {source}")]
 pub struct SandboxError {
     what: &'static str,
     source: io::Error,
@@ -93,7 +93,7 @@ pub fn record() -> SandboxRecord {
 
 /// Enters all layers except seccomp, before the machine is built. The machine's files are `grants`, and `threads` is
 /// the maximum number of its threads.
-pub fn enter(monitor: &namespaces::Monitor, grants: &Grants, threads: u64) -> Result<(), SandboxError> {
+pub fn enter(monitor: &namespaces::SandboxedChild, grants: &Grants, threads: u64) -> Result<(), SandboxError> {
     let mut record =
         SandboxRecord { pid: own_pid(), layers: vec![Layer::NoNewPrivileges, Layer::Seccomp], missing: vec![] };
     limits::resources().map_err(keeps("its limits"))?;
@@ -114,7 +114,7 @@ pub fn enter(monitor: &namespaces::Monitor, grants: &Grants, threads: u64) -> Re
     }
     limits::only_capabilities(CapabilitySet::empty()).map_err(keeps("its capabilities"))?;
     limits::no_new_privileges().map_err(keeps("the privileges of what it could execute"))?;
-    monitor.end_with_keeper().map_err(keeps("its life when its keeper ends"))?;
+    monitor.end_with_keeper().map_err(keeps("its life when its supervisor ends"))?;
     if record.missing.is_empty() {
         log::info!("sandbox: {record}");
     } else {
@@ -125,7 +125,7 @@ pub fn enter(monitor: &namespaces::Monitor, grants: &Grants, threads: u64) -> Re
 }
 
 fn enter_namespaces(
-    monitor: &namespaces::Monitor,
+    monitor: &namespaces::SandboxedChild,
     grants: &Grants,
     threads: u64,
     record: &mut SandboxRecord,

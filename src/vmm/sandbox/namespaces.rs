@@ -23,24 +23,24 @@ use rustix::process::{Pid, Signal, getegid, geteuid, set_parent_process_death_si
 #[derive(Debug)]
 pub enum Side {
     /// The supervisor, which is the original process. The VMM is its child and ends when the supervisor ends.
-    Keeper {
+    Supervisor {
         /// The VMM's process id.
         child: Pid,
         /// Closed when the supervisor ends, which the VMM can detect.
         alive: OwnedFd,
     },
     /// The VMM, which is the new process.
-    Monitor(Monitor),
+    Child(SandboxedChild),
 }
 
 /// The state of the new process.
 #[derive(Debug)]
-pub struct Monitor {
+pub struct SandboxedChild {
     /// The reason why the process is not in namespaces, if it is not.
     pub refused: Option<io::Error>,
     /// The reason why it is in the host's network namespace, if it has the others.
     pub network_refused: Option<io::Error>,
-    keeper: OwnedFd,
+    supervisor: OwnedFd,
 }
 
 /// The exit code of a child whose user cannot be mapped.
@@ -58,19 +58,19 @@ pub fn split() -> io::Result<Side> {
     };
     if let Ok(side) = attempt(flags) {
         return Ok(match side {
-            Side::Monitor(monitor) => Side::Monitor(Monitor { network_refused: Some(error), ..monitor }),
-            keeper => keeper,
+            Side::Child(monitor) => Side::Child(SandboxedChild { network_refused: Some(error), ..monitor }),
+            supervisor => supervisor,
         });
     }
     Ok(match attempt(0)? {
-        Side::Monitor(monitor) => Side::Monitor(Monitor { refused: Some(error), ..monitor }),
-        keeper => keeper,
+        Side::Child(monitor) => Side::Child(SandboxedChild { refused: Some(error), ..monitor }),
+        supervisor => supervisor,
     })
 }
 
 /// Forks the process with these flags of clone(2).
 fn attempt(flags: libc::c_int) -> io::Result<Side> {
-    let (keeper, alive) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (supervisor, alive) = pipe_with(PipeFlags::CLOEXEC)?;
     let (mapped, is_mapped) = pipe_with(PipeFlags::CLOEXEC)?;
     let user = (geteuid().as_raw(), getegid().as_raw());
     // SAFETY: without CLONE_VM and a stack, the child is a copy of the process, as with fork(2). The process has no
@@ -88,13 +88,13 @@ fn attempt(flags: libc::c_int) -> io::Result<Side> {
             }
             // The supervisor waits for this byte, or has ended.
             let _ = rustix::io::write(&is_mapped, &[1]);
-            Ok(Side::Monitor(Monitor { refused: None, network_refused: None, keeper }))
+            Ok(Side::Child(SandboxedChild { refused: None, network_refused: None, supervisor }))
         }
         child => {
-            drop((keeper, is_mapped));
+            drop((supervisor, is_mapped));
             let child = Pid::from_raw(child as i32).expect("a child has a process id");
             if rustix::io::read(&mapped, &mut [0; 1])? == 1 {
-                return Ok(Side::Keeper { child, alive });
+                return Ok(Side::Supervisor { child, alive });
             }
             let status = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty())?;
             let code = status.and_then(|(_, status)| status.exit_status());
@@ -112,17 +112,17 @@ fn map_user((user, group): (u32, u32)) -> io::Result<()> {
     fs::write("/proc/self/gid_map", format!("{group} {group} 1"))
 }
 
-impl Monitor {
+impl SandboxedChild {
     /// Kills this process when its supervisor ends. Must be called after dropping privileges, which resets the
     /// setting.
     pub fn end_with_keeper(&self) -> io::Result<()> {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         // The supervisor may have ended already.
-        let mut keeper = [PollFd::new(&self.keeper, PollFlags::IN)];
+        let mut supervisor = [PollFd::new(&self.supervisor, PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        match poll(&mut keeper, Some(&now))? {
+        match poll(&mut supervisor, Some(&now))? {
             0 => Ok(()),
-            _ => Err(io::Error::other("the monitor's keeper is gone")),
+            _ => Err(io::Error::other("the VMM's supervisor is gone")),
         }
     }
 }

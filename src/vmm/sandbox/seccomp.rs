@@ -21,7 +21,7 @@ use super::calls::{Arguments, Call, Kind};
 pub const VIOLATION: i32 = 159;
 
 /// The beginning of the log line that names the call.
-pub const SAYS: &str = "the monitor ends: ";
+pub const SAYS: &str = "the VMM ends: ";
 
 /// True if threads of this process get filters.
 static WANTED: AtomicBool = AtomicBool::new(false);

@@ -47,7 +47,7 @@ pub fn spawn<T: Send + 'static>(
     let start = move || {
         let filtered = move || {
             if let Err(error) = seccomp::enter(kind) {
-                log::error!("{} gets no filter, and the monitor ends: {error}", kind.as_str());
+                log::error!("{} gets no filter, and the VMM ends: {error}", kind.as_str());
                 std::process::exit(seccomp::VIOLATION);
             }
             run()

@@ -20,11 +20,11 @@ pub struct Copy {
 }
 
 impl Copy {
-    /// Starts writing `content` into the directory `folder`. The machine must be paused until this returns.
-    pub fn begin(content: &Content, folder: &Path) -> Result<Copy, SnapshotError> {
-        let path = folder.join(MEMORY);
+    /// Starts writing `content` into the directory `directory`. The machine must be paused until this returns.
+    pub fn begin(content: &Content, dir: &Path) -> Result<Copy, SnapshotError> {
+        let path = dir.join(MEMORY);
         let failed = SnapshotError::file(&path, "written");
-        let file = create(content, folder).map_err(&failed)?;
+        let file = create(content, dir).map_err(&failed)?;
         // SAFETY: the child only calls `write_all`, which allocates nothing and takes no lock, and _exit.
         let child = unsafe { libc::fork() };
         match child {

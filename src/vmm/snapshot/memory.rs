@@ -40,10 +40,10 @@ pub(super) struct Piece {
 unsafe impl Sync for Piece {}
 
 impl Content {
-    /// Selects the content to write into `folder` for a machine that was restored from `origin`, if from any: the
+    /// Selects the content to write into `directory` for a machine that was restored from `origin`, if from any: the
     /// changed pages, if they are known and the base is available, else all pages that are not zero.
-    pub fn of(memory: &GuestMemory, origin: Option<&Origin>, folder: &Path) -> Content {
-        let differences = origin.and_then(|origin| origin.differences(memory, folder));
+    pub fn of(memory: &GuestMemory, origin: Option<&Origin>, dir: &Path) -> Content {
+        let differences = origin.and_then(|origin| origin.differences(memory, dir));
         let runs = match (&differences, origin) {
             (Some(differences), _) => differences.runs.clone(),
             // If the kernel does not report touched pages, all pages are examined.
@@ -77,22 +77,22 @@ fn all(memory: &GuestMemory) -> Vec<PageRun> {
     memory.iter().map(|region| region.len() / PAGE).map(run).collect()
 }
 
-/// Creates the file of `content` in `folder` and replaces an existing file, which may be mapped. The file is never
+/// Creates the file of `content` in `directory` and replaces an existing file, which may be mapped. The file is never
 /// written again, because several machines may be restored from it.
-pub(super) fn create(content: &Content, folder: &Path) -> io::Result<File> {
+pub(super) fn create(content: &Content, dir: &Path) -> io::Result<File> {
     let stale = if content.differences.is_some() { &[MEMORY][..] } else { &[MEMORY, BASE] };
     for name in stale {
-        gone(fs::remove_file(folder.join(name)))?;
+        gone(fs::remove_file(dir.join(name)))?;
     }
-    let file = File::options().write(true).create_new(true).mode(0o400).open(folder.join(MEMORY))?;
+    let file = File::options().write(true).create_new(true).mode(0o400).open(dir.join(MEMORY))?;
     file.set_len(content.length)?;
     Ok(file)
 }
 
-/// Writes `content` of a machine that stays paused into `folder`. It is durable when this returns.
-pub fn write(content: &Content, folder: &Path) -> Result<(), SnapshotError> {
-    let failed = SnapshotError::file(&folder.join(MEMORY), "written");
-    let file = create(content, folder).map_err(&failed)?;
+/// Writes `content` of a machine that stays paused into `directory`. It is durable when this returns.
+pub fn write(content: &Content, dir: &Path) -> Result<(), SnapshotError> {
+    let failed = SnapshotError::file(&dir.join(MEMORY), "written");
+    let file = create(content, dir).map_err(&failed)?;
     let chunks: Vec<Piece> = content.pieces.iter().flat_map(Piece::chunks).collect();
     let write_every =
         |first: usize| chunks.iter().skip(first).step_by(THREADS).try_for_each(|chunk| chunk.write(&file));
@@ -132,16 +132,16 @@ mod tests {
 
     #[test]
     fn what_was_touched_is_written_and_the_rest_is_zero() {
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let memory = allocate(4096).unwrap();
         let places = [(0x1000, 0x1000_u64), (0xbfff_f000, 0xbfff_f000), (0x1_0000_0000, 0xc000_0000)];
         for (address, _) in places {
             memory.write_obj(address, GuestAddress(address)).unwrap();
         }
-        let content = Content::of(&memory, None, folder.path());
+        let content = Content::of(&memory, None, dir.path());
         assert!(content.differences.is_none());
-        write(&content, folder.path()).unwrap();
-        let file = File::open(folder.path().join(MEMORY)).unwrap();
+        write(&content, dir.path()).unwrap();
+        let file = File::open(dir.path().join(MEMORY)).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 4 << 30);
         for (address, offset) in places {
             let mut bytes = [0; 8];

@@ -135,10 +135,10 @@ impl SnapshotError {
 }
 
 impl MachineState {
-    /// Writes the state atomically and durably into the directory `folder`, which already contains the memory.
-    pub fn write(mut self, folder: &Path) -> Result<(), SnapshotError> {
-        self.memory_written = Some(file_written(&folder.join(MEMORY))?);
-        let path = folder.join(STATE);
+    /// Writes the state atomically and durably into the directory `directory`, which already contains the memory.
+    pub fn write(mut self, dir: &Path) -> Result<(), SnapshotError> {
+        self.memory_written = Some(file_written(&dir.join(MEMORY))?);
+        let path = dir.join(STATE);
         let failed = SnapshotError::file(&path, "written");
         let payload = postcard::to_allocvec(&self).map_err(|error| failed(io::Error::other(error)))?;
         let mut content = Vec::with_capacity(HEADER + payload.len());
@@ -147,21 +147,21 @@ impl MachineState {
         content.extend((payload.len() as u64).to_le_bytes());
         content.extend(Sha256::digest(&payload));
         content.extend(payload);
-        let unfinished = folder.join(format!("{STATE}.new"));
+        let unfinished = dir.join(format!("{STATE}.new"));
         let write = || {
             let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
             file.write_all(&content)?;
             file.sync_all()?;
             fs::rename(&unfinished, &path)?;
-            File::open(folder)?.sync_all()
+            File::open(dir)?.sync_all()
         };
         write().map_err(failed)
     }
 
-    /// Reads the state in the directory `folder`, and checks that its memory is unchanged and that it fits this host's
+    /// Reads the state in the directory `directory`, and checks that its memory is unchanged and that it fits this host's
     /// CPU.
-    pub fn read(folder: &Path) -> Result<MachineState, SnapshotError> {
-        let path = folder.join(STATE);
+    pub fn read(dir: &Path) -> Result<MachineState, SnapshotError> {
+        let path = dir.join(STATE);
         let unusable = |reason: String| SnapshotError::Unusable { path: path.clone(), reason };
         let content = untrusted::read(&path, LIMIT).map_err(SnapshotError::file(&path, "read"))?;
         let state = parse(&content).map_err(unusable)?;
@@ -178,17 +178,17 @@ impl MachineState {
         }
         let base = state.differences.as_ref().map(|differences| (BASE, Some(differences.base_written)));
         for (name, written) in [(MEMORY, state.memory_written)].into_iter().chain(base) {
-            if written != Some(file_written(&folder.join(name))?) {
+            if written != Some(file_written(&dir.join(name))?) {
                 return Err(unusable(format!("the memory beside it, {name}, was written since")));
             }
         }
         Ok(state)
     }
 
-    /// Rejects the state, which was read from `folder`, if the microcode differs or KVM on this host lacks a feature
+    /// Rejects the state, which was read from `directory`, if the microcode differs or KVM on this host lacks a feature
     /// of the guest's CPUID.
-    pub fn check_host(&self, folder: &Path, kvm: &Kvm) -> Result<(), SnapshotError> {
-        let unusable = |reason| SnapshotError::Unusable { path: folder.join(STATE), reason };
+    pub fn check_host(&self, dir: &Path, kvm: &Kvm) -> Result<(), SnapshotError> {
+        let unusable = |reason| SnapshotError::Unusable { path: dir.join(STATE), reason };
         if let Some(difference) = self.identity.processor.difference(&Processor::of_host(Some(kvm))) {
             return Err(unusable(difference));
         }
@@ -204,11 +204,11 @@ impl MachineState {
     }
 }
 
-/// Checks that the snapshot in `folder` can be restored on this host, as far as possible without restoring it.
-pub fn check(folder: &Path) -> Result<(), SnapshotError> {
-    let state = MachineState::read(folder)?;
+/// Checks that the snapshot in `directory` can be restored on this host, as far as possible without restoring it.
+pub fn check(dir: &Path) -> Result<(), SnapshotError> {
+    let state = MachineState::read(dir)?;
     // A host without KVM is reported when the machine is started.
-    Kvm::new().map_or(Ok(()), |kvm| state.check_host(folder, &kvm))
+    Kvm::new().map_or(Ok(()), |kvm| state.check_host(dir, &kvm))
 }
 
 fn file_written(path: &Path) -> Result<(i64, i64), SnapshotError> {
@@ -222,14 +222,14 @@ fn written(metadata: &fs::Metadata) -> (i64, i64) {
 
 /// Invalidates a snapshot durably, so that it is not restored again. Its memory file stays as the base of the machine
 /// that is being restored.
-pub fn consume(folder: &Path) -> Result<(), SnapshotError> {
+pub fn consume(dir: &Path) -> Result<(), SnapshotError> {
     let consume = || {
-        fs::remove_file(folder.join(STATE))?;
-        File::open(folder)?.sync_all()?;
-        let (memory, base) = (folder.join(MEMORY), folder.join(BASE));
+        fs::remove_file(dir.join(STATE))?;
+        File::open(dir)?.sync_all()?;
+        let (memory, base) = (dir.join(MEMORY), dir.join(BASE));
         if base.exists() { fs::remove_file(memory) } else { fs::rename(memory, base) }
     };
-    consume().map_err(SnapshotError::file(folder, "changed"))
+    consume().map_err(SnapshotError::file(dir, "changed"))
 }
 
 /// Moves a snapshot from a VMM's directory into a trusted directory on the same file system. The VMM can then no
@@ -240,18 +240,18 @@ pub fn take(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Returns the disk space of a snapshot in bytes.
-pub fn bytes(folder: &Path) -> u64 {
-    let files = [STATE, MEMORY, BASE].map(|name| folder.join(name).symlink_metadata());
+pub fn bytes(dir: &Path) -> u64 {
+    let files = [STATE, MEMORY, BASE].map(|name| dir.join(name).symlink_metadata());
     files.iter().flatten().map(|metadata| metadata.blocks() * 512).sum()
 }
 
 /// Removes a snapshot, even an incomplete one. The state file is removed first, so that the rest is not a valid
 /// snapshot.
-pub fn remove(folder: &Path) -> io::Result<()> {
-    if folder.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
-        untrusted::remove_in(folder, STATE)?;
+pub fn remove(dir: &Path) -> io::Result<()> {
+    if dir.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+        untrusted::remove_in(dir, STATE)?;
     }
-    untrusted::remove(folder)
+    untrusted::remove(dir)
 }
 
 /// Ignores that a removed file did not exist.

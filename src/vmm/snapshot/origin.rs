@@ -57,11 +57,11 @@ pub fn forget(own: &Path) -> io::Result<()> {
 }
 
 impl Origin {
-    /// Opens the memory files of the snapshot in `folder` with the given `state`. Prefers the link in the directory
+    /// Opens the memory files of the snapshot in `directory` with the given `state`. Prefers the link in the directory
     /// `own`.
-    pub fn open(folder: &Path, own: &Path, state: &MachineState) -> Result<Origin, SnapshotError> {
+    pub fn open(dir: &Path, own: &Path, state: &MachineState) -> Result<Origin, SnapshotError> {
         let open = |name| {
-            let path = folder.join(name);
+            let path = dir.join(name);
             let file = untrusted::open(&path).map_err(SnapshotError::file(&path, "read"))?;
             Ok(match untrusted::open(&own.join(KEPT)) {
                 Ok(kept) if is_same(&kept, &file) => kept,
@@ -82,9 +82,9 @@ impl Origin {
         memory::map_file(memory_mib, &self.base, over)
     }
 
-    /// Returns the changed pages of `memory`, which was mapped here, and links the base into `folder`. Returns none if
+    /// Returns the changed pages of `memory`, which was mapped here, and links the base into `directory`. Returns none if
     /// saving all pages is cheaper, or if that fails.
-    pub(super) fn differences(&self, memory: &GuestMemory, folder: &Path) -> Option<Differences> {
+    pub(super) fn differences(&self, memory: &GuestMemory, dir: &Path) -> Option<Differences> {
         let find = || -> io::Result<Option<Differences>> {
             let known = self.differences.as_ref().map_or(&[][..], |(_, runs)| runs);
             let runs = pages::join(memory, pages::changed(memory)?, known);
@@ -93,7 +93,7 @@ impl Origin {
             if runs.len() > MAX_RUNS || changed > base.blocks() * 512 {
                 return Ok(None);
             }
-            self.link(folder)?;
+            self.link(dir)?;
             Ok(Some(Differences { base_written: written(&base), runs }))
         };
         find().unwrap_or_else(|error| {
@@ -102,9 +102,9 @@ impl Origin {
         })
     }
 
-    /// Links the base into `folder`, if it is not there yet.
-    fn link(&self, folder: &Path) -> io::Result<()> {
-        let path = folder.join(BASE);
+    /// Links the base into `directory`, if it is not there yet.
+    fn link(&self, dir: &Path) -> io::Result<()> {
+        let path = dir.join(BASE);
         match untrusted::open(&path) {
             Ok(there) if is_same(&there, &self.base) => return Ok(()),
             Ok(_) => fs::remove_file(&path)?,

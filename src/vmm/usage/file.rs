@@ -22,12 +22,12 @@ const MOST_BYTES: u64 = (MOST_LINES as u64) << 12;
 const APART_MS: u64 = 60_000;
 const OLDEST_MS: u64 = 14 * 24 * 3600 * 1000;
 
-/// Returns the readings of the machines in the directory `folder`, oldest first; none if there is no file.
+/// Returns the readings of the machines in the directory `directory`, oldest first; none if there is no file.
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn read(folder: &Path) -> io::Result<Vec<Reading>> {
-    let text = bytes(&folder.join(FILE))?;
+pub fn read(dir: &Path) -> io::Result<Vec<Reading>> {
+    let text = bytes(&dir.join(FILE))?;
     Ok(text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 
@@ -51,9 +51,9 @@ pub(super) struct ReadingsFile {
 }
 
 impl ReadingsFile {
-    /// Opens the file in the directory `folder`. Existing readings are kept.
-    pub fn open(folder: &Path) -> io::Result<ReadingsFile> {
-        let path = folder.join(FILE);
+    /// Opens the file in the directory `directory`. Existing readings are kept.
+    pub fn open(dir: &Path) -> io::Result<ReadingsFile> {
+        let path = dir.join(FILE);
         // A file that cannot be read is discarded.
         let text = bytes(&path).or_else(|error| {
             log::warn!("what was used before is forgotten: {}: {error}", path.display());
@@ -81,8 +81,8 @@ impl ReadingsFile {
 
     /// Replaces the file by one with half as many readings.
     fn thin(&mut self) -> io::Result<()> {
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        let kept = thinned(read(folder)?, MOST_LINES / 2);
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        let kept = thinned(read(dir)?, MOST_LINES / 2);
         let new = self.path.with_extension("new");
         let mut text = Vec::new();
         for reading in &kept {
@@ -136,56 +136,56 @@ mod tests {
         Reading { moment: Moment { run, up_ms, at_ms: run / 1_000_000 + up_ms }, cpu_ns: up_ms, ..Reading::default() }
     }
 
-    fn moments(folder: &Path) -> Vec<(u64, u64)> {
-        read(folder).unwrap().iter().map(|reading| (reading.moment.run, reading.moment.up_ms)).collect()
+    fn moments(dir: &Path) -> Vec<(u64, u64)> {
+        read(dir).unwrap().iter().map(|reading| (reading.moment.run, reading.moment.up_ms)).collect()
     }
 
     #[test]
     fn readings_are_added_to_those_of_the_machine_before() {
-        let folder = tempfile::tempdir().unwrap();
-        assert_eq!(moments(folder.path()), []);
-        ReadingsFile::open(folder.path()).unwrap().add(&reading(1, 7)).unwrap();
-        ReadingsFile::open(folder.path()).unwrap().add(&reading(2, 3)).unwrap();
-        assert_eq!(moments(folder.path()), [(1, 7), (2, 3)]);
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(moments(dir.path()), []);
+        ReadingsFile::open(dir.path()).unwrap().add(&reading(1, 7)).unwrap();
+        ReadingsFile::open(dir.path()).unwrap().add(&reading(2, 3)).unwrap();
+        assert_eq!(moments(dir.path()), [(1, 7), (2, 3)]);
     }
 
     #[test]
     fn a_line_that_is_not_whole_costs_no_other() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut file = ReadingsFile::open(folder.path()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = ReadingsFile::open(dir.path()).unwrap();
         file.add(&reading(1, 7)).unwrap();
         file.add(&reading(1, 8)).unwrap();
-        let path = folder.path().join(FILE);
+        let path = dir.path().join(FILE);
         let text = std::fs::read(&path).unwrap();
         std::fs::write(&path, &text[..text.len() - 5]).unwrap();
-        ReadingsFile::open(folder.path()).unwrap().add(&reading(2, 1)).unwrap();
-        assert_eq!(moments(folder.path()), [(1, 7), (2, 1)]);
+        ReadingsFile::open(dir.path()).unwrap().add(&reading(2, 1)).unwrap();
+        assert_eq!(moments(dir.path()), [(1, 7), (2, 1)]);
     }
 
     #[test]
     fn the_file_is_bounded_and_reaches_as_far_back_as_before() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut file = ReadingsFile::open(folder.path()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = ReadingsFile::open(dir.path()).unwrap();
         for number in 0..3 * MOST_LINES as u64 {
             file.add(&reading(5, number * 5000)).unwrap();
             assert!(file.lines <= MOST_LINES);
         }
-        let readings = read(folder.path()).unwrap();
+        let readings = read(dir.path()).unwrap();
         assert!((MOST_LINES / 8..=MOST_LINES).contains(&readings.len()), "{}", readings.len());
         assert_eq!(readings[0].moment.up_ms, 0);
         let widest = readings.windows(2).map(|pair| pair[1].moment.up_ms - pair[0].moment.up_ms).max();
         assert!(widest <= Some(2 * APART_MS), "{widest:?}");
-        assert!(std::fs::metadata(folder.path().join(FILE)).unwrap().len() < MOST_BYTES);
+        assert!(std::fs::metadata(dir.path().join(FILE)).unwrap().len() < MOST_BYTES);
     }
 
     #[test]
     fn a_file_that_is_no_such_file_is_replaced() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(FILE);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
         File::create(&path).unwrap().set_len(MOST_BYTES + 1).unwrap();
-        assert!(read(folder.path()).is_err());
-        ReadingsFile::open(folder.path()).unwrap().add(&reading(1, 1)).unwrap();
-        assert_eq!(moments(folder.path()), [(1, 1)]);
+        assert!(read(dir.path()).is_err());
+        ReadingsFile::open(dir.path()).unwrap().add(&reading(1, 1)).unwrap();
+        assert_eq!(moments(dir.path()), [(1, 1)]);
     }
 
     proptest! {

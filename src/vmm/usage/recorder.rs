@@ -29,11 +29,11 @@ pub(in crate::vmm) struct Recorder {
 }
 
 impl Recorder {
-    /// Records the usage of a machine with this many vCPUs in the directory `folder`. Called by the main thread before
+    /// Records the usage of a machine with this many vCPUs in the directory `directory`. Called by the main thread before
     /// the seccomp filters are installed.
-    pub fn new(folder: &Path, vcpus: u32) -> Option<Recorder> {
+    pub fn new(dir: &Path, vcpus: u32) -> Option<Recorder> {
         let begin = || {
-            let file = ReadingsFile::open(folder)?;
+            let file = ReadingsFile::open(dir)?;
             let signal = libc::SIGRTMIN() + 1;
             let expirations = read_from_descriptor(&[signal])?;
             let timer = CpuTimer::of_process(signal)?;
@@ -60,7 +60,7 @@ impl Recorder {
         if let Err(error) = &result
             && self.is_keeping
         {
-            log::error!("what the machine used cannot be kept in {FILE}: {error}");
+            log::error!("the machine's usage cannot be recorded in {FILE}: {error}");
         }
         self.is_keeping = result.is_ok();
     }

@@ -123,38 +123,38 @@ pub(super) mod tests {
     }
 
     fn directory() -> (tempfile::TempDir, OwnedFd) {
-        let folder = tempfile::tempdir().unwrap();
-        let open = open_directory(folder.path()).unwrap();
-        (folder, open)
+        let dir = tempfile::tempdir().unwrap();
+        let open = open_directory(dir.path()).unwrap();
+        (dir, open)
     }
 
     #[test]
     fn links_are_not_followed() {
-        let (folder, directory) = directory();
-        let (target, outside) = (folder.path().join("target"), folder.path().join("outside"));
+        let (dir, directory) = directory();
+        let (target, outside) = (dir.path().join("target"), dir.path().join("outside"));
         fs::write(&target, "before").unwrap();
         fs::create_dir(&outside).unwrap();
-        symlink(&target, folder.path().join("file")).unwrap();
-        symlink(&target, folder.path().join(".file.wisp")).unwrap();
-        symlink(&outside, folder.path().join("folder")).unwrap();
+        symlink(&target, dir.path().join("file")).unwrap();
+        symlink(&target, dir.path().join(".file.wisp")).unwrap();
+        symlink(&outside, dir.path().join("directory")).unwrap();
         assert!(read(&directory, "file", 100).is_err());
-        assert!(append(&folder.path().join("file")).is_err());
-        assert!(open_or_make_directory(&directory, "folder", 0o700).is_err());
+        assert!(append(&dir.path().join("file")).is_err());
+        assert!(open_or_make_directory(&directory, "directory", 0o700).is_err());
         replace(&directory, "file", b"after", 0o640, None).unwrap();
         assert_eq!(fs::read_to_string(&target).unwrap(), "before");
-        let written = folder.path().join("file");
+        let written = dir.path().join("file");
         assert_eq!(fs::read_to_string(&written).unwrap(), "after");
         assert_eq!(written.symlink_metadata().unwrap().permissions().mode() & 0o7777, 0o640);
     }
 
     #[test]
     fn pipes_and_long_files_are_errors_and_are_not_waited_for() {
-        let (folder, directory) = directory();
-        let pipe = folder.path().join("pipe");
+        let (dir, directory) = directory();
+        let pipe = dir.path().join("pipe");
         make_pipe(&pipe);
         assert!(read(&directory, "pipe", 100).unwrap_err().to_string().contains("not a regular file"));
         assert!(append(&pipe).is_err());
-        fs::write(folder.path().join("long"), [0; 101]).unwrap();
+        fs::write(dir.path().join("long"), [0; 101]).unwrap();
         assert!(read(&directory, "long", 100).unwrap_err().to_string().contains("more than 100 bytes"));
         assert_eq!(read(&directory, "long", 101).unwrap().unwrap().0.len(), 101);
         assert!(read(&directory, "none", 100).unwrap().is_none());

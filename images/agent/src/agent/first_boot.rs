@@ -391,7 +391,7 @@ mod tests {
 
     /// Locations of a test's user data.
     struct Guest {
-        folder: tempfile::TempDir,
+        dir: tempfile::TempDir,
         children: Children,
         user_data: UserData,
         places: Places,
@@ -399,11 +399,11 @@ mod tests {
 
     impl Guest {
         fn new() -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            let console = folder.path().join("console");
+            let dir = tempfile::tempdir().unwrap();
+            let console = dir.path().join("console");
             fs::write(&console, "").unwrap();
-            let places = Places { state: folder.path().join("state"), log: folder.path().join("log"), console };
-            Self { folder, children: Children::new(false), user_data: UserData::default(), places }
+            let places = Places { state: dir.path().join("state"), log: dir.path().join("log"), console };
+            Self { dir, children: Children::new(false), user_data: UserData::default(), places }
         }
 
         fn run(&self, data: &str, id: &str) -> io::Result<UserDataStatus> {
@@ -416,7 +416,7 @@ mod tests {
     #[test]
     fn a_script_runs_and_data_is_stored() {
         let guest = Guest::new();
-        let trace = guest.folder.path().join("trace");
+        let trace = guest.dir.path().join("trace");
         let script = format!("#!/bin/sh\necho said\necho ran >> {}\nexit 3\n", trace.display());
         let failed = UserDataStatus { state: UserDataState::Failed, exit: Some(3) };
         assert_eq!(guest.run(&script, "i-1").unwrap(), failed);
@@ -435,7 +435,7 @@ mod tests {
     fn a_script_is_finished_when_it_exits_and_its_background_goes_on() {
         let guest = Guest::new();
         let pipe = |name: &str| {
-            let path = guest.folder.path().join(name);
+            let path = guest.dir.path().join(name);
             make_pipe(&path);
             let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
             (path, file)

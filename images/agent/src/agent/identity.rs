@@ -261,7 +261,7 @@ mod tests {
 
     /// The files of a guest, and the programs run in it.
     struct Root {
-        folder: tempfile::TempDir,
+        dir: tempfile::TempDir,
         ran: RefCell<Vec<String>>,
         /// True if `ssh-keygen` is installed and works.
         makes_keys: bool,
@@ -269,7 +269,7 @@ mod tests {
 
     impl Root {
         fn new(files: &[(&str, &str)]) -> Self {
-            let root = Self { folder: tempfile::tempdir().unwrap(), ran: RefCell::default(), makes_keys: true };
+            let root = Self { dir: tempfile::tempdir().unwrap(), ran: RefCell::default(), makes_keys: true };
             for (path, content) in files {
                 let path = root.path(path);
                 fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -279,7 +279,7 @@ mod tests {
         }
 
         fn path(&self, path: &str) -> PathBuf {
-            self.folder.path().join(path)
+            self.dir.path().join(path)
         }
 
         fn read(&self, path: &str) -> String {
@@ -297,7 +297,7 @@ mod tests {
                 }
                 false
             };
-            Guest { root: self.folder.path().into(), run: &run }.renew(id, moment)
+            Guest { root: self.dir.path().into(), run: &run }.renew(id, moment)
         }
     }
 

@@ -80,7 +80,7 @@ pub fn enter_root() {
 fn try_enter_root() -> Result<(), String> {
     mounts::mount_kernel();
     let command_line = CommandLine::read();
-    let root = command_line.root.as_ref().ok_or("the kernel's command line names no root= to go on with")?;
+    let root = command_line.root.as_ref().ok_or("the kernel's command line has no root=")?;
     mount_root(root)?;
     if let Err(error) = bring_agent() {
         eprintln!("wisp-init: the guest will be without an agent: {error}");
@@ -215,14 +215,14 @@ mod tests {
 
     #[test]
     fn units_are_wanted_by_the_multi_user_target() {
-        let folder = tempfile::tempdir().unwrap();
-        add_units(folder.path(), false).unwrap();
-        let wanted = |name: &str| folder.path().join("multi-user.target.wants").join(name);
+        let dir = tempfile::tempdir().unwrap();
+        add_units(dir.path(), false).unwrap();
+        let wanted = |name: &str| dir.path().join("multi-user.target.wants").join(name);
         assert_eq!(fs::read_to_string(wanted(UNIT)).unwrap(), UNIT_TEXT);
         assert!(!wanted(NETWORK_UNIT).exists());
-        let folder = tempfile::tempdir().unwrap();
-        add_units(folder.path(), true).unwrap();
-        let text = fs::read_to_string(folder.path().join("multi-user.target.wants").join(NETWORK_UNIT)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        add_units(dir.path(), true).unwrap();
+        let text = fs::read_to_string(dir.path().join("multi-user.target.wants").join(NETWORK_UNIT)).unwrap();
         assert!(text.contains("wisp-init --network"), "{text}");
     }
 }

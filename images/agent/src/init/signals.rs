@@ -36,7 +36,7 @@ impl Signals {
     /// Blocks the signals in this thread and its later children, and makes control-alt-delete send SIGINT.
     pub fn take_over() -> io::Result<Self> {
         let mut set = MaybeUninit::uninit();
-        // SAFETY: sigemptyset initialises the set, and the other calls use it after that.
+        // SAFETY: sigemptyset initializes the set, and the other calls use it after that.
         let fd = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2, libc::SIGINT] {

@@ -674,15 +674,15 @@ mod tests {
             streams in prop::collection::vec(steps(), 1..3),
             destination in prop::sample::select(vec!["home", "home/", "own", "home/new", "home/data/sub", "home/data/out/"]),
         ) {
-            let folder = tempfile::tempdir().expect("a directory");
+            let dir = tempfile::tempdir().expect("a directory");
             for name in ["home/data/sub", "outside"] {
-                std::fs::create_dir_all(folder.path().join(name)).expect("made");
+                std::fs::create_dir_all(dir.path().join(name)).expect("made");
             }
-            std::fs::write(folder.path().join("home/.bashrc"), "mine").expect("written");
-            std::os::unix::fs::symlink("home", folder.path().join("own")).expect("linked");
-            std::os::unix::fs::symlink("../../outside", folder.path().join("home/data/away")).expect("linked");
+            std::fs::write(dir.path().join("home/.bashrc"), "mine").expect("written");
+            std::os::unix::fs::symlink("home", dir.path().join("own")).expect("linked");
+            std::os::unix::fs::symlink("../../outside", dir.path().join("home/data/away")).expect("linked");
             for stream in streams {
-                let mut writer = untrusted(&folder.path().join(destination), "/srv/data");
+                let mut writer = untrusted(&dir.path().join(destination), "/srv/data");
                 for (step, name) in stream {
                     let name = OsString::from(name);
                     let entry = match step {
@@ -692,7 +692,7 @@ mod tests {
                         Step::Data => Entry::Data(Bytes(b"x")),
                         Step::Hole => Entry::Hole(name.len() as u64 * 5000),
                         Step::EndOfFile => Entry::EndOfFile,
-                        Step::Symlink => Entry::Symlink { name, target: folder.path().join("outside").into() },
+                        Step::Symlink => Entry::Symlink { name, target: dir.path().join("outside").into() },
                         Step::Skipped => Entry::Skipped { name },
                         Step::End => Entry::End,
                     };
@@ -700,14 +700,14 @@ mod tests {
                 }
             }
             let names = |name: &str| -> std::collections::BTreeSet<String> {
-                let entries = std::fs::read_dir(folder.path().join(name)).expect("listed");
+                let entries = std::fs::read_dir(dir.path().join(name)).expect("listed");
                 entries.map(|entry| entry.expect("read").file_name().into_string().expect("text")).collect()
             };
             let only = |names: &[&str]| names.iter().map(ToString::to_string).collect();
             prop_assert_eq!(names("."), only(&["home", "outside", "own"]));
             prop_assert_eq!(names("outside"), only(&[]));
             prop_assert!(names("home").is_subset(&only(&[".bashrc", "data", "new"])));
-            prop_assert_eq!(std::fs::read(folder.path().join("home/.bashrc")).expect("there"), b"mine");
+            prop_assert_eq!(std::fs::read(dir.path().join("home/.bashrc")).expect("there"), b"mine");
         }
 
         #[test]

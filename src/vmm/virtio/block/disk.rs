@@ -16,7 +16,7 @@ use super::image::{self, BlockError, Image};
 use super::lock::lock;
 use crate::vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use crate::vmm::limits::DiskLimits;
-use crate::vmm::passed::PassedFiles;
+use crate::vmm::passed_files::FdTable;
 
 /// Sector size in bytes: the unit of every virtio-blk address.
 pub const SECTOR: u64 = 512;
@@ -62,20 +62,20 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Opens the disk of `config`. An ephemeral disk gets an unnamed overlay in `folder`.
-    pub fn open(config: &DiskConfig, folder: &Path) -> Result<Disk, BlockError> {
-        Disk::open_among(config, folder, &PassedFiles::default())
+    /// Opens the disk of `config`. An ephemeral disk gets an unnamed overlay in `directory`.
+    pub fn open(config: &DiskConfig, dir: &Path) -> Result<Disk, BlockError> {
+        Disk::open_with_fds(config, dir, &FdTable::default())
     }
 
     /// Does the same as [`open`](Disk::open), with descriptors for its files possibly in `files`.
-    pub fn open_among(config: &DiskConfig, folder: &Path, files: &PassedFiles) -> Result<Disk, BlockError> {
+    pub fn open_with_fds(config: &DiskConfig, dir: &Path, files: &FdTable) -> Result<Disk, BlockError> {
         let base =
             image::open(&config.path, config.format, &config.backing, config.access == DiskAccess::ReadWrite, files)?;
         check_size(config, base.access.size())?;
         let image = if config.access == DiskAccess::Ephemeral {
-            image::unnamed_layer(base, folder).map_err(|source| BlockError::Layer {
+            image::unnamed_layer(base, dir).map_err(|source| BlockError::Layer {
                 path: config.path.clone(),
-                folder: folder.to_path_buf(),
+                dir: dir.to_path_buf(),
                 source,
             })?
         } else {
@@ -247,7 +247,7 @@ impl Disk {
     /// The present file is flushed and stays open read-only. The writable descriptor is closed, because other VMs may
     /// share the file from now on. If the disk already uses `layer`, this does nothing, because a client that was
     /// killed before the response may retry. After an error the disk is unchanged.
-    pub fn switch(&mut self, layer: &Path, files: &PassedFiles) -> Result<(), BlockError> {
+    pub fn switch(&mut self, layer: &Path, files: &FdTable) -> Result<(), BlockError> {
         if layer == self.path {
             return Ok(());
         }
@@ -329,65 +329,65 @@ mod tests {
 
     #[test]
     fn an_ephemeral_disk_leaves_its_file_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("base");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("base");
         fs::write(&path, vec![7; 1 << 20]).unwrap();
-        let disk = Disk::open(&config(&path, DiskAccess::Ephemeral), folder.path()).unwrap();
+        let disk = Disk::open(&config(&path, DiskAccess::Ephemeral), dir.path()).unwrap();
         write(&disk, 4096, &mut [9; 512]);
         assert_eq!(read(&disk, 4096, 512), [9; 512]);
         assert_eq!(read(&disk, 4608, 512), [7; 512]);
         assert_eq!(read(&disk, (1 << 20) - 512, 512), [7; 512]);
         drop(disk);
         assert_eq!(fs::read(&path).unwrap(), vec![7; 1 << 20]);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
     fn a_written_disk_cannot_be_opened_twice() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
         fs::write(&path, vec![0; 4096]).unwrap();
-        let _first = Disk::open(&config(&path, DiskAccess::ReadWrite), folder.path()).unwrap();
+        let _first = Disk::open(&config(&path, DiskAccess::ReadWrite), dir.path()).unwrap();
         for access in [DiskAccess::ReadWrite, DiskAccess::ReadOnly] {
-            let second = Disk::open(&config(&path, access), folder.path());
+            let second = Disk::open(&config(&path, access), dir.path());
             assert!(matches!(second, Err(BlockError::InUse(_))), "{access:?}");
         }
     }
 
     #[test]
     fn readers_share_a_disk() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
         fs::write(&path, vec![0; 4096]).unwrap();
-        let _first = Disk::open(&config(&path, DiskAccess::ReadOnly), folder.path()).unwrap();
-        Disk::open(&config(&path, DiskAccess::Ephemeral), folder.path()).unwrap();
+        let _first = Disk::open(&config(&path, DiskAccess::ReadOnly), dir.path()).unwrap();
+        Disk::open(&config(&path, DiskAccess::Ephemeral), dir.path()).unwrap();
     }
 
     #[test]
     fn what_holds_no_disk_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk");
-        let open = |access, format| Disk::open(&DiskConfig { format, ..config(&path, access) }, folder.path());
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let open = |access, format| Disk::open(&DiskConfig { format, ..config(&path, access) }, dir.path());
         assert!(matches!(open(DiskAccess::ReadOnly, DiskFormat::Raw), Err(BlockError::Open { .. })));
         fs::write(&path, []).unwrap();
         assert!(matches!(open(DiskAccess::ReadOnly, DiskFormat::Raw), Err(BlockError::Empty(_))));
         fs::write(&path, [0; 100]).unwrap();
         assert!(matches!(open(DiskAccess::ReadOnly, DiskFormat::Qcow2), Err(BlockError::Format { .. })));
-        let not_a_file = Disk::open(&config(folder.path(), DiskAccess::ReadOnly), folder.path());
+        let not_a_file = Disk::open(&config(dir.path(), DiskAccess::ReadOnly), dir.path());
         assert!(matches!(not_a_file, Err(BlockError::NotADisk(_))));
     }
 
     #[test]
     fn image_that_ends_within_a_sector_is_rounded_up_unless_it_is_written() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
         fs::write(&path, vec![7; 3 * 512 + 100]).unwrap();
         for access in [DiskAccess::ReadOnly, DiskAccess::Ephemeral] {
-            let disk = Disk::open(&config(&path, access), folder.path()).unwrap();
+            let disk = Disk::open(&config(&path, access), dir.path()).unwrap();
             assert_eq!(disk.sectors(), 4, "{access:?}");
             assert_eq!(read(&disk, 1024, 1024), [vec![7; 612], vec![0; 412]].concat(), "{access:?}");
         }
-        let refused = Disk::open(&config(&path, DiskAccess::ReadWrite), folder.path());
+        let refused = Disk::open(&config(&path, DiskAccess::ReadWrite), dir.path());
         assert!(matches!(refused, Err(BlockError::PartialDisk { size: 1636, rounded: 2048, .. })), "{refused:?}");
         assert_eq!(fs::read(&path).unwrap(), vec![7; 3 * 512 + 100]);
     }
@@ -408,14 +408,14 @@ mod tests {
 
     #[test]
     fn switch_leaves_no_descriptor_that_can_write_to_the_lower_layer() {
-        let folder = tempfile::tempdir().unwrap();
-        let folder_path = folder.path().canonicalize().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let folder_path = dir.path().canonicalize().unwrap();
         let (path, layer) = (folder_path.join("disk"), folder_path.join("layer"));
         fs::write(&path, vec![7; 1 << 20]).unwrap();
         let mut disk = Disk::open(&config(&path, DiskAccess::ReadWrite), &folder_path).unwrap();
         assert!(writable_descriptors(&path) > 0);
         crate::vmm::virtio::block::image::tests::layer(&layer, "disk", "raw");
-        disk.switch(&layer, &PassedFiles::default()).unwrap();
+        disk.switch(&layer, &FdTable::default()).unwrap();
         write(&disk, 0, &mut [8; 512]);
         disk.flush().unwrap();
         assert_eq!(writable_descriptors(&path), 0);
@@ -425,10 +425,10 @@ mod tests {
 
     #[test]
     fn zeroes_stay_in_their_range_on_a_disk_smaller_than_a_cluster() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
         fs::write(&path, vec![7; 32 << 10]).unwrap();
-        let mut disk = Disk::open(&config(&path, DiskAccess::Ephemeral), folder.path()).unwrap();
+        let mut disk = Disk::open(&config(&path, DiskAccess::Ephemeral), dir.path()).unwrap();
         for (offset, unmap) in [(0, true), (1024, false)] {
             disk.write_zeroes(offset, 512, unmap).unwrap();
         }
@@ -438,10 +438,10 @@ mod tests {
 
     #[test]
     fn zeroes_and_discards_stay_in_their_range() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
         fs::write(&path, vec![7; 1 << 20]).unwrap();
-        let mut disk = Disk::open(&config(&path, DiskAccess::ReadWrite), folder.path()).unwrap();
+        let mut disk = Disk::open(&config(&path, DiskAccess::ReadWrite), dir.path()).unwrap();
         disk.write_zeroes(1024, 512, false).unwrap();
         disk.write_zeroes(8192, 8192, true).unwrap();
         disk.discard(32_768, 4096).unwrap();

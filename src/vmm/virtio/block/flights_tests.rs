@@ -64,8 +64,8 @@ fn config(path: &Path, format: DiskFormat) -> DiskConfig {
 }
 
 /// Returns a raw disk, and an empty qcow2 overlay over another one.
-fn disks(folder: &Path) -> [Disk; 2] {
-    let [raw, base, layer] = ["raw", "base", "layer"].map(|name| folder.join(name));
+fn disks(dir: &Path) -> [Disk; 2] {
+    let [raw, base, layer] = ["raw", "base", "layer"].map(|name| dir.join(name));
     for path in [&raw, &base] {
         fs::write(path, content()).unwrap();
         let file = File::open(path).unwrap();
@@ -76,13 +76,13 @@ fn disks(folder: &Path) -> [Disk; 2] {
     let builder = Qcow2::<ImageFile>::create_builder(file).size(BLOCKS * LENGTH);
     builder.backing("base".into(), "raw".into()).create().unwrap();
     [(raw, DiskFormat::Raw), (layer, DiskFormat::Qcow2)]
-        .map(|(path, format)| Disk::open(&config(&path, format), folder).unwrap())
+        .map(|(path, format)| Disk::open(&config(&path, format), dir).unwrap())
 }
 
 /// A driver with up to 16 requests in its queue.
 struct Driver {
     device: Block,
-    bay: Arc<DiskBay>,
+    shared_disk: Arc<SharedDisk>,
     memory: GuestMemory,
     kick: EventFd,
     available: u16,
@@ -93,8 +93,8 @@ impl Driver {
         let memory = memory::allocate(64).unwrap();
         let queue = queue_with(&memory, &[], &[]);
         let kick = queue.kick().try_clone().unwrap();
-        let bay = Arc::new(DiskBay::new(Some(disk), SharedDiskLimiter::default()));
-        let mut device = Block::with_ring(Arc::clone(&bay), 0, ring);
+        let shared_disk = Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default()));
+        let mut device = Block::with_ring(Arc::clone(&shared_disk), 0, ring);
         let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
         let faults = Arc::new(GuestFaults::new("test"));
         let queues = vec![queue];
@@ -109,14 +109,14 @@ impl Driver {
                 clock,
             })
             .unwrap();
-        Driver { device, bay, memory, kick, available: 0 }
+        Driver { device, shared_disk, memory, kick, available: 0 }
     }
 
     /// Runs a test on each disk, with and without an io_uring.
     fn each(test: impl Fn(&mut Driver)) {
         for ring in [Ring::new as fn() -> Option<Ring>, || None] {
-            let folder = tempfile::tempdir().unwrap();
-            for disk in disks(folder.path()) {
+            let dir = tempfile::tempdir().unwrap();
+            for disk in disks(dir.path()) {
                 let mut driver = Driver::new(disk, ring());
                 test(&mut driver);
                 driver.device.reset();
@@ -196,7 +196,7 @@ fn reads_at_once_each_get_their_own_data() {
                 assert_eq!((driver.status(slot), driver.block(slot)), (0, block(slot)));
             }
         }
-        assert_eq!(driver.bay.label().unwrap().counters.record().reads, 256);
+        assert_eq!(driver.shared_disk.label().unwrap().counters.record().reads, 256);
     });
 }
 
@@ -248,7 +248,7 @@ fn writes_flushes_and_discards_among_reads_are_done() {
 fn whoever_takes_the_disk_out_finds_nothing_in_flight() {
     Driver::each(|driver| {
         driver.put(&(0..16).map(|slot| (IN, slot * 31)).collect::<Vec<_>>());
-        let taken = driver.bay.hold().take();
+        let taken = driver.shared_disk.hold().take();
         let done = driver.used();
         drop(taken);
         driver.wait();
@@ -271,11 +271,11 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let memory = memory::allocate(64).unwrap();
-        let [disk, _] = disks(folder.path());
+        let [disk, _] = disks(dir.path());
         let queue = queue_with(&memory, &[], &[]);
-        Bench { _folder: folder, memory, disk, queue }
+        Bench { _folder: dir, memory, disk, queue }
     }
 
     fn used(&self) -> Vec<u16> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
-use super::{Block, Disk, DiskBay, SECTOR, backing, open_alone, refcounts, virtual_size};
+use super::{Block, Disk, SECTOR, SharedDisk, backing, open_alone, refcounts, virtual_size};
 use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
 use crate::vmm::limits::rate_limiter::SharedDiskLimiter;
 use crate::vmm::virtio::fuzzing::drive;
@@ -16,13 +16,13 @@ const SECTORS: u64 = 64;
 
 /// Fuzzes the requests of a driver on a disk of 32 KiB.
 pub(crate) fn requests(data: &[u8]) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("disk");
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("disk");
     fs::write(&path, [7; (SECTORS * SECTOR) as usize]).expect("a file");
     let access =
         if data.first().is_some_and(|first| first & 0x80 != 0) { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
-    let disk = Disk::open(&config(&path, DiskFormat::Raw, access), folder.path()).expect("a disk");
-    drive(&mut Block::new(Arc::new(DiskBay::new(Some(disk), SharedDiskLimiter::default())), 0), data, &mut |_| {});
+    let disk = Disk::open(&config(&path, DiskFormat::Raw, access), dir.path()).expect("a disk");
+    drive(&mut Block::new(Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default())), 0), data, &mut |_| {});
     let length = fs::metadata(&path).expect("the disk's file").len();
     assert_eq!(length, SECTORS * SECTOR, "a guest's requests do not change its disk's size");
 }
@@ -30,13 +30,13 @@ pub(crate) fn requests(data: &[u8]) {
 /// Fuzzes an untrusted qcow2 file: inspect it, use it under an overlay like an image's root disk, and repair its
 /// refcounts.
 pub(crate) fn images(data: &[u8]) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("disk");
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("disk");
     fs::write(&path, data).expect("a file");
     let _ = (backing(&path), virtual_size(&path, DiskFormat::Qcow2));
     // An image that refers to other files is refused.
     if open_alone(&path).is_ok()
-        && let Ok(mut disk) = Disk::open(&config(&path, DiskFormat::Qcow2, DiskAccess::Ephemeral), folder.path())
+        && let Ok(mut disk) = Disk::open(&config(&path, DiskFormat::Qcow2, DiskAccess::Ephemeral), dir.path())
     {
         let size = disk.sectors() * SECTOR;
         let mut bytes = [9; 2 * SECTOR as usize];
@@ -49,7 +49,7 @@ pub(crate) fn images(data: &[u8]) {
         let _ = disk.flush();
     }
     if let Ok(file) = fs::File::options().read(true).write(true).open(&path) {
-        let _ = refcounts::mend(&file);
+        let _ = refcounts::fix(&file);
     }
 }
 

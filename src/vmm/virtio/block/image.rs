@@ -21,7 +21,7 @@ use super::image_file::ImageFile;
 use super::lock::lock;
 use super::refcounts;
 use crate::vmm::config::{BackingFile, DiskFormat};
-use crate::vmm::passed::PassedFiles;
+use crate::vmm::passed_files::FdTable;
 
 /// Maximum number of backing files of a disk. Each costs a descriptor, and a read may have to search all of them.
 pub const MAX_LAYERS: usize = 64;
@@ -57,12 +57,12 @@ pub enum BlockError {
         source: io::Error,
     },
     /// The overlay of an ephemeral disk could not be created.
-    #[error("no copy-on-write layer for {} can be made in {}: {source}", path.display(), folder.display())]
+    #[error("no copy-on-write layer for {} can be made in {}: {source}", path.display(), dir.display())]
     Layer {
         /// The image under the overlay.
         path: PathBuf,
         /// The directory for the overlay.
-        folder: PathBuf,
+        dir: PathBuf,
         /// The cause.
         source: io::Error,
     },
@@ -195,7 +195,7 @@ pub(super) fn open(
     format: DiskFormat,
     backing: &[BackingFile],
     writable: bool,
-    files: &PassedFiles,
+    files: &FdTable,
 ) -> Result<Image, BlockError> {
     check_depth(path, backing)?;
     let file = open_file(path, writable, files)?;
@@ -209,7 +209,7 @@ pub(super) fn open_unlocked(
     path: &Path,
     format: DiskFormat,
     backing: &[BackingFile],
-    files: &PassedFiles,
+    files: &FdTable,
 ) -> Result<Image, BlockError> {
     image(open_file(path, false, files)?, path, format, backing, false, files)
 }
@@ -220,7 +220,7 @@ pub(super) fn open_layer(
     path: &Path,
     backing: &[BackingFile],
     base: Image,
-    files: &PassedFiles,
+    files: &FdTable,
 ) -> Result<Image, BlockError> {
     check_depth(path, backing)?;
     let file = open_file(path, true, files)?;
@@ -233,8 +233,8 @@ pub(super) fn open_layer(
 }
 
 /// Creates an unnamed qcow2 overlay over `base`. It takes all writes and disappears with the process.
-pub(super) fn unnamed_layer(base: Image, folder: &Path) -> io::Result<Image> {
-    let file = tempfile::tempfile_in(folder)?;
+pub(super) fn unnamed_layer(base: Image, dir: &Path) -> io::Result<Image> {
+    let file = tempfile::tempfile_in(dir)?;
     let size = base.access.size().next_multiple_of(SECTOR);
     let backing = Arc::new(base.access);
     let layer =
@@ -248,7 +248,7 @@ pub(super) fn unnamed_layer(base: Image, folder: &Path) -> io::Result<Image> {
 
 /// Reads the name of the backing file from the header of the qcow2 image at `path`, without opening that file.
 pub fn backing(path: &Path) -> Result<Option<Backing>, BlockError> {
-    let file = open_file(path, false, &PassedFiles::default())?;
+    let file = open_file(path, false, &FdTable::default())?;
     backing_of(&qcow2(&file, path, false)?, path)
 }
 
@@ -259,12 +259,12 @@ pub fn open_to_read(
     format: DiskFormat,
     backing: &[BackingFile],
 ) -> Result<FormatAccess<ImageFile>, BlockError> {
-    Ok(open(path, format, backing, false, &PassedFiles::default())?.access)
+    Ok(open(path, format, backing, false, &FdTable::default())?.access)
 }
 
 /// Opens an untrusted qcow2 image, which must not refer to any other file.
 pub fn open_alone(path: &Path) -> Result<FormatAccess<ImageFile>, BlockError> {
-    let file = open_file(path, false, &PassedFiles::default())?;
+    let file = open_file(path, false, &FdTable::default())?;
     lock(&file, path, false)?;
     let mut image = qcow2(&file, path, false)?;
     if let Some(backing) = image.implicit_backing_file() {
@@ -277,7 +277,7 @@ pub fn open_alone(path: &Path) -> Result<FormatAccess<ImageFile>, BlockError> {
 
 /// Returns the virtual size of an image in bytes. The image may be in use by a VM.
 pub fn virtual_size(path: &Path, format: DiskFormat) -> Result<u64, BlockError> {
-    let file = open_file(path, false, &PassedFiles::default())?;
+    let file = open_file(path, false, &FdTable::default())?;
     match format {
         DiskFormat::Raw => {
             let failed = |source| BlockError::Open { path: path.to_path_buf(), source };
@@ -287,7 +287,7 @@ pub fn virtual_size(path: &Path, format: DiskFormat) -> Result<u64, BlockError> 
     }
 }
 
-fn open_file(path: &Path, writable: bool, files: &PassedFiles) -> Result<File, BlockError> {
+fn open_file(path: &Path, writable: bool, files: &FdTable) -> Result<File, BlockError> {
     let failed = |source| BlockError::Open { path: path.to_path_buf(), source };
     let file = files.open(path, writable).map_err(failed)?;
     let kind = file.metadata().map_err(failed)?.file_type();
@@ -304,7 +304,7 @@ fn image(
     format: DiskFormat,
     backing: &[BackingFile],
     writable: bool,
-    files: &PassedFiles,
+    files: &FdTable,
 ) -> Result<Image, BlockError> {
     let access = match format {
         DiskFormat::Raw if !backing.is_empty() => return Err(BlockError::RawBacking(path.to_path_buf())),
@@ -324,7 +324,7 @@ fn image(
     Ok(Image { access, file })
 }
 
-fn open_backing(first: &BackingFile, rest: &[BackingFile], files: &PassedFiles) -> Result<Image, BlockError> {
+fn open_backing(first: &BackingFile, rest: &[BackingFile], files: &FdTable) -> Result<Image, BlockError> {
     let file = open_file(&first.path, false, files)?;
     lock(&file, &first.path, false)?;
     image(file, &first.path, first.format, rest, false, files)
@@ -376,9 +376,9 @@ fn quoted(backing: &Option<String>) -> &str {
 fn qcow2(file: &File, path: &Path, writable: bool) -> Result<Qcow2<ImageFile>, BlockError> {
     let bad = |source| BlockError::Format { path: path.to_path_buf(), format: "qcow2", source };
     if writable {
-        let mended = refcounts::mend(file).map_err(bad)?;
+        let mended = refcounts::fix(file).map_err(bad)?;
         if mended > 0 {
-            log::warn!("{}: {mended} clusters in use were not counted; its writer was killed", path.display());
+            log::warn!("{}: {mended} clusters in use were not counted; its last writer was killed", path.display());
         }
     }
     let image = Qcow2::open_image(storage(file, path, writable)?, writable).map_err(bad)?;
@@ -398,8 +398,8 @@ fn backing_of(image: &Qcow2<ImageFile>, path: &Path) -> Result<Option<Backing>, 
             return Err(BlockError::BackingFormat { path: path.to_path_buf(), format });
         }
     };
-    let folder = path.parent().unwrap_or(Path::new(""));
-    Ok(Some(Backing { path: folder.join(name), name: name.clone(), format }))
+    let dir = path.parent().unwrap_or(Path::new(""));
+    Ok(Some(Backing { path: dir.join(name), name: name.clone(), format }))
 }
 
 fn storage(file: &File, path: &Path, writable: bool) -> Result<ImageFile, BlockError> {
@@ -431,17 +431,17 @@ pub(super) mod tests {
     }
 
     fn open_qcow2(path: &Path, backing: &[BackingFile], writable: bool) -> Result<Image, BlockError> {
-        open(path, DiskFormat::Qcow2, backing, writable, &PassedFiles::default())
+        open(path, DiskFormat::Qcow2, backing, writable, &FdTable::default())
     }
 
     fn open_raw(path: &Path, writable: bool) -> Result<Image, BlockError> {
-        open(path, DiskFormat::Raw, &[], writable, &PassedFiles::default())
+        open(path, DiskFormat::Raw, &[], writable, &FdTable::default())
     }
 
     #[test]
     fn backing_file_is_locked_against_writers() {
-        let folder = tempfile::tempdir().unwrap();
-        let (base, top) = (folder.path().join("base"), folder.path().join("top"));
+        let dir = tempfile::tempdir().unwrap();
+        let (base, top) = (dir.path().join("base"), dir.path().join("top"));
         std::fs::write(&base, vec![7; 1 << 20]).unwrap();
         layer(&top, "base", "raw");
         let image = open_qcow2(&top, &[raw(&base)], true).unwrap();
@@ -456,8 +456,8 @@ pub(super) mod tests {
 
     #[test]
     fn header_that_names_another_file_than_the_configuration_opens_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let [base, secret, top, alone] = ["base", "secret", "top", "alone"].map(|name| folder.path().join(name));
+        let dir = tempfile::tempdir().unwrap();
+        let [base, secret, top, alone] = ["base", "secret", "top", "alone"].map(|name| dir.path().join(name));
         std::fs::write(&base, vec![7; 1 << 20]).unwrap();
         // Opening this one would block until it has a writer.
         rustix::fs::mkfifoat(rustix::fs::CWD, &secret, rustix::fs::Mode::RUSR).unwrap();
@@ -481,9 +481,9 @@ pub(super) mod tests {
 
     #[test]
     fn backing_file_may_be_named_by_any_path_to_it() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("volumes")).unwrap();
-        let (base, top) = (folder.path().join("base"), folder.path().join("volumes/top"));
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("volumes")).unwrap();
+        let (base, top) = (dir.path().join("base"), dir.path().join("volumes/top"));
         std::fs::write(&base, vec![7; 1 << 20]).unwrap();
         for name in ["../base", "./../volumes/../base", base.to_str().unwrap()] {
             let _ = std::fs::remove_file(&top);
@@ -494,8 +494,8 @@ pub(super) mod tests {
 
     #[test]
     fn layer_over_itself_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
         layer(&one, "two", "qcow2");
         layer(&two, "one", "qcow2");
         let files = [&two, &one].map(|path| BackingFile { path: path.clone(), format: DiskFormat::Qcow2 });
@@ -507,17 +507,17 @@ pub(super) mod tests {
 
     #[test]
     fn formats_are_not_guessed() {
-        let folder = tempfile::tempdir().unwrap();
-        let base = folder.path().join("base");
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("base");
         std::fs::write(&base, vec![7; 1 << 20]).unwrap();
         for (name, format) in [("none", ""), ("other", "vmdk")] {
-            let path = folder.path().join(name);
+            let path = dir.path().join(name);
             layer(&path, "base", format);
             let opened = open_qcow2(&path, &[raw(&base)], false);
             assert!(matches!(opened, Err(BlockError::BackingFormat { .. })), "{name}");
         }
         // A raw disk is read verbatim, even if the guest has written an image header to it.
-        let path = folder.path().join("disk");
+        let path = dir.path().join("disk");
         layer(&path, "/etc/hostname", "raw");
         let length = path.metadata().unwrap().len();
         assert_eq!(open_raw(&path, true).unwrap().access.size(), length);

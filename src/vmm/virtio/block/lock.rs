@@ -106,7 +106,7 @@ fn fcntl(file: &File, command: libc::c_int, lock: &mut libc::flock) -> io::Resul
 mod tests {
     use super::*;
     use crate::vmm::config::DiskFormat;
-    use crate::vmm::passed::PassedFiles;
+    use crate::vmm::passed_files::FdTable;
     use crate::vmm::virtio::block::image::{Image, open};
     use std::io::{BufRead, BufReader, Write};
     use std::process::{Child, ChildStdin, Command, Output, Stdio};
@@ -146,14 +146,14 @@ mod tests {
     }
 
     fn open_image(path: &Path, writable: bool) -> Result<Image, BlockError> {
-        open(path, DiskFormat::Raw, &[], writable, &PassedFiles::default())
+        open(path, DiskFormat::Raw, &[], writable, &FdTable::default())
     }
 
     fn image() -> (tempfile::TempDir, std::path::PathBuf) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
         std::fs::write(&path, vec![7; 1 << 20]).unwrap();
-        (folder, path)
+        (dir, path)
     }
 
     #[test]
@@ -201,8 +201,8 @@ mod tests {
 
     #[test]
     fn another_name_of_a_file_is_the_same_file() {
-        let (folder, path) = image();
-        let [hard, soft] = ["hard", "soft"].map(|name| folder.path().join(name));
+        let (dir, path) = image();
+        let [hard, soft] = ["hard", "soft"].map(|name| dir.path().join(name));
         std::fs::hard_link(&path, &hard).unwrap();
         std::os::unix::fs::symlink(&path, &soft).unwrap();
         let writer = open_image(&path, true).unwrap();

@@ -5,11 +5,10 @@
 //! ([`flights`]) if the host supports io_uring ([`ring`]). An I/O error on the host becomes the request's error. An
 //! invalid queue sets `DEVICE_NEEDS_RESET`.
 //!
-//! The disk is in a disk slot ([`DiskBay`]) and can be hot-plugged. A device without a disk is a placeholder, which
+//! The disk is in a disk slot ([`SharedDisk`]) and can be hot-plugged. A device without a disk is a placeholder, which
 //! drivers skip (section 4.2.2.2). If a disk is detached under an active driver, the driver's requests fail until it
 //! releases the device.
 
-mod bay;
 mod counters;
 mod disk;
 mod flights;
@@ -21,6 +20,7 @@ mod lock;
 mod refcounts;
 mod request;
 mod ring;
+mod shared_disk;
 
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,15 +33,15 @@ use super::queue::{self, QueueError, Virtqueue};
 use super::worker::{self, Serve, Wakeups, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
 use crate::vmm::sandbox::calls::Kind;
-use bay::Held;
-pub use bay::{DiskBay, Label};
 pub use counters::DiskCounters;
 pub use disk::{Disk, SECTOR};
 use flights::Flights;
 pub use image::{Backing, BlockError, MAX_LAYERS, backing, open_alone, open_to_read, virtual_size};
 pub use image_file::ImageFile;
-use request::{Begun, CacheMode, MAX_RANGE_SECTORS, MAX_RANGES, Request};
+use request::{CacheMode, MAX_RANGE_SECTORS, MAX_RANGES, Request, Submit};
 pub use ring::{KERNEL_THREADS, Ring};
+use shared_disk::DiskGuard;
+pub use shared_disk::{Label, SharedDisk};
 
 /// Device ID (section 5).
 const DEVICE_TYPE: u32 = 2;
@@ -88,7 +88,7 @@ const PLACEHOLDER: u32 = 0;
 /// The block device.
 #[derive(Debug)]
 pub struct Block {
-    bay: Arc<DiskBay>,
+    shared_disk: Arc<SharedDisk>,
     thread_name: String,
     /// Locked by the device's thread while it serves.
     ring: Option<Arc<Mutex<Ring>>>,
@@ -96,16 +96,16 @@ pub struct Block {
 }
 
 impl Block {
-    /// Creates a device for the disk slot `bay`, which may be empty. `index` names its thread. It uses an io_uring if
+    /// Creates a device for the disk slot `shared_disk`, which may be empty. `index` names its thread. It uses an io_uring if
     /// this process can create one.
-    pub fn new(bay: Arc<DiskBay>, index: usize) -> Block {
-        Block::with_ring(bay, index, Ring::new())
+    pub fn new(shared_disk: Arc<SharedDisk>, index: usize) -> Block {
+        Block::with_ring(shared_disk, index, Ring::new())
     }
 
     /// Creates the device with the given ring. Without a ring, each request completes before the next starts.
-    pub fn with_ring(bay: Arc<DiskBay>, index: usize, ring: Option<Ring>) -> Block {
+    pub fn with_ring(shared_disk: Arc<SharedDisk>, index: usize, ring: Option<Ring>) -> Block {
         let ring = ring.map(|ring| Arc::new(Mutex::new(ring)));
-        Block { bay, thread_name: format!("block{index}"), ring, worker: None }
+        Block { shared_disk, thread_name: format!("block{index}"), ring, worker: None }
     }
 }
 
@@ -126,7 +126,7 @@ fn config_space(sectors: u64) -> [u8; config::SIZE] {
 
 impl VirtioDevice for Block {
     fn device_type(&self) -> u32 {
-        if self.bay.label().is_some() { DEVICE_TYPE } else { PLACEHOLDER }
+        if self.shared_disk.label().is_some() { DEVICE_TYPE } else { PLACEHOLDER }
     }
 
     fn queue_sizes(&self) -> &'static [u16] {
@@ -135,20 +135,20 @@ impl VirtioDevice for Block {
 
     /// A placeholder offers no features, not even `VIRTIO_F_VERSION_1`, so no driver can initialize it.
     fn features(&self) -> u64 {
-        let Some(disk) = self.bay.label() else { return 0 };
+        let Some(disk) = self.shared_disk.label() else { return 0 };
         let access =
             if disk.read_only { feature::RO } else { feature::FLUSH | feature::DISCARD | feature::WRITE_ZEROES };
         VERSION_1 | EVENT_IDX | INDIRECT_DESC | feature::SEG_MAX | feature::BLK_SIZE | access
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        if let Some(disk) = self.bay.label() {
+        if let Some(disk) = self.shared_disk.label() {
             read_config_bytes(&config_space(disk.sectors), offset, data);
         }
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let (bay, ring) = (Arc::clone(&self.bay), self.ring.clone());
+        let (shared_disk, ring) = (Arc::clone(&self.shared_disk), self.ring.clone());
         let worker = Worker::spawn(&self.thread_name, Arc::clone(&activation.clock), |wakeups| {
             // Edge-triggered, so that the counter does not have to be read.
             let kicked = EventSet::IN | EventSet::EDGE_TRIGGERED;
@@ -156,7 +156,7 @@ impl VirtioDevice for Block {
             if let Some(ring) = &ring {
                 wakeups.add(lock(ring).as_raw_fd(), EventSet::IN, COMPLETED)?;
             }
-            Ok(Service { bay, ring, activation, wakeups })
+            Ok(Service { shared_disk, ring, activation, wakeups })
         });
         self.worker = Some(worker.map_err(|source| ActivateError { device: "block", source })?);
         Ok(())
@@ -173,7 +173,7 @@ impl VirtioDevice for Block {
     fn reset(&mut self) {
         self.worker = None;
         // Writes without a flush must be in the host's page cache by now.
-        if let Some(disk) = self.bay.hold().disk() {
+        if let Some(disk) = self.shared_disk.hold().disk() {
             // The disk counts and logs its errors, and there is no request to fail.
             let _ = disk.flush();
         }
@@ -183,7 +183,7 @@ impl VirtioDevice for Block {
 /// State of the device's thread.
 #[derive(Debug)]
 struct Service {
-    bay: Arc<DiskBay>,
+    shared_disk: Arc<SharedDisk>,
     ring: Option<Arc<Mutex<Ring>>>,
     activation: Activation,
     wakeups: Arc<Wakeups>,
@@ -194,7 +194,7 @@ struct Service {
 struct Hand<'a> {
     // Dropped before the disk is released.
     flights: Option<Flights<'a>>,
-    disk: Option<Held<'a>>,
+    disk: Option<DiskGuard<'a>>,
 }
 
 impl Serve for Service {
@@ -205,11 +205,11 @@ impl Serve for Service {
     }
 
     fn run(&mut self) {
-        let (bay, ring) = (Arc::clone(&self.bay), self.ring.clone());
+        let (shared_disk, ring) = (Arc::clone(&self.shared_disk), self.ring.clone());
         let mut ring = ring.as_deref().map(lock);
         let flights = ring.as_deref_mut().map(|ring| Flights::new(ring, &self.activation.memory));
         let mut hand = Hand { flights, disk: None };
-        let ended = self.serve_until_paused(&bay, &mut hand);
+        let ended = self.serve_until_paused(&shared_disk, &mut hand);
         let queue = &mut self.activation.queues[0];
         if let Err(error) = ended.and(hand.finish(queue)) {
             // Complete as many earlier requests as possible.
@@ -221,14 +221,14 @@ impl Serve for Service {
 }
 
 impl Service {
-    fn serve_until_paused<'a>(&mut self, bay: &'a DiskBay, hand: &mut Hand<'a>) -> Result<(), QueueError> {
+    fn serve_until_paused<'a>(&mut self, shared_disk: &'a SharedDisk, hand: &mut Hand<'a>) -> Result<(), QueueError> {
         // The loop serves before it waits, because requests may have arrived before the thread started.
         loop {
-            let wait = self.serve(bay, hand)?;
+            let wait = self.serve(shared_disk, hand)?;
             // A zero wait means that the batch was used up, which is not throttling.
             let began = wait.filter(|wait| !wait.is_zero()).map(|_| Instant::now());
             let goes_on = self.wakeups.wait(worker::timeout_ms(wait), |_, _| {});
-            if let (Some(began), Some(label)) = (began, bay.label()) {
+            if let (Some(began), Some(label)) = (began, shared_disk.label()) {
                 label.counters.held(began.elapsed());
             }
             if !goes_on {
@@ -239,11 +239,11 @@ impl Service {
 
     /// Completes requests and serves a batch of available ones. Returns the time to wait before the next batch. During
     /// a nonzero wait the queue is not read, and driver notifications stay disabled.
-    fn serve<'a>(&mut self, bay: &'a DiskBay, hand: &mut Hand<'a>) -> Result<Option<Duration>, QueueError> {
+    fn serve<'a>(&mut self, shared_disk: &'a SharedDisk, hand: &mut Hand<'a>) -> Result<Option<Duration>, QueueError> {
         let queue = &mut self.activation.queues[0];
         queue.disable_notifications()?;
         hand.complete(queue)?;
-        let mut wait = self.begin(bay, hand)?;
+        let mut wait = self.begin(shared_disk, hand)?;
         let queue = &mut self.activation.queues[0];
         if let Some(flights) = &mut hand.flights {
             let was_full = flights.is_full();
@@ -262,7 +262,7 @@ impl Service {
     }
 
     /// Submits or executes available requests, until the queue is empty, the batch is used up, or a limit is reached.
-    fn begin<'a>(&mut self, bay: &'a DiskBay, hand: &mut Hand<'a>) -> Result<Option<Duration>, QueueError> {
+    fn begin<'a>(&mut self, shared_disk: &'a SharedDisk, hand: &mut Hand<'a>) -> Result<Option<Duration>, QueueError> {
         let Activation { memory, queues, faults, features, .. } = &mut self.activation;
         let cache = cache_mode(*features);
         let queue = &mut queues[0];
@@ -272,10 +272,10 @@ impl Service {
             if hand.is_full() {
                 return Ok(None);
             }
-            if hand.disk.is_some() && bay.is_wanted() {
+            if hand.disk.is_some() && shared_disk.is_wanted() {
                 hand.finish(queue)?;
             }
-            let wait = bay.wait_ns();
+            let wait = shared_disk.wait_ns();
             if wait > 0 {
                 return Ok(Some(Duration::from_nanos(wait)));
             }
@@ -284,23 +284,23 @@ impl Service {
             };
             let request = Request::parse(memory, queue.index(), &chain)?;
             if let Some(bytes) = request.moved_bytes() {
-                bay.take(bytes);
+                shared_disk.take(bytes);
             }
             let length = queue::total_length(&chain.readable) + queue::total_length(&chain.writable);
             left = left.saturating_sub(length.max(LEAST_REQUEST));
-            let disk = hand.disk.get_or_insert_with(|| bay.hold()).disk();
+            let disk = hand.disk.get_or_insert_with(|| shared_disk.hold()).disk();
             if let Some(flights) = &mut hand.flights
                 && let Some(disk) = &disk
             {
                 // A lone cached read is cheaper synchronously than through io_uring.
                 let is_alone = flights.is_empty() && queue.available()? == 0;
                 match request.begin(memory, disk, flights, is_alone) {
-                    Begun::InFlight => continue,
-                    Begun::Done(written) => {
+                    Submit::InFlight => continue,
+                    Submit::Done(written) => {
                         queue.add_used(chain.head, written)?;
                         continue;
                     }
-                    Begun::Not => {}
+                    Submit::Not => {}
                 }
                 // Submit first, so that the kernel works on them while this thread is busy.
                 flights.submit();
@@ -329,13 +329,13 @@ impl Hand<'_> {
 
     /// Returns completed requests to the driver.
     fn complete(&mut self, queue: &mut Virtqueue) -> Result<(), QueueError> {
-        let disk = self.disk.as_mut().and_then(Held::disk);
+        let disk = self.disk.as_mut().and_then(DiskGuard::disk);
         self.flights.as_mut().map_or(Ok(()), |flights| flights.complete(disk.as_deref(), queue))
     }
 
     /// Waits for the requests in flight, and releases the disk.
     fn finish(&mut self, queue: &mut Virtqueue) -> Result<(), QueueError> {
-        let disk = self.disk.as_mut().and_then(Held::disk);
+        let disk = self.disk.as_mut().and_then(DiskGuard::disk);
         if let Some(flights) = &mut self.flights {
             flights.drain(disk.as_deref(), queue)?;
         }

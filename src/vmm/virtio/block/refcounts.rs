@@ -27,7 +27,7 @@ const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 
 /// Counts every referenced cluster of the image in `file` as used. Returns the number of clusters that were not
 /// counted.
-pub(super) fn mend(file: &File) -> io::Result<u64> {
+pub(super) fn fix(file: &File) -> io::Result<u64> {
     let Some(header) = Header::read(file)? else { return Ok(0) };
     let mut refcounts = Refcounts::read(file, &header)?;
     refcounts.mark(0, 1)?;
@@ -221,11 +221,11 @@ mod tests {
     #[test]
     fn what_is_named_is_counted_and_what_is_not_is_left() {
         let file = file(&image(&[1, 1, 1, 1, 0, 0, 7, 1]));
-        assert_eq!(mend(&file).unwrap(), 2);
+        assert_eq!(fix(&file).unwrap(), 2);
         let mut counts = [0; 16];
         file.read_exact_at(&mut counts, 2 * 512).unwrap();
         assert_eq!(counts, [0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 7, 0, 1]);
-        assert_eq!(mend(&file).unwrap(), 0);
+        assert_eq!(fix(&file).unwrap(), 0);
     }
 
     #[test]
@@ -234,13 +234,13 @@ mod tests {
         // Two sectors: the one with the last byte of cluster 5, and the next one.
         let entry = COMPRESSED | 1 << 61 | (6 * 512 - 1);
         bytes[4 * 512..4 * 512 + 8].copy_from_slice(&entry.to_be_bytes());
-        assert_eq!(mend(&file(&bytes)).unwrap(), 1);
+        assert_eq!(fix(&file(&bytes)).unwrap(), 1);
     }
 
     #[test]
     fn what_is_no_qcow2_image_is_left_alone() {
         for bytes in [&b""[..], b"QFI\xfb", &[7; 4096]] {
-            assert_eq!(mend(&file(bytes)).unwrap(), 0);
+            assert_eq!(fix(&file(bytes)).unwrap(), 0);
         }
     }
 
@@ -253,7 +253,7 @@ mod tests {
             for (at, byte) in changes {
                 bytes[at] = byte;
             }
-            let _ = mend(&file(&bytes));
+            let _ = fix(&file(&bytes));
         }
     }
 }

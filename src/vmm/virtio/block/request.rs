@@ -69,7 +69,7 @@ pub fn answer(memory: &GuestMemory, at: GuestAddress, status: Status) -> u32 {
 
 /// Outcome of submitting a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Begun {
+pub enum Submit {
     /// The request cannot be in flight. Execute it synchronously.
     Not,
     /// The request is in flight.
@@ -134,37 +134,37 @@ impl<'a> Request<'a> {
 
     /// Submits the request to `flights` if it is a flush or a read that maps directly to files. If it `is_alone` and
     /// the host has all of the data in memory, it is completed at once.
-    pub fn begin(&self, memory: &GuestMemory, disk: &Disk, flights: &mut Flights, is_alone: bool) -> Begun {
+    pub fn begin(&self, memory: &GuestMemory, disk: &Disk, flights: &mut Flights, is_alone: bool) -> Submit {
         let recipient = Recipient { head: self.chain.head, status: self.status };
         match self.kind {
             kind::IN => {
                 let buffers = self.data_out();
                 // Above the limit for drivers, and possibly above the kernel's limit for one call.
                 if buffers.len() > SEGMENTS_MAX as usize {
-                    return Begun::Not;
+                    return Submit::Not;
                 }
                 let length = queue::total_length(&buffers);
-                let Some(offset) = self.offset_on(disk, length) else { return Begun::Not };
-                let Some(pieces) = disk.pieces(offset, length) else { return Begun::Not };
+                let Some(offset) = self.offset_on(disk, length) else { return Submit::Not };
+                let Some(pieces) = disk.pieces(offset, length) else { return Submit::Not };
                 if is_alone
                     && let [piece] = &pieces[..]
                     && piece.read_cached(&queue::volatile_slices(memory, &buffers))
                 {
                     let result = disk.was_read(length);
-                    return Begun::Done(answer(memory, self.status, Status::of(&result)) + length as u32);
+                    return Submit::Done(answer(memory, self.status, Status::of(&result)) + length as u32);
                 }
-                if flights.read(recipient, buffers, offset, &pieces) { Begun::InFlight } else { Begun::Not }
+                if flights.read(recipient, buffers, offset, &pieces) { Submit::InFlight } else { Submit::Not }
             }
             kind::FLUSH => {
                 if let Some(error) = flights.owed() {
                     let result = disk.was_flushed(Err(error));
-                    return Begun::Done(answer(memory, self.status, Status::of(&result)));
+                    return Submit::Done(answer(memory, self.status, Status::of(&result)));
                 }
-                let Some(fd) = disk.begin_flush() else { return Begun::Not };
+                let Some(fd) = disk.begin_flush() else { return Submit::Not };
                 flights.flush(recipient, fd);
-                Begun::InFlight
+                Submit::InFlight
             }
-            _ => Begun::Not,
+            _ => Submit::Not,
         }
     }
 

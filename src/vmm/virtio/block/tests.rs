@@ -19,14 +19,14 @@ const STATUS_AT: u64 = 0x30_0000;
 const RING_AT: u64 = 0x100;
 
 struct Bench {
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
     memory: GuestMemory,
     disk: Disk,
 }
 
 fn bench(access: DiskAccess) -> Bench {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("disk");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
     let content: Vec<u8> = (0..64 * 512_u32).map(|n| (n / 512) as u8).collect();
     std::fs::write(&path, content).unwrap();
     let config = DiskConfig {
@@ -39,8 +39,8 @@ fn bench(access: DiskAccess) -> Bench {
         was: None,
         limits: None,
     };
-    let disk = Disk::open(&config, folder.path()).unwrap();
-    Bench { folder, memory: memory::allocate(64).unwrap(), disk }
+    let disk = Disk::open(&config, dir.path()).unwrap();
+    Bench { dir, memory: memory::allocate(64).unwrap(), disk }
 }
 
 impl Bench {
@@ -78,7 +78,7 @@ fn reads_and_writes_move_whole_sectors() {
     bench.memory.write_slice(&[0xab; 512], GuestAddress(DATA_AT)).unwrap();
     assert_eq!(bench.request(1, 63, 512, 0), 0);
     assert_eq!(bench.request(4, 0, 0, 0), 0);
-    let file = std::fs::read(bench.folder.path().join("disk")).unwrap();
+    let file = std::fs::read(bench.dir.path().join("disk")).unwrap();
     assert_eq!(file[63 * 512..], [0xab; 512]);
 }
 
@@ -90,7 +90,7 @@ fn requests_beyond_the_disk_fail_and_write_nothing() {
     {
         assert_eq!(bench.request(kind, sector, length, flags), 1, "kind {kind}, sector {sector}");
     }
-    assert_eq!(std::fs::metadata(bench.folder.path().join("disk")).unwrap().len(), 64 * 512);
+    assert_eq!(std::fs::metadata(bench.dir.path().join("disk")).unwrap().len(), 64 * 512);
 }
 
 #[test]
@@ -130,10 +130,10 @@ fn ranges_are_zeroed_and_checked() {
 
 #[test]
 fn a_bad_ring_needs_a_reset_and_the_thread_ends() {
-    let Bench { folder: _folder, memory, disk } = bench(DiskAccess::ReadWrite);
+    let Bench { dir: _folder, memory, disk } = bench(DiskAccess::ReadWrite);
     let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
     let faults = Arc::new(GuestFaults::new("test"));
-    let mut device = Block::new(Arc::new(DiskBay::new(Some(disk), SharedDiskLimiter::default())), 0);
+    let mut device = Block::new(Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default())), 0);
     let activation = Activation {
         memory: memory.clone(),
         queues: vec![queue_with(&memory, &[(HEADER_AT, 16, NEXT, 0)], &[0])],
@@ -151,8 +151,8 @@ fn a_bad_ring_needs_a_reset_and_the_thread_ends() {
 #[test]
 fn a_disk_that_is_read_into_its_own_ring_can_be_paused() {
     // Sector n holds the header of a request for sector n + 1, and the ring index that makes it available.
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("disk");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
     let sector = |number: u16| {
         let mut bytes = [0; 512];
         bytes[8..10].copy_from_slice(&number.wrapping_add(1).to_le_bytes());
@@ -171,7 +171,7 @@ fn a_disk_that_is_read_into_its_own_ring_can_be_paused() {
         was: None,
         limits: None,
     };
-    let disk = Disk::open(&config, folder.path()).unwrap();
+    let disk = Disk::open(&config, dir.path()).unwrap();
     let memory = memory::allocate(64).unwrap();
     let descriptors = [
         (HEADER_AT, 16, NEXT, 1),
@@ -188,7 +188,7 @@ fn a_disk_that_is_read_into_its_own_ring_can_be_paused() {
         faults: Arc::new(GuestFaults::new("test")),
         clock: Arc::default(),
     };
-    let mut device = Block::new(Arc::new(DiskBay::new(Some(disk), SharedDiskLimiter::default())), 0);
+    let mut device = Block::new(Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default())), 0);
     device.activate(activation).unwrap();
     for _ in 0..4 {
         let [state] = device.pause()[..] else { panic!("the device is gone") };
@@ -229,11 +229,11 @@ proptest! {
 
 #[test]
 fn what_is_over_the_limit_waits_in_the_ring_and_keeps_nobody() {
-    let Bench { folder: _folder, memory, disk } = bench(DiskAccess::ReadWrite);
+    let Bench { dir: _folder, memory, disk } = bench(DiskAccess::ReadWrite);
     // At one byte a second, the first request passes. The next would have to wait for a quarter of an hour.
     let limits = DiskLimits { bytes: Some(Rate::constant(1)), ..DiskLimits::default() };
-    let bay = Arc::new(DiskBay::new(Some(disk), SharedDiskLimiter::new(Some(limits), monotonic_ns())));
-    bay.hold().limit(Some(DiskLimits::default()));
+    let shared_disk = Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::new(Some(limits), monotonic_ns())));
+    shared_disk.hold().limit(Some(DiskLimits::default()));
     let mut header = [0; 16];
     header[8] = 1;
     memory.write_slice(&header, GuestAddress(HEADER_AT)).unwrap();
@@ -254,39 +254,39 @@ fn what_is_over_the_limit_waits_in_the_ring_and_keeps_nobody() {
     let clock = Arc::default();
     let activation =
         Activation { memory: memory.clone(), queues: vec![queue], interrupt, features: VERSION_1, faults, clock };
-    let mut device = Block::new(Arc::clone(&bay), 0);
+    let mut device = Block::new(Arc::clone(&shared_disk), 0);
     device.activate(activation).unwrap();
     wait_for(1);
     assert_eq!(device.pause()[0].next_avail, 1, "the second was taken");
-    assert!(bay.wait_ns() > 900_000_000_000);
+    assert!(shared_disk.wait_ns() > 900_000_000_000);
     device.resume().unwrap();
     assert_eq!(device.pause()[0].next_avail, 1, "it was taken when the device went on");
     device.reset();
 
     // A disk's own limit throttles it like the VM's limit, until the limit is changed.
-    let Bench { folder: _other, disk, .. } = bench(DiskAccess::ReadWrite);
-    let bay = Arc::new(DiskBay::new(Some(disk), SharedDiskLimiter::default()));
-    bay.hold().limit(Some(limits));
-    bay.take(1024);
-    assert!(bay.wait_ns() > 900_000_000_000);
-    assert_eq!(bay.label().unwrap().limits, Some(limits));
-    bay.hold().limit(None);
-    assert_eq!(bay.wait_ns(), 0);
+    let Bench { dir: _other, disk, .. } = bench(DiskAccess::ReadWrite);
+    let shared_disk = Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default()));
+    shared_disk.hold().limit(Some(limits));
+    shared_disk.take(1024);
+    assert!(shared_disk.wait_ns() > 900_000_000_000);
+    assert_eq!(shared_disk.label().unwrap().limits, Some(limits));
+    shared_disk.hold().limit(None);
+    assert_eq!(shared_disk.wait_ns(), 0);
     let queue = queue_with(&memory, &[request(0), request(3)].concat(), &[0, 3]);
     let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
     let faults = Arc::new(GuestFaults::new("test"));
     let clock = Arc::default();
     let activation =
         Activation { memory: memory.clone(), queues: vec![queue], interrupt, features: VERSION_1, faults, clock };
-    let mut device = Block::new(bay, 0);
+    let mut device = Block::new(shared_disk, 0);
     device.activate(activation).unwrap();
     wait_for(2);
 }
 
 /// Returns the first sector in the file of a qcow2 disk after a device with these features completed a write.
 fn file_after_write(features: u64) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    let [path, copy] = ["disk", "copy"].map(|name| folder.path().join(name));
+    let dir = tempfile::tempdir().unwrap();
+    let [path, copy] = ["disk", "copy"].map(|name| dir.path().join(name));
     let file = imago::file::File::try_from(std::fs::File::create_new(&path).unwrap()).unwrap();
     let builder = imago::qcow2::Qcow2::<imago::file::File>::create_builder(file).size(1 << 20);
     builder.create().unwrap();
@@ -300,7 +300,7 @@ fn file_after_write(features: u64) -> Vec<u8> {
         was: None,
         limits: None,
     };
-    let disk = Disk::open(&config, folder.path()).unwrap();
+    let disk = Disk::open(&config, dir.path()).unwrap();
     let memory = memory::allocate(64).unwrap();
     memory.write_slice(&[0xab; 512], GuestAddress(DATA_AT)).unwrap();
     let mut header = [0; 16];
@@ -313,7 +313,7 @@ fn file_after_write(features: u64) -> Vec<u8> {
     let faults = Arc::new(GuestFaults::new("test"));
     let clock = Arc::default();
     let activation = Activation { memory: memory.clone(), queues: vec![queue], interrupt, features, faults, clock };
-    let mut device = Block::new(Arc::new(DiskBay::new(Some(disk), SharedDiskLimiter::default())), 0);
+    let mut device = Block::new(Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default())), 0);
     device.activate(activation).unwrap();
     // The device's thread serves its queue at least once before it pauses.
     device.pause();

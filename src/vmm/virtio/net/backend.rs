@@ -8,7 +8,7 @@ use rustix::fs::{FileType, fstat};
 use super::header::{self, Header};
 use super::stream::Stream;
 use super::tap::Tap;
-use crate::vmm::link::HEAD_LENGTH;
+use crate::vmm::netstack::HEAD_LENGTH;
 use crate::vmm::virtio::iovec::Pieces;
 
 /// Maximum frame length: an IP packet of 65535 bytes after an Ethernet header.

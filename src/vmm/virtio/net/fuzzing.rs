@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use super::{Backend, Net};
 use crate::vmm::config::NetConfig;
-use crate::vmm::link;
+use crate::vmm::netstack;
 use crate::vmm::virtio::fuzzing::drive;
 
 /// Fuzzes the device in front of a user-mode network's stream, with or without netstack services.
@@ -14,9 +14,9 @@ pub(crate) fn frames(data: &[u8]) {
     let (near, mut far) = UnixStream::pair().expect("a pair of sockets");
     far.set_nonblocking(true).expect("a socket");
     let bits = data.first().copied().unwrap_or(0);
-    let services = (bits & 8 == 0).then(|| link::fuzzing::config(bits >> 4 & 7));
+    let services = (bits & 8 == 0).then(|| netstack::fuzzing::config(bits >> 4 & 7));
     let backend = Backend::of(OwnedFd::from(near)).expect("a socket is a backend");
-    let config = NetConfig { mac: link::fuzzing::GUEST, mtu: 1500, link: None, limits: None };
+    let config = NetConfig { mac: netstack::fuzzing::GUEST, mtu: 1500, link: None, limits: None };
     let mut net = Net::new(&config, backend, services, None).expect("there are descriptors left");
     let mut sink = [0; 4096];
     drive(&mut net, data, &mut |bytes| {

@@ -31,8 +31,8 @@ use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_byt
 use crate::vmm::broker::{LinkSockets, PortsClient};
 use crate::vmm::config::NetConfig;
 use crate::vmm::limits::{NetLimits, RateLimiter};
-use crate::vmm::link::{LinkConfig, Services};
-use crate::vmm::passed::PassedFiles;
+use crate::vmm::netstack::{NetstackConfig, Services};
+use crate::vmm::passed_files::FdTable;
 use crate::vmm::timeline::monotonic_ns;
 pub use backend::Backend;
 use service::Service;
@@ -167,12 +167,12 @@ impl NetControl {
     ///
     /// # Errors
     /// A message for the user, if nothing was applied.
-    pub fn reload(&self, link: &Path, files: &PassedFiles) -> Result<Vec<String>, String> {
+    pub fn reload(&self, link: &Path, files: &FdTable) -> Result<Vec<String>, String> {
         let none = || "the machine has no link that could be changed".to_string();
         let ports = self.shared.ports.as_ref().map_or(Ok(Vec::new()), PortsClient::request);
         let ports = ports.map_err(|error| format!("its published ports cannot be opened: {error}"))?;
         let failed = |error| format!("{} cannot be read: {error}", link.display());
-        let config = files.open(link, false).and_then(LinkConfig::read_from).map_err(failed)?;
+        let config = files.open(link, false).and_then(NetstackConfig::read_from).map_err(failed)?;
         let mut port = self.shared.port();
         let services = port.services.as_mut().ok_or_else(none)?;
         services.reload(config);
@@ -221,7 +221,7 @@ impl Net {
     pub fn new(
         config: &NetConfig,
         backend: Backend,
-        link: Option<LinkConfig>,
+        link: Option<NetstackConfig>,
         sockets: Option<LinkSockets>,
     ) -> std::io::Result<Net> {
         let (ports, datagrams) = sockets.map(|LinkSockets { ports, datagrams }| (ports, datagrams)).unzip();

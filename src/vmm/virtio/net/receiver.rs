@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 
 use super::backend::{Backend, MAX_FRAME, Received};
 use super::header::{self, Header};
-use crate::vmm::link::HEAD_LENGTH;
 use crate::vmm::memory::GuestMemory;
+use crate::vmm::netstack::HEAD_LENGTH;
 use crate::vmm::virtio::iovec::Pieces;
 use crate::vmm::virtio::queue::{self, Buffer, Chain, QueueError, Virtqueue};
 

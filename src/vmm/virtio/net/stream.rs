@@ -14,7 +14,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::backend::{MAX_FRAME, Received, Sent};
-use crate::vmm::link::HEAD_LENGTH;
+use crate::vmm::netstack::HEAD_LENGTH;
 use crate::vmm::virtio::iovec::Pieces;
 
 /// Length of the prefix before a frame.

@@ -14,10 +14,10 @@ const PORT: u32 = 80;
 
 /// Fuzzes the packets of a guest with context ID 3.
 pub(crate) fn packets(data: &[u8]) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (path, seed) = (folder.path().join("v"), folder.path().join("seed"));
+    let dir = tempfile::tempdir().expect("a directory");
+    let (path, seed) = (dir.path().join("v"), dir.path().join("seed"));
     fs::write(&seed, b"a seed").expect("a file");
-    let server = UnixListener::bind(folder.path().join(format!("v_{PORT}"))).expect("a socket");
+    let server = UnixListener::bind(dir.path().join(format!("v_{PORT}"))).expect("a socket");
     server.set_nonblocking(true).expect("a socket");
     let config = VsockConfig { cid: 3, seed: Some(seed) };
     let connector = broker::in_thread(None, Some(path.clone())).vsock;

@@ -74,7 +74,7 @@ pub(super) struct Service {
     next_token: u64,
     next_port: u32,
     /// Present until a restored guest is ready for clients.
-    revival: Option<Revival>,
+    revival: Option<ResumeGate>,
     /// Set for a restored guest. Written whenever its agent reports that it is ready.
     released: Option<EventFd>,
     /// The connection whose loss tells the guest's agent about a restore.
@@ -104,7 +104,7 @@ struct Entry {
 /// Progress of a restored guest until clients may connect. The guest drops all connections when it handles the
 /// transport reset, so an earlier connection would be lost too.
 #[derive(Debug)]
-struct Revival {
+struct ResumeGate {
     /// Number of event buffers left after the transport reset was sent. The guest adds a buffer once it has handled
     /// the event.
     told: Option<u16>,
@@ -118,9 +118,9 @@ struct Revival {
 /// Maximum time that clients wait for the agent of a restored guest.
 const REVIVAL_TIMEOUT: Duration = Duration::from_secs(60);
 
-impl Revival {
-    fn new() -> Revival {
-        Revival { told: None, has_noted: false, is_released: false, deadline: Instant::now() + REVIVAL_TIMEOUT }
+impl ResumeGate {
+    fn new() -> ResumeGate {
+        ResumeGate { told: None, has_noted: false, is_released: false, deadline: Instant::now() + REVIVAL_TIMEOUT }
     }
 }
 
@@ -149,7 +149,7 @@ impl Service {
             stray_resets: VecDeque::new(),
             next_token: FIRST_SOCKET,
             next_port: FIRST_HOST_PORT + random_offset(),
-            revival: released.as_ref().map(|_| Revival::new()),
+            revival: released.as_ref().map(|_| ResumeGate::new()),
             released,
             sentinel: None,
             has_refused_seed: false,
@@ -189,7 +189,7 @@ impl Service {
             return 0;
         }
         let left =
-            |revival: &Revival| revival.deadline.saturating_duration_since(Instant::now()).as_millis() as i32 + 1;
+            |revival: &ResumeGate| revival.deadline.saturating_duration_since(Instant::now()).as_millis() as i32 + 1;
         self.revival.as_ref().map_or(-1, left)
     }
 
@@ -564,9 +564,9 @@ mod tests {
     }
 
     /// Creates a device whose guest offers no receive buffers and sends the packet at [`PACKET`] endlessly.
-    fn service(folder: &Path) -> Service {
+    fn service(dir: &Path) -> Service {
         let memory = memory::allocate(64).unwrap();
-        let path = folder.join("v");
+        let path = dir.join("v");
         let listener = UnixListener::bind(&path).unwrap();
         let transmit = endless_queue(&memory, TRANSMIT, (PACKET, HEADER_SIZE as u32, 0));
         let activation = Activation {
@@ -584,8 +584,8 @@ mod tests {
 
     #[test]
     fn connect_and_reset_pairs_leave_nothing_in_the_ready_queue() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut service = service(folder.path());
+        let dir = tempfile::tempdir().unwrap();
+        let mut service = service(dir.path());
         for port in 0..5000 {
             // Use privileged ports, as the agent's sentinel does.
             let port = 1 + port % 7;
@@ -598,8 +598,8 @@ mod tests {
 
     #[test]
     fn ready_queue_has_each_connection_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut service = service(folder.path());
+        let dir = tempfile::tempdir().unwrap();
+        let mut service = service(dir.path());
         for port in 0..5000_u32 {
             service.dispatch(&packet(op::REQUEST, port), &[]);
             service.dispatch(&packet(op::CREDIT_REQUEST, port % 100), &[]);
@@ -611,8 +611,8 @@ mod tests {
 
     #[test]
     fn endless_packets_are_taken_in_batches() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut service = service(folder.path());
+        let dir = tempfile::tempdir().unwrap();
+        let mut service = service(dir.path());
         let memory = service.activation.memory.clone();
         memory.write_slice(&packet(op::RST, 1).to_bytes(), GuestAddress(PACKET)).unwrap();
         for turn in 1..=3 {

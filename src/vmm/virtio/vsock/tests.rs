@@ -25,11 +25,11 @@ const BUFFER: u64 = 0x1000;
 
 /// Sends a guest's connection requests for these pairs of guest and host port. Returns the operation of each answer.
 fn answers(ports: &[(u32, u32)]) -> Vec<u16> {
-    let folder = tempfile::tempdir().unwrap();
-    let seed = folder.path().join("seed");
+    let dir = tempfile::tempdir().unwrap();
+    let seed = dir.path().join("seed");
     std::fs::write(&seed, b"a seed").unwrap();
     let config = VsockConfig { cid: CID, seed: Some(seed) };
-    let path = folder.path().join("v");
+    let path = dir.path().join("v");
     let connector = broker::in_thread(None, Some(path.clone())).vsock;
     let memory = memory::allocate(64).unwrap();
     let at = |start: u64, index: usize| start + index as u64 * BUFFER;

@@ -160,9 +160,9 @@ impl Metadata {
 
 /// Returns the name in a directory listing for the path `below` the directory. A key is listed as its number and
 /// comment; the comment is the rest of its line and may contain spaces.
-fn listed_name(folder: &str, below: &str, value: &str) -> String {
+fn listed_name(dir: &str, below: &str, value: &str) -> String {
     match below.split_once('/') {
-        Some((number, _)) if folder == "public-keys" => {
+        Some((number, _)) if dir == "public-keys" => {
             format!("{number}={}", value.trim_end().splitn(3, ' ').nth(2).unwrap_or("key"))
         }
         Some((name, _)) => format!("{name}/"),
@@ -178,7 +178,7 @@ fn is_token_path(segments: &[&str]) -> bool {
 pub(super) mod tests {
     use super::*;
 
-    pub(in crate::vmm::link) fn config() -> MetadataConfig {
+    pub(in crate::vmm::netstack) fn config() -> MetadataConfig {
         let values = [
             ("ami-id", "ami-1"),
             ("instance-id", "i-1"),
@@ -237,9 +237,9 @@ pub(super) mod tests {
         assert_eq!(bench.get(key), (200, "ssh-ed25519 AAAA my own key\n".into()));
         let mut left = vec!["/latest/meta-data/".to_string()];
         let mut seen = 0;
-        while let Some(folder) = left.pop() {
-            for name in bench.get(&folder).1.lines() {
-                let path = format!("{folder}{name}");
+        while let Some(dir) = left.pop() {
+            for name in bench.get(&dir).1.lines() {
+                let path = format!("{dir}{name}");
                 assert_eq!(bench.get(&path).0, 200, "{path}");
                 seen += 1;
                 left.extend(name.ends_with('/').then_some(path));

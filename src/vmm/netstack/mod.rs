@@ -32,8 +32,8 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::vmm::broker::{DatagramChannel, HostPort};
 pub use config::{
-    Cidr, Filter, FilterProtocol, FilterRule, Forward, GATEWAY_MAC, LinkConfig, METADATA_ADDRESS, MacAddress,
-    MetadataConfig, ParseError, Transport,
+    Cidr, Filter, FilterProtocol, FilterRule, Forward, GATEWAY_MAC, METADATA_ADDRESS, MacAddress, MetadataConfig,
+    NetstackConfig, ParseError, Transport,
 };
 use filter::{Direction, Tracker};
 pub(in crate::vmm) use forward::FIRST_PORT;
@@ -62,7 +62,7 @@ pub enum Route {
 #[derive(Debug)]
 pub struct Services {
     mac: MacAddress,
-    config: LinkConfig,
+    config: NetstackConfig,
     stack: Stack,
     tracker: Tracker,
     metadata: Option<Metadata>,
@@ -77,7 +77,7 @@ pub struct Services {
 impl Services {
     /// Creates the services for a guest with this Ethernet address. The datagrams of published UDP ports come through
     /// `datagrams`; the ports are [set](Services::set_ports) later.
-    pub fn new(mac: MacAddress, config: LinkConfig, datagrams: Option<DatagramChannel>) -> io::Result<Services> {
+    pub fn new(mac: MacAddress, config: NetstackConfig, datagrams: Option<DatagramChannel>) -> io::Result<Services> {
         let mut seed = [0; 8];
         getrandom(&mut seed, GetRandomFlags::empty())?;
         Services::with_seed(mac, config, u64::from_le_bytes(seed), datagrams)
@@ -86,7 +86,7 @@ impl Services {
     /// As [`Services::new`], with a seed for TCP sequence numbers.
     fn with_seed(
         mac: MacAddress,
-        config: LinkConfig,
+        config: NetstackConfig,
         seed: u64,
         datagrams: Option<DatagramChannel>,
     ) -> io::Result<Services> {
@@ -105,7 +105,7 @@ impl Services {
 
     /// Replaces the configuration, except for ports, the guest's address and its router. Established connections stay
     /// open if they are still allowed.
-    pub fn reload(&mut self, config: LinkConfig) {
+    pub fn reload(&mut self, config: NetstackConfig) {
         self.tracker.set_rules(config.filter.clone());
         match (&mut self.metadata, &config.metadata) {
             (Some(metadata), Some(content)) => metadata.set(content.clone()),
@@ -115,7 +115,7 @@ impl Services {
             self.server.close(&mut self.stack);
         }
         let (address, router, prefix_length) = (self.config.address, self.config.router, self.config.prefix_length);
-        self.config = LinkConfig { address, router, prefix_length, ..config };
+        self.config = NetstackConfig { address, router, prefix_length, ..config };
     }
 
     /// Returns error messages about ports that are not open.

@@ -15,7 +15,7 @@ use rustix::fs::{FileType, fstat};
 
 use super::namespace::is_furnished;
 use super::{Interface, RouterConfig};
-use crate::host::monitor_process::processes;
+use crate::host::vmm_process::processes;
 use crate::unix_socket::SocketPath;
 
 // `linux/if_tun.h`, `linux/nsfs.h`.
@@ -60,13 +60,13 @@ pub(super) struct Holders<'a> {
 /// be replaced earlier. The namespace with the most instances is used then.
 pub(super) fn find(config: &RouterConfig) -> io::Result<Holders<'_>> {
     let by_folder: HashMap<&Path, &Interface> =
-        config.interfaces.iter().map(|interface| (interface.folder.as_path(), interface)).collect();
+        config.interfaces.iter().map(|interface| (interface.dir.as_path(), interface)).collect();
     // An instance has two processes, one of which holds the namespace.
     let mut running: HashMap<&Path, Option<u64>> = HashMap::new();
     let mut namespaces: HashMap<u64, (OwnedFd, usize)> = HashMap::new();
-    for process in processes(|folder| by_folder.contains_key(folder))? {
-        let Some((folder, _)) = by_folder.get_key_value(process.folder.as_path()) else { continue };
-        let of = running.entry(folder).or_default();
+    for process in processes(|dir| by_folder.contains_key(dir))? {
+        let Some((dir, _)) = by_folder.get_key_value(process.dir.as_path()) else { continue };
+        let of = running.entry(dir).or_default();
         // A compromised VMM may offer any namespace, so only its supervisor's is used.
         if process.is_supervisor
             && let Some((number, namespace)) = held_by(process.pid.as_raw_nonzero().get())
@@ -80,8 +80,7 @@ pub(super) fn find(config: &RouterConfig) -> io::Result<Holders<'_>> {
     let found = namespaces.into_iter().find(|(_, (namespace, _))| is_furnished(namespace, config));
     let (number, namespace) = found.map(|(number, (namespace, _))| (number, namespace)).unzip();
     let is_cut_off = |of: &Option<u64>| of.is_none() || *of != number;
-    let mut cut_off: Vec<_> =
-        running.iter().filter(|(_, of)| is_cut_off(of)).map(|(folder, _)| by_folder[folder]).collect();
+    let mut cut_off: Vec<_> = running.iter().filter(|(_, of)| is_cut_off(of)).map(|(dir, _)| by_folder[dir]).collect();
     cut_off.sort_by_key(|interface| interface.address);
     Ok(Holders { namespace, cut_off })
 }
@@ -133,8 +132,8 @@ mod tests {
 
     #[test]
     fn a_socket_is_deserted_when_its_listener_is_gone_and_not_when_it_was_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("socket");
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
         assert!(!is_deserted(&socket));
         let listener = UnixListener::bind(&socket).unwrap();
         assert!(!is_deserted(&socket));

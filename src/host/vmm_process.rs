@@ -39,27 +39,27 @@ const VMM_DIRECTORY: &str = "vmm";
 
 /// Returns the directory of the VMM's own files in an instance's directory.
 #[must_use]
-pub fn vmm_directory(folder: &Path) -> PathBuf {
-    folder.join(VMM_DIRECTORY)
+pub fn vmm_directory(dir: &Path) -> PathBuf {
+    dir.join(VMM_DIRECTORY)
 }
 
 /// Creates the VMM's directory if it does not exist.
-pub fn make_vmm_directory(folder: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(vmm_directory(folder)) {
+pub fn make_vmm_directory(dir: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(vmm_directory(dir)) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }
 }
 
-/// Writes the configuration of the instance in `folder`.
-pub fn write_config(folder: &Path, config: &MachineConfig) -> io::Result<()> {
+/// Writes the configuration of the instance in `directory`.
+pub fn write_config(dir: &Path, config: &MachineConfig) -> io::Result<()> {
     let text = serde_json::to_vec_pretty(config).expect("a configuration is plain data");
-    write_private(&folder.join(CONFIG), &text)
+    write_private(&dir.join(CONFIG), &text)
 }
 
-/// Reads the configuration of the instance in `folder`.
-pub fn read_config(folder: &Path) -> io::Result<MachineConfig> {
-    Ok(serde_json::from_slice(&std::fs::read(folder.join(CONFIG))?)?)
+/// Reads the configuration of the instance in `directory`.
+pub fn read_config(dir: &Path) -> io::Result<MachineConfig> {
+    Ok(serde_json::from_slice(&std::fs::read(dir.join(CONFIG))?)?)
 }
 
 /// The number of bytes at the end of the log that are searched for a message.
@@ -68,8 +68,8 @@ const LOG_TAIL: u64 = 64 << 10;
 const LONGEST_LINE: usize = 512;
 
 /// Returns the last logged message about a system call that the VMM's seccomp filter denied.
-pub fn violation(folder: &Path) -> Option<String> {
-    let path = folder.join(LOG);
+pub fn violation(dir: &Path) -> Option<String> {
+    let path = dir.join(LOG);
     // The log may have been rotated after the line.
     [path.clone(), bounded_log::full(&path)].iter().find_map(|path| {
         let log = untrusted::read_tail(path, LOG_TAIL).ok()?;
@@ -85,16 +85,16 @@ const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Returns the same as [`violation`] for a VMM whose connection has just closed. Waits until its supervisor has copied
 /// the VMM's output to the log and exited.
-pub fn last_violation(folder: &Path) -> Option<String> {
+pub fn last_violation(dir: &Path) -> Option<String> {
     let deadline = Instant::now() + SUPERVISOR_TIMEOUT;
-    for process in processes(|other| other == folder).ok()? {
+    for process in processes(|other| other == dir).ok()? {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
         // A supervisor that does not exit in time may be restarting its guest, or be stopped. The log has no message
         // then.
         let _ = poll(&mut [PollFd::new(&process.fd, PollFlags::IN)], Some(&left));
     }
-    violation(folder)
+    violation(dir)
 }
 
 /// Descriptors that the new process inherits.
@@ -110,16 +110,16 @@ pub struct Inherited {
     pub network: Option<OwnedFd>,
 }
 
-/// Starts the supervisor of the instance in `folder`, whose VMM boots or restores a snapshot. `began_ns` is the start
+/// Starts the supervisor of the instance in `directory`, whose VMM boots or restores a snapshot. `began_ns` is the start
 /// time of the user's command.
-pub fn spawn(folder: &Path, inherited: Inherited, restore: Option<&Restore>, began_ns: u64) -> io::Result<Child> {
-    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join(LOG))?;
+pub fn spawn(dir: &Path, inherited: Inherited, restore: Option<&Restore>, began_ns: u64) -> io::Result<Child> {
+    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join(LOG))?;
     let mut command = Command::new("/proc/self/exe");
     environment::restrict(&mut command);
-    command.arg0("wisp").arg("vmm").arg(folder);
+    command.arg0("wisp").arg("vmm").arg(dir);
     command.args(["--began-ns", &began_ns.to_string()]);
-    if let Some(Restore { folder, once }) = restore {
-        command.arg("--restore").arg(folder).args(once.then_some("--once"));
+    if let Some(Restore { dir, once }) = restore {
+        command.arg("--restore").arg(dir).args(once.then_some("--once"));
     }
     let mut kept: Vec<OwnedFd> = Vec::new();
     let mut pass = |option: &str, fd: OwnedFd| {
@@ -155,11 +155,11 @@ pub fn spawn(folder: &Path, inherited: Inherited, restore: Option<&Restore>, beg
     command.spawn()
 }
 
-/// Kills the VMM of the instance in `folder` and its supervisor. Guest memory is lost. It is not an error if neither
+/// Kills the VMM of the instance in `directory` and its supervisor. Guest memory is lost. It is not an error if neither
 /// runs. A process that cannot be killed does not protect the other one, and is reported at the end.
-pub fn kill(folder: &Path) -> io::Result<()> {
+pub fn kill(dir: &Path) -> io::Result<()> {
     let mut failure = None;
-    for process in processes(|other| other == folder)? {
+    for process in processes(|other| other == dir)? {
         if let Err(error) = pidfd_send_signal(&process.fd, Signal::KILL).or_else(gone_is_fine) {
             failure.get_or_insert(error);
         }
@@ -175,7 +175,7 @@ pub struct VmmProcess {
     /// The pidfd, which always refers to this process.
     fd: OwnedFd,
     /// The instance's directory.
-    pub folder: PathBuf,
+    pub dir: PathBuf,
     /// True for the supervisor, false for the VMM that it started.
     pub is_supervisor: bool,
 }
@@ -189,14 +189,14 @@ pub fn processes(is_one: impl Fn(&Path) -> bool) -> io::Result<Vec<VmmProcess>> 
     let mut all = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-        let Some(pid) = pid.filter(|pid| folder_of(*pid).is_some_and(|folder| is_one(&folder))) else { continue };
+        let Some(pid) = pid.filter(|pid| folder_of(*pid).is_some_and(|dir| is_one(&dir))) else { continue };
         // From here on, the pid refers to this process, unless it has exited.
         let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
-        let Some(folder) = folder_of(pid).filter(|folder| is_one(folder)) else { continue };
+        let Some(dir) = folder_of(pid).filter(|dir| is_one(dir)) else { continue };
         let Some(identity) = Identity::of(pid).filter(|identity| identity.user == geteuid().as_raw()) else { continue };
-        if has_open(pid, &folder.join(LOCK)) {
+        if has_open(pid, &dir.join(LOCK)) {
             let is_supervisor = Identity::of_self().is_some_and(|own| own.namespaces == identity.namespaces);
-            all.push(VmmProcess { pid, fd, folder, is_supervisor });
+            all.push(VmmProcess { pid, fd, dir, is_supervisor });
         }
     }
     Ok(all)
@@ -271,12 +271,12 @@ mod tests {
 
     impl Lookalike {
         /// Starts a shell in a directory where `vmm` is a script, and waits until the script runs.
-        fn start(folder: &Path, script: &str, user: Option<u32>) -> Lookalike {
+        fn start(dir: &Path, script: &str, user: Option<u32>) -> Lookalike {
             let scripts = tempfile::tempdir().unwrap();
             fs::set_permissions(scripts.path(), fs::Permissions::from_mode(0o755)).unwrap();
             fs::write(scripts.path().join("vmm"), format!("{script}\necho up\nread _\n")).unwrap();
             let mut command = Command::new("sh");
-            command.arg0("wisp").arg("vmm").arg(folder).current_dir(scripts.path());
+            command.arg0("wisp").arg("vmm").arg(dir).current_dir(scripts.path());
             if let Some(user) = user {
                 command.uid(user);
             }
@@ -298,9 +298,9 @@ mod tests {
         }
     }
 
-    fn found(folder: &Path) -> Vec<i32> {
-        let processes = processes(|other| other == folder).unwrap();
-        assert!(processes.iter().all(|process| process.is_supervisor && process.folder == folder));
+    fn found(dir: &Path) -> Vec<i32> {
+        let processes = processes(|other| other == dir).unwrap();
+        assert!(processes.iter().all(|process| process.is_supervisor && process.dir == dir));
         processes.iter().map(|process| process.pid.as_raw_nonzero().get()).collect()
     }
 
@@ -308,23 +308,23 @@ mod tests {
     fn process_with_only_the_arguments_of_a_vmm_is_not_found_and_not_killed() {
         const OPENS_LOCK: &str = "exec 3< \"$1/lock\"";
         const NOBODY: u32 = 65534;
-        let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::write(folder.path().join(LOCK), "").unwrap();
-        let mut decoy = Lookalike::start(folder.path(), ":", None);
-        let mut real = Lookalike::start(folder.path(), OPENS_LOCK, None);
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(dir.path().join(LOCK), "").unwrap();
+        let mut decoy = Lookalike::start(dir.path(), ":", None);
+        let mut real = Lookalike::start(dir.path(), OPENS_LOCK, None);
         // Another user cannot open a lock in a data directory. In this test it can, but its process must not be found
         // either.
-        let mut other = geteuid().is_root().then(|| Lookalike::start(folder.path(), OPENS_LOCK, Some(NOBODY)));
-        assert_eq!(found(folder.path()), [real.pid()]);
+        let mut other = geteuid().is_root().then(|| Lookalike::start(dir.path(), OPENS_LOCK, Some(NOBODY)));
+        assert_eq!(found(dir.path()), [real.pid()]);
         assert!(found(Path::new("/nowhere")).is_empty());
 
-        kill(folder.path()).unwrap();
+        kill(dir.path()).unwrap();
         assert!(real.0.wait().unwrap().signal() == Some(libc::SIGKILL));
         assert!(decoy.0.try_wait().unwrap().is_none());
         assert!(other.as_mut().is_none_or(|other| other.0.try_wait().unwrap().is_none()));
-        assert!(found(folder.path()).is_empty());
-        kill(folder.path()).unwrap();
+        assert!(found(dir.path()).is_empty());
+        kill(dir.path()).unwrap();
     }
 
     #[test]

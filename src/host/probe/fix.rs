@@ -7,99 +7,99 @@ use super::access::KvmAccessError;
 /// A command that fixes a problem.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Mend {
+pub struct Fix {
     /// The purpose of the command, or when to use it.
     pub purpose: &'static str,
     /// The command, ready to paste into a shell.
     pub command: String,
 }
 
-impl Mend {
+impl Fix {
     pub(super) fn new(purpose: &'static str, command: impl Into<String>) -> Self {
-        Mend { purpose, command: command.into() }
+        Fix { purpose, command: command.into() }
     }
 }
 
 impl KvmAccessError {
     /// Alternative commands that fix the problem, the best first.
-    pub fn mends(&self) -> Vec<Mend> {
+    pub fn fixes(&self) -> Vec<Fix> {
         match self {
             Self::NoVirtualisation { .. } => {
-                vec![Mend::new("to restart into the set-up", "systemctl reboot --firmware-setup")]
+                vec![Fix::new("to restart into the set-up", "systemctl reboot --firmware-setup")]
             }
             Self::NoNestedVirtualisation => vec![
-                Mend::new("on a KVM host with Intel CPUs", reload_nested("kvm_intel")),
-                Mend::new("on a KVM host with AMD CPUs", reload_nested("kvm_amd")),
-                Mend::new("on a VirtualBox host", "VBoxManage modifyvm NAME --nested-hw-virt on"),
+                Fix::new("on a KVM host with Intel CPUs", reload_nested("kvm_intel")),
+                Fix::new("on a KVM host with AMD CPUs", reload_nested("kvm_amd")),
+                Fix::new("on a VirtualBox host", "VBoxManage modifyvm NAME --nested-hw-virt on"),
             ],
             Self::ModuleNotLoaded { module } => vec![
-                Mend::new("until the next reboot", format!("sudo modprobe {module}")),
-                Mend::new("at every boot", format!("echo {module} | sudo tee /etc/modules-load.d/kvm.conf")),
+                Fix::new("until the next reboot", format!("sudo modprobe {module}")),
+                Fix::new("at every boot", format!("echo {module} | sudo tee /etc/modules-load.d/kvm.conf")),
             ],
             Self::NotInContainer | Self::Forbidden { in_container: true } => {
-                vec![Mend::new("to start the container with it", "docker run --device /dev/kvm IMAGE")]
+                vec![Fix::new("to start the container with it", "docker run --device /dev/kvm IMAGE")]
             }
             Self::NodeMissing => {
-                vec![Mend::new("to make it again", "sudo mknod -m 0660 /dev/kvm c 10 232")]
+                vec![Fix::new("to make it again", "sudo mknod -m 0660 /dev/kvm c 10 232")]
             }
             Self::NotInGroup { group, user } => {
                 vec![join_group(group, user), access_list(user)]
             }
             Self::StaleLogin { group, .. } => {
-                vec![Mend::new("for this terminal; or log out and in again", format!("newgrp {}", shell_word(group)))]
+                vec![Fix::new("for this terminal; or log out and in again", format!("newgrp {}", shell_word(group)))]
             }
             Self::RootOnly { user, has_kvm_group, .. } => root_only_mends(user, *has_kvm_group),
             Self::Forbidden { in_container: false } => {
-                vec![Mend::new("to see what forbids it", "sudo journalctl -k --grep=denied")]
+                vec![Fix::new("to see what forbids it", "sudo journalctl -k --grep=denied")]
             }
             Self::MissingCapabilities(_) | Self::WrongApiVersion { .. } => {
-                vec![Mend::new("to get a newer kernel", "sudo apt full-upgrade && sudo reboot")]
+                vec![Fix::new("to get a newer kernel", "sudo apt full-upgrade && sudo reboot")]
             }
             Self::Busy { rivals } => vec![busy_mend(rivals)],
             Self::OpenFailed(_) | Self::CreateVmFailed(_) => {
-                vec![Mend::new("to see what the kernel says", "sudo dmesg | grep -i kvm")]
+                vec![Fix::new("to see what the kernel says", "sudo dmesg | grep -i kvm")]
             }
         }
     }
 }
 
-fn join_group(group: &str, user: &str) -> Mend {
+fn join_group(group: &str, user: &str) -> Fix {
     let (group, user) = (shell_word(group), shell_word(user));
-    Mend::new("for good", format!("sudo usermod -aG {group} {user} && newgrp {group}"))
+    Fix::new("for good", format!("sudo usermod -aG {group} {user} && newgrp {group}"))
 }
 
-fn access_list(user: &str) -> Mend {
+fn access_list(user: &str) -> Fix {
     let user = shell_word(user);
-    Mend::new("until the next reboot", format!("sudo setfacl -m u:{user}:rw /dev/kvm"))
+    Fix::new("until the next reboot", format!("sudo setfacl -m u:{user}:rw /dev/kvm"))
 }
 
-fn root_only_mends(user: &str, has_kvm_group: bool) -> Vec<Mend> {
-    let mut mends = Vec::new();
+fn root_only_mends(user: &str, has_kvm_group: bool) -> Vec<Fix> {
+    let mut fixes = Vec::new();
     if !has_kvm_group {
-        mends.push(Mend::new("to make the group, first", "sudo groupadd --system kvm"));
+        fixes.push(Fix::new("to make the group, first", "sudo groupadd --system kvm"));
     }
-    mends.extend([
-        Mend::new("to give it to a group", "sudo chgrp kvm /dev/kvm && sudo chmod 0660 /dev/kvm"),
-        Mend::new(
+    fixes.extend([
+        Fix::new("to give it to a group", "sudo chgrp kvm /dev/kvm && sudo chmod 0660 /dev/kvm"),
+        Fix::new(
             "so again at every boot",
             "echo 'KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\"' \
              | sudo tee /etc/udev/rules.d/65-kvm.rules",
         ),
-        Mend::new("to join the group", join_group("kvm", user).command),
-        Mend::new("or, until the next reboot, all of it", access_list(user).command),
+        Fix::new("to join the group", join_group("kvm", user).command),
+        Fix::new("or, until the next reboot, all of it", access_list(user).command),
     ]);
-    mends
+    fixes
 }
 
 fn reload_nested(module: &str) -> String {
     format!("sudo modprobe -r {module} && sudo modprobe {module} nested=1")
 }
 
-fn busy_mend(rivals: &[&str]) -> Mend {
+fn busy_mend(rivals: &[&str]) -> Fix {
     match rivals {
-        ["vboxdrv", ..] => Mend::new("after closing its machines", "sudo modprobe -r vboxnetflt vboxnetadp vboxdrv"),
-        ["vmmon", ..] => Mend::new("after closing its machines", "sudo modprobe -r vmmon"),
-        _ => Mend::new("to look for it among the modules", "lsmod"),
+        ["vboxdrv", ..] => Fix::new("after closing its machines", "sudo modprobe -r vboxnetflt vboxnetadp vboxdrv"),
+        ["vmmon", ..] => Fix::new("after closing its machines", "sudo modprobe -r vmmon"),
+        _ => Fix::new("to look for it among the modules", "lsmod"),
     }
 }
 
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn a_busy_processor_is_freed_of_whoever_is_known_to_hold_it() {
         let command =
-            |rivals: &[&'static str]| KvmAccessError::Busy { rivals: rivals.to_vec() }.mends()[0].command.clone();
+            |rivals: &[&'static str]| KvmAccessError::Busy { rivals: rivals.to_vec() }.fixes()[0].command.clone();
         assert_eq!(command(&["vboxdrv"]), "sudo modprobe -r vboxnetflt vboxnetadp vboxdrv");
         assert_eq!(command(&["vmmon"]), "sudo modprobe -r vmmon");
         assert_eq!(command(&[]), "lsmod");

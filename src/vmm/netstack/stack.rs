@@ -10,7 +10,7 @@ use smoltcp::socket::tcp;
 use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
-use super::config::{LinkConfig, METADATA_ADDRESS};
+use super::config::{METADATA_ADDRESS, NetstackConfig};
 
 /// The number of packets queued for the guest. smoltcp retransmits what does not fit.
 const WAITING: usize = 64;
@@ -45,7 +45,7 @@ impl std::fmt::Debug for Stack {
 }
 
 impl Stack {
-    pub fn new(config: &LinkConfig, seed: u64) -> Stack {
+    pub fn new(config: &NetstackConfig, seed: u64) -> Stack {
         let mut wire = Wire { arrived: None, leaving: VecDeque::new(), mtu: config.mtu.max(LEAST_MTU).into() };
         let mut settings = Config::new(HardwareAddress::Ip);
         settings.random_seed = seed;

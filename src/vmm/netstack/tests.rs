@@ -16,8 +16,8 @@ pub(super) const GUEST: MacAddress = MacAddress([6, 0, 0, 0, 0, 1]);
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 4);
 const DEADLINE: Duration = Duration::from_secs(20);
 
-pub(super) fn config() -> LinkConfig {
-    LinkConfig {
+pub(super) fn config() -> NetstackConfig {
+    NetstackConfig {
         address: ADDRESS,
         prefix_length: 20,
         router: Ipv4Addr::new(172, 31, 0, 1),
@@ -47,7 +47,7 @@ struct Bench {
     ttl_of_data: u8,
 }
 
-fn bench(config: LinkConfig) -> Bench {
+fn bench(config: NetstackConfig) -> Bench {
     let mut wire = Wire { arrived: None, leaving: VecDeque::new(), mtu: config.mtu.into() };
     let mut interface = Interface::new(Config::new(HardwareAddress::Ip), &mut wire, StackInstant::ZERO);
     interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(IpAddress::Ipv4(ADDRESS), 20)).unwrap());
@@ -62,7 +62,7 @@ fn bench(config: LinkConfig) -> Bench {
 
 impl Bench {
     /// Loads another configuration, as the network device does.
-    fn reload(&mut self, config: LinkConfig) {
+    fn reload(&mut self, config: NetstackConfig) {
         std::fs::write(self.file.path(), serde_json::to_vec(&config).unwrap()).unwrap();
         let ports = self.ports.request().unwrap();
         self.services.reload(config);
@@ -192,10 +192,10 @@ fn free_address(transport: Transport) -> SocketAddrV4 {
     address.to_string().parse().unwrap()
 }
 
-fn forwarding(transport: Transport, guest_port: u16) -> (LinkConfig, SocketAddrV4) {
+fn forwarding(transport: Transport, guest_port: u16) -> (NetstackConfig, SocketAddrV4) {
     let host = free_address(transport);
     let forwards = vec![Forward { transport, host, guest_port }];
-    (LinkConfig { forwards, ..config() }, host)
+    (NetstackConfig { forwards, ..config() }, host)
 }
 
 #[test]
@@ -317,7 +317,7 @@ fn ports_that_are_taken_are_told_and_change_with_the_configuration() {
     bench.reload(wanted.clone());
     assert_eq!(bench.services.problems(), Vec::<String>::new());
     TcpStream::connect(host).unwrap();
-    bench.reload(LinkConfig { forwards: Vec::new(), ..wanted });
+    bench.reload(NetstackConfig { forwards: Vec::new(), ..wanted });
     assert!(TcpStream::connect(host).is_err());
 }
 
@@ -430,7 +430,7 @@ fn a_token_goes_no_further_with_a_request_behind_it() {
 fn a_long_datagram_comes_in_pieces_that_fit() {
     let (config, host) = forwarding(Transport::Udp, 53);
     let mtu = 1500;
-    let mut bench = bench(LinkConfig { mtu, ..config });
+    let mut bench = bench(NetstackConfig { mtu, ..config });
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     let sent: Vec<u8> = (0..20_000_u32).map(|index| index as u8).collect();
     client.send_to(&sent, host).unwrap();
@@ -541,7 +541,7 @@ proptest! {
         kinds in proptest::collection::vec(0_usize..4, 20),
         drains: bool,
     ) {
-        let mut services = Services::new(GUEST, LinkConfig { filter: Some(Filter::default()), ..config() }, None).unwrap();
+        let mut services = Services::new(GUEST, NetstackConfig { filter: Some(Filter::default()), ..config() }, None).unwrap();
         let frames = frames.into_iter().zip(kinds).map(|(bytes, kind)| match kind {
             0 => bytes,
             1 => packet::frame(GATEWAY_MAC, GUEST, TYPE_ARP, &bytes),

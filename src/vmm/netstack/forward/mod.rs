@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use smoltcp::iface::SocketHandle;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::config::{Forward, LinkConfig, Transport};
+use super::config::{Forward, NetstackConfig, Transport};
 use super::packet::Datagram;
 use super::stack::Stack;
 use crate::vmm::broker::{DatagramChannel, HostPort};
@@ -106,7 +106,7 @@ impl Forwards {
     }
 
     /// Handles all events. Datagrams for the guest are appended to `packets`.
-    pub fn serve(&mut self, stack: &mut Stack, config: &LinkConfig, packets: &mut Vec<Vec<u8>>) {
+    pub fn serve(&mut self, stack: &mut Stack, config: &NetstackConfig, packets: &mut Vec<Vec<u8>>) {
         let mut events = [EpollEvent::default(); 64];
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
         let mut accepting = false;
@@ -130,7 +130,7 @@ impl Forwards {
         ended.into_iter().for_each(|fd| self.remove(fd, stack));
     }
 
-    fn accept(&mut self, stack: &mut Stack, config: &LinkConfig) {
+    fn accept(&mut self, stack: &mut Stack, config: &NetstackConfig) {
         let limit = CONNECTIONS.saturating_sub(stack.retired());
         let mut accepted = Vec::new();
         for (forward, listener) in &mut self.listeners {
@@ -179,7 +179,7 @@ impl Forwards {
     }
 
     /// Receives datagrams of clients and appends them to `packets`, as IP packets from the router to the guest.
-    fn take_datagrams(&mut self, config: &LinkConfig, events: EventSet, packets: &mut Vec<Vec<u8>>) {
+    fn take_datagrams(&mut self, config: &NetstackConfig, events: EventSet, packets: &mut Vec<Vec<u8>>) {
         let Some(channel) = &self.datagrams else { return };
         if !events.contains(EventSet::IN) {
             // The other end is closed, which epoll would report forever.

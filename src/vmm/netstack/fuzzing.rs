@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use arbitrary::Unstructured;
 
 use super::config::{
-    Cidr, Filter, FilterProtocol, FilterRule, GATEWAY_MAC, LinkConfig, METADATA_ADDRESS, MacAddress, MetadataConfig,
+    Cidr, Filter, FilterProtocol, FilterRule, GATEWAY_MAC, METADATA_ADDRESS, MacAddress, MetadataConfig, NetstackConfig,
 };
 use super::packet::{Ethernet, Ipv4, TCP, TYPE_IPV4, UDP};
 use super::{HEAD_LENGTH, Route, Services, WAITING, dhcp, http, metadata, packet};
@@ -24,7 +24,7 @@ const ACK: u8 = 0x10;
 const SYN: u8 = 2;
 
 /// Returns a configuration with all services, and a packet filter. `bits` selects options.
-pub(crate) fn config(bits: u8) -> LinkConfig {
+pub(crate) fn config(bits: u8) -> NetstackConfig {
     let everybody = Cidr { address: Ipv4Addr::UNSPECIFIED, prefix_length: 0 };
     let rule = |protocol| FilterRule { protocol, peers: vec![everybody] };
     let filter = Filter {
@@ -48,7 +48,7 @@ pub(crate) fn config(bits: u8) -> LinkConfig {
         identity_document: "{}".into(),
         user_data: Some("IyEvYmluL3NoCg==".into()),
     };
-    LinkConfig {
+    NetstackConfig {
         address: ADDRESS,
         prefix_length: 20,
         router: Ipv4Addr::new(172, 31, 0, 1),

@@ -13,7 +13,7 @@ use crate::vmm::timeline::monotonic_ns;
 
 /// A disk slot. Locks are taken in the order of the fields.
 #[derive(Debug, Default)]
-pub struct DiskBay {
+pub struct SharedDisk {
     /// Taken before the disk, for fairness. A thread with back-to-back requests releases the disk only for an instant,
     /// and would take it again before any waiter wakes up. This lock makes it queue behind the waiters.
     turnstile: Mutex<()>,
@@ -43,19 +43,19 @@ pub struct Label {
 
 /// Guard for a disk without requests in flight.
 #[derive(Debug)]
-pub struct Held<'a> {
-    bay: &'a DiskBay,
+pub struct DiskGuard<'a> {
+    shared_disk: &'a SharedDisk,
     disk: MutexGuard<'a, Option<Disk>>,
 }
 
-impl DiskBay {
+impl SharedDisk {
     /// Creates a slot with `disk`, if any, and the limiter that all disks of the VM share.
-    pub fn new(disk: Option<Disk>, shared: SharedDiskLimiter) -> DiskBay {
-        let bay = DiskBay { shared, ..DiskBay::default() };
+    pub fn new(disk: Option<Disk>, shared: SharedDiskLimiter) -> SharedDisk {
+        let shared_disk = SharedDisk { shared, ..SharedDisk::default() };
         if let Some(disk) = disk {
-            bay.hold().put(disk);
+            shared_disk.hold().put(disk);
         }
-        bay
+        shared_disk
     }
 
     /// Returns the time until the next request may start in nanoseconds, or 0 if it may start now.
@@ -94,13 +94,13 @@ impl DiskBay {
     }
 
     /// Waits until no request is in flight, and blocks new requests until the guard is dropped.
-    pub fn hold(&self) -> Held<'_> {
+    pub fn hold(&self) -> DiskGuard<'_> {
         let _turn = lock(&self.turnstile);
-        Held { bay: self, disk: lock(&self.disk) }
+        DiskGuard { shared_disk: self, disk: lock(&self.disk) }
     }
 }
 
-impl Held<'_> {
+impl DiskGuard<'_> {
     /// Returns the disk, if there is one.
     pub fn disk(&mut self) -> Option<&mut Disk> {
         self.disk.as_mut()
@@ -118,7 +118,7 @@ impl Held<'_> {
         if let Some(disk) = self.disk.as_mut() {
             disk.set_limits(limits);
         }
-        *lock(&self.bay.limiter) = limits.map(|limits| DiskLimiter::new(limits, monotonic_ns()));
+        *lock(&self.shared_disk.limiter) = limits.map(|limits| DiskLimiter::new(limits, monotonic_ns()));
         self.relabel();
     }
 
@@ -129,9 +129,9 @@ impl Held<'_> {
         disk
     }
 
-    /// Updates the data that [`DiskBay::label`] returns.
+    /// Updates the data that [`SharedDisk::label`] returns.
     pub fn relabel(&mut self) {
-        *lock(&self.bay.label) = self.disk.as_ref().map(|disk| Label {
+        *lock(&self.shared_disk.label) = self.disk.as_ref().map(|disk| Label {
             id: disk.id().to_string(),
             sectors: disk.sectors(),
             read_only: disk.is_read_only(),

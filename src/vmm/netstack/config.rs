@@ -43,7 +43,7 @@ pub struct ParseError {
 /// The netstack configuration of one guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct LinkConfig {
+pub struct NetstackConfig {
     /// The guest's address.
     pub address: Ipv4Addr,
     /// The prefix length of its subnet.
@@ -69,14 +69,14 @@ pub struct LinkConfig {
     pub metadata: Option<MetadataConfig>,
 }
 
-impl LinkConfig {
+impl NetstackConfig {
     /// Reads the configuration from the file at `path`.
-    pub fn read(path: &Path) -> io::Result<LinkConfig> {
-        LinkConfig::read_from(File::open(path)?)
+    pub fn read(path: &Path) -> io::Result<NetstackConfig> {
+        NetstackConfig::read_from(File::open(path)?)
     }
 
     /// Reads the configuration from an open file.
-    pub fn read_from(mut file: File) -> io::Result<LinkConfig> {
+    pub fn read_from(mut file: File) -> io::Result<NetstackConfig> {
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
         Ok(serde_json::from_slice(&text)?)
@@ -84,7 +84,7 @@ impl LinkConfig {
 
     /// Returns the settings of the guest's interface with the address `mac`.
     pub fn network(&self, mac: MacAddress) -> Network {
-        let LinkConfig { address, prefix_length, router, ref dns, mtu, .. } = *self;
+        let NetstackConfig { address, prefix_length, router, ref dns, mtu, .. } = *self;
         Network { mac: mac.0, address, prefix_length, router, dns: dns.clone(), mtu }
     }
 }
@@ -298,7 +298,7 @@ mod tests {
             FilterProtocol::Icmp { kind: Some(8), code: None },
             FilterProtocol::Other { number: 50 },
         ];
-        let config = LinkConfig {
+        let config = NetstackConfig {
             address: Ipv4Addr::new(172, 31, 0, 10),
             prefix_length: 20,
             router: Ipv4Addr::new(172, 31, 0, 1),
@@ -315,6 +315,6 @@ mod tests {
             metadata: None,
         };
         let text = serde_json::to_string(&config).unwrap();
-        assert_eq!(serde_json::from_str::<LinkConfig>(&text).unwrap(), config);
+        assert_eq!(serde_json::from_str::<NetstackConfig>(&text).unwrap(), config);
     }
 }

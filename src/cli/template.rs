@@ -3,12 +3,12 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use crate::ec2::capacity::Request;
+use crate::ec2::capacity::InstanceSize;
 use crate::host::environment;
 
 /// Starts `wisp image warm` for an image and a size in the background, with the lowest priority. Failures do not
 /// concern the launch.
-pub fn prepare_in_background(image: Option<&str>, size: &Request) {
+pub fn prepare_in_background(image: Option<&str>, size: &InstanceSize) {
     let mut command = Command::new("/proc/self/exe");
     environment::restrict(&mut command);
     command.arg0("wisp").args(["image", "warm"]);
@@ -27,6 +27,6 @@ pub fn prepare_in_background(image: Option<&str>, size: &Request) {
         });
     }
     if let Err(error) = command.spawn() {
-        log::info!("no warm snapshot is made: {error}");
+        log::info!("no template was made: {error}");
     }
 }

@@ -8,26 +8,26 @@ use wisp_agent::seed::Seed;
 use super::config::MachineConfig;
 use super::devices::generation;
 use super::error::Error;
-use super::link::LinkConfig;
 use super::memory::GuestMemory;
+use super::netstack::NetstackConfig;
 use super::wiring::new_eventfd;
 
 /// The message, and the notification that the guest has handled it.
 #[derive(Debug)]
-pub(super) struct Revival {
+pub(super) struct ResumeMessage {
     pub message: Resumed,
     /// Notified when the guest has handled the message.
     pub release: EventFd,
 }
 
-impl Revival {
+impl ResumeMessage {
     /// Prepares the message, and gives the guest a new VM generation id with new entropy.
     pub fn of(
         config: &MachineConfig,
         memory: &GuestMemory,
         generation: Option<u64>,
-        link: Option<&LinkConfig>,
-    ) -> Result<Revival, Error> {
+        link: Option<&NetstackConfig>,
+    ) -> Result<ResumeMessage, Error> {
         let (mut number, mut entropy) = ([0; 8], [0; 32]);
         for bytes in [&mut number[..], &mut entropy] {
             getrandom(bytes, GetRandomFlags::empty()).map_err(|errno| Error::host("random numbers")(errno.into()))?;
@@ -45,6 +45,6 @@ impl Revival {
         let entropy = (!is_taken).then_some(entropy);
         let network = config.net.as_ref().zip(link).map(|(net, link)| link.network(net.mac));
         let message = Resumed { entropy, hostname, seed: has_more, network, instance_id, ..Resumed::default() };
-        Ok(Revival { message, release: new_eventfd()? })
+        Ok(ResumeMessage { message, release: new_eventfd()? })
     }
 }

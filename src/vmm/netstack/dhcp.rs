@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::config::{GATEWAY_MAC, LinkConfig, MacAddress};
+use super::config::{GATEWAY_MAC, MacAddress, NetstackConfig};
 use super::packet::{self, Datagram, TYPE_IPV4};
 
 /// The server's and the client's port.
@@ -90,7 +90,7 @@ impl<'a> Message<'a> {
 }
 
 /// Returns the frame that replies to a message, if it needs a reply.
-pub fn answer(guest: MacAddress, config: &LinkConfig, bytes: &[u8]) -> Option<Vec<u8>> {
+pub fn answer(guest: MacAddress, config: &NetstackConfig, bytes: &[u8]) -> Option<Vec<u8>> {
     let message = Message::parse(bytes)?;
     let is_other = |address: Option<Ipv4Addr>| address.is_some_and(|address| address != config.address);
     let kind = match message.kind {
@@ -112,7 +112,7 @@ pub fn answer(guest: MacAddress, config: &LinkConfig, bytes: &[u8]) -> Option<Ve
     Some(packet::frame(mac, GATEWAY_MAC, TYPE_IPV4, &datagram.packet()?))
 }
 
-fn reply(config: &LinkConfig, message: &Message, kind: u8) -> Vec<u8> {
+fn reply(config: &NetstackConfig, message: &Message, kind: u8) -> Vec<u8> {
     let mut bytes = vec![0; FIXED];
     bytes[..3].copy_from_slice(&[2, 1, 6]);
     // Transaction id and flags.
@@ -157,7 +157,7 @@ fn reply(config: &LinkConfig, message: &Message, kind: u8) -> Vec<u8> {
 mod tests {
     use super::super::tests::{GUEST, config};
     use super::*;
-    use crate::vmm::link::packet::{Ethernet, Ipv4};
+    use crate::vmm::netstack::packet::{Ethernet, Ipv4};
     use proptest::prelude::*;
 
     fn message(kind: u8, options: &[u8]) -> Vec<u8> {

@@ -30,7 +30,7 @@ const AT_ITS_END: &str = "the machine has come to its end";
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
 /// The event loop's state.
-pub(super) struct Monitor<'a> {
+pub(super) struct EventLoop<'a> {
     epoll: Epoll,
     control: ControlServer,
     console: ConsoleSocket,
@@ -45,7 +45,7 @@ pub(super) struct Monitor<'a> {
     ends_at_reboot: Option<i32>,
 }
 
-impl<'a> Monitor<'a> {
+impl<'a> EventLoop<'a> {
     /// Registers all descriptors. Must be called before the machine's threads start, because they inherit the blocked
     /// signals.
     pub(super) fn new(
@@ -56,7 +56,7 @@ impl<'a> Monitor<'a> {
         ends: &'a EndReceiver,
         ready: &'a EventFd,
         recorder: Option<Recorder>,
-    ) -> Result<Monitor<'a>, Error> {
+    ) -> Result<EventLoop<'a>, Error> {
         let what = "to wait for the machine's end";
         let epoll = Epoll::new().map_err(Error::host(what))?;
         let signals = read_from_descriptor(&END_SIGNALS).map_err(Error::host(what))?;
@@ -80,7 +80,7 @@ impl<'a> Monitor<'a> {
         watched.extend(console.terminal());
         let (was_ready, ends_at_reboot) = (false, None);
         let monitor =
-            Monitor { epoll, control, console, devices, ends, ready, signals, recorder, was_ready, ends_at_reboot };
+            EventLoop { epoll, control, console, devices, ends, ready, signals, recorder, was_ready, ends_at_reboot };
         for fd in watched {
             monitor.watch(fd).map_err(Error::host(what))?;
         }
@@ -189,7 +189,7 @@ impl<'a> Monitor<'a> {
                     self.ends_at_reboot = Some(fd);
                     self.control.send(fd, &Message::Done);
                 }
-                Request::AttachDisk { disk } => self.answer(fd, disks.attach_among(&disk, &files).map(attached)),
+                Request::AttachDisk { disk } => self.answer(fd, disks.attach_with_fds(&disk, &files).map(attached)),
                 Request::DetachDisk { id, force } => {
                     // The disk's counters are lost when it is detached.
                     self.record(status);
@@ -199,15 +199,15 @@ impl<'a> Monitor<'a> {
                 Request::ResizeDisk { id, size } => self.answer(fd, disks.resize(&id, size).map(done)),
                 Request::SetDiskLimits { id, limits } => self.answer(fd, disks.limit(&id, limits).map(done)),
                 Request::SwitchDisk { id, layer, .. } => {
-                    self.answer(fd, disks.switch_among(&id, &layer, &files).map(done))
+                    self.answer(fd, disks.switch_with_fds(&id, &layer, &files).map(done))
                 }
-                Request::Save { folder } => match freezer.save(&folder) {
+                Request::Save { dir } => match freezer.save(&dir) {
                     Ok(true) => return Some(End::Saved),
                     Ok(false) => self.control.send(fd, &Message::Failed { why: AT_ITS_END.into() }),
                     Err(error) => self.control.send(fd, &Message::Failed { why: error.to_string() }),
                 },
-                Request::Fork { folder, layers } => {
-                    let answer = match freezer.fork(&folder, &layers, &files) {
+                Request::Fork { dir, layers } => {
+                    let answer = match freezer.fork(&dir, &layers, &files) {
                         Ok(Some(paused)) => Message::Saved { paused_ns: paused.as_nanos() as u64 },
                         Ok(None) => Message::Failed { why: AT_ITS_END.into() },
                         Err(error) => Message::Failed { why: error.to_string() },

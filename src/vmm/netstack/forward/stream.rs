@@ -10,7 +10,7 @@ use smoltcp::time::Duration;
 use smoltcp::wire::{IpAddress, IpEndpoint};
 use vmm_sys_util::epoll::EventSet;
 
-use super::super::config::{Forward, LinkConfig};
+use super::super::config::{Forward, NetstackConfig};
 use super::super::stack::Stack;
 
 /// The buffer size for each direction.
@@ -43,7 +43,7 @@ impl Connection {
         host: TcpStream,
         port: u16,
         stack: &mut Stack,
-        config: &LinkConfig,
+        config: &NetstackConfig,
     ) -> io::Result<(SocketHandle, Connection)> {
         host.set_nonblocking(true)?;
         host.set_nodelay(true)?;

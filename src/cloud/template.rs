@@ -47,7 +47,7 @@ const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The metadata of a template.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WarmFacts {
+pub struct TemplateKey {
     /// The image's directory, relative to the data directory's images: a data directory can be moved or copied.
     pub image: PathBuf,
     /// vCPUs and their topology.
@@ -60,9 +60,9 @@ pub struct WarmFacts {
 
 /// A template in a list.
 #[derive(Debug, Clone)]
-pub struct WarmRecord {
+pub struct TemplateRecord {
     /// The metadata.
-    pub facts: WarmFacts,
+    pub facts: TemplateKey,
     /// The size on disk.
     pub bytes: u64,
     key: String,
@@ -72,17 +72,17 @@ pub struct WarmRecord {
 /// A snapshot that launches are restored from: a template or an image's memory. A template is locked until this is
 /// dropped.
 #[derive(Debug)]
-pub struct Warm {
-    folder: PathBuf,
+pub struct Template {
+    dir: PathBuf,
     layer: Option<PathBuf>,
     root: String,
     _lock: Option<File>,
 }
 
-impl Warm {
+impl Template {
     /// Returns the snapshot to restore from.
     pub fn restore(&self) -> Restore {
-        Restore { folder: self.folder.clone(), once: false }
+        Restore { dir: self.dir.clone(), once: false }
     }
 
     /// Returns the overlay (qcow2) with the guest's writes to the image's root file system, if any. It must not be
@@ -110,8 +110,8 @@ fn paths(home: &Home, key: &str) -> [PathBuf; 3] {
 }
 
 /// Returns an image's directory relative to the directory of images.
-fn seen(home: &Home, folder: &Path) -> PathBuf {
-    folder.strip_prefix(home.images()).unwrap_or(folder).to_path_buf()
+fn seen(home: &Home, dir: &Path) -> PathBuf {
+    dir.strip_prefix(home.images()).unwrap_or(dir).to_path_buf()
 }
 
 fn key(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> String {
@@ -119,8 +119,8 @@ fn key(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> String {
     let digests = [Some(&manifest.kernel.sha256), manifest.root.as_ref().map(|root| &root.sha256)];
     let initrd = manifest.initrd.as_ref().map(|initrd| &initrd.sha256);
     // The last part stands for the machine's devices: a template with other devices cannot be used.
-    let folder = seen(home, &image.folder);
-    let parts = serde_json::json!([folder, digests, initrd, manifest.kernel.cmdline, cpus, memory_mib, "net"]);
+    let dir = seen(home, &image.dir);
+    let parts = serde_json::json!([dir, digests, initrd, manifest.kernel.cmdline, cpus, memory_mib, "net"]);
     let mut key = crate::host::sparse::hex(&Sha256::digest(parts.to_string()));
     key.truncate(20);
     key
@@ -133,36 +133,36 @@ pub fn can_have(image: &Image) -> bool {
 
 /// Returns the snapshot that a launch of an image in a size can be restored from: the image's memory or a template.
 /// Returns none if there is none that this version and this host can restore.
-pub fn find(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Option<Warm> {
+pub fn find(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Option<Template> {
     if let Some(memory) = ImageMemory::of(image).filter(|memory| memory.is_of(cpus, memory_mib)) {
-        let folder = image_memory::folder(image);
-        match snapshot::check(&folder) {
-            Ok(()) => return Some(Warm { folder, layer: None, root: memory.root, _lock: None }),
-            Err(error) => log::warn!("the image's memory cannot be gone on from: {error}"),
+        let dir = image_memory::dir(image);
+        match snapshot::check(&dir) {
+            Ok(()) => return Some(Template { dir, layer: None, root: memory.root, _lock: None }),
+            Err(error) => log::warn!("the image's memory cannot be restored: {error}"),
         }
     }
     find_snapshot(home, image, cpus, memory_mib)
 }
 
-fn find_snapshot(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Option<Warm> {
+fn find_snapshot(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Option<Template> {
     if !can_have(image) {
         return None;
     }
     let key = key(home, image, cpus, memory_mib);
-    let [folder, layer, lock] = paths(home, &key);
-    if !folder.exists() {
+    let [dir, layer, lock] = paths(home, &key);
+    if !dir.exists() {
         return None;
     }
     let file = private_file(&lock).ok()?;
     flock(&file, FlockOperation::NonBlockingLockShared).ok()?;
-    match snapshot::check(&folder) {
+    match snapshot::check(&dir) {
         Ok(()) => {
             // The modification time records the last use, so that the least recently used template is removed first.
-            let _ = File::open(folder.join(FACTS)).and_then(|facts| facts.set_modified(SystemTime::now()));
-            Some(Warm { folder, layer: Some(layer), root: ROOT.into(), _lock: Some(file) })
+            let _ = File::open(dir.join(FACTS)).and_then(|facts| facts.set_modified(SystemTime::now()));
+            Some(Template { dir, layer: Some(layer), root: ROOT.into(), _lock: Some(file) })
         }
         Err(error) => {
-            log::info!("a warm snapshot is of no use: {error}");
+            log::info!("a template cannot be used: {error}");
             drop(file);
             if let Err(error) = remove(home, &key) {
                 log::warn!("{error}");
@@ -206,18 +206,18 @@ pub fn make(
     memory_mib: u64,
     boot_timeout: Duration,
     began_ns: u64,
-) -> Result<WarmRecord, CloudError> {
+) -> Result<TemplateRecord, CloudError> {
     let Some(root) = &image.manifest.root else { return Err(CloudError::NotWarm("the image has no root".into())) };
     if image.manifest.cloud_init {
         return Err(CloudError::NotWarm("the image has cloud-init, which asks at boot whose it is".into()));
     }
     let key = key(home, image, cpus, memory_mib);
-    let [folder, layer, _] = paths(home, &key);
+    let [dir, layer, _] = paths(home, &key);
     let warm = home.warm();
     let unfinished = unfinished_folder(home)?;
     let name = unfinished.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
     let new_layer = Unfinished(warm.join(format!("{name}.qcow2")));
-    disk_image::create_layer(&new_layer.0, &image.folder.join(&root.file), root.format, None)?;
+    disk_image::create_layer(&new_layer.0, &image.dir.join(&root.file), root.format, None)?;
     let spec = RunSpec {
         cpus,
         memory_mib,
@@ -229,18 +229,18 @@ pub fn make(
         limits: None,
     };
     save(home, &spec, unfinished.path(), boot_timeout, began_ns)?;
-    let facts = WarmFacts { image: seen(home, &image.folder), cpus, memory_mib, made: now() };
+    let facts = TemplateKey { image: seen(home, &image.dir), cpus, memory_mib, made: now() };
     let path = unfinished.path().join(FACTS);
     let text = serde_json::to_vec_pretty(&facts).expect("facts are plain data");
     write_private(&path, &text).map_err(CloudError::file(&path, "written"))?;
 
     let _lock = home.lock(&warm)?;
     remove(home, &key)?;
-    if folder.exists() {
+    if dir.exists() {
         return Err(CloudError::NotWarm("the one that there is, is in use now".into()));
     }
     fs::rename(&new_layer.0, &layer).map_err(CloudError::file(&layer, "made"))?;
-    fs::rename(unfinished.path(), &folder).map_err(CloudError::file(&folder, "made"))?;
+    fs::rename(unfinished.path(), &dir).map_err(CloudError::file(&dir, "made"))?;
     make_room(home)?;
     list(home)?
         .into_iter()
@@ -252,8 +252,8 @@ pub fn make(
 fn unfinished_folder(home: &Home) -> Result<TempDir, CloudError> {
     let warm = home.warm();
     let private = fs::Permissions::from_mode(0o700);
-    let folder = tempfile::Builder::new().prefix(UNFINISHED).permissions(private).tempdir_in(&warm);
-    folder.map_err(CloudError::file(&warm, "written"))
+    let dir = tempfile::Builder::new().prefix(UNFINISHED).permissions(private).tempdir_in(&warm);
+    dir.map_err(CloudError::file(&warm, "written"))
 }
 
 /// A file that is removed unless it was moved to its final path.
@@ -265,8 +265,8 @@ impl Drop for Unfinished {
     }
 }
 
-/// Boots a guest and saves it into `folder`.
-fn save(home: &Home, spec: &RunSpec, folder: &Path, boot_timeout: Duration, began_ns: u64) -> Result<(), CloudError> {
+/// Boots a guest and saves it into `directory`.
+fn save(home: &Home, spec: &RunSpec, dir: &Path, boot_timeout: Duration, began_ns: u64) -> Result<(), CloudError> {
     let mut instance = EphemeralInstance::start(home, spec, began_ns)?;
     instance.wait_ready(boot_timeout)?;
     // The agent answers when its work after the ready message is done. The sync then writes dirty pages to the
@@ -277,10 +277,10 @@ fn save(home: &Home, spec: &RunSpec, folder: &Path, boot_timeout: Duration, bega
         return Err(CloudError::NotWarm("the image's agent is of a time before there were any".into()));
     }
     if let Err(error) = read_a_shell(connect()?) {
-        log::info!("the warm guest has no shell to have in memory: {error}");
+        log::info!("the template has no shell in memory: {error}");
     }
     connect()?.sync(AGENT_TIMEOUT).map_err(RunError::from)?;
-    Ok(instance.save(folder, SAVE_TIMEOUT)?)
+    Ok(instance.save(dir, SAVE_TIMEOUT)?)
 }
 
 /// Runs a shell that does nothing in the guest. The first command after a restore then need not read the shell from
@@ -294,7 +294,7 @@ fn read_a_shell(agent: Agent) -> Result<(), guest::Error> {
 }
 
 /// Lists all templates, most recently used first.
-pub fn list(home: &Home) -> Result<Vec<WarmRecord>, CloudError> {
+pub fn list(home: &Home) -> Result<Vec<TemplateRecord>, CloudError> {
     let warm = home.warm();
     let mut records = Vec::new();
     for entry in fs::read_dir(&warm).map_err(CloudError::file(&warm, "read"))?.flatten() {
@@ -303,7 +303,7 @@ pub fn list(home: &Home) -> Result<Vec<WarmRecord>, CloudError> {
         let Ok(text) = fs::read(&path) else { continue };
         let Ok(facts) = serde_json::from_slice(&text) else { continue };
         let used = path.metadata().and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-        records.push(WarmRecord { facts, bytes: weigh(home, &key), key, used });
+        records.push(TemplateRecord { facts, bytes: weigh(home, &key), key, used });
     }
     records.retain(|record| !record.key.starts_with(UNFINISHED));
     records.sort_by_key(|record| std::cmp::Reverse(record.used));
@@ -311,21 +311,21 @@ pub fn list(home: &Home) -> Result<Vec<WarmRecord>, CloudError> {
 }
 
 fn weigh(home: &Home, key: &str) -> u64 {
-    let [folder, layer, _] = paths(home, key);
-    snapshot::bytes(&folder) + layer.metadata().map_or(0, |metadata| metadata.blocks() * 512)
+    let [dir, layer, _] = paths(home, key);
+    snapshot::bytes(&dir) + layer.metadata().map_or(0, |metadata| metadata.blocks() * 512)
 }
 
-/// Lists the templates of the image in `folder`.
-pub fn list_of(home: &Home, folder: &Path) -> Result<Vec<WarmRecord>, CloudError> {
+/// Lists the templates of the image in `directory`.
+pub fn list_of(home: &Home, dir: &Path) -> Result<Vec<TemplateRecord>, CloudError> {
     let mut records = list(home)?;
-    records.retain(|record| record.facts.image == seen(home, folder));
+    records.retain(|record| record.facts.image == seen(home, dir));
     Ok(records)
 }
 
-/// Removes the templates of the image in `folder`. Returns their number.
-pub fn remove_of(home: &Home, folder: &Path) -> Result<usize, CloudError> {
+/// Removes the templates of the image in `directory`. Returns their number.
+pub fn remove_of(home: &Home, dir: &Path) -> Result<usize, CloudError> {
     let _lock = home.lock(&home.warm())?;
-    let records = list_of(home, folder)?;
+    let records = list_of(home, dir)?;
     records.iter().try_for_each(|record| remove(home, &record.key))?;
     Ok(records.len())
 }
@@ -344,7 +344,7 @@ fn make_room(home: &Home) -> Result<(), CloudError> {
 
 /// Removes a template, unless it is in use.
 fn remove(home: &Home, key: &str) -> Result<(), CloudError> {
-    let [folder, layer, lock] = paths(home, key);
+    let [dir, layer, lock] = paths(home, key);
     let file = private_file(&lock).map_err(CloudError::file(&lock, "made"))?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         return Ok(());
@@ -353,7 +353,7 @@ fn remove(home: &Home, key: &str) -> Result<(), CloudError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
-    snapshot::remove(&folder).map_err(CloudError::file(&folder, "removed"))?;
+    snapshot::remove(&dir).map_err(CloudError::file(&dir, "removed"))?;
     gone(fs::remove_file(&layer)).map_err(CloudError::file(&layer, "removed"))?;
     gone(fs::remove_file(&lock)).map_err(CloudError::file(&lock, "removed"))
 }

@@ -206,8 +206,8 @@ mod tests {
 
     #[test]
     fn log_pipe_flood_stays_within_its_bound_and_keeps_the_last_line() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("vmm.log");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vmm.log");
         let (mut pipe, writer) = LogPipe::to(BoundedLog::open(&path, LOG_LIMIT).unwrap()).unwrap();
         let writer = std::thread::spawn(move || {
             let mut writer = File::from(writer);
@@ -221,7 +221,7 @@ mod tests {
             pipe.copy_available();
         }
         writer.join().unwrap();
-        let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap()).collect();
+        let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap()).collect();
         let size: u64 = files.iter().map(|file| file.metadata().unwrap().len()).sum();
         assert!(files.len() == 2 && size <= 2 * (LOG_LIMIT + (64 << 10)), "{size}");
         assert!(std::fs::read_to_string(path).unwrap().ends_with("x\nthe last words\n"));

@@ -14,14 +14,14 @@ use super::config::DiskConfig;
 
 /// The path and mode of a passed file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PassedPath {
+pub struct PassedFile {
     /// The path at which the sender opened the file.
     pub path: PathBuf,
     /// The file is open for writing as well.
     pub writable: bool,
 }
 
-impl PassedPath {
+impl PassedFile {
     /// Opens the file in this process.
     pub fn open(&self) -> io::Result<File> {
         OpenOptions::new().read(true).write(self.writable).open(&self.path)
@@ -30,26 +30,26 @@ impl PassedPath {
 
 /// Open files for disks.
 #[derive(Debug, Default)]
-pub struct PassedFiles(RefCell<Vec<(PassedPath, File)>>);
+pub struct FdTable(RefCell<Vec<(PassedFile, File)>>);
 
-impl PassedFiles {
+impl FdTable {
     /// Opens the files of `disks`. Skips a file that cannot be opened; opening the disk reports the error.
     #[must_use]
-    pub fn of(disks: &[DiskConfig]) -> PassedFiles {
-        let mut files: Vec<(PassedPath, File)> = Vec::new();
+    pub fn of(disks: &[DiskConfig]) -> FdTable {
+        let mut files: Vec<(PassedFile, File)> = Vec::new();
         for (path, writable) in disks.iter().flat_map(DiskConfig::files) {
-            let path = PassedPath { path: path.to_path_buf(), writable };
+            let path = PassedFile { path: path.to_path_buf(), writable };
             // Each writer has its own descriptor, so that the locks of two disks with the same file conflict.
             if !writable && files.iter().any(|(known, _)| *known == path) {
                 continue;
             }
             files.extend(path.open().ok().map(|file| (path, file)));
         }
-        PassedFiles(RefCell::new(files))
+        FdTable(RefCell::new(files))
     }
 
     /// Adds files.
-    pub fn extend(&mut self, files: impl IntoIterator<Item = (PassedPath, File)>) {
+    pub fn extend(&mut self, files: impl IntoIterator<Item = (PassedFile, File)>) {
         self.0.get_mut().extend(files);
     }
 
@@ -62,7 +62,7 @@ impl PassedFiles {
     /// Returns the passed file for `path`, or opens it. A writable descriptor is moved out, so that its lock ends with
     /// the disk.
     pub fn open(&self, path: &Path, writable: bool) -> io::Result<File> {
-        let wanted = PassedPath { path: path.to_path_buf(), writable };
+        let wanted = PassedFile { path: path.to_path_buf(), writable };
         let mut files = self.0.borrow_mut();
         match files.iter().position(|(passed, _)| *passed == wanted) {
             Some(index) if writable => Ok(files.remove(index).1),
@@ -79,8 +79,8 @@ mod tests {
 
     #[test]
     fn writable_descriptor_is_given_away_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
         std::fs::write(&path, "x").unwrap();
         let disk = DiskConfig {
             id: "disk".into(),
@@ -92,7 +92,7 @@ mod tests {
             was: None,
             limits: None,
         };
-        let files = PassedFiles::of(&[disk.clone(), disk]);
+        let files = FdTable::of(&[disk.clone(), disk]);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(files.count(), 2);
         files.open(&path, true).unwrap();
