@@ -35,21 +35,23 @@ fn what_an_instance_used_is_kept_over_kills_and_stops_and_judged_by() {
     let began = Instant::now();
     instances::launch(&wisp, &["--name", "a", "--network", "none"]).expect_code(0);
     let dir = wisp.instances().remove(0);
+    // The readings are in the VMM's own directory.
+    let own = dir.join("vmm");
     let early = instances::json(&wisp, &["recommend", "a"]);
     assert_eq!(early["errors"][0]["code"], "InsufficientData", "{early}");
     assert!(early["errors"][0]["message"].as_str().unwrap().contains("5 min are needed"), "{early}");
 
     // The guest writes, then is busy until its VMM takes a reading.
     instances::exec(&wisp, "a", "dd if=/dev/zero of=/root/file bs=1M count=8 conv=fsync 2>/dev/null");
-    let before = read(&dir).unwrap().len();
-    while read(&dir).unwrap().len() == before {
+    let before = read(&own).unwrap().len();
+    while read(&own).unwrap().len() == before {
         assert!(began.elapsed() < DEADLINE, "no reading was taken");
         instances::exec(&wisp, "a", BUSY);
     }
-    let last = read(&dir).unwrap().pop().unwrap();
+    let last = read(&own).unwrap().pop().unwrap();
     // No timer takes readings: apart from the first one and the one at readiness, each is for five seconds of vCPU
     // time.
-    let readings = read(&dir).unwrap().len() as u64;
+    let readings = read(&own).unwrap().len() as u64;
     assert!(readings <= 3 + last.cpu_ns / 4_000_000_000, "{readings} readings of {last:?}");
 
     // No command has asked since. The VMM is killed, and its readings are still there.
@@ -79,13 +81,13 @@ fn what_an_instance_used_is_kept_over_kills_and_stops_and_judged_by() {
         text += &serde_json::to_string(&Reading { moment, ..last.clone() }).unwrap();
         text.push('\n');
     }
-    text += &fs::read_to_string(dir.join(FILE)).unwrap();
-    fs::write(dir.join(FILE), text).unwrap();
+    text += &fs::read_to_string(own.join(FILE)).unwrap();
+    fs::write(own.join(FILE), text).unwrap();
     wisp.run(&["start", "a", "--wait", "running"]).expect_code(0);
     // An answer means that the first reading was taken. The guest is still booting.
     let again = instances::json(&wisp, &["show", "a"]);
     assert_eq!(again["Reservations"][0]["Instances"][0]["State"]["Name"], "running");
-    assert!(read(&dir).unwrap().len() < 1100);
+    assert!(read(&own).unwrap().len() < 1100);
     let again = datapoints(&wisp);
     assert!(cpu_seconds(&again) > used && cpu_seconds(&again) < used + began.elapsed().as_secs_f64() - ran);
 
