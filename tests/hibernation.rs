@@ -189,7 +189,11 @@ fn a_monitor_that_is_killed_while_it_restores_leaves_all_or_nothing() {
     // An instance that cannot be saved is stopped without its memory. Here an obstacle is in the way of the file.
     std::fs::create_dir_all(dir.join("vmm/hibernated/memory/obstacle")).unwrap();
     let stopped = wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
-    assert!(stopped.stderr.contains("its memory could not be saved, and it was stopped without it"), "{}", stopped.stderr);
+    assert!(
+        stopped.stderr.contains("its memory could not be saved, and it was stopped without it"),
+        "{}",
+        stopped.stderr
+    );
     assert_eq!(state(&wisp), ("stopped".into(), "Client.UserInitiatedShutdown".into()));
     assert!(!dir.join("vmm/hibernated").exists());
     wisp.run(&["terminate", "sleeper"]).expect_code(0);

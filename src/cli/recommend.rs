@@ -189,10 +189,7 @@ fn figure_lines(record: &InstanceRecord, figures: &Figures) -> Vec<(&'static str
     lines.push(("", format!("{}{limit}", rates(&figures.ebs_operations, |count| format!("{count} IOPS")))));
     if figures.ebs_held > 0.0 {
         let held = percent(figures.ebs_held);
-        lines.push((
-            "",
-            format!("throttled for {held} of the time, summed, by the type's or the volumes' limits"),
-        ));
+        lines.push(("", format!("throttled for {held} of the time, summed, by the type's or the volumes' limits")));
     }
     let limit = of(known.map(|known| per_second(known.network_speed().baseline)));
     lines.push(("Network", format!("{}{limit}", rates(&figures.network, per_second))));

@@ -277,8 +277,7 @@ fn low_ports(listened: Result<(), Errno>) -> Finding {
 /// The sandbox layers that the host supports. Seccomp filters are available on every host.
 fn sandbox(landlock: u32, forbidden_by: Option<NamespaceSetting>) -> Finding {
     const NAME: &str = "Sandbox";
-    const WITHOUT: &str =
-        "VMMs run without that layer; their seccomp filters still apply (docs/security.md).";
+    const WITHOUT: &str = "VMMs run without that layer; their seccomp filters still apply (docs/security.md).";
     match (landlock, forbidden_by) {
         (_, Some(setting)) => {
             let found = Finding::warn(NAME, format!("{} forbids user namespaces", setting.name));

@@ -136,5 +136,8 @@ fn problem(forward: Forward, error: &io::Error) -> String {
         io::ErrorKind::PermissionDenied => format!("; `{ALLOW_LOW_PORTS}` allows it"),
         _ => String::new(),
     };
-    format!("{protocol} port {} cannot be forwarded to guest port {}: {error}{advice}", forward.host, forward.guest_port)
+    format!(
+        "{protocol} port {} cannot be forwarded to guest port {}: {error}{advice}",
+        forward.host, forward.guest_port
+    )
 }
