@@ -31,15 +31,15 @@ pub struct Args {
 enum Command {
     /// Create a key pair and write its private key to a file.
     Create {
-        /// Its name.
+        /// Key pair name.
         name: KeyName,
-        /// ed25519 or rsa.
+        /// Key type: ed25519 or rsa.
         #[arg(long = "type", value_name = "TYPE", default_value = "ed25519")]
         key_type: KeyType,
-        /// The private key's format: pem or openssh.
+        /// Private key format: pem or openssh.
         #[arg(long, default_value = "pem")]
         format: KeyFormat,
-        /// Where the private key goes; NAME.pem if left out. An existing file is never replaced.
+        /// Private key file [default: NAME.pem]. An existing file is never replaced.
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
     },

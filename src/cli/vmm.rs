@@ -1,4 +1,4 @@
-//! `wisp vmm`: the VMM's process, started by other commands, never by hand.
+//! `wisp vmm`: the supervisor and VMM processes, which other commands start.
 
 use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -37,62 +37,61 @@ use crate::vmm::virtio::block::Ring;
 use crate::vmm::virtio::vsock;
 use crate::vmm::{Machine, MachineConfig};
 
-/// Runs the machine of an instance's directory.
+/// Run the machine of an instance directory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Started by wisp itself: `wisp run` is what you want.")]
 pub struct Args {
-    /// The instance's directory.
+    /// Instance directory.
     dir: PathBuf,
 
-    /// The descriptor of the instance's lock.
+    /// Descriptor of the instance's lock.
     #[arg(long)]
     lock_fd: RawFd,
 
-    /// The descriptor of the owner's connection: the machine ends when it closes.
+    /// Descriptor of the owner's connection; the machine ends when it closes.
     #[arg(long)]
     owner_fd: Option<RawFd>,
 
-    /// The descriptor of the connection of who only waits for the machine to be up.
+    /// Descriptor of a connection that only waits for the machine to start.
     #[arg(long, conflicts_with = "owner_fd")]
     watcher_fd: Option<RawFd>,
 
-    /// The descriptor of the console's terminal.
+    /// Descriptor of the console's terminal.
     #[arg(long)]
     console_fd: Option<RawFd>,
 
-    /// The descriptor of what the network device is connected to.
+    /// Descriptor of the network backend.
     #[arg(long)]
     network_fd: Option<RawFd>,
 
-    /// When the user's command began, in nanoseconds of the monotonic clock.
+    /// Start of the user's command, in nanoseconds of the monotonic clock.
     #[arg(long)]
     began_ns: Option<u64>,
 
-    /// The directory of a saved machine to go on from; a guest that reboots later boots.
+    /// Snapshot directory to restore; the guest boots after a later reboot.
     #[arg(long)]
     restore: Option<PathBuf>,
 
-    /// How many times in a row the guest has rebooted soon after its start.
+    /// Number of consecutive reboots soon after a start.
     #[arg(long, default_value_t = 0)]
     short_runs: u32,
 
-    /// The saved machine is gone once it runs.
+    /// Delete the snapshot's state once the machine runs.
     #[arg(long, requires = "restore")]
     once: bool,
 }
 
-/// Runs the machine to its end, in a process that has given up what the machine does not need (`vmm/sandbox`). This one is
-/// that one's supervisor.
+/// Starts the sandboxed VMM (`vmm/sandbox`) as a child, and supervises it to its end.
 ///
-/// A machine without an owner is an instance: how it ended is kept in its directory for the next command, and a guest that
-/// reboots goes on under the same supervisor, which keeps the lock.
+/// A machine without an owner is an instance: its end is recorded in its directory for the next command, and after a
+/// guest reboot the same supervisor, which keeps the lock, starts another VMM.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let inherited = [Some(args.lock_fd), args.owner_fd, args.watcher_fd, args.console_fd, args.network_fd];
     limits::close_others(&inherited.into_iter().flatten().collect::<Vec<_>>())
         .context("the descriptors that are not the VMM's cannot be closed")?;
-    // What the two processes make, sockets too, is this user's alone.
+    // Files and sockets that the two processes create are private to this user.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
-    // The lock is held for as long as one of the two processes lives.
+    // The lock is held while one of the two processes lives.
     let lock = inherit(args.lock_fd)?;
     let network = args.network_fd.map(inherit).transpose()?;
     let connections = Connections::take(&args)?;
@@ -108,17 +107,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Side::Child(sandbox) => {
             drop(broker);
             signals.unblock();
-            // Of the log it has only the pipe's end.
+            // The VMM has only the pipe to the log.
             drop(log);
             rustix::stdio::dup2_stderr(&vmm_stderr).context("the VMM's log cannot be written")?;
             drop(vmm_stderr);
             let network = network.as_ref().map(OwnedFd::try_clone).transpose().context("the network cannot be used")?;
-            monitor(&args, connections, network, config, Sandboxed { sandbox, supervisor, broker: client })
+            run_vmm(&args, connections, network, config, Sandboxed { sandbox, supervisor, broker: client })
         }
         Side::Supervisor { child, alive: _alive } => {
-            // Whose other ends are to see the VMM's end.
+            // The other ends of these must see the VMM's end.
             drop((connections, client, vmm_stderr));
-            // For the next router of its VPC, if this one is killed. The VMM has none of it.
+            // For the VPC's next router, if this one is killed. The VMM has no descriptor of the namespace.
             let _namespace = network.as_ref().and_then(router::namespace_of);
             let killed_before = OomKillCount::now();
             let status = signals.wait(child, &mut broker, &mut log).context("the VMM cannot be waited for")?;
@@ -130,7 +129,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 keep(&EndRecord::Failed { why: format!("its VMM was killed; {suspicion}") }, &args.dir);
             }
             let short_runs = supervisor::count_short_runs(args.short_runs, began.elapsed());
-            let code = keep_house(&args, status.exit_status(), &signals, short_runs);
+            let code = handle_end(&args, status.exit_status(), &signals, short_runs);
             signals.unblock();
             match code {
                 Some(code) => Ok(code),
@@ -140,44 +139,43 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The broker of the machine's sockets, and the VMM's end.
+/// Creates the broker of the machine's sockets, and the VMM's end of it.
 fn broker_of(dir: &Path, config: Option<&MachineConfig>) -> std::io::Result<(Broker, BrokerClient)> {
     let link = config.and_then(|config| config.net.as_ref()?.link.clone());
     broker::pair(link, Some(vmm_directory(dir).join(vsock::SOCKET)))
 }
 
-/// How a VMM exits that is to be started again: its guest rebooted.
+/// The exit code of a VMM whose guest rebooted.
 const AGAIN: u8 = 75;
-/// How a VMM exits whose owner has left without removing the directory.
+/// The exit code of a VMM whose owner is gone without having removed the directory.
 const LEFT: u8 = 76;
 
 /// The supervisor's reaction to the end of its VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Aftermath {
     StartAgain,
-    RemoveFolder,
+    RemoveDirectory,
     RecordViolation,
     Nothing,
 }
 
 impl Aftermath {
-    /// A VMM that was taken over chooses its exit code: one that makes no sense for a machine with this owner has no
-    /// consequence.
+    /// A compromised VMM chooses its exit code. A code that does not fit the machine's owner has no effect.
     fn of(code: Option<i32>, has_owner: bool) -> Aftermath {
         const AGAIN_CODE: i32 = AGAIN as i32;
         const LEFT_CODE: i32 = LEFT as i32;
         match (code, has_owner) {
             (Some(AGAIN_CODE), false) => Aftermath::StartAgain,
-            (Some(LEFT_CODE), true) => Aftermath::RemoveFolder,
+            (Some(LEFT_CODE), true) => Aftermath::RemoveDirectory,
             (Some(seccomp::VIOLATION), false) => Aftermath::RecordViolation,
             _ => Aftermath::Nothing,
         }
     }
 }
 
-/// Puts things in order when the VMM has ended with the exit code `code`, if it exited. Returns the supervisor's own code, or
-/// none if the machine is to be started again now.
-fn keep_house(args: &Args, code: Option<i32>, signals: &Signals, short_runs: u32) -> Option<ExitCode> {
+/// Handles the VMM's end with exit code `code`, if it exited. Returns the supervisor's exit code, or none if the
+/// machine must be started again.
+fn handle_end(args: &Args, code: Option<i32>, signals: &Signals, short_runs: u32) -> Option<ExitCode> {
     if let Err(error) = origin::forget(&vmm_directory(&args.dir)) {
         log::warn!("a saved machine's memory stays: {error}");
     }
@@ -193,15 +191,15 @@ fn keep_house(args: &Args, code: Option<i32>, signals: &Signals, short_runs: u32
             let why = "it was ended by a signal while its guest rebooted".into();
             keep(&EndRecord::Failed { why }, &args.dir);
         }
-        // The owner was killed, or it would remove the directory itself.
-        Aftermath::RemoveFolder => drop(fs::remove_dir_all(&args.dir)),
+        // The owner was killed; otherwise it would remove the directory itself.
+        Aftermath::RemoveDirectory => drop(fs::remove_dir_all(&args.dir)),
         Aftermath::RecordViolation => {
             let why = violation(&args.dir).unwrap_or_else(|| "its VMM made a system call that it may not".into());
             keep(&EndRecord::Failed { why }, &args.dir);
         }
         Aftermath::Nothing => {}
     }
-    // One that a signal ended has no code.
+    // A VMM killed by a signal has no code.
     Some(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)))
 }
 
@@ -221,16 +219,16 @@ impl Connections {
     }
 }
 
-/// What a VMM knows of its processes.
+/// The VMM's knowledge about its processes.
 struct Sandboxed {
     sandbox: namespaces::SandboxedChild,
     supervisor: u32,
     broker: BrokerClient,
 }
 
-/// The VMM: gives up what it can, and runs the machine. Why it could not be built is told to who started it, who is
-/// there to tell the user.
-fn monitor(
+/// Enters the sandbox and runs the machine, in the VMM process. A failure to build it is sent to the command that
+/// started it.
+fn run_vmm(
     args: &Args,
     Connections { owner, watcher, console }: Connections,
     network: Option<OwnedFd>,
@@ -243,7 +241,7 @@ fn monitor(
     let launcher = match (owner, watcher) {
         (Some(owner), _) => Launcher::Owner(owner),
         (None, Some(watcher)) => Launcher::Watcher(watcher),
-        (None, None) => Launcher::Nobody,
+        (None, None) => Launcher::Detached,
     };
     let result = config.and_then(|config| {
         let inputs = VmmInputs {
@@ -256,7 +254,7 @@ fn monitor(
             broker: sandboxed.broker,
             process_start_ns: args.began_ns,
             restore: args.restore.clone().map(|dir| Restore { dir, once: args.once }),
-            // Nothing can make them later.
+            // They cannot be created inside the sandbox.
             rings: (0..config.all_disk_slots().min(MAX_DISKS)).map_while(|_| Ring::new()).collect(),
             files: FdTable::of(&config.disks),
         };
@@ -281,7 +279,8 @@ fn monitor(
     })
 }
 
-/// Runs the machine anew, as a PC does after a reset, with a new program in the supervisor's place; returns only why that failed.
+/// Starts the machine again after a reset, by executing a new program in the supervisor's process. Returns only on
+/// failure.
 fn start_again(dir: &Path, lock: &OwnedFd, network: Option<&OwnedFd>, short_runs: u32) -> anyhow::Error {
     let mut command = Command::new("/proc/self/exe");
     environment::restrict(&mut command);
@@ -299,7 +298,7 @@ fn start_again(dir: &Path, lock: &OwnedFd, network: Option<&OwnedFd>, short_runs
     anyhow::Error::new(command.exec()).context("the VMM cannot start again after the guest's reboot")
 }
 
-/// Writes how it ended. Whoever looks later finds a VMM that is gone, and no reason; this log tells more.
+/// Records the machine's end. If that fails, a later command finds no reason, and only this log has one.
 fn keep(record: &EndRecord, dir: &Path) {
     keep_in(&vmm_directory(dir), record);
 }
@@ -310,7 +309,7 @@ fn keep_in(own: &Path, record: &EndRecord) {
     }
 }
 
-/// The error, with the advice of `wisp doctor` where KVM refused to make a virtual machine.
+/// Formats the error, with the advice of `wisp doctor` if KVM refused to create a virtual machine.
 fn explain(error: &anyhow::Error) -> String {
     match error.downcast_ref::<crate::vmm::Error>() {
         Some(crate::vmm::Error::CreateVm(source)) => probe::create_vm_error(source.errno()).to_string(),
@@ -344,9 +343,9 @@ fn build_and_run(
     Ok(Machine::new(config, inputs)?.run(conclude)?)
 }
 
-/// Removes the sockets, the origin and the end of a machine that ran before with the VMM's directory `own`. This process holds
-/// the lock: nobody uses them. It has all of the user's rights still, so that it removes only these names, whatever an earlier
-/// VMM has put there.
+/// Removes the sockets, the snapshot's origin and the end record of an earlier machine from the VMM's directory `own`.
+/// The lock is held, so they are unused. This process has the user's privileges, so it removes only these names,
+/// whatever an earlier VMM left there.
 fn clear_leftovers(own: &Path) -> std::io::Result<()> {
     EndRecord::clear(own)?;
     origin::forget(own)?;
@@ -355,14 +354,14 @@ fn clear_leftovers(own: &Path) -> std::io::Result<()> {
     sockets.iter().try_for_each(|socket| untrusted::remove(socket))
 }
 
-/// Whether the other end of the owner's connection is closed.
+/// Returns true if the other end of the owner's connection is closed.
 fn has_left(owner: &UnixStream) -> bool {
     use rustix::net::{RecvFlags, recv};
     let mut byte = [0];
     matches!(recv(owner, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((0, _)))
 }
 
-/// Takes over a descriptor that was left open for this process.
+/// Takes ownership of an inherited descriptor.
 pub(super) fn inherit(fd: RawFd) -> anyhow::Result<OwnedFd> {
     // SAFETY: fcntl with F_GETFD only looks the number up.
     anyhow::ensure!(fd > 2 && unsafe { libc::fcntl(fd, libc::F_GETFD) } != -1, "no descriptor {fd} was inherited");
@@ -381,7 +380,7 @@ mod tests {
         let (again, left) = (Some(i32::from(AGAIN)), Some(i32::from(LEFT)));
         assert_eq!(Aftermath::of(again, false), Aftermath::StartAgain);
         assert_eq!(Aftermath::of(again, true), Aftermath::Nothing);
-        assert_eq!(Aftermath::of(left, true), Aftermath::RemoveFolder);
+        assert_eq!(Aftermath::of(left, true), Aftermath::RemoveDirectory);
         assert_eq!(Aftermath::of(left, false), Aftermath::Nothing);
         assert_eq!(Aftermath::of(Some(seccomp::VIOLATION), false), Aftermath::RecordViolation);
         assert_eq!(Aftermath::of(Some(seccomp::VIOLATION), true), Aftermath::Nothing);

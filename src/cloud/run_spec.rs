@@ -48,7 +48,7 @@ pub enum Boot {
     /// An image. Its root file system gets an overlay that is removed with the instance.
     Image(Box<Image>),
     /// An image, booted for a template. The guest has no host name, and its writes stay in the overlay.
-    Nobody {
+    Template {
         /// The image.
         image: Box<Image>,
         /// The overlay (qcow2).
@@ -90,7 +90,7 @@ impl RunSpec {
     /// from it.
     pub(super) fn machine(&self, id: &InstanceId, dir: &Path, warm: Option<&Template>) -> MachineConfig {
         let (mut kernel, mut disks) = match &self.boot {
-            Boot::Nobody { image, layer } => {
+            Boot::Template { image, layer } => {
                 (image_kernel(image), vec![layer_disk(image, layer, DiskAccess::ReadWrite)])
             }
             Boot::Image(image) => {
@@ -135,7 +135,7 @@ impl RunSpec {
         let vsock = Some(VsockConfig { cid: GUEST_CID, seed });
         let memory_mib = with_kernel_share(self.memory_mib);
         // Instances restored from a template may attach volumes.
-        let disk_slots = if matches!(self.boot, Boot::Nobody { .. }) { 1 + FREE_SLOTS } else { 0 };
+        let disk_slots = if matches!(self.boot, Boot::Template { .. }) { 1 + FREE_SLOTS } else { 0 };
         MachineConfig {
             cpus: self.cpus,
             memory_mib,

@@ -221,7 +221,7 @@ pub fn make(
     let spec = RunSpec {
         cpus,
         memory_mib,
-        boot: Boot::Nobody { image: Box::new(image.clone()), layer: new_layer.0.clone() },
+        boot: Boot::Template { image: Box::new(image.clone()), layer: new_layer.0.clone() },
         disks: Vec::new(),
         cmdline: None,
         console: false,

@@ -84,8 +84,8 @@ impl Cloud {
         let path = volumes.join(&file);
         match source {
             Some(snapshot) => {
-                let beneath = volumes.join(&snapshot.file);
-                disk_image::create_layer(&path, &beneath, DiskFormat::Qcow2, Some(figures.size.bytes()))?;
+                let backing = volumes.join(&snapshot.file);
+                disk_image::create_layer(&path, &backing, DiskFormat::Qcow2, Some(figures.size.bytes()))?;
             }
             None => disk_image::create(&path, DiskFormat::Qcow2, figures.size.bytes())?,
         }

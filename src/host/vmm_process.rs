@@ -130,7 +130,7 @@ pub fn spawn(dir: &Path, inherited: Inherited, restore: Option<&Restore>, began_
     match inherited.launcher {
         Launcher::Owner(stream) => pass("--owner-fd", stream.into()),
         Launcher::Watcher(stream) => pass("--watcher-fd", stream.into()),
-        Launcher::Nobody => {}
+        Launcher::Detached => {}
     }
     if let Some(console) = inherited.console {
         pass("--console-fd", console.into());

@@ -72,7 +72,7 @@ impl<'a> EventLoop<'a> {
         let launcher = match launcher {
             Launcher::Owner(stream) => Some((stream, true)),
             Launcher::Watcher(stream) => Some((stream, false)),
-            Launcher::Nobody => None,
+            Launcher::Detached => None,
         };
         if let Some((stream, owner)) = launcher {
             watched.push(control.adopt_launcher(stream, owner).map_err(Error::host(what))?);

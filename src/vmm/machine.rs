@@ -96,7 +96,7 @@ pub enum Launcher {
     /// A machine that outlives the connection.
     Watcher(UnixStream),
     /// No connection.
-    Nobody,
+    Detached,
 }
 
 /// A machine that is ready to run.

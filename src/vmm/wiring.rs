@@ -137,7 +137,7 @@ pub(super) fn connect(
     link: Option<NetstackConfig>,
     sockets: LinkSockets,
 ) -> Result<Net, Error> {
-    let backend = network.map_or(Ok(Backend::Nobody), Backend::of).map_err(Error::host("the network"))?;
+    let backend = network.map_or(Ok(Backend::Disconnected), Backend::of).map_err(Error::host("the network"))?;
     Net::new(config, backend, link, Some(sockets)).map_err(Error::host("the network"))
 }
 

@@ -319,7 +319,7 @@ impl Router {
 pub fn has_way_out(dir: &Path) -> Result<bool, RouterError> {
     match ask(dir, &connect(dir)?, Request::WayOut)? {
         (Answer::WayOut(is_there), _) => Ok(is_there),
-        _ => Err(RouterError::Refused("it does not answer whether there is a way out".into())),
+        _ => Err(RouterError::Refused("it does not say whether there is an uplink".into())),
     }
 }
 

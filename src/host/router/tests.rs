@@ -139,7 +139,7 @@ fn spoofed_frames_are_dropped_at_the_port() {
         packet(mac(5), address(5), address(6), b"both"),
         packet(mac(4), ROUTER, address(6), b"router's address"),
         packet(GATEWAY_MAC.0, address(4), address(6), b"router's mac"),
-        packet(mac(4), [172, 31, 9, 9], address(6), b"nobody's address"),
+        packet(mac(4), [172, 31, 9, 9], address(6), b"unused address"),
         packet(mac(4), [0; 4], address(6), b"no address"),
         ethernet(mac(4), arp),
         ethernet(mac(4), tagged),

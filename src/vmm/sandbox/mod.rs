@@ -114,7 +114,7 @@ pub fn enter(monitor: &namespaces::SandboxedChild, grants: &Grants, threads: u64
     }
     limits::only_capabilities(CapabilitySet::empty()).map_err(keeps("its capabilities"))?;
     limits::no_new_privileges().map_err(keeps("the privileges of what it could execute"))?;
-    monitor.end_with_keeper().map_err(keeps("its life when its supervisor ends"))?;
+    monitor.end_with_supervisor().map_err(keeps("its life when its supervisor ends"))?;
     if record.missing.is_empty() {
         log::info!("sandbox: {record}");
     } else {

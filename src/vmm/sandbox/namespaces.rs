@@ -115,7 +115,7 @@ fn map_user((user, group): (u32, u32)) -> io::Result<()> {
 impl SandboxedChild {
     /// Kills this process when its supervisor ends. Must be called after dropping privileges, which resets the
     /// setting.
-    pub fn end_with_keeper(&self) -> io::Result<()> {
+    pub fn end_with_supervisor(&self) -> io::Result<()> {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         // The supervisor may have ended already.
         let mut supervisor = [PollFd::new(&self.supervisor, PollFlags::IN)];

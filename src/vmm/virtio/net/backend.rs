@@ -22,7 +22,7 @@ pub enum Backend {
     /// The socket of a user-mode network.
     Stream(Stream),
     /// No backend: frames are discarded and none arrive.
-    Nobody,
+    Disconnected,
 }
 
 /// Outcome of sending a frame.
@@ -71,7 +71,7 @@ impl Backend {
         match self {
             Backend::Tap(tap) => Some(tap.as_raw_fd()),
             Backend::Stream(stream) => Some(stream.as_raw_fd()),
-            Backend::Nobody => None,
+            Backend::Disconnected => None,
         }
     }
 
@@ -79,7 +79,7 @@ impl Backend {
     pub fn set_offloads(&self, checksum: bool, segmentation: bool, ecn: bool) -> io::Result<()> {
         match self {
             Backend::Tap(tap) => tap.set_offloads(checksum, segmentation, ecn),
-            Backend::Stream(_) | Backend::Nobody => Ok(()),
+            Backend::Stream(_) | Backend::Disconnected => Ok(()),
         }
     }
 
@@ -88,7 +88,7 @@ impl Backend {
         match self {
             Backend::Tap(tap) => tap.send(header, frame),
             Backend::Stream(stream) => stream.send(frame),
-            Backend::Nobody => Sent::Done,
+            Backend::Disconnected => Sent::Done,
         }
     }
 
@@ -96,7 +96,7 @@ impl Backend {
     pub fn flush(&mut self) -> bool {
         match self {
             Backend::Stream(stream) => stream.flush(),
-            Backend::Tap(_) | Backend::Nobody => true,
+            Backend::Tap(_) | Backend::Disconnected => true,
         }
     }
 
@@ -116,7 +116,7 @@ impl Backend {
                 header[0] = header::DATA_VALID;
                 stream.receive(target, may_pass)
             }
-            Backend::Nobody => Received::Nothing,
+            Backend::Disconnected => Received::Nothing,
         }
     }
 }

@@ -187,7 +187,7 @@ impl Service {
                 services.accept(&frame.copy_from(0), now);
                 Sent::Done
             }
-            (Route::Forward, Some(services)) if matches!(port.backend, Backend::Nobody) => {
+            (Route::Forward, Some(services)) if matches!(port.backend, Backend::Disconnected) => {
                 services.refuse(head);
                 Sent::Refused
             }
@@ -246,7 +246,7 @@ impl Service {
         {
             return self.receiver.deliver(&self.memory, header::PLAIN, frame);
         }
-        if matches!(backend, Backend::Nobody) {
+        if matches!(backend, Backend::Disconnected) {
             return Ok(Step::Nothing);
         }
         let may_pass = |head: &[u8]| services.as_mut().is_none_or(|services| services.to_guest(head, now));
@@ -255,7 +255,7 @@ impl Service {
 
     /// Handles the loss of the backend. The link goes down, unless the services keep it up.
     fn close(&mut self, port: &mut Port, shared: &Shared) {
-        port.backend = Backend::Nobody;
+        port.backend = Backend::Disconnected;
         shared.is_cut_off.store(true, Ordering::Release);
         if port.services.is_none() {
             self.interrupt.change_config(|| shared.is_up.store(false, Ordering::Release));
