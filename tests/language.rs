@@ -30,13 +30,13 @@ const BANNED: [&str; 16] = [
 
 /// An area, its doc comments that may start with a question word, and its banned phrases.
 const BUDGETS: [(&str, usize, usize); 12] = [
-    ("src/cli", 6, 7),
-    ("src/cloud", 0, 6),
+    ("src/cli", 0, 0),
+    ("src/cloud", 0, 0),
     ("src/ec2", 0, 0),
     ("src/guest", 0, 0),
-    ("src/host", 0, 13),
+    ("src/host", 0, 10),
     ("src/store", 0, 0),
-    ("src/vmm", 0, 12),
+    ("src/vmm", 0, 0),
     ("images", 14, 9),
     ("tests", 0, 17),
     ("docs", 0, 2),

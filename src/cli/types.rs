@@ -425,7 +425,7 @@ mod tests {
         assert_eq!(
             text.lines().collect::<Vec<_>>(),
             [
-                "STORAGE OPTIMISED  large or fast local disks: search, analytics",
+                "STORAGE OPTIMIZED  large or fast local disks: search, analytics",
                 "  TYPE       vCPU  MEMORY  NET Gbps  EBS Gbps  EXTRAS      FITS",
                 "d3  third generation",
                 "  d3.xlarge     4  32 GiB      3–15  0.85–2.8  3×1980 HDD  no: CPUs",

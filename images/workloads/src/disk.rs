@@ -302,8 +302,8 @@ mod tests {
     #[test]
     fn every_pattern_moves_what_it_says() {
         // Not in memory, where page caches cannot be passed by everywhere.
-        let dir = env!("CARGO_MANIFEST_DIR");
-        let file = format!("{dir}/../../target/workload-{}", std::process::id());
+        let folder = env!("CARGO_MANIFEST_DIR");
+        let file = format!("{folder}/../../target/workload-{}", std::process::id());
         let target = Duration::from_millis(1);
         let options = Options { target, threads: 1, file: file.clone(), bytes: 16 << 20, port: 0 };
         let prepared = prepare(&options).map(|done| done.amount);
