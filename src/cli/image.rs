@@ -130,7 +130,7 @@ enum Command {
     /// Make templates from which launches of their size are restored.
     ///
     /// A launch that had to boot also makes one in the background.
-    Template {
+    Warm {
         /// Image name or id, or bundle directory.
         image: String,
         #[command(flatten)]
@@ -244,7 +244,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
                 output::print(&format!("{}  {}, {}", record.id, record.name, record.visibility.as_str()))?;
             }
         }
-        Command::Template { image, size, remove, if_missing } => {
+        Command::Warm { image, size, remove, if_missing } => {
             let image = match Image::unregistered(cloud.home(), Some(&image))? {
                 Some(image) => image,
                 None => cloud.image(Some(&image))?.1,
