@@ -376,9 +376,9 @@ fn quoted(backing: &Option<String>) -> &str {
 fn qcow2(file: &File, path: &Path, writable: bool) -> Result<Qcow2<ImageFile>, BlockError> {
     let bad = |source| BlockError::Format { path: path.to_path_buf(), format: "qcow2", source };
     if writable {
-        let mended = refcounts::fix(file).map_err(bad)?;
-        if mended > 0 {
-            log::warn!("{}: {mended} clusters in use were not counted; its last writer was killed", path.display());
+        let repaired = refcounts::fix(file).map_err(bad)?;
+        if repaired > 0 {
+            log::warn!("{}: {repaired} clusters in use were not counted; its last writer was killed", path.display());
         }
     }
     let image = Qcow2::open_image(storage(file, path, writable)?, writable).map_err(bad)?;
