@@ -50,7 +50,7 @@ wisp terminate sleeper $FORK > /dev/null
 export WISP_WARM_LIMIT=512
 wisp image warm tiny --memory 192M --vcpus 1 > /dev/null
 wisp run --memory 192M --vcpus 1 -- hostname | say warm
-wisp timeline | grep -a learns | say timeline
+wisp timeline | grep -a "agent resumed" | say timeline
 wisp run -- sh -c 'echo c > /proc/sysrq-trigger' 2>&1 | grep -a panicked | say panic
 "#;
 /// The script of Debian's guest.
