@@ -70,7 +70,7 @@ fn forks_go_on_from_where_the_original_is_and_apart_from_it() {
 #[test]
 fn what_cannot_be_forked_is_refused() {
     let wisp = Wisp::new();
-    launch(&wisp, &["--name", "early", "--wait", "none"]).expect_code(0);
+    launch(&wisp, &["--name", "early", "--no-wait"]).expect_code(0);
     for (args, code) in [
         (&["fork", "early"][..], "UnsupportedOperation"),
         (&["fork", "early", "--count", "0"], "InvalidParameterValue"),

@@ -87,7 +87,7 @@ fn commands_that_cannot_run_have_the_shell_s_codes() {
 
 #[test]
 fn a_panic_is_told_with_the_console_s_last_lines() {
-    let outcome = Wisp::warm().run(&["run", "--", "sh", "-c", "echo c > /proc/sysrq-trigger"]).expect_code(1);
+    let outcome = Wisp::warm().run(&["run", "--", "sh", "-c", "echo c > /proc/sysrq-trigger"]).expect_code(125);
     assert!(outcome.stderr.contains("the guest's kernel panicked"), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("sysrq triggered crash"), "{}", outcome.stderr);
 }

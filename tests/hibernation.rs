@@ -202,10 +202,10 @@ fn a_monitor_that_is_killed_while_it_restores_leaves_all_or_nothing() {
 #[test]
 fn hibernation_is_refused_as_in_ec2() {
     let wisp = Wisp::new();
-    launch(&wisp, &["--name", "sleeper", "--wait", "none"]).expect_code(0);
+    launch(&wisp, &["--name", "sleeper", "--no-wait"]).expect_code(0);
     refused(wisp.run(&["stop", "sleeper", "--hibernate"]), "UnsupportedHibernationConfiguration");
     wisp.run(&["terminate", "sleeper"]).expect_code(0);
-    launch(&wisp, &["--name", "other", "--wait", "none", "--hibernation"]).expect_code(0);
+    launch(&wisp, &["--name", "other", "--no-wait", "--hibernation"]).expect_code(0);
     refused(wisp.run(&["stop", "other", "--hibernate"]), "UnsupportedOperation");
     wisp.run(&["terminate", "other"]).expect_code(0);
 }

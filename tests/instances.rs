@@ -121,7 +121,7 @@ fn an_instance_lives_as_in_ec2() {
     copy_sparse_file(&wisp, dir.path());
     let ran = "until grep -q finished /var/lib/wisp/user-data.state; do sleep 0.1; done; cat /root/user-data";
     assert_eq!(exec(&wisp, "web", ran), "ran");
-    let shown = wisp.run(&["show", "web"]).expect_code(0).text();
+    let shown = wisp.run(&["show", "web", "--all"]).expect_code(0).text();
     assert!(shown.contains("finished, exit code 0"), "{shown}");
     let too_early = wisp.run(&["modify", "web", "--vcpus", "2", "--memory", "192M"]).expect_code(1);
     assert!(too_early.stderr.contains("IncorrectInstanceState"), "{}", too_early.stderr);
@@ -130,7 +130,7 @@ fn an_instance_lives_as_in_ec2() {
     wisp.run(&["stop", "web"]).expect_code(0);
     assert_eq!(state(&wisp, "web"), "stopped");
     assert_eq!(reason(&wisp, "web"), "Client.UserInitiatedShutdown");
-    let unreachable = wisp.run(&["exec", "web", "--", "true"]).expect_code(1);
+    let unreachable = wisp.run(&["exec", "web", "--", "true"]).expect_code(125);
     assert!(unreachable.stderr.contains("IncorrectInstanceState"), "{}", unreachable.stderr);
     wisp.run(&["modify", "web", "--vcpus", "2", "--memory", "256M"]).expect_code(0);
     wisp.run(&["start", "web"]).expect_code(0);
@@ -156,10 +156,10 @@ fn an_instance_lives_as_in_ec2() {
     wisp.run(&["modify", "web", "--metadata-options", "tags=enabled"]).expect_code(0);
 
     // A protected instance cannot be terminated. After termination only its entry is left.
-    wisp.run(&["modify", "web", "--termination-protection", "true"]).expect_code(0);
+    wisp.run(&["modify", "web", "--termination-protection"]).expect_code(0);
     let protected = wisp.run(&["terminate", "web"]).expect_code(1);
     assert!(protected.stderr.contains("OperationNotPermitted"), "{}", protected.stderr);
-    wisp.run(&["modify", "web", "--termination-protection", "false"]).expect_code(0);
+    wisp.run(&["modify", "web", "--no-termination-protection"]).expect_code(0);
     wisp.run(&["terminate", "web"]).expect_code(0);
     assert_eq!(state(&wisp, &id), "terminated");
     assert!(wisp.instances().is_empty());
@@ -206,10 +206,10 @@ fn ends_that_nobody_asked_for_are_told_apart() {
 
     // The lock is held slightly longer than the VMM lives. `start` runs before it is released.
     let dir = wisp.home().join("instances").join(ids[0]);
-    wisp.run(&["start", ids[0], "--wait", "running"]).expect_code(0);
+    wisp.run(&["start", ids[0], "--no-wait"]).expect_code(0);
     kill(&wisp, ids[0]);
     let lock = wisp::host::home::lock_file(&dir.join("lock")).unwrap();
-    let mut starting = wisp.start(&["start", ids[0], "--wait", "running"]);
+    let mut starting = wisp.start(&["start", ids[0], "--no-wait"]);
     assert!(!starting.has_ended_within(Duration::from_secs(1)), "it did not wait for the lock");
     drop(lock);
     assert!(starting.wait().expect_code(0).text().contains("stopped → pending"));
@@ -233,7 +233,7 @@ fn ends_that_nobody_asked_for_are_told_apart() {
 #[test]
 fn a_launch_that_was_killed_has_launched_all_or_none() {
     let wisp = Wisp::new();
-    let launched = launch(&wisp, &["--count", "2", "--wait", "none"]).expect_code(0).text();
+    let launched = launch(&wisp, &["--count", "2", "--no-wait"]).expect_code(0).text();
     let ids: Vec<&str> = launched.lines().collect();
     // The state after a launch was killed when it had started all VMMs.
     let unsettle = || {

@@ -38,7 +38,7 @@ fn what_two_killed_processes_left_goes_with_the_next_command() {
     wait_until_unlocked(&wisp.runs()[0]);
     assert_eq!(wisp.runs().len(), 1);
     let no_kernel = tempfile::NamedTempFile::new().unwrap();
-    wisp.run(&["run", "--kernel", no_kernel.path().to_str().unwrap()]).expect_code(1);
+    wisp.run(&["run", "--kernel", no_kernel.path().to_str().unwrap()]).expect_code(125);
     assert!(wisp.runs().is_empty());
 }
 
@@ -49,7 +49,7 @@ fn a_killed_monitor_is_told_and_leaves_nothing() {
     let monitor = only_monitor(&wisp);
     // SAFETY: the VMM was alive just now, and its parent has not waited for it.
     assert_eq!(unsafe { libc::kill(monitor as i32, libc::SIGKILL) }, 0);
-    let outcome = running.wait().expect_code(1);
+    let outcome = running.wait().expect_code(125);
     assert!(outcome.stderr.contains("error:"), "{}", outcome.stderr);
     assert!(wisp.runs().is_empty());
 }

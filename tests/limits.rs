@@ -329,7 +329,7 @@ fn a_volume_gives_its_operations_and_no_more_unless_its_instance_has_no_limits()
         let limits = Some(DiskLimits { bytes: None, operations, operation_bytes: 256 << 10 });
         assert_eq!(ask(&dir, &Request::SetDiskLimits { id: disk().id, limits }), Message::Done);
         assert!(held_to(Some(OPERATIONS)) > 0);
-        let text = wisp.run(&["show", name]).expect_code(0).text();
+        let text = wisp.run(&["show", name, "--all"]).expect_code(0).text();
         assert!(text.contains(&format!("{OPERATIONS} IOPS; throttled for")), "{text}");
     }
     wisp.run(&["terminate", "limited", "free"]).expect_code(0);
@@ -342,7 +342,7 @@ fn an_instance_has_its_type_s_limits_and_its_volumes_have_theirs() {
     assert!(refused.expect_code(1).stderr.contains("InvalidParameterCombination"));
 
     // The state of the guest does not matter here.
-    let launch = ["launch", "--network", "none", "--wait", "running", "--overcommit", "--type", "t3.nano"];
+    let launch = ["launch", "--network", "none", "--no-wait", "--overcommit", "--type", "t3.nano"];
     wisp.run(&[&launch[..], &["--name", "a", "--volume", "size=1,type=gp2"]].concat()).expect_code(0);
     let shown = instances::json(&wisp, &["show", "a"]);
     let (instance, limits) = (&shown["Reservations"][0]["Instances"][0], &shown["Limits"]);
@@ -353,7 +353,7 @@ fn an_instance_has_its_type_s_limits_and_its_volumes_have_theirs() {
     assert_eq!(limits["Volumes"][0]["Iops"], json!({"Baseline": 3000, "Peak": 3000}));
     assert_eq!(limits["Volumes"][1]["Iops"], json!({"Baseline": 100, "Peak": 3000}));
     assert_eq!(limits["Volumes"][1]["BurstBalance"], 100);
-    let text = wisp.run(&["show", "a"]).expect_code(0).text();
+    let text = wisp.run(&["show", "a", "--all"]).expect_code(0).text();
     assert!(text.contains(" of 144") && text.contains("100 IOPS (burst 3000 IOPS)"), "{text}");
 
     // Both are changed while the instance is running.

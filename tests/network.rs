@@ -120,7 +120,7 @@ fn a_guest_reaches_out_and_is_reached() {
     assert_eq!(told.lines().collect::<Vec<_>>(), expected);
     wisp.run(&["tag", "web", "stage=live"]).expect_code(0);
     assert_eq!(exec(&wisp, "web", &format!("{METADATA}/tags/instance/stage")), "live");
-    wisp.run(&["modify", "web", "--metadata-options", "HttpTokens=required"]).expect_code(0);
+    wisp.run(&["modify", "web", "--imds", "required"]).expect_code(0);
     let refused = exec(&wisp, "web", &format!("{METADATA}/ 2>&1 || true"));
     assert!(refused.contains("401"), "{refused}");
     let script =

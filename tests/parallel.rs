@@ -30,7 +30,7 @@ fn round(wisp: &Wisp, number: usize) {
         assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    let launch = ["launch", "--vcpus", "1", "--memory", "128M", "--overcommit", "--network", "none", "--wait", "none"];
+    let launch = ["launch", "--vcpus", "1", "--memory", "128M", "--overcommit", "--network", "none", "--no-wait"];
     let id = done(&launch);
     let id = id.trim();
     let value = format!("number={number}");
@@ -40,7 +40,7 @@ fn round(wisp: &Wisp, number: usize) {
     done(&["stop", "--force", id]);
     ask(wisp, &["stop", "--force", SHARED]);
     done(&["modify", id, "--type", "t3.nano"]);
-    ask(wisp, &["start", SHARED, "--wait", "none"]);
+    ask(wisp, &["start", SHARED, "--no-wait"]);
     assert!(done(&["show", id]).contains("stopped"));
     done(&["terminate", id]);
 }
@@ -48,8 +48,7 @@ fn round(wisp: &Wisp, number: usize) {
 #[test]
 fn a_thousand_commands_of_twenty_processes_leave_what_they_say() {
     let wisp = Wisp::warm();
-    let launch =
-        ["launch", "--vcpus", "1", "--memory", "128M", "--network", "none", "--wait", "none", "--name", SHARED];
+    let launch = ["launch", "--vcpus", "1", "--memory", "128M", "--network", "none", "--no-wait", "--name", SHARED];
     wisp.run(&launch).expect_code(0);
     thread::scope(|scope| {
         for number in 0..PROCESSES {

@@ -83,7 +83,7 @@ fn what_an_instance_used_is_kept_over_kills_and_stops_and_judged_by() {
     }
     text += &fs::read_to_string(own.join(FILE)).unwrap();
     fs::write(own.join(FILE), text).unwrap();
-    wisp.run(&["start", "a", "--wait", "running"]).expect_code(0);
+    wisp.run(&["start", "a", "--no-wait"]).expect_code(0);
     // An answer means that the first reading was taken. The guest is still booting.
     let again = instances::json(&wisp, &["show", "a"]);
     assert_eq!(again["Reservations"][0]["Instances"][0]["State"]["Name"], "running");

@@ -6,11 +6,11 @@ use std::fs;
 
 use common::Wisp;
 
-/// Asserts that the command fails with 1, prints all of `words`, and leaves no machine.
+/// Asserts that the command fails with 125, prints all of `words`, and leaves no machine.
 #[track_caller]
 fn refuses(args: &[&str], words: &[&str]) {
     let wisp = Wisp::new();
-    let outcome = wisp.run(args).expect_code(1);
+    let outcome = wisp.run(args).expect_code(125);
     for word in words {
         assert!(outcome.stderr.contains(word), "{word:?} is not in: {}", outcome.stderr);
     }
@@ -75,8 +75,17 @@ fn images_that_are_not_there() {
 #[test]
 fn usage_errors_exit_with_2() {
     let wisp = Wisp::without_kvm();
-    for args in [&["frobnicate"][..], &["run", "--memory", "-5"], &["run", "--memory", "12Q"], &["types", "--what"]] {
+    for args in [&["frobnicate"][..], &["types", "--what"], &["launch", "--memory", "12Q"]] {
         assert_eq!(wisp.run(args).code, Some(2), "{args:?}");
+    }
+}
+
+/// A command in a guest can exit with 2 itself.
+#[test]
+fn usage_errors_of_commands_in_guests_exit_with_125() {
+    let wisp = Wisp::without_kvm();
+    for args in [&["run", "--memory", "-5"][..], &["--output", "json", "exec"], &["ssh", "--what"]] {
+        assert_eq!(wisp.run(args).code, Some(125), "{args:?}");
     }
 }
 
@@ -110,7 +119,7 @@ fn run_code(code: &[u8]) -> common::Outcome {
     let kernel = dir.path().join("kernel");
     fs::write(&kernel, kernel_of(code)).unwrap();
     let wisp = Wisp::new();
-    let outcome = wisp.run(&["run", "--kernel", kernel.to_str().unwrap(), "--", "true"]).expect_code(1);
+    let outcome = wisp.run(&["run", "--kernel", kernel.to_str().unwrap(), "--", "true"]).expect_code(125);
     assert!(wisp.runs().is_empty());
     outcome
 }

@@ -142,19 +142,19 @@ impl Soak {
             state.images.iter().filter(|it| it.name != "tiny").map(|it| it.id.to_string()).collect();
         let words = |text: &str| text.split_whitespace().map(str::to_string).collect::<Vec<_>>();
         let with = |verb: &str, of: Option<String>| of.map(|id| [words(verb), vec![id]].concat());
-        let wait = if self.random.below(3) == 0 { "ready" } else { "none" };
-        let launch = words(&format!("launch --vcpus 1 --memory 128M --overcommit --hibernation --wait {wait}"));
+        let wait = if self.random.below(3) == 0 { "" } else { " --no-wait" };
+        let launch = words(&format!("launch --vcpus 1 --memory 128M --overcommit --hibernation{wait}"));
         if living.is_empty() {
             return launch;
         }
         let (instance, volume) = (self.random.of(&living), self.random.of(&volumes));
         let chosen = match self.random.below(18) {
             0 | 1 if living.len() < MOST_INSTANCES => Some(launch),
-            2 | 3 => with(&format!("start --wait {wait}"), instance),
+            2 | 3 => with(&format!("start{wait}"), instance),
             4 => with("stop", instance),
             5 => with("stop --force", instance),
             16 | 17 => with("stop --hibernate", instance),
-            6 => with("reboot --wait none", instance),
+            6 => with("reboot --no-wait", instance),
             7 => with("terminate", instance),
             8 => Some(words("volume create 16M")),
             9 => with("volume attach", volume).zip(instance).map(|(attach, id)| [attach, vec![id]].concat()),

@@ -83,7 +83,7 @@ fn an_image_of_an_instance_starts_others() {
     let done = "until grep -q finished /var/lib/wisp/user-data.state 2>/dev/null; do sleep 0.1; done; cat /root/ran";
     assert_eq!(exec(&wisp, "first", done), "once");
     assert!(exec(&wisp, "first", "cat /root/.ssh/authorized_keys").starts_with("ssh-ed25519 "));
-    let shown = wisp.run(&["show", "first"]).expect_code(0).text();
+    let shown = wisp.run(&["show", "first", "--all"]).expect_code(0).text();
     assert!(shown.contains("finished, exit code 0"), "{shown}");
     let console = wisp.run(&["console", "first"]).expect_code(0).text();
     assert!(console.contains("said by user data"), "{console}");

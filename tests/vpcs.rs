@@ -55,7 +55,7 @@ fn a_vpc_holds_what_is_in_it_until_it_is_empty() {
     let back = subnet(&wisp, "back");
     assert_eq!((&back["VpcId"], &back["AvailabilityZoneId"]), (&json!(lab), &json!("use1-az2")));
     assert_eq!((&back["AvailableIpAddressCount"], &back["MapPublicIpOnLaunch"]), (&json!(11), &json!(false)));
-    wisp.run(&["subnet", "modify", "back", "--map-public-ip", "true"]).expect_code(0);
+    wisp.run(&["subnet", "modify", "back", "--map-public-ip"]).expect_code(0);
     assert_eq!(subnet(&wisp, "back")["MapPublicIpOnLaunch"], true);
 
     let hint = refused(wisp.run(&["vpc", "rm", "lab"]), "DependencyViolation");

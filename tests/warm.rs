@@ -64,7 +64,7 @@ fn a_warm_launch_is_an_instance_of_its_own() {
     let warm = wisp.home().join("warm");
     let dir = std::fs::read_dir(&warm).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir());
     std::fs::write(dir.unwrap().join("state"), "damaged").unwrap();
-    let id = launch(&wisp, &["--wait", "none", "--cold"]).expect_code(0).text();
+    let id = launch(&wisp, &["--no-wait", "--cold"]).expect_code(0).text();
     assert!(!is_warm(&wisp, id.trim()));
     wisp.run(&["terminate", id.trim()]).expect_code(0);
     launch(&wisp, &["--name", "cold"]).expect_code(0);

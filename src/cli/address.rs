@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::output::{self, Align, Cell, Output, Tone};
-use super::{launch, open_cloud, print_warnings, shapes};
+use super::{args, launch, open_cloud, print_warnings, shapes};
 use crate::ec2::tag::Tag;
 use crate::store::AddressRecord;
 
@@ -42,9 +42,9 @@ enum Command {
     Ls,
     /// Associate an address with an instance, also if another instance has it.
     Associate {
-        /// Address, its id, a prefix of the id, or its name.
+        #[arg(help = args::ADDRESS)]
         address: String,
-        /// Instance: id, prefix of the id, or name.
+        #[arg(help = args::INSTANCE)]
         instance: String,
         /// Refuse if another instance has the address.
         #[arg(long)]
@@ -52,12 +52,12 @@ enum Command {
     },
     /// Disassociate an address from its instance.
     Disassociate {
-        /// Address, its id, a prefix of the id, or its name.
+        #[arg(help = args::ADDRESS)]
         address: String,
     },
     /// Release an address.
     Release {
-        /// Address, its id, a prefix of the id, or its name.
+        #[arg(help = args::ADDRESS)]
         address: String,
     },
 }

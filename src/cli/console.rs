@@ -1,4 +1,4 @@
-//! `wisp console`: the output of a guest's console.
+//! `wisp console`: the output of a guest's serial console, and the console itself.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
@@ -9,9 +9,10 @@ use anyhow::Context;
 use serde_json::json;
 
 use super::escape::ConsoleFilter;
-use super::open_cloud;
 use super::output::{self, Output};
+use super::{args, open_cloud, serial};
 use crate::cloud::timestamp;
+use crate::vmm::console_socket::SOCKET;
 use crate::vmm::devices::console::LOG;
 use crate::vmm::untrusted;
 
@@ -20,19 +21,24 @@ const LIMIT: usize = 64 << 10;
 /// The maximum number of bytes copied to the terminal at a time.
 const AT_A_TIME: u64 = 2 << 20;
 
-/// Show the last 64 KiB of console output.
+/// Show the last 64 KiB of console output, or use the console.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp console web
-  wisp console web --follow      and what it writes from now on, until it ends or you press ctrl-c
-  wisp console web > log         exactly the bytes that it wrote
+  wisp console web --follow      follow the output until the instance ends or you press ctrl-c
+  wisp console web > log         save exactly the bytes that the guest wrote
+  wisp launch --name web --cmdline wisp.console=shell && wisp console -i web
+                                 press return for a prompt, ctrl-] to detach
 
 On a terminal, control characters are escaped and colors are left out. A pipe or a file gets all bytes.")]
 pub struct Args {
-    /// Instance: id, prefix of the id, or name.
-    #[arg(value_name = "INSTANCE")]
+    #[arg(value_name = "INSTANCE", help = args::INSTANCE)]
     instance: String,
+
+    /// Attach this terminal to the console; ctrl-] detaches and the guest keeps running.
+    #[arg(long, short, conflicts_with_all = ["follow", "raw"])]
+    interactive: bool,
 
     /// Follow the output until the instance ends.
     #[arg(long, short)]
@@ -72,6 +78,9 @@ impl<W: Write> Printer<W> {
 
 /// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
+    if args.interactive {
+        return attach(&args.instance);
+    }
     let mut cloud = open_cloud()?;
     let record = cloud.instance(&args.instance)?;
     let dir = cloud.dir(record.id);
@@ -92,16 +101,29 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Attaches this terminal to an instance's serial console.
+fn attach(instance: &str) -> anyhow::Result<ExitCode> {
+    let (record, dir) = open_cloud()?.reachable(instance)?;
+    let stream = untrusted::connect(&dir.vmm_directory().join(SOCKET))
+        .with_context(|| format!("{}: its console cannot be reached", record.id))?;
+    output::say("Attached. Press ctrl-] to detach.");
+    match serial::join(stream)? {
+        serial::Left::ByEscape => output::say("\nDetached. The instance is still running."),
+        serial::Left::GuestEnded => output::say("\nThe guest has ended."),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Prints what is appended to the log until the machine has ended.
 fn follow(dir: &crate::cloud::machine::InstanceDir, printer: &mut Printer<impl Write>) -> anyhow::Result<()> {
     let path = dir.vmm_directory().join(LOG);
     let mut log = untrusted::open(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
     log.seek(SeekFrom::End(0))?;
-    let mut monitor = dir.connect()?;
-    monitor.subscribe()?;
+    let mut machine = dir.connect()?;
+    machine.subscribe()?;
     loop {
         // The file's size is checked ten times a second, while waiting for the machine's end.
-        let ended = monitor.wait_ended(Duration::from_millis(100))?;
+        let ended = machine.wait_ended(Duration::from_millis(100))?;
         let mut more = Vec::new();
         (&log).take(AT_A_TIME).read_to_end(&mut more)?;
         if log.stream_position()? > log.metadata()?.len() || is_rotated(&log, &path) {

@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use super::guest_command::{self, Outcome};
-use super::open_cloud;
 use super::wait::AGENT_TIMEOUT;
+use super::{args, open_cloud};
 
 /// Run a command or a shell in an instance.
 ///
@@ -18,8 +18,7 @@ Examples:
   wisp exec web df -h
   tar c . | wisp exec web -- tar x -C /srv")]
 pub struct Args {
-    /// Instance: id, prefix of the id, or name.
-    #[arg(value_name = "INSTANCE")]
+    #[arg(value_name = "INSTANCE", help = args::INSTANCE)]
     instance: String,
 
     /// User in the guest [default: root].

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use super::args::{self, WaitArgs};
 use super::output::{self, Output};
-use super::wait::{self, Wait};
-use super::{open_cloud, shapes};
+use super::{open_cloud, shapes, wait};
 use crate::cloud::fork::{ForkSpec, Forked};
 use crate::store::InstanceRecord;
 
@@ -19,7 +19,7 @@ Examples:
   wisp fork web                              one more
   wisp fork web --count 10 --overcommit      ten, with more vCPUs than this host has CPUs")]
 pub struct Args {
-    /// Instance: id, prefix of the id, or name.
+    #[arg(value_name = "INSTANCE", help = args::INSTANCE)]
     instance: String,
 
     /// Number of forks.
@@ -34,13 +34,8 @@ pub struct Args {
     #[arg(long)]
     overcommit: bool,
 
-    /// Wait for: none or running (the VMMs run), or ready (the guests have their identity).
-    #[arg(long, value_enum, default_value_t = Wait::Ready)]
-    wait: Wait,
-
-    /// Timeout for the guests to become ready, in seconds.
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    timeout: Option<u64>,
+    #[command(flatten)]
+    wait: WaitArgs,
 }
 
 /// Runs the command.
@@ -49,7 +44,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let instance = cloud.instance(&args.instance)?.id;
     let spec = ForkSpec { instance, count: args.count, name: args.name, overcommit: args.overcommit };
-    let Forked { instances, monitors, paused } = cloud.fork(&spec)?;
+    let Forked { instances, monitors: machines, paused } = cloud.fork(&spec)?;
     let all: Vec<&InstanceRecord> = instances.iter().collect();
     match output {
         Output::Json => output::print_json(&shapes::reservation(&all, &cloud.group_names()?))?,
@@ -57,8 +52,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             output::print(&instances.iter().map(|record| format!("{}\n", record.id)).collect::<String>())?;
         }
     }
-    if args.wait == Wait::Ready {
-        wait::until_ready(&instances, monitors, wait::boot_timeout(args.timeout))?;
+    if let Some(timeout) = args.wait.timeout() {
+        wait::until_ready(&instances, machines, timeout)?;
     }
     if output == Output::Table {
         output::say(&format!(

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::output::{self, Align, Cell, Output, Screen, Tone};
 use super::size::SizeArgs;
-use super::{launch, open_cloud, print_warnings, shapes};
+use super::{args, launch, open_cloud, print_warnings, shapes};
 use crate::cloud::bundle::Verified;
 use crate::cloud::image::Image;
 use crate::cloud::image_memory::{self, ImageMemory};
@@ -50,14 +50,14 @@ enum Command {
     Ls,
     /// Show an image.
     Show {
-        /// Image: name, id, or prefix of the id.
+        #[arg(help = args::IMAGE)]
         image: String,
     },
     /// Create an image from an instance's root volume.
     ///
     /// A running guest flushes its file systems first.
     Create {
-        /// Instance.
+        #[arg(help = args::INSTANCE)]
         instance: String,
         /// Image name.
         #[arg(long)]
@@ -103,19 +103,19 @@ enum Command {
     },
     /// Export an image as a bundle archive.
     Export {
-        /// Image: name, id, or prefix of the id.
+        #[arg(help = args::IMAGE)]
         image: String,
         /// New archive: FILE.tar or FILE.tar.zst.
         file: PathBuf,
     },
     /// Verify the digests of an image's files.
     Verify {
-        /// Image: name, id, or prefix of the id.
+        #[arg(help = args::IMAGE)]
         image: String,
     },
     /// Change an image's visibility or description.
     Modify {
-        /// Image: name, id, or prefix of the id.
+        #[arg(help = args::IMAGE)]
         image: String,
         /// Visible to its owner (private) or to all (public).
         #[arg(long)]

@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::args::{ADVANCED, MetadataArgs, NETWORK, STORAGE, WaitArgs};
 use super::network::{NetworkArgs, PlacementArgs};
 use super::output::{self, Output};
 use super::size::SizeArgs;
-use super::wait::{self, Wait};
-use super::{open_cloud, print_warnings, shapes, template};
+use super::{open_cloud, print_warnings, shapes, template, wait};
 use crate::cloud::launch::{LaunchSpec, Launched};
 use crate::cloud::network::NetworkSpec;
 use crate::ec2::credits::CreditMode;
-use crate::ec2::metadata::MetadataChange;
 use crate::ec2::state::{InstanceState, ShutdownBehavior};
 use crate::ec2::tag::{Tag, with_tags};
 use crate::ec2::user_data::UserData;
@@ -32,7 +31,7 @@ Examples:
   wisp launch --name web                          one instance, of type t2.micro
   wisp launch --count 3 --type t3.nano            three at the same time
   wisp launch --vcpus 1 --memory 128M             smaller than any type
-  wisp launch --type t3.small --cpu-credits standard  slowed to its baseline when its credits are spent
+  wisp launch --type t3.small --cpu-credits standard
   wisp launch --volume 8 --volume size=1,type=gp2  with two more volumes
   wisp launch --subnet front --private-ip 10.0.1.10
   wisp launch --name web -p 8080:80               port 8080 of this host leads to its port 80
@@ -42,6 +41,27 @@ pub struct Args {
     /// Image name or id [default: tiny, the embedded image].
     #[arg(value_name = "IMAGE")]
     image: Option<String>,
+
+    // Headings are shown in the order of their first options.
+    #[command(flatten)]
+    network: NetworkArgs,
+
+    #[command(flatten)]
+    placement: PlacementArgs,
+
+    /// Security group (see `wisp sg`); repeat for more [default: the VPC's default group].
+    #[arg(long = "security-group", value_name = "GROUP", help_heading = NETWORK)]
+    security_groups: Vec<String>,
+
+    #[command(flatten)]
+    metadata: MetadataArgs,
+
+    /// Add a volume; repeat for more.
+    ///
+    /// SIZE, or KEY=VALUE separated by commas: size, type, iops, throughput, device, snapshot, volume,
+    /// delete-on-termination, name.
+    #[arg(long = "volume", value_name = "SPEC", help_heading = STORAGE)]
+    volumes: Vec<VolumeOption>,
 
     #[command(flatten)]
     size: SizeArgs,
@@ -66,76 +86,47 @@ pub struct Args {
     #[arg(long = "tag", value_name = "KEY=VALUE")]
     tags: Vec<Tag>,
 
-    /// Add a volume; repeat for more.
-    ///
-    /// SIZE, or KEY=VALUE separated by commas: size, type, iops, throughput, device, snapshot, volume,
-    /// delete-on-termination, name.
-    #[arg(long = "volume", value_name = "SPEC")]
-    volumes: Vec<VolumeOption>,
-
     /// Effect of the guest's own power-off: stop or terminate.
-    #[arg(long, value_name = "BEHAVIOR", default_value = "stop")]
+    #[arg(long, value_name = "BEHAVIOR", default_value = "stop", help_heading = ADVANCED)]
     shutdown_behavior: ShutdownBehavior,
 
     /// Refuse `wisp terminate` until protection is turned off.
-    #[arg(long)]
+    #[arg(long, help_heading = ADVANCED)]
     termination_protection: bool,
 
     /// Enable hibernation (`wisp stop --hibernate`).
-    #[arg(long)]
+    #[arg(long, help_heading = ADVANCED)]
     hibernation: bool,
 
     /// Launch at most once with this token.
-    #[arg(long, value_name = "TOKEN")]
+    #[arg(long, value_name = "TOKEN", help_heading = ADVANCED)]
     client_token: Option<String>,
 
     /// Always cold-boot, even if a template exists (see `wisp image warm`).
-    #[arg(long)]
+    #[arg(long, help_heading = ADVANCED)]
     cold: bool,
 
     /// Check the request without launching.
-    #[arg(long)]
+    #[arg(long, help_heading = ADVANCED)]
     dry_run: bool,
 
     /// Kernel command line options, appended to the image's.
-    #[arg(long, value_name = "OPTIONS")]
+    #[arg(long, value_name = "OPTIONS", help_heading = ADVANCED)]
     cmdline: Option<String>,
 
     /// CPU credit mode: standard or unlimited.
     ///
     /// An instance whose credits are spent is throttled to its baseline (standard) or uses surplus credits
     /// (unlimited). The default is standard for T2, and unlimited for T3 and T3a. Other types have no credits.
-    #[arg(long, value_name = "MODE")]
+    #[arg(long, value_name = "MODE", help_heading = ADVANCED)]
     cpu_credits: Option<CreditMode>,
 
     /// Do not enforce the instance type's CPU, disk and network limits.
-    #[arg(long)]
+    #[arg(long, help_heading = ADVANCED)]
     no_limits: bool,
 
     #[command(flatten)]
-    network: NetworkArgs,
-
-    #[command(flatten)]
-    placement: PlacementArgs,
-
-    /// Security group (see `wisp sg`); repeat for more [default: the VPC's default group].
-    #[arg(long = "security-group", value_name = "GROUP")]
-    security_groups: Vec<String>,
-
-    /// Metadata options, separated by commas.
-    ///
-    /// HttpTokens=required|optional, HttpEndpoint=enabled|disabled, HttpPutResponseHopLimit=1-64,
-    /// InstanceMetadataTags=enabled|disabled.
-    #[arg(long, value_name = "OPTIONS")]
-    metadata_options: Option<MetadataChange>,
-
-    /// Wait for: none or running (the VMMs run), or ready (the agents are ready).
-    #[arg(long, value_enum, default_value_t = Wait::Ready)]
-    wait: Wait,
-
-    /// Timeout for the guests to become ready, in seconds.
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    timeout: Option<u64>,
+    wait: WaitArgs,
 }
 
 /// Adds the name to the tags.
@@ -155,7 +146,7 @@ pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<Option<String>> 
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     crate::host::probe::kvm_access()?;
     let mut cloud = open_cloud()?;
-    let given = args.size.or_memorys(cloud.image_memory(args.image.as_deref())?);
+    let given = args.size.or_image_size(cloud.image_memory(args.image.as_deref())?);
     let size = given.of_type(catalogue::find(DEFAULT_TYPE)?)?;
     let tags = tags(args.tags, args.name.as_deref())?;
     let spec = LaunchSpec {
@@ -176,14 +167,14 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         cmdline: args.cmdline,
         volumes: args.volumes,
         network: NetworkSpec {
-            metadata: args.metadata_options,
+            metadata: args.metadata.change(),
             security_groups: args.security_groups,
             ..args.placement.placed(args.network.spec())
         },
         cpu_credits: args.cpu_credits,
         no_limits: args.no_limits,
     };
-    let Launched { instances, monitors, wants_warm } = cloud.launch(&spec)?;
+    let Launched { instances, monitors: machines, wants_warm } = cloud.launch(&spec)?;
     print_warnings(&mut cloud);
     let all: Vec<&InstanceRecord> = instances.iter().collect();
     match output {
@@ -192,8 +183,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             output::print(&instances.iter().map(|record| format!("{}\n", record.id)).collect::<String>())?;
         }
     }
-    if args.wait == Wait::Ready {
-        wait::until_ready(&instances, monitors, wait::boot_timeout(args.timeout))?;
+    if let Some(timeout) = args.wait.timeout() {
+        wait::until_ready(&instances, machines, timeout)?;
     }
     if wants_warm {
         template::prepare_in_background(Some(&instances[0].image_id.to_string()), &spec.size);

@@ -41,7 +41,7 @@ pub fn seconds(ns: u64) -> String {
 /// Labels and texts of an instance's limits.
 pub fn lines(record: &InstanceRecord, status: Option<&Status>) -> Vec<(&'static str, String)> {
     if record.no_limits {
-        return vec![("Limits", "none: it may have all that the host has".into())];
+        return vec![("Limits", "none".into())];
     }
     let mut lines = Vec::new();
     if let Some(rules) = credit_rules(record) {
@@ -65,7 +65,7 @@ pub fn lines(record: &InstanceRecord, status: Option<&Status>) -> Vec<(&'static 
     }
     for DiskRecord { id, limits, saved_percent, held_ns, .. } in &status.disks {
         let Some(limits) = limits else { continue };
-        let saved = saved_percent.filter(|_| bursts(limits)).map(|percent| format!("; {percent} % of its burst saved"));
+        let saved = saved_percent.filter(|_| bursts(limits)).map(|percent| format!("; {percent} % burst balance"));
         let held = seconds(*held_ns);
         lines.push(("Disk", format!("{id}: {}{}; throttled for {held}", disk_text(limits), saved.unwrap_or_default())));
     }

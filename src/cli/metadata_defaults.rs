@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use serde_json::{Map, Value};
 
+use super::args::MetadataArgs;
 use super::open_cloud;
 use super::output::{self, Output};
 use crate::ec2::metadata::MetadataChange;
@@ -13,17 +14,13 @@ use crate::ec2::metadata::MetadataChange;
 #[command(after_help = "\
 Examples:
   wisp metadata-defaults                        show them
-  wisp metadata-defaults HttpTokens=required    refuse IMDSv1 in new instances
+  wisp metadata-defaults --imds required        refuse IMDSv1 in new instances
   wisp metadata-defaults --reset                leave all to the image
 
-A launch's own --metadata-options come first. Instances that exist keep what they have.")]
+Options of a launch come first. Existing instances keep theirs.")]
 pub struct Args {
-    /// Metadata options, separated by commas.
-    ///
-    /// HttpTokens=required|optional, HttpEndpoint=enabled|disabled, HttpPutResponseHopLimit=1-64,
-    /// InstanceMetadataTags=enabled|disabled.
-    #[arg(value_name = "OPTIONS")]
-    options: Option<MetadataChange>,
+    #[command(flatten)]
+    metadata: MetadataArgs,
 
     /// Remove the defaults.
     #[arg(long)]
@@ -34,8 +31,9 @@ pub struct Args {
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let before = if args.reset { MetadataChange::default() } else { cloud.metadata_defaults()? };
-    let now = before.then(args.options.unwrap_or_default());
-    if args.reset || args.options.is_some() {
+    let change = args.metadata.change();
+    let now = before.then(change.unwrap_or_default());
+    if args.reset || change.is_some() {
         cloud.set_metadata_defaults(now)?;
     }
     let named = now.named();

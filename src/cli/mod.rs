@@ -3,7 +3,7 @@
 pub mod output;
 
 mod address;
-mod attach;
+mod args;
 mod bench;
 mod completions;
 mod console;
@@ -14,6 +14,7 @@ mod escape;
 mod exec;
 mod fork;
 mod guest_command;
+mod help;
 mod history;
 mod image;
 mod key;
@@ -51,7 +52,7 @@ mod wait;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgAction, FromArgMatches, Parser, Subcommand};
 
 use self::output::Output;
 use crate::cloud::Cloud;
@@ -64,17 +65,30 @@ use crate::vmm::timeline::monotonic_ns;
     name = "wisp",
     version,
     max_term_width = 100,
+    disable_help_flag = true,
+    disable_version_flag = true,
     after_help = "\
 Try first:
-  wisp run                     a Linux guest, and a shell in it
-  wisp run -- uname -a         one command in a guest
-  wisp launch --name web       an instance that stays; then wisp ls, wisp exec web
-  wisp doctor                  can this host run guests?"
+  wisp run                     Boot a Linux guest and open a shell in it
+  wisp run -- uname -a         Run one command in a guest
+  wisp launch --name web       Launch an instance that stays; then wisp ls, wisp exec web
+  wisp doctor                  Check whether this host can run guests
+
+wisp COMMAND --help explains a command, with examples."
 )]
 struct Cli {
     /// Output format.
-    #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
+    #[arg(long, global = true, value_enum, default_value_t = Output::Table, hide_default_value = true,
+        help_heading = args::GLOBAL)]
     output: Output,
+
+    /// Print help.
+    #[arg(short, long, global = true, action = ArgAction::Help, help_heading = args::GLOBAL)]
+    help: Option<bool>,
+
+    /// Print the version.
+    #[arg(short = 'V', long, action = ArgAction::Version, help_heading = args::GLOBAL)]
+    version: Option<bool>,
 
     #[command(subcommand)]
     command: Command,
@@ -84,46 +98,59 @@ struct Cli {
 enum Command {
     Run(run::Args),
     Launch(launch::Args),
+    Exec(exec::Args),
+    Ssh(ssh::Args),
+    Cp(cp::Args),
+    Console(console::Args),
     Ls(ls::Args),
     Show(show::Args),
     Start(start::Args),
     Stop(stop::Args),
-    Fork(fork::Args),
     Reboot(reboot::Args),
+    Fork(fork::Args),
     Terminate(terminate::Args),
-    Exec(exec::Args),
-    Ssh(ssh::Args),
-    Sg(sg::Args),
-    Cp(cp::Args),
-    Console(console::Args),
     Modify(modify::Args),
-    MetadataDefaults(metadata_defaults::Args),
     Tag(tag::Args),
-    Attach(attach::Args),
+    MetadataDefaults(metadata_defaults::Args),
     Image(image::Args),
     Volume(volume::Args),
     Snapshot(snapshot::Args),
-    Key(key::Args),
-    Top(top::Args),
-    Recommend(recommend::Args),
     Vpc(vpc::Args),
     Subnet(subnet::Args),
+    Sg(sg::Args),
     Address(address::Args),
-    Completions(completions::Args),
+    Key(key::Args),
     Types(types::Args),
+    Top(top::Args),
     Bench(bench::Args),
+    Recommend(recommend::Args),
     Timeline(timeline::Args),
     Doctor(doctor::Args),
+    Completions(completions::Args),
     #[command(hide = true)]
     Router(router::Args),
     #[command(hide = true)]
     Vmm(vmm::Args),
 }
 
-/// Runs the command line. The exit code is 0, 1 (failed), 2 (usage), or that of a command in a guest.
+/// Exit codes of Wisp itself. 126 and 127 are a command's that cannot be run or found in the guest.
+const USAGE: u8 = 2;
+const NOT_RUN: u8 = 125;
+
+/// Runs the command line. The exit code is 0, 1 (failed) or 2 (usage). Commands that run a program in a guest return
+/// its exit code, or 125 if Wisp failed before it had one, as docker does.
 pub fn main() -> ExitCode {
     let began_ns = monotonic_ns();
-    let cli = Cli::parse();
+    let matches = help::command().try_get_matches();
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A closed standard output or error is no reason for another exit code.
+            let _ = error.print();
+            return if error.use_stderr() { usage_code() } else { ExitCode::SUCCESS };
+        }
+    };
+    let runs_in_guest = matches!(cli.command, Command::Run(_) | Command::Exec(_) | Command::Ssh(_));
     let log = env_logger::Env::new().filter_or(
         "WISP_LOG",
         if matches!(cli.command, Command::Vmm(_) | Command::Router(_)) { "info" } else { "warn" },
@@ -160,7 +187,6 @@ pub fn main() -> ExitCode {
         Command::Modify(args) => modify::run(&args, cli.output),
         Command::MetadataDefaults(args) => metadata_defaults::run(&args, cli.output),
         Command::Tag(args) => tag::run(&args, cli.output),
-        Command::Attach(args) => attach::run(&args),
         Command::Image(args) => image::run(args, cli.output, began_ns),
         Command::Volume(args) => volume::run(args, cli.output),
         Command::Snapshot(args) => snapshot::run(args, cli.output),
@@ -177,8 +203,16 @@ pub fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         output::print_error(&error);
-        ExitCode::FAILURE
+        if runs_in_guest { ExitCode::from(NOT_RUN) } else { ExitCode::FAILURE }
     })
+}
+
+/// The exit code for arguments that cannot be parsed.
+fn usage_code() -> ExitCode {
+    let matches = help::command().ignore_errors(true).try_get_matches().ok();
+    let runs_in_guest =
+        matches.is_some_and(|matches| matches!(matches.subcommand_name(), Some("run" | "exec" | "ssh")));
+    ExitCode::from(if runs_in_guest { NOT_RUN } else { USAGE })
 }
 
 /// Opens the data directory, and prints what was reconciled since the last command.

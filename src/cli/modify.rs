@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::args::{MetadataArgs, NETWORK, flag_pair};
 use super::launch::read_user_data;
 use super::output::{self, Output};
 use super::size::SizeArgs;
-use super::{open_cloud, print_warnings, shapes};
+use super::{args, open_cloud, print_warnings, shapes};
 use crate::cloud::modify::Modification;
 use crate::ec2::catalogue;
 use crate::ec2::credits::CreditMode;
-use crate::ec2::metadata::MetadataChange;
 use crate::ec2::state::ShutdownBehavior;
 
 /// Change an instance's attributes.
@@ -21,12 +21,11 @@ use crate::ec2::state::ShutdownBehavior;
 Examples:
   wisp stop web && wisp modify web --type t3.small && wisp start web
   wisp modify web --cpu-credits unlimited
-  wisp modify web --termination-protection true
+  wisp modify web --termination-protection
   wisp modify web --shutdown-behavior terminate
-  wisp modify web --metadata-options HttpTokens=required")]
+  wisp modify web --imds required")]
 pub struct Args {
-    /// Instance: id, prefix of the id, or name.
-    #[arg(value_name = "INSTANCE")]
+    #[arg(value_name = "INSTANCE", help = args::INSTANCE)]
     instance: String,
 
     #[command(flatten)]
@@ -45,19 +44,19 @@ pub struct Args {
     cpu_credits: Option<CreditMode>,
 
     /// Replace the security groups; repeat for more.
-    #[arg(long = "security-group", value_name = "GROUP")]
+    #[arg(long = "security-group", value_name = "GROUP", help_heading = NETWORK)]
     security_groups: Vec<String>,
 
-    /// Metadata options, separated by commas.
-    ///
-    /// HttpTokens=required|optional, HttpEndpoint=enabled|disabled, HttpPutResponseHopLimit=1-64,
-    /// InstanceMetadataTags=enabled|disabled.
-    #[arg(long, value_name = "OPTIONS")]
-    metadata_options: Option<MetadataChange>,
+    #[command(flatten)]
+    metadata: MetadataArgs,
 
-    /// Termination protection: true or false.
-    #[arg(long, value_name = "BOOL")]
-    termination_protection: Option<bool>,
+    /// Refuse `wisp terminate` until protection is turned off.
+    #[arg(long)]
+    termination_protection: bool,
+
+    /// Allow `wisp terminate` again.
+    #[arg(long, conflicts_with = "termination_protection")]
+    no_termination_protection: bool,
 }
 
 /// Runs the command.
@@ -75,9 +74,9 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         size,
         user_data: args.user_data.as_deref().map(read_user_data).transpose()?,
         shutdown_behavior: args.shutdown_behavior,
-        termination_protection: args.termination_protection,
+        termination_protection: flag_pair(args.termination_protection, args.no_termination_protection),
         cpu_credits: args.cpu_credits,
-        metadata_options: args.metadata_options,
+        metadata_options: args.metadata.change(),
         security_groups: args.security_groups.clone(),
     };
     let record = cloud.modify(record.id, &change)?;

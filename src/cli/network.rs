@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use super::args::{NETWORK, flag_pair};
 use crate::cloud::network::NetworkSpec;
 use crate::ec2::network::{NetworkMode, PublishedPort, Zone};
 
@@ -9,7 +10,7 @@ use crate::ec2::network::{NetworkMode, PublishedPort, Zone};
 #[derive(Debug, Clone, clap::Args)]
 pub struct NetworkArgs {
     /// Publish a guest port: [127.x.y.z:]HOST:GUEST[/udp]; repeat for more.
-    #[arg(short, long = "publish", value_name = "HOST:GUEST")]
+    #[arg(short, long = "publish", value_name = "HOST:GUEST", display_order = 100)]
     published: Vec<PublishedPort>,
 
     /// Network mode: vpc, user, none or auto.
@@ -17,7 +18,7 @@ pub struct NetworkArgs {
     /// vpc: the VPC, in which instances reach each other. user: a network of its own, through passt. none: only
     /// metadata and published ports. auto: an instance's VPC if this host supports one, else user if passt is
     /// installed.
-    #[arg(long = "network", value_name = "MODE", default_value = "auto")]
+    #[arg(long = "network", value_name = "MODE", default_value = "auto", help_heading = NETWORK)]
     mode: NetworkMode,
 }
 
@@ -31,27 +32,32 @@ impl NetworkArgs {
 /// Placement in a VPC.
 #[derive(Debug, Clone, clap::Args)]
 pub struct PlacementArgs {
-    /// Subnet (see `wisp subnet`): id, prefix of the id, or name [default: one of the default VPC's].
-    #[arg(long, value_name = "SUBNET")]
+    /// Subnet (see `wisp subnet`) [default: one of the default VPC's].
+    #[arg(long, value_name = "SUBNET", help_heading = NETWORK)]
     subnet: Option<String>,
 
     /// Availability zone, which is a label here: us-east-1a to us-east-1f.
-    #[arg(long, value_name = "ZONE")]
+    #[arg(long, value_name = "ZONE", help_heading = NETWORK)]
     zone: Option<Zone>,
 
     /// Private address, a free one of the subnet.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", help_heading = NETWORK)]
     private_ip: Option<Ipv4Addr>,
 
-    /// Public address while the instance runs: true or false [default: the subnet's setting].
-    #[arg(long, value_name = "BOOL")]
-    public_ip: Option<bool>,
+    /// Give the instance a public address while it runs [default: the subnet's setting].
+    #[arg(long, help_heading = NETWORK)]
+    public_ip: bool,
+
+    /// Give the instance no public address.
+    #[arg(long, conflicts_with = "public_ip", help_heading = NETWORK)]
+    no_public_ip: bool,
 }
 
 impl PlacementArgs {
     /// Returns the requested network with this placement.
     pub fn placed(self, spec: NetworkSpec) -> NetworkSpec {
-        let PlacementArgs { subnet, zone, private_ip, public_ip } = self;
+        let PlacementArgs { subnet, zone, private_ip, public_ip, no_public_ip } = self;
+        let public_ip = flag_pair(public_ip, no_public_ip);
         NetworkSpec { subnet, zone, private_ip, public_ip, ..spec }
     }
 }

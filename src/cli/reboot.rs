@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use super::open_cloud;
+use super::args::{self, WaitArgs};
 use super::output::{self, Output};
-use super::wait::{self, Wait};
+use super::{open_cloud, wait};
 
 /// Reboot running instances.
 ///
@@ -14,29 +14,23 @@ use super::wait::{self, Wait};
 Example:
   wisp reboot web && wisp exec web -- uptime")]
 pub struct Args {
-    /// Instances: ids, prefixes of ids, or names.
-    #[arg(value_name = "INSTANCE", required = true)]
+    #[arg(value_name = "INSTANCE", required = true, help = args::INSTANCES)]
     instances: Vec<String>,
 
-    /// Wait for this.
-    #[arg(long, value_enum, default_value_t = Wait::Ready)]
-    wait: Wait,
-
-    /// Timeout for the guests to become ready, in seconds.
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    timeout: Option<u64>,
+    #[command(flatten)]
+    wait: WaitArgs,
 }
 
 /// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let records = cloud.instances(&args.instances)?;
-    let mut monitors = Vec::new();
+    let mut machines = Vec::new();
     for record in &records {
-        monitors.push(cloud.reboot(record.id)?);
+        machines.push(cloud.reboot(record.id)?);
     }
-    if args.wait == Wait::Ready {
-        wait::until_ready(&records, monitors, wait::boot_timeout(args.timeout))?;
+    if let Some(timeout) = args.wait.timeout() {
+        wait::until_ready(&records, machines, timeout)?;
     }
     match output {
         // The API's response is empty.

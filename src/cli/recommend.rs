@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::open_cloud;
 use super::output::{self, Align, Cell, Output, Screen, Tone};
+use super::{args, open_cloud};
 use crate::cloud::{timestamp, utc};
 use crate::ec2::right_size::{Confidence, Figures, Finding, Judgement, Statistic, TooLittle};
 use crate::ec2::size::approximate_mib;
@@ -28,8 +28,7 @@ Examples:
   wisp recommend web --least 30             even if it ran for half a minute only
   wisp recommend --output json              in the shape of Compute Optimizer's API")]
 pub struct Args {
-    /// Instances: ids, prefixes of ids, or names.
-    #[arg(value_name = "INSTANCE")]
+    #[arg(value_name = "INSTANCE", help = args::INSTANCES)]
     instances: Vec<String>,
 
     /// Minimum observation time in seconds, without boots.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use super::args::{ADVANCED, STORAGE};
 use super::guest_command::{self, Outcome};
 use super::network::NetworkArgs;
 use super::size::SizeArgs;
@@ -55,34 +56,38 @@ pub struct Args {
     image: Option<String>,
 
     #[command(flatten)]
-    size: SizeArgs,
-
-    /// Boot this kernel instead of an image: ELF vmlinux or bzImage.
-    #[arg(long, value_name = "FILE")]
-    kernel: Option<PathBuf>,
-
-    /// Initial RAM disk for --kernel.
-    #[arg(long, value_name = "FILE", requires = "kernel")]
-    initrd: Option<PathBuf>,
-
-    /// Boot protocol of --kernel; `auto` selects PVH if the kernel has its note.
-    #[arg(long, value_name = "PROTOCOL", requires = "kernel", value_parser = parse_protocol, default_value = "auto")]
-    protocol: BootProtocol,
+    network: NetworkArgs,
 
     /// Attach a disk; repeat for more. With --kernel, the first one is the root.
     ///
     /// The format is raw unless the name ends in .qcow2 or format= says otherwise. The content never decides. `ro`
     /// makes the disk read-only. A qcow2 image with backing files needs a backing=FILE for each, the topmost first.
     /// Write a comma in a file name twice.
-    #[arg(long = "disk", value_name = disk_option::SYNTAX)]
+    #[arg(long = "disk", value_name = disk_option::SYNTAX, help_heading = STORAGE)]
     disks: Vec<OsString>,
 
+    #[command(flatten)]
+    size: SizeArgs,
+
+    /// Boot this kernel instead of an image: ELF vmlinux or bzImage.
+    #[arg(long, value_name = "FILE", help_heading = ADVANCED)]
+    kernel: Option<PathBuf>,
+
+    /// Initial RAM disk for --kernel.
+    #[arg(long, value_name = "FILE", requires = "kernel", help_heading = ADVANCED)]
+    initrd: Option<PathBuf>,
+
+    /// Boot protocol of --kernel; `auto` selects PVH if the kernel has its note.
+    #[arg(long, value_name = "PROTOCOL", requires = "kernel", value_parser = parse_protocol, default_value = "auto",
+        help_heading = ADVANCED)]
+    protocol: BootProtocol,
+
     /// Kernel command line options, appended to the image's.
-    #[arg(long, value_name = "OPTIONS")]
+    #[arg(long, value_name = "OPTIONS", help_heading = ADVANCED)]
     cmdline: Option<String>,
 
     /// Always cold-boot, even if a template exists (see `wisp image warm`).
-    #[arg(long)]
+    #[arg(long, help_heading = ADVANCED)]
     cold: bool,
 
     /// Show the serial console instead of running a command; ctrl-] ends the guest.
@@ -90,14 +95,11 @@ pub struct Args {
     console: bool,
 
     /// Do not enforce the CPU, disk and network limits of --type.
-    #[arg(long)]
+    #[arg(long, help_heading = ADVANCED)]
     no_limits: bool,
 
-    #[command(flatten)]
-    network: NetworkArgs,
-
     /// Timeout for the guest's boot, in seconds.
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(long, value_name = "SECONDS", help_heading = ADVANCED, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
 
     /// Show the boot timeline afterwards.
@@ -116,7 +118,7 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
     let home = Home::open()?;
     let boot = boot(&args, &home)?;
     let memory = if let Boot::Image(image) = &boot { ImageMemory::of(image) } else { None };
-    let request = size(&args.size.clone().or_memorys(memory))?;
+    let request = size(&args.size.clone().or_image_size(memory))?;
     let limited = args.size.instance_type.is_some() && !args.no_limits;
     let spec = RunSpec {
         cpus: launch::cpus(&request),

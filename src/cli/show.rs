@@ -7,28 +7,33 @@ use super::escape::escape_line;
 use super::ls::{check_cell, state_cell, status};
 use super::output::{self, Output, Screen, Tone};
 use super::shapes::{self, GroupNames};
-use super::{limits, open_cloud};
+use super::{args, limits, open_cloud};
 use crate::cloud::{Cloud, CloudError, utc};
+use crate::ec2::metadata::MetadataChange;
 use crate::ec2::network::NetworkMode;
 use crate::ec2::size::approximate_mib;
 use crate::ec2::state::InstanceState;
 use crate::guest::UserDataStatus;
 use crate::store::{InstanceRecord, VolumeRecord};
+use crate::vmm::control::Status;
 
 /// The timeout for optional information from the guest.
 const SHORT: Duration = Duration::from_secs(5);
 
-/// Show an instance.
+/// Show an instance: its state, size, addresses and problems.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  wisp show web                 by name
-  wisp show i-0a1b              by the beginning of its id
-  wisp show web --output json   as DescribeInstances prints it, with its limits")]
+  wisp show web
+  wisp show i-0a1b --all        by the start of its id, with limits, sandbox, options and tags
+  wisp show web --output json   in the shape of DescribeInstances, with its limits")]
 pub struct Args {
-    /// Instance: id, prefix of the id, or name.
-    #[arg(value_name = "INSTANCE")]
+    #[arg(value_name = "INSTANCE", help = args::INSTANCE)]
     instance: String,
+
+    /// Show everything, including limits, sandbox, metadata options and tags.
+    #[arg(long)]
+    all: bool,
 }
 
 /// Runs the command.
@@ -42,33 +47,14 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         output::print_json(&value)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let volumes = cloud.volumes_of(&record)?;
-    let screen = Screen::stdout();
-    let mut lines = lines(&record, &volumes, &cloud.group_names()?, screen);
-    let status = status(&cloud, &record);
-    if status.is_some() {
-        let (check, tone) = check_cell(status.as_ref());
-        lines.insert(2, line(screen, "Check", &screen.paint(tone, check)));
-    }
-    let status = status.and_then(Result::ok);
-    for (label, text) in limits::lines(&record, status.as_ref()) {
-        lines.push(line(screen, label, &text));
-    }
-    for problem in status.iter().flat_map(|status| &status.link_problems) {
-        lines.push(line(screen, "Network", &screen.paint(Tone::Warning, problem)));
-    }
-    if let Some(sandbox) = status.map(|status| status.sandbox).filter(|sandbox| !sandbox.layers.is_empty()) {
-        lines.push(line(screen, "Sandbox", &sandbox.layers_text()));
-        lines.extend(sandbox.missing.iter().map(|missing| line(screen, "", &screen.paint(Tone::Warning, missing))));
-    }
-    if record.user_data.is_some() {
-        lines.push(line(screen, "User data", &user_data(&cloud, &record)));
-    }
-    if record.state_reason.as_ref().is_some_and(|reason| reason.is_failure()) {
-        let tail = cloud.dir(record.id).console_tail().to_string();
-        lines.push(line(screen, "Console", tail.trim_start_matches(['.', ';', ' '])));
-    }
-    output::print(&lines.join("\n"))?;
+    let facts = Facts {
+        volumes: cloud.volumes_of(&record)?,
+        groups: cloud.group_names()?,
+        user_data: record.user_data.as_ref().filter(|_| args.all).map(|_| user_data(&cloud, &record)),
+        status: status(&cloud, &record),
+        console: cloud.dir(record.id).console_tail().to_string(),
+    };
+    output::print(&render(&record, &facts, args.all, Screen::stdout()))?;
     match record.state {
         InstanceState::Running => output::next_command(["exec", &args.instance, "--", "uptime"]),
         InstanceState::Stopped => output::next_command(["start", &args.instance]),
@@ -80,10 +66,10 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 /// The state of the user data, as the guest reports it.
 fn user_data(cloud: &Cloud, record: &InstanceRecord) -> String {
     if record.state != InstanceState::Running {
-        return "given; the guest does not run".into();
+        return "set".into();
     }
     if cloud.open_image(record.image_id).is_ok_and(|image| image.manifest.cloud_init) {
-        return "left to cloud-init; `cloud-init status` in the guest tells how far it is".into();
+        return "handled by cloud-init; see `cloud-init status` in the guest".into();
     }
     let status = cloud
         .dir(record.id)
@@ -92,98 +78,136 @@ fn user_data(cloud: &Cloud, record: &InstanceRecord) -> String {
     match status {
         Ok(UserDataStatus { state, exit: Some(exit) }) => format!("{}, exit code {exit}", state.as_str()),
         Ok(UserDataStatus { state, exit: None }) => state.as_str().into(),
-        Err(error) => format!("not known: {error}"),
+        Err(error) => format!("unknown: {error}"),
     }
 }
 
-fn line(screen: Screen, label: &str, text: &str) -> String {
-    format!("{} {text}", screen.paint(Tone::Quiet, &format!("{label:<16}")))
+/// Facts beside the record.
+#[derive(Default)]
+struct Facts {
+    volumes: Vec<VolumeRecord>,
+    groups: GroupNames,
+    user_data: Option<String>,
+    /// The VMM's response; none if no VMM runs.
+    status: Option<Result<Status, CloudError>>,
+    console: String,
 }
 
-/// The connection of an instance to its VPC.
-fn connection(mode: NetworkMode) -> &'static str {
-    match mode {
-        NetworkMode::Vpc => "connected",
-        NetworkMode::User | NetworkMode::Auto => "by a user-mode network of its own",
-        NetworkMode::None => "not connected",
+/// Lines of a label and a text.
+struct Page {
+    screen: Screen,
+    lines: Vec<String>,
+}
+
+impl Page {
+    fn line(&mut self, label: &str, text: &str) {
+        self.lines.push(format!("{} {text}", self.screen.paint(Tone::Quiet, &format!("{label:<16}"))));
+    }
+
+    fn warn(&mut self, label: &str, text: &str) {
+        self.line(label, &self.screen.paint(Tone::Warning, text));
     }
 }
 
-fn lines(record: &InstanceRecord, volumes: &[VolumeRecord], groups: &GroupNames, screen: Screen) -> Vec<String> {
-    let line = |label: &str, text: &str| line(screen, label, text);
-    let (state, tone) = state_cell(record);
-    let mut lines = vec![
-        line("Instance", &format!("{}  {}", record.id, screen.paint(Tone::Strong, record.name().unwrap_or("")))),
-        line("State", &screen.paint(tone, &state)),
-    ];
+fn render(record: &InstanceRecord, facts: &Facts, all: bool, screen: Screen) -> String {
+    let mut page = Page { screen, lines: Vec::new() };
+    summary(&mut page, record, facts);
+    problems(&mut page, record, facts);
+    if all {
+        network_details(&mut page, record);
+        details(&mut page, record, facts);
+    }
+    page.lines.join("\n")
+}
+
+fn summary(page: &mut Page, record: &InstanceRecord, facts: &Facts) {
+    let (screen, (state, tone)) = (page.screen, state_cell(record));
+    page.line("Instance", &format!("{}  {}", record.id, screen.paint(Tone::Strong, record.name().unwrap_or(""))));
+    page.line("State", &screen.paint(tone, &state));
     if let Some(reason) = &record.state_reason {
-        lines.push(line("State reason", &reason.message));
+        page.line("State reason", &reason.message);
     }
-    let cores = record.vcpus / record.threads_per_core;
-    lines.push(line(
-        "Type",
-        &format!(
-            "{}: {} ({}, {}), {}{}",
-            record.instance_type,
-            output::count(record.vcpus as usize, "vCPU"),
-            output::count(cores as usize, "core"),
-            output::count(record.threads_per_core as usize, "thread"),
-            approximate_mib(record.memory_mib),
-            if record.overridden { "; not the type's own figures" } else { "" }
-        ),
-    ));
-    lines.push(line("Image", &format!("{} ({})", record.image_name, record.image_id)));
-    lines.push(line("Launched", &utc(record.launch_time)));
-    for (index, volume) in volumes.iter().enumerate() {
-        let device = record.block_devices.iter().find(|device| device.volume_id == volume.id);
-        let goes = device.is_some_and(|device| device.delete_on_termination);
-        lines.push(line(
-            if index == 0 { "Root volume" } else { "Volume" },
-            &format!(
-                "{}  {}  {}  {}, {} on termination",
-                device.map_or("-", |device| device.device_name.as_str()),
-                volume.id,
-                output::bytes(volume.size),
-                volume.volume_type,
-                if goes { "deleted" } else { "kept" }
-            ),
-        ));
+    if facts.status.is_some() {
+        let (check, tone) = check_cell(facts.status.as_ref());
+        page.line("Check", &screen.paint(tone, check));
     }
+    let size = format!("{}, {}", output::count(record.vcpus as usize, "vCPU"), approximate_mib(record.memory_mib));
+    let overridden = if record.overridden { " (overridden)" } else { "" };
+    page.line("Type", &format!("{}: {size}{overridden}", record.instance_type));
+    page.line("Image", &format!("{} ({})", record.image_name, record.image_id));
+    page.line("Launched", &utc(record.launch_time));
     if let Some(network) = &record.network {
-        lines.push(line("VPC", &format!("{}, {}", network.vpc_id, connection(network.mode))));
-        lines.push(line("Subnet", &format!("{} ({})", network.subnet_id, network.zone)));
-        lines.push(line("Private address", &network.private_ip.to_string()));
+        page.line("Private address", &network.private_ip.to_string());
         if let Some(public) = network.public_ip {
             let kind = if network.elastic_address.is_some() { " (elastic)" } else { "" };
-            lines.push(line("Public address", &format!("{public}{kind}")));
+            page.line("Public address", &format!("{public}{kind}"));
         }
-        let named = |id| format!("{} ({id})", groups.get(id).map_or("?", String::as_str));
-        let groups: Vec<String> = network.security_groups.iter().map(named).collect();
-        lines.push(line("Security groups", &groups.join(", ")));
         for port in &network.published {
-            lines.push(line("Published", &port.to_string()));
+            page.line("Published", &port.to_string());
         }
-        let options = &network.metadata_options;
-        let versions = match (options.endpoint, options.tokens_required) {
-            (false, _) => "not answered",
-            (true, true) => "version 2 only",
-            (true, false) => "versions 1 and 2",
-        };
-        lines.push(line("Metadata", versions));
+        let name = |id| facts.groups.get(id).map_or("?", String::as_str);
+        let groups: Vec<&str> = network.security_groups.iter().map(name).collect();
+        page.line("Security groups", &groups.join(", "));
+    }
+    for (index, volume) in facts.volumes.iter().enumerate() {
+        let device = record.block_devices.iter().find(|device| device.volume_id == volume.id);
+        let name = device.map_or("-", |device| device.device_name.as_str());
+        let deleted = device.is_some_and(|device| device.delete_on_termination);
+        let end = if deleted { "deleted on termination" } else { "kept on termination" };
+        let text = format!("{}  {} {}, {name}, {end}", volume.id, output::bytes(volume.size), volume.volume_type);
+        page.line(if index == 0 { "Root volume" } else { "Volume" }, &text);
+    }
+}
+
+fn problems(page: &mut Page, record: &InstanceRecord, facts: &Facts) {
+    if let Some(Ok(status)) = &facts.status {
+        status.link_problems.iter().for_each(|problem| page.warn("Network", problem));
+        status.sandbox.missing.iter().for_each(|missing| page.warn("Sandbox", missing));
+    }
+    if record.state_reason.as_ref().is_some_and(|reason| reason.is_failure()) {
+        page.line("Console", facts.console.trim_start_matches(['.', ';', ' ']));
+    }
+}
+
+fn network_details(page: &mut Page, record: &InstanceRecord) {
+    let Some(network) = &record.network else { return };
+    let mode = match network.mode {
+        NetworkMode::Vpc => "connected",
+        NetworkMode::User | NetworkMode::Auto => "not connected: user-mode network",
+        NetworkMode::None => "not connected",
+    };
+    page.line("VPC", &format!("{} ({mode})", network.vpc_id));
+    page.line("Subnet", &format!("{} ({})", network.subnet_id, network.zone));
+    for group in &network.security_groups {
+        page.line("Security group", &group.to_string());
+    }
+    let options = MetadataChange::from(network.metadata_options).named();
+    let options: Vec<String> = options.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    page.line("Metadata", &options.join(", "));
+}
+
+fn details(page: &mut Page, record: &InstanceRecord, facts: &Facts) {
+    let status = facts.status.as_ref().and_then(|status| status.as_ref().ok());
+    for (label, text) in limits::lines(record, status) {
+        page.line(label, &text);
+    }
+    if let Some(sandbox) = status.map(|status| &status.sandbox).filter(|sandbox| !sandbox.layers.is_empty()) {
+        page.line("Sandbox", &sandbox.layers_text());
+    }
+    let cores = record.vcpus / record.threads_per_core;
+    let threads = output::count(record.threads_per_core as usize, "thread");
+    page.line("CPU", &format!("{}, {threads} each", output::count(cores as usize, "core")));
+    if let Some(state) = &facts.user_data {
+        page.line("User data", state);
     }
     if let Some(key) = &record.key_name {
-        lines.push(line("Key pair", key));
+        page.line("Key pair", key);
     }
-    lines.push(line("Power-off", &format!("the guest's own {}s the instance", record.shutdown_behavior.as_str())));
-    if record.hibernation {
-        lines.push(line("Hibernation", "configured"));
-    }
-    if record.termination_protection {
-        lines.push(line("Protection", "terminate is refused"));
-    }
+    page.line("On power-off", record.shutdown_behavior.as_str());
+    page.line("Hibernation", if record.hibernation { "enabled" } else { "disabled" });
+    page.line("Protection", if record.termination_protection { "enabled" } else { "disabled" });
     for (key, value) in record.tags.iter().filter(|(key, _)| *key != "Name") {
-        lines.push(line("Tag", &format!("{}={}", escape_line(key), escape_line(value))));
+        page.line("Tag", &format!("{}={}", escape_line(key), escape_line(value)));
     }
-    lines.push(line("Reservation", &format!("{}, number {}", record.reservation_id, record.launch_index)));
-    lines
+    page.line("Reservation", &format!("{}, launch index {}", record.reservation_id, record.launch_index));
 }

@@ -26,7 +26,7 @@ pub struct SizeArgs {
     pub memory: Option<MemorySize>,
 
     /// Allow more vCPUs than this host has CPUs.
-    #[arg(long)]
+    #[arg(long, help_heading = super::args::ADVANCED)]
     pub overcommit: bool,
 }
 
@@ -45,7 +45,7 @@ impl SizeArgs {
     }
 
     /// Returns the options for an image with memory: its size if none is given.
-    pub fn or_memorys(self, memory: Option<ImageMemory>) -> SizeArgs {
+    pub fn or_image_size(self, memory: Option<ImageMemory>) -> SizeArgs {
         let Some(memory) = memory.filter(|_| self.is_empty()) else { return self };
         let overridden = memory.overridden;
         SizeArgs {

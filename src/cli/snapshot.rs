@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::output::{self, Align, Cell, Output, Tone};
-use super::{launch, open_cloud, print_warnings, shapes};
+use super::{args, launch, open_cloud, print_warnings, shapes};
 use crate::cloud::utc;
 use crate::store::SnapshotRecord;
 
@@ -29,7 +29,7 @@ enum Command {
     ///
     /// A snapshot of a volume in use is crash-consistent.
     Create {
-        /// Volume: id, prefix of the id, or name.
+        #[arg(help = args::VOLUME)]
         volume: String,
         /// Name tag.
         #[arg(long)]

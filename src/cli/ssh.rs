@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::guest_command::{self, Outcome};
 use super::wait::AGENT_TIMEOUT;
-use super::{open_cloud, output};
+use super::{args, open_cloud, output};
 use crate::cloud::ssh::SshTarget;
 use crate::guest::parse_user_name;
 use crate::host::shell;
@@ -32,8 +32,7 @@ Examples:
   wisp ssh web -i mine.pem -l admin    with another key, as another user
   wisp ssh web --print                 the ssh command, to be used by hand")]
 pub struct Args {
-    /// [USER@]INSTANCE: id, prefix of the id, or name.
-    #[arg(value_name = "INSTANCE")]
+    #[arg(value_name = "[USER@]INSTANCE", help = args::INSTANCE)]
     instance: String,
 
     /// Private key file [default: the one that `wisp key create` wrote here, or ssh's own].

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::output::{self, Output};
-use super::{open_cloud, print_changes, print_warnings, wait};
+use super::{args, open_cloud, print_changes, print_warnings, wait};
 use crate::cloud::lifecycle::StopMode;
 
 /// Stop instances. Their volumes are kept.
@@ -17,8 +17,7 @@ Examples:
   wisp stop web --force      at once, like pulling the plug
   wisp stop web --hibernate  with its memory")]
 pub struct Args {
-    /// Instances: ids, prefixes of ids, or names.
-    #[arg(value_name = "INSTANCE", required = true)]
+    #[arg(value_name = "INSTANCE", required = true, help = args::INSTANCES)]
     instances: Vec<String>,
 
     /// Stop at once without asking the guest; unwritten data is lost.

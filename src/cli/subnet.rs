@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::output::{self, Align, Cell, Output, Tone};
-use super::{launch, open_cloud, shapes};
+use super::{args, launch, open_cloud, shapes};
 use crate::cloud::network::SubnetSpec;
 use crate::ec2::network::{Ipv4Range, Zone};
 use crate::ec2::tag::Tag;
@@ -19,7 +19,7 @@ use crate::store::SubnetRecord;
 Examples:
   wisp subnet ls
   wisp subnet create --vpc lab --cidr 10.0.1.0/24 --zone us-east-1b --name front
-  wisp subnet modify front --map-public-ip true    instances in it get public addresses
+  wisp subnet modify front --map-public-ip         instances in it get public addresses
   wisp launch --subnet front --private-ip 10.0.1.10
   wisp subnet rm front")]
 pub struct Args {
@@ -31,7 +31,7 @@ pub struct Args {
 enum Command {
     /// Create a subnet.
     Create {
-        /// VPC: id, prefix of the id, or name [default: the default VPC].
+        /// VPC [default: the default VPC].
         #[arg(long)]
         vpc: Option<String>,
         /// Address range within the VPC's: 10.0.1.0/24.
@@ -54,15 +54,18 @@ enum Command {
     Ls,
     /// Change a subnet. It affects later launches only.
     Modify {
-        /// Subnet: id, prefix of the id, or name.
+        #[arg(help = args::SUBNET)]
         subnet: String,
-        /// Public addresses by default: true or false.
-        #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
+        /// Give new instances a public address.
+        #[arg(long, required_unless_present = "no_map_public_ip")]
         map_public_ip: bool,
+        /// Give new instances no public address.
+        #[arg(long, conflicts_with = "map_public_ip")]
+        no_map_public_ip: bool,
     },
     /// Delete a subnet without instances.
     Rm {
-        /// Subnet: id, prefix of the id, or name.
+        #[arg(help = args::SUBNET)]
         subnet: String,
     },
 }
@@ -88,7 +91,9 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             let tags = launch::tags(tags, name.as_deref())?;
             (cloud.create_subnet(&SubnetSpec { vpc, cidr, zone, map_public_ip, tags })?, true)
         }
-        Command::Modify { subnet, map_public_ip } => (cloud.map_public_ip(&subnet, map_public_ip)?, false),
+        Command::Modify { subnet, map_public_ip, no_map_public_ip: _ } => {
+            (cloud.map_public_ip(&subnet, map_public_ip)?, false)
+        }
     };
     if output == Output::Json {
         let free = cloud.free_addresses(std::slice::from_ref(&subnet))?;

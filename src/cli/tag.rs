@@ -18,7 +18,7 @@ Examples:
   wisp tag vol-0a1b Name=data
   wisp tag web --remove stage")]
 pub struct Args {
-    /// Id, prefix of an id, or name.
+    /// Resource id, the start of one, or a name.
     #[arg(value_name = "RESOURCE")]
     resource: String,
 

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::output::{self, Output};
-use super::{open_cloud, print_changes, print_warnings, wait};
+use super::{args, open_cloud, print_changes, print_warnings, wait};
 
 /// Terminate instances.
 ///
@@ -14,8 +14,7 @@ Examples:
   wisp terminate web
   wisp terminate $(wisp ls -q)      all of them")]
 pub struct Args {
-    /// Instances: ids, prefixes of ids, or names.
-    #[arg(value_name = "INSTANCE", required = true)]
+    #[arg(value_name = "INSTANCE", required = true, help = args::INSTANCES)]
     instances: Vec<String>,
 }
 

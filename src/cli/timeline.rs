@@ -23,7 +23,7 @@ Examples:
   wisp timeline web                      an instance's last boot
   wisp timeline --output json            in nanoseconds")]
 pub struct Args {
-    /// Instance: id, prefix of the id, or name [default: the last `wisp run`].
+    /// Instance [default: the last `wisp run`].
     #[arg(value_name = "INSTANCE")]
     instance: Option<String>,
 }
@@ -58,7 +58,7 @@ fn of_instance(reference: &str) -> anyhow::Result<Status> {
     }
     match dir.end() {
         Some(EndRecord::Ended { status, .. }) => Ok(*status),
-        _ => anyhow::bail!("{} is {}, and of its last boot nothing is known", record.id, record.state),
+        _ => anyhow::bail!("{} is {} and has no boot timeline", record.id, record.state),
     }
 }
 
@@ -98,7 +98,7 @@ pub fn render(status: &Status, screen: Screen) -> String {
         "{} and {} MiB{}; {} of guest memory touched, {} for the VMM itself{}",
         output::count(status.vcpus as usize, "vCPU"),
         status.memory_mib,
-        if status.timeline.is_restored() { ", went on from a saved machine" } else { "" },
+        if status.timeline.is_restored() { ", restored from a snapshot" } else { "" },
         output::bytes(status.guest_resident_bytes),
         output::bytes(status.monitor_resident_bytes),
         if status.software_kvm { "; software KVM: the guest's kernel was emulated" } else { "" },

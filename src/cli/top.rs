@@ -26,7 +26,7 @@ Examples:
   wisp top web --history               what it used in the last three hours
   wisp top web --history=336           in the last 14 days, which is all that is kept")]
 pub struct Args {
-    /// Only this instance: id, prefix of the id, or name.
+    /// Only this instance.
     #[arg(value_name = "INSTANCE")]
     instance: Option<String>,
 

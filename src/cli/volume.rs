@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::output::{self, Align, Cell, Output, Tone};
-use super::{launch, open_cloud, print_warnings, shapes};
+use super::{args, launch, open_cloud, print_warnings, shapes};
 use crate::cloud::volume::NewVolume;
 use crate::cloud::{Cloud, utc};
 use crate::ec2::block_device::DeviceName;
@@ -56,9 +56,9 @@ enum Command {
     Ls,
     /// Attach a volume to an instance.
     Attach {
-        /// Volume: id, prefix of the id, or name.
+        #[arg(help = args::VOLUME)]
         volume: String,
-        /// Instance.
+        #[arg(help = args::INSTANCE)]
         instance: String,
         /// EC2 device name [default: the next free one].
         #[arg(long)]
@@ -69,7 +69,7 @@ enum Command {
     },
     /// Detach a volume from its instance. Unmount it first.
     Detach {
-        /// Volume.
+        #[arg(help = args::VOLUME)]
         volume: String,
         /// Detach even if the guest uses the volume.
         #[arg(long)]
@@ -77,14 +77,14 @@ enum Command {
     },
     /// Grow a volume, also while a guest uses it.
     Resize {
-        /// Volume.
+        #[arg(help = args::VOLUME)]
         volume: String,
         /// New size, in GiB or with a unit.
         size: VolumeSize,
     },
     /// Change a volume's type, IOPS or throughput.
     Modify {
-        /// Volume.
+        #[arg(help = args::VOLUME)]
         volume: String,
         /// New type.
         #[arg(long = "type", value_name = "TYPE")]

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::output::{self, Align, Cell, Output, Tone};
-use super::{launch, open_cloud, shapes};
+use super::{args, launch, open_cloud, shapes};
 use crate::ec2::network::Ipv4Range;
 use crate::ec2::tag::Tag;
 use crate::store::VpcRecord;
@@ -45,7 +45,7 @@ enum Command {
     Ls,
     /// Delete an empty VPC.
     Rm {
-        /// VPC: id, prefix of the id, or name.
+        #[arg(help = args::VPC)]
         vpc: String,
     },
 }

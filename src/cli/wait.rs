@@ -32,37 +32,26 @@ pub fn spinner(message: impl Into<String>) -> ProgressBar {
     spinner
 }
 
-/// The event that a starting command waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Wait {
-    /// The VMMs run.
-    None,
-    /// The VMMs run.
-    Running,
-    /// The agents are ready.
-    Ready,
-}
-
 /// Waits until every agent is ready. The first guest that ends early or is too slow is the error.
 pub fn until_ready(
     instances: &[InstanceRecord],
-    monitors: Vec<MachineHandle>,
+    machines: Vec<MachineHandle>,
     timeout: Duration,
 ) -> anyhow::Result<()> {
     let deadline = Instant::now() + timeout;
-    let total = monitors.len();
+    let total = machines.len();
     let spinner =
         spinner(if total == 1 { "The guest is booting".into() } else { format!("{total} guests are booting") });
-    for (done, (mut monitor, record)) in monitors.into_iter().zip(instances).enumerate() {
+    for (done, (mut machine, record)) in machines.into_iter().zip(instances).enumerate() {
         if total > 1 {
             spinner.set_message(format!("{} of {total} guests are booting", total - done));
         }
-        if !monitor.wait_ready(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)))? {
+        if !machine.wait_ready(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)))? {
             spinner.finish_and_clear();
-            return Err(monitor.not_ready(record.state, timeout).into());
+            return Err(machine.not_ready(record.state, timeout).into());
         }
         // An unavailable network shows some time after the VMM runs; problems known earlier have been reported.
-        for problem in monitor.link_problems().unwrap_or_default() {
+        for problem in machine.link_problems().unwrap_or_default() {
             spinner.suspend(|| output::say(&problem));
         }
     }

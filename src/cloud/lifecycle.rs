@@ -323,7 +323,7 @@ impl Cloud {
                             "The instance '{id}' may not be terminated. Modify its 'disableApiTermination' instance \
                              attribute and try again."
                         ),
-                        Some(format!("`wisp modify {id} --termination-protection false` allows it.")),
+                        Some(format!("`wisp modify {id} --no-termination-protection` allows it.")),
                     ));
                 }
             }

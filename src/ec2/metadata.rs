@@ -93,6 +93,16 @@ pub struct MetadataChange {
 }
 
 impl MetadataChange {
+    /// Enables the service, with tokens required or optional.
+    pub fn tokens(required: bool) -> MetadataChange {
+        MetadataChange { endpoint: Some(true), tokens_required: Some(required), ..MetadataChange::default() }
+    }
+
+    /// Disables the service.
+    pub fn disabled() -> MetadataChange {
+        MetadataChange { endpoint: Some(false), ..MetadataChange::default() }
+    }
+
     /// Returns both changes combined. Where they conflict, `later` wins.
     #[must_use]
     pub fn then(self, later: MetadataChange) -> MetadataChange {
@@ -124,6 +134,18 @@ impl MetadataChange {
             tokens_required: self.tokens_required.unwrap_or(to.tokens_required),
             hop_limit: self.hop_limit.unwrap_or(to.hop_limit),
             tags: self.tags.unwrap_or(to.tags),
+        }
+    }
+}
+
+impl From<MetadataOptions> for MetadataChange {
+    fn from(options: MetadataOptions) -> MetadataChange {
+        let MetadataOptions { endpoint, tokens_required, hop_limit, tags } = options;
+        MetadataChange {
+            endpoint: Some(endpoint),
+            tokens_required: Some(tokens_required),
+            hop_limit: Some(hop_limit),
+            tags: Some(tags),
         }
     }
 }

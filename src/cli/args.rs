@@ -1,0 +1,138 @@
+//! Arguments that several subcommands share.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::wait;
+use crate::ec2::metadata::MetadataChange;
+
+/// Headings of `--help`, in addition to clap's `Options`.
+pub const NETWORK: &str = "Network";
+pub const STORAGE: &str = "Storage";
+pub const ADVANCED: &str = "Advanced";
+pub const GLOBAL: &str = "Global options";
+
+/// Help of arguments that name a resource.
+pub const INSTANCE: &str = "Instance id, the start of one, or a name";
+pub const INSTANCES: &str = "Instance ids, the start of each, or names";
+pub const IMAGE: &str = "Image id, the start of one, or a name";
+pub const VOLUME: &str = "Volume id, the start of one, or a name";
+pub const VPC: &str = "VPC id, the start of one, or a name";
+pub const SUBNET: &str = "Subnet id, the start of one, or a name";
+pub const ADDRESS: &str = "Public address, its id, the start of its id, or its name";
+
+/// The wait of a command that starts guests.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct WaitArgs {
+    /// Return when the VMMs run, before the guests are ready.
+    #[arg(long)]
+    no_wait: bool,
+
+    /// Seconds to wait for the guests to become ready.
+    #[arg(long, value_name = "SECONDS", help_heading = ADVANCED, conflicts_with = "no_wait",
+        value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: Option<u64>,
+}
+
+impl WaitArgs {
+    /// Returns the timeout for the guests to become ready; none if the command does not wait.
+    pub fn timeout(self) -> Option<Duration> {
+        (!self.no_wait).then(|| wait::boot_timeout(self.timeout))
+    }
+}
+
+/// Combines a `--flag` and `--no-flag` pair, of which clap accepts at most one.
+pub fn flag_pair(on: bool, off: bool) -> Option<bool> {
+    (on || off).then_some(on)
+}
+
+/// The instance metadata service, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Imds {
+    /// Requests need a session token (IMDSv2).
+    Required,
+    /// Requests without a token are accepted, too (IMDSv1).
+    Optional,
+    /// The service is disabled.
+    Off,
+}
+
+/// Options of the instance metadata service.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct MetadataArgs {
+    /// Session tokens for instance metadata: required (IMDSv2 only) or optional, or no metadata: off.
+    #[arg(long, value_name = "MODE", help_heading = NETWORK, conflicts_with = "metadata_options", hide_possible_values = true)]
+    imds: Option<Imds>,
+
+    /// Metadata options in EC2's long form, separated by commas.
+    ///
+    /// HttpTokens=required|optional, HttpEndpoint=enabled|disabled, HttpPutResponseHopLimit=1-64,
+    /// InstanceMetadataTags=enabled|disabled.
+    #[arg(long, value_name = "OPTIONS", help_heading = NETWORK)]
+    metadata_options: Option<MetadataChange>,
+}
+
+impl MetadataArgs {
+    /// Returns the requested change of the options.
+    pub fn change(self) -> Option<MetadataChange> {
+        self.metadata_options.or(self.imds.map(|imds| match imds {
+            Imds::Required => MetadataChange::tokens(true),
+            Imds::Optional => MetadataChange::tokens(false),
+            Imds::Off => MetadataChange::disabled(),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        metadata: MetadataArgs,
+        #[command(flatten)]
+        wait: WaitArgs,
+    }
+
+    fn change(words: &[&str]) -> Option<Vec<(&'static str, String)>> {
+        let line = Line::try_parse_from([&["line"], words].concat()).unwrap();
+        line.metadata.change().map(MetadataChange::named)
+    }
+
+    #[test]
+    fn imds_mode_sets_endpoint_and_tokens() {
+        assert_eq!(change(&[]), None);
+        let enabled = |tokens: &str| vec![("HttpEndpoint", "enabled".into()), ("HttpTokens", tokens.into())];
+        assert_eq!(change(&["--imds", "required"]), Some(enabled("required")));
+        assert_eq!(change(&["--imds", "optional"]), Some(enabled("optional")));
+        assert_eq!(change(&["--imds", "off"]), Some(vec![("HttpEndpoint", "disabled".into())]));
+        let long = change(&["--metadata-options", "HttpTokens=required"]);
+        assert_eq!(long, Some(vec![("HttpTokens", "required".into())]));
+    }
+
+    #[test]
+    fn imds_mode_and_long_form_are_refused_together() {
+        let words = ["line", "--imds", "off", "--metadata-options", "HttpTokens=required"];
+        assert!(Line::try_parse_from(words).is_err());
+    }
+
+    #[test]
+    fn no_wait_has_no_timeout() {
+        let wait = |words: &[&str]| Line::try_parse_from([&["line"], words].concat()).map(|line| line.wait.timeout());
+        assert_eq!(wait(&["--no-wait"]).unwrap(), None);
+        assert_eq!(wait(&["--timeout", "5"]).unwrap(), Some(Duration::from_secs(5)));
+        assert!(wait(&["--no-wait", "--timeout", "5"]).is_err());
+    }
+
+    #[test]
+    fn flag_pair_is_none_without_a_flag() {
+        assert_eq!(
+            [flag_pair(false, false), flag_pair(true, false), flag_pair(false, true)],
+            [None, Some(true), Some(false)]
+        );
+    }
+}
