@@ -1,8 +1,7 @@
-//! A stateful packet filter for security groups: rules decide about new connections, and packets of established
-//! connections pass in both directions.
+//! A stateful packet filter for security groups. Rules decide about new connections; packets of established connections
+//! pass in both directions, even after a change of rules, like tracked connections in EC2.
 //!
-//! Established connections survive a change of rules, as tracked connections do in EC2. The connection table is
-//! bounded; when it is full, the connections that were idle longest are removed first.
+//! The connection table is bounded: when it is full, the connections that were idle longest are removed.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -11,14 +10,13 @@ use std::time::{Duration, Instant};
 use super::config::{Filter, FilterProtocol, FilterRule};
 use super::packet::{ICMP, Ipv4, TCP, UDP};
 
-/// The size of the connection table.
+/// Maximum number of tracked flows.
 const LIMIT: usize = 65536;
 /// The table size at which expired entries are first removed.
 const FIRST_SWEEP: usize = 1024;
 /// The number of first fragments that are remembered for later fragments.
 const FRAGMENTS: usize = 64;
 
-/// The idle timeout by protocol.
 fn idle_limit(protocol: u8) -> Duration {
     match protocol {
         TCP => Duration::from_secs(3600),
@@ -34,7 +32,6 @@ const ABOUT_A_PACKET: [u8; 3] = [3, 11, 12];
 /// The TCP offset of a fragment that would overwrite the flags of the first one (RFC 3128).
 const OVER_THE_FLAGS: u16 = 1;
 
-/// The direction of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// To the guest.
@@ -43,7 +40,6 @@ pub enum Direction {
     Egress,
 }
 
-/// The role of a packet in its flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     /// The start of a flow, which the rules judge even if a flow with these ports exists.
@@ -58,31 +54,30 @@ enum Part {
     Alone,
 }
 
-/// A flow: both directions of a connection.
+/// Both directions of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Flow {
     protocol: u8,
     peer: Ipv4Addr,
-    /// The peer's port; for an ICMP query, its identifier.
+    /// For an ICMP query, its identifier.
     peer_port: u16,
-    /// The guest's port; for an ICMP query, its type.
+    /// For an ICMP query, its type.
     guest_port: u16,
 }
 
-/// The state of a tracked flow.
 #[derive(Debug, Clone, Copy)]
 struct Tracked {
     begun: Direction,
     seen: Instant,
 }
 
-/// Returns a packet's flow and its role; none if the packet is too short.
+/// Returns `None` if the packet is too short.
 fn classify(packet: &Ipv4, direction: Direction) -> Option<(Flow, Part)> {
     let (source, destination, part) = match packet.protocol {
         TCP | UDP => {
             let (source, destination) = packet.ports()?;
-            // Without flags in the packet, a later fragment could carry them. TCP segments are never fragmented that
-            // short (RFC 1858).
+            // Without flags in the packet, a later fragment could carry them. TCP never fragments that short (RFC
+            // 1858).
             let begins = packet.protocol == TCP && packet.begins_connection()?;
             (source, destination, if begins { Part::Begin } else { Part::Either })
         }
@@ -102,8 +97,7 @@ fn classify(packet: &Ipv4, direction: Direction) -> Option<(Flow, Part)> {
     Some((Flow::between(packet, direction, source, destination), part))
 }
 
-/// The role of an ICMP message, and the type of the query that it is or answers: echo, timestamp, information, address
-/// mask.
+/// Returns an ICMP message's role, and the type of the query (echo, timestamp, information, address mask).
 fn icmp_part(kind: u8) -> (Part, u8) {
     match kind {
         ECHO | 13 | 15 | 17 => (Part::Request, kind),
@@ -114,7 +108,6 @@ fn icmp_part(kind: u8) -> (Part, u8) {
 }
 
 impl Flow {
-    /// The flow of a packet with these ports.
     fn between(packet: &Ipv4, direction: Direction, source: u16, destination: u16) -> Flow {
         let (peer_port, guest_port) = match direction {
             Direction::Ingress => (source, destination),
@@ -134,14 +127,12 @@ impl Tracked {
     }
 }
 
-/// The rules and the connection table.
 #[derive(Debug)]
 pub struct Tracker {
     rules: Option<Filter>,
     flows: HashMap<Flow, Tracked>,
     /// First fragments that passed: direction, peer, identification and protocol.
     fragments: VecDeque<(Direction, Ipv4Addr, u16, u8)>,
-    /// The table size at which expired entries are removed next.
     sweep_at: usize,
     limit: usize,
 }
@@ -163,7 +154,7 @@ impl Direction {
 }
 
 impl Tracker {
-    /// Creates a tracker with these rules; without rules, everything passes.
+    /// Without rules, everything passes.
     pub fn new(rules: Option<Filter>) -> Tracker {
         let (flows, fragments) = (HashMap::new(), VecDeque::new());
         Tracker { rules, flows, fragments, sweep_at: FIRST_SWEEP, limit: LIMIT }
@@ -199,7 +190,6 @@ impl Tracker {
         passes
     }
 
-    /// Returns true if the rules allow a new connection with this packet.
     fn is_allowed(&self, packet: &Ipv4, direction: Direction) -> bool {
         let peer = direction.peer(packet);
         self.rules.as_ref().is_none_or(|rules| {
@@ -233,8 +223,7 @@ impl Tracker {
         self.flows.insert(flow, Tracked { begun: direction, seen: now });
     }
 
-    /// Removes expired flows. If the table is still full, removes the eighth that was idle longest, so that a table
-    /// that stays full is scanned only once in many flows.
+    /// Removes expired flows. If the table is still full, removes an eighth, so that scans are rare.
     fn sweep(&mut self, now: Instant) {
         self.flows.retain(|flow, tracked| tracked.is_live(flow, now));
         if self.flows.len() >= self.limit {
@@ -251,8 +240,8 @@ impl Tracker {
         self.flows.shrink_to(self.sweep_at);
     }
 
-    /// Returns true for an ICMP error about a packet of an established flow (RFC 792: it contains that packet's header
-    /// and 8 more bytes).
+    /// Returns true for an ICMP error about a packet of an established flow (RFC 792: it quotes the header and 8
+    /// bytes).
     fn is_about_a_flow(&self, packet: &Ipv4, direction: Direction, now: Instant) -> bool {
         if packet.protocol != ICMP || !packet.payload.first().is_some_and(|kind| ABOUT_A_PACKET.contains(kind)) {
             return false;
@@ -264,7 +253,7 @@ impl Tracker {
     }
 }
 
-/// The flow of a quoted packet, which may have only 8 bytes after its header and thus no TCP flags.
+/// Returns the flow of a quoted packet, which may have only 8 bytes after its header and thus no TCP flags.
 fn quoted_flow(packet: &Ipv4, direction: Direction) -> Option<Flow> {
     if packet.protocol != TCP {
         return classify(packet, direction).map(|(flow, _)| flow);
@@ -273,7 +262,6 @@ fn quoted_flow(packet: &Ipv4, direction: Direction) -> Option<Flow> {
     Some(Flow::between(packet, direction, source, destination))
 }
 
-/// Returns true if a rule allows a new connection with this packet.
 fn allows(rule: &FilterRule, peer: Ipv4Addr, packet: &Ipv4) -> bool {
     let destination_port = || packet.ports().map(|(_, destination)| destination);
     let in_range = |from, to| destination_port().is_some_and(|port| (from..=to).contains(&port));

@@ -1,13 +1,8 @@
 //! Virtqueues: the guest's rings as validated descriptor chains (specification, section 2.7).
 //!
-//! virtio-queue reads the rings. This module validates a whole chain before a device sees it:
-//!
-//! - every buffer lies in guest memory and is not empty,
-//! - device-readable buffers precede device-writable ones,
-//! - the chain terminates.
-//!
-//! Any violation is a [`QueueError`]. The device then needs a reset, because the driver and the device no longer agree
-//! about the ring.
+//! virtio-queue reads the rings. This module validates a whole chain before a device sees it: buffers lie in guest
+//! memory, none is empty, the readable ones come first, and the chain ends. After a violation ([`QueueError`]), the
+//! device needs a reset, because it and the driver no longer agree about the ring.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,66 +20,46 @@ pub enum QueueError {
     /// The ring itself cannot be read or written.
     #[error("queue {queue}: the ring is not sound: {reason}")]
     Ring {
-        /// The queue's index.
         queue: usize,
-        /// The error from virtio-queue.
         reason: String,
     },
     /// A chain with a loop, an index out of range, a bad indirect table, or more than 4 GiB.
     #[error("queue {queue}: the chain at descriptor {head} has no end (a loop, a bad index, or a bad indirect table)")]
     Endless {
-        /// The queue's index.
         queue: usize,
         /// The chain's first descriptor.
         head: u16,
     },
-    /// A chain without buffers.
     #[error("queue {queue}: the chain at descriptor {head} is empty")]
     Empty {
-        /// The queue's index.
         queue: usize,
-        /// The chain's first descriptor.
         head: u16,
     },
-    /// A buffer of length 0.
     #[error("queue {queue}: a buffer at {address:#x} has no length")]
     ZeroLength {
-        /// The queue's index.
         queue: usize,
-        /// The buffer's address.
         address: u64,
     },
-    /// A buffer outside guest memory.
     #[error("queue {queue}: a buffer at {address:#x}, {length} bytes long, is outside guest memory")]
     OutsideMemory {
-        /// The queue's index.
         queue: usize,
-        /// The buffer's address.
         address: u64,
-        /// The buffer's length.
         length: u32,
     },
     /// A device-readable buffer after a device-writable one, or a buffer of the wrong direction for this queue.
     #[error("queue {queue}: a buffer at {address:#x} has the wrong direction")]
     WrongDirection {
-        /// The queue's index.
         queue: usize,
-        /// The buffer's address.
         address: u64,
     },
-    /// A chain too short for this queue's requests.
     #[error("queue {queue}: a chain has {length} bytes where {needed} are needed")]
     TooShort {
-        /// The queue's index.
         queue: usize,
-        /// The chain's length.
         length: u64,
-        /// The minimum length.
         needed: u64,
     },
 }
 
-/// A virtqueue owned by a device.
 #[derive(Debug)]
 pub struct Virtqueue {
     index: usize,
@@ -108,22 +83,18 @@ impl Virtqueue {
         Virtqueue { index, queue, memory, interrupt, kick, added_before: false }
     }
 
-    /// Returns the ring addresses and the device's position.
     pub fn state(&self) -> QueueState {
         self.queue.state()
     }
 
-    /// Returns the eventfd that receives the driver's notifications.
     pub fn kick(&self) -> &EventFd {
         &self.kick
     }
 
-    /// Returns the queue's index.
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// Takes the next available chain.
     pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
         use virtio_queue::QueueOwnedT;
         let ring = |error: virtio_queue::Error| QueueError::Ring { queue: self.index, reason: error.to_string() };
@@ -140,7 +111,6 @@ impl Virtqueue {
         self.queue.go_to_previous_position();
     }
 
-    /// Returns the number of available chains that were not popped yet.
     pub fn available(&self) -> Result<u16, QueueError> {
         let ring = |error: virtio_queue::Error| QueueError::Ring { queue: self.index, reason: error.to_string() };
         let end = self.queue.avail_idx(&self.memory, Ordering::Acquire).map_err(ring)?;
@@ -211,12 +181,10 @@ impl Virtqueue {
     }
 }
 
-/// A buffer of a chain, inside guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Buffer {
-    /// The address of its first byte.
     pub address: GuestAddress,
-    /// The length in bytes, never 0.
+    /// Never 0.
     pub length: u32,
 }
 
@@ -266,7 +234,6 @@ impl Chain {
     }
 }
 
-/// Returns the total length of `buffers` in bytes.
 pub fn total_length(buffers: &[Buffer]) -> u64 {
     buffers.iter().map(|buffer| u64::from(buffer.length)).sum()
 }
@@ -318,7 +285,6 @@ pub fn write_to(memory: &GuestMemory, buffers: &[Buffer], data: &[u8]) -> usize 
     done
 }
 
-/// Fills `buffers` with zeroes.
 pub fn clear(memory: &GuestMemory, buffers: &[Buffer]) {
     const ZEROES: [u8; 4096] = [0; 4096];
     for Buffer { address, length } in buffers {
@@ -351,7 +317,6 @@ pub(super) mod tests {
     pub(in crate::vmm::virtio) const WRITE: u16 = 2;
     pub(in crate::vmm::virtio) const INDIRECT: u16 = 4;
     const SIZE: u16 = 16;
-    /// Number of chains that are always available in an endless queue.
     const AHEAD: u16 = 8;
 
     /// Creates a queue 0 as a driver would. The descriptors are stored as given, valid or not.
@@ -363,8 +328,7 @@ pub(super) mod tests {
         queue_at(memory, 0, 0, descriptors, heads)
     }
 
-    /// Creates queue `index` as a driver would, with its descriptors at `start`. The available ring is at offset
-    /// 0x100, and the used ring at offset 0x200.
+    /// Like [`queue_with`], for queue `index` at `start`: the available ring at offset 0x100, the used ring at 0x200.
     pub(in crate::vmm::virtio) fn queue_at(
         memory: &GuestMemory,
         start: u64,
@@ -388,8 +352,8 @@ pub(super) mod tests {
         Virtqueue::new(index, queue, memory.clone(), interrupt, Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()))
     }
 
-    /// Creates a queue that never runs empty, as if the driver kept adding chains. The used ring overlaps the
-    /// available ring, and is ahead of it. Every chain is one buffer with this address, length and flags.
+    /// Creates a queue that never runs empty: its used ring overlaps its available ring, and is ahead of it.
+    /// Every chain is one buffer with this address, length and flags.
     pub(in crate::vmm::virtio) fn endless_queue(
         memory: &GuestMemory,
         index: usize,

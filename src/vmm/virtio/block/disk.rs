@@ -26,17 +26,15 @@ const LARGEST_CLUSTER: u64 = 2 << 20;
 /// A contiguous range in a file that holds part of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
-    /// The file's descriptor. It is valid for as long as the disk is open.
+    /// Valid for as long as the disk is open.
     pub fd: RawFd,
-    /// Offset in the file.
     pub offset: u64,
-    /// Length in bytes.
+    /// In bytes.
     pub length: u64,
 }
 
 impl Piece {
-    /// Reads the range into `buffers` if all of it is in the host's page cache. Otherwise returns false, and the
-    /// caller must read it in another way.
+    /// Reads the range into `buffers`, or returns false if part of it is not in the host's page cache.
     pub fn read_cached(&self, buffers: &[VolatileSlice]) -> bool {
         let guards: Vec<_> = buffers.iter().map(VolatileSlice::ptr_guard_mut).collect();
         let vectors: Vec<_> =
@@ -48,7 +46,6 @@ impl Piece {
     }
 }
 
-/// An open disk.
 #[derive(Debug)]
 pub struct Disk {
     id: String,
@@ -93,22 +90,19 @@ impl Disk {
         })
     }
 
-    /// Returns the disk's ID from its configuration.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Returns the disk's I/O counters.
     pub fn counters(&self) -> &Arc<DiskCounters> {
         &self.counters
     }
 
-    /// Returns the disk's rate limits, if any. The caller that executes requests must enforce them.
+    /// The caller that executes requests must enforce them.
     pub fn limits(&self) -> Option<DiskLimits> {
         self.limits
     }
 
-    /// Changes the rate limits.
     pub fn set_limits(&mut self, limits: Option<DiskLimits>) {
         self.limits = limits;
     }
@@ -118,20 +112,18 @@ impl Disk {
         self.image.access.size().div_ceil(SECTOR)
     }
 
-    /// Returns true if writes are refused.
     pub fn is_read_only(&self) -> bool {
         self.access == DiskAccess::ReadOnly
     }
 
-    /// Reads into `buffers` from `offset`.
     pub fn read(&self, buffers: &[VolatileSlice], offset: u64) -> io::Result<()> {
         let (vector, _guard) = IoVectorMut::from_volatile_slice(buffers);
         let length = vector.len();
         self.counters.read(length, self.image.access.readv(vector, offset))
     }
 
-    /// Returns the file ranges that hold `length` bytes from `offset` on. Returns `None` if some of the bytes are in
-    /// no file, or are not stored verbatim. The result is valid until the next write to the disk.
+    /// Returns the file ranges that hold `length` bytes from `offset` on, until the next write to the disk. Returns
+    /// `None` if some of the bytes are in no file, or are not stored verbatim.
     pub fn pieces(&self, offset: u64, length: u64) -> Option<Vec<Piece>> {
         let (mut pieces, mut done) = (Vec::with_capacity(1), 0);
         while done < length {
@@ -151,8 +143,8 @@ impl Disk {
         self.counters.read(length, Ok(()))
     }
 
-    /// Returns true if a write could free clusters, which another write could then allocate. This happens in
-    /// compressed images, and in images with shared clusters, such as those with internal snapshots.
+    /// Returns true if a write could free clusters, which another write could then allocate: in compressed images, and
+    /// in those with shared clusters, such as internal snapshots.
     pub fn write_frees(&self, offset: u64, length: u64) -> bool {
         let mut done = 0;
         while done < length {
@@ -167,7 +159,6 @@ impl Disk {
         false
     }
 
-    /// Writes `buffers` at `offset`.
     pub fn write(&self, buffers: &[VolatileSlice], offset: u64) -> io::Result<()> {
         let (vector, _guard) = IoVector::from_volatile_slice(buffers);
         let length = vector.len();
@@ -183,8 +174,8 @@ impl Disk {
         self.counters.other("flush", self.image.access.flush().and_then(|()| self.image.access.sync()))
     }
 
-    /// Does the first half of [`flush`](Disk::flush). Returns the file to `fsync` as the second half. Returns `None`
-    /// if there is none or if the first half failed. A full `flush` then reports the error.
+    /// Does the first half of [`flush`](Disk::flush), and returns the file to `fsync` as the second half. Returns
+    /// `None` if there is none or the first half failed: a full `flush` then reports the error.
     pub fn begin_flush(&self) -> Option<RawFd> {
         let is_kept = self.access == DiskAccess::ReadWrite;
         (is_kept && self.image.access.flush().is_ok()).then(|| self.image.file.as_raw_fd())
@@ -207,8 +198,7 @@ impl Disk {
     /// Makes a range read as zeroes. With `unmap`, its space is freed if possible.
     pub fn write_zeroes(&mut self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
         let image = &mut self.image.access;
-        // imago 0.2.6 assumes that a disk has at least one full cluster. On a smaller disk it would zero everything,
-        // or panic.
+        // imago 0.2.6 zeroes everything or panics on a disk smaller than one full cluster.
         if image.size() < LARGEST_CLUSTER {
             let result = image.write(vec![0; length as usize].as_slice(), offset);
             return self.counters.other("write of zeroes", result);
@@ -236,17 +226,15 @@ impl Disk {
         grown.map_err(|source| BlockError::Host { id: self.id.clone(), what: "grow", source })
     }
 
-    /// Returns a duplicate descriptor of the disk's file. It allows write-back while the disk is in use, so that a
-    /// later flush only has to wait for newer writes.
+    /// Returns a duplicate descriptor for write-back while the disk is in use, to shorten a later flush.
     pub fn file(&self) -> io::Result<File> {
         self.image.file.try_clone()
     }
 
     /// Switches to `layer`, a qcow2 overlay over the present file. `files` may hold the overlay and its backing files.
     ///
-    /// The present file is flushed and stays open read-only. The writable descriptor is closed, because other VMs may
-    /// share the file from now on. If the disk already uses `layer`, this does nothing, because a client that was
-    /// killed before the response may retry. After an error the disk is unchanged.
+    /// The present file is flushed and stays open read-only, because other VMs may share it from now on. Switching to
+    /// the layer in use does nothing, so that a killed client can retry. After an error the disk is unchanged.
     pub fn switch(&mut self, layer: &Path, files: &FdTable) -> Result<(), BlockError> {
         if layer == self.path {
             return Ok(());
@@ -392,7 +380,6 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), vec![7; 3 * 512 + 100]);
     }
 
-    /// Returns the number of this process's descriptors that can write to the file at `path`.
     fn writable_descriptors(path: &Path) -> usize {
         let entries = fs::read_dir("/proc/self/fd").unwrap().flatten();
         let is_writable = |entry: &fs::DirEntry| {

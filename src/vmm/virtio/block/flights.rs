@@ -1,8 +1,7 @@
 //! Requests in flight: an io_uring executes them while the device's thread handles others.
 //!
-//! These are reads that map directly to files, and the `fsync` of a flush. The thread that holds the disk submits and
-//! completes them, and none is in flight when it releases the disk. A read that fails or is short is repeated
-//! synchronously, which yields the exact error.
+//! These are reads that map directly to files, and the `fsync` of a flush. None is in flight when the thread releases
+//! the disk. A read that fails or is short is repeated synchronously, which yields the exact error.
 
 use std::io;
 
@@ -14,26 +13,24 @@ use super::ring::Ring;
 use crate::vmm::memory::GuestMemory;
 use crate::vmm::virtio::queue::{self, Buffer, QueueError, Virtqueue};
 
-/// The requests in flight of one ring. Dropping it waits for them, because the kernel still uses their buffers.
+/// Dropping it waits for the requests in flight, because the kernel still uses their buffers.
 #[derive(Debug)]
 pub(super) struct Flights<'a> {
     ring: &'a mut Ring,
     memory: GuestMemory,
-    /// Requests, indexed by token.
+    /// Indexed by token.
     flights: Vec<Option<Flight>>,
     /// Set if a write completed while a flush was in flight.
     wrote_beside: bool,
-    /// A flush error that may belong to a later write. The kernel reports a failed write only once, so the next flush
-    /// must report it again.
+    /// A flush error that the next flush must report: it may belong to a later write, and the kernel reports it only
+    /// once.
     owed: Option<i32>,
 }
 
-/// Destination of a request's completion.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Recipient {
     /// The chain's first descriptor.
     pub head: u16,
-    /// Address of the status byte.
     pub status: GuestAddress,
 }
 
@@ -41,9 +38,8 @@ pub(super) struct Recipient {
 struct Flight {
     recipient: Recipient,
     work: Work,
-    /// Number of parts that are not complete.
+    /// Number of incomplete parts.
     parts: usize,
-    /// The first error from the host.
     error: Option<i32>,
 }
 
@@ -54,23 +50,19 @@ enum Work {
 }
 
 impl<'a> Flights<'a> {
-    /// Creates an empty set for `ring`, with buffers in `memory`.
     pub fn new(ring: &'a mut Ring, memory: &GuestMemory) -> Flights<'a> {
         Flights { ring, memory: memory.clone(), flights: Vec::new(), wrote_beside: false, owed: None }
     }
 
-    /// Returns true if no request is in flight.
     pub fn is_empty(&self) -> bool {
         self.ring.in_flight() == 0
     }
 
-    /// Returns true if the ring has no room.
     pub fn is_full(&self) -> bool {
         self.ring.room() == 0
     }
 
-    /// Queues a read of the file ranges `pieces` into `buffers`. The ranges hold the disk's data at `offset`. Returns
-    /// false if there is no room.
+    /// Queues a read of `pieces`, the disk's data at `offset`, into `buffers`. Returns false if there is no room.
     pub fn read(&mut self, recipient: Recipient, buffers: Vec<Buffer>, offset: u64, pieces: &[Piece]) -> bool {
         if pieces.len() > self.ring.room() {
             return false;
@@ -118,12 +110,10 @@ impl<'a> Flights<'a> {
         self.flights[token] = Some(Flight { recipient, work: Work::Flush, parts: 1, error: None });
     }
 
-    /// Submits the queued requests.
     pub fn submit(&mut self) {
         self.ring.submit();
     }
 
-    /// Returns completed requests to the driver.
     pub fn complete(&mut self, disk: Option<&Disk>, queue: &mut Virtqueue) -> Result<(), QueueError> {
         while let Some((token, result)) = self.ring.completed() {
             let Some(place) = usize::try_from(token).ok().and_then(|token| self.flights.get_mut(token)) else {
@@ -149,7 +139,6 @@ impl<'a> Flights<'a> {
         Ok(())
     }
 
-    /// Waits for all requests and returns them to the driver.
     pub fn drain(&mut self, disk: Option<&Disk>, queue: &mut Virtqueue) -> Result<(), QueueError> {
         while !self.is_empty() {
             self.ring.wait();
@@ -158,8 +147,8 @@ impl<'a> Flights<'a> {
         Ok(())
     }
 
-    /// Propagates a flush error to the other flushes in flight. The next flush gets it too if the error may belong to
-    /// a later write.
+    /// Propagates a flush error to the other flushes in flight, and to the next flush if it may belong to a later
+    /// write.
     fn share(&mut self, error: Option<i32>) {
         let mut others = self.flights.iter_mut().flatten().filter(|flight| flight.is_flush()).peekable();
         let is_last = others.peek().is_none();
@@ -172,7 +161,7 @@ impl<'a> Flights<'a> {
         self.wrote_beside &= !is_last;
     }
 
-    /// Returns a free token. There are never more than fit into the ring.
+    /// There are never more tokens than fit into the ring.
     fn token(&mut self) -> usize {
         self.flights.iter().position(Option::is_none).unwrap_or_else(|| {
             self.flights.push(None);

@@ -1,12 +1,11 @@
 //! An io_uring that can only read and sync files (io_uring(7)).
 //!
-//! Operations of an io_uring bypass the thread's seccomp filter. The ring is therefore restricted permanently before
-//! it is enabled: to vectored reads and `fsync` without flags. Nothing can be registered with it, and its settings
-//! cannot change.
+//! io_uring operations bypass the thread's seccomp filter. The ring is therefore restricted permanently before it is
+//! enabled: to vectored reads and `fsync` without flags. Nothing can be registered with it.
 //!
 //! The ring is created before the process gives up `io_uring_setup` and locked memory, to which newer kernels charge
-//! the ring's two pages. Files are not registered. The kernel releases registered files only some time after the
-//! process has ended, and a disk's lock would be held until then.
+//! the ring's two pages. Files are not registered, because the kernel would release them, and a disk's lock, only some
+//! time after the process has ended.
 
 use std::fmt;
 use std::io;
@@ -19,18 +18,16 @@ use io_uring::{IoUring, opcode, types};
 /// Maximum number of operations in flight.
 pub(super) const DEPTH: usize = 64;
 
-/// Maximum number of kernel worker threads for one disk: for a flush, and for reads on file systems that need a
-/// thread.
+/// Maximum number of kernel worker threads for one disk: for a flush, and for reads on some file systems.
 pub const KERNEL_THREADS: u32 = 4;
 
-/// The ring and its number of operations in flight.
 pub struct Ring {
     ring: IoUring,
     in_flight: usize,
 }
 
 impl Ring {
-    /// Creates a ring. Returns `None` if the host does not allow one, and logs the reason once.
+    /// Returns `None` if the host does not allow a ring, and logs the reason once.
     pub fn new() -> Option<Ring> {
         static SAID: Once = Once::new();
         let refused = |error| {
@@ -54,7 +51,6 @@ impl Ring {
         self.in_flight
     }
 
-    /// Returns the number of operations that still fit.
     pub(super) fn room(&self) -> usize {
         DEPTH - self.in_flight
     }
@@ -70,14 +66,12 @@ impl Ring {
         unsafe { self.push(read.build().user_data(token)) }
     }
 
-    /// Queues an `fsync` of a file for the next `submit`. There must be room.
+    /// Queues an `fsync` for the next `submit`. There must be room.
     pub(super) fn sync(&mut self, fd: RawFd, token: u64) {
         // SAFETY: the operation has no buffers.
         unsafe { self.push(opcode::Fsync::new(types::Fd(fd)).build().user_data(token)) }
     }
 
-    /// Queues an operation.
-    ///
     /// # Safety
     /// The buffers of `entry` must stay valid until it completes.
     unsafe fn push(&mut self, entry: io_uring::squeue::Entry) {
@@ -86,7 +80,6 @@ impl Ring {
         self.in_flight += 1;
     }
 
-    /// Submits the queued operations.
     pub(super) fn submit(&mut self) {
         while !self.ring.submission().is_empty() {
             self.enter(0);
@@ -100,8 +93,8 @@ impl Ring {
 
     fn enter(&mut self, at_least: usize) {
         match self.ring.submit_and_wait(at_least).map_err(|error| error.raw_os_error()) {
-            // Retry after signals, and when the host is short of memory: the kernel may already use the buffers, so
-            // giving up is impossible.
+            // Retry after signals and when memory is short: the kernel may already use the buffers, so giving up is
+            // impossible.
             Ok(_) | Err(Some(libc::EINTR)) => {}
             Err(Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM)) => std::thread::yield_now(),
             Err(error) => panic!("a ring that is set up takes what it is restricted to: error {error:?}"),
@@ -133,7 +126,6 @@ impl fmt::Debug for Ring {
 mod tests {
     use super::*;
 
-    /// Returns the result of `entry` in a new ring.
     fn result(entry: io_uring::squeue::Entry) -> Option<i32> {
         let Some(mut ring) = Ring::new() else {
             eprintln!("not tested: this host has no io_uring");

@@ -1,8 +1,8 @@
 //! A vsock stream: a Unix socket on the host, packets on the guest's side (specification, section 5.10.6).
 //!
 //! Both directions use credit-based flow control. The guest sends at most [`BUFFER`] bytes beyond those that the
-//! host's socket has taken. The host's bytes stay in its socket until the guest has room. A stalled reader therefore
-//! costs one bounded buffer, and blocks only its own connection.
+//! host's socket has taken. The host's bytes stay in its socket until the guest has room. A stalled reader costs one
+//! bounded buffer, and blocks only its own connection.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -20,9 +20,7 @@ const CREDIT_STEP: u32 = BUFFER / 4;
 /// The two ports that identify a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// The guest's port.
     pub guest_port: u32,
-    /// The host's port.
     pub host_port: u32,
 }
 
@@ -30,11 +28,8 @@ pub struct Key {
 enum State {
     /// The host has requested a connection, and the guest has not answered.
     Requested,
-    /// The connection carries data.
     Established,
-    /// A final reset must still be sent.
     Resetting,
-    /// The connection has ended.
     Closed,
 }
 
@@ -46,7 +41,6 @@ struct Due {
     credit_update: bool,
 }
 
-/// A connection.
 #[derive(Debug)]
 pub struct Connection {
     key: Key,
@@ -57,8 +51,7 @@ pub struct Connection {
 
     /// Bytes from the guest that the host's socket has not taken.
     outgoing: VecDeque<u8>,
-    /// Bytes received from the guest, and bytes that the host's socket has taken. The counters wrap, as the guest's
-    /// do.
+    /// Bytes received from the guest, and bytes that the host's socket has taken. They wrap, as the guest's do.
     received: Wrapping<u32>,
     forwarded: Wrapping<u32>,
     /// The value of `forwarded` in the last packet to the guest.
@@ -69,14 +62,14 @@ pub struct Connection {
     peer_buffer: u32,
     peer_forwarded: Wrapping<u32>,
     sent: Wrapping<u32>,
-    /// A credit request is outstanding.
+    /// Set while a credit request is outstanding.
     credit_requested: bool,
     /// Set if the host's socket may have data to read.
     readable: bool,
     /// Shutdown flags of the host's end of stream, and the flags already sent to the guest.
     host_end: Option<u32>,
     host_end_told: u32,
-    /// The host's socket is closed in both directions.
+    /// Set if the host's socket is closed in both directions.
     hung_up: bool,
 }
 
@@ -87,7 +80,6 @@ impl Connection {
         Connection::new(key, guest_cid, stream, State::Requested, due)
     }
 
-    /// Creates the connection for the guest's `request`, with an open host socket.
     pub fn from_guest(request: &Header, stream: UnixStream) -> Connection {
         let key = Key { guest_port: request.src_port, host_port: request.dst_port };
         let due = Due { response: true, ..Due::default() };
@@ -119,17 +111,14 @@ impl Connection {
         }
     }
 
-    /// Returns true if the connection has ended.
     pub fn is_closed(&self) -> bool {
         self.state == State::Closed
     }
 
-    /// Records that the host's socket may have data to read.
     pub fn set_readable(&mut self) {
         self.readable = true;
     }
 
-    /// Records that the host's socket is closed in both directions.
     pub fn set_hung_up(&mut self) {
         self.hung_up = true;
         self.readable = true;
@@ -173,8 +162,7 @@ impl Connection {
     fn take_data(&mut self, data: &[u8]) {
         let used = (self.received - self.forwarded).0;
         if self.guest_shutdown & SHUTDOWN_SEND != 0 || u64::from(used) + data.len() as u64 > u64::from(BUFFER) + 64 {
-            // Data beyond the credit, or after the guest's shutdown (section 5.10.6.3). The 64 extra bytes cover the
-            // `OK` line.
+            // Data beyond the credit, or after a shutdown (section 5.10.6.3). The 64 extra bytes cover the `OK` line.
             self.state = State::Resetting;
             return;
         }
@@ -188,7 +176,6 @@ impl Connection {
         self.flush();
     }
 
-    /// Writes buffered bytes to the host's socket. Called whenever the socket may be writable.
     pub fn flush(&mut self) {
         while !self.outgoing.is_empty() && !self.is_closed() {
             let (front, _) = self.outgoing.as_slices();
@@ -255,8 +242,8 @@ impl Connection {
         }
     }
 
-    /// Returns the next packet for the guest. For data, it calls `read` with a byte limit. `read` transfers bytes from
-    /// the host's socket directly into the guest's buffer and returns their number.
+    /// Returns the next packet for the guest. For data, `read` transfers at most a number of bytes from the host's
+    /// socket directly into the guest's buffer, and returns their number.
     pub fn next_packet(&mut self, read: impl FnOnce(&mut UnixStream, u32) -> io::Result<usize>) -> Option<Header> {
         match self.state {
             State::Closed => return None,
@@ -303,7 +290,6 @@ impl Connection {
         std::mem::take(&mut self.due.credit_update).then(|| self.header(op::CREDIT_UPDATE, 0, 0))
     }
 
-    /// Handles the end of the host's stream.
     fn end_of_host(&mut self) {
         self.readable = false;
         // A closed socket, unlike one that is only shut down, cannot receive either.

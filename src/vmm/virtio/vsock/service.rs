@@ -33,7 +33,7 @@ const EVENT: usize = 2;
 /// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (section 5.10.6.7): all connections are lost.
 const TRANSPORT_RESET: [u8; 4] = [0; 4];
 
-/// Event tokens. Sockets use those from [`FIRST_SOCKET`] on.
+/// Sockets use the event tokens from [`FIRST_SOCKET`] on.
 const LISTENER: u64 = 0;
 const RECEIVE_KICK: u64 = 1;
 const TRANSMIT_KICK: u64 = 2;
@@ -46,13 +46,11 @@ const FIRST_HOST_PORT: u32 = 1 << 30;
 /// Maximum number of connections, and of clients that have not requested a port yet.
 const MAX_CONNECTIONS: usize = 1024;
 const MAX_HANDSHAKES: usize = 64;
-/// Maximum number of pending resets for packets without a connection. Further resets are dropped until the guest takes
-/// some.
+/// Maximum number of pending resets for packets without a connection. The thread drops further ones.
 const MAX_STRAY_RESETS: usize = 128;
 /// Maximum number of packets, in both directions, before the thread checks its sockets and a pause request.
 const BATCH: usize = 128;
 
-/// State of the device's thread.
 #[derive(Debug)]
 pub(super) struct Service {
     cid: u64,
@@ -65,10 +63,8 @@ pub(super) struct Service {
     wakeups: Arc<Wakeups>,
     connections: HashMap<Key, Entry>,
     handshakes: HashMap<u64, Handshake>,
-    /// The connection of each polled socket.
     sockets: HashMap<u64, Key>,
-    /// Connections that may have packets for the guest, in round-robin order. A connection is here once if its entry's
-    /// `is_queued` is set, else not at all.
+    /// Connections that may have packets for the guest, in round-robin order. None is in it twice (`is_queued`).
     ready: VecDeque<Key>,
     stray_resets: VecDeque<Header>,
     next_token: u64,
@@ -79,7 +75,7 @@ pub(super) struct Service {
     released: Option<EventFd>,
     /// The connection whose loss tells the guest's agent about a restore.
     sentinel: Option<Sentinel>,
-    /// Set once a refusal of the seed was logged, to log it only once.
+    /// Set once a refusal of the seed was logged.
     has_refused_seed: bool,
 }
 
@@ -91,27 +87,24 @@ struct Sentinel {
     is_privileged: bool,
 }
 
-/// A connection and its place in the event loop.
 #[derive(Debug)]
 struct Entry {
     connection: Connection,
     /// The token of its socket.
     token: u64,
-    /// The connection is in [`Service::ready`].
+    /// Set while the connection is in [`Service::ready`].
     is_queued: bool,
 }
 
-/// Progress of a restored guest until clients may connect. The guest drops all connections when it handles the
-/// transport reset, so an earlier connection would be lost too.
+/// Keeps clients of a restored guest waiting: the guest drops all connections when it handles the transport reset.
 #[derive(Debug)]
 struct ResumeGate {
-    /// Number of event buffers left after the transport reset was sent. The guest adds a buffer once it has handled
-    /// the event.
+    /// Number of event buffers left after the transport reset. The guest adds one when it has handled the event.
     told: Option<u16>,
     has_noted: bool,
-    /// The guest's agent has reported that it is ready.
+    /// Set once the guest's agent has reported that it is ready.
     is_released: bool,
-    /// Time limit, for guests without an agent.
+    /// For guests without an agent.
     deadline: Instant,
 }
 
@@ -213,7 +206,6 @@ impl Service {
                 let _ = self.activation.queues[queue].kick().read();
             }
             RELEASED => {
-                // Reset the counter.
                 let _ = self.released.as_ref().map(EventFd::read);
                 if let Some(revival) = &mut self.revival {
                     revival.is_released = true;
@@ -265,7 +257,6 @@ impl Service {
         self.add(key, Connection::from_host(key, self.cid, stream), token);
     }
 
-    /// Adds a connection that has a packet for the guest.
     fn add(&mut self, key: Key, connection: Connection, token: u64) {
         self.sockets.insert(token, key);
         self.connections.insert(key, Entry { connection, token, is_queued: false });
@@ -300,8 +291,7 @@ impl Service {
         self.queue_if_ready(key);
     }
 
-    /// Adds a connection to the ready queue if it has packets for the guest. Removes a closed connection, also from
-    /// that queue.
+    /// Queues a connection that has packets for the guest, and removes a closed connection.
     fn queue_if_ready(&mut self, key: Key) {
         let Some(entry) = self.connections.get_mut(&key) else { return };
         if entry.connection.is_closed() {
@@ -412,8 +402,7 @@ impl Service {
                 return self.reset_stray(request);
             }
             _ if key.host_port == SENTINEL_PORT => {
-                // An older agent does not bind a privileged port. It is accepted until an agent with one has
-                // connected.
+                // An older agent's port is unprivileged, which is accepted until a newer agent has connected.
                 if self.sentinel.as_ref().is_some_and(|sentinel| sentinel.is_privileged) && !is_privileged {
                     return self.reset_stray(request);
                 }
@@ -518,8 +507,7 @@ impl Serve for Service {
     }
 }
 
-/// Returns a random offset for the first host port. A restored guest may still use a port from before the snapshot,
-/// and the offset makes a collision unlikely.
+/// A restored guest may still use a port from before the snapshot, so the first host port is random.
 fn random_offset() -> u32 {
     use std::hash::{BuildHasher, RandomState};
     (RandomState::new().hash_one(()) as u32) % (1 << 29)
@@ -535,7 +523,6 @@ fn offer(path: &Path) -> io::Result<UnixStream> {
     Ok(far)
 }
 
-/// Reads from a socket directly into guest memory.
 fn read_into_guest(memory: &GuestMemory, stream: &UnixStream, buffers: &[Buffer]) -> io::Result<usize> {
     let mut pieces = Pieces::default();
     pieces.extend_guest(&queue::volatile_slices(memory, buffers));
@@ -554,7 +541,6 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     const CID: u32 = 3;
-    /// Address of the guest's packet.
     const PACKET: u64 = 0x10_0000;
 
     fn packet(op: u16, src_port: u32) -> Header {
