@@ -5,20 +5,18 @@ use std::net::Ipv4Addr;
 use super::config::{GATEWAY_MAC, MacAddress, NetstackConfig};
 use super::packet::{self, Datagram, TYPE_IPV4};
 
-/// The server's and the client's port.
 pub const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
 
-/// The fixed part of a message, before the cookie and the options.
+/// The part of a message before the cookie and the options.
 const FIXED: usize = 236;
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
 /// The minimum message size, for the oldest clients (RFC 951).
 const MINIMUM: usize = 300;
-/// The lease time in seconds, as in EC2.
+/// In seconds, as in EC2.
 const LEASE: u32 = 3600;
 const BROADCAST_FLAG: u8 = 0x80;
 
-/// Option codes.
 mod option {
     pub const PAD: u8 = 0;
     pub const SUBNET_MASK: u8 = 1;
@@ -34,7 +32,6 @@ mod option {
     pub const END: u8 = 255;
 }
 
-/// Message types.
 mod kind {
     pub const DISCOVER: u8 = 1;
     pub const OFFER: u8 = 2;
@@ -44,7 +41,6 @@ mod kind {
     pub const INFORM: u8 = 8;
 }
 
-/// The relevant fields of a client's message.
 struct Message<'a> {
     fixed: &'a [u8; FIXED],
     kind: u8,

@@ -1,7 +1,6 @@
 //! Fuzzing entry points for the netstack: no frame of the guest or the network may end it.
 //!
-//! An input is a sequence of actions. A fuzzer cannot guess sequence numbers, so one of the actions is a TCP segment
-//! whose numbers follow from what the services have sent.
+//! A fuzzer cannot guess sequence numbers, so one action of an input is a TCP segment with plausible numbers.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -15,10 +14,9 @@ use super::config::{
 use super::packet::{Ethernet, Ipv4, TCP, TYPE_IPV4, UDP};
 use super::{HEAD_LENGTH, Route, Services, WAITING, dhcp, http, metadata, packet};
 
-/// The guest's addresses.
 pub(crate) const GUEST: MacAddress = MacAddress([6, 0, 0, 0, 0, 1]);
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 4);
-/// A fixed seed for TCP sequence numbers.
+/// For TCP sequence numbers.
 const SEED: u64 = 1;
 const ACK: u8 = 0x10;
 const SYN: u8 = 2;
@@ -175,7 +173,6 @@ impl Guest {
         Ok(())
     }
 
-    /// Receives replies, up to a limit.
     fn turn(&mut self) {
         self.services.poll(self.now);
         for _ in 0..4 * WAITING {

@@ -2,42 +2,37 @@
 
 /// The maximum size of the request line with the headers.
 pub const HEAD_LIMIT: usize = 8 << 10;
-/// The maximum number of headers.
 const HEADERS: usize = 64;
-/// The maximum size of a request body, which is ignored.
+/// The body is ignored.
 const BODY_LIMIT: usize = 64 << 10;
 
-/// A request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     pub method: String,
-    /// The path without the query.
+    /// Without the query.
     pub path: String,
-    /// Headers; names are in lower case.
+    /// Names are in lower case.
     pub headers: Vec<(String, String)>,
     /// True if another request may follow on the connection.
     pub keeps_alive: bool,
 }
 
 impl Request {
-    /// Returns the value of a header, by its name in lower case.
+    /// `name` must be in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }
 
-/// The result of parsing the bytes received on a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// A complete request and its size in bytes.
+    /// With its size in bytes.
     Request(Request, usize),
-    /// A part of a request.
     Incomplete,
-    /// An invalid request with its response; the connection cannot be used further.
+    /// The connection cannot be used further.
     Bad(Answer),
 }
 
-/// A response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
@@ -47,12 +42,11 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// A response with a text body.
     pub fn text(body: impl Into<String>) -> Answer {
         Answer { status: 200, content_type: "text/plain", headers: Vec::new(), body: body.into().into_bytes() }
     }
 
-    /// An error response with EC2's body.
+    /// Returns an error response with EC2's body.
     pub fn error(status: u16) -> Answer {
         let reason = reason(status);
         let body = format!(
@@ -66,7 +60,7 @@ impl Answer {
         Answer { status, ..self }
     }
 
-    /// Encodes the response, without its body if `head_only`.
+    /// Omits the body if `head_only`.
     pub fn encode(&self, keeps_alive: bool, head_only: bool) -> Vec<u8> {
         let mut head = format!(
             "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nServer: EC2ws\r\nConnection: {}\r\n",
@@ -104,7 +98,6 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-/// Parses the request at the start of `bytes`.
 pub fn parse(bytes: &[u8]) -> Parsed {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
     let mut request = httparse::Request::new(&mut headers);

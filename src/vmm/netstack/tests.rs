@@ -43,7 +43,7 @@ struct Bench {
     began: Instant,
     /// The time to live of the last packet from the metadata service.
     ttl: u8,
-    /// The maximum time to live of packets with a payload.
+    /// The maximum of packets with a payload.
     ttl_of_data: u8,
 }
 
@@ -69,7 +69,6 @@ impl Bench {
         self.services.set_ports(ports);
     }
 
-    /// Moves all available packets.
     fn turn(&mut self) {
         let now = Instant::now();
         let time = StackInstant::from_micros((now - self.began).as_micros() as i64);
@@ -374,7 +373,6 @@ fn nobody_else_speaks_for_the_services() {
     assert!(!passes(Ipv4Addr::new(10, 0, 0, 9), Ipv4Addr::new(172, 31, 0, 5)));
 }
 
-/// Returns a frame of the guest with a datagram.
 fn datagram_to(to: Ipv4Addr, port: u16) -> Vec<u8> {
     let datagram = Datagram { source: (ADDRESS, 4000), destination: (to, port), payload: b"x" };
     packet::frame(GATEWAY_MAC, GUEST, TYPE_IPV4, &datagram.packet().unwrap())
@@ -399,7 +397,6 @@ fn a_frame_to_another_than_the_gateway_goes_nowhere() {
     let mut services = Services::new(GUEST, config(), None).unwrap();
     let mut frame = datagram_to(Ipv4Addr::new(172, 31, 0, 5), 80);
     assert_eq!(services.from_guest(&frame, Instant::now()), Route::Forward);
-    // A bridge would deliver a frame with a neighbor's address directly, past the router and its filter.
     frame[..6].copy_from_slice(&[6, 0, 0, 0, 0, 2]);
     assert_eq!(services.from_guest(&frame, Instant::now()), Route::Drop);
 }
@@ -495,7 +492,7 @@ fn one_connection_too_many_is_left_to_try_again() {
     assert_eq!(format!("{:?}", services.server).matches("Connection {").count(), 0);
 }
 
-/// Passes frames to the services. The guest reads the replies if `drains` is set.
+/// The guest reads the replies if `drains` is set.
 fn throw(services: &mut Services, frames: Vec<Vec<u8>>, drains: bool) {
     for frame in frames {
         let now = Instant::now();
@@ -596,7 +593,6 @@ proptest! {
             let _ = socket.recv(|bytes| (bytes.len(), ()));
             (!socket.may_recv()).then_some(())
         });
-        // Other requests are still answered.
         prop_assert!(bench.ask(5001, &get("/latest/meta-data/ami-id", None)).ends_with("ami-1"));
     }
 }

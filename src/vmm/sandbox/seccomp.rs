@@ -1,8 +1,8 @@
 //! System call filters (seccomp(2)) for each kind of thread, from the lists in [`super::calls`].
 //!
-//! A call that is not on its thread's list is not executed. The thread gets SIGSYS, whose handler logs the call and
-//! ends the process. The filter does not depend on the handler: no list allows a thread to replace it, and if the
-//! thread has blocked the signal, the kernel ends the process. Calls of another architecture end it at once.
+//! A thread that makes a call not on its list gets SIGSYS, whose handler logs the call and ends the process. The filter
+//! does not depend on the handler: no list allows replacing it, and the kernel ends a process that blocks the signal.
+//! Calls of another architecture end the process at once.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use super::calls::{Arguments, Call, Kind};
 /// The exit code of a VMM that made a forbidden call.
 pub const VIOLATION: i32 = 159;
 
-/// The beginning of the log line that names the call.
+/// Prefix of the log line that names the call.
 pub const SAYS: &str = "the VMM ends: ";
 
 /// True if threads of this process get filters.
@@ -47,12 +47,11 @@ pub fn prepare() -> io::Result<()> {
     Ok(())
 }
 
-/// Returns true if threads of this process get filters.
 pub fn is_wanted() -> bool {
     WANTED.load(Ordering::Acquire)
 }
 
-/// Installs the calling thread's filter permanently, if filters are enabled.
+/// Does nothing unless filters are enabled.
 pub fn enter(kind: Kind) -> io::Result<()> {
     if !is_wanted() {
         return Ok(());
@@ -65,8 +64,7 @@ pub fn enter(kind: Kind) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns the filters of a kind: one that makes `clone3` return ENOSYS, and the list. The stricter action of the two
-/// applies.
+/// Returns two filters, of which the stricter action applies: `clone3` returns ENOSYS, and the list.
 fn programs(kind: Kind) -> [&'static BpfProgram; 2] {
     static NO_CLONE3: OnceLock<BpfProgram> = OnceLock::new();
     static LISTS: [OnceLock<BpfProgram>; Kind::ALL.len()] = [const { OnceLock::new() }; Kind::ALL.len()];
@@ -86,7 +84,7 @@ fn compile(rules: Rules, others: SeccompAction, listed: SeccompAction) -> BpfPro
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// Returns the rules of a kind. A call is allowed if any of its groups allows it.
+/// A call is allowed if any of its groups allows it.
 fn rules(kind: Kind) -> Rules {
     let mut rules = Rules::new();
     let calls = || kind.groups().iter().copied().flatten();
@@ -146,7 +144,6 @@ extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     }
 }
 
-/// A line on the stack.
 struct Line {
     bytes: [u8; 200],
     length: usize,

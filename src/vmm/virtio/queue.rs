@@ -19,10 +19,7 @@ use crate::vmm::memory::GuestMemory;
 pub enum QueueError {
     /// The ring itself cannot be read or written.
     #[error("queue {queue}: the ring is not sound: {reason}")]
-    Ring {
-        queue: usize,
-        reason: String,
-    },
+    Ring { queue: usize, reason: String },
     /// A chain with a loop, an index out of range, a bad indirect table, or more than 4 GiB.
     #[error("queue {queue}: the chain at descriptor {head} has no end (a loop, a bad index, or a bad indirect table)")]
     Endless {
@@ -31,33 +28,16 @@ pub enum QueueError {
         head: u16,
     },
     #[error("queue {queue}: the chain at descriptor {head} is empty")]
-    Empty {
-        queue: usize,
-        head: u16,
-    },
+    Empty { queue: usize, head: u16 },
     #[error("queue {queue}: a buffer at {address:#x} has no length")]
-    ZeroLength {
-        queue: usize,
-        address: u64,
-    },
+    ZeroLength { queue: usize, address: u64 },
     #[error("queue {queue}: a buffer at {address:#x}, {length} bytes long, is outside guest memory")]
-    OutsideMemory {
-        queue: usize,
-        address: u64,
-        length: u32,
-    },
+    OutsideMemory { queue: usize, address: u64, length: u32 },
     /// A device-readable buffer after a device-writable one, or a buffer of the wrong direction for this queue.
     #[error("queue {queue}: a buffer at {address:#x} has the wrong direction")]
-    WrongDirection {
-        queue: usize,
-        address: u64,
-    },
+    WrongDirection { queue: usize, address: u64 },
     #[error("queue {queue}: a chain has {length} bytes where {needed} are needed")]
-    TooShort {
-        queue: usize,
-        length: u64,
-        needed: u64,
-    },
+    TooShort { queue: usize, length: u64, needed: u64 },
 }
 
 #[derive(Debug)]

@@ -7,12 +7,11 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-/// The number of random bytes of a token: 56 characters, as in EC2.
+/// Makes 56 characters, as in EC2.
 const BYTES: usize = 42;
-/// The maximum number of tokens; the oldest are removed first.
+/// The oldest tokens are removed first.
 const LIMIT: usize = 1024;
 
-/// The valid tokens.
 #[derive(Debug, Default)]
 pub struct Tokens {
     given: VecDeque<Token>,
@@ -31,7 +30,7 @@ impl std::fmt::Debug for Token {
 }
 
 impl Tokens {
-    /// Creates a token; none if the host has no random numbers.
+    /// Returns `None` if the host has no random numbers.
     pub fn make(&mut self, lasts: Duration, now: Instant) -> Option<String> {
         self.given.retain(|token| token.expires > now);
         if self.given.len() >= LIMIT {
@@ -43,7 +42,7 @@ impl Tokens {
         Some(URL_SAFE.encode(bytes))
     }
 
-    /// Returns true if the token is valid, in constant time.
+    /// Takes constant time.
     pub fn is_good(&self, text: &str, now: Instant) -> bool {
         let Ok(shown) = URL_SAFE.decode(text) else { return false };
         let Ok(shown) = <[u8; BYTES]>::try_from(shown) else { return false };

@@ -162,7 +162,6 @@ impl Driver {
         self.memory.load(GuestAddress(USED + 2), Ordering::Acquire).unwrap()
     }
 
-    /// Waits until all requests are complete.
     fn wait(&self) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while self.used() != self.available {
@@ -361,7 +360,7 @@ fn what_one_flush_is_told_of_a_write_is_told_those_beside_it_and_the_one_after()
     assert!((0..1000).any(|_| flush_errors_are_shared(&mut ring)), "the flushes never completed in order");
 }
 
-/// Checks how flush errors are shared. Returns false if the kernel completed the flushes in another order.
+/// Returns false if the kernel completed the flushes in another order.
 fn flush_errors_are_shared(ring: &mut Ring) -> bool {
     let mut bench = Bench::new();
     let mut flights = Flights::new(ring, &bench.memory);

@@ -28,10 +28,7 @@ pub const MAX_LAYERS: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
     #[error("the disk image {} cannot be opened: {source}", path.display())]
-    Open {
-        path: PathBuf,
-        source: io::Error,
-    },
+    Open { path: PathBuf, source: io::Error },
     /// Another program has the file open, and at least one of the two writes to it.
     #[error(
         "the disk image {} is in use by another program, such as a running guest or qemu-nbd, which has to end first",
@@ -41,11 +38,7 @@ pub enum BlockError {
     #[error("{} is neither a regular file nor a block device", .0.display())]
     NotADisk(PathBuf),
     #[error("{} is not a sound {format} image: {source}", path.display())]
-    Format {
-        path: PathBuf,
-        format: &'static str,
-        source: io::Error,
-    },
+    Format { path: PathBuf, format: &'static str, source: io::Error },
     #[error("no copy-on-write layer for {} can be made in {}: {source}", path.display(), dir.display())]
     Layer {
         /// The image under the overlay.
@@ -105,28 +98,16 @@ pub enum BlockError {
     #[error("the disk {0:?} does not write to its file, so that there is nothing to {1}")]
     NotWritten(String, &'static str),
     #[error("the disk {id:?} has {present} bytes and cannot shrink to {size}")]
-    Shrink {
-        id: String,
-        size: u64,
-        present: u64,
-    },
+    Shrink { id: String, size: u64, present: u64 },
     #[error(
         "the disk image {} has {size} bytes, which is not a whole number of sectors of {SECTOR} bytes: the last bytes \
          could not be written. `truncate -s {rounded}` extends it, or attach it read-only", path.display()
     )]
-    PartialDisk {
-        path: PathBuf,
-        size: u64,
-        rounded: u64,
-    },
+    PartialDisk { path: PathBuf, size: u64, rounded: u64 },
     #[error("{0} bytes are not a whole number of sectors of {SECTOR} bytes")]
     PartialSector(u64),
     #[error("the disk {id:?} could not {what}: {source}")]
-    Host {
-        id: String,
-        what: &'static str,
-        source: io::Error,
-    },
+    Host { id: String, what: &'static str, source: io::Error },
 }
 
 #[derive(Debug)]

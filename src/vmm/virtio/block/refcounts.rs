@@ -1,12 +1,12 @@
 //! Repairs the refcounts of a qcow2 file whose writer was killed, before the file is written again.
 //!
 //! imago keeps refcounts in memory until a flush, but links a new table in the file at once. If the process is killed
-//! in between, the file refers to clusters that it counts as free. Further writes would allocate these clusters again
-//! and destroy their data.
+//! in between, the file refers to clusters that it counts as free. Further writes would allocate them again and destroy
+//! data.
 //!
-//! Therefore all references are followed on every writable open, and their targets are counted as used. This reads one
-//! table of 64 KiB for each 512 MiB of disk. Clusters that are counted but not referenced only waste space, and are
-//! left alone. The format is specified in QEMU's `docs/interop/qcow2.txt`.
+//! Therefore every writable open follows all references and counts their targets as used. This reads one table of 64
+//! KiB for each 512 MiB of disk. Unreferenced clusters only waste space and stay. QEMU's `docs/interop/qcow2.txt`
+//! specifies the format.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,16 +17,15 @@ use std::os::unix::fs::FileExt;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// Flag of an entry for compressed data.
 const COMPRESSED: u64 = 1 << 62;
-/// Features that change the layout: external data files and extended L2 entries. imago refuses both.
+/// External data files and extended L2 entries. imago refuses both.
 const OTHER_LAYOUT: u64 = 1 << 2 | 1 << 4;
 /// Refcounts of 16 bits, the common width. Images with another width are left alone.
 const REFCOUNT_ORDER: u32 = 4;
-/// Table size limits, the same as QEMU's.
+/// The same as QEMU's.
 const MAX_L1_BYTES: u64 = 32 << 20;
 const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 
-/// Counts every referenced cluster of the image in `file` as used. Returns the number of clusters that were not
-/// counted.
+/// Counts every referenced cluster as used. Returns the number of clusters that were not counted.
 pub(super) fn fix(file: &File) -> io::Result<u64> {
     let Some(header) = Header::read(file)? else { return Ok(0) };
     let mut refcounts = Refcounts::read(file, &header)?;
@@ -47,7 +46,6 @@ pub(super) fn fix(file: &File) -> io::Result<u64> {
     refcounts.write()
 }
 
-/// Table locations from the image's header.
 #[derive(Debug)]
 struct Header {
     cluster_bits: u32,
@@ -58,7 +56,7 @@ struct Header {
 }
 
 impl Header {
-    /// Reads the header. Returns `None` for an image that cannot be repaired, for which imago reports the error.
+    /// Returns `None` for an image that cannot be repaired, for which imago reports the error.
     fn read(file: &File) -> io::Result<Option<Header>> {
         let mut bytes = [0; 104];
         let read = file.read_at(&mut bytes, 0)?;
@@ -101,7 +99,7 @@ impl Header {
     }
 }
 
-/// The refcounts. Blocks are loaded on demand.
+/// Blocks are loaded on demand.
 struct Refcounts<'a> {
     file: &'a File,
     cluster_bits: u32,
@@ -111,7 +109,7 @@ struct Refcounts<'a> {
     mended: u64,
 }
 
-/// A refcount block, one cluster long.
+/// One cluster long.
 struct Block {
     offset: u64,
     counts: Vec<u8>,
@@ -128,7 +126,6 @@ impl<'a> Refcounts<'a> {
         Ok(Refcounts { file, cluster_bits: header.cluster_bits, table, blocks: BTreeMap::new(), mended: 0 })
     }
 
-    /// Counts the clusters of `length` bytes at `offset` as used.
     fn mark(&mut self, offset: u64, length: u64) -> io::Result<()> {
         if length == 0 {
             return Ok(());

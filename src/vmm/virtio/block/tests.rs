@@ -44,8 +44,7 @@ fn bench(access: DiskAccess) -> Bench {
 }
 
 impl Bench {
-    /// Submits a request of `kind` at `sector` with `length` bytes of data. `flags` sets the direction of the data.
-    /// Returns the status.
+    /// Submits a request, where `flags` sets the direction of the data. Returns the status.
     fn request(&mut self, kind: u32, sector: u64, length: u32, flags: u16) -> u8 {
         let mut header = [0; 16];
         header[..4].copy_from_slice(&kind.to_le_bytes());

@@ -25,13 +25,11 @@ use crate::vmm::virtio::{Activation, QueueState};
 /// Maximum number of frames in one direction before the other direction is served and a pause is checked for.
 const BATCH: usize = 64;
 
-/// Event tokens.
 const KICK: u64 = 0;
 const BACKEND: u64 = 1;
 const SERVICES: u64 = 2;
 const CHANGED: u64 = 3;
 
-/// State of the device's thread.
 #[derive(Debug)]
 pub struct Service {
     shared: Arc<Shared>,
@@ -41,8 +39,7 @@ pub struct Service {
     wakeups: Arc<Wakeups>,
     receiver: Receiver,
     transmit: Virtqueue,
-    /// Events to wait for on the backend. If empty, the backend is not in the epoll set, which would report a hangup
-    /// forever.
+    /// If empty, the backend is not in the epoll set, which would report a hangup forever.
     watched: EventSet,
     /// The backend had no room for a frame, which is still in the ring, or took only part of one.
     is_full: bool,
@@ -147,7 +144,6 @@ impl Service {
         Ok(count == BATCH || self.transmit.enable_notifications()?)
     }
 
-    /// Sends one frame to the services or to the backend.
     fn send(&mut self, port: &mut Port, shared: &Shared, chain: &Chain, now: Instant) -> Result<Sent, QueueError> {
         let index = self.transmit.index();
         if let Some(buffer) = chain.writable.first() {
@@ -253,7 +249,7 @@ impl Service {
         self.receiver.receive(&self.memory, backend, may_pass)
     }
 
-    /// Handles the loss of the backend. The link goes down, unless the services keep it up.
+    /// The link goes down, unless the services keep it up.
     fn close(&mut self, port: &mut Port, shared: &Shared) {
         port.backend = Backend::Disconnected;
         shared.is_cut_off.store(true, Ordering::Release);
@@ -279,7 +275,6 @@ impl Service {
         }
     }
 
-    /// Serves until the thread is paused.
     fn serve_on(&mut self) -> Result<(), QueueError> {
         let shared = Arc::clone(&self.shared);
         loop {

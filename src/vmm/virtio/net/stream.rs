@@ -1,8 +1,5 @@
 //! The socket protocol of a user-mode network, as passt and QEMU speak it: each frame follows its length, 4 bytes in
-//! network order.
-//!
-//! One system call can receive several frames, which are then copied to the guest. If the socket takes only part of a
-//! frame, the rest is kept and sent before the next frame.
+//! network order. If the socket takes only part of a frame, the rest is sent before the next frame.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -24,13 +21,12 @@ const LIMIT: usize = 65535;
 /// Receive buffer size for one system call.
 const ROOM: usize = 2 * (PREFIX + MAX_FRAME);
 
-/// The socket of a user-mode network.
 #[derive(Debug)]
 pub struct Stream {
     fd: OwnedFd,
     /// The rest of a frame that the socket has not taken yet.
     unsent: Vec<u8>,
-    /// Received bytes. Those between `start` and `end` are unprocessed. Allocated on first use.
+    /// Bytes between `start` and `end` are unprocessed. Allocated on first use.
     buffer: Vec<u8>,
     start: usize,
     end: usize,
@@ -38,13 +34,11 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Wraps `fd`, a connected socket.
     pub fn new(fd: OwnedFd) -> io::Result<Stream> {
         fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
         Ok(Stream { fd, unsent: Vec::new(), buffer: Vec::new(), start: 0, end: 0, is_closed: false })
     }
 
-    /// Sends a frame.
     pub fn send(&mut self, frame: &Pieces) -> Sent {
         if frame.length() > LIMIT {
             return Sent::Refused;
@@ -89,8 +83,8 @@ impl Stream {
         true
     }
 
-    /// Returns the length of the next frame, if all of it has arrived. An impossible length closes the socket, because
-    /// the frames after it cannot be delimited.
+    /// Returns the length of the next frame, if all of it has arrived. An impossible length closes the socket: the
+    /// frames after it cannot be delimited.
     fn frame(&mut self) -> Option<usize> {
         let length = self.announced()?;
         if length > MAX_FRAME {
@@ -107,7 +101,6 @@ impl Stream {
         Some(u32::from_be_bytes(*prefix) as usize)
     }
 
-    /// Returns true if a whole frame has arrived.
     #[cfg(test)]
     pub fn has_frame(&self) -> bool {
         self.announced().is_some_and(|length| self.end - self.start - PREFIX >= length)

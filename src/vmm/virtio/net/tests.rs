@@ -22,7 +22,6 @@ const HEADER: u32 = header::LENGTH as u32;
 
 type Descriptor = (u64, u32, u16, u16);
 
-/// A device with its driver's memory and the peer of its backend.
 struct Bench {
     memory: GuestMemory,
     net: Net,
@@ -71,7 +70,6 @@ fn limited_bench(
 }
 
 impl Bench {
-    /// Waits until the device's thread has made the condition true.
     fn wait(&self, what: &str, holds: impl Fn(&Bench) -> bool) {
         let deadline = Instant::now() + DEADLINE;
         while !holds(self) {
@@ -212,7 +210,6 @@ fn buffers_of_the_wrong_direction_need_a_reset() {
 fn a_backend_that_reads_nothing_gets_all_in_the_end() {
     const FRAMES: u16 = 200;
     let sent = frame(60_000);
-    // The same buffer, offered repeatedly.
     let descriptors: Vec<Descriptor> = (0..16).map(|_| (0x10_0000, 60_012, 0, 0)).collect();
     let heads: Vec<u16> = (0..16).collect();
     let mut bench = bench((&[], &[]), (&descriptors, &heads), &[(0x10_0000, with_header(&sent))]);

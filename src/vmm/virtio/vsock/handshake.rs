@@ -3,17 +3,15 @@
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 
-/// Length of the longest line, `CONNECT 4294967295\n`.
+/// Length of `CONNECT 4294967295\n`.
 const LINE_LIMIT: usize = 19;
 
-/// A client that has not finished its line.
 #[derive(Debug)]
 pub struct Handshake {
     stream: UnixStream,
     line: Vec<u8>,
 }
 
-/// State of a client's handshake.
 #[derive(Debug)]
 pub enum Progress {
     /// The line is incomplete.
@@ -25,7 +23,7 @@ pub enum Progress {
 }
 
 impl Handshake {
-    /// Starts the handshake on a nonblocking stream.
+    /// `stream` must be nonblocking.
     pub fn new(stream: UnixStream) -> Handshake {
         Handshake { stream, line: Vec::with_capacity(LINE_LIMIT) }
     }

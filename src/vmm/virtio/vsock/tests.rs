@@ -23,7 +23,7 @@ const SENT: u64 = 0x10_0000;
 const RECEIVED: u64 = 0x20_0000;
 const BUFFER: u64 = 0x1000;
 
-/// Sends a guest's connection requests for these pairs of guest and host port. Returns the operation of each answer.
+/// Sends connection requests for pairs of guest and host port. Returns the operation of each answer.
 fn answers(ports: &[(u32, u32)]) -> Vec<u16> {
     let dir = tempfile::tempdir().unwrap();
     let seed = dir.path().join("seed");
