@@ -1,5 +1,4 @@
-//! A guest's netstack configuration: plain data, stored as JSON in the instance's directory and read again after a
-//! change.
+//! A guest's netstack configuration: JSON in the instance's directory, read again after a change.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -81,7 +80,6 @@ impl NetstackConfig {
 #[serde(deny_unknown_fields)]
 pub struct Forward {
     pub transport: Transport,
-    /// The address and port on the host.
     pub host: SocketAddrV4,
     pub guest_port: u16,
 }
@@ -101,7 +99,6 @@ pub struct Filter {
     pub egress: Vec<FilterRule>,
 }
 
-/// A rule that allows one kind of traffic with a set of peers.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FilterRule {
     #[serde(flatten)]

@@ -78,7 +78,7 @@ impl<'a> Message<'a> {
         Some(message)
     }
 
-    /// The client's current address (`ciaddr`).
+    /// `ciaddr`.
     fn own(&self) -> Option<Ipv4Addr> {
         let octets: [u8; 4] = *self.fixed[12..].first_chunk()?;
         Some(Ipv4Addr::from(octets)).filter(|address| !address.is_unspecified())

@@ -10,11 +10,9 @@ use std::time::{Duration, Instant};
 use super::config::{Filter, FilterProtocol, FilterRule};
 use super::packet::{ICMP, Ipv4, TCP, UDP};
 
-/// Maximum number of tracked flows.
 const LIMIT: usize = 65536;
-/// The table size at which expired entries are first removed.
 const FIRST_SWEEP: usize = 1024;
-/// The number of first fragments that are remembered for later fragments.
+/// Number of first fragments that are remembered for later fragments.
 const FRAGMENTS: usize = 64;
 
 fn idle_limit(protocol: u8) -> Duration {
@@ -76,8 +74,7 @@ fn classify(packet: &Ipv4, direction: Direction) -> Option<(Flow, Part)> {
     let (source, destination, part) = match packet.protocol {
         TCP | UDP => {
             let (source, destination) = packet.ports()?;
-            // Without flags in the packet, a later fragment could carry them. TCP never fragments that short (RFC
-            // 1858).
+            // A later fragment could carry missing flags. TCP never fragments that short (RFC 1858).
             let begins = packet.protocol == TCP && packet.begins_connection()?;
             (source, destination, if begins { Part::Begin } else { Part::Either })
         }
@@ -160,12 +157,11 @@ impl Tracker {
         Tracker { rules, flows, fragments, sweep_at: FIRST_SWEEP, limit: LIMIT }
     }
 
-    /// Replaces the rules for new connections.
     pub fn set_rules(&mut self, rules: Option<Filter>) {
         self.rules = rules;
     }
 
-    /// Returns true if a packet may pass. `packet` may be truncated after its headers.
+    /// `packet` may be truncated after its headers.
     pub fn passes(&mut self, packet: &Ipv4, direction: Direction, now: Instant) -> bool {
         if self.rules.is_none() {
             return true;
@@ -240,8 +236,7 @@ impl Tracker {
         self.flows.shrink_to(self.sweep_at);
     }
 
-    /// Returns true for an ICMP error about a packet of an established flow (RFC 792: it quotes the header and 8
-    /// bytes).
+    /// An ICMP error quotes the header and 8 bytes of the packet that it is about (RFC 792).
     fn is_about_a_flow(&self, packet: &Ipv4, direction: Direction, now: Instant) -> bool {
         if packet.protocol != ICMP || !packet.payload.first().is_some_and(|kind| ABOUT_A_PACKET.contains(kind)) {
             return false;

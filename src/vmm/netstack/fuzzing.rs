@@ -116,7 +116,6 @@ fn acts(input: &mut Unstructured) -> arbitrary::Result<()> {
     Ok(())
 }
 
-/// Takes a length and that many bytes.
 fn bytes<'a>(input: &mut Unstructured<'a>) -> arbitrary::Result<&'a [u8]> {
     let length = usize::from(input.arbitrary::<u16>()?).min(input.len());
     input.bytes(length)
@@ -130,7 +129,6 @@ struct Guest {
 }
 
 impl Guest {
-    /// Handles a frame as the device does.
     fn send(&mut self, frame: &[u8]) {
         let head = &frame[..frame.len().min(HEAD_LENGTH)];
         match self.services.from_guest(head, self.now) {
@@ -154,7 +152,6 @@ impl Guest {
         self.send(&packet::frame(GATEWAY_MAC, GUEST, TYPE_IPV4, &[&header[..], payload].concat()));
     }
 
-    /// Sends a segment of a connection: flags, sequence number offsets, and data.
     fn send_segment(&mut self, input: &mut Unstructured) -> arbitrary::Result<()> {
         let [to, port, flags, off, window]: [u8; 5] = input.arbitrary()?;
         let data = bytes(input)?;

@@ -1,6 +1,6 @@
 //! The subset of HTTP/1.1 (RFC 9112) that the metadata service needs: requests with headers, responses with a length.
 
-/// The maximum size of the request line with the headers.
+/// For the request line with the headers.
 pub const HEAD_LIMIT: usize = 8 << 10;
 const HEADERS: usize = 64;
 /// The body is ignored.

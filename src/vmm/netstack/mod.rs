@@ -44,7 +44,6 @@ pub const HEAD_LENGTH: usize = 256;
 /// The maximum number of frames queued for the guest. Further replies outside of TCP connections are dropped.
 const WAITING: usize = 256;
 
-/// The destination of a frame from the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
     Forward,
@@ -62,7 +61,6 @@ pub struct Services {
     metadata: Option<Metadata>,
     server: Server,
     forwards: Forwards,
-    /// Whole frames for the guest.
     frames: VecDeque<Vec<u8>>,
     /// The identification of the last fragmented packet.
     identification: u16,
@@ -96,8 +94,7 @@ impl Services {
         self.forwards.set(ports, &mut self.stack);
     }
 
-    /// Replaces the configuration, except for ports, the guest's address and its router. Connections that are still
-    /// allowed stay open.
+    /// Does not replace ports, the guest's address and its router. Connections that are still allowed stay open.
     pub fn reload(&mut self, config: NetstackConfig) {
         self.tracker.set_rules(config.filter.clone());
         match (&mut self.metadata, &config.metadata) {
@@ -229,8 +226,7 @@ impl Services {
         is_here && packet.protocol == UDP && packet.ports().is_some_and(|(_, to)| to == dhcp::SERVER_PORT)
     }
 
-    /// Returns true for addresses of a single machine other than the guest. Link-local ones must be configured name
-    /// servers.
+    /// Returns true for addresses of a single other machine. Link-local ones must be configured name servers.
     fn is_routed(&self, address: Ipv4Addr) -> bool {
         const RESERVED: u8 = 240;
         let subnet = Cidr { address: self.config.address, prefix_length: self.config.prefix_length };

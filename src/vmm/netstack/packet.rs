@@ -7,9 +7,8 @@ use smoltcp::wire::{Icmpv4Packet, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, U
 
 use super::config::MacAddress;
 
-/// Header sizes in bytes.
+/// Header sizes in bytes; for IPv4, the minimum.
 pub const ETHERNET: usize = 14;
-/// The minimum.
 pub const IPV4: usize = 20;
 const MAX_IPV4_HEADER: usize = 60;
 /// `ETHERTYPE_IP` and `ETHERTYPE_ARP`.
@@ -65,7 +64,7 @@ pub struct Ipv4<'a> {
 }
 
 impl<'a> Ipv4<'a> {
-    /// Parses the header at the start of `bytes`, which may be truncated after it.
+    /// `bytes` may be truncated after the header.
     pub fn parse(bytes: &'a [u8]) -> Option<Ipv4<'a>> {
         let header = bytes.first_chunk::<IPV4>()?;
         let length = usize::from(header[0] & 0xf) * 4;

@@ -22,7 +22,6 @@ const LEAST_MTU: u16 = 576;
 pub struct Stack {
     interface: Interface,
     pub sockets: SocketSet<'static>,
-    /// Sockets that still have data to send.
     retired: Vec<SocketHandle>,
     wire: Wire,
     began: Instant,
@@ -61,7 +60,6 @@ impl Stack {
         Stack { interface, sockets: SocketSet::new(Vec::new()), retired: Vec::new(), wire, began, router }
     }
 
-    /// Returns true if an address is the VMM's own.
     pub fn has(&self, address: Ipv4Addr) -> bool {
         address == METADATA_ADDRESS || address == self.router
     }
@@ -80,7 +78,6 @@ impl Stack {
         self.wire.arrived = None;
     }
 
-    /// Runs timers and sends packets that are due.
     pub fn poll(&mut self, now: Instant) {
         let now = self.time(now);
         self.interface.poll(now, &mut self.wire, &mut self.sockets);

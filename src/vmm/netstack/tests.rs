@@ -31,7 +31,6 @@ pub(super) fn config() -> NetstackConfig {
     }
 }
 
-/// A netstack, and a guest with its own TCP stack.
 struct Bench {
     services: Services,
     /// The configuration from which the broker opens ports.

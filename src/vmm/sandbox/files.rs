@@ -1,8 +1,7 @@
 //! The files that a machine may open once its VMM is in the sandbox.
 //!
-//! `/dev/kvm` and the disks' files are opened before. Disks that are attached later, and overlays, are passed as open
-//! descriptors (see [`control`](crate::vmm::control)). The VMM can open none of them again, so it cannot write to an
-//! overlay that became a shared backing file.
+//! `/dev/kvm` and the disks' files are opened before. Other disks and overlays are passed as open descriptors (see
+//! [`control`](crate::vmm::control)). The VMM can open none of them again, nor write to a shared backing file.
 
 use std::path::{Path, PathBuf};
 

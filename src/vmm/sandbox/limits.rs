@@ -6,8 +6,7 @@ use std::os::fd::RawFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 
-/// Enough for 12 disks with 64 files each, 256 forwarded connections, as many vsock connections, 64 clients and 64
-/// vCPUs.
+/// Enough for 12 disks with 64 files each, 256 forwarded connections, as many vsock connections, and 64 vCPUs.
 const DESCRIPTORS: u64 = 4096;
 
 /// Dropping a capability that the kernel does not know has no effect.
@@ -32,7 +31,6 @@ pub fn close_others(kept: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Ensures that a program that this process executes cannot gain privileges.
 pub fn no_new_privileges() -> io::Result<()> {
     Ok(set_no_new_privs(true)?)
 }

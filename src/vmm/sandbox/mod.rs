@@ -1,11 +1,11 @@
 //! The VMM's sandbox: a guest that takes over its VMM gains access to nothing else. `docs/security.md` describes it.
 //!
-//! The VMM enters it before it builds the machine: it closes inherited descriptors, enters namespaces ([`namespaces`])
-//! and its own root directory ([`root`]), restricts files ([`landlock`]), drops capabilities and sets limits
-//! ([`limits`]). Right before the guest's first instruction, it restricts the system calls of each thread ([`calls`],
-//! [`seccomp`], [`threads`]).
+//! Before the VMM builds the machine, it closes inherited descriptors, enters namespaces ([`namespaces`]) and its own
+//! root directory ([`root`]), restricts files ([`landlock`]), drops capabilities and sets limits ([`limits`]). Right
+//! before the guest's first instruction, it restricts the system calls of each thread ([`calls`], [`seccomp`],
+//! [`threads`]).
 //!
-//! The VMM runs without namespaces or Landlock if the host lacks them, and reports it. All other layers are mandatory.
+//! Only namespaces and Landlock are optional: the VMM reports if the host lacks them.
 
 pub mod calls;
 pub mod files;
@@ -65,7 +65,7 @@ pub struct SandboxRecord {
     pub missing: Vec<String>,
 }
 
-/// The reason why a VMM cannot enter the sandbox. It does not run without it.
+/// The VMM does not run without the sandbox.
 #[derive(Debug, thiserror::Error)]
 #[error("the VMM cannot give up {what}, and does not run with it: {source}")]
 pub struct SandboxError {

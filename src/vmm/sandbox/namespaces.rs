@@ -15,7 +15,6 @@ use rustix::fd::OwnedFd;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, getegid, geteuid, set_parent_process_death_signal};
 
-/// The process that [`split`] returned to.
 #[derive(Debug)]
 pub enum Side {
     /// The original process. The VMM is its child and ends when the supervisor ends.
@@ -39,8 +38,8 @@ pub struct SandboxedChild {
 /// The exit code of a child whose user cannot be mapped.
 const NOT_MAPPED: i32 = 200;
 
-/// Forks a child into new namespaces, without a network namespace or without any if the host does not allow them.
-/// The process must have a single thread.
+/// The child has no network namespace, or none at all, if the host does not allow them. The process must have a single
+/// thread.
 pub fn split() -> io::Result<Side> {
     let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     let error = match attempt(flags | libc::CLONE_NEWNET) {

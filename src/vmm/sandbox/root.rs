@@ -17,8 +17,7 @@ use super::files::{Access, Grant, Grants};
 /// The mount point for building the new root: a directory that exists on every host and contains no file of a machine.
 const PLACE: &str = "/sys";
 
-/// Requires a mount namespace of the calling process. After an error, the root is unchanged, unless the last steps
-/// fail.
+/// Needs a mount namespace of its own. After an error the root is unchanged, unless the last steps fail.
 pub fn enter(grants: &Grants) -> Result<(), Errno> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;

@@ -27,11 +27,10 @@ pub const SAYS: &str = "the VMM ends: ";
 static WANTED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    /// The thread's name in the log line.
     static WHO: Cell<&'static str> = const { Cell::new("a thread") };
 }
 
-/// Installs the handler and enables filters for threads of this process.
+/// Enables filters for threads of this process.
 pub fn prepare() -> io::Result<()> {
     // SAFETY: all zeroes is a valid `sigaction`; the handler is async-signal-safe.
     let installed = unsafe {
@@ -179,7 +178,6 @@ mod tests {
         }
     }
 
-    /// A thread inherits the filter of the thread that starts it.
     #[test]
     fn the_starter_has_every_call_of_those_that_it_starts() {
         let starter = rules(Kind::Starter);

@@ -1,8 +1,7 @@
 //! The thread that starts the machine's other threads.
 //!
-//! A new thread inherits its parent's filter. Device threads start when the guest's driver sets the device up, which
-//! happens on a vCPU thread. Without the starter, vCPU threads would need the calls of all devices, and those that
-//! start threads. The starter handles no guest data.
+//! A new thread inherits its parent's filter. A guest's driver starts device threads from a vCPU thread, which would
+//! need the calls of all devices, and those that start threads. The starter handles no guest data.
 
 use std::io;
 use std::sync::OnceLock;

@@ -23,7 +23,7 @@ use crate::vmm::memory::GuestMemory;
 
 /// Exceeds the 64 KiB that an input can write to, so that some buffers are never inspected.
 const MEMORY: usize = 1 << 20;
-/// The distance between the rings of two queues. The available ring is at offset 0x100, the used ring at 0x200.
+/// The size of each queue, whose available ring is at offset 0x100 and used ring at 0x200.
 const SIZE: u16 = 16;
 const RINGS: u64 = 0x400;
 
@@ -31,7 +31,6 @@ pub(crate) fn rng(data: &[u8]) {
     drive(&mut Rng::default(), data, &mut |_| {});
 }
 
-/// Fuzzes the registers of the entropy device and of a block device without a disk.
 pub(crate) fn registers(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let memory = memory();
@@ -126,7 +125,6 @@ struct Driver<'a> {
 }
 
 impl Driver<'_> {
-    /// Activates the device with all queues ready. Returns its interrupt.
     fn activate(&mut self) -> Arc<Interrupt> {
         let interrupt = Arc::new(Interrupt::new(IrqLine::new().expect("there are descriptors left")));
         let mut features = self.device.features();

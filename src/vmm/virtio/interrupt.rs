@@ -1,5 +1,4 @@
-//! Interrupts and status of a device (specification, sections 2.1, 2.9 and 4.2.2). The state is atomic, because vCPUs
-//! and the device's thread share it.
+//! Interrupts and status of a device (specification, sections 2.1, 2.9 and 4.2.2), shared by vCPUs and its thread.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -15,7 +14,6 @@ pub mod status {
     pub const FAILED: u32 = 128;
 }
 
-/// Interrupt status bits.
 pub(super) const USED_BUFFER: u32 = 1;
 pub(super) const CONFIG_CHANGE: u32 = 2;
 
@@ -41,8 +39,8 @@ impl Interrupt {
         self.signal(USED_BUFFER);
     }
 
-    /// Calls `change` to change the configuration, and notifies an active driver. The generation changes before and
-    /// after (section 2.5.1), so that no driver mistakes a mix of two configurations for one.
+    /// Notifies an active driver. The generation changes before and after `change` (section 2.5.1), so that no driver
+    /// mistakes a mix of two configurations for one.
     pub fn change_config<T>(&self, change: impl FnOnce() -> T) -> T {
         self.config_generation.fetch_add(1, Ordering::SeqCst);
         let result = change();
@@ -53,7 +51,7 @@ impl Interrupt {
         result
     }
 
-    /// Section 2.1.2. Notifies an active driver.
+    /// Sets `DEVICE_NEEDS_RESET` (section 2.1.2), and notifies an active driver.
     pub fn need_reset(&self) {
         let before = self.device_status.fetch_or(status::DEVICE_NEEDS_RESET, Ordering::AcqRel);
         if before & status::DRIVER_OK != 0 {

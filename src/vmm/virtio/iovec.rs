@@ -72,7 +72,6 @@ impl<'a> Pieces<'a> {
         part.copy_from(0)
     }
 
-    /// Copies everything after the first `skip` bytes.
     pub fn copy_from(&self, skip: usize) -> Vec<u8> {
         let mut bytes = vec![0; self.length.saturating_sub(skip)];
         let (mut skip, mut done) = (skip, 0);

@@ -1,7 +1,6 @@
 //! The MMIO transport (specification, section 4.2): a device's registers, status and notifications.
 //!
-//! Any vCPU can access the registers, under the device's bus lock. The device's thread only touches [`Interrupt`],
-//! which consists of atomics.
+//! vCPUs access the registers under the device's bus lock. The device's thread only touches [`Interrupt`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -54,7 +53,6 @@ pub struct TransportState {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct SavedQueue(#[serde(with = "QueueFields")] QueueState);
 
-/// Fields of virtio-queue's `QueueState`, for serde.
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "QueueState")]
 struct QueueFields {
@@ -112,7 +110,7 @@ impl MmioTransport {
         })
     }
 
-    /// Returns the kick eventfds in queue order, for registration with KVM.
+    /// In queue order, for registration with KVM.
     pub fn kicks(&self) -> &[Arc<EventFd>] {
         &self.kicks
     }
@@ -157,10 +155,7 @@ impl MmioTransport {
         }
     }
 
-    /// Restores the state of a paused device into a new one.
-    ///
-    /// # Errors
-    /// A message for the user, if the state does not match this device.
+    /// Restores the state of a paused device into a new one. Fails with a message for the user if the device differs.
     pub fn restore(&mut self, state: &TransportState) -> Result<(), String> {
         if state.device_type != self.device.device_type() || state.queues.len() != self.queues.len() {
             return Err(format!("there was a device of type {} and is one of another", state.device_type));
@@ -181,8 +176,7 @@ impl MmioTransport {
         if state.activated {
             self.activate();
         }
-        // KVM delivers a line's eventfd asynchronously, so the snapshot may have missed the last interrupt. A spurious
-        // one is harmless.
+        // KVM delivers a line's eventfd asynchronously, so the snapshot may have missed the last interrupt.
         if state.interrupt_status != 0 {
             self.interrupt.repeat();
         }

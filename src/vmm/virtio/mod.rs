@@ -31,10 +31,9 @@ pub use virtio_queue::QueueState;
 /// `reset`, after which the cycle can start again. Between `activate` and `reset`, the device owns its queues and its
 /// thread, and `pause` and `resume` alternate.
 pub trait VirtioDevice: Send + fmt::Debug {
-    /// Section 5.
+    /// Device ID (section 5).
     fn device_type(&self) -> u32;
 
-    /// Returns the maximum size of each queue.
     fn queue_sizes(&self) -> &'static [u16];
 
     /// Includes the reserved feature bits (section 6).
@@ -46,8 +45,7 @@ pub trait VirtioDevice: Send + fmt::Debug {
     /// Most devices have no writable field.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    /// Starts serving the queues on a separate thread. Driver notifications reach their eventfds inside the kernel
-    /// (ioeventfd).
+    /// Starts serving the queues on a separate thread. ioeventfd delivers driver notifications to the queues' eventfds.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
     /// Finishes the work in progress. Returns the position in each queue, or an empty vector if the device is not
@@ -67,7 +65,6 @@ pub struct Activation {
     /// One queue for each entry of [`VirtioDevice::queue_sizes`], in the same order.
     pub queues: Vec<Virtqueue>,
     pub interrupt: Arc<Interrupt>,
-    /// The negotiated ones.
     pub features: u64,
     /// Counts and logs the driver's protocol violations.
     pub faults: Arc<GuestFaults>,
@@ -87,7 +84,6 @@ pub struct ActivateError {
     pub source: std::io::Error,
 }
 
-/// Copies the bytes of `config` from `offset` on into `data`, up to the end of either.
 fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
     let Ok(offset) = usize::try_from(offset) else { return };
     if let Some(rest) = config.get(offset..) {

@@ -17,14 +17,12 @@ use crate::vmm::memory::GuestMemory;
 /// A driver's violation of the ring protocol.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum QueueError {
-    /// The ring itself cannot be read or written.
     #[error("queue {queue}: the ring is not sound: {reason}")]
     Ring { queue: usize, reason: String },
     /// A chain with a loop, an index out of range, a bad indirect table, or more than 4 GiB.
     #[error("queue {queue}: the chain at descriptor {head} has no end (a loop, a bad index, or a bad indirect table)")]
     Endless {
         queue: usize,
-        /// The chain's first descriptor.
         head: u16,
     },
     #[error("queue {queue}: the chain at descriptor {head} is empty")]
@@ -276,8 +274,7 @@ pub fn clear(memory: &GuestMemory, buffers: &[Buffer]) {
     }
 }
 
-/// Returns the host's view of `buffers`, for vectored I/O directly on guest memory. No buffer crosses a hole in guest
-/// memory: [`Chain`] has validated them.
+/// Returns the host's view of `buffers`. No buffer crosses a hole in guest memory: [`Chain`] has validated them.
 pub fn volatile_slices<'a>(memory: &'a GuestMemory, buffers: &[Buffer]) -> Vec<VolatileSlice<'a>> {
     let slices = buffers.iter().flat_map(|buffer| memory.get_slices(buffer.address, buffer.length as usize));
     slices.filter_map(Result::ok).collect()

@@ -1,5 +1,4 @@
-//! Port forwarding: passes connections to published ports of the host on to the guest, which sees them from its
-//! router's address.
+//! Port forwarding: passes connections to published ports of the host on to the guest, from its router's address.
 //!
 //! The supervisor's [broker](crate::vmm::broker) passes TCP listeners as descriptors. A channel carries UDP datagrams,
 //! each with its peer's number: the router's port at which the guest sees the peer.
@@ -102,7 +101,7 @@ impl Forwards {
         self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64))
     }
 
-    /// Handles all events. Datagrams for the guest are appended to `packets`.
+    /// Appends datagrams for the guest to `packets`.
     pub fn serve(&mut self, stack: &mut Stack, config: &NetstackConfig, packets: &mut Vec<Vec<u8>>) {
         let mut events = [EpollEvent::default(); 64];
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
@@ -174,7 +173,7 @@ impl Forwards {
         }
     }
 
-    /// Appends datagrams of clients to `packets`, as IP packets from the router to the guest.
+    /// Appends datagrams of clients, as IP packets from the router to the guest.
     fn take_datagrams(&mut self, config: &NetstackConfig, events: EventSet, packets: &mut Vec<Vec<u8>>) {
         let Some(channel) = &self.datagrams else { return };
         if !events.contains(EventSet::IN) {

@@ -19,7 +19,7 @@ const BUFFER: usize = 64 << 10;
 const SILENCE: Duration = Duration::from_secs(120);
 const ASK: Duration = Duration::from_secs(30);
 
-/// A connection from a client on the host.
+/// A client on the host.
 #[derive(Debug)]
 pub struct Connection {
     forward: Forward,
@@ -86,7 +86,6 @@ impl Connection {
         !(self.is_read && self.is_written) && socket.state() != tcp::State::Closed
     }
 
-    /// Returns false if the connection has failed.
     fn send_to_guest(&mut self, socket: &mut tcp::Socket) -> bool {
         while self.is_readable && !self.is_read && socket.can_send() {
             let host = &mut self.host;
@@ -108,7 +107,6 @@ impl Connection {
         true
     }
 
-    /// Returns false if the connection has failed.
     fn send_to_host(&mut self, socket: &mut tcp::Socket) -> bool {
         while self.is_writable && socket.can_recv() {
             let host = &mut self.host;

@@ -1,3 +1,5 @@
+//! TCP connections of the metadata service.
+
 use std::collections::HashMap;
 use std::time::Instant;
 

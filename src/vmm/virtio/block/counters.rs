@@ -44,7 +44,6 @@ impl DiskCounters {
         }
     }
 
-    /// Returns `result` unchanged.
     pub(super) fn read(&self, length: u64, result: io::Result<()>) -> io::Result<()> {
         if result.is_ok() {
             self.reads.fetch_add(1, Ordering::Relaxed);
@@ -53,7 +52,6 @@ impl DiskCounters {
         self.other("read", result)
     }
 
-    /// Returns `result` unchanged.
     pub(super) fn write(&self, length: u64, result: io::Result<()>) -> io::Result<()> {
         if result.is_ok() {
             self.writes.fetch_add(1, Ordering::Relaxed);

@@ -20,10 +20,8 @@ use crate::vmm::passed_files::FdTable;
 
 /// Sector size in bytes: the unit of every virtio-blk address.
 pub const SECTOR: u64 = 512;
-/// Maximum cluster size of a qcow2 file.
 const LARGEST_CLUSTER: u64 = 2 << 20;
 
-/// A contiguous range in a file that holds part of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
     /// Valid for as long as the disk is open.
@@ -59,12 +57,11 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Opens the disk of `config`. An ephemeral disk gets an unnamed overlay in `directory`.
+    /// Opens the disk of `config`. An ephemeral disk gets an unnamed overlay in `dir`.
     pub fn open(config: &DiskConfig, dir: &Path) -> Result<Disk, BlockError> {
         Disk::open_with_fds(config, dir, &FdTable::default())
     }
 
-    /// Does the same as [`open`](Disk::open), with descriptors for its files possibly in `files`.
     pub fn open_with_fds(config: &DiskConfig, dir: &Path, files: &FdTable) -> Result<Disk, BlockError> {
         let base =
             image::open(&config.path, config.format, &config.backing, config.access == DiskAccess::ReadWrite, files)?;
@@ -138,13 +135,11 @@ impl Disk {
         Some(pieces)
     }
 
-    /// Counts a read of `length` bytes from the ranges of [`pieces`](Disk::pieces).
     pub fn was_read(&self, length: u64) -> io::Result<()> {
         self.counters.read(length, Ok(()))
     }
 
-    /// Returns true if a write could free clusters, which another write could then allocate: in compressed images, and
-    /// in those with shared clusters, such as internal snapshots.
+    /// Returns true if a write could free clusters for reuse: in compressed images and those with shared clusters.
     pub fn write_frees(&self, offset: u64, length: u64) -> bool {
         let mut done = 0;
         while done < length {
@@ -165,7 +160,6 @@ impl Disk {
         self.counters.write(length, self.image.access.writev(vector, offset))
     }
 
-    /// Waits until all written data is on stable storage.
     pub fn flush(&self) -> io::Result<()> {
         // An ephemeral disk is deleted with its VM and needs no durability.
         if self.access != DiskAccess::ReadWrite {
@@ -174,14 +168,12 @@ impl Disk {
         self.counters.other("flush", self.image.access.flush().and_then(|()| self.image.access.sync()))
     }
 
-    /// Does the first half of [`flush`](Disk::flush), and returns the file to `fsync` as the second half. Returns
-    /// `None` if there is none or the first half failed: a full `flush` then reports the error.
+    /// Returns the file to `fsync`, the second half of a flush, or `None` if there is none or the first half failed.
     pub fn begin_flush(&self) -> Option<RawFd> {
         let is_kept = self.access == DiskAccess::ReadWrite;
         (is_kept && self.image.access.flush().is_ok()).then(|| self.image.file.as_raw_fd())
     }
 
-    /// Counts the outcome of the second half. Returns `result` unchanged.
     pub fn was_flushed(&self, result: io::Result<()>) -> io::Result<()> {
         self.counters.other("flush", result)
     }
@@ -207,10 +199,8 @@ impl Disk {
         self.counters.other("write of zeroes", result)
     }
 
-    /// Grows the disk to `size` bytes. The new bytes read as zeroes, and the new size is durable.
-    ///
-    /// # Errors
-    /// `size` is smaller than the disk or not a whole number of sectors, the disk is read-only, or the host fails.
+    /// Grows the disk durably by bytes that read as zeroes. Fails if `size` is smaller than the disk or ends within a
+    /// sector, or if the disk is read-only.
     pub fn grow(&mut self, size: u64) -> Result<(), BlockError> {
         let present = self.image.access.size();
         if self.is_read_only() {
@@ -231,10 +221,9 @@ impl Disk {
         self.image.file.try_clone()
     }
 
-    /// Switches to `layer`, a qcow2 overlay over the present file. `files` may hold the overlay and its backing files.
-    ///
-    /// The present file is flushed and stays open read-only, because other VMs may share it from now on. Switching to
-    /// the layer in use does nothing, so that a killed client can retry. After an error the disk is unchanged.
+    /// Switches to `layer`, a qcow2 overlay over the present file, and does nothing if the disk already uses it: a
+    /// killed client may retry. The present file is flushed and stays open read-only, because other VMs may share it
+    /// from now on.
     pub fn switch(&mut self, layer: &Path, files: &FdTable) -> Result<(), BlockError> {
         if layer == self.path {
             return Ok(());

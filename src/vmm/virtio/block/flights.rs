@@ -1,7 +1,5 @@
-//! Requests in flight: an io_uring executes them while the device's thread handles others.
-//!
-//! These are reads that map directly to files, and the `fsync` of a flush. None is in flight when the thread releases
-//! the disk. A read that fails or is short is repeated synchronously, which yields the exact error.
+//! Requests in flight: an io_uring executes reads that map directly to files, and the `fsync` of a flush. None is in
+//! flight when the thread releases the disk. A failed or short read is repeated synchronously for the exact error.
 
 use std::io;
 
@@ -22,8 +20,7 @@ pub(super) struct Flights<'a> {
     flights: Vec<Option<Flight>>,
     /// Set if a write completed while a flush was in flight.
     wrote_beside: bool,
-    /// A flush error that the next flush must report: it may belong to a later write, and the kernel reports it only
-    /// once.
+    /// A flush error to report once more, because it may belong to a later write and the kernel reports it only once.
     owed: Option<i32>,
 }
 
@@ -98,7 +95,6 @@ impl<'a> Flights<'a> {
         self.wrote_beside |= self.flights.iter().flatten().any(Flight::is_flush);
     }
 
-    /// Takes the error that the next flush must report, if any.
     pub fn owed(&mut self) -> Option<io::Error> {
         self.owed.take().map(io::Error::from_raw_os_error)
     }
@@ -147,8 +143,7 @@ impl<'a> Flights<'a> {
         Ok(())
     }
 
-    /// Propagates a flush error to the other flushes in flight, and to the next flush if it may belong to a later
-    /// write.
+    /// Propagates a flush error to the other flushes in flight, and to the next one if there were writes since.
     fn share(&mut self, error: Option<i32>) {
         let mut others = self.flights.iter_mut().flatten().filter(|flight| flight.is_flush()).peekable();
         let is_last = others.peek().is_none();
@@ -187,7 +182,7 @@ impl Flight {
         matches!(self.work, Work::Flush)
     }
 
-    /// Completes the request. Returns the number of bytes written to the chain.
+    /// Returns the number of bytes written to the chain.
     fn end(&self, memory: &GuestMemory, disk: Option<&Disk>) -> u32 {
         let (result, written) = match (&self.work, disk) {
             (_, None) => (Err(io::ErrorKind::NotFound.into()), 0),

@@ -48,7 +48,6 @@ fn content() -> Vec<u8> {
 
 fn config(path: &Path, format: DiskFormat) -> DiskConfig {
     let access = DiskAccess::ReadWrite;
-    // The only overlay here is over this file.
     let base = BackingFile { path: path.with_file_name("base"), format: DiskFormat::Raw };
     let backing = if path.ends_with("layer") { vec![base] } else { Vec::new() };
     DiskConfig {
@@ -260,7 +259,6 @@ fn whoever_takes_the_disk_out_finds_nothing_in_flight() {
     });
 }
 
-/// Requests in flight on a disk, and the queue that they return to.
 struct Bench {
     _folder: tempfile::TempDir,
     memory: GuestMemory,

@@ -41,9 +41,7 @@ pub enum BlockError {
     Format { path: PathBuf, format: &'static str, source: io::Error },
     #[error("no copy-on-write layer for {} can be made in {}: {source}", path.display(), dir.display())]
     Layer {
-        /// The image under the overlay.
         path: PathBuf,
-        /// The directory for the overlay.
         dir: PathBuf,
         source: io::Error,
     },
@@ -73,9 +71,7 @@ pub enum BlockError {
     )]
     OtherBacking {
         path: PathBuf,
-        /// The backing file in the header, with its format.
         found: Option<String>,
-        /// The configured backing file, with its format.
         expected: Option<String>,
     },
     #[error("the raw disk image {} cannot have a backing file", .0.display())]
@@ -85,13 +81,11 @@ pub enum BlockError {
     #[error("the layer {} is not over {}, which is what the disk has now", layer.display(), present.display())]
     NotOver {
         layer: PathBuf,
-        /// The disk's present file.
         present: PathBuf,
     },
     #[error("the layer {} has {size} bytes, fewer than the {present} of the disk", layer.display())]
     SmallLayer {
         layer: PathBuf,
-        /// The overlay's virtual size.
         size: u64,
         present: u64,
     },
@@ -117,12 +111,11 @@ pub(super) struct Image {
     pub file: File,
 }
 
-/// The backing file that an image's header names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backing {
     /// Untrusted.
     pub path: PathBuf,
-    /// The name in the header. If relative, it is relative to the overlay's directory.
+    /// If relative, it is relative to the overlay's directory.
     pub name: String,
     pub format: DiskFormat,
 }

@@ -1,21 +1,17 @@
 //! Repairs the refcounts of a qcow2 file whose writer was killed, before the file is written again.
 //!
-//! imago keeps refcounts in memory until a flush, but links a new table in the file at once. If the process is killed
-//! in between, the file refers to clusters that it counts as free. Further writes would allocate them again and destroy
-//! data.
+//! imago keeps refcounts in memory until a flush, but links a new table in the file at once. After a kill in between,
+//! the file refers to clusters that it counts as free, which further writes would allocate and destroy. Every writable
+//! open therefore counts all referenced clusters as used. This reads one table of 64 KiB for each 512 MiB of disk.
 //!
-//! Therefore every writable open follows all references and counts their targets as used. This reads one table of 64
-//! KiB for each 512 MiB of disk. Unreferenced clusters only waste space and stay. QEMU's `docs/interop/qcow2.txt`
-//! specifies the format.
+//! The format is specified in QEMU's `docs/interop/qcow2.txt`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Bits of a table entry that hold an offset.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// Flag of an entry for compressed data.
 const COMPRESSED: u64 = 1 << 62;
 /// External data files and extended L2 entries. imago refuses both.
 const OTHER_LAYOUT: u64 = 1 << 2 | 1 << 4;
@@ -25,7 +21,7 @@ const REFCOUNT_ORDER: u32 = 4;
 const MAX_L1_BYTES: u64 = 32 << 20;
 const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 
-/// Counts every referenced cluster as used. Returns the number of clusters that were not counted.
+/// Returns the number of referenced clusters that were not counted as used.
 pub(super) fn fix(file: &File) -> io::Result<u64> {
     let Some(header) = Header::read(file)? else { return Ok(0) };
     let mut refcounts = Refcounts::read(file, &header)?;
@@ -103,7 +99,6 @@ impl Header {
 struct Refcounts<'a> {
     file: &'a File,
     cluster_bits: u32,
-    /// Offsets of the refcount blocks.
     table: Vec<u64>,
     blocks: BTreeMap<u64, Block>,
     mended: u64,
@@ -171,7 +166,7 @@ impl<'a> Refcounts<'a> {
     }
 }
 
-/// Reads big-endian 64-bit words.
+/// The words are big-endian.
 fn words(file: &File, offset: u64, length: u64) -> io::Result<Vec<u64>> {
     let mut bytes = vec![0; length as usize];
     file.read_exact_at(&mut bytes, offset)?;

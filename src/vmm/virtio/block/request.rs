@@ -1,5 +1,4 @@
-//! A virtio-blk request: parsed from its chain, executed, and answered with a status byte (specification, section
-//! 5.2.6).
+//! A virtio-blk request: parsed, executed, and answered with a status byte (specification, section 5.2.6).
 
 use vm_memory::GuestAddress;
 
@@ -77,10 +76,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Parses the header and locates the status byte.
-    ///
-    /// # Errors
-    /// The chain has no room for the header or for the status byte.
+    /// Fails if the chain has no room for the header or for the status byte.
     pub fn parse(memory: &GuestMemory, queue: usize, chain: &'a Chain) -> Result<Request<'a>, QueueError> {
         let mut header = [0; HEADER as usize];
         let length = queue::read_from(memory, &chain.readable, &mut header) as u64;
@@ -178,17 +174,15 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Returns the device-writable buffers without the status byte.
     fn data_out(&self) -> Vec<Buffer> {
         queue::subrange(&self.chain.writable, 0, queue::total_length(&self.chain.writable) - 1)
     }
 
-    /// Returns the device-readable buffers without the header.
     fn data_in(&self) -> Vec<Buffer> {
         queue::subrange(&self.chain.readable, HEADER, u64::MAX)
     }
 
-    /// Writes the disk's ID, truncated or zero-padded to 20 bytes. Returns the number of bytes written.
+    /// Truncates or zero-pads the ID to 20 bytes. Returns the number of bytes written.
     fn get_id(&self, memory: &GuestMemory, disk: &Disk) -> u32 {
         let mut id = [0; ID_LENGTH];
         let length = disk.id().len().min(ID_LENGTH);
@@ -236,7 +230,6 @@ impl<'a> Request<'a> {
         (whole && end <= disk.sectors()).then(|| self.sector * SECTOR)
     }
 
-    /// Executes `DISCARD` or `WRITE_ZEROES` on a list of segments.
     fn ranges(&self, memory: &GuestMemory, disk: &mut Disk, faults: &GuestFaults) -> Status {
         let buffers = self.data_in();
         let length = queue::total_length(&buffers);

@@ -1,11 +1,11 @@
 //! An io_uring that can only read and sync files (io_uring(7)).
 //!
-//! io_uring operations bypass the thread's seccomp filter. The ring is therefore restricted permanently before it is
-//! enabled: to vectored reads and `fsync` without flags. Nothing can be registered with it.
+//! io_uring operations bypass the thread's seccomp filter. The ring is therefore restricted permanently to vectored
+//! reads and `fsync` without flags. Nothing can be registered with it.
 //!
 //! The ring is created before the process gives up `io_uring_setup` and locked memory, to which newer kernels charge
-//! the ring's two pages. Files are not registered, because the kernel would release them, and a disk's lock, only some
-//! time after the process has ended.
+//! two pages. Files are not registered: the kernel would release them, with a disk's lock, only after the process has
+//! ended.
 
 use std::fmt;
 use std::io;
@@ -58,8 +58,7 @@ impl Ring {
     /// Queues a read for the next `submit`. There must be room.
     ///
     /// # Safety
-    /// Until the read completes, `buffers` and the memory that they point to must stay in place. No references into
-    /// that memory may exist.
+    /// `buffers` and their memory must stay in place until the read completes, and no references into it may exist.
     pub(super) unsafe fn read(&mut self, fd: RawFd, buffers: &[libc::iovec], offset: u64, token: u64) {
         let read = opcode::Readv::new(types::Fd(fd), buffers.as_ptr(), buffers.len() as u32).offset(offset);
         // SAFETY: by this function's contract.
@@ -93,8 +92,7 @@ impl Ring {
 
     fn enter(&mut self, at_least: usize) {
         match self.ring.submit_and_wait(at_least).map_err(|error| error.raw_os_error()) {
-            // Retry after signals and when memory is short: the kernel may already use the buffers, so giving up is
-            // impossible.
+            // Retry after signals and when memory is short: the kernel may already use the buffers.
             Ok(_) | Err(Some(libc::EINTR)) => {}
             Err(Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM)) => std::thread::yield_now(),
             Err(error) => panic!("a ring that is set up takes what it is restricted to: error {error:?}"),
@@ -110,7 +108,7 @@ impl Ring {
 }
 
 impl AsRawFd for Ring {
-    /// Returns the descriptor, which is readable when there is a completion.
+    /// Readable when there is a completion.
     fn as_raw_fd(&self) -> RawFd {
         self.ring.as_raw_fd()
     }

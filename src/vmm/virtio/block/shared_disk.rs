@@ -1,6 +1,5 @@
-//! A disk slot, shared between a device, its thread, and the code that attaches and detaches disks.
-//!
-//! Requests run while the slot is held, until none is in flight. Another holder never sees a partly completed request.
+//! A disk slot, shared between a device, its thread, and the code that attaches and detaches disks. Requests run while
+//! the slot is held, until none is in flight, so another holder never sees a partly completed request.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
@@ -13,8 +12,7 @@ use crate::vmm::timeline::monotonic_ns;
 /// Locks are taken in the order of the fields.
 #[derive(Debug, Default)]
 pub struct SharedDisk {
-    /// Taken before the disk, for fairness: without it, a thread with back-to-back requests would take the disk again
-    /// before any waiter wakes up.
+    /// Taken before the disk, so that a thread with back-to-back requests queues behind the waiters.
     turnstile: Mutex<()>,
     disk: Mutex<Option<Disk>>,
     /// Data that is available without waiting for a request.
@@ -27,7 +25,6 @@ pub struct SharedDisk {
 #[derive(Debug, Clone)]
 pub struct Label {
     pub id: String,
-    /// Size in sectors.
     pub sectors: u64,
     pub read_only: bool,
     pub counters: Arc<DiskCounters>,
@@ -42,7 +39,6 @@ pub struct DiskGuard<'a> {
 }
 
 impl SharedDisk {
-    /// The limiter `shared` is that of all disks of the VM.
     pub fn new(disk: Option<Disk>, shared: SharedDiskLimiter) -> SharedDisk {
         let shared_disk = SharedDisk { shared, ..SharedDisk::default() };
         if let Some(disk) = disk {
@@ -117,7 +113,6 @@ impl DiskGuard<'_> {
         disk
     }
 
-    /// Updates the data that [`SharedDisk::label`] returns.
     pub fn relabel(&mut self) {
         *lock(&self.shared_disk.label) = self.disk.as_ref().map(|disk| Label {
             id: disk.id().to_string(),

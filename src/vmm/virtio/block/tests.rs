@@ -15,7 +15,6 @@ use vm_memory::{Bytes, GuestAddress};
 const HEADER_AT: u64 = 0x10_0000;
 const DATA_AT: u64 = 0x20_0000;
 const STATUS_AT: u64 = 0x30_0000;
-/// Address of the available ring that `queue_with` sets up.
 const RING_AT: u64 = 0x100;
 
 struct Bench {

@@ -26,26 +26,22 @@ pub enum Backend {
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// The frame was sent, or buffered for sending.
+    /// Sent, or buffered for sending.
     Done,
-    /// The frame cannot be sent.
     Refused,
-    /// There is no room for the frame now.
     Full,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
     Frame {
-        /// Without the header.
         length: usize,
     },
     /// A frame was rejected, after part of it was written to the target.
     Refused {
-        /// In bytes, without the header.
+        /// Without the header.
         written: usize,
     },
-    /// No frame is available now.
     Nothing,
     Closed,
 }
@@ -68,7 +64,6 @@ impl Backend {
         }
     }
 
-    /// Enables the offloads that the driver accepts on receive.
     pub fn set_offloads(&self, checksum: bool, segmentation: bool, ecn: bool) -> io::Result<()> {
         match self {
             Backend::Tap(tap) => tap.set_offloads(checksum, segmentation, ecn),

@@ -1,5 +1,4 @@
-//! `struct virtio_net_hdr` before each frame in a buffer (specification, section 5.1.6), and before frames of a tap
-//! with `IFF_VNET_HDR`.
+//! `struct virtio_net_hdr` before each frame in a buffer (specification, section 5.1.6), and in an `IFF_VNET_HDR` tap.
 
 /// Includes `num_buffers`, which every non-legacy device has.
 pub const LENGTH: usize = 12;
@@ -15,7 +14,7 @@ const GSO_ECN: u8 = 0x80;
 
 pub type Header = [u8; LENGTH];
 
-/// Header of a plain Ethernet frame in one buffer.
+/// For a plain Ethernet frame in one buffer.
 pub const PLAIN: Header = [0, GSO_NONE, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
 /// Returns true if the header uses only offered offloads. Consumers must validate its fields against the frame.

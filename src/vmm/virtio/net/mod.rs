@@ -1,8 +1,7 @@
 //! The network device (specification, section 5.1): the guest's `eth0`.
 //!
-//! Frames pass between guest memory and a [`Backend`]: a tap, or the stream socket of a user-mode network. Only the
-//! head of a frame is copied. The netstack's [`Services`] inspect each frame and answer some themselves; without a
-//! backend, the guest reaches only these services.
+//! Frames pass between guest memory and a [`Backend`]; only their heads are copied. The netstack's [`Services`] inspect
+//! each frame and answer some themselves. Without a backend, the guest reaches only these services.
 //!
 //! Every backend has the same checksum and segmentation offloads, so that a guest can be restored with a different one.
 //! A tap's kernel implements the offloads; a user-mode network terminates connections, so it can take large segments.
@@ -105,7 +104,7 @@ impl Counters {
     }
 }
 
-/// The host's side of a guest's link. It survives resets by the driver.
+/// Survives resets by the driver.
 #[derive(Debug)]
 struct Port {
     backend: Backend,
@@ -148,18 +147,15 @@ impl Shared {
     }
 }
 
-/// Handle to control a device's link from outside the guest.
+/// Controls a device's link from outside the guest.
 #[derive(Debug, Clone)]
 pub struct NetControl {
     shared: Arc<Shared>,
 }
 
 impl NetControl {
-    /// Applies the configuration in the file `link`, which `files` may hold open, to the netstack's services.
-    /// Returns messages about the parts that could not be applied. The other parts are in effect.
-    ///
-    /// # Errors
-    /// A message for the user, if nothing was applied.
+    /// Applies the configuration in the file `link`, which `files` may hold open, to the netstack's services. Returns
+    /// messages about the parts that were not applied, or a single message if nothing was applied.
     pub fn reload(&self, link: &Path, files: &FdTable) -> Result<Vec<String>, String> {
         let none = || "the machine has no link that could be changed".to_string();
         let ports = self.shared.ports.as_ref().map_or(Ok(Vec::new()), PortsClient::request);
@@ -207,8 +203,7 @@ pub struct Net {
 }
 
 impl Net {
-    /// Creates a device in front of `backend`. `link` configures the netstack's services, `sockets` opens published
-    /// ports.
+    /// `link` configures the netstack's services; `sockets` opens published ports.
     pub fn new(
         config: &NetConfig,
         backend: Backend,
@@ -220,8 +215,8 @@ impl Net {
         if let (Some(services), Some(ports)) = (&mut services, &ports) {
             services.set_ports(ports.request()?);
         }
-        // The link is up even without a backend, because the netstack's services may answer. A template's guest, which
-        // has neither yet, must not notice that they appear after a restore.
+        // The link is up even without a backend: services may answer, and a template's guest must not notice that a
+        // backend appears after a restore.
         let is_up = AtomicBool::new(true);
         let changed = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let limiter = |limits: NetLimits| RateLimiter::new(limits.bytes, monotonic_ns());

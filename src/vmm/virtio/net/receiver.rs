@@ -15,7 +15,6 @@ use crate::vmm::virtio::queue::{self, Buffer, Chain, QueueError, Virtqueue};
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Length of the frame.
     Delivered(usize),
     /// The frame was rejected, or the driver can never offer enough buffers for it.
     Dropped,
@@ -60,14 +59,12 @@ impl Receiver {
         self.waiting.is_some()
     }
 
-    /// Delivers a frame that needs no filtering.
     pub fn deliver(&mut self, memory: &GuestMemory, header: Header, frame: Vec<u8>) -> Result<Step, QueueError> {
         debug_assert!(self.waiting.is_none(), "one frame waits at a time");
         self.waiting = Some((header, frame));
         self.deliver_waiting(memory)
     }
 
-    /// Delivers the waiting frame if there are enough buffers now.
     pub fn deliver_waiting(&mut self, memory: &GuestMemory) -> Result<Step, QueueError> {
         let Some((header, frame)) = self.waiting.take() else { return Ok(Step::Nothing) };
         let needed = header::LENGTH + frame.len();

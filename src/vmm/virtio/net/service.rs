@@ -43,7 +43,6 @@ pub struct Service {
     watched: EventSet,
     /// The backend had no room for a frame, which is still in the ring, or took only part of one.
     is_full: bool,
-    /// The driver has not offered buffers for the available frames.
     is_starved: bool,
     /// Time until throttled frames may pass, to the guest and from the guest.
     held: [Option<Duration>; 2],
@@ -111,7 +110,7 @@ impl Service {
         }
     }
 
-    /// Sends a batch of the guest's frames. Returns true if there are more to send.
+    /// Returns true if there are more frames to send.
     fn send_batch(&mut self, port: &mut Port, shared: &Shared, now: Instant) -> Result<bool, QueueError> {
         self.held[TRANSMIT] = None;
         if self.is_full && !port.backend.flush() {
@@ -201,7 +200,7 @@ impl Service {
         Ok(sent)
     }
 
-    /// Delivers a batch of frames to the guest. Returns true if there are more, and buffers for them.
+    /// Returns true if there are more frames, and buffers for them.
     fn receive_batch(&mut self, port: &mut Port, shared: &Shared, now: Instant) -> Result<bool, QueueError> {
         self.receiver.queue().disable_notifications()?;
         let mut count = 0;

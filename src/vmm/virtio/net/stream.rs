@@ -14,7 +14,6 @@ use super::backend::{MAX_FRAME, Received, Sent};
 use crate::vmm::netstack::HEAD_LENGTH;
 use crate::vmm::virtio::iovec::Pieces;
 
-/// Length of the prefix before a frame.
 const PREFIX: usize = 4;
 /// Longest frame that passt accepts (`ETH_MAX_MTU`). It hangs up on a longer one.
 const LIMIT: usize = 65535;
@@ -83,8 +82,7 @@ impl Stream {
         true
     }
 
-    /// Returns the length of the next frame, if all of it has arrived. An impossible length closes the socket: the
-    /// frames after it cannot be delimited.
+    /// Returns the length of the next whole frame. An impossible length closes the socket.
     fn frame(&mut self) -> Option<usize> {
         let length = self.announced()?;
         if length > MAX_FRAME {
@@ -95,7 +93,6 @@ impl Stream {
         (self.end - self.start - PREFIX >= length).then_some(length)
     }
 
-    /// Returns the length in the next frame's prefix, if the prefix has arrived.
     fn announced(&self) -> Option<usize> {
         let prefix = self.buffer[self.start..self.end].first_chunk::<PREFIX>()?;
         Some(u32::from_be_bytes(*prefix) as usize)
@@ -199,7 +196,6 @@ impl AsRawFd for Stream {
     }
 }
 
-/// Copies `bytes` to the start of `target`, as far as they fit.
 fn copy_to(target: &Pieces, mut bytes: &[u8]) {
     for piece in target.as_slice() {
         let count = piece.iov_len.min(bytes.len());

@@ -17,7 +17,6 @@ pub const BUFFER: u32 = 256 << 10;
 /// Freed bytes after which the guest gets a credit update.
 const CREDIT_STEP: u32 = BUFFER / 4;
 
-/// The two ports that identify a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
     pub guest_port: u32,
@@ -33,7 +32,6 @@ enum State {
     Closed,
 }
 
-/// Control packets that must be sent.
 #[derive(Debug, Default)]
 struct Due {
     request: bool,
@@ -74,7 +72,6 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Creates a connection that the host requests to a port of the guest.
     pub fn from_host(key: Key, guest_cid: u64, stream: UnixStream) -> Connection {
         let due = Due { request: true, ..Due::default() };
         Connection::new(key, guest_cid, stream, State::Requested, due)
@@ -127,7 +124,6 @@ impl Connection {
         }
     }
 
-    /// Processes a packet from the guest with its payload `data`.
     pub fn receive(&mut self, header: &Header, data: &[u8]) {
         self.take_credit(header);
         match (header.op, self.state) {
@@ -212,7 +208,7 @@ impl Connection {
         }
     }
 
-    /// Returns the number of bytes that the guest can take.
+    /// Number of bytes that the guest can take.
     fn credit(&self) -> u32 {
         let in_flight = (self.sent - self.peer_forwarded).0;
         self.peer_buffer.saturating_sub(in_flight)
@@ -242,8 +238,7 @@ impl Connection {
         }
     }
 
-    /// Returns the next packet for the guest. For data, `read` transfers at most a number of bytes from the host's
-    /// socket directly into the guest's buffer, and returns their number.
+    /// Returns the next packet. `read` transfers limited data from the host's socket directly into the guest's buffer.
     pub fn next_packet(&mut self, read: impl FnOnce(&mut UnixStream, u32) -> io::Result<usize>) -> Option<Header> {
         match self.state {
             State::Closed => return None,

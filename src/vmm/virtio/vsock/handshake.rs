@@ -14,9 +14,7 @@ pub struct Handshake {
 
 #[derive(Debug)]
 pub enum Progress {
-    /// The line is incomplete.
     Waiting(Handshake),
-    /// The client requests this port.
     Connect(UnixStream, u32),
     /// The client left or sent an invalid line.
     Refused,

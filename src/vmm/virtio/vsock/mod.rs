@@ -35,8 +35,7 @@ use service::Service;
 pub const SOCKET: &str = "vsock.sock";
 
 const DEVICE_TYPE: u32 = 19;
-/// Receive, transmit and event queue. Linux fills the receive queue while it boots: 256 entries took 0.33 s in an
-/// emulated guest.
+/// Linux fills the receive queue while it boots: 256 entries took 0.33 s in an emulated guest.
 const QUEUE_SIZES: &[u16] = &[64, 128, 16];
 
 #[derive(Debug, thiserror::Error)]
@@ -57,10 +56,8 @@ pub struct Vsock {
 }
 
 impl Vsock {
-    /// Creates the device and its socket at `path`. Dropping the device removes the socket file.
-    ///
-    /// `connector` opens the guest's connections to the host. With `released`, the device makes a restored guest drop
-    /// its old connections. It accepts clients only after that and after `released` was written, or after a timeout.
+    /// Creates the device and its socket, which is removed on drop. With `released`, the device makes a restored guest
+    /// drop its old connections. It accepts clients after that and after `released` was written, or after a timeout.
     pub fn new(
         config: &VsockConfig,
         path: &Path,

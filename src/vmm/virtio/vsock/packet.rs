@@ -17,7 +17,6 @@ pub mod op {
     pub const RST: u16 = 3;
     /// Closes one or both directions.
     pub const SHUTDOWN: u16 = 4;
-    /// Carries data.
     pub const RW: u16 = 5;
     /// Announces the sender's credit.
     pub const CREDIT_UPDATE: u16 = 6;

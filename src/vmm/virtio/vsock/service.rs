@@ -90,7 +90,6 @@ struct Sentinel {
 #[derive(Debug)]
 struct Entry {
     connection: Connection,
-    /// The token of its socket.
     token: u64,
     /// Set while the connection is in [`Service::ready`].
     is_queued: bool,
@@ -215,7 +214,7 @@ impl Service {
         }
     }
 
-    /// Accepts one client. If there are more, the listener stays readable.
+    /// If there are more clients, the listener stays readable.
     fn accept(&mut self) {
         let Ok((stream, _)) = self.listener.accept() else { return };
         if self.handshakes.len() >= MAX_HANDSHAKES || self.connections.len() >= MAX_CONNECTIONS {
@@ -307,7 +306,7 @@ impl Service {
         }
     }
 
-    /// Moves one batch of packets from and to the guest. Returns true if there may be more.
+    /// Moves one batch of packets. Returns true if there may be more.
     fn serve_guest(&mut self) -> Result<bool, QueueError> {
         let mut left = BATCH;
         loop {
@@ -319,7 +318,7 @@ impl Service {
         }
     }
 
-    /// Takes packets from the guest, at most the rest of the batch. Returns true if there were any.
+    /// Takes at most the rest of the batch. Returns true if there were any packets.
     fn take_packets(&mut self, left: &mut usize) -> Result<bool, QueueError> {
         let mut any = false;
         loop {
@@ -382,7 +381,6 @@ impl Service {
         }
     }
 
-    /// Handles the guest's connection request to a host port.
     fn connect_to_host(&mut self, key: Key, request: &Header) {
         if self.connections.contains_key(&key) || self.connections.len() >= MAX_CONNECTIONS {
             return self.reset_stray(request);
@@ -426,7 +424,7 @@ impl Service {
         }
     }
 
-    /// Gives packets to the guest, at most the rest of the batch. Returns true if there were any.
+    /// Gives at most the rest of the batch. Returns true if there were any packets.
     fn give_packets(&mut self, left: &mut usize) -> Result<bool, QueueError> {
         let mut any = false;
         while *left > 0 && !(self.ready.is_empty() && self.stray_resets.is_empty()) {
