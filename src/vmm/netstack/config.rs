@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_back_and_others_refused() {
+    fn addresses_round_trip_and_invalid_text_is_refused() {
         assert_eq!("06:1f:2a:00:00:01".parse(), Ok(MacAddress([6, 0x1f, 0x2a, 0, 0, 1])));
         assert_eq!(GATEWAY_MAC.to_string().parse(), Ok(GATEWAY_MAC));
         for text in [
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_contains_what_has_its_prefix() {
+    fn cidr_contains_addresses_with_its_prefix() {
         let range: Cidr = "172.31.16.0/20".parse().unwrap();
         assert!(range.contains(Ipv4Addr::new(172, 31, 31, 255)));
         assert!(!range.contains(Ipv4Addr::new(172, 31, 32, 0)));
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_read_back() {
+    fn config_round_trips_through_json() {
         let peers = vec!["0.0.0.0/0".parse().unwrap()];
         let rule = |protocol| FilterRule { protocol, peers: peers.clone() };
         let protocols = [

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_offered_its_address_and_gets_it() {
+    fn discover_and_request_return_configured_address() {
         for (sent, expected) in [(kind::DISCOVER, kind::OFFER), (kind::REQUEST, kind::ACK)] {
             let (to, reply) = answered(&message(sent, &[])).unwrap();
             assert_eq!(to, config().address);
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn another_address_is_refused_to_all_who_listen() {
+    fn request_for_other_address_gets_broadcast_nak() {
         let (to, reply) = answered(&message(kind::REQUEST, &[option::REQUESTED_ADDRESS, 4, 10, 0, 0, 9])).unwrap();
         assert_eq!(to, Ipv4Addr::BROADCAST);
         assert_eq!(value(&reply, option::MESSAGE_TYPE).unwrap(), [kind::NAK]);
@@ -210,13 +210,13 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_has_an_address_is_told_the_rest() {
+    fn inform_gets_options_without_address_or_lease() {
         let (_, reply) = answered(&message(kind::INFORM, &[])).unwrap();
         assert_eq!((&reply[16..20], value(&reply, option::LEASE_TIME)), (&[0; 4][..], None));
     }
 
     #[test]
-    fn others_are_not_answered() {
+    fn other_server_and_invalid_messages_get_no_reply() {
         assert_eq!(answered(&message(kind::REQUEST, &[option::SERVER, 4, 10, 0, 0, 9])), None);
         assert_eq!(answered(&message(7, &[])), None);
         assert_eq!(answered(&message(kind::DISCOVER, &[option::SERVER, 200, 1])), None);
@@ -225,7 +225,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_messages_do_no_harm(
+        fn arbitrary_messages_never_panic(
             fixed in proptest::collection::vec(any::<u8>(), 0..300),
             options in proptest::collection::vec(any::<u8>(), 0..100),
         ) {

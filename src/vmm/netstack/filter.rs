@@ -65,7 +65,7 @@ struct Flow {
 
 #[derive(Debug, Clone, Copy)]
 struct Tracked {
-    begun: Direction,
+    first_direction: Direction,
     seen: Instant,
 }
 
@@ -202,8 +202,8 @@ impl Tracker {
         let Some(tracked) = self.flows.get_mut(flow).filter(|tracked| tracked.is_live(flow, now)) else { return false };
         let belongs = match part {
             Part::Begin | Part::Alone => false,
-            Part::Request => tracked.begun == direction,
-            Part::Reply => tracked.begun != direction,
+            Part::Request => tracked.first_direction == direction,
+            Part::Reply => tracked.first_direction != direction,
             Part::Either => true,
         };
         if belongs {
@@ -216,7 +216,7 @@ impl Tracker {
         if self.flows.len() >= self.sweep_at.min(self.limit) {
             self.sweep(now);
         }
-        self.flows.insert(flow, Tracked { begun: direction, seen: now });
+        self.flows.insert(flow, Tracked { first_direction: direction, seen: now });
     }
 
     /// Removes expired flows. If the table is still full, removes an eighth, so that scans are rare.
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_answered_passes_until_it_is_idle_too_long() {
+    fn replies_pass_until_idle_timeout() {
         let mut bench = bench(vec![], vec![rule(FilterProtocol::Udp { from: 53, to: 53 }, "0.0.0.0/0")]);
         let (query, answer) = (udp((GUEST, 4000), (PEER, 53)), udp((PEER, 53), (GUEST, 4000)));
         assert!(!bench.passes(&answer, Ingress));
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_for_ports_and_ranges() {
+    fn rules_match_ports_and_peer_ranges() {
         let mut bench = bench(vec![rule(FilterProtocol::Udp { from: 80, to: 90 }, "10.0.0.0/24")], vec![]);
         assert!(bench.passes(&udp((PEER, 9), (GUEST, 80)), Ingress));
         assert!(!bench.passes(&udp((PEER, 9), (GUEST, 91)), Ingress));
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_for_what_is_begun_after_it() {
+    fn rule_change_applies_to_new_flows_only() {
         let open = rule(FilterProtocol::All, "0.0.0.0/0");
         let mut bench = bench(vec![open], vec![]);
         assert!(bench.passes(&udp((PEER, 9), (GUEST, 80)), Ingress));
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_pass_that_are_about_something_begun() {
+    fn icmp_error_about_tracked_flow_passes() {
         let mut bench = bench(vec![], vec![rule(FilterProtocol::Udp { from: 0, to: 65535 }, "0.0.0.0/0")]);
         let query = udp((GUEST, 4000), (PEER, 53));
         let unreachable = icmp(PEER, GUEST, &[&[3, 3, 0, 0, 0, 0, 0, 0][..], &query].concat());
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn echoes_are_told_apart_by_type_and_identifier() {
+    fn icmp_queries_match_by_type_and_identifier() {
         let echo = rule(FilterProtocol::Icmp { kind: Some(ECHO), code: None }, "0.0.0.0/0");
         let mut bench = bench(vec![echo], vec![]);
         assert!(!bench.passes(&icmp(PEER, GUEST, &[13, 0, 0, 0, 0, 7, 0, 0]), Ingress));
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_fragment_goes_where_the_first_went() {
+    fn later_fragment_passes_only_after_first() {
         let mut bench = bench(vec![rule(FilterProtocol::Udp { from: 80, to: 80 }, "0.0.0.0/0")], vec![]);
         let mut first = udp((PEER, 9), (GUEST, 80));
         let mut later = first.clone();
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_forgets_what_was_idle_the_longest() {
+    fn full_table_evicts_longest_idle_flows() {
         let mut bench = bench(vec![rule(FilterProtocol::All, "0.0.0.0/0")], vec![]);
         bench.tracker.limit = 8;
         for port in 0..8 {
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_successor_with_the_same_ports_is_judged_by_the_rules() {
+    fn new_syn_on_tracked_ports_is_checked_by_rules() {
         let mut bench = bench(vec![rule(FilterProtocol::Tcp { from: 80, to: 80 }, "0.0.0.0/0")], vec![]);
         let (syn, segment) = (tcp((PEER, 9), (GUEST, 80), 2), tcp((PEER, 9), (GUEST, 80), 0x10));
         assert!(bench.passes(&syn, Ingress));
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn an_echo_is_answered_and_not_asked_back() {
+    fn echo_reply_passes_and_inbound_echo_is_refused() {
         let mut bench = bench(vec![], vec![rule(FilterProtocol::All, "0.0.0.0/0")]);
         assert!(bench.passes(&icmp(GUEST, PEER, &[ECHO, 0, 0, 0, 0, 7, 0, 0]), Egress));
         assert!(!bench.passes(&icmp(PEER, GUEST, &[ECHO, 0, 0, 0, 0, 7, 0, 0]), Ingress));
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn other_packets_do_not_make_fragments_forgotten() {
+    fn first_fragment_is_remembered_among_other_packets() {
         let mut bench = bench(vec![rule(FilterProtocol::Udp { from: 80, to: 80 }, "0.0.0.0/0")], vec![]);
         let mut first = udp((PEER, 9), (GUEST, 80));
         first[6] = 0x20;
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_of_tcp_do_not_come_in_a_later_fragment() {
+    fn fragment_that_could_carry_tcp_flags_is_refused() {
         let mut bench = bench(vec![rule(FilterProtocol::All, "0.0.0.0/0")], vec![]);
         let mut short = tcp((PEER, 9), (GUEST, 80), 0x10);
         short.truncate(28);
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_long_since_is_not_kept() {
+    fn expired_flows_are_removed() {
         let mut bench = bench(vec![rule(FilterProtocol::All, "0.0.0.0/0")], vec![]);
         for round in 0..40_u8 {
             for port in 0..500 {

@@ -23,8 +23,8 @@ const SYN: u8 = 2;
 
 /// Returns a configuration with all services, and a packet filter. `bits` selects options.
 pub(crate) fn config(bits: u8) -> NetstackConfig {
-    let everybody = Cidr { address: Ipv4Addr::UNSPECIFIED, prefix_length: 0 };
-    let rule = |protocol| FilterRule { protocol, peers: vec![everybody] };
+    let any_peer = Cidr { address: Ipv4Addr::UNSPECIFIED, prefix_length: 0 };
+    let rule = |protocol| FilterRule { protocol, peers: vec![any_peer] };
     let filter = Filter {
         ingress: vec![
             rule(FilterProtocol::Tcp { from: 22, to: 80 }),

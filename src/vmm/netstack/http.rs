@@ -145,7 +145,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_request_is_read_with_what_follows_it_left() {
+    fn pipelined_request_is_parsed_up_to_its_end() {
         let bytes = b"GET /latest/meta-data/?x=1 HTTP/1.1\r\nHost: a\r\nX-Token:  b \r\n\r\nGET";
         let Parsed::Request(request, length) = parse(bytes) else { panic!() };
         assert_eq!(length, bytes.len() - 3);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_end_as_asked_for() {
+    fn keep_alive_follows_version_and_connection_header() {
         let keeps = |text: &str| match parse(text.as_bytes()) {
             Parsed::Request(request, _) => request.keeps_alive,
             other => panic!("{other:?}"),
@@ -169,14 +169,14 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_part_of_its_request() {
+    fn body_counts_toward_request_length() {
         let text = b"PUT / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc";
         assert_eq!(parse(&text[..text.len() - 1]), Parsed::Incomplete);
         assert!(matches!(parse(text), Parsed::Request(_, length) if length == text.len()));
     }
 
     #[test]
-    fn what_is_no_request_is_told_so() {
+    fn invalid_requests_return_error_status() {
         let status = |text: &str| match parse(text.as_bytes()) {
             Parsed::Bad(answer) => answer.status,
             other => panic!("{other:?}"),
@@ -192,7 +192,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_are_a_request_or_not(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        fn arbitrary_bytes_never_exceed_parsed_length(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             if let Parsed::Request(_, length) = parse(&bytes) {
                 prop_assert!(length <= bytes.len());
             }

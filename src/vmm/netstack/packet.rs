@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_datagram_is_read_back() {
+    fn datagram_round_trips() {
         let source = (Ipv4Addr::new(10, 0, 0, 1), 53);
         let destination = (Ipv4Addr::new(10, 0, 0, 2), 4000);
         let sent = Datagram { source, destination, payload: b"abc" };
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_is_nothing() {
+    fn truncated_packet_is_refused() {
         let whole =
             Datagram { source: (Ipv4Addr::LOCALHOST, 1), destination: (Ipv4Addr::LOCALHOST, 2), payload: &[] }.packet();
         let whole = whole.unwrap();

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_a_folder_of_one_s_own_is_not_named_again() {
+    fn grants_inside_own_directory_are_merged() {
         let grant = |path: &str, access| Grant { path: path.into(), access };
         let grants = Grants::new(vec![
             grant("/h/volumes/vol", Access::Write),

@@ -84,14 +84,14 @@ pub fn record() -> SandboxRecord {
 }
 
 /// Enters all layers except seccomp, before the machine is built, with at most `threads` threads.
-pub fn enter(monitor: &namespaces::SandboxedChild, grants: &Grants, threads: u64) -> Result<(), SandboxError> {
+pub fn enter(child: &namespaces::SandboxedChild, grants: &Grants, threads: u64) -> Result<(), SandboxError> {
     let mut record =
         SandboxRecord { pid: own_pid(), layers: vec![Layer::NoNewPrivileges, Layer::Seccomp], missing: vec![] };
     limits::resources().map_err(keeps("its limits"))?;
     record.layers.push(Layer::Limits);
-    match &monitor.refused {
+    match &child.refused {
         Some(error) => record.missing.push(format!("no namespaces of its own: {error}")),
-        None => enter_namespaces(monitor, grants, threads, &mut record)?,
+        None => enter_namespaces(child, grants, threads, &mut record)?,
     }
     match landlock::enter(grants) {
         Ok(Some(is_whole)) => {
@@ -105,7 +105,7 @@ pub fn enter(monitor: &namespaces::SandboxedChild, grants: &Grants, threads: u64
     }
     limits::only_capabilities(CapabilitySet::empty()).map_err(keeps("its capabilities"))?;
     limits::no_new_privileges().map_err(keeps("the privileges of what it could execute"))?;
-    monitor.end_with_supervisor().map_err(keeps("its life when its supervisor ends"))?;
+    child.end_with_supervisor().map_err(keeps("its life when its supervisor ends"))?;
     if record.missing.is_empty() {
         log::info!("sandbox: {record}");
     } else {
@@ -116,13 +116,13 @@ pub fn enter(monitor: &namespaces::SandboxedChild, grants: &Grants, threads: u64
 }
 
 fn enter_namespaces(
-    monitor: &namespaces::SandboxedChild,
+    child: &namespaces::SandboxedChild,
     grants: &Grants,
     threads: u64,
     record: &mut SandboxRecord,
 ) -> Result<(), SandboxError> {
     record.layers.push(Layer::Namespaces);
-    match &monitor.network_refused {
+    match &child.network_refused {
         None => record.layers.push(Layer::NetworkNamespace),
         Some(error) => record.missing.push(format!("no network namespace of its own: {error}")),
     }

@@ -48,12 +48,12 @@ pub fn split() -> io::Result<Side> {
     };
     if let Ok(side) = attempt(flags) {
         return Ok(match side {
-            Side::Child(monitor) => Side::Child(SandboxedChild { network_refused: Some(error), ..monitor }),
+            Side::Child(child) => Side::Child(SandboxedChild { network_refused: Some(error), ..child }),
             supervisor => supervisor,
         });
     }
     Ok(match attempt(0)? {
-        Side::Child(monitor) => Side::Child(SandboxedChild { refused: Some(error), ..monitor }),
+        Side::Child(child) => Side::Child(SandboxedChild { refused: Some(error), ..child }),
         supervisor => supervisor,
     })
 }

@@ -27,7 +27,7 @@ pub const SAYS: &str = "the VMM ends: ";
 static WANTED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    static WHO: Cell<&'static str> = const { Cell::new("a thread") };
+    static THREAD_NAME: Cell<&'static str> = const { Cell::new("a thread") };
 }
 
 /// Enables filters for threads of this process.
@@ -55,7 +55,7 @@ pub fn enter(kind: Kind) -> io::Result<()> {
     if !is_wanted() {
         return Ok(());
     }
-    WHO.with(|who| who.set(kind.as_str()));
+    THREAD_NAME.with(|who| who.set(kind.as_str()));
     let [first, second] = programs(kind);
     for program in [first, second] {
         apply_filter(program).map_err(io::Error::other)?;
@@ -128,7 +128,7 @@ extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     let number = unsafe { info.cast::<libc::c_int>().add(6).read() };
     let mut line = Line { bytes: [0; 200], length: 0 };
     let name = syscalls::Sysno::new(number as usize).map_or("unknown to wisp", |call| call.name());
-    let who = WHO.with(Cell::get);
+    let who = THREAD_NAME.with(Cell::get);
     line.push(SAYS);
     line.push(who);
     line.push(" made the system call ");
@@ -172,14 +172,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_list_makes_a_filter() {
+    fn every_kind_compiles_to_filter() {
         for kind in Kind::ALL {
             programs(kind).into_iter().for_each(|program| assert!(!program.is_empty(), "{kind:?}"));
         }
     }
 
     #[test]
-    fn the_starter_has_every_call_of_those_that_it_starts() {
+    fn starter_allows_every_call_of_its_threads() {
         let starter = rules(Kind::Starter);
         for kind in [Kind::Vcpu, Kind::Block, Kind::Rng, Kind::Vsock, Kind::Net] {
             for (number, wanted) in rules(kind) {
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn no_list_has_a_call_that_gets_more_than_there_is() {
+    fn no_kind_allows_calls_that_gain_access() {
         let forbidden = [
             libc::SYS_socket,
             libc::SYS_bind,

@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn overlapping_and_too_many_pieces_are_read_into() {
+    fn read_from_fills_overlapping_and_excess_pieces() {
         use std::io::Write;
         use std::os::fd::AsFd;
         use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_behind_is_copied() {
+    fn copy_from_skips_leading_bytes() {
         let (first, second) = ([1, 2, 3], [4, 5]);
         let mut pieces = Pieces::default();
         pieces.push_source(&first);

@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_finds_the_device() {
+    fn driver_reads_device_identity() {
         let mut transport = transport();
         assert_eq!(read(&mut transport, register::MAGIC_VALUE), 0x7472_6976);
         assert_eq!(read(&mut transport, register::VERSION), 2);
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_that_follows_the_rules_activates_it() {
+    fn valid_driver_activates_device() {
         let mut transport = transport();
         bring_up(&mut transport, VERSION_1 | 1);
         assert!(transport.activated);
@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn features_that_are_not_offered_are_not_accepted() {
+    fn unoffered_features_are_refused() {
         for features in [VERSION_1 | 2, 1] {
             let mut transport = transport();
             bring_up(&mut transport, features);
@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn rings_outside_memory_need_a_reset() {
+    fn rings_outside_memory_need_reset() {
         let mut transport = transport();
         write(&mut transport, register::STATUS, 1);
         write(&mut transport, register::STATUS, 3);
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_starts_all_over() {
+    fn reset_allows_new_activation() {
         let mut transport = transport();
         bring_up(&mut transport, VERSION_1);
         transport.interrupt.need_reset();
@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupt_tells_its_reason_until_it_is_acknowledged() {
+    fn interrupt_status_holds_until_acknowledged() {
         let mut transport = transport();
         bring_up(&mut transport, VERSION_1);
         transport.interrupt.signal_used();

@@ -21,10 +21,7 @@ pub enum QueueError {
     Ring { queue: usize, reason: String },
     /// A chain with a loop, an index out of range, a bad indirect table, or more than 4 GiB.
     #[error("queue {queue}: the chain at descriptor {head} has no end (a loop, a bad index, or a bad indirect table)")]
-    Endless {
-        queue: usize,
-        head: u16,
-    },
+    Endless { queue: usize, head: u16 },
     #[error("queue {queue}: the chain at descriptor {head} is empty")]
     Empty { queue: usize, head: u16 },
     #[error("queue {queue}: a buffer at {address:#x} has no length")]
@@ -185,9 +182,9 @@ impl Chain {
     ) -> Result<Chain, QueueError> {
         let head = chain.head_index();
         let mut parsed = Chain { head, readable: Vec::new(), writable: Vec::new() };
-        let mut goes_on = true;
+        let mut has_next = true;
         for descriptor in chain.by_ref() {
-            goes_on = descriptor.has_next();
+            has_next = descriptor.has_next();
             let (address, length) = (descriptor.addr(), descriptor.len());
             if length == 0 {
                 return Err(QueueError::ZeroLength { queue, address: address.0 });
@@ -204,7 +201,7 @@ impl Chain {
                 return Err(QueueError::WrongDirection { queue, address: address.0 });
             }
         }
-        match (goes_on, parsed.readable.is_empty() && parsed.writable.is_empty()) {
+        match (has_next, parsed.readable.is_empty() && parsed.writable.is_empty()) {
             (true, _) => Err(QueueError::Endless { queue, head }),
             (false, true) => Err(QueueError::Empty { queue, head }),
             (false, false) => Ok(parsed),
@@ -354,7 +351,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_sound_chain_is_split_by_direction() {
+    fn valid_chain_is_split_by_direction() {
         let chain = pop(&[(0x10_0000, 16, NEXT, 1), (0x20_0000, 512, NEXT | WRITE, 2), (0x30_0000, 1, WRITE, 0)]);
         let chain = chain.unwrap().unwrap();
         assert_eq!((chain.readable.len(), chain.writable.len()), (1, 2));
@@ -362,19 +359,19 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_empty_ring_has_no_chain() {
+    fn empty_ring_has_no_chain() {
         let memory = memory::allocate(64).unwrap();
         assert_eq!(queue_with(&memory, &[], &[]).pop(), Ok(None));
     }
 
     #[test]
-    fn a_chain_with_a_loop_is_refused() {
+    fn chain_with_loop_is_refused() {
         let looped = pop(&[(0x10_0000, 16, NEXT, 1), (0x20_0000, 16, NEXT, 0)]);
         assert_eq!(looped, Err(QueueError::Endless { queue: 0, head: 0 }));
     }
 
     #[test]
-    fn a_chain_that_leads_outside_the_table_is_refused() {
+    fn chain_outside_table_is_refused() {
         assert_eq!(pop(&[(0x10_0000, 16, NEXT, 99)]), Err(QueueError::Endless { queue: 0, head: 0 }));
     }
 
@@ -387,25 +384,25 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_buffer_without_length_is_refused() {
+    fn zero_length_buffer_is_refused() {
         assert_eq!(pop(&[(0x10_0000, 0, 0, 0)]), Err(QueueError::ZeroLength { queue: 0, address: 0x10_0000 }));
     }
 
     #[test]
-    fn a_readable_buffer_behind_a_writable_one_is_refused() {
+    fn readable_buffer_after_writable_is_refused() {
         let wrong = pop(&[(0x10_0000, 16, NEXT | WRITE, 1), (0x20_0000, 16, 0, 0)]);
         assert_eq!(wrong, Err(QueueError::WrongDirection { queue: 0, address: 0x20_0000 }));
     }
 
     #[test]
-    fn more_available_chains_than_the_ring_holds_are_refused() {
+    fn available_index_beyond_ring_size_is_refused() {
         let memory = memory::allocate(64).unwrap();
         let mut queue = queue_with(&memory, &[(0x10_0000, 16, 0, 0)], &[0; 40]);
         assert!(matches!(queue.pop(), Err(QueueError::Ring { queue: 0, .. })));
     }
 
     #[test]
-    fn an_indirect_table_is_followed_and_a_bad_one_refused() {
+    fn indirect_table_is_followed_and_invalid_one_refused() {
         let memory = memory::allocate(64).unwrap();
         let inner = RawDescriptor::from(Descriptor::new(0x20_0000, 64, 0, 0));
         memory.write_obj(inner, GuestAddress(0x10_0000)).unwrap();
@@ -416,7 +413,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_subrange_crosses_buffers() {
+    fn subrange_crosses_buffers() {
         let buffer = |address, length| Buffer { address: GuestAddress(address), length };
         let buffers = [buffer(0x1000, 16), buffer(0x3000, 512), buffer(0x5000, 1)];
         assert_eq!(subrange(&buffers, 10, 20), [buffer(0x100a, 6), buffer(0x3000, 14)]);
@@ -427,7 +424,7 @@ pub(super) mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(512))]
         #[test]
-        fn arbitrary_rings_give_sound_chains_or_errors(
+        fn arbitrary_rings_give_valid_chains_or_errors(
             descriptors in proptest::collection::vec((any::<u32>(), any::<u32>(), any::<u16>(), any::<u16>()), 1..16),
             heads in proptest::collection::vec(any::<u16>(), 0..40),
             shape in 0_u8..3,

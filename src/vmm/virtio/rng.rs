@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn buffer_that_cannot_be_written_needs_a_reset() {
+    fn read_only_buffer_needs_reset() {
         let memory = memory::allocate(64).unwrap();
         let (mut rng, interrupt, faults) = active_rng(&memory, queue_with(&memory, &[(0x10_0000, 64, 0, 0)], &[0]));
         assert_eq!(rng.pause()[0].next_used, 0);

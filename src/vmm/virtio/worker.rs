@@ -169,14 +169,14 @@ impl Wakeups {
             }
         };
         // Events that arrive together with the pause request must still be handled.
-        let mut go_on = true;
+        let mut is_running = true;
         for event in &events[..count] {
             if event.data() == PAUSE {
-                go_on = false;
+                is_running = false;
             } else {
                 handle(event.data(), event.event_set());
             }
         }
-        go_on
+        is_running
     }
 }

@@ -221,7 +221,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn listings_are_of_the_tree_and_all_that_is_listed_is_there() {
+    fn listed_metadata_paths_exist() {
         let mut bench = bench(config());
         let (_, top) = bench.get("/latest/meta-data/");
         assert_eq!(top, "ami-id\ninstance-id\nplacement/\npublic-keys/\ntags/");
@@ -246,7 +246,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_rest_of_it_is_there() {
+    fn versions_user_data_and_identity_document_are_served() {
         let mut bench = bench(config());
         assert!(bench.get("/").1.starts_with("1.0\n2007-01-19\n") && bench.get("/").1.ends_with("\nlatest"));
         assert_eq!(bench.get("/latest/"), (200, "dynamic\nmeta-data\nuser-data".into()));
@@ -262,7 +262,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_token_is_given_for_a_time_and_asked_for_where_it_is_needed() {
+    fn required_token_is_checked_and_expires() {
         let mut required = config();
         required.tokens_required = true;
         let mut bench = bench(required);
@@ -285,7 +285,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn without_a_need_for_tokens_a_wrong_one_is_refused_all_the_same() {
+    fn invalid_token_is_refused_even_if_optional() {
         let mut bench = bench(config());
         assert_eq!(bench.get("/latest/meta-data/ami-id").0, 200);
         assert_eq!(bench.ask("GET", "/latest/meta-data/ami-id", &[(TOKEN, "x")]).0, 401);

@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ephemeral_disk_leaves_its_file_alone() {
+    fn ephemeral_disk_leaves_file_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("base");
         fs::write(&path, vec![7; 1 << 20]).unwrap();
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_written_disk_cannot_be_opened_twice() {
+    fn writable_disk_cannot_be_opened_twice() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         fs::write(&path, vec![0; 4096]).unwrap();
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn readers_share_a_disk() {
+    fn readers_share_disk() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         fs::write(&path, vec![0; 4096]).unwrap();
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_no_disk_is_refused() {
+    fn invalid_disk_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         let open = |access, format| Disk::open(&DiskConfig { format, ..config(&path, access) }, dir.path());
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn image_that_ends_within_a_sector_is_rounded_up_unless_it_is_written() {
+    fn partial_sector_is_padded_and_refused_if_writable() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         fs::write(&path, vec![7; 3 * 512 + 100]).unwrap();
@@ -383,12 +383,12 @@ mod tests {
     }
 
     #[test]
-    fn switch_leaves_no_descriptor_that_can_write_to_the_lower_layer() {
+    fn switch_closes_writable_descriptor_of_backing_file() {
         let dir = tempfile::tempdir().unwrap();
-        let folder_path = dir.path().canonicalize().unwrap();
-        let (path, layer) = (folder_path.join("disk"), folder_path.join("layer"));
+        let dir_path = dir.path().canonicalize().unwrap();
+        let (path, layer) = (dir_path.join("disk"), dir_path.join("layer"));
         fs::write(&path, vec![7; 1 << 20]).unwrap();
-        let mut disk = Disk::open(&config(&path, DiskAccess::ReadWrite), &folder_path).unwrap();
+        let mut disk = Disk::open(&config(&path, DiskAccess::ReadWrite), &dir_path).unwrap();
         assert!(writable_descriptors(&path) > 0);
         crate::vmm::virtio::block::image::tests::layer(&layer, "disk", "raw");
         disk.switch(&layer, &FdTable::default()).unwrap();
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn zeroes_stay_in_their_range_on_a_disk_smaller_than_a_cluster() {
+    fn write_zeroes_stays_in_range_below_cluster_size() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         fs::write(&path, vec![7; 32 << 10]).unwrap();
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn zeroes_and_discards_stay_in_their_range() {
+    fn write_zeroes_and_discard_stay_in_range() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         fs::write(&path, vec![7; 1 << 20]).unwrap();

@@ -19,9 +19,9 @@ pub(super) struct Flights<'a> {
     /// Indexed by token.
     flights: Vec<Option<Flight>>,
     /// Set if a write completed while a flush was in flight.
-    wrote_beside: bool,
+    wrote_during_flush: bool,
     /// A flush error to report once more, because it may belong to a later write and the kernel reports it only once.
-    owed: Option<i32>,
+    deferred_error: Option<i32>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +48,7 @@ enum Work {
 
 impl<'a> Flights<'a> {
     pub fn new(ring: &'a mut Ring, memory: &GuestMemory) -> Flights<'a> {
-        Flights { ring, memory: memory.clone(), flights: Vec::new(), wrote_beside: false, owed: None }
+        Flights { ring, memory: memory.clone(), flights: Vec::new(), wrote_during_flush: false, deferred_error: None }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -92,11 +92,11 @@ impl<'a> Flights<'a> {
 
     /// Records a completed write. The next flush must cover it, whatever a flush in flight reports.
     pub fn wrote(&mut self) {
-        self.wrote_beside |= self.flights.iter().flatten().any(Flight::is_flush);
+        self.wrote_during_flush |= self.flights.iter().flatten().any(Flight::is_flush);
     }
 
-    pub fn owed(&mut self) -> Option<io::Error> {
-        self.owed.take().map(io::Error::from_raw_os_error)
+    pub fn deferred_error(&mut self) -> Option<io::Error> {
+        self.deferred_error.take().map(io::Error::from_raw_os_error)
     }
 
     /// Queues an `fsync` of the file `fd`, whose completion answers a flush request. There must be room.
@@ -147,13 +147,13 @@ impl<'a> Flights<'a> {
     fn share(&mut self, error: Option<i32>) {
         let mut others = self.flights.iter_mut().flatten().filter(|flight| flight.is_flush()).peekable();
         let is_last = others.peek().is_none();
-        if let Some(error) = error.filter(|error| !NOT_BEGUN.contains(error)) {
+        if let Some(error) = error.filter(|error| !NOT_STARTED.contains(error)) {
             others.for_each(|other| other.error = Some(error));
-            if self.wrote_beside {
-                self.owed = Some(error);
+            if self.wrote_during_flush {
+                self.deferred_error = Some(error);
             }
         }
-        self.wrote_beside &= !is_last;
+        self.wrote_during_flush &= !is_last;
     }
 
     /// There are never more tokens than fit into the ring.
@@ -175,7 +175,7 @@ impl Drop for Flights<'_> {
 }
 
 /// Errors of operations that never started, because the kernel had no worker thread for them.
-const NOT_BEGUN: [i32; 3] = [libc::ECANCELED, libc::EAGAIN, libc::EINTR];
+const NOT_STARTED: [i32; 3] = [libc::ECANCELED, libc::EAGAIN, libc::EINTR];
 
 impl Flight {
     fn is_flush(&self) -> bool {
@@ -195,7 +195,7 @@ impl Flight {
             }
             (Work::Flush, Some(disk)) => {
                 let result = match self.error {
-                    Some(error) if NOT_BEGUN.contains(&error) => disk.flush(),
+                    Some(error) if NOT_STARTED.contains(&error) => disk.flush(),
                     // The kernel reports a failed write only once: another sync would succeed.
                     error => disk.was_flushed(error.map_or(Ok(()), |error| Err(io::Error::from_raw_os_error(error)))),
                 };

@@ -40,11 +40,7 @@ pub enum BlockError {
     #[error("{} is not a sound {format} image: {source}", path.display())]
     Format { path: PathBuf, format: &'static str, source: io::Error },
     #[error("no copy-on-write layer for {} can be made in {}: {source}", path.display(), dir.display())]
-    Layer {
-        path: PathBuf,
-        dir: PathBuf,
-        source: io::Error,
-    },
+    Layer { path: PathBuf, dir: PathBuf, source: io::Error },
     #[error("the disk image {} is empty: a disk has at least one sector of {SECTOR} bytes", .0.display())]
     Empty(PathBuf),
     #[error("the disk image {} keeps its data in another file, which is not supported", .0.display())]
@@ -69,26 +65,15 @@ pub enum BlockError {
         "the header of the disk image {} names {} as its backing file, but {} is expected. Nothing was opened: \
          a process that can write to the image may have changed the header", path.display(), quoted(found), quoted(expected)
     )]
-    OtherBacking {
-        path: PathBuf,
-        found: Option<String>,
-        expected: Option<String>,
-    },
+    OtherBacking { path: PathBuf, found: Option<String>, expected: Option<String> },
     #[error("the raw disk image {} cannot have a backing file", .0.display())]
     RawBacking(PathBuf),
     #[error("the disk image {} has more than {MAX_LAYERS} backing files", .0.display())]
     TooManyLayers(PathBuf),
     #[error("the layer {} is not over {}, which is what the disk has now", layer.display(), present.display())]
-    NotOver {
-        layer: PathBuf,
-        present: PathBuf,
-    },
+    NotOver { layer: PathBuf, present: PathBuf },
     #[error("the layer {} has {size} bytes, fewer than the {present} of the disk", layer.display())]
-    SmallLayer {
-        layer: PathBuf,
-        size: u64,
-        present: u64,
-    },
+    SmallLayer { layer: PathBuf, size: u64, present: u64 },
     #[error("the disk {0:?} does not write to its file, so that there is nothing to {1}")]
     NotWritten(String, &'static str),
     #[error("the disk {id:?} has {present} bytes and cannot shrink to {size}")]
@@ -382,7 +367,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn header_that_names_another_file_than_the_configuration_opens_nothing() {
+    fn header_with_other_backing_file_opens_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let [base, secret, top, alone] = ["base", "secret", "top", "alone"].map(|name| dir.path().join(name));
         std::fs::write(&base, vec![7; 1 << 20]).unwrap();
@@ -407,7 +392,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn backing_file_may_be_named_by_any_path_to_it() {
+    fn backing_file_by_any_path_is_accepted() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("volumes")).unwrap();
         let (base, top) = (dir.path().join("base"), dir.path().join("volumes/top"));

@@ -149,8 +149,8 @@ mod tests {
     }
 
     #[test]
-    fn disk_that_qemu_writes_is_refused() {
-        let (_folder, path) = image();
+    fn disk_open_for_writing_in_qemu_is_refused() {
+        let (_dir, path) = image();
         let writer = QemuIo::open(&["-f", "raw"], &path);
         for writable in [true, false] {
             let opened = open_image(&path, writable);
@@ -161,15 +161,15 @@ mod tests {
     }
 
     #[test]
-    fn disk_that_qemu_reads_can_be_read_and_not_written() {
-        let (_folder, path) = image();
+    fn disk_read_by_qemu_opens_read_only() {
+        let (_dir, path) = image();
         let _reader = QemuIo::open(&["-r", "-f", "raw"], &path);
         open_image(&path, false).unwrap();
     }
 
     #[test]
-    fn qemu_is_refused_what_is_written_and_may_read_what_is_read() {
-        let (_folder, path) = image();
+    fn qemu_cannot_open_written_disk_and_can_read_read_only_disk() {
+        let (_dir, path) = image();
         let write = ["-f", "raw", "-c", "write -P 9 0 512"];
         let read = ["-r", "-f", "raw", "-c", "read -P 7 0 512"];
         let refused =
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn another_name_of_a_file_is_the_same_file() {
+    fn linked_path_to_locked_file_is_refused() {
         let (dir, path) = image();
         let [hard, soft] = ["hard", "soft"].map(|name| dir.path().join(name));
         std::fs::hard_link(&path, &hard).unwrap();

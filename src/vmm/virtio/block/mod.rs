@@ -220,11 +220,11 @@ impl Service {
             let wait = self.serve(shared_disk, hand)?;
             // A zero wait means that the batch was used up, which is not throttling.
             let began = wait.filter(|wait| !wait.is_zero()).map(|_| Instant::now());
-            let goes_on = self.wakeups.wait(worker::timeout_ms(wait), |_, _| {});
+            let is_running = self.wakeups.wait(worker::timeout_ms(wait), |_, _| {});
             if let (Some(began), Some(label)) = (began, shared_disk.label()) {
                 label.counters.held(began.elapsed());
             }
-            if !goes_on {
+            if !is_running {
                 return Ok(());
             }
         }

@@ -101,7 +101,7 @@ struct Refcounts<'a> {
     cluster_bits: u32,
     table: Vec<u64>,
     blocks: BTreeMap<u64, Block>,
-    mended: u64,
+    repaired: u64,
 }
 
 /// One cluster long.
@@ -118,7 +118,7 @@ impl<'a> Refcounts<'a> {
         while table.last() == Some(&0) {
             table.pop();
         }
-        Ok(Refcounts { file, cluster_bits: header.cluster_bits, table, blocks: BTreeMap::new(), mended: 0 })
+        Ok(Refcounts { file, cluster_bits: header.cluster_bits, table, blocks: BTreeMap::new(), repaired: 0 })
     }
 
     fn mark(&mut self, offset: u64, length: u64) -> io::Result<()> {
@@ -149,7 +149,7 @@ impl<'a> Refcounts<'a> {
         if count == [0, 0] {
             count.copy_from_slice(&1_u16.to_be_bytes());
             block.changed = true;
-            self.mended += 1;
+            self.repaired += 1;
         }
         Ok(())
     }
@@ -159,10 +159,10 @@ impl<'a> Refcounts<'a> {
         for block in self.blocks.values().filter(|block| block.changed) {
             self.file.write_all_at(&block.counts, block.offset)?;
         }
-        if self.mended > 0 {
+        if self.repaired > 0 {
             self.file.sync_all()?;
         }
-        Ok(self.mended)
+        Ok(self.repaired)
     }
 }
 
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_named_is_counted_and_what_is_not_is_left() {
+    fn referenced_clusters_are_counted_and_others_left() {
         let file = file(&image(&[1, 1, 1, 1, 0, 0, 7, 1]));
         assert_eq!(fix(&file).unwrap(), 2);
         let mut counts = [0; 16];
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn compressed_data_is_counted_in_all_its_clusters() {
+    fn compressed_cluster_counts_every_cluster_it_spans() {
         let mut bytes = image(&[1; 6]);
         // Two sectors: the one with the last byte of cluster 5, and the next one.
         let entry = COMPRESSED | 1 << 61 | (6 * 512 - 1);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_qcow2_image_is_left_alone() {
+    fn non_qcow2_file_is_left_unchanged() {
         for bytes in [&b""[..], b"QFI\xfb", &[7; 4096]] {
             assert_eq!(fix(&file(bytes)).unwrap(), 0);
         }
@@ -238,7 +238,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_images_are_mended_or_refused(
+        fn arbitrary_images_are_repaired_or_refused(
             changes in proptest::collection::vec((0_usize..6 * 512, any::<u8>()), 0..40),
         ) {
             let mut bytes = image(&[1; 6]);

@@ -139,7 +139,7 @@ impl<'a> Request<'a> {
                 if flights.read(recipient, buffers, offset, &pieces) { Submit::InFlight } else { Submit::Not }
             }
             kind::FLUSH => {
-                if let Some(error) = flights.owed() {
+                if let Some(error) = flights.deferred_error() {
                     let result = disk.was_flushed(Err(error));
                     return Submit::Done(answer(memory, self.status, Status::of(&result)));
                 }

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_does_nothing_but_read_and_sync() {
+    fn ring_allows_only_read_and_fsync() {
         let file = tempfile::tempfile().unwrap();
         let fd = types::Fd(file.as_raw_fd());
         let bytes = [7_u8; 8];
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_can_be_registered_with_a_ring() {
+    fn ring_refuses_registrations() {
         let Some(ring) = Ring::new() else { return eprintln!("not tested: this host has no io_uring") };
         let submitter = ring.ring.submitter();
         let refused = [
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn where_io_uring_is_forbidden_there_is_no_ring() {
+    fn ring_is_none_if_io_uring_is_forbidden() {
         use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
         let rules = [(libc::SYS_io_uring_setup, vec![])].into();
         let refuse = SeccompAction::Errno(libc::EPERM as u32);

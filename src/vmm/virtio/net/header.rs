@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_offered_may_be_sent() {
+    fn header_with_unoffered_offload_is_refused() {
         assert!(is_offered(&PLAIN));
         let header = |flags, gso_type, size| [flags, gso_type, 54, 0, size, 0, 34, 0, 16, 0, 0, 0];
         assert!(is_offered(&header(NEEDS_CSUM, GSO_NONE, 0)));
@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_buffers_comes_last() {
+    fn with_buffers_sets_last_field() {
         assert_eq!(with_buffers(PLAIN, 0x102)[10..], [2, 1]);
     }
 }

@@ -284,11 +284,11 @@ impl Service {
             let _ = shared.changed.read();
             let timeout = self.serve(&shared)?;
             let began = self.held.iter().any(Option::is_some).then(Instant::now);
-            let goes_on = self.wakeups.wait(timeout_ms(timeout), |_, _| {});
+            let is_running = self.wakeups.wait(timeout_ms(timeout), |_, _| {});
             if let Some(began) = began {
                 shared.counters.held(began.elapsed());
             }
-            if !goes_on {
+            if !is_running {
                 return Ok(());
             }
         }

@@ -53,7 +53,7 @@ pub struct Connection {
     received: Wrapping<u32>,
     forwarded: Wrapping<u32>,
     /// The value of `forwarded` in the last packet to the guest.
-    forwarded_told: Wrapping<u32>,
+    forwarded_sent: Wrapping<u32>,
     guest_shutdown: u32,
 
     /// The guest's buffer size, the bytes that it has consumed, and the bytes sent to it.
@@ -66,7 +66,7 @@ pub struct Connection {
     readable: bool,
     /// Shutdown flags of the host's end of stream, and the flags already sent to the guest.
     host_end: Option<u32>,
-    host_end_told: u32,
+    host_end_sent: u32,
     /// Set if the host's socket is closed in both directions.
     hung_up: bool,
 }
@@ -95,7 +95,7 @@ impl Connection {
             outgoing: VecDeque::new(),
             received: Wrapping(0),
             forwarded: Wrapping(0),
-            forwarded_told: Wrapping(0),
+            forwarded_sent: Wrapping(0),
             guest_shutdown: 0,
             peer_buffer: 0,
             peer_forwarded: Wrapping(0),
@@ -103,7 +103,7 @@ impl Connection {
             credit_requested: false,
             readable: true,
             host_end: None,
-            host_end_told: 0,
+            host_end_sent: 0,
             hung_up: false,
         }
     }
@@ -151,7 +151,7 @@ impl Connection {
         self.outgoing.extend(answer.as_bytes());
         // The line comes from the device and not from the guest, so it must not count as the guest's data.
         self.forwarded -= answer.len() as u32;
-        self.forwarded_told = Wrapping(0) - Wrapping(answer.len() as u32);
+        self.forwarded_sent = Wrapping(0) - Wrapping(answer.len() as u32);
         self.flush();
     }
 
@@ -189,7 +189,7 @@ impl Connection {
                 }
             }
         }
-        if (self.forwarded - self.forwarded_told).0 >= CREDIT_STEP {
+        if (self.forwarded - self.forwarded_sent).0 >= CREDIT_STEP {
             self.due.credit_update = true;
         }
         if self.outgoing.is_empty() && self.state == State::Established {
@@ -232,7 +232,7 @@ impl Connection {
                 request
                     || response
                     || credit_update
-                    || self.host_end.is_some_and(|flags| flags & !self.host_end_told != 0)
+                    || self.host_end.is_some_and(|flags| flags & !self.host_end_sent != 0)
                     || (self.may_send_data() && (self.credit() > 0 || !self.credit_requested))
             }
         }
@@ -274,8 +274,8 @@ impl Connection {
                 }
             }
         }
-        if let Some(flags) = self.host_end.filter(|flags| flags & !self.host_end_told != 0) {
-            self.host_end_told |= flags;
+        if let Some(flags) = self.host_end.filter(|flags| flags & !self.host_end_sent != 0) {
+            self.host_end_sent |= flags;
             return Some(self.header(op::SHUTDOWN, flags, 0));
         }
         self.credit_update_if_due()
@@ -293,7 +293,7 @@ impl Connection {
     }
 
     fn header(&mut self, op: u16, flags: u32, len: u32) -> Header {
-        self.forwarded_told = self.forwarded;
+        self.forwarded_sent = self.forwarded;
         self.due.credit_update = false;
         Header {
             src_cid: HOST_CID,
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_s_request_is_answered_with_ok_and_its_port() {
+    fn host_request_is_answered_with_ok_and_port() {
         let (near, mut far) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
         far.set_nonblocking(true).unwrap();
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn data_reaches_the_host_and_gives_credit_back() {
+    fn delivered_data_returns_credit() {
         let (mut connection, mut far) = established();
         let chunk = vec![b'x'; CREDIT_STEP as usize];
         connection.receive(&guest(op::RW, 0, chunk.len() as u32, 0), &chunk);
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_sends_beyond_its_credit_is_reset() {
+    fn guest_sending_beyond_credit_is_reset() {
         let (mut connection, _far) = established();
         let chunk = vec![b'x'; MAX_DATA as usize];
         for _ in 0..32 {
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_s_data_waits_for_the_guest_s_credit() {
+    fn host_data_waits_for_guest_credit() {
         let (mut connection, mut far) = established();
         far.write_all(&[b'y'; 1500]).unwrap();
         connection.set_readable();
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn each_side_can_close_its_half() {
+    fn half_close_works_in_both_directions() {
         let (mut connection, mut far) = established();
         far.write_all(b"last words").unwrap();
         far.shutdown(Shutdown::Write).unwrap();
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_is_gone_resets_the_guest() {
+    fn closed_host_socket_resets_guest() {
         let (mut connection, far) = established();
         drop(far);
         connection.set_hung_up();
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_out_of_turn_reset_the_connection() {
+    fn unexpected_packet_resets_connection() {
         let (near, _far) = UnixStream::pair().unwrap();
         let mut connection = Connection::from_host(KEY, 3, near);
         connection.receive(&guest(op::RW, 0, 3, 0), b"abc");

@@ -74,19 +74,19 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_line_is_not_taken() {
+    fn handshake_leaves_bytes_after_line() {
         let mut rest = Vec::new();
         assert!(matches!(advance(b"CONNECT 1024\nhello", &mut rest), Progress::Connect(_, 1024)));
         assert_eq!(rest, b"hello");
     }
 
     #[test]
-    fn half_a_line_waits() {
+    fn partial_line_waits() {
         assert!(matches!(advance(b"CONNECT 10", &mut Vec::new()), Progress::Waiting(_)));
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn invalid_line_is_refused() {
         for line in [
             "GET / HTTP/1.1\r\n",
             "CONNECT \n",

@@ -102,7 +102,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bytes_and_header_are_the_same(low in any::<[u8; 32]>(), high in any::<[u8; 12]>()) {
+        fn header_round_trips(low in any::<[u8; 32]>(), high in any::<[u8; 12]>()) {
             let mut bytes = [0; HEADER_SIZE];
             bytes[..32].copy_from_slice(&low);
             bytes[32..].copy_from_slice(&high);

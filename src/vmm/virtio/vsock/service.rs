@@ -70,7 +70,7 @@ pub(super) struct Service {
     next_token: u64,
     next_port: u32,
     /// Present until a restored guest is ready for clients.
-    revival: Option<ResumeGate>,
+    resume_gate: Option<ResumeGate>,
     /// Set for a restored guest. Written whenever its agent reports that it is ready.
     released: Option<EventFd>,
     /// The connection whose loss tells the guest's agent about a restore.
@@ -99,8 +99,8 @@ struct Entry {
 #[derive(Debug)]
 struct ResumeGate {
     /// Number of event buffers left after the transport reset. The guest adds one when it has handled the event.
-    told: Option<u16>,
-    has_noted: bool,
+    buffers_left: Option<u16>,
+    has_reset: bool,
     /// Set once the guest's agent has reported that it is ready.
     is_released: bool,
     /// For guests without an agent.
@@ -108,11 +108,16 @@ struct ResumeGate {
 }
 
 /// Maximum time that clients wait for the agent of a restored guest.
-const REVIVAL_TIMEOUT: Duration = Duration::from_secs(60);
+const RESUME_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl ResumeGate {
     fn new() -> ResumeGate {
-        ResumeGate { told: None, has_noted: false, is_released: false, deadline: Instant::now() + REVIVAL_TIMEOUT }
+        ResumeGate {
+            buffers_left: None,
+            has_reset: false,
+            is_released: false,
+            deadline: Instant::now() + RESUME_TIMEOUT,
+        }
     }
 }
 
@@ -141,7 +146,7 @@ impl Service {
             stray_resets: VecDeque::new(),
             next_token: FIRST_SOCKET,
             next_port: FIRST_HOST_PORT + random_offset(),
-            revival: released.as_ref().map(|_| ResumeGate::new()),
+            resume_gate: released.as_ref().map(|_| ResumeGate::new()),
             released,
             sentinel: None,
             has_refused_seed: false,
@@ -151,23 +156,23 @@ impl Service {
     }
 
     /// Advances a restored guest as far as possible.
-    fn revive(&mut self) -> Result<(), QueueError> {
-        let Some(revival) = &mut self.revival else { return Ok(()) };
+    fn advance_resume_gate(&mut self) -> Result<(), QueueError> {
+        let Some(resume_gate) = &mut self.resume_gate else { return Ok(()) };
         let events = &mut self.activation.queues[EVENT];
-        if revival.told.is_none()
+        if resume_gate.buffers_left.is_none()
             && let Some(chain) = events.pop()?
         {
             events.enable_notification_of_more()?;
-            revival.told = Some(events.available()?);
+            resume_gate.buffers_left = Some(events.available()?);
             let written = queue::write_to(&self.activation.memory, &chain.writable, &TRANSPORT_RESET);
             events.add_used(chain.head, written as u32)?;
             events.notify()?;
         }
-        if let Some(left) = revival.told {
-            revival.has_noted |= events.available()? != left;
+        if let Some(left) = resume_gate.buffers_left {
+            resume_gate.has_reset |= events.available()? != left;
         }
-        if revival.has_noted && revival.is_released || revival.deadline <= Instant::now() {
-            self.revival = None;
+        if resume_gate.has_reset && resume_gate.is_released || resume_gate.deadline <= Instant::now() {
+            self.resume_gate = None;
             if let Err(error) = self.wakeups.add(self.listener.as_raw_fd(), EventSet::IN, LISTENER) {
                 log::error!("the vsock socket cannot be waited on: {error}");
             }
@@ -180,9 +185,10 @@ impl Service {
         if has_more {
             return 0;
         }
-        let left =
-            |revival: &ResumeGate| revival.deadline.saturating_duration_since(Instant::now()).as_millis() as i32 + 1;
-        self.revival.as_ref().map_or(-1, left)
+        let left = |resume_gate: &ResumeGate| {
+            resume_gate.deadline.saturating_duration_since(Instant::now()).as_millis() as i32 + 1
+        };
+        self.resume_gate.as_ref().map_or(-1, left)
     }
 
     fn listen(&self) -> io::Result<()> {
@@ -206,8 +212,8 @@ impl Service {
             }
             RELEASED => {
                 let _ = self.released.as_ref().map(EventFd::read);
-                if let Some(revival) = &mut self.revival {
-                    revival.is_released = true;
+                if let Some(resume_gate) = &mut self.resume_gate {
+                    resume_gate.is_released = true;
                 }
             }
             socket => self.handle_socket(socket, kinds),
@@ -486,7 +492,7 @@ impl Serve for Service {
 
     fn run(&mut self) {
         loop {
-            let has_more = match self.revive().and_then(|()| self.serve_guest()) {
+            let has_more = match self.advance_resume_gate().and_then(|()| self.serve_guest()) {
                 Ok(has_more) => has_more,
                 Err(error) => {
                     self.activation.faults.record(&error);
@@ -494,11 +500,11 @@ impl Serve for Service {
                 }
             };
             let mut events = Vec::new();
-            let go_on = self.wakeups.wait(self.timeout(has_more), |token, kinds| events.push((token, kinds)));
+            let is_running = self.wakeups.wait(self.timeout(has_more), |token, kinds| events.push((token, kinds)));
             for (token, kinds) in events {
                 self.handle(token, kinds);
             }
-            if !go_on {
+            if !is_running {
                 return;
             }
         }
@@ -567,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn connect_and_reset_pairs_leave_nothing_in_the_ready_queue() {
+    fn connect_and_reset_pairs_leave_ready_queue_empty() {
         let dir = tempfile::tempdir().unwrap();
         let mut service = service(dir.path());
         for port in 0..5000 {
