@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 
-/// Enough for 12 disks with 64 files each, 256 forwarded connections, as many vsock connections, and 64 vCPUs.
+/// Enough for 12 disks with 64 files each, 256 forwarded and 1024 vsock connections, 64 clients and 64 vCPUs.
 const DESCRIPTORS: u64 = 4096;
 
 /// Dropping a capability that the kernel does not know has no effect.

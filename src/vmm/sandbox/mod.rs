@@ -1,9 +1,9 @@
 //! The VMM's sandbox: a guest that takes over its VMM gains access to nothing else. `docs/security.md` describes it.
 //!
 //! Before the VMM builds the machine, it closes inherited descriptors, enters namespaces ([`namespaces`]) and its own
-//! root directory ([`root`]), restricts files ([`landlock`]), drops capabilities and sets limits ([`limits`]). Right
-//! before the guest's first instruction, it restricts the system calls of each thread ([`calls`], [`seccomp`],
-//! [`threads`]).
+//! root directory ([`root`]), restricts files ([`landlock`]), drops capabilities and sets limits ([`limits`]), in this
+//! order. Right before the guest's first instruction, it restricts the system calls of each thread ([`calls`],
+//! [`seccomp`], [`threads`]).
 //!
 //! Only namespaces and Landlock are optional: the VMM reports if the host lacks them.
 

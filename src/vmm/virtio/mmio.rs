@@ -176,7 +176,7 @@ impl MmioTransport {
         if state.activated {
             self.activate();
         }
-        // KVM delivers a line's eventfd asynchronously, so the snapshot may have missed the last interrupt.
+        // KVM delivers eventfds asynchronously: the snapshot may miss the last interrupt, and a spurious one is harmless.
         if state.interrupt_status != 0 {
             self.interrupt.repeat();
         }

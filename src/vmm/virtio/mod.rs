@@ -55,7 +55,7 @@ pub trait VirtioDevice: Send + fmt::Debug {
     /// Serves the requests that arrived since `pause`.
     fn resume(&mut self) -> Result<(), ActivateError>;
 
-    /// Drops the queues. On return, no device thread can touch guest memory any more.
+    /// Drops the queues and the negotiated features. On return, no device thread can touch guest memory.
     fn reset(&mut self);
 }
 

@@ -168,7 +168,8 @@ impl Disk {
         self.counters.other("flush", self.image.access.flush().and_then(|()| self.image.access.sync()))
     }
 
-    /// Returns the file to `fsync`, the second half of a flush, or `None` if there is none or the first half failed.
+    /// Returns the file to `fsync`, the second half of a flush. Returns `None` if there is none or the first half
+    /// failed: a full flush then reports the error.
     pub fn begin_flush(&self) -> Option<RawFd> {
         let is_kept = self.access == DiskAccess::ReadWrite;
         (is_kept && self.image.access.flush().is_ok()).then(|| self.image.file.as_raw_fd())
@@ -221,9 +222,10 @@ impl Disk {
         self.image.file.try_clone()
     }
 
-    /// Switches to `layer`, a qcow2 overlay over the present file, and does nothing if the disk already uses it: a
-    /// killed client may retry. The present file is flushed and stays open read-only, because other VMs may share it
-    /// from now on.
+    /// Switches to `layer`, a qcow2 overlay over the present file. Does nothing if the disk already uses it, because a
+    /// killed client may retry. After an error the disk is unchanged.
+    ///
+    /// The present file is flushed and stays open read-only, because other VMs may share it from now on.
     pub fn switch(&mut self, layer: &Path, files: &FdTable) -> Result<(), BlockError> {
         if layer == self.path {
             return Ok(());

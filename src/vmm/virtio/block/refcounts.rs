@@ -4,13 +4,14 @@
 //! the file refers to clusters that it counts as free, which further writes would allocate and destroy. Every writable
 //! open therefore counts all referenced clusters as used. This reads one table of 64 KiB for each 512 MiB of disk.
 //!
-//! The format is specified in QEMU's `docs/interop/qcow2.txt`.
+//! Unreferenced clusters only waste space and stay. QEMU's `docs/interop/qcow2.txt` specifies the format.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+/// Bits of a table entry that hold an offset.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const COMPRESSED: u64 = 1 << 62;
 /// External data files and extended L2 entries. imago refuses both.

@@ -238,7 +238,8 @@ impl Connection {
         }
     }
 
-    /// Returns the next packet. `read` transfers limited data from the host's socket directly into the guest's buffer.
+    /// Returns the next packet. `read` moves bytes, up to a limit, from the host's socket directly into the guest's
+    /// buffer, and returns their number.
     pub fn next_packet(&mut self, read: impl FnOnce(&mut UnixStream, u32) -> io::Result<usize>) -> Option<Header> {
         match self.state {
             State::Closed => return None,

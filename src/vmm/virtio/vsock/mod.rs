@@ -1,8 +1,8 @@
 //! The vsock device (specification, section 5.10): streams between guest and Unix sockets on the host, without a
 //! network or a kernel module. One thread serves all streams.
 //!
-//! - **Host to guest**: a client connects to the device's socket and writes `CONNECT <port>\n`. If the guest accepts, the
-//!   client reads `OK <its own port>\n` and then the guest's stream, else the end of the stream.
+//! - **Host to guest**: a client connects to the device's socket and writes `CONNECT <port>\n`. If the guest accepts,
+//!   the client reads `OK <its own port>\n` and then the guest's stream, else the end of the stream.
 //! - **Guest to host**: a connection to port *n* of the host (context ID 2) goes to the Unix socket
 //!   `<the device's socket>_<n>`. It is refused if there is no such socket.
 
