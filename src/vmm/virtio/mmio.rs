@@ -176,7 +176,7 @@ impl MmioTransport {
         if state.activated {
             self.activate();
         }
-        // KVM delivers eventfds asynchronously: the snapshot may miss the last interrupt, and a spurious one is harmless.
+        // KVM delivers eventfds asynchronously: a snapshot may miss the last interrupt, and a spurious one is harmless.
         if state.interrupt_status != 0 {
             self.interrupt.repeat();
         }
