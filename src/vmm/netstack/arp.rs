@@ -34,7 +34,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_but_the_guest_itself_is_behind_the_router() {
+    fn arp_request_for_other_address_returns_gateway_mac() {
         let frame = answer(GUEST, OWN, &request([8, 8, 8, 8])).unwrap();
         assert_eq!(frame[..6], GUEST.0);
         assert_eq!(frame[14..22], [0, 1, 8, 0, 6, 4, 0, 2]);

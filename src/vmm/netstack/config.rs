@@ -1,5 +1,4 @@
-//! The configuration of a guest's netstack: plain data, stored as JSON in the instance's directory and reloaded after
-//! a change.
+//! A guest's netstack configuration: JSON in the instance's directory, read again after a change.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,25 +13,22 @@ use wisp_agent::network::Network;
 
 /// The Ethernet address of all peers. The guest's network is routed, so no frame carries an address of another device.
 pub const GATEWAY_MAC: MacAddress = MacAddress([0x0a, 0x57, 0x49, 0x53, 0x50, 0x01]);
-/// The address of the metadata service.
 pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
-/// An Ethernet address. Its text form is six pairs of hexadecimal digits: `06:1f:2a:00:00:01`.
+/// An Ethernet address in the text form `06:1f:2a:00:00:01`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct MacAddress(pub [u8; 6]);
 
-/// An address range in CIDR notation: an address, a slash and the prefix length.
+/// An address range in CIDR notation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Cidr {
-    /// The first address.
     pub address: Ipv4Addr,
-    /// The prefix length, 0 to 32.
+    /// 0 to 32.
     pub prefix_length: u8,
 }
 
-/// A text that is not an address or an address range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{given:?} is not {what}")]
 pub struct ParseError {
@@ -40,74 +36,58 @@ pub struct ParseError {
     what: &'static str,
 }
 
-/// The netstack configuration of one guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetstackConfig {
-    /// The guest's address.
     pub address: Ipv4Addr,
-    /// The prefix length of its subnet.
     pub prefix_length: u8,
-    /// The router's address.
     pub router: Ipv4Addr,
-    /// The name servers.
     pub dns: Vec<Ipv4Addr>,
     /// The size of the largest IP packet in bytes.
     pub mtu: u16,
-    /// The host name: `ip-172-31-5-9`.
+    /// Such as `ip-172-31-5-9`.
     pub hostname: String,
-    /// The domain name: `ec2.internal`.
+    /// Such as `ec2.internal`.
     pub domain: String,
-    /// Published ports.
     #[serde(default)]
     pub forwards: Vec<Forward>,
-    /// The packet filter; none passes everything.
+    /// None passes everything.
     #[serde(default)]
     pub filter: Option<Filter>,
-    /// The metadata service's content; none disables the service.
+    /// None disables the service.
     #[serde(default)]
     pub metadata: Option<MetadataConfig>,
 }
 
 impl NetstackConfig {
-    /// Reads the configuration from the file at `path`.
     pub fn read(path: &Path) -> io::Result<NetstackConfig> {
         NetstackConfig::read_from(File::open(path)?)
     }
 
-    /// Reads the configuration from an open file.
     pub fn read_from(mut file: File) -> io::Result<NetstackConfig> {
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
         Ok(serde_json::from_slice(&text)?)
     }
 
-    /// Returns the settings of the guest's interface with the address `mac`.
     pub fn network(&self, mac: MacAddress) -> Network {
         let NetstackConfig { address, prefix_length, router, ref dns, mtu, .. } = *self;
         Network { mac: mac.0, address, prefix_length, router, dns: dns.clone(), mtu }
     }
 }
 
-/// A port of the host that is forwarded to the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Forward {
-    /// The protocol.
     pub transport: Transport,
-    /// The address and port on the host.
     pub host: SocketAddrV4,
-    /// The port of the guest.
     pub guest_port: u16,
 }
 
-/// Protocols with ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
-    /// TCP.
     Tcp,
-    /// UDP.
     Udp,
 }
 
@@ -115,61 +95,45 @@ pub enum Transport {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Filter {
-    /// Rules for inbound connections.
     pub ingress: Vec<FilterRule>,
-    /// Rules for outbound connections.
     pub egress: Vec<FilterRule>,
 }
 
-/// A rule that allows one kind of traffic with a set of peers.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FilterRule {
-    /// The protocol.
     #[serde(flatten)]
     pub protocol: FilterProtocol,
-    /// The peers' addresses.
     pub peers: Vec<Cidr>,
 }
 
-/// The packets that a rule matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "protocol", rename_all = "kebab-case")]
 pub enum FilterProtocol {
-    /// All packets.
     All,
-    /// TCP to a range of ports.
     Tcp {
-        /// The first port.
         from: u16,
-        /// The last port.
         to: u16,
     },
-    /// UDP to a range of ports.
     Udp {
-        /// The first port.
         from: u16,
-        /// The last port.
         to: u16,
     },
-    /// ICMP.
     Icmp {
-        /// The type; none matches all.
+        /// None matches all types.
         kind: Option<u8>,
-        /// The code; none matches all.
+        /// None matches all codes.
         code: Option<u8>,
     },
-    /// Another protocol.
     Other {
-        /// The protocol number (IANA's assigned internet protocol numbers).
+        /// IANA's assigned protocol number.
         number: u8,
     },
 }
 
-/// The instance metadata service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MetadataConfig {
-    /// The service is enabled (`HttpEndpoint`).
+    /// `HttpEndpoint`.
     pub enabled: bool,
     /// Requests need a token (`HttpTokens`).
     pub tokens_required: bool,
@@ -177,9 +141,8 @@ pub struct MetadataConfig {
     pub hop_limit: u8,
     /// The values under `meta-data/`, by path: `placement/availability-zone`.
     pub tree: BTreeMap<String, String>,
-    /// The instance identity document.
     pub identity_document: String,
-    /// User data in base64.
+    /// In base64.
     pub user_data: Option<String>,
 }
 
@@ -202,18 +165,15 @@ impl FromStr for MacAddress {
 }
 
 impl Cidr {
-    /// Returns the range of a single address.
     pub const fn host(address: Ipv4Addr) -> Cidr {
         Cidr { address, prefix_length: 32 }
     }
 
-    /// Returns the network mask.
     pub const fn mask(self) -> u32 {
         // The 64-bit shift is valid even for a prefix of 0 bits.
         (u64::MAX << (32 - if self.prefix_length > 32 { 32 } else { self.prefix_length })) as u32
     }
 
-    /// Returns true if the range contains `address`.
     pub fn contains(self, address: Ipv4Addr) -> bool {
         (self.address.to_bits() ^ address.to_bits()) & self.mask() == 0
     }
@@ -261,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_back_and_others_refused() {
+    fn addresses_round_trip_and_invalid_text_is_refused() {
         assert_eq!("06:1f:2a:00:00:01".parse(), Ok(MacAddress([6, 0x1f, 0x2a, 0, 0, 1])));
         assert_eq!(GATEWAY_MAC.to_string().parse(), Ok(GATEWAY_MAC));
         for text in [
@@ -277,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_contains_what_has_its_prefix() {
+    fn cidr_contains_addresses_with_its_prefix() {
         let range: Cidr = "172.31.16.0/20".parse().unwrap();
         assert!(range.contains(Ipv4Addr::new(172, 31, 31, 255)));
         assert!(!range.contains(Ipv4Addr::new(172, 31, 32, 0)));
@@ -289,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_read_back() {
+    fn config_round_trips_through_json() {
         let peers = vec!["0.0.0.0/0".parse().unwrap()];
         let rule = |protocol| FilterRule { protocol, peers: peers.clone() };
         let protocols = [

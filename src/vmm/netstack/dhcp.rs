@@ -5,20 +5,18 @@ use std::net::Ipv4Addr;
 use super::config::{GATEWAY_MAC, MacAddress, NetstackConfig};
 use super::packet::{self, Datagram, TYPE_IPV4};
 
-/// The server's and the client's port.
 pub const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
 
-/// The fixed part of a message, before the cookie and the options.
+/// The part of a message before the cookie and the options.
 const FIXED: usize = 236;
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
 /// The minimum message size, for the oldest clients (RFC 951).
 const MINIMUM: usize = 300;
-/// The lease time in seconds, as in EC2.
+/// In seconds, as in EC2.
 const LEASE: u32 = 3600;
 const BROADCAST_FLAG: u8 = 0x80;
 
-/// Option codes.
 mod option {
     pub const PAD: u8 = 0;
     pub const SUBNET_MASK: u8 = 1;
@@ -34,7 +32,6 @@ mod option {
     pub const END: u8 = 255;
 }
 
-/// Message types.
 mod kind {
     pub const DISCOVER: u8 = 1;
     pub const OFFER: u8 = 2;
@@ -44,7 +41,6 @@ mod kind {
     pub const INFORM: u8 = 8;
 }
 
-/// The relevant fields of a client's message.
 struct Message<'a> {
     fixed: &'a [u8; FIXED],
     kind: u8,
@@ -82,7 +78,7 @@ impl<'a> Message<'a> {
         Some(message)
     }
 
-    /// The client's current address (`ciaddr`).
+    /// `ciaddr`.
     fn own(&self) -> Option<Ipv4Addr> {
         let octets: [u8; 4] = *self.fixed[12..].first_chunk()?;
         Some(Ipv4Addr::from(octets)).filter(|address| !address.is_unspecified())
@@ -190,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_offered_its_address_and_gets_it() {
+    fn discover_and_request_return_configured_address() {
         for (sent, expected) in [(kind::DISCOVER, kind::OFFER), (kind::REQUEST, kind::ACK)] {
             let (to, reply) = answered(&message(sent, &[])).unwrap();
             assert_eq!(to, config().address);
@@ -206,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn another_address_is_refused_to_all_who_listen() {
+    fn request_for_other_address_gets_broadcast_nak() {
         let (to, reply) = answered(&message(kind::REQUEST, &[option::REQUESTED_ADDRESS, 4, 10, 0, 0, 9])).unwrap();
         assert_eq!(to, Ipv4Addr::BROADCAST);
         assert_eq!(value(&reply, option::MESSAGE_TYPE).unwrap(), [kind::NAK]);
@@ -214,13 +210,13 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_has_an_address_is_told_the_rest() {
+    fn inform_gets_options_without_address_or_lease() {
         let (_, reply) = answered(&message(kind::INFORM, &[])).unwrap();
         assert_eq!((&reply[16..20], value(&reply, option::LEASE_TIME)), (&[0; 4][..], None));
     }
 
     #[test]
-    fn others_are_not_answered() {
+    fn other_server_and_invalid_messages_get_no_reply() {
         assert_eq!(answered(&message(kind::REQUEST, &[option::SERVER, 4, 10, 0, 0, 9])), None);
         assert_eq!(answered(&message(7, &[])), None);
         assert_eq!(answered(&message(kind::DISCOVER, &[option::SERVER, 200, 1])), None);
@@ -229,7 +225,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_messages_do_no_harm(
+        fn arbitrary_messages_never_panic(
             fixed in proptest::collection::vec(any::<u8>(), 0..300),
             options in proptest::collection::vec(any::<u8>(), 0..100),
         ) {

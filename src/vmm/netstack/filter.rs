@@ -1,8 +1,7 @@
-//! A stateful packet filter for security groups: rules decide about new connections, and packets of established
-//! connections pass in both directions.
+//! A stateful packet filter for security groups. Rules decide about new connections; packets of established connections
+//! pass in both directions, even after a change of rules, like tracked connections in EC2.
 //!
-//! Established connections survive a change of rules, as tracked connections do in EC2. The connection table is
-//! bounded; when it is full, the connections that were idle longest are removed first.
+//! The connection table is bounded: when it is full, the connections that were idle longest are removed.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -11,14 +10,11 @@ use std::time::{Duration, Instant};
 use super::config::{Filter, FilterProtocol, FilterRule};
 use super::packet::{ICMP, Ipv4, TCP, UDP};
 
-/// The size of the connection table.
 const LIMIT: usize = 65536;
-/// The table size at which expired entries are first removed.
 const FIRST_SWEEP: usize = 1024;
-/// The number of first fragments that are remembered for later fragments.
+/// Number of first fragments that are remembered for later fragments.
 const FRAGMENTS: usize = 64;
 
-/// The idle timeout by protocol.
 fn idle_limit(protocol: u8) -> Duration {
     match protocol {
         TCP => Duration::from_secs(3600),
@@ -34,7 +30,6 @@ const ABOUT_A_PACKET: [u8; 3] = [3, 11, 12];
 /// The TCP offset of a fragment that would overwrite the flags of the first one (RFC 3128).
 const OVER_THE_FLAGS: u16 = 1;
 
-/// The direction of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// To the guest.
@@ -43,7 +38,6 @@ pub enum Direction {
     Egress,
 }
 
-/// The role of a packet in its flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     /// The start of a flow, which the rules judge even if a flow with these ports exists.
@@ -58,31 +52,29 @@ enum Part {
     Alone,
 }
 
-/// A flow: both directions of a connection.
+/// Both directions of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Flow {
     protocol: u8,
     peer: Ipv4Addr,
-    /// The peer's port; for an ICMP query, its identifier.
+    /// For an ICMP query, its identifier.
     peer_port: u16,
-    /// The guest's port; for an ICMP query, its type.
+    /// For an ICMP query, its type.
     guest_port: u16,
 }
 
-/// The state of a tracked flow.
 #[derive(Debug, Clone, Copy)]
 struct Tracked {
-    begun: Direction,
+    first_direction: Direction,
     seen: Instant,
 }
 
-/// Returns a packet's flow and its role; none if the packet is too short.
+/// Returns `None` if the packet is too short.
 fn classify(packet: &Ipv4, direction: Direction) -> Option<(Flow, Part)> {
     let (source, destination, part) = match packet.protocol {
         TCP | UDP => {
             let (source, destination) = packet.ports()?;
-            // Without flags in the packet, a later fragment could carry them. TCP segments are never fragmented that
-            // short (RFC 1858).
+            // A later fragment could carry missing flags. TCP never fragments that short (RFC 1858).
             let begins = packet.protocol == TCP && packet.begins_connection()?;
             (source, destination, if begins { Part::Begin } else { Part::Either })
         }
@@ -102,8 +94,7 @@ fn classify(packet: &Ipv4, direction: Direction) -> Option<(Flow, Part)> {
     Some((Flow::between(packet, direction, source, destination), part))
 }
 
-/// The role of an ICMP message, and the type of the query that it is or answers: echo, timestamp, information, address
-/// mask.
+/// Returns an ICMP message's role, and the type of the query (echo, timestamp, information, address mask).
 fn icmp_part(kind: u8) -> (Part, u8) {
     match kind {
         ECHO | 13 | 15 | 17 => (Part::Request, kind),
@@ -114,7 +105,6 @@ fn icmp_part(kind: u8) -> (Part, u8) {
 }
 
 impl Flow {
-    /// The flow of a packet with these ports.
     fn between(packet: &Ipv4, direction: Direction, source: u16, destination: u16) -> Flow {
         let (peer_port, guest_port) = match direction {
             Direction::Ingress => (source, destination),
@@ -134,14 +124,12 @@ impl Tracked {
     }
 }
 
-/// The rules and the connection table.
 #[derive(Debug)]
 pub struct Tracker {
     rules: Option<Filter>,
     flows: HashMap<Flow, Tracked>,
     /// First fragments that passed: direction, peer, identification and protocol.
     fragments: VecDeque<(Direction, Ipv4Addr, u16, u8)>,
-    /// The table size at which expired entries are removed next.
     sweep_at: usize,
     limit: usize,
 }
@@ -163,18 +151,17 @@ impl Direction {
 }
 
 impl Tracker {
-    /// Creates a tracker with these rules; without rules, everything passes.
+    /// Without rules, everything passes.
     pub fn new(rules: Option<Filter>) -> Tracker {
         let (flows, fragments) = (HashMap::new(), VecDeque::new());
         Tracker { rules, flows, fragments, sweep_at: FIRST_SWEEP, limit: LIMIT }
     }
 
-    /// Replaces the rules for new connections.
     pub fn set_rules(&mut self, rules: Option<Filter>) {
         self.rules = rules;
     }
 
-    /// Returns true if a packet may pass. `packet` may be truncated after its headers.
+    /// `packet` may be truncated after its headers.
     pub fn passes(&mut self, packet: &Ipv4, direction: Direction, now: Instant) -> bool {
         if self.rules.is_none() {
             return true;
@@ -199,7 +186,6 @@ impl Tracker {
         passes
     }
 
-    /// Returns true if the rules allow a new connection with this packet.
     fn is_allowed(&self, packet: &Ipv4, direction: Direction) -> bool {
         let peer = direction.peer(packet);
         self.rules.as_ref().is_none_or(|rules| {
@@ -216,8 +202,8 @@ impl Tracker {
         let Some(tracked) = self.flows.get_mut(flow).filter(|tracked| tracked.is_live(flow, now)) else { return false };
         let belongs = match part {
             Part::Begin | Part::Alone => false,
-            Part::Request => tracked.begun == direction,
-            Part::Reply => tracked.begun != direction,
+            Part::Request => tracked.first_direction == direction,
+            Part::Reply => tracked.first_direction != direction,
             Part::Either => true,
         };
         if belongs {
@@ -230,11 +216,10 @@ impl Tracker {
         if self.flows.len() >= self.sweep_at.min(self.limit) {
             self.sweep(now);
         }
-        self.flows.insert(flow, Tracked { begun: direction, seen: now });
+        self.flows.insert(flow, Tracked { first_direction: direction, seen: now });
     }
 
-    /// Removes expired flows. If the table is still full, removes the eighth that was idle longest, so that a table
-    /// that stays full is scanned only once in many flows.
+    /// Removes expired flows. If the table is still full, removes an eighth, so that scans are rare.
     fn sweep(&mut self, now: Instant) {
         self.flows.retain(|flow, tracked| tracked.is_live(flow, now));
         if self.flows.len() >= self.limit {
@@ -251,8 +236,7 @@ impl Tracker {
         self.flows.shrink_to(self.sweep_at);
     }
 
-    /// Returns true for an ICMP error about a packet of an established flow (RFC 792: it contains that packet's header
-    /// and 8 more bytes).
+    /// An ICMP error quotes the header and 8 bytes of the packet that it is about (RFC 792).
     fn is_about_a_flow(&self, packet: &Ipv4, direction: Direction, now: Instant) -> bool {
         if packet.protocol != ICMP || !packet.payload.first().is_some_and(|kind| ABOUT_A_PACKET.contains(kind)) {
             return false;
@@ -264,7 +248,7 @@ impl Tracker {
     }
 }
 
-/// The flow of a quoted packet, which may have only 8 bytes after its header and thus no TCP flags.
+/// Returns the flow of a quoted packet, which may have only 8 bytes after its header and thus no TCP flags.
 fn quoted_flow(packet: &Ipv4, direction: Direction) -> Option<Flow> {
     if packet.protocol != TCP {
         return classify(packet, direction).map(|(flow, _)| flow);
@@ -273,7 +257,6 @@ fn quoted_flow(packet: &Ipv4, direction: Direction) -> Option<Flow> {
     Some(Flow::between(packet, direction, source, destination))
 }
 
-/// Returns true if a rule allows a new connection with this packet.
 fn allows(rule: &FilterRule, peer: Ipv4Addr, packet: &Ipv4) -> bool {
     let destination_port = || packet.ports().map(|(_, destination)| destination);
     let in_range = |from, to| destination_port().is_some_and(|port| (from..=to).contains(&port));
@@ -333,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_answered_passes_until_it_is_idle_too_long() {
+    fn replies_pass_until_idle_timeout() {
         let mut bench = bench(vec![], vec![rule(FilterProtocol::Udp { from: 53, to: 53 }, "0.0.0.0/0")]);
         let (query, answer) = (udp((GUEST, 4000), (PEER, 53)), udp((PEER, 53), (GUEST, 4000)));
         assert!(!bench.passes(&answer, Ingress));
@@ -348,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_for_ports_and_ranges() {
+    fn rules_match_ports_and_peer_ranges() {
         let mut bench = bench(vec![rule(FilterProtocol::Udp { from: 80, to: 90 }, "10.0.0.0/24")], vec![]);
         assert!(bench.passes(&udp((PEER, 9), (GUEST, 80)), Ingress));
         assert!(!bench.passes(&udp((PEER, 9), (GUEST, 91)), Ingress));
@@ -357,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_for_what_is_begun_after_it() {
+    fn rule_change_applies_to_new_flows_only() {
         let open = rule(FilterProtocol::All, "0.0.0.0/0");
         let mut bench = bench(vec![open], vec![]);
         assert!(bench.passes(&udp((PEER, 9), (GUEST, 80)), Ingress));
@@ -369,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_pass_that_are_about_something_begun() {
+    fn icmp_error_about_tracked_flow_passes() {
         let mut bench = bench(vec![], vec![rule(FilterProtocol::Udp { from: 0, to: 65535 }, "0.0.0.0/0")]);
         let query = udp((GUEST, 4000), (PEER, 53));
         let unreachable = icmp(PEER, GUEST, &[&[3, 3, 0, 0, 0, 0, 0, 0][..], &query].concat());
@@ -379,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn echoes_are_told_apart_by_type_and_identifier() {
+    fn icmp_queries_match_by_type_and_identifier() {
         let echo = rule(FilterProtocol::Icmp { kind: Some(ECHO), code: None }, "0.0.0.0/0");
         let mut bench = bench(vec![echo], vec![]);
         assert!(!bench.passes(&icmp(PEER, GUEST, &[13, 0, 0, 0, 0, 7, 0, 0]), Ingress));
@@ -389,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_fragment_goes_where_the_first_went() {
+    fn later_fragment_passes_only_after_first() {
         let mut bench = bench(vec![rule(FilterProtocol::Udp { from: 80, to: 80 }, "0.0.0.0/0")], vec![]);
         let mut first = udp((PEER, 9), (GUEST, 80));
         let mut later = first.clone();
@@ -403,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_forgets_what_was_idle_the_longest() {
+    fn full_table_evicts_longest_idle_flows() {
         let mut bench = bench(vec![rule(FilterProtocol::All, "0.0.0.0/0")], vec![]);
         bench.tracker.limit = 8;
         for port in 0..8 {
@@ -425,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_successor_with_the_same_ports_is_judged_by_the_rules() {
+    fn new_syn_on_tracked_ports_is_checked_by_rules() {
         let mut bench = bench(vec![rule(FilterProtocol::Tcp { from: 80, to: 80 }, "0.0.0.0/0")], vec![]);
         let (syn, segment) = (tcp((PEER, 9), (GUEST, 80), 2), tcp((PEER, 9), (GUEST, 80), 0x10));
         assert!(bench.passes(&syn, Ingress));
@@ -437,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn an_echo_is_answered_and_not_asked_back() {
+    fn echo_reply_passes_and_inbound_echo_is_refused() {
         let mut bench = bench(vec![], vec![rule(FilterProtocol::All, "0.0.0.0/0")]);
         assert!(bench.passes(&icmp(GUEST, PEER, &[ECHO, 0, 0, 0, 0, 7, 0, 0]), Egress));
         assert!(!bench.passes(&icmp(PEER, GUEST, &[ECHO, 0, 0, 0, 0, 7, 0, 0]), Ingress));
@@ -448,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn other_packets_do_not_make_fragments_forgotten() {
+    fn first_fragment_is_remembered_among_other_packets() {
         let mut bench = bench(vec![rule(FilterProtocol::Udp { from: 80, to: 80 }, "0.0.0.0/0")], vec![]);
         let mut first = udp((PEER, 9), (GUEST, 80));
         first[6] = 0x20;
@@ -464,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_of_tcp_do_not_come_in_a_later_fragment() {
+    fn fragment_that_could_carry_tcp_flags_is_refused() {
         let mut bench = bench(vec![rule(FilterProtocol::All, "0.0.0.0/0")], vec![]);
         let mut short = tcp((PEER, 9), (GUEST, 80), 0x10);
         short.truncate(28);
@@ -482,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_long_since_is_not_kept() {
+    fn expired_flows_are_removed() {
         let mut bench = bench(vec![rule(FilterProtocol::All, "0.0.0.0/0")], vec![]);
         for round in 0..40_u8 {
             for port in 0..500 {

@@ -1,7 +1,6 @@
 //! Fuzzing entry points for the netstack: no frame of the guest or the network may end it.
 //!
-//! An input is a sequence of actions. A fuzzer cannot guess sequence numbers, so one of the actions is a TCP segment
-//! whose numbers follow from what the services have sent.
+//! A fuzzer cannot guess sequence numbers, so one action of an input is a TCP segment with plausible numbers.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -15,18 +14,17 @@ use super::config::{
 use super::packet::{Ethernet, Ipv4, TCP, TYPE_IPV4, UDP};
 use super::{HEAD_LENGTH, Route, Services, WAITING, dhcp, http, metadata, packet};
 
-/// The guest's addresses.
 pub(crate) const GUEST: MacAddress = MacAddress([6, 0, 0, 0, 0, 1]);
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 4);
-/// A fixed seed for TCP sequence numbers.
+/// For TCP sequence numbers.
 const SEED: u64 = 1;
 const ACK: u8 = 0x10;
 const SYN: u8 = 2;
 
 /// Returns a configuration with all services, and a packet filter. `bits` selects options.
 pub(crate) fn config(bits: u8) -> NetstackConfig {
-    let everybody = Cidr { address: Ipv4Addr::UNSPECIFIED, prefix_length: 0 };
-    let rule = |protocol| FilterRule { protocol, peers: vec![everybody] };
+    let any_peer = Cidr { address: Ipv4Addr::UNSPECIFIED, prefix_length: 0 };
+    let rule = |protocol| FilterRule { protocol, peers: vec![any_peer] };
     let filter = Filter {
         ingress: vec![
             rule(FilterProtocol::Tcp { from: 22, to: 80 }),
@@ -118,7 +116,6 @@ fn acts(input: &mut Unstructured) -> arbitrary::Result<()> {
     Ok(())
 }
 
-/// Takes a length and that many bytes.
 fn bytes<'a>(input: &mut Unstructured<'a>) -> arbitrary::Result<&'a [u8]> {
     let length = usize::from(input.arbitrary::<u16>()?).min(input.len());
     input.bytes(length)
@@ -132,7 +129,6 @@ struct Guest {
 }
 
 impl Guest {
-    /// Handles a frame as the device does.
     fn send(&mut self, frame: &[u8]) {
         let head = &frame[..frame.len().min(HEAD_LENGTH)];
         match self.services.from_guest(head, self.now) {
@@ -156,7 +152,6 @@ impl Guest {
         self.send(&packet::frame(GATEWAY_MAC, GUEST, TYPE_IPV4, &[&header[..], payload].concat()));
     }
 
-    /// Sends a segment of a connection: flags, sequence number offsets, and data.
     fn send_segment(&mut self, input: &mut Unstructured) -> arbitrary::Result<()> {
         let [to, port, flags, off, window]: [u8; 5] = input.arbitrary()?;
         let data = bytes(input)?;
@@ -175,7 +170,6 @@ impl Guest {
         Ok(())
     }
 
-    /// Receives replies, up to a limit.
     fn turn(&mut self) {
         self.services.poll(self.now);
         for _ in 0..4 * WAITING {

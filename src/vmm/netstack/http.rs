@@ -1,43 +1,38 @@
 //! The subset of HTTP/1.1 (RFC 9112) that the metadata service needs: requests with headers, responses with a length.
 
-/// The maximum size of the request line with the headers.
+/// For the request line with the headers.
 pub const HEAD_LIMIT: usize = 8 << 10;
-/// The maximum number of headers.
 const HEADERS: usize = 64;
-/// The maximum size of a request body, which is ignored.
+/// The body is ignored.
 const BODY_LIMIT: usize = 64 << 10;
 
-/// A request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     pub method: String,
-    /// The path without the query.
+    /// Without the query.
     pub path: String,
-    /// Headers; names are in lower case.
+    /// Names are in lower case.
     pub headers: Vec<(String, String)>,
     /// True if another request may follow on the connection.
     pub keeps_alive: bool,
 }
 
 impl Request {
-    /// Returns the value of a header, by its name in lower case.
+    /// `name` must be in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }
 
-/// The result of parsing the bytes received on a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// A complete request and its size in bytes.
+    /// With its size in bytes.
     Request(Request, usize),
-    /// A part of a request.
     Incomplete,
-    /// An invalid request with its response; the connection cannot be used further.
+    /// The connection cannot be used further.
     Bad(Answer),
 }
 
-/// A response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
@@ -47,12 +42,11 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// A response with a text body.
     pub fn text(body: impl Into<String>) -> Answer {
         Answer { status: 200, content_type: "text/plain", headers: Vec::new(), body: body.into().into_bytes() }
     }
 
-    /// An error response with EC2's body.
+    /// Returns an error response with EC2's body.
     pub fn error(status: u16) -> Answer {
         let reason = reason(status);
         let body = format!(
@@ -66,7 +60,7 @@ impl Answer {
         Answer { status, ..self }
     }
 
-    /// Encodes the response, without its body if `head_only`.
+    /// Omits the body if `head_only`.
     pub fn encode(&self, keeps_alive: bool, head_only: bool) -> Vec<u8> {
         let mut head = format!(
             "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nServer: EC2ws\r\nConnection: {}\r\n",
@@ -104,7 +98,6 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-/// Parses the request at the start of `bytes`.
 pub fn parse(bytes: &[u8]) -> Parsed {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
     let mut request = httparse::Request::new(&mut headers);
@@ -152,7 +145,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_request_is_read_with_what_follows_it_left() {
+    fn pipelined_request_is_parsed_up_to_its_end() {
         let bytes = b"GET /latest/meta-data/?x=1 HTTP/1.1\r\nHost: a\r\nX-Token:  b \r\n\r\nGET";
         let Parsed::Request(request, length) = parse(bytes) else { panic!() };
         assert_eq!(length, bytes.len() - 3);
@@ -165,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_end_as_asked_for() {
+    fn keep_alive_follows_version_and_connection_header() {
         let keeps = |text: &str| match parse(text.as_bytes()) {
             Parsed::Request(request, _) => request.keeps_alive,
             other => panic!("{other:?}"),
@@ -176,14 +169,14 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_part_of_its_request() {
+    fn body_counts_toward_request_length() {
         let text = b"PUT / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc";
         assert_eq!(parse(&text[..text.len() - 1]), Parsed::Incomplete);
         assert!(matches!(parse(text), Parsed::Request(_, length) if length == text.len()));
     }
 
     #[test]
-    fn what_is_no_request_is_told_so() {
+    fn invalid_requests_return_error_status() {
         let status = |text: &str| match parse(text.as_bytes()) {
             Parsed::Bad(answer) => answer.status,
             other => panic!("{other:?}"),
@@ -199,7 +192,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_are_a_request_or_not(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        fn arbitrary_bytes_never_exceed_parsed_length(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             if let Parsed::Request(_, length) = parse(&bytes) {
                 prop_assert!(length <= bytes.len());
             }

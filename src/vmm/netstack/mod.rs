@@ -1,14 +1,11 @@
-//! The netstack: network services for one guest, and the packet filter between the guest and the network. It runs
-//! inside the VMM and needs no other process.
+//! The netstack: network services for one guest, inside the VMM, and the packet filter between guest and network.
 //!
-//! [`Services`] inspects every frame from and to the guest. It answers ARP and DHCP. A TCP stack provides the instance
-//! metadata service, and the router's address, from which forwarded ports reach the guest. The other frames pass if
-//! they come from the guest's own address (EC2's source/destination check), go to the gateway, and match the
-//! [`filter`].
+//! [`Services`] inspects every frame from and to the guest. It answers ARP and DHCP. Its TCP stack serves instance
+//! metadata, and has the router's address, from which forwarded ports reach the guest. Other frames pass if they are
+//! from the guest's own address (EC2's source/destination check), go to the gateway, and match the [`filter`].
 //!
-//! Only IPv4 is carried; other protocols, broadcasts and multicasts are dropped. Addresses with a special meaning on
-//! the host are dropped as well. For example, a backend process on the host would connect to the host's own loopback
-//! address.
+//! All but IPv4 unicast is dropped, as are packets to addresses with a special meaning on the host: a backend process
+//! would connect to the host's own loopback address.
 
 mod arp;
 mod config;
@@ -47,18 +44,14 @@ pub const HEAD_LENGTH: usize = 256;
 /// The maximum number of frames queued for the guest. Further replies outside of TCP connections are dropped.
 const WAITING: usize = 256;
 
-/// The destination of a frame from the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
-    /// The network.
     Forward,
-    /// None; the frame is dropped.
     Drop,
     /// [`Services::accept`], which takes the whole frame.
     Services,
 }
 
-/// The network services of one guest.
 #[derive(Debug)]
 pub struct Services {
     mac: MacAddress,
@@ -68,15 +61,13 @@ pub struct Services {
     metadata: Option<Metadata>,
     server: Server,
     forwards: Forwards,
-    /// Whole frames for the guest.
     frames: VecDeque<Vec<u8>>,
     /// The identification of the last fragmented packet.
     identification: u16,
 }
 
 impl Services {
-    /// Creates the services for a guest with this Ethernet address. The datagrams of published UDP ports come through
-    /// `datagrams`; the ports are [set](Services::set_ports) later.
+    /// `datagrams` carries the datagrams of published UDP ports; the ports are [set](Services::set_ports) later.
     pub fn new(mac: MacAddress, config: NetstackConfig, datagrams: Option<DatagramChannel>) -> io::Result<Services> {
         let mut seed = [0; 8];
         getrandom(&mut seed, GetRandomFlags::empty())?;
@@ -103,8 +94,7 @@ impl Services {
         self.forwards.set(ports, &mut self.stack);
     }
 
-    /// Replaces the configuration, except for ports, the guest's address and its router. Established connections stay
-    /// open if they are still allowed.
+    /// Does not replace ports, the guest's address and its router. Connections that are still allowed stay open.
     pub fn reload(&mut self, config: NetstackConfig) {
         self.tracker.set_rules(config.filter.clone());
         match (&mut self.metadata, &config.metadata) {
@@ -118,13 +108,11 @@ impl Services {
         self.config = NetstackConfig { address, router, prefix_length, ..config };
     }
 
-    /// Returns error messages about ports that are not open.
     pub fn problems(&self) -> Vec<String> {
         self.forwards.problems().to_vec()
     }
 
-    /// Returns the destination of a frame from the guest. `head` contains the first [`HEAD_LENGTH`] bytes, or the
-    /// whole frame.
+    /// Returns the destination of a frame. `head` contains its first [`HEAD_LENGTH`] bytes, or the whole frame.
     pub fn from_guest(&mut self, head: &[u8], now: Instant) -> Route {
         let Some(ethernet) = Ethernet::parse(head).filter(|ethernet| ethernet.source == self.mac) else {
             return Route::Drop;
@@ -150,7 +138,6 @@ impl Services {
         if passes { Route::Forward } else { Route::Drop }
     }
 
-    /// Handles a whole frame for the services.
     pub fn accept(&mut self, frame: &[u8], now: Instant) {
         let Some(ethernet) = Ethernet::parse(frame) else { return };
         if ethernet.kind == TYPE_ARP {
@@ -183,8 +170,7 @@ impl Services {
         self.stack.arrive(ethernet.payload.to_vec(), now);
     }
 
-    /// Replies to the guest's frame, which starts with `head`, that its destination is unreachable. Programs that wait
-    /// for an answer then fail at once.
+    /// Replies to the guest's frame that its destination is unreachable, so that programs fail at once.
     pub fn refuse(&mut self, head: &[u8]) {
         let packet = Ethernet::parse(head).and_then(|ethernet| Ipv4::parse(ethernet.payload).map(|ip| (ethernet, ip)));
         if let Some((ethernet, _)) = packet.filter(|(_, packet)| packet.protocol != ICMP && !packet.is_later_fragment())
@@ -203,7 +189,6 @@ impl Services {
         is_its && !self.stack.has(packet.source) && self.tracker.passes(&packet, Direction::Ingress, now)
     }
 
-    /// Runs the services.
     pub fn poll(&mut self, now: Instant) {
         self.stack.poll(now);
         let mut packets = Vec::new();
@@ -217,11 +202,9 @@ impl Services {
                 self.put(Some(packet::frame(self.mac, GATEWAY_MAC, TYPE_IPV4, &piece)));
             }
         }
-        // Sends the services' output at once.
         self.stack.poll(now);
     }
 
-    /// Returns the next frame for the guest.
     pub fn next_frame(&mut self) -> Option<Vec<u8>> {
         let packet = || Some(packet::frame(self.mac, GATEWAY_MAC, TYPE_IPV4, &self.stack.next_packet()?));
         self.frames.pop_front().or_else(packet)
@@ -237,15 +220,13 @@ impl Services {
         self.forwards.events()
     }
 
-    /// Returns true for packets to this network's DHCP server. A DHCP server of another network is reached like any
-    /// other host.
+    /// Returns true for packets to this network's DHCP server. Those of other networks are ordinary hosts.
     fn is_dhcp(&self, packet: &Ipv4) -> bool {
         let is_here = packet.destination.is_broadcast() || packet.destination == self.config.router;
         is_here && packet.protocol == UDP && packet.ports().is_some_and(|(_, to)| to == dhcp::SERVER_PORT)
     }
 
-    /// Returns true if the router forwards packets to an address. It must belong to a single machine other than the
-    /// guest. Link-local addresses are not forwarded, except for configured name servers.
+    /// Returns true for addresses of a single other machine. Link-local ones must be configured name servers.
     fn is_routed(&self, address: Ipv4Addr) -> bool {
         const RESERVED: u8 = 240;
         let subnet = Cidr { address: self.config.address, prefix_length: self.config.prefix_length };

@@ -1,5 +1,4 @@
-//! Parses frames as far as needed: Ethernet II, IPv4 (RFC 791), and the ports of the payload. Truncated headers are
-//! rejected.
+//! Parses frames as far as needed: Ethernet II, IPv4 (RFC 791), and ports. Rejects truncated headers.
 
 use std::net::Ipv4Addr;
 
@@ -8,11 +7,9 @@ use smoltcp::wire::{Icmpv4Packet, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, U
 
 use super::config::MacAddress;
 
-/// The size of an Ethernet header.
+/// Header sizes in bytes; for IPv4, the minimum.
 pub const ETHERNET: usize = 14;
-/// The minimum size of an IPv4 header.
 pub const IPV4: usize = 20;
-/// The maximum size of an IPv4 header.
 const MAX_IPV4_HEADER: usize = 60;
 /// `ETHERTYPE_IP` and `ETHERTYPE_ARP`.
 pub const TYPE_IPV4: u16 = 0x0800;
@@ -21,14 +18,13 @@ pub const TYPE_ARP: u16 = 0x0806;
 pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
-/// The more-fragments flag, next to the fragment offset.
+/// Next to the fragment offset.
 const MORE_FRAGMENTS: u16 = 0x2000;
 /// The offset of the flags in a TCP header, and two flags.
 const TCP_FLAGS: usize = 13;
 const SYN: u8 = 2;
 const ACK: u8 = 0x10;
 
-/// A frame's Ethernet header and payload.
 #[derive(Debug, Clone, Copy)]
 pub struct Ethernet<'a> {
     pub destination: MacAddress,
@@ -38,7 +34,6 @@ pub struct Ethernet<'a> {
 }
 
 impl<'a> Ethernet<'a> {
-    /// Parses the header at the start of `frame`.
     pub fn parse(frame: &'a [u8]) -> Option<Ethernet<'a>> {
         let (header, payload) = frame.split_first_chunk::<ETHERNET>()?;
         let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, k0, k1] = *header;
@@ -51,7 +46,6 @@ impl<'a> Ethernet<'a> {
     }
 }
 
-/// Builds a frame around `payload`.
 pub fn frame(destination: MacAddress, source: MacAddress, kind: u16, payload: &[u8]) -> Vec<u8> {
     [&destination.0[..], &source.0, &kind.to_be_bytes(), payload].concat()
 }
@@ -63,15 +57,14 @@ pub struct Ipv4<'a> {
     pub destination: Ipv4Addr,
     pub protocol: u8,
     pub identification: u16,
-    /// The fragment offset in units of 8 bytes.
+    /// In units of 8 bytes.
     pub fragment_offset: u16,
-    /// True if more fragments follow.
     pub has_more_fragments: bool,
     pub payload: &'a [u8],
 }
 
 impl<'a> Ipv4<'a> {
-    /// Parses the header at the start of `bytes`, which may be truncated after it.
+    /// `bytes` may be truncated after the header.
     pub fn parse(bytes: &'a [u8]) -> Option<Ipv4<'a>> {
         let header = bytes.first_chunk::<IPV4>()?;
         let length = usize::from(header[0] & 0xf) * 4;
@@ -99,12 +92,11 @@ impl<'a> Ipv4<'a> {
         self.fragment_offset != 0
     }
 
-    /// Returns true for a fragment.
     pub fn is_fragment(&self) -> bool {
         self.is_later_fragment() || self.has_more_fragments
     }
 
-    /// Returns true if this starts a TCP connection (SYN without ACK); none if it is not TCP or too short.
+    /// Returns true if this starts a TCP connection (SYN without ACK); `None` if it is not TCP or too short.
     pub fn begins_connection(&self) -> Option<bool> {
         if self.is_later_fragment() || self.protocol != TCP {
             return None;
@@ -112,7 +104,6 @@ impl<'a> Ipv4<'a> {
         self.payload.get(TCP_FLAGS).map(|flags| flags & (SYN | ACK) == SYN)
     }
 
-    /// The source and destination ports of TCP or UDP.
     pub fn ports(&self) -> Option<(u16, u16)> {
         if self.is_later_fragment() || !matches!(self.protocol, TCP | UDP) {
             return None;
@@ -122,7 +113,6 @@ impl<'a> Ipv4<'a> {
     }
 }
 
-/// A UDP datagram.
 #[derive(Debug, Clone, Copy)]
 pub struct Datagram<'a> {
     pub source: (Ipv4Addr, u16),
@@ -131,7 +121,6 @@ pub struct Datagram<'a> {
 }
 
 impl<'a> Datagram<'a> {
-    /// Parses the datagram of a whole packet.
     pub fn parse(packet: &Ipv4<'a>) -> Option<Datagram<'a>> {
         let (source, destination) = packet.ports().filter(|_| packet.protocol == UDP)?;
         let length = usize::from(u16::from_be_bytes([*packet.payload.get(4)?, *packet.payload.get(5)?]));
@@ -139,7 +128,7 @@ impl<'a> Datagram<'a> {
         Some(Datagram { source: (packet.source, source), destination: (packet.destination, destination), payload })
     }
 
-    /// Builds the IPv4 packet with this datagram; none if the payload does not fit.
+    /// Returns `None` if the payload does not fit.
     pub fn packet(&self) -> Option<Vec<u8>> {
         let udp = UdpRepr { src_port: self.source.1, dst_port: self.destination.1 };
         let length = udp.header_len() + self.payload.len();
@@ -169,7 +158,7 @@ impl<'a> Datagram<'a> {
     }
 }
 
-/// Splits a locally generated packet that exceeds `mtu` into fragments (RFC 791, section 3.2).
+/// Splits a locally generated packet that exceeds `mtu` (RFC 791, section 3.2).
 pub fn fragments(packet: Vec<u8>, mtu: usize, identification: u16) -> Vec<Vec<u8>> {
     if packet.len() <= mtu || packet.len() < IPV4 {
         return vec![packet];
@@ -190,7 +179,7 @@ pub fn fragments(packet: Vec<u8>, mtu: usize, identification: u16) -> Vec<Vec<u8
     pieces.collect()
 }
 
-/// An ICMP "network unreachable" message (RFC 792: type 3, code 0) with the start of the undeliverable packet.
+/// Builds an ICMP "network unreachable" message (RFC 792: type 3, code 0) with the start of the undeliverable packet.
 pub fn unreachable(router: Ipv4Addr, guest: Ipv4Addr, packet: &[u8]) -> Vec<u8> {
     let quoted = &packet[..packet.len().min(MAX_IPV4_HEADER + 8)];
     let mut message = [&[3, 0, 0, 0, 0, 0, 0, 0][..], quoted].concat();
@@ -213,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_datagram_is_read_back() {
+    fn datagram_round_trips() {
         let source = (Ipv4Addr::new(10, 0, 0, 1), 53);
         let destination = (Ipv4Addr::new(10, 0, 0, 2), 4000);
         let sent = Datagram { source, destination, payload: b"abc" };
@@ -225,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_is_nothing() {
+    fn truncated_packet_is_refused() {
         let whole =
             Datagram { source: (Ipv4Addr::LOCALHOST, 1), destination: (Ipv4Addr::LOCALHOST, 2), payload: &[] }.packet();
         let whole = whole.unwrap();

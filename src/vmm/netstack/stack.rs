@@ -19,12 +19,9 @@ const WAITING_WITH_ANSWERS: usize = 2 * WAITING;
 /// The minimum MTU that leaves room for TCP headers (RFC 791).
 const LEAST_MTU: u16 = 576;
 
-/// The stack and its sockets.
 pub struct Stack {
     interface: Interface,
-    /// The sockets of all services.
     pub sockets: SocketSet<'static>,
-    /// Sockets that still have data to send.
     retired: Vec<SocketHandle>,
     wire: Wire,
     began: Instant,
@@ -63,17 +60,15 @@ impl Stack {
         Stack { interface, sockets: SocketSet::new(Vec::new()), retired: Vec::new(), wire, began, router }
     }
 
-    /// Returns true if an address is the VMM's own.
     pub fn has(&self, address: Ipv4Addr) -> bool {
         address == METADATA_ADDRESS || address == self.router
     }
 
-    /// The parts that a socket needs to connect.
+    /// Returns the parts that a socket needs to connect.
     pub fn parts(&mut self) -> (&mut Interface, &mut SocketSet<'static>) {
         (&mut self.interface, &mut self.sockets)
     }
 
-    /// Receives a packet from the guest.
     pub fn arrive(&mut self, packet: Vec<u8>, now: Instant) {
         if self.wire.leaving.len() >= WAITING_WITH_ANSWERS {
             return;
@@ -83,7 +78,6 @@ impl Stack {
         self.wire.arrived = None;
     }
 
-    /// Runs timers and sends what is due.
     pub fn poll(&mut self, now: Instant) {
         let now = self.time(now);
         self.interface.poll(now, &mut self.wire, &mut self.sockets);
@@ -103,17 +97,14 @@ impl Stack {
         self.retired.push(handle);
     }
 
-    /// The number of sockets that still have data to send.
     pub fn retired(&self) -> usize {
         self.retired.len()
     }
 
-    /// The next packet for the guest.
     pub fn next_packet(&mut self) -> Option<Vec<u8>> {
         self.wire.leaving.pop_front()
     }
 
-    /// The time until something is due.
     pub fn timeout(&mut self, now: Instant) -> Option<Duration> {
         if self.wire.leaving.len() >= WAITING {
             // Nothing is due before the guest takes its queued packets.

@@ -31,7 +31,6 @@ pub(super) fn config() -> NetstackConfig {
     }
 }
 
-/// A netstack, and a guest with its own TCP stack.
 struct Bench {
     services: Services,
     /// The configuration from which the broker opens ports.
@@ -43,7 +42,7 @@ struct Bench {
     began: Instant,
     /// The time to live of the last packet from the metadata service.
     ttl: u8,
-    /// The maximum time to live of packets with a payload.
+    /// The maximum of packets with a payload.
     ttl_of_data: u8,
 }
 
@@ -69,7 +68,6 @@ impl Bench {
         self.services.set_ports(ports);
     }
 
-    /// Moves all available packets.
     fn turn(&mut self) {
         let now = Instant::now();
         let time = StackInstant::from_micros((now - self.began).as_micros() as i64);
@@ -152,7 +150,7 @@ fn get(path: &str, token: Option<&str>) -> String {
 }
 
 #[test]
-fn a_guest_gets_a_token_and_its_metadata() {
+fn guest_gets_token_and_metadata() {
     let mut required = config();
     let metadata = required.metadata.as_mut().unwrap();
     (metadata.tokens_required, metadata.hop_limit) = (true, 3);
@@ -174,7 +172,7 @@ fn a_guest_gets_a_token_and_its_metadata() {
 }
 
 #[test]
-fn many_connections_come_one_after_the_other() {
+fn sequential_connections_leave_no_sockets() {
     let mut bench = bench(config());
     for port in 6000..6100 {
         assert!(bench.ask(port, &get("/latest/meta-data/ami-id", None)).ends_with("ami-1"));
@@ -199,7 +197,7 @@ fn forwarding(transport: Transport, guest_port: u16) -> (NetstackConfig, SocketA
 }
 
 #[test]
-fn a_client_of_the_host_is_passed_on_both_ways() {
+fn tcp_forward_carries_both_directions() {
     const LENGTH: usize = 2 << 20;
     let (config, host) = forwarding(Transport::Tcp, 80);
     let mut bench = bench(config);
@@ -238,7 +236,7 @@ fn a_client_of_the_host_is_passed_on_both_ways() {
 }
 
 #[test]
-fn a_client_hears_that_the_guest_does_not_listen() {
+fn tcp_forward_to_closed_guest_port_is_reset() {
     let (config, host) = forwarding(Transport::Tcp, 81);
     let mut bench = bench(config);
     let client = std::thread::spawn(move || {
@@ -252,7 +250,7 @@ fn a_client_hears_that_the_guest_does_not_listen() {
 }
 
 #[test]
-fn a_client_that_reads_nothing_stalls_nobody_else() {
+fn stalled_client_does_not_block_other_connections() {
     let (config, host) = forwarding(Transport::Tcp, 82);
     let mut bench = bench(config);
     let listeners = [bench.listen(82), bench.listen(82)];
@@ -279,7 +277,7 @@ fn a_client_that_reads_nothing_stalls_nobody_else() {
 }
 
 #[test]
-fn datagrams_are_passed_on_and_answered() {
+fn udp_forward_carries_query_and_answer() {
     let (config, host) = forwarding(Transport::Udp, 53);
     let mut bench = bench(config);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -307,7 +305,7 @@ fn datagrams_are_passed_on_and_answered() {
 }
 
 #[test]
-fn ports_that_are_taken_are_told_and_change_with_the_configuration() {
+fn port_in_use_is_reported_until_reload() {
     let (wanted, host) = forwarding(Transport::Tcp, 80);
     let taken = TcpListener::bind(host).unwrap();
     let mut bench = bench(wanted.clone());
@@ -322,7 +320,7 @@ fn ports_that_are_taken_are_told_and_change_with_the_configuration() {
 }
 
 #[test]
-fn only_the_guests_own_frames_leave() {
+fn frames_with_foreign_addresses_are_dropped() {
     let mut services = Services::new(GUEST, config(), None).unwrap();
     let now = Instant::now();
     let peer = Ipv4Addr::new(10, 0, 0, 9);
@@ -342,7 +340,7 @@ fn only_the_guests_own_frames_leave() {
 }
 
 #[test]
-fn a_program_hears_that_there_is_no_way() {
+fn refused_frame_gets_icmp_unreachable() {
     let mut bench = bench(config());
     let away = Datagram { source: (ADDRESS, 1), destination: (Ipv4Addr::new(10, 0, 0, 9), 2), payload: b"x" };
     let frame = packet::frame(GATEWAY_MAC, GUEST, TYPE_IPV4, &away.packet().unwrap());
@@ -361,7 +359,7 @@ fn a_program_hears_that_there_is_no_way() {
 }
 
 #[test]
-fn nobody_else_speaks_for_the_services() {
+fn frames_from_service_addresses_are_dropped() {
     let mut services = Services::new(GUEST, config(), None).unwrap();
     let now = Instant::now();
     let mut passes = |from, to| {
@@ -374,14 +372,13 @@ fn nobody_else_speaks_for_the_services() {
     assert!(!passes(Ipv4Addr::new(10, 0, 0, 9), Ipv4Addr::new(172, 31, 0, 5)));
 }
 
-/// Returns a frame of the guest with a datagram.
 fn datagram_to(to: Ipv4Addr, port: u16) -> Vec<u8> {
     let datagram = Datagram { source: (ADDRESS, 4000), destination: (to, port), payload: b"x" };
     packet::frame(GATEWAY_MAC, GUEST, TYPE_IPV4, &datagram.packet().unwrap())
 }
 
 #[test]
-fn a_guest_that_takes_nothing_does_not_pile_up_answers() {
+fn replies_to_stalled_guest_are_limited() {
     let mut services = Services::new(GUEST, config(), None).unwrap();
     let now = Instant::now();
     let frames = [segment(2, 7, &[], &[(22, 9)]), datagram_to(config().router, 9), datagram_to(METADATA_ADDRESS, 9)];
@@ -395,17 +392,16 @@ fn a_guest_that_takes_nothing_does_not_pile_up_answers() {
 }
 
 #[test]
-fn a_frame_to_another_than_the_gateway_goes_nowhere() {
+fn frame_to_other_mac_than_gateway_is_dropped() {
     let mut services = Services::new(GUEST, config(), None).unwrap();
     let mut frame = datagram_to(Ipv4Addr::new(172, 31, 0, 5), 80);
     assert_eq!(services.from_guest(&frame, Instant::now()), Route::Forward);
-    // A bridge would deliver a frame with a neighbor's address directly, past the router and its filter.
     frame[..6].copy_from_slice(&[6, 0, 0, 0, 0, 2]);
     assert_eq!(services.from_guest(&frame, Instant::now()), Route::Drop);
 }
 
 #[test]
-fn what_is_the_hosts_own_is_out_of_reach() {
+fn host_and_reserved_addresses_are_dropped() {
     let mut services = Services::new(GUEST, config(), None).unwrap();
     for address in ["127.0.0.1", "127.18.0.5", "0.0.0.1", "169.254.170.2", "240.0.0.1", "172.31.15.255"] {
         let frame = datagram_to(address.parse().unwrap(), 80);
@@ -414,7 +410,7 @@ fn what_is_the_hosts_own_is_out_of_reach() {
 }
 
 #[test]
-fn a_token_goes_no_further_with_a_request_behind_it() {
+fn pipelined_request_keeps_token_hop_limit() {
     let mut bench = bench(config());
     let put = "PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n";
     let mut farthest = 0;
@@ -427,7 +423,7 @@ fn a_token_goes_no_further_with_a_request_behind_it() {
 }
 
 #[test]
-fn a_long_datagram_comes_in_pieces_that_fit() {
+fn long_datagram_is_fragmented_to_mtu() {
     let (config, host) = forwarding(Transport::Udp, 53);
     let mtu = 1500;
     let mut bench = bench(NetstackConfig { mtu, ..config });
@@ -453,7 +449,7 @@ fn a_long_datagram_comes_in_pieces_that_fit() {
 }
 
 #[test]
-fn a_client_that_is_gone_is_forgotten_though_the_guest_stalls() {
+fn closed_client_is_removed_while_guest_stalls() {
     let (config, host) = forwarding(Transport::Tcp, 83);
     let mut bench = bench(config);
     let listener = bench.listen(83);
@@ -476,7 +472,7 @@ fn a_client_that_is_gone_is_forgotten_though_the_guest_stalls() {
 }
 
 #[test]
-fn one_connection_too_many_is_left_to_try_again() {
+fn connection_above_limit_gets_no_reset() {
     let mut services = Services::new(GUEST, config(), None).unwrap();
     let now = Instant::now();
     for port in 0..40 {
@@ -495,7 +491,7 @@ fn one_connection_too_many_is_left_to_try_again() {
     assert_eq!(format!("{:?}", services.server).matches("Connection {").count(), 0);
 }
 
-/// Passes frames to the services. The guest reads the replies if `drains` is set.
+/// The guest reads the replies if `drains` is set.
 fn throw(services: &mut Services, frames: Vec<Vec<u8>>, drains: bool) {
     for frame in frames {
         let now = Instant::now();
@@ -536,7 +532,7 @@ fn segment(flags: u8, sequence: u32, payload: &[u8], changes: &[(usize, u8)]) ->
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
     #[test]
-    fn arbitrary_frames_harm_nobody(
+    fn arbitrary_frames_never_panic(
         frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 0..20),
         kinds in proptest::collection::vec(0_usize..4, 20),
         drains: bool,
@@ -555,7 +551,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_segments_harm_nobody(
+    fn arbitrary_segments_never_panic(
         segments in proptest::collection::vec(
             (any::<u8>(), any::<u32>(), proptest::collection::vec(any::<u8>(), 0..100),
              proptest::collection::vec((any::<usize>(), any::<u8>()), 0..3)), 0..40),
@@ -570,7 +566,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_requests_harm_nobody(
+    fn arbitrary_requests_leave_service_working(
         pieces in proptest::collection::vec(
             prop_oneof![
                 proptest::collection::vec(any::<u8>(), 0..300),
@@ -596,7 +592,6 @@ proptest! {
             let _ = socket.recv(|bytes| (bytes.len(), ()));
             (!socket.may_recv()).then_some(())
         });
-        // Other requests are still answered.
         prop_assert!(bench.ask(5001, &get("/latest/meta-data/ami-id", None)).ends_with("ami-1"));
     }
 }

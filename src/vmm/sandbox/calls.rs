@@ -1,47 +1,37 @@
 //! The system calls that the threads of a running VMM may make. This file is the whole list, with reasons.
 //!
-//! A thread may make the calls of [`EVERY`] thread and those of the groups of its [`Kind`]. Any other call ends the
-//! process. Calls with which a process can gain access are in no group: no execve, ptrace, process_vm_writev, bpf,
-//! mount, unshare, setns, keyctl, io_uring_setup, io_uring_register, userfaultfd, chmod, chown, setuid or prlimit64.
-//! No memory can be made executable.
+//! A thread may make the calls of [`EVERY`] thread and those of its [`Kind`]; any other call ends the process. No group
+//! has calls that gain access: execve, ptrace, process_vm_writev, bpf, mount, unshare, setns, keyctl, io_uring_setup,
+//! io_uring_register, userfaultfd, chmod, chown, setuid or prlimit64. No memory can be made executable.
 //!
-//! A new thread inherits the filter of the thread that starts it. Device threads are therefore started by a separate
-//! thread ([`super::threads`]), and a vCPU thread may not start any.
+//! A thread inherits the filter of the thread that starts it. Device threads are therefore started by a separate thread
+//! ([`super::threads`]), and a vCPU thread may not start any.
 
 use libc::{c_int, c_long};
 
-/// The kind of a thread, which determines its calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The main thread: event loop, control socket, console, saving, attaching disks.
+    /// The main thread: event loop, control socket, console, snapshots, attaching disks.
     Main,
     /// The thread that starts the device threads.
     Starter,
     /// A vCPU thread, which also emulates device registers.
     Vcpu,
-    /// The thread of a disk.
     Block,
-    /// The thread of the entropy device.
     Rng,
-    /// The thread of the vsock device.
     Vsock,
     /// The thread of the network device and the netstack.
     Net,
 }
 
-/// A system call.
 #[derive(Debug)]
 pub struct Call {
-    /// The call's number.
     pub number: c_long,
-    /// The allowed arguments.
     pub arguments: Arguments,
 }
 
-/// The condition on a call's arguments.
 #[derive(Debug)]
 pub enum Arguments {
-    /// No condition.
     Any,
     /// The argument with this index is the VMM's process id.
     OwnProcess(u8),
@@ -49,11 +39,8 @@ pub enum Arguments {
     OneOf(u8, &'static [u64]),
     /// The bits of one argument under the mask equal the value.
     Bits {
-        /// The argument's index.
         argument: u8,
-        /// The mask.
         mask: u64,
-        /// The value.
         value: u64,
     },
     /// The bits of each argument under the mask equal the value: (index, mask, value).
@@ -91,7 +78,6 @@ macro_rules! socket_option {
     };
 }
 
-/// The calls of every thread.
 const EVERY: &[Call] = &[
     // Waiting.
     any(libc::SYS_futex),
@@ -137,7 +123,6 @@ const EVERY: &[Call] = &[
     any(libc::SYS_exit_group),
 ];
 
-/// Open files.
 const FILES: &[Call] = &[
     any(libc::SYS_preadv),
     any(libc::SYS_pwritev),
@@ -146,7 +131,6 @@ const FILES: &[Call] = &[
     any(libc::SYS_lseek),
     any(libc::SYS_fsync),
     any(libc::SYS_fdatasync),
-    // Growing, discarding and zeroing.
     any(libc::SYS_fallocate),
     any(libc::SYS_ftruncate),
     any(libc::SYS_fstat),
@@ -182,8 +166,8 @@ const DEVICE: &[Call] = &[
     ),
 ];
 
-/// Connected sockets. Sending to an address is not possible. sendto(2) requires a null address and no MSG_FASTOPEN.
-/// sendmsg(2) is not allowed, because its address is in memory, where the filter cannot see it.
+/// Connected sockets. sendto(2) requires a null address and no MSG_FASTOPEN. sendmsg(2) is not allowed, because the
+/// filter cannot see its address, which is in memory.
 const SOCKETS: &[Call] = &[
     all_bits(libc::SYS_sendto, &[(3, libc::MSG_FASTOPEN as u64, 0), (4, POINTER, 0)]),
     any(libc::SYS_recvfrom),
@@ -202,7 +186,6 @@ const SOCKETS: &[Call] = &[
 /// Receiving descriptors of disks, ports and vsock connections.
 const RECEIVE: &[Call] = &[any(libc::SYS_recvmsg)];
 
-/// Listening sockets.
 const ACCEPT: &[Call] = &[any(libc::SYS_accept4)];
 
 /// The pair of Unix streams through which the guest reads the seed.
@@ -223,7 +206,7 @@ const BLOCK_DEVICES: &[Call] =
 /// (`virtio/block/ring.rs`). preadv2 reads data that is already in memory.
 const RING: &[Call] = &[any(libc::SYS_io_uring_enter), any(libc::SYS_preadv2)];
 
-/// Running a vCPU, and reading its state to save it. The timer ends the time slices of a CPU budget.
+/// Running a vCPU, and reading its state for a snapshot. The timer ends the time slices of a CPU budget.
 const VCPU: &[Call] = &[
     one_of(libc::SYS_ioctl, 1, ioctl::VCPU),
     any(libc::SYS_timer_create),
@@ -251,7 +234,7 @@ const MACHINE: &[Call] = &[
     any(libc::SYS_getcwd),
     // The guest's resident memory.
     any(libc::SYS_mincore),
-    // The state of the interrupt controllers, the timer and the clock, for saving.
+    // The state of the interrupt controllers, the timer and the clock, for snapshots.
     one_of(libc::SYS_ioctl, 1, &[ioctl::KVM_GET_IRQCHIP, ioctl::KVM_GET_PIT2, ioctl::KVM_GET_CLOCK]),
     // A fork: a copy of this process with the same filter writes guest memory.
     one_of(libc::SYS_clone, 0, &[FORK]),
@@ -263,8 +246,8 @@ const MACHINE: &[Call] = &[
 /// The flags of clone(2) that glibc's fork(3) uses.
 const FORK: u64 = (libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD) as u64;
 
-/// Starting threads, but not processes. `clone3` returns ENOSYS, because its flags are in memory, where the filter
-/// cannot see them. The C library then uses `clone`.
+/// Starting threads, but not processes. `clone3` returns ENOSYS, because the filter cannot see its flags, which are in
+/// memory. The C library then uses `clone`.
 const THREADS: &[Call] =
     &[bits_are(libc::SYS_clone, 0, libc::CLONE_THREAD | NAMESPACES, libc::CLONE_THREAD), any(libc::SYS_clone3)];
 const NAMESPACES: c_int = libc::CLONE_NEWNS
@@ -279,7 +262,6 @@ const NAMESPACES: c_int = libc::CLONE_NEWNS
 const FILTER: &[Call] = &[any(libc::SYS_seccomp), one_of(libc::SYS_prctl, 0, &[libc::PR_SET_NO_NEW_PRIVS as u64])];
 
 impl Kind {
-    /// All kinds.
     pub const ALL: [Kind; 7] = [Kind::Main, Kind::Starter, Kind::Vcpu, Kind::Block, Kind::Rng, Kind::Vsock, Kind::Net];
 
     /// Returns the name of the thread in the log.
@@ -295,7 +277,6 @@ impl Kind {
         }
     }
 
-    /// Returns the groups of calls of a thread of this kind.
     pub fn groups(self) -> &'static [&'static [Call]] {
         match self {
             Kind::Main => &[EVERY, FILES, DEVICE, SOCKETS, RECEIVE, ACCEPT, TAP, BLOCK_DEVICES, MACHINE, THREADS],
@@ -357,17 +338,17 @@ mod ioctl {
 
     pub const VCPU: &[u64] = &[
         none(KVM, 0x80), // KVM_RUN
-        // Registers, for emulated accesses, for the log and for saving.
+        // Registers, for emulated accesses, the log and snapshots.
         read(KVM, 0x81, size_of::<kvm_bindings::kvm_regs>()),
         write(KVM, 0x82, size_of::<kvm_bindings::kvm_regs>()),
         read(KVM, 0x83, size_of::<kvm_bindings::kvm_sregs>()),
         both(KVM, 0x85, size_of::<kvm_bindings::kvm_translation>()),
         read(KVM, 0x9f, size_of::<kvm_bindings::kvm_vcpu_events>()),
         write(KVM, 0xa0, size_of::<kvm_bindings::kvm_vcpu_events>()),
-        // Extended states, for saving and for the save ports of software KVM (`cpu/xstate.rs`).
+        // Extended states, for snapshots and for the save ports of software KVM (`cpu/xstate.rs`).
         read(KVM, 0xa4, size_of::<kvm_bindings::kvm_xsave>()),
         write(KVM, 0xa5, size_of::<kvm_bindings::kvm_xsave>()),
-        // Read for saving, never written.
+        // Read for snapshots, never written.
         both(KVM, 0x88, size_of::<kvm_bindings::kvm_msrs>()),
         read(KVM, 0x8e, size_of::<kvm_bindings::kvm_lapic_state>()),
         read(KVM, 0x98, size_of::<kvm_bindings::kvm_mp_state>()),

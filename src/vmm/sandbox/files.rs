@@ -1,42 +1,35 @@
 //! The files that a machine may open once its VMM is in the sandbox.
 //!
-//! `/dev/kvm` and the files of disks are opened before. Disks that are attached later, and overlays, are passed to the
-//! VMM as open descriptors (see [`control`](crate::vmm::control)). The VMM can open none of them again: once an
-//! overlay is shared as a backing file, the VMM has no way to write to it.
+//! `/dev/kvm` and the disks' files are opened before. Other disks and overlays are passed as open descriptors (see
+//! [`control`](crate::vmm::control)). The VMM can open none of them again, nor write to a shared backing file.
 
 use std::path::{Path, PathBuf};
 
 use crate::vmm::config::MachineConfig;
 use crate::vmm::machine::Restore;
 
-/// The access to a file or directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Everything except execution, for the directory and its content.
     Own,
     /// Reading the file, or the directory and its content.
     Read,
-    /// Reading and writing the file.
     Write,
 }
 
-/// Access to one file or directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// The path.
     pub path: PathBuf,
-    /// The access.
     pub access: Access,
 }
 
-/// A list of grants, with directories before their content.
+/// Directories come before their content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grants(Vec<Grant>);
 
 impl Grants {
     /// Returns the grants of the machine of `config`, whose VMM writes into the directory `own`. The rest of the
-    /// instance's directory is excluded: the machine's configuration and the locks belong to the supervisor and the
-    /// commands. A file that does not exist is reported later, when it is opened.
+    /// instance's directory, such as configuration and locks, belongs to the supervisor and the commands.
     pub fn of(own: &Path, config: &MachineConfig, restore: Option<&Restore>) -> Grants {
         let mut all = vec![
             // Information on the process itself, such as which pages of its memory are resident.
@@ -69,7 +62,6 @@ impl Grants {
         Grants(kept)
     }
 
-    /// Iterates over the grants.
     pub fn iter(&self) -> impl Iterator<Item = &Grant> {
         self.0.iter()
     }
@@ -116,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_a_folder_of_one_s_own_is_not_named_again() {
+    fn grants_inside_own_directory_are_merged() {
         let grant = |path: &str, access| Grant { path: path.into(), access };
         let grants = Grants::new(vec![
             grant("/h/volumes/vol", Access::Write),

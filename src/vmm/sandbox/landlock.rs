@@ -1,7 +1,6 @@
 //! Landlock (landlock(7)): permanently restricts the files that can be opened, whatever the user's permissions are.
 //!
-//! With newer kernels it also forbids TCP connections, binding TCP ports, other processes' abstract Unix sockets, and
-//! signals to other processes. Kernels before 5.13 do not have Landlock, and later versions add rights.
+//! Newer kernels also forbid TCP connections, binding TCP ports, other processes' abstract Unix sockets, and signals.
 
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
@@ -10,11 +9,11 @@ use landlock::{
 
 use super::files::{Access, Grants};
 
-/// The newest Landlock version whose rights are handled. Older kernels have fewer.
+/// Older kernels have fewer rights.
 const VERSION: ABI = ABI::V6;
 
-/// Restricts the calling thread, and all threads that it starts, to `grants`. Returns true if the kernel enforces
-/// everything, false if it enforces a part, and none if it has no Landlock.
+/// Restricts the calling thread and those that it starts. Returns true if the kernel enforces all `grants`, false if it
+/// enforces a part, and `None` if it has no Landlock.
 pub fn enter(grants: &Grants) -> Result<Option<bool>, RulesetError> {
     let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(VERSION))?

@@ -1,5 +1,4 @@
-//! Drops what the process itself has: inherited descriptors, capabilities, and resource limits, which cannot be raised
-//! again.
+//! Drops inherited descriptors and capabilities, and sets resource limits that cannot be raised again.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -7,14 +6,13 @@ use std::os::fd::RawFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 
-/// The maximum number of descriptors: 12 disks with 64 files each, 256 forwarded connections, as many vsock
-/// connections, 64 clients, and those of a machine with 64 vCPUs.
+/// Enough for 12 disks with 64 files each, 256 forwarded and 1024 vsock connections, 64 clients and 64 vCPUs.
 const DESCRIPTORS: u64 = 4096;
 
-/// The number of capabilities to drop. Dropping one that the kernel does not know has no effect.
+/// Dropping a capability that the kernel does not know has no effect.
 const CAPABILITIES: libc::c_ulong = 64;
 
-/// Closes every descriptor except the standard streams and `kept`.
+/// Keeps the standard streams, too.
 pub fn close_others(kept: &[RawFd]) -> io::Result<()> {
     let mut kept: Vec<u32> = kept.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd > 2).collect();
     kept.sort_unstable();
@@ -33,14 +31,13 @@ pub fn close_others(kept: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Ensures that a program that this process executes cannot gain privileges.
 pub fn no_new_privileges() -> io::Result<()> {
     Ok(set_no_new_privs(true)?)
 }
 
 /// Drops all capabilities except `kept`: those of root, and those of the first process in a user namespace.
 pub fn only_capabilities(kept: CapabilitySet) -> io::Result<()> {
-    // Errors are ignored: dropping from the bounding set needs a capability itself. The set only matters for executed
+    // Ignore errors: dropping from the bounding set needs a capability itself. The set only matters for executed
     // programs, which cannot gain capabilities anyway.
     for capability in 0..CAPABILITIES {
         // SAFETY: the call takes numbers only.
@@ -50,8 +47,7 @@ pub fn only_capabilities(kept: CapabilitySet) -> io::Result<()> {
     Ok(set_capabilities(None, sets)?)
 }
 
-/// Sets limits that cannot be raised again: no core dump (it would contain guest memory), no locked memory, no message
-/// queues, no real-time priority.
+/// Forbids core dumps (which would contain guest memory), locked memory, message queues and real-time priority.
 pub fn resources() -> io::Result<()> {
     let at_most = |limit: u64, resource| {
         let limit = getrlimit(resource).maximum.map_or(limit, |present| present.min(limit));
@@ -64,8 +60,7 @@ pub fn resources() -> io::Result<()> {
     Ok(())
 }
 
-/// Limits processes and threads to `count`. Only useful in a user namespace; elsewhere all processes of the user
-/// count.
+/// Limits processes and threads. Only useful in a user namespace; elsewhere all processes of the user count.
 pub fn processes(count: u64) -> io::Result<()> {
     Ok(setrlimit(Resource::Nproc, Rlimit { current: Some(count), maximum: Some(count) })?)
 }

@@ -1,12 +1,11 @@
 //! The VMM's sandbox: a guest that takes over its VMM gains access to nothing else. `docs/security.md` describes it.
 //!
-//! The VMM enters it in this order, before it builds the machine: it closes inherited descriptors, enters namespaces
-//! ([`namespaces`]) and its own root directory ([`root`]), restricts files again ([`landlock`]), drops capabilities
-//! and sets limits ([`limits`]). Right before the guest's first instruction, it restricts system calls to those that
-//! each thread needs ([`calls`], [`seccomp`], [`threads`]).
+//! Before the VMM builds the machine, it closes inherited descriptors, enters namespaces ([`namespaces`]) and its own
+//! root directory ([`root`]), restricts files ([`landlock`]), drops capabilities and sets limits ([`limits`]), in this
+//! order. Right before the guest's first instruction, it restricts the system calls of each thread ([`calls`],
+//! [`seccomp`], [`threads`]).
 //!
-//! A host may lack namespaces or Landlock. The VMM then runs without them and reports it. All other layers are
-//! mandatory.
+//! Only namespaces and Landlock are optional: the VMM reports if the host lacks them.
 
 pub mod calls;
 pub mod files;
@@ -27,23 +26,19 @@ use calls::Kind;
 use files::Grants;
 use rustix::thread::CapabilitySet;
 
-/// A layer of the sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layer {
     /// Executed programs cannot gain privileges.
     NoNewPrivileges,
-    /// System calls are filtered for each thread.
     Seccomp,
     /// Resource limits are set and capabilities dropped.
     Limits,
     /// User, process, IPC and host name namespaces.
     Namespaces,
-    /// An empty network namespace.
     NetworkNamespace,
     /// A root directory with only the machine's files.
     Files,
-    /// Landlock restricts file access.
     Landlock,
 }
 
@@ -61,18 +56,16 @@ impl fmt::Display for Layer {
     }
 }
 
-/// The layers of a VMM's sandbox.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxRecord {
     /// The VMM's process id on the host. The machine's [`Status`](super::control::Status) has that of its supervisor.
     pub pid: u32,
-    /// The active layers.
     pub layers: Vec<Layer>,
     /// Error messages about missing layers.
     pub missing: Vec<String>,
 }
 
-/// The reason why a VMM cannot enter the sandbox. It does not run without it.
+/// The VMM does not run without the sandbox.
 #[derive(Debug, thiserror::Error)]
 #[error("the VMM cannot give up {what}, and does not run with it: {source}")]
 pub struct SandboxError {
@@ -86,21 +79,19 @@ fn keeps(what: &'static str) -> impl Fn(io::Error) -> SandboxError {
 
 static RECORD: OnceLock<SandboxRecord> = OnceLock::new();
 
-/// Returns the layers of this process.
 pub fn record() -> SandboxRecord {
     RECORD.get().cloned().unwrap_or_default()
 }
 
-/// Enters all layers except seccomp, before the machine is built. The machine's files are `grants`, and `threads` is
-/// the maximum number of its threads.
-pub fn enter(monitor: &namespaces::SandboxedChild, grants: &Grants, threads: u64) -> Result<(), SandboxError> {
+/// Enters all layers except seccomp, before the machine is built, with at most `threads` threads.
+pub fn enter(child: &namespaces::SandboxedChild, grants: &Grants, threads: u64) -> Result<(), SandboxError> {
     let mut record =
         SandboxRecord { pid: own_pid(), layers: vec![Layer::NoNewPrivileges, Layer::Seccomp], missing: vec![] };
     limits::resources().map_err(keeps("its limits"))?;
     record.layers.push(Layer::Limits);
-    match &monitor.refused {
+    match &child.refused {
         Some(error) => record.missing.push(format!("no namespaces of its own: {error}")),
-        None => enter_namespaces(monitor, grants, threads, &mut record)?,
+        None => enter_namespaces(child, grants, threads, &mut record)?,
     }
     match landlock::enter(grants) {
         Ok(Some(is_whole)) => {
@@ -114,7 +105,7 @@ pub fn enter(monitor: &namespaces::SandboxedChild, grants: &Grants, threads: u64
     }
     limits::only_capabilities(CapabilitySet::empty()).map_err(keeps("its capabilities"))?;
     limits::no_new_privileges().map_err(keeps("the privileges of what it could execute"))?;
-    monitor.end_with_supervisor().map_err(keeps("its life when its supervisor ends"))?;
+    child.end_with_supervisor().map_err(keeps("its life when its supervisor ends"))?;
     if record.missing.is_empty() {
         log::info!("sandbox: {record}");
     } else {
@@ -125,13 +116,13 @@ pub fn enter(monitor: &namespaces::SandboxedChild, grants: &Grants, threads: u64
 }
 
 fn enter_namespaces(
-    monitor: &namespaces::SandboxedChild,
+    child: &namespaces::SandboxedChild,
     grants: &Grants,
     threads: u64,
     record: &mut SandboxRecord,
 ) -> Result<(), SandboxError> {
     record.layers.push(Layer::Namespaces);
-    match &monitor.network_refused {
+    match &child.network_refused {
         None => record.layers.push(Layer::NetworkNamespace),
         Some(error) => record.missing.push(format!("no network namespace of its own: {error}")),
     }
@@ -146,8 +137,7 @@ fn enter_namespaces(
     Ok(())
 }
 
-/// Filters system calls, right before the guest runs. Called by the main thread. Later threads are started by
-/// [`threads::spawn`].
+/// Filters system calls, right before the guest runs. Called by the main thread; [`threads::spawn`] starts later ones.
 pub fn seal() -> Result<(), SandboxError> {
     let failed = keeps("its system calls");
     seccomp::prepare().map_err(&failed)?;
@@ -156,7 +146,6 @@ pub fn seal() -> Result<(), SandboxError> {
 }
 
 impl SandboxRecord {
-    /// Returns a text of the active layers.
     #[must_use]
     pub fn layers_text(&self) -> String {
         self.layers.iter().map(Layer::to_string).collect::<Vec<_>>().join(", ")
@@ -170,7 +159,7 @@ impl fmt::Display for SandboxRecord {
     }
 }
 
-/// Returns this process's id in the file system at `/proc`, which is the host's even inside a process namespace.
+/// Returns this process's id in the host's `/proc`, even inside a process namespace.
 fn own_pid() -> u32 {
     let link = std::fs::read_link("/proc/self").ok();
     link.and_then(|link| link.to_str()?.parse().ok()).unwrap_or_else(std::process::id)

@@ -1,15 +1,11 @@
 //! Namespaces for the VMM process (namespaces(7), user_namespaces(7)).
 //!
-//! Creating a user namespace needs no privilege, and removes privileges outside it: root in the namespace is not root
-//! on the host, and host resources that belong to the host's root stay out of reach. The VMM is the first process of
-//! its process namespace, so it cannot see or signal other processes. The user is mapped to itself, so that file
-//! ownership is unchanged.
+//! Creating a user namespace needs no privilege: root in the namespace is not root on the host, and the host root's
+//! resources stay out of reach. The VMM is the first process of its process namespace, so it cannot see or signal
+//! others. The user is mapped to itself, so that file ownership is unchanged. The network namespace is empty; the
+//! supervisor's [broker](crate::vmm::broker) opens the published ports on the host.
 //!
-//! The network namespace is empty. The supervisor's [broker](crate::vmm::broker) opens the published ports on the
-//! host.
-//!
-//! A process cannot move into a process namespace; only its children can be created in one. Hence there are two
-//! processes, the VMM and its supervisor.
+//! Only children can be created in a process namespace. Hence there are two processes, the VMM and its supervisor.
 
 use std::fs;
 use std::io;
@@ -19,26 +15,22 @@ use rustix::fd::OwnedFd;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, getegid, geteuid, set_parent_process_death_signal};
 
-/// The process that [`split`] returned to.
 #[derive(Debug)]
 pub enum Side {
-    /// The supervisor, which is the original process. The VMM is its child and ends when the supervisor ends.
+    /// The original process. The VMM is its child and ends when the supervisor ends.
     Supervisor {
-        /// The VMM's process id.
         child: Pid,
         /// Closed when the supervisor ends, which the VMM can detect.
         alive: OwnedFd,
     },
-    /// The VMM, which is the new process.
     Child(SandboxedChild),
 }
 
-/// The state of the new process.
 #[derive(Debug)]
 pub struct SandboxedChild {
-    /// The reason why the process is not in namespaces, if it is not.
+    /// The reason why the process is not in namespaces.
     pub refused: Option<io::Error>,
-    /// The reason why it is in the host's network namespace, if it has the others.
+    /// The reason why it is in the host's network namespace but has the others.
     pub network_refused: Option<io::Error>,
     supervisor: OwnedFd,
 }
@@ -46,10 +38,8 @@ pub struct SandboxedChild {
 /// The exit code of a child whose user cannot be mapped.
 const NOT_MAPPED: i32 = 200;
 
-/// Forks a child into new namespaces. If the host does not allow a network namespace, the child has only the others.
-/// If it allows none, the child has none.
-///
-/// The process must have a single thread.
+/// The child has no network namespace, or none at all, if the host does not allow them. The process must have a single
+/// thread.
 pub fn split() -> io::Result<Side> {
     let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     let error = match attempt(flags | libc::CLONE_NEWNET) {
@@ -58,17 +48,16 @@ pub fn split() -> io::Result<Side> {
     };
     if let Ok(side) = attempt(flags) {
         return Ok(match side {
-            Side::Child(monitor) => Side::Child(SandboxedChild { network_refused: Some(error), ..monitor }),
+            Side::Child(child) => Side::Child(SandboxedChild { network_refused: Some(error), ..child }),
             supervisor => supervisor,
         });
     }
     Ok(match attempt(0)? {
-        Side::Child(monitor) => Side::Child(SandboxedChild { refused: Some(error), ..monitor }),
+        Side::Child(child) => Side::Child(SandboxedChild { refused: Some(error), ..child }),
         supervisor => supervisor,
     })
 }
 
-/// Forks the process with these flags of clone(2).
 fn attempt(flags: libc::c_int) -> io::Result<Side> {
     let (supervisor, alive) = pipe_with(PipeFlags::CLOEXEC)?;
     let (mapped, is_mapped) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -103,18 +92,15 @@ fn attempt(flags: libc::c_int) -> io::Result<Side> {
     }
 }
 
-/// Maps the user and group to themselves in the namespace, and no others.
 fn map_user((user, group): (u32, u32)) -> io::Result<()> {
-    // Prevents the process from dropping a supplementary group, which may be what denies it access to a file. The
-    // kernel requires this for the group map.
+    // Keeps supplementary groups, which may deny access to a file. The kernel requires this for the group map.
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("{user} {user} 1"))?;
     fs::write("/proc/self/gid_map", format!("{group} {group} 1"))
 }
 
 impl SandboxedChild {
-    /// Kills this process when its supervisor ends. Must be called after dropping privileges, which resets the
-    /// setting.
+    /// Must be called after dropping privileges, which resets the setting.
     pub fn end_with_supervisor(&self) -> io::Result<()> {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         // The supervisor may have ended already.

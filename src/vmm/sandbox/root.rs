@@ -1,7 +1,6 @@
 //! A root directory with only the machine's files, each at its original path (mount_namespaces(7), pivot_root(2)).
 //!
-//! Landlock restricts what can be opened. Here, other files do not exist at all, so there are no sockets of other
-//! programs to connect to and no processes to see.
+//! Landlock restricts opening files. Here, other files do not exist, so there are no sockets of other programs.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -18,8 +17,7 @@ use super::files::{Access, Grant, Grants};
 /// The mount point for building the new root: a directory that exists on every host and contains no file of a machine.
 const PLACE: &str = "/sys";
 
-/// Changes the root directory of the calling process, which must be in its own mount namespace. After an error, the
-/// root is unchanged, except if the last steps fail.
+/// Needs a mount namespace of its own. After an error the root is unchanged, unless the last steps fail.
 pub fn enter(grants: &Grants) -> Result<(), Errno> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -29,7 +27,6 @@ pub fn enter(grants: &Grants) -> Result<(), Errno> {
         pivot_root(".", ".")
     });
     if entered.is_err() {
-        // The process keeps its root.
         chdir("/")?;
         let _ = unmount(PLACE, UnmountFlags::DETACH);
         return entered;

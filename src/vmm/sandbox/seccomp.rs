@@ -1,8 +1,8 @@
 //! System call filters (seccomp(2)) for each kind of thread, from the lists in [`super::calls`].
 //!
-//! A call that is not on its thread's list is not executed. The thread gets SIGSYS, whose handler logs the call and
-//! ends the process. The filter does not depend on the handler: no list allows a thread to replace it, and if the
-//! thread has blocked the signal, the kernel ends the process. Calls of another architecture end it at once.
+//! A thread that makes a call not on its list gets SIGSYS, whose handler logs the call and ends the process. The filter
+//! does not depend on the handler: no list allows replacing it, and the kernel ends a process that blocks the signal.
+//! Calls of another architecture end the process at once.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -20,18 +20,17 @@ use super::calls::{Arguments, Call, Kind};
 /// The exit code of a VMM that made a forbidden call.
 pub const VIOLATION: i32 = 159;
 
-/// The beginning of the log line that names the call.
+/// Prefix of the log line that names the call.
 pub const SAYS: &str = "the VMM ends: ";
 
 /// True if threads of this process get filters.
 static WANTED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    /// The thread's name in the log line.
-    static WHO: Cell<&'static str> = const { Cell::new("a thread") };
+    static THREAD_NAME: Cell<&'static str> = const { Cell::new("a thread") };
 }
 
-/// Installs the handler and enables filters for threads of this process.
+/// Enables filters for threads of this process.
 pub fn prepare() -> io::Result<()> {
     // SAFETY: all zeroes is a valid `sigaction`; the handler is async-signal-safe.
     let installed = unsafe {
@@ -47,17 +46,16 @@ pub fn prepare() -> io::Result<()> {
     Ok(())
 }
 
-/// Returns true if threads of this process get filters.
 pub fn is_wanted() -> bool {
     WANTED.load(Ordering::Acquire)
 }
 
-/// Installs the calling thread's filter permanently, if filters are enabled.
+/// Does nothing unless filters are enabled.
 pub fn enter(kind: Kind) -> io::Result<()> {
     if !is_wanted() {
         return Ok(());
     }
-    WHO.with(|who| who.set(kind.as_str()));
+    THREAD_NAME.with(|who| who.set(kind.as_str()));
     let [first, second] = programs(kind);
     for program in [first, second] {
         apply_filter(program).map_err(io::Error::other)?;
@@ -65,8 +63,7 @@ pub fn enter(kind: Kind) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns the filters of a kind: one that makes `clone3` return ENOSYS, and the list. The stricter action of the two
-/// applies.
+/// Returns two filters, of which the stricter action applies: `clone3` returns ENOSYS, and the list.
 fn programs(kind: Kind) -> [&'static BpfProgram; 2] {
     static NO_CLONE3: OnceLock<BpfProgram> = OnceLock::new();
     static LISTS: [OnceLock<BpfProgram>; Kind::ALL.len()] = [const { OnceLock::new() }; Kind::ALL.len()];
@@ -86,7 +83,7 @@ fn compile(rules: Rules, others: SeccompAction, listed: SeccompAction) -> BpfPro
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// Returns the rules of a kind. A call is allowed if any of its groups allows it.
+/// A call is allowed if any of its groups allows it.
 fn rules(kind: Kind) -> Rules {
     let mut rules = Rules::new();
     let calls = || kind.groups().iter().copied().flatten();
@@ -131,7 +128,7 @@ extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     let number = unsafe { info.cast::<libc::c_int>().add(6).read() };
     let mut line = Line { bytes: [0; 200], length: 0 };
     let name = syscalls::Sysno::new(number as usize).map_or("unknown to wisp", |call| call.name());
-    let who = WHO.with(Cell::get);
+    let who = THREAD_NAME.with(Cell::get);
     line.push(SAYS);
     line.push(who);
     line.push(" made the system call ");
@@ -146,7 +143,6 @@ extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     }
 }
 
-/// A line on the stack.
 struct Line {
     bytes: [u8; 200],
     length: usize,
@@ -176,15 +172,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_list_makes_a_filter() {
+    fn every_kind_compiles_to_filter() {
         for kind in Kind::ALL {
             programs(kind).into_iter().for_each(|program| assert!(!program.is_empty(), "{kind:?}"));
         }
     }
 
-    /// A thread inherits the filter of the thread that starts it.
     #[test]
-    fn the_starter_has_every_call_of_those_that_it_starts() {
+    fn starter_allows_every_call_of_its_threads() {
         let starter = rules(Kind::Starter);
         for kind in [Kind::Vcpu, Kind::Block, Kind::Rng, Kind::Vsock, Kind::Net] {
             for (number, wanted) in rules(kind) {
@@ -197,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn no_list_has_a_call_that_gets_more_than_there_is() {
+    fn no_kind_allows_calls_that_gain_access() {
         let forbidden = [
             libc::SYS_socket,
             libc::SYS_bind,

@@ -1,8 +1,7 @@
 //! The thread that starts the machine's other threads.
 //!
-//! A new thread inherits its parent's filter and adds its own. A device's thread is started when the guest's driver
-//! sets the device up, which happens on a vCPU thread. Without the starter, a vCPU thread would need the calls of all
-//! devices, and those that start threads. The starter only runs these requests in order, and handles no guest data.
+//! A new thread inherits its parent's filter. A guest's driver starts device threads from a vCPU thread, which would
+//! need the calls of all devices, and those that start threads. The starter handles no guest data.
 
 use std::io;
 use std::sync::OnceLock;
@@ -19,7 +18,7 @@ type Job = Box<dyn FnOnce() + Send>;
 
 static STARTER: OnceLock<Sender<Job>> = OnceLock::new();
 
-/// Starts the starter thread. Called once, before the process has filters.
+/// Called once, before the process has filters.
 pub fn begin() -> io::Result<()> {
     let (sender, jobs) = mpsc::channel::<Job>();
     let (started, is_started) = mpsc::sync_channel(1);
@@ -31,14 +30,13 @@ pub fn begin() -> io::Result<()> {
 fn serve(jobs: &mpsc::Receiver<Job>, started: &SyncSender<io::Result<()>>) {
     let entered = seccomp::enter(Kind::Starter);
     let is_entered = entered.is_ok();
-    // The caller waits for this message.
     let _ = started.send(entered);
     if is_entered {
         jobs.iter().for_each(|job| job());
     }
 }
 
-/// Starts a thread of this kind, which installs its filter first.
+/// The thread installs its filter first.
 pub fn spawn<T: Send + 'static>(
     name: String,
     kind: Kind,
@@ -56,7 +54,6 @@ pub fn spawn<T: Send + 'static>(
     };
     let Some(starter) = STARTER.get() else { return start() };
     let (answer, thread) = mpsc::sync_channel(1);
-    // This function waits for the response.
     starter.send(Box::new(move || drop(answer.send(start())))).map_err(|_| gone())?;
     thread.recv().map_err(|_| gone())?
 }

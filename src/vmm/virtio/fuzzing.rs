@@ -1,7 +1,7 @@
 //! Fuzz targets for virtio devices: a driver that writes arbitrary data into rings, buffers and registers.
 //!
-//! A device's thread serves its queues at least once on every resume, and has finished on every pause. This makes each
-//! input deterministic.
+//! A device's thread serves its queues at least once on every resume, and has finished on every pause, so inputs are
+//! deterministic.
 
 use std::sync::Arc;
 
@@ -21,19 +21,16 @@ use crate::vmm::fault::GuestFaults;
 use crate::vmm::irq::IrqLine;
 use crate::vmm::memory::GuestMemory;
 
-/// Size of guest memory. It exceeds the 64 KiB that an input can write to, so that some buffers are never inspected.
+/// Exceeds the 64 KiB that an input can write to, so that some buffers are never inspected.
 const MEMORY: usize = 1 << 20;
-/// Size of each queue, and the distance between the rings of two queues. The available ring is at offset 0x100, the
-/// used ring at 0x200.
+/// The size of each queue, whose available ring is at offset 0x100 and used ring at 0x200.
 const SIZE: u16 = 16;
 const RINGS: u64 = 0x400;
 
-/// Fuzzes the entropy device.
 pub(crate) fn rng(data: &[u8]) {
     drive(&mut Rng::default(), data, &mut |_| {});
 }
 
-/// Fuzzes the registers of the entropy device and of a block device without a disk.
 pub(crate) fn registers(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let memory = memory();
@@ -63,7 +60,6 @@ pub(crate) fn registers(data: &[u8]) {
     devices.iter_mut().for_each(MmioTransport::shut_down);
 }
 
-/// Fuzzes the restore of a device from an arbitrary saved state.
 pub(crate) fn restore(state: &TransportState) {
     let memory = memory();
     let mut device = transport(Box::new(Rng::default()), &memory);
@@ -85,8 +81,7 @@ fn memory() -> GuestMemory {
     GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("one range does not overlap")
 }
 
-/// Drives a device as `data` says: write to memory, serve, call `host` for the host's side, or reset. A device that
-/// needs a reset is reset.
+/// Drives a device as `data` says: write to memory, serve, call `host` for the host's side, or reset.
 pub(super) fn drive(device: &mut dyn VirtioDevice, data: &[u8], host: &mut dyn FnMut(&[u8])) {
     let mut input = Unstructured::new(data);
     let mut driver = Driver { memory: memory(), taken: input.arbitrary().unwrap_or(0), device };
@@ -110,7 +105,7 @@ pub(super) fn drive(device: &mut dyn VirtioDevice, data: &[u8], host: &mut dyn F
     driver.device.reset();
 }
 
-/// Returns up to 255 bytes, preceded by a length byte in the input.
+/// Takes a length byte and up to that many bytes.
 fn some_bytes<'a>(input: &mut Unstructured<'a>) -> arbitrary::Result<&'a [u8]> {
     let length = usize::from(input.arbitrary::<u8>()?).min(input.len());
     input.bytes(length)
@@ -130,7 +125,6 @@ struct Driver<'a> {
 }
 
 impl Driver<'_> {
-    /// Activates the device with all queues ready. Returns its interrupt.
     fn activate(&mut self) -> Arc<Interrupt> {
         let interrupt = Arc::new(Interrupt::new(IrqLine::new().expect("there are descriptors left")));
         let mut features = self.device.features();

@@ -1,5 +1,4 @@
-//! Interrupts and status of a device (specification, sections 2.1, 2.9 and 4.2.2). The state is atomic, because both
-//! the vCPUs that access the registers and the device's thread use it.
+//! Interrupts and status of a device (specification, sections 2.1, 2.9 and 4.2.2), shared by vCPUs and its thread.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -7,25 +6,17 @@ use crate::vmm::irq::IrqLine;
 
 /// Device status bits (section 2.1).
 pub mod status {
-    /// The guest has noticed the device.
     pub const ACKNOWLEDGE: u32 = 1;
-    /// The guest has a driver for the device.
     pub const DRIVER: u32 = 2;
-    /// The driver is ready.
     pub const DRIVER_OK: u32 = 4;
-    /// Feature negotiation is complete.
     pub const FEATURES_OK: u32 = 8;
-    /// The device has met an unrecoverable error.
     pub const DEVICE_NEEDS_RESET: u32 = 64;
-    /// The driver has given up.
     pub const FAILED: u32 = 128;
 }
 
-/// Interrupt status bits.
 pub(super) const USED_BUFFER: u32 = 1;
 pub(super) const CONFIG_CHANGE: u32 = 2;
 
-/// A device's interrupt and status, shared with the device's thread.
 #[derive(Debug)]
 pub struct Interrupt {
     line: IrqLine,
@@ -35,7 +26,6 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// Creates an interrupt on `line`.
     pub fn new(line: IrqLine) -> Interrupt {
         Interrupt {
             line,
@@ -45,16 +35,12 @@ impl Interrupt {
         }
     }
 
-    /// Raises an interrupt for used buffers.
     pub fn signal_used(&self) {
         self.signal(USED_BUFFER);
     }
 
-    /// Calls `change` to change the configuration, and notifies an active driver.
-    ///
-    /// A driver reads the configuration field by field, and the generation before and after (section 2.5.1). The
-    /// generation changes both before and after `change`, so that no driver mistakes a mix of two configurations for
-    /// one.
+    /// Notifies an active driver. The generation changes before and after `change` (section 2.5.1), so that no driver
+    /// mistakes a mix of two configurations for one.
     pub fn change_config<T>(&self, change: impl FnOnce() -> T) -> T {
         self.config_generation.fetch_add(1, Ordering::SeqCst);
         let result = change();
@@ -73,7 +59,6 @@ impl Interrupt {
         }
     }
 
-    /// Returns the device's status bits.
     pub fn device_status(&self) -> u32 {
         self.device_status.load(Ordering::Acquire)
     }

@@ -5,10 +5,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use vm_memory::VolatileSlice;
 
-/// Maximum number of pieces in one system call (`IOV_MAX`).
+/// `IOV_MAX`.
 const MAX: usize = 1024;
 
-/// Pieces of memory, in order. They are valid for as long as their sources are borrowed.
+/// Pieces of memory, valid for as long as their sources are borrowed.
 #[derive(Debug, Default)]
 pub struct Pieces<'a> {
     pieces: Vec<libc::iovec>,
@@ -17,17 +17,16 @@ pub struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    /// Appends bytes to read from. They must not be written through these pieces.
+    /// The bytes must not be written through these pieces.
     pub fn push_source(&mut self, bytes: &'a [u8]) {
         self.push(bytes.as_ptr().cast_mut(), bytes.len());
     }
 
-    /// Appends bytes to write to.
     pub fn push_target(&mut self, bytes: &'a mut [u8]) {
         self.push(bytes.as_mut_ptr(), bytes.len());
     }
 
-    /// Appends guest memory, which the guest may change at any time.
+    /// The guest may change this memory at any time.
     pub fn extend_guest(&mut self, slices: &[VolatileSlice<'a>]) {
         for slice in slices {
             self.push(slice.ptr_guard_mut().as_ptr(), slice.len());
@@ -41,7 +40,6 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    /// Returns the total length in bytes.
     pub fn length(&self) -> usize {
         self.length
     }
@@ -51,13 +49,11 @@ impl<'a> Pieces<'a> {
         self.pieces.len() <= MAX
     }
 
-    /// Returns the pieces as the kernel's `iovec` structures.
     pub fn as_slice(&self) -> &[libc::iovec] {
         &self.pieces
     }
 
-    /// Reads from `fd` into the pieces, up to the limit of one system call. All pieces must be targets. They may
-    /// overlap.
+    /// Reads from `fd`, up to the limit of one system call. All pieces must be targets. They may overlap.
     pub fn read_from(&self, fd: BorrowedFd) -> io::Result<usize> {
         let count = self.pieces.len().min(MAX);
         // SAFETY: the pieces are valid for the call and writable, as the type promises for targets. They are raw
@@ -76,7 +72,6 @@ impl<'a> Pieces<'a> {
         part.copy_from(0)
     }
 
-    /// Copies everything after the first `skip` bytes.
     pub fn copy_from(&self, skip: usize) -> Vec<u8> {
         let mut bytes = vec![0; self.length.saturating_sub(skip)];
         let (mut skip, mut done) = (skip, 0);
@@ -102,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn overlapping_and_too_many_pieces_are_read_into() {
+    fn read_from_fills_overlapping_and_excess_pieces() {
         use std::io::Write;
         use std::os::fd::AsFd;
         use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
@@ -119,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_behind_is_copied() {
+    fn copy_from_skips_leading_bytes() {
         let (first, second) = ([1, 2, 3], [4, 5]);
         let mut pieces = Pieces::default();
         pieces.push_source(&first);

@@ -1,7 +1,6 @@
 //! The MMIO transport (specification, section 4.2): a device's registers, status and notifications.
 //!
-//! Any vCPU can access the registers, one at a time: the bus has a lock for each device. The device's own thread only
-//! touches [`Interrupt`], which consists of atomics.
+//! vCPUs access the registers under the device's bus lock. The device's thread only touches [`Interrupt`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,12 +18,11 @@ use crate::vmm::fault::GuestFaults;
 use crate::vmm::irq::IrqLine;
 use crate::vmm::memory::GuestMemory;
 
-/// Register address and interrupt line of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
     /// Guest physical address of the first register.
     pub address: u64,
-    /// Interrupt line: a pin of the I/O APIC.
+    /// A pin of the I/O APIC.
     pub irq: u32,
 }
 
@@ -33,14 +31,11 @@ const VERSION: u32 = 2;
 /// "WISP" in ASCII. Drivers only print it.
 const VENDOR: u32 = u32::from_le_bytes(*b"WISP");
 
-/// `VIRTIO_F_VERSION_1`, which every device here requires.
+/// Every device here requires it.
 pub const VERSION_1: u64 = 1 << 32;
-/// `VIRTIO_F_INDIRECT_DESC`.
 pub const INDIRECT_DESC: u64 = 1 << 28;
-/// `VIRTIO_F_EVENT_IDX`.
 pub const EVENT_IDX: u64 = 1 << 29;
 
-/// Saved state of a device's registers and queues.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TransportState {
     device_type: u32,
@@ -55,11 +50,9 @@ pub struct TransportState {
     queues: Vec<SavedQueue>,
 }
 
-/// A queue's saved ring addresses and position.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct SavedQueue(#[serde(with = "QueueFields")] QueueState);
 
-/// Fields of virtio-queue's `QueueState`, for serde.
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "QueueState")]
 struct QueueFields {
@@ -74,7 +67,6 @@ struct QueueFields {
     used_ring: u64,
 }
 
-/// A virtio device on the MMIO bus.
 #[derive(Debug)]
 pub struct MmioTransport {
     device: Box<dyn VirtioDevice>,
@@ -92,7 +84,6 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Creates the transport for `device`, with `line` as its interrupt.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: GuestMemory,
@@ -119,17 +110,15 @@ impl MmioTransport {
         })
     }
 
-    /// Returns the kick eventfds in queue order, for registration with KVM.
+    /// In queue order, for registration with KVM.
     pub fn kicks(&self) -> &[Arc<EventFd>] {
         &self.kicks
     }
 
-    /// Returns the device's interrupt.
     pub fn interrupt(&self) -> &Arc<Interrupt> {
         &self.interrupt
     }
 
-    /// Returns the CPU time accounting of the device's thread.
     pub fn clock(&self) -> &Arc<ThreadClock> {
         &self.clock
     }
@@ -139,8 +128,7 @@ impl MmioTransport {
         self.device.reset();
     }
 
-    /// Makes the device finish its work in progress and stop until [`resume`](MmioTransport::resume). The vCPUs must
-    /// be paused already.
+    /// Makes the device finish its work in progress and stop. The vCPUs must be paused already.
     pub fn pause(&mut self) -> TransportState {
         let live = if self.activated { self.device.pause() } else { Vec::new() };
         let queues = if live.is_empty() { self.queues.iter().map(Queue::state).collect() } else { live };
@@ -158,7 +146,6 @@ impl MmioTransport {
         }
     }
 
-    /// Resumes the device after [`pause`](MmioTransport::pause).
     pub fn resume(&mut self) {
         if self.activated
             && let Err(error) = self.device.resume()
@@ -168,10 +155,7 @@ impl MmioTransport {
         }
     }
 
-    /// Restores the state of a paused device into a new one.
-    ///
-    /// # Errors
-    /// A message for the user, if the state does not match this device.
+    /// Restores the state of a paused device into a new one. Fails with a message for the user if the device differs.
     pub fn restore(&mut self, state: &TransportState) -> Result<(), String> {
         if state.device_type != self.device.device_type() || state.queues.len() != self.queues.len() {
             return Err(format!("there was a device of type {} and is one of another", state.device_type));
@@ -192,8 +176,7 @@ impl MmioTransport {
         if state.activated {
             self.activate();
         }
-        // KVM delivers a line's eventfd asynchronously, so the snapshot may have missed the last interrupt. A spurious
-        // interrupt is harmless to the driver.
+        // KVM delivers eventfds asynchronously: a snapshot may miss the last interrupt, and a spurious one is harmless.
         if state.interrupt_status != 0 {
             self.interrupt.repeat();
         }
@@ -250,8 +233,7 @@ impl MmioTransport {
         }
     }
 
-    /// Configures the selected queue. This is allowed only between `FEATURES_OK` and `DRIVER_OK` (section 3.1.1), and
-    /// only until the queue is ready.
+    /// Configures the selected queue between `FEATURES_OK` and `DRIVER_OK` (section 3.1.1), until the queue is ready.
     fn set_up_queue(&mut self, offset: u64, value: u32) {
         if self.status() & (status::FEATURES_OK | status::DRIVER_OK) != status::FEATURES_OK {
             return self.faults.record(&"a queue was changed outside of the device's set-up");
@@ -400,7 +382,6 @@ mod tests {
     use crate::vmm::virtio::interrupt::{CONFIG_CHANGE, USED_BUFFER};
     use proptest::prelude::*;
 
-    /// A device that records the calls it receives.
     #[derive(Debug, Default)]
     struct Probe {
         activations: usize,
@@ -476,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_finds_the_device() {
+    fn driver_reads_device_identity() {
         let mut transport = transport();
         assert_eq!(read(&mut transport, register::MAGIC_VALUE), 0x7472_6976);
         assert_eq!(read(&mut transport, register::VERSION), 2);
@@ -486,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_that_follows_the_rules_activates_it() {
+    fn valid_driver_activates_device() {
         let mut transport = transport();
         bring_up(&mut transport, VERSION_1 | 1);
         assert!(transport.activated);
@@ -495,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn features_that_are_not_offered_are_not_accepted() {
+    fn unoffered_features_are_refused() {
         for features in [VERSION_1 | 2, 1] {
             let mut transport = transport();
             bring_up(&mut transport, features);
@@ -505,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn rings_outside_memory_need_a_reset() {
+    fn rings_outside_memory_need_reset() {
         let mut transport = transport();
         write(&mut transport, register::STATUS, 1);
         write(&mut transport, register::STATUS, 3);
@@ -523,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_starts_all_over() {
+    fn reset_allows_new_activation() {
         let mut transport = transport();
         bring_up(&mut transport, VERSION_1);
         transport.interrupt.need_reset();
@@ -535,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupt_tells_its_reason_until_it_is_acknowledged() {
+    fn interrupt_status_holds_until_acknowledged() {
         let mut transport = transport();
         bring_up(&mut transport, VERSION_1);
         transport.interrupt.signal_used();

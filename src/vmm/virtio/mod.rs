@@ -25,83 +25,65 @@ use crate::vmm::memory::GuestMemory;
 use interrupt::Interrupt;
 use queue::Virtqueue;
 
-/// Addresses of a queue's rings, and the device's position in them.
 pub use virtio_queue::QueueState;
 
-/// A virtio device.
-///
 /// Life cycle: any number of configuration accesses, then one `activate` when the driver has set `DRIVER_OK`, then
-/// `reset`. After `reset`, the cycle can start again.
-///
-/// Between `activate` and `reset` the device owns its queues and its thread, and `pause` and `resume` alternate.
-/// `reset` returns only when no device thread can touch guest memory any more.
+/// `reset`, after which the cycle can start again. Between `activate` and `reset`, the device owns its queues and its
+/// thread, and `pause` and `resume` alternate.
 pub trait VirtioDevice: Send + fmt::Debug {
-    /// Returns the device ID (section 5).
+    /// Device ID (section 5).
     fn device_type(&self) -> u32;
 
-    /// Returns the maximum size of each queue.
     fn queue_sizes(&self) -> &'static [u16];
 
-    /// Returns the feature bits that the device offers, including the reserved ones (section 6).
+    /// Includes the reserved feature bits (section 6).
     fn features(&self) -> u64;
 
-    /// Reads from the configuration space. Bytes of `data` past the end of the space are left unchanged.
+    /// Bytes of `data` past the end of the configuration space are left unchanged.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
-    /// Writes to the configuration space. Most devices have no writable field.
+    /// Most devices have no writable field.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    /// Takes ownership of the queues and starts serving them on a separate thread. Called when the driver is ready.
-    /// The driver's notifications reach the queues' eventfds inside the kernel (ioeventfd).
+    /// Starts serving the queues on a separate thread. ioeventfd delivers driver notifications to the queues' eventfds.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
-    /// Finishes the work in progress and stops serving until `resume`. Returns the device's position in each queue, or
-    /// an empty vector if the device is not active. Guest memory and the device's own state do not change until
-    /// `resume`.
+    /// Finishes the work in progress. Returns the position in each queue, or an empty vector if the device is not
+    /// active. Guest memory and the device's own state do not change until `resume`.
     fn pause(&mut self) -> Vec<QueueState>;
 
-    /// Resumes after `pause`, and serves the requests that arrived in the meantime.
+    /// Serves the requests that arrived since `pause`.
     fn resume(&mut self) -> Result<(), ActivateError>;
 
-    /// Stops serving, drops the queues and forgets the negotiated features.
+    /// Drops the queues and the negotiated features. On return, no device thread can touch guest memory.
     fn reset(&mut self);
 }
 
-/// Resources that a device receives on activation.
 #[derive(Debug)]
 pub struct Activation {
-    /// Guest memory.
     pub memory: GuestMemory,
     /// One queue for each entry of [`VirtioDevice::queue_sizes`], in the same order.
     pub queues: Vec<Virtqueue>,
-    /// The device's interrupt.
     pub interrupt: Arc<Interrupt>,
-    /// The negotiated features.
     pub features: u64,
-    /// Counter and log of the driver's protocol violations.
+    /// Counts and logs the driver's protocol violations.
     pub faults: Arc<GuestFaults>,
-    /// CPU time accounting of the device's thread.
     pub clock: Arc<ThreadClock>,
 }
 
 impl Activation {
-    /// Returns the device's position in each queue.
     pub fn queue_states(&self) -> Vec<QueueState> {
         self.queues.iter().map(Virtqueue::state).collect()
     }
 }
 
-/// An error during activation or resume.
 #[derive(Debug, thiserror::Error)]
 #[error("{device} could not be activated: {source}")]
 pub struct ActivateError {
-    /// The device's name.
     pub device: &'static str,
-    /// The cause.
     pub source: std::io::Error,
 }
 
-/// Copies the bytes of `config` from `offset` on into `data`, up to the end of either.
 fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
     let Ok(offset) = usize::try_from(offset) else { return };
     if let Some(rest) = config.get(offset..) {

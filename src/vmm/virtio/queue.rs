@@ -1,13 +1,8 @@
 //! Virtqueues: the guest's rings as validated descriptor chains (specification, section 2.7).
 //!
-//! virtio-queue reads the rings. This module validates a whole chain before a device sees it:
-//!
-//! - every buffer lies in guest memory and is not empty,
-//! - device-readable buffers precede device-writable ones,
-//! - the chain terminates.
-//!
-//! Any violation is a [`QueueError`]. The device then needs a reset, because the driver and the device no longer agree
-//! about the ring.
+//! virtio-queue reads the rings. This module validates a whole chain before a device sees it: buffers lie in guest
+//! memory, none is empty, the readable ones come first, and the chain ends. After a violation ([`QueueError`]), the
+//! device needs a reset, because it and the driver no longer agree about the ring.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,69 +17,24 @@ use crate::vmm::memory::GuestMemory;
 /// A driver's violation of the ring protocol.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum QueueError {
-    /// The ring itself cannot be read or written.
     #[error("queue {queue}: the ring is not sound: {reason}")]
-    Ring {
-        /// The queue's index.
-        queue: usize,
-        /// The error from virtio-queue.
-        reason: String,
-    },
+    Ring { queue: usize, reason: String },
     /// A chain with a loop, an index out of range, a bad indirect table, or more than 4 GiB.
     #[error("queue {queue}: the chain at descriptor {head} has no end (a loop, a bad index, or a bad indirect table)")]
-    Endless {
-        /// The queue's index.
-        queue: usize,
-        /// The chain's first descriptor.
-        head: u16,
-    },
-    /// A chain without buffers.
+    Endless { queue: usize, head: u16 },
     #[error("queue {queue}: the chain at descriptor {head} is empty")]
-    Empty {
-        /// The queue's index.
-        queue: usize,
-        /// The chain's first descriptor.
-        head: u16,
-    },
-    /// A buffer of length 0.
+    Empty { queue: usize, head: u16 },
     #[error("queue {queue}: a buffer at {address:#x} has no length")]
-    ZeroLength {
-        /// The queue's index.
-        queue: usize,
-        /// The buffer's address.
-        address: u64,
-    },
-    /// A buffer outside guest memory.
+    ZeroLength { queue: usize, address: u64 },
     #[error("queue {queue}: a buffer at {address:#x}, {length} bytes long, is outside guest memory")]
-    OutsideMemory {
-        /// The queue's index.
-        queue: usize,
-        /// The buffer's address.
-        address: u64,
-        /// The buffer's length.
-        length: u32,
-    },
+    OutsideMemory { queue: usize, address: u64, length: u32 },
     /// A device-readable buffer after a device-writable one, or a buffer of the wrong direction for this queue.
     #[error("queue {queue}: a buffer at {address:#x} has the wrong direction")]
-    WrongDirection {
-        /// The queue's index.
-        queue: usize,
-        /// The buffer's address.
-        address: u64,
-    },
-    /// A chain too short for this queue's requests.
+    WrongDirection { queue: usize, address: u64 },
     #[error("queue {queue}: a chain has {length} bytes where {needed} are needed")]
-    TooShort {
-        /// The queue's index.
-        queue: usize,
-        /// The chain's length.
-        length: u64,
-        /// The minimum length.
-        needed: u64,
-    },
+    TooShort { queue: usize, length: u64, needed: u64 },
 }
 
-/// A virtqueue owned by a device.
 #[derive(Debug)]
 pub struct Virtqueue {
     index: usize,
@@ -108,22 +58,18 @@ impl Virtqueue {
         Virtqueue { index, queue, memory, interrupt, kick, added_before: false }
     }
 
-    /// Returns the ring addresses and the device's position.
     pub fn state(&self) -> QueueState {
         self.queue.state()
     }
 
-    /// Returns the eventfd that receives the driver's notifications.
     pub fn kick(&self) -> &EventFd {
         &self.kick
     }
 
-    /// Returns the queue's index.
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// Takes the next available chain.
     pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
         use virtio_queue::QueueOwnedT;
         let ring = |error: virtio_queue::Error| QueueError::Ring { queue: self.index, reason: error.to_string() };
@@ -140,7 +86,6 @@ impl Virtqueue {
         self.queue.go_to_previous_position();
     }
 
-    /// Returns the number of available chains that were not popped yet.
     pub fn available(&self) -> Result<u16, QueueError> {
         let ring = |error: virtio_queue::Error| QueueError::Ring { queue: self.index, reason: error.to_string() };
         let end = self.queue.avail_idx(&self.memory, Ordering::Acquire).map_err(ring)?;
@@ -211,12 +156,10 @@ impl Virtqueue {
     }
 }
 
-/// A buffer of a chain, inside guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Buffer {
-    /// The address of its first byte.
     pub address: GuestAddress,
-    /// The length in bytes, never 0.
+    /// Never 0.
     pub length: u32,
 }
 
@@ -239,9 +182,9 @@ impl Chain {
     ) -> Result<Chain, QueueError> {
         let head = chain.head_index();
         let mut parsed = Chain { head, readable: Vec::new(), writable: Vec::new() };
-        let mut goes_on = true;
+        let mut has_next = true;
         for descriptor in chain.by_ref() {
-            goes_on = descriptor.has_next();
+            has_next = descriptor.has_next();
             let (address, length) = (descriptor.addr(), descriptor.len());
             if length == 0 {
                 return Err(QueueError::ZeroLength { queue, address: address.0 });
@@ -258,7 +201,7 @@ impl Chain {
                 return Err(QueueError::WrongDirection { queue, address: address.0 });
             }
         }
-        match (goes_on, parsed.readable.is_empty() && parsed.writable.is_empty()) {
+        match (has_next, parsed.readable.is_empty() && parsed.writable.is_empty()) {
             (true, _) => Err(QueueError::Endless { queue, head }),
             (false, true) => Err(QueueError::Empty { queue, head }),
             (false, false) => Ok(parsed),
@@ -266,7 +209,6 @@ impl Chain {
     }
 }
 
-/// Returns the total length of `buffers` in bytes.
 pub fn total_length(buffers: &[Buffer]) -> u64 {
     buffers.iter().map(|buffer| u64::from(buffer.length)).sum()
 }
@@ -318,7 +260,6 @@ pub fn write_to(memory: &GuestMemory, buffers: &[Buffer], data: &[u8]) -> usize 
     done
 }
 
-/// Fills `buffers` with zeroes.
 pub fn clear(memory: &GuestMemory, buffers: &[Buffer]) {
     const ZEROES: [u8; 4096] = [0; 4096];
     for Buffer { address, length } in buffers {
@@ -330,8 +271,7 @@ pub fn clear(memory: &GuestMemory, buffers: &[Buffer]) {
     }
 }
 
-/// Returns the host's view of `buffers`, for vectored I/O directly on guest memory. No buffer crosses a hole in guest
-/// memory: [`Chain`] has validated them.
+/// Returns the host's view of `buffers`. No buffer crosses a hole in guest memory: [`Chain`] has validated them.
 pub fn volatile_slices<'a>(memory: &'a GuestMemory, buffers: &[Buffer]) -> Vec<VolatileSlice<'a>> {
     let slices = buffers.iter().flat_map(|buffer| memory.get_slices(buffer.address, buffer.length as usize));
     slices.filter_map(Result::ok).collect()
@@ -351,7 +291,6 @@ pub(super) mod tests {
     pub(in crate::vmm::virtio) const WRITE: u16 = 2;
     pub(in crate::vmm::virtio) const INDIRECT: u16 = 4;
     const SIZE: u16 = 16;
-    /// Number of chains that are always available in an endless queue.
     const AHEAD: u16 = 8;
 
     /// Creates a queue 0 as a driver would. The descriptors are stored as given, valid or not.
@@ -363,8 +302,7 @@ pub(super) mod tests {
         queue_at(memory, 0, 0, descriptors, heads)
     }
 
-    /// Creates queue `index` as a driver would, with its descriptors at `start`. The available ring is at offset
-    /// 0x100, and the used ring at offset 0x200.
+    /// Like [`queue_with`], for queue `index` at `start`: the available ring at offset 0x100, the used ring at 0x200.
     pub(in crate::vmm::virtio) fn queue_at(
         memory: &GuestMemory,
         start: u64,
@@ -388,8 +326,8 @@ pub(super) mod tests {
         Virtqueue::new(index, queue, memory.clone(), interrupt, Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()))
     }
 
-    /// Creates a queue that never runs empty, as if the driver kept adding chains. The used ring overlaps the
-    /// available ring, and is ahead of it. Every chain is one buffer with this address, length and flags.
+    /// Creates a queue that never runs empty: its used ring overlaps its available ring, and is ahead of it.
+    /// Every chain is one buffer with this address, length and flags.
     pub(in crate::vmm::virtio) fn endless_queue(
         memory: &GuestMemory,
         index: usize,
@@ -413,7 +351,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_sound_chain_is_split_by_direction() {
+    fn valid_chain_is_split_by_direction() {
         let chain = pop(&[(0x10_0000, 16, NEXT, 1), (0x20_0000, 512, NEXT | WRITE, 2), (0x30_0000, 1, WRITE, 0)]);
         let chain = chain.unwrap().unwrap();
         assert_eq!((chain.readable.len(), chain.writable.len()), (1, 2));
@@ -421,19 +359,19 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_empty_ring_has_no_chain() {
+    fn empty_ring_has_no_chain() {
         let memory = memory::allocate(64).unwrap();
         assert_eq!(queue_with(&memory, &[], &[]).pop(), Ok(None));
     }
 
     #[test]
-    fn a_chain_with_a_loop_is_refused() {
+    fn chain_with_loop_is_refused() {
         let looped = pop(&[(0x10_0000, 16, NEXT, 1), (0x20_0000, 16, NEXT, 0)]);
         assert_eq!(looped, Err(QueueError::Endless { queue: 0, head: 0 }));
     }
 
     #[test]
-    fn a_chain_that_leads_outside_the_table_is_refused() {
+    fn chain_outside_table_is_refused() {
         assert_eq!(pop(&[(0x10_0000, 16, NEXT, 99)]), Err(QueueError::Endless { queue: 0, head: 0 }));
     }
 
@@ -446,25 +384,25 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_buffer_without_length_is_refused() {
+    fn zero_length_buffer_is_refused() {
         assert_eq!(pop(&[(0x10_0000, 0, 0, 0)]), Err(QueueError::ZeroLength { queue: 0, address: 0x10_0000 }));
     }
 
     #[test]
-    fn a_readable_buffer_behind_a_writable_one_is_refused() {
+    fn readable_buffer_after_writable_is_refused() {
         let wrong = pop(&[(0x10_0000, 16, NEXT | WRITE, 1), (0x20_0000, 16, 0, 0)]);
         assert_eq!(wrong, Err(QueueError::WrongDirection { queue: 0, address: 0x20_0000 }));
     }
 
     #[test]
-    fn more_available_chains_than_the_ring_holds_are_refused() {
+    fn available_index_beyond_ring_size_is_refused() {
         let memory = memory::allocate(64).unwrap();
         let mut queue = queue_with(&memory, &[(0x10_0000, 16, 0, 0)], &[0; 40]);
         assert!(matches!(queue.pop(), Err(QueueError::Ring { queue: 0, .. })));
     }
 
     #[test]
-    fn an_indirect_table_is_followed_and_a_bad_one_refused() {
+    fn indirect_table_is_followed_and_invalid_one_refused() {
         let memory = memory::allocate(64).unwrap();
         let inner = RawDescriptor::from(Descriptor::new(0x20_0000, 64, 0, 0));
         memory.write_obj(inner, GuestAddress(0x10_0000)).unwrap();
@@ -475,7 +413,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_subrange_crosses_buffers() {
+    fn subrange_crosses_buffers() {
         let buffer = |address, length| Buffer { address: GuestAddress(address), length };
         let buffers = [buffer(0x1000, 16), buffer(0x3000, 512), buffer(0x5000, 1)];
         assert_eq!(subrange(&buffers, 10, 20), [buffer(0x100a, 6), buffer(0x3000, 14)]);
@@ -486,7 +424,7 @@ pub(super) mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(512))]
         #[test]
-        fn arbitrary_rings_give_sound_chains_or_errors(
+        fn arbitrary_rings_give_valid_chains_or_errors(
             descriptors in proptest::collection::vec((any::<u32>(), any::<u32>(), any::<u16>(), any::<u16>()), 1..16),
             heads in proptest::collection::vec(any::<u16>(), 0..40),
             shape in 0_u8..3,

@@ -4,9 +4,7 @@
 pub const MAGIC_VALUE: u64 = 0x000;
 /// 2: not a legacy device.
 pub const VERSION: u64 = 0x004;
-/// Device type.
 pub const DEVICE_ID: u64 = 0x008;
-/// Vendor ID.
 pub const VENDOR_ID: u64 = 0x00c;
 /// 32 bits of the offered features.
 pub const DEVICE_FEATURES: u64 = 0x010;
@@ -18,33 +16,24 @@ pub const DRIVER_FEATURES: u64 = 0x020;
 pub const DRIVER_FEATURES_SEL: u64 = 0x024;
 /// Selects the queue for the queue registers.
 pub const QUEUE_SEL: u64 = 0x030;
-/// Maximum size of the queue.
 pub const QUEUE_NUM_MAX: u64 = 0x034;
-/// Size of the queue.
 pub const QUEUE_NUM: u64 = 0x038;
 /// 1 if the queue is in use.
 pub const QUEUE_READY: u64 = 0x044;
 /// Notifies the device of new buffers in a queue.
 pub const QUEUE_NOTIFY: u64 = 0x050;
-/// Pending interrupt causes.
 pub const INTERRUPT_STATUS: u64 = 0x060;
-/// Acknowledges interrupt causes.
 pub const INTERRUPT_ACK: u64 = 0x064;
-/// Device status.
 pub const STATUS: u64 = 0x070;
-/// Descriptor table address, low half.
 pub const QUEUE_DESC_LOW: u64 = 0x080;
-/// Descriptor table address, high half.
 pub const QUEUE_DESC_HIGH: u64 = 0x084;
-/// Available ring address, low half.
+/// The available ring.
 pub const QUEUE_DRIVER_LOW: u64 = 0x090;
-/// Available ring address, high half.
 pub const QUEUE_DRIVER_HIGH: u64 = 0x094;
-/// Used ring address, low half.
+/// The used ring.
 pub const QUEUE_DEVICE_LOW: u64 = 0x0a0;
-/// Used ring address, high half.
 pub const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
-/// Shared memory region selector. No device here has a region, so the length reads as all ones.
+/// No device here has a shared memory region, so the length reads as all ones.
 pub const SHM_SEL: u64 = 0x0ac;
 /// Changes with every configuration change.
 pub const CONFIG_GENERATION: u64 = 0x0fc;

@@ -13,17 +13,14 @@ use super::worker::{self, Serve, Wakeups, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice};
 use crate::vmm::sandbox::calls::Kind;
 
-/// Device ID (section 5).
 const DEVICE_TYPE: u32 = 4;
 const QUEUE_SIZES: &[u16] = &[64];
-/// Maximum number of bytes per request. A driver that wants more submits another request.
+/// In bytes. A driver that wants more submits another request.
 const REQUEST_LIMIT: usize = 4096;
 /// Number of requests to serve before checking for a pause.
 const BATCH: usize = 64;
-/// Event token of the queue's kick.
 const KICKED: u64 = 0;
 
-/// The entropy device.
 #[derive(Debug, Default)]
 pub struct Rng {
     worker: Option<Worker<Service>>,
@@ -63,7 +60,6 @@ impl VirtioDevice for Rng {
     }
 }
 
-/// State of the device's thread.
 #[derive(Debug)]
 struct Service {
     activation: Activation,
@@ -79,7 +75,7 @@ impl Service {
         Ok(Service { activation, wakeups })
     }
 
-    /// Serves a batch of requests. Returns true if there are more.
+    /// Returns true if there are more requests.
     fn serve_batch(&mut self) -> Result<bool, QueueError> {
         let Activation { memory, queues, .. } = &mut self.activation;
         let [requests] = queues.as_mut_slice() else { return Ok(false) };
@@ -168,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn buffer_that_cannot_be_written_needs_a_reset() {
+    fn read_only_buffer_needs_reset() {
         let memory = memory::allocate(64).unwrap();
         let (mut rng, interrupt, faults) = active_rng(&memory, queue_with(&memory, &[(0x10_0000, 64, 0, 0)], &[0]));
         assert_eq!(rng.pause()[0].next_used, 0);

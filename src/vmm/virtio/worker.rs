@@ -17,20 +17,17 @@ use crate::vmm::sandbox::threads;
 /// Event token of the pause request. Devices must not use it for their own events.
 const PAUSE: u64 = u64::MAX;
 
-/// The work of a device's thread. `run` returns when [`Wakeups::wait`] reports a pause, and can be called again. It
-/// finishes the work in progress before it returns.
+/// `run` finishes the work in progress and returns when [`Wakeups::wait`] reports a pause. It can be called again.
 pub(super) trait Serve: Send + 'static {
-    /// The thread's kind, which selects its seccomp filter.
+    /// Selects the thread's seccomp filter.
     const KIND: Kind;
 
-    /// Serves the queues until the thread is paused.
     fn run(&mut self);
 
-    /// Returns the device's position in each queue.
     fn queue_states(&self) -> Vec<QueueState>;
 }
 
-/// A device's thread and its state. Dropping it stops and joins the thread.
+/// Dropping it stops and joins the thread.
 #[derive(Debug)]
 pub(super) struct Worker<S> {
     name: String,
@@ -47,7 +44,6 @@ enum State<S> {
     Lost,
 }
 
-/// Events that a device's thread waits for.
 #[derive(Debug)]
 pub(super) struct Wakeups {
     epoll: Epoll,
@@ -55,7 +51,7 @@ pub(super) struct Wakeups {
 }
 
 impl<S: Serve> Worker<S> {
-    /// Builds the service with `make` and starts a thread for it. `clock` accounts for the thread's CPU time.
+    /// Builds the service with `make`. `clock` accounts for the thread's CPU time.
     pub(super) fn spawn(
         name: &str,
         clock: Arc<ThreadClock>,
@@ -68,7 +64,7 @@ impl<S: Serve> Worker<S> {
         Ok(worker)
     }
 
-    /// Stops the thread and returns its state, or `None` if the thread panicked.
+    /// Returns the thread's state, or `None` if it panicked.
     pub(super) fn pause(&mut self) -> Option<&S> {
         if let State::Running(thread) = std::mem::replace(&mut self.state, State::Lost) {
             // The counter is read between two writes, so it cannot overflow.
@@ -113,7 +109,6 @@ pub(super) fn resume<S: Serve>(worker: &mut Option<Worker<S>>, device: &'static 
 
 #[cfg(test)]
 impl<S> Worker<S> {
-    /// Waits until the thread ends by itself.
     pub(super) fn join_for_test(mut self) {
         if let State::Running(thread) = std::mem::replace(&mut self.state, State::Lost) {
             thread.join().map(drop).unwrap();
@@ -132,8 +127,7 @@ impl<S> Drop for Worker<S> {
     }
 }
 
-/// Converts a duration to the milliseconds of [`Wakeups::wait`]. It rounds up, because waking early would find nothing
-/// due.
+/// Rounds up to milliseconds for [`Wakeups::wait`], because waking early would find nothing due.
 pub(super) fn timeout_ms(wait: Option<Duration>) -> i32 {
     wait.map_or(-1, |wait| i32::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX))
 }
@@ -151,23 +145,19 @@ impl Wakeups {
         Arc::new(Wakeups::new().unwrap())
     }
 
-    /// Adds `fd` to the set, with `token` to identify its `events`.
     pub(super) fn add(&self, fd: i32, events: EventSet, token: u64) -> io::Result<()> {
         self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
     }
 
-    /// Changes the `events` of an `fd` that was added before.
     pub(super) fn change(&self, fd: i32, events: EventSet, token: u64) -> io::Result<()> {
         self.epoll.ctl(ControlOperation::Modify, fd, EpollEvent::new(events, token))
     }
 
-    /// Removes `fd` from the set.
     pub(super) fn remove(&self, fd: i32) -> io::Result<()> {
         self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default())
     }
 
-    /// Waits for events or until `timeout_ms` has passed (-1 means no timeout). Calls `handle` with each event's token
-    /// and kinds. Returns false if the thread must pause.
+    /// Calls `handle` with each event's token and kinds. -1 means no timeout. Returns false if the thread must pause.
     pub(super) fn wait(&self, timeout_ms: i32, mut handle: impl FnMut(u64, EventSet)) -> bool {
         let mut events = [EpollEvent::default(); 32];
         let count = match self.epoll.wait(timeout_ms, &mut events) {
@@ -179,14 +169,14 @@ impl Wakeups {
             }
         };
         // Events that arrive together with the pause request must still be handled.
-        let mut go_on = true;
+        let mut is_running = true;
         for event in &events[..count] {
             if event.data() == PAUSE {
-                go_on = false;
+                is_running = false;
             } else {
                 handle(event.data(), event.event_set());
             }
         }
-        go_on
+        is_running
     }
 }

@@ -1,8 +1,7 @@
-//! Port forwarding: passes connections to published ports of the host on to the guest. The guest sees them from its
-//! router's address.
+//! Port forwarding: passes connections to published ports of the host on to the guest, from its router's address.
 //!
-//! The supervisor's [broker](crate::vmm::broker) opens the ports. TCP listeners come as descriptors. UDP datagrams
-//! come through a channel, each with its peer's number, which is the router's port at which the guest sees the peer.
+//! The supervisor's [broker](crate::vmm::broker) passes TCP listeners as descriptors. A channel carries UDP datagrams,
+//! each with its peer's number: the router's port at which the guest sees the peer.
 
 mod stream;
 
@@ -20,13 +19,12 @@ use super::stack::Stack;
 use crate::vmm::broker::{DatagramChannel, HostPort};
 use stream::Connection;
 
-/// The maximum number of connections, including those that only the guest has yet to close.
+/// The maximum, including connections that only the guest has yet to close.
 const CONNECTIONS: usize = 256;
 /// The maximum number of datagrams, and of bytes, that are handled at a time.
 const BATCH: usize = 64;
 const BATCH_BYTES: usize = 256 << 10;
 
-/// All forwards of a guest.
 #[derive(Debug)]
 pub struct Forwards {
     epoll: Epoll,
@@ -40,11 +38,10 @@ pub struct Forwards {
     next_port: u16,
 }
 
-/// The router's first own port (dynamic ports, RFC 6335).
+/// The first of the dynamic ports (RFC 6335).
 pub const FIRST_PORT: u16 = 49152;
 
 impl Forwards {
-    /// Creates an empty set. UDP datagrams go through `datagrams`.
     pub fn new(datagrams: Option<DatagramChannel>) -> io::Result<Forwards> {
         let epoll = Epoll::new()?;
         if let Some(channel) = &datagrams {
@@ -69,12 +66,11 @@ impl Forwards {
         unsafe { BorrowedFd::borrow_raw(self.epoll.as_raw_fd()) }
     }
 
-    /// Returns error messages about ports that are not open.
     pub fn problems(&self) -> &[String] {
         &self.problems
     }
 
-    /// Replaces the set of ports. Connections to ports that stay are kept.
+    /// Connections to ports that stay are kept.
     pub fn set(&mut self, ports: Vec<(Forward, HostPort)>, stack: &mut Stack) {
         self.problems.clear();
         let wanted: HashSet<Forward> = ports.iter().map(|(forward, _)| *forward).collect();
@@ -105,7 +101,7 @@ impl Forwards {
         self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64))
     }
 
-    /// Handles all events. Datagrams for the guest are appended to `packets`.
+    /// Appends datagrams for the guest to `packets`.
     pub fn serve(&mut self, stack: &mut Stack, config: &NetstackConfig, packets: &mut Vec<Vec<u8>>) {
         let mut events = [EpollEvent::default(); 64];
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
@@ -163,7 +159,6 @@ impl Forwards {
         }
     }
 
-    /// Returns a router port that no connection uses.
     fn free_port(&mut self, stack: &Stack) -> u16 {
         loop {
             let port = self.next_port;
@@ -178,7 +173,7 @@ impl Forwards {
         }
     }
 
-    /// Receives datagrams of clients and appends them to `packets`, as IP packets from the router to the guest.
+    /// Appends datagrams of clients, as IP packets from the router to the guest.
     fn take_datagrams(&mut self, config: &NetstackConfig, events: EventSet, packets: &mut Vec<Vec<u8>>) {
         let Some(channel) = &self.datagrams else { return };
         if !events.contains(EventSet::IN) {
@@ -198,7 +193,7 @@ impl Forwards {
         }
     }
 
-    /// Handles a datagram from the guest to the router's address. Returns true if it belongs to a forward.
+    /// Returns true if the guest's datagram to the router belongs to a forward.
     pub fn answer(&mut self, datagram: &Datagram) -> bool {
         let (port, peer) = (datagram.source.1, datagram.destination.1);
         match &self.datagrams {

@@ -13,31 +13,29 @@ use vmm_sys_util::epoll::EventSet;
 use super::super::config::{Forward, NetstackConfig};
 use super::super::stack::Stack;
 
-/// The buffer size for each direction.
+/// For each direction, in bytes.
 const BUFFER: usize = 64 << 10;
 /// The time after which a connection without any segment from the guest is closed, and the keep-alive interval.
 const SILENCE: Duration = Duration::from_secs(120);
 const ASK: Duration = Duration::from_secs(30);
 
-/// A connection from a client on the host.
+/// A client on the host.
 #[derive(Debug)]
 pub struct Connection {
     forward: Forward,
     host: TcpStream,
-    /// The client's socket may be readable or writable: epoll has reported it, and no call has failed with
-    /// `WouldBlock` since.
+    /// The client's socket may be readable or writable: epoll reported it, and no call failed with `WouldBlock` since.
     is_readable: bool,
     is_writable: bool,
     /// The client has closed its sending side.
     is_read: bool,
-    /// The guest has closed its sending side, and the client's socket has been shut down accordingly.
+    /// The guest has closed its sending side, and the client's socket is shut down accordingly.
     is_written: bool,
-    /// The client has reset the connection, which ends it even if data for the guest is left.
+    /// The client's reset ends the connection even if data for the guest is left.
     is_reset: bool,
 }
 
 impl Connection {
-    /// Connects to the guest, from a port of the router.
     pub fn open(
         forward: Forward,
         host: TcpStream,
@@ -69,12 +67,10 @@ impl Connection {
         Ok((handle, connection))
     }
 
-    /// Returns the connection's forward.
     pub fn forward(&self) -> Forward {
         self.forward
     }
 
-    /// Records epoll events of the client's socket.
     pub fn note(&mut self, events: EventSet) {
         self.is_reset |= events.contains(EventSet::ERROR);
         let ended = EventSet::HANG_UP | EventSet::ERROR | EventSet::READ_HANG_UP;
@@ -82,7 +78,7 @@ impl Connection {
         self.is_writable |= events.intersects(EventSet::OUT | ended);
     }
 
-    /// Forwards available data. Returns false if the connection has ended.
+    /// Returns false if the connection has ended.
     pub fn pump(&mut self, socket: &mut tcp::Socket) -> bool {
         if self.is_reset || !self.send_to_guest(socket) || !self.send_to_host(socket) {
             return false;
@@ -90,7 +86,6 @@ impl Connection {
         !(self.is_read && self.is_written) && socket.state() != tcp::State::Closed
     }
 
-    /// Forwards data from the client. Returns false if the connection has failed.
     fn send_to_guest(&mut self, socket: &mut tcp::Socket) -> bool {
         while self.is_readable && !self.is_read && socket.can_send() {
             let host = &mut self.host;
@@ -112,7 +107,6 @@ impl Connection {
         true
     }
 
-    /// Forwards data from the guest. Returns false if the connection has failed.
     fn send_to_host(&mut self, socket: &mut tcp::Socket) -> bool {
         while self.is_writable && socket.can_recv() {
             let host = &mut self.host;

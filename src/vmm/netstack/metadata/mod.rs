@@ -1,5 +1,4 @@
-//! The instance metadata service at 169.254.169.254, as in EC2. Version 2 requires a token; version 1 does not, if it
-//! is allowed.
+//! The instance metadata service at 169.254.169.254, as in EC2. Version 2 requires a token; version 1 can be disabled.
 
 mod server;
 mod token;
@@ -15,7 +14,7 @@ use super::http::{Answer, Request};
 pub use server::Server;
 use token::Tokens;
 
-/// The listed API versions. All have the same content.
+/// All versions have the same content.
 const VERSIONS: [&str; 28] = [
     "1.0",
     "2007-01-19",
@@ -49,10 +48,9 @@ const VERSIONS: [&str; 28] = [
 const LATEST: &str = "latest";
 const TOKEN: &str = "x-aws-ec2-metadata-token";
 const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
-/// The range of a token's lifetime in seconds, up to six hours.
+/// In seconds, up to six hours.
 const TOKEN_SECONDS: std::ops::RangeInclusive<u64> = 1..=21600;
 
-/// The service's content and tokens.
 #[derive(Debug)]
 pub struct Metadata {
     config: MetadataConfig,
@@ -64,17 +62,16 @@ impl Metadata {
         Metadata { config, tokens: Tokens::default() }
     }
 
-    /// Replaces the content. Tokens stay valid.
+    /// Tokens stay valid.
     pub fn set(&mut self, config: MetadataConfig) {
         self.config = config;
     }
 
-    /// Returns the hop limit of a response; none is unlimited.
+    /// `None` is unlimited.
     pub fn hop_limit(&self, request: &Request) -> Option<u8> {
         (request.method == "PUT").then_some(self.config.hop_limit.max(1))
     }
 
-    /// Returns the response to a request.
     pub fn answer(&mut self, request: &Request, now: Instant) -> Answer {
         if !self.config.enabled {
             return Answer::error(403);
@@ -159,7 +156,7 @@ impl Metadata {
 }
 
 /// Returns the name in a directory listing for the path `below` the directory. A key is listed as its number and
-/// comment; the comment is the rest of its line and may contain spaces.
+/// comment, which is the rest of its line and may contain spaces.
 fn listed_name(dir: &str, below: &str, value: &str) -> String {
     match below.split_once('/') {
         Some((number, _)) if dir == "public-keys" => {
@@ -224,7 +221,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn listings_are_of_the_tree_and_all_that_is_listed_is_there() {
+    fn listed_metadata_paths_exist() {
         let mut bench = bench(config());
         let (_, top) = bench.get("/latest/meta-data/");
         assert_eq!(top, "ami-id\ninstance-id\nplacement/\npublic-keys/\ntags/");
@@ -249,7 +246,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_rest_of_it_is_there() {
+    fn versions_user_data_and_identity_document_are_served() {
         let mut bench = bench(config());
         assert!(bench.get("/").1.starts_with("1.0\n2007-01-19\n") && bench.get("/").1.ends_with("\nlatest"));
         assert_eq!(bench.get("/latest/"), (200, "dynamic\nmeta-data\nuser-data".into()));
@@ -265,7 +262,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_token_is_given_for_a_time_and_asked_for_where_it_is_needed() {
+    fn required_token_is_checked_and_expires() {
         let mut required = config();
         required.tokens_required = true;
         let mut bench = bench(required);
@@ -288,7 +285,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn without_a_need_for_tokens_a_wrong_one_is_refused_all_the_same() {
+    fn invalid_token_is_refused_even_if_optional() {
         let mut bench = bench(config());
         assert_eq!(bench.get("/latest/meta-data/ami-id").0, 200);
         assert_eq!(bench.ask("GET", "/latest/meta-data/ami-id", &[(TOKEN, "x")]).0, 401);

@@ -1,4 +1,4 @@
-//! The connections of the metadata service.
+//! TCP connections of the metadata service.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -16,13 +16,12 @@ use crate::vmm::netstack::stack::Stack;
 const PORT: u16 = 80;
 /// The maximum number of connections; a further one waits for a retransmission.
 const CONNECTIONS: usize = 16;
-/// The size of a connection's buffers in bytes.
+/// In bytes.
 const RECEIVE_BUFFER: usize = 4 << 10;
 const SEND_BUFFER: usize = 8 << 10;
-/// The idle timeout of a connection.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// The connections, including the listening socket.
+/// Includes the listening socket.
 #[derive(Debug, Default)]
 pub struct Server {
     connections: HashMap<SocketHandle, Connection>,
@@ -39,7 +38,6 @@ struct Connection {
 }
 
 impl Server {
-    /// Returns true if the service listens on this port.
     pub fn is_for(port: u16) -> bool {
         port == PORT
     }
@@ -68,7 +66,6 @@ impl Server {
         listens
     }
 
-    /// Reads requests and writes responses.
     pub fn serve(&mut self, stack: &mut Stack, metadata: &mut Metadata, now: Instant) {
         self.connections.retain(|handle, connection| {
             let socket = stack.sockets.get_mut::<tcp::Socket>(*handle);
@@ -81,7 +78,6 @@ impl Server {
         });
     }
 
-    /// Closes all connections.
     pub fn close(&mut self, stack: &mut Stack) {
         self.connections.drain().for_each(|(handle, _)| drop(stack.sockets.remove(handle)));
     }

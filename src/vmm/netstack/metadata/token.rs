@@ -7,15 +7,14 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-/// The number of random bytes of a token: 56 characters, as in EC2.
+/// Makes 56 characters, as in EC2.
 const BYTES: usize = 42;
-/// The maximum number of tokens; the oldest are removed first.
+/// The oldest tokens are removed first.
 const LIMIT: usize = 1024;
 
-/// The valid tokens.
 #[derive(Debug, Default)]
 pub struct Tokens {
-    given: VecDeque<Token>,
+    issued: VecDeque<Token>,
 }
 
 struct Token {
@@ -31,27 +30,27 @@ impl std::fmt::Debug for Token {
 }
 
 impl Tokens {
-    /// Creates a token; none if the host has no random numbers.
-    pub fn make(&mut self, lasts: Duration, now: Instant) -> Option<String> {
-        self.given.retain(|token| token.expires > now);
-        if self.given.len() >= LIMIT {
-            self.given.pop_front();
+    /// Returns `None` if the host has no random numbers.
+    pub fn make(&mut self, lifetime: Duration, now: Instant) -> Option<String> {
+        self.issued.retain(|token| token.expires > now);
+        if self.issued.len() >= LIMIT {
+            self.issued.pop_front();
         }
         let mut bytes = [0; BYTES];
         getrandom(&mut bytes, GetRandomFlags::empty()).ok().filter(|count| *count == BYTES)?;
-        self.given.push_back(Token { bytes, expires: now + lasts });
+        self.issued.push_back(Token { bytes, expires: now + lifetime });
         Some(URL_SAFE.encode(bytes))
     }
 
-    /// Returns true if the token is valid, in constant time.
+    /// Takes constant time.
     pub fn is_good(&self, text: &str, now: Instant) -> bool {
-        let Ok(shown) = URL_SAFE.decode(text) else { return false };
-        let Ok(shown) = <[u8; BYTES]>::try_from(shown) else { return false };
+        let Ok(presented) = URL_SAFE.decode(text) else { return false };
+        let Ok(presented) = <[u8; BYTES]>::try_from(presented) else { return false };
         let is = |token: &Token| {
-            let difference = token.bytes.iter().zip(&shown).fold(0, |difference, (a, b)| difference | a ^ b);
+            let difference = token.bytes.iter().zip(&presented).fold(0, |difference, (a, b)| difference | a ^ b);
             std::hint::black_box(difference) == 0
         };
-        self.given.iter().filter(|token| token.expires > now).fold(false, |found, token| found | is(token))
+        self.issued.iter().filter(|token| token.expires > now).fold(false, |found, token| found | is(token))
     }
 }
 
@@ -60,13 +59,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_so_many_are_kept() {
+    fn token_count_is_limited() {
         let (mut tokens, now) = (Tokens::default(), Instant::now());
         let first = tokens.make(Duration::from_secs(60), now).unwrap();
         assert!(tokens.is_good(&first, now));
         let last = (0..LIMIT).map(|_| tokens.make(Duration::from_secs(60), now).unwrap()).last().unwrap();
         assert!(!tokens.is_good(&first, now) && tokens.is_good(&last, now));
-        assert_eq!(tokens.given.len(), LIMIT);
+        assert_eq!(tokens.issued.len(), LIMIT);
         assert!(!format!("{tokens:?}").contains(&last));
     }
 }

@@ -10,7 +10,7 @@ use crate::vmm::control::DiskRecord;
 /// Minimum time between two log lines. A full file system fails every write, which would flood the log.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Counters of one disk. They can be read while the disk is busy.
+/// Readable while the disk is busy.
 #[derive(Debug)]
 pub struct DiskCounters {
     id: String,
@@ -30,7 +30,6 @@ struct LastError {
 }
 
 impl DiskCounters {
-    /// Creates counters for the disk `id`.
     pub(super) fn new(id: &str) -> DiskCounters {
         let zero = AtomicU64::default;
         DiskCounters {
@@ -45,7 +44,6 @@ impl DiskCounters {
         }
     }
 
-    /// Counts a read of `length` bytes. Returns `result` unchanged.
     pub(super) fn read(&self, length: u64, result: io::Result<()>) -> io::Result<()> {
         if result.is_ok() {
             self.reads.fetch_add(1, Ordering::Relaxed);
@@ -54,7 +52,6 @@ impl DiskCounters {
         self.other("read", result)
     }
 
-    /// Counts a write of `length` bytes. Returns `result` unchanged.
     pub(super) fn write(&self, length: u64, result: io::Result<()>) -> io::Result<()> {
         if result.is_ok() {
             self.writes.fetch_add(1, Ordering::Relaxed);
@@ -63,13 +60,12 @@ impl DiskCounters {
         self.other("write", result)
     }
 
-    /// Adds to the time that requests were throttled.
     pub(super) fn held(&self, duration: Duration) {
         let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         self.held_ns.fetch_add(ns, Ordering::Relaxed);
     }
 
-    /// Counts a failure, and logs it unless another one was logged within the last second. Returns `result` unchanged.
+    /// Logs the failure unless another one was logged within [`LOG_INTERVAL`]. Returns `result` unchanged.
     pub(super) fn other(&self, what: &str, result: io::Result<()>) -> io::Result<()> {
         if let Err(error) = &result {
             let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
@@ -84,7 +80,6 @@ impl DiskCounters {
         result
     }
 
-    /// Returns the counters as a record.
     pub fn record(&self) -> DiskRecord {
         DiskRecord {
             id: self.id.clone(),

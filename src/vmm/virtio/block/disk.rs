@@ -20,23 +20,19 @@ use crate::vmm::passed_files::FdTable;
 
 /// Sector size in bytes: the unit of every virtio-blk address.
 pub const SECTOR: u64 = 512;
-/// Maximum cluster size of a qcow2 file.
 const LARGEST_CLUSTER: u64 = 2 << 20;
 
-/// A contiguous range in a file that holds part of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
-    /// The file's descriptor. It is valid for as long as the disk is open.
+    /// Valid for as long as the disk is open.
     pub fd: RawFd,
-    /// Offset in the file.
     pub offset: u64,
-    /// Length in bytes.
+    /// In bytes.
     pub length: u64,
 }
 
 impl Piece {
-    /// Reads the range into `buffers` if all of it is in the host's page cache. Otherwise returns false, and the
-    /// caller must read it in another way.
+    /// Reads the range into `buffers`, or returns false if part of it is not in the host's page cache.
     pub fn read_cached(&self, buffers: &[VolatileSlice]) -> bool {
         let guards: Vec<_> = buffers.iter().map(VolatileSlice::ptr_guard_mut).collect();
         let vectors: Vec<_> =
@@ -48,7 +44,6 @@ impl Piece {
     }
 }
 
-/// An open disk.
 #[derive(Debug)]
 pub struct Disk {
     id: String,
@@ -62,12 +57,11 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Opens the disk of `config`. An ephemeral disk gets an unnamed overlay in `directory`.
+    /// Opens the disk of `config`. An ephemeral disk gets an unnamed overlay in `dir`.
     pub fn open(config: &DiskConfig, dir: &Path) -> Result<Disk, BlockError> {
         Disk::open_with_fds(config, dir, &FdTable::default())
     }
 
-    /// Does the same as [`open`](Disk::open), with descriptors for its files possibly in `files`.
     pub fn open_with_fds(config: &DiskConfig, dir: &Path, files: &FdTable) -> Result<Disk, BlockError> {
         let base =
             image::open(&config.path, config.format, &config.backing, config.access == DiskAccess::ReadWrite, files)?;
@@ -93,22 +87,19 @@ impl Disk {
         })
     }
 
-    /// Returns the disk's ID from its configuration.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Returns the disk's I/O counters.
     pub fn counters(&self) -> &Arc<DiskCounters> {
         &self.counters
     }
 
-    /// Returns the disk's rate limits, if any. The caller that executes requests must enforce them.
+    /// The caller that executes requests must enforce them.
     pub fn limits(&self) -> Option<DiskLimits> {
         self.limits
     }
 
-    /// Changes the rate limits.
     pub fn set_limits(&mut self, limits: Option<DiskLimits>) {
         self.limits = limits;
     }
@@ -118,20 +109,18 @@ impl Disk {
         self.image.access.size().div_ceil(SECTOR)
     }
 
-    /// Returns true if writes are refused.
     pub fn is_read_only(&self) -> bool {
         self.access == DiskAccess::ReadOnly
     }
 
-    /// Reads into `buffers` from `offset`.
     pub fn read(&self, buffers: &[VolatileSlice], offset: u64) -> io::Result<()> {
         let (vector, _guard) = IoVectorMut::from_volatile_slice(buffers);
         let length = vector.len();
         self.counters.read(length, self.image.access.readv(vector, offset))
     }
 
-    /// Returns the file ranges that hold `length` bytes from `offset` on. Returns `None` if some of the bytes are in
-    /// no file, or are not stored verbatim. The result is valid until the next write to the disk.
+    /// Returns the file ranges that hold `length` bytes from `offset` on, until the next write to the disk. Returns
+    /// `None` if some of the bytes are in no file, or are not stored verbatim.
     pub fn pieces(&self, offset: u64, length: u64) -> Option<Vec<Piece>> {
         let (mut pieces, mut done) = (Vec::with_capacity(1), 0);
         while done < length {
@@ -146,13 +135,11 @@ impl Disk {
         Some(pieces)
     }
 
-    /// Counts a read of `length` bytes from the ranges of [`pieces`](Disk::pieces).
     pub fn was_read(&self, length: u64) -> io::Result<()> {
         self.counters.read(length, Ok(()))
     }
 
-    /// Returns true if a write could free clusters, which another write could then allocate. This happens in
-    /// compressed images, and in images with shared clusters, such as those with internal snapshots.
+    /// Returns true if a write could free clusters for reuse: in compressed images and those with shared clusters.
     pub fn write_frees(&self, offset: u64, length: u64) -> bool {
         let mut done = 0;
         while done < length {
@@ -167,14 +154,12 @@ impl Disk {
         false
     }
 
-    /// Writes `buffers` at `offset`.
     pub fn write(&self, buffers: &[VolatileSlice], offset: u64) -> io::Result<()> {
         let (vector, _guard) = IoVector::from_volatile_slice(buffers);
         let length = vector.len();
         self.counters.write(length, self.image.access.writev(vector, offset))
     }
 
-    /// Waits until all written data is on stable storage.
     pub fn flush(&self) -> io::Result<()> {
         // An ephemeral disk is deleted with its VM and needs no durability.
         if self.access != DiskAccess::ReadWrite {
@@ -183,14 +168,13 @@ impl Disk {
         self.counters.other("flush", self.image.access.flush().and_then(|()| self.image.access.sync()))
     }
 
-    /// Does the first half of [`flush`](Disk::flush). Returns the file to `fsync` as the second half. Returns `None`
-    /// if there is none or if the first half failed. A full `flush` then reports the error.
+    /// Returns the file to `fsync`, the second half of a flush. Returns `None` if there is none or the first half
+    /// failed: a full flush then reports the error.
     pub fn begin_flush(&self) -> Option<RawFd> {
         let is_kept = self.access == DiskAccess::ReadWrite;
         (is_kept && self.image.access.flush().is_ok()).then(|| self.image.file.as_raw_fd())
     }
 
-    /// Counts the outcome of the second half. Returns `result` unchanged.
     pub fn was_flushed(&self, result: io::Result<()>) -> io::Result<()> {
         self.counters.other("flush", result)
     }
@@ -207,8 +191,7 @@ impl Disk {
     /// Makes a range read as zeroes. With `unmap`, its space is freed if possible.
     pub fn write_zeroes(&mut self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
         let image = &mut self.image.access;
-        // imago 0.2.6 assumes that a disk has at least one full cluster. On a smaller disk it would zero everything,
-        // or panic.
+        // imago 0.2.6 zeroes everything or panics on a disk smaller than one full cluster.
         if image.size() < LARGEST_CLUSTER {
             let result = image.write(vec![0; length as usize].as_slice(), offset);
             return self.counters.other("write of zeroes", result);
@@ -217,10 +200,8 @@ impl Disk {
         self.counters.other("write of zeroes", result)
     }
 
-    /// Grows the disk to `size` bytes. The new bytes read as zeroes, and the new size is durable.
-    ///
-    /// # Errors
-    /// `size` is smaller than the disk or not a whole number of sectors, the disk is read-only, or the host fails.
+    /// Grows the disk durably by bytes that read as zeroes. Fails if `size` is smaller than the disk or ends within a
+    /// sector, or if the disk is read-only.
     pub fn grow(&mut self, size: u64) -> Result<(), BlockError> {
         let present = self.image.access.size();
         if self.is_read_only() {
@@ -236,17 +217,15 @@ impl Disk {
         grown.map_err(|source| BlockError::Host { id: self.id.clone(), what: "grow", source })
     }
 
-    /// Returns a duplicate descriptor of the disk's file. It allows write-back while the disk is in use, so that a
-    /// later flush only has to wait for newer writes.
+    /// Returns a duplicate descriptor for write-back while the disk is in use, to shorten a later flush.
     pub fn file(&self) -> io::Result<File> {
         self.image.file.try_clone()
     }
 
-    /// Switches to `layer`, a qcow2 overlay over the present file. `files` may hold the overlay and its backing files.
+    /// Switches to `layer`, a qcow2 overlay over the present file. Does nothing if the disk already uses it, because a
+    /// killed client may retry. After an error the disk is unchanged.
     ///
-    /// The present file is flushed and stays open read-only. The writable descriptor is closed, because other VMs may
-    /// share the file from now on. If the disk already uses `layer`, this does nothing, because a client that was
-    /// killed before the response may retry. After an error the disk is unchanged.
+    /// The present file is flushed and stays open read-only, because other VMs may share it from now on.
     pub fn switch(&mut self, layer: &Path, files: &FdTable) -> Result<(), BlockError> {
         if layer == self.path {
             return Ok(());
@@ -328,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ephemeral_disk_leaves_its_file_alone() {
+    fn ephemeral_disk_leaves_file_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("base");
         fs::write(&path, vec![7; 1 << 20]).unwrap();
@@ -343,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_written_disk_cannot_be_opened_twice() {
+    fn writable_disk_cannot_be_opened_twice() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         fs::write(&path, vec![0; 4096]).unwrap();
@@ -355,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn readers_share_a_disk() {
+    fn readers_share_disk() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         fs::write(&path, vec![0; 4096]).unwrap();
@@ -364,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_no_disk_is_refused() {
+    fn invalid_disk_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         let open = |access, format| Disk::open(&DiskConfig { format, ..config(&path, access) }, dir.path());
@@ -378,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn image_that_ends_within_a_sector_is_rounded_up_unless_it_is_written() {
+    fn partial_sector_is_padded_and_refused_if_writable() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         fs::write(&path, vec![7; 3 * 512 + 100]).unwrap();
@@ -392,7 +371,6 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), vec![7; 3 * 512 + 100]);
     }
 
-    /// Returns the number of this process's descriptors that can write to the file at `path`.
     fn writable_descriptors(path: &Path) -> usize {
         let entries = fs::read_dir("/proc/self/fd").unwrap().flatten();
         let is_writable = |entry: &fs::DirEntry| {
@@ -407,12 +385,12 @@ mod tests {
     }
 
     #[test]
-    fn switch_leaves_no_descriptor_that_can_write_to_the_lower_layer() {
+    fn switch_closes_writable_descriptor_of_backing_file() {
         let dir = tempfile::tempdir().unwrap();
-        let folder_path = dir.path().canonicalize().unwrap();
-        let (path, layer) = (folder_path.join("disk"), folder_path.join("layer"));
+        let dir_path = dir.path().canonicalize().unwrap();
+        let (path, layer) = (dir_path.join("disk"), dir_path.join("layer"));
         fs::write(&path, vec![7; 1 << 20]).unwrap();
-        let mut disk = Disk::open(&config(&path, DiskAccess::ReadWrite), &folder_path).unwrap();
+        let mut disk = Disk::open(&config(&path, DiskAccess::ReadWrite), &dir_path).unwrap();
         assert!(writable_descriptors(&path) > 0);
         crate::vmm::virtio::block::image::tests::layer(&layer, "disk", "raw");
         disk.switch(&layer, &FdTable::default()).unwrap();
@@ -424,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn zeroes_stay_in_their_range_on_a_disk_smaller_than_a_cluster() {
+    fn write_zeroes_stays_in_range_below_cluster_size() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         fs::write(&path, vec![7; 32 << 10]).unwrap();
@@ -437,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn zeroes_and_discards_stay_in_their_range() {
+    fn write_zeroes_and_discard_stay_in_range() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         fs::write(&path, vec![7; 1 << 20]).unwrap();

@@ -1,8 +1,5 @@
-//! Requests in flight: an io_uring executes them while the device's thread handles others.
-//!
-//! These are reads that map directly to files, and the `fsync` of a flush. The thread that holds the disk submits and
-//! completes them, and none is in flight when it releases the disk. A read that fails or is short is repeated
-//! synchronously, which yields the exact error.
+//! Requests in flight: an io_uring executes reads that map directly to files, and the `fsync` of a flush. None is in
+//! flight when the thread releases the disk. A failed or short read is repeated synchronously for the exact error.
 
 use std::io;
 
@@ -14,26 +11,23 @@ use super::ring::Ring;
 use crate::vmm::memory::GuestMemory;
 use crate::vmm::virtio::queue::{self, Buffer, QueueError, Virtqueue};
 
-/// The requests in flight of one ring. Dropping it waits for them, because the kernel still uses their buffers.
+/// Dropping it waits for the requests in flight, because the kernel still uses their buffers.
 #[derive(Debug)]
 pub(super) struct Flights<'a> {
     ring: &'a mut Ring,
     memory: GuestMemory,
-    /// Requests, indexed by token.
+    /// Indexed by token.
     flights: Vec<Option<Flight>>,
     /// Set if a write completed while a flush was in flight.
-    wrote_beside: bool,
-    /// A flush error that may belong to a later write. The kernel reports a failed write only once, so the next flush
-    /// must report it again.
-    owed: Option<i32>,
+    wrote_during_flush: bool,
+    /// A flush error to report once more, because it may belong to a later write and the kernel reports it only once.
+    deferred_error: Option<i32>,
 }
 
-/// Destination of a request's completion.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Recipient {
     /// The chain's first descriptor.
     pub head: u16,
-    /// Address of the status byte.
     pub status: GuestAddress,
 }
 
@@ -41,9 +35,8 @@ pub(super) struct Recipient {
 struct Flight {
     recipient: Recipient,
     work: Work,
-    /// Number of parts that are not complete.
+    /// Number of incomplete parts.
     parts: usize,
-    /// The first error from the host.
     error: Option<i32>,
 }
 
@@ -54,23 +47,19 @@ enum Work {
 }
 
 impl<'a> Flights<'a> {
-    /// Creates an empty set for `ring`, with buffers in `memory`.
     pub fn new(ring: &'a mut Ring, memory: &GuestMemory) -> Flights<'a> {
-        Flights { ring, memory: memory.clone(), flights: Vec::new(), wrote_beside: false, owed: None }
+        Flights { ring, memory: memory.clone(), flights: Vec::new(), wrote_during_flush: false, deferred_error: None }
     }
 
-    /// Returns true if no request is in flight.
     pub fn is_empty(&self) -> bool {
         self.ring.in_flight() == 0
     }
 
-    /// Returns true if the ring has no room.
     pub fn is_full(&self) -> bool {
         self.ring.room() == 0
     }
 
-    /// Queues a read of the file ranges `pieces` into `buffers`. The ranges hold the disk's data at `offset`. Returns
-    /// false if there is no room.
+    /// Queues a read of `pieces`, the disk's data at `offset`, into `buffers`. Returns false if there is no room.
     pub fn read(&mut self, recipient: Recipient, buffers: Vec<Buffer>, offset: u64, pieces: &[Piece]) -> bool {
         if pieces.len() > self.ring.room() {
             return false;
@@ -103,12 +92,11 @@ impl<'a> Flights<'a> {
 
     /// Records a completed write. The next flush must cover it, whatever a flush in flight reports.
     pub fn wrote(&mut self) {
-        self.wrote_beside |= self.flights.iter().flatten().any(Flight::is_flush);
+        self.wrote_during_flush |= self.flights.iter().flatten().any(Flight::is_flush);
     }
 
-    /// Takes the error that the next flush must report, if any.
-    pub fn owed(&mut self) -> Option<io::Error> {
-        self.owed.take().map(io::Error::from_raw_os_error)
+    pub fn deferred_error(&mut self) -> Option<io::Error> {
+        self.deferred_error.take().map(io::Error::from_raw_os_error)
     }
 
     /// Queues an `fsync` of the file `fd`, whose completion answers a flush request. There must be room.
@@ -118,12 +106,10 @@ impl<'a> Flights<'a> {
         self.flights[token] = Some(Flight { recipient, work: Work::Flush, parts: 1, error: None });
     }
 
-    /// Submits the queued requests.
     pub fn submit(&mut self) {
         self.ring.submit();
     }
 
-    /// Returns completed requests to the driver.
     pub fn complete(&mut self, disk: Option<&Disk>, queue: &mut Virtqueue) -> Result<(), QueueError> {
         while let Some((token, result)) = self.ring.completed() {
             let Some(place) = usize::try_from(token).ok().and_then(|token| self.flights.get_mut(token)) else {
@@ -149,7 +135,6 @@ impl<'a> Flights<'a> {
         Ok(())
     }
 
-    /// Waits for all requests and returns them to the driver.
     pub fn drain(&mut self, disk: Option<&Disk>, queue: &mut Virtqueue) -> Result<(), QueueError> {
         while !self.is_empty() {
             self.ring.wait();
@@ -158,21 +143,20 @@ impl<'a> Flights<'a> {
         Ok(())
     }
 
-    /// Propagates a flush error to the other flushes in flight. The next flush gets it too if the error may belong to
-    /// a later write.
+    /// Propagates a flush error to the other flushes in flight, and to the next one if there were writes since.
     fn share(&mut self, error: Option<i32>) {
         let mut others = self.flights.iter_mut().flatten().filter(|flight| flight.is_flush()).peekable();
         let is_last = others.peek().is_none();
-        if let Some(error) = error.filter(|error| !NOT_BEGUN.contains(error)) {
+        if let Some(error) = error.filter(|error| !NOT_STARTED.contains(error)) {
             others.for_each(|other| other.error = Some(error));
-            if self.wrote_beside {
-                self.owed = Some(error);
+            if self.wrote_during_flush {
+                self.deferred_error = Some(error);
             }
         }
-        self.wrote_beside &= !is_last;
+        self.wrote_during_flush &= !is_last;
     }
 
-    /// Returns a free token. There are never more than fit into the ring.
+    /// There are never more tokens than fit into the ring.
     fn token(&mut self) -> usize {
         self.flights.iter().position(Option::is_none).unwrap_or_else(|| {
             self.flights.push(None);
@@ -191,14 +175,14 @@ impl Drop for Flights<'_> {
 }
 
 /// Errors of operations that never started, because the kernel had no worker thread for them.
-const NOT_BEGUN: [i32; 3] = [libc::ECANCELED, libc::EAGAIN, libc::EINTR];
+const NOT_STARTED: [i32; 3] = [libc::ECANCELED, libc::EAGAIN, libc::EINTR];
 
 impl Flight {
     fn is_flush(&self) -> bool {
         matches!(self.work, Work::Flush)
     }
 
-    /// Completes the request. Returns the number of bytes written to the chain.
+    /// Returns the number of bytes written to the chain.
     fn end(&self, memory: &GuestMemory, disk: Option<&Disk>) -> u32 {
         let (result, written) = match (&self.work, disk) {
             (_, None) => (Err(io::ErrorKind::NotFound.into()), 0),
@@ -211,7 +195,7 @@ impl Flight {
             }
             (Work::Flush, Some(disk)) => {
                 let result = match self.error {
-                    Some(error) if NOT_BEGUN.contains(&error) => disk.flush(),
+                    Some(error) if NOT_STARTED.contains(&error) => disk.flush(),
                     // The kernel reports a failed write only once: another sync would succeed.
                     error => disk.was_flushed(error.map_or(Ok(()), |error| Err(io::Error::from_raw_os_error(error)))),
                 };

@@ -48,7 +48,6 @@ fn content() -> Vec<u8> {
 
 fn config(path: &Path, format: DiskFormat) -> DiskConfig {
     let access = DiskAccess::ReadWrite;
-    // The only overlay here is over this file.
     let base = BackingFile { path: path.with_file_name("base"), format: DiskFormat::Raw };
     let backing = if path.ends_with("layer") { vec![base] } else { Vec::new() };
     DiskConfig {
@@ -162,7 +161,6 @@ impl Driver {
         self.memory.load(GuestAddress(USED + 2), Ordering::Acquire).unwrap()
     }
 
-    /// Waits until all requests are complete.
     fn wait(&self) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while self.used() != self.available {
@@ -185,7 +183,7 @@ impl Driver {
 }
 
 #[test]
-fn reads_at_once_each_get_their_own_data() {
+fn concurrent_reads_get_their_own_data() {
     Driver::each(|driver| {
         for round in 0..16 {
             let block = |slot: u64| (slot * 37 + round * 101) % BLOCKS;
@@ -201,7 +199,7 @@ fn reads_at_once_each_get_their_own_data() {
 }
 
 #[test]
-fn pausing_with_requests_in_flight_loses_none() {
+fn pause_with_requests_in_flight_loses_none() {
     Driver::each(|driver| {
         for round in 0..16 {
             let requests: Vec<_> = (0..u64::from(SIZE)).map(|slot| (IN, slot + round * 16)).collect();
@@ -217,7 +215,7 @@ fn pausing_with_requests_in_flight_loses_none() {
 }
 
 #[test]
-fn a_request_that_fails_hits_no_other() {
+fn failed_request_does_not_affect_others() {
     Driver::each(|driver| {
         let requests: Vec<_> = (0..16).map(|slot| (IN, if slot % 4 == 1 { BLOCKS } else { slot })).collect();
         driver.put(&requests);
@@ -230,7 +228,7 @@ fn a_request_that_fails_hits_no_other() {
 }
 
 #[test]
-fn writes_flushes_and_discards_among_reads_are_done() {
+fn writes_flushes_and_discards_among_reads_complete() {
     Driver::each(|driver| {
         driver.memory.write_slice(&[0xab; LENGTH as usize], GuestAddress(DATA + LENGTH)).unwrap();
         let range = [300 * LENGTH / SECTOR, LENGTH / SECTOR];
@@ -245,7 +243,7 @@ fn writes_flushes_and_discards_among_reads_are_done() {
 }
 
 #[test]
-fn whoever_takes_the_disk_out_finds_nothing_in_flight() {
+fn detach_waits_for_requests_in_flight() {
     Driver::each(|driver| {
         driver.put(&(0..16).map(|slot| (IN, slot * 31)).collect::<Vec<_>>());
         let taken = driver.shared_disk.hold().take();
@@ -261,9 +259,8 @@ fn whoever_takes_the_disk_out_finds_nothing_in_flight() {
     });
 }
 
-/// Requests in flight on a disk, and the queue that they return to.
 struct Bench {
-    _folder: tempfile::TempDir,
+    _dir: tempfile::TempDir,
     memory: GuestMemory,
     disk: Disk,
     queue: Virtqueue,
@@ -275,7 +272,7 @@ impl Bench {
         let memory = memory::allocate(64).unwrap();
         let [disk, _] = disks(dir.path());
         let queue = queue_with(&memory, &[], &[]);
-        Bench { _folder: dir, memory, disk, queue }
+        Bench { _dir: dir, memory, disk, queue }
     }
 
     fn used(&self) -> Vec<u16> {
@@ -298,7 +295,7 @@ fn buffers(slot: u64) -> Vec<Buffer> {
 }
 
 #[test]
-fn what_is_completed_first_is_handed_back_first() {
+fn completed_requests_return_out_of_order() {
     let Some(mut ring) = Ring::new() else { return eprintln!("not tested: this host has no io_uring") };
     let mut bench = Bench::new();
     let (reader, mut writer) = io::pipe().unwrap();
@@ -320,7 +317,7 @@ fn what_is_completed_first_is_handed_back_first() {
 }
 
 #[test]
-fn what_is_dropped_has_been_waited_for() {
+fn drop_waits_for_requests_in_flight() {
     let Some(mut ring) = Ring::new() else { return eprintln!("not tested: this host has no io_uring") };
     let bench = Bench::new();
     let (reader, mut writer) = io::pipe().unwrap();
@@ -335,7 +332,7 @@ fn what_is_dropped_has_been_waited_for() {
 }
 
 #[test]
-fn a_read_that_fails_or_is_short_is_done_again_and_a_failed_sync_is_told() {
+fn failed_read_is_repeated_and_failed_flush_is_reported() {
     let Some(mut ring) = Ring::new() else { return eprintln!("not tested: this host has no io_uring") };
     let mut bench = Bench::new();
     let mut flights = Flights::new(&mut ring, &bench.memory);
@@ -355,13 +352,13 @@ fn a_read_that_fails_or_is_short_is_done_again_and_a_failed_sync_is_told() {
 }
 
 #[test]
-fn what_one_flush_is_told_of_a_write_is_told_those_beside_it_and_the_one_after() {
+fn flush_error_reaches_concurrent_and_next_flush() {
     let Some(mut ring) = Ring::new() else { return eprintln!("not tested: this host has no io_uring") };
     // The kernel may complete the second flush first, and then it was not in flight when the first one failed.
     assert!((0..1000).any(|_| flush_errors_are_shared(&mut ring)), "the flushes never completed in order");
 }
 
-/// Checks how flush errors are shared. Returns false if the kernel completed the flushes in another order.
+/// Returns false if the kernel completed the flushes in another order.
 fn flush_errors_are_shared(ring: &mut Ring) -> bool {
     let mut bench = Bench::new();
     let mut flights = Flights::new(ring, &bench.memory);
@@ -375,13 +372,13 @@ fn flush_errors_are_shared(ring: &mut Ring) -> bool {
     assert_eq!([bench.status(0), bench.status(1)], [1, 1]);
     // There was no concurrent write, so the next flush has nothing to report.
     flights.wrote();
-    assert!(flights.owed().is_none());
+    assert!(flights.deferred_error().is_none());
 
     flights.flush(recipient(2), -1);
     flights.wrote();
     flights.drain(Some(&bench.disk), &mut bench.queue).unwrap();
-    assert_eq!(flights.owed().unwrap().raw_os_error(), Some(libc::EBADF));
-    assert!(flights.owed().is_none());
+    assert_eq!(flights.deferred_error().unwrap().raw_os_error(), Some(libc::EBADF));
+    assert!(flights.deferred_error().is_none());
     flights.flush(recipient(3), fd);
     flights.drain(Some(&bench.disk), &mut bench.queue).unwrap();
     assert_eq!([bench.status(2), bench.status(3)], [1, 0]);
@@ -389,7 +386,7 @@ fn flush_errors_are_shared(ring: &mut Ring) -> bool {
 }
 
 #[test]
-fn a_ring_takes_no_more_than_fits() {
+fn read_beyond_ring_depth_is_refused() {
     let Some(mut ring) = Ring::new() else { return eprintln!("not tested: this host has no io_uring") };
     let mut bench = Bench::new();
     let mut flights = Flights::new(&mut ring, &bench.memory);

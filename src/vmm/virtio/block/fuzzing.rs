@@ -11,10 +11,8 @@ use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
 use crate::vmm::limits::rate_limiter::SharedDiskLimiter;
 use crate::vmm::virtio::fuzzing::drive;
 
-/// The disk's size in sectors.
 const SECTORS: u64 = 64;
 
-/// Fuzzes the requests of a driver on a disk of 32 KiB.
 pub(crate) fn requests(data: &[u8]) {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("disk");
@@ -27,14 +25,12 @@ pub(crate) fn requests(data: &[u8]) {
     assert_eq!(length, SECTORS * SECTOR, "a guest's requests do not change its disk's size");
 }
 
-/// Fuzzes an untrusted qcow2 file: inspect it, use it under an overlay like an image's root disk, and repair its
-/// refcounts.
+/// Inspects an untrusted qcow2 file, uses it under an overlay like an image's root disk, and repairs its refcounts.
 pub(crate) fn images(data: &[u8]) {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("disk");
     fs::write(&path, data).expect("a file");
     let _ = (backing(&path), virtual_size(&path, DiskFormat::Qcow2));
-    // An image that refers to other files is refused.
     if open_alone(&path).is_ok()
         && let Ok(mut disk) = Disk::open(&config(&path, DiskFormat::Qcow2, DiskAccess::Ephemeral), dir.path())
     {

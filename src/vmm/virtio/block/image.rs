@@ -1,9 +1,8 @@
 //! Opens and [locks](super::lock) image files and their backing files.
 //!
-//! The configuration names every backing file and its format. A header in an image is never a reason to open a file,
-//! because a compromised process could have written it. A header that names anything but the configured file is an
-//! error. Formats are never guessed, because a guest could write another format's header into a raw disk. Backing
-//! files are always opened read-only.
+//! The configuration names every backing file and its format. A header never causes a file to be opened, because a
+//! compromised process could have written it: a header that names anything else is an error. Formats are never guessed,
+//! because a guest could write another format's header into a raw disk. Backing files are always opened read-only.
 
 use std::fs::File;
 use std::io;
@@ -26,166 +25,83 @@ use crate::vmm::passed_files::FdTable;
 /// Maximum number of backing files of a disk. Each costs a descriptor, and a read may have to search all of them.
 pub const MAX_LAYERS: usize = 64;
 
-/// An error with a disk or its image.
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
-    /// The file could not be opened.
     #[error("the disk image {} cannot be opened: {source}", path.display())]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
+    Open { path: PathBuf, source: io::Error },
     /// Another program has the file open, and at least one of the two writes to it.
     #[error(
         "the disk image {} is in use by another program, such as a running guest or qemu-nbd, which has to end first",
         .0.display()
     )]
     InUse(PathBuf),
-    /// The path is neither a regular file nor a block device.
     #[error("{} is neither a regular file nor a block device", .0.display())]
     NotADisk(PathBuf),
-    /// The file is not a valid image of the configured format.
     #[error("{} is not a sound {format} image: {source}", path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// The configured format.
-        format: &'static str,
-        /// The error from imago.
-        source: io::Error,
-    },
-    /// The overlay of an ephemeral disk could not be created.
+    Format { path: PathBuf, format: &'static str, source: io::Error },
     #[error("no copy-on-write layer for {} can be made in {}: {source}", path.display(), dir.display())]
-    Layer {
-        /// The image under the overlay.
-        path: PathBuf,
-        /// The directory for the overlay.
-        dir: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The image is empty.
+    Layer { path: PathBuf, dir: PathBuf, source: io::Error },
     #[error("the disk image {} is empty: a disk has at least one sector of {SECTOR} bytes", .0.display())]
     Empty(PathBuf),
-    /// The image stores its data in an external data file.
     #[error("the disk image {} keeps its data in another file, which is not supported", .0.display())]
     DataFile(PathBuf),
-    /// The image does not name its backing file's format, or names an unknown one.
+    /// The header names no format for the backing file, or an unknown one.
     #[error("the disk image {} names a backing file of the format {format:?}; it must be \"raw\" or \"qcow2\"", path.display())]
     BackingFormat {
-        /// The image.
         path: PathBuf,
-        /// The format in the header, or an empty string.
+        /// Empty if the header names none.
         format: String,
     },
-    /// The image has a backing file where none is allowed.
     #[error(
         "{} is a layer over another file, {backing:?}, without which it is worth nothing; only images that stand alone \
          are taken. Join them with `qemu-img convert -O qcow2 {} whole.qcow2`", path.display(), path.display()
     )]
     HasBacking {
-        /// The image.
         path: PathBuf,
         /// The backing file, as the header names it.
         backing: String,
     },
-    /// The image's header and the configuration disagree about the backing file.
     #[error(
         "the header of the disk image {} names {} as its backing file, but {} is expected. Nothing was opened: \
          a process that can write to the image may have changed the header", path.display(), quoted(found), quoted(expected)
     )]
-    OtherBacking {
-        /// The image.
-        path: PathBuf,
-        /// The backing file in the header, with its format.
-        found: Option<String>,
-        /// The configured backing file, with its format.
-        expected: Option<String>,
-    },
-    /// A raw image cannot have a backing file.
+    OtherBacking { path: PathBuf, found: Option<String>, expected: Option<String> },
     #[error("the raw disk image {} cannot have a backing file", .0.display())]
     RawBacking(PathBuf),
-    /// The disk has more than [`MAX_LAYERS`] backing files.
     #[error("the disk image {} has more than {MAX_LAYERS} backing files", .0.display())]
     TooManyLayers(PathBuf),
-    /// The overlay is not over the disk's present file.
     #[error("the layer {} is not over {}, which is what the disk has now", layer.display(), present.display())]
-    NotOver {
-        /// The overlay.
-        layer: PathBuf,
-        /// The disk's present file.
-        present: PathBuf,
-    },
-    /// The overlay is smaller than the disk.
+    NotOver { layer: PathBuf, present: PathBuf },
     #[error("the layer {} has {size} bytes, fewer than the {present} of the disk", layer.display())]
-    SmallLayer {
-        /// The overlay.
-        layer: PathBuf,
-        /// The overlay's virtual size.
-        size: u64,
-        /// The disk's size.
-        present: u64,
-    },
-    /// The operation requires write access to the disk's file.
+    SmallLayer { layer: PathBuf, size: u64, present: u64 },
     #[error("the disk {0:?} does not write to its file, so that there is nothing to {1}")]
     NotWritten(String, &'static str),
-    /// The new size is smaller than the present one.
     #[error("the disk {id:?} has {present} bytes and cannot shrink to {size}")]
-    Shrink {
-        /// The disk's ID.
-        id: String,
-        /// The requested size.
-        size: u64,
-        /// The present size.
-        present: u64,
-    },
-    /// A writable disk ends within a sector.
+    Shrink { id: String, size: u64, present: u64 },
     #[error(
         "the disk image {} has {size} bytes, which is not a whole number of sectors of {SECTOR} bytes: the last bytes \
          could not be written. `truncate -s {rounded}` extends it, or attach it read-only", path.display()
     )]
-    PartialDisk {
-        /// The image.
-        path: PathBuf,
-        /// The image's size.
-        size: u64,
-        /// The size rounded up to a whole sector.
-        rounded: u64,
-    },
-    /// The new size is not a whole number of sectors.
+    PartialDisk { path: PathBuf, size: u64, rounded: u64 },
     #[error("{0} bytes are not a whole number of sectors of {SECTOR} bytes")]
     PartialSector(u64),
-    /// The host reported an error.
     #[error("the disk {id:?} could not {what}: {source}")]
-    Host {
-        /// The disk's ID.
-        id: String,
-        /// The operation that failed.
-        what: &'static str,
-        /// The cause.
-        source: io::Error,
-    },
+    Host { id: String, what: &'static str, source: io::Error },
 }
 
-/// An open image with its backing files.
 #[derive(Debug)]
 pub(super) struct Image {
-    /// Access to the image's data.
     pub access: FormatAccess<ImageFile>,
     /// A duplicate of the top file's descriptor, for its lock and for write-back while the image is in use.
     pub file: File,
 }
 
-/// The backing file that an image's header names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backing {
-    /// A path that can be opened. It is untrusted.
+    /// Untrusted.
     pub path: PathBuf,
-    /// The name in the header. If relative, it is relative to the overlay's directory.
+    /// If relative, it is relative to the overlay's directory.
     pub name: String,
-    /// The format.
     pub format: DiskFormat,
 }
 
@@ -203,8 +119,7 @@ pub(super) fn open(
     image(file, path, format, backing, writable, files)
 }
 
-/// Opens `path` read-only and without locking it, for use as a backing file. The caller already holds a lock on the
-/// file, and locks the returned image later.
+/// Opens `path` read-only, for use as a backing file. The caller holds a lock on it, and locks the image later.
 pub(super) fn open_unlocked(
     path: &Path,
     format: DiskFormat,
@@ -214,8 +129,7 @@ pub(super) fn open_unlocked(
     image(open_file(path, false, files)?, path, format, backing, false, files)
 }
 
-/// Opens the qcow2 image at `path` over `base`. `backing` lists its configured backing files, and `base` is the first
-/// of them.
+/// Opens the qcow2 image at `path` over `base`, which is the first file in `backing`.
 pub(super) fn open_layer(
     path: &Path,
     backing: &[BackingFile],
@@ -252,8 +166,7 @@ pub fn backing(path: &Path) -> Result<Option<Backing>, BlockError> {
     backing_of(&qcow2(&file, path, false)?, path)
 }
 
-/// Opens an image for reading with its `backing` files, the topmost first. Fails if another program writes to one of
-/// them.
+/// Opens an image for reading. Fails if another program writes to it or to a backing file.
 pub fn open_to_read(
     path: &Path,
     format: DiskFormat,
@@ -407,7 +320,6 @@ fn storage(file: &File, path: &Path, writable: bool) -> Result<ImageFile, BlockE
     ImageFile::new(file.try_clone().map_err(failed)?, path, writable).map_err(failed)
 }
 
-/// Returns true if both descriptors refer to the same file.
 pub(super) fn is_same(one: &File, other: &File) -> bool {
     match (one.metadata(), other.metadata()) {
         (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
@@ -455,7 +367,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn header_that_names_another_file_than_the_configuration_opens_nothing() {
+    fn header_with_other_backing_file_opens_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let [base, secret, top, alone] = ["base", "secret", "top", "alone"].map(|name| dir.path().join(name));
         std::fs::write(&base, vec![7; 1 << 20]).unwrap();
@@ -480,7 +392,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn backing_file_may_be_named_by_any_path_to_it() {
+    fn backing_file_by_any_path_is_accepted() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("volumes")).unwrap();
         let (base, top) = (dir.path().join("base"), dir.path().join("volumes/top"));

@@ -1,5 +1,4 @@
-//! imago's file of an image together with its descriptor, so that ranges mapped directly to a file can be read without
-//! imago.
+//! imago's file of an image with its descriptor, so that ranges mapped directly to a file can be read without imago.
 
 use std::fmt;
 use std::fs::File;
@@ -12,16 +11,14 @@ use imago::storage::PreallocateMode;
 use imago::storage::drivers::CommonStorageHelper;
 use imago::{Storage, StorageOpenOptions};
 
-/// An image file.
 #[derive(Debug)]
 pub struct ImageFile {
-    /// imago's file. It owns the descriptor and keeps it open.
+    /// Owns the descriptor and keeps it open.
     inner: imago::file::File,
     fd: RawFd,
 }
 
 impl ImageFile {
-    /// Wraps the open file of the image at `path`.
     pub(super) fn new(file: File, path: &Path, writable: bool) -> io::Result<ImageFile> {
         let options = StorageOpenOptions::new().write(writable).filename(path);
         let fd = file.as_raw_fd();
@@ -50,7 +47,6 @@ impl fmt::Display for ImageFile {
     }
 }
 
-/// Delegates everything to imago's file.
 impl Storage for ImageFile {
     fn mem_align(&self) -> usize {
         self.inner.mem_align()

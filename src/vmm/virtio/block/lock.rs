@@ -1,14 +1,12 @@
 //! Locks image files against other Wisp processes and against QEMU.
 //!
-//! A file that a VM writes to is locked against all other users. A file that is only read is locked against writers.
-//! Each open file has two kinds of locks, which are released with its last descriptor:
+//! A writer's file is locked against all other users, a reader's against writers. Each open file has two kinds of
+//! locks, which its last descriptor releases. Both belong to the inode, so the file's name makes no difference.
 //!
-//! - `flock(2)` excludes other Wisp processes: writers exclude everyone, readers exclude writers.
-//! - Byte-range locks of the open file description (`fcntl(2)`, `F_OFD_SETLK`) coordinate with QEMU, qemu-img and
-//!   qemu-nbd (`block/file-posix.c`). A shared lock on a byte from 100 on announces each kind of access of its owner.
-//!   One on a byte from 200 on forbids a kind of access to others.
-//!
-//! Both belong to the inode, so another name of the file makes no difference.
+//! - `flock(2)` excludes other Wisp processes.
+//! - Byte-range locks of the open file description (`fcntl(2)`, `F_OFD_SETLK`) coordinate with QEMU's programs
+//!   (`block/file-posix.c`). A shared lock on a byte from 100 on announces a kind of access of its owner; one on a byte
+//!   from 200 on forbids a kind of access to others.
 
 use std::fs::File;
 use std::io;
@@ -19,22 +17,19 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::image::BlockError;
 
-/// First byte of the locks for an owner's own accesses (`RAW_LOCK_PERM_BASE`).
+/// `RAW_LOCK_PERM_BASE`
 const DOES: i64 = 100;
-/// First byte of the locks for accesses that an owner forbids to others (`RAW_LOCK_SHARED_BASE`).
+/// `RAW_LOCK_SHARED_BASE`
 const FORBIDS: i64 = 200;
-/// Reading (`BLK_PERM_CONSISTENT_READ`).
+/// `BLK_PERM_CONSISTENT_READ`
 const READ: i64 = 0;
-/// Writing (`BLK_PERM_WRITE`).
+/// `BLK_PERM_WRITE`
 const WRITE: i64 = 1;
-/// Changing the size (`BLK_PERM_RESIZE`).
+/// `BLK_PERM_RESIZE`
 const RESIZE: i64 = 3;
 
-/// Locks a file: a writer against all other users, a reader against writers. An existing lock of the same open file is
-/// converted.
-///
-/// # Errors
-/// [`BlockError::InUse`] if another user holds a conflicting lock.
+/// Locks a file, or converts the lock of the same open file. Fails with [`BlockError::InUse`] if another user holds a
+/// conflicting lock.
 pub(super) fn lock(file: &File, path: &Path, writable: bool) -> Result<(), BlockError> {
     let in_use = || BlockError::InUse(path.to_path_buf());
     let whole = if writable { FlockOperation::NonBlockingLockExclusive } else { FlockOperation::NonBlockingLockShared };
@@ -50,8 +45,8 @@ pub(super) fn lock(file: &File, path: &Path, writable: bool) -> Result<(), Block
     }
 }
 
-/// Takes QEMU's locks and checks for conflicting ones. Returns true if the file may be used. Like QEMU, it takes its
-/// locks before it checks: if two processes do this at once, at most one succeeds.
+/// Takes QEMU's locks, then checks for conflicting ones and returns true if there are none. In this order, like in
+/// QEMU, at most one of two concurrent processes succeeds.
 fn lock_ranges(file: &File, writable: bool) -> io::Result<bool> {
     let does: &[i64] = if writable { &[READ, WRITE, RESIZE] } else { &[READ] };
     for byte in does {
@@ -72,12 +67,10 @@ fn lock_ranges(file: &File, writable: bool) -> io::Result<bool> {
     Ok(!is_locked(file, DOES + WRITE)? && !is_locked(file, DOES + RESIZE)?)
 }
 
-/// Sets or releases the lock on one byte.
 fn set(file: &File, kind: libc::c_int, byte: i64) -> io::Result<()> {
     fcntl(file, libc::F_OFD_SETLK, &mut range(kind, byte))
 }
 
-/// Returns true if another open file holds a lock on the byte.
 fn is_locked(file: &File, byte: i64) -> io::Result<bool> {
     let mut lock = range(libc::F_WRLCK, byte);
     fcntl(file, libc::F_OFD_GETLK, &mut lock)?;
@@ -117,7 +110,6 @@ mod tests {
         })
     }
 
-    /// A qemu-io process with an image open.
     struct QemuIo {
         child: Child,
         input: Option<ChildStdin>,
@@ -157,8 +149,8 @@ mod tests {
     }
 
     #[test]
-    fn disk_that_qemu_writes_is_refused() {
-        let (_folder, path) = image();
+    fn disk_open_for_writing_in_qemu_is_refused() {
+        let (_dir, path) = image();
         let writer = QemuIo::open(&["-f", "raw"], &path);
         for writable in [true, false] {
             let opened = open_image(&path, writable);
@@ -169,15 +161,15 @@ mod tests {
     }
 
     #[test]
-    fn disk_that_qemu_reads_can_be_read_and_not_written() {
-        let (_folder, path) = image();
+    fn disk_read_by_qemu_opens_read_only() {
+        let (_dir, path) = image();
         let _reader = QemuIo::open(&["-r", "-f", "raw"], &path);
         open_image(&path, false).unwrap();
     }
 
     #[test]
-    fn qemu_is_refused_what_is_written_and_may_read_what_is_read() {
-        let (_folder, path) = image();
+    fn qemu_cannot_open_written_disk_and_can_read_read_only_disk() {
+        let (_dir, path) = image();
         let write = ["-f", "raw", "-c", "write -P 9 0 512"];
         let read = ["-r", "-f", "raw", "-c", "read -P 7 0 512"];
         let refused =
@@ -200,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn another_name_of_a_file_is_the_same_file() {
+    fn linked_path_to_locked_file_is_refused() {
         let (dir, path) = image();
         let [hard, soft] = ["hard", "soft"].map(|name| dir.path().join(name));
         std::fs::hard_link(&path, &hard).unwrap();

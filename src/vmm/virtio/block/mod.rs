@@ -1,13 +1,11 @@
 //! The block device (specification, section 5.2): a disk image as the guest's `/dev/vd*`.
 //!
-//! Each device has its own thread, so a slow disk stalls no other device. The thread executes most requests
-//! synchronously, one after the other. Flushes, and reads that map directly to files, are in flight together
-//! ([`flights`]) if the host supports io_uring ([`ring`]). An I/O error on the host becomes the request's error. An
-//! invalid queue sets `DEVICE_NEEDS_RESET`.
+//! Each device has its own thread, so a slow disk stalls no other device. The thread executes most requests one after
+//! the other. Flushes, and reads that map directly to files, are in flight together ([`flights`]) if the host supports
+//! io_uring ([`ring`]). An I/O error becomes the request's error; an invalid queue sets `DEVICE_NEEDS_RESET`.
 //!
-//! The disk is in a disk slot ([`SharedDisk`]) and can be hot-plugged. A device without a disk is a placeholder, which
-//! drivers skip (section 4.2.2.2). If a disk is detached under an active driver, the driver's requests fail until it
-//! releases the device.
+//! The disk is in a disk slot ([`SharedDisk`]). A device without a disk is a placeholder, which drivers skip (section
+//! 4.2.2.2). If a disk is detached under an active driver, requests fail until the driver releases the device.
 
 mod counters;
 mod disk;
@@ -43,22 +41,20 @@ pub use ring::{KERNEL_THREADS, Ring};
 use shared_disk::DiskGuard;
 pub use shared_disk::{Label, SharedDisk};
 
-/// Device ID (section 5).
 const DEVICE_TYPE: u32 = 2;
 const QUEUE_SIZES: &[u16] = &[256];
 /// Maximum number of data buffers per request: the queue size less header and status.
 const SEGMENTS_MAX: u32 = 254;
 
-/// Number of bytes to serve before checking for a pause. Each request counts as at least [`LEAST_REQUEST`]. The limit
-/// is needed because a disk read into the ring can create requests endlessly.
+/// Number of bytes to serve before checking for a pause. It bounds disk reads into the ring, which can create requests
+/// endlessly. Each request counts as at least [`LEAST_REQUEST`].
 const BATCH: u64 = 16 << 20;
 const LEAST_REQUEST: u64 = 64 << 10;
 
-/// Event tokens.
 const KICKED: u64 = 0;
 const COMPLETED: u64 = 1;
 
-/// Feature bits (section 5.2.3).
+/// Section 5.2.3.
 mod feature {
     pub const SEG_MAX: u64 = 1 << 2;
     pub const RO: u64 = 1 << 5;
@@ -85,7 +81,6 @@ mod config {
 /// Device ID of a placeholder (section 4.2.2.2).
 const PLACEHOLDER: u32 = 0;
 
-/// The block device.
 #[derive(Debug)]
 pub struct Block {
     shared_disk: Arc<SharedDisk>,
@@ -96,13 +91,12 @@ pub struct Block {
 }
 
 impl Block {
-    /// Creates a device for the disk slot `shared_disk`, which may be empty. `index` names its thread. It uses an io_uring if
-    /// this process can create one.
+    /// `shared_disk` may be empty. `index` names the thread. Uses an io_uring if this process can create one.
     pub fn new(shared_disk: Arc<SharedDisk>, index: usize) -> Block {
         Block::with_ring(shared_disk, index, Ring::new())
     }
 
-    /// Creates the device with the given ring. Without a ring, each request completes before the next starts.
+    /// Without a ring, each request completes before the next starts.
     pub fn with_ring(shared_disk: Arc<SharedDisk>, index: usize, ring: Option<Ring>) -> Block {
         let ring = ring.map(|ring| Arc::new(Mutex::new(ring)));
         Block { shared_disk, thread_name: format!("block{index}"), ring, worker: None }
@@ -180,7 +174,6 @@ impl VirtioDevice for Block {
     }
 }
 
-/// State of the device's thread.
 #[derive(Debug)]
 struct Service {
     shared_disk: Arc<SharedDisk>,
@@ -227,18 +220,18 @@ impl Service {
             let wait = self.serve(shared_disk, hand)?;
             // A zero wait means that the batch was used up, which is not throttling.
             let began = wait.filter(|wait| !wait.is_zero()).map(|_| Instant::now());
-            let goes_on = self.wakeups.wait(worker::timeout_ms(wait), |_, _| {});
+            let is_running = self.wakeups.wait(worker::timeout_ms(wait), |_, _| {});
             if let (Some(began), Some(label)) = (began, shared_disk.label()) {
                 label.counters.held(began.elapsed());
             }
-            if !goes_on {
+            if !is_running {
                 return Ok(());
             }
         }
     }
 
-    /// Completes requests and serves a batch of available ones. Returns the time to wait before the next batch. During
-    /// a nonzero wait the queue is not read, and driver notifications stay disabled.
+    /// Completes requests and serves a batch. Returns the time to wait before the next batch. During a nonzero wait,
+    /// the queue is not read and driver notifications stay disabled.
     fn serve<'a>(&mut self, shared_disk: &'a SharedDisk, hand: &mut Hand<'a>) -> Result<Option<Duration>, QueueError> {
         let queue = &mut self.activation.queues[0];
         queue.disable_notifications()?;
@@ -268,7 +261,6 @@ impl Service {
         let queue = &mut queues[0];
         let mut left = BATCH;
         while left > 0 {
-            // The next completion makes room.
             if hand.is_full() {
                 return Ok(None);
             }
@@ -327,7 +319,6 @@ impl Hand<'_> {
         self.flights.as_ref().is_some_and(Flights::is_full)
     }
 
-    /// Returns completed requests to the driver.
     fn complete(&mut self, queue: &mut Virtqueue) -> Result<(), QueueError> {
         let disk = self.disk.as_mut().and_then(DiskGuard::disk);
         self.flights.as_mut().map_or(Ok(()), |flights| flights.complete(disk.as_deref(), queue))
@@ -344,7 +335,6 @@ impl Hand<'_> {
     }
 }
 
-/// Returns the cache mode for these negotiated features.
 fn cache_mode(features: u64) -> CacheMode {
     if features & feature::FLUSH == 0 { CacheMode::WriteThrough } else { CacheMode::WriteBack }
 }

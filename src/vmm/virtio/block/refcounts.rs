@@ -1,12 +1,10 @@
 //! Repairs the refcounts of a qcow2 file whose writer was killed, before the file is written again.
 //!
-//! imago keeps refcounts in memory until a flush, but links a new table in the file at once. If the process is killed
-//! in between, the file refers to clusters that it counts as free. Further writes would allocate these clusters again
-//! and destroy their data.
+//! imago keeps refcounts in memory until a flush, but links a new table in the file at once. After a kill in between,
+//! the file refers to clusters that it counts as free, which further writes would allocate and destroy. Every writable
+//! open therefore counts all referenced clusters as used. This reads one table of 64 KiB for each 512 MiB of disk.
 //!
-//! Therefore all references are followed on every writable open, and their targets are counted as used. This reads one
-//! table of 64 KiB for each 512 MiB of disk. Clusters that are counted but not referenced only waste space, and are
-//! left alone. The format is specified in QEMU's `docs/interop/qcow2.txt`.
+//! Unreferenced clusters only waste space and stay. QEMU's `docs/interop/qcow2.txt` specifies the format.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,18 +13,16 @@ use std::os::unix::fs::FileExt;
 
 /// Bits of a table entry that hold an offset.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// Flag of an entry for compressed data.
 const COMPRESSED: u64 = 1 << 62;
-/// Features that change the layout: external data files and extended L2 entries. imago refuses both.
+/// External data files and extended L2 entries. imago refuses both.
 const OTHER_LAYOUT: u64 = 1 << 2 | 1 << 4;
 /// Refcounts of 16 bits, the common width. Images with another width are left alone.
 const REFCOUNT_ORDER: u32 = 4;
-/// Table size limits, the same as QEMU's.
+/// The same as QEMU's.
 const MAX_L1_BYTES: u64 = 32 << 20;
 const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 
-/// Counts every referenced cluster of the image in `file` as used. Returns the number of clusters that were not
-/// counted.
+/// Returns the number of referenced clusters that were not counted as used.
 pub(super) fn fix(file: &File) -> io::Result<u64> {
     let Some(header) = Header::read(file)? else { return Ok(0) };
     let mut refcounts = Refcounts::read(file, &header)?;
@@ -47,7 +43,6 @@ pub(super) fn fix(file: &File) -> io::Result<u64> {
     refcounts.write()
 }
 
-/// Table locations from the image's header.
 #[derive(Debug)]
 struct Header {
     cluster_bits: u32,
@@ -58,7 +53,7 @@ struct Header {
 }
 
 impl Header {
-    /// Reads the header. Returns `None` for an image that cannot be repaired, for which imago reports the error.
+    /// Returns `None` for an image that cannot be repaired, for which imago reports the error.
     fn read(file: &File) -> io::Result<Option<Header>> {
         let mut bytes = [0; 104];
         let read = file.read_at(&mut bytes, 0)?;
@@ -101,17 +96,16 @@ impl Header {
     }
 }
 
-/// The refcounts. Blocks are loaded on demand.
+/// Blocks are loaded on demand.
 struct Refcounts<'a> {
     file: &'a File,
     cluster_bits: u32,
-    /// Offsets of the refcount blocks.
     table: Vec<u64>,
     blocks: BTreeMap<u64, Block>,
-    mended: u64,
+    repaired: u64,
 }
 
-/// A refcount block, one cluster long.
+/// One cluster long.
 struct Block {
     offset: u64,
     counts: Vec<u8>,
@@ -125,10 +119,9 @@ impl<'a> Refcounts<'a> {
         while table.last() == Some(&0) {
             table.pop();
         }
-        Ok(Refcounts { file, cluster_bits: header.cluster_bits, table, blocks: BTreeMap::new(), mended: 0 })
+        Ok(Refcounts { file, cluster_bits: header.cluster_bits, table, blocks: BTreeMap::new(), repaired: 0 })
     }
 
-    /// Counts the clusters of `length` bytes at `offset` as used.
     fn mark(&mut self, offset: u64, length: u64) -> io::Result<()> {
         if length == 0 {
             return Ok(());
@@ -157,7 +150,7 @@ impl<'a> Refcounts<'a> {
         if count == [0, 0] {
             count.copy_from_slice(&1_u16.to_be_bytes());
             block.changed = true;
-            self.mended += 1;
+            self.repaired += 1;
         }
         Ok(())
     }
@@ -167,14 +160,14 @@ impl<'a> Refcounts<'a> {
         for block in self.blocks.values().filter(|block| block.changed) {
             self.file.write_all_at(&block.counts, block.offset)?;
         }
-        if self.mended > 0 {
+        if self.repaired > 0 {
             self.file.sync_all()?;
         }
-        Ok(self.mended)
+        Ok(self.repaired)
     }
 }
 
-/// Reads big-endian 64-bit words.
+/// The words are big-endian.
 fn words(file: &File, offset: u64, length: u64) -> io::Result<Vec<u64>> {
     let mut bytes = vec![0; length as usize];
     file.read_exact_at(&mut bytes, offset)?;
@@ -219,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_named_is_counted_and_what_is_not_is_left() {
+    fn referenced_clusters_are_counted_and_others_left() {
         let file = file(&image(&[1, 1, 1, 1, 0, 0, 7, 1]));
         assert_eq!(fix(&file).unwrap(), 2);
         let mut counts = [0; 16];
@@ -229,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn compressed_data_is_counted_in_all_its_clusters() {
+    fn compressed_cluster_counts_every_cluster_it_spans() {
         let mut bytes = image(&[1; 6]);
         // Two sectors: the one with the last byte of cluster 5, and the next one.
         let entry = COMPRESSED | 1 << 61 | (6 * 512 - 1);
@@ -238,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_qcow2_image_is_left_alone() {
+    fn non_qcow2_file_is_left_unchanged() {
         for bytes in [&b""[..], b"QFI\xfb", &[7; 4096]] {
             assert_eq!(fix(&file(bytes)).unwrap(), 0);
         }
@@ -246,7 +239,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_images_are_mended_or_refused(
+        fn arbitrary_images_are_repaired_or_refused(
             changes in proptest::collection::vec((0_usize..6 * 512, any::<u8>()), 0..40),
         ) {
             let mut bytes = image(&[1; 6]);

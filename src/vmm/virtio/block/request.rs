@@ -1,5 +1,4 @@
-//! A virtio-blk request: parsed from its chain, executed on the disk, and answered with a status byte (specification,
-//! section 5.2.6).
+//! A virtio-blk request: parsed, executed, and answered with a status byte (specification, section 5.2.6).
 
 use vm_memory::GuestAddress;
 
@@ -10,20 +9,15 @@ use crate::vmm::fault::GuestFaults;
 use crate::vmm::memory::GuestMemory;
 use crate::vmm::virtio::queue::{self, Buffer, Chain, QueueError};
 
-/// Size of the request header.
 const HEADER: u64 = 16;
-/// Size of the response to `GET_ID`.
 pub const ID_LENGTH: usize = 20;
 /// Maximum number of sectors in one segment of a discard or write-zeroes request: 2 GiB.
 pub const MAX_RANGE_SECTORS: u32 = 1 << 22;
-/// Maximum number of segments in such a request.
 pub const MAX_RANGES: u32 = 16;
-/// Size of a segment descriptor.
 const RANGE: u64 = 16;
 /// Segment flag: the space may be freed.
 const RANGE_UNMAP: u32 = 1;
 
-/// Request types.
 mod kind {
     pub const IN: u32 = 0;
     pub const OUT: u32 = 1;
@@ -33,20 +27,17 @@ mod kind {
     pub const WRITE_ZEROES: u32 = 13;
 }
 
-/// Status byte of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Status {
-    /// Success.
     Ok = 0,
     /// The disk failed, or the request is invalid.
     IoError = 1,
-    /// The device does not support the request.
     Unsupported = 2,
 }
 
 impl Status {
-    /// Returns the status for the outcome of a disk operation. The disk itself counts its errors.
+    /// The disk itself counts its errors.
     pub fn of(result: &std::io::Result<()>) -> Status {
         if result.is_ok() { Status::Ok } else { Status::IoError }
     }
@@ -67,18 +58,15 @@ pub fn answer(memory: &GuestMemory, at: GuestAddress, status: Status) -> u32 {
     1
 }
 
-/// Outcome of submitting a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Submit {
-    /// The request cannot be in flight. Execute it synchronously.
+    /// The request must be executed synchronously.
     Not,
-    /// The request is in flight.
     InFlight,
-    /// The request is complete, with this number of bytes written to its chain.
+    /// Number of bytes written to the chain.
     Done(u32),
 }
 
-/// A parsed request.
 #[derive(Debug)]
 pub struct Request<'a> {
     chain: &'a Chain,
@@ -88,10 +76,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Parses the header and locates the status byte.
-    ///
-    /// # Errors
-    /// The chain has no room for the header or for the status byte.
+    /// Fails if the chain has no room for the header or for the status byte.
     pub fn parse(memory: &GuestMemory, queue: usize, chain: &'a Chain) -> Result<Request<'a>, QueueError> {
         let mut header = [0; HEADER as usize];
         let length = queue::read_from(memory, &chain.readable, &mut header) as u64;
@@ -108,8 +93,7 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Executes the request, which fails without a disk. Returns the number of bytes written to the chain, including
-    /// the status.
+    /// Executes the request, which fails without a disk. Returns the number of bytes written, including the status.
     pub fn execute(
         &self,
         memory: &GuestMemory,
@@ -132,8 +116,7 @@ impl<'a> Request<'a> {
         answer(memory, self.status, status) + written
     }
 
-    /// Submits the request to `flights` if it is a flush or a read that maps directly to files. If it `is_alone` and
-    /// the host has all of the data in memory, it is completed at once.
+    /// Submits a flush, or a read that maps directly to files. A cached read that `is_alone` is completed at once.
     pub fn begin(&self, memory: &GuestMemory, disk: &Disk, flights: &mut Flights, is_alone: bool) -> Submit {
         let recipient = Recipient { head: self.chain.head, status: self.status };
         match self.kind {
@@ -156,7 +139,7 @@ impl<'a> Request<'a> {
                 if flights.read(recipient, buffers, offset, &pieces) { Submit::InFlight } else { Submit::Not }
             }
             kind::FLUSH => {
-                if let Some(error) = flights.owed() {
+                if let Some(error) = flights.deferred_error() {
                     let result = disk.was_flushed(Err(error));
                     return Submit::Done(answer(memory, self.status, Status::of(&result)));
                 }
@@ -168,7 +151,6 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Returns true if the request changes the disk's contents.
     pub fn writes(&self) -> bool {
         matches!(self.kind, kind::OUT | kind::DISCARD | kind::WRITE_ZEROES)
     }
@@ -192,17 +174,15 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Returns the device-writable buffers without the status byte.
     fn data_out(&self) -> Vec<Buffer> {
         queue::subrange(&self.chain.writable, 0, queue::total_length(&self.chain.writable) - 1)
     }
 
-    /// Returns the device-readable buffers without the header.
     fn data_in(&self) -> Vec<Buffer> {
         queue::subrange(&self.chain.readable, HEADER, u64::MAX)
     }
 
-    /// Writes the disk's ID, truncated or zero-padded to 20 bytes. Returns the number of bytes written.
+    /// Truncates or zero-pads the ID to 20 bytes. Returns the number of bytes written.
     fn get_id(&self, memory: &GuestMemory, disk: &Disk) -> u32 {
         let mut id = [0; ID_LENGTH];
         let length = disk.id().len().min(ID_LENGTH);
@@ -250,7 +230,6 @@ impl<'a> Request<'a> {
         (whole && end <= disk.sectors()).then(|| self.sector * SECTOR)
     }
 
-    /// Executes `DISCARD` or `WRITE_ZEROES` on a list of segments.
     fn ranges(&self, memory: &GuestMemory, disk: &mut Disk, faults: &GuestFaults) -> Status {
         let buffers = self.data_in();
         let length = queue::total_length(&buffers);

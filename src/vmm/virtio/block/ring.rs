@@ -1,12 +1,11 @@
 //! An io_uring that can only read and sync files (io_uring(7)).
 //!
-//! Operations of an io_uring bypass the thread's seccomp filter. The ring is therefore restricted permanently before
-//! it is enabled: to vectored reads and `fsync` without flags. Nothing can be registered with it, and its settings
-//! cannot change.
+//! io_uring operations bypass the thread's seccomp filter. The ring is therefore restricted permanently to vectored
+//! reads and `fsync` without flags. Nothing can be registered with it.
 //!
 //! The ring is created before the process gives up `io_uring_setup` and locked memory, to which newer kernels charge
-//! the ring's two pages. Files are not registered. The kernel releases registered files only some time after the
-//! process has ended, and a disk's lock would be held until then.
+//! two pages. Files are not registered: the kernel would release them, with a disk's lock, only after the process has
+//! ended.
 
 use std::fmt;
 use std::io;
@@ -19,18 +18,16 @@ use io_uring::{IoUring, opcode, types};
 /// Maximum number of operations in flight.
 pub(super) const DEPTH: usize = 64;
 
-/// Maximum number of kernel worker threads for one disk: for a flush, and for reads on file systems that need a
-/// thread.
+/// Maximum number of kernel worker threads for one disk: for a flush, and for reads on some file systems.
 pub const KERNEL_THREADS: u32 = 4;
 
-/// The ring and its number of operations in flight.
 pub struct Ring {
     ring: IoUring,
     in_flight: usize,
 }
 
 impl Ring {
-    /// Creates a ring. Returns `None` if the host does not allow one, and logs the reason once.
+    /// Returns `None` if the host does not allow a ring, and logs the reason once.
     pub fn new() -> Option<Ring> {
         static SAID: Once = Once::new();
         let refused = |error| {
@@ -54,7 +51,6 @@ impl Ring {
         self.in_flight
     }
 
-    /// Returns the number of operations that still fit.
     pub(super) fn room(&self) -> usize {
         DEPTH - self.in_flight
     }
@@ -62,22 +58,19 @@ impl Ring {
     /// Queues a read for the next `submit`. There must be room.
     ///
     /// # Safety
-    /// Until the read completes, `buffers` and the memory that they point to must stay in place. No references into
-    /// that memory may exist.
+    /// `buffers` and their memory must stay in place until the read completes, and no references into it may exist.
     pub(super) unsafe fn read(&mut self, fd: RawFd, buffers: &[libc::iovec], offset: u64, token: u64) {
         let read = opcode::Readv::new(types::Fd(fd), buffers.as_ptr(), buffers.len() as u32).offset(offset);
         // SAFETY: by this function's contract.
         unsafe { self.push(read.build().user_data(token)) }
     }
 
-    /// Queues an `fsync` of a file for the next `submit`. There must be room.
+    /// Queues an `fsync` for the next `submit`. There must be room.
     pub(super) fn sync(&mut self, fd: RawFd, token: u64) {
         // SAFETY: the operation has no buffers.
         unsafe { self.push(opcode::Fsync::new(types::Fd(fd)).build().user_data(token)) }
     }
 
-    /// Queues an operation.
-    ///
     /// # Safety
     /// The buffers of `entry` must stay valid until it completes.
     unsafe fn push(&mut self, entry: io_uring::squeue::Entry) {
@@ -86,7 +79,6 @@ impl Ring {
         self.in_flight += 1;
     }
 
-    /// Submits the queued operations.
     pub(super) fn submit(&mut self) {
         while !self.ring.submission().is_empty() {
             self.enter(0);
@@ -100,8 +92,7 @@ impl Ring {
 
     fn enter(&mut self, at_least: usize) {
         match self.ring.submit_and_wait(at_least).map_err(|error| error.raw_os_error()) {
-            // Retry after signals, and when the host is short of memory: the kernel may already use the buffers, so
-            // giving up is impossible.
+            // Retry after signals and when memory is short: the kernel may already use the buffers.
             Ok(_) | Err(Some(libc::EINTR)) => {}
             Err(Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM)) => std::thread::yield_now(),
             Err(error) => panic!("a ring that is set up takes what it is restricted to: error {error:?}"),
@@ -117,7 +108,7 @@ impl Ring {
 }
 
 impl AsRawFd for Ring {
-    /// Returns the descriptor, which is readable when there is a completion.
+    /// Readable when there is a completion.
     fn as_raw_fd(&self) -> RawFd {
         self.ring.as_raw_fd()
     }
@@ -133,7 +124,6 @@ impl fmt::Debug for Ring {
 mod tests {
     use super::*;
 
-    /// Returns the result of `entry` in a new ring.
     fn result(entry: io_uring::squeue::Entry) -> Option<i32> {
         let Some(mut ring) = Ring::new() else {
             eprintln!("not tested: this host has no io_uring");
@@ -146,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_does_nothing_but_read_and_sync() {
+    fn ring_allows_only_read_and_fsync() {
         let file = tempfile::tempfile().unwrap();
         let fd = types::Fd(file.as_raw_fd());
         let bytes = [7_u8; 8];
@@ -171,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_can_be_registered_with_a_ring() {
+    fn ring_refuses_registrations() {
         let Some(ring) = Ring::new() else { return eprintln!("not tested: this host has no io_uring") };
         let submitter = ring.ring.submitter();
         let refused = [
@@ -186,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn where_io_uring_is_forbidden_there_is_no_ring() {
+    fn ring_is_none_if_io_uring_is_forbidden() {
         use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
         let rules = [(libc::SYS_io_uring_setup, vec![])].into();
         let refuse = SeccompAction::Errno(libc::EPERM as u32);

@@ -1,7 +1,5 @@
-//! A disk slot, shared between a device, its thread, and the code that attaches and detaches disks.
-//!
-//! Requests run while the slot is held, until none is in flight. Another holder therefore never sees a partly
-//! completed request, and no request starts until the slot is released.
+//! A disk slot, shared between a device, its thread, and the code that attaches and detaches disks. Requests run while
+//! the slot is held, until none is in flight, so another holder never sees a partly completed request.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
@@ -11,33 +9,25 @@ use crate::vmm::limits::rate_limiter::SharedDiskLimiter;
 use crate::vmm::limits::{DiskLimiter, DiskLimits};
 use crate::vmm::timeline::monotonic_ns;
 
-/// A disk slot. Locks are taken in the order of the fields.
+/// Locks are taken in the order of the fields.
 #[derive(Debug, Default)]
 pub struct SharedDisk {
-    /// Taken before the disk, for fairness. A thread with back-to-back requests releases the disk only for an instant,
-    /// and would take it again before any waiter wakes up. This lock makes it queue behind the waiters.
+    /// Taken before the disk, so that a thread with back-to-back requests queues behind the waiters.
     turnstile: Mutex<()>,
     disk: Mutex<Option<Disk>>,
-    /// Data about the disk that is available without waiting for a request.
+    /// Data that is available without waiting for a request.
     label: Mutex<Option<Label>>,
-    /// The disk's rate limiter, if it is throttled.
     limiter: Mutex<Option<DiskLimiter>>,
-    /// The rate limiter that all throttled disks of the VM share.
+    /// Shared by all throttled disks of the VM.
     shared: SharedDiskLimiter,
 }
 
-/// Data about a disk.
 #[derive(Debug, Clone)]
 pub struct Label {
-    /// The disk's ID.
     pub id: String,
-    /// Size in sectors.
     pub sectors: u64,
-    /// True if writes are refused.
     pub read_only: bool,
-    /// I/O counters of the disk.
     pub counters: Arc<DiskCounters>,
-    /// Rate limits of the disk, if any.
     pub limits: Option<DiskLimits>,
 }
 
@@ -49,7 +39,6 @@ pub struct DiskGuard<'a> {
 }
 
 impl SharedDisk {
-    /// Creates a slot with `disk`, if any, and the limiter that all disks of the VM share.
     pub fn new(disk: Option<Disk>, shared: SharedDiskLimiter) -> SharedDisk {
         let shared_disk = SharedDisk { shared, ..SharedDisk::default() };
         if let Some(disk) = disk {
@@ -58,7 +47,7 @@ impl SharedDisk {
         shared_disk
     }
 
-    /// Returns the time until the next request may start in nanoseconds, or 0 if it may start now.
+    /// Returns the time until the next request may start, or 0.
     pub fn wait_ns(&self) -> u64 {
         let mut limiter = lock(&self.limiter);
         let Some(limiter) = limiter.as_mut() else { return 0 };
@@ -67,7 +56,6 @@ impl SharedDisk {
         limiter.wait_ns(now).max(shared)
     }
 
-    /// Charges a request of `bytes` bytes to the rate limits.
     pub fn take(&self, bytes: u64) {
         let mut limiter = lock(&self.limiter);
         let Some(limiter) = limiter.as_mut() else { return };
@@ -78,17 +66,15 @@ impl SharedDisk {
         }
     }
 
-    /// Returns the disk's burst balance in percent.
     pub fn saved_percent(&self) -> u64 {
         lock(&self.limiter).as_mut().map_or(100, |limiter| limiter.saved_percent(monotonic_ns()))
     }
 
-    /// Returns data about the disk, or `None` if the slot is empty.
+    /// Returns `None` if the slot is empty.
     pub fn label(&self) -> Option<Label> {
         lock(&self.label).clone()
     }
 
-    /// Returns true if another thread is waiting for the slot.
     pub fn is_wanted(&self) -> bool {
         matches!(self.turnstile.try_lock(), Err(TryLockError::WouldBlock))
     }
@@ -101,7 +87,6 @@ impl SharedDisk {
 }
 
 impl DiskGuard<'_> {
-    /// Returns the disk, if there is one.
     pub fn disk(&mut self) -> Option<&mut Disk> {
         self.disk.as_mut()
     }
@@ -122,14 +107,12 @@ impl DiskGuard<'_> {
         self.relabel();
     }
 
-    /// Detaches the disk.
     pub fn take(&mut self) -> Option<Disk> {
         let disk = self.disk.take();
         self.relabel();
         disk
     }
 
-    /// Updates the data that [`SharedDisk::label`] returns.
     pub fn relabel(&mut self) {
         *lock(&self.shared_disk.label) = self.disk.as_ref().map(|disk| Label {
             id: disk.id().to_string(),

@@ -15,7 +15,6 @@ use vm_memory::{Bytes, GuestAddress};
 const HEADER_AT: u64 = 0x10_0000;
 const DATA_AT: u64 = 0x20_0000;
 const STATUS_AT: u64 = 0x30_0000;
-/// Address of the available ring that `queue_with` sets up.
 const RING_AT: u64 = 0x100;
 
 struct Bench {
@@ -44,8 +43,7 @@ fn bench(access: DiskAccess) -> Bench {
 }
 
 impl Bench {
-    /// Submits a request of `kind` at `sector` with `length` bytes of data. `flags` sets the direction of the data.
-    /// Returns the status.
+    /// Submits a request, where `flags` sets the direction of the data. Returns the status.
     fn request(&mut self, kind: u32, sector: u64, length: u32, flags: u16) -> u8 {
         let mut header = [0; 16];
         header[..4].copy_from_slice(&kind.to_le_bytes());
@@ -94,7 +92,7 @@ fn requests_beyond_the_disk_fail_and_write_nothing() {
 }
 
 #[test]
-fn a_read_only_disk_refuses_writes() {
+fn read_only_disk_refuses_writes() {
     let mut bench = bench(DiskAccess::ReadOnly);
     assert_eq!(bench.request(1, 0, 512, 0), 1);
     assert_eq!(bench.request(11, 0, 16, 0), 1);
@@ -102,7 +100,7 @@ fn a_read_only_disk_refuses_writes() {
 }
 
 #[test]
-fn get_id_answers_with_the_id() {
+fn get_id_returns_disk_id() {
     let mut bench = bench(DiskAccess::ReadOnly);
     assert_eq!(bench.request(8, 0, 20, WRITE), 0);
     assert_eq!(&bench.data(20)[..6], b"an-id\0");
@@ -129,8 +127,8 @@ fn ranges_are_zeroed_and_checked() {
 }
 
 #[test]
-fn a_bad_ring_needs_a_reset_and_the_thread_ends() {
-    let Bench { dir: _folder, memory, disk } = bench(DiskAccess::ReadWrite);
+fn invalid_ring_needs_reset_and_ends_thread() {
+    let Bench { dir: _dir, memory, disk } = bench(DiskAccess::ReadWrite);
     let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
     let faults = Arc::new(GuestFaults::new("test"));
     let mut device = Block::new(Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default())), 0);
@@ -149,7 +147,7 @@ fn a_bad_ring_needs_a_reset_and_the_thread_ends() {
 }
 
 #[test]
-fn a_disk_that_is_read_into_its_own_ring_can_be_paused() {
+fn disk_read_into_its_ring_can_be_paused() {
     // Sector n holds the header of a request for sector n + 1, and the ring index that makes it available.
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
@@ -228,8 +226,8 @@ proptest! {
 }
 
 #[test]
-fn what_is_over_the_limit_waits_in_the_ring_and_keeps_nobody() {
-    let Bench { dir: _folder, memory, disk } = bench(DiskAccess::ReadWrite);
+fn throttled_requests_wait_in_ring_without_blocking_pause() {
+    let Bench { dir: _dir, memory, disk } = bench(DiskAccess::ReadWrite);
     // At one byte a second, the first request passes. The next would have to wait for a quarter of an hour.
     let limits = DiskLimits { bytes: Some(Rate::constant(1)), ..DiskLimits::default() };
     let shared_disk = Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::new(Some(limits), monotonic_ns())));
@@ -328,7 +326,7 @@ fn file_after_write(features: u64) -> Vec<u8> {
 }
 
 #[test]
-fn write_is_in_the_file_when_it_completes_unless_flushes_were_negotiated() {
+fn write_without_flush_feature_is_durable_on_completion() {
     assert_eq!(file_after_write(VERSION_1), [0xab; 512]);
     // The image's tables are written by a flush, which this driver can send.
     assert_eq!(file_after_write(VERSION_1 | feature::FLUSH), [0; 512]);

@@ -14,50 +14,40 @@ use crate::vmm::virtio::iovec::Pieces;
 /// Maximum frame length: an IP packet of 65535 bytes after an Ethernet header.
 pub const MAX_FRAME: usize = 65535 + 14;
 
-/// A backend.
 #[derive(Debug)]
 pub enum Backend {
     /// A network interface of the host's kernel.
     Tap(Tap),
     /// The socket of a user-mode network.
     Stream(Stream),
-    /// No backend: frames are discarded and none arrive.
+    /// Frames are discarded and none arrive.
     Disconnected,
 }
 
-/// Outcome of sending a frame.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// The frame was sent, or buffered for sending.
+    /// Sent, or buffered for sending.
     Done,
-    /// The frame cannot be sent.
     Refused,
-    /// There is no room for the frame now.
     Full,
 }
 
-/// Outcome of receiving a frame.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
-    /// A frame was written to the target.
     Frame {
-        /// Length without the header.
         length: usize,
     },
     /// A frame was rejected, after part of it was written to the target.
     Refused {
-        /// Number of bytes written, without the header.
+        /// Without the header.
         written: usize,
     },
-    /// No frame is available now.
     Nothing,
-    /// The backend is closed.
     Closed,
 }
 
 impl Backend {
-    /// Creates the backend for `fd`: a tap with `IFF_VNET_HDR` and a header of [`header::LENGTH`] bytes, or a stream
-    /// socket.
+    /// Takes a tap with `IFF_VNET_HDR` and a header of [`header::LENGTH`] bytes, or a stream socket.
     pub fn of(fd: OwnedFd) -> io::Result<Backend> {
         match FileType::from_raw_mode(fstat(&fd)?.st_mode) {
             FileType::Socket => Ok(Backend::Stream(Stream::new(fd)?)),
@@ -66,7 +56,6 @@ impl Backend {
         }
     }
 
-    /// Returns the descriptor to poll.
     pub fn fd(&self) -> Option<RawFd> {
         match self {
             Backend::Tap(tap) => Some(tap.as_raw_fd()),
@@ -75,7 +64,6 @@ impl Backend {
         }
     }
 
-    /// Enables the offloads that the driver accepts on receive.
     pub fn set_offloads(&self, checksum: bool, segmentation: bool, ecn: bool) -> io::Result<()> {
         match self {
             Backend::Tap(tap) => tap.set_offloads(checksum, segmentation, ecn),
@@ -83,7 +71,6 @@ impl Backend {
         }
     }
 
-    /// Sends a frame.
     pub fn send(&mut self, header: &Header, frame: &Pieces) -> Sent {
         match self {
             Backend::Tap(tap) => tap.send(header, frame),
@@ -100,8 +87,7 @@ impl Backend {
         }
     }
 
-    /// Receives a frame into `target`, which must have room for the longest frame. `may_pass` decides from the frame's
-    /// head whether the guest gets it.
+    /// Receives into `target`, which must have room for the longest frame. `may_pass` decides from the frame's head.
     pub fn receive(&mut self, header: &mut Header, target: &Pieces, may_pass: impl FnOnce(&[u8]) -> bool) -> Received {
         match self {
             // The kernel only delivers whole frames.

@@ -9,7 +9,6 @@ use crate::vmm::config::NetConfig;
 use crate::vmm::netstack;
 use crate::vmm::virtio::fuzzing::drive;
 
-/// Fuzzes the device in front of a user-mode network's stream, with or without netstack services.
 pub(crate) fn frames(data: &[u8]) {
     let (near, mut far) = UnixStream::pair().expect("a pair of sockets");
     far.set_nonblocking(true).expect("a socket");

@@ -1,7 +1,6 @@
-//! The header before each frame in a buffer (specification, section 5.1.6): `struct virtio_net_hdr`. A tap with
-//! `IFF_VNET_HDR` uses the same header.
+//! `struct virtio_net_hdr` before each frame in a buffer (specification, section 5.1.6), and in an `IFF_VNET_HDR` tap.
 
-/// Header length including `num_buffers`, which every non-legacy device has.
+/// Includes `num_buffers`, which every non-legacy device has.
 pub const LENGTH: usize = 12;
 
 /// The receiver must compute the checksum from `csum_start` on, and store it `csum_offset` bytes after that.
@@ -13,14 +12,12 @@ const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_ECN: u8 = 0x80;
 
-/// The bytes of a header.
 pub type Header = [u8; LENGTH];
 
-/// Header of a plain Ethernet frame in one buffer.
+/// For a plain Ethernet frame in one buffer.
 pub const PLAIN: Header = [0, GSO_NONE, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
-/// Returns true if the header uses only offered offloads. It does not validate the header's fields against the frame:
-/// that is up to their consumers.
+/// Returns true if the header uses only offered offloads. Consumers must validate its fields against the frame.
 pub fn is_offered(header: &Header) -> bool {
     let [flags, gso_type, ..] = *header;
     let is_segmented = gso_type & !GSO_ECN == GSO_TCPV4;
@@ -39,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_offered_may_be_sent() {
+    fn header_with_unoffered_offload_is_refused() {
         assert!(is_offered(&PLAIN));
         let header = |flags, gso_type, size| [flags, gso_type, 54, 0, size, 0, 34, 0, 16, 0, 0, 0];
         assert!(is_offered(&header(NEEDS_CSUM, GSO_NONE, 0)));
@@ -51,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_buffers_comes_last() {
+    fn with_buffers_sets_last_field() {
         assert_eq!(with_buffers(PLAIN, 0x102)[10..], [2, 1]);
     }
 }

@@ -1,12 +1,10 @@
 //! The network device (specification, section 5.1): the guest's `eth0`.
 //!
-//! Frames pass between guest memory and a [`Backend`], which is a tap or the stream socket of a user-mode network.
-//! Only the head of a frame is copied. The netstack's [`Services`] inspect each frame and answer some themselves.
-//! Without a backend, the guest reaches only these services.
+//! Frames pass between guest memory and a [`Backend`]; only their heads are copied. The netstack's [`Services`] inspect
+//! each frame and answer some themselves. Without a backend, the guest reaches only these services.
 //!
-//! The device offers the same checksum and segmentation offloads for every backend, so that a guest can be restored
-//! with a different one. The kernel of a tap implements the offloads. A user-mode network terminates connections
-//! itself, so a large segment is as good as many small ones.
+//! Every backend has the same checksum and segmentation offloads, so that a guest can be restored with a different one.
+//! A tap's kernel implements the offloads; a user-mode network terminates connections, so it can take large segments.
 
 mod backend;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -37,14 +35,13 @@ use crate::vmm::timeline::monotonic_ns;
 pub use backend::Backend;
 use service::Service;
 
-/// Device ID (section 5).
 const DEVICE_TYPE: u32 = 1;
-/// The receive queue and the transmit queue (section 5.1.2).
+/// Receive and transmit (section 5.1.2).
 const QUEUE_SIZES: &[u16] = &[256, 256];
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 
-/// Feature bits (section 5.1.3).
+/// Section 5.1.3.
 mod feature {
     pub const CSUM: u64 = 1 << 0;
     pub const GUEST_CSUM: u64 = 1 << 1;
@@ -58,28 +55,25 @@ mod feature {
     pub const STATUS: u64 = 1 << 16;
 }
 
-/// Bit of the status field in the configuration: the link is up (section 5.1.4).
+/// Bit of the status field in the configuration (section 5.1.4).
 const LINK_UP: u16 = 1;
 
 /// Traffic counters of a network device since its VM was started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetRecord {
-    /// Frames delivered to the guest.
+    /// Delivered to the guest.
     pub received_frames: u64,
-    /// Bytes delivered to the guest.
     pub received_bytes: u64,
-    /// Frames that the guest sent, including those that the netstack consumed.
+    /// Including frames that the netstack consumed.
     pub sent_frames: u64,
-    /// Bytes that the guest sent.
     pub sent_bytes: u64,
-    /// Frames dropped in either direction: rejected, or without room.
+    /// Frames of both directions: rejected, or without room.
     pub dropped_frames: u64,
     /// Time that frames of either direction were throttled, in nanoseconds.
     #[serde(default)]
     pub held_ns: u64,
 }
 
-/// Live traffic counters.
 #[derive(Debug, Default)]
 struct Counters {
     received_frames: AtomicU64,
@@ -110,12 +104,12 @@ impl Counters {
     }
 }
 
-/// The host's side of a guest's link. It survives resets by the driver.
+/// Survives resets by the driver.
 #[derive(Debug)]
 struct Port {
     backend: Backend,
     services: Option<Services>,
-    /// Rate limiters of the two directions: to the guest, and from the guest.
+    /// To the guest, and from the guest.
     limits: Option<[RateLimiter; 2]>,
 }
 
@@ -123,7 +117,7 @@ struct Port {
 #[derive(Debug)]
 struct Shared {
     port: Mutex<Port>,
-    /// Client that opens the host's sockets for published ports.
+    /// Opens the host's sockets for published ports.
     ports: Option<PortsClient>,
     /// Written when another thread has changed the services.
     changed: EventFd,
@@ -140,7 +134,6 @@ impl Port {
         Some(limiter.wait_ns(monotonic_ns())).filter(|wait| *wait > 0).map(Duration::from_nanos)
     }
 
-    /// Charges `bytes` to the rate limit of `direction`.
     fn take(&mut self, direction: usize, bytes: usize) {
         if let Some(limits) = &mut self.limits {
             limits[direction].take(bytes as u64, monotonic_ns());
@@ -154,19 +147,15 @@ impl Shared {
     }
 }
 
-/// Handle to control a device's link from outside the guest.
+/// Controls a device's link from outside the guest.
 #[derive(Debug, Clone)]
 pub struct NetControl {
     shared: Arc<Shared>,
 }
 
 impl NetControl {
-    /// Applies the configuration in the file `link` to the netstack's services. `files` may hold the open file.
-    ///
-    /// Returns messages about parts of the configuration that could not be applied. The other parts are in effect.
-    ///
-    /// # Errors
-    /// A message for the user, if nothing was applied.
+    /// Applies the configuration in the file `link`, which `files` may hold open, to the netstack's services. Returns
+    /// messages about the parts that were not applied, or a single message if nothing was applied.
     pub fn reload(&self, link: &Path, files: &FdTable) -> Result<Vec<String>, String> {
         let none = || "the machine has no link that could be changed".to_string();
         let ports = self.shared.ports.as_ref().map_or(Ok(Vec::new()), PortsClient::request);
@@ -191,7 +180,6 @@ impl NetControl {
         problems
     }
 
-    /// Returns the traffic counters.
     pub fn record(&self) -> NetRecord {
         let Counters { received_frames, received_bytes, sent_frames, sent_bytes, dropped_frames, held_ns } =
             &self.shared.counters;
@@ -207,7 +195,6 @@ impl NetControl {
     }
 }
 
-/// The network device.
 #[derive(Debug)]
 pub struct Net {
     config: NetConfig,
@@ -216,8 +203,7 @@ pub struct Net {
 }
 
 impl Net {
-    /// Creates a device in front of `backend`. `link` configures the netstack's services, if there are any. `sockets`
-    /// gives access to the published ports.
+    /// `link` configures the netstack's services; `sockets` opens published ports.
     pub fn new(
         config: &NetConfig,
         backend: Backend,
@@ -229,8 +215,8 @@ impl Net {
         if let (Some(services), Some(ports)) = (&mut services, &ports) {
             services.set_ports(ports.request()?);
         }
-        // The link is up even without a backend, because the netstack's services may answer. A VM that becomes a
-        // template has neither yet. Its guest must not notice that both appear after a restore.
+        // The link is up even without a backend: services may answer, and a template's guest must not notice that a
+        // backend appears after a restore.
         let is_up = AtomicBool::new(true);
         let changed = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let limiter = |limits: NetLimits| RateLimiter::new(limits.bytes, monotonic_ns());
@@ -241,7 +227,6 @@ impl Net {
         Ok(Net { config: config.clone(), shared: Arc::new(shared), worker: None })
     }
 
-    /// Returns a handle to control the device's link from outside the guest.
     pub fn control(&self) -> NetControl {
         NetControl { shared: Arc::clone(&self.shared) }
     }

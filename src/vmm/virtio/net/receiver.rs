@@ -1,9 +1,8 @@
 //! The receive queue: frames on their way to the guest (specification, section 5.1.6.3).
 //!
-//! The driver offers many small buffers. With `VIRTIO_NET_F_MRG_RXBUF`, a frame takes as many as it needs. The
-//! receiver gathers enough buffers for the longest frame, if the driver has offered that many. One system call can
-//! then write a frame directly to its destination. Only the frame's head passes through the VMM's memory, and it
-//! reaches the guest only if the frame may pass.
+//! The driver offers many small buffers; with `VIRTIO_NET_F_MRG_RXBUF`, a frame takes as many as it needs. The receiver
+//! gathers enough for the longest frame, so that one system call can write a frame directly to its destination. Only
+//! the frame's head passes through the VMM's memory, and it reaches the guest only if the frame may pass.
 
 use std::collections::VecDeque;
 
@@ -14,29 +13,23 @@ use crate::vmm::netstack::HEAD_LENGTH;
 use crate::vmm::virtio::iovec::Pieces;
 use crate::vmm::virtio::queue::{self, Buffer, Chain, QueueError, Virtqueue};
 
-/// Outcome of one step.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The guest received a frame of this length.
     Delivered(usize),
-    /// A frame was dropped: it was rejected, or the driver can never offer enough buffers for it.
+    /// The frame was rejected, or the driver can never offer enough buffers for it.
     Dropped,
-    /// No frame is available.
     Nothing,
     /// The driver has not offered enough buffers.
     NoBuffers,
-    /// The backend is closed.
     Closed,
 }
 
-/// The device's end of the receive queue.
 #[derive(Debug)]
 pub struct Receiver {
     queue: Virtqueue,
     is_mergeable: bool,
     /// Chains taken from the ring and not used yet.
     ready: VecDeque<Chain>,
-    /// A frame that waits for buffers.
     waiting: Option<(Header, Vec<u8>)>,
     head: [u8; HEAD_LENGTH],
     /// Overflow area for a frame longer than the available buffers. Allocated on first use.
@@ -44,40 +37,34 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Creates the receiver. `is_mergeable` is true if the driver negotiated `VIRTIO_NET_F_MRG_RXBUF`.
+    /// `is_mergeable` is true if the driver negotiated `VIRTIO_NET_F_MRG_RXBUF`.
     pub fn new(queue: Virtqueue, is_mergeable: bool) -> Receiver {
         let (ready, spill) = (VecDeque::new(), Vec::new());
         Receiver { queue, is_mergeable, ready, waiting: None, head: [0; HEAD_LENGTH], spill }
     }
 
-    /// Returns the queue.
     pub fn queue(&mut self) -> &mut Virtqueue {
         &mut self.queue
     }
 
-    /// Returns the device's position in the queue.
     pub fn state(&self) -> virtio_queue::QueueState {
         self.queue.state()
     }
 
-    /// Returns the unused chains to the ring.
     pub fn put_back(&mut self) {
         self.ready.drain(..).for_each(|_| self.queue.undo_pop());
     }
 
-    /// Returns true if a frame is waiting for buffers.
     pub fn is_waiting(&self) -> bool {
         self.waiting.is_some()
     }
 
-    /// Delivers a frame that needs no filtering.
     pub fn deliver(&mut self, memory: &GuestMemory, header: Header, frame: Vec<u8>) -> Result<Step, QueueError> {
         debug_assert!(self.waiting.is_none(), "one frame waits at a time");
         self.waiting = Some((header, frame));
         self.deliver_waiting(memory)
     }
 
-    /// Delivers the waiting frame if there are enough buffers now.
     pub fn deliver_waiting(&mut self, memory: &GuestMemory) -> Result<Step, QueueError> {
         let Some((header, frame)) = self.waiting.take() else { return Ok(Step::Nothing) };
         let needed = header::LENGTH + frame.len();
@@ -94,8 +81,7 @@ impl Receiver {
         self.publish(memory, &buffers, header, frame.len())
     }
 
-    /// Receives a frame from the backend and delivers it. `may_pass` decides from the frame's head whether the guest
-    /// gets it.
+    /// Receives a frame from the backend. `may_pass` decides from the frame's head whether the guest gets it.
     pub fn receive(
         &mut self,
         memory: &GuestMemory,
@@ -143,8 +129,7 @@ impl Receiver {
         self.publish(memory, &buffers, header, length)
     }
 
-    /// Takes chains from the ring until there is room for `wanted` bytes, or no chain is left. Returns the room in
-    /// bytes.
+    /// Takes chains from the ring while `wanted` bytes do not fit. Returns the room in bytes.
     fn gather(&mut self, wanted: usize) -> Result<usize, QueueError> {
         let mut room = self.ready.iter().map(|chain| queue::total_length(&chain.writable)).sum::<u64>() as usize;
         while room < wanted && (self.is_mergeable || self.ready.is_empty()) {

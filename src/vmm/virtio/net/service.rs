@@ -25,13 +25,11 @@ use crate::vmm::virtio::{Activation, QueueState};
 /// Maximum number of frames in one direction before the other direction is served and a pause is checked for.
 const BATCH: usize = 64;
 
-/// Event tokens.
 const KICK: u64 = 0;
 const BACKEND: u64 = 1;
 const SERVICES: u64 = 2;
 const CHANGED: u64 = 3;
 
-/// State of the device's thread.
 #[derive(Debug)]
 pub struct Service {
     shared: Arc<Shared>,
@@ -41,12 +39,10 @@ pub struct Service {
     wakeups: Arc<Wakeups>,
     receiver: Receiver,
     transmit: Virtqueue,
-    /// Events to wait for on the backend. If empty, the backend is not in the epoll set, which would report a hangup
-    /// forever.
+    /// If empty, the backend is not in the epoll set, which would report a hangup forever.
     watched: EventSet,
     /// The backend had no room for a frame, which is still in the ring, or took only part of one.
     is_full: bool,
-    /// The driver has not offered buffers for the available frames.
     is_starved: bool,
     /// Time until throttled frames may pass, to the guest and from the guest.
     held: [Option<Duration>; 2],
@@ -114,7 +110,7 @@ impl Service {
         }
     }
 
-    /// Sends a batch of the guest's frames. Returns true if there are more to send.
+    /// Returns true if there are more frames to send.
     fn send_batch(&mut self, port: &mut Port, shared: &Shared, now: Instant) -> Result<bool, QueueError> {
         self.held[TRANSMIT] = None;
         if self.is_full && !port.backend.flush() {
@@ -147,7 +143,6 @@ impl Service {
         Ok(count == BATCH || self.transmit.enable_notifications()?)
     }
 
-    /// Sends one frame to the services or to the backend.
     fn send(&mut self, port: &mut Port, shared: &Shared, chain: &Chain, now: Instant) -> Result<Sent, QueueError> {
         let index = self.transmit.index();
         if let Some(buffer) = chain.writable.first() {
@@ -205,7 +200,7 @@ impl Service {
         Ok(sent)
     }
 
-    /// Delivers a batch of frames to the guest. Returns true if there are more, and buffers for them.
+    /// Returns true if there are more frames, and buffers for them.
     fn receive_batch(&mut self, port: &mut Port, shared: &Shared, now: Instant) -> Result<bool, QueueError> {
         self.receiver.queue().disable_notifications()?;
         let mut count = 0;
@@ -253,7 +248,7 @@ impl Service {
         self.receiver.receive(&self.memory, backend, may_pass)
     }
 
-    /// Handles the loss of the backend. The link goes down, unless the services keep it up.
+    /// The link goes down, unless the services keep it up.
     fn close(&mut self, port: &mut Port, shared: &Shared) {
         port.backend = Backend::Disconnected;
         shared.is_cut_off.store(true, Ordering::Release);
@@ -279,7 +274,6 @@ impl Service {
         }
     }
 
-    /// Serves until the thread is paused.
     fn serve_on(&mut self) -> Result<(), QueueError> {
         let shared = Arc::clone(&self.shared);
         loop {
@@ -290,11 +284,11 @@ impl Service {
             let _ = shared.changed.read();
             let timeout = self.serve(&shared)?;
             let began = self.held.iter().any(Option::is_some).then(Instant::now);
-            let goes_on = self.wakeups.wait(timeout_ms(timeout), |_, _| {});
+            let is_running = self.wakeups.wait(timeout_ms(timeout), |_, _| {});
             if let Some(began) = began {
                 shared.counters.held(began.elapsed());
             }
-            if !goes_on {
+            if !is_running {
                 return Ok(());
             }
         }

@@ -1,8 +1,5 @@
 //! The socket protocol of a user-mode network, as passt and QEMU speak it: each frame follows its length, 4 bytes in
-//! network order.
-//!
-//! One system call can receive several frames, which are then copied to the guest. If the socket takes only part of a
-//! frame, the rest is kept and sent before the next frame.
+//! network order. If the socket takes only part of a frame, the rest is sent before the next frame.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -17,20 +14,18 @@ use super::backend::{MAX_FRAME, Received, Sent};
 use crate::vmm::netstack::HEAD_LENGTH;
 use crate::vmm::virtio::iovec::Pieces;
 
-/// Length of the prefix before a frame.
 const PREFIX: usize = 4;
 /// Longest frame that passt accepts (`ETH_MAX_MTU`). It hangs up on a longer one.
 const LIMIT: usize = 65535;
 /// Receive buffer size for one system call.
 const ROOM: usize = 2 * (PREFIX + MAX_FRAME);
 
-/// The socket of a user-mode network.
 #[derive(Debug)]
 pub struct Stream {
     fd: OwnedFd,
     /// The rest of a frame that the socket has not taken yet.
     unsent: Vec<u8>,
-    /// Received bytes. Those between `start` and `end` are unprocessed. Allocated on first use.
+    /// Bytes between `start` and `end` are unprocessed. Allocated on first use.
     buffer: Vec<u8>,
     start: usize,
     end: usize,
@@ -38,13 +33,11 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Wraps `fd`, a connected socket.
     pub fn new(fd: OwnedFd) -> io::Result<Stream> {
         fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
         Ok(Stream { fd, unsent: Vec::new(), buffer: Vec::new(), start: 0, end: 0, is_closed: false })
     }
 
-    /// Sends a frame.
     pub fn send(&mut self, frame: &Pieces) -> Sent {
         if frame.length() > LIMIT {
             return Sent::Refused;
@@ -89,8 +82,7 @@ impl Stream {
         true
     }
 
-    /// Returns the length of the next frame, if all of it has arrived. An impossible length closes the socket, because
-    /// the frames after it cannot be delimited.
+    /// Returns the length of the next whole frame. An impossible length closes the socket.
     fn frame(&mut self) -> Option<usize> {
         let length = self.announced()?;
         if length > MAX_FRAME {
@@ -101,13 +93,11 @@ impl Stream {
         (self.end - self.start - PREFIX >= length).then_some(length)
     }
 
-    /// Returns the length in the next frame's prefix, if the prefix has arrived.
     fn announced(&self) -> Option<usize> {
         let prefix = self.buffer[self.start..self.end].first_chunk::<PREFIX>()?;
         Some(u32::from_be_bytes(*prefix) as usize)
     }
 
-    /// Returns true if a whole frame has arrived.
     #[cfg(test)]
     pub fn has_frame(&self) -> bool {
         self.announced().is_some_and(|length| self.end - self.start - PREFIX >= length)
@@ -206,7 +196,6 @@ impl AsRawFd for Stream {
     }
 }
 
-/// Copies `bytes` to the start of `target`, as far as they fit.
 fn copy_to(target: &Pieces, mut bytes: &[u8]) {
     for piece in target.as_slice() {
         let count = piece.iov_len.min(bytes.len());

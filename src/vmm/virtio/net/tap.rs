@@ -16,14 +16,13 @@ const TUN_F_CSUM: libc::c_ulong = 1;
 const TUN_F_TSO4: libc::c_ulong = 2;
 const TUN_F_TSO_ECN: libc::c_ulong = 8;
 
-/// A tap device.
 #[derive(Debug)]
 pub struct Tap {
     fd: OwnedFd,
 }
 
 impl Tap {
-    /// Wraps `fd`, which must be attached to a tap.
+    /// `fd` must be attached to a tap.
     pub fn new(fd: OwnedFd) -> io::Result<Tap> {
         fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
         let length = header::LENGTH as libc::c_int;
@@ -54,7 +53,6 @@ impl Tap {
         Ok(())
     }
 
-    /// Sends a frame.
     pub fn send(&self, header: &Header, frame: &Pieces) -> Sent {
         let mut all = Vec::with_capacity(frame.as_slice().len() + 1);
         all.push(libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: header.len() });
@@ -69,7 +67,6 @@ impl Tap {
         }
     }
 
-    /// Receives a frame.
     pub fn receive(&self, header: &mut Header, target: &Pieces) -> Received {
         let mut all = Vec::with_capacity(target.as_slice().len() + 1);
         all.push(libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: header.len() });

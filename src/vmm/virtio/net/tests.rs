@@ -22,7 +22,6 @@ const HEADER: u32 = header::LENGTH as u32;
 
 type Descriptor = (u64, u32, u16, u16);
 
-/// A device with its driver's memory and the peer of its backend.
 struct Bench {
     memory: GuestMemory,
     net: Net,
@@ -71,7 +70,6 @@ fn limited_bench(
 }
 
 impl Bench {
-    /// Waits until the device's thread has made the condition true.
     fn wait(&self, what: &str, holds: impl Fn(&Bench) -> bool) {
         let deadline = Instant::now() + DEADLINE;
         while !holds(self) {
@@ -134,7 +132,7 @@ fn with_header(frame: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_frame_in_several_buffers_is_sent_whole() {
+fn frame_in_several_buffers_is_sent_whole() {
     let sent = frame(1000);
     let bytes = with_header(&sent);
     let (head, rest) = bytes.split_at(300);
@@ -146,7 +144,7 @@ fn a_frame_in_several_buffers_is_sent_whole() {
 }
 
 #[test]
-fn a_frame_takes_as_many_buffers_as_it_needs_and_leaves_the_others() {
+fn frame_uses_only_the_buffers_it_needs() {
     let buffers: Vec<Descriptor> = (0..8).map(|index| (0x10_0000 + index * 0x1000, 512, WRITE, 0)).collect();
     let mut bench = bench((&buffers, &[3, 1, 2, 0, 4, 5, 6, 7]), (&[], &[]), &[]);
     let long = frame(1200);
@@ -168,7 +166,7 @@ fn a_frame_takes_as_many_buffers_as_it_needs_and_leaves_the_others() {
 }
 
 #[test]
-fn a_frame_waits_for_buffers_and_one_that_never_fits_is_dropped() {
+fn frame_waits_for_missing_buffers() {
     let mut bench = bench((&[(0x10_0000, 256, WRITE, 0), (0x10_1000, 2048, WRITE, 0)], &[0]), (&[], &[]), &[]);
     bench.send(&frame(1000));
     bench.wait("it was taken", |bench| {
@@ -184,7 +182,7 @@ fn a_frame_waits_for_buffers_and_one_that_never_fits_is_dropped() {
 }
 
 #[test]
-fn what_the_driver_was_not_offered_is_dropped() {
+fn invalid_transmit_frames_are_dropped() {
     let mut wrong = with_header(&frame(60));
     wrong[1] = 4;
     let frames = [(0x10_0000, wrong), (0x10_1000, with_header(&frame(13))), (0x10_2000, with_header(&frame(14)))];
@@ -197,7 +195,7 @@ fn what_the_driver_was_not_offered_is_dropped() {
 }
 
 #[test]
-fn buffers_of_the_wrong_direction_need_a_reset() {
+fn buffers_with_wrong_direction_need_reset() {
     for (receive, transmit) in [(&[][..], &[(0x10_0000, 100, WRITE, 0)][..]), (&[(0x10_0000, 100, 0, 0)], &[])] {
         let heads = |descriptors: &[Descriptor]| if descriptors.is_empty() { vec![] } else { vec![0] };
         let mut bench = bench((receive, &heads(receive)), (transmit, &heads(transmit)), &[]);
@@ -209,10 +207,9 @@ fn buffers_of_the_wrong_direction_need_a_reset() {
 }
 
 #[test]
-fn a_backend_that_reads_nothing_gets_all_in_the_end() {
+fn slow_backend_receives_every_frame() {
     const FRAMES: u16 = 200;
     let sent = frame(60_000);
-    // The same buffer, offered repeatedly.
     let descriptors: Vec<Descriptor> = (0..16).map(|_| (0x10_0000, 60_012, 0, 0)).collect();
     let heads: Vec<u16> = (0..16).collect();
     let mut bench = bench((&[], &[]), (&descriptors, &heads), &[(0x10_0000, with_header(&sent))]);
@@ -227,7 +224,7 @@ fn a_backend_that_reads_nothing_gets_all_in_the_end() {
 }
 
 #[test]
-fn a_backend_that_hangs_up_takes_the_link_down() {
+fn backend_hangup_takes_link_down() {
     let mut bench = bench((&[(0x10_0000, 2048, WRITE, 0)], &[0]), (&[], &[]), &[]);
     let link = |net: &Net| {
         let mut status = [0; 2];
@@ -241,7 +238,7 @@ fn a_backend_that_hangs_up_takes_the_link_down() {
 }
 
 #[test]
-fn the_next_user_of_a_socket_begins_with_a_whole_frame() {
+fn dropped_stream_leaves_socket_at_frame_boundary() {
     let (near, mut peer) = UnixStream::pair().unwrap();
     let kept = near.try_clone().unwrap();
     let mut stream = match Backend::of(OwnedFd::from(near)).unwrap() {
@@ -301,7 +298,7 @@ fn refused_frame_leaves_no_bytes_in_guest_memory() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn arbitrary_rings_harm_nobody(
+    fn arbitrary_rings_never_panic(
         receive in proptest::collection::vec((0_u64..0x80, 0_u32..3000, 0_u16..8, 0_u16..16), 0..16),
         transmit in proptest::collection::vec((0_u64..0x80, 0_u32..3000, 0_u16..8, 0_u16..16), 0..16),
         content in proptest::collection::vec(any::<u8>(), 4096),
@@ -326,7 +323,7 @@ proptest! {
 }
 
 #[test]
-fn frames_over_the_limit_wait_in_either_direction_and_keep_nobody() {
+fn throttled_frames_wait_without_blocking_pause() {
     // At one byte a second, one frame passes each way. The next would have to wait for minutes.
     let limits = Some(NetLimits { bytes: Rate::constant(1) });
     let buffers = [(0x30_0000, 512, WRITE, 0), (0x31_0000, 512, WRITE, 0)];

@@ -1,8 +1,8 @@
 //! A vsock stream: a Unix socket on the host, packets on the guest's side (specification, section 5.10.6).
 //!
 //! Both directions use credit-based flow control. The guest sends at most [`BUFFER`] bytes beyond those that the
-//! host's socket has taken. The host's bytes stay in its socket until the guest has room. A stalled reader therefore
-//! costs one bounded buffer, and blocks only its own connection.
+//! host's socket has taken. The host's bytes stay in its socket until the guest has room. A stalled reader costs one
+//! bounded buffer, and blocks only its own connection.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -17,12 +17,9 @@ pub const BUFFER: u32 = 256 << 10;
 /// Freed bytes after which the guest gets a credit update.
 const CREDIT_STEP: u32 = BUFFER / 4;
 
-/// The two ports that identify a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// The guest's port.
     pub guest_port: u32,
-    /// The host's port.
     pub host_port: u32,
 }
 
@@ -30,15 +27,11 @@ pub struct Key {
 enum State {
     /// The host has requested a connection, and the guest has not answered.
     Requested,
-    /// The connection carries data.
     Established,
-    /// A final reset must still be sent.
     Resetting,
-    /// The connection has ended.
     Closed,
 }
 
-/// Control packets that must be sent.
 #[derive(Debug, Default)]
 struct Due {
     request: bool,
@@ -46,7 +39,6 @@ struct Due {
     credit_update: bool,
 }
 
-/// A connection.
 #[derive(Debug)]
 pub struct Connection {
     key: Key,
@@ -57,37 +49,34 @@ pub struct Connection {
 
     /// Bytes from the guest that the host's socket has not taken.
     outgoing: VecDeque<u8>,
-    /// Bytes received from the guest, and bytes that the host's socket has taken. The counters wrap, as the guest's
-    /// do.
+    /// Bytes received from the guest, and bytes that the host's socket has taken. They wrap, as the guest's do.
     received: Wrapping<u32>,
     forwarded: Wrapping<u32>,
     /// The value of `forwarded` in the last packet to the guest.
-    forwarded_told: Wrapping<u32>,
+    forwarded_sent: Wrapping<u32>,
     guest_shutdown: u32,
 
     /// The guest's buffer size, the bytes that it has consumed, and the bytes sent to it.
     peer_buffer: u32,
     peer_forwarded: Wrapping<u32>,
     sent: Wrapping<u32>,
-    /// A credit request is outstanding.
+    /// Set while a credit request is outstanding.
     credit_requested: bool,
     /// Set if the host's socket may have data to read.
     readable: bool,
     /// Shutdown flags of the host's end of stream, and the flags already sent to the guest.
     host_end: Option<u32>,
-    host_end_told: u32,
-    /// The host's socket is closed in both directions.
+    host_end_sent: u32,
+    /// Set if the host's socket is closed in both directions.
     hung_up: bool,
 }
 
 impl Connection {
-    /// Creates a connection that the host requests to a port of the guest.
     pub fn from_host(key: Key, guest_cid: u64, stream: UnixStream) -> Connection {
         let due = Due { request: true, ..Due::default() };
         Connection::new(key, guest_cid, stream, State::Requested, due)
     }
 
-    /// Creates the connection for the guest's `request`, with an open host socket.
     pub fn from_guest(request: &Header, stream: UnixStream) -> Connection {
         let key = Key { guest_port: request.src_port, host_port: request.dst_port };
         let due = Due { response: true, ..Due::default() };
@@ -106,7 +95,7 @@ impl Connection {
             outgoing: VecDeque::new(),
             received: Wrapping(0),
             forwarded: Wrapping(0),
-            forwarded_told: Wrapping(0),
+            forwarded_sent: Wrapping(0),
             guest_shutdown: 0,
             peer_buffer: 0,
             peer_forwarded: Wrapping(0),
@@ -114,22 +103,19 @@ impl Connection {
             credit_requested: false,
             readable: true,
             host_end: None,
-            host_end_told: 0,
+            host_end_sent: 0,
             hung_up: false,
         }
     }
 
-    /// Returns true if the connection has ended.
     pub fn is_closed(&self) -> bool {
         self.state == State::Closed
     }
 
-    /// Records that the host's socket may have data to read.
     pub fn set_readable(&mut self) {
         self.readable = true;
     }
 
-    /// Records that the host's socket is closed in both directions.
     pub fn set_hung_up(&mut self) {
         self.hung_up = true;
         self.readable = true;
@@ -138,7 +124,6 @@ impl Connection {
         }
     }
 
-    /// Processes a packet from the guest with its payload `data`.
     pub fn receive(&mut self, header: &Header, data: &[u8]) {
         self.take_credit(header);
         match (header.op, self.state) {
@@ -166,15 +151,14 @@ impl Connection {
         self.outgoing.extend(answer.as_bytes());
         // The line comes from the device and not from the guest, so it must not count as the guest's data.
         self.forwarded -= answer.len() as u32;
-        self.forwarded_told = Wrapping(0) - Wrapping(answer.len() as u32);
+        self.forwarded_sent = Wrapping(0) - Wrapping(answer.len() as u32);
         self.flush();
     }
 
     fn take_data(&mut self, data: &[u8]) {
         let used = (self.received - self.forwarded).0;
         if self.guest_shutdown & SHUTDOWN_SEND != 0 || u64::from(used) + data.len() as u64 > u64::from(BUFFER) + 64 {
-            // Data beyond the credit, or after the guest's shutdown (section 5.10.6.3). The 64 extra bytes cover the
-            // `OK` line.
+            // Data beyond the credit, or after a shutdown (section 5.10.6.3). The 64 extra bytes cover the `OK` line.
             self.state = State::Resetting;
             return;
         }
@@ -188,7 +172,6 @@ impl Connection {
         self.flush();
     }
 
-    /// Writes buffered bytes to the host's socket. Called whenever the socket may be writable.
     pub fn flush(&mut self) {
         while !self.outgoing.is_empty() && !self.is_closed() {
             let (front, _) = self.outgoing.as_slices();
@@ -206,7 +189,7 @@ impl Connection {
                 }
             }
         }
-        if (self.forwarded - self.forwarded_told).0 >= CREDIT_STEP {
+        if (self.forwarded - self.forwarded_sent).0 >= CREDIT_STEP {
             self.due.credit_update = true;
         }
         if self.outgoing.is_empty() && self.state == State::Established {
@@ -225,7 +208,7 @@ impl Connection {
         }
     }
 
-    /// Returns the number of bytes that the guest can take.
+    /// Number of bytes that the guest can take.
     fn credit(&self) -> u32 {
         let in_flight = (self.sent - self.peer_forwarded).0;
         self.peer_buffer.saturating_sub(in_flight)
@@ -249,14 +232,14 @@ impl Connection {
                 request
                     || response
                     || credit_update
-                    || self.host_end.is_some_and(|flags| flags & !self.host_end_told != 0)
+                    || self.host_end.is_some_and(|flags| flags & !self.host_end_sent != 0)
                     || (self.may_send_data() && (self.credit() > 0 || !self.credit_requested))
             }
         }
     }
 
-    /// Returns the next packet for the guest. For data, it calls `read` with a byte limit. `read` transfers bytes from
-    /// the host's socket directly into the guest's buffer and returns their number.
+    /// Returns the next packet. `read` moves bytes, up to a limit, from the host's socket directly into the guest's
+    /// buffer, and returns their number.
     pub fn next_packet(&mut self, read: impl FnOnce(&mut UnixStream, u32) -> io::Result<usize>) -> Option<Header> {
         match self.state {
             State::Closed => return None,
@@ -292,8 +275,8 @@ impl Connection {
                 }
             }
         }
-        if let Some(flags) = self.host_end.filter(|flags| flags & !self.host_end_told != 0) {
-            self.host_end_told |= flags;
+        if let Some(flags) = self.host_end.filter(|flags| flags & !self.host_end_sent != 0) {
+            self.host_end_sent |= flags;
             return Some(self.header(op::SHUTDOWN, flags, 0));
         }
         self.credit_update_if_due()
@@ -303,7 +286,6 @@ impl Connection {
         std::mem::take(&mut self.due.credit_update).then(|| self.header(op::CREDIT_UPDATE, 0, 0))
     }
 
-    /// Handles the end of the host's stream.
     fn end_of_host(&mut self) {
         self.readable = false;
         // A closed socket, unlike one that is only shut down, cannot receive either.
@@ -312,7 +294,7 @@ impl Connection {
     }
 
     fn header(&mut self, op: u16, flags: u32, len: u32) -> Header {
-        self.forwarded_told = self.forwarded;
+        self.forwarded_sent = self.forwarded;
         self.due.credit_update = false;
         Header {
             src_cid: HOST_CID,
@@ -374,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_s_request_is_answered_with_ok_and_its_port() {
+    fn host_request_is_answered_with_ok_and_port() {
         let (near, mut far) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
         far.set_nonblocking(true).unwrap();
@@ -386,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn data_reaches_the_host_and_gives_credit_back() {
+    fn delivered_data_returns_credit() {
         let (mut connection, mut far) = established();
         let chunk = vec![b'x'; CREDIT_STEP as usize];
         connection.receive(&guest(op::RW, 0, chunk.len() as u32, 0), &chunk);
@@ -396,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_sends_beyond_its_credit_is_reset() {
+    fn guest_sending_beyond_credit_is_reset() {
         let (mut connection, _far) = established();
         let chunk = vec![b'x'; MAX_DATA as usize];
         for _ in 0..32 {
@@ -408,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_s_data_waits_for_the_guest_s_credit() {
+    fn host_data_waits_for_guest_credit() {
         let (mut connection, mut far) = established();
         far.write_all(&[b'y'; 1500]).unwrap();
         connection.set_readable();
@@ -420,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn each_side_can_close_its_half() {
+    fn half_close_works_in_both_directions() {
         let (mut connection, mut far) = established();
         far.write_all(b"last words").unwrap();
         far.shutdown(Shutdown::Write).unwrap();
@@ -436,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_is_gone_resets_the_guest() {
+    fn closed_host_socket_resets_guest() {
         let (mut connection, far) = established();
         drop(far);
         connection.set_hung_up();
@@ -447,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_out_of_turn_reset_the_connection() {
+    fn unexpected_packet_resets_connection() {
         let (near, _far) = UnixStream::pair().unwrap();
         let mut connection = Connection::from_host(KEY, 3, near);
         connection.receive(&guest(op::RW, 0, 3, 0), b"abc");

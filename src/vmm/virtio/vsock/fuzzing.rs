@@ -12,7 +12,6 @@ use crate::vmm::virtio::fuzzing::drive;
 /// The host port with a listener.
 const PORT: u32 = 80;
 
-/// Fuzzes the packets of a guest with context ID 3.
 pub(crate) fn packets(data: &[u8]) {
     let dir = tempfile::tempdir().expect("a directory");
     let (path, seed) = (dir.path().join("v"), dir.path().join("seed"));

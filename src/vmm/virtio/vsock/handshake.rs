@@ -3,29 +3,25 @@
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 
-/// Length of the longest line, `CONNECT 4294967295\n`.
+/// Length of `CONNECT 4294967295\n`.
 const LINE_LIMIT: usize = 19;
 
-/// A client that has not finished its line.
 #[derive(Debug)]
 pub struct Handshake {
     stream: UnixStream,
     line: Vec<u8>,
 }
 
-/// State of a client's handshake.
 #[derive(Debug)]
 pub enum Progress {
-    /// The line is incomplete.
     Waiting(Handshake),
-    /// The client requests this port.
     Connect(UnixStream, u32),
     /// The client left or sent an invalid line.
     Refused,
 }
 
 impl Handshake {
-    /// Starts the handshake on a nonblocking stream.
+    /// `stream` must be nonblocking.
     pub fn new(stream: UnixStream) -> Handshake {
         Handshake { stream, line: Vec::with_capacity(LINE_LIMIT) }
     }
@@ -78,19 +74,19 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_line_is_not_taken() {
+    fn handshake_leaves_bytes_after_line() {
         let mut rest = Vec::new();
         assert!(matches!(advance(b"CONNECT 1024\nhello", &mut rest), Progress::Connect(_, 1024)));
         assert_eq!(rest, b"hello");
     }
 
     #[test]
-    fn half_a_line_waits() {
+    fn partial_line_waits() {
         assert!(matches!(advance(b"CONNECT 10", &mut Vec::new()), Progress::Waiting(_)));
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn invalid_line_is_refused() {
         for line in [
             "GET / HTTP/1.1\r\n",
             "CONNECT \n",

@@ -1,13 +1,10 @@
-//! The vsock device (specification, section 5.10): streams between guest and host. The host's side uses Unix sockets
-//! and needs neither a network nor a kernel module.
+//! The vsock device (specification, section 5.10): streams between guest and Unix sockets on the host, without a
+//! network or a kernel module. One thread serves all streams.
 //!
 //! - **Host to guest**: a client connects to the device's socket and writes `CONNECT <port>\n`. If the guest accepts,
-//!   the client reads `OK <its own port>\n`, followed by the guest's stream. If no process in the guest listens, the
-//!   client reads the end of the stream.
+//!   the client reads `OK <its own port>\n` and then the guest's stream, else the end of the stream.
 //! - **Guest to host**: a connection to port *n* of the host (context ID 2) goes to the Unix socket
 //!   `<the device's socket>_<n>`. It is refused if there is no such socket.
-//!
-//! One thread serves all streams. [`connection`] holds the state of one stream.
 
 mod connection;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -34,29 +31,19 @@ use crate::vmm::broker::VsockConnector;
 use crate::vmm::config::VsockConfig;
 use service::Service;
 
-/// The device's socket in the VMM's directory. The guest reaches the host at `<socket>_<port>`.
+/// In the VMM's directory. The guest reaches the host at `<socket>_<port>`.
 pub const SOCKET: &str = "vsock.sock";
 
-/// Device ID (section 5).
 const DEVICE_TYPE: u32 = 19;
-/// Sizes of the receive, transmit and event queues. Linux fills the whole receive queue while it boots, so a long
-/// queue costs boot time. Filling 256 entries took 0.33 s in an emulated guest.
+/// Linux fills the receive queue while it boots: 256 entries took 0.33 s in an emulated guest.
 const QUEUE_SIZES: &[u16] = &[64, 128, 16];
 
-/// An error during the creation of the device.
 #[derive(Debug, thiserror::Error)]
 pub enum VsockError {
-    /// The host's socket to the guest could not be created.
     #[error("the vsock socket {} cannot be made: {source}", path.display())]
-    Listen {
-        /// The path of the socket.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
+    Listen { path: PathBuf, source: io::Error },
 }
 
-/// The vsock device.
 #[derive(Debug)]
 pub struct Vsock {
     config: VsockConfig,
@@ -64,17 +51,13 @@ pub struct Vsock {
     listener: UnixListener,
     connector: VsockConnector,
     worker: Option<Worker<Service>>,
-    /// Set for a restored guest, which still knows the connections of the VM in the snapshot. Written when its agent
-    /// is ready.
+    /// Set for a restored guest, which still knows connections from before. Written when its agent is ready.
     released: Option<EventFd>,
 }
 
 impl Vsock {
-    /// Creates the device and its socket at `path`. Dropping the device removes the socket file.
-    ///
-    /// `connector` opens the guest's connections to the host. With `released`, the device is for a restored guest. It
-    /// makes the guest drop its old connections. It accepts clients only after that and after `released` was written,
-    /// or after a timeout.
+    /// Creates the device and its socket, which is removed on drop. With `released`, the device makes a restored guest
+    /// drop its old connections. It accepts clients after that and after `released` was written, or after a timeout.
     pub fn new(
         config: &VsockConfig,
         path: &Path,

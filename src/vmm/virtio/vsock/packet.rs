@@ -1,8 +1,8 @@
 //! The header of a vsock packet (specification, section 5.10.6): 44 bytes, little-endian.
 
-/// Size of the header in bytes.
+/// In bytes.
 pub const HEADER_SIZE: usize = 44;
-/// Maximum payload of one packet in bytes (Linux's `VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`).
+/// In bytes (Linux's `VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`).
 pub const MAX_DATA: u32 = 64 << 10;
 /// The host's context ID.
 pub const HOST_CID: u64 = 2;
@@ -10,47 +10,35 @@ pub const HOST_CID: u64 = 2;
 /// `VIRTIO_VSOCK_TYPE_STREAM`, the only type that the device supports.
 pub const TYPE_STREAM: u16 = 1;
 
-/// Operations.
 pub mod op {
-    /// Requests a connection.
     pub const REQUEST: u16 = 1;
-    /// Accepts a connection.
     pub const RESPONSE: u16 = 2;
     /// Ends or refuses a connection.
     pub const RST: u16 = 3;
     /// Closes one or both directions.
     pub const SHUTDOWN: u16 = 4;
-    /// Carries data.
     pub const RW: u16 = 5;
     /// Announces the sender's credit.
     pub const CREDIT_UPDATE: u16 = 6;
-    /// Requests a credit update.
     pub const CREDIT_REQUEST: u16 = 7;
 }
 
-/// Flag of `SHUTDOWN`: the sender will not receive more data.
+/// The sender will not receive more data.
 pub const SHUTDOWN_RECEIVE: u32 = 1;
-/// Flag of `SHUTDOWN`: the sender will not send more data.
+/// The sender will not send more data.
 pub const SHUTDOWN_SEND: u32 = 2;
 
-/// A packet's header.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Header {
-    /// The sender's context ID.
     pub src_cid: u64,
-    /// The receiver's context ID.
     pub dst_cid: u64,
-    /// The sender's port.
     pub src_port: u32,
-    /// The receiver's port.
     pub dst_port: u32,
-    /// Length of the payload in bytes.
+    /// Of the payload, in bytes.
     pub len: u32,
-    /// The connection's type.
     pub kind: u16,
     /// One of [`op`].
     pub op: u16,
-    /// The operation's flags.
     pub flags: u32,
     /// The sender's buffer size for this connection.
     pub buf_alloc: u32,
@@ -59,7 +47,6 @@ pub struct Header {
 }
 
 impl Header {
-    /// Parses a header.
     pub fn from_bytes(bytes: &[u8; HEADER_SIZE]) -> Header {
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
@@ -78,7 +65,6 @@ impl Header {
         }
     }
 
-    /// Serializes the header.
     pub fn to_bytes(self) -> [u8; HEADER_SIZE] {
         let mut bytes = [0; HEADER_SIZE];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
@@ -116,7 +102,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bytes_and_header_are_the_same(low in any::<[u8; 32]>(), high in any::<[u8; 12]>()) {
+        fn header_round_trips(low in any::<[u8; 32]>(), high in any::<[u8; 12]>()) {
             let mut bytes = [0; HEADER_SIZE];
             bytes[..32].copy_from_slice(&low);
             bytes[32..].copy_from_slice(&high);

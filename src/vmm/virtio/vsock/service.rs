@@ -33,7 +33,7 @@ const EVENT: usize = 2;
 /// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (section 5.10.6.7): all connections are lost.
 const TRANSPORT_RESET: [u8; 4] = [0; 4];
 
-/// Event tokens. Sockets use those from [`FIRST_SOCKET`] on.
+/// Sockets use the event tokens from [`FIRST_SOCKET`] on.
 const LISTENER: u64 = 0;
 const RECEIVE_KICK: u64 = 1;
 const TRANSMIT_KICK: u64 = 2;
@@ -46,13 +46,11 @@ const FIRST_HOST_PORT: u32 = 1 << 30;
 /// Maximum number of connections, and of clients that have not requested a port yet.
 const MAX_CONNECTIONS: usize = 1024;
 const MAX_HANDSHAKES: usize = 64;
-/// Maximum number of pending resets for packets without a connection. Further resets are dropped until the guest takes
-/// some.
+/// Maximum number of pending resets for packets without a connection. The thread drops further ones.
 const MAX_STRAY_RESETS: usize = 128;
 /// Maximum number of packets, in both directions, before the thread checks its sockets and a pause request.
 const BATCH: usize = 128;
 
-/// State of the device's thread.
 #[derive(Debug)]
 pub(super) struct Service {
     cid: u64,
@@ -65,21 +63,19 @@ pub(super) struct Service {
     wakeups: Arc<Wakeups>,
     connections: HashMap<Key, Entry>,
     handshakes: HashMap<u64, Handshake>,
-    /// The connection of each polled socket.
     sockets: HashMap<u64, Key>,
-    /// Connections that may have packets for the guest, in round-robin order. A connection is here once if its entry's
-    /// `is_queued` is set, else not at all.
+    /// Connections that may have packets for the guest, in round-robin order. None is in it twice (`is_queued`).
     ready: VecDeque<Key>,
     stray_resets: VecDeque<Header>,
     next_token: u64,
     next_port: u32,
     /// Present until a restored guest is ready for clients.
-    revival: Option<ResumeGate>,
+    resume_gate: Option<ResumeGate>,
     /// Set for a restored guest. Written whenever its agent reports that it is ready.
     released: Option<EventFd>,
     /// The connection whose loss tells the guest's agent about a restore.
     sentinel: Option<Sentinel>,
-    /// Set once a refusal of the seed was logged, to log it only once.
+    /// Set once a refusal of the seed was logged.
     has_refused_seed: bool,
 }
 
@@ -91,36 +87,37 @@ struct Sentinel {
     is_privileged: bool,
 }
 
-/// A connection and its place in the event loop.
 #[derive(Debug)]
 struct Entry {
     connection: Connection,
-    /// The token of its socket.
     token: u64,
-    /// The connection is in [`Service::ready`].
+    /// Set while the connection is in [`Service::ready`].
     is_queued: bool,
 }
 
-/// Progress of a restored guest until clients may connect. The guest drops all connections when it handles the
-/// transport reset, so an earlier connection would be lost too.
+/// Keeps clients of a restored guest waiting: the guest drops all connections when it handles the transport reset.
 #[derive(Debug)]
 struct ResumeGate {
-    /// Number of event buffers left after the transport reset was sent. The guest adds a buffer once it has handled
-    /// the event.
-    told: Option<u16>,
-    has_noted: bool,
-    /// The guest's agent has reported that it is ready.
+    /// Number of event buffers left after the transport reset. The guest adds one when it has handled the event.
+    buffers_left: Option<u16>,
+    has_reset: bool,
+    /// Set once the guest's agent has reported that it is ready.
     is_released: bool,
-    /// Time limit, for guests without an agent.
+    /// For guests without an agent.
     deadline: Instant,
 }
 
 /// Maximum time that clients wait for the agent of a restored guest.
-const REVIVAL_TIMEOUT: Duration = Duration::from_secs(60);
+const RESUME_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl ResumeGate {
     fn new() -> ResumeGate {
-        ResumeGate { told: None, has_noted: false, is_released: false, deadline: Instant::now() + REVIVAL_TIMEOUT }
+        ResumeGate {
+            buffers_left: None,
+            has_reset: false,
+            is_released: false,
+            deadline: Instant::now() + RESUME_TIMEOUT,
+        }
     }
 }
 
@@ -149,7 +146,7 @@ impl Service {
             stray_resets: VecDeque::new(),
             next_token: FIRST_SOCKET,
             next_port: FIRST_HOST_PORT + random_offset(),
-            revival: released.as_ref().map(|_| ResumeGate::new()),
+            resume_gate: released.as_ref().map(|_| ResumeGate::new()),
             released,
             sentinel: None,
             has_refused_seed: false,
@@ -159,23 +156,23 @@ impl Service {
     }
 
     /// Advances a restored guest as far as possible.
-    fn revive(&mut self) -> Result<(), QueueError> {
-        let Some(revival) = &mut self.revival else { return Ok(()) };
+    fn advance_resume_gate(&mut self) -> Result<(), QueueError> {
+        let Some(resume_gate) = &mut self.resume_gate else { return Ok(()) };
         let events = &mut self.activation.queues[EVENT];
-        if revival.told.is_none()
+        if resume_gate.buffers_left.is_none()
             && let Some(chain) = events.pop()?
         {
             events.enable_notification_of_more()?;
-            revival.told = Some(events.available()?);
+            resume_gate.buffers_left = Some(events.available()?);
             let written = queue::write_to(&self.activation.memory, &chain.writable, &TRANSPORT_RESET);
             events.add_used(chain.head, written as u32)?;
             events.notify()?;
         }
-        if let Some(left) = revival.told {
-            revival.has_noted |= events.available()? != left;
+        if let Some(left) = resume_gate.buffers_left {
+            resume_gate.has_reset |= events.available()? != left;
         }
-        if revival.has_noted && revival.is_released || revival.deadline <= Instant::now() {
-            self.revival = None;
+        if resume_gate.has_reset && resume_gate.is_released || resume_gate.deadline <= Instant::now() {
+            self.resume_gate = None;
             if let Err(error) = self.wakeups.add(self.listener.as_raw_fd(), EventSet::IN, LISTENER) {
                 log::error!("the vsock socket cannot be waited on: {error}");
             }
@@ -188,9 +185,10 @@ impl Service {
         if has_more {
             return 0;
         }
-        let left =
-            |revival: &ResumeGate| revival.deadline.saturating_duration_since(Instant::now()).as_millis() as i32 + 1;
-        self.revival.as_ref().map_or(-1, left)
+        let left = |resume_gate: &ResumeGate| {
+            resume_gate.deadline.saturating_duration_since(Instant::now()).as_millis() as i32 + 1
+        };
+        self.resume_gate.as_ref().map_or(-1, left)
     }
 
     fn listen(&self) -> io::Result<()> {
@@ -213,17 +211,16 @@ impl Service {
                 let _ = self.activation.queues[queue].kick().read();
             }
             RELEASED => {
-                // Reset the counter.
                 let _ = self.released.as_ref().map(EventFd::read);
-                if let Some(revival) = &mut self.revival {
-                    revival.is_released = true;
+                if let Some(resume_gate) = &mut self.resume_gate {
+                    resume_gate.is_released = true;
                 }
             }
             socket => self.handle_socket(socket, kinds),
         }
     }
 
-    /// Accepts one client. If there are more, the listener stays readable.
+    /// If there are more clients, the listener stays readable.
     fn accept(&mut self) {
         let Ok((stream, _)) = self.listener.accept() else { return };
         if self.handshakes.len() >= MAX_HANDSHAKES || self.connections.len() >= MAX_CONNECTIONS {
@@ -265,7 +262,6 @@ impl Service {
         self.add(key, Connection::from_host(key, self.cid, stream), token);
     }
 
-    /// Adds a connection that has a packet for the guest.
     fn add(&mut self, key: Key, connection: Connection, token: u64) {
         self.sockets.insert(token, key);
         self.connections.insert(key, Entry { connection, token, is_queued: false });
@@ -300,8 +296,7 @@ impl Service {
         self.queue_if_ready(key);
     }
 
-    /// Adds a connection to the ready queue if it has packets for the guest. Removes a closed connection, also from
-    /// that queue.
+    /// Queues a connection that has packets for the guest, and removes a closed connection.
     fn queue_if_ready(&mut self, key: Key) {
         let Some(entry) = self.connections.get_mut(&key) else { return };
         if entry.connection.is_closed() {
@@ -317,7 +312,7 @@ impl Service {
         }
     }
 
-    /// Moves one batch of packets from and to the guest. Returns true if there may be more.
+    /// Moves one batch of packets. Returns true if there may be more.
     fn serve_guest(&mut self) -> Result<bool, QueueError> {
         let mut left = BATCH;
         loop {
@@ -329,7 +324,7 @@ impl Service {
         }
     }
 
-    /// Takes packets from the guest, at most the rest of the batch. Returns true if there were any.
+    /// Takes at most the rest of the batch. Returns true if there were any packets.
     fn take_packets(&mut self, left: &mut usize) -> Result<bool, QueueError> {
         let mut any = false;
         loop {
@@ -392,7 +387,6 @@ impl Service {
         }
     }
 
-    /// Handles the guest's connection request to a host port.
     fn connect_to_host(&mut self, key: Key, request: &Header) {
         if self.connections.contains_key(&key) || self.connections.len() >= MAX_CONNECTIONS {
             return self.reset_stray(request);
@@ -412,8 +406,7 @@ impl Service {
                 return self.reset_stray(request);
             }
             _ if key.host_port == SENTINEL_PORT => {
-                // An older agent does not bind a privileged port. It is accepted until an agent with one has
-                // connected.
+                // An older agent's port is unprivileged, which is accepted until a newer agent has connected.
                 if self.sentinel.as_ref().is_some_and(|sentinel| sentinel.is_privileged) && !is_privileged {
                     return self.reset_stray(request);
                 }
@@ -437,7 +430,7 @@ impl Service {
         }
     }
 
-    /// Gives packets to the guest, at most the rest of the batch. Returns true if there were any.
+    /// Gives at most the rest of the batch. Returns true if there were any packets.
     fn give_packets(&mut self, left: &mut usize) -> Result<bool, QueueError> {
         let mut any = false;
         while *left > 0 && !(self.ready.is_empty() && self.stray_resets.is_empty()) {
@@ -499,7 +492,7 @@ impl Serve for Service {
 
     fn run(&mut self) {
         loop {
-            let has_more = match self.revive().and_then(|()| self.serve_guest()) {
+            let has_more = match self.advance_resume_gate().and_then(|()| self.serve_guest()) {
                 Ok(has_more) => has_more,
                 Err(error) => {
                     self.activation.faults.record(&error);
@@ -507,19 +500,18 @@ impl Serve for Service {
                 }
             };
             let mut events = Vec::new();
-            let go_on = self.wakeups.wait(self.timeout(has_more), |token, kinds| events.push((token, kinds)));
+            let is_running = self.wakeups.wait(self.timeout(has_more), |token, kinds| events.push((token, kinds)));
             for (token, kinds) in events {
                 self.handle(token, kinds);
             }
-            if !go_on {
+            if !is_running {
                 return;
             }
         }
     }
 }
 
-/// Returns a random offset for the first host port. A restored guest may still use a port from before the snapshot,
-/// and the offset makes a collision unlikely.
+/// A restored guest may still use a port from before the snapshot, so the first host port is random.
 fn random_offset() -> u32 {
     use std::hash::{BuildHasher, RandomState};
     (RandomState::new().hash_one(()) as u32) % (1 << 29)
@@ -535,7 +527,6 @@ fn offer(path: &Path) -> io::Result<UnixStream> {
     Ok(far)
 }
 
-/// Reads from a socket directly into guest memory.
 fn read_into_guest(memory: &GuestMemory, stream: &UnixStream, buffers: &[Buffer]) -> io::Result<usize> {
     let mut pieces = Pieces::default();
     pieces.extend_guest(&queue::volatile_slices(memory, buffers));
@@ -554,7 +545,6 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     const CID: u32 = 3;
-    /// Address of the guest's packet.
     const PACKET: u64 = 0x10_0000;
 
     fn packet(op: u16, src_port: u32) -> Header {
@@ -583,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn connect_and_reset_pairs_leave_nothing_in_the_ready_queue() {
+    fn connect_and_reset_pairs_leave_ready_queue_empty() {
         let dir = tempfile::tempdir().unwrap();
         let mut service = service(dir.path());
         for port in 0..5000 {

@@ -23,7 +23,7 @@ const SENT: u64 = 0x10_0000;
 const RECEIVED: u64 = 0x20_0000;
 const BUFFER: u64 = 0x1000;
 
-/// Sends a guest's connection requests for these pairs of guest and host port. Returns the operation of each answer.
+/// Sends connection requests for pairs of guest and host port. Returns the operation of each answer.
 fn answers(ports: &[(u32, u32)]) -> Vec<u16> {
     let dir = tempfile::tempdir().unwrap();
     let seed = dir.path().join("seed");
@@ -87,7 +87,7 @@ fn seed_is_served_to_privileged_ports_only() {
 }
 
 #[test]
-fn sentinel_of_a_privileged_port_is_replaced_by_none_without_privileges() {
+fn privileged_sentinel_is_not_replaced_by_unprivileged() {
     let ports = [(2000, SENTINEL_PORT), (1023, SENTINEL_PORT), (3000, SENTINEL_PORT), (1022, SENTINEL_PORT)];
     let answers = answers(&ports);
     assert_eq!((answers[1], answers[2], answers[3]), (op::RESPONSE, op::RST, op::RESPONSE), "{answers:?}");
