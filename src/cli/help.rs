@@ -116,7 +116,7 @@ mod tests {
         let mut command = command();
         command.build();
         let launch = command.find_subcommand("launch").unwrap();
-        let options = launch.get_opts().filter(|option| option.get_help_heading().is_none());
+        let options = launch.get_arguments().filter(|arg| !arg.is_positional() && arg.get_help_heading().is_none());
         assert_eq!(options.count(), 10);
     }
 }

@@ -423,6 +423,17 @@ pub fn await_no_processes_of(wisp: &Wisp) {
     }
 }
 
+/// Waits until no command makes a template in the background.
+pub fn await_no_background_work(wisp: &Wisp) {
+    let home = format!("WISP_HOME={}", wisp.home().display());
+    for pid in processes(&["wisp", "image", "warm"]) {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        if environment.split(|byte| *byte == 0).any(|variable| variable == home.as_bytes()) {
+            wait_until_gone(pid.try_into().unwrap());
+        }
+    }
+}
+
 /// Returns pseudorandom bytes, the same ones each time.
 pub fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;

@@ -11,8 +11,9 @@ use wisp::host::home::lock_file;
 
 use super::instances::SMALL;
 
-/// The size of `wisp run`'s guests, as options.
-const DEFAULT: [&str; 4] = ["--vcpus", "1", "--memory", "256M"];
+/// The sizes of the guests of `wisp run` and of `wisp launch`, as options.
+const RUN: [&str; 4] = ["--vcpus", "1", "--memory", "256M"];
+const LAUNCH: [&str; 2] = ["--type", "t2.micro"];
 
 /// Copies the data directory to the existing directory `home`. The first caller creates it while the others wait.
 pub fn copy_to(home: &Path) {
@@ -32,7 +33,7 @@ pub fn copy_to(home: &Path) {
 
 fn make(binary: &Path, dir: &Path, template: &Path) {
     let unfinished = tempfile::Builder::new().prefix("template-new-").tempdir_in(dir).unwrap();
-    for size in [SMALL, DEFAULT] {
+    for size in [&SMALL[..], &RUN, &LAUNCH] {
         let mut command = Command::new(binary);
         command.args(["image", "warm", "tiny"]).args(size).env("WISP_HOME", unfinished.path());
         let made = command.env_remove("WISP_WARM_LIMIT").output().unwrap();
