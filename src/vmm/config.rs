@@ -169,10 +169,7 @@ pub enum ConfigError {
     #[error("a machine has 1 to {MAX_VCPUS} vCPUs, not {0}")]
     CpuCount(u32),
     #[error("{threads_per_core} threads per core do not divide {count} vCPUs; 1 or 2 are possible")]
-    Topology {
-        count: u32,
-        threads_per_core: u32,
-    },
+    Topology { count: u32, threads_per_core: u32 },
     #[error("a machine needs at least {MIN_MEMORY_MIB} MiB of memory, not {0} MiB")]
     Memory(u64),
     #[error("a machine has at most {MAX_DISKS} disks, not {0}")]

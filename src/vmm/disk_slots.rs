@@ -1,7 +1,7 @@
 //! A machine's disk slots. Disks are attached, detached, grown and switched to overlays while the guest runs.
 //!
-//! A slot is a virtio-mmio device that the guest has from boot. Linux's driver does not take an empty slot, so a process
-//! in the guest must bind the driver again after a disk is attached.
+//! A slot is a virtio-mmio device that the guest has from boot. Linux's driver does not take an empty slot, so a
+//! process in the guest must bind the driver again after a disk is attached.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -46,10 +46,7 @@ pub enum SlotError {
     #[error(transparent)]
     Disk(#[from] BlockError),
     #[error("the disk {id:?} could not be written out: {source}")]
-    Flush {
-        id: String,
-        source: io::Error,
-    },
+    Flush { id: String, source: io::Error },
 }
 
 impl DiskSlot {

@@ -242,7 +242,8 @@ impl Machine {
             _ => Recorder::new(&self.dir, self.config.cpus.count),
         };
         let (devices, ends, ready) = (&self.devices, &self.ends, &self.ready);
-        let event_loop = EventLoop::new(self.control, self.launcher, self.console_socket, devices, ends, ready, recorder)?;
+        let event_loop =
+            EventLoop::new(self.control, self.launcher, self.console_socket, devices, ends, ready, recorder)?;
         sandbox::seal()?;
         if let Some(from) = &self.restore {
             freeze::restore_virtio(devices, &self.virtio, &from.dir)?;

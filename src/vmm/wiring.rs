@@ -200,7 +200,8 @@ pub(super) fn wire_virtio(
         .virtio
         .iter()
         .map(|transport| Arc::clone(transport.lock().unwrap_or_else(PoisonError::into_inner).interrupt()));
-    let slots = shared_disks.into_iter().zip(interrupts).map(|(shared_disk, interrupt)| DiskSlot { shared_disk, interrupt });
+    let slots =
+        shared_disks.into_iter().zip(interrupts).map(|(shared_disk, interrupt)| DiskSlot { shared_disk, interrupt });
     devices.disks = DiskSlots::new(slots.collect(), dir);
     Ok(())
 }

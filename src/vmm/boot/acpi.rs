@@ -1,4 +1,4 @@
-//! ACPI tables (ACPI Specification 6.5): RSDP, XSDT, FADT with FACS, MADT, and DSDT with an `LNRO0005` object per device.
+//! ACPI tables (ACPI Specification 6.5): RSDP, XSDT, FADT, FACS, MADT, and DSDT with an `LNRO0005` object per device.
 //! Distributions' kernels have no MP table support, and find virtio-mmio devices only through ACPI.
 //!
 //! The hardware is not "reduced": with reduced hardware, Linux ignores the 8259 and the timer, and with them the serial

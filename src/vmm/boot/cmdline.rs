@@ -56,7 +56,7 @@ const SOFTWARE_KVM_UNAWARE: &[&str] = &[
     "clearcpuid=308,151,141,295,514,288,145,298,158,306,291,296,156,297,580",
     // Allocates the first per-CPU area in small pages. A huge page would be zeroed as a whole.
     "percpu_alloc=page",
-    // Interpreting ACPI tables takes minutes. The MP table has the same content, and a kernel without its support boots.
+    // Interpreting ACPI tables takes minutes. The MP table has the same content, and kernels boot even without it.
     "acpi=off",
 ];
 
@@ -84,7 +84,7 @@ pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> S
     if !config.kernel.cmdline.trim().is_empty() {
         options.push(config.kernel.cmdline.trim().to_string());
     }
-    // Shows errors before the console is ready. It prints all messages from before it is enabled, so `quiet` precedes it.
+    // Shows errors before the console is ready. It prints earlier messages when it is enabled, so `quiet` precedes it.
     options.push(EARLY_CONSOLE.into());
     for slot in slots {
         options.push(format!("virtio_mmio.device={VIRTIO_MMIO_SIZE:#x}@{:#x}:{}", slot.address, slot.irq));

@@ -36,10 +36,7 @@ const COMMAND_LINE: GuestAddress = GuestAddress(0x2_0000);
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     #[error("{} cannot be read: {source}", path.display())]
-    Read {
-        path: PathBuf,
-        source: io::Error,
-    },
+    Read { path: PathBuf, source: io::Error },
     #[error(
         "{} is not a kernel that can be booted: it begins with neither ELF's magic number nor a bzImage's boot sector",
         .0.display()
@@ -66,16 +63,9 @@ pub enum BootError {
     #[error("{} has no PVH entry note (XEN_ELFNOTE_PHYS32_ENTRY); boot it with the `linux64` protocol", .0.display())]
     NoPvhNote(PathBuf),
     #[error("the initrd {} ({size} bytes) does not fit beside the kernel into {memory_mib} MiB of guest memory", path.display())]
-    InitrdTooLarge {
-        path: PathBuf,
-        size: u64,
-        memory_mib: u64,
-    },
+    InitrdTooLarge { path: PathBuf, size: u64, memory_mib: u64 },
     #[error("the kernel command line has {length} bytes, and the kernel reads {limit} at most: shorten it")]
-    CommandLineTooLong {
-        length: usize,
-        limit: usize,
-    },
+    CommandLineTooLong { length: usize, limit: usize },
     #[error("the kernel command line has a NUL or a line break at byte {0}")]
     CommandLineByte(usize),
     #[error("guest memory has no room for the {0}")]

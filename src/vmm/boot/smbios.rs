@@ -63,7 +63,10 @@ fn structures(identity: &SystemIdentity) -> Vec<u8> {
 
     let mut firmware = Structure::new(FIRMWARE);
     firmware.text(manufacturer).text("1.0").bytes(&[0, 0]).text("10/16/2017").bytes(&[0]);
-    firmware.bytes(&CHARACTERISTICS_NOT_SUPPORTED.to_le_bytes()).bytes(&[0, VIRTUAL_MACHINE]).bytes(&[1, 0, 0xff, 0xff]);
+    firmware
+        .bytes(&CHARACTERISTICS_NOT_SUPPORTED.to_le_bytes())
+        .bytes(&[0, VIRTUAL_MACHINE])
+        .bytes(&[1, 0, 0xff, 0xff]);
     firmware.end(&mut tables);
 
     let mut system = Structure::new(SYSTEM);

@@ -40,9 +40,9 @@ pub enum Request {
     Subscribe,
     /// Response: [`Message::Done`], or [`Message::Failed`] if the guest has no keyboard driver.
     CtrlAltDel,
-    /// End the machine if its guest reboots while this client, which stops it, is connected. Response: [`Message::Done`].
+    /// End the machine at a guest reboot while this client, which stops it, is connected. Response: [`Message::Done`].
     EndAtReboot,
-    /// Attach to the first free slot. The guest sees the disk once its driver is rebound. Response: [`Message::Attached`].
+    /// Attach to a free slot. The guest sees a disk once its driver is rebound. Response: [`Message::Attached`].
     AttachDisk {
         /// Its id must not be in use.
         disk: DiskConfig,
@@ -55,9 +55,7 @@ pub enum Request {
         force: bool,
     },
     /// Response: [`Message::Attached`].
-    DiskSlot {
-        id: String,
-    },
+    DiskSlot { id: String },
     /// Grow a disk and notify the guest. Response: [`Message::Done`].
     ResizeDisk {
         id: String,
@@ -81,28 +79,22 @@ pub enum Request {
         backing: Vec<BackingFile>,
     },
     /// Allow or forbid vCPUs to run on surplus credits. Response: [`Message::Done`].
-    SetCanOwe {
-        can_owe: bool,
-    },
+    SetCanOwe { can_owe: bool },
     /// Reload the netstack's configuration. Response: [`Message::Reloaded`].
     ReloadLink {
         /// Passed with the request, because a new file may have replaced the one that the VMM can open.
         link: PathBuf,
     },
     /// Pass open files for the next request, in this order. There is no response.
-    Files {
-        files: Vec<PassedFile>,
-    },
-    /// Save into an existing directory inside the VMM's own, and end. After [`Message::Failed`], the machine still runs.
-    Save {
-        dir: PathBuf,
-    },
+    Files { files: Vec<PassedFile> },
+    /// Save into an existing directory in the VMM's own, and end. After [`Message::Failed`], the machine still runs.
+    Save { dir: PathBuf },
     /// Save into an existing directory inside the VMM's own while the machine runs, with a pause of milliseconds.
     /// Response: [`Message::Saved`], once everything is written.
     Fork {
         dir: PathBuf,
-        /// New overlays, as with [`Request::SwitchDisk`], that the disks use from then on. Their backing files are those
-        /// of the snapshot. After [`Message::Failed`], some of them may be in use.
+        /// New overlays, as with [`Request::SwitchDisk`], that the disks use from then on. Their backing files are
+        /// the snapshot's. After [`Message::Failed`], some of them may be in use.
         layers: Vec<Layer>,
     },
     /// End the machine now. Subscribers get [`Message::Ended`].
@@ -253,10 +245,7 @@ pub fn send_once(mut stream: &UnixStream, message: &Message) {
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     #[error("the control socket {} cannot be made: {source}", path.display())]
-    Listen {
-        path: PathBuf,
-        source: io::Error,
-    },
+    Listen { path: PathBuf, source: io::Error },
 }
 
 #[cfg(test)]

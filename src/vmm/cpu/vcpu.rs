@@ -144,7 +144,7 @@ impl Vcpu {
                 if !context.gate.wait(self.id, || VcpuState::save(&self.fd, &context.saved_msrs)) {
                     break None;
                 }
-                state::tell_of_pause(&self.fd);
+                state::notify_of_pause(&self.fd);
                 is_due = true;
                 continue;
             }

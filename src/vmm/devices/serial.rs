@@ -113,7 +113,7 @@ impl Serial {
         Ok(Serial { registers, waiting, emptied, room })
     }
 
-    /// Raises an unacknowledged interrupt again: KVM may not have delivered it before the interrupt controllers were saved.
+    /// Raises an unacknowledged interrupt again: KVM may have saved the interrupt controllers before its delivery.
     pub fn repeat_interrupt(&self) {
         const NOTHING_PENDING: u8 = 1;
         if self.registers.state().interrupt_identification & NOTHING_PENDING == 0 {

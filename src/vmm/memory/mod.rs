@@ -62,10 +62,7 @@ pub enum MemoryError {
     #[error("{0} MiB of guest memory are more than an address space holds")]
     TooLarge(u64),
     #[error("{mib} MiB of guest memory cannot be mapped: {source}")]
-    Map {
-        mib: u64,
-        source: MmapRegionError,
-    },
+    Map { mib: u64, source: MmapRegionError },
     #[error("a saved machine's memory cannot be mapped: {0}")]
     File(#[source] io::Error),
     #[error("the host would not let guest memory be lazily mapped: {0}")]

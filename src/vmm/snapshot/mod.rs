@@ -86,10 +86,7 @@ pub enum SnapshotError {
         source: io::Error,
     },
     #[error("{} is no snapshot that can be used: {reason}", path.display())]
-    Unusable {
-        path: PathBuf,
-        reason: String,
-    },
+    Unusable { path: PathBuf, reason: String },
     #[error("the snapshot's state is not a device's: {0}")]
     Device(String),
     #[error("the saved machine had a disk {0:?}, which this one lacks")]
@@ -97,10 +94,7 @@ pub enum SnapshotError {
     #[error("the saved machine had no disk {0:?}; it can be attached when the machine runs")]
     NewDisk(String),
     #[error("the snapshot is of a machine with {saved}; this one has {wanted}")]
-    OtherMachine {
-        saved: String,
-        wanted: String,
-    },
+    OtherMachine { saved: String, wanted: String },
 }
 
 impl SnapshotError {

@@ -13,7 +13,7 @@ const OSXSAVE: u32 = 1 << 27;
 /// Leaf 7, ECX: set by an operating system that uses protection keys.
 const OSPKE: u32 = 1 << 4;
 
-/// The bits of a leaf to compare, without those that differ between CPUs of a host or that the operating system changes.
+/// The bits of a leaf to compare: not those that differ between CPUs of a host or that the operating system changes.
 #[derive(Debug, Clone, Copy)]
 struct Compared {
     function: u32,
