@@ -78,7 +78,7 @@ pub struct KernelConfig {
     pub cmdline: String,
     #[serde(default)]
     pub protocol: BootProtocol,
-    /// The kernel supports `wisp.software_kvm`, which makes it avoid what KVM cannot emulate.
+    /// The kernel supports `wisp.software_kvm`, and then avoids instructions that KVM cannot emulate.
     #[serde(default)]
     pub software_kvm_aware: bool,
 }

@@ -1,8 +1,8 @@
 //! File access for commands and the supervisor, where a compromised VMM may have written the directory.
 //!
 //! Such a VMM can put anything at a name in its directory: a link to another file of the user's, a FIFO that blocks the
-//! opener, a file of any size. These functions do not follow a link in a path's last component, do not wait for a peer,
-//! and read no more than the caller allows. The parent directories must be trusted.
+//! opener, a file of any size. These functions do not follow a link in a path's last component or wait for a peer.
+//! They read no more than the caller allows. The parent directories must be trusted.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -47,16 +47,16 @@ pub fn read_tail(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// Removes the file or directory at `path`, if it exists. A link is removed itself, not its target.
 pub fn remove(path: &Path) -> io::Result<()> {
     match path.symlink_metadata() {
-        Ok(metadata) if metadata.is_dir() => gone(fs::remove_dir_all(path)),
-        Ok(_) => gone(fs::remove_file(path)),
-        Err(error) => gone(Err(error)),
+        Ok(metadata) if metadata.is_dir() => ignore_not_found(fs::remove_dir_all(path)),
+        Ok(_) => ignore_not_found(fs::remove_file(path)),
+        Err(error) => ignore_not_found(Err(error)),
     }
 }
 
 /// Removes a file from `dir`, without following a link at `dir`. Neither needs to exist.
 pub fn remove_in(dir: &Path, name: &str) -> io::Result<()> {
     let unlink = || Ok(rustix::fs::unlinkat(open_directory(dir)?, name, AtFlags::empty())?);
-    gone(unlink())
+    ignore_not_found(unlink())
 }
 
 /// Moves regular files, in order, from a VMM's directory into a trusted directory on the same file system.
@@ -98,7 +98,7 @@ fn name_link(error: io::Error) -> io::Error {
     if error.raw_os_error() == Some(libc::ELOOP) { unexpected("has a symbolic link") } else { error }
 }
 
-fn gone(removed: io::Result<()>) -> io::Result<()> {
+fn ignore_not_found(removed: io::Result<()>) -> io::Result<()> {
     removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 

@@ -18,7 +18,7 @@ use crate::vmm::netstack::{FIRST_PORT, Forward};
 
 /// The idle time after which a peer can be replaced by another.
 const IDLE: Duration = Duration::from_secs(60);
-/// Per port.
+/// The maximum number of peers of one port.
 const LIMIT: usize = 256;
 /// Limits of one batch in each direction.
 const BATCH: usize = 64;

@@ -42,7 +42,7 @@ pub enum Request {
     CtrlAltDel,
     /// End the machine at a guest reboot while this client, which stops it, is connected. Response: [`Message::Done`].
     EndAtReboot,
-    /// Attach to a free slot. The guest sees a disk once its driver is rebound. Response: [`Message::Attached`].
+    /// Attach to the first free slot, which the guest must then bind its driver to. Response: [`Message::Attached`].
     AttachDisk {
         /// Its id must not be in use.
         disk: DiskConfig,

@@ -3,7 +3,7 @@
 use std::io;
 use std::ptr;
 
-/// Dropping it stops its signals. It must stay in its thread.
+/// Dropping the timer stops its signals. The timer must stay in its thread.
 #[derive(Debug)]
 pub struct CpuTimer {
     timer: libc::timer_t,

@@ -8,7 +8,7 @@ use std::ffi::{c_int, c_void};
 
 use libc::{PF_W, PT_LOAD, dl_phdr_info, size_t};
 
-/// Unmaps the read-only segments of the program and its libraries until they are used again, even by a running thread.
+/// Unmaps the read-only segments of the program and its libraries until their next use. Threads may execute in them.
 pub fn release_start_up() {
     // SAFETY: the callback is called before this returns, and does not use its last argument.
     unsafe { libc::dl_iterate_phdr(Some(release), std::ptr::null_mut()) };

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::memory::{Content, create};
 use super::{MEMORY, SnapshotError};
 
-/// A child process (fork(2)) writes the copy while the guest runs. The two share pages until either writes to one.
+/// A copy of guest memory at one instant, which a child process (fork(2)) writes while the guest runs.
 /// The child calls only async-signal-safe functions (signal-safety(7)).
 #[derive(Debug)]
 pub struct Copy {

@@ -8,7 +8,7 @@ use std::path::Path;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::origin::{Differences, Origin};
-use super::{BASE, MEMORY, SnapshotError, gone};
+use super::{BASE, MEMORY, SnapshotError, ignore_not_found};
 use crate::vmm::memory::{GuestMemory, PAGE, PageRun, pages};
 use crate::vmm::sparse::write_blocks;
 
@@ -75,12 +75,12 @@ fn all(memory: &GuestMemory) -> Vec<PageRun> {
     memory.iter().map(|region| region.len() / PAGE).map(run).collect()
 }
 
-/// Replaces an existing file, which may be mapped. A memory file is never written again, because several machines may
-/// be restored from it.
+/// Creates the memory file, replacing an existing one, which may be mapped. The file is never written again, because
+/// several machines may be restored from it.
 pub(super) fn create(content: &Content, dir: &Path) -> io::Result<File> {
     let stale = if content.differences.is_some() { &[MEMORY][..] } else { &[MEMORY, BASE] };
     for name in stale {
-        gone(fs::remove_file(dir.join(name)))?;
+        ignore_not_found(fs::remove_file(dir.join(name)))?;
     }
     let file = File::options().write(true).create_new(true).mode(0o400).open(dir.join(MEMORY))?;
     file.set_len(content.length)?;

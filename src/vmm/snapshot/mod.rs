@@ -81,7 +81,7 @@ pub enum SnapshotError {
     #[error("{} cannot be {action}: {source}", path.display())]
     File {
         path: PathBuf,
-        /// A participle.
+        /// A participle, such as `written`.
         action: &'static str,
         source: io::Error,
     },
@@ -220,8 +220,7 @@ pub fn remove(dir: &Path) -> io::Result<()> {
     untrusted::remove(dir)
 }
 
-/// Ignores that a removed file did not exist.
-fn gone(removed: io::Result<()>) -> io::Result<()> {
+fn ignore_not_found(removed: io::Result<()>) -> io::Result<()> {
     removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
