@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// A log file. When it is full, it is renamed to `<name>.1`, replacing the previous one, and a new file is started.
+/// When the log is full, it is renamed to `<name>.1`, replacing the previous one, and a new file is started.
 /// The two files together keep the last `limit` to 2 × `limit` bytes.
 #[derive(Debug)]
 pub struct BoundedLog {
@@ -16,7 +16,6 @@ pub struct BoundedLog {
 }
 
 impl BoundedLog {
-    /// Opens the log at `path` for appending, or creates it.
     pub fn open(path: &Path, limit: u64) -> io::Result<BoundedLog> {
         let flags = libc::O_NOFOLLOW;
         let file = OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(flags).open(path)?;
@@ -36,18 +35,15 @@ impl BoundedLog {
         Ok(rotates)
     }
 
-    /// The open file.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// The path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// Returns the path of the full log.
 #[must_use]
 pub fn full(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_os_string();
@@ -60,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn log_over_limit_begins_again_and_keeps_the_last_bytes() {
+    fn full_log_is_rotated_and_keeps_last_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         // A log of an earlier version, which was not bounded.

@@ -6,7 +6,6 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A device that responds to accesses within an address range.
 pub trait BusDevice: Send {
     /// Reads `data.len()` bytes (1 to 8) at `offset` within the device's range. `data` is all ones before the call.
     fn read(&mut self, offset: u64, data: &mut [u8]);
@@ -17,7 +16,6 @@ pub trait BusDevice: Send {
 /// A device on a bus, shared with the threads that feed it.
 pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
 
-/// One address space: I/O ports or memory-mapped I/O.
 #[derive(Default)]
 pub struct Bus {
     /// Sorted by `start`; ranges do not overlap.
@@ -30,18 +28,14 @@ struct Range {
     device: SharedDevice,
 }
 
-/// The range overlaps another device's.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the addresses from {start:#x}, {length:#x} bytes long, overlap another device's")]
 pub struct Overlap {
-    /// The first address.
     pub start: u64,
-    /// The number of addresses.
     pub length: u64,
 }
 
 impl Bus {
-    /// Assigns `length` addresses from `start` to `device`.
     pub fn insert(&mut self, start: u64, length: u64, device: SharedDevice) -> Result<(), Overlap> {
         let overlap = Overlap { start, length };
         let end = start.checked_add(length).ok_or(Overlap { start, length })?;
@@ -56,7 +50,6 @@ impl Bus {
         Ok(())
     }
 
-    /// Dispatches a read.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let Some((offset, device)) = self.find(address, data.len()) {
@@ -64,7 +57,6 @@ impl Bus {
         }
     }
 
-    /// Dispatches a write.
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((offset, device)) = self.find(address, data.len()) {
             device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
@@ -119,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_answers_with_ones() {
+    fn unclaimed_address_reads_ones() {
         let (mut bus, device) = (Bus::default(), recorder());
         bus.insert(0x100, 8, device.clone()).unwrap();
         for address in [0, 0xff, 0x108, u64::MAX] {
@@ -132,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn an_access_across_a_device_s_end_reaches_nobody() {
+    fn access_across_device_end_reads_ones() {
         let mut bus = Bus::default();
         bus.insert(0x100, 8, recorder()).unwrap();
         let mut data = [0; 4];

@@ -1,5 +1,4 @@
-//! The configuration of a machine: plain data, stored as JSON in the instance's directory and validated before the
-//! machine is built.
+//! The configuration of a machine: plain data, stored as JSON and validated before the machine is built.
 
 use std::path::{Path, PathBuf};
 
@@ -9,45 +8,37 @@ use super::limits::{CpuBudgetConfig, DiskLimits, NetLimits};
 use super::netstack::MacAddress;
 use super::virtio::block::KERNEL_THREADS;
 
-/// The maximum number of vCPUs, which is the limit of the embedded kernel.
+/// The limit of the embedded kernel.
 pub const MAX_VCPUS: u32 = 64;
-/// The minimum memory in MiB. The embedded kernel and its agent do not fit into less.
+/// The embedded kernel and its agent do not fit into less.
 pub const MIN_MEMORY_MIB: u64 = 64;
-/// The maximum number of disks. The interrupt lines for virtio devices limit it, see `vmm/wiring.rs`.
+/// Limited by the interrupt lines for virtio devices, see `vmm/wiring.rs`.
 pub const MAX_DISKS: usize = 12;
 
 /// The minimum MTU of an IPv4 network (RFC 791).
 pub const MIN_MTU: u16 = 68;
 
-/// The configuration for [`Machine::new`](crate::vmm::Machine::new).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineConfig {
-    /// The vCPUs and their topology.
     pub cpus: CpuConfig,
-    /// Guest memory in MiB.
     pub memory_mib: u64,
-    /// The kernel to boot.
     pub kernel: KernelConfig,
     /// Block devices in the guest's order: `/dev/vda`, `/dev/vdb` ...
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
-    /// The number of disk slots, if more than `disks`. Disks can be attached to the free slots while the machine runs.
+    /// The total number of slots, if more than `disks`. Disks can be attached to the free slots while the machine runs.
     #[serde(default)]
     pub disk_slots: usize,
-    /// The vsock device, if any.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,
-    /// The network device, if any.
     #[serde(default)]
     pub net: Option<NetConfig>,
-    /// The identity in the SMBIOS tables, if any.
     #[serde(default)]
     pub identity: Option<SystemIdentity>,
-    /// The CPU budget of the vCPUs, if limited.
     #[serde(default)]
     pub cpu_budget: Option<CpuBudgetConfig>,
-    /// The aggregate limits of those disks that have limits, if any.
+    /// Aggregate limits of those disks that have limits.
     #[serde(default)]
     pub disk_limits: Option<DiskLimits>,
 }
@@ -58,7 +49,6 @@ pub struct MachineConfig {
 pub struct SystemIdentity {
     /// The manufacturer of the system, firmware, board and chassis.
     pub manufacturer: String,
-    /// The product name.
     pub product: String,
     /// The UUID, most significant byte first. It is also the serial number.
     pub uuid: [u8; 16],
@@ -76,27 +66,23 @@ pub struct CpuConfig {
     pub threads_per_core: u32,
 }
 
-/// A kernel with its command line and boot protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KernelConfig {
     /// An ELF `vmlinux` or a `bzImage`.
     pub path: PathBuf,
-    /// The initial RAM disk, in any format that the kernel can unpack.
     #[serde(default)]
     pub initrd: Option<PathBuf>,
     /// Options of the image or the user. [`crate::vmm::boot::cmdline`] adds those that the machine needs.
     #[serde(default)]
     pub cmdline: String,
-    /// The boot protocol.
     #[serde(default)]
     pub protocol: BootProtocol,
-    /// The kernel supports `wisp.software_kvm`, which makes it avoid what KVM cannot emulate.
+    /// The kernel supports `wisp.software_kvm`, and then avoids instructions that KVM cannot emulate.
     #[serde(default)]
     pub software_kvm_aware: bool,
 }
 
-/// The boot protocols.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BootProtocol {
@@ -109,57 +95,44 @@ pub enum BootProtocol {
     Pvh,
 }
 
-/// A block device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
     /// The response to virtio-blk's `GET_ID`, which the guest shows as the disk's serial number. At most 20 bytes.
     pub id: String,
-    /// The path of the image file.
     pub path: PathBuf,
-    /// The format of the image file.
     pub format: DiskFormat,
     /// The backing files of a qcow2 image, topmost first. No other file is opened, whatever the image's header names.
     #[serde(default)]
     pub backing: Vec<BackingFile>,
-    /// The guest's access to the disk.
     pub access: DiskAccess,
-    /// The guest's root file system is on this disk.
     #[serde(default)]
     pub root: bool,
     /// The id that the disk has in the snapshot to restore from, if different.
     #[serde(default)]
     pub was: Option<String>,
-    /// The disk's limits, if any.
     #[serde(default)]
     pub limits: Option<DiskLimits>,
 }
 
-/// A backing file of a qcow2 image, for its unallocated clusters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackingFile {
-    /// The path.
     pub path: PathBuf,
-    /// The format.
     pub format: DiskFormat,
 }
 
-/// The formats of disk images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskFormat {
-    /// The plain bytes of the disk.
     Raw,
     /// QEMU's copy-on-write format, version 2 or 3.
     Qcow2,
 }
 
-/// A guest's access to a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DiskAccess {
-    /// Writes reach the file.
     ReadWrite,
     /// Writes fail, and the device reports that it is read-only.
     ReadOnly,
@@ -167,70 +140,51 @@ pub enum DiskAccess {
     Ephemeral,
 }
 
-/// The vsock device: streams between guest and host without a network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VsockConfig {
     /// The guest's context id, 3 or more.
     pub cid: u32,
-    /// The file that a guest reads at its first boot, by connecting to the host's port
-    /// [`wisp_agent::seed::SEED_PORT`].
+    /// The file that the guest reads from host port [`wisp_agent::seed::SEED_PORT`] at its first boot.
     #[serde(default)]
     pub seed: Option<PathBuf>,
 }
 
-/// The network device. Its backend comes with the machine's [surroundings](crate::vmm::machine::Surroundings).
+/// The network device. Its backend comes with [`VmmInputs`](crate::vmm::machine::VmmInputs).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// The guest's Ethernet address.
     pub mac: MacAddress,
     /// The size of the largest IP packet in bytes, [`MIN_MTU`] or more.
     pub mtu: u16,
-    /// The file with the netstack's [`LinkConfig`](super::link::LinkConfig), if it has one.
+    /// The file with the [`NetstackConfig`](super::netstack::NetstackConfig), if the network has a netstack.
     #[serde(default)]
     pub link: Option<PathBuf>,
-    /// The device's limits, if any.
     #[serde(default)]
     pub limits: Option<NetLimits>,
 }
 
-/// The reason why a configuration is invalid.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
-    /// The vCPU count is out of range.
     #[error("a machine has 1 to {MAX_VCPUS} vCPUs, not {0}")]
     CpuCount(u32),
-    /// The number of vCPUs is not a multiple of the threads per core.
     #[error("{threads_per_core} threads per core do not divide {count} vCPUs; 1 or 2 are possible")]
-    Topology {
-        /// The requested number of vCPUs.
-        count: u32,
-        /// The requested threads per core.
-        threads_per_core: u32,
-    },
-    /// Too little memory.
+    Topology { count: u32, threads_per_core: u32 },
     #[error("a machine needs at least {MIN_MEMORY_MIB} MiB of memory, not {0} MiB")]
     Memory(u64),
-    /// Too many disks.
     #[error("a machine has at most {MAX_DISKS} disks, not {0}")]
     DiskCount(usize),
-    /// A disk's id does not fit into virtio-blk's 20 bytes.
     #[error("the disk id {0:?} is longer than the 20 bytes that virtio-blk has for it")]
     DiskId(String),
-    /// More than one root disk.
     #[error("{0} disks are marked as the root; at most one can be")]
     Roots(usize),
     /// CIDs 0 to 2 are reserved (virtio 1.2, section 5.10.4).
     #[error("the vsock context id {0} is reserved; a guest's is 3 or more")]
     Cid(u32),
-    /// The MTU is too small.
     #[error("a network's largest packet has {MIN_MTU} bytes or more, not {0}")]
     Mtu(u16),
-    /// A multicast Ethernet address.
     #[error("{0} is the address of a group, not of an interface")]
     GroupAddress(MacAddress),
-    /// A rate of zero, or a peak below its baseline.
     #[error("{0} cannot be limited so: a rate is at least 1, and no peak is below its baseline")]
     Limits(&'static str),
 }
@@ -242,7 +196,6 @@ impl DiskConfig {
         std::iter::once(image).chain(self.backing.iter().map(|file| (file.path.as_path(), false)))
     }
 
-    /// Validates the configuration without accessing the host.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.id.len() > 20 {
             return Err(ConfigError::DiskId(self.id.clone()));
@@ -252,14 +205,13 @@ impl DiskConfig {
 }
 
 impl MachineConfig {
-    /// Returns the maximum number of threads and processes of this machine's VMM at a time. Each vCPU and disk slot
-    /// has one, and each disk has the kernel's threads. 24 more cover the other devices, the VMM itself and saving.
+    /// Returns the maximum number of the VMM's threads and processes: one per vCPU, and one plus the kernel's threads
+    /// per disk slot. 24 more cover the other devices, the VMM itself and saving.
     pub fn threads(&self) -> u64 {
         let disk = 1 + u64::from(KERNEL_THREADS);
         u64::from(self.cpus.count) + self.all_disk_slots() as u64 * disk + 24
     }
 
-    /// Returns the number of disk slots, used and free.
     pub fn all_disk_slots(&self) -> usize {
         self.disks.len().max(self.disk_slots)
     }
@@ -328,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sound_configuration_passes_and_survives_json() {
+    fn valid_configuration_round_trips_through_json() {
         let config = config();
         assert_eq!(config.validate(), Ok(()));
         let json = serde_json::to_string(&config).unwrap();
@@ -345,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_topology_that_does_not_divide_is_refused() {
+    fn indivisible_topology_is_refused() {
         let mut config = config();
         config.cpus = CpuConfig { count: 3, threads_per_core: 2 };
         assert_eq!(config.validate(), Err(ConfigError::Topology { count: 3, threads_per_core: 2 }));
@@ -375,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_that_cannot_be_are_refused() {
+    fn small_mtu_and_multicast_mac_are_refused() {
         let mut config = config();
         let mac = MacAddress([6, 0, 0, 0, 0, 1]);
         config.net = Some(NetConfig { mac, mtu: 9001, link: None, limits: None });

@@ -1,8 +1,7 @@
 //! The console socket: one client at a time connects to `console.sock` and uses the serial port as its terminal.
 //!
-//! The client's bytes are the port's input, and the port's output goes to the client (see
-//! [`Console`](super::devices::console::Console)). A client may shut down its sending side and keep receiving; it is
-//! detached when it closes the connection. Nothing here waits: the event loop reports readable sockets.
+//! A client may shut down its sending side and keep receiving; it is detached when it closes the connection.
+//! Nothing here blocks: the event loop reports readable sockets.
 
 use std::fs::Permissions;
 use std::io::{self, Read, Write};
@@ -17,22 +16,17 @@ use super::devices::console::Console;
 use super::devices::serial::Serial;
 use crate::unix_socket;
 
-/// The name of the socket in the machine's directory.
 pub const SOCKET: &str = "console.sock";
-/// The message to a second client.
+/// Sent to a second client.
 const OCCUPIED: &[u8] = b"another terminal is attached to this machine's console\n";
 
-/// The console socket cannot be created.
 #[derive(Debug, thiserror::Error)]
 #[error("the console's socket {} cannot be made: {source}", path.display())]
 pub struct ConsoleSocketError {
-    /// The path.
     pub path: PathBuf,
-    /// The cause.
     pub source: io::Error,
 }
 
-/// The listening socket and the attached client.
 #[derive(Debug)]
 pub(super) struct ConsoleSocket {
     listener: UnixListener,
@@ -46,10 +40,8 @@ struct Terminal {
     input: Input,
 }
 
-/// The state of a client's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Input {
-    /// Input is read when it arrives.
     Awaited,
     /// The serial port's buffer is full.
     Held,
@@ -60,14 +52,12 @@ enum Input {
 /// The change of the events to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wait {
-    /// No change.
     Same,
-    /// Wait for these events of the client's descriptor.
+    /// The client's descriptor and its new events.
     For(i32, EventSet),
 }
 
 impl ConsoleSocket {
-    /// Creates the socket at `path`; clients are attached to `console`.
     pub fn bind(path: &Path, console: Console) -> Result<ConsoleSocket, ConsoleSocketError> {
         let failed = |source| ConsoleSocketError { path: path.to_path_buf(), source };
         let listener = unix_socket::bind(path).map_err(failed)?;
@@ -76,12 +66,10 @@ impl ConsoleSocket {
         Ok(ConsoleSocket { listener, console, terminal: None })
     }
 
-    /// The listening socket's descriptor.
     pub fn listener(&self) -> i32 {
         self.listener.as_raw_fd()
     }
 
-    /// The client's descriptor, if one is attached.
     pub fn terminal(&self) -> Option<i32> {
         self.terminal.as_ref().map(|terminal| terminal.stream.as_raw_fd())
     }
@@ -98,7 +86,7 @@ impl ConsoleSocket {
         self.attach(stream).map(Some)
     }
 
-    /// Attaches `stream`. Returns the descriptor to wait on for input.
+    /// Returns the descriptor to wait on for input.
     pub fn attach(&mut self, stream: UnixStream) -> io::Result<i32> {
         self.console.attach(stream.try_clone()?)?;
         let fd = stream.as_raw_fd();
@@ -106,8 +94,7 @@ impl ConsoleSocket {
         Ok(fd)
     }
 
-    /// Handles the client's `events`: reads as much input as the serial port accepts. A client that has closed the
-    /// connection is detached, and its descriptor is no longer waited for.
+    /// Reads as much input as the serial port accepts, and detaches a client that has closed the connection.
     pub fn serve(&mut self, events: EventSet, serial: &mut Serial) -> Wait {
         let Some(terminal) = &mut self.terminal else { return Wait::Same };
         let before = terminal.input;
@@ -115,8 +102,8 @@ impl ConsoleSocket {
             terminal.take_input(serial);
         }
         // Input sent before the connection was closed is accepted up to the free space.
-        let goes_on = terminal.input == Input::Awaited && events.contains(EventSet::IN);
-        if events.intersects(EventSet::HANG_UP | EventSet::ERROR) && !goes_on {
+        let may_have_input = terminal.input == Input::Awaited && events.contains(EventSet::IN);
+        if events.intersects(EventSet::HANG_UP | EventSet::ERROR) && !may_have_input {
             self.console.detach();
             self.terminal = None;
             return Wait::Same;
@@ -124,7 +111,7 @@ impl ConsoleSocket {
         if terminal.input == before { Wait::Same } else { terminal.wait() }
     }
 
-    /// The serial port has free space again.
+    /// Reads input again after the serial port had no free space.
     pub fn resume(&mut self) -> Wait {
         match &mut self.terminal {
             Some(terminal) if terminal.input == Input::Held => {
@@ -215,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_connects_is_the_terminal() {
+    fn connected_client_is_the_terminal() {
         let mut bench = bench();
         let (mut terminal, fd) = bench.connect();
         assert_eq!(bench.socket.terminal(), fd);
@@ -230,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_terminal_is_told_and_sent_away() {
+    fn second_terminal_is_refused() {
         let mut bench = bench();
         let (mut first, _) = bench.connect();
         let (mut second, fd) = bench.connect();
@@ -242,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_that_leaves_makes_room_even_when_its_input_is_not_taken() {
+    fn closed_terminal_with_held_input_is_detached() {
         let mut bench = bench();
         let (mut first, fd) = bench.connect();
         while bench.serial.input_room() > 0 {
@@ -261,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_without_more_input_goes_on_listening() {
+    fn half_closed_terminal_keeps_receiving() {
         let mut bench = bench();
         let (mut terminal, fd) = bench.connect();
         terminal.shutdown(std::net::Shutdown::Write).unwrap();
@@ -273,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_typed_before_leaving_arrives() {
+    fn input_before_close_is_delivered() {
         let mut bench = bench();
         let (mut terminal, _) = bench.connect();
         terminal.write_all(b"halt\n").unwrap();

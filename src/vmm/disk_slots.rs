@@ -1,7 +1,7 @@
 //! A machine's disk slots. Disks are attached, detached, grown and switched to overlays while the guest runs.
 //!
-//! A slot is a virtio-mmio device that is present in the guest from boot. Linux's driver does not take an empty slot.
-//! A process in the guest must bind the driver again after a disk is attached.
+//! A slot is a virtio-mmio device that the guest has from boot. Linux's driver does not take an empty slot, so a
+//! process in the guest must bind the driver again after a disk is attached.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,55 +14,39 @@ use super::passed_files::FdTable;
 use super::virtio::block::{BlockError, Disk, Label, SharedDisk};
 use super::virtio::interrupt::{Interrupt, status};
 
-/// All disk slots of a machine.
 #[derive(Debug, Default)]
 pub struct DiskSlots {
     /// Locked for the duration of a change.
     slots: Mutex<Vec<DiskSlot>>,
-    /// The directory for the overlays of ephemeral disks.
+    /// For the overlays of ephemeral disks.
     dir: PathBuf,
 }
 
-/// One disk slot.
 #[derive(Debug)]
 pub struct DiskSlot {
-    /// The state shared with the slot's block device.
+    /// Shared with the slot's block device.
     pub shared_disk: Arc<SharedDisk>,
-    /// The device's interrupt and status.
     pub interrupt: Arc<Interrupt>,
 }
 
-/// The reason why a disk cannot be attached, detached or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
-    /// The machine has no such disk.
     #[error("the machine has no disk {0:?}")]
     Unknown(String),
-    /// The id is in use.
     #[error("the machine has a disk {0:?} already")]
     Taken(String),
-    /// No slot is free.
     #[error("all {0} disk slots of the machine are taken, or the guest's driver has not left them")]
     Full(usize),
-    /// The guest's driver uses the disk.
     #[error(
         "the guest's driver still uses the disk {0:?}; it must be unbound in the guest first, or the disk detached by force"
     )]
     InUse(String),
-    /// The disk's configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The disk cannot be opened or changed.
     #[error(transparent)]
     Disk(#[from] BlockError),
-    /// The disk cannot be flushed.
     #[error("the disk {id:?} could not be written out: {source}")]
-    Flush {
-        /// The disk's id.
-        id: String,
-        /// The cause.
-        source: io::Error,
-    },
+    Flush { id: String, source: io::Error },
 }
 
 impl DiskSlot {
@@ -77,7 +61,7 @@ impl DiskSlot {
 }
 
 impl DiskSlots {
-    /// Takes the slots in the guest's order. Overlays of ephemeral disks go into the directory `directory`.
+    /// `slots` are in the guest's order.
     pub fn new(slots: Vec<DiskSlot>, dir: &Path) -> DiskSlots {
         DiskSlots { slots: Mutex::new(slots), dir: dir.to_path_buf() }
     }
@@ -103,8 +87,7 @@ impl DiskSlots {
         Ok(index)
     }
 
-    /// Flushes and detaches a disk. Without `force`, fails while the guest's driver uses the disk and if the flush
-    /// fails.
+    /// Flushes and detaches a disk. Without `force`, fails if the guest's driver uses the disk or the flush fails.
     pub fn detach(&self, id: &str, force: bool) -> Result<(), SlotError> {
         let slots = self.slots();
         let (index, slot) = find(&slots, id)?;
@@ -126,7 +109,6 @@ impl DiskSlots {
         Ok(())
     }
 
-    /// Returns the index of a disk's slot.
     pub fn slot_of(&self, id: &str) -> Result<usize, SlotError> {
         find(&self.slots(), id).map(|(index, _)| index)
     }
@@ -143,7 +125,6 @@ impl DiskSlots {
         Ok(())
     }
 
-    /// Sets a disk's limits.
     pub fn limit(&self, id: &str, limits: Option<DiskLimits>) -> Result<(), SlotError> {
         if !limits.iter().all(DiskLimits::is_sound) {
             return Err(ConfigError::Limits("a disk").into());
@@ -183,12 +164,10 @@ impl DiskSlots {
         Ok(())
     }
 
-    /// Returns the id of the disk in each slot.
     pub fn ids(&self) -> Vec<Option<String>> {
         self.slots().iter().map(|slot| slot.label().map(|label| label.id)).collect()
     }
 
-    /// Returns the counters and limits of all disks.
     pub fn records(&self) -> Vec<DiskRecord> {
         let record = |slot: &DiskSlot| {
             let Label { counters, limits, .. } = slot.label()?;
@@ -203,8 +182,7 @@ impl DiskSlots {
     }
 }
 
-/// Returns the response for a disk in the slot `index`. Linux numbers the devices of its command line in decimal and
-/// those of ACPI in hexadecimal, both from 0.
+/// Returns the response for a disk. Linux numbers its command line's devices in decimal and ACPI's in hexadecimal.
 pub fn attached(index: usize) -> Message {
     Message::Attached {
         slot: index,

@@ -7,44 +7,34 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-/// The reason why a machine stopped running.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
 pub enum End {
-    /// The guest requested a reset (through the i8042's reset line).
+    /// The guest requested a reset through the i8042's reset line.
     Reboot,
-    /// The guest powered off.
     PowerOff,
-    /// The machine was saved.
     Saved,
-    /// The guest's kernel reported a panic.
     Panic,
-    /// A triple fault: the CPU shut down.
     TripleFault,
-    /// KVM could not continue.
     KvmError(KvmFailure),
-    /// The VMM was told to end, through its control socket or by a signal.
+    /// Requested through the control socket or by a signal.
     Killed {
         /// The requester, in a few words.
         by: String,
     },
 }
 
-/// Diagnostics of a KVM failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvmFailure {
-    /// The vCPU.
     pub vcpu: u32,
     /// One sentence with the problem and, if known, the remedy.
     pub message: String,
     /// The bytes at the instruction pointer in hexadecimal, if available.
     pub instruction_bytes: String,
-    /// The registers, formatted for the log.
     pub registers: String,
 }
 
 impl End {
-    /// Returns true if the guest ended normally.
     pub fn is_orderly(&self) -> bool {
         matches!(self, End::Reboot | End::PowerOff | End::Saved | End::Killed { .. })
     }
@@ -74,11 +64,10 @@ impl fmt::Display for KvmFailure {
     }
 }
 
-/// The sender for vCPUs and devices. The first end counts.
+/// The first end counts.
 #[derive(Debug, Clone)]
 pub struct EndSender(Arc<EndState>);
 
-/// The receiver for the event loop.
 #[derive(Debug)]
 pub struct EndReceiver(Arc<EndState>);
 
@@ -88,7 +77,6 @@ struct EndState {
     event: EventFd,
 }
 
-/// Creates a channel for one machine.
 pub fn end_channel() -> io::Result<(EndSender, EndReceiver)> {
     let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
     let state = Arc::new(EndState { end: Mutex::new(None), event });
@@ -108,12 +96,11 @@ impl EndSender {
 }
 
 impl EndReceiver {
-    /// Readable once there is an end.
+    /// Becomes readable once there is an end.
     pub fn event(&self) -> &EventFd {
         &self.0.event
     }
 
-    /// Returns the end, if there is one.
     pub fn take(&self) -> Option<End> {
         self.0.end.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -124,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_end_counts() {
+    fn first_end_counts() {
         let (sender, receiver) = end_channel().unwrap();
         assert_eq!(receiver.take(), None);
         sender.send(End::Panic);

@@ -10,40 +10,31 @@ use super::control::Status;
 use super::end::End;
 use super::untrusted;
 
-/// The record's file name.
 pub const FILE: &str = "end.json";
 
-/// The VMM's last record: the end of its machine, or the reason why it could not be built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum EndRecord {
-    /// The machine ran and ended.
     Ended {
-        /// The reason of the end.
         end: End,
-        /// The last status.
         status: Box<Status>,
-        /// The time in seconds since 1970.
+        /// In seconds since 1970.
         #[serde(default)]
         ended_at: u64,
     },
-    /// The machine could not be built.
     Failed {
-        /// The error message.
         why: String,
     },
 }
 
 impl EndRecord {
-    /// Creates the record of a machine that has just ended.
     pub fn ended(end: &End, status: &Status) -> EndRecord {
         // Tolerates a host clock set to a time before 1970.
         let ended_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         EndRecord::Ended { end: end.clone(), status: Box::new(status.clone()), ended_at }
     }
 
-    /// Reads the record in the directory `directory`. There is none while the machine runs, and none if the VMM was
-    /// killed.
+    /// Returns none while the machine runs, or if the VMM was killed.
     pub fn read(dir: &Path) -> io::Result<Option<EndRecord>> {
         match untrusted::read(&dir.join(FILE), untrusted::RECORD_LIMIT) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
@@ -62,7 +53,6 @@ impl EndRecord {
         std::fs::File::open(dir)?.sync_all()
     }
 
-    /// Removes the record of an earlier machine.
     pub fn clear(dir: &Path) -> io::Result<()> {
         untrusted::remove(&dir.join(FILE))
     }
@@ -73,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_is_read_back_and_cleared() {
+    fn record_round_trips_and_is_cleared() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(EndRecord::read(dir.path()).unwrap(), None);
         let record = EndRecord::ended(&End::Panic, &Status::default());

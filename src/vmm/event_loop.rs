@@ -1,8 +1,6 @@
 //! The event loop of the VMM's main thread: waits for the machine's end and serves clients.
 //!
-//! The loop waits on the end, the agent's ready notification, signals and the usage timer. It also waits on the
-//! control and console sockets and their clients. It never polls. Requests about disks run on this thread, so other
-//! clients wait meanwhile.
+//! The loop never polls. Requests about disks run on this thread, so other clients wait meanwhile.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -24,12 +22,9 @@ use super::signals::read_from_descriptor;
 use super::usage::{Reading, Recorder};
 use super::wiring::Devices;
 
-/// The reason for refusing to save a machine that is ending.
 const AT_ITS_END: &str = "the machine has come to its end";
-/// Signals that end the machine.
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
-/// The event loop's state.
 pub(super) struct EventLoop<'a> {
     epoll: Epoll,
     control: ControlServer,
@@ -38,7 +33,7 @@ pub(super) struct EventLoop<'a> {
     ends: &'a EndReceiver,
     ready: &'a EventFd,
     signals: OwnedFd,
-    /// The recorder of the machine's usage; none for an ephemeral machine.
+    /// None for an ephemeral machine.
     recorder: Option<Recorder>,
     was_ready: bool,
     /// The client that requested to end the machine at the guest's next reboot.
@@ -46,8 +41,7 @@ pub(super) struct EventLoop<'a> {
 }
 
 impl<'a> EventLoop<'a> {
-    /// Registers all descriptors. Must be called before the machine's threads start, because they inherit the blocked
-    /// signals.
+    /// Must be called before the machine's threads start, because they inherit the blocked signals.
     pub(super) fn new(
         mut control: ControlServer,
         launcher: Launcher,
@@ -79,15 +73,15 @@ impl<'a> EventLoop<'a> {
         }
         watched.extend(console.terminal());
         let (was_ready, ends_at_reboot) = (false, None);
-        let monitor =
+        let event_loop =
             EventLoop { epoll, control, console, devices, ends, ready, signals, recorder, was_ready, ends_at_reboot };
         for fd in watched {
-            monitor.watch(fd).map_err(Error::host(what))?;
+            event_loop.watch(fd).map_err(Error::host(what))?;
         }
-        Ok(monitor)
+        Ok(event_loop)
     }
 
-    /// Serves until the machine ends. Returns the end, and the control server with the subscribers to notify.
+    /// Returns the machine's end, and the control server with the subscribers to notify.
     pub(super) fn run(mut self, status: &dyn Fn() -> Status, freezer: &Freezer) -> (End, ControlServer) {
         self.record(status);
         let end = self.serve(status, freezer);
@@ -247,7 +241,6 @@ impl<'a> EventLoop<'a> {
             .then(|| End::Killed { by: "the exit of the command that started it".into() })
     }
 
-    /// Records the machine's usage so far.
     fn record(&mut self, status: &dyn Fn() -> Status) {
         if let Some(recorder) = &mut self.recorder {
             recorder.record(&Reading::of(&status()));
@@ -268,7 +261,6 @@ impl<'a> EventLoop<'a> {
         self.control.send(fd, &message);
     }
 
-    /// Changes the events to wait for on the console's terminal.
     fn wait_for(&self, wait: Wait) {
         let Wait::For(fd, events) = wait else { return };
         if let Err(error) = self.epoll.ctl(ControlOperation::Modify, fd, EpollEvent::new(events, fd as u64)) {

@@ -1,5 +1,4 @@
-//! Errors of a guest's driver. All are counted, and logged at intervals that double, so that a hostile guest cannot
-//! fill the log or the disk.
+//! Errors of a guest's driver: all are counted, and logged at doubling intervals, so that a guest cannot fill the log.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -8,10 +7,8 @@ use std::time::{Duration, Instant};
 
 /// The interval between the first two log lines.
 const FIRST_INTERVAL: Duration = Duration::from_secs(1);
-/// The longest interval between two log lines.
 const LAST_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// The faults of one device.
 #[derive(Debug)]
 pub struct GuestFaults {
     device: String,
@@ -19,7 +16,6 @@ pub struct GuestFaults {
     schedule: Mutex<Schedule>,
 }
 
-/// The schedule of log lines.
 #[derive(Debug)]
 struct Schedule {
     next: Option<Instant>,
@@ -43,7 +39,6 @@ impl Schedule {
 }
 
 impl GuestFaults {
-    /// Creates a counter; `device` is the name in the log.
     pub fn new(device: impl Into<String>) -> GuestFaults {
         GuestFaults { device: device.into(), count: AtomicU64::new(0), schedule: Mutex::new(Schedule::new()) }
     }
@@ -57,7 +52,6 @@ impl GuestFaults {
         }
     }
 
-    /// Returns the number of faults.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }

@@ -34,8 +34,7 @@ pub(super) struct Freezer<'a> {
 }
 
 impl Freezer<'_> {
-    /// Saves the machine into the directory `directory` and leaves it paused. Returns false if the machine is ending
-    /// anyway.
+    /// Saves the machine into `dir` and leaves it paused. Returns false if the machine is ending anyway.
     pub fn save(&self, dir: &Path) -> Result<bool, Error> {
         let Some(virtio) = self.pause() else { return Ok(false) };
         let content = Content::of(&self.context.memory, self.origin, dir);
@@ -50,8 +49,8 @@ impl Freezer<'_> {
         saved.map(|()| true)
     }
 
-    /// Saves the machine into the directory `directory` at one instant, from which on its disks write to the overlays
-    /// `layers`, and resumes it meanwhile. Returns the duration of the pause; none if the machine is ending anyway.
+    /// Saves the machine into `dir` at one instant, from which on its disks write to the overlays `layers`.
+    /// Returns the duration of the pause; none if the machine is ending anyway.
     pub fn fork(&self, dir: &Path, layers: &[Layer], files: &FdTable) -> Result<Option<Duration>, Error> {
         let disks = &self.devices.disks;
         // Most of the write-back happens here, while the guest runs.
@@ -88,7 +87,7 @@ impl Freezer<'_> {
         self.context.gate.open();
     }
 
-    /// The paused machine's state without its memory.
+    /// Returns the paused machine's state without its memory.
     fn state(&self, virtio: Vec<TransportState>, differences: Option<Differences>) -> Result<MachineState, Error> {
         let devices = self.devices;
         Ok(MachineState {

@@ -4,12 +4,11 @@ use std::io;
 
 use vmm_sys_util::eventfd::EventFd;
 
-/// A device's end of an interrupt line. [`crate::vmm::machine`] registers it with KVM.
+/// A device's end of an interrupt line.
 #[derive(Debug)]
 pub struct IrqLine(EventFd);
 
 impl IrqLine {
-    /// Creates a line that is not registered yet.
     pub fn new() -> io::Result<IrqLine> {
         Ok(IrqLine(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?))
     }
@@ -20,12 +19,10 @@ impl IrqLine {
         let _ = self.0.write(1);
     }
 
-    /// The eventfd to register with KVM.
     pub fn eventfd(&self) -> &EventFd {
         &self.0
     }
 
-    /// Returns a second handle for the same line.
     pub fn try_clone(&self) -> io::Result<IrqLine> {
         Ok(IrqLine(self.0.try_clone()?))
     }

@@ -1,7 +1,7 @@
 //! The KVM virtual machine with its in-kernel interrupt controllers and timer.
 //!
-//! KVM takes milliseconds to create them, mostly waiting. A thread does it while the VMM starts up. `/dev/kvm` is
-//! opened first and is not reachable inside the sandbox.
+//! KVM takes milliseconds to create them, mostly waiting, so a thread does it while the VMM starts up. `/dev/kvm` is
+//! opened first, because it is not reachable inside the sandbox.
 
 use std::panic::resume_unwind;
 use std::thread::{self, JoinHandle};
@@ -16,7 +16,6 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use super::error::Error;
 use super::memory::{self, GuestMemory};
 
-/// Required KVM capabilities.
 const CAPABILITIES: &[(Cap, &str)] = &[
     (Cap::Irqchip, "an interrupt controller (KVM_CAP_IRQCHIP)"),
     (Cap::Pit2, "a timer (KVM_CAP_PIT2)"),
@@ -28,21 +27,17 @@ const CAPABILITIES: &[(Cap, &str)] = &[
     (Cap::SetTssAddr, "a place for its task state (KVM_CAP_SET_TSS_ADDR)"),
 ];
 
-/// A KVM virtual machine.
 #[derive(Debug)]
 pub struct VirtualMachine {
-    /// The open `/dev/kvm`.
     pub kvm: Kvm,
-    /// The virtual machine. Dropping it destroys the guest, so it lives as long as any part of the machine.
+    /// Dropping it destroys the guest, so it lives as long as any part of the machine.
     pub vm: VmFd,
 }
 
-/// A virtual machine that a thread is creating.
 #[derive(Debug)]
 pub struct PendingVm(JoinHandle<Result<VirtualMachine, Error>>);
 
 impl VirtualMachine {
-    /// Starts creating a virtual machine.
     pub fn begin() -> Result<PendingVm, Error> {
         let kvm = open_kvm()?;
         let make = move || create_vm(&kvm).map(|vm| VirtualMachine { kvm, vm });
@@ -50,7 +45,6 @@ impl VirtualMachine {
         thread.map(PendingVm).map_err(Error::host("a thread"))
     }
 
-    /// Registers guest memory.
     pub fn register(&self, memory: &GuestMemory) -> Result<(), Error> {
         for (slot, region) in (0..).zip(memory.iter()) {
             let region = kvm_userspace_memory_region {
@@ -68,7 +62,6 @@ impl VirtualMachine {
 }
 
 impl PendingVm {
-    /// Waits for the virtual machine.
     pub fn finish(self) -> Result<VirtualMachine, Error> {
         self.0.join().unwrap_or_else(|panic| resume_unwind(panic))
     }
@@ -82,7 +75,6 @@ fn open_kvm() -> Result<Kvm, Error> {
     }
 }
 
-/// Creates the virtual machine with KVM's interrupt controllers and timer.
 fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     let vm = kvm.create_vm().map_err(Error::CreateVm)?;
     let tss = memory::KVM_TSS_ADDRESS as usize;

@@ -1,9 +1,7 @@
 //! Assembles a machine from its parts and runs it. Start reading the VMM here.
 //!
-//! [`Machine::new`] checks the configuration, lays out memory, connects the devices to [KVM's virtual
-//! machine](super::kvm) and creates the vCPUs, in that order. A thread loads the kernel into memory meanwhile. Guest
-//! code runs only after all steps have succeeded. [`Machine::run`] starts the vCPUs and runs the event loop
-//! ([`VMM`](super::VMM)) until there is an [`End`].
+//! [`Machine::new`] validates the configuration, then creates memory, devices and vCPUs. A thread loads the kernel
+//! meanwhile. [`Machine::run`] starts the vCPUs and runs the event loop until there is an [`End`].
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -55,13 +53,11 @@ use super::wiring::{self, Devices, VirtioParts, connect, new_eventfd, virtio_slo
 /// Resources of the host that a machine takes over.
 #[derive(Debug)]
 pub struct VmmInputs {
-    /// The VMM's own directory, for its sockets, console log, overlays and snapshots.
+    /// Directory for the sockets, console log, overlays and snapshots.
     pub dir: PathBuf,
-    /// The KVM virtual machine, which a thread may still be creating.
     pub kvm: PendingVm,
-    /// The process id outside the sandbox's namespaces.
+    /// The process id outside the sandbox's PID namespace.
     pub pid: u32,
-    /// The connection to the process that started the machine.
     pub launcher: Launcher,
     /// A terminal to attach to the serial port.
     pub console: Option<UnixStream>,
@@ -69,37 +65,31 @@ pub struct VmmInputs {
     pub process_start_ns: Option<u64>,
     /// The network device's backend: a tap device, or the stream socket of a user-mode network.
     pub network: Option<OwnedFd>,
-    /// The client of the broker, which opens sockets on the host.
     pub broker: BrokerClient,
-    /// The snapshot to restore from; none for a cold boot.
     pub restore: Option<Restore>,
     /// io_uring instances for the disks: one for each slot, or as many as the host allows.
     pub rings: Vec<Ring>,
-    /// Open files of the disks.
     pub files: FdTable,
 }
 
 /// A snapshot to restore from.
 #[derive(Debug, Clone)]
 pub struct Restore {
-    /// The snapshot's directory.
     pub dir: PathBuf,
     /// Delete the snapshot before the vCPUs run, so that it is not restored twice.
     pub once: bool,
 }
 
-/// The connection to the process that started a machine. It is subscribed from the start (see [`super::control`]).
+/// The connection to the process that started a machine, subscribed from the start.
 #[derive(Debug)]
 pub enum Launcher {
     /// An ephemeral machine, which ends when this connection closes.
     Owner(UnixStream),
     /// A machine that outlives the connection.
     Watcher(UnixStream),
-    /// No connection.
     Detached,
 }
 
-/// A machine that is ready to run.
 #[derive(Debug)]
 pub struct Machine {
     config: MachineConfig,
@@ -121,7 +111,6 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the machine that `config` describes.
     pub fn new(config: MachineConfig, inputs: VmmInputs) -> Result<Machine, Error> {
         let timeline = Arc::new(Timeline::default());
         timeline.mark(Mark::MonitorStart);
@@ -150,7 +139,7 @@ impl Machine {
         // Loading the kernel takes as long as the steps before its result is needed, and they are independent.
         let loading = match &saved {
             Some(_) => None,
-            None => Some(load_beside(&memory, &config, &slots, software_kvm)?),
+            None => Some(spawn_loader(&memory, &config, &slots, software_kvm)?),
         };
 
         let machine = inputs.kvm.finish()?;
@@ -169,13 +158,13 @@ impl Machine {
         if let Some(terminal) = inputs.console {
             console_socket.attach(terminal).map_err(Error::host("a terminal for the console"))?;
         }
-        let revival = saved
+        let resume_message = saved
             .as_ref()
             .map(|state| ResumeMessage::of(&config, &memory, state.generation, link.as_ref()))
             .transpose()?;
-        let released = revival.as_ref().map(|revival| revival.release.try_clone()).transpose();
+        let released = resume_message.as_ref().map(|message| message.release.try_clone()).transpose();
         let released = released.map_err(Error::host("an eventfd"))?;
-        let saved_ports = saved.as_ref().zip(revival);
+        let saved_ports = saved.as_ref().zip(resume_message);
         let mut devices = wiring::wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console, saved_ports)?;
         let BrokerClient { link: link_sockets, vsock: connector } = inputs.broker;
         let vsock_path = inputs.dir.join(vsock::SOCKET);
@@ -244,10 +233,7 @@ impl Machine {
         })
     }
 
-    /// Runs the guest to its end.
-    ///
-    /// Calls `conclude` after all threads of the machine have ended and its disks are flushed, and then notifies the
-    /// subscribers.
+    /// Runs the guest. Calls `conclude` after all threads ended and the disks are flushed, then notifies subscribers.
     pub fn run(self, conclude: impl FnOnce(&End, &Status)) -> Result<End, Error> {
         let context = Arc::new(self.context);
         // The usage of an ephemeral machine is not read after its end.
@@ -256,7 +242,8 @@ impl Machine {
             _ => Recorder::new(&self.dir, self.config.cpus.count),
         };
         let (devices, ends, ready) = (&self.devices, &self.ends, &self.ready);
-        let monitor = EventLoop::new(self.control, self.launcher, self.console_socket, devices, ends, ready, recorder)?;
+        let event_loop =
+            EventLoop::new(self.control, self.launcher, self.console_socket, devices, ends, ready, recorder)?;
         sandbox::seal()?;
         if let Some(from) = &self.restore {
             freeze::restore_virtio(devices, &self.virtio, &from.dir)?;
@@ -280,7 +267,7 @@ impl Machine {
             devices: &self.devices,
             origin: self.origin.as_ref(),
         };
-        let (end, mut control) = monitor.run(&status, &freezer);
+        let (end, mut control) = event_loop.run(&status, &freezer);
         let last_status = status();
         drop(running);
         keep_balance(&context, &self.dir);
@@ -309,7 +296,7 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Reads a snapshot's state, and checks that its vCPUs and memory are those of `config`.
+/// Reads a snapshot's state, and checks that its vCPUs and memory match `config`.
 fn saved_state(dir: &Path, config: &MachineConfig) -> Result<MachineState, Error> {
     let state = MachineState::read(dir)?;
     let describe = |cpus: CpuConfig, memory_mib| format!("{} vCPUs and {memory_mib} MiB", cpus.count);
@@ -323,8 +310,7 @@ fn saved_state(dir: &Path, config: &MachineConfig) -> Result<MachineState, Error
     Ok(state)
 }
 
-/// Loads the kernel in a separate thread.
-fn load_beside(
+fn spawn_loader(
     memory: &GuestMemory,
     config: &MachineConfig,
     slots: &[Slot],
@@ -339,8 +325,7 @@ fn load_beside(
     thread::Builder::new().name("loader".into()).spawn(load).map_err(Error::host("a thread"))
 }
 
-/// Creates all vCPUs in the reset state. All but the first wait there for the guest to start them. Restored vCPUs keep
-/// their saved CPUID and TSC frequency.
+/// Creates the vCPUs in the reset state. Restored vCPUs keep their saved CPUID and TSC frequency.
 fn create_vcpus(
     kvm: &Kvm,
     vm: &VmFd,
@@ -370,7 +355,7 @@ fn create_vcpus(
     Ok((vcpus, identity))
 }
 
-/// Returns the disk in each slot: the disks of `config` in order, or the slots of the snapshot.
+/// Returns the disk in each slot: the disks of `config` in order, or those of the snapshot.
 fn place_disks<'a>(
     config: &'a MachineConfig,
     saved: Option<&MachineState>,
@@ -390,7 +375,6 @@ fn place_disks<'a>(
     }
 }
 
-/// Reads the netstack's configuration, if the network device has one.
 fn read_link(config: &MachineConfig) -> Result<Option<NetstackConfig>, Error> {
     let Some(path) = config.net.as_ref().and_then(|net| net.link.as_ref()) else { return Ok(None) };
     NetstackConfig::read(path).map(Some).map_err(|source| Error::File { path: path.clone(), source })
@@ -401,7 +385,7 @@ fn new_console(dir: &Path, timeline: &Arc<Timeline>) -> Result<Console, Error> {
     Console::new(Some(&path), Arc::clone(timeline)).map_err(|source| Error::File { path, source })
 }
 
-/// Returns the vCPUs' CPU budget, if it is limited. After a guest reboot, it starts with the balance kept from before.
+/// Starts with the balance kept from before a guest reboot, if any.
 fn quota(config: &MachineConfig, dir: &Path) -> Option<Quota> {
     let mut budget = config.cpu_budget?;
     match KeptBalance::read(dir) {

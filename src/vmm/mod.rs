@@ -1,10 +1,9 @@
 //! The virtual machine monitor (VMM): runs one Linux guest under KVM, from a [`MachineConfig`](config::MachineConfig)
 //! to its end.
 //!
-//! The module is independent of EC2, the store and the command line. Start reading at [`machine`], which assembles the
-//! parts. [`boot`] loads a kernel into guest [`memory`], [`cpu`] runs the vCPUs, and [`bus`] decodes addresses.
-//! [`devices`] holds the few devices that every PC has, and [`virtio`] holds disks, network, vsock and entropy. Other
-//! processes talk to a running machine through [`control`].
+//! The module is independent of EC2, the store and the command line. Start reading at [`machine`]. [`boot`] loads a
+//! kernel into guest [`memory`], [`cpu`] runs the vCPUs, [`bus`] decodes addresses, [`devices`] has the PC's own
+//! devices, and [`virtio`] the others. Other processes talk to a running machine through [`control`].
 //!
 //! A guest cannot crash the process, and cannot reach anything outside its own memory, disks and sockets. Every end of
 //! a guest is reported as one [`End`](end::End).

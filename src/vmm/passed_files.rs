@@ -12,23 +12,19 @@ use serde::{Deserialize, Serialize};
 
 use super::config::DiskConfig;
 
-/// The path and mode of a passed file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PassedFile {
     /// The path at which the sender opened the file.
     pub path: PathBuf,
-    /// The file is open for writing as well.
     pub writable: bool,
 }
 
 impl PassedFile {
-    /// Opens the file in this process.
     pub fn open(&self) -> io::Result<File> {
         OpenOptions::new().read(true).write(self.writable).open(&self.path)
     }
 }
 
-/// Open files for disks.
 #[derive(Debug, Default)]
 pub struct FdTable(RefCell<Vec<(PassedFile, File)>>);
 
@@ -48,19 +44,16 @@ impl FdTable {
         FdTable(RefCell::new(files))
     }
 
-    /// Adds files.
     pub fn extend(&mut self, files: impl IntoIterator<Item = (PassedFile, File)>) {
         self.0.get_mut().extend(files);
     }
 
-    /// Returns the number of files.
     #[must_use]
     pub fn count(&self) -> usize {
         self.0.borrow().len()
     }
 
-    /// Returns the passed file for `path`, or opens it. A writable descriptor is moved out, so that its lock ends with
-    /// the disk.
+    /// Returns the passed file, or opens it. Moves out a writable descriptor, so that its lock ends with the disk.
     pub fn open(&self, path: &Path, writable: bool) -> io::Result<File> {
         let wanted = PassedFile { path: path.to_path_buf(), writable };
         let mut files = self.0.borrow_mut();
@@ -78,7 +71,7 @@ mod tests {
     use crate::vmm::config::{DiskAccess, DiskFormat};
 
     #[test]
-    fn writable_descriptor_is_given_away_once() {
+    fn writable_descriptor_is_taken_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         std::fs::write(&path, "x").unwrap();

@@ -12,7 +12,6 @@ use super::memory::GuestMemory;
 use super::netstack::NetstackConfig;
 use super::wiring::new_eventfd;
 
-/// The message, and the notification that the guest has handled it.
 #[derive(Debug)]
 pub(super) struct ResumeMessage {
     pub message: Resumed,

@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use super::cpu::exit::KINDS;
 
-/// The milestones of a boot in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mark {
@@ -16,9 +15,7 @@ pub enum Mark {
     MonitorStart,
     /// Guest memory is mapped and registered with KVM.
     MemoryReady,
-    /// The kernel and its boot parameters are in guest memory.
     KernelLoaded,
-    /// The vCPUs and devices have been restored from a snapshot.
     StateRestored,
     /// The first vCPU is about to enter the guest for the first time.
     FirstInstruction,
@@ -26,12 +23,10 @@ pub enum Mark {
     FirstConsoleByte,
     /// The guest's first process runs.
     InitStarted,
-    /// The guest's agent is ready.
     AgentReady,
 }
 
 impl Mark {
-    /// All marks in order.
     pub const ALL: [Mark; 9] = [
         Mark::ProcessStart,
         Mark::MonitorStart,
@@ -66,7 +61,7 @@ pub fn monotonic_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// The time of each mark. A mark is set once.
+/// Each mark is set once.
 #[derive(Debug, Default)]
 pub struct Timeline {
     marks: [AtomicU64; Mark::ALL.len()],
@@ -83,7 +78,6 @@ impl Timeline {
         self.marks[mark as usize].compare_exchange(0, at, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Returns the marks that have been reached.
     pub fn record(&self) -> TimelineRecord {
         let reached = Mark::ALL.into_iter().filter_map(|mark| {
             let at_ns = self.marks[mark as usize].load(Ordering::Relaxed);
@@ -93,40 +87,35 @@ impl Timeline {
     }
 }
 
-/// A serialized timeline.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelineRecord {
-    /// The marks reached, in the order of [`Mark::ALL`].
+    /// In the order of [`Mark::ALL`].
     pub marks: Vec<MarkRecord>,
 }
 
-/// A mark and its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MarkRecord {
-    /// The mark.
     pub mark: Mark,
     /// Nanoseconds of `CLOCK_MONOTONIC`.
     pub at_ns: u64,
 }
 
 impl TimelineRecord {
-    /// The time of `mark` in nanoseconds of `CLOCK_MONOTONIC`.
+    /// Returns the time of `mark` in nanoseconds of `CLOCK_MONOTONIC`.
     pub fn at(&self, mark: Mark) -> Option<u64> {
         self.marks.iter().find(|record| record.mark == mark).map(|record| record.at_ns)
     }
 
-    /// Returns true if the machine was restored from a snapshot.
     pub fn is_restored(&self) -> bool {
         self.at(Mark::StateRestored).is_some()
     }
 
-    /// Nanoseconds between two marks, if both were reached in that order.
+    /// Returns the nanoseconds between two marks, if both were reached in that order.
     pub fn between(&self, from: Mark, to: Mark) -> Option<u64> {
         self.at(to)?.checked_sub(self.at(from)?)
     }
 }
 
-/// Exit counters by reason.
 #[derive(Debug, Default)]
 pub struct ExitCounters {
     counts: [AtomicU64; KINDS.len()],
@@ -149,12 +138,10 @@ impl ExitCounters {
     }
 }
 
-/// The number of exits for one reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitRecord {
-    /// The reason, see [`KINDS`].
+    /// One of [`KINDS`].
     pub reason: String,
-    /// The number of exits.
     pub count: u64,
 }
 
@@ -163,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_keeps_its_first_time() {
+    fn mark_keeps_first_time() {
         let timeline = Timeline::default();
         assert!(timeline.mark_at(Mark::AgentReady, 100));
         assert!(!timeline.mark_at(Mark::AgentReady, 200));
@@ -171,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn phases_need_both_of_their_marks() {
+    fn phase_needs_both_marks() {
         let timeline = Timeline::default();
         timeline.mark_at(Mark::ProcessStart, 10);
         assert_eq!(timeline.record().between(Mark::ProcessStart, Mark::InitStarted), None);
@@ -181,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_stand_in_the_order_of_their_list() {
+    fn mark_index_matches_all() {
         for (index, mark) in Mark::ALL.into_iter().enumerate() {
             assert_eq!(mark as usize, index);
         }

@@ -1,9 +1,8 @@
 //! File access for commands and the supervisor, where a compromised VMM may have written the directory.
 //!
-//! Such a VMM can put anything at a name in its own directory: a symbolic link to another file of the user's, a FIFO
-//! that blocks the process that opens it, a directory, a file of any size. These functions do not follow a link in the
-//! last component of a path, and do not wait for a peer. They read no more than the caller allows. The parent
-//! directories must be trusted.
+//! Such a VMM can put anything at a name in its directory: a link to another file of the user's, a FIFO that blocks the
+//! opener, a file of any size. These functions do not follow a link in a path's last component or wait for a peer.
+//! They read no more than the caller allows. The parent directories must be trusted.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -16,20 +15,14 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, openat, renameat, statat}
 /// The size limit of a small record, such as `end.json`.
 pub const RECORD_LIMIT: u64 = 1 << 20;
 
-/// Opens a regular file for reading.
-///
-/// # Errors
-/// The file cannot be opened, or is not a regular file.
+/// Opens a file for reading. Fails if it is not a regular file.
 pub fn open(path: &Path) -> io::Result<File> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(name_link)?;
     if file.metadata()?.is_file() { Ok(file) } else { Err(unexpected("is not a regular file")) }
 }
 
-/// Reads a regular file of at most `limit` bytes.
-///
-/// # Errors
-/// As [`open`], or the file is longer than `limit`.
+/// Reads a regular file. Fails if it is longer than `limit` bytes.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = open(path)?;
     let mut bytes = Vec::new();
@@ -42,9 +35,6 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 }
 
 /// Reads the last `limit` bytes of a regular file.
-///
-/// # Errors
-/// As [`open`].
 pub fn read_tail(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut file = open(path)?;
     let start = file.metadata()?.len().saturating_sub(limit);
@@ -55,31 +45,22 @@ pub fn read_tail(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 }
 
 /// Removes the file or directory at `path`, if it exists. A link is removed itself, not its target.
-///
-/// # Errors
-/// It cannot be removed.
 pub fn remove(path: &Path) -> io::Result<()> {
     match path.symlink_metadata() {
-        Ok(metadata) if metadata.is_dir() => gone(fs::remove_dir_all(path)),
-        Ok(_) => gone(fs::remove_file(path)),
-        Err(error) => gone(Err(error)),
+        Ok(metadata) if metadata.is_dir() => ignore_not_found(fs::remove_dir_all(path)),
+        Ok(_) => ignore_not_found(fs::remove_file(path)),
+        Err(error) => ignore_not_found(Err(error)),
     }
 }
 
-/// Removes a file from the directory `directory`, without following a link at `directory`. Neither needs to exist.
-///
-/// # Errors
-/// It cannot be removed.
+/// Removes a file from `dir`, without following a link at `dir`. Neither needs to exist.
 pub fn remove_in(dir: &Path, name: &str) -> io::Result<()> {
     let unlink = || Ok(rustix::fs::unlinkat(open_directory(dir)?, name, AtFlags::empty())?);
-    gone(unlink())
+    ignore_not_found(unlink())
 }
 
-/// Moves regular files, in the given order, from a VMM's directory into a trusted directory on the same file system.
-/// Optional files need not exist.
-///
-/// # Errors
-/// A file cannot be moved. A file that is not regular is removed, and the files after it stay.
+/// Moves regular files, in order, from a VMM's directory into a trusted directory on the same file system.
+/// Removes a file that is not regular, and fails. The files after it stay.
 pub fn take(from: &Path, to: &Path, names: &[(&str, Presence)]) -> io::Result<()> {
     let from = open_directory(from)?;
     let to = open_directory(to)?;
@@ -97,12 +78,9 @@ pub fn take(from: &Path, to: &Path, names: &[(&str, Presence)]) -> io::Result<()
     Ok(())
 }
 
-/// The handling of a missing file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
-    /// It is an error.
     Required,
-    /// It is ignored.
     Optional,
 }
 
@@ -120,7 +98,7 @@ fn name_link(error: io::Error) -> io::Error {
     if error.raw_os_error() == Some(libc::ELOOP) { unexpected("has a symbolic link") } else { error }
 }
 
-fn gone(removed: io::Result<()>) -> io::Result<()> {
+fn ignore_not_found(removed: io::Result<()>) -> io::Result<()> {
     removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 

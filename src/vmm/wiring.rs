@@ -42,7 +42,6 @@ use super::virtio::register;
 use super::virtio::rng::Rng;
 use super::virtio::vsock::Vsock;
 
-/// The keyboard's interrupt line.
 const KEYBOARD_IRQ: u32 = 1;
 /// Interrupt lines for virtio devices: those of the I/O APIC's 24 pins that the PC's own devices do not use (0 timer,
 /// 1 keyboard, 2 cascade, 4 serial port, 8 clock, 9 ACPI, 13 coprocessor).
@@ -98,7 +97,7 @@ pub(super) fn wire_ports(
     let address = saved.as_ref().and_then(|(state, _)| state.generation);
     let i8042 = Arc::new(Mutex::new(I8042::new(ends.clone(), wire_irq(vm, KEYBOARD_IRQ)?)));
     let ready = ready.try_clone().map_err(Error::host("an eventfd"))?;
-    let (message, release) = saved.map(|(_, revival)| (revival.message, revival.release)).unzip();
+    let (message, release) = saved.map(|(_, resume)| (resume.message, resume.release)).unzip();
     let resumed = Arc::new(Mutex::new(ResumedPorts::new(message)));
     let noted = Arc::clone(&resumed);
     let on_ready = Box::new(move || {
@@ -130,7 +129,6 @@ pub(super) fn wire_ports(
     Ok(Devices { serial, serial_room, i8042, rtc, acpi_pm, generation, disks, net: None, virtio, faults, clocks })
 }
 
-/// Creates the network device with its backend.
 pub(super) fn connect(
     config: &NetConfig,
     network: Option<OwnedFd>,
@@ -147,7 +145,6 @@ pub(super) fn virtio_slots(count: usize) -> Vec<Slot> {
     VIRTIO_IRQS.iter().take(count).enumerate().map(|(index, irq)| Slot { address: address(index), irq: *irq }).collect()
 }
 
-/// The virtio devices that depend on the configuration, and the slots of all virtio devices.
 pub(super) struct VirtioParts<'a> {
     pub disks: &'a [Option<&'a DiskConfig>],
     pub rings: Vec<Ring>,
@@ -168,13 +165,13 @@ pub(super) fn wire_virtio(
     dir: &Path,
 ) -> Result<(), Error> {
     let mut parts: Vec<(String, Box<dyn VirtioDevice>)> = Vec::new();
-    let mut bays = Vec::with_capacity(disks.len());
+    let mut shared_disks = Vec::with_capacity(disks.len());
     let shared = SharedDiskLimiter::new(disk_limits, monotonic_ns());
     for (index, disk) in disks.iter().enumerate() {
         let disk = disk.map(|disk| Disk::open_with_fds(disk, dir, &files)).transpose()?;
         let shared_disk = Arc::new(SharedDisk::new(disk, shared.clone()));
         parts.push((format!("block{index}"), Box::new(Block::with_ring(Arc::clone(&shared_disk), index, rings.pop()))));
-        bays.push(shared_disk);
+        shared_disks.push(shared_disk);
     }
     parts.push(("rng".into(), Box::new(Rng::default())));
     if let Some(vsock) = vsock {
@@ -203,7 +200,8 @@ pub(super) fn wire_virtio(
         .virtio
         .iter()
         .map(|transport| Arc::clone(transport.lock().unwrap_or_else(PoisonError::into_inner).interrupt()));
-    let slots = bays.into_iter().zip(interrupts).map(|(shared_disk, interrupt)| DiskSlot { shared_disk, interrupt });
+    let slots =
+        shared_disks.into_iter().zip(interrupts).map(|(shared_disk, interrupt)| DiskSlot { shared_disk, interrupt });
     devices.disks = DiskSlots::new(slots.collect(), dir);
     Ok(())
 }

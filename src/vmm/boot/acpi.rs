@@ -1,8 +1,7 @@
-//! ACPI tables, which tell a distribution's kernel about CPUs, interrupts, virtio devices and power-off (ACPI
-//! Specification 6.5). Such kernels have no MP table support, and find virtio-mmio devices only through ACPI.
+//! ACPI tables (ACPI Specification 6.5): RSDP, XSDT, FADT, FACS, MADT, and DSDT with an `LNRO0005` object per device.
+//! Distributions' kernels have no MP table support, and find virtio-mmio devices only through ACPI.
 //!
-//! The tables are RSDP, XSDT, FADT (with FACS), MADT and a DSDT with one `LNRO0005` object per virtio-mmio device. The
-//! hardware is not "reduced": with reduced hardware, Linux ignores the 8259 and the timer, and with them the serial
+//! The hardware is not "reduced": with reduced hardware, Linux ignores the 8259 and the timer, and with them the serial
 //! port's interrupt.
 
 use acpi_tables::aml::{Device, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope};
@@ -36,8 +35,7 @@ const BOOT_ARCHITECTURE: u16 = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4;
 const NO_C2: u16 = 101;
 const NO_C3: u16 = 1001;
 
-/// Writes the tables for `cpus` vCPUs and virtio devices at `slots` to [`ACPI_START`], where kernels search for the
-/// RSDP, and returns its address.
+/// Writes the tables to [`ACPI_START`], where kernels search for the RSDP, and returns its address.
 pub fn write(memory: &GuestMemory, cpus: u32, slots: &[Slot]) -> Result<GuestAddress, BootError> {
     let mut area = Area { bytes: vec![0; Rsdp::len()] };
     let dsdt = area.add(dsdt(slots).as_slice());
@@ -56,7 +54,6 @@ pub fn write(memory: &GuestMemory, cpus: u32, slots: &[Slot]) -> Result<GuestAdd
     Ok(GuestAddress(ACPI_START))
 }
 
-/// Consecutive tables in guest memory.
 struct Area {
     bytes: Vec<u8>,
 }
@@ -166,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn every_table_is_reached_and_has_a_good_checksum() {
+    fn tables_are_linked_with_valid_checksums() {
         let bytes = tables(64, 16);
         assert_eq!(&bytes[..8], b"RSD PTR ");
         let xsdt = table(&bytes, long(&bytes, 24));
@@ -176,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_an_entry_for_each_vcpu_and_an_object_for_each_device() {
+    fn each_vcpu_and_device_has_an_entry() {
         let bytes = tables(3, 4);
         let xsdt = table(&bytes, long(&bytes, 24));
         let madt = table(&bytes, long(xsdt, 44));

@@ -9,7 +9,6 @@ use crate::vmm::virtio::mmio::Slot;
 /// `COMMAND_LINE_SIZE` of x86 less the final NUL.
 const LIMIT: usize = 2047;
 
-/// Options for all machines.
 const ALWAYS: &[&str] = &[
     // The serial port is the console, and there is only one.
     "console=ttyS0",
@@ -28,15 +27,13 @@ const ALWAYS: &[&str] = &[
     "random.trust_cpu=on",
 ];
 
-/// Options for kernels other than the embedded one, which has no i8042 driver. The controller only serves
-/// ctrl-alt-del, so there are no devices to probe.
+/// For kernels other than the embedded one, which has no i8042 driver. The controller has no devices to probe.
 const I8042: &[&str] = &["i8042.noaux", "i8042.nomux", "i8042.dumbkbd"];
 
-/// Options for all kernels on software KVM. Splitting page tables to protect kernel code is useless when the code is
-/// emulated.
+/// Splitting page tables to protect kernel code is useless when the code is emulated.
 const SOFTWARE_KVM: &[&str] = &["rodata=off"];
 
-/// Options on software KVM for a kernel that disables by itself what the emulator does not support.
+/// For a kernel that disables by itself what the emulator does not support.
 const SOFTWARE_KVM_AWARE: &[&str] = &[
     "wisp.software_kvm",
     // Accounting for touched pages takes some thousand instructions for each started program.
@@ -48,27 +45,23 @@ const SOFTWARE_KVM_AWARE: &[&str] = &[
     "rcupdate.rcu_cpu_stall_suppress=1",
 ];
 
-/// Options on software KVM for a root file system with its own init, which is booted with an initial RAM disk.
-/// systemd's timeouts are too short for an emulated kernel, and it would kill slow services, including its journal and
-/// network.
+/// For a root file system with its own init, which is booted with an initial RAM disk. systemd's timeouts are too short
+/// for an emulated kernel, and it would kill slow services, including its journal and network.
 const SOFTWARE_KVM_SYSTEMD: &[&str] = &["systemd.default_timeout_start_sec=1800", "systemd.service_watchdogs=no"];
 
-/// Options on software KVM for any other kernel. `clearcpuid` takes bit numbers (smap popcnt cx16 smep umip fsgsbase
-/// pcid invpcid rdrand rdseed bmi1 bmi2 avx erms fsrm).
+/// For any other kernel. `clearcpuid` takes bit numbers (smap popcnt cx16 smep umip fsgsbase pcid invpcid rdrand rdseed
+/// bmi1 bmi2 avx erms fsrm).
 const SOFTWARE_KVM_UNAWARE: &[&str] = &[
     "noxsave",
     "clearcpuid=308,151,141,295,514,288,145,298,158,306,291,296,156,297,580",
     // Allocates the first per-CPU area in small pages. A huge page would be zeroed as a whole.
     "percpu_alloc=page",
-    // Interpreting ACPI tables takes minutes, and the MP table has the same content. A kernel without MP table support
-    // boots anyway.
+    // Interpreting ACPI tables takes minutes. The MP table has the same content; kernels without its support boot.
     "acpi=off",
 ];
 
-/// Serial output before the kernel's serial driver is ready.
 const EARLY_CONSOLE: &str = "earlyprintk=ttyS0,115200";
 
-/// Returns the complete command line of a machine with virtio devices at `slots`.
 pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> String {
     let mut options: Vec<String> = ALWAYS.iter().map(ToString::to_string).collect();
     options.push(format!("wisp.pvpanic_port={:#x}", pvpanic::PORT));
@@ -91,8 +84,7 @@ pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> S
     if !config.kernel.cmdline.trim().is_empty() {
         options.push(config.kernel.cmdline.trim().to_string());
     }
-    // Shows errors before the console is ready. This console prints earlier messages as soon as it is enabled, so
-    // `quiet` must precede it.
+    // Shows errors before the console is ready. It prints earlier messages when it is enabled, so `quiet` precedes it.
     options.push(EARLY_CONSOLE.into());
     for slot in slots {
         options.push(format!("virtio_mmio.device={VIRTIO_MMIO_SIZE:#x}@{:#x}:{}", slot.address, slot.irq));
@@ -171,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn software_kvm_gets_the_options_that_the_kernel_needs() {
+    fn software_kvm_options_follow_kernel_support() {
         let mut config = config("");
         let line = assemble(&config, &[], true);
         assert!(line.contains("noxsave clearcpuid=308,") && !line.contains("wisp.software_kvm"), "{line}");
@@ -192,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_kernel_cannot_read_is_refused() {
+    fn invalid_command_line_is_refused() {
         assert!(matches!(check(&"x".repeat(2048)), Err(BootError::CommandLineTooLong { length: 2048, .. })));
         assert!(matches!(check("a\nb"), Err(BootError::CommandLineByte(1))));
         assert!(check(&"x".repeat(2047)).is_ok());

@@ -11,7 +11,6 @@ use crate::vmm::memory::GuestMemory;
 /// The size of guest memory: just enough for a kernel at 1 MiB.
 const MEMORY_MIB: u64 = 4;
 
-/// Loads a file as a kernel.
 pub(crate) fn kernel(data: &[u8]) {
     let Some((first, content)) = data.split_first() else { return };
     let dir = tempfile::tempdir().expect("a directory");

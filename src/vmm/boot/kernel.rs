@@ -23,7 +23,6 @@ const XLF_KERNEL_64: u16 = 1;
 /// `XLF_CAN_BE_LOADED_ABOVE_4G`: the kernel reads its initrd wherever it is, and `initrd_addr_max` does not count.
 const XLF_CAN_BE_LOADED_ABOVE_4G: u16 = 2;
 
-/// The kernel's entry point and boot protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
     /// 64-bit Linux boot protocol: long mode, flat segments, RSI points to `boot_params`.
@@ -32,7 +31,6 @@ pub enum Entry {
     Pvh(GuestAddress),
 }
 
-/// A kernel in guest memory.
 #[derive(Debug)]
 pub(super) struct LoadedKernel {
     pub(super) entry: Entry,
@@ -43,7 +41,7 @@ pub(super) struct LoadedKernel {
 }
 
 impl LoadedKernel {
-    /// The first address that its initrd may not occupy. A kernel without a header reads whatever 32 bits can name.
+    /// Returns the first address that the initrd may not occupy. A kernel without a header accepts any 32-bit address.
     pub(super) fn initrd_end(&self) -> u64 {
         match self.setup_header {
             Some(header) if { header.xloadflags } & XLF_CAN_BE_LOADED_ABOVE_4G == 0 => {
@@ -54,7 +52,6 @@ impl LoadedKernel {
     }
 }
 
-/// Loads the kernel of `config`.
 pub(super) fn load(memory: &GuestMemory, config: &KernelConfig, memory_mib: u64) -> Result<LoadedKernel, BootError> {
     let path = &config.path;
     let mut file = open(path)?;
@@ -106,7 +103,7 @@ mod elf64 {
     pub const TYPE_LOAD: u32 = 1;
 }
 
-/// Checks an ELF file's segments before anything is written, so that the error can name the one that does not fit.
+/// Checks an ELF file's segments before anything is written, so that the error can name the segment.
 fn check_elf(memory: &GuestMemory, path: &Path, memory_mib: u64, file: &mut File) -> Result<(), BootError> {
     use std::os::unix::fs::FileExt;
     let bad = |reason: &str| bad_kernel(path, "an ELF kernel", &reason);
@@ -264,20 +261,20 @@ mod tests {
     }
 
     #[test]
-    fn an_elf_kernel_is_loaded_and_entered_at_its_entry() {
+    fn elf_kernel_loads_with_its_entry() {
         let kernel = try_load(&elf(0x100_0000, 0x100_0010, &[0x90; 64], 4096)).unwrap();
         assert_eq!(kernel.entry, Entry::Linux64(GuestAddress(0x100_0010)));
         assert_eq!(kernel.end, 0x100_1000);
     }
 
     #[test]
-    fn a_file_that_is_no_kernel_is_refused() {
+    fn unknown_kernel_format_is_refused() {
         assert!(matches!(try_load(b"#!/bin/sh\n"), Err(BootError::NotAKernel(_))));
         assert!(matches!(try_load(b""), Err(BootError::NotAKernel(_))));
     }
 
     #[test]
-    fn a_kernel_that_is_cut_short_is_refused() {
+    fn truncated_kernel_is_refused() {
         let image = elf(0x100_0000, 0x100_0000, &[0x90; 64], 64);
         for length in [50, 100, 150] {
             let error = try_load(&image[..length]).unwrap_err();
@@ -286,13 +283,13 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_larger_than_memory_is_refused() {
+    fn kernel_larger_than_memory_is_refused() {
         let error = try_load(&elf(0x100_0000, 0x100_0000, &[0x90; 64], 64 << 20)).unwrap_err();
         assert!(matches!(error, BootError::OutsideMemory { memory_mib: 64, .. }), "{error}");
     }
 
     #[test]
-    fn a_segment_outside_memory_is_refused() {
+    fn segment_outside_memory_is_refused() {
         for address in [0, 0x8_0000, 0x4000_0000, u64::MAX - 10] {
             let error = try_load(&elf(address, 0x100_0000, &[0x90; 64], 64)).unwrap_err();
             assert!(matches!(error, BootError::OutsideMemory { .. }), "{address:#x}: {error}");
@@ -300,12 +297,12 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_outside_memory_is_refused() {
+    fn entry_outside_memory_is_refused() {
         assert!(try_load(&elf(0x100_0000, 0x7000_0000, &[0x90; 64], 64)).is_err());
     }
 
     #[test]
-    fn a_kernel_of_another_architecture_is_refused() {
+    fn kernel_of_other_architecture_is_refused() {
         let mut image = elf(0x100_0000, 0x100_0000, &[0x90; 64], 64);
         image[18..20].copy_from_slice(&183_u16.to_le_bytes());
         let error = try_load(&image).unwrap_err().to_string();

@@ -1,9 +1,7 @@
-//! Prepares guest memory for the first instruction: kernel, initrd, command line, boot parameters, and ACPI, MP and
-//! SMBIOS tables.
+//! Prepares guest memory for the first instruction: kernel, initrd, command line, boot parameters and firmware tables.
 //!
-//! There are two protocols: the 64-bit entry of the Linux boot protocol with `boot_params` ("the zero page"), and PVH
-//! with `hvm_start_info`. The kernel determines the protocol, see [`BootProtocol`](crate::vmm::config::BootProtocol).
-//! Errors in the files are found here, before any vCPU runs.
+//! The kernel determines the protocol: Linux's 64-bit entry with `boot_params` ("the zero page"), or PVH with
+//! `hvm_start_info`. Errors in the files are found here, before any vCPU runs.
 
 mod acpi;
 pub mod cmdline;
@@ -27,97 +25,61 @@ use crate::vmm::virtio::mmio::Slot;
 pub use kernel::Entry;
 use kernel::LoadedKernel;
 
-/// The address of the zero page or the PVH start information.
+/// The zero page or the PVH start information.
 const BOOT_PARAMS: GuestAddress = GuestAddress(0x7000);
-/// The address of the PVH memory map.
 const PVH_MEMMAP: GuestAddress = GuestAddress(0x7100);
-/// The address of PVH's module list, which contains the initrd.
+/// PVH's module list, which contains the initrd.
 const PVH_MODULES: GuestAddress = GuestAddress(0x7f00);
-/// The address of the command line, with 64 KiB of free memory.
+/// 64 KiB of free memory start here.
 const COMMAND_LINE: GuestAddress = GuestAddress(0x2_0000);
 
-/// The reason why a machine cannot boot.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    /// A file cannot be opened or read.
     #[error("{} cannot be read: {source}", path.display())]
-    Read {
-        /// The path.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The file is neither ELF nor bzImage.
+    Read { path: PathBuf, source: io::Error },
     #[error(
         "{} is not a kernel that can be booted: it begins with neither ELF's magic number nor a bzImage's boot sector",
         .0.display()
     )]
     NotAKernel(PathBuf),
-    /// The kernel is for another architecture, or damaged.
     #[error("{} cannot be loaded as {format}: {reason}", path.display())]
     BadKernel {
-        /// The path.
         path: PathBuf,
         /// `an ELF kernel` or `a bzImage`.
         format: &'static str,
-        /// The problem.
         reason: String,
     },
-    /// A segment or the entry point is outside guest memory.
     #[error(
         "{} needs guest memory from {start:#x} to {end:#x}, but the guest has {memory_mib} MiB; give it more, or use a smaller kernel",
         path.display()
     )]
     OutsideMemory {
-        /// The path.
         path: PathBuf,
-        /// The first address of the required range.
         start: u64,
         /// The address after the required range.
         end: u64,
-        /// Guest memory in MiB.
         memory_mib: u64,
     },
-    /// PVH was requested, but the kernel has no PVH note.
     #[error("{} has no PVH entry note (XEN_ELFNOTE_PHYS32_ENTRY); boot it with the `linux64` protocol", .0.display())]
     NoPvhNote(PathBuf),
-    /// The initrd does not fit.
     #[error("the initrd {} ({size} bytes) does not fit beside the kernel into {memory_mib} MiB of guest memory", path.display())]
-    InitrdTooLarge {
-        /// The path.
-        path: PathBuf,
-        /// The initrd's size in bytes.
-        size: u64,
-        /// Guest memory in MiB.
-        memory_mib: u64,
-    },
-    /// The command line is longer than the kernel's limit.
+    InitrdTooLarge { path: PathBuf, size: u64, memory_mib: u64 },
     #[error("the kernel command line has {length} bytes, and the kernel reads {limit} at most: shorten it")]
-    CommandLineTooLong {
-        /// The command line's length.
-        length: usize,
-        /// The limit.
-        limit: usize,
-    },
-    /// The command line contains an invalid byte.
+    CommandLineTooLong { length: usize, limit: usize },
     #[error("the kernel command line has a NUL or a line break at byte {0}")]
     CommandLineByte(usize),
-    /// A table cannot be written, because guest memory is too small.
     #[error("guest memory has no room for the {0}")]
     Table(&'static str),
 }
 
-/// The boot state for the first vCPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BootState {
-    /// The entry point and boot protocol.
     pub entry: Entry,
     /// The address of `boot_params` or `hvm_start_info`.
     pub params: GuestAddress,
 }
 
-/// Loads everything into `memory`. `cmdline` is the complete command line, see [`cmdline::assemble`]; `slots` are the
-/// virtio devices.
+/// Loads everything into `memory`. `cmdline` is the complete command line, see [`cmdline::assemble`].
 pub fn load(
     memory: &GuestMemory,
     config: &MachineConfig,
@@ -146,15 +108,13 @@ pub fn load(
     Ok(BootState { entry: kernel.entry, params: BOOT_PARAMS })
 }
 
-/// An initrd in guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Initrd {
     address: GuestAddress,
     size: u64,
 }
 
-/// Loads an initrd at the highest address that the kernel can read, below the MMIO gap. No kernel decompresses itself
-/// there.
+/// Loads an initrd at the highest address that the kernel can read. No kernel decompresses itself there.
 fn load_initrd(memory: &GuestMemory, path: &Path, kernel: &LoadedKernel, memory_mib: u64) -> Result<Initrd, BootError> {
     use vm_memory::GuestMemoryBackend;
     let mut file = open(path)?;
@@ -210,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn initrd_lies_where_its_kernel_can_read_it() {
+    fn initrd_is_placed_within_kernel_limit() {
         const SIZE: u64 = 5000;
         let memory = memory::allocate(2560).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -227,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn initrd_that_does_not_fit_has_no_place() {
+    fn oversized_initrd_is_not_placed() {
         assert_eq!(place_initrd(0x1001, 0x10_0000, 0x20_0000), Some(0x1f_e000));
         assert_eq!(place_initrd(0x10_0000, 0x10_0000, 0x20_0000), Some(0x10_0000));
         assert_eq!(place_initrd(0x10_0001, 0x10_0000, 0x20_0000), None);

@@ -1,8 +1,6 @@
-//! The MP table, which tells a kernel without ACPI about CPUs, the I/O APIC and interrupt lines (Intel MultiProcessor
-//! Specification 1.4, chapter 4).
+//! The MP table for kernels without ACPI (Intel MultiProcessor Specification 1.4, chapter 4).
 //!
-//! It has one bus (ISA) and one I/O APIC, whose pins are the interrupt lines of the same numbers. Each vCPU has a
-//! processor entry with its index as local APIC id.
+//! It has an ISA bus, and an I/O APIC whose pins are the lines of the same numbers. vCPU n has local APIC id n.
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -29,7 +27,6 @@ const IO_APIC_ENABLED: u8 = 1;
 const INTERRUPT_VECTORED: u8 = 0;
 const INTERRUPT_NMI: u8 = 1;
 const INTERRUPT_EXTINT: u8 = 3;
-/// The destination "all local APICs".
 const ALL_LOCAL_APICS: u8 = 0xff;
 /// Family 6 with an on-chip APIC and FPU. Kernels only print it.
 const CPU_SIGNATURE: u32 = 0x600;
@@ -109,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn both_structures_have_good_checksums() {
+    fn structures_have_valid_checksums() {
         for cpus in [1, 2, 64] {
             assert_eq!(sum(&floating_pointer(0xf_0010)), 0);
             let table = configuration_table(cpus);
@@ -119,14 +116,14 @@ mod tests {
     }
 
     #[test]
-    fn there_is_an_entry_for_each_vcpu() {
+    fn each_vcpu_has_a_processor_entry() {
         let table = configuration_table(64);
         let processors = table[44..].chunks(20).take_while(|entry| entry[0] == ENTRY_PROCESSOR).count();
         assert_eq!(processors, 64);
     }
 
     #[test]
-    fn the_largest_table_fits_before_what_comes_after_it() {
+    fn largest_table_fits_below_smbios_tables() {
         let memory = memory::allocate(64).unwrap();
         write(&memory, 64).unwrap();
         assert!(MP_TABLE_START + 16 + configuration_table(64).len() as u64 <= memory::SMBIOS_TABLES);

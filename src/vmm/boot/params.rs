@@ -22,9 +22,8 @@ const PROTOCOL_VERSION: u16 = 0x020f;
 const LOADER_UNDEFINED: u8 = 0xff;
 /// `loadflags`: the kernel is loaded high.
 const LOADED_HIGH: u8 = 1;
-/// The alignment for a relocatable kernel.
 const KERNEL_ALIGNMENT: u32 = 0x100_0000;
-/// The address of the `setup_data` list, which has one element.
+/// The `setup_data` list, which has one element.
 const SETUP_DATA: GuestAddress = GuestAddress(0x6000);
 /// `SETUP_RNG_SEED` (boot.rst, "setup_data"), and the seed's size in bytes.
 const SETUP_RNG_SEED: u32 = 9;
@@ -77,7 +76,7 @@ fn write_random_seed(memory: &GuestMemory) -> Result<GuestAddress, BootError> {
     Ok(SETUP_DATA)
 }
 
-/// A PVH structure that can be written as bytes.
+/// A PVH structure as bytes.
 #[derive(Clone, Copy, Default)]
 #[repr(transparent)]
 struct Pvh<T>(T);
@@ -127,7 +126,7 @@ mod tests {
     use crate::vmm::memory;
 
     #[test]
-    fn the_zero_page_tells_memory_and_command_line() {
+    fn zero_page_has_memory_map_and_command_line() {
         let memory = memory::allocate(4096).unwrap();
         write_zero_page(&memory, None, 7, None, GuestAddress(0xe_0000)).unwrap();
         let params: boot_params = memory.read_obj(BOOT_PARAMS).unwrap();

@@ -1,5 +1,5 @@
-//! SMBIOS tables: manufacturer, product and serial number (System Management BIOS Reference Specification 3.6). Linux
-//! shows them in `/sys/class/dmi/id`, and programs detect a cloud by them.
+//! SMBIOS tables (System Management BIOS Reference Specification 3.6). Linux shows them in `/sys/class/dmi/id`, and
+//! programs detect a cloud by them.
 //!
 //! There is a 64-bit entry point, and one structure each for the firmware, the system, its board and its chassis.
 
@@ -20,7 +20,7 @@ const BOARD: u8 = 2;
 const CHASSIS: u8 = 3;
 const END: u8 = 127;
 /// Firmware characteristics (7.1.1): not supported. The second extension byte (7.1.2.2): virtual machine.
-const NOT_TOLD: u64 = 1 << 3;
+const CHARACTERISTICS_NOT_SUPPORTED: u64 = 1 << 3;
 const VIRTUAL_MACHINE: u8 = 1 << 4;
 /// The wake-up type (7.2.2): power switch.
 const POWER_SWITCH: u8 = 6;
@@ -32,7 +32,6 @@ const OTHER: u8 = 1;
 const SAFE: u8 = 3;
 const NO_SECURITY: u8 = 3;
 
-/// Writes the tables for a system with this identity.
 pub fn write(memory: &GuestMemory, identity: &SystemIdentity) -> Result<(), BootError> {
     let failed = BootError::Table("SMBIOS tables");
     let tables = structures(identity);
@@ -64,7 +63,10 @@ fn structures(identity: &SystemIdentity) -> Vec<u8> {
 
     let mut firmware = Structure::new(FIRMWARE);
     firmware.text(manufacturer).text("1.0").bytes(&[0, 0]).text("10/16/2017").bytes(&[0]);
-    firmware.bytes(&NOT_TOLD.to_le_bytes()).bytes(&[0, VIRTUAL_MACHINE]).bytes(&[1, 0, 0xff, 0xff]);
+    firmware
+        .bytes(&CHARACTERISTICS_NOT_SUPPORTED.to_le_bytes())
+        .bytes(&[0, VIRTUAL_MACHINE])
+        .bytes(&[1, 0, 0xff, 0xff]);
     firmware.end(&mut tables);
 
     let mut system = Structure::new(SYSTEM);
@@ -87,7 +89,6 @@ fn structures(identity: &SystemIdentity) -> Vec<u8> {
     tables
 }
 
-/// Formats a UUID.
 fn text(uuid: &[u8; 16]) -> String {
     let digits: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
     [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_entry_point_has_a_good_checksum_and_leads_to_the_tables() {
+    fn entry_point_has_valid_checksum_and_address() {
         let memory = memory::allocate(64).unwrap();
         write(&memory, &identity()).unwrap();
         let mut entry = [0; 24];
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn structures_have_the_specified_lengths_and_end() {
+    fn structures_have_specified_lengths() {
         let found = parse(&structures(&identity()));
         let lengths: Vec<(u8, usize)> = found.iter().map(|(kind, fields, _)| (*kind, fields.len())).collect();
         assert_eq!(lengths, [(FIRMWARE, 24), (SYSTEM, 27), (BOARD, 15), (CHASSIS, 22), (END, 4)]);
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_do_not_fit_are_refused() {
+    fn oversized_strings_are_refused() {
         let memory = memory::allocate(64).unwrap();
         let long = SystemIdentity { asset_tag: "x".repeat(SMBIOS_TABLES_SIZE as usize), ..identity() };
         assert!(matches!(write(&memory, &long), Err(BootError::Table(_))));

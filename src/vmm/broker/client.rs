@@ -1,5 +1,4 @@
-//! The VMM's end of the broker's channels. VMM threads cannot open or connect sockets themselves, so this code only
-//! sends and receives messages.
+//! The VMM's end of the broker's channels. VMM threads cannot open sockets, so this code only exchanges messages.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -18,36 +17,28 @@ use super::relay::{FROM_VMM, TO_VMM};
 use super::{MESSAGE_LIMIT, PORTS_AT_A_TIME, Taken, take, vsock};
 use crate::vmm::netstack::Forward;
 
-/// The VMM's ends of all channels.
 #[derive(Debug)]
 pub struct BrokerClient {
-    /// The channels of the network device.
     pub link: LinkSockets,
-    /// The channel of the vsock device.
     pub vsock: VsockConnector,
 }
 
 /// The channels for published ports.
 #[derive(Debug)]
 pub struct LinkSockets {
-    /// Requests the ports and receives TCP listeners.
     pub ports: PortsClient,
-    /// Carries UDP datagrams.
     pub datagrams: DatagramChannel,
 }
 
-/// The state of a published port on the host.
 #[derive(Debug)]
 pub enum HostPort {
     /// A new TCP listener.
     Passed(TcpListener),
     /// A listener that was passed before, or a relayed UDP port.
     Open,
-    /// The port is not open, for this reason.
     Failed(String),
 }
 
-/// The channel for port requests.
 #[derive(Debug)]
 pub struct PortsClient(Mutex<OwnedFd>);
 
@@ -56,8 +47,7 @@ impl PortsClient {
         PortsClient(Mutex::new(channel))
     }
 
-    /// Makes the broker read the netstack's configuration again, and returns all of its ports. Waits for the broker
-    /// without a timeout, because the VMM cannot outlive it.
+    /// Makes the broker read its configuration again, and returns all ports. Needs no timeout: a VMM cannot outlive it.
     pub fn request(&self) -> io::Result<Vec<(Forward, HostPort)>> {
         // Responses arrive in the order of requests, so one request is in flight at a time.
         let channel = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,7 +78,6 @@ fn no_descriptor() -> HostPort {
     HostPort::Failed("the VMM has no descriptor left for a published port".into())
 }
 
-/// Waits for a message and its descriptors.
 fn receive(channel: impl AsFd, limit: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut text = vec![0; limit];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PORTS_AT_A_TIME))];
@@ -112,7 +101,6 @@ fn receive(channel: impl AsFd, limit: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd
     Ok((text, passed))
 }
 
-/// The channel for UDP datagrams, each with its peer's number.
 #[derive(Debug)]
 pub struct DatagramChannel(OwnedFd);
 
@@ -122,7 +110,7 @@ impl DatagramChannel {
         Ok(DatagramChannel(channel))
     }
 
-    /// Receives the next datagram into `buffer`. Returns the peer's number, the guest's port and the payload.
+    /// Returns the peer's number, the guest's port and the payload.
     pub fn receive<'a>(&self, buffer: &'a mut [u8]) -> Option<(u16, u16, &'a [u8])> {
         let Taken::Message(length) = take(&self.0, buffer) else { return None };
         let (head, payload) = buffer[..length].split_first_chunk::<TO_VMM>()?;
@@ -130,7 +118,7 @@ impl DatagramChannel {
         Some((u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]), payload))
     }
 
-    /// Sends a reply to a peer. It may be lost.
+    /// The reply may be lost.
     pub fn send(&self, peer: u16, payload: &[u8]) {
         let number: [u8; FROM_VMM] = peer.to_le_bytes();
         let _ = rustix::io::writev(&self.0, &[IoSlice::new(&number), IoSlice::new(payload)]);
@@ -152,13 +140,12 @@ impl VsockConnector {
         VsockConnector(channel)
     }
 
-    /// Duplicates the descriptor, for the thread of a device that is set up again.
+    /// Duplicates the descriptor for a device that is set up again.
     pub fn try_clone(&self) -> io::Result<VsockConnector> {
         self.0.try_clone().map(VsockConnector)
     }
 
-    /// Connects to the Unix socket for `port`, next to the device's `socket`. The guest chooses the port, so the
-    /// broker is not asked about a socket that does not exist.
+    /// Connects to the socket for `port`. The guest chooses the port, so the broker is only asked if the socket exists.
     pub fn connect(&self, socket: &Path, port: u32) -> io::Result<UnixStream> {
         vsock::path(socket, port).symlink_metadata()?;
         send(&self.0, &port.to_le_bytes(), SendFlags::NOSIGNAL)?;

@@ -1,12 +1,10 @@
 //! The broker: the part of the supervisor that opens host sockets for its VMM.
 //!
 //! A VMM has an empty network namespace, and none of its threads may call socket, bind, listen or connect
-//! (`vmm/sandbox/calls.rs`). The broker opens the sockets that the machine's configuration names. Three pairs of
-//! SOCK_SEQPACKET sockets connect them, one for each VMM thread that needs host sockets:
+//! (`vmm/sandbox/calls.rs`). Three pairs of SOCK_SEQPACKET sockets connect it to the broker:
 //!
-//! - *Ports*: the VMM requests its published ports. The broker reads the netstack's configuration, opens new ports,
-//!   closes removed ones, and passes TCP listeners as descriptors. accept(2) does not depend on the caller's network
-//!   namespace.
+//! - *Ports*: the broker opens and closes ports by the netstack's configuration, and passes TCP listeners as
+//!   descriptors. accept(2) does not depend on the caller's network namespace.
 //! - *Datagrams*: UDP sockets stay in the broker, because their owner can send to any address. The broker relays
 //!   datagrams, and sends only to peers that have sent something to the same port ([`relay`]).
 //! - *vsock*: the guest's connections to `<vsock socket>_<port>`, which the broker makes and passes ([`vsock`]).
@@ -33,16 +31,13 @@ pub use client::{BrokerClient, DatagramChannel, HostPort, LinkSockets, PortsClie
 use ports::Ports;
 use relay::Relay;
 
-/// The command that lets users other than root listen on the well-known ports of servers.
+/// Lets users other than root listen on the well-known ports of servers.
 pub const ALLOW_LOW_PORTS: &str = "sudo sysctl net.ipv4.ip_unprivileged_port_start=22";
 
-/// The number of ports in one message. It is below the kernel's limit for descriptors (`SCM_MAX_FD`), and the text
-/// fits into [`MESSAGE_LIMIT`].
+/// Below the kernel's limit for descriptors (`SCM_MAX_FD`), and the text fits into [`MESSAGE_LIMIT`].
 const PORTS_AT_A_TIME: usize = 50;
-/// The maximum size of a message about ports, in bytes.
 const MESSAGE_LIMIT: usize = 64 << 10;
 
-/// The supervisor's end.
 #[derive(Debug)]
 pub struct Broker {
     epoll: Epoll,
@@ -55,8 +50,7 @@ pub struct Broker {
     closed: usize,
 }
 
-/// Creates a broker and the VMM's end. The broker opens the ports of the netstack's configuration in the file `link`,
-/// and connects to the Unix sockets `<vsock>_<port>`.
+/// Creates a broker for the netstack's configuration in `link` and the Unix sockets `<vsock>_<port>`.
 pub fn pair(link: Option<PathBuf>, vsock: Option<PathBuf>) -> io::Result<(Broker, BrokerClient)> {
     let (ports_channel, ports) = channel()?;
     let (datagrams_channel, datagrams) = channel()?;
@@ -142,9 +136,7 @@ pub(crate) fn in_thread(link: Option<PathBuf>, vsock: Option<PathBuf>) -> Broker
     client
 }
 
-/// The outcome of reading from a channel.
 enum Taken {
-    /// A message of this length.
     Message(usize),
     Nothing,
     /// The other end is closed.

@@ -18,26 +18,23 @@ use crate::vmm::netstack::{Forward, NetstackConfig, Transport};
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct PortsMessage {
     pub ports: Vec<PortRecord>,
-    /// The reason why the configuration cannot be read. No port has changed.
+    /// Set if the configuration cannot be read. No port has changed then.
     pub failed: Option<String>,
     pub is_last: bool,
 }
 
-/// One forward.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct PortRecord {
     pub forward: Forward,
     pub state: PortState,
 }
 
-/// A forward's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum PortState {
     /// The listener comes with this message.
     Passed,
     /// The listener was passed before, or the datagrams are relayed.
     Open,
-    /// The port cannot be opened, for this reason.
     Failed(String),
 }
 

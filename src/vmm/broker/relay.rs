@@ -20,18 +20,15 @@ use crate::vmm::netstack::{FIRST_PORT, Forward};
 const IDLE: Duration = Duration::from_secs(60);
 /// The maximum number of peers of one port.
 const LIMIT: usize = 256;
-/// The maximum number of datagrams, and of bytes, that are relayed at a time in each direction.
+/// Limits of one batch in each direction.
 const BATCH: usize = 64;
 const BATCH_BYTES: usize = 256 << 10;
-/// The size of the longest datagram in bytes.
 const MAX_DATAGRAM: usize = 65535;
 
-/// The header sizes. A message to the VMM starts with the peer's number and the guest's port, a message from the VMM
-/// only with the peer's number.
+/// Headers: to the VMM, the peer's number and the guest's port; from the VMM, only the peer's number.
 pub(super) const TO_VMM: usize = 4;
 pub(super) const FROM_VMM: usize = 2;
 
-/// The sockets and their known peers.
 #[derive(Debug)]
 pub(super) struct Relay {
     /// Contains the channel and `clients`.
@@ -42,7 +39,7 @@ pub(super) struct Relay {
     sockets: HashMap<Forward, UdpSocket>,
     peers: HashMap<u16, Peer>,
     next: u16,
-    /// The channel to the VMM is full. Datagrams from peers wait until it has room.
+    /// The channel to the VMM is full. Datagrams from peers wait.
     is_full: bool,
     is_closed: bool,
 }
@@ -70,7 +67,6 @@ impl Relay {
         unsafe { BorrowedFd::borrow_raw(self.epoll.as_raw_fd()) }
     }
 
-    /// Returns true if the VMM's end is closed.
     #[cfg(any(test, feature = "fuzzing"))]
     pub fn is_closed(&self) -> bool {
         self.is_closed
@@ -138,7 +134,7 @@ impl Relay {
         }
     }
 
-    /// Stops reading from the sockets while the VMM's channel is full (`is_full`), or starts again.
+    /// Stops reading from the sockets if the VMM's channel is full, or starts again.
     fn wait_for_vmm(&mut self, is_full: bool) {
         self.is_full = is_full;
         let (channel, clients) = match is_full {
@@ -152,8 +148,7 @@ impl Relay {
         }
     }
 
-    /// Returns the number of the peer that has sent a datagram; assigns one to a new peer. Returns none if too many
-    /// peers are active.
+    /// Returns the sender's number, a new one for a new peer; none if too many peers are active.
     fn number_of(&mut self, forward: Forward, address: SocketAddr, now: Instant) -> Option<u16> {
         let is_it = |peer: &Peer| peer.forward == forward && peer.address == address;
         if let Some((number, peer)) = self.peers.iter_mut().find(|(_, peer)| is_it(peer)) {

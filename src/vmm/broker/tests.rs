@@ -13,7 +13,7 @@ use crate::vmm::netstack::{Forward, NetstackConfig, Transport};
 const DEADLINE: Duration = Duration::from_secs(20);
 const GUEST_PORT: u16 = 53;
 
-/// An address that no other test uses: each test process has its own in the loopback network.
+/// Returns an address that no other test uses: each test process has its own in the loopback network.
 fn forward(transport: Transport) -> Forward {
     static NEXT: AtomicU16 = AtomicU16::new(20000);
     let [_, a, b, c] = std::process::id().to_be_bytes();
@@ -21,7 +21,6 @@ fn forward(transport: Transport) -> Forward {
     Forward { transport, host, guest_port: GUEST_PORT }
 }
 
-/// Writes a configuration with these forwards.
 fn publish(file: &Path, forwards: &[Forward]) {
     let config = NetstackConfig {
         address: Ipv4Addr::new(172, 31, 0, 4),
@@ -89,7 +88,7 @@ fn listener_of_new_port_is_passed_once() {
 }
 
 #[test]
-fn removed_port_stops_listening_although_the_vmm_keeps_its_copy() {
+fn removed_port_stops_listening_despite_vmm_copy() {
     let tcp = forward(Transport::Tcp);
     let file = link_file(&[tcp]);
     let client = in_thread(Some(file.path().into()), None);
@@ -109,7 +108,7 @@ fn removed_port_stops_listening_although_the_vmm_keeps_its_copy() {
 }
 
 #[test]
-fn more_ports_than_one_message_holds_are_all_opened() {
+fn ports_beyond_one_message_are_all_opened() {
     let forwards: Vec<Forward> = (0..120).map(|_| forward(Transport::Tcp)).collect();
     let file = link_file(&forwards);
     let client = in_thread(Some(file.path().into()), None);
@@ -200,7 +199,7 @@ fn datagram_to_peer_that_has_sent_nothing_is_dropped() {
 }
 
 #[test]
-fn peers_of_a_removed_port_are_forgotten() {
+fn peers_of_removed_port_are_removed() {
     let udp = forward(Transport::Udp);
     let file = link_file(&[udp]);
     let LinkSockets { ports, datagrams } = in_thread(Some(file.path().into()), None).link;
@@ -224,7 +223,7 @@ fn peers_of_a_removed_port_are_forgotten() {
 }
 
 #[test]
-fn vmm_that_takes_nothing_does_not_stop_the_broker() {
+fn full_channel_does_not_block_broker() {
     let (udp, tcp) = (forward(Transport::Udp), forward(Transport::Tcp));
     let file = link_file(&[udp, tcp]);
     let LinkSockets { ports, datagrams } = in_thread(Some(file.path().into()), None).link;

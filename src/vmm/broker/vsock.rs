@@ -23,7 +23,6 @@ pub(in crate::vmm) fn path(socket: &Path, port: u32) -> PathBuf {
     path.into()
 }
 
-/// Connects to the socket at `path` and passes the connection.
 pub(super) fn answer(channel: impl AsFd, path: Option<PathBuf>) {
     let stream = path.and_then(|path| connect(&path).ok());
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -37,8 +36,7 @@ pub(super) fn answer(channel: impl AsFd, path: Option<PathBuf>) {
     }
 }
 
-/// Connects to a socket without waiting. The connection fails if the server's backlog is full.
-///
+/// Connects to a socket without waiting. Fails if the server's backlog is full.
 /// The VMM can write to the directory. Therefore a symbolic link is not followed, and a socket with a second hard
 /// link, which may be outside the directory, is refused.
 fn connect(path: &Path) -> io::Result<OwnedFd> {

@@ -15,7 +15,6 @@ use super::{FILES_AT_A_TIME, Message, Request};
 use crate::unix_socket;
 use crate::vmm::passed_files::PassedFile;
 
-/// A connection to a machine.
 #[derive(Debug)]
 pub struct ControlClient {
     stream: UnixStream,
@@ -23,22 +22,17 @@ pub struct ControlClient {
     received: Vec<u8>,
 }
 
-/// The maximum size of a message in bytes. The status of a machine with all devices takes a few thousand.
+/// In bytes. The status of a machine with all devices takes a few thousand.
 const MESSAGE_LIMIT: usize = 1 << 20;
 
-/// The reason why a request to a machine failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The connection failed or timed out.
     #[error("the machine's control socket failed: {0}")]
     Io(#[from] io::Error),
-    /// The machine closed the connection.
     #[error("the machine's process ended without saying why; its vmm.log may tell")]
     Gone,
-    /// The message is longer than the limit.
     #[error("the machine's process sent a message of more than {MESSAGE_LIMIT} bytes; `wisp stop --force` ends it")]
     TooLong,
-    /// The message is invalid, or of another version.
     #[error("the machine said something that this version of wisp does not understand: {0}")]
     Malformed(#[from] serde_json::Error),
 }
@@ -58,19 +52,16 @@ impl ClientError {
             || matches!(self, ClientError::Io(error) if is_closed(error))
     }
 
-    /// Returns true if the VMM did not respond in time.
     pub fn is_timeout(&self) -> bool {
         matches!(self, ClientError::Io(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut))
     }
 }
 
 impl ControlClient {
-    /// Connects to the socket at `path`.
     pub fn connect(path: &Path) -> Result<ControlClient, ClientError> {
         ControlClient::new(unix_socket::connect(path)?)
     }
 
-    /// Uses an existing connection.
     pub fn new(stream: UnixStream) -> Result<ControlClient, ClientError> {
         Ok(ControlClient { stream, received: Vec::new() })
     }
@@ -146,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn message_without_end_is_refused_at_its_limit() {
+    fn unterminated_message_is_refused_at_limit() {
         let (mut client, mut far) = pair();
         let writer = std::thread::spawn(move || {
             let chunk = vec![b' '; 64 << 10];
@@ -160,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn message_in_pieces_survives_a_timeout_and_two_at_once_are_kept_apart() {
+    fn partial_message_survives_timeout() {
         let (mut client, mut far) = pair();
         far.write_all(b"{\"message\":").unwrap();
         assert!(client.receive(Some(Duration::from_millis(1))).is_err_and(|error| error.is_timeout()));

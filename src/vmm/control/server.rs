@@ -1,7 +1,6 @@
 //! The server of a machine's control socket: connections, partial lines and subscriptions.
 //!
-//! Nothing here waits: the event loop ([`crate::vmm::VMM`]) reports readable sockets. A client that does not read
-//! its messages is disconnected, so that it cannot block the VMM.
+//! Nothing here blocks: the event loop reports readable sockets, and a client that does not read is disconnected.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,13 +17,10 @@ use super::{ControlError, FILES_AT_A_TIME, LINE_LIMIT, Message, Request};
 use crate::unix_socket;
 use crate::vmm::passed_files::FdTable;
 
-/// The maximum number of clients at a time.
 const MAX_CLIENTS: usize = 64;
-/// The maximum number of files that a client passes for one request. It covers all files of a machine's disks, open
-/// for reading, and the topmost also for writing.
+/// Covers all files of a machine's disks, open for reading, and the topmost also for writing.
 const FILES_LIMIT: usize = 1024;
 
-/// The server.
 #[derive(Debug)]
 pub(in crate::vmm) struct ControlServer {
     listener: UnixListener,
@@ -42,19 +38,17 @@ struct Client {
     owner: bool,
 }
 
-/// The outcome of reading from a client.
 #[derive(Debug)]
 pub(in crate::vmm) struct Incoming {
     /// Complete requests in order, with their files. Invalid lines have been responded to already.
     pub requests: Vec<(Request, FdTable)>,
-    /// The client has closed the connection, or must be disconnected.
+    /// The client has closed the connection or must be disconnected.
     pub closed: bool,
-    /// The client is the machine's owner.
     pub owner: bool,
 }
 
 impl ControlServer {
-    /// Creates the socket at `path`. It listens before it gets this name, so that a client that sees it can connect.
+    /// Listens before it renames the socket to `path`, so that a client that sees the socket can connect.
     pub fn bind(path: &Path) -> Result<ControlServer, ControlError> {
         let failed = |source| ControlError::Listen { path: path.to_path_buf(), source };
         let unnamed = path.with_extension("new");
@@ -64,18 +58,16 @@ impl ControlServer {
         Ok(ControlServer { listener, clients: HashMap::new() })
     }
 
-    /// The listening socket's descriptor.
     pub fn listener(&self) -> i32 {
         self.listener.as_raw_fd()
     }
 
-    /// Adds the connection of the process that started the machine, which is subscribed from the start. Returns the
-    /// descriptor to wait on.
+    /// Adds and subscribes the process that started the machine. Returns the descriptor to wait on.
     pub fn adopt_launcher(&mut self, stream: UnixStream, owner: bool) -> io::Result<i32> {
         self.insert(stream, true, owner)
     }
 
-    /// Accepts a client. Returns the descriptor to wait on.
+    /// Returns the descriptor to wait on.
     pub fn accept(&mut self) -> io::Result<i32> {
         let (stream, _) = self.listener.accept()?;
         if self.clients.len() >= MAX_CLIENTS {
@@ -94,7 +86,6 @@ impl ControlServer {
         Ok(fd)
     }
 
-    /// Reads the requests of the client with descriptor `fd`.
     pub fn read(&mut self, fd: i32) -> Incoming {
         let Some(client) = self.clients.get_mut(&fd) else {
             return Incoming { requests: Vec::new(), closed: true, owner: false };
@@ -140,14 +131,12 @@ impl ControlServer {
         requests
     }
 
-    /// Subscribes the client to event messages.
     pub fn subscribe(&mut self, fd: i32) {
         if let Some(client) = self.clients.get_mut(&fd) {
             client.subscribed = true;
         }
     }
 
-    /// Sends a message to one client.
     pub fn send(&mut self, fd: i32, message: &Message) {
         let Some(client) = self.clients.get_mut(&fd) else { return };
         let mut line = serde_json::to_vec(message).expect("messages are plain data");
@@ -158,13 +147,11 @@ impl ControlServer {
         }
     }
 
-    /// Removes a client that [`read`](ControlServer::read) reported as closed, after its descriptor is no longer
-    /// waited on.
+    /// Removes a client that [`read`](ControlServer::read) reported as closed, once its descriptor is not waited on.
     pub fn remove(&mut self, fd: i32) {
         self.clients.remove(&fd);
     }
 
-    /// Sends a message to all subscribers.
     pub fn broadcast(&mut self, message: &Message) {
         let subscribed: Vec<i32> =
             self.clients.iter().filter(|(_, client)| client.subscribed).map(|(fd, _)| *fd).collect();
@@ -172,7 +159,6 @@ impl ControlServer {
     }
 }
 
-/// Receives available bytes and descriptors.
 fn receive(stream: &UnixStream, buffer: &mut [u8], descriptors: &mut Vec<OwnedFd>) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_AT_A_TIME))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -198,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_comes_with_the_request_that_it_is_for() {
+    fn passed_file_belongs_to_next_request_only() {
         let (mut server, dir) = server();
         let path = dir.path().join("disk");
         std::fs::write(&path, [7; 512]).unwrap();
@@ -232,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_come_whole_however_they_arrive() {
+    fn split_request_is_assembled() {
         let (mut server, dir) = server();
         let mut client = UnixStream::connect(dir.path().join("control.sock")).unwrap();
         let fd = server.accept().unwrap();
@@ -243,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_answered_and_the_client_stays() {
+    fn malformed_request_is_answered_and_client_stays() {
         let (mut server, dir) = server();
         let mut client = UnixStream::connect(dir.path().join("control.sock")).unwrap();
         let fd = server.accept().unwrap();
@@ -255,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_line_is_not_kept() {
+    fn overlong_line_disconnects_client() {
         let (mut server, dir) = server();
         let mut client = UnixStream::connect(dir.path().join("control.sock")).unwrap();
         let fd = server.accept().unwrap();
@@ -269,8 +255,8 @@ mod tests {
     }
 
     #[test]
-    fn only_subscribers_hear_of_the_machine_s_life() {
-        let (mut server, _folder) = server();
+    fn launcher_receives_broadcasts() {
+        let (mut server, _dir) = server();
         let (mut owner, stream) = UnixStream::pair().unwrap();
         server.adopt_launcher(stream, true).unwrap();
         server.broadcast(&Message::Ready);
@@ -280,8 +266,8 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_that_leaves_is_told_apart() {
-        let (mut server, _folder) = server();
+    fn closed_owner_is_reported_as_owner() {
+        let (mut server, _dir) = server();
         let (owner, stream) = UnixStream::pair().unwrap();
         let fd = server.adopt_launcher(stream, true).unwrap();
         drop(owner);

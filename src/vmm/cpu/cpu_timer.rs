@@ -3,7 +3,7 @@
 use std::io;
 use std::ptr;
 
-/// The timer. Dropping it stops its signals. It must stay in its thread.
+/// Dropping the timer stops its signals. The timer must stay in its thread.
 #[derive(Debug)]
 pub struct CpuTimer {
     timer: libc::timer_t,
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn it_expires_by_the_thread_s_own_time() {
+    fn timer_expires_once_by_thread_cpu_time() {
         let signal = libc::SIGRTMIN() + 3;
         vmm_sys_util::signal::register_signal_handler(signal, count).unwrap();
         let timer = CpuTimer::of_thread(signal).unwrap();

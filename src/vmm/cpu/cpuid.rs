@@ -25,9 +25,8 @@ const HIDDEN_LEAVES: [u32; 12] =
 /// configuration and AMX tiles. The number is the index in leaf 0xd and the bit in XCR0 or IA32_XSS.
 const HIDDEN_STATES: [u32; 6] = [8, 11, 12, 15, 17, 18];
 
-/// Hidden feature bits: nested virtualization, the PMU and related features, and features whose state a snapshot does
-/// not contain. Nested virtualization is the most attacked part of KVM, and a snapshot would lose the state of a
-/// running nested guest. Leaf, index, and bits of EAX, EBX, ECX, EDX.
+/// Hidden feature bits of EAX, EBX, ECX and EDX, by leaf and index: nested virtualization, the most attacked part of
+/// KVM; the PMU and related features; and features whose state a snapshot does not contain.
 const HIDDEN: [(u32, u32, [u32; 4]); 5] = [
     // DTES64, DS-CPL, VMX, SMX, PDCM; DS.
     (0x1, 0, [0, 0, 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 15, 1 << 21]),
@@ -74,8 +73,7 @@ const FEATURES: [(u32, u32, [u32; 4]); 11] = {
     ]
 };
 
-/// Returns the first item of the `saved` CPUID that a guest would lose with the CPUID `here`: a feature, the layout of
-/// an extended state, or the width of physical addresses.
+/// Returns the first feature, extended-state layout or address width of `saved` that a guest would lose with `here`.
 pub fn missing(saved: &[kvm_cpuid_entry2], here: &CpuId) -> Option<String> {
     let registers = |entry: &kvm_cpuid_entry2| [entry.eax, entry.ebx, entry.ecx, entry.edx];
     let find = |function, index| {
@@ -104,7 +102,6 @@ pub fn missing(saved: &[kvm_cpuid_entry2], here: &CpuId) -> Option<String> {
     None
 }
 
-/// Returns the CPUID of vCPU `id` of a machine with `cpus`, based on KVM's supported CPUID.
 pub fn for_vcpu(supported: &CpuId, id: u32, cpus: CpuConfig) -> CpuId {
     let topology = Topology::new(id, cpus, is_amd(supported));
     let mut entries: Vec<kvm_cpuid_entry2> = supported
@@ -133,7 +130,6 @@ fn is_amd(supported: &CpuId) -> bool {
     name.is_some_and(|name| [b"AuthenticAMD", b"HygonGenuine"].iter().any(|amd| name == *amd))
 }
 
-/// A vCPU's position in the topology.
 #[derive(Debug, Clone, Copy)]
 struct Topology {
     apic_id: u32,
@@ -188,8 +184,7 @@ impl Topology {
         }
     }
 
-    /// Returns the number of vCPUs that share a cache of this level. Levels 1 and 2 belong to a core, others to the
-    /// package.
+    /// Returns the vCPUs that share a cache of this level: levels 1 and 2 belong to a core, others to the package.
     fn cache_sharing(&self, level: u32) -> u32 {
         if level <= 2 { self.threads_per_core } else { 1 << self.package_bits }
     }
@@ -230,7 +225,7 @@ mod tests {
 
     const ONE: CpuConfig = CpuConfig { count: 1, threads_per_core: 1 };
 
-    /// Returns the CPUID of a processor with all features.
+    /// A processor with all features.
     fn full() -> CpuId {
         let ones = u32::MAX;
         let leaf = |function, index| kvm_cpuid_entry2 {
@@ -264,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn states_that_a_snapshot_does_not_save_are_hidden() {
+    fn states_missing_from_snapshots_are_hidden() {
         let cpuid = for_vcpu(&full(), 0, ONE);
         let features = leaf(&cpuid, 7, 0);
         assert_eq!(features.ebx & (1 << 2 | 1 << 25), 0, "SGX, processor trace");
@@ -279,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn restored_guest_misses_what_the_host_lost() {
+    fn missing_reports_features_the_host_lost() {
         let saved = for_vcpu(&full(), 0, ONE);
         assert_eq!(missing(saved.as_slice(), &saved), None);
         let without = |function, index, change: fn(&mut kvm_cpuid_entry2)| {
@@ -302,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn package_size_is_amd_s_alone() {
+    fn package_size_is_set_on_amd_only() {
         let with_name = |name: &[u8; 12]| {
             let word = |at: usize| u32::from_le_bytes(*name[at..].first_chunk().unwrap());
             let mut cpuid = supported();
@@ -337,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_vcpu_is_not_hyper_threaded() {
+    fn single_vcpu_is_not_hyper_threaded() {
         let cpuid = for_vcpu(&supported(), 0, CpuConfig { count: 1, threads_per_core: 1 });
         assert_eq!(leaf(&cpuid, 1, 0).edx & HTT, 0);
         assert_ne!(leaf(&cpuid, 1, 0).ecx & HYPERVISOR, 0);

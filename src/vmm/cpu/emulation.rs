@@ -1,9 +1,7 @@
-//! Software KVM: on hosts without VMX or SVM, guest user code runs natively, guest kernel code is emulated, and the
-//! emulator does not implement every instruction.
+//! Software KVM: without VMX or SVM, guest user code runs natively, and KVM emulates kernel code, but not completely.
 //!
-//! Two missing instructions are handled here: `int3` in the kernel (its self-test, and jump labels while they are
-//! patched) is injected as #BP, and `fwait` is skipped. Any other one ends the machine with a message that names the
-//! instruction.
+//! `int3` in the kernel (its self-test, and jump labels while they are patched) is injected as #BP, and `fwait` is
+//! skipped. Any other missing instruction ends the machine with a message that names it.
 
 use iced_x86::{Decoder, DecoderOptions, FastFormatter, Instruction};
 use kvm_bindings::kvm_regs;
@@ -15,9 +13,7 @@ use crate::vmm::memory::GuestMemory;
 
 const INT3: u8 = 0xcc;
 const FWAIT: u8 = 0x9b;
-/// The vector of the breakpoint exception, #BP.
 const BREAKPOINT_VECTOR: u8 = 3;
-/// The maximum length of an x86 instruction.
 const INSTRUCTION_MAX: usize = 15;
 
 /// Returns true if this host's CPU has neither VMX nor SVM, so that KVM, if it works, emulates guest kernels.
@@ -54,8 +50,7 @@ pub fn assist(vcpu: &VcpuFd, memory: &GuestMemory, failure: &EmulationFailure) -
     }
 }
 
-/// Returns the bytes at the instruction pointer: from KVM, else read through the guest's page tables. There are fewer
-/// than 15 at the end of memory.
+/// Returns at most 15 bytes at the instruction pointer: from KVM, else read through the guest's page tables.
 pub fn instruction_bytes(vcpu: &VcpuFd, memory: &GuestMemory, regs: &kvm_regs, failure: &EmulationFailure) -> Vec<u8> {
     if !failure.instruction_bytes.is_empty() {
         return failure.instruction_bytes.clone();
@@ -75,7 +70,6 @@ pub fn instruction_bytes(vcpu: &VcpuFd, memory: &GuestMemory, regs: &kvm_regs, f
     bytes
 }
 
-/// The message about an instruction that the host could not emulate.
 pub fn describe(rip: u64, bytes: &[u8], software_kvm: bool) -> String {
     let instruction = disassemble(rip, bytes).unwrap_or_else(|| "an instruction that cannot be read".to_string());
     let advice = if software_kvm {
@@ -106,14 +100,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_sentence_names_instruction_and_address() {
+    fn message_names_instruction_and_address() {
         let sentence = describe(0xffff_ffff_8100_0000, &[0x0f, 0x01, 0xca, 0x90], true);
         assert!(sentence.contains("`clac` at 0xffffffff81000000"), "{sentence}");
         assert!(sentence.contains("hardware KVM"), "{sentence}");
     }
 
     #[test]
-    fn bytes_that_are_no_instruction_are_said_to_be_none() {
+    fn message_without_bytes_says_unreadable() {
         let sentence = describe(0x10, &[], false);
         assert!(sentence.contains("cannot be read"), "{sentence}");
     }

@@ -10,84 +10,60 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
-/// The reason why a vCPU exited to the VMM.
 #[derive(Debug)]
 pub enum Exit<'a> {
-    /// The guest reads `data.len() / size` times `size` bytes from a port; the result goes into `data`.
+    /// The guest reads `data.len() / size` times from a port, several times for a string instruction.
     PortRead {
-        /// The port.
         port: u16,
-        /// The access size in bytes: 1, 2 or 4.
+        /// In bytes: 1, 2 or 4.
         size: usize,
-        /// The buffer for the result; several accesses for a string instruction.
         data: &'a mut [u8],
     },
-    /// The guest wrote to a port.
+    /// The guest wrote to a port, as in [`Exit::PortRead`].
     PortWrite {
-        /// The port.
         port: u16,
-        /// The access size in bytes: 1, 2 or 4.
         size: usize,
-        /// The written bytes; several accesses for a string instruction.
         data: &'a [u8],
     },
     /// The guest reads from an address without memory.
     MmioRead {
-        /// The guest physical address.
         address: u64,
-        /// The buffer for the result.
         data: &'a mut [u8],
     },
-    /// The guest wrote to an address without memory.
     MmioWrite {
-        /// The guest physical address.
         address: u64,
-        /// The written bytes.
         data: &'a [u8],
     },
     /// A signal arrived, or `immediate_exit` was set.
     Interrupted,
     /// HLT with an interrupt controller outside of KVM.
     Halt,
-    /// The CPU shut down after a triple fault.
+    /// Triple fault.
     Shutdown,
     /// The guest asked KVM to shut down or reset. No x86 guest does, but KVM defines the exit.
     SystemEvent(SystemEvent),
-    /// KVM could not emulate an instruction.
     EmulationFailure(EmulationFailure),
-    /// Another internal error of KVM.
     InternalError {
-        /// `suberror` of the exit.
         suberror: u32,
-        /// The data words of the exit.
         data: Vec<u64>,
     },
-    /// The hardware refused to enter the guest.
     EntryFailure {
-        /// The hardware's reason.
         reason: u64,
     },
     /// An exit that this machine cannot cause.
     Unexpected {
-        /// KVM's exit reason.
         reason: u32,
     },
 }
 
-/// System events of KVM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SystemEvent {
-    /// Power off.
     Shutdown,
-    /// Reset.
     Reset,
-    /// The guest crashed.
     Crash,
-    /// Any other event.
     Other(u32),
 }
 
-/// KVM's information about an instruction that it could not emulate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EmulationFailure {
     /// The bytes at the instruction pointer, at most 15; empty if KVM did not provide them.
@@ -111,7 +87,7 @@ pub const KINDS: [&str; 12] = [
 ];
 
 impl Exit<'_> {
-    /// The index in [`KINDS`].
+    /// Returns the index in [`KINDS`].
     pub fn kind(&self) -> usize {
         match self {
             Exit::PortRead { .. } => 0,
@@ -202,9 +178,9 @@ fn parse_internal_error(run: &mut kvm_run) -> Exit<'_> {
     }
     // SAFETY: as above.
     let failure = unsafe { run.__bindgen_anon_1.emulation_failure };
-    let told =
+    let has_bytes =
         failure.ndata >= 1 && failure.flags & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) != 0;
-    let instruction_bytes = if told {
+    let instruction_bytes = if has_bytes {
         // SAFETY: the flag says that size and bytes are valid.
         let instruction = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
         let length = usize::from(instruction.insn_size).min(instruction.insn_bytes.len());
@@ -220,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_has_a_name_of_its_own() {
+    fn exit_kind_names_are_unique() {
         let mut names = KINDS.to_vec();
         names.sort_unstable();
         names.dedup();
@@ -230,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn an_emulation_failure_keeps_its_instruction_bytes() {
+    fn emulation_failure_keeps_instruction_bytes() {
         let mut run = kvm_run { exit_reason: KVM_EXIT_INTERNAL_ERROR, ..Default::default() };
         let mut failure = kvm_bindings::kvm_run__bindgen_ty_1__bindgen_ty_14 {
             suberror: KVM_INTERNAL_ERROR_EMULATION,
@@ -248,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_without_memory_is_a_typed_mmio_write() {
+    fn mmio_write_is_parsed_with_address_and_data() {
         let mut run = kvm_run { exit_reason: KVM_EXIT_MMIO, ..Default::default() };
         run.__bindgen_anon_1.mmio = kvm_bindings::kvm_run__bindgen_ty_1__bindgen_ty_6 {
             phys_addr: 0xd000_0050,

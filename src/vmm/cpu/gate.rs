@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use super::state::{StateError, VcpuState};
 
-/// The gate.
 #[derive(Debug)]
 pub struct Gate {
     /// The fast path: read without the lock before each entry into the guest.
@@ -23,7 +22,7 @@ struct Inner {
     phase: Phase,
     /// One entry per vCPU: whether it waits, and its state once saved.
     places: Vec<Place>,
-    /// The number of vCPU threads that have ended.
+    /// vCPU threads that have ended.
     left: usize,
 }
 
@@ -44,7 +43,6 @@ enum Phase {
 }
 
 impl Gate {
-    /// An open gate for this many vCPUs.
     pub fn new(vcpus: u32) -> Gate {
         let places = (0..vcpus).map(|_| Place::Running).collect();
         let inner = Inner { phase: Phase::Open, places, left: 0 };
@@ -101,8 +99,7 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Closes the gate and waits until every vCPU has arrived; `kick` makes them exit the guest. Returns false if some
-    /// have ended, in which case the machine is about to end.
+    /// Closes the gate and waits until all vCPUs, kicked by `kick`, have arrived. Returns false if some have ended.
     pub fn pause(&self, kick: impl FnOnce()) -> bool {
         self.set(Phase::Paused);
         kick();
@@ -110,7 +107,6 @@ impl Gate {
         inner.left == 0
     }
 
-    /// Returns the states of the paused vCPUs.
     pub fn save(&self) -> Result<Vec<VcpuState>, StateError> {
         self.set(Phase::Saving);
         let mut inner = self.wait_for_all(|place| matches!(place, Place::Saved(_)));
@@ -126,12 +122,10 @@ impl Gate {
         states.into_iter().collect()
     }
 
-    /// Resumes all vCPUs.
     pub fn open(&self) {
         self.set(Phase::Open);
     }
 
-    /// Makes all vCPUs end.
     pub fn stop(&self) {
         self.set(Phase::Stopped);
     }

@@ -1,5 +1,4 @@
-//! The CPU budget's balance at the end of a machine: `cpu-balance.json` in the VMM's directory. It is used by the next
-//! machine after a guest reboot, and by a later start.
+//! The CPU budget's balance at the end of a machine (`cpu-balance.json`), for a guest reboot or a later start.
 
 use std::io;
 use std::path::Path;
@@ -10,28 +9,23 @@ use serde::{Deserialize, Serialize};
 use crate::vmm::limits::CpuBalance;
 use crate::vmm::untrusted;
 
-/// The file's name.
 const FILE: &str = "cpu-balance.json";
 
-/// A balance and its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptBalance {
-    /// The balance.
     pub balance: CpuBalance,
-    /// The time in seconds since 1970.
+    /// In seconds since 1970.
     pub at: u64,
 }
 
 impl KeptBalance {
-    /// Creates a record of the balance with the current time.
     pub fn now(balance: CpuBalance) -> KeptBalance {
         // Tolerates a host clock set to a time before 1970.
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         KeptBalance { balance, at }
     }
 
-    /// Reads the balance of the last machine in the directory `directory`. There is none if the machine had no budget or
-    /// was killed.
+    /// Reads the last machine's balance; none if the machine had no budget or was killed.
     pub fn read(dir: &Path) -> io::Result<Option<KeptBalance>> {
         match untrusted::read(&dir.join(FILE), untrusted::RECORD_LIMIT) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
@@ -47,7 +41,6 @@ impl KeptBalance {
         file.persist(dir.join(FILE)).map(drop).map_err(|error| error.error)
     }
 
-    /// Removes the file of an earlier machine.
     pub fn clear(dir: &Path) -> io::Result<()> {
         untrusted::remove(&dir.join(FILE))
     }
@@ -58,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_balance_is_read_back_and_cleared() {
+    fn balance_round_trips_and_is_cleared() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(KeptBalance::read(dir.path()).unwrap(), None);
         let kept = KeptBalance::now(CpuBalance { saved_ns: 7, ..CpuBalance::default() });

@@ -27,7 +27,7 @@ mod tests {
     }
 
     #[test]
-    fn registers_behind_a_refused_one_are_set() {
+    fn registers_after_a_refused_one_are_set() {
         let mut taken = Vec::new();
         let mut set = |msrs: &Msrs| {
             let good = msrs.as_slice().iter().take_while(|msr| msr.index % 100 != 7);
@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_last_register_is_told_and_an_error_ends_it() {
+    fn refused_last_register_is_returned_and_errors_end() {
         let refused = set_each(&[entry(1), entry(2)], |msrs| Ok::<_, ()>(msrs.as_slice().len() - 1)).unwrap();
         assert_eq!(refused.iter().map(|msr| msr.index).collect::<Vec<_>>(), [2]);
         assert_eq!(set_each(&[entry(1)], |_| Err("no vCPU")), Err("no vCPU"));

@@ -1,12 +1,11 @@
-//! Enforces a machine's CPU budget: vCPUs run for time slices, and wait outside the guest while the budget is
-//! overdrawn.
+//! Enforces a machine's CPU budget: vCPUs run for time slices, and wait outside the guest while it is overdrawn.
 //!
-//! A timer on the thread's CPU time ends a slice with the signal that kicks vCPUs, so an idle guest triggers none. All
-//! vCPUs share one budget, wait for the same instant, and then get slices of the same length, so none can starve
-//! another. A throttled vCPU waits at the [`Gate`], where pausing, saving and stopping find it at once.
+//! A timer on the thread's CPU time ends a slice with the kick signal, so an idle guest triggers none. All vCPUs share
+//! one budget, wait for the same instant and get slices of the same length, so none can starve another. A throttled
+//! vCPU waits at the [`Gate`], where pausing, saving and stopping find it at once.
 //!
-//! The budget is charged for the CPU time of vCPU threads, including exit handling, and of device threads. Device
-//! threads are never throttled: they stop when the guest submits no more work.
+//! The budget is charged for vCPU threads, including exit handling, and for device threads. Device threads are never
+//! throttled: they stop when the guest submits no more work.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,25 +17,24 @@ use super::time::CpuTime;
 use super::vcpu::kick_signal;
 use crate::vmm::limits::{CpuBudget, CpuBudgetConfig, CpuBudgetRecord};
 
-/// The CPU budget of a machine. Its lock comes before those of [`CpuTime`] in the lock order.
+/// Its lock comes before those of [`CpuTime`] in the lock order.
 #[derive(Debug)]
 pub struct Quota {
     account: Mutex<Account>,
     vcpus: u32,
-    /// The number of configuration changes. Throttled vCPUs check their conditions again after each.
+    /// Counts configuration changes. Throttled vCPUs check their conditions again after each.
     changes: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Account {
     budget: CpuBudget,
-    /// The time of the last settlement, and the CPU time charged until then in nanoseconds.
+    /// The time of the last settlement, and the CPU time charged until then.
     settled: Instant,
     used_ns: u64,
     held_ns: u64,
 }
 
-/// A vCPU thread's access to the budget.
 #[derive(Debug)]
 pub struct Allowance<'a> {
     quota: &'a Quota,
@@ -45,14 +43,12 @@ pub struct Allowance<'a> {
 }
 
 impl Quota {
-    /// Creates the budget of a machine with this many vCPUs, none of which has run.
     pub fn new(config: CpuBudgetConfig, vcpus: u32) -> Quota {
         let account = Account { budget: CpuBudget::new(config), settled: Instant::now(), used_ns: 0, held_ns: 0 };
         Quota { account: Mutex::new(account), vcpus, changes: AtomicU64::new(0) }
     }
 
-    /// Creates the allowance of the calling thread, which must be a vCPU's. If the host refuses a timer, the vCPU runs
-    /// unthrottled, but its CPU time is still charged.
+    /// Must be called on a vCPU thread. If the host refuses a timer, the vCPU runs unthrottled but is charged.
     pub fn allow_this_thread<'a>(&'a self, cpu_time: &'a CpuTime) -> Option<Allowance<'a>> {
         match CpuTimer::of_thread(kick_signal()) {
             Ok(timer) => Some(Allowance { quota: self, cpu_time, timer }),
@@ -70,7 +66,6 @@ impl Quota {
         gate.nudge();
     }
 
-    /// Returns the current budget.
     pub fn record(&self, cpu_time: &CpuTime) -> CpuBudgetRecord {
         let account = self.settle(cpu_time);
         CpuBudgetRecord { budget: account.budget.config(), used_ns: account.used_ns, held_ns: account.held_ns }
@@ -89,8 +84,7 @@ impl Quota {
 }
 
 impl Allowance<'_> {
-    /// Requests the next slice after one has ended, or may have. Returns true if it was granted. Otherwise the vCPU
-    /// has waited at the `gate`, which may be closed by now.
+    /// Requests the next slice. Returns false after a wait at the `gate`, which may be closed by now.
     pub fn next_slice(&self, gate: &Gate) -> bool {
         let quota = self.quota;
         let changes = quota.changes.load(Ordering::SeqCst);

@@ -1,5 +1,4 @@
-//! The initial state of a vCPU: the requirements of the two boot protocols, and settings that firmware would have
-//! made.
+//! The initial state of a vCPU: the boot protocols' requirements, and settings that firmware would have made.
 
 use kvm_bindings::{kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
@@ -42,20 +41,19 @@ const MSR_CSTAR: u32 = 0xc000_0083;
 const MSR_SYSCALL_MASK: u32 = 0xc000_0084;
 const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
 const MSR_IA32_TSC: u32 = 0x10;
-/// Fast string operations, as enabled by firmware. The bits for branch trace store (11) and processor event based
-/// sampling (12) mean "unavailable": they belong to the PMU, which guests do not have.
+/// Fast strings enabled; branch trace store (11) and processor event based sampling (12) unavailable, because guests
+/// have no PMU.
 const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12;
 /// MTRRs enabled, memory write-back by default.
 const MTRR_ENABLE_WRITE_BACK: u64 = (1 << 11) | 6;
 
-/// Offsets of the two local interrupt pins in the local APIC's page (Intel SDM volume 3A, table 11-1), and their
-/// delivery modes.
+/// Local interrupt pins in the local APIC's page (Intel SDM volume 3A, table 11-1), and their delivery modes.
 const LVT_LINT0: usize = 0x350;
 const LVT_LINT1: usize = 0x360;
 const DELIVERY_NMI: u32 = 0x400;
 const DELIVERY_EXTINT: u32 = 0x700;
 
-/// Sets the state that all vCPUs have, whether they boot the machine or wait for another to start them.
+/// Sets the state of all vCPUs, including those that wait for another to start them.
 pub fn set_common(vcpu: &VcpuFd) -> Result<(), Error> {
     set_msrs(vcpu)?;
     let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
@@ -63,7 +61,7 @@ pub fn set_common(vcpu: &VcpuFd) -> Result<(), Error> {
     set_local_interrupts(vcpu)
 }
 
-/// Sets the registers of the boot protocol on the vCPU that boots the machine.
+/// Sets the boot protocol's registers on the vCPU that boots the machine.
 pub fn set_boot(vcpu: &VcpuFd, memory: &GuestMemory, boot: &BootState) -> Result<(), Error> {
     let mut sregs = vcpu.get_sregs().map_err(Error::kvm("read a vCPU's system registers"))?;
     let mut regs = kvm_regs { rflags: RFLAGS_RESERVED, ..Default::default() };
@@ -85,7 +83,6 @@ pub fn set_boot(vcpu: &VcpuFd, memory: &GuestMemory, boot: &BootState) -> Result
     vcpu.set_regs(&regs).map_err(Error::kvm("set a vCPU's registers"))
 }
 
-/// Formats the registers for the log.
 pub fn describe(regs: &kvm_regs, sregs: &kvm_sregs) -> String {
     format!(
         "rip={:016x} rsp={:016x} rflags={:08x} cs={:04x}\n\
@@ -262,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_are_the_architectures() {
+    fn segment_descriptors_match_intel_sdm() {
         let code = FlatSegment { selector: SELECTOR_CODE, kind: TYPE_CODE, long: true, code_or_data: true };
         let data = FlatSegment { selector: SELECTOR_DATA, kind: TYPE_DATA, long: false, code_or_data: true };
         assert_eq!(code.descriptor(), 0x00af_9b00_0000_ffff);
@@ -270,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn long_mode_maps_the_first_gib_to_itself() {
+    fn long_mode_identity_maps_first_gib() {
         let memory = memory::allocate(64).unwrap();
         let mut sregs = kvm_sregs::default();
         set_long_mode(&mut sregs, &memory).unwrap();

@@ -12,7 +12,6 @@ use super::msrs::set_each;
 const MSR_IA32_TSC: u32 = 0x10;
 const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
 
-/// The state of a vCPU.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VcpuState {
     mp_state: kvm_mp_state,
@@ -26,38 +25,23 @@ pub struct VcpuState {
     events: kvm_vcpu_events,
 }
 
-/// The reason why KVM cannot save or restore a state.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StateError {
-    /// An ioctl failed.
     #[error("KVM would not {what}: {source}")]
-    Request {
-        /// The operation.
-        what: &'static str,
-        /// The ioctl's error.
-        source: kvm_ioctls::Error,
-    },
-    /// A model-specific register does not have its saved value.
+    Request { what: &'static str, source: kvm_ioctls::Error },
     #[error(
         "KVM would not set the model-specific register {index:#x} to {value:#x}, which it was when the machine was saved"
     )]
-    Register {
-        /// The register.
-        index: u32,
-        /// Its saved value.
-        value: u64,
-    },
+    Register { index: u32, value: u64 },
 }
 
 fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> StateError {
     move |source| StateError::Request { what, source }
 }
 
-/// Registers that KVM lets user space read but not write. `HV_X64_MSR_TIME_REF_COUNT` is a counter that only Hyper-V
-/// guests read.
+/// KVM lets user space read but not write these. Only Hyper-V guests read `HV_X64_MSR_TIME_REF_COUNT`.
 const REFUSED_MSRS: [u32; 1] = [0x4000_0020];
 
-/// Returns the model-specific registers that this host's KVM saves.
 pub fn saved_msrs(kvm: &Kvm) -> Result<Vec<u32>, StateError> {
     Ok(kvm.get_msr_index_list().map_err(failed("list the registers that it saves"))?.as_slice().to_vec())
 }
@@ -93,14 +77,14 @@ impl VcpuState {
         vcpu.set_lapic(&self.local_apic).map_err(failed("take a local APIC's registers"))?;
         restore_msrs(vcpu, &self.msrs)?;
         vcpu.set_vcpu_events(&self.events).map_err(failed("take a vCPU's pending events"))?;
-        tell_of_pause(vcpu);
+        notify_of_pause(vcpu);
         Ok(())
     }
 }
 
-/// Notifies the guest that this vCPU was paused, so that its watchdogs do not report a lockup. KVM returns EINVAL if
-/// the guest does not use kvmclock.
-pub(super) fn tell_of_pause(vcpu: &VcpuFd) {
+/// Tells the guest that this vCPU was paused, so that its watchdogs do not report a lockup. KVM returns EINVAL if the
+/// guest does not use kvmclock.
+pub(super) fn notify_of_pause(vcpu: &VcpuFd) {
     if let Err(error) = vcpu.kvmclock_ctrl()
         && error.errno() != libc::EINVAL
     {
@@ -108,8 +92,7 @@ pub(super) fn tell_of_pause(vcpu: &VcpuFd) {
     }
 }
 
-/// Reads the registers in parts: KVM stops at the first register that it cannot read, and its own list may contain
-/// some.
+/// Reads in parts: KVM stops at the first register that it cannot read, and its own list may contain some.
 fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, StateError> {
     let mut saved = Vec::with_capacity(indices.len());
     let mut left = indices;
@@ -120,16 +103,13 @@ fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, State
         saved.extend_from_slice(&msrs.as_slice()[..count]);
         left = &left[(count + 1).min(left.len())..];
     }
-    revive_deadline(&mut saved);
+    rearm_deadline(&mut saved);
     Ok(saved)
 }
 
-/// Rearms the TSC-deadline timer if it reads as off.
-///
-/// An expired timer reads as off, but its interrupt may not be in the saved registers of the local APIC. The guest
-/// would then wait for it forever. It gets an extra interrupt at once instead; timer code must expect a spurious one
-/// anyway.
-fn revive_deadline(msrs: &mut Vec<kvm_msr_entry>) {
+/// Rearms the TSC-deadline timer if it reads as off. It may have expired without its interrupt in the saved local APIC,
+/// and the guest would wait forever. It gets an extra interrupt instead, which timer code must expect anyway.
+fn rearm_deadline(msrs: &mut Vec<kvm_msr_entry>) {
     let value = |index: u32| msrs.iter().find(|msr| msr.index == index).map(|msr| msr.data);
     let (Some(now), Some(deadline)) = (value(MSR_IA32_TSC), value(MSR_IA32_TSC_DEADLINE)) else { return };
     // The deadline refers to the TSC, so it must be restored after it.
@@ -165,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refused_register_is_an_error_unless_it_has_its_value_or_is_listed() {
+    fn refused_register_with_other_value_is_an_error() {
         let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
         let value = |index| (index == 0x48).then_some(5);
         assert!(check_refused(&[], value).is_ok());

@@ -8,9 +8,9 @@ pub struct ThreadClock(Mutex<Counted>);
 
 #[derive(Debug, Default)]
 struct Counted {
-    /// Nanoseconds of threads that have ended.
+    /// Time of threads that have ended.
     ended_ns: u64,
-    /// The clock of the running thread. It is valid until that thread ends.
+    /// Valid until the thread ends.
     running: Option<libc::clockid_t>,
 }
 
@@ -31,7 +31,6 @@ impl ThreadClock {
         Some(CountedThread(self))
     }
 
-    /// Returns the nanoseconds so far.
     pub fn ns(&self) -> u64 {
         self.lock().ns()
     }
@@ -60,7 +59,6 @@ impl Counted {
     }
 }
 
-/// CPU time of a machine.
 #[derive(Debug)]
 pub struct CpuTime {
     vcpus: Vec<ThreadClock>,
@@ -68,22 +66,20 @@ pub struct CpuTime {
 }
 
 impl CpuTime {
-    /// Creates clocks for `vcpus` threads, none of which runs yet, and for the threads of these devices.
     pub fn new(vcpus: u32, devices: Vec<Arc<ThreadClock>>) -> CpuTime {
         CpuTime { vcpus: (0..vcpus).map(|_| ThreadClock::default()).collect(), devices }
     }
 
-    /// Counts the calling thread as vCPU `id`, until the returned value is dropped.
     pub fn count_this_thread(&self, id: u32) -> Option<CountedThread<'_>> {
         self.vcpus.get(id as usize)?.count_this_thread()
     }
 
-    /// Returns the nanoseconds of all vCPUs so far.
+    /// Returns the CPU time of all vCPUs.
     pub fn total_ns(&self) -> u64 {
         self.vcpus.iter().map(ThreadClock::ns).sum()
     }
 
-    /// Returns the nanoseconds charged to the machine's CPU budget: those of vCPU threads and device threads.
+    /// Returns the time charged to the machine's CPU budget: that of vCPU threads and device threads.
     pub fn charged_ns(&self) -> u64 {
         self.total_ns() + self.devices.iter().map(|device| device.ns()).sum::<u64>()
     }
@@ -117,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn thread_clock_adds_up_threads_that_follow_each_other() {
+    fn thread_clock_sums_consecutive_threads() {
         let clock = ThreadClock::default();
         for turn in 1..=3 {
             std::thread::scope(|scope| {
@@ -131,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn device_time_is_charged_but_is_not_the_vcpus() {
+    fn device_time_is_charged_but_not_counted_for_vcpus() {
         let device = Arc::new(ThreadClock::default());
         let time = CpuTime::new(1, vec![Arc::clone(&device)]);
         std::thread::scope(|scope| {

@@ -1,8 +1,7 @@
 //! A vCPU: a named thread that runs the guest and emulates device accesses.
 //!
-//! A vCPU is interrupted by a flag and a signal. The signal's handler sets `immediate_exit` in the thread's own
-//! `kvm_run`, so that a signal just before KVM_RUN is not lost (api.rst, "KVM_SET_SIGNAL_MASK", the paragraph on
-//! `immediate_exit`).
+//! A kick is a flag and a signal. The signal's handler sets `immediate_exit` in the thread's own `kvm_run`, so that a
+//! signal just before KVM_RUN is not lost (api.rst, "KVM_SET_SIGNAL_MASK").
 
 use std::cell::Cell;
 use std::os::unix::thread::JoinHandleExt;
@@ -32,36 +31,24 @@ use crate::vmm::sandbox::threads;
 use crate::vmm::snapshot::processor::CpuIdentity;
 use crate::vmm::timeline::{ExitCounters, Mark, Timeline};
 
-/// The context that all vCPUs of a machine share.
 #[derive(Debug)]
 pub struct VcpuContext {
-    /// Devices on I/O ports.
     pub ports: Bus,
-    /// Devices in the MMIO gap.
     pub mmio: Bus,
-    /// Guest memory, to read instructions from.
     pub memory: GuestMemory,
-    /// True if KVM emulates guest kernels on this host.
+    /// KVM emulates guest kernels on this host.
     pub software_kvm: bool,
     /// The extended states that the guest's kernel saves through ports, on software KVM.
     pub xstate: Option<Xstate>,
-    /// Errors of the guest with extended states.
     pub xstate_faults: Arc<GuestFaults>,
-    /// Exits by reason.
     pub exits: Arc<ExitCounters>,
-    /// CPU time of the machine.
     pub cpu_time: CpuTime,
-    /// The CPU budget, if limited.
     pub quota: Option<Quota>,
-    /// The boot timeline.
     pub timeline: Arc<Timeline>,
-    /// The channel for the machine's end.
     pub ends: EndSender,
     /// The gate at which vCPUs wait while the machine is paused or a vCPU is throttled.
     pub gate: Gate,
-    /// The model-specific registers to save.
     pub saved_msrs: Vec<u32>,
-    /// The vCPUs' CPUID and the host's CPU, for a snapshot.
     pub identity: CpuIdentity,
 }
 
@@ -71,19 +58,16 @@ impl VcpuContext {
         self.quota.as_ref().map(|quota| quota.set_can_owe(can_owe, &self.cpu_time, &self.gate)).is_some()
     }
 
-    /// Returns the CPU budget, if limited.
     pub fn cpu_budget(&self) -> Option<CpuBudgetRecord> {
         self.quota.as_ref().map(|quota| quota.record(&self.cpu_time))
     }
 }
 
-/// A vCPU with a running thread.
 #[derive(Debug)]
 pub struct VcpuHandle {
     thread: JoinHandle<()>,
 }
 
-/// Returns the signal that kicks a vCPU out of the guest.
 pub(super) fn kick_signal() -> i32 {
     libc::SIGRTMIN()
 }
@@ -101,14 +85,13 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
     }
 }
 
-/// Installs the kick signal's handler. Called once per process, before any vCPU runs.
+/// Must be called once per process, before any vCPU runs.
 pub fn install_kick_handler() -> Result<(), Error> {
     vmm_sys_util::signal::register_signal_handler(kick_signal(), on_kick)
         .map_err(|error| Error::Host { what: "a signal handler", source: error.into() })
 }
 
 impl VcpuHandle {
-    /// Starts the thread of vCPU `id`.
     pub fn spawn(id: u32, fd: VcpuFd, context: Arc<VcpuContext>) -> Result<VcpuHandle, Error> {
         let run = move || Vcpu { id, fd, context }.run();
         let thread =
@@ -116,13 +99,12 @@ impl VcpuHandle {
         Ok(VcpuHandle { thread })
     }
 
-    /// Interrupts the guest on this vCPU, so that the vCPU checks [`VcpuContext::gate`].
+    /// Interrupts the guest, so that the vCPU checks [`VcpuContext::gate`].
     pub fn kick(&self) {
         // SAFETY: the thread has not been joined, so its id is valid; the signal has a handler.
         unsafe { libc::pthread_kill(self.thread.as_pthread_t(), kick_signal()) };
     }
 
-    /// Waits for the thread to end.
     pub fn join(self) {
         if self.thread.join().is_err() {
             log::error!("a vCPU's thread panicked");
@@ -136,10 +118,9 @@ struct Vcpu {
     context: Arc<VcpuContext>,
 }
 
-/// The next step after KVM_RUN has returned.
 enum Next {
     Run,
-    /// Run the guest again. A kick interrupted KVM_RUN, and there was no exit.
+    /// A kick interrupted KVM_RUN, and there was no exit.
     Kicked,
     Leave(Option<End>),
 }
@@ -163,7 +144,7 @@ impl Vcpu {
                 if !context.gate.wait(self.id, || VcpuState::save(&self.fd, &context.saved_msrs)) {
                     break None;
                 }
-                state::tell_of_pause(&self.fd);
+                state::notify_of_pause(&self.fd);
                 is_due = true;
                 continue;
             }
@@ -186,8 +167,8 @@ impl Vcpu {
         }
     }
 
-    /// Completes the last exit. KVM applies its result when the vCPU is entered again; with `immediate_exit` set, no
-    /// guest code runs then. Returns the end if the exit causes it.
+    /// Completes the last exit; returns the end if the exit causes it. KVM applies an exit's result when the vCPU is
+    /// entered again, and with `immediate_exit` set, no guest code runs then.
     fn finish_exit(&mut self) -> Option<Option<End>> {
         loop {
             self.fd.set_kvm_immediate_exit(1);
@@ -200,7 +181,6 @@ impl Vcpu {
         }
     }
 
-    /// Runs the guest until the next exit, and handles it.
     fn step(&mut self) -> Next {
         let context = Arc::clone(&self.context);
         let exit = match exit::run(&mut self.fd) {
@@ -258,8 +238,7 @@ impl Vcpu {
         }
     }
 
-    /// Logs the guest's instruction pointer after a kick. A script that kicks repeatedly, at log level `trace`, is a
-    /// profiler.
+    /// Logs the instruction pointer after a kick. A script that kicks repeatedly, at log level `trace`, is a profiler.
     fn trace_position(&self) {
         if log::log_enabled!(log::Level::Trace)
             && let Ok(regs) = self.fd.get_regs()
@@ -268,7 +247,6 @@ impl Vcpu {
         }
     }
 
-    /// Saves or restores the extended states for a kernel that supports it.
     fn keep_xstate(&self, port: u16, value: u32) {
         if let Some(xstate) = &self.context.xstate
             && let Err(error) = xstate.write(&self.fd, &self.context.memory, port, value)

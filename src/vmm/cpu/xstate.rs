@@ -1,8 +1,8 @@
 //! Extended states of guest tasks (x87, SSE, AVX, AVX-512) on software KVM.
 //!
-//! There, guest programs run natively and use the features that the host's XCR0 enables, whatever the guest's CPUID
-//! and XCR0 say. The guest's kernel cannot save these states on a context switch, because XSAVE and XRSTOR are not
-//! among the emulated instructions. Three ports do it on the kernel's behalf (`images/kernel/patches/0008-*`):
+//! There, guest programs run natively with the features of the host's XCR0, whatever the guest's CPUID and XCR0 say.
+//! The emulator lacks XSAVE and XRSTOR, so the guest's kernel cannot save these states on a context switch. Three ports
+//! do it on the kernel's behalf (`images/kernel/patches/0008-*`):
 //!
 //! - a read of [`FEATURES_PORT`] returns the saved state components, as in XCR0;
 //! - a write of an XSAVE area's physical address, in units of 64 bytes, to [`SAVE_PORT`] or [`RESTORE_PORT`] copies
@@ -16,21 +16,18 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::vmm::memory::GuestMemory;
 
-/// Returns the saved components; 32 bits.
+/// Returns the saved components. All three ports are 32 bits wide.
 pub const FEATURES_PORT: u16 = 0x6e4;
-/// Saves the vCPU's states; 32 bits.
 pub const SAVE_PORT: u16 = 0x6e8;
-/// Restores the vCPU's states; 32 bits.
 pub const RESTORE_PORT: u16 = 0x6ec;
 
 /// Bits of XCR0: x87, SSE, AVX, and three for AVX-512.
 const X87: u32 = 1;
 const SSE: u32 = 1 << 1;
 const KEPT: u32 = 0b1110_0111;
-/// The CPUID leaf of the state components: subleaf 0 lists them, the others have a component's size (EAX) and offset
-/// (EBX).
+/// Subleaf 0 lists the state components; the others have a component's size (EAX) and offset (EBX).
 const XSTATE_LEAF: u32 = 0xd;
-/// The part that every area has: the legacy region and the header.
+/// Every area has the legacy region and the header.
 const LEGACY_AND_HEADER: usize = 576;
 /// The alignment of an area. The ports take the address divided by it.
 const UNIT: u64 = 64;
@@ -45,18 +42,15 @@ const XSTATE_BV: usize = 128;
 /// The initial x87 control word, with a status word of zero.
 const X87_CONTROL_INITIAL: u32 = 0x37f;
 
-/// The reason why a guest's request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum XstateError {
-    /// The area is outside guest memory.
     #[error("an XSAVE area at {0:#x} is not in memory")]
     Address(u64),
-    /// KVM refused; with `EINVAL`, because of the area's content.
+    /// `EINVAL` means that the area's content is invalid.
     #[error("KVM did not take or give the states of the XSAVE area at {0:#x}: {1}")]
     Kvm(u64, #[source] kvm_ioctls::Error),
 }
 
-/// The saved components, and the size of an area.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Xstate {
     features: u32,
@@ -64,7 +58,7 @@ pub struct Xstate {
 }
 
 impl Xstate {
-    /// The components that KVM saves on this host, from its supported CPUID; none without XSAVE.
+    /// Returns the components that KVM saves on this host; none without XSAVE.
     pub fn of_host(supported: &CpuId) -> Option<Xstate> {
         let subleaf = |index: u32| {
             supported.as_slice().iter().find(|entry| entry.function == XSTATE_LEAF && entry.index == index)
@@ -83,12 +77,10 @@ impl Xstate {
         (length <= size_of::<kvm_xsave>()).then_some(Xstate { features, words: length.div_ceil(4) })
     }
 
-    /// The value of [`FEATURES_PORT`].
     pub fn features(&self) -> u32 {
         self.features
     }
 
-    /// Handles a write of `value` to `port`; ignores other ports.
     pub fn write(&self, vcpu: &VcpuFd, memory: &GuestMemory, port: u16, value: u32) -> Result<(), XstateError> {
         let address = u64::from(value) * UNIT;
         match port {
@@ -146,19 +138,19 @@ mod tests {
     }
 
     #[test]
-    fn an_area_ends_with_its_last_component() {
+    fn area_ends_with_its_last_component() {
         assert_eq!(of_host(&[leaf(0, 3, 0)]), Some(Xstate { features: 3, words: 144 }));
         assert_eq!(of_host(&[leaf(0, 7, 0), leaf(2, 256, 576)]), Some(Xstate { features: 7, words: 208 }));
     }
 
     #[test]
-    fn protection_keys_and_tiles_are_not_kept() {
+    fn protection_keys_and_tiles_are_not_saved() {
         let avx = [leaf(0, 0x6_0207, 0), leaf(2, 256, 576), leaf(9, 8, 2688), leaf(18, 8192, 2816)];
         assert_eq!(of_host(&avx), Some(Xstate { features: 7, words: 208 }));
     }
 
     #[test]
-    fn a_host_that_does_not_say_where_a_component_is_keeps_nothing() {
+    fn incomplete_component_list_disables_saving() {
         assert_eq!(of_host(&[]), None);
         assert_eq!(of_host(&[leaf(0, 0, 0)]), None);
         assert_eq!(of_host(&[leaf(0, 7, 0)]), None);
@@ -166,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn states_that_are_not_in_an_area_are_initial_and_mxcsr_is_its_own() {
+    fn absent_states_are_initialized_and_mxcsr_is_kept() {
         let mut region = [7; 1024];
         region[XSTATE_BV] = 4;
         write_out_legacy(&mut region);

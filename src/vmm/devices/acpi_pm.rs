@@ -12,7 +12,6 @@ pub const PORT: u16 = 0x600;
 pub const EVENT_LENGTH: u8 = 4;
 /// `PM1_CNT_LEN`.
 pub const CONTROL_LENGTH: u8 = 2;
-/// The number of ports.
 pub const LENGTH: u64 = EVENT_LENGTH as u64 + CONTROL_LENGTH as u64;
 /// The line of the system control interrupt, which is never raised.
 pub const SCI: u8 = 9;
@@ -27,7 +26,6 @@ const SCI_EN: u8 = 1;
 const SLP_TYP_SHIFT: u16 = 10;
 const SLP_EN: u16 = 1 << 13;
 
-/// The registers.
 #[derive(Debug)]
 pub struct AcpiPm {
     ends: EndSender,
@@ -35,7 +33,6 @@ pub struct AcpiPm {
     control: [u8; 2],
 }
 
-/// The saved registers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AcpiPmState {
     enable: [u8; 2],
@@ -43,17 +40,14 @@ pub struct AcpiPmState {
 }
 
 impl AcpiPm {
-    /// Creates the registers. A power-off is sent to `ends`.
     pub fn new(ends: EndSender) -> AcpiPm {
         AcpiPm { ends, enable: [0; 2], control: [SCI_EN, 0] }
     }
 
-    /// Saves the registers.
     pub fn state(&self) -> AcpiPmState {
         AcpiPmState { enable: self.enable, control: self.control }
     }
 
-    /// Restores the registers.
     pub fn restore(&mut self, state: &AcpiPmState) {
         (self.enable, self.control) = (state.enable, state.control);
     }

@@ -1,15 +1,13 @@
-//! The boot timer: a port on which a guest reports its boot progress. Writes are marks on the boot timeline; other
-//! values are ignored, and reads return the last value.
+//! A port on which a guest reports its boot progress as marks of the boot timeline. Reads return the last value.
 
 use std::sync::Arc;
 
 use crate::vmm::bus::BusDevice;
 use crate::vmm::timeline::{Mark, Timeline};
 
-/// The callback for the report that the guest's agent is ready.
+/// Called when the guest's agent reports that it is ready.
 pub type OnReady = Box<dyn FnOnce() + Send>;
 
-/// The device; one byte wide.
 pub struct BootTimer {
     timeline: Arc<Timeline>,
     /// Taken by the first ready mark. Further marks cost no more than the exit.
@@ -18,7 +16,6 @@ pub struct BootTimer {
 }
 
 impl BootTimer {
-    /// Creates the device. `on_ready` is called once, at the first ready mark.
     pub fn new(timeline: Arc<Timeline>, on_ready: OnReady) -> BootTimer {
         BootTimer { timeline, on_ready: Some(on_ready), last: 0 }
     }
@@ -50,22 +47,22 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[test]
-    fn ready_is_marked_and_told_once() {
-        let (timeline, told) = (Arc::new(Timeline::default()), Arc::new(AtomicU32::new(0)));
-        let counter = Arc::clone(&told);
+    fn ready_is_marked_and_notified_once() {
+        let (timeline, notified) = (Arc::new(Timeline::default()), Arc::new(AtomicU32::new(0)));
+        let counter = Arc::clone(&notified);
         let on_ready = Box::new(move || {
             counter.fetch_add(1, Ordering::Relaxed);
         });
         let mut timer = BootTimer::new(Arc::clone(&timeline), on_ready);
         timer.write(0, &[wisp_agent::MARK_INIT_STARTED]);
         timer.write(0, &[77]);
-        assert_eq!(told.load(Ordering::Relaxed), 0);
+        assert_eq!(notified.load(Ordering::Relaxed), 0);
         timer.write(0, &[wisp_agent::MARK_AGENT_READY]);
-        assert_eq!(told.load(Ordering::Relaxed), 1);
+        assert_eq!(notified.load(Ordering::Relaxed), 1);
         for _ in 0..3 {
             timer.write(0, &[wisp_agent::MARK_AGENT_READY]);
         }
-        assert_eq!(told.load(Ordering::Relaxed), 1);
+        assert_eq!(notified.load(Ordering::Relaxed), 1);
         assert!(timeline.record().at(Mark::InitStarted).is_some());
         assert!(timeline.record().at(Mark::AgentReady).is_some());
     }

@@ -1,7 +1,6 @@
 //! The output side of the serial console: a bounded log file, and an attached client.
 //!
-//! Nothing here blocks a vCPU: a client that reads too slowly loses bytes. The log keeps the last one to two times
-//! [`LOG_LIMIT`] bytes in two files.
+//! Nothing here blocks a vCPU: a client that reads too slowly loses bytes.
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
@@ -11,11 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::vmm::bounded_log::BoundedLog;
 use crate::vmm::timeline::{Mark, Timeline};
 
-/// The name of the log file.
 pub const LOG: &str = "console.log";
-/// The name of the previous log file.
 pub const FULL_LOG: &str = "console.log.1";
-/// At this many bytes, the log is renamed to `<name>.1` and a new one begins.
+/// At this many bytes, the log is renamed to [`FULL_LOG`] and a new one begins.
 pub const LOG_LIMIT: u64 = 1 << 20;
 
 /// The console's output side, shared between the serial port and the event loop.
@@ -35,7 +32,6 @@ struct Sinks {
 }
 
 impl Console {
-    /// Creates a console that logs to `log`, if given.
     pub fn new(log: Option<&Path>, timeline: Arc<Timeline>) -> io::Result<Console> {
         let log = log.map(Log::open).transpose()?;
         Ok(Console(Arc::new(Inner { timeline, sinks: Mutex::new(Sinks { log, terminal: None }) })))
@@ -48,12 +44,10 @@ impl Console {
         Ok(())
     }
 
-    /// Detaches the stream.
     pub fn detach(&self) {
         self.sinks().terminal = None;
     }
 
-    /// Returns a writer for the serial port.
     pub fn writer(&self) -> ConsoleWriter {
         ConsoleWriter(self.clone())
     }
@@ -88,7 +82,6 @@ impl Write for ConsoleWriter {
     }
 }
 
-/// The log, and whether its last write failed.
 #[derive(Debug)]
 struct Log {
     file: BoundedLog,
@@ -118,7 +111,7 @@ mod tests {
     use std::io::Read;
 
     #[test]
-    fn a_flood_stays_within_its_bound() {
+    fn log_stays_within_its_limit() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
         let console = Console::new(Some(&path), Arc::new(Timeline::default())).unwrap();
@@ -133,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_does_not_keep_up_blocks_nobody() {
+    fn slow_reader_does_not_block_the_writer() {
         let console = Console::new(None, Arc::new(Timeline::default())).unwrap();
         let (mut near, far) = UnixStream::pair().unwrap();
         console.attach(far).unwrap();
@@ -147,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_byte_is_marked() {
+    fn first_byte_is_marked() {
         let timeline = Arc::new(Timeline::default());
         let console = Console::new(None, Arc::clone(&timeline)).unwrap();
         assert_eq!(timeline.record().at(Mark::FirstConsoleByte), None);

@@ -20,7 +20,6 @@ use crate::vmm::end::end_channel;
 use crate::vmm::irq::IrqLine;
 use crate::vmm::timeline::Timeline;
 
-/// Runs a guest's accesses to all ports.
 pub(crate) fn ports(data: &[u8]) {
     let Ok((bus, serial, ports)) = wire() else { return };
     let mut input = Unstructured::new(data);

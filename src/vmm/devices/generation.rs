@@ -14,12 +14,9 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::vmm::bus::BusDevice;
 use crate::vmm::memory::GuestMemory;
 
-/// The port.
 pub const PORT: u16 = 0x780;
-/// The number of ports.
 pub const LENGTH: u64 = 8;
 
-/// The device.
 #[derive(Debug, Default)]
 pub struct Generation {
     address: u64,
@@ -31,7 +28,6 @@ impl Generation {
         Generation { address: address.unwrap_or(0) }
     }
 
-    /// The address, if the guest has written one.
     pub fn address(&self) -> Option<u64> {
         Some(self.address).filter(|address| *address != 0)
     }
@@ -53,8 +49,7 @@ impl BusDevice for Generation {
     }
 }
 
-/// Gives a restored guest a new generation before it runs. Returns false if its kernel cannot use it, because it wrote
-/// no address or one outside guest memory.
+/// Gives a restored guest a new generation before it runs. Returns false if its kernel wrote no usable address.
 pub fn renew(memory: &GuestMemory, address: Option<u64>, number: u64, seed: [u8; 32]) -> bool {
     let content = [&number.to_le_bytes()[..], &seed].concat();
     address.is_some_and(|address| memory.write_slice(&content, GuestAddress(address)).is_ok())
@@ -66,7 +61,7 @@ mod tests {
     use crate::vmm::memory::allocate;
 
     #[test]
-    fn a_generation_goes_to_where_the_guest_says() {
+    fn generation_is_written_to_the_guest_address() {
         let memory = allocate(64).unwrap();
         let mut device = Generation::default();
         assert_eq!(device.address(), None);
@@ -85,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_names_what_is_no_memory_gets_none() {
+    fn address_outside_memory_is_refused() {
         let memory = allocate(64).unwrap();
         for address in [64 << 20, (64 << 20) - 8, u64::MAX, 1 << 32] {
             assert!(!renew(&memory, Some(address), 1, [2; 32]), "{address:#x}");

@@ -1,5 +1,4 @@
-//! The i8042 keyboard controller. A machine without a keyboard keeps two functions: the reset line, by which kernels
-//! reboot, and ctrl-alt-del.
+//! The i8042 keyboard controller without a keyboard: the reset line, by which kernels reboot, and ctrl-alt-del.
 //!
 //! It implements what Linux's driver needs to detect it, start its first port and read scan codes (set 1, translated).
 //! Source: IBM PC/AT technical reference, "Keyboard Controller"; the driver's command names.
@@ -14,15 +13,13 @@ use crate::vmm::irq::IrqLine;
 
 /// The first port; data is at offset 0, status and commands at offset 4.
 pub const PORT: u16 = 0x60;
-/// The offset of the command port from [`PORT`].
 pub const COMMAND_OFFSET: u16 = 4;
-/// The number of ports in the range; the ones in between are unused.
+/// The ports between [`PORT`] and the command port are unused.
 pub const LENGTH: u64 = 5;
 
 const DATA: u64 = 0;
 const COMMAND: u64 = COMMAND_OFFSET as u64;
 
-/// Status register bits.
 const STATUS_OUTPUT_FULL: u8 = 0x01;
 const STATUS_COMMAND: u8 = 0x08;
 const STATUS_KEYLOCK: u8 = 0x10;
@@ -49,7 +46,6 @@ const SELF_TEST_PASSED: u8 = 0x55;
 const PORT_TEST_PASSED: u8 = 0x00;
 const AUX_TEST_FAILED: u8 = 0xff;
 
-/// Keyboard responses.
 const KEYBOARD_ACK: u8 = 0xfa;
 const KEYBOARD_SELF_TEST_PASSED: u8 = 0xaa;
 const KEYBOARD_RESET: u8 = 0xff;
@@ -58,10 +54,9 @@ const KEYBOARD_ID: [u8; 2] = [0xab, 0x83];
 
 /// Press and release ctrl, alt and (extended) delete, in scan code set 1.
 const CTRL_ALT_DEL: [u8; 8] = [0x1d, 0x38, 0xe0, 0x53, 0xe0, 0xd3, 0xb8, 0x9d];
-/// The size of the output buffer for a guest that does not read.
+/// Bounds the output for a guest that does not read.
 const BUFFER_SIZE: usize = 16;
 
-/// The controller with its keyboard.
 #[derive(Debug)]
 pub struct I8042 {
     ends: EndSender,
@@ -75,7 +70,6 @@ pub struct I8042 {
     pending: Option<u8>,
 }
 
-/// The saved registers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct I8042State {
     control: u8,
@@ -86,7 +80,6 @@ pub struct I8042State {
 }
 
 impl I8042 {
-    /// Creates the controller. A reset is sent to `ends`; `irq` is raised when the output buffer is full.
     pub fn new(ends: EndSender, irq: IrqLine) -> I8042 {
         I8042 {
             ends,
@@ -99,13 +92,11 @@ impl I8042 {
         }
     }
 
-    /// Saves the registers.
     pub fn state(&self) -> I8042State {
         let I8042 { control, output_port, status, pending, .. } = *self;
         I8042State { control, output_port, status, output: self.output.iter().copied().collect(), pending }
     }
 
-    /// Restores the registers.
     pub fn restore(&mut self, state: &I8042State) {
         (self.control, self.output_port, self.status) = (state.control, state.output_port, state.status);
         self.output = state.output.iter().copied().take(BUFFER_SIZE).collect();
@@ -210,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reset_line_is_a_reboot() {
+    fn reset_command_reboots() {
         let (mut device, ends) = controller();
         device.write(COMMAND, &[RESET_COMMAND]);
         assert_eq!(ends.take(), Some(End::Reboot));
@@ -228,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_without_a_keyboard_driver_is_told_apart() {
+    fn ctrl_alt_del_without_keyboard_driver_is_reported() {
         let (mut device, _ends) = controller();
         device.write(COMMAND, &[COMMAND_WRITE_CONTROL]);
         device.write(DATA, &[0]);
@@ -236,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_self_test_passes() {
+    fn self_test_passes() {
         let (mut device, _ends) = controller();
         device.write(COMMAND, &[COMMAND_SELF_TEST]);
         assert_eq!(read(&mut device, COMMAND) & STATUS_OUTPUT_FULL, STATUS_OUTPUT_FULL);
@@ -244,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_never_reads_fills_nothing() {
+    fn unread_output_is_bounded() {
         let (mut device, _ends) = controller();
         for _ in 0..1000 {
             device.write(DATA, &[KEYBOARD_IDENTIFY]);

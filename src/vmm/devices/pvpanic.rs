@@ -11,14 +11,13 @@ pub const PORT: u16 = 0x505;
 const PANICKED: u8 = 1 << 0;
 const SHUTDOWN: u8 = 1 << 2;
 
-/// The device; one byte wide. Reads return the supported events.
+/// Reads return the supported events.
 #[derive(Debug)]
 pub struct Pvpanic {
     ends: EndSender,
 }
 
 impl Pvpanic {
-    /// Creates the device. Events are sent to `ends`.
     pub fn new(ends: EndSender) -> Pvpanic {
         Pvpanic { ends }
     }
@@ -44,7 +43,7 @@ mod tests {
     use crate::vmm::end::end_channel;
 
     #[test]
-    fn panic_and_power_off_are_told_apart() {
+    fn panic_and_power_off_are_distinguished() {
         for (event, end) in [(PANICKED, End::Panic), (SHUTDOWN, End::PowerOff), (PANICKED | SHUTDOWN, End::Panic)] {
             let (sender, receiver) = end_channel().unwrap();
             let mut device = Pvpanic::new(sender);

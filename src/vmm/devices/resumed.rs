@@ -7,7 +7,6 @@ use wisp_agent::resumed::Resumed;
 
 use crate::vmm::bus::BusDevice;
 
-/// The device.
 #[derive(Debug, Default)]
 pub struct ResumedPorts {
     message: Option<Resumed>,
@@ -20,7 +19,6 @@ impl ResumedPorts {
         ResumedPorts { message, bytes: Vec::new() }
     }
 
-    /// Clears the message after the guest has read it.
     pub fn clear(&mut self) {
         *self = ResumedPorts::default();
     }
@@ -53,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_there_until_it_was_taken_note_of() {
+    fn message_is_readable_until_cleared() {
         assert_eq!(read(&mut ResumedPorts::default()), None);
         let mut ports = ResumedPorts::new(Some(Resumed { entropy: Some([3; 32]), ..Resumed::default() }));
         let message = read(&mut ports).unwrap();

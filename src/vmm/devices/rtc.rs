@@ -9,7 +9,6 @@ use crate::vmm::bus::BusDevice;
 
 /// The index port; the data port follows.
 pub const PORT: u16 = 0x70;
-/// The number of ports.
 pub const LENGTH: u64 = 2;
 
 const INDEX: u64 = 0;
@@ -34,14 +33,12 @@ const VALID: u8 = 0x80;
 /// Returns the time in seconds since 1970, UTC.
 pub type Clock = fn() -> u64;
 
-/// The clock.
 #[derive(Debug)]
 pub struct Rtc {
     clock: Clock,
     index: u8,
 }
 
-/// The saved state.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RtcState {
     index: u8,
@@ -54,17 +51,15 @@ impl Default for Rtc {
 }
 
 impl Rtc {
-    /// Creates a clock that returns the time of `clock`.
     pub fn new(clock: Clock) -> Rtc {
         Rtc { clock, index: 0 }
     }
 
-    /// Saves the selected register; the time is the host's.
+    /// Saves the selected register. The time is the host's.
     pub fn state(&self) -> RtcState {
         RtcState { index: self.index }
     }
 
-    /// Restores the selected register.
     pub fn restore(&mut self, state: &RtcState) {
         self.index = state.index;
     }
@@ -152,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_calendar_is_right_at_its_corners() {
+    fn calendar_is_right_on_leap_days_and_year_ends() {
         let cases = [
             (0, (1970, 1, 1, 5)),
             (951_782_400, (2000, 2, 29, 3)),
@@ -176,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nmi_bit_is_no_part_of_the_index() {
+    fn nmi_bit_is_masked_from_index() {
         let mut rtc = Rtc::new(|| 0);
         assert_eq!(read(&mut rtc, 0x80 | REGISTER_D), VALID);
     }

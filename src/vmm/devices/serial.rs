@@ -20,12 +20,9 @@ use crate::vmm::snapshot::SnapshotError;
 
 /// COM1's first port, number of ports and interrupt line.
 pub const PORT: u16 = 0x3f8;
-/// See [`PORT`].
 pub const LENGTH: u64 = 8;
-/// See [`PORT`].
 pub const IRQ: u32 = 4;
 
-/// The size of the input buffer in bytes.
 const INPUT_LIMIT: usize = 4096;
 
 impl vm_superio::Trigger for IrqLine {
@@ -51,7 +48,6 @@ impl SerialEvents for InputEvents {
     }
 }
 
-/// The serial port.
 pub struct Serial {
     registers: Registers<IrqLine, InputEvents, ConsoleWriter>,
     waiting: VecDeque<u8>,
@@ -60,7 +56,6 @@ pub struct Serial {
     room: EventFd,
 }
 
-/// The saved state.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SerialState {
     divisor: [u8; 2],
@@ -73,14 +68,12 @@ pub struct SerialState {
 }
 
 impl Serial {
-    /// Creates the port. `room` is signaled when input that was refused would be accepted.
     pub fn new(irq: IrqLine, output: ConsoleWriter, room: EventFd) -> Serial {
         let emptied = Arc::new(AtomicBool::new(false));
         let events = InputEvents { emptied: Arc::clone(&emptied) };
         Serial { registers: Registers::with_events(irq, events, output), waiting: VecDeque::new(), emptied, room }
     }
 
-    /// Saves the registers and unread input.
     pub fn state(&self) -> SerialState {
         let registers = self.registers.state();
         SerialState {
@@ -94,7 +87,6 @@ impl Serial {
         }
     }
 
-    /// Creates a port with restored registers.
     pub fn restored(
         state: &SerialState,
         irq: IrqLine,
@@ -121,8 +113,7 @@ impl Serial {
         Ok(Serial { registers, waiting, emptied, room })
     }
 
-    /// Raises the interrupt again if the guest has not acknowledged it: KVM may not have delivered it to the interrupt
-    /// controllers before they were saved.
+    /// Raises an unacknowledged interrupt again: KVM may have saved the interrupt controllers before its delivery.
     pub fn repeat_interrupt(&self) {
         const NOTHING_PENDING: u8 = 1;
         if self.registers.state().interrupt_identification & NOTHING_PENDING == 0 {
@@ -130,12 +121,12 @@ impl Serial {
         }
     }
 
-    /// The number of input bytes that are accepted now.
+    /// Returns the number of input bytes that are accepted now.
     pub fn input_room(&self) -> usize {
         INPUT_LIMIT - self.waiting.len()
     }
 
-    /// Accepts input for the guest up to the free space, and returns the number of bytes accepted.
+    /// Accepts input up to the free space, and returns the number of bytes accepted.
     pub fn input(&mut self, bytes: &[u8]) -> usize {
         let taken = bytes.len().min(self.input_room());
         self.waiting.extend(&bytes[..taken]);
@@ -202,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn input_beyond_the_fifo_arrives_whole() {
+    fn input_beyond_fifo_is_delivered() {
         let mut serial = serial();
         let sent: Vec<u8> = (0..1000_u32).map(|n| n as u8).collect();
         assert_eq!(serial.input(&sent), 1000);
@@ -214,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn input_for_a_guest_that_never_reads_is_bounded() {
+    fn unread_input_is_bounded() {
         let mut serial = serial();
         let mut taken = 0;
         for _ in 0..10 {
@@ -225,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn room_is_told_when_a_full_buffer_moves() {
+    fn full_buffer_signals_free_space() {
         let mut serial = serial();
         while serial.input(&[b'x'; 512]) > 0 {}
         assert!(serial.room.read().is_err());

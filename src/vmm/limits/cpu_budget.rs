@@ -1,39 +1,32 @@
 //! A budget of CPU time: earned at a constant rate, saved up to a cap, spent by running. Time is passed in.
 //!
-//! Unless surplus is allowed, CPU time beyond the balance is overdrawn, and the vCPUs must wait for
-//! [`CpuBudget::wait_ns`].
+//! Unless surplus is allowed, CPU time beyond the balance is overdrawn: the vCPUs must wait for [`CpuBudget::wait_ns`].
 
 use serde::{Deserialize, Serialize};
 
-/// Parts per million.
 const PPM: u128 = 1_000_000;
-/// The shortest time slice. With it, a vCPU with a share of 5 % runs five times a second. The kernel checks CPU-time
-/// timers once per tick, which is 4 ms at the usual 250 Hz.
+/// A vCPU with a share of 5 % runs five times a second. The kernel checks CPU timers once per tick, 4 ms at 250 Hz.
 const MIN_SLICE_NS: u64 = 10_000_000;
-/// The longest time slice. The balance is settled at least once per slice.
+/// The balance is settled at least once per slice.
 const MAX_SLICE_NS: u64 = 1_000_000_000;
 
-/// A machine's CPU budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CpuBudgetConfig {
     /// The earning rate in millionths of wall-clock time: 100,000 is a tenth of one CPU.
     pub earned_ppm: u64,
-    /// The maximum saved balance in nanoseconds.
+    /// The maximum saved balance.
     pub cap_ns: u64,
     /// Allows surplus credits, so that vCPUs are never throttled.
     pub can_owe: bool,
-    /// The maximum surplus that is paid back, in nanoseconds. Surplus beyond it is charged.
+    /// The maximum surplus that is paid back. Surplus beyond it is charged.
     pub owed_cap_ns: u64,
-    /// The initial balance.
     pub balance: CpuBalance,
 }
 
-/// The balance of a CPU budget in nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CpuBalance {
-    /// Earned balance.
     pub saved_ns: u64,
     /// Launch balance, which is spent first and does not count toward the cap.
     #[serde(default)]
@@ -49,18 +42,15 @@ pub struct CpuBalance {
     pub charged_ns: u64,
 }
 
-/// The current state of a CPU budget.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuBudgetRecord {
-    /// The configuration, with the current balance.
     pub budget: CpuBudgetConfig,
-    /// CPU time charged since the machine's start, in nanoseconds: that of vCPU threads and device threads.
+    /// CPU time of vCPU and device threads since the machine's start.
     pub used_ns: u64,
-    /// Throttled time since then in nanoseconds, summed over the vCPUs.
+    /// Throttled time since then, summed over the vCPUs.
     pub held_ns: u64,
 }
 
-/// A CPU budget.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuBudget {
     config: CpuBudgetConfig,
@@ -79,7 +69,6 @@ impl CpuBudgetConfig {
 }
 
 impl CpuBudget {
-    /// Creates a budget with the configuration's balance.
     pub fn new(config: CpuBudgetConfig) -> CpuBudget {
         CpuBudget { config, rest: 0 }
     }
@@ -89,7 +78,7 @@ impl CpuBudget {
         self.config
     }
 
-    /// Accounts for `elapsed_ns` of wall-clock time and `used_ns` of CPU time.
+    /// Accounts for wall-clock time and CPU time.
     pub fn pass(&mut self, elapsed_ns: u64, used_ns: u64) {
         self.earn(elapsed_ns);
         self.spend(used_ns);
@@ -127,7 +116,7 @@ impl CpuBudget {
         balance.charged_ns = balance.charged_ns.saturating_add(used - owed);
     }
 
-    /// Returns the time that the vCPUs must wait, if nothing is spent meanwhile.
+    /// Returns the time that the vCPUs must wait if nothing is spent meanwhile.
     pub fn wait_ns(&self) -> u64 {
         let missing = u128::from(self.config.balance.overdrawn_ns) * PPM;
         let wait = missing.saturating_sub(self.rest).div_ceil(u128::from(self.config.earned_ppm.max(1)));
@@ -177,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_machine_saves_up_to_its_cap() {
+    fn idle_machine_saves_up_to_cap() {
         let mut budget = budget(0, false);
         budget.pass(10 * SECOND, 0);
         assert_eq!(balance(&budget).saved_ns, SECOND);
@@ -186,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_besides_is_spent_first_and_does_not_count_for_the_cap() {
+    fn launch_balance_is_spent_first_and_ignores_cap() {
         let mut budget = budget(100 * SECOND, false);
         budget.config.balance.extra_ns = 5 * SECOND;
         budget.pass(0, 7 * SECOND);
@@ -194,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overdrawn_budget_waits_until_that_is_earned() {
+    fn overdrawn_budget_waits_until_paid_back() {
         let mut budget = budget(SECOND, false);
         budget.pass(0, SECOND + 20_000_000);
         assert_eq!(balance(&budget).overdrawn_ns, 20_000_000);
@@ -206,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_owed_holds_nobody_and_is_paid_before_anything_is_saved() {
+    fn surplus_never_throttles_and_is_paid_before_saving() {
         let mut budget = budget(SECOND, true);
         budget.pass(10 * SECOND, 10 * SECOND);
         assert_eq!((balance(&budget).owed_ns, budget.wait_ns()), (8 * SECOND, 0));
@@ -215,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_owed_beyond_the_cap_and_when_owing_ends_is_charged() {
+    fn surplus_beyond_cap_or_when_disabled_is_charged() {
         let mut budget = budget(0, true);
         budget.pass(0, 103 * SECOND);
         assert_eq!((balance(&budget).owed_ns, balance(&budget).charged_ns), (100 * SECOND, 3 * SECOND));
@@ -228,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_grow_with_what_is_left() {
+    fn slice_grows_with_balance() {
         assert_eq!(budget(0, false).slice_ns(2), MIN_SLICE_NS);
         assert_eq!(budget(SECOND, false).slice_ns(4), SECOND / 4);
         assert_eq!(budget(90 * SECOND, false).slice_ns(4), MAX_SLICE_NS);
@@ -236,10 +225,9 @@ mod tests {
     }
 
     proptest! {
-        /// For any sequence of slices and waits, a machine gets at most its initial balance and its earnings, plus one
-        /// slice.
+        /// A machine gets at most its initial balance and its earnings, plus one slice.
         #[test]
-        fn nobody_gets_more_than_there_is(
+        fn usage_never_exceeds_balance_and_earnings(
             saved in 0..3 * SECOND,
             ppm in 1_000_u64..2_000_000,
             pieces in prop::collection::vec((0_u64..2 * SECOND, 0_u32..=100), 1..200),
@@ -265,7 +253,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_is_lost_or_made_by_owing(
+        fn surplus_conserves_cpu_time(
             pieces in prop::collection::vec((0_u64..10 * SECOND, 0_u64..10 * SECOND), 1..100),
         ) {
             let mut budget = budget(0, true);

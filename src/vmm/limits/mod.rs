@@ -12,14 +12,13 @@ use serde::{Deserialize, Serialize};
 pub use cpu_budget::{CpuBalance, CpuBudget, CpuBudgetConfig, CpuBudgetRecord};
 pub use rate_limiter::{DiskLimiter, RateLimiter};
 
-/// The maximum rate per second: sums over centuries fit 64 bits.
+/// Sums over centuries fit 64 bits.
 const MAX_RATE: u64 = 1 << 50;
 
 /// A rate limit per second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rate {
-    /// The sustained rate.
     pub baseline: u64,
     /// The burst rate, at least the sustained rate.
     pub peak: u64,
@@ -28,12 +27,10 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// A constant rate without bursts.
     pub fn constant(rate: u64) -> Rate {
         Rate { baseline: rate, peak: rate, savings: 0 }
     }
 
-    /// Returns true if the rate is valid and not zero.
     pub fn is_sound(&self) -> bool {
         (1..=MAX_RATE).contains(&self.baseline) && (self.baseline..=MAX_RATE).contains(&self.peak)
     }
@@ -43,10 +40,8 @@ impl Rate {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskLimits {
-    /// Bytes read and written.
     #[serde(default)]
     pub bytes: Option<Rate>,
-    /// Operations.
     #[serde(default)]
     pub operations: Option<Rate>,
     /// The maximum size of one operation; a larger request counts as several. With 0, each request counts as one.
@@ -55,16 +50,14 @@ pub struct DiskLimits {
 }
 
 impl DiskLimits {
-    /// Returns true if all rates are valid and not zero.
     pub fn is_sound(&self) -> bool {
         self.bytes.iter().chain(&self.operations).all(Rate::is_sound)
     }
 }
 
-/// The limits of a network device in each direction.
+/// Applies to each direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetLimits {
-    /// Bytes of frames.
     pub bytes: Rate,
 }

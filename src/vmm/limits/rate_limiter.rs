@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::token_bucket::TokenBucket;
 use super::{DiskLimits, Rate};
 
-/// The fraction of a second's peak that may pass at once. A device thread can wake up some milliseconds late, and
-/// catches up then.
+/// The fraction of a second's peak that may pass at once, so that a device thread that wakes up late can catch up.
 const AT_ONCE: u64 = 20;
 
 /// A rate limiter: throttles above the peak rate, and above the baseline rate when the burst bucket is empty.
@@ -19,7 +18,6 @@ pub struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// Creates a limiter with a full bucket.
     pub fn new(rate: Rate, now_ns: u64) -> RateLimiter {
         let peak = TokenBucket::full(rate.peak, rate.peak / AT_ONCE, now_ns);
         let savings = (rate.peak > rate.baseline)
@@ -27,7 +25,6 @@ impl RateLimiter {
         RateLimiter { rate, peak, savings }
     }
 
-    /// The rate.
     pub fn rate(&self) -> Rate {
         self.rate
     }
@@ -38,7 +35,6 @@ impl RateLimiter {
         self.peak.wait_ns(now_ns).max(savings)
     }
 
-    /// Accounts for `amount`.
     pub fn take(&mut self, amount: u64, now_ns: u64) {
         self.peak.take(amount, now_ns);
         if let Some(savings) = &mut self.savings {
@@ -46,14 +42,13 @@ impl RateLimiter {
         }
     }
 
-    /// Burst balance in percent.
+    /// Returns the burst balance.
     pub fn saved_percent(&mut self, now_ns: u64) -> u64 {
         let all = self.rate.savings.max(1);
         self.savings.as_mut().map_or(100, |savings| savings.tokens(now_ns).min(all).saturating_mul(100) / all)
     }
 }
 
-/// The rate limiter of a disk, or of all disks of a machine.
 #[derive(Debug, Clone, Default)]
 pub struct DiskLimiter {
     limits: DiskLimits,
@@ -62,23 +57,19 @@ pub struct DiskLimiter {
 }
 
 impl DiskLimiter {
-    /// Creates a limiter with full buckets.
     pub fn new(limits: DiskLimits, now_ns: u64) -> DiskLimiter {
         let limiter = |rate: Option<Rate>| rate.map(|rate| RateLimiter::new(rate, now_ns));
         DiskLimiter { limits, bytes: limiter(limits.bytes), operations: limiter(limits.operations) }
     }
 
-    /// The limits.
     pub fn limits(&self) -> DiskLimits {
         self.limits
     }
 
-    /// Returns the nanoseconds until a request may be executed; 0 if one may be executed now.
     pub fn wait_ns(&mut self, now_ns: u64) -> u64 {
         self.both().map(|limiter| limiter.wait_ns(now_ns)).max().unwrap_or(0)
     }
 
-    /// Accounts for a request of this many bytes.
     pub fn take(&mut self, bytes: u64, now_ns: u64) {
         let operations = bytes
             .checked_div(self.limits.operation_bytes)
@@ -91,7 +82,7 @@ impl DiskLimiter {
         }
     }
 
-    /// Burst balance in percent: the lower of the two buckets.
+    /// Returns the burst balance: the lower of the two buckets.
     pub fn saved_percent(&mut self, now_ns: u64) -> u64 {
         self.both().map(|limiter| limiter.saved_percent(now_ns)).min().unwrap_or(100)
     }
@@ -106,12 +97,10 @@ impl DiskLimiter {
 pub struct SharedDiskLimiter(Option<Arc<Mutex<DiskLimiter>>>);
 
 impl SharedDiskLimiter {
-    /// Creates a limiter for the limits, if there are any.
     pub fn new(limits: Option<DiskLimits>, now_ns: u64) -> SharedDiskLimiter {
         SharedDiskLimiter(limits.map(|limits| Arc::new(Mutex::new(DiskLimiter::new(limits, now_ns)))))
     }
 
-    /// The limiter, if there is one.
     pub fn lock(&self) -> Option<MutexGuard<'_, DiskLimiter>> {
         self.0.as_ref().map(|limiter| limiter.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -124,8 +113,7 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// Returns the number of requests of `size` that pass between `from` and `to`. The caller waits for the returned
-    /// time and wakes up `late`.
+    /// Returns the amount that passes between `from` and `to` in requests of `size`, if each wake-up is `late`.
     fn passes(limiter: &mut RateLimiter, size: u64, (from, to): (u64, u64), late: u64) -> u64 {
         let (mut now, mut passed) = (from, 0);
         loop {
@@ -141,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_the_peak_for_as_long_as_savings_last_and_then_the_baseline() {
+    fn peak_lasts_until_bucket_is_empty_then_baseline() {
         // 100 per second, and 300 per second for ten seconds.
         let rate = Rate { baseline: 100, peak: 300, savings: 2000 };
         let mut limiter = RateLimiter::new(rate, 0);
@@ -155,14 +143,14 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_wakes_late_loses_nothing() {
+    fn late_wakeup_keeps_rate() {
         let mut limiter = RateLimiter::new(Rate::constant(1_000_000), 0);
         let passed = passes(&mut limiter, 1000, (0, 10 * SECOND), 3_000_000);
         assert!((9_900_000..=10_100_000).contains(&passed), "{passed}");
     }
 
     #[test]
-    fn a_large_request_counts_as_several_operations() {
+    fn large_request_counts_as_several_operations() {
         let operations = Some(Rate::constant(100));
         let limits = DiskLimits { bytes: None, operations, operation_bytes: 256 << 10 };
         let mut limiter = DiskLimiter::new(limits, 0);
@@ -177,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn without_limits_nothing_waits() {
+    fn no_limits_never_wait() {
         let mut limiter = DiskLimiter::default();
         limiter.take(u64::MAX, 0);
         assert_eq!((limiter.wait_ns(0), limiter.saved_percent(0)), (0, 100));
@@ -186,7 +174,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_more_passes_than_peak_and_savings_allow(
+        fn throughput_never_exceeds_peak_and_savings(
             baseline in 1_u64..1000,
             above in 0_u64..1000,
             savings in 0_u64..5000,

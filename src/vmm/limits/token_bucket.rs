@@ -1,24 +1,22 @@
 //! A token bucket that fills at a constant rate up to its capacity. Time is passed in.
 //!
-//! Requests are not split: a request passes while there is at least one token and takes its whole cost, so the bucket
-//! can go into debt. Nothing passes until the debt is paid. Hence no capacity is too small for one large request.
+//! A request passes while there is at least one token and takes its whole cost, so the bucket can go into debt. Nothing
+//! passes until the debt is paid. Hence no capacity is too small for one large request.
 
 /// Billionths of a token, so that a nanosecond at any rate is a whole number.
 const WHOLE: i128 = 1_000_000_000;
 
-/// The bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenBucket {
     per_second: u64,
     /// Capacity and tokens, in billionths.
     capacity: i128,
     tokens: i128,
-    /// The time of the last refill in nanoseconds.
+    /// The time of the last refill.
     at_ns: u64,
 }
 
 impl TokenBucket {
-    /// Creates a full bucket.
     pub fn full(per_second: u64, capacity: u64, now_ns: u64) -> TokenBucket {
         let capacity = i128::from(capacity.max(1)) * WHOLE;
         TokenBucket { per_second: per_second.max(1), capacity, tokens: capacity, at_ns: now_ns }
@@ -42,13 +40,12 @@ impl TokenBucket {
         u64::try_from(wait).unwrap_or(u64::MAX)
     }
 
-    /// Takes `amount` tokens.
     pub fn take(&mut self, amount: u64, now_ns: u64) {
         self.fill(now_ns);
         self.tokens = self.tokens.saturating_sub(i128::from(amount) * WHOLE);
     }
 
-    /// The number of tokens; 0 while in debt.
+    /// Returns 0 while in debt.
     pub fn tokens(&mut self, now_ns: u64) -> u64 {
         self.fill(now_ns);
         u64::try_from(self.tokens.max(0) / WHOLE).unwrap_or(u64::MAX)
@@ -63,7 +60,7 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     #[test]
-    fn a_bucket_gives_what_it_has_and_then_what_comes() {
+    fn bucket_gives_capacity_then_rate() {
         let mut bucket = TokenBucket::full(100, 50, 0);
         bucket.take(50, 0);
         assert_eq!(bucket.wait_ns(0), 1);
@@ -72,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_larger_than_the_bucket_passes_and_is_paid_for() {
+    fn request_larger_than_bucket_passes_and_is_paid_back() {
         let mut bucket = TokenBucket::full(100, 10, 0);
         bucket.take(210, 0);
         assert_eq!(bucket.tokens(0), 0);
@@ -81,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_goes_back_brings_nothing() {
+    fn clock_going_backwards_adds_no_tokens() {
         let mut bucket = TokenBucket::full(100, 10, 5 * SECOND);
         bucket.take(10, 5 * SECOND);
         assert_eq!(bucket.tokens(4 * SECOND), 0);
@@ -90,7 +87,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn who_waits_as_told_may_pass_and_never_gets_more_than_rate_and_capacity(
+        fn waiting_requests_pass_within_rate_and_capacity(
             rate in 1_u64..1_000_000_000,
             capacity in 1_u64..1_000_000,
             requests in prop::collection::vec((0_u64..SECOND, 1_u64..100_000), 1..100),

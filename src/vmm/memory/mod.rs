@@ -26,10 +26,8 @@ use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 
 pub use pages::{PAGE, PageRun};
 
-/// The guest's memory as devices access it.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
 
-/// One mebibyte.
 pub const MIB: u64 = 1 << 20;
 /// The end of low memory and the start of the 32-bit MMIO gap.
 pub const MMIO_GAP_START: u64 = 0xc000_0000;
@@ -37,13 +35,10 @@ pub const MMIO_GAP_START: u64 = 0xc000_0000;
 pub const MMIO_GAP_END: u64 = 0x1_0000_0000;
 /// The address of the first virtio-mmio device; the next one is [`VIRTIO_MMIO_SIZE`] higher.
 pub const VIRTIO_MMIO_START: u64 = 0xd000_0000;
-/// The size of a virtio-mmio device's register window.
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// Three pages that KVM needs on Intel hosts for real mode (KVM_SET_TSS_ADDR).
 pub const KVM_TSS_ADDRESS: u64 = 0xfffb_d000;
-/// The I/O APIC's registers.
 pub const IO_APIC_ADDRESS: u32 = 0xfec0_0000;
-/// The local APICs' registers.
 pub const LOCAL_APIC_ADDRESS: u32 = 0xfee0_0000;
 
 /// The end of conventional memory, where the extended BIOS data area would begin.
@@ -56,36 +51,25 @@ pub const SMBIOS_START: u64 = 0xf_0000;
 pub const MP_TABLE_START: u64 = SMBIOS_START + 0x20;
 /// The SMBIOS tables, after the largest possible MP table.
 pub const SMBIOS_TABLES: u64 = SMBIOS_START + 0x1000;
-/// The space for the SMBIOS tables.
 pub const SMBIOS_TABLES_SIZE: u64 = 0x1000;
 /// The end of the legacy area, where kernels are loaded.
 pub const HIGH_MEMORY_START: u64 = MIB;
 
 const HUGE_PAGE: u64 = 2 * MIB;
 
-/// The reason why guest memory cannot be allocated.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// The size does not fit into an address space.
     #[error("{0} MiB of guest memory are more than an address space holds")]
     TooLarge(u64),
-    /// The host cannot map the memory.
     #[error("{mib} MiB of guest memory cannot be mapped: {source}")]
-    Map {
-        /// The size of the guest's memory.
-        mib: u64,
-        /// The cause.
-        source: MmapRegionError,
-    },
-    /// The memory files of a snapshot cannot be used.
+    Map { mib: u64, source: MmapRegionError },
     #[error("a saved machine's memory cannot be mapped: {0}")]
     File(#[source] io::Error),
-    /// The host refused a madvise(2).
     #[error("the host would not let guest memory be lazily mapped: {0}")]
     Advise(#[source] io::Error),
 }
 
-/// The ranges of guest physical memory in ascending order, as `(start, length)` in bytes.
+/// Returns the ranges of guest physical memory in ascending order, as `(start, length)` in bytes.
 pub fn ranges(memory_mib: u64) -> Result<Vec<(GuestAddress, usize)>, MemoryError> {
     let too_large = || MemoryError::TooLarge(memory_mib);
     let size = memory_mib.checked_mul(MIB).filter(|size| *size < 1 << 46).ok_or_else(too_large)?;
@@ -116,8 +100,7 @@ fn allocate_region(mib: u64, start: GuestAddress, length: usize) -> Result<Guest
     Ok(GuestRegionMmap::new(region, start).expect("the ranges end below the top of the address space"))
 }
 
-/// Maps a machine's memory privately from a file, and the page runs `over` from a second file. Pages are read on first
-/// access, and writes stay in this process.
+/// Maps memory privately from a file, and the page runs `over` from a second file. Pages are read on first access.
 pub fn map_file(memory_mib: u64, file: &File, over: Option<(&File, &[PageRun])>) -> Result<GuestMemory, MemoryError> {
     for file in std::iter::once(file).chain(over.map(|(file, _)| file)) {
         let length = file.metadata().map_err(MemoryError::File)?.len();
@@ -148,8 +131,6 @@ pub fn map_file(memory_mib: u64, file: &File, over: Option<(&File, &[PageRun])>)
     Ok(GuestMemory::from_regions(regions).expect("the ranges are sorted and do not overlap"))
 }
 
-/// Maps a part of a file privately.
-///
 /// # Safety
 /// With `MAP_FIXED`, the caller must own the `length` bytes at `address`.
 unsafe fn map_private(
@@ -197,8 +178,7 @@ fn map_aligned(length: usize) -> io::Result<*mut u8> {
     Ok(aligned.cast())
 }
 
-/// The number of bytes of `memory` that are resident in this process (`/proc/self/smaps`): for a restored machine, the
-/// memory that the guest has touched.
+/// Returns the resident bytes of `memory` (`/proc/self/smaps`): for a restored machine, those that the guest touched.
 pub fn resident_bytes(memory: &GuestMemory) -> io::Result<u64> {
     use vm_memory::GuestMemoryBackend;
     let ranges: Vec<_> = memory
@@ -221,8 +201,7 @@ pub fn resident_bytes(memory: &GuestMemory) -> io::Result<u64> {
     Ok(resident)
 }
 
-/// The resident memory of this process in bytes, including guest memory (`/proc/self/statm`); 0 if that cannot be
-/// read.
+/// Returns this process's resident bytes, including guest memory (`/proc/self/statm`); 0 if that cannot be read.
 pub fn process_resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
@@ -240,13 +219,13 @@ mod tests {
     }
 
     #[test]
-    fn memory_above_the_gap_goes_on_behind_it() {
+    fn memory_above_the_gap_is_a_second_range() {
         let expected = vec![(GuestAddress(0), 3072 << 20), (GuestAddress(MMIO_GAP_END), 1024 << 20)];
         assert_eq!(ranges(4096).unwrap(), expected);
     }
 
     #[test]
-    fn an_impossible_size_is_refused() {
+    fn impossible_size_is_refused() {
         assert!(matches!(ranges(u64::MAX), Err(MemoryError::TooLarge(u64::MAX))));
     }
 

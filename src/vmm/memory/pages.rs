@@ -1,6 +1,5 @@
-//! Finds the pages of guest memory that are private to this process (`/proc/self/pagemap`,
-//! Documentation/admin-guide/mm/pagemap.rst of Linux): for memory mapped from a file, the pages that differ from it;
-//! for other memory, the pages that were touched.
+//! Finds the private pages of guest memory (`/proc/self/pagemap`, Linux's Documentation/admin-guide/mm/pagemap.rst):
+//! those that differ from the mapped file, or those touched if there is no file.
 
 use std::fs::File;
 use std::io;
@@ -12,10 +11,9 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::GuestMemory;
 
-/// The page size in bytes.
 pub const PAGE: u64 = 4096;
 
-/// The number of page map entries read at a time.
+/// Page map entries read at a time.
 const BATCH: u64 = 1 << 16;
 /// Bits of an entry: the page is present, is swapped out, or belongs to a file.
 const PRESENT: u64 = 1 << 63;
@@ -27,14 +25,12 @@ const GAP: u64 = 8;
 /// Consecutive pages, counted over the machine's memory ranges without the gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageRun {
-    /// The first page.
     pub first: u64,
-    /// The number of pages.
     pub count: u64,
 }
 
 impl PageRun {
-    /// The byte range in a file that contains all memory.
+    /// Returns the byte range in a file that contains all memory.
     #[must_use]
     pub fn bytes(&self) -> Range<u64> {
         self.first * PAGE..(self.first + self.count) * PAGE

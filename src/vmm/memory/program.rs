@@ -1,16 +1,14 @@
 //! Releases the program's pages that only start-up needed.
 //!
-//! Reading the configuration, loading a kernel and wiring devices touch most of the program and of the C library once;
-//! a running VMM uses little of them. The kernel would keep those pages mapped while memory is plentiful, in blocks of
-//! 64 KiB around each touched page. They are file pages in the page cache: a page that is used again is mapped again
-//! without I/O.
+//! Start-up touches most of the program and of the C library once; a running VMM uses little of them. While memory is
+//! plentiful, the kernel keeps those file pages mapped, in blocks of 64 KiB around each touched page. A page that is
+//! used again is mapped again without I/O.
 
 use std::ffi::{c_int, c_void};
 
 use libc::{PF_W, PT_LOAD, dl_phdr_info, size_t};
 
-/// Unmaps the pages of all read-only segments of the program and its libraries until they are used again. Any thread
-/// may be executing in them.
+/// Unmaps the read-only segments of the program and its libraries until their next use. Threads may execute in them.
 pub fn release_start_up() {
     // SAFETY: the callback is called before this returns, and does not use its last argument.
     unsafe { libc::dl_iterate_phdr(Some(release), std::ptr::null_mut()) };
@@ -58,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_touched_is_given_back_and_is_there_again_when_it_is_used() {
+    fn released_pages_are_mapped_again_on_use() {
         let sum = || std::hint::black_box(&TABLE).iter().map(|byte| u32::from(*byte)).sum::<u32>();
         let expected = sum();
         let all = present();

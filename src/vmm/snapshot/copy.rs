@@ -8,10 +8,8 @@ use std::path::{Path, PathBuf};
 use super::memory::{Content, create};
 use super::{MEMORY, SnapshotError};
 
-/// A copy of guest memory at one instant, which is being written while the guest runs.
-///
-/// It is a copy of this process (fork(2)); the two share pages until either writes to one. The child only writes, and
-/// calls only async-signal-safe functions (signal-safety(7)).
+/// A copy of guest memory at one instant, which a child process (fork(2)) writes while the guest runs.
+/// The child calls only async-signal-safe functions (signal-safety(7)).
 #[derive(Debug)]
 pub struct Copy {
     child: libc::pid_t,
@@ -20,7 +18,7 @@ pub struct Copy {
 }
 
 impl Copy {
-    /// Starts writing `content` into the directory `directory`. The machine must be paused until this returns.
+    /// The machine must be paused until this returns.
     pub fn begin(content: &Content, dir: &Path) -> Result<Copy, SnapshotError> {
         let path = dir.join(MEMORY);
         let failed = SnapshotError::file(&path, "written");
@@ -50,7 +48,7 @@ impl Copy {
         }
     }
 
-    /// Waits for the child and returns its exit code, which is an error number.
+    /// Returns the child's exit code, which is an error number.
     fn wait(&mut self) -> i32 {
         let child = std::mem::replace(&mut self.child, 0);
         let mut status = 0;
@@ -75,7 +73,6 @@ impl Drop for Copy {
     }
 }
 
-/// The child's work.
 fn write_all(file: &File, content: &Content) -> io::Result<()> {
     // Close the parent's descriptors: the ends of its sockets and locks must not depend on this process.
     let fd = file.as_raw_fd() as u32;

@@ -19,7 +19,6 @@ pub(crate) fn state(data: &[u8]) {
     }
 }
 
-/// Parses the state of one device.
 pub(crate) fn device(data: &[u8]) {
     if let Ok(state) = postcard::from_bytes(data) {
         virtio::fuzzing::restore(&state);

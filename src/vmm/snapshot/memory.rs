@@ -8,26 +8,25 @@ use std::path::Path;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::origin::{Differences, Origin};
-use super::{BASE, MEMORY, SnapshotError, gone};
+use super::{BASE, MEMORY, SnapshotError, ignore_not_found};
 use crate::vmm::memory::{GuestMemory, PAGE, PageRun, pages};
 use crate::vmm::sparse::write_blocks;
 
-/// The number of bytes that a thread writes at a time.
+/// Bytes that a thread writes at a time.
 const CHUNK: usize = 4 << 20;
-/// The number of writing threads; more do not increase the disk's throughput.
+/// More threads do not increase the disk's throughput.
 const THREADS: usize = 4;
 
 /// The part of a paused machine's memory to write.
 #[derive(Debug)]
 pub struct Content {
     pub(super) pieces: Vec<Piece>,
-    /// The file's length: the size of the machine's memory in bytes.
+    /// The size of the machine's memory in bytes.
     pub(super) length: u64,
     /// The base snapshot that the file extends.
     pub differences: Option<Differences>,
 }
 
-/// A piece of guest memory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Piece {
     start: *const u8,
@@ -40,8 +39,7 @@ pub(super) struct Piece {
 unsafe impl Sync for Piece {}
 
 impl Content {
-    /// Selects the content to write into `directory` for a machine that was restored from `origin`, if from any: the
-    /// changed pages, if they are known and the base is available, else all pages that are not zero.
+    /// Selects the changed pages if they are known and the base is available, else all pages that are not zero.
     pub fn of(memory: &GuestMemory, origin: Option<&Origin>, dir: &Path) -> Content {
         let differences = origin.and_then(|origin| origin.differences(memory, dir));
         let runs = match (&differences, origin) {
@@ -67,7 +65,7 @@ impl Content {
     }
 }
 
-/// All of `memory`: one run per range.
+/// Returns one run per range of `memory`.
 fn all(memory: &GuestMemory) -> Vec<PageRun> {
     let mut first = 0;
     let run = |count| {
@@ -77,19 +75,19 @@ fn all(memory: &GuestMemory) -> Vec<PageRun> {
     memory.iter().map(|region| region.len() / PAGE).map(run).collect()
 }
 
-/// Creates the file of `content` in `directory` and replaces an existing file, which may be mapped. The file is never
-/// written again, because several machines may be restored from it.
+/// Creates the memory file, replacing an existing one, which may be mapped. The file is never written again, because
+/// several machines may be restored from it.
 pub(super) fn create(content: &Content, dir: &Path) -> io::Result<File> {
     let stale = if content.differences.is_some() { &[MEMORY][..] } else { &[MEMORY, BASE] };
     for name in stale {
-        gone(fs::remove_file(dir.join(name)))?;
+        ignore_not_found(fs::remove_file(dir.join(name)))?;
     }
     let file = File::options().write(true).create_new(true).mode(0o400).open(dir.join(MEMORY))?;
     file.set_len(content.length)?;
     Ok(file)
 }
 
-/// Writes `content` of a machine that stays paused into `directory`. It is durable when this returns.
+/// Writes `content` of a machine that stays paused. It is durable when this returns.
 pub fn write(content: &Content, dir: &Path) -> Result<(), SnapshotError> {
     let failed = SnapshotError::file(&dir.join(MEMORY), "written");
     let file = create(content, dir).map_err(&failed)?;
@@ -131,7 +129,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     #[test]
-    fn what_was_touched_is_written_and_the_rest_is_zero() {
+    fn only_touched_pages_are_written() {
         let dir = tempfile::tempdir().unwrap();
         let memory = allocate(4096).unwrap();
         let places = [(0x1000, 0x1000_u64), (0xbfff_f000, 0xbfff_f000), (0x1_0000_0000, 0xc000_0000)];

@@ -1,8 +1,8 @@
 //! A snapshot of a machine: one file for its state, and one or two files for its memory.
 //!
-//! The state file contains a magic number, the format version, the payload's length and SHA-256, and the payload with
-//! the typed state of each device. A file of another version, a truncated or modified one, or one of another processor
-//! is rejected before anything is built. An unfinished snapshot has no state file.
+//! The state file has the magic number, format version, payload length and SHA-256, and the typed state of each device.
+//! A damaged file, or one of another version or processor, is rejected before anything is built. An unfinished snapshot
+//! has no state file.
 
 pub mod copy;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -33,51 +33,40 @@ use super::virtio::mmio::TransportState;
 use origin::Differences;
 use processor::{CpuIdentity, Processor};
 
-/// The name of the state file in a snapshot's directory.
 pub const STATE: &str = "state";
-/// The name of the memory file.
 pub const MEMORY: &str = "memory";
-/// The name of the base snapshot's memory file, if the memory file only contains changed pages.
+/// The base snapshot's memory file, if [`MEMORY`] only contains changed pages.
 pub const BASE: &str = "base";
 
 const MAGIC: [u8; 8] = *b"wispsnap";
-/// The format version. It changes with every change of the format.
+/// Changes with every change of the format.
 const VERSION: u32 = 3;
 const HEADER: usize = 8 + 4 + 8 + 32;
-/// The size limit of the state. 64 vCPUs take about 10 KiB each.
+/// 64 vCPUs take about 10 KiB each.
 const LIMIT: u64 = 64 << 20;
 
 /// A machine's state without its memory.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MachineState {
-    /// The vCPUs' CPUID, and the host's CPU.
     pub identity: CpuIdentity,
     /// The host's time-stamp counter at the time of the snapshot.
     pub counter: u64,
-    /// The vCPUs and their topology.
     pub cpus: CpuConfig,
-    /// The size of the memory in MiB.
     pub memory_mib: u64,
-    /// The memory file's modification time, in seconds and nanoseconds since 1970. It is checked because the content
-    /// has no checksum: pages are only read when the guest accesses them. Set when the state is written.
+    /// The memory file's modification time, in seconds and nanoseconds since 1970; set by [`MachineState::write`].
+    /// It replaces a checksum, because pages are only read when the guest accesses them.
     pub memory_written: Option<(i64, i64)>,
-    /// The changed pages, if the memory file only contains those.
+    /// Set if the memory file only contains changed pages.
     pub differences: Option<Differences>,
-    /// The vCPUs in order.
     pub vcpus: Vec<VcpuState>,
     /// The two 8259s and the I/O APIC.
     pub interrupt_controllers: Vec<kvm_irqchip>,
     /// The 8254.
     pub timer: kvm_pit_state2,
-    /// The guest's clock.
     pub clock: kvm_clock_data,
-    /// The serial port.
     pub serial: SerialState,
-    /// The keyboard controller.
     pub i8042: I8042State,
-    /// The real-time clock.
     pub rtc: RtcState,
-    /// The ACPI registers.
     pub acpi_pm: AcpiPmState,
     /// The guest address of the VM generation id, if the guest uses it.
     pub generation: Option<u64>,
@@ -87,44 +76,25 @@ pub struct MachineState {
     pub virtio: Vec<TransportState>,
 }
 
-/// The reason why a machine cannot be saved or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    /// A file cannot be read or written.
     #[error("{} cannot be {action}: {source}", path.display())]
     File {
-        /// The path.
         path: PathBuf,
-        /// The operation, as a participle.
+        /// A participle, such as `written`.
         action: &'static str,
-        /// The cause.
         source: io::Error,
     },
-    /// The file is not a snapshot, or it is damaged, or it cannot be restored on this host.
     #[error("{} is no snapshot that can be used: {reason}", path.display())]
-    Unusable {
-        /// The state file's path.
-        path: PathBuf,
-        /// The reason.
-        reason: String,
-    },
-    /// The state of a device or vCPU is invalid.
+    Unusable { path: PathBuf, reason: String },
     #[error("the snapshot's state is not a device's: {0}")]
     Device(String),
-    /// The snapshot has a disk that the machine lacks.
     #[error("the saved machine had a disk {0:?}, which this one lacks")]
     NoDisk(String),
-    /// The machine has a disk that the snapshot lacks.
     #[error("the saved machine had no disk {0:?}; it can be attached when the machine runs")]
     NewDisk(String),
-    /// The machine's vCPUs or memory differ from the snapshot's.
     #[error("the snapshot is of a machine with {saved}; this one has {wanted}")]
-    OtherMachine {
-        /// The snapshot's configuration.
-        saved: String,
-        /// The requested configuration.
-        wanted: String,
-    },
+    OtherMachine { saved: String, wanted: String },
 }
 
 impl SnapshotError {
@@ -135,7 +105,7 @@ impl SnapshotError {
 }
 
 impl MachineState {
-    /// Writes the state atomically and durably into the directory `directory`, which already contains the memory.
+    /// Writes the state atomically and durably into `dir`, which already contains the memory.
     pub fn write(mut self, dir: &Path) -> Result<(), SnapshotError> {
         self.memory_written = Some(file_written(&dir.join(MEMORY))?);
         let path = dir.join(STATE);
@@ -158,8 +128,7 @@ impl MachineState {
         write().map_err(failed)
     }
 
-    /// Reads the state in the directory `directory`, and checks that its memory is unchanged and that it fits this host's
-    /// CPU.
+    /// Reads the state in `dir`, and checks that its memory is unchanged and that it fits this host's CPU.
     pub fn read(dir: &Path) -> Result<MachineState, SnapshotError> {
         let path = dir.join(STATE);
         let unusable = |reason: String| SnapshotError::Unusable { path: path.clone(), reason };
@@ -185,8 +154,7 @@ impl MachineState {
         Ok(state)
     }
 
-    /// Rejects the state, which was read from `directory`, if the microcode differs or KVM on this host lacks a feature
-    /// of the guest's CPUID.
+    /// Rejects the state if the microcode differs or this host's KVM lacks a feature of the guest's CPUID.
     pub fn check_host(&self, dir: &Path, kvm: &Kvm) -> Result<(), SnapshotError> {
         let unusable = |reason| SnapshotError::Unusable { path: dir.join(STATE), reason };
         if let Some(difference) = self.identity.processor.difference(&Processor::of_host(Some(kvm))) {
@@ -204,7 +172,7 @@ impl MachineState {
     }
 }
 
-/// Checks that the snapshot in `directory` can be restored on this host, as far as possible without restoring it.
+/// Checks that the snapshot in `dir` can be restored on this host, as far as possible without restoring it.
 pub fn check(dir: &Path) -> Result<(), SnapshotError> {
     let state = MachineState::read(dir)?;
     // A host without KVM is reported when the machine is started.
@@ -215,13 +183,12 @@ fn file_written(path: &Path) -> Result<(i64, i64), SnapshotError> {
     path.symlink_metadata().map(|metadata| written(&metadata)).map_err(SnapshotError::file(path, "read"))
 }
 
-/// Returns a file's modification time in seconds and nanoseconds since 1970.
+/// Returns the modification time in seconds and nanoseconds since 1970.
 fn written(metadata: &fs::Metadata) -> (i64, i64) {
     (metadata.mtime(), metadata.mtime_nsec())
 }
 
-/// Invalidates a snapshot durably, so that it is not restored again. Its memory file stays as the base of the machine
-/// that is being restored.
+/// Invalidates a snapshot durably. Its memory file stays as the base of the machine that is being restored.
 pub fn consume(dir: &Path) -> Result<(), SnapshotError> {
     let consume = || {
         fs::remove_file(dir.join(STATE))?;
@@ -232,8 +199,8 @@ pub fn consume(dir: &Path) -> Result<(), SnapshotError> {
     consume().map_err(SnapshotError::file(dir, "changed"))
 }
 
-/// Moves a snapshot from a VMM's directory into a trusted directory on the same file system. The VMM can then no
-/// longer replace its files by links. The state file is moved last, because it makes the snapshot valid.
+/// Moves a snapshot to a trusted directory on the same file system, so that the VMM cannot replace its files by links.
+/// The state file is moved last, because it makes the snapshot valid.
 pub fn take(from: &Path, to: &Path) -> io::Result<()> {
     use Presence::{Optional, Required};
     untrusted::take(from, to, &[(BASE, Optional), (MEMORY, Required), (STATE, Required)])
@@ -245,8 +212,7 @@ pub fn bytes(dir: &Path) -> u64 {
     files.iter().flatten().map(|metadata| metadata.blocks() * 512).sum()
 }
 
-/// Removes a snapshot, even an incomplete one. The state file is removed first, so that the rest is not a valid
-/// snapshot.
+/// Removes a snapshot, even an incomplete one. The state file is removed first, so that the rest is not valid.
 pub fn remove(dir: &Path) -> io::Result<()> {
     if dir.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
         untrusted::remove_in(dir, STATE)?;
@@ -254,8 +220,7 @@ pub fn remove(dir: &Path) -> io::Result<()> {
     untrusted::remove(dir)
 }
 
-/// Ignores that a removed file did not exist.
-fn gone(removed: io::Result<()>) -> io::Result<()> {
+fn ignore_not_found(removed: io::Result<()>) -> io::Result<()> {
     removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
@@ -282,7 +247,6 @@ fn parse(content: &[u8]) -> Result<MachineState, String> {
     postcard::from_bytes(payload).map_err(|error| error.to_string())
 }
 
-/// Reads the processor's time-stamp counter.
 pub fn counter() -> u64 {
     // SAFETY: every x86-64 processor has the instruction, and Linux permits it in user mode.
     unsafe { std::arch::x86_64::_rdtsc() }
@@ -302,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_altered_or_of_another_version_is_refused_with_the_reason() {
+    fn damaged_or_foreign_state_is_refused_with_reason() {
         let whole = content(VERSION, b"a state");
         for length in 0..HEADER {
             assert_eq!(refused(&whole[..length]), format!("it ends after {length} bytes"));

@@ -1,8 +1,7 @@
-//! The snapshot memory that a machine was restored from. A new snapshot of that machine contains only the pages that
-//! have changed since, and a link to the file with the others.
+//! The snapshot memory that a machine was restored from. A new snapshot has only the pages changed since, and a link to
+//! the file with the others.
 //!
-//! The guest's writes need no tracking: its memory is a private mapping of the file, so unchanged pages are still the
-//! file's.
+//! Guest memory is a private mapping of the file, so unchanged pages are still the file's. Writes need no tracking.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,7 +16,7 @@ use super::{BASE, MEMORY, MachineState, SnapshotError, written};
 use crate::vmm::memory::{self, GuestMemory, MemoryError, PAGE, PageRun, pages};
 use crate::vmm::untrusted;
 
-/// The maximum number of runs of changed pages. Mapping more costs more than saving all pages.
+/// Mapping more runs of changed pages costs more than saving all pages.
 const MAX_RUNS: usize = 4096;
 
 /// The part of a snapshot's memory that its own file contains. The rest is in its base.
@@ -25,11 +24,9 @@ const MAX_RUNS: usize = 4096;
 pub struct Differences {
     /// The base file's modification time, in seconds and nanoseconds since 1970.
     pub base_written: (i64, i64),
-    /// The pages.
     pub runs: Vec<PageRun>,
 }
 
-/// The memory files that a machine was restored from.
 #[derive(Debug)]
 pub struct Origin {
     base: File,
@@ -37,7 +34,7 @@ pub struct Origin {
     differences: Option<(File, Vec<PageRun>)>,
 }
 
-/// The name of the link to the base file, in the directory of a restored machine.
+/// A link to the base file, in the directory of a restored machine.
 pub const KEPT: &str = "origin";
 
 /// Links the base file of the snapshot in `saved` into the directory `own` of the machine to restore. The VMM may not
@@ -51,14 +48,12 @@ pub fn keep(saved: &Path, own: &Path) {
     }
 }
 
-/// Removes the link, if it exists.
 pub fn forget(own: &Path) -> io::Result<()> {
     untrusted::remove(&own.join(KEPT))
 }
 
 impl Origin {
-    /// Opens the memory files of the snapshot in `directory` with the given `state`. Prefers the link in the directory
-    /// `own`.
+    /// Opens the memory files of the snapshot in `dir`. Prefers the link in `own`.
     pub fn open(dir: &Path, own: &Path, state: &MachineState) -> Result<Origin, SnapshotError> {
         let open = |name| {
             let path = dir.join(name);
@@ -76,14 +71,13 @@ impl Origin {
         })
     }
 
-    /// Maps the memory. Pages are read from the files on first access, and the guest's writes stay private.
+    /// Maps the memory. Pages are read on first access, and the guest's writes stay private.
     pub fn map(&self, memory_mib: u64) -> Result<GuestMemory, MemoryError> {
         let over = self.differences.as_ref().map(|(file, runs)| (file, runs.as_slice()));
         memory::map_file(memory_mib, &self.base, over)
     }
 
-    /// Returns the changed pages of `memory`, which was mapped here, and links the base into `directory`. Returns none if
-    /// saving all pages is cheaper, or if that fails.
+    /// Returns the changed pages and links the base into `dir`; none if saving all pages is cheaper, or on failure.
     pub(super) fn differences(&self, memory: &GuestMemory, dir: &Path) -> Option<Differences> {
         let find = || -> io::Result<Option<Differences>> {
             let known = self.differences.as_ref().map_or(&[][..], |(_, runs)| runs);
@@ -102,7 +96,7 @@ impl Origin {
         })
     }
 
-    /// Links the base into `directory`, if it is not there yet.
+    /// Links the base into `dir`, if it is not there yet.
     fn link(&self, dir: &Path) -> io::Result<()> {
         let path = dir.join(BASE);
         match untrusted::open(&path) {

@@ -13,8 +13,7 @@ const OSXSAVE: u32 = 1 << 27;
 /// Leaf 7, ECX: set by an operating system that uses protection keys.
 const OSPKE: u32 = 1 << 4;
 
-/// The bits of a leaf to compare. Bits that differ between CPUs of a host, or that the operating system changes, are
-/// left out.
+/// The bits of a leaf to compare: not those that differ between CPUs of a host or that the operating system changes.
 #[derive(Debug, Clone, Copy)]
 struct Compared {
     function: u32,
@@ -49,27 +48,19 @@ const COMPARED: [Compared; 12] = [
     leaf(0x8000_0021, 0, [ALL, 0, 0, 0]),
 ];
 
-/// The vCPUs' CPUID, and the host's CPU.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CpuIdentity {
-    /// The host's CPU.
     pub processor: Processor,
-    /// The frequency of the guest's time-stamp counter, if KVM provides it. Guests boot with `tsc=reliable` and
-    /// measure it only once.
+    /// None if KVM does not provide it. Guests boot with `tsc=reliable` and measure their counter only once.
     pub tsc_khz: Option<u32>,
-    /// The CPUID of each vCPU, in order.
     pub cpuid: Vec<Vec<kvm_cpuid_entry2>>,
 }
 
-/// The divisor for the largest frequency difference that a guest's timekeeping corrects: 250 ppm, which is also KVM's
-/// limit.
+/// A guest's timekeeping corrects a frequency difference of up to 1/4000 (250 ppm), which is also KVM's limit.
 const TSC_TOLERANCE: u32 = 4000;
 
-/// Returns the frequency to set for a restored guest's counter, if it differs from the host's (`here`) and KVM can
-/// scale it.
-///
-/// # Errors
-/// An error message, if the frequencies differ too much and KVM cannot scale the counter.
+/// Returns the frequency to set for a restored guest's counter, if it differs from the host's and KVM can scale it.
+/// Fails if the frequencies differ too much and KVM cannot scale the counter.
 pub fn tsc_to_set(saved: Option<u32>, here: Option<u32>, can_scale: bool) -> Result<Option<u32>, String> {
     match (saved, here) {
         (Some(saved), Some(here)) if saved != here && can_scale => Ok(Some(saved)),
@@ -80,13 +71,11 @@ pub fn tsc_to_set(saved: Option<u32>, here: Option<u32>, can_scale: bool) -> Res
     }
 }
 
-/// A CPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Processor {
     brand: String,
     /// The registers of each compared leaf, in order: EAX, EBX, ECX, EDX.
     leaves: Vec<[u32; 4]>,
-    /// The microcode revision, if KVM provides it.
     microcode: Option<u64>,
 }
 
@@ -154,13 +143,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processor_is_the_same_each_time() {
+    fn host_processor_is_stable() {
         assert_eq!(Processor::of_host(None), Processor::of_host(None));
         assert_eq!(Processor::of_host(None).difference(&Processor::of_host(None)), None);
     }
 
     #[test]
-    fn each_compared_register_makes_a_difference() {
+    fn each_compared_register_is_detected() {
         let here = Processor::of_host(None);
         for (place, Compared { function, masks, .. }) in COMPARED.iter().enumerate() {
             for register in (0..4).filter(|register| masks[*register] != 0) {
@@ -178,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn counter_of_another_frequency_is_scaled_or_refused() {
+    fn differing_tsc_frequency_is_scaled_or_refused() {
         assert_eq!(tsc_to_set(Some(2_000_000), Some(2_000_000), false), Ok(None));
         assert_eq!(tsc_to_set(Some(2_000_000), Some(2_000_500), false), Ok(None));
         assert_eq!(tsc_to_set(Some(2_000_000), Some(2_000_500), true), Ok(Some(2_000_000)));
@@ -189,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn microcode_is_compared_where_both_are_known() {
+    fn microcode_is_compared_when_both_are_known() {
         let with = |microcode| Processor { microcode, ..Processor::of_host(None) };
         let reason = with(Some(0x2b00)).difference(&with(Some(0x2c00))).unwrap();
         assert!(reason.contains("revision 0x2b00") && reason.contains("0x2c00"), "{reason}");

@@ -1,7 +1,6 @@
 //! The file with usage readings: at most [`MOST_LINES`] lines of JSON.
 //!
-//! Only the machine's VMM writes it. Readers skip an incomplete line, which remains after the VMM was killed or the
-//! disk was full. A file with too many lines is replaced by a thinned-out one.
+//! Only the machine's VMM writes it. Readers skip an incomplete line, which a killed VMM or a full disk leaves.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -11,27 +10,22 @@ use std::path::{Path, PathBuf};
 use super::Reading;
 use crate::vmm::untrusted;
 
-/// The file's name in a machine's directory.
 pub const FILE: &str = "usage.jsonl";
 
-/// The maximum number of lines.
 const MOST_LINES: usize = 2048;
-/// The maximum size of a valid file. A reading with twelve disks is shorter than 4 KiB.
+/// A reading with twelve disks is shorter than 4 KiB.
 const MOST_BYTES: u64 = (MOST_LINES as u64) << 12;
-/// The minimum interval between old readings, and their maximum age, in milliseconds.
+/// The minimum interval between old readings, and their maximum age.
 const APART_MS: u64 = 60_000;
 const OLDEST_MS: u64 = 14 * 24 * 3600 * 1000;
 
-/// Returns the readings of the machines in the directory `directory`, oldest first; none if there is no file.
-///
-/// # Errors
-/// The file cannot be read.
+/// Returns the readings in `dir`, oldest first; none if there is no file.
 pub fn read(dir: &Path) -> io::Result<Vec<Reading>> {
     let text = bytes(&dir.join(FILE))?;
     Ok(text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 
-/// Reads the file at `path`; a missing file is empty.
+/// Returns no bytes for a missing file.
 fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     match untrusted::read(path, MOST_BYTES) {
         Ok(bytes) => Ok(bytes),
@@ -40,7 +34,6 @@ fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// The file, open for appending.
 #[derive(Debug)]
 pub(super) struct ReadingsFile {
     path: PathBuf,
@@ -51,7 +44,6 @@ pub(super) struct ReadingsFile {
 }
 
 impl ReadingsFile {
-    /// Opens the file in the directory `directory`. Existing readings are kept.
     pub fn open(dir: &Path) -> io::Result<ReadingsFile> {
         let path = dir.join(FILE);
         // A file that cannot be read is discarded.
@@ -102,8 +94,8 @@ fn append_to(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
-/// Returns at most `most` readings: drops those that are too old, and increases the interval between the others as
-/// needed. The last reading of each run is kept, unless there are more runs than `most`.
+/// Returns at most `most` readings: drops those that are too old, and widens the interval between the others as needed.
+/// Keeps the last reading of each run, unless there are more runs than `most`.
 fn thinned(mut readings: Vec<Reading>, most: usize) -> Vec<Reading> {
     let newest = readings.last().map_or(0, |reading| reading.moment.at_ms);
     readings.retain(|reading| reading.moment.at_ms.saturating_add(OLDEST_MS) >= newest);
@@ -141,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn readings_are_added_to_those_of_the_machine_before() {
+    fn reopened_file_keeps_earlier_readings() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(moments(dir.path()), []);
         ReadingsFile::open(dir.path()).unwrap().add(&reading(1, 7)).unwrap();
@@ -150,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_not_whole_costs_no_other() {
+    fn incomplete_line_is_skipped() {
         let dir = tempfile::tempdir().unwrap();
         let mut file = ReadingsFile::open(dir.path()).unwrap();
         file.add(&reading(1, 7)).unwrap();
@@ -163,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_bounded_and_reaches_as_far_back_as_before() {
+    fn file_is_bounded_and_keeps_first_reading() {
         let dir = tempfile::tempdir().unwrap();
         let mut file = ReadingsFile::open(dir.path()).unwrap();
         for number in 0..3 * MOST_LINES as u64 {
@@ -179,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_such_file_is_replaced() {
+    fn unreadable_file_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE);
         File::create(&path).unwrap().set_len(MOST_BYTES + 1).unwrap();
@@ -190,7 +182,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn thinning_keeps_the_order_the_last_and_the_bound(
+        fn thinning_keeps_order_last_reading_and_bound(
             runs in prop::collection::vec(prop::collection::vec(0_u64..10_000_000, 1..60), 1..40),
             most in 1_usize..100,
         ) {

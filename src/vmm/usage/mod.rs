@@ -1,12 +1,9 @@
-//! Usage of a machine over time: readings of its counters in a file in its directory, from which right-sizing
-//! recommendations are made.
+//! Usage of a machine over time: readings of its counters, from which right-sizing recommendations are made.
 //!
-//! Readings are taken by use and not by a clock: one at the start, one when the agent is ready, one after each quantum
-//! of CPU time (`recorder.rs`), and one at the end. An idle machine is one long interval between two readings and
-//! costs nothing.
+//! Readings are taken at the start, when the agent is ready, after each quantum of CPU time (`recorder.rs`), and at the
+//! end. An idle machine is one long interval between two readings and costs nothing.
 //!
-//! A reading holds sums since the start, not differences. A reading that is lost, through a kill or a full disk, only
-//! loses detail, because the next one includes it.
+//! A reading holds sums since the start, so one that is lost, through a kill or a full disk, only loses detail.
 
 mod file;
 mod recorder;
@@ -22,7 +19,7 @@ use super::virtio::net::NetRecord;
 pub use file::{FILE, read};
 pub(super) use recorder::Recorder;
 
-/// The time after which a machine without an agent counts as booted, in milliseconds.
+/// The time after which a machine without an agent counts as booted.
 const UP_AFTER_MS: u64 = 10 * 60 * 1000;
 
 /// A point in time, in a machine's life and in wall-clock time.
@@ -36,7 +33,6 @@ pub struct Moment {
     pub at_ms: u64,
 }
 
-/// The machine's clock.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Clock {
     run: u64,
@@ -44,13 +40,11 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// Starts the clock.
     pub(super) fn start() -> Clock {
         let run = u64::try_from(since_1970().as_nanos()).unwrap_or(u64::MAX);
         Clock { run, began: Instant::now() }
     }
 
-    /// The current time.
     pub(super) fn now(&self) -> Moment {
         let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Moment { run: self.run, up_ms: ms(self.began.elapsed()), at_ms: ms(since_1970()) }
@@ -65,22 +59,18 @@ fn since_1970() -> std::time::Duration {
 /// The counters of a machine: sums since its start, unless stated otherwise.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reading {
-    /// The time of the reading.
     #[serde(flatten)]
     pub moment: Moment,
-    /// True if the guest has booted.
+    /// The guest has booted.
     pub is_up: bool,
-    /// CPU time of the vCPUs in nanoseconds.
+    /// CPU time of the vCPUs.
     pub cpu_ns: u64,
-    /// Guest memory currently resident on the host, in bytes.
+    /// Guest memory currently resident on the host.
     pub resident_bytes: u64,
-    /// Disks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskReading>,
-    /// The network device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net: Option<NetRecord>,
-    /// The CPU budget.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_budget: Option<BudgetReading>,
 }
@@ -88,28 +78,20 @@ pub struct Reading {
 /// A disk's counters since it was attached.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskReading {
-    /// The disk's name.
     pub id: String,
-    /// Reads.
     pub reads: u64,
-    /// Writes.
     pub writes: u64,
-    /// Bytes read.
     pub read_bytes: u64,
-    /// Bytes written.
     pub written_bytes: u64,
-    /// Throttled time in nanoseconds.
+    /// Throttled time.
     pub held_ns: u64,
 }
 
-/// A CPU budget in nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BudgetReading {
-    /// Earned balance.
     pub saved_ns: u64,
-    /// Extra (launch) balance.
+    /// Launch balance.
     pub extra_ns: u64,
-    /// Surplus owed.
     pub owed_ns: u64,
     /// Surplus charged, including earlier runs.
     pub charged_ns: u64,
@@ -118,7 +100,6 @@ pub struct BudgetReading {
 }
 
 impl Reading {
-    /// Extracts a reading from a machine's status.
     pub fn of(status: &Status) -> Reading {
         let is_ready = status.timeline.at(Mark::AgentReady).is_some();
         let cpu_budget = status.cpu_budget.as_ref().map(|now| BudgetReading {

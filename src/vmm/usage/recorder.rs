@@ -1,8 +1,7 @@
 //! Schedules readings by a timer on the process's CPU time, which an idle machine does not trigger.
 //!
-//! A machine at full load is read every [`QUANTUM_NS`] of CPU time per vCPU; one at a hundredth of that load, a
-//! hundred times less often. The mean usage over any five minutes is therefore known to within a sixtieth of the whole
-//! machine.
+//! A machine at full load is read every [`QUANTUM_NS`] of CPU time per vCPU. The mean usage over any five minutes is
+//! therefore known to within a sixtieth of the whole machine.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -14,23 +13,21 @@ use super::{FILE, Reading};
 use crate::vmm::cpu::cpu_timer::CpuTimer;
 use crate::vmm::signals::read_from_descriptor;
 
-/// CPU time per vCPU between two readings.
 const QUANTUM_NS: u64 = 5_000_000_000;
 
-/// The recorder. Failures are logged: a machine does not end because of its statistics.
+/// Failures are logged: a machine does not end because of its statistics.
 #[derive(Debug)]
 pub(in crate::vmm) struct Recorder {
     file: ReadingsFile,
     expirations: OwnedFd,
     /// Never deleted: the thread's seccomp filter does not allow timer_delete(2).
     _timer: ManuallyDrop<CpuTimer>,
-    /// True if the last reading was written: the log gets one line for a full disk.
+    /// False after a failed write, so that the log gets one line for a full disk.
     is_keeping: bool,
 }
 
 impl Recorder {
-    /// Records the usage of a machine with this many vCPUs in the directory `directory`. Called by the main thread before
-    /// the seccomp filters are installed.
+    /// Must be called by the main thread before the seccomp filters are installed.
     pub fn new(dir: &Path, vcpus: u32) -> Option<Recorder> {
         let begin = || {
             let file = ReadingsFile::open(dir)?;
@@ -48,13 +45,11 @@ impl Recorder {
         self.expirations.as_raw_fd()
     }
 
-    /// Acknowledges the timer.
     pub fn take_expirations(&self) {
         let mut buffer = [0; size_of::<libc::signalfd_siginfo>()];
         while rustix::io::read(&self.expirations, &mut buffer).is_ok_and(|count| count > 0) {}
     }
 
-    /// Writes a reading.
     pub fn record(&mut self, reading: &Reading) {
         let result = self.file.add(reading);
         if let Err(error) = &result
