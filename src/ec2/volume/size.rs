@@ -48,7 +48,7 @@ impl VolumeSize {
     pub fn extension(self) -> Option<String> {
         (!self.mib().is_multiple_of(MIB_PER_GIB)).then(|| {
             format!(
-                "A volume of {self} is Wisp's own: EC2's are whole GiB, 1 at least. EC2's shapes say {} GiB.",
+                "EC2 volumes are whole GiB. JSON output shows this one, of {self}, as {} GiB.",
                 self.gib()
             )
         })
@@ -108,7 +108,7 @@ mod tests {
         assert_eq!(small.gib(), 1);
         assert_eq!(
             small.extension().as_deref(),
-            Some("A volume of 512 MiB is Wisp's own: EC2's are whole GiB, 1 at least. EC2's shapes say 1 GiB.")
+            Some("EC2 volumes are whole GiB. JSON output shows this one, of 512 MiB, as 1 GiB.")
         );
         assert_eq!(VolumeSize::from_gib(8).expect("some").extension(), None);
     }
