@@ -415,7 +415,7 @@ impl Cloud {
         for machine in &mut monitors {
             self.notices.extend(machine.wait_started()?);
         }
-        self.notice_ways_out();
+        self.notice_missing_uplinks();
         Ok(monitors)
     }
 

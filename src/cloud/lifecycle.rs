@@ -242,7 +242,7 @@ impl Cloud {
         limit(&mut config, record, &volumes);
         let mut machine = dir.spawn(&config, lock, network, dir.hibernated().as_ref())?;
         self.notices.extend(machine.wait_started()?);
-        self.notice_ways_out();
+        self.notice_missing_uplinks();
         Ok(machine)
     }
 

@@ -205,11 +205,11 @@ impl InstanceDir {
         cleared.map_err(CloudError::file(&self.path, "cleaned"))?;
         let spawn_error = |source| CloudError::Spawn { instance: self.id, source };
         let (near, far) = UnixStream::pair().map_err(spawn_error)?;
-        let (network, beginning) = network.map(Connection::split).unzip();
+        let (network, backend) = network.map(Connection::split).unzip();
         let inherited = Inherited { lock, launcher: Launcher::Watcher(far), console: None, network };
         // The child is not reaped: it outlives this short-lived process.
         vmm_process::spawn(&self.path, inherited, restore, monotonic_ns()).map_err(spawn_error)?;
-        if let Err(error) = beginning.unwrap_or_default().start() {
+        if let Err(error) = backend.unwrap_or_default().start() {
             vmm_process::kill(&self.path).map_err(spawn_error)?;
             return Err(error);
         }

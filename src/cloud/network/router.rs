@@ -37,7 +37,7 @@ impl Cloud {
 
     /// Adds a notice for each VPC without an uplink that instances were attached to. This is done after their start,
     /// because the uplink takes longer to come up than they do.
-    pub(in crate::cloud) fn notice_ways_out(&mut self) {
+    pub(in crate::cloud) fn notice_missing_uplinks(&mut self) {
         for vpc in std::mem::take(&mut self.attached) {
             // A router that is ending needs no uplink.
             if let Ok(false) = router::has_way_out(&self.router_folder(vpc)) {
