@@ -244,7 +244,7 @@ impl Bench<'_> {
         };
         if !workloads(report).is_empty() {
             self.report_progress(run, report, "copying the workloads");
-            subject.equip(&self.program)?;
+            subject.copy_program(&self.program)?;
         }
         if workloads(report).iter().any(|measure| measure.is_of_disk()) {
             self.report_progress(run, report, "writing a file");
