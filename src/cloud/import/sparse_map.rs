@@ -1,12 +1,11 @@
 //! Sparse files in tar archives: GNU tar's own format (entry type `S`), and PAX formats 0.0, 0.1 and 1.0.
 //!
-//! The archive stores the data segments one after another, and a map contains their offsets. Reference: GNU tar
-//! manual, "Storing Sparse Files".
+//! The archive stores the data segments one after another, and a map contains their offsets (GNU tar manual, "Storing
+//! Sparse Files").
 
 use super::archive::number;
 use super::pax::{Records, decimal, not_a_number};
 
-/// Block size of a tar archive.
 const BLOCK: usize = 512;
 
 /// Data segments of a file as offset and length, in order, and the file size.
@@ -17,7 +16,6 @@ pub struct SparseMap {
 }
 
 impl SparseMap {
-    /// Returns the map of a file without holes.
     pub fn whole(size: u64) -> SparseMap {
         SparseMap { segments: vec![(0, size)], size }
     }
@@ -43,7 +41,7 @@ impl SparseMap {
         Ok(SparseMap { segments, size })
     }
 
-    /// Reads a map in PAX format 0.0 or 0.1, which is stored in the PAX records. Returns `None` if there is no map.
+    /// Reads a map in PAX format 0.0 or 0.1 from the PAX records.
     pub fn of_records(records: &Records, stored: u64) -> Result<Option<SparseMap>, String> {
         let Some(size) = records.number("GNU.sparse.size")? else { return Ok(None) };
         let mut numbers = Vec::new();
@@ -68,9 +66,7 @@ impl SparseMap {
     }
 
     /// Reads a map in PAX format 1.0, which precedes the data in the content. `block` reads the content's next 512
-    /// bytes.
-    ///
-    /// Returns the map and the number of bytes read.
+    /// bytes. Returns the map and the number of bytes read.
     pub fn of_content<E: From<String>>(
         size: u64,
         stored: u64,

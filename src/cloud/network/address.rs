@@ -59,7 +59,6 @@ impl Addresses {
         Ok(())
     }
 
-    /// Returns a free public address.
     pub fn free_public(&self) -> Option<Ipv4Addr> {
         let mut candidates = (0..PUBLIC_COUNT).map(|step| {
             let number = (u32::from(self.origin) + step) % PUBLIC_COUNT + 1;
