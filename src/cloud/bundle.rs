@@ -50,8 +50,7 @@ pub fn is_one(source: &Path) -> Result<bool, ImportError> {
     Ok(found)
 }
 
-/// Copies the bundle in `source`, a directory or an archive, into the empty directory `into`, and checks each file's
-/// digest.
+/// Copies the bundle in `source`, a directory or an archive, into the empty directory `into`, and checks digests.
 ///
 /// If the bundle has the embedded kernel (SHA-256 `embedded_kernel`), a root file system that this kernel cannot mount
 /// is refused. The capabilities of other kernels are unknown.
@@ -205,7 +204,6 @@ fn copy_directory(
     Ok((text, manifest))
 }
 
-/// Unpacks an archive with its files in any order.
 fn unpack(archive: &TarFile, landing: &Landing, progress: &dyn Progress) -> Result<(String, Manifest), ImportError> {
     let length = archive.file.metadata().map_err(ImportError::read(&archive.path))?.len();
     progress.begin("unpacking the bundle", length);
@@ -265,8 +263,7 @@ fn stream_error(error: io::Error, archive: &TarFile, landing: &Landing, name: &s
     }
 }
 
-/// Returns the name of a regular file at the top level, or `None` for the bundle's own directory. The error completes
-/// the sentence "the archive holds NAME, ...".
+/// Returns the name of a top-level regular file, or `None` for the bundle's directory. The error follows the name.
 fn file_name(entry: &Entry) -> Result<Option<String>, String> {
     use tar::EntryType::{Continuous, Directory, GNUSparse, Regular};
     let name = std::str::from_utf8(&entry.name).map_err(|_| "whose name is not UTF-8")?;

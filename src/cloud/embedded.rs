@@ -38,8 +38,7 @@ pub fn id() -> ImageId {
     format!("ami-{digits}").parse().expect("the first 17 digits of a SHA-256 make an id")
 }
 
-/// Returns the bundle's directory, and unpacks the image if necessary. Concurrent calls from several processes are
-/// safe.
+/// Returns the bundle's directory, and unpacks the image if necessary. Concurrent processes may call this.
 pub fn unpacked(home: &Home) -> Result<PathBuf, EmbeddedError> {
     let dir = home.images().join(id().to_string());
     if dir.join(MANIFEST).is_file() {
@@ -92,7 +91,6 @@ fn unpack_archive(archive: &[u8], dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Checks every file against the manifest's digests.
 fn verify(dir: &Path) -> Result<(), EmbeddedError> {
     let damaged = |error: ImportError| EmbeddedError::Damaged(error.to_string());
     for verified in bundle::verify(dir, &()).map_err(damaged)? {

@@ -46,7 +46,6 @@ pub struct ForkSpec {
 pub struct Forked {
     pub instances: Vec<InstanceRecord>,
     pub monitors: Vec<MachineHandle>,
-    /// Time for which the original was paused.
     pub paused: Duration,
 }
 

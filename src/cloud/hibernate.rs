@@ -25,7 +25,6 @@ use crate::vmm::machine::Restore;
 use crate::vmm::snapshot;
 use crate::vmm::timeline::Mark;
 
-/// Directory of the snapshot in the VMM's directory.
 const SAVED: &str = "hibernated";
 /// The memory of the largest VM on a slow disk.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(1800);

@@ -24,7 +24,6 @@ pub struct Manifest {
     pub description: String,
     /// `x86_64`.
     pub architecture: String,
-    /// The user that runs commands.
     pub default_user: String,
     /// The image contains cloud-init, which applies a new instance's host name, SSH key and user data.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -45,7 +44,6 @@ pub struct Manifest {
 #[serde(deny_unknown_fields)]
 pub struct FileEntry {
     pub file: String,
-    /// In hexadecimal.
     pub sha256: String,
 }
 
@@ -53,9 +51,7 @@ pub struct FileEntry {
 #[serde(deny_unknown_fields)]
 pub struct KernelEntry {
     pub file: String,
-    /// In hexadecimal.
     pub sha256: String,
-    /// Options for the kernel command line.
     #[serde(default)]
     pub cmdline: String,
     #[serde(default)]
@@ -69,7 +65,6 @@ pub struct KernelEntry {
 #[serde(deny_unknown_fields)]
 pub struct RootEntry {
     pub file: String,
-    /// In hexadecimal.
     pub sha256: String,
     pub format: DiskFormat,
     /// The file system's name in Linux.
@@ -101,7 +96,6 @@ pub enum ImageError {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// The bundle's directory.
     pub dir: PathBuf,
     pub manifest: Manifest,
 }

@@ -70,7 +70,6 @@ pub fn dir(image: &Image) -> PathBuf {
     image.dir.join(DIRECTORY)
 }
 
-/// Returns the disk usage of an image's snapshot in bytes.
 pub fn bytes(image: &Image) -> u64 {
     snapshot::bytes(&dir(image))
 }

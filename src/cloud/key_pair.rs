@@ -32,7 +32,6 @@ impl Cloud {
         })
     }
 
-    /// Registers a public key that was created elsewhere.
     pub fn import_key_pair(&mut self, name: &KeyName, material: &[u8]) -> Result<KeyPairRecord, CloudError> {
         let public = import(name, material)?;
         self.keep_key_pair(name, public)

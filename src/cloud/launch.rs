@@ -50,7 +50,6 @@ pub struct LaunchSpec {
     pub size: InstanceSize,
     /// The vCPUs or the memory override the instance type's.
     pub overridden: bool,
-    /// Allows more vCPUs than the host has CPUs.
     pub overcommit: bool,
     pub count: u32,
     pub key_name: Option<String>,
@@ -61,7 +60,6 @@ pub struct LaunchSpec {
     pub shutdown_behavior: ShutdownBehavior,
     pub termination_protection: bool,
     pub client_token: Option<String>,
-    /// Checks the request without launching.
     pub dry_run: bool,
     /// Cold-boots the instances even if a template exists.
     pub cold: bool,
@@ -73,7 +71,6 @@ pub struct LaunchSpec {
     pub network: NetworkSpec,
     /// The default is the instance type's.
     pub cpu_credits: Option<CreditMode>,
-    /// Lifts the instance type's limits.
     pub no_limits: bool,
 }
 
@@ -531,8 +528,7 @@ pub(super) fn check_capacity(
     Ok(capacity::check(&all, free, overcommit)?)
 }
 
-/// Returns the instances that were launched with `token`, or `None` if the token was not used. Fails if its parameters
-/// differ, or if its instances have been terminated.
+/// Returns the instances that were launched with `token`. Other parameters or terminated instances are errors.
 fn with_token(
     tx: &Transaction,
     token: Option<&str>,

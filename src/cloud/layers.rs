@@ -107,8 +107,7 @@ impl Cloud {
         }
     }
 
-    /// Returns the names of the volume files that volumes and snapshots use, or `None` if the backing files of any are
-    /// unknown.
+    /// Returns the volume files that volumes and snapshots use, or `None` if the backing files of any are unknown.
     pub(super) fn kept_volume_files(&mut self) -> Result<Option<BTreeSet<String>>, CloudError> {
         self.store.read(|tx| {
             let volumes = tx.list_whole::<VolumeRecord>()?.into_iter().map(|volume| (volume.file, volume.backing));

@@ -1,8 +1,8 @@
 //! `StartInstances`, `StopInstances`, `RebootInstances`, `TerminateInstances`.
 //!
-//! Each operation has three steps: the store records the transition, which only one of several concurrent commands
-//! achieves; the VM follows; the store records the result.
-//! [`Cloud::reconcile`] completes the operation of a command that was killed in between.
+//! Each operation has three steps. The store records the transition, which only one of several concurrent commands
+//! achieves. Then the VM follows. Finally the store records the result. [`Cloud::reconcile`] completes the operation of
+//! a killed command.
 
 use std::fs::{self, File};
 use std::time::Duration;
@@ -96,7 +96,6 @@ impl Cloud {
         InstanceDir::of(&self.home, id)
     }
 
-    /// Returns an instance whose guest can be reached in its current state.
     pub fn reachable(&mut self, reference: &str) -> Result<(InstanceRecord, InstanceDir), CloudError> {
         let record = self.instance(reference)?;
         Action::Reach.allowed(record.id, record.state)?;
@@ -171,8 +170,7 @@ impl Cloud {
         }
     }
 
-    /// Returns the lock of an instance that can be started, or `None` if it is running or another command holds the
-    /// lock.
+    /// Returns the lock of an instance, or `None` if it is running or another command holds the lock.
     fn lock_to_start(&mut self, dir: &InstanceDir) -> Result<Option<File>, CloudError> {
         match self.store.read::<_, CloudError>(|tx| get(tx, dir.id()))?.state {
             // An exiting VMM may hold the lock for another moment.
@@ -346,8 +344,7 @@ impl Cloud {
         Ok(StopOperation { changes, _locks: locks })
     }
 
-    /// Stops the VMs of stopping instances in parallel. If an instance cannot be hibernated, it is stopped without its
-    /// memory, with a notice.
+    /// Stops VMs in parallel. An instance that cannot be hibernated is stopped without its memory, with a notice.
     pub fn finish_stop(&mut self, operation: StopOperation, mode: StopMode) -> Result<(), CloudError> {
         let settle = |cloud: &mut Cloud, id| {
             let hibernated = cloud.dir(id).is_hibernated();
@@ -520,7 +517,6 @@ pub enum StopMode {
     Hibernate,
     /// Ask the agent to power off, then press ctrl-alt-del, then force the end.
     Orderly,
-    /// End the VM immediately.
     Force,
 }
 

@@ -118,7 +118,6 @@ impl InstanceDir {
         self.try_lock_named(OPERATION_LOCK)
     }
 
-    /// Waits up to `timeout` for the lock.
     pub fn lock_within(&self, timeout: Duration) -> Result<Option<File>, CloudError> {
         let path = self.path.join(vmm_process::LOCK);
         let (sender, receiver) = mpsc::channel();
@@ -307,7 +306,6 @@ impl InstanceDir {
 
 /// Number of free disk slots for hot-plugged volumes. Each costs the guest a few thousand instructions.
 pub(super) const FREE_SLOTS: usize = 4;
-/// Name prefix of instance-store disks.
 const EPHEMERAL: &str = "ephemeral";
 
 /// Returns a volume's disk ID: `vol` and 17 digits, as in EC2. A virtio-blk serial number has 20 bytes.
@@ -340,7 +338,6 @@ pub struct MachineHandle {
 }
 
 impl MachineHandle {
-    /// Returns the error for a guest whose agent was not ready in time.
     pub fn not_ready(&self, state: InstanceState, after: Duration) -> CloudError {
         CloudError::NotReady {
             instance: self.dir.id,

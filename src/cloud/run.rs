@@ -48,7 +48,6 @@ pub enum RunError {
     Spawn(#[source] io::Error),
     #[error("{0}")]
     Refused(String),
-    /// The guest ended before its agent was ready.
     #[error("{end}, before its agent was ready{console}")]
     EndedEarly { end: Box<End>, console: ConsoleTail },
     #[error(

@@ -26,7 +26,6 @@ pub struct RunSpec {
     pub boot: Boot,
     /// In order, after the root disk.
     pub disks: Vec<ExtraDisk>,
-    /// Options appended to the image's kernel command line.
     pub cmdline: Option<String>,
     /// The serial port gets a terminal.
     pub console: bool,
@@ -72,8 +71,7 @@ impl RunSpec {
         self.disks.iter().any(|disk| !disk.read_only)
     }
 
-    /// Returns the machine configuration, with the seed in `dir`. If `warm` has an overlay, the root disk starts from
-    /// it.
+    /// Returns the machine configuration, with the seed in `dir`. The root disk starts from the overlay of `warm`.
     pub(super) fn machine(&self, id: &InstanceId, dir: &Path, warm: Option<&Template>) -> MachineConfig {
         let (mut kernel, mut disks) = match &self.boot {
             Boot::Template { image, layer } => {

@@ -18,7 +18,6 @@ const KNOWN_HOSTS: &str = "known_hosts";
 pub struct SshTarget {
     pub instance: InstanceId,
     pub dir: InstanceDir,
-    /// The image's default user.
     pub user: String,
     pub key_name: Option<String>,
     /// The host address that is forwarded to the guest's port 22, if any.

@@ -22,9 +22,7 @@ pub struct NewImage {
 /// The parameters of an imported root file system. A bundle has its own.
 #[derive(Debug, Clone)]
 pub struct RootChoices {
-    /// The user who runs commands.
     pub default_user: String,
-    /// Options for the kernel command line.
     pub cmdline: String,
     /// Size in bytes of a file system created from an archive.
     pub size: Option<u64>,

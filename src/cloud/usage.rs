@@ -44,8 +44,7 @@ impl Cloud {
         Ok(judge(&subject, &self.usage(record)?, least))
     }
 
-    /// Saves the usage of an instance whose machine has ended. A failure must not block the caller, so it is only
-    /// logged.
+    /// Saves the usage of an instance whose machine has ended. A failure is only logged: it must not block the caller.
     pub(super) fn keep_usage(&mut self, id: InstanceId) {
         let readings = self.readings(id);
         if let Err(error) = self.keep_readings(id, &readings) {
@@ -104,8 +103,7 @@ struct NewReadings<'a> {
     readings: &'a [Reading],
 }
 
-/// Returns the readings after the cursor. Without a reading of the cursor's machine, only those of later machines are
-/// new.
+/// Returns the readings after the cursor, or without one of its machine, those of later machines.
 fn new_readings<'a>(cursor: Option<&'a Reading>, readings: &'a [Reading]) -> NewReadings<'a> {
     let Some(last) = cursor.map(|cursor| cursor.moment) else { return NewReadings { cursor, readings } };
     let of_machine = |reading: &Reading| reading.moment.run == last.run;
@@ -119,8 +117,7 @@ fn new_readings<'a>(cursor: Option<&'a Reading>, readings: &'a [Reading]) -> New
 }
 
 impl<'a> NewReadings<'a> {
-    /// Pairs each reading with its predecessor from the same machine, if any. Readings without elapsed time are
-    /// skipped.
+    /// Pairs each reading with its predecessor of the same machine, and skips those without elapsed time.
     fn pairs(&self) -> impl Iterator<Item = (Option<&'a Reading>, &'a Reading)> {
         let mut previous = self.cursor;
         self.readings.iter().filter_map(move |reading| {

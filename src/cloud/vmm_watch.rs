@@ -23,11 +23,9 @@ use crate::vmm::control::SOCKET;
 
 #[derive(Debug)]
 pub(super) enum Awaited {
-    /// The VMM listens on its control socket.
     Listening(Box<MachineHandle>),
     /// No process runs the instance. None can start until the lock is dropped.
     Ended(File),
-    /// Neither happened in time.
     TimedOut,
 }
 

@@ -205,8 +205,8 @@ impl Cloud {
         machine.demand(&Request::DetachDisk { id: id.into(), force })
     }
 
-    /// Writes a slot's device name to `bind` or `unbind` of the guest's virtio-mmio driver: the one from the kernel
-    /// command line, or the one from ACPI.
+    /// Writes a slot's device name to `bind` or `unbind` of the guest's virtio-mmio driver. The device has one of two
+    /// names: from the kernel command line, or from ACPI.
     fn run_driver_command(
         &self,
         instance: InstanceId,
@@ -269,8 +269,7 @@ impl Cloud {
         }
     }
 
-    /// Connects to the VMM of the running instance that the volume is attached to, if there is one. An instance that is
-    /// hibernated or changing its state is an error.
+    /// Connects to the VMM of the volume's running instance, if any. A hibernated or changing instance is an error.
     pub(super) fn running_machine_of(&mut self, record: &VolumeRecord) -> Result<Option<MachineHandle>, CloudError> {
         let Some(attachment) = &record.attachment else { return Ok(None) };
         let instance = self.store.read::<_, CloudError>(|tx| get(tx, attachment.instance_id))?;

@@ -30,24 +30,19 @@ pub enum By {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bound {
     pub by: By,
-    /// A phrase.
     pub why: String,
 }
 
-/// Observations from outside during a measurement: shares of time, except for `cpu_share`.
+/// Observations from outside during a measurement. `*_held` are the shares of time for which the limiters throttled.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Observed {
     /// CPU time of the vCPUs as a share of the time available to the workload's threads. Above 1 if other threads ran.
     pub cpu_share: f64,
-    /// vCPUs were throttled.
     pub cpu_held: f64,
-    /// Disks were throttled.
     pub disk_held: f64,
-    /// The network was throttled.
     pub net_held: f64,
 }
 
-/// The figure of one run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sample {
     /// In the measure's unit.
@@ -69,7 +64,6 @@ pub struct Limits {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostFacts {
-    /// The CPU's name.
     pub cpu: String,
     pub cpus: u32,
     pub software_kvm: bool,
@@ -122,8 +116,7 @@ fn cpu(seen: &Observed, threads: u32, host: &HostFacts) -> Option<Bound> {
         .then(|| host_bound(&format!("its CPUs were busy with others: vCPUs had {percent:.0} % of one")))
 }
 
-/// Names the host as the bound if figures vary more than CPU-bound work does. A host that is a virtual machine cannot
-/// observe steal time.
+/// Names the host as the bound if figures vary more than CPU-bound work does: a virtual host cannot observe steal time.
 fn unsteady(samples: &[Sample]) -> Option<Bound> {
     let figures = samples.iter().map(|sample| sample.figure);
     let (smallest, largest) = (figures.clone().fold(f64::INFINITY, f64::min), figures.fold(0.0, f64::max));
@@ -183,8 +176,7 @@ fn network(figure: f64, held: f64, limits: &Limits, host: &HostFacts) -> Bound {
     })
 }
 
-/// Returns the lowest rate as the bound if it bounded the figure; otherwise that rate, with the figure as a percentage
-/// of it.
+/// Returns the lowest rate as the bound, or as an error with the figure as a percentage of it.
 fn rated(
     candidates: [Option<Candidate>; 2],
     figure: f64,
@@ -232,7 +224,6 @@ fn plural(count: u32, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
-/// Formats with three significant digits.
 fn number(value: f64) -> String {
     if value >= 100.0 || value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.1}") }
 }

@@ -30,8 +30,7 @@ pub(super) fn receive(address: SocketAddrV4) -> io::Result<(u64, Duration)> {
     Ok((received, elapsed))
 }
 
-/// Sends single bytes and waits for each echo, until `target` has elapsed. Returns the number of round trips and the
-/// elapsed time.
+/// Sends single bytes and waits for each echo. Returns the number of round trips and the elapsed time.
 pub(super) fn echo(address: SocketAddrV4, target: Duration) -> io::Result<(u64, Duration)> {
     let mut stream = connect(address, b'e')?;
     let mut round_trip = || {

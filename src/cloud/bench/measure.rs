@@ -6,7 +6,6 @@ use std::time::Duration;
 pub struct Measure {
     /// Used on the command line and in JSON.
     pub name: &'static str,
-    /// Display name.
     pub title: &'static str,
     pub unit: &'static str,
     pub better: Better,
@@ -20,16 +19,13 @@ pub struct Measure {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Better {
-    /// Rates.
     Higher,
-    /// Times.
     Lower,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum About {
     OneCpu,
-    /// At the same time.
     AllCpus,
     Memory,
     /// Bytes per second of the root volume.
@@ -41,7 +37,6 @@ pub enum About {
     /// Round-trip time through the network interface.
     NetworkLatency,
     Start,
-    /// The user's command.
     Command,
 }
 

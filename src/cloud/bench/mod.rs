@@ -54,16 +54,13 @@ pub enum BenchError {
 pub struct BenchSpec {
     pub image: Image,
     pub types: Vec<InstanceSize>,
-    /// In order.
     pub measures: Vec<&'static Measure>,
     /// The user's command, run by the guest's shell.
     pub command: Option<String>,
     pub runs: u32,
     /// Duration of a workload.
     pub target: Duration,
-    /// The types' limits are enforced.
     pub limited: bool,
-    /// vCPUs may outnumber the host's CPUs.
     pub overcommit: bool,
     pub network: NetworkMode,
     pub boot_timeout: Duration,
@@ -95,7 +92,6 @@ pub struct MeasureReport {
 }
 
 impl MeasureReport {
-    /// Returns the summary of the figures, if there are any.
     pub fn summary(&self) -> Option<Summary> {
         Summary::of(&self.samples.iter().map(|sample| sample.figure).collect::<Vec<_>>())
     }
@@ -113,7 +109,6 @@ pub struct Progress {
     /// From 1; 0 before the first run.
     pub run: u32,
     pub instance_type: &'static str,
-    /// Current activity.
     pub what: &'static str,
 }
 

@@ -1,5 +1,4 @@
-//! The workload program that a bench copies into its guests: `wisp-workload`, embedded in the binary
-//! (`images/workloads`).
+//! The workload program for the guests of a bench, embedded in the binary (`images/workloads`).
 
 use std::fs::{self, Permissions};
 use std::io::Write;

@@ -1,5 +1,4 @@
-//! One instance of a bench. Each run has a new one, with the CPU credits and burst balances that its type has at
-//! launch.
+//! One instance of a bench. Each run has a new one with the type's initial CPU credits and burst balances.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -257,8 +256,7 @@ fn done(captured: &Captured) -> Result<Done, String> {
     serde_json::from_str(last).map_err(|error| format!("the workload's answer makes no sense: {error}"))
 }
 
-/// Computes the observations between two statuses that were taken `took` apart. The workload's threads could use
-/// `usable` CPU time.
+/// Computes observations between two statuses, `took` apart. The workload's threads could use `usable` CPU time.
 fn observe(before: &Status, after: &Status, took: Duration, usable: Duration, vcpus: u32) -> Observed {
     let part = |ns: u64, of: Duration| ns as f64 / of.as_nanos().max(1) as f64;
     let (held_before, held) = (held_back(before), held_back(after));

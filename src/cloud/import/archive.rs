@@ -32,7 +32,6 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// Detects the format from the file's first bytes.
     pub fn of(head: &[u8]) -> Compression {
         match head {
             [0x1f, 0x8b, ..] => Compression::Gzip,
@@ -55,13 +54,11 @@ impl Compression {
 
 #[derive(Debug)]
 pub struct TarFile {
-    /// Used in errors.
     pub path: PathBuf,
     pub file: File,
     pub compression: Compression,
 }
 
-/// An entry of an archive: a file, a directory, a link or a special file.
 pub struct Entry<'a> {
     /// Zero-based index in the archive.
     pub index: u64,
@@ -486,7 +483,6 @@ pub(super) fn has_checksum(header: &tar::Header) -> bool {
     number(&header.as_old().cksum).is_some_and(|stated| stated == unsigned || stated == signed)
 }
 
-/// A reader that reports its progress in the file.
 struct Counted<'a> {
     inner: File,
     progress: &'a dyn Progress,

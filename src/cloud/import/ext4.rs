@@ -1,5 +1,4 @@
-//! Writer for an ext4 file system with the files of a [`Tree`]. The layout is complete before the first byte is
-//! written.
+//! Writer for an ext4 file system of a [`Tree`]. The layout is complete before the first byte is written.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -173,8 +172,7 @@ fn set_attributes(builder: &mut FsBuilder, handle: InodeHandle, node: &Node) -> 
     node.attributes.iter().try_for_each(|(name, value)| builder.set_xattr(handle, name, value))
 }
 
-/// A callback for one name in a tree. Its parameters are the node's ID, the node, its directory and name (`None` for
-/// the root), and true if this is the node's first name.
+/// Parameters: the node's ID, the node, its directory and name (`None` for the root), and true for its first name.
 type Visit<'a, 'v, E> = dyn FnMut(usize, &'a Node, Option<(usize, &'a str)>, bool) -> Result<(), E> + 'v;
 
 /// Visits all names in a tree. A directory comes before its children.

@@ -131,8 +131,7 @@ pub fn refuse_ext4(head: &[u8]) -> Option<String> {
     None
 }
 
-/// Returns the features in `bits` that the kernel does not support. An unknown feature gets e2fsprogs' name, such as
-/// FEATURE_I12.
+/// Returns the unsupported features in `bits`. An unknown feature gets e2fsprogs' name, such as FEATURE_I12.
 fn missing(bits: u32, features: &[Feature], set: char) -> impl Iterator<Item = (String, Removal)> {
     (0..32).map(|number| (number, 1 << number)).filter(move |(_, bit)| bits & bit != 0).filter_map(
         move |(number, bit)| match features.iter().find(|feature| feature.bit == bit) {

@@ -99,11 +99,7 @@ pub enum ImportError {
     #[error(transparent)]
     Disk(disk_image::ImageError),
     #[error("no ext4 file system can be made of {}: {reason}", path.display())]
-    FileSystem {
-        /// The source archive.
-        path: PathBuf,
-        reason: String,
-    },
+    FileSystem { path: PathBuf, reason: String },
     #[error("the agent that this wisp brings is damaged ({0}): build or install wisp again")]
     Agent(String),
     #[error("{} exists already; choose another name, or remove it", .0.display())]
@@ -210,8 +206,8 @@ impl Drop for Landing<'_> {
     }
 }
 
-/// Opens a regular file, if `links` even through a symbolic link. Other types of files are refused: reading a pipe
-/// could block, and reading a device could have side effects.
+/// Opens a regular file, and follows a symbolic link only if `links` is true. Other types of files are refused: reading
+/// a pipe could block, and reading a device could have side effects.
 pub(super) fn open_regular(path: &Path, links: bool) -> Result<File, ImportError> {
     let mut flags = libc::O_NONBLOCK;
     if !links {

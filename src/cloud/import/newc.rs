@@ -1,5 +1,4 @@
-//! Writer for initial RAM disks in cpio's "new ASCII" format (`newc`):
-//! Documentation/driver-api/early-userspace/buffer-format.rst.
+//! Writer for initial RAM disks: linux/Documentation/driver-api/early-userspace/buffer-format.rst, `newc`.
 
 /// Magic number of a header, and the positions of its nonzero fields among the thirteen.
 const MAGIC: &str = "070701";

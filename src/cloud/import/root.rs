@@ -23,7 +23,6 @@ const KERNEL: &str = "vmlinux";
 const INITRD: &str = "agent.cpio";
 /// The agent's name in the initial RAM disk.
 const AGENT: &str = "init";
-/// Path of the agent in the embedded image's root.
 const EMBEDDED_AGENT: &str = "/sbin/wisp-init";
 /// Path of cloud-init, and the file that disables it (cloud-init documentation, "How to disable cloud-init").
 const CLOUD_INIT: &str = "/usr/bin/cloud-init";
@@ -39,9 +38,7 @@ pub struct RootOptions {
     pub name: String,
     /// One sentence.
     pub description: String,
-    /// The user that runs commands.
     pub default_user: String,
-    /// Options for the kernel command line.
     pub cmdline: String,
     /// Size in bytes of a file system that is created from an archive. The default is the size of its files plus the
     /// larger of a quarter and [`ext4::HEADROOM`], and at least [`ext4::SMALLEST`].
@@ -93,7 +90,6 @@ struct Found {
     cloud_init: bool,
 }
 
-/// Extracts the agent's executable from the embedded image.
 pub fn agent_of(embedded: &Image) -> Result<Vec<u8>, ImportError> {
     let damaged = |reason: String| ImportError::Agent(reason);
     let root = embedded.manifest.root.as_ref().ok_or_else(|| damaged("there is none".into()))?;
@@ -203,8 +199,7 @@ impl Import<'_> {
         Ok(Found { file_system: kind, sha256, cloud_init: self.finds_cloud_init(&name) })
     }
 
-    /// Converts a qcow2 image to raw. Its tables are untrusted and are parsed only here, so that VMs of the image never
-    /// read them.
+    /// Converts a qcow2 image to raw. VMs of the image never read its tables, which are untrusted.
     fn qcow2(&self) -> Result<Found, ImportError> {
         let image = disk_image::open_alone(self.source)?;
         if image.size() > LARGEST_FILE {
@@ -369,7 +364,7 @@ mod tests {
             self.import_with(source, size, FreeSpace::unwatched())
         }
 
-        /// Imports `source`. Checks that a success is a valid bundle and that a failure leaves nothing.
+        /// Checks that a success is a valid bundle and that a failure leaves nothing.
         fn import_with(
             &self,
             source: &Path,

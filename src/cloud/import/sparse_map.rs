@@ -1,7 +1,6 @@
 //! Sparse files in tar archives: GNU tar's own format (entry type `S`), and PAX formats 0.0, 0.1 and 1.0.
 //!
-//! The archive stores the data segments one after another, and a map contains their offsets (GNU tar manual, "Storing
-//! Sparse Files").
+//! The archive stores only data segments; a map has their offsets (GNU tar manual, "Storing Sparse Files").
 
 use super::archive::number;
 use super::pax::{Records, decimal, not_a_number};
@@ -65,8 +64,7 @@ impl SparseMap {
         Self::checked(pairs(&numbers)?, size, stored).map(Some)
     }
 
-    /// Reads a map in PAX format 1.0, which precedes the data in the content. `block` reads the content's next 512
-    /// bytes. Returns the map and the number of bytes read.
+    /// Reads a map in PAX format 1.0, which precedes the data. Returns the map and the number of bytes read.
     pub fn of_content<E: From<String>>(
         size: u64,
         stored: u64,
@@ -106,8 +104,7 @@ impl SparseMap {
         Ok((Self::checked(pairs(&numbers[1..])?, size, stored - read)?, read))
     }
 
-    /// Reads the map in a GNU header, which may continue in extension blocks. `block` reads the archive's next 512
-    /// bytes.
+    /// Reads the map in a GNU header, which may continue in extension blocks.
     pub fn of_gnu<E: From<String>>(
         header: &tar::Header,
         stored: u64,

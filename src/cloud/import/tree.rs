@@ -17,11 +17,9 @@ const LINK_LIMIT: usize = 40;
 /// Limits of a path and a name in bytes, as in Linux.
 const PATH_LIMIT: usize = 4096;
 const NAME_LIMIT: usize = 255;
-/// Maximum memory for an archive's names and attributes in bytes. A million files with names of 20 bytes take about 0.6
-/// GiB.
+/// Bytes for an archive's names and attributes. A million files with names of 20 bytes take about 0.6 GiB.
 pub const MEMORY_LIMIT: u64 = 1 << 30;
-/// Memory of a node, a name and an attribute here and in the plan, without their bytes. These are upper estimates that
-/// include the allocator's overhead.
+/// Upper estimates, with the allocator's overhead, of a node, a name and an attribute here and in the plan.
 const NODE_MEMORY: u64 = 320;
 const NAME_MEMORY: u64 = 192;
 const ATTRIBUTE_MEMORY: u64 = 96;
@@ -49,7 +47,6 @@ pub enum Kind {
         /// Index of the archive entry that holds the content.
         entry: u64,
     },
-    /// The target.
     Symlink(String),
     Special(SpecialKind),
 }
@@ -66,7 +63,6 @@ pub enum AddError {
     /// Completes a sentence about the entry: "which ...".
     Entry(String),
     Memory {
-        /// In bytes.
         limit: u64,
     },
 }
@@ -310,8 +306,7 @@ impl Tree {
     }
 }
 
-/// Splits a path in an archive into its components. A leading `/` or `./` means the root. A component that is `..`, is
-/// too long or contains a NUL is an error.
+/// Splits an archive's path, which is relative to the root. `..`, NULs and long components are errors.
 pub fn components(path: &[u8]) -> Result<Vec<&str>, String> {
     if path.len() > PATH_LIMIT {
         return Err(format!("whose name has more than {PATH_LIMIT} bytes"));
@@ -380,8 +375,7 @@ fn cut(text: &str) -> String {
     text.chars().take(60).collect()
 }
 
-/// Converts an access control list to ext4's format (linux/fs/ext4/acl.h), in which only named users and groups have an
-/// ID.
+/// Converts an ACL to ext4's format (linux/fs/ext4/acl.h), in which only named users and groups have an ID.
 fn ext4_acl(list: &[u8]) -> Option<Vec<u8>> {
     const VERSION: [u8; 4] = 2u32.to_le_bytes();
     const EXT4_VERSION: [u8; 4] = 1u32.to_le_bytes();

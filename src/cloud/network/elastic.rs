@@ -32,8 +32,7 @@ impl Cloud {
         })
     }
 
-    /// Associates an address with an instance, and replaces the instance's public address. An address of another
-    /// instance is moved only if `may_move` is true.
+    /// Replaces an instance's public address. `may_move` permits taking the address from another instance.
     pub fn associate_address(
         &mut self,
         reference: &str,

@@ -18,7 +18,6 @@ pub const FILE: &str = "link.json";
 #[derive(Debug)]
 pub(super) struct Known {
     pub subnet: SubnetRecord,
-    /// Of the key pair.
     pub public_key: Option<String>,
     pub volumes: Vec<VolumeRecord>,
     pub groups: Vec<SecurityGroupRecord>,

@@ -76,7 +76,6 @@ fn interface_path(id: InstanceId) -> String {
     format!("network/interfaces/macs/{}", MacAddress(mac_address(id)))
 }
 
-/// Returns the metadata that every guest has.
 fn common_tree(id: InstanceId, image: &str, instance_type: &str, place: (Ipv4Addr, SubnetRange, Zone)) -> Tree {
     let (address, subnet, zone) = place;
     let name = private_dns_name(address);

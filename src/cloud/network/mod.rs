@@ -46,7 +46,6 @@ pub use vpc::SubnetSpec;
 
 /// Maximum packet size in bytes, as within a VPC in EC2 (jumbo frames).
 pub const MTU: u16 = 9001;
-/// The user-mode network's log in an instance's directory.
 const LOG: &str = "passt.log";
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,8 +66,7 @@ pub struct NetworkSpec {
     pub metadata: Option<MetadataChange>,
 }
 
-/// Copies an interface for a fork, without addresses. It has no published ports, because a host port leads to one
-/// instance only.
+/// Copies an interface without addresses, and without published ports: a host port leads to one instance only.
 pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord> {
     let original = original?.clone();
     Some(NetworkRecord {
@@ -128,8 +126,7 @@ fn add_device(
     Ok(())
 }
 
-/// Connects a machine outside of VPCs. Returns `None` for mode `none`, and for mode `auto` if the host lacks the
-/// program.
+/// Connects a machine outside of VPCs. Returns `None` without a network, or if the host lacks the program.
 pub(super) fn connect(
     id: InstanceId,
     dir: &Path,
@@ -153,7 +150,6 @@ pub(super) fn connect(
     Ok(Some(Connection { device, user_mode: Some(passt) }))
 }
 
-/// Writes the netstack configuration into an instance's directory. Returns its path.
 fn write_link(dir: &Path, link: &NetstackConfig) -> Result<PathBuf, CloudError> {
     let path = dir.join(FILE);
     let text = serde_json::to_vec_pretty(link).expect("a link is plain data");
@@ -169,7 +165,6 @@ impl Cloud {
         u16::from_be_bytes([digest[0], digest[1]])
     }
 
-    /// Connects an instance's machine, if it has a network.
     pub(super) fn connect(
         &mut self,
         record: &InstanceRecord,

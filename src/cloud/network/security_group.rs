@@ -17,17 +17,14 @@ use crate::host::shell;
 use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, Transaction};
 use crate::vmm::netstack::Filter;
 
-/// A VPC's default group.
 pub const DEFAULT: &str = "default";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleSpec {
-    /// Outbound traffic.
     pub egress: bool,
     pub traffic: Traffic,
-    /// Peers by address range.
     pub ranges: Vec<Ipv4Range>,
-    /// Peers by group name or ID.
+    /// Names or IDs.
     pub groups: Vec<String>,
 }
 
@@ -197,8 +194,7 @@ pub(in crate::cloud) fn groups_of(record: &InstanceRecord) -> &[SecurityGroupId]
     record.network.as_ref().map_or(&[], |network| &network.security_groups)
 }
 
-/// Returns a VPC's default group, and creates it if it is missing. It allows all traffic between its members and all
-/// outbound traffic.
+/// Returns or creates a VPC's default group, which allows all traffic between members and all outbound traffic.
 pub(super) fn default_group(tx: &Transaction, vpc_id: VpcId) -> Result<SecurityGroupRecord, CloudError> {
     let groups: Vec<SecurityGroupRecord> = tx.list()?;
     if let Some(group) = groups.into_iter().find(|group| group.vpc_id == vpc_id && group.name == DEFAULT) {
@@ -247,7 +243,6 @@ pub(in crate::cloud) fn chosen_groups(
     Ok(ids)
 }
 
-/// Returns the packet filter of an interface's groups.
 pub(super) fn filters(groups: &[SecurityGroupRecord], instances: &[InstanceRecord], network: &NetworkRecord) -> Filter {
     let own = groups.iter().filter(|group| network.security_groups.contains(&group.id));
     filter_of(own.flat_map(|group| &group.rules), |group| members(instances, group))
