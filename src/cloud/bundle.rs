@@ -1,7 +1,7 @@
 //! Import, verification and export of image bundles.
 //!
-//! A bundle is a directory with `image.toml` and the files that it names, all at the top level. A bundle archive is a
-//! tar archive of these files, plain or compressed with gzip or zstd.
+//! A bundle is a directory with `image.toml`, and at its top level the files that `image.toml` names. A bundle archive
+//! is a tar archive of these files, plain or compressed with gzip or zstd.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,24 +17,20 @@ use super::import::{
 use crate::host::{disk_image, sparse};
 use crate::vmm::config::DiskFormat;
 
-/// Maximum size of a kernel or an initial RAM disk in bytes. The limit for a root file system is [`LARGEST_FILE`].
+/// Bytes. The limit for a root file system is [`LARGEST_FILE`].
 const LARGEST_BOOT_FILE: u64 = 4 << 30;
-/// Compression level of exports: zstd's default, which is faster than most disks.
+/// zstd's default, which is faster than most disks.
 const COMPRESSION_LEVEL: i32 = 3;
 
-/// Verification result for one file of a bundle.
 #[derive(Debug)]
 pub struct Verified {
-    /// The file name.
     pub file: String,
     /// The error describes the mismatch.
     pub result: Result<(), ImportError>,
 }
 
-/// Returns true if `source` is a bundle rather than a root file system. A directory is a bundle. An archive is one if
-/// its manifest precedes any entry that a bundle cannot contain.
-///
-/// If `source` is neither, the import reports what it is.
+/// Returns true for a bundle: a directory, or an archive whose manifest precedes any entry that a bundle cannot
+/// contain. If `source` is neither a bundle nor a root file system, the import reports what it is.
 pub fn is_one(source: &Path) -> Result<bool, ImportError> {
     if source.metadata().map_err(ImportError::read(source))?.is_dir() {
         return Ok(true);
@@ -43,23 +39,21 @@ pub fn is_one(source: &Path) -> Result<bool, ImportError> {
     let Content::Archive(compression) = detect(&file).map_err(ImportError::read(source))? else { return Ok(false) };
     let mut found = false;
     let archive = TarFile { path: source.to_path_buf(), file, compression };
-    // The visitor stops the walk with an error at the first decisive entry. A damaged archive is reported by the
-    // import.
+    // The visitor stops the walk with an error at the first decisive entry. The import reports a damaged archive.
     let _ = archive.entries(&(), &mut |entry| match file_name(entry) {
         Ok(name) if name.as_deref() != Some(MANIFEST) => Ok(()),
-        told => {
-            found = told.is_ok();
+        result => {
+            found = result.is_ok();
             Err(entry.error(source, "which tells what the archive is"))
         }
     });
     Ok(found)
 }
 
-/// Copies the bundle in `source`, a directory or an archive, into the empty directory `into`. Each file is checked
-/// against its digest during the copy.
+/// Copies the bundle in `source`, a directory or an archive, into the empty directory `into`, and checks digests.
 ///
-/// If the bundle's kernel is the embedded one, with the SHA-256 `embedded_kernel`, a root file system that this kernel
-/// cannot mount is refused. The capabilities of other kernels are unknown, so their root file systems are not checked.
+/// If the bundle has the embedded kernel (SHA-256 `embedded_kernel`), a root file system that this kernel cannot mount
+/// is refused. The capabilities of other kernels are unknown.
 pub fn import_bundle(
     source: &Path,
     into: &Path,
@@ -116,7 +110,6 @@ fn import_into(
     Ok(manifest)
 }
 
-/// Recomputes all digests of the bundle in `directory`.
 pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<Vec<Verified>, ImportError> {
     let manifest = parse_manifest(dir, &read_manifest(dir)?)?;
     let check = |file: &str, expected: &str| {
@@ -130,12 +123,8 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<Vec<Verified>, Impo
     Ok(files.map(|(file, expected)| Verified { file: file.into(), result: check(file, expected) }).collect())
 }
 
-/// Writes the bundle in `directory` to the archive `destination`, a `.tar` or `.tar.zst` file with mode 0600. On success
-/// the archive is complete and durable. A failed export leaves no partial archive.
-///
-/// # Errors
-///
-/// Fails if `destination` exists, or if a file of the bundle does not match its digest.
+/// Writes the bundle to the new `.tar` or `.tar.zst` file `destination` with mode 0600. On success the archive is
+/// durable; a failed export leaves none. A file that does not match its digest is an error.
 pub fn export(dir: &Path, destination: &Path, progress: &dyn Progress) -> Result<(), ImportError> {
     let name = destination.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let compressed = name.ends_with(".tar.zst");
@@ -168,7 +157,6 @@ pub fn export(dir: &Path, destination: &Path, progress: &dyn Progress) -> Result
     File::open(parent).and_then(|parent| parent.sync_all()).map_err(&failed)
 }
 
-/// Writes a sparse tar archive of a bundle's files.
 fn write_archive(
     output: &mut dyn Write,
     dir: &Path,
@@ -216,7 +204,6 @@ fn copy_directory(
     Ok((text, manifest))
 }
 
-/// Unpacks an archive with its files in any order.
 fn unpack(archive: &TarFile, landing: &Landing, progress: &dyn Progress) -> Result<(String, Manifest), ImportError> {
     let length = archive.file.metadata().map_err(ImportError::read(&archive.path))?.len();
     progress.begin("unpacking the bundle", length);
@@ -268,7 +255,7 @@ fn unpack(archive: &TarFile, landing: &Landing, progress: &dyn Progress) -> Resu
     Ok((text, manifest))
 }
 
-/// Attributes an error of a copy to the destination if its file system is full, and to the archive otherwise.
+/// Attributes a copy error to the destination if its file system is full, and to the archive otherwise.
 fn stream_error(error: io::Error, archive: &TarFile, landing: &Landing, name: &str) -> ImportError {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ImportError::write(&landing.path(name))(error),
@@ -276,8 +263,7 @@ fn stream_error(error: io::Error, archive: &TarFile, landing: &Landing, name: &s
     }
 }
 
-/// Returns the name of a regular file at the top level, or `None` for the bundle's own directory. The error completes
-/// the sentence "the archive holds NAME, ...".
+/// Returns the name of a top-level regular file, or `None` for the bundle's directory. The error follows the name.
 fn file_name(entry: &Entry) -> Result<Option<String>, String> {
     use tar::EntryType::{Continuous, Directory, GNUSparse, Regular};
     let name = std::str::from_utf8(&entry.name).map_err(|_| "whose name is not UTF-8")?;
@@ -345,7 +331,7 @@ mod tests {
 
     const ROOT_SIZE: usize = 3 << 20;
 
-    /// A bundle with a kernel and a root file system that is mostly a hole.
+    /// Has a kernel and a root file system that is mostly a hole.
     struct Bundle {
         dir: tempfile::TempDir,
     }
@@ -384,7 +370,6 @@ mod tests {
         }
     }
 
-    /// Creates an archive of `entries` in a temporary file.
     fn archive(entries: &[(&str, tar::EntryType, &[u8])]) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut builder = tar::Builder::new(file.as_file());
@@ -402,7 +387,7 @@ mod tests {
         file
     }
 
-    /// Imports `source` and checks that a failure leaves the directory empty.
+    /// Checks that a failure leaves the directory empty.
     fn import(source: &Path) -> Result<(Manifest, tempfile::TempDir), String> {
         let into = tempfile::tempdir().unwrap();
         match import_bundle(source, into.path(), "", &()) {
@@ -421,7 +406,7 @@ mod tests {
     const FILE: tar::EntryType = tar::EntryType::Regular;
 
     #[test]
-    fn a_directory_is_copied_whole_sparse_and_private() {
+    fn directory_import_is_complete_sparse_and_private() {
         let bundle = bundle();
         fs::write(bundle.path().join("README"), "not of the bundle").unwrap();
         let (imported, into) = import(bundle.path()).unwrap();
@@ -436,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn an_export_is_imported_again_whichever_way_it_is_compressed() {
+    fn export_and_import_round_trip_in_every_compression() {
         let bundle = bundle();
         let out = tempfile::tempdir().unwrap();
         for name in ["image.tar", "image.tar.zst"] {
@@ -458,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_s_files_come_in_any_order() {
+    fn archive_files_are_accepted_in_any_order() {
         let file = archive(&[
             ("./", tar::EntryType::Directory, b""),
             ("./vmlinux", FILE, b"kernel"),
@@ -469,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_named_with_both_digests() {
+    fn damaged_file_is_refused_with_both_digests() {
         let bundle = bundle();
         fs::write(bundle.path().join("vmlinux"), "kernal").unwrap();
         let error = import(bundle.path()).unwrap_err();
@@ -485,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_elsewhere_are_refused() {
+    fn archive_paths_outside_bundle_are_refused() {
         for name in ["../vmlinux", "/etc/passwd", "a/vmlinux", "..", "./../x"] {
             let error = refused(&[(MANIFEST, FILE, manifest().as_bytes()), (name, FILE, b"kernel")]);
             assert!(error.contains("not directly in the bundle"), "{name}: {error}");
@@ -507,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_too_much_is_named() {
+    fn missing_and_extra_files_are_refused() {
         let text = manifest();
         let whole = (MANIFEST, FILE, text.as_bytes());
         assert!(refused(&[whole, ("vmlinux", FILE, b"kernel")]).contains("no file root.ext4"));
@@ -523,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn files_beyond_all_measure_are_refused_before_they_are_read() {
+    fn oversized_files_are_refused() {
         let text = manifest();
         let file = archive(&[(MANIFEST, FILE, text.as_bytes())]);
         let mut header = tar::Header::new_gnu();
@@ -543,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn truncated_archives_are_refused_wherever_they_end() {
+    fn truncated_archives_are_refused() {
         let bundle = bundle();
         let path: PathBuf = bundle.path().join("image.tar");
         export(bundle.path(), &path, &()).unwrap();
@@ -558,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn bundle_beyond_the_free_space_is_stopped_and_leaves_nothing() {
+    fn bundle_over_free_space_is_refused() {
         let bundle = bundle();
         let noise: Vec<u8> = (0..500_000u32).flat_map(|n| n.wrapping_mul(0x9e37_79b1).to_be_bytes()).collect();
         fs::write(bundle.path().join("root.ext4"), &noise).unwrap();
@@ -579,7 +564,7 @@ mod tests {
     }
 
     #[test]
-    fn a_root_that_needs_another_file_is_refused() {
+    fn qcow2_root_with_backing_file_is_refused() {
         let bundle = bundle();
         let root = bundle.path().join("root.ext4");
         let base = bundle.path().join("base");
@@ -594,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn root_is_checked_against_the_embedded_kernel_and_no_other() {
+    fn root_features_are_checked_for_embedded_kernel_only() {
         let bundle = bundle();
         let root = bundle.path().join("root.ext4");
         run("mke2fs", &["-q", "-F", "-t", "ext4", "-O", "quota", root.to_str().unwrap(), "8M"]);
@@ -608,7 +593,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_bundle_at_all_is_said_to_be_none() {
+    fn non_bundle_source_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         assert!(import(dir.path()).unwrap_err().contains("not an image bundle"));
         let file = dir.path().join("file");

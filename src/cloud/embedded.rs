@@ -13,7 +13,6 @@ use crate::host::home::{Home, HomeError, private_file};
 use crate::host::space::FreeSpace;
 use crate::host::sparse;
 
-/// The image's name.
 pub const NAME: &str = "tiny";
 
 /// The bundle as stored in `images/tiny` (a tar archive compressed with zstd), and its SHA-256.
@@ -23,33 +22,23 @@ const ARCHIVE_SHA256: &str = include_str!("../../images/tiny/tiny.sha256");
 /// Name prefix of temporary directories for unpacking.
 pub(super) const UNFINISHED: &str = ".unpacking-";
 
-/// Errors that make the embedded image unavailable.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedError {
-    /// The data directory is unusable.
     #[error(transparent)]
     Home(#[from] HomeError),
-    /// The image could not be written.
     #[error("the embedded image cannot be unpacked into {}: {source}", dir.display())]
-    Unpack {
-        /// The image's directory.
-        dir: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The binary is damaged.
+    Unpack { dir: PathBuf, source: io::Error },
     #[error("the image inside this binary is damaged ({0}): build or install wisp again")]
     Damaged(String),
 }
 
-/// Returns the embedded image's ID. It is derived from the content, so a changed image has a new ID.
+/// Derives the ID from the content, so that a changed image has a new ID.
 pub fn id() -> ImageId {
     let digits = &ARCHIVE_SHA256.trim()[..17];
     format!("ami-{digits}").parse().expect("the first 17 digits of a SHA-256 make an id")
 }
 
-/// Returns the bundle's directory, and unpacks the image if necessary. Concurrent calls from several processes are
-/// safe.
+/// Returns the bundle's directory, and unpacks the image if necessary. Concurrent processes may call this.
 pub fn unpacked(home: &Home) -> Result<PathBuf, EmbeddedError> {
     let dir = home.images().join(id().to_string());
     if dir.join(MANIFEST).is_file() {
@@ -78,8 +67,7 @@ fn unpack(images: &Path, dir: &Path) -> Result<(), EmbeddedError> {
     Ok(())
 }
 
-/// Removes directories that killed processes left while unpacking. The caller holds the lock, so none of them is in
-/// use.
+/// Removes directories that killed processes left. The caller holds the lock, so none of them is in use.
 pub(super) fn remove_unfinished(images: &Path) -> io::Result<()> {
     for entry in fs::read_dir(images)? {
         let entry = entry?;
@@ -103,7 +91,6 @@ fn unpack_archive(archive: &[u8], dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Checks every file against the manifest's digests.
 fn verify(dir: &Path) -> Result<(), EmbeddedError> {
     let damaged = |error: ImportError| EmbeddedError::Damaged(error.to_string());
     for verified in bundle::verify(dir, &()).map_err(damaged)? {
@@ -118,12 +105,12 @@ mod tests {
     use sha2::{Digest, Sha256};
 
     #[test]
-    fn the_archive_has_the_digest_that_its_id_is_made_of() {
+    fn archive_matches_digest_in_image_id() {
         assert_eq!(sparse::hex(&Sha256::digest(ARCHIVE)), ARCHIVE_SHA256.trim());
     }
 
     #[test]
-    fn first_runs_at_the_same_time_all_find_it_whole() {
+    fn concurrent_unpacks_all_find_complete_image() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::at(dir.path()).unwrap();
         std::thread::scope(|scope| {
@@ -136,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_process_left_is_removed() {
+    fn unfinished_directory_of_killed_process_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::at(dir.path()).unwrap();
         let left = home.images().join(format!("{UNFINISHED}abc"));

@@ -13,118 +13,54 @@ use crate::host::home::HomeError;
 use crate::store::StoreError;
 use crate::vmm::control::ClientError;
 
-/// An error of an operation on an instance, a volume or an image.
 #[derive(Debug, thiserror::Error)]
 pub enum CloudError {
-    /// EC2's rules do not allow the operation.
     #[error(transparent)]
     Ec2(#[from] Ec2Error),
-    /// The data directory is unusable.
     #[error(transparent)]
     Home(#[from] HomeError),
-    /// The store is unusable.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The image is unusable.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// A disk image cannot be created or read.
     #[error(transparent)]
     DiskImage(#[from] disk_image::ImageError),
-    /// An image cannot be imported, exported or verified.
     #[error(transparent)]
     Import(#[from] ImportError),
-    /// A key pair could not be created or written.
     #[error(transparent)]
     Key(#[from] crate::host::key::KeyError),
-    /// A file operation on an instance or a volume failed.
     #[error("{} cannot be {action}: {source}", path.display())]
     File {
-        /// The file.
         path: PathBuf,
-        /// The failed operation, as a participle.
+        /// Participle.
         action: &'static str,
-        /// The cause.
         source: io::Error,
     },
-    /// The VMM process could not be started.
     #[error("{instance}: the VMM's process cannot be started: {source}")]
-    Spawn {
-        /// The instance.
-        instance: InstanceId,
-        /// The cause.
-        source: io::Error,
-    },
+    Spawn { instance: InstanceId, source: io::Error },
     /// The VMM could not build the VM, or refused a request.
     #[error("{instance} cannot start: {why}")]
-    Refused {
-        /// The instance.
-        instance: InstanceId,
-        /// The VMM's reason.
-        why: String,
-    },
-    /// The VMM did not complete the operation.
+    Refused { instance: InstanceId, why: String },
     #[error("{why}")]
-    NotDone {
-        /// The instance.
-        instance: InstanceId,
-        /// The reason.
-        why: String,
-    },
+    NotDone { instance: InstanceId, why: String },
     /// A hibernated instance could not be resumed. It can be started again once the cause is fixed.
     #[error("{source}. Its memory is kept; `wisp start {instance} --cold` boots it without")]
-    NotResumed {
-        /// The instance.
-        instance: InstanceId,
-        /// The cause.
-        source: Box<CloudError>,
-    },
+    NotResumed { instance: InstanceId, source: Box<CloudError> },
     /// A guest for a template did not start.
     #[error(transparent)]
     Run(#[from] super::run::RunError),
-    /// No template could be created.
     #[error("the template cannot be made: {0}")]
     NotWarm(String),
-    /// The VMM does not respond.
     #[error("{instance}: {source}")]
-    Control {
-        /// The instance.
-        instance: InstanceId,
-        /// The cause.
-        source: ClientError,
-    },
-    /// The guest agent could not complete the operation.
+    Control { instance: InstanceId, source: ClientError },
     #[error("{instance}: {source}")]
-    Guest {
-        /// The instance.
-        instance: InstanceId,
-        /// The cause.
-        source: guest::Error,
-    },
-    /// The guest ended before its agent was ready.
+    Guest { instance: InstanceId, source: guest::Error },
     #[error("{instance}: {end}, before its agent was ready{console}")]
-    EndedEarly {
-        /// The instance.
-        instance: InstanceId,
-        /// The way in which the guest ended.
-        end: String,
-        /// The last console lines.
-        console: ConsoleTail,
-    },
-    /// The guest agent did not become ready in time.
+    EndedEarly { instance: InstanceId, end: String, console: ConsoleTail },
     #[error(
         "{instance} is {state}, but its agent was not ready after {seconds} s{console}\nIt is still booting: `wisp console {instance} --follow` shows it"
     )]
-    NotReady {
-        /// The instance.
-        instance: InstanceId,
-        /// The instance's state.
-        state: &'static str,
-        /// The elapsed time.
-        seconds: u64,
-        /// The last console lines.
-        console: ConsoleTail,
-    },
+    NotReady { instance: InstanceId, state: &'static str, seconds: u64, console: ConsoleTail },
 }
 
 impl CloudError {
@@ -153,12 +89,11 @@ impl CloudError {
         }
     }
 
-    /// Creates an error for an operation that EC2's rules do not allow.
     pub(super) fn refused(code: ErrorCode, what: impl Into<String>, hint: Option<String>) -> CloudError {
         Ec2Error::refused(code, what, hint).into()
     }
 
-    /// Returns a closure that converts an I/O error on `path`. `action` is the failed operation, as a participle.
+    /// Returns a closure that converts an I/O error on `path`. `action` is a participle.
     pub(super) fn file(path: impl Into<PathBuf>, action: &'static str) -> impl FnOnce(io::Error) -> CloudError {
         let path = path.into();
         move |source| CloudError::File { path, action, source }

@@ -1,8 +1,8 @@
 //! Forks: new instances that start from the exact state of a running one.
 //!
-//! A fork takes a snapshot of the running VM. From then on, the original's volumes continue in new overlays; the
-//! forks' volumes are overlays over the same backing files. All forks map the snapshot's memory privately, so each one
-//! pays only for the pages that it changes.
+//! A fork takes a snapshot of the running VM. Then the original's volumes continue in new overlays; the forks' volumes
+//! are overlays over the same backing files. All forks map the snapshot's memory privately, so each one pays only for
+//! the pages that it changes.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -29,30 +29,23 @@ use crate::vmm::control::{Layer, Message, Request};
 use crate::vmm::machine::Restore;
 use crate::vmm::snapshot;
 
-/// Timeout of a snapshot. The guest runs during most of it.
+/// The guest runs during most of it.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// The parameters of a fork.
 #[derive(Debug, Clone)]
 pub struct ForkSpec {
-    /// The running instance.
     pub instance: InstanceId,
-    /// Number of forks.
     pub count: u32,
-    /// Value of the forks' Name tag. Without it, they have no name. All other tags are copied from the original.
+    /// Value of the forks' Name tag. All other tags are copied from the original.
     pub name: Option<String>,
     /// Allows more vCPUs than the host has CPUs.
     pub overcommit: bool,
 }
 
-/// The result of a fork.
 #[derive(Debug)]
 pub struct Forked {
-    /// The forks.
     pub instances: Vec<InstanceRecord>,
-    /// Connections to the forks' VMMs.
     pub monitors: Vec<MachineHandle>,
-    /// Time for which the original was paused.
     pub paused: Duration,
 }
 
@@ -63,9 +56,9 @@ pub(super) struct Frozen {
     /// The volumes with their files at the time of the snapshot. The instance has switched to new overlays.
     pub(super) volumes: Vec<VolumeRecord>,
     paused: Duration,
-    /// Locks that keep other commands from sweeping files that the store does not refer to yet.
+    /// Keep other commands from sweeping files that the store does not refer to yet.
     pub(super) sweeping: [File; 2],
-    /// Locks that keep other commands from stopping the instance or taking EBS snapshots.
+    /// Keep other commands from stopping the instance or taking EBS snapshots.
     pub(super) _changing: [File; 2],
 }
 
@@ -103,7 +96,6 @@ impl Cloud {
         Ok(Frozen { saved, volumes, paused, sweeping, _changing: [operation, snapshots] })
     }
 
-    /// Refuses instances that cannot be forked.
     pub(super) fn check_freezable(&self, record: &InstanceRecord) -> Result<(), CloudError> {
         let id = record.id;
         Action::Fork.allowed(id, record.state)?;
@@ -146,8 +138,8 @@ impl Cloud {
             after.push(continued(volume));
         }
         let disks = after.iter().map(|volume| volume_disk(&self.home, volume)).collect::<Result<Vec<_>, _>>()?;
-        // From here on, the overlays are the volumes' files. They are empty, so they read like their backing files.
-        // The guest can therefore keep writing to the backing files until the switch, or for good if the switch fails.
+        // From here on, the overlays are the volumes' files. They are empty, so the guest can keep writing to the
+        // backing files until the switch, or for good if the switch fails.
         self.store.write::<_, CloudError>(|tx| {
             for volume in before {
                 tx.put(&continued(&get_volume(tx, volume.id)?))?;
@@ -160,10 +152,10 @@ impl Cloud {
         let layers =
             disks.into_iter().map(|disk| Layer { disk: disk.id, path: disk.path, backing: disk.backing }).collect();
         let request = Request::Fork { dir: saved.to_path_buf(), layers };
-        let mut monitor = dir.connect()?;
-        match monitor.ask_within(&request, SAVE_TIMEOUT)? {
+        let mut machine = dir.connect()?;
+        match machine.ask_within(&request, SAVE_TIMEOUT)? {
             Message::Saved { paused_ns } => Ok(Duration::from_nanos(paused_ns)),
-            other => Err(monitor.unexpected(&other)),
+            other => Err(machine.unexpected(&other)),
         }
     }
 
@@ -242,7 +234,7 @@ impl Cloud {
             user_data: None,
             block_devices: volumes.iter().filter_map(VolumeRecord::mapping).collect::<Vec<BlockDeviceMapping>>(),
             network: for_fork(original.network.as_ref()),
-            // Credits start anew, as for any new instance.
+            // As for any new instance.
             credits: None,
             tags,
             ..original.clone()
@@ -297,10 +289,10 @@ impl Cloud {
             await_turn(&mut monitors)?;
             monitors.push(dir.spawn(&config, lock, network, Some(&restore))?);
         }
-        for monitor in &mut monitors {
-            self.notices.extend(monitor.wait_started()?);
+        for machine in &mut monitors {
+            self.notices.extend(machine.wait_started()?);
         }
-        self.notice_ways_out();
+        self.notice_missing_uplinks();
         Ok(monitors)
     }
 }

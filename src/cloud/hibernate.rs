@@ -1,10 +1,10 @@
 //! Hibernation: an instance is stopped together with its memory, and later resumed from it.
 //!
-//! The VMM writes a snapshot into a directory of the instance. On a restore, the VMM removes the snapshot's state file
-//! before the first instruction, so at most one VM ever resumes from a snapshot.
+//! The VMM writes a snapshot into a directory of the instance. On a restore, the VMM removes the state file before the
+//! first instruction, so at most one VM ever resumes from a snapshot.
 //!
-//! Without a state file, the directory holds an incomplete snapshot or the memory that the running VM was restored
-//! from. In the latter case, the next hibernation writes only the pages that have changed.
+//! Without a state file, the snapshot is incomplete, or the running VM was restored from it. In the latter case, the
+//! next hibernation writes only the pages that have changed.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -25,11 +25,9 @@ use crate::vmm::machine::Restore;
 use crate::vmm::snapshot;
 use crate::vmm::timeline::Mark;
 
-/// Directory of the snapshot in the VMM's directory.
 const SAVED: &str = "hibernated";
-/// Timeout of a snapshot: the memory of the largest VM on a slow disk.
+/// The memory of the largest VM on a slow disk.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(1800);
-/// Timeout of a request to the guest agent.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl InstanceDir {
@@ -37,7 +35,6 @@ impl InstanceDir {
         self.vmm_directory().join(SAVED)
     }
 
-    /// Returns true if the instance is hibernated.
     pub fn is_hibernated(&self) -> bool {
         self.saved().join(snapshot::STATE).symlink_metadata().is_ok_and(|metadata| metadata.is_file())
     }
@@ -72,18 +69,16 @@ impl InstanceDir {
         snapshot::remove(&saved).map_err(CloudError::file(&saved, "removed"))
     }
 
-    /// Makes the instance's VMM save a snapshot and exit.
-    ///
-    /// The guest first writes its dirty pages to its disks, as systems do that hibernate themselves. No data is lost
-    /// if the snapshot is later discarded (`start --cold`). If the guest cannot sync, it is saved as it is.
-    pub(super) fn hibernate(&self, monitor: &mut MachineHandle) -> Result<(), CloudError> {
+    /// Makes the instance's VMM save a snapshot and exit. The guest first writes its dirty pages to its disks, so that
+    /// no data is lost if the snapshot is later discarded (`start --cold`). If it cannot, it is saved as it is.
+    pub(super) fn hibernate(&self, machine: &mut MachineHandle) -> Result<(), CloudError> {
         if let Err(error) = self.sync(AGENT_TIMEOUT) {
             let id = self.id();
             log::warn!("{id}: its disks may lack what its memory has: {error}");
         }
         let dir = self.saved();
         DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(CloudError::file(&dir, "made"))?;
-        let saved = monitor.end_with(&Request::Save { dir }, SAVE_TIMEOUT).and_then(|()| match self.is_hibernated() {
+        let saved = machine.end_with(&Request::Save { dir }, SAVE_TIMEOUT).and_then(|()| match self.is_hibernated() {
             true => Ok(()),
             // The VMM may have been killed before it saved the memory.
             false => Err(CloudError::NotDone {
@@ -99,7 +94,7 @@ impl InstanceDir {
 }
 
 impl Cloud {
-    /// Checks that the instances can be hibernated now: hibernation is enabled, and their guests are ready.
+    /// Checks that hibernation is enabled and that the guests are ready.
     pub fn check_hibernation(&mut self, ids: &[InstanceId]) -> Result<(), CloudError> {
         for id in ids {
             let record = self.store.read::<_, CloudError>(|tx| get(tx, *id))?;

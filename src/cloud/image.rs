@@ -1,6 +1,4 @@
-//! Images (AMIs): bundles of a kernel, a root file system and their metadata.
-//!
-//! A bundle is a directory with `image.toml` and the files that it names, all at the top level.
+//! Images (AMIs): a bundle is a directory with `image.toml`, and at its top level a kernel and a root file system.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,23 +11,19 @@ use crate::guest::check_user_name;
 use crate::host::home::Home;
 use crate::vmm::config::{BootProtocol, DiskFormat};
 
-/// The manifest's file name.
 pub const MANIFEST: &str = "image.toml";
-/// Maximum size of a manifest in bytes.
+/// Bytes.
 pub(super) const MANIFEST_LIMIT: u64 = 256 << 10;
 
-/// The manifest, `image.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// The image's name.
     pub name: String,
-    /// A one-sentence description.
+    /// One sentence.
     #[serde(default)]
     pub description: String,
-    /// CPU architecture: `x86_64`.
+    /// `x86_64`.
     pub architecture: String,
-    /// The user that runs commands.
     pub default_user: String,
     /// The image contains cloud-init, which applies a new instance's host name, SSH key and user data.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -37,41 +31,29 @@ pub struct Manifest {
     /// The only metadata service version that instances get, if the image restricts it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imds_support: Option<ImdsSupport>,
-    /// The kernel.
     pub kernel: KernelEntry,
-    /// The initial RAM disk, if any.
     #[serde(default)]
     pub initrd: Option<FileEntry>,
-    /// The root file system, if any.
     #[serde(default)]
     pub root: Option<RootEntry>,
-    /// The software in the image.
     #[serde(default, rename = "component")]
     pub components: Vec<Component>,
 }
 
-/// A file of the bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileEntry {
-    /// The file name.
     pub file: String,
-    /// The SHA-256, in hexadecimal.
     pub sha256: String,
 }
 
-/// The kernel's file and boot parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KernelEntry {
-    /// The file name.
     pub file: String,
-    /// The SHA-256, in hexadecimal.
     pub sha256: String,
-    /// Options for the kernel command line.
     #[serde(default)]
     pub cmdline: String,
-    /// The boot protocol.
     #[serde(default)]
     pub protocol: BootProtocol,
     /// The kernel supports `wisp.software_kvm`, which makes it avoid operations that KVM cannot emulate.
@@ -79,78 +61,48 @@ pub struct KernelEntry {
     pub software_kvm_aware: bool,
 }
 
-/// The root file system's file and format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RootEntry {
-    /// The file name.
     pub file: String,
-    /// The SHA-256, in hexadecimal.
     pub sha256: String,
-    /// The disk image format.
     pub format: DiskFormat,
     /// The file system's name in Linux.
     pub file_system: String,
 }
 
-/// A program in the image, with its version, license and source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Component {
-    /// The name.
     pub name: String,
-    /// The version.
     pub version: String,
-    /// The SPDX license identifier.
+    /// SPDX license identifier.
     pub licence: String,
-    /// The location of the source code.
+    /// Location of the source code.
     pub source: String,
 }
 
-/// Errors that make an image unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// The embedded image could not be unpacked.
     #[error(transparent)]
     Embedded(#[from] EmbeddedError),
-    /// The directory has no readable manifest.
     #[error("{} is not an image bundle: its {MANIFEST} cannot be read: {source}", dir.display())]
-    NoManifest {
-        /// The directory.
-        dir: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The manifest is invalid.
+    NoManifest { dir: PathBuf, source: io::Error },
     #[error("{}: {reason}", path.display())]
-    BadManifest {
-        /// The manifest.
-        path: PathBuf,
-        /// The problem.
-        reason: String,
-    },
-    /// A file that the manifest names does not exist.
+    BadManifest { path: PathBuf, reason: String },
     #[error("the bundle {} has no file {file}, which its {MANIFEST} names", dir.display())]
-    MissingFile {
-        /// The bundle.
-        dir: PathBuf,
-        /// The file.
-        file: String,
-    },
+    MissingFile { dir: PathBuf, file: String },
 }
 
-/// An image that can be launched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// The bundle's directory.
     pub dir: PathBuf,
-    /// The manifest.
     pub manifest: Manifest,
 }
 
 impl Image {
-    /// Resolves a reference that needs no registered image: the embedded image's name or ID, or a bundle's directory.
-    /// Without a reference, returns the embedded image. Returns `None` if `reference` can only be a registered image.
+    /// Resolves a reference that needs no registered image: the embedded image's name or ID (also the default), or a
+    /// bundle's directory. Returns `None` if `reference` can only be a registered image.
     pub fn unregistered(home: &Home, reference: Option<&str>) -> Result<Option<Image>, ImageError> {
         let reference = reference.unwrap_or(embedded::NAME);
         if reference == embedded::NAME || reference == embedded::id().to_string() {
@@ -162,8 +114,7 @@ impl Image {
         Ok(None)
     }
 
-    /// Opens the bundle in `directory` and checks that its files exist. Digests are not verified, since that means
-    /// reading every file.
+    /// Opens a bundle and checks that its files exist. Digests are not verified, since that means reading every file.
     pub fn open(dir: &Path) -> Result<Image, ImageError> {
         let unreadable = |source| ImageError::NoManifest { dir: dir.to_path_buf(), source };
         let path = dir.join(MANIFEST);
@@ -202,7 +153,6 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Returns the names of the files in the bundle.
     pub fn files(&self) -> impl Iterator<Item = &str> {
         self.digests().map(|(file, _)| file)
     }
@@ -249,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_bundle_is_opened() {
+    fn complete_bundle_is_opened() {
         let dir = bundle(TEXT);
         let image = Image::open(dir.path()).unwrap();
         assert_eq!(image.manifest.digests().collect::<Vec<_>>(), [("vmlinux", "00"), ("root.ext4", "11")]);
@@ -257,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_missing_is_named() {
+    fn missing_file_is_named() {
         let dir = bundle(TEXT);
         std::fs::remove_file(dir.path().join("root.ext4")).unwrap();
         let error = Image::open(dir.path()).unwrap_err().to_string();
@@ -265,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_out_of_the_bundle_are_refused() {
+    fn file_names_outside_bundle_are_refused() {
         for name in ["../vmlinux", "/etc/passwd", "..", ""] {
             let error = Manifest::parse(&TEXT.replace("\"vmlinux\"", &format!("{name:?}"))).unwrap_err();
             assert!(error.contains("directly in the bundle"), "{name}: {error}");
@@ -273,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn default_user_that_ssh_would_take_for_an_option_is_refused() {
+    fn default_user_like_ssh_option_is_refused() {
         for user in ["-oProxyCommand=touch x;", "a b", "", "a@b"] {
             let text = TEXT.replace("default_user = \"root\"", &format!("default_user = {user:?}"));
             let error = Manifest::parse(&text).unwrap_err();
@@ -282,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_two_things_is_refused() {
+    fn duplicate_file_is_refused() {
         for name in ["vmlinux", MANIFEST] {
             let error = Manifest::parse(&TEXT.replace("root.ext4", name)).unwrap_err();
             assert!(error.contains("two things"), "{name}: {error}");

@@ -1,8 +1,6 @@
-//! An image's memory: a snapshot of the VM of the instance that the image was created from, taken at the same moment
-//! as its root file system. Launches of the image with the same size are restored from this snapshot.
-//!
-//! It has its own directory next to the bundle's files. It is not part of the bundle, because other hosts could not
-//! restore it.
+//! An image's memory: a snapshot of the instance that the image was created from, taken at the same moment as its root
+//! file system. Launches of the image with the same size are restored from it. It is not part of the bundle, because
+//! other hosts could not restore it.
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
@@ -17,19 +15,14 @@ use crate::store::InstanceRecord;
 use crate::vmm::config::CpuConfig;
 use crate::vmm::snapshot::{self, BASE, MEMORY, STATE};
 
-/// Directory of the snapshot.
-const FOLDER: &str = "memory";
-/// Metadata file.
+const DIRECTORY: &str = "memory";
 const FACTS: &str = "memory.json";
 
-/// Metadata of an image's snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageMemory {
-    /// vCPUs and their topology.
     pub cpus: CpuConfig,
-    /// Memory in MiB, without the extra memory for the kernel.
+    /// In MiB, without the extra memory for the kernel.
     pub memory_mib: u64,
-    /// The instance type.
     pub instance_type: String,
     /// The vCPUs or the memory differ from the instance type's.
     pub overridden: bool,
@@ -43,12 +36,10 @@ impl ImageMemory {
         serde_json::from_slice(&fs::read(dir(image).join(FACTS)).ok()?).ok()
     }
 
-    /// Returns true if the snapshot is of a VM of this size.
     pub fn is_of(&self, cpus: CpuConfig, memory_mib: u64) -> bool {
         (self.cpus, self.memory_mib) == (cpus, memory_mib)
     }
 
-    /// Returns the metadata for a snapshot of an instance.
     pub(super) fn of_instance(record: &InstanceRecord, root: String) -> ImageMemory {
         ImageMemory {
             cpus: CpuConfig { count: record.vcpus, threads_per_core: record.threads_per_core },
@@ -61,7 +52,7 @@ impl ImageMemory {
 
     /// Moves the snapshot in `saved` into the bundle of a new image.
     pub(super) fn put(&self, saved: &Path, bundle: &Path) -> Result<(), CloudError> {
-        let dir = bundle.join(FOLDER);
+        let dir = bundle.join(DIRECTORY);
         let failed = || CloudError::file(&dir, "made");
         DirBuilder::new().mode(0o700).create(&dir).map_err(failed())?;
         for name in [MEMORY, BASE, STATE] {
@@ -76,10 +67,9 @@ impl ImageMemory {
 
 /// Returns the directory of an image's snapshot. It exists only if the image has one.
 pub fn dir(image: &Image) -> PathBuf {
-    image.dir.join(FOLDER)
+    image.dir.join(DIRECTORY)
 }
 
-/// Returns the disk usage of an image's snapshot in bytes.
 pub fn bytes(image: &Image) -> u64 {
     snapshot::bytes(&dir(image))
 }

@@ -15,11 +15,7 @@ impl Cloud {
         self.store.read(|tx| Ok(tx.list()?))
     }
 
-    /// Creates a key pair and writes the private key to `path`.
-    ///
-    /// # Errors
-    ///
-    /// Fails if `path` exists or the name is in use.
+    /// Creates a key pair and writes the private key to the new file `path`.
     pub fn create_key_pair(
         &mut self,
         name: &KeyName,
@@ -29,14 +25,13 @@ impl Cloud {
     ) -> Result<KeyPairRecord, CloudError> {
         self.check_free(name)?;
         let pair = create(name, key_type, format)?;
-        // The private key is written before the key pair is registered: a registered key pair without it is useless.
+        // The private key is written first: a registered key pair without it is useless.
         write_private(path, &pair.private)?;
         self.keep_key_pair(name, pair.public).inspect_err(|_| {
             let _ = std::fs::remove_file(path);
         })
     }
 
-    /// Registers a public key that was created elsewhere.
     pub fn import_key_pair(&mut self, name: &KeyName, material: &[u8]) -> Result<KeyPairRecord, CloudError> {
         let public = import(name, material)?;
         self.keep_key_pair(name, public)

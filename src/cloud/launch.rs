@@ -32,66 +32,51 @@ use crate::store::{
 };
 use crate::vmm::config::{CpuConfig, DiskFormat};
 
-/// Maximum number of instances per launch.
 pub const MAX_COUNT: u32 = 100;
-/// Device name of the root volume. EC2 uses it for Linux images.
+/// Device name of the root volume of EC2's Linux images.
 pub const ROOT_DEVICE: &str = "/dev/xvda";
 /// Lifetime of a client token in seconds, as in EC2.
 pub(super) const TOKEN_LIFETIME: u64 = 24 * 3600;
-/// Maximum length of a client token in bytes.
+/// Bytes.
 const TOKEN_LENGTH: usize = 64;
 /// Maximum time that the next launch waits for a restored guest's agent.
 const TURN: Duration = Duration::from_secs(10);
-/// Type of root volumes.
 const ROOT_VOLUME_TYPE: &str = "gp3";
 
-/// The parameters of a launch.
 #[derive(Debug, Clone)]
 pub struct LaunchSpec {
-    /// The image. The default is the embedded one.
+    /// The default is the embedded image.
     pub image: Option<String>,
-    /// Instance type, vCPUs and memory.
     pub size: InstanceSize,
     /// The vCPUs or the memory override the instance type's.
     pub overridden: bool,
-    /// Allows more vCPUs than the host has CPUs.
     pub overcommit: bool,
-    /// Number of instances.
     pub count: u32,
-    /// The key pair whose public key is installed in the guest.
     pub key_name: Option<String>,
     /// User data, in Base64.
     pub user_data: Option<String>,
-    /// Tags of the instances, including the name.
+    /// Includes the name.
     pub tags: BTreeMap<String, String>,
-    /// The effect of a guest-initiated shutdown.
     pub shutdown_behavior: ShutdownBehavior,
-    /// Refuses termination of the instances.
     pub termination_protection: bool,
-    /// Makes the launch idempotent.
     pub client_token: Option<String>,
-    /// Checks the request without launching.
     pub dry_run: bool,
     /// Cold-boots the instances even if a template exists.
     pub cold: bool,
-    /// Enables hibernation.
     pub hibernation: bool,
-    /// Options for the kernel command line.
+    /// Appended to the kernel command line.
     pub cmdline: Option<String>,
-    /// Volumes in addition to the root volume.
+    /// In addition to the root volume.
     pub volumes: Vec<VolumeOption>,
-    /// The network configuration.
     pub network: NetworkSpec,
-    /// The CPU credit mode. The default is the instance type's.
+    /// The default is the instance type's.
     pub cpu_credits: Option<CreditMode>,
-    /// Lifts the instance type's limits.
     pub no_limits: bool,
 }
 
-/// The result of a launch.
 #[derive(Debug)]
 pub struct Launched {
-    /// The instances in launch order.
+    /// In launch order.
     pub instances: Vec<InstanceRecord>,
     /// Connections to the VMMs. Empty if an earlier launch with the same client token started them.
     pub monitors: Vec<MachineHandle>,
@@ -108,8 +93,7 @@ pub(super) struct Prepared {
 }
 
 impl Cloud {
-    /// Launches instances. On success their VMs are running. A client token that was used before returns the instances
-    /// of the earlier launch.
+    /// Launches instances. A client token that was used before returns the instances of the earlier launch.
     pub fn launch(&mut self, spec: &LaunchSpec) -> Result<Launched, CloudError> {
         let image_record = self.image_record(spec.image.as_deref().unwrap_or(embedded::NAME))?;
         let parameters = digest(spec, &image_record);
@@ -143,7 +127,7 @@ impl Cloud {
             Ok(monitors) => {
                 let wants_warm = can_be_warm && warm.is_none() && template::can_have(&image);
                 if let (true, None, Some(memory)) = (can_be_warm, &warm, ImageMemory::of(&image)) {
-                    self.notices.extend(boots(&memory, &spec.size));
+                    self.notices.extend(size_notice(&memory, &spec.size));
                 }
                 Ok(Launched { instances: self.settle_running(&ids)?, monitors, wants_warm })
             }
@@ -200,7 +184,6 @@ impl Cloud {
         check_capacity(&spec.size, spec.count, promised, spec.overcommit)
     }
 
-    /// Returns the instances of an earlier launch with the same client token.
     fn launched_before(
         &mut self,
         spec: &LaunchSpec,
@@ -209,9 +192,8 @@ impl Cloud {
         self.store.read(|tx| with_token(tx, spec.client_token.as_deref(), parameters))
     }
 
-    /// Creates the directories, root volumes and records of all instances, or none of them.
-    ///
-    /// The inner error holds the instances of a concurrent launch with the same client token.
+    /// Creates the directories, root volumes and records of all instances, or none of them. The inner error holds the
+    /// instances of a concurrent launch with the same client token.
     fn prepare(
         &mut self,
         spec: &LaunchSpec,
@@ -225,7 +207,7 @@ impl Cloud {
         let _volumes = self.home.lock(&self.home.volumes())?;
         let reservation = new_id();
         let mut prepared = Vec::new();
-        // Resolves the snapshots first, so that a wrong reference fails before anything is created.
+        // A wrong snapshot reference must fail before anything is created.
         let snapshots = self.snapshots_of(spec)?;
         for index in 0..spec.count {
             match self.prepare_one(&snapshots, spec, image_record, (image, warm), reservation, index) {
@@ -257,8 +239,8 @@ impl Cloud {
                 for option in &spec.volumes {
                     if let VolumeSource::Existing(reference) = &option.source {
                         let mut volume = resolve::volume(tx, reference)?;
-                        let (device, goes) = (option.device.clone(), option.deleted_on_termination());
-                        attach(&mut one.record, &mut volume, device, goes)?;
+                        let (device, delete_on_termination) = (option.device.clone(), option.deleted_on_termination());
+                        attach(&mut one.record, &mut volume, device, delete_on_termination)?;
                         tx.put(&volume)?;
                     }
                 }
@@ -282,7 +264,6 @@ impl Cloud {
         spec.volumes.iter().map(snapshot).collect()
     }
 
-    /// Creates an instance's new volumes and attaches them.
     fn make_volumes(
         &self,
         spec: &LaunchSpec,
@@ -357,7 +338,7 @@ impl Cloud {
         Ok(Prepared { record, volumes, dir, lock })
     }
 
-    /// Creates an overlay over the image's root file system. It is empty, or a copy of the template's overlay.
+    /// Creates an overlay over the image's root file system: empty, or a copy of the template's overlay.
     fn make_root_volume(
         &self,
         image_record: &ImageRecord,
@@ -397,8 +378,7 @@ impl Cloud {
         }))
     }
 
-    /// Removes the files that [`Cloud::prepare`] created. Files that cannot be removed have no record, so the next
-    /// command sweeps them.
+    /// Removes the files that [`Cloud::prepare`] created. The next command sweeps those that cannot be removed.
     pub(super) fn discard(&self, prepared: &[Prepared]) {
         prepared.iter().for_each(|one| self.discard_one(&one.volumes, &one.dir));
     }
@@ -429,10 +409,10 @@ impl Cloud {
             }
             monitors.push(dir.spawn(&config, lock, network, warm.map(Template::restore).as_ref())?);
         }
-        for monitor in &mut monitors {
-            self.notices.extend(monitor.wait_started()?);
+        for machine in &mut monitors {
+            self.notices.extend(machine.wait_started()?);
         }
-        self.notice_ways_out();
+        self.notice_missing_uplinks();
         Ok(monitors)
     }
 
@@ -446,7 +426,7 @@ impl Cloud {
         self.store.write(|tx| Ok(tx.put(&MetadataDefaults { options })?))
     }
 
-    /// Marks pending instances as running and returns all records. The instances' VMs have started.
+    /// Marks pending instances as running, and returns all records.
     pub(super) fn settle_running(&mut self, ids: &[InstanceId]) -> Result<Vec<InstanceRecord>, CloudError> {
         self.store.write(|tx| {
             let mut records = Vec::new();
@@ -464,7 +444,6 @@ impl Cloud {
         })
     }
 
-    /// Terminates the instances of a failed launch and records the error as the reason.
     pub(super) fn abandon(&mut self, ids: &[InstanceId], error: &CloudError) {
         let reason = StateReason::launch_failed(&error.to_string());
         for id in ids {
@@ -475,18 +454,16 @@ impl Cloud {
     }
 }
 
-/// Returns the default metadata options of launches.
 fn metadata_defaults(tx: &Transaction) -> Result<MetadataChange, CloudError> {
     Ok(tx.get::<MetadataDefaults>(MetadataDefaults::KEY)?.unwrap_or_default().options)
 }
 
-/// Returns the name of a volume's file in `generation`.
 pub(super) fn volume_file(id: crate::ec2::VolumeId, generation: u32) -> String {
     format!("{id}.{generation}.qcow2")
 }
 
-/// Waits until the next VM can be restored. Restored guests become ready sooner if no more of them start at once than
-/// the host has CPUs: a guest that waits for a CPU takes time from the others with its timer ticks.
+/// Waits until the next VM can be restored. A waiting guest's timer ticks take CPU time from the others, so no more
+/// guests start at once than the host has CPUs.
 pub(super) fn await_turn(monitors: &mut [MachineHandle]) -> Result<(), CloudError> {
     let at_once = probe::resources().cpus as usize;
     match monitors.len().checked_sub(at_once) {
@@ -504,8 +481,8 @@ fn can_be_warm(spec: &LaunchSpec, image: &Image) -> bool {
         && spec.size.instance_type.instance_store().is_empty()
 }
 
-/// Returns a notice if the size of a launch differs from that of the image's snapshot, so that the instance boots.
-fn boots(memory: &ImageMemory, size: &InstanceSize) -> Option<String> {
+/// Returns a notice if the launch cannot restore the image's memory because its size differs.
+fn size_notice(memory: &ImageMemory, size: &InstanceSize) -> Option<String> {
     (!memory.is_of(cpus(size), size.memory_mib)).then(|| {
         let ImageMemory { cpus, memory_mib, .. } = memory;
         format!(
@@ -515,7 +492,6 @@ fn boots(memory: &ImageMemory, size: &InstanceSize) -> Option<String> {
     })
 }
 
-/// Returns the vCPUs of a size with their topology.
 pub fn cpus(size: &InstanceSize) -> CpuConfig {
     CpuConfig { count: size.vcpus, threads_per_core: threads_per_core(size) }
 }
@@ -538,10 +514,8 @@ pub(super) fn promised_memory(tx: &Transaction) -> Result<u64, CloudError> {
     Ok(records.iter().filter(|record| record.state.has_machine()).map(|record| record.memory_mib).sum())
 }
 
-/// Checks that the host has room for `count` more instances of `size`. The memory of running instances counts as used
-/// even if they have not touched it yet.
-///
-/// `promised` is the total memory of the running instances in MiB.
+/// Checks that the host has room for `count` more instances of `size`. The `promised` MiB of running instances count as
+/// used even if they have not touched them yet.
 pub(super) fn check_capacity(
     size: &InstanceSize,
     count: u32,
@@ -554,11 +528,7 @@ pub(super) fn check_capacity(
     Ok(capacity::check(&all, free, overcommit)?)
 }
 
-/// Returns the instances that were launched with `token`, or `None` if the token was not used.
-///
-/// # Errors
-///
-/// Fails if the token was used with other parameters, or if its instances have been terminated.
+/// Returns the instances that were launched with `token`. Other parameters or terminated instances are errors.
 fn with_token(
     tx: &Transaction,
     token: Option<&str>,
@@ -590,7 +560,6 @@ fn with_token(
     Ok(Some(instances))
 }
 
-/// Returns a digest of the launch parameters that a client token stands for.
 fn digest(spec: &LaunchSpec, image: &ImageRecord) -> String {
     let parameters = serde_json::json!([
         image.id,

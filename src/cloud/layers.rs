@@ -1,10 +1,8 @@
 //! Backing files of volumes and snapshots, as recorded in the store.
 //!
 //! A command that creates an overlay records its backing files. Only these records decide which files are opened for a
-//! disk, passed to a VMM, copied into an image, or kept.
-//!
-//! The header of an overlay is not trusted. The VMM writes it, and a compromised VMM could name any file of the user
-//! there.
+//! disk, passed to a VMM, copied into an image, or kept. Overlay headers are not trusted: a compromised VMM could name
+//! any file of the user there.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -24,14 +22,12 @@ use crate::vmm::virtio::block::MAX_LAYERS;
 const VOLUMES: &str = "volumes/";
 const IMAGES: &str = "images/";
 
-/// Returns the backing files of an overlay over `file`. `file` is in the volumes directory, and its own backing files
-/// are `backing`.
+/// Returns the backing files of an overlay over `file` in the volumes directory, whose own backing files are `backing`.
 pub(super) fn over(file: &str, backing: Option<&[LayerRecord]>) -> Option<Vec<LayerRecord>> {
     let below = LayerRecord { file: format!("{VOLUMES}{file}"), format: LayerFormat::Qcow2 };
     Some(std::iter::once(below).chain(backing?.iter().cloned()).collect())
 }
 
-/// Returns the root file system of an image as a backing file.
 pub(super) fn of_image(id: ImageId, root: &RootEntry) -> LayerRecord {
     let format = match root.format {
         DiskFormat::Raw => LayerFormat::Raw,
@@ -40,11 +36,7 @@ pub(super) fn of_image(id: ImageId, root: &RootEntry) -> LayerRecord {
     LayerRecord { file: format!("{IMAGES}{id}/{}", root.file), format }
 }
 
-/// Returns the backing files of the volume or snapshot `id` for a VM.
-///
-/// # Errors
-///
-/// Fails if the backing files are not recorded.
+/// Returns the backing files of the volume or snapshot `id` for a VM. Fails if they are not recorded.
 pub(super) fn backing_files(
     home: &Home,
     id: &dyn Display,
@@ -65,16 +57,14 @@ pub(super) fn backing_files(
     Ok(backing.iter().map(file).collect())
 }
 
-/// Resolves symbolic links, as overlay headers contain the resolved path. The path of a missing file is returned
-/// unchanged.
+/// Resolves symbolic links, as overlay headers contain the resolved path. A missing file's path stays unchanged.
 pub(super) fn resolved(path: PathBuf) -> PathBuf {
     path.canonicalize().unwrap_or(path)
 }
 
 impl Cloud {
-    /// Records the backing files of volumes and snapshots from an older store, according to their headers.
-    ///
-    /// Headers are trusted here only, and only if they name files in the data directory's images and volumes.
+    /// Records the backing files of volumes and snapshots from an older store. Headers are trusted here only, and only
+    /// if they name files in the data directory's images and volumes.
     pub(super) fn record_backing_files(&mut self) -> Result<(), CloudError> {
         let (volumes, snapshots) =
             self.store.read::<_, CloudError>(|tx| Ok((tx.list::<VolumeRecord>()?, tx.list::<SnapshotRecord>()?)))?;
@@ -117,8 +107,7 @@ impl Cloud {
         }
     }
 
-    /// Returns the names of all files in the volumes directory that volumes and snapshots use. Returns `None` if the
-    /// backing files of any of them are unknown.
+    /// Returns the volume files that volumes and snapshots use, or `None` if the backing files of any are unknown.
     pub(super) fn kept_volume_files(&mut self) -> Result<Option<BTreeSet<String>>, CloudError> {
         self.store.read(|tx| {
             let volumes = tx.list_whole::<VolumeRecord>()?.into_iter().map(|volume| (volume.file, volume.backing));
@@ -200,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_of_volumes_and_snapshots_are_recorded_when_they_are_made() {
+    fn new_volumes_and_snapshots_record_backing_files() {
         let dir = tempfile::tempdir().unwrap();
         let mut cloud = cloud(dir.path());
         let first = new_volume(&mut cloud, None);
@@ -232,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn forged_header_changes_neither_what_is_opened_nor_what_is_kept() {
+    fn forged_header_does_not_change_opened_or_kept_files() {
         let dir = tempfile::tempdir().unwrap();
         let mut cloud = cloud(dir.path());
         let volume = new_volume(&mut cloud, None);
@@ -258,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn older_records_get_their_backing_files_from_headers_inside_the_data_directory() {
+    fn older_records_get_backing_files_from_headers_in_data_directory() {
         let dir = tempfile::tempdir().unwrap();
         let mut cloud = cloud(dir.path());
         let volume = new_volume(&mut cloud, None);

@@ -1,9 +1,8 @@
 //! `StartInstances`, `StopInstances`, `RebootInstances`, `TerminateInstances`.
 //!
 //! Each operation has three steps. The store records the transition, which only one of several concurrent commands
-//! achieves. Then the VM follows. Finally the store records the result.
-//!
-//! [`Cloud::reconcile`] completes the operation of a command that is killed in between.
+//! achieves. Then the VM follows. Finally the store records the result. [`Cloud::reconcile`] completes the operation of
+//! a killed command.
 
 use std::fs::{self, File};
 use std::time::Duration;
@@ -27,50 +26,42 @@ use crate::host::{probe, vmm_process};
 use crate::store::{InstanceRecord, StoreError, Transaction, VolumeRecord};
 use crate::vmm::control;
 
-/// Time for a guest to power off after a request to its agent, and after ctrl-alt-del. Each has a value for hardware
-/// KVM and one for an emulated guest kernel. After both timeouts the VM is forced to end.
+/// Timeouts of a guest's power-off after a request to its agent and after ctrl-alt-del: with hardware KVM, and with an
+/// emulated guest kernel. The VM is then forced to end.
 const SHUTDOWN_TIMEOUTS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(300)];
 const CTRL_ALT_DEL_TIMEOUTS: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(60)];
-/// Timeout for an agent to accept a request.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(20);
-/// Timeout for a VMM to end its VM at once.
 const FORCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout for a supervisor to start the next VMM of a rebooting guest, or to exit.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout for a VMM to listen for a stop request. Another command may be starting it.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(60);
-/// Number of VMMs of a rebooting guest that are asked to stop, and number of attempts to force an instance to end.
+/// Attempts to stop the VMM of a rebooting guest, and to force an instance to end.
 const ATTEMPTS: usize = 3;
 
 /// The state of an instance before and after a command (EC2 API Reference, `InstanceStateChange`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateChange {
-    /// The instance.
     pub instance: InstanceId,
-    /// The state before the command.
     pub previous: InstanceState,
-    /// The state after the command.
     pub current: InstanceState,
 }
 
 /// Instances that this command is stopping or terminating.
 #[derive(Debug)]
 pub struct StopOperation {
-    /// The state changes so far.
     pub changes: Vec<StateChange>,
     _locks: Vec<File>,
 }
 
 impl StopOperation {
-    /// Returns the instances that have not ended yet.
-    fn under_way(&self) -> Vec<InstanceId> {
-        let under_way = |change: &&StateChange| change.current.has_machine();
-        self.changes.iter().filter(under_way).map(|change| change.instance).collect()
+    fn pending(&self) -> Vec<InstanceId> {
+        let pending = |change: &&StateChange| change.current.has_machine();
+        self.changes.iter().filter(pending).map(|change| change.instance).collect()
     }
 }
 
 impl Cloud {
-    /// Returns the instance that `reference` names.
     pub fn instance(&mut self, reference: &str) -> Result<InstanceRecord, CloudError> {
         self.store.read(|tx| resolve::instance(tx, reference))
     }
@@ -101,12 +92,10 @@ impl Cloud {
         self.store.read(|tx| volumes_of(tx, record))
     }
 
-    /// Returns an instance's directory.
     pub fn dir(&self, id: InstanceId) -> InstanceDir {
         InstanceDir::of(&self.home, id)
     }
 
-    /// Returns an instance whose guest can be reached in its current state.
     pub fn reachable(&mut self, reference: &str) -> Result<(InstanceRecord, InstanceDir), CloudError> {
         let record = self.instance(reference)?;
         Action::Reach.allowed(record.id, record.state)?;
@@ -114,15 +103,13 @@ impl Cloud {
         Ok((record, dir))
     }
 
-    /// Connects to an instance's guest agent.
     pub fn agent_of(&mut self, reference: &str, timeout: Duration) -> Result<(InstanceRecord, Agent), CloudError> {
         let (record, dir) = self.reachable(reference)?;
         let agent = dir.agent(timeout).map_err(|error| self.unless_ended(record.id, "reached", error))?;
         Ok((record, agent))
     }
 
-    /// Starts a stopped instance. A hibernated instance is resumed, unless `cold` requests a boot. On success its VM
-    /// is running.
+    /// Starts a stopped instance. A hibernated instance is resumed, unless `cold` requests a boot.
     pub fn start(
         &mut self,
         id: InstanceId,
@@ -132,7 +119,7 @@ impl Cloud {
         let dir = self.dir(id);
         let lock = self.lock_to_start(&dir)?;
         let origin = self.address_origin();
-        let begun = self.store.write::<_, CloudError>(|tx| {
+        let started = self.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
             let previous = record.state;
             if Action::Start.allowed(id, previous)? == Transition::Already {
@@ -158,29 +145,32 @@ impl Cloud {
             tx.put(&record)?;
             Ok((previous, record, Some(lock)))
         })?;
-        let (previous, record, Some(lock)) = begun else {
-            return Ok((StateChange { instance: id, previous: begun.0, current: begun.0 }, None));
+        let (previous, record, Some(lock)) = started else {
+            return Ok((StateChange { instance: id, previous: started.0, current: started.0 }, None));
         };
         match self.start_machine(&record, &dir, lock, cold) {
-            Ok(monitor) => {
+            Ok(machine) => {
                 self.settle_running(&[id])?;
-                Ok((StateChange { instance: id, previous, current: InstanceState::Pending }, Some(monitor)))
+                Ok((StateChange { instance: id, previous, current: InstanceState::Pending }, Some(machine)))
             }
             Err(error) => {
                 // The snapshot still exists if the restore failed before the first instruction.
-                let goes_on = dir.is_hibernated();
-                let reason = match goes_on {
+                let is_hibernated = dir.is_hibernated();
+                let reason = match is_hibernated {
                     true => StateReason::user_hibernated(),
                     false => StateReason::internal_error(&error.to_string()),
                 };
                 self.settle_stopped(id, &reason)?;
-                Err(if goes_on { CloudError::NotResumed { instance: id, source: Box::new(error) } } else { error })
+                Err(if is_hibernated {
+                    CloudError::NotResumed { instance: id, source: Box::new(error) }
+                } else {
+                    error
+                })
             }
         }
     }
 
-    /// Returns the lock of an instance that can be started. Returns `None` if the instance is running or another
-    /// command holds the lock.
+    /// Returns the lock of an instance, or `None` if it is running or another command holds the lock.
     fn lock_to_start(&mut self, dir: &InstanceDir) -> Result<Option<File>, CloudError> {
         match self.store.read::<_, CloudError>(|tx| get(tx, dir.id()))?.state {
             // An exiting VMM may hold the lock for another moment.
@@ -199,10 +189,8 @@ impl Cloud {
         }
     }
 
-    /// Returns the error to report for an operation on a running instance that failed with `error`.
-    ///
-    /// If the instance has ended meanwhile, its record is updated and the error says so. `action` is the operation as
-    /// a participle.
+    /// Returns the error to report for an operation on a running instance that failed with `error`. If the instance has
+    /// ended meanwhile, its record is updated and the error says so. `action` is a participle.
     pub(super) fn unless_ended(&mut self, id: InstanceId, action: &str, error: CloudError) -> CloudError {
         if !error.is_lost_vmm() {
             return error;
@@ -215,8 +203,8 @@ impl Cloud {
         }
     }
 
-    /// Returns the state of an instance whose guest ended during an operation. The VMM may take a moment to exit, so this
-    /// waits for its end, or for the VMM that runs the guest after a reboot, and reconciles the record.
+    /// Returns an instance's state after its guest ended. Waits for the VMM to exit, or for the VMM that runs the guest
+    /// after a reboot, and reconciles the record.
     pub fn state_after_guest_end(&mut self, id: InstanceId) -> Result<InstanceState, CloudError> {
         let dir = self.dir(id);
         if !dir.unless_gone(answers(&dir))? {
@@ -225,7 +213,7 @@ impl Cloud {
         self.store.read::<_, CloudError>(|tx| Ok(get(tx, id)?.state))
     }
 
-    /// Returns the error for an instance that ended before an operation. `action` is the operation as a participle.
+    /// Returns the error for an instance that ended before an operation. `action` is a participle.
     fn ended_before(&mut self, id: InstanceId, action: &str) -> Result<CloudError, CloudError> {
         self.reconcile_instance(id)?;
         let state = self.store.read::<_, CloudError>(|tx| get(tx, id))?.state;
@@ -250,20 +238,18 @@ impl Cloud {
         let mut config = dir.config(&self.home, record, &image, &volumes, seed)?;
         let network = self.connect(record, dir, &mut config)?;
         limit(&mut config, record, &volumes);
-        let mut monitor = dir.spawn(&config, lock, network, dir.hibernated().as_ref())?;
-        self.notices.extend(monitor.wait_started()?);
-        self.notice_ways_out();
-        Ok(monitor)
+        let mut machine = dir.spawn(&config, lock, network, dir.hibernated().as_ref())?;
+        self.notices.extend(machine.wait_started()?);
+        self.notice_missing_uplinks();
+        Ok(machine)
     }
 
-    /// Marks instances as stopping.
     pub fn begin_stop(&mut self, ids: &[InstanceId]) -> Result<StopOperation, CloudError> {
         self.begin(ids, Action::Stop, InstanceState::Stopping)
     }
 
-    /// Terminates the instances with damaged records and returns the other references.
-    ///
-    /// The name in a damaged record is unreadable, so only the full instance ID matches it.
+    /// Terminates the instances with damaged records and returns the other references. The name in a damaged record is
+    /// unreadable, so only the full instance ID matches it.
     pub fn terminate_damaged(&mut self, references: &[String]) -> Result<Vec<String>, CloudError> {
         let mut others = Vec::new();
         for reference in references {
@@ -307,11 +293,7 @@ impl Cloud {
         Ok(())
     }
 
-    /// Marks instances as shutting down.
-    ///
-    /// # Errors
-    ///
-    /// Fails without any change if one of the instances has termination protection.
+    /// Marks instances as shutting down, or none of them if one has termination protection.
     pub fn begin_terminate(&mut self, ids: &[InstanceId]) -> Result<StopOperation, CloudError> {
         self.store.read::<_, CloudError>(|tx| {
             for id in ids {
@@ -333,9 +315,8 @@ impl Cloud {
     }
 
     fn begin(&mut self, ids: &[InstanceId], action: Action, next: InstanceState) -> Result<StopOperation, CloudError> {
-        // The locks are taken before the state changes. Otherwise an instance in the state `stopping` without a lock
-        // would look as if its command had been killed. If another command holds a lock, that command finishes the
-        // operation and reports its result.
+        // The locks are taken before the state changes: an instance in the state `stopping` without a lock looks as if
+        // its command had been killed. Another command that holds a lock finishes the operation.
         let mut locks = Vec::new();
         for id in ids {
             let dir = self.dir(*id);
@@ -363,21 +344,19 @@ impl Cloud {
         Ok(StopOperation { changes, _locks: locks })
     }
 
-    /// Stops the VMs of stopping instances in parallel. An instance that cannot be hibernated is stopped without its
-    /// memory, and a notice says so.
-    pub fn finish_stop(&mut self, ending: StopOperation, manner: StopMode) -> Result<(), CloudError> {
+    /// Stops VMs in parallel. An instance that cannot be hibernated is stopped without its memory, with a notice.
+    pub fn finish_stop(&mut self, operation: StopOperation, mode: StopMode) -> Result<(), CloudError> {
         let settle = |cloud: &mut Cloud, id| {
             let hibernated = cloud.dir(id).is_hibernated();
             let reason = if hibernated { StateReason::user_hibernated() } else { StateReason::user_initiated() };
             cloud.settle_stopped(id, &reason)
         };
-        self.finish(&ending.under_way(), manner, settle)
+        self.finish(&operation.pending(), mode, settle)
     }
 
-    /// Ends the VMs of terminating instances in parallel.
-    pub fn finish_terminate(&mut self, ending: StopOperation) -> Result<(), CloudError> {
+    pub fn finish_terminate(&mut self, operation: StopOperation) -> Result<(), CloudError> {
         let (mut forced, mut orderly) = (Vec::new(), Vec::new());
-        for id in ending.under_way() {
+        for id in operation.pending() {
             let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
             // If a volume outlives the instance, the guest gets the chance to write its dirty pages.
             let outlived = record.block_devices.iter().any(|device| !device.delete_on_termination);
@@ -391,12 +370,12 @@ impl Cloud {
     fn finish(
         &mut self,
         ids: &[InstanceId],
-        manner: StopMode,
+        mode: StopMode,
         settle: impl Fn(&mut Cloud, InstanceId) -> Result<(), CloudError>,
     ) -> Result<(), CloudError> {
         let dirs: Vec<InstanceDir> = ids.iter().map(|id| self.dir(*id)).collect();
         let results: Vec<Result<Ended, CloudError>> = std::thread::scope(|scope| {
-            let ends: Vec<_> = dirs.iter().map(|dir| scope.spawn(move || end_machine(dir, manner))).collect();
+            let ends: Vec<_> = dirs.iter().map(|dir| scope.spawn(move || end_machine(dir, mode))).collect();
             ends.into_iter().map(|end| end.join().expect("ending a machine does not panic")).collect()
         });
         let mut first_error = None;
@@ -413,14 +392,12 @@ impl Cloud {
         first_error.map_or(Ok(()), Err)
     }
 
-    /// Ends an instance's VM, if any, and terminates the instance in any state.
     pub(super) fn end_and_terminate(&mut self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
         let _ended = end_machine(&self.dir(id), StopMode::Force)?;
         self.settle_terminated(id, reason)
     }
 
-    /// Reboots a running instance. It keeps its identity, volumes and size. Returns a connection to the new VMM once
-    /// the guest has restarted.
+    /// Reboots a running instance, and returns a connection to the new VMM once the guest has restarted.
     pub fn reboot(&mut self, id: InstanceId) -> Result<MachineHandle, CloudError> {
         let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
         Action::Reboot.allowed(id, record.state)?;
@@ -435,9 +412,9 @@ impl Cloud {
             dir.connect()?.demand(&control::Request::CtrlAltDel)
         });
         match restarted {
-            Ok(Awaited::Listening(mut monitor)) => {
-                monitor.subscribe().map_err(|error| self.unless_ended(id, "rebooted", error))?;
-                Ok(*monitor)
+            Ok(Awaited::Listening(mut machine)) => {
+                machine.subscribe().map_err(|error| self.unless_ended(id, "rebooted", error))?;
+                Ok(*machine)
             }
             Ok(Awaited::Ended(lock)) => {
                 drop(lock);
@@ -474,8 +451,7 @@ impl Cloud {
         })
     }
 
-    /// Marks an instance as terminated. Its record stays for an hour. Its volumes are deleted or detached, depending
-    /// on `delete_on_termination`.
+    /// Marks an instance as terminated, and deletes or detaches its volumes. Its record stays for an hour.
     pub(super) fn settle_terminated(&mut self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
         self.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
@@ -511,9 +487,8 @@ impl Cloud {
         Ok(())
     }
 
-    /// Removes the files of deleted volumes and snapshots, unless they are backing files of others.
-    ///
-    /// A failure becomes a notice, since the user asked for something else and the next command tries again.
+    /// Removes the files of deleted volumes and snapshots, unless they are backing files of others. A failure becomes a
+    /// notice: the user asked for something else, and the next command tries again.
     pub(super) fn sweep_volumes(&mut self) {
         let swept = self.try_sweep_volumes();
         self.notice_failed("files of deleted volumes cannot be removed yet", swept);
@@ -536,58 +511,53 @@ impl Cloud {
     }
 }
 
-/// Method of ending a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopMode {
     /// Save a snapshot for a later resume. If that fails, shut down as with `Orderly`.
     Hibernate,
     /// Ask the agent to power off, then press ctrl-alt-del, then force the end.
     Orderly,
-    /// End the VM immediately.
     Force,
 }
 
-/// The result of ending a VM.
 #[derive(Debug, Default)]
 struct Ended {
-    /// The VMM's lock. `None` if the instance's directory was removed.
+    /// `None` if the instance's directory was removed.
     _lock: Option<File>,
-    /// A notice for the user.
     notice: Option<String>,
 }
 
-/// Ends the VM of the instance in `directory`, if any.
-fn end_machine(dir: &InstanceDir, manner: StopMode) -> Result<Ended, CloudError> {
-    dir.unless_gone(end_machine_in(dir, manner))
+fn end_machine(dir: &InstanceDir, mode: StopMode) -> Result<Ended, CloudError> {
+    dir.unless_gone(end_machine_in(dir, mode))
 }
 
 /// Ends the VM like [`end_machine`], but fails if the directory does not exist.
-fn end_machine_in(dir: &InstanceDir, manner: StopMode) -> Result<Ended, CloudError> {
+fn end_machine_in(dir: &InstanceDir, mode: StopMode) -> Result<Ended, CloudError> {
     if let Some(lock) = dir.try_lock()? {
         return Ok(Ended { _lock: Some(lock), notice: None });
     }
-    if manner == StopMode::Force {
+    if mode == StopMode::Force {
         return force(dir);
     }
     let mut notice = None;
-    if manner == StopMode::Hibernate
-        && let Err(error) = dir.connect().and_then(|mut monitor| {
-            monitor.subscribe()?;
-            dir.hibernate(&mut monitor)
+    if mode == StopMode::Hibernate
+        && let Err(error) = dir.connect().and_then(|mut machine| {
+            machine.subscribe()?;
+            dir.hibernate(&mut machine)
         })
     {
         notice = Some(format!("{}: its memory could not be saved, and it was stopped without it: {error}", dir.id()));
     }
     for _ in 0..ATTEMPTS {
-        let mut monitor = match dir.await_vmm(LISTEN_TIMEOUT)? {
+        let mut machine = match dir.await_vmm(LISTEN_TIMEOUT)? {
             Awaited::Ended(lock) => return Ok(Ended { _lock: Some(lock), notice }),
-            Awaited::Listening(monitor) => monitor,
+            Awaited::Listening(machine) => machine,
             Awaited::TimedOut => {
                 let why = format!("its VMM did not listen within {} s", LISTEN_TIMEOUT.as_secs());
                 return Err(CloudError::NotDone { instance: dir.id(), why: format!("{}: {why}", dir.id()) });
             }
         };
-        match end_by(&mut monitor, dir) {
+        match end_by(&mut machine, dir) {
             // The lock becomes free within moments, unless another command has started the instance again.
             Ok(true) => {
                 if let Some(lock) = dir.lock_within(FORCE_TIMEOUT)? {
@@ -605,13 +575,12 @@ fn end_machine_in(dir: &InstanceDir, manner: StopMode) -> Result<Ended, CloudErr
     Ok(ended)
 }
 
-/// Ends the VM immediately. A VMM that does not respond is killed.
 fn force(dir: &InstanceDir) -> Result<Ended, CloudError> {
     let mut notice = None;
     // Another command may hold the lock and start the VMM only now, so each attempt looks for it again.
     for _ in 0..ATTEMPTS {
         // A failure can be ignored: the VMM is exiting, or is killed below.
-        let _ = dir.connect().and_then(|mut monitor| monitor.kill("wisp"));
+        let _ = dir.connect().and_then(|mut machine| machine.kill("wisp"));
         if let Some(lock) = dir.lock_within(FORCE_TIMEOUT)? {
             return Ok(Ended { _lock: Some(lock), notice });
         }
@@ -628,12 +597,12 @@ fn force(dir: &InstanceDir) -> Result<Ended, CloudError> {
 /// Returns true if a VMM runs, and false if the instance has ended.
 fn answers(dir: &InstanceDir) -> Result<bool, CloudError> {
     for _ in 0..ATTEMPTS {
-        let mut monitor = match dir.await_vmm(RESTART_TIMEOUT)? {
+        let mut machine = match dir.await_vmm(RESTART_TIMEOUT)? {
             Awaited::Ended(_) => return Ok(false),
-            Awaited::Listening(monitor) => monitor,
+            Awaited::Listening(machine) => machine,
             Awaited::TimedOut => return Ok(true),
         };
-        match monitor.status_within(RESTART_TIMEOUT) {
+        match machine.status_within(RESTART_TIMEOUT) {
             // The connection was to an exiting VMM.
             Err(CloudError::Control { source, .. }) if source.is_gone() => {}
             // A VMM that does not respond in time still runs.
@@ -644,17 +613,17 @@ fn answers(dir: &InstanceDir) -> Result<bool, CloudError> {
 }
 
 /// Ends the VM with its guest's cooperation, and kills it after the timeouts. Returns true if it has ended.
-fn end_by(monitor: &mut MachineHandle, dir: &InstanceDir) -> Result<bool, CloudError> {
-    monitor.subscribe()?;
-    monitor.demand(&control::Request::EndAtReboot)?;
+fn end_by(machine: &mut MachineHandle, dir: &InstanceDir) -> Result<bool, CloudError> {
+    machine.subscribe()?;
+    machine.demand(&control::Request::EndAtReboot)?;
     let slow = usize::from(probe::is_software_kvm());
     let asked = dir.agent(AGENT_TIMEOUT).map(|agent| agent.shutdown(false, AGENT_TIMEOUT).is_ok());
-    if asked.unwrap_or(false) && monitor.wait_ended(SHUTDOWN_TIMEOUTS[slow])? {
+    if asked.unwrap_or(false) && machine.wait_ended(SHUTDOWN_TIMEOUTS[slow])? {
         return Ok(true);
     }
-    match monitor.demand(&control::Request::CtrlAltDel) {
+    match machine.demand(&control::Request::CtrlAltDel) {
         Ok(()) => {
-            if monitor.wait_ended(CTRL_ALT_DEL_TIMEOUTS[slow])? {
+            if machine.wait_ended(CTRL_ALT_DEL_TIMEOUTS[slow])? {
                 return Ok(true);
             }
         }
@@ -662,8 +631,8 @@ fn end_by(monitor: &mut MachineHandle, dir: &InstanceDir) -> Result<bool, CloudE
         Err(CloudError::Refused { .. }) => {}
         Err(error) => return Err(error),
     }
-    monitor.kill("wisp")?;
-    monitor.wait_ended(FORCE_TIMEOUT)
+    machine.kill("wisp")?;
+    machine.wait_ended(FORCE_TIMEOUT)
 }
 
 fn note_reason(record: &mut InstanceRecord, reason: &StateReason) {
@@ -674,19 +643,16 @@ fn note_reason(record: &mut InstanceRecord, reason: &StateReason) {
     }
 }
 
-/// Returns the record of an instance.
 pub(super) fn get(tx: &Transaction, id: InstanceId) -> Result<InstanceRecord, CloudError> {
     Ok(tx.get(&id.to_string())?.ok_or_else(|| InstanceId::not_found(&id.to_string()))?)
 }
 
-/// Returns an instance's volumes in the order of its block devices.
 pub(super) fn volumes_of(tx: &Transaction, record: &InstanceRecord) -> Result<Vec<VolumeRecord>, CloudError> {
     let ids = record.block_devices.iter().map(|device| device.volume_id.to_string());
     let volumes = ids.map(|id| tx.get::<VolumeRecord>(&id)).collect::<Result<Vec<_>, _>>()?;
     Ok(volumes.into_iter().flatten().collect())
 }
 
-/// Returns an instance's type, vCPUs and memory.
 pub(super) fn size_of(record: &InstanceRecord) -> Result<InstanceSize, CloudError> {
     let instance_type = catalogue::find(&record.instance_type)?;
     Ok(InstanceSize { instance_type, vcpus: record.vcpus, memory_mib: record.memory_mib })

@@ -56,7 +56,6 @@ pub(super) fn volume_limits(volume: &VolumeRecord) -> Option<DiskLimits> {
     figures_of(volume).ok().map(|figures| disk_limits(figures.performance()))
 }
 
-/// Returns the instance type whose limits apply, or `None` if the instance is exempt.
 fn limited_type(record: &InstanceRecord) -> Option<&'static InstanceType> {
     if record.no_limits { None } else { catalogue::find(&record.instance_type).ok() }
 }
@@ -66,7 +65,6 @@ pub fn credit_rules(record: &InstanceRecord) -> Option<CreditRules> {
     CreditRules::of(catalogue::find(&record.instance_type).ok()?, record.vcpus)
 }
 
-/// Returns an instance's credit mode. The default is the instance type's.
 pub fn mode_of(record: &InstanceRecord, rules: &CreditRules) -> CreditMode {
     record.cpu_credits.unwrap_or_else(|| rules.default_mode())
 }
@@ -94,24 +92,21 @@ fn budget(rules: &CreditRules, mode: CreditMode, balance: CreditBalance) -> CpuB
     }
 }
 
-/// Converts a VM's CPU balance to an instance's credit balance.
 pub fn credits_of(balance: &CpuBalance) -> CreditBalance {
     let CpuBalance { saved_ns, extra_ns, owed_ns, charged_ns, .. } = *balance;
     CreditBalance { saved_ns, launch_ns: extra_ns, surplus_ns: owed_ns, charged_ns }
 }
 
-/// Time in nanoseconds for which a VM has been throttled since its start.
+/// Time for which a VM has been throttled since its start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Held {
-    /// The sum over all vCPUs.
+    /// Sum over all vCPUs.
     pub cpus_ns: u64,
-    /// The sum over all disks.
+    /// Sum over all disks.
     pub disks_ns: u64,
-    /// The network.
     pub network_ns: u64,
 }
 
-/// Returns the throttled times from a VM's status.
 pub fn held_back(status: &Status) -> Held {
     Held {
         cpus_ns: status.cpu_budget.as_ref().map_or(0, |now| now.held_ns),
@@ -138,35 +133,33 @@ impl Cloud {
         kept.map(|KeptBalance { balance, at }| KeptCredits { balance: credits_of(&balance), at })
     }
 
-    /// Applies an instance's current credit mode to its VM, if it runs.
     pub(super) fn apply_credit_mode(&self, record: &InstanceRecord) -> Result<(), CloudError> {
         let Some(rules) = credit_rules(record).filter(|_| !record.no_limits && record.state.has_machine()) else {
             return Ok(());
         };
         let can_owe = mode_of(record, &rules) == CreditMode::Unlimited;
         let dir = self.dir(record.id);
-        let mut monitor = dir.connect()?;
+        let mut machine = dir.connect()?;
         // A VM that was started without a budget gets one at the next start.
-        if monitor.status()?.cpu_budget.is_none() {
+        if machine.status()?.cpu_budget.is_none() {
             return Ok(());
         }
-        monitor.demand(&Request::SetCanOwe { can_owe })?;
+        machine.demand(&Request::SetCanOwe { can_owe })?;
         dir.change_config(|config| config.cpu_budget.iter_mut().for_each(|budget| budget.can_owe = can_owe))
     }
 
-    /// Applies a volume's current limits to the running VM that it is attached to.
     pub(super) fn apply_volume_limits(&mut self, volume: &VolumeRecord) -> Result<(), CloudError> {
         let Some(attachment) = &volume.attachment else { return Ok(()) };
         let record = self.instance(&attachment.instance_id.to_string())?;
         let limits = volume_limits(volume).filter(|_| !record.no_limits);
         let (Some(limits), InstanceState::Running) = (limits, record.state) else { return Ok(()) };
         let (dir, id) = (self.dir(record.id), disk_id(volume));
-        let mut monitor = dir.connect()?;
+        let mut machine = dir.connect()?;
         // A VM that was started without limits gets them at the next start.
-        if !monitor.status()?.disks.iter().any(|disk| disk.id == id && disk.limits.is_some()) {
+        if !machine.status()?.disks.iter().any(|disk| disk.id == id && disk.limits.is_some()) {
             return Ok(());
         }
-        monitor.demand(&Request::SetDiskLimits { id: id.clone(), limits: Some(limits) })?;
+        machine.demand(&Request::SetDiskLimits { id: id.clone(), limits: Some(limits) })?;
         dir.change_config(|config| {
             config.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.limits = Some(limits));
         })
@@ -183,22 +176,21 @@ mod tests {
     const HOUR: u64 = 3600;
 
     /// A VM with the CPU budget of an instance type, in simulated time.
-    struct Life {
+    struct SimulatedVm {
         budget: CpuBudget,
         vcpus: u64,
     }
 
-    impl Life {
-        fn of(name: &str, mode: Option<CreditMode>) -> Life {
+    impl SimulatedVm {
+        fn of(name: &str, mode: Option<CreditMode>) -> SimulatedVm {
             let known = catalogue::find(name).unwrap();
             let rules = CreditRules::of(known, known.vcpus).unwrap();
             let mode = mode.unwrap_or(rules.default_mode());
             let budget = CpuBudget::new(budget(&rules, mode, rules.at_launch(mode)));
-            Life { budget, vcpus: known.vcpus.into() }
+            SimulatedVm { budget, vcpus: known.vcpus.into() }
         }
 
-        /// Simulates a guest that tries to use `percent` of all vCPUs for `seconds`. Returns the percentage that it
-        /// got.
+        /// Simulates a guest that tries to use `percent` of all vCPUs. Returns the percentage that it got.
         fn wants(&mut self, percent: u64, seconds: u64) -> f64 {
             let (mut passed, mut used) = (0, 0);
             let until = seconds * SECOND;
@@ -227,8 +219,8 @@ mod tests {
     }
 
     #[test]
-    fn a_t2_micro_spends_its_launch_credits_first_and_then_has_its_baseline() {
-        let mut micro = Life::of("t2.micro", None);
+    fn t2_micro_falls_to_baseline_after_launch_credits() {
+        let mut micro = SimulatedVm::of("t2.micro", None);
         about(micro.wants(100, 1800), 100.0);
         about(micro.credits().credits(), 3.0);
         assert_eq!(micro.credits().launch_ns, 0);
@@ -244,8 +236,8 @@ mod tests {
     }
 
     #[test]
-    fn launch_credits_do_not_count_for_the_limit() {
-        let mut micro = Life::of("t2.micro", None);
+    fn launch_credits_do_not_count_toward_limit() {
+        let mut micro = SimulatedVm::of("t2.micro", None);
         micro.wants(0, 30 * HOUR);
         about(micro.credits().credits(), 174.0);
         micro.wants(100, 1800);
@@ -253,8 +245,8 @@ mod tests {
     }
 
     #[test]
-    fn at_the_baseline_nothing_changes() {
-        let mut large = Life::of("t3.large", Some(CreditMode::Standard));
+    fn credits_are_constant_at_baseline() {
+        let mut large = SimulatedVm::of("t3.large", Some(CreditMode::Standard));
         large.wants(0, HOUR);
         about(large.credits().credits(), 36.0);
         about(large.wants(30, 24 * HOUR), 30.0);
@@ -262,19 +254,19 @@ mod tests {
     }
 
     #[test]
-    fn every_type_without_credits_has_its_baseline_whatever_its_vcpus() {
+    fn every_type_without_credits_gets_baseline() {
         for known in catalogue::all() {
             let Some(credits) = known.credits else { continue };
-            let mut life = Life::of(known.name, Some(CreditMode::Standard));
-            life.budget.pass(0, credits_of(&life.budget.config().balance).launch_ns);
-            let share = life.wants(100, 600);
+            let mut vm = SimulatedVm::of(known.name, Some(CreditMode::Standard));
+            vm.budget.pass(0, credits_of(&vm.budget.config().balance).launch_ns);
+            let share = vm.wants(100, 600);
             assert!((share - credits.baseline_percent).abs() < 0.5, "{}: {share}", known.name);
         }
     }
 
     #[test]
-    fn an_unlimited_t3_goes_on_and_pays_back() {
-        let mut nano = Life::of("t3.nano", None);
+    fn unlimited_t3_runs_on_surplus_and_repays() {
+        let mut nano = SimulatedVm::of("t3.nano", None);
         about(nano.wants(100, HOUR), 100.0);
         // 120 credits were spent and 6 earned.
         about(in_credits(nano.credits().surplus_ns), 114.0);

@@ -1,7 +1,7 @@
 //! An instance's directory, its lock, and the client of its VMM.
 //!
 //! The lock in the directory shows whether the instance runs. The VMM and its supervisor hold it for as long as they
-//! live. Before that, the command that starts them holds it.
+//! live; before that, the command that starts them holds it.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -43,14 +43,12 @@ const SAVED_FOR_OTHERS: &str = "saved-";
 pub(super) const GONE: &str = ".gone-";
 /// Lock file of the command that stops, terminates or freezes the instance.
 const OPERATION_LOCK: &str = "operation.lock";
-/// Maximum time for a VMM to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum time for a guest to write its dirty pages to its disks.
 pub(super) const SYNC_TIMEOUT: Duration = Duration::from_secs(300);
 /// Bytes in a GB, the unit of EC2's instance-store sizes.
 const GB: u64 = 1_000_000_000;
 
-/// An instance's directory.
 #[derive(Debug, Clone)]
 pub struct InstanceDir {
     id: InstanceId,
@@ -63,29 +61,25 @@ impl InstanceDir {
         InstanceDir { id, path: home.instances().join(id.to_string()) }
     }
 
-    /// The path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The instance.
     pub fn id(&self) -> InstanceId {
         self.id
     }
 
-    /// Creates the directory.
     pub fn create(&self) -> Result<(), CloudError> {
         DirBuilder::new().mode(0o700).create(&self.path).map_err(CloudError::file(&self.path, "made"))
     }
 
-    /// Returns the directory of the VMM's own files.
     pub fn vmm_directory(&self) -> PathBuf {
         vmm_process::vmm_directory(&self.path)
     }
 
     /// Creates two temporary directories for saving the machine on behalf of other instances. The VMM can write to the
-    /// first one; the snapshot is then moved to the second one, which is trusted. Both are removed on drop. The caller
-    /// holds the operation lock, so older ones were left by killed commands and are removed.
+    /// first one; the snapshot is then moved to the second one, which is trusted. The caller holds the operation lock,
+    /// so older ones were left by killed commands and are removed.
     pub(super) fn saved_for_others(&self) -> Result<[TempDir; 2], CloudError> {
         let [own, trusted] = [self.vmm_directory(), self.path.clone()].map(|parent| {
             let failed = || CloudError::file(&parent, "written");
@@ -101,8 +95,7 @@ impl InstanceDir {
         Ok([own?, trusted?])
     }
 
-    /// Removes the directory with its contents. It is renamed first: a command that tries a lock in it would otherwise
-    /// create the lock file again.
+    /// Removes the directory. It is renamed first: a command that tries a lock in it would create the lock file again.
     pub fn remove(&self) -> Result<(), CloudError> {
         let gone = self.path.with_file_name(format!("{GONE}{}", self.id));
         for result in [fs::rename(&self.path, &gone), fs::remove_dir_all(&gone)] {
@@ -121,12 +114,10 @@ impl InstanceDir {
         self.try_lock_named(vmm_process::LOCK)
     }
 
-    /// Takes the operation lock, if it is free.
     pub fn try_lock_operation(&self) -> Result<Option<File>, CloudError> {
         self.try_lock_named(OPERATION_LOCK)
     }
 
-    /// Waits up to `timeout` for the lock. Returns none if it is not free by then.
     pub fn lock_within(&self, timeout: Duration) -> Result<Option<File>, CloudError> {
         let path = self.path.join(vmm_process::LOCK);
         let (sender, receiver) = mpsc::channel();
@@ -139,8 +130,8 @@ impl InstanceDir {
         }
     }
 
-    /// Ignores an error if the directory no longer exists. Another command may terminate the instance and remove its
-    /// directory at any time that the lock is not held; then there is nothing to do.
+    /// Ignores an error if the directory no longer exists: while the lock is not held, another command may terminate
+    /// the instance and remove its directory.
     pub(super) fn unless_gone<T: Default>(&self, result: Result<T, CloudError>) -> Result<T, CloudError> {
         match result {
             Err(_) if !self.path.exists() => Ok(T::default()),
@@ -153,7 +144,7 @@ impl InstanceDir {
         try_lock_file(&path).map_err(CloudError::file(path, "locked"))
     }
 
-    /// Reads how the last machine ended. Returns none if its VMM was killed.
+    /// Reads how the last machine ended. Returns `None` if its VMM was killed.
     pub fn end(&self) -> Option<EndRecord> {
         EndRecord::read(&self.vmm_directory()).unwrap_or_else(|error| {
             log::warn!("{}: how its machine ended cannot be read: {error}", self.id);
@@ -161,7 +152,6 @@ impl InstanceDir {
         })
     }
 
-    /// Returns the last lines of the console.
     pub fn console_tail(&self) -> ConsoleTail {
         console_tail(&self.vmm_directory())
     }
@@ -179,23 +169,20 @@ impl InstanceDir {
         Ok(bytes.split_off(bytes.len().saturating_sub(limit)))
     }
 
-    /// Connects to the guest's agent.
     pub fn agent(&self, timeout: Duration) -> Result<Agent, CloudError> {
         Agent::connect(&self.vmm_directory().join(vsock::SOCKET), timeout)
             .map_err(|source| CloudError::Guest { instance: self.id, source })
     }
 
-    /// Makes the running guest write its dirty pages to its disks. `answer` is the timeout for connecting to the
-    /// agent.
+    /// Makes the running guest write its dirty pages to its disks. `answer` is the timeout for connecting to the agent.
     pub fn sync(&self, answer: Duration) -> Result<(), CloudError> {
         let synced = self.agent(answer)?.sync(SYNC_TIMEOUT);
         synced.map_err(|source| CloudError::Guest { instance: self.id, source })
     }
 
-    /// Connects to the instance's VMM.
     pub fn connect(&self) -> Result<MachineHandle, CloudError> {
         let client = ControlClient::connect(&self.vmm_directory().join(SOCKET)).map_err(self.control_error())?;
-        Ok(MachineHandle { dir: self.clone(), client, ready: false, ended: None, told: Vec::new() })
+        Ok(MachineHandle { dir: self.clone(), client, ready: false, ended: None, reported: Vec::new() })
     }
 
     fn control_error(&self) -> impl Fn(ClientError) -> CloudError {
@@ -203,7 +190,7 @@ impl InstanceDir {
         move |source| CloudError::Control { instance, source }
     }
 
-    /// Starts the VMM with this configuration. The VMM inherits `lock` and the device's end of `network`.
+    /// Starts the VMM, which inherits `lock` and the device's end of `network`.
     pub(super) fn spawn(
         &self,
         config: &MachineConfig,
@@ -217,16 +204,16 @@ impl InstanceDir {
         cleared.map_err(CloudError::file(&self.path, "cleaned"))?;
         let spawn_error = |source| CloudError::Spawn { instance: self.id, source };
         let (near, far) = UnixStream::pair().map_err(spawn_error)?;
-        let (network, beginning) = network.map(Connection::split).unzip();
+        let (network, backend) = network.map(Connection::split).unzip();
         let inherited = Inherited { lock, launcher: Launcher::Watcher(far), console: None, network };
         // The child is not reaped: it outlives this short-lived process.
         vmm_process::spawn(&self.path, inherited, restore, monotonic_ns()).map_err(spawn_error)?;
-        if let Err(error) = beginning.unwrap_or_default().start() {
+        if let Err(error) = backend.unwrap_or_default().start() {
             vmm_process::kill(&self.path).map_err(spawn_error)?;
             return Err(error);
         }
         let client = ControlClient::new(near).map_err(self.control_error())?;
-        Ok(MachineHandle { dir: self.clone(), client, ready: false, ended: None, told: Vec::new() })
+        Ok(MachineHandle { dir: self.clone(), client, ready: false, ended: None, reported: Vec::new() })
     }
 
     /// Changes the configuration in the directory. The next VMM reads it after a guest reboot.
@@ -241,7 +228,7 @@ impl InstanceDir {
         vmm_process::write_config(&self.path, config).map_err(CloudError::file(self.path.join(CONFIG), "written"))
     }
 
-    /// Returns the machine configuration of an instance. `volumes` are in the order of its block devices.
+    /// Returns an instance's machine configuration. `volumes` are in the order of its block devices.
     pub fn config(
         &self,
         home: &Home,
@@ -280,8 +267,7 @@ impl InstanceDir {
         })
     }
 
-    /// Creates empty instance-store disks of the type's sizes. They are sparse files, and are removed when the
-    /// instance stops.
+    /// Creates empty instance-store disks of the type's sizes as sparse files.
     fn instance_store(&self, record: &InstanceRecord) -> Result<Vec<DiskConfig>, CloudError> {
         self.remove_instance_store()?;
         let sizes = catalogue::find(&record.instance_type)?.instance_store();
@@ -318,18 +304,15 @@ impl InstanceDir {
     }
 }
 
-/// Number of free disk slots for volumes that are attached at run time. Each costs the guest a few thousand
-/// instructions.
+/// Number of free disk slots for hot-plugged volumes. Each costs the guest a few thousand instructions.
 pub(super) const FREE_SLOTS: usize = 4;
-/// Name prefix of instance-store disks.
 const EPHEMERAL: &str = "ephemeral";
 
-/// Returns the disk id of a volume: `vol` and 17 digits, as in EC2. A virtio-blk serial number has 20 bytes.
+/// Returns a volume's disk ID: `vol` and 17 digits, as in EC2. A virtio-blk serial number has 20 bytes.
 pub fn disk_id(volume: &VolumeRecord) -> String {
     volume.id.to_string().replace('-', "")
 }
 
-/// Returns a volume as a disk of a machine, with the backing files in its record.
 pub fn volume_disk(home: &Home, volume: &VolumeRecord) -> Result<DiskConfig, CloudError> {
     Ok(DiskConfig {
         id: disk_id(volume),
@@ -351,11 +334,10 @@ pub struct MachineHandle {
     ready: bool,
     ended: Option<(End, Status)>,
     /// Netstack problems that were already reported.
-    told: Vec<String>,
+    reported: Vec<String>,
 }
 
 impl MachineHandle {
-    /// Returns the error for a guest whose agent was not ready in time. `state` is the instance's state.
     pub fn not_ready(&self, state: InstanceState, after: Duration) -> CloudError {
         CloudError::NotReady {
             instance: self.dir.id,
@@ -365,8 +347,8 @@ impl MachineHandle {
         }
     }
 
-    /// Waits until the VMM has built the machine and the guest runs. Returns the netstack's problems as sentences. The
-    /// error is the reason why the machine could not be built.
+    /// Waits until the guest runs, and returns the netstack's problems as sentences. The error is the reason why the
+    /// machine could not be built.
     pub fn wait_started(&mut self) -> Result<Vec<String>, CloudError> {
         self.link_problems().map_err(|error| match error {
             // The VMM's log is removed with the directory, so the error must contain the cause.
@@ -380,20 +362,18 @@ impl MachineHandle {
         })
     }
 
-    /// Returns the netstack's problems as sentences. Each problem is returned once.
+    /// Returns the netstack's new problems as sentences.
     pub fn link_problems(&mut self) -> Result<Vec<String>, CloudError> {
         let mut problems = self.status()?.link_problems;
-        problems.retain(|problem| !self.told.contains(problem));
-        self.told.extend(problems.iter().cloned());
+        problems.retain(|problem| !self.reported.contains(problem));
+        self.reported.extend(problems.iter().cloned());
         Ok(problems.into_iter().map(|problem| format!("{}: {problem}", self.dir.id)).collect())
     }
 
-    /// Queries the machine's status.
     pub fn status(&mut self) -> Result<Status, CloudError> {
         self.status_within(ANSWER_TIMEOUT)
     }
 
-    /// Queries the machine's status. Fails if the VMM does not answer within `timeout`.
     pub(super) fn status_within(&mut self, timeout: Duration) -> Result<Status, CloudError> {
         match self.ask_within(&Request::Status, timeout)? {
             Message::Status(status) => Ok(*status),
@@ -401,13 +381,11 @@ impl MachineHandle {
         }
     }
 
-    /// Subscribes to the events that [`wait_ready`](VMM::wait_ready) and [`wait_ended`](VMM::wait_ended) wait
-    /// for.
+    /// Subscribes to the events that [`Self::wait_ready`] and [`Self::wait_ended`] wait for.
     pub fn subscribe(&mut self) -> Result<(), CloudError> {
         self.demand(&Request::Subscribe)
     }
 
-    /// Sends a request and waits for its confirmation.
     pub fn demand(&mut self, request: &Request) -> Result<(), CloudError> {
         match self.ask(request)? {
             Message::Done => Ok(()),
@@ -415,7 +393,7 @@ impl MachineHandle {
         }
     }
 
-    /// Sends a request that ends the machine, and waits until it has ended. The error is the reason why it still runs.
+    /// Sends a request that ends the machine, and waits for the end. The error is the reason why it still runs.
     pub fn end_with(&mut self, request: &Request, timeout: Duration) -> Result<(), CloudError> {
         self.send(request)?;
         let instance = self.dir.id;
@@ -429,17 +407,16 @@ impl MachineHandle {
         }
     }
 
-    /// Kills the machine.
     pub fn kill(&mut self, by: &str) -> Result<(), CloudError> {
         self.send(&Request::Kill { by: by.into() })
     }
 
-    /// Waits up to `timeout` until the agent is ready. Returns whether it is.
+    /// Waits up to `timeout` until the agent is ready, and returns true if it is.
     pub fn wait_ready(&mut self, timeout: Duration) -> Result<bool, CloudError> {
         let early = |dir: &InstanceDir, end: String| {
             Err(CloudError::EndedEarly { instance: dir.id, end, console: dir.console_tail() })
         };
-        match self.wait(timeout, |monitor| monitor.ready || monitor.ended.is_some()) {
+        match self.wait(timeout, |machine| machine.ready || machine.ended.is_some()) {
             Err(CloudError::Control { source: ClientError::Gone, .. }) => {
                 return early(&self.dir, "the VMM process ended unexpectedly".into());
             }
@@ -451,9 +428,9 @@ impl MachineHandle {
         }
     }
 
-    /// Waits up to `timeout` until the machine has ended. Returns whether it has.
+    /// Waits up to `timeout` until the machine has ended, and returns true if it has.
     pub fn wait_ended(&mut self, timeout: Duration) -> Result<bool, CloudError> {
-        match self.wait(timeout, |monitor| monitor.ended.is_some()) {
+        match self.wait(timeout, |machine| machine.ended.is_some()) {
             Ok(()) => Ok(self.ended.is_some()),
             // The machine ends with the VMM's process.
             Err(CloudError::Control { source: ClientError::Gone, .. }) => Ok(true),
@@ -477,12 +454,10 @@ impl MachineHandle {
         Ok(())
     }
 
-    /// Sends a request and returns the answer.
     pub(super) fn ask(&mut self, request: &Request) -> Result<Message, CloudError> {
         self.ask_within(request, ANSWER_TIMEOUT)
     }
 
-    /// Sends a request and waits up to `timeout` for the answer.
     pub(super) fn ask_within(&mut self, request: &Request, timeout: Duration) -> Result<Message, CloudError> {
         let deadline = Instant::now() + timeout;
         self.send(request)?;
@@ -525,14 +500,13 @@ impl MachineHandle {
         Ok(())
     }
 
-    /// Returns the error for an answer of the wrong kind.
     pub(super) fn unexpected(&self, message: &Message) -> CloudError {
         let why = format!("its VMM answered something else: {message:?}");
         CloudError::Refused { instance: self.dir.id, why }
     }
 }
-/// Returns the machine's memory in MiB for the requested amount. Sizes from 512 MiB to below 1 GiB get 8 MiB more for
-/// the kernel. This keeps `MemTotal` within 3% of the type's memory; larger sizes need no correction.
+/// Adds 8 MiB for the kernel to sizes from 512 MiB to below 1 GiB. This keeps `MemTotal` within 3% of the type's
+/// memory; larger sizes need no correction.
 pub(super) fn with_kernel_share(memory_mib: u64) -> u64 {
     if (512..1024).contains(&memory_mib) { memory_mib + 8 } else { memory_mib }
 }

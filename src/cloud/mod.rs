@@ -1,9 +1,7 @@
-//! Implements the subcommands in EC2's terms. This is the only module that uses the store, the host and the VMM
-//! together.
+//! Implements the subcommands in EC2's terms. Only this module uses the store, the host and the VMM together.
 //!
-//! [`Cloud`] is the entry point. It opens the data directory and the store, and reconciles what killed processes left.
-//! There is no daemon: each command is one process, and concurrent commands synchronize through the store. An
-//! instance's VMM runs independently of commands.
+//! There is no daemon: each command is one process, which opens a [`Cloud`]. Concurrent commands synchronize through
+//! the store. An instance's VMM runs independently of commands.
 
 pub mod bench;
 pub mod bundle;
@@ -68,7 +66,6 @@ impl Cloud {
         Ok(cloud)
     }
 
-    /// The data directory.
     pub fn home(&self) -> &Home {
         &self.home
     }
@@ -97,12 +94,11 @@ impl Cloud {
     }
 }
 
-/// Returns the current time in seconds since 1970.
+/// Seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Returns a new random identifier.
 fn new_id<K: Kind>() -> Id<K> {
     let mut random = [0; RANDOM_BYTES];
     // Without flags and for so few bytes, it fails only if the system call is forbidden. Nothing works on such a host.
@@ -135,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_written_as_ec2_writes_them() {
+    fn times_use_ec2_formats() {
         assert_eq!(utc(0), "1970-01-01 00:00:00 GMT");
         assert_eq!(utc(951_782_400), "2000-02-29 00:00:00 GMT");
         assert_eq!(timestamp(951_782_400), "2000-02-29T00:00:00.000Z");

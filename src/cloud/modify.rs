@@ -16,22 +16,20 @@ use crate::ec2::tag::check_metadata_keys;
 use crate::ec2::{InstanceId, catalogue};
 use crate::store::InstanceRecord;
 
-/// Changes to an instance's attributes. Omitted attributes stay as they are.
+/// Changes to an instance's attributes. `None` leaves an attribute as it is.
 #[derive(Debug, Clone, Default)]
 pub struct Modification {
-    /// Type, vCPUs and memory, and whether these override the type's. The instance must be stopped.
+    /// The new size, and true if its vCPUs or memory override the type's. The instance must be stopped.
     pub size: Option<(InstanceSize, bool)>,
-    /// User data in base64; an inner none removes it. The instance must be stopped.
+    /// Base64; an inner `None` removes it. The instance must be stopped.
     pub user_data: Option<Option<String>>,
-    /// The effect of a power-off by the guest.
     pub shutdown_behavior: Option<ShutdownBehavior>,
-    /// True if `terminate` is refused.
     pub termination_protection: Option<bool>,
-    /// The new security groups, by name or identifier. An empty list changes nothing.
+    /// Names or IDs. An empty list changes nothing.
     pub security_groups: Vec<String>,
-    /// The CPU credit mode. It takes effect at once if the instance runs.
+    /// Takes effect at once if the instance runs.
     pub cpu_credits: Option<CreditMode>,
-    /// The metadata service's options. They take effect at once if the instance runs.
+    /// Takes effect at once if the instance runs.
     pub metadata_options: Option<MetadataChange>,
 }
 

@@ -1,7 +1,7 @@
 //! Reconciles the store with the running VMMs.
 //!
-//! Every command does this first. Locks show which instances run: a free lock means that no VMM runs and that no
-//! command is about to start one. The command that reconciles a difference reports it, once.
+//! Every command does this first. A free lock means that no VMM runs and that no command is about to start one. The
+//! command that reconciles a difference reports it, once.
 
 use std::fs;
 use std::time::Duration;
@@ -26,7 +26,6 @@ const TERMINATED_LIFETIME: u64 = 3600;
 /// Maximum time for an unresponsive VMM to exit.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The fate of an instance whose machine has ended.
 struct Outcome {
     terminated: bool,
     reason: StateReason,
@@ -35,7 +34,7 @@ struct Outcome {
 
 impl Cloud {
     /// Updates the records of instances whose machines have ended, and removes unowned files. A failed step becomes a
-    /// notice. It blocks neither the other steps nor the user's command.
+    /// notice, and blocks neither the other steps nor the user's command.
     pub(super) fn reconcile(&mut self) {
         let records: Vec<InstanceRecord> = match self.store.read::<_, StoreError>(|tx| tx.list()) {
             Ok(records) => records,
@@ -51,7 +50,7 @@ impl Cloud {
         self.notice_failed("backing files of volumes cannot be recorded", recorded);
         let forgotten = self.forget_old(&records);
         self.notice_failed("old records cannot be removed", forgotten);
-        let swept = self.sweep_folders();
+        let swept = self.sweep_directories();
         self.notice_failed("directories of earlier instances cannot be removed", swept);
         let finished = self.finish_snapshots();
         self.notice_failed("interrupted snapshots cannot be completed", finished);
@@ -88,8 +87,8 @@ impl Cloud {
         Ok(())
     }
 
-    /// Reconciles an instance whose machine runs. An interrupted start or termination is completed. An interrupted
-    /// stop is undone, unless the machine is about to end.
+    /// Reconciles an instance whose machine runs. An interrupted start or termination is completed; an interrupted stop
+    /// is undone, unless the machine is about to end.
     fn reconcile_alive(&mut self, id: InstanceId, dir: &InstanceDir) -> Result<(), CloudError> {
         let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
         if record.state == InstanceState::Pending {
@@ -98,7 +97,7 @@ impl Cloud {
             // A VMM that does not answer has not built its machine yet, or never will.
             if ids
                 .iter()
-                .all(|id| self.dir(*id).connect().and_then(|mut monitor| monitor.status_within(END_TIMEOUT)).is_ok())
+                .all(|id| self.dir(*id).connect().and_then(|mut machine| machine.status_within(END_TIMEOUT)).is_ok())
             {
                 self.settle_running(&ids)?;
             }
@@ -116,8 +115,8 @@ impl Cloud {
             self.notices.push(format!("{id}: its termination was interrupted; it is terminated now."));
             return self.end_and_terminate(id, &StateReason::user_initiated());
         }
-        // A VMM that does not answer may still be about to end: it may be saving or powering off.
-        if dir.connect().and_then(|mut monitor| monitor.status_within(END_TIMEOUT)).is_err() {
+        // A VMM that does not answer may be saving or powering off.
+        if dir.connect().and_then(|mut machine| machine.status_within(END_TIMEOUT)).is_err() {
             return match dir.unless_gone(dir.lock_within(END_TIMEOUT))? {
                 Some(lock) => {
                     drop(lock);
@@ -163,7 +162,6 @@ impl Cloud {
         Ok(())
     }
 
-    /// Removes the records of instances an hour after their termination, and expired client tokens.
     fn forget_old(&mut self, records: &[InstanceRecord]) -> Result<(), CloudError> {
         let now = now();
         let is_old = |record: &&InstanceRecord| {
@@ -182,9 +180,8 @@ impl Cloud {
         Ok(())
     }
 
-    /// Removes directories of instances without a record. They remain if a launch was killed before it created the
-    /// record, or a termination before it removed the directory. Unused volume files are removed, too.
-    fn sweep_folders(&mut self) -> Result<(), CloudError> {
+    /// Removes directories without a record, which killed launches and terminations left, and unused volume files.
+    fn sweep_directories(&mut self) -> Result<(), CloudError> {
         let dir = self.home.instances();
         // A launch holds this lock for milliseconds only. When it releases the lock, its instances have records.
         let _lock = self.home.lock(&dir)?;
@@ -197,7 +194,7 @@ impl Cloud {
             let record = records.iter().find(|record| record.id == id);
             let is_gone = name.starts_with(GONE);
             if is_gone || record.is_none_or(|record| record.state == InstanceState::Terminated) {
-                let removed = sweep_folder(&InstanceDir::of(&self.home, id), is_gone);
+                let removed = sweep_directory(&InstanceDir::of(&self.home, id), is_gone);
                 swept |= matches!(removed, Ok(true));
                 self.notice_failed(&format!("the directory of {id} cannot be removed"), removed.map(drop));
             }
@@ -208,7 +205,6 @@ impl Cloud {
         Ok(())
     }
 
-    /// Returns true if there are files that no volume or snapshot uses.
     fn has_stray_volumes(&mut self) -> Result<bool, CloudError> {
         let dir = self.home.volumes();
         let entries = fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))?;
@@ -219,7 +215,7 @@ impl Cloud {
 }
 
 /// Removes the directory of an instance without a record, unless the instance runs. Returns true if it was removed.
-fn sweep_folder(dir: &InstanceDir, is_gone: bool) -> Result<bool, CloudError> {
+fn sweep_directory(dir: &InstanceDir, is_gone: bool) -> Result<bool, CloudError> {
     if is_gone {
         return dir.remove().map(|()| true);
     }

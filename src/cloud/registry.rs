@@ -23,19 +23,18 @@ use crate::host::{disk_image, shell, sparse};
 use crate::store::{ImageRecord, InstanceRecord, SnapshotRecord, StoreError, Transaction, Visibility, VolumeRecord};
 use crate::vmm::config::{BackingFile, DiskFormat};
 
-/// The state of an instance that an image captures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// The state after a running guest has written its dirty pages to its disk.
+    /// After a running guest has written its dirty pages to its disk.
     Written,
-    /// The current state, as after a power failure.
+    /// As after a power failure.
     Now,
-    /// The state after a running guest has written its dirty pages, including its memory.
+    /// Like `Written`, including the guest's memory.
     WithMemory,
 }
 
 impl Cloud {
-    /// Finds and opens an image by identifier, prefix of an identifier, or name. The default is the embedded image.
+    /// Finds and opens an image by ID, prefix of an ID, or name. The default is the embedded image.
     pub fn image(&mut self, reference: Option<&str>) -> Result<(ImageRecord, Image), CloudError> {
         self.register_embedded()?;
         let record = self.image_record(reference.unwrap_or(embedded::NAME))?;
@@ -49,7 +48,7 @@ impl Cloud {
         Ok(self.check_image(&record)?.and_then(|image| ImageMemory::of(&image)))
     }
 
-    /// Opens an image. Returns none for the embedded image, which may have to be unpacked first.
+    /// Opens an image. Returns `None` for the embedded image, which may have to be unpacked first.
     pub(super) fn check_image(&self, record: &ImageRecord) -> Result<Option<Image>, CloudError> {
         if record.id == embedded::id() { Ok(None) } else { self.open_image(record.id).map(Some) }
     }
@@ -77,7 +76,6 @@ impl Cloud {
         Ok(known.into_iter().find(|record| record.id == id).expect("it was found among these"))
     }
 
-    /// Lists all registered images.
     pub fn images(&mut self) -> Result<Vec<ImageRecord>, CloudError> {
         self.register_embedded()?;
         self.known_images()
@@ -104,8 +102,7 @@ impl Cloud {
         Ok(Image::open(&self.home.images().join(id.to_string()))?)
     }
 
-    /// Registers the embedded image like any other. Another version of Wisp embeds another image, which takes over the
-    /// name.
+    /// Registers the embedded image. Another version of Wisp embeds another image, which takes over the name.
     pub(super) fn register_embedded(&mut self) -> Result<(), CloudError> {
         let id = embedded::id();
         let known = self.store.read::<_, StoreError>(|tx| tx.get::<ImageRecord>(&id.to_string()))?;
@@ -123,10 +120,9 @@ impl Cloud {
         })
     }
 
-    /// Creates an image of an instance's root volume: a copy of its content, with the kernel that the instance boots.
-    ///
-    /// Except for [`Moment::Now`], a running guest first writes its dirty pages to its disks. The copy is made from a
-    /// snapshot, so a running guest can continue to write. [`Moment::WithMemory`] also keeps the guest's memory.
+    /// Creates an image of an instance's root volume, with the kernel that the instance boots. Except for
+    /// [`Moment::Now`], a running guest first writes its dirty pages to its disks. The copy is made from a snapshot, so
+    /// a running guest can continue to write.
     pub fn create_image(
         &mut self,
         instance: InstanceId,
@@ -237,8 +233,8 @@ impl Cloud {
         self.register(record, scratch)
     }
 
-    /// Creates a directory for a new image. Hold the lock until the image has a record. An unfinished directory that
-    /// is found under the lock was left by a killed process.
+    /// Creates a directory for a new image. The caller holds the lock until the image has a record: a killed process
+    /// left any unfinished directory that is found under the lock.
     pub(super) fn scratch_image(&self) -> Result<(fs::File, tempfile::TempDir), CloudError> {
         let images = self.home.images();
         let lock = self.home.lock(&images)?;
@@ -251,12 +247,11 @@ impl Cloud {
         Ok((lock, scratch))
     }
 
-    /// Refuses the name of a registered image.
     pub(super) fn check_name_is_free(&mut self, name: &str) -> Result<(), CloudError> {
         self.store.read(|tx| name_is_free(tx, name))
     }
 
-    /// Changes an image's attributes. Omitted attributes stay as they are.
+    /// Changes an image's attributes, except for those that are `None`.
     pub fn modify_image(
         &mut self,
         reference: &str,
@@ -282,7 +277,6 @@ impl Cloud {
         })
     }
 
-    /// Moves a complete bundle to its final path and inserts its record.
     pub(super) fn register(
         &mut self,
         record: ImageRecord,
@@ -323,7 +317,7 @@ impl Cloud {
         self.notice_failed("files of deregistered images cannot be removed yet", swept);
     }
 
-    /// Removes files that killed commands left, if there are any and no other command is creating an image.
+    /// Removes files that killed commands left, unless another command is creating an image.
     pub(super) fn sweep_stray_images(&mut self) -> Result<(), CloudError> {
         let dir = self.home.images();
         let known: Vec<ImageRecord> = self.store.read::<_, StoreError>(|tx| tx.list_whole())?;
@@ -368,7 +362,7 @@ impl Cloud {
     }
 }
 
-/// Returns the images in use: those that volumes or snapshots are based on, and those whose kernels instances boot.
+/// Returns the images that volumes or snapshots are based on, and those whose kernels instances boot.
 fn images_in_use(tx: &Transaction) -> Result<Vec<ImageId>, CloudError> {
     let mut used: Vec<ImageId> = tx.list_whole::<InstanceRecord>()?.iter().map(|record| record.image_id).collect();
     used.extend(tx.list_whole::<VolumeRecord>()?.iter().filter_map(|record| record.image_id));
@@ -376,7 +370,6 @@ fn images_in_use(tx: &Transaction) -> Result<Vec<ImageId>, CloudError> {
     Ok(used)
 }
 
-/// Returns the record of the embedded image.
 fn embedded_record() -> ImageRecord {
     ImageRecord {
         id: embedded::id(),
@@ -392,7 +385,6 @@ fn embedded_record() -> ImageRecord {
     }
 }
 
-/// Returns the record of a new image of an instance.
 fn image_of(instance: InstanceId, name: &str, description: &str) -> ImageRecord {
     ImageRecord {
         id: new_id(),
@@ -408,10 +400,9 @@ fn image_of(instance: InstanceId, name: &str, description: &str) -> ImageRecord 
     }
 }
 
-/// Maximum time for a guest to write its dirty pages to its disk.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Returns the owner of new images: the user's name on this host.
+/// Returns the user's name on this host.
 pub(super) fn owner() -> String {
     std::env::var("USER").unwrap_or_else(|_| "self".into())
 }

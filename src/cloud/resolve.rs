@@ -1,4 +1,4 @@
-//! Resolves references to resources: an identifier, an unambiguous prefix of one, or the value of a `Name` tag.
+//! Resolves references to resources: an ID, an unambiguous prefix of one, or the value of a `Name` tag.
 
 use super::error::CloudError;
 use crate::ec2::Ec2Error;
@@ -9,7 +9,6 @@ use crate::store::{
     VpcRecord,
 };
 
-/// Finds the identifier for `reference` among `known`, which has identifiers with their names.
 fn find<K: Kind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Result<Id<K>, Ec2Error> {
     let named: Vec<Id<K>> = known.iter().filter(|(_, name)| *name == Some(reference)).map(|(id, _)| *id).collect();
     match named.as_slice() {
@@ -24,19 +23,16 @@ fn find<K: Kind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Result<Id<
     }
 }
 
-/// Finds an instance. A terminated one is found by its identifier only, because another instance may have its name
-/// now.
+/// Finds an instance. A terminated one is found by its ID only, because another instance may have its name now.
 pub fn instance(tx: &Transaction, reference: &str) -> Result<InstanceRecord, CloudError> {
     let gone = |record: &InstanceRecord| record.state == InstanceState::Terminated;
     one_of(tx.list()?, reference, |record| (record.id, if gone(record) { None } else { record.name() }))
 }
 
-/// Finds a volume.
 pub fn volume(tx: &Transaction, reference: &str) -> Result<VolumeRecord, CloudError> {
     one_of(tx.list()?, reference, |record: &VolumeRecord| (record.id, record.name()))
 }
 
-/// Finds a snapshot.
 pub fn snapshot(tx: &Transaction, reference: &str) -> Result<SnapshotRecord, CloudError> {
     one_of(tx.list()?, reference, |record: &SnapshotRecord| (record.id, record.name()))
 }
@@ -57,7 +53,6 @@ pub fn vpc(tx: &Transaction, reference: &str) -> Result<VpcRecord, CloudError> {
     one_of(tx.list()?, reference, |record: &VpcRecord| (record.id, record.name().or(name(record))))
 }
 
-/// Finds a subnet.
 pub fn subnet(tx: &Transaction, reference: &str) -> Result<SubnetRecord, CloudError> {
     one_of(tx.list()?, reference, |record: &SubnetRecord| (record.id, record.name()))
 }
@@ -74,10 +69,10 @@ pub fn address(tx: &Transaction, reference: &str) -> Result<AddressRecord, Cloud
 fn one_of<R, K: Kind>(
     records: Vec<R>,
     reference: &str,
-    called: impl Fn(&R) -> (Id<K>, Option<&str>),
+    name_of: impl Fn(&R) -> (Id<K>, Option<&str>),
 ) -> Result<R, CloudError> {
-    let id = find(reference, &records.iter().map(&called).collect::<Vec<_>>())?;
-    Ok(records.into_iter().find(|record| called(record).0 == id).expect("it was found among these"))
+    let id = find(reference, &records.iter().map(&name_of).collect::<Vec<_>>())?;
+    Ok(records.into_iter().find(|record| name_of(record).0 == id).expect("it was found among these"))
 }
 
 #[cfg(test)]
@@ -90,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_or_the_beginning_of_an_identifier_finds_it() {
+    fn name_or_id_prefix_finds_resource() {
         let (a, b) = (id("i-0a000000000000000"), id("i-0b000000000000000"));
         let known = [(a, Some("web")), (b, None)];
         assert_eq!(find("web", &known), Ok(a));
@@ -102,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn name_that_begins_as_an_identifier_is_found() {
+    fn name_with_id_prefix_is_found() {
         let (a, b) = (id("i-0a000000000000000"), id("i-0b000000000000000"));
         let known = [(a, Some("i-am-a-name")), (b, Some("i-123"))];
         assert_eq!(find("i-am-a-name", &known), Ok(a));
@@ -111,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_two_have_is_ambiguous() {
+    fn duplicate_name_is_ambiguous() {
         let known = [(id("i-0a000000000000000"), Some("web")), (id("i-0b000000000000000"), Some("web"))];
         assert!(matches!(find("web", &known), Err(Ec2Error::AmbiguousReference { .. })));
     }

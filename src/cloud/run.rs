@@ -1,7 +1,7 @@
 //! Ephemeral instances, which last for one command: `wisp run`.
 //!
-//! The instance's directory is under `runs/`, and the lock of its VMM guards it. The VMM ends with the command that
-//! owns it, however the command ends. If all processes were killed, the next command removes the directory.
+//! The lock of the VMM guards the instance's directory under `runs/`. The VMM ends with the command that owns it,
+//! however the command ends. If all processes were killed, the next command removes the directory.
 
 use std::fs;
 use std::io;
@@ -30,69 +30,41 @@ use crate::vmm::snapshot;
 use crate::vmm::untrusted;
 use crate::vmm::virtio::vsock;
 
-/// The directory for a snapshot within the VMM's own directory.
+/// Directory for a snapshot within the VMM's own directory.
 const SAVED: &str = "saved";
-/// Maximum time for a VMM to end on request.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 /// Number of console lines shown after a failure.
 const CONSOLE_LINES: usize = 12;
 /// Bytes of the console log that are searched for these lines.
 const CONSOLE_TAIL: u64 = 16 << 10;
 
-/// Reason why an instance failed to start or to run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The data directory is unusable.
     #[error(transparent)]
     Home(#[from] HomeError),
-    /// The instance's directory cannot be created.
     #[error("the instance's directory {} cannot be made: {source}", path.display())]
-    InstanceDir {
-        /// The path.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The VMM process cannot be started.
+    InstanceDir { path: PathBuf, source: io::Error },
     #[error("the VMM's process cannot be started: {0}")]
     Spawn(#[source] io::Error),
-    /// The VMM refused a request or failed.
     #[error("{0}")]
     Refused(String),
-    /// The guest ended before its agent was ready.
     #[error("{end}, before its agent was ready{console}")]
-    EndedEarly {
-        /// The end.
-        end: Box<End>,
-        /// The last console lines.
-        console: ConsoleTail,
-    },
-    /// The agent was not ready in time.
+    EndedEarly { end: Box<End>, console: ConsoleTail },
     #[error(
         "the guest runs, but its agent was not ready after {} s{console}\n\
          Give it more time with --timeout, or watch its console with --console", after.as_secs()
     )]
-    NotReady {
-        /// The time waited.
-        after: Duration,
-        /// The last console lines.
-        console: ConsoleTail,
-    },
-    /// The VMM's control socket failed.
+    NotReady { after: Duration, console: ConsoleTail },
     #[error(transparent)]
     Control(#[from] ClientError),
-    /// The guest's agent failed.
     #[error(transparent)]
     Agent(#[from] crate::guest::Error),
-    /// The machine could not be saved.
     #[error("the machine could not be saved: {0}")]
     Unsaved(String),
-    /// The network is unavailable.
     #[error(transparent)]
     Network(#[from] Box<CloudError>),
 }
 
-/// The last lines of a console, as part of an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsoleTail(Vec<String>);
 
@@ -111,18 +83,17 @@ impl std::fmt::Display for ConsoleTail {
 pub struct EphemeralInstance {
     id: InstanceId,
     dir: PathBuf,
-    monitor: Child,
+    vmm: Child,
     control: ControlClient,
     /// This process's end of the console, until it is taken.
     console: Option<UnixStream>,
-    /// The end of the machine, once it is known.
     ended: Option<(End, Status)>,
     ready: bool,
     killed_before: OomKillCount,
 }
 
 impl EphemeralInstance {
-    /// Starts an instance. `began_ns` is the start time of the user's command.
+    /// `began_ns` is the start time of the user's command.
     pub fn start(home: &Home, spec: &RunSpec, began_ns: u64) -> Result<EphemeralInstance, RunError> {
         EphemeralInstance::start_from(home, spec, None, began_ns)
     }
@@ -134,7 +105,7 @@ impl EphemeralInstance {
         warm: Option<&Template>,
         began_ns: u64,
     ) -> Result<EphemeralInstance, RunError> {
-        let (id, dir, lock) = make_folder(home)?;
+        let (id, dir, lock) = create_directory(home)?;
         let started = EphemeralInstance::spawn(id, &dir, lock, spec, warm, began_ns);
         if started.is_err() {
             // The first error is more useful than one about the removal.
@@ -171,43 +142,39 @@ impl EphemeralInstance {
             limit_as(&mut machine, instance_type);
         }
         vmm_process::write_config(dir, &machine).map_err(failed)?;
-        let (owner, monitor_owner) = UnixStream::pair().map_err(RunError::Spawn)?;
+        let (owner, vmm_owner) = UnixStream::pair().map_err(RunError::Spawn)?;
         let console = if spec.console { Some(UnixStream::pair().map_err(RunError::Spawn)?) } else { None };
-        let (console, monitor_console) = console.unzip();
-        let (network, beginning) = network.map(Connection::split).unzip();
-        let inherited = Inherited { lock, launcher: Launcher::Owner(monitor_owner), console: monitor_console, network };
-        let monitor = vmm_process::spawn(dir, inherited, warm.map(Template::restore).as_ref(), began_ns)
+        let (console, vmm_console) = console.unzip();
+        let (network, backend) = network.map(Connection::split).unzip();
+        let inherited = Inherited { lock, launcher: Launcher::Owner(vmm_owner), console: vmm_console, network };
+        let vmm = vmm_process::spawn(dir, inherited, warm.map(Template::restore).as_ref(), began_ns)
             .map_err(RunError::Spawn)?;
         let control = ControlClient::new(owner)?;
         let dir = dir.to_path_buf();
         let killed_before = OomKillCount::now();
         let (ended, ready) = (None, false);
-        let instance = EphemeralInstance { id, dir, monitor, control, console, ended, ready, killed_before };
-        beginning.unwrap_or_default().start().map_err(Box::new)?;
+        let instance = EphemeralInstance { id, dir, vmm, control, console, ended, ready, killed_before };
+        backend.unwrap_or_default().start().map_err(Box::new)?;
         Ok(instance)
     }
 
-    /// The identifier.
     pub fn id(&self) -> &InstanceId {
         &self.id
     }
 
-    /// Returns the directory of the VMM's own files.
     pub(super) fn vmm_directory(&self) -> PathBuf {
         vmm_process::vmm_directory(&self.dir)
     }
 
-    /// Returns the socket that leads to the guest's agent.
+    /// Returns the socket of the guest's agent.
     pub fn vsock(&self) -> PathBuf {
         self.vmm_directory().join(vsock::SOCKET)
     }
 
-    /// Takes the console, if the instance was started with one.
     pub fn take_console(&mut self) -> Option<UnixStream> {
         self.console.take()
     }
 
-    /// Waits up to `timeout` until the agent is ready.
     pub fn wait_ready(&mut self, timeout: Duration) -> Result<(), RunError> {
         let deadline = Instant::now() + timeout;
         while !self.ready {
@@ -226,7 +193,6 @@ impl EphemeralInstance {
         Ok(())
     }
 
-    /// Waits until the machine has ended, up to `timeout` if there is one.
     pub fn wait_ended(&mut self, timeout: Option<Duration>) -> Result<(End, Status), RunError> {
         loop {
             if let Some(ended) = &self.ended {
@@ -236,7 +202,6 @@ impl EphemeralInstance {
         }
     }
 
-    /// Kills the machine.
     pub fn kill(&mut self) -> Result<(End, Status), RunError> {
         if self.ended.is_none() {
             self.control.send(&Request::Kill { by: "wisp run".into() })?;
@@ -244,7 +209,7 @@ impl EphemeralInstance {
         self.wait_ended(Some(END_TIMEOUT))
     }
 
-    /// Saves the machine into `directory`, which ends it.
+    /// Saves the machine into `dir`, which ends it.
     pub fn save(&mut self, dir: &Path, timeout: Duration) -> Result<(), RunError> {
         // The VMM can write to its own directory only.
         let saved = self.vmm_directory().join(SAVED);
@@ -259,7 +224,6 @@ impl EphemeralInstance {
         }
     }
 
-    /// Queries the machine's status.
     pub fn status(&mut self) -> Result<Status, RunError> {
         self.control.send(&Request::Status)?;
         loop {
@@ -300,7 +264,6 @@ impl EphemeralInstance {
         Ok(())
     }
 
-    /// Returns the last lines of the console.
     pub fn console_tail(&self) -> ConsoleTail {
         console_tail(&self.vmm_directory())
     }
@@ -309,10 +272,10 @@ impl EphemeralInstance {
 impl Drop for EphemeralInstance {
     fn drop(&mut self) {
         if self.kill().is_err() {
-            // The VMM does not answer or failed to start. Kill the process, in case there is one.
-            let _ = self.monitor.kill();
+            // The VMM does not answer or failed to start, so there may be no process to kill.
+            let _ = self.vmm.kill();
         }
-        let _ = self.monitor.wait();
+        let _ = self.vmm.wait();
         match fs::remove_dir_all(&self.dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 log::warn!("{} cannot be removed: {error}", self.dir.display());
@@ -328,7 +291,7 @@ pub(super) fn is_timeout(error: &io::Error) -> bool {
 
 /// Creates a directory with its lock held, and removes the directories of ended instances. Both happen under one lock,
 /// so a directory without a lock holder is never a new one.
-fn make_folder(home: &Home) -> Result<(InstanceId, PathBuf, fs::File), RunError> {
+fn create_directory(home: &Home) -> Result<(InstanceId, PathBuf, fs::File), RunError> {
     let runs = home.runs();
     let _all = home.lock(&runs)?;
     sweep(&runs);
@@ -343,7 +306,6 @@ fn make_folder(home: &Home) -> Result<(InstanceId, PathBuf, fs::File), RunError>
     Ok((id, dir, lock))
 }
 
-/// Removes the directories of instances whose VMM has ended.
 fn sweep(runs: &Path) {
     let Ok(entries) = fs::read_dir(runs) else { return };
     for dir in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
@@ -356,7 +318,7 @@ fn sweep(runs: &Path) {
     }
 }
 
-/// Returns the last console lines of the machine whose VMM writes to the directory `own`.
+/// Returns the last console lines of the VMM with the directory `own`.
 pub(super) fn console_tail(own: &Path) -> ConsoleTail {
     let bytes = untrusted::read_tail(&own.join(console::LOG), CONSOLE_TAIL).unwrap_or_default();
     ConsoleTail(last_lines(&bytes, CONSOLE_LINES))
@@ -375,18 +337,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nobody_holds_is_swept_and_what_somebody_holds_stays() {
+    fn sweep_removes_only_unlocked_directories() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::at(dir.path()).unwrap();
-        let (_, held, _lock) = make_folder(&home).unwrap();
-        let (_, left, lock) = make_folder(&home).unwrap();
+        let (_, held, _lock) = create_directory(&home).unwrap();
+        let (_, left, lock) = create_directory(&home).unwrap();
         drop(lock);
-        let (_, new, _new_lock) = make_folder(&home).unwrap();
+        let (_, new, _new_lock) = create_directory(&home).unwrap();
         assert!(held.exists() && new.exists() && !left.exists());
     }
 
     #[test]
-    fn console_lines_cannot_move_the_cursor() {
+    fn console_tail_drops_control_characters() {
         let lines = last_lines(b"one\r\n\x1b[2Jtwo\n\n\nthree\n", 2);
         assert_eq!(lines, ["[2Jtwo", "three"]);
     }

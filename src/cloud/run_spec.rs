@@ -1,5 +1,4 @@
-//! The specification of a `wisp run` instance and its translation to a machine configuration. Launched instances share
-//! parts of the translation.
+//! The specification of a `wisp run` instance, and its translation to a machine configuration.
 
 use std::path::{Path, PathBuf};
 
@@ -16,53 +15,42 @@ use crate::vmm::config::{
     SystemIdentity, VsockConfig,
 };
 
-/// The guest's vsock context id. Each VMM has its own vsock device, so all guests can have the same one.
+/// The guest's vsock context ID. Each VMM has its own vsock device, so all guests can have the same one.
 pub(super) const GUEST_CID: u32 = 3;
-/// The seed's file name.
 pub(super) const SEED: &str = "seed";
 
-/// The specification of an ephemeral instance.
 #[derive(Debug, Clone)]
 pub struct RunSpec {
-    /// vCPUs and their topology.
     pub cpus: CpuConfig,
-    /// Guest memory in MiB.
     pub memory_mib: u64,
-    /// The boot source.
     pub boot: Boot,
-    /// Additional disks in order.
+    /// In order, after the root disk.
     pub disks: Vec<ExtraDisk>,
-    /// Options appended to the image's kernel command line.
     pub cmdline: Option<String>,
-    /// True if the serial port gets a terminal.
+    /// The serial port gets a terminal.
     pub console: bool,
-    /// The network; none for a template.
+    /// `None` for a template.
     pub network: Option<NetworkSpec>,
     /// The type whose limits apply. Without one, there are no limits.
     pub limits: Option<&'static InstanceType>,
 }
 
-/// A boot source.
 #[derive(Debug, Clone)]
 pub enum Boot {
-    /// An image. Its root file system gets an overlay that is removed with the instance.
+    /// The root file system gets an overlay that is removed with the instance.
     Image(Box<Image>),
     /// An image, booted for a template. The guest has no host name, and its writes stay in the overlay.
     Template {
-        /// The image.
         image: Box<Image>,
         /// The overlay (qcow2).
         layer: PathBuf,
     },
-    /// A kernel with or without an initrd. Without one, the first disk is the root.
+    /// Without an initrd, the first disk is the root.
     Kernel {
-        /// The kernel's path.
         kernel: PathBuf,
-        /// The initrd's path.
         initrd: Option<PathBuf>,
-        /// The boot protocol.
         protocol: BootProtocol,
-        /// True if the kernel supports `wisp.software_kvm`, with which it avoids what KVM cannot emulate.
+        /// The kernel supports `wisp.software_kvm`, with which it avoids what KVM cannot emulate.
         software_kvm_aware: bool,
     },
 }
@@ -70,13 +58,10 @@ pub enum Boot {
 /// A disk provided by the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExtraDisk {
-    /// The path of the disk image.
     pub path: PathBuf,
-    /// The format.
     pub format: DiskFormat,
-    /// The backing files, topmost first.
+    /// Topmost first.
     pub backing: Vec<BackingFile>,
-    /// True if the guest cannot write to it.
     pub read_only: bool,
 }
 
@@ -86,8 +71,7 @@ impl RunSpec {
         self.disks.iter().any(|disk| !disk.read_only)
     }
 
-    /// Returns the machine configuration, with the seed in `directory`. If `warm` has an overlay, the root disk starts
-    /// from it.
+    /// Returns the machine configuration, with the seed in `dir`. The root disk starts from the overlay of `warm`.
     pub(super) fn machine(&self, id: &InstanceId, dir: &Path, warm: Option<&Template>) -> MachineConfig {
         let (mut kernel, mut disks) = match &self.boot {
             Boot::Template { image, layer } => {
@@ -151,7 +135,6 @@ impl RunSpec {
     }
 }
 
-/// Returns an image's kernel.
 pub(super) fn image_kernel(image: &Image) -> KernelConfig {
     let manifest = &image.manifest;
     KernelConfig {
@@ -177,7 +160,6 @@ fn root_disk(image: &Image) -> Option<DiskConfig> {
     })
 }
 
-/// Returns an existing overlay over the image's root file system as the root disk.
 fn layer_disk(image: &Image, layer: &Path, access: DiskAccess) -> DiskConfig {
     let root = image.manifest.root.iter();
     DiskConfig {
@@ -194,14 +176,13 @@ fn layer_disk(image: &Image, layer: &Path, access: DiskAccess) -> DiskConfig {
     }
 }
 
-/// Appends the user's options to the kernel command line.
 pub(super) fn add_options(kernel: &mut KernelConfig, options: Option<&str>) {
     if let Some(options) = options {
         kernel.cmdline = format!("{} {options}", kernel.cmdline).trim().to_string();
     }
 }
 
-/// Returns the system identity that the firmware reports for an instance of this type.
+/// Returns the system identity that the firmware reports.
 pub(super) fn identity(id: InstanceId, instance_type: &str) -> SystemIdentity {
     SystemIdentity {
         manufacturer: system::MANUFACTURER.into(),
@@ -211,14 +192,14 @@ pub(super) fn identity(id: InstanceId, instance_type: &str) -> SystemIdentity {
     }
 }
 
-/// Returns an instance's host name: short, and normally different for each instance.
+/// Returns a short host name that normally differs between instances.
 pub(super) fn host_name(id: &InstanceId) -> String {
     let mut name = id.to_string();
     name.truncate(10);
     name
 }
 
-/// Adds the guest's host name and the instance's identifier to the kernel command line.
+/// Adds the guest's host name and the instance ID to the kernel command line.
 pub(super) fn name_host(kernel: &mut KernelConfig, id: &InstanceId) {
     kernel.cmdline.push_str(&format!(" wisp.hostname={} wisp.instance={id}", host_name(id)));
 }
@@ -260,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_s_first_disk_is_its_root_unless_it_has_an_initrd() {
+    fn first_disk_is_root_unless_kernel_has_initrd() {
         let disk = ExtraDisk { path: "d".into(), format: DiskFormat::Raw, backing: Vec::new(), read_only: true };
         let machine = spec(kernel(None), vec![disk.clone()]).machine(&id(), Path::new("/f"), None);
         assert!(machine.disks[0].root);

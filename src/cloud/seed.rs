@@ -1,8 +1,7 @@
 //! The seed that a new instance receives over vsock: its identity, its public key and its user data.
 //!
-//! A guest with cloud-init gets no seed on a boot. cloud-init asks the metadata service, which has the same data, and
-//! user data must not run twice. A restored copy of another instance gets its name and key in a seed, because
-//! cloud-init runs at boot only.
+//! A guest with cloud-init gets no seed on a boot: cloud-init asks the metadata service, and user data must not run
+//! twice. A restored copy of another instance gets its name and key in a seed, because cloud-init runs at boot only.
 
 use std::path::PathBuf;
 
@@ -17,12 +16,10 @@ use crate::guest::Seed;
 use crate::host::home::write_private;
 use crate::store::{InstanceRecord, KeyPairRecord};
 
-/// The seed's file name in an instance's directory.
 const FILE: &str = "seed";
 
 impl Cloud {
-    /// Writes the seed, if the instance needs one. Instances restored from a `copied` machine always do. Returns the
-    /// path.
+    /// Writes the seed, if the instance needs one. Instances restored from a `copied` machine always do.
     pub(super) fn write_seed(
         &mut self,
         dir: &InstanceDir,
@@ -35,8 +32,8 @@ impl Cloud {
             Some(name) => self.store.read::<_, CloudError>(|tx| Ok(tx.get::<KeyPairRecord>(name)?))?,
             None => None,
         };
-        let is_told = !image.cloud_init && (key.is_some() || record.user_data.is_some());
-        if !is_told && !copied {
+        let needs_seed = !image.cloud_init && (key.is_some() || record.user_data.is_some());
+        if !needs_seed && !copied {
             return Ok(None);
         }
         let user_data = record.user_data.as_ref().filter(|_| !image.cloud_init);
@@ -53,12 +50,11 @@ impl Cloud {
     }
 }
 
-/// Refuses user data that the agent cannot unwrap. If the image has cloud-init, cloud-init unwraps user data itself.
+/// Refuses user data that the agent cannot unwrap. cloud-init unwraps user data itself.
 pub(super) fn check_user_data(has_cloud_init: bool, user_data: Option<&String>) -> Result<(), CloudError> {
     user_data.filter(|_| !has_cloud_init).map_or(Ok(()), |text| unwrapped(text).map(drop))
 }
 
-/// Decodes and unwraps user data from the store for the agent.
 fn unwrapped(text: &str) -> Result<Vec<u8>, CloudError> {
     let data = UserData::from_base64(text).and_then(|data| data.unwrapped());
     Ok(data.map_err(Ec2Error::from)?)

@@ -1,7 +1,7 @@
 //! Snapshots of EBS volumes.
 //!
-//! A snapshot takes over the file that the volume was written to, and the volume continues in a new overlay. Nothing
-//! is copied, and the snapshot does not depend on the volume.
+//! A snapshot takes over the file that the volume was written to, and the volume continues in a new overlay. Nothing is
+//! copied, and the snapshot does not depend on the volume.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,20 +20,17 @@ use crate::vmm::config::DiskFormat;
 use crate::vmm::control::Request;
 
 impl Cloud {
-    /// Lists all snapshots, oldest first.
     pub fn snapshots(&mut self) -> Result<Vec<SnapshotRecord>, CloudError> {
         let mut records: Vec<SnapshotRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         records.sort_by_key(|record| (record.started, record.id));
         Ok(records)
     }
 
-    /// Finds a snapshot.
     pub fn snapshot(&mut self, reference: &str) -> Result<SnapshotRecord, CloudError> {
         self.store.read(|tx| resolve::snapshot(tx, reference))
     }
 
-    /// Creates a snapshot of a volume. If a running guest writes to the volume, the snapshot is crash-consistent: it
-    /// has the content that a power failure would leave.
+    /// Creates a snapshot of a volume. If a running guest writes to the volume, the snapshot is crash-consistent.
     pub fn create_snapshot(
         &mut self,
         id: VolumeId,
@@ -60,15 +57,15 @@ impl Cloud {
             image_id: before.image_id,
             tags,
         };
-        // From now on, the overlay is the volume's file. It is empty until a running VMM switches to it, so it reads
-        // as its backing file, which that VMM still writes.
+        // From now on, the overlay is the volume's file. It is empty until a running VMM switches to it, so it reads as
+        // its backing file, which that VMM still writes.
         self.store.write::<_, CloudError>(|tx| {
             tx.put(&continued(&get_volume(tx, id)?))?;
             Ok(tx.insert(&snapshot)?)
         })?;
         drop(lock);
-        if let Some(mut monitor) = running
-            && let Err(error) = self.switch(&mut monitor, &before, &after)
+        if let Some(mut machine) = running
+            && let Err(error) = self.switch(&mut machine, &before, &after)
         {
             if is_refusal(&error) {
                 self.forget_snapshot(&before, &snapshot)?;
@@ -96,11 +93,10 @@ impl Cloud {
         Ok(())
     }
 
-    /// Switches a running VMM from the volume's files in `before` to those in `after`. A guest that reboots meanwhile
-    /// also continues in the overlay.
+    /// Switches a running VMM from the files in `before` to those in `after`, even if the guest reboots meanwhile.
     fn switch(
         &self,
-        monitor: &mut MachineHandle,
+        machine: &mut MachineHandle,
         before: &VolumeRecord,
         after: &VolumeRecord,
     ) -> Result<(), CloudError> {
@@ -108,7 +104,7 @@ impl Cloud {
         let [before, after] = [volume_disk(&self.home, before)?, volume_disk(&self.home, after)?];
         let dir = self.dir(attachment.instance_id);
         dir.change_config(|config| continue_in(config, &after))?;
-        let switched = monitor.demand(&Request::SwitchDisk { id: after.id, layer: after.path, backing: after.backing });
+        let switched = machine.demand(&Request::SwitchDisk { id: after.id, layer: after.path, backing: after.backing });
         if switched.as_ref().is_err_and(is_refusal) {
             dir.change_config(|config| continue_in(config, &before))?;
         }
@@ -129,8 +125,7 @@ impl Cloud {
         lock_file(&path).map_err(CloudError::file(path, "locked"))
     }
 
-    /// Returns the path of the snapshot lock. A command holds the lock from before its snapshot has a record until the
-    /// snapshot is complete.
+    /// A command holds this lock from before its snapshot has a record until the snapshot is complete.
     fn snapshots_lock(&self) -> PathBuf {
         self.home.volumes().join(SNAPSHOTS_LOCK)
     }
@@ -164,19 +159,19 @@ impl Cloud {
         let volume =
             self.store.read::<_, CloudError>(|tx| Ok(tx.get::<VolumeRecord>(&snapshot.volume_id.to_string())?))?;
         if let Some(volume) = volume
-            && let Some(mut monitor) = self.running_machine_of(&volume)?
+            && let Some(mut machine) = self.running_machine_of(&volume)?
         {
             let before =
                 VolumeRecord { file: snapshot.file.clone(), backing: snapshot.backing.clone(), ..volume.clone() };
-            self.switch(&mut monitor, &before, &volume)?;
+            self.switch(&mut machine, &before, &volume)?;
         }
         let completed = SnapshotRecord { state: SnapshotState::Completed, ..snapshot.clone() };
         self.store.write::<_, CloudError>(|tx| Ok(tx.put(&completed)?))
     }
 }
 
-/// Returns true if the VMM reported that it did not switch to the overlay. A VMM that ended or did not answer may have
-/// switched. Then the overlay stays the volume's file, and a later command completes the snapshot.
+/// Returns true if the VMM reported that it did not switch. A VMM that ended or did not answer may have switched: the
+/// overlay stays the volume's file, and a later command completes the snapshot.
 fn is_refusal(error: &CloudError) -> bool {
     matches!(error, CloudError::Refused { .. })
 }

@@ -10,30 +10,22 @@ use super::network::FILE;
 use crate::ec2::InstanceId;
 use crate::vmm::netstack::{Forward, NetstackConfig, Transport};
 
-/// The SSH port.
 const PORT: u16 = 22;
-/// The file with the instance's host keys, which are trusted on first use.
+/// The instance's host keys, which are trusted on first use.
 const KNOWN_HOSTS: &str = "known_hosts";
 
-/// The SSH parameters of an instance.
 #[derive(Debug)]
 pub struct SshTarget {
-    /// The instance.
     pub instance: InstanceId,
-    /// The instance's directory.
     pub dir: InstanceDir,
-    /// The image's default user.
     pub user: String,
-    /// The name of the key pair.
     pub key_name: Option<String>,
     /// The host address that is forwarded to the guest's port 22, if any.
     pub endpoint: Option<SocketAddrV4>,
-    /// The path of the file with the host keys.
     pub known_hosts: PathBuf,
 }
 
 impl Cloud {
-    /// Returns the SSH parameters of an instance.
     pub fn ssh_target(&mut self, reference: &str) -> Result<SshTarget, CloudError> {
         let (record, dir) = self.reachable(reference)?;
         let user = self.open_image(record.image_id)?.manifest.default_user;
@@ -49,12 +41,11 @@ impl Cloud {
     }
 }
 
-/// Returns the host address that is forwarded to the guest's port 22. The public address has priority over a published
-/// port.
+/// Returns the host address that is forwarded to the guest's port 22: the public address before a published port.
 fn endpoint(forwards: &[Forward]) -> Option<SocketAddrV4> {
-    let leads = |forward: &&Forward| forward.transport == Transport::Tcp && forward.guest_port == PORT;
-    let leading = || forwards.iter().filter(leads).map(|forward| forward.host);
-    leading().find(|host| host.port() == PORT).or_else(|| leading().next())
+    let is_ssh = |forward: &&Forward| forward.transport == Transport::Tcp && forward.guest_port == PORT;
+    let ssh_hosts = || forwards.iter().filter(is_ssh).map(|forward| forward.host);
+    ssh_hosts().find(|host| host.port() == PORT).or_else(|| ssh_hosts().next())
 }
 
 #[cfg(test)]
@@ -62,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_public_address_comes_before_a_published_port() {
+    fn public_address_precedes_published_port() {
         let forward =
             |transport, host: &str, guest_port| Forward { transport, host: host.parse().unwrap(), guest_port };
         let published = forward(Transport::Tcp, "127.0.0.1:2222", 22);

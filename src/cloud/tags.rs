@@ -17,34 +17,25 @@ use crate::store::{
     VolumeRecord, VpcRecord,
 };
 
-/// A resource's tags.
 pub type Tags = BTreeMap<String, String>;
 
-/// A resource with tags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resource {
-    /// An instance.
     Instance(InstanceId),
-    /// A volume.
     Volume(VolumeId),
-    /// A snapshot.
     Snapshot(SnapshotId),
-    /// An image.
     Image(ImageId),
-    /// A VPC.
     Vpc(VpcId),
-    /// A subnet.
     Subnet(SubnetId),
-    /// A security group.
     SecurityGroup(SecurityGroupId),
     /// An elastic address.
     Address(AllocationId),
 }
 
 impl Cloud {
-    /// Finds a resource. The prefix of an identifier determines its kind. A name is looked up among instances,
-    /// volumes, snapshots, VPCs, subnets, elastic addresses and images, in this order. Security groups are found by
-    /// identifier only, because their name is not a tag.
+    /// Finds a resource. The prefix of an ID determines its kind. A name is looked up among instances, volumes,
+    /// snapshots, VPCs, subnets, elastic addresses and images, in this order. The name of a security group is not a
+    /// tag, so only its ID matches.
     pub fn resource(&mut self, reference: &str) -> Result<Resource, CloudError> {
         if ImageId::looks_like(reference) {
             return Ok(Resource::Image(self.image_record(reference)?.id));
@@ -54,12 +45,12 @@ impl Cloud {
             Some(resource) => Ok(resource),
             None => match self.image_record(reference) {
                 Ok(record) => Ok(Resource::Image(record.id)),
-                Err(_) => Err(nothing(reference).into()),
+                Err(_) => Err(unknown_reference(reference).into()),
             },
         }
     }
 
-    /// Sets and removes tags of a resource. Returns all of its tags after that.
+    /// Returns all tags of the resource after the change.
     pub fn tag(&mut self, resource: Resource, set: &[Tag], remove: &[String]) -> Result<Tags, CloudError> {
         if matches!(resource, Resource::Image(_)) {
             self.register_embedded()?;
@@ -114,10 +105,10 @@ impl Resource {
     }
 }
 
-/// True if a reference looks like an identifier of the kind, and the lookup in that kind.
+/// True if a reference looks like an ID of the kind, and the lookup in that kind.
 type Candidate<'a> = (bool, &'a dyn Fn() -> Result<Resource, CloudError>);
 
-/// Finds a resource that is not an image. Returns none if no resource has that name.
+/// Finds a resource that is not an image.
 fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudError> {
     let instance = || resolve::instance(tx, reference).map(|record| Resource::Instance(record.id));
     let volume = || resolve::volume(tx, reference).map(|record| Resource::Volume(record.id));
@@ -129,7 +120,7 @@ fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudErro
     if SecurityGroupId::looks_like(reference) {
         return group().map(Some);
     }
-    // A reference that looks like an identifier of one kind is not looked up as a name of another.
+    // A reference that looks like an ID of one kind is not looked up as a name of another.
     let candidates: [Candidate; 6] = [
         (InstanceId::looks_like(reference), &instance),
         (VolumeId::looks_like(reference), &volume),
@@ -143,7 +134,7 @@ fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudErro
     }
     for (_, candidate) in candidates {
         match candidate() {
-            // A malformed identifier of one kind may be the name of another.
+            // A malformed ID of one kind may be the name of another.
             Err(CloudError::Ec2(Ec2Error::NotFound { .. } | Ec2Error::MalformedId { .. })) => {}
             found => return found.map(Some),
         }
@@ -151,25 +142,24 @@ fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudErro
     Ok(None)
 }
 
-/// Returns the error for a reference that matches nothing. The prefix selects the kind; without one, it is an
-/// instance.
-fn nothing(reference: &str) -> Ec2Error {
-    fn meant<K: Kind>(reference: &str) -> Option<Ec2Error> {
+/// Returns the error for a reference that matches nothing. Without a kind's prefix, it means an instance.
+fn unknown_reference(reference: &str) -> Ec2Error {
+    fn error_for<K: Kind>(reference: &str) -> Option<Ec2Error> {
         Id::<K>::has_prefix(reference).then(|| Id::<K>::not_found(reference))
     }
     let kinds = [
-        meant::<Volume>,
-        meant::<Snapshot>,
-        meant::<Image>,
-        meant::<Vpc>,
-        meant::<Subnet>,
-        meant::<SecurityGroup>,
-        meant::<Allocation>,
+        error_for::<Volume>,
+        error_for::<Snapshot>,
+        error_for::<Image>,
+        error_for::<Vpc>,
+        error_for::<Subnet>,
+        error_for::<SecurityGroup>,
+        error_for::<Allocation>,
     ];
     kinds.iter().find_map(|kind| kind(reference)).unwrap_or_else(|| InstanceId::not_found(reference))
 }
 
-/// Changes the tags of one record. Returns the new tags, or none if the record does not exist.
+/// Changes the tags of one record, and returns them if the record exists.
 fn update<R: Record>(
     tx: &Transaction,
     key: &str,
@@ -188,7 +178,7 @@ mod tests {
     use crate::ec2::ErrorCode;
 
     #[test]
-    fn reference_to_nothing_has_the_code_of_the_kind_that_its_prefix_names() {
+    fn unknown_reference_error_code_follows_prefix() {
         for (reference, code) in [
             ("web", ErrorCode::InvalidInstanceIdNotFound),
             ("i-123", ErrorCode::InvalidInstanceIdMalformed),
@@ -201,7 +191,7 @@ mod tests {
             ("subnet-zz", ErrorCode::InvalidSubnetIdMalformed),
             ("eipalloc-zz", ErrorCode::InvalidAllocationIdMalformed),
         ] {
-            assert_eq!(nothing(reference).code(), code, "{reference}");
+            assert_eq!(unknown_reference(reference).code(), code, "{reference}");
         }
     }
 }

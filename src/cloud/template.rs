@@ -1,10 +1,9 @@
-//! Templates: snapshots of guests of an image and a size, taken right after their boot and before they have an
-//! identity. A launch restores one in milliseconds instead of booting. Images with cloud-init have no templates,
-//! because cloud-init asks for the instance's identity at boot.
+//! Templates: snapshots of booted guests without an identity, which a launch restores in milliseconds. Images with
+//! cloud-init have none, because cloud-init asks for the instance's identity at boot.
 //!
-//! Each template has a directory with the machine's snapshot, and a file with the overlay of the root file system.
-//! Both are named by its key. The directory is created last and removed first: without it, there is no template. A
-//! user of a template holds a shared lock on it; a command that removes it takes the exclusive lock.
+//! Each template has a directory with the snapshot and a file with the root file system's overlay, named by its key.
+//! The directory is created last and removed first: without it, there is no template. A user of a template holds a
+//! shared lock on it; a command that removes it takes the exclusive lock.
 
 use std::fs::{self, File};
 use std::io;
@@ -31,46 +30,39 @@ use crate::vmm::config::CpuConfig;
 use crate::vmm::machine::Restore;
 use crate::vmm::snapshot;
 
-/// The id of a template's root disk.
+/// Disk ID of a template's root disk.
 pub(super) const ROOT: &str = "root";
 /// Environment variable with the disk space for all templates in MiB. At 0, no templates are kept.
 pub const LIMIT_VARIABLE: &str = "WISP_WARM_LIMIT";
 const DEFAULT_LIMIT_MIB: u64 = 4096;
-/// The name of the metadata file in a template's directory.
 const FACTS: &str = "warm.json";
 /// Name prefix of unfinished files and directories.
 const UNFINISHED: &str = ".new-";
 /// Maximum time for a ready agent to answer, and to write the guest's dirty pages.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(120);
-/// Maximum time for saving a machine.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// The metadata of a template.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateKey {
-    /// The image's directory, relative to the data directory's images: a data directory can be moved or copied.
+    /// Relative to the data directory's images: a data directory can be moved or copied.
     pub image: PathBuf,
-    /// vCPUs and their topology.
     pub cpus: CpuConfig,
-    /// Memory in MiB without the kernel's share.
+    /// In MiB without the kernel's share.
     pub memory_mib: u64,
-    /// The creation time in seconds since 1970.
+    /// In seconds since 1970.
     pub made: u64,
 }
 
-/// A template in a list.
 #[derive(Debug, Clone)]
 pub struct TemplateRecord {
-    /// The metadata.
     pub facts: TemplateKey,
-    /// The size on disk.
+    /// Size on disk.
     pub bytes: u64,
     key: String,
     used: SystemTime,
 }
 
-/// A snapshot that launches are restored from: a template or an image's memory. A template is locked until this is
-/// dropped.
+/// A snapshot that launches are restored from: a template, which is locked until drop, or an image's memory.
 #[derive(Debug)]
 pub struct Template {
     dir: PathBuf,
@@ -80,18 +72,16 @@ pub struct Template {
 }
 
 impl Template {
-    /// Returns the snapshot to restore from.
     pub fn restore(&self) -> Restore {
         Restore { dir: self.dir.clone(), once: false }
     }
 
-    /// Returns the overlay (qcow2) with the guest's writes to the image's root file system, if any. It must not be
-    /// written.
+    /// Returns the overlay (qcow2) with the guest's writes to the image's root file system. It must not be written.
     pub fn layer(&self) -> Option<&Path> {
         self.layer.as_deref()
     }
 
-    /// The id of the root disk.
+    /// Returns the disk ID of the root disk.
     pub fn root(&self) -> &str {
         &self.root
     }
@@ -109,8 +99,7 @@ fn paths(home: &Home, key: &str) -> [PathBuf; 3] {
     [key.to_string(), format!("{key}.qcow2"), format!("{key}.lock")].map(|name| home.warm().join(name))
 }
 
-/// Returns an image's directory relative to the directory of images.
-fn seen(home: &Home, dir: &Path) -> PathBuf {
+fn relative_image(home: &Home, dir: &Path) -> PathBuf {
     dir.strip_prefix(home.images()).unwrap_or(dir).to_path_buf()
 }
 
@@ -119,20 +108,18 @@ fn key(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> String {
     let digests = [Some(&manifest.kernel.sha256), manifest.root.as_ref().map(|root| &root.sha256)];
     let initrd = manifest.initrd.as_ref().map(|initrd| &initrd.sha256);
     // The last part stands for the machine's devices: a template with other devices cannot be used.
-    let dir = seen(home, &image.dir);
+    let dir = relative_image(home, &image.dir);
     let parts = serde_json::json!([dir, digests, initrd, manifest.kernel.cmdline, cpus, memory_mib, "net"]);
     let mut key = crate::host::sparse::hex(&Sha256::digest(parts.to_string()));
     key.truncate(20);
     key
 }
 
-/// Returns true if an image can have templates.
 pub fn can_have(image: &Image) -> bool {
     image.manifest.root.is_some() && !image.manifest.cloud_init && limit() > 0
 }
 
-/// Returns the snapshot that a launch of an image in a size can be restored from: the image's memory or a template.
-/// Returns none if there is none that this version and this host can restore.
+/// Returns the image's memory or a template in this size, if this version and this host can restore it.
 pub fn find(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Option<Template> {
     if let Some(memory) = ImageMemory::of(image).filter(|memory| memory.is_of(cpus, memory_mib)) {
         let dir = image_memory::dir(image);
@@ -180,8 +167,7 @@ pub struct Task {
 }
 
 impl Task {
-    /// Acquires the task after a cold boot. Returns none if another launch has the task, or if the template exists
-    /// already.
+    /// Acquires the task after a cold boot, unless another launch has it or the template exists already.
     pub fn take(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Result<Option<Task>, CloudError> {
         let path = home.warm().join(format!("{}.making", key(home, image, cpus, memory_mib)));
         let lock = try_lock_file(&path).map_err(CloudError::file(&path, "locked"))?;
@@ -214,7 +200,7 @@ pub fn make(
     let key = key(home, image, cpus, memory_mib);
     let [dir, layer, _] = paths(home, &key);
     let warm = home.warm();
-    let unfinished = unfinished_folder(home)?;
+    let unfinished = unfinished_directory(home)?;
     let name = unfinished.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
     let new_layer = Unfinished(warm.join(format!("{name}.qcow2")));
     disk_image::create_layer(&new_layer.0, &image.dir.join(&root.file), root.format, None)?;
@@ -229,7 +215,7 @@ pub fn make(
         limits: None,
     };
     save(home, &spec, unfinished.path(), boot_timeout, began_ns)?;
-    let facts = TemplateKey { image: seen(home, &image.dir), cpus, memory_mib, made: now() };
+    let facts = TemplateKey { image: relative_image(home, &image.dir), cpus, memory_mib, made: now() };
     let path = unfinished.path().join(FACTS);
     let text = serde_json::to_vec_pretty(&facts).expect("facts are plain data");
     write_private(&path, &text).map_err(CloudError::file(&path, "written"))?;
@@ -241,15 +227,15 @@ pub fn make(
     }
     fs::rename(&new_layer.0, &layer).map_err(CloudError::file(&layer, "made"))?;
     fs::rename(unfinished.path(), &dir).map_err(CloudError::file(&dir, "made"))?;
-    make_room(home)?;
+    evict(home)?;
     list(home)?
         .into_iter()
         .find(|record| record.key == key)
         .ok_or_else(|| CloudError::NotWarm(format!("it is larger than {LIMIT_VARIABLE} allows, {} MiB", limit() >> 20)))
 }
 
-/// Creates a directory for a machine that is about to be saved. It is removed unless it is moved to its final path.
-fn unfinished_folder(home: &Home) -> Result<TempDir, CloudError> {
+/// Creates a directory for a snapshot. It is removed on drop, unless it is moved to its final path.
+fn unfinished_directory(home: &Home) -> Result<TempDir, CloudError> {
     let warm = home.warm();
     let private = fs::Permissions::from_mode(0o700);
     let dir = tempfile::Builder::new().prefix(UNFINISHED).permissions(private).tempdir_in(&warm);
@@ -265,27 +251,24 @@ impl Drop for Unfinished {
     }
 }
 
-/// Boots a guest and saves it into `directory`.
 fn save(home: &Home, spec: &RunSpec, dir: &Path, boot_timeout: Duration, began_ns: u64) -> Result<(), CloudError> {
     let mut instance = EphemeralInstance::start(home, spec, began_ns)?;
     instance.wait_ready(boot_timeout)?;
-    // The agent answers when its work after the ready message is done. The sync then writes dirty pages to the
-    // overlay.
+    // The agent answers once its work after the ready message is done. The sync then writes dirty pages to the overlay.
     let connect = || Agent::connect(&instance.vsock(), AGENT_TIMEOUT).map_err(RunError::from);
     let facts = connect()?.ping(AGENT_TIMEOUT).map_err(RunError::from)?;
     if !facts.agent_version.contains(FEATURE) {
         return Err(CloudError::NotWarm("the image's agent is of a time before there were any".into()));
     }
-    if let Err(error) = read_a_shell(connect()?) {
+    if let Err(error) = preload_shell(connect()?) {
         log::info!("the template has no shell in memory: {error}");
     }
     connect()?.sync(AGENT_TIMEOUT).map_err(RunError::from)?;
     Ok(instance.save(dir, SAVE_TIMEOUT)?)
 }
 
-/// Runs a shell that does nothing in the guest. The first command after a restore then need not read the shell from
-/// the disk.
-fn read_a_shell(agent: Agent) -> Result<(), guest::Error> {
+/// Loads a shell into the guest's page cache, so that the first command after a restore need not read it from the disk.
+fn preload_shell(agent: Agent) -> Result<(), guest::Error> {
     let null = File::options().read(true).write(true).open("/dev/null");
     let null = null.map_err(|source| guest::Error::Local { action: "open /dev/null", source })?;
     let streams = Streams { input: null.as_fd(), output: null.as_fd(), error: null.as_fd() };
@@ -303,26 +286,24 @@ pub fn list(home: &Home) -> Result<Vec<TemplateRecord>, CloudError> {
         let Ok(text) = fs::read(&path) else { continue };
         let Ok(facts) = serde_json::from_slice(&text) else { continue };
         let used = path.metadata().and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-        records.push(TemplateRecord { facts, bytes: weigh(home, &key), key, used });
+        records.push(TemplateRecord { facts, bytes: size_on_disk(home, &key), key, used });
     }
     records.retain(|record| !record.key.starts_with(UNFINISHED));
     records.sort_by_key(|record| std::cmp::Reverse(record.used));
     Ok(records)
 }
 
-fn weigh(home: &Home, key: &str) -> u64 {
+fn size_on_disk(home: &Home, key: &str) -> u64 {
     let [dir, layer, _] = paths(home, key);
     snapshot::bytes(&dir) + layer.metadata().map_or(0, |metadata| metadata.blocks() * 512)
 }
 
-/// Lists the templates of the image in `directory`.
 pub fn list_of(home: &Home, dir: &Path) -> Result<Vec<TemplateRecord>, CloudError> {
     let mut records = list(home)?;
-    records.retain(|record| record.facts.image == seen(home, dir));
+    records.retain(|record| record.facts.image == relative_image(home, dir));
     Ok(records)
 }
 
-/// Removes the templates of the image in `directory`. Returns their number.
 pub fn remove_of(home: &Home, dir: &Path) -> Result<usize, CloudError> {
     let _lock = home.lock(&home.warm())?;
     let records = list_of(home, dir)?;
@@ -331,7 +312,7 @@ pub fn remove_of(home: &Home, dir: &Path) -> Result<usize, CloudError> {
 }
 
 /// Removes each template that does not fit into the limit together with those that were used more recently.
-fn make_room(home: &Home) -> Result<(), CloudError> {
+fn evict(home: &Home) -> Result<(), CloudError> {
     let mut left = limit();
     for record in list(home)? {
         match left.checked_sub(record.bytes) {
@@ -358,7 +339,6 @@ fn remove(home: &Home, key: &str) -> Result<(), CloudError> {
     gone(fs::remove_file(&lock)).map_err(CloudError::file(&lock, "removed"))
 }
 
-/// Removes old unfinished files of killed commands.
 pub(super) fn sweep(home: &Home) -> Result<(), CloudError> {
     let warm = home.warm();
     for entry in fs::read_dir(&warm).map_err(CloudError::file(&warm, "read"))?.flatten() {
@@ -375,7 +355,6 @@ pub(super) fn sweep(home: &Home) -> Result<(), CloudError> {
     Ok(())
 }
 
-/// Copies a template's overlay for a new instance.
 pub(super) fn copy_layer(layer: &Path, destination: &Path) -> Result<(), CloudError> {
     let failed = || CloudError::file(destination, "made");
     let mut source = File::open(layer).map_err(CloudError::file(layer, "read"))?;

@@ -9,29 +9,24 @@ use super::registry::{check_name, owner};
 use super::{Cloud, bundle, embedded, new_id, now};
 use crate::store::{ImageRecord, Visibility};
 
-/// The parameters of an import.
 #[derive(Debug, Clone)]
 pub struct NewImage {
-    /// The name; a bundle has its own by default.
+    /// A bundle has its own by default.
     pub name: Option<String>,
-    /// The description in one sentence; a bundle has its own by default.
+    /// One sentence. A bundle has its own by default.
     pub description: Option<String>,
-    /// The visibility.
     pub visibility: Visibility,
-    /// The parameters of a root file system.
     pub root: RootChoices,
 }
 
 /// The parameters of an imported root file system. A bundle has its own.
 #[derive(Debug, Clone)]
 pub struct RootChoices {
-    /// The user who runs commands.
     pub default_user: String,
-    /// Options for the kernel's command line.
     pub cmdline: String,
-    /// The size in bytes of a file system created from an archive.
+    /// Size in bytes of a file system created from an archive.
     pub size: Option<u64>,
-    /// True if the root file system has cloud-init that cannot be detected.
+    /// The root file system has cloud-init that cannot be detected.
     pub cloud_init: bool,
 }
 
@@ -86,7 +81,6 @@ impl Cloud {
         self.register(record, scratch)
     }
 
-    /// Writes an image to a new archive.
     pub fn export_image(
         &mut self,
         reference: &str,
@@ -98,7 +92,6 @@ impl Cloud {
         Ok(record)
     }
 
-    /// Compares an image's files with their digests.
     pub fn verify_image(
         &mut self,
         reference: &str,

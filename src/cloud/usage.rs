@@ -1,7 +1,7 @@
 //! Usage of instances over time: converts the readings of their VMMs to datapoints in the store.
 //!
-//! The series is updated when it is queried and when the instance's end is recorded. Each reading enters the series
-//! once: the store keeps the last one as a cursor, and a datapoint is the difference of two readings.
+//! The series is updated when it is queried and when the instance's end is recorded. The store keeps the last reading
+//! as a cursor, so each one enters the series once. A datapoint is the difference of two readings.
 
 use super::error::CloudError;
 use super::lifecycle::get;
@@ -18,18 +18,17 @@ use crate::vmm::virtio::net::NetRecord;
 const VOLUME: &str = "vol";
 
 impl Cloud {
-    /// Returns the instance's usage up to now.
     pub fn usage(&mut self, record: &InstanceRecord) -> Result<Vec<Datapoint>, CloudError> {
         let mut readings = self.readings(record.id);
         if record.state.has_machine() {
             // If the VMM does not answer, the last reading must do.
-            let status = self.dir(record.id).connect().and_then(|mut monitor| monitor.status());
+            let status = self.dir(record.id).connect().and_then(|mut machine| machine.status());
             readings.extend(status.ok().map(|status| Reading::of(&status)));
         }
         self.keep_readings(record.id, &readings)
     }
 
-    /// Recommends a size for an instance based on its usage, if at least `least` seconds of it were observed.
+    /// Recommends a size for an instance, if at least `least` seconds of its usage were observed.
     pub fn right_size(
         &mut self,
         record: &InstanceRecord,
@@ -45,8 +44,7 @@ impl Cloud {
         Ok(judge(&subject, &self.usage(record)?, least))
     }
 
-    /// Saves the usage of an instance whose machine has ended. A failure is logged only, because it must not block the
-    /// caller.
+    /// Saves the usage of an instance whose machine has ended. A failure is only logged: it must not block the caller.
     pub(super) fn keep_usage(&mut self, id: InstanceId) {
         let readings = self.readings(id);
         if let Err(error) = self.keep_readings(id, &readings) {
@@ -67,7 +65,6 @@ impl Cloud {
     }
 }
 
-/// Adds new `readings` to the series. Returns the series.
 fn fold(
     tx: &Transaction,
     record: &InstanceRecord,
@@ -78,7 +75,7 @@ fn fold(
     let before = tx.usage(id)?;
     // Another version's cursor that cannot be parsed counts as missing.
     let cursor = tx.get::<UsageCursor>(&id.to_string())?.and_then(|cursor| serde_json::from_value(cursor.reading).ok());
-    let fresh = news(cursor.as_ref(), readings);
+    let fresh = new_readings(cursor.as_ref(), readings);
     let mut points = before.clone();
     let next = before.last().map_or(1, |point| point.number + 1);
     for (number, (previous, reading)) in (next..).zip(fresh.pairs()) {
@@ -101,15 +98,14 @@ fn fold(
 }
 
 /// The readings that are not in the series yet, and the last one that is.
-struct News<'a> {
+struct NewReadings<'a> {
     cursor: Option<&'a Reading>,
     readings: &'a [Reading],
 }
 
-/// Returns the readings after the cursor. If the file has no reading of the cursor's machine, only those of later
-/// machines are new.
-fn news<'a>(cursor: Option<&'a Reading>, readings: &'a [Reading]) -> News<'a> {
-    let Some(last) = cursor.map(|cursor| cursor.moment) else { return News { cursor, readings } };
+/// Returns the readings after the cursor, or without one of its machine, those of later machines.
+fn new_readings<'a>(cursor: Option<&'a Reading>, readings: &'a [Reading]) -> NewReadings<'a> {
+    let Some(last) = cursor.map(|cursor| cursor.moment) else { return NewReadings { cursor, readings } };
     let of_machine = |reading: &Reading| reading.moment.run == last.run;
     let is_known = |reading: &Reading| of_machine(reading) && reading.moment.up_ms <= last.up_ms;
     let first = match (readings.iter().rposition(is_known), readings.iter().position(of_machine)) {
@@ -117,12 +113,11 @@ fn news<'a>(cursor: Option<&'a Reading>, readings: &'a [Reading]) -> News<'a> {
         (None, Some(of_machine)) => of_machine,
         (None, None) => readings.iter().position(|reading| reading.moment.run > last.run).unwrap_or(readings.len()),
     };
-    News { cursor, readings: &readings[first..] }
+    NewReadings { cursor, readings: &readings[first..] }
 }
 
-impl<'a> News<'a> {
-    /// Pairs each reading with its predecessor, if that is from the same machine. Readings without elapsed time are
-    /// skipped.
+impl<'a> NewReadings<'a> {
+    /// Pairs each reading with its predecessor of the same machine, and skips those without elapsed time.
     fn pairs(&self) -> impl Iterator<Item = (Option<&'a Reading>, &'a Reading)> {
         let mut previous = self.cursor;
         self.readings.iter().filter_map(move |reading| {
@@ -175,12 +170,13 @@ fn network(before: NetRecord, after: NetRecord) -> NetworkUse {
     }
 }
 
-/// Returns the usage of a disk. The counters of a disk that was detached and attached again start at zero.
+/// The counters of a disk that was detached and attached again start at zero.
 fn disk_use(before: Option<&DiskReading>, after: &DiskReading) -> DiskUse {
     let sums = |disk: &DiskReading| [disk.read_bytes, disk.written_bytes, disk.reads, disk.writes, disk.held_ns];
-    let goes_on = |before: &&DiskReading| sums(before).iter().zip(sums(after)).all(|(before, after)| *before <= after);
+    let is_same_attachment =
+        |before: &&DiskReading| sums(before).iter().zip(sums(after)).all(|(before, after)| *before <= after);
     let none = DiskReading::default();
-    let earlier = sums(before.filter(goes_on).unwrap_or(&none));
+    let earlier = sums(before.filter(is_same_attachment).unwrap_or(&none));
     let mut difference = sums(after);
     difference.iter_mut().zip(earlier).for_each(|(after, before)| *after -= before);
     let [read_bytes, written_bytes, reads, writes, held_ns] = difference;
@@ -199,12 +195,16 @@ mod tests {
     }
 
     fn periods(cursor: Option<&Reading>, readings: &[Reading]) -> Vec<(u64, u64)> {
-        let news = news(cursor, readings);
-        news.pairs().map(|(before, after)| difference(before, after)).map(|new| (new.run, new.period_ms)).collect()
+        let new_readings = new_readings(cursor, readings);
+        new_readings
+            .pairs()
+            .map(|(before, after)| difference(before, after))
+            .map(|new| (new.run, new.period_ms))
+            .collect()
     }
 
     #[test]
-    fn each_reading_is_put_into_the_series_once() {
+    fn each_reading_enters_series_once() {
         let file = [reading(1, 0), reading(1, 500), reading(1, 2000), reading(2, 0), reading(2, 100)];
         assert_eq!(periods(None, &file), [(1, 500), (1, 1500), (2, 100)]);
         assert_eq!(periods(Some(&file[1]), &file), [(1, 1500), (2, 100)]);
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datapoint_is_the_difference_of_two_readings() {
+    fn datapoint_is_difference_of_two_readings() {
         let (before, after) = (reading(1, 500), reading(1, 2000));
         let point = difference(Some(&before), &after);
         assert_eq!((point.cpu_ns, point.ebs.writes, point.booting, point.end_ms), (10_500, 150, true, 3000));
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_was_taken_out_and_put_in_again_counts_from_nothing() {
+    fn reattached_disk_counts_from_zero() {
         let disk = |writes| DiskReading { id: "ephemeral0".into(), writes, ..DiskReading::default() };
         let with =
             |disks: &[u64]| Reading { disks: disks.iter().map(|writes| disk(*writes)).collect(), ..reading(1, 9) };

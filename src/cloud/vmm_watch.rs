@@ -1,8 +1,8 @@
 //! Waits for an instance's VMM. A wait ends early if no VMM can appear anymore.
 //!
 //! A VMM announces itself by moving its control socket to its final name, which inotify reports. The supervisor holds
-//! the instance's lock for as long as the instance runs, even while the guest reboots. A thread waits for that lock,
-//! so the death of both processes ends the wait.
+//! the instance's lock even while the guest reboots. A thread waits for that lock, so the death of both processes ends
+//! the wait.
 
 use std::fs::File;
 use std::io;
@@ -21,14 +21,11 @@ use crate::host::home::lock_file;
 use crate::host::vmm_process::{LOCK, make_vmm_directory};
 use crate::vmm::control::SOCKET;
 
-/// The outcome of a wait for a VMM.
 #[derive(Debug)]
 pub(super) enum Awaited {
-    /// The VMM listens on its control socket.
     Listening(Box<MachineHandle>),
     /// No process runs the instance. None can start until the lock is dropped.
     Ended(File),
-    /// Neither happened in time.
     TimedOut,
 }
 
@@ -64,7 +61,6 @@ impl<'a> VmmWatch<'a> {
         Ok(VmmWatch { dir, sockets, released, lock })
     }
 
-    /// Waits for the first of the two events.
     fn wait(&self, deadline: Instant) -> Result<Awaited, CloudError> {
         let path = self.dir.path();
         loop {
@@ -82,14 +78,14 @@ impl<'a> VmmWatch<'a> {
                 return lock.map(Awaited::Ended).map_err(CloudError::file(path, "locked"));
             }
             if self.has_new_socket()
-                && let Some(monitor) = self.dir.connect_if_listening()?
+                && let Some(machine) = self.dir.connect_if_listening()?
             {
-                return Ok(Awaited::Listening(Box::new(monitor)));
+                return Ok(Awaited::Listening(Box::new(machine)));
             }
         }
     }
 
-    /// Reads all pending events. Returns whether one of them is a new control socket.
+    /// Reads all pending events. Returns true if one of them is a new control socket.
     fn has_new_socket(&self) -> bool {
         let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(&self.sockets, &mut buffer);
@@ -105,13 +101,13 @@ impl InstanceDir {
     /// Waits until the instance's VMM listens, or the instance has ended. A guest that reboots gets a new VMM.
     pub(super) fn await_vmm(&self, timeout: Duration) -> Result<Awaited, CloudError> {
         let deadline = Instant::now() + timeout;
-        if let Some(monitor) = self.connect_if_listening()? {
-            return Ok(Awaited::Listening(Box::new(monitor)));
+        if let Some(machine) = self.connect_if_listening()? {
+            return Ok(Awaited::Listening(Box::new(machine)));
         }
         let watch = VmmWatch::new(self)?;
         // The watch does not report a VMM that started to listen before the watch existed.
         match self.connect_if_listening()? {
-            Some(monitor) => Ok(Awaited::Listening(Box::new(monitor))),
+            Some(machine) => Ok(Awaited::Listening(Box::new(machine))),
             None => watch.wait(deadline),
         }
     }
@@ -128,10 +124,9 @@ impl InstanceDir {
         watch.wait(deadline)
     }
 
-    /// Connects to the VMM. Returns none if no process listens.
     fn connect_if_listening(&self) -> Result<Option<MachineHandle>, CloudError> {
         match self.connect() {
-            Ok(monitor) => Ok(Some(monitor)),
+            Ok(machine) => Ok(Some(machine)),
             Err(CloudError::Control { source, .. }) if source.is_absent() => Ok(None),
             Err(error) => Err(error),
         }
@@ -182,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn reboot_of_killed_vmm_ends_with_the_lock() {
+    fn reboot_of_killed_vmm_ends_with_lock() {
         let Instance { dir, _directory } = instance();
         let lock = dir.try_lock().unwrap().unwrap();
         let began = Instant::now();
@@ -195,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn reboot_ends_when_the_next_vmm_listens() {
+    fn reboot_ends_when_next_vmm_listens() {
         let Instance { dir, _directory } = instance();
         let _lock = dir.try_lock().unwrap().unwrap();
         let mut listener = None;
@@ -213,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn reboot_that_neither_comes_nor_fails_times_out() {
+    fn reboot_without_new_vmm_times_out() {
         let Instance { dir, _directory } = instance();
         let _lock = dir.try_lock().unwrap().unwrap();
         let awaited = dir.reboot_by(Duration::from_millis(10), || Ok(()));
@@ -221,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn socket_of_a_dead_vmm_counts_as_none() {
+    fn socket_of_dead_vmm_is_ignored() {
         let Instance { dir, _directory } = instance();
         let lock = dir.try_lock().unwrap().unwrap();
         drop(listen(&dir));
@@ -233,29 +228,29 @@ mod tests {
     }
 
     #[test]
-    fn vmm_killed_before_its_agent_is_ready_is_an_early_end() {
+    fn vmm_killed_before_agent_ready_is_early_end() {
         let Instance { dir, _directory } = instance();
         let vmm = end_at_first_request(listen(&dir));
-        let mut monitor = dir.connect().unwrap();
-        let subscribed = monitor.subscribe();
+        let mut machine = dir.connect().unwrap();
+        let subscribed = machine.subscribe();
         assert!(subscribed.as_ref().is_err_and(CloudError::is_lost_vmm), "{subscribed:?}");
         vmm.join().unwrap();
-        let ready = monitor.wait_ready(PATIENCE);
+        let ready = machine.wait_ready(PATIENCE);
         assert!(matches!(ready, Err(CloudError::EndedEarly { .. })), "{ready:?}");
     }
 
     #[test]
-    fn vmm_killed_while_it_saves_has_not_hibernated() {
+    fn vmm_killed_during_save_is_not_hibernated() {
         let Instance { dir, _directory } = instance();
         let vmm = end_at_first_request(listen(&dir));
-        let mut monitor = dir.connect().unwrap();
-        let hibernated = dir.hibernate(&mut monitor);
+        let mut machine = dir.connect().unwrap();
+        let hibernated = dir.hibernate(&mut machine);
         vmm.join().unwrap();
         assert!(matches!(hibernated, Err(CloudError::NotDone { .. })), "{hibernated:?}");
     }
 
     #[test]
-    fn lock_that_comes_after_the_wait_is_free_again() {
+    fn lock_acquired_after_timeout_is_released() {
         let Instance { dir, _directory } = instance();
         let path = dir.path().join(LOCK);
         let lock = dir.try_lock().unwrap().unwrap();

@@ -1,7 +1,6 @@
 //! EBS volumes.
 //!
-//! A volume's data is in one qcow2 file: a standalone file, or an overlay over the file of its snapshot. Files that no
-//! volume, snapshot or overlay uses are removed.
+//! A volume's data is in one qcow2 file: a standalone file, or an overlay over the file of its snapshot.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -26,36 +25,28 @@ use crate::store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, Snapsho
 use crate::vmm::config::{DiskConfig, DiskFormat};
 use crate::vmm::control::{Message, Request};
 
-/// Maximum time to connect to the guest's agent.
 const AGENT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 /// Maximum time for the guest's driver to bind or unbind a disk. It may have much to write.
 const DRIVER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(300);
 
-/// The parameters of a new volume.
 #[derive(Debug, Clone, Default)]
 pub struct NewVolume {
-    /// Size, type and performance.
     pub spec: VolumeSpec,
-    /// The source snapshot.
     pub snapshot: Option<String>,
-    /// The tags.
     pub tags: BTreeMap<String, String>,
 }
 
 impl Cloud {
-    /// Lists all volumes, oldest first.
     pub fn volumes(&mut self) -> Result<Vec<VolumeRecord>, CloudError> {
         let mut records: Vec<VolumeRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         records.sort_by_key(|record| (record.created, record.id));
         Ok(records)
     }
 
-    /// Finds a volume.
     pub fn volume(&mut self, reference: &str) -> Result<VolumeRecord, CloudError> {
         self.store.read(|tx| resolve::volume(tx, reference))
     }
 
-    /// Creates an empty volume, or one from a snapshot.
     pub fn create_volume(&mut self, new: &NewVolume) -> Result<VolumeRecord, CloudError> {
         let source = new.snapshot.as_ref().map(|reference| self.snapshot(reference)).transpose()?;
         let _lock = self.home.lock(&self.home.volumes())?;
@@ -108,7 +99,6 @@ impl Cloud {
         })
     }
 
-    /// Deletes an unattached volume.
     pub fn delete_volume(&mut self, id: VolumeId) -> Result<(), CloudError> {
         self.store.write::<_, CloudError>(|tx| {
             let record = get_volume(tx, id)?;
@@ -151,7 +141,7 @@ impl Cloud {
         Ok(volume)
     }
 
-    /// Detaches a volume from its stopped or running instance. The guest should have unmounted it.
+    /// Detaches a volume from its instance. The guest should have unmounted it.
     pub fn detach_volume(&mut self, id: VolumeId, force: bool) -> Result<VolumeRecord, CloudError> {
         let (volume, record) = self.store.read::<_, CloudError>(|tx| {
             let volume = get_volume(tx, id)?;
@@ -196,28 +186,33 @@ impl Cloud {
     /// Hot-plugs a disk and binds the guest's driver to it.
     fn plug(&self, instance: InstanceId, disk: DiskConfig) -> Result<(), CloudError> {
         let dir = self.dir(instance);
-        let mut monitor = dir.connect()?;
-        let slot = slot_of(&mut monitor, &Request::AttachDisk { disk: disk.clone() })?;
+        let mut machine = dir.connect()?;
+        let slot = slot_of(&mut machine, &Request::AttachDisk { disk: disk.clone() })?;
         dir.change_config(|config| config.disks.push(disk))?;
-        self.drive(instance, "bind", &slot)
+        self.run_driver_command(instance, "bind", &slot)
     }
 
     /// Unbinds the guest's driver from a disk and detaches the disk.
     fn unplug(&self, record: &InstanceRecord, id: &str, force: bool) -> Result<(), CloudError> {
-        let mut monitor = self.dir(record.id).connect()?;
-        let slot = slot_of(&mut monitor, &Request::DiskSlot { id: id.into() })?;
-        match self.drive(record.id, "unbind", &slot) {
+        let mut machine = self.dir(record.id).connect()?;
+        let slot = slot_of(&mut machine, &Request::DiskSlot { id: id.into() })?;
+        match self.run_driver_command(record.id, "unbind", &slot) {
             Err(error) if !force => return Err(error),
             _ => {}
         }
-        // Change the configuration first, so that a guest that reboots now comes up without the disk.
+        // A guest that reboots now must come up without the disk.
         self.dir(record.id).change_config(|config| config.disks.retain(|disk| disk.id != id))?;
-        monitor.demand(&Request::DetachDisk { id: id.into(), force })
+        machine.demand(&Request::DetachDisk { id: id.into(), force })
     }
 
-    /// Writes a slot's device name to `bind` or `unbind` of the guest's virtio-mmio driver. The name comes from the
-    /// kernel command line or from ACPI; both are tried.
-    fn drive(&self, instance: InstanceId, file: &str, [bus, acpi]: &[String; 2]) -> Result<(), CloudError> {
+    /// Writes a slot's device name to `bind` or `unbind` of the guest's virtio-mmio driver. The device has one of two
+    /// names: from the kernel command line, or from ACPI.
+    fn run_driver_command(
+        &self,
+        instance: InstanceId,
+        file: &str,
+        [bus, acpi]: &[String; 2],
+    ) -> Result<(), CloudError> {
         let driver = "/sys/bus/platform/drivers/virtio-mmio";
         let script = format!(
             "cd {driver} && for name in {bus} {acpi}; do echo $name > {file} && exit 0; done 2>/dev/null; exit 1"
@@ -263,9 +258,9 @@ impl Cloud {
     fn grow(&mut self, record: &VolumeRecord, size: u64) -> Result<(), CloudError> {
         let running = self.running_machine_of(record)?;
         match running {
-            Some(mut monitor) => {
+            Some(mut machine) => {
                 let id = disk_id(record);
-                monitor.demand(&Request::ResizeDisk { id, size })
+                machine.demand(&Request::ResizeDisk { id, size })
             }
             None => {
                 let disk = volume_disk(&self.home, record)?;
@@ -274,10 +269,7 @@ impl Cloud {
         }
     }
 
-    /// Connects to the VMM of the running instance that the volume is attached to. Returns none if there is none.
-    ///
-    /// # Errors
-    /// Fails if the instance is hibernated or changing its state.
+    /// Connects to the VMM of the volume's running instance, if any. A hibernated or changing instance is an error.
     pub(super) fn running_machine_of(&mut self, record: &VolumeRecord) -> Result<Option<MachineHandle>, CloudError> {
         let Some(attachment) = &record.attachment else { return Ok(None) };
         let instance = self.store.read::<_, CloudError>(|tx| get(tx, attachment.instance_id))?;
@@ -294,7 +286,7 @@ impl Cloud {
     }
 }
 
-/// Attaches a volume to an instance in both records. The caller stores the records.
+/// Attaches a volume to an instance in both records, which the caller stores.
 pub(super) fn attach(
     record: &mut InstanceRecord,
     volume: &mut VolumeRecord,
@@ -319,10 +311,10 @@ pub(super) fn attach(
     Ok(())
 }
 
-fn slot_of(monitor: &mut MachineHandle, request: &Request) -> Result<[String; 2], CloudError> {
-    match monitor.ask(request)? {
+fn slot_of(machine: &mut MachineHandle, request: &Request) -> Result<[String; 2], CloudError> {
+    match machine.ask(request)? {
         Message::Attached { bus_device, acpi_device, .. } => Ok([bus_device, acpi_device]),
-        other => Err(monitor.unexpected(&other)),
+        other => Err(machine.unexpected(&other)),
     }
 }
 
@@ -345,7 +337,6 @@ fn role_of(record: &VolumeRecord) -> Role {
     }
 }
 
-/// Returns a volume's size, type and performance.
 pub(super) fn figures_of(record: &VolumeRecord) -> Result<VolumeFigures, CloudError> {
     let volume_type: VolumeType = record.volume_type.parse()?;
     let size =

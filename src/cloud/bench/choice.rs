@@ -8,24 +8,21 @@ use std::cmp::Ordering;
 use super::measure::Measure;
 use crate::ec2::InstanceType;
 
-/// The result of one type in one measure.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Standing {
-    /// The index of the type.
+    /// Index of the type.
     pub subject: usize,
-    /// The median.
     pub median: f64,
 }
 
-/// The slowdown of each type relative to the fastest in a measure, in the order of the types.
+/// Returns the slowdown of each type relative to the fastest in a measure, in the order of the types.
 pub fn slowdowns(measure: &Measure, standings: &[Standing]) -> Vec<(usize, f64)> {
     let best = standings.iter().map(|standing| standing.median).reduce(|one, other| measure.better_of(one, other));
     let Some(best) = best else { return Vec::new() };
     standings.iter().map(|standing| (standing.subject, measure.slowdown(standing.median, best))).collect()
 }
 
-/// The first type of `by_price` (indices, cheapest first) whose slowdown is at most `within` in all measures. A type
-/// without a result in one of them is not chosen.
+/// Returns the first type of `by_price` (indices, cheapest first) whose slowdown is at most `within` in all measures.
 pub fn cheapest(by_price: &[usize], measures: &[Vec<(usize, f64)>], within: f64) -> Option<usize> {
     let fast = |subject: usize| {
         let is_fast = |slowdowns: &Vec<(usize, f64)>| {
@@ -36,7 +33,7 @@ pub fn cheapest(by_price: &[usize], measures: &[Vec<(usize, f64)>], within: f64)
     by_price.iter().copied().find(|subject| fast(*subject))
 }
 
-/// Orders types by price if all have one, else by size.
+/// Orders types by price if both have one, else by size.
 pub fn order(one: (&InstanceType, Option<f64>), other: (&InstanceType, Option<f64>)) -> Ordering {
     match (one.1, other.1) {
         (Some(price), Some(other_price)) => price.total_cmp(&other_price),
@@ -44,7 +41,7 @@ pub fn order(one: (&InstanceType, Option<f64>), other: (&InstanceType, Option<f6
     }
 }
 
-/// The baseline size of a type: hundredths of a percent of a vCPU, MiB, and whether it can burst.
+/// Returns the baseline size of a type: hundredths of a percent of a vCPU, MiB, and true if it cannot burst.
 fn by_size(instance_type: &InstanceType) -> (u64, u64, bool) {
     let percent = instance_type.credits.map_or(100.0, |credits| credits.baseline_percent);
     let share = (percent * 100.0) as u64 * u64::from(instance_type.vcpus);
@@ -63,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cheapest_is_within_the_slowdown_in_every_measure() {
+    fn cheapest_type_is_within_slowdown_in_every_measure() {
         let measures = chosen(["integer-one", "boot"]).unwrap();
         let rate = slowdowns(measures[0], &standings(&[50.0, 90.0, 100.0]));
         let time = slowdowns(measures[1], &standings(&[1.0, 1.05, 1.2]));
@@ -79,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn types_are_in_the_order_of_their_prices_or_sizes() {
+    fn types_are_ordered_by_price_or_size() {
         let find = |name| catalogue::find(name).unwrap();
         let mut types = ["m5.large", "t3.small", "c5.large", "t3.nano", "t3.large", "t3.micro"].map(find);
         types.sort_by(|one, other| order((one, None), (other, None)));
@@ -92,7 +89,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn with_a_wider_limit_nobody_dearer_is_chosen(
+        fn wider_limit_never_chooses_dearer_type(
             medians in prop::collection::vec(0.1_f64..100.0, 1..8),
             within in 0.0_f64..2.0,
             more in 0.0_f64..2.0,

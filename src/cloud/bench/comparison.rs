@@ -6,45 +6,38 @@ use super::measure::{About, COMMAND, Measure};
 use super::statistics::Summary;
 use super::{MeasureReport, Report};
 
-/// All measures and the choice.
 #[derive(Debug)]
 pub struct Comparison<'a> {
-    /// The measures in order.
     pub measures: Vec<Compared<'a>>,
     /// The measures that decide the choice.
     pub over: Vec<&'static str>,
-    /// True if every type has a price; otherwise the smallest type counts as the cheapest.
+    /// Every type has a price. Otherwise the smallest type counts as the cheapest.
     pub has_prices: bool,
-    /// The index of the cheapest type within the slowdown in all measures.
+    /// Index of the cheapest type within the slowdown in all measures.
     pub cheapest: Option<usize>,
 }
 
-/// One measure of all types.
 #[derive(Debug)]
 pub struct Compared<'a> {
-    /// The measure.
     pub measure: &'static Measure,
     /// One entry per type that was started, in order.
     pub entries: Vec<Entry<'a>>,
-    /// The index of the cheapest type within the slowdown in this measure.
+    /// Index of the cheapest type within the slowdown in this measure.
     pub cheapest: Option<usize>,
 }
 
-/// One measure of one type.
 #[derive(Debug)]
 pub struct Entry<'a> {
-    /// The index of the type.
+    /// Index of the type.
     pub subject: usize,
-    /// The result.
     pub result: &'a MeasureReport,
-    /// The summary of the figures and their bound, if there are figures.
+    /// `None` if there are no figures.
     pub summary: Option<(Summary, Bound)>,
-    /// The slowdown relative to the fastest type: 0.25 is a quarter slower.
+    /// Relative to the fastest type: 0.25 is a quarter slower.
     pub slowdown: Option<f64>,
 }
 
-/// Compares the results. `prices` has one entry per type, if known; `within` is the acceptable slowdown: 0.25 is a
-/// quarter.
+/// Compares the results. `prices` has one entry per type, if known. `within` is the acceptable slowdown.
 pub fn compare<'a>(report: &'a Report, prices: &[Option<f64>], within: f64) -> Comparison<'a> {
     let has_prices = prices.len() == report.types.len() && prices.iter().all(Option::is_some);
     let mut by_price: Vec<usize> = (0..report.types.len()).collect();
@@ -132,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_choice_goes_by_all_measures_but_the_starts_or_by_the_command_alone() {
+    fn choice_uses_all_measures_except_starts_or_only_command() {
         let [rate, boot] = ["integer-one", "boot"].map(|name| chosen([name]).unwrap()[0]);
         let of = |figure, boot_figure| vec![result(rate, &[figure]), result(boot, &[boot_figure])];
         let two = report(&[("t3.micro", of(95.0, 9.0)), ("m5.large", of(100.0, 1.0))]);
@@ -150,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn who_failed_is_not_chosen_and_who_was_refused_has_no_entry() {
+    fn failed_type_is_not_chosen_and_refused_type_has_no_entry() {
         let rate = chosen(["integer-one"]).unwrap()[0];
         let mut failed = result(rate, &[200.0]);
         failed.not_measured = Some("exit code 1".into());

@@ -5,12 +5,9 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-/// The guest's port.
 pub(super) const GUEST_PORT: u16 = 5201;
-/// The timeout for either end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Returns a port that is currently free.
 pub(super) fn free_port() -> io::Result<SocketAddrV4> {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
     Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
@@ -33,19 +30,18 @@ pub(super) fn receive(address: SocketAddrV4) -> io::Result<(u64, Duration)> {
     Ok((received, elapsed))
 }
 
-/// Sends single bytes and waits for each echo, until `target` has elapsed. Returns the number of round trips and the
-/// elapsed time.
+/// Sends single bytes and waits for each echo. Returns the number of round trips and the elapsed time.
 pub(super) fn echo(address: SocketAddrV4, target: Duration) -> io::Result<(u64, Duration)> {
     let mut stream = connect(address, b'e')?;
-    let mut there_and_back = || {
+    let mut round_trip = || {
         let mut byte = [0];
         stream.write_all(&byte).and_then(|()| stream.read_exact(&mut byte))
     };
     // The first round trip waits for the forwarded connection to be established.
-    there_and_back()?;
+    round_trip()?;
     let (began, mut count) = (Instant::now(), 0);
     while began.elapsed() < target {
-        there_and_back()?;
+        round_trip()?;
         count += 1;
     }
     Ok((count, began.elapsed()))
@@ -79,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_is_counted_but_for_the_first_of_it() {
+    fn receive_counts_bytes_after_first_read() {
         let address = served(|mut stream| {
             assert_eq!(request(&mut stream), b's');
             stream.write_all(&vec![1; 1 << 20]).unwrap();
@@ -91,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn each_byte_is_waited_for() {
+    fn echo_waits_for_each_byte() {
         let address = served(|mut stream| {
             assert_eq!(request(&mut stream), b'e');
             let mut byte = [0];

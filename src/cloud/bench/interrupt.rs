@@ -13,15 +13,14 @@ use wisp_agent::poll::{Interest, poll};
 use crate::guest::Signals;
 use crate::vmm::control::{ControlClient, Request, SOCKET};
 
-/// The signals that end a bench.
 const SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
 /// State shared between the signal thread and the bench.
 #[derive(Debug, Default)]
 struct Shared {
-    /// The signal received.
+    /// Zero before a signal.
     signal: AtomicI32,
-    /// The directory of the running machine.
+    /// Directory of the running machine.
     machine: Mutex<Option<PathBuf>>,
 }
 
@@ -34,7 +33,6 @@ pub(super) struct Interrupt {
 }
 
 impl Interrupt {
-    /// Starts handling signals.
     pub(super) fn watch() -> std::io::Result<Interrupt> {
         let shared = Arc::new(Shared::default());
         let over = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
@@ -53,12 +51,10 @@ impl Interrupt {
         }
     }
 
-    /// Unregisters the machine.
     pub(super) fn release(&self) {
         *self.shared.machine.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// The signal received, if any.
     pub(super) fn signal(&self) -> Option<i32> {
         Some(self.shared.signal.load(Ordering::Acquire)).filter(|signal| *signal != 0)
     }
@@ -79,9 +75,9 @@ impl Shared {
     fn end_machine(&self) -> bool {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(dir) = machine else { return false };
-        let told = ControlClient::connect(&dir.join(SOCKET))
-            .and_then(|mut monitor| monitor.send(&Request::Kill { by: "a signal to wisp bench".into() }));
-        told.is_ok()
+        let sent = ControlClient::connect(&dir.join(SOCKET))
+            .and_then(|mut client| client.send(&Request::Kill { by: "a signal to wisp bench".into() }));
+        sent.is_ok()
     }
 }
 

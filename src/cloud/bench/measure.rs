@@ -2,60 +2,47 @@
 
 use std::time::Duration;
 
-/// A measure.
 #[derive(Debug, PartialEq)]
 pub struct Measure {
-    /// The name on the command line and in JSON.
+    /// Used on the command line and in JSON.
     pub name: &'static str,
-    /// The display name.
     pub title: &'static str,
-    /// The unit of the figures.
     pub unit: &'static str,
-    /// The direction of better figures.
     pub better: Better,
-    /// The subject, which determines the limits that can apply.
+    /// Determines the limits that can apply.
     pub about: About,
     /// The workload's name in the guest; empty if the measure has none.
     workload: &'static str,
-    /// The scale of the unit: amounts per second are divided by it, as are times in seconds.
+    /// Amounts per second are divided by the scale, as are times in seconds.
     scale: f64,
 }
 
-/// The direction of better figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Better {
-    /// Higher is better: rates.
     Higher,
-    /// Lower is better: times.
     Lower,
 }
 
-/// The subject of a measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum About {
-    /// One vCPU.
     OneCpu,
-    /// All vCPUs at the same time.
     AllCpus,
-    /// Memory.
     Memory,
-    /// The root volume: bytes per second.
+    /// Bytes per second of the root volume.
     DiskBytes,
-    /// The root volume: operations per second.
+    /// Operations per second of the root volume.
     DiskOperations,
     /// Bytes per second through the network interface.
     Network,
     /// Round-trip time through the network interface.
     NetworkLatency,
-    /// The start of an instance.
     Start,
-    /// The user's command.
     Command,
 }
 
 const MIB: f64 = 1_048_576.0;
 
-/// The built-in measures, in order of execution and display.
+/// In order of execution and display.
 pub static BUILT_IN: [Measure; 18] = [
     cpu("integer-one", "Integer, one vCPU (SHA-256)", "MiB/s", About::OneCpu, "integer", 1024.0),
     cpu("integer-all", "Integer, all vCPUs (SHA-256)", "MiB/s", About::AllCpus, "integer", 1024.0),
@@ -83,7 +70,6 @@ pub static BUILT_IN: [Measure; 18] = [
     start("boot", "Boot, to ready"),
 ];
 
-/// The user's command.
 pub static COMMAND: Measure = Measure { about: About::Command, workload: "", ..start("command", "The command") };
 
 const fn cpu(
@@ -110,22 +96,20 @@ const fn start(name: &'static str, title: &'static str) -> Measure {
 }
 
 impl Measure {
-    /// The workload in the guest; none for measures taken from outside.
+    /// Returns the workload in the guest; none for measures taken from outside.
     pub fn workload(&self) -> Option<&'static str> {
         Some(self.workload).filter(|name| !name.is_empty())
     }
 
-    /// Returns true if the measure uses the guest's disk.
     pub fn is_of_disk(&self) -> bool {
         matches!(self.about, About::DiskBytes | About::DiskOperations)
     }
 
-    /// Returns true if the measure uses the guest's network interface.
     pub fn is_of_network(&self) -> bool {
         matches!(self.about, About::Network | About::NetworkLatency)
     }
 
-    /// The figure for `amount` in `elapsed`; none if either is zero.
+    /// Returns the figure for `amount` in `elapsed`; none if either is zero.
     pub fn figure(&self, amount: u64, elapsed: Duration) -> Option<f64> {
         let (amount, seconds) = (amount as f64, elapsed.as_secs_f64());
         let figure = match self.better {
@@ -135,7 +119,7 @@ impl Measure {
         Some(figure).filter(|figure| figure.is_finite() && *figure > 0.0)
     }
 
-    /// The slowdown relative to the best figure: 0.25 is a quarter slower.
+    /// Returns the slowdown relative to the best figure: 0.25 is a quarter slower.
     pub fn slowdown(&self, figure: f64, best: f64) -> f64 {
         let ratio = match self.better {
             Better::Higher => best / figure,
@@ -144,7 +128,6 @@ impl Measure {
         (ratio - 1.0).max(0.0)
     }
 
-    /// Returns the better of two figures.
     pub fn better_of(&self, one: f64, other: f64) -> f64 {
         match self.better {
             Better::Higher => one.max(other),
@@ -181,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_their_beginnings_choose_measures_in_their_order() {
+    fn names_and_prefixes_select_measures_in_order() {
         assert_eq!(names(&["boot", "integer-one"]), ["integer-one", "boot"]);
         assert_eq!(names(&["memory"]), ["memory-bandwidth", "memory-latency"]);
         assert_eq!(names(&["cpu"]).len(), 4);
@@ -192,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_are_in_their_units() {
+    fn figures_use_measure_unit() {
         let figure = |name: &str, amount, ms| {
             let measure = BUILT_IN.iter().find(|measure| measure.name == name).unwrap();
             measure.figure(amount, Duration::from_millis(ms)).map(|figure| (figure * 1000.0).round() / 1000.0)
@@ -209,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_slower_is_so_for_rates_and_for_times() {
+    fn slowdown_applies_to_rates_and_times() {
         let [rate, time] = ["integer-one", "boot"].map(|name| chosen([name]).unwrap()[0]);
         assert_eq!((rate.slowdown(50.0, 100.0), time.slowdown(2.0, 1.0)), (1.0, 1.0));
         assert_eq!((rate.slowdown(100.0, 100.0), time.slowdown(1.0, 1.0)), (0.0, 0.0));

@@ -1,9 +1,8 @@
 //! `wisp bench`: compares instance types on this host.
 //!
-//! Each run starts a new instance of a type, from a template if possible, and takes the requested measures in it. Runs
-//! of all types alternate, so that a period in which the host is slow affects all of them. One instance runs at a
-//! time. Instances are ephemeral as with `wisp run`: their VMMs end with this process, and the store has no record of
-//! them.
+//! Each run starts a new ephemeral instance of a type, from a template if possible, and takes the requested measures in
+//! it. Runs of all types alternate, so that a period in which the host is slow affects all of them. One instance runs
+//! at a time.
 
 pub mod bound;
 pub mod choice;
@@ -35,94 +34,64 @@ use crate::host::home::{Home, HomeError};
 use crate::host::probe;
 use crate::vmm::timeline::monotonic_ns;
 
-/// The reason why there is no result.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
-    /// The data directory is unusable.
     #[error(transparent)]
     Home(#[from] HomeError),
-    /// An instance failed to start or ended unexpectedly.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// The guest ended during a measurement.
     #[error("the guest ended while it was measured{0}")]
     GuestGone(ConsoleTail),
-    /// The workload program cannot be unpacked.
     #[error("{} cannot be written: {source}", path.display())]
-    Program {
-        /// The path.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// Signal handlers cannot be installed.
+    Program { path: PathBuf, source: io::Error },
     #[error("this process's signals cannot be taken: {0}")]
     Signals(#[source] io::Error),
-    /// A signal ended the bench.
     #[error("ended by signal {0}; no instance of it is left")]
     Interrupted(i32),
 }
 
-/// The parameters of a bench.
 #[derive(Debug, Clone)]
 pub struct BenchSpec {
-    /// The image.
     pub image: Image,
-    /// The types.
     pub types: Vec<InstanceSize>,
-    /// The measures in order.
     pub measures: Vec<&'static Measure>,
     /// The user's command, run by the guest's shell.
     pub command: Option<String>,
-    /// The number of runs.
     pub runs: u32,
-    /// The duration of a workload.
+    /// Duration of a workload.
     pub target: Duration,
-    /// True if the types' limits are enforced.
     pub limited: bool,
-    /// True if vCPUs may outnumber the host's CPUs.
     pub overcommit: bool,
-    /// The network mode.
     pub network: NetworkMode,
-    /// The timeout for a guest's boot.
     pub boot_timeout: Duration,
 }
 
-/// The result of a bench.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// The host.
     pub host: HostFacts,
-    /// The types in the given order.
+    /// In the given order.
     pub types: Vec<TypeReport>,
 }
 
-/// The result of one type.
 #[derive(Debug, Clone)]
 pub struct TypeReport {
-    /// The type.
     pub request: InstanceSize,
-    /// The reason why it was not measured, or not completely.
+    /// Reason why the type was not measured, or not completely.
     pub failed: Option<String>,
-    /// Its limits.
     pub limits: Limits,
-    /// The results of the measures.
     pub results: Vec<MeasureReport>,
 }
 
-/// The result of one measure of a type.
 #[derive(Debug, Clone)]
 pub struct MeasureReport {
-    /// The measure.
     pub measure: &'static Measure,
     /// One figure per run.
     pub samples: Vec<Sample>,
-    /// The reason why there are no further figures.
+    /// Reason why there are no further figures.
     pub not_measured: Option<String>,
 }
 
 impl MeasureReport {
-    /// The summary of the figures, if there are any.
     pub fn summary(&self) -> Option<Summary> {
         Summary::of(&self.samples.iter().map(|sample| sample.figure).collect::<Vec<_>>())
     }
@@ -135,14 +104,11 @@ impl MeasureReport {
     }
 }
 
-/// The progress of a bench.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress {
-    /// The run, from 1; 0 before the first one.
+    /// From 1; 0 before the first run.
     pub run: u32,
-    /// The type.
     pub instance_type: &'static str,
-    /// The current activity.
     pub what: &'static str,
 }
 
@@ -188,7 +154,7 @@ impl Bench<'_> {
         }
     }
 
-    fn tell(&mut self, run: u32, report: &TypeReport, what: &'static str) {
+    fn report_progress(&mut self, run: u32, report: &TypeReport, what: &'static str) {
         (self.progress)(Progress { run, instance_type: report.request.instance_type.name, what });
     }
 
@@ -202,7 +168,7 @@ impl Bench<'_> {
             return Ok(());
         }
         if template::find(self.home, image, cpus, memory_mib).is_none() {
-            self.tell(0, report, "a template");
+            self.report_progress(0, report, "a template");
             let made = template::make(self.home, image, cpus, memory_mib, *boot_timeout, monotonic_ns());
             if let Some(signal) = self.interrupt.signal() {
                 return Err(BenchError::Interrupted(signal));
@@ -214,7 +180,6 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Executes one run of one type.
     fn run(&mut self, report: &mut TypeReport, run: u32) -> Result<(), BenchError> {
         if report.failed.is_some() {
             return Ok(());
@@ -241,7 +206,7 @@ impl Bench<'_> {
         if !is_due || !has_warm || !report.results.iter().any(|result| result.measure.name == "boot") {
             return Ok(());
         }
-        self.tell(run, report, "boot");
+        self.report_progress(run, report, "boot");
         let request = report.request;
         let subject = Subject::start(self.home, self.spec, &request, None, self.interrupt)?;
         note_start(report, "boot", &subject);
@@ -257,7 +222,7 @@ impl Bench<'_> {
         if !report.results.iter().any(|result| is_wanted(result) && (result.measure.name != "boot" || !has_warm)) {
             return Ok(());
         }
-        self.tell(run, report, "launch");
+        self.report_progress(run, report, "launch");
         let warm = template::find(self.home, image, cpus(&request), request.memory_mib);
         let mut subject = Subject::start(self.home, self.spec, &request, warm.as_ref(), self.interrupt)?;
         report.limits = subject.limits();
@@ -273,24 +238,24 @@ impl Bench<'_> {
             all.map(|result| result.measure).collect::<Vec<_>>()
         };
         if !workloads(report).is_empty() {
-            self.tell(run, report, "copying the workloads");
-            subject.equip(&self.program)?;
+            self.report_progress(run, report, "copying the workloads");
+            subject.copy_program(&self.program)?;
         }
         if workloads(report).iter().any(|measure| measure.is_of_disk()) {
-            self.tell(run, report, "writing a file");
+            self.report_progress(run, report, "writing a file");
             if let Err(why) = subject.prepare_disk()? {
                 let of_disk = report.results.iter_mut().filter(|result| result.measure.is_of_disk());
                 of_disk.for_each(|result| result.note(Err(why.clone())));
             }
         }
         for measure in workloads(report) {
-            self.tell(run, report, measure.name);
+            self.report_progress(run, report, measure.name);
             note(report, measure.name, subject.measure(measure)?);
         }
         if let Some(command) = command
             && report.results.iter().any(|result| result.measure.name == COMMAND.name && is_wanted(result))
         {
-            self.tell(run, report, "the command");
+            self.report_progress(run, report, "the command");
             note(report, COMMAND.name, subject.run(command)?);
         }
         Ok(())

@@ -1,5 +1,4 @@
-//! The workload program that a bench copies into its guests: `wisp-workload`, embedded in the binary
-//! (`images/workloads`).
+//! The workload program for the guests of a bench, embedded in the binary (`images/workloads`).
 
 use std::fs::{self, Permissions};
 use std::io::Write;
@@ -9,11 +8,9 @@ use std::path::PathBuf;
 use super::BenchError;
 use crate::host::home::Home;
 
-/// The program, compressed with zstd.
 const PROGRAM: &[u8] = include_bytes!("../../../images/workloads/wisp-workload.zst");
-/// The file name in the data directory.
 const NAME: &str = "wisp-workload";
-/// The maximum unpacked size.
+/// Bytes, unpacked.
 const MOST: usize = 16 << 20;
 
 /// Unpacks the program into a file of the data directory, where it stays for the next bench.
@@ -36,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_program_runs_and_is_unpacked_again_if_it_is_another() {
+    fn program_runs_and_replaces_other_version() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::at(dir.path()).unwrap();
         fs::write(dir.path().join(NAME), "of another time").unwrap();

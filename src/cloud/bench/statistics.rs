@@ -1,19 +1,16 @@
 //! Statistics over several runs: minimum, median and 95th percentile.
 
-/// A summary of values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Summary {
-    /// The minimum.
     pub min: f64,
-    /// The median; the mean of the two middle values if their number is even.
+    /// The mean of the two middle values if their number is even.
     pub median: f64,
-    /// The 95th percentile by nearest rank: the smallest value that 95 % of all do not exceed. Of fewer than 20
-    /// values, it is the maximum.
+    /// By nearest rank: the smallest value that 95 % of all do not exceed. Of fewer than 20 values, the maximum.
     pub p95: f64,
 }
 
 impl Summary {
-    /// Summarizes values; none if there are no values, or if one is not a number.
+    /// Summarizes values. Returns `None` if there are no values, or if one is not a number.
     pub fn of(values: &[f64]) -> Option<Summary> {
         if values.iter().any(|value| value.is_nan()) {
             return None;
@@ -26,12 +23,12 @@ impl Summary {
     }
 }
 
-/// The index of a percentile in `count` sorted values; `count` must not be zero.
+/// Returns the index of a percentile in `count` sorted values; `count` must not be zero.
 fn nearest_rank(count: usize, percent: usize) -> usize {
     (count * percent).div_ceil(100).max(1) - 1
 }
 
-/// The median; 0 if there are no values.
+/// Returns the median; 0 if there are no values.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let values: Vec<f64> = values.into_iter().collect();
     Summary::of(&values).map_or(0.0, |summary| summary.median)
@@ -43,7 +40,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_median_is_the_middle() {
+    fn median_is_middle_value() {
         assert_eq!(Summary::of(&[]), None);
         assert_eq!(Summary::of(&[f64::NAN]), None);
         assert_eq!(Summary::of(&[3.0]), Some(Summary { min: 3.0, median: 3.0, p95: 3.0 }));
@@ -52,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn the_95th_percentile_is_one_of_the_values() {
+    fn percentile_95_is_nearest_rank() {
         let values = |count: u32| (1..=count).map(f64::from).collect::<Vec<_>>();
         assert_eq!(Summary::of(&values(19)).unwrap().p95, 19.0);
         assert_eq!(Summary::of(&values(20)).unwrap().p95, 19.0);
@@ -61,7 +58,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_summary_is_in_order_whatever_the_order_of_the_values(
+        fn summary_is_ordered_for_any_value_order(
             mut values in prop::collection::vec(-1e9..1e9, 1..60),
         ) {
             let summary = Summary::of(&values).unwrap();

@@ -1,5 +1,4 @@
-//! One instance of a bench: starts it, takes measures in it, and ends it. Each run has a new instance with the CPU
-//! credits and full burst balances that its type has at launch.
+//! One instance of a bench. Each run has a new one with the type's initial CPU credits and burst balances.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -29,28 +28,26 @@ use crate::host::home::Home;
 use crate::vmm::control::Status;
 use crate::vmm::timeline::{Mark, monotonic_ns};
 
-/// Paths in the guest.
 const PROGRAM: &str = "/root/wisp-workload";
 const FILE: &str = "/root/wisp-workload.data";
-/// The maximum size of the test file; slow disks get a smaller one.
+/// Maximum size of the test file; slow disks get a smaller one.
 const FILE_BYTES: u64 = 64 << 20;
-/// The maximum amount of memory to measure: a fraction of the guest's memory, and an absolute limit in MiB.
+/// Memory to measure: this fraction of the guest's memory, and at most this many MiB.
 const MEMORY_PART: u64 = 4;
 const MEMORY_MIB: u64 = 256;
-/// Maximum time for a ready agent to answer.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Maximum number of bytes kept of a program's output.
+/// Bytes kept of a program's output.
 const OUTPUT: usize = 64 << 10;
-/// Number of lines shown of a failed command's output.
+/// Lines shown of a failed command's output.
 const LINES: usize = 3;
 
-/// The line that a workload prints when it is ready.
+/// Line that a workload prints when it is ready.
 const BEGIN: &[u8] = b"begin\n";
 
 /// The output, the status at the start of the measurement, and the count at the host's end of the connection.
 type Measured = (Captured, Option<(Status, Instant)>, Option<io::Result<(u64, Duration)>>);
 
-/// The result that a workload prints.
+/// A workload prints this result.
 #[derive(Debug, Deserialize)]
 struct Done {
     amount: u64,
@@ -59,14 +56,13 @@ struct Done {
     bytes: u64,
 }
 
-/// A running instance of a type.
 pub(super) struct Subject<'a> {
     instance: EphemeralInstance,
     request: &'a InstanceSize,
     interrupt: &'a Interrupt,
     port: Option<SocketAddrV4>,
     target: Duration,
-    /// The status when the agent was ready.
+    /// When the agent was ready.
     status: Status,
 }
 
@@ -102,7 +98,7 @@ impl<'a> Subject<'a> {
         Ok(Subject { instance, request, interrupt, port, target: spec.target, status })
     }
 
-    /// Returns the start time of the instance: from the start of the call until the agent was ready.
+    /// Returns the time from the start of the call until the agent was ready.
     pub(super) fn start_sample(&self) -> Option<Sample> {
         let took = Duration::from_nanos(self.status.timeline.between(Mark::ProcessStart, Mark::AgentReady)?);
         let vcpus = self.request.vcpus;
@@ -110,7 +106,6 @@ impl<'a> Subject<'a> {
         Some(Sample { figure: took.as_secs_f64(), bytes: 0, observed })
     }
 
-    /// Returns the limits of the machine.
     pub(super) fn limits(&self) -> Limits {
         let mode = |can_owe| if can_owe { CreditMode::Unlimited } else { CreditMode::Standard };
         Limits {
@@ -121,8 +116,7 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// Copies the workload program into the guest.
-    pub(super) fn equip(&self, program: &Path) -> Result<(), RunError> {
+    pub(super) fn copy_program(&self, program: &Path) -> Result<(), RunError> {
         self.agent()?.copy_to_guest(program, PROGRAM.as_ref(), Holes::Fill, &mut |_| ())?;
         Ok(())
     }
@@ -158,18 +152,17 @@ impl<'a> Subject<'a> {
         }))
     }
 
-    /// Runs a workload. Returns its output, the status at its start, and the count at the host's end of the
-    /// connection, if there is one.
+    /// Runs a workload. The status is that at its start; the count is present for network measures.
     fn measured(&mut self, measure: &Measure, request: ExecRequest) -> Result<Measured, BenchError> {
         let agent = self.agent()?;
         let (instance, target) = (&mut self.instance, self.target);
         let port = self.port.filter(|_| measure.is_of_network());
         let mut before = None;
         let (captured, counted) = thread::scope(|scope| {
-            let (sender, begun) = mpsc::channel();
+            let (sender, started) = mpsc::channel();
             let counter = port.map(|port| {
                 scope.spawn(move || {
-                    begun.recv().ok().map(|()| match measure.about {
+                    started.recv().ok().map(|()| match measure.about {
                         About::Network => connection::receive(port),
                         _ => connection::echo(port, target),
                     })
@@ -226,7 +219,7 @@ impl<'a> Subject<'a> {
         Ok(Agent::connect(&self.instance.vsock(), AGENT_TIMEOUT)?)
     }
 
-    /// Converts an error of the agent. If the guest has ended, the result has its last console lines.
+    /// If the guest has ended, the error has its last console lines.
     fn explain(&self, error: crate::guest::Error) -> BenchError {
         match error {
             crate::guest::Error::GuestGone => BenchError::GuestGone(self.instance.console_tail()),
@@ -241,7 +234,7 @@ impl Drop for Subject<'_> {
     }
 }
 
-/// Checks a program's exit code. The error has the code and the last lines of output.
+/// The error has the exit code and the last lines of output.
 fn succeeded(captured: &Captured) -> Result<(), String> {
     let code = captured.status.exit_code();
     if code == 0 {
@@ -256,7 +249,6 @@ fn succeeded(captured: &Captured) -> Result<(), String> {
     Err(if last.is_empty() { format!("exit code {code}") } else { format!("exit code {code}: {last}") })
 }
 
-/// Parses the result that a workload printed.
 fn done(captured: &Captured) -> Result<Done, String> {
     succeeded(captured)?;
     let text = String::from_utf8_lossy(&captured.stdout);
@@ -264,8 +256,7 @@ fn done(captured: &Captured) -> Result<Done, String> {
     serde_json::from_str(last).map_err(|error| format!("the workload's answer makes no sense: {error}"))
 }
 
-/// Computes the observations between two statuses that were taken `took` apart. The workload's threads could use
-/// `usable` CPU time.
+/// Computes observations between two statuses, `took` apart. The workload's threads could use `usable` CPU time.
 fn observe(before: &Status, after: &Status, took: Duration, usable: Duration, vcpus: u32) -> Observed {
     let part = |ns: u64, of: Duration| ns as f64 / of.as_nanos().max(1) as f64;
     let (held_before, held) = (held_back(before), held_back(after));
@@ -289,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_tells_its_code_and_its_last_lines() {
+    fn failed_command_reports_code_and_last_lines() {
         assert_eq!(succeeded(&captured(0, "", "a warning")), Ok(()));
         assert_eq!(succeeded(&captured(3, "", "")), Err("exit code 3".into()));
         let error = succeeded(&captured(1, "out", "one\ntwo\nthree\n\x1b[2Jfour\n"));
@@ -298,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_the_last_line() {
+    fn workload_result_is_last_line() {
         let line = r#"{"amount":5,"elapsed_ns":7,"threads":2,"bytes":0}"#;
         let answer = done(&captured(0, &format!("begin\n{line}\n"), "")).unwrap();
         assert_eq!((answer.amount, answer.elapsed_ns, answer.threads), (5, 7, 2));
@@ -308,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_observed_is_the_difference_of_two_looks() {
+    fn observations_are_differences_of_statuses() {
         let disk = |held_ns| vec![DiskRecord { held_ns, ..DiskRecord::default() }];
         let before = Status { cpu_time_ns: 1_000, disks: disk(100), ..Status::default() };
         let after = Status { cpu_time_ns: 1_800, disks: disk(600), ..Status::default() };

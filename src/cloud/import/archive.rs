@@ -1,9 +1,9 @@
 //! Sequential reader for tar archives, plain or compressed.
 //!
-//! Supports ustar, GNU and PAX archives: long names, PAX records ([`super::pax`]), sparse files
-//! ([`super::sparse_map`]) and base-256 numbers.
+//! Supports ustar, GNU and PAX archives: long names, PAX records ([`super::pax`]), sparse files ([`super::sparse_map`])
+//! and base-256 numbers.
 //!
-//! The `tar` crate provides only the layout of a header. Its PAX parser splits records at newlines and has no size
+//! The `tar` crate provides only the layout of a header: its PAX parser splits records at newlines and has no size
 //! limit. Here, each size that an archive states is checked before memory is allocated.
 
 use std::fs::File;
@@ -16,28 +16,22 @@ use super::pax::{self, Records};
 use super::sparse_map::SparseMap;
 use super::{ImportError, LARGEST_FILE, Progress};
 
-/// Maximum size of the names, attributes and sparse map of one entry in the archive, in bytes.
+/// Maximum size of the names, attributes and sparse map of one entry, in bytes.
 const HEADER_LIMIT: u64 = 1 << 20;
 /// Maximum size of the global PAX records in bytes. Each entry copies them.
 const GLOBAL_LIMIT: u64 = 64 << 10;
-/// Maximum number of entries in an archive.
 const ENTRY_LIMIT: u64 = 8 << 20;
-/// Block size in bytes. A header is one block, and contents are padded to whole blocks.
+/// Bytes. A header is one block, and contents are padded to whole blocks.
 const BLOCK: usize = 512;
 
-/// Compression format of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// Not compressed.
     None,
-    /// gzip.
     Gzip,
-    /// Zstandard.
     Zstd,
 }
 
 impl Compression {
-    /// Detects the format from the file's first bytes.
     pub fn of(head: &[u8]) -> Compression {
         match head {
             [0x1f, 0x8b, ..] => Compression::Gzip,
@@ -47,7 +41,6 @@ impl Compression {
         }
     }
 
-    /// Returns a reader for the decompressed content.
     pub fn decode<'a>(self, content: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
         let content = io::BufReader::with_capacity(128 << 10, content);
         Ok(match self {
@@ -59,32 +52,25 @@ impl Compression {
     }
 }
 
-/// A tar archive in a file.
 #[derive(Debug)]
 pub struct TarFile {
-    /// The path, for errors.
     pub path: PathBuf,
-    /// The file.
     pub file: File,
-    /// The compression format.
     pub compression: Compression,
 }
 
-/// An entry of an archive: a file, a directory, a link or a special file.
 pub struct Entry<'a> {
     /// Zero-based index in the archive.
     pub index: u64,
-    /// The entry type. Directories of incremental GNU archives are reported as directories.
+    /// Directories of incremental GNU archives are reported as directories.
     pub kind: EntryType,
-    /// The name as stored in the archive.
     pub name: Vec<u8>,
-    /// The target of a link.
     pub target: Option<Vec<u8>>,
-    /// The PAX records that apply to the entry, global ones first.
+    /// PAX records that apply to the entry, global ones first.
     pub records: Records,
     /// Content size in bytes, including holes.
     pub size: u64,
-    /// Number of content bytes that the archive stores.
+    /// Content bytes that the archive stores.
     pub stored: u64,
     header: tar::Header,
     segments: &'a [(u64, u64)],
@@ -93,8 +79,7 @@ pub struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// Returns a reader for the content. Must be called at most once. A read fails if the archive ends before `size`
-    /// bytes.
+    /// Returns a reader for the content. Must be called at most once. A read fails if the archive ends too early.
     pub fn content(&mut self) -> EntryContent<'_> {
         EntryContent {
             position: 0,
@@ -115,12 +100,10 @@ impl Entry<'_> {
         Ok((self.field(&self.header.as_old().mode, "mode")? & 0o7777) as u16)
     }
 
-    /// Returns the owner.
     pub fn uid(&self) -> Result<u32, String> {
         self.id("uid", &self.header.as_old().uid, "owner")
     }
 
-    /// Returns the group.
     pub fn gid(&self) -> Result<u32, String> {
         self.id("gid", &self.header.as_old().gid, "group")
     }
@@ -191,7 +174,7 @@ fn entry_error(archive: &Path, name: &[u8], reason: impl Into<String>) -> Import
     ImportError::Entry { path: archive.to_path_buf(), entry, reason: reason.into() }
 }
 
-/// A reader for the content of an entry, with zeros for the holes.
+/// Fills the holes with zeros.
 pub struct EntryContent<'a> {
     position: u64,
     size: u64,
@@ -229,11 +212,8 @@ impl Read for EntryContent<'_> {
 }
 
 impl TarFile {
-    /// Passes each entry to `visit` in order. Content that `visit` does not read is skipped.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the archive is damaged or truncated, even after `visit` has seen entries.
+    /// Passes each entry to `visit` in order, and skips content that `visit` does not read. A damaged or truncated
+    /// archive is an error even after `visit` has seen entries.
     pub fn entries(
         &self,
         progress: &dyn Progress,
@@ -266,7 +246,6 @@ fn limit(path: &Path, exceeded: String, advice: &'static str) -> ImportError {
     ImportError::Limit { path: path.to_path_buf(), exceeded, advice }
 }
 
-/// Errors in the headers of an entry.
 enum Fault {
     /// Completes a sentence about the entry: "which ...".
     Entry(String),
@@ -285,7 +264,6 @@ impl From<ImportError> for Fault {
     }
 }
 
-/// The parsed headers of an entry.
 struct Head {
     header: tar::Header,
     name: Vec<u8>,
@@ -296,7 +274,6 @@ struct Head {
     stored: u64,
 }
 
-/// A position in an archive.
 struct Walk<'a> {
     path: &'a Path,
     input: Box<dyn Read + 'a>,
@@ -493,12 +470,11 @@ impl Walk<'_> {
     }
 }
 
-/// Returns the number of padding bytes after `size` bytes of content.
 fn padding(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK as u64
 }
 
-/// Returns true if a header's checksum is correct. Some old programs summed signed bytes, which is also accepted.
+/// Returns true if a header's checksum is correct. Some old programs summed signed bytes.
 pub(super) fn has_checksum(header: &tar::Header) -> bool {
     let bytes =
         || header.as_bytes().iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { b' ' } else { *byte });
@@ -507,7 +483,6 @@ pub(super) fn has_checksum(header: &tar::Header) -> bool {
     number(&header.as_old().cksum).is_some_and(|stated| stated == unsigned || stated == signed)
 }
 
-/// A reader that reports its progress in the file.
 struct Counted<'a> {
     inner: File,
     progress: &'a dyn Progress,
@@ -553,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_and_compressed_archives_show_the_same() {
+    fn plain_and_compressed_archives_have_same_entries() {
         let long = "d/".repeat(90) + "file";
         let bytes = archive(&[("a", &[1; 700]), (&long, b"")]);
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -566,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_that_is_cut_off_anywhere_is_noticed() {
+    fn truncated_archive_is_refused() {
         let bytes = archive(&[("a", &[1; 700]), ("b", &[2; 10])]);
         let zstd = zstd::encode_all(bytes.as_slice(), 1).unwrap();
         for length in [1, 100, 512, 600, 1024, 1536, 1600, 2048, 2500] {
@@ -577,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn a_content_that_is_cut_off_is_noticed_by_its_reader() {
+    fn truncated_content_is_a_read_error() {
         let bytes = archive(&[("a", &[1; 700])]);
         let error = file(&bytes[..600], Compression::None).entries(&(), &mut |entry| {
             let read = entry.content().read_to_end(&mut Vec::new());
@@ -586,7 +561,6 @@ mod tests {
         assert!(error.unwrap_err().to_string().contains("612 bytes are missing"));
     }
 
-    /// Returns the header of a GNU archive and its content.
     fn member(kind: u8, name: &str, content: &[u8], change: impl FnOnce(&mut tar::Header)) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(EntryType::new(kind));
@@ -611,7 +585,6 @@ mod tests {
         bytes
     }
 
-    /// Creates an archive from `members` and an end mark.
     fn sealed(members: &[Vec<u8>]) -> TarFile {
         file(&[members.concat(), vec![0; 2 * BLOCK]].concat(), Compression::None)
     }
@@ -621,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn header_data_over_its_limit_is_refused_with_the_limit() {
+    fn header_data_over_limit_is_refused() {
         let long = vec![b'a'; HEADER_LIMIT as usize];
         let small = pax(&[("SCHILY.xattr.user.a", &[b'a'; 2000])]);
         let file = member(b'0', "a", b"", |_| {});
@@ -640,7 +613,7 @@ mod tests {
     }
 
     #[test]
-    fn pax_values_may_hold_any_byte() {
+    fn pax_values_hold_any_byte() {
         let value = b"line\n20 path=elsewhere\nnul\0equals=";
         let archive = sealed(&[
             pax(&[("SCHILY.xattr.user.a", value), ("path", b"new\nline"), ("linkpath", b"x=y"), ("uid", b"70000")]),
@@ -659,7 +632,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_pax_records_are_refused_with_the_entry() {
+    fn malformed_pax_records_are_refused() {
         for (record, part) in [
             (&b"7 a=b"[..], "7 bytes (\"7 a=b\") where only 5 are left"),
             (b"12 size=abc\n", "size is \"abc\" instead of a number"),
@@ -671,7 +644,7 @@ mod tests {
     }
 
     #[test]
-    fn global_records_apply_to_all_entries_and_have_a_limit() {
+    fn global_pax_records_apply_to_all_entries_within_limit() {
         let global = |records: &[u8]| member(b'g', "", records, |_| {});
         let (one, two) = (member(b'0', "a", b"", |_| {}), member(b'0', "b", b"", |_| {}));
         let archive = sealed(&[global(b"9 uid=77\n"), one.clone(), pax(&[("uid", b"78")]), two]);
@@ -687,7 +660,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_of_pax_records_count_and_hard_links_have_no_content() {
+    fn pax_size_overrides_header_and_hard_links_have_no_content() {
         let archive = sealed(&[
             pax(&[("size", b"700")]),
             member(b'0', "a", &[1; 700], |header| header.set_size(0)),
@@ -724,7 +697,7 @@ mod tests {
     }
 
     #[test]
-    fn sparse_files_of_gnu_tar_are_read_in_every_format() {
+    fn gnu_sparse_files_are_read_in_every_format() {
         use crate::cloud::import::testing::run;
         use std::os::unix::fs::FileExt;
         let dir = tempfile::tempdir().unwrap();

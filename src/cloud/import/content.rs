@@ -13,27 +13,21 @@ pub const HEAD: usize = 68 << 10;
 /// Sector size, and block size of a tar archive.
 const SECTOR: usize = 512;
 
-/// The format of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// A tar archive.
     Archive(Compression),
-    /// A file system that the embedded kernel can mount.
     FileSystem(FileSystem),
-    /// A qcow2 image.
     Qcow2,
     /// An unusable file, with the reason as a sentence.
     Other(String),
 }
 
-/// A type of file system that the embedded kernel can mount.
+/// File systems that the embedded kernel can mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileSystem {
     /// ext2, ext3 or ext4. Linux has one driver for all three.
     Ext4,
-    /// SquashFS.
     Squashfs,
-    /// EROFS.
     Erofs,
 }
 
@@ -47,13 +41,11 @@ impl FileSystem {
         }
     }
 
-    /// Returns true if the file system type is read-only.
     pub fn is_read_only(self) -> bool {
         self != FileSystem::Ext4
     }
 }
 
-/// Detects the format of a file.
 pub fn detect(file: &File) -> io::Result<Content> {
     let mut head = vec![0; HEAD];
     let count = sparse::read_full(&mut At { file, offset: 0 }, &mut head)?;
@@ -73,7 +65,7 @@ pub fn detect(file: &File) -> io::Result<Content> {
     }
 }
 
-/// A reader for a file that leaves the file's position unchanged.
+/// Leaves the file's position unchanged.
 struct At<'a> {
     file: &'a File,
     offset: u64,
@@ -87,7 +79,6 @@ impl io::Read for At<'_> {
     }
 }
 
-/// Returns the format of an uncompressed file of `size` bytes that starts with `head`.
 pub fn of(head: &[u8], size: u64) -> Content {
     let at = |offset: usize, magic: &[u8]| head.get(offset..offset + magic.len()) == Some(magic);
     let other = |reason: &str| Content::Other(reason.into());
@@ -140,8 +131,8 @@ fn partitions(kind: &str) -> String {
     )
 }
 
-/// Returns a sentence that says why the embedded kernel cannot use the file system that starts with `head`. Returns
-/// `None` if the kernel can mount it, or if the format is unknown.
+/// Returns a sentence that says why the embedded kernel cannot use the file system that starts with `head`, or `None`
+/// if it can or if the format is unknown.
 pub fn unsupported(head: &[u8]) -> Option<String> {
     let at = |offset: usize, magic: &[u8]| head.get(offset..offset + magic.len()) == Some(magic);
     if at(1024 + 0x38, &[0x53, 0xef]) {
@@ -221,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn real_file_systems_are_known_and_cut_off_ones_refused() {
+    fn file_systems_are_detected_and_truncated_ones_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (ext4, squashfs) = (dir.path().join("x.tar"), dir.path().join("y.raw"));
         run("mke2fs", &["-q", "-t", "ext4", ext4.to_str().unwrap(), "4M"]);
@@ -241,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn disks_with_partitions_are_told_how_to_take_them_apart() {
+    fn partitioned_disk_is_refused_with_fix() {
         for head in [with(512, b"EFI PART"), with(510, &[0x55, 0xaa])] {
             let reason = reason(of(&head, 1 << 30));
             assert!(reason.contains("partition table") && reason.contains("dd if="), "{reason}");
@@ -249,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn file_systems_that_cannot_be_mounted_are_named() {
+    fn unmountable_file_systems_are_named() {
         for (offset, magic, name) in
             [(0, &b"XFSB"[..], "XFS"), (0x10040, b"_BHRfS_M", "Btrfs"), (0x8001, b"CD001", "CD")]
         {
@@ -262,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn an_erofs_superblock_is_known() {
+    fn erofs_superblock_is_detected() {
         let mut head = with(1024, &0xe0f5_e1e2_u32.to_le_bytes());
         head[1024 + 12] = 12;
         head[1024 + 36] = 16;
@@ -271,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn other_formats_and_rubbish_are_refused() {
+    fn other_formats_and_garbage_are_refused() {
         assert!(reason(of(&with(0, b"KDMV"), 1 << 20)).contains("VMDK"));
         assert!(reason(of(&[], 0)).contains("neither"));
         assert!(reason(of(&with(0, b"hello"), 1 << 20)).contains("neither"));
@@ -279,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_compressed_must_be_an_archive() {
+    fn compressed_file_must_be_archive() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&zstd::encode_all(&[0; 100_000][..], 1).unwrap()).unwrap();
         assert!(reason(detect(&file).unwrap()).contains("decompress"));

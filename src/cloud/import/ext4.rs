@@ -1,5 +1,4 @@
-//! Writer for an ext4 file system with the files of a [`Tree`]. The complete layout is computed before the first byte
-//! is written.
+//! Writer for an ext4 file system of a [`Tree`]. The layout is complete before the first byte is written.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -14,12 +13,12 @@ use super::{ImportError, Progress};
 use crate::host::space::FreeSpace;
 use crate::host::sparse;
 
-/// Block size of the file system.
+/// Bytes.
 const BLOCK: u64 = 4 << 10;
 /// Size of an inode, and the default ratio of disk space to inodes, in bytes.
 const INODE: u64 = 256;
 const BYTES_PER_INODE: u64 = 16 << 10;
-/// Minimum free space of a file system in bytes. A quarter of the files' size applies if that is more.
+/// Minimum free space in bytes. A quarter of the files' size applies if that is more.
 pub const HEADROOM: u64 = 512 << 20;
 /// Minimum size of a file system in bytes.
 pub const SMALLEST: u64 = 1 << 30;
@@ -27,22 +26,20 @@ pub const SMALLEST: u64 = 1 << 30;
 const ROUND: u64 = 4 << 20;
 /// Maximum length of a symbolic link that is stored in its inode.
 const SHORT_LINK: usize = 59;
-/// The directory that every ext4 file system has in its root. It is recreated, not copied.
+/// Every ext4 file system has this directory in its root. It is recreated, not copied.
 const LOST_FOUND: &str = "lost+found";
 
 /// Maximum size of one file's extended attributes in bytes: a block without its header and end mark.
 pub const ATTRIBUTE_SPACE: u64 = BLOCK - 36;
-/// Maximum number of hard links to a file (linux/fs/ext4/ext4.h, EXT4_LINK_MAX).
+/// linux/fs/ext4/ext4.h, EXT4_LINK_MAX.
 const LINK_LIMIT: u32 = 65_000;
 
-/// Parameters of a file system, apart from its files.
 #[derive(Debug, Clone)]
 pub struct Shape {
-    /// The UUID.
     pub uuid: [u8; 16],
-    /// Creation time in seconds since 1970.
+    /// In seconds since 1970.
     pub made: i64,
-    /// Size in bytes. The default is the size of the files plus headroom.
+    /// Bytes. The default is the size of the files plus headroom.
     pub size: Option<u64>,
 }
 
@@ -67,11 +64,7 @@ pub fn usage(tree: &Tree) -> (u64, u64) {
     (blocks.saturating_mul(BLOCK), count)
 }
 
-/// Checks that these attributes fit in one block.
-///
-/// # Errors
-///
-/// Fails with their total size in bytes.
+/// Checks that these attributes fit in one block. The error is their total size in bytes.
 pub fn check_attributes(attributes: &[(String, Vec<u8>)]) -> Result<(), u64> {
     let size = |name: &str, value: &[u8]| {
         // ext4 stores the namespace as a number.
@@ -179,8 +172,7 @@ fn set_attributes(builder: &mut FsBuilder, handle: InodeHandle, node: &Node) -> 
     node.attributes.iter().try_for_each(|(name, value)| builder.set_xattr(handle, name, value))
 }
 
-/// A callback for one name in a tree. Its parameters are the node's ID, the node, its directory and name (`None` for
-/// the root), and true if this is the node's first name.
+/// Parameters: the node's ID, the node, its directory and name (`None` for the root), and true for its first name.
 type Visit<'a, 'v, E> = dyn FnMut(usize, &'a Node, Option<(usize, &'a str)>, bool) -> Result<(), E> + 'v;
 
 /// Visits all names in a tree. A directory comes before its children.
@@ -206,7 +198,6 @@ fn for_each<'a, E>(tree: &'a Tree, visit: &mut Visit<'a, '_, E>) -> Result<(), E
 }
 
 impl Plan {
-    /// Writes the file system to the empty `file` at `path`, with the contents from `archive`.
     pub fn write(
         self,
         archive: &TarFile,
@@ -234,7 +225,7 @@ impl Plan {
     }
 }
 
-/// A sink that writes nonzero blocks only.
+/// Writes nonzero blocks only.
 struct Sink<'a> {
     file: &'a File,
     length: u64,

@@ -3,39 +3,33 @@
 //! The kernel refuses to mount such a file system, or cannot read some of its files, so the guest would panic. An
 //! import therefore checks the superblock, and reports the command that fixes the file system.
 //!
-//! The supported features are derived from the kernel's configuration and the source of Linux 6.12. An option that the
-//! configuration does not mention is off.
+//! The supported features come from the kernel's configuration, where a missing option is off, and from the source of
+//! Linux 6.12.
 
-/// The embedded kernel's configuration.
 const KERNEL_CONFIG: &str = include_str!("../../../images/kernel/config");
 
-/// Returns true if the embedded kernel is built with `option`.
 fn kernel_has(option: &str) -> bool {
     KERNEL_CONFIG.lines().any(|line| line.strip_prefix(option) == Some("=y"))
 }
 
-/// Reads a little-endian number from a superblock.
 fn number<const SIZE: usize>(superblock: &[u8], at: usize) -> Option<u64> {
     let bytes = superblock.get(at..at + SIZE)?;
     Some(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
 }
 
-/// Method of removing a feature from an ext4 file system.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Removal {
-    /// Run tune2fs.
     Tune,
     /// Recreate the file system without the feature.
     Remake,
 }
 use Removal::{Remake, Tune};
 
-/// A feature that depends on kernel options.
 struct Feature {
     bit: u32,
-    /// The name in e2fsprogs.
+    /// As in e2fsprogs.
     name: &'static str,
-    /// Kernel options that the feature requires. Empty if no kernel supports it.
+    /// Required kernel options. Empty if no kernel supports the feature.
     options: &'static [&'static str],
     removal: Removal,
 }
@@ -72,8 +66,7 @@ const EXT4_RO_COMPAT_FEATURES: [Feature; 7] = [
     feature(0x8000, "verity", &["CONFIG_FS_VERITY"], Remake),
 ];
 
-/// Returns a sentence that says why the guest kernel cannot use the ext4 file system that starts with `head`, or
-/// `None`.
+/// Returns a sentence that says why the guest kernel cannot use the ext4 file system that starts with `head`, if so.
 pub fn refuse_ext4(head: &[u8]) -> Option<String> {
     let word = |at: usize| number::<4>(head, 1024 + at).map(|value| value as u32);
     let (compat, incompat, ro_compat) = (word(0x5c)?, word(0x60)?, word(0x64)?);
@@ -138,8 +131,7 @@ pub fn refuse_ext4(head: &[u8]) -> Option<String> {
     None
 }
 
-/// Returns the features in `bits` that the kernel does not support. An unknown feature gets the name that e2fsprogs
-/// uses, such as FEATURE_I12.
+/// Returns the unsupported features in `bits`. An unknown feature gets e2fsprogs' name, such as FEATURE_I12.
 fn missing(bits: u32, features: &[Feature], set: char) -> impl Iterator<Item = (String, Removal)> {
     (0..32).map(|number| (number, 1 << number)).filter(move |(_, bit)| bits & bit != 0).filter_map(
         move |(number, bit)| match features.iter().find(|feature| feature.bit == bit) {
@@ -152,7 +144,6 @@ fn missing(bits: u32, features: &[Feature], set: char) -> impl Iterator<Item = (
     )
 }
 
-/// Returns the sentence about unsupported features.
 fn without(missing: &[(String, Removal)]) -> String {
     let names: Vec<&str> = missing.iter().map(|(name, _)| name.as_str()).collect();
     let options: Vec<String> = names.iter().map(|name| format!("^{name}")).collect();
@@ -188,8 +179,7 @@ const XZ_FILTERS: [(&str, &str); 6] = [
     ("sparc", "CONFIG_XZ_DEC_SPARC"),
 ];
 
-/// Returns a sentence that says why the guest kernel cannot use the SquashFS file system that starts with `head`, or
-/// `None`.
+/// Works like [`refuse_ext4`], for SquashFS.
 pub fn refuse_squashfs(head: &[u8]) -> Option<String> {
     const ADVICE: &str = "make it again with `mksquashfs DIRECTORY FILE -comp zstd`";
     let version = number::<2>(head, 28)?;
@@ -208,8 +198,7 @@ pub fn refuse_squashfs(head: &[u8]) -> Option<String> {
     }
     let has_options = number::<2>(head, 24)? & 0x400 != 0;
     if name == "xz" && has_options {
-        // The compressor options follow the superblock: the length of the metadata block, the dictionary size and the
-        // filters.
+        // The compressor options follow the superblock: length of the metadata block, dictionary size, filters.
         let used = number::<4>(head, 96 + 2 + 4)?;
         let lacking =
             XZ_FILTERS.iter().enumerate().find(|(bit, (_, option))| used >> bit & 1 != 0 && !kernel_has(option));
@@ -233,8 +222,7 @@ const EROFS_COMPRESSORS: [(&str, &str); 4] = [
     ("zstd", "CONFIG_EROFS_FS_ZIP_ZSTD"),
 ];
 
-/// Returns a sentence that says why the guest kernel cannot use the EROFS file system that starts with `head`, or
-/// `None`.
+/// Works like [`refuse_ext4`], for EROFS.
 pub fn refuse_erofs(head: &[u8]) -> Option<String> {
     const ADVICE: &str = "make it again with `mkfs.erofs -zlz4 FILE DIRECTORY`";
     let block_shift = number::<1>(head, 1024 + 12)?;
@@ -294,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn ext4_features_of_the_kernel_are_accepted() {
+    fn ext4_features_in_kernel_are_accepted() {
         let dir = tempfile::tempdir().unwrap();
         for features in [
             "^64bit",
@@ -320,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn ext4_features_that_the_kernel_lacks_are_refused_until_removed() {
+    fn unsupported_ext4_features_are_refused_until_removed() {
         let dir = tempfile::tempdir().unwrap();
         for (features, command) in [
             ("quota", "tune2fs -O ^quota FILE"),
@@ -343,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn ext4_that_cannot_be_a_root_is_refused_with_the_remedy() {
+    fn unusable_ext4_root_is_refused_with_fix() {
         let dir = tempfile::tempdir().unwrap();
         let path = image(dir.path(), &["-b", "65536"]);
         assert!(refusal(&path).unwrap().contains("mkfs.ext4 -b 4096"));
@@ -380,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn squashfs_is_accepted_if_the_kernel_has_its_compressor() {
+    fn squashfs_needs_compressor_in_kernel() {
         let dir = tempfile::tempdir().unwrap();
         let (files, path) = (dir.path().join("files"), dir.path().join("image"));
         fs::create_dir(&files).unwrap();
@@ -412,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn erofs_is_accepted_if_the_kernel_has_its_features() {
+    fn erofs_needs_features_in_kernel() {
         let head = |at: usize, value: u32| {
             let mut head = vec![0; 2048];
             head[1024 + 12] = 12;
@@ -434,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn kernel_options_are_those_of_the_configuration() {
+    fn kernel_options_match_configuration() {
         assert!(kernel_has("CONFIG_EXT4_FS") && kernel_has("CONFIG_SQUASHFS_ZSTD"));
         assert!(
             !kernel_has("CONFIG_MODULES")

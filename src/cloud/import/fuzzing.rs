@@ -12,7 +12,7 @@ use crate::cloud::bundle;
 use crate::cloud::image::Manifest;
 use crate::host::space::FreeSpace;
 
-/// Maximum size of a file system that is written. A header can claim far more than the archive contains.
+/// Bytes. A header can claim far more than the archive contains.
 const LARGEST: u64 = 64 << 20;
 
 /// Parses `data` as a manifest and checks that the result survives a round trip.
@@ -44,7 +44,6 @@ pub(crate) fn archive(data: &[u8]) {
     }
 }
 
-/// Creates a file system from an archive.
 fn root(archive: &TarFile, dir: &Path) {
     let mut tree = Tree::with_limit(0, MEMORY_LIMIT);
     let read = archive.entries(&(), &mut |entry| {

@@ -27,45 +27,29 @@ use crate::host::space::{FreeSpace, RESERVE, SpaceExhausted};
 pub(super) use archive::{Entry, TarFile};
 pub(super) use content::{Content, HEAD, detect, unsupported};
 
-/// Maximum size of a file in an image in bytes. It is the maximum size of an EBS volume.
+/// Maximum size of a file in an image in bytes: that of an EBS volume.
 pub(super) const LARGEST_FILE: u64 = 16 << 40;
 
-/// Receiver of progress reports.
 pub trait Progress {
-    /// Starts a step of the work with approximately `bytes` bytes.
+    /// Starts a step of approximately `bytes` bytes.
     fn begin(&self, what: &str, bytes: u64);
-    /// Reports that `bytes` more bytes are done.
     fn advance(&self, bytes: u64);
-    /// Reports a fact about the image that the user should know. `sentence` is a complete sentence.
+    /// Reports a fact about the image as a complete sentence.
     fn note(&self, sentence: &str);
 }
 
-/// Discards all reports.
 impl Progress for () {
     fn begin(&self, _what: &str, _bytes: u64) {}
     fn advance(&self, _bytes: u64) {}
     fn note(&self, _sentence: &str) {}
 }
 
-/// Errors of imports, verification and exports.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// A file could not be read.
     #[error("{} cannot be read: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// A file could not be written.
+    Read { path: PathBuf, source: io::Error },
     #[error("{} cannot be written: {source}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
+    Write { path: PathBuf, source: io::Error },
     /// The image is known to need more space than is free.
     #[error(
         "{} has {free} MiB free, of which {} MiB stay free for the rest of the host, and the image takes {needed} MiB: \
@@ -73,85 +57,51 @@ pub enum ImportError {
         dir.display(), RESERVE >> 20
     )]
     NoSpace {
-        /// The directory.
         dir: PathBuf,
-        /// Required space in MiB.
+        /// In MiB.
         needed: u64,
-        /// Free space in MiB.
+        /// In MiB.
         free: u64,
     },
     /// The free space was used up during an import.
     #[error("{0}. Make room, or set WISP_HOME to a directory on another disk")]
     SpaceExhausted(SpaceExhausted),
-    /// The destination directory is not empty.
     #[error("{} is not an empty directory, and only such a one can take an image", .0.display())]
     NotEmpty(PathBuf),
-    /// The bundle or its manifest is invalid.
     #[error(transparent)]
     Bundle(#[from] ImageError),
     /// The file is neither a bundle nor any other importable format.
     #[error("{}: {reason}", path.display())]
     Unusable {
-        /// The file.
         path: PathBuf,
-        /// The reason and the fix.
+        /// Includes the fix.
         reason: String,
     },
-    /// An archive contains an entry that cannot be imported.
     #[error("{} holds {entry:?}, {reason}", path.display())]
     Entry {
-        /// The archive.
         path: PathBuf,
-        /// The entry's name.
         entry: String,
-        /// The problem with the entry: "which ...".
+        /// Completes a sentence: "which ...".
         reason: String,
     },
-    /// An archive is truncated or damaged.
     #[error("the archive {} is damaged or cut off: {reason}. Fetch it again", path.display())]
-    BadArchive {
-        /// The archive.
-        path: PathBuf,
-        /// The problem.
-        reason: String,
-    },
-    /// A limit of imports is exceeded.
+    BadArchive { path: PathBuf, reason: String },
     #[error("{} cannot be imported: {exceeded}. {advice}", path.display())]
     Limit {
-        /// The file.
         path: PathBuf,
         /// The limit, and the value that exceeds it.
         exceeded: String,
-        /// The fix.
         advice: &'static str,
     },
-    /// A file does not match its digest in the manifest.
     #[error("{file} of {} is damaged: its SHA-256 is {found} instead of {expected}. Fetch the bundle again", bundle.display())]
-    Damaged {
-        /// The bundle.
-        bundle: PathBuf,
-        /// The file.
-        file: String,
-        /// The digest in the manifest.
-        expected: String,
-        /// The file's digest.
-        found: String,
-    },
+    Damaged { bundle: PathBuf, file: String, expected: String, found: String },
     /// A disk image is invalid, or depends on other files.
     #[error(transparent)]
     Disk(disk_image::ImageError),
-    /// The file system could not be created.
     #[error("no ext4 file system can be made of {}: {reason}", path.display())]
-    FileSystem {
-        /// The source archive.
-        path: PathBuf,
-        /// The cause.
-        reason: String,
-    },
-    /// The embedded image has no usable agent.
+    FileSystem { path: PathBuf, reason: String },
     #[error("the agent that this wisp brings is damaged ({0}): build or install wisp again")]
     Agent(String),
-    /// The destination file exists.
     #[error("{} exists already; choose another name, or remove it", .0.display())]
     Exists(PathBuf),
 }
@@ -185,7 +135,6 @@ impl From<disk_image::ImageError> for ImportError {
     }
 }
 
-/// Returns the cause of an error from [`FreeSpace::take`].
 fn exhausted(error: &io::Error) -> Option<SpaceExhausted> {
     error.get_ref().and_then(|cause| cause.downcast_ref()).cloned()
 }
@@ -194,18 +143,15 @@ fn exhausted(error: &io::Error) -> Option<SpaceExhausted> {
 #[derive(Debug)]
 pub(super) struct Landing<'a> {
     dir: &'a Path,
-    /// The free space for the files.
     pub space: FreeSpace,
     kept: bool,
 }
 
 impl<'a> Landing<'a> {
-    /// Takes the empty directory `directory`.
     pub fn new(dir: &'a Path) -> Result<Landing<'a>, ImportError> {
         Landing::with_space(dir, FreeSpace::of(dir))
     }
 
-    /// Takes the empty directory `directory`, with `space` as the free space for its files.
     pub fn with_space(dir: &'a Path, space: FreeSpace) -> Result<Landing<'a>, ImportError> {
         let mut entries = fs::read_dir(dir).map_err(ImportError::read(dir))?;
         if entries.next().is_some() {
@@ -214,19 +160,16 @@ impl<'a> Landing<'a> {
         Ok(Landing { dir, space, kept: false })
     }
 
-    /// Returns the path of a file in the directory.
     pub fn path(&self, file: &str) -> PathBuf {
         self.dir.join(file)
     }
 
-    /// Creates a file in the directory with mode 0600.
     pub fn create(&self, file: &str) -> Result<File, ImportError> {
         let path = self.path(file);
         let opened = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
         opened.map_err(ImportError::write(&path))
     }
 
-    /// Checks that `bytes` more bytes fit in the file system.
     pub fn check_space(&self, bytes: u64) -> Result<(), ImportError> {
         let usable = self.space.usable().map_err(ImportError::read(self.dir))?;
         if bytes > usable {
@@ -263,9 +206,8 @@ impl Drop for Landing<'_> {
     }
 }
 
-/// Opens a regular file. `links` allows the last component of `path` to be a symbolic link.
-///
-/// Other types of files are refused: reading a pipe could block, and reading a device could have side effects.
+/// Opens a regular file, and follows a symbolic link only if `links` is true. Other types of files are refused: reading
+/// a pipe could block, and reading a device could have side effects.
 pub(super) fn open_regular(path: &Path, links: bool) -> Result<File, ImportError> {
     let mut flags = libc::O_NONBLOCK;
     if !links {
@@ -282,7 +224,6 @@ pub(super) fn open_regular(path: &Path, links: bool) -> Result<File, ImportError
     Ok(file)
 }
 
-/// Serializes a manifest.
 fn render(manifest: &Manifest) -> String {
     toml::to_string(manifest).expect("a manifest is tables of text")
 }
@@ -308,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_landing_that_is_not_kept_is_empty_again() {
+    fn dropped_landing_removes_its_files() {
         let dir = tempfile::tempdir().unwrap();
         let landing = Landing::new(dir.path()).unwrap();
         landing.create("vmlinux").unwrap();
@@ -317,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_empty_folder_is_filled_and_nothing_of_another_is_removed() {
+    fn nonempty_directory_is_refused_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("mine"), "x").unwrap();
         assert!(matches!(Landing::new(dir.path()), Err(ImportError::NotEmpty(_))));
@@ -325,14 +266,14 @@ mod tests {
     }
 
     #[test]
-    fn more_than_the_disk_has_is_refused_before_it_is_written() {
+    fn space_check_over_free_space_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let error = Landing::new(dir.path()).unwrap().check_space(u64::MAX).unwrap_err().to_string();
         assert!(error.contains("make room"), "{error}");
     }
 
     #[test]
-    fn what_is_no_regular_file_is_not_opened() {
+    fn irregular_file_is_not_opened() {
         let dir = tempfile::tempdir().unwrap();
         let (file, link) = (dir.path().join("file"), dir.path().join("link"));
         fs::write(&file, "x").unwrap();

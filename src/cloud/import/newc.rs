@@ -1,5 +1,4 @@
-//! Writer for initial RAM disks in cpio's "new ASCII" format (`newc`), as described in
-//! Documentation/driver-api/early-userspace/buffer-format.rst.
+//! Writer for initial RAM disks: linux/Documentation/driver-api/early-userspace/buffer-format.rst, `newc`.
 
 /// Magic number of a header, and the positions of its nonzero fields among the thirteen.
 const MAGIC: &str = "070701";
@@ -9,12 +8,11 @@ const MODE: usize = 1;
 const LINKS: usize = 4;
 const FILE_SIZE: usize = 6;
 const NAME_SIZE: usize = 11;
-/// Name of the last entry.
 const TRAILER: &str = "TRAILER!!!";
-/// Mode of an executable regular file (0755).
+/// Executable regular file (0755).
 const PROGRAM: usize = 0o100_755;
 
-/// Returns an uncompressed archive with one program at the top level. The kernel unpacks it at the cost of one copy.
+/// Returns an uncompressed archive with one program. The kernel unpacks it at the cost of one copy.
 pub fn of_program(name: &str, content: &[u8]) -> Vec<u8> {
     let mut archive = Vec::with_capacity(content.len() + 512);
     add(&mut archive, name, PROGRAM, content);
@@ -44,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_names_and_contents_are_where_the_kernel_looks_for_them() {
+    fn cpio_archive_has_newc_layout() {
         let archive = of_program("init", b"agent");
         assert_eq!(archive.len(), 116 + 8 + 124);
         assert_eq!(&archive[..6], b"070701");

@@ -21,7 +21,6 @@ impl Records {
         Ok(Records(records))
     }
 
-    /// Adds the records of a later header.
     pub fn extend(&mut self, later: Records) {
         self.0.extend(later.0);
     }
@@ -37,18 +36,15 @@ impl Records {
         found.map(|(_, value)| value.as_slice()).filter(|value| !value.is_empty())
     }
 
-    /// Returns the value of `key` as a decimal number.
     pub fn number(&self, key: &str) -> Result<Option<u64>, String> {
         self.get(key).map(|value| decimal(value).ok_or_else(|| not_a_number(key, value))).transpose()
     }
 
-    /// Returns all records in order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.0.iter().map(|(key, value)| (key.as_slice(), value.as_slice()))
     }
 }
 
-/// A keyword and its value.
 type Record = (Vec<u8>, Vec<u8>);
 
 fn split_record(data: &[u8]) -> Result<(Record, &[u8]), String> {
@@ -71,7 +67,6 @@ fn split_record(data: &[u8]) -> Result<(Record, &[u8]), String> {
     Ok(((body[..equals].to_vec(), body[equals + 1..].to_vec()), &data[length..]))
 }
 
-/// Parses a number that consists of decimal digits only.
 pub fn decimal(text: &[u8]) -> Option<u64> {
     // `parse` accepts a sign.
     let text = std::str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
@@ -89,12 +84,11 @@ pub fn seconds(text: &[u8]) -> Option<i64> {
     Some(if negative { -seconds } else { seconds })
 }
 
-/// Returns the end of a sentence about a value that is not a number.
+/// Returns the end of a sentence about a value.
 pub fn not_a_number(key: &str, value: &[u8]) -> String {
     format!("whose PAX record {key} is {:?} instead of a number", shorten(value))
 }
 
-/// Truncates a value for an error message.
 fn shorten(bytes: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(&bytes[..bytes.len().min(40)])
 }
@@ -111,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn value_with_newline_nul_and_equals_sign_is_read_whole() {
+    fn value_holds_newline_nul_and_equals_sign() {
         let value = b"a\nb=c\0d\n12 path=x\n";
         let data = [record(b"SCHILY.xattr.user.a", value), record(b"path", b"p")].concat();
         let records = Records::parse(&data).unwrap();
@@ -120,14 +114,14 @@ mod tests {
     }
 
     #[test]
-    fn later_record_replaces_earlier_and_empty_withdraws() {
+    fn later_record_replaces_earlier_and_empty_cancels() {
         let data = [record(b"path", b"a"), record(b"path", b"b"), record(b"uid", b"1"), record(b"uid", b"")].concat();
         let records = Records::parse(&data).unwrap();
         assert_eq!((records.get("path"), records.get("uid")), (Some(&b"b"[..]), None));
     }
 
     #[test]
-    fn malformed_record_is_refused_with_its_text() {
+    fn malformed_record_is_refused_with_text() {
         let cases: [(&[u8], &str); 8] = [
             (b"abc path=x\n", "begins with \"abc path=\""),
             (b"+9 path=x\n", "begins with"),
@@ -145,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_of_nuls_is_skipped() {
+    fn nul_padding_is_skipped() {
         assert_eq!(Records::parse(&[record(b"path", b"x"), vec![0; 20]].concat()).unwrap().0.len(), 1);
     }
 
@@ -158,7 +152,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_value_is_read_back(values in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 0..8)) {
+        fn arbitrary_values_round_trip(values in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 0..8)) {
             let data: Vec<u8> = values.iter().flat_map(|value| record(b"SCHILY.xattr.user.a", value)).collect();
             let records = Records::parse(&data).unwrap();
             prop_assert_eq!(records.iter().map(|(_, value)| value.to_vec()).collect::<Vec<_>>(), values);

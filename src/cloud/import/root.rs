@@ -1,10 +1,8 @@
 //! Import of root file systems: a tar archive of files, a file system image, or a qcow2 image of a file system.
 //!
-//! The image gets the embedded image's kernel, and an initial RAM disk with the agent. The agent mounts the root and
-//! arranges to be started there: as a service if the root's init is systemd. Then it hands process 1 over to the
-//! root's own init.
-//!
-//! The root itself is not modified. The manifest records whether it contains cloud-init.
+//! The image gets the embedded image's kernel, and an initial RAM disk with the agent. The agent mounts the root,
+//! arranges to be started there (as a service under systemd), and hands process 1 over to the root's own init. The root
+//! itself is not modified.
 
 use std::fs::File;
 use std::io::Write;
@@ -21,13 +19,10 @@ use crate::host::{disk_image, sparse};
 use crate::vmm::config::{BootProtocol, DiskFormat};
 use mkext4::reader::Fs;
 
-/// Kernel file name in the image.
 const KERNEL: &str = "vmlinux";
-/// Initial RAM disk file name in the image.
 const INITRD: &str = "agent.cpio";
 /// The agent's name in the initial RAM disk.
 const AGENT: &str = "init";
-/// Path of the agent in the embedded image's root.
 const EMBEDDED_AGENT: &str = "/sbin/wisp-init";
 /// Path of cloud-init, and the file that disables it (cloud-init documentation, "How to disable cloud-init").
 const CLOUD_INIT: &str = "/usr/bin/cloud-init";
@@ -35,30 +30,24 @@ const CLOUD_INIT_OFF: &str = "/etc/cloud/cloud-init.disabled";
 /// Disk sizes are multiples of this.
 const PAGE: u64 = 4 << 10;
 
-/// Number of content bytes between two checks of the free space.
+/// Content bytes between two checks of the free space.
 const SPACE_STEP: u64 = 64 << 20;
 
-/// Properties of the new image.
 #[derive(Debug, Clone)]
 pub struct RootOptions {
-    /// The image's name.
     pub name: String,
-    /// A one-sentence description.
+    /// One sentence.
     pub description: String,
-    /// The user that runs commands.
     pub default_user: String,
-    /// Options for the kernel command line.
     pub cmdline: String,
-    /// Size of a file system that is created from an archive, in bytes. The default is the size of its files plus a
-    /// quarter, but at least [`ext4::HEADROOM`] more than the files, and at least [`ext4::SMALLEST`].
+    /// Size in bytes of a file system that is created from an archive. The default is the size of its files plus the
+    /// larger of a quarter and [`ext4::HEADROOM`], and at least [`ext4::SMALLEST`].
     pub size: Option<u64>,
     /// Declares that the root contains cloud-init. Needed for file systems that the import cannot read.
     pub cloud_init: bool,
 }
 
-/// Creates an image from the root file system in `source` in the empty directory `into`. The type of `source` is
-/// detected from its content.
-///
+/// Creates an image from the root file system in `source`, whose type is detected, in the empty directory `into`.
 /// `embedded` provides the kernel, and `agent` is the agent's executable.
 pub fn import_root(
     source: &Path,
@@ -95,14 +84,12 @@ fn import_into(
     Ok(manifest)
 }
 
-/// A root file system that has been written.
 struct Found {
     file_system: FileSystem,
     sha256: String,
     cloud_init: bool,
 }
 
-/// Extracts the agent's executable from the embedded image.
 pub fn agent_of(embedded: &Image) -> Result<Vec<u8>, ImportError> {
     let damaged = |reason: String| ImportError::Agent(reason);
     let root = embedded.manifest.root.as_ref().ok_or_else(|| damaged("there is none".into()))?;
@@ -134,8 +121,7 @@ impl Import<'_> {
             if is_docker_mark(&entry.name) {
                 return Ok(());
             }
-            // Nothing has been written yet, so a decompression bomb is refused at the first header that claims too
-            // much.
+            // Nothing has been written yet: the first header that claims too much stops a decompression bomb.
             stored = stored.saturating_add(entry.stored);
             if stored > checked {
                 self.landing.check_space(stored)?;
@@ -184,7 +170,6 @@ impl Import<'_> {
         }
     }
 
-    /// Refuses archives that do not contain a root file system.
     fn check_tree(&self, tree: &mut Tree) -> Result<(), ImportError> {
         let mut has = |path: &[&str]| tree.find(path).is_ok_and(|found| found.is_some());
         let reason = if has(&[MANIFEST]) {
@@ -200,7 +185,6 @@ impl Import<'_> {
         Err(ImportError::unusable(self.source, reason))
     }
 
-    /// Copies a file system image unchanged.
     fn file_system(&self, source: &File, kind: FileSystem) -> Result<Found, ImportError> {
         let length = source.metadata().map_err(ImportError::read(self.source))?.len();
         if length > LARGEST_FILE {
@@ -215,8 +199,7 @@ impl Import<'_> {
         Ok(Found { file_system: kind, sha256, cloud_init: self.finds_cloud_init(&name) })
     }
 
-    /// Converts a qcow2 image to raw. Its tables are untrusted and are parsed only once, here, so that VMs of the
-    /// image never read them.
+    /// Converts a qcow2 image to raw. VMs of the image never read its tables, which are untrusted.
     fn qcow2(&self) -> Result<Found, ImportError> {
         let image = disk_image::open_alone(self.source)?;
         if image.size() > LARGEST_FILE {
@@ -246,7 +229,7 @@ impl Import<'_> {
         Ok(Found { file_system, sha256, cloud_init: self.finds_cloud_init(&name) })
     }
 
-    /// Returns true if cloud-init is found in the file system `name`. Returns false if the file system cannot be read.
+    /// Returns true if cloud-init is found. A file system that cannot be read counts as one without it.
     fn finds_cloud_init(&self, name: &str) -> bool {
         let root = open_regular(&self.landing.path(name), false).ok().and_then(|file| Fs::open(file).ok());
         root.is_some_and(|root| runs_cloud_init(|path| root.resolve(path).is_ok()))
@@ -313,14 +296,13 @@ impl Import<'_> {
     }
 }
 
-/// Returns true for the marker file that Docker adds to each container. Programs that find it would take the VM for a
-/// container.
+/// Returns true for Docker's marker file in each container. Programs that find it would take the VM for a container.
 fn is_docker_mark(name: &[u8]) -> bool {
     let name = name.strip_prefix(b"./").unwrap_or(name);
     name.strip_prefix(b"/").unwrap_or(name) == b".dockerenv"
 }
 
-/// Returns true if cloud-init runs in a root. `has` returns true if a path exists.
+/// `has` returns true if a path exists.
 fn runs_cloud_init(mut has: impl FnMut(&str) -> bool) -> bool {
     has(CLOUD_INIT) && !has(CLOUD_INIT_OFF)
 }
@@ -338,26 +320,24 @@ mod tests {
     use std::io::Read;
     use std::path::PathBuf;
 
-    /// A temporary directory with an embedded image, the sources and the imported images.
-    struct Workshop {
+    struct Fixture {
         dir: tempfile::TempDir,
     }
 
     /// Enough for the 65,000 names of a test.
     const MEMORY_LIMIT: u64 = 32 << 20;
 
-    /// An entry of a test archive.
-    enum Thing<'a> {
+    enum TestEntry<'a> {
         Directory,
         File(&'a [u8]),
         Link(&'a str),
         Hard(&'a str),
         Device(char, u32, u32),
     }
-    use Thing::{Device, Directory, File as Regular, Hard, Link};
+    use TestEntry::{Device, Directory, File as Regular, Hard, Link};
 
-    impl Workshop {
-        fn new() -> Workshop {
+    impl Fixture {
+        fn new() -> Fixture {
             let dir = tempfile::tempdir().unwrap();
             let embedded = dir.path().join("embedded");
             fs::create_dir(&embedded).unwrap();
@@ -369,7 +349,7 @@ mod tests {
                  licence = \"GPL-2.0-only\"\nsource = \"Debian\"\n"
             );
             fs::write(embedded.join(MANIFEST), manifest).unwrap();
-            Workshop { dir }
+            Fixture { dir }
         }
 
         fn path(&self, name: &str) -> PathBuf {
@@ -384,7 +364,7 @@ mod tests {
             self.import_with(source, size, FreeSpace::unwatched())
         }
 
-        /// Imports `source`. Checks that a success is a valid bundle and that a failure leaves nothing.
+        /// Checks that a success is a valid bundle and that a failure leaves nothing.
         fn import_with(
             &self,
             source: &Path,
@@ -417,10 +397,10 @@ mod tests {
             }
         }
 
-        fn archive(&self, things: &[(&str, Thing)]) -> PathBuf {
+        fn archive(&self, entries: &[(&str, TestEntry)]) -> PathBuf {
             let path = self.path("root.tar");
             let mut builder = tar::Builder::new(File::create(&path).unwrap());
-            for (name, thing) in things {
+            for (name, thing) in entries {
                 let mut header = tar::Header::new_gnu();
                 let mut content: &[u8] = b"";
                 header.set_mode(0o755);
@@ -454,7 +434,7 @@ mod tests {
         }
     }
 
-    fn systemd() -> Vec<(&'static str, Thing<'static>)> {
+    fn systemd() -> Vec<(&'static str, TestEntry<'static>)> {
         vec![
             ("./", Directory),
             ("usr/lib/systemd/systemd", Regular(b"systemd")),
@@ -469,11 +449,11 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_becomes_an_ext4_that_others_find_sound() {
-        let shop = Workshop::new();
-        let mut things = systemd();
+    fn archive_import_creates_sound_ext4() {
+        let fixture = Fixture::new();
+        let mut entries = systemd();
         let big = vec![9; 3 << 20];
-        things.extend([
+        entries.extend([
             ("etc/big", Regular(&big)),
             ("etc/same", Hard("etc/big")),
             ("dev/ttyS0", Device('3', 4, 64)),
@@ -482,7 +462,7 @@ mod tests {
             ("etc/empty", Regular(b"")),
             (".dockerenv", Regular(b"")),
         ]);
-        let (manifest, dir) = shop.import(&shop.archive(&things)).unwrap();
+        let (manifest, dir) = fixture.import(&fixture.archive(&entries)).unwrap();
         let path = dir.join("root.ext4");
         run("e2fsck", &["-fn", path.to_str().unwrap()]);
         let fs = Fs::open(File::open(&path).unwrap()).unwrap();
@@ -499,10 +479,10 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_comes_first_and_the_root_stays_as_it_came() {
-        let shop = Workshop::new();
-        let things = [("bin/busybox", Regular(b"busybox")), ("sbin/init", Link("/bin/busybox"))];
-        let (manifest, dir) = shop.import(&shop.archive(&things)).unwrap();
+    fn agent_is_initrd_and_root_is_unchanged() {
+        let fixture = Fixture::new();
+        let entries = [("bin/busybox", Regular(b"busybox")), ("sbin/init", Link("/bin/busybox"))];
+        let (manifest, dir) = fixture.import(&fixture.archive(&entries)).unwrap();
         assert_eq!(manifest.initrd.unwrap().file, INITRD);
         assert_eq!(manifest.kernel.cmdline, "quiet rootfstype=ext4");
         assert_eq!(fs::read(dir.join(INITRD)).unwrap(), newc::of_program("init", b"agent"));
@@ -511,22 +491,22 @@ mod tests {
     }
 
     #[test]
-    fn cloud_init_is_found_unless_it_is_switched_off() {
-        let shop = Workshop::new();
-        assert!(!shop.import(&shop.archive(&systemd())).unwrap().0.cloud_init);
-        let mut things = systemd();
-        things.push(("usr/bin/cloud-init", Regular(b"#!/usr/bin/python3")));
-        let (manifest, dir) = shop.import(&shop.archive(&things)).unwrap();
+    fn cloud_init_is_found_unless_disabled() {
+        let fixture = Fixture::new();
+        assert!(!fixture.import(&fixture.archive(&systemd())).unwrap().0.cloud_init);
+        let mut entries = systemd();
+        entries.push(("usr/bin/cloud-init", Regular(b"#!/usr/bin/python3")));
+        let (manifest, dir) = fixture.import(&fixture.archive(&entries)).unwrap();
         assert!(manifest.cloud_init);
-        assert!(shop.import(&dir.join("root.ext4")).unwrap().0.cloud_init);
-        things.push(("etc/cloud/cloud-init.disabled", Regular(b"")));
-        assert!(!shop.import(&shop.archive(&things)).unwrap().0.cloud_init);
+        assert!(fixture.import(&dir.join("root.ext4")).unwrap().0.cloud_init);
+        entries.push(("etc/cloud/cloud-init.disabled", Regular(b"")));
+        assert!(!fixture.import(&fixture.archive(&entries)).unwrap().0.cloud_init);
     }
 
     #[test]
-    fn attributes_and_times_are_kept() {
-        let shop = Workshop::new();
-        let path = shop.path("pax.tar");
+    fn archive_import_keeps_attributes_and_times() {
+        let fixture = Fixture::new();
+        let path = fixture.path("pax.tar");
         let mut builder = tar::Builder::new(File::create(&path).unwrap());
         let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let extensions: [(&str, &[u8]); 3] = [
@@ -542,7 +522,7 @@ mod tests {
         header.set_gid(0);
         builder.append_data(&mut header, "bin/ping", &b"ping"[..]).unwrap();
         builder.finish().unwrap();
-        let (_, dir) = shop.import(&path).unwrap();
+        let (_, dir) = fixture.import(&path).unwrap();
         let fs = Fs::open(File::open(dir.join("root.ext4")).unwrap()).unwrap();
         let id = fs.resolve("/bin/ping").unwrap();
         let attributes = fs.xattrs(id).unwrap();
@@ -556,20 +536,20 @@ mod tests {
     }
 
     #[test]
-    fn a_size_can_be_had_and_must_be_enough() {
-        let shop = Workshop::new();
+    fn size_is_applied_and_refused_if_too_small() {
+        let fixture = Fixture::new();
         let big = vec![1; 100 << 20];
-        let path = shop.archive(&[("bin/big", Regular(&big))]);
-        let (_, dir) = shop.import_sized(&path, Some(2 << 30)).unwrap();
+        let path = fixture.archive(&[("bin/big", Regular(&big))]);
+        let (_, dir) = fixture.import_sized(&path, Some(2 << 30)).unwrap();
         assert_eq!(dir.join("root.ext4").metadata().unwrap().len(), 2 << 30);
-        let error = shop.import_sized(&path, Some(64 << 20)).unwrap_err();
+        let error = fixture.import_sized(&path, Some(64 << 20)).unwrap_err();
         assert!(error.contains("it was to have 64 MiB"), "{error}");
     }
 
     #[test]
-    fn hostile_archives_are_refused_with_the_name_that_is_wrong() {
-        let shop = Workshop::new();
-        let cases: [(&[(&str, Thing)], &str); 6] = [
+    fn hostile_archive_entries_are_refused() {
+        let fixture = Fixture::new();
+        let cases: [(&[(&str, TestEntry)], &str); 6] = [
             (&[("bin/../../etc/passwd", Regular(b"x"))], "leads out of a directory"),
             (&[("bin/a", Hard("nowhere"))], "a link to \"nowhere\""),
             (&[("bin", Regular(b"x")), ("bin/a", Regular(b"x"))], "not a directory"),
@@ -577,16 +557,16 @@ mod tests {
             (&[("a", Link("b")), ("b", Link("a")), ("a/c", Regular(b""))], "symbolic links"),
             (&[("bin/x", Device('Z', 0, 0))], "no file system has"),
         ];
-        for (things, part) in cases {
-            let error = shop.import(&shop.archive(things)).unwrap_err();
+        for (entries, part) in cases {
+            let error = fixture.import(&fixture.archive(entries)).unwrap_err();
             assert!(error.contains(part), "{part}: {error}");
         }
     }
 
     #[test]
-    fn file_with_too_many_hard_links_is_named() {
-        let shop = Workshop::new();
-        let path = shop.archive(&[("bin/busybox", Regular(b"busybox"))]);
+    fn file_with_too_many_hard_links_is_refused() {
+        let fixture = Fixture::new();
+        let path = fixture.archive(&[("bin/busybox", Regular(b"busybox"))]);
         let mut bytes = fs::read(&path).unwrap();
         bytes.truncate(1024);
         let mut link = tar::Header::new_gnu();
@@ -599,35 +579,40 @@ mod tests {
             bytes.extend(link.as_bytes());
             if number == 64_999 {
                 fs::write(&path, [&bytes[..], &[0; 1024]].concat()).unwrap();
-                let (_, dir) = shop.import(&path).unwrap();
+                let (_, dir) = fixture.import(&path).unwrap();
                 let fs = Fs::open(File::open(dir.join("root.ext4")).unwrap()).unwrap();
                 assert_eq!(fs.inode(fs.resolve("/bin/1").unwrap()).unwrap().links_count, 65_000);
             }
         }
         fs::write(&path, [&bytes[..], &[0; 1024]].concat()).unwrap();
-        let error = shop.import(&path).unwrap_err();
+        let error = fixture.import(&path).unwrap_err();
         assert!(error.contains("has more than 65000 hard links") && error.contains("\"bin/"), "{error}");
     }
 
     #[test]
     fn names_in_errors_are_escaped() {
-        let shop = Workshop::new();
-        for things in [
+        let fixture = Fixture::new();
+        for entries in [
             [("bin/\x1b[2J", Regular(b"x")), ("bin/\x1b[2J/a", Regular(b"x"))],
             [("bin/a", Hard("\x1b[2J")), ("bin", Directory)],
             [("bin/\x1b[2J", Device('Z', 0, 0)), ("bin", Directory)],
         ] {
-            let error = shop.import(&shop.archive(&things)).unwrap_err();
+            let error = fixture.import(&fixture.archive(&entries)).unwrap_err();
             assert!(error.contains("\\u{1b}[2J") && !error.contains('\x1b'), "{error:?}");
         }
     }
 
     #[test]
-    fn import_beyond_the_free_space_is_stopped_with_the_limit() {
-        let shop = Workshop::new();
+    fn import_over_free_space_is_refused() {
+        let fixture = Fixture::new();
         let room = || FreeSpace::measured_by(Path::new("/data"), |written| Ok(RESERVE + (4 << 20) - written));
-        let (files, tar, raw, squashfs, qcow2) =
-            (shop.path("files"), shop.path("root.tar"), shop.path("raw"), shop.path("squashfs"), shop.path("qcow2"));
+        let (files, tar, raw, squashfs, qcow2) = (
+            fixture.path("files"),
+            fixture.path("root.tar"),
+            fixture.path("raw"),
+            fixture.path("squashfs"),
+            fixture.path("qcow2"),
+        );
         fs::create_dir_all(files.join("bin")).unwrap();
         let noise: Vec<u8> = (0..1_500_000u32).flat_map(|n| n.wrapping_mul(0x9e37_79b1).to_be_bytes()).collect();
         fs::write(files.join("bin/noise"), noise).unwrap();
@@ -636,32 +621,32 @@ mod tests {
         run("mke2fs", &["-q", "-t", "ext4", "-d", &text(&files), &text(&raw), "32M"]);
         run("mksquashfs", &[&text(&files), &text(&squashfs), "-quiet"]);
         disk_image::convert(&raw, DiskFormat::Raw, &[], &qcow2, DiskFormat::Qcow2).unwrap();
-        let error = shop.import_with(&tar, None, room()).unwrap_err();
+        let error = fixture.import_with(&tar, None, room()).unwrap_err();
         assert!(
             error.contains("has 132 MiB free, of which 128 MiB stay free") && error.contains("takes 6 MiB"),
             "{error}"
         );
         for source in [&raw, &squashfs, &qcow2] {
-            let error = shop.import_with(source, None, room()).unwrap_err();
+            let error = fixture.import_with(source, None, room()).unwrap_err();
             assert!(error.contains("/data has 128 MiB free, and 128 MiB stay free"), "{error}");
             assert!(error.contains("WISP_HOME"), "{error}");
-            shop.import(source).unwrap();
+            fixture.import(source).unwrap();
         }
         // The stated size of a compressed archive's contents counts before they are unpacked.
-        let bomb = shop.path("bomb.tar.zst");
+        let bomb = fixture.path("bomb.tar.zst");
         let mut archive = tar::Builder::new(zstd::Encoder::new(File::create(&bomb).unwrap(), 1).unwrap());
         let mut header = tar::Header::new_gnu();
         header.set_size(8 << 40);
         archive.append_data(&mut header, "bin/zeroes", std::io::repeat(0).take(64 << 20)).unwrap();
         archive.into_inner().unwrap().finish().unwrap();
-        let error = shop.import_with(&bomb, None, room()).unwrap_err();
+        let error = fixture.import_with(&bomb, None, room()).unwrap_err();
         assert!(error.contains("takes 8388608 MiB"), "{error}");
     }
 
     #[test]
-    fn archive_over_the_memory_limit_is_refused_with_the_limit() {
-        let shop = Workshop::new();
-        let path = shop.path("many.tar.zst");
+    fn archive_over_memory_limit_is_refused() {
+        let fixture = Fixture::new();
+        let path = fixture.path("many.tar.zst");
         let mut writer = zstd::Encoder::new(File::create(&path).unwrap(), 1).unwrap();
         let mut link = tar::Header::new_gnu();
         link.set_entry_type(tar::EntryType::GNULongLink);
@@ -678,86 +663,86 @@ mod tests {
             writer.write_all(&entry).unwrap();
         }
         writer.finish().unwrap();
-        let error = shop.import(&path).unwrap_err();
+        let error = fixture.import(&path).unwrap_err();
         assert!(error.contains("up to \"bin/a\", take more than 32 MiB of memory"), "{error}");
     }
 
     #[test]
-    fn archives_of_something_else_are_told_apart() {
-        let shop = Workshop::new();
+    fn other_archives_are_refused_with_reason() {
+        let fixture = Fixture::new();
         for (name, part) in [("image.toml", "bundle"), ("oci-layout", "docker export"), ("holiday.jpg", "none of /bin")]
         {
-            let error = shop.import(&shop.archive(&[(name, Regular(b"x"))])).unwrap_err();
+            let error = fixture.import(&fixture.archive(&[(name, Regular(b"x"))])).unwrap_err();
             assert!(error.contains(part), "{error}");
         }
     }
 
     #[test]
-    fn a_cut_off_archive_is_refused() {
-        let shop = Workshop::new();
-        let path = shop.archive(&systemd());
+    fn truncated_archive_is_refused() {
+        let fixture = Fixture::new();
+        let path = fixture.archive(&systemd());
         let whole = fs::read(&path).unwrap();
         for length in [1500, 2048, whole.len() - 1024] {
             fs::write(&path, &whole[..length]).unwrap();
-            assert!(shop.import(&path).unwrap_err().contains("cut off"), "{length}");
+            assert!(fixture.import(&path).unwrap_err().contains("cut off"), "{length}");
         }
     }
 
     #[test]
-    fn file_systems_are_taken_as_they_are_with_the_agent_in_front() {
-        let shop = Workshop::new();
-        fs::create_dir(shop.path("files")).unwrap();
-        fs::write(shop.path("files/a"), "a").unwrap();
-        let (files, squashfs, ext4) = (shop.path("files"), shop.path("any"), shop.path("name"));
+    fn file_system_images_are_copied_unchanged_with_agent() {
+        let fixture = Fixture::new();
+        fs::create_dir(fixture.path("files")).unwrap();
+        fs::write(fixture.path("files/a"), "a").unwrap();
+        let (files, squashfs, ext4) = (fixture.path("files"), fixture.path("any"), fixture.path("name"));
         run("mksquashfs", &[files.to_str().unwrap(), squashfs.to_str().unwrap(), "-comp", "zstd", "-quiet"]);
         run("mke2fs", &["-q", "-t", "ext4", ext4.to_str().unwrap(), "8M"]);
-        let (manifest, dir) = shop.import(&squashfs).unwrap();
+        let (manifest, dir) = fixture.import(&squashfs).unwrap();
         assert_eq!(manifest.kernel.cmdline, "quiet rootfstype=squashfs");
         assert_eq!(fs::read(dir.join("root.squashfs")).unwrap(), fs::read(&squashfs).unwrap());
         assert!(manifest.initrd.is_some());
-        let (manifest, dir) = shop.import(&ext4).unwrap();
+        let (manifest, dir) = fixture.import(&ext4).unwrap();
         assert_eq!(manifest.kernel.cmdline, "quiet rootfstype=ext4");
         assert_eq!(fs::read(dir.join("root.ext4")).unwrap(), fs::read(&ext4).unwrap());
     }
 
     #[test]
-    fn a_qcow2_image_is_unpacked_if_it_stands_alone() {
-        let shop = Workshop::new();
-        let (raw, qcow2, layer) = (shop.path("raw"), shop.path("qcow2"), shop.path("layer"));
+    fn qcow2_image_is_converted_unless_it_has_other_files() {
+        let fixture = Fixture::new();
+        let (raw, qcow2, layer) = (fixture.path("raw"), fixture.path("qcow2"), fixture.path("layer"));
         run("mke2fs", &["-q", "-t", "ext4", raw.to_str().unwrap(), "8M"]);
         disk_image::convert(&raw, DiskFormat::Raw, &[], &qcow2, DiskFormat::Qcow2).unwrap();
-        let (manifest, dir) = shop.import(&qcow2).unwrap();
+        let (manifest, dir) = fixture.import(&qcow2).unwrap();
         assert_eq!(manifest.root.unwrap().format, DiskFormat::Raw);
         assert_eq!(fs::read(dir.join("root.ext4")).unwrap(), fs::read(&raw).unwrap());
 
         disk_image::create_layer(&layer, &qcow2, DiskFormat::Qcow2, None).unwrap();
-        let error = shop.import(&layer).unwrap_err();
+        let error = fixture.import(&layer).unwrap_err();
         assert!(error.contains("\"qcow2\"") && error.contains("stand alone"), "{error}");
 
-        let external = shop.path("external");
-        let data = format!("data_file={}", shop.path("data").display());
+        let external = fixture.path("external");
+        let data = format!("data_file={}", fixture.path("data").display());
         run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &data, external.to_str().unwrap(), "8M"]);
-        assert!(shop.import(&external).unwrap_err().contains("another file"));
+        assert!(fixture.import(&external).unwrap_err().contains("another file"));
     }
 
     #[test]
-    fn whole_disks_are_told_how_to_be_taken_apart() {
-        let shop = Workshop::new();
-        let (raw, qcow2) = (shop.path("raw"), shop.path("qcow2"));
+    fn partitioned_disk_is_refused_with_fix() {
+        let fixture = Fixture::new();
+        let (raw, qcow2) = (fixture.path("raw"), fixture.path("qcow2"));
         let mut disk = vec![0; 1 << 20];
         disk[510..512].copy_from_slice(&[0x55, 0xaa]);
         fs::write(&raw, disk).unwrap();
-        assert!(shop.import(&raw).unwrap_err().contains("dd if="));
+        assert!(fixture.import(&raw).unwrap_err().contains("dd if="));
         disk_image::convert(&raw, DiskFormat::Raw, &[], &qcow2, DiskFormat::Qcow2).unwrap();
-        let error = shop.import(&qcow2).unwrap_err();
+        let error = fixture.import(&qcow2).unwrap_err();
         assert!(error.contains("dd if=") && error.contains("qemu-img convert"), "{error}");
     }
 
     #[test]
-    fn a_damaged_agent_or_kernel_is_noticed() {
-        let shop = Workshop::new();
-        fs::write(shop.path("embedded/vmlinux"), "other").unwrap();
-        let error = shop.import(&shop.archive(&systemd())).unwrap_err();
+    fn damaged_embedded_kernel_is_refused() {
+        let fixture = Fixture::new();
+        fs::write(fixture.path("embedded/vmlinux"), "other").unwrap();
+        let error = fixture.import(&fixture.archive(&systemd())).unwrap_err();
         assert!(error.contains("vmlinux") && error.contains("damaged"), "{error}");
     }
 }

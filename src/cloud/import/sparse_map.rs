@@ -1,12 +1,10 @@
 //! Sparse files in tar archives: GNU tar's own format (entry type `S`), and PAX formats 0.0, 0.1 and 1.0.
 //!
-//! The archive stores the data segments one after another, and a map contains their offsets. Reference: GNU tar
-//! manual, "Storing Sparse Files".
+//! The archive stores only data segments; a map has their offsets (GNU tar manual, "Storing Sparse Files").
 
 use super::archive::number;
 use super::pax::{Records, decimal, not_a_number};
 
-/// Block size of a tar archive.
 const BLOCK: usize = 512;
 
 /// Data segments of a file as offset and length, in order, and the file size.
@@ -17,7 +15,6 @@ pub struct SparseMap {
 }
 
 impl SparseMap {
-    /// Returns the map of a file without holes.
     pub fn whole(size: u64) -> SparseMap {
         SparseMap { segments: vec![(0, size)], size }
     }
@@ -43,7 +40,7 @@ impl SparseMap {
         Ok(SparseMap { segments, size })
     }
 
-    /// Reads a map in PAX format 0.0 or 0.1, which is stored in the PAX records. Returns `None` if there is no map.
+    /// Reads a map in PAX format 0.0 or 0.1 from the PAX records.
     pub fn of_records(records: &Records, stored: u64) -> Result<Option<SparseMap>, String> {
         let Some(size) = records.number("GNU.sparse.size")? else { return Ok(None) };
         let mut numbers = Vec::new();
@@ -67,10 +64,7 @@ impl SparseMap {
         Self::checked(pairs(&numbers)?, size, stored).map(Some)
     }
 
-    /// Reads a map in PAX format 1.0, which precedes the data in the content. `block` reads the content's next 512
-    /// bytes.
-    ///
-    /// Returns the map and the number of bytes read.
+    /// Reads a map in PAX format 1.0, which precedes the data. Returns the map and the number of bytes read.
     pub fn of_content<E: From<String>>(
         size: u64,
         stored: u64,
@@ -110,8 +104,7 @@ impl SparseMap {
         Ok((Self::checked(pairs(&numbers[1..])?, size, stored - read)?, read))
     }
 
-    /// Reads the map in a GNU header, which may continue in extension blocks. `block` reads the archive's next 512
-    /// bytes.
+    /// Reads the map in a GNU header, which may continue in extension blocks.
     pub fn of_gnu<E: From<String>>(
         header: &tar::Header,
         stored: u64,

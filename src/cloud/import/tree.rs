@@ -1,7 +1,7 @@
-//! In-memory tree of the files in a root file system archive: names, owners and modes, but no contents.
+//! In-memory tree of the files in a root file system archive, without their contents.
 //!
-//! Paths are resolved like those of `tar -x` in the new root. Symbolic links in a path are followed, and never lead
-//! out of the root. A later entry replaces an earlier one with the same name.
+//! Paths are resolved like those of `tar -x` in the new root: symbolic links are followed, but never lead out of the
+//! root, and a later entry replaces an earlier one with the same name.
 
 use std::collections::BTreeMap;
 
@@ -11,75 +11,58 @@ use super::archive::Entry;
 use super::ext4;
 use super::pax::Records;
 
-/// Node index of the root directory.
 pub const ROOT: usize = 0;
 /// Maximum number of symbolic links in a path, as in Linux.
 const LINK_LIMIT: usize = 40;
-/// Maximum lengths of a path and a name in bytes, as in Linux.
+/// Limits of a path and a name in bytes, as in Linux.
 const PATH_LIMIT: usize = 4096;
 const NAME_LIMIT: usize = 255;
-/// Maximum memory for an archive's names and attributes in bytes. A million files with names of 20 bytes take about
-/// 0.6 GiB.
+/// Bytes for an archive's names and attributes. A million files with names of 20 bytes take about 0.6 GiB.
 pub const MEMORY_LIMIT: u64 = 1 << 30;
-/// Memory of a node, a name and an attribute, apart from their bytes, here and in the plan. These are upper estimates
-/// that include the allocator's overhead.
+/// Upper estimates, with the allocator's overhead, of a node, a name and an attribute here and in the plan.
 const NODE_MEMORY: u64 = 320;
 const NAME_MEMORY: u64 = 192;
 const ATTRIBUTE_MEMORY: u64 = 96;
-/// The latest time that ext4 can store, in 2446. The earliest one used here is 1970.
+/// The latest time that ext4 can store, in 2446.
 const TIME_LIMIT: i64 = (1 << 34) - (1 << 31) - 1;
 
-/// A file, a directory, a symbolic link or a special file. It does not count its names.
 #[derive(Debug, Clone)]
 pub struct Node {
     /// Permissions with the set-user-ID, set-group-ID and sticky bits.
     pub mode: u16,
-    /// The owner.
     pub uid: u32,
-    /// The group.
     pub gid: u32,
-    /// Modification time in seconds since 1970.
+    /// In seconds since 1970.
     pub modified: i64,
-    /// Extended attributes.
     pub attributes: Vec<(String, Vec<u8>)>,
-    /// Type and type-specific data.
     pub kind: Kind,
 }
 
-/// Type of a node.
 #[derive(Debug, Clone)]
 pub enum Kind {
-    /// A directory with its children's names and node indices.
+    /// Children's names and node indices.
     Directory(BTreeMap<String, usize>),
-    /// A regular file.
     File {
-        /// Size in bytes.
         size: u64,
         /// Index of the archive entry that holds the content.
         entry: u64,
     },
-    /// A symbolic link with its target.
     Symlink(String),
-    /// A device, pipe or socket.
     Special(SpecialKind),
 }
 
-/// A tree of files.
 #[derive(Debug)]
 pub struct Tree {
-    /// All nodes. Nodes that were replaced have no name anymore.
+    /// Includes replaced nodes, which have no name anymore.
     pub nodes: Vec<Node>,
     memory: Memory,
 }
 
-/// Errors that prevent an entry from being added.
 #[derive(Debug, PartialEq, Eq)]
 pub enum AddError {
     /// Completes a sentence about the entry: "which ...".
     Entry(String),
-    /// The tree exceeds its memory limit.
     Memory {
-        /// The limit in bytes.
         limit: u64,
     },
 }
@@ -96,8 +79,7 @@ impl From<&str> for AddError {
     }
 }
 
-/// Memory accounting for a tree and for the file system plan created from it. Memory is never released, since replaced
-/// nodes stay in the tree.
+/// Memory accounting for a tree and its file system plan. Memory is never released, since replaced nodes stay.
 #[derive(Debug)]
 struct Memory {
     used: u64,
@@ -112,8 +94,7 @@ impl Memory {
 }
 
 impl Node {
-    /// Returns the node's memory here and in the plan. The plan copies the attributes and the target of a symbolic
-    /// link.
+    /// Returns the memory here and in the plan, which copies the attributes and the target of a symbolic link.
     fn memory(&self) -> u64 {
         let attributes =
             self.attributes.iter().map(|(name, value)| 2 * (ATTRIBUTE_MEMORY + (name.len() + value.len()) as u64));
@@ -128,13 +109,12 @@ impl Node {
 }
 
 impl Tree {
-    /// Creates a tree with an empty root directory.
     #[cfg(test)]
     pub fn new(modified: i64) -> Tree {
         Tree::with_limit(modified, MEMORY_LIMIT)
     }
 
-    /// Creates a tree with an empty root directory. The tree may take up to `limit` bytes of memory.
+    /// Creates a tree with an empty root directory and a memory limit in bytes.
     pub fn with_limit(modified: i64, limit: u64) -> Tree {
         let nodes = vec![Node::new(0o755, modified, Kind::Directory(BTreeMap::new()))];
         Tree { nodes, memory: Memory { used: 0, limit } }
@@ -243,7 +223,7 @@ impl Tree {
         String::new()
     }
 
-    /// Replaces the owner, mode and attributes of an existing directory, and keeps its children.
+    /// Replaces a directory's owner, mode and attributes, and keeps its children.
     fn merge(&mut self, id: usize, node: Node) -> usize {
         let kind = std::mem::replace(&mut self.nodes[id].kind, Kind::Directory(BTreeMap::new()));
         self.nodes[id] = Node { kind, ..node };
@@ -326,11 +306,7 @@ impl Tree {
     }
 }
 
-/// Splits a path in an archive into its components. A leading `/` or `./` means the root.
-///
-/// # Errors
-///
-/// Fails if a component is `..`, is too long or contains a NUL.
+/// Splits an archive's path, which is relative to the root. `..`, NULs and long components are errors.
 pub fn components(path: &[u8]) -> Result<Vec<&str>, String> {
     if path.len() > PATH_LIMIT {
         return Err(format!("whose name has more than {PATH_LIMIT} bytes"));
@@ -359,7 +335,7 @@ fn link_target(entry: &Entry) -> Result<String, String> {
     Ok(target.to_string())
 }
 
-/// Returns the extended attributes in the format of GNU tar, bsdtar and star. Other systems' namespaces are ignored.
+/// Returns the extended attributes that GNU tar, bsdtar and star store. Other systems' namespaces are ignored.
 fn attributes(records: &Records) -> Result<Vec<(String, Vec<u8>)>, String> {
     let mut attributes: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for (key, value) in records.iter() {
@@ -395,13 +371,11 @@ fn attributes(records: &Records) -> Result<Vec<(String, Vec<u8>)>, String> {
     Ok(attributes)
 }
 
-/// Truncates a name for an error message.
 fn cut(text: &str) -> String {
     text.chars().take(60).collect()
 }
 
-/// Converts an access control list to ext4's format (linux/fs/ext4/acl.h), in which only named users and groups have
-/// an ID.
+/// Converts an ACL to ext4's format (linux/fs/ext4/acl.h), in which only named users and groups have an ID.
 fn ext4_acl(list: &[u8]) -> Option<Vec<u8>> {
     const VERSION: [u8; 4] = 2u32.to_le_bytes();
     const EXT4_VERSION: [u8; 4] = 1u32.to_le_bytes();
@@ -448,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn links_on_the_way_are_followed_and_stay_inside() {
+    fn symlinks_in_path_are_followed_within_root() {
         let mut tree = Tree::new(0);
         put(&mut tree, "lib", Kind::Symlink("usr/lib".into())).unwrap();
         put(&mut tree, "out", Kind::Symlink("../../..".into())).unwrap();
@@ -466,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn links_in_a_circle_are_refused() {
+    fn symlink_cycle_is_refused() {
         let mut tree = Tree::new(0);
         put(&mut tree, "a", Kind::Symlink("b".into())).unwrap();
         put(&mut tree, "b", Kind::Symlink("a".into())).unwrap();
@@ -474,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_entry_takes_the_place_of_an_earlier_one() {
+    fn later_entry_replaces_earlier_one() {
         let mut tree = Tree::new(0);
         put(&mut tree, "etc/a", file()).unwrap();
         let second = put(&mut tree, "./etc//a", file()).unwrap();
@@ -484,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn tree_over_its_memory_limit_is_refused() {
+    fn tree_over_memory_limit_is_refused() {
         let mut tree = Tree::with_limit(0, 100_000);
         let added = (0..1000).map(|number| put(&mut tree, &format!("etc/{number}"), file())).take_while(Result::is_ok);
         assert!((150..250).contains(&added.count()));
@@ -498,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_beyond_what_ext4_holds_are_refused() {
+    fn attributes_over_ext4_limit_are_refused() {
         let record = |length: usize| {
             let record = format!("SCHILY.xattr.user.a={}\n", "x".repeat(length));
             Records::parse(format!("{} {record}", record.len() + 5).as_bytes()).unwrap()
@@ -509,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn access_control_lists_lose_the_ids_that_mean_nothing() {
+    fn acl_conversion_drops_unused_ids() {
         let entry = |tag: u16, id: u32| [&tag.to_le_bytes()[..], &7u16.to_le_bytes(), &id.to_le_bytes()].concat();
         let list = [2u32.to_le_bytes().to_vec(), entry(1, u32::MAX), entry(2, 1000)].concat();
         let stored = [1u32.to_le_bytes().to_vec(), entry(1, 0)[..4].to_vec(), entry(2, 1000)].concat();
@@ -519,7 +493,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_path_never_leads_out(path in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn path_components_stay_within_root(path in proptest::collection::vec(any::<u8>(), 0..64)) {
             if let Ok(parts) = components(&path) {
                 for part in parts {
                     prop_assert!(!part.is_empty() && part != "." && part != ".." && !part.contains(['/', '\0']));
@@ -528,14 +502,14 @@ mod tests {
         }
 
         #[test]
-        fn paths_are_the_same_however_they_are_spelled(parts in proptest::collection::vec("[a-z.]{1,8}", 0..6)) {
+        fn path_spelling_does_not_change_components(parts in proptest::collection::vec("[a-z.]{1,8}", 0..6)) {
             let plain = parts.join("/");
             let spelled = format!("/.//{}/./", parts.join("//./"));
             prop_assert_eq!(components(plain.as_bytes()), components(spelled.as_bytes()));
         }
 
         #[test]
-        fn any_tree_can_be_built_and_walked(
+        fn arbitrary_trees_have_no_cycles(
             steps in proptest::collection::vec(("[abc./]{0,6}", "[abc./]{1,6}", 0..3), 0..40),
         ) {
             let mut tree = Tree::new(0);

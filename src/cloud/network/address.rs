@@ -14,7 +14,6 @@ use crate::store::{AddressRecord, InstanceRecord, NetworkRecord, SubnetRecord, T
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(127, 18, 0, 0);
 const PUBLIC_COUNT: u32 = 65534;
 
-/// The addresses in use by all instances of a store.
 #[derive(Debug)]
 pub(in crate::cloud) struct Addresses {
     private: BTreeSet<(VpcId, Ipv4Addr)>,
@@ -59,7 +58,6 @@ impl Addresses {
         Ok(())
     }
 
-    /// Returns a free public address.
     pub fn free_public(&self) -> Option<Ipv4Addr> {
         let mut candidates = (0..PUBLIC_COUNT).map(|step| {
             let number = (u32::from(self.origin) + step) % PUBLIC_COUNT + 1;

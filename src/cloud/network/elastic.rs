@@ -12,14 +12,12 @@ use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
 use crate::store::{AddressRecord, AssociationRecord, InstanceRecord, Transaction};
 
 impl Cloud {
-    /// Lists all elastic addresses.
     pub fn addresses(&mut self) -> Result<Vec<AddressRecord>, CloudError> {
         let mut addresses: Vec<AddressRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         addresses.sort_by_key(|address| address.public_ip);
         Ok(addresses)
     }
 
-    /// Allocates an elastic address.
     pub fn allocate_address(&mut self, tags: BTreeMap<String, String>) -> Result<AddressRecord, CloudError> {
         let origin = self.address_origin();
         self.store.write(|tx| {
@@ -34,8 +32,7 @@ impl Cloud {
         })
     }
 
-    /// Associates an address with an instance, until it is disassociated or moved. It replaces the instance's public
-    /// address. An address of another instance is moved only if `may_move` is true.
+    /// Replaces an instance's public address. `may_move` permits taking the address from another instance.
     pub fn associate_address(
         &mut self,
         reference: &str,
@@ -58,7 +55,7 @@ impl Cloud {
             }
             let mut before = Vec::new();
             if let Some(holder) = holder {
-                before.push(strip(tx, holder, origin)?);
+                before.push(remove_elastic_address(tx, holder, origin)?);
             }
             // Release the instance's previous elastic address.
             for mut other in held_by(tx, instance.id)? {
@@ -67,15 +64,14 @@ impl Cloud {
             }
             record.association = Some(AssociationRecord { id: new_id(), instance_id: instance.id });
             tx.put(&record)?;
-            Ok((record.clone(), before, put_on(tx, instance.id, &record)?))
+            Ok((record.clone(), before, set_elastic_address(tx, instance.id, &record)?))
         })?;
         // Release the address on the old instance before binding it on the new one.
         from.iter().chain([&to]).try_for_each(|changed| self.push_network_config(changed))?;
         Ok(record)
     }
 
-    /// Disassociates an address from its instance. A running instance gets another public address, if it should have
-    /// one.
+    /// Disassociates an address. Its running instance gets another public address, if it should have one.
     pub fn disassociate_address(&mut self, reference: &str) -> Result<AddressRecord, CloudError> {
         let origin = self.address_origin();
         let (record, from) = self.store.write::<_, CloudError>(|tx| {
@@ -85,13 +81,12 @@ impl Cloud {
                 return Err(CloudError::refused(ErrorCode::InvalidAssociationIdNotFound, what, None));
             };
             tx.put(&record)?;
-            Ok((record, strip(tx, association.instance_id, origin)?))
+            Ok((record, remove_elastic_address(tx, association.instance_id, origin)?))
         })?;
         self.push_network_config(&from)?;
         Ok(record)
     }
 
-    /// Releases an unassociated address.
     pub fn release_address(&mut self, reference: &str) -> Result<AddressRecord, CloudError> {
         self.store.write(|tx| {
             let record = resolve::address(tx, reference)?;
@@ -106,7 +101,6 @@ impl Cloud {
     }
 }
 
-/// Releases the elastic address of a terminated instance.
 pub(in crate::cloud) fn free_addresses_of(tx: &Transaction, instance: InstanceId) -> Result<(), CloudError> {
     for record in held_by(tx, instance)? {
         tx.put(&AddressRecord { association: None, ..record })?;
@@ -121,7 +115,7 @@ fn held_by(tx: &Transaction, instance: InstanceId) -> Result<Vec<AddressRecord>,
 }
 
 /// Removes an instance's elastic address. A running instance gets another public address.
-fn strip(tx: &Transaction, instance: InstanceId, origin: u16) -> Result<InstanceRecord, CloudError> {
+fn remove_elastic_address(tx: &Transaction, instance: InstanceId, origin: u16) -> Result<InstanceRecord, CloudError> {
     let has_machine = get(tx, instance)?.state.has_machine();
     change(tx, instance, None, |tx, network| {
         network.public_ip = None;
@@ -129,7 +123,11 @@ fn strip(tx: &Transaction, instance: InstanceId, origin: u16) -> Result<Instance
     })
 }
 
-fn put_on(tx: &Transaction, instance: InstanceId, address: &AddressRecord) -> Result<InstanceRecord, CloudError> {
+fn set_elastic_address(
+    tx: &Transaction,
+    instance: InstanceId,
+    address: &AddressRecord,
+) -> Result<InstanceRecord, CloudError> {
     change(tx, instance, Some(address.id), |_, network| {
         network.public_ip = Some(address.public_ip);
         Ok(())

@@ -48,8 +48,7 @@ fn protocol(traffic: Traffic) -> FilterProtocol {
     }
 }
 
-/// Returns the forwarded ports of a public address: those that the rules open for the host. A public address is an
-/// address of the host's loopback interface.
+/// Returns the ports of a public address (on the host's loopback interface) that the rules open for the host.
 pub(super) fn public_forwards(public: Ipv4Addr, filter: &Filter) -> Vec<Forward> {
     let opens = |rule: &&FilterRule| rule.peers.iter().any(|range| range.contains(Ipv4Addr::LOCALHOST));
     let mut forwards = Vec::new();
@@ -88,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_the_addresses_of_their_members() {
+    fn group_peers_are_member_addresses() {
         let ssh = Traffic::Tcp { from: 22, to: 22 };
         let rules = [
             rule(false, ssh, "sg-0123456789abcdef0"),
@@ -104,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_open_at_the_public_address_that_are_open_for_the_host() {
+    fn public_address_forwards_ports_open_to_host() {
         let ports = |rules: &[Rule]| {
             let filter = filter_of(rules.iter(), |_| Vec::new());
             public_forwards(PUBLIC, &filter).into_iter().map(|forward| forward.guest_port).collect::<Vec<_>>()
@@ -115,7 +114,7 @@ mod tests {
         let wide = ports(&[rule(false, Traffic::Tcp { from: 0, to: 65535 }, "0.0.0.0/0")]);
         assert_eq!(wide, KNOWN);
         assert_eq!(ports(&[rule(false, Traffic::All, "0.0.0.0/0")]).len(), 2 * KNOWN.len());
-        let everybody = Peer::Range(Ipv4Range::ANYWHERE);
-        assert_eq!(everybody, Peer::Range("0.0.0.0/0".parse().unwrap()));
+        let anywhere = Peer::Range(Ipv4Range::ANYWHERE);
+        assert_eq!(anywhere, Peer::Range("0.0.0.0/0".parse().unwrap()));
     }
 }

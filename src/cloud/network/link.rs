@@ -12,23 +12,17 @@ use crate::ec2::{InstanceId, metadata::MetadataOptions};
 use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, VolumeRecord};
 use crate::vmm::netstack::{Filter, Forward, MetadataConfig, NetstackConfig, Transport};
 
-/// The name of the netstack's configuration file in an instance's directory.
+/// The netstack's configuration in an instance's directory.
 pub const FILE: &str = "link.json";
 
-/// Records that belong to an instance.
 #[derive(Debug)]
 pub(super) struct Known {
-    /// The subnet.
     pub subnet: SubnetRecord,
-    /// The public key of the key pair.
     pub public_key: Option<String>,
-    /// The volumes.
     pub volumes: Vec<VolumeRecord>,
-    /// The security groups.
     pub groups: Vec<SecurityGroupRecord>,
 }
 
-/// Returns an instance's netstack configuration.
 pub(super) fn link_of(
     record: &InstanceRecord,
     network: &NetworkRecord,
@@ -48,12 +42,11 @@ pub(super) fn link_of(
     NetstackConfig { forwards, filter, metadata: Some(metadata), ..plain(address, known.subnet.range()) }
 }
 
-/// Returns an instance's user data. Empty user data, which older versions stored, counts as none.
+/// Empty user data, which older versions stored, counts as none.
 fn user_data_of(record: &InstanceRecord) -> Option<String> {
     record.user_data.clone().filter(|text| !text.is_empty())
 }
 
-/// Returns an ephemeral instance's netstack configuration.
 pub fn run_link(id: InstanceId, image: Option<&Manifest>, spec: &NetworkSpec) -> NetstackConfig {
     // The guest is alone on its network, so it gets the first address that an instance can have.
     let subnet = SubnetRange::default_in(Zone::A);

@@ -17,14 +17,12 @@ use crate::vmm::netstack::MacAddress;
 /// Values by their path below `meta-data/`.
 pub(super) type Tree = BTreeMap<String, String>;
 
-/// The only account.
 const ACCOUNT: &str = "000000000000";
 
-/// Returns an instance's metadata tree.
 pub(super) fn tree_of(record: &InstanceRecord, network: &NetworkRecord, known: &Known) -> Tree {
     let Known { subnet, public_key, volumes, groups } = known;
     let place = (network.private_ip, subnet.range(), network.zone);
-    let mut tree = basis(record.id, &record.image_id.to_string(), &record.instance_type, place);
+    let mut tree = common_tree(record.id, &record.image_id.to_string(), &record.instance_type, place);
     let mut put = |path: &str, value: String| drop(tree.insert(path.to_string(), value));
     let names: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
     let ids: Vec<String> = groups.iter().map(|group| group.id.to_string()).collect();
@@ -70,17 +68,15 @@ fn openssh_key(public_key: &str, name: &str) -> String {
     words.join(" ") + "\n"
 }
 
-/// Returns an ephemeral instance's metadata tree.
 pub(super) fn run_tree(id: InstanceId, image: &str, address: Ipv4Addr, subnet: SubnetRange) -> Tree {
-    basis(id, image, "custom", (address, subnet, Zone::default()))
+    common_tree(id, image, "custom", (address, subnet, Zone::default()))
 }
 
 fn interface_path(id: InstanceId) -> String {
     format!("network/interfaces/macs/{}", MacAddress(mac_address(id)))
 }
 
-/// Returns the metadata that every guest has. `place` is its address, its subnet and its zone.
-fn basis(id: InstanceId, image: &str, instance_type: &str, place: (Ipv4Addr, SubnetRange, Zone)) -> Tree {
+fn common_tree(id: InstanceId, image: &str, instance_type: &str, place: (Ipv4Addr, SubnetRange, Zone)) -> Tree {
     let (address, subnet, zone) = place;
     let name = private_dns_name(address);
     let vpc_range = subnet.vpc.to_string();
@@ -151,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn openssh_key_is_a_line_with_the_key_pairs_name() {
+    fn openssh_key_has_key_pair_name_as_comment() {
         assert_eq!(openssh_key("ssh-ed25519 AAAA me@host\n", "my own key"), "ssh-ed25519 AAAA my own key\n");
     }
 }

@@ -46,32 +46,27 @@ pub use vpc::SubnetSpec;
 
 /// Maximum packet size in bytes, as within a VPC in EC2 (jumbo frames).
 pub const MTU: u16 = 9001;
-/// The name of the user-mode network's log in an instance's directory.
 const LOG: &str = "passt.log";
 
-/// The requested network of an instance.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkSpec {
-    /// The network mode.
     pub mode: NetworkMode,
-    /// The subnet by identifier or name. The default is a subnet of the default VPC.
+    /// ID or name. The default is a subnet of the default VPC.
     pub subnet: Option<String>,
-    /// The zone.
     pub zone: Option<Zone>,
-    /// The private address, which must be in the subnet.
+    /// Must be in the subnet.
     pub private_ip: Option<Ipv4Addr>,
-    /// True if it has a public address while it runs. By default, the subnet decides.
+    /// By default, the subnet decides.
     pub public_ip: Option<bool>,
-    /// Host ports that are forwarded to it.
+    /// Host ports that are forwarded to the instance.
     pub published: Vec<PublishedPort>,
-    /// The security groups by name or identifier. By default, the VPC's default group.
+    /// Names or IDs. The default is the VPC's default group.
     pub security_groups: Vec<String>,
     /// Changes to the metadata service's default options.
     pub metadata: Option<MetadataChange>,
 }
 
-/// Returns the interface of a fork: a copy of the original's with new addresses. It has no published ports, because a
-/// host port leads to one instance only.
+/// Copies an interface without addresses, and without published ports: a host port leads to one instance only.
 pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord> {
     let original = original?.clone();
     Some(NetworkRecord {
@@ -83,28 +78,25 @@ pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord
     })
 }
 
-/// The connection of a machine's network device.
 #[derive(Debug)]
 pub(super) struct Connection {
-    /// The device's end: a tap, or the socket of a user-mode network.
+    /// A tap, or the socket of a user-mode network.
     device: OwnedFd,
-    /// The user-mode network. The machine need not wait for it.
+    /// The machine need not wait for it.
     user_mode: Option<passt::Prepared>,
 }
 
 impl Connection {
-    /// Returns the device's end, and the backend to start once the VMM has been started.
+    /// Returns the device's end, and the backend to start after the VMM.
     pub fn split(self) -> (OwnedFd, DeferredPasst) {
         (self.device, DeferredPasst(self.user_mode))
     }
 }
 
-/// A network backend that has not been started.
 #[derive(Debug, Default)]
 pub(super) struct DeferredPasst(Option<passt::Prepared>);
 
 impl DeferredPasst {
-    /// Starts the backend.
     pub fn start(self) -> Result<(), CloudError> {
         self.0.map_or(Ok(()), |passt| passt.start().map_err(unsupported))
     }
@@ -115,15 +107,13 @@ fn unsupported(error: passt::PasstError) -> CloudError {
     CloudError::refused(ErrorCode::Unsupported, format!("{error}."), Some(hint.into()))
 }
 
-/// Returns the network device of the instance `id`.
 pub(super) fn device(id: InstanceId, link: Option<&Path>) -> NetConfig {
     let link = link.map(Path::to_path_buf);
     NetConfig { mac: MacAddress(mac_address(id)), mtu: MTU, link, limits: None }
 }
 
-/// Gives a machine its network device with the netstack configuration `link`, and adds the network to its kernel
-/// command line.
-fn give_device(
+/// Gives a machine its network device, and adds the network to its kernel command line.
+fn add_device(
     id: InstanceId,
     dir: &Path,
     link: &NetstackConfig,
@@ -136,8 +126,7 @@ fn give_device(
     Ok(())
 }
 
-/// Connects a machine outside of VPCs: adds its network device and prepares the backend. Returns none for mode `none`,
-/// and for mode `auto` if the host lacks the program.
+/// Connects a machine outside of VPCs. Returns `None` without a network, or if the host lacks the program.
 pub(super) fn connect(
     id: InstanceId,
     dir: &Path,
@@ -150,7 +139,7 @@ pub(super) fn connect(
         let hint = "`wisp launch --network vpc` launches an instance that is.";
         return Err(CloudError::refused(ErrorCode::InvalidParameterCombination, what, Some(hint.into())));
     }
-    give_device(id, dir, link, machine)?;
+    add_device(id, dir, link, machine)?;
     if mode == NetworkMode::None || mode == NetworkMode::Auto && passt::check().is_err() {
         return Ok(None);
     }
@@ -161,7 +150,6 @@ pub(super) fn connect(
     Ok(Some(Connection { device, user_mode: Some(passt) }))
 }
 
-/// Writes the netstack configuration into an instance's directory. Returns its path.
 fn write_link(dir: &Path, link: &NetstackConfig) -> Result<PathBuf, CloudError> {
     let path = dir.join(FILE);
     let text = serde_json::to_vec_pretty(link).expect("a link is plain data");
@@ -177,7 +165,6 @@ impl Cloud {
         u16::from_be_bytes([digest[0], digest[1]])
     }
 
-    /// Connects an instance's machine, if it has a network.
     pub(super) fn connect(
         &mut self,
         record: &InstanceRecord,
@@ -190,7 +177,7 @@ impl Cloud {
         };
         let link = self.link_of(record, network)?;
         if is_in_vpc(network) {
-            give_device(record.id, dir.path(), &link, machine)?;
+            add_device(record.id, dir.path(), &link, machine)?;
             return Ok(Some(Connection { device: self.attach(network)?, user_mode: None }));
         }
         let connected = connect(record.id, dir.path(), &link, network.mode, machine)?;
@@ -202,7 +189,6 @@ impl Cloud {
         Ok(connected)
     }
 
-    /// Adds a notice, unless the same one is pending.
     fn notice(&mut self, notice: String) {
         if !self.notices.contains(&notice) {
             self.notices.push(notice);
@@ -235,8 +221,8 @@ impl Cloud {
         let Some(network) = record.network.as_ref().filter(|_| record.state.has_machine()) else { return Ok(()) };
         let dir = self.dir(record.id);
         let link = write_link(dir.path(), &self.link_of(record, network)?)?;
-        let told = dir.connect().and_then(|mut monitor| monitor.ask(&Request::ReloadLink { link }));
-        let problems = match told {
+        let reloaded = dir.connect().and_then(|mut machine| machine.ask(&Request::ReloadLink { link }));
+        let problems = match reloaded {
             Ok(Message::Reloaded { problems }) => problems,
             // An instance that is ending needs no new configuration.
             Ok(_) | Err(CloudError::Control { .. }) => Vec::new(),

@@ -13,7 +13,6 @@ use crate::ec2::network::NetworkMode;
 use crate::ec2::{Ec2Error, ErrorCode};
 use crate::store::{NetworkRecord, SubnetRecord, Transaction, VpcRecord};
 
-/// A network placement.
 #[derive(Debug)]
 pub(in crate::cloud) struct Placement {
     subnet: SubnetRecord,
@@ -22,7 +21,7 @@ pub(in crate::cloud) struct Placement {
 }
 
 impl Placement {
-    /// Returns the requested placement. The default subnet is the default VPC's subnet in the requested zone.
+    /// The default subnet is the default VPC's subnet in the requested zone.
     pub fn choose(tx: &Transaction, spec: &NetworkSpec) -> Result<Placement, CloudError> {
         let subnet = match &spec.subnet {
             Some(reference) => resolve::subnet(tx, reference)?,
@@ -50,7 +49,7 @@ impl Placement {
         Ok(Placement { subnet, security_groups, mode })
     }
 
-    /// Returns an interface in this placement, without addresses. `metadata` has the options that the launch omits.
+    /// Returns an interface without addresses. `metadata` has the options that the launch omits.
     pub fn interface(&self, spec: &NetworkSpec, metadata: MetadataOptions) -> NetworkRecord {
         NetworkRecord {
             vpc_id: self.subnet.vpc_id,

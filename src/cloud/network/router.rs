@@ -17,7 +17,6 @@ use crate::host::router::{self, Attached, Interface, Router, RouterConfig, Route
 use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VpcRecord};
 use crate::vmm::netstack::{Cidr, MacAddress};
 
-/// Returns true if an interface is connected to its VPC.
 pub(super) fn is_in_vpc(network: &NetworkRecord) -> bool {
     network.mode == NetworkMode::Vpc
 }
@@ -35,12 +34,12 @@ impl Cloud {
         Ok(tap)
     }
 
-    /// Adds a notice for each VPC without an uplink that instances were attached to. This is done after their start,
-    /// because the uplink takes longer to come up than they do.
-    pub(in crate::cloud) fn notice_ways_out(&mut self) {
+    /// Adds a notice for each VPC without an uplink that instances were attached to. The caller has started the
+    /// instances, because the uplink takes longer to come up.
+    pub(in crate::cloud) fn notice_missing_uplinks(&mut self) {
         for vpc in std::mem::take(&mut self.attached) {
             // A router that is ending needs no uplink.
-            if let Ok(false) = router::has_way_out(&self.router_folder(vpc)) {
+            if let Ok(false) = router::has_way_out(&self.router_directory(vpc)) {
                 self.notice(format!(
                     "The VPC has no uplink: {WAY_OUT} (`sudo apt install passt`) is missing or has exited; \
                      `wisp doctor` says more."
@@ -53,7 +52,7 @@ impl Cloud {
     pub(super) fn update_routers(&mut self) -> Result<(), CloudError> {
         for vpc in self.vpcs()? {
             // Without its directory, a VPC never had an attached instance.
-            if self.router_folder(vpc.id).exists() {
+            if self.router_directory(vpc.id).exists() {
                 let router = self.router(vpc.id)?;
                 if let Some(revival) = router.apply(&self.router_config(vpc.id)?).map_err(refused)? {
                     self.notice_revival(vpc.id, &revival);
@@ -69,7 +68,7 @@ impl Cloud {
         let running = records.iter().filter(|record| record.state.has_machine());
         let networks = running.filter_map(|record| record.network.as_ref()).filter(|network| is_in_vpc(network));
         let vpcs: BTreeSet<VpcId> = networks.map(|network| network.vpc_id).collect();
-        for vpc in vpcs.into_iter().filter(|vpc| router::is_killed(&self.router_folder(*vpc))).collect::<Vec<_>>() {
+        for vpc in vpcs.into_iter().filter(|vpc| router::is_killed(&self.router_directory(*vpc))).collect::<Vec<_>>() {
             match self.revive_router(vpc) {
                 // If the router cannot be restarted, the commands that need it report that.
                 Ok(Some(revival)) if revival.came_back.is_some() => self.notice_revival(vpc, &revival),
@@ -84,7 +83,6 @@ impl Cloud {
         router.apply(&self.router_config(vpc)?).map_err(refused)
     }
 
-    /// Adds a notice that a VPC's router was killed, with the consequences for its instances.
     fn notice_revival(&mut self, vpc: VpcId, revival: &RouterRecovery) {
         let came_back = match revival.came_back {
             Some(true) => Some("it is back, and what was connected is connected"),
@@ -99,20 +97,20 @@ impl Cloud {
         }
     }
 
-    fn router_folder(&self, vpc: VpcId) -> PathBuf {
+    fn router_directory(&self, vpc: VpcId) -> PathBuf {
         self.home.networks().join(vpc.to_string())
     }
 
     /// Locks the router. A configuration that is read after this is newer than that of any other command.
     fn router(&self, vpc: VpcId) -> Result<Router, CloudError> {
-        let dir = self.router_folder(vpc);
+        let dir = self.router_directory(vpc);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
         made.map_err(CloudError::file(&dir, "made"))?;
         Router::lock(&dir).map_err(refused)
     }
 
     fn router_config(&mut self, vpc: VpcId) -> Result<RouterConfig, CloudError> {
-        let instances_folder = self.home.instances();
+        let instances_directory = self.home.instances();
         let (range, interfaces) = self.store.read::<_, CloudError>(|tx| {
             let record = tx.get::<VpcRecord>(&vpc.to_string())?.ok_or_else(|| VpcId::not_found(&vpc.to_string()))?;
             let groups: Vec<SecurityGroupRecord> = tx.list()?;
@@ -121,7 +119,7 @@ impl Cloud {
             let interface = |record: &InstanceRecord| {
                 let network = record.network.as_ref().filter(|network| network.vpc_id == vpc && is_in_vpc(network))?;
                 let filter = filters(&groups, &instances, network);
-                let dir = instances_folder.join(record.id.to_string());
+                let dir = instances_directory.join(record.id.to_string());
                 Some(Interface { address: network.private_ip, dir, mac: MacAddress(mac_address(record.id)), filter })
             };
             Ok((record.cidr, living.filter_map(interface).collect()))

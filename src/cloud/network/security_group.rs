@@ -17,19 +17,14 @@ use crate::host::shell;
 use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, Transaction};
 use crate::vmm::netstack::Filter;
 
-/// The name of a VPC's default group.
 pub const DEFAULT: &str = "default";
 
-/// A requested rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleSpec {
-    /// True for outbound traffic.
     pub egress: bool,
-    /// The protocol and ports.
     pub traffic: Traffic,
-    /// Peers by address range.
     pub ranges: Vec<Ipv4Range>,
-    /// Peers by group: names or identifiers.
+    /// Names or IDs.
     pub groups: Vec<String>,
 }
 
@@ -46,18 +41,16 @@ impl Cloud {
         })
     }
 
-    /// Returns the names of all groups.
     pub fn group_names(&mut self) -> Result<BTreeMap<SecurityGroupId, String>, CloudError> {
         let groups: Vec<SecurityGroupRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         Ok(groups.into_iter().map(|group| (group.id, group.name)).collect())
     }
 
-    /// Finds a group by name or identifier.
     pub fn security_group(&mut self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
         self.store.write(|tx| find_group(tx, reference))
     }
 
-    /// Creates a group in a VPC, by default in the default one. It allows all outbound and no inbound traffic.
+    /// Creates a group, by default in the default VPC. It allows all outbound and no inbound traffic.
     pub fn create_security_group(
         &mut self,
         name: &str,
@@ -112,7 +105,7 @@ impl Cloud {
         })
     }
 
-    /// Adds rules to a group, all or none. Returns the changed group.
+    /// Adds rules to a group, all or none.
     pub fn authorize(&mut self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
         let record = self.store.write::<_, CloudError>(|tx| {
             let mut record = find_group(tx, reference)?;
@@ -140,7 +133,7 @@ impl Cloud {
         Ok(record)
     }
 
-    /// Removes rules from a group, all or none. Returns the changed group.
+    /// Removes rules from a group, all or none.
     pub fn revoke(&mut self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
         self.remove_rules(reference, |tx, group| {
             let peers = peers(tx, group.vpc_id, spec)?;
@@ -151,7 +144,6 @@ impl Cloud {
         })
     }
 
-    /// Removes a rule from a group by its identifier.
     pub fn revoke_by_id(
         &mut self,
         reference: &str,
@@ -190,8 +182,7 @@ impl Cloud {
         Ok(record)
     }
 
-    /// Applies the current groups to running instances. The change may affect an instance's own groups, or the members
-    /// of groups that their rules name.
+    /// Applies the current groups to all running instances: their rules may name groups whose members have changed.
     pub(in crate::cloud) fn groups_changed(&mut self) -> Result<(), CloudError> {
         let instances: Vec<InstanceRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         instances.iter().try_for_each(|record| self.push_network_config(record))?;
@@ -199,13 +190,11 @@ impl Cloud {
     }
 }
 
-/// Returns an instance's groups.
 pub(in crate::cloud) fn groups_of(record: &InstanceRecord) -> &[SecurityGroupId] {
     record.network.as_ref().map_or(&[], |network| &network.security_groups)
 }
 
-/// Returns a VPC's default group, and creates it if it is missing. It allows all traffic between its members and all
-/// outbound traffic.
+/// Returns or creates a VPC's default group, which allows all traffic between members and all outbound traffic.
 pub(super) fn default_group(tx: &Transaction, vpc_id: VpcId) -> Result<SecurityGroupRecord, CloudError> {
     let groups: Vec<SecurityGroupRecord> = tx.list()?;
     if let Some(group) = groups.into_iter().find(|group| group.vpc_id == vpc_id && group.name == DEFAULT) {
@@ -226,7 +215,7 @@ pub(super) fn default_group(tx: &Transaction, vpc_id: VpcId) -> Result<SecurityG
     Ok(record)
 }
 
-/// Resolves the groups of an instance in a VPC. By default, that is the VPC's default group.
+/// Resolves the groups of an instance in a VPC. The default is the VPC's default group.
 pub(in crate::cloud) fn chosen_groups(
     tx: &Transaction,
     vpc: VpcId,
@@ -254,7 +243,6 @@ pub(in crate::cloud) fn chosen_groups(
     Ok(ids)
 }
 
-/// Returns the packet filter of an interface's groups.
 pub(super) fn filters(groups: &[SecurityGroupRecord], instances: &[InstanceRecord], network: &NetworkRecord) -> Filter {
     let own = groups.iter().filter(|group| network.security_groups.contains(&group.id));
     filter_of(own.flat_map(|group| &group.rules), |group| members(instances, group))
@@ -283,7 +271,6 @@ fn find_group(tx: &Transaction, reference: &str) -> Result<SecurityGroupRecord, 
         .or_else(|_| resolve::security_group(tx, reference, |_| true))
 }
 
-/// Finds a group of a VPC.
 fn group_in(tx: &Transaction, vpc: VpcId, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
     resolve::security_group(tx, reference, |group| group.vpc_id == vpc).map_err(|error| {
         match find_group(tx, reference) {

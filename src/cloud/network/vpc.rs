@@ -1,7 +1,6 @@
 //! VPCs and subnets: EC2's `CreateVpc`, `CreateSubnet` and the like.
 //!
-//! A VPC is only a record until an instance is connected to it. It has a router (see `router.rs`) for as long as an
-//! instance is connected.
+//! A VPC is only a record until an instance is connected to it. From then on it has a router (see `router.rs`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,18 +16,14 @@ use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, SubnetRec
 
 type Tags = BTreeMap<String, String>;
 
-/// The parameters of a new subnet.
 #[derive(Debug, Clone)]
 pub struct SubnetSpec {
-    /// The VPC by identifier or name. The default is the default VPC.
+    /// ID or name. The default is the default VPC.
     pub vpc: Option<String>,
-    /// The address range.
     pub cidr: Ipv4Range,
-    /// The zone.
     pub zone: Zone,
-    /// True if instances get a public address by default.
+    /// Instances get a public address by default.
     pub map_public_ip: bool,
-    /// The tags.
     pub tags: Tags,
 }
 
@@ -47,7 +42,6 @@ impl Cloud {
         Ok(subnets)
     }
 
-    /// Finds a VPC by identifier or name.
     pub fn vpc(&mut self, reference: &str) -> Result<VpcRecord, CloudError> {
         self.store.read(|tx| resolve::vpc(tx, reference))
     }
@@ -114,7 +108,6 @@ impl Cloud {
         Ok(vpc)
     }
 
-    /// Creates a subnet.
     pub fn create_subnet(&mut self, spec: &SubnetSpec) -> Result<SubnetRecord, CloudError> {
         self.store.write(|tx| {
             let vpc = vpc_or_default(tx, spec.vpc.as_deref())?;
@@ -136,7 +129,7 @@ impl Cloud {
         })
     }
 
-    /// Sets whether instances launched into a subnet from now on get a public address by default.
+    /// Affects only instances that are launched into the subnet from now on.
     pub fn map_public_ip(&mut self, reference: &str, map_public_ip: bool) -> Result<SubnetRecord, CloudError> {
         self.store.write(|tx| {
             let subnet = SubnetRecord { map_public_ip, ..resolve::subnet(tx, reference)? };
@@ -145,7 +138,6 @@ impl Cloud {
         })
     }
 
-    /// Deletes a subnet without instances.
     pub fn delete_subnet(&mut self, reference: &str) -> Result<SubnetRecord, CloudError> {
         self.store.write(|tx| {
             let subnet = resolve::subnet(tx, reference)?;
@@ -183,7 +175,6 @@ impl Cloud {
     }
 }
 
-/// Returns the named VPC, or the default one.
 pub(super) fn vpc_or_default(tx: &Transaction, reference: Option<&str>) -> Result<VpcRecord, CloudError> {
     match reference {
         Some(reference) => resolve::vpc(tx, reference),
@@ -191,7 +182,6 @@ pub(super) fn vpc_or_default(tx: &Transaction, reference: Option<&str>) -> Resul
     }
 }
 
-/// Returns the default VPC.
 pub(super) fn default_vpc(tx: &Transaction) -> Result<VpcRecord, CloudError> {
     tx.list::<VpcRecord>()?.into_iter().find(|vpc| vpc.is_default).ok_or_else(|| {
         let hint = "`wisp vpc create --default` makes one anew; `wisp subnet ls` lists other VPCs' subnets.";
@@ -205,14 +195,12 @@ pub(super) fn living(instances: &[InstanceRecord]) -> impl Iterator<Item = &Netw
     living.filter_map(|record| record.network.as_ref())
 }
 
-/// Finds an instance with a matching interface.
 fn occupant(tx: &Transaction, is_in: impl Fn(&NetworkRecord) -> bool) -> Result<Option<InstanceRecord>, CloudError> {
     let mut instances: Vec<InstanceRecord> = tx.list()?;
     instances.retain(|record| record.state != InstanceState::Terminated);
     Ok(instances.into_iter().find(|record| record.network.as_ref().is_some_and(&is_in)))
 }
 
-/// Returns the refusal to delete a resource that another one depends on.
 pub(super) fn depends(resource: &str, dependent: &str) -> CloudError {
     let what = match resource.split('-').next() {
         Some("vpc") => "The vpc",
