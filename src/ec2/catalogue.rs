@@ -41,7 +41,7 @@ const SUGGESTIONS: usize = 3;
 
 static CATALOGUE: LazyLock<Vec<InstanceType>> = LazyLock::new(|| parse(CSV).expect("a unit test reads every row"));
 
-/// Ordered by category, family and size.
+/// Returns all types, ordered by category, family and size.
 pub fn all() -> &'static [InstanceType] {
     &CATALOGUE
 }
@@ -94,7 +94,7 @@ fn common_prefix(a: &str, b: &str) -> usize {
     a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count()
 }
 
-/// Levenshtein distance.
+/// Returns the Levenshtein distance.
 fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -101,7 +101,7 @@ fn first_line(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == b'\n').next().unwrap_or_default()
 }
 
-/// Ignores ASCII case.
+/// Returns true if `bytes` starts with `prefix`, ignoring ASCII case.
 fn begins_with(bytes: &[u8], prefix: &[u8]) -> bool {
     bytes.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
@@ -110,10 +110,7 @@ fn begins_with(bytes: &[u8], prefix: &[u8]) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UserDataError {
     #[error("User data is limited to {MAX_BYTES} bytes, and this {kind} has {bytes}.", kind = kind_in_sentence(*.kind))]
-    TooLarge {
-        bytes: usize,
-        kind: Kind,
-    },
+    TooLarge { bytes: usize, kind: Kind },
     #[error("User data is limited to {MAX_UNPACKED} bytes when it is uncompressed, and this has more.")]
     UnpacksTooLarge,
     #[error("Invalid BASE64 encoding of user data.")]
@@ -169,7 +166,7 @@ impl UserData {
         Self::raw(decoded.unwrap_or_else(|| given.to_vec()))
     }
 
-    /// Returns the user data without compression, base64 and byte-order mark, for an agent without cloud-init.
+    /// Removes compression, base64 and byte-order mark, for the agent of an image without cloud-init.
     ///
     /// Scripts lose carriage returns, which would otherwise become part of the interpreter's name. Data that only
     /// starts like gzip is kept. Fails if the uncompressed data is too large.

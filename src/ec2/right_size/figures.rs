@@ -15,7 +15,7 @@ pub struct Statistic {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Figures {
-    /// Seconds.
+    /// Observed time in seconds.
     pub observed: f64,
     /// Start of the observation, in milliseconds since 1970.
     pub since_ms: u64,

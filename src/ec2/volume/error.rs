@@ -7,13 +7,9 @@ use crate::ec2::ErrorCode;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VolumeError {
     #[error("Unsupported volume type '{given}' for volume creation.")]
-    Type {
-        given: String,
-    },
+    Type { given: String },
     #[error("Invalid value '{given}' for size: it is not a volume's size.")]
-    Size {
-        given: String,
-    },
+    Size { given: String },
     #[error("The request must contain the parameter size or snapshotId.")]
     NoSize,
     #[error("Volume of {size} is too small for {volume_type}; minimum is {minimum} GiB.")]
@@ -31,15 +27,9 @@ pub enum VolumeError {
         maximum: u64,
     },
     #[error("Volume of {size} is smaller than its snapshot or image, expect size >= {source_size}.")]
-    SmallerThanSource {
-        size: VolumeSize,
-        source_size: VolumeSize,
-    },
+    SmallerThanSource { size: VolumeSize, source_size: VolumeSize },
     #[error("The parameter {parameter} is not supported for {volume_type} volumes.")]
-    NotSupported {
-        volume_type: VolumeType,
-        parameter: &'static str,
-    },
+    NotSupported { volume_type: VolumeType, parameter: &'static str },
     #[error("The request must contain the parameter iops: {volume_type} volumes have no default.")]
     IopsRequired {
         volume_type: VolumeType,
@@ -78,36 +68,21 @@ pub enum VolumeError {
         most: u32,
     },
     #[error("A {volume_type} volume cannot be a root volume.")]
-    NotBootable {
-        volume_type: VolumeType,
-    },
+    NotBootable { volume_type: VolumeType },
     #[error("New size of {given} cannot be smaller than existing size of {current}.")]
-    Shrinks {
-        current: VolumeSize,
-        given: VolumeSize,
-    },
+    Shrinks { current: VolumeSize, given: VolumeSize },
     #[error("The request must contain at least one of size, type, iops and throughput.")]
     NothingToModify,
     #[error("Invalid value '{given}' for device: it is not a valid EBS device name.")]
-    DeviceName {
-        given: String,
-    },
+    DeviceName { given: String },
     #[error("Invalid value '{name}' for device: attachment point {name} is already in use.")]
-    DeviceInUse {
-        name: String,
-    },
+    DeviceInUse { name: String },
     #[error("The instance has a volume under every device name there is.")]
     NoDeviceLeft,
     #[error("Invalid value '{given}' for volume: {what}.")]
-    Option {
-        given: String,
-        what: &'static str,
-    },
+    Option { given: String, what: &'static str },
     #[error("The parameter {one} cannot be combined with {other}.")]
-    Combination {
-        one: &'static str,
-        other: &'static str,
-    },
+    Combination { one: &'static str, other: &'static str },
 }
 
 impl VolumeError {

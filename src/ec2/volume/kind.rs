@@ -13,7 +13,8 @@ use crate::ec2::Ec2Error;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VolumeType {
-    /// General purpose SSD with performance independent of size. EC2's console has this default; its API has gp2.
+    /// General purpose SSD with performance independent of size. Wisp and EC2's console default to it, EC2's API to
+    /// gp2.
     #[default]
     Gp3,
     /// General purpose SSD with performance that grows with size.
