@@ -11,8 +11,9 @@ use super::{Agent, Error};
 impl Agent {
     /// Copies the host's `source`, a file or a directory, to `destination` in the guest.
     ///
-    /// If the destination is a directory, the copy is created inside it under the source's name. Otherwise its parent
-    /// directory must exist. A relative destination starts at the agent's home (`/root`).
+    /// If the destination is a directory, the copy is created inside it under the source's name. Otherwise the copy
+    /// gets the destination's name, and its parent directory must exist. A relative destination starts at the agent's
+    /// home (`/root`).
     ///
     /// `progress` gets the number of content bytes sent since its last call. `holes` is the agent's capability from
     /// [`Facts::holes`](super::Facts::holes).
@@ -39,7 +40,7 @@ impl Agent {
             }
             Ok(())
         });
-        // A guest that refuses the copy reads on until its message is received. A guest that stops breaks the
+        // A guest that refuses the copy keeps reading until its message is received. A guest that stops breaks the
         // connection, and its last message explains more than the write error.
         match sent.and_then(|()| Ok(writer.flush()?)) {
             Ok(()) | Err(TreeError::Stream(ProtocolError::Io(_))) => {}

@@ -11,18 +11,11 @@ use wisp_agent::tree::TreeError;
 #[derive(Debug, Error)]
 pub enum Error {
     #[error("cannot connect to the guest's socket {}: {source}", socket.display())]
-    Connect {
-        socket: PathBuf,
-        source: io::Error,
-    },
+    Connect { socket: PathBuf, source: io::Error },
     #[error("nothing in the guest listens on vsock port {port}: it is still booting, or has no agent")]
-    NotListening {
-        port: u32,
-    },
+    NotListening { port: u32 },
     #[error("the guest's socket answered {answer:?} instead of OK and a port")]
-    BadAnswer {
-        answer: String,
-    },
+    BadAnswer { answer: String },
     #[error("the guest's agent did not answer within {} s", .0.as_secs_f32())]
     TimedOut(Duration),
     /// The connection failed, or the guest violated the protocol.
@@ -37,14 +30,11 @@ pub enum Error {
     CommandNotFound(String),
     #[error("the guest: {0}")]
     NotExecutable(String),
-    /// A file on the host or the received file stream is at fault.
+    /// A copy failed because of a file on the host or the received file stream.
     #[error(transparent)]
     Copy(TreeError),
     #[error("cannot {action}: {source}")]
-    Local {
-        action: &'static str,
-        source: io::Error,
-    },
+    Local { action: &'static str, source: io::Error },
     /// A signal to this process ended a terminal session, and the guest hung up the command.
     #[error("ended by signal {0}")]
     Interrupted(i32),

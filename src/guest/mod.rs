@@ -12,7 +12,8 @@
 //! # Ok::<(), wisp::guest::Error>(())
 //! ```
 //!
-//! The guest is not trusted: it can make an operation fail, but it cannot crash this process.
+//! `wisp_agent::protocol` defines the wire format. The guest is not trusted: it can make an operation fail, but it
+//! cannot crash this process.
 
 mod capture;
 mod connect;

@@ -20,13 +20,13 @@ impl Agent {
         self.demand(&ToGuest::Sync, timeout)
     }
 
-    /// Sets the host name until the guest's next boot. The guest's kernel accepts an empty name, but none over 64
-    /// bytes.
+    /// Sets the guest's host name until its next boot. The guest's kernel accepts an empty name, and refuses one over
+    /// 64 bytes ([`Error::Guest`]).
     pub fn set_hostname(self, name: &str, timeout: Duration) -> Result<(), Error> {
         self.demand(&ToGuest::SetHostname(name.to_owned()), timeout)
     }
 
-    /// Returns when the guest has started to shut down. The VMM's exit shows that it is off.
+    /// Returns when the guest has started to shut down or reboot. The VMM's exit shows that the guest is off.
     pub fn shutdown(self, reboot: bool, timeout: Duration) -> Result<(), Error> {
         self.demand(&ToGuest::Shutdown { reboot }, timeout)
     }
