@@ -1,11 +1,9 @@
-//! Entry points of the fuzz targets in `fuzz/`. Each area defines its own in a `fuzzing` module beside the code; no
-//! input may cause a panic. Compiled for tests and with the feature `fuzzing`, so the `wisp` binary has none of it.
-//!
-//! The tests replay the inputs in `fuzz/corpus`, and mutations of them. See `docs/fuzzing.md`.
+//! Entry points of the fuzz targets in `fuzz/`; see `docs/fuzzing.md`. No input may cause a panic. Compiled for tests
+//! and with the feature `fuzzing`. The tests replay the inputs in `fuzz/corpus`, and mutations of them.
 
 use crate::{cloud, ec2, guest, vmm};
 
-/// Defines the list of targets with their functions, and a test for each.
+/// Defines each target's function and test.
 macro_rules! targets {
     ($($name:ident: $($entry:ident)::+,)+) => {
         $(
@@ -25,7 +23,7 @@ macro_rules! targets {
             )+
 
             #[test]
-            fn every_folder_of_inputs_and_every_program_is_a_target() {
+            fn every_corpus_and_program_is_a_target() {
                 super::replay::are_complete(&[$(stringify!($name)),+]);
             }
         }

@@ -1,9 +1,9 @@
 //! Unix sockets at paths of any length.
 //!
 //! A socket address holds a path of at most 107 bytes (unix(7)), and the path of a data directory can be longer. For a
-//! long path, a listener binds to `/proc/self/fd/N/NAME`, where `N` is a descriptor of the directory. A client
-//! connects through a descriptor of the socket itself. Unlike a change of the working directory, this does not affect
-//! other threads, and it works in the VMM's sandbox, which has `/proc/self`.
+//! long path, a listener binds to `/proc/self/fd/N/NAME`, where `N` is a descriptor of the directory. A client connects
+//! through a descriptor of the socket itself. A change of the working directory would affect other threads; this works
+//! even in the VMM's sandbox, which has `/proc/self`.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,10 +13,10 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-/// The longest path in a socket address, in bytes. A NUL follows it.
+/// In bytes, without the NUL that follows.
 const LONGEST_PATH: usize = 107;
 
-/// A path for a socket address. It is valid while this value exists.
+/// A path that fits into a socket address, valid while this value exists.
 #[derive(Debug)]
 pub struct SocketPath {
     path: PathBuf,
@@ -24,10 +24,8 @@ pub struct SocketPath {
 }
 
 impl SocketPath {
-    /// Returns a path to `path` that fits into an address.
-    ///
-    /// # Errors
-    /// The directory cannot be opened, or the name alone is too long.
+    /// Returns a path that fits into an address. Fails if the directory cannot be opened, or the name alone is too
+    /// long.
     pub fn of(path: &Path) -> io::Result<SocketPath> {
         if fits(path) {
             return Ok(SocketPath { path: path.to_path_buf(), _directory: None });
@@ -55,19 +53,11 @@ fn fits(path: &Path) -> bool {
     path.as_os_str().as_bytes().len() <= LONGEST_PATH
 }
 
-/// Creates a listening socket at `path`.
-///
-/// # Errors
-/// As [`SocketPath::of`], or the socket cannot be created.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(SocketPath::of(path)?)
 }
 
-/// Connects to the socket at `path`. Does not follow a symbolic link in the last component, because a VMM can write to
-/// the directory of its sockets.
-///
-/// # Errors
-/// The connection fails, or `path` is not a socket.
+/// Does not follow a symbolic link in the last component, because a VMM can write to the directory of its sockets.
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let socket = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
     if !socket.metadata()?.file_type().is_socket() {
@@ -82,7 +72,7 @@ mod tests {
     use super::*;
     use std::fs;
 
-    /// Returns a directory with a path of more than 200 bytes that contains spaces and non-ASCII letters.
+    /// Returns a path of more than 200 bytes with spaces and non-ASCII letters.
     fn long_directory(parent: &Path) -> PathBuf {
         let directory =
             parent.join("wisp data ünïcödé ".repeat(6).trim()).join("ordner mit leerzeichen ".repeat(4).trim());
@@ -103,13 +93,13 @@ mod tests {
     }
 
     #[test]
-    fn short_path_is_used_as_it_is() {
+    fn short_path_is_unchanged() {
         let path = Path::new("/run/some where/ö.sock");
         assert_eq!(SocketPath::of(path).unwrap().as_ref(), path);
     }
 
     #[test]
-    fn long_path_that_leads_nowhere_is_an_error() {
+    fn missing_long_path_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let directory = long_directory(dir.path());
         assert_eq!(connect(&directory.join("absent")).unwrap_err().kind(), io::ErrorKind::NotFound);

@@ -1,7 +1,6 @@
-//! Device names of block device mappings, for example `/dev/sdf`.
+//! Device names of block device mappings, for example `/dev/sdf`. The guest's kernel chooses its own name for the disk.
 //!
-//! The guest's kernel chooses its own name for the disk. Source: EC2 User Guide, "Device names for volumes on Amazon
-//! EC2 instances", the row for HVM.
+//! Source: EC2 User Guide, "Device names for volumes on Amazon EC2 instances", the row for HVM.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,35 +10,31 @@ use serde::{Deserialize, Serialize};
 use super::error::Ec2Error;
 use super::volume::VolumeError;
 
-/// The device name of a block device mapping: `/dev/sda1` or `/dev/xvda` for the root volume, `/dev/sdb` to
-/// `/dev/sdz`, `/dev/xvdb` to `/dev/xvdz` and `/dev/xvdaa` to `/dev/xvddz` for other volumes.
+/// `/dev/sda1` or `/dev/xvda` for the root volume, `/dev/sdb` to `/dev/sdz`, `/dev/xvdb` to `/dev/xvdz` and
+/// `/dev/xvdaa` to `/dev/xvddz` for other volumes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct DeviceName(String);
 
 impl DeviceName {
-    /// The root volume's name in most images. Amazon Linux uses `/dev/xvda`.
+    /// The name in most images. Amazon Linux uses `/dev/xvda`.
     pub fn root() -> DeviceName {
         DeviceName("/dev/sda1".to_owned())
     }
 
-    /// Returns the name, for example `/dev/sdf`.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Returns true if the name is reserved for the root volume.
     pub fn is_root(&self) -> bool {
         self.slot() == "a"
     }
 
-    /// Returns true if two names denote one slot, as `/dev/sdf` and `/dev/xvdf` do: the guest has links of both names
-    /// to one disk.
+    /// Two names can denote one slot, as `/dev/sdf` and `/dev/xvdf` do: the guest has links of both names to one disk.
     pub fn same_place(&self, other: &DeviceName) -> bool {
         self.slot() == other.slot()
     }
 
-    /// Returns this name, unless one of the names `in_use` denotes the same slot.
     pub fn unless_used<'a>(self, in_use: impl IntoIterator<Item = &'a DeviceName>) -> Result<DeviceName, Ec2Error> {
         match in_use.into_iter().find(|used| self.same_place(used)) {
             Some(_) => Err(VolumeError::DeviceInUse { name: self.0 }.into()),
@@ -47,9 +42,8 @@ impl DeviceName {
         }
     }
 
-    /// Returns the name for the next volume. The names that EC2 recommends for EBS volumes come first, `/dev/sdf` to
-    /// `/dev/sdp`; then the rest of the alphabet; then the names of instance-store disks, `/dev/sdb` to `/dev/sde`;
-    /// then the two-letter names.
+    /// Prefers EC2's recommendation for EBS volumes, `/dev/sdf` to `/dev/sdp`; then the rest of the alphabet; then the
+    /// names of instance-store disks, `/dev/sdb` to `/dev/sde`; then the two-letter names.
     pub fn next_free<'a>(in_use: impl IntoIterator<Item = &'a DeviceName>) -> Result<DeviceName, Ec2Error> {
         let used: Vec<&str> = in_use.into_iter().map(DeviceName::slot).collect();
         let short = ('f'..='z').chain('b'..='e').map(|letter| format!("/dev/sd{letter}"));
@@ -61,13 +55,12 @@ impl DeviceName {
             .ok_or_else(|| VolumeError::NoDeviceLeft.into())
     }
 
-    /// The letters after `sd` or `xvd`, which identify the slot.
     fn slot(&self) -> &str {
         slot(&self.0).unwrap_or(&self.0)
     }
 }
 
-/// Returns the letters that identify the slot, or none if `name` is not a device name.
+/// Returns the letters after `sd` or `xvd`, or none if `name` is not a device name.
 fn slot(name: &str) -> Option<&str> {
     let device = name.strip_prefix("/dev/")?;
     let (letters, long_ones) = match (device.strip_prefix("xvd"), device.strip_prefix("sd")) {
@@ -125,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn ec2_s_names_are_taken() {
+    fn ec2_device_names_are_accepted() {
         for text in
             ["/dev/sda1", "/dev/xvda", "/dev/sdb", "/dev/sdz", "/dev/xvdb", "/dev/xvdz", "/dev/xvdaa", "/dev/xvddz"]
         {
@@ -134,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn other_names_are_refused_with_the_ones_there_are() {
+    fn other_device_names_are_refused_with_hint() {
         for text in [
             "",
             "sdf",
@@ -154,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn both_spellings_are_one_place() {
+    fn sd_and_xvd_names_share_a_slot() {
         assert!(name("/dev/sdf").same_place(&name("/dev/xvdf")));
         assert!(name("/dev/sda1").same_place(&name("/dev/xvda")));
         assert!(name("/dev/xvda").is_root() && !name("/dev/sdb").is_root());
@@ -164,14 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn the_next_name_is_the_first_that_ec2_recommends() {
+    fn next_free_prefers_recommended_names() {
         let next = |used: &[DeviceName]| DeviceName::next_free(used).expect("one is free").to_string();
         assert_eq!(next(&[DeviceName::root()]), "/dev/sdf");
         assert_eq!(next(&[name("/dev/sdf"), name("/dev/xvdg")]), "/dev/sdh");
     }
 
     #[test]
-    fn every_name_is_given_once_and_then_no_more() {
+    fn next_free_returns_every_name_once() {
         let mut used = vec![DeviceName::root()];
         while let Ok(next) = DeviceName::next_free(&used) {
             let next = name(next.as_str()).unless_used(&used).expect("it is free");
@@ -184,7 +177,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_never_panics(text in ".*") {
+        fn parse_never_panics(text in ".*") {
             let _ = text.parse::<DeviceName>();
         }
     }

@@ -9,37 +9,32 @@ use super::error::Ec2Error;
 use super::instance_type::InstanceType;
 use super::size::{MemorySize, approximate_mib};
 
-/// The most vCPUs that the VMM gives a guest.
+/// Maximum that the VMM gives a guest.
 pub const MAX_VCPUS: u32 = 64;
 
-/// The host's capacity for a new instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostCapacity {
     /// Usable CPUs.
     pub cpus: u32,
-    /// Unused memory, in MiB.
+    /// Unused memory.
     pub memory_mib: u64,
 }
 
-/// The size of an instance.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct InstanceSize {
-    /// The instance type.
     pub instance_type: &'static InstanceType,
-    /// vCPUs: the type's, or an override.
+    /// The type's, or an override.
     pub vcpus: u32,
-    /// Memory in MiB: the type's, or an override.
+    /// The type's, or an override.
     pub memory_mib: u64,
 }
 
 impl InstanceSize {
-    /// The size of a type without overrides.
     pub fn of_type(instance_type: &'static InstanceType) -> Self {
         InstanceSize { instance_type, vcpus: instance_type.vcpus, memory_mib: instance_type.memory_mib }
     }
 
-    /// The type's size with optional overrides. Refuses a type that can never run here, and an unsupported number of
-    /// vCPUs.
+    /// Refuses a type that can never run here, and an unsupported number of vCPUs.
     pub fn new(
         instance_type: &'static InstanceType,
         vcpus: Option<u32>,
@@ -65,7 +60,6 @@ impl InstanceSize {
         })
     }
 
-    /// Returns true if nothing overrides the type.
     fn is_pure(&self) -> bool {
         *self == InstanceSize::of_type(self.instance_type)
     }
@@ -83,34 +77,25 @@ impl fmt::Display for InstanceSize {
     }
 }
 
-/// A host's missing capacity for an instance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shortage {
-    /// The requested size.
     pub request: InstanceSize,
-    /// The host's capacity.
     pub host: HostCapacity,
-    /// The missing resource.
     pub lacking: Lacking,
     /// The largest type that fits, of the same family if possible.
     pub largest: Option<&'static InstanceType>,
 }
 
-/// The missing resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lacking {
     /// More vCPUs than the VMM supports on any host.
     Vmm,
-    /// CPUs only; memory suffices.
     Cpus,
-    /// Memory only; CPUs suffice.
     Memory,
-    /// Both.
     CpusAndMemory,
 }
 
 impl Lacking {
-    /// A word or two for a table.
     pub fn brief(self) -> &'static str {
         match self {
             Lacking::Vmm | Lacking::Cpus => "CPUs",
@@ -121,7 +106,6 @@ impl Lacking {
 }
 
 impl Shortage {
-    /// The advice for the user.
     pub fn hint(&self) -> String {
         let mut advice = match self.largest {
             Some(largest) => format!(
@@ -155,7 +139,7 @@ impl fmt::Display for Shortage {
     }
 }
 
-/// Checks that the host has capacity for the instance. With `overcommit`, vCPUs may outnumber CPUs.
+/// With `overcommit`, vCPUs may outnumber CPUs.
 pub fn check(request: &InstanceSize, host: HostCapacity, overcommit: bool) -> Result<(), Ec2Error> {
     let Some(lacking) = lacking(request, host, overcommit) else {
         return Ok(());
@@ -168,7 +152,7 @@ pub fn check(request: &InstanceSize, host: HostCapacity, overcommit: bool) -> Re
     })))
 }
 
-/// Returns the missing resource, or none if the instance fits.
+/// Returns none if the instance fits.
 pub fn lacking(request: &InstanceSize, host: HostCapacity, overcommit: bool) -> Option<Lacking> {
     if request.vcpus > MAX_VCPUS {
         return Some(Lacking::Vmm);
@@ -183,12 +167,11 @@ pub fn lacking(request: &InstanceSize, host: HostCapacity, overcommit: bool) -> 
     }
 }
 
-/// Returns true if the type can be launched on a host of this capacity.
 pub fn fits(instance_type: &'static InstanceType, host: HostCapacity, overcommit: bool) -> bool {
     instance_type.launchable().is_ok() && lacking(&InstanceSize::of_type(instance_type), host, overcommit).is_none()
 }
 
-/// The largest type that fits: of the same family if possible, else of the most similar category.
+/// Prefers the same family, then the most similar category.
 fn largest_fitting(asked: &InstanceType, host: HostCapacity, overcommit: bool) -> Option<&'static InstanceType> {
     catalogue::all().iter().filter(|candidate| fits(candidate, host, overcommit)).max_by_key(|candidate| {
         let same_family = candidate.family() == asked.family();
@@ -198,7 +181,6 @@ fn largest_fitting(asked: &InstanceType, host: HostCapacity, overcommit: bool) -
     })
 }
 
-/// Formats a count with its noun: `1 CPU`, `2 CPUs`.
 fn count(number: u32, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
@@ -224,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_fits_to_the_last_mebibyte() {
+    fn instance_fits_to_the_last_mebibyte() {
         let request = of_type("t3.small");
         let exact = HostCapacity { cpus: 2, memory_mib: 2048 };
         assert_eq!(check(&request, exact, false), Ok(()));
@@ -233,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shortage_says_what_was_asked_what_there_is_and_what_fits() {
+    fn shortage_reports_request_capacity_and_largest_fit() {
         let error = check(&of_type("m5.4xlarge"), LAPTOP, false).expect_err("too large");
         assert_eq!(error.code(), ErrorCode::InsufficientInstanceCapacity);
         assert_eq!(
@@ -245,14 +227,14 @@ mod tests {
     }
 
     #[test]
-    fn overcommitting_is_offered_where_only_cpus_are_short() {
+    fn overcommit_is_suggested_if_only_cpus_are_short() {
         let shortage = shortage("c5.xlarge", LAPTOP, false);
         assert_eq!(shortage.lacking, Lacking::Cpus);
         assert!(shortage.hint().ends_with("--overcommit lets vCPUs share the host's CPUs."));
     }
 
     #[test]
-    fn overcommitting_stretches_cpus_and_never_memory() {
+    fn overcommit_applies_to_cpus_and_not_memory() {
         assert_eq!(check(&of_type("c5.2xlarge"), LAPTOP, true), Ok(()));
         let shortage = shortage("c5.4xlarge", LAPTOP, true);
         assert_eq!(shortage.lacking, Lacking::Memory);
@@ -260,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn more_vcpus_than_the_monitor_runs_fit_nowhere() {
+    fn more_vcpus_than_vmm_supports_fit_nowhere() {
         let huge = HostCapacity { cpus: 512, memory_mib: 8 << 20 };
         let shortage = shortage("c6i.24xlarge", huge, true);
         assert_eq!(shortage.lacking, Lacking::Vmm);
@@ -269,21 +251,21 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_of_another_family_stands_in() {
+    fn largest_type_of_another_family_is_suggested() {
         let shortage = shortage("i3.large", HostCapacity { cpus: 1, memory_mib: 1500 }, false);
         assert_eq!(shortage.largest.map(|largest| largest.name), Some("t2.micro"));
         assert_eq!(shortage.hint(), "The largest that fits is t2.micro (1 vCPU, 1 GiB).");
     }
 
     #[test]
-    fn a_host_without_memory_fits_nothing() {
+    fn host_without_memory_fits_nothing() {
         let shortage = shortage("t3.nano", HostCapacity { cpus: 8, memory_mib: 100 }, false);
         assert_eq!(shortage.largest, None);
         assert!(shortage.hint().starts_with("No type fits"));
     }
 
     #[test]
-    fn overrides_replace_what_the_type_gives() {
+    fn overrides_replace_size_of_type() {
         let micro = catalogue::find("t3.micro").expect("it is there");
         let request = InstanceSize::new(micro, Some(1), MemorySize::from_mib(256)).expect("allowed");
         assert_eq!((request.vcpus, request.memory_mib), (1, 256));
@@ -296,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_that_can_never_run_is_unsupported_even_with_overrides() {
+    fn unlaunchable_type_is_refused_even_with_overrides() {
         let arm = catalogue::find("t4g.micro").expect("it is there");
         let error = InstanceSize::new(arm, Some(1), MemorySize::from_mib(256)).expect_err("Arm");
         let reason = NotLaunchable::Architecture;
@@ -310,7 +292,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_offered_instead_fits(cpus in 0..200_u32, memory_mib in 0..5_000_000_u64, overcommit: bool) {
+        fn suggested_type_fits(cpus in 0..200_u32, memory_mib in 0..5_000_000_u64, overcommit: bool) {
             let host = HostCapacity { cpus, memory_mib };
             for instance_type in catalogue::all() {
                 let refused = check(&InstanceSize::of_type(instance_type), host, overcommit);

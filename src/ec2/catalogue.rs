@@ -1,6 +1,6 @@
 //! The catalog of instance types: EC2's figures, built into the program.
 //!
-//! The rows are parsed once, on first use. A unit test parses and checks every row, so a wrong row fails the build.
+//! The rows are parsed on first use. A unit test checks every row, so a wrong row fails the build.
 
 use std::sync::LazyLock;
 
@@ -37,23 +37,21 @@ const HEADER: [&str; 22] = [
     "cpu_baseline_pct_per_vcpu",
 ];
 
-/// The number of suggestions for an unknown name.
 const SUGGESTIONS: usize = 3;
 
 static CATALOGUE: LazyLock<Vec<InstanceType>> = LazyLock::new(|| parse(CSV).expect("a unit test reads every row"));
 
-/// All instance types, ordered by category, family and size.
+/// Returns all types, ordered by category, family and size.
 pub fn all() -> &'static [InstanceType] {
     &CATALOGUE
 }
 
-/// Returns the instance type of that name.
 pub fn find(name: &str) -> Result<&'static InstanceType, Ec2Error> {
     all().iter().find(|known| known.name == name).ok_or_else(|| unknown(name, all().iter().map(|known| known.name)))
 }
 
-/// Returns the types that a word selects: a type (`c6i.large`), a family (`c6i`, `c6i.*`), the first letters of a
-/// family (`c`), or the first word of a category (`compute`).
+/// Returns the types that a word selects: a type (`c6i.large`), a family (`c6i`, `c6i.*`), a series (`c`), or the first
+/// word of a category (`compute`).
 pub fn select(word: &str) -> Result<Vec<&'static InstanceType>, Ec2Error> {
     let family = word.strip_suffix(".*").unwrap_or(word);
     let selected: Vec<_> = all()
@@ -78,7 +76,7 @@ fn unknown(given: &str, names: impl Iterator<Item = &'static str>) -> Ec2Error {
     Ec2Error::UnknownInstanceType { given: given.to_owned(), closest: closest(given, names) }
 }
 
-/// Returns the names with the smallest edit distance to `given`, names with the same first letters first.
+/// Returns the names with the smallest edit distance, names with the same first letters first.
 fn closest(given: &str, names: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
     let given = given.to_lowercase();
     // Up to a third of the letters may differ. A larger distance is not a typo.
@@ -96,7 +94,7 @@ fn common_prefix(a: &str, b: &str) -> usize {
     a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count()
 }
 
-/// The Levenshtein distance of two strings, computed row by row.
+/// Returns the Levenshtein distance.
 fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
@@ -112,7 +110,6 @@ fn edit_distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// A row that cannot be parsed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum RowError {
     #[error("the header does not name the expected columns")]
@@ -135,7 +132,6 @@ fn parse(csv: &'static str) -> Result<Vec<InstanceType>, RowError> {
     Ok(types)
 }
 
-/// One line of the file, with access to its columns by name.
 struct Row {
     line: usize,
     fields: Vec<&'static str>,
@@ -154,7 +150,6 @@ impl Row {
         HEADER.iter().position(|known| *known == column).map_or("", |index| self.fields[index])
     }
 
-    /// Parses a column's value with `read`.
     fn read<T>(&self, column: &'static str, read: impl FnOnce(&'static str) -> Option<T>) -> Result<T, RowError> {
         let value = self.text(column);
         read(value).ok_or_else(|| RowError::Field { line: self.line, column, value: value.to_owned() })
@@ -264,13 +259,13 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn every_row_is_read() {
+    fn every_row_is_parsed() {
         let types = parse(CSV).expect("every row is well formed");
         assert_eq!(types.len(), CSV.lines().count() - 1);
     }
 
     #[test]
-    fn every_row_makes_sense() {
+    fn every_row_is_consistent() {
         let mut names = HashSet::new();
         for row in all() {
             let name = row.name;
@@ -288,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn every_network_and_disk_path_peaks_above_its_baseline() {
+    fn network_and_ebs_peaks_are_not_below_baselines() {
         for row in all() {
             let name = row.name;
             let network = row.network;
@@ -306,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn every_rows_disks_add_up() {
+    fn instance_store_disks_add_up_to_total() {
         for line in CSV.lines().skip(1) {
             let row = Row::new(1, line).expect("the fields are there");
             let store = row.instance_type().expect("the row is read").instance_store;
@@ -316,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn every_burstable_rows_credits_follow_from_its_baseline() {
+    fn burstable_credits_follow_from_baseline() {
         for row in all() {
             let name = row.name;
             assert_eq!(row.credits.is_some(), row.category == Category::Burstable, "{name}");
@@ -328,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_has_the_published_figures() {
+    fn known_types_have_published_figures() {
         let row = find("i3.4xlarge").expect("it is there");
         assert_eq!((row.vcpus, row.memory_mib), (16, 124_928));
         let store = InstanceStore { disks: 2, disk_gb: 1900, kind: DiskKind::Ssd };
@@ -339,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn families_stand_together_and_grow() {
+    fn families_are_contiguous_and_ascending() {
         let families: Vec<_> = all().chunk_by(|a, b| a.family() == b.family()).map(|f| f[0].family()).collect();
         let distinct: HashSet<_> = families.iter().collect();
         assert_eq!(families.len(), distinct.len());
@@ -352,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_selects_a_type_a_family_a_series_or_a_category() {
+    fn select_accepts_type_family_series_or_category() {
         let names = |word| -> Vec<&str> { select(word).expect(word).iter().map(|selected| selected.name).collect() };
         assert_eq!(names("c6i.large"), ["c6i.large"]);
         assert_eq!(names("d3"), ["d3.xlarge", "d3.2xlarge", "d3.4xlarge", "d3.8xlarge"]);
@@ -372,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_type_is_refused_with_the_closest_names() {
+    fn unknown_type_is_refused_with_closest_names() {
         let closest = |name| suggestions(find(name).expect_err(name));
         assert_eq!(closest("t3.micr0"), ["t3.micro"]);
         assert_eq!(closest("T3.Micro"), ["t3.micro"]);
@@ -382,14 +377,14 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_family_is_refused_with_the_closest_families() {
+    fn unknown_family_is_refused_with_closest_families() {
         let closest = |word| suggestions(select(word).expect_err(word));
         assert_eq!(closest("c8i"), ["c6i", "c7i"]);
         assert_eq!(closest("c6i.huge"), ["c6i.large"]);
     }
 
     #[test]
-    fn a_wrong_row_is_named() {
+    fn malformed_row_is_refused() {
         assert_eq!(parse("name,vcpu\n"), Err(RowError::Header));
         let short = Row::new(7, "t3.micro,2").err();
         assert_eq!(short, Some(RowError::FieldCount { line: 7, fields: 2 }));
@@ -400,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn distance_counts_keystrokes() {
+    fn edit_distance_counts_edits() {
         for (a, b, distance) in [("", "", 0), ("", "abc", 3), ("t3", "t3a", 1), ("abc", "adc", 1)] {
             assert_eq!(edit_distance(a, b), distance, "{a} {b}");
             assert_eq!(edit_distance(b, a), distance, "{b} {a}");
@@ -409,7 +404,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn looking_up_never_panics(word in ".*") {
+        fn find_and_select_never_panic(word in ".*") {
             let _ = find(&word);
             let _ = select(&word);
         }

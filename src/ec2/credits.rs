@@ -1,8 +1,7 @@
-//! CPU credits of burstable instances: the earning rate, the accrual limit, and the effect of a launch, a stop and a
-//! start.
+//! CPU credits of burstable instances: earning rate, accrual limit, and the effect of a launch, a stop and a start.
 //!
 //! A credit is one vCPU for one minute; this module counts in nanoseconds of CPU time. The VMM keeps the running
-//! account; this module has its initial balance and its rules.
+//! account.
 //!
 //! Source: EC2 User Guide, "Burstable performance instances".
 
@@ -14,13 +13,12 @@ use serde::{Deserialize, Serialize};
 use super::error::Ec2Error;
 use super::instance_type::InstanceType;
 
-/// One credit: one vCPU for one minute.
 pub const CREDIT_NS: u64 = 60_000_000_000;
 /// Launch credits for each vCPU of a T2 instance in standard mode.
 const LAUNCH_CREDITS: u64 = 30;
 /// The accrual limit, in hours of earning. It also limits the surplus that is paid back.
 const ACCRUAL_HOURS: u64 = 24;
-/// The time for which a stopped T3 instance keeps its credits: seven days, in seconds.
+/// Seconds for which a stopped T3 instance keeps its credits.
 const KEPT_FOR: u64 = 7 * 24 * 3600;
 
 /// The behavior when an instance's credits are spent (`CreditSpecification`).
@@ -34,7 +32,6 @@ pub enum CreditMode {
 }
 
 impl CreditMode {
-    /// EC2's name of the mode.
     pub fn as_str(self) -> &'static str {
         match self {
             CreditMode::Standard => "standard",
@@ -63,7 +60,7 @@ impl FromStr for CreditMode {
     }
 }
 
-/// An instance's credit balance, in nanoseconds of CPU time.
+/// In nanoseconds of CPU time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreditBalance {
     /// Earned and unspent credits.
@@ -83,21 +80,17 @@ impl CreditBalance {
     }
 }
 
-/// Converts CPU time to credits.
 pub fn in_credits(ns: u64) -> f64 {
     ns as f64 / CREDIT_NS as f64
 }
 
-/// The credits of a stopped instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptCredits {
-    /// The balance.
     pub balance: CreditBalance,
-    /// The time of the stop, in seconds since 1970.
+    /// Time of the stop, in seconds since 1970.
     pub at: u64,
 }
 
-/// The credit rules of a burstable type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CreditRules {
     vcpus: u64,
@@ -108,8 +101,7 @@ pub struct CreditRules {
 }
 
 impl CreditRules {
-    /// The rules of a type with this many vCPUs, which may override the type's number; none if the type is not
-    /// burstable.
+    /// `vcpus` may override the type's number. Returns none if the type is not burstable.
     pub fn of(instance_type: &InstanceType, vcpus: u32) -> Option<CreditRules> {
         let credits = instance_type.credits?;
         let vcpus = u64::from(vcpus);
@@ -117,12 +109,10 @@ impl CreditRules {
         Some(CreditRules { vcpus, is_t2: instance_type.family() == "t2", earned_ppm })
     }
 
-    /// The mode of an instance that does not specify one.
     pub fn default_mode(&self) -> CreditMode {
         if self.is_t2 { CreditMode::Standard } else { CreditMode::Unlimited }
     }
 
-    /// The earning rate, in millionths of one vCPU's time.
     pub fn earned_ppm(&self) -> u64 {
         self.earned_ppm
     }
@@ -133,15 +123,14 @@ impl CreditRules {
         self.earned_ppm * 1_000 * 3_600 * ACCRUAL_HOURS
     }
 
-    /// The balance of a new instance.
     pub fn at_launch(&self, mode: CreditMode) -> CreditBalance {
         let gets_launch_credits = self.is_t2 && mode == CreditMode::Standard;
         let launch_ns = if gets_launch_credits { LAUNCH_CREDITS * self.vcpus * CREDIT_NS } else { 0 };
         CreditBalance { launch_ns, ..CreditBalance::default() }
     }
 
-    /// The balance of an instance started at `now`: a new instance's, and the credits that it kept, unless they have
-    /// expired. A smaller type has a lower accrual limit.
+    /// Returns a new instance's balance with the credits kept at the stop, unless they have expired. A smaller type has
+    /// a lower accrual limit.
     pub fn at_start(&self, mode: CreditMode, kept: Option<&KeptCredits>, now: u64) -> CreditBalance {
         let mut balance = self.at_launch(mode);
         let Some(kept) = kept else { return balance };
@@ -171,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn earnings_and_limits_are_those_of_the_catalogue() {
+    fn earnings_and_limits_match_catalogue() {
         for row in catalogue::all() {
             let rules = CreditRules::of(row, row.vcpus);
             assert_eq!(rules.is_some(), row.credits.is_some());
@@ -183,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_t2_is_given_launch_credits_in_standard_mode_and_is_in_it() {
+    fn t2_is_standard_with_launch_credits() {
         let micro = rules("t2.micro");
         assert_eq!(micro.default_mode(), CreditMode::Standard);
         assert_eq!(micro.at_launch(CreditMode::Standard).credits(), 30.0);
@@ -192,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_t3_is_unlimited_and_starts_with_nothing() {
+    fn t3_is_unlimited_without_launch_credits() {
         for name in ["t3.nano", "t3a.xlarge"] {
             assert_eq!(rules(name).default_mode(), CreditMode::Unlimited);
             assert_eq!(rules(name).at_launch(CreditMode::Standard), CreditBalance::default());
@@ -200,13 +189,13 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_t2_loses_its_credits_and_is_given_others() {
+    fn stopped_t2_loses_credits_and_gets_launch_credits() {
         let balance = rules("t2.micro").at_start(CreditMode::Standard, Some(&kept(100, 1000)), 1001);
         assert_eq!((balance.saved_ns, balance.credits()), (0, 30.0));
     }
 
     #[test]
-    fn a_stopped_t3_keeps_its_credits_for_seven_days() {
+    fn stopped_t3_keeps_credits_for_seven_days() {
         let micro = rules("t3.micro");
         let after =
             |seconds: u64| micro.at_start(CreditMode::Standard, Some(&kept(100, 1000)), 1000 + seconds).credits();
@@ -218,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_owed_at_a_stop_is_charged() {
+    fn surplus_is_charged_at_stop() {
         let mut kept = kept(0, 0);
         (kept.balance.surplus_ns, kept.balance.charged_ns) = (5 * CREDIT_NS, CREDIT_NS);
         let balance = rules("t3.micro").at_start(CreditMode::Unlimited, Some(&kept), 1);
@@ -226,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn modes_read_as_they_print() {
+    fn credit_mode_round_trips() {
         for mode in [CreditMode::Standard, CreditMode::Unlimited] {
             assert_eq!(mode.to_string().parse::<CreditMode>(), Ok(mode));
         }
@@ -235,7 +224,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_start_gives_more_than_the_limit_and_the_launch_credits(saved in 0..1_000_u64, at: u64, now: u64) {
+        fn start_never_exceeds_accrual_limit_and_launch_credits(saved in 0..1_000_u64, at: u64, now: u64) {
             for row in catalogue::all() {
                 let Some(rules) = CreditRules::of(row, row.vcpus) else { continue };
                 for mode in [CreditMode::Standard, CreditMode::Unlimited] {

@@ -1,6 +1,4 @@
-//! The shapes of EC2's API responses.
-//!
-//! Fields without a known value are omitted.
+//! The shapes of EC2's API responses. Fields without a known value are omitted.
 
 use serde::Serialize;
 
@@ -218,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_has_the_shape_of_describe_instance_types() {
+    fn type_has_shape_of_describe_instance_types() {
         assert_eq!(
             described("i3.4xlarge"),
             json!({
@@ -267,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_type_lacks_is_left_out() {
+    fn missing_resources_are_omitted() {
         let burstable = described("t2.nano");
         assert_eq!(burstable["BurstablePerformanceSupported"], true);
         assert_eq!(burstable["EbsInfo"], json!({ "EbsOptimizedSupport": "unsupported" }));
@@ -277,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn gpus_are_summed_up() {
+    fn gpu_memory_is_summed() {
         let metal = described("g4dn.metal");
         assert_eq!(metal["GpuInfo"]["Gpus"][0]["Manufacturer"], "NVIDIA");
         assert_eq!(metal["GpuInfo"]["Gpus"][0]["Name"], "T4");

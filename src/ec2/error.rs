@@ -14,96 +14,66 @@ use super::volume::VolumeError;
 /// A request that EC2's rules refuse. Displays as `CODE: sentence`; [`Ec2Error::hint`] returns the advice.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ec2Error {
-    /// The instance type does not exist.
     UnknownInstanceType {
-        /// The requested type or family.
         given: String,
-        /// Suggestions, the closest first.
+        /// The closest first.
         closest: Vec<&'static str>,
     },
     /// The type exists in EC2, but cannot run here on any host.
     NotLaunchable {
-        /// The requested type.
         instance_type: &'static str,
-        /// The reason.
         reason: NotLaunchable,
     },
-    /// The host lacks capacity for the instance.
     InsufficientCapacity(Box<Shortage>),
-    /// A parameter's value is not allowed.
     InvalidParameterValue {
-        /// The parameter, as the API spells it.
+        /// Spelled as in the API.
         parameter: &'static str,
-        /// The given value.
         given: String,
         /// The allowed values, as a sentence.
         rule: String,
     },
-    /// An identifier is malformed.
     MalformedId {
-        /// The code, which depends on the kind of resource.
         code: ErrorCode,
-        /// The kind of resource.
         noun: &'static str,
-        /// The prefix of its identifiers.
         prefix: &'static str,
-        /// The given text.
         given: String,
     },
-    /// No resource has this identifier or name.
     NotFound {
-        /// The code, which depends on the kind of resource.
         code: ErrorCode,
-        /// The kind of resource.
         noun: &'static str,
-        /// The given text.
         given: String,
     },
     /// An abbreviated identifier or a name matches several resources.
     AmbiguousReference {
-        /// The kind of resource.
         noun: &'static str,
-        /// The given text.
         given: String,
-        /// The matching identifiers.
         matches: Vec<String>,
     },
-    /// The instance is in a state that does not allow the action.
     IncorrectInstanceState {
-        /// The instance.
         instance: InstanceId,
-        /// Its state.
         state: &'static str,
-        /// The refused action as a participle, for example `started`.
+        /// A participle, for example `started`.
         action: &'static str,
     },
-    /// A refusal for a reason without a variant of its own.
+    /// A reason without a variant of its own.
     Refused {
-        /// EC2's error code.
         code: ErrorCode,
         /// The problem, as a sentence.
         what: String,
-        /// The advice for the user as one line.
         hint: Option<String>,
     },
 
-    /// A volume, a volume modification or an attachment is not allowed.
     Volume(VolumeError),
-    /// A key pair is not allowed.
     KeyPair(KeyPairError),
-    /// User data is not allowed.
     UserData(UserDataError),
-    /// A tag is not allowed.
     Tag(TagError),
 }
 
 impl Ec2Error {
-    /// Returns a refusal for a reason without a variant of its own.
     pub fn refused(code: ErrorCode, what: impl Into<String>, hint: Option<String>) -> Ec2Error {
         Ec2Error::Refused { code, what: what.into(), hint }
     }
 
-    /// EC2's error code.
     pub fn code(&self) -> ErrorCode {
         match self {
             Ec2Error::UnknownInstanceType { .. }
@@ -122,7 +92,7 @@ impl Ec2Error {
         }
     }
 
-    /// The advice for the user as one line; none if the message suffices.
+    /// Returns one line of advice, or none if the message suffices.
     pub fn hint(&self) -> Option<String> {
         match self {
             Ec2Error::UnknownInstanceType { closest, .. } => Some(match closest.as_slice() {
@@ -247,14 +217,14 @@ mod tests {
     use crate::ec2::id::ImageId;
 
     #[test]
-    fn an_unknown_type_reads_as_in_ec2() {
+    fn unknown_type_message_matches_ec2() {
         let error = Ec2Error::UnknownInstanceType { given: "t9.big".to_owned(), closest: Vec::new() };
         assert_eq!(error.to_string(), "InvalidParameterValue: Invalid value 't9.big' for InstanceType.");
         assert_eq!(error.hint().as_deref(), Some("`wisp types` lists the instance types."));
     }
 
     #[test]
-    fn what_may_have_been_meant_is_offered() {
+    fn hint_suggests_closest_types() {
         let error = Ec2Error::UnknownInstanceType {
             given: "t3.lage".to_owned(),
             closest: vec!["t3.large", "t3a.large", "t2.large"],
@@ -263,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_thing_carries_its_kinds_code_and_where_to_look() {
+    fn not_found_has_code_and_hint_of_its_kind() {
         let error = ImageId::not_found("web");
         assert_eq!(error.to_string(), "InvalidAMIID.NotFound: The image 'web' does not exist.");
         assert_eq!(
@@ -276,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_state_is_named() {
+    fn incorrect_state_message_names_state_and_action() {
         let error = Ec2Error::IncorrectInstanceState {
             instance: "i-0123456789abcdef0".parse().expect("well formed"),
             state: "terminated",

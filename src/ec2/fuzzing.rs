@@ -1,5 +1,4 @@
-//! Entry points for fuzzing the parsers of user input: sizes, ids, names and options. Parsed sizes, device names, CIDR
-//! ranges and instance ids must survive printing and parsing again.
+//! Entry points for fuzzing the parsers of user input: sizes, ids, names and options.
 
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
@@ -17,15 +16,14 @@ use super::user_data::UserData;
 use super::volume::{VolumeOption, VolumeSize, VolumeType};
 use super::{Ec2Error, catalogue};
 
-/// Parses a word of a command line.
 pub(crate) fn words(data: &[u8]) {
     let _ = UserData::read(data);
     let Ok(text) = std::str::from_utf8(data) else { return };
-    same_again::<MemorySize>(text);
-    same_again::<VolumeSize>(text);
-    same_again::<DeviceName>(text);
-    same_again::<Ipv4Range>(text);
-    same_again::<InstanceId>(text);
+    check_round_trip::<MemorySize>(text);
+    check_round_trip::<VolumeSize>(text);
+    check_round_trip::<DeviceName>(text);
+    check_round_trip::<Ipv4Range>(text);
+    check_round_trip::<InstanceId>(text);
     let _ = (ImageId::from_str(text), SnapshotId::from_str(text), VolumeId::from_str(text), KeyPairId::from_str(text));
     let _ = (KeyName::from_str(text), KeyType::from_str(text), KeyFormat::from_str(text), Tag::from_str(text));
     let _ = (MetadataChange::from_str(text), NetworkMode::from_str(text), ShutdownBehavior::from_str(text));
@@ -35,21 +33,20 @@ pub(crate) fn words(data: &[u8]) {
     if let Some(name) = TypeName::parse(text) {
         let _ = (name.reading(), name.family_reading());
     }
-    told(catalogue::find(text));
-    told(catalogue::select(text));
+    check_error(catalogue::find(text));
+    check_error(catalogue::select(text));
     let known = [InstanceId::from_random([0x1a; 9]), InstanceId::from_random([0x1b; 9])];
-    told(Id::find(text, known));
+    check_error(Id::find(text, known));
 }
 
-/// Checks that an error has a message.
-fn told<T>(result: Result<T, Ec2Error>) {
+fn check_error<T>(result: Result<T, Ec2Error>) {
     if let Err(error) = result {
         assert!(!error.to_string().is_empty());
         let _ = (error.code(), error.hint());
     }
 }
 
-fn same_again<T: FromStr<Err: Debug> + Display + PartialEq + Debug>(text: &str) {
+fn check_round_trip<T: FromStr<Err: Debug> + Display + PartialEq + Debug>(text: &str) {
     if let Ok(value) = text.parse::<T>() {
         let printed = value.to_string();
         assert_eq!(

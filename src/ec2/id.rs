@@ -1,7 +1,7 @@
 //! Identifiers in EC2's format: a prefix, a dash and 17 lowercase hexadecimal digits.
 //!
-//! The kind of resource is part of the type, so an image id cannot be used where an instance id is expected. Creating
-//! an identifier is pure: the caller passes in the random bytes.
+//! The kind of resource is part of the type, so an image id cannot be used as an instance id. The caller passes in the
+//! random bytes.
 
 use std::fmt;
 use std::hash::Hash;
@@ -12,24 +12,20 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Ec2Error, ErrorCode};
 
-/// Hexadecimal digits in an identifier.
 pub const DIGITS: usize = 17;
-/// Random bytes needed for the digits. Half of the first byte is not used.
+/// Half of the first byte is not used.
 pub const RANDOM_BYTES: usize = DIGITS.div_ceil(2);
 
 const NUMBER_MASK: u128 = (1 << (4 * DIGITS)) - 1;
-/// The number of digits in EC2's older identifiers. They are well-formed, but no resource here has one.
+/// Length of EC2's older identifiers. They are well-formed, but no resource here has one.
 const OLD_DIGITS: usize = 8;
 
-/// A kind of resource, with EC2's terms for its identifiers.
 pub trait Kind: Copy + fmt::Debug + Ord + Hash + 'static {
     /// The text before the dash.
     const PREFIX: &'static str;
     /// The resource's name in a sentence.
     const NOUN: &'static str;
-    /// EC2's code for a malformed identifier.
     const MALFORMED: ErrorCode;
-    /// EC2's code for an unknown identifier.
     const NOT_FOUND: ErrorCode;
 }
 
@@ -51,7 +47,6 @@ macro_rules! kinds {
         pub type $id = Id<$kind>;
     )*
 
-    /// The prefixes of all kinds.
     const PREFIXES: &[&str] = &[$($prefix),*];
     };
 }
@@ -73,7 +68,6 @@ kinds! {
         InvalidAssociationIdMalformed, InvalidAssociationIdNotFound;
 }
 
-/// The identifier of a resource of kind `K`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String", bound = "")]
 pub struct Id<K: Kind> {
@@ -83,25 +77,21 @@ pub struct Id<K: Kind> {
 }
 
 impl<K: Kind> Id<K> {
-    /// Creates the identifier with the digits of these random bytes.
     pub fn from_random(bytes: [u8; RANDOM_BYTES]) -> Self {
         let number = bytes.iter().fold(0, |number, byte| number << 8 | u128::from(*byte));
         Id { number: number & NUMBER_MASK, kind: PhantomData }
     }
 
-    /// Returns true if `text` has the form of such an identifier or of a prefix of one. Any other text can only be a
-    /// name.
+    /// Returns true for an identifier or a prefix of one; any other text can only be a name.
     pub fn looks_like(text: &str) -> bool {
         digits_after(K::PREFIX, text).is_some_and(|digits| (1..=DIGITS).contains(&digits.len()) && is_lower_hex(digits))
     }
 
-    /// Returns true if this identifier starts with `prefix`, for example `i-0a1`.
     pub fn starts_with(&self, prefix: &str) -> bool {
         self.to_string().starts_with(prefix)
     }
 
-    /// Returns the `known` identifier that `reference` denotes. The reference is an identifier or an unambiguous
-    /// prefix of one.
+    /// Finds the `known` identifier of which `reference` is an unambiguous prefix, or which it equals.
     pub fn find(reference: &str, known: impl IntoIterator<Item = Self>) -> Result<Self, Ec2Error> {
         if !Self::looks_like(reference) {
             return Err(Self::malformed(reference));
@@ -120,7 +110,6 @@ impl<K: Kind> Id<K> {
         }
     }
 
-    /// Returns true if `text` starts with this kind's prefix and a dash.
     pub fn has_prefix(text: &str) -> bool {
         digits_after(K::PREFIX, text).is_some()
     }
@@ -202,14 +191,14 @@ mod tests {
     }
 
     #[test]
-    fn random_bytes_spell_seventeen_digits() {
+    fn from_random_uses_17_digits() {
         let bytes = [0xf1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 0x01];
         assert_eq!(InstanceId::from_random(bytes).to_string(), "i-123456789abcdef01");
         assert_eq!(ImageId::from_random([0; RANDOM_BYTES]).to_string(), "ami-00000000000000000");
     }
 
     #[test]
-    fn a_malformed_identifier_is_refused_with_its_kinds_code() {
+    fn malformed_id_is_refused_with_code_of_its_kind() {
         for text in [
             "",
             "i",
@@ -231,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_beginning_finds_the_only_identifier_that_has_it() {
+    fn unambiguous_prefix_finds_its_id() {
         let known = [instance("i-0a1b0000000000000"), instance("i-0a2b0000000000000")];
         assert_eq!(InstanceId::find("i-0a1", known), Ok(known[0]));
         assert_eq!(InstanceId::find("i-0a2b0000000000000", known), Ok(known[1]));
@@ -243,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn reference_to_nothing_is_malformed_or_not_found_as_in_ec2() {
+    fn unknown_reference_is_malformed_or_not_found() {
         fn codes<K: Kind>() {
             let code = |reference: &str| Id::<K>::not_found(reference).code();
             let prefix = K::PREFIX;
@@ -275,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_does_not_look_like_an_identifier() {
+    fn name_does_not_look_like_an_id() {
         assert!(InstanceId::looks_like("i-0a1"));
         for name in ["i-", "web", "i-am-a-name", "ami-0a1", "i-0123456789abcdef01"] {
             assert!(!InstanceId::looks_like(name), "{name}");
@@ -283,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identifier_is_a_string_in_json() {
+    fn id_serializes_as_string() {
         let id = instance("i-0123456789abcdef0");
         let json = serde_json::to_string(&id).expect("a string");
         assert_eq!(json, "\"i-0123456789abcdef0\"");
@@ -293,14 +282,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_printed_is_read_back(bytes: [u8; RANDOM_BYTES]) {
+        fn displayed_id_is_parsed_back(bytes: [u8; RANDOM_BYTES]) {
             let id = ImageId::from_random(bytes);
             prop_assert!(ImageId::looks_like(&id.to_string()));
             prop_assert_eq!(id.to_string().parse::<ImageId>(), Ok(id));
         }
 
         #[test]
-        fn reading_never_panics(text in ".*") {
+        fn parse_never_panics(text in ".*") {
             let _ = text.parse::<InstanceId>();
             let _ = InstanceId::find(&text, []);
         }

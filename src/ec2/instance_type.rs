@@ -7,49 +7,34 @@ use super::type_name::{Category, TypeName};
 /// One row of EC2's catalog. Bandwidths and disk sizes are decimal and memory is binary, as in EC2.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InstanceType {
-    /// The parsed name.
     pub parts: TypeName<'static>,
-    /// The whole name, for example `c6i.2xlarge`.
+    /// For example `c6i.2xlarge`.
     pub name: &'static str,
-    /// The category of the family.
     pub category: Category,
-    /// Virtual CPUs.
     pub vcpus: u32,
-    /// Virtual CPUs per core.
     pub threads_per_core: u32,
-    /// Memory in MiB.
     pub memory_mib: u64,
-    /// The processors' architectures.
     pub architectures: Vec<Architecture>,
-    /// The network bandwidth.
     pub network: Network,
-    /// The bandwidth to EBS volumes; none where EC2 does not reserve any.
+    /// None if EC2 does not reserve any.
     pub ebs: Option<EbsBandwidth>,
-    /// Instance-store disks.
     pub instance_store: Option<InstanceStore>,
-    /// GPUs.
     pub gpu: Option<Gpu>,
-    /// CPU credits of a burstable type.
+    /// None if the type is not burstable.
     pub credits: Option<CpuCredits>,
-    /// True if the type supports hibernation.
     pub hibernation: bool,
-    /// True for a whole machine without a hypervisor.
+    /// A whole machine without a hypervisor.
     pub bare_metal: bool,
 }
 
-/// A processor architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Architecture {
-    /// 32-bit x86.
     I386,
-    /// 64-bit x86.
     X86_64,
-    /// 64-bit Arm.
     Arm64,
 }
 
 impl Architecture {
-    /// EC2's name of the architecture.
     pub fn as_str(self) -> &'static str {
         match self {
             Architecture::I386 => "i386",
@@ -58,7 +43,6 @@ impl Architecture {
         }
     }
 
-    /// Parses EC2's name of an architecture.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::I386, Self::X86_64, Self::Arm64].into_iter().find(|known| known.as_str() == name)
     }
@@ -70,29 +54,24 @@ impl fmt::Display for Architecture {
     }
 }
 
-/// The network of an instance type.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Network {
     /// EC2's description, for example `Up to 12.5 Gigabit`.
     pub label: &'static str,
-    /// Baseline bandwidth in Gbit/s.
+    /// In Gbit/s.
     pub baseline_gbps: f64,
     /// Burst bandwidth in Gbit/s.
     pub peak_gbps: f64,
-    /// The maximum number of network interfaces.
     pub max_interfaces: u32,
-    /// The maximum number of IPv4 addresses per interface.
     pub ipv4_per_interface: u32,
 }
 
-/// Bandwidth to EBS volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EbsBandwidth {
-    /// Baseline bandwidth in Mbit/s.
+    /// In Mbit/s.
     pub baseline_mbps: u32,
     /// Burst bandwidth in Mbit/s.
     pub maximum_mbps: u32,
-    /// Baseline IOPS.
     pub baseline_iops: u32,
     /// Burst IOPS.
     pub maximum_iops: u32,
@@ -101,16 +80,13 @@ pub struct EbsBandwidth {
 /// Instance-store disks, which are lost when the instance stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InstanceStore {
-    /// The number of disks.
     pub disks: u32,
-    /// The size of each disk in GB.
+    /// Size of each disk in GB.
     pub disk_gb: u32,
-    /// The kind of disk.
     pub kind: DiskKind,
 }
 
 impl InstanceStore {
-    /// The total size in GB.
     pub fn total_gb(&self) -> u32 {
         self.disks * self.disk_gb
     }
@@ -123,17 +99,13 @@ impl fmt::Display for InstanceStore {
     }
 }
 
-/// The kind of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskKind {
-    /// Rotating disk.
     Hdd,
-    /// Solid-state disk.
     Ssd,
 }
 
 impl DiskKind {
-    /// EC2's name: `hdd`, `ssd`.
     pub fn as_str(self) -> &'static str {
         match self {
             DiskKind::Hdd => "hdd",
@@ -141,7 +113,6 @@ impl DiskKind {
         }
     }
 
-    /// The display name.
     pub fn title(self) -> &'static str {
         match self {
             DiskKind::Hdd => "HDD",
@@ -153,13 +124,10 @@ impl DiskKind {
 /// GPUs, all of one model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gpu {
-    /// The number of GPUs.
     pub count: u32,
-    /// The manufacturer.
     pub manufacturer: &'static str,
-    /// The model.
     pub model: &'static str,
-    /// Memory of each GPU in MiB.
+    /// Per GPU, in MiB.
     pub memory_mib: u64,
 }
 
@@ -172,30 +140,25 @@ impl fmt::Display for Gpu {
 /// CPU credits of a burstable type. One credit is one vCPU at 100 % for one minute.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CpuCredits {
-    /// Credits earned per hour.
     pub per_hour: f64,
-    /// The accrual limit in credits.
+    /// Accrual limit in credits.
     pub maximum: f64,
-    /// The baseline utilization per vCPU in percent.
+    /// Baseline utilization per vCPU.
     pub baseline_percent: f64,
 }
 
 /// The reason why a type that exists in EC2 cannot run here on any host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotLaunchable {
-    /// A whole machine without a hypervisor.
     #[error("it is bare metal, and Wisp runs virtual machines")]
     BareMetal,
-    /// The type has GPUs.
     #[error("it has GPUs, and Wisp gives its guests none")]
     Gpu,
-    /// The processors have another architecture.
     #[error("its processors are Arm, and Wisp runs x86_64 guests")]
     Architecture,
 }
 
 impl NotLaunchable {
-    /// A word or two for a table.
     pub fn brief(self) -> &'static str {
         match self {
             NotLaunchable::BareMetal => "bare metal",
@@ -206,12 +169,12 @@ impl NotLaunchable {
 }
 
 impl InstanceType {
-    /// The family: everything before the dot, for example `c6i`.
+    /// Returns everything before the dot, for example `c6i`.
     pub fn family(&self) -> &'static str {
         self.parts.family
     }
 
-    /// The size of each instance-store disk in GB; empty for a type with EBS storage only.
+    /// Returns the size of each disk in GB; empty for a type with EBS storage only.
     pub fn instance_store(&self) -> Vec<u64> {
         let Some(store) = self.instance_store else { return Vec::new() };
         (0..store.disks).map(|_| store.disk_gb.into()).collect()
@@ -230,7 +193,7 @@ impl InstanceType {
         }
     }
 
-    /// The hypervisor in EC2; none for bare metal.
+    /// Returns the hypervisor in EC2; none for bare metal.
     pub fn ec2_hypervisor(&self) -> Option<&'static str> {
         match self.family() {
             _ if self.bare_metal => None,
@@ -251,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn metal_gpu_and_arm_are_refused_with_the_reason() {
+    fn metal_gpu_and_arm_types_are_refused_with_reason() {
         assert_eq!(launchable("t3.micro"), Ok(()));
         assert_eq!(launchable("t2.micro"), Ok(()));
         assert_eq!(launchable("m7i.metal-24xl"), Err(NotLaunchable::BareMetal));
@@ -261,14 +224,14 @@ mod tests {
     }
 
     #[test]
-    fn the_disks_of_a_type_are_listed_one_by_one() {
+    fn instance_store_lists_each_disk() {
         let disks = |name| catalogue::find(name).expect(name).instance_store();
         assert_eq!(disks("i3.4xlarge"), [1900, 1900]);
         assert_eq!(disks("t3.micro"), [0; 0]);
     }
 
     #[test]
-    fn types_from_before_nitro_are_known() {
+    fn hypervisor_is_xen_before_nitro() {
         let hypervisor = |name| catalogue::find(name).expect(name).ec2_hypervisor();
         assert_eq!(hypervisor("t2.nano"), Some("xen"));
         assert_eq!(hypervisor("t3.nano"), Some("nitro"));

@@ -17,51 +17,28 @@ use super::error::{Ec2Error, ErrorCode};
 use super::id::KeyPair;
 use super::id::Kind as _;
 
-/// The maximum length of a key pair's name in characters.
+/// Maximum length in characters.
 pub const MAX_NAME: usize = 255;
 
-/// The reason why a key pair is refused. It converts to an [`Ec2Error`].
+/// Converts to an [`Ec2Error`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyPairError {
-    /// The name is invalid.
     #[error("Invalid value {given:?} for KeyName: {rule}.")]
-    Name {
-        /// The given name.
-        given: String,
-        /// The rule that it violates.
-        rule: &'static str,
-    },
-    /// The name is in use.
+    Name { given: String, rule: &'static str },
     #[error("The keypair '{name}' already exists.")]
-    Duplicate {
-        /// The name.
-        name: String,
-    },
-    /// The key type is unknown.
+    Duplicate { name: String },
     #[error("Invalid value '{given}' for KeyType: it is rsa or ed25519.")]
-    Type {
-        /// The given type.
-        given: String,
-    },
-    /// The key format is unknown.
+    Type { given: String },
     #[error("Invalid value '{given}' for KeyFormat: it is pem or openssh.")]
-    Format {
-        /// The given format.
-        given: String,
-    },
-    /// The input is not a public key, or not of a type that EC2 supports.
+    Format { given: String },
+    /// Not a public key, or not of a type that EC2 supports.
     #[error("Key is not in valid OpenSSH public key format: {what}.")]
-    PublicKey {
-        /// The problem.
-        what: String,
-    },
-    /// The input is a private key.
+    PublicKey { what: String },
     #[error("Key is not in valid OpenSSH public key format: it is a private key.")]
     PrivateKey,
 }
 
 impl KeyPairError {
-    /// EC2's error code.
     pub fn code(&self) -> ErrorCode {
         match self {
             KeyPairError::Name { .. } | KeyPairError::Type { .. } | KeyPairError::Format { .. } => {
@@ -72,7 +49,6 @@ impl KeyPairError {
         }
     }
 
-    /// The advice for the user as one line; none if the message suffices.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             KeyPairError::Duplicate { .. } => "Choose another name; `wisp key ls` lists those that are taken.",
@@ -87,12 +63,10 @@ impl KeyPairError {
     }
 }
 
-/// No key pair has this name.
 pub fn not_found(name: &str) -> Ec2Error {
     Ec2Error::NotFound { code: KeyPair::NOT_FOUND, noun: KeyPair::NOUN, given: name.to_owned() }
 }
 
-/// A key pair with this name exists.
 pub fn duplicate(name: &KeyName) -> Ec2Error {
     KeyPairError::Duplicate { name: name.to_string() }.into()
 }
@@ -104,7 +78,6 @@ pub fn duplicate(name: &KeyName) -> Ec2Error {
 pub struct KeyName(String);
 
 impl KeyName {
-    /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -151,19 +124,16 @@ impl fmt::Display for KeyName {
     }
 }
 
-/// The type of a key (`KeyType`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyType {
     /// RSA; EC2 generates keys of 2048 bits. The default of EC2's API.
     #[default]
     Rsa,
-    /// ED25519.
     Ed25519,
 }
 
 impl KeyType {
-    /// EC2's name of the type.
     pub fn as_str(self) -> &'static str {
         match self {
             KeyType::Rsa => "rsa",
@@ -189,7 +159,6 @@ impl fmt::Display for KeyType {
     }
 }
 
-/// The file format of a private key (`KeyFormat`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KeyFormat {
     /// EC2's PEM format: PKCS #1 in PEM for RSA, OpenSSH's format for ED25519.
@@ -211,27 +180,24 @@ impl FromStr for KeyFormat {
     }
 }
 
-/// The fingerprint of an RSA key pair that EC2 generated: SHA-1 of the private key as PKCS #8 in DER. Same as `openssl
-/// pkcs8 -in KEY -inform PEM -outform DER -topk8 -nocrypt
-/// openssl sha1 -c`.
+/// SHA-1 of the private key as PKCS #8 in DER, as EC2 shows it for RSA keys that it generated. Same as `openssl pkcs8
+/// -in KEY -inform PEM -outform DER -topk8 -nocrypt` piped to `openssl sha1 -c`.
 pub fn fingerprint_of_created_rsa(pkcs8_der: &[u8]) -> String {
     with_colons(&Sha1::digest(pkcs8_der))
 }
 
-/// The fingerprint of an imported RSA key: MD5 of the public key as X.509 SubjectPublicKeyInfo in DER. Same as
-/// `openssl rsa -in KEY -pubout -outform DER
-/// openssl md5 -c`.
+/// MD5 of the public key as X.509 SubjectPublicKeyInfo in DER. Same as `openssl rsa -in KEY -pubout -outform DER` piped
+/// to `openssl md5 -c`.
 pub fn fingerprint_of_imported_rsa(spki_der: &[u8]) -> String {
     with_colons(&Md5::digest(spki_der))
 }
 
-/// The fingerprint of an ED25519 key, generated or imported: SHA-256 of the public key in SSH's wire format, in base64
-/// with padding. `ssh-keygen -l` prints the same after `SHA256:`, without padding.
+/// SHA-256 of the public key in SSH's wire format, in base64 with padding, for generated and imported keys. `ssh-keygen
+/// -l` prints the same after `SHA256:`, without padding.
 pub fn fingerprint_of_ed25519(public_blob: &[u8]) -> String {
     BASE64.encode(Sha256::digest(public_blob))
 }
 
-/// Formats a digest as `01:ab:…`.
 fn with_colons(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
 }
@@ -242,7 +208,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn names_are_ascii_and_without_space_around() {
+    fn key_name_is_ascii_without_surrounding_spaces() {
         for text in ["web", "my key (2)", "user@host", "~"] {
             assert_eq!(text.parse::<KeyName>().expect(text).as_str(), text);
         }
@@ -255,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn types_and_formats_are_read() {
+    fn key_types_and_formats_are_parsed() {
         assert_eq!("rsa".parse(), Ok(KeyType::Rsa));
         assert_eq!("ed25519".parse(), Ok(KeyType::Ed25519));
         assert_eq!("pem".parse(), Ok(KeyFormat::Pem));
@@ -266,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_ec2_s() {
+    fn error_messages_match_ec2() {
         assert_eq!(not_found("web").to_string(), "InvalidKeyPair.NotFound: The key pair 'web' does not exist.");
         assert_eq!(
             duplicate(&"web".parse().expect("a name")).to_string(),
@@ -275,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn fingerprints_are_digests_as_ec2_writes_them() {
+    fn fingerprints_are_formatted_as_in_ec2() {
         assert_eq!(fingerprint_of_created_rsa(b"abc"), "a9:99:3e:36:47:06:81:6a:ba:3e:25:71:78:50:c2:6c:9c:d0:d8:9d");
         assert_eq!(fingerprint_of_imported_rsa(b"abc"), "90:01:50:98:3c:d2:4f:b0:d6:96:3f:7d:28:e1:7f:72");
         assert_eq!(fingerprint_of_ed25519(b"abc"), "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=");
@@ -283,7 +249,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_a_name_never_panics(text in ".*") {
+        fn key_name_parse_never_panics(text in ".*") {
             let _ = text.parse::<KeyName>();
         }
     }

@@ -1,8 +1,8 @@
 //! Options of the instance metadata service (EC2 API Reference, `InstanceMetadataOptionsRequest`).
 //!
-//! Each option of a new instance comes from the first of these sources that specifies it: the launch, `wisp
-//! metadata-defaults` (`ModifyInstanceMetadataDefaults`), the image (`ImdsSupport`). The defaults are both versions,
-//! one hop and no tags. This is EC2's order (EC2 User Guide, "Order of precedence for instance metadata options").
+//! A new instance takes each option from the first source that specifies it: the launch, `wisp metadata-defaults`
+//! (`ModifyInstanceMetadataDefaults`), the image (`ImdsSupport`), the defaults. This is EC2's order (EC2 User Guide,
+//! "Order of precedence for instance metadata options").
 
 use std::str::FromStr;
 
@@ -10,19 +10,17 @@ use serde::{Deserialize, Serialize};
 
 use super::error::Ec2Error;
 
-/// The maximum hop limit.
 const MAX_HOPS: u8 = 64;
 
-/// The options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetadataOptions {
-    /// True if the service is enabled (`HttpEndpoint`).
+    /// `HttpEndpoint`.
     pub endpoint: bool,
-    /// True if requests require a token, so that only version 2 of the service is available (`HttpTokens`).
+    /// `HttpTokens`: requests require a token, so that only version 2 of the service is available.
     pub tokens_required: bool,
-    /// The hop limit of responses to requests with a token (`HttpPutResponseHopLimit`).
+    /// `HttpPutResponseHopLimit`, for responses to requests with a token.
     pub hop_limit: u8,
-    /// True if the metadata includes the instance's tags (`InstanceMetadataTags`).
+    /// `InstanceMetadataTags`.
     pub tags: bool,
 }
 
@@ -42,7 +40,6 @@ pub enum ImdsSupport {
 }
 
 impl ImdsSupport {
-    /// Returns EC2's name of the version.
     pub fn as_str(self) -> &'static str {
         match self {
             ImdsSupport::V2 => "v2.0",
@@ -66,8 +63,7 @@ impl FromStr for ImdsSupport {
 }
 
 impl MetadataOptions {
-    /// Returns the options of a new instance for which only the image specifies any. With version 2, EC2 raises the
-    /// hop limit to two, because containers in the instance are one hop further away.
+    /// With version 2, EC2 raises the hop limit to two, because containers in the instance are one hop further away.
     pub fn of_image(support: Option<ImdsSupport>) -> MetadataOptions {
         match support {
             Some(ImdsSupport::V2) => {
@@ -103,7 +99,7 @@ impl MetadataChange {
         MetadataChange { endpoint: Some(false), ..MetadataChange::default() }
     }
 
-    /// Returns both changes combined. Where they conflict, `later` wins.
+    /// If the changes conflict, `later` wins.
     #[must_use]
     pub fn then(self, later: MetadataChange) -> MetadataChange {
         MetadataChange {
@@ -114,7 +110,7 @@ impl MetadataChange {
         }
     }
 
-    /// Returns the changed options with EC2's names and values.
+    /// Uses EC2's names and values.
     pub fn named(self) -> Vec<(&'static str, String)> {
         let switch = |on: bool| if on { "enabled" } else { "disabled" }.to_string();
         let tokens = |required: bool| if required { "required" } else { "optional" }.to_string();
@@ -127,7 +123,6 @@ impl MetadataChange {
         all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
 
-    /// Applies the change to the options `to`.
     pub fn applied(self, to: MetadataOptions) -> MetadataOptions {
         MetadataOptions {
             endpoint: self.endpoint.unwrap_or(to.endpoint),
@@ -192,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_are_read_by_ec2s_names_and_by_short_ones() {
+    fn options_are_parsed_by_ec2_names_and_short_names() {
         let change: MetadataChange = "HttpTokens=required,HttpPutResponseHopLimit=2".parse().unwrap();
         let options = change.applied(MetadataOptions::default());
         let expected = MetadataOptions { tokens_required: true, hop_limit: 2, ..MetadataOptions::default() };
@@ -203,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn launch_comes_before_defaults_and_defaults_before_image() {
+    fn launch_overrides_defaults_and_defaults_override_image() {
         let image = MetadataOptions::of_image(Some(ImdsSupport::V2));
         assert_eq!((image.tokens_required, image.hop_limit), (true, 2));
         assert_eq!(MetadataOptions::of_image(None), MetadataOptions::default());
@@ -223,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn others_are_refused() {
+    fn invalid_options_are_refused() {
         for text in ["", "x=1", "tokens=yes", "hop-limit=0", "hop-limit=65", "endpoint"] {
             assert!(matches!(text.parse::<MetadataChange>(), Err(Ec2Error::InvalidParameterValue { .. })), "{text}");
         }

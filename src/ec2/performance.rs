@@ -10,30 +10,28 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// The maximum size of one I/O operation on SSD volumes. A larger request counts as several operations.
+/// Maximum size of an I/O operation. A larger request counts as several operations.
 const SSD_OPERATION: u64 = 256 * KIB;
 const HDD_OPERATION: u64 = MIB;
 
-/// gp2: the burst IOPS of small volumes, and the size of their I/O credit bucket.
+/// gp2: burst IOPS of small volumes, and the size of their I/O credit bucket.
 const GP2_BURST: u64 = 3_000;
 const GP2_SAVINGS: u64 = 5_400_000;
-/// gp2: the size in GiB at which the throughput limit changes.
+/// gp2: size in GiB at which the throughput limit changes.
 const GP2_SMALL: u64 = 170;
 const GP2_THROUGHPUT: (u64, u64) = (128 * MIB, 250 * MIB);
 
-/// The duration of the maximum EBS bandwidth in seconds: half an hour, once a day.
+/// Seconds of maximum EBS bandwidth: half an hour, once a day.
 const EBS_BURST: u64 = 1_800;
-/// The duration of the network's burst bandwidth in seconds: the shortest of EC2's "5 to 60 minutes".
+/// Seconds of burst network bandwidth: the shortest of EC2's "5 to 60 minutes".
 const NETWORK_BURST: u64 = 300;
 
 /// A rate limit per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Speed {
-    /// The sustained rate.
     pub baseline: u64,
-    /// The burst rate.
     pub peak: u64,
-    /// The size of the burst bucket.
+    /// Size of the burst bucket.
     pub savings: u64,
 }
 
@@ -44,7 +42,7 @@ pub struct Performance {
     pub bytes: Speed,
     /// Operations per second.
     pub operations: Speed,
-    /// The maximum size of one operation in bytes.
+    /// Maximum size of one operation.
     pub operation_bytes: u64,
 }
 
@@ -63,7 +61,6 @@ impl Speed {
 }
 
 impl VolumeFigures {
-    /// Returns the volume's performance.
     pub fn performance(&self) -> Performance {
         let default_iops = self.volume_type.limits().iops.and_then(|limits| limits.default).unwrap_or(100);
         let iops = u64::from(self.iops.unwrap_or(default_iops));
@@ -112,7 +109,7 @@ impl VolumeFigures {
 }
 
 impl InstanceType {
-    /// Returns the performance of the path to all volumes; none if EC2 does not specify one.
+    /// Returns none if EC2 does not specify a bandwidth.
     pub fn ebs_performance(&self) -> Option<Performance> {
         let ebs = self.ebs?;
         let bytes = |mbps: u32| u64::from(mbps) * 1_000_000 / 8;
@@ -123,7 +120,7 @@ impl InstanceType {
         })
     }
 
-    /// Returns the network's bytes per second, in each direction.
+    /// Bytes per second, in each direction.
     pub fn network_speed(&self) -> Speed {
         let bytes = |gbps: f64| (gbps * 1e9 / 8.0).round() as u64;
         Speed::bursting(bytes(self.network.baseline_gbps), bytes(self.network.peak_gbps), NETWORK_BURST)
@@ -142,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn gp3_has_what_was_chosen() {
+    fn gp3_has_provisioned_figures() {
         let plain = volume(VolumeType::Gp3, 8, None, None);
         assert_eq!((plain.operations, plain.bytes), (Speed::constant(3_000), Speed::constant(125 * MIB)));
         let fast = volume(VolumeType::Gp3, 100, Some(16_000), Some(1_000));
@@ -158,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn gp2_bursts_until_it_is_large() {
+    fn gp2_bursts_unless_large() {
         let small = volume(VolumeType::Gp2, 100, None, None);
         assert_eq!(small.operations, Speed { baseline: 300, peak: 3_000, savings: 5_400_000 });
         assert_eq!(small.bytes, Speed::constant(128 * MIB));
@@ -170,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn provisioned_types_move_as_much_as_their_operations_carry() {
+    fn provisioned_iops_determine_throughput() {
         let bytes = |volume_type, iops| volume(volume_type, 2_000, Some(iops), None).bytes.peak / MIB;
         assert_eq!(bytes(VolumeType::Io1, 100), 25);
         assert_eq!(bytes(VolumeType::Io1, 2_000), 500);
@@ -181,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn rotating_types_grow_with_their_size() {
+    fn hdd_throughput_grows_with_size() {
         let st1 = volume(VolumeType::St1, 1_024, None, None).bytes;
         assert_eq!(st1, Speed { baseline: 40 * MIB, peak: 250 * MIB, savings: 1 << 40 });
         assert_eq!(volume(VolumeType::St1, 12_800, None, None).bytes.baseline, 500 * MIB);
@@ -190,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn every_type_has_a_path_to_its_volumes_and_a_network() {
+    fn ebs_and_network_speeds_of_every_type_are_consistent() {
         for row in catalogue::all() {
             let speeds = row.ebs_performance().map(|path| [path.bytes, path.operations]);
             for speed in speeds.into_iter().flatten().chain([row.network_speed()]) {

@@ -1,7 +1,6 @@
 //! Memory sizes as people write them: `256M`, `1.5 GiB`, `512`.
 //!
-//! Units are binary, as in EC2, and a size is a whole number of MiB, the granularity of instance types. [`MemorySize`]
-//! parses its own output.
+//! Units are binary, as in EC2, and a size is a whole number of MiB, the granularity of instance types.
 
 use std::fmt;
 use std::num::NonZero;
@@ -19,47 +18,36 @@ const MAX_FRACTION_DIGITS: usize = 20;
 pub struct MemorySize(NonZero<u64>);
 
 impl MemorySize {
-    /// The largest size whose number of bytes fits 64 bits.
     pub const MAX: MemorySize = MemorySize(NonZero::new(u64::MAX / BYTES_PER_MIB).expect("2^44 - 1 is not zero"));
 
-    /// Returns a size of `mib` MiB, or none if that is zero or more than [`MemorySize::MAX`].
+    /// Returns none if `mib` is zero or more than [`MemorySize::MAX`].
     pub fn from_mib(mib: u64) -> Option<Self> {
         NonZero::new(mib).map(MemorySize).filter(|size| *size <= Self::MAX)
     }
 
-    /// The size in MiB.
     pub fn mib(self) -> u64 {
         self.0.get()
     }
 
-    /// The size in bytes.
     pub fn bytes(self) -> u64 {
         self.mib() * BYTES_PER_MIB
     }
 }
 
-/// The reason why a text is not a memory size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
-    /// The text is empty.
     #[error("a memory size is missing: write one such as 256M or 1G")]
     Empty,
-    /// The text does not start with a number.
     #[error("{0:?} is not a memory size: write a number and a unit, such as 256M or 1G")]
     NotANumber(String),
-    /// The number is negative.
     #[error("{0:?} is negative: a guest needs some memory")]
     Negative(String),
-    /// The number is zero.
     #[error("{0:?} is no memory at all: a guest needs some")]
     Zero(String),
-    /// The unit is unknown.
     #[error("the unit {0:?} is not known: use M, MiB, G, GiB, T or TiB (without a unit: MiB)")]
     UnknownUnit(String),
-    /// The size is not a whole number of MiB.
     #[error("{0:?} is not a whole number of MiB: round it, and write it in M")]
     NotWholeMib(String),
-    /// The number of bytes does not fit 64 bits.
     #[error("{0:?} is more memory than a computer can address")]
     TooLarge(String),
 }
@@ -89,7 +77,7 @@ impl FromStr for MemorySize {
     }
 }
 
-/// Splits a number at the point; none without digits before it, or with two points.
+/// Returns none without digits before the point, or with two points.
 fn split_number(number: &str) -> Option<(&str, &str)> {
     let (whole, fraction) = match number.split_once('.') {
         Some((_, "")) => return None,
@@ -108,7 +96,6 @@ fn mib_per_unit(unit: &str) -> Result<u64, SizeError> {
     }
 }
 
-/// Converts `whole.fraction` units to MiB, exactly.
 fn to_mib(whole: &str, fraction: &str, mib_per_unit: u64, given: &str) -> Result<u64, SizeError> {
     let too_large = || SizeError::TooLarge(given.to_owned());
     let not_whole = || SizeError::NotWholeMib(given.to_owned());
@@ -177,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_write_a_size_is_read() {
+    fn size_accepts_all_units_and_spellings() {
         for text in ["256", "256M", "256m", "256Mi", "256MiB", "256 MiB", " 0.25G "] {
             assert_eq!(mib(text), 256, "{text}");
         }
@@ -190,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_size_says_what_is_wrong() {
+    fn invalid_size_is_refused_with_its_cause() {
         assert_eq!(error("  "), SizeError::Empty);
         assert_eq!(error("lots"), SizeError::NotANumber("lots".into()));
         assert_eq!(error(".5G"), SizeError::NotANumber(".5G".into()));
@@ -206,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_whose_bytes_overflow_is_too_large() {
+    fn size_whose_bytes_overflow_is_too_large() {
         let max = MemorySize::MAX;
         assert_eq!(mib(&max.mib().to_string()), max.mib());
         assert!(max.bytes() > u64::MAX - BYTES_PER_MIB);
@@ -218,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_print_as_people_say_them() {
+    fn size_displays_in_gib_or_mib() {
         let shown = |mib| MemorySize::from_mib(mib).expect("not zero").to_string();
         assert_eq!(shown(1), "1 MiB");
         assert_eq!(shown(512), "512 MiB");
@@ -230,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn an_approximation_never_promises_more_than_there_is() {
+    fn approximate_mib_rounds_down() {
         assert_eq!(approximate_mib(0), "0 MiB");
         assert_eq!(approximate_mib(1023), "1023 MiB");
         assert_eq!(approximate_mib(2048), "2 GiB");
@@ -240,17 +227,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_never_panics(text in ".*") {
+        fn parse_never_panics(text in ".*") {
             let _ = text.parse::<MemorySize>();
         }
 
         #[test]
-        fn reading_what_looks_like_a_size_never_panics(text in "-?[0-9]{0,30}\\.?[0-9]{0,30} ?[kKmMgGtT]?i?B?") {
+        fn parse_of_size_like_text_never_panics(text in "-?[0-9]{0,30}\\.?[0-9]{0,30} ?[kKmMgGtT]?i?B?") {
             let _ = text.parse::<MemorySize>();
         }
 
         #[test]
-        fn what_is_printed_is_read_back(mib in 1..=MemorySize::MAX.mib()) {
+        fn displayed_size_is_parsed_back(mib in 1..=MemorySize::MAX.mib()) {
             let size = MemorySize::from_mib(mib).expect("within the range");
             prop_assert_eq!(size.to_string().parse::<MemorySize>(), Ok(size));
         }

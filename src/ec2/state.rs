@@ -10,26 +10,21 @@ use serde::{Deserialize, Serialize};
 use super::error::Ec2Error;
 use super::id::InstanceId;
 
-/// The state of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InstanceState {
-    /// The instance is starting.
     Pending,
     /// The VMM runs; the guest may still be booting.
     Running,
     /// The instance is being terminated.
     ShuttingDown,
-    /// The instance is deleted; its record stays visible for an hour.
+    /// The record stays visible for an hour.
     Terminated,
-    /// The instance is being stopped.
     Stopping,
-    /// The instance does not run, and keeps its volumes.
     Stopped,
 }
 
 impl InstanceState {
-    /// All states.
     pub const ALL: [InstanceState; 6] = [
         InstanceState::Pending,
         InstanceState::Running,
@@ -39,7 +34,7 @@ impl InstanceState {
         InstanceState::Stopped,
     ];
 
-    /// EC2's state code (the low byte of `InstanceState.Code`).
+    /// Returns the low byte of EC2's `InstanceState.Code`.
     pub fn code(self) -> u8 {
         match self {
             InstanceState::Pending => 0,
@@ -51,7 +46,6 @@ impl InstanceState {
         }
     }
 
-    /// EC2's state name.
     pub fn as_str(self) -> &'static str {
         match self {
             InstanceState::Pending => "pending",
@@ -68,7 +62,6 @@ impl InstanceState {
         !matches!(self, InstanceState::Terminated | InstanceState::Stopped)
     }
 
-    /// Returns true if `next` can follow this state.
     pub fn can_become(self, next: InstanceState) -> bool {
         use InstanceState::*;
         match self {
@@ -88,42 +81,32 @@ impl fmt::Display for InstanceState {
     }
 }
 
-/// A user's action on an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// `StartInstances`.
     Start,
-    /// `StopInstances`.
     Stop,
-    /// A fork, which EC2 does not have.
+    /// A fork, which is an extension of Wisp's.
     Fork,
     /// `StopInstances` with `Hibernate`.
     Hibernate,
-    /// `RebootInstances`.
     Reboot,
-    /// `TerminateInstances`.
     Terminate,
     /// `ModifyInstanceAttribute` of an attribute that requires a stopped instance.
     ModifyStopped,
-    /// `ModifyInstanceAttribute` of any other attribute.
     Modify,
     /// An action that needs the guest: a command, its console, a copy.
     Reach,
-    /// `AttachVolume`, `DetachVolume`.
     ChangeVolumes,
 }
 
-/// The outcome of an allowed action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transition {
-    /// The action is carried out.
     Do,
     /// The action is done or in progress already: EC2 returns success.
     Already,
 }
 
 impl Action {
-    /// Checks that an instance in this state accepts the action.
     pub fn allowed(self, instance: InstanceId, state: InstanceState) -> Result<Transition, Ec2Error> {
         use InstanceState::*;
         match (self, state) {
@@ -157,23 +140,20 @@ impl Action {
     }
 }
 
-/// The reason for an instance's state (`StateReason`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct StateReason {
-    /// EC2's code, for example `Client.UserInitiatedShutdown`.
+    /// For example `Client.UserInitiatedShutdown`.
     pub code: String,
     /// The code and a sentence.
     pub message: String,
 }
 
 impl StateReason {
-    /// The user stopped or terminated the instance.
     pub fn user_initiated() -> StateReason {
         StateReason::new("Client.UserInitiatedShutdown", "User initiated shutdown")
     }
 
-    /// The user hibernated the instance.
     pub fn user_hibernated() -> StateReason {
         StateReason::new("Client.UserInitiatedHibernate", "User initiated hibernate")
     }
@@ -197,12 +177,10 @@ impl StateReason {
         StateReason { code: code.into(), message: format!("{code}: {what}") }
     }
 
-    /// Returns true if the instance was hibernated.
     pub fn is_hibernation(&self) -> bool {
         self.code == "Client.UserInitiatedHibernate"
     }
 
-    /// Returns true if the reason is a failure.
     pub fn is_failure(&self) -> bool {
         self.code.ends_with("InternalError")
     }
@@ -212,15 +190,12 @@ impl StateReason {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ShutdownBehavior {
-    /// Stop the instance.
     #[default]
     Stop,
-    /// Terminate the instance.
     Terminate,
 }
 
 impl ShutdownBehavior {
-    /// EC2's name of the behavior.
     pub fn as_str(self) -> &'static str {
         match self {
             ShutdownBehavior::Stop => "stop",
@@ -254,13 +229,13 @@ mod tests {
     }
 
     #[test]
-    fn codes_are_ec2_s() {
+    fn state_codes_match_ec2() {
         let codes: Vec<u8> = InstanceState::ALL.iter().map(|state| state.code()).collect();
         assert_eq!(codes, [0, 16, 32, 48, 64, 80]);
     }
 
     #[test]
-    fn nothing_follows_terminated_and_all_leads_there() {
+    fn terminated_is_final_and_reachable_from_all_states() {
         for state in InstanceState::ALL {
             assert!(!InstanceState::Terminated.can_become(state));
             assert_eq!(state.can_become(InstanceState::Terminated), state != InstanceState::Terminated);
@@ -268,21 +243,21 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_instance_becomes_running_by_way_of_pending() {
+    fn stopped_instance_is_pending_before_running() {
         assert!(!InstanceState::Stopped.can_become(InstanceState::Running));
         assert!(InstanceState::Stopped.can_become(InstanceState::Pending));
         assert!(InstanceState::Pending.can_become(InstanceState::Running));
     }
 
     #[test]
-    fn what_is_done_already_succeeds() {
+    fn action_already_done_succeeds() {
         assert_eq!(Action::Start.allowed(id(), InstanceState::Running).unwrap(), Transition::Already);
         assert_eq!(Action::Stop.allowed(id(), InstanceState::Stopped).unwrap(), Transition::Already);
         assert_eq!(Action::Terminate.allowed(id(), InstanceState::Terminated).unwrap(), Transition::Already);
     }
 
     #[test]
-    fn a_wrong_transition_has_ec2_s_code() {
+    fn disallowed_action_is_incorrect_instance_state() {
         for (action, state) in [
             (Action::Start, InstanceState::Terminated),
             (Action::Start, InstanceState::Stopping),

@@ -2,10 +2,9 @@
 
 use super::InstanceId;
 
-/// The system manufacturer.
 pub const MANUFACTURER: &str = "Amazon EC2";
 
-/// The system UUID: `ec2`, then the instance id's digits.
+/// Returns `ec2`, followed by the instance id's digits.
 pub fn system_uuid(instance: InstanceId) -> [u8; 16] {
     let digits = instance.to_string();
     let own = digits.split_once('-').map_or("", |(_, own)| own);
@@ -18,7 +17,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_uuid_begins_with_ec2_and_is_the_instances() {
+    fn system_uuid_starts_with_ec2_and_instance_id() {
         let uuid = system_uuid("i-0123456789abcdef1".parse().unwrap());
         assert_eq!(uuid, 0xec20_1234_5678_9abc_def1_0000_0000_0000_u128.to_be_bytes());
     }

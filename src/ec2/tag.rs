@@ -9,81 +9,52 @@ use std::str::FromStr;
 
 use super::error::{Ec2Error, ErrorCode};
 
-/// The maximum length of a key in characters.
+/// Maximum length in characters.
 pub const MAX_KEY: usize = 128;
-/// The maximum length of a value in characters.
+/// Maximum length in characters.
 pub const MAX_VALUE: usize = 256;
-/// The maximum number of tags per resource.
+/// Maximum number per resource.
 pub const MAX_TAGS: usize = 50;
 
-/// The prefix of keys that are reserved for AWS, in any case.
+/// Keys with this prefix, in any case, are reserved for AWS.
 const RESERVED: &str = "aws:";
 
-/// The reason why a tag is refused. It converts to an [`Ec2Error`], which prints it.
+/// Converts to an [`Ec2Error`], which prints it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TagError {
-    /// The text is not `KEY=VALUE`.
     #[error("Invalid value '{given}' for tag: it is not KEY=VALUE.")]
-    NotKeyValue {
-        /// The given text.
-        given: String,
-    },
-    /// The key is empty.
+    NotKeyValue { given: String },
     #[error("Tag key cannot be empty.")]
     EmptyKey,
-    /// The key is too long.
     #[error("Tag key exceeds the maximum length of {MAX_KEY} characters: '{key}' has {length}.")]
     KeyTooLong {
-        /// The key.
         key: String,
-        /// The key's length in characters.
+        /// Maximum length in characters.
         length: usize,
     },
-    /// The value is too long.
     #[error("Tag value exceeds the maximum length of {MAX_VALUE} characters: that of '{key}' has {length}.")]
     ValueTooLong {
-        /// The key.
         key: String,
-        /// The value's length in characters.
+        /// Maximum length in characters.
         length: usize,
     },
-    /// The key has the prefix reserved for AWS.
     #[error("Tag keys starting with 'aws:' are reserved for internal use: '{key}'.")]
-    Reserved {
-        /// The key.
-        key: String,
-    },
-    /// The key or value contains a control character.
+    Reserved { key: String },
     #[error("Tag {key:?} has a control character.")]
-    ControlCharacter {
-        /// The key.
-        key: String,
-    },
+    ControlCharacter { key: String },
     /// The metadata service cannot serve the key, although it serves the instance's tags.
     #[error(
         "'{key}' is not a valid tag key. Tag keys must match pattern ([0-9a-zA-Z\\-_+=,.@:]{{1,255}}), and must not be a \
          reserved name ('.', '..', '_index')."
     )]
-    NotForMetadata {
-        /// The key.
-        key: String,
-    },
-    /// The key is given twice.
+    NotForMetadata { key: String },
     #[error("Duplicate tag key '{key}' specified.")]
-    Duplicate {
-        /// The key.
-        key: String,
-    },
-    /// The resource would have too many tags.
+    Duplicate { key: String },
     #[error("The maximum number of tags is {MAX_TAGS}, and the resource would have {count}.")]
-    TooMany {
-        /// The number of tags that it would have.
-        count: usize,
-    },
+    TooMany { count: usize },
 }
 
 impl TagError {
-    /// EC2's error code.
     pub fn code(&self) -> ErrorCode {
         match self {
             TagError::EmptyKey | TagError::Reserved { .. } => ErrorCode::InvalidTagKeyMalformed,
@@ -97,7 +68,6 @@ impl TagError {
         }
     }
 
-    /// The advice for the user as one line; none if the message suffices.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             TagError::NotKeyValue { .. } => "Write KEY=VALUE; `KEY=` for a tag without a value.",
@@ -122,10 +92,6 @@ pub struct Tag {
 }
 
 impl Tag {
-    /// Creates a tag from a key and a value.
-    ///
-    /// # Errors
-    /// The key or the value is not allowed.
     pub fn new(key: &str, value: &str) -> Result<Tag, Ec2Error> {
         check_key(key)?;
         let length = value.chars().count();
@@ -138,12 +104,10 @@ impl Tag {
         Ok(Tag { key: key.to_owned(), value: value.to_owned() })
     }
 
-    /// The key.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// The value.
     pub fn value(&self) -> &str {
         &self.value
     }
@@ -189,7 +153,6 @@ pub fn is_metadata_key(key: &str) -> bool {
     !key.is_empty() && key.chars().all(allowed) && ![".", "..", "_index"].contains(&key)
 }
 
-/// Refuses keys that the metadata service cannot serve.
 pub fn check_metadata_keys<'a>(keys: impl IntoIterator<Item = &'a str>) -> Result<(), Ec2Error> {
     match keys.into_iter().find(|key| !is_metadata_key(key)) {
         Some(key) => Err(TagError::NotForMetadata { key: key.to_owned() }.into()),
@@ -237,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_s_value_begins_after_the_first_equals_sign() {
+    fn tag_value_starts_after_first_equals_sign() {
         for (text, key, value) in [
             ("Name=web", "Name", "web"),
             ("a=b=c", "a", "b=c"),
@@ -264,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tag_is_refused_with_ec2_s_code() {
+    fn invalid_tag_is_refused_with_ec2_code() {
         for (text, code) in [
             ("Name", ErrorCode::InvalidParameterValue),
             ("", ErrorCode::InvalidParameterValue),
@@ -282,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resource_has_fifty_tags_at_most_and_aws_s_do_not_count() {
+    fn tag_limit_is_fifty_without_aws_tags() {
         let numbered = |from: usize, to: usize| (from..to).map(|number| tag(&format!("{number}=x")));
         let full = with_tags(&BTreeMap::new(), numbered(0, MAX_TAGS)).expect("fifty");
         assert!(with_tags(&full, [tag("0=new")]).is_ok_and(|tags| tags["0"] == "new"));
@@ -295,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn key_that_is_no_step_of_a_path_is_not_for_metadata() {
+    fn key_unfit_for_a_path_is_refused_for_metadata() {
         for key in ["Name", "a+b-c=d.e,f_g:h@i", "aws:autoscaling:groupName", "...", "_index_", "0"] {
             assert!(is_metadata_key(key), "{key}");
         }
@@ -312,14 +275,14 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_given_once() {
+    fn duplicate_key_is_refused() {
         let error = with_tags(&BTreeMap::new(), [tag("a=1"), tag("a=2")]).expect_err("twice");
         assert_eq!(error.to_string(), "InvalidParameterValue: Duplicate tag key 'a' specified.");
     }
 
     proptest! {
         #[test]
-        fn what_is_read_is_printed(text in ".*") {
+        fn parsed_tag_displays_as_given(text in ".*") {
             if let Ok(tag) = text.parse::<Tag>() {
                 prop_assert_eq!(tag.to_string(), text);
             }

@@ -1,24 +1,18 @@
 //! Parsing of instance type names: `c6i.2xlarge` is c (compute optimized), 6 (sixth generation), i (Intel) and a size.
 
-/// The category of an instance family, given by the first letters of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Category {
-    /// `t`: a CPU baseline, and credits to exceed it.
+    /// A CPU baseline, and credits to exceed it.
     Burstable,
-    /// `m`: balanced memory and CPU.
     GeneralPurpose,
-    /// `c`: more CPU per memory.
     ComputeOptimised,
-    /// `r`, `x`, `z`, `u`: more memory per CPU.
     MemoryOptimised,
-    /// `d`, `h`, `i`: fast or large instance-store disks.
     StorageOptimised,
-    /// `f`, `g`, `p`, `inf`, `trn`, `dl`, `vt`: GPUs and other accelerators.
     Accelerated,
 }
 
 impl Category {
-    /// Returns the category of a series (the first letters of a name).
+    /// A series is the first letters of a name.
     pub fn of_series(series: &str) -> Option<Self> {
         Some(match series {
             "t" => Category::Burstable,
@@ -31,7 +25,6 @@ impl Category {
         })
     }
 
-    /// EC2's name of the category.
     pub fn title(self) -> &'static str {
         match self {
             Category::Burstable => "burstable",
@@ -43,7 +36,6 @@ impl Category {
         }
     }
 
-    /// The typical use of the category.
     pub fn explanation(self) -> &'static str {
         match self {
             Category::Burstable => "saves CPU credits while idle, spends them when busy",
@@ -56,7 +48,6 @@ impl Category {
     }
 }
 
-/// The parts of an instance type's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TypeName<'a> {
     /// Everything before the dot, for example `x2iedn`.
@@ -71,17 +62,13 @@ pub struct TypeName<'a> {
     pub size: &'a str,
 }
 
-/// A part of a name with its meaning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamePart<'a> {
-    /// The characters of the part.
     pub text: &'a str,
-    /// The meaning, in a few words.
     pub meaning: String,
 }
 
 impl<'a> TypeName<'a> {
-    /// Parses a name; none if it is not an instance type's name.
     pub fn parse(name: &'a str) -> Option<Self> {
         let (family, size) = name.split_once('.')?;
         if size.is_empty() {
@@ -99,7 +86,7 @@ impl<'a> TypeName<'a> {
         Some(TypeName { family, series, generation, attributes, size })
     }
 
-    /// Explains the name from left to right. The generation and each attribute are parts of their own.
+    /// Explains the name from left to right, with the generation and each attribute as separate parts.
     pub fn reading(&self) -> Vec<NamePart<'a>> {
         let attributes_start = self.family.len() - self.attributes.len();
         let generation = &self.family[self.series.len()..attributes_start];
@@ -177,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_read_from_left_to_right() {
+    fn reading_explains_name_from_left_to_right() {
         assert_eq!(
             reading("c6i.2xlarge"),
             [
@@ -192,20 +179,20 @@ mod tests {
     }
 
     #[test]
-    fn a_family_is_read_on_one_line() {
+    fn family_reading_is_one_line() {
         let name = TypeName::parse("t4g.nano").expect("a name");
         assert_eq!(name.family_reading(), "burstable, fourth generation, Graviton (Arm)");
     }
 
     #[test]
-    fn a_size_says_how_it_compares() {
+    fn size_meaning_compares_with_other_sizes() {
         assert_eq!(size_meaning("micro"), "size: twice a nano");
         assert_eq!(size_meaning("metal"), "size: a whole machine, without a hypervisor");
         assert_eq!(size_meaning("metal-24xl"), "size: a whole machine, as large as a 24xlarge");
     }
 
     #[test]
-    fn what_is_not_made_like_a_name_has_no_parts() {
+    fn malformed_name_is_not_parsed() {
         for text in ["", "t3", "t3.", ".large", "3.large", "t.large", "T3.large", "t3é.large"] {
             assert_eq!(TypeName::parse(text), None, "{text}");
         }

@@ -1,47 +1,42 @@
 //! Usage of an instance over time, as CloudWatch records it: a bounded series of datapoints, finer where it is recent.
 //!
-//! A datapoint's period is the measured interval; one datapoint may cover an idle hour. Short datapoints are merged:
-//! to one minute within the last three hours, and to five minutes before that, for fourteen days.
+//! A datapoint's period is the measured interval, which may be an idle hour. Short datapoints are merged to one minute
+//! within the last three hours, and to five minutes before that, for fourteen days.
 
 use serde::{Deserialize, Serialize};
 
 use super::credits::CreditBalance;
 
-/// The maximum period of a merged datapoint in milliseconds: within the last [`DETAILED_FOR_MS`], and before that.
+/// Maximum period of a merged datapoint: within the last `DETAILED_FOR_MS`, and before that.
 pub const DETAILED_MS: u64 = 60_000;
 const COARSE_MS: u64 = 300_000;
 const DETAILED_FOR_MS: u64 = 3 * 3600 * 1000;
-/// The retention: fourteen days of five-minute datapoints, with some margin.
+/// Retention: fourteen days of five-minute datapoints, with some margin.
 const KEPT_FOR_MS: u64 = 14 * 24 * 3600 * 1000;
 const MOST: usize = 5000;
 
-/// The usage of an instance in one interval.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Datapoint {
-    /// The position in the series, which the store keeps beside the datapoint.
+    /// The position in the series, which the store keeps in a column of its own.
     #[serde(skip)]
     pub number: u64,
     /// Identifies one run of the VMM, from a start to the guest's reboot.
     pub run: u64,
-    /// The instance type in that interval.
     pub instance_type: String,
-    /// vCPUs.
     pub vcpus: u32,
-    /// Memory in MiB.
     pub memory_mib: u64,
-    /// The end of the interval, in milliseconds since 1970.
+    /// Milliseconds since 1970.
     pub end_ms: u64,
-    /// The length of the interval in milliseconds.
     pub period_ms: u64,
     /// True if the guest booted in the interval.
     #[serde(default, skip_serializing_if = "is_default")]
     pub booting: bool,
-    /// CPU time of all vCPUs in nanoseconds.
+    /// CPU time of all vCPUs.
     pub cpu_ns: u64,
-    /// The time for which vCPUs were throttled, summed, in nanoseconds.
+    /// Time for which vCPUs were throttled, summed.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cpu_held_ns: u64,
-    /// The maximum of guest memory touched, in bytes.
+    /// Maximum of guest memory touched.
     pub touched_bytes: u64,
     /// All EBS volumes.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -49,41 +44,31 @@ pub struct Datapoint {
     /// All instance-store disks.
     #[serde(default, skip_serializing_if = "is_default")]
     pub instance_store: DiskUse,
-    /// The network interface.
     #[serde(default, skip_serializing_if = "is_default")]
     pub network: NetworkUse,
-    /// The CPU credits at the end of the interval, on burstable types.
+    /// At the end of the interval, on burstable types.
     #[serde(default, skip_serializing_if = "is_default")]
     pub credits: Option<CreditBalance>,
 }
 
-/// Disk usage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskUse {
-    /// Bytes read.
     pub read_bytes: u64,
-    /// Bytes written.
     pub written_bytes: u64,
-    /// Read operations.
     pub reads: u64,
-    /// Write operations.
     pub writes: u64,
-    /// The time for which requests were throttled, in nanoseconds.
+    /// Time for which requests were throttled.
     pub held_ns: u64,
 }
 
-/// Usage of a network interface.
+/// Directions are the guest's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkUse {
-    /// Bytes received by the guest.
     pub received_bytes: u64,
-    /// Bytes sent by the guest.
     pub sent_bytes: u64,
-    /// Frames received by the guest.
     pub received_packets: u64,
-    /// Frames sent by the guest.
     pub sent_packets: u64,
-    /// The time for which frames were throttled, in nanoseconds.
+    /// Time for which frames were throttled.
     pub held_ns: u64,
 }
 
@@ -92,7 +77,6 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 impl DiskUse {
-    /// Adds the usage of another disk or interval.
     pub fn add(&mut self, more: &DiskUse) {
         self.read_bytes = self.read_bytes.saturating_add(more.read_bytes);
         self.written_bytes = self.written_bytes.saturating_add(more.written_bytes);
@@ -113,12 +97,11 @@ impl NetworkUse {
 }
 
 impl Datapoint {
-    /// The start of the interval, in milliseconds since 1970.
+    /// Milliseconds since 1970.
     pub fn start_ms(&self) -> u64 {
         self.end_ms.saturating_sub(self.period_ms)
     }
 
-    /// The length of the interval in seconds.
     pub fn seconds(&self) -> f64 {
         self.period_ms as f64 / 1e3
     }
@@ -128,13 +111,11 @@ impl Datapoint {
         share(self.cpu_ns as f64, self.period_ms as f64 * 1e6 * f64::from(self.vcpus)) * 100.0
     }
 
-    /// Returns true if `next` directly follows, and is of the same run and kind.
-    fn goes_on_in(&self, next: &Datapoint) -> bool {
+    fn merges_with(&self, next: &Datapoint) -> bool {
         (self.run, self.booting, self.vcpus, self.memory_mib) == (next.run, next.booting, next.vcpus, next.memory_mib)
             && self.instance_type == next.instance_type
     }
 
-    /// Merges `next`, the following datapoint, into this one.
     fn append(&mut self, next: &Datapoint) {
         self.end_ms = next.end_ms;
         self.period_ms = self.period_ms.saturating_add(next.period_ms);
@@ -161,7 +142,9 @@ pub fn settled(points: Vec<Datapoint>, now_ms: u64) -> Vec<Datapoint> {
         let is_recent = point.end_ms.saturating_add(DETAILED_FOR_MS) >= now_ms;
         let longest = if is_recent { DETAILED_MS } else { COARSE_MS };
         match kept.last_mut() {
-            Some(last) if last.goes_on_in(&point) && last.period_ms + point.period_ms <= longest => last.append(&point),
+            Some(last) if last.merges_with(&point) && last.period_ms + point.period_ms <= longest => {
+                last.append(&point)
+            }
             _ => kept.push(point),
         }
     }
@@ -182,13 +165,12 @@ mod tests {
         Datapoint { number, end_ms, period_ms, cpu_ns: period_ms * 1_000_000, ebs, ..common }
     }
 
-    /// A datapoint every five seconds, for this many hours.
     fn busy(hours: u64) -> Vec<Datapoint> {
         (1..=hours * 720).map(|number| point(number, number * 5000, 5000)).collect()
     }
 
     #[test]
-    fn recent_ones_come_to_a_minute_and_others_to_five() {
+    fn recent_datapoints_merge_to_one_minute_and_older_to_five() {
         let kept = settled(busy(12), 12 * HOUR);
         let periods: Vec<u64> = kept.iter().map(|point| point.period_ms).collect();
         assert_eq!(periods[..9 * 12 - 1], [COARSE_MS; 9 * 12 - 1]);
@@ -198,14 +180,14 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_day_is_one() {
+    fn idle_day_is_one_datapoint() {
         let kept = settled(vec![point(1, 1000, 1000), point(2, 24 * HOUR, 24 * HOUR - 1000)], 24 * HOUR);
         assert_eq!(kept.len(), 2);
         assert_eq!(kept[1].start_ms(), 1000);
     }
 
     #[test]
-    fn another_machine_type_or_boot_is_told_apart() {
+    fn other_run_type_or_boot_is_not_merged() {
         let first = point(1, 1000, 1000);
         let others: [fn(&mut Datapoint); 4] = [
             |other| other.run = 2,
@@ -222,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn two_weeks_of_a_busy_instance_are_few_thousand() {
+    fn series_of_busy_instance_is_bounded() {
         let mut points = Vec::new();
         for hour in 0..20 * 24 {
             points.extend((1..=60).map(|minute| point(hour * 60 + minute, hour * HOUR + minute * 60_000, 60_000)));
@@ -232,16 +214,16 @@ mod tests {
     }
 
     #[test]
-    fn the_shape_leaves_out_what_is_nothing() {
+    fn default_fields_are_not_serialized() {
         let text = serde_json::to_string(&point(7, 1, 1)).unwrap();
         assert!(!text.contains("network") && !text.contains("number"), "{text}");
         assert_eq!(serde_json::from_str::<Datapoint>(&text).unwrap(), Datapoint { number: 0, ..point(7, 1, 1) });
     }
 
     proptest! {
-        /// Any way of splitting and merging a series keeps its sums and its order, and the result is bounded.
+        /// Splitting and merging a series in any way keeps its sums and its order, and the result is bounded.
         #[test]
-        fn settling_loses_nothing_that_is_young(
+        fn settled_keeps_sums_and_order(
             periods in prop::collection::vec((1_u64..400_000, 0_u64..3), 1..300),
             every in 1_usize..50,
         ) {

@@ -11,13 +11,13 @@ use base64::engine::general_purpose::{STANDARD as BASE64, STANDARD_NO_PAD as BAS
 
 use super::error::ErrorCode;
 
-/// The maximum number of raw bytes. Compressed user data counts in compressed form.
+/// Maximum raw size in bytes; compressed user data counts in compressed form.
 pub const MAX_BYTES: usize = 16_384;
 
-/// The maximum number of uncompressed bytes passed to the agent of an image without cloud-init.
+/// Maximum uncompressed size in bytes for the agent of an image without cloud-init.
 pub const MAX_UNPACKED: usize = 48 << 10;
 
-/// The maximum number of nested compressions and encodings.
+/// Maximum number of nested compressions and encodings.
 const MAX_LAYERS: usize = 4;
 
 /// UTF-8's byte-order mark, which some editors write at the start of a file.
@@ -26,29 +26,25 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// The magic number of gzip (RFC 1952, section 2.3.1).
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 
-/// The maximum length of text that is tried as base64: enough for 16 KiB with each digit on its own line.
+/// Maximum length of text that is tried as base64: 16 KiB with each digit on its own line.
 const MAX_BASE64: usize = 4 * MAX_BYTES;
 
 /// The format of user data for cloud-init, detected by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A program that starts with `#!` and runs late in the first boot.
+    /// Starts with `#!` and runs late in the first boot.
     Script,
-    /// YAML configuration, whose first line is `#cloud-config`.
+    /// YAML whose first line is `#cloud-config`.
     CloudConfig,
-    /// Compressed data, whose content cloud-init unpacks and detects again.
+    /// Compressed data, which cloud-init unpacks and detects again.
     Gzip,
-    /// A MIME message with several parts.
     Mime,
-    /// Another format of cloud-init's, detected by its first line: `#include`, `#cloud-boothook`, a template and so
-    /// on.
+    /// Another cloud-init format, detected by its first line, such as `#include` or `#cloud-boothook`.
     CloudInit,
-    /// Any other data, which the guest can still read.
     Other,
 }
 
 impl Kind {
-    /// Detects the format of `bytes`.
     pub fn of(bytes: &[u8]) -> Kind {
         let bytes = without_mark(bytes);
         let line = first_line(bytes).trim_ascii_end();
@@ -67,7 +63,6 @@ impl Kind {
         }
     }
 
-    /// Returns the display name.
     pub fn title(self) -> &'static str {
         match self {
             Kind::Script => "script",
@@ -111,21 +106,13 @@ fn begins_with(bytes: &[u8], prefix: &[u8]) -> bool {
     bytes.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
-/// The reason why user data is refused. It converts to an [`Ec2Error`](super::Ec2Error), which prints it.
+/// Converts to an [`Ec2Error`](super::Ec2Error), which prints it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UserDataError {
-    /// The raw user data is too large.
     #[error("User data is limited to {MAX_BYTES} bytes, and this {kind} has {bytes}.", kind = kind_in_sentence(*.kind))]
-    TooLarge {
-        /// Its size in raw bytes.
-        bytes: usize,
-        /// Its format.
-        kind: Kind,
-    },
-    /// The uncompressed user data is too large.
+    TooLarge { bytes: usize, kind: Kind },
     #[error("User data is limited to {MAX_UNPACKED} bytes when it is uncompressed, and this has more.")]
     UnpacksTooLarge,
-    /// The text is not base64.
     #[error("Invalid BASE64 encoding of user data.")]
     NotBase64,
 }
@@ -138,7 +125,6 @@ fn kind_in_sentence(kind: Kind) -> &'static str {
 }
 
 impl UserDataError {
-    /// EC2's error code.
     pub fn code(&self) -> ErrorCode {
         match self {
             UserDataError::TooLarge { .. } | UserDataError::UnpacksTooLarge => ErrorCode::InvalidParameterValue,
@@ -146,7 +132,6 @@ impl UserDataError {
         }
     }
 
-    /// The advice for the user as one line.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             UserDataError::TooLarge { kind: Kind::Gzip, .. } => {
@@ -172,27 +157,19 @@ pub struct UserData {
 impl UserData {
     /// Reads the input of `--user-data` or a file: the user data itself, or its base64.
     ///
-    /// A leading byte-order mark is dropped. The input counts as base64 if all of it, ignoring white space, is base64
-    /// that decodes to a known format. Known formats are cloud-init's, gzip and text. Text is accepted only from
-    /// base64 that is padded or long, so a word such as `hello123` is kept as it is.
-    ///
-    /// EC2's command line encodes its input, and EC2's API accepts base64 only. Reading both forms means that input
-    /// encoded for the API works here too.
-    ///
-    /// # Errors
-    /// The user data is too large.
+    /// Decodes the input if all of it, ignoring white space, is base64 of a known format: cloud-init's, gzip or text.
+    /// Text counts only in padded or long base64, so a word such as `hello123` is kept. Accepting both forms means that
+    /// input encoded for EC2's API works here too. Fails if the user data is too large.
     pub fn read(given: &[u8]) -> Result<UserData, UserDataError> {
         let given = without_mark(given);
         let decoded = (given.len() <= MAX_BASE64).then(|| decode_known(given)).flatten();
         Self::raw(decoded.unwrap_or_else(|| given.to_vec()))
     }
 
-    /// Returns the user data for the agent of an image without cloud-init, without compression, base64 and byte-order
-    /// mark. Scripts lose carriage returns, which would otherwise become part of the interpreter's name. Data that
-    /// only starts like gzip is kept as it is.
+    /// Removes compression, base64 and byte-order mark, for the agent of an image without cloud-init.
     ///
-    /// # Errors
-    /// The uncompressed data is too large.
+    /// Scripts lose carriage returns, which would otherwise become part of the interpreter's name. Data that only
+    /// starts like gzip is kept. Fails if the uncompressed data is too large.
     pub fn unwrapped(&self) -> Result<Vec<u8>, UserDataError> {
         let mut bytes = without_mark(&self.bytes).to_vec();
         for _ in 0..MAX_LAYERS {
@@ -210,15 +187,12 @@ impl UserData {
         Ok(bytes)
     }
 
-    /// Returns true for empty user data, which is equivalent to none.
+    /// Empty user data is equivalent to none.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// Takes the bytes as they are.
-    ///
-    /// # Errors
-    /// There are too many bytes.
+    /// Fails if there are more than [`MAX_BYTES`].
     pub fn raw(bytes: Vec<u8>) -> Result<UserData, UserDataError> {
         if bytes.len() > MAX_BYTES {
             return Err(UserDataError::TooLarge { bytes: bytes.len(), kind: Kind::of(&bytes) });
@@ -227,29 +201,23 @@ impl UserData {
     }
 
     /// Decodes base64, the form in which EC2's API accepts and returns user data.
-    ///
-    /// # Errors
-    /// The text is not base64, or the user data is too large.
     pub fn from_base64(text: &str) -> Result<UserData, UserDataError> {
         Self::raw(decode(text.as_bytes()).ok_or(UserDataError::NotBase64)?)
     }
 
-    /// Returns the user data in base64, as `DescribeInstanceAttribute` does.
+    /// Returns base64, as `DescribeInstanceAttribute` does.
     pub fn to_base64(&self) -> String {
         BASE64.encode(&self.bytes)
     }
 
-    /// Returns the user data as the guest reads it.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Returns the user data as the guest reads it, without a copy.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 
-    /// Returns the format.
     pub fn kind(&self) -> Kind {
         Kind::of(&self.bytes)
     }
@@ -262,8 +230,7 @@ fn decode_known(given: &[u8]) -> Option<Vec<u8>> {
     decode(given).filter(|decoded| Kind::of(decoded) != Kind::Other || is_deliberate && is_text(decoded))
 }
 
-/// The length in digits from which unpadded base64 may be text. No word or password of this length decodes to text by
-/// chance.
+/// Digits from which unpadded base64 may be text: no word or password of this length decodes to text by chance.
 const LONG_BASE64: usize = 32;
 
 fn is_text(bytes: &[u8]) -> bool {
@@ -271,7 +238,7 @@ fn is_text(bytes: &[u8]) -> bool {
     !bytes.is_empty() && std::str::from_utf8(bytes).is_ok_and(|text| text.chars().all(is_printed))
 }
 
-/// Decompresses gzip. Returns none if the data is not gzip.
+/// Returns none if the data is not gzip.
 fn gunzip(bytes: &[u8]) -> Result<Option<Vec<u8>>, UserDataError> {
     let mut unpacked = Vec::new();
     let limit = MAX_UNPACKED as u64 + 1;
@@ -304,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_are_told_by_how_they_begin() {
+    fn kind_is_detected_by_first_bytes() {
         for (given, kind) in [
             (b"#!/bin/sh\n".as_slice(), Kind::Script),
             (b"#cloud-config\npackages: []\n", Kind::CloudConfig),
@@ -323,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn base64_of_something_known_is_decoded() {
+    fn base64_of_known_format_is_decoded() {
         for raw in
             [b"#!/bin/sh\necho hello\n".as_slice(), b"#cloud-config\n", b"\x1f\x8b\x08\x00", b"MIME-Version: 1.0\n"]
         {
@@ -336,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_only_looks_like_base64_stays_as_it_is() {
+    fn text_that_resembles_base64_is_kept() {
         for given in [b"hello123".as_slice(), b"aGVsbG8x", b"data", b"////", b"AAECAwQFBgc="] {
             assert_eq!(read(given).bytes(), given);
         }
@@ -381,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn carriage_returns_of_a_script_and_byte_order_marks_are_left_out() {
+    fn script_carriage_returns_and_byte_order_mark_are_removed() {
         let script = b"#!/bin/sh\necho 'a\rb'\n";
         for given in [b"#!/bin/sh\r\necho 'a\rb'\r\n".as_slice(), b"\xef\xbb\xbf#!/bin/sh\r\necho 'a\rb'\r\n"] {
             assert_eq!(unwrapped(given), script);
@@ -396,14 +363,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_uncompressed_is_refused() {
+    fn oversized_uncompressed_data_is_refused() {
         let data = UserData::raw(gzip(&vec![b'x'; MAX_UNPACKED + 1])).expect("short");
         assert_eq!(data.unwrapped(), Err(UserDataError::UnpacksTooLarge));
         assert_eq!(unwrapped(&gzip(&vec![b'x'; MAX_UNPACKED])).len(), MAX_UNPACKED);
     }
 
     #[test]
-    fn sixteen_kib_are_the_most_raw() {
+    fn raw_data_over_16_kib_is_refused() {
         let mut script = b"#!".to_vec();
         script.resize(MAX_BYTES, b'x');
         assert_eq!(read(&script).bytes().len(), MAX_BYTES);
@@ -419,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn base64_of_anything_is_taken_where_it_is_said_to_be_that() {
+    fn from_base64_accepts_any_content() {
         assert_eq!(UserData::from_base64("aGVsbG8=").expect("base64").bytes(), b"hello");
         let error = Ec2Error::from(UserData::from_base64("hello!").expect_err("not base64"));
         assert_eq!(error.code(), ErrorCode::InvalidUserDataMalformed);
@@ -427,7 +394,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_never_panics_and_base64_gives_it_back(given: Vec<u8>) {
+        fn read_never_panics_and_base64_round_trips(given: Vec<u8>) {
             let data = UserData::read(&given).expect("it is short");
             data.unwrapped().expect("it is short");
             prop_assert_eq!(UserData::from_base64(&data.to_base64()), Ok(data));

@@ -1,4 +1,4 @@
-//! Replays the corpus, and mutations of it, as ordinary tests. They need no fuzzer and take a second or two.
+//! Replays the corpus, and mutations of it, as ordinary tests, which need no fuzzer and take a second or two.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,14 +8,13 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
-/// The number of mutated inputs for each target. With WISP_FUZZ_CASES set, that many, different in each run.
+/// Mutated inputs for each target. WISP_FUZZ_CASES overrides the number and makes them different in each run.
 const CASES: u32 = 256;
 
 fn dir(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(name)
 }
 
-/// Returns the inputs of a target, sorted by name.
 fn inputs(target: &str) -> Vec<Vec<u8>> {
     let dir = dir("corpus").join(target);
     let entries = fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
@@ -79,7 +78,6 @@ fn stem(path: &std::path::Path) -> String {
     path.file_stem().unwrap().to_str().unwrap().to_string()
 }
 
-/// A mutation of an input.
 #[derive(Debug, Clone)]
 enum Change {
     Set(Index, u8),
@@ -87,7 +85,6 @@ enum Change {
     Insert(Index, Vec<u8>),
     Remove(Index, u8),
     Repeat(Index, u8),
-    /// Continues with the bytes of another input.
     Splice(Index),
     Cut(Index),
 }

@@ -4,26 +4,21 @@ use wisp_agent::protocol::{Connection, ExecRequest, ExitStatus, OutputStream, To
 
 use super::{Agent, Error};
 
-/// The captured output and the status of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Captured {
-    /// The exit status.
     pub status: ExitStatus,
-    /// The start of standard output.
+    /// The first bytes, up to the limit.
     pub stdout: Vec<u8>,
-    /// The start of standard error.
+    /// The first bytes, up to the limit.
     pub stderr: Vec<u8>,
 }
 
 impl Agent {
-    /// Runs a command without input until it exits. Keeps the first `limit` bytes of each output and discards the
-    /// rest. Calls `on_output` with the captured standard output after each part that is received.
+    /// Runs a command without input until it exits, and keeps the first `limit` bytes of each output. Calls `on_output`
+    /// with the captured standard output after each part that is received.
     ///
-    /// Unlike [`exec`](Self::exec), this does not change the handling of signals.
-    ///
-    /// # Errors
-    /// [`Error::CommandNotFound`], [`Error::NotExecutable`] or [`Error::Guest`] if the command cannot be started;
-    /// [`Error::GuestGone`] if the guest stops before the command exits.
+    /// Unlike [`exec`](Self::exec), this does not change the handling of signals. Errors are those of `exec`, without
+    /// [`Error::Interrupted`].
     pub fn capture(
         mut self,
         request: ExecRequest,
@@ -60,7 +55,7 @@ mod tests {
     use crate::guest::testing::{agent, shell};
 
     #[test]
-    fn the_beginning_of_what_a_command_prints_is_kept() {
+    fn capture_keeps_start_of_output() {
         let mut seen = Vec::new();
         let script = "echo first; cat; echo wrong >&2; head -c 100000 /dev/zero; exit 3";
         let captured = agent().capture(shell(script), 10, |output| seen = output.to_vec()).expect("it runs");
@@ -70,14 +65,14 @@ mod tests {
     }
 
     #[test]
-    fn command_that_is_silent_for_too_long_times_out() {
+    fn silent_command_times_out() {
         let limit = std::time::Duration::from_millis(50);
         let error = agent().with_silence_limit(limit).capture(shell("echo up; exec sleep 1000"), 10, |_| ());
         assert!(matches!(error, Err(Error::TimedOut(after)) if after == limit), "{error:?}");
     }
 
     #[test]
-    fn what_cannot_be_started_is_an_error() {
+    fn missing_command_is_an_error() {
         let request = ExecRequest { argv: vec!["/no/such".into()], ..ExecRequest::default() };
         let error = agent().capture(request, 10, |_| ()).expect_err("there is none");
         assert!(matches!(error, Error::CommandNotFound(_)), "{error}");

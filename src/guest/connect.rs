@@ -1,7 +1,7 @@
 //! Connects to a guest's agent through the VMM's socket.
 //!
-//! The VMM receives `CONNECT <port>\n`, and answers `OK <host port>\n` when the guest has accepted the connection. It
-//! then forwards bytes in both directions. If the guest refuses, the VMM closes the connection.
+//! The VMM receives `CONNECT <port>\n`, answers `OK <host port>\n` when the guest has accepted the connection, and
+//! forwards bytes in both directions. If the guest refuses, the VMM closes the connection.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -16,33 +16,29 @@ use wisp_agent::protocol::{Connection, ToGuest};
 use super::Error;
 use crate::unix_socket;
 
-/// A limit above the length of any valid answer, such as `OK 4294967295\n`.
+/// Limit above the length of any valid answer, such as `OK 4294967295\n`.
 const LONGEST_ANSWER: usize = 32;
 
 /// A connection to a guest's agent, for one operation.
 #[derive(Debug)]
 pub struct Agent {
     pub(super) connection: Connection,
-    /// The time that the agent may take for its greeting.
+    /// Limit of the wait for the agent's greeting.
     pub(super) patience: Duration,
-    /// The limit of each wait for the guest during the operation.
+    /// Limit of each wait for the guest during the operation.
     pub(super) silence: Option<Duration>,
 }
 
 impl Agent {
-    /// Connects to a guest's agent through the VMM's `socket` within `timeout`. The same timeout applies to the
-    /// agent's greeting when the operation starts.
+    /// Connects to a guest's agent through the VMM's `socket` within `timeout`, which applies again to the agent's
+    /// greeting.
     ///
-    /// # Errors
-    /// [`Error::NotListening`] if the guest does not run an agent (yet); [`Error::TimedOut`].
+    /// Fails with [`Error::NotListening`] if the guest does not run an agent (yet), or [`Error::TimedOut`].
     pub fn connect(socket: &Path, timeout: Duration) -> Result<Self, Error> {
         Self::connect_to_port(socket, AGENT_PORT, timeout)
     }
 
     /// Connects to another vsock port like [`connect`](Self::connect).
-    ///
-    /// # Errors
-    /// Same as [`connect`](Self::connect).
     pub fn connect_to_port(socket: &Path, port: u32, timeout: Duration) -> Result<Self, Error> {
         let deadline = Instant::now() + timeout;
         let mut stream =
@@ -58,7 +54,7 @@ impl Agent {
         Ok(Self { connection: Connection::new(stream.into()), patience: timeout, silence: None })
     }
 
-    /// Starts the operation: exchanges greetings and sends the request.
+    /// Exchanges greetings and sends the request.
     pub(super) fn begin(&mut self, request: &ToGuest<'_>) -> Result<(), Error> {
         self.limit(Some(self.patience))?;
         self.connection.begin(request).map_err(Error::within(self.patience))?;
@@ -66,13 +62,13 @@ impl Agent {
     }
 
     /// Sets the time after which an operation fails with [`Error::TimedOut`] if the guest sends nothing. By default, a
-    /// command may be silent for as long as it runs.
+    /// command may be silent as long as it runs.
     #[must_use]
     pub fn with_silence_limit(self, limit: Duration) -> Self {
         Self { silence: Some(limit), ..self }
     }
 
-    /// Sets the limit of each wait for the guest. A limit of zero is raised to 1 ms, because zero would mean no limit.
+    /// Raises a limit of zero to 1 ms, because zero would mean no limit.
     pub(super) fn limit(&self, timeout: Option<Duration>) -> Result<(), Error> {
         let timeout = timeout.map(|timeout| timeout.max(Duration::from_millis(1)));
         for direction in [Timeout::Recv, Timeout::Send] {
@@ -83,7 +79,7 @@ impl Agent {
     }
 }
 
-/// Requests the port. `Ok(Err(answer))` is an invalid answer.
+/// Returns `Ok(Err(answer))` for an invalid answer.
 fn request_port(stream: &mut UnixStream, port: u32, deadline: Instant) -> io::Result<Result<(), String>> {
     stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
     let mut answer = Vec::new();
@@ -113,8 +109,8 @@ mod tests {
 
     use super::*;
 
-    /// Starts a fake VMM that accepts one connection and sends `answer`.
-    fn monitor(directory: &Path, answer: &'static [u8]) -> std::path::PathBuf {
+    /// Accepts one connection and sends `answer`.
+    fn fake_vmm(directory: &Path, answer: &'static [u8]) -> std::path::PathBuf {
         let path = directory.join("vsock.sock");
         let listener = UnixListener::bind(&path).expect("bound");
         thread::spawn(move || {
@@ -129,23 +125,23 @@ mod tests {
 
     fn connect(answer: &'static [u8]) -> Error {
         let home = tempfile::tempdir().expect("a directory");
-        let socket = monitor(home.path(), answer);
+        let socket = fake_vmm(home.path(), answer);
         let timeout = Duration::from_secs(20);
         Agent::connect(&socket, timeout).and_then(|agent| agent.ping(timeout)).expect_err("no agent")
     }
 
     #[test]
-    fn a_connection_closed_without_an_answer_means_nobody_listens() {
+    fn connection_closed_without_answer_is_not_listening() {
         assert!(matches!(connect(b""), Error::NotListening { port: 1024 }));
     }
 
     #[test]
-    fn an_answer_of_another_kind_is_told() {
+    fn unexpected_answer_is_bad_answer() {
         assert!(matches!(connect(b"HELLO\n"), Error::BadAnswer { .. }));
     }
 
     #[test]
-    fn a_guest_that_goes_after_the_answer_is_gone() {
+    fn guest_that_closes_after_answer_is_gone() {
         assert!(matches!(connect(b"OK 1073741824\n"), Error::GuestGone));
     }
 
@@ -159,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn no_monitor_is_an_error_with_its_path() {
+    fn missing_socket_is_an_error_with_its_path() {
         let error = Agent::connect(Path::new("/no/such/vsock.sock"), Duration::from_secs(1)).expect_err("none");
         assert!(error.to_string().contains("/no/such/vsock.sock"), "{error}");
     }

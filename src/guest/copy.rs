@@ -9,14 +9,14 @@ use wisp_agent::tree::{self, Entry, Holes, Links, Request, Summary, TreeError, T
 use super::{Agent, Error};
 
 impl Agent {
-    /// Copies the host's `source`, a file or a whole directory, to `destination` in the guest.
+    /// Copies the host's `source`, a file or a directory, to `destination` in the guest.
     ///
     /// If the destination is a directory, the copy is created inside it under the source's name. Otherwise the copy
     /// gets the destination's name, and its parent directory must exist. A relative destination starts at the agent's
     /// home (`/root`).
     ///
-    /// `progress` is called with the number of content bytes sent since its last call. `holes` is the agent's
-    /// capability from [`Facts::holes`](super::Facts::holes).
+    /// `progress` gets the number of content bytes sent since its last call. `holes` is the agent's capability from
+    /// [`Facts::holes`](super::Facts::holes).
     ///
     /// # Errors
     /// [`Error::Copy`] for files on the host and [`Error::Guest`] for files in the guest, each with the path.
@@ -40,8 +40,8 @@ impl Agent {
             }
             Ok(())
         });
-        // A guest that refuses the copy continues to read until its message is received. A guest that stops breaks the
-        // connection. Its last message then explains more than the write error.
+        // A guest that refuses the copy keeps reading until its message is received. A guest that stops breaks the
+        // connection, and its last message explains more than the write error.
         match sent.and_then(|()| Ok(writer.flush()?)) {
             Ok(()) | Err(TreeError::Stream(ProtocolError::Io(_))) => {}
             Err(error) => return Err(error.into()),
@@ -53,15 +53,12 @@ impl Agent {
         }
     }
 
-    /// Copies the guest's `source` to `destination` on the host. `progress` is called with the number of content bytes
-    /// received since its last call. `holes` is the agent's capability from [`Facts::holes`](super::Facts::holes).
+    /// Copies the guest's `source` to `destination` on the host. `progress`, `holes` and errors are those of
+    /// [`copy_to_guest`](Self::copy_to_guest).
     ///
     /// If the destination is a directory, the copy is created inside it under the last component of `source`. A source
-    /// without a last component (`/`, `.`, `..`) needs a destination that does not exist. The guest cannot choose the
-    /// name, create a link at the top level or choose the permissions: see [`TreeWriter::untrusted`].
-    ///
-    /// # Errors
-    /// Same as [`copy_to_guest`](Self::copy_to_guest).
+    /// without one (`/`, `.`, `..`) needs a destination that does not exist. The guest cannot choose the name, create a
+    /// link at the top level or choose the permissions: see [`TreeWriter::untrusted`].
     pub fn copy_from_guest(
         mut self,
         source: &OsStr,
@@ -91,7 +88,7 @@ impl Agent {
     }
 }
 
-/// Returns the process's umask without changing it, or the strictest usual one if the kernel does not report it.
+/// Returns the umask without changing it, or the strictest usual one if the kernel does not report it.
 fn umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     parse_umask(&status).unwrap_or(0o077)
@@ -102,7 +99,7 @@ fn parse_umask(status: &str) -> Option<u32> {
     u32::from_str_radix(value.trim(), 8).ok()
 }
 
-/// Checks for an early answer from the guest, which it sends only to refuse the copy.
+/// Checks for an early answer, which the guest sends only to refuse the copy.
 fn stop_where_refused(reader: &mut FrameReader) -> Result<(), TreeError> {
     if reader.fill_now()? == Fill::Empty {
         return Ok(());
@@ -143,7 +140,7 @@ mod tests {
         Entry::Symlink { name: name.into(), target: target.into() }
     }
 
-    /// Copies `source` from a guest that answers with `entries`, regardless of the request.
+    /// Copies from a guest that answers with `entries`, regardless of the request.
     fn copy_from_hostile(source: &str, destination: &Path, entries: Vec<Entry<'static>>) -> Result<Summary, Error> {
         let (host, guest) = UnixStream::pair().expect("a socket pair");
         let guest = thread::spawn(move || {
@@ -171,9 +168,9 @@ mod tests {
         names
     }
 
-    /// A directory with `home`, a user's working directory, and `victim`, which no copy may change.
+    /// Contains `home`, a user's working directory, and `victim`, which no copy may change.
     struct Host {
-        _folder: tempfile::TempDir,
+        _directory: tempfile::TempDir,
         home: PathBuf,
         victim: PathBuf,
     }
@@ -185,7 +182,7 @@ mod tests {
             for path in [&home, &victim] {
                 fs::create_dir(path).expect("made");
             }
-            Self { _folder: dir, home, victim }
+            Self { _directory: dir, home, victim }
         }
 
         fn assert_victim_is_untouched(&self) {
@@ -319,10 +316,9 @@ mod tests {
         }
     }
 
-    /// An agent from before sparse copies identifies itself by its version. It would reject the new messages as
-    /// malformed.
+    /// An agent from before sparse copies rejects the new messages as malformed.
     #[test]
-    fn older_agent_gets_and_is_asked_for_plain_data() {
+    fn older_agent_gets_requests_without_holes() {
         let older = Facts { agent_version: "0.1.0+resumes".into(), ..facts() };
         assert_eq!(older.holes(), Holes::Fill);
         let home = tempfile::tempdir().expect("a directory");
@@ -368,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn umask_is_read_from_the_status_of_the_process() {
+    fn umask_is_read_from_process_status() {
         assert_eq!(parse_umask("Name:\twisp\nUmask:\t0027\nState:\tR\n"), Some(0o027));
         assert_eq!(parse_umask("Name:\twisp\n"), None);
         let status = fs::read_to_string("/proc/self/status").expect("readable");
@@ -376,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_host_copies_to_the_guest_comes_back() {
+    fn copy_to_guest_and_back_keeps_content() {
         let home = tempfile::tempdir().expect("a directory");
         let path = |name: &str| home.path().join(name);
         std::fs::create_dir(path("a")).expect("made");

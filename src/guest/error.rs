@@ -8,30 +8,14 @@ use thiserror::Error;
 use wisp_agent::protocol::{ExecFailure, ProtocolError, ToHost};
 use wisp_agent::tree::TreeError;
 
-/// The reason why an operation in a guest failed.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The VMM's socket cannot be connected to.
     #[error("cannot connect to the guest's socket {}: {source}", socket.display())]
-    Connect {
-        /// The socket.
-        socket: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The guest refused the connection.
+    Connect { socket: PathBuf, source: io::Error },
     #[error("nothing in the guest listens on vsock port {port}: it is still booting, or has no agent")]
-    NotListening {
-        /// The port.
-        port: u32,
-    },
-    /// The VMM's socket gave an invalid answer.
+    NotListening { port: u32 },
     #[error("the guest's socket answered {answer:?} instead of OK and a port")]
-    BadAnswer {
-        /// The answer.
-        answer: String,
-    },
-    /// The guest took too long.
+    BadAnswer { answer: String },
     #[error("the guest's agent did not answer within {} s", .0.as_secs_f32())]
     TimedOut(Duration),
     /// The connection failed, or the guest violated the protocol.
@@ -40,33 +24,24 @@ pub enum Error {
     /// The connection ended before the operation: the guest was stopped, or its agent exited.
     #[error("the guest closed the connection: it was stopped, or its agent has ended")]
     GuestGone,
-    /// The agent reported a failure.
     #[error("the guest: {0}")]
     Guest(String),
-    /// The program is not installed in the guest.
     #[error("the guest: {0}")]
     CommandNotFound(String),
-    /// The program cannot be executed.
     #[error("the guest: {0}")]
     NotExecutable(String),
     /// A copy failed because of a file on the host or the received file stream.
     #[error(transparent)]
     Copy(TreeError),
-    /// A stream of this process failed.
     #[error("cannot {action}: {source}")]
-    Local {
-        /// The attempted action.
-        action: &'static str,
-        /// The cause.
-        source: io::Error,
-    },
-    /// A signal to this process ended a terminal session. The guest hung up the command.
+    Local { action: &'static str, source: io::Error },
+    /// A signal to this process ended a terminal session, and the guest hung up the command.
     #[error("ended by signal {0}")]
     Interrupted(i32),
 }
 
 impl Error {
-    /// Returns the error for a message other than a running command's output or exit status.
+    /// For a message other than a running command's output or exit status.
     pub(super) fn instead_of_output(message: ToHost<'_>) -> Error {
         match message {
             ToHost::ExecFailed { cause, message } => match cause {
@@ -81,8 +56,7 @@ impl Error {
 }
 
 impl Error {
-    /// Returns a shell's exit code for this error: 127 if the command was not found, 126 if it is not executable, 128
-    /// plus the signal number, and otherwise 1.
+    /// Returns a shell's exit code: 127 for a command not found, 126 for one not executable, 128 plus the signal, or 1.
     #[must_use]
     pub fn exit_code(&self) -> i32 {
         match self {
@@ -102,7 +76,7 @@ impl Error {
         }
     }
 
-    /// Converts the error of an operation with a silence limit. A socket timeout means that the limit was exceeded.
+    /// Treats a socket timeout as an exceeded silence limit.
     pub(super) fn of_silence(self, limit: Option<Duration>) -> Self {
         match (self, limit) {
             (Self::Protocol(ProtocolError::Io(error)), Some(limit)) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -1,15 +1,13 @@
 //! Runs a command in a guest with this process's streams, as if it ran here.
 //!
-//! Two threads share the connection. The caller's thread receives frames and writes the output. The other thread sends
-//! input, signals and window sizes. Output that is not read, for example by a pager, therefore does not delay a signal
-//! to the guest. The first thread notifies the second through [`Shared`].
+//! The caller's thread receives frames and writes the output. A second thread, notified through [`Shared`], sends
+//! input, signals and window sizes. Unread output, for example in a pager, therefore does not delay a signal to the
+//! guest.
 //!
-//! Without a terminal, SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 to this process are forwarded to the
-//! command. With a terminal, control keys reach the guest as bytes. A signal from elsewhere then ends the session, and
-//! the guest hangs up the command.
+//! Without a terminal, the signals in `FORWARDED` are forwarded to the command. With a terminal, control keys reach the
+//! guest as bytes; a signal from elsewhere ends the session, and the guest hangs up the command.
 //!
-//! Input is read only as the command consumes it, up to a window of 64 KiB ahead, and not after the command has
-//! exited.
+//! Input is read at most 64 KiB ahead of the command, and not after the command has exited.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
@@ -29,25 +27,19 @@ use super::signals::Signals;
 use super::terminal::{RawMode, window_size};
 use super::{Agent, Error};
 
-/// Signals that are forwarded to a command without a terminal.
 const FORWARDED: [i32; 6] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
 
-/// Signals that are handled while a command has a terminal.
 const WITH_TERMINAL: [i32; 5] = [libc::SIGWINCH, libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
-/// The descriptors that a command's streams are connected to.
 #[derive(Debug, Clone, Copy)]
 pub struct Streams<'a> {
-    /// Standard input. It is put into raw mode if it is a terminal and the command gets one.
+    /// Put into raw mode if it is a terminal and the command gets one.
     pub input: BorrowedFd<'a>,
-    /// Standard output.
     pub output: BorrowedFd<'a>,
-    /// Standard error.
     pub error: BorrowedFd<'a>,
 }
 
 impl Streams<'static> {
-    /// Returns this process's standard streams.
     #[must_use]
     pub fn own() -> Self {
         Self { input: rustix::stdio::stdin(), output: rustix::stdio::stdout(), error: rustix::stdio::stderr() }
@@ -55,12 +47,10 @@ impl Streams<'static> {
 }
 
 impl Agent {
-    /// Runs a command until it exits, connected to `streams`.
+    /// Runs a command, connected to `streams`, until it exits.
     ///
-    /// If the reader of this process's output closes it, the command receives SIGPIPE in the guest, which its status
-    /// shows.
-    ///
-    /// A process can run only one such command at a time, because its signals can be forwarded to only one.
+    /// The command receives SIGPIPE in the guest if the reader of this process's output closes it. A process can run
+    /// only one such command at a time, because its signals can be forwarded to only one.
     ///
     /// # Errors
     /// [`Error::CommandNotFound`], [`Error::NotExecutable`] or [`Error::Guest`] if the command cannot be started;
@@ -101,10 +91,9 @@ impl Agent {
     }
 }
 
-/// State shared by the receiving and the sending thread.
 pub(super) struct Shared {
     has_terminal: bool,
-    /// Bytes of input that the guest has room for and that the sender has not added to its window yet.
+    /// Input bytes that the guest has room for and that the sender has not added to its window yet.
     credit: AtomicUsize,
     output_closed: AtomicBool,
     error_closed: AtomicBool,
@@ -141,7 +130,6 @@ impl Shared {
     }
 }
 
-/// Receives frames from the guest until the command exits.
 pub(super) fn receive(shared: &Shared, reader: &mut FrameReader, streams: Streams<'_>) -> Result<ExitStatus, Error> {
     loop {
         match reader.receive()? {
@@ -187,13 +175,12 @@ fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// The sending thread.
 struct Sender<'a> {
     shared: &'a Shared,
     writer: &'a mut FrameWriter,
     signals: &'a Signals,
     streams: Streams<'a>,
-    /// The number of input bytes that may be sent now.
+    /// Input bytes that may be sent now.
     window: usize,
     input_ended: bool,
 }
@@ -228,8 +215,8 @@ impl Sender<'_> {
             }
             // A guest that grants more credit than it has room for harms only itself.
             self.window = self.window.saturating_add(shared.credit.swap(0, Ordering::AcqRel)).min(STDIN_WINDOW);
-            self.tell_closed(&mut output_closed, &shared.output_closed, OutputStream::Stdout)?;
-            self.tell_closed(&mut error_closed, &shared.error_closed, OutputStream::Stderr)?;
+            self.send_closed(&mut output_closed, &shared.output_closed, OutputStream::Stdout)?;
+            self.send_closed(&mut error_closed, &shared.error_closed, OutputStream::Stderr)?;
             if signal.read {
                 self.take_signals()?;
             }
@@ -239,9 +226,9 @@ impl Sender<'_> {
         }
     }
 
-    fn tell_closed(&mut self, told: &mut bool, closed: &AtomicBool, stream: OutputStream) -> Result<(), ProtocolError> {
-        if !*told && closed.load(Ordering::Acquire) {
-            *told = true;
+    fn send_closed(&mut self, sent: &mut bool, closed: &AtomicBool, stream: OutputStream) -> Result<(), ProtocolError> {
+        if !*sent && closed.load(Ordering::Acquire) {
+            *sent = true;
             self.writer.queue(&ToGuest::OutputClosed(stream))?;
         }
         Ok(())
@@ -295,7 +282,7 @@ mod tests {
     use crate::guest::terminal;
     use crate::guest::testing::{agent, shell};
 
-    /// Serializes the tests' commands.
+    /// Serializes the commands: a process can run only one at a time.
     fn turn() -> MutexGuard<'static, ()> {
         static TURN: Mutex<()> = Mutex::new(());
         TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -305,7 +292,6 @@ mod tests {
         File::options().read(true).write(true).open("/dev/null").expect("there is one")
     }
 
-    /// Runs `script` with `input`. Returns its status and both outputs.
     fn run(script: &str, input: impl AsFd) -> (Result<ExitStatus, Error>, String, String) {
         let _turn = turn();
         let (mut output, stdout) = std::io::pipe().expect("a pipe");
@@ -326,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_and_exit_code_are_the_commands_own() {
+    fn exec_passes_on_streams_and_exit_code() {
         let (mut file, path) = tempfile::NamedTempFile::new().expect("a file").into_parts();
         file.write_all(&vec![b'x'; 1_000_000]).expect("written");
         let (status, output, error) = run("wc -c; echo err >&2; exit 9", File::open(&path).expect("there"));
@@ -335,13 +321,13 @@ mod tests {
     }
 
     #[test]
-    fn an_input_without_anything_is_at_its_end_at_once() {
+    fn empty_input_is_at_end_of_file() {
         let (status, output, _) = run("cat; echo done", null());
         assert_eq!((status.expect("ran").exit_code(), output.as_str()), (0, "done\n"));
     }
 
     #[test]
-    fn a_command_that_reads_nothing_leaves_the_rest_of_the_input() {
+    fn input_is_left_when_command_reads_nothing() {
         let (mut file, path) = tempfile::NamedTempFile::new().expect("a file").into_parts();
         file.write_all(&vec![b'x'; 1_000_000]).expect("written");
         let mut input = File::open(&path).expect("there");
@@ -353,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_not_there_is_exit_code_127() {
+    fn missing_program_is_exit_code_127() {
         let _turn = turn();
         let null = null();
         let streams = Streams { input: null.as_fd(), output: null.as_fd(), error: null.as_fd() };
@@ -364,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_goes_ends_the_command_as_sigpipe_does() {
+    fn closed_output_ends_command_with_sigpipe() {
         let _turn = turn();
         let (mut reader, writer) = std::io::pipe().expect("a pipe");
         let null = null();
@@ -377,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_to_this_process_goes_to_the_command() {
+    fn signal_is_forwarded_to_command() {
         let _turn = turn();
         let (mut reader, writer) = std::io::pipe().expect("a pipe");
         let null = null();
@@ -393,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_is_raw_while_a_command_has_it_and_its_size_follows() {
+    fn terminal_is_raw_and_resized_during_command() {
         let _turn = turn();
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         unlockpt(&master).expect("unlocked");
@@ -421,8 +407,7 @@ mod tests {
                 assert!(wait_for("trapped").contains("30 90"));
                 assert!(!echoes());
                 resize(40, 120);
-                // The kernel sends SIGWINCH to a terminal's foreground process group, to which this test does not
-                // belong.
+                // The kernel signals only the terminal's foreground process group, to which this test does not belong.
                 kill_process(getpid(), Signal::WINCH).expect("sent");
                 wait_for("40 120");
             });

@@ -18,10 +18,9 @@ use wisp_agent::tree::Holes;
 use super::exec::{self, Shared};
 use super::{Agent, Streams};
 
-/// A timeout that never expires, because the guest's whole output is sent before the operation starts.
+/// Never expires: the guest's whole output is sent before the operation starts.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Decodes bytes as frames and messages of both directions.
 pub(crate) fn frames(data: &[u8]) {
     let mut rest = data;
     while let Ok(Ok(range)) = locate(rest) {
@@ -32,12 +31,12 @@ pub(crate) fn frames(data: &[u8]) {
     let _ = (decode::<ToGuest>(data), decode::<ToHost>(data), Seed::decode(data));
 }
 
-/// Runs one of the host's operations against the given answers of a guest.
+/// `data` selects one of the host's operations, and contains the guest's answers.
 pub(crate) fn host(data: &[u8]) {
     let Some((which, said)) = data.split_first() else { return };
     // Operations require a greeting first.
     let greeting = if which % 8 < 6 { hello() } else { Vec::new() };
-    let Some((host, guest)) = said_by_a_guest(&[&greeting, said].concat()) else { return };
+    let Some((host, guest)) = connection_to_guest(&[&greeting, said].concat()) else { return };
     let agent = Agent { connection: Connection::new(host.into()), patience: TIMEOUT, silence: None };
     match which % 8 {
         0 => copy(agent, "new"),
@@ -55,15 +54,14 @@ pub(crate) fn host(data: &[u8]) {
     drop(guest);
 }
 
-/// Returns a guest's greeting.
 fn hello() -> Vec<u8> {
     let mut greeting = Vec::new();
     encode(&Hello { version: VERSION }, &mut greeting).expect("it is short");
     greeting
 }
 
-/// Returns a connection to a guest that sends these bytes and then closes its side.
-fn said_by_a_guest(said: &[u8]) -> Option<(UnixStream, UnixStream)> {
+/// The guest sends these bytes and then closes its side.
+fn connection_to_guest(said: &[u8]) -> Option<(UnixStream, UnixStream)> {
     let (host, mut guest) = UnixStream::pair().ok()?;
     // Input longer than a socket's buffer is left to other tests.
     guest.set_nonblocking(true).ok()?;
@@ -72,8 +70,8 @@ fn said_by_a_guest(said: &[u8]) -> Option<(UnixStream, UnixStream)> {
     Some((host, guest))
 }
 
-/// Copies `/etc` from the guest. Only the copy may appear, whatever the guest sends. Links are in the way: one of the
-/// user's leads back to the destination's directory, another leads outside.
+/// Only the copy of `/etc` may appear, whatever the guest sends. Links are in the way: one of the user's leads back to
+/// the destination's directory, another leads outside.
 fn copy(agent: Agent, destination: &str) {
     let dir = tempfile::tempdir().expect("a directory");
     let (inside, outside) = (dir.path().join("inside"), dir.path().join("outside"));
@@ -95,7 +93,6 @@ fn copy(agent: Agent, destination: &str) {
     assert!(copied.contains(OsStr::new("link")), "a guest removes nothing");
 }
 
-/// Receives the output and the status of a command.
 fn output(mut agent: Agent) {
     let (Ok(null), Ok(shared)) = (fs::File::options().read(true).write(true).open("/dev/null"), Shared::new(false))
     else {

@@ -1,7 +1,7 @@
 //! The host's side of the guest agent: commands, copies and shutdown over vsock.
 //!
-//! [`Agent::connect`] uses the Unix socket on which a VMM exposes its guest's vsock ports.
-//! One connection carries one operation, so each operation consumes the [`Agent`]:
+//! [`Agent::connect`] uses the Unix socket on which a VMM exposes its guest's vsock ports. One connection carries one
+//! operation, so each operation consumes the [`Agent`]:
 //!
 //! ```no_run
 //! # use std::{path::Path, time::Duration};
@@ -13,7 +13,7 @@
 //! ```
 //!
 //! `wisp_agent::protocol` defines the wire format. The guest is not trusted: it can make an operation fail, but it
-//! cannot crash this process. This module knows neither instances nor KVM.
+//! cannot crash this process.
 
 mod capture;
 mod connect;

@@ -1,4 +1,4 @@
-//! Short requests to the agent: ping, sync, host name, shutdown and user data status.
+//! Short requests to the agent. Each fails with [`Error::TimedOut`] or the reason why the connection ended.
 
 use std::time::Duration;
 
@@ -8,9 +8,6 @@ use super::{Agent, Error};
 
 impl Agent {
     /// Checks that the agent is ready, and returns its facts about the guest.
-    ///
-    /// # Errors
-    /// [`Error::TimedOut`], or the reason why the connection ended.
     pub fn ping(mut self, timeout: Duration) -> Result<Facts, Error> {
         match self.ask(&ToGuest::Ping, timeout)? {
             ToHost::Pong(facts) => Ok(facts),
@@ -18,36 +15,22 @@ impl Agent {
         }
     }
 
-    /// Writes all of the guest's file systems to their disks. Returns when they are written.
-    ///
-    /// # Errors
-    /// [`Error::TimedOut`], or the reason why the connection ended.
+    /// Writes all of the guest's file systems to their disks.
     pub fn sync(self, timeout: Duration) -> Result<(), Error> {
         self.demand(&ToGuest::Sync, timeout)
     }
 
-    /// Sets the guest's host name until its next boot.
-    ///
-    /// # Errors
-    /// [`Error::Guest`] for a name that the guest's kernel refuses. It accepts an empty name, but none over 64 bytes.
+    /// Sets the guest's host name until its next boot. The guest's kernel accepts an empty name, and refuses one over
+    /// 64 bytes ([`Error::Guest`]).
     pub fn set_hostname(self, name: &str, timeout: Duration) -> Result<(), Error> {
         self.demand(&ToGuest::SetHostname(name.to_owned()), timeout)
     }
 
-    /// Shuts the guest down cleanly, or reboots it if `reboot` is true.
-    ///
-    /// Returns when the guest has started to shut down. The VMM's exit shows that it is off.
-    ///
-    /// # Errors
-    /// [`Error::TimedOut`], or the reason why the connection ended.
+    /// Returns when the guest has started to shut down or reboot. The VMM's exit shows that the guest is off.
     pub fn shutdown(self, reboot: bool, timeout: Duration) -> Result<(), Error> {
         self.demand(&ToGuest::Shutdown { reboot }, timeout)
     }
 
-    /// Returns the progress of the guest's user data.
-    ///
-    /// # Errors
-    /// [`Error::TimedOut`], or the reason why the connection ended.
     pub fn user_data(mut self, timeout: Duration) -> Result<UserDataStatus, Error> {
         match self.ask(&ToGuest::UserData, timeout)? {
             ToHost::UserData(status) => Ok(status),

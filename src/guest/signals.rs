@@ -1,7 +1,6 @@
 //! Delivers signals to this process as bytes in a pipe, while a command runs in the guest.
 //!
-//! Uses handlers instead of blocked signals and a signalfd. Those would require every thread of the process to block
-//! the signals, and not all threads are started by Wisp.
+//! Blocked signals and a signalfd would require every thread to block the signals, but Wisp does not start all threads.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -13,19 +12,17 @@ use rustix::pipe::{PipeFlags, pipe_with};
 /// The write end of the pipe, or -1 while no signals are handled.
 static PIPE: AtomicI32 = AtomicI32::new(-1);
 
-/// Handled signals. Dropping this restores their previous actions.
+/// Dropping this restores the signals' previous actions.
 pub struct Signals {
     reader: OwnedFd,
-    /// The write end, kept open for the handler.
+    /// Kept open for the handler.
     _writer: OwnedFd,
     previous: Vec<(i32, libc::sigaction)>,
 }
 
 impl Signals {
-    /// Installs handlers for `signals`. Signals that this process ignores, for example under `nohup`, stay ignored.
-    ///
-    /// # Errors
-    /// Another command of this process handles signals already.
+    /// Signals that this process ignores, for example under `nohup`, stay ignored. Fails if another command handles
+    /// signals.
     pub fn take(signals: &[i32]) -> io::Result<Self> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         if PIPE.compare_exchange(-1, writer.as_raw_fd(), Ordering::AcqRel, Ordering::Acquire).is_err() {
@@ -56,7 +53,6 @@ impl Signals {
         Ok(taken)
     }
 
-    /// Returns the next pending signal, if any.
     pub fn next(&self) -> Option<i32> {
         let mut byte = [0];
         match rustix::io::read(&self.reader, &mut byte) {
@@ -67,7 +63,7 @@ impl Signals {
 }
 
 impl AsFd for Signals {
-    /// The descriptor is readable while a signal is pending.
+    /// Readable while a signal is pending.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.reader.as_fd()
     }

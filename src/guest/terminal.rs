@@ -8,10 +8,10 @@ use std::sync::{Mutex, Once, PoisonError};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use wisp_agent::protocol::{TerminalRequest, WindowSize};
 
-/// The assumed size of a terminal that does not report one.
+/// For a terminal that does not report its size.
 const DEFAULT_SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
 
-/// Returns a request for a terminal like `fd`. Returns `None` if `fd` is not a terminal.
+/// Returns none if `fd` is not a terminal.
 #[must_use]
 pub fn request(fd: impl AsFd) -> Option<TerminalRequest> {
     if !isatty(&fd) {
@@ -21,14 +21,14 @@ pub fn request(fd: impl AsFd) -> Option<TerminalRequest> {
     Some(TerminalRequest { size: window_size(fd).unwrap_or(DEFAULT_SIZE), term })
 }
 
-/// Returns the size of a terminal. Returns `None` if it does not report one.
+/// Returns none if the terminal does not report its size.
 #[must_use]
 pub fn window_size(fd: impl AsFd) -> Option<WindowSize> {
     let size = tcgetwinsize(fd).ok()?;
     (size.ws_row > 0 && size.ws_col > 0).then_some(WindowSize { rows: size.ws_row, columns: size.ws_col })
 }
 
-/// The terminal in raw mode with its previous modes. Only one terminal can be in raw mode.
+/// The terminal in raw mode, of which there is at most one.
 static SAVED: Mutex<Option<Saved>> = Mutex::new(None);
 
 struct Saved {
@@ -36,19 +36,15 @@ struct Saved {
     modes: Termios,
 }
 
-/// A guard that keeps a terminal in raw mode.
-///
-/// Dropping the guard restores the terminal's modes. A panic hook does so too, because release builds abort on panic
-/// without dropping anything.
+/// Restores the terminal's modes when dropped. A panic hook does so too, because release builds abort on panic without
+/// dropping anything.
 #[derive(Debug)]
 #[must_use]
 pub struct RawMode(());
 
 impl RawMode {
-    /// Puts the terminal into raw mode, so that every key reaches the guest, including Ctrl-C.
-    ///
-    /// # Errors
-    /// `fd` is not a terminal, or a terminal is in raw mode already.
+    /// Puts the terminal into raw mode, so that every key reaches the guest, including Ctrl-C. Fails if a terminal is
+    /// in raw mode already.
     pub fn enter(fd: BorrowedFd<'_>) -> io::Result<Self> {
         static PANIC_HOOK: Once = Once::new();
         PANIC_HOOK.call_once(|| {
@@ -79,7 +75,6 @@ impl Drop for RawMode {
     }
 }
 
-/// Restores the modes of the terminal in raw mode, if there is one.
 fn restore() {
     // `lock` could deadlock: this thread may panic while it holds the lock.
     let saved = match SAVED.try_lock() {
@@ -100,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn raw_mode_ends_with_its_guard_and_at_a_panic() {
+    fn raw_mode_ends_with_guard_or_panic() {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         unlockpt(&master).expect("unlocked");
         let terminal = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("its other end");

@@ -9,7 +9,6 @@ use wisp_agent::protocol::Connection;
 
 use super::{Agent, ExecRequest};
 
-/// Starts an agent and returns a connection to it.
 pub fn agent() -> Agent {
     static GUEST: LazyLock<wisp_agent::agent::Agent> = LazyLock::new(|| wisp_agent::agent::Agent::new(false));
     let (host, guest) = UnixStream::pair().expect("a socket pair");
@@ -17,7 +16,6 @@ pub fn agent() -> Agent {
     Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60), silence: None }
 }
 
-/// Returns a request to run a shell script.
 pub fn shell(script: &str) -> ExecRequest {
     ExecRequest { argv: vec!["sh".into(), "-c".into(), script.into()], ..Default::default() }
 }

@@ -1,12 +1,10 @@
 //! Names of a guest's users.
 
-/// The maximum length of a name, as in useradd(8).
+/// As in useradd(8).
 const MAX_LENGTH: usize = 32;
 
-/// Checks a guest's user name. It becomes an argument of `ssh`, which expands it in the user's configuration.
-///
-/// # Errors
-/// A sentence with the name and the violated rule.
+/// Checks a guest's user name. It becomes an argument of `ssh`, which expands it in the user's configuration. The error
+/// is a sentence with the name and the violated rule.
 pub fn check_user_name(name: &str) -> Result<(), String> {
     let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_');
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
@@ -18,10 +16,7 @@ pub fn check_user_name(name: &str) -> Result<(), String> {
     ))
 }
 
-/// Parses a user name as an option's value.
-///
-/// # Errors
-/// Same as [`check_user_name`].
+/// Parses an option's value; see [`check_user_name`].
 pub fn parse_user_name(name: &str) -> Result<String, String> {
     check_user_name(name).map(|()| name.to_owned())
 }
@@ -31,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn user_names_that_a_program_could_misread_are_refused() {
+    fn user_name_that_ssh_could_misread_is_refused() {
         for name in ["root", "admin", "_apt", "www-data", "first.last", "Alice", "1000", &"x".repeat(32)] {
             check_user_name(name).unwrap();
         }

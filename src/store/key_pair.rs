@@ -10,19 +10,16 @@ use crate::ec2::KeyPairId;
 /// A key pair. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyPairRecord {
-    /// The key pair id.
     pub id: KeyPairId,
-    /// The name, which is unique.
+    /// Unique.
     pub name: String,
-    /// EC2's fingerprint.
     pub fingerprint: String,
     /// `ed25519` or `rsa`.
     pub key_type: String,
-    /// The public key as a line of `authorized_keys`.
+    /// A line of `authorized_keys`.
     pub public_key: String,
-    /// The time of creation or import.
+    /// Time of creation or import.
     pub created: u64,
-    /// Tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
 }

@@ -44,49 +44,25 @@ pub use vpc::{SubnetRecord, VpcRecord};
 
 /// The database's name in the data directory.
 pub const FILE: &str = "wisp.db";
-/// The maximum time for which a writer waits for others. Transactions take milliseconds, unless the disk is very slow.
+/// Maximum wait for other writers. Transactions take milliseconds, unless the disk is very slow.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The reason why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The file cannot be created or opened.
     #[error("the store {} cannot be opened: {source}", path.display())]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: rusqlite::Error,
-    },
-    /// A newer Wisp has written the store.
+    Open { path: PathBuf, source: rusqlite::Error },
     #[error(
         "the store {} has version {found}, and this wisp knows versions up to {known}: a newer wisp was used here. \
          Use that one, or another WISP_HOME; nothing was changed", path.display()
     )]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        found: i64,
-        /// The latest version that this program knows.
-        known: i64,
-    },
+    Newer { path: PathBuf, found: i64, known: i64 },
     /// SQLite failed: the disk is full, or the file is damaged.
     #[error("the store failed: {0}")]
     Sqlite(#[from] rusqlite::Error),
-    /// A record cannot be parsed.
     #[error("the store has a damaged record of {table} {key}: {source}")]
-    Record {
-        /// The table.
-        table: &'static str,
-        /// The key.
-        key: String,
-        /// The cause.
-        source: serde_json::Error,
-    },
+    Record { table: &'static str, key: String, source: serde_json::Error },
 }
 
-/// The open store.
 #[derive(Debug)]
 pub struct Store {
     connection: Connection,
@@ -95,7 +71,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store in the directory `directory`, creates it if it does not exist, and migrates its schema.
+    /// Creates the store if it does not exist, and migrates its schema.
     pub fn open(dir: &Path) -> Result<Store, StoreError> {
         let path = dir.join(FILE);
         let failed = |source| StoreError::Open { path: path.clone(), source };
@@ -112,8 +88,7 @@ impl Store {
         Ok(Store { connection, damaged: RefCell::default() })
     }
 
-    /// Runs one transaction: all writes of `change` are committed, or, if it fails, none. Transactions of other
-    /// processes come before or after it.
+    /// Commits all writes of `change`, or none if it fails. Transactions of other processes come before or after it.
     pub fn write<T, E: From<StoreError>>(&mut self, change: impl FnOnce(&Transaction) -> Result<T, E>) -> Result<T, E> {
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::Sqlite)?;
@@ -168,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_there_after_reopening() {
+    fn record_survives_reopening() {
         let (mut store, dir) = store();
         store.write::<_, StoreError>(|tx| tx.insert(&key("a"))).unwrap();
         drop(store);
@@ -178,8 +153,8 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_fails_changes_nothing() {
-        let (mut store, _folder) = store();
+    fn failed_write_changes_nothing() {
+        let (mut store, _directory) = store();
         let result = store.write::<(), StoreError>(|tx| {
             tx.insert(&key("a"))?;
             tx.insert(&key("a"))
@@ -189,8 +164,8 @@ mod tests {
     }
 
     #[test]
-    fn rehearsed_step_changes_nothing() {
-        let (mut store, _folder) = store();
+    fn rehearse_changes_nothing() {
+        let (mut store, _directory) = store();
         let listed = store.rehearse::<_, StoreError>(|tx| {
             tx.insert(&key("a"))?;
             tx.list::<KeyPairRecord>()
@@ -201,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn writers_of_two_processes_come_one_after_the_other() {
+    fn writers_of_two_processes_are_serialized() {
         let (_, dir) = store();
         let add = |name: &str| {
             let mut store = Store::open(dir.path()).unwrap();
@@ -218,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_store_is_refused_and_left_alone() {
+    fn newer_store_is_refused_and_unchanged() {
         let (store, dir) = store();
         store.connection.pragma_update(None, "user_version", 1000).unwrap();
         drop(store);
@@ -229,8 +204,8 @@ mod tests {
     }
 
     #[test]
-    fn damaged_record_is_left_out_of_lists_and_told_of() {
-        let (mut store, _folder) = store();
+    fn damaged_record_is_left_out_of_lists_and_reported() {
+        let (mut store, _directory) = store();
         store.write::<_, StoreError>(|tx| ["a", "b", "c"].iter().try_for_each(|name| tx.insert(&key(name)))).unwrap();
         store.connection.execute("UPDATE key_pairs SET record = '{\"id\": 7' WHERE key = 'b'", []).unwrap();
         let names = store.read::<_, StoreError>(|tx| tx.list::<KeyPairRecord>()).unwrap();
@@ -244,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_store_is_told_of() {
+    fn file_that_is_no_database_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(FILE), [b'x'; 4096]).unwrap();
         let error = Store::open(dir.path()).unwrap_err().to_string();

@@ -6,7 +6,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::StoreError;
 
-/// The steps that migrate each version to the next, starting from an empty database. A released step never changes.
+/// Each step migrates a version to the next, starting from an empty database. A released step never changes.
 const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE instances (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -22,8 +22,8 @@ const MIGRATIONS: &[&str] = &[
     CREATE TABLE security_groups (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE UNIQUE INDEX security_group_names ON security_groups (json_extract(record, '$.name'));
 ",
-    // VPCs: creates the default VPC, and puts existing security groups and instances in it. The instances are in its
-    // first subnet, which contains their addresses.
+    // Creates the default VPC, and puts existing security groups and instances in it. The instances are in its first
+    // subnet, which contains their addresses.
     "
     CREATE TABLE vpcs (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE UNIQUE INDEX default_vpc ON vpcs (json_extract(record, '$.is_default'))
@@ -62,16 +62,14 @@ const MIGRATIONS: &[&str] = &[
     CREATE TABLE usage_cursors (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
 ",
     "CREATE TABLE settings (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;",
-    // Records the backing files of volumes and snapshots. The next command reads those of existing volumes and
-    // snapshots from the files, once (`cloud/layers.rs`). The version makes an older Wisp refuse the store, because it
-    // would lose the records.
+    // Records the backing files of volumes and snapshots. The next command reads existing ones from the files, once
+    // (`cloud/layers.rs`). The version makes an older Wisp, which would lose the records, refuse the store.
     "
     UPDATE volumes SET record = json_set(record, '$.backing', json('null')) WHERE json_valid(record);
     UPDATE snapshots SET record = json_set(record, '$.backing', json('null')) WHERE json_valid(record);
 ",
 ];
 
-/// The version that this program writes.
 fn latest() -> i64 {
     MIGRATIONS.len() as i64
 }
@@ -108,9 +106,9 @@ mod tests {
     use crate::ec2::network::{SubnetRange, Zone};
 
     #[test]
-    fn an_older_stores_groups_and_instances_are_in_the_default_vpc() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(super::super::FILE);
+    fn older_stores_groups_and_instances_move_to_default_vpc() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(super::super::FILE);
         let old = Connection::open(&path).unwrap();
         old.execute_batch(MIGRATIONS[0]).unwrap();
         old.execute_batch(MIGRATIONS[1]).unwrap();
@@ -123,7 +121,7 @@ mod tests {
         old.execute("INSERT INTO volumes VALUES ('vol-0', '{'), ('vol-1', '{}')", []).unwrap();
         drop(old);
 
-        let mut store = Store::open(folder.path()).unwrap();
+        let mut store = Store::open(directory.path()).unwrap();
         let (vpcs, subnets, groups) = store
             .read::<_, StoreError>(|tx| {
                 Ok((tx.list::<VpcRecord>()?, tx.list::<SubnetRecord>()?, tx.list::<SecurityGroupRecord>()?))

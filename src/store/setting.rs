@@ -8,7 +8,7 @@ use crate::ec2::metadata::MetadataChange;
 /// Default metadata options of new instances (`ModifyInstanceMetadataDefaults`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetadataDefaults {
-    /// The options. The image determines those that are not set.
+    /// The image determines options that are not set.
     pub options: MetadataChange,
 }
 

@@ -9,16 +9,13 @@ use serde::de::DeserializeOwned;
 
 use super::StoreError;
 
-/// A record of a table.
 pub trait Record: Serialize + DeserializeOwned {
-    /// The table's name.
     const TABLE: &'static str;
 
-    /// The record's key.
     fn key(&self) -> String;
 }
 
-/// A transaction; see [`Store::write`](super::Store::write) and [`Store::read`](super::Store::read).
+/// See [`Store::write`](super::Store::write) and [`Store::read`](super::Store::read).
 #[derive(Debug)]
 pub struct Transaction<'a> {
     pub(super) transaction: rusqlite::Transaction<'a>,
@@ -40,7 +37,6 @@ impl<'a> Transaction<'a> {
         Ok(self.transaction.commit()?)
     }
 
-    /// Returns the record with this key.
     pub fn get<R: Record>(&self, key: &str) -> Result<Option<R>, StoreError> {
         let text = format!("SELECT record FROM {} WHERE key = ?1", R::TABLE);
         let mut statement = self.transaction.prepare_cached(&text)?;
@@ -48,7 +44,7 @@ impl<'a> Transaction<'a> {
         record.map(|record| parse(key, &record)).transpose()
     }
 
-    /// Returns all readable records in the order of their keys. Damaged records do not make commands for others fail:
+    /// Returns all readable records in key order. Damaged records do not make commands for others fail:
     /// [`Store::take_damaged`](super::Store::take_damaged) reports them.
     pub fn list<R: Record>(&self) -> Result<Vec<R>, StoreError> {
         let mut records = Vec::new();
@@ -61,8 +57,8 @@ impl<'a> Transaction<'a> {
         Ok(records)
     }
 
-    /// Returns all records in the order of their keys, or an error if one is damaged. Commands that remove unused
-    /// files need all of them.
+    /// Returns all records in key order, and fails if one is damaged. Commands that remove unused files need all
+    /// records.
     pub fn list_whole<R: Record>(&self) -> Result<Vec<R>, StoreError> {
         self.rows::<R>()?.into_iter().map(|(_, record)| record).collect()
     }
@@ -79,21 +75,19 @@ impl<'a> Transaction<'a> {
         .collect()
     }
 
-    /// Inserts a record, whose key must be new.
+    /// The key must be new.
     pub fn insert<R: Record>(&self, record: &R) -> Result<(), StoreError> {
         let text = format!("INSERT INTO {} (key, record) VALUES (?1, ?2)", R::TABLE);
         self.transaction.prepare_cached(&text)?.execute(params![record.key(), render(record)])?;
         Ok(())
     }
 
-    /// Inserts a record or replaces the one with the same key.
     pub fn put<R: Record>(&self, record: &R) -> Result<(), StoreError> {
         let text = format!("INSERT OR REPLACE INTO {} (key, record) VALUES (?1, ?2)", R::TABLE);
         self.transaction.prepare_cached(&text)?.execute(params![record.key(), render(record)])?;
         Ok(())
     }
 
-    /// Removes the record with this key, if it exists.
     pub fn remove<R: Record>(&self, key: &str) -> Result<(), StoreError> {
         let text = format!("DELETE FROM {} WHERE key = ?1", R::TABLE);
         self.transaction.prepare_cached(&text)?.execute(params![key])?;

@@ -7,10 +7,8 @@ use super::{Record, StoreError, Transaction};
 use crate::ec2::InstanceId;
 use crate::ec2::usage::Datapoint;
 
-/// The end of an instance's series.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UsageCursor {
-    /// The instance.
     pub instance_id: InstanceId,
     /// The last reading of the VMM in the series, as the VMM wrote it.
     pub reading: serde_json::Value,
@@ -25,10 +23,7 @@ impl Record for UsageCursor {
 }
 
 impl Transaction<'_> {
-    /// Returns the series of an instance in order.
-    ///
-    /// # Errors
-    /// The store fails, or a datapoint is damaged.
+    /// Returns the series in order. Fails if a datapoint is damaged.
     pub fn usage(&self, id: InstanceId) -> Result<Vec<Datapoint>, StoreError> {
         let text = "SELECT number, record FROM usage WHERE instance = ?1 ORDER BY number";
         let mut statement = self.transaction.prepare_cached(text)?;
@@ -44,9 +39,6 @@ impl Transaction<'_> {
     }
 
     /// Replaces the series `before` by `after`, and writes only the differences.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn change_usage(&self, id: InstanceId, before: &[Datapoint], after: &[Datapoint]) -> Result<(), StoreError> {
         let key = id.to_string();
         let is_in = |points: &[Datapoint], number| points.binary_search_by_key(&number, |point| point.number).ok();
@@ -63,10 +55,6 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Deletes the series of an instance.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn forget_usage(&self, id: InstanceId) -> Result<(), StoreError> {
         self.transaction.prepare_cached("DELETE FROM usage WHERE instance = ?1")?.execute(params![id.to_string()])?;
         self.remove::<UsageCursor>(&id.to_string())
@@ -87,8 +75,8 @@ mod tests {
     }
 
     #[test]
-    fn a_series_is_changed_row_by_row_and_each_instance_has_its_own() {
-        let (mut store, _folder) = store();
+    fn change_usage_affects_only_series_of_instance() {
+        let (mut store, _directory) = store();
         let [a, b]: [InstanceId; 2] =
             ["i-0000000000000000a", "i-0000000000000000b"].map(|id| id.parse().expect("an id"));
         let first = [point(1, 10), point(2, 20), point(10, 30)];

@@ -8,22 +8,17 @@ use super::Record;
 use crate::ec2::id::{SubnetId, VpcId};
 use crate::ec2::network::{Ipv4Range, SubnetRange, Zone};
 
-/// A VPC.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VpcRecord {
-    /// The VPC id.
     pub id: VpcId,
-    /// The CIDR range.
     pub cidr: Ipv4Range,
     /// True for the default VPC, of which there is at most one.
     pub is_default: bool,
-    /// Tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
 }
 
 impl VpcRecord {
-    /// The value of the `Name` tag.
     pub fn name(&self) -> Option<&str> {
         self.tags.get("Name").map(String::as_str)
     }
@@ -37,35 +32,27 @@ impl Record for VpcRecord {
     }
 }
 
-/// A subnet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubnetRecord {
-    /// The subnet id.
     pub id: SubnetId,
-    /// The VPC.
     pub vpc_id: VpcId,
-    /// The VPC's CIDR range, which never changes.
+    /// The VPC's range, which never changes.
     pub vpc_cidr: Ipv4Range,
-    /// The subnet's CIDR range.
     pub cidr: Ipv4Range,
-    /// The zone.
     pub zone: Zone,
     /// True if this is the zone's subnet in the default VPC.
     pub default_for_zone: bool,
     /// True if instances in the subnet get a public address by default.
     pub map_public_ip: bool,
-    /// Tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
 }
 
 impl SubnetRecord {
-    /// The value of the `Name` tag.
     pub fn name(&self) -> Option<&str> {
         self.tags.get("Name").map(String::as_str)
     }
 
-    /// The range with its reserved addresses.
     pub fn range(&self) -> SubnetRange {
         SubnetRange { own: self.cidr, vpc: self.vpc_cidr }
     }

@@ -4,19 +4,18 @@ use std::net::Ipv4Addr;
 
 use crate::ec2::InstanceId;
 
-/// The host name of a guest with this address: `ip-172-31-0-4`.
+/// Returns a host name such as `ip-172-31-0-4`.
 pub fn private_host_name(address: Ipv4Addr) -> String {
     let [a, b, c, d] = address.octets();
     format!("ip-{a}-{b}-{c}-{d}")
 }
 
-/// The private DNS name: `ip-172-31-0-4.ec2.internal`.
+/// Returns a DNS name such as `ip-172-31-0-4.ec2.internal`.
 pub fn private_dns_name(address: Ipv4Addr) -> String {
     format!("{}.{}", private_host_name(address), super::DOMAIN)
 }
 
-/// The MAC address of an instance's interface. It is locally administered and derived from the instance id, so it
-/// never changes.
+/// Returns a locally administered address, which is derived from the instance id and never changes.
 pub fn mac_address(instance: InstanceId) -> [u8; 6] {
     let mut bytes = [0x06, 0, 0, 0, 0, 0];
     let digits = instance.to_string();
@@ -32,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_ethernet_addresses_are_by_address_and_identifier() {
+    fn dns_name_and_mac_address_are_derived() {
         assert_eq!(private_dns_name(Ipv4Addr::new(172, 31, 0, 4)), "ip-172-31-0-4.ec2.internal");
         let id: InstanceId = "i-0123456789abcdef0".parse().unwrap();
         assert_eq!(mac_address(id), [0x06, 0x78, 0x9a, 0xbc, 0xde, 0xf0]);

@@ -15,10 +15,8 @@ pub use published::{Protocol, PublishedPort};
 pub use range::{DEFAULT_VPC, SubnetRange, check_subnet_range, check_vpc_range};
 pub use zone::{REGION, Zone};
 
-/// The domain of private DNS names in this region.
 pub const DOMAIN: &str = "ec2.internal";
 
-/// The network that an instance's interface is connected to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NetworkMode {

@@ -9,42 +9,37 @@ use serde::{Deserialize, Serialize};
 use crate::ec2::error::{Ec2Error, ErrorCode};
 use crate::ec2::id::{SecurityGroupId, SecurityGroupRuleId};
 
-/// The maximum number of rules of a group in each direction.
+/// Maximum number per group and direction.
 pub const MAX_RULES: usize = 60;
-/// The maximum number of groups of an interface.
+/// Maximum number per interface.
 pub const MAX_GROUPS: usize = 5;
 
 /// An IPv4 CIDR range, for example `10.0.0.0/8`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Ipv4Range {
-    /// The first address.
     pub base: Ipv4Addr,
-    /// The prefix length in bits.
     pub prefix_length: u8,
 }
 
 impl Ipv4Range {
-    /// All addresses: `0.0.0.0/0`.
     pub const ANYWHERE: Ipv4Range = Ipv4Range { base: Ipv4Addr::UNSPECIFIED, prefix_length: 0 };
 
-    /// Returns true if the range contains `address`.
     pub fn contains(self, address: Ipv4Addr) -> bool {
         let shift = 32 - u32::from(self.prefix_length);
         (u64::from(self.base.to_bits()) >> shift) == (u64::from(address.to_bits()) >> shift)
     }
 
-    /// Returns true if the ranges have an address in common.
     pub fn overlaps(self, other: Ipv4Range) -> bool {
         self.contains(other.base) || other.contains(self.base)
     }
 
-    /// The number of addresses. The range must not be `0.0.0.0/0`.
+    /// The range must not be `0.0.0.0/0`.
     pub(super) fn size(self) -> u32 {
         1_u32.checked_shl(32 - u32::from(self.prefix_length)).unwrap_or(u32::MAX)
     }
 
-    /// The address at offset `number` from the first.
+    /// `number` is the offset from the first address.
     pub(super) fn at(self, number: u32) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.base.to_bits().wrapping_add(number))
     }
@@ -93,32 +88,26 @@ impl TryFrom<String> for Ipv4Range {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "protocol", rename_all = "kebab-case")]
 pub enum Traffic {
-    /// All protocols (`-1`).
+    /// `-1` in EC2's API.
     All,
-    /// TCP to a port range.
     Tcp {
-        /// The first port.
         from: u16,
-        /// The last port.
+        /// Inclusive.
         to: u16,
     },
-    /// UDP to a port range.
     Udp {
-        /// The first port.
         from: u16,
-        /// The last port.
+        /// Inclusive.
         to: u16,
     },
-    /// ICMP.
     Icmp {
-        /// Only this type.
+        /// None matches any type.
         kind: Option<u8>,
-        /// Only this code.
+        /// None matches any code.
         code: Option<u8>,
     },
-    /// Another protocol.
     Other {
-        /// The IANA protocol number.
+        /// IANA protocol number.
         number: u8,
     },
 }
@@ -214,34 +203,26 @@ fn parse_ports(text: &str) -> Option<(u16, u16)> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Peer {
-    /// Addresses in a range.
     Range(Ipv4Range),
-    /// Members of a security group.
     Group(SecurityGroupId),
 }
 
-/// A security group rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
-    /// The rule id.
     pub id: SecurityGroupRuleId,
     /// True for outbound traffic of the group's members, false for inbound traffic.
     pub egress: bool,
-    /// The traffic that the rule matches.
     #[serde(flatten)]
     pub traffic: Traffic,
-    /// The other end.
     pub peer: Peer,
 }
 
 impl Rule {
-    /// Returns true if a rule with these values would be equivalent.
     pub fn is_like(&self, egress: bool, traffic: Traffic, peer: Peer) -> bool {
         (self.egress, self.traffic, self.peer) == (egress, traffic, peer)
     }
 }
 
-/// Checks the name of a security group.
 pub fn check_group_name(name: &str) -> Result<(), Ec2Error> {
     let refused = |code, what: String| Err(Ec2Error::refused(code, what, None));
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || " ._-:/()#,@[]+=&;{}!$*".contains(c);
@@ -261,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn traffic_is_read_as_people_type_it() {
+    fn traffic_is_parsed_from_command_line_values() {
         let traffic = |protocol, ports| Traffic::parse(protocol, ports).unwrap();
         assert_eq!(traffic(None, Some("22")), Traffic::Tcp { from: 22, to: 22 });
         assert_eq!(traffic(Some("udp"), Some("8000-8100")), Traffic::Udp { from: 8000, to: 8100 });
@@ -275,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn other_traffic_is_refused() {
+    fn invalid_traffic_is_refused() {
         for (protocol, ports) in [
             (None, Some("x")),
             (Some("tcp"), Some("90-80")),
@@ -291,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_read_and_contain_what_they_say() {
+    fn range_is_parsed_and_contains_its_addresses() {
         let range: Ipv4Range = "10.1.2.3/8".parse().unwrap();
         assert_eq!(range.to_string(), "10.0.0.0/8");
         assert!(range.contains(Ipv4Addr::new(10, 255, 0, 1)) && !range.contains(Ipv4Addr::new(11, 0, 0, 1)));
@@ -303,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_groups_are_checked() {
+    fn invalid_group_name_is_refused() {
         assert_eq!(check_group_name("web servers (blue)"), Ok(()));
         assert_eq!(check_group_name("default").unwrap_err().code(), ErrorCode::InvalidGroupReserved);
         for name in ["", "sg-1", "a\nb", "ä", &"x".repeat(256)] {

@@ -1,4 +1,4 @@
-//! Published ports: ports of the host that are forwarded to a guest, for example `8080:80`.
+//! Ports of the host that are forwarded to a guest, for example `8080:80`.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -8,24 +8,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::ec2::error::Ec2Error;
 
-/// A transport protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// TCP.
     Tcp,
-    /// UDP.
     Udp,
 }
 
-/// A published port, written `[ADDRESS:]HOST:GUEST[/udp]`.
+/// Written `[ADDRESS:]HOST:GUEST[/udp]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedPort {
     /// The address on which the host listens; loopback only.
     pub host: SocketAddrV4,
-    /// The guest's port.
     pub guest_port: u16,
-    /// The transport protocol.
     pub protocol: Protocol,
 }
 
@@ -70,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_is_read_with_what_is_left_out() {
+    fn published_port_defaults_to_localhost_and_tcp() {
         let port: PublishedPort = "8080:80".parse().unwrap();
         assert_eq!(port.to_string(), "127.0.0.1:8080:80");
         assert_eq!(port.to_string().parse(), Ok(port));
@@ -82,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn others_are_refused() {
+    fn invalid_published_port_is_refused() {
         for text in
             ["", "80", "0:80", "80:0", "80:70000", "80:x", "0.0.0.0:80:80", "1:2:3:4", "80:80/sctp", "192.168.0.1:1:1"]
         {

@@ -6,7 +6,6 @@ use std::ops::RangeInclusive;
 use super::{Ipv4Range, Zone};
 use crate::ec2::{Ec2Error, ErrorCode};
 
-/// The allowed prefix lengths of a VPC or subnet.
 const PREFIX_LENGTHS: RangeInclusive<u8> = 16..=28;
 /// Ranges that a VPC must not overlap, because hosts use them for special purposes.
 const RESERVED: [Ipv4Range; 4] = [
@@ -16,31 +15,27 @@ const RESERVED: [Ipv4Range; 4] = [
     Ipv4Range { base: Ipv4Addr::new(224, 0, 0, 0), prefix_length: 3 },
 ];
 
-/// The default VPC's range.
 pub const DEFAULT_VPC: Ipv4Range = Ipv4Range { base: Ipv4Addr::new(172, 31, 0, 0), prefix_length: 16 };
 
 /// A subnet. EC2 reserves its first four addresses and the last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubnetRange {
-    /// The subnet's range.
     pub own: Ipv4Range,
-    /// The VPC's range.
     pub vpc: Ipv4Range,
 }
 
 impl SubnetRange {
-    /// The default VPC's subnet in a zone.
     pub const fn default_in(zone: Zone) -> SubnetRange {
         let base = Ipv4Addr::new(172, 31, 16 * zone as u8, 0);
         SubnetRange { own: Ipv4Range { base, prefix_length: 20 }, vpc: DEFAULT_VPC }
     }
 
-    /// The router's address: the base plus one.
+    /// The base plus one.
     pub fn router(self) -> Ipv4Addr {
         self.own.at(1)
     }
 
-    /// The name server's address: the VPC's base plus two.
+    /// The VPC's base plus two.
     pub fn name_server(self) -> Ipv4Addr {
         self.vpc.at(2)
     }
@@ -50,7 +45,6 @@ impl SubnetRange {
         (4..self.own.size() - 1).map(move |number| self.own.at(number))
     }
 
-    /// Checks that an instance can have this address.
     pub fn check(self, address: Ipv4Addr) -> Result<(), Ec2Error> {
         let SubnetRange { own, .. } = self;
         let number = address.to_bits().wrapping_sub(own.base.to_bits());
@@ -65,7 +59,6 @@ impl SubnetRange {
     }
 }
 
-/// Checks the range of a new VPC.
 pub fn check_vpc_range(range: Ipv4Range) -> Result<(), Ec2Error> {
     let refused = |why: String| Err(Ec2Error::refused(ErrorCode::InvalidVpcRange, why, None));
     if !PREFIX_LENGTHS.contains(&range.prefix_length) {
@@ -77,7 +70,7 @@ pub fn check_vpc_range(range: Ipv4Range) -> Result<(), Ec2Error> {
     }
 }
 
-/// Checks the range of a new subnet in a VPC with the subnets `others`.
+/// `others` are the VPC's other subnets.
 pub fn check_subnet_range(
     range: Ipv4Range,
     vpc: Ipv4Range,
@@ -108,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_four_addresses_and_the_last_are_kept() {
+    fn first_four_addresses_and_last_are_reserved() {
         let subnet = SubnetRange::default_in(Zone::A);
         let addresses: Vec<Ipv4Addr> = subnet.addresses().collect();
         assert_eq!(addresses.len(), 4096 - 5);
@@ -121,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subnet_has_its_own_router_and_its_vpcs_name_server() {
+    fn subnet_has_own_router_and_name_server_of_vpc() {
         let subnet = SubnetRange::default_in(Zone::F);
         assert_eq!(subnet.own, range("172.31.80.0/20"));
         assert_eq!(subnet.router(), Ipv4Addr::new(172, 31, 80, 1));
@@ -129,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn vpcs_have_the_sizes_that_ec2_allows() {
+    fn vpc_range_outside_ec2_limits_is_refused() {
         for text in ["10.0.0.0/16", "192.168.7.0/28", "100.64.0.0/16", "172.31.0.0/16"] {
             assert_eq!(check_vpc_range(range(text)), Ok(()), "{text}");
         }
@@ -139,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn subnets_are_within_their_vpc_and_apart_from_each_other() {
+    fn subnet_outside_vpc_or_with_overlap_is_refused() {
         let (vpc, other) = (range("10.0.0.0/16"), range("10.0.1.0/24"));
         assert_eq!(check_subnet_range(range("10.0.2.0/24"), vpc, [other]), Ok(()));
         assert_eq!(check_subnet_range(vpc, vpc, []), Ok(()));

@@ -7,33 +7,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::ec2::Ec2Error;
 
-/// The region.
 pub const REGION: &str = "us-east-1";
 
-/// A zone of the region, named by its letter.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Zone {
-    /// `us-east-1a`.
     #[default]
     A,
-    /// `us-east-1b`.
     B,
-    /// `us-east-1c`.
     C,
-    /// `us-east-1d`.
     D,
-    /// `us-east-1e`.
     E,
-    /// `us-east-1f`.
     F,
 }
 
 impl Zone {
-    /// All zones in order.
     pub const ALL: [Zone; 6] = [Zone::A, Zone::B, Zone::C, Zone::D, Zone::E, Zone::F];
 
-    /// The zone id, which is the same for all accounts in EC2, for example `use1-az1`.
+    /// The same for all accounts in EC2, for example `use1-az1`.
     pub fn id(self) -> String {
         format!("use1-az{}", self as u8 + 1)
     }
@@ -80,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_zone_has_a_name_and_an_identifier() {
+    fn zone_name_round_trips_and_zone_has_id() {
         for zone in Zone::ALL {
             assert_eq!(zone.to_string().parse(), Ok(zone));
         }

@@ -2,35 +2,30 @@
 
 use crate::ec2::usage::Datapoint;
 
-/// Datapoints shorter than this many milliseconds do not count for maxima and percentiles: a very short interval is
-/// either idle or fully busy.
+/// Shorter datapoints do not count for maxima and percentiles: a very short interval is either idle or fully busy.
 const SHORT_MS: u64 = 10_000;
 
-/// Statistics of a value over time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Statistic {
-    /// The mean.
     pub average: f64,
-    /// The 99th percentile, weighted by time.
+    /// Weighted by time.
     pub p99: f64,
-    /// The maximum of all datapoints.
     pub maximum: f64,
 }
 
-/// The usage of an instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Figures {
-    /// The observed time in seconds.
+    /// Observed time in seconds.
     pub observed: f64,
-    /// The start of the observation, in milliseconds since 1970.
+    /// Start of the observation, in milliseconds since 1970.
     pub since_ms: u64,
     /// Used vCPUs.
     pub cpu: Statistic,
     /// Used vCPUs plus throttled time: the demand.
     pub cpu_wanted: Statistic,
-    /// The throttled share of the vCPUs' time.
+    /// Throttled share of the vCPUs' time.
     pub cpu_held: f64,
-    /// The maximum of guest memory touched, in bytes.
+    /// Maximum over the series.
     pub touched_bytes: u64,
     /// EBS bytes per second.
     pub ebs_bytes: Statistic,
@@ -45,7 +40,6 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Computes the figures of a series.
     pub fn of(points: &[&Datapoint]) -> Figures {
         let observed: f64 = points.iter().map(|point| point.seconds()).sum();
         let statistic = |amount: fn(&Datapoint) -> f64| statistic(points, amount);
@@ -72,12 +66,12 @@ impl Figures {
     }
 }
 
-/// CPU time in seconds. CPU clocks and the wall clock are not read at the same instant, so the value is clamped.
+/// Returns CPU seconds, clamped because CPU clocks and the wall clock are not read at the same instant.
 fn used(point: &Datapoint) -> f64 {
     (point.cpu_ns as f64 / 1e9).min(point.seconds() * f64::from(point.vcpus))
 }
 
-/// The statistic of `amount` per second.
+/// Computes the statistic of `amount` per second.
 fn statistic(points: &[&Datapoint], amount: fn(&Datapoint) -> f64) -> Statistic {
     let mut rates: Vec<(f64, u64)> = Vec::with_capacity(points.len());
     let (mut sum, mut seconds) = (0.0, 0.0);
@@ -112,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn datapoints_count_by_their_length() {
+    fn datapoints_are_weighted_by_length() {
         let points = [point(3_600_000, 1), point(60_000, 91)];
         let Statistic { average, p99, maximum } = Figures::of(&points.iter().collect::<Vec<_>>()).cpu;
         assert!((average - (36.0 + 54.6) / 3660.0).abs() < 1e-9, "{average}");
@@ -123,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_is_no_maximum_unless_there_is_nothing_else() {
+    fn short_datapoint_counts_only_if_all_are_short() {
         let points = [point(60_000, 10), point(500, 100)];
         assert_eq!(Figures::of(&points.iter().collect::<Vec<_>>()).cpu.maximum, 0.1);
         assert_eq!(Figures::of(&[&points[1]]).cpu.maximum, 1.0);

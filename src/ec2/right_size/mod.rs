@@ -13,13 +13,13 @@ use super::{catalogue, usage::Datapoint};
 
 pub use figures::{Figures, Statistic};
 
-/// The maximum load of a recommended type.
+/// Maximum load of a recommended type.
 const HEADROOM: f64 = 0.8;
-/// The load above which an instance is under-provisioned.
+/// Load above which an instance is under-provisioned.
 const TIGHT: f64 = 0.9;
-/// The share of time for which an interface may be throttled.
+/// Share of time for which an interface may be throttled.
 const HELD: f64 = 0.01;
-/// The number of recommended types.
+/// Maximum number of recommended types.
 const OPTIONS: usize = 3;
 /// Confidence thresholds in seconds: low up to the first, high from the second. Compute Optimizer requires 30 hours.
 const LITTLE: f64 = 3600.0;
@@ -28,13 +28,11 @@ const MUCH: f64 = 30.0 * 3600.0;
 /// An instance as input to a recommendation.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject {
-    /// The instance type.
     pub instance_type: &'static InstanceType,
-    /// vCPUs: the type's, or an override.
+    /// The type's, or an override.
     pub vcpus: u32,
-    /// Memory in MiB: the type's, or an override.
+    /// The type's, or an override.
     pub memory_mib: u64,
-    /// True if the type's limits are enforced.
     pub is_limited: bool,
     /// True if recommended types must support hibernation.
     pub hibernation: bool,
@@ -43,16 +41,12 @@ pub struct Subject {
 /// The finding about an instance's size (`InstanceRecommendation`, `finding`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// Too small.
     Underprovisioned,
-    /// Too large.
     Overprovisioned,
-    /// Fine.
     Optimized,
 }
 
 impl Finding {
-    /// The API's name.
     pub fn as_str(self) -> &'static str {
         match self {
             Finding::Underprovisioned => "UNDER_PROVISIONED",
@@ -61,7 +55,6 @@ impl Finding {
         }
     }
 
-    /// The console's name with an explanation.
     pub fn title(self) -> &'static str {
         match self {
             Finding::Underprovisioned => "Under-provisioned (larger)",
@@ -76,20 +69,14 @@ impl Finding {
 pub enum Reason {
     /// The vCPUs, or a burstable type's baseline, are too few.
     CpuUnder,
-    /// Fewer vCPUs would suffice.
     CpuOver,
-    /// Less memory would suffice.
     MemoryOver,
-    /// The EBS throughput is too low.
     EbsThroughputUnder,
-    /// The EBS IOPS are too low.
     EbsIopsUnder,
-    /// The network bandwidth is too low.
     NetworkUnder,
 }
 
 impl Reason {
-    /// The API's name.
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::CpuUnder => "CPUUnderprovisioned",
@@ -102,19 +89,14 @@ impl Reason {
     }
 }
 
-/// The confidence in a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Confidence {
-    /// Less than an hour was observed.
     Low,
-    /// Less than 30 hours were observed.
     Medium,
-    /// 30 hours or more were observed.
     High,
 }
 
 impl Confidence {
-    /// The display name.
     pub fn as_str(self) -> &'static str {
         match self {
             Confidence::Low => "low",
@@ -124,25 +106,20 @@ impl Confidence {
     }
 }
 
-/// The recommendation for an instance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Judgement {
-    /// The finding.
     pub finding: Finding,
-    /// The reasons.
     pub reasons: Vec<Reason>,
-    /// Recommended types, of the instance's own family first; empty if the size is fine or no type fits.
+    /// Of the instance's own family first; empty if the size is fine or no type fits.
     pub options: Vec<&'static InstanceType>,
-    /// The confidence.
     pub confidence: Confidence,
-    /// The statistics behind the finding.
     pub figures: Figures,
 }
 
 /// The observed time is too short for a finding.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TooLittle {
-    /// The observed time in seconds with the current type, without boots.
+    /// Observed seconds with the current type, without boots.
     pub observed: f64,
 }
 
@@ -179,7 +156,6 @@ pub fn judge(subject: &Subject, series: &[Datapoint], least: f64) -> Result<Judg
     Ok(Judgement { finding, reasons, options, confidence, figures })
 }
 
-/// The usable capacity of a type or an instance.
 #[derive(Clone, Copy, Debug)]
 struct Capacity {
     /// vCPUs at peak, and sustained.
@@ -234,8 +210,7 @@ impl Capacity {
         speed_load(self.network, &figures.network)
     }
 
-    /// The resources that are short. Memory is not considered: all memory that a guest ever touched may be its page
-    /// cache.
+    /// Returns the short resources, except memory: all memory that a guest ever touched may be its page cache.
     fn shortages(&self, figures: &Figures) -> Vec<Reason> {
         let network_is_held = self.network.is_some() && figures.network_held > HELD;
         [
@@ -265,8 +240,8 @@ fn speed_load(speed: Option<Speed>, used: &Statistic) -> f64 {
     speed.map_or(0.0, |speed| (used.average / speed.baseline as f64).max(used.p99 / speed.peak as f64))
 }
 
-/// The types that carry the usage and satisfy `is_wanted`: the best of the instance's own family, then the smallest of
-/// others. Types are ordered by memory, vCPUs and burstability, because prices are not known here.
+/// Returns types that carry the usage and satisfy `is_wanted`: the best of the own family, then the smallest of others.
+/// Prices are not known here, so types are ordered by memory, vCPUs and burstability.
 fn options(
     subject: &Subject,
     figures: &Figures,
@@ -346,7 +321,6 @@ mod tests {
         }
     }
 
-    /// A one-minute datapoint with this CPU utilization in percent and this much memory touched.
     fn minute(subject: &Subject, percent: u64, touched_mib: u64) -> Datapoint {
         Datapoint {
             instance_type: subject.instance_type.name.into(),
@@ -370,14 +344,14 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_one_is_too_large_and_its_own_family_comes_first() {
+    fn idle_instance_is_overprovisioned_and_own_family_is_first() {
         let (finding, reasons, options) = steady("m5.4xlarge", 1, 2000);
         assert_eq!((finding, reasons), (Finding::Overprovisioned, vec![Reason::CpuOver, Reason::MemoryOver]));
         assert_eq!(options, ["m5.large", "t3.medium", "t3a.medium"]);
     }
 
     #[test]
-    fn a_busy_one_is_too_small() {
+    fn busy_instance_is_underprovisioned() {
         let (finding, reasons, options) = steady("c5.large", 99, 1000);
         assert_eq!((finding, reasons), (Finding::Underprovisioned, vec![Reason::CpuUnder]));
         assert_eq!(options[0], "c5.xlarge");
@@ -387,13 +361,13 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_used_as_it_is_meant_to_be_is_fine() {
+    fn instance_of_right_size_is_optimized() {
         assert_eq!(steady("m5.large", 70, 6500), (Finding::Optimized, vec![], vec![]));
         assert_eq!(steady("t3.nano", 3, 500), (Finding::Optimized, vec![], vec![]));
     }
 
     #[test]
-    fn all_memory_touched_is_no_shortage_but_forbids_less() {
+    fn touched_memory_is_no_shortage_but_bounds_options() {
         assert_eq!(steady("r5.xlarge", 5, 32 * 1024).0, Finding::Optimized);
         let (finding, reasons, options) = steady("m5.xlarge", 5, 16 * 1024);
         assert_eq!((finding, reasons), (Finding::Overprovisioned, vec![Reason::CpuOver]));
@@ -403,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn above_its_baseline_a_burstable_one_is_too_small_though_its_vcpus_are_not_full() {
+    fn burstable_instance_above_baseline_is_underprovisioned() {
         let (finding, reasons, options) = steady("t3.micro", 30, 400);
         assert_eq!((finding, reasons), (Finding::Underprovisioned, vec![Reason::CpuUnder]));
         assert_eq!(options[0], "t3.xlarge");
@@ -415,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_held_back_one_would_have_used_counts() {
+    fn throttled_cpu_time_counts_as_demand() {
         let subject = subject("t2.micro");
         let held = |held_ns| Datapoint { cpu_held_ns: held_ns, ..minute(&subject, 8, 700) };
         assert_eq!(judged(&subject, &vec![held(0); 100]).0, Finding::Optimized);
@@ -427,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_path_to_volumes_or_network_is_a_shortage() {
+    fn ebs_or_network_limit_is_a_shortage() {
         let subject = subject("m5.large");
         // The EBS baseline is 650 Mbit/s (81 MB/s) and 3,600 operations; the network's is 750 Mbit/s.
         let ebs = DiskUse { written_bytes: 60 * 80_000_000, writes: 60 * 400, ..DiskUse::default() };
@@ -449,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rare_peak_is_not_judged_by_and_a_frequent_one_is() {
+    fn rare_peak_is_ignored_and_frequent_peak_counts() {
         let subject = subject("m5.xlarge");
         let mut series = vec![minute(&subject, 5, 3000); 995];
         series.extend(vec![minute(&subject, 100, 3000); 5]);
@@ -460,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn boots_and_the_time_with_another_type_do_not_count() {
+    fn boots_and_time_with_another_type_are_ignored() {
         let now = subject("m5.large");
         let before = subject("m5.xlarge");
         let mut series = vec![minute(&before, 99, 100); 1000];
@@ -474,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_instance_needs_besides_is_kept() {
+    fn options_keep_instance_store_and_hibernation() {
         let (_, _, options) = steady("i3.2xlarge", 2, 1000);
         let with_disks = |name: &&str| catalogue::find(name).unwrap().instance_store.is_some();
         assert_eq!(options[0], "i3.large");
@@ -486,11 +460,10 @@ mod tests {
     }
 
     proptest! {
-        /// For any usage, recommended types can run here and carry it with headroom. They are larger if the instance
-        /// is under-provisioned, and smaller if it is over-provisioned. An instance of the recommended type is not
-        /// under-provisioned.
+        /// Recommended types can run here, carry the usage with headroom, and are larger or smaller as the finding
+        /// requires.
         #[test]
-        fn what_is_recommended_carries_what_was_used(
+        fn recommended_type_carries_usage(
             index in 0..catalogue::all().len(),
             points in prop::collection::vec((10_000_u64..400_000, 0_u64..=100, 0_u64..=100, 0_u64..=100, 0_u64..1 << 36), 1..60),
             is_limited: bool,

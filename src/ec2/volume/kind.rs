@@ -10,12 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::{VolumeError, VolumeSize};
 use crate::ec2::Ec2Error;
 
-/// The type of a volume (`VolumeType`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VolumeType {
-    /// General purpose SSD with performance independent of size. EC2's console creates this type by default, and so
-    /// does Wisp; EC2's API creates [`VolumeType::Gp2`].
+    /// General purpose SSD with performance independent of size. Wisp and EC2's console default to it, EC2's API to
+    /// gp2.
     #[default]
     Gp3,
     /// General purpose SSD with performance that grows with size.
@@ -32,47 +31,37 @@ pub enum VolumeType {
     Standard,
 }
 
-/// The limits of a volume type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The minimum size in GiB.
     pub min_gib: u64,
-    /// The maximum size in GiB.
     pub max_gib: u64,
-    /// The IOPS limits, where IOPS can be provisioned.
+    /// None if IOPS cannot be provisioned.
     pub iops: Option<IopsLimits>,
-    /// The throughput limits, where throughput can be provisioned.
+    /// None if throughput cannot be provisioned.
     pub throughput: Option<ThroughputLimits>,
 }
 
-/// Limits of provisioned IOPS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IopsLimits {
-    /// The minimum.
     pub min: u32,
-    /// The maximum.
     pub max: u32,
-    /// The maximum per GiB. The minimum is allowed at any size.
+    /// Maximum per GiB; the minimum is allowed at any size.
     pub per_gib: u32,
-    /// The default; none where a value is required.
+    /// None if a value is required.
     pub default: Option<u32>,
 }
 
-/// Limits of provisioned throughput, in MiB/s.
+/// In MiB/s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThroughputLimits {
-    /// The minimum.
     pub min: u32,
-    /// The maximum.
     pub max: u32,
-    /// The IOPS required per MiB/s: at most 0.25 MiB/s per operation.
+    /// IOPS required per MiB/s.
     pub iops_per_mib: u32,
-    /// The default.
     pub default: u32,
 }
 
 impl IopsLimits {
-    /// The maximum IOPS of a volume of this size.
     pub fn most(&self, size: VolumeSize) -> u32 {
         let by_size = size.gib().saturating_mul(self.per_gib.into());
         u32::try_from(by_size).unwrap_or(u32::MAX).clamp(self.min, self.max)
@@ -80,7 +69,6 @@ impl IopsLimits {
 }
 
 impl VolumeType {
-    /// All types.
     pub const ALL: [VolumeType; 7] = [
         VolumeType::Gp3,
         VolumeType::Gp2,
@@ -91,7 +79,6 @@ impl VolumeType {
         VolumeType::Standard,
     ];
 
-    /// EC2's name of the type.
     pub fn as_str(self) -> &'static str {
         match self {
             VolumeType::Gp3 => "gp3",
@@ -104,7 +91,7 @@ impl VolumeType {
         }
     }
 
-    /// Returns the type's limits. EC2 delivers io2's upper range of IOPS on Nitro instances only.
+    /// EC2 delivers io2's upper range of IOPS on Nitro instances only.
     pub fn limits(self) -> Limits {
         let sized = |min_gib, max_gib| Limits { min_gib, max_gib, iops: None, throughput: None };
         match self {
@@ -127,7 +114,6 @@ impl VolumeType {
         }
     }
 
-    /// Returns true if instances can boot from this type.
     pub fn bootable(self) -> bool {
         !matches!(self, VolumeType::St1 | VolumeType::Sc1)
     }

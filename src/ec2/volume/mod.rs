@@ -17,37 +17,32 @@ pub use state::VolumeState;
 
 use super::error::Ec2Error;
 
-/// gp2: baseline IOPS per GiB, and the minimum and maximum.
+/// Baseline IOPS of gp2 per GiB, and its minimum and maximum.
 const GP2_IOPS_PER_GIB: u64 = 3;
 const GP2_IOPS: (u64, u64) = (100, 16_000);
 
-/// The default IOPS after a change to a type with provisioned IOPS.
+/// Default IOPS after a change to a type with provisioned IOPS.
 const IOPS_OF_CHANGED_TYPE: u32 = 3_000;
 
-/// The role of an attached volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The volume that the instance boots from.
     Root,
     /// Any other volume, including an unattached one.
     Data,
 }
 
-/// A request for a new volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VolumeSpec {
-    /// The size. It defaults to that of the snapshot or image.
+    /// Defaults to the size of the snapshot or image.
     pub size: Option<VolumeSize>,
-    /// The volume type.
     pub volume_type: VolumeType,
-    /// Provisioned IOPS.
     pub iops: Option<u32>,
-    /// Provisioned throughput in MiB/s.
+    /// In MiB/s.
     pub throughput: Option<u32>,
 }
 
 impl VolumeSpec {
-    /// Validates the request and returns the volume's figures. `source` is the size of the snapshot or image.
+    /// `source` is the size of the snapshot or image.
     pub fn figures(&self, source: Option<VolumeSize>, role: Role) -> Result<VolumeFigures, Ec2Error> {
         let volume_type = self.volume_type;
         check_role(volume_type, role)?;
@@ -64,35 +59,31 @@ impl VolumeSpec {
     }
 }
 
-/// A volume's figures in `DescribeVolumes`.
+/// Figures in `DescribeVolumes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VolumeFigures {
-    /// The size.
     pub size: VolumeSize,
-    /// The volume type.
     pub volume_type: VolumeType,
     /// Provisioned IOPS, or gp2's baseline; none for HDD types.
     pub iops: Option<u32>,
-    /// Provisioned throughput in MiB/s (gp3).
+    /// Provisioned throughput in MiB/s, for gp3.
     pub throughput: Option<u32>,
 }
 
-/// A modification of a volume (`ModifyVolume`).
+/// Request of `ModifyVolume`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VolumeChange {
-    /// The new size, at least the current one.
+    /// At least the current size.
     pub size: Option<VolumeSize>,
-    /// The new type.
     pub volume_type: Option<VolumeType>,
-    /// The new IOPS.
     pub iops: Option<u32>,
-    /// The new throughput in MiB/s.
+    /// In MiB/s.
     pub throughput: Option<u32>,
 }
 
 impl VolumeFigures {
-    /// Returns the figures after a modification. Unspecified values are kept if the type is kept. For a new type, IOPS
-    /// default to 3,000 and throughput to the type's default.
+    /// Keeps unspecified values if the type is kept. For a new type, IOPS default to 3,000 and throughput to the type's
+    /// default.
     pub fn modified(&self, change: &VolumeChange, role: Role) -> Result<VolumeFigures, Ec2Error> {
         if *change == VolumeChange::default() {
             return Err(VolumeError::NothingToModify.into());
@@ -126,7 +117,7 @@ fn check_role(volume_type: VolumeType, role: Role) -> Result<(), VolumeError> {
     }
 }
 
-/// Volumes below 1 GiB, where the type's minimum is 1 GiB, are an extension of Wisp's.
+/// Sizes below 1 GiB are an extension of Wisp's, for types whose minimum is 1 GiB.
 fn check_size(volume_type: VolumeType, size: VolumeSize) -> Result<(), VolumeError> {
     let limits = volume_type.limits();
     if limits.min_gib > 1 && Some(size) < VolumeSize::from_gib(limits.min_gib) {
@@ -186,7 +177,6 @@ fn check_range(
     }
 }
 
-/// The baseline IOPS of a gp2 volume: three per GiB, within bounds.
 fn gp2_baseline(size: VolumeSize) -> u32 {
     let (fewest, most) = GP2_IOPS;
     let iops = size.gib().saturating_mul(GP2_IOPS_PER_GIB).clamp(fewest, most);
@@ -217,14 +207,14 @@ mod tests {
     }
 
     #[test]
-    fn a_gp3_volume_has_ec2_s_defaults_and_what_is_asked() {
+    fn gp3_figures_default_to_ec2_values() {
         assert_eq!(figures(spec(VolumeType::Gp3, 8, None, None)), (Some(3000), Some(125)));
         assert_eq!(figures(spec(VolumeType::Gp3, 8, Some(4000), Some(1000))), (Some(4000), Some(1000)));
         assert_eq!(figures(spec(VolumeType::Gp3, 32, Some(16_000), None)), (Some(16_000), Some(125)));
     }
 
     #[test]
-    fn a_gp2_volume_s_baseline_grows_with_it() {
+    fn gp2_baseline_grows_with_size() {
         for (size, iops) in
             [(1, 100), (33, 100), (34, 102), (100, 300), (5333, 15_999), (5334, 16_000), (16_384, 16_000)]
         {
@@ -233,14 +223,14 @@ mod tests {
     }
 
     #[test]
-    fn rotating_types_have_no_figures() {
+    fn hdd_types_have_no_figures() {
         for (volume_type, size) in [(VolumeType::St1, 125), (VolumeType::Sc1, 125), (VolumeType::Standard, 1)] {
             assert_eq!(figures(spec(volume_type, size, None, None)), (None, None));
         }
     }
 
     #[test]
-    fn provisioned_types_need_iops_and_keep_their_ratio() {
+    fn provisioned_iops_are_required_and_bounded_by_size() {
         assert_eq!(figures(spec(VolumeType::Io1, 4, Some(200), None)), (Some(200), None));
         assert_eq!(figures(spec(VolumeType::Io1, 1280, Some(64_000), None)), (Some(64_000), None));
         assert_eq!(figures(spec(VolumeType::Io2, 512, Some(256_000), None)), (Some(256_000), None));
@@ -250,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_a_rule_is_refused_with_the_rule() {
+    fn invalid_spec_is_refused_with_its_limit() {
         for (given, expected) in [
             (
                 spec(VolumeType::Gp3, 8, Some(2999), None),
@@ -301,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_below_a_gib_is_allowed_where_ec2_s_smallest_is_one() {
+    fn volume_below_1_gib_is_allowed_if_minimum_is_1_gib() {
         let half = VolumeSize::from_mib(512);
         for volume_type in VolumeType::ALL {
             let given = VolumeSpec { size: half, volume_type, iops: None, throughput: None };
@@ -311,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_gives_the_size_and_bounds_it() {
+    fn snapshot_size_is_default_and_minimum() {
         let without_size = VolumeSpec::default();
         assert_eq!(without_size.figures(Some(gib(9)), Role::Data).expect("allowed").size, gib(9));
         let code = |result: Result<VolumeFigures, Ec2Error>| result.expect_err("refused").code();
@@ -321,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rotating_volume_is_no_root() {
+    fn unbootable_type_is_refused_as_root() {
         for volume_type in VolumeType::ALL {
             let iops = volume_type.limits().iops.map(|limits| limits.min);
             let root = spec(volume_type, 500, iops, None).figures(None, Role::Root);
@@ -333,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn types_read_as_they_print() {
+    fn volume_type_round_trips() {
         for volume_type in VolumeType::ALL {
             assert_eq!(volume_type.to_string().parse::<VolumeType>(), Ok(volume_type));
             assert_eq!(serde_json::to_string(&volume_type).expect("a string"), format!("\"{volume_type}\""));
@@ -344,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_grows_and_never_shrinks() {
+    fn modified_volume_grows_and_never_shrinks() {
         let old = spec(VolumeType::Gp3, 8, Some(4000), Some(500)).figures(None, Role::Data).expect("allowed");
         let to = |size| VolumeChange { size: Some(gib(size)), ..VolumeChange::default() };
         assert_eq!(old.modified(&to(9), Role::Data), Ok(VolumeFigures { size: gib(9), ..old }));
@@ -358,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_type_brings_its_own_figures() {
+    fn modified_type_gets_its_own_defaults() {
         let old = spec(VolumeType::Gp3, 100, Some(16_000), Some(500)).figures(None, Role::Data).expect("allowed");
         let to = |volume_type| VolumeChange { volume_type: Some(volume_type), ..VolumeChange::default() };
         let changed = |volume_type| old.modified(&to(volume_type), Role::Data).map(|new| (new.iops, new.throughput));
@@ -374,7 +364,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_made_can_be_left_as_it_is(
+        fn modification_to_same_size_keeps_figures(
             kind in 0..VolumeType::ALL.len(),
             mib in 1..=MAX_MIB,
             iops: Option<u32>,

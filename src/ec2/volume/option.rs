@@ -6,40 +6,33 @@ use super::{VolumeError, VolumeSize, VolumeSpec, VolumeType};
 use crate::ec2::Ec2Error;
 use crate::ec2::block_device::DeviceName;
 
-/// An entry of a block device mapping, as given with `--volume`.
-///
-/// The text is a size, in GiB or with a unit, or a comma-separated list of `KEY=VALUE`, in which a size may come first
-/// without its key. The keys are `size`, `type`, `iops`, `throughput`, `device`, `snapshot`, `volume`,
-/// `delete-on-termination` (`true` or `false`) and `name`. `name` sets the `Name` tag and cannot contain a comma.
+/// An entry of a block device mapping, as given with `--volume`: a size, in GiB or with a unit, or a comma-separated
+/// list of `KEY=VALUE`, in which a size may come first without its key. `name` sets the `Name` tag and cannot contain a
+/// comma.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeOption {
-    /// The source of the volume.
     pub source: VolumeSource,
-    /// The device name; none for the next free one.
+    /// None for the next free one.
     pub device: Option<DeviceName>,
-    /// The explicit `DeleteOnTermination`.
     pub delete_on_termination: Option<bool>,
 }
 
-/// The source of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VolumeSource {
-    /// A new volume.
     New {
-        /// The requested volume.
         spec: VolumeSpec,
-        /// The snapshot: an id, a unique prefix of one, or a name.
+        /// An id, a unique prefix of one, or a name.
         snapshot: Option<String>,
-        /// The value of its `Name` tag.
+        /// Value of the `Name` tag.
         name: Option<String>,
     },
-    /// An existing volume: an id, a unique prefix of one, or a name.
+    /// An id, a unique prefix of one, or a name.
     Existing(String),
 }
 
 impl VolumeOption {
-    /// Returns `DeleteOnTermination`. By default, a new volume is deleted with its instance, as with EC2's command
-    /// line (EC2 User Guide, "Preserve data when an instance is terminated"), and an existing one is kept.
+    /// By default, a new volume is deleted with its instance and an existing one is kept, as with EC2's command line.
+    /// Source: EC2 User Guide, "Preserve data when an instance is terminated".
     pub fn deleted_on_termination(&self) -> bool {
         self.delete_on_termination.unwrap_or(matches!(self.source, VolumeSource::New { .. }))
     }
@@ -63,7 +56,6 @@ impl FromStr for VolumeOption {
     }
 }
 
-/// The parsed parts of the text.
 #[derive(Default)]
 struct Parts {
     size: Option<VolumeSize>,
@@ -163,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_alone_is_a_gp3_volume() {
+    fn size_alone_is_a_gp3_volume() {
         let spec = VolumeSpec { size: VolumeSize::from_gib(8), ..VolumeSpec::default() };
         let expected = VolumeOption {
             source: VolumeSource::New { spec, snapshot: None, name: None },
@@ -176,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_is_read() {
+    fn every_key_is_parsed() {
         let read = option(
             "size=8,type=gp3,iops=4000,throughput=200,device=/dev/sdf,snapshot=snap-0a1,\
              delete-on-termination=false,name=N",
@@ -194,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_volume_goes_with_its_instance_and_an_old_one_stays() {
+    fn new_volume_is_deleted_on_termination_and_existing_is_kept() {
         assert!(option("8").deleted_on_termination());
         assert!(option("snapshot=snap-0a1").deleted_on_termination());
         assert!(!option("8,delete-on-termination=false").deleted_on_termination());
@@ -203,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_named() {
+    fn invalid_option_is_refused_with_its_part() {
         for (text, expected) in [
             ("", "InvalidParameterValue: Invalid value '' for volume: it is not KEY=VALUE."),
             ("8,gp3", "InvalidParameterValue: Invalid value 'gp3' for volume: it is not KEY=VALUE."),
@@ -232,7 +224,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_never_panics(text in ".*") {
+        fn parse_never_panics(text in ".*") {
             let _ = text.parse::<VolumeOption>();
         }
     }

@@ -14,37 +14,34 @@ const BYTES_PER_MIB: u64 = 1024 * 1024;
 pub struct VolumeSize(MemorySize);
 
 impl VolumeSize {
-    /// Returns a size of `gib` GiB; none if zero, or if the number of bytes exceeds 64 bits.
+    /// Returns none if zero, or if the number of bytes exceeds 64 bits.
     pub fn from_gib(gib: u64) -> Option<VolumeSize> {
         Self::from_mib(gib.checked_mul(MIB_PER_GIB)?)
     }
 
-    /// Returns a size of `mib` MiB; none if zero, or if the number of bytes exceeds 64 bits.
+    /// Returns none if zero, or if the number of bytes exceeds 64 bits.
     pub fn from_mib(mib: u64) -> Option<VolumeSize> {
         MemorySize::from_mib(mib).map(VolumeSize)
     }
 
-    /// Returns the smallest size that holds `bytes`.
     pub fn that_holds(bytes: u64) -> Option<VolumeSize> {
         Self::from_mib(bytes.div_ceil(BYTES_PER_MIB))
     }
 
-    /// The size in MiB.
     pub fn mib(self) -> u64 {
         self.0.mib()
     }
 
-    /// The size in bytes.
     pub fn bytes(self) -> u64 {
         self.0.bytes()
     }
 
-    /// The size in GiB, rounded up, as EC2's API returns it and EC2's ratios use it.
+    /// Rounded up, as EC2's API returns it and EC2's ratios use it.
     pub fn gib(self) -> u64 {
         self.mib().div_ceil(MIB_PER_GIB)
     }
 
-    /// Returns a note about a size that EC2 does not have; none for one that it has.
+    /// Returns a note about a size that EC2 does not have.
     pub fn extension(self) -> Option<String> {
         (!self.mib().is_multiple_of(MIB_PER_GIB)).then(|| {
             format!(
@@ -85,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_number_is_gib_and_a_unit_is_what_it_says() {
+    fn size_without_unit_is_gib() {
         for (text, expected) in
             [("8", 8192), ("8G", 8192), ("8GiB", 8192), ("512M", 512), ("1.5G", 1536), ("1T", 1 << 20)]
         {
@@ -94,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_refused() {
+    fn invalid_size_is_refused() {
         for text in ["", "0", "-1", "8GB", "many", "1.5", "+8", "99999999999999999999", "18446744073709551615"] {
             let error = text.parse::<VolumeSize>().expect_err(text);
             assert_eq!(error.code(), ErrorCode::InvalidParameterValue, "{text}");
@@ -103,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_that_ec2_lacks_is_said_to_be_wisp_s_own() {
+    fn size_that_ec2_lacks_is_noted_as_extension() {
         let small = VolumeSize::from_mib(512).expect("some");
         assert_eq!(small.gib(), 1);
         assert_eq!(
@@ -114,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_s_last_bytes_have_room() {
+    fn that_holds_rounds_up_to_mib() {
         assert_eq!(VolumeSize::that_holds(1).map(VolumeSize::mib), Some(1));
         assert_eq!(VolumeSize::that_holds(BYTES_PER_MIB + 1).map(VolumeSize::bytes), Some(2 * BYTES_PER_MIB));
         assert_eq!(VolumeSize::that_holds(0), None);
@@ -122,12 +119,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_never_panics(text in ".*") {
+        fn parse_never_panics(text in ".*") {
             let _ = text.parse::<VolumeSize>();
         }
 
         #[test]
-        fn what_is_printed_is_read_back(mib in 1..=MemorySize::MAX.mib()) {
+        fn displayed_size_is_parsed_back(mib in 1..=MemorySize::MAX.mib()) {
             let size = VolumeSize::from_mib(mib).expect("within the range");
             prop_assert_eq!(size.to_string().parse::<VolumeSize>(), Ok(size));
             let _ = (size.gib(), size.extension());

@@ -1,31 +1,23 @@
-//! The states of a volume and of its attachment.
-//!
-//! Source: EC2 API Reference, `Volume` and `VolumeAttachment`.
+//! The states of a volume (EC2 API Reference, `Volume`).
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The state of a volume (`VolumeState`).
+/// `VolumeState` in EC2's API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum VolumeState {
-    /// The volume is being created.
     Creating,
-    /// The volume is not attached.
     Available,
-    /// The volume is attached to an instance.
     InUse,
-    /// The volume is being deleted.
     Deleting,
-    /// The volume is deleted.
     Deleted,
     /// The volume is damaged.
     Error,
 }
 
 impl VolumeState {
-    /// All states.
     pub const ALL: [VolumeState; 6] = [
         VolumeState::Creating,
         VolumeState::Available,
@@ -35,7 +27,6 @@ impl VolumeState {
         VolumeState::Error,
     ];
 
-    /// EC2's state name.
     pub fn as_str(self) -> &'static str {
         match self {
             VolumeState::Creating => "creating",
@@ -59,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn states_are_written_as_they_print() {
+    fn volume_state_serializes_as_displayed() {
         for state in VolumeState::ALL {
             assert_eq!(serde_json::to_string(&state).expect("a string"), format!("\"{state}\""));
         }
