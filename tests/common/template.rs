@@ -1,6 +1,4 @@
-//! A data directory with templates, of which tests take a copy. One test boots the guests, the others need not.
-//!
-//! It is created for each build of the binary, in Cargo's directory for test data.
+//! A data directory with templates for each build of the binary. Tests copy it, so only one of them boots guests.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -11,10 +9,10 @@ use wisp::host::home::lock_file;
 
 use super::instances::SMALL;
 
-/// The size of `wisp run`'s guests, as options.
+/// Guest size of `wisp run`.
 const DEFAULT: [&str; 4] = ["--vcpus", "1", "--memory", "256M"];
 
-/// Copies the data directory to the existing directory `home`. The first caller creates it while the others wait.
+/// The first caller creates the templates while the others wait.
 pub fn copy_to(home: &Path) {
     let binary = Path::new(env!("CARGO_BIN_EXE_wisp"));
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
