@@ -1,7 +1,6 @@
 //! Measures the block device without a guest (`scripts/bench --device`). This process is the driver: like Linux's, it
-//! notifies the device on request (`EVENT_IDX`), waits for interrupts when idle, and keeps the queue full.
-//!
-//! Runs alternate between the device with io_uring and without it, when it serves one request at a time.
+//! notifies the device on request (`EVENT_IDX`), waits for interrupts when idle, and keeps the queue full. Runs
+//! alternate between a device with io_uring and one without, which serves one request at a time.
 
 use std::fmt;
 use std::fs::{self, File};

@@ -42,7 +42,7 @@ fn vmm_under_sigstop_resumes_or_is_killed() {
     assert_eq!(vmm.len(), 2, "{vmm:?}");
     signal(&vmm, libc::SIGSTOP);
 
-    // Commands that need no answer of the VMM work, and other instances are served.
+    // Commands that need no answer from the VMM work, and so do other instances.
     assert!(wisp.run(&["ls"]).expect_code(0).text().contains("still"));
     assert_eq!(exec(&wisp, "other", "echo here"), "here");
     signal(&vmm, libc::SIGCONT);
@@ -333,7 +333,7 @@ fn oom_killed_vmm_is_reported_and_loses_no_synced_data() {
     let reason = instance["StateReason"]["Message"].as_str().unwrap();
     assert!(reason.contains(if group.is_ok() { "for lack of memory" } else { "was killed" }), "{reason}");
 
-    // Outside the group its memory suffices.
+    // Without the group's limit, the guest has enough memory.
     assert_eq!(exec(&wisp, "other", "echo here"), "here");
     wisp.run(&["start", "large", "--wait", "ready"]).expect_code(0);
     assert_eq!(exec(&wisp, "large", "cat /root/kept"), "kept");

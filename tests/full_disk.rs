@@ -1,5 +1,4 @@
 //! A full host disk: the guest's writes fail, everything else works, and after space is freed nothing is broken.
-//!
 //! A file size limit simulates the full disk. The limit applies to the process, so this file has only one test.
 
 mod common;

@@ -191,11 +191,11 @@ fn unexpected_ends_have_distinct_state_reasons() {
     kill_vmm(&wisp, ids[0]);
     let refused = rebooting.wait().expect_code(1).stderr;
     let is_said = |text: &str| refused.contains(text);
-    // The reboot may just have completed.
+    // The reboot may have completed just before the kill.
     assert!(is_said("ended before it was rebooted") || is_said("before its agent was ready"), "{refused}");
     console.wait().expect_code(0);
 
-    // The lock is held slightly longer than the VMM lives. `start` runs before it is released.
+    // The VMM's lock outlives the VMM slightly. Here `start` runs before the release.
     let dir = wisp.home().join("instances").join(ids[0]);
     wisp.run(&["start", ids[0], "--wait", "running"]).expect_code(0);
     kill_vmm(&wisp, ids[0]);

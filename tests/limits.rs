@@ -50,16 +50,16 @@ fn vcpu_without_surplus_credits_is_throttled_to_earned_share() {
 
     assert_eq!(machine.ask(&Request::SetCanOwe { can_owe: false }), Message::Done);
     let before = machine.status().cpu_budget.unwrap();
-    // The debt was charged. Usage since then is one slice at most.
+    // The debt was charged, and later usage is one slice at most.
     let CpuBalance { owed_ns, overdrawn_ns, .. } = before.budget.balance;
     assert!(owed_ns == 0 && overdrawn_ns < 100_000_000, "{before:?}");
     let (used, took) = be_busy(&mut machine);
     let after = machine.status().cpu_budget.unwrap();
     println!("limited: {used:?} of CPU time in {took:?}: {after:?}");
-    // Credits saved in the moments before, and the last slices, add to the share.
+    // Credits saved just before, and the last slices, add to the share.
     let most = took.as_secs_f64() * SHARE + before.budget.balance.saved_ns as f64 / 1e9 + 0.1;
     assert!(used.as_secs_f64() <= most, "{used:?} in {took:?} is more than {most}");
-    // It was throttled no longer than necessary: it used what it earned.
+    // The vCPU was throttled no longer than necessary: it used the earned credits.
     assert!(after.held_ns > 0 && after.budget.balance.saved_ns < 100_000_000, "{after:?}");
 
     // Device threads are charged, too.
@@ -126,7 +126,7 @@ fn thread_cpu_time(pid: u32, name: &str) -> Duration {
     Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
 }
 
-/// Adds an interface on the netstack and three disks: one with a byte rate, one with an IOPS rate, one without limits.
+/// Returns a machine with a netstack interface and three disks: byte rate, IOPS rate, no limits.
 fn with_limits(wisp: &Wisp, dir: &std::path::Path) -> wisp::vmm::MachineConfig {
     let mut config = config(wisp);
     let bytes = DiskLimits { bytes: Some(Rate::constant(DISK_BYTES)), operations: None, operation_bytes: 0 };

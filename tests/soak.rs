@@ -76,7 +76,7 @@ struct State {
 struct Soak {
     wisp: Wisp,
     random: Random,
-    /// Commands and VMMs.
+    /// Numbers of killed commands and VMMs.
     killed: [u32; 2],
 }
 
@@ -174,7 +174,7 @@ impl Soak {
             .unwrap()
     }
 
-    /// Runs a command and checks that the state after it is consistent.
+    /// Runs the next command and checks the state after it.
     fn check(&self) -> Result<(), String> {
         let state = self.settled()?;
         let running: BTreeSet<InstanceId> =

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{Outcome, Wisp};
 
-/// A size below any instance type, which boots fastest.
+/// Smaller than any instance type, and so the fastest to boot.
 pub const SMALL: [&str; 4] = ["--vcpus", "1", "--memory", "192M"];
 
 pub fn launch(wisp: &Wisp, more: &[&str]) -> Outcome {

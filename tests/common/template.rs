@@ -9,8 +9,7 @@ use wisp::host::home::lock_file;
 
 use super::instances::SMALL;
 
-/// Guest size of `wisp run`.
-const DEFAULT: [&str; 4] = ["--vcpus", "1", "--memory", "256M"];
+const RUN_SIZE: [&str; 4] = ["--vcpus", "1", "--memory", "256M"];
 
 /// The first caller creates the templates while the others wait.
 pub fn copy_to(home: &Path) {
@@ -30,7 +29,7 @@ pub fn copy_to(home: &Path) {
 
 fn make(binary: &Path, dir: &Path, template: &Path) {
     let unfinished = tempfile::Builder::new().prefix("template-new-").tempdir_in(dir).unwrap();
-    for size in [SMALL, DEFAULT] {
+    for size in [SMALL, RUN_SIZE] {
         let mut command = Command::new(binary);
         command.args(["image", "warm", "tiny"]).args(size).env("WISP_HOME", unfinished.path());
         let made = command.env_remove("WISP_WARM_LIMIT").output().unwrap();

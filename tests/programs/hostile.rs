@@ -1,5 +1,4 @@
-//! A hostile kernel: it writes at random to virtio registers, rings and I/O ports. Some writes are a driver's.
-//!
+//! A hostile kernel: it writes at random to virtio registers, rings and I/O ports, sometimes as a driver would.
 //! Its command line has `rounds=N` and `seed=N`. Periodically, with all devices reset, it prints `hostile: N rounds`
 //! on the serial port and waits for a key. After the last round it powers the machine off.
 
