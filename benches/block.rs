@@ -1,12 +1,6 @@
-//! Measures the block device alone: a driver's end of its queue in this process, its thread, real files. No guest, no
-//! KVM.
-//!
-//! `scripts/bench --device` runs it. The driver behaves like Linux's. It notifies the device when the device asks for
-//! it (`EVENT_IDX`), waits for the interrupt when there is nothing to do, and keeps the queue as full as the depth
-//! allows.
-//!
-//! Each figure is measured twice, alternating between the device with io_uring and one without, which serves one
-//! request at a time.
+//! Measures the block device without a guest (`scripts/bench --device`). This process is the driver: like Linux's, it
+//! notifies the device on request (`EVENT_IDX`), waits for interrupts when idle, and keeps the queue full. Runs
+//! alternate between a device with io_uring and one without, which serves one request at a time.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -81,11 +75,10 @@ struct Options {
     bench: bool,
 }
 
-/// Kinds of load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Read,
-    /// Writes with a flush at the end, which is included in the time.
+    /// Ends with a flush, which is included in the time.
     Write,
     /// One write in 8 requests and one flush in 64; the rest are reads.
     Mixed,
@@ -132,7 +125,6 @@ impl Measure {
     }
 }
 
-/// The results of a run.
 #[derive(Debug, Clone, Copy)]
 struct Figures {
     per_second: f64,
@@ -175,7 +167,6 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Returns the run with the median number of requests per second.
 fn median(mut runs: Vec<Figures>) -> Figures {
     runs.sort_by(|one, other| one.per_second.total_cmp(&other.per_second));
     runs[runs.len() / 2]
@@ -198,7 +189,7 @@ impl fmt::Display for Figures {
     }
 }
 
-/// A disk's files, starting with the one to open.
+/// The first file is the one to open.
 struct TestDisk {
     name: &'static str,
     files: Vec<PathBuf>,
@@ -259,7 +250,6 @@ impl TestDisk {
     }
 }
 
-/// The driver's end of the queue.
 struct Driver {
     device: Block,
     memory: GuestMemory,
@@ -394,7 +384,6 @@ impl Driver {
         Ok(())
     }
 
-    /// Waits for completed requests; returns their slots.
     fn wait(&mut self) -> Result<Vec<u16>> {
         let mut slots = Vec::new();
         loop {
@@ -425,7 +414,7 @@ impl Driver {
     }
 }
 
-/// A xorshift generator, whose numbers have no pattern that a disk could exploit.
+/// A xorshift generator: its numbers have no pattern that a disk could exploit.
 struct Random(u64);
 
 impl Random {

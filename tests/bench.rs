@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::Wisp;
 use serde_json::Value;
 
-/// Two types of one size, which share a template, and one that is larger than any guest here.
+/// Two types of one size, which share a template, and one that does not fit on this host.
 const TYPES: &str = "t3.nano,t3a.nano,m5.24xlarge";
 
 #[track_caller]
@@ -22,13 +22,13 @@ fn result<'a>(bench: &'a Value, measure: &str, instance_type: &str) -> &'a Value
 }
 
 #[test]
-fn types_are_compared_by_workloads_and_by_a_command() {
+fn bench_compares_types_by_workloads_and_command() {
     let wisp = Wisp::warmable();
     measure_and_compare(&wisp);
     // From now on there is a template.
     fail_a_command(&wisp);
     interrupt(&wisp);
-    // Afterwards the data directory contains no machine, but the program for the next bench.
+    // The data directory keeps only the program for the next bench.
     assert_eq!(wisp.runs(), Vec::<PathBuf>::new());
     assert_eq!(wisp.home().join("wisp-workload").metadata().unwrap().permissions().mode() & 0o777, 0o700);
     common::await_no_processes_of(&wisp);
@@ -94,7 +94,7 @@ fn interrupt(wisp: &Wisp) {
 }
 
 #[test]
-fn what_cannot_be_is_refused_before_anything_runs() {
+fn invalid_bench_requests_are_refused() {
     let wisp = Wisp::new();
     for (args, text) in [
         (&["--types", "t3.micr0"][..], "Did you mean t3.micro?"),

@@ -1,9 +1,7 @@
-//! A Debian guest, from the mirror to a command: builds the archive, makes an image of it, and boots it until systemd
-//! starts the agent.
+//! A Debian guest: builds the archive, imports it, and boots the image. The test needs the network and /dev/kvm.
 //!
-//! The test needs the network, /dev/kvm and, under software KVM, some minutes. cloud-init then runs for another
-//! quarter of an hour after the agent has started. The test waits for it on hardware KVM, and anywhere with
-//! `WISP_TEST_CLOUD_INIT=1`.
+//! Under software KVM, cloud-init takes a quarter of an hour after the agent has started. The test waits for cloud-init
+//! only on hardware KVM or with `WISP_TEST_CLOUD_INIT=1`.
 
 mod common;
 
@@ -14,12 +12,9 @@ use std::time::Duration;
 use common::Wisp;
 use common::instances::{exec, json};
 
-/// The time limit until the guest's agent is ready.
-const BOOT: Duration = Duration::from_secs(1500);
-/// The time limit for cloud-init after that.
-const CLOUD_INIT: Duration = Duration::from_secs(3600);
+const BOOT_TIMEOUT: Duration = Duration::from_secs(1500);
+const CLOUD_INIT_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// The configuration for cloud-init.
 const USER_DATA: &str = "#cloud-config
 hostname: webby
 write_files:
@@ -30,7 +25,7 @@ runcmd:
 ";
 
 #[test]
-fn debian_boots_under_systemd_with_the_agent_as_a_service_and_knows_that_it_is_on_ec2() {
+fn debian_boots_with_agent_service_and_detects_ec2() {
     let wisp = Wisp::new();
     let dir = tempfile::tempdir().unwrap();
     let archive = dir.path().join("debian.tar");
@@ -44,14 +39,14 @@ fn debian_boots_under_systemd_with_the_agent_as_a_service_and_knows_that_it_is_o
     let private_key = dir.path().join("key.pem");
     let private_key = private_key.to_str().unwrap();
     wisp.run(&["key", "create", "me", "--file", private_key]).expect_code(0);
-    let timeout = BOOT.as_secs().to_string();
+    let timeout = BOOT_TIMEOUT.as_secs().to_string();
     let user_data = dir.path().join("user-data.yaml");
     std::fs::write(&user_data, USER_DATA).unwrap();
     let user_data = user_data.to_str().unwrap();
     let launch = ["launch", "debian", "--name", "bookworm", "--memory", "1G", "--key", "me", "--user-data", user_data];
     let launch = [&launch[..], &["--timeout", &timeout]].concat();
     let mut launching = wisp.start(&launch);
-    assert!(launching.has_ended_within(BOOT), "Debian is still booting");
+    assert!(launching.has_ended_within(BOOT_TIMEOUT), "Debian is still booting");
     launching.wait().expect_code(0);
 
     let script = "cat /proc/1/comm; . /etc/os-release; echo $VERSION_CODENAME; \
@@ -63,14 +58,14 @@ fn debian_boots_under_systemd_with_the_agent_as_a_service_and_knows_that_it_is_o
     assert_eq!(text.lines().collect::<Vec<_>>(), ["systemd", "bookworm", "ActiveState=active", id, "LoadState=loaded"]);
 
     if !wisp::vmm::cpu::emulation::is_software_kvm() || std::env::var_os("WISP_TEST_CLOUD_INIT").is_some() {
-        cloud_init_does_what_it_is_told(&wisp);
+        assert_cloud_init_applies_user_data(&wisp);
     }
     wisp.run(&["terminate", "bookworm"]).expect_code(0);
 }
 
-fn cloud_init_does_what_it_is_told(wisp: &Wisp) {
+fn assert_cloud_init_applies_user_data(wisp: &Wisp) {
     let mut waiting = wisp.start(&["exec", "bookworm", "--", "cloud-init", "status", "--long", "--wait"]);
-    assert!(waiting.has_ended_within(CLOUD_INIT), "cloud-init is still at it");
+    assert!(waiting.has_ended_within(CLOUD_INIT_TIMEOUT), "cloud-init is still at it");
     let status = waiting.wait().expect_code(0);
     let said = String::from_utf8_lossy(&status.stdout);
     assert!(said.contains("status: done") && said.contains("DataSourceEc2"), "{said}");

@@ -1,4 +1,4 @@
-//! Disks that are attached and detached under a driver. Its writes are on them, whatever happens to them meanwhile.
+//! Attaching, detaching, resizing and switching a disk under a driver loses none of its writes.
 
 mod common;
 
@@ -20,7 +20,7 @@ use wisp::vmm::virtio::block::{BlockError, Disk};
 use wisp::vmm::virtio::register;
 
 #[test]
-fn a_disk_comes_into_an_empty_slot_and_goes_when_its_driver_has() {
+fn attached_disk_detaches_after_driver_unbinds() {
     let bench = bench(2);
     let mut driver = bench.driver(0);
     assert_eq!(driver.read(register::DEVICE_ID), 0);
@@ -45,7 +45,7 @@ fn a_disk_comes_into_an_empty_slot_and_goes_when_its_driver_has() {
 }
 
 #[test]
-fn slots_are_filled_in_order_and_names_are_taken_once() {
+fn attach_fills_slots_in_order_and_refuses_duplicate_ids() {
     let bench = bench(2);
     for (index, name) in ["a", "b"].into_iter().enumerate() {
         assert_eq!(bench.slots.attach(&bench.disk(name, DiskFormat::Qcow2, MIB)).unwrap(), index);
@@ -62,7 +62,7 @@ fn slots_are_filled_in_order_and_names_are_taken_once() {
 }
 
 #[test]
-fn a_driver_whose_disk_is_taken_by_force_gets_errors_until_it_leaves() {
+fn forced_detach_fails_requests_until_driver_unbinds() {
     let bench = bench(1);
     let mut driver = bench.driver(0);
     bench.slots.attach(&bench.disk("first", DiskFormat::Qcow2, MIB)).unwrap();
@@ -83,7 +83,7 @@ fn a_driver_whose_disk_is_taken_by_force_gets_errors_until_it_leaves() {
 }
 
 #[test]
-fn a_driver_sees_its_disk_grow() {
+fn resize_notifies_driver_of_new_capacity() {
     let bench = bench(1);
     for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
         let name = format!("{format:?}");
@@ -108,7 +108,7 @@ fn a_driver_sees_its_disk_grow() {
 }
 
 #[test]
-fn no_write_is_lost_while_a_disk_is_continued_in_layers() {
+fn switch_to_overlays_loses_no_write() {
     const BLOCKS: u64 = 256;
     const LAYERS: usize = 12;
     const BETWEEN: usize = 20;
@@ -125,7 +125,7 @@ fn no_write_is_lost_while_a_disk_is_continued_in_layers() {
             let writer = scope.spawn(move || {
                 let mut written = vec![0_u64; BLOCKS as usize];
                 let mut count = 0_u64;
-                // Blocks are spread out to touch many clusters. Each contains the number of its last write.
+                // Blocks are spread over many clusters. Each contains the number of its last write.
                 while !stop.load(Ordering::Acquire) {
                     count += 1;
                     let block = count.wrapping_mul(0x9e37_79b9_7f4a_7c15) % BLOCKS;
@@ -141,7 +141,7 @@ fn no_write_is_lost_while_a_disk_is_continued_in_layers() {
             });
             let mut present = (bench.path("layer0"), format);
             for number in 1..=LAYERS {
-                // However busy the host is, something is written between two switches.
+                // Even on a busy host, the driver writes between two switches.
                 assert_eq!(progress.iter().take(BETWEEN).count(), BETWEEN);
                 let layer = bench.path(&format!("layer{number}"));
                 disk_image::create_layer(&layer, &present.0, present.1, None).unwrap();
@@ -165,7 +165,7 @@ fn no_write_is_lost_while_a_disk_is_continued_in_layers() {
         let top = bench.path(&format!("layer{LAYERS}"));
         (1..=LAYERS).for_each(|number| check(&bench.path(&format!("layer{number}"))));
         let flat = bench.path("flat");
-        let backing: Vec<BackingFile> = (0..LAYERS).rev().map(|number| file(&bench, number, format)).collect();
+        let backing: Vec<BackingFile> = (0..LAYERS).rev().map(|number| overlay(&bench, number, format)).collect();
         disk_image::convert(&top, DiskFormat::Qcow2, &backing, &flat, DiskFormat::Raw).unwrap();
         let flat = fs::read(flat).unwrap();
         for (block, number) in written.iter().enumerate() {
@@ -174,13 +174,12 @@ fn no_write_is_lost_while_a_disk_is_continued_in_layers() {
     }
 }
 
-/// Returns the file of the overlay `number`. The first file has this format.
-fn file(bench: &Bench, number: usize, format: DiskFormat) -> BackingFile {
+fn overlay(bench: &Bench, number: usize, format: DiskFormat) -> BackingFile {
     let format = if number == 0 { format } else { DiskFormat::Qcow2 };
     BackingFile { path: bench.path(&format!("layer{number}")), format }
 }
 
-/// Writes another name of the backing file into the header of a qcow2 image, as a compromised VMM can.
+/// Changes the backing file's name in the header of a qcow2 image, as a compromised VMM can.
 fn forge_backing(image: &Path, name: &str) {
     let file = fs::File::options().read(true).write(true).open(image).unwrap();
     let mut place = [0; 12];
@@ -192,7 +191,7 @@ fn forge_backing(image: &Path, name: &str) {
 }
 
 #[test]
-fn forged_header_stops_a_switch_and_opens_no_other_file() {
+fn forged_backing_file_name_is_refused() {
     let bench = bench(1);
     let [base, layer, next] = ["base", "layer", "next"].map(|name| bench.path(name));
     disk_image::create(&base, DiskFormat::Raw, MIB).unwrap();
@@ -210,7 +209,7 @@ fn forged_header_stops_a_switch_and_opens_no_other_file() {
     bench.slots.attach(&disk).unwrap();
     let mut driver = bench.driver(0);
     assert!(driver.bind());
-    // Opening a FIFO would block for ever.
+    // Opening a FIFO would block forever.
     rustix::fs::mkfifoat(rustix::fs::CWD, bench.path("fifo"), rustix::fs::Mode::RUSR).unwrap();
     forge_backing(&layer, "fifo");
     disk_image::create_layer(&next, &layer, DiskFormat::Qcow2, None).unwrap();
@@ -224,7 +223,7 @@ fn forged_header_stops_a_switch_and_opens_no_other_file() {
 }
 
 #[test]
-fn a_switch_that_fails_leaves_the_disk_as_it_was() {
+fn failed_switch_leaves_disk_unchanged() {
     let bench = bench(1);
     bench.slots.attach(&bench.disk("disk", DiskFormat::Raw, MIB)).unwrap();
     let mut driver = bench.driver(0);
@@ -238,8 +237,7 @@ fn a_switch_that_fails_leaves_the_disk_as_it_was() {
         let grown = disk_image::grow(&bench.path("disk"), DiskFormat::Raw, &[], 2 * MIB);
         assert!(grown.is_err(), "the disk's file is not locked any more");
     }
-    // The disk already uses its own file. A client that was killed before it got the answer to a switch repeats the
-    // request.
+    // A client that was killed before it got the answer to a switch repeats the request.
     bench.slots.switch("disk", &bench.path("disk")).unwrap();
     driver.unbind();
     bench.slots.detach("disk", false).unwrap();
@@ -247,7 +245,7 @@ fn a_switch_that_fails_leaves_the_disk_as_it_was() {
 }
 
 #[test]
-fn the_file_beneath_a_new_layer_can_be_read_by_others_and_written_by_none() {
+fn backing_file_after_switch_is_readable_but_not_writable() {
     let bench = bench(1);
     bench.slots.attach(&bench.disk("disk", DiskFormat::Raw, MIB)).unwrap();
     let layer = bench.path("layer");
@@ -263,7 +261,7 @@ fn the_file_beneath_a_new_layer_can_be_read_by_others_and_written_by_none() {
 }
 
 #[test]
-fn disks_that_do_not_keep_what_is_written_have_no_layers() {
+fn read_only_and_ephemeral_disks_refuse_switch() {
     let bench = bench(1);
     for access in [DiskAccess::ReadOnly, DiskAccess::Ephemeral] {
         let name = format!("{access:?}");
@@ -281,7 +279,7 @@ fn disks_that_do_not_keep_what_is_written_have_no_layers() {
 }
 
 #[test]
-fn what_was_done_to_a_disk_is_counted() {
+fn disk_record_counts_requests_and_bytes() {
     let bench = bench(2);
     bench.slots.attach(&bench.disk("disk", DiskFormat::Raw, MIB)).unwrap();
     let mut driver = bench.driver(0);
@@ -297,10 +295,9 @@ fn what_was_done_to_a_disk_is_counted() {
     assert_eq!(record.last_error, None);
 }
 
-/// Other processes see the same file contents as a killed process left. So a copy of the file represents the state
-/// after a kill.
+/// A copy of the file represents the state after a kill, because the page cache outlives the process.
 #[test]
-fn a_disk_whose_machine_was_killed_has_all_that_was_flushed_and_is_sound() {
+fn killed_vmm_loses_no_flushed_block() {
     const SIZE: u64 = 64 << 30;
     let dir = tempfile::tempdir().unwrap();
     let path = |round: u64| dir.path().join(format!("round{round}"));
@@ -342,7 +339,7 @@ fn a_disk_whose_machine_was_killed_has_all_that_was_flushed_and_is_sound() {
         };
         write(Some(&mut flushed), 40);
         disk.flush().unwrap();
-        // Unflushed blocks may be lost or not, so the test does not check them.
+        // Unflushed blocks may be lost.
         let lost = write(None, 40);
         flushed.retain(|block, _| !lost.contains_key(block));
         fs::copy(path(round), path(round + 1)).unwrap();
@@ -364,7 +361,6 @@ fn a_disk_whose_machine_was_killed_has_all_that_was_flushed_and_is_sound() {
     assert!(matches!(output.status.code(), Some(0 | 3)), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
-/// A step of the guest or the host, possible at any time.
 #[derive(Debug, Clone)]
 enum Step {
     Read(u64, usize),
@@ -394,7 +390,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn whatever_a_guest_does_to_its_slot_the_host_s_changes_succeed_or_say_why(
+    fn arbitrary_guest_and_host_steps_keep_slot_consistent(
         steps in proptest::collection::vec(step(), 0..60),
     ) {
         let bench = bench(1);

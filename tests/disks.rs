@@ -1,4 +1,4 @@
-//! Disks: the host sees the guest's writes, the guest cannot write read-only disks, and it reads what is on them.
+//! Disks: the host sees the guest's writes, read-only disks stay unchanged, and damaged records affect no others.
 
 mod common;
 
@@ -12,7 +12,7 @@ use wisp::store::{self, InstanceRecord, Store, StoreError};
 const MIB: usize = 1 << 20;
 
 #[test]
-fn what_the_guest_writes_and_flushes_is_in_the_file() {
+fn flushed_guest_writes_reach_disk_file() {
     let wisp = Wisp::new();
     let dir = tempfile::tempdir().unwrap();
     let (writable, read_only) = (dir.path().join("writable"), dir.path().join("read-only"));
@@ -39,7 +39,7 @@ fn what_the_guest_writes_and_flushes_is_in_the_file() {
 }
 
 #[test]
-fn the_root_file_system_s_image_is_never_written() {
+fn root_image_is_never_written() {
     let wisp = Wisp::new();
     let root = wisp.bundle().join("root.ext4");
     let before = sha256(&fs::read(&root).unwrap());
@@ -49,7 +49,6 @@ fn the_root_file_system_s_image_is_never_written() {
     assert_eq!(sha256(&fs::read(&root).unwrap()), before);
 }
 
-/// Returns the record of an instance that has never run.
 fn stopped_instance(id: &str) -> InstanceRecord {
     let record = json!({
         "id": id, "reservation_id": "r-0123456789abcdef0", "launch_index": 0, "client_token": null,
@@ -61,14 +60,13 @@ fn stopped_instance(id: &str) -> InstanceRecord {
     serde_json::from_value(record).unwrap()
 }
 
-/// Changes the store through SQLite.
 fn change_store(wisp: &Wisp, statement: &str, key: &str) {
     let connection = rusqlite::Connection::open(wisp.home().join(store::FILE)).unwrap();
     assert_eq!(connection.execute(statement, [key]).unwrap(), 1);
 }
 
 #[test]
-fn damaged_files_and_records_get_in_the_way_of_no_other_command() {
+fn damaged_records_do_not_block_other_commands() {
     const GOOD: &str = "i-0aaaaaaaaaaaaaaa0";
     const DAMAGED: &str = "i-0bbbbbbbbbbbbbbb0";
     let wisp = Wisp::without_kvm();
@@ -109,7 +107,7 @@ fn damaged_files_and_records_get_in_the_way_of_no_other_command() {
     assert!(failed.stderr.contains(&torn), "{}", failed.stderr);
     wisp.run(&["terminate", GOOD]).expect_code(0);
     assert!(!wisp.home().join("instances").join(GOOD).exists());
-    // The directory and the file may belong to the unreadable records, so they stay.
+    // The directory and the file may belong to the unreadable records, so both stay.
     assert!(wisp.home().join("instances").join(DAMAGED).exists());
     assert!(wisp.home().join(format!("volumes/{lost}.1.qcow2")).exists());
 

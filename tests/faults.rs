@@ -1,6 +1,4 @@
-//! Faults of the host: a process is stopped for seconds, its clock jumps, its memory runs out, no client reads the
-//! console.
-//! Each ends in a correct state or a clear error, and other instances are not affected.
+//! Host faults. Each ends in a correct state or a clear error, and does not affect other instances.
 //! `docs/reliability.md` lists all tested faults.
 
 mod common;
@@ -16,10 +14,10 @@ use common::machines::{Machine, config};
 use common::{DEADLINE, Outcome, Wisp};
 use wisp::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
 
-/// Returns an instance's VMM and its supervisor.
+/// Returns the VMM and its supervisor.
 fn processes(wisp: &Wisp, instance: &str) -> Vec<i32> {
     let id = dir(wisp, instance).file_name().unwrap().to_str().unwrap().to_string();
-    common::monitors(wisp.home()).into_iter().filter(|(_, of)| of.to_string() == id).map(|(pid, _)| pid).collect()
+    common::vmm_processes(wisp.home()).into_iter().filter(|(_, of)| of.to_string() == id).map(|(pid, _)| pid).collect()
 }
 
 fn signal(processes: &[i32], signal: i32) {
@@ -35,19 +33,19 @@ fn state(wisp: &Wisp, instance: &str) -> String {
 }
 
 #[test]
-fn a_monitor_that_stands_still_is_told_of_and_goes_on() {
+fn vmm_under_sigstop_resumes_or_is_killed() {
     let wisp = Wisp::warm();
     launch(&wisp, &["--name", "still", "--network", "none"]).expect_code(0);
     launch(&wisp, &["--name", "other", "--network", "none", "--overcommit"]).expect_code(0);
     exec(&wisp, "still", "(while true; do echo tick; sleep 1; done) > /tmp/ticks 2>&1 &");
-    let monitor = processes(&wisp, "still");
-    assert_eq!(monitor.len(), 2, "{monitor:?}");
-    signal(&monitor, libc::SIGSTOP);
+    let vmm = processes(&wisp, "still");
+    assert_eq!(vmm.len(), 2, "{vmm:?}");
+    signal(&vmm, libc::SIGSTOP);
 
-    // Commands that need no answer of the VMM work, and other instances are served.
+    // Commands that need no answer from the VMM work, and so do other instances.
     assert!(wisp.run(&["ls"]).expect_code(0).text().contains("still"));
     assert_eq!(exec(&wisp, "other", "echo here"), "here");
-    signal(&monitor, libc::SIGCONT);
+    signal(&vmm, libc::SIGCONT);
     let before: u64 = exec(&wisp, "still", "wc -l < /tmp/ticks").parse().unwrap();
     let deadline = Instant::now() + DEADLINE;
     while exec(&wisp, "still", "wc -l < /tmp/ticks").parse::<u64>().unwrap() <= before {
@@ -56,17 +54,17 @@ fn a_monitor_that_stands_still_is_told_of_and_goes_on() {
     assert_eq!(exec(&wisp, "still", "dmesg | grep -i 'soft lockup'; true"), "");
 
     // A VMM that stays stopped is killed, and its instance starts again.
-    signal(&monitor, libc::SIGSTOP);
+    signal(&vmm, libc::SIGSTOP);
     let stopped = wisp.run(&["stop", "still", "--force"]).expect_code(0);
     assert!(stopped.stderr.contains("its VMM did not answer, and was killed"), "{}", stopped.stderr);
     assert_eq!(state(&wisp, "still"), "stopped");
-    monitor.iter().for_each(|pid| common::wait_until_gone((*pid).try_into().unwrap()));
+    vmm.iter().for_each(|pid| common::wait_until_gone((*pid).try_into().unwrap()));
     wisp.run(&["start", "still", "--no-wait"]).expect_code(0);
     wisp.run(&["terminate", "still", "other"]).expect_code(0);
 }
 
-/// A library that shifts the wall clock of processes by `WISP_TEST_CLOCK` seconds. VMMs start with an allow-list of variables,
-/// so the library adds itself to the environment of each program that a process executes.
+/// A library that shifts the wall clock by `WISP_TEST_CLOCK` seconds. VMMs start with an allow-list of variables,
+/// so the library adds itself to the environment of each executed program.
 const OTHER_CLOCK: &str = "
         #define _GNU_SOURCE
         #include <dlfcn.h>
@@ -93,12 +91,11 @@ const OTHER_CLOCK: &str = "
         }
 ";
 
-/// The location and length of unreadable bytes in disks, beyond the end of the image's disk.
+/// Unreadable bytes of a disk, beyond the end of the image's disk.
 const BAD: u64 = 512 << 20;
 const BAD_LENGTH: u64 = 64 << 10;
 
-/// A library that makes all file accesses at [`BAD`] fail, like a host disk with bad sectors. It cannot intercept
-/// io_uring, so it disables it.
+/// A library that fails file accesses at [`BAD`]. The library disables io_uring, which it cannot intercept.
 const BAD_SECTORS: &str = "
         #define _GNU_SOURCE
         #include <errno.h>
@@ -140,8 +137,7 @@ const BAD_SECTORS: &str = "
         VECTORED(pwritev64, SYS_pwritev)
 ";
 
-/// Compiles a library for `LD_PRELOAD`.
-fn library(dir: &Path, source: &str) -> std::path::PathBuf {
+fn compile_library(dir: &Path, source: &str) -> std::path::PathBuf {
     let (file, library) = (dir.join("library.c"), dir.join("library.so"));
     fs::write(&file, source).unwrap();
     let mut compiler = Command::new("cc");
@@ -152,11 +148,11 @@ fn library(dir: &Path, source: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_clock_that_jumps_changes_what_time_it_is_and_nothing_else() {
+fn host_clock_jump_changes_only_guest_time() {
     const DAY: i64 = 86_400;
     let wisp = Wisp::warm();
     let tools = tempfile::tempdir().unwrap();
-    let library = library(tools.path(), OTHER_CLOCK);
+    let library = compile_library(tools.path(), OTHER_CLOCK);
     let at = |days: i64, words: &[&str]| {
         let mut command = wisp.command(words);
         command.env("LD_PRELOAD", &library).env("WISP_TEST_CLOCK", (days * DAY).to_string());
@@ -181,7 +177,7 @@ fn a_clock_that_jumps_changes_what_time_it_is_and_nothing_else() {
     // For this command, the instance was launched in the future.
     assert!(at(0, &["ls"]).contains("running") && at(-400, &["show", "it"]).contains("running"));
     at(-400, &["tag", "it", "when=before"]);
-    // The guest's own clock jumps, too. It gets the time when it is restored.
+    // The guest's own clock jumps, too. A restore sets it.
     exec(&wisp, "it", "date -u -s @1000000000");
     at(-400, &["stop", "it", "--hibernate"]);
     at(0, &["start", "it"]);
@@ -194,10 +190,9 @@ fn a_clock_that_jumps_changes_what_time_it_is_and_nothing_else() {
 }
 
 #[test]
-fn a_console_that_nobody_reads_holds_nobody_up() {
+fn unread_console_does_not_block_guest() {
     let wisp = Wisp::warm();
     launch(&wisp, &["--name", "talker", "--network", "none"]).expect_code(0);
-    // A client that connects, reads nothing, and disconnects in the end.
     let idle = std::os::unix::net::UnixStream::connect(dir(&wisp, "talker").join("vmm/console.sock")).unwrap();
     exec(&wisp, "talker", "seq 10000 11999 > /dev/console; echo the-last-line > /dev/console");
     let log = dir(&wisp, "talker").join("vmm/console.log");
@@ -214,7 +209,7 @@ fn a_console_that_nobody_reads_holds_nobody_up() {
 }
 
 #[test]
-fn a_disk_with_bad_sectors_fails_what_asks_for_them_and_nothing_else() {
+fn bad_sectors_fail_only_requests_that_touch_them() {
     let wisp = Wisp::new();
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(&wisp);
@@ -235,13 +230,12 @@ fn a_disk_with_bad_sectors_fails_what_asks_for_them_and_nothing_else() {
         });
     }
     let tools = tempfile::tempdir().unwrap();
-    let library = library(tools.path(), BAD_SECTORS);
-    let mut machine = Machine::start_with(&wisp, dir, &config, &library);
+    let library = compile_library(tools.path(), BAD_SECTORS);
+    let mut machine = Machine::start_with_preload(&wisp, dir, &config, &library);
     machine.wait_until_ready();
     let errors = |machine: &mut Machine| machine.status().disks.iter().map(|disk| disk.errors).collect::<Vec<_>>();
     assert_eq!(errors(&mut machine), [0, 0, 0]);
 
-    // A block in the middle of the bad range, read and written; and the blocks on either side.
     let (bad, before, after) = ((BAD + BAD_LENGTH / 2) >> 12, (BAD >> 12) - 1, (BAD + BAD_LENGTH) >> 12);
     let attempt = |what: &str| format!("{what} 2> /tmp/said && echo done || grep -o 'Input/output error' /tmp/said");
     let read = |at: u64| attempt(&format!("dd if=/dev/vdb of=/dev/null bs=4k count=1 skip={at} iflag=direct"));
@@ -261,7 +255,6 @@ fn a_disk_with_bad_sectors_fails_what_asks_for_them_and_nothing_else() {
     );
     assert_eq!(errors(&mut machine), failed, "what is beside it, and on the other disk, has no errors");
 
-    // The status and the log report the errors.
     let disk = &machine.status().disks[1];
     let said = disk.last_error.clone().unwrap();
     assert!(disk.id == "bad" && said.contains("the write failed on the host") && said.contains("os error 5"), "{said}");
@@ -270,11 +263,9 @@ fn a_disk_with_bad_sectors_fails_what_asks_for_them_and_nothing_else() {
     machine.shell("dmesg | grep -q 'I/O error, dev vdb' && sync");
 }
 
-/// A control group that limits its processes' memory. It is removed after its last process has ended.
 struct MemoryGroup(PathBuf);
 
 impl MemoryGroup {
-    /// Creates a group. Fails if this user or this host cannot.
     fn new(limit: u64) -> std::io::Result<MemoryGroup> {
         // cgroup version 1 or 2.
         let first = Path::new("/sys/fs/cgroup/memory");
@@ -310,7 +301,7 @@ impl Drop for MemoryGroup {
 }
 
 #[test]
-fn a_monitor_that_the_kernel_kills_for_lack_of_memory_is_told_of_and_loses_nothing() {
+fn oom_killed_vmm_is_reported_and_loses_no_synced_data() {
     let wisp = Wisp::warm();
     launch(&wisp, &["--name", "other", "--network", "none"]).expect_code(0);
     let group = MemoryGroup::new(32 << 20).inspect_err(|error| {
@@ -324,7 +315,7 @@ fn a_monitor_that_the_kernel_kills_for_lack_of_memory_is_told_of_and_loses_nothi
     };
     run(&[&["launch", "--name", "large", "--network", "none", "--overcommit"], &SMALL[..]].concat()).expect_code(0);
     exec(&wisp, "large", "echo kept > /root/kept; sync");
-    // The guest gets less memory than it was promised. The command ends with its guest.
+    // The group's limit is below the guest's memory. The command ends with its guest.
     let fill = if group.is_ok() { "head -c 200000000 /dev/zero > /dev/shm/zeroes" } else { "echo up; sleep 9999" };
     let filled = match &group {
         Ok(_) => wisp.run(&["exec", "large", "--", "sh", "-c", fill]),
@@ -342,13 +333,12 @@ fn a_monitor_that_the_kernel_kills_for_lack_of_memory_is_told_of_and_loses_nothi
     let reason = instance["StateReason"]["Message"].as_str().unwrap();
     assert!(reason.contains(if group.is_ok() { "for lack of memory" } else { "was killed" }), "{reason}");
 
-    // Outside the group its memory suffices.
+    // Without the group's limit, the guest has enough memory.
     assert_eq!(exec(&wisp, "other", "echo here"), "here");
     wisp.run(&["start", "large"]).expect_code(0);
     assert_eq!(exec(&wisp, "large", "cat /root/kept"), "kept");
     wisp.run(&["terminate", "large", "other"]).expect_code(0);
 
-    // A command that owns its guest reports the same error.
     if group.is_ok() {
         let ran = run(&["run", "--network", "none", "--", "sh", "-c", fill]).expect_code(125);
         assert!(ran.stderr.contains("for lack of memory"), "{}", ran.stderr);

@@ -1,4 +1,4 @@
-//! Instances that are forked from another's exact state.
+//! Forks of running instances, and images with memory.
 
 mod common;
 
@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::Wisp;
 use common::instances::{exec, files, json, launch};
 
-/// A script that waits until the guest's process has counted further.
+/// Waits until the guest's process has counted further.
 const COUNTS_ON: &str =
     "c=$(cat /tmp/count); until d=$(cat /tmp/count) && [ -n \"$d\" ] && [ \"$d\" != \"$c\" ]; do :; done";
 
@@ -16,12 +16,11 @@ const ID: &str = "0123456789abcdef0123456789abcdef";
 const HOST_KEY: &str = "/etc/dropbear/dropbear_ed25519_host_key";
 const MAKE_IDENTITY: &str = "echo 0123456789abcdef0123456789abcdef > /etc/machine-id; mkdir -p /etc/dropbear \
     /var/lib/systemd; echo key > /etc/dropbear/dropbear_ed25519_host_key; echo seed > /var/lib/systemd/random-seed";
-/// A script that prints the existing ones.
 const IDENTITY: &str =
     "cat /etc/machine-id /etc/dropbear/dropbear_ed25519_host_key /var/lib/systemd/random-seed 2>&- || :";
 
 #[test]
-fn forks_go_on_from_where_the_original_is_and_apart_from_it() {
+fn forks_resume_from_original_and_are_independent() {
     let wisp = Wisp::new();
     let original = launch(&wisp, &["--name", "origin", "--volume", "size=1,name=data"]).expect_code(0).text();
     let original = original.trim();
@@ -50,7 +49,6 @@ fn forks_go_on_from_where_the_original_is_and_apart_from_it() {
         assert_eq!(text, format!("{id}\n{id}"), "what one writes is its own");
     }
 
-    // Each fork has its own identity. The original keeps its identity.
     assert_eq!(exec(&wisp, original, IDENTITY), format!("{ID}\nkey\nseed"));
     let ids: BTreeSet<String> = forks.iter().map(|fork| exec(&wisp, fork, IDENTITY)).collect();
     assert!(ids.len() == 2 && ids.iter().all(|id| id.len() == ID.len() && id != ID), "{ids:?}");
@@ -68,7 +66,7 @@ fn forks_go_on_from_where_the_original_is_and_apart_from_it() {
 }
 
 #[test]
-fn what_cannot_be_forked_is_refused() {
+fn fork_of_unready_or_missing_instance_is_refused() {
     let wisp = Wisp::new();
     launch(&wisp, &["--name", "early", "--no-wait"]).expect_code(0);
     for (args, code) in [
@@ -86,7 +84,7 @@ fn what_cannot_be_forked_is_refused() {
 }
 
 #[test]
-fn no_two_forks_ever_draw_the_same_random_numbers() {
+fn forks_draw_distinct_random_numbers() {
     let wisp = Wisp::warm();
     let original = launch(&wisp, &["--name", "origin"]).expect_code(0).text();
     let put = "cat > /run/draws; chmod +x /run/draws; /run/draws > /run/drawn 2>&1 < /dev/null &";
@@ -110,7 +108,7 @@ fn no_two_forks_ever_draw_the_same_random_numbers() {
 }
 
 #[test]
-fn an_image_with_memory_is_gone_on_from() {
+fn image_with_memory_launches_restored_instances() {
     let wisp = Wisp::warm();
     let original = launch(&wisp, &["--name", "origin"]).expect_code(0).text();
     let count = "(i=0; while :; do i=$((i + 1)); echo $i > /tmp/count; sleep 1; done) > /dev/null 2>&1 &";
@@ -140,7 +138,6 @@ fn an_image_with_memory_is_gone_on_from() {
     }
     let ran = wisp.run(&["run", "warm-origin", "--", "cat", "/proc/sys/kernel/random/boot_id", "/root/file"]);
     assert_eq!(ran.expect_code(0).text(), format!("{boot}\nbefore\n"));
-    // In another size, or on request, it cold-boots.
     let cold =
         wisp.run(&["launch", "warm-origin", "--vcpus", "1", "--memory", "128M", "--name", "cold"]).expect_code(0);
     assert!(cold.stderr.contains("in another size it boots"), "{}", cold.stderr);

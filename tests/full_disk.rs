@@ -1,7 +1,5 @@
 //! A full host disk: the guest's writes fail, everything else works, and after space is freed nothing is broken.
-//!
-//! The limit of a file's size simulates the full disk. For the disk image it is the same: an error where the file
-//! would grow. The limit applies to the whole process, so this file has only one test.
+//! A file size limit simulates the full disk. The limit applies to the process, so this file has only one test.
 
 mod common;
 
@@ -18,7 +16,7 @@ fn limit_files(bytes: Option<u64>) {
     setrlimit(Resource::Fsize, limit).unwrap();
 }
 
-/// Returns a block's content, which differs for each block and is never zero.
+/// Differs for each block and is never zero.
 fn content(block: u64) -> Vec<u8> {
     (block + 1).to_le_bytes().repeat(BLOCK / 8)
 }
@@ -32,7 +30,7 @@ fn layer(bench: &Bench) -> DiskConfig {
 }
 
 #[test]
-fn a_full_disk_fails_writes_and_nothing_else() {
+fn full_disk_fails_only_writes() {
     // SAFETY: ignoring a signal runs no code.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     for name in ["raw", "qcow2", "layer"] {
@@ -60,7 +58,7 @@ fn a_full_disk_fails_writes_and_nothing_else() {
             assert_eq!(driver.request(IN, block * 128, &mut data), OK, "{name}: block {block}");
             assert!(*answer != OK || data == content(block), "{name}: block {block} is not what was written");
         }
-        // The flush may fail. The state after it must be sound.
+        // The flush may fail, but must leave a sound state.
         driver.request(FLUSH, 0, &mut []);
 
         limit_files(None);

@@ -1,11 +1,11 @@
-//! Guests of `wisp run`: their commands and the ways they end. Each test boots one guest, or one for each way to end.
+//! Guests of `wisp run`: their commands and the ways they end.
 
 mod common;
 
 use common::{Wisp, noise, sha256};
 
 #[test]
-fn a_command_s_output_errors_and_exit_code_come_back_apart() {
+fn run_returns_stdout_stderr_and_exit_code() {
     let wisp = Wisp::new();
     let script = "echo to-output; echo to-errors >&2; uname -sm; nproc; grep MemTotal /proc/meminfo; \
         cat /sys/class/misc/hw_random/rng_current; head -c 8 /dev/hwrng | wc -c; exit 7";
@@ -19,7 +19,7 @@ fn a_command_s_output_errors_and_exit_code_come_back_apart() {
 }
 
 #[test]
-fn two_vcpus_and_a_gib_are_what_the_guest_sees() {
+fn guest_sees_requested_vcpus_and_memory() {
     let script = "nproc; grep MemTotal /proc/meminfo; cat /sys/devices/system/cpu/cpu1/topology/thread_siblings_list";
     let args = ["run", "--vcpus", "2", "--memory", "1G", "--overcommit", "--", "sh", "-c", script];
     let outcome = Wisp::new().run(&args).expect_code(0);
@@ -29,7 +29,7 @@ fn two_vcpus_and_a_gib_are_what_the_guest_sees() {
 }
 
 #[test]
-fn the_smallest_guest_runs() {
+fn guest_with_64_mib_runs() {
     let outcome =
         Wisp::new().run(&["run", "--memory", "64M", "--", "grep", "MemTotal", "/proc/meminfo"]).expect_code(0);
     let kib = mem_total_kib(&outcome.text());
@@ -47,7 +47,7 @@ fn mem_total_kib(line: &str) -> u64 {
 }
 
 #[test]
-fn eight_mib_go_through_vsock_both_ways_unchanged() {
+fn vsock_carries_8_mib_unchanged_both_ways() {
     let data = noise(8 << 20);
     let script = "cat > /tmp/data; sha256sum /tmp/data >&2; cat /tmp/data";
     let outcome = Wisp::warm().run_with_input(&["run", "--", "sh", "-c", script], &data).expect_code(0);
@@ -56,7 +56,7 @@ fn eight_mib_go_through_vsock_both_ways_unchanged() {
 }
 
 #[test]
-fn every_process_has_its_own_vector_registers() {
+fn vector_registers_survive_context_switches() {
     let registers = match (is_x86_feature_detected!("avx512f"), is_x86_feature_detected!("avx")) {
         (true, _) => "zmm",
         (false, true) => "ymm",
@@ -69,7 +69,7 @@ fn every_process_has_its_own_vector_registers() {
 }
 
 #[test]
-fn a_signal_reaches_the_command() {
+fn signal_reaches_guest_command() {
     let wisp = Wisp::warm();
     let script = "trap 'echo trapped; exit 3' TERM; echo waiting; while :; do read -t 600 nothing; done";
     let mut running = wisp.start(&["run", "--", "sh", "-c", script]);
@@ -80,26 +80,26 @@ fn a_signal_reaches_the_command() {
 }
 
 #[test]
-fn commands_that_cannot_run_have_the_shell_s_codes() {
+fn missing_command_exits_with_127() {
     let outcome = Wisp::warm().run(&["run", "--", "no-such-command"]).expect_code(127);
     assert!(outcome.stderr.contains("no-such-command"), "{}", outcome.stderr);
 }
 
 #[test]
-fn a_panic_is_told_with_the_console_s_last_lines() {
+fn kernel_panic_is_reported_with_console_output() {
     let outcome = Wisp::warm().run(&["run", "--", "sh", "-c", "echo c > /proc/sysrq-trigger"]).expect_code(125);
     assert!(outcome.stderr.contains("the guest's kernel panicked"), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("sysrq triggered crash"), "{}", outcome.stderr);
 }
 
 #[test]
-fn a_guest_s_reboot_ends_it_and_is_told() {
+fn guest_reboot_ends_run_and_is_reported() {
     let outcome = Wisp::warm().run(&["run", "--", "reboot", "-f"]).expect_code(0);
     assert!(outcome.stderr.contains("the guest asked for a reboot"), "{}", outcome.stderr);
 }
 
 #[test]
-fn the_serial_console_works_both_ways_and_power_off_ends_it() {
+fn serial_console_works_both_ways_and_poweroff_ends_run() {
     let wisp = Wisp::new();
     let bundle = wisp.bundle();
     let (kernel, root) = (bundle.join("vmlinux"), format!("{},ro", bundle.join("root.ext4").display()));
@@ -115,7 +115,7 @@ fn the_serial_console_works_both_ways_and_power_off_ends_it() {
 }
 
 #[test]
-fn a_kernel_with_the_pvh_note_boots_by_it() {
+fn pvh_kernel_boots() {
     let wisp = Wisp::new();
     let bundle = wisp.bundle();
     let (kernel, root) = (bundle.join("vmlinux"), format!("{},ro", bundle.join("root.ext4").display()));
@@ -126,7 +126,7 @@ fn a_kernel_with_the_pvh_note_boots_by_it() {
 }
 
 #[test]
-fn a_bundle_s_directory_is_an_image_and_the_timeline_tells_of_it() {
+fn run_of_bundle_directory_records_timeline() {
     let wisp = Wisp::new();
     let bundle = wisp.bundle();
     wisp.run(&["run", bundle.to_str().unwrap(), "--", "true"]).expect_code(0);

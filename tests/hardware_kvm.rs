@@ -1,7 +1,5 @@
-//! Wisp on hardware KVM. QEMU emulates a host with AMD-V, whose KVM runs guests as on any PC.
-//!
-//! The host runs Debian's kernel for cloud machines, and so does one of its guests. The test needs the network and
-//! qemu-system-x86.
+//! Wisp on hardware KVM: QEMU emulates a host with AMD-V. The host and one guest run Debian's cloud kernel.
+//! The test needs the network and qemu-system-x86.
 
 mod common;
 
@@ -13,9 +11,8 @@ use std::process::{Command, Stdio};
 use common::Wisp;
 use mkext4::reader::Fs;
 
-/// The time limit of the emulated host in seconds.
-const TIMEOUT: &str = "900";
-/// Modules in the order of their dependencies.
+const TIMEOUT_SECONDS: &str = "900";
+/// Modules in dependency order.
 const KVM: [&str; 3] = ["irqbypass", "kvm", "kvm-amd"];
 const VIRTIO: [&str; 4] = ["virtio_ring", "virtio", "virtio_mmio", "virtio_blk"];
 /// The script of the emulated host. `say` prints a line that the test looks for.
@@ -53,13 +50,11 @@ wisp run --memory 192M --vcpus 1 -- hostname | say warm
 wisp timeline | grep -a "agent resumed" | say timeline
 wisp run -- sh -c 'echo c > /proc/sysrq-trigger' 2>&1 | grep -a panicked | say panic
 "#;
-/// The script of Debian's guest.
 const GUEST: &str = r#"
 echo "DEBIAN $(cut -d' ' -f3 /proc/version) $(grep -c ^processor /proc/cpuinfo) $(head -c 19 /dev/vda)"
 poweroff -f
 "#;
 
-/// A directory for an initial RAM disk with busybox, modules and a script.
 struct RamDisk {
     dir: tempfile::TempDir,
 }
@@ -94,8 +89,7 @@ impl RamDisk {
         fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// Copies a program of this host, with its libraries.
-    fn bring(&self, program: &Path, name: &str) {
+    fn copy_with_libraries(&self, program: &Path, name: &str) {
         let stripped = run(Command::new("strip").arg("-o").arg(self.path(name)).arg(program));
         assert_eq!(stripped, "");
         for word in run(Command::new("ldd").arg(program)).split_whitespace().filter(|word| word.starts_with('/')) {
@@ -125,7 +119,7 @@ fn find_module(dir: &Path, name: &str) -> PathBuf {
 }
 
 #[test]
-fn guests_run_on_hardware_kvm_as_they_do_on_software_kvm() {
+fn guests_run_on_hardware_kvm_as_on_software_kvm() {
     let wisp = Wisp::without_kvm();
     let embedded = Fs::open(File::open(wisp.bundle().join("root.ext4")).unwrap()).unwrap();
     let busybox = embedded.read_file(embedded.resolve("/bin/busybox").unwrap()).unwrap();
@@ -135,7 +129,7 @@ fn guests_run_on_hardware_kvm_as_they_do_on_software_kvm() {
     let (kernel, modules) = (dir.path().join("vmlinuz"), dir.path().join("modules"));
 
     let host = RamDisk::new(&busybox, &modules, &KVM, HOST);
-    host.bring(Path::new(env!("CARGO_BIN_EXE_wisp")), "bin/wisp");
+    host.copy_with_libraries(Path::new(env!("CARGO_BIN_EXE_wisp")), "bin/wisp");
     fs::write(host.path("root/vectors"), common::program("vectors")).unwrap();
     fs::copy(&kernel, host.path("root/vmlinuz")).unwrap();
     RamDisk::new(&busybox, &modules, &VIRTIO, GUEST).pack(&host.path("root/initrd"));
@@ -144,7 +138,7 @@ fn guests_run_on_hardware_kvm_as_they_do_on_software_kvm() {
 
     let options = "-accel tcg,thread=multi -cpu max -smp 2 -m 3G -nographic -nodefaults -serial stdio -no-reboot";
     let mut qemu = Command::new("timeout");
-    qemu.args([TIMEOUT, "qemu-system-x86_64"]).args(options.split(' '));
+    qemu.args([TIMEOUT_SECONDS, "qemu-system-x86_64"]).args(options.split(' '));
     qemu.arg("-kernel").arg(&kernel).arg("-initrd").arg(&image).args(["-append", "console=ttyS0 quiet panic=-1"]);
     let printed = run(&mut qemu);
     let said = |what: &str| {
@@ -153,7 +147,7 @@ fn guests_run_on_hardware_kvm_as_they_do_on_software_kvm() {
         line.1.trim().to_string()
     };
     assert!(said("doctor").contains("hardware (AMD-V)"), "{printed}");
-    // Two vCPUs, none of which has nested virtualization.
+    // Two vCPUs without nested virtualization.
     assert!(said("guest").starts_with("2 0 ") && said("guest").ends_with(": 0 lost"), "{printed}");
     assert_eq!(said("hibernated"), "counts on", "{printed}");
     assert!(said("forked").starts_with("counts on i-"), "{printed}");

@@ -1,4 +1,4 @@
-//! Instances that are stopped with their memory, and restored from it.
+//! Hibernation: instances are stopped with their memory and restored from it.
 
 mod common;
 
@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::instances::{exec, json, launch};
-use common::{Outcome, Wisp, monitor_pid, wait_until_gone, wait_until_unlocked};
+use common::{Outcome, Wisp, vmm_pid, wait_until_gone, wait_until_unlocked};
 use wisp::vmm::control::{ControlClient, Message, Request};
 
 fn state(wisp: &Wisp) -> (String, String) {
@@ -22,7 +22,7 @@ fn hibernated() -> (String, String) {
 }
 
 /// Asserts that the guest still has the boot id `boot`, and that its process is running.
-fn assert_goes_on(wisp: &Wisp, boot: &str) {
+fn assert_resumed(wisp: &Wisp, boot: &str) {
     let script = "cat /proc/sys/kernel/random/boot_id; c=$(cat /tmp/count)
         until d=$(cat /tmp/count) && [ -n \"$d\" ] && [ \"$d\" != \"$c\" ]; do :; done; date +%s";
     let text = exec(wisp, "sleeper", script);
@@ -32,7 +32,7 @@ fn assert_goes_on(wisp: &Wisp, boot: &str) {
     assert!(now.abs_diff(time.parse().unwrap()) <= 3, "the guest's clock says {time}, and it is {now}");
 }
 
-/// Asserts that every thread of the VMM in `directory` has a seccomp filter. The device threads started before the guest.
+/// Asserts that every VMM thread has a seccomp filter, also the device threads, which start before the guest.
 fn assert_filtered(dir: &Path) {
     let mut control = ControlClient::connect(&dir.join("vmm/control.sock")).unwrap();
     control.send(&Request::Status).unwrap();
@@ -51,7 +51,7 @@ fn refused(outcome: Outcome, code: &str) {
 }
 
 #[test]
-fn a_hibernated_instance_goes_on_where_it_was() {
+fn hibernated_instance_resumes_with_its_memory() {
     let wisp = Wisp::new();
     launch(&wisp, &["--name", "sleeper", "--hibernation"]).expect_code(0);
     let count = "(i=0; while :; do i=$((i + 1)); echo $i > /tmp/count; sleep 1; done) > /dev/null 2>&1 &";
@@ -68,12 +68,12 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     refused(wisp.run(&["modify", "sleeper", "--type", "t2.small"]), "IncorrectInstanceState");
     refused(wisp.run(&["stop", "sleeper", "--hibernate"]), "IncorrectInstanceState");
     wisp.run(&["start", "sleeper"]).expect_code(0);
-    assert_goes_on(&wisp, &boot);
+    assert_resumed(&wisp, &boot);
     assert!(!dir.join("vmm/hibernated/state").exists(), "nothing can go on from it again");
     assert_filtered(&dir);
 
-    // If the command is killed, the VMM finishes its part, and the next command does the rest.
-    let monitor = monitor_pid(&dir);
+    // If the command is killed, the VMM saves the memory, and the next command does the rest.
+    let vmm = vmm_pid(&dir);
     let stop = wisp.start(&["stop", "sleeper", "--hibernate"]);
     while !dir.join("vmm/hibernated/memory").exists() {
         std::thread::yield_now();
@@ -85,7 +85,7 @@ fn a_hibernated_instance_goes_on_where_it_was() {
         assert!(ended.stderr.contains("interrupted"), "{}", ended.stderr);
         wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
     }
-    wait_until_gone(monitor);
+    wait_until_gone(vmm);
     assert_eq!(state(&wisp), hibernated());
 
     // A damaged snapshot is refused and kept. Without it, the instance cold-boots.
@@ -98,31 +98,30 @@ fn a_hibernated_instance_goes_on_where_it_was() {
     assert_eq!(state(&wisp), hibernated());
     std::fs::write(&saved, &sound).unwrap();
     wisp.run(&["start", "sleeper"]).expect_code(0);
-    assert_goes_on(&wisp, &boot);
+    assert_resumed(&wisp, &boot);
 
     wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
     wisp.run(&["start", "sleeper", "--cold"]).expect_code(0);
     assert_ne!(exec(&wisp, "sleeper", "cat /proc/sys/kernel/random/boot_id"), boot);
     assert_eq!(exec(&wisp, "sleeper", "cat /root/file"), "kept");
 
-    // A VMM that is killed while it saves leaves a stopped instance.
-    let monitor = monitor_pid(&dir);
+    // A VMM that is killed during the save leaves a stopped instance.
+    let vmm = vmm_pid(&dir);
     let stop = wisp.start(&["stop", "sleeper", "--hibernate"]);
     while !dir.join("vmm/hibernated/memory").exists() {
         std::thread::yield_now();
     }
     // SAFETY: the VMM is a process of this test.
-    unsafe { libc::kill(monitor as i32, libc::SIGKILL) };
-    let told = stop.wait().stderr;
+    unsafe { libc::kill(vmm as i32, libc::SIGKILL) };
+    let stderr = stop.wait().stderr;
     // The snapshot may have been complete just before. Otherwise the command reports its loss.
     assert_eq!(state(&wisp).0, "stopped");
-    assert!(state(&wisp) == hibernated() || told.contains("its memory could not be saved"), "{told}");
+    assert!(state(&wisp) == hibernated() || stderr.contains("its memory could not be saved"), "{stderr}");
     wisp.run(&["terminate", "sleeper"]).expect_code(0);
     assert!(wisp.instances().is_empty());
 }
 
-/// Waits for the VMM that is about to restore the snapshot in `directory`.
-fn restoring_monitor(dir: &Path) -> u32 {
+fn restoring_vmm_pid(dir: &Path) -> u32 {
     let path = dir.to_str().unwrap().as_bytes();
     let is_it = |pid: &u32| {
         let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -140,26 +139,24 @@ fn restoring_monitor(dir: &Path) -> u32 {
     }
 }
 
-/// Hibernates the instance and kills the restoring VMM, after an increasing delay, until a kill comes after its guest
-/// has started.
-///
-/// Returns the number of earlier kills. Each of them leaves the instance hibernated.
+/// Kills the restoring VMM after an increasing delay, until a kill comes after the guest has started.
+/// Returns the number of earlier kills, which leave the instance hibernated.
 fn kill_while_restoring(wisp: &Wisp, dir: &Path) -> u32 {
     exec(wisp, "sleeper", "echo kept > /root/file; sync; touch /tmp/here");
     wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
     let mut recovered = 0;
     for delay in (0..).map(Duration::from_millis) {
         let start = wisp.start(&["start", "sleeper"]);
-        let monitor = restoring_monitor(dir);
+        let vmm = restoring_vmm_pid(dir);
         let began = Instant::now();
         while began.elapsed() < delay {
             std::hint::spin_loop();
         }
         // SAFETY: the VMM is a process of this test.
-        unsafe { libc::kill(monitor as i32, libc::SIGKILL) };
+        unsafe { libc::kill(vmm as i32, libc::SIGKILL) };
         start.wait();
-        wait_until_gone(monitor);
-        // The process killed is the supervisor. The VMM ends with it.
+        wait_until_gone(vmm);
+        // The killed process is the supervisor. The VMM ends with it.
         wait_until_unlocked(dir);
         let state = state(wisp);
         assert_eq!(state.0, "stopped", "{delay:?}");
@@ -172,11 +169,11 @@ fn kill_while_restoring(wisp: &Wisp, dir: &Path) -> u32 {
 }
 
 #[test]
-fn a_monitor_that_is_killed_while_it_restores_leaves_all_or_nothing() {
+fn vmm_killed_during_restore_leaves_hibernated_or_stopped_instance() {
     let wisp = Wisp::warm();
     launch(&wisp, &["--name", "sleeper", "--hibernation"]).expect_code(0);
     let dir = wisp.instances().remove(0);
-    // On a busy host the first kill may already come after the guest has started. Then repeat everything.
+    // On a busy host, even the first kill may come after the guest has started.
     let deadline = Instant::now() + common::DEADLINE;
     while kill_while_restoring(&wisp, &dir) == 0 {
         assert!(Instant::now() < deadline, "no kill came before the first instruction");
@@ -186,7 +183,7 @@ fn a_monitor_that_is_killed_while_it_restores_leaves_all_or_nothing() {
     wisp.run(&["start", "sleeper"]).expect_code(0);
     assert_eq!(exec(&wisp, "sleeper", "cat /root/file; [ -e /tmp/here ] || echo booted"), "kept\nbooted");
 
-    // An instance that cannot be saved is stopped without its memory. Here an obstacle is in the way of the file.
+    // A directory at the file's path makes the save fail. The instance is stopped without its memory.
     std::fs::create_dir_all(dir.join("vmm/hibernated/memory/obstacle")).unwrap();
     let stopped = wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
     assert!(
@@ -210,13 +207,12 @@ fn hibernation_is_refused_as_in_ec2() {
     wisp.run(&["terminate", "other"]).expect_code(0);
 }
 
-/// Returns a file's allocated bytes.
-fn allocated(path: &Path) -> u64 {
+fn allocated_bytes(path: &Path) -> u64 {
     path.metadata().map_or(0, |metadata| metadata.blocks() * 512)
 }
 
 #[test]
-fn a_busy_guest_goes_on_a_hundred_times_and_nothing_is_lost() {
+fn busy_guest_survives_a_hundred_hibernations() {
     let wisp = Wisp::new();
     let size = ["--vcpus", "2", "--memory", "192M", "--overcommit"];
     wisp.run(&[&["launch", "--name", "sleeper", "--hibernation"], &size[..]].concat()).expect_code(0);
@@ -228,13 +224,13 @@ fn a_busy_guest_goes_on_a_hundred_times_and_nothing_is_lost() {
         let mut stream = wisp.start(&["exec", "sleeper", "--", "/run/busy", "stream"]);
         stream.wait_for("99\n");
         wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
-        // The stream breaks off, and is correct up to there.
+        // The stream breaks off, but has lost nothing before that.
         let streamed = stream.wait();
         assert_ne!(streamed.code, Some(0));
         assert!(numbers.starts_with(&streamed.text()), "round {round}: {}", streamed.text());
         assert_eq!(dir.join("base").exists(), round > 0, "only the first has all of the memory");
         if round == 1 {
-            let (changed, all) = (allocated(&dir.join("memory")), allocated(&dir.join("base")));
+            let (changed, all) = (allocated_bytes(&dir.join("memory")), allocated_bytes(&dir.join("base")));
             assert!(0 < changed && changed < all, "{changed} of {all} bytes have changed");
         }
         wisp.run(&["start", "sleeper", "--overcommit"]).expect_code(0);

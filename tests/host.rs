@@ -5,7 +5,7 @@ mod common;
 use common::Wisp;
 
 #[test]
-fn types_lists_the_catalogue_with_ec2_s_shapes() {
+fn types_lists_catalog_in_ec2_format() {
     let outcome = Wisp::without_kvm().run(&["types", "t3.micro", "--output", "json"]).expect_code(0);
     let listing: serde_json::Value = serde_json::from_slice(&outcome.stdout).unwrap();
     let micro = &listing["InstanceTypes"][0];
@@ -15,7 +15,7 @@ fn types_lists_the_catalogue_with_ec2_s_shapes() {
 }
 
 #[test]
-fn doctor_s_exit_code_is_its_verdict() {
+fn doctor_exit_code_matches_report() {
     let outcome = Wisp::without_kvm().run(&["doctor", "--output", "json"]);
     let report: serde_json::Value = serde_json::from_slice(&outcome.stdout).unwrap();
     let can_run = report["CanRunGuests"].as_bool().unwrap();
@@ -24,7 +24,7 @@ fn doctor_s_exit_code_is_its_verdict() {
 }
 
 #[test]
-fn a_home_that_cannot_be_used_is_named() {
+fn unusable_home_is_named() {
     let wisp = Wisp::new();
     let file = tempfile::NamedTempFile::new().unwrap();
     let output = wisp.command(&["run", "--", "true"]).env("WISP_HOME", file.path()).output().unwrap();
@@ -34,7 +34,7 @@ fn a_home_that_cannot_be_used_is_named() {
 }
 
 #[test]
-fn a_timeline_without_a_run_says_what_to_do() {
+fn timeline_without_run_suggests_command() {
     let outcome = Wisp::without_kvm().run(&["timeline"]).expect_code(1);
     assert!(outcome.stderr.contains("wisp run"), "{}", outcome.stderr);
 }

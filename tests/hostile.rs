@@ -1,7 +1,5 @@
-//! A guest with a hostile kernel. Its VMM neither dies nor grows, and a guest next to it is not affected.
-//!
-//! `scripts/fuzz hostile` lets it run longer. WISP_HOSTILE_ROUNDS and WISP_HOSTILE_SEED set the number of rounds and
-//! the seed.
+//! A guest with a hostile kernel: its VMM neither dies nor grows, and another guest is not affected.
+//! `scripts/fuzz hostile` sets WISP_HOSTILE_ROUNDS and WISP_HOSTILE_SEED for longer runs.
 
 mod common;
 
@@ -10,25 +8,24 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Running, Wisp, monitor_pid};
+use common::{Running, Wisp, vmm_pid};
 
 const ROUNDS: u64 = 256;
-/// The number of rounds after which `tests/programs/hostile.rs` prints a line.
-const LINE: u64 = 64;
-/// The guest's memory, all of which it may touch, and the limit of the VMM's own memory.
+/// Has the same value in `tests/programs/hostile.rs`.
+const ROUNDS_PER_REPORT: u64 = 64;
+/// Guest memory, all of which the guest may touch, and the limit of the VMM's own memory.
 const MEMORY_KIB: u64 = 64 << 10;
-const MONITOR_KIB: u64 = 48 << 10;
-/// The limit for additional descriptors, which devices open and close. In longer runs a leak of one per report exceeds
-/// it.
+const VMM_KIB: u64 = 48 << 10;
+/// The limit for additional descriptors. In longer runs, a leak of one per report exceeds the limit.
 const DESCRIPTORS: usize = 4;
-/// The limit of the log. Each device may log one fault of its driver per second.
+/// Each device may log one fault of its driver per second.
 const LOG_BYTES: u64 = 1 << 20;
 
 #[test]
-fn a_hostile_kernel_harms_neither_its_monitor_nor_its_neighbour() {
+fn hostile_kernel_harms_neither_vmm_nor_other_guest() {
     let wisp = Wisp::new();
-    let mut neighbour = wisp.start_guest();
-    let beside = wisp.runs();
+    let mut neighbor = wisp.start_guest();
+    let others = wisp.runs();
     let kernel = kernel(wisp.home());
     let disk = wisp.home().join("disk");
     fs::write(&disk, vec![0; 1 << 20]).unwrap();
@@ -55,15 +52,15 @@ fn a_hostile_kernel_harms_neither_its_monitor_nor_its_neighbour() {
         "--console",
     ]);
     hostile.wait_for("hostile: 0 rounds, 4 devices");
-    let dir = wisp.runs().into_iter().find(|dir| !beside.contains(dir)).expect("a second machine");
-    let pid = monitor_pid(&dir);
+    let dir = wisp.runs().into_iter().find(|dir| !others.contains(dir)).expect("a second machine");
+    let pid = vmm_pid(&dir);
     let before = descriptors(pid);
-    let lines = (1..=rounds / LINE).map(|line| line * LINE);
-    for round in lines.chain((rounds % LINE != 0).then_some(rounds)) {
+    let lines = (1..=rounds / ROUNDS_PER_REPORT).map(|line| line * ROUNDS_PER_REPORT);
+    for round in lines.chain((rounds % ROUNDS_PER_REPORT != 0).then_some(rounds)) {
         press_a_key(&mut hostile);
         hostile.wait_for(&format!("hostile: {round} rounds"));
         let (memory, now) = (resident_kib(pid), descriptors(pid));
-        assert!(memory < MEMORY_KIB + MONITOR_KIB, "seed {seed}, round {round}: the VMM has {memory} KiB");
+        assert!(memory < MEMORY_KIB + VMM_KIB, "seed {seed}, round {round}: the VMM has {memory} KiB");
         assert!(now <= before + DESCRIPTORS, "seed {seed}, round {round}: {now} descriptors, and {before} at first");
         let log = fs::metadata(dir.join("vmm.log")).unwrap().len();
         assert!(log < LOG_BYTES, "seed {seed}, round {round}: {log} bytes of log");
@@ -73,9 +70,9 @@ fn a_hostile_kernel_harms_neither_its_monitor_nor_its_neighbour() {
     press_a_key(&mut hostile);
     hostile.wait_for("hostile: done");
     hostile.wait().expect_code(0);
-    neighbour.stdin.as_mut().unwrap().write_all(b"still here\n").unwrap();
-    neighbour.wait_for("still here");
-    neighbour.wait().expect_code(0);
+    neighbor.stdin.as_mut().unwrap().write_all(b"still here\n").unwrap();
+    neighbor.wait_for("still here");
+    neighbor.wait().expect_code(0);
 }
 
 fn number(name: &str, otherwise: u64) -> u64 {

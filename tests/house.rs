@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules that each top-level module may import, apart from itself (`docs/architecture.md`).
 const ALLOWED: [(&str, &[&str]); 8] = [
-    // Above all others, and only for fuzzing.
+    // Only for fuzzing, above all others.
     ("fuzzing", &["cloud", "ec2", "guest", "vmm"]),
     ("cli", &["cloud", "ec2", "store", "host", "guest", "vmm"]),
     ("cloud", &["ec2", "store", "host", "guest", "vmm"]),
@@ -33,8 +33,8 @@ fn rust_files(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Returns the modules that a source text names as `crate::<module>` or, in a module's top file, as `super::<module>`.
-fn rooms_named(text: &str) -> Vec<String> {
+/// Returns the modules that a source text names as `crate::<module>`.
+fn imported_modules(text: &str) -> Vec<String> {
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
     code.flat_map(|line| {
         line.match_indices("crate::").map(|(at, word)| {
@@ -46,25 +46,23 @@ fn rooms_named(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn rooms_import_downward_only() {
+fn modules_import_only_lower_modules() {
     let source = repository().join("src");
-    let rooms: Vec<String> = fs::read_dir(&source)
+    let modules: Vec<String> = fs::read_dir(&source)
         .unwrap()
         .map(|entry| entry.unwrap())
         .filter(|entry| entry.path().is_dir())
         .map(|entry| entry.file_name().into_string().unwrap())
         .collect();
     let mut looked_at = 0;
-    for room in &rooms {
-        let (_, allowed) = ALLOWED
-            .iter()
-            .find(|(name, _)| name == room)
-            .unwrap_or_else(|| panic!("src/{room} is no room of the house"));
-        for file in rust_files(&source.join(room)) {
-            for named in rooms_named(&fs::read_to_string(&file).unwrap()) {
+    for module in &modules {
+        let (_, allowed) =
+            ALLOWED.iter().find(|(name, _)| name == module).unwrap_or_else(|| panic!("src/{module} is not in ALLOWED"));
+        for file in rust_files(&source.join(module)) {
+            for named in imported_modules(&fs::read_to_string(&file).unwrap()) {
                 looked_at += 1;
-                let fine = named == *room || allowed.contains(&named.as_str()) || !rooms.contains(&named);
-                assert!(fine, "{} imports crate::{named}, which {room} may not", file.display());
+                let fine = named == *module || allowed.contains(&named.as_str()) || !modules.contains(&named);
+                assert!(fine, "{} imports crate::{named}, which {module} may not", file.display());
             }
         }
     }
@@ -72,12 +70,12 @@ fn rooms_import_downward_only() {
 }
 
 #[test]
-fn an_arrow_upward_would_be_noticed() {
-    assert_eq!(rooms_named("use crate::cli::run;\n// crate::vmm\nlet x = crate::ec2::id::Id;"), ["cli", "ec2"]);
+fn imported_modules_finds_crate_paths() {
+    assert_eq!(imported_modules("use crate::cli::run;\n// crate::vmm\nlet x = crate::ec2::id::Id;"), ["cli", "ec2"]);
 }
 
 #[test]
-fn the_embedded_image_is_built_from_this_repository() {
+fn embedded_image_matches_repository() {
     let built_from = fs::read_to_string(repository().join("images/tiny/inputs.sha256")).unwrap();
     let now = wisp_image_builder::inputs::digest(&repository()).unwrap();
     assert_eq!(
@@ -89,7 +87,7 @@ fn the_embedded_image_is_built_from_this_repository() {
 }
 
 #[test]
-fn the_embedded_workloads_are_built_from_this_repository() {
+fn embedded_workloads_match_repository() {
     use sha2::{Digest, Sha256};
     let hex = |bytes: &[u8]| wisp_image_builder::inputs::hex(&Sha256::digest(bytes));
     let dir = Path::new("images/workloads");
@@ -105,7 +103,7 @@ fn the_embedded_workloads_are_built_from_this_repository() {
 }
 
 #[test]
-fn every_crate_s_licence_is_agreed_to_and_listed() {
+fn crate_licenses_are_agreed_to_and_listed() {
     let output = std::process::Command::new(repository().join("scripts/licences")).arg("--check").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

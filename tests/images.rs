@@ -42,13 +42,12 @@ fn bare_root(wisp: &Wisp, dir: &Path) -> PathBuf {
     path
 }
 
-/// A script that prints the guest's address according to the metadata service, its name server, and the absence of
-/// Docker's mark file.
+/// Prints the guest's address in the metadata, its name server, and the absence of Docker's mark file.
 const NETWORK: &str = "echo address $(busybox wget -q -O - http://169.254.169.254/latest/meta-data/local-ipv4); \
     busybox grep nameserver /etc/resolv.conf; [ -e /.dockerenv ] || echo no mark";
 
 #[test]
-fn a_root_file_system_keeps_its_init_and_gets_the_agent() {
+fn imported_root_keeps_its_init_and_gets_agent() {
     let wisp = Wisp::new();
     let dir = tempfile::tempdir().unwrap();
     let root = bare_root(&wisp, dir.path());
@@ -66,17 +65,17 @@ fn a_root_file_system_keeps_its_init_and_gets_the_agent() {
         assert!(lines[1..].contains(&mounted), "{mounted} of {lines:?}");
     }
     assert!(outcome.stderr.contains("rootfstype=ext4"), "{}", outcome.stderr);
-    // Its init does not configure the network, and it has no resolver configuration.
+    // The guest's init configures no network, and the image has no resolver configuration.
     assert!(text.ends_with("address 172.31.0.4\nnameserver 172.31.0.2\nno mark\n"), "{text}");
 
-    // Without its agent, the guest is stopped by ctrl-alt-del. Its init then reboots, which also counts as its end.
+    // Without an agent, ctrl-alt-del stops the guest: its init reboots, which counts as its end.
     wisp.run(&["launch", "bare", "--name", "box"]).expect_code(0);
     wisp.run(&["exec", "box", "--", "sh", "-c", "kill -9 $PPID"]);
     wisp.run(&["stop", "box"]).expect_code(0);
     let shown = wisp.run(&["show", "box", "--output", "json"]).expect_code(0).text();
     assert!(shown.contains("\"stopped\"") && shown.contains("Client.UserInitiatedShutdown"), "{shown}");
 
-    // An init that ignores ctrl-alt-del, too, is stopped by force.
+    // A guest that also ignores ctrl-alt-del is stopped by force.
     wisp.run(&["start", "box"]).expect_code(0);
     wisp.run(&["exec", "box", "--", "sh", "-c", "echo > /etc/inittab; kill -HUP 1; kill -9 $PPID"]);
     wisp.run(&["stop", "box"]).expect_code(0);
@@ -86,14 +85,14 @@ fn a_root_file_system_keeps_its_init_and_gets_the_agent() {
 }
 
 #[test]
-fn a_root_that_cannot_be_written_is_written_in_memory() {
+fn read_only_root_gets_overlay_in_memory() {
     let wisp = Wisp::new();
     let dir = tempfile::tempdir().unwrap();
     let (files, root) = (dir.path().join("files"), dir.path().join("root.squashfs"));
     std::fs::create_dir(&files).unwrap();
     let archive = flate2::read::GzDecoder::new(File::open(bare_root(&wisp, dir.path())).unwrap());
     tar::Archive::new(archive).unpack(&files).unwrap();
-    // A container's files, without anything that could be an init.
+    // Like a container's files, without any init.
     std::fs::remove_file(files.join("sbin/init")).unwrap();
     std::fs::write(files.join("etc/resolv.conf"), "nameserver 192.0.2.1\n").unwrap();
     assert!(files.join(".dockerenv").exists());
@@ -113,7 +112,7 @@ fn a_root_that_cannot_be_written_is_written_in_memory() {
 }
 
 #[test]
-fn a_bundle_is_exported_imported_described_and_removed() {
+fn bundle_is_exported_imported_modified_and_removed() {
     let wisp = Wisp::new();
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();

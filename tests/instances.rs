@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::instances::{exec, files, json, launch};
-use common::{Wisp, monitor_pid, wait_until_gone, wait_until_unlocked};
+use common::{Wisp, vmm_pid, wait_until_gone, wait_until_unlocked};
 use serde_json::Value;
 use wisp::ec2::state::InstanceState;
 use wisp::store::{InstanceRecord, Store, StoreError};
@@ -34,18 +34,16 @@ fn refused(outcome: common::Outcome, text: &str) {
     assert!(outcome.stderr.contains(text), "{}", outcome.stderr);
 }
 
-/// Kills an instance's VMM.
-fn kill(wisp: &Wisp, id: &str) {
+fn kill_vmm(wisp: &Wisp, id: &str) {
     let dir = wisp.home().join("instances").join(id);
-    let pid = monitor_pid(&dir);
+    let pid = vmm_pid(&dir);
     // SAFETY: the VMM has just answered; it is a process of this test.
     assert_eq!(unsafe { libc::kill(pid as i32, libc::SIGKILL) }, 0);
     wait_until_gone(pid);
     wait_until_unlocked(&dir);
 }
 
-/// Copies a sparse file of 1 GiB to the instance `web` and back. Sent as data, its holes would not fit on the guest's
-/// disk.
+/// Copies a sparse file of 1 GiB to `web` and back. Sent as data, its holes would not fit on the guest's disk.
 fn copy_sparse_file(wisp: &Wisp, dir: &Path) {
     const LENGTH: u64 = 1 << 30;
     let (sent, back) = (dir.join("sparse"), dir.join("sparse-back"));
@@ -65,7 +63,6 @@ fn copy_sparse_file(wisp: &Wisp, dir: &Path) {
     assert_eq!(noise, common::noise(10_000));
     exec(wisp, "web", "rm /root/sparse");
 
-    // A pipe in the guest is not replaced.
     exec(wisp, "web", "mkfifo /root/pipe");
     let refused = wisp.run(&["cp", dir.join("sent").to_str().unwrap(), "web:/root/pipe"]).expect_code(1);
     assert!(refused.stderr.contains("/root/pipe: is a pipe"), "{}", refused.stderr);
@@ -73,19 +70,17 @@ fn copy_sparse_file(wisp: &Wisp, dir: &Path) {
 }
 
 #[test]
-fn an_instance_lives_as_in_ec2() {
+fn instance_life_cycle_matches_ec2() {
     let wisp = Wisp::in_long_home();
     let dir = tempfile::tempdir().unwrap();
     let script = dir.path().join("user-data");
-    // The script has a byte order mark and CRLF line ends, like one from another system's editor. Its background
-    // process keeps its output open.
+    // A byte order mark and CRLF, as from another system's editor. The background process keeps the output open.
     std::fs::write(&script, "\u{feff}#!/bin/sh\r\necho ran > /root/user-data\r\n(while :; do sleep 1000; done) &\r\n")
         .unwrap();
     let data = ["--user-data", script.to_str().unwrap()];
     let token = [&["--name", "web", "--client-token", "one", "--tag", "team=red"], &data[..]].concat();
     let id = launch(&wisp, &token).expect_code(0).text().trim().to_string();
 
-    // The same token returns the same launch. Other parameters with it are an error.
     assert_eq!(launch(&wisp, &token).expect_code(0).text().trim(), id);
     let other = launch(&wisp, &["--name", "db", "--client-token", "one"]).expect_code(1);
     assert!(other.stderr.contains("IdempotentParameterMismatch"), "{}", other.stderr);
@@ -96,7 +91,7 @@ fn an_instance_lives_as_in_ec2() {
     assert_eq!(all[0]["State"]["Code"], 16);
     assert_eq!(all[0]["Tags"][1]["Value"], "red");
 
-    // The seed is only for privileged processes of the guest. The guest's kernel enforces that.
+    // The guest's kernel gives the seed only to privileged processes.
     let put = "cat > /run/seed && chmod 755 /run/seed";
     wisp.run_with_input(&["exec", "web", "--", "sh", "-c", put], &common::program("seed")).expect_code(0);
     for (user, port, expected) in [
@@ -112,7 +107,6 @@ fn an_instance_lives_as_in_ec2() {
         assert_eq!(wisp.run(&command).expect_code(0).text().trim(), expected, "{user} {port}");
     }
 
-    // Files are copied in and out. The guest's disk belongs to the instance.
     let (sent, back) = (dir.path().join("sent"), dir.path().join("back"));
     std::fs::write(&sent, common::noise(100_000)).unwrap();
     wisp.run(&["cp", sent.to_str().unwrap(), "web:/root/data"]).expect_code(0);
@@ -137,7 +131,6 @@ fn an_instance_lives_as_in_ec2() {
     let seen = exec(&wisp, "web", "sha256sum /root/data | cut -c1-64; nproc");
     assert_eq!(seen, format!("{}\n2", common::sha256(&common::noise(100_000))));
 
-    // A reboot keeps everything.
     let boot = exec(&wisp, "web", "cat /proc/sys/kernel/random/boot_id");
     wisp.run(&["reboot", "web"]).expect_code(0);
     assert_ne!(exec(&wisp, "web", "cat /proc/sys/kernel/random/boot_id"), boot);
@@ -155,7 +148,6 @@ fn an_instance_lives_as_in_ec2() {
     wisp.run(&["tag", "web", "--remove", "a/b"]).expect_code(0);
     wisp.run(&["modify", "web", "--metadata-options", "tags=enabled"]).expect_code(0);
 
-    // A protected instance cannot be terminated. After termination only its entry is left.
     wisp.run(&["modify", "web", "--termination-protection"]).expect_code(0);
     let protected = wisp.run(&["terminate", "web"]).expect_code(1);
     assert!(protected.stderr.contains("OperationNotPermitted"), "{}", protected.stderr);
@@ -165,14 +157,13 @@ fn an_instance_lives_as_in_ec2() {
     assert!(wisp.instances().is_empty());
     assert_eq!(files(&wisp, "volumes"), Vec::<String>::new());
 
-    // Its token is used up.
     let again = launch(&wisp, &token).expect_code(1);
     assert!(again.stderr.contains("IdempotentInstanceTerminated"), "{}", again.stderr);
     assert_eq!(instances(&wisp).len(), 1);
 }
 
 #[test]
-fn ends_that_nobody_asked_for_are_told_apart() {
+fn unexpected_ends_have_distinct_state_reasons() {
     let wisp = Wisp::warm();
     let launched = launch(&wisp, &["--count", "3", "--shutdown-behavior", "terminate"]).expect_code(0).text();
     let ids: Vec<&str> = launched.lines().collect();
@@ -180,9 +171,9 @@ fn ends_that_nobody_asked_for_are_told_apart() {
     let names: Vec<String> = ids.iter().map(|id| exec(&wisp, id, "hostname")).collect();
     assert!(names[0] != names[1] && names[1] != names[2], "{names:?}");
 
-    // After a kill of the VMM and a start, synced data of the guest are there.
+    // Synced data of the guest survive the end of the VMM.
     exec(&wisp, ids[0], "echo kept > /root/file; sync");
-    kill(&wisp, ids[0]);
+    kill_vmm(&wisp, ids[0]);
     let first = wisp.run(&["ls"]).expect_code(0);
     assert!(first.stderr.contains(ids[0]) && first.stderr.contains("was killed"), "{}", first.stderr);
     let second = wisp.run(&["ls"]).expect_code(0);
@@ -191,23 +182,23 @@ fn ends_that_nobody_asked_for_are_told_apart() {
     wisp.run(&["start", ids[0]]).expect_code(0);
     assert_eq!(exec(&wisp, ids[0], "cat /root/file"), "kept");
 
-    // A VMM that is killed while its guest shuts down for a reboot: the reboot must not wait any longer.
+    // A reboot ends early if the VMM is killed while its guest shuts down.
     let stay = "(trap 'echo going-down > /dev/console' TERM; while :; do sleep 1; done) > /dev/null 2>&1 &";
     exec(&wisp, ids[0], stay);
     let mut console = wisp.start(&["console", ids[0], "--follow"]);
     let rebooting = wisp.start(&["reboot", ids[0]]);
     console.wait_for("going-down");
-    kill(&wisp, ids[0]);
+    kill_vmm(&wisp, ids[0]);
     let refused = rebooting.wait().expect_code(1).stderr;
     let is_said = |text: &str| refused.contains(text);
-    // The reboot may just have completed.
+    // The reboot may have completed just before the kill.
     assert!(is_said("ended before it was rebooted") || is_said("before its agent was ready"), "{refused}");
     console.wait().expect_code(0);
 
-    // The lock is held slightly longer than the VMM lives. `start` runs before it is released.
+    // The VMM's lock outlives the VMM slightly. Here `start` runs before the release.
     let dir = wisp.home().join("instances").join(ids[0]);
     wisp.run(&["start", ids[0], "--no-wait"]).expect_code(0);
-    kill(&wisp, ids[0]);
+    kill_vmm(&wisp, ids[0]);
     let lock = wisp::host::home::lock_file(&dir.join("lock")).unwrap();
     let mut starting = wisp.start(&["start", ids[0], "--no-wait"]);
     assert!(!starting.has_ended_within(Duration::from_secs(1)), "it did not wait for the lock");
@@ -215,7 +206,6 @@ fn ends_that_nobody_asked_for_are_told_apart() {
     assert!(starting.wait().expect_code(0).text().contains("stopped → pending"));
     assert_eq!(state(&wisp, ids[0]), "running");
 
-    // A kernel panic in the guest: the instance is stopped and failed, with its last console output.
     wisp.run(&["exec", ids[1], "--", "sh", "-c", "echo c > /proc/sysrq-trigger"]);
     wait_until_state(&wisp, ids[1], "stopped");
     assert_eq!(reason(&wisp, ids[1]), "Server.InternalError");
@@ -224,18 +214,17 @@ fn ends_that_nobody_asked_for_are_told_apart() {
     let console = wisp.run(&["console", ids[1]]).expect_code(0).text();
     assert!(console.contains("Kernel panic"), "{console}");
 
-    // A guest that powers itself off, with the shutdown behavior "terminate".
     wisp.run(&["exec", ids[2], "--", "poweroff"]);
     wait_until_state(&wisp, ids[2], "terminated");
     assert_eq!(reason(&wisp, ids[2]), "Client.InstanceInitiatedShutdown");
 }
 
 #[test]
-fn a_launch_that_was_killed_has_launched_all_or_none() {
+fn killed_launch_is_all_or_nothing() {
     let wisp = Wisp::new();
     let launched = launch(&wisp, &["--count", "2", "--no-wait"]).expect_code(0).text();
     let ids: Vec<&str> = launched.lines().collect();
-    // The state after a launch was killed when it had started all VMMs.
+    // The state after a launch was killed when all VMMs had started.
     let unsettle = || {
         Store::open(wisp.home()).unwrap().write::<_, StoreError>(|tx| {
             let records: Vec<InstanceRecord> = tx.list()?;
@@ -246,16 +235,15 @@ fn a_launch_that_was_killed_has_launched_all_or_none() {
     };
     unsettle().unwrap();
     assert!(ids.iter().all(|id| state(&wisp, id) == "running"));
-    // The state after it was killed before it started the last one.
+    // The state after a launch was killed before the last VMM had started.
     unsettle().unwrap();
-    kill(&wisp, ids[1]);
-    let told = wisp.run(&["ls"]).expect_code(0).stderr;
-    assert!(ids.iter().all(|id| told.contains(id)), "{told}");
-    assert!(ids.iter().all(|id| state(&wisp, id) == "terminated"), "{told}");
+    kill_vmm(&wisp, ids[1]);
+    let stderr = wisp.run(&["ls"]).expect_code(0).stderr;
+    assert!(ids.iter().all(|id| stderr.contains(id)), "{stderr}");
+    assert!(ids.iter().all(|id| state(&wisp, id) == "terminated"), "{stderr}");
     assert!(wisp.instances().is_empty());
 }
 
-/// Waits for an instance's machine to end, and asserts the instance's state.
 #[track_caller]
 fn wait_until_state(wisp: &Wisp, id: &str, expected: &str) {
     let dir = wisp.home().join("instances").join(id);
@@ -271,7 +259,7 @@ fn wait_until_state(wisp: &Wisp, id: &str, expected: &str) {
 }
 
 #[test]
-fn what_cannot_be_is_refused_with_ec2_s_codes() {
+fn invalid_requests_fail_with_ec2_error_codes() {
     let wisp = Wisp::new();
     for (args, code) in [
         (&["show", "i-0123456789abcdef0"][..], "InvalidInstanceID.NotFound"),
@@ -302,7 +290,7 @@ fn what_cannot_be_is_refused_with_ec2_s_codes() {
     assert_eq!(instances(&wisp), Vec::<Value>::new());
 }
 
-/// Returns everything in the data directory: each table's rows, and the contents of all files except the store's own.
+/// Returns the data directory: each table's rows, and the contents of all files except the store's own.
 fn contents(wisp: &Wisp) -> Vec<(String, Vec<u8>)> {
     let store = rusqlite::Connection::open(wisp.home().join(wisp::store::FILE)).unwrap();
     let column = |text: &str| -> Vec<String> {
@@ -363,7 +351,7 @@ fn suggested_command_quotes_names() {
 }
 
 #[test]
-fn two_commands_at_the_same_time_do_not_collide() {
+fn concurrent_commands_on_one_instance_succeed() {
     let wisp = Wisp::warm();
     let id = launch(&wisp, &["--name", "busy"]).expect_code(0).text().trim().to_string();
     let stops: Vec<_> = (0..3).map(|_| wisp.start(&["stop", "busy"])).collect();

@@ -1,40 +1,37 @@
-//! Processes: a guest's VMM ends with the command that owns it, however that ends, and no process is left.
+//! Processes: a guest's VMM ends with the command that owns the guest, and no process is left.
 
 mod common;
 
-use common::{Wisp, monitor_pid, wait_until_gone, wait_until_unlocked};
+use common::{Wisp, vmm_pid, wait_until_gone, wait_until_unlocked};
 use wisp::vmm::control::{ControlClient, Message, Request};
 
-/// Returns the process id of the only machine's VMM.
-fn only_monitor(wisp: &Wisp) -> u32 {
+fn only_vmm_pid(wisp: &Wisp) -> u32 {
     let runs = wisp.runs();
     let [dir] = runs.as_slice() else { panic!("not one machine: {runs:?}") };
-    monitor_pid(dir)
+    vmm_pid(dir)
 }
 
 #[test]
-fn a_killed_command_takes_its_guest_along() {
+fn killed_command_ends_its_guest() {
     let wisp = Wisp::warm();
     let running = wisp.start_guest();
-    let monitor = only_monitor(&wisp);
+    let vmm = only_vmm_pid(&wisp);
     running.signal(libc::SIGKILL);
-    wait_until_gone(monitor);
+    wait_until_gone(vmm);
     assert!(wisp.runs().is_empty(), "the killed command's instance is still there");
 }
 
 #[test]
-fn what_two_killed_processes_left_goes_with_the_next_command() {
+fn next_command_removes_leftovers_of_killed_processes() {
     let wisp = Wisp::warm();
     let running = wisp.start_guest();
-    let monitor = only_monitor(&wisp);
-    // The VMM is stopped first, so that it cannot react to its owner's end.
-    for (pid, signal) in
-        [(monitor as i32, libc::SIGSTOP), (running.pid(), libc::SIGKILL), (monitor as i32, libc::SIGKILL)]
-    {
+    let vmm = only_vmm_pid(&wisp);
+    // A stopped VMM cannot react to its owner's end.
+    for (pid, signal) in [(vmm as i32, libc::SIGSTOP), (running.pid(), libc::SIGKILL), (vmm as i32, libc::SIGKILL)] {
         // SAFETY: both are processes of this test that have not been waited for.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
-    wait_until_gone(monitor);
+    wait_until_gone(vmm);
     wait_until_unlocked(&wisp.runs()[0]);
     assert_eq!(wisp.runs().len(), 1);
     let no_kernel = tempfile::NamedTempFile::new().unwrap();
@@ -43,19 +40,19 @@ fn what_two_killed_processes_left_goes_with_the_next_command() {
 }
 
 #[test]
-fn a_killed_monitor_is_told_and_leaves_nothing() {
+fn killed_vmm_is_reported_and_leaves_nothing() {
     let wisp = Wisp::warm();
     let running = wisp.start_guest();
-    let monitor = only_monitor(&wisp);
+    let vmm = only_vmm_pid(&wisp);
     // SAFETY: the VMM was alive just now, and its parent has not waited for it.
-    assert_eq!(unsafe { libc::kill(monitor as i32, libc::SIGKILL) }, 0);
+    assert_eq!(unsafe { libc::kill(vmm as i32, libc::SIGKILL) }, 0);
     let outcome = running.wait().expect_code(125);
     assert!(outcome.stderr.contains("error:"), "{}", outcome.stderr);
     assert!(wisp.runs().is_empty());
 }
 
 #[test]
-fn ctrl_alt_del_asks_the_guest_for_an_orderly_end() {
+fn ctrl_alt_del_powers_guest_off() {
     let wisp = Wisp::warm_in_long_home();
     let running = wisp.start_guest();
     let mut control = ControlClient::connect(&wisp.runs()[0].join("vmm/control.sock")).unwrap();
@@ -74,7 +71,7 @@ fn ctrl_alt_del_asks_the_guest_for_an_orderly_end() {
 }
 
 #[test]
-fn a_client_that_never_reads_stalls_only_itself() {
+fn client_that_never_reads_stalls_only_itself() {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
     use wisp::unix_socket;

@@ -1,4 +1,4 @@
-//! Limits of machines: the CPU time of a real guest's vCPUs, and the limits that instances get.
+//! CPU, disk and network limits of real guests, and the limits that instances get.
 
 mod common;
 
@@ -15,7 +15,7 @@ use wisp::vmm::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate
 use wisp::vmm::netstack::{MacAddress, MetadataConfig, NetstackConfig};
 
 const SECOND: u64 = 1_000_000_000;
-/// The share of one CPU that the vCPU earns. It is less than the vCPU gets from the host, however busy the host is.
+/// The share of one CPU that the vCPU earns. Even a busy host gives the vCPU more.
 const SHARE: f64 = 0.2;
 /// User code for part of a second, which runs natively even under software KVM.
 const BUSY: &str = "i=0; while [ $i -lt 30000 ]; do i=$((i + 1)); done";
@@ -29,7 +29,7 @@ fn be_busy(machine: &mut Machine) -> (Duration, Duration) {
 }
 
 #[test]
-fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
+fn vcpu_without_surplus_credits_is_throttled_to_earned_share() {
     let wisp = Wisp::new();
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(&wisp);
@@ -42,7 +42,6 @@ fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
     });
     let mut machine = Machine::start(&wisp, dir, &config);
     machine.wait_until_ready();
-    // The boot ran on credits, without throttling.
     let record = machine.status().cpu_budget.unwrap();
     assert!(record.held_ns == 0 && record.used_ns > 0, "{record:?}");
     println!("boot: {record:?}");
@@ -51,24 +50,24 @@ fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
 
     assert_eq!(machine.ask(&Request::SetCanOwe { can_owe: false }), Message::Done);
     let before = machine.status().cpu_budget.unwrap();
-    // The debt was charged. Usage since then is one slice at most.
+    // The debt was charged, and later usage is one slice at most.
     let CpuBalance { owed_ns, overdrawn_ns, .. } = before.budget.balance;
     assert!(owed_ns == 0 && overdrawn_ns < 100_000_000, "{before:?}");
     let (used, took) = be_busy(&mut machine);
     let after = machine.status().cpu_budget.unwrap();
     println!("limited: {used:?} of CPU time in {took:?}: {after:?}");
-    // Credits saved in the moments before, and the last slices, add to the share.
+    // Credits saved just before, and the last slices, add to the share.
     let most = took.as_secs_f64() * SHARE + before.budget.balance.saved_ns as f64 / 1e9 + 0.1;
     assert!(used.as_secs_f64() <= most, "{used:?} in {took:?} is more than {most}");
-    // It was throttled no longer than necessary: it used what it earned.
+    // The vCPU was throttled no longer than necessary: it used the earned credits.
     assert!(after.held_ns > 0 && after.budget.balance.saved_ns < 100_000_000, "{after:?}");
 
     // Device threads are charged, too.
     assert_eq!(machine.ask(&Request::SetCanOwe { can_owe: true }), Message::Done);
     let pid = machine.status().sandbox.pid;
     let (least, deadline) = (Duration::from_millis(30), Instant::now() + DEADLINE);
-    while thread_time(pid, "block0") < least {
-        assert!(Instant::now() < deadline, "the disk's thread had {:?}", thread_time(pid, "block0"));
+    while thread_cpu_time(pid, "block0") < least {
+        assert!(Instant::now() < deadline, "the disk's thread had {:?}", thread_cpu_time(pid, "block0"));
         machine.shell("dd if=/dev/vda of=/dev/null bs=4k count=2000 iflag=direct 2>/dev/null");
     }
     let status = machine.status();
@@ -90,19 +89,15 @@ fn a_vcpu_has_what_it_owes_and_without_that_what_it_earns() {
     assert_eq!((record.budget.balance.overdrawn_ns, record.held_ns), (0, held), "{record:?}");
 }
 
-/// Bytes per second of the limited disk and of the interface, and operations per second of another disk.
-/// The guest could do more, however busy the host is.
+/// Rates per second, which the guest exceeds even on a busy host.
 const DISK_BYTES: u64 = 50_000;
 const OPERATIONS: u64 = 10;
 const NET_BYTES: u64 = 20_000;
-/// The size of the user data that the guest receives, in bytes.
-const USER_DATA: usize = 150_000;
+const USER_DATA_BYTES: usize = 150_000;
 const BLOCK: u64 = 4096;
 const MTU: u16 = 1500;
 
-/// Asserts that a counter stays within a rate during `act`.
-///
-/// The limit is the rate, plus a burst of a twentieth of a second, plus the last operation of at most `largest`.
+/// The limit is the rate, a burst of a twentieth of a second, and the last operation of at most `largest`.
 fn expect_within(
     machine: &mut Machine,
     rate: u64,
@@ -120,20 +115,18 @@ fn expect_within(
     assert!(passed > 0 && passed <= most, "{passed} in {took:?} is more than {most}");
 }
 
-/// Returns the host CPU time of a thread of the process.
-fn thread_time(pid: u32, name: &str) -> Duration {
+fn thread_cpu_time(pid: u32, name: &str) -> Duration {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|entry| entry.unwrap().path());
     let is_one = |task: &std::path::PathBuf| std::fs::read_to_string(task.join("comm")).unwrap().trim() == name;
     let thread = tasks.into_iter().find(is_one).unwrap_or_else(|| panic!("there is no thread {name}"));
     let stat = std::fs::read_to_string(thread.join("stat")).unwrap();
-    // The fields after the name in parentheses start with the state, so these are utime and stime (proc(5)).
+    // The fields after the name in parentheses start with the state: 11 and 12 are utime and stime (proc(5)).
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
 }
 
-/// Returns a machine with the embedded image, an interface served by the VMM's netstack, and three disks: one with a
-/// byte rate, one with an operation rate, and one without limits.
+/// Returns a machine with a netstack interface and three disks: byte rate, IOPS rate, no limits.
 fn with_limits(wisp: &Wisp, dir: &std::path::Path) -> wisp::vmm::MachineConfig {
     let mut config = config(wisp);
     let bytes = DiskLimits { bytes: Some(Rate::constant(DISK_BYTES)), operations: None, operation_bytes: 0 };
@@ -170,7 +163,7 @@ fn with_limits(wisp: &Wisp, dir: &std::path::Path) -> wisp::vmm::MachineConfig {
             hop_limit: 1,
             tree: [].into(),
             identity_document: "{}".into(),
-            user_data: Some(BASE64_STANDARD.encode(vec![b'x'; USER_DATA])),
+            user_data: Some(BASE64_STANDARD.encode(vec![b'x'; USER_DATA_BYTES])),
         }),
     };
     let (mac, path) = (MacAddress([6, 0, 0, 0, 0, 9]), dir.join("link.json"));
@@ -182,7 +175,7 @@ fn with_limits(wisp: &Wisp, dir: &std::path::Path) -> wisp::vmm::MachineConfig {
 }
 
 #[test]
-fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhile() {
+fn disk_and_network_rates_throttle_without_cpu_use() {
     let wisp = Wisp::new();
     let dir = tempfile::tempdir().unwrap();
     let config = with_limits(&wisp, dir.path());
@@ -196,7 +189,6 @@ fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhi
     let write =
         |to: &str, count: u64| format!("dd if=/dev/zero of=/dev/{to} bs=4k count={count} oflag=direct 2>/dev/null");
 
-    // Bytes and operations, reads and writes. The unlimited disk is never throttled.
     fn moved(disk: &DiskRecord) -> u64 {
         disk.read_bytes + disk.written_bytes
     }
@@ -223,7 +215,7 @@ fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhi
     assert!(disks[1].held_ns > 0 && disks[2].held_ns > 0, "{disks:?}");
     assert_eq!((disks[0].held_ns, disks[3].held_ns, disks[3].reads >= 200), (0, 0, true), "{disks:?}");
 
-    // A large operation counts as several: one for each quarter of a MiB.
+    // A large operation counts once per quarter of a MiB.
     expect_within(
         &mut machine,
         OPERATIONS,
@@ -234,7 +226,6 @@ fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhi
         },
     );
 
-    // The interface, in each direction. The guest receives data of the netstack, and sends acknowledgments.
     let frame = u64::from(MTU) + 14;
     let net = |status: &Status| status.net.unwrap();
     expect_within(
@@ -244,17 +235,17 @@ fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhi
         |status| status.net.unwrap().received_bytes,
         |machine| {
             let got = machine.shell("wget -q -O - http://169.254.169.254/latest/user-data | wc -c");
-            assert_eq!(got.trim(), USER_DATA.to_string());
+            assert_eq!(got.trim(), USER_DATA_BYTES.to_string());
         },
     );
-    assert!(net(&machine.status()).received_bytes as usize > USER_DATA && net(&machine.status()).held_ns > 0);
+    assert!(net(&machine.status()).received_bytes as usize > USER_DATA_BYTES && net(&machine.status()).held_ns > 0);
     expect_within(
         &mut machine,
         NET_BYTES,
         frame,
         |status| status.net.unwrap().sent_bytes,
         |machine| {
-            // There are no answers. The device sends throttled packets later.
+            // No host answers. The device sends throttled packets later.
             machine.shell("ping -q -c 100 -i 0.02 -s 1400 -W 1 -w 120 172.31.0.77 > /dev/null || true");
             let deadline = Instant::now() + DEADLINE;
             while machine.status().net.unwrap().sent_bytes < 100_000 {
@@ -267,7 +258,7 @@ fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhi
     machine.shell(&format!("({}) > /dev/null 2>&1 &", direct("vdb", 200)));
     machine.shell("wget -q -O - http://169.254.169.254/latest/user-data > /dev/null 2>&1 &");
     let pid = machine.status().sandbox.pid;
-    let threads = ["block1", "net"].map(|name| (name, thread_time(pid, name)));
+    let threads = ["block1", "net"].map(|name| (name, thread_cpu_time(pid, name)));
     let held = |status: &Status| [status.disks[1].held_ns, status.net.unwrap().held_ns];
     let (before, deadline) = (held(&machine.status()), Instant::now() + DEADLINE);
     let least = Duration::from_secs(3);
@@ -275,13 +266,12 @@ fn disks_and_network_of_a_guest_are_held_to_their_rates_and_cost_nothing_meanwhi
         assert!(Instant::now() < deadline, "nothing is held back");
     }
     for (name, before) in threads {
-        let had = thread_time(pid, name) - before;
+        let had = thread_cpu_time(pid, name) - before;
         println!("{name} had {had:?} while it was held for {least:?} or more");
         assert!(had < least / 4, "{name} had {had:?}");
     }
 }
 
-/// Returns the answer of an instance's VMM.
 fn ask(dir: &std::path::Path, request: &Request) -> Message {
     let mut control = ControlClient::connect(&dir.join("vmm/control.sock")).unwrap();
     control.send(request).unwrap();
@@ -289,7 +279,7 @@ fn ask(dir: &std::path::Path, request: &Request) -> Message {
 }
 
 #[test]
-fn a_volume_gives_its_operations_and_no_more_unless_its_instance_has_no_limits() {
+fn volume_iops_limit_applies_unless_instance_has_no_limits() {
     const IOPS: u64 = 100;
     const READS: u64 = 60;
     let wisp = Wisp::warm();
@@ -324,7 +314,7 @@ fn a_volume_gives_its_operations_and_no_more_unless_its_instance_has_no_limits()
             continue;
         }
         held_to(Some(IOPS));
-        // No EC2 volume has fewer IOPS, and a guest under software KVM seldom needs more. So set an even lower limit.
+        // A guest under software KVM seldom needs more IOPS, so set a limit below the minimum of EC2.
         let operations = Some(Rate::constant(OPERATIONS));
         let limits = Some(DiskLimits { bytes: None, operations, operation_bytes: 256 << 10 });
         assert_eq!(ask(&dir, &Request::SetDiskLimits { id: disk().id, limits }), Message::Done);
@@ -336,12 +326,11 @@ fn a_volume_gives_its_operations_and_no_more_unless_its_instance_has_no_limits()
 }
 
 #[test]
-fn an_instance_has_its_type_s_limits_and_its_volumes_have_theirs() {
+fn instance_type_and_volume_limits_are_shown_and_modified() {
     let wisp = Wisp::new();
     let refused = wisp.run(&["launch", "--type", "m5.large", "--overcommit", "--cpu-credits", "standard"]);
     assert!(refused.expect_code(1).stderr.contains("InvalidParameterCombination"));
 
-    // The state of the guest does not matter here.
     let launch = ["launch", "--network", "none", "--no-wait", "--overcommit", "--type", "t3.nano"];
     wisp.run(&[&launch[..], &["--name", "a", "--volume", "size=1,type=gp2"]].concat()).expect_code(0);
     let shown = instances::json(&wisp, &["show", "a"]);
@@ -356,7 +345,6 @@ fn an_instance_has_its_type_s_limits_and_its_volumes_have_theirs() {
     let text = wisp.run(&["show", "a", "--all"]).expect_code(0).text();
     assert!(text.contains(" of 144") && text.contains("100 IOPS (burst 3000 IOPS)"), "{text}");
 
-    // Both are changed while the instance is running.
     wisp.run(&["modify", "a", "--cpu-credits", "standard"]).expect_code(0);
     let volume = instance["BlockDeviceMappings"][1]["Ebs"]["VolumeId"].as_str().unwrap();
     wisp.run(&["volume", "modify", volume, "--type", "gp3"]).expect_code(0);

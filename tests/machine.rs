@@ -17,7 +17,7 @@ use wisp::vmm::end_record::EndRecord;
 const MIB: u64 = 1 << 20;
 
 #[test]
-fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
+fn disk_attach_switch_resize_and_detach_reach_guest() {
     let wisp = Wisp::new();
     let dir = tempfile::tempdir().unwrap();
     let config = config(&wisp);
@@ -45,10 +45,9 @@ fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
     assert_eq!(seen, "vol-1\n4096\n");
     assert_eq!(machine.ask(&Request::DiskSlot { id: "vol-1".into() }), attached);
 
-    // An overlay is inserted while the guest writes.
     let layer = machine.path("layer");
     disk_image::create_layer(&layer, &data, DiskFormat::Raw, None).unwrap();
-    // Random bytes would take long under software KVM. A program's bytes serve as well.
+    // A program's bytes: random ones would take long under software KVM.
     let before = machine.shell(
         "dd if=/proc/self/exe of=/dev/vdb bs=64k count=4 conv=fsync 2>/dev/null
         dd if=/proc/self/exe bs=64k count=4 2>/dev/null | sha256sum | cut -d' ' -f1",
@@ -80,7 +79,6 @@ fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
     let flat = fs::read(machine.path("flat")).unwrap();
     assert_eq!(common::sha256(&flat[..2 * MIB as usize]), now.trim(), "the layer is not what the guest saw");
 
-    // The slot accepts another disk.
     let disk = DiskConfig {
         id: "vol-2".into(),
         path: layer,
@@ -103,7 +101,7 @@ fn a_guest_meets_disks_that_come_grow_go_on_in_layers_and_leave() {
 }
 
 #[test]
-fn a_machine_outlives_its_watcher_shows_its_console_and_leaves_its_end() {
+fn machine_outlives_watcher_and_records_its_end() {
     let wisp = Wisp::new();
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(&wisp);
@@ -151,7 +149,7 @@ fn a_machine_outlives_its_watcher_shows_its_console_and_leaves_its_end() {
 }
 
 #[test]
-fn a_saved_machine_goes_on_where_it_was() {
+fn restored_machine_resumes_where_it_was_saved() {
     let wisp = Wisp::new();
     let dir = tempfile::tempdir().unwrap();
     let saved = dir.path().join("vmm/saved");
@@ -167,7 +165,7 @@ fn a_saved_machine_goes_on_where_it_was() {
         .shell("(i=0; while :; do i=$((i + 1)); echo $i > /tmp/count; done) > /dev/null 2>&1 & echo kept > /root/file");
     let boot = machine.shell("cat /proc/sys/kernel/random/boot_id");
 
-    // The machine resumes after a snapshot that does not end it.
+    // The machine resumes after a snapshot for a fork.
     let began = std::time::Instant::now();
     let dir = || saved.clone();
     let Message::Saved { paused_ns } = machine.ask(&Request::Fork { dir: dir(), layers: Vec::new() }) else {
@@ -184,11 +182,11 @@ fn a_saved_machine_goes_on_where_it_was() {
     let Message::Ended { end: End::Saved, .. } = machine.control.receive(Some(DEADLINE)).unwrap() else {
         panic!("{}", fs::read_to_string(machine.path("vmm.log")).unwrap());
     };
-    machine.monitor.wait().unwrap();
+    machine.vmm.wait().unwrap();
     let dir = std::mem::replace(&mut machine.dir, tempfile::tempdir().unwrap());
 
     let began = std::time::Instant::now();
-    let mut machine = Machine::go_on(&wisp, dir, &config, Some(&saved));
+    let mut machine = Machine::start_or_restore(&wisp, dir, &config, Some(&saved));
     let status = machine.status();
     println!("restored in {:?}: {status:?}", began.elapsed());
     machine.wait_until_ready();

@@ -1,7 +1,5 @@
 //! A guest's network: outbound connections, published ports and SSH, metadata.
-//!
-//! The tests run in a network namespace with a single interface without a real peer. A server at its address
-//! represents the outside world.
+//! The tests' network namespace has one interface without a real peer, whose address represents the outside world.
 
 mod common;
 
@@ -19,10 +17,9 @@ use wisp::host::sparse::hex;
 use wisp::vmm::control::{ControlClient, Message, Request};
 use wisp::vmm::sandbox::Layer;
 
-/// The number of bytes to upload. The guest's nc sends them in small pieces.
+/// Bytes to upload: few, because the guest's nc sends them in small pieces.
 const UPLOAD: usize = 256 << 10;
 
-/// Connects to `address`, sends `request`, and returns the whole answer.
 fn ask(address: impl Into<SocketAddr>, request: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(address.into()).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -43,8 +40,8 @@ fn free_port() -> u16 {
 const METADATA: &str = "wget -q -O - http://169.254.169.254/latest/meta-data";
 
 #[test]
-fn a_guest_reaches_out_and_is_reached() {
-    if !is_inside("a_guest_reaches_out_and_is_reached") {
+fn guest_network_works_outbound_and_inbound() {
+    if !is_inside("guest_network_works_outbound_and_inbound") {
         return;
     }
     let wisp = Wisp::new();
@@ -65,7 +62,6 @@ fn a_guest_reaches_out_and_is_reached() {
     );
     assert!(!launched.expect_code(0).stderr.contains("cannot be forwarded"));
 
-    // Outbound: the guest resolves a name with the host's resolver, and reads from and writes to a server.
     let content: Vec<u8> = (0..4_u32 << 20).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let server = TcpListener::bind((WORLD, 0)).unwrap();
     let world = server.local_addr().unwrap();
@@ -82,13 +78,11 @@ fn a_guest_reaches_out_and_is_reached() {
     exec(&wisp, "web", &format!("head -c {UPLOAD} /tmp/content | nc {WORLD} {}", world.port()));
     assert!(serving.join().unwrap() == content[..UPLOAD], "what the guest sent arrived otherwise");
 
-    // Inbound: a published port.
     exec(&wisp, "web", "mkdir -p /www; cp /tmp/content /www; httpd -h /www");
     let answer = ask(([127, 0, 0, 1], port), b"GET /content HTTP/1.0\r\n\r\n");
     let body = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
     assert!(answer[body..] == content, "{} bytes came", answer.len() - body);
 
-    // SSH, to the public address.
     let shown = instance(&wisp, "web");
     let public: std::net::Ipv4Addr = shown["PublicIpAddress"].as_str().unwrap().parse().unwrap();
     assert!(public.octets()[..2] == [127, 18], "{public}");
@@ -96,7 +90,7 @@ fn a_guest_reaches_out_and_is_reached() {
     assert_eq!(outcome.text().trim(), &shown["InstanceId"].as_str().unwrap()[..10]);
     assert!(!outcome.stderr.contains("agent"), "{}", outcome.stderr);
 
-    // Changes of a security group take effect at once, for inbound and outbound connections.
+    // Changes of a security group take effect at once, inbound and outbound.
     let at_public = || TcpStream::connect((public, 80));
     assert!(at_public().is_err());
     wisp.run(&["sg", "authorize", "shell", "--port", "80"]).expect_code(0);
@@ -109,15 +103,14 @@ fn a_guest_reaches_out_and_is_reached() {
     assert_eq!(exec(&wisp, "web", &script), "");
     wisp.run(&["sg", "authorize", "shell", "--egress", "--protocol", "all"]).expect_code(0);
 
-    // Metadata, before and after a change.
     let private = shown["PrivateIpAddress"].as_str().unwrap();
-    let told = exec(
+    let metadata = exec(
         &wisp,
         "web",
         &format!("for path in local-ipv4 instance-id tags/instance/stage; do {METADATA}/$path; echo; done"),
     );
     let expected = [private, shown["InstanceId"].as_str().unwrap(), "test"];
-    assert_eq!(told.lines().collect::<Vec<_>>(), expected);
+    assert_eq!(metadata.lines().collect::<Vec<_>>(), expected);
     wisp.run(&["tag", "web", "stage=live"]).expect_code(0);
     assert_eq!(exec(&wisp, "web", &format!("{METADATA}/tags/instance/stage")), "live");
     wisp.run(&["modify", "web", "--imds", "required"]).expect_code(0);
@@ -129,7 +122,6 @@ fn a_guest_reaches_out_and_is_reached() {
          wget -q -O - --header \"X-aws-ec2-metadata-token: $token\" http://169.254.169.254/latest/meta-data/local-ipv4";
     assert_eq!(exec(&wisp, "web", script), private);
 
-    // DHCP offers the same configuration.
     let script =
         "printf '#!/bin/sh\\nenv\\n' > /tmp/dhcp; chmod +x /tmp/dhcp; udhcpc -f -q -n -i eth0 -s /tmp/dhcp 2>&1";
     let lease = exec(&wisp, "web", script);
@@ -142,7 +134,7 @@ fn a_guest_reaches_out_and_is_reached() {
     // The VMM cannot access the network that its ports are published on.
     in_own_network_namespace(&wisp, "web");
 
-    // Everything works again after a reboot, and the address is kept across a stop.
+    // A reboot keeps the network, and a stop keeps the address.
     wisp.run(&["reboot", "web"]).expect_code(0);
     in_own_network_namespace(&wisp, "web");
     exec(&wisp, "web", "mkdir -p /www; echo again > /www/page; httpd -h /www");
@@ -177,7 +169,6 @@ fn world_server() -> TcpListener {
     TcpListener::bind((WORLD, 0)).unwrap()
 }
 
-/// Answers one request with `body`.
 fn serve(server: &TcpListener, body: &[u8]) {
     let (mut stream, _) = server.accept().unwrap();
     let mut request = Vec::new();
@@ -190,7 +181,6 @@ fn serve(server: &TcpListener, body: &[u8]) {
     stream.write_all(body).unwrap();
 }
 
-/// Returns the guest's page from a server in the outside world that says hello.
 fn reach(server: &TcpListener, wisp: &Wisp, instance: &str) -> String {
     let address = server.local_addr().unwrap();
     std::thread::scope(|scope| {
@@ -214,8 +204,8 @@ fn assert_no_passt() {
 }
 
 #[test]
-fn guests_that_go_on_from_a_saved_one_have_addresses_of_their_own() {
-    if !is_inside("guests_that_go_on_from_a_saved_one_have_addresses_of_their_own") {
+fn forked_and_hibernated_guests_have_own_addresses() {
+    if !is_inside("forked_and_hibernated_guests_have_own_addresses") {
         return;
     }
     let wisp = Wisp::warm();
@@ -226,15 +216,14 @@ fn guests_that_go_on_from_a_saved_one_have_addresses_of_their_own() {
     let first = exec(&wisp, "first", own);
     wisp.run(&["fork", "first", "--name", "second"]).expect_code(0);
     let second = exec(&wisp, "second", own);
-    let told = exec(&wisp, "second", &format!("echo $({METADATA}/local-ipv4)/20; {METADATA}/mac"));
+    let metadata = exec(&wisp, "second", &format!("echo $({METADATA}/local-ipv4)/20; {METADATA}/mac"));
     assert_ne!(first, second);
-    assert_eq!(second, told);
+    assert_eq!(second, metadata);
     for name in ["first", "second"] {
         assert_eq!(reach(&world_server(), &wisp, name), "hello", "{name}");
     }
     assert_eq!(exec(&wisp, "first", own), first);
 
-    // A hibernated instance is reachable as before.
     wisp.run(&["stop", "first", "--hibernate"]).expect_code(0);
     wisp.run(&["start", "first"]).expect_code(0);
     assert_eq!(exec(&wisp, "first", own), first);
@@ -254,8 +243,8 @@ fn guests_that_go_on_from_a_saved_one_have_addresses_of_their_own() {
 }
 
 #[test]
-fn a_guest_without_a_network_has_its_metadata_and_is_reached() {
-    if !is_inside("a_guest_without_a_network_has_its_metadata_and_is_reached") {
+fn guest_without_network_has_metadata_and_published_ports() {
+    if !is_inside("guest_without_network_has_metadata_and_published_ports") {
         return;
     }
     let wisp = Wisp::new();

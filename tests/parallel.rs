@@ -1,5 +1,4 @@
-//! A thousand commands from twenty processes at once, on separate instances and on a shared one. Each succeeds or is
-//! refused with a reason. At the end the store, the files and the processes are consistent.
+//! Concurrent commands on own and shared instances succeed or are refused, and leave a consistent state.
 
 mod common;
 
@@ -14,7 +13,6 @@ const PROCESSES: usize = 20;
 const ROUNDS: usize = 5;
 const SHARED: &str = "shared";
 
-/// Runs a command. A refusal must be an EC2 error.
 fn ask(wisp: &Wisp, words: &[&str]) -> Output {
     let output = wisp.command(words).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
@@ -46,7 +44,7 @@ fn round(wisp: &Wisp, number: usize) {
 }
 
 #[test]
-fn a_thousand_commands_of_twenty_processes_leave_what_they_say() {
+fn thousand_concurrent_commands_leave_consistent_state() {
     let wisp = Wisp::warm();
     let launch = ["launch", "--vcpus", "1", "--memory", "128M", "--network", "none", "--no-wait", "--name", SHARED];
     wisp.run(&launch).expect_code(0);

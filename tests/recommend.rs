@@ -1,11 +1,11 @@
-//! Usage measurements: they are taken, survive any end of the instance, and are the basis of recommendations.
+//! Usage readings: they survive any end of the instance and are the basis of recommendations.
 
 mod common;
 
 use std::fs;
 use std::time::Instant;
 
-use common::{DEADLINE, Wisp, instances, monitor_pid, wait_until_unlocked};
+use common::{DEADLINE, Wisp, instances, vmm_pid, wait_until_unlocked};
 use serde_json::Value;
 use wisp::vmm::usage::{FILE, Moment, Reading, read};
 
@@ -22,7 +22,6 @@ fn sum(points: &[Value], metric: &str) -> f64 {
     points.iter().map(|point| point[metric].as_f64().unwrap()).sum()
 }
 
-/// Returns the CPU time in seconds.
 fn cpu_seconds(points: &[Value]) -> f64 {
     let of_point =
         |point: &Value| point["CPUUtilization"].as_f64().unwrap() / 100.0 * point["Period"].as_f64().unwrap();
@@ -30,12 +29,11 @@ fn cpu_seconds(points: &[Value]) -> f64 {
 }
 
 #[test]
-fn what_an_instance_used_is_kept_over_kills_and_stops_and_judged_by() {
+fn usage_survives_kills_and_stops_and_drives_recommendations() {
     let wisp = Wisp::warm();
     let began = Instant::now();
     instances::launch(&wisp, &["--name", "a", "--network", "none"]).expect_code(0);
     let dir = wisp.instances().remove(0);
-    // The readings are in the VMM's own directory.
     let own = dir.join("vmm");
     let early = instances::json(&wisp, &["recommend", "a"]);
     assert_eq!(early["errors"][0]["code"], "InsufficientData", "{early}");
@@ -49,13 +47,12 @@ fn what_an_instance_used_is_kept_over_kills_and_stops_and_judged_by() {
         instances::exec(&wisp, "a", BUSY);
     }
     let last = read(&own).unwrap().pop().unwrap();
-    // No timer takes readings: apart from the first one and the one at readiness, each is for five seconds of vCPU
-    // time.
+    // No timer takes readings. Each is for five seconds of vCPU time, except the first one and the one at readiness.
     let readings = read(&own).unwrap().len() as u64;
     assert!(readings <= 3 + last.cpu_ns / 4_000_000_000, "{readings} readings of {last:?}");
 
-    // No command has asked since. The VMM is killed, and its readings are still there.
-    let pid = i32::try_from(monitor_pid(&dir)).unwrap();
+    // Readings survive a kill of the VMM, although no command has read them.
+    let pid = i32::try_from(vmm_pid(&dir)).unwrap();
     // SAFETY: the VMM is a process of this test.
     assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
     wait_until_unlocked(&dir);
@@ -74,7 +71,7 @@ fn what_an_instance_used_is_kept_over_kills_and_stops_and_judged_by() {
     let credits = points.last().unwrap()["CPUCreditBalance"].as_f64().unwrap();
     assert!((25.0..30.0).contains(&credits), "{credits} credits");
 
-    // The file is full at the start: the VMM makes room, despite its sandbox.
+    // A VMM that starts with a full file makes room, despite its sandbox.
     let mut text = String::new();
     for number in 0..2100 {
         let moment = Moment { run: 1, up_ms: number * 1000, at_ms: last.moment.at_ms };
@@ -91,7 +88,6 @@ fn what_an_instance_used_is_kept_over_kills_and_stops_and_judged_by() {
     let again = datapoints(&wisp);
     assert!(cpu_seconds(&again) > used && cpu_seconds(&again) < used + began.elapsed().as_secs_f64() - ran);
 
-    // A running instance is judged up to now, a stopped one likewise.
     let recommendation = |state: &str| {
         let judged = instances::json(&wisp, &["recommend", "--least", "1"])["instanceRecommendations"][0].clone();
         let metric = |name: &str| {
@@ -106,7 +102,7 @@ fn what_an_instance_used_is_kept_over_kills_and_stops_and_judged_by() {
     recommendation("running");
     wisp.run(&["stop", "--force", "a"]).expect_code(0);
     let judged = recommendation("stopped");
-    // Nearly all of the time it was busier than its type's baseline, which is a tenth.
+    // The instance was nearly always busier than its type's baseline of a tenth.
     assert_eq!(judged["finding"], "UNDER_PROVISIONED", "{judged}");
     let first = judged["recommendationOptions"][0]["instanceType"].as_str().unwrap();
     let shown = wisp.run(&["recommend", "a", "--least", "1"]).expect_code(0);

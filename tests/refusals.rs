@@ -6,7 +6,6 @@ use std::fs;
 
 use common::Wisp;
 
-/// Asserts that the command fails with 125, prints all of `words`, and leaves no machine.
 #[track_caller]
 fn refuses(args: &[&str], words: &[&str]) {
     let wisp = Wisp::new();
@@ -19,7 +18,7 @@ fn refuses(args: &[&str], words: &[&str]) {
 }
 
 #[test]
-fn kernels_that_cannot_be_loaded() {
+fn invalid_kernels_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let bundle = Wisp::new();
     let vmlinux = fs::read(bundle.bundle().join("vmlinux")).unwrap();
@@ -43,7 +42,7 @@ fn kernels_that_cannot_be_loaded() {
 }
 
 #[test]
-fn an_initrd_that_does_not_fit() {
+fn oversized_initrd_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let initrd = dir.path().join("initrd");
     fs::File::create(&initrd).unwrap().set_len(1 << 30).unwrap();
@@ -54,12 +53,12 @@ fn an_initrd_that_does_not_fit() {
 }
 
 #[test]
-fn command_lines_that_a_kernel_cannot_read() {
+fn long_kernel_command_line_is_refused() {
     refuses(&["run", "--cmdline", &"x".repeat(3000), "--", "true"], &["kernel command line", "2047"]);
 }
 
 #[test]
-fn types_that_do_not_run_here() {
+fn unsupported_types_and_sizes_are_refused() {
     refuses(&["run", "--type", "c5.metal"], &["Unsupported", "c5.metal", "metal"]);
     refuses(&["run", "--type", "t3.mciro"], &["InvalidParameterValue", "t3.mciro", "t3.micro"]);
     refuses(&["run", "--memory", "100000G"], &["InsufficientInstanceCapacity", "largest"]);
@@ -67,7 +66,7 @@ fn types_that_do_not_run_here() {
 }
 
 #[test]
-fn images_that_are_not_there() {
+fn missing_images_are_refused() {
     refuses(&["run", "ami-00000000000000000"], &["InvalidAMIID.NotFound", "ami-00000000000000000"]);
     refuses(&["run", "/nonexistent"], &["/nonexistent is not an image bundle"]);
 }
@@ -89,31 +88,30 @@ fn usage_errors_of_commands_in_guests_exit_with_125() {
     }
 }
 
-/// Loads from an unmapped address. Without an interrupt table, that is a triple fault.
+/// A load from an unmapped address: a triple fault, because there is no interrupt table.
 const UNMAPPED_LOAD: [u8; 10] = [0x48, 0xa1, 0x00, 0x00, 0xff, 0xff, 0xff, 0x7f, 0x00, 0x00];
-/// `popcnt eax, ecx`: an instruction that software KVM does not emulate.
+/// `popcnt eax, ecx`, which software KVM does not emulate.
 const POPCNT: [u8; 4] = [0xf3, 0x0f, 0xb8, 0xc1];
 
 #[test]
-fn a_triple_fault_is_told_apart() {
+fn triple_fault_is_reported() {
     let outcome = run_code(&UNMAPPED_LOAD);
     assert!(outcome.stderr.contains("triple fault"), "{}", outcome.stderr);
 }
 
 #[test]
-fn an_instruction_that_the_host_cannot_emulate_is_named() {
+fn unemulated_instruction_is_named() {
     let outcome = run_code(&[&POPCNT[..], &UNMAPPED_LOAD].concat());
     if wisp::vmm::cpu::emulation::is_software_kvm() {
         for word in ["could not emulate `popcnt eax,ecx` at 0x1000000", "the embedded kernel", "hardware KVM"] {
             assert!(outcome.stderr.contains(word), "{word:?} is not in {}", outcome.stderr);
         }
     } else {
-        // Hardware executes it, and the instructions after it.
+        // Hardware executes the instruction, and the load after it faults.
         assert!(outcome.stderr.contains("triple fault"), "{}", outcome.stderr);
     }
 }
 
-/// Boots a kernel that consists of these instructions. It must fail, and leave nothing.
 fn run_code(code: &[u8]) -> common::Outcome {
     let dir = tempfile::tempdir().unwrap();
     let kernel = dir.path().join("kernel");
@@ -124,7 +122,6 @@ fn run_code(code: &[u8]) -> common::Outcome {
     outcome
 }
 
-/// Returns an ELF kernel with these instructions at its entry.
 fn kernel_of(code: &[u8]) -> Vec<u8> {
     const ADDRESS: u64 = 0x100_0000;
     let mut image = vec![0_u8; 120];

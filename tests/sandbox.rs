@@ -24,15 +24,14 @@ use wisp::vmm::sandbox::files::Grants;
 use wisp::vmm::sandbox::namespaces::{self, Side};
 use wisp::vmm::sandbox::{Layer, landlock, limits, root, seccomp};
 
-/// The exit code of a refused attempt.
+/// Exit codes of [`run_in_child`].
 const REFUSED: i32 = 0;
-/// The exit code of a successful attempt.
 const ESCAPED: i32 = 1;
-/// The exit code if the layer itself failed.
+/// The layer could not be set up.
 const NO_LAYER: i32 = 2;
 
 /// Runs `attempt` in a new process, optionally in new namespaces; returns its exit code and standard error.
-fn apart(with_namespaces: bool, attempt: impl FnOnce() -> i32) -> (Option<i32>, String) {
+fn run_in_child(with_namespaces: bool, attempt: impl FnOnce() -> i32) -> (Option<i32>, String) {
     let (reader, writer) = rustix::pipe::pipe().unwrap();
     let run = |writer: &OwnedFd| {
         // SAFETY: the descriptor is open, and this process is a copy that ends right after.
@@ -43,9 +42,9 @@ fn apart(with_namespaces: bool, attempt: impl FnOnce() -> i32) -> (Option<i32>, 
     };
     let child = if with_namespaces {
         match namespaces::split().unwrap() {
-            Side::Child(monitor) => {
-                assert!(monitor.refused.is_none(), "{:?}", monitor.refused);
-                assert!(monitor.network_refused.is_none(), "{:?}", monitor.network_refused);
+            Side::Child(child) => {
+                assert!(child.refused.is_none(), "{:?}", child.refused);
+                assert!(child.network_refused.is_none(), "{:?}", child.network_refused);
                 run(&writer)
             }
             Side::Supervisor { child, .. } => child,
@@ -64,7 +63,6 @@ fn apart(with_namespaces: bool, attempt: impl FnOnce() -> i32) -> (Option<i32>, 
     (status.exit_status(), said)
 }
 
-/// Returns the grants of a machine in `directory` that has only a kernel, which does not exist.
 fn grants(dir: &Path) -> Grants {
     let kernel = KernelConfig {
         path: "/no/kernel".into(),
@@ -89,13 +87,12 @@ fn grants(dir: &Path) -> Grants {
     Grants::of(dir, &config, None)
 }
 
-/// Returns [`REFUSED`] if no attempt succeeded.
 fn all_refused(attempts: &[bool]) -> i32 {
     if attempts.iter().any(|succeeded| *succeeded) { ESCAPED } else { REFUSED }
 }
 
 #[test]
-fn landlock_leaves_a_machine_s_own_files() {
+fn landlock_allows_only_own_directory() {
     let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let secret = other.path().join("secret");
     fs::write(&secret, "secret").unwrap();
@@ -103,7 +100,7 @@ fn landlock_leaves_a_machine_s_own_files() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let grants = grants(own.path());
-    let (code, said) = apart(false, || {
+    let (code, said) = run_in_child(false, || {
         if !matches!(landlock::enter(&grants), Ok(Some(_))) {
             return NO_LAYER;
         }
@@ -128,7 +125,7 @@ fn landlock_leaves_a_machine_s_own_files() {
 }
 
 #[test]
-fn in_namespaces_there_are_no_other_files_and_no_other_processes() {
+fn namespaces_hide_other_files_and_processes() {
     let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let secret = other.path().join("secret");
     fs::write(&secret, "secret").unwrap();
@@ -136,7 +133,7 @@ fn in_namespaces_there_are_no_other_files_and_no_other_processes() {
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let grants = grants(own.path());
     let parent = std::process::id() as i32;
-    let (code, said) = apart(true, || {
+    let (code, said) = run_in_child(true, || {
         if root::enter(&grants).is_err() || limits::only_capabilities(CapabilitySet::empty()).is_err() {
             return NO_LAYER;
         }
@@ -149,7 +146,7 @@ fn in_namespaces_there_are_no_other_files_and_no_other_processes() {
             Path::new("/proc/1").exists(),
             fs::create_dir("/new").is_ok(),
             std::os::unix::net::UnixStream::connect(&socket).is_ok(),
-            // SAFETY: a signal of the number 0 only asks whether there is such a process.
+            // SAFETY: signal 0 only checks that the process exists.
             unsafe { libc::kill(parent, 0) } == 0,
             rustix::process::getppid().is_some(),
             rustix::mount::unmount("/", rustix::mount::UnmountFlags::DETACH).is_ok(),
@@ -160,8 +157,8 @@ fn in_namespaces_there_are_no_other_files_and_no_other_processes() {
 }
 
 #[test]
-fn limits_are_not_raised_and_privileges_not_gained() {
-    let (code, said) = apart(false, || {
+fn resource_limits_and_privileges_cannot_be_raised() {
+    let (code, said) = run_in_child(false, || {
         if limits::resources()
             .and_then(|()| limits::only_capabilities(CapabilitySet::empty()))
             .and_then(|()| limits::no_new_privileges())
@@ -187,10 +184,10 @@ fn limits_are_not_raised_and_privileges_not_gained() {
 }
 
 #[test]
-fn descriptors_that_nobody_meant_for_a_monitor_are_closed() {
+fn close_others_keeps_only_listed_descriptors() {
     let (kept, other) = (File::open("/dev/null").unwrap(), File::open("/dev/null").unwrap());
     let (kept, other) = (kept.as_raw_fd(), other.as_raw_fd());
-    let (code, _) = apart(false, || {
+    let (code, _) = run_in_child(false, || {
         if limits::close_others(&[kept]).is_err() {
             return NO_LAYER;
         }
@@ -201,9 +198,9 @@ fn descriptors_that_nobody_meant_for_a_monitor_are_closed() {
     assert_eq!(code, Some(REFUSED));
 }
 
-/// Asserts that a call under the filter of `kind` ends the process, and that the message names the call.
+/// Asserts that the filter of `kind` kills a process that makes the call, and that the message names the call.
 fn violates<T>(kind: Kind, name: &str, call: impl FnOnce() -> T) {
-    let (code, said) = apart(false, || {
+    let (code, said) = run_in_child(false, || {
         if seccomp::prepare().and_then(|()| seccomp::enter(kind)).is_err() {
             return NO_LAYER;
         }
@@ -215,7 +212,7 @@ fn violates<T>(kind: Kind, name: &str, call: impl FnOnce() -> T) {
 }
 
 #[test]
-fn a_call_that_is_not_listed_ends_the_process_and_is_named() {
+fn unlisted_syscall_kills_process_and_is_named() {
     let syscall = |number: libc::c_long, argument: usize| {
         // SAFETY: none of the calls that are tried reads or writes memory before it is refused.
         unsafe { libc::syscall(number, argument, 0, 0, 0, 0) };
@@ -246,7 +243,7 @@ fn a_call_that_is_not_listed_ends_the_process_and_is_named() {
 
 /// A VMM without namespaces, on a kernel without Landlock, has only its filters.
 #[test]
-fn no_thread_makes_names_or_connects_a_socket() {
+fn socket_creation_is_refused_in_every_thread() {
     for kind in Kind::ALL {
         for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_VSOCK, libc::AF_PACKET]
         {
@@ -269,7 +266,7 @@ fn no_thread_makes_names_or_connects_a_socket() {
 }
 
 #[test]
-fn abstract_socket_is_not_connected_to() {
+fn connect_to_abstract_socket_is_refused() {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::UnixListener;
     let name = format!("wisp-test-{}", std::process::id());
@@ -278,7 +275,6 @@ fn abstract_socket_is_not_connected_to() {
     listener.set_nonblocking(true).unwrap();
     let address = rustix::net::SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
     for kind in Kind::ALL {
-        // A socket created earlier.
         let socket =
             rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None).unwrap();
         violates(kind, "connect", || rustix::net::connect(&socket, &address));
@@ -286,15 +282,14 @@ fn abstract_socket_is_not_connected_to() {
     assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
 }
 
-/// Kinds of threads that send to connected sockets.
-const WITH_SOCKETS: [Kind; 5] = [Kind::Main, Kind::Starter, Kind::Vcpu, Kind::Vsock, Kind::Net];
+const KINDS_WITH_SOCKETS: [Kind; 5] = [Kind::Main, Kind::Starter, Kind::Vcpu, Kind::Vsock, Kind::Net];
 
 #[test]
-fn udp_datagram_is_not_sent_to_an_address() {
+fn udp_send_to_address_is_refused() {
     let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
     receiver.set_nonblocking(true).unwrap();
     let address = receiver.local_addr().unwrap();
-    for kind in WITH_SOCKETS {
+    for kind in KINDS_WITH_SOCKETS {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         violates(kind, "sendto", || socket.send_to(b"out", address));
     }
@@ -302,7 +297,7 @@ fn udp_datagram_is_not_sent_to_an_address() {
 }
 
 #[test]
-fn tcp_fast_open_does_not_connect() {
+fn tcp_fast_open_is_refused() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let SocketAddr::V4(to) = listener.local_addr().unwrap() else { panic!("an IPv4 address") };
@@ -317,14 +312,14 @@ fn tcp_fast_open_does_not_connect() {
         // SAFETY: three bytes are read, and an address of that length, if there is one.
         unsafe { libc::sendto(fd, b"out".as_ptr().cast(), 3, flags, address.cast(), length) }
     };
-    for kind in WITH_SOCKETS {
+    for kind in KINDS_WITH_SOCKETS {
         for (flags, address) in [
             (libc::MSG_FASTOPEN, &raw const address),
             (libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL, &raw const address),
             (libc::MSG_FASTOPEN, std::ptr::null()),
             (0, &raw const address),
         ] {
-            // A socket created earlier, like those that come from a listener.
+            // Created before the filter, like sockets from a listener.
             let socket =
                 rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
             violates(kind, "sendto", || send(socket.as_raw_fd(), flags, address));
@@ -334,12 +329,12 @@ fn tcp_fast_open_does_not_connect() {
 }
 
 #[test]
-fn socket_options_of_other_levels_are_not_set() {
+fn socket_options_of_other_levels_are_refused() {
     let set = |level: i32, name: i32| {
         // SAFETY: there is no such descriptor, and four bytes are there to be read.
         move || unsafe { libc::setsockopt(-1, level, name, (&raw const level).cast(), 4) }
     };
-    for kind in WITH_SOCKETS {
+    for kind in KINDS_WITH_SOCKETS {
         violates(kind, "setsockopt", set(libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP));
         violates(kind, "setsockopt", set(libc::IPPROTO_IPV6, libc::IPV6_ADD_MEMBERSHIP));
         violates(kind, "setsockopt", set(libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT));
@@ -350,10 +345,9 @@ fn socket_options_of_other_levels_are_not_set() {
     }
 }
 
-/// A VMM with published ports has an empty network namespace. The passed listeners suffice to serve them, with all
-/// layers.
+/// A VMM with published ports needs only the passed listeners: its network namespace is empty.
 #[test]
-fn passed_listener_serves_clients_from_an_empty_network_namespace() {
+fn passed_listener_serves_clients_from_empty_network_namespace() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
@@ -367,14 +361,14 @@ fn passed_listener_serves_clients_from_an_empty_network_namespace() {
     });
     let dir = tempfile::tempdir().unwrap();
     let grants = grants(dir.path());
-    let (code, said) = apart(true, || {
-        let is_apart = TcpStream::connect(address).is_err() && UdpSocket::bind("127.0.0.1:0").is_ok();
-        let given_up = root::enter(&grants).is_ok()
+    let (code, said) = run_in_child(true, || {
+        let is_isolated = TcpStream::connect(address).is_err() && UdpSocket::bind("127.0.0.1:0").is_ok();
+        let is_confined = root::enter(&grants).is_ok()
             && landlock::enter(&grants).is_ok()
             && limits::only_capabilities(CapabilitySet::empty()).is_ok()
             && limits::no_new_privileges().is_ok()
             && seccomp::prepare().and_then(|()| seccomp::enter(Kind::Net)).is_ok();
-        if !is_apart || !given_up {
+        if !is_isolated || !is_confined {
             return NO_LAYER;
         }
         let ready = |fd: &dyn std::os::fd::AsFd| {
@@ -404,7 +398,6 @@ fn passed_listener_serves_clients_from_an_empty_network_namespace() {
     assert_eq!(client.join().unwrap(), "answer");
 }
 
-/// Returns a field of `/proc/<pid>/status` for each thread.
 fn thread_status(pid: u32, field: &str) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let texts = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap());
@@ -414,7 +407,7 @@ fn thread_status(pid: u32, field: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_running_monitor_has_only_what_its_machine_needs() {
+fn running_vmm_has_minimal_files_and_privileges() {
     let wisp = Wisp::new();
     // The VMM must not keep a descriptor that its parent leaked.
     let leak = File::open("/etc/passwd").unwrap();
@@ -437,7 +430,7 @@ fn a_running_monitor_has_only_what_its_machine_needs() {
         let threads = thread_status(sandbox.pid, field);
         assert!(threads.len() >= 5 && threads.iter().all(|thread| thread == value), "{field}: {threads:?}");
     }
-    // This process's environment has more, such as the test runner's variables.
+    // The environment of this process has more variables, such as the test runner's.
     for pid in [status.pid, sandbox.pid] {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
         let names = environment.split(|byte| *byte == 0).filter(|entry| !entry.is_empty());
@@ -481,23 +474,23 @@ fn a_running_monitor_has_only_what_its_machine_needs() {
         let file = file.unwrap().path();
         assert_eq!(mode(&file) & 0o077, 0, "{}: {:o}", file.display(), mode(&file));
     }
-    // The process sees its own directory, and of the files next to it only those that it must read.
+    // Of the files next to its own directory, the VMM sees only those that it must read.
     let seen = PathBuf::from(format!("/proc/{}/root", sandbox.pid)).join(dir.strip_prefix("/").unwrap());
     assert!(seen.join("vmm/console.log").exists());
     let seen: Vec<_> = fs::read_dir(seen).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(dir.join("config.json").exists() && dir.join("lock").exists());
     assert!(seen.iter().all(|name| ["vmm", "link.json", "seed"].contains(&name.to_str().unwrap())), "{seen:?}");
-    another_user_gets_nowhere(&wisp, &dir);
+    assert_other_user_has_no_access(&wisp, &dir);
     running.wait().expect_code(0);
 }
 
-/// Asserts that another user has no access. Only root can become another user.
-fn another_user_gets_nowhere(wisp: &Wisp, dir: &Path) {
+/// Only root can become another user.
+fn assert_other_user_has_no_access(wisp: &Wisp, dir: &Path) {
     const NOBODY: u32 = 65534;
     if !rustix::process::geteuid().is_root() {
         return;
     }
-    let (code, said) = apart(false, || {
+    let (code, said) = run_in_child(false, || {
         // SAFETY: the calls take numbers, and no memory.
         let is_nobody = unsafe {
             libc::setgroups(0, std::ptr::null()) == 0 && libc::setgid(NOBODY) == 0 && libc::setuid(NOBODY) == 0
@@ -518,7 +511,7 @@ fn another_user_gets_nowhere(wisp: &Wisp, dir: &Path) {
 }
 
 /// Returns filters that simulate a host without process namespaces and a kernel without Landlock.
-fn lesser_host() -> [BpfProgram; 2] {
+fn restricted_host_filters() -> [BpfProgram; 2] {
     let filter = |call: i64, rules: Vec<SeccompRule>, error: i32| {
         let refuse = SeccompAction::Errno(error as u32);
         let target = std::env::consts::ARCH.try_into().unwrap();
@@ -531,10 +524,10 @@ fn lesser_host() -> [BpfProgram; 2] {
 }
 
 #[test]
-fn what_a_host_does_not_have_is_said_and_the_rest_holds() {
+fn missing_sandbox_layers_are_reported_and_others_apply() {
     let wisp = Wisp::warm();
     let mut command = wisp.command(&[&["launch", "--name", "it", "--network", "none"], &SMALL[..]].concat());
-    let filters = lesser_host();
+    let filters = restricted_host_filters();
     // SAFETY: prctl and seccomp are async-signal-safe, and the filters are made.
     unsafe {
         command.pre_exec(move || {

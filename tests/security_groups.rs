@@ -16,7 +16,7 @@ fn group(wisp: &Wisp, name: &str) -> Value {
 }
 
 #[test]
-fn the_default_group_is_there_and_is_as_in_ec2() {
+fn default_group_matches_ec2() {
     let wisp = Wisp::without_kvm();
     let groups = json(&wisp, &["sg", "ls"]);
     assert_eq!(groups["SecurityGroups"].as_array().unwrap().len(), 1);
@@ -34,7 +34,7 @@ fn the_default_group_is_there_and_is_as_in_ec2() {
 }
 
 #[test]
-fn rules_are_added_and_taken_away() {
+fn rules_are_authorized_and_revoked() {
     let wisp = Wisp::without_kvm();
     wisp.run(&["sg", "create", "web", "--description", "web servers"]).expect_code(0);
     refused(wisp.run(&["sg", "create", "web"]), "InvalidGroup.Duplicate");
@@ -66,7 +66,7 @@ fn rules_are_added_and_taken_away() {
 }
 
 #[test]
-fn rules_that_make_no_sense_are_refused() {
+fn malformed_rules_are_refused() {
     let wisp = Wisp::without_kvm();
     for words in [&["--port", "x"][..], &["--protocol", "sctp"], &["--protocol", "all", "--port", "80"]] {
         refused(wisp.run(&[&["sg", "authorize", "default"], words].concat()), "InvalidPermission.Malformed");
@@ -83,7 +83,7 @@ fn rules_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn description_with_control_characters_is_escaped_and_stays_the_same_in_json() {
+fn description_with_control_characters_is_escaped_in_text_and_json() {
     const HOSTILE: &str = "web\x1b]0;title\x07\u{9b}2J\x7f\u{202e}\nline";
     let is_shown_raw = |text: &str| text.contains(|c: char| c.is_control() && c != '\n' || c == '\u{202e}');
     let wisp = Wisp::without_kvm();

@@ -1,8 +1,6 @@
-//! Random commands. Some of them, and some VMMs, are killed at random moments. After each round the next command must
-//! find or restore a consistent state of the store, the processes and the files. At the end nothing is left.
-//!
-//! `scripts/soak` runs any number of rounds. WISP_SOAK_ROUNDS and WISP_SOAK_SEED set the number of rounds and the
-//! seed.
+//! Random commands and random kills of commands and VMMs. After each round the next command must find or restore a
+//! consistent state of the store, the processes and the files. At the end nothing is left.
+//! `scripts/soak` sets WISP_SOAK_ROUNDS and WISP_SOAK_SEED.
 
 mod common;
 
@@ -21,8 +19,7 @@ const ROUNDS: u64 = 30;
 const SEED: u64 = 20_061;
 /// Guests are small and few: the test is about interleaved commands, not about guests.
 const MOST_INSTANCES: usize = 3;
-/// The longest delay before a command or VMM is killed, in microseconds.
-const LONGEST: u64 = 3_000_000;
+const LONGEST_DELAY_US: u64 = 3_000_000;
 
 #[test]
 fn random_commands_and_kills_leave_a_consistent_store_and_nothing_else() {
@@ -39,8 +36,8 @@ fn random_commands_and_kills_leave_a_consistent_store_and_nothing_else() {
     if let Err(find) = soak.clear() {
         panic!("seed {seed}, after {rounds} rounds: {find}");
     }
-    let [commands, monitors] = soak.killed;
-    println!("{rounds} rounds from seed {seed}: {commands} commands and {monitors} VMMs killed, nothing found");
+    let [commands, vmms] = soak.killed;
+    println!("{rounds} rounds from seed {seed}: {commands} commands and {vmms} VMMs killed, nothing found");
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -62,15 +59,13 @@ impl Random {
         (!choices.is_empty()).then(|| choices[self.below(choices.len() as u64) as usize].clone())
     }
 
-    /// Returns a random delay. Short ones are as frequent as long ones, because faults within microseconds matter as
-    /// much.
+    /// Short delays are as frequent as long ones, because faults within microseconds matter as much.
     fn delay(&mut self) -> Duration {
-        let limit = LONGEST >> self.below(14);
+        let limit = LONGEST_DELAY_US >> self.below(14);
         Duration::from_micros(self.below(limit.max(1)))
     }
 }
 
-/// All records of the store.
 struct State {
     instances: Vec<InstanceRecord>,
     volumes: Vec<VolumeRecord>,
@@ -81,7 +76,7 @@ struct State {
 struct Soak {
     wisp: Wisp,
     random: Random,
-    /// The number of killed commands and VMMs.
+    /// Numbers of killed commands and VMMs.
     killed: [u32; 2],
 }
 
@@ -107,11 +102,11 @@ impl Soak {
             }
             2 => {
                 running.has_ended_within(self.random.delay());
-                let monitors = common::monitors(self.wisp.home());
-                if let Some((pid, id)) = self.random.of(&monitors) {
+                let vmm_processes = common::vmm_processes(self.wisp.home());
+                if let Some((pid, id)) = self.random.of(&vmm_processes) {
                     kill(pid);
                     // A VMM and its supervisor end together.
-                    let both = monitors.iter().filter(|(_, other)| *other == id);
+                    let both = vmm_processes.iter().filter(|(_, other)| *other == id);
                     both.for_each(|(pid, _)| common::wait_until_gone((*pid).try_into().unwrap()));
                     self.killed[1] += 1;
                     did = format!("{did}; the VMM of {id} killed");
@@ -127,7 +122,6 @@ impl Soak {
         self.wisp.start(&words.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// Returns a command, which may be refused.
     fn command(&mut self) -> Vec<String> {
         let state = self.state();
         let living: Vec<String> = state
@@ -180,20 +174,19 @@ impl Soak {
             .unwrap()
     }
 
-    /// Checks that the state after the next command is consistent. The error describes the inconsistency.
+    /// Runs the next command and checks the state after it.
     fn check(&self) -> Result<(), String> {
         let state = self.settled()?;
         let running: BTreeSet<InstanceId> =
             state.instances.iter().filter(|it| it.state == InstanceState::Running).map(|it| it.id).collect();
-        let alive: BTreeSet<InstanceId> = common::monitors(self.wisp.home()).into_iter().map(|(_, id)| id).collect();
+        let alive: BTreeSet<InstanceId> =
+            common::vmm_processes(self.wisp.home()).into_iter().map(|(_, id)| id).collect();
         same("instances that run", &running, "VMMs", &alive)?;
         self.check_volumes(&state)?;
         self.check_files(&state)
     }
 
-    /// Returns the state once no instance is in transition.
-    ///
-    /// The next command usually settles it. A VMM that a killed command had just started may need several commands.
+    /// Settling usually takes one command, but several if a killed command had just started a VMM.
     fn settled(&self) -> Result<State, String> {
         let mut passing = String::new();
         for _ in 0..100 {
@@ -262,7 +255,6 @@ impl Soak {
         same("files that are needed", &needed.into_iter().collect(), "files", &names(&volumes))
     }
 
-    /// Terminates and removes everything, and checks that nothing is left.
     fn clear(&self) -> Result<(), String> {
         let run = |words: &[&str], id: String| {
             let outcome = self.wisp.run(&[words, &[&id]].concat());
@@ -295,7 +287,6 @@ fn same<T: Ord + std::fmt::Debug>(what: &str, a: &BTreeSet<T>, other: &str, b: &
     Err(format!("only among {what}: {only_a:?}; only among {other}: {only_b:?}"))
 }
 
-/// Returns the names in a directory, except locks.
 fn names(dir: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     entries.filter(|name| name != ".lock" && name != ".snapshots").collect()
@@ -306,7 +297,7 @@ fn backing(file: &Path) -> Result<Option<String>, String> {
     let qemu_img = |verb: &str| {
         let output = Command::new("qemu-img").args([verb, "-U", "--output", "json"]).arg(file).output();
         let output = output.expect("qemu-img (Debian package qemu-utils) is needed: scripts/test installs it");
-        // 3: the image has leaked clusters, which a killed process may leave. They are no damage.
+        // 3: only leaked clusters, which a killed process may leave.
         let sound = matches!(output.status.code(), Some(0 | 3));
         if sound { Ok(output.stdout) } else { Err(format!("{file:?}: {}", String::from_utf8_lossy(&output.stderr))) }
     };

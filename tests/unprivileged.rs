@@ -1,7 +1,5 @@
 //! Wisp without root privileges: everything works except what the kernel forbids, which `wisp doctor` names.
-//!
-//! These tests run as root. They create a user and run `wisp` as that user, in a network namespace like that of
-//! `network.rs`. For other users, all other tests already cover this.
+//! The test runs as root and creates a user. For other users, all other tests already cover this.
 
 mod common;
 
@@ -18,21 +16,20 @@ use common::user::{OpenDevices, User};
 use common::{DEADLINE, Outcome, Wisp};
 use serde_json::Value;
 
-const TEST: &str = "all_works_for_a_user_without_privileges_and_nothing_is_left";
+const TEST: &str = "unprivileged_user_runs_all_features_and_leaves_nothing";
 const KVM: &str = "/dev/kvm";
-/// The setting that keeps low ports from unprivileged users.
 const LOW_PORTS: &str = "net.ipv4.ip_unprivileged_port_start";
 
 #[test]
-fn all_works_for_a_user_without_privileges_and_nothing_is_left() {
-    if namespace::is_there() {
-        return use_it_all(&Wisp::of(User::inside()));
+fn unprivileged_user_runs_all_features_and_leaves_nothing() {
+    if namespace::set_up_if_inside() {
+        return use_all_features(&Wisp::of(User::inside()));
     }
     let Some(user) = User::create() else {
         eprintln!("Only root can make a user; the other tests show the same, run by one.");
         return;
     };
-    // Devices first. The check only applies if they are not open to all users.
+    // The check applies only if the device is not open to all users.
     if std::fs::metadata(KVM).unwrap().permissions().mode() & 0o006 == 0 {
         let output = user.wisp().arg("doctor").output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
@@ -44,7 +41,7 @@ fn all_works_for_a_user_without_privileges_and_nothing_is_left() {
     namespace::run(Command::new("unshare").args(["--net", "--"]).env(name, value), TEST);
 }
 
-fn use_it_all(wisp: &Wisp) {
+fn use_all_features(wisp: &Wisp) {
     let doctor = json(wisp, &["doctor"]);
     let found = |name: &str| doctor["Findings"].as_array().unwrap().iter().find(|one| one["Name"] == name).unwrap();
     assert_eq!((&found(KVM)["Status"], &found("VPC")["Status"]), (&"ok".into(), &"ok".into()), "{doctor}");
@@ -54,12 +51,10 @@ fn use_it_all(wisp: &Wisp) {
     let ran = wisp.run(&[&["run"], &SMALL[..], &["--", "sh", "-c", &fetch("1.2.3.4:9", "|| id -u")]].concat());
     assert_eq!(ran.expect_code(0).text().trim(), "0");
 
-    // A user-mode network, with passt as the uplink.
     launch(wisp, &["--name", "alone", "--network", "user"]).expect_code(0);
     assert_eq!(hello_from_the_world(wisp, "alone"), "hello");
     wisp.run(&["terminate", "alone"]).expect_code(0);
 
-    // A VPC: its instances reach each other and the outside world.
     let key = wisp.home().join("mine.pem");
     wisp.run(&["key", "create", "mine", "--file", key.to_str().unwrap()]).expect_code(0);
     wisp.run(&["sg", "create", "open"]).expect_code(0);
@@ -76,7 +71,6 @@ fn use_it_all(wisp: &Wisp) {
     assert_eq!(exec(wisp, "client", &fetch(private, "")), "page");
     assert_eq!(hello_from_the_world(wisp, "client"), "hello");
 
-    // Its router is killed and restarted.
     let networks = std::fs::read_dir(wisp.home().join("networks")).unwrap().map(|entry| entry.unwrap().path());
     let [dir] = &networks.filter(|path| path.is_dir()).collect::<Vec<_>>()[..] else { panic!("there is one VPC") };
     common::kill_router(dir.to_str().unwrap());
@@ -86,7 +80,6 @@ fn use_it_all(wisp: &Wisp) {
     assert_eq!(exec(wisp, "client", &fetch(private, "")), "page");
     assert_eq!(hello_from_the_world(wisp, "client"), "hello");
 
-    // Inbound: a security group opens and closes a port.
     let public: Ipv4Addr = server["PublicIpAddress"].as_str().unwrap().parse().unwrap();
     assert!(TcpStream::connect((public, 8080)).is_err());
     wisp.run(&["sg", "authorize", "open", "--port", "8080"]).expect_code(0);
@@ -94,7 +87,7 @@ fn use_it_all(wisp: &Wisp) {
     wisp.run(&["sg", "revoke", "open", "--port", "8080"]).expect_code(0);
     assert!(TcpStream::connect((public, 8080)).is_err());
 
-    // SSH. The kernel reserves its port for root, unless the setting is changed.
+    // The kernel reserves the SSH port for root, unless the setting is changed.
     let ssh = || {
         let key = key.to_str().unwrap();
         let outcome = wisp.run(&["ssh", "client", "-i", key, "--", "hostname; exit 7"]).expect_code(7);
@@ -112,17 +105,15 @@ fn use_it_all(wisp: &Wisp) {
     assert_eq!(exec(wisp, "client", &fetch(private, "|| echo cut")), "cut");
     wisp.run(&["modify", "server", "--security-group", "default"]).expect_code(0);
 
-    // A restored instance is connected again.
     wisp.run(&["stop", "server", "--hibernate"]).expect_code(0);
     wisp.run(&["start", "server"]).expect_code(0);
     assert_eq!(exec(wisp, "client", &fetch(private, "")), "page");
 
     without_namespaces(wisp);
     wisp.run(&["terminate", "client", "server"]).expect_code(0);
-    nothing_is_left(wisp);
+    assert_nothing_is_left(wisp);
 }
 
-/// Returns a script that fetches a page within some seconds.
 fn fetch(server: &str, otherwise: &str) -> String {
     format!("timeout 8 wget -q -O - http://{server}/page 2> /dev/null {otherwise}")
 }
@@ -131,7 +122,6 @@ fn instance(wisp: &Wisp, name: &str) -> Value {
     json(wisp, &["show", name])["Reservations"][0]["Instances"][0].clone()
 }
 
-/// Returns an instance's page from a server outside of all guests.
 fn hello_from_the_world(wisp: &Wisp, name: &str) -> String {
     let world = TcpListener::bind((WORLD, 0)).unwrap();
     let address = world.local_addr().unwrap().to_string();
@@ -141,17 +131,16 @@ fn hello_from_the_world(wisp: &Wisp, name: &str) -> String {
             stream.read_exact(&mut [0; 3]).unwrap();
             stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhello").unwrap();
             stream.shutdown(Shutdown::Write).unwrap();
-            // The request is read to its end. Otherwise closing would reset the connection.
+            // Closing with unread data would reset the connection.
             stream.read_to_end(&mut Vec::new()).unwrap();
         });
         exec(wisp, name, &fetch(&address, ""))
     })
 }
 
-/// Checks a kernel that grants users no namespaces: the doctor and the commands that need them report the problem and
-/// its fix.
+/// Asserts the suggested fix on a kernel that grants users no namespaces.
 fn without_namespaces(wisp: &Wisp) {
-    const MEND: &str = "sudo sysctl user.max_user_namespaces=15000";
+    const FIX: &str = "sudo sysctl user.max_user_namespaces=15000";
     let forbidden = |args: &[&str]| {
         let mut command = wisp.user().command("unshare");
         command.args(["--user", "--map-current-user", "--keep-caps", "sh", "-c"]);
@@ -162,14 +151,14 @@ fn without_namespaces(wisp: &Wisp) {
         Outcome { code: output.status.code(), stdout: output.stdout, stderr }
     };
     let doctor = forbidden(&["doctor"]).expect_code(0).text();
-    assert!(doctor.contains(MEND), "{doctor}");
+    assert!(doctor.contains(FIX), "{doctor}");
     for mode in ["vpc", "user"] {
         let refused = forbidden(&["launch", "--network", mode]).expect_code(1);
-        assert!(refused.stderr.contains(MEND), "{mode}: {}", refused.stderr);
+        assert!(refused.stderr.contains(FIX), "{mode}: {}", refused.stderr);
     }
 }
 
-fn nothing_is_left(wisp: &Wisp) {
+fn assert_nothing_is_left(wisp: &Wisp) {
     let deadline = Instant::now() + DEADLINE;
     let user = wisp.user();
     while !user.processes().is_empty() {
@@ -186,7 +175,6 @@ fn nothing_is_left(wisp: &Wisp) {
     assert!(wisp.instances().is_empty());
 }
 
-/// Returns all files in a directory.
 fn tree(dir: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {

@@ -7,7 +7,6 @@ use std::process::Command;
 use common::Wisp;
 use common::instances::{exec, files, json, launch};
 
-/// Checks every file of a volume or a snapshot with `qemu-img`.
 fn check_images(wisp: &Wisp) {
     for name in files(wisp, "volumes") {
         let path = wisp.home().join("volumes").join(&name);
@@ -19,7 +18,7 @@ fn check_images(wisp: &Wisp) {
 }
 
 #[test]
-fn a_volume_moves_between_instances_with_its_data() {
+fn volume_moves_between_instances_with_its_data() {
     let wisp = Wisp::new();
     let noise = common::noise(3 << 20);
     let dir = tempfile::tempdir().unwrap();
@@ -60,7 +59,7 @@ fn a_volume_moves_between_instances_with_its_data() {
     assert_eq!(exec(&wisp, "a", sum), digest);
     check_images(&wisp);
 
-    // Volumes without deletion on termination are kept. All others are removed.
+    // Only volumes without deletion on termination are kept.
     wisp.run(&["terminate", "a", "b"]).expect_code(0);
     let volumes = json(&wisp, &["volume", "ls"]);
     let left: Vec<&str> =
@@ -72,7 +71,7 @@ fn a_volume_moves_between_instances_with_its_data() {
 }
 
 #[test]
-fn an_image_of_an_instance_starts_others() {
+fn image_of_instance_launches_others() {
     let wisp = Wisp::warm();
     let dir = tempfile::tempdir().unwrap();
     let (script, key) = (dir.path().join("user-data"), dir.path().join("me.pem"));
@@ -88,7 +87,7 @@ fn an_image_of_an_instance_starts_others() {
     let console = wisp.run(&["console", "first"]).expect_code(0).text();
     assert!(console.contains("said by user data"), "{console}");
 
-    // User data runs once per instance: not at its next boot, but again in an instance of its image.
+    // User data runs once per instance: not at the next boot, but again in an instance of the image.
     wisp.run(&["image", "create", "first", "--name", "golden"]).expect_code(0);
     let duplicate = wisp.run(&["image", "create", "first", "--name", "golden"]).expect_code(1);
     assert!(duplicate.stderr.contains("InvalidAMIName.Duplicate"), "{}", duplicate.stderr);
@@ -109,7 +108,7 @@ fn an_image_of_an_instance_starts_others() {
 }
 
 #[test]
-fn disks_of_the_instance_s_own_are_empty_at_each_start() {
+fn instance_store_is_empty_after_each_start() {
     let wisp = Wisp::new();
     launch(&wisp, &["--name", "store", "--type", "i3.large"]).expect_code(0);
     let size = "cat /sys/block/vdb/size; head -c 1048576 /dev/vdb | tr -d '\\0' | wc -c";
@@ -124,7 +123,7 @@ fn disks_of_the_instance_s_own_are_empty_at_each_start() {
 }
 
 #[test]
-fn what_no_volume_can_be_is_refused() {
+fn invalid_volume_requests_are_refused() {
     let wisp = Wisp::without_kvm();
     for (args, code) in [
         (&["volume", "create", "20000"][..], "InvalidParameterValue"),

@@ -1,6 +1,4 @@
-//! Instances of a VPC: they reach each other as their security groups allow, and leave nothing behind.
-//!
-//! The tests run in a network namespace like those of `network.rs`.
+//! Instances of a VPC, in a network namespace like those of `network.rs`.
 
 mod common;
 
@@ -23,7 +21,6 @@ fn private_address(wisp: &Wisp, name: &str) -> String {
     shown(wisp, name)["PrivateIpAddress"].as_str().unwrap().to_string()
 }
 
-/// Returns the page at an address of this host, or `None` if there is no server.
 fn page(address: &str) -> Option<String> {
     let mut stream = TcpStream::connect((address, 80)).ok()?;
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -33,7 +30,6 @@ fn page(address: &str) -> Option<String> {
     answer.lines().last().map(str::to_string)
 }
 
-/// Returns true if `client` gets a page from `server` within some seconds.
 fn reaches(wisp: &Wisp, client: &str, server: &str) -> bool {
     let script = format!(
         "wget -q -O /tmp/page http://{server}/page & wget=$!; (sleep 8; kill $wget) > /dev/null 2>&1 & \
@@ -42,8 +38,7 @@ fn reaches(wisp: &Wisp, client: &str, server: &str) -> bool {
     exec(wisp, client, &script) == "reached"
 }
 
-/// Starts a stream from the server's port 7 to a client over one connection. The returned function waits until the
-/// client has received more.
+/// Starts a stream from the server to the client. The returned function waits until the client has received more.
 fn talk<'a>(wisp: &'a Wisp, server: &str, address: &str, client: &'a str) -> impl Fn() + 'a {
     exec(wisp, server, "(while true; do echo tick; sleep 1; done | nc -l -p 7) > /tmp/heard 2>&1 &");
     exec(wisp, client, &format!("(sleep 1000 | nc {address} 7) > /tmp/ticks 2>&1 &"));
@@ -56,7 +51,6 @@ fn talk<'a>(wisp: &'a Wisp, server: &str, address: &str, client: &'a str) -> imp
     }
 }
 
-/// Returns an instance's page from a server outside of all guests.
 fn hello_from_the_world(wisp: &Wisp, name: &str) -> String {
     let world = TcpListener::bind((WORLD, 0)).unwrap();
     let port = world.local_addr().unwrap().port();
@@ -66,7 +60,7 @@ fn hello_from_the_world(wisp: &Wisp, name: &str) -> String {
         stream.read_exact(&mut request).unwrap();
         stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhello").unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
-        // The request is read to its end. Otherwise closing would reset the connection.
+        // Closing with unread data would reset the connection.
         stream.read_to_end(&mut Vec::new()).unwrap();
     });
     let hello = exec(wisp, name, &format!("wget -q -O - http://{WORLD}:{port}/"));
@@ -75,12 +69,12 @@ fn hello_from_the_world(wisp: &Wisp, name: &str) -> String {
 }
 
 #[test]
-fn a_router_that_was_killed_comes_back_and_cuts_nobody_off() {
-    if !is_inside("a_router_that_was_killed_comes_back_and_cuts_nobody_off") {
+fn killed_router_restarts_and_keeps_connections() {
+    if !is_inside("killed_router_restarts_and_keeps_connections") {
         return;
     }
     let wisp = Wisp::warm_in_long_home();
-    let before = of_the_host();
+    let before = host_network_state();
     wisp.run(&["sg", "create", "db"]).expect_code(0);
     for traffic in [&["--port", "7"][..], &["--protocol", "icmp"]] {
         wisp.run(&[&["sg", "authorize", "db", "--group", "default"], traffic].concat()).expect_code(0);
@@ -123,7 +117,7 @@ fn a_router_that_was_killed_comes_back_and_cuts_nobody_off() {
     assert!(pings("third") && !reaches(&wisp, "third", &address));
     heard_more();
 
-    // A rebooted guest keeps its supervisor, which holds the network connections: here for all of them.
+    // After a reboot, the supervisor still holds the guest's network connections.
     wisp.run(&["reboot", "server"]).expect_code(0);
     exec(&wisp, "server", "echo it is up");
     wisp.run(&["terminate", "client", "third"]).expect_code(0);
@@ -136,12 +130,12 @@ fn a_router_that_was_killed_comes_back_and_cuts_nobody_off() {
     wisp.run(&["terminate", "server", "fourth"]).expect_code(0);
     common::await_no_processes_of(&wisp);
     assert!(!std::path::Path::new(&dir).join("router.sock").exists());
-    assert_eq!(of_the_host(), before);
+    assert_eq!(host_network_state(), before);
 }
 
 #[test]
-fn instances_of_a_vpc_reach_each_other_as_their_groups_say() {
-    if !is_inside("instances_of_a_vpc_reach_each_other_as_their_groups_say") {
+fn security_groups_filter_traffic_within_vpc() {
+    if !is_inside("security_groups_filter_traffic_within_vpc") {
         return;
     }
     let wisp = Wisp::warm();
@@ -151,7 +145,7 @@ fn instances_of_a_vpc_reach_each_other_as_their_groups_say() {
     launch(&wisp, &[&["--name", "server", "--network", "vpc"][..], &groups[..]].concat()).expect_code(0);
     let address = private_address(&wisp, "server");
 
-    // Members of the default group reach each other: by ICMP, and by TCP without lost bytes.
+    // Members of the default group reach each other by ICMP, and by TCP without lost bytes.
     let pinged = exec(&wisp, "client", &format!("ping -c 2 -w 60 {address}"));
     assert!(pinged.contains(" 0% packet loss"), "{pinged}");
     let sum = exec(
@@ -163,10 +157,9 @@ fn instances_of_a_vpc_reach_each_other_as_their_groups_say() {
     let received = exec(&wisp, "client", &format!("wget -q -O - http://{address}/many | sha256sum"));
     assert_eq!(received, sum);
 
-    // Outbound connections work, without a way in from outside.
     assert_eq!(hello_from_the_world(&wisp, "client"), "hello");
 
-    // Leaving a group keeps established connections and blocks new ones. Joining is the reverse.
+    // Leaving a group keeps established connections and blocks new ones.
     let heard_more = talk(&wisp, "server", &address, "client");
     heard_more();
     wisp.run(&["modify", "server", "--security-group", "db"]).expect_code(0);
@@ -199,8 +192,8 @@ fn instances_of_a_vpc_reach_each_other_as_their_groups_say() {
 }
 
 #[test]
-fn vpcs_are_apart_and_an_elastic_address_goes_from_one_instance_to_another() {
-    if !is_inside("vpcs_are_apart_and_an_elastic_address_goes_from_one_instance_to_another") {
+fn vpcs_are_isolated_and_elastic_address_moves() {
+    if !is_inside("vpcs_are_isolated_and_elastic_address_moves") {
         return;
     }
     let wisp = Wisp::warm();
@@ -229,20 +222,19 @@ fn vpcs_are_apart_and_an_elastic_address_goes_from_one_instance_to_another() {
     assert_eq!((&a["PrivateIpAddress"], &a["SecurityGroups"][0]["GroupName"]), (&json!("10.0.1.10"), &json!("red")));
     assert_eq!(a.get("PublicIpAddress"), None, "its subnet gives none");
     let network = format!("{METADATA}/network/interfaces/macs");
-    let told =
+    let metadata =
         exec(&wisp, "a", &format!("mac=$({network}); {network}/${{mac}}subnet-id; echo; {network}/${{mac}}vpc-id"));
-    assert_eq!(told.lines().collect::<Vec<_>>(), [a["SubnetId"].as_str().unwrap(), a["VpcId"].as_str().unwrap()]);
+    assert_eq!(metadata.lines().collect::<Vec<_>>(), [a["SubnetId"].as_str().unwrap(), a["VpcId"].as_str().unwrap()]);
     let taken = launch(&wisp, &["--subnet", "red-front", "--private-ip", "10.0.1.10", "--overcommit"]).expect_code(1);
     assert!(taken.stderr.contains("InvalidIPAddress.InUse"), "{}", taken.stderr);
     assert!(wisp.run(&["subnet", "rm", "red-front"]).expect_code(1).stderr.contains("DependencyViolation"));
 
-    // Subnets of one VPC reach each other, but not the other VPC.
     assert!(reaches(&wisp, "a", "10.0.2.20"));
     let pinged = exec(&wisp, "b", "ping -c 1 -w 60 10.0.1.10");
     assert!(pinged.contains(" 0% packet loss"), "{pinged}");
     assert!(!reaches(&wisp, "c", "10.0.2.20"));
 
-    // An elastic address moves between instances, is kept across a stop, and is free in the end.
+    // An elastic address moves between instances and is kept across a stop.
     let allocated = json(&wisp, &["address", "allocate", "--name", "www"]);
     let ip = allocated["PublicIp"].as_str().unwrap();
     wisp.run(&["address", "associate", "www", "a"]).expect_code(0);
@@ -260,7 +252,6 @@ fn vpcs_are_apart_and_an_elastic_address_goes_from_one_instance_to_another() {
     wisp.run(&["terminate", "c"]).expect_code(0);
     assert_eq!(json(&wisp, &["address", "ls"])["Addresses"], json!([allocated]));
 
-    // Without instances, the VPC's resources are free.
     wisp.run(&["terminate", "a", "b"]).expect_code(0);
     common::await_no_processes_of(&wisp);
     for vpc in ["red", "blue"] {
@@ -275,8 +266,7 @@ fn vpcs_are_apart_and_an_elastic_address_goes_from_one_instance_to_another() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// Returns the links and firewall rules of this namespace, and the mounts of namespaces.
-fn of_the_host() -> [String; 3] {
+fn host_network_state() -> [String; 3] {
     let said = |program: &str, arguments: &[&str]| {
         let output = std::process::Command::new(program).args(arguments).output().unwrap();
         assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
@@ -288,12 +278,12 @@ fn of_the_host() -> [String; 3] {
 }
 
 #[test]
-fn fifty_instances_are_on_the_network_and_leave_nothing() {
-    if !is_inside("fifty_instances_are_on_the_network_and_leave_nothing") {
+fn fifty_instances_reach_each_other_and_leave_no_processes() {
+    if !is_inside("fifty_instances_reach_each_other_and_leave_no_processes") {
         return;
     }
     let wisp = Wisp::warm();
-    let before = of_the_host();
+    let before = host_network_state();
     launch(&wisp, &["--name", "asking", "--network", "vpc"]).expect_code(0);
     launch(&wisp, &["--count", "49", "--network", "vpc", "--overcommit"]).expect_code(0);
     let all = json(&wisp, &["ls"]);
@@ -308,8 +298,8 @@ fn fifty_instances_are_on_the_network_and_leave_nothing() {
 
     wisp.run(&[&["terminate"][..], &field("InstanceId")].concat()).expect_code(0);
     common::await_no_processes_of(&wisp);
-    // The VPCs' namespaces had no other processes, and are not mounted anywhere.
-    assert_eq!(of_the_host(), before);
+    // The VPCs' namespaces are not mounted anywhere.
+    assert_eq!(host_network_state(), before);
     for dir in std::fs::read_dir(wisp.home().join("networks")).unwrap() {
         assert!(!dir.unwrap().path().join("router.sock").exists());
     }

@@ -19,7 +19,7 @@ fn subnet(wisp: &Wisp, name: &str) -> Value {
 }
 
 #[test]
-fn the_default_vpc_has_a_subnet_in_each_zone() {
+fn default_vpc_has_subnet_in_each_zone() {
     let wisp = Wisp::without_kvm();
     let vpcs = json(&wisp, &["vpc", "ls"]);
     let default = &vpcs["Vpcs"][0];
@@ -42,7 +42,7 @@ fn the_default_vpc_has_a_subnet_in_each_zone() {
 }
 
 #[test]
-fn a_vpc_holds_what_is_in_it_until_it_is_empty() {
+fn vpc_with_subnets_or_groups_cannot_be_removed() {
     let wisp = Wisp::without_kvm();
     refused(wisp.run(&["vpc", "create", "--cidr", "10.0.0.0/8"]), "InvalidVpc.Range");
     let made = json(&wisp, &["vpc", "create", "--cidr", "10.0.0.0/16", "--name", "lab"]);
@@ -72,7 +72,7 @@ fn a_vpc_holds_what_is_in_it_until_it_is_empty() {
 }
 
 #[test]
-fn groups_are_of_one_vpc_and_names_are_the_default_vpcs_first() {
+fn group_names_resolve_in_default_vpc_first() {
     let wisp = Wisp::without_kvm();
     wisp.run(&["vpc", "create", "--cidr", "10.0.0.0/16", "--name", "lab"]).expect_code(0);
     let id = |made: Value| made["SecurityGroups"][0]["GroupId"].as_str().unwrap().to_string();
@@ -95,7 +95,7 @@ fn groups_are_of_one_vpc_and_names_are_the_default_vpcs_first() {
 }
 
 #[test]
-fn an_elastic_address_is_there_until_it_is_released() {
+fn elastic_address_exists_until_released() {
     let wisp = Wisp::without_kvm();
     let first = json(&wisp, &["address", "allocate", "--name", "www"]);
     let second = json(&wisp, &["address", "allocate"]);
@@ -110,7 +110,7 @@ fn an_elastic_address_is_there_until_it_is_released() {
 }
 
 #[test]
-fn a_place_that_there_is_not_is_refused_before_anything_is_made() {
+fn invalid_launch_placement_is_refused() {
     let wisp = Wisp::new();
     wisp.run(&["vpc", "create", "--cidr", "10.0.0.0/16", "--name", "lab"]).expect_code(0);
     wisp.run(&["subnet", "create", "--vpc", "lab", "--cidr", "10.0.1.0/24", "--name", "front"]).expect_code(0);

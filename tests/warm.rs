@@ -8,7 +8,6 @@ use common::Wisp;
 use common::instances::{exec, json, launch};
 use serde_json::Value;
 
-/// Returns true if an instance was restored from a template.
 fn is_warm(wisp: &Wisp, instance: &str) -> bool {
     has_restored(&json(wisp, &["timeline", instance]))
 }
@@ -18,7 +17,7 @@ fn has_restored(timeline: &Value) -> bool {
 }
 
 #[test]
-fn a_warm_launch_is_an_instance_of_its_own() {
+fn warm_launch_creates_independent_instances() {
     let wisp = Wisp::warmable();
     let keys = tempfile::tempdir().unwrap();
     let size = ["--vcpus", "1", "--memory", "192M"];
@@ -49,7 +48,6 @@ fn a_warm_launch_is_an_instance_of_its_own() {
         assert!(seen.insert(lines[1].to_string()), "two guests drew the same random numbers");
     }
 
-    // It behaves like any other instance: written data stay, and it can reboot.
     exec(&wisp, ids[0], "echo mine > /root/file; sync");
     wisp.run(&["reboot", ids[0]]).expect_code(0);
     assert_eq!(exec(&wisp, ids[0], "cat /root/file; hostname"), format!("mine\n{}", &ids[0][..10]));
@@ -60,7 +58,7 @@ fn a_warm_launch_is_an_instance_of_its_own() {
     assert!(outcome.text().starts_with("i-"), "{}", outcome.text());
     assert!(has_restored(&json(&wisp, &["timeline"])));
 
-    // A damaged template is not used. The next launch cold-boots, and a new template follows.
+    // After a damaged template, the next launch cold-boots and a background process creates a new template.
     let warm = wisp.home().join("warm");
     let dir = std::fs::read_dir(&warm).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir());
     std::fs::write(dir.unwrap().join("state"), "damaged").unwrap();
@@ -69,7 +67,6 @@ fn a_warm_launch_is_an_instance_of_its_own() {
     wisp.run(&["terminate", id.trim()]).expect_code(0);
     launch(&wisp, &["--name", "cold"]).expect_code(0);
     assert!(!is_warm(&wisp, "cold"));
-    // The background process that creates it holds its machine's lock.
     let deadline = std::time::Instant::now() + common::DEADLINE;
     while json(&wisp, &["image", "show", "tiny"])["Images"][0]["WarmSnapshots"].as_array().unwrap().is_empty() {
         assert!(std::time::Instant::now() < deadline, "no template was made");

@@ -11,7 +11,7 @@ import time
 from .common import CMDLINE, DEADLINE, MEMORY_MIB, bundle, emulated_options, tabulate, wisp
 from .qemu import QEMU, qemu_command
 
-# Enough to measure. Under software KVM it takes seconds.
+# This size takes seconds under software KVM.
 BLOCK_MIB = 2
 READY = b"wisp-init: ready"
 INIT = CMDLINE + " init=/sbin/wisp-init"
@@ -41,7 +41,6 @@ def bench(args):
 
 
 def wisp_boot(env):
-    """Measures one boot: milliseconds from process start to each mark, and memory."""
     wisp(env, "run", "--", "true")
     report = json.loads(wisp(env, "timeline", "--output", "json"))
     marks = {mark["mark"]: mark["at_ns"] for mark in report["timeline"]["marks"]}
@@ -62,7 +61,7 @@ def wisp_command(env):
 
 
 def wisp_block(env, folder):
-    """Measures sequential throughput with dd in the guest: a raw file, a qcow2 file, and an overlay on a raw file."""
+    """Measures sequential throughput with dd in the guest."""
     raw, whole, layer = (os.path.join(folder, name) for name in ("disk.img", "disk.qcow2", "layer.qcow2"))
     with open(raw, "wb") as file:
         file.write(os.urandom(BLOCK_MIB << 20))
@@ -91,7 +90,7 @@ def wisp_block(env, folder):
 
 
 def until_ready(command, env=None):
-    """Returns the milliseconds until the guest's console reports a ready agent. Then kills the process."""
+    """Returns the milliseconds until the guest's console reports a ready agent."""
     began = time.monotonic()
     process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     seen = b""

@@ -20,7 +20,6 @@ def software_kvm():
 
 
 def use(binary):
-    """Selects another binary to measure."""
     global WISP
     WISP = os.path.abspath(binary)
 
@@ -50,7 +49,6 @@ def emulated_options():
 
 
 def tabulate(samples, runs):
-    """Prints the samples as a table, and returns the figures."""
     print(f"{host()}; 1 vCPU, {MEMORY_MIB} MiB, {runs} runs\n")
     print(f"{'':58} {'min':>10} {'median':>10} {'max':>10}")
     figures = {}

@@ -10,7 +10,6 @@ from .common import ROOT, host
 
 def bench(args):
     print(f"{host()}; the block device alone, {args.runs} runs, medians\n")
-    # The directory is removed when this script ends.
     with tempfile.TemporaryDirectory(prefix="wisp-bench-", dir=args.folder) as folder:
         folder = os.path.abspath(folder)
         figures = os.path.join(folder, "figures.json")

@@ -12,12 +12,12 @@ import time
 from .common import DEADLINE, MEMORY_MIB, SIZE, host, wisp, wisp_command
 
 
-# A hundred of these fit into a small host. Launched instances reserve their memory, while forks share it.
+# A hundred instances of this size fit on a small host. Forks share memory, but launched instances reserve their own.
 SMALL = ("--vcpus", "1", "--memory", "128M")
 
 
 def frozen(env, size):
-    """Measures one round of a save and a restore, in milliseconds. The instance is terminated before the next round."""
+    """Measures one save and restore, in milliseconds."""
     timed = lambda *args: (began := time.monotonic(), wisp(env, *args), (time.monotonic() - began) * 1e3)[1:]
     marks = lambda id: {
         mark["mark"]: mark["at_ns"]
@@ -39,7 +39,6 @@ def frozen(env, size):
 
 
 def forks(env, size, count):
-    """Measures concurrent forks: the time until all are ready, the original's pause, and the memory per fork."""
     available = lambda: int(re.search(r"MemAvailable:\s+(\d+)", open("/proc/meminfo").read()).group(1)) / 1024
     id = wisp(env, "launch", *size).decode().strip()
     before, began = available(), time.monotonic()
@@ -62,7 +61,6 @@ def forks(env, size, count):
 
 
 def launches(env, count):
-    """Measures the warm start of several instances in one launch: the time until all are ready."""
     began = time.monotonic()
     launched = wisp(env, "launch", *SMALL, "--count", str(count), "--overcommit").decode().split()
     took = (time.monotonic() - began) * 1e3
@@ -71,7 +69,7 @@ def launches(env, count):
 
 
 def private_mib(env, id):
-    """Returns the private memory of an instance's VMM, including guest memory."""
+    """Returns the private memory of a VMM, including guest memory."""
     pid = json.loads(wisp(env, "timeline", id, "--output", "json"))["pid"]
     text = open(f"/proc/{pid}/smaps_rollup").read()
     return sum(int(kib) for kib in re.findall(r"Private_(?:Clean|Dirty):\s+(\d+)", text)) / 1024

@@ -1,7 +1,4 @@
-"""Measures traffic between VPC guests, between guest and host, through passt and over vsock; and between QEMU guests.
-
-Guests and the host run the same program, tests/programs/net.rs.
-"""
+"""Measures traffic of VPC guests and of QEMU guests. Guests and the host run tests/programs/net.rs."""
 
 import json
 import os
@@ -17,7 +14,7 @@ from .common import DEADLINE, ROOT, SIZE, bundle, software_kvm, tabulate, wisp
 from .qemu import QEMU, between_guests
 
 PORT = 8080
-# Under software KVM these take seconds.
+# These sizes take seconds under software KVM.
 PAGE_MIB = 8
 STREAM_MIB = 4 if software_kvm() else 512
 # The program's arguments, and the names of its figures.
@@ -63,7 +60,6 @@ def build(folder):
 
 
 def figures(what, words, text):
-    """Parses the program's output into named figures."""
     return {f"{what}: {name}": float(value) for name, value in zip(MEASURES[words], text.split(), strict=True)}
 
 
@@ -92,7 +88,7 @@ def in_a_vpc(env, program, runs, note):
 
 
 def through_passt(env, runs, note):
-    """Measures a published port, passt and the metadata service. Returns true if the outside world was reachable."""
+    """Returns true if the outside world was reachable."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     id = wisp(env, "launch", *SIZE, "-p", f"{port}:{PORT}").decode().strip()
@@ -109,7 +105,6 @@ def through_passt(env, runs, note):
 
 
 def over_vsock(env, runs, note):
-    """Measures a command's standard input and output, which the agent transfers over vsock."""
     id = wisp(env, "launch", *SIZE, "--network", "none").decode().strip()
 
     def rate(script, **kwargs):
@@ -132,7 +127,6 @@ def over_vsock(env, runs, note):
 
 
 def pages(port, outside, exec_in):
-    """Measures throughput of a published port and of passt, and the latency of the metadata service."""
     figures = {}
 
     def fetch():
@@ -157,7 +151,7 @@ def pages(port, outside, exec_in):
 
 
 def serve_outside():
-    """Starts a server at the host's non-loopback address, if there is one. It answers with PAGE_MIB of zeros."""
+    """Starts a server at the host's non-loopback address, if there is one, that sends PAGE_MIB of zeros."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(("198.51.100.1", 9))

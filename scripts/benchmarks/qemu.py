@@ -9,11 +9,11 @@ import sys
 from .common import CMDLINE, DEADLINE, MEMORY_MIB, emulated_options, software_kvm
 
 QEMU = "qemu-system-x86_64"
-# The same as in guests of Wisp.
+# The MTU of Wisp's guests.
 MTU = 9001
 ADDRESSES = {"server": "192.0.2.4", "client": "192.0.2.5"}
 
-# The first process of a guest. It runs the end of the program that the kernel's command line names.
+# A guest's init. The kernel command line selects client or server.
 INIT = """#!/bin/sh
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs devtmpfs /dev 2> /dev/null
 ip link set lo up; ip address add $bench_address/24 dev eth0; ip link set eth0 mtu %(mtu)d up
@@ -27,7 +27,7 @@ done
 reboot -f
 """
 
-# Two guests with their taps on a bridge, in new namespaces. Everything ends with the namespaces.
+# Two guests with tap devices on a bridge, in namespaces that end with the script.
 MACHINES = """
 set -e
 ip link add br0 mtu %(mtu)d type bridge && ip link set br0 up
@@ -41,7 +41,6 @@ exec %(client)s < /dev/null
 
 
 def qemu_command(image, disk, cmdline, more=()):
-    """Returns the command of a QEMU guest. Its console is standard output."""
     cpu = "host,-arch-capabilities" if software_kvm() else "host"
     return [
         QEMU, "-M", "microvm,rtc=on,isa-serial=on,acpi=off", "-enable-kvm", "-cpu", cpu, "-m", str(MEMORY_MIB),
@@ -72,7 +71,7 @@ def between_guests(image, folder, program, port, measures, runs):
         device = f"virtio-net-device,netdev=net,mac=06:00:00:00:00:0{number},host_mtu={MTU}"
         more = ["-netdev", f"tap,id=net,ifname={role},script=no,downscript=no,vhost=off", "-device", device]
         machines[role] = " ".join(f"'{word}'" for word in qemu_command(image, own, cmdline, more))
-    # The shell, the first process of the namespace, executes the client. So the server ends with the client.
+    # The namespace's first process becomes the client, so the server ends with the client.
     command = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "sh", "-c", MACHINES % machines]
     ended = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=DEADLINE * (1 + runs))
     words = list(measures)

@@ -18,17 +18,15 @@ use wisp::vmm::control::{ControlClient, Message, Request, Status};
 
 use super::{DEADLINE, Wisp};
 
-/// Held during a command in a guest. A process can run only one, because the command gets the process's signals.
+/// Held during a command in a guest: a process runs only one, because the command gets the process's signals.
 static COMMAND: Mutex<()> = Mutex::new(());
 
-/// A machine with the embedded image, and its directory.
 pub struct Machine {
     pub dir: tempfile::TempDir,
-    pub monitor: Child,
+    pub vmm: Child,
     pub control: ControlClient,
 }
 
-/// Returns the configuration of a machine with the embedded image.
 pub fn config(wisp: &Wisp) -> MachineConfig {
     let bundle = wisp.bundle();
     let root = DiskConfig {
@@ -62,13 +60,16 @@ pub fn config(wisp: &Wisp) -> MachineConfig {
 }
 
 impl Machine {
-    /// Starts a VMM for `config` in `directory`, with a watcher connection.
     pub fn start(wisp: &Wisp, dir: tempfile::TempDir, config: &MachineConfig) -> Machine {
-        Machine::go_on(wisp, dir, config, None)
+        Machine::start_or_restore(wisp, dir, config, None)
     }
 
-    /// Like [`start`](Self::start), restored from the snapshot in `restore`.
-    pub fn go_on(wisp: &Wisp, dir: tempfile::TempDir, config: &MachineConfig, restore: Option<&Path>) -> Machine {
+    pub fn start_or_restore(
+        wisp: &Wisp,
+        dir: tempfile::TempDir,
+        config: &MachineConfig,
+        restore: Option<&Path>,
+    ) -> Machine {
         let mut command = wisp.command(&["vmm", dir.path().to_str().unwrap()]);
         if let Some(saved) = restore {
             command.arg("--restore").arg(saved);
@@ -76,14 +77,12 @@ impl Machine {
         Machine::of(command, dir, config)
     }
 
-    /// Like [`start`](Self::start), with a library that is preloaded.
-    pub fn start_with(wisp: &Wisp, dir: tempfile::TempDir, config: &MachineConfig, library: &Path) -> Machine {
+    pub fn start_with_preload(wisp: &Wisp, dir: tempfile::TempDir, config: &MachineConfig, library: &Path) -> Machine {
         let mut command = wisp.command(&["vmm", dir.path().to_str().unwrap()]);
         command.env("LD_PRELOAD", library);
         Machine::of(command, dir, config)
     }
 
-    /// Like [`start`](Self::start), with the network device connected to `network`.
     pub fn start_connected(
         wisp: &Wisp,
         dir: tempfile::TempDir,
@@ -92,8 +91,7 @@ impl Machine {
     ) -> Machine {
         let mut command = wisp.command(&["vmm", dir.path().to_str().unwrap()]);
         command.args(["--network-fd", &network.as_raw_fd().to_string()]);
-        // SAFETY: fcntl is async-signal-safe, and the closure owns the descriptor, so it is open until the command is
-        // dropped.
+        // SAFETY: fcntl is async-signal-safe, and the closure owns the descriptor until the command is dropped.
         unsafe { command.pre_exec(move || Ok(fcntl_setfd(&network, FdFlags::empty())?)) };
         Machine::of(command, dir, config)
     }
@@ -102,8 +100,8 @@ impl Machine {
         fs::write(dir.path().join("config.json"), serde_json::to_vec(config).unwrap()).unwrap();
         let lock = File::create(dir.path().join("lock")).unwrap();
         flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("no other VMM has the directory");
-        let (watcher, monitor_watcher) = UnixStream::pair().unwrap();
-        let inherited = [lock.as_raw_fd(), monitor_watcher.as_raw_fd()];
+        let (watcher, vmm_watcher) = UnixStream::pair().unwrap();
+        let inherited = [lock.as_raw_fd(), vmm_watcher.as_raw_fd()];
         command.args(["--lock-fd", &inherited[0].to_string(), "--watcher-fd", &inherited[1].to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(dir.path().join("vmm.log")).unwrap());
         // SAFETY: fcntl is async-signal-safe, and the descriptors are open until the child has started.
@@ -112,8 +110,8 @@ impl Machine {
                 inherited.iter().try_for_each(|fd| Ok(fcntl_setfd(BorrowedFd::borrow_raw(*fd), FdFlags::empty())?))
             });
         }
-        let monitor = command.spawn().unwrap();
-        Machine { dir, monitor, control: ControlClient::new(watcher).unwrap() }
+        let vmm = command.spawn().unwrap();
+        Machine { dir, vmm, control: ControlClient::new(watcher).unwrap() }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -137,7 +135,6 @@ impl Machine {
         assert_eq!(message, Message::Ready, "{}", fs::read_to_string(self.path("vmm.log")).unwrap());
     }
 
-    /// Runs `script` in the guest's shell and returns its output.
     pub fn shell(&self, script: &str) -> String {
         let _one = COMMAND.lock().unwrap_or_else(PoisonError::into_inner);
         let agent = Agent::connect(&self.path("vmm/vsock.sock"), DEADLINE).unwrap();
@@ -156,7 +153,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let _ = self.monitor.kill();
-        let _ = self.monitor.wait();
+        let _ = self.vmm.kill();
+        let _ = self.vmm.wait();
     }
 }

@@ -1,6 +1,4 @@
-//! Helpers for tests that boot guests: the binary under test, a data directory for each test, and deadlines.
-//!
-//! Nothing here sleeps. Everything that a test starts ends with the test, passed or failed.
+//! Helpers for tests that boot guests. Nothing here sleeps, and everything that a test starts ends with the test.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -22,15 +20,13 @@ use std::time::{Duration, Instant};
 /// Longer than any guest here takes under software KVM while two others run.
 pub const DEADLINE: Duration = Duration::from_secs(300);
 
-/// A data directory and the binary that uses it.
 pub struct Wisp {
     home: tempfile::TempDir,
     is_warm: bool,
-    /// The user to run the binary as. The default is the current user.
+    /// The user that runs the binary. `None` is the current user.
     user: Option<user::User>,
 }
 
-/// A command's output and exit code.
 #[derive(Debug)]
 pub struct Outcome {
     pub code: Option<i32>,
@@ -39,7 +35,6 @@ pub struct Outcome {
 }
 
 impl Wisp {
-    /// Creates a data directory for tests that boot guests. Panics without KVM.
     pub fn new() -> Wisp {
         if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
             panic!("this test boots a guest and needs /dev/kvm, which cannot be opened: {error} (see `wisp doctor`)");
@@ -47,13 +42,11 @@ impl Wisp {
         Wisp::without_kvm()
     }
 
-    /// Creates a data directory for tests that boot no guest.
     pub fn without_kvm() -> Wisp {
         Wisp { home: tempfile::tempdir().expect("a temporary directory"), is_warm: false, user: None }
     }
 
-    /// Like [`new`](Self::new), with a path that is longer than a socket address holds, and that contains spaces and
-    /// non-ASCII letters.
+    /// Creates a path longer than a socket address holds, with spaces and non-ASCII letters.
     pub fn in_long_home() -> Wisp {
         let mut wisp = Wisp::new();
         let prefix = "data directory ünïcödé 数据 ".repeat(6);
@@ -62,7 +55,6 @@ impl Wisp {
         wisp
     }
 
-    /// Like [`warm`](Self::warm), with the path of [`in_long_home`](Self::in_long_home).
     pub fn warm_in_long_home() -> Wisp {
         let mut wisp = Wisp::in_long_home();
         wisp.is_warm = true;
@@ -70,22 +62,20 @@ impl Wisp {
         wisp
     }
 
-    /// Creates a data directory without templates, for tests that create some.
+    /// Enables templates without creating any.
     pub fn warmable() -> Wisp {
         let mut wisp = Wisp::new();
         wisp.is_warm = true;
         wisp
     }
 
-    /// Creates a data directory with templates of [`instances::SMALL`] and of the size of `wisp run`, for tests that
-    /// need no cold boot.
+    /// Creates templates of [`instances::SMALL`] and of the size of `wisp run`, for tests that need no cold boot.
     pub fn warm() -> Wisp {
         let wisp = Wisp::warmable();
         template::copy_to(wisp.home());
         wisp
     }
 
-    /// Creates a data directory for tests without root privileges. Templates are enabled.
     pub fn of(user: user::User) -> Wisp {
         let mut wisp = Wisp::warmable();
         std::os::unix::fs::chown(wisp.home(), Some(user.uid()), Some(user.uid())).unwrap();
@@ -93,17 +83,14 @@ impl Wisp {
         wisp
     }
 
-    /// Returns the data directory.
     pub fn home(&self) -> &Path {
         self.home.path()
     }
 
-    /// Returns the user to run the binary as. Panics if it is the current user.
     pub fn user(&self) -> &user::User {
         self.user.as_ref().expect("it is run as another user")
     }
 
-    /// Returns the command with these arguments.
     pub fn command(&self, args: &[&str]) -> Command {
         let own = || Command::new(env!("CARGO_BIN_EXE_wisp"));
         let mut command = self.user.as_ref().map_or_else(own, user::User::wisp);
@@ -113,7 +100,6 @@ impl Wisp {
         command
     }
 
-    /// Runs the command to its end, with `input` as its standard input.
     pub fn run_with_input(&self, args: &[&str], input: &[u8]) -> Outcome {
         let mut running = self.start(args);
         let mut stdin = running.stdin.take().expect("standard input is a pipe");
@@ -127,36 +113,31 @@ impl Wisp {
         outcome
     }
 
-    /// Runs the command to its end, without input.
     pub fn run(&self, args: &[&str]) -> Outcome {
         self.run_with_input(args, b"")
     }
 
-    /// Starts the command.
     pub fn start(&self, args: &[&str]) -> Running {
         let mut command = self.command(args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Running::new(command.spawn().expect("wisp starts"))
     }
 
-    /// Starts a guest with a command that runs until its input ends, and waits until it is up.
+    /// Starts a guest that runs until its input ends, and waits until it is up.
     pub fn start_guest(&self) -> Running {
         let mut running = self.start(&["run", "--", "sh", "-c", "echo up; exec cat"]);
         running.wait_for("up");
         running
     }
 
-    /// Unpacks the embedded image if necessary, and returns its directory.
     pub fn bundle(&self) -> PathBuf {
         wisp::cloud::embedded::unpacked(&wisp::host::home::Home::at(self.home()).unwrap()).unwrap()
     }
 
-    /// Returns the directories of the machines of `wisp run`.
     pub fn runs(&self) -> Vec<PathBuf> {
         self.dirs("runs")
     }
 
-    /// Returns the directories of existing instances.
     pub fn instances(&self) -> Vec<PathBuf> {
         self.dirs("instances")
     }
@@ -168,7 +149,6 @@ impl Wisp {
 }
 
 impl Drop for Wisp {
-    /// Ends every instance that the test left running.
     fn drop(&mut self) {
         use wisp::vmm::control::{ControlClient, Request};
         for dir in self.instances() {
@@ -180,7 +160,7 @@ impl Drop for Wisp {
     }
 }
 
-/// A running command, which is killed if the test ends before it.
+/// A running command, which is killed when dropped.
 pub struct Running {
     child: Child,
     pub stdin: Option<ChildStdin>,
@@ -212,18 +192,15 @@ impl Running {
         Running { child, stdin, lines, seen: Vec::new(), stderr: Some(stderr) }
     }
 
-    /// Returns the process id.
     pub fn pid(&self) -> i32 {
         self.child.id().try_into().unwrap()
     }
 
-    /// Sends a signal to the command.
     pub fn signal(&self, signal: i32) {
         // SAFETY: the child has not been waited for, so its id is its own.
         assert_eq!(unsafe { libc::kill(self.pid(), signal) }, 0, "the command is there");
     }
 
-    /// Waits for a line of standard output that contains `text`.
     pub fn wait_for(&mut self, text: &str) {
         let deadline = Instant::now() + DEADLINE;
         loop {
@@ -247,7 +224,6 @@ impl Running {
         }
     }
 
-    /// Waits until the command has ended or `delay` has passed; returns true if it has ended.
     pub fn has_ended_within(&mut self, delay: Duration) -> bool {
         let deadline = Instant::now() + delay;
         loop {
@@ -259,7 +235,6 @@ impl Running {
         }
     }
 
-    /// Kills the command with SIGKILL after `delay`, unless it has ended by then. Returns true if it was killed.
     pub fn kill_after(mut self, delay: Duration) -> bool {
         let killed = !self.has_ended_within(delay);
         if killed {
@@ -269,7 +244,6 @@ impl Running {
         killed
     }
 
-    /// Waits for the command to end.
     pub fn wait(mut self) -> Outcome {
         drop(self.stdin.take());
         let deadline = Instant::now() + DEADLINE;
@@ -306,12 +280,10 @@ impl Drop for Running {
 }
 
 impl Outcome {
-    /// Returns standard output as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
-    /// Asserts the exit code, and shows the whole output if it differs.
     #[track_caller]
     pub fn expect_code(self, code: i32) -> Outcome {
         assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.text(), self.stderr);
@@ -319,8 +291,7 @@ impl Outcome {
     }
 }
 
-/// Returns the process id of the VMM of the machine in `directory`.
-pub fn monitor_pid(dir: &Path) -> u32 {
+pub fn vmm_pid(dir: &Path) -> u32 {
     use wisp::vmm::control::{ControlClient, Message, Request};
     let mut control = ControlClient::connect(&dir.join("vmm/control.sock")).unwrap();
     control.send(&Request::Status).unwrap();
@@ -341,13 +312,12 @@ pub fn wait_until_gone(pid: u32) {
     assert_eq!(ended, 1, "process {pid:?} is still there");
 }
 
-/// Waits until no process of the machine in `directory` is left. The VMM dies shortly after its supervisor.
+/// Waits for all processes of a machine to end. The VMM dies shortly after its supervisor.
 pub fn wait_until_unlocked(dir: &Path) {
     drop(wisp::host::home::lock_file(&dir.join("lock")).unwrap());
 }
 
-/// Waits until the log of a machine's VMM contains `text`. The supervisor writes it with a delay, because it comes
-/// through a pipe.
+/// Waits for `text` in a VMM's log, which the supervisor writes with a delay because it comes through a pipe.
 #[track_caller]
 pub fn wait_for_log(dir: &Path, text: &str) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -370,7 +340,7 @@ pub fn wait_for_log(dir: &Path, text: &str) {
 }
 
 /// Returns the VMM and supervisor processes of instances, with their instance ids.
-pub fn monitors(home: &Path) -> Vec<(i32, wisp::ec2::InstanceId)> {
+pub fn vmm_processes(home: &Path) -> Vec<(i32, wisp::ec2::InstanceId)> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -400,7 +370,6 @@ pub fn processes(words: &[&str]) -> Vec<i32> {
     pids.filter(is_one).collect()
 }
 
-/// Kills the router of the VPC with this directory; returns its process id.
 pub fn kill_router(dir: &str) -> i32 {
     let [router] = processes(&["router", dir])[..] else { panic!("there is not one router of {dir}") };
     // SAFETY: the process is this test's own, and it is there.
@@ -434,7 +403,7 @@ pub fn await_no_background_work(wisp: &Wisp) {
     }
 }
 
-/// Returns pseudorandom bytes, the same ones each time.
+/// Returns the same pseudorandom bytes each time.
 pub fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(length + 8);
@@ -448,13 +417,12 @@ pub fn noise(length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Returns the SHA-256 of `bytes` as `sha256sum` prints it.
 pub fn sha256(bytes: &[u8]) -> String {
     use sha2::Digest;
     sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Builds a program of tests/programs so that it runs in any guest.
+/// Builds a program of tests/programs as a static binary, which runs in any guest.
 pub fn program(name: &str) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/programs/{name}.rs"));

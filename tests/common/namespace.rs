@@ -1,5 +1,4 @@
-//! A network namespace for one test. It has a single interface without a real peer, whose address represents the
-//! outside world.
+//! A network namespace for one test. The address of its only interface represents the outside world.
 
 use std::process::Command;
 
@@ -10,7 +9,7 @@ pub const WORLD: &str = "192.0.2.2";
 
 /// Returns true inside a namespace. Otherwise runs the test `name` in a new one and returns false.
 pub fn is_inside(name: &str) -> bool {
-    let is_inside = is_there();
+    let is_inside = set_up_if_inside();
     if !is_inside {
         run(Command::new("unshare").args(["--map-root-user", "--net", "--"]), name);
     }
@@ -18,7 +17,7 @@ pub fn is_inside(name: &str) -> bool {
 }
 
 /// Returns true inside a namespace, after creating its interface.
-pub fn is_there() -> bool {
+pub fn set_up_if_inside() -> bool {
     if std::env::var_os(INSIDE).is_none() {
         return false;
     }
@@ -35,7 +34,6 @@ pub fn is_there() -> bool {
     true
 }
 
-/// Runs the test `name` in a namespace with `unshare`.
 pub fn run(unshare: &mut Command, name: &str) {
     let own = std::env::current_exe().unwrap();
     let command = unshare.arg(own).args(["--exact", name, "--nocapture"]).env(INSIDE, "1");

@@ -1,5 +1,4 @@
-//! Disk slots without a machine. The test is their driver: it uses the registers, and the memory of a guest without a
-//! CPU.
+//! Disk slots without a machine. The test is their driver, with guest memory but no CPU.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,14 +31,12 @@ const QUEUE_SIZE: u16 = 16;
 pub const IN: u32 = 0;
 pub const OUT: u32 = 1;
 pub const FLUSH: u32 = 4;
-/// The feature bit of `FLUSH`.
 const FLUSH_FEATURE: u32 = 1 << 9;
 pub const OK: u8 = 0;
 pub const IO_ERROR: u8 = 1;
-/// Interrupt status bits.
+/// An interrupt status bit.
 pub const CONFIG_CHANGE: u32 = 2;
 
-/// A machine's disk slots, without the machine.
 pub struct Bench {
     pub dir: tempfile::TempDir,
     memory: GuestMemory,
@@ -69,7 +66,6 @@ impl Bench {
         self.dir.path().join(name)
     }
 
-    /// Creates an image of this size, and returns a disk of the same name.
     pub fn disk(&self, name: &str, format: DiskFormat, size: u64) -> DiskConfig {
         disk_image::create(&self.path(name), format, size).unwrap();
         DiskConfig {
@@ -97,7 +93,6 @@ impl Drop for Bench {
     }
 }
 
-/// The driver of one slot.
 pub struct Driver {
     memory: GuestMemory,
     pub transport: Arc<Mutex<MmioTransport>>,
@@ -120,7 +115,7 @@ impl Driver {
         u64::from(self.read(register::CONFIG)) | u64::from(self.read(register::CONFIG + 4)) << 32
     }
 
-    /// Initializes the device. Returns false if the device refuses.
+    /// Returns false if the device refuses its features.
     pub fn bind(&mut self) -> bool {
         use status::*;
         self.unbind();
@@ -151,7 +146,6 @@ impl Driver {
         self.write(register::STATUS, 0);
     }
 
-    /// Submits one request to the device and waits until it completes.
     pub fn request(&mut self, kind: u32, sector: u64, data: &mut [u8]) -> u8 {
         let mut header = [0; 16];
         header[..4].copy_from_slice(&kind.to_le_bytes());
@@ -194,7 +188,6 @@ impl Driver {
     }
 }
 
-/// Checks an image with another implementation.
 pub fn check(path: &Path) {
     let output = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(path).output().unwrap_or_else(|error| {
         panic!("qemu-img, of Debian's qemu-utils, is needed to check images with and cannot be run: {error}")

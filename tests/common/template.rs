@@ -1,6 +1,4 @@
-//! A data directory with templates, of which tests take a copy. One test boots the guests, the others need not.
-//!
-//! It is created for each build of the binary, in Cargo's directory for test data.
+//! A data directory with templates for each build of the binary. Tests copy it, so only one of them boots guests.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -12,10 +10,10 @@ use wisp::host::home::lock_file;
 use super::instances::SMALL;
 
 /// The sizes of the guests of `wisp run` and of `wisp launch`, as options.
-const RUN: [&str; 4] = ["--vcpus", "1", "--memory", "256M"];
-const LAUNCH: [&str; 2] = ["--type", "t2.micro"];
+const RUN_SIZE: [&str; 4] = ["--vcpus", "1", "--memory", "256M"];
+const LAUNCH_SIZE: [&str; 2] = ["--type", "t2.micro"];
 
-/// Copies the data directory to the existing directory `home`. The first caller creates it while the others wait.
+/// The first caller creates the templates while the others wait.
 pub fn copy_to(home: &Path) {
     let binary = Path::new(env!("CARGO_BIN_EXE_wisp"));
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
@@ -33,7 +31,7 @@ pub fn copy_to(home: &Path) {
 
 fn make(binary: &Path, dir: &Path, template: &Path) {
     let unfinished = tempfile::Builder::new().prefix("template-new-").tempdir_in(dir).unwrap();
-    for size in [&SMALL[..], &RUN, &LAUNCH] {
+    for size in [&SMALL[..], &RUN_SIZE, &LAUNCH_SIZE] {
         let mut command = Command::new(binary);
         command.args(["image", "warm", "tiny"]).args(size).env("WISP_HOME", unfinished.path());
         let made = command.env_remove("WISP_WARM_LIMIT").output().unwrap();

@@ -1,5 +1,4 @@
-//! An unprivileged user for tests that run as root. `wisp` runs as that user, with the devices open to it that
-//! distributions open to all users or to a group.
+//! An unprivileged user for tests that run as root, with access to the devices that distributions open to users.
 
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -15,17 +14,17 @@ use super::DEADLINE;
 /// Set in the process inside the namespace.
 const NAME: &str = "WISP_TEST_USER";
 
-/// The user. The `User` that created it removes it, together with its processes.
+/// Removed together with its processes by the `User` that created it.
 pub struct User {
     name: String,
     uid: u32,
     dir: PathBuf,
-    /// The directory of its home and its copy of the binary. The original may be on a path that only root can search.
-    _made: Option<tempfile::TempDir>,
+    /// The user's home and a copy of the binary, whose original may be on a path that only root can search.
+    owned_dir: Option<tempfile::TempDir>,
 }
 
 impl User {
-    /// Creates a user; returns `None` without root privileges.
+    /// Returns `None` without root privileges.
     pub fn create() -> Option<User> {
         if !geteuid().is_root() {
             return None;
@@ -37,14 +36,14 @@ impl User {
         let mut useradd = Command::new("useradd");
         useradd.args(["--create-home", "--no-log-init", "--shell", "/bin/sh", "--base-dir"]).arg(made.path());
         assert!(useradd.arg(&name).status().unwrap().success(), "useradd {name}");
-        Some(User { uid: id(&name), name, dir: made.path().to_path_buf(), _made: Some(made) })
+        Some(User { uid: id(&name), name, dir: made.path().to_path_buf(), owned_dir: Some(made) })
     }
 
-    /// Returns the user that the process outside this namespace has created.
+    /// Returns the user that the process outside the namespace has created.
     pub fn inside() -> User {
         let value = std::env::var(NAME).unwrap();
         let (name, dir) = value.split_once(':').unwrap();
-        User { uid: id(name), name: name.into(), dir: dir.into(), _made: None }
+        User { uid: id(name), name: name.into(), dir: dir.into(), owned_dir: None }
     }
 
     /// Returns the environment variable that passes the user to a process in a namespace.
@@ -56,17 +55,15 @@ impl User {
         self.uid
     }
 
-    /// Returns a command for `program` as this user, with the environment of a login.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         let home = self.dir.join(&self.name);
-        // Without root's groups: std drops them when it sets the uid.
+        // std drops root's groups when it sets the uid.
         command.uid(self.uid).gid(self.uid).current_dir(&home).env_clear();
         command.env("HOME", home).env("USER", &self.name).env("PATH", "/usr/local/bin:/usr/bin:/bin");
         command
     }
 
-    /// Returns a command for `wisp` as this user.
     pub fn wisp(&self) -> Command {
         self.command(self.dir.join("wisp").to_str().unwrap())
     }
@@ -86,7 +83,7 @@ impl User {
 
 impl Drop for User {
     fn drop(&mut self) {
-        if self._made.is_none() {
+        if self.owned_dir.is_none() {
             return;
         }
         let deadline = Instant::now() + DEADLINE;
@@ -95,7 +92,7 @@ impl Drop for User {
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
-        // It reports such things as a missing home directory. Only the removal matters.
+        // userdel also reports such things as a missing home directory. Only the removal matters.
         let _ = Command::new("userdel").args(["--remove", &self.name]).stderr(Stdio::null()).status();
     }
 }
@@ -105,10 +102,10 @@ fn id(name: &str) -> u32 {
     String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
 }
 
-/// Devices that all users can open. Dropping it restores their modes.
+/// Devices that all users can open. Drop restores their modes.
 pub struct OpenDevices {
     modes: Vec<(&'static str, u32)>,
-    /// Serializes tests. Otherwise a second one would take the first one's modes for the original ones.
+    /// Serializes tests, so that no test saves modes that another test has set.
     _lock: File,
 }
 

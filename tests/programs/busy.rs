@@ -1,7 +1,5 @@
-//! Keeps a guest busy and checks its work: arithmetic with a known result, a file that is written and read back, and
-//! timers. When /run/busy.stop exists, it prints the amount of work and the number of errors.
-//!
-//! `busy stream` prints consecutive numbers without end.
+//! Keeps a guest busy with arithmetic, file writes and timers until /run/busy.stop exists. Then prints the amount of
+//! work and the number of errors. `busy stream` prints consecutive numbers without end.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -37,7 +35,7 @@ fn check(right: bool) {
     WRONG.fetch_add(u64::from(!right), Ordering::SeqCst);
 }
 
-/// Steps a generator one by one, and compares the result with a jump of as many steps.
+/// Compares single steps of a generator with a jump of as many steps.
 fn arithmetic() -> u64 {
     const STEPS: u64 = 1 << 22;
     let (mut factor, mut term) = (FACTOR, TERM);
@@ -57,7 +55,7 @@ fn arithmetic() -> u64 {
     sums
 }
 
-/// Writes blocks in turn, durably, and reads them back; at the end it reads them from the disk.
+/// Writes blocks durably and reads them back, at the end from the disk.
 fn disk() -> u64 {
     let block = |number: u64| {
         let mut bytes = [0; BLOCK];

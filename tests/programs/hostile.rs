@@ -1,10 +1,6 @@
-//! A hostile kernel. It owns the whole machine and writes at random to the registers of all virtio devices, to their
-//! rings and to the ports of the other devices. Some writes are what a driver would do, most are not.
-//!
+//! A hostile kernel: it writes at random to virtio registers, rings and I/O ports, sometimes as a driver would.
 //! Its command line has `rounds=N` and `seed=N`. Periodically, with all devices reset, it prints `hostile: N rounds`
 //! on the serial port and waits for a key. After the last round it powers the machine off.
-//!
-//! Without an operating system nothing could print a panic, so the panic handler only loops.
 
 #![no_std]
 #![no_main]
@@ -30,20 +26,17 @@ global_asm!(
 const WINDOWS: u64 = 0xd000_0000;
 const WINDOW: u64 = 0x1000;
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
-/// The VMM's page-directory-pointer table, and a page for the directory of the fourth GiB, which contains the device
-/// windows.
+/// The VMM's page-directory-pointer table, and a page directory for the fourth GiB, which holds the device windows.
 const POINTERS: u64 = 0xa000;
 const DIRECTORY: u64 = 0x1e0_0000;
-/// The location and size of the rings and buffers.
+/// Rings and buffers.
 const AREA: u64 = 0x200_0000;
 const AREA_SIZE: u64 = 0x100_0000;
-/// The end of the guest's memory: 64 MiB.
+/// The end of guest memory: 64 MiB.
 const MEMORY: u64 = 0x400_0000;
 const SERIAL: u16 = 0x3f8;
-/// The number of rounds between two reports.
-const LINE: u64 = 64;
-/// Ports that do not end the machine: serial port, clock, ACPI events, boot timer, resume message, generation ID,
-/// unused.
+const ROUNDS_PER_REPORT: u64 = 64;
+/// Ports that do not end the machine: serial, clock, ACPI events, boot timer, resume message, generation ID, unused.
 const PORTS: [(u16, u16); 7] =
     [(0x3f8, 8), (0x70, 2), (0x600, 1), (0x6e0, 1), (0x700, 128), (0x780, 8), (0x1000, 0x1000)];
 
@@ -73,7 +66,7 @@ impl Random {
         self.below(count) == 0
     }
 
-    /// Returns a random number, with a preference for boundary values.
+    /// Returns a random number, often a boundary value.
     fn number(&mut self) -> u64 {
         match self.below(6) {
             0 => self.next(),
@@ -87,7 +80,7 @@ impl Random {
 }
 
 fn write<T>(address: u64, value: T) {
-    // SAFETY: nothing of the program's own is at the addresses that are written: windows, ring area, page tables.
+    // SAFETY: the program writes only to windows, ring area and page tables, which hold none of its own data.
     unsafe { write_volatile(address as *mut T, value) }
 }
 
@@ -182,7 +175,7 @@ extern "C" fn hostile(parameters: u64) {
             1 => (0..32).for_each(|_| poke_port(&mut random)),
             _ => drive(&mut random, device),
         }
-        if round % LINE == 0 || round == rounds {
+        if round % ROUNDS_PER_REPORT == 0 || round == rounds {
             (0..devices).for_each(|index| write(WINDOWS + index * WINDOW + 0x70, 0_u32));
             report(round, devices);
         }
@@ -207,7 +200,6 @@ fn report(round: u64, devices: u64) {
     input(SERIAL);
 }
 
-/// Accesses a random offset in a device window, with a random width.
 fn poke_register(random: &mut Random, device: u64) {
     let (address, value) = (device + random.below(0x200), random.number());
     match random.below(8) {
@@ -285,7 +277,6 @@ fn drive(random: &mut Random, device: u64) {
     }
 }
 
-/// Writes descriptors, ring entries and buffers.
 fn fill(random: &mut Random, device: u64, kind: u32, queue: u32) {
     let rings = AREA + u64::from(queue) * 0x4000;
     for index in 0..16_u64 {
@@ -334,7 +325,6 @@ fn content(random: &mut Random, device: u64, at: u64, kind: u32) {
             write(at + 12, [0xff_u8; 6]);
             (0..6).for_each(|byte| write(at + 18 + byte, read::<u8>(device + 0x100 + byte)));
             if random.one_in(4) {
-                // An ARP request.
                 write(at + 24, 0x0608_u16);
                 write(at + 26, [0_u8, 1, 8, 0, 6, 4, 0, random.below(3) as u8]);
             } else {
@@ -365,13 +355,13 @@ fn content(random: &mut Random, device: u64, at: u64, kind: u32) {
         }
         _ => {}
     }
-    // Nearly valid data get further than random data.
+    // Nearly valid data get further through the VMM's checks than random data.
     if random.one_in(3) {
         write(at + random.below(64), random.next());
     }
 }
 
-/// A function that the compiler calls for large values. There is no C library.
+/// The compiler calls this and `memcpy` for large values. There is no C library.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memset(to: *mut u8, value: i32, count: usize) -> *mut u8 {
     // SAFETY: as the caller promises.
@@ -379,7 +369,6 @@ unsafe extern "C" fn memset(to: *mut u8, value: i32, count: usize) -> *mut u8 {
     to
 }
 
-/// A function that the compiler calls for large values. There is no C library.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
     // SAFETY: as the caller promises.
@@ -387,6 +376,6 @@ unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut 
     to
 }
 
-/// A symbol that compiled parts of Rust's core library reference, although nothing unwinds.
+/// Compiled parts of Rust's core library reference this symbol, although nothing unwinds.
 #[unsafe(no_mangle)]
 extern "C" fn rust_eh_personality() {}

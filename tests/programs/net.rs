@@ -1,7 +1,6 @@
-//! Both ends of the measurements of `scripts/bench --network`: throughput of one TCP connection in each direction,
-//! packets per second, and round trips over UDP.
+//! Both ends of the measurements of `scripts/bench --network`.
 //!
-//!     net serve PORT                      serves the commands below, for ever
+//!     net serve PORT                      serves the commands below
 //!     net send ADDRESS:PORT MIB           prints MiB/s
 //!     net receive ADDRESS:PORT MIB        prints MiB/s
 //!     net packets ADDRESS:PORT SECONDS    prints the packets per second sent, and received
@@ -19,10 +18,8 @@ const GIVE: u8 = 1;
 const ECHO: u8 = 0;
 const COUNT: u8 = 1;
 const REPORT: u8 = 2;
-/// The size of a datagram in bytes.
-const DATAGRAM: usize = 64;
-/// The time to wait for an answer before a retry.
-const PATIENCE: Duration = Duration::from_secs(5);
+const DATAGRAM_BYTES: usize = 64;
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -61,7 +58,7 @@ fn answer_stream(mut stream: TcpStream) -> Result<()> {
 }
 
 fn answer_datagrams(socket: &UdpSocket) -> Result<()> {
-    let (mut buffer, mut count) = ([0; DATAGRAM], 0_u64);
+    let (mut buffer, mut count) = ([0; DATAGRAM_BYTES], 0_u64);
     loop {
         let (_, peer) = socket.recv_from(&mut buffer)?;
         match buffer[0] {
@@ -119,13 +116,13 @@ fn stream(address: &str, kind: u8, length: u64) -> Result<()> {
 fn connected(address: &str) -> Result<UdpSocket> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.connect(address)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(RETRY_AFTER))?;
     Ok(socket)
 }
 
 /// Sends a datagram of this kind until an answer arrives; returns the time of the last attempt.
 fn ask(socket: &UdpSocket, kind: u8, answer: &mut [u8]) -> Result<Duration> {
-    let mut datagram = [0; DATAGRAM];
+    let mut datagram = [0; DATAGRAM_BYTES];
     datagram[0] = kind;
     loop {
         let began = Instant::now();
@@ -140,7 +137,7 @@ fn ask(socket: &UdpSocket, kind: u8, answer: &mut [u8]) -> Result<Duration> {
 
 fn packets(address: &str, duration: Duration) -> Result<()> {
     let socket = connected(address)?;
-    let (mut datagram, mut sent) = ([0; DATAGRAM], 0_u64);
+    let (mut datagram, mut sent) = ([0; DATAGRAM_BYTES], 0_u64);
     let mut count = [0; 8];
     // Discard the count of an earlier measurement.
     ask(&socket, REPORT, &mut count)?;
@@ -159,7 +156,7 @@ fn packets(address: &str, duration: Duration) -> Result<()> {
 
 fn round_trips(address: &str, count: u64) -> Result<()> {
     let socket = connected(address)?;
-    let mut answer = [0; DATAGRAM];
+    let mut answer = [0; DATAGRAM_BYTES];
     ask(&socket, ECHO, &mut answer)?;
     let mut took = (0..count).map(|_| ask(&socket, ECHO, &mut answer)).collect::<Result<Vec<_>>>()?;
     took.sort();

@@ -1,5 +1,4 @@
-//! Asks the host for the instance's seed over vsock and prints the result. The argument is the source port; the
-//! default is any port.
+//! Asks the host for the instance's seed over vsock and prints the result. The optional argument is the source port.
 
 use std::ffi::{c_int, c_void};
 

@@ -1,17 +1,14 @@
-//! Checks the vector registers in a guest (see tests/guest.rs). Three concurrent processes hold patterns in the
-//! registers across context switches and across a signal handler that overwrites them.
-//!
-//! Prints one line with the tested registers and the number of lost patterns.
+//! Checks the vector registers in a guest: three processes hold patterns across context switches and a signal handler
+//! that overwrites the registers. Prints the tested registers and the number of lost patterns.
 
 use std::arch::asm;
 use std::process::{Command, Stdio, exit};
 
 const PROCESSES: u64 = 3;
 const ROUNDS: u64 = 20;
-/// Iterations of an empty loop: a good part of a timer tick.
+/// Iterations of an empty loop, which take a good part of a timer tick.
 const TURNS: u64 = 40_000_000;
-/// The interval of the handler in microseconds.
-const ALARM: i64 = 20_000;
+const ALARM_US: i64 = 20_000;
 const SIGALRM: i32 = 14;
 
 unsafe extern "C" {
@@ -37,17 +34,16 @@ fn main() {
     println!("{registers}: {lost} lost");
 }
 
-/// Holds patterns derived from `number`, and returns the number of lost ones.
 fn hold(number: u64, registers: &str) -> i32 {
     let handler: extern "C" fn(i32) = match registers {
         "zmm" => overwrite_zmm,
         "ymm" => overwrite_ymm,
         _ => overwrite_xmm,
     };
-    // SAFETY: the handler has the signature that it must have, and touches nothing but registers.
+    // SAFETY: the handler has the required signature and touches only registers.
     unsafe {
         signal(SIGALRM, handler as usize);
-        setitimer(0, &[0, ALARM, 0, ALARM], std::ptr::null_mut());
+        setitimer(0, &[0, ALARM_US, 0, ALARM_US], std::ptr::null_mut());
     }
     let mut lost = 0;
     for round in 0..ROUNDS {
@@ -66,8 +62,7 @@ fn hold(number: u64, registers: &str) -> i32 {
     lost
 }
 
-/// Tests a register that only AVX-512 has, and the first mask. Returns the number of words used; a lost mask counts as
-/// a lost word.
+/// Uses a register and a mask that only AVX-512 has. A lost mask counts as a lost word.
 #[target_feature(enable = "avx512f")]
 unsafe fn through_zmm(pattern: &[u64; 8], found: &mut [u64; 8]) -> usize {
     let mask: u32;
