@@ -182,7 +182,8 @@ fn every_page_with_commands_is_run() {
 
 #[test]
 fn steps_are_commands_with_their_output() {
-    let text = "<!-- run: a -->\n```sh\nb # why\n# note\nc \\\n  d\n```\n```console\n$ e\nout\n\n$ f\n```\n```\n$x\n```\n";
+    let text =
+        "<!-- run: a -->\n```sh\nb # why\n# note\nc \\\n  d\n```\n```console\n$ e\nout\n\n$ f\n```\n```\n$x\n```\n";
     let step = |line, command: &str, output: Option<&[&str]>| Step {
         line,
         command: command.into(),

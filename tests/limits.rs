@@ -43,7 +43,7 @@ fn vcpu_without_surplus_credits_is_throttled_to_earned_share() {
     let mut machine = Machine::start(&wisp, dir, &config);
     machine.wait_until_ready();
     let record = machine.status().cpu_budget.unwrap();
-    assert!(record.held_ns == 0 && record.used_ns > 0, "{record:?}");
+    assert!(record.throttled_ns == 0 && record.used_ns > 0, "{record:?}");
     println!("boot: {record:?}");
     let (used, took) = be_busy(&mut machine);
     println!("unlimited: {used:?} of CPU time in {took:?}");
@@ -60,7 +60,7 @@ fn vcpu_without_surplus_credits_is_throttled_to_earned_share() {
     let most = took.as_secs_f64() * SHARE + before.budget.balance.saved_ns as f64 / 1e9 + 0.1;
     assert!(used.as_secs_f64() <= most, "{used:?} in {took:?} is more than {most}");
     // The vCPU was throttled no longer than necessary: it used the earned credits.
-    assert!(after.held_ns > 0 && after.budget.balance.saved_ns < 100_000_000, "{after:?}");
+    assert!(after.throttled_ns > 0 && after.budget.balance.saved_ns < 100_000_000, "{after:?}");
 
     // Device threads are charged, too.
     assert_eq!(machine.ask(&Request::SetCanOwe { can_owe: true }), Message::Done);
@@ -83,10 +83,10 @@ fn vcpu_without_surplus_credits_is_throttled_to_earned_share() {
     let Message::Saved { paused_ns } = machine.ask(&request) else { panic!("it was not saved") };
     println!("saved while it was held: paused for {paused_ns} ns");
     assert_eq!(machine.ask(&Request::SetCanOwe { can_owe: true }), Message::Done);
-    let held = machine.status().cpu_budget.unwrap().held_ns;
+    let held = machine.status().cpu_budget.unwrap().throttled_ns;
     machine.shell(BUSY);
     let record = machine.status().cpu_budget.unwrap();
-    assert_eq!((record.budget.balance.overdrawn_ns, record.held_ns), (0, held), "{record:?}");
+    assert_eq!((record.budget.balance.overdrawn_ns, record.throttled_ns), (0, held), "{record:?}");
 }
 
 /// Rates per second, which the guest exceeds even on a busy host.
@@ -212,8 +212,8 @@ fn disk_and_network_rates_throttle_without_cpu_use() {
     );
     machine.shell(&format!("{}; {}", direct("vdd", 200), write("vdd", 200)));
     let disks = machine.status().disks;
-    assert!(disks[1].held_ns > 0 && disks[2].held_ns > 0, "{disks:?}");
-    assert_eq!((disks[0].held_ns, disks[3].held_ns, disks[3].reads >= 200), (0, 0, true), "{disks:?}");
+    assert!(disks[1].throttled_ns > 0 && disks[2].throttled_ns > 0, "{disks:?}");
+    assert_eq!((disks[0].throttled_ns, disks[3].throttled_ns, disks[3].reads >= 200), (0, 0, true), "{disks:?}");
 
     // A large operation counts once per quarter of a MiB.
     expect_within(
@@ -238,7 +238,9 @@ fn disk_and_network_rates_throttle_without_cpu_use() {
             assert_eq!(got.trim(), USER_DATA_BYTES.to_string());
         },
     );
-    assert!(net(&machine.status()).received_bytes as usize > USER_DATA_BYTES && net(&machine.status()).held_ns > 0);
+    assert!(
+        net(&machine.status()).received_bytes as usize > USER_DATA_BYTES && net(&machine.status()).throttled_ns > 0
+    );
     expect_within(
         &mut machine,
         NET_BYTES,
@@ -259,7 +261,7 @@ fn disk_and_network_rates_throttle_without_cpu_use() {
     machine.shell("wget -q -O - http://169.254.169.254/latest/user-data > /dev/null 2>&1 &");
     let pid = machine.status().sandbox.pid;
     let threads = ["block1", "net"].map(|name| (name, thread_cpu_time(pid, name)));
-    let held = |status: &Status| [status.disks[1].held_ns, status.net.unwrap().held_ns];
+    let held = |status: &Status| [status.disks[1].throttled_ns, status.net.unwrap().throttled_ns];
     let (before, deadline) = (held(&machine.status()), Instant::now() + DEADLINE);
     let least = Duration::from_secs(3);
     while held(&machine.status()).iter().zip(before).any(|(now, before)| now - before < least.as_nanos() as u64) {
@@ -299,13 +301,16 @@ fn volume_iops_limit_applies_unless_instance_has_no_limits() {
             instances::exec(&wisp, name, &script);
             let (after, took) = (disk(), began.elapsed());
             let reads = after.reads - before.reads;
-            println!("{name}: {reads} reads in {took:?} at {iops:?}, held for {} ns", after.held_ns - before.held_ns);
+            println!(
+                "{name}: {reads} reads in {took:?} at {iops:?}, held for {} ns",
+                after.throttled_ns - before.throttled_ns
+            );
             assert!(reads >= READS);
             if let Some(iops) = iops {
                 let most = iops / 20 + 2 + (took.as_secs_f64() * iops as f64) as u64;
                 assert!(reads <= most, "{reads} in {took:?} is more than {most}");
             }
-            after.held_ns - before.held_ns
+            after.throttled_ns - before.throttled_ns
         };
         let limits = &instances::json(&wisp, &["show", name])["Limits"];
         assert_eq!((&limits["Limited"], limits["Volumes"][1]["Iops"].is_null()), (&json!(is_limited), !is_limited));

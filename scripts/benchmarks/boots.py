@@ -19,13 +19,13 @@ INIT = CMDLINE + " init=/sbin/wisp-init"
 
 def bench(args):
     samples = {}
-    with tempfile.TemporaryDirectory(prefix="wisp-bench-") as folder:
-        env = dict(os.environ, WISP_HOME=os.path.join(folder, "home"), WISP_WARM_LIMIT="0")
+    with tempfile.TemporaryDirectory(prefix="wisp-bench-") as directory:
+        env = dict(os.environ, WISP_HOME=os.path.join(directory, "home"), WISP_WARM_LIMIT="0")
         wisp(env, "run", "--", "true")  # unpack the image before the measurement
         image = bundle(env["WISP_HOME"])
         measures = [
-            lambda: wisp_boot(env), lambda: wisp_command(env), lambda: wisp_block(env, folder),
-            lambda: qemu(image, folder), lambda: firecracker(image, folder),
+            lambda: wisp_boot(env), lambda: wisp_command(env), lambda: wisp_block(env, directory),
+            lambda: qemu(image, directory), lambda: firecracker(image, directory),
         ]
         for run in range(args.runs):
             for measure in measures:
@@ -49,7 +49,7 @@ def wisp_boot(env):
         "wisp: process start to first instruction, ms": since("first-instruction"),
         "wisp: process start to init, ms": since("init-started"),
         "wisp: process start to agent ready, ms": since("agent-ready"),
-        "wisp: monitor's memory beyond the guest's, MiB": report["monitor_resident_bytes"] / 2**20,
+        "wisp: VMM memory beyond the guest's, MiB": report["vmm_resident_bytes"] / 2**20,
         "wisp: exits until the end": sum(exit["count"] for exit in report["exits"]),
     }
 
@@ -60,16 +60,16 @@ def wisp_command(env):
     return {"wisp: `wisp run -- true`, start to end, ms": (time.monotonic() - began) * 1e3}
 
 
-def wisp_block(env, folder):
+def wisp_block(env, directory):
     """Measures sequential throughput with dd in the guest."""
-    raw, whole, layer = (os.path.join(folder, name) for name in ("disk.img", "disk.qcow2", "layer.qcow2"))
+    raw, whole, layer = (os.path.join(directory, name) for name in ("disk.img", "disk.qcow2", "layer.qcow2"))
     with open(raw, "wb") as file:
         file.write(os.urandom(BLOCK_MIB << 20))
     disks = {"raw": raw}
     if shutil.which("qemu-img"):
         quiet = {"check": True, "stdout": subprocess.DEVNULL}
         subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, whole], **quiet)
-        base = os.path.join(folder, "base.img")
+        base = os.path.join(directory, "base.img")
         shutil.copy(raw, base)
         subprocess.run(["qemu-img", "create", "-f", "qcow2", "-F", "raw", "-b", base, layer], **quiet)
         disks |= {"qcow2": whole, "qcow2 layer": f"{layer},backing={base}"}
@@ -106,22 +106,22 @@ def until_ready(command, env=None):
         process.wait()
 
 
-def qemu(image, folder):
+def qemu(image, directory):
     if not shutil.which(QEMU):
         return None
-    disk = os.path.join(folder, "qemu.ext4")
+    disk = os.path.join(directory, "qemu.ext4")
     shutil.copy(os.path.join(image, "root.ext4"), disk)
     command = qemu_command(image, disk, INIT + emulated_options())
     return {"QEMU microvm: process start to agent ready, ms": until_ready(command)}
 
 
-def firecracker(image, folder):
+def firecracker(image, directory):
     binary = shutil.which("firecracker")
     if not binary:
         return None
-    disk = os.path.join(folder, "firecracker.ext4")
+    disk = os.path.join(directory, "firecracker.ext4")
     shutil.copy(os.path.join(image, "root.ext4"), disk)
-    config = os.path.join(folder, "firecracker.json")
+    config = os.path.join(directory, "firecracker.json")
     with open(config, "w") as file:
         json.dump({
             "boot-source": {"kernel_image_path": os.path.join(image, "vmlinux"), "boot_args": INIT + emulated_options()},

@@ -10,10 +10,10 @@ from .common import ROOT, host
 
 def bench(args):
     print(f"{host()}; the block device alone, {args.runs} runs, medians\n")
-    with tempfile.TemporaryDirectory(prefix="wisp-bench-", dir=args.folder) as folder:
-        folder = os.path.abspath(folder)
-        figures = os.path.join(folder, "figures.json")
-        options = ["--folder", folder, "--runs", str(args.runs), "--json", figures]
+    with tempfile.TemporaryDirectory(prefix="wisp-bench-", dir=args.directory) as directory:
+        directory = os.path.abspath(directory)
+        figures = os.path.join(directory, "figures.json")
+        options = ["--directory", directory, "--runs", str(args.runs), "--json", figures]
         command = ["cargo", "bench", "--locked", "--bench", "block", "--", *options]
         subprocess.run(command, cwd=ROOT, check=True)
         with open(figures) as file:

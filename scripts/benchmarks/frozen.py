@@ -26,8 +26,8 @@ def frozen(env, size):
     output, warm = timed("launch", *size, "--hibernation")
     id = output.decode().strip()
     figures = {"warm launch to ready, end to end": warm}
-    figures["warm launch: monitor's start to resumed"] = (
-        (at := marks(id))["first-instruction"] - at["monitor-start"]) / 1e6
+    figures["restore: VMM start to resumed"] = (
+        (at := marks(id))["first-instruction"] - at["vmm-start"]) / 1e6
     figures["save 256 MiB and stop (`stop --hibernate`)"] = timed("stop", id, "--hibernate")[1]
     began = time.monotonic_ns()
     wisp(env, "start", id)
@@ -77,8 +77,8 @@ def private_mib(env, id):
 
 def bench(args):
     samples = {}
-    with tempfile.TemporaryDirectory(prefix="wisp-bench-") as folder:
-        env = dict(os.environ, WISP_HOME=os.path.join(folder, "home"), WISP_WARM_LIMIT="4096")
+    with tempfile.TemporaryDirectory(prefix="wisp-bench-") as directory:
+        env = dict(os.environ, WISP_HOME=os.path.join(directory, "home"), WISP_WARM_LIMIT="4096")
         for size in (SIZE, SMALL):
             wisp(env, "image", "warm", "tiny", *size)
         measures = [lambda: frozen(env, SIZE)] * args.runs

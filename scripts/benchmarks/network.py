@@ -33,15 +33,15 @@ def bench(args):
         for name, value in figures.items():
             samples.setdefault(name, []).append(value)
 
-    with tempfile.TemporaryDirectory(prefix="wisp-bench-") as folder:
-        env = dict(os.environ, WISP_HOME=os.path.join(folder, "home"), WISP_WARM_LIMIT="0")
-        program = build(folder)
+    with tempfile.TemporaryDirectory(prefix="wisp-bench-") as directory:
+        env = dict(os.environ, WISP_HOME=os.path.join(directory, "home"), WISP_WARM_LIMIT="0")
+        program = build(directory)
         outside = through_passt(env, args.runs, note)
         over_vsock(env, args.runs, note)
         in_a_vpc(env, program, args.runs, note)
         if shutil.which(QEMU):
             image = bundle(env["WISP_HOME"])
-            for words, texts in between_guests(image, folder, program, PORT, MEASURES, args.runs):
+            for words, texts in between_guests(image, directory, program, PORT, MEASURES, args.runs):
                 note(figures("QEMU microvm, guest to guest", words, texts))
     shown = tabulate(samples, args.runs)
     if not outside:
@@ -51,8 +51,8 @@ def bench(args):
     return shown
 
 
-def build(folder):
-    program = os.path.join(folder, "net")
+def build(directory):
+    program = os.path.join(directory, "net")
     source = os.path.join(ROOT, "tests/programs/net.rs")
     options = ["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-C", "strip=symbols"]
     subprocess.run(["rustc", *options, "-o", program, source], check=True)

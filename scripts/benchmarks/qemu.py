@@ -50,22 +50,22 @@ def qemu_command(image, disk, cmdline, more=()):
     ]
 
 
-def between_guests(image, folder, program, port, measures, runs):
+def between_guests(image, directory, program, port, measures, runs):
     """Yields the arguments and the output of each measurement between two guests."""
     lines = [
         f'    echo "figure {number} $(/net {words[0]} {ADDRESSES["server"]}:{port} {" ".join(words[1:])})"'
         for number, words in enumerate(measures)
     ]
-    init = os.path.join(folder, "init")
+    init = os.path.join(directory, "init")
     with open(init, "w") as file:
         file.write(INIT % {"mtu": MTU, "port": port, "server": ADDRESSES["server"], "runs": runs, "measures": "\n".join(lines)})
-    disk = os.path.join(folder, "bench.ext4")
+    disk = os.path.join(directory, "bench.ext4")
     shutil.copy(os.path.join(image, "root.ext4"), disk)
     put = [f"write {program} net", f"write {init} bench", "set_inode_field net mode 0100755", "set_inode_field bench mode 0100755"]
     subprocess.run(["debugfs", "-w", "-f", "-", disk], input="\n".join(put).encode(), check=True, capture_output=True)
     machines = {"mtu": MTU}
     for number, (role, address) in enumerate(ADDRESSES.items()):
-        own = os.path.join(folder, f"{role}.ext4")
+        own = os.path.join(directory, f"{role}.ext4")
         shutil.copy(disk, own)
         cmdline = f"{CMDLINE}{emulated_options()} init=/bench bench_role={role} bench_address={address}"
         device = f"virtio-net-device,netdev=net,mac=06:00:00:00:00:0{number},host_mtu={MTU}"

@@ -139,7 +139,7 @@ mod tests {
         let mut missing = finding("Memory", Status::Warn);
         missing.explanation = Some("word ".repeat(40));
         missing.fixes = vec![fix("for good", &"x".repeat(90))];
-        let lines = finding_lines(&missing, Screen { width: Some(60), colour: false });
+        let lines = finding_lines(&missing, Screen { width: Some(60), color: false });
         let (command, others) = lines.split_last().expect("several lines");
         assert!(others.iter().all(|line| line.chars().count() <= 60), "{others:?}");
         assert!(command.ends_with(&"x".repeat(90)));

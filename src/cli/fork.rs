@@ -44,7 +44,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let instance = cloud.instance(&args.instance)?.id;
     let spec = ForkSpec { instance, count: args.count, name: args.name, overcommit: args.overcommit };
-    let Forked { instances, monitors: machines, paused } = cloud.fork(&spec)?;
+    let Forked { instances, machines, paused } = cloud.fork(&spec)?;
     let all: Vec<&InstanceRecord> = instances.iter().collect();
     match output {
         Output::Json => output::print_json(&shapes::reservation(&all, &cloud.group_names()?))?,

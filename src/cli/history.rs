@@ -67,14 +67,14 @@ fn shape(point: &Datapoint) -> Value {
         "InstanceType": point.instance_type,
         "VCpus": point.vcpus,
         "CPUUtilization": point.cpu_percent(),
-        "CpuHeldSeconds": point.cpu_held_ns as f64 / 1e9,
+        "CpuThrottledSeconds": point.cpu_held_ns as f64 / 1e9,
         "MemoryTouchedBytes": point.touched_bytes,
         "MemoryTouchedPercent": point.touched_bytes as f64 * 100.0 / memory_bytes,
         "EBSReadBytes": ebs.read_bytes,
         "EBSWriteBytes": ebs.written_bytes,
         "EBSReadOps": ebs.reads,
         "EBSWriteOps": ebs.writes,
-        "EbsHeldSeconds": ebs.held_ns as f64 / 1e9,
+        "EbsHeldSeconds": ebs.throttled_ns as f64 / 1e9,
         "DiskReadBytes": instance_store.read_bytes,
         "DiskWriteBytes": instance_store.written_bytes,
         "DiskReadOps": instance_store.reads,
@@ -83,7 +83,7 @@ fn shape(point: &Datapoint) -> Value {
         "NetworkOut": network.sent_bytes,
         "NetworkPacketsIn": network.received_packets,
         "NetworkPacketsOut": network.sent_packets,
-        "NetworkHeldSeconds": network.held_ns as f64 / 1e9,
+        "NetworkHeldSeconds": network.throttled_ns as f64 / 1e9,
     });
     if let Some(credits) = point.credits {
         value["CPUCreditUsage"] = json!(in_credits(point.cpu_ns));

@@ -20,7 +20,7 @@ use crate::cloud::registry::Moment;
 use crate::cloud::template::{self, TemplateRecord};
 use crate::cloud::transfer::{NewImage, RootChoices};
 use crate::cloud::{Cloud, timestamp, utc};
-use crate::ec2::catalogue;
+use crate::ec2::catalog;
 use crate::ec2::metadata::ImdsSupport;
 use crate::ec2::size::{MemorySize, approximate_mib};
 use crate::guest::parse_user_name;
@@ -381,7 +381,7 @@ fn make_warm(
     began_ns: u64,
 ) -> anyhow::Result<()> {
     crate::host::probe::kvm_access()?;
-    let request = size.of_type(catalogue::find(launch::DEFAULT_TYPE)?)?;
+    let request = size.of_type(catalog::find(launch::DEFAULT_TYPE)?)?;
     size.check(&request)?;
     anyhow::ensure!(template::limit() > 0, "{}=0 turns templates off", template::LIMIT_VARIABLE);
     let task = template::Task::take(cloud.home(), image, cpus(&request), request.memory_mib)?;

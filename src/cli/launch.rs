@@ -16,7 +16,7 @@ use crate::ec2::state::{InstanceState, ShutdownBehavior};
 use crate::ec2::tag::{Tag, with_tags};
 use crate::ec2::user_data::UserData;
 use crate::ec2::volume::VolumeOption;
-use crate::ec2::{Ec2Error, catalogue};
+use crate::ec2::{Ec2Error, catalog};
 use crate::store::InstanceRecord;
 
 /// The default instance type, which is in EC2's free tier.
@@ -147,7 +147,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     crate::host::probe::kvm_access()?;
     let mut cloud = open_cloud()?;
     let given = args.size.or_image_size(cloud.image_memory(args.image.as_deref())?);
-    let size = given.of_type(catalogue::find(DEFAULT_TYPE)?)?;
+    let size = given.of_type(catalog::find(DEFAULT_TYPE)?)?;
     let tags = tags(args.tags, args.name.as_deref())?;
     let spec = LaunchSpec {
         image: args.image,
@@ -174,7 +174,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         cpu_credits: args.cpu_credits,
         no_limits: args.no_limits,
     };
-    let Launched { instances, monitors: machines, wants_warm } = cloud.launch(&spec)?;
+    let Launched { instances, machines, wants_warm } = cloud.launch(&spec)?;
     print_warnings(&mut cloud);
     let all: Vec<&InstanceRecord> = instances.iter().collect();
     match output {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::output;
-use crate::cloud::limits::{Held, credit_rules, credits_of, held_back, mode_of};
+use crate::cloud::limits::{ThrottledTime, credit_rules, credits_of, mode_of, throttled_time};
 use crate::ec2::credits::{CreditBalance, in_credits};
 use crate::store::InstanceRecord;
 use crate::vmm::control::{DiskRecord, Status};
@@ -28,8 +28,8 @@ pub fn credit_cell(status: &Status) -> String {
 }
 
 /// The throttled time since the start in nanoseconds: vCPUs, disks and network added up.
-pub fn held_ns(status: &Status) -> u64 {
-    let Held { cpus_ns, disks_ns, network_ns } = held_back(status);
+pub fn throttled_ns(status: &Status) -> u64 {
+    let ThrottledTime { cpus_ns, disks_ns, network_ns } = throttled_time(status);
     cpus_ns.saturating_add(disks_ns).saturating_add(network_ns)
 }
 
@@ -55,7 +55,7 @@ pub fn lines(record: &InstanceRecord, status: Option<&Status>) -> Vec<(&'static 
             }
         }
         if let Some(now) = status.and_then(|status| status.cpu_budget.as_ref()) {
-            text = format!("{text}; throttled for {}", seconds(now.held_ns));
+            text = format!("{text}; throttled for {}", seconds(now.throttled_ns));
         }
         lines.push(("CPU credits", text));
     }
@@ -63,15 +63,15 @@ pub fn lines(record: &InstanceRecord, status: Option<&Status>) -> Vec<(&'static 
     if let Some(limits) = &status.disk_limits {
         lines.push(("All volumes", disk_text(limits)));
     }
-    for DiskRecord { id, limits, saved_percent, held_ns, .. } in &status.disks {
+    for DiskRecord { id, limits, burst_percent, throttled_ns, .. } in &status.disks {
         let Some(limits) = limits else { continue };
-        let saved = saved_percent.filter(|_| bursts(limits)).map(|percent| format!("; {percent} % burst balance"));
-        let held = seconds(*held_ns);
+        let saved = burst_percent.filter(|_| bursts(limits)).map(|percent| format!("; {percent} % burst balance"));
+        let held = seconds(*throttled_ns);
         lines.push(("Disk", format!("{id}: {}{}; throttled for {held}", disk_text(limits), saved.unwrap_or_default())));
     }
     if let (Some(limits), Some(net)) = (&status.net_limits, &status.net) {
         let text = rate_text(&limits.bytes, |bytes| format!("{}/s", output::bytes(bytes)));
-        lines.push(("Network speed", format!("{text} each way; throttled for {}", seconds(net.held_ns))));
+        lines.push(("Network speed", format!("{text} each way; throttled for {}", seconds(net.throttled_ns))));
     }
     lines
 }
@@ -112,20 +112,20 @@ pub fn shape(record: &InstanceRecord, status: Option<&Status>) -> Value {
     let Some(status) = status else { return value };
     if let Some(now) = &status.cpu_budget {
         value["CPUCreditUsage"] = json!(in_credits(now.used_ns));
-        value["CpuHeldSeconds"] = json!(now.held_ns as f64 / 1e9);
+        value["CpuThrottledSeconds"] = json!(now.throttled_ns as f64 / 1e9);
     }
     value["Ebs"] = json!(status.disk_limits.as_ref().map(disk_limits));
     let disk = |disk: &DiskRecord| {
         let mut value = disk.limits.as_ref().map_or(json!({}), disk_limits);
         value["Id"] = json!(disk.id);
-        value["BurstBalance"] = json!(disk.saved_percent);
-        value["HeldSeconds"] = json!(disk.held_ns as f64 / 1e9);
+        value["BurstBalance"] = json!(disk.burst_percent);
+        value["ThrottledSeconds"] = json!(disk.throttled_ns as f64 / 1e9);
         value
     };
     value["Volumes"] = status.disks.iter().map(disk).collect();
     value["Network"] = json!({
         "BytesPerSecond": status.net_limits.as_ref().map(|limits| rate(&limits.bytes)),
-        "HeldSeconds": status.net.as_ref().map(|net| net.held_ns as f64 / 1e9),
+        "ThrottledSeconds": status.net.as_ref().map(|net| net.throttled_ns as f64 / 1e9),
     });
     value
 }
@@ -139,10 +139,10 @@ mod tests {
     fn what_is_owed_is_shown_with_a_minus() {
         let balance = CpuBalance { owed_ns: 90_000_000_000, ..CpuBalance::default() };
         let budget = CpuBudgetConfig { earned_ppm: 100_000, cap_ns: 0, can_owe: true, owed_cap_ns: 1 << 40, balance };
-        let now = CpuBudgetRecord { budget, used_ns: 0, held_ns: 2_500_000_000 };
+        let now = CpuBudgetRecord { budget, used_ns: 0, throttled_ns: 2_500_000_000 };
         let status = Status { cpu_budget: Some(now), ..Status::default() };
         assert_eq!(credit_cell(&status), "-1.5");
-        assert_eq!(seconds(held_ns(&status)), "2.5 s");
+        assert_eq!(seconds(throttled_ns(&status)), "2.5 s");
         assert_eq!(credit_cell(&Status::default()), "-");
     }
 

@@ -149,7 +149,7 @@ pub fn state_cell(record: &InstanceRecord) -> (String, Tone) {
 /// The status of a running instance's VMM.
 pub fn status(cloud: &Cloud, record: &InstanceRecord) -> Option<Result<Status, CloudError>> {
     (record.state == InstanceState::Running)
-        .then(|| cloud.dir(record.id).connect().and_then(|mut monitor| monitor.status()))
+        .then(|| cloud.dir(record.id).connect().and_then(|mut client| client.status()))
 }
 
 /// EC2's status check: whether the guest is up.

@@ -9,7 +9,7 @@ use super::output::{self, Output};
 use super::size::SizeArgs;
 use super::{args, open_cloud, print_warnings, shapes};
 use crate::cloud::modify::Modification;
-use crate::ec2::catalogue;
+use crate::ec2::catalog;
 use crate::ec2::credits::CreditMode;
 use crate::ec2::state::ShutdownBehavior;
 
@@ -66,7 +66,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let size = if args.size.is_empty() {
         None
     } else {
-        let request = args.size.of_type(catalogue::find(&record.instance_type)?)?;
+        let request = args.size.of_type(catalog::find(&record.instance_type)?)?;
         args.size.check(&request)?;
         Some((request, args.size.overrides()))
     };

@@ -34,12 +34,12 @@ pub struct Screen {
     /// The width in columns; none if it is not a terminal.
     pub width: Option<usize>,
     /// True if colors are shown.
-    pub colour: bool,
+    pub color: bool,
 }
 
 impl Screen {
     /// A pipe or a file.
-    pub const PLAIN: Screen = Screen { width: None, colour: false };
+    pub const PLAIN: Screen = Screen { width: None, color: false };
 
     /// Standard output.
     pub fn stdout() -> Self {
@@ -58,7 +58,7 @@ impl Screen {
         let columns = rustix::termios::tcgetwinsize(stream).map_or(0, |size| size.ws_col);
         let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let is_dumb = std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
-        Screen { width: Some(if columns == 0 { 80 } else { columns.into() }), colour: !is_set("NO_COLOR") && !is_dumb }
+        Screen { width: Some(if columns == 0 { 80 } else { columns.into() }), color: !is_set("NO_COLOR") && !is_dumb }
     }
 
     /// Formats `text` in a tone if colors are shown. Control characters are escaped.
@@ -72,7 +72,7 @@ impl Screen {
             Tone::Warning => "33",
             Tone::Bad => "31",
         };
-        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into_owned() }
+        if self.color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into_owned() }
     }
 }
 
@@ -136,7 +136,7 @@ impl Table {
         let nothing = LineStyle::none();
         let style = TableStyle::new().header_separator(nothing).row_separator(nothing);
         table.load_style(style).set_content_arrangement(ContentArrangement::Disabled);
-        if screen.colour {
+        if screen.color {
             table.enforce_styling();
         } else {
             table.force_no_tty();
@@ -343,9 +343,9 @@ pub fn count(number: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::{ErrorCode, catalogue};
+    use crate::ec2::{ErrorCode, catalog};
 
-    const COLOUR: Screen = Screen { width: Some(80), colour: true };
+    const COLOR: Screen = Screen { width: Some(80), color: true };
 
     fn table(screen: Screen) -> Vec<String> {
         let mut table = Table::new(screen, &[("NAME", Align::Left), ("vCPUs", Align::Right)]);
@@ -360,8 +360,8 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_coloured_only_where_colours_show() {
-        assert!(table(COLOUR)[1].contains("\x1b[1m"));
+    fn a_table_is_colored_only_where_colors_show() {
+        assert!(table(COLOR)[1].contains("\x1b[1m"));
         assert!(table(Screen::PLAIN).iter().all(|line| !line.contains('\x1b')));
     }
 
@@ -371,7 +371,7 @@ mod tests {
     #[test]
     fn hostile_text_in_cell_and_style_is_escaped() {
         for tone in [Tone::Plain, Tone::Strong, Tone::Quiet, Tone::Good, Tone::Warning, Tone::Bad] {
-            for screen in [Screen::PLAIN, COLOUR] {
+            for screen in [Screen::PLAIN, COLOR] {
                 let mut table = Table::new(screen, &[("NAME", Align::Left)]);
                 table.row(vec![Cell::new(HOSTILE, tone)]);
                 for text in [table.lines()[1].clone(), screen.paint(tone, HOSTILE)] {
@@ -385,7 +385,7 @@ mod tests {
 
     #[test]
     fn hostile_text_in_error_and_hint_is_escaped() {
-        let text = error_text(&anyhow::anyhow!("{HOSTILE}").context("\x1b[31mred"), COLOUR);
+        let text = error_text(&anyhow::anyhow!("{HOSTILE}").context("\x1b[31mred"), COLOR);
         assert!(text.contains(&ESCAPED.replace("\\n", "\n")) && text.contains("\\x1b[31mred"), "{text:?}");
         let error = Ec2Error::refused(ErrorCode::InvalidParameterValue, "x", Some(HOSTILE.into()));
         let text = error_text(&anyhow::Error::new(error), Screen::PLAIN);
@@ -394,14 +394,14 @@ mod tests {
 
     #[test]
     fn an_error_brings_its_hint_through_its_context() {
-        let unknown = catalogue::find("t3.micr0").expect_err("unknown");
+        let unknown = catalog::find("t3.micr0").expect_err("unknown");
         let error = anyhow::Error::new(unknown).context("nothing was launched");
         assert_eq!(
             error_text(&error, Screen::PLAIN),
             "error: nothing was launched: InvalidParameterValue: \
              Invalid value 't3.micr0' for InstanceType.\nhint:  Did you mean t3.micro?"
         );
-        let of_cloud = anyhow::Error::new(CloudError::from(catalogue::find("t3.micr0").expect_err("unknown")));
+        let of_cloud = anyhow::Error::new(CloudError::from(catalog::find("t3.micr0").expect_err("unknown")));
         assert!(error_text(&of_cloud, Screen::PLAIN).ends_with("\nhint:  Did you mean t3.micro?"));
     }
 

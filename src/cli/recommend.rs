@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use super::output::{self, Align, Cell, Output, Screen, Tone};
 use super::{args, open_cloud};
 use crate::cloud::{timestamp, utc};
-use crate::ec2::right_size::{Confidence, Figures, Finding, Judgement, Statistic, TooLittle};
+use crate::ec2::right_size::{Confidence, Figures, Finding, Judgment, Statistic, TooLittle};
 use crate::ec2::size::approximate_mib;
 use crate::ec2::state::InstanceState;
-use crate::ec2::{InstanceType, catalogue};
+use crate::ec2::{InstanceType, catalog};
 use crate::host::shell;
 use crate::store::InstanceRecord;
 
@@ -36,7 +36,7 @@ pub struct Args {
     least: u32,
 }
 
-type Verdict = Result<Judgement, TooLittle>;
+type Verdict = Result<Judgment, TooLittle>;
 
 /// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
@@ -75,7 +75,7 @@ fn called(record: &InstanceRecord) -> String {
 }
 
 fn suggest_next(all: &[(&InstanceRecord, Verdict)]) {
-    let option = |verdict: &Verdict| verdict.as_ref().ok().and_then(|judgement| judgement.options.first().copied());
+    let option = |verdict: &Verdict| verdict.as_ref().ok().and_then(|judgment| judgment.options.first().copied());
     if let Some((record, option)) = all.iter().find_map(|(record, verdict)| Some((record, option(verdict)?))) {
         let name = shell::command([called(record)]);
         output::next(&format!("stop {name}; wisp modify {name} --type {}; wisp start {name}", option.name));
@@ -134,14 +134,14 @@ fn block(record: &InstanceRecord, verdict: &Verdict, least: u32, screen: Screen)
         line("Instance", &format!("{}  {name}", record.id)),
         line("Type", &format!("{}: {size}", record.instance_type)),
     ];
-    let judgement = match verdict {
-        Ok(judgement) => judgement,
+    let judgment = match verdict {
+        Ok(judgment) => judgment,
         Err(error) => {
             lines.push(line("Finding", &screen.paint(Tone::Warning, &too_little(*error, least))));
             return lines;
         }
     };
-    let Judgement { finding, reasons, options, confidence, figures } = judgement;
+    let Judgment { finding, reasons, options, confidence, figures } = judgment;
     let reasons: Vec<&str> = reasons.iter().map(|reason| reason.as_str()).collect();
     let why = if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join(", ")) };
     lines.push(line("Finding", &format!("{}{why}", screen.paint(tone(*finding), finding.title()))));
@@ -166,13 +166,13 @@ fn observed(figures: &Figures, confidence: Confidence) -> String {
 }
 
 fn figure_lines(record: &InstanceRecord, figures: &Figures) -> Vec<(&'static str, String)> {
-    let known = catalogue::find(&record.instance_type).ok().filter(|_| !record.no_limits);
+    let known = catalog::find(&record.instance_type).ok().filter(|_| !record.no_limits);
     let vcpus = f64::from(record.vcpus);
     let baseline = known.and_then(|known| known.credits).map(|credits| credits.baseline_percent);
     let baseline = baseline.map(|baseline| format!("; its baseline is {baseline} %")).unwrap_or_default();
     let mut lines = vec![("CPU", format!("{}{baseline}", shares(&figures.cpu, vcpus)))];
-    if figures.cpu_held > 0.0 {
-        let held = percent(figures.cpu_held);
+    if figures.cpu_throttled > 0.0 {
+        let held = percent(figures.cpu_throttled);
         let wanted = shares(&figures.cpu_wanted, vcpus);
         lines.push(("", format!("throttled for {held} of the time for lack of credits; demand {wanted}")));
     }
@@ -227,7 +227,7 @@ fn print_table(all: &[(&InstanceRecord, Verdict)]) -> anyhow::Result<()> {
             Cell::from(record.instance_type.clone()),
         ];
         row.extend(match verdict {
-            Ok(Judgement { finding, options, figures, .. }) => {
+            Ok(Judgment { finding, options, figures, .. }) => {
                 let vcpus = f64::from(record.vcpus);
                 [
                     Cell::new(finding.title(), tone(*finding)),
@@ -259,8 +259,8 @@ fn shape(all: &[(&InstanceRecord, Verdict)], least: u32) -> Value {
     json!({"instanceRecommendations": judged.collect::<Vec<_>>(), "errors": errors.collect::<Vec<_>>()})
 }
 
-fn recommendation(record: &InstanceRecord, judgement: &Judgement) -> Value {
-    let Judgement { finding, reasons, options, confidence, figures } = judgement;
+fn recommendation(record: &InstanceRecord, judgment: &Judgment) -> Value {
+    let Judgment { finding, reasons, options, confidence, figures } = judgment;
     let vcpus = f64::from(record.vcpus);
     let metrics = [
         ("Cpu", figures.cpu, 100.0 / vcpus),
@@ -300,7 +300,7 @@ fn recommendation(record: &InstanceRecord, judgement: &Judgement) -> Value {
         "lookBackPeriodInDays": 14,
         "utilizationMetrics": utilization,
         "touchedMemoryBytes": figures.touched_bytes,
-        "heldShares": {"Cpu": figures.cpu_held, "Ebs": figures.ebs_held, "Network": figures.network_held},
+        "heldShares": {"Cpu": figures.cpu_throttled, "Ebs": figures.ebs_held, "Network": figures.network_held},
         "recommendationOptions": options.iter().enumerate().map(option).collect::<Vec<_>>(),
     })
 }

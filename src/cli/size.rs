@@ -2,7 +2,7 @@
 
 use crate::cloud::image_memory::ImageMemory;
 use crate::ec2::capacity::{self, InstanceSize};
-use crate::ec2::catalogue;
+use crate::ec2::catalog;
 use crate::ec2::size::MemorySize;
 use crate::ec2::{Ec2Error, InstanceType};
 use crate::host::probe;
@@ -63,17 +63,17 @@ impl SizeArgs {
 
     /// Returns the requested size; missing values are `instance_type`'s.
     pub fn of_type(&self, instance_type: &'static InstanceType) -> Result<InstanceSize, Ec2Error> {
-        let named = self.instance_type.as_deref().map(catalogue::find).transpose()?;
+        let named = self.instance_type.as_deref().map(catalog::find).transpose()?;
         InstanceSize::new(named.unwrap_or(instance_type), self.vcpus, self.memory)
     }
 
     /// Returns the requested size; missing values are the type's, or without a type this number of vCPUs and MiB.
     pub fn or_else(&self, vcpus: u32, memory_mib: u64) -> Result<InstanceSize, Ec2Error> {
         match &self.instance_type {
-            Some(name) => InstanceSize::new(catalogue::find(name)?, self.vcpus, self.memory),
+            Some(name) => InstanceSize::new(catalog::find(name)?, self.vcpus, self.memory),
             None => {
                 let memory = self.memory.or_else(|| MemorySize::from_mib(memory_mib));
-                InstanceSize::new(catalogue::find(OVERRIDDEN_TYPE)?, Some(self.vcpus.unwrap_or(vcpus)), memory)
+                InstanceSize::new(catalog::find(OVERRIDDEN_TYPE)?, Some(self.vcpus.unwrap_or(vcpus)), memory)
             }
         }
     }

@@ -100,7 +100,7 @@ pub fn render(status: &Status, screen: Screen) -> String {
         status.memory_mib,
         if status.timeline.is_restored() { ", restored from a snapshot" } else { "" },
         output::bytes(status.guest_resident_bytes),
-        output::bytes(status.monitor_resident_bytes),
+        output::bytes(status.vmm_resident_bytes),
         if status.software_kvm { "; software KVM: the guest's kernel was emulated" } else { "" },
     ));
     lines.join("\n")

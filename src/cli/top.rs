@@ -57,7 +57,7 @@ struct Rates {
     read_bytes: f64,
     written_bytes: f64,
     exits: f64,
-    held_percent: f64,
+    throttled_percent: f64,
 }
 
 /// Runs the command.
@@ -115,7 +115,7 @@ fn look(cloud: &mut Cloud, only: Option<InstanceId>) -> anyhow::Result<Look> {
     let mut samples = HashMap::new();
     for record in &records {
         // An instance that has just ended is not shown.
-        if let Ok(status) = cloud.dir(record.id).connect().and_then(|mut monitor| monitor.status()) {
+        if let Ok(status) = cloud.dir(record.id).connect().and_then(|mut client| client.status()) {
             samples.insert(record.id, Sample { at: Instant::now(), status });
         }
     }
@@ -134,7 +134,7 @@ fn rates(before: &Sample, after: &Sample) -> Rates {
         read_bytes: rate(sum(old, |disk| disk.read_bytes), sum(new, |disk| disk.read_bytes)),
         written_bytes: rate(sum(old, |disk| disk.written_bytes), sum(new, |disk| disk.written_bytes)),
         exits: rate(exits(old), exits(new)),
-        held_percent: rate(limits::held_ns(old), limits::held_ns(new)) / 1e7,
+        throttled_percent: rate(limits::throttled_ns(old), limits::throttled_ns(new)) / 1e7,
     }
 }
 
@@ -147,11 +147,11 @@ fn shape((record, status, rates): &(&InstanceRecord, &Status, Rates)) -> Value {
         "CpuPercent": rates.cpu_percent,
         "MemoryMiB": status.memory_mib,
         "ResidentBytes": status.guest_resident_bytes,
-        "MonitorBytes": status.monitor_resident_bytes,
+        "VmmBytes": status.vmm_resident_bytes,
         "DiskReadBytesPerSecond": rates.read_bytes,
         "DiskWriteBytesPerSecond": rates.written_bytes,
         "ExitsPerSecond": rates.exits,
-        "HeldPercent": rates.held_percent,
+        "HeldPercent": rates.throttled_percent,
         "Limits": limits::shape(record, Some(status)),
     })
 }
@@ -166,7 +166,7 @@ fn render(rows: &[(&InstanceRecord, &Status, Rates)], screen: Screen) -> String 
         ("vCPUs", Align::Right),
         ("CPU", Align::Right),
         ("Credits", Align::Right),
-        ("Held", Align::Right),
+        ("Throttled", Align::Right),
         ("Memory", Align::Right),
         ("Touched", Align::Right),
         ("Read/s", Align::Right),
@@ -182,7 +182,7 @@ fn render(rows: &[(&InstanceRecord, &Status, Rates)], screen: Screen) -> String 
             Cell::from(status.vcpus.to_string()),
             Cell::new(format!("{:.0} %", rates.cpu_percent), tone),
             Cell::from(limits::credit_cell(status)),
-            Cell::from(format!("{:.0} %", rates.held_percent)),
+            Cell::from(format!("{:.0} %", rates.throttled_percent)),
             Cell::from(output::bytes(status.memory_mib << 20)),
             Cell::from(output::bytes(status.guest_resident_bytes)),
             Cell::from(output::bytes(rates.read_bytes as u64)),

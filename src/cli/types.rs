@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
 use crate::ec2::capacity::{self, HostCapacity, InstanceSize, Lacking};
-use crate::ec2::catalogue;
+use crate::ec2::catalog;
 use crate::ec2::describe::InstanceTypeInfo;
 use crate::ec2::instance_type::{EbsBandwidth, InstanceType, NotLaunchable};
 use crate::ec2::size::{MemorySize, approximate_mib};
@@ -38,8 +38,8 @@ pub struct Args {
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let host = probe::resources();
     let mut types = match &args.selection {
-        Some(word) => catalogue::select(word)?,
-        None => catalogue::all().iter().collect(),
+        Some(word) => catalog::select(word)?,
+        None => catalog::all().iter().collect(),
     };
     let is_single = matches!(types.as_slice(), [only] if args.selection.as_deref() == Some(only.name));
     if args.fits {
@@ -381,7 +381,7 @@ mod tests {
     const LAPTOP: HostCapacity = HostCapacity { cpus: 2, memory_mib: 23_703 };
 
     fn find(name: &str) -> &'static InstanceType {
-        catalogue::find(name).expect(name)
+        catalog::find(name).expect(name)
     }
 
     fn widest(text: &str) -> usize {
@@ -389,7 +389,7 @@ mod tests {
     }
 
     fn screen(width: usize) -> Screen {
-        Screen { width: Some(width), colour: false }
+        Screen { width: Some(width), color: false }
     }
 
     /// Hosts that lack one resource or another.
@@ -398,7 +398,7 @@ mod tests {
 
     #[test]
     fn the_whole_catalogue_fits_an_80_column_terminal() {
-        let all: Vec<_> = catalogue::all().iter().collect();
+        let all: Vec<_> = catalog::all().iter().collect();
         for host in HOSTS {
             assert_eq!(widest(&render_all(&all, host, screen(80))).max(80), 80);
         }
@@ -412,7 +412,7 @@ mod tests {
 
     #[test]
     fn the_whole_catalogue_fits_a_120_column_terminal() {
-        let all: Vec<_> = catalogue::all().iter().collect();
+        let all: Vec<_> = catalog::all().iter().collect();
         for host in HOSTS {
             assert_eq!(widest(&render_all(&all, host, screen(120))).max(120), 120);
         }
@@ -420,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_family_stands_under_its_explanation() {
-        let types = catalogue::select("d3").expect("it is there");
+        let types = catalog::select("d3").expect("it is there");
         let text = render_all(&types[..1], LAPTOP, screen(80));
         assert_eq!(
             text.lines().collect::<Vec<_>>(),
@@ -437,7 +437,7 @@ mod tests {
 
     #[test]
     fn a_column_that_would_be_empty_is_left_out() {
-        let types = catalogue::select("c6i").expect("it is there");
+        let types = catalog::select("c6i").expect("it is there");
         assert!(!render_all(&types, LAPTOP, screen(80)).contains("EXTRAS"));
     }
 

@@ -326,7 +326,7 @@ fn build_and_run(
     config: MachineConfig,
     inputs: VmmInputs,
     owned: bool,
-    monitor: &namespaces::SandboxedChild,
+    child: &namespaces::SandboxedChild,
 ) -> anyhow::Result<End> {
     let own = inputs.dir.clone();
     clear_leftovers(&own).context("what an earlier machine left cannot be removed")?;
@@ -334,7 +334,7 @@ fn build_and_run(
         origin::keep(saved, &own);
     }
     let grants = Grants::of(&own, &config, inputs.restore.as_ref());
-    sandbox::enter(monitor, &grants, config.threads())?;
+    sandbox::enter(child, &grants, config.threads())?;
     let conclude = |end: &End, status: &control::Status| {
         if !owned && *end != End::Reboot {
             keep_in(&own, &EndRecord::ended(end, status));

@@ -21,7 +21,7 @@ use super::volume::get_volume;
 use super::{Cloud, new_id, now};
 use crate::ec2::state::{Action, InstanceState};
 use crate::ec2::volume::VolumeState;
-use crate::ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId, catalogue};
+use crate::ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId, catalog};
 use crate::host::disk_image;
 use crate::store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, VolumeRecord};
 use crate::vmm::config::{DiskConfig, DiskFormat, MachineConfig};
@@ -45,7 +45,7 @@ pub struct ForkSpec {
 #[derive(Debug)]
 pub struct Forked {
     pub instances: Vec<InstanceRecord>,
-    pub monitors: Vec<MachineHandle>,
+    pub machines: Vec<MachineHandle>,
     pub paused: Duration,
 }
 
@@ -73,7 +73,7 @@ impl Cloud {
         drop(sweeping);
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.id).collect();
         match self.start_forks(prepared, &volumes, saved.path()) {
-            Ok(monitors) => Ok(Forked { instances: self.settle_running(&ids)?, monitors, paused }),
+            Ok(machines) => Ok(Forked { instances: self.settle_running(&ids)?, machines, paused }),
             Err(error) => {
                 self.abandon(&ids, &error);
                 Err(error)
@@ -99,7 +99,7 @@ impl Cloud {
     pub(super) fn check_freezable(&self, record: &InstanceRecord) -> Result<(), CloudError> {
         let id = record.id;
         Action::Fork.allowed(id, record.state)?;
-        if !catalogue::find(&record.instance_type)?.instance_store().is_empty() {
+        if !catalog::find(&record.instance_type)?.instance_store().is_empty() {
             return Err(CloudError::refused(
                 ErrorCode::UnsupportedOperation,
                 format!("The instance '{id}' has instance-store disks, which are its own and cannot be copied."),
@@ -276,7 +276,7 @@ impl Cloud {
         saved: &Path,
     ) -> Result<Vec<MachineHandle>, CloudError> {
         let restore = Restore { dir: PathBuf::from(saved), once: false };
-        let mut monitors = Vec::new();
+        let mut machines = Vec::new();
         for Prepared { record, volumes, dir, lock } in prepared {
             let image = self.open_image(record.image_id)?;
             let seed = self.write_seed(&dir, &record, &image.manifest, true)?;
@@ -286,14 +286,14 @@ impl Cloud {
             for (disk, volume) in config.disks.iter_mut().zip(before) {
                 disk.was = Some(disk_id(volume));
             }
-            await_turn(&mut monitors)?;
-            monitors.push(dir.spawn(&config, lock, network, Some(&restore))?);
+            await_turn(&mut machines)?;
+            machines.push(dir.spawn(&config, lock, network, Some(&restore))?);
         }
-        for machine in &mut monitors {
+        for machine in &mut machines {
             self.notices.extend(machine.wait_started()?);
         }
         self.notice_missing_uplinks();
-        Ok(monitors)
+        Ok(machines)
     }
 }
 

@@ -245,6 +245,6 @@ mod tests {
         assert!(Manifest::parse(&format!("imds_support = \"v1.0\"\n{TEXT}")).is_err());
         let manifest = Manifest::parse(&format!("imds_support = \"v2.0\"\n{TEXT}")).unwrap();
         assert_eq!(manifest.imds_support, Some(ImdsSupport::V2));
-        assert!(Manifest::parse(&format!("colour = 1\n{TEXT}")).is_err());
+        assert!(Manifest::parse(&format!("color = 1\n{TEXT}")).is_err());
     }
 }

@@ -79,7 +79,7 @@ pub struct Launched {
     /// In launch order.
     pub instances: Vec<InstanceRecord>,
     /// Connections to the VMMs. Empty if an earlier launch with the same client token started them.
-    pub monitors: Vec<MachineHandle>,
+    pub machines: Vec<MachineHandle>,
     /// The instances cold-booted because no template exists yet, although one can be created.
     pub wants_warm: bool,
 }
@@ -99,7 +99,7 @@ impl Cloud {
         let parameters = digest(spec, &image_record);
         let before = self.launched_before(spec, &parameters)?;
         if let Some(instances) = before.filter(|_| !spec.dry_run) {
-            return Ok(Launched { instances, monitors: Vec::new(), wants_warm: false });
+            return Ok(Launched { instances, machines: Vec::new(), wants_warm: false });
         }
         let image = self.check_image(&image_record)?;
         // `None` means the embedded image, which has no cloud-init.
@@ -120,16 +120,16 @@ impl Cloud {
         let prepared = match self.prepare(spec, &image_record, &image, warm.as_ref(), &parameters)? {
             Ok(prepared) => prepared,
             // Another process used the client token first.
-            Err(instances) => return Ok(Launched { instances, monitors: Vec::new(), wants_warm: false }),
+            Err(instances) => return Ok(Launched { instances, machines: Vec::new(), wants_warm: false }),
         };
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.id).collect();
         match self.start_all(prepared, &image, warm.as_ref()) {
-            Ok(monitors) => {
+            Ok(machines) => {
                 let wants_warm = can_be_warm && warm.is_none() && template::can_have(&image);
                 if let (true, None, Some(memory)) = (can_be_warm, &warm, ImageMemory::of(&image)) {
                     self.notices.extend(size_notice(&memory, &spec.size));
                 }
-                Ok(Launched { instances: self.settle_running(&ids)?, monitors, wants_warm })
+                Ok(Launched { instances: self.settle_running(&ids)?, machines, wants_warm })
             }
             Err(error) => {
                 self.abandon(&ids, &error);
@@ -396,7 +396,7 @@ impl Cloud {
         image: &Image,
         warm: Option<&Template>,
     ) -> Result<Vec<MachineHandle>, CloudError> {
-        let mut monitors = Vec::new();
+        let mut machines = Vec::new();
         for Prepared { record, dir, lock, .. } in prepared {
             let volumes = self.volumes_of(&record)?;
             let seed = self.write_seed(&dir, &record, &image.manifest, warm.is_some())?;
@@ -405,15 +405,15 @@ impl Cloud {
             limit(&mut config, &record, &volumes);
             if let Some(warm) = warm {
                 config.disks.iter_mut().filter(|disk| disk.root).for_each(|root| root.was = Some(warm.root().into()));
-                await_turn(&mut monitors)?;
+                await_turn(&mut machines)?;
             }
-            monitors.push(dir.spawn(&config, lock, network, warm.map(Template::restore).as_ref())?);
+            machines.push(dir.spawn(&config, lock, network, warm.map(Template::restore).as_ref())?);
         }
-        for machine in &mut monitors {
+        for machine in &mut machines {
             self.notices.extend(machine.wait_started()?);
         }
         self.notice_missing_uplinks();
-        Ok(monitors)
+        Ok(machines)
     }
 
     /// Returns the default metadata options of launches (`GetInstanceMetadataDefaults`).
@@ -464,10 +464,10 @@ pub(super) fn volume_file(id: crate::ec2::VolumeId, generation: u32) -> String {
 
 /// Waits until the next VM can be restored. A waiting guest's timer ticks take CPU time from the others, so no more
 /// guests start at once than the host has CPUs.
-pub(super) fn await_turn(monitors: &mut [MachineHandle]) -> Result<(), CloudError> {
+pub(super) fn await_turn(machines: &mut [MachineHandle]) -> Result<(), CloudError> {
     let at_once = probe::resources().cpus as usize;
-    match monitors.len().checked_sub(at_once) {
-        Some(index) => monitors[index].wait_ready(TURN).map(drop),
+    match machines.len().checked_sub(at_once) {
+        Some(index) => machines[index].wait_ready(TURN).map(drop),
         None => Ok(()),
     }
 }

@@ -15,7 +15,7 @@ use super::network::{Addresses, NetworkSpec, Placement, free_addresses_of, take_
 use super::vmm_watch::Awaited;
 use super::{Cloud, now, resolve, utc};
 use crate::ec2::capacity::InstanceSize;
-use crate::ec2::catalogue;
+use crate::ec2::catalog;
 use crate::ec2::metadata::MetadataOptions;
 use crate::ec2::state::{Action, InstanceState, StateReason, Transition};
 use crate::ec2::volume::VolumeState;
@@ -654,6 +654,6 @@ pub(super) fn volumes_of(tx: &Transaction, record: &InstanceRecord) -> Result<Ve
 }
 
 pub(super) fn size_of(record: &InstanceRecord) -> Result<InstanceSize, CloudError> {
-    let instance_type = catalogue::find(&record.instance_type)?;
+    let instance_type = catalog::find(&record.instance_type)?;
     Ok(InstanceSize { instance_type, vcpus: record.vcpus, memory_mib: record.memory_mib })
 }

@@ -9,7 +9,7 @@ use crate::ec2::instance_type::InstanceType;
 use crate::ec2::performance::{Performance, Speed};
 use crate::ec2::state::InstanceState;
 use crate::ec2::volume::{Role, VolumeSize, VolumeSpec};
-use crate::ec2::{ErrorCode, InstanceId, catalogue};
+use crate::ec2::{ErrorCode, InstanceId, catalog};
 use crate::store::{InstanceRecord, VolumeRecord};
 use crate::vmm::MachineConfig;
 use crate::vmm::control::{Request, Status};
@@ -57,12 +57,12 @@ pub(super) fn volume_limits(volume: &VolumeRecord) -> Option<DiskLimits> {
 }
 
 fn limited_type(record: &InstanceRecord) -> Option<&'static InstanceType> {
-    if record.no_limits { None } else { catalogue::find(&record.instance_type).ok() }
+    if record.no_limits { None } else { catalog::find(&record.instance_type).ok() }
 }
 
 /// Returns an instance's credit rules, or `None` if it is not burstable.
 pub fn credit_rules(record: &InstanceRecord) -> Option<CreditRules> {
-    CreditRules::of(catalogue::find(&record.instance_type).ok()?, record.vcpus)
+    CreditRules::of(catalog::find(&record.instance_type).ok()?, record.vcpus)
 }
 
 pub fn mode_of(record: &InstanceRecord, rules: &CreditRules) -> CreditMode {
@@ -99,7 +99,7 @@ pub fn credits_of(balance: &CpuBalance) -> CreditBalance {
 
 /// Time for which a VM has been throttled since its start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct ThrottledTime {
     /// Sum over all vCPUs.
     pub cpus_ns: u64,
     /// Sum over all disks.
@@ -107,11 +107,11 @@ pub struct Held {
     pub network_ns: u64,
 }
 
-pub fn held_back(status: &Status) -> Held {
-    Held {
-        cpus_ns: status.cpu_budget.as_ref().map_or(0, |now| now.held_ns),
-        disks_ns: status.disks.iter().map(|disk| disk.held_ns).fold(0, u64::saturating_add),
-        network_ns: status.net.as_ref().map_or(0, |net| net.held_ns),
+pub fn throttled_time(status: &Status) -> ThrottledTime {
+    ThrottledTime {
+        cpus_ns: status.cpu_budget.as_ref().map_or(0, |now| now.throttled_ns),
+        disks_ns: status.disks.iter().map(|disk| disk.throttled_ns).fold(0, u64::saturating_add),
+        network_ns: status.net.as_ref().map_or(0, |net| net.throttled_ns),
     }
 }
 
@@ -183,7 +183,7 @@ mod tests {
 
     impl SimulatedVm {
         fn of(name: &str, mode: Option<CreditMode>) -> SimulatedVm {
-            let known = catalogue::find(name).unwrap();
+            let known = catalog::find(name).unwrap();
             let rules = CreditRules::of(known, known.vcpus).unwrap();
             let mode = mode.unwrap_or(rules.default_mode());
             let budget = CpuBudget::new(budget(&rules, mode, rules.at_launch(mode)));
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn every_type_without_credits_gets_baseline() {
-        for known in catalogue::all() {
+        for known in catalog::all() {
             let Some(credits) = known.credits else { continue };
             let mut vm = SimulatedVm::of(known.name, Some(CreditMode::Standard));
             vm.budget.pass(0, credits_of(&vm.budget.config().balance).launch_ns);

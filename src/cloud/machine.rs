@@ -20,7 +20,7 @@ use super::network::Connection;
 use super::run::{ConsoleTail, console_tail, is_timeout};
 use super::run_spec::{GUEST_CID, add_options, identity, image_kernel, name_host};
 use crate::ec2::InstanceId;
-use crate::ec2::catalogue;
+use crate::ec2::catalog;
 use crate::ec2::state::InstanceState;
 use crate::guest::Agent;
 use crate::host::home::{Home, lock_file, private_file, try_lock_file};
@@ -270,7 +270,7 @@ impl InstanceDir {
     /// Creates empty instance-store disks of the type's sizes as sparse files.
     fn instance_store(&self, record: &InstanceRecord) -> Result<Vec<DiskConfig>, CloudError> {
         self.remove_instance_store()?;
-        let sizes = catalogue::find(&record.instance_type)?.instance_store();
+        let sizes = catalog::find(&record.instance_type)?.instance_store();
         let disk = |(index, gb): (usize, u64)| {
             let path = self.path.join(format!("{EPHEMERAL}{index}"));
             let file = private_file(&path).map_err(CloudError::file(&path, "made"))?;

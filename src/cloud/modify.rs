@@ -13,7 +13,7 @@ use crate::ec2::credits::CreditMode;
 use crate::ec2::metadata::MetadataChange;
 use crate::ec2::state::{Action, ShutdownBehavior};
 use crate::ec2::tag::check_metadata_keys;
-use crate::ec2::{InstanceId, catalogue};
+use crate::ec2::{InstanceId, catalog};
 use crate::store::InstanceRecord;
 
 /// Changes to an instance's attributes. `None` leaves an attribute as it is.
@@ -57,7 +57,7 @@ impl Cloud {
             if change.cpu_credits.is_some() {
                 record.cpu_credits = change.cpu_credits;
             }
-            let instance_type = catalogue::find(&record.instance_type)?;
+            let instance_type = catalog::find(&record.instance_type)?;
             check_credits(change.cpu_credits, instance_type)?;
             // A credit mode set for a burstable type is meaningless for other types.
             record.cpu_credits = record.cpu_credits.filter(|_| instance_type.credits.is_some());

@@ -7,9 +7,9 @@ use super::error::CloudError;
 use super::lifecycle::get;
 use super::{Cloud, now};
 use crate::ec2::credits::CreditBalance;
-use crate::ec2::right_size::{Judgement, Subject, TooLittle, judge};
+use crate::ec2::right_size::{Judgment, Subject, TooLittle, judge};
 use crate::ec2::usage::{Datapoint, DiskUse, NetworkUse, settled};
-use crate::ec2::{InstanceId, catalogue};
+use crate::ec2::{InstanceId, catalog};
 use crate::store::{InstanceRecord, Transaction, UsageCursor};
 use crate::vmm::usage::{BudgetReading, DiskReading, FILE, Reading, read};
 use crate::vmm::virtio::net::NetRecord;
@@ -33,9 +33,9 @@ impl Cloud {
         &mut self,
         record: &InstanceRecord,
         least: f64,
-    ) -> Result<Result<Judgement, TooLittle>, CloudError> {
+    ) -> Result<Result<Judgment, TooLittle>, CloudError> {
         let subject = Subject {
-            instance_type: catalogue::find(&record.instance_type)?,
+            instance_type: catalog::find(&record.instance_type)?,
             vcpus: record.vcpus,
             memory_mib: record.memory_mib,
             is_limited: !record.no_limits,
@@ -137,7 +137,7 @@ fn difference(before: Option<&Reading>, after: &Reading) -> Datapoint {
         period_ms: after.moment.up_ms.saturating_sub(before.moment.up_ms),
         booting: !before.is_up,
         cpu_ns: after.cpu_ns.saturating_sub(before.cpu_ns),
-        cpu_held_ns: held_ns(after).saturating_sub(held_ns(before)),
+        cpu_held_ns: throttled_ns(after).saturating_sub(throttled_ns(before)),
         touched_bytes: after.resident_bytes,
         network: network(before.net.unwrap_or_default(), after.net.unwrap_or_default()),
         credits: after.cpu_budget.as_ref().map(credits),
@@ -151,8 +151,8 @@ fn difference(before: Option<&Reading>, after: &Reading) -> Datapoint {
     point
 }
 
-fn held_ns(reading: &Reading) -> u64 {
-    reading.cpu_budget.map_or(0, |budget| budget.held_ns)
+fn throttled_ns(reading: &Reading) -> u64 {
+    reading.cpu_budget.map_or(0, |budget| budget.throttled_ns)
 }
 
 fn credits(budget: &BudgetReading) -> CreditBalance {
@@ -166,21 +166,21 @@ fn network(before: NetRecord, after: NetRecord) -> NetworkUse {
         sent_bytes: after.sent_bytes.saturating_sub(before.sent_bytes),
         received_packets: after.received_frames.saturating_sub(before.received_frames),
         sent_packets: after.sent_frames.saturating_sub(before.sent_frames),
-        held_ns: after.held_ns.saturating_sub(before.held_ns),
+        throttled_ns: after.throttled_ns.saturating_sub(before.throttled_ns),
     }
 }
 
 /// The counters of a disk that was detached and attached again start at zero.
 fn disk_use(before: Option<&DiskReading>, after: &DiskReading) -> DiskUse {
-    let sums = |disk: &DiskReading| [disk.read_bytes, disk.written_bytes, disk.reads, disk.writes, disk.held_ns];
+    let sums = |disk: &DiskReading| [disk.read_bytes, disk.written_bytes, disk.reads, disk.writes, disk.throttled_ns];
     let is_same_attachment =
         |before: &&DiskReading| sums(before).iter().zip(sums(after)).all(|(before, after)| *before <= after);
     let none = DiskReading::default();
     let earlier = sums(before.filter(is_same_attachment).unwrap_or(&none));
     let mut difference = sums(after);
     difference.iter_mut().zip(earlier).for_each(|(after, before)| *after -= before);
-    let [read_bytes, written_bytes, reads, writes, held_ns] = difference;
-    DiskUse { read_bytes, written_bytes, reads, writes, held_ns }
+    let [read_bytes, written_bytes, reads, writes, throttled_ns] = difference;
+    DiskUse { read_bytes, written_bytes, reads, writes, throttled_ns }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use super::catalogue;
+use super::catalog;
 use super::error::Ec2Error;
 use super::instance_type::InstanceType;
 use super::size::{MemorySize, approximate_mib};
@@ -173,7 +173,7 @@ pub fn fits(instance_type: &'static InstanceType, host: HostCapacity, overcommit
 
 /// Prefers the same family, then the most similar category.
 fn largest_fitting(asked: &InstanceType, host: HostCapacity, overcommit: bool) -> Option<&'static InstanceType> {
-    catalogue::all().iter().filter(|candidate| fits(candidate, host, overcommit)).max_by_key(|candidate| {
+    catalog::all().iter().filter(|candidate| fits(candidate, host, overcommit)).max_by_key(|candidate| {
         let same_family = candidate.family() == asked.family();
         let same_category = candidate.category == asked.category;
         let newness = candidate.parts.generation;
@@ -195,7 +195,7 @@ mod tests {
     const LAPTOP: HostCapacity = HostCapacity { cpus: 2, memory_mib: 23_703 };
 
     fn of_type(name: &str) -> InstanceSize {
-        InstanceSize::of_type(catalogue::find(name).expect(name))
+        InstanceSize::of_type(catalog::find(name).expect(name))
     }
 
     fn shortage(name: &str, host: HostCapacity, overcommit: bool) -> Shortage {
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn overrides_replace_size_of_type() {
-        let micro = catalogue::find("t3.micro").expect("it is there");
+        let micro = catalog::find("t3.micro").expect("it is there");
         let request = InstanceSize::new(micro, Some(1), MemorySize::from_mib(256)).expect("allowed");
         assert_eq!((request.vcpus, request.memory_mib), (1, 256));
         assert_eq!(request.to_string(), "1 vCPU and 256 MiB were asked for");
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn unlaunchable_type_is_refused_even_with_overrides() {
-        let arm = catalogue::find("t4g.micro").expect("it is there");
+        let arm = catalog::find("t4g.micro").expect("it is there");
         let error = InstanceSize::new(arm, Some(1), MemorySize::from_mib(256)).expect_err("Arm");
         let reason = NotLaunchable::Architecture;
         assert_eq!(error, Ec2Error::NotLaunchable { instance_type: "t4g.micro", reason });
@@ -294,7 +294,7 @@ mod tests {
         #[test]
         fn suggested_type_fits(cpus in 0..200_u32, memory_mib in 0..5_000_000_u64, overcommit: bool) {
             let host = HostCapacity { cpus, memory_mib };
-            for instance_type in catalogue::all() {
+            for instance_type in catalog::all() {
                 let refused = check(&InstanceSize::of_type(instance_type), host, overcommit);
                 if let Err(Ec2Error::InsufficientCapacity(shortage)) = refused
                     && let Some(largest) = shortage.largest

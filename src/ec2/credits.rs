@@ -146,11 +146,11 @@ impl CreditRules {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::catalogue;
+    use crate::ec2::catalog;
     use proptest::prelude::*;
 
     fn rules(name: &str) -> CreditRules {
-        let known = catalogue::find(name).unwrap();
+        let known = catalog::find(name).unwrap();
         CreditRules::of(known, known.vcpus).unwrap()
     }
 
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn earnings_and_limits_match_catalogue() {
-        for row in catalogue::all() {
+        for row in catalog::all() {
             let rules = CreditRules::of(row, row.vcpus);
             assert_eq!(rules.is_some(), row.credits.is_some());
             let (Some(rules), Some(credits)) = (rules, row.credits) else { continue };
@@ -225,7 +225,7 @@ mod tests {
     proptest! {
         #[test]
         fn start_never_exceeds_accrual_limit_and_launch_credits(saved in 0..1_000_u64, at: u64, now: u64) {
-            for row in catalogue::all() {
+            for row in catalog::all() {
                 let Some(rules) = CreditRules::of(row, row.vcpus) else { continue };
                 for mode in [CreditMode::Standard, CreditMode::Unlimited] {
                     let balance = rules.at_start(mode, Some(&kept(saved, at)), now);

@@ -207,11 +207,11 @@ impl GpuInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::catalogue;
+    use crate::ec2::catalog;
     use serde_json::{Value, json};
 
     fn described(name: &str) -> Value {
-        let row = catalogue::find(name).expect(name);
+        let row = catalog::find(name).expect(name);
         serde_json::to_value(InstanceTypeInfo::from(row)).expect("plain data")
     }
 

@@ -14,7 +14,7 @@ use super::tag::Tag;
 use super::type_name::TypeName;
 use super::user_data::UserData;
 use super::volume::{VolumeOption, VolumeSize, VolumeType};
-use super::{Ec2Error, catalogue};
+use super::{Ec2Error, catalog};
 
 pub(crate) fn words(data: &[u8]) {
     let _ = UserData::read(data);
@@ -33,8 +33,8 @@ pub(crate) fn words(data: &[u8]) {
     if let Some(name) = TypeName::parse(text) {
         let _ = (name.reading(), name.family_reading());
     }
-    check_error(catalogue::find(text));
-    check_error(catalogue::select(text));
+    check_error(catalog::find(text));
+    check_error(catalog::select(text));
     let known = [InstanceId::from_random([0x1a; 9]), InstanceId::from_random([0x1b; 9])];
     check_error(Id::find(text, known));
 }

@@ -207,10 +207,10 @@ impl InstanceType {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::catalogue;
+    use crate::ec2::catalog;
 
     fn launchable(name: &str) -> Result<(), NotLaunchable> {
-        catalogue::find(name).expect(name).launchable()
+        catalog::find(name).expect(name).launchable()
     }
 
     #[test]
@@ -225,14 +225,14 @@ mod tests {
 
     #[test]
     fn instance_store_lists_each_disk() {
-        let disks = |name| catalogue::find(name).expect(name).instance_store();
+        let disks = |name| catalog::find(name).expect(name).instance_store();
         assert_eq!(disks("i3.4xlarge"), [1900, 1900]);
         assert_eq!(disks("t3.micro"), [0; 0]);
     }
 
     #[test]
     fn hypervisor_is_xen_before_nitro() {
-        let hypervisor = |name| catalogue::find(name).expect(name).ec2_hypervisor();
+        let hypervisor = |name| catalog::find(name).expect(name).ec2_hypervisor();
         assert_eq!(hypervisor("t2.nano"), Some("xen"));
         assert_eq!(hypervisor("t3.nano"), Some("nitro"));
         assert_eq!(hypervisor("c5.metal"), None);

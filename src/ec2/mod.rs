@@ -5,7 +5,7 @@
 
 pub mod block_device;
 pub mod capacity;
-pub mod catalogue;
+pub mod catalog;
 pub mod credits;
 pub mod describe;
 pub mod error;

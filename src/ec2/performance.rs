@@ -130,7 +130,7 @@ impl InstanceType {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::catalogue;
+    use crate::ec2::catalog;
     use crate::ec2::volume::{Role, VolumeSize, VolumeSpec};
 
     fn volume(volume_type: VolumeType, gib: u64, iops: Option<u32>, throughput: Option<u32>) -> Performance {
@@ -188,14 +188,14 @@ mod tests {
 
     #[test]
     fn ebs_and_network_speeds_of_every_type_are_consistent() {
-        for row in catalogue::all() {
+        for row in catalog::all() {
             let speeds = row.ebs_performance().map(|path| [path.bytes, path.operations]);
             for speed in speeds.into_iter().flatten().chain([row.network_speed()]) {
                 assert!(speed.baseline > 0 && speed.baseline <= speed.peak, "{}", row.name);
                 assert_eq!(speed.savings > 0, speed.peak > speed.baseline, "{}", row.name);
             }
         }
-        let nano = catalogue::find("t3.nano").unwrap();
+        let nano = catalog::find("t3.nano").unwrap();
         assert_eq!(nano.network_speed().baseline, 4_000_000);
     }
 }

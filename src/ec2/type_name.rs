@@ -5,9 +5,9 @@ pub enum Category {
     /// A CPU baseline, and credits to exceed it.
     Burstable,
     GeneralPurpose,
-    ComputeOptimised,
-    MemoryOptimised,
-    StorageOptimised,
+    ComputeOptimized,
+    MemoryOptimized,
+    StorageOptimized,
     Accelerated,
 }
 
@@ -17,9 +17,9 @@ impl Category {
         Some(match series {
             "t" => Category::Burstable,
             "m" => Category::GeneralPurpose,
-            "c" => Category::ComputeOptimised,
-            "r" | "x" | "z" | "u" => Category::MemoryOptimised,
-            "d" | "h" | "i" => Category::StorageOptimised,
+            "c" => Category::ComputeOptimized,
+            "r" | "x" | "z" | "u" => Category::MemoryOptimized,
+            "d" | "h" | "i" => Category::StorageOptimized,
             "f" | "g" | "p" | "inf" | "trn" | "dl" | "vt" => Category::Accelerated,
             _ => return None,
         })
@@ -29,9 +29,9 @@ impl Category {
         match self {
             Category::Burstable => "burstable",
             Category::GeneralPurpose => "general purpose",
-            Category::ComputeOptimised => "compute optimized",
-            Category::MemoryOptimised => "memory optimized",
-            Category::StorageOptimised => "storage optimized",
+            Category::ComputeOptimized => "compute optimized",
+            Category::MemoryOptimized => "memory optimized",
+            Category::StorageOptimized => "storage optimized",
             Category::Accelerated => "accelerated",
         }
     }
@@ -40,9 +40,9 @@ impl Category {
         match self {
             Category::Burstable => "saves CPU credits while idle, spends them when busy",
             Category::GeneralPurpose => "CPU and memory in balance, for everyday work",
-            Category::ComputeOptimised => "more CPU for the memory: builds, batch work, web",
-            Category::MemoryOptimised => "more memory for the CPU: databases, caches",
-            Category::StorageOptimised => "large or fast local disks: search, analytics",
+            Category::ComputeOptimized => "more CPU for the memory: builds, batch work, web",
+            Category::MemoryOptimized => "more memory for the CPU: databases, caches",
+            Category::StorageOptimized => "large or fast local disks: search, analytics",
             Category::Accelerated => "GPUs: machine learning, graphics, video",
         }
     }

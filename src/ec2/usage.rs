@@ -58,7 +58,7 @@ pub struct DiskUse {
     pub reads: u64,
     pub writes: u64,
     /// Time for which requests were throttled.
-    pub held_ns: u64,
+    pub throttled_ns: u64,
 }
 
 /// Directions are the guest's.
@@ -69,7 +69,7 @@ pub struct NetworkUse {
     pub received_packets: u64,
     pub sent_packets: u64,
     /// Time for which frames were throttled.
-    pub held_ns: u64,
+    pub throttled_ns: u64,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -82,7 +82,7 @@ impl DiskUse {
         self.written_bytes = self.written_bytes.saturating_add(more.written_bytes);
         self.reads = self.reads.saturating_add(more.reads);
         self.writes = self.writes.saturating_add(more.writes);
-        self.held_ns = self.held_ns.saturating_add(more.held_ns);
+        self.throttled_ns = self.throttled_ns.saturating_add(more.throttled_ns);
     }
 }
 
@@ -92,7 +92,7 @@ impl NetworkUse {
         self.sent_bytes = self.sent_bytes.saturating_add(more.sent_bytes);
         self.received_packets = self.received_packets.saturating_add(more.received_packets);
         self.sent_packets = self.sent_packets.saturating_add(more.sent_packets);
-        self.held_ns = self.held_ns.saturating_add(more.held_ns);
+        self.throttled_ns = self.throttled_ns.saturating_add(more.throttled_ns);
     }
 }
 

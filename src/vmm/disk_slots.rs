@@ -171,8 +171,8 @@ impl DiskSlots {
     pub fn records(&self) -> Vec<DiskRecord> {
         let record = |slot: &DiskSlot| {
             let Label { counters, limits, .. } = slot.label()?;
-            let saved_percent = limits.map(|_| slot.shared_disk.saved_percent());
-            Some(DiskRecord { limits, saved_percent, ..counters.record() })
+            let burst_percent = limits.map(|_| slot.shared_disk.burst_percent());
+            Some(DiskRecord { limits, burst_percent, ..counters.record() })
         };
         self.slots().iter().filter_map(record).collect()
     }

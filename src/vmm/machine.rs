@@ -113,7 +113,7 @@ pub struct Machine {
 impl Machine {
     pub fn new(config: MachineConfig, inputs: VmmInputs) -> Result<Machine, Error> {
         let timeline = Arc::new(Timeline::default());
-        timeline.mark(Mark::MonitorStart);
+        timeline.mark(Mark::VmmStart);
         if let Some(start) = inputs.process_start_ns {
             timeline.mark_at(Mark::ProcessStart, start);
         }
@@ -425,6 +425,6 @@ fn status(config: &MachineConfig, pid: u32, context: &VcpuContext, devices: &Dev
             .map(|(device, faults)| GuestFaultRecord { device: device.clone(), count: faults.count() })
             .collect(),
         guest_resident_bytes: guest,
-        monitor_resident_bytes: memory::process_resident_bytes().saturating_sub(guest),
+        vmm_resident_bytes: memory::process_resident_bytes().saturating_sub(guest),
     }
 }

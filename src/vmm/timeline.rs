@@ -12,7 +12,7 @@ pub enum Mark {
     /// The user's `wisp` process executed its first instruction.
     ProcessStart,
     /// The VMM process executed its first instruction.
-    MonitorStart,
+    VmmStart,
     /// Guest memory is mapped and registered with KVM.
     MemoryReady,
     KernelLoaded,
@@ -29,7 +29,7 @@ pub enum Mark {
 impl Mark {
     pub const ALL: [Mark; 9] = [
         Mark::ProcessStart,
-        Mark::MonitorStart,
+        Mark::VmmStart,
         Mark::MemoryReady,
         Mark::KernelLoaded,
         Mark::StateRestored,
@@ -43,7 +43,7 @@ impl Mark {
     pub fn phase(self) -> &'static str {
         match self {
             Mark::ProcessStart => "process start",
-            Mark::MonitorStart => "start the VMM",
+            Mark::VmmStart => "start the VMM",
             Mark::MemoryReady => "create the machine, map memory",
             Mark::KernelLoaded => "attach devices, load the kernel",
             Mark::StateRestored => "restore the saved state",

@@ -20,7 +20,7 @@ use crate::cloud::bench::{self, BenchError, BenchSpec, Progress, Report};
 use crate::cloud::image::Image;
 use crate::ec2::capacity::InstanceSize;
 use crate::ec2::network::NetworkMode;
-use crate::ec2::{Ec2Error, catalogue};
+use crate::ec2::{Ec2Error, catalog};
 use crate::host::home::Home;
 use crate::host::probe;
 
@@ -113,7 +113,7 @@ impl FromStr for Price {
 
     fn from_str(text: &str) -> Result<Price, String> {
         let (name, amount) = text.split_once('=').ok_or("it is TYPE=AMOUNT, such as t3.micro=0.0104")?;
-        let instance_type = catalogue::find(name).map_err(|error| error.to_string())?.name;
+        let instance_type = catalog::find(name).map_err(|error| error.to_string())?.name;
         let amount = amount.parse::<f64>().ok().filter(|amount| amount.is_finite() && *amount >= 0.0);
         Ok(Price { instance_type, amount: amount.ok_or("an amount is a number, not below zero")? })
     }
@@ -288,7 +288,7 @@ fn image(home: &Home, reference: Option<&str>) -> anyhow::Result<Image> {
 fn types(names: &[String]) -> Result<Vec<InstanceSize>, Ec2Error> {
     let mut types: Vec<InstanceSize> = Vec::new();
     for name in names {
-        let request = InstanceSize::of_type(catalogue::find(name.trim())?);
+        let request = InstanceSize::of_type(catalog::find(name.trim())?);
         if !types.contains(&request) {
             types.push(request);
         }
@@ -352,7 +352,7 @@ mod tests {
             MeasureReport { measure, samples, not_measured: None }
         };
         let of = |name: &str, results: Vec<MeasureReport>| TypeReport {
-            request: InstanceSize::of_type(catalogue::find(name).unwrap()),
+            request: InstanceSize::of_type(catalog::find(name).unwrap()),
             failed: None,
             limits: Limits::default(),
             results,

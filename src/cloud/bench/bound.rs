@@ -38,7 +38,7 @@ pub struct Bound {
 pub struct Observed {
     /// CPU time of the vCPUs as a share of the time available to the workload's threads. Above 1 if other threads ran.
     pub cpu_share: f64,
-    pub cpu_held: f64,
+    pub cpu_throttled: f64,
     pub disk_held: f64,
     pub net_held: f64,
 }
@@ -77,13 +77,13 @@ pub fn judge(measure: &Measure, of: &InstanceType, limits: &Limits, host: &HostF
     let figure = median_of(|sample| sample.figure);
     let seen = Observed {
         cpu_share: median_of(|sample| sample.observed.cpu_share),
-        cpu_held: median_of(|sample| sample.observed.cpu_held),
+        cpu_throttled: median_of(|sample| sample.observed.cpu_throttled),
         disk_held: median_of(|sample| sample.observed.disk_held),
         net_held: median_of(|sample| sample.observed.net_held),
     };
-    if seen.cpu_held > HELD {
+    if seen.cpu_throttled > HELD {
         let baseline = of.credits.map_or(100.0, |credits| credits.baseline_percent);
-        let held = seen.cpu_held * 100.0;
+        let held = seen.cpu_throttled * 100.0;
         return type_bound(format!(
             "its CPU credits are spent: {baseline} % of each vCPU (throttled {held:.0} % of the time)"
         ));
@@ -232,9 +232,9 @@ fn number(value: f64) -> String {
 mod tests {
     use super::super::measure::{COMMAND, chosen};
     use super::*;
-    use crate::ec2::catalogue;
+    use crate::ec2::catalog;
 
-    const IDLE: Observed = Observed { cpu_share: 1.0, cpu_held: 0.0, disk_held: 0.0, net_held: 0.0 };
+    const IDLE: Observed = Observed { cpu_share: 1.0, cpu_throttled: 0.0, disk_held: 0.0, net_held: 0.0 };
 
     fn host() -> HostFacts {
         HostFacts { cpu: "a processor".into(), cpus: 2, software_kvm: false, cache: None }
@@ -257,13 +257,7 @@ mod tests {
 
     fn verdict(name: &str, of: &str, figure: f64, observed: Observed) -> Bound {
         let measure = if name == "command" { &COMMAND } else { chosen([name]).unwrap()[0] };
-        judge(
-            measure,
-            catalogue::find(of).unwrap(),
-            &limits(),
-            &host(),
-            &[Sample { figure, bytes: 64 << 20, observed }],
-        )
+        judge(measure, catalog::find(of).unwrap(), &limits(), &host(), &[Sample { figure, bytes: 64 << 20, observed }])
     }
 
     #[track_caller]
@@ -273,7 +267,7 @@ mod tests {
 
     #[test]
     fn spent_credits_are_type_bound_for_every_measure() {
-        let held = Observed { cpu_held: 0.8, ..IDLE };
+        let held = Observed { cpu_throttled: 0.8, ..IDLE };
         for name in ["integer-one", "disk-read-1", "command"] {
             is(verdict(name, "t3.micro", 1.0, held), By::Type, "10 % of each vCPU");
         }
@@ -291,7 +285,7 @@ mod tests {
     #[test]
     fn unsteady_figures_are_host_bound() {
         let measure = chosen(["integer-all"]).unwrap()[0];
-        let of = catalogue::find("m5.large").unwrap();
+        let of = catalog::find("m5.large").unwrap();
         let samples = |figures: [f64; 3]| figures.map(|figure| Sample { figure, bytes: 0, observed: IDLE });
         is(judge(measure, of, &limits(), &host(), &samples([100.0, 90.0, 150.0])), By::Host, "differ by 67 %");
         is(judge(measure, of, &limits(), &host(), &samples([100.0, 90.0, 110.0])), By::Type, "2 vCPUs");
@@ -317,7 +311,7 @@ mod tests {
         is(verdict("memory-latency", "t3.micro", 1.0, IDLE), By::Host, "its memory (64 MiB");
         let host = HostFacts { cache: Some(96 << 20), ..host() };
         let sample = Sample { figure: 1.0, bytes: 64 << 20, observed: IDLE };
-        let of = catalogue::find("t3.micro").unwrap();
+        let of = catalog::find("t3.micro").unwrap();
         let bound = judge(chosen(["memory-latency"]).unwrap()[0], of, &limits(), &host, &[sample]);
         is(bound, By::Host, "64 MiB were measured, and the last one has 96");
     }

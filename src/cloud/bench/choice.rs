@@ -52,7 +52,7 @@ fn by_size(instance_type: &InstanceType) -> (u64, u64, bool) {
 mod tests {
     use super::super::measure::chosen;
     use super::*;
-    use crate::ec2::catalogue;
+    use crate::ec2::catalog;
     use proptest::prelude::*;
 
     fn standings(medians: &[f64]) -> Vec<Standing> {
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn types_are_ordered_by_price_or_size() {
-        let find = |name| catalogue::find(name).unwrap();
+        let find = |name| catalog::find(name).unwrap();
         let mut types = ["m5.large", "t3.small", "c5.large", "t3.nano", "t3.large", "t3.micro"].map(find);
         types.sort_by(|one, other| order((one, None), (other, None)));
         let names = types.map(|known| known.name);

@@ -105,7 +105,7 @@ mod tests {
     use super::super::measure::chosen;
     use super::*;
     use crate::ec2::capacity::InstanceSize;
-    use crate::ec2::catalogue;
+    use crate::ec2::catalog;
 
     fn result(measure: &'static Measure, figures: &[f64]) -> MeasureReport {
         let observed = Observed { cpu_share: 1.0, ..Observed::default() };
@@ -115,7 +115,7 @@ mod tests {
 
     fn report(types: &[(&str, Vec<MeasureReport>)]) -> Report {
         let of = |(name, results): &(&str, Vec<MeasureReport>)| TypeReport {
-            request: InstanceSize::of_type(catalogue::find(name).unwrap()),
+            request: InstanceSize::of_type(catalog::find(name).unwrap()),
             failed: None,
             limits: Limits::default(),
             results: results.clone(),

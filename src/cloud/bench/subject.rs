@@ -15,7 +15,7 @@ use super::interrupt::Interrupt;
 use super::measure::{About, Measure};
 use super::{BenchError, BenchSpec};
 use crate::cloud::launch::cpus;
-use crate::cloud::limits::held_back;
+use crate::cloud::limits::throttled_time;
 use crate::cloud::network::NetworkSpec;
 use crate::cloud::run::{EphemeralInstance, RunError};
 use crate::cloud::run_spec::{Boot, RunSpec};
@@ -259,11 +259,11 @@ fn done(captured: &Captured) -> Result<Done, String> {
 /// Computes observations between two statuses, `took` apart. The workload's threads could use `usable` CPU time.
 fn observe(before: &Status, after: &Status, took: Duration, usable: Duration, vcpus: u32) -> Observed {
     let part = |ns: u64, of: Duration| ns as f64 / of.as_nanos().max(1) as f64;
-    let (held_before, held) = (held_back(before), held_back(after));
+    let (held_before, held) = (throttled_time(before), throttled_time(after));
     let since = |before: u64, after: u64| after.saturating_sub(before);
     Observed {
         cpu_share: part(since(before.cpu_time_ns, after.cpu_time_ns), usable),
-        cpu_held: part(since(held_before.cpus_ns, held.cpus_ns), took * vcpus),
+        cpu_throttled: part(since(held_before.cpus_ns, held.cpus_ns), took * vcpus),
         disk_held: part(since(held_before.disks_ns, held.disks_ns), took),
         net_held: part(since(held_before.network_ns, held.network_ns), took),
     }
@@ -300,11 +300,11 @@ mod tests {
 
     #[test]
     fn observations_are_differences_of_statuses() {
-        let disk = |held_ns| vec![DiskRecord { held_ns, ..DiskRecord::default() }];
+        let disk = |throttled_ns| vec![DiskRecord { throttled_ns, ..DiskRecord::default() }];
         let before = Status { cpu_time_ns: 1_000, disks: disk(100), ..Status::default() };
         let after = Status { cpu_time_ns: 1_800, disks: disk(600), ..Status::default() };
         let took = Duration::from_nanos(1_000);
         let observed = observe(&before, &after, took, took * 2, 2);
-        assert_eq!(observed, Observed { cpu_share: 0.4, cpu_held: 0.0, disk_held: 0.5, net_held: 0.0 });
+        assert_eq!(observed, Observed { cpu_share: 0.4, cpu_throttled: 0.0, disk_held: 0.5, net_held: 0.0 });
     }
 }

@@ -24,7 +24,7 @@ pub struct Figures {
     /// Used vCPUs plus throttled time: the demand.
     pub cpu_wanted: Statistic,
     /// Throttled share of the vCPUs' time.
-    pub cpu_held: f64,
+    pub cpu_throttled: f64,
     /// Maximum over the series.
     pub touched_bytes: u64,
     /// EBS bytes per second.
@@ -55,13 +55,14 @@ impl Figures {
                 let most = point.seconds() * f64::from(point.vcpus);
                 (used(point) + point.cpu_held_ns as f64 / 1e9).min(most)
             }),
-            cpu_held: share(|point| point.cpu_held_ns as f64 / 1e9) / points.last().map_or(1.0, |point| vcpus(point)),
+            cpu_throttled: share(|point| point.cpu_held_ns as f64 / 1e9)
+                / points.last().map_or(1.0, |point| vcpus(point)),
             touched_bytes: points.iter().map(|point| point.touched_bytes).max().unwrap_or(0),
             ebs_bytes: statistic(|point| point.ebs.read_bytes.saturating_add(point.ebs.written_bytes) as f64),
             ebs_operations: statistic(|point| point.ebs.reads.saturating_add(point.ebs.writes) as f64),
-            ebs_held: share(|point| point.ebs.held_ns as f64 / 1e9),
+            ebs_held: share(|point| point.ebs.throttled_ns as f64 / 1e9),
             network: statistic(|point| point.network.received_bytes.max(point.network.sent_bytes) as f64),
-            network_held: share(|point| point.network.held_ns as f64 / 1e9),
+            network_held: share(|point| point.network.throttled_ns as f64 / 1e9),
         }
     }
 }

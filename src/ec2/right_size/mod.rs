@@ -9,7 +9,7 @@ use super::credits::CreditRules;
 use super::instance_type::InstanceType;
 use super::performance::Speed;
 use super::type_name::Category;
-use super::{catalogue, usage::Datapoint};
+use super::{catalog, usage::Datapoint};
 
 pub use figures::{Figures, Statistic};
 
@@ -107,7 +107,7 @@ impl Confidence {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct Judgement {
+pub struct Judgment {
     pub finding: Finding,
     pub reasons: Vec<Reason>,
     /// Of the instance's own family first; empty if the size is fine or no type fits.
@@ -124,7 +124,7 @@ pub struct TooLittle {
 }
 
 /// Judges an instance by its series, which must cover at least `least` seconds.
-pub fn judge(subject: &Subject, series: &[Datapoint], least: f64) -> Result<Judgement, TooLittle> {
+pub fn judge(subject: &Subject, series: &[Datapoint], least: f64) -> Result<Judgment, TooLittle> {
     let of_size = |point: &&Datapoint| {
         let size = (point.instance_type.as_str(), point.vcpus, point.memory_mib);
         !point.booting && size == (subject.instance_type.name, subject.vcpus, subject.memory_mib)
@@ -153,7 +153,7 @@ pub fn judge(subject: &Subject, series: &[Datapoint], least: f64) -> Result<Judg
         ..MUCH => Confidence::Medium,
         _ => Confidence::High,
     };
-    Ok(Judgement { finding, reasons, options, confidence, figures })
+    Ok(Judgment { finding, reasons, options, confidence, figures })
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -255,7 +255,7 @@ fn options(
         !network_is_held || other.network_speed().baseline > subject.instance_type.network_speed().baseline
     };
     let family = subject.instance_type.family();
-    let mut all: Vec<&InstanceType> = catalogue::all()
+    let mut all: Vec<&InstanceType> = catalog::all()
         .iter()
         .filter(|other| other.launchable().is_ok() && (other.hibernation || !subject.hibernation))
         .filter(|other| other.instance_store.is_some() == subject.instance_type.instance_store.is_some())
@@ -311,7 +311,7 @@ mod tests {
     const LEAST: f64 = 300.0;
 
     fn subject(name: &str) -> Subject {
-        let instance_type = catalogue::find(name).expect(name);
+        let instance_type = catalog::find(name).expect(name);
         Subject {
             instance_type,
             vcpus: instance_type.vcpus,
@@ -334,8 +334,8 @@ mod tests {
     }
 
     fn judged(subject: &Subject, series: &[Datapoint]) -> (Finding, Vec<Reason>, Vec<&'static str>) {
-        let judgement = judge(subject, series, LEAST).unwrap();
-        (judgement.finding, judgement.reasons, judgement.options.iter().map(|option| option.name).collect())
+        let judgment = judge(subject, series, LEAST).unwrap();
+        (judgment.finding, judgment.reasons, judgment.options.iter().map(|option| option.name).collect())
     }
 
     fn steady(name: &str, percent: u64, touched_mib: u64) -> (Finding, Vec<Reason>, Vec<&'static str>) {
@@ -356,7 +356,7 @@ mod tests {
         assert_eq!((finding, reasons), (Finding::Underprovisioned, vec![Reason::CpuUnder]));
         assert_eq!(options[0], "c5.xlarge");
         // A type of the same size does not help, and no burstable type carries the load.
-        let vcpus = |name: &&str| catalogue::find(name).unwrap().vcpus;
+        let vcpus = |name: &&str| catalog::find(name).unwrap().vcpus;
         assert!(options.iter().all(|name| vcpus(name) >= 4 && !name.starts_with('t')), "{options:?}");
     }
 
@@ -371,7 +371,7 @@ mod tests {
         assert_eq!(steady("r5.xlarge", 5, 32 * 1024).0, Finding::Optimized);
         let (finding, reasons, options) = steady("m5.xlarge", 5, 16 * 1024);
         assert_eq!((finding, reasons), (Finding::Overprovisioned, vec![Reason::CpuOver]));
-        let sizes: Vec<_> = options.iter().map(|name| catalogue::find(name).unwrap().memory_mib).collect();
+        let sizes: Vec<_> = options.iter().map(|name| catalog::find(name).unwrap().memory_mib).collect();
         assert!(!sizes.is_empty() && sizes.iter().all(|mib| *mib == 16 * 1024), "{options:?}");
         assert_eq!(steady("t3.micro", 2, 1024).0, Finding::Optimized);
     }
@@ -391,13 +391,13 @@ mod tests {
     #[test]
     fn throttled_cpu_time_counts_as_demand() {
         let subject = subject("t2.micro");
-        let held = |held_ns| Datapoint { cpu_held_ns: held_ns, ..minute(&subject, 8, 700) };
+        let held = |throttled_ns| Datapoint { cpu_held_ns: throttled_ns, ..minute(&subject, 8, 700) };
         assert_eq!(judged(&subject, &vec![held(0); 100]).0, Finding::Optimized);
         let (finding, _, options) = judged(&subject, &vec![held(50_000_000_000); 100]);
         assert_eq!(finding, Finding::Underprovisioned);
-        let judgement = judge(&subject, &vec![held(50_000_000_000); 100], LEAST).unwrap();
-        assert!((judgement.figures.cpu_held - 50.0 / 60.0).abs() < 1e-9);
-        assert!(options.iter().all(|name| catalogue::find(name).unwrap().vcpus >= 2), "{options:?}");
+        let judgment = judge(&subject, &vec![held(50_000_000_000); 100], LEAST).unwrap();
+        assert!((judgment.figures.cpu_throttled - 50.0 / 60.0).abs() < 1e-9);
+        assert!(options.iter().all(|name| catalog::find(name).unwrap().vcpus >= 2), "{options:?}");
     }
 
     #[test]
@@ -415,7 +415,7 @@ mod tests {
         let network = NetworkUse { sent_bytes: 60 * 90_000_000, ..NetworkUse::default() };
         let series = vec![Datapoint { network, ..minute(&subject, 20, 3000) }; 100];
         assert_eq!(judged(&subject, &series).1, [Reason::NetworkUnder]);
-        let network = NetworkUse { held_ns: 2_000_000_000, ..NetworkUse::default() };
+        let network = NetworkUse { throttled_ns: 2_000_000_000, ..NetworkUse::default() };
         let series = vec![Datapoint { network, ..minute(&subject, 20, 3000) }; 100];
         let (_, reasons, options) = judged(&subject, &series);
         assert_eq!(reasons, [Reason::NetworkUnder]);
@@ -427,8 +427,8 @@ mod tests {
         let subject = subject("m5.xlarge");
         let mut series = vec![minute(&subject, 5, 3000); 995];
         series.extend(vec![minute(&subject, 100, 3000); 5]);
-        let judgement = judge(&subject, &series, LEAST).unwrap();
-        assert_eq!((judgement.finding, judgement.figures.cpu.maximum), (Finding::Overprovisioned, 4.0));
+        let judgment = judge(&subject, &series, LEAST).unwrap();
+        assert_eq!((judgment.finding, judgment.figures.cpu.maximum), (Finding::Overprovisioned, 4.0));
         series.extend(vec![minute(&subject, 100, 3000); 20]);
         assert_eq!(judged(&subject, &series).0, Finding::Underprovisioned);
     }
@@ -442,21 +442,21 @@ mod tests {
         series.extend(vec![minute(&now, 1, 100); 4]);
         assert_eq!(judge(&now, &series, LEAST), Err(TooLittle { observed: 240.0 }));
         series.push(minute(&now, 1, 100));
-        let judgement = judge(&now, &series, LEAST).unwrap();
-        assert_eq!((judgement.finding, judgement.confidence), (Finding::Overprovisioned, Confidence::Low));
+        let judgment = judge(&now, &series, LEAST).unwrap();
+        assert_eq!((judgment.finding, judgment.confidence), (Finding::Overprovisioned, Confidence::Low));
         assert_eq!(judge(&now, &[], 0.0), Err(TooLittle { observed: 0.0 }));
     }
 
     #[test]
     fn options_keep_instance_store_and_hibernation() {
         let (_, _, options) = steady("i3.2xlarge", 2, 1000);
-        let with_disks = |name: &&str| catalogue::find(name).unwrap().instance_store.is_some();
+        let with_disks = |name: &&str| catalog::find(name).unwrap().instance_store.is_some();
         assert_eq!(options[0], "i3.large");
         assert!(options.iter().all(with_disks), "{options:?}");
         // The smallest types do not support hibernation.
         let subject = Subject { hibernation: true, ..subject("m5.2xlarge") };
-        let judgement = judge(&subject, &vec![minute(&subject, 2, 100); 100], LEAST).unwrap();
-        assert!(!judgement.options.is_empty() && judgement.options.iter().all(|option| option.hibernation));
+        let judgment = judge(&subject, &vec![minute(&subject, 2, 100); 100], LEAST).unwrap();
+        assert!(!judgment.options.is_empty() && judgment.options.iter().all(|option| option.hibernation));
     }
 
     proptest! {
@@ -464,11 +464,11 @@ mod tests {
         /// requires.
         #[test]
         fn recommended_type_carries_usage(
-            index in 0..catalogue::all().len(),
+            index in 0..catalog::all().len(),
             points in prop::collection::vec((10_000_u64..400_000, 0_u64..=100, 0_u64..=100, 0_u64..=100, 0_u64..1 << 36), 1..60),
             is_limited: bool,
         ) {
-            let known = &catalogue::all()[index];
+            let known = &catalog::all()[index];
             let subject = Subject { is_limited, ..subject(known.name) };
             let series: Vec<Datapoint> = points
                 .iter()
@@ -482,17 +482,17 @@ mod tests {
                     ..minute(&subject, 0, 0)
                 })
                 .collect();
-            let judgement = judge(&subject, &series, 0.0).unwrap();
-            prop_assert_eq!(judgement.finding == Finding::Optimized, judgement.reasons.is_empty());
-            for option in &judgement.options {
+            let judgment = judge(&subject, &series, 0.0).unwrap();
+            prop_assert_eq!(judgment.finding == Finding::Optimized, judgment.reasons.is_empty());
+            for option in &judgment.options {
                 prop_assert!(option.launchable().is_ok());
-                prop_assert_eq!(is_smaller(option, &subject), judgement.finding == Finding::Overprovisioned);
+                prop_assert_eq!(is_smaller(option, &subject), judgment.finding == Finding::Overprovisioned);
                 let capacity = Capacity::of_type(option);
-                let shortages = capacity.shortages(&Figures { network_held: 0.0, ..judgement.figures });
+                let shortages = capacity.shortages(&Figures { network_held: 0.0, ..judgment.figures });
                 prop_assert_eq!(shortages, vec![]);
-                prop_assert!(capacity.vcpus >= judgement.figures.cpu_wanted.p99);
+                prop_assert!(capacity.vcpus >= judgment.figures.cpu_wanted.p99);
             }
-            let Statistic { average, p99, maximum } = judgement.figures.cpu;
+            let Statistic { average, p99, maximum } = judgment.figures.cpu;
             prop_assert!(average <= maximum + 1e-9 && p99 <= maximum);
             prop_assert!(maximum <= f64::from(subject.vcpus) + 1e-9);
         }

@@ -200,7 +200,7 @@ mod tests {
             ("", "InvalidParameterValue: Invalid value '' for volume: it is not KEY=VALUE."),
             ("8,gp3", "InvalidParameterValue: Invalid value 'gp3' for volume: it is not KEY=VALUE."),
             ("8,", "InvalidParameterValue: Invalid value '' for volume: it is not KEY=VALUE."),
-            ("8,colour=red", "InvalidParameterValue: Invalid value 'colour=red' for volume: there is no such key."),
+            ("8,color=red", "InvalidParameterValue: Invalid value 'color=red' for volume: there is no such key."),
             ("8,size=9", "InvalidParameterValue: Invalid value 'size=9' for volume: its key is given twice."),
             (
                 "8,iops=-1",

@@ -44,10 +44,7 @@ impl VolumeSize {
     /// Returns a note about a size that EC2 does not have.
     pub fn extension(self) -> Option<String> {
         (!self.mib().is_multiple_of(MIB_PER_GIB)).then(|| {
-            format!(
-                "EC2 volumes are whole GiB. JSON output shows this one, of {self}, as {} GiB.",
-                self.gib()
-            )
+            format!("EC2 volumes are whole GiB. JSON output shows this one, of {self}, as {} GiB.", self.gib())
         })
     }
 }

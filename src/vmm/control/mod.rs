@@ -204,7 +204,7 @@ pub struct Status {
     pub guest_faults: Vec<GuestFaultRecord>,
     pub guest_resident_bytes: u64,
     /// Without guest memory.
-    pub monitor_resident_bytes: u64,
+    pub vmm_resident_bytes: u64,
 }
 
 /// The errors of a guest's driver.
@@ -227,12 +227,12 @@ pub struct DiskRecord {
     pub last_error: Option<String>,
     /// Throttled time.
     #[serde(default)]
-    pub held_ns: u64,
+    pub throttled_ns: u64,
     #[serde(default)]
     pub limits: Option<DiskLimits>,
     /// The burst balance.
     #[serde(default)]
-    pub saved_percent: Option<u64>,
+    pub burst_percent: Option<u64>,
 }
 
 /// Sends a message without a server, when a machine could not be built. Ignores errors: the client may be gone.

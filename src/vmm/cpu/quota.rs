@@ -32,7 +32,7 @@ struct Account {
     /// The time of the last settlement, and the CPU time charged until then.
     settled: Instant,
     used_ns: u64,
-    held_ns: u64,
+    throttled_ns: u64,
 }
 
 #[derive(Debug)]
@@ -44,7 +44,7 @@ pub struct Allowance<'a> {
 
 impl Quota {
     pub fn new(config: CpuBudgetConfig, vcpus: u32) -> Quota {
-        let account = Account { budget: CpuBudget::new(config), settled: Instant::now(), used_ns: 0, held_ns: 0 };
+        let account = Account { budget: CpuBudget::new(config), settled: Instant::now(), used_ns: 0, throttled_ns: 0 };
         Quota { account: Mutex::new(account), vcpus, changes: AtomicU64::new(0) }
     }
 
@@ -68,7 +68,11 @@ impl Quota {
 
     pub fn record(&self, cpu_time: &CpuTime) -> CpuBudgetRecord {
         let account = self.settle(cpu_time);
-        CpuBudgetRecord { budget: account.budget.config(), used_ns: account.used_ns, held_ns: account.held_ns }
+        CpuBudgetRecord {
+            budget: account.budget.config(),
+            used_ns: account.used_ns,
+            throttled_ns: account.throttled_ns,
+        }
     }
 
     /// Settles the account up to now and returns it.
@@ -102,7 +106,7 @@ impl Allowance<'_> {
         gate.hold(Duration::from_nanos(wait), || quota.changes.load(Ordering::SeqCst) == changes);
         let held = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let mut account = quota.account.lock().unwrap_or_else(PoisonError::into_inner);
-        account.held_ns = account.held_ns.saturating_add(held);
+        account.throttled_ns = account.throttled_ns.saturating_add(held);
         false
     }
 }

@@ -48,7 +48,7 @@ pub struct CpuBudgetRecord {
     /// CPU time of vCPU and device threads since the machine's start.
     pub used_ns: u64,
     /// Throttled time since then, summed over the vCPUs.
-    pub held_ns: u64,
+    pub throttled_ns: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -43,7 +43,7 @@ impl RateLimiter {
     }
 
     /// Returns the burst balance.
-    pub fn saved_percent(&mut self, now_ns: u64) -> u64 {
+    pub fn burst_percent(&mut self, now_ns: u64) -> u64 {
         let all = self.rate.savings.max(1);
         self.savings.as_mut().map_or(100, |savings| savings.tokens(now_ns).min(all).saturating_mul(100) / all)
     }
@@ -83,8 +83,8 @@ impl DiskLimiter {
     }
 
     /// Returns the burst balance: the lower of the two buckets.
-    pub fn saved_percent(&mut self, now_ns: u64) -> u64 {
-        self.both().map(|limiter| limiter.saved_percent(now_ns)).min().unwrap_or(100)
+    pub fn burst_percent(&mut self, now_ns: u64) -> u64 {
+        self.both().map(|limiter| limiter.burst_percent(now_ns)).min().unwrap_or(100)
     }
 
     fn both(&mut self) -> impl Iterator<Item = &mut RateLimiter> {
@@ -135,7 +135,7 @@ mod tests {
         let mut limiter = RateLimiter::new(rate, 0);
         let first = passes(&mut limiter, 1, (0, 5 * SECOND), 0);
         assert!((1490..=1520).contains(&first), "{first}");
-        assert_eq!(limiter.saved_percent(5 * SECOND), 49);
+        assert_eq!(limiter.burst_percent(5 * SECOND), 49);
         passes(&mut limiter, 1, (5 * SECOND, 12 * SECOND), 0);
         let later = passes(&mut limiter, 1, (20 * SECOND, 30 * SECOND), 0);
         // Plus the tokens accrued during eight idle seconds.
@@ -168,7 +168,7 @@ mod tests {
     fn no_limits_never_wait() {
         let mut limiter = DiskLimiter::default();
         limiter.take(u64::MAX, 0);
-        assert_eq!((limiter.wait_ns(0), limiter.saved_percent(0)), (0, 100));
+        assert_eq!((limiter.wait_ns(0), limiter.burst_percent(0)), (0, 100));
         assert!(SharedDiskLimiter::default().lock().is_none());
     }
 

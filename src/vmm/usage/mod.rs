@@ -84,7 +84,7 @@ pub struct DiskReading {
     pub read_bytes: u64,
     pub written_bytes: u64,
     /// Throttled time.
-    pub held_ns: u64,
+    pub throttled_ns: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,7 +96,7 @@ pub struct BudgetReading {
     /// Surplus charged, including earlier runs.
     pub charged_ns: u64,
     /// Throttled time, summed over the vCPUs.
-    pub held_ns: u64,
+    pub throttled_ns: u64,
 }
 
 impl Reading {
@@ -107,7 +107,7 @@ impl Reading {
             extra_ns: now.budget.balance.extra_ns,
             owed_ns: now.budget.balance.owed_ns,
             charged_ns: now.budget.balance.charged_ns,
-            held_ns: now.held_ns,
+            throttled_ns: now.throttled_ns,
         });
         Reading {
             moment: status.moment,
@@ -129,7 +129,7 @@ impl DiskReading {
             writes: record.writes,
             read_bytes: record.read_bytes,
             written_bytes: record.written_bytes,
-            held_ns: record.held_ns,
+            throttled_ns: record.throttled_ns,
         }
     }
 }

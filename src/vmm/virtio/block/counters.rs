@@ -19,7 +19,7 @@ pub struct DiskCounters {
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
     errors: AtomicU64,
-    held_ns: AtomicU64,
+    throttled_ns: AtomicU64,
     last: Mutex<LastError>,
 }
 
@@ -39,7 +39,7 @@ impl DiskCounters {
             read_bytes: zero(),
             written_bytes: zero(),
             errors: zero(),
-            held_ns: zero(),
+            throttled_ns: zero(),
             last: Mutex::default(),
         }
     }
@@ -62,7 +62,7 @@ impl DiskCounters {
 
     pub(super) fn held(&self, duration: Duration) {
         let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        self.held_ns.fetch_add(ns, Ordering::Relaxed);
+        self.throttled_ns.fetch_add(ns, Ordering::Relaxed);
     }
 
     /// Logs the failure unless another one was logged within [`LOG_INTERVAL`]. Returns `result` unchanged.
@@ -88,9 +88,9 @@ impl DiskCounters {
             read_bytes: self.read_bytes.load(Ordering::Relaxed),
             written_bytes: self.written_bytes.load(Ordering::Relaxed),
             errors: self.errors.load(Ordering::Relaxed),
-            held_ns: self.held_ns.load(Ordering::Relaxed),
+            throttled_ns: self.throttled_ns.load(Ordering::Relaxed),
             limits: None,
-            saved_percent: None,
+            burst_percent: None,
             last_error: self.last.lock().unwrap_or_else(PoisonError::into_inner).sentence.clone(),
         }
     }

@@ -184,7 +184,7 @@ struct Service {
 
 /// Requests in flight, and the disk, which is held while there are any.
 #[derive(Debug)]
-struct Hand<'a> {
+struct BatchContext<'a> {
     // Dropped before the disk is released.
     flights: Option<Flights<'a>>,
     disk: Option<DiskGuard<'a>>,
@@ -201,12 +201,12 @@ impl Serve for Service {
         let (shared_disk, ring) = (Arc::clone(&self.shared_disk), self.ring.clone());
         let mut ring = ring.as_deref().map(lock);
         let flights = ring.as_deref_mut().map(|ring| Flights::new(ring, &self.activation.memory));
-        let mut hand = Hand { flights, disk: None };
-        let ended = self.serve_until_paused(&shared_disk, &mut hand);
+        let mut batch = BatchContext { flights, disk: None };
+        let ended = self.serve_until_paused(&shared_disk, &mut batch);
         let queue = &mut self.activation.queues[0];
-        if let Err(error) = ended.and(hand.finish(queue)) {
+        if let Err(error) = ended.and(batch.finish(queue)) {
             // Complete as many earlier requests as possible.
-            let _ = hand.finish(queue);
+            let _ = batch.finish(queue);
             self.activation.faults.record(&error);
             self.activation.interrupt.need_reset();
         }
@@ -214,10 +214,14 @@ impl Serve for Service {
 }
 
 impl Service {
-    fn serve_until_paused<'a>(&mut self, shared_disk: &'a SharedDisk, hand: &mut Hand<'a>) -> Result<(), QueueError> {
+    fn serve_until_paused<'a>(
+        &mut self,
+        shared_disk: &'a SharedDisk,
+        batch: &mut BatchContext<'a>,
+    ) -> Result<(), QueueError> {
         // The loop serves before it waits, because requests may have arrived before the thread started.
         loop {
-            let wait = self.serve(shared_disk, hand)?;
+            let wait = self.serve(shared_disk, batch)?;
             // A zero wait means that the batch was used up, which is not throttling.
             let began = wait.filter(|wait| !wait.is_zero()).map(|_| Instant::now());
             let is_running = self.wakeups.wait(worker::timeout_ms(wait), |_, _| {});
@@ -232,40 +236,48 @@ impl Service {
 
     /// Completes requests and serves a batch. Returns the time to wait before the next batch. During a nonzero wait,
     /// the queue is not read and driver notifications stay disabled.
-    fn serve<'a>(&mut self, shared_disk: &'a SharedDisk, hand: &mut Hand<'a>) -> Result<Option<Duration>, QueueError> {
+    fn serve<'a>(
+        &mut self,
+        shared_disk: &'a SharedDisk,
+        batch: &mut BatchContext<'a>,
+    ) -> Result<Option<Duration>, QueueError> {
         let queue = &mut self.activation.queues[0];
         queue.disable_notifications()?;
-        hand.complete(queue)?;
-        let mut wait = self.begin(shared_disk, hand)?;
+        batch.complete(queue)?;
+        let mut wait = self.begin(shared_disk, batch)?;
         let queue = &mut self.activation.queues[0];
-        if let Some(flights) = &mut hand.flights {
+        if let Some(flights) = &mut batch.flights {
             let was_full = flights.is_full();
             flights.submit();
             // Reads of cached data have completed during submission.
-            hand.complete(queue)?;
-            if was_full && !hand.is_full() {
+            batch.complete(queue)?;
+            if was_full && !batch.is_full() {
                 wait = Some(Duration::ZERO);
             }
         }
-        if hand.is_empty() {
-            hand.disk = None;
+        if batch.is_empty() {
+            batch.disk = None;
         }
         queue.notify()?;
         Ok(wait)
     }
 
     /// Submits or executes available requests, until the queue is empty, the batch is used up, or a limit is reached.
-    fn begin<'a>(&mut self, shared_disk: &'a SharedDisk, hand: &mut Hand<'a>) -> Result<Option<Duration>, QueueError> {
+    fn begin<'a>(
+        &mut self,
+        shared_disk: &'a SharedDisk,
+        batch: &mut BatchContext<'a>,
+    ) -> Result<Option<Duration>, QueueError> {
         let Activation { memory, queues, faults, features, .. } = &mut self.activation;
         let cache = cache_mode(*features);
         let queue = &mut queues[0];
         let mut left = BATCH;
         while left > 0 {
-            if hand.is_full() {
+            if batch.is_full() {
                 return Ok(None);
             }
-            if hand.disk.is_some() && shared_disk.is_wanted() {
-                hand.finish(queue)?;
+            if batch.disk.is_some() && shared_disk.is_wanted() {
+                batch.finish(queue)?;
             }
             let wait = shared_disk.wait_ns();
             if wait > 0 {
@@ -280,8 +292,8 @@ impl Service {
             }
             let length = queue::total_length(&chain.readable) + queue::total_length(&chain.writable);
             left = left.saturating_sub(length.max(LEAST_REQUEST));
-            let disk = hand.disk.get_or_insert_with(|| shared_disk.hold()).disk();
-            if let Some(flights) = &mut hand.flights
+            let disk = batch.disk.get_or_insert_with(|| shared_disk.hold()).disk();
+            if let Some(flights) = &mut batch.flights
                 && let Some(disk) = &disk
             {
                 // A lone cached read is cheaper synchronously than through io_uring.
@@ -310,7 +322,7 @@ impl Service {
     }
 }
 
-impl Hand<'_> {
+impl BatchContext<'_> {
     fn is_empty(&self) -> bool {
         self.flights.as_ref().is_none_or(Flights::is_empty)
     }

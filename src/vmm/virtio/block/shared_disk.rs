@@ -66,8 +66,8 @@ impl SharedDisk {
         }
     }
 
-    pub fn saved_percent(&self) -> u64 {
-        lock(&self.limiter).as_mut().map_or(100, |limiter| limiter.saved_percent(monotonic_ns()))
+    pub fn burst_percent(&self) -> u64 {
+        lock(&self.limiter).as_mut().map_or(100, |limiter| limiter.burst_percent(monotonic_ns()))
     }
 
     /// Returns `None` if the slot is empty.

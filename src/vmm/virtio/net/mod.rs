@@ -71,7 +71,7 @@ pub struct NetRecord {
     pub dropped_frames: u64,
     /// Time that frames of either direction were throttled, in nanoseconds.
     #[serde(default)]
-    pub held_ns: u64,
+    pub throttled_ns: u64,
 }
 
 #[derive(Debug, Default)]
@@ -81,7 +81,7 @@ struct Counters {
     sent_frames: AtomicU64,
     sent_bytes: AtomicU64,
     dropped_frames: AtomicU64,
-    held_ns: AtomicU64,
+    throttled_ns: AtomicU64,
 }
 
 impl Counters {
@@ -100,7 +100,7 @@ impl Counters {
     }
 
     fn held(&self, duration: Duration) {
-        self.held_ns.fetch_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.throttled_ns.fetch_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }
 
@@ -181,7 +181,7 @@ impl NetControl {
     }
 
     pub fn record(&self) -> NetRecord {
-        let Counters { received_frames, received_bytes, sent_frames, sent_bytes, dropped_frames, held_ns } =
+        let Counters { received_frames, received_bytes, sent_frames, sent_bytes, dropped_frames, throttled_ns } =
             &self.shared.counters;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         NetRecord {
@@ -190,7 +190,7 @@ impl NetControl {
             sent_frames: read(sent_frames),
             sent_bytes: read(sent_bytes),
             dropped_frames: read(dropped_frames),
-            held_ns: read(held_ns),
+            throttled_ns: read(throttled_ns),
         }
     }
 }
