@@ -1,7 +1,7 @@
-//! Checks whether this host can run guests, and finds the command that fixes each problem.
+//! Checks whether this host can run guests, and finds the commands that fix its problems.
 //!
-//! Gathering and judging are separate: [`facts`] reads the host, and [`access`] and [`findings`] judge facts, so every
-//! case is tested with made-up facts. Nothing here changes the host: no directory is created and no module is loaded.
+//! Gathering and judging are separate, so that every case is tested with made-up facts: [`facts`] reads the host,
+//! [`access`] and [`findings`] judge facts. Nothing here changes the host.
 
 pub mod access;
 pub mod facts;
@@ -20,29 +20,27 @@ pub use fix::Fix;
 use crate::ec2::HostCapacity;
 use facts::{HostEnvironment, KvmDepth};
 
-/// Checks that KVM can run guests; the error advises what to do.
-///
-/// Opens `/dev/kvm` and queries the features that the VMM requires, which takes microseconds. It does not create a
-/// virtual machine, which took 15 ms when measured, too much for every launch. If that fails later,
+/// Checks that KVM can run guests. Opens `/dev/kvm` and queries the required features, which takes microseconds. It
+/// does not create a virtual machine: that took 15 ms when measured, too much for every launch. If that fails later,
 /// [`create_vm_error`] returns the same error.
 pub fn kvm_access() -> Result<(), KvmAccessError> {
     access::judge(&facts::kvm(KvmDepth::Open), &HostEnvironment::read())
 }
 
-/// The error for a virtual machine that KVM refused to create.
+/// Returns the error for a virtual machine that KVM refused to create.
 pub fn create_vm_error(errno: i32) -> KvmAccessError {
     let errno = rustix::io::Errno::from_raw_os_error(errno);
     access::create_vm_error(errno, &HostEnvironment::read())
 }
 
-/// Returns true on software KVM: guest kernels are emulated and boot many times slower, while guest programs run at
-/// full speed.
+/// Returns true on software KVM: it emulates guest kernels, which boot many times slower, but programs run at full
+/// speed.
 pub fn is_software_kvm() -> bool {
     let environment = HostEnvironment::read();
     facts::kvm_node().is_some() && access::is_software(&environment.cpu)
 }
 
-/// The CPUs and memory currently available to guests.
+/// Returns the CPUs and memory currently available to guests.
 pub fn resources() -> HostCapacity {
     HostCapacity { cpus: facts::usable_cpus(), memory_mib: facts::memory_available_mib() }
 }

@@ -68,7 +68,7 @@ fn network(config: &RouterConfig) -> (Vec<Port>, Vec<OwnedFd>) {
         let tap = Tap::new().unwrap();
         ports.push(tap.port(interface));
         namespace::set_rules(&rules::render_ports(&ports)).unwrap();
-        let connect = if taps.is_empty() { namespace::furnish } else { namespace::connect };
+        let connect = if taps.is_empty() { namespace::configure } else { namespace::connect };
         let tap = connect(config, interface, tap).unwrap();
         fcntl_setfl(&tap, OFlags::NONBLOCK).unwrap();
         taps.push(tap);
