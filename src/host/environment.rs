@@ -1,13 +1,11 @@
-//! The environment of Wisp's background processes: VMMs, supervisors, routers and network helpers.
+//! Environment of Wisp's background processes: VMMs, supervisors, routers and network helpers.
 //!
-//! A process keeps its environment in memory, where a guest that has taken over a VMM can read it. A user's shell may
-//! hold credentials in variables that no background process needs. Background processes therefore inherit only the
-//! variables in [`KEPT`].
+//! A guest that has taken over a VMM can read the VMM's environment, and a user's shell may hold credentials there.
+//! Background processes therefore inherit only the variables in [`KEPT`].
 
 use std::ffi::OsStr;
 use std::process::Command;
 
-/// Variables that a background process inherits.
 pub const KEPT: [&str; 11] = [
     // To find programs and the user's name.
     "PATH",

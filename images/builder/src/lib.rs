@@ -7,5 +7,5 @@ pub mod bundle;
 pub mod inputs;
 pub mod rootfs;
 
-/// The time of every file in the image: 2025-01-01 00:00 UTC.
+/// Time of every file in the image: 2025-01-01 00:00 UTC.
 pub const EPOCH: i64 = 1_735_689_600;

@@ -34,7 +34,6 @@ pub struct Host {
     server: JoinHandle<Result<(), ProtocolError>>,
 }
 
-/// The output and end of a command.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub stdout: String,
@@ -90,7 +89,6 @@ impl Host {
         seen
     }
 
-    /// Reads to the command's end.
     pub fn finish(&mut self) -> Outcome {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let end = loop {
