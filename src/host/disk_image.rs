@@ -41,14 +41,12 @@ pub enum ImageError {
     Name(PathBuf),
     #[error("a layer of {size} bytes is too small for {}, which has {backing}", path.display())]
     SmallLayer {
-        /// Path of the backing file.
         path: PathBuf,
         /// Size of the backing file in bytes.
         backing: u64,
         /// Size of the overlay in bytes.
         size: u64,
     },
-    /// The header names a backing file that the user did not ask for.
     #[error(
         "the disk image {} has a backing file, {name:?}, which is opened only if you ask for it: add backing=FILE",
         path.display()
@@ -58,14 +56,12 @@ pub enum ImageError {
         /// Backing file in the header.
         name: String,
     },
-    /// The user named a backing file that the header does not.
     #[error(
         "{} is not the backing file of {}, whose header names {}", given.display(), path.display(),
         found.as_ref().map_or("none".into(), |name| format!("{name:?}"))
     )]
     WrongBacking {
         path: PathBuf,
-        /// Backing file that the user named.
         given: PathBuf,
         /// Backing file in the header.
         found: Option<String>,
@@ -93,11 +89,10 @@ pub fn create(path: &Path, format: DiskFormat, size: u64) -> Result<(), ImageErr
         DiskFormat::Qcow2 => format_qcow2(&file, size, None),
     };
     made.map_err(|source| ImageError::Write { path: path.to_path_buf(), source })?;
-    keep(file, path)
+    persist(file, path)
 }
 
-/// Creates a qcow2 overlay with the size of `backing` or the larger `size`. A VMM may still write to `backing`, if it
-/// switches to the overlay afterwards.
+/// Creates a qcow2 overlay at least as large as `backing`, which a VMM may write until it switches to the overlay.
 pub fn create_layer(
     path: &Path,
     backing: &Path,
@@ -114,7 +109,7 @@ pub fn create_layer(
     let file = new_file(path)?;
     format_qcow2(&file, size, Some((name, format_name(backing_format))))
         .map_err(|source| ImageError::Write { path: path.to_path_buf(), source })?;
-    keep(file, path)
+    persist(file, path)
 }
 
 /// Resolves the backing files of a user's image. The user must name all of them, topmost first, and the headers must
@@ -152,8 +147,7 @@ fn is_same(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// Grows an image to `size` bytes, not below its current size, with zeros. No VMM may have the image open. `backing`
-/// lists its backing files, topmost first.
+/// Grows an image with zeros to `size`. No VMM may have it open. `backing` lists its backing files, topmost first.
 pub fn grow(path: &Path, format: DiskFormat, backing: &[BackingFile], size: u64) -> Result<(), ImageError> {
     check_size(size)?;
     let id = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -198,8 +192,7 @@ pub fn open_alone(path: &Path) -> Result<FormatAccess<ImageFile>, ImageError> {
     Ok(block::open_alone(path)?)
 }
 
-/// Copies an untrusted qcow2 image to a new raw file, whose space is taken from `space`. Refuses an image that refers
-/// to another file.
+/// Copies an untrusted qcow2 image to a raw file within `space`. Refuses an image that refers to another file.
 pub fn convert_alone(source: &Path, destination: &Path, space: &FreeSpace) -> Result<(), ImageError> {
     convert_image(&block::open_alone(source)?, source, destination, DiskFormat::Raw, Some(space))
 }
@@ -224,7 +217,7 @@ fn convert_image(
     };
     copy(image, source, &target, destination)?;
     target.flush().map_err(failed)?;
-    keep(file, destination)
+    persist(file, destination)
 }
 
 enum Target<'a> {
@@ -358,7 +351,7 @@ fn new_file(path: &Path) -> Result<NamedTempFile, ImageError> {
 }
 
 /// Gives a complete file its final name, durably.
-fn keep(file: NamedTempFile, path: &Path) -> Result<(), ImageError> {
+fn persist(file: NamedTempFile, path: &Path) -> Result<(), ImageError> {
     let failed = |source| ImageError::Write { path: path.to_path_buf(), source };
     file.as_file().sync_all().map_err(failed)?;
     file.persist_noclobber(path).map_err(|error| match error.error.kind() {

@@ -7,25 +7,19 @@ use std::ffi::OsStr;
 use std::process::Command;
 
 pub const KEPT: [&str; 11] = [
-    // To find programs and the user's name.
     "PATH",
     "HOME",
     "USER",
-    // Logs.
     "RUST_LOG",
     "RUST_BACKTRACE",
     "WISP_LOG",
-    // The language of messages.
     "LANG",
-    // Wisp's own settings.
     "WISP_HOME",
     "WISP_WARM_LIMIT",
     "XDG_DATA_HOME",
-    // The directory of temporary files.
     "TMPDIR",
 ];
 
-/// Limits the environment of `command` to the variables in [`KEPT`].
 pub fn restrict(command: &mut Command) -> &mut Command {
     command.env_clear();
     let kept = KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));

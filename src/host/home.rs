@@ -26,7 +26,6 @@ pub enum HomeError {
     /// The path leaves no room for the paths inside the directory.
     #[error("wisp's data directory {} has a path of {length} bytes, more than {LONGEST_PATH}. Set WISP_HOME to a shorter one", path.display())]
     TooLong { path: PathBuf, length: usize },
-    /// Another user can replace a directory or link on the path.
     #[error(
         "wisp's data directory {} is reached through {}, which {flaw}: another user could replace the data directory. {}",
         path.display(), through.display(), flaw.remedy(through)
@@ -41,12 +40,17 @@ pub enum HomeError {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathFlaw {
-    /// A link that another user can replace.
-    LinkOfAnotherUser { owner: u32 },
+    LinkOfAnotherUser {
+        owner: u32,
+    },
     /// A directory whose owner can rename everything in it.
-    DirectoryOfAnotherUser { owner: u32 },
+    DirectoryOfAnotherUser {
+        owner: u32,
+    },
     /// A directory without the sticky bit in which its group or everyone can rename everything.
-    WritableByOthers { mode: u32 },
+    WritableByOthers {
+        mode: u32,
+    },
 }
 
 impl fmt::Display for PathFlaw {
@@ -140,7 +144,6 @@ impl Home {
         &self.root
     }
 
-    /// Boot timeline of the last `wisp run`.
     pub fn last_timeline(&self) -> PathBuf {
         self.root.join("last-timeline.json")
     }
@@ -160,11 +163,9 @@ impl Home {
     }
 }
 
-/// Maximum length of the path in bytes. The kernel's limit is 4095 (PATH_MAX); paths inside the directory are longer
-/// by some hundred bytes.
+/// Maximum path length in bytes. The kernel's limit is 4095 (PATH_MAX), and paths inside are some hundred bytes longer.
 const LONGEST_PATH: usize = 3072;
 
-/// Refuses a path that would cause failures later.
 fn check_name(path: &Path) -> Result<(), HomeError> {
     let path = path.to_path_buf();
     let length = path.as_os_str().len();
@@ -217,9 +218,8 @@ fn check_own(path: &Path) -> Result<(), HomeError> {
 /// Maximum number of symbolic links, as in the kernel (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
-/// Refuses a path that another user can change, also through the targets of symbolic links. Root or this user must
-/// own each directory and link. Only the owner may write to a directory without the sticky bit. [`check_own`] checks
-/// the last component.
+/// Refuses a path that another user can change, also through symbolic links. Root or this user must own each directory
+/// and link, and others may write only to sticky directories. [`check_own`] checks the last component.
 fn check_path(path: &Path) -> Result<(), HomeError> {
     let failed = |source| HomeError::Unusable { path: path.to_path_buf(), source };
     let refused = |through: &Path, flaw| HomeError::Unsafe { path: path.into(), through: through.into(), flaw };
@@ -281,7 +281,6 @@ fn flaw_of_directory(metadata: &Metadata, owners: &TrustedOwners) -> Option<Path
     (mode & 0o022 != 0 && mode & 0o1000 == 0).then_some(PathFlaw::WritableByOthers { mode })
 }
 
-/// Users who may own the path to the data directory: root and this user.
 #[derive(Debug)]
 struct TrustedOwners {
     mine: u32,
@@ -450,7 +449,6 @@ mod tests {
         std::fs::remove_dir(mine.join("volumes")).unwrap();
         std::os::unix::fs::symlink(&theirs, mine.join("volumes")).unwrap();
         assert!(matches!(Home::at(&mine), Err(HomeError::NotYours { owner: NOBODY, .. })));
-        // A link on the path to the data directory.
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&mine, &link).unwrap();
         std::os::unix::fs::lchown(&link, Some(NOBODY), None).unwrap();

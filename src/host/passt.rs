@@ -27,7 +27,6 @@ pub struct PasstConfig {
     pub router: Ipv4Addr,
     /// passt forwards queries to the host's name server.
     pub dns: Ipv4Addr,
-    /// In bytes.
     pub mtu: u16,
     pub log: PathBuf,
 }
@@ -36,14 +35,12 @@ pub struct PasstConfig {
 pub enum PasstError {
     #[error("{PROGRAM} is not installed; `{INSTALL}` does it")]
     Missing,
-    /// The kernel does not allow the namespaces in which passt isolates itself.
     #[error("{} forbids the namespaces that {PROGRAM} locks itself into; `{}` allows them", .0.name, .0.fix())]
     Forbidden(NamespaceSetting),
     #[error("{PROGRAM} cannot be started: {0}")]
     Spawn(#[source] io::Error),
 }
 
-/// Checks that this host can run passt.
 pub fn check() -> Result<(), PasstError> {
     if !probe::is_installed(PROGRAM) {
         return Err(PasstError::Missing);
@@ -54,7 +51,6 @@ pub fn check() -> Result<(), PasstError> {
     }
 }
 
-/// A passt process that has not been started.
 #[derive(Debug)]
 pub struct Prepared {
     command: Command,

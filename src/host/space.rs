@@ -30,12 +30,10 @@ pub struct FreeSpace {
 pub struct SpaceExhausted {
     pub directory: PathBuf,
     pub free: u64,
-    /// Bytes that this writer wrote.
     pub written: u64,
 }
 
 impl FreeSpace {
-    /// Measures the file system of `directory`.
     pub fn of(directory: &Path) -> FreeSpace {
         let place = directory.to_path_buf();
         FreeSpace::measured_by(directory, move |_| {

@@ -63,8 +63,7 @@ pub fn sha256(file: &File, advance: &dyn Fn(u64)) -> io::Result<String> {
     Ok(hasher.finish())
 }
 
-/// Writes a stream into the empty file `destination`, with holes for zeros, and returns its SHA-256. Fails if it has
-/// more bytes than `limit`, or than `space` has room for.
+/// Writes a stream to an empty file, with holes for zeros, and returns its SHA-256. Fails beyond `limit` or `space`.
 pub fn write_stream(content: &mut dyn Read, destination: &File, limit: u64, space: &FreeSpace) -> io::Result<String> {
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; CHUNK];

@@ -34,8 +34,7 @@ pub fn count_short_runs(before: u32, run: Duration) -> u32 {
     if run < SHORT_RUN { before.saturating_add(1) } else { 0 }
 }
 
-/// Returns the delay before a restart. A single short run is not a loop: a user may reboot a guest right after its
-/// start.
+/// A single short run is not a loop, and causes no delay: a user may reboot a guest right after its start.
 #[must_use]
 pub fn restart_delay(short_runs: u32) -> Duration {
     match short_runs {
@@ -44,8 +43,7 @@ pub fn restart_delay(short_runs: u32) -> Duration {
     }
 }
 
-/// Pipe from the VMM's standard error to the log. The VMM has no descriptor of the log, so it can neither grow the log
-/// without bound nor change it.
+/// Pipe from the VMM's standard error to the log. Without the log's descriptor, the VMM can neither fill nor change it.
 #[derive(Debug)]
 pub struct LogPipe {
     reader: OwnedFd,
@@ -75,8 +73,7 @@ impl LogPipe {
         }
     }
 
-    /// Copies pending output and returns true if the log was rotated. Output that cannot be written, for example to a
-    /// full disk, is lost, because the VMM must not block.
+    /// Copies output, or drops it if the disk is full: the VMM must not block. Returns true if the log was rotated.
     fn copy_available(&mut self) -> bool {
         let mut buffer = vec![0; 64 << 10];
         let (mut copied, mut rotated) = (0, false);
@@ -122,8 +119,7 @@ impl Signals {
         unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const self.0, std::ptr::null_mut()) };
     }
 
-    /// Waits until the VMM exits and returns its status. Meanwhile forwards signals, copies output and serves `broker`.
-    /// All output is in the log when this returns.
+    /// Forwards signals, copies output and serves `broker` until the VMM exits. All output is in the log then.
     pub fn wait(&self, vmm: Pid, broker: &mut Broker, log: &mut LogPipe) -> io::Result<WaitStatus> {
         let signals = self.descriptor()?;
         loop {

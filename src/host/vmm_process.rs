@@ -31,8 +31,7 @@ pub const CONFIG: &str = "config.json";
 /// Lock file, which the VMM and its supervisor hold while they run.
 pub const LOCK: &str = "lock";
 pub const LOG: &str = "vmm.log";
-/// Subdirectory of the VMM's sockets, console log, records and snapshots. The VMM can write only there, so nothing in
-/// it is trusted (see [`untrusted`]).
+/// Subdirectory of the VMM's own files. The VMM can write there, so nothing in it is trusted (see [`untrusted`]).
 const VMM_DIRECTORY: &str = "vmm";
 
 #[must_use]
@@ -75,11 +74,9 @@ pub fn violation(dir: &Path) -> Option<String> {
     })
 }
 
-/// Time for a supervisor to exit after its VMM.
 const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Like [`violation`], for a VMM whose connection has just closed. Waits until the supervisor has completed the log and
-/// exited.
+/// Like [`violation`], after the VMM's connection closed. Waits until the supervisor has completed the log and exited.
 pub fn last_violation(dir: &Path) -> Option<String> {
     let deadline = Instant::now() + SUPERVISOR_TIMEOUT;
     for process in processes(|other| other == dir).ok()? {
@@ -91,16 +88,13 @@ pub fn last_violation(dir: &Path) -> Option<String> {
     violation(dir)
 }
 
-/// Descriptors that the new process inherits.
 #[derive(Debug)]
 pub struct Inherited {
     /// Open lock file. The new process holds the lock as soon as it runs.
     pub lock: File,
     /// The VMM's end of the connection to the process that starts it.
     pub launcher: Launcher,
-    /// The VMM's end of the console connection.
     pub console: Option<UnixStream>,
-    /// Backend of the network device.
     pub network: Option<OwnedFd>,
 }
 
@@ -148,8 +142,7 @@ pub fn spawn(dir: &Path, inherited: Inherited, restore: Option<&Restore>, began_
     command.spawn()
 }
 
-/// Kills the VMM and its supervisor, if they run. Guest memory is lost. If one process cannot be killed, the other is
-/// still killed, and the error is returned at the end.
+/// Kills the VMM and its supervisor, if they run. Guest memory is lost. Tries both, and returns the first error.
 pub fn kill(dir: &Path) -> io::Result<()> {
     let mut failure = None;
     for process in processes(|other| other == dir)? {
@@ -160,7 +153,6 @@ pub fn kill(dir: &Path) -> io::Result<()> {
     failure.map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// A VMM or its supervisor.
 #[derive(Debug)]
 pub struct VmmProcess {
     /// Process id, which is not reused while `fd` refers to a live process.
@@ -172,11 +164,9 @@ pub struct VmmProcess {
     pub is_supervisor: bool,
 }
 
-/// Returns the VMMs and supervisors of the instances whose directories satisfy `is_one`.
-///
-/// Any process can have any arguments, so arguments only select candidates. A candidate counts if it belongs to this
-/// user and has the instance's lock file open, which other users cannot open. The executable may be of another
-/// version, so it is not checked.
+/// Returns the VMMs and supervisors of the instances whose directories satisfy `is_one`. Arguments only select
+/// candidates, because any process can have any. A candidate counts if it belongs to this user and has the instance's
+/// lock file open, which other users cannot open. The executable is not checked: it may be of another version.
 pub fn processes(is_one: impl Fn(&Path) -> bool) -> io::Result<Vec<VmmProcess>> {
     let mut all = Vec::new();
     for entry in fs::read_dir("/proc")? {
@@ -205,7 +195,6 @@ fn instance_directory(pid: Pid) -> Option<PathBuf> {
 /// Information from `/proc/PID/status`.
 #[derive(Debug, PartialEq, Eq)]
 struct Identity {
-    /// Effective user id.
     user: u32,
     /// Depth of PID namespaces, counted from that of `/proc`.
     namespaces: usize,

@@ -44,7 +44,6 @@ pub unsafe extern "C" fn main(_argc: libc::c_int, argv: *const *const libc::c_ch
     run_as_command(std::env::args().nth(1).as_deref())
 }
 
-/// Does the necessary parts of the Rust runtime's setup.
 #[cfg(not(test))]
 fn prepare() {
     // SAFETY: no other thread runs yet, and the call accepts this value.

@@ -33,7 +33,6 @@ impl Network {
         text
     }
 
-    /// Parses the kernel option's value.
     #[must_use]
     pub fn parse(value: &str) -> Option<Self> {
         let mut parts = value.split(',');

@@ -24,7 +24,6 @@ pub struct Component<'a> {
     pub source: &'a str,
 }
 
-/// Creates the manifest of a bundle. Reads the files for their digests.
 pub fn manifest(kernel: &Path, root: &Path, components: &[Component]) -> anyhow::Result<String> {
     let (kernel, root) = (sha256(kernel)?, sha256(root)?);
     let mut text = format!(

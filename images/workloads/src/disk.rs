@@ -190,7 +190,6 @@ struct Event {
 const READ: u16 = 0;
 const WRITE: u16 = 1;
 
-/// Asynchronous requests in flight.
 struct Queue {
     context: libc::c_ulong,
     requests: Vec<Request>,

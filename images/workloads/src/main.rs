@@ -34,7 +34,6 @@ pub struct Options {
     /// Duration of the measurement.
     pub target: Duration,
     pub threads: usize,
-    /// File of disk measures.
     pub file: String,
     /// Size of the file, or maximum memory of memory measures, in bytes.
     pub bytes: u64,

@@ -1,5 +1,4 @@
-//! Memory workloads on one vCPU. The amount of memory depends on the speed of allocation, and is reported (`bytes`) for
-//! comparison with the CPU's caches.
+//! Memory workloads on one vCPU. They report their memory (`bytes`), which depends on the speed of allocation.
 
 use std::convert::Infallible;
 use std::hint::black_box;

@@ -1,7 +1,6 @@
 //! One connection from the host, through the guest's network interface.
 //!
-//! The host sends one byte: `s` requests bytes for the time of `--ms`, `e` an echo of each byte until the host closes
-//! its side.
+//! The host sends `s` for a stream of bytes during `--ms`, or `e` for an echo of each byte until it closes its side.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

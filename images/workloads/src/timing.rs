@@ -36,8 +36,7 @@ pub fn repeat<E>(target: Duration, mut work: impl FnMut(u64) -> Result<(), E>) -
     }
 }
 
-/// Returns the next number of units: one part of the time, at the rate so far. It at most doubles, because the first
-/// units are the slowest.
+/// Returns one part of the time in units, at the rate so far. It at most doubles: the first units are the slowest.
 fn next_units(target: Duration, elapsed: Duration, done: u64, before: u64) -> u64 {
     let part = target.as_nanos() / PARTS;
     let units = u128::from(done) * part / elapsed.as_nanos().max(1);

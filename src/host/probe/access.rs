@@ -14,7 +14,7 @@ pub enum KvmAccessError {
         "/dev/kvm is missing: this CPU's virtualization is switched off. Restart into the firmware \
          set-up (BIOS) and enable {switch}"
     )]
-    NoVirtualisation {
+    NoVirtualization {
         /// The firmware's name of the setting.
         switch: &'static str,
     },
@@ -22,7 +22,7 @@ pub enum KvmAccessError {
         "/dev/kvm is missing: this host is itself a virtual machine, and its hypervisor does not \
          pass virtualization on. Enable nested virtualization where it runs, or use another host"
     )]
-    NoNestedVirtualisation,
+    NoNestedVirtualization,
     #[error("/dev/kvm is missing: the kernel module {module} is not loaded")]
     ModuleNotLoaded { module: &'static str },
     /// The module is loaded, but the container has no access to the device.
@@ -32,12 +32,10 @@ pub enum KvmAccessError {
     NodeMissing,
     #[error("/dev/kvm is for the group {group}, and {user} is not in it")]
     NotInGroup { group: String, user: String },
-    /// The user was added to the group after logging in.
     #[error("{user} was added to the group {group}, which counts from the next login")]
     StaleLogin { group: String, user: String },
     #[error("/dev/kvm is for root alone (its mode is {mode:04o})")]
     RootOnly { mode: u32, user: String, has_kvm_group: bool },
-    /// The node's permissions allow access, but opening it fails.
     #[error(
         "opening /dev/kvm is forbidden although its permissions allow it: {}",
         if *in_container { "this container was started without the device" }
@@ -51,21 +49,18 @@ pub enum KvmAccessError {
     /// The kernel is too old, or built without required features.
     #[error("this kernel's KVM lacks {}", .0.join(", "))]
     MissingCapabilities(Vec<&'static str>),
-    /// Another hypervisor uses the CPU's virtualization extensions.
     #[error("another hypervisor is using the CPU's virtualization: {}", holder(rivals))]
     Busy { rivals: Vec<&'static str> },
     #[error("KVM cannot create a virtual machine: {0}")]
     CreateVmFailed(Errno),
 }
 
-/// Checks that KVM can be used.
 pub fn judge(kvm: &KvmFacts, environment: &HostEnvironment) -> Result<(), KvmAccessError> {
     judge_device(kvm, environment)?;
     judge_interface(kvm)?;
     judge_creation(kvm, environment)
 }
 
-/// Checks that the device exists and can be opened.
 pub(super) fn judge_device(kvm: &KvmFacts, environment: &HostEnvironment) -> Result<(), KvmAccessError> {
     let Err(errno) = kvm.opened else {
         return Ok(());
@@ -81,7 +76,6 @@ pub(super) fn judge_device(kvm: &KvmFacts, environment: &HostEnvironment) -> Res
     })
 }
 
-/// Checks that KVM has the features that the VMM requires.
 pub(super) fn judge_interface(kvm: &KvmFacts) -> Result<(), KvmAccessError> {
     match &kvm.interface {
         Some(interface) if interface.api_version != API_VERSION => {
@@ -102,7 +96,6 @@ pub(super) fn judge_creation(kvm: &KvmFacts, environment: &HostEnvironment) -> R
     }
 }
 
-/// Returns the reason why KVM refused to create a virtual machine.
 pub fn create_vm_error(errno: Errno, environment: &HostEnvironment) -> KvmAccessError {
     if errno != Errno::BUSY {
         return KvmAccessError::CreateVmFailed(errno);
@@ -128,8 +121,8 @@ fn why_missing(environment: &HostEnvironment) -> KvmAccessError {
     match cpu {
         Cpu { has_vmx: true, .. } => KvmAccessError::ModuleNotLoaded { module: "kvm_intel" },
         Cpu { has_svm: true, .. } => KvmAccessError::ModuleNotLoaded { module: "kvm_amd" },
-        Cpu { is_virtual: true, .. } => KvmAccessError::NoNestedVirtualisation,
-        Cpu { vendor, .. } => KvmAccessError::NoVirtualisation {
+        Cpu { is_virtual: true, .. } => KvmAccessError::NoNestedVirtualization,
+        Cpu { vendor, .. } => KvmAccessError::NoVirtualization {
             switch: match vendor.as_str() {
                 "GenuineIntel" => "Intel Virtualization Technology (VT-x)",
                 "AuthenticAMD" | "HygonGenuine" => "SVM Mode (AMD-V)",
@@ -245,7 +238,7 @@ mod tests {
     fn disabled_virtualization_suggests_firmware_setup() {
         let cpu = Cpu { vendor: "AuthenticAMD".into(), ..Cpu::default() };
         let error = missing(&HostEnvironment { cpu, modules: Vec::new(), ..laptop() });
-        assert_eq!(error, KvmAccessError::NoVirtualisation { switch: "SVM Mode (AMD-V)" });
+        assert_eq!(error, KvmAccessError::NoVirtualization { switch: "SVM Mode (AMD-V)" });
         assert_eq!(commands(&error), ["systemctl reboot --firmware-setup"]);
     }
 
@@ -253,7 +246,7 @@ mod tests {
     fn missing_nested_virtualization_is_reported() {
         let cpu = Cpu { is_virtual: true, ..Cpu::default() };
         let error = missing(&HostEnvironment { cpu, modules: Vec::new(), ..laptop() });
-        assert_eq!(error, KvmAccessError::NoNestedVirtualisation);
+        assert_eq!(error, KvmAccessError::NoNestedVirtualization);
     }
 
     #[test]

@@ -24,14 +24,11 @@ pub struct Facts {
     pub cpus: u32,
     /// Memory available without swapping, in MiB.
     pub memory_available_mib: u64,
-    /// None if the kernel has no huge pages.
     pub huge_pages: Option<HugePages>,
     /// None if no environment variable determines the directory.
     pub home: Option<HomeFacts>,
-    /// Optional programs and whether each is installed.
     pub helpers: Vec<(Helper, bool)>,
     pub vpc: VpcFacts,
-    /// VPCs whose routers were killed while instances ran.
     pub killed_routers: Vec<KilledRouter>,
     /// The result of binding a public address's port below 1024, such as 22.
     pub low_ports: Result<(), Errno>,
@@ -61,7 +58,6 @@ impl Facts {
 pub struct KvmFacts {
     pub node: Option<DeviceNode>,
     pub opened: Result<(), Errno>,
-    /// None if the device was not opened.
     pub interface: Option<KvmInterface>,
     /// None if that was not tried.
     pub created_vm: Option<Result<(), Errno>>,
@@ -69,7 +65,6 @@ pub struct KvmFacts {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceNode {
-    /// Permission bits.
     pub mode: u32,
     pub group: u32,
     pub group_name: Option<String>,
@@ -150,7 +145,6 @@ fn errno(error: &kvm_ioctls::Error) -> Errno {
     Errno::from_raw_os_error(error.errno())
 }
 
-/// The parts of the host that decide who can use KVM.
 #[derive(Clone, Debug, Default)]
 pub struct HostEnvironment {
     pub cpu: Cpu,
@@ -184,7 +178,6 @@ impl HostEnvironment {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cpu {
     pub model: String,
-    /// The vendor, as CPUID spells it.
     pub vendor: String,
     /// True if VT-x is present and enabled.
     pub has_vmx: bool,
@@ -272,7 +265,6 @@ pub struct VpcFacts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NamespaceSetting {
     pub name: &'static str,
-    /// The value that allows user namespaces.
     pub allows: &'static str,
     /// False if programs with a security module's profile, such as passt, are exempt.
     pub for_all: bool,
@@ -306,8 +298,8 @@ fn lacks_bridge_rules() -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{path}:/usr/sbin:/sbin")).env("LC_ALL", "C");
     let refused = |output: Output| {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        !output.status.success() && ["not supported", "No such file"].iter().any(|reason| said.contains(reason))
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        !output.status.success() && ["not supported", "No such file"].iter().any(|reason| stderr.contains(reason))
     };
     is_installed("nft") && command.output().is_ok_and(refused)
 }

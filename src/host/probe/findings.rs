@@ -93,7 +93,7 @@ fn cpu(facts: &Facts) -> Finding {
 fn kvm(facts: &Facts) -> Vec<Finding> {
     let failed =
         |name, error: KvmAccessError| Finding { fixes: error.fixes(), ..Finding::fail(name, error.to_string()) };
-    let mut findings = Vec::from_iter(virtualisation(&facts.environment));
+    let mut findings = Vec::from_iter(virtualization(&facts.environment));
     if let Err(error) = access::judge_device(&facts.kvm, &facts.environment) {
         findings.push(failed("/dev/kvm", error));
         return findings;
@@ -120,7 +120,7 @@ fn kvm(facts: &Facts) -> Vec<Finding> {
 }
 
 /// Returns the kind of virtualization. Without any, the finding about the missing device suffices.
-fn virtualisation(environment: &HostEnvironment) -> Option<Finding> {
+fn virtualization(environment: &HostEnvironment) -> Option<Finding> {
     const NAME: &str = "Virtualization";
     let cpu = &environment.cpu;
     let extension = match (cpu.has_vmx, cpu.has_svm) {

@@ -23,10 +23,10 @@ impl KvmAccessError {
     /// Alternative commands, the best first.
     pub fn fixes(&self) -> Vec<Fix> {
         match self {
-            Self::NoVirtualisation { .. } => {
+            Self::NoVirtualization { .. } => {
                 vec![Fix::new("to restart into the set-up", "systemctl reboot --firmware-setup")]
             }
-            Self::NoNestedVirtualisation => vec![
+            Self::NoNestedVirtualization => vec![
                 Fix::new("on a KVM host with Intel CPUs", reload_nested("kvm_intel")),
                 Fix::new("on a KVM host with AMD CPUs", reload_nested("kvm_amd")),
                 Fix::new("on a VirtualBox host", "VBoxManage modifyvm NAME --nested-hw-virt on"),

@@ -60,7 +60,6 @@ pub(super) fn user_name(passwd: &str, uid: u32) -> Option<String> {
     user.first().map(|name| (*name).to_owned())
 }
 
-/// A line of `/etc/group`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Group<'a> {
     pub(super) name: &'a str,
@@ -84,8 +83,7 @@ pub(super) fn groups(text: &str) -> impl Iterator<Item = Group<'_>> {
     })
 }
 
-/// Returns the data directory. Empty variables count as unset, and so does a relative `XDG_DATA_HOME`, as the XDG base
-/// directory specification requires.
+/// Ignores empty variables and a relative `XDG_DATA_HOME`, as the XDG base directory specification requires.
 pub(super) fn data_directory(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let path = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     path("WISP_HOME")

@@ -58,7 +58,6 @@ pub struct RouterConfig {
     pub router: Ipv4Addr,
     /// Forwards queries to the host's name server.
     pub dns: Ipv4Addr,
-    /// In bytes.
     pub mtu: u16,
     pub interfaces: Vec<Interface>,
 }
@@ -105,7 +104,6 @@ pub enum RouterError {
     Missing(&'static str, &'static str),
     #[error("/dev/net/tun cannot be opened ({0}); `sudo chmod 0666 /dev/net/tun`, its usual mode, allows it")]
     Tun(#[source] io::Error),
-    /// The kernel does not allow user namespaces for this user.
     #[error("{} forbids the namespaces that a network's router is in; `{}` allows them", .0.name, .0.fix())]
     Forbidden(NamespaceSetting),
     #[error("the network's router cannot be used: {0}")]
@@ -140,7 +138,6 @@ pub struct RouterRecovery {
     pub cut_off: Vec<String>,
 }
 
-/// A VPC whose router was killed while instances ran.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KilledRouter {
     /// Name of the router's directory.

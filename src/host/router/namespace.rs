@@ -21,7 +21,6 @@ use crate::vmm::netstack::{GATEWAY_MAC, MacAddress};
 pub(super) const BRIDGE: &str = "wisp0";
 /// Name of the uplink interface.
 pub(super) const OUT: &str = "out0";
-/// Prefix of the taps' names.
 pub(super) const TAPS: &str = "tap";
 /// Addresses of the router and of its gateway on the uplink.
 const OUT_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
@@ -125,7 +124,6 @@ pub(super) fn uplink_exists() -> io::Result<bool> {
     Ok(unsafe { libc::if_nametoindex(name.as_ptr()) } != 0)
 }
 
-/// Configures the existing uplink interface.
 pub(super) fn configure_uplink(config: &RouterConfig) -> io::Result<()> {
     ip(&format!(
         "address replace {OUT_ADDRESS}/{OUT_PREFIX} dev {OUT}
@@ -157,8 +155,8 @@ pub(super) fn connected_ports(config: &RouterConfig) -> io::Result<Vec<Port>> {
     let mut command = program("bridge");
     let output = command.args(["fdb", "show", "br", BRIDGE]).stdin(Stdio::null()).output()?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(io::Error::other(format!("bridge ended with {}: {}", output.status, said.trim())));
+        let message = String::from_utf8_lossy(&output.stderr);
+        return Err(io::Error::other(format!("bridge ended with {}: {}", output.status, message.trim())));
     }
     Ok(ports_in(&String::from_utf8_lossy(&output.stdout), config))
 }
@@ -197,7 +195,6 @@ pub(super) fn tap_names() -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// A tap that is not connected yet.
 #[derive(Debug)]
 pub(super) struct Tap {
     name: String,
@@ -250,7 +247,7 @@ const KERNEL_NEEDS: &str = "a VPC needs nftables with the families inet and brid
 pub(super) fn set_rules(rules: &str) -> io::Result<()> {
     const UNSUPPORTED: &str = "Operation not supported";
     feed("nft", &["-f", "-"], rules).map_err(|error| match error.to_string() {
-        said if said.contains(UNSUPPORTED) => io::Error::other(format!("{said}\n{KERNEL_NEEDS}")),
+        message if message.contains(UNSUPPORTED) => io::Error::other(format!("{message}\n{KERNEL_NEEDS}")),
         _ => error,
     })
 }
@@ -281,6 +278,6 @@ fn feed(program: &str, args: &[&str], input: &str) -> io::Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("{program} ended with {}: {}", output.status, said.trim())))
+    let message = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("{program} ended with {}: {}", output.status, message.trim())))
 }

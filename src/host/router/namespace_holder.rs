@@ -1,5 +1,4 @@
-//! Namespaces of a killed router. The supervisors of its instances hold them open, so that the next router can enter
-//! them.
+//! Namespaces of a killed router. The supervisors of its instances hold them open for the next router to enter.
 //!
 //! The inode number of a deleted namespace is reused, and two VPCs may have the same addresses. Therefore the directory
 //! of the instance whose supervisor holds a namespace identifies it.
@@ -22,8 +21,7 @@ use crate::unix_socket::SocketPath;
 const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
 const NS_GET_USERNS: libc::Ioctl = 0xb701;
 
-/// Returns the network namespace of a tap. Returns none if the descriptor is not a tap, or the kernel lacks the
-/// request.
+/// Returns the network namespace of a tap. Returns none for another descriptor, or without the kernel's support.
 pub fn namespace_of(network: &OwnedFd) -> Option<OwnedFd> {
     let is_device = fstat(network).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice);
     if !is_device {
@@ -46,10 +44,8 @@ fn descriptor_by(fd: &OwnedFd, request: libc::Ioctl) -> io::Result<OwnedFd> {
     }
 }
 
-/// The running instances of a VPC after its router was killed.
 #[derive(Debug, Default)]
 pub(super) struct Holders<'a> {
-    /// Network namespace for the next router, if one is held.
     pub namespace: Option<OwnedFd>,
     /// Running instances that are not in this namespace.
     pub cut_off: Vec<&'a Interface>,

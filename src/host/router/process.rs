@@ -25,7 +25,6 @@ use crate::host::probe;
 
 /// `RTMGRP_LINK` (`linux/rtnetlink.h`): notifications about added and removed interfaces.
 const LINK_GROUP: u32 = 1;
-/// Time for a client to send its request.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum time until the uplink interface exists.
 const UPLINK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -111,8 +110,7 @@ fn set_up(dir: &Path, place: Place) -> io::Result<Running<'_>> {
     Ok(Running { dir, links, uplink, uplink_deadline: None, waiting: Vec::new(), rules, ports, first })
 }
 
-/// Applies `rules` while a tap is connected. Both take milliseconds and are independent. No client has the tap before
-/// the rules are in force.
+/// Applies `rules` while a tap is connected, to save milliseconds. No client has the tap before the rules are in force.
 fn set_rules_during(rules: &str, connect: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
     thread::scope(|scope| {
         let set = scope.spawn(|| namespace::set_rules(rules));
@@ -210,7 +208,6 @@ impl Running<'_> {
         send(&stream, &answer, tap)
     }
 
-    /// Reads the configuration and applies its rules.
     fn apply(&mut self) -> io::Result<RouterConfig> {
         let config = read_config(self.dir)?;
         let rules = rules::render(&config);

@@ -60,7 +60,6 @@ fn address(number: u8) -> [u8; 4] {
     [172, 31, 0, number]
 }
 
-/// Creates a network with three taps, in the order of the instances.
 fn network(config: &RouterConfig) -> (Vec<Port>, Vec<OwnedFd>) {
     let (mut ports, mut taps) = (Vec::new(), Vec::new());
     namespace::set_rules(&rules::render(config)).unwrap();

@@ -18,7 +18,6 @@ use rustix::process::{
 
 use crate::protocol::ExitStatus;
 
-/// Children that a session waits for.
 #[derive(Debug)]
 pub struct Children {
     registered: Mutex<Vec<Pid>>,
@@ -142,7 +141,6 @@ fn look_for_dead_child() -> io::Result<Option<Pid>> {
     if unsafe { libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), options) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: all zeroes is a valid `siginfo_t`, and the call may have written another over it. The process id is zero
-    // where there is no dead child.
+    // SAFETY: all zeroes is a valid `siginfo_t` without a dead child, and the call may have written another over it.
     Ok(Pid::from_raw(unsafe { info.assume_init().si_pid() }))
 }

@@ -4,8 +4,7 @@
 //! So it holds at most a window of input and a frame or two of output. A slow host slows the command down, but signals
 //! are handled at once.
 //!
-//! The session ends when the command has ended and the pipes (or the terminal) are empty. Background processes that the
-//! command left do not keep it open.
+//! The session ends when the command has ended and its pipes (or terminal) are empty, even with background processes.
 //!
 //! When the host disconnects, the command's process group gets SIGHUP, and SIGKILL after [`GRACE`].
 
@@ -243,7 +242,6 @@ impl Input {
         self.write();
     }
 
-    /// Writes as much as possible without blocking.
     fn write(&mut self) {
         let Some(fd) = &self.fd else { return };
         while self.is_pending() {

@@ -38,8 +38,7 @@ pub fn open_or_make_directory(parent: impl AsFd, name: &str, mode: u32) -> io::R
     }
 }
 
-/// Reads a file and its metadata. Returns none if it does not exist. Fails for links, devices, pipes and files longer
-/// than `limit` bytes.
+/// Returns none for a missing file. Fails for links, devices, pipes and files longer than `limit` bytes.
 pub fn read(parent: impl AsFd, name: &str, limit: u64) -> io::Result<Option<(Vec<u8>, Stat)>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(parent, name, flags, Mode::empty()) {

@@ -36,7 +36,6 @@ const BUFFER: usize = 4096;
 /// Maximum output in bytes to forward after a script's end. It exceeds a pipe's capacity.
 const DRAIN_LIMIT: usize = 2 << 20;
 
-/// State of the user data, shared with connections.
 #[derive(Debug, Default)]
 pub struct UserData(Mutex<UserDataStatus>);
 
@@ -77,7 +76,6 @@ fn read_seed(socket: OwnedFd) -> Option<Seed> {
     Seed::decode(&bytes)
 }
 
-/// Adds missing public keys to the default user's `authorized_keys`.
 fn authorize(seed: &Seed) -> io::Result<()> {
     if seed.public_keys.is_empty() {
         return Ok(());
@@ -167,18 +165,18 @@ fn run_user_data(children: &Children, user_data: &UserData, seed: &Seed, places:
     let directory = files::open_directory(&places.state)?;
     let is_script = data.starts_with(b"#!");
     files::replace(&directory, SCRIPT, data, if is_script { 0o700 } else { 0o600 }, None)?;
-    let note = |status: UserDataStatus| {
+    let record = |status: UserDataStatus| {
         user_data.set(status);
         files::replace(&directory, STATE, render(&seed.instance_id, status).as_bytes(), 0o600, None)
     };
     if !is_script {
-        return note(UserDataStatus { state: UserDataState::Stored, exit: None });
+        return record(UserDataStatus { state: UserDataState::Stored, exit: None });
     }
     // Record this before the script starts: a script that stops the guest must not run again.
-    note(UserDataStatus { state: UserDataState::Running, exit: None })?;
+    record(UserDataStatus { state: UserDataState::Running, exit: None })?;
     let exit = run_script(children, &places.state.join(SCRIPT), places)?.exit_code();
     let state = if exit == 0 { UserDataState::Finished } else { UserDataState::Failed };
-    note(UserDataStatus { state, exit: Some(exit) })
+    record(UserDataStatus { state, exit: Some(exit) })
 }
 
 fn step(state: &str, instance_id: &str) -> Step {
@@ -202,8 +200,7 @@ fn render(instance_id: &str, status: UserDataStatus) -> String {
     format!("{instance_id} {}{exit}\n", status.state.as_str())
 }
 
-/// Runs the script as root and forwards its output. Returns when the script exits; its background processes may keep
-/// writing.
+/// Runs the script as root and forwards its output until it exits. Its background processes may keep writing.
 fn run_script(children: &Children, script: &Path, places: &Places) -> io::Result<ExitStatus> {
     let path = CString::new(script.as_os_str().as_encoded_bytes())?;
     let program = Program {

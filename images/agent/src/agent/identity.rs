@@ -44,9 +44,7 @@ const RANDOM_SEEDS: [&str; 5] = [
 /// OpenSSH's host keys, and the directory in the guest's state where new ones are created first.
 const OPENSSH: &str = "etc/ssh";
 const NEW_KEYS: &str = "new-host-keys";
-/// Dropbear's host keys.
 const DROPBEAR: &str = "etc/dropbear";
-/// Process that accepts OpenSSH's connections.
 const SSHD: &str = "sshd";
 const SSHD_PID: &str = "/run/sshd.pid";
 
@@ -131,8 +129,7 @@ impl Guest<'_> {
         Ok(())
     }
 
-    /// Creates new OpenSSH host keys before it removes the old ones: a guest that cannot create keys keeps the old
-    /// ones.
+    /// Creates new host keys before it removes the old ones: a guest that cannot create keys keeps the old ones.
     fn renew_openssh_keys(&self, state: &Path) -> io::Result<()> {
         let directory = self.root.join(OPENSSH);
         let old = names(&directory, |name| name.starts_with("ssh_host_") && name.contains("_key"))?;
@@ -223,7 +220,6 @@ fn is_regular(directory: &std::os::fd::OwnedFd, name: &str) -> bool {
         .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile)
 }
 
-/// Removes a file or a link, if it exists.
 fn remove(path: &Path) -> io::Result<()> {
     match rustix::fs::unlink(path) {
         Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),

@@ -49,8 +49,7 @@ pub fn bring_up_loopback() -> io::Result<()> {
     requests.send()
 }
 
-/// Sets the interface's addresses, router and MTU, and brings it up. Replaces an earlier address and router.
-/// Returns the first error that the kernel reports, after it has tried all requests.
+/// Brings the interface up and sets or replaces its address, router and MTU. Tries all, and returns the first error.
 pub fn configure(network: &Network) -> io::Result<()> {
     let (index, before) = match WITHOUT_ADDRESS.swap(0, Ordering::Relaxed) {
         0 => (index()?, address()?),
@@ -82,7 +81,6 @@ pub fn configure(network: &Network) -> io::Result<()> {
     requests.send()
 }
 
-/// Makes the interface generate a link-local IPv6 address.
 pub fn generate_link_local_address() -> io::Result<()> {
     fs::write(ADDRESS_GENERATION, FROM_ETHERNET_ADDRESS)
 }
@@ -126,8 +124,7 @@ impl Address {
 
 const UP: u32 = libc::IFF_UP as u32;
 
-/// The default route as a `struct rtmsg` (rtnetlink(7)): family, prefixes, type of service, table, protocol, scope,
-/// type, flags.
+/// Default route, a `struct rtmsg` (rtnetlink(7)): family, prefixes, service, table, protocol, scope, type, flags.
 const DEFAULT_ROUTE: [u8; 12] = [
     libc::AF_INET as u8,
     0,

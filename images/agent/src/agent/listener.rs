@@ -16,8 +16,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens on [`AGENT_PORT`]. Fails with `EAFNOSUPPORT` without vsock, and with `EADDRINUSE` if an agent is
-    /// running.
+    /// Fails with `EAFNOSUPPORT` without vsock, and with `EADDRINUSE` if an agent is running.
     pub fn bind() -> io::Result<Self> {
         let socket = new_socket()?;
         bind(&socket, AGENT_PORT)?;

@@ -115,7 +115,6 @@ mod tests {
             configure_in(root.path(), &network("10.0.0.2")).unwrap();
             assert!(fs::read_to_string(&path).unwrap().ends_with("nameserver 10.0.0.2\n"));
         }
-        // Not even the directory exists.
         let root = tempfile::tempdir().unwrap();
         configure_in(root.path(), &network("172.31.0.2")).unwrap();
         assert!(root.path().join("etc/resolv.conf").exists());

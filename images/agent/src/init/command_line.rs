@@ -6,28 +6,21 @@ use wisp_agent::network::Network;
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct CommandLine {
-    /// `wisp.hostname=NAME`.
     pub hostname: Option<String>,
-    /// `wisp.instance=ID`.
     pub instance_id: Option<String>,
     /// `wisp.console=shell`: keep a shell on the serial console.
     pub console_shell: bool,
     /// `wisp.seed`: the host has a seed for this guest.
     pub seed: bool,
-    /// `wisp.network=...`.
     pub network: Option<Network>,
-    /// `init=PATH`.
     pub init: Option<String>,
-    /// `root=/dev/...`.
     pub root: Option<Root>,
 }
 
 /// The root file system, which init mounts instead of the kernel.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Root {
-    /// `root=DEVICE`.
     pub device: String,
-    /// `rootfstype=KIND`.
     pub file_system: Option<String>,
     /// `ro`, unless `rw` follows it.
     pub read_only: bool,

@@ -29,7 +29,6 @@ const FILE_SYSTEMS: [&str; 3] = ["ext4", "squashfs", "erofs"];
 /// Read-only ones among them, and their mount point as the lower layer of an overlay.
 const READ_ONLY: [&str; 2] = ["squashfs", "erofs"];
 const LOWER: &str = "/lower";
-/// Mount point of the overlay's writable layer.
 const UPPER: &str = "/upper";
 /// Programs that the kernel looks for (init/main.c), except the shell.
 const INITS: [&str; 3] = ["/sbin/init", "/etc/init", "/bin/init"];
@@ -65,8 +64,7 @@ ExecStart=/run/wisp/wisp-init --network
 /// File that Docker leaves in a container's root.
 const DOCKER_MARK: &str = "/.dockerenv";
 
-/// Switches to the root and runs its init. Returns if the root has no init. Exits if there is no root, which the kernel
-/// reports as a panic.
+/// Switches to the root and runs its init. Returns if the root has no init. Without a root, exits: the kernel panics.
 pub fn enter_root() {
     if let Err(error) = try_enter_root() {
         eprintln!("wisp-init: {error}");
@@ -149,8 +147,7 @@ fn bring_agent() -> io::Result<()> {
 }
 
 fn switch_root() -> rustix::io::Result<()> {
-    // Programs of the root have the kernel's file systems from the start. A missing directory is left to the root's
-    // init.
+    // Programs of the root have the kernel's file systems from the start, if the root has the directories.
     for target in ["/dev", "/proc", "/sys"] {
         let _ = make_directory(&format!("{ROOT}{target}"));
         let _ = mount_move(target, format!("{ROOT}{target}"));
@@ -189,7 +186,6 @@ fn is_systemd(init: &Path) -> bool {
     init.canonicalize().is_ok_and(|path| path.ends_with("systemd/systemd"))
 }
 
-/// Adds the units of the agent and, if requested, of the network.
 fn add_units(units: &Path, with_network: bool) -> io::Result<()> {
     let wanted = units.join("multi-user.target.wants");
     fs::create_dir_all(&wanted)?;

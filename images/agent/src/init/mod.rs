@@ -36,7 +36,7 @@ pub fn run(program: &[u8]) -> ! {
     if let Some(timer) = &timer {
         timer.mark(MARK_INIT_STARTED);
     }
-    let timer = standard::keep_clear_of(timer);
+    let timer = standard::reserve_standard_streams(timer);
     if in_ram_disk {
         initial_ram_disk::enter_root();
     }

@@ -14,7 +14,6 @@ struct Mount {
     options: Option<&'static CStr>,
 }
 
-/// Flags for file systems without set-user-id programs, devices or executables.
 const STRICT: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 const TEMPORARY: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 

@@ -64,7 +64,6 @@ impl Signals {
         if self.ending.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    /// Returns the ending that the last signal requested.
     pub fn ending(&self) -> Ending {
         self.ending.unwrap_or(Ending::PowerOff)
     }

@@ -11,7 +11,7 @@ use crate::boot_timer::BootTimer;
 
 /// Ensures that no later descriptor becomes a standard stream. If the timer's descriptor is above 2, the streams are
 /// open already. Otherwise `/dev/null` fills them, and the timer is reopened above them.
-pub fn keep_clear_of(timer: Option<BootTimer>) -> Option<BootTimer> {
+pub fn reserve_standard_streams(timer: Option<BootTimer>) -> Option<BootTimer> {
     if timer.as_ref().is_some_and(BootTimer::is_above_standard_streams) {
         return timer;
     }

@@ -31,7 +31,6 @@ pub fn stop(agent: &Agent, signals: &mut Signals) -> ! {
     power_off(signals.ending())
 }
 
-/// Ends the machine without further cleanup.
 pub fn power_off(ending: Ending) -> ! {
     let command = match ending {
         Ending::PowerOff => RebootCommand::PowerOff,

@@ -92,7 +92,6 @@ impl FrameWriter {
         Ok(())
     }
 
-    /// Queues a frame and sends all pending bytes.
     pub fn send<M: Serialize>(&mut self, message: &M) -> Result<(), ProtocolError> {
         self.queue(message)?;
         self.flush()
@@ -152,8 +151,7 @@ impl FrameReader {
         frame::decode(&self.bytes[frame])
     }
 
-    /// Returns the next frame if it is complete.
-    /// Fails with [`ProtocolError::TooLong`] or [`ProtocolError::Malformed`].
+    /// Returns the next complete frame. Fails with [`ProtocolError::TooLong`] or [`ProtocolError::Malformed`].
     pub fn next_buffered<'a, M: Deserialize<'a>>(&'a mut self) -> Result<Option<M>, ProtocolError> {
         match self.take_frame()? {
             Some(frame) => frame::decode(&self.bytes[frame]).map(Some),

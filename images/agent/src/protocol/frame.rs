@@ -68,8 +68,7 @@ pub fn decode<'a, M: Deserialize<'a>>(frame: &'a [u8]) -> Result<M, ProtocolErro
     if rest.is_empty() { Ok(message) } else { Err(ProtocolError::Malformed(postcard::Error::DeserializeBadEncoding)) }
 }
 
-/// Finds the first frame in `bytes`. Returns `Ok(Ok(range))` if it is complete, otherwise `Ok(Err(n))`, where `n` is
-/// the number of bytes that the whole frame, or its length, needs.
+/// Returns `Ok(Ok(range))` of the first frame, or `Ok(Err(n))` if the frame, or its length, needs `n` bytes.
 pub fn locate(bytes: &[u8]) -> Result<Result<Range<usize>, usize>, ProtocolError> {
     let Some(length) = bytes.first_chunk::<LENGTH_BYTES>() else {
         return Ok(Err(LENGTH_BYTES));

@@ -62,10 +62,8 @@ pub enum ToHost<'a> {
     ExecFailed {
         /// Determines the exit code.
         cause: ExecFailure,
-        /// Message for the user.
         message: String,
     },
-    /// Output of the command.
     Output(OutputStream, #[serde(borrow)] Bytes<'a>),
     /// Bytes of standard input that the command consumed: the host may send as many more.
     StdinCredit(u32),
@@ -146,9 +144,7 @@ pub enum OutputStream {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExecFailure {
-    /// The program does not exist.
     NotFound,
-    /// The program exists but cannot be executed.
     NotExecutable,
     /// For example an unknown user, a missing directory or a lack of memory.
     Other,
@@ -171,7 +167,6 @@ impl ExitStatus {
     }
 }
 
-/// Information about the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     pub hostname: String,

@@ -3,8 +3,7 @@
 //! A stream starts with a [`Hello`] from each end. Then the host sends one request ([`ToGuest`]), the two ends exchange
 //! its frames, and the stream ends. [`frame`] describes the frame format.
 //!
-//! The stream has its own flow control. In addition, standard input has a window ([`STDIN_WINDOW`]): a command that
-//! does not read its input never delays a signal.
+//! Standard input has a window ([`STDIN_WINDOW`]), so that a command that does not read it never delays a signal.
 
 mod bytes;
 mod connection;

@@ -46,7 +46,6 @@ pub enum Entry<'a> {
         attributes: Attributes,
     },
     EndOfDirectory,
-    /// Its data follow, until [`Entry::EndOfFile`].
     File {
         name: OsString,
         attributes: Attributes,
@@ -86,7 +85,6 @@ pub struct Attributes {
     pub mode: u32,
     /// Modification time in seconds since 1970.
     pub modified: i64,
-    /// Nanoseconds of the modification time.
     pub nanoseconds: u32,
 }
 
@@ -114,37 +112,29 @@ pub struct Summary {
 pub enum TreeError {
     #[error("{}: cannot {action}: {}", path.display(), sentence(source))]
     Io { action: &'static str, path: PathBuf, source: io::Error },
-    /// The destination of a file is a device, a pipe or a socket.
     #[error("{}: is {kind}; a copy writes only to files and directories", path.display())]
     Special { path: PathBuf, kind: SpecialFile },
-    /// The destination of a directory is a symbolic link.
     #[error("{}: is a symbolic link; a copy does not follow links inside its destination", .0.display())]
     LinkInTree(PathBuf),
-    /// The user's path contains a link that an untrusted stream created.
     #[error(
         "{}: is a symbolic link that was copied from a guest; wisp does not follow it. Give the path of its target, or create the link yourself",
         .0.display()
     )]
     MarkedLink(PathBuf),
-    /// The source has no name, and the destination is an existing directory.
     #[error(
         "{}: is a directory, and the source has no name of its own to get inside it. Give the path of the new copy, as in {}",
         .0.display(), .0.join("NAME").display()
     )]
     NameNeeded(PathBuf),
-    /// The source is neither a file nor a directory.
     #[error("{}: is neither a file nor a directory", .0.display())]
     NotCopyable(PathBuf),
     /// The path has no last component to use as a name, such as `/`.
     #[error("{}: has no name to copy it under", .0.display())]
     NoName(PathBuf),
-    /// The tree is nested deeper than [`MAX_DEPTH`].
     #[error("{}: is nested deeper than {MAX_DEPTH} directories", .0.display())]
     TooDeep(PathBuf),
-    /// A received name is not a single component.
     #[error("refused the name {0:?}: it is not the name of one file")]
     BadName(OsString),
-    /// A received entry is out of order.
     #[error("malformed tree: {0}")]
     OutOfOrder(&'static str),
     #[error(transparent)]

@@ -141,8 +141,7 @@ impl TreeWriter {
         Self::with(destination, None)
     }
 
-    /// Creates a writer of an untrusted stream. An existing directory at `destination` takes the tree under the name in
-    /// the request. Otherwise `destination` becomes the tree's root.
+    /// Like [`new`](Self::new), for an untrusted stream: an existing directory takes the tree under the request's name.
     #[must_use]
     pub fn untrusted(destination: &Path, request: Request) -> Self {
         Self::with(destination, Some(request))
@@ -356,7 +355,6 @@ impl TreeWriter {
         Ok(())
     }
 
-    /// Removes the bits of the request's umask.
     fn mask(&self, possible: u32) -> u32 {
         possible & !self.request.as_ref().map_or(0, |request| request.umask)
     }

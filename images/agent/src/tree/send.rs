@@ -128,8 +128,7 @@ impl Walk<'_> {
         (self.emit)(Entry::EndOfFile)
     }
 
-    /// Sends data from the current position up to the end of the file or `limit` bytes. Returns the number of bytes
-    /// sent.
+    /// Sends up to `limit` bytes from the current position. Returns the number of bytes sent.
     fn data(&mut self, fd: &OwnedFd, limit: u64) -> Result<u64, TreeError> {
         self.buffer.resize(MAX_DATA, 0);
         let mut sent = 0;

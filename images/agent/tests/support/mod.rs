@@ -28,7 +28,6 @@ pub fn raw_connection() -> (UnixStream, JoinHandle<Result<(), ProtocolError>>) {
     (host, thread::spawn(move || AGENT.serve(guest.into())))
 }
 
-/// A connection after both hellos.
 pub struct Host {
     pub connection: Connection,
     server: JoinHandle<Result<(), ProtocolError>>,
