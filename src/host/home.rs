@@ -432,7 +432,6 @@ mod tests {
         }
     }
 
-    /// Only root can create files of another user.
     #[test]
     fn links_and_directories_of_another_user_are_refused() {
         if !rustix::process::geteuid().is_root() {

@@ -1,6 +1,5 @@
-//! Generates SSH key pairs, parses public keys, and writes private keys to files.
-//!
-//! A private key exists in memory, which is wiped, and in the file that the user named. Wisp stores public keys only.
+//! Generates SSH key pairs, parses public keys, and writes private keys to files. A private key exists in memory, which
+//! is wiped, and in the file that the user named. Wisp stores public keys only.
 
 use std::error::Error;
 use std::fmt;

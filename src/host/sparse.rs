@@ -112,7 +112,6 @@ impl Part<'_> {
     }
 }
 
-/// Visits the first `length` bytes of a file in order.
 fn walk(file: &File, length: u64, visit: &mut dyn FnMut(Part) -> io::Result<()>) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     let mut offset = 0;

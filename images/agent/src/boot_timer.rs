@@ -1,6 +1,4 @@
-//! Reports boot progress to the VMM: one byte to an I/O port, through `/dev/port`.
-//!
-//! A guest without `/dev/port`, or under another VMM, loses only the measurement.
+//! Reports boot progress to the VMM: one byte to an I/O port, through `/dev/port`. Without it, only the measurement is lost.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 

@@ -1,12 +1,9 @@
-//! Configuration of the guest's network interface.
-//!
-//! The kernel's command line carries it at boot. The VMM sends it to a guest that was restored from a snapshot.
+//! Network configuration of the guest: from the kernel's command line at boot, and from the VMM after a restore.
 
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-/// Kernel option with its equals sign.
 const OPTION: &str = "wisp.network=";
 
 /// Addresses of the interface. The text form is `MAC,ADDRESS/PREFIX,ROUTER,MTU`, then a comma before each name server.

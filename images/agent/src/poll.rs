@@ -14,9 +14,8 @@ pub enum Interest {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ready {
-    /// Reading would not block. It may report the end of the file or an error.
+    /// Reading would not block, but may report the end of the file or an error.
     pub read: bool,
-    /// Writing would not block. It may report an error.
     pub write: bool,
 }
 

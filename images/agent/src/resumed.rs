@@ -30,7 +30,6 @@ pub struct Resumed {
     pub hostname: Option<String>,
     /// True if the host has a seed for this guest.
     pub seed: bool,
-    /// None if the guest has no interface.
     pub network: Option<Network>,
     /// None if the guest belongs to no instance. Agents older than this field ignore it.
     pub instance_id: Option<String>,

@@ -1,7 +1,5 @@
-//! Builds Wisp's embedded image: a root file system ([`rootfs`]) and the bundle around it ([`bundle`]).
-//!
-//! The build needs no root privileges and is reproducible: the same inputs give the same bytes. [`inputs`] detects a
-//! bundle that does not match the repository.
+//! Builds Wisp's embedded image: a root file system ([`rootfs`]) and the bundle around it ([`bundle`]). The build needs
+//! no root privileges and is reproducible. [`inputs`] detects a bundle that does not match the repository.
 
 pub mod bundle;
 pub mod inputs;

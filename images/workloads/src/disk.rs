@@ -1,6 +1,5 @@
-//! Disk workload: `O_DIRECT` requests, which bypass the guest's page cache, to an allocated file.
-//!
-//! More than one request at a time needs asynchronous I/O (io_submit(2)), part of every kernel's default configuration.
+//! Disk workload: `O_DIRECT` requests, which bypass the guest's page cache, to an allocated file. Concurrent requests
+//! use asynchronous I/O (io_submit(2)), part of every kernel's default configuration.
 
 use std::ffi::CString;
 use std::io;

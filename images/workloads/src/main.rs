@@ -1,8 +1,8 @@
 //! `wisp-workload`: the static program that `wisp bench` copies into any Linux guest. Each call runs one measure.
 //!
-//! It prints `begin` when it is ready (for the network: when it listens), and a line of JSON when it has measured: the
-//! `amount` in the measure's unit, `elapsed_ns`, the threads, and the bytes of memory or file. An error is a sentence
-//! on standard error, with exit code 1.
+//! It prints `begin` when it is ready (for the network: when it listens), and then a line of JSON: the `amount` in the
+//! measure's unit, `elapsed_ns`, the threads, and the bytes of memory or file. An error is a sentence on standard
+//! error, with exit code 1.
 //!
 //! It rarely reads the clock, which takes up to a millisecond in an emulated guest kernel.
 

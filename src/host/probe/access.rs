@@ -88,7 +88,6 @@ pub(super) fn judge_interface(kvm: &KvmFacts) -> Result<(), KvmAccessError> {
     }
 }
 
-/// Checks the result of creating a virtual machine, if that was tried.
 pub(super) fn judge_creation(kvm: &KvmFacts, environment: &HostEnvironment) -> Result<(), KvmAccessError> {
     match kvm.created_vm {
         Some(Err(errno)) => Err(create_vm_error(errno, environment)),

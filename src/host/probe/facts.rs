@@ -30,7 +30,6 @@ pub struct Facts {
     pub helpers: Vec<(Helper, bool)>,
     pub vpc: VpcFacts,
     pub killed_routers: Vec<KilledRouter>,
-    /// The result of binding a public address's port below 1024, such as 22.
     pub low_ports: Result<(), Errno>,
     /// Landlock version; 0 if the kernel has none.
     pub landlock: u32,
@@ -223,7 +222,6 @@ pub enum HugePages {
 pub struct HomeFacts {
     /// The path, which may not exist yet.
     pub path: PathBuf,
-    /// Result of checking that the directory can be written or created.
     pub writable: Result<(), Errno>,
     pub free_mib: Option<u64>,
 }

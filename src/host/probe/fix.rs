@@ -7,7 +7,6 @@ use super::access::KvmAccessError;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Fix {
-    /// Purpose of the command, or when to use it.
     pub purpose: &'static str,
     /// Ready to paste into a shell.
     pub command: String,

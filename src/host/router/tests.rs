@@ -1,6 +1,5 @@
-//! Tests of a VPC in the kernel, with frames that a compromised VMM writes to its tap.
-//!
-//! Each test runs in new user and network namespaces, except the last one.
+//! Tests of a VPC in the kernel, with frames that a compromised VMM writes to its tap. Each test runs in new user and
+//! network namespaces, except the last one.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};

@@ -77,7 +77,6 @@ impl Children {
         }
     }
 
-    /// Waits for the child's end and takes its status.
     pub fn reap(&self, child: Child) -> ExitStatus {
         self.take(child.pid)
     }

@@ -36,7 +36,6 @@ const DRAIN_LIMIT: usize = 2 * 1024 * 1024;
 /// Character that a terminal treats as the end of input (VEOF, control-D).
 const END_OF_TRANSMISSION: u8 = 4;
 
-/// Runs a command and serves its connection until either ends.
 pub fn run(children: &Children, connection: &mut Connection, request: &ExecRequest) -> Result<(), ProtocolError> {
     let Running { child, input, output, error } = match start(children, request) {
         Ok(running) => running,

@@ -237,7 +237,6 @@ fn explain(error: io::Error, script: &Path) -> io::Error {
     }
 }
 
-/// Pipe of a script's output, and its destinations: the console and the log.
 struct ScriptOutput {
     pipe: File,
     sinks: Vec<File>,

@@ -205,7 +205,6 @@ fn reload_sshd() {
     }
 }
 
-/// Returns the chosen names in a directory, if it exists.
 fn names(directory: &Path, is_chosen: impl Fn(&str) -> bool) -> io::Result<Vec<String>> {
     let Some(entries) = found(fs::read_dir(directory))? else { return Ok(Vec::new()) };
     let mut names = Vec::new();

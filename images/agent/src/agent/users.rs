@@ -1,10 +1,8 @@
-//! The guest's users, parsed from `/etc/passwd` and `/etc/group`.
-//!
-//! The C library's lookups load modules at run time, which a static binary cannot.
+//! The guest's users, parsed from `/etc/passwd` and `/etc/group`. The C library's lookups load modules at run time,
+//! which a static binary cannot.
 
 use std::fs;
 
-/// A line of `/etc/passwd`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     pub name: String,

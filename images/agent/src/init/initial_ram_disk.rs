@@ -2,7 +2,7 @@
 //!
 //! It mounts the root that the kernel's command line names, with an overlay in memory if the file system is read-only.
 //! It copies itself to the root's `/run` and makes the root's own init process 1. systemd finds a unit for the agent
-//! next to the copy; before another init, the agent is started here. Without an init, this program stays process 1.
+//! next to the copy. Before another init, the agent is started here. Without an init, this program stays process 1.
 
 use std::fs;
 use std::io;

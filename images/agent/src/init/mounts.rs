@@ -45,7 +45,6 @@ const LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd/2", "/dev/stderr"),
 ];
 
-/// Mounts `/dev`, if the kernel did not.
 pub fn mount_devices() {
     DEVICES.mount();
 }

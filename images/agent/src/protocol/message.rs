@@ -57,7 +57,6 @@ pub enum ToGuest<'a> {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToHost<'a> {
-    /// Answer to [`ToGuest::Ping`].
     Pong(Facts),
     ExecFailed {
         /// Determines the exit code.
@@ -74,7 +73,6 @@ pub enum ToHost<'a> {
     Done,
     /// Message that names the file or value at fault.
     Failed(String),
-    /// Answer to [`ToGuest::UserData`].
     UserData(UserDataStatus),
 }
 

@@ -66,7 +66,6 @@ pub enum Entry<'a> {
     Hole(u64),
 }
 
-/// Encodings of a file's holes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holes {
     /// As zero bytes, for a peer without support for [`Entry::Hole`].
@@ -74,10 +73,7 @@ pub enum Holes {
     Keep,
 }
 
-/// Suffix of an agent's version that announces [`Entry::Hole`] and [`ToGuest::ReadSparse`]. Guests that were
-/// imported, hibernated or started earlier may run agents without it.
-///
-/// [`ToGuest::ReadSparse`]: crate::protocol::ToGuest::ReadSparse
+/// Suffix of an agent's version that announces [`Entry::Hole`]. Imported or older guests may have agents without it.
 pub const HOLES_FEATURE: &str = "+holes";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -46,7 +46,6 @@ pub(super) struct Name {
     pub ends_with_slash: bool,
 }
 
-/// Sets the modification time by which [`resolve`] recognizes an untrusted link.
 pub(super) fn mark(parent: BorrowedFd<'_>, link: &OsStr) -> Result<(), Errno> {
     let times = Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },

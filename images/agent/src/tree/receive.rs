@@ -464,7 +464,6 @@ mod tests {
         (stat.st_blocks, stat.st_size.try_into().expect("positive"))
     }
 
-    /// Copies a file and returns the number of data bytes sent.
     fn copy(from: &Path, to: &Path, holes: Holes) -> u64 {
         let mut writer = TreeWriter::new(to);
         let mut sent = 0;
